@@ -1,0 +1,114 @@
+// What the processor can do and how many cores this process may use.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <fstream>
+#include <set>
+#include <string>
+#include <thread>
+
+#include "puna.h"
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if defined(__linux__) && defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace {
+
+int hardware_threads() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
+
+#if defined(__linux__)
+
+// Processors of a control group's quota (cgroup v2, kernel documentation "cpu.max"): quota / period, rounded up.
+int quota_cores() {
+    std::ifstream file("/sys/fs/cgroup/cpu.max");
+    std::string quota;
+    long long period = 0;
+    if (!(file >> quota >> period) || quota == "max" || period <= 0) return hardware_threads();
+    char* end = nullptr;
+    const long long limit = std::strtoll(quota.c_str(), &end, 10);
+    if (end == quota.c_str() || limit <= 0) return hardware_threads();
+    return std::max(1, static_cast<int>((limit + period - 1) / period));
+}
+
+// Which physical core a logical processor belongs to, as the kernel's list of the siblings that share it.
+std::string core_of(int processor) {
+    const std::string folder = "/sys/devices/system/cpu/cpu" + std::to_string(processor) + "/topology/";
+    std::ifstream file(folder + "thread_siblings_list");
+    std::string siblings;
+    if (!std::getline(file, siblings)) return std::to_string(processor);
+    return siblings;
+}
+
+struct Cores {
+    int logical;
+    int physical;
+};
+
+Cores count_cores() {
+    cpu_set_t mask;
+    CPU_ZERO(&mask);
+    if (sched_getaffinity(0, sizeof mask, &mask) != 0) return {hardware_threads(), hardware_threads()};
+    std::set<std::string> cores;
+    int logical = 0;
+    for (int processor = 0; processor < CPU_SETSIZE; ++processor) {
+        if (!CPU_ISSET(processor, &mask)) continue;
+        ++logical;
+        cores.insert(core_of(processor));
+    }
+    const int quota = quota_cores();
+    const int physical = static_cast<int>(cores.size());
+    return {std::max(1, std::min(logical, quota)), std::max(1, std::min(physical, quota))};
+}
+
+#else
+
+struct Cores {
+    int logical;
+    int physical;
+};
+
+Cores count_cores() { return {hardware_threads(), hardware_threads()}; }
+
+#endif
+
+}  // namespace
+
+extern "C" {
+
+uint32_t puna_abi_version(void) { return PUNA_ABI_VERSION; }
+
+uint32_t puna_cpu_features(void) {
+    uint32_t features = 0;
+#if defined(__x86_64__)
+    // The compiler's runtime asks CPUID and XGETBV: a feature counts only where the system saves its registers.
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2")) features |= PUNA_CPU_AVX2;
+    if (__builtin_cpu_supports("fma")) features |= PUNA_CPU_FMA;
+    if (__builtin_cpu_supports("f16c")) features |= PUNA_CPU_F16C;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        features |= PUNA_CPU_AVX512;
+    if (__builtin_cpu_supports("avx512vnni")) features |= PUNA_CPU_AVX512_VNNI;
+    if (__builtin_cpu_supports("avx512bf16")) features |= PUNA_CPU_AVX512_BF16;
+#elif defined(__aarch64__)
+    features |= PUNA_CPU_NEON;
+#if defined(__linux__)
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) features |= PUNA_CPU_DOTPROD;
+#else
+    features |= PUNA_CPU_DOTPROD;  // every Apple processor that runs arm64 macOS has it
+#endif
+#endif
+    return features;
+}
+
+int32_t puna_logical_cores(void) { return count_cores().logical; }
+
+int32_t puna_physical_cores(void) { return count_cores().physical; }
+
+}  // extern "C"

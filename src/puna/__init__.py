@@ -1,0 +1,68 @@
+"""puna: the LLaMA family in one small package. Public names are loaded when they are first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from puna.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from puna.answer import Completion
+    from puna.config import GenerationConfig, LlamaConfig
+    from puna.errors import PunaError
+    from puna.llm import LLM
+    from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
+    from puna.tokenizer import AutoTokenizer, LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "AutoTokenizer": "puna.tokenizer",
+    "Completion": "puna.answer",
+    "GenerationConfig": "puna.config",
+    "LLM": "puna.llm",
+    "LlamaConfig": "puna.config",
+    "LlamaForCausalLM": "puna.model",
+    "LlamaForSequenceClassification": "puna.model",
+    "LlamaModel": "puna.model",
+    "LlamaTokenizer": "puna.tokenizer",
+    "LlamaTokenizerFast": "puna.tokenizer",
+    "PunaError": "puna.errors",
+    "load_tokenizer": "puna.tokenizer",
+}
+
+__all__ = [
+    "LLM",
+    "AutoTokenizer",
+    "Completion",
+    "GenerationConfig",
+    "LlamaConfig",
+    "LlamaForCausalLM",
+    "LlamaForSequenceClassification",
+    "LlamaModel",
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "PunaError",
+    "__version__",
+    "load_tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the room of a public name on first use (PEP 562)."""
+    room = _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module 'puna' has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(room), name)
+    except ModuleNotFoundError as exc:
+        if exc.name != "torch":
+            raise
+        raise MissingExtraError(f"puna.{name} needs PyTorch; install it with: pip install 'puna[torch]'") from exc
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

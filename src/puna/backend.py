@@ -1,0 +1,55 @@
+"""What the engine asks of an execution backend: `Batch` in, float32 logits out. No policy, no tensors of a framework.
+
+A backend owns weights and key-value caches. The engine names a cache by a small integer, the *slot*; what stands behind
+it (a contiguous cache, pages) is the backend's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.config import LlamaConfig
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive tokens of one sequence in a batch: a piece of a prompt, or a single token to decode.
+
+    Attributes:
+        slot: which cache the tokens extend.
+        tokens: ids, int64, shape (t,), t >= 1.
+        start: position of the first token; the cache of `slot` holds exactly positions 0 .. start - 1.
+        logits: how many of the last tokens want logits, 0 .. t.
+    """
+
+    slot: int
+    tokens: NDArray[np.int64]
+    start: int
+    logits: int = 1
+
+
+Batch = Sequence[Chunk]
+"""A ragged batch: any mix of prompt chunks and single tokens, each slot at most once."""
+
+
+class Backend(Protocol):
+    """Runs the forward pass of a batch."""
+
+    name: str
+    config: LlamaConfig
+
+    def forward(self, batch: Batch) -> NDArray[np.float32]:
+        """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).
+
+        Rows follow the order of the chunks, and of the tokens inside each.
+        """
+        ...
+
+    def free(self, slot: int) -> None:
+        """Forgets the cache of `slot`, so that the slot can serve another sequence."""
+        ...

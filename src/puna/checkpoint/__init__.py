@@ -1,0 +1,18 @@
+"""What the bytes of a checkpoint mean: names, loading, validation, saving, inspection."""
+
+from puna.checkpoint.inspect import Report, inspect_checkpoint
+from puna.checkpoint.loading import Checkpoint, open_checkpoint
+from puna.checkpoint.locate import DEFAULT_MODEL, locate_model
+from puna.checkpoint.saving import save_weights
+from puna.checkpoint.weight import Weight
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "Checkpoint",
+    "Report",
+    "Weight",
+    "inspect_checkpoint",
+    "locate_model",
+    "open_checkpoint",
+    "save_weights",
+]

@@ -1,0 +1,134 @@
+"""`LlamaConfig` and `GenerationConfig` from a GGUF file's metadata and tensor shapes.
+
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "LLM". Where a key would change the model in a way that
+`LlamaConfig` cannot express, the file is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from puna.checkpoint.gguf_keys import GgufKeys
+from puna.checkpoint.gguf_rope import rope_scaling
+from puna.config import GenerationConfig, LlamaConfig
+from puna.errors import CheckpointError, ConfigError
+from puna.formats.gguf import GgufFile
+
+_NEUTRAL: dict[str, Any] = {
+    "llama.expert_count": 0,
+    "llama.expert_used_count": 0,
+    "llama.attention.causal": True,
+    "llama.attention.sliding_window": 0,
+    "llama.attention.clamp_kqv": 0.0,
+    "llama.attention.scale": 0.0,
+    "llama.attention.max_alibi_bias": 0.0,
+    "llama.logit_scale": 1.0,
+    "llama.residual_scale": 1.0,
+    "llama.embedding_scale": 1.0,
+    "llama.use_parallel_residual": False,
+    "llama.final_logit_softcapping": 0.0,
+    "llama.attn_logit_softcapping": 0.0,
+}
+"""Keys that change the model, and the only value of each that leaves it a LLaMA."""
+
+KNOWN_KEYS = frozenset(
+    {f"llama.{key}" for key in (
+        "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length",
+        "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+        "attention.layer_norm_rms_epsilon", "tensor_data_layout",
+    )} | set(_NEUTRAL)
+)  # fmt: skip
+"""The llama keys read or checked here; those under llama.rope are `gguf_rope`'s."""
+
+_END_IDS = ("eos", "eot", "eom")
+"""Ends of text, of turn and of message: any of them ends an answer."""
+
+
+def read_gguf_config(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
+    """The configurations that `file` describes.
+
+    Raises:
+        CheckpointError: another architecture, a key that is missing or has the wrong type, or a model no LLaMA can be.
+    """
+    try:
+        return _read(file)
+    except ConfigError as exc:
+        raise ConfigError(f"{file.path}: {exc}") from exc
+    except CheckpointError as exc:
+        raise CheckpointError(f"{file.path}: {exc}") from exc
+
+
+def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
+    keys = GgufKeys(file.metadata)
+    _check_architecture(keys)
+    hidden, heads = keys.whole("llama.embedding_length"), keys.whole("llama.attention.head_count")
+    theta = keys.number("llama.rope.freq_base", 10000.0)
+    if theta <= 0:
+        raise CheckpointError(f"metadata key 'llama.rope.freq_base' is {theta}; a positive number is needed")
+    head_dim = _head_dim(keys, hidden, heads)
+    ends = [id for name in _END_IDS if (id := keys.token_id(f"tokenizer.ggml.{name}_token_id")) is not None]
+    eos = list(dict.fromkeys(ends))
+    bos, pad = keys.token_id("tokenizer.ggml.bos_token_id"), keys.token_id("tokenizer.ggml.padding_token_id")
+    config = LlamaConfig(
+        vocab_size=_rows(file),
+        hidden_size=hidden,
+        intermediate_size=keys.whole("llama.feed_forward_length"),
+        num_hidden_layers=keys.whole("llama.block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=keys.whole("llama.attention.head_count_kv", heads),
+        head_dim=head_dim,
+        max_position_embeddings=keys.whole("llama.context_length"),
+        rms_norm_eps=keys.number("llama.attention.layer_norm_rms_epsilon"),
+        rope_theta=theta,
+        rope_scaling=rope_scaling(keys, file.tensors, theta, head_dim),
+        attention_bias="blk.0.attn_q.bias" in file.tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in file.tensors,
+        tie_word_embeddings="output.weight" not in file.tensors,
+        pad_token_id=pad,
+        bos_token_id=bos,
+        eos_token_id=eos[0] if eos else None,
+        dtype=file.tensors["token_embd.weight"].format.torch,
+        architectures=["LlamaForCausalLM"],
+    )
+    generation = GenerationConfig(
+        pad_token_id=pad, bos_token_id=bos, eos_token_id=eos if len(eos) > 1 else config.eos_token_id
+    )
+    return config, generation
+
+
+def _check_architecture(keys: GgufKeys) -> None:
+    kind = keys.text("general.type", "model")
+    if kind != "model":
+        raise CheckpointError(f"general.type is {kind[:40]!r}; a model is needed")
+    architecture = keys.text("general.architecture", "")
+    if architecture != "llama":
+        raise CheckpointError(f"general.architecture is {architecture[:40]!r}; puna runs 'llama' and nothing else")
+    if keys.metadata.get("split.count", 0) not in (0, 1):
+        raise CheckpointError("one part of a split model; join the parts with `llama-gguf-split --merge`")
+    for key, neutral in _NEUTRAL.items():
+        if keys.metadata.get(key, neutral) != neutral:
+            raise CheckpointError(
+                f"metadata key {key!r} is {repr(keys.metadata[key])[:80]}; puna runs models where it is {neutral!r}"
+            )
+
+
+def _head_dim(keys: GgufKeys, hidden: int, heads: int) -> int:
+    """A head's width: its own key, else the rotated width, else an even share; rotation always covers all of it."""
+    rotated = keys.whole("llama.rope.dimension_count", max(1, hidden // heads))
+    width = keys.whole("llama.attention.key_length", rotated)
+    values = keys.whole("llama.attention.value_length", width)
+    if "llama.rope.dimension_count" in keys.metadata and rotated != width:
+        raise CheckpointError(f"llama.rope.dimension_count is {rotated}; a LLaMA rotates whole heads, {width} wide")
+    if values != width:
+        raise CheckpointError(
+            f"llama.attention.value_length is {values}; a LLaMA's values are as wide as its keys, {width}"
+        )
+    return width
+
+
+def _rows(file: GgufFile) -> int:
+    """The vocabulary: the rows of the embedding are what counts, whatever `llama.vocab_size` says."""
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise CheckpointError("missing tensor 'token_embd.weight'; the file is no language model, or not whole")
+    return embedding.shape[0]

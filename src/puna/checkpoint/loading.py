@@ -1,0 +1,136 @@
+"""`open_checkpoint`: a model's configuration and weights, whatever files they are in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from puna.checkpoint.gguf_config import read_gguf_config
+from puna.checkpoint.gguf_rope import FACTOR_TENSORS
+from puna.checkpoint.huggingface import find_weight_files, read_tensors
+from puna.checkpoint.names import Head, interleaved_rows, to_hf
+from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head, full_names
+from puna.checkpoint.weight import Weight
+from puna.config import GenerationConfig, LlamaConfig
+from puna.errors import CheckpointError, ModelNotFoundError
+from puna.formats.blocks import StoredTensor
+from puna.formats.gguf import GgufFile, open_gguf
+from puna.formats.mapped import sniff
+
+Kind = Literal["hf", "gguf"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, validated: `tensors` are exactly those that `config` and `head` ask for.
+
+    Attributes:
+        path: what was opened.
+        kind: "hf", a folder in Hugging Face's layout, or "gguf".
+        files: the files that hold the weights.
+        generation_config: None where the folder has none.
+        tensors: under Hugging Face's names, beginning with "model." also where the files belong to a bare model, with
+            q and k rows in Hugging Face's order. A tied head is not among them.
+        head: what stands on the hidden states: "lm" (also when tied), "classification" (`score.weight`), or "none". A
+            model class with another head than this has to make its own.
+    """
+
+    path: Path
+    kind: Kind
+    files: tuple[Path, ...]
+    config: LlamaConfig
+    generation_config: GenerationConfig | None
+    tensors: Mapping[str, Weight]
+    head: Head
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Opens a Hugging Face folder, a GGUF file, or a folder that holds exactly one GGUF file; reads headers only.
+
+    Raises:
+        ModelNotFoundError: there is nothing at `path`.
+        CheckpointError: the files are damaged, do not fit the configuration, or are of a kind puna does not run.
+        ConfigError: the configuration is not that of a LLaMA.
+    """
+    place = find_model(Path(path))
+    return open_gguf_model(open_gguf(place)) if place.is_file() else _open_folder(place)
+
+
+def find_model(path: Path) -> Path:
+    """The GGUF file at or in `path`, or the Hugging Face folder that `path` is."""
+    if path.is_file():
+        kind = sniff(path)
+        if kind != "gguf":
+            raise CheckpointError(
+                f"{path}: a single {kind} file lacks its configuration; give the folder with config.json"
+            )
+        return path
+    if not path.is_dir():
+        raise ModelNotFoundError(f"{path}: no such file or folder; give a Hugging Face folder or a GGUF file")
+    found = sorted(path.glob("*.gguf"))
+    if (path / "config.json").exists() and (not found or any(path.glob("*.safetensors*")) or any(path.glob("*.bin*"))):
+        return path
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(file.name for file in found[:5])
+        raise CheckpointError(f"{path}: {len(found)} GGUF files ({names}); give the path of one of them")
+    if (path / "params.json").exists() or any(path.glob("consolidated.*.pth")):
+        raise CheckpointError(
+            f"{path}: a folder in Meta's own layout (params.json, consolidated.*.pth), which puna cannot read yet; "
+            "use the Hugging Face form of the model"
+        )
+    raise ModelNotFoundError(f"{path}: neither a config.json nor a .gguf file in this folder; is it the model's?")
+
+
+def open_gguf_model(file: GgufFile) -> Checkpoint:
+    """The model in an open GGUF file."""
+    config, generation = read_gguf_config(file)
+    try:
+        named = _translate(file)
+        check_tensors(config, "lm", named)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{file.path}: {exc}") from exc
+    tensors = {name: Weight(name, tensor, interleaved_rows(name, config)) for name, tensor in named.items()}
+    return Checkpoint(file.path, "gguf", (file.path,), config, generation, tensors, "lm")
+
+
+def _translate(file: GgufFile) -> dict[str, StoredTensor]:
+    named = {}
+    for name, tensor in file.tensors.items():
+        if name not in FACTOR_TENSORS:
+            named[to_hf(name, "gguf") or name] = tensor
+    return named
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    config = LlamaConfig.from_pretrained(folder)
+    settings = config.extra.get("quantization_config")
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise CheckpointError(
+            f"{folder}: quantised with {str(method)[:40]!r} (quantization_config in config.json), which puna cannot "
+            "read; use the unquantised model or a GGUF file"
+        )
+    has_generation = (folder / "generation_config.json").exists()
+    generation = GenerationConfig.from_pretrained(folder) if has_generation else None
+    files = find_weight_files(folder)
+    tensors, head = _validated(folder, config, read_tensors(files))
+    weights = {name: Weight(name, tensor) for name, tensor in tensors.items()}
+    return Checkpoint(folder, "hf", files.paths, config, generation, weights, head)
+
+
+def _validated(
+    folder: Path, config: LlamaConfig, stored: dict[str, StoredTensor]
+) -> tuple[dict[str, StoredTensor], Head]:
+    try:
+        tensors = full_names(stored)
+        bare = not any(name.startswith("model.") for name in stored)
+        head = find_head(config, tensors, bare)
+        drop_tied_head(config, tensors)
+        check_tensors(config, head, tensors)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{folder}: {exc}") from exc
+    return tensors, head

@@ -1,0 +1,152 @@
+"""The tensors of a LLaMA: their names in Hugging Face, GGUF and Meta files, their shapes, and when they exist.
+
+This table is the only place that knows these names, and it is meant to be read. Shapes are (outputs, inputs), the order
+of PyTorch's Linear, in the sizes of `LlamaConfig`:
+
+    vocab   vocab_size             q       num_attention_heads * head_dim
+    hidden  hidden_size            kv      num_key_value_heads * head_dim
+    ffn     intermediate_size      labels  num_labels
+
+Row order: where `heads` is set, GGUF and Meta keep the two halves of each rotated pair next to each other (rows 0, E/2,
+1, E/2 + 1, ... of each head), Hugging Face keeps all first halves before all second ones. `interleaved_rows` converts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.config import LlamaConfig
+
+Head = Literal["lm", "classification", "none"]
+"""What stands on the hidden states: logits over the vocabulary, scores of classes, or nothing (a bare `LlamaModel`)."""
+
+Dialect = Literal["gguf", "meta"]
+
+
+@dataclass(frozen=True)
+class TensorName:
+    """One line of the table.
+
+    Attributes:
+        hf, gguf, meta: the names; `{n}` stands for the layer. None: that kind of file has no such tensor.
+        shape: sizes as named in the module's docstring.
+        heads: whose heads the rows belong to where their order differs between file kinds.
+        when: the condition for it to exist.
+    """
+
+    hf: str
+    gguf: str | None
+    meta: str | None
+    shape: tuple[str, ...]
+    heads: Literal["q", "k"] | None = None
+    when: Literal["always", "lm", "classification", "attention_bias", "mlp_bias"] = "always"
+
+
+_L, _B, _M = "model.layers.{n}.", "blk.{n}.", "layers.{n}."
+
+# fmt: off
+TABLE = (
+    TensorName("model.embed_tokens.weight", "token_embd.weight", "tok_embeddings.weight", ("vocab", "hidden")),
+    TensorName(_L + "input_layernorm.weight", _B + "attn_norm.weight", _M + "attention_norm.weight", ("hidden",)),
+    TensorName(_L + "self_attn.q_proj.weight", _B + "attn_q.weight", _M + "attention.wq.weight", ("q", "hidden"), "q"),
+    TensorName(_L + "self_attn.k_proj.weight", _B + "attn_k.weight", _M + "attention.wk.weight", ("kv", "hidden"), "k"),
+    TensorName(_L + "self_attn.v_proj.weight", _B + "attn_v.weight", _M + "attention.wv.weight", ("kv", "hidden")),
+    TensorName(_L + "self_attn.o_proj.weight", _B + "attn_output.weight", _M + "attention.wo.weight", ("hidden", "q")),
+    TensorName(_L + "self_attn.q_proj.bias", _B + "attn_q.bias", None, ("q",), "q", when="attention_bias"),
+    TensorName(_L + "self_attn.k_proj.bias", _B + "attn_k.bias", None, ("kv",), "k", when="attention_bias"),
+    TensorName(_L + "self_attn.v_proj.bias", _B + "attn_v.bias", None, ("kv",), when="attention_bias"),
+    TensorName(_L + "self_attn.o_proj.bias", _B + "attn_output.bias", None, ("hidden",), when="attention_bias"),
+    TensorName(_L + "post_attention_layernorm.weight", _B + "ffn_norm.weight", _M + "ffn_norm.weight", ("hidden",)),
+    TensorName(_L + "mlp.gate_proj.weight", _B + "ffn_gate.weight", _M + "feed_forward.w1.weight", ("ffn", "hidden")),
+    TensorName(_L + "mlp.up_proj.weight", _B + "ffn_up.weight", _M + "feed_forward.w3.weight", ("ffn", "hidden")),
+    TensorName(_L + "mlp.down_proj.weight", _B + "ffn_down.weight", _M + "feed_forward.w2.weight", ("hidden", "ffn")),
+    TensorName(_L + "mlp.gate_proj.bias", _B + "ffn_gate.bias", None, ("ffn",), when="mlp_bias"),
+    TensorName(_L + "mlp.up_proj.bias", _B + "ffn_up.bias", None, ("ffn",), when="mlp_bias"),
+    TensorName(_L + "mlp.down_proj.bias", _B + "ffn_down.bias", None, ("hidden",), when="mlp_bias"),
+    TensorName("model.norm.weight", "output_norm.weight", "norm.weight", ("hidden",)),
+    TensorName("lm_head.weight", "output.weight", "output.weight", ("vocab", "hidden"), when="lm"),
+    TensorName("score.weight", None, None, ("labels", "hidden"), when="classification"),
+)
+# fmt: on
+"""Every tensor a LLaMA has, in the order of the forward pass."""
+
+_BY_HF = {line.hf: line for line in TABLE}
+_TO_HF: dict[Dialect, dict[str | None, str]] = {
+    "gguf": {line.gguf: line.hf for line in TABLE if line.gguf is not None},
+    "meta": {line.meta: line.hf for line in TABLE if line.meta is not None},
+}
+
+_LAYER = re.compile(r"\.(0|[1-9][0-9]{0,8})\.")
+
+_IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|rope\.freqs)$")
+
+
+def is_ignored(name: str) -> bool:
+    """Whether the tensor holds rotary frequencies, which older files keep although the configuration gives them."""
+    return _IGNORED.search(name) is not None
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The name with `{n}` for its layer, and the layer."""
+    match = _LAYER.search(name)
+    if match is None or "{" in name:
+        return name.replace("{", "{{"), ""
+    return f"{name[: match.start()]}.{{n}}.{name[match.end() :]}", match[1]
+
+
+def to_hf(name: str, dialect: Dialect) -> str | None:
+    """Hugging Face's name of the tensor that `dialect` calls `name`; None if it is not a tensor of a LLaMA."""
+    pattern, layer = _split(name)
+    found = _TO_HF[dialect].get(pattern)
+    return None if found is None else found.replace("{n}", layer)
+
+
+def from_hf(name: str, dialect: Dialect) -> str | None:
+    """What `dialect` calls the tensor with Hugging Face's `name`; None if it has none."""
+    pattern, layer = _split(name)
+    line = _BY_HF.get(pattern)
+    found = None if line is None else line.gguf if dialect == "gguf" else line.meta
+    return None if found is None else found.replace("{n}", layer)
+
+
+def expected_tensors(config: LlamaConfig, head: Head) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Hugging Face's name and the shape of every tensor that a file of this configuration must hold."""
+    exists = {
+        "always": True,
+        "lm": head == "lm" and not config.tie_word_embeddings,
+        "classification": head == "classification",
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+    }
+    sizes = {
+        "vocab": config.vocab_size,
+        "hidden": config.hidden_size,
+        "ffn": config.intermediate_size,
+        "q": config.num_attention_heads * config.head_dim,
+        "kv": config.num_key_value_heads * config.head_dim,
+        "labels": config.num_labels,
+    }
+    lines = [(line.hf, tuple(sizes[axis] for axis in line.shape)) for line in TABLE if exists[line.when]]
+    yield from ((name, shape) for name, shape in lines if "{n}" not in name)
+    for layer in range(config.num_hidden_layers):
+        yield from ((name.replace("{n}", str(layer)), shape) for name, shape in lines if "{n}" in name)
+
+
+def interleaved_rows(name: str, config: LlamaConfig) -> NDArray[np.intp] | None:
+    """Where each row of Hugging Face's tensor `name` lies in a GGUF or Meta file; None where the order is the same.
+
+    With E the head's width, row h E + j E/2 + i (half j, pair i) lies at h E + 2 i + j.
+    """
+    line = _BY_HF.get(_split(name)[0])
+    if line is None or line.heads is None:
+        return None
+    heads = config.num_attention_heads if line.heads == "q" else config.num_key_value_heads
+    rows = np.arange(heads * config.head_dim).reshape(heads, config.head_dim // 2, 2)
+    order: NDArray[np.intp] = rows.swapaxes(1, 2).reshape(-1)
+    return order

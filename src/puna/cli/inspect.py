@@ -1,0 +1,100 @@
+"""`puna inspect`: what a checkpoint is, before loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from puna.cli import options
+from puna.cli.terminal import command, print_json
+
+if TYPE_CHECKING:
+    from puna.checkpoint.inspect import Report
+
+
+@command
+def inspect(
+    path: Annotated[
+        str | None, typer.Argument(help="A model's folder or file. [default: SmolLM2-135M-Instruct]")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Show what a checkpoint is, what it needs, and what is wrong with it, without loading it.
+
+    The exit status is 1 when something keeps the model from loading.
+    """
+    from puna.checkpoint import inspect_checkpoint, locate_model
+
+    report = inspect_checkpoint(locate_model(path))
+    if json:
+        print_json(report.to_dict())
+    else:
+        _show(report)
+    if report.errors:
+        raise typer.Exit(1)
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    for name, value in _rows(report):
+        table.add_row(name, value)
+    console.print(table)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+    for error in report.errors:
+        console.print(f"error: {error}", style="red", markup=False)
+
+
+def _rows(report: Report) -> Iterator[tuple[str, str]]:
+    yield "model", report.path
+    yield "format", f"{report.container or 'unknown'}, {_bytes(report.bytes)} in {len(report.files)} file(s)"
+    if report.parameters:
+        yield "parameters", f"{report.parameters:,}"
+        yield (
+            "weights",
+            ", ".join(f"{name}: {d['tensors']} tensors, {_bytes(d['bytes'])}" for name, d in report.dtypes.items()),
+        )
+    if shape := report.architecture:
+        yield (
+            "layers",
+            f"{shape['num_hidden_layers']} of width {shape['hidden_size']}, feed-forward {shape['intermediate_size']}",
+        )
+        yield (
+            "heads",
+            f"{shape['num_attention_heads']} query, {shape['num_key_value_heads']} key-value, {shape['head_dim']} wide",
+        )
+        yield "output head", f"{report.head}{', shares the embedding' if shape['tie_word_embeddings'] else ''}"
+        yield "rope", _settings(report.rope)
+        yield "context", f"{report.context:,} tokens"
+    if report.vocabulary:
+        tokens = report.vocabulary["tokens"]
+        yield "vocabulary", f"{report.vocabulary['rows']:,} rows, {'no' if tokens is None else f'{tokens:,}'} tokens"
+        yield "special", ", ".join(_special(name, entry) for name, entry in report.special_tokens.items())
+        yield "chat template", {True: "yes", False: "no", None: "unknown"}[report.chat_template]
+    for name, size in report.memory.items():
+        yield name.replace("_", " "), _bytes(size)
+
+
+def _settings(rope: dict[str, Any]) -> str:
+    rest = ", ".join(
+        f"{key} {value}" for key, value in rope.items() if key != "rope_type" and not isinstance(value, list)
+    )
+    return f"{rope['rope_type']}: {rest}"
+
+
+def _special(name: str, entry: dict[str, Any]) -> str:
+    text = f" {entry['text']}" if entry.get("text") is not None else ""
+    return f"{name} {'none' if entry['id'] is None else entry['id']}{text}"
+
+
+def _bytes(size: int) -> str:
+    if size < 10_000:
+        return f"{size} bytes"
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,26 @@
+"""Options that several commands share, written once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A model's folder or GGUF file. [default: SmolLM2-135M-Instruct]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Backend = Annotated[str, typer.Option(help="auto, torch or native.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processor threads. [default: one per physical core]"),
+]
+Device = Annotated[str | None, typer.Option(help="A PyTorch device such as cuda.")]
+Dtype = Annotated[str | None, typer.Option(help="Type to compute in, such as bfloat16.")]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.")]
+TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")]
+TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")]
+MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes seen tokens less likely.")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]

@@ -1,0 +1,78 @@
+"""How commands speak: answers on standard output, everything else on standard error, and how they end."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import typer
+
+from puna.errors import PunaError, RequestError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Parameters = ParamSpec("Parameters")
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
+def command(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Ends a command well: our errors are one message and status 1, Ctrl-C is status 130, a closed pipe is quiet."""
+
+    @functools.wraps(run)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        try:
+            run(*args, **kwargs)
+            sys.stdout.flush()
+        except PunaError as exc:
+            typer.echo(f"puna: {exc}", err=True)
+            raise typer.Exit(1) from exc
+        except KeyboardInterrupt:
+            typer.echo("\npuna: interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader has gone. Point standard output elsewhere, or the interpreter complains when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def stderr_console() -> Console:
+    """A console on standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def loading(model: str | None) -> AbstractContextManager[Any]:
+    """A spinner while a model loads; nothing where nobody watches."""
+    return stderr_console().status(f"Loading {model or 'the default model'} ...")
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Writes one JSON object as one line."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def write(text: str) -> None:
+    """Writes a piece of an answer and shows it at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def read_text(argument: str, name: str) -> str:
+    """The argument itself, or standard input where it is `-`; raises RequestError on input that is not UTF-8."""
+    if argument != "-":
+        return argument
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as exc:
+        raise RequestError(f"{name} from standard input is not UTF-8 ({exc}); convert it first") from exc

@@ -1,0 +1,178 @@
+"""`GenerationConfig`: how text is generated, with the fields, defaults and files of Hugging Face's class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from puna.config.checks import check_between, check_flag, check_whole
+from puna.config.llama import LlamaConfig
+from puna.errors import ConfigError
+from puna.files import read_json, write_json
+
+_DEFAULTS: dict[str, Any] = {
+    "max_length": 20,
+    "max_new_tokens": None,
+    "min_new_tokens": None,
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "output_scores": False,
+    "return_dict_in_generate": False,
+}
+
+
+class GenerationConfig:
+    """Defaults of `generate()`; only fields that differ from the reference's defaults are written to files.
+
+    Args:
+        max_length: most tokens of prompt and answer together; `max_new_tokens` wins over it.
+        max_new_tokens: most tokens of the answer.
+        min_new_tokens: tokens of the answer before which no eos may be chosen.
+        do_sample: sample instead of taking the likeliest token.
+        num_beams: beams of a beam search; 1 is none.
+        num_return_sequences: answers per prompt.
+        use_cache: keep keys and values between steps.
+        temperature: divides the logits; 0 means the likeliest token.
+        top_k: sample among the k likeliest tokens; 0 means all.
+        top_p: sample among the likeliest tokens that make up this probability.
+        min_p: drop tokens less likely than this share of the likeliest.
+        repetition_penalty: divides the positive logits of tokens already seen, multiplies the negative ones.
+        pad_token_id, bos_token_id: token ids.
+        eos_token_id: id, or ids, that end a text.
+        output_scores, return_dict_in_generate: what `generate()` returns.
+        extra: fields this class does not name; kept and written back.
+
+    Raises:
+        ConfigError: when a value is out of range.
+    """
+
+    def __init__(
+        self,
+        max_length: int = 20,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        do_sample: bool = False,
+        num_beams: int = 1,
+        num_return_sequences: int = 1,
+        use_cache: bool = True,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        top_p: float = 1.0,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        pad_token_id: int | None = None,
+        bos_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        output_scores: bool = False,
+        return_dict_in_generate: bool = False,
+        **extra: Any,
+    ) -> None:
+        self.max_length = max_length
+        self.max_new_tokens = max_new_tokens
+        self.min_new_tokens = min_new_tokens
+        self.do_sample = do_sample
+        self.num_beams = num_beams
+        self.num_return_sequences = num_return_sequences
+        self.use_cache = use_cache
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.min_p = min_p
+        self.repetition_penalty = repetition_penalty
+        self.pad_token_id = pad_token_id
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.output_scores = output_scores
+        self.return_dict_in_generate = return_dict_in_generate
+        self.extra = extra
+        self.validate()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name != "extra" and name in self.extra:
+                return self.extra[name]
+            raise AttributeError(f"GenerationConfig has no field {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GenerationConfig) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"GenerationConfig({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end a text; empty when there are none."""
+        if self.eos_token_id is None:
+            return ()
+        return tuple(self.eos_token_id) if isinstance(self.eos_token_id, list) else (self.eos_token_id,)
+
+    def validate(self) -> None:
+        """Checks every field; raises ConfigError naming field, value and limit."""
+        for name, low in (("max_length", 1), ("num_beams", 1), ("num_return_sequences", 1), ("top_k", 0)):
+            check_whole(name, getattr(self, name), low)
+        for name in ("do_sample", "use_cache", "output_scores", "return_dict_in_generate"):
+            check_flag(name, getattr(self, name))
+        for name in ("max_new_tokens", "min_new_tokens"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 0)
+        check_between("temperature", self.temperature, 0.0, math.inf)
+        check_between("top_p", self.top_p, 0.0, 1.0)
+        check_between("min_p", 0.0 if self.min_p is None else self.min_p, 0.0, 1.0)
+        check_between("repetition_penalty", self.repetition_penalty, 0.0, math.inf)
+        if self.repetition_penalty == 0:
+            raise ConfigError("repetition_penalty is 0; it must be greater than 0 (1 means none)")
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            for item in value if isinstance(value, list) else [value]:
+                if item is not None:
+                    check_whole(name, item, 0)
+
+    @classmethod
+    def from_model_config(cls, config: LlamaConfig) -> GenerationConfig:
+        """The defaults of a model that has no `generation_config.json`."""
+        return cls(pad_token_id=config.pad_token_id, bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], **overrides: Any) -> GenerationConfig:
+        """Builds a configuration from the content of a `generation_config.json`; a null means the default."""
+        return cls(**{**{key: value for key, value in fields.items() if value is not None}, **overrides})
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **overrides: Any) -> GenerationConfig:
+        """Reads `generation_config.json` from a folder, or the file itself."""
+        file = Path(path)
+        file = file / "generation_config.json" if file.is_dir() else file
+        try:
+            return cls.from_dict(read_json(file, ConfigError), **overrides)
+        except ConfigError as exc:
+            raise ConfigError(f"{file}: {exc}") from exc
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that differ from the defaults, as the reference writes them."""
+        fields = {key: value for key, value in vars(self).items() if key != "extra" and value != _DEFAULTS[key]}
+        return {**self.extra, **fields}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `generation_config.json` into `folder`, which is made if needed."""
+        self.validate()
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            write_json(target / "generation_config.json", self.to_dict())
+        except (TypeError, RecursionError) as exc:
+            raise ConfigError(f"the generation configuration holds a value that JSON cannot: {exc}") from exc

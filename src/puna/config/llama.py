@@ -1,0 +1,371 @@
+"""`LlamaConfig`: the shape of a LLaMA model, with the fields, defaults and files of Hugging Face's class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from puna.config.checks import check_between, check_flag, check_whole
+from puna.config.rope import RopeContext, read_rope, write_rope
+from puna.errors import ConfigError, ModelNotFoundError
+from puna.files import read_json, write_json
+
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+_PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+_ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings")
+
+
+class LlamaConfig:
+    """Configuration of a LLaMA model.
+
+    Arguments and defaults are those of Hugging Face's `LlamaConfig` (4.34, with the later `attention_dropout`,
+    `mlp_bias` and `head_dim`). Arguments it does not name are kept as attributes and written back.
+
+    Args:
+        vocab_size: rows of the embedding matrix.
+        hidden_size: width D of the hidden states.
+        intermediate_size: width of the feed-forward layer.
+        num_hidden_layers: decoder layers.
+        num_attention_heads: query heads H.
+        num_key_value_heads: key and value heads K; divides H. None means H (no grouping).
+        hidden_act: activation of the feed-forward layer, a name or a callable.
+        max_position_embeddings: the context the model was made for, in tokens.
+        initializer_range: standard deviation of the normal distribution new weights are drawn from.
+        rms_norm_eps: added to the mean square in RMSNorm.
+        use_cache: whether the model returns its keys and values.
+        pad_token_id: id of the padding token; its embedding starts as zero. None or -1: there is none.
+        bos_token_id: id that starts a text.
+        eos_token_id: id, or ids, that end a text.
+        pretraining_tp: tensor-parallel slices whose partial sums the original training added up.
+        tie_word_embeddings: whether the output head shares the embedding matrix.
+        rope_theta: base of the rotary embeddings.
+        rope_scaling: None, or settings with `rope_type` (also `type`) of linear, dynamic, yarn, llama3 or longrope.
+        attention_bias: whether q, k, v and o have biases.
+        attention_dropout: probability of dropping an attention weight in training.
+        mlp_bias: whether the feed-forward layers have biases.
+        head_dim: width E of a head; None means hidden_size / num_attention_heads.
+        rope_parameters: the spelling of transformers 5.x: `rope_scaling` and `rope_theta` in one.
+        num_labels: classes of a classification head; 2 unless `id2label` says otherwise.
+        id2label, label2id: names of the classes.
+        problem_type: "regression", "single_label_classification" or "multi_label_classification".
+        dtype: name of the weights' type, such as "bfloat16"; `torch_dtype` is the same under its older name.
+        output_attentions, output_hidden_states, return_dict: defaults of the model's forward arguments.
+
+    Raises:
+        ConfigError: when a field has a value no LLaMA model can have; the message names field, value and limit.
+    """
+
+    model_type = "llama"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        hidden_size: int = 4096,
+        intermediate_size: int = 11008,
+        num_hidden_layers: int = 32,
+        num_attention_heads: int = 32,
+        num_key_value_heads: int | None = None,
+        hidden_act: str | Callable[..., Any] = "silu",
+        max_position_embeddings: int = 2048,
+        initializer_range: float = 0.02,
+        rms_norm_eps: float = 1e-6,
+        use_cache: bool = True,
+        pad_token_id: int | None = None,
+        bos_token_id: int | None = 1,
+        eos_token_id: int | list[int] | None = 2,
+        pretraining_tp: int = 1,
+        tie_word_embeddings: bool = False,
+        rope_theta: float = 10000.0,
+        rope_scaling: Mapping[str, Any] | None = None,
+        attention_bias: bool = False,
+        attention_dropout: float = 0.0,
+        mlp_bias: bool = False,
+        head_dim: int | None = None,
+        *,
+        rope_parameters: Mapping[str, Any] | None = None,
+        original_max_position_embeddings: int | None = None,
+        num_labels: int | None = None,
+        id2label: Mapping[int, str] | Mapping[str, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
+        problem_type: str | None = None,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+        **extra: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        self.hidden_act = hidden_act
+        self.max_position_embeddings = max_position_embeddings
+        self.initializer_range = initializer_range
+        self.rms_norm_eps = rms_norm_eps
+        self.use_cache = use_cache
+        self.pad_token_id = _absent_if_minus_one(pad_token_id)
+        self.bos_token_id = _absent_if_minus_one(bos_token_id)
+        self.eos_token_id = _absent_if_minus_one(eos_token_id)
+        self.pretraining_tp = 1 if pretraining_tp is None else pretraining_tp
+        self.tie_word_embeddings = tie_word_embeddings
+        self.attention_bias = attention_bias
+        self.attention_dropout = 0.0 if attention_dropout is None else attention_dropout
+        self.mlp_bias = mlp_bias
+        self.head_dim = _default_head_dim(hidden_size, num_attention_heads) if head_dim is None else head_dim
+        self.problem_type = problem_type
+        self.dtype = _dtype_name(dtype if dtype is not None else torch_dtype)
+        self.output_attentions = output_attentions
+        self.output_hidden_states = output_hidden_states
+        self.return_dict = return_dict
+        self.id2label, self.label2id = _labels(num_labels, id2label, label2id)
+        extra.pop("model_type", None)
+        self.extra = extra
+        self.validate()
+        self.rope_theta, self.rope_scaling = read_rope(
+            {"rope_theta": rope_theta, "rope_scaling": rope_scaling, "rope_parameters": rope_parameters},
+            RopeContext(max_position_embeddings, self.head_dim, original_max_position_embeddings),
+        )
+
+    # `extra` holds the keys puna does not know; they read like attributes, as in the reference.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name != "extra" and name in self.extra:
+                return self.extra[name]
+            raise AttributeError(f"LlamaConfig has no field {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LlamaConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{key}={value!r}" for key, value in self.to_dict().items() if value is not None)
+        return f"LlamaConfig({fields})"
+
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """`rope_scaling` and `rope_theta` in one, with `rope_type` "default" for plain rotary embeddings."""
+        written: dict[str, Any] = write_rope(self.rope_theta, self.rope_scaling)["rope_parameters"]
+        return written
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model can attend to. linear and dynamic scaling stretch `max_position_embeddings` by their factor;
+        the settings of the other types stand beside a `max_position_embeddings` that is stretched already."""
+        if self.rope_scaling is not None and self.rope_scaling["rope_type"] in ("linear", "dynamic"):
+            return int(self.max_position_embeddings * self.rope_scaling["factor"])
+        return self.max_position_embeddings
+
+    @property
+    def torch_dtype(self) -> str | None:
+        """The older name of `dtype`."""
+        return self.dtype
+
+    @property
+    def num_labels(self) -> int:
+        """Classes of a classification head."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, value: int) -> None:
+        self.id2label, self.label2id = _labels(value, None, None)
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Whether forward returns a dataclass (True) or a tuple."""
+        return self.return_dict
+
+    def validate(self) -> None:
+        """Checks every field against what a LLaMA model can have.
+
+        Raises:
+            ConfigError: naming the first field that is out of range.
+        """
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            check_whole(name, getattr(self, name))
+        for name in ("num_key_value_heads", "max_position_embeddings", "pretraining_tp", "head_dim"):
+            check_whole(name, getattr(self, name))
+        for name in ("use_cache", "tie_word_embeddings", "attention_bias", "mlp_bias"):
+            check_flag(name, getattr(self, name))
+        for name, low, high in (
+            ("initializer_range", 0.0, math.inf),
+            ("rms_norm_eps", 0.0, 1.0),
+            ("attention_dropout", 0.0, 1.0),
+        ):
+            check_between(name, getattr(self, name), low, high)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_key_value_heads is {self.num_key_value_heads}; it must divide num_attention_heads, "
+                f"{self.num_attention_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim is {self.head_dim}; rotary embeddings turn pairs, so it must be even")
+        for name in ("intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads"):
+            if getattr(self, name) % self.pretraining_tp:
+                raise ConfigError(
+                    f"pretraining_tp is {self.pretraining_tp}; it must divide {name}, {getattr(self, name)}"
+                )
+        self._validate_names()
+        self._validate_ids()
+
+    def _validate_names(self) -> None:
+        if not callable(self.hidden_act) and not isinstance(self.hidden_act, str):
+            raise ConfigError(f"hidden_act is {self.hidden_act!r}; it must be the name of an activation or a callable")
+        if self.problem_type is not None and self.problem_type not in _PROBLEM_TYPES:
+            raise ConfigError(f"problem_type is {self.problem_type!r}; it must be one of {', '.join(_PROBLEM_TYPES)}")
+
+    def _validate_ids(self) -> None:
+        eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        for name, value in [("pad_token_id", self.pad_token_id), ("bos_token_id", self.bos_token_id)] + [
+            ("eos_token_id", item) for item in eos
+        ]:
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ConfigError(f"{name} is {value!r}; it must be a token id, 0 or more, or absent")
+        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
+            raise ConfigError(
+                f"pad_token_id is {self.pad_token_id}; the embedding has rows 0 to {self.vocab_size - 1} (vocab_size)"
+            )
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], **overrides: Any) -> LlamaConfig:
+        """Builds a configuration from the content of a `config.json`; `overrides` win over it.
+
+        Raises:
+            ConfigError: when it describes another architecture than llama, or a field is out of range.
+        """
+        _refuse_other_architectures(fields)
+        merged = {key: value for key, value in fields.items() if value is not None or key.endswith("_token_id")}
+        if any(key in overrides for key in _ROPE_FIELDS):
+            merged = _override_rope(merged, overrides)
+        if "num_labels" in overrides:
+            merged = {key: value for key, value in merged.items() if key not in ("id2label", "label2id")}
+        for old, new in (("dtype", "torch_dtype"), ("torch_dtype", "dtype")):
+            if old in overrides:
+                merged.pop(new, None)
+        return cls(**{**merged, **overrides})
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> LlamaConfig:
+        """Reads one configuration file."""
+        try:
+            return cls.from_dict(read_json(Path(path), ConfigError))
+        except ConfigError as exc:
+            raise ConfigError(f"{path}: {exc}") from exc
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **overrides: Any) -> LlamaConfig:
+        """Reads `config.json` from a folder (or the file itself); `overrides` win over its fields.
+
+        Raises:
+            ModelNotFoundError: when there is no such file.
+            ConfigError: when the file is not a LLaMA configuration.
+        """
+        file = Path(path)
+        file = file / "config.json" if file.is_dir() else file
+        if not file.is_file():
+            raise ModelNotFoundError(f"{path}: no config.json there; give the folder of a model")
+        try:
+            return cls.from_dict(read_json(file, ConfigError), **overrides)
+        except ConfigError as exc:
+            raise ConfigError(f"{file}: {exc}") from exc
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a `config.json` that transformers 4.34 to 5.x and puna read alike."""
+        fields = {key: value for key, value in vars(self).items() if key not in ("extra", "id2label", "label2id")}
+        fields |= write_rope(fields.pop("rope_theta"), fields.pop("rope_scaling"))
+        fields["torch_dtype"] = self.dtype  # the key 4.x knows; `dtype` is 5.x's
+        if self.id2label != _labels(None, None, None)[0]:
+            fields["id2label"] = {str(key): value for key, value in self.id2label.items()}
+            fields["label2id"] = dict(self.label2id)
+        return {"model_type": self.model_type, **self.extra, **fields}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` into `folder`, which is made if needed.
+
+        Raises:
+            ConfigError: when a field cannot be written, such as a callable `hidden_act`.
+        """
+        self.validate()
+        if not isinstance(self.hidden_act, str):
+            raise ConfigError(f"hidden_act is {self.hidden_act!r}; a file can only hold an activation's name")
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            write_json(target / "config.json", self.to_dict())
+        except (TypeError, RecursionError) as exc:
+            raise ConfigError(f"the configuration holds a value that JSON cannot: {exc}") from exc
+
+
+def _refuse_other_architectures(fields: Mapping[str, Any]) -> None:
+    kind = fields.get("model_type", "llama")
+    if kind != "llama":
+        raise ConfigError(f"model_type is {kind!r}; puna runs 'llama' and nothing else")
+    names = fields.get("architectures") or []
+    if not isinstance(names, list) or any(not isinstance(name, str) or not name.startswith("Llama") for name in names):
+        raise ConfigError(f"architectures is {names!r}; puna runs the Llama classes and nothing else")
+
+
+def _override_rope(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` without the rope settings that `overrides` replace, whichever way either spells them."""
+    kept = {key: value for key, value in fields.items() if key not in _ROPE_FIELDS}
+    parameters = fields.get("rope_parameters")
+    theta = fields.get("rope_theta", parameters.get("rope_theta") if isinstance(parameters, Mapping) else None)
+    if "rope_parameters" not in overrides and "rope_theta" not in overrides and theta is not None:
+        kept["rope_theta"] = theta
+    if "rope_parameters" not in overrides and "rope_scaling" not in overrides:
+        settings = fields.get("rope_scaling") or parameters
+        if isinstance(settings, Mapping):
+            kept["rope_scaling"] = {key: value for key, value in settings.items() if key != "rope_theta"}
+        if "original_max_position_embeddings" in fields:
+            kept["original_max_position_embeddings"] = fields["original_max_position_embeddings"]
+    return {key: value for key, value in kept.items() if key not in overrides}
+
+
+def _labels(
+    count: int | None, id2label: Mapping[Any, str] | None, label2id: Mapping[str, int] | None
+) -> tuple[dict[int, str], dict[str, int]]:
+    if id2label is None:
+        size = 2 if count is None else count
+        check_whole("num_labels", size)
+        names = {index: f"LABEL_{index}" for index in range(size)}
+    else:
+        try:
+            names = {int(key): value for key, value in id2label.items()}
+        except (AttributeError, TypeError, ValueError) as exc:
+            raise ConfigError(f"id2label is {id2label!r}; it must map whole numbers to names") from exc
+        if count is not None and count != len(names):
+            raise ConfigError(f"num_labels is {count}, but id2label has {len(names)} entries; give one of them")
+    ids = {name: index for index, name in names.items()} if label2id is None else dict(label2id)
+    return names, ids
+
+
+def _default_head_dim(hidden_size: int, heads: int) -> int:
+    check_whole("hidden_size", hidden_size)
+    check_whole("num_attention_heads", heads)
+    if hidden_size % heads:
+        raise ConfigError(
+            f"hidden_size is {hidden_size}; it must be a multiple of num_attention_heads, {heads}, or head_dim be given"
+        )
+    return hidden_size // heads
+
+
+def _dtype_name(dtype: Any) -> str | None:
+    """The name of a type given as a name or as a `torch.dtype`, which prints as torch.<name>."""
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}")
+    return name
+
+
+def _absent_if_minus_one(value: Any) -> Any:
+    """Old conversions write -1 for "none", which an embedding would take for its last row."""
+    return None if value == -1 else value

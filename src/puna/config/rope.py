@@ -1,0 +1,175 @@
+"""The settings of rotary position embeddings, in every spelling configuration files use.
+
+Read: `rope_theta` beside `rope_scaling` with `type` or `rope_type` (transformers 4.x), and `rope_parameters`
+(transformers 5.x). Written: all of them, so that every release finds the one it knows. An unknown type or key is an
+error, since skipping it would change every rotation silently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from puna.config.checks import check_flag, check_whole
+from puna.errors import ConfigError
+
+_YARN = frozenset(
+    {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "finetuned"}
+)  # `finetuned` is a note left by the authors of YaRN; it changes no number.
+
+ROPE_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "linear": (frozenset({"factor"}), frozenset()),
+    "dynamic": (frozenset({"factor"}), frozenset()),
+    "yarn": (frozenset({"factor", "original_max_position_embeddings"}), _YARN),
+    "llama3": (
+        frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
+        frozenset(),
+    ),
+    "longrope": (
+        frozenset({"short_factor", "long_factor", "original_max_position_embeddings", "factor", "attention_factor"}),
+        frozenset(),
+    ),
+}
+"""Keys of each rope type beside `rope_type`: (always present once read, optional)."""
+
+
+@dataclass(frozen=True)
+class RopeContext:
+    """What the settings are read against: the model's context and the width of a head."""
+
+    max_position_embeddings: int
+    head_dim: int
+    original_max_position_embeddings: int | None = None
+    """The top-level key some files have (Phi-3's spelling); it wins over the one inside the settings."""
+
+
+def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, dict[str, Any] | None]:
+    """Reads `rope_theta`, `rope_scaling` and `rope_parameters` from `fields`.
+
+    Returns the base and the settings under `rope_type`, or None for plain rotary embeddings.
+
+    Raises:
+        ConfigError: on an unknown type or key, a value out of range, or two spellings that contradict each other.
+    """
+    settings = {key: fields[key] for key in ("rope_scaling", "rope_parameters") if fields.get(key) is not None}
+    found: list[tuple[float, dict[str, Any] | None]] = []
+    for key, value in settings.items():
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{key} is {value!r}; it must be an object such as {{'rope_type': 'linear', 'factor': 2}}"
+            )
+        inner = dict(value)
+        theta = _positive("rope_theta", inner.pop("rope_theta", fields.get("rope_theta", 10000.0)))
+        found.append((theta, _read_settings(key, inner, context)))
+    if not found:
+        return _positive("rope_theta", fields.get("rope_theta", 10000.0)), None
+    if found[0] != found[-1]:
+        raise ConfigError(
+            f"rope_scaling and rope_parameters disagree: {found[0]} against {found[-1]}; keep one of them"
+        )
+    return found[0]
+
+
+def write_rope(theta: float, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The three spellings of the same settings, for a configuration file.
+
+    transformers 4.34 takes `rope_scaling` with exactly `type` and `factor`; 4.43 and later also take `rope_type` with
+    the keys of the other types; 4.57 finds longrope's original context at the top level only; 5.x reads
+    `rope_parameters`.
+    """
+    if settings is None:
+        return {
+            "rope_theta": theta,
+            "rope_scaling": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        }
+    old = dict(settings)
+    if old["rope_type"] in ("linear", "dynamic"):
+        old = {"type": old["rope_type"], "factor": old["factor"]}
+    written: dict[str, Any] = {
+        "rope_theta": theta,
+        "rope_scaling": old,
+        "rope_parameters": {**settings, "rope_theta": theta},
+    }
+    if settings["rope_type"] == "longrope":
+        written["original_max_position_embeddings"] = settings["original_max_position_embeddings"]
+    return written
+
+
+def _read_settings(field: str, inner: dict[str, Any], context: RopeContext) -> dict[str, Any] | None:
+    old, new = inner.pop("type", None), inner.pop("rope_type", None)
+    if old is not None and new is not None and old != new:
+        raise ConfigError(f"{field} has type {old!r} and rope_type {new!r}; keep one of them")
+    kind = new if new is not None else old
+    if inner.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ConfigError(f"{field}.partial_rotary_factor is not 1: LLaMA rotates whole heads")
+    inner = {key: value for key, value in inner.items() if value is not None}
+    if kind == "default" or (kind is None and not inner):
+        if inner:
+            raise ConfigError(f"{field} of type 'default' takes no other keys; got {sorted(inner)}")
+        return None
+    if not isinstance(kind, str) or kind not in ROPE_KEYS:
+        known = ", ".join(["default", *ROPE_KEYS])
+        raise ConfigError(f"{field} has the unknown rope type {kind!r}; puna knows {known}")
+    _fill(kind, inner, context)
+    required, optional = ROPE_KEYS[kind]
+    if missing := sorted(required - inner.keys()):
+        raise ConfigError(f"{field} of type {kind!r} lacks {', '.join(missing)}")
+    if unknown := sorted(inner.keys() - required - optional):
+        raise ConfigError(
+            f"{field} of type {kind!r} has unknown keys {', '.join(unknown)}; it takes {sorted(required | optional)}"
+        )
+    return {"rope_type": kind, **_check_values(field, kind, inner, context)}
+
+
+def _fill(kind: str, inner: dict[str, Any], context: RopeContext) -> None:
+    """Puts in what the reference derives, so that a saved file means the same to every release."""
+    if kind in ("yarn", "longrope"):
+        if context.original_max_position_embeddings is not None:
+            inner["original_max_position_embeddings"] = context.original_max_position_embeddings
+        original = inner.setdefault("original_max_position_embeddings", context.max_position_embeddings)
+        if "factor" not in inner and isinstance(original, int) and original > 0:
+            inner["factor"] = context.max_position_embeddings / original
+    if kind == "longrope" and "attention_factor" not in inner:
+        original, factor = inner["original_max_position_embeddings"], inner.get("factor")
+        if isinstance(original, int) and original > 1 and isinstance(factor, int | float):
+            # LongRoPE (arXiv:2402.13753), section 3.4, as the reference computes it.
+            scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+            inner["attention_factor"] = scale
+
+
+def _check_values(field: str, kind: str, inner: dict[str, Any], context: RopeContext) -> dict[str, Any]:
+    checked: dict[str, Any] = {}
+    for key, value in inner.items():
+        if key in ("truncate", "finetuned"):
+            check_flag(f"{field}.{key}", value)
+            checked[key] = value
+        elif key in ("short_factor", "long_factor"):
+            checked[key] = _factors(f"{field}.{key}", value, context.head_dim // 2)
+        elif key == "original_max_position_embeddings":
+            check_whole(f"{field}.{key}", value)
+            checked[key] = value
+        else:
+            checked[key] = _positive(f"{field}.{key}", value)
+    factor = checked.get("factor")
+    if factor is not None and kind != "longrope" and factor <= 1:
+        raise ConfigError(f"{field}.factor is {factor}; it must be greater than 1 (leave {field} out for no scaling)")
+    if kind == "llama3" and checked["low_freq_factor"] >= checked["high_freq_factor"]:
+        low, high = checked["low_freq_factor"], checked["high_freq_factor"]
+        raise ConfigError(f"{field}.low_freq_factor is {low}; it must be below high_freq_factor, {high}")
+    return checked
+
+
+def _factors(name: str, value: Any, count: int) -> list[float]:
+    if not isinstance(value, list | tuple) or len(value) != count:
+        size = len(value) if isinstance(value, list | tuple) else value
+        raise ConfigError(f"{name} must be a list of {count} numbers (half the width of a head); got {size!r}")
+    return [_positive(name, item) for item in value]
+
+
+def _positive(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} is {value!r}; it must be a positive number")
+    return float(value)

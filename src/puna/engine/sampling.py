@@ -1,0 +1,48 @@
+"""Choosing the next token from logits: `Sampler`, one per request, with its own random generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.engine.request import Sampling
+
+
+class Sampler:
+    """Applies a request's `Sampling` to its logits, in the reference's order: penalty, temperature, k, p, min-p."""
+
+    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], vocab_size: int) -> None:
+        self.sampling = sampling
+        self.generator = np.random.default_rng(sampling.seed)
+        self.seen = np.zeros(vocab_size, dtype=bool)
+        self.seen[list(prompt_ids)] = True
+
+    def choose(self, logits: NDArray[np.float32]) -> int:
+        """Returns the id of the next token; `logits` has shape (vocab_size,) and is not changed."""
+        sampling = self.sampling
+        if sampling.repetition_penalty != 1.0:
+            penalty = np.float32(sampling.repetition_penalty)
+            penalised = np.where(logits > 0, logits / penalty, logits * penalty)
+            logits = np.where(self.seen, penalised, logits)
+        token = int(logits.argmax()) if sampling.temperature == 0 else self._draw(logits)
+        self.seen[token] = True
+        return token
+
+    def _draw(self, logits: NDArray[np.float32]) -> int:
+        # Dividing by a tiny temperature overflows float32; after the shift the likeliest token stays at 0.
+        scaled = (logits.astype(np.float64) - logits.max()) / self.sampling.temperature
+        order = np.argsort(-scaled, kind="stable")
+        if self.sampling.top_k:
+            order = order[: self.sampling.top_k]
+        weights = np.exp(scaled[order])
+        kept = np.ones(len(order), dtype=bool)
+        if self.sampling.top_p < 1.0:
+            probabilities = weights / weights.sum()
+            kept &= np.cumsum(probabilities) - probabilities < self.sampling.top_p
+            kept[0] = True
+        kept &= weights >= self.sampling.min_p * weights[0]
+        cumulative = np.cumsum(np.where(kept, weights, 0.0))
+        drawn = self.generator.random() * cumulative[-1]
+        return int(order[np.searchsorted(cumulative, drawn, side="right")])

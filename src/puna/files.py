@@ -1,0 +1,52 @@
+"""Files on disk: written whole or not at all, and small JSON files read with clear errors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from puna.errors import ModelNotFoundError, PunaError
+
+JSON_LIMIT = 256 * 2**20
+"""Largest JSON file read, bytes. The largest in use, tokenizer.json of a 256k vocabulary, stays under 40 MB."""
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a temporary file beside `path` and renames it to `path` once it is whole and on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes `value` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def read_json(path: Path, error: type[PunaError]) -> dict[str, Any]:
+    """Reads a JSON object; raises `error` naming the file where it is not one."""
+    if not path.is_file():
+        raise ModelNotFoundError(f"{path}: no such file")
+    size = path.stat().st_size
+    if size > JSON_LIMIT:
+        raise error(f"{path}: {size} bytes of JSON; the limit is {JSON_LIMIT}. Is this the right file?")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as exc:
+        raise error(f"{path}: not valid JSON ({exc}); download the file again") from exc
+    if not isinstance(value, dict):
+        raise error(f"{path}: holds a JSON {type(value).__name__}; an object is needed")
+    return value

@@ -1,0 +1,234 @@
+"""A pickle reader that can build plain values and descriptions of tensors, and nothing else.
+
+`pickle.Unpickler` with a guarded `find_class` would still let a hostile file ask for memory without limit (a memo index
+of 2^31, a byte string of 2^40) or overflow the C stack (hashing nested tuples). This one has no way to call anything:
+globals are looked up in a table of the few names that `torch.save` writes for a state dict, and the machine knows only
+the opcodes pickle needs for that. Every value it makes is paid for by bytes of the file.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from puna.errors import CheckpointError
+
+Global = Callable[..., Any]
+
+PICKLE_LIMIT = 4 * 2**20
+"""Largest pickle read, bytes: 20,000 tensors. One byte of pickle can ask for a hundred of memory, never more."""
+
+
+@dataclass(frozen=True)
+class StorageClass:
+    """A named class of torch storages; may be held, never called."""
+
+    name: str
+
+
+@dataclass
+class _Machine:
+    """The pickle virtual machine: a stack, the marks into it, and the memo."""
+
+    data: bytes
+    globals: dict[str, Global | StorageClass]
+    persistent: Callable[[Any], Any]
+    at: int = 0
+    stack: list[Any] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    memo: dict[int, Any] = field(default_factory=dict)
+
+    def take(self, size: int) -> bytes:
+        if size > len(self.data) - self.at:
+            raise CheckpointError(f"the pickle asks for {size} bytes at {self.at}; it has {len(self.data)}")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def number(self, spelling: str) -> Any:
+        return struct.unpack(spelling, self.take(struct.calcsize(spelling)))[0]
+
+    def pop(self) -> Any:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise CheckpointError(f"the pickle takes more than it has put, at byte {self.at}")
+        return self.stack.pop()
+
+    def pop_mark(self) -> list[Any]:
+        if not self.marks:
+            raise CheckpointError(f"the pickle closes a group it has not opened, at byte {self.at}")
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def top(self, kind: type) -> Any:
+        if not self.stack or type(self.stack[-1]) is not kind:
+            raise CheckpointError(f"the pickle fills something that is not a {kind.__name__}, at byte {self.at}")
+        return self.stack[-1]
+
+
+_Step = Callable[[_Machine], object]
+
+
+def read_pickle(data: bytes, names: dict[str, Global | StorageClass], persistent: Callable[[Any], Any]) -> Any:
+    """The object that `data` describes.
+
+    Args:
+        names: what "module.name" stands for; nothing else is admitted.
+        persistent: resolves persistent ids, which torch uses for storages.
+
+    Raises:
+        CheckpointError: an opcode or global outside what a state dict needs, named; or a damaged pickle.
+    """
+    if len(data) > PICKLE_LIMIT:
+        raise CheckpointError(
+            f"the pickle has {len(data)} bytes; the limit is {PICKLE_LIMIT}. Save the state dict alone"
+        )
+    machine = _Machine(data, names, persistent)
+    while True:
+        opcode = machine.take(1)
+        if opcode == b".":
+            return machine.pop()
+        step = _OPCODES.get(opcode)
+        if step is None:
+            raise CheckpointError(
+                f"the pickle has the opcode {opcode!r} at byte {machine.at - 1}, which no state dict of tensors needs"
+            )
+        step(machine)
+
+
+def _resolve(machine: _Machine, module: Any, name: Any) -> None:
+    full = f"{module}.{name}"
+    if full not in machine.globals:
+        raise CheckpointError(
+            f"the pickle asks for the global {full[:200]!r}, which no tensor of float32, float16 or bfloat16 needs. "
+            "Do not trust the file, or save the state dict alone"
+        )
+    machine.stack.append(machine.globals[full])
+
+
+def _global(machine: _Machine) -> None:
+    names = []
+    for _ in range(2):
+        end = machine.data.find(b"\n", machine.at, machine.at + 1024)
+        if end < 0:
+            raise CheckpointError(f"the pickle has an unfinished name at byte {machine.at}")
+        names.append(_text(machine.take(end - machine.at)))
+        machine.take(1)
+    _resolve(machine, *names)
+
+
+def _stack_global(machine: _Machine) -> None:
+    name, module = machine.pop(), machine.pop()
+    if not isinstance(name, str) or not isinstance(module, str):
+        raise CheckpointError(f"the pickle names a global with something other than text, at byte {machine.at}")
+    _resolve(machine, module, name)
+
+
+def _call(machine: _Machine) -> None:
+    arguments, function = machine.pop(), machine.pop()
+    if not callable(function) or type(arguments) is not tuple:
+        raise CheckpointError(f"the pickle calls something that is not a function, at byte {machine.at}")
+    try:
+        machine.stack.append(function(*arguments))
+    except TypeError as exc:
+        raise CheckpointError(f"the pickle describes a tensor with the wrong arguments ({exc})") from exc
+
+
+def _build(machine: _Machine) -> None:
+    """Attributes of an object: torch sets `_metadata`, versions of modules, on a state dict; it holds no tensor."""
+    machine.pop()
+    machine.top(dict)
+
+
+def _put(machine: _Machine, index: int) -> None:
+    if not machine.stack:
+        raise CheckpointError(f"the pickle remembers something it has not made, at byte {machine.at}")
+    machine.memo[index] = machine.stack[-1]
+
+
+def _get(machine: _Machine, index: int) -> None:
+    if index not in machine.memo:
+        raise CheckpointError(f"the pickle recalls item {index}, which it has not made, at byte {machine.at}")
+    machine.stack.append(machine.memo[index])
+
+
+def _set(machine: _Machine, items: list[Any]) -> None:
+    target = machine.top(dict)
+    if len(items) % 2:
+        raise CheckpointError(f"the pickle sets a key without a value, at byte {machine.at}")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        # Only scalars: hashing a tuple of tuples of tuples recurses in C, as deep as the file says.
+        if not isinstance(key, str | int | float | bytes | None):
+            raise CheckpointError(f"the pickle has a {type(key).__name__} as a key; a state dict's keys are names")
+        if isinstance(key, str) and key in target:
+            raise CheckpointError(f"the pickle names {key!r} twice; the file is damaged, download it again")
+        target[key] = value
+
+
+def _append(machine: _Machine, items: list[Any]) -> None:
+    machine.top(list).extend(items)
+
+
+def _tuple(machine: _Machine, size: int) -> None:
+    items = [machine.pop() for _ in range(size)]
+    machine.stack.append(tuple(reversed(items)))
+
+
+def _long(machine: _Machine) -> int:
+    return int.from_bytes(machine.take(machine.number("<B")), "little", signed=True)
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise CheckpointError(f"the pickle has text that is not UTF-8 ({exc})") from exc
+
+
+def _push(make: Callable[[_Machine], Any]) -> _Step:
+    return lambda m: m.stack.append(make(m))
+
+
+_OPCODES: dict[bytes, _Step] = {
+    b"\x80": lambda m: m.take(1),  # PROTO
+    b"\x95": lambda m: m.take(8),  # FRAME: a hint for readers of streams
+    b"(": lambda m: m.marks.append(len(m.stack)),
+    b"0": lambda m: m.pop(),
+    b"N": _push(lambda m: None),
+    b"\x88": _push(lambda m: True),
+    b"\x89": _push(lambda m: False),
+    b"J": _push(lambda m: m.number("<i")),
+    b"K": _push(lambda m: m.number("<B")),
+    b"M": _push(lambda m: m.number("<H")),
+    b"G": _push(lambda m: m.number(">d")),
+    b"\x8a": _push(_long),
+    b"X": _push(lambda m: _text(m.take(m.number("<I")))),
+    b"\x8c": _push(lambda m: _text(m.take(m.number("<B")))),
+    b"\x8d": _push(lambda m: _text(m.take(m.number("<Q")))),
+    b"B": _push(lambda m: m.take(m.number("<I"))),
+    b"C": _push(lambda m: m.take(m.number("<B"))),
+    b"]": _push(lambda m: []),
+    b"}": _push(lambda m: {}),
+    b")": _push(lambda m: ()),
+    b"t": lambda m: m.stack.append(tuple(m.pop_mark())),
+    b"\x85": lambda m: _tuple(m, 1),
+    b"\x86": lambda m: _tuple(m, 2),
+    b"\x87": lambda m: _tuple(m, 3),
+    b"q": lambda m: _put(m, m.number("<B")),
+    b"r": lambda m: _put(m, m.number("<I")),
+    b"\x94": lambda m: _put(m, len(m.memo)),  # MEMOIZE
+    b"h": lambda m: _get(m, m.number("<B")),
+    b"j": lambda m: _get(m, m.number("<I")),
+    b"a": lambda m: _append(m, [m.pop()]),
+    b"e": lambda m: _append(m, m.pop_mark()),
+    b"s": lambda m: _set(m, [m.pop(), m.pop()][::-1]),
+    b"u": lambda m: _set(m, m.pop_mark()),
+    b"c": _global,
+    b"\x93": _stack_global,
+    b"Q": lambda m: m.stack.append(m.persistent(m.pop())),
+    b"R": _call,
+    b"b": _build,
+}
+"""Opcodes of protocols 2 to 5 (`pickletools` describes them); instances, classes and extensions are left out."""

@@ -1,0 +1,144 @@
+"""The zip container as `torch.save` writes it: where each stored entry's bytes lie in a mapped file.
+
+Only what that writer uses is read: entries stored without compression, zip64, data descriptors. Sizes come from the
+central directory; the format is PKWARE's APPNOTE.TXT, whose section numbers stand beside the structures.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.errors import CheckpointError
+
+_END = struct.Struct("<4s4H2LH")  # 4.3.16, signature PK 5 6, at the very end but for a comment of up to 65,535 bytes
+_END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14, PK 6 6
+_LOCATOR64 = struct.Struct("<4sLQL")  # 4.3.15, PK 6 7, directly before the end record
+_CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12, PK 1 2
+_LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7, PK 3 4
+
+_ENCRYPTED = 0x2041
+"""Bits of the general-purpose flag that hide contents: 0, 6 and 13 (4.4.4)."""
+
+_DAMAGED = "the file is truncated or damaged, download it again"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    size: int
+    header: int
+
+
+def zip_entries(data: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    """The bytes of each entry under its name, as views of `data`.
+
+    Raises:
+        CheckpointError: no well-formed directory, a compressed or encrypted entry, entries outside the file or
+            overlapping, or a name twice.
+    """
+    found: dict[str, NDArray[np.uint8]] = {}
+    spans = []
+    for entry in _directory(data):
+        if entry.name in found:
+            raise CheckpointError(f"the zip entry {entry.name!r} appears twice; {_DAMAGED}")
+        start = _contents(data, entry)
+        found[entry.name] = data[start : start + entry.size]
+        spans.append((entry.header, start + entry.size, entry.name))
+    for (_, end, first), (header, _, second) in itertools.pairwise(sorted(spans)):
+        if header < end:
+            raise CheckpointError(f"the zip entries {first!r} and {second!r} overlap; {_DAMAGED}")
+    return found
+
+
+def _read(data: NDArray[np.uint8], layout: struct.Struct, at: int, magic: bytes, what: str) -> tuple[int, ...]:
+    """The fields of a structure behind its signature."""
+    if not 0 <= at <= len(data) - layout.size:
+        raise CheckpointError(f"the zip's {what} would be at byte {at} of {len(data)}; {_DAMAGED}")
+    signature, *fields = layout.unpack_from(data.data, at)
+    if signature != magic:
+        raise CheckpointError(f"the zip's {what} is not at byte {at}; {_DAMAGED}")
+    return tuple(fields)
+
+
+def _directory(data: NDArray[np.uint8]) -> Iterator[_Entry]:
+    count, size, offset = _directory_place(data)
+    if offset + size > len(data) or count * _CENTRAL.size > size:
+        raise CheckpointError(
+            f"the zip's directory of {count} entries, {size} bytes, does not fit at {offset}; {_DAMAGED}"
+        )
+    at = offset
+    for _ in range(count):
+        fields = _read(data, _CENTRAL, at, b"PK\x01\x02", "directory entry")
+        _, _, flags, method, _, _, _, packed, full, name_size, extra_size, comment_size, _, _, _, header = fields
+        at += _CENTRAL.size
+        if at + name_size + extra_size + comment_size > offset + size:
+            raise CheckpointError(f"a zip directory entry ends past byte {offset + size}; {_DAMAGED}")
+        name = _name(data[at : at + name_size])
+        extra = data[at + name_size : at + name_size + extra_size].tobytes()
+        at += name_size + extra_size + comment_size
+        full, packed, header = _wide(name, extra, full, packed, header)
+        if method != 0 or full != packed or flags & _ENCRYPTED:
+            raise CheckpointError(
+                f"the zip entry {name!r} is compressed or encrypted (method {method}, flags {flags:#x}); "
+                "torch.save stores plainly: unpack the file and save it again with torch.save"
+            )
+        yield _Entry(name, full, header)
+
+
+def _directory_place(data: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Entries, bytes and offset of the central directory."""
+    tail = data[-(_END.size + 0xFFFF) :].tobytes()
+    found = tail.rfind(b"PK\x05\x06")
+    if found < 0:
+        raise CheckpointError(f"no zip directory at the end; {_DAMAGED}")
+    end = len(data) - len(tail) + found
+    *_, count, size, offset, comment = _read(data, _END, end, b"PK\x05\x06", "end record")
+    if end + _END.size + comment != len(data):
+        raise CheckpointError(f"{len(data) - end - _END.size - comment} bytes after the zip's end record; {_DAMAGED}")
+    locator = end - _LOCATOR64.size
+    if locator >= 0 and data[locator : locator + 4].tobytes() == b"PK\x06\x07":
+        _, at, _ = _read(data, _LOCATOR64, locator, b"PK\x06\x07", "zip64 locator")
+        *_, count, size, offset = _read(data, _END64, at, b"PK\x06\x06", "zip64 end record")
+    return count, size, offset
+
+
+def _wide(name: str, extra: bytes, *values: int) -> tuple[int, ...]:
+    """`values` with those of 0xFFFFFFFF read from the zip64 field (4.5.3) of `extra`, in their order."""
+    wide = [value == 0xFFFFFFFF for value in values]
+    if not any(wide):
+        return values
+    at = 0
+    while at + 4 <= len(extra):
+        kind, size = struct.unpack_from("<2H", extra, at)
+        if kind == 1 and sum(wide) * 8 <= size and at + 4 + size <= len(extra):
+            read = iter(struct.unpack_from(f"<{sum(wide)}Q", extra, at + 4))
+            return tuple(next(read) if is_wide else value for value, is_wide in zip(values, wide, strict=True))
+        at += 4 + size
+    raise CheckpointError(f"the zip entry {name!r} lacks its 64-bit sizes; {_DAMAGED}")
+
+
+def _contents(data: NDArray[np.uint8], entry: _Entry) -> int:
+    """Where the entry's bytes start: behind its local header, whose extra field pads them to an aligned offset."""
+    *_, name_size, extra_size = _read(data, _LOCAL, entry.header, b"PK\x03\x04", f"header of {entry.name!r}")
+    at = entry.header + _LOCAL.size
+    start = at + name_size + extra_size
+    if start + entry.size > len(data):
+        raise CheckpointError(
+            f"the zip entry {entry.name!r} ends at byte {start + entry.size} of {len(data)}; {_DAMAGED}"
+        )
+    if _name(data[at : at + name_size]) != entry.name:
+        raise CheckpointError(f"the zip entry {entry.name!r} has another name in its own header; {_DAMAGED}")
+    return start
+
+
+def _name(raw: NDArray[np.uint8]) -> str:
+    try:
+        return raw.tobytes().decode()
+    except UnicodeDecodeError as exc:
+        raise CheckpointError(f"a zip entry's name is not UTF-8 ({exc}); {_DAMAGED}") from exc

@@ -1,0 +1,275 @@
+"""`LLM`: text in, text out, in five lines of Python. Everything below it speaks token ids."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.answer import Answer, Completion, Scored
+from puna.backend import Backend
+from puna.config import GenerationConfig, LlamaConfig
+from puna.engine import Engine, Request, Sampling
+from puna.errors import BackendError, MissingExtraError, RequestError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
+
+Message = Mapping[str, Any]
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of `LLM.generate`, `LLM.chat` and `LLM.stream`.
+
+    max_tokens: most tokens to generate (256); None fills the model's context.
+    temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `puna.engine.Sampling`; the likeliest token
+        unless a temperature is given.
+    stop: text that ends the answer and is not part of it, or several.
+    """
+
+    max_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+
+
+class LLM:
+    """A LLaMA model that generates text.
+
+    Args:
+        path: a folder in Hugging Face's layout, a GGUF file, or None for the default model.
+        backend: "torch", "native", or "auto" for the fastest one available here.
+        threads: processor threads; None means one per physical core.
+        device: a PyTorch device such as "cuda"; None means the processor.
+        dtype: the type to compute in, such as "bfloat16"; None means float32 on the processor.
+
+    Raises:
+        ModelNotFoundError: when there is no model at `path`; the message tells how to get one.
+        CheckpointError: when the model's files are not whole or do not fit together.
+        BackendError: when the backend cannot run here.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        from puna.checkpoint import locate_model
+
+        self.path = locate_model(path)
+        self._backend, self.generation_config = _open_backend(self.path, backend, threads, device, dtype)
+        self._engine = Engine(self._backend)
+        self._results: dict[int, Answer | Scored] = {}
+
+    @property
+    def config(self) -> LlamaConfig:
+        """The model's configuration."""
+        return self._backend.config
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs the model."""
+        return self._backend.name
+
+    @functools.cached_property
+    def tokenizer(self) -> LlamaTokenizer | LlamaTokenizerFast:
+        """The model's tokenizer, with `encode` and `decode`."""
+        from puna.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.path)
+
+    @overload  # mypy sees that an empty list fits both; it is refused when called
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: str | Sequence[int], **options: Unpack[Options]
+    ) -> Completion: ...
+
+    @overload
+    def generate(self, prompt: Sequence[str], **options: Unpack[Options]) -> list[Completion]: ...
+
+    def generate(
+        self, prompt: str | Sequence[int] | Sequence[str], **options: Unpack[Options]
+    ) -> Completion | list[Completion]:
+        """Continues a prompt: text or token ids. A list of prompts gives a list of completions.
+
+        Raises:
+            RequestError: when prompt and answer do not fit the context, or an option is out of range.
+        """
+        if not isinstance(prompt, str) and any(isinstance(item, str) for item in prompt):
+            return self._complete([self._answer(self._encode(item), primed=True, options=options) for item in prompt])
+        return self._complete([self._answer(self._encode(prompt), primed=True, options=options)])[0]
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Completion:
+        """Answers a conversation: messages with "role" ("system", "user", "assistant") and "content".
+
+        Raises:
+            ChatTemplateError: when the model has no chat template, or its template refuses the conversation.
+            RequestError: as in `generate`.
+        """
+        return self._complete([self._answer(self._render(messages), primed=False, options=options)])[0]
+
+    def stream(self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]) -> Iterator[str]:
+        """Yields the answer's text as it comes; a list of messages is answered as in `chat`.
+
+        Raises as `generate` and `chat` do, before the first piece is asked for.
+        """
+        return self.start(prompt, **options)[1]
+
+    def start(
+        self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]
+    ) -> tuple[Answer, Iterator[str]]:
+        """What `stream` yields, and beside it the answer, whose `completion()` holds once the text has ended."""
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
+            messages: Any = prompt
+            answer = self._answer(self._render(messages), primed=False, options=options)
+        else:
+            ids: Any = prompt
+            answer = self._answer(self._encode(ids), primed=True, options=options)
+        return answer, self._run(answer)
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The model's logits after each token: float32, (T, vocab_size).
+
+        Raises:
+            RequestError: when there is no token, one is not in the vocabulary, or they exceed the context.
+        """
+        return np.concatenate(list(self._prompt_logits(token_ids)))
+
+    def nll(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
+        """Negative log-likelihood in nats of each token after the first, given those before it: (T - 1,)."""
+        losses = []
+        done = 0
+        for rows in self._prompt_logits(token_ids):
+            following = np.asarray(token_ids[done + 1 : done + 1 + len(rows)], dtype=np.int64)
+            losses.append(_nll(rows[: len(following)], following))
+            done += len(rows)
+        return np.concatenate(losses)
+
+    def _prompt_logits(self, token_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        scored = Scored(Request(tuple(token_ids), max_tokens=0, prompt_logits=True))
+        with self._submitted([scored]):
+            while not scored.finished:
+                self._step()
+                yield from scored.take()
+
+    def _encode(self, prompt: str | Sequence[int] | Any) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+            if not ids and self.config.bos_token_id is not None:
+                ids = [self.config.bos_token_id]  # an empty text begins where every text begins
+            return tuple(ids)
+        return tuple(int(token) for token in prompt)
+
+    def _render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return tuple(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
+
+    def _answer(self, prompt_ids: tuple[int, ...], *, primed: bool, options: Options) -> Answer:
+        """Checks a request. `primed` text continues the prompt, spaces included; a chat answer stands alone."""
+        request, stop = self._request(prompt_ids, **options)
+        self._engine.check(request)
+        return Answer(request, self.tokenizer, stop, primed=primed)
+
+    def _request(
+        self,
+        prompt_ids: tuple[int, ...],
+        max_tokens: int | None = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> tuple[Request, tuple[str, ...]]:
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if any(not isinstance(text, str) or not text for text in stops):
+            raise RequestError(f"stop is {stop!r}; it must be one or several pieces of text, none of them empty")
+        if max_tokens is None:
+            max_tokens = max(0, self.config.context_length - len(prompt_ids))
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        return Request(prompt_ids, max_tokens, sampling, self._stop_ids()), stops
+
+    def _stop_ids(self) -> frozenset[int]:
+        own = self.tokenizer.eos_token_id
+        return frozenset(self.generation_config.eos_token_ids) | (frozenset() if own is None else frozenset({own}))
+
+    def _complete(self, answers: Sequence[Answer]) -> list[Completion]:
+        with self._submitted(answers):
+            while not all(answer.finished for answer in answers):
+                self._step()
+        return [answer.completion() for answer in answers]
+
+    def _run(self, answer: Answer) -> Iterator[str]:
+        with self._submitted([answer]):
+            while not answer.finished:
+                self._step()
+                yield from answer.take()
+            yield from answer.take()  # what came while the stream rested
+
+    @contextmanager
+    def _submitted(self, results: Sequence[Answer] | Sequence[Scored]) -> Iterator[None]:
+        """Submits requests; whatever happens, none of them is left in the engine."""
+        ids = []
+        try:
+            for result in results:
+                ids.append(self._engine.submit(result.request))
+                self._results[ids[-1]] = result
+            yield
+        finally:
+            for request_id in ids:
+                self._engine.cancel(request_id)
+                del self._results[request_id]
+
+    def _step(self) -> None:
+        """One engine step; its events go to whoever waits for them, also to a stream that rests between two pieces."""
+        started = time.perf_counter()
+        events = self._engine.step()
+        ended = time.perf_counter()
+        for event in events:
+            result = self._results[event.request_id]
+            result.feed(event, started, ended)
+            if result.finished:
+                self._engine.cancel(event.request_id)
+
+
+def _nll(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """-log softmax(logits)[target] for each row, in float64."""
+    rows = logits.astype(np.float64)
+    rows -= rows.max(axis=-1, keepdims=True)
+    chosen = rows[np.arange(len(targets)), targets]
+    losses: NDArray[np.float64] = np.log(np.exp(rows).sum(axis=-1)) - chosen
+    return losses
+
+
+def _open_backend(
+    path: Path, name: str, threads: int | None, device: str | None, dtype: str | None
+) -> tuple[Backend, GenerationConfig]:
+    if name not in ("auto", "torch", "native"):
+        raise BackendError(f"backend is {name!r}; it must be 'auto', 'torch' or 'native'")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise BackendError(f"threads is {threads!r}; it must be a whole number, 1 or more")
+    if name == "native":
+        raise BackendError("backend 'native' cannot run models yet; use backend='torch'")
+    try:
+        from puna.model import TorchBackend
+    except ModuleNotFoundError as exc:
+        if exc.name != "torch":
+            raise
+        raise MissingExtraError("running a model needs PyTorch; install it with: pip install 'puna[torch]'") from exc
+    backend = TorchBackend.from_pretrained(path, threads=threads, device=device, dtype=dtype)
+    return backend, backend.generation_config

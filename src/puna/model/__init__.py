@@ -1,0 +1,25 @@
+"""The PyTorch model: the readable definition of LLaMA, used for training, on GPUs and as the oracle."""
+
+from puna.model.backend import TorchBackend
+from puna.model.cache import KVCache
+from puna.model.causal_lm import LlamaForCausalLM
+from puna.model.classification import LlamaForSequenceClassification
+from puna.model.llama import LlamaModel
+from puna.model.outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    GenerateOutput,
+    SequenceClassifierOutputWithPast,
+)
+
+__all__ = [
+    "BaseModelOutputWithPast",
+    "CausalLMOutputWithPast",
+    "GenerateOutput",
+    "KVCache",
+    "LlamaForCausalLM",
+    "LlamaForSequenceClassification",
+    "LlamaModel",
+    "SequenceClassifierOutputWithPast",
+    "TorchBackend",
+]

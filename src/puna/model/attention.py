@@ -1,0 +1,147 @@
+"""Scaled dot-product attention over grouped heads, and the masks it takes.
+
+Legend: B batch, T tokens (queries), S keys (cached and new), H heads, K kv heads, E head width.
+
+A query that may look at nothing (a padding token on the left) gets zeros, in every dtype, forward and backward: its
+mask is opened, so that its softmax is finite, and its output is then set to zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puna.errors import RequestError
+from puna.model.rope import LengthRotation, rotate
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """Who looks at whom.
+
+    Attributes:
+        allowed: bool, True where the query may look at the key, or float, to be added to the scores;
+            (B or 1, H or 1, T, S). None: everything is allowed, or plain causal order.
+        empty: (B or 1, H or 1, T, 1) True for queries that may look at nothing; their rows of `allowed` are open. None
+            where there are none.
+        causal: plain causal order over T == S, which the kernels know without a mask.
+    """
+
+    allowed: Tensor | None = None
+    empty: Tensor | None = None
+    causal: bool = False
+
+    def columns(self, of: slice) -> AttentionMask:
+        """The mask of some of the queries."""
+        assert not self.causal, "cutting needs an explicit mask"
+        return AttentionMask(
+            None if self.allowed is None else self.allowed[:, :, of],
+            None if self.empty is None else self.empty[:, :, of],
+        )
+
+
+def build_mask(attention_mask: Tensor | None, x: Tensor, past: int, explicit: bool) -> AttentionMask:
+    """The mask of the new tokens x, (B, T, D), behind `past` cached ones.
+
+    Args:
+        attention_mask: None; (B, S) with 0 for padding, which causal order is added to; or (B or 1, H or 1, T, S), bool
+            (True: look) or float (added to the scores), which is taken as it is.
+        x: the embedded tokens.
+        past: cached tokens, so that S = past + T.
+        explicit: spell causal order out, for whoever does not go through the kernels' own.
+
+    Raises:
+        RequestError: when the mask has another shape or type.
+    """
+    batch, tokens = x.shape[:2]
+    total = past + tokens
+    if attention_mask is not None:
+        attention_mask = attention_mask.to(x.device)
+        if attention_mask.dim() == 4:
+            return _read_4d(attention_mask, x, total)
+        if attention_mask.shape != (batch, total):
+            raise RequestError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; it must cover cached and new tokens, (batch, "
+                f"past + tokens) = {(batch, total)}, or be given in full, (batch, 1, tokens, past + tokens)"
+            )
+        attention_mask = attention_mask.bool()
+        if attention_mask.all():
+            attention_mask = None
+    if attention_mask is None and not explicit and tokens == total:
+        return AttentionMask(causal=True)
+    if attention_mask is None and tokens == 1:
+        return AttentionMask()
+    causal = torch.ones(tokens, total, dtype=torch.bool, device=x.device).tril(past)  # (T, S)
+    allowed = causal[None, None] if attention_mask is None else causal & attention_mask[:, None, None]
+    return _open_empty_rows(allowed, ~allowed)
+
+
+def _read_4d(mask: Tensor, x: Tensor, total: int) -> AttentionMask:
+    if mask.shape[0] not in (1, x.shape[0]) or mask.shape[2:] != (x.shape[1], total):
+        raise RequestError(
+            f"attention_mask has shape {tuple(mask.shape)}; its last two sizes must be new tokens and cached plus new "
+            f"ones, {(x.shape[1], total)}, its first the batch, {x.shape[0]}, or 1"
+        )
+    if mask.dtype == torch.bool:
+        return _open_empty_rows(mask, ~mask)
+    if not mask.is_floating_point():
+        raise RequestError(
+            f"attention_mask is of type {mask.dtype}; with four dimensions it must be bool (True: look) or float "
+            "(added to the scores)"
+        )
+    # What the reference adds to forbid a key is the lowest number of the dtype, or twice that: minus infinity.
+    return _open_empty_rows(mask, mask <= torch.finfo(mask.dtype).min, x.dtype)
+
+
+def _open_empty_rows(allowed: Tensor, forbidden: Tensor, dtype: torch.dtype | None = None) -> AttentionMask:
+    empty = forbidden.all(dim=-1, keepdim=True)  # (B, H, T, 1)
+    if empty.any():
+        allowed = allowed.masked_fill(empty, True if dtype is None else 0.0)
+    return AttentionMask(allowed if dtype is None else allowed.to(dtype), empty if empty.any() else None)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float, weights: bool
+) -> tuple[Tensor, Tensor | None]:
+    """softmax(q k' / sqrt(E) + mask) v, with q (B, H, T, E), k and v (B, K, S, E); query head h reads kv head h K // H.
+
+    Returns (B, H, T, E), and the weights (B, H, T, S) where they are wanted, which takes the slower way of doing it in
+    the open.
+    """
+    if weights:
+        return _eager(q, k, v, mask, dropout)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask.allowed, dropout_p=dropout, is_causal=mask.causal, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out if mask.empty is None else out.masked_fill(mask.empty, 0.0), None
+
+
+def _eager(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> tuple[Tensor, Tensor]:
+    assert not mask.causal, "the eager twin needs an explicit mask"
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)  # (B, H, S, E)
+    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5  # (B, H, T, S)
+    if mask.allowed is not None and mask.allowed.dtype == torch.bool:
+        scores = scores.masked_fill(~mask.allowed, float("-inf"))
+    elif mask.allowed is not None:
+        scores = scores + mask.allowed
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+    if mask.empty is not None:
+        weights = weights.masked_fill(mask.empty, 0.0)
+    weights = F.dropout(weights, dropout)
+    return weights @ v, weights
+
+
+def attend_by_length(
+    q: Tensor, k: Tensor, v: Tensor, rope: LengthRotation, mask: AttentionMask, dropout: float, weights: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`attend` where keys turn by the query's frequencies: once for each run of queries that share them."""
+    parts = [
+        attend(rotate(q[:, :, columns], of_queries), rotate(k, of_keys), v, mask.columns(columns), dropout, weights)
+        for columns, of_queries, of_keys in rope
+    ]
+    out = torch.cat([part[0] for part in parts], dim=2)  # (B, H, T, E)
+    return out, torch.cat([part[1] for part in parts if part[1] is not None], dim=2) if weights else None

@@ -1,0 +1,150 @@
+"""`LlamaForCausalLM`: the next token's logits, the loss of predicting it, and `generate()`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from puna.config import LlamaConfig
+from puna.errors import RequestError
+from puna.model.cache import KVCache, LegacyCache
+from puna.model.generate import generate
+from puna.model.llama import LlamaModel
+from puna.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from puna.model.pretrained import LlamaPreTrainedModel, choose
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in nats, float32, of predicting labels (B, T) one step ahead from logits (B, T, V).
+
+    Labels of -100 are ignored; where all are, the loss is 0 (and not NaN, which would end a training run).
+    """
+    targets = labels[:, 1:].flatten().to(logits.device)
+    total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum")
+    return total / (targets != -100).sum().clamp(min=1)
+
+
+class LlamaForCausalLM(LlamaPreTrainedModel):
+    """`LlamaModel` and a linear head over the vocabulary."""
+
+    head = "lm"
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.init_weights(self.lm_head)
+        self.tie_weights()
+
+    generate = generate
+
+    def get_decoder(self) -> LlamaModel:
+        """The `LlamaModel` inside."""
+        return self.model
+
+    def set_decoder(self, decoder: LlamaModel) -> None:
+        """Replaces the `LlamaModel` inside."""
+        self.model = decoder
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the head."""
+        self.lm_head = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: LegacyCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_logits_to_keep: int | None = None,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Logits of the next token, in the dtype of the weights.
+
+        `pretraining_tp` changes no result: the slices the original training summed are computed whole, which differs in
+        rounding only.
+
+        Args:
+            labels: (B, T) ids to be predicted, shifted in here, -100 where nothing is; needs all logits.
+            logits_to_keep: compute logits for the last so many tokens only (0: all), or for the tokens at these
+                indices (1-D).
+            num_logits_to_keep: the older name of `logits_to_keep`.
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_attentions,
+                output_hidden_states, return_dict: as in `LlamaModel.forward`.
+        """
+        keep = logits_to_keep if num_logits_to_keep is None else num_logits_to_keep
+        if labels is not None and not (isinstance(keep, int) and keep == 0):
+            raise RequestError(f"labels need the logits of all tokens, but logits_to_keep is {keep}; leave it out")
+        base: BaseModelOutputWithPast = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        states = base.last_hidden_state  # (B, T, D)
+        logits: Tensor = self.lm_head(states[:, -keep:] if isinstance(keep, int) else states[:, keep])  # (B, kept, V)
+        out = CausalLMOutputWithPast(
+            loss=None if labels is None else next_token_loss(logits, labels),
+            logits=logits,
+            past_key_values=base.past_key_values,
+            hidden_states=base.hidden_states,
+            attentions=base.attentions,
+        )
+        return out if choose(return_dict, self.config.use_return_dict) else out.to_tuple()
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: LegacyCache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+    ) -> dict[str, Any]:
+        """Arguments of forward for the next step: the tokens not cached yet, at the positions the mask gives them.
+
+        Args:
+            input_ids: (B, all tokens so far). The mask, where given, says how many tokens there are with the cached
+                ones, so a cache may hold tokens that `input_ids` does not (a trained prefix).
+            past_key_values: the cache; attention_mask: (B, cached + new tokens).
+            inputs_embeds: used in place of `input_ids` while nothing is cached.
+        """
+        past = past_key_values[0][0].shape[2] if past_key_values else 0
+        embeds = inputs_embeds if inputs_embeds is not None and not past else None
+        total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
+        if embeds is None and total <= past:
+            raise RequestError(f"the prompt has {total} tokens and {past} are cached; leave at least one to run")
+        if position_ids is None and attention_mask is not None:
+            position_ids = attention_mask.long().cumsum(-1) - 1
+            position_ids = position_ids.masked_fill(attention_mask == 0, 1)[:, past:]
+        return {
+            "input_ids": input_ids[:, past - total :] if embeds is None else None,
+            "inputs_embeds": embeds,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "use_cache": use_cache,
+        }
+
+    @staticmethod
+    def _reorder_cache(past_key_values: LegacyCache, beam_idx: Tensor) -> KVCache:
+        """The cache with its rows chosen by `beam_idx`; the name is the reference's."""
+        cache = past_key_values if isinstance(past_key_values, KVCache) else KVCache(past_key_values)
+        return cache.reorder(beam_idx)

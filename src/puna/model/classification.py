@@ -1,0 +1,106 @@
+"""`LlamaForSequenceClassification`: a label for each text, read off its last token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from puna.config import LlamaConfig
+from puna.model.cache import LegacyCache
+from puna.model.llama import LlamaModel
+from puna.model.outputs import BaseModelOutputWithPast, SequenceClassifierOutputWithPast
+from puna.model.pretrained import LlamaPreTrainedModel, choose
+
+
+class LlamaForSequenceClassification(LlamaPreTrainedModel):
+    """`LlamaModel` and a linear head over the labels, applied to the last token of each text."""
+
+    head = "classification"
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = LlamaModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.init_weights(self.score)
+
+    def get_decoder(self) -> LlamaModel:
+        """The `LlamaModel` inside."""
+        return self.model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: LegacyCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
+        """Logits of the labels, (B, num_labels).
+
+        Args:
+            labels: (B,) classes for a cross-entropy, (B,) or (B, num_labels) numbers for a regression's mean squared
+                error, (B, num_labels) of 0 and 1 as floats for several labels at once. `config.problem_type` says
+                which; without it one label means regression, whole numbers mean classes.
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_attentions,
+                output_hidden_states, return_dict: as in `LlamaModel.forward`.
+        """
+        base: BaseModelOutputWithPast = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        states = base.last_hidden_state  # (B, T, D)
+        last = self._last_tokens(input_ids, attention_mask, states)
+        logits: Tensor = self.score(states[torch.arange(len(states), device=states.device), last])  # (B, labels)
+        out = SequenceClassifierOutputWithPast(
+            loss=None if labels is None else self._loss(logits, labels.to(logits.device)),
+            logits=logits,
+            past_key_values=base.past_key_values,
+            hidden_states=base.hidden_states,
+            attentions=base.attentions,
+        )
+        return out if choose(return_dict, self.config.use_return_dict) else out.to_tuple()
+
+    def _last_tokens(self, input_ids: Tensor | None, attention_mask: Tensor | None, states: Tensor) -> Tensor:
+        """Index of the last token of each text, (B,): by the mask, else by the padding id, else the last of the row.
+
+        The mask comes first because a padding id may also be a word of the text (often it is eos).
+        """
+        tokens = states.shape[1]
+        if attention_mask is not None and attention_mask.dim() == 2:
+            real = attention_mask[:, -tokens:].bool()
+        elif input_ids is not None and self.config.pad_token_id is not None:
+            real = input_ids != self.config.pad_token_id
+        else:
+            real = states.new_ones(states.shape[:2], dtype=torch.bool)
+        index = torch.arange(tokens, device=states.device)
+        last = (index * real.to(states.device)).max(dim=1).values
+        return torch.where(real.any(dim=1).to(states.device), last, tokens - 1)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = logits.float()
+        problem = self.config.problem_type
+        if problem is None and self.num_labels == 1:
+            problem = "regression"
+        elif problem is None:
+            problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        if problem == "regression":
+            return F.mse_loss(logits, labels.float().view_as(logits))
+        if problem == "single_label_classification":
+            return F.cross_entropy(logits, labels.flatten())
+        return F.binary_cross_entropy_with_logits(logits, labels.float())

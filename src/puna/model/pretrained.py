@@ -1,0 +1,240 @@
+"""What all LLaMA classes share: initial weights, embeddings, gradient checkpointing, loading and saving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import nn
+
+from puna.checkpoint import open_checkpoint
+from puna.config import GenerationConfig, LlamaConfig
+from puna.errors import ConfigError, RequestError
+from puna.model.loading import choose_dtype, load, save
+
+if TYPE_CHECKING:
+    from puna.model.llama import LlamaModel
+
+Self = TypeVar("Self", bound="LlamaPreTrainedModel")
+
+
+def choose(asked: bool | None, default: bool) -> bool:
+    """An argument of forward, or the configuration's default where it was not given."""
+    return default if asked is None else asked
+
+
+def new_embedding(rows: int, width: int, padding_idx: int | None) -> nn.Embedding:
+    """An embedding without values yet.
+
+    The plain constructor draws some, which on the meta device makes PyTorch import its compiler: 2.5 s of a load.
+    """
+    empty = torch.empty(rows, width)
+    embedding: nn.Embedding = nn.Embedding.from_pretrained(empty, False, padding_idx)  # type: ignore[no-untyped-call]
+    return embedding
+
+
+class LlamaPreTrainedModel(nn.Module):
+    """Base of `LlamaModel` and the models with a head."""
+
+    config_class = LlamaConfig
+    base_model_prefix = "model"
+    head: ClassVar[Literal["lm", "classification", "none"]] = "none"
+    """What stands on the hidden states; `puna.checkpoint` names the heads of checkpoints alike."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.generation_config = GenerationConfig.from_model_config(config)
+        self.gradient_checkpointing = False
+        self.attn_implementation: str = config.extra.get("attn_implementation") or "sdpa"
+        if self.attn_implementation not in ("sdpa", "eager"):
+            raise ConfigError(
+                f"attn_implementation is {self.attn_implementation!r}; it must be 'sdpa', which picks flash kernels by "
+                "itself, or 'eager'"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        path: str | Path,
+        *,
+        config: LlamaConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        attn_implementation: str | None = None,
+        num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
+        problem_type: str | None = None,
+    ) -> Self:
+        """The model in a Hugging Face folder or a GGUF file, in evaluation mode.
+
+        A head the checkpoint does not have is drawn anew, with a warning.
+
+        Args:
+            path: a folder or a file on this machine.
+            config: used in place of the checkpoint's.
+            dtype: of the weights in memory: float32 by default, "auto" for the type they are stored in (float32 where
+                they are quantised); `torch_dtype` is the older name.
+            device: where the weights go; the CPU by default.
+            attn_implementation: "sdpa" (default) or "eager".
+            num_labels, id2label, label2id, problem_type: of a classification head, in place of the configuration's.
+
+        Raises:
+            ModelNotFoundError: there is nothing at `path`.
+            CheckpointError: the files are damaged, or do not fit the configuration.
+            ConfigError: the configuration is not a LLaMA's, or an argument is out of range.
+        """
+        checkpoint = open_checkpoint(path)
+        asked = {
+            "attn_implementation": attn_implementation,
+            "num_labels": num_labels,
+            "id2label": id2label,
+            "label2id": label2id,
+            "problem_type": problem_type,
+        }
+        overrides = {name: value for name, value in asked.items() if value is not None}
+        fields = (config or checkpoint.config).to_dict()
+        wanted = LlamaConfig.from_dict(fields, **overrides)
+        chosen = choose_dtype(dtype if dtype is not None else torch_dtype, checkpoint)
+        model = load(cls, checkpoint, wanted, chosen, torch.device(device or "cpu"))
+        if checkpoint.generation_config is not None:
+            model.generation_config = checkpoint.generation_config
+        return model
+
+    def save_pretrained(
+        self, folder: str | Path, max_shard_size: int | str = "5GB", safe_serialization: bool = True
+    ) -> None:
+        """Writes config.json, generation_config.json (with a language model's head) and model.safetensors.
+
+        Args:
+            folder: is made if needed.
+            max_shard_size: bytes or a string such as "2GB"; larger models are split into several files with an index.
+            safe_serialization: only True: weights are written as safetensors, which every release reads.
+        """
+        if not safe_serialization:
+            raise RequestError("safe_serialization is False; only safetensors are written, leave it True")
+        save(self, folder, max_shard_size)
+        if self.head == "lm":
+            self.generation_config.save_pretrained(folder)
+
+    def init_weights(self, module: nn.Module) -> None:
+        """Draws the initial weights of a linear layer or embedding; others, and those without memory, stay as they are.
+
+        Normal(0, initializer_range), biases and the padding row 0 (the reference's code; its documentation speaks of a
+        truncated normal).
+        """
+        if not isinstance(module, nn.Linear | nn.Embedding) or module.weight.is_meta:
+            return
+        nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx].zero_()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self.parameters()).dtype
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Parameters, tied ones counted once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    # ---- embeddings
+
+    def get_decoder(self) -> LlamaModel:
+        """The `LlamaModel` inside."""
+        raise NotImplementedError
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embeddings."""
+        return self.get_decoder().embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the token embeddings."""
+        self.get_decoder().embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The language model's head; None for a model without one."""
+        return None
+
+    def tie_weights(self) -> None:
+        """Makes the head share the embedding matrix, where the configuration says so."""
+        head = self.get_output_embeddings()
+        if head is not None and self.config.tie_word_embeddings:
+            head.weight = self.get_input_embeddings().weight
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
+        """Grows or cuts the vocabulary of embeddings and head to `new_num_tokens` rows; new rows are drawn anew.
+
+        Args:
+            new_num_tokens: rows; by default as many as there are.
+            pad_to_multiple_of: rounds the rows up.
+
+        Returns:
+            The embeddings; `config.vocab_size` is their number of rows.
+        """
+        old = self.get_input_embeddings()
+        rows = old.num_embeddings if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
+        padding = self.config.pad_token_id
+        if rows < 1 or (padding is not None and rows <= padding):
+            raise RequestError(f"new_num_tokens is {rows}; it must leave a row and the padding token ({padding})")
+        if rows == old.num_embeddings:
+            return old
+        new = new_embedding(rows, self.config.hidden_size, padding).to(old.weight)
+        self._copy_rows(old, new)
+        self.set_input_embeddings(new)
+        head = self.get_output_embeddings()
+        if head is not None:
+            resized = nn.Linear(head.in_features, rows, bias=False, device=head.weight.device, dtype=head.weight.dtype)
+            self._copy_rows(head, resized)
+            head.weight, head.out_features = resized.weight, rows
+            self.tie_weights()
+        self.config.vocab_size = rows
+        return new
+
+    def _copy_rows(self, old: nn.Embedding | nn.Linear, new: nn.Embedding | nn.Linear) -> None:
+        self.init_weights(new)
+        kept = min(old.weight.shape[0], new.weight.shape[0])
+        with torch.no_grad():
+            new.weight[:kept] = old.weight[:kept]
+        new.weight.requires_grad_(old.weight.requires_grad)
+
+    # ---- training
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Trades time for memory in training: each layer is computed again on the way back; no cache is returned.
+
+        Args:
+            gradient_checkpointing_kwargs: None or {"use_reentrant": False}; the re-entrant kind loses gradients when
+                the embeddings are frozen and is not offered.
+        """
+        if dict(gradient_checkpointing_kwargs or {}) not in ({}, {"use_reentrant": False}):
+            raise RequestError(
+                f"gradient_checkpointing_kwargs is {gradient_checkpointing_kwargs!r}; the only setting is "
+                "{'use_reentrant': False}"
+            )
+        self.get_decoder().gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keeps what the way back needs, as usual."""
+        self.get_decoder().gradient_checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether gradient checkpointing is on."""
+        return self.get_decoder().gradient_checkpointing

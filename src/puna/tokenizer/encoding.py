@@ -1,0 +1,293 @@
+"""What a tokenizer call returns: `Encoding`, one sequence with its columns, and `BatchEncoding`, the dictionary of all.
+
+Truncation and padding are views: a sequence keeps what the engine produced and which of its tokens were kept.
+"""
+
+from __future__ import annotations
+
+from collections import UserDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from puna.errors import MissingExtraError, TokenizerError
+
+T = TypeVar("T")
+
+
+class Columns(Protocol):
+    """One encoded sequence or pair, a column per token property; `tokenizers.Encoding` is one."""
+
+    @property
+    def ids(self) -> list[int]:
+        """See `Encoding.ids`, and likewise below."""
+
+    @property
+    def tokens(self) -> list[str]:
+        """The vocabulary's spelling."""
+
+    @property
+    def type_ids(self) -> list[int]:
+        """First or second text."""
+
+    @property
+    def special_tokens_mask(self) -> list[int]:
+        """1 for special tokens."""
+
+    @property
+    def sequence_ids(self) -> list[int | None]:
+        """First or second text, None for special tokens."""
+
+    @property
+    def word_ids(self) -> list[int | None]:
+        """Piece of the pre-tokenizer."""
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """Characters of the text."""
+
+
+class CharSpan(NamedTuple):
+    """Characters `start` up to, not including, `end`."""
+
+    start: int
+    end: int
+
+
+class TokenSpan(NamedTuple):
+    """Tokens `start` up to, not including, `end`."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One sequence: the engine's columns, the tokens kept of them (None: all), and the padding on either side."""
+
+    columns: Columns
+    kept: tuple[int, ...] | None = None
+    left: int = 0
+    right: int = 0
+    pad_id: int = 0
+    pad_token: str = ""
+    pad_type_id: int = 0
+
+    def padded(self, count: int, side: str, pad_id: int, pad_token: str) -> Encoding:
+        """The same with `count` padding tokens on `side`."""
+        left, right = (count, 0) if side == "left" else (0, count)
+        return replace(self, left=left, right=right, pad_id=pad_id, pad_token=pad_token)
+
+    def _view(self, column: list[T], pad: T) -> list[T]:
+        kept = column if self.kept is None else [column[index] for index in self.kept]
+        return [pad] * self.left + kept + [pad] * self.right
+
+    def __len__(self) -> int:
+        return self.left + self.right + (len(self.columns.ids) if self.kept is None else len(self.kept))
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids."""
+        return self._view(self.columns.ids, self.pad_id)
+
+    @property
+    def tokens(self) -> list[str]:
+        """The vocabulary's spelling of each token."""
+        return self._view(self.columns.tokens, self.pad_token)
+
+    @property
+    def type_ids(self) -> list[int]:
+        """0 for the first sequence of a pair, 1 for the second."""
+        return self._view(self.columns.type_ids, self.pad_type_id)
+
+    @property
+    def special_tokens_mask(self) -> list[int]:
+        """1 for tokens that were added around the text, and for padding."""
+        return self._view(self.columns.special_tokens_mask, 1)
+
+    @property
+    def attention_mask(self) -> list[int]:
+        """0 for padding."""
+        return [0] * self.left + [1] * (len(self) - self.left - self.right) + [0] * self.right
+
+    @property
+    def sequence_ids(self) -> list[int | None]:
+        """Which text of a pair a token comes from; None where from neither."""
+        return self._view(self.columns.sequence_ids, None)
+
+    @property
+    def word_ids(self) -> list[int | None]:
+        """Which piece of the pre-tokenizer a token comes from."""
+        return self._view(self.columns.word_ids, None)
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """The characters of the text behind each token; (0, 0) for special tokens and padding."""
+        return self._view(self.columns.offsets, (0, 0))
+
+    @property
+    def n_sequences(self) -> int:
+        """2 for a pair, else 1."""
+        return 2 if 1 in self.columns.sequence_ids else 1
+
+    def char_to_token(self, char_index: int, sequence_index: int = 0) -> int | None:
+        """The token behind a character, or None."""
+        for index, (sequence, (start, end)) in enumerate(zip(self.sequence_ids, self.offsets, strict=True)):
+            if sequence == sequence_index and start <= char_index < end:
+                return index
+        return None
+
+    def word_to_tokens(self, word_index: int, sequence_index: int = 0) -> TokenSpan | None:
+        """The tokens of a word, or None."""
+        pairs = zip(self.sequence_ids, self.word_ids, strict=True)
+        found = [index for index, pair in enumerate(pairs) if pair == (sequence_index, word_index)]
+        return TokenSpan(found[0], found[-1] + 1) if found else None
+
+
+class BatchEncoding(UserDict[str, Any]):
+    """A dictionary of columns (`input_ids`, `attention_mask`, ...) whose keys are attributes too.
+
+    Args:
+        data: the columns.
+        encodings: the sequences behind them; only the fast tokenizer gives them.
+        tensor_type: "np" or "pt" to convert at once.
+        prepend_batch_axis: whether a batch axis is put in front before converting.
+    """
+
+    def __init__(
+        self,
+        data: dict[str, Any] | None = None,
+        encodings: Sequence[Encoding] | None = None,
+        tensor_type: str | None = None,
+        prepend_batch_axis: bool = False,
+    ) -> None:
+        super().__init__(data)
+        self._encodings = None if encodings is None else list(encodings)
+        self.convert_to_tensors(tensor_type, prepend_batch_axis)
+
+    def __getitem__(self, item: str | int | slice) -> Any:
+        if isinstance(item, str):
+            return self.data[item]
+        if self._encodings is not None:
+            return self._encodings[item]
+        if isinstance(item, slice):
+            return {key: value[item] for key, value in self.data.items()}
+        raise KeyError(f"{item!r}: only the fast tokenizer gives sequences by number; ask for one of {list(self.data)}")
+
+    def __getattr__(self, name: str) -> Any:
+        data = self.__dict__.get("data", {})  # absent while unpickling
+        if name in data:
+            return data[name]
+        raise AttributeError(f"no column {name!r}; there are {sorted(data)}")
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the fast tokenizer made this."""
+        return self._encodings is not None
+
+    @property
+    def encodings(self) -> list[Encoding] | None:
+        """The sequences, where the fast tokenizer made this."""
+        return self._encodings
+
+    @property
+    def n_sequences(self) -> int | None:
+        """1, 2 for pairs, or None if unknown."""
+        return self._encodings[0].n_sequences if self._encodings else None
+
+    def _sequence(self, batch_index: int, what: str) -> Encoding:
+        if self._encodings is None:
+            raise TokenizerError(f"{what} needs the fast tokenizer; load with LlamaTokenizerFast or AutoTokenizer")
+        return self._encodings[batch_index]
+
+    def tokens(self, batch_index: int = 0) -> list[str]:
+        """The vocabulary's spelling of each token."""
+        return self._sequence(batch_index, "tokens()").tokens
+
+    def word_ids(self, batch_index: int = 0) -> list[int | None]:
+        """Which piece of the pre-tokenizer each token comes from."""
+        return self._sequence(batch_index, "word_ids()").word_ids
+
+    words = word_ids
+
+    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
+        """Which text of a pair each token comes from."""
+        return self._sequence(batch_index, "sequence_ids()").sequence_ids
+
+    def char_to_token(
+        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
+    ) -> int | None:
+        """The token behind a character: `(char)` of the first sequence, or `(batch, char)`."""
+        batch, char = _batch_and_index(batch_or_char_index, char_index)
+        return self._sequence(batch, "char_to_token()").char_to_token(char, sequence_index)
+
+    def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
+        """The characters behind a token: `(token)` of the first sequence, or `(batch, token)`; None if special."""
+        batch, token = _batch_and_index(batch_or_token_index, token_index)
+        sequence = self._sequence(batch, "token_to_chars()")
+        return CharSpan(*sequence.offsets[token]) if sequence.sequence_ids[token] is not None else None
+
+    def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """The word of a token."""
+        batch, token = _batch_and_index(batch_or_token_index, token_index)
+        return self._sequence(batch, "token_to_word()").word_ids[token]
+
+    def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
+        """The text of a pair that a token comes from."""
+        batch, token = _batch_and_index(batch_or_token_index, token_index)
+        return self._sequence(batch, "token_to_sequence()").sequence_ids[token]
+
+    def word_to_tokens(
+        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
+    ) -> TokenSpan | None:
+        """The tokens of a word: `(word)` of the first sequence, or `(batch, word)`."""
+        batch, word = _batch_and_index(batch_or_word_index, word_index)
+        return self._sequence(batch, "word_to_tokens()").word_to_tokens(word, sequence_index)
+
+    def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> BatchEncoding:
+        """Turns the columns into arrays ("np") or PyTorch tensors ("pt"), int64, in place."""
+        if tensor_type is not None:
+            for key, value in self.data.items():
+                self.data[key] = _tensor(key, [value] if prepend_batch_axis else value, tensor_type)
+        return self
+
+    def to(self, device: Any) -> BatchEncoding:
+        """Moves the tensors to a PyTorch device, in place."""
+        moved = {}
+        for key, value in self.data.items():
+            if isinstance(value, (list, int, np.ndarray)):
+                raise TokenizerError(
+                    f"{key} is a {type(value).__name__}, which has no device; call with return_tensors='pt'"
+                )
+            moved[key] = value.to(device)
+        self.data = moved
+        return self
+
+
+def _batch_and_index(first: int, second: int | None) -> tuple[int, int]:
+    return (0, first) if second is None else (first, second)
+
+
+def _tensor(key: str, value: Any, tensor_type: str) -> Any:
+    """Converts a column.
+
+    Raises:
+        TokenizerError: its sequences differ in length, or `tensor_type` is unknown.
+    """
+    if tensor_type not in ("np", "pt"):
+        raise TokenizerError(f"return_tensors={tensor_type!r}; there are 'np' for NumPy and 'pt' for PyTorch")
+    try:
+        array = np.asarray(value, dtype=np.int64)
+    except ValueError as exc:
+        raise TokenizerError(
+            f"{key} cannot be a tensor: its sequences differ in length; call with padding=True or truncation=True"
+        ) from exc
+    if tensor_type == "np":
+        return array
+    try:
+        import torch
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError("return_tensors='pt' needs PyTorch: pip install 'puna[torch]'") from exc
+    return torch.from_numpy(array)

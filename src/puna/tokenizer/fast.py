@@ -1,0 +1,308 @@
+"""`LlamaTokenizerFast`: a pipeline of `tokenizers`, from tokenizer.json, a SentencePiece model, ranks or a GGUF."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+from tokenizers import Tokenizer, processors
+
+from puna.errors import ModelNotFoundError, TokenizerError
+from puna.files import write_json
+from puna.tokenizer.added_token import AddedToken, TokenLike, as_added_token
+from puna.tokenizer.arguments import Arguments, SharedArguments
+from puna.tokenizer.base import TokenizerBase
+from puna.tokenizer.calling import Input
+from puna.tokenizer.encoding import Encoding
+from puna.tokenizer.fast_stream import stream_for
+from puna.tokenizer.load import sniff
+from puna.tokenizer.stream import TextStream
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+
+class LlamaTokenizerFast(TokenizerBase):
+    """Text to ids by `tokenizers`, with offsets into the text.
+
+    Args:
+        vocab_file: path of a SentencePiece model; converted if there is no `tokenizer_file`.
+        tokenizer_file: path of a tokenizer.json.
+        unk_token, bos_token, eos_token, pad_token: special tokens; the vocabulary grows by those it lacks.
+        added_tokens_decoder: more tokens by id, which must be the ids that adding them gives.
+        add_bos_token, add_eos_token: whether BOS is put before a text, and EOS after it.
+        from_slow: convert `vocab_file` even if there is a `tokenizer_file`.
+        tokenizer_object: a pipeline, instead of either file.
+        literal: execute the pipeline as it is: its own post-processor decides about BOS and EOS, until
+            `add_bos_token` or `add_eos_token` are set.
+
+    Raises:
+        TokenizerError: the files cannot be read, or arguments contradict each other.
+    """
+
+    is_fast = True
+    default_padding_side = "left"
+    preferred_file = "tokenizer.json"
+    vocab_files_names = {"vocab_file": "tokenizer.model", "tokenizer_file": "tokenizer.json"}  # noqa: RUF012
+    slow_tokenizer_class = "LlamaTokenizer"
+    _first_keeps_more = None
+
+    def __init__(
+        self,
+        vocab_file: str | Path | None = None,
+        tokenizer_file: str | Path | None = None,
+        clean_up_tokenization_spaces: bool = False,
+        unk_token: TokenLike | None = "<unk>",
+        bos_token: TokenLike | None = "<s>",
+        eos_token: TokenLike | None = "</s>",
+        add_bos_token: bool = True,
+        add_eos_token: bool = False,
+        use_default_system_prompt: bool = True,
+        *,
+        pad_token: TokenLike | None = None,
+        added_tokens_decoder: Mapping[int, AddedToken] | None = None,
+        from_slow: bool = False,
+        tokenizer_object: Tokenizer | None = None,
+        literal: bool = False,
+        **shared: Unpack[SharedArguments],
+    ) -> None:
+        super().__init__(
+            unk_token=unk_token,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            pad_token=pad_token,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            use_default_system_prompt=use_default_system_prompt,
+            **shared,
+        )
+        self.vocab_file = None if vocab_file is None else str(vocab_file)
+        self.literal = literal
+        self._tokenizer = tokenizer_object or _pipeline(vocab_file, None if from_slow else tokenizer_file)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._splitting: Tokenizer | None = None
+        self._add_given(added_tokens_decoder or {})
+        known = self.added_tokens_encoder
+        self._add([token for token in self.all_special_tokens_extended if token.content not in known])
+        if literal:
+            self._read_ends()
+        else:
+            self._set_ends(add_bos_token, add_eos_token)
+
+    @classmethod
+    def from_source(cls, file: Path, kind: str, arguments: Arguments) -> Self:
+        """Builds this class from any kind of tokenizer file."""
+        from puna.tokenizer import sources
+
+        if kind == "sentencepiece":
+            return cls(vocab_file=file, **sources.fast_arguments(arguments))
+        if kind == "tiktoken":
+            return cls._adopt(sources.tiktoken(file, arguments))
+        if kind == "gguf":
+            return cls._adopt(sources.gguf_fast(file, arguments))
+        pipeline = read_pipeline(file.read_bytes(), str(file))
+        if not sources.has_llama_tokens(pipeline, arguments):  # the page's defaults would add ids to the vocabulary
+            return cls._adopt(sources.literal_json(file, arguments))
+        model = file.with_name("tokenizer.model")
+        vocab_file = model if model.is_file() and sniff(model) == "sentencepiece" else None
+        return cls(vocab_file, tokenizer_object=pipeline, **sources.fast_arguments(arguments))
+
+    @classmethod
+    def _adopt(cls, other: LlamaTokenizerFast) -> Self:
+        """`other` as an instance of this class, which may be a subclass."""
+        adopted = cls.__new__(cls)
+        adopted.__dict__.update(other.__dict__)
+        return adopted
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_splitting": None}
+
+    def _add_given(self, added: Mapping[int, AddedToken]) -> None:
+        """Adds the tokens that a configuration lists and the pipeline lacks, in the order of their ids."""
+        known = self.added_tokens_decoder
+        for index, token in sorted(added.items()):
+            if index in known and known[index].content == token.content:
+                continue
+            self._add([token])
+            if self._token_id(token.content) != index:
+                raise TokenizerError(
+                    f"added token {token.content!r} is to have id {index}, but the vocabulary of {len(self)} tokens "
+                    f"gives it {self._token_id(token.content)}; the configuration is for another vocabulary"
+                )
+
+    def _read_ends(self) -> None:
+        """Learns from the pipeline whether it puts BOS and EOS around a text."""
+        ids = self._tokenizer.encode("").ids
+        self._add_bos = bool(ids) and ids[0] == self.bos_token_id
+        self._add_eos = len(ids) > self._add_bos and ids[-1] == self.eos_token_id
+
+    def _set_ends(self, add_bos: bool, add_eos: bool) -> None:
+        super()._set_ends(add_bos, add_eos)
+        self.update_post_processor()
+
+    def update_post_processor(self) -> None:
+        """Makes the pipeline put the current BOS and EOS around texts, as `add_bos_token` and `add_eos_token` say."""
+        self._ends()  # complains about a missing token
+        bos = [self.bos_token] if self.add_bos_token and self.bos_token else []
+        eos = [self.eos_token] if self.add_eos_token and self.eos_token else []
+        single = [*(f"{token}:0" for token in bos), "$A:0", *(f"{token}:0" for token in eos)]
+        second = [*(f"{token}:1" for token in bos), "$B:1", *(f"{token}:1" for token in eos)]
+        self._tokenizer.post_processor = processors.TemplateProcessing(
+            single=single,
+            pair=single + second,
+            special_tokens=[(token, self.convert_tokens_to_ids(token)) for token in dict.fromkeys(bos + eos)],
+        )
+        self._splitting = None
+
+    @property
+    def backend_tokenizer(self) -> Tokenizer:
+        """The pipeline."""
+        return self._tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Size of the vocabulary without added tokens."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=False)
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token to id, added tokens included."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """Token to id, added tokens included."""
+        return self.get_vocab()
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Id to added token, ascending."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {index: as_added_token(token) for index, token in sorted(added.items())}
+
+    def _token_id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def _id_token(self, index: int) -> str:
+        token = self._tokenizer.id_to_token(index) if 0 <= index < 2**32 else None
+        if token is None:
+            raise TokenizerError(f"token id {index} is not in this vocabulary of {len(self)} tokens")
+        return token
+
+    def _add(self, tokens: Sequence[AddedToken]) -> int:
+        before = len(self)
+        for token in tokens:
+            theirs = tokenizers.AddedToken(**token.to_dict())
+            if token.special:
+                self._tokenizer.add_special_tokens([theirs])
+            else:
+                self._tokenizer.add_tokens([theirs])
+        self._special_ids = None
+        self._splitting = None
+        return len(self) - before
+
+    def _encode_many(self, inputs: Sequence[Input]) -> list[Encoding]:
+        if not inputs:
+            return []
+        engine = self._splitting_engine() if inputs[0].split_special_tokens else self._tokenizer
+        texts: list[Any] = [item.text if item.pair is None else (item.text, item.pair) for item in inputs]
+        words = not isinstance(inputs[0].text, str)
+        add = inputs[0].add_special_tokens
+        try:
+            if len(texts) == 1:
+                item = inputs[0]
+                return [Encoding(engine.encode(item.text, item.pair, is_pretokenized=words, add_special_tokens=add))]
+            encoded = engine.encode_batch(texts, is_pretokenized=words, add_special_tokens=add)
+        except Exception as exc:  # tokenizers raises nothing narrower
+            raise TokenizerError(f"this tokenizer cannot encode the text: {exc}") from exc
+        return [Encoding(columns) for columns in encoded]
+
+    def _splitting_engine(self) -> Tokenizer:
+        """The pipeline with special tokens in a text encoded as text; a copy, as another thread may be encoding."""
+        if self._splitting is None:
+            self._splitting = Tokenizer.from_str(self._tokenizer.to_str())
+            self._splitting.encode_special_tokens = True
+        return self._splitting
+
+    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
+        """The text, or pair of texts, as tokens."""
+        return self(text, pair, add_special_tokens=add_special_tokens).tokens()
+
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """0 for each id of the first sequence, 1 for each of the second; special tokens are not counted."""
+        return [0] * len(token_ids_0) + [1] * len(token_ids_1 or [])
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many tokens are put around a text or pair."""
+        return self._tokenizer.num_special_tokens_to_add(pair)
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """The text of tokens."""
+        decoder = self._tokenizer.decoder
+        return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
+
+    def _decode(self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str:
+        for index in set(ids):
+            self._id_token(index)
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def _raw_text_stream(self, skip_special_tokens: bool) -> TextStream:
+        skipped = {index for index, token in self.added_tokens_decoder.items() if token.special}
+        return stream_for(
+            self._tokenizer.decoder,
+            self._id_token,
+            frozenset(skipped if skip_special_tokens else ()),
+            lambda ids: self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens),
+        )
+
+    @property
+    def can_save_slow_tokenizer(self) -> bool:
+        """Whether the SentencePiece model is still there."""
+        return self.vocab_file is not None and Path(self.vocab_file).is_file()
+
+    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Copies the SentencePiece model into an existing folder; returns its path."""
+        if not self.can_save_slow_tokenizer:
+            raise TokenizerError(
+                f"vocab_file={self.vocab_file!r}: there is no SentencePiece model to save; use save_pretrained, which "
+                "writes tokenizer.json"
+            )
+        from puna.tokenizer.slow import LlamaTokenizer
+
+        return LlamaTokenizer(self.vocab_file).save_vocabulary(save_directory, filename_prefix)
+
+    def save_pipeline(self, path: Path) -> None:
+        """Writes tokenizer.json, merges spelled as strings where they can be: `tokenizers` before 0.20 reads no lists."""
+        described = json.loads(self._tokenizer.to_str())
+        merges = described["model"].get("merges", [])
+        if not any(" " in token for pair in merges for token in pair):
+            described["model"]["merges"] = [" ".join(pair) for pair in merges]
+        write_json(path, described)
+
+
+def _pipeline(vocab_file: str | Path | None, tokenizer_file: str | Path | None) -> Tokenizer:
+    if tokenizer_file is not None:
+        path = Path(tokenizer_file)
+        if not path.is_file():
+            raise ModelNotFoundError(f"{path}: no such file; give the path of a tokenizer.json")
+        return read_pipeline(path.read_bytes(), str(path))
+    if vocab_file is None:
+        raise TokenizerError("LlamaTokenizerFast needs tokenizer_file or vocab_file, or from_pretrained")
+    from puna.tokenizer.sp_convert import convert_file
+
+    return convert_file(vocab_file)
+
+
+def read_pipeline(data: bytes, name: str) -> Tokenizer:
+    """Reads a tokenizer.json; `name` is for the error."""
+    try:
+        return Tokenizer.from_str(data.decode())
+    except Exception as exc:  # tokenizers raises nothing narrower
+        raise TokenizerError(f"{name}: no tokenizer.json ({exc}); download the file again") from exc

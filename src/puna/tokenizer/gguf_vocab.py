@@ -1,0 +1,158 @@
+"""The tokenizer inside a GGUF file: SentencePiece vocabularies ("llama") and byte-level BPE ("gpt2")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from puna.errors import TokenizerError
+from puna.tokenizer.proto import PieceType, write_model
+
+PREFIX = "tokenizer.ggml."
+
+LLAMA3_BOS = 128000
+"""The id of Llama 3's <|begin_of_text|>."""
+
+
+@dataclass(frozen=True)
+class GgufVocabulary:
+    """The metadata under `tokenizer.ggml.`, checked.
+
+    Attributes:
+        model: "llama" or "gpt2".
+        types: `PieceType` of each token.
+        ids: of "bos", "eos", "unk", "pad", where the file names them.
+        templates: chat templates by name; "default" is the file's main one.
+    """
+
+    model: str
+    tokens: list[str]
+    types: list[int]
+    ids: dict[str, int]
+    templates: dict[str, str]
+    metadata: Mapping[str, Any]
+
+    def flag(self, name: str, default: bool) -> bool:
+        """A boolean of the metadata."""
+        return bool(_get(self.metadata, PREFIX + name, bool, default))
+
+    def token(self, name: str) -> str | None:
+        """The text of "bos", "eos", "unk" or "pad", or None."""
+        return self.tokens[self.ids[name]] if name in self.ids else None
+
+
+def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
+    """Reads what both kinds share.
+
+    Raises:
+        TokenizerError: a key is missing, of the wrong type or length, or names another kind of tokenizer.
+    """
+    model = _get(metadata, PREFIX + "model", str, None)
+    if model not in ("llama", "gpt2"):
+        raise TokenizerError(
+            f"tokenizer.ggml.model = {model!r}; LLaMA's are 'llama' (SentencePiece) and 'gpt2' (byte-level BPE)"
+        )
+    tokens = _strings(metadata, PREFIX + "tokens", None)
+    types = _numbers(metadata, PREFIX + "token_type", len(tokens), int(PieceType.NORMAL))
+    known = {int(kind) for kind in PieceType}
+    wrong = next((int(kind) for kind in types if int(kind) not in known), None)
+    if wrong is not None:
+        raise TokenizerError(f"tokenizer.ggml.token_type holds {wrong}; the types are 1 to 6, download the file again")
+    ids = {}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        index = _get(metadata, f"{PREFIX}{key}_token_id", int, -1)
+        if index >= len(tokens):
+            raise TokenizerError(f"tokenizer.ggml.{key}_token_id = {index}, but there are {len(tokens)} tokens")
+        if index >= 0:
+            ids[name] = index
+    if model == "llama":  # the ids of every LLaMA before the keys existed, where the tokens agree
+        for name, index in (("bos", 1), ("eos", 2)):
+            if name not in ids and index < len(tokens) and types[index] == PieceType.CONTROL:
+                ids[name] = index
+    return GgufVocabulary(model, tokens, [int(kind) for kind in types], ids, _templates(metadata), metadata)
+
+
+def sentencepiece_model(vocabulary: GgufVocabulary) -> bytes:
+    """The vocabulary of a "llama" tokenizer as a SentencePiece model."""
+    scores = _numbers(vocabulary.metadata, PREFIX + "scores", len(vocabulary.tokens), 0.0)
+    types = list(vocabulary.types)
+    unknown = [index for index, kind in enumerate(types) if kind == PieceType.UNKNOWN]
+    unk = vocabulary.ids.get("unk", unknown[0] if unknown else 0)
+    for index in unknown:  # SentencePiece wants exactly one
+        types[index] = PieceType.CONTROL
+    types[unk] = PieceType.UNKNOWN
+    return write_model(
+        vocabulary.tokens,
+        [float(score) for score in scores],
+        types,
+        add_dummy_prefix=vocabulary.flag("add_space_prefix", True),
+        remove_extra_whitespaces=vocabulary.flag("remove_extra_whitespaces", False),
+        ids={**vocabulary.ids, "unk": unk},
+    )
+
+
+def merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
+    """The merges of a "gpt2" tokenizer; two tokens with one space between, which no byte-level token holds."""
+    pairs = []
+    for number, text in enumerate(_strings(vocabulary.metadata, PREFIX + "merges", None)):
+        left, _, right = text.partition(" ")
+        if not left or not right or " " in right:
+            raise TokenizerError(f"tokenizer.ggml.merges[{number}] = {text!r}; two tokens and a space are needed")
+        pairs.append((left, right))
+    return pairs
+
+
+def pre_name(vocabulary: GgufVocabulary) -> str:
+    """The name of the pre-tokenizer of a "gpt2" tokenizer.
+
+    Files converted before April 2024 have none; only Llama 3's are recognised, by their first special token.
+
+    Raises:
+        TokenizerError: none is named. Guessing would silently give other ids (github.com/ggml-org/llama.cpp/pull/6920).
+    """
+    llama3 = len(vocabulary.tokens) > LLAMA3_BOS and vocabulary.tokens[LLAMA3_BOS] == "<|begin_of_text|>"
+    name: str = _get(vocabulary.metadata, PREFIX + "pre", str, "llama-bpe" if llama3 else None)
+    return name
+
+
+def _templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    for name in ("", *(f".{name}" for name in _strings(metadata, "tokenizer.chat_templates", []))):
+        template = _get(metadata, f"tokenizer.chat_template{name}", str, "")
+        if template:
+            found[name[1:] or "default"] = template
+    return found
+
+
+def _get(metadata: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    value = metadata.get(key, default)
+    if value is None:
+        raise TokenizerError(f"the metadata have no {key}; use a complete file, or the model's tokenizer.json")
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TokenizerError(f"{key} = {value!r:.60}; a value of type {kind.__name__} is needed")
+    return value
+
+
+def _strings(metadata: Mapping[str, Any], key: str, default: list[str] | None) -> list[str]:
+    values: list[str] = _get(metadata, key, list, default)
+    wrong = next((value for value in values if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise TokenizerError(f"{key} holds {wrong!r:.60}; strings are needed")
+    return values
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, count: int, default: float) -> list[float]:
+    """An array of `count` numbers, in a list or a numpy array; `count` times `default` where it is missing."""
+    if key not in metadata:
+        return [default] * count
+    try:
+        values = np.asarray(metadata[key], dtype=np.float64)
+    except (TypeError, ValueError) as exc:
+        raise TokenizerError(f"{key}: an array of numbers is needed ({exc})") from exc
+    if values.shape != (count,) or not np.isfinite(values).all():
+        raise TokenizerError(f"{key}: {values.shape} values, or some not finite; one finite number per token is needed")
+    numbers: list[float] = values.tolist()
+    return numbers

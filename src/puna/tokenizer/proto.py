@@ -1,0 +1,153 @@
+"""SentencePiece's model file: the few fields of its protobuf that we read, and writing a model from a vocabulary.
+
+Field numbers are those of sentencepiece_model.proto (github.com/google/sentencepiece). The engine itself is the
+`sentencepiece` package; this file exists so that the `protobuf` package is not needed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from puna.errors import TokenizerError
+
+
+class PieceType(IntEnum):
+    """What a piece is; GGUF's `tokenizer.ggml.token_type` has the same numbers."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+UNIGRAM, BPE = 1, 2
+"""`ModelSpec.model_type`; SentencePiece's word and character models (3, 4) are no LLaMA's."""
+
+NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+"""Appended to a model it sets normalizer_spec.add_dummy_prefix to false: protobuf merges repeated submessages."""
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_TRAINER, _NORMALIZER = 2, 3
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The settings of a model that are not part of `SentencePieceProcessor`'s interface."""
+
+    model_type: int = UNIGRAM
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+
+
+def read_spec(model: bytes, name: str) -> ModelSpec:
+    """Reads the settings, walking over the whole of `model`.
+
+    Args:
+        name: what the bytes are, for the error.
+
+    Raises:
+        TokenizerError: the bytes are no protobuf message, or one without pieces.
+    """
+    values = {(_TRAINER, 3): UNIGRAM, (_NORMALIZER, 3): 1, (_NORMALIZER, 4): 1}
+    pieces = 0
+    try:
+        for field, value in _fields(memoryview(model)):
+            pieces += field == 1
+            if field in (_TRAINER, _NORMALIZER) and isinstance(value, memoryview):
+                for inner, number in _fields(value):
+                    if (field, inner) in values and isinstance(number, int):
+                        values[field, inner] = number
+    except (IndexError, ValueError) as exc:
+        raise TokenizerError(f"{name}: no SentencePiece model ({exc}); download the file again") from exc
+    if not pieces:
+        raise TokenizerError(f"{name}: a SentencePiece model without pieces; download the file again")
+    return ModelSpec(values[_TRAINER, 3], bool(values[_NORMALIZER, 3]), bool(values[_NORMALIZER, 4]))
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a message: number, and a varint's value or the bytes of anything else."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        field, wire = key >> 3, key & 7
+        if field == 0:
+            raise ValueError(f"field 0 at byte {at}")
+        if wire == _VARINT:
+            value, at = _varint(data, at)
+            yield field, value
+            continue
+        if wire == _BYTES:
+            size, at = _varint(data, at)
+        elif wire in (_FIXED32, _FIXED64):
+            size = 4 if wire == _FIXED32 else 8
+        else:
+            raise ValueError(f"wire type {wire} at byte {at}")
+        if at + size > len(data):
+            raise ValueError(f"{size} bytes announced at byte {at}, {len(data) - at} follow")
+        yield field, data[at : at + size]
+        at += size
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError(f"a number of more than 64 bits at byte {at}")
+
+
+def write_model(
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    types: Sequence[int],
+    *,
+    add_dummy_prefix: bool,
+    remove_extra_whitespaces: bool,
+    ids: dict[str, int],
+) -> bytes:
+    """Serialises a BPE vocabulary as a SentencePiece model with the identity normaliser.
+
+    Args:
+        pieces, scores, types: one each per id; types are `PieceType`.
+        ids: ids of "unk", "bos", "eos", "pad"; absent ones are -1.
+    """
+    out = bytearray()
+    for piece, score, kind in zip(pieces, scores, types, strict=True):
+        body = _bytes_field(1, piece.encode()) + b"\x15" + struct.pack("<f", score) + _varint_field(3, kind)
+        out += _bytes_field(1, body)
+    trainer = _varint_field(3, BPE) + _varint_field(4, len(pieces)) + _varint_field(35, PieceType.BYTE in types)
+    for field, name in ((40, "unk"), (41, "bos"), (42, "eos"), (43, "pad")):
+        trainer += _varint_field(field, ids.get(name, -1))
+    for field, name in ((45, "unk"), (46, "bos"), (47, "eos"), (48, "pad")):
+        if name in ids:
+            trainer += _bytes_field(field, pieces[ids[name]].encode())
+    normalizer = _bytes_field(1, b"identity")
+    normalizer += _varint_field(3, add_dummy_prefix) + _varint_field(4, remove_extra_whitespaces)
+    return bytes(out + _bytes_field(_TRAINER, trainer) + _bytes_field(_NORMALIZER, normalizer))
+
+
+def _varint_field(field: int, value: int) -> bytes:
+    return _encoded_varint(field << 3 | _VARINT) + _encoded_varint(value % 2**64)
+
+
+def _bytes_field(field: int, value: bytes) -> bytes:
+    return _encoded_varint(field << 3 | _BYTES) + _encoded_varint(len(value)) + value
+
+
+def _encoded_varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,79 @@
+"""A SentencePiece model as a pipeline of `tokenizers`, the way transformers 4.34.1 converts LLaMA's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+from tokenizers.models import BPE, Unigram
+
+from puna.errors import ModelNotFoundError, TokenizerError
+from puna.tokenizer.proto import BPE as BPE_MODEL
+from puna.tokenizer.proto import UNIGRAM, ModelSpec, read_spec
+
+
+def convert_file(vocab_file: str | Path) -> Tokenizer:
+    """Converts a tokenizer.model.
+
+    Raises:
+        TokenizerError: it is no SentencePiece model, or neither of type BPE nor Unigram.
+    """
+    path = Path(vocab_file)
+    if not path.is_file():
+        raise ModelNotFoundError(f"{path}: no such file; give the path of a SentencePiece tokenizer.model")
+    return convert_model(path.read_bytes(), str(path))
+
+
+def convert_model(model: bytes, name: str) -> Tokenizer:
+    """Converts the bytes of a SentencePiece model; `name` is for the error."""
+    spec = read_spec(model, name)
+    if spec.model_type not in (UNIGRAM, BPE_MODEL):
+        raise TokenizerError(f"{name}: SentencePiece model type {spec.model_type}; LLaMA's are BPE (2) or Unigram (1)")
+    sp = sentencepiece.SentencePieceProcessor()
+    try:
+        sp.LoadFromSerializedProto(model)
+    except RuntimeError as exc:
+        raise TokenizerError(f"{name}: SentencePiece refuses it ({exc}); download the file again") from exc
+    every = list(range(sp.get_piece_size()))
+    pieces: list[str] = sp.id_to_piece(every)
+    scores: list[float] = sp.get_score(every)
+    engine: Any
+    if spec.model_type == UNIGRAM:
+        engine = Unigram(list(zip(pieces, scores, strict=True)), sp.unk_id(), byte_fallback=True)
+    else:
+        vocab = {piece: index for index, piece in enumerate(pieces)}
+        unk = pieces[sp.unk_id()]
+        engine = BPE(vocab, _merges(pieces, scores, vocab), unk_token=unk, fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(engine)
+    tokenizer.add_special_tokens(
+        [AddedToken(pieces[i], normalized=False, special=True) for i in every if sp.is_control(i) or sp.is_unknown(i)]
+    )
+    tokenizer.normalizer, tokenizer.decoder = _edges(spec)
+    return tokenizer
+
+
+def _edges(spec: ModelSpec) -> tuple[Any, Any]:
+    """The normaliser and the decoder: spaces as U+2581, one in front as the model says."""
+    normalizer: list[Any] = [normalizers.Replace(" ", "▁")]
+    decoder: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if spec.add_dummy_prefix:
+        normalizer.insert(0, normalizers.Prepend("▁"))
+        decoder.append(decoders.Strip(" ", 1, 0))
+    return normalizers.Sequence(normalizer), decoders.Sequence(decoder)
+
+
+def _merges(pieces: list[str], scores: list[float], vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """Every pair of pieces that makes a piece, the best-scored piece first, then by the ids of the pair.
+
+    SentencePiece merges the pair whose result scores best, whichever pair it is.
+    """
+    merges: list[tuple[float, list[tuple[str, str]]]] = []
+    for piece, score in zip(pieces, scores, strict=True):
+        splits = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
+        pairs = [pair for pair in splits if pair[0] in vocab and pair[1] in vocab]
+        if pairs:
+            merges.append((score, sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))))
+    merges.sort(key=lambda item: item[0], reverse=True)
+    return [pair for _, pairs in merges for pair in pairs]

@@ -1,0 +1,71 @@
+"""5,000 mutated checkpoints under a 1 GB limit: each loads whole or raises a puna error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from tiny import tiny_config, tiny_tensors, write_gguf
+
+from puna.formats.blocks import FORMATS
+
+FREQS = np.linspace(1, 4, 4, dtype=np.float32)
+COUNTS = {"gguf": 2000, "safetensors": 1500, "bin": 1500}
+
+
+def write_seeds(folder: Path) -> None:
+    config = tiny_config(hidden_size=32, intermediate_size=32, head_dim=8, vocab_size=40, num_hidden_layers=1)
+    config.save_pretrained(folder)
+    tensors = tiny_tensors(config)
+    vocabulary = {"tokenizer.ggml.tokens": [f"▁{n}" for n in range(40)], "tokenizer.ggml.token_type": [1] * 40}
+    write_gguf(folder / "gguf-0", config, tensors, keys=vocabulary)
+    write_gguf(folder / "gguf-1", config, tensors, gguf.GGMLQuantizationType.Q4_0, extra={"rope_freqs.weight": FREQS})
+    write_gguf(folder / "gguf-2", config, tensors, gguf.GGMLQuantizationType.Q8_0, keys={"general.alignment": 64})
+    write_k_quants(folder / "gguf-3")
+    half = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    safetensors.torch.save_file(tensors, folder / "safetensors-0", {"format": "pt"})
+    safetensors.torch.save_file(half, folder / "safetensors-1")
+    torch.save(tensors, folder / "bin-0")
+    turned = {name: tensor.t().contiguous().t() if tensor.ndim == 2 else tensor for name, tensor in half.items()}
+    torch.save(turned, folder / "bin-1", pickle_protocol=4)
+
+
+def write_k_quants(path: Path) -> None:
+    """A model whose matrices are random bytes in the formats that the package gguf cannot write."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 128, "vocab_size": 4, "num_hidden_layers": 1}
+    config = tiny_config(num_attention_heads=2, num_key_value_heads=1, **sizes)
+    rng = np.random.default_rng(0)
+    kinds = [form for form in FORMATS.values() if form.values == 256]
+    packed = {}
+    for index, (name, tensor) in enumerate(tiny_tensors(config).items()):
+        if tensor.ndim == 2:
+            form = kinds[index % len(kinds)]
+            raw = rng.integers(0, 256, (tensor.shape[0], tensor.shape[1] // 256 * form.bytes), np.uint8)
+            packed[name] = (raw, gguf.GGMLQuantizationType(form.ggml_id))
+    write_gguf(path, config, tiny_tensors(config), packed=packed)
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_mutated_files_load_or_are_refused(tmp_path: Path, kind: str) -> None:
+    write_seeds(tmp_path)
+    command = [sys.executable, str(Path(__file__).with_name("fuzz_worker.py")), str(tmp_path), kind, str(COUNTS[kind])]
+    # Each thread of a BLAS reserves address space, which the limit counts.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["failures"] == []
+    results = found["results"]
+    assert sum(results.values()) == COUNTS[kind]
+    # The mutations are worth their time: valid files load, most kinds of damage are noticed, many differently.
+    assert results["keep: loaded"] >= 30 and results["truncate: refused"] >= 50
+    assert sum(count for name, count in results.items() if name.endswith("refused")) > 0.3 * COUNTS[kind]
+    assert found["different_messages"] > 40

@@ -1,0 +1,215 @@
+"""Configurations from GGUF metadata, the rotary settings above all."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny import tiny_config, tiny_tensors, write_gguf
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from puna.checkpoint import open_checkpoint
+from puna.config import LlamaConfig
+from puna.errors import CheckpointError, ConfigError, PunaError
+
+
+def config_of(
+    path: Path, keys: dict[str, Any] | None = None, extra: dict[str, np.ndarray] | None = None, **changes: Any
+) -> LlamaConfig:
+    config = tiny_config(**changes)
+    return open_checkpoint(write_gguf(path / "x.gguf", config, tiny_tensors(config), keys=keys, extra=extra)).config
+
+
+def llama3_divisors(width: int, theta: float, factor: float) -> np.ndarray:
+    """As llama.cpp's converter computes `rope_freqs.weight`: in float32, with the parameters of Llama 3.1."""
+    frequencies = 1.0 / (theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width))
+    divisors = []
+    for frequency in frequencies:
+        wavelength = 2 * math.pi / frequency
+        if wavelength < 8192 / 4:
+            divisors.append(1.0)
+        elif wavelength > 8192:
+            divisors.append(factor)
+        else:
+            smooth = (8192 / wavelength - 1) / 3
+            divisors.append(float(1 / ((1 - smooth) / factor + smooth)))
+    return torch.tensor(divisors, dtype=torch.float32).numpy()
+
+
+def frequencies(config: LlamaConfig) -> tuple[np.ndarray, float]:
+    """What transformers makes of the settings."""
+    theirs = transformers.LlamaConfig(
+        hidden_size=config.hidden_size, num_attention_heads=config.num_attention_heads, head_dim=config.head_dim,
+        max_position_embeddings=config.max_position_embeddings, rope_parameters=config.rope_parameters,
+    )  # fmt: skip
+    inverse, scale = ROPE_INIT_FUNCTIONS[config.rope_parameters["rope_type"]](theirs, torch.device("cpu"))
+    return inverse.numpy(), scale
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0, 2.5])
+@pytest.mark.parametrize(("width", "theta"), [(64, 500000.0), (128, 500000.0), (16, 10000.0)])
+def test_llama_3_1_is_recognised(tmp_path: Path, factor: float, width: int, theta: float) -> None:
+    divisors = llama3_divisors(width, theta, factor)
+    config = config_of(tmp_path, extra={"rope_freqs.weight": divisors}, head_dim=width, rope_theta=theta)
+    assert config.rope_scaling == {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    inverse, scale = frequencies(config)
+    plain = theta ** -(np.arange(width // 2) * 2 / width)
+    np.testing.assert_allclose(inverse, plain / divisors, rtol=1e-5)
+    assert scale == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_other_divisors_are_kept_as_they_are(tmp_path: Path, seed: int) -> None:
+    divisors = llama3_divisors(64, 500000.0, 8.0)
+    divisors = divisors * 1.01 if seed else np.random.default_rng(0).uniform(1, 9, 32).astype(np.float32)
+    config = config_of(tmp_path, extra={"rope_freqs.weight": divisors}, head_dim=64, max_position_embeddings=32768)
+    assert config.rope_scaling is not None and config.rope_scaling["rope_type"] == "longrope"
+    np.testing.assert_array_equal(np.float32(config.rope_scaling["short_factor"]), divisors)
+    inverse, scale = frequencies(config)
+    np.testing.assert_allclose(inverse, 10000.0 ** -(np.arange(32) / 32) / divisors, rtol=1e-6)
+    assert scale == 1
+
+
+def test_divisors_of_one_are_no_scaling(tmp_path: Path) -> None:
+    assert config_of(tmp_path, extra={"rope_freqs.weight": np.ones(8, np.float32)}).rope_scaling is None
+
+
+def test_longrope(tmp_path: Path) -> None:
+    short, long = np.linspace(1, 1.5, 8, dtype=np.float32), np.linspace(1, 9, 8, dtype=np.float32)
+    keys = {
+        "llama.rope.scaling.type": "longrope",
+        "llama.rope.scaling.original_context_length": 32,
+        "llama.rope.scaling.attn_factor": 1.25,
+    }
+    extra = {"rope_factors_short.weight": short, "rope_factors_long.weight": long}
+    found = config_of(tmp_path, keys, extra).rope_scaling
+    assert found == {
+        "rope_type": "longrope",
+        "short_factor": [float(v) for v in short],
+        "long_factor": [float(v) for v in long],
+        "original_max_position_embeddings": 32,
+        "factor": 4.0,
+        "attention_factor": 1.25,
+    }
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"llama.rope.scaling.type": "none"}, None),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0}, None),
+        (
+            {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+            {"rope_type": "linear", "factor": 4.0},
+        ),
+        ({"llama.rope.scale_linear": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        (
+            {
+                "llama.rope.scaling.type": "yarn",
+                "llama.rope.scaling.factor": 4.0,
+                "llama.rope.scaling.original_context_length": 32,
+                "llama.rope.scaling.finetuned": True,
+                "llama.rope.scaling.yarn_beta_fast": 16.0,
+            },
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 16.0},
+        ),
+    ],
+)
+def test_scaling_by_keys(tmp_path: Path, keys: dict[str, Any], expected: dict[str, Any] | None) -> None:
+    assert config_of(tmp_path, keys).rope_scaling == expected
+
+
+def test_yarn_with_an_attention_factor_of_its_own(tmp_path: Path) -> None:
+    keys = {
+        "llama.rope.scaling.type": "yarn",
+        "llama.rope.scaling.factor": 4.0,
+        "llama.rope.scaling.original_context_length": 32,
+        "llama.rope.scaling.attn_factor": 0.5,
+    }
+    scaling = config_of(tmp_path, keys).rope_scaling
+    assert scaling is not None and scaling["attention_factor"] == pytest.approx(0.5 * (1 + 0.1 * math.log(4)))
+
+
+ONES = np.ones(8, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("keys", "extra", "message"),
+    [
+        ({"llama.rope.scaling.type": "ntk"}, {}, "puna reads none, linear, yarn"),
+        ({"llama.rope.scaling.type": 3}, {}, "a string is needed"),
+        ({"llama.rope.dimension_sections": [1, 2]}, {}, "unknown rotary settings llama.rope.dimension_sections"),
+        (
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
+            {},
+            "original_context_length' is absent",
+        ),
+        ({"llama.rope.scaling.type": "longrope"}, {}, "are missing"),
+        ({}, {"rope_factors_long.weight": ONES}, "LongRoPE needs"),
+        ({}, {"rope_factors_long.weight": ONES, "rope_freqs.weight": ONES}, "together"),
+        (
+            {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0},
+            {"rope_freqs.weight": ONES},
+            "only one",
+        ),
+        ({}, {"rope_freqs.weight": np.ones(9, np.float32)}, r"\(8,\) is needed"),
+        ({}, {"rope_freqs.weight": ONES * 0}, "not positive"),
+        ({}, {"rope_freqs.weight": ONES * np.nan}, "not positive"),
+        ({"llama.rope.scaling.factor": float("nan")}, {}, "finite number"),
+        ({"llama.rope.freq_base": -1.0}, {"rope_freqs.weight": ONES * 2}, "a positive number"),
+        ({"llama.rope.dimension_count": 8}, {}, "rotates whole heads"),
+        ({"llama.attention.value_length": 8}, {}, "as wide as its keys"),
+        ({"llama.attention.head_count": [4, 4]}, {}, "whole number"),
+        ({"llama.attention.head_count_kv": 3}, {}, "divide"),
+        ({"llama.embedding_length": 0}, {}, "whole number"),
+        ({"llama.embedding_length": True}, {}, "whole number"),
+        ({"llama.block_count": None}, {}, "'llama.block_count' is absent"),
+        ({"llama.attention.layer_norm_rms_epsilon": None}, {}, "is absent"),
+        ({"llama.expert_count": 8}, {}, "llama.expert_count"),
+        ({"general.type": "adapter"}, {}, "a model is needed"),
+        ({"split.count": 3}, {}, "gguf-split --merge"),
+        ({"tokenizer.ggml.bos_token_id": "1"}, {}, "a token id is needed"),
+    ],
+)
+def test_what_no_llama_can_be(tmp_path: Path, keys: dict[str, Any], extra: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(PunaError, match=message) as caught:
+        config_of(tmp_path, keys, extra)
+    assert isinstance(caught.value, CheckpointError | ConfigError) and "x.gguf" in str(caught.value)
+
+
+def test_another_architecture(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "x.gguf", tiny_config(), {})
+    path.write_bytes(path.read_bytes().replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0qwen2"))
+    with pytest.raises(CheckpointError, match="'qwen2'; puna runs 'llama'"):
+        open_checkpoint(path)
+
+
+def test_ends_of_text_and_of_turn(tmp_path: Path) -> None:
+    keys = {
+        "tokenizer.ggml.eos_token_id": 7,
+        "tokenizer.ggml.eot_token_id": 9,
+        "tokenizer.ggml.eom_token_id": 7,
+        "tokenizer.ggml.padding_token_id": 2**32 - 1,
+    }
+    config = tiny_config()
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tiny_tensors(config), keys=keys))
+    assert checkpoint.config.eos_token_id == 7 and checkpoint.config.pad_token_id is None
+    assert checkpoint.generation_config is not None and checkpoint.generation_config.eos_token_id == [7, 9]
+
+
+def test_widths_from_the_keys_that_are_there(tmp_path: Path) -> None:
+    absent = dict.fromkeys(("llama.attention.key_length", "llama.attention.value_length"))
+    assert config_of(tmp_path, absent, head_dim=24).head_dim == 24
+    assert config_of(tmp_path, absent | {"llama.rope.dimension_count": None}).head_dim == 16
+    assert config_of(tmp_path, {"llama.vocab_size": 32000, "llama.rope.freq_base": None}).vocab_size == 96

@@ -1,0 +1,96 @@
+"""Reports on sound and on broken checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_tensors, write_folder, write_gguf
+
+from puna.checkpoint import inspect_checkpoint
+from puna.errors import ModelNotFoundError
+
+
+def test_smollm2(smollm2: Path) -> None:
+    report = inspect_checkpoint(smollm2)
+    assert report.errors == [] and report.warnings == []
+    assert (report.kind, report.container, report.head) == ("gguf", "GGUF v3", "lm")
+    assert report.parameters == 134_515_008 and report.context == 8192
+    assert report.dtypes["q4_1"]["tensors"] + report.dtypes["q8_0"]["tensors"] + report.dtypes["f32"]["tensors"] == 272
+    assert report.vocabulary == {"rows": 49152, "tokens": 49152} and report.chat_template is True
+    assert report.special_tokens["eos"] == {"id": 2, "text": "<|im_end|>"}
+    assert report.memory["cache_per_1000_tokens_float32"] == 2 * 30 * 3 * 64 * 1000 * 4
+    assert 80e6 < report.memory["weights"] < report.bytes < 100e6
+    assert json.loads(json.dumps(report.to_dict()))["rope"] == {"rope_type": "default", "rope_theta": 100000.0}
+
+
+def test_a_folder(tmp_path: Path, shared: Path) -> None:
+    config = tiny_config(vocab_size=32000, dtype="float16", bos_token_id=1, eos_token_id=32001, something_else=3)
+    tensors = {name: tensor.bfloat16() for name, tensor in tiny_tensors(config).items()}
+    write_folder(tmp_path, config, tensors, shards=2)
+    shutil.copy(shared / "fixtures/tokenizers/llama2-tokenizer.model", tmp_path / "tokenizer.model")
+    report = inspect_checkpoint(tmp_path)
+    assert report.errors == [] and (report.kind, report.container) == ("hf", "safetensors")
+    assert len(report.files) == 2 and report.bytes == sum(file["bytes"] for file in report.files)
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    assert report.dtypes == {"bf16": {"tensors": len(tensors), "parameters": parameters, "bytes": 2 * parameters}}
+    assert report.vocabulary == {"rows": 32000, "tokens": 32000}
+    said = "\n".join(report.warnings)
+    for part in ("no generation_config", "says float16, the weights are bfloat16", "eos token id 32001 is beyond"):
+        assert part in said
+    assert "something_else" in said and report.chat_template is False and "no chat template" in said
+
+
+def test_a_classifier_without_a_tokenizer(tmp_path: Path) -> None:
+    config = tiny_config(architectures=["LlamaForSequenceClassification"], num_labels=3)
+    report = inspect_checkpoint(write_folder(tmp_path, config, tiny_tensors(config, "classification"), bin=True))
+    assert report.errors == [] and report.head == "classification" and report.container == "torch"
+    assert any("cannot generate" in line for line in report.warnings)
+    assert any("no usable tokenizer" in line for line in report.warnings)
+
+
+def test_what_is_broken_is_listed_and_the_rest_is_told(tmp_path: Path) -> None:
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    del tensors["model.norm.weight"]
+    write_folder(tmp_path / "missing", config, tensors)
+    report = inspect_checkpoint(tmp_path / "missing")
+    assert report.errors and "missing tensors: 'model.norm.weight'" in report.errors[0] and report.head is None
+    assert report.parameters == sum(tensor.numel() for tensor in tensors.values())
+    assert report.architecture["hidden_size"] == 64
+
+    shutil.copytree(tmp_path / "missing", tmp_path / "cut")
+    path = tmp_path / "cut" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    report = inspect_checkpoint(tmp_path / "cut")
+    assert len(report.errors) == 1 and report.parameters == 0 and report.architecture["num_hidden_layers"] == 2
+
+    (tmp_path / "missing" / "config.json").write_text('{"model_type": "mistral"}')
+    report = inspect_checkpoint(tmp_path / "missing")
+    assert any("mistral" in line for line in report.errors) and report.parameters > 0 and report.architecture == {}
+
+
+def test_a_damaged_gguf_file(tmp_path: Path) -> None:
+    config = tiny_config()
+    keys = {"llama.vocab_size": 100, "llama.some_new_key": 1}
+    path = write_gguf(tmp_path / "x.gguf", config, tiny_tensors(config), keys=keys)
+    report = inspect_checkpoint(path)
+    assert report.errors == [] and report.parameters > 0
+    assert any("llama.some_new_key" in line for line in report.warnings)
+    assert any("llama.vocab_size says 100" in line for line in report.warnings)
+    path.write_bytes(path.read_bytes()[:5000])
+    report = inspect_checkpoint(path)
+    assert report.errors and "truncated" in report.errors[0] and report.files[0]["bytes"] == 5000
+
+
+def test_nothing_and_something_else(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no such file"):
+        inspect_checkpoint(tmp_path / "absent")
+    report = inspect_checkpoint(tmp_path)
+    assert report.kind is None and "neither a config.json" in report.errors[0]
+    torch.save({"a": torch.ones(1)}, tmp_path / "weights.bin")
+    report = inspect_checkpoint(tmp_path / "weights.bin")
+    assert "lacks its configuration" in report.errors[0]

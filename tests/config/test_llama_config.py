@@ -1,0 +1,177 @@
+"""LlamaConfig: defaults of the page, every spelling of rope, refusals, and files that round-trip."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from puna import LlamaConfig
+from puna.errors import ConfigError, ModelNotFoundError
+
+SMALL = {"hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 2, "intermediate_size": 96}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_defaults_are_those_of_the_page():
+    config = LlamaConfig()
+    assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (32000, 4096, 11008)
+    assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (32, 32, 32)
+    assert (config.hidden_act, config.max_position_embeddings, config.initializer_range) == ("silu", 2048, 0.02)
+    assert (config.rms_norm_eps, config.use_cache, config.pretraining_tp) == (1e-6, True, 1)
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (None, 1, 2)
+    assert (config.tie_word_embeddings, config.rope_theta, config.rope_scaling) == (False, 10000.0, None)
+    assert (config.attention_bias, config.attention_dropout, config.mlp_bias) == (False, 0.0, False)
+    assert (config.head_dim, config.num_labels, config.use_return_dict) == (128, 2, True)
+    assert (config.model_type, config.problem_type, config.dtype) == ("llama", None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({"type": "linear", "factor": 2}, {"rope_type": "linear", "factor": 2.0}),
+        ({"rope_type": "dynamic", "factor": 4.0}, {"rope_type": "dynamic", "factor": 4.0}),
+        ({"rope_type": "linear", "type": "linear", "factor": 2}, {"rope_type": "linear", "factor": 2.0}),
+        ({"type": "default"}, None),
+        (LLAMA3, LLAMA3),
+        (
+            {"type": "yarn", "factor": 2.0},
+            {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2048},
+        ),
+        (
+            {"type": "yarn", "original_max_position_embeddings": 512},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+        ),
+    ],
+)
+def test_rope_scaling_in_every_spelling(given, read):
+    assert LlamaConfig(rope_scaling=given, rope_theta=5e5).rope_scaling == read
+    config = LlamaConfig(rope_parameters={**given, "rope_theta": 5e5})
+    assert (config.rope_theta, config.rope_scaling) == (5e5, read)
+    assert config.rope_parameters == {**(read or {"rope_type": "default"}), "rope_theta": 5e5}
+
+
+def test_longrope_derives_what_the_paper_derives():
+    config = LlamaConfig(
+        **SMALL,
+        max_position_embeddings=4096,
+        original_max_position_embeddings=1024,
+        rope_scaling={"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+    )
+    assert config.rope_scaling["factor"] == 4.0
+    assert config.rope_scaling["attention_factor"] == pytest.approx(1.0954451150103321)  # sqrt(1 + ln 4 / ln 1024)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"hidden_size": 65, "num_attention_heads": 8}, ["hidden_size is 65", "num_attention_heads, 8"]),
+        ({"num_attention_heads": 32, "num_key_value_heads": 7}, ["num_key_value_heads is 7", "32"]),
+        ({"vocab_size": -1}, ["vocab_size is -1", "1 or more"]),
+        ({"vocab_size": True}, ["vocab_size is True"]),
+        ({"num_hidden_layers": 2.5}, ["num_hidden_layers is 2.5"]),
+        ({"head_dim": 5}, ["head_dim is 5", "even"]),
+        ({"rms_norm_eps": float("nan")}, ["rms_norm_eps is nan"]),
+        ({"attention_dropout": 1.5}, ["attention_dropout is 1.5", "1.0"]),
+        ({"pad_token_id": 32000}, ["pad_token_id is 32000", "31999"]),
+        ({"eos_token_id": [2, -5]}, ["eos_token_id is -5"]),
+        ({"problem_type": "guess"}, ["problem_type is 'guess'", "regression"]),
+        ({"dtype": "int3"}, ["dtype is 'int3'", "bfloat16"]),
+        ({"tie_word_embeddings": "no"}, ["tie_word_embeddings is 'no'"]),
+        ({"hidden_act": 3}, ["hidden_act is 3"]),
+        ({"id2label": {"a": "b"}}, ["id2label"]),
+        ({"num_labels": 3, "id2label": {0: "x"}}, ["num_labels is 3", "1 entries"]),
+        ({"rope_theta": 0}, ["rope_theta is 0", "positive"]),
+        ({"rope_scaling": "linear"}, ["rope_scaling is 'linear'"]),
+        ({"rope_scaling": {"type": "linear"}}, ["rope_scaling", "lacks factor"]),
+        ({"rope_scaling": {"type": "linear", "factor": 1.0}}, ["factor is 1.0", "greater than 1"]),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, ["factor is '2'", "positive number"]),
+        ({"rope_scaling": {"type": "spiral", "factor": 2.0}}, ["'spiral'", "linear, dynamic, yarn, llama3, longrope"]),
+        ({"rope_scaling": {"factor": 2.0}}, ["unknown rope type None"]),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "base": 3}}, ["unknown keys base"]),
+        ({"rope_scaling": {"type": "linear", "rope_type": "dynamic", "factor": 2.0}}, ["'linear'", "'dynamic'"]),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 9.0}}, ["low_freq_factor is 9.0", "4.0"]),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, ["list of 64"]),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+            ["disagree"],
+        ),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["partial_rotary_factor"]),
+    ],
+)
+def test_a_bad_field_is_refused_by_name_and_value(fields, words):
+    with pytest.raises(ConfigError) as caught:
+        LlamaConfig(**fields)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_minus_one_means_no_padding_token():
+    assert LlamaConfig(pad_token_id=-1).pad_token_id is None
+
+
+def test_other_architectures_are_refused_by_name():
+    with pytest.raises(ConfigError, match="'mistral'"):
+        LlamaConfig.from_dict({"model_type": "mistral"})
+    with pytest.raises(ConfigError, match="MistralForCausalLM"):
+        LlamaConfig.from_dict({"architectures": ["MistralForCausalLM"]})
+
+
+def test_unknown_keys_are_kept_and_written_back(tmp_path):
+    config = LlamaConfig(**SMALL, my_own_key={"deep": [1, 2]}, architectures=["LlamaForCausalLM"])
+    assert config.my_own_key == {"deep": [1, 2]}
+    config.save_pretrained(tmp_path)
+    assert LlamaConfig.from_pretrained(tmp_path) == config
+    assert json.loads((tmp_path / "config.json").read_text())["my_own_key"] == {"deep": [1, 2]}
+    with pytest.raises(AttributeError, match="no field 'absent'"):
+        _ = config.absent
+
+
+def test_labels_follow_each_other():
+    config = LlamaConfig(num_labels=3)
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    config.num_labels = 1
+    assert config.label2id == {"LABEL_0": 0}
+    assert LlamaConfig.from_dict({"id2label": {"0": "ham", "1": "spam"}}).label2id == {"ham": 0, "spam": 1}
+
+
+def test_overrides_win_over_a_file_however_it_spells_rope():
+    fields = LlamaConfig(rope_theta=5e5, rope_scaling=LLAMA3, dtype="bfloat16").to_dict()
+    changed = LlamaConfig.from_dict(fields, rope_scaling={"type": "linear", "factor": 3})
+    assert (changed.rope_theta, changed.rope_scaling) == (5e5, {"rope_type": "linear", "factor": 3.0})
+    assert LlamaConfig.from_dict(fields, rope_theta=1e6).rope_parameters == {**LLAMA3, "rope_theta": 1e6}
+    assert LlamaConfig.from_dict(fields, rope_parameters={"rope_type": "default"}).rope_scaling is None
+    assert LlamaConfig.from_dict(fields, torch_dtype="float16").dtype == "float16"
+    assert LlamaConfig.from_dict(fields, num_labels=5).num_labels == 5
+
+
+def test_context_is_stretched_by_the_types_that_stretch_it():
+    assert LlamaConfig(rope_scaling={"type": "linear", "factor": 2.5}).context_length == 5120
+    assert LlamaConfig(rope_scaling=LLAMA3, max_position_embeddings=131072).context_length == 131072
+
+
+def test_a_callable_activation_works_but_cannot_be_saved(tmp_path):
+    config = LlamaConfig(hidden_act=abs)
+    with pytest.raises(ConfigError, match="hidden_act"):
+        config.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"vocab_size": "many"}', b'{"model_type": null}x']
+)
+def test_a_broken_file_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        LlamaConfig.from_pretrained(tmp_path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+        LlamaConfig.from_pretrained(tmp_path)

@@ -1,0 +1,160 @@
+"""The decode loop over a backend whose logits are a known function of the tokens in its cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from puna.config import LlamaConfig
+from puna.engine import Engine, Request, Sampling
+from puna.errors import RequestError
+
+VOCAB = 31
+
+
+def likeliest(tokens: list[int]) -> int:
+    """What follows a sequence: depends on every token and its position."""
+    return sum((at + 3) * token for at, token in enumerate(tokens)) % VOCAB
+
+
+class Recorder:
+    """A backend that keeps each slot's tokens and checks that chunks continue them."""
+
+    name = "recorder"
+
+    def __init__(self) -> None:
+        self.config = LlamaConfig(
+            vocab_size=VOCAB, hidden_size=8, num_attention_heads=2, max_position_embeddings=64, intermediate_size=8
+        )
+        self.slots: dict[int, list[int]] = {}
+        self.batches: list[list[int]] = []
+
+    def forward(self, batch):
+        self.batches.append([len(chunk.tokens) for chunk in batch])
+        assert len({chunk.slot for chunk in batch}) == len(batch)
+        rows = []
+        for chunk in batch:
+            held = self.slots.setdefault(chunk.slot, [])
+            assert chunk.start == len(held)
+            for at, token in enumerate(chunk.tokens.tolist()):
+                held.append(token)
+                if at >= len(chunk.tokens) - chunk.logits:
+                    rows.append(np.eye(VOCAB, dtype=np.float32)[likeliest(held)])
+        return np.array(rows, np.float32).reshape(-1, VOCAB)
+
+    def free(self, slot):
+        del self.slots[slot]
+
+
+def solo(prompt: tuple[int, ...], count: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(likeliest(tokens))
+    return tokens[len(prompt) :]
+
+
+def drain(engine: Engine) -> list:
+    events = []
+    while engine.busy:
+        events += engine.step()
+    return events
+
+
+def tokens_of(events: list, request_id: int) -> list[int]:
+    return [event.token for event in events if event.request_id == request_id and event.token is not None]
+
+
+def test_greedy_text_is_the_solo_text_for_any_slots_and_chunks():
+    generator = np.random.default_rng(5)
+    for slots, chunk in [(1, 512), (1, 3), (2, 1), (3, 4), (5, 100)]:
+        engine = Engine(Recorder(), slots, chunk)
+        requests = {}
+        for _ in range(7):
+            prompt = tuple(generator.integers(0, VOCAB, generator.integers(1, 12)).tolist())
+            count = int(generator.integers(1, 9))
+            requests[engine.submit(Request(prompt, count))] = (prompt, count)
+        events = drain(engine)
+        for request_id, (prompt, count) in requests.items():
+            assert tokens_of(events, request_id) == solo(prompt, count)
+            own = [event for event in events if event.request_id == request_id]
+            assert sum(event.prompt_tokens for event in own) == len(prompt)
+            assert [event.finish_reason for event in own if event.finish_reason] == ["length"]
+        assert engine.backend.slots == {}
+
+
+def test_a_step_reads_no_more_of_prompts_than_its_budget_and_lets_others_decode():
+    engine = Engine(Recorder(), slots=2, chunk=4)
+    engine.submit(Request((1, 2), 20))
+    engine.step()
+    engine.submit(Request(tuple(range(10)), 1))
+    for _ in range(3):
+        engine.step()
+    assert engine.backend.batches == [[2], [1, 4], [1, 4], [1, 2]]
+
+
+def test_a_stop_id_ends_the_answer_and_is_not_part_of_it():
+    prompt = (4, 9)
+    follow = solo(prompt, 5)
+    engine = Engine(Recorder())
+    request_id = engine.submit(Request(prompt, 5, stop_ids=frozenset({follow[2]})))
+    events = drain(engine)
+    assert tokens_of(events, request_id) == follow[:2]
+    assert events[-1].finish_reason == "stop"
+
+
+def test_prompt_logits_cover_every_position_in_order():
+    prompt = tuple(range(1, 11))
+    engine = Engine(Recorder(), chunk=4)
+    engine.submit(Request(prompt, 0, prompt_logits=True))
+    events = drain(engine)
+    logits = np.concatenate([event.logits for event in events])
+    assert logits.argmax(-1).tolist() == [likeliest(list(prompt[: n + 1])) for n in range(10)]
+    assert events[-1].finish_reason == "length"
+
+
+def test_prompt_logits_go_with_generation():
+    engine = Engine(Recorder(), chunk=2)
+    engine.submit(Request((1, 2, 3), 2, prompt_logits=True))
+    events = drain(engine)
+    assert sum(len(event.logits) for event in events if event.logits is not None) == 3
+    assert [event.token for event in events if event.token is not None] == solo((1, 2, 3), 2)
+
+
+def test_cancelled_requests_leave_nothing_behind():
+    engine = Engine(Recorder())
+    running, waiting = engine.submit(Request((1, 2), 9)), engine.submit(Request((3,), 2))
+    engine.step()
+    engine.cancel(waiting)
+    engine.cancel(running)
+    engine.cancel(running)
+    assert not engine.busy
+    assert engine.backend.slots == {}
+    assert engine.step() == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (lambda: Request((), 1), "no tokens"),
+        (lambda: Request((1,), -1), "max_tokens is -1"),
+        (lambda: Request((1,), 2.0), "max_tokens is 2.0"),
+        (lambda: Request((VOCAB,), 1), f"token id {VOCAB} .* vocabulary of {VOCAB}"),
+        (lambda: Request((-1,), 1), "token id -1"),
+        (lambda: Request((1,) * 10, 55), "10 tokens and 55 .* context of 64; set max_tokens to 54 or less"),
+        (lambda: Request((1,) * 65, 0), "65 tokens .* shorten the prompt"),
+    ],
+)
+def test_impossible_requests_are_refused(request_, words):
+    engine = Engine(Recorder())
+    with pytest.raises(RequestError, match=words):
+        engine.submit(request_())
+    assert not engine.busy
+
+
+def test_samplers_are_per_request():
+    def run(others: int) -> list[int]:
+        engine = Engine(Recorder(), slots=4)
+        ids = [engine.submit(Request((n, 5), 8, Sampling(temperature=2.0, seed=n))) for n in range(others + 1)]
+        return tokens_of(drain(engine), ids[0])
+
+    assert run(0) == run(3)

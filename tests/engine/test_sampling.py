@@ -1,0 +1,98 @@
+"""Choosing tokens: against the reference's logits processors, and as distributions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from puna.engine import Sampling
+from puna.engine.sampling import Sampler
+from puna.errors import RequestError
+
+
+def drawn(sampling: Sampling, logits: np.ndarray, count: int = 4000, prompt: tuple[int, ...] = ()) -> np.ndarray:
+    """Share of each token over many draws."""
+    sampler = Sampler(sampling, prompt, len(logits))
+    tokens = []
+    for _ in range(count):
+        sampler.seen[:] = False
+        sampler.seen[list(prompt)] = True
+        tokens.append(sampler.choose(logits))
+    return np.bincount(tokens, minlength=len(logits)) / count
+
+
+def expected(sampling: Sampling, logits: np.ndarray, prompt: tuple[int, ...] = ()) -> np.ndarray:
+    """The distribution transformers' processors give."""
+    torch = pytest.importorskip("torch")
+    from transformers.generation import logits_process as reference
+
+    steps = []
+    if sampling.repetition_penalty != 1:
+        steps.append(reference.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    steps.append(reference.TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        steps.append(reference.TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        steps.append(reference.TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        steps.append(reference.MinPLogitsWarper(sampling.min_p))
+    scores = torch.from_numpy(logits)[None].clone()
+    for step in steps:
+        scores = step(torch.tensor([list(prompt)], dtype=torch.long), scores)
+    return scores.softmax(-1)[0].numpy()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=1.0, seed=1),
+        Sampling(temperature=0.5, seed=2),
+        Sampling(temperature=1.3, top_k=3, seed=3),
+        Sampling(temperature=1.0, top_p=0.6, seed=4),
+        Sampling(temperature=0.9, top_k=6, top_p=0.8, min_p=0.1, seed=5),
+        Sampling(temperature=1.0, min_p=0.25, seed=6),
+        Sampling(temperature=1.0, repetition_penalty=1.7, seed=7),
+    ],
+    ids=lambda s: f"t{s.temperature}k{s.top_k}p{s.top_p}m{s.min_p}r{s.repetition_penalty}",
+)
+def test_distribution_is_the_reference_s(sampling):
+    logits = np.random.default_rng(0).normal(0, 2, 12).astype(np.float32)
+    prompt = (0, 3, 3, 8)
+    wanted, got = expected(sampling, logits, prompt), drawn(sampling, logits, prompt=prompt)
+    assert set(np.flatnonzero(got)) <= set(np.flatnonzero(wanted > 0))
+    # Standard deviation of a share over 4,000 draws is at most 0.0079; 4.5 of them leave one chance in 100,000.
+    assert np.abs(got - wanted).max() < 0.036
+
+
+def test_temperature_zero_takes_the_likeliest():
+    logits = np.array([1.0, 3.0, 2.0], np.float32)
+    assert Sampler(Sampling(), (), 3).choose(logits) == 1
+    assert Sampler(Sampling(temperature=1e-30, seed=0), (), 3).choose(logits) == 1
+    assert Sampler(Sampling(repetition_penalty=2.0), (1,), 3).choose(logits) == 2
+
+
+def test_a_seed_repeats_and_requests_do_not_share_generators():
+    logits = np.zeros(50, np.float32)
+    first, second = (Sampler(Sampling(temperature=1.0, seed=7), (), 50) for _ in range(2))
+    alone = [first.choose(logits) for _ in range(20)]
+    assert [second.choose(logits) for _ in range(20)] == alone
+    assert len(set(alone)) > 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"top_p": 1.01}, "top_p is 1.01"),
+        ({"min_p": -0.1}, "min_p is -0.1"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_k": 2.0}, "top_k is 2.0"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+        ({"seed": -3}, "seed is -3"),
+    ],
+)
+def test_options_out_of_range_are_named(fields, words):
+    with pytest.raises(RequestError, match=words):
+        Sampling(**fields)

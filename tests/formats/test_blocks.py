@@ -1,0 +1,85 @@
+"""The table of weight formats against the package gguf, and plain element types against torch."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import quants
+
+from puna.errors import CheckpointError
+from puna.formats.blocks import FORMATS, BlockFormat, StoredTensor
+
+BLOCKS = 2100  # several decoding chunks of every format, the last one short
+
+
+def random_blocks(form: BlockFormat, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (BLOCKS, form.bytes), np.uint8)
+
+
+def reference(form: BlockFormat, blocks: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        return quants.dequantize(blocks, gguf.GGMLQuantizationType(form.ggml_id)).reshape(-1)
+
+
+def test_the_table_agrees_with_ggml() -> None:
+    assert list(FORMATS) == [form.name for form in FORMATS.values()]
+    for form in FORMATS.values():
+        kind = gguf.GGMLQuantizationType(form.ggml_id)
+        assert form.name.lower() == kind.name.lower()
+        assert (form.values, form.bytes) == gguf.GGML_QUANT_SIZES[kind]
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
+def test_every_bit_of_every_value_is_that_of_gguf(form: BlockFormat) -> None:
+    blocks = random_blocks(form, form.ggml_id)
+    ours, theirs = form.decode(blocks.reshape(-1)), reference(form, blocks)
+    assert ours.dtype == np.float32 and ours.flags.writeable
+    finite = np.isfinite(theirs)
+    assert finite.mean() > 0.8
+    np.testing.assert_array_equal(ours[finite].view(np.uint32), theirs[finite].view(np.uint32))
+    np.testing.assert_array_equal(ours, theirs)  # infinities, and NaN where NaN is
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
+def test_no_bytes_at_all_and_unaligned_bytes(form: BlockFormat) -> None:
+    assert form.decode(np.empty(0, np.uint8)).shape == (0,)
+    blocks = random_blocks(form, 7)
+    shifted = np.concatenate([np.zeros(1, np.uint8), blocks.reshape(-1)])[1:]
+    np.testing.assert_array_equal(form.decode(shifted), form.decode(blocks.reshape(-1)))
+
+
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16"])
+def test_plain_types_agree_with_torch(name: str) -> None:
+    form = FORMATS[name]
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(getattr(torch, str(form.torch)))
+    ours = form.decode(values.view(torch.uint8).numpy())
+    np.testing.assert_array_equal(ours, values.float().numpy())
+
+
+def test_quantised_by_gguf_read_by_us() -> None:
+    values = np.random.default_rng(1).normal(size=(64, 256)).astype(np.float32)
+    for name in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1"):
+        form = FORMATS[name]
+        packed = quants.quantize(values, gguf.GGMLQuantizationType(form.ggml_id))
+        tensor = StoredTensor("w", (64, 256), form, packed)
+        assert np.abs(tensor.to_float32() - values).max() < 0.5  # half a step of four bits over eight sigmas
+        np.testing.assert_array_equal(
+            tensor.to_float32(), quants.dequantize(packed, gguf.GGMLQuantizationType(form.ggml_id))
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "held", "message"),
+    [
+        ((3, 33), 100, "rows of 33 values"),
+        ((2, 32), 67, "67 bytes stored"),
+        ((0, 32), 0, "positive extents"),
+        ((1,) * 9 + (32,), 34, "up to 8"),
+        ((2**63, 32), 34, "positive extents"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_its_bytes_is_refused(shape: tuple[int, ...], held: int, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        StoredTensor("w", shape, FORMATS["q8_0"], np.zeros(held, np.uint8))

@@ -1,0 +1,192 @@
+"""GGUF files written by the package gguf, and files no writer would write."""
+
+from __future__ import annotations
+
+import struct
+import time
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from gguf import quants
+
+from puna.errors import CheckpointError, ModelNotFoundError
+from puna.formats.gguf import open_gguf
+
+U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
+
+
+def text(value: str | bytes) -> bytes:
+    raw = value.encode() if isinstance(value, str) else value
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def key(name: str | bytes, kind: int, value: bytes) -> bytes:
+    return text(name) + struct.pack("<I", kind) + value
+
+
+def tensor(name: str, dims: tuple[int, ...] = (4,), kind: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+
+
+def whole(keys: list[bytes], tensors: list[bytes], data: bytes = b"", /, version: int = 3, **counts: int) -> bytes:
+    """A file from parts; `counts` overrides the counts that the header announces."""
+    header = struct.pack("<4sIQQ", b"GGUF", version, counts.get("tensors", len(tensors)), counts.get("keys", len(keys)))
+    head = header + b"".join(keys) + b"".join(tensors)
+    return head + b"\0" * (-len(head) % 32) + data
+
+
+def write(path: Path, raw: bytes) -> Path:
+    path.write_bytes(raw)
+    return path
+
+
+def test_every_kind_of_value(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_uint8("u8", 255)
+    writer.add_int8("i8", -128)
+    writer.add_uint16("u16", 65535)
+    writer.add_int16("i16", -32768)
+    writer.add_uint32("u32", 2**32 - 1)
+    writer.add_int32("i32", -(2**31))
+    writer.add_uint64("u64", 2**64 - 1)
+    writer.add_int64("i64", -(2**63))
+    writer.add_float32("f32", 0.1)
+    writer.add_float64("f64", 0.1)
+    writer.add_bool("yes", True)
+    writer.add_string("words", "ça ▁va 🦙")
+    writer.add_array("strings", ["", "a", "▁" * 100])
+    writer.add_array("numbers", [3, 1, 2])
+    writer.add_array("flags", [True, False])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = open_gguf(tmp_path / "a.gguf").metadata
+    assert dict(found) | {"numbers": 0, "flags": 0} == {
+        "general.architecture": "llama",
+        "u8": 255, "i8": -128, "u16": 65535, "i16": -32768, "u32": 2**32 - 1, "i32": -(2**31), "u64": 2**64 - 1,
+        "i64": -(2**63), "f32": float(np.float32(0.1)), "f64": 0.1, "yes": True, "words": "ça ▁va 🦙",
+        "strings": ["", "a", "▁" * 100], "numbers": 0, "flags": 0,
+    }  # fmt: skip
+    assert found["numbers"].tolist() == [3, 1, 2] and found["flags"].tolist() == [True, False]
+    assert type(found["u8"]) is int and type(found["f32"]) is float and type(found["yes"]) is bool
+
+
+@pytest.mark.parametrize("alignment", [32, 64, 8])
+def test_tensors_lie_where_the_writer_put_them(tmp_path: Path, alignment: int) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_custom_alignment(alignment)
+    rng = np.random.default_rng(0)
+    arrays = {f"t{size}": rng.normal(size=(3, size)).astype(np.float32) for size in (1, 5, 32)}
+    for name, array in arrays.items():
+        writer.add_tensor(name, array)
+    packed = quants.quantize(arrays["t32"], gguf.GGMLQuantizationType.Q5_1)
+    writer.add_tensor("packed", packed, raw_dtype=gguf.GGMLQuantizationType.Q5_1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = open_gguf(tmp_path / "a.gguf").tensors
+    for name, array in arrays.items():
+        assert found[name].shape == array.shape and found[name].format.name == "f32"
+        np.testing.assert_array_equal(found[name].to_float32(), array)
+    assert found["packed"].shape == (3, 32) and found["packed"].format.name == "q5_1"
+    np.testing.assert_array_equal(found["packed"].data, packed.reshape(-1))
+
+
+def test_nested_arrays_and_version_2(tmp_path: Path) -> None:
+    inner = struct.pack("<IQ", STRING, 2) + text("a") + text("b")
+    nested = struct.pack("<IQ", ARRAY, 2) + inner + struct.pack("<IQ2I", U32, 2, 7, 8)
+    found = open_gguf(write(tmp_path / "a", whole([key("deep", ARRAY, nested)], [], version=2)))
+    assert found.version == 2 and found.metadata["deep"][0] == ["a", "b"]
+    assert found.metadata["deep"][1].tolist() == [7, 8]
+
+
+def test_smollm2_bit_for_bit(smollm2: Path) -> None:
+    found = open_gguf(smollm2)
+    reader = gguf.GGUFReader(smollm2)
+    assert [item.name for item in reader.tensors] == list(found.tensors)
+    for item in reader.tensors:
+        ours = found.tensors[item.name]
+        theirs = quants.dequantize(item.data, item.tensor_type)
+        assert ours.shape == tuple(reversed(item.shape.tolist())) == theirs.shape
+        np.testing.assert_array_equal(ours.to_float32().view(np.uint32), theirs.view(np.uint32))
+    assert found.metadata["tokenizer.ggml.tokens"] == reader.fields["tokenizer.ggml.tokens"].contents()
+    assert found.metadata["tokenizer.ggml.merges"] == reader.fields["tokenizer.ggml.merges"].contents()
+
+
+def test_opening_smollm2_is_quick(smollm2: Path) -> None:
+    taken = []
+    for _ in range(5):
+        start = time.perf_counter()
+        open_gguf(smollm2)
+        taken.append(time.perf_counter() - start)
+    assert min(taken) < 0.1
+
+
+def nested(depth: int) -> bytes:
+    return struct.pack("<IQ", ARRAY, 1) * depth + struct.pack("<IQ", U32, 0)
+
+
+HOSTILE = {
+    "empty": (b"", "empty"),
+    "magic": (b"GGUX" + bytes(40), "not with GGUF"),
+    "short": (b"GGUF\3", "bytes follow"),
+    "version 1": (whole([], [], version=1), "version 1"),
+    "version 4": (whole([], [], version=4), "version 4"),
+    "big-endian": (struct.pack(">4sIQQ", b"GGUF", 3, 0, 0), "big-endian"),
+    "tensor count": (whole([], [], tensors=2**63), "tensors announced"),
+    "tensor count beyond the file": (whole([], [], tensors=1000), "tensors announced"),
+    "key count": (whole([], [], keys=2**64 - 1), "metadata keys announced"),
+    "key length": (whole([struct.pack("<Q", 2**64 - 1)], [], keys=1), "metadata keys announced"),
+    "key past the end": (whole([struct.pack("<Q", 100) + bytes(8)], [], keys=1), "end past"),
+    "key not UTF-8": (whole([key(b"\xff\xfe", U32, bytes(4))], []), "not UTF-8"),
+    "key twice": (whole([key("a", U32, bytes(4))] * 2, []), "'a' appears twice"),
+    "value type": (whole([key("a", 13, bytes(8))], []), "value type 13"),
+    "bool": (whole([key("a", BOOL, b"\2")], []), "neither 0 nor 1"),
+    "array count": (whole([key("a", ARRAY, struct.pack("<IQ", U32, 2**62))], []), "numbers announced"),
+    "string count": (whole([key("a", ARRAY, struct.pack("<IQ", STRING, 2**40))], []), "strings announced"),
+    "array type": (whole([key("a", ARRAY, struct.pack("<IQ", 99, 0))], []), "value type 99"),
+    "arrays in arrays": (whole([key("a", ARRAY, nested(100_000))], []), "nested deeper"),
+    "array of arrays": (whole([key("a", ARRAY, struct.pack("<IQ", ARRAY, 2**60))], []), "arrays announced"),
+    "alignment 0": (whole([key("general.alignment", U32, struct.pack("<I", 0))], []), "power of two"),
+    "alignment 48": (whole([key("general.alignment", U32, struct.pack("<I", 48))], []), "power of two"),
+    "alignment text": (whole([key("general.alignment", STRING, text("32"))], []), "power of two"),
+    "no dimensions": (whole([], [tensor("t", ())], bytes(16)), "0 dimensions"),
+    "five dimensions": (whole([], [tensor("t", (1,) * 5)], bytes(16)), "5 dimensions"),
+    "a billion dimensions": (whole([], [text("t") + struct.pack("<I", 2**32 - 1)], bytes(16)), "dimensions"),
+    "extent 0": (whole([], [tensor("t", (4, 0))], bytes(16)), "positive extents"),
+    "huge extents": (whole([], [tensor("t", (2**63, 2**63))], bytes(16)), "truncated"),
+    "type": (whole([], [tensor("t", kind=99)], bytes(16)), "ggml type 99"),
+    "type not read": (whole([], [tensor("t", (256,), kind=18)], bytes(99)), "iq3_xxs"),
+    "rows of half blocks": (whole([], [tensor("t", (48, 2), kind=8)], bytes(102)), "rows of 48"),
+    "offset past the end": (whole([], [tensor("t", offset=64)], bytes(32)), "truncated"),
+    "offset that wraps": (whole([], [tensor("t", offset=2**64 - 32)], bytes(32)), "truncated"),
+    "offset unaligned": (whole([], [tensor("t", offset=4)], bytes(32)), "multiple of 32"),
+    "cut short": (whole([], [tensor("t", (1000,))], bytes(3999)), "truncated"),
+    "tensor twice": (whole([], [tensor("t"), tensor("t", offset=32)], bytes(64)), "'t' appears twice"),
+    "overlap": (whole([], [tensor("a", (16,)), tensor("b", offset=32)], bytes(64)), "'a' and 'b' overlap"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_files_are_refused(tmp_path: Path, case: str) -> None:
+    raw, message = HOSTILE[case]
+    with pytest.raises(CheckpointError, match=message):
+        open_gguf(write(tmp_path / "hostile.gguf", raw))
+
+
+def test_strings_that_are_not_utf8_are_found_when_read(tmp_path: Path) -> None:
+    value = struct.pack("<IQ", STRING, 2) + text("fine") + text(b"\xff")
+    found = open_gguf(write(tmp_path / "a", whole([key("words", ARRAY, value)], [])))
+    with pytest.raises(CheckpointError, match=r"'words': a string is not UTF-8"):
+        found.metadata["words"]
+
+
+def test_a_folder_and_nothing_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="a folder; a plain file is needed"):
+        open_gguf(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="no such file"):
+        open_gguf(tmp_path / "absent")

@@ -1,0 +1,152 @@
+"""safetensors files against the package of that name, and files it would not write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from puna.errors import CheckpointError
+from puna.formats.blocks import FORMATS
+from puna.formats.safetensors import NewTensor, open_safetensors, write_safetensors
+
+TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def raw_bytes(values: torch.Tensor) -> np.ndarray:
+    return values.contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+tensors = st.dictionaries(
+    st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__"),
+    st.tuples(st.sampled_from(sorted(TYPES)), st.lists(st.integers(1, 5), max_size=4), st.integers(0, 2**31)),
+    max_size=6,
+)
+
+
+def make(kind: str, shape: list[int], seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(TYPES[kind])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tensors, st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2))
+def test_each_reads_what_the_other_writes(tmp_path: Path, spec: dict[str, Any], metadata: dict[str, str]) -> None:
+    values = {name: make(*entry) for name, entry in spec.items()}
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    safetensors.torch.save_file(values, theirs, metadata or None)
+    new = [NewTensor(n, FORMATS[spec[n][0]], tuple(v.shape), raw_bytes(v)) for n, v in values.items()]
+    write_safetensors(ours, new, metadata)
+    for path in (theirs, ours):
+        found = open_safetensors(path)
+        assert found.metadata == metadata and found.tensors.keys() == values.keys()
+        for name, value in values.items():
+            assert found.tensors[name].format.name == spec[name][0] and found.tensors[name].shape == tuple(value.shape)
+            np.testing.assert_array_equal(found.tensors[name].data, raw_bytes(value))
+    for name, value in safetensors.torch.load_file(ours).items():
+        assert value.dtype == values[name].dtype and torch.equal(value, values[name])
+
+
+def test_reading_is_a_view_and_writing_holds_one_tensor(tmp_path: Path) -> None:
+    alive: list[int] = []
+    most = 0
+
+    def produce(index: int) -> bytes:
+        nonlocal most
+        alive.append(index)
+        most = max(most, len(alive))
+        return bytes([index]) * 40
+
+    class Tracked(bytes):
+        def __del__(self) -> None:
+            alive.pop()
+
+    new = [NewTensor(f"t{i}", FORMATS["f32"], (10,), lambda i=i: Tracked(produce(i))) for i in range(20)]
+    write_safetensors(tmp_path / "a", new)
+    assert most <= 2  # the next is made before the name lets go of the last
+    found = open_safetensors(tmp_path / "a")
+    assert [int(tensor.data[0]) for tensor in found.tensors.values()] == list(range(20))
+    assert not found.tensors["t3"].data.flags.owndata and not found.tensors["t3"].data.flags.writeable
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def fail() -> bytes:
+        raise RuntimeError("the disk of the source broke")
+
+    good, bad = NewTensor("a", FORMATS["f32"], (1,), bytes(4)), NewTensor("b", FORMATS["f32"], (1,), fail)
+    with pytest.raises(RuntimeError, match="broke"):
+        write_safetensors(path, [good, bad])
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ([NewTensor("a", FORMATS["q8_0"], (32,), bytes(34))], "is q8_0"),
+        ([NewTensor("a", FORMATS["f32"], (2,), bytes(7))], "7 bytes"),
+        ([NewTensor("a", FORMATS["f32"], (1,), bytes(4))] * 2, "twice"),
+        ([NewTensor("__metadata__", FORMATS["f32"], (1,), bytes(4))], "reserved"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path: Path, new: list[NewTensor], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        write_safetensors(tmp_path / "a", new)
+    assert list(tmp_path.iterdir()) == []
+
+
+def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def whole(header: Any, data: bytes = bytes(8)) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+HOSTILE = {
+    "empty": (b"", "empty"),
+    "seven bytes": (bytes(7), "at least 8"),
+    "header longer than the file": ((1000).to_bytes(8, "little") + b"{}", "says it has 1000"),
+    "header of 2^64 - 1": (b"\xff" * 8 + b"{}", "limit"),
+    "not JSON": (whole(b"{,}"), "not JSON"),
+    "not UTF-8": (whole(b'{"\xff": 1}'), "not JSON"),
+    "not an object": (whole(b"[1]"), "JSON list"),
+    "deep JSON": (whole(b'{"a":' + b"[" * 200_000), "not JSON"),
+    "huge number": (whole(b'{"a":' + b"9" * 5000 + b"}"), "not JSON"),
+    "name twice": (whole(b'{"a":1,"a":1}'), "'a' twice"),
+    "metadata": (whole({"__metadata__": {"a": 1}}, b""), "strings"),
+    "entry": (whole({"a": 3}), "data_offsets None"),
+    "no offsets": (whole({"a": {"dtype": "F32", "shape": [2]}}), "data_offsets"),
+    "three offsets": (whole({"a": entry(offsets=[0, 8, 8])}), "two offsets"),
+    "backwards": (whole({"a": entry(offsets=[8, 0])}), "two offsets"),
+    "negative": (whole({"a": entry(offsets=[-8, 0])}), "two offsets"),
+    "fraction": (whole({"a": entry(offsets=[0.0, 8.0])}), "two offsets"),
+    "true": (whole({"a": entry(shape=[True, 2])}), "whole numbers"),
+    "past the end": (whole({"a": entry(shape=[4], offsets=[0, 16])}), "ends at byte 16"),
+    "type": (whole({"a": entry("F8_E4M3")}), "F8_E4M3"),
+    "type I64": (whole({"a": entry("I64", [1])}), "puna reads F32"),
+    "shape": (whole({"a": entry(shape="22")}), "shape 22"),
+    "shape too large": (whole({"a": entry(shape=[2**62])}), "8 bytes stored"),
+    "a thousand axes": (whole({"a": entry(shape=[1] * 1000 + [2])}), "up to 8"),
+    "gap at the start": (whole({"a": entry(offsets=[8, 16])}, bytes(16)), "gap"),
+    "gap at the end": (whole({"a": entry()}, bytes(9)), "1 bytes follow"),
+    "overlap": (whole({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12)), "overlaps"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_files_are_refused(tmp_path: Path, case: str) -> None:
+    raw, message = HOSTILE[case]
+    (tmp_path / "hostile").write_bytes(raw)
+    with pytest.raises(CheckpointError, match=message):
+        open_safetensors(tmp_path / "hostile")

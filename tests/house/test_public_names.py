@@ -1,0 +1,73 @@
+"""The public surface is pinned: a name comes or goes only with a change here and in CHANGELOG.md."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import puna
+
+NAMES = {
+    "LLM",
+    "AutoTokenizer",
+    "Completion",
+    "GenerationConfig",
+    "LlamaConfig",
+    "LlamaForCausalLM",
+    "LlamaForSequenceClassification",
+    "LlamaModel",
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "PunaError",
+    "__version__",
+    "load_tokenizer",
+}
+
+
+def test_public_names_are_pinned_and_load():
+    assert set(puna.__all__) == set(dir(puna)) == NAMES
+    for name in NAMES:
+        assert getattr(puna, name) is not None
+    with pytest.raises(AttributeError, match="'GptModel'"):
+        _ = puna.GptModel
+
+
+def test_version_is_the_installed_one():
+    assert puna.__version__ == importlib.metadata.version("puna")
+
+
+def without_torch(code: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in an interpreter where PyTorch cannot be imported."""
+    block = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+sys.meta_path.insert(0, Block())
+"""
+    return subprocess.run([sys.executable, "-W", "error", "-c", block + code], capture_output=True, text=True)
+
+
+def test_a_class_whose_extra_is_missing_names_the_extra():
+    run = without_torch("import puna; puna.LlamaForCausalLM")
+    assert "MissingExtraError" in run.stderr
+    assert "pip install 'puna[torch]'" in run.stderr
+
+
+def test_the_core_works_without_torch(smollm2):
+    run = without_torch(
+        "import puna\n"
+        "from puna.checkpoint import inspect_checkpoint, open_checkpoint\n"
+        f"tokenizer = puna.load_tokenizer({str(smollm2)!r})\n"
+        "assert tokenizer.decode(tokenizer.encode('Gravity is')) == 'Gravity is'\n"
+        f"checkpoint = open_checkpoint({str(smollm2)!r})\n"
+        "assert checkpoint.tensors['model.norm.weight'].to_float32().shape == (576,)\n"
+        f"inspect_checkpoint({str(smollm2)!r})\n"
+        "import puna.cli, puna.llm, puna.native\n"
+        f"puna.LLM({str(smollm2)!r})\n"
+    )
+    assert "MissingExtraError: running a model needs PyTorch" in run.stderr

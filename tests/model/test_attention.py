@@ -1,0 +1,137 @@
+"""Masks: rows that may look at nothing, shapes that do not fit, batches against single texts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from twins import CONFIGURATIONS, config_of, distance, pair, ragged
+
+from puna.errors import PunaError
+from puna.model import LlamaForCausalLM
+from puna.model.attention import attend, build_mask
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("form", ["2d", "bool", "lowest", "twice_lowest"])
+def test_rows_that_may_look_at_nothing_give_zeros_both_ways(dtype: torch.dtype, eager: bool, form: str) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(2, 4, 6, 8, dtype=dtype, requires_grad=True)
+    k, v = (torch.randn(2, 2, 6, 8, dtype=dtype, requires_grad=True) for _ in range(2))
+    padding = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    looks = torch.ones(6, 6, dtype=torch.bool).tril() & padding[:, None, None].bool()
+    lowest = torch.finfo(dtype).min
+    given: dict[str, Tensor] = {
+        "2d": padding,
+        "bool": looks,
+        "lowest": torch.zeros(2, 1, 6, 6, dtype=dtype).masked_fill(~looks, lowest),
+        # what 4.34 adds up where a key is both later and padding
+        "twice_lowest": torch.zeros(2, 1, 6, 6, dtype=dtype).masked_fill(~looks, lowest) * 2,
+    }
+    mask = build_mask(given[form], torch.zeros(2, 6, 1, dtype=dtype), 0, explicit=eager)
+    out, weights = attend(q, k, v, mask, 0.0, eager)
+    assert torch.equal(out[0, :, :2], torch.zeros(4, 2, 8, dtype=dtype))
+    assert weights is None or torch.equal(weights[0, :, :2], torch.zeros(4, 2, 6, dtype=dtype))
+    out.float().square().sum().backward()
+    for tensor in (q, k, v):
+        assert torch.isfinite(tensor.grad).all()
+    assert (q.grad[0, :, :2] == 0).all()
+    assert (k.grad[0, :, :2] == 0).all()
+    assert (v.grad[0, :, :2] == 0).all()
+    # the other rows are what they would be alone
+    alone = build_mask(None, torch.zeros(1, 4, 1, dtype=dtype), 0, explicit=eager)
+    wanted, _ = attend(q[:1, :, 2:], k[:1, :, 2:], v[:1, :, 2:], alone, 0.0, eager)
+    assert distance(out[:1, :, 2:].float(), wanted.float()) <= (1e-6 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_left_padded_batch_trains_without_nan(dtype: torch.dtype) -> None:
+    model = LlamaForCausalLM(config_of(num_key_value_heads=2)).to(dtype)
+    ids, mask, _ = ragged(model.config, (9, 3, 0), "left")  # the last text is nothing but padding
+    model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+    assert any(parameter.grad.abs().max() > 0 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_equals_single_texts(name: str, side: str) -> None:
+    ours, _ = pair(config_of(**CONFIGURATIONS[name]))
+    ids, mask, positions = ragged(ours.config, (9, 14, 5), side)
+    with torch.no_grad():
+        whole = ours(ids, attention_mask=mask, position_ids=positions).logits
+        for row, keep, together in zip(ids, mask.bool(), whole, strict=True):
+            assert distance(together[keep], ours(row[keep][None]).logits[0]) <= 1e-5
+
+
+def test_default_positions_count_from_the_cache_whatever_the_mask_says() -> None:
+    ours, _ = pair(config_of())
+    ids, mask, _ = ragged(ours.config, (9, 5), "left")
+    with torch.no_grad():
+        got = ours(ids, attention_mask=mask)
+        wanted = ours(ids, attention_mask=mask, position_ids=torch.arange(9)[None])
+        assert torch.equal(got.logits, wanted.logits)
+        step = torch.tensor([[5], [6]])
+        longer = torch.cat((mask, torch.ones(2, 1, dtype=torch.long)), dim=1)
+        got = ours(step, attention_mask=longer, past_key_values=got.past_key_values).logits
+        wanted = ours(torch.cat((ids, step), dim=1), attention_mask=longer).logits[:, -1:]
+        assert distance(got, wanted) <= 1e-5
+
+
+def test_a_mask_in_full_may_differ_by_head() -> None:
+    ours, _ = pair(config_of(num_hidden_layers=1))
+    ids = torch.randint(3, 67, (2, 5))
+    looks = torch.ones(2, 4, 5, 5, dtype=torch.bool).tril()
+    looks[:, 1, :, :2] = False  # leaves the first two queries of this head with nothing
+    with torch.no_grad():
+        fused = ours(ids, attention_mask=looks)
+        eager = ours(ids, attention_mask=looks, output_attentions=True)
+    assert distance(fused.logits, eager.logits) <= 1e-5
+    assert (eager.attentions[0][:, 1, :, :2] == 0).all()
+    assert (eager.attentions[0][:, 1, :2] == 0).all()
+    assert (eager.attentions[0][:, 0].sum(-1) - 1).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("mask", "text"),
+    [
+        (torch.ones(2, 4), r"\(2, 4\).*\(2, 5\)"),
+        (torch.ones(1, 5), r"\(1, 5\).*\(2, 5\)"),
+        (torch.ones(2, 1, 4, 5), r"\(2, 1, 4, 5\).*\(5, 5\)"),
+        (torch.ones(3, 1, 5, 5), r"\(3, 1, 5, 5\).*batch, 2"),
+        (torch.ones(2, 1, 5, 5, dtype=torch.long), "int64.*bool"),
+        (torch.ones(2, 5, 5), r"\(2, 5, 5\)"),
+    ],
+)
+def test_masks_that_do_not_fit(mask: Tensor, text: str) -> None:
+    with pytest.raises(PunaError, match=text):
+        LlamaForCausalLM(config_of())(torch.full((2, 5), 3), attention_mask=mask)
+
+
+def test_attention_dropout_acts_in_training_only() -> None:
+    ours, _ = pair(config_of(attention_dropout=0.5))
+    ids = torch.randint(3, 67, (2, 12))
+    with torch.no_grad():
+        assert torch.equal(ours(ids).logits, ours(ids).logits)
+        ours.train()
+        weights = ours(ids, output_attentions=True).attentions[0]
+        assert not torch.equal(ours(ids).logits, ours(ids).logits)
+    dropped = (weights == 0)[:, :, torch.ones(12, 12).tril().bool()].float().mean()
+    assert 0.4 < dropped < 0.6
+
+
+def test_attn_implementation_eager_takes_the_open_way() -> None:
+    fused, theirs = pair(config_of(num_key_value_heads=2))
+    eager = LlamaForCausalLM(config_of(num_key_value_heads=2, attn_implementation="eager")).eval()
+    eager.load_state_dict(fused.state_dict())
+    ids = torch.randint(3, 67, (2, 12))
+    with torch.no_grad():
+        got, wanted = eager(ids), theirs(ids)
+    assert got.attentions is None
+    assert distance(got.logits, wanted.logits) <= 1e-6
+    with pytest.raises(PunaError, match=r"flash_attention_2.*sdpa"):
+        LlamaForCausalLM(config_of(attn_implementation="flash_attention_2"))

@@ -1,0 +1,353 @@
+"""The classes around the decoder: losses, heads, pooling, embeddings, outputs, initial weights, checkpointing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from twins import config_of, distance, pair, ragged
+
+from puna.errors import ConfigError, PunaError, RequestError
+from puna.model import (
+    CausalLMOutputWithPast,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaModel,
+)
+
+IDS = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def small(**fields: Any) -> LlamaForCausalLM:
+    ours: LlamaForCausalLM = pair(config_of(**fields))[0]
+    return ours
+
+
+# ---- outputs
+
+
+def test_outputs_read_like_dataclass_tuple_and_mapping() -> None:
+    model = small(use_cache=False)
+    out = model(IDS, labels=IDS)
+    assert isinstance(out, CausalLMOutputWithPast)
+    assert out[0] is out.loss is out["loss"]
+    assert out[1] is out.logits
+    assert list(out) == list(out.keys()) == ["loss", "logits"]
+    assert "hidden_states" not in out
+    assert out.get("attentions") is None
+    assert out.to_tuple() == out[:] == (out.loss, out.logits)
+    assert model(IDS)[0].shape == (2, 9, 67)
+    with pytest.raises(KeyError, match="hidden_states"):
+        out["hidden_states"]
+
+
+def test_tuples_in_the_pages_order() -> None:
+    model = small()
+    asked: dict[str, Any] = {"output_hidden_states": True, "output_attentions": True, "use_cache": True}
+    loss, logits, cache, states, weights = model(IDS, labels=IDS, return_dict=False, **asked)
+    whole = model(IDS, labels=IDS, **asked)
+    assert torch.equal(loss, whole.loss)
+    assert torch.equal(logits, whole.logits)
+    assert (len(cache), len(states), len(weights)) == (2, 3, 2)
+    assert torch.equal(states[-1], whole.hidden_states[-1])
+    assert isinstance(small(return_dict=False)(IDS), tuple)
+    given = small(output_hidden_states=True, output_attentions=True)(IDS)
+    assert len(given.hidden_states) == 3
+    assert given.attentions[0].shape == (2, 4, 9, 9)
+
+
+# ---- causal language model
+
+
+def test_labels_of_nothing_give_a_loss_of_0_and_no_nan() -> None:
+    model = small()
+    out = model(IDS, labels=torch.full_like(IDS, -100))
+    assert out.loss == 0
+    out.loss.backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_the_loss_is_float32_whatever_the_weights() -> None:
+    model = small().to(torch.bfloat16)
+    out = model(IDS, labels=IDS)
+    assert out.logits.dtype == torch.bfloat16
+    assert out.loss.dtype == torch.float32
+    wanted = F.cross_entropy(out.logits[:, :-1].double().flatten(0, 1), IDS[:, 1:].flatten())
+    assert distance(out.loss.double(), wanted) <= 1e-6
+
+
+@torch.no_grad()
+def test_logits_to_keep() -> None:
+    model = small()
+    whole = model(IDS).logits
+    assert distance(model(IDS, logits_to_keep=1).logits, whole[:, -1:]) <= 1e-6
+    assert distance(model(IDS, num_logits_to_keep=4).logits, whole[:, -4:]) <= 1e-6
+    assert distance(model(IDS, logits_to_keep=torch.tensor([0, 5])).logits, whole[:, [0, 5]]) <= 1e-6
+    with pytest.raises(RequestError, match="logits_to_keep is 1"):
+        model(IDS, labels=IDS, logits_to_keep=1)
+
+
+@torch.no_grad()
+def test_pretraining_tp_sums_the_same_up_to_rounding() -> None:
+    """4.34 computed each linear layer in slices and added the partial sums; we compute it whole."""
+    sizes: dict[str, Any] = {"vocab_size": 68, "num_key_value_heads": 2}
+    sliced, whole = (LlamaForCausalLM(config_of(pretraining_tp=n, **sizes)).eval() for n in (2, 1))
+    sliced.load_state_dict(whole.state_dict())
+    assert torch.equal(sliced(IDS).logits, whole(IDS).logits)
+    for layer in sliced.model.layers:
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            linear.forward = lambda x, w=linear.weight: sum(
+                F.linear(part, slice_) for part, slice_ in zip(x.chunk(2, dim=-1), w.chunk(2, dim=1), strict=True)
+            )
+        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.mlp.gate_proj):
+            linear.forward = lambda x, w=linear.weight: torch.cat([F.linear(x, part) for part in w.chunk(2)], dim=-1)
+    got = sliced(IDS).logits
+    assert not torch.equal(got, whole(IDS).logits)  # the slices are really taken
+    assert distance(got, whole(IDS).logits) <= 2e-6
+
+
+@pytest.mark.parametrize("given", ["neither", "both"])
+def test_exactly_one_of_ids_and_embeddings(given: str) -> None:
+    model = small()
+    inputs = {} if given == "neither" else {"input_ids": IDS, "inputs_embeds": model.get_input_embeddings()(IDS)}
+    with pytest.raises(PunaError, match=f"exactly one of input_ids or inputs_embeds; {given} was given"):
+        model(**inputs)
+
+
+@pytest.mark.parametrize("bad", [67, -1])
+def test_ids_outside_the_vocabulary(bad: int) -> None:
+    with pytest.raises(PunaError, match=rf"holds {bad}; the embedding has rows 0 to 66.*resize_token_embeddings"):
+        small()(torch.tensor([[3, bad, 4]]))
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 0)])
+def test_ids_of_another_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(PunaError, match="batch, tokens"):
+        small()(torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 9), (1, 2, 9)])
+def test_positions_of_another_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(PunaError, match=r"position_ids.*\(2, 9\)"):
+        small()(IDS, position_ids=torch.zeros(shape, dtype=torch.long))
+
+
+def test_unknown_activation_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"swoosh.*gelu.*silu"):
+        LlamaModel(config_of(hidden_act="swoosh"))
+
+
+@torch.no_grad()
+def test_activation_as_a_callable() -> None:
+    called, named = LlamaForCausalLM(config_of(hidden_act=torch.relu)), LlamaForCausalLM(config_of(hidden_act="relu"))
+    called.load_state_dict(named.state_dict())
+    assert torch.equal(called(IDS).logits, named(IDS).logits)
+
+
+# ---- embeddings and weights
+
+
+def test_initial_weights() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config_of(pad_token_id=5, attention_bias=True, mlp_bias=True, initializer_range=0.03))
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert (parameter == 1).all()
+        elif name.endswith("bias"):
+            assert (parameter == 0).all()
+        else:
+            assert float(parameter.detach().std()) == pytest.approx(0.03, rel=0.1), name
+            assert float(parameter.detach().mean().abs()) < 0.003, name
+    assert (model.model.embed_tokens.weight[5] == 0).all()
+    assert (model.lm_head.weight[5] != 0).any()
+    model(torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+    assert (model.model.embed_tokens.weight.grad[5] == 0).all()  # padding_idx
+
+
+def test_tied_weights_are_one_parameter_and_survive_replacement() -> None:
+    model = small(tie_word_embeddings=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.num_parameters() == small().num_parameters() - 67 * 48
+    assert "lm_head.weight" in model.state_dict()
+    model.to(torch.float64)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    other = torch.nn.Embedding(67, 48)
+    model.set_input_embeddings(other)
+    model.tie_weights()
+    assert model.lm_head.weight is other.weight
+
+
+def test_getters_and_setters() -> None:
+    model, other = small(), small()
+    assert model.get_input_embeddings() is model.model.embed_tokens is model.model.get_input_embeddings()
+    assert model.get_output_embeddings() is model.lm_head
+    assert model.get_decoder() is model.model is model.model.get_decoder()
+    assert model.model.get_output_embeddings() is None
+    model.set_output_embeddings(other.lm_head)
+    model.set_decoder(other.model)
+    assert model.get_output_embeddings() is other.lm_head
+    assert model.get_decoder() is other.model
+    assert (model.dtype, model.device.type) == (torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("asked", "rows"), [((70, None), 70), ((None, 32), 96), ((68, 8), 72), ((60, None), 60)])
+def test_resize_token_embeddings(tied: bool, asked: tuple[int | None, int | None], rows: int) -> None:
+    model = small(tie_word_embeddings=tied, pad_token_id=3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    returned = model.resize_token_embeddings(*asked)
+    assert returned is model.get_input_embeddings()
+    assert model.config.vocab_size == returned.num_embeddings == model.lm_head.out_features == rows
+    assert returned.padding_idx == 3
+    kept = min(67, rows)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        now = model.state_dict()[name]
+        assert now.shape == (rows, 48)
+        assert torch.equal(now[:kept], before[name][:kept])
+        assert now[kept:].numel() == 0 or now[kept:].std() == pytest.approx(0.2, rel=0.25)
+    assert (model.lm_head.weight is returned.weight) == tied
+    assert model(torch.tensor([[rows - 1]])).logits.shape == (1, 1, rows)
+
+
+def test_resize_keeps_the_padding_token_and_a_no_op_is_one() -> None:
+    model = small(pad_token_id=5)
+    assert model.resize_token_embeddings() is model.get_input_embeddings()
+    with pytest.raises(PunaError, match="new_num_tokens is 5"):
+        model.resize_token_embeddings(5)
+
+
+def test_frozen_weights_stay_frozen_when_resized() -> None:
+    model = small()
+    model.requires_grad_(False)
+    model.resize_token_embeddings(70)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.num_parameters(only_trainable=True) == 0
+
+
+# ---- gradient checkpointing
+
+
+@pytest.mark.parametrize("past", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients_and_no_cache(past: bool) -> None:
+    fields: dict[str, Any] = {"attention_dropout": 0.3, "num_key_value_heads": 2}
+    gradients = []
+    for checkpointing in (False, True):
+        model = small(**fields).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(1)
+        prefix = [(torch.randn(2, 2, 3, 12), torch.randn(2, 2, 3, 12)) for _ in range(2)] if past else None
+        torch.manual_seed(2)
+        out = model(IDS, labels=IDS, past_key_values=prefix, use_cache=True, output_hidden_states=True)
+        assert model.is_gradient_checkpointing == checkpointing
+        assert (out.past_key_values is None) == checkpointing
+        assert len(out.hidden_states) == 3
+        out.loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_gradient_checkpointing_saves_memory_and_is_off_in_evaluation() -> None:
+    def saved(model: LlamaForCausalLM) -> int:
+        size = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal size
+            size += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(IDS, labels=IDS)
+        return size
+
+    model = small(num_hidden_layers=4).train()
+    plain = saved(model)
+    model.gradient_checkpointing_enable()
+    assert saved(model) < plain / 2
+    assert model.eval()(IDS).past_key_values is not None
+    model.train().gradient_checkpointing_disable()
+    assert saved(model) == plain
+    with pytest.raises(PunaError, match="use_reentrant"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+
+
+def test_gradients_reach_trained_layers_under_frozen_embeddings() -> None:
+    model = small().train()
+    model.requires_grad_(False)
+    model.model.layers[0].self_attn.q_proj.weight.requires_grad_(True)
+    model.gradient_checkpointing_enable()
+    model(IDS, labels=IDS).loss.backward()
+    assert model.model.layers[0].self_attn.q_proj.weight.grad.abs().max() > 0
+
+
+# ---- classification
+
+
+def classifier(**fields: Any) -> LlamaForSequenceClassification:
+    torch.manual_seed(0)
+    return LlamaForSequenceClassification(config_of(**fields)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("known_by", ["mask", "pad", "both"])
+def test_the_last_real_token_is_pooled(side: str, known_by: str) -> None:
+    model = classifier(num_labels=3, pad_token_id=None if known_by == "mask" else 0)
+    ids, mask, positions = ragged(model.config, (9, 14, 5), side)
+    given = {} if known_by == "pad" else {"attention_mask": mask}
+    got = model(ids, position_ids=positions, **given).logits
+    base = model.model(ids, position_ids=positions, **given).last_hidden_state
+    last = [8, 13, 4] if side == "right" else [13, 13, 13]
+    assert distance(got, model.score(base[torch.arange(3), last])) <= 1e-6
+
+
+@torch.no_grad()
+def test_a_padding_id_inside_the_text_is_no_padding_where_the_mask_says_so() -> None:
+    model = classifier(num_labels=3, pad_token_id=2)  # pad == eos
+    ids = torch.tensor([[5, 2, 7, 2], [5, 6, 2, 2]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    base = model.model(ids, attention_mask=mask).last_hidden_state
+    wanted = model.score(base[torch.arange(2), [3, 2]])
+    assert distance(model(ids, attention_mask=mask).logits, wanted) <= 1e-6
+    # without a mask, only the id can tell
+    base = model.model(ids).last_hidden_state
+    assert distance(model(ids).logits, model.score(base[torch.arange(2), [2, 1]])) <= 1e-6
+
+
+@torch.no_grad()
+def test_pooling_without_mask_or_padding_takes_the_last_token() -> None:
+    model = classifier(num_labels=3)
+    wanted = model.score(model.model(IDS).last_hidden_state[:, -1])
+    assert distance(model(IDS).logits, wanted) <= 1e-6
+    assert distance(model(inputs_embeds=model.model.embed_tokens(IDS)).logits, wanted) <= 1e-6
+    # with a cache the mask is longer than the tokens
+    cache = model(IDS[:, :4]).past_key_values
+    got = model(IDS[:, 4:], attention_mask=torch.ones(2, 9), past_key_values=cache).logits
+    assert distance(got, wanted) <= 1e-5
+
+
+LOSSES: list[tuple[int, str | None, Tensor, Any]] = [
+    (1, None, torch.tensor([0.5, -2.0]), lambda x, y: F.mse_loss(x[:, 0], y)),
+    (1, None, torch.tensor([[0.5], [-2.0]]), F.mse_loss),
+    (3, "regression", torch.tensor([[0.5, 1, 2], [-2.0, 0, 1]]), F.mse_loss),
+    (3, None, torch.tensor([2, 0]), F.cross_entropy),
+    (3, None, torch.tensor([[1.0, 0, 1], [0, 0, 1]]), F.binary_cross_entropy_with_logits),
+    (3, "multi_label_classification", torch.tensor([[1, 0, 1], [0, 0, 1]]), None),
+]
+
+
+@pytest.mark.parametrize(("labels", "problem", "target", "wanted"), LOSSES)
+def test_classification_losses(labels: int, problem: str | None, target: Tensor, wanted: Any) -> None:
+    model = classifier(num_labels=labels, problem_type=problem)
+    out = model(IDS, labels=target)
+    if wanted is None:
+        assert distance(out.loss, F.binary_cross_entropy_with_logits(out.logits, target.float())) <= 1e-6
+    else:
+        assert distance(out.loss, wanted(out.logits, target)) <= 1e-6
+    assert model.config.problem_type == problem  # a batch must not decide for the next
+    loss, logits = model(IDS, labels=target, return_dict=False, use_cache=False)
+    assert torch.equal(loss, out.loss)
+    assert logits.shape == (2, labels)

@@ -1,0 +1,124 @@
+"""`KVCache`: a value, and the page's tuple of tuples."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from twins import DYNAMIC, config_of, distance, longrope, pair
+
+from puna.errors import PunaError
+from puna.model import KVCache, LlamaForCausalLM
+from puna.model.rope import angles, rotate
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    ours: LlamaForCausalLM = pair(config_of(num_key_value_heads=2))[0]
+    return ours
+
+
+@torch.no_grad()
+def test_it_is_the_pages_tuple_of_tuples(model: LlamaForCausalLM) -> None:
+    cache = model(torch.randint(3, 67, (3, 7)), use_cache=True).past_key_values
+    assert isinstance(cache, tuple)
+    assert len(cache) == 2
+    assert [key.shape for key, _ in cache] == [(3, 2, 7, 12)] * 2
+    keys, values = cache[-1]
+    assert keys is cache[1][0]
+    assert values is cache[1][1]
+    assert cache.length == cache.get_seq_length() == 7
+
+
+def plain_keys(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+    """The first layer's keys, (1, kv heads, tokens, head_dim), before any rotation."""
+    layer = model.model.layers[0]
+    keys = layer.self_attn.k_proj(layer.input_layernorm(model.model.embed_tokens(ids)))
+    return keys.view(1, ids.shape[1], -1, 12).transpose(1, 2)
+
+
+@torch.no_grad()
+def test_keys_are_kept_after_their_rotation(model: LlamaForCausalLM) -> None:
+    ids = torch.randint(3, 67, (1, 7))
+    turned = rotate(plain_keys(model, ids), angles(torch.arange(7)[None], model.model.rotary_emb.inv_freq, 1.0))
+    assert distance(model(ids).past_key_values[0][0], turned) <= 1e-6
+
+
+@pytest.mark.parametrize("settings", [DYNAMIC, longrope(12)])
+@torch.no_grad()
+def test_keys_of_dynamic_and_longrope_are_kept_before_it_with_their_positions(settings: dict[str, Any]) -> None:
+    ours, _ = pair(config_of(rope_scaling=settings))
+    ids = torch.randint(3, 67, (1, 7))
+    cache = ours(ids, position_ids=torch.arange(2, 9)[None]).past_key_values
+    assert cache.positions.tolist() == [[2, 3, 4, 5, 6, 7, 8]]
+    assert distance(cache[0][0], plain_keys(ours, ids)) <= 1e-6
+
+
+@torch.no_grad()
+def test_one_prefix_can_be_continued_many_times(model: LlamaForCausalLM) -> None:
+    prefix, first, second = (torch.randint(3, 67, (1, n)) for n in (6, 3, 4))
+    cache = model(prefix).past_key_values
+    kept = copy.deepcopy(cache)
+    got = [model(ids, past_key_values=cache).logits for ids in (first, second, first)]
+    assert torch.equal(got[0], got[2])
+    for ids, logits in zip((first, second), got, strict=False):
+        assert distance(logits, model(torch.cat((prefix, ids), dim=1)).logits[:, 6:]) <= 1e-5
+    assert all(torch.equal(a, b) for mine, old in zip(cache, kept, strict=True) for a, b in zip(mine, old, strict=True))
+
+
+@pytest.mark.parametrize("legacy", ["tuples", "lists", "empty"])
+@torch.no_grad()
+def test_legacy_forms_are_read(model: LlamaForCausalLM, legacy: str) -> None:
+    ids = torch.randint(3, 67, (2, 8))
+    cache = model(ids[:, :5]).past_key_values
+    forms: dict[str, Any] = {"tuples": tuple(cache), "lists": [list(layer) for layer in cache], "empty": ()}
+    start = 0 if legacy == "empty" else 5
+    got = model(ids[:, start:], past_key_values=forms[legacy]).logits
+    assert distance(got, model(ids).logits[:, start:]) <= 1e-5
+
+
+@torch.no_grad()
+def test_reorder_crop_pickle() -> None:
+    ours, _ = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=4))
+    ids = torch.randint(3, 67, (3, 8))
+    cache = ours(ids[:, :6]).past_key_values
+    rows = torch.tensor([2, 0, 0])
+    got = ours(ids[rows, 6:], past_key_values=ours._reorder_cache(cache, rows)).logits
+    assert distance(got, ours(ids[rows]).logits[:, 6:]) <= 1e-5
+    got = ours(ids[:, 4:], past_key_values=cache.crop(4)).logits
+    assert distance(got, ours(ids).logits[:, 4:]) <= 1e-5
+    again = pickle.loads(pickle.dumps(cache))
+    assert isinstance(again, KVCache)
+    assert torch.equal(again.positions, cache.positions)
+    assert torch.equal(again[1][0], cache[1][0])
+    plain = ours._reorder_cache(tuple(cache), rows)
+    assert torch.equal(plain[0][1], cache[0][1][rows])
+
+
+def test_gradients_flow_through_a_cache(model: LlamaForCausalLM) -> None:
+    prefix = KVCache([(torch.randn(1, 2, 3, 12, requires_grad=True), torch.randn(1, 2, 3, 12)) for _ in range(2)])
+    model(torch.randint(3, 67, (1, 4)), past_key_values=prefix).logits.sum().backward()
+    assert prefix[0][0].grad.abs().max() > 0
+    model.zero_grad()
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 12), (2, 2, 3, 10), (1, 2, 3, 12)])
+def test_a_cache_of_another_model_or_batch_is_refused(model: LlamaForCausalLM, shape: tuple[int, ...]) -> None:
+    past = [(torch.zeros(shape), torch.zeros(shape))] * 2
+    with pytest.raises(PunaError, match=r"\(2, 2, 3, 12\)"):
+        model(torch.randint(3, 67, (2, 4)), past_key_values=past)
+    with pytest.raises(PunaError, match=r"1 layers.*2 layers"):
+        model(torch.randint(3, 67, (2, 4)), past_key_values=[(torch.zeros(2, 2, 3, 12),) * 2])
+    with pytest.raises(PunaError, match="DynamicCache"):
+        model(torch.randint(3, 67, (2, 4)), past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize(("asked", "default", "kept"), [(None, True, True), (None, False, False), (False, True, False)])
+def test_use_cache(asked: bool | None, default: bool, kept: bool) -> None:
+    ours, _ = pair(config_of(use_cache=default))
+    assert (ours(torch.tensor([[3, 4]]), use_cache=asked).past_key_values is not None) == kept

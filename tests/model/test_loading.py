@@ -1,0 +1,239 @@
+"""`from_pretrained` and `save_pretrained`: transformers' files, our files in transformers, heads, dtypes, GGUF."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from twins import CONFIGURATIONS, config_of, distance, pair
+
+from puna.config import GenerationConfig, LlamaConfig
+from puna.errors import CheckpointError, ConfigError, ModelNotFoundError, PunaError
+from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
+
+IDS = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A causal model's folder."""
+    pair(config_of(num_key_value_heads=2))[0].save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def same(ours: torch.nn.Module, other: torch.nn.Module) -> bool:
+    mine, theirs = ours.state_dict(), other.state_dict()
+    assert list(mine) == list(theirs)
+    return all(
+        tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]) for name, tensor in mine.items()
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@torch.no_grad()
+def test_saved_by_transformers_loaded_by_puna(name: str, tmp_path: Path) -> None:
+    ours, theirs = pair(config_of(**CONFIGURATIONS[name]))
+    theirs.save_pretrained(tmp_path)
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert same(loaded, ours)
+    assert distance(loaded(IDS).logits, theirs(IDS).logits) <= 1e-5
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@torch.no_grad()
+def test_saved_by_puna_loaded_by_transformers(name: str, tmp_path: Path) -> None:
+    ours, _ = pair(config_of(**CONFIGURATIONS[name]))
+    ours.generation_config = GenerationConfig(max_new_tokens=7, eos_token_id=[2, 5])
+    ours.save_pretrained(tmp_path)
+    theirs, info = transformers.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert same(ours, theirs)
+    assert ours.config.rope_parameters.items() <= theirs.config.rope_parameters.items()  # which keeps `type`, too
+    assert (theirs.generation_config.max_new_tokens, theirs.generation_config.eos_token_id) == (7, [2, 5])
+    assert distance(ours(IDS).logits, theirs(IDS).logits) <= 1e-5
+    again = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert same(again, ours)
+    assert again.generation_config == ours.generation_config
+
+
+def test_the_files_and_names_are_the_references(tmp_path: Path) -> None:
+    ours, theirs = pair(config_of(tie_word_embeddings=True))
+    ours.save_pretrained(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    names = {path.name for path in (tmp_path / "ours").iterdir()}
+    assert names == {path.name for path in (tmp_path / "theirs").iterdir()}
+    mine, wanted = (load_file(tmp_path / who / "model.safetensors") for who in ("ours", "theirs"))
+    assert mine.keys() == wanted.keys()
+    assert "lm_head.weight" not in mine
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["dtype"] == config["torch_dtype"] == "float32"
+
+
+@torch.no_grad()
+def test_shards(tmp_path: Path) -> None:
+    ours, theirs = pair(config_of())
+    ours.save_pretrained(tmp_path / "ours", max_shard_size="20KB")
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    assert len(list((tmp_path / "ours").glob("model-*-of-*.safetensors"))) > 3
+    assert same(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours"), theirs)
+    assert same(LlamaForCausalLM.from_pretrained(tmp_path / "theirs"), ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
+    ours, _ = pair(config_of())
+    exact = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    name = str(dtype).removeprefix("torch.")
+    ours.to(dtype).save_pretrained(tmp_path)
+    assert LlamaConfig.from_pretrained(tmp_path).dtype == name
+    for asked in ("auto", dtype, name):
+        loaded = LlamaForCausalLM.from_pretrained(tmp_path, dtype=asked)
+        assert loaded.dtype == dtype
+        assert same(loaded, ours)
+        assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert same(LlamaForCausalLM.from_pretrained(tmp_path, torch_dtype="auto"), ours)
+    wide = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert wide.dtype == torch.float32
+    assert same(wide, ours.float())
+    assert not torch.equal(exact["lm_head.weight"], wide.lm_head.weight)
+    with pytest.raises(ConfigError, match=r"int8.*auto.*bfloat16"):
+        LlamaForCausalLM.from_pretrained(tmp_path, dtype="int8")
+
+
+def test_auto_believes_the_weights_not_the_configuration(folder: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(folder, dtype="bfloat16")
+    model.save_pretrained(folder)
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**fields, "torch_dtype": "float16", "dtype": "float16"}))
+    loaded = LlamaForCausalLM.from_pretrained(folder, dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    loaded.save_pretrained(folder)
+    assert LlamaConfig.from_pretrained(folder).dtype == "bfloat16"
+
+
+def test_a_new_head_is_drawn_and_said_so(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match=r"no score.weight and its lm_head.weight is not used.*random") as caught:
+        model = LlamaForSequenceClassification.from_pretrained(folder, num_labels=5, dtype="bfloat16")
+    assert caught[0].filename == __file__
+    assert model.score.weight.shape == (5, 48)
+    assert model.score.weight.dtype == torch.bfloat16
+    assert float(model.score.weight.detach().float().std()) == pytest.approx(0.2, rel=0.2)
+    assert model.config.num_labels == 5
+    assert torch.equal(model.model.norm.weight, LlamaModel.from_pretrained(folder, dtype="bfloat16").norm.weight)
+    model.float().save_pretrained(tmp_path / "classifier")
+    again = LlamaForSequenceClassification.from_pretrained(tmp_path / "classifier")
+    assert same(again, model)
+    theirs = transformers.LlamaForSequenceClassification.from_pretrained(tmp_path / "classifier")
+    assert same(theirs, model)
+    with pytest.warns(UserWarning, match=r"no lm_head.weight and its score.weight is not used"):
+        LlamaForCausalLM.from_pretrained(tmp_path / "classifier")
+
+
+def test_bare_models(folder: Path, tmp_path: Path) -> None:
+    whole = LlamaForCausalLM.from_pretrained(folder)
+    bare = LlamaModel.from_pretrained(folder)
+    assert same(bare, whole.model)
+    bare.save_pretrained(tmp_path / "bare")
+    theirs = transformers.LlamaModel.from_pretrained(tmp_path / "bare")
+    assert same(bare, theirs)
+    assert same(LlamaModel.from_pretrained(tmp_path / "bare"), bare)
+    with pytest.warns(UserWarning, match=r"no lm_head.weight; the head of LlamaForCausalLM"):
+        grown = LlamaForCausalLM.from_pretrained(tmp_path / "bare")
+    assert same(grown.model, bare)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert same(LlamaModel.from_pretrained(tmp_path / "theirs"), bare)
+
+
+def test_a_tied_head_needs_no_new_one(tmp_path: Path) -> None:
+    ours, _ = pair(config_of(tie_word_embeddings=True))
+    ours.save_pretrained(tmp_path)
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    ours.lm_head.weight = torch.nn.Parameter(ours.lm_head.weight + 1)
+    with pytest.raises(PunaError, match=r"matrix of its own.*tie_weights"):
+        ours.save_pretrained(tmp_path / "untied")
+
+
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"num_hidden_layers": 3}, r"Missing: \['model.layers.2"),
+    ({"num_hidden_layers": 1}, r"left over: \['model.layers.1"),
+    ({"intermediate_size": 96}, r"mlp.down_proj.weight is \(48, 80\), the configuration means \(48, 96\)"),
+    ({"attention_bias": True}, r"Missing: .*bias"),
+    ({"tie_word_embeddings": True}, r"left over: \['lm_head.weight'\]"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), CHANGES)
+def test_a_configuration_that_does_not_fit(folder: Path, change: dict[str, Any], text: str) -> None:
+    fields = LlamaConfig.from_pretrained(folder).to_dict()
+    with pytest.raises(CheckpointError, match=text):
+        LlamaForCausalLM.from_pretrained(folder, config=LlamaConfig.from_dict(fields, **change))
+
+
+def test_a_missing_tensor_is_an_error_not_a_new_one(tmp_path: Path) -> None:
+    _, theirs = pair(config_of())
+    for lost in ("lm_head.weight", "model.layers.0.mlp.up_proj.weight"):
+        state = {name: tensor for name, tensor in theirs.state_dict().items() if name != lost}
+        theirs.save_pretrained(tmp_path, state_dict=state)
+        with pytest.raises(CheckpointError, match=lost):
+            LlamaForCausalLM.from_pretrained(tmp_path)
+
+
+def test_options(folder: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager", device="cpu")
+    assert model.attn_implementation == "eager"
+    model.save_pretrained(folder)
+    assert LlamaForCausalLM.from_pretrained(folder).attn_implementation == "sdpa"  # a choice for a run, not a field
+    given = LlamaConfig.from_pretrained(folder, use_cache=False)
+    model = LlamaForCausalLM.from_pretrained(folder, config=given)
+    assert model.config == given
+    assert model.config is not given
+    with pytest.raises(PunaError, match="safe_serialization"):
+        model.save_pretrained(folder, safe_serialization=False)
+    with pytest.raises(ModelNotFoundError):
+        LlamaForCausalLM.from_pretrained(folder / "nothing")
+    with pytest.raises(TypeError, match="load_in_8bit"):
+        LlamaForCausalLM.from_pretrained(folder, load_in_8bit=True)
+
+
+def test_resized_saved_and_loaded(folder: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(80)
+    model.save_pretrained(folder)
+    assert same(LlamaForCausalLM.from_pretrained(folder), model)
+    assert same(transformers.LlamaForCausalLM.from_pretrained(folder), model)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_holds_the_weights_once(dtype: str, tmp_path: Path) -> None:
+    config = config_of(hidden_size=256, intermediate_size=512, num_hidden_layers=6, vocab_size=2000)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    LlamaForCausalLM.from_pretrained(tmp_path)  # imports what a load imports
+    tracemalloc.start()  # knows NumPy's memory, in which the parameters end up when nothing is copied
+    model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    largest = max(parameter.nbytes for parameter in model.parameters())
+    assert weights <= peak < weights + 1.2 * largest < 1.5 * weights
+
+
+@torch.no_grad()
+def test_a_real_model_in_gguf(smollm2: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = LlamaForCausalLM.from_pretrained(smollm2, dtype="bfloat16")
+    assert model.num_parameters() == 134_515_008
+    ids = torch.tensor([[504, 3575, 282, 4649, 314]])  # "The capital of France is"
+    ids = torch.cat((ids, model(ids).logits[:, -1:].argmax(-1)), dim=1)
+    assert ids[0, -1] == 7042  # " Paris"

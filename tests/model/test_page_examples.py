@@ -1,0 +1,41 @@
+"""The examples of Hugging Face's LLaMA page, with only the import changed (and a model of a size to download)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+
+def test_a_configuration_makes_a_model() -> None:
+    from puna import LlamaConfig, LlamaModel
+
+    with torch.device("meta"):  # the page's default is a model of 27 GB
+        # Initializing a LLaMA llama-7b style configuration
+        configuration = LlamaConfig()
+
+        # Initializing a model from the llama-7b style configuration
+        model = LlamaModel(configuration)
+
+    # Accessing the model configuration
+    configuration = model.config
+    assert configuration.hidden_size == 4096
+    assert model.num_parameters() == 6_607_343_616
+
+
+def test_generate(smollm2: Path) -> None:
+    from puna import AutoTokenizer, LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(smollm2)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+
+    prompt = "Hey, are you conscious? Can you talk to me?"
+    inputs = tokenizer(prompt, return_tensors="pt")
+
+    # Generate
+    generate_ids = model.generate(inputs.input_ids, max_length=30)
+    text = tokenizer.batch_decode(generate_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)[0]
+    assert generate_ids.shape[1] <= 30
+    assert text.startswith(prompt)
+    assert len(text) > len(prompt) + 20
+    assert torch.equal(model.generate(**inputs, max_length=30), generate_ids)

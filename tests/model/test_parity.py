@@ -1,0 +1,169 @@
+"""puna's model against transformers' with the same weights: logits, states, attentions, losses, gradients, caches."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from twins import CONFIGURATIONS, config_of, distance, pair, ragged
+
+from puna.model import LlamaForSequenceClassification
+from puna.model.activations import ACTIVATIONS
+
+LIMIT = 1e-5
+LENGTHS = (9, 14, 5)
+CASES = list(product(CONFIGURATIONS, ("left", "right")))
+
+
+def batch(config: Any, side: str, lengths: tuple[int, ...] = LENGTHS) -> tuple[dict[str, Tensor], Tensor]:
+    """Arguments of forward, and the unmasked positions.
+
+    A text's first token is no label: on the left it would be predicted from a padding row, which nothing defines.
+    """
+    ids, mask, positions = ragged(config, lengths, side)
+    labels = ids.masked_fill((mask == 0) | (positions == 0), -100)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
+    return inputs, mask.bool()
+
+
+@pytest.mark.parametrize(("name", "side"), CASES)
+def test_logits_states_attentions_and_loss(name: str, side: str) -> None:
+    ours, theirs = pair(config_of(**CONFIGURATIONS[name]))
+    inputs, real = batch(ours.config, side)
+    with torch.no_grad():
+        fused = ours(**inputs, output_hidden_states=True)
+        eager = ours(**inputs, output_hidden_states=True, output_attentions=True)
+        expected = theirs(**inputs, output_hidden_states=True, output_attentions=True)
+    assert fused.attentions is None
+    for got in (fused, eager):
+        assert distance(got.logits, expected.logits, real) <= LIMIT
+        assert distance(got.loss, expected.loss) <= LIMIT
+        assert len(got.hidden_states) == ours.config.num_hidden_layers + 1
+        for state, wanted in zip(got.hidden_states, expected.hidden_states, strict=True):
+            assert distance(state, wanted, real) <= LIMIT
+    for weights, wanted in zip(eager.attentions, expected.attentions, strict=True):
+        assert distance(weights.transpose(1, 2), wanted.transpose(1, 2), real) <= LIMIT
+
+
+@pytest.mark.parametrize(("name", "side"), CASES)
+def test_cached_in_three_pieces(name: str, side: str) -> None:
+    ours, theirs = pair(config_of(**CONFIGURATIONS[name]), seed=1)
+    inputs, real = batch(ours.config, side)
+    cache, their_cache = None, DynamicCache(config=theirs.config)
+    with torch.no_grad():
+        whole = theirs(**inputs).logits
+        for start, stop in ((0, 6), (6, 13), (13, 14)):
+            piece = {
+                "input_ids": inputs["input_ids"][:, start:stop],
+                "attention_mask": inputs["attention_mask"][:, :stop],
+                "position_ids": inputs["position_ids"][:, start:stop],
+            }
+            got = ours(**piece, past_key_values=cache, use_cache=True)
+            expected = theirs(**piece, past_key_values=their_cache, use_cache=True)
+            cache = got.past_key_values
+            assert cache.length == stop
+            if real[:, start:stop].any():
+                assert distance(got.logits, expected.logits, real[:, start:stop]) <= LIMIT
+                assert distance(got.logits, whole[:, start:stop], real[:, start:stop]) <= LIMIT
+
+
+@pytest.mark.parametrize("name", ["mqa_tied", "all_biases_tied", "yarn_narrow_heads", "dynamic_mqa", "longrope_gqa4"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients(name: str, checkpointing: bool) -> None:
+    ours, theirs = pair(config_of(**CONFIGURATIONS[name]), seed=2)
+    inputs, _ = batch(ours.config, "right")
+    ours.train()
+    if checkpointing:
+        ours.gradient_checkpointing_enable()
+    ours(**inputs).loss.backward()
+    theirs(**inputs).loss.backward()
+    expected = dict(theirs.named_parameters())
+    names = [name for name, _ in ours.named_parameters()]
+    assert sorted(names) == sorted(expected)
+    for key, parameter in ours.named_parameters():
+        assert distance(parameter.grad, expected[key].grad) <= LIMIT, key
+
+
+@pytest.mark.parametrize("mode", ["inputs_embeds", "mask_4d", "no_mask", "no_positions"])
+def test_other_inputs(mode: str) -> None:
+    ours, theirs = pair(config_of(num_key_value_heads=2), seed=3)
+    inputs, real = batch(ours.config, "right")
+    if mode == "inputs_embeds":
+        embeds = torch.randn(3, 14, ours.config.hidden_size)
+        inputs = {**inputs, "inputs_embeds": embeds}
+        del inputs["input_ids"]
+    if mode == "mask_4d":
+        looks = torch.ones(14, 14, dtype=torch.bool).tril()[None, None] & real[:, None, None]
+        looks = looks & (torch.rand(3, 1, 14, 14) > 0.3) | torch.eye(14, dtype=torch.bool)
+        inputs["attention_mask"] = torch.zeros(3, 1, 14, 14).masked_fill(~looks, torch.finfo(torch.float32).min)
+    if mode == "no_mask":
+        del inputs["attention_mask"]
+        real = torch.ones_like(real)
+    if mode == "no_positions":
+        del inputs["position_ids"]
+    with torch.no_grad():
+        got, expected = ours(**inputs), theirs(**inputs)
+    assert distance(got.logits, expected.logits, real) <= LIMIT
+    assert distance(got.loss, expected.loss) <= LIMIT
+
+
+@pytest.mark.parametrize(
+    "act",
+    sorted(set(ACTIVATIONS) - {"silu", "gelu_new"}),  # the two that the configurations above have
+)
+def test_activations(act: str) -> None:
+    ours, theirs = pair(config_of(hidden_act=act, num_hidden_layers=1), seed=4)
+    inputs, real = batch(ours.config, "right")
+    with torch.no_grad():
+        assert distance(ours(**inputs).logits, theirs(**inputs).logits, real) <= LIMIT
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close_to_float32(dtype: torch.dtype) -> None:
+    ours, theirs = pair(config_of(num_key_value_heads=2, initializer_range=0.1), seed=5)
+    inputs, real = batch(ours.config, "left")
+    with torch.no_grad():
+        exact = theirs(**inputs).logits
+        their_error = distance(theirs.to(dtype)(**inputs).logits.float(), exact, real)
+        got = ours.to(dtype)(**inputs).logits
+    assert got.dtype == dtype
+    assert distance(got.float(), exact, real) <= 1.5 * their_error
+
+
+def test_base_model_and_tuples() -> None:
+    ours, theirs = pair(config_of(num_key_value_heads=2), seed=6)
+    ids, mask, positions = ragged(ours.config, LENGTHS, "right")
+    inputs = {
+        "attention_mask": mask,
+        "position_ids": positions,
+        "output_hidden_states": True,
+        "output_attentions": True,
+    }
+    with torch.no_grad():
+        got = ours.model(ids, **inputs)
+        expected = theirs.model(ids, **inputs)
+        hidden, cache, states, weights = ours.model(ids, **inputs, use_cache=True, return_dict=False)
+    assert distance(got.last_hidden_state, expected.last_hidden_state, mask.bool()) <= LIMIT
+    assert torch.equal(hidden, got.last_hidden_state)
+    assert torch.equal(states[-1], hidden)
+    assert len(cache) == len(weights) == 2
+    assert cache[0][0].shape == (3, 2, 14, 12)
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_classification(labels: int) -> None:
+    config = config_of(num_labels=labels, pad_token_id=0, num_key_value_heads=2)
+    ours, theirs = pair(config, 7, LlamaForSequenceClassification, "LlamaForSequenceClassification")
+    ids, mask, positions = ragged(config, LENGTHS, "right")
+    target = torch.tensor([0.2, -1.0, 3.0]) if labels == 1 else torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        for side in ("left", "right"):
+            ids, mask, positions = ragged(config, LENGTHS, side)
+            got = ours(ids, attention_mask=mask, position_ids=positions, labels=target)
+            expected = theirs(ids, attention_mask=mask, position_ids=positions, labels=target)
+            assert distance(got.logits, expected.logits) <= LIMIT
+            assert distance(got.loss, expected.loss) <= LIMIT

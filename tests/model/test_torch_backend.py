@@ -1,0 +1,98 @@
+"""`TorchBackend`: chunks, slots, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from twins import CONFIGURATIONS, DYNAMIC, config_of, pair
+
+from puna.backend import Backend, Chunk
+from puna.errors import PunaError
+from puna.model import LlamaForCausalLM, TorchBackend
+
+IDS = np.random.default_rng(0).integers(3, 67, 15)
+
+
+@pytest.fixture
+def backend() -> TorchBackend:
+    return TorchBackend(pair(config_of(num_key_value_heads=2))[0])
+
+
+def close(got: np.ndarray, wanted: np.ndarray) -> bool:
+    assert got.shape == wanted.shape
+    return float(np.abs(got - wanted).max()) <= 1e-5 * float(np.abs(wanted).max())
+
+
+def whole(model: LlamaForCausalLM, ids: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.from_numpy(ids)[None]).logits[0].numpy()
+
+
+@pytest.mark.parametrize("name", ["gqa4", "mqa_tied", "yarn_narrow_heads", "longrope_gqa4", "beyond"])
+def test_chunks_give_what_the_whole_gives(name: str) -> None:
+    fields = {"rope_scaling": DYNAMIC, "max_position_embeddings": 8} if name == "beyond" else CONFIGURATIONS[name]
+    model: LlamaForCausalLM = pair(config_of(**fields))[0]
+    backend = TorchBackend(model)
+    protocol: Backend = backend
+    assert protocol.name == "torch"
+    assert protocol.config is model.config
+    rows = [
+        backend.forward([Chunk(4, IDS[:7], 0, 7)]),
+        backend.forward([Chunk(4, IDS[7:8], 7)]),
+        backend.forward([Chunk(4, IDS[8:11], 8, 0)]),
+        backend.forward([Chunk(4, IDS[11:], 11, 2)]),
+    ]
+    assert [len(part) for part in rows] == [7, 1, 0, 2]
+    got = np.concatenate(rows)
+    assert got.dtype == np.float32
+    assert close(got, whole(model, IDS)[[0, 1, 2, 3, 4, 5, 6, 7, 13, 14]])
+
+
+def test_a_batch_of_slots_and_freed_slots(backend: TorchBackend) -> None:
+    one, other = IDS[:6], IDS[6:]
+    got = backend.forward([Chunk(0, one, 0, 2), Chunk(9, other, 0, 1)])
+    expected = np.concatenate([whole(backend.model, one)[-2:], whole(backend.model, other)[-1:]])
+    assert close(got, expected)
+    alone = backend.forward([Chunk(1, other, 0, 1)])
+    assert np.array_equal(got[2:], alone)  # the same bits with or without companions
+    backend.free(0)
+    backend.free(0)
+    assert np.array_equal(backend.forward([Chunk(0, other, 0, 1)]), alone)
+    assert backend.forward([]).shape == (0, 67)
+
+
+def test_tokens_of_narrower_integers_and_half_precision(backend: TorchBackend) -> None:
+    wanted = backend.forward([Chunk(0, IDS, 0, 3)])
+    half = TorchBackend(backend.model.to(torch.bfloat16))
+    got = half.forward([Chunk(0, IDS.astype(np.int32), 0, 3)])
+    assert got.dtype == np.float32
+    assert np.abs(got - wanted).max() <= 0.05 * np.abs(wanted).max()
+
+
+def test_evaluation_mode_and_no_gradients(backend: TorchBackend) -> None:
+    model = LlamaForCausalLM(config_of(attention_dropout=0.9)).train()
+    dropping = TorchBackend(model)
+    assert not model.training
+    assert np.array_equal(dropping.forward([Chunk(0, IDS, 0)]), dropping.forward([Chunk(1, IDS, 0)]))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "text"),
+    [
+        (Chunk(0, IDS[:2], 2), "slot 0: tokens start at 2, but the cache holds 3"),
+        (Chunk(1, IDS[:2], 1), "slot 1: tokens start at 1, but the cache holds 0"),
+        (Chunk(1, np.array([3, 67]), 0), "token id 67 is outside the vocabulary, 0 to 66"),
+        (Chunk(1, np.array([-1, 3]), 0), "token id -1"),
+        (Chunk(1, np.array([], np.int64), 0), r"shape \(0,\)"),
+        (Chunk(1, IDS[:4].reshape(2, 2), 0), r"shape \(2, 2\)"),
+        (Chunk(1, IDS[:2], 0, 3), "logits of 3 tokens.*of 2"),
+        (Chunk(2, IDS[:2], 0), "slots.*once"),
+    ],
+)
+def test_a_batch_that_cannot_run_changes_nothing(backend: TorchBackend, chunk: Chunk, text: str) -> None:
+    backend.forward([Chunk(0, IDS[:3], 0)])
+    good = Chunk(2, IDS[:2], 0)
+    with pytest.raises(PunaError, match=text):
+        backend.forward([good, chunk])
+    backend.forward([Chunk(0, IDS[3:4], 3), good])  # both caches are as they were

