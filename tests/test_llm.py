@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 
 import numpy as np
 import pytest
@@ -60,6 +61,19 @@ def test_chat_renders_the_template(llm):
     rendered = "<|user|>the llama<|end|><|assistant|>"
     assert llm.tokenizer.decode(list(completion.prompt_ids)) == rendered
     assert "".join(llm.stream(messages, max_tokens=8)) == completion.text
+
+
+def test_a_chat_ends_where_the_template_ends_a_turn(tiny_model, tmp_path):
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 3}')
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    template = settings["chat_template"].replace("<|end|>", "<|user|>\n")
+    settings |= {"chat_template": template, "eos_token": "<|start|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    llm = LLM(tmp_path)
+    assert llm._turn_end_ids == {llm.tokenizer.convert_tokens_to_ids("<|user|>")}
+    assert llm._stop_ids == {3, llm.tokenizer.convert_tokens_to_ids("<|start|>")}
 
 
 def test_streams_that_rest_lose_nothing(llm):

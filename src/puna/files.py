@@ -11,8 +11,9 @@ from typing import IO, Any
 
 from puna.errors import ModelNotFoundError, PunaError
 
-JSON_LIMIT = 256 * 2**20
-"""Largest JSON file read, bytes. The largest in use, tokenizer.json of a 256k vocabulary, stays under 40 MB."""
+JSON_LIMIT = 32 * 2**20
+"""Largest JSON file read here, bytes: indexes and configurations in use stay under 1 MB. As Python objects a file takes
+some twenty times its size."""
 
 
 @contextmanager

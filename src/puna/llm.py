@@ -16,7 +16,7 @@ from puna.answer import Answer, Completion, Scored
 from puna.backend import Backend
 from puna.config import GenerationConfig, LlamaConfig
 from puna.engine import Engine, Request, Sampling
-from puna.errors import BackendError, MissingExtraError, RequestError
+from puna.errors import BackendError, ChatTemplateError, MissingExtraError, RequestError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -180,13 +180,15 @@ class LLM:
 
     def _answer(self, prompt_ids: tuple[int, ...], *, primed: bool, options: Options) -> Answer:
         """Checks a request. `primed` text continues the prompt, spaces included; a chat answer stands alone."""
-        request, stop = self._request(prompt_ids, **options)
+        ends = self._stop_ids if primed else self._stop_ids | self._turn_end_ids
+        request, stop = self._request(prompt_ids, ends, **options)
         self._engine.check(request)
         return Answer(request, self.tokenizer, stop, primed=primed)
 
     def _request(
         self,
         prompt_ids: tuple[int, ...],
+        stop_ids: frozenset[int],
         max_tokens: int | None = 256,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -202,11 +204,29 @@ class LLM:
         if max_tokens is None:
             max_tokens = max(0, self.config.context_length - len(prompt_ids))
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return Request(prompt_ids, max_tokens, sampling, self._stop_ids()), stops
+        return Request(prompt_ids, max_tokens, sampling, stop_ids), stops
 
+    @functools.cached_property
     def _stop_ids(self) -> frozenset[int]:
+        """The ids that end a text, by the model's and by the tokenizer's files."""
         own = self.tokenizer.eos_token_id
         return frozenset(self.generation_config.eos_token_ids) | (frozenset() if own is None else frozenset({own}))
+
+    @functools.cached_property
+    def _turn_end_ids(self) -> frozenset[int]:
+        """The special token that the chat template sets behind an answer.
+
+        Some files do not name it as an end: early Llama 3 conversions ran past <|eot_id|>.
+        """
+        answer = "42"
+        turn = [{"role": "user", "content": "Six times seven?"}, {"role": "assistant", "content": answer}]
+        try:
+            text = self.tokenizer.apply_chat_template(turn, tokenize=False)
+        except ChatTemplateError:
+            return frozenset()
+        behind = self.tokenizer.encode(str(text).rpartition(answer)[2].strip(), add_special_tokens=False)
+        special = self.tokenizer.added_tokens_decoder
+        return frozenset(token for token in behind[:1] if token in special and special[token].special)
 
     def _complete(self, answers: Sequence[Answer]) -> list[Completion]:
         with self._submitted(answers):

@@ -87,6 +87,14 @@ def test_longrope_derives_what_the_paper_derives():
         ({"hidden_act": 3}, ["hidden_act is 3"]),
         ({"id2label": {"a": "b"}}, ["id2label"]),
         ({"num_labels": 3, "id2label": {0: "x"}}, ["num_labels is 3", "1 entries"]),
+        ({"num_labels": 10**9}, ["num_labels is 1000000000", "1048576"]),
+        ({"label2id": 3}, ["label2id is 3"]),
+        ({"id2label": {"1": [1]}}, ["id2label is {'1': [1]}"]),
+        ({"id2label": {}}, ["id2label is {}"]),
+        ({"max_position_embeddings": 10**400}, ["max_position_embeddings", "64 bits"]),
+        ({"initializer_range": 10**400}, ["initializer_range", "64 bits"]),
+        ({"vocab_size": "9" * 500}, ["vocab_size", "..."]),
+        ({"rope_theta": 10**5000}, ["rope_theta", "64 bits"]),
         ({"rope_theta": 0}, ["rope_theta is 0", "positive"]),
         ({"rope_scaling": "linear"}, ["rope_scaling is 'linear'"]),
         ({"rope_scaling": {"type": "linear"}}, ["rope_scaling", "lacks factor"]),
@@ -124,7 +132,7 @@ def test_other_architectures_are_refused_by_name():
 
 
 def test_unknown_keys_are_kept_and_written_back(tmp_path):
-    config = LlamaConfig(**SMALL, my_own_key={"deep": [1, 2]}, architectures=["LlamaForCausalLM"])
+    config = LlamaConfig(**SMALL, my_own_key={"deep": [1, 2]}, self=1, architectures=["LlamaForCausalLM"])
     assert config.my_own_key == {"deep": [1, 2]}
     config.save_pretrained(tmp_path)
     assert LlamaConfig.from_pretrained(tmp_path) == config

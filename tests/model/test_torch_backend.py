@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from twins import CONFIGURATIONS, DYNAMIC, config_of, pair
 
 from puna.backend import Backend, Chunk
-from puna.errors import PunaError
-from puna.model import LlamaForCausalLM, TorchBackend
+from puna.config import GenerationConfig
+from puna.errors import BackendError, PunaError
+from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, TorchBackend
 
 IDS = np.random.default_rng(0).integers(3, 67, 15)
 
@@ -96,3 +99,18 @@ def test_a_batch_that_cannot_run_changes_nothing(backend: TorchBackend, chunk: C
     with pytest.raises(PunaError, match=text):
         backend.forward([good, chunk])
     backend.forward([Chunk(0, IDS[3:4], 3), good])  # both caches are as they were
+
+
+def test_from_pretrained(tmp_path: Path) -> None:
+    model: LlamaForCausalLM = pair(config_of(num_key_value_heads=2))[0]
+    model.generation_config = GenerationConfig(eos_token_id=[2, 5])
+    model.save_pretrained(tmp_path)
+    loaded = TorchBackend.from_pretrained(tmp_path)
+    assert loaded.generation_config == model.generation_config
+    assert np.array_equal(loaded.forward([Chunk(0, IDS, 0)]), TorchBackend(model).forward([Chunk(0, IDS, 0)]))
+    assert TorchBackend.from_pretrained(tmp_path, device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+    with pytest.raises(BackendError, match="device is 'nowhere'"):
+        TorchBackend.from_pretrained(tmp_path, device="nowhere")
+    LlamaForSequenceClassification(model.config).save_pretrained(tmp_path)
+    with pytest.raises(BackendError, match=r"no language-model head.*classification"):
+        TorchBackend.from_pretrained(tmp_path)

@@ -45,7 +45,8 @@ class Report:
         rope: `rope_parameters` of the configuration.
         vocabulary: rows of the embedding, and tokens the tokenizer knows.
         special_tokens: ids, and text where the tokenizer tells it.
-        memory: bytes: the weights as stored, and the cache of 1,000 tokens as float32 and bfloat16.
+        memory: bytes: the weights as stored and as float32 (what PyTorch runs by default), and the cache of 1,000 tokens
+            as float32 and bfloat16.
         warnings: what runs but may surprise. `errors`: what keeps the model from loading.
     """
 
@@ -186,11 +187,12 @@ def _describe(report: Report, config: LlamaConfig, tensors: Mapping[str, StoredT
     )  # fmt: skip
     report.architecture = {name: getattr(config, name) for name in names}
     report.rope = config.rope_parameters
-    report.context = config.max_position_embeddings
+    report.context = config.context_length
     report.vocabulary = {"rows": config.vocab_size, "tokens": None}
     cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * _CACHE_TOKENS
     report.memory = {
         "weights": sum(line["bytes"] for line in report.dtypes.values()),
+        "weights_as_float32": 4 * report.parameters,
         "cache_per_1000_tokens_float32": 4 * cached,
         "cache_per_1000_tokens_bfloat16": 2 * cached,
     }

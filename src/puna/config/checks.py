@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from puna.errors import ConfigError
 
+_LARGEST = 2**63 - 1
+"""The largest whole number of a tensor library; JSON allows any."""
+
 
 def check_whole(name: str, value: Any, low: int = 1) -> None:
-    """Raises ConfigError unless `value` is an int of at least `low` (a bool is not an int here)."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number, {low} or more")
+    """Raises ConfigError unless `value` is an int from `low` to 2^63 - 1 (a bool is not an int here)."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _LARGEST:
+        raise ConfigError(f"{name} is {_short(value)}; it must be a whole number, {low} or more")
 
 
 def check_between(name: str, value: Any, low: float, high: float) -> None:
-    """Raises ConfigError unless `value` is a number from `low` to `high`; NaN is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ConfigError(f"{name} is {value!r}; it must lie between {low} and {high}")
+    """Raises ConfigError unless `value` is a finite number from `low` to `high`."""
+    if not _is_finite(value) or not low <= value <= high:
+        raise ConfigError(f"{name} is {_short(value)}; it must lie between {low} and {high}")
+
+
+def check_positive(name: str, value: Any) -> float:
+    """Returns `value` as a float; raises ConfigError unless it is a finite number above 0."""
+    if not _is_finite(value) or value <= 0:
+        raise ConfigError(f"{name} is {_short(value)}; it must be a positive number")
+    return float(value)
 
 
 def check_flag(name: str, value: Any) -> None:
     """Raises ConfigError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise ConfigError(f"{name} is {value!r}; it must be true or false")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= _LARGEST if isinstance(value, int) else math.isfinite(value)
+
+
+def _short(value: Any) -> str:
+    """The value as it is shown: absurd ones are cut, and whole numbers of thousands of digits cannot be printed."""
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return "a whole number beyond 64 bits"
+    shown = repr(value)
+    return shown if len(shown) < 200 else f"{shown[:200]}..."

@@ -60,6 +60,7 @@ class GenerationConfig:
 
     def __init__(
         self,
+        /,
         max_length: int = 20,
         max_new_tokens: int | None = None,
         min_new_tokens: int | None = None,

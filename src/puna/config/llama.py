@@ -14,6 +14,7 @@ from puna.files import read_json, write_json
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+_MOST_LABELS = 2**20
 _ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings")
 
 
@@ -62,6 +63,7 @@ class LlamaConfig:
 
     def __init__(
         self,
+        /,  # so that any key may be among the unknown ones
         vocab_size: int = 32000,
         hidden_size: int = 4096,
         intermediate_size: int = 11008,
@@ -334,16 +336,28 @@ def _labels(
     if id2label is None:
         size = 2 if count is None else count
         check_whole("num_labels", size)
+        if size > _MOST_LABELS:
+            raise ConfigError(f"num_labels is {size}; it must be at most {_MOST_LABELS}")
         names = {index: f"LABEL_{index}" for index in range(size)}
     else:
-        try:
-            names = {int(key): value for key, value in id2label.items()}
-        except (AttributeError, TypeError, ValueError) as exc:
-            raise ConfigError(f"id2label is {id2label!r}; it must map whole numbers to names") from exc
+        names = _read_labels(id2label)
         if count is not None and count != len(names):
             raise ConfigError(f"num_labels is {count}, but id2label has {len(names)} entries; give one of them")
-    ids = {name: index for index, name in names.items()} if label2id is None else dict(label2id)
-    return names, ids
+    if label2id is None:
+        return names, {name: index for index, name in names.items()}
+    if not isinstance(label2id, Mapping) or any(not isinstance(index, int) for index in label2id.values()):
+        raise ConfigError(f"label2id is {label2id!r}; it must map names to whole numbers")
+    return names, dict(label2id)
+
+
+def _read_labels(id2label: Mapping[Any, str]) -> dict[int, str]:
+    try:
+        names = {int(key): value for key, value in id2label.items()}
+    except (AttributeError, TypeError, ValueError) as exc:
+        raise ConfigError(f"id2label is {id2label!r}; it must map whole numbers to names") from exc
+    if not names or any(not isinstance(name, str) for name in names.values()):
+        raise ConfigError(f"id2label is {id2label!r}; it must map whole numbers to names")
+    return names
 
 
 def _default_head_dim(hidden_size: int, heads: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from puna.config.checks import check_flag, check_whole
+from puna.config.checks import check_flag, check_positive, check_whole
 from puna.errors import ConfigError
 
 _YARN = frozenset(
@@ -61,10 +61,10 @@ def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, d
                 f"{key} is {value!r}; it must be an object such as {{'rope_type': 'linear', 'factor': 2}}"
             )
         inner = dict(value)
-        theta = _positive("rope_theta", inner.pop("rope_theta", fields.get("rope_theta", 10000.0)))
+        theta = check_positive("rope_theta", inner.pop("rope_theta", fields.get("rope_theta", 10000.0)))
         found.append((theta, _read_settings(key, inner, context)))
     if not found:
-        return _positive("rope_theta", fields.get("rope_theta", 10000.0)), None
+        return check_positive("rope_theta", fields.get("rope_theta", 10000.0)), None
     if found[0] != found[-1]:
         raise ConfigError(
             f"rope_scaling and rope_parameters disagree: {found[0]} against {found[-1]}; keep one of them"
@@ -152,7 +152,7 @@ def _check_values(field: str, kind: str, inner: dict[str, Any], context: RopeCon
             check_whole(f"{field}.{key}", value)
             checked[key] = value
         else:
-            checked[key] = _positive(f"{field}.{key}", value)
+            checked[key] = check_positive(f"{field}.{key}", value)
     factor = checked.get("factor")
     if factor is not None and kind != "longrope" and factor <= 1:
         raise ConfigError(f"{field}.factor is {factor}; it must be greater than 1 (leave {field} out for no scaling)")
@@ -166,10 +166,4 @@ def _factors(name: str, value: Any, count: int) -> list[float]:
     if not isinstance(value, list | tuple) or len(value) != count:
         size = len(value) if isinstance(value, list | tuple) else value
         raise ConfigError(f"{name} must be a list of {count} numbers (half the width of a head); got {size!r}")
-    return [_positive(name, item) for item in value]
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ConfigError(f"{name} is {value!r}; it must be a positive number")
-    return float(value)
+    return [check_positive(name, item) for item in value]

@@ -25,6 +25,7 @@ _FLAGS = (
     "use_default_system_prompt",
 )
 _SIDES = ("padding_side", "truncation_side")
+_OTHERS = ("added_tokens_decoder", "chat_template", "model_input_names", "model_max_length", "sp_model_kwargs")
 _NOT_KEPT = frozenset(
     ("tokenizer_class", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "tokenizer_object",
      "from_slow", "backend", "is_local", "local_files_only", "init_inputs", "auto_map", "extra_special_tokens")
@@ -59,14 +60,14 @@ def read_folder(folder: Path) -> FolderConfig:
         values["model_max_length"] = _length(raw["model_max_length"], path)
     if raw.get("sp_model_kwargs"):
         values["sp_model_kwargs"] = _object(raw["sp_model_kwargs"], "sp_model_kwargs", path)
+    if raw.get("model_input_names") is not None:
+        values["model_input_names"] = _strings(raw["model_input_names"], "model_input_names", path)
     values |= _tokens(raw, folder)
     template = read_templates(folder, raw.get("chat_template"))
     if template is not None:
         values["chat_template"] = template
-    known = {*values, *NAMES, *_FLAGS, *_SIDES, "added_tokens_decoder", "sp_model_kwargs", "model_max_length"}
-    values["other_config"] = {
-        k: v for k, v in raw.items() if k not in known | _NOT_KEPT | {"chat_template", ADDITIONAL}
-    }
+    known = {*values, *NAMES, *_FLAGS, *_SIDES, *_OTHERS, ADDITIONAL} | _NOT_KEPT
+    values["other_config"] = {name: value for name, value in raw.items() if name not in known}
     values["name_or_path"] = str(folder)
     named = raw.get("tokenizer_class")
     return FolderConfig(cast(Arguments, values), named if isinstance(named, str) else "")
@@ -141,6 +142,12 @@ def _flag(value: object, name: str, path: Path) -> bool:
 def _string(value: object, name: str, path: Path) -> str:
     if not isinstance(value, str):
         raise TokenizerError(f"{path}: {name} = {value!r:.60}; a string is needed")
+    return value
+
+
+def _strings(value: object, name: str, path: Path) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TokenizerError(f"{path}: {name} = {value!r:.60}; a list of strings is needed")
     return value
 
 

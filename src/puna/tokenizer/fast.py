@@ -279,7 +279,7 @@ class LlamaTokenizerFast(TokenizerBase):
         return LlamaTokenizer(self.vocab_file).save_vocabulary(save_directory, filename_prefix)
 
     def save_pipeline(self, path: Path) -> None:
-        """Writes tokenizer.json, merges spelled as strings where they can be: `tokenizers` before 0.20 reads no lists."""
+        """Writes tokenizer.json, with merges as strings where possible: `tokenizers` before 0.20 reads no others."""
         described = json.loads(self._tokenizer.to_str())
         merges = described["model"].get("merges", [])
         if not any(" " in token for pair in merges for token in pair):

@@ -152,7 +152,7 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int, default: float) 
         values = np.asarray(metadata[key], dtype=np.float64)
     except (TypeError, ValueError) as exc:
         raise TokenizerError(f"{key}: an array of numbers is needed ({exc})") from exc
-    if values.shape != (count,) or not np.isfinite(values).all():
+    if values.shape != (count,) or not (np.abs(values) <= np.finfo(np.float32).max).all():
         raise TokenizerError(f"{key}: {values.shape} values, or some not finite; one finite number per token is needed")
     numbers: list[float] = values.tolist()
     return numbers

@@ -14,21 +14,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import sentencepiece
-
-from puna.errors import ModelNotFoundError, TokenizerError
+from puna.errors import TokenizerError
 from puna.files import atomic_write
 from puna.tokenizer.added_token import AddedToken, TokenLike
 from puna.tokenizer.arguments import Arguments, SharedArguments
 from puna.tokenizer.base import TokenizerBase
 from puna.tokenizer.calling import Input
+from puna.tokenizer.cutting import cut, matcher
 from puna.tokenizer.encoding import Encoding
-from puna.tokenizer.proto import NO_DUMMY_PREFIX, read_spec
 from puna.tokenizer.slow_columns import SlowColumns
 from puna.tokenizer.slow_stream import SPACE, HfStream, Pieces, SpStream
+from puna.tokenizer.sp_engine import open_model, read_model
 from puna.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
@@ -101,7 +101,9 @@ class LlamaTokenizer(TokenizerBase):
         self.sp_model_kwargs = dict(sp_model_kwargs or {})
         self._set_ends(add_bos_token, add_eos_token)
         self.spaces_between_special_tokens = spaces_between_special_tokens
-        self._proto = _model_bytes(self.vocab_file, model_proto)
+        if model_proto is None and self.vocab_file is None:
+            raise TokenizerError("LlamaTokenizer needs vocab_file, the path of a SentencePiece model")
+        self._proto = read_model(Path(self.vocab_file or "")) if model_proto is None else model_proto
         self._keep_prefix_rule = from_slow
         self._load_engine()
         self._added = dict(added_tokens_decoder or {})
@@ -125,17 +127,10 @@ class LlamaTokenizer(TokenizerBase):
 
     def _load_engine(self) -> None:
         name = self.vocab_file or "the SentencePiece model"
-        spec = read_spec(self._proto, name)
-        drop_prefix = self.behaviour == "hf" and not self._keep_prefix_rule
-        try:
-            self.sp_model = sentencepiece.SentencePieceProcessor(**self.sp_model_kwargs)
-            self.sp_model.LoadFromSerializedProto(self._proto + (NO_DUMMY_PREFIX if drop_prefix else b""))
-        except TypeError as exc:
-            raise TokenizerError(f"sp_model_kwargs={self.sp_model_kwargs}: {exc}") from exc
-        except RuntimeError as exc:
-            raise TokenizerError(f"{name}: SentencePiece refuses it ({exc}); download the file again") from exc
-        prefix = spec.add_dummy_prefix and not drop_prefix
-        self._pieces = Pieces(self.sp_model, prefix or spec.remove_extra_whitespaces, spec.remove_extra_whitespaces)
+        without_prefix = self.behaviour == "hf" and not self._keep_prefix_rule
+        self.sp_model, spec = open_model(self._proto, name, self.sp_model_kwargs, without_prefix)
+        eats_prefix = spec.add_dummy_prefix or spec.remove_extra_whitespaces
+        self._pieces = Pieces(self.sp_model, eats_prefix, spec.remove_extra_whitespaces)
         self._patterns: dict[bool, re.Pattern[str] | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -237,52 +232,23 @@ class LlamaTokenizer(TokenizerBase):
         return plain
 
     def _parts(self, text: str, split: bool) -> list[str | int]:
-        """Cuts added tokens out of a text: the pieces of text between, and the ids of the tokens."""
+        """A text with added tokens cut out: the pieces of text between, and the ids of the tokens."""
         if split not in self._patterns:
-            self._patterns[split] = self._pattern(split)
-        pattern = self._patterns[split]
-        if pattern is None:
-            return [text] if text else []
-        found = pattern.split(text)  # text, token, text, token, ..., text
-        for at in range(1, len(found), 2):
-            self._apply_flags(found, at)
-        parts: list[str | int] = []
-        for at, piece in enumerate(found):
-            if piece:
-                parts.append(piece if at % 2 == 0 else self._matchable_id(piece))
-        return parts
+            self._patterns[split] = matcher(self._cut_tokens(split))
+        pieces = cut(text, self._patterns[split], lambda word: self._added.get(self._added_ids.get(word, -1)))
+        return [self._known_id(piece) if is_token else piece for piece, is_token in pieces]
 
-    def _apply_flags(self, found: list[str], at: int) -> None:
-        """Lets the token at `at` strip its neighbours, or turn back into text, as its flags say."""
-        token = self._added.get(self._matchable_id(found[at]))
-        if token is None:
-            return
-        if token.rstrip:
-            found[at + 1] = found[at + 1].lstrip()
-        if token.lstrip:
-            found[at - 1] = found[at - 1].rstrip()
-        if token.single_word and found[at - 1][-1:] not in ("", " "):
-            found[at - 1] += found[at]
-            found[at] = ""
-        elif token.single_word and found[at + 1][:1] not in ("", " "):
-            found[at + 1] = found[at] + found[at + 1]
-            found[at] = ""
-
-    def _matchable_id(self, token: str) -> int:
+    def _known_id(self, token: str) -> int:
         index = self._token_id(token)
         assert index is not None
         return index
 
-    def _pattern(self, split: bool) -> re.Pattern[str] | None:
-        """Matches the tokens cut out of a text, the longest first; None for no tokens at all."""
-        if self.behaviour == "sp":
-            words = {t.content for t in self._added.values() if not (t.special and split)}
-            words |= set() if split else self._pieces.control_tokens()
-            words.discard(self.unk_token or "")
-        else:
-            words = set() if split else set(self._added_ids)
-        longest_first = sorted(words - {""}, key=lambda word: (-len(word), word))
-        return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+    def _cut_tokens(self, split: bool) -> set[str]:
+        """The tokens to cut out of a text, special ones encoded as text if `split`."""
+        if self.behaviour != "sp":
+            return set() if split else set(self._added_ids)
+        words = {token.content for token in self._added.values() if not (token.special and split)}
+        return (words if split else words | self._pieces.control_tokens()) - {self.unk_token}
 
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -336,7 +302,10 @@ class LlamaTokenizer(TokenizerBase):
 
         return LlamaTokenizerFast(
             tokenizer_object=convert_model(self._proto, self.vocab_file or "the SentencePiece model"),
-            added_tokens_decoder=self.added_tokens_decoder,
+            # matched before the text is normalised, as here: what follows a token starts afresh
+            added_tokens_decoder={
+                i: replace(token, normalized=False) for i, token in self.added_tokens_decoder.items()
+            },
             unk_token=self.unk_token,
             bos_token=self.bos_token,
             eos_token=self.eos_token,
@@ -365,14 +334,3 @@ def _behaviour(behaviour: Behaviour | None, legacy: bool | None) -> Behaviour:
     if legacy is not None and behaviour != named:
         raise TokenizerError(f"behaviour={behaviour!r} and legacy={legacy} contradict each other; drop one")
     return behaviour
-
-
-def _model_bytes(vocab_file: str | None, model_proto: bytes | None) -> bytes:
-    if model_proto is not None:
-        return model_proto
-    if vocab_file is None:
-        raise TokenizerError("LlamaTokenizer needs vocab_file, the path of a SentencePiece model, or from_pretrained")
-    path = Path(vocab_file)
-    if not path.is_file():
-        raise ModelNotFoundError(f"{path}: no such file; give the path of a SentencePiece tokenizer.model")
-    return path.read_bytes()

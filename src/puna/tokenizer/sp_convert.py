@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE, Unigram
 
-from puna.errors import ModelNotFoundError, TokenizerError
+from puna.errors import TokenizerError
 from puna.tokenizer.proto import BPE as BPE_MODEL
-from puna.tokenizer.proto import UNIGRAM, ModelSpec, read_spec
+from puna.tokenizer.proto import UNIGRAM, ModelSpec
+from puna.tokenizer.sp_engine import open_model, read_model
 
 
 def convert_file(vocab_file: str | Path) -> Tokenizer:
@@ -20,22 +20,14 @@ def convert_file(vocab_file: str | Path) -> Tokenizer:
     Raises:
         TokenizerError: it is no SentencePiece model, or neither of type BPE nor Unigram.
     """
-    path = Path(vocab_file)
-    if not path.is_file():
-        raise ModelNotFoundError(f"{path}: no such file; give the path of a SentencePiece tokenizer.model")
-    return convert_model(path.read_bytes(), str(path))
+    return convert_model(read_model(Path(vocab_file)), str(vocab_file))
 
 
 def convert_model(model: bytes, name: str) -> Tokenizer:
     """Converts the bytes of a SentencePiece model; `name` is for the error."""
-    spec = read_spec(model, name)
+    sp, spec = open_model(model, name)
     if spec.model_type not in (UNIGRAM, BPE_MODEL):
         raise TokenizerError(f"{name}: SentencePiece model type {spec.model_type}; LLaMA's are BPE (2) or Unigram (1)")
-    sp = sentencepiece.SentencePieceProcessor()
-    try:
-        sp.LoadFromSerializedProto(model)
-    except RuntimeError as exc:
-        raise TokenizerError(f"{name}: SentencePiece refuses it ({exc}); download the file again") from exc
     every = list(range(sp.get_piece_size()))
     pieces: list[str] = sp.id_to_piece(every)
     scores: list[float] = sp.get_score(every)

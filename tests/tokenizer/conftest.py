@@ -1,0 +1,164 @@
+"""Small vocabularies, trained here, and the real ones where their packages are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CORPUS = """The llama (Lama glama) is a domesticated South American camelid, widely used as a meat and pack animal.
+Llamas can learn simple tasks after a few repetitions. When using a pack, they carry about 25 to 30% of their weight.
+  def walk(steps):
+      return [step * 2 for step in steps]   # twice
+Don't stop; it's "fine", isn't it? 1234567 3.14 2024-05-17.
+El altiplano es frío; la puna está a más de 3.500 metros. Über die Höhe weiß man genug.
+日本語のテキストもある。 Привет, мир! שלום עולם 🦙🦙 llama 🏔""".splitlines()
+
+SNIPPETS = [
+    *"abcdefgxyz ABC 0123 \n\t.,'!?()éßñ日本語🦙א",
+    "▁",
+    "  ",
+    "the ",
+    " llama",
+    "</s>",
+    "<s>",
+    "<unk>",
+    "<0x41>",
+    "👩‍👩‍👧",
+]
+
+
+def random_texts(count: int, seed: int = 0) -> list[str]:
+    """Texts of hard cases: spaces, added tokens, bytes outside the vocabulary."""
+    rng = random.Random(seed)
+    return ["".join(rng.choice(SNIPPETS) for _ in range(rng.randint(0, 12))) for _ in range(count)]
+
+
+def train_sentencepiece(**options: Any) -> bytes:
+    """A SentencePiece model of `CORPUS`."""
+    model = io.BytesIO()
+    settings = {
+        "vocab_size": 420,
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "character_coverage": 0.98,
+        "minloglevel": 2,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS * 3), model_writer=model, **{**settings, **options}
+    )
+    return model.getvalue()
+
+
+def package_file(package: str, *path: str) -> Path:
+    """A file of an installed package, without importing it; skips where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"the package {package} is not installed")
+    return Path(spec.origin).parent.joinpath(*path)
+
+
+@pytest.fixture(scope="session")
+def sp_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece BPE model with LLaMA's settings."""
+    path = tmp_path_factory.mktemp("sp") / "tokenizer.model"
+    path.write_bytes(train_sentencepiece())
+    return path
+
+
+@pytest.fixture(scope="session")
+def engine(sp_model: Path) -> Any:
+    """SentencePiece itself on `sp_model`."""
+    return sentencepiece.SentencePieceProcessor(model_file=str(sp_model))
+
+
+@pytest.fixture(scope="session")
+def byte_level_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tokenizer.json: byte-level BPE, special and plain added tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+    tokenizer.add_tokens([AddedToken("<plain>", normalized=False)])
+    folder = tmp_path_factory.mktemp("byte_level")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"bos_token": special[0], "eos_token": special[4], "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session", params=["sp", "hf-legacy", "hf", "fast", "byte-level"])
+def tokenizer(
+    request: pytest.FixtureRequest, sp_model: Path, byte_level_json: Path
+) -> LlamaTokenizer | LlamaTokenizerFast:
+    """Every kind, over a vocabulary trained here, with a special and a plain added token."""
+    made: LlamaTokenizer | LlamaTokenizerFast
+    if request.param == "byte-level":
+        made = load_tokenizer(byte_level_json)
+    elif request.param == "fast":
+        made = LlamaTokenizerFast(sp_model)
+    else:
+        made = LlamaTokenizer(sp_model, behaviour=request.param)
+    made.add_tokens(["<new>"])
+    made.add_special_tokens({"additional_special_tokens": ["<extra>"]})
+    made.pad_token = made.eos_token
+    return made
+
+
+@pytest.fixture(scope="session")
+def llama3_model() -> Path:
+    """Llama 3's ranks, from the package llama-models."""
+    return package_file("llama_models", "llama3", "tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def mistral_model() -> Path:
+    """Mistral's first SentencePiece model, from the package mistral-common."""
+    return package_file("mistral_common", "data", "tokenizer.model.v1")
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Asks another release of transformers, in its own environment, what it makes of tokenizer folders."""
+
+    def ask(release: str, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        python = ROOT / ".oracles" / release / "bin" / "python"
+        if release == "5.23.0":
+            python = Path(sys.executable)
+        if not python.exists():
+            pytest.skip(f"no environment for transformers {release}; make test sets it up")
+        script = ROOT / "tests" / "oracles" / "read_tokenizer.py"
+        run = subprocess.run(
+            [str(python), "-W", "ignore", str(script)],
+            input=json.dumps({"jobs": jobs}),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert run.returncode == 0, run.stderr
+        answers: list[dict[str, Any]] = json.loads(run.stdout.splitlines()[-1])
+        return answers
+
+    return ask
