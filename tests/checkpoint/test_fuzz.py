@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny import tiny_config, tiny_tensors, write_gguf
 
 from puna.formats.blocks import FORMATS
+from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_gguf
 
 FREQS = np.linspace(1, 4, 4, dtype=np.float32)
 COUNTS = {"gguf": 2000, "safetensors": 1500, "bin": 1500}

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import tiny_config, tiny_tensors, write_gguf
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from puna.checkpoint import open_checkpoint
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError, ConfigError, PunaError
+from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_gguf
 
 
 def config_of(

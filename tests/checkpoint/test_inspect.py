@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_tensors, write_folder, write_gguf
 
 from puna.checkpoint import inspect_checkpoint
 from puna.errors import ModelNotFoundError
+from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder, write_gguf
 
 
 def test_smollm2(smollm2: Path) -> None:

@@ -12,10 +12,18 @@ import pytest
 import torch
 import transformers
 from gguf import quants
-from tiny import Tensors, llama_cpp_permute, tiny_config, tiny_tensors, write_folder, write_gguf, write_index
 
 from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
 from puna.errors import CheckpointError, ConfigError, ModelNotFoundError
+from tests.checkpoint.tiny import (
+    Tensors,
+    llama_cpp_permute,
+    tiny_config,
+    tiny_tensors,
+    write_folder,
+    write_gguf,
+    write_index,
+)
 
 
 def assert_holds(checkpoint: Checkpoint, tensors: Tensors) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import llama_cpp_permute, tiny_config
 
 from puna.checkpoint.names import TABLE, expected_tensors, from_hf, interleaved_rows, is_ignored, to_hf
+from tests.checkpoint.tiny import llama_cpp_permute, tiny_config
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import Tensors, tiny_config, tiny_tensors
 
 from puna.checkpoint import open_checkpoint, save_weights
 from puna.checkpoint.saving import parse_size
 from puna.errors import CheckpointError
+from tests.checkpoint.tiny import Tensors, tiny_config, tiny_tensors
 
 
 def entries(tensors: Tensors) -> Iterator[tuple[str, str, tuple[int, ...], Any]]:

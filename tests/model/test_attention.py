@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from twins import CONFIGURATIONS, config_of, distance, pair, ragged
 
 from puna.errors import PunaError
 from puna.model import LlamaForCausalLM
 from puna.model.attention import attend, build_mask
+from tests.model.twins import CONFIGURATIONS, config_of, distance, pair, ragged
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -9,13 +9,13 @@ import torch
 import transformers
 from torch import Tensor
 from transformers.generation import logits_process as theirs_process
-from twins import CONFIGURATIONS, DYNAMIC, config_of, distance, pair, ragged
 
 from puna.config import GenerationConfig
 from puna.errors import PunaError
 from puna.model import KVCache, LlamaForCausalLM
 from puna.model.outputs import GenerateOutput
 from puna.model.sampling import forbid, keep_min_p, keep_top_k, keep_top_p, penalise_repetition
+from tests.model.twins import CONFIGURATIONS, DYNAMIC, config_of, distance, pair, ragged
 
 IDS = torch.randint(3, 67, (2, 6), generator=torch.Generator().manual_seed(3))
 
@@ -74,6 +74,12 @@ def test_cutting_equals_the_references_processors(value: float) -> None:
     penalty = p.RepetitionPenaltyLogitsProcessor(0.5 + value)
     assert torch.equal(penalise_repetition(logits, ids, 0.5 + value), penalty(ids, logits.clone()))
     assert torch.equal(forbid(logits, (3, 7)), p.SuppressTokensLogitsProcessor([3, 7])(ids, logits))
+
+
+def test_top_p_on_the_edge_equals_the_references() -> None:
+    logits = torch.tensor([[1.0, 1, 1, 1], [0, 0, -1e4, -1e4]])  # probabilities of exactly 1/4 and 1/2
+    for p in (0.25, 0.5, 0.75):
+        assert torch.equal(keep_top_p(logits, p), theirs_process.TopPLogitsWarper(p)(None, logits))
 
 
 def test_seeds_repeat_and_leave_the_global_state_alone(both: tuple[LlamaForCausalLM, Any]) -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from twins import config_of, distance, pair, ragged
 
 from puna.errors import ConfigError, PunaError, RequestError
 from puna.model import (
@@ -17,6 +16,7 @@ from puna.model import (
     LlamaForSequenceClassification,
     LlamaModel,
 )
+from tests.model.twins import config_of, distance, pair, ragged
 
 IDS = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from twins import DYNAMIC, config_of, distance, longrope, pair
 
 from puna.errors import PunaError
 from puna.model import KVCache, LlamaForCausalLM
 from puna.model.rope import angles, rotate
+from tests.model.twins import DYNAMIC, config_of, distance, longrope, pair
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from twins import CONFIGURATIONS, config_of, distance, pair
 
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, ConfigError, ModelNotFoundError, PunaError
 from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
+from tests.model.twins import CONFIGURATIONS, config_of, distance, pair
 
 IDS = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from twins import CONFIGURATIONS, config_of, distance, pair, ragged
+from transformers.models.llama.modeling_llama import LlamaRMSNorm as Theirs
 
 from puna.model import LlamaForSequenceClassification
 from puna.model.activations import ACTIVATIONS
+from puna.model.llama import LlamaRMSNorm
+from tests.model.twins import CONFIGURATIONS, config_of, distance, pair, ragged
 
 LIMIT = 1e-5
 LENGTHS = (9, 14, 5)
@@ -132,6 +134,17 @@ def test_half_precision_stays_close_to_float32(dtype: torch.dtype) -> None:
         got = ours.to(dtype)(**inputs).logits
     assert got.dtype == dtype
     assert distance(got.float(), exact, real) <= 1.5 * their_error
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_norm_is_cast_back_before_it_is_weighted(dtype: torch.dtype) -> None:
+    torch.manual_seed(8)
+    ours, theirs = LlamaRMSNorm(64, 1e-5).to(dtype), Theirs(64, 1e-5).to(dtype)
+    with torch.no_grad():
+        ours.weight.normal_()
+        theirs.weight.copy_(ours.weight)
+        x = torch.randn(9, 64, dtype=dtype) * 3
+        assert torch.equal(ours(x), theirs(x))
 
 
 def test_base_model_and_tuples() -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding as Theirs
-from twins import DYNAMIC, LLAMA3, YARN, config_of, distance, longrope, pair, their_config
 
 from puna.config import LlamaConfig
 from puna.model import KVCache, LlamaForCausalLM
 from puna.model.rope import LlamaRotaryEmbedding, Rotation
+from tests.model.twins import DYNAMIC, LLAMA3, YARN, config_of, distance, longrope, pair, their_config
 
 SETTINGS: dict[str, Any] = {
     "default": None,

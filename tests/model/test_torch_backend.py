@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from twins import CONFIGURATIONS, DYNAMIC, config_of, pair
 
 from puna.backend import Backend, Chunk
 from puna.config import GenerationConfig
 from puna.errors import BackendError, PunaError
 from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, TorchBackend
+from tests.model.twins import CONFIGURATIONS, DYNAMIC, config_of, pair
 
 IDS = np.random.default_rng(0).integers(3, 67, 15)
 

@@ -1,7 +1,7 @@
 """Runs inside another release's environment: what that release makes of tokenizer folders.
 
 Reads a JSON object from standard input, `jobs`: a list of {folder, cls, arguments, added, texts, pairs, max_length,
-truncation, sequences, chats}; writes a JSON list of answers.
+truncation, sequences, chats, save, default_template}; writes a JSON list of answers.
 """
 
 import json
@@ -14,7 +14,8 @@ def load(job):
     """The tokenizer of a job, with its added tokens."""
     tokenizer = getattr(transformers, job["cls"]).from_pretrained(job["folder"], **job.get("arguments", {}))
     for token in job.get("added", []):
-        tokenizer.add_tokens([token["content"]], special_tokens=token["special"])
+        added = transformers.AddedToken(token["content"], **token["flags"]) if token.get("flags") else token["content"]
+        tokenizer.add_tokens([added], special_tokens=token["special"])
     return tokenizer
 
 
@@ -24,6 +25,10 @@ def answer(job):
         tokenizer = load(job)
     except Exception as exc:
         return {"error": f"{type(exc).__name__}: {exc}"}
+    if job.get("save"):
+        tokenizer.save_pretrained(job["save"])
+    if job.get("default_template"):
+        return default_templates(tokenizer)
     truncate = {"max_length": job.get("max_length"), "truncation": job.get("truncation")}
     return {
         "length": len(tokenizer),
@@ -37,6 +42,13 @@ def answer(job):
         "skipped": [tokenizer.decode(ids, skip_special_tokens=True) for ids in job.get("sequences", [])],
         "chat": [attempt(lambda c=c: tokenizer.apply_chat_template(c, tokenize=False)) for c in job.get("chats", [])],
     }
+
+
+def default_templates(tokenizer):
+    """The source of the class's own chat template, with and without the default system prompt."""
+    template = tokenizer.default_chat_template
+    tokenizer.use_default_system_prompt = False
+    return {"template": template, "template_without_prompt": tokenizer.default_chat_template}
 
 
 def attempt(call):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
-import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,53 +16,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 
+from .vocabularies import CORPUS, train_sentencepiece
+
 ROOT = Path(__file__).resolve().parents[2]
-
-CORPUS = """The llama (Lama glama) is a domesticated South American camelid, widely used as a meat and pack animal.
-Llamas can learn simple tasks after a few repetitions. When using a pack, they carry about 25 to 30% of their weight.
-  def walk(steps):
-      return [step * 2 for step in steps]   # twice
-Don't stop; it's "fine", isn't it? 1234567 3.14 2024-05-17.
-El altiplano es frío; la puna está a más de 3.500 metros. Über die Höhe weiß man genug.
-日本語のテキストもある。 Привет, мир! שלום עולם 🦙🦙 llama 🏔""".splitlines()
-
-SNIPPETS = [
-    *"abcdefgxyz ABC 0123 \n\t.,'!?()éßñ日本語🦙א",
-    "▁",
-    "  ",
-    "the ",
-    " llama",
-    "</s>",
-    "<s>",
-    "<unk>",
-    "<0x41>",
-    "👩‍👩‍👧",
-]
-
-
-def random_texts(count: int, seed: int = 0) -> list[str]:
-    """Texts of hard cases: spaces, added tokens, bytes outside the vocabulary."""
-    rng = random.Random(seed)
-    return ["".join(rng.choice(SNIPPETS) for _ in range(rng.randint(0, 12))) for _ in range(count)]
-
-
-def train_sentencepiece(**options: Any) -> bytes:
-    """A SentencePiece model of `CORPUS`."""
-    model = io.BytesIO()
-    settings = {
-        "vocab_size": 420,
-        "model_type": "bpe",
-        "byte_fallback": True,
-        "normalization_rule_name": "identity",
-        "remove_extra_whitespaces": False,
-        "allow_whitespace_only_pieces": True,
-        "character_coverage": 0.98,
-        "minloglevel": 2,
-    }
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS * 3), model_writer=model, **{**settings, **options}
-    )
-    return model.getvalue()
 
 
 def package_file(package: str, *path: str) -> Path:

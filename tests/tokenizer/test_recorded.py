@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
+import time
 from pathlib import Path
 
 import pytest
@@ -63,7 +63,7 @@ def test_legacy_is_the_default(model):
 
 def test_published_vectors(shared, model):
     vectors = json.loads((shared / "fixtures/tokenizers/llama2_vectors.json").read_text())
-    assert len(vectors) > 20
+    assert len(vectors) == 20
     tokenizers = [load_tokenizer(model), *(make(model) for make in CLASSES.values())]
     for vector in vectors:
         for tokenizer in tokenizers:
@@ -90,12 +90,9 @@ def test_dialogue_is_encoded_as_meta_does(model):
 
 
 def test_loading_is_quick_and_long_text_linear(model):
-    import time
-
-    with warnings.catch_warnings():
-        start = time.process_time()
-        tokenizer = load_tokenizer(model)
-        assert time.process_time() - start < 1.0
+    start = time.process_time()
+    tokenizer = load_tokenizer(model)
+    assert time.process_time() - start < 1.0
     costs = []
     for size in (100_000, 400_000):
         text = "the llama walks over the puna " * (size // 30)

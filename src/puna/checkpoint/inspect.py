@@ -45,8 +45,8 @@ class Report:
         rope: `rope_parameters` of the configuration.
         vocabulary: rows of the embedding, and tokens the tokenizer knows.
         special_tokens: ids, and text where the tokenizer tells it.
-        memory: bytes: the weights as stored and as float32 (what PyTorch runs by default), and the cache of 1,000 tokens
-            as float32 and bfloat16.
+        memory: bytes: the weights as stored and as float32 (what PyTorch runs by default), and the cache of 1,000
+            tokens as float32 and bfloat16.
         warnings: what runs but may surprise. `errors`: what keeps the model from loading.
     """
 

@@ -24,23 +24,29 @@ def cut(
     """
     if pattern is None:
         return [(text, False)] if text else []
-    found = pattern.split(text)  # text, token, text, token, ..., text
-    for at in range(1, len(found), 2):
-        token = token_of(found[at])
+    split = pattern.split(text)  # text, token, text, token, ..., text
+    found = [(piece, at % 2 == 1) for at, piece in enumerate(split) if piece]
+    for at, (piece, is_token) in enumerate(found):
+        token = token_of(piece) if is_token else None
         if token is not None:
             _apply_flags(found, at, token)
-    return [(piece, at % 2 == 1) for at, piece in enumerate(found) if piece]
+    return [(piece, is_token) for piece, is_token in found if piece]
 
 
-def _apply_flags(found: list[str], at: int, token: AddedToken) -> None:
-    """Lets the token at `at` strip its neighbours, or turn back into text, as its flags say."""
-    if token.rstrip:
-        found[at + 1] = found[at + 1].lstrip()
-    if token.lstrip:
-        found[at - 1] = found[at - 1].rstrip()
-    if token.single_word and found[at - 1][-1:] not in ("", " "):
-        found[at - 1] += found[at]
-        found[at] = ""
-    elif token.single_word and found[at + 1][:1] not in ("", " "):
-        found[at + 1] = found[at] + found[at + 1]
-        found[at] = ""
+def _apply_flags(found: list[tuple[str, bool]], at: int, token: AddedToken) -> None:
+    """Lets the token at `at` strip its neighbours, or join one as text, as its flags say.
+
+    As in transformers, a neighbouring token counts as a word, and becomes text with it.
+    """
+    left, left_is_token = found[at - 1] if at > 0 else ("", False)
+    right, right_is_token = found[at + 1] if at + 1 < len(found) else ("", False)
+    if token.rstrip and right:
+        found[at + 1] = right.lstrip(), right_is_token
+    if token.lstrip and left:
+        found[at - 1] = left.rstrip(), left_is_token
+    if token.single_word and left and left[-1] != " ":
+        found[at - 1] = found[at - 1][0] + token.content, False
+        found[at] = "", False
+    elif token.single_word and right and right[0] != " ":
+        found[at + 1] = token.content + found[at + 1][0], False
+        found[at] = "", False

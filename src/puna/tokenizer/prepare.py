@@ -87,7 +87,7 @@ def truncate(encoding: Encoding, plan: Plan, side: str, first_keeps_more: bool |
     lengths = [len(places[0]), len(places[1])]
     keep = _shares(lengths, sum(lengths) - excess, plan.truncation, first_keeps_more)
     if min(keep) < 0:
-        what = {"only_first": lengths[0], "only_second": lengths[1]}.get(plan.truncation, sum(lengths))
+        what = {"only_first": lengths[0] - 1, "only_second": lengths[1] - 1}.get(plan.truncation, sum(lengths))
         raise TokenizerError(
             f"max_length={plan.max_length}: {excess} tokens are to go, but truncation={plan.truncation!r} can take "
             f"{what}; raise max_length to {len(encoding) - what} at least, or choose another truncation"
@@ -101,10 +101,10 @@ def truncate(encoding: Encoding, plan: Plan, side: str, first_keeps_more: bool |
 def _shares(lengths: list[int], total: int, strategy: str, first_keeps_more: bool | None) -> tuple[int, int]:
     """How many tokens of either text to keep, `total` in all; negative where it cannot be done."""
     first, second = lengths
-    if strategy == "only_first":
-        return total - second, second
+    if strategy == "only_first":  # to nothing at all is refused, as in transformers
+        return total - second or -1, second
     if strategy == "only_second":
-        return first, total - first
+        return first, total - first or -1
     shorter = min(first, second)
     if total - shorter >= shorter:
         return (first, total - first) if first == shorter else (total - second, second)

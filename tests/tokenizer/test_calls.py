@@ -1,0 +1,273 @@
+"""The call interface: padding, truncation, columns and tensors, against transformers 5.23 where it agrees."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import numpy as np
+import pytest
+
+from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
+from puna.errors import TokenizerError
+from puna.tokenizer import BatchEncoding
+
+from .vocabularies import random_texts
+
+TEXTS = [text for text in random_texts(40, seed=5) if text]
+
+
+@pytest.fixture(scope="module")
+def theirs(byte_level_json):
+    """transformers on the same tokenizer.json."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(byte_level_json)
+    tokenizer.pad_token = "<plain>"
+    return tokenizer
+
+
+@pytest.fixture
+def ours(byte_level_json):
+    tokenizer = load_tokenizer(byte_level_json)
+    tokenizer.pad_token = "<plain>"
+    return tokenizer
+
+
+COLUMNS = {
+    "return_token_type_ids": True,
+    "return_attention_mask": True,
+    "return_special_tokens_mask": True,
+    "return_offsets_mapping": True,
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding": True},
+        {"padding": "longest", "pad_to_multiple_of": 8},
+        {"padding": "max_length", "max_length": 20, "truncation": True},
+        {"truncation": True, "max_length": 5},
+        {"truncation": "longest_first", "max_length": 7, "padding": True},
+        {"truncation": "longest_first", "max_length": 4, "padding": True, "add_special_tokens": False},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("paired", [False, True])
+def test_columns_of_the_fast_tokenizer(ours, theirs, options, side, bos, paired):
+    ours.padding_side = theirs.padding_side = side
+    ours.truncation_side = theirs.truncation_side = "left" if bos else "right"
+    ours.add_bos_token = bos
+    theirs.backend_tokenizer.post_processor = ours.backend_tokenizer.post_processor
+    batch = [TEXTS, TEXTS[::-1]] if paired else [TEXTS]
+    expected = theirs(*batch, **options, **COLUMNS)
+    got = ours(*batch, **options, **COLUMNS)
+    assert got.keys() == expected.keys()
+    for name, column in expected.items():
+        assert [list(row) for row in got[name]] == [list(row) for row in column], name
+    for index in (0, 3):
+        assert got.tokens(index) == expected.tokens(index)
+        assert got.word_ids(index) == expected.word_ids(index)
+        assert got.sequence_ids(index) == expected.sequence_ids(index)
+
+
+def test_offsets_and_lookups(ours, theirs):
+    theirs.backend_tokenizer.post_processor = ours.backend_tokenizer.post_processor
+    text = "the llama 🦙 learns"
+    got, expected = ours(text), theirs(text)
+    for char in range(len(text)):
+        assert got.char_to_token(char) == expected.char_to_token(char)
+    for token in range(len(got.input_ids)):
+        assert got.token_to_chars(token) == tuple(expected.token_to_chars(token))
+        assert got.token_to_word(token) == expected.token_to_word(token)
+        assert got.token_to_sequence(0, token) == expected.token_to_sequence(0, token)
+    for word in {w for w in got.word_ids() if w is not None}:
+        assert tuple(got.word_to_tokens(word)) == tuple(expected.word_to_tokens(word))
+    assert got.word_to_tokens(99) is None and got.char_to_token(10**6) is None
+
+
+def test_offsets_shift_with_padding_and_truncation(ours):
+    encoded = ours(["the llama learns", "a"], padding=True, return_offsets_mapping=True)
+    assert encoded.char_to_token(1, 0) == len(encoded.input_ids[1]) - 1
+    assert encoded.offset_mapping[1][0] == (0, 0)
+    cut = ours("the llama learns", truncation=True, max_length=2)
+    assert cut.char_to_token(len("the llama learns") - 1) is None
+
+
+@pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
+def test_tensors(sp_model, cls):
+    tokenizer = cls(sp_model)
+    tokenizer.pad_token = "</s>"
+    single = tokenizer("the llama", return_tensors="np")
+    assert single["input_ids"].shape == (1, len(tokenizer.encode("the llama"))) and single.input_ids.dtype == np.int64
+    batch = tokenizer(["the llama", "a"], padding=True, return_tensors="np", return_length=True)
+    assert batch.input_ids.shape == batch.attention_mask.shape
+    assert batch.length.tolist() == [batch.input_ids.shape[1]] * 2
+    assert batch.attention_mask.sum(axis=1).tolist() == [len(tokenizer.encode(t)) for t in ("the llama", "a")]
+    with pytest.raises(TokenizerError, match="padding=True"):
+        tokenizer(["the llama", "a"], return_tensors="np")
+    with pytest.raises(TokenizerError, match="'tf'"):
+        tokenizer("a", return_tensors="tf")
+
+
+def test_torch_tensors(ours):
+    torch = pytest.importorskip("torch")
+    encoded = ours(["the llama", "a"], padding=True, return_tensors="pt").to("cpu")
+    assert isinstance(encoded, BatchEncoding) and encoded.input_ids.dtype == torch.int64
+    assert ours.batch_decode(encoded.input_ids, skip_special_tokens=True)[1].endswith("a")
+    assert ours.decode(encoded["input_ids"][0]) == ours.decode(encoded["input_ids"][0].tolist())
+    with pytest.raises(TokenizerError, match="return_tensors='pt'"):
+        ours("a").to("cpu")
+
+
+def test_labels_from_targets(tokenizer):
+    encoded = tokenizer("the", text_target="llama")
+    assert encoded["labels"] == tokenizer("llama")["input_ids"]
+    assert tokenizer(text_target="llama")["input_ids"] == encoded["labels"]
+    with pytest.raises(TokenizerError, match="nothing to encode"):
+        tokenizer()
+
+
+def test_encode_equals_call(tokenizer):
+    for text in TEXTS:
+        assert tokenizer.encode(text) == tokenizer(text).input_ids == tokenizer([text])["input_ids"][0]
+        assert tokenizer.encode(text, "pair") == tokenizer(text, "pair")["input_ids"]
+    assert tokenizer([])["input_ids"] == []
+
+
+def test_words_given_apart(tokenizer):
+    words = ["the", "llama"]
+    separate = [i for word in words for i in tokenizer.encode(word, add_special_tokens=False)]
+    got = tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    assert got == separate
+    assert tokenizer([words], is_split_into_words=True, add_special_tokens=False)["input_ids"] == [separate]
+
+
+def test_pad_collates(tokenizer):
+    rows = [tokenizer("the llama"), tokenizer("a")]
+    padded = tokenizer.pad(rows, return_tensors="np")
+    direct = tokenizer(["the llama", "a"], padding=True, return_tensors="np")
+    assert (padded["input_ids"] == direct["input_ids"]).all()
+    assert (padded["attention_mask"] == direct["attention_mask"]).all()
+    again = tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, padding="max_length", max_length=30)
+    assert [len(row) for row in again["input_ids"]] == [len(row) for row in again["attention_mask"]] == [30, 30]
+    one = tokenizer.pad({"input_ids": np.array([5, 6])}, padding="max_length", max_length=4)
+    assert sum(one["attention_mask"]) == 2 and len(one["input_ids"]) == 4
+
+
+def test_padding_without_a_token_says_how_to_get_one(sp_model):
+    tokenizer = LlamaTokenizer(sp_model)
+    with pytest.raises(TokenizerError, match=r"add_special_tokens\(\{'pad_token'"):
+        tokenizer(["a", "the llama"], padding=True)
+    with pytest.raises(TokenizerError, match="no such token"):
+        tokenizer.pad_token = "<nowhere>"
+    assert tokenizer.add_special_tokens({"pad_token": "<pad>"}) == 1
+    assert tokenizer.pad_token_id == 420
+    assert tokenizer(["a", "the llama"], padding=True)["attention_mask"][0][-1] == 0
+    tokenizer.pad_token_id = 2
+    assert tokenizer.pad_token == "</s>"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"padding": "sideways"}, "padding='sideways'"),
+        ({"truncation": "half"}, "truncation='half'"),
+        ({"max_length": 0, "truncation": True}, "max_length=0"),
+        ({"max_length": 10, "truncation": True, "padding": True, "pad_to_multiple_of": 4}, "pad_to_multiple_of=4"),
+        ({"max_length": 1, "truncation": "only_second"}, "raise max_length"),
+    ],
+)
+def test_wrong_options(tokenizer, options, message):
+    with pytest.raises(TokenizerError, match=message):
+        tokenizer("the llama", "learns", **options)
+
+
+def test_lengths_that_nobody_knows(tokenizer):
+    with pytest.warns(UserWarning, match="none is known"):
+        assert tokenizer("the llama", truncation=True)["input_ids"] == tokenizer.encode("the llama")
+    with pytest.warns(UserWarning, match="say truncation=True"):
+        assert len(tokenizer("the llama", max_length=2)["input_ids"]) == 2
+
+
+def test_a_known_limit_is_used(sp_model):
+    tokenizer = LlamaTokenizer(sp_model, model_max_length=4)
+    assert len(tokenizer.encode("the llama learns tasks", truncation=True)) == 4
+    assert len(tokenizer.encode("the llama learns tasks")) > 4
+
+
+@pytest.mark.parametrize("text", [5, None, b"bytes", 1.5, {"a": 1}, ["ok", 5], [["nested"]]])
+def test_what_is_no_text(tokenizer, text):
+    with pytest.raises(TokenizerError):
+        tokenizer(text)
+
+
+def test_lone_surrogates_are_named(tokenizer):
+    with pytest.raises(TokenizerError, match=r"U\+D800.*replace"):
+        tokenizer.encode("a\ud800b")
+
+
+@pytest.mark.parametrize("ids", [[-1], [10**6], [2**70], "text", [1.5], [[1], [2]], None, [None]])
+def test_what_are_no_ids(tokenizer, ids):
+    with pytest.raises(TokenizerError):
+        tokenizer.decode(ids)
+
+
+def test_ids_as_numbers_and_arrays(tokenizer):
+    ids = tokenizer.encode("the llama")
+    assert tokenizer.decode(ids[-1]) == tokenizer.decode([ids[-1]]) == tokenizer.decode(np.array([ids[-1]]))
+    assert tokenizer.decode(np.array(ids)) == tokenizer.decode(tuple(np.int64(i) for i in ids)) == tokenizer.decode(ids)
+    assert tokenizer.batch_decode([ids, ids]) == [tokenizer.decode(ids)] * 2
+
+
+def test_special_tokens(tokenizer):
+    assert tokenizer.all_special_ids == tokenizer.convert_tokens_to_ids(tokenizer.all_special_tokens)
+    assert "<extra>" in tokenizer.additional_special_tokens
+    assert tokenizer.additional_special_tokens_ids == [tokenizer.convert_tokens_to_ids("<extra>")]
+    assert tokenizer.added_tokens_decoder[tokenizer.additional_special_tokens_ids[0]].special
+    assert tokenizer.get_vocab()["<new>"] == tokenizer.get_added_vocab()["<new>"]
+    assert len(tokenizer) == len(tokenizer.get_vocab())
+    with pytest.raises(TokenizerError, match="'best_token'"):
+        tokenizer.add_special_tokens({"best_token": "x"})
+    with pytest.raises(TokenizerError, match="empty"):
+        tokenizer.add_tokens([""])
+
+
+def test_the_slow_tokenizer_says_what_needs_the_fast_one(sp_model):
+    encoded = LlamaTokenizer(sp_model)("the llama")
+    assert encoded.encodings is None and not encoded.is_fast
+    for use in (encoded.tokens, encoded.word_ids, lambda: encoded.char_to_token(0)):
+        with pytest.raises(TokenizerError, match="fast"):
+            use()
+    with pytest.raises(TokenizerError, match="LlamaTokenizerFast"):
+        LlamaTokenizer(sp_model)("a", return_offsets_mapping=True)
+
+
+def test_threads_may_share_one(ours):
+    from concurrent.futures import ThreadPoolExecutor
+
+    texts = random_texts(200, seed=6)
+    expected = [ours(text, truncation=True, max_length=5)["input_ids"] for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(ours, text, truncation=True, max_length=5) for text in texts]
+        random.Random(0).shuffle(texts)
+        splits = [pool.submit(ours, text, split_special_tokens=True) for text in texts]
+    assert [job.result()["input_ids"] for job in jobs] == expected
+    assert all(isinstance(job.result(), BatchEncoding) for job in splits)
+
+
+def test_imports_stay_apart():
+    """The SentencePiece class needs no `tokenizers`, the other no `sentencepiece`, and neither Jinja nor PyTorch."""
+    import subprocess
+
+    for name, absent in (("LlamaTokenizer", "tokenizers"), ("LlamaTokenizerFast", "sentencepiece")):
+        code = (
+            f"import sys; from puna.tokenizer import {name}; "
+            f"print([m for m in ({absent!r}, 'jinja2', 'torch', 'transformers') if m in sys.modules])"
+        )
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == "[]"

@@ -1,0 +1,210 @@
+"""Chat templates: the same text as transformers, no second BOS, and clear errors for what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
+from puna.errors import ChatTemplateError
+from puna.tokenizer.chat import MAX_LOOP_STEPS, render_chat
+from puna.tokenizer.templates import DEFAULT_SYSTEM_PROMPT, LLAMA_3
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": " Hello "},
+    {"role": "assistant", "content": "Hi <b>&</b>"},
+    {"role": "user", "content": "Bye\n"},
+]
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "Wetter & Zeit: <é>"}}]
+TEMPLATES = {
+    "blocks are trimmed": "{% for m in messages %}\n  {% if m.role == 'user' %}\n  {{ m.content }}\n  {% endif %}\n{% endfor %}\n",
+    "json keeps its characters": "{{ tools | tojson }}|{{ tools[0] | tojson(indent=2) }}|{{ documents | tojson }}",
+    "loop controls": "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}",
+    "loop variables": "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{{ loop.previtem }}{% endfor %}",
+    "namespaces": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "macros": "{% macro turn(m) %}{% for c in m.content %}{{ c }}.{% endfor %}{% endmacro %}{{ turn(messages[0]) }}",
+    "nested, filtered": "{% for m in messages if m.role == 'user' %}{% for k, v in m.items() %}{{ k }}={{ v | trim }};{% endfor %}{% else %}none{% endfor %}",
+    "recursive": "{% for n in tree recursive %}{{ n.v }}{% if n.c %}({{ loop(n.c) }}){% endif %}{% endfor %}",
+    "special tokens": "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}{% if add_generation_prompt %}>{% endif %}",
+    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    "dates": "{{ strftime_now('%Y') }}{{ 'a' * 3 }}{{ 2 ** 5 }}{{ 'x' ~ 1 }}",
+    "undefined": "{{ nothing }}{% for x in nothing %}x{% endfor %}{{ nothing is defined }}",
+}
+VARIABLES = {"tree": [{"v": 1, "c": [{"v": 2, "c": []}, {"v": 3, "c": [{"v": 4, "c": []}]}]}]}
+
+
+@pytest.fixture(scope="module")
+def ours(byte_level_json):
+    return load_tokenizer(byte_level_json)
+
+
+@pytest.fixture(scope="module")
+def theirs(byte_level_json):
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(byte_level_json)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("prompt", [False, True])
+def test_the_dialect_is_that_of_transformers(ours, theirs, name, prompt):
+    options = {
+        "chat_template": TEMPLATES[name],
+        "add_generation_prompt": prompt,
+        "tools": TOOLS,
+        "documents": [{"t": "é"}],
+    }
+    expected = theirs.apply_chat_template(CHAT, tokenize=False, **options, **VARIABLES)
+    assert ours.apply_chat_template(CHAT, tokenize=False, **options, template_variables=VARIABLES) == expected
+    ids = theirs.apply_chat_template(CHAT, return_dict=False, **options, **VARIABLES)
+    assert ours.apply_chat_template(CHAT, **options, template_variables=VARIABLES) == ids
+
+
+@pytest.mark.parametrize("content", ["Hi", "Hi ", [{"type": "text", "text": "Hi"}]])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}<{{ m.role }}>{{ m.content if m.content is string else m.content[0].text }}</>{% endfor %}",
+        "{% for m in messages %}{{ (m.content if m.content is string else m.content[0].text) | trim }}</>{% endfor %}",
+    ],
+)
+def test_continuing_the_final_message(ours, theirs, template, content):
+    chat = [CHAT[1], {"role": "assistant", "content": content}]
+    options = {"chat_template": template, "continue_final_message": True, "tokenize": False}
+    text = ours.apply_chat_template(chat, **options)
+    assert text == theirs.apply_chat_template(chat, **options)
+    assert text.rstrip().endswith("Hi") and chat[1]["content"] == content
+
+
+def test_llama_3_by_its_header_tokens(ours):
+    assert ours.default_chat_template == LLAMA_3
+    text = ours.apply_chat_template(CHAT[:2], add_generation_prompt=True, tokenize=False)
+    assert text == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    ids = ours.apply_chat_template(CHAT[:2], add_generation_prompt=True)
+    assert ids == ours.encode(text, add_special_tokens=False) and ids.count(ours.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
+def test_the_default_system_prompt_is_the_page_s_and_only_there(sp_model, cls):
+    chat = [{"role": "user", "content": "Hello"}]
+    page = cls(sp_model)
+    assert DEFAULT_SYSTEM_PROMPT in page.apply_chat_template(chat, tokenize=False)
+    page.use_default_system_prompt = False
+    assert page.apply_chat_template(chat, tokenize=False) == "<s>[INST] Hello [/INST]"
+    assert load_tokenizer(sp_model).apply_chat_template(chat, tokenize=False) == "<s>[INST] Hello [/INST]"
+    ids = load_tokenizer(sp_model, add_bos_token=True).apply_chat_template(chat)
+    assert ids[0] == 1 and ids.count(1) == 1
+
+
+def test_alternation_is_required(sp_model):
+    with pytest.raises(ChatTemplateError, match="Conversation roles must alternate user/assistant"):
+        LlamaTokenizer(sp_model).apply_chat_template([CHAT[1], CHAT[1]])
+
+
+def test_returns(ours):
+    ids = ours.apply_chat_template(CHAT)
+    assert ours.apply_chat_template(CHAT, return_tensors="np").tolist() == [ids]
+    assert ours.apply_chat_template(CHAT, return_dict=True)["attention_mask"] == [1] * len(ids)
+    assert ours.apply_chat_template([CHAT, CHAT[:2]])[0] == ids
+    assert ours.apply_chat_template(CHAT, truncation=True, max_length=5) == ids[:5]
+    assert (
+        ours.apply_chat_template(CHAT, chat_template="{{ extra }}", template_variables={"extra": "x"}, tokenize=False)
+        == "x"
+    )
+
+
+def test_named_templates(byte_level_json):
+    tokenizer = load_tokenizer(byte_level_json, chat_template={"default": "D", "tool_use": "T", "rag": "R"})
+    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == "D"
+    assert tokenizer.apply_chat_template(CHAT, tokenize=False, tools=TOOLS) == "T"
+    assert tokenizer.apply_chat_template(CHAT, "rag", tokenize=False) == "R"
+    assert tokenizer.apply_chat_template(CHAT, "{{ 1 }}", tokenize=False) == "1"
+    with pytest.raises(ChatTemplateError, match="rag, tool_use"):
+        load_tokenizer(byte_level_json, chat_template={"tool_use": "T", "rag": "R"}).apply_chat_template(CHAT)
+
+
+def test_no_template_at_all(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ChatTemplateError, match="no chat template"):
+        load_tokenizer(tmp_path).apply_chat_template(CHAT)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% if %}", "does not compile"),
+        ("{{ raise_exception('not today') }}", "not today"),
+        ("{{ messages[0].content.missing.deeper }}", "refuses"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{{ messages + 1 }}", "TypeError"),
+        ("{{ ''.__class__.__mro__ }}", "refuses"),
+        ("{{ messages.append(1) }}", "refuses"),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", str(MAX_LOOP_STEPS)),
+        ("{% for i in range(10000000) %}{% endfor %}", "OverflowError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ 'a' * 10 ** 12 }}", "repeats"),
+        ("{{ [1] * 999999999 }}", "repeats"),
+        ("{{ 10 ** 10 ** 10 }}", "bits"),
+        ("{% set x = 'a' * 90000000 %}{{ x }}{{ x }}", "characters"),
+        ("{{ lookup('x') }}", "refuses"),
+        ("{% include 'x' %}", "failed|refuses"),
+        ("{{ messages[0].content | nofilter }}", "does not compile"),
+        ("{{ strftime_now(3) }}", "TypeError"),
+        ("{{ tools | tojson }}{{ raise_exception | tojson }}", "TypeError"),
+    ],
+)
+def test_what_a_template_must_not_do(ours, template, message):
+    start = time.monotonic()
+    with pytest.raises(ChatTemplateError, match=message):
+        ours.apply_chat_template(CHAT, chat_template=template)
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("chat", [[], "text", [5], [{"content": "no role"}], [{"role": 5, "content": "x"}], None])
+def test_what_is_no_conversation(ours, chat):
+    with pytest.raises(ChatTemplateError):
+        ours.apply_chat_template(chat)
+
+
+def test_continuing_what_cannot_be_continued(ours):
+    for chat, options in (
+        ([{"role": "user"}], {}),
+        (CHAT, {"add_generation_prompt": True}),
+        (CHAT, {"chat_template": "fixed"}),
+    ):
+        with pytest.raises(ChatTemplateError, match="continue_final_message"):
+            ours.apply_chat_template(chat, continue_final_message=True, **options)
+
+
+def test_keys_without_a_value_are_dropped():
+    text = render_chat("{{ messages[0] | tojson }}", [{"role": "user", "content": None}], variables={})
+    assert json.loads(text) == {"role": "user"}
+
+
+def test_a_template_is_compiled_once(ours):
+    template = "{{ messages | length }}" + "{% if messages %}{{ 1 }}{% endif %}" * 300
+    costs = []
+    for _ in range(3):
+        start = time.process_time()
+        ours.apply_chat_template(CHAT, chat_template=template, tokenize=False)
+        costs.append(time.process_time() - start)
+    assert min(costs[1:]) < costs[0] / 3
+
+
+def test_jinja_is_imported_for_templates_only(byte_level_json):
+    code = (
+        "import sys; from puna import load_tokenizer; "
+        f"t = load_tokenizer({str(byte_level_json)!r}); assert 'jinja2' not in sys.modules; "
+        "t.apply_chat_template([{'role': 'user', 'content': 'x'}]); assert 'jinja2' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,201 @@
+"""Other releases of transformers: 4.34.1 gives what our classes give, and all read the same ids from files we write."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
+from puna.tokenizer import AddedToken
+from puna.tokenizer.chat import render_chat
+from puna.tokenizer.templates import llama_2_template
+
+from .vocabularies import SNIPPETS, random_texts
+
+pytestmark = pytest.mark.oracle
+
+ADDED = [
+    {"content": "<new>", "special": False},
+    {"content": "<extra>", "special": True},
+    {"content": "<strip>", "special": False, "flags": {"lstrip": True, "rstrip": True}},
+    {"content": "word", "special": False, "flags": {"single_word": True}},
+]
+TEXTS = [
+    *random_texts(300, seed=1),
+    "a<new>b <extra> <strip> c",
+    "word words sword word<new>word",
+    "  <strip><strip> x",
+]
+
+
+def id_sequences(size: int) -> list[list[int]]:
+    rng = random.Random(2)
+    pick = [lambda: rng.randrange(size), lambda: rng.randrange(3), lambda: rng.randrange(size - 4, size)]
+    return [[rng.choice(pick)() for _ in range(rng.randint(1, 9))] for _ in range(600)]
+
+
+def job_for(folder: Path, cls: str, arguments: dict, added: list, truncation: str) -> dict:
+    rng = random.Random(3)
+    pairs = [["".join(rng.choice(SNIPPETS) for _ in range(rng.randint(1, 9))) for _ in "ab"] for _ in range(100)]
+    return {
+        "folder": str(folder),
+        "cls": cls,
+        "arguments": arguments,
+        "added": added,
+        "texts": TEXTS,
+        "pairs": pairs,
+        "max_length": 12,
+        "truncation": truncation,
+        "sequences": id_sequences(420 + len(added)),
+    }
+
+
+def answer(job: dict) -> dict:
+    """What ours gives for the job."""
+    cls = {"LlamaTokenizer": LlamaTokenizer, "LlamaTokenizerFast": LlamaTokenizerFast}[job["cls"]]
+    tokenizer = cls.from_pretrained(job["folder"], **job["arguments"])
+    for token in job["added"]:
+        flags = token.get("flags")
+        tokenizer.add_tokens(AddedToken(token["content"], **flags) if flags else token["content"], token["special"])
+
+    def pair_ids(pair: list[str]) -> list[int] | None:
+        try:
+            return tokenizer(*pair, max_length=job["max_length"], truncation=job["truncation"])["input_ids"]
+        except ValueError:
+            return None
+
+    return {
+        "length": len(tokenizer),
+        "special": tokenizer.special_tokens_map,
+        "ids": [tokenizer(text)["input_ids"] for text in job["texts"]],
+        "plain": [tokenizer(text, add_special_tokens=False)["input_ids"] for text in job["texts"]],
+        "tokens": [tokenizer.tokenize(text) for text in job["texts"]],
+        "pairs": [pair_ids(pair) for pair in job["pairs"]],
+        "types": tokenizer.create_token_type_ids_from_sequences([5, 6], [7]),
+        "decoded": [tokenizer.decode(ids) for ids in job["sequences"]],
+        "skipped": [tokenizer.decode(ids, skip_special_tokens=True) for ids in job["sequences"]],
+        "chat": [],
+    }
+
+
+def test_the_classes_are_those_of_4_34_1(oracle, sp_model):
+    folder = sp_model.parent
+    jobs = [
+        job_for(folder, "LlamaTokenizer", {"legacy": True}, ADDED, "longest_first"),
+        job_for(folder, "LlamaTokenizer", {"legacy": False, "add_eos_token": True}, ADDED, "longest_first"),
+        job_for(folder, "LlamaTokenizerFast", {"add_eos_token": True}, ADDED[1:2], "longest_first"),
+        job_for(folder, "LlamaTokenizerFast", {}, ADDED[1:2], "only_first"),
+    ]
+    for job, theirs in zip(jobs, oracle("4.34.1", jobs), strict=True):
+        ours = answer(job)
+        assert ours.keys() == theirs.keys(), theirs
+        for key, values in theirs.items():
+            assert ours[key] == values, (job["cls"], job["arguments"], key)
+
+
+def rendered_or_refused(template: str, messages: list[dict]) -> str:
+    try:
+        return render_chat(template, messages, variables={"bos_token": "<s>", "eos_token": "</s>"})
+    except ValueError as exc:
+        return f"refused: {exc}"
+
+
+def test_the_built_in_llama_2_template_is_that_of_4_34_1(oracle, sp_model):
+    (theirs,) = oracle("4.34.1", [{"folder": str(sp_model.parent), "cls": "LlamaTokenizer", "default_template": True}])
+    rng = random.Random(4)
+    contents = ["hi", " a ", "<<SYS>>x", "", "it's 'q' \\n {{x}} {% if %}\n"]
+    rendered = 0
+    for _ in range(300):
+        roles = [("user", "assistant")[i % 2] for i in range(rng.randint(1, 5))]
+        if rng.random() < 0.3:
+            roles[rng.randrange(len(roles))] = rng.choice(["user", "assistant", "system"])
+        if rng.random() < 0.4:
+            roles.insert(0, "system")
+        messages = [{"role": role, "content": rng.choice(contents)} for role in roles]
+        for flag, source in ((True, theirs["template"]), (False, theirs["template_without_prompt"])):
+            text = rendered_or_refused(source, messages)
+            assert rendered_or_refused(llama_2_template(flag), messages) == text, messages
+            rendered += not text.startswith("refused")
+    assert rendered > 200
+
+
+@pytest.fixture(scope="module")
+def saved(sp_model, byte_level_json, tmp_path_factory):
+    """Folders that ours wrote, with the tokenizer that wrote each."""
+    made = {
+        "slow": LlamaTokenizer(sp_model),
+        "slow-new": LlamaTokenizer(sp_model, legacy=False, add_eos_token=True),
+        "fast": LlamaTokenizerFast(sp_model, add_eos_token=True),
+        "sp": load_tokenizer(sp_model),
+        "byte-level": load_tokenizer(byte_level_json, add_bos_token=True),
+    }
+    folders = {}
+    for name, tokenizer in made.items():
+        tokenizer.add_tokens([AddedToken("<new>", normalized=False)])
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<extra>"], "pad_token": "<pad>"})
+        tokenizer.chat_template = "{{ messages[0].content }}"
+        tokenizer.model_max_length = 77
+        folders[name] = (tmp_path_factory.mktemp(name), tokenizer)
+        tokenizer.save_pretrained(folders[name][0])
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("release", "name", "cls"),
+    [
+        ("4.34.1", "slow", "LlamaTokenizer"),
+        ("4.34.1", "slow-new", "LlamaTokenizer"),
+        ("4.34.1", "fast", "AutoTokenizer"),
+        ("4.34.1", "sp", "AutoTokenizer"),
+        ("4.34.1", "byte-level", "AutoTokenizer"),
+        ("4.57.6", "fast", "AutoTokenizer"),
+        ("4.57.6", "sp", "AutoTokenizer"),
+        ("4.57.6", "byte-level", "AutoTokenizer"),
+        ("5.23.0", "fast", "AutoTokenizer"),
+        ("5.23.0", "sp", "AutoTokenizer"),
+        ("5.23.0", "byte-level", "AutoTokenizer"),
+    ],
+)
+def test_files_read_back(oracle, saved, release, name, cls):
+    folder, tokenizer = saved[name]
+    special = ("<s>", "</s>", "<unk>", "<extra>")
+    texts = [t for t in TEXTS if name != "sp" or not any(token in t for token in special)]  # text in "sp", tokens there
+    (theirs,) = oracle(release, [{"folder": str(folder), "cls": cls, "texts": texts}])
+    assert "error" not in theirs, theirs
+    assert theirs["ids"] == [tokenizer(text)["input_ids"] for text in texts]
+    assert theirs["length"] == len(tokenizer)
+    assert theirs["special"]["pad_token"] == "<pad>"
+
+
+@pytest.mark.parametrize("name", ["slow", "slow-new", "fast", "byte-level"])
+def test_files_read_back_by_ours(saved, name):
+    folder, tokenizer = saved[name]
+    again = type(tokenizer).from_pretrained(folder)
+    assert [again.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
+    assert again.special_tokens_map == tokenizer.special_tokens_map
+    assert again.added_tokens_decoder == tokenizer.added_tokens_decoder
+    assert (again.model_max_length, again.chat_template) == (77, "{{ messages[0].content }}")
+
+
+@pytest.mark.parametrize(("release", "cls"), [("4.34.1", LlamaTokenizer), ("4.34.1", LlamaTokenizerFast)])
+def test_their_files_are_read_by_ours(oracle, sp_model, tmp_path, release, cls):
+    folder = tmp_path / "theirs"
+    shutil.copytree(sp_model.parent, tmp_path / "source")
+    job = {
+        "folder": str(tmp_path / "source"),
+        "cls": cls.__name__,
+        "arguments": {"add_eos_token": True},
+        "added": ADDED[1:2],
+        "texts": TEXTS,
+        "save": str(folder),
+    }
+    (theirs,) = oracle(release, [job])
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "LlamaTokenizer"
+    tokenizer = cls.from_pretrained(folder)
+    assert [tokenizer(text)["input_ids"] for text in TEXTS] == theirs["ids"]
+    if cls is LlamaTokenizerFast:
+        assert [load_tokenizer(folder)(text)["input_ids"] for text in TEXTS] == theirs["ids"]

@@ -1,0 +1,163 @@
+"""`LlamaTokenizer` on a model trained here: SentencePiece's own ids and text, and the page's methods."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from puna import LlamaTokenizer
+from puna.errors import ModelNotFoundError, TokenizerError
+from puna.tokenizer import AddedToken, load_tokenizer
+
+from .vocabularies import SNIPPETS, random_texts, train_sentencepiece
+
+TEXT = st.lists(st.one_of(st.sampled_from(SNIPPETS), st.text(st.characters(exclude_categories=["Cs"])))).map("".join)
+
+
+@pytest.fixture(scope="module")
+def sp(sp_model):
+    return load_tokenizer(sp_model)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXT)
+def test_ids_are_sentencepiece_s(sp, engine, text):
+    assert sp.encode(text, add_special_tokens=False) == engine.encode(text)
+    assert sp.encode(text) == [1, *engine.encode(text)]
+    assert sp.tokenize(text) == engine.id_to_piece(engine.encode(text))
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.integers(0, 419), max_size=12))
+def test_text_is_sentencepiece_s(sp, engine, ids):
+    assert sp.decode(ids, skip_special_tokens=True) == engine.decode(ids)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"remove_extra_whitespaces": True},
+        {"add_dummy_prefix": False},
+        {"add_dummy_prefix": False, "remove_extra_whitespaces": True},
+        {"model_type": "unigram"},
+        {"byte_fallback": False},
+        {"unk_surface": " <?> "},
+    ],
+    ids=str,
+)
+def test_other_settings_follow_sentencepiece_too(options, tmp_path):
+    path = tmp_path / "m.model"
+    path.write_bytes(train_sentencepiece(**{"vocab_size": 380, "hard_vocab_limit": False, **options}))
+    engine = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    sp = load_tokenizer(path)
+    for text in random_texts(200):
+        ids = engine.encode(text)
+        assert sp.encode(text, add_special_tokens=False) == ids
+        assert sp.decode(ids, skip_special_tokens=True) == engine.decode(ids)
+        assert sp.decode(ids[::-1], skip_special_tokens=True) == engine.decode(ids[::-1])
+
+
+def test_special_tokens_are_shown_unless_skipped(sp):
+    assert sp.decode(sp.encode("the llama")) == "<s> the llama"
+    assert sp.decode(sp.encode("the llama"), skip_special_tokens=True) == "the llama"
+    assert sp.decode([1, 2]) == "<s></s>"
+
+
+def test_special_tokens_in_a_text_are_tokens_where_asked_for(sp, engine):
+    the = engine.encode("the")
+    assert sp.encode("<s>the</s>the", add_special_tokens=False, split_special_tokens=False) == [1, *the, 2, *the]
+    assert 2 not in sp.encode("the</s>", add_special_tokens=False)
+
+
+def test_added_tokens_are_cut_out_and_text_after_them_starts_afresh(sp_model, engine):
+    sp = load_tokenizer(sp_model)
+    assert sp.add_tokens(["<new>", "the"]) == 2
+    assert sp.add_tokens("<new>") == 0
+    assert len(sp) == 422 and sp.vocab_size == 420
+    a, b = engine.encode("a"), engine.encode(" b")
+    assert sp.encode("a<new> b", add_special_tokens=False) == [*a, 420, *b]
+    assert sp.decode([*a, 420, *b]) == "a<new> b"
+    assert sp.get_vocab()["<new>"] == 420 and sp.get_added_vocab()["the"] == 421
+    assert sp.convert_ids_to_tokens([420, 421]) == ["<new>", "the"]
+
+
+def test_added_tokens_take_whitespace_along(sp_model, engine):
+    tokenizer = LlamaTokenizer(sp_model)
+    tokenizer.add_tokens([AddedToken("<left>", lstrip=True), AddedToken("<right>", rstrip=True)])
+    a = engine.encode("a")
+    assert tokenizer.encode("a  <left>a", add_special_tokens=False) == [*a, 420, *a]
+    assert tokenizer.encode("a<right>  a", add_special_tokens=False) == [*a, 421, *a]
+
+
+def test_a_single_word_token_inside_a_word_is_text(sp_model):
+    tokenizer = LlamaTokenizer(sp_model)
+    tokenizer.add_tokens(AddedToken("lam", single_word=True))
+    assert len(tokenizer) - 1 not in tokenizer.encode("llama lamx")
+    assert len(tokenizer) - 1 in tokenizer.encode("a lam b")
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_the_page_s_methods(sp_model, legacy):
+    tokenizer = LlamaTokenizer(sp_model, legacy=legacy, add_eos_token=True)
+    assert tokenizer.build_inputs_with_special_tokens([5], [6, 7]) == [1, 5, 2, 1, 6, 7, 2]
+    assert tokenizer.get_special_tokens_mask([5], [6, 7]) == [1, 0, 1, 1, 0, 0, 1]
+    assert tokenizer.get_special_tokens_mask([1, 5, 2], already_has_special_tokens=True) == [1, 0, 1]
+    assert tokenizer.create_token_type_ids_from_sequences([5], [6, 7]) == [0, 0, 0, 1, 1, 1, 1]
+    assert tokenizer.num_special_tokens_to_add() == 2 and tokenizer.num_special_tokens_to_add(pair=True) == 4
+    assert (tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
+    assert tokenizer.pad_token is None and tokenizer.pad_token_id is None
+    assert tokenizer.convert_tokens_to_ids(["<s>", "no such token"]) == [1, 0]
+    assert not tokenizer.is_fast
+    assert tokenizer("a", "b", return_token_type_ids=True)["token_type_ids"][-1] == 1
+    tokenizer.add_eos_token = False
+    assert tokenizer.build_inputs_with_special_tokens([5]) == [1, 5]
+
+
+def test_save_vocabulary_writes_the_model_even_when_its_file_is_gone(sp_model, tmp_path):
+    copied = tmp_path / "m.model"
+    copied.write_bytes(sp_model.read_bytes())
+    tokenizer = LlamaTokenizer(copied, legacy=False)
+    copied.unlink()
+    (path,) = tokenizer.save_vocabulary(tmp_path, "pre")
+    assert path == str(tmp_path / "pre-tokenizer.model")
+    assert (tmp_path / "pre-tokenizer.model").read_bytes() == sp_model.read_bytes()
+    with pytest.raises(TokenizerError, match="no such folder"):
+        tokenizer.save_vocabulary(tmp_path / "nowhere")
+
+
+def test_pickle_and_copy(tokenizer):
+    for again in (pickle.loads(pickle.dumps(tokenizer)), copy.deepcopy(tokenizer)):
+        for text in random_texts(30):
+            assert again.encode(text) == tokenizer.encode(text)
+        assert again.special_tokens_map == tokenizer.special_tokens_map
+
+
+def test_sampling_arguments_reach_sentencepiece(sp_model):
+    arguments = {"enable_sampling": True, "nbest_size": -1, "alpha": 0.1}
+    tokenizer = LlamaTokenizer(sp_model, sp_model_kwargs=arguments)
+    assert len({tuple(tokenizer.encode("the llama carries a pack")) for _ in range(20)}) > 1
+    with pytest.raises(TokenizerError, match="no_such"):
+        LlamaTokenizer(sp_model, sp_model_kwargs={"no_such": 1})
+
+
+def test_named_behaviours(sp_model):
+    assert LlamaTokenizer(sp_model).behaviour == "hf-legacy"
+    assert LlamaTokenizer(sp_model, legacy=False).behaviour == "hf"
+    assert LlamaTokenizer(sp_model, behaviour="sp").behaviour == load_tokenizer(sp_model).behaviour == "sp"
+    assert load_tokenizer(sp_model, legacy=True).behaviour == "hf-legacy"
+    with pytest.raises(TokenizerError, match="contradict"):
+        LlamaTokenizer(sp_model, behaviour="hf", legacy=True)
+    with pytest.raises(TokenizerError, match="choose 'sp'"):
+        LlamaTokenizer(sp_model, behaviour="best")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ModelNotFoundError, match=r"absent\.model"):
+        LlamaTokenizer(tmp_path / "absent.model")
+    with pytest.raises(TokenizerError, match="vocab_file"):
+        LlamaTokenizer()
