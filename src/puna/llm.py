@@ -224,7 +224,8 @@ class LLM:
             text = self.tokenizer.apply_chat_template(turn, tokenize=False)
         except ChatTemplateError:
             return frozenset()
-        behind = self.tokenizer.encode(str(text).rpartition(answer)[2].strip(), add_special_tokens=False)
+        rest = str(text).rpartition(answer)[2].strip()
+        behind = self.tokenizer.encode(rest, add_special_tokens=False, split_special_tokens=False)
         special = self.tokenizer.added_tokens_decoder
         return frozenset(token for token in behind[:1] if token in special and special[token].special)
 

@@ -22,15 +22,16 @@ CHAT = [
 ]
 TOOLS = [{"type": "function", "function": {"name": "weather", "description": "Wetter & Zeit: <é>"}}]
 TEMPLATES = {
-    "blocks are trimmed": "{% for m in messages %}\n  {% if m.role == 'user' %}\n  {{ m.content }}\n  {% endif %}\n{% endfor %}\n",
+    "trimmed": "{% for m in messages %}\n  {% if m.role == 'user' %}\n  {{ m.role }}\n  {% endif %}\n{% endfor %}",
     "json keeps its characters": "{{ tools | tojson }}|{{ tools[0] | tojson(indent=2) }}|{{ documents | tojson }}",
-    "loop controls": "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}",
-    "loop variables": "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ loop.last }}{{ loop.previtem }}{% endfor %}",
+    "skip": "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}",
+    "loop": "{% for m in messages %}{{ loop.index }}{{ loop.length }}{{ loop.last }}{{ loop.previtem }}{% endfor %}",
     "namespaces": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
     "macros": "{% macro turn(m) %}{% for c in m.content %}{{ c }}.{% endfor %}{% endmacro %}{{ turn(messages[0]) }}",
-    "nested, filtered": "{% for m in messages if m.role == 'user' %}{% for k, v in m.items() %}{{ k }}={{ v | trim }};{% endfor %}{% else %}none{% endfor %}",
+    "nested, filtered": "{% for m in messages if m.role == 'user' %}{% for k, v in m.items() %}{{ k }}={{ v | trim }};"
+    "{% endfor %}{% else %}none{% endfor %}",
     "recursive": "{% for n in tree recursive %}{{ n.v }}{% if n.c %}({{ loop(n.c) }}){% endif %}{% endfor %}",
-    "special tokens": "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}{% if add_generation_prompt %}>{% endif %}",
+    "special": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}{% if add_generation_prompt %}>{% endif %}",
     "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
     "dates": "{{ strftime_now('%Y') }}{{ 'a' * 3 }}{{ 2 ** 5 }}{{ 'x' ~ 1 }}",
     "undefined": "{{ nothing }}{% for x in nothing %}x{% endfor %}{{ nothing is defined }}",
@@ -69,7 +70,7 @@ def test_the_dialect_is_that_of_transformers(ours, theirs, name, prompt):
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for m in messages %}<{{ m.role }}>{{ m.content if m.content is string else m.content[0].text }}</>{% endfor %}",
+        "{% for m in messages %}<{{ m.role }}>{{ m.content if m.content is string else m.content[0].text }}{%endfor%}",
         "{% for m in messages %}{{ (m.content if m.content is string else m.content[0].text) | trim }}</>{% endfor %}",
     ],
 )
@@ -154,7 +155,7 @@ def test_no_template_at_all(tmp_path):
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{{ 'a' * 10 ** 12 }}", "repeats"),
         ("{{ [1] * 999999999 }}", "repeats"),
-        ("{{ 10 ** 10 ** 10 }}", "bits"),
+        ("{{ 10 ** (10 ** 10) }}", "bits"),
         ("{% set x = 'a' * 90000000 %}{{ x }}{{ x }}", "characters"),
         ("{{ lookup('x') }}", "refuses"),
         ("{% include 'x' %}", "failed|refuses"),

@@ -144,31 +144,25 @@ def saved(sp_model, byte_level_json, tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize(
-    ("release", "name", "cls"),
-    [
-        ("4.34.1", "slow", "LlamaTokenizer"),
-        ("4.34.1", "slow-new", "LlamaTokenizer"),
-        ("4.34.1", "fast", "AutoTokenizer"),
-        ("4.34.1", "sp", "AutoTokenizer"),
-        ("4.34.1", "byte-level", "AutoTokenizer"),
-        ("4.57.6", "fast", "AutoTokenizer"),
-        ("4.57.6", "sp", "AutoTokenizer"),
-        ("4.57.6", "byte-level", "AutoTokenizer"),
-        ("5.23.0", "fast", "AutoTokenizer"),
-        ("5.23.0", "sp", "AutoTokenizer"),
-        ("5.23.0", "byte-level", "AutoTokenizer"),
-    ],
-)
-def test_files_read_back(oracle, saved, release, name, cls):
-    folder, tokenizer = saved[name]
+@pytest.mark.parametrize("release", ["4.34.1", "4.57.6", "5.23.0"])
+def test_files_read_back(oracle, saved, release):
+    names = ["fast", "sp", "byte-level"]
+    jobs = [{"folder": str(saved[name][0]), "cls": "AutoTokenizer", "texts": texts_for(name)} for name in names]
+    if release == "4.34.1":  # later releases convert the model of the page's class in their own ways
+        names += ["slow", "slow-new"]
+        jobs += [{"folder": str(saved[n][0]), "cls": "LlamaTokenizer", "texts": TEXTS} for n in ("slow", "slow-new")]
+    for name, job, theirs in zip(names, jobs, oracle(release, jobs), strict=True):
+        tokenizer = saved[name][1]
+        assert "error" not in theirs, theirs
+        assert theirs["ids"] == [tokenizer(text)["input_ids"] for text in job["texts"]], name
+        assert theirs["length"] == len(tokenizer)
+        assert theirs["special"]["pad_token"] == "<pad>"
+
+
+def texts_for(name: str) -> list[str]:
+    """Special tokens in a text are text in "sp", and tokens for transformers."""
     special = ("<s>", "</s>", "<unk>", "<extra>")
-    texts = [t for t in TEXTS if name != "sp" or not any(token in t for token in special)]  # text in "sp", tokens there
-    (theirs,) = oracle(release, [{"folder": str(folder), "cls": cls, "texts": texts}])
-    assert "error" not in theirs, theirs
-    assert theirs["ids"] == [tokenizer(text)["input_ids"] for text in texts]
-    assert theirs["length"] == len(tokenizer)
-    assert theirs["special"]["pad_token"] == "<pad>"
+    return [text for text in TEXTS if name != "sp" or not any(token in text for token in special)]
 
 
 @pytest.mark.parametrize("name", ["slow", "slow-new", "fast", "byte-level"])

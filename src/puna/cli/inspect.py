@@ -37,19 +37,12 @@ def inspect(
 
 
 def _show(report: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, soft_wrap=True)
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
     for name, value in _rows(report):
-        table.add_row(name, value)
-    console.print(table)
+        typer.echo(f"{name:<15} {value}")
     for warning in report.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
+        typer.secho(f"warning: {warning}", fg="yellow")
     for error in report.errors:
-        console.print(f"error: {error}", style="red", markup=False)
+        typer.secho(f"error: {error}", fg="red")
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
@@ -78,8 +71,11 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "vocabulary", f"{report.vocabulary['rows']:,} rows, {'no' if tokens is None else f'{tokens:,}'} tokens"
         yield "special", ", ".join(_special(name, entry) for name, entry in report.special_tokens.items())
         yield "chat template", {True: "yes", False: "no", None: "unknown"}[report.chat_template]
-    for name, size in report.memory.items():
-        yield name.replace("_", " "), _bytes(size)
+    if memory := report.memory:
+        stored, wide = _bytes(memory["weights"]), _bytes(memory["weights_as_float32"])
+        narrow, cache = (_bytes(memory[f"cache_per_1000_tokens_{kind}"]) for kind in ("bfloat16", "float32"))
+        yield "memory", f"weights {stored} as stored, {wide} as float32"
+        yield "", f"each 1,000 tokens of context {narrow} as bfloat16, {cache} as float32"
 
 
 def _settings(rope: dict[str, Any]) -> str:

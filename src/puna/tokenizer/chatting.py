@@ -92,7 +92,8 @@ class ChattingTokenizer(CallableTokenizer):
             ChatTemplateError: no template, or it does not compile, fails, or refuses the conversation.
         """
         source = self.get_chat_template(chat_template, tools)
-        batched = len(conversation) > 0 and isinstance(conversation[0], (list, tuple))
+        several = isinstance(conversation, (list, tuple)) and len(conversation) > 0
+        batched = several and isinstance(conversation[0], (list, tuple))
         conversations: Sequence[Any] = conversation if batched else [conversation]
         texts = [
             render_chat(

@@ -20,6 +20,8 @@ T = TypeVar("T")
 class Columns(Protocol):
     """One encoded sequence or pair, a column per token property; `tokenizers.Encoding` is one."""
 
+    def __len__(self) -> int: ...
+
     @property
     def ids(self) -> list[int]:
         """See `Encoding.ids`, and likewise below."""
@@ -85,7 +87,7 @@ class Encoding:
         return [pad] * self.left + kept + [pad] * self.right
 
     def __len__(self) -> int:
-        return self.left + self.right + (len(self.columns.ids) if self.kept is None else len(self.kept))
+        return self.left + self.right + (len(self.columns) if self.kept is None else len(self.kept))
 
     @property
     def ids(self) -> list[int]:

@@ -59,14 +59,18 @@ def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTok
 
 
 class AutoTokenizer:
-    """`AutoTokenizer.from_pretrained`, for code that is written so; the same as `load_tokenizer`."""
+    """`AutoTokenizer.from_pretrained`, for code that is written so."""
 
     @staticmethod
     def from_pretrained(
-        pretrained_model_name_or_path: str | Path, **arguments: Unpack[Arguments]
+        pretrained_model_name_or_path: str | Path, *, use_fast: bool = True, **arguments: Unpack[Arguments]
     ) -> LlamaTokenizer | LlamaTokenizerFast:
-        """Loads the tokenizer of a folder or file; see `load_tokenizer`."""
-        return load_tokenizer(pretrained_model_name_or_path, **arguments)
+        """The same as `load_tokenizer`; with `use_fast` False, the page's `LlamaTokenizer`."""
+        if use_fast:
+            return load_tokenizer(pretrained_model_name_or_path, **arguments)
+        from puna.tokenizer.slow import LlamaTokenizer
+
+        return LlamaTokenizer.from_pretrained(pretrained_model_name_or_path, **arguments)
 
 
 def find(path: Path, prefer: str = _JSON) -> tuple[Path, Kind]:

@@ -23,6 +23,9 @@ class SlowColumns:
     first_length: int
     token_of: Callable[[int], str]
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
     @property
     def tokens(self) -> list[str]:
         """The vocabulary's spelling of each token."""

@@ -1,0 +1,245 @@
+"""Every kind of tokenizer file, found by content; the small files around it; damaged ones."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+
+import pytest
+
+from puna import AutoTokenizer, LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
+from puna.errors import ModelNotFoundError, PunaError, TokenizerError
+from puna.tokenizer import AddedToken
+
+from .vocabularies import random_texts
+
+TEXTS = random_texts(60, seed=7)
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def folder(sp_model, tmp_path):
+    """A folder with a SentencePiece model to put small files beside."""
+    shutil.copy(sp_model, tmp_path / "tokenizer.model")
+    return tmp_path
+
+
+def test_kinds_are_told_by_content(sp_model, byte_level_json, tmp_path):
+    shutil.copy(byte_level_json / "tokenizer.json", tmp_path / "tokenizer.model")
+    assert load_tokenizer(tmp_path).is_fast
+    shutil.copy(sp_model, tmp_path / "anything.bin")
+    assert isinstance(load_tokenizer(tmp_path / "anything.bin"), LlamaTokenizer)
+
+
+def test_tokenizer_json_wins_over_the_model_and_over_any_class_name(folder, byte_level_json):
+    reference = load_tokenizer(byte_level_json)
+    shutil.copy(byte_level_json / "tokenizer.json", folder)
+    for name in ("LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "NoSuchTokenizer", None):
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": name})
+        for load in (load_tokenizer, AutoTokenizer.from_pretrained):
+            tokenizer = load(folder)
+            assert isinstance(tokenizer, LlamaTokenizerFast)
+            assert [tokenizer.encode(t) for t in TEXTS] == [reference.encode(t) for t in TEXTS]
+    assert LlamaTokenizer.from_pretrained(folder).vocab_size == 420  # the class asks for the model
+
+
+def test_auto_without_the_fast_one_is_the_page_s_class(sp_model, byte_level_json):
+    assert AutoTokenizer.from_pretrained(sp_model, use_fast=False).behaviour == "hf-legacy"
+    with pytest.raises(TokenizerError, match="LlamaTokenizer needs"):
+        AutoTokenizer.from_pretrained(byte_level_json, use_fast=False)
+    with pytest.raises(TypeError, match="no_such"):
+        load_tokenizer(sp_model, no_such=1)
+
+
+def test_flags_in_the_configuration(folder, byte_level_json, sp_model):
+    write_json(folder / "tokenizer_config.json", {"add_bos_token": False, "add_eos_token": True, "legacy": False})
+    assert load_tokenizer(folder).encode("a")[-1] == 2
+    assert load_tokenizer(folder).behaviour == "sp"
+    assert LlamaTokenizer.from_pretrained(folder).behaviour == "hf"
+    assert LlamaTokenizer.from_pretrained(folder, legacy=True, add_eos_token=False).encode("a")[-1] != 2
+    assert LlamaTokenizerFast.from_pretrained(folder).encode("a")[-1] == 2
+
+
+@pytest.mark.parametrize(("name", "honoured"), [("LlamaTokenizerFast", True), ("PreTrainedTokenizerFast", False)])
+def test_added_ends_with_a_literal_pipeline(byte_level_json, tmp_path, name, honoured):
+    """As in transformers 4.34.1, the Llama classes rebuild the post-processor by these flags, others do not."""
+    shutil.copy(byte_level_json / "tokenizer.json", tmp_path)
+    config = json.loads((byte_level_json / "tokenizer_config.json").read_text())
+    write_json(tmp_path / "tokenizer_config.json", config | {"tokenizer_class": name, "add_bos_token": True})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.add_bos_token is honoured
+    assert (tokenizer.encode("a")[0] == tokenizer.bos_token_id) is honoured
+    assert load_tokenizer(tmp_path, add_bos_token=True).encode("a")[0] == tokenizer.bos_token_id
+    saved = tmp_path / "saved"
+    tokenizer.save_pretrained(saved)
+    assert load_tokenizer(saved).encode("a") == tokenizer.encode("a")
+
+
+def test_added_tokens_old_and_new_style(folder):
+    write_json(folder / "added_tokens.json", {"<old>": 420, "<pad>": 421})
+    write_json(folder / "special_tokens_map.json", {"pad_token": "<pad>", "bos_token": {"content": "<s>"}})
+    for load in (load_tokenizer, LlamaTokenizer.from_pretrained, LlamaTokenizerFast.from_pretrained):
+        tokenizer = load(folder)
+        assert tokenizer.convert_tokens_to_ids(["<old>", "<pad>"]) == [420, 421]
+        assert tokenizer.pad_token_id == 421 and len(tokenizer) == 422
+        assert not tokenizer.added_tokens_decoder[420].special and tokenizer.added_tokens_decoder[421].special
+    decoder = {"420": {"content": "<new>", "special": True, "lstrip": True}}
+    write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": decoder, "sep_token": "<new>"})
+    for load in (load_tokenizer, LlamaTokenizer.from_pretrained, LlamaTokenizerFast.from_pretrained):
+        tokenizer = load(folder)
+        assert tokenizer.added_tokens_decoder[420] == AddedToken("<new>", lstrip=True, normalized=False, special=True)
+        assert tokenizer.sep_token == "<new>" and tokenizer.pad_token is None and "<old>" not in tokenizer.get_vocab()
+
+
+def test_an_added_token_that_would_get_another_id_is_refused(folder):
+    write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": {"999": {"content": "<x>"}}})
+    with pytest.raises(TokenizerError, match="id 999"):
+        LlamaTokenizerFast.from_pretrained(folder)
+
+
+def test_templates_in_files(folder):
+    assert load_tokenizer(folder).chat_template is None
+    write_json(folder / "chat_template.json", {"chat_template": "json"})
+    assert load_tokenizer(folder).chat_template == "json"
+    write_json(folder / "tokenizer_config.json", {"chat_template": "config"})
+    assert load_tokenizer(folder).chat_template == "config"
+    named = [{"name": "default", "template": "d"}, {"name": "rag", "template": "r"}]
+    write_json(folder / "tokenizer_config.json", {"chat_template": named})
+    assert load_tokenizer(folder).chat_template == {"default": "d", "rag": "r"}
+    load_tokenizer(folder).save_pretrained(folder / "saved")
+    assert json.loads((folder / "saved/tokenizer_config.json").read_text())["chat_template"] == named
+    (folder / "chat_template.jinja").write_text("jinja é")
+    assert load_tokenizer(folder).chat_template == "jinja é"
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool_use.jinja").write_text("tools")
+    assert load_tokenizer(folder).chat_template == {"default": "jinja é", "tool_use": "tools"}
+    assert load_tokenizer(folder, chat_template="mine").chat_template == "mine"
+
+
+def test_other_settings(folder):
+    config = {
+        "model_max_length": 1e30,
+        "padding_side": "left",
+        "truncation_side": "left",
+        "clean_up_tokenization_spaces": True,
+        "model_input_names": ["input_ids"],
+        "additional_special_tokens": ["<a>", {"content": "<b>"}],
+        "my_own_key": {"kept": True},
+        "tokenizer_class": "LlamaTokenizer",
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    tokenizer = LlamaTokenizer.from_pretrained(folder, padding_side="right", model_max_length=9)
+    assert (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.model_max_length) == ("right", "left", 9)
+    assert tokenizer.clean_up_tokenization_spaces and list(tokenizer("a")) == ["input_ids"]
+    assert tokenizer.additional_special_tokens == ["<a>", "<b>"] and len(tokenizer) == 422
+    assert tokenizer.name_or_path == str(folder)
+    tokenizer.save_pretrained(folder / "saved", filename_prefix="x")
+    assert json.loads((folder / "saved/x-tokenizer_config.json").read_text())["my_own_key"] == {"kept": True}
+
+
+def test_names_for_a_bare_tokenizer_json(byte_level_json, tmp_path):
+    shutil.copy(byte_level_json / "tokenizer.json", tmp_path)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == (
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        None,
+    )
+    write_json(tmp_path / "config.json", {"bos_token_id": 400, "eos_token_id": [404, 401]})
+    assert load_tokenizer(tmp_path).eos_token == "<|eot_id|>"
+    assert len(load_tokenizer(tmp_path)) == len(LlamaTokenizerFast.from_pretrained(tmp_path)) == 406
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"add_bos_token": "yes"},
+        {"padding_side": 5},
+        {"padding_side": "up"},
+        {"model_max_length": -4},
+        {"model_max_length": "long"},
+        {"chat_template": 5},
+        {"chat_template": [{"name": "x"}]},
+        {"bos_token": 5},
+        {"bos_token": {"text": "<s>"}},
+        {"added_tokens_decoder": []},
+        {"added_tokens_decoder": {"x": "<s>"}},
+        {"added_tokens_decoder": {"420": {"content": "<x>", "special": 1}}},
+        {"additional_special_tokens": 7},
+        {"sp_model_kwargs": 5},
+        {"model_input_names": "input_ids"},
+    ],
+    ids=str,
+)
+def test_wrong_values_in_the_configuration(folder, config):
+    write_json(folder / "tokenizer_config.json", config)
+    with pytest.raises(TokenizerError) as raised:
+        load_tokenizer(folder)
+    assert next(iter(config)).split("_")[0] in str(raised.value)
+
+
+def test_what_is_not_there(tmp_path, sp_model, byte_level_json):
+    with pytest.raises(ModelNotFoundError, match="hub"):
+        load_tokenizer("meta-llama/Llama-2-7b-hf")
+    with pytest.raises(TokenizerError, match="neither"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(TokenizerError, match="LlamaTokenizer needs"):
+        LlamaTokenizer.from_pretrained(byte_level_json)
+    with pytest.raises(TokenizerError, match="save_pretrained"):
+        load_tokenizer(byte_level_json).save_vocabulary(tmp_path)
+    with pytest.raises(TokenizerError, match="legacy_format"):
+        LlamaTokenizer(sp_model).save_pretrained(tmp_path, legacy_format=False)
+    with pytest.raises(TokenizerError, match="legacy_format"):
+        load_tokenizer(byte_level_json).save_pretrained(tmp_path, legacy_format=True)
+    with pytest.raises(TokenizerError, match="is a file"):
+        LlamaTokenizer(sp_model).save_pretrained(sp_model)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"{", b"{}", b"[]", b"\x00" * 99, b"GGUF", b"IQ== 0\n", b"IQ== x\n"])
+def test_short_rubbish(tmp_path, content):
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(PunaError, match=r"tokenizer\.model"):
+        load_tokenizer(tmp_path)
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    out = bytearray(data)
+    kind = rng.random()
+    if kind < 0.2:
+        return bytes(out[: rng.randrange(len(out))])
+    if kind < 0.7:
+        for _ in range(rng.randint(1, 6)):
+            out[rng.randrange(len(out))] = rng.randrange(256)
+    else:
+        at = rng.randrange(len(out))
+        out[at : at + rng.randint(0, 40)] = rng.randbytes(rng.randint(0, 10))
+    return bytes(out)
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "json"])
+def test_mutated_files_load_or_are_refused(kind, sp_model, byte_level_json, tmp_path):
+    source = sp_model if kind == "sentencepiece" else byte_level_json / "tokenizer.json"
+    data = source.read_bytes()
+    rng = random.Random(8)
+    path = tmp_path / "mutated"
+    refused = 0
+    for number in range(400):
+        path.write_bytes(mutate(data, rng) if number else data)
+        try:
+            tokenizer = load_tokenizer(path)
+            tokenizer.decode(tokenizer.encode("the llama 🦙"))
+        except PunaError:
+            refused += 1
+    assert 50 < refused < 400
+
+
+def test_opening_is_quick(byte_level_json, sp_model):
+    for path in (byte_level_json, sp_model):
+        start = time.process_time()
+        load_tokenizer(path)
+        assert time.process_time() - start < 0.5

@@ -1,0 +1,287 @@
+"""Tokenizers inside GGUF files, of both kinds."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+
+import gguf
+import numpy as np
+import pytest
+import sentencepiece
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
+from puna.errors import PunaError, TokenizerError
+from puna.formats.gguf import open_gguf
+from puna.tokenizer.byte_level import PRE_TOKENIZERS, pre_tokenizer
+from puna.tokenizer.gguf_vocab import read_vocabulary, sentencepiece_model
+from puna.tokenizer.sources import gguf_byte_level
+
+from .vocabularies import CORPUS, random_texts, train_sentencepiece
+
+TEXTS = [*random_texts(200, seed=9), *CORPUS, "\n".join(CORPUS)]
+
+
+def write(path, model, tokens, types, **fields):
+    """A GGUF file with nothing but a tokenizer."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_tokenizer_model(model)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    for name, value in fields.items():
+        getattr(writer, f"add_{name}")(value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def metadata_of(path):
+    return open_gguf(path).metadata
+
+
+def pieces_of(processor):
+    every = range(processor.get_piece_size())
+    kinds = [
+        2 if processor.is_unknown(i) else 3 if processor.is_control(i) else 6 if processor.is_byte(i) else 1
+        for i in every
+    ]
+    return [processor.id_to_piece(i) for i in every], kinds, [processor.get_score(i) for i in every]
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("extra", [True, False])
+def test_sentencepiece_vocabulary(tmp_path, prefix, extra):
+    """The serialised vocabulary gives the ids and text of the model it came from."""
+    model = train_sentencepiece(add_dummy_prefix=prefix, remove_extra_whitespaces=extra)
+    engine = sentencepiece.SentencePieceProcessor(model_proto=model)
+    tokens, kinds, scores = pieces_of(engine)
+    path = write(
+        tmp_path / "m.gguf", "llama", tokens, kinds, token_scores=scores, add_space_prefix=prefix,
+        bos_token_id=1, eos_token_id=2, unk_token_id=0, add_bos_token=True, add_eos_token=True, chat_template="T",
+    )  # fmt: skip
+    metadata = dict(metadata_of(path)) | {"tokenizer.ggml.remove_extra_whitespaces": extra}
+    written = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(read_vocabulary(metadata)))
+    for text in TEXTS:
+        assert written.encode(text) == engine.encode(text)
+        assert written.decode(engine.encode(text)) == engine.decode(engine.encode(text))
+    if extra:
+        return
+    tokenizer = load_tokenizer(path)
+    assert isinstance(tokenizer, LlamaTokenizer) and tokenizer.behaviour == "sp" and tokenizer.chat_template == "T"
+    assert tokenizer.encode("the llama") == [1, *engine.encode("the llama"), 2]
+    assert load_tokenizer(path, add_eos_token=False).encode("a") == [1, *engine.encode("a")]
+    assert LlamaTokenizer.from_pretrained(path).behaviour == "hf-legacy"
+    fast = LlamaTokenizerFast.from_pretrained(path)
+    assert [fast.encode(t) for t in CORPUS] == [tokenizer.encode(t) for t in CORPUS]
+
+
+def test_control_and_user_defined_tokens(tmp_path):
+    model = train_sentencepiece(control_symbols=["<|sys|>"], user_defined_symbols=["<|tab|>"])
+    tokens, kinds, scores = pieces_of(sentencepiece.SentencePieceProcessor(model_proto=model))
+    kinds[tokens.index("<|tab|>")] = 4
+    path = write(tmp_path / "m.gguf", "llama", tokens, kinds, token_scores=scores, bos_token_id=1, eos_token_id=2)
+    tokenizer = load_tokenizer(path)
+    system, tab = tokens.index("<|sys|>"), tokens.index("<|tab|>")
+    assert tab in tokenizer.encode("a<|tab|>b") and system not in tokenizer.encode("a<|sys|>b")
+    assert system in tokenizer.encode("a<|sys|>b", split_special_tokens=False)
+    chat = tokenizer.apply_chat_template(
+        [{"role": "u", "content": "x"}], chat_template="<|sys|>{{ messages[0].content }}"
+    )
+    assert chat[0] == system
+
+
+def test_ids_known_before_the_keys_existed(tmp_path):
+    tokens, kinds, scores = pieces_of(sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece()))
+    tokenizer = load_tokenizer(write(tmp_path / "m.gguf", "llama", tokens, kinds, token_scores=scores))
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>") and tokenizer.encode("a")[0] == 1
+
+
+def test_stories_vocabulary(shared, tmp_path):
+    """llama2.c's tokenizer of 512 pieces, by its own greedy merge as the oracle."""
+    data = (shared / "fixtures/stories260K/tok512.bin").read_bytes()
+    pieces, scores, at = [], [], 4
+    while at < len(data):
+        score, size = struct.unpack_from("<fi", data, at)
+        pieces.append(data[at + 8 : at + 8 + size].decode())
+        scores.append(score)
+        at += 8 + size
+    assert len(pieces) == 512
+    kinds = [2, 3, 3, *[6] * 256, *[1] * 253]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += [piece.replace(" ", "▁") for piece in pieces[259:]]
+    path = write(tmp_path / "m.gguf", "llama", tokens, kinds, token_scores=scores, bos_token_id=1, eos_token_id=2)
+    tokenizer = load_tokenizer(path)
+    story = (shared / "fixtures/stories260K/expected_greedy_200steps.txt").read_text()
+    for text in (story, "Once upon a time", "Zoë said: é", "\n\n x  y"):
+        assert tokenizer.encode(text) == [1, *merge_greedily(" " + text, pieces, scores)]
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
+
+
+def merge_greedily(text, pieces, scores):
+    """llama2.c's encode: characters, else their bytes, then the best-scored merge again and again."""
+    ids = {piece: index for index, piece in enumerate(pieces) if index > 258}
+    tokens = []
+    for character in text:
+        tokens += [ids[character]] if character in ids else [byte + 3 for byte in character.encode()]
+    spelled = dict(enumerate(pieces))
+    while True:
+        best, place = -1e10, None
+        for at in range(len(tokens) - 1):
+            index = ids.get(spelled[tokens[at]] + spelled[tokens[at + 1]]) if min(tokens[at : at + 2]) > 258 else None
+            if index is not None and scores[index] > best:
+                best, place = scores[index], (at, index)
+        if place is None:
+            return tokens
+        tokens[place[0] : place[0] + 2] = [place[1]]
+
+
+def byte_level_fields(folder, pre="smollm", **changes):
+    """The metadata of a byte-level tokenizer like `byte_level_json`."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    merges = [" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    fields = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": [token for token, _ in vocab],
+        "tokenizer.ggml.token_type": np.array([3 if 400 <= i < 405 else 4 if i == 405 else 1 for _, i in vocab]),
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": 400,
+        "tokenizer.ggml.eos_token_id": 404,
+    }
+    return {key: value for key, value in {**fields, **changes}.items() if value is not None}
+
+
+@pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
+def test_every_pre_tokenizer_keeps_the_text(byte_level_json, pre):
+    tokenizer = gguf_byte_level(read_vocabulary(byte_level_fields(byte_level_json, pre)), {})
+    adds_bos = pre_tokenizer(pre).adds_bos
+    assert tokenizer.add_bos_token is adds_bos and (tokenizer.encode("a")[:1] == [400]) is adds_bos
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+CUTS = {
+    "gpt-2": ("it's 1234 néé  x", ["it", "'s", " 1234", " néé", " ", " x"]),
+    "smollm": ("a 1234  b", ["a", " ", "1", "2", "3", "4", " ", " b"]),
+    "llama-bpe": ("I'M 1234567 a\n\n b", ["I", "'M", " ", "123", "456", "7", " a", "\n\n", " b"]),
+    "qwen2": ("x 123", ["x", " ", "1", "2", "3"]),
+    "tekken": ("HelloWorld 12", ["Hello", "World", " ", "1", "2"]),
+    "deepseek-llm": ("x, 123 日本 y\n", ["x", ",", " ", "123", " ", "日本", " y", "\n"]),
+    "deepseek-coder": ("f(x) 12", ["f", "(", "x", ")", " ", "1", "2"]),
+    "falcon": ("a1234.b", ["a", "123", "4", ".", "b"]),
+    "default": ("a1234.b", ["a", "123", "4", ".", "b"]),
+}
+
+
+@pytest.mark.parametrize("pre", CUTS)
+def test_where_texts_are_cut(pre):
+    text, expected = CUTS[pre]
+    steps = [pre_tokenizers.Split(Regex(rule), "isolated") for rule in pre_tokenizer(pre).expressions]
+    assert [piece for piece, _ in pre_tokenizers.Sequence(steps).pre_tokenize_str(text)] == expected
+
+
+def digits_then_gpt_2(vocab, merges):
+    """SmolLM's tokenizer.json: Digits(individual_digits), ByteLevel with its own expression."""
+    reference = Tokenizer(models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges]))
+    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    reference.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    return reference
+
+
+def test_smollm_is_digits_then_gpt_2(byte_level_json):
+    fields = byte_level_fields(byte_level_json)
+    vocab = {token: index for index, token in enumerate(fields["tokenizer.ggml.tokens"])}
+    reference = digits_then_gpt_2(vocab, fields["tokenizer.ggml.merges"])
+    tokenizer = gguf_byte_level(read_vocabulary(fields), {})
+    for text in TEXTS:
+        assert tokenizer.encode(text) == reference.encode(text).ids
+
+
+def test_special_and_user_defined_tokens(byte_level_json):
+    tokenizer = gguf_byte_level(read_vocabulary(byte_level_fields(byte_level_json)), {})
+    assert tokenizer.encode("a<|eot_id|><plain>")[-2:] == [404, 405]
+    assert tokenizer.decode([404, 405], skip_special_tokens=True) == "<plain>"
+    assert 404 not in tokenizer.encode("a<|eot_id|><plain>", split_special_tokens=True)
+    assert 405 in tokenizer.encode("a<|eot_id|><plain>", split_special_tokens=True)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token) == (400, 404, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer.ggml.pre": "my-own"}, "'my-own'"),
+        ({"tokenizer.ggml.pre": None}, r"no tokenizer\.ggml\.pre"),
+        ({"tokenizer.ggml.model": "bert"}, "'bert'"),
+        ({"tokenizer.ggml.model": None}, r"tokenizer\.ggml\.model"),
+        ({"tokenizer.ggml.tokens": None}, r"tokenizer\.ggml\.tokens"),
+        ({"tokenizer.ggml.tokens": ["a", 5]}, "holds 5"),
+        ({"tokenizer.ggml.tokens": ["a"] * 406}, "406"),
+        ({"tokenizer.ggml.token_type": [1, 2]}, "one finite number per token"),
+        ({"tokenizer.ggml.token_type": ["x"] * 406}, "array of numbers"),
+        ({"tokenizer.ggml.token_type": [9] * 406}, "holds 9"),
+        ({"tokenizer.ggml.merges": None}, r"tokenizer\.ggml\.merges"),
+        ({"tokenizer.ggml.merges": ["ab"]}, "'ab'"),
+        ({"tokenizer.ggml.merges": ["zz qq"]}, "fit together"),
+        ({"tokenizer.ggml.bos_token_id": 406}, "406"),
+        ({"tokenizer.ggml.bos_token_id": "x"}, "'x'"),
+        ({"tokenizer.ggml.add_bos_token": 1}, "add_bos_token"),
+        ({"tokenizer.chat_template": 5}, "chat_template"),
+    ],
+    ids=str,
+)
+def test_wrong_metadata(byte_level_json, changes, message):
+    with pytest.raises(TokenizerError, match=message):
+        gguf_byte_level(read_vocabulary(byte_level_fields(byte_level_json, **changes)), {})
+
+
+@pytest.mark.parametrize("change", [{"scores": [0.0]}, {"scores": [float("nan")] * 420}, {"tokens": [""] * 420}])
+def test_wrong_sentencepiece_metadata(change):
+    tokens, kinds, scores = pieces_of(sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece()))
+    fields = {"model": "llama", "tokens": tokens, "token_type": kinds, "scores": scores, **change}
+    metadata = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+    with pytest.raises(TokenizerError):
+        LlamaTokenizer(model_proto=sentencepiece_model(read_vocabulary(metadata)))
+
+
+def test_several_templates(byte_level_json):
+    changes = {
+        "tokenizer.chat_template": "D",
+        "tokenizer.chat_templates": ["rag"],
+        "tokenizer.chat_template.rag": "R",
+    }
+    tokenizer = gguf_byte_level(read_vocabulary(byte_level_fields(byte_level_json, **changes)), {})
+    assert tokenizer.chat_template == {"default": "D", "rag": "R"}
+
+
+def test_smollm2(smollm2):
+    start = time.process_time()
+    tokenizer = load_tokenizer(smollm2)
+    assert time.process_time() - start < 1.5
+    assert isinstance(tokenizer, LlamaTokenizerFast) and len(tokenizer) == 49152
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
+    assert tokenizer.encode("Gravity is 123") == [22007, 6463, 314, 216, 33, 34, 35]
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    assert chat[0] == 1 and chat.count(1) == 3 and tokenizer.decode(chat[-4:]) == "<|im_start|>assistant\n"
+    metadata = metadata_of(smollm2)
+    vocab = {token: index for index, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+    reference = digits_then_gpt_2(vocab, metadata["tokenizer.ggml.merges"])
+    for text in TEXTS:
+        assert tokenizer.encode(text, split_special_tokens=True) == reference.encode(text).ids
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_file_without_a_tokenizer(tmp_path):
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(PunaError, match=r"m\.gguf.*tokenizer\.ggml\.model"):
+        load_tokenizer(tmp_path)

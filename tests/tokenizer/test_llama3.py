@@ -1,0 +1,149 @@
+"""Llama 3's ranks: the ids of tiktoken."""
+
+from __future__ import annotations
+
+import base64
+import random
+import time
+
+import pytest
+import tiktoken
+
+from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
+from puna.errors import TokenizerError
+from puna.tokenizer.byte_alphabet import BYTE_TO_CHARACTER, CHARACTER_TO_BYTE
+
+from .vocabularies import CORPUS, random_texts
+
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""As llama_models/llama3/tokenizer.py has it."""
+
+
+def any_text(rng: random.Random) -> str:
+    """Characters from all of Unicode, spaces and contractions between."""
+    planes = [(0x20, 0x300), (0x300, 0x3000), (0x3000, 0xD800), (0xE000, 0x11000), (0x1F000, 0x1FA00)]
+    pieces = [
+        lambda: chr(rng.randrange(*rng.choice(planes))),
+        lambda: rng.choice([" ", "  ", "\n", "\r\n", "\t", "'S", "'ll"]),
+    ]
+    return "".join(rng.choice(pieces)() for _ in range(rng.randint(0, 14)))
+
+
+def ranks_file(path):
+    """Ranks trained here: the bytes, then merges of `CORPUS`, longest match of tiktoken's own making."""
+    tokens = [bytes((byte,)) for byte in range(256)]
+    known = set(tokens)
+    counts: dict[bytes, int] = {}
+    for word in " ".join(CORPUS).split(" "):
+        data = b" " + word.encode()
+        for size in (2, 3, 4, 5):
+            for at in range(len(data) - size + 1):
+                counts[data[at : at + size]] = counts.get(data[at : at + size], 0) + 1
+    for token, _ in sorted(counts.items(), key=lambda item: (len(item[0]), -item[1], item[0]))[:600]:
+        if any(token[:at] in known and token[at:] in known for at in range(1, len(token))):
+            known.add(token)
+            tokens.append(token)
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)))
+    return {token: rank for rank, token in enumerate(tokens)}
+
+
+def compare(tokenizer, ranks, texts):
+    """Both ways against tiktoken."""
+    reference = tiktoken.Encoding("reference", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        assert ids == reference.encode(text, disallowed_special=()), text
+        assert tokenizer.decode(ids) == text
+
+
+def test_ranks_trained_here(tmp_path):
+    ranks = ranks_file(tmp_path / "tokenizer.model")
+    tokenizer = load_tokenizer(tmp_path)
+    assert isinstance(tokenizer, LlamaTokenizerFast) and len(tokenizer) == len(ranks) + 256 > 600
+    rng = random.Random(10)
+    compare(tokenizer, ranks, [*CORPUS, *random_texts(200), *(any_text(rng) for _ in range(500))])
+    assert tokenizer.encode("a") == [len(ranks), ranks[b"a"]]
+    assert LlamaTokenizerFast.from_pretrained(tmp_path).encode("a") == tokenizer.encode("a")
+    assert load_tokenizer(tmp_path, add_bos_token=False).encode("a") == [ranks[b"a"]]
+    with pytest.raises(TokenizerError, match="AutoTokenizer"):
+        LlamaTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def llama3(llama3_model):
+    start = time.process_time()
+    tokenizer = load_tokenizer(llama3_model)
+    assert time.process_time() - start < 4.0  # 1.7 s when nothing else runs
+    return tokenizer
+
+
+def test_llama_3_agrees_with_tiktoken(llama3, llama3_model):
+    lines = (line.split() for line in llama3_model.read_bytes().splitlines())
+    ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
+    rng = random.Random(11)
+    compare(llama3, ranks, [*CORPUS, "\n".join(CORPUS), " " * 300, *(any_text(rng) for _ in range(3000))])
+
+
+def test_llama_3_special_tokens(llama3):
+    assert (llama3.bos_token_id, llama3.eos_token_id, llama3.pad_token_id) == (128000, 128001, 128004)
+    names = ["<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>"]
+    assert llama3.convert_tokens_to_ids(names) == [128006, 128007, 128008, 128009, 128010]
+    assert llama3.convert_ids_to_tokens([128002, 128005, 128011, 128255]) == [
+        f"<|reserved_special_token_{number}|>" for number in (0, 2, 3, 247)
+    ]
+    assert llama3.eot_token_id == 128009
+    assert len(llama3) == 128256
+    assert llama3.encode("hi<|eot_id|>") == [128000, *llama3.encode("hi", add_special_tokens=False), 128009]
+
+
+def test_llama_3_chat(llama3):
+    ids = llama3.apply_chat_template([{"role": "user", "content": " Hi "}], add_generation_prompt=True)
+    text = (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    assert llama3.decode(ids) == text and ids[0] == 128000 and ids.count(128000) == 1
+
+
+@pytest.mark.parametrize("damage", ["gap", "twice", "no byte", "empty", "letters"])
+def test_damaged_ranks(tmp_path, damage):
+    path = tmp_path / "tokenizer.model"
+    ranks_file(path)
+    lines = path.read_bytes().splitlines()
+    lines = {
+        "gap": [*lines[:40], *lines[41:]],
+        "twice": [*lines, base64.b64encode(b"a") + b" %d" % len(lines)],
+        "no byte": [b"%s %d" % (line.split()[0], i) for i, line in enumerate(lines[1:])],
+        "empty": [*lines, b"= %d" % len(lines)],
+        "letters": [*lines[:300], b"*** 300", *lines[301:]],
+    }[damage]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(TokenizerError, match=r"tokenizer\.model.*download"):
+        load_tokenizer(path)
+
+
+def test_the_alphabet_is_that_of_tokenizers():
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    assert sorted(BYTE_TO_CHARACTER.values()) == sorted(ByteLevel.alphabet())
+    for byte in range(256):
+        assert CHARACTER_TO_BYTE[BYTE_TO_CHARACTER[byte]] == byte
+    for character in "aé日🦙 \n":
+        ((spelled, _),) = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(character)
+        assert bytes(CHARACTER_TO_BYTE[c] for c in spelled) == character.encode()
+
+
+def test_mistral_s_model_is_its_own_reference(mistral_model):
+    import sentencepiece
+
+    engine = sentencepiece.SentencePieceProcessor(model_file=str(mistral_model))
+    tokenizer, fast = load_tokenizer(mistral_model), LlamaTokenizerFast(mistral_model)
+    rng = random.Random(12)
+    for text in [*CORPUS, *(any_text(rng) for _ in range(300))]:
+        assert tokenizer.encode(text) == [1, *engine.encode(text)]
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == engine.decode(engine.encode(text))
+        if text:
+            assert fast.encode(text) == tokenizer.encode(text)
