@@ -17,7 +17,7 @@ ORACLES := .oracles/4.34.1/.done .oracles/4.57.6/.done
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model
-	$(BIN)/puna generate --prompt "Gravity is" --max-tokens 64
+	$(BIN)/puna generate --prompt "Gravity is" --max-tokens 48
 
 test: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model $(VENV)/.dev $(ORACLES)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(TESTS)
