@@ -86,7 +86,7 @@ class Answer:
     def take(self) -> list[str]:
         """The pieces of text that became certain since the last call."""
         taken, self._taken = self._taken, len(self._text)
-        return self._text[taken:]
+        return self._text[taken : self._taken]
 
     def feed(self, event: Event, started: float, ended: float) -> None:
         """Takes what a step from `started` to `ended` (seconds) did; an answer that has ended takes no more."""

@@ -23,7 +23,8 @@ class Chunk:
     Attributes:
         slot: which cache the tokens extend.
         tokens: ids, int64, shape (t,), t >= 1.
-        start: position of the first token; the cache of `slot` holds exactly positions 0 .. start - 1.
+        start: position of the first token. The cache of `slot` holds the positions before it; what it holds from there
+            on (a step that was interrupted) is dropped.
         logits: how many of the last tokens want logits, 0 .. t.
     """
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import operator
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,6 +78,7 @@ class LLM:
         self._backend, self.generation_config = _open_backend(self.path, backend, threads, device, dtype)
         self._engine = Engine(self._backend)
         self._results: dict[int, Answer | Scored] = {}
+        self._lock = threading.RLock()  # over the engine and its results: one step at a time, whichever thread asks
 
     @property
     def config(self) -> LlamaConfig:
@@ -110,9 +113,10 @@ class LLM:
         Raises:
             RequestError: when prompt and answer do not fit the context, or an option is out of range.
         """
-        if not isinstance(prompt, str) and any(isinstance(item, str) for item in prompt):
+        if isinstance(prompt, list | tuple) and prompt and all(isinstance(item, str) for item in prompt):
             return self._complete([self._answer(self._encode(item), primed=True, options=options) for item in prompt])
-        return self._complete([self._answer(self._encode(prompt), primed=True, options=options)])[0]
+        ids: Any = prompt
+        return self._complete([self._answer(self._encode(ids), primed=True, options=options)])[0]
 
     def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Completion:
         """Answers a conversation: messages with "role" ("system", "user", "assistant") and "content".
@@ -152,28 +156,29 @@ class LLM:
 
     def nll(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
         """Negative log-likelihood in nats of each token after the first, given those before it: (T - 1,)."""
+        ids = _ids(token_ids)
         losses = []
         done = 0
-        for rows in self._prompt_logits(token_ids):
-            following = np.asarray(token_ids[done + 1 : done + 1 + len(rows)], dtype=np.int64)
+        for rows in self._prompt_logits(ids):
+            following = np.asarray(ids[done + 1 : done + 1 + len(rows)], dtype=np.int64)
             losses.append(_nll(rows[: len(following)], following))
             done += len(rows)
         return np.concatenate(losses)
 
     def _prompt_logits(self, token_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        scored = Scored(Request(tuple(token_ids), max_tokens=0, prompt_logits=True))
+        scored = Scored(Request(_ids(token_ids), max_tokens=0, prompt_logits=True))
         with self._submitted([scored]):
             while not scored.finished:
                 self._step()
                 yield from scored.take()
 
-    def _encode(self, prompt: str | Sequence[int] | Any) -> tuple[int, ...]:
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-            if not ids and self.config.bos_token_id is not None:
-                ids = [self.config.bos_token_id]  # an empty text begins where every text begins
-            return tuple(ids)
-        return tuple(int(token) for token in prompt)
+    def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        if not isinstance(prompt, str):
+            return _ids(prompt)
+        ids = self.tokenizer.encode(prompt)
+        if not ids and self.config.bos_token_id is not None:
+            ids = [self.config.bos_token_id]  # an empty text begins where every text begins
+        return tuple(ids)
 
     def _render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
@@ -247,25 +252,38 @@ class LLM:
         """Submits requests; whatever happens, none of them is left in the engine."""
         ids = []
         try:
-            for result in results:
-                ids.append(self._engine.submit(result.request))
-                self._results[ids[-1]] = result
+            with self._lock:
+                for result in results:
+                    ids.append(self._engine.submit(result.request))
+                    self._results[ids[-1]] = result
             yield
         finally:
-            for request_id in ids:
-                self._engine.cancel(request_id)
-                del self._results[request_id]
+            with self._lock:
+                for request_id in ids:
+                    self._engine.cancel(request_id)
+                    self._results.pop(request_id, None)
 
     def _step(self) -> None:
-        """One engine step; its events go to whoever waits for them, also to a stream that rests between two pieces."""
-        started = time.perf_counter()
-        events = self._engine.step()
-        ended = time.perf_counter()
-        for event in events:
-            result = self._results[event.request_id]
-            result.feed(event, started, ended)
-            if result.finished:
-                self._engine.cancel(event.request_id)
+        """One engine step; its events go to whoever waits for them: another thread, or a stream that rests."""
+        with self._lock:
+            started = time.perf_counter()
+            events = self._engine.step()
+            ended = time.perf_counter()
+            for event in events:
+                result = self._results[event.request_id]
+                result.feed(event, started, ended)
+                if result.finished:
+                    self._engine.cancel(event.request_id)
+
+
+def _ids(tokens: Sequence[int]) -> tuple[int, ...]:
+    """Token ids as given in a list, tuple, array or tensor of one dimension; nothing is rounded to one."""
+    try:
+        return tuple(operator.index(token) for token in tokens)
+    except TypeError as exc:
+        raise RequestError(
+            f"{str(tokens)[:80]!r} is no prompt; it must be text, token ids (whole numbers) or a list of texts"
+        ) from exc
 
 
 def _nll(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -55,3 +55,8 @@ def test_ids_come_from_the_model():
 def test_values_out_of_range_are_named(fields, words):
     with pytest.raises(ConfigError, match=words):
         GenerationConfig(**fields)
+
+
+def test_minus_one_means_none():
+    config = GenerationConfig.from_dict({"pad_token_id": -1, "eos_token_id": [2, -1]})
+    assert (config.pad_token_id, config.eos_token_ids) == (None, (2,))

@@ -91,6 +91,8 @@ def test_longrope_derives_what_the_paper_derives():
         ({"label2id": 3}, ["label2id is 3"]),
         ({"id2label": {"1": [1]}}, ["id2label is {'1': [1]}"]),
         ({"id2label": {}}, ["id2label is {}"]),
+        ({"id2label": {0: "a", 5: "b"}}, ["[0, 5]", "0 to 1"]),
+        ({"rope_theta": 1.0, "rope_scaling": {"type": "yarn", "factor": 2.0}}, ["rope_theta is 1.0", "yarn"]),
         ({"max_position_embeddings": 10**400}, ["max_position_embeddings", "64 bits"]),
         ({"initializer_range": 10**400}, ["initializer_range", "64 bits"]),
         ({"vocab_size": "9" * 500}, ["vocab_size", "..."]),
@@ -183,3 +185,53 @@ def test_a_broken_file_is_named(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
         LlamaConfig.from_pretrained(tmp_path)
+
+
+def test_edits_after_construction_are_read_like_arguments(tmp_path):
+    config = LlamaConfig(**SMALL, rope_theta=5e5)
+    config.rope_scaling = {"type": "linear", "factor": 2}
+    assert config.rope_parameters == {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    config.rope_parameters = {"rope_type": "dynamic", "factor": 3, "rope_theta": 1e6}
+    assert (config.rope_theta, config.rope_scaling) == (1e6, {"rope_type": "dynamic", "factor": 3.0})
+    config.torch_dtype = "torch.float16"
+    assert (config.dtype, config.to_dict()["torch_dtype"]) == ("float16", "float16")
+    with pytest.raises(ConfigError, match="spiral"):
+        config.rope_scaling = {"type": "spiral"}
+    config.num_key_value_heads = 3
+    with pytest.raises(ConfigError, match="num_key_value_heads is 3"):
+        config.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        {"rope_scaling": None, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+    ],
+)
+def test_files_whose_spellings_of_rope_disagree_are_refused(fields):
+    with pytest.raises(ConfigError, match="keep one of them"):
+        LlamaConfig.from_dict(fields)
+
+
+def test_nulls_and_unused_keys_are_written_back_too():
+    fields = LlamaConfig.from_dict({"mine": None, "original_max_position_embeddings": 7}).to_dict()
+    assert fields["mine"] is None
+    assert fields["original_max_position_embeddings"] == 7
+    assert LlamaConfig.from_dict(fields).to_dict() == fields
+
+
+def test_early_conversions_are_read():
+    config = LlamaConfig.from_dict({"architectures": ["LLaMAForCausalLM"], "pad_token_id": -1, "eos_token_id": [-1]})
+    assert (config.pad_token_id, config.eos_token_id) == (None, None)
+    assert json.loads(config.to_json_string())["architectures"] == ["LLaMAForCausalLM"]
+
+
+def test_yarn_stretches_its_original_context():
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    assert LlamaConfig(max_position_embeddings=32768, rope_scaling=scaling).context_length == 131072
+    assert LlamaConfig(max_position_embeddings=131072, rope_scaling=scaling).context_length == 131072
+
+
+def test_labels_from_ids_alone():
+    assert LlamaConfig(label2id={"ham": 0, "spam": 1, "other": 2}).num_labels == 3

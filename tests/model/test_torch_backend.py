@@ -83,7 +83,7 @@ def test_evaluation_mode_and_no_gradients(backend: TorchBackend) -> None:
 @pytest.mark.parametrize(
     ("chunk", "text"),
     [
-        (Chunk(0, IDS[:2], 2), "slot 0: tokens start at 2, but the cache holds 3"),
+        (Chunk(0, IDS[:2], 4), "slot 0: tokens start at 4, but the cache holds 3"),
         (Chunk(1, IDS[:2], 1), "slot 1: tokens start at 1, but the cache holds 0"),
         (Chunk(1, np.array([3, 67]), 0), "token id 67 is outside the vocabulary, 0 to 66"),
         (Chunk(1, np.array([-1, 3]), 0), "token id -1"),
@@ -114,3 +114,11 @@ def test_from_pretrained(tmp_path: Path) -> None:
     LlamaForSequenceClassification(model.config).save_pretrained(tmp_path)
     with pytest.raises(BackendError, match=r"no language-model head.*classification"):
         TorchBackend.from_pretrained(tmp_path)
+
+
+def test_a_step_that_was_interrupted_can_be_run_again(backend: TorchBackend) -> None:
+    backend.forward([Chunk(5, IDS[:3], 0)])
+    wanted = backend.forward([Chunk(5, IDS[3:5], 3)])
+    backend.forward([Chunk(5, IDS[:2], 5)])  # what nobody booked
+    assert (backend.forward([Chunk(5, IDS[3:5], 3)]) == wanted).all()
+    backend.free(5)

@@ -40,7 +40,7 @@ def find_head(config: LlamaConfig, tensors: Mapping[str, StoredTensor], bare: bo
         return "classification"
     if "lm_head.weight" in tensors or config.tie_word_embeddings:
         return "lm"
-    names = config.extra.get("architectures") or []
+    names = config.architectures or []
     if names == ["LlamaForSequenceClassification"]:
         return "classification"
     return "none" if bare or names == ["LlamaModel"] else "lm"

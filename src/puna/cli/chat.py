@@ -122,7 +122,7 @@ def _talk(conversation: Conversation) -> None:
         elif line:
             try:
                 conversation.say(line, show=True)
-            except RequestError as exc:
+            except PunaError as exc:
                 console.print(f"{exc}; or /reset to start anew", markup=False, style="red")
             write("\n")
 

@@ -62,7 +62,7 @@ def _windows(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode()  # as it stands: a text mode would rewrite line ends
     except UnicodeDecodeError as exc:
         raise RequestError(f"{file} is not UTF-8 text ({exc}); convert it first") from exc
     except OSError as exc:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import sys
@@ -29,6 +30,9 @@ def command(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
     @functools.wraps(run)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):
+                    stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character
             run(*args, **kwargs)
             sys.stdout.flush()
         except PunaError as exc:
@@ -38,11 +42,19 @@ def command(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
             typer.echo("\npuna: interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader has gone. Point standard output elsewhere, or the interpreter complains when it flushes.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _abandon_output()
             raise typer.Exit(1) from None
+        except OSError as exc:
+            typer.echo(f"puna: {exc}", err=True)
+            _abandon_output()
+            raise typer.Exit(1) from exc
 
     return wrapped
+
+
+def _abandon_output() -> None:
+    """Points standard output elsewhere: it cannot be written, and the interpreter would complain when it flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def stderr_console() -> Console:

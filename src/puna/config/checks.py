@@ -36,6 +36,13 @@ def check_flag(name: str, value: Any) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be true or false")
 
 
+def absent_if_minus_one(value: Any) -> Any:
+    """Old conversions write the token id -1 for "none", which an embedding would take for its last row."""
+    if isinstance(value, list):
+        return [item for item in value if item != -1] or None
+    return None if value == -1 else value
+
+
 def _is_finite(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.config.checks import check_between, check_flag, check_whole
+from puna.config.checks import absent_if_minus_one, check_between, check_flag, check_whole
 from puna.config.llama import LlamaConfig
 from puna.errors import ConfigError
 from puna.files import read_json, write_json
@@ -92,9 +92,9 @@ class GenerationConfig:
         self.top_p = top_p
         self.min_p = min_p
         self.repetition_penalty = repetition_penalty
-        self.pad_token_id = pad_token_id
-        self.bos_token_id = bos_token_id
-        self.eos_token_id = eos_token_id
+        self.pad_token_id = absent_if_minus_one(pad_token_id)
+        self.bos_token_id = absent_if_minus_one(bos_token_id)
+        self.eos_token_id = absent_if_minus_one(eos_token_id)
         self.output_scores = output_scores
         self.return_dict_in_generate = return_dict_in_generate
         self.extra = extra

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.config.checks import check_between, check_flag, check_whole
-from puna.config.rope import RopeContext, read_rope, write_rope
+from puna.config.checks import absent_if_minus_one, check_between, check_flag, check_whole
+from puna.config.labels import read_labels
+from puna.config.rope import ROPE_FIELDS, RopeContext, check_spellings, override_rope, read_rope, write_rope
 from puna.errors import ConfigError, ModelNotFoundError
 from puna.files import read_json, write_json
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-_MOST_LABELS = 2**20
-_ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings")
 
 
 class LlamaConfig:
@@ -52,6 +53,7 @@ class LlamaConfig:
         id2label, label2id: names of the classes.
         problem_type: "regression", "single_label_classification" or "multi_label_classification".
         dtype: name of the weights' type, such as "bfloat16"; `torch_dtype` is the same under its older name.
+        architectures: names of the classes the weights were saved from.
         output_attentions, output_hidden_states, return_dict: defaults of the model's forward arguments.
 
     Raises:
@@ -60,6 +62,7 @@ class LlamaConfig:
 
     model_type = "llama"
     keys_to_ignore_at_inference = ("past_key_values",)
+    is_encoder_decoder = False
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class LlamaConfig:
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         return_dict: bool = True,
+        architectures: list[str] | None = None,
         **extra: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -111,9 +115,9 @@ class LlamaConfig:
         self.initializer_range = initializer_range
         self.rms_norm_eps = rms_norm_eps
         self.use_cache = use_cache
-        self.pad_token_id = _absent_if_minus_one(pad_token_id)
-        self.bos_token_id = _absent_if_minus_one(bos_token_id)
-        self.eos_token_id = _absent_if_minus_one(eos_token_id)
+        self.pad_token_id = absent_if_minus_one(pad_token_id)
+        self.bos_token_id = absent_if_minus_one(bos_token_id)
+        self.eos_token_id = absent_if_minus_one(eos_token_id)
         self.pretraining_tp = 1 if pretraining_tp is None else pretraining_tp
         self.tie_word_embeddings = tie_word_embeddings
         self.attention_bias = attention_bias
@@ -121,18 +125,22 @@ class LlamaConfig:
         self.mlp_bias = mlp_bias
         self.head_dim = _default_head_dim(hidden_size, num_attention_heads) if head_dim is None else head_dim
         self.problem_type = problem_type
-        self.dtype = _dtype_name(dtype if dtype is not None else torch_dtype)
+        self.dtype = dtype if dtype is not None else torch_dtype
         self.output_attentions = output_attentions
         self.output_hidden_states = output_hidden_states
         self.return_dict = return_dict
-        self.id2label, self.label2id = _labels(num_labels, id2label, label2id)
+        self.id2label, self.label2id = read_labels(num_labels, id2label, label2id)
+        self.architectures = architectures
         extra.pop("model_type", None)
         self.extra = extra
         self.validate()
-        self.rope_theta, self.rope_scaling = read_rope(
+        self.rope_theta, self._rope_scaling = read_rope(
             {"rope_theta": rope_theta, "rope_scaling": rope_scaling, "rope_parameters": rope_parameters},
             RopeContext(max_position_embeddings, self.head_dim, original_max_position_embeddings),
         )
+        original = "original_max_position_embeddings"
+        if original_max_position_embeddings is not None and original not in (self._rope_scaling or ()):
+            extra[original] = original_max_position_embeddings  # nothing here reads it
 
     # `extra` holds the keys puna does not know; they read like attributes, as in the reference.
     if not TYPE_CHECKING:
@@ -152,23 +160,60 @@ class LlamaConfig:
         return f"LlamaConfig({fields})"
 
     @property
+    def rope_scaling(self) -> dict[str, Any] | None:
+        """Settings under `rope_type`, or None for plain rotary embeddings; set in any spelling."""
+        return self._rope_scaling
+
+    @rope_scaling.setter
+    def rope_scaling(self, value: Mapping[str, Any] | None) -> None:
+        self._set_rope({"rope_scaling": value, "rope_theta": self.rope_theta})
+
+    @property
     def rope_parameters(self) -> dict[str, Any]:
         """`rope_scaling` and `rope_theta` in one, with `rope_type` "default" for plain rotary embeddings."""
-        written: dict[str, Any] = write_rope(self.rope_theta, self.rope_scaling)["rope_parameters"]
+        written: dict[str, Any] = write_rope(self.rope_theta, self._rope_scaling)["rope_parameters"]
         return written
+
+    @rope_parameters.setter
+    def rope_parameters(self, value: Mapping[str, Any]) -> None:
+        self._set_rope({"rope_parameters": value, "rope_theta": self.rope_theta})
+
+    def _set_rope(self, fields: Mapping[str, Any]) -> None:
+        context = RopeContext(self.max_position_embeddings, self.head_dim)
+        self.rope_theta, self._rope_scaling = read_rope(fields, context)
 
     @property
     def context_length(self) -> int:
-        """Tokens the model can attend to. linear and dynamic scaling stretch `max_position_embeddings` by their factor;
-        the settings of the other types stand beside a `max_position_embeddings` that is stretched already."""
-        if self.rope_scaling is not None and self.rope_scaling["rope_type"] in ("linear", "dynamic"):
-            return int(self.max_position_embeddings * self.rope_scaling["factor"])
+        """Tokens the model can attend to.
+
+        linear and dynamic scaling stretch `max_position_embeddings` by their factor, yarn its original context; files
+        of the other types state a `max_position_embeddings` that is stretched already.
+        """
+        settings = self._rope_scaling or {"rope_type": "default"}
+        if settings["rope_type"] in ("linear", "dynamic"):
+            return int(self.max_position_embeddings * settings["factor"])
+        if settings["rope_type"] == "yarn":
+            stretched = int(settings["original_max_position_embeddings"] * settings["factor"])
+            return max(self.max_position_embeddings, stretched)
         return self.max_position_embeddings
+
+    @property
+    def dtype(self) -> str | None:
+        """Name of the weights' type; set by name or as a `torch.dtype`."""
+        return self._dtype
+
+    @dtype.setter
+    def dtype(self, value: Any) -> None:
+        self._dtype = _dtype_name(value)
 
     @property
     def torch_dtype(self) -> str | None:
         """The older name of `dtype`."""
-        return self.dtype
+        return self._dtype
+
+    @torch_dtype.setter
+    def torch_dtype(self, value: Any) -> None:
+        self._dtype = _dtype_name(value)
 
     @property
     def num_labels(self) -> int:
@@ -177,7 +222,7 @@ class LlamaConfig:
 
     @num_labels.setter
     def num_labels(self, value: int) -> None:
-        self.id2label, self.label2id = _labels(value, None, None)
+        self.id2label, self.label2id = read_labels(value, None, None)
 
     @property
     def use_return_dict(self) -> bool:
@@ -243,9 +288,15 @@ class LlamaConfig:
             ConfigError: when it describes another architecture than llama, or a field is out of range.
         """
         _refuse_other_architectures(fields)
-        merged = {key: value for key, value in fields.items() if value is not None or key.endswith("_token_id")}
-        if any(key in overrides for key in _ROPE_FIELDS):
-            merged = _override_rope(merged, overrides)
+        check_spellings(fields)
+        named = inspect.signature(cls.__init__).parameters
+        merged = {
+            key: value
+            for key, value in fields.items()
+            if value is not None or key not in named or key.endswith("_token_id")  # a null id means there is none
+        }
+        if any(key in overrides for key in ROPE_FIELDS):
+            merged = override_rope(merged, overrides)
         if "num_labels" in overrides:
             merged = {key: value for key, value in merged.items() if key not in ("id2label", "label2id")}
         for old, new in (("dtype", "torch_dtype"), ("torch_dtype", "dtype")):
@@ -280,13 +331,20 @@ class LlamaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json` that transformers 4.34 to 5.x and puna read alike."""
-        fields = {key: value for key, value in vars(self).items() if key not in ("extra", "id2label", "label2id")}
-        fields |= write_rope(fields.pop("rope_theta"), fields.pop("rope_scaling"))
-        fields["torch_dtype"] = self.dtype  # the key 4.x knows; `dtype` is 5.x's
-        if self.id2label != _labels(None, None, None)[0]:
+        apart = ("extra", "id2label", "label2id", "rope_theta", "architectures")
+        fields = {key: value for key, value in vars(self).items() if key not in apart and not key.startswith("_")}
+        fields |= write_rope(self.rope_theta, self._rope_scaling)
+        fields |= {"dtype": self.dtype, "torch_dtype": self.dtype}  # 5.x's name and 4.x's
+        if self.architectures is not None:
+            fields["architectures"] = list(self.architectures)
+        if self.id2label != read_labels(None, None, None)[0]:
             fields["id2label"] = {str(key): value for key, value in self.id2label.items()}
             fields["label2id"] = dict(self.label2id)
         return {"model_type": self.model_type, **self.extra, **fields}
+
+    def to_json_string(self) -> str:
+        """`to_dict()` as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` into `folder`, which is made if needed.
@@ -310,54 +368,10 @@ def _refuse_other_architectures(fields: Mapping[str, Any]) -> None:
     if kind != "llama":
         raise ConfigError(f"model_type is {kind!r}; puna runs 'llama' and nothing else")
     names = fields.get("architectures") or []
-    if not isinstance(names, list) or any(not isinstance(name, str) or not name.startswith("Llama") for name in names):
+    if not isinstance(names, list) or any(
+        not isinstance(name, str) or not name.lower().startswith("llama") for name in names
+    ):
         raise ConfigError(f"architectures is {names!r}; puna runs the Llama classes and nothing else")
-
-
-def _override_rope(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`fields` without the rope settings that `overrides` replace, whichever way either spells them."""
-    kept = {key: value for key, value in fields.items() if key not in _ROPE_FIELDS}
-    parameters = fields.get("rope_parameters")
-    theta = fields.get("rope_theta", parameters.get("rope_theta") if isinstance(parameters, Mapping) else None)
-    if "rope_parameters" not in overrides and "rope_theta" not in overrides and theta is not None:
-        kept["rope_theta"] = theta
-    if "rope_parameters" not in overrides and "rope_scaling" not in overrides:
-        settings = fields.get("rope_scaling") or parameters
-        if isinstance(settings, Mapping):
-            kept["rope_scaling"] = {key: value for key, value in settings.items() if key != "rope_theta"}
-        if "original_max_position_embeddings" in fields:
-            kept["original_max_position_embeddings"] = fields["original_max_position_embeddings"]
-    return {key: value for key, value in kept.items() if key not in overrides}
-
-
-def _labels(
-    count: int | None, id2label: Mapping[Any, str] | None, label2id: Mapping[str, int] | None
-) -> tuple[dict[int, str], dict[str, int]]:
-    if id2label is None:
-        size = 2 if count is None else count
-        check_whole("num_labels", size)
-        if size > _MOST_LABELS:
-            raise ConfigError(f"num_labels is {size}; it must be at most {_MOST_LABELS}")
-        names = {index: f"LABEL_{index}" for index in range(size)}
-    else:
-        names = _read_labels(id2label)
-        if count is not None and count != len(names):
-            raise ConfigError(f"num_labels is {count}, but id2label has {len(names)} entries; give one of them")
-    if label2id is None:
-        return names, {name: index for index, name in names.items()}
-    if not isinstance(label2id, Mapping) or any(not isinstance(index, int) for index in label2id.values()):
-        raise ConfigError(f"label2id is {label2id!r}; it must map names to whole numbers")
-    return names, dict(label2id)
-
-
-def _read_labels(id2label: Mapping[Any, str]) -> dict[int, str]:
-    try:
-        names = {int(key): value for key, value in id2label.items()}
-    except (AttributeError, TypeError, ValueError) as exc:
-        raise ConfigError(f"id2label is {id2label!r}; it must map whole numbers to names") from exc
-    if not names or any(not isinstance(name, str) for name in names.values()):
-        raise ConfigError(f"id2label is {id2label!r}; it must map whole numbers to names")
-    return names
 
 
 def _default_head_dim(hidden_size: int, heads: int) -> int:
@@ -378,8 +392,3 @@ def _dtype_name(dtype: Any) -> str | None:
     if name not in _DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}")
     return name
-
-
-def _absent_if_minus_one(value: Any) -> Any:
-    """Old conversions write -1 for "none", which an embedding would take for its last row."""
-    return None if value == -1 else value

@@ -19,6 +19,9 @@ _YARN = frozenset(
     {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "finetuned"}
 )  # `finetuned` is a note left by the authors of YaRN; it changes no number.
 
+ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings")
+"""Keys of a configuration file that speak of rotary embeddings."""
+
 ROPE_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "linear": (frozenset({"factor"}), frozenset()),
     "dynamic": (frozenset({"factor"}), frozenset()),
@@ -63,6 +66,8 @@ def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, d
         inner = dict(value)
         theta = check_positive("rope_theta", inner.pop("rope_theta", fields.get("rope_theta", 10000.0)))
         found.append((theta, _read_settings(key, inner, context)))
+        if theta <= 1 and (found[-1][1] or {}).get("rope_type") == "yarn":
+            raise ConfigError(f"rope_theta is {theta}; yarn needs a base greater than 1")
     if not found:
         return check_positive("rope_theta", fields.get("rope_theta", 10000.0)), None
     if found[0] != found[-1]:
@@ -70,6 +75,23 @@ def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, d
             f"rope_scaling and rope_parameters disagree: {found[0]} against {found[-1]}; keep one of them"
         )
     return found[0]
+
+
+def check_spellings(fields: Mapping[str, Any]) -> None:
+    """Raises ConfigError when a file says one thing in `rope_parameters` and another beside it.
+
+    transformers 4.57 makes such files from those of 5.x: it keeps `rope_parameters` without reading it, and adds a
+    base of 10000 and no scaling.
+    """
+    inner = fields.get("rope_parameters")
+    if not isinstance(inner, Mapping):
+        return
+    theta, base = fields.get("rope_theta"), inner.get("rope_theta")
+    if theta is not None and base is not None and theta != base:
+        raise ConfigError(f"rope_theta is {theta}, but rope_parameters has {base}; keep one of them")
+    kind = inner.get("rope_type", inner.get("type", "default"))
+    if "rope_scaling" in fields and fields["rope_scaling"] is None and kind != "default":
+        raise ConfigError(f"rope_scaling is null, but rope_parameters is of type {kind!r}; keep one of them")
 
 
 def write_rope(theta: float, settings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -96,6 +118,22 @@ def write_rope(theta: float, settings: Mapping[str, Any] | None) -> dict[str, An
     if settings["rope_type"] == "longrope":
         written["original_max_position_embeddings"] = settings["original_max_position_embeddings"]
     return written
+
+
+def override_rope(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` without the rope settings that `overrides` replace, whichever way either spells them."""
+    kept = {key: value for key, value in fields.items() if key not in ROPE_FIELDS}
+    parameters = fields.get("rope_parameters")
+    theta = fields.get("rope_theta", parameters.get("rope_theta") if isinstance(parameters, Mapping) else None)
+    if "rope_parameters" not in overrides and "rope_theta" not in overrides and theta is not None:
+        kept["rope_theta"] = theta
+    if "rope_parameters" not in overrides and "rope_scaling" not in overrides:
+        settings = fields.get("rope_scaling") or parameters
+        if isinstance(settings, Mapping):
+            kept["rope_scaling"] = {key: value for key, value in settings.items() if key != "rope_theta"}
+        if "original_max_position_embeddings" in fields:
+            kept["original_max_position_embeddings"] = fields["original_max_position_embeddings"]
+    return {key: value for key, value in kept.items() if key not in overrides}
 
 
 def _read_settings(field: str, inner: dict[str, Any], context: RopeContext) -> dict[str, Any] | None:
@@ -126,9 +164,9 @@ def _read_settings(field: str, inner: dict[str, Any], context: RopeContext) -> d
 
 def _fill(kind: str, inner: dict[str, Any], context: RopeContext) -> None:
     """Puts in what the reference derives, so that a saved file means the same to every release."""
+    if kind in ("yarn", "llama3", "longrope") and context.original_max_position_embeddings is not None:
+        inner["original_max_position_embeddings"] = context.original_max_position_embeddings
     if kind in ("yarn", "longrope"):
-        if context.original_max_position_embeddings is not None:
-            inner["original_max_position_embeddings"] = context.original_max_position_embeddings
         original = inner.setdefault("original_max_position_embeddings", context.max_position_embeddings)
         if "factor" not in inner and isinstance(original, int) and original > 0:
             inner["factor"] = context.max_position_embeddings / original

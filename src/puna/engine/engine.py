@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.backend import Backend, Chunk
-from puna.engine.request import Event, Request
+from puna.engine.request import Event, FinishReason, Request
 from puna.engine.scheduler import Running, Scheduler
 from puna.errors import RequestError
 
@@ -75,25 +75,26 @@ class Engine:
         return events
 
     def _advance(self, running: Running, count: int, logits: NDArray[np.float32]) -> Event:
-        """Books `count` tokens as done, chooses the next one where the sequence is complete so far."""
+        """Chooses the next token where the sequence is complete so far, and only then books `count` tokens as done.
+
+        A step that is interrupted before can be run again: backends drop what a cache holds beyond a chunk's start.
+        """
         request = running.request
         read = count if running.reads_prompt else 0
-        running.done += count
         reported = logits if read and request.prompt_logits else None
-        if running.reads_prompt:
-            return Event(running.request_id, None, read, reported)
-        if request.max_tokens == 0:
+        complete = running.done + count >= len(request.prompt_ids)
+        token = running.sampler.choose(logits[-1]) if complete and request.max_tokens > 0 else None
+        running.done += count
+        reason: FinishReason | None = None
+        if token is not None and token in request.stop_ids:
+            token, reason = None, "stop"
+        elif token is not None:
+            running.generated.append(token)
+        if reason is None and complete and len(running.generated) == request.max_tokens:
+            reason = "length"
+        if reason is not None:
             self._release(running.request_id)
-            return Event(running.request_id, None, read, reported, "length")
-        token = running.sampler.choose(logits[-1])
-        if token in request.stop_ids:
-            self._release(running.request_id)
-            return Event(running.request_id, None, read, reported, "stop")
-        running.generated.append(token)
-        if len(running.generated) == request.max_tokens:
-            self._release(running.request_id)
-            return Event(running.request_id, token, read, reported, "length")
-        return Event(running.request_id, token, read, reported)
+        return Event(running.request_id, token, read, reported, reason)
 
     def _release(self, request_id: int) -> None:
         self.backend.free(self.scheduler.finish(request_id).slot)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine.request import Sampling
+from puna.errors import BackendError
 
 
 class Sampler:
@@ -22,6 +23,10 @@ class Sampler:
     def choose(self, logits: NDArray[np.float32]) -> int:
         """Returns the id of the next token; `logits` has shape (vocab_size,) and is not changed."""
         sampling = self.sampling
+        if not np.isfinite(logits).all():
+            raise BackendError(
+                "the model's logits are not finite; its weights are damaged, or dtype is too narrow for it"
+            )
         if sampling.repetition_penalty != 1.0:
             penalty = np.float32(sampling.repetition_penalty)
             penalised = np.where(logits > 0, logits / penalty, logits * penalty)
@@ -32,7 +37,8 @@ class Sampler:
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
         # Dividing by a tiny temperature overflows float32; after the shift the likeliest token stays at 0.
-        scaled = (logits.astype(np.float64) - logits.max()) / self.sampling.temperature
+        with np.errstate(over="ignore"):
+            scaled = (logits.astype(np.float64) - logits.max()) / self.sampling.temperature
         order = np.argsort(-scaled, kind="stable")
         if self.sampling.top_k:
             order = order[: self.sampling.top_k]

@@ -71,7 +71,7 @@ class TorchBackend:
         """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).
 
         Raises:
-            RequestError: when a chunk does not continue its cache or holds an impossible id; no cache has then changed.
+            RequestError: when a chunk starts beyond its cache or holds an impossible id; no cache has then changed.
         """
         slots = [chunk.slot for chunk in batch]
         if len(set(slots)) < len(slots):
@@ -93,7 +93,7 @@ class TorchBackend:
         if tokens.min() < 0 or tokens.max() >= rows:
             bad = tokens.min() if tokens.min() < 0 else tokens.max()
             raise RequestError(f"slot {chunk.slot}: token id {bad} is outside the vocabulary, 0 to {rows - 1}")
-        if chunk.start != cached:
+        if not 0 <= chunk.start <= cached:
             raise RequestError(f"slot {chunk.slot}: tokens start at {chunk.start}, but the cache holds {cached}")
         if not 0 <= chunk.logits <= len(tokens):
             raise RequestError(f"slot {chunk.slot}: logits of {chunk.logits} tokens were asked, of {len(tokens)}")
@@ -101,9 +101,10 @@ class TorchBackend:
     @torch.inference_mode()
     def _run(self, chunk: Chunk) -> NDArray[np.float32]:
         ids = torch.from_numpy(chunk.tokens.astype(np.int64))[None].to(self.model.device)  # (1, t)
-        base: BaseModelOutputWithPast = self.model.model(
-            ids, past_key_values=self._caches.get(chunk.slot), use_cache=True, return_dict=True
-        )
+        past = self._caches.get(chunk.slot)
+        if past is not None and past.length > chunk.start:
+            past = past.crop(chunk.start)
+        base: BaseModelOutputWithPast = self.model.model(ids, past_key_values=past, use_cache=True, return_dict=True)
         assert base.past_key_values is not None
         self._caches[chunk.slot] = base.past_key_values
         wanted = base.last_hidden_state[0, len(chunk.tokens) - chunk.logits :]  # (logits, D)

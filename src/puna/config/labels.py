@@ -1,0 +1,58 @@
+"""The classes of a classification head: `num_labels`, `id2label` and `label2id`, each from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from puna.config.checks import check_whole
+from puna.errors import ConfigError
+
+_MOST = 2**20
+
+
+def read_labels(count: Any, id2label: Any, label2id: Any) -> tuple[dict[int, str], dict[str, int]]:
+    """Returns (id2label, label2id); two classes LABEL_0 and LABEL_1 where nothing is given.
+
+    Raises:
+        ConfigError: when a mapping is none, ids are not 0, 1, ..., or the count is another.
+    """
+    ids = None if label2id is None else _read_ids(label2id)
+    if id2label is not None:
+        names = _read_names(id2label)
+    elif ids is not None and count is None:
+        names = _read_names({index: name for name, index in ids.items()})
+    else:
+        names = _default_names(2 if count is None else count)
+    if count is not None and count != len(names):
+        raise ConfigError(f"num_labels is {count}, but id2label has {len(names)} entries; give one of them")
+    return names, {name: index for index, name in names.items()} if ids is None else ids
+
+
+def _default_names(count: Any) -> dict[int, str]:
+    check_whole("num_labels", count)
+    if count > _MOST:
+        raise ConfigError(f"num_labels is {count}; it must be at most {_MOST}")
+    return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _read_names(id2label: Any) -> dict[int, str]:
+    """JSON's keys are strings; ids are whole numbers."""
+    try:
+        names = {int(key): value for key, value in id2label.items()}
+    except (AttributeError, TypeError, ValueError) as exc:
+        raise ConfigError(f"id2label is {id2label!r}; it must map whole numbers to names") from exc
+    if not names or any(not isinstance(name, str) for name in names.values()):
+        raise ConfigError(f"id2label is {id2label!r}; it must map whole numbers to names")
+    if names.keys() != set(range(len(names))):
+        raise ConfigError(f"id2label has the ids {sorted(names)}; they must be 0 to {len(names) - 1}, each once")
+    return names
+
+
+def _read_ids(label2id: Any) -> dict[str, int]:
+    if not isinstance(label2id, Mapping) or any(
+        not isinstance(name, str) or isinstance(index, bool) or not isinstance(index, int)
+        for name, index in label2id.items()
+    ):
+        raise ConfigError(f"label2id is {label2id!r}; it must map names to whole numbers")
+    return dict(label2id)
