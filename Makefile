@@ -16,7 +16,7 @@ ORACLES := .oracles/4.34.1/.done .oracles/4.57.6/.done
 .PHONY: demo test check bench clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model
+demo: $(VENV)/.puna $(VENV)/.model
 	$(BIN)/puna generate --prompt "Gravity is" --max-tokens 48
 
 test: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model $(VENV)/.dev $(VENV)/.vocabularies $(ORACLES)

@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from puna import LLM, LlamaForCausalLM
+from puna import LLM, LlamaConfig, LlamaForCausalLM
 from puna.engine.sampling import Sampler
 from puna.errors import BackendError, ChatTemplateError, CheckpointError, ModelNotFoundError, PunaError, RequestError
 
 torch = pytest.importorskip("torch")
 
 
-@pytest.fixture(scope="module")
-def llm(tiny_model):
-    return LLM(tiny_model)
+@pytest.fixture(scope="module", params=["native", "torch"])
+def llm(request, tiny_model):
+    return LLM(tiny_model, request.param)
 
 
 def test_generate_is_the_model_s_greedy_text(llm, tiny_model):
@@ -108,7 +108,8 @@ def test_threads_share_a_model(llm):
 
 
 @pytest.mark.parametrize("interrupted", ["backend", "head", "sampler"])
-def test_an_interrupt_leaves_other_streams_whole(llm, monkeypatch, interrupted):
+def test_an_interrupt_leaves_other_streams_whole(tiny_model, monkeypatch, interrupted):
+    llm = LLM(tiny_model, "torch")
     text = llm.generate("the llama", max_tokens=30).text
     stream = llm.stream("the llama", max_tokens=30)
     said = next(stream)
@@ -137,7 +138,7 @@ def test_numpy_numbers_and_arrays_are_taken(llm):
 
 
 def test_logits_that_are_no_numbers_are_an_error(tiny_model):
-    llm = LLM(tiny_model)
+    llm = LLM(tiny_model, "torch")
     llm._backend.model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(BackendError, match="not finite"):
         llm.generate("the llama", max_tokens=3)
@@ -224,7 +225,8 @@ def test_a_model_without_a_template_says_so(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda path: LLM(path, "native"), BackendError, "'native' cannot run models yet"),
+        (lambda path: LLM(path, "native", dtype="bfloat16"), BackendError, "'native' computes in float32"),
+        (lambda path: LLM(path, threads=10**6), BackendError, "threads is 1000000"),
         (lambda path: LLM(path, "tpu"), BackendError, "backend is 'tpu'"),
         (lambda path: LLM(path, threads=0), BackendError, "threads is 0"),
         (lambda path: LLM(path, device="cuda"), BackendError, "device is 'cuda'"),
@@ -253,6 +255,18 @@ def test_bfloat16_runs(tiny_model):
     llm = LLM(tiny_model, dtype="bfloat16", threads=1)
     assert llm.logits([1, 2, 3]).dtype == np.float32
     assert torch.get_num_threads() == 1
+
+
+def test_auto_is_native_where_it_can_be(tiny_model, tmp_path):
+    assert LLM(tiny_model).backend == "native"
+    assert LLM(tiny_model, dtype="bfloat16").backend == "torch"
+    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, hidden_act="gelu")).save_pretrained(tmp_path)
+    for file in tiny_model.glob("tokenizer*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.warns(UserWarning, match="does not run hidden_act 'gelu' yet"):
+        assert LLM(tmp_path).backend == "torch"
+    with pytest.raises(BackendError, match="hidden_act 'gelu'"):
+        LLM(tmp_path, "native")
 
 
 def test_smollm2_speaks_of_gravity(smollm2):

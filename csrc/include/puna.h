@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define PUNA_ABI_VERSION 1
+#define PUNA_ABI_VERSION 2
 
 /* Bits of puna_cpu_features(). A bit is set when the processor has the instructions and the system saves their
  * registers. */
@@ -44,6 +44,81 @@ PUNA_API int32_t puna_logical_cores(void);
 /* Physical cores behind those processors; 1 or more. Two busy threads on one core share its vector units, so this is
  * the default number of threads. */
 PUNA_API int32_t puna_physical_cores(void);
+
+/* ---- Models. Functions return 0, or another number after writing a message that puna_error() returns. ---- */
+
+typedef struct puna_model puna_model;
+
+typedef struct puna_shape {
+    int32_t vocab_size;
+    int32_t hidden_size;
+    int32_t intermediate_size;
+    int32_t layers;
+    int32_t heads;
+    int32_t kv_heads;
+    int32_t head_dim;
+    float rms_norm_eps;
+    float rope_scale; /* factor on the rotation's cosines and sines */
+} puna_shape;
+
+/* Kinds of tensors, under Hugging Face's names. Vectors (norms and biases) have one row. */
+enum {
+    PUNA_EMBEDDING = 0,
+    PUNA_NORM = 1,
+    PUNA_HEAD = 2, /* left out: the head is the embedding */
+    PUNA_ATTENTION_NORM = 3,
+    PUNA_MLP_NORM = 4,
+    PUNA_Q = 5,
+    PUNA_K = 6,
+    PUNA_V = 7,
+    PUNA_O = 8,
+    PUNA_GATE = 9,
+    PUNA_UP = 10,
+    PUNA_DOWN = 11,
+    PUNA_Q_BIAS = 12,
+    PUNA_K_BIAS = 13,
+    PUNA_V_BIAS = 14,
+    PUNA_O_BIAS = 15,
+    PUNA_GATE_BIAS = 16,
+    PUNA_UP_BIAS = 17,
+    PUNA_DOWN_BIAS = 18
+};
+
+/* Tokens in a page of the cache. */
+#define PUNA_PAGE 64
+
+/* Consecutive tokens of one sequence; see puna.backend.Chunk. */
+typedef struct puna_chunk {
+    const int64_t* tokens;
+    const int32_t* pages; /* page n holds positions n * PUNA_PAGE and on */
+    int32_t count;        /* of tokens */
+    int32_t page_count;
+    int32_t start;  /* position of the first token */
+    int32_t logits; /* how many of the last tokens want logits */
+} puna_chunk;
+
+/* What went wrong in this thread's last call that failed. */
+PUNA_API const char* puna_error(void);
+
+/* Instruction sets this library can run here, best first, separated by spaces. */
+PUNA_API const char* puna_kernels(void);
+
+/* A model without weights. `inv_freq` has head_dim / 2 numbers; `kernels` is a name of puna_kernels(). NULL on failure.
+ */
+PUNA_API puna_model* puna_model_new(const puna_shape* shape, const float* inv_freq, int32_t threads,
+                                    const char* kernels);
+
+PUNA_API void puna_model_free(puna_model* model);
+
+/* Packs a float32 tensor of rows x cols, which may be released afterwards. `layer` is -1 for kinds without one. */
+PUNA_API int32_t puna_model_load(puna_model* model, int32_t kind, int32_t layer, const float* data, int64_t rows,
+                                 int64_t cols);
+
+/* Checks that every tensor is there and makes room for `pages` pages of cache; memory is taken when they are used. */
+PUNA_API int32_t puna_model_ready(puna_model* model, int32_t pages);
+
+/* Extends the caches by the chunks' tokens and writes logits, [sum of `logits`][vocab_size], in the chunks' order. */
+PUNA_API int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, float* logits);
 
 #ifdef __cplusplus
 }

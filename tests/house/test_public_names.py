@@ -68,6 +68,8 @@ def test_the_core_works_without_torch(smollm2):
         "assert checkpoint.tensors['model.norm.weight'].to_float32().shape == (576,)\n"
         f"inspect_checkpoint({str(smollm2)!r})\n"
         "import puna.cli, puna.llm, puna.native\n"
-        f"puna.LLM({str(smollm2)!r})\n"
+        f"print(puna.LLM({str(smollm2)!r}).generate('Gravity is', max_tokens=8).text)\n"
+        f"puna.LLM({str(smollm2)!r}, 'torch')\n"
     )
-    assert "MissingExtraError: running a model needs PyTorch" in run.stderr
+    assert run.stdout.startswith(" a fundamental concept in physics")
+    assert "MissingExtraError: this model, device or dtype needs PyTorch" in run.stderr

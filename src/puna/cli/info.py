@@ -21,7 +21,7 @@ def info(json: options.Json = False) -> None:
     here = machine()
     backends = {
         "torch": f"PyTorch {metadata.version('torch')}" if importlib.util.find_spec("torch") else None,
-        "native": None,
+        "native": f"kernels for {here.kernels[0]}; {', '.join(here.kernels[1:]) or 'no others'} beside it",
     }
     if json:
         print_json(
@@ -44,7 +44,7 @@ def info(json: options.Json = False) -> None:
         ("cores", f"{here.physical_cores} physical, {here.logical_cores} logical"),
         ("threads", f"{here.physical_cores} unless told otherwise"),
         ("torch", backends["torch"] or "missing; pip install 'puna[torch]'"),
-        ("native", backends["native"] or "the library loads; it cannot run models yet"),
+        ("native", str(backends["native"])),
     ]
     for name, value in rows:
         typer.echo(f"{name:<13} {value}")

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from puna.backend import Batch, Chunk
-from puna.checkpoint import open_checkpoint
-from puna.config import GenerationConfig, LlamaConfig
-from puna.errors import BackendError, RequestError
+from puna.backend import Batch, Chunk, check_batch
+from puna.config import LlamaConfig
+from puna.errors import BackendError
 from puna.model.cache import KVCache
 from puna.model.causal_lm import LlamaForCausalLM
 from puna.model.outputs import BaseModelOutputWithPast
@@ -51,21 +50,14 @@ class TorchBackend:
             dtype: the type to compute in; None means float32 on the processor, else the type the file stores.
 
         Raises:
-            BackendError: PyTorch has no such device here, or the checkpoint has no language-model head.
+            BackendError: PyTorch has no such device here.
             CheckpointError, ConfigError, ModelNotFoundError: as `LlamaForCausalLM.from_pretrained`.
         """
         place = _device(device)
-        if (head := open_checkpoint(path).head) != "lm":
-            raise BackendError(f"{path} has no language-model head (its head: {head}); it cannot generate text")
         if threads is not None:
             torch.set_num_threads(threads)
         on_cpu = place.type == "cpu"
         return cls(LlamaForCausalLM.from_pretrained(path, dtype=dtype or (None if on_cpu else "auto"), device=place))
-
-    @property
-    def generation_config(self) -> GenerationConfig:
-        """The model's defaults for generating, among them the ids that end a text."""
-        return self.model.generation_config
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).
@@ -73,30 +65,13 @@ class TorchBackend:
         Raises:
             RequestError: when a chunk starts beyond its cache or holds an impossible id; no cache has then changed.
         """
-        slots = [chunk.slot for chunk in batch]
-        if len(set(slots)) < len(slots):
-            raise RequestError(f"the batch names slots {slots}; each may appear once")
-        for chunk in batch:
-            self._check(chunk)
+        check_batch(batch, self.config.vocab_size, {slot: cache.length for slot, cache in self._caches.items()})
         rows = [self._run(chunk) for chunk in batch]
         return np.concatenate([np.empty((0, self.config.vocab_size), np.float32), *rows])
 
     def free(self, slot: int) -> None:
         """Forgets the cache of `slot`; a slot that has none is free already."""
         self._caches.pop(slot, None)
-
-    def _check(self, chunk: Chunk) -> None:
-        tokens, rows = chunk.tokens, self.config.vocab_size
-        cached = self._caches.get(chunk.slot, KVCache()).length
-        if tokens.ndim != 1 or not len(tokens):
-            raise RequestError(f"slot {chunk.slot}: tokens have shape {tokens.shape}; (t,) with 1 or more is needed")
-        if tokens.min() < 0 or tokens.max() >= rows:
-            bad = tokens.min() if tokens.min() < 0 else tokens.max()
-            raise RequestError(f"slot {chunk.slot}: token id {bad} is outside the vocabulary, 0 to {rows - 1}")
-        if not 0 <= chunk.start <= cached:
-            raise RequestError(f"slot {chunk.slot}: tokens start at {chunk.start}, but the cache holds {cached}")
-        if not 0 <= chunk.logits <= len(tokens):
-            raise RequestError(f"slot {chunk.slot}: logits of {chunk.logits} tokens were asked, of {len(tokens)}")
 
     @torch.inference_mode()
     def _run(self, chunk: Chunk) -> NDArray[np.float32]:

@@ -1,9 +1,10 @@
-"""Loads the shared library that lies beside this package, and reads what the processor can do."""
+"""Loads the shared library that lies beside this package, and declares its functions (csrc/include/puna.h)."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 from dataclasses import dataclass
 from importlib import resources
@@ -11,13 +12,62 @@ from pathlib import Path
 
 from puna.errors import BackendError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """PUNA_ABI_VERSION in csrc/include/puna.h."""
+
+KERNELS_VARIABLE = "PUNA_KERNELS"
+"""Environment variable that forces an instruction set by name, for tests."""
 
 _FEATURES = ("avx2", "fma", "f16c", "avx512", "avx512_vnni", "avx512_bf16", "neon", "dotprod")
 """Names of the PUNA_CPU_* bits, lowest first."""
 
 _REMEDY = "reinstall puna with: pip install --force-reinstall --no-deps puna"
+
+
+class Shape(ctypes.Structure):
+    """puna_shape."""
+
+    _fields_ = (
+        ("vocab_size", ctypes.c_int32),
+        ("hidden_size", ctypes.c_int32),
+        ("intermediate_size", ctypes.c_int32),
+        ("layers", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("rms_norm_eps", ctypes.c_float),
+        ("rope_scale", ctypes.c_float),
+    )
+
+
+class NativeChunk(ctypes.Structure):
+    """puna_chunk."""
+
+    _fields_ = (
+        ("tokens", ctypes.c_void_p),
+        ("pages", ctypes.c_void_p),
+        ("count", ctypes.c_int32),
+        ("page_count", ctypes.c_int32),
+        ("start", ctypes.c_int32),
+        ("logits", ctypes.c_int32),
+    )
+
+
+_POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+_FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "puna_abi_version": (ctypes.c_uint32, ()),
+    "puna_cpu_features": (ctypes.c_uint32, ()),
+    "puna_physical_cores": (_INT, ()),
+    "puna_logical_cores": (_INT, ()),
+    "puna_error": (ctypes.c_char_p, ()),
+    "puna_kernels": (ctypes.c_char_p, ()),
+    "puna_model_new": (_POINTER, (_POINTER, _POINTER, _INT, ctypes.c_char_p)),
+    "puna_model_free": (None, (_POINTER,)),
+    "puna_model_load": (_INT, (_POINTER, _INT, _INT, _POINTER, _LONG, _LONG)),
+    "puna_model_ready": (_INT, (_POINTER, _INT)),
+    "puna_forward": (_INT, (_POINTER, _POINTER, _INT, _POINTER)),
+}
+"""Each function's result and arguments."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +76,13 @@ class Machine:
 
     Attributes:
         features: instruction sets the processor has and the system supports, by name.
+        kernels: builds of the kernels that run here, best first.
         physical_cores: the default number of threads.
         logical_cores: processors of the affinity mask, within the control group's quota.
     """
 
     features: tuple[str, ...]
+    kernels: tuple[str, ...]
     physical_cores: int
     logical_cores: int
 
@@ -49,15 +101,12 @@ def load_library() -> ctypes.CDLL:
     except OSError as exc:
         raise BackendError(f"the native library cannot be loaded ({exc}); {_REMEDY}") from exc
     library.puna_abi_version.restype = ctypes.c_uint32
-    library.puna_abi_version.argtypes = []
     version = library.puna_abi_version()
     if version != ABI_VERSION:
         raise BackendError(f"{path} has ABI version {version}; this puna needs {ABI_VERSION}; {_REMEDY}")
-    library.puna_cpu_features.restype = ctypes.c_uint32
-    library.puna_cpu_features.argtypes = []
-    for function in (library.puna_physical_cores, library.puna_logical_cores):
-        function.restype = ctypes.c_int32
-        function.argtypes = []
+    for function, (result, arguments) in _FUNCTIONS.items():
+        getattr(library, function).restype = result
+        getattr(library, function).argtypes = arguments
     return library
 
 
@@ -67,4 +116,18 @@ def machine() -> Machine:
     library = load_library()
     bits = library.puna_cpu_features()
     features = tuple(name for bit, name in enumerate(_FEATURES) if bits >> bit & 1)
-    return Machine(features, library.puna_physical_cores(), library.puna_logical_cores())
+    kernels = tuple(library.puna_kernels().decode().split())
+    return Machine(features, kernels, library.puna_physical_cores(), library.puna_logical_cores())
+
+
+def chosen_kernels() -> str:
+    """The best kernels of this machine, or those the environment variable PUNA_KERNELS names.
+
+    Raises:
+        BackendError: when it names kernels that do not run here.
+    """
+    available = machine().kernels
+    wanted = os.environ.get(KERNELS_VARIABLE) or available[0]
+    if wanted not in available:
+        raise BackendError(f"{KERNELS_VARIABLE} is {wanted!r}; this machine runs {', '.join(available)}")
+    return wanted

@@ -1,0 +1,100 @@
+// See threads.h. A loop is open while `round_` is odd. A worker enters by raising `inside_` and then looking at
+// `round_` again; the caller closes the loop and then waits for `inside_` to fall to 0. Both orders are sequentially
+// consistent, so either the worker sees that the loop is closed, or the caller sees the worker inside.
+
+#include "threads.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace puna {
+
+namespace {
+
+// How often to look for work before sleeping: some 20 microseconds, longer than the gap between two loops of a forward
+// pass, and short enough to leave the processor to others.
+constexpr int kSpins = 2000;
+
+inline void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+Pool::Pool(int threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+}
+
+Pool::~Pool() {
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        ending_ = true;
+    }
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+}
+
+void Pool::run(int64_t count, int64_t grain, Function function, const void* context) {
+    if (count <= 0) return;
+    if (workers_.empty() || count <= grain) {
+        function(context, 0, count);
+        return;
+    }
+    function_ = function;
+    context_ = context;
+    count_ = count;
+    grain_ = grain;
+    next_ = 0;
+    ++round_;  // open
+    if (sleeping_ > 0) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        wake_.notify_all();
+    }
+    take_pieces();
+    ++round_;  // closed
+    for (int spins = 0; inside_ > 0; ++spins) {
+        if (spins < kSpins)
+            pause();
+        else
+            std::this_thread::yield();  // a worker was taken away in the middle of its piece
+    }
+}
+
+void Pool::take_pieces() {
+    for (;;) {
+        const int64_t begin = next_.fetch_add(grain_);
+        if (begin >= count_) return;
+        function_(context_, begin, begin + grain_ < count_ ? begin + grain_ : count_);
+    }
+}
+
+void Pool::work() {
+    uint64_t seen = 0;
+    for (;;) {
+        uint64_t round = round_;
+        for (int spins = 0; spins < kSpins && (round == seen || round % 2 == 0) && !ending_; ++spins) {
+            pause();
+            round = round_;
+        }
+        if (round == seen || round % 2 == 0) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            ++sleeping_;
+            wake_.wait(lock, [&] { return ending_ || (round_ != seen && round_ % 2 == 1); });
+            --sleeping_;
+            if (ending_) return;
+            round = round_;
+        }
+        if (ending_) return;
+        ++inside_;
+        if (round_ == round && round % 2 == 1) take_pieces();
+        --inside_;
+        seen = round;
+    }
+}
+
+}  // namespace puna

@@ -1,0 +1,65 @@
+// A small pool of threads for loops whose pieces are a few microseconds long.
+#ifndef PUNA_THREADS_H
+#define PUNA_THREADS_H
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace puna {
+
+// Pieces are handed out one by one, so a thread that the system takes away holds up one piece, not its share of the
+// loop. What a piece computes must not depend on who computes it. One caller at a time.
+class Pool {
+  public:
+    explicit Pool(int threads);
+    ~Pool();
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
+
+    int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+    // Calls body(begin, end) for consecutive pieces of [0, count), each of `grain` but the last; returns when all are
+    // done. The body must not throw.
+    template <typename Body>
+    void each(int64_t count, int64_t grain, const Body& body) {
+        run(
+            count, grain,
+            [](const void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); },
+            &body);
+    }
+
+    // A grain that gives every thread several pieces.
+    int64_t grain(int64_t count) const {
+        const int64_t pieces = 4 * threads();
+        return count > pieces ? (count + pieces - 1) / pieces : 1;
+    }
+
+  private:
+    using Function = void (*)(const void*, int64_t, int64_t);
+
+    void run(int64_t count, int64_t grain, Function function, const void* context);
+    void take_pieces();
+    void work();
+
+    std::vector<std::thread> workers_;
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::atomic<uint64_t> round_{0};  // odd while a loop is open
+    std::atomic<int> inside_{0};
+    std::atomic<int> sleeping_{0};
+    std::atomic<bool> ending_{false};
+    std::atomic<int64_t> next_{0};
+    int64_t count_ = 0;
+    int64_t grain_ = 1;
+    Function function_ = nullptr;
+    const void* context_ = nullptr;
+};
+
+}  // namespace puna
+
+#endif
