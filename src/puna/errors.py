@@ -38,5 +38,9 @@ class ModelNotFoundError(PunaError, FileNotFoundError):
     """No model at the given place."""
 
 
+class StorageError(PunaError, OSError):
+    """A file cannot be written: no space, no permission, or a file where a folder is needed."""
+
+
 class MissingExtraError(PunaError, ImportError):
     """A feature needs an optional dependency; the message names the extra that brings it."""

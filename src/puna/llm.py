@@ -142,7 +142,7 @@ class LLM:
         self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]
     ) -> tuple[Answer, Iterator[str]]:
         """What `stream` yields, and beside it the answer, whose `completion()` holds once the text has ended."""
-        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
+        if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
             messages: Any = prompt
             answer = self._answer(self._render(messages), primed=False, options=options)
         else:
@@ -189,6 +189,8 @@ class LLM:
 
     def _answer(self, prompt_ids: tuple[int, ...], *, primed: bool, options: Options) -> Answer:
         """Checks a request. `primed` text continues the prompt, spaces included; a chat answer stands alone."""
+        if unknown := options.keys() - Options.__annotations__.keys():
+            raise TypeError(f"unknown option {sorted(unknown)[0]!r}; there are {', '.join(Options.__annotations__)}")
         ends = self._stop_ids if primed else self._stop_ids | self._turn_end_ids
         request, stop = self._request(prompt_ids, ends, **options)
         self._engine.check(request)
@@ -283,6 +285,8 @@ class LLM:
 def _ids(tokens: Sequence[int]) -> tuple[int, ...]:
     """Token ids as given in a list, tuple, array or tensor of one dimension; nothing is rounded to one."""
     try:
+        if isinstance(tokens, bytes | bytearray | Mapping) or any(isinstance(token, bool) for token in tokens):
+            raise TypeError
         return tuple(operator.index(token) for token in tokens)
     except TypeError as exc:
         raise RequestError(
@@ -304,8 +308,8 @@ def _open_backend(
 ) -> Backend:
     if name not in ("auto", "torch", "native"):
         raise BackendError(f"backend is {name!r}; it must be 'auto', 'torch' or 'native'")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 1024):
-        raise BackendError(f"threads is {threads!r}; it must be a whole number from 1 to 1024")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 256):
+        raise BackendError(f"threads is {threads!r}; it must be a whole number from 1 to 256")
     if checkpoint.head != "lm":
         raise BackendError(
             f"{checkpoint.path} has no language-model head (its head: {checkpoint.head}); it cannot generate text"

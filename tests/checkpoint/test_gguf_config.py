@@ -85,6 +85,17 @@ def test_divisors_of_one_are_no_scaling(tmp_path: Path) -> None:
     assert config_of(tmp_path, extra={"rope_freqs.weight": np.ones(8, np.float32)}).rope_scaling is None
 
 
+@pytest.mark.parametrize("kind", [None, "none"])
+@pytest.mark.parametrize("recipe", ["llama3", "ones"])
+def test_divisors_with_an_attention_factor(tmp_path: Path, recipe: str, kind: str | None) -> None:
+    divisors = llama3_divisors(64, 500000.0, 8.0) if recipe == "llama3" else np.ones(32, np.float32)
+    keys = {"llama.rope.scaling.attn_factor": 2.0, "llama.rope.scaling.type": kind}
+    changes = {"head_dim": 64, "rope_theta": 500000.0, "max_position_embeddings": 32768}
+    inverse, scale = frequencies(config_of(tmp_path, keys, {"rope_freqs.weight": divisors}, **changes))
+    np.testing.assert_allclose(inverse, 500000.0 ** -(np.arange(32) / 32) / divisors, rtol=1e-6)
+    assert scale == 2
+
+
 def test_longrope(tmp_path: Path) -> None:
     short, long = np.linspace(1, 1.5, 8, dtype=np.float32), np.linspace(1, 9, 8, dtype=np.float32)
     keys = {
@@ -114,6 +125,10 @@ def test_longrope(tmp_path: Path) -> None:
             {"rope_type": "linear", "factor": 4.0},
         ),
         ({"llama.rope.scale_linear": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        ({"llama.rope.scaling.factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 2.0}, None),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scale_linear": 2.0}, None),
+        ({"llama.rope.scaling.attn_factor": 1.0, "llama.rope.scaling.yarn_ext_factor": 0.0}, None),
         (
             {
                 "llama.rope.scaling.type": "yarn",
@@ -156,6 +171,24 @@ ONES = np.ones(8, np.float32)
             "original_context_length' is absent",
         ),
         ({"llama.rope.scaling.type": "longrope"}, {}, "are missing"),
+        ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, {}, "with a factor, 2.0"),
+        ({"llama.rope.scaling.attn_factor": 2.0}, {}, "attn_factor is 2.0 with scaling of type 'linear'"),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.attn_factor": 2.0}, {}, "of type 'none'; LlamaConfig"),
+        (
+            {
+                "llama.rope.scaling.type": "linear",
+                "llama.rope.scaling.factor": 2.0,
+                "llama.rope.scaling.attn_factor": 2.0,
+            },
+            {},
+            "attn_factor is 2.0",
+        ),
+        ({"llama.rope.scaling.yarn_ext_factor": 1.0}, {}, "yarn_ext_factor is 1.0"),
+        (
+            {"llama.rope.scaling.type": "none", "llama.rope.scaling.yarn_attn_factor": 2.0},
+            {},
+            "yarn_attn_factor is 2.0",
+        ),
         ({}, {"rope_factors_long.weight": ONES}, "LongRoPE needs"),
         ({}, {"rope_factors_long.weight": ONES, "rope_freqs.weight": ONES}, "together"),
         (

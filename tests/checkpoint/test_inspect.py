@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from puna.checkpoint import inspect_checkpoint
+from puna.config import GenerationConfig
 from puna.errors import ModelNotFoundError
 from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder, write_gguf
 
@@ -42,6 +44,24 @@ def test_a_folder(tmp_path: Path, shared: Path) -> None:
     for part in ("no generation_config", "says float16, the weights are bfloat16", "eos token id 32001 is beyond"):
         assert part in said
     assert "something_else" in said and report.chat_template is False and "no chat template" in said
+
+
+@pytest.mark.parametrize(("ids", "said"), [((1, 2, None), None), ((1, [7, 2], None), None), ((3, [7, 9], 5), "differ")])
+def test_ids_that_the_tokenizer_has_otherwise(tmp_path: Path, shared: Path, ids: Any, said: str | None) -> None:
+    config = tiny_config(vocab_size=32000)
+    write_folder(tmp_path, config, tiny_tensors(config))
+    GenerationConfig(eos_token_id=ids[1]).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"bos_token_id": ids[0], "pad_token_id": ids[2]}))
+    shutil.copy(shared / "fixtures/tokenizers/llama2-tokenizer.model", tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "pad_token": "<unk>"}')
+    warnings = [line for line in inspect_checkpoint(tmp_path).warnings if "in the tokenizer" in line]
+    expected = [
+        "bos token id 3 in the configuration, but 1 ('<s>') in the tokenizer",
+        "eos token id [7, 9] in the configuration, but 2 ('</s>') in the tokenizer",
+        "pad token id 5 in the configuration, but 0 ('<unk>') in the tokenizer",
+    ]
+    assert warnings == (expected if said else [])
 
 
 def test_a_classifier_without_a_tokenizer(tmp_path: Path) -> None:

@@ -149,6 +149,52 @@ def test_old_rotary_frequencies_are_ignored(tmp_path: Path) -> None:
     assert_holds(open_checkpoint(write_folder(tmp_path, config, tensors | old, bin=True)), tensors)
 
 
+def test_an_index_may_disagree_about_what_is_ignored(tmp_path: Path) -> None:
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    old = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(8) for n in range(2)}
+    write_folder(tmp_path / "held", config, tensors | old, shards=2)
+    index = tmp_path / "held" / "model.safetensors.index.json"
+    placed = json.loads(index.read_text())["weight_map"]
+    write_index(index, {name: file for name, file in placed.items() if name not in old})
+    assert_holds(open_checkpoint(tmp_path / "held"), tensors)
+    write_folder(tmp_path / "listed", config, tensors, shards=2)
+    placed = json.loads((tmp_path / "listed" / index.name).read_text())["weight_map"]
+    write_index(tmp_path / "listed" / index.name, placed | dict.fromkeys(old, placed["model.norm.weight"]))
+    assert_holds(open_checkpoint(tmp_path / "listed"), tensors)
+
+
+def test_old_rotary_frequencies_are_ignored_in_gguf(tmp_path: Path) -> None:
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32), "rope.freqs": np.ones(8, np.float32)}
+    assert_holds(open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors, extra=old)), tensors)
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_gguf_tensor_under_hugging_faces_name_is_not_the_real_one(tmp_path: Path, name: str, lost: bool) -> None:
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    extra = {name: np.zeros(tensors[name].shape, np.float32)}
+    held = {key: tensor for key, tensor in tensors.items() if not lost or key != name}
+    with pytest.raises(CheckpointError, match=f"does not have: '{name}'"):
+        open_checkpoint(write_gguf(tmp_path / "x.gguf", config, held, extra=extra))
+
+
+@pytest.mark.parametrize("kind", ["gguf", "hf"])
+def test_biases_on_q_k_and_v_alone(tmp_path: Path, kind: str) -> None:
+    config = tiny_config(attention_bias=True)
+    tensors = {name: tensor for name, tensor in tiny_tensors(config).items() if not name.endswith("o_proj.bias")}
+    with pytest.raises(
+        CheckpointError, match=r"0\.self_attn\.o_proj\.bias.*attention_bias means biases on q, k, v and o"
+    ):
+        if kind == "hf":
+            open_checkpoint(write_folder(tmp_path, config, tensors))
+        else:
+            open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors))
+
+
 def test_a_tied_head_stored_anyway(tmp_path: Path) -> None:
     config = tiny_config(tie_word_embeddings=True)
     tensors = tiny_tensors(config)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from puna.checkpoint import open_checkpoint, save_weights
+from puna.checkpoint import open_checkpoint, save_checkpoint
 from puna.checkpoint.saving import parse_size
 from puna.errors import CheckpointError
 from tests.checkpoint.tiny import Tensors, tiny_config, tiny_tensors
@@ -29,10 +29,10 @@ def entries(tensors: Tensors) -> Iterator[tuple[str, str, tuple[int, ...], Any]]
 def test_transformers_and_puna_read_it(tmp_path: Path, size: int | str, dtype: torch.dtype) -> None:
     config = tiny_config(dtype=dtype)
     tensors = {name: tensor.to(dtype) for name, tensor in tiny_tensors(config).items()}
-    config.save_pretrained(tmp_path)
-    files = save_weights(tmp_path, entries(tensors), size)
-    assert files[-1].name == ("model.safetensors" if size == "5GB" else "model.safetensors.index.json")
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in files} | {"config.json"}
+    files = save_checkpoint(tmp_path, config, entries(tensors), None, size)
+    assert files[-1].name == "config.json"
+    assert files[-2].name == ("model.safetensors" if size == "5GB" else "model.safetensors.index.json")
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in files}
     checkpoint = open_checkpoint(tmp_path)
     model, info = transformers.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and model.dtype == dtype
@@ -43,41 +43,39 @@ def test_transformers_and_puna_read_it(tmp_path: Path, size: int | str, dtype: t
 
 def test_shards_respect_the_limit_and_the_index_adds_up(tmp_path: Path) -> None:
     tensors = tiny_tensors(tiny_config())
-    files = save_weights(tmp_path, entries(tensors), "60KB")
-    index = json.loads(files[-1].read_text())
+    *files, index_file, _ = save_checkpoint(tmp_path, tiny_config(), entries(tensors), None, "60KB")
+    index = json.loads(index_file.read_text())
     assert index["metadata"]["total_size"] == sum(4 * tensor.numel() for tensor in tensors.values())
     assert index["weight_map"].keys() == tensors.keys()
-    for file in files[:-1]:
+    for file in files:
         assert (
             sum(4 * tensors[name].numel() for name, place in index["weight_map"].items() if place == file.name)
             <= 60_000
         )
-    assert files[0].name == f"model-00001-of-{len(files) - 1:05}.safetensors"
+    assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
 
 
 def test_a_new_save_replaces_the_old_one_whatever_its_shards(tmp_path: Path) -> None:
     config = tiny_config()
-    config.save_pretrained(tmp_path)
     for seed, size in enumerate([10**9, 60_000, 30_000, 60_000, 10**9]):
         tensors = tiny_tensors(config, seed=seed)
-        files = save_weights(tmp_path, entries(tensors), size)
-        assert {path.name for path in tmp_path.iterdir()} == {path.name for path in files} | {"config.json"}
+        files = save_checkpoint(tmp_path, config, entries(tensors), None, size)
+        assert {path.name for path in tmp_path.iterdir()} == {path.name for path in files}
         for name, weight in open_checkpoint(tmp_path).tensors.items():
             np.testing.assert_array_equal(weight.to_float32(), tensors[name].numpy())
 
 
 def test_a_save_that_fails_leaves_the_old_weights(tmp_path: Path) -> None:
     config = tiny_config()
-    config.save_pretrained(tmp_path)
     tensors = tiny_tensors(config)
-    save_weights(tmp_path, entries(tensors), 60_000)
+    save_checkpoint(tmp_path, config, entries(tensors), None, 60_000)
 
     def fail() -> bytes:
         raise RuntimeError("no more")
 
     broken = [(name, "f32", shape, data) for name, _, shape, data in entries(tiny_tensors(config, seed=5))]
     with pytest.raises(RuntimeError, match="no more"):
-        save_weights(tmp_path, [*broken, ("last", "f32", (1,), fail)], 60_000)
+        save_checkpoint(tmp_path, config, [*broken, ("last", "f32", (1,), fail)], None, 60_000)
     for name, weight in open_checkpoint(tmp_path).tensors.items():
         np.testing.assert_array_equal(weight.to_float32(), tensors[name].numpy())
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
@@ -94,8 +92,8 @@ def test_a_save_that_fails_leaves_the_old_weights(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_saved(tmp_path: Path, new: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        save_weights(tmp_path, new)
-    assert not list(tmp_path.glob("*.safetensors"))
+        save_checkpoint(tmp_path / "made" / "here", tiny_config(), new)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sizes() -> None:

@@ -206,6 +206,28 @@ def test_a_full_device_is_one_message(tiny_model):
     assert result.stderr.strip() == "puna: [Errno 28] No space left on device"
 
 
+@pytest.mark.parametrize(
+    ("line", "status", "words"),
+    [
+        ("{puna} tokenize -m {tiny} hi >&-", 0, "tokens"),
+        ("{puna} generate -m {tiny} -p - --max-tokens 1 <&-", 0, ""),
+        ("{puna} chat -m {tiny} --json <&-", 0, ""),
+        ("{puna} info >/dev/full", 1, "puna: [Errno 28]"),
+        ("{puna} --help >/dev/full", 1, "puna: [Errno 28]"),
+        ("{puna} generate -m {tiny} -p hi -t nan", 1, "temperature is nan"),
+        ("{puna} generate -m {tiny} -p hi --threads 100000", 1, "threads is 100000"),
+        ("printf '\\xff' | {puna} generate -m {tiny} -p -", 1, "not UTF-8"),
+        ("printf 'a\\n' | PYTHONIOENCODING=ascii {puna} chat -m {tiny} --max-tokens 1", 0, ""),
+    ],
+)
+def test_odd_streams_end_in_one_line(tiny_model, line, status, words):
+    command = line.format(puna=PUNA, tiny=tiny_model)
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert result.returncode == status, result.stderr
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_terminal_that_cannot_show_a_character(tiny_model):
     result = subprocess.run(
         [PUNA, "generate", "-m", str(tiny_model), "-p", "ü", "--max-tokens", "1"],

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -28,6 +32,11 @@ def key(name: str | bytes, kind: int, value: bytes) -> bytes:
 
 def tensor(name: str, dims: tuple[int, ...] = (4,), kind: int = 0, offset: int = 0) -> bytes:
     return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+
+
+def strings(count: int) -> bytes:
+    """An array of empty strings."""
+    return struct.pack("<IQ", STRING, count) + bytes(8 * count)
 
 
 def whole(keys: list[bytes], tensors: list[bytes], data: bytes = b"", /, version: int = 3, **counts: int) -> bytes:
@@ -96,12 +105,13 @@ def test_tensors_lie_where_the_writer_put_them(tmp_path: Path, alignment: int) -
     np.testing.assert_array_equal(found["packed"].data, packed.reshape(-1))
 
 
-def test_nested_arrays_and_version_2(tmp_path: Path) -> None:
-    inner = struct.pack("<IQ", STRING, 2) + text("a") + text("b")
-    nested = struct.pack("<IQ", ARRAY, 2) + inner + struct.pack("<IQ2I", U32, 2, 7, 8)
-    found = open_gguf(write(tmp_path / "a", whole([key("deep", ARRAY, nested)], [], version=2)))
-    assert found.version == 2 and found.metadata["deep"][0] == ["a", "b"]
-    assert found.metadata["deep"][1].tolist() == [7, 8]
+def test_version_2(tmp_path: Path) -> None:
+    words = struct.pack("<IQ", STRING, 2) + text("a") + text("b")
+    numbers = struct.pack("<IQ2I", U32, 2, 7, 8)
+    keys = [key("words", ARRAY, words), key("numbers", ARRAY, numbers), key("none", ARRAY, strings(0))]
+    found = open_gguf(write(tmp_path / "a", whole(keys, [], version=2)))
+    assert found.version == 2 and found.metadata["words"] == ["a", "b"] and found.metadata["none"] == []
+    assert found.metadata["numbers"].tolist() == [7, 8]
 
 
 def test_smollm2_bit_for_bit(smollm2: Path) -> None:
@@ -149,8 +159,12 @@ HOSTILE = {
     "array count": (whole([key("a", ARRAY, struct.pack("<IQ", U32, 2**62))], []), "numbers announced"),
     "string count": (whole([key("a", ARRAY, struct.pack("<IQ", STRING, 2**40))], []), "strings announced"),
     "array type": (whole([key("a", ARRAY, struct.pack("<IQ", 99, 0))], []), "value type 99"),
-    "arrays in arrays": (whole([key("a", ARRAY, nested(100_000))], []), "nested deeper"),
-    "array of arrays": (whole([key("a", ARRAY, struct.pack("<IQ", ARRAY, 2**60))], []), "arrays announced"),
+    "arrays in arrays": (whole([key("a", ARRAY, nested(100_000))], []), "an array of 1 arrays"),
+    "array of arrays": (whole([key("a", ARRAY, struct.pack("<IQ", ARRAY, 2**60))], []), "an array of 2*"),
+    "string that wraps": (
+        whole([key("a", ARRAY, struct.pack("<IQQQ", STRING, 3, 2**64 - 16, 2**64 - 1) + bytes(64))], []),
+        "end past",
+    ),
     "alignment 0": (whole([key("general.alignment", U32, struct.pack("<I", 0))], []), "power of two"),
     "alignment 48": (whole([key("general.alignment", U32, struct.pack("<I", 48))], []), "power of two"),
     "alignment text": (whole([key("general.alignment", STRING, text("32"))], []), "power of two"),
@@ -176,6 +190,47 @@ def test_hostile_files_are_refused(tmp_path: Path, case: str) -> None:
     raw, message = HOSTILE[case]
     with pytest.raises(CheckpointError, match=message):
         open_gguf(write(tmp_path / "hostile.gguf", raw))
+
+
+BOMBS = {
+    "a file of empty arrays": (
+        [struct.pack("<IQ", ARRAY, 2**22) + struct.pack("<IQ", U32, 0) * 2**22],
+        "of 4194304 ar",
+    ),
+    "several arrays of empty strings": ([strings(2**22)] * 5, "4194304 strings announced .* limit is 2097152"),
+    "strings that only together are too many": ([strings(2**20)] * 3, "1048576 strings announced .* limit is 0"),
+}
+
+OPEN = """
+import resource, sys
+from pathlib import Path
+from puna.errors import CheckpointError
+from puna.formats.gguf import open_gguf
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+try:
+    print(sum(len(value) for value in dict(open_gguf(Path(sys.argv[1])).metadata).values()), "items")
+except CheckpointError as exc:
+    print(exc)
+"""
+
+
+def open_in_a_gigabyte(path: Path) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread takes address space
+    command = [sys.executable, "-c", OPEN, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True).stdout
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_what_would_grow_in_memory_is_refused(tmp_path: Path, case: str) -> None:
+    arrays, message = BOMBS[case]
+    raw = whole([key(f"k{index}", ARRAY, value) for index, value in enumerate(arrays)], [])
+    assert re.search(message, open_in_a_gigabyte(write(tmp_path / "bomb", raw)))
+
+
+def test_as_many_strings_as_are_allowed_fit_into_memory(tmp_path: Path) -> None:
+    half = struct.pack("<IQ", STRING, 2**20) + b"".join(text(f"{n:05x}") for n in range(2**20))
+    path = write(tmp_path / "full", whole([key("a", ARRAY, half), key("b", ARRAY, half)], []))
+    assert open_in_a_gigabyte(path) == "2097152 items\n"
 
 
 def test_strings_that_are_not_utf8_are_found_when_read(tmp_path: Path) -> None:

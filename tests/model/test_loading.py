@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -107,6 +108,45 @@ def test_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     assert not torch.equal(exact["lm_head.weight"], wide.lm_head.weight)
     with pytest.raises(ConfigError, match=r"int8.*auto.*bfloat16"):
         LlamaForCausalLM.from_pretrained(tmp_path, dtype="int8")
+
+
+@pytest.mark.parametrize("place", ["folder", "new"])
+@pytest.mark.parametrize(
+    ("change", "text"), [({"dtype": torch.float64}, "'float64'"), ({"device": "meta"}, "on the meta device")]
+)
+def test_what_cannot_be_saved_leaves_no_trace(
+    folder: Path, tmp_path: Path, place: str, change: dict[str, Any], text: str
+) -> None:
+    target = folder if place == "folder" else tmp_path / "made" / "here"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    model = LlamaForCausalLM(config_of(num_key_value_heads=2, rms_norm_eps=1e-3)).to(**change)
+    with pytest.raises(PunaError, match=text):
+        model.save_pretrained(target)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_save_that_fails_leaves_the_earlier_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    model = LlamaForCausalLM(config_of(num_key_value_heads=2, rms_norm_eps=1e-3))  # old weights would fit into it
+    model.generation_config = GenerationConfig(max_new_tokens=3)
+    original = os.fsync
+
+    def full(descriptor: int) -> None:
+        original(descriptor)
+        if os.fstat(descriptor).st_size > 10_000:
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        model.save_pretrained(folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_classifier_takes_the_place_of_a_language_model(folder: Path) -> None:
+    assert (folder / "generation_config.json").exists()
+    LlamaForSequenceClassification(config_of()).save_pretrained(folder)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_auto_believes_the_weights_not_the_configuration(folder: Path) -> None:

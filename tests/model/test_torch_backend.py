@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from puna.backend import Backend, Chunk
-from puna.config import GenerationConfig
 from puna.errors import BackendError, PunaError
-from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, TorchBackend
+from puna.model import LlamaForCausalLM, TorchBackend
 from tests.model.twins import CONFIGURATIONS, DYNAMIC, config_of, pair
 
 IDS = np.random.default_rng(0).integers(3, 67, 15)
@@ -103,17 +102,12 @@ def test_a_batch_that_cannot_run_changes_nothing(backend: TorchBackend, chunk: C
 
 def test_from_pretrained(tmp_path: Path) -> None:
     model: LlamaForCausalLM = pair(config_of(num_key_value_heads=2))[0]
-    model.generation_config = GenerationConfig(eos_token_id=[2, 5])
     model.save_pretrained(tmp_path)
     loaded = TorchBackend.from_pretrained(tmp_path)
-    assert loaded.generation_config == model.generation_config
     assert np.array_equal(loaded.forward([Chunk(0, IDS, 0)]), TorchBackend(model).forward([Chunk(0, IDS, 0)]))
     assert TorchBackend.from_pretrained(tmp_path, device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
     with pytest.raises(BackendError, match="device is 'nowhere'"):
         TorchBackend.from_pretrained(tmp_path, device="nowhere")
-    LlamaForSequenceClassification(model.config).save_pretrained(tmp_path)
-    with pytest.raises(BackendError, match=r"no language-model head.*classification"):
-        TorchBackend.from_pretrained(tmp_path)
 
 
 def test_a_step_that_was_interrupted_can_be_run_again(backend: TorchBackend) -> None:

@@ -3,7 +3,7 @@
 from puna.checkpoint.inspect import Report, inspect_checkpoint
 from puna.checkpoint.loading import Checkpoint, open_checkpoint
 from puna.checkpoint.locate import DEFAULT_MODEL, locate_model
-from puna.checkpoint.saving import save_weights
+from puna.checkpoint.saving import save_checkpoint
 from puna.checkpoint.weight import Weight
 
 __all__ = [
@@ -14,5 +14,5 @@ __all__ = [
     "inspect_checkpoint",
     "locate_model",
     "open_checkpoint",
-    "save_weights",
+    "save_checkpoint",
 ]

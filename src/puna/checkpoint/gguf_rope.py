@@ -48,7 +48,8 @@ def rope_scaling(
         raise CheckpointError(
             f"unknown rotary settings {', '.join(unknown)[:200]}; puna reads {', '.join(sorted(_READ))}"
         )
-    kind = keys.text(f"{_PREFIX}scaling.type", "none")
+    kind = keys.text(f"{_PREFIX}scaling.type", "linear")  # llama.cpp's default: files older than this key are linear
+    _refuse_yarn(keys, kind)
     scaled = _from_keys(keys, kind)
     factors = {name: _factors(tensors[name], head_dim) for name in FACTOR_TENSORS if name in tensors}
     if not factors:
@@ -56,10 +57,12 @@ def rope_scaling(
             raise CheckpointError(
                 "rope scaling is 'longrope', but rope_factors_long.weight and _short.weight are missing"
             )
+        if kind != "yarn":
+            _refuse_attention_factor(keys, kind)
         return scaled
     if scaled is not None:
         raise CheckpointError(
-            f"both {_PREFIX}scaling.type {kind!r} and {', '.join(factors)}; only one may scale positions"
+            f"both {_PREFIX}scaling keys ({kind}) and {', '.join(factors)}; only one may scale positions"
         )
     if "rope_freqs.weight" in factors:
         if len(factors) > 1:
@@ -69,24 +72,40 @@ def rope_scaling(
 
 
 def _from_keys(keys: GgufKeys, kind: str) -> dict[str, Any] | None:
+    """Scaling by a factor alone, as llama.cpp's `llama_model::load_hparams` reads it; "none" overrides the factor."""
     factor = keys.number(f"{_PREFIX}scaling.factor", keys.number(f"{_PREFIX}scale_linear", 1.0))
-    if kind in ("none", "longrope") or (kind == "linear" and factor == 1):
-        if kind == "none" and factor != 1:
-            return {"rope_type": "linear", "factor": factor}  # files older than `scaling.type`
+    if kind == "none" or (kind in ("linear", "longrope") and factor == 1):
         return None
     if kind == "linear":
-        if keys.number(f"{_PREFIX}scaling.attn_factor", 1.0) != 1:
-            raise CheckpointError("linear rope scaling with an attention factor; LlamaConfig cannot express that")
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
         return _yarn(keys, factor)
+    if kind == "longrope":
+        raise CheckpointError(f"longrope scaling with a factor, {factor}, beside; LlamaConfig cannot express that")
     raise CheckpointError(f"{_PREFIX}scaling.type is {kind[:40]!r}; puna reads none, linear, yarn and longrope")
 
 
+def _refuse_attention_factor(keys: GgufKeys, kind: str) -> None:
+    """ggml multiplies cosines and sines by it whatever the kind of scaling."""
+    factor = keys.number(f"{_PREFIX}scaling.attn_factor", 1.0)
+    if factor != 1:
+        raise CheckpointError(
+            f"{_PREFIX}scaling.attn_factor is {factor} with scaling of type {kind!r}; LlamaConfig cannot express that"
+        )
+
+
+def _refuse_yarn(keys: GgufKeys, kind: str) -> None:
+    """Refuses what `LlamaConfig` has no field for. ggml mixes frequencies as YaRN does wherever ext_factor is not 0."""
+    for key, neutral in (("ext_factor", float(kind == "yarn")), ("attn_factor", 1.0), ("log_multiplier", 0.0)):
+        found = keys.number(f"{_PREFIX}scaling.yarn_{key}", neutral)
+        if found != neutral:
+            raise CheckpointError(
+                f"{_PREFIX}scaling.yarn_{key} is {found}; LlamaConfig cannot express another value than {neutral} with "
+                f"scaling of type {kind[:40]!r}"
+            )
+
+
 def _yarn(keys: GgufKeys, factor: float) -> dict[str, Any]:
-    for key, neutral in (("ext_factor", 1.0), ("attn_factor", 1.0), ("log_multiplier", 0.0)):
-        if keys.number(f"{_PREFIX}scaling.yarn_{key}", neutral) != neutral:
-            raise CheckpointError(f"{_PREFIX}scaling.yarn_{key} is not {neutral}; LlamaConfig cannot express that")
     found: dict[str, Any] = {
         "rope_type": "yarn",
         "factor": factor,
@@ -112,11 +131,12 @@ def _factors(tensor: StoredTensor, head_dim: int) -> NDArray[np.float32]:
 
 
 def _from_divisors(keys: GgufKeys, divisors: NDArray[np.float32], theta: float) -> dict[str, Any] | None:
-    if np.all(divisors == 1):
+    attention = keys.number(f"{_PREFIX}scaling.attn_factor", 1.0)
+    if attention == 1 and np.all(divisors == 1):
         return None
     old = keys.whole(f"{_PREFIX}scaling.original_context_length", _OLD)
     factor = _llama3_factor(divisors, theta, old)
-    if factor is not None:
+    if attention == 1 and factor is not None:
         return {
             "rope_type": "llama3",
             "factor": factor,
@@ -124,8 +144,8 @@ def _from_divisors(keys: GgufKeys, divisors: NDArray[np.float32], theta: float) 
             "high_freq_factor": _HIGH,
             "original_max_position_embeddings": old,
         }
-    # Some other recipe. LongRoPE divides each frequency by a number too, one list for short texts and one for long;
-    # given the same list twice and an attention factor of 1, it is exactly what the file asks for.
+    # Some other recipe. LongRoPE divides each frequency by a number too, one list for short texts and one for long, and
+    # has an attention factor; given the same list twice, it is exactly what the file asks for.
     found = _listed(divisors)
     return {
         "rope_type": "longrope",
@@ -133,7 +153,7 @@ def _from_divisors(keys: GgufKeys, divisors: NDArray[np.float32], theta: float) 
         "long_factor": found,
         "original_max_position_embeddings": old,
         "factor": 1.0,
-        "attention_factor": keys.number(f"{_PREFIX}scaling.attn_factor", 1.0),
+        "attention_factor": attention,
     }
 
 

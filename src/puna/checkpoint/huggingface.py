@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from puna.checkpoint.names import is_ignored
 from puna.errors import CheckpointError
 from puna.files import read_json
 from puna.formats.blocks import StoredTensor
@@ -58,7 +59,8 @@ def read_tensors(files: WeightFiles) -> dict[str, StoredTensor]:
     """All tensors of `files` under their stored names.
 
     Raises:
-        CheckpointError: a file is damaged, or holds other tensors than the index says.
+        CheckpointError: a file is damaged, or holds other tensors than the index says (ignored ones aside, which some
+            indexes leave out and some shards lack).
     """
     tensors: dict[str, StoredTensor] = {}
     for path in files.paths:
@@ -67,7 +69,7 @@ def read_tensors(files: WeightFiles) -> dict[str, StoredTensor]:
             _check_place(files.placed, path, held)
         tensors |= held
     if files.placed is not None:
-        missing = [name for name in files.placed if name not in tensors]
+        missing = [name for name in files.placed if name not in tensors and not is_ignored(name)]
         if missing:
             file = files.placed[missing[0]]
             raise CheckpointError(
@@ -83,7 +85,7 @@ def open_tensor_file(path: Path) -> dict[str, StoredTensor]:
 
 def _check_place(placed: dict[str, str], path: Path, held: dict[str, StoredTensor]) -> None:
     for name in held:
-        if placed.get(name) != path.name:
+        if placed.get(name) != path.name and not is_ignored(name):
             said = f"{placed[name]!r}" if name in placed else "nowhere"
             raise CheckpointError(
                 f"{path}: holds tensor {name!r}, which the index places {said}; the files do not belong together"

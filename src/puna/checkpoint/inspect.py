@@ -228,12 +228,26 @@ def _read_tokenizer(report: Report, place: Path) -> None:
     report.chat_template = tokenizer.chat_template is not None
     if not report.chat_template:
         report.warnings.append("no chat template; chatting needs one to be given")
+    named = {
+        "bos": (tokenizer.bos_token_id, tokenizer.bos_token),
+        "eos": (tokenizer.eos_token_id, tokenizer.eos_token),
+        "pad": (tokenizer.pad_token_id, tokenizer.pad_token),
+    }
     for name, entry in report.special_tokens.items():
-        text = {"bos": tokenizer.bos_token, "eos": tokenizer.eos_token, "pad": tokenizer.pad_token}[name]
-        entry["text"] = text
+        _compare_id(report, name, entry, *named[name])
     rows, tokens = report.vocabulary.get("rows"), len(tokenizer)
     report.vocabulary["tokens"] = tokens
     if rows is not None and tokens > rows:
         report.warnings.append(
             f"the tokenizer has {tokens} tokens, the embedding {rows} rows; ids beyond them will fail"
+        )
+
+
+def _compare_id(report: Report, name: str, entry: dict[str, Any], theirs: int | None, text: str | None) -> None:
+    """Notes the tokenizer's text of a special token, and warns where it is that of another id."""
+    entry["text"] = text
+    ids = entry["id"] if isinstance(entry["id"], list) else [entry["id"]]
+    if theirs is not None and entry["id"] is not None and theirs not in ids:
+        report.warnings.append(
+            f"{name} token id {entry['id']} in the configuration, but {theirs} ({text!r}) in the tokenizer"
         )

@@ -10,8 +10,8 @@ from typing import Literal
 from puna.checkpoint.gguf_config import read_gguf_config
 from puna.checkpoint.gguf_rope import FACTOR_TENSORS
 from puna.checkpoint.huggingface import find_weight_files, read_tensors
-from puna.checkpoint.names import Head, interleaved_rows, to_hf
-from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head, full_names
+from puna.checkpoint.names import Head, interleaved_rows, is_ignored, to_hf
+from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head, full_names, refuse_extra
 from puna.checkpoint.weight import Weight
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, ModelNotFoundError
@@ -98,10 +98,19 @@ def open_gguf_model(file: GgufFile) -> Checkpoint:
 
 
 def _translate(file: GgufFile) -> dict[str, StoredTensor]:
-    named = {}
+    """The tensors under Hugging Face's names, without those that `rope_scaling` has read and those that are ignored."""
+    named: dict[str, StoredTensor] = {}
+    extra = []
     for name, tensor in file.tensors.items():
-        if name not in FACTOR_TENSORS:
-            named[to_hf(name, "gguf") or name] = tensor
+        if name in FACTOR_TENSORS or is_ignored(name):
+            continue
+        new = to_hf(name, "gguf")
+        if new is None:  # not even one that Hugging Face calls so: it must not take the place of the real one
+            extra.append(name)
+            continue
+        assert new not in named, "the table of names gives each GGUF name a Hugging Face name of its own"
+        named[new] = tensor
+    refuse_extra(extra)
     return named
 
 

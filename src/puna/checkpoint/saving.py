@@ -1,12 +1,13 @@
-"""Weights written in Hugging Face's layout: one safetensors file, or several and an index."""
+"""A model written as a Hugging Face folder: configurations, and one safetensors file or several and an index."""
 
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from puna.checkpoint.replacing import replace_together, staging
+from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError
 from puna.files import write_json
 from puna.formats.blocks import FORMATS, BlockFormat
@@ -14,56 +15,72 @@ from puna.formats.safetensors import Buffer, NewTensor, Producer, write_safetens
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_CONFIG, _GENERATION = "config.json", "generation_config.json"
+_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|generation_config\.json")
+"""Files of an earlier save that must not outlive it."""
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 _BY_NAME = {name: item for item in FORMATS.values() for name in (item.name, item.torch) if name is not None}
 
 
-def save_weights(
+def save_checkpoint(
     folder: str | Path,
+    config: LlamaConfig,
     tensors: Iterable[tuple[str, str, tuple[int, ...], Buffer | Producer]],
+    generation: GenerationConfig | None = None,
     max_shard_size: int | str = "5GB",
 ) -> list[Path]:
-    """Writes `tensors` into `folder`, which is made if needed; returns the files, the index last.
+    """Writes a model into `folder`, which is made if needed; returns the files, config.json last.
 
-    All shards are written elsewhere first; then those of an earlier save go, the new ones take their places, and the
-    index comes last. So an interrupted save leaves the old weights or an unreadable folder, never a mixture.
+    All files are written in a folder beside first; then those of an earlier save, its generation_config.json among
+    them, go and the new ones take their places (`replace_together`). So a save that fails leaves the earlier one whole,
+    and one that is killed never a mixture that loads.
 
     Args:
         folder: where to write.
+        config: written as it is; saying what the tensors are is the caller's duty.
         tensors: (name, type, shape, data): the type as puna or torch names it ("bf16", "bfloat16"); data as bytes in
             C order, or a function that makes them when their turn comes, so that only one tensor is ever held.
+        generation: None for a model without a language model's head.
         max_shard_size: bytes, or a string such as "5GB" or "200MiB"; a larger tensor has a file of its own.
 
     Raises:
         CheckpointError: an unknown type, a name twice, data that does not fit its shape, or a size that cannot be read.
+        ConfigError: a configuration that JSON cannot hold.
+        OSError: the disk is full or refuses.
     """
-    target = Path(folder)
     new = [NewTensor(name, _format(name, kind), tuple(shape), data) for name, kind, shape, data in tensors]
     shards = _split(new, parse_size(max_shard_size))
+    target = Path(folder)
+    with staging(target) as place:
+        config.save_pretrained(place)
+        if generation is not None:
+            generation.save_pretrained(place)
+        names = _write_weights(place, new, shards)
+        names += [_GENERATION] if generation is not None else []
+        names.append(_CONFIG)
+        outdated = [path.name for path in target.iterdir() if _OURS.fullmatch(path.name) and path.name not in names]
+        replace_together(place, target, names, outdated)
+    return [target / name for name in names]
+
+
+def _write_weights(place: Path, tensors: list[NewTensor], shards: list[list[NewTensor]]) -> list[str]:
+    """Writes one file, or several and their index, which is last among the names returned."""
     files = [_SINGLE]
     if len(shards) > 1:
         files = [f"model-{at:05}-of-{len(shards):05}.safetensors" for at in range(1, len(shards) + 1)]
     placed = {tensor.name: file for file, shard in zip(files, shards, strict=True) for tensor in shard}
-    if len(placed) != len(new):
-        raise CheckpointError(f"{len(new)} tensors under {len(placed)} names; each tensor needs its own")
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as place:
-        for file, shard in zip(files, shards, strict=True):
-            # transformers asks for the framework; "pt" is the only value that every release takes.
-            write_safetensors(Path(place, file), shard, {"format": "pt"})
-        for path in target.iterdir():
-            if _OURS.fullmatch(path.name):
-                path.unlink()
-        for file in files:
-            Path(place, file).replace(target / file)
+    if len(placed) != len(tensors):
+        raise CheckpointError(f"{len(tensors)} tensors under {len(placed)} names; each tensor needs its own")
+    for file, shard in zip(files, shards, strict=True):
+        # transformers asks for the framework; "pt" is the only value that every release takes.
+        write_safetensors(place / file, shard, {"format": "pt"})
     if len(shards) > 1:
-        total = sum(tensor.format.size(tensor.shape) for tensor in new)
-        write_json(target / _INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
+        total = sum(tensor.format.size(tensor.shape) for tensor in tensors)
+        write_json(place / _INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
         files.append(_INDEX)
-    return [target / file for file in files]
+    return files
 
 
 def parse_size(size: int | str) -> int:

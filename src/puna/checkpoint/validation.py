@@ -93,10 +93,21 @@ def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, StoredT
                 "norms and biases are never quantised, convert the model again"
             )
     if missing:
-        raise CheckpointError(
-            f"missing tensors: {_listed(missing)}. The configuration belongs to another model, or a file is missing"
+        raise CheckpointError(f"missing tensors: {_listed(missing)}. {_why_missing(missing)}")
+    refuse_extra([name for name in tensors if name not in needed])
+
+
+def _why_missing(names: list[str]) -> str:
+    if all(name.endswith(".self_attn.o_proj.bias") for name in names):
+        return (
+            "attention_bias means biases on q, k, v and o, and here o has none: that is another architecture's model; "
+            "one converted with biases of zero for o (attn_output.bias in GGUF) computes the same"
         )
-    extra = [name for name in tensors if name not in needed]
+    return "The configuration belongs to another model, or a file is missing"
+
+
+def refuse_extra(extra: list[str]) -> None:
+    """Raises CheckpointError if there are any names in `extra`."""
     if extra:
         raise CheckpointError(
             f"tensors that a LLaMA of this configuration does not have: {_listed(extra)}. "

@@ -55,8 +55,3 @@ def root(
     ] = False,
 ) -> None:
     """The LLaMA family in one small package: run a model, look into its files."""
-
-
-def main() -> None:
-    """Entry point of the command."""
-    app()

@@ -43,8 +43,10 @@ def chat(
     json: options.Json = False,
 ) -> None:
     """Talk with a model; it remembers the conversation. /help lists what you can say to puna itself."""
+    from puna.engine import Sampling
     from puna.llm import LLM
 
+    Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuse bad values before a long load
     with loading(model):
         llm = LLM(model, backend, threads, device=device, dtype=dtype)
     settings: Options = {
@@ -107,6 +109,8 @@ class Conversation:
 
 
 def _talk(conversation: Conversation) -> None:
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  # line editing, history, and lines longer than a terminal's 4,095 bytes
     console = stderr_console()
     console.print("/help lists commands, /exit leaves.", style="dim")
     while True:

@@ -34,11 +34,13 @@ def generate(
     json: options.Json = False,
 ) -> None:
     """Continue a prompt; the text is streamed as it comes."""
+    from puna.engine import Sampling
     from puna.llm import LLM
 
     if system is not None and not chat:
         raise typer.BadParameter("--system goes with --chat", param_hint="--system")
     text = read_text(prompt, "the prompt")
+    Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuse bad values before a long load
     with loading(model):
         llm = LLM(model, backend, threads, device=device, dtype=dtype)
     messages = [] if system is None else [{"role": "system", "content": system}]

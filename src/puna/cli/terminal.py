@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import typer
@@ -30,9 +31,7 @@ def command(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
     @functools.wraps(run)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
-            for stream in (sys.stdout, sys.stderr):
-                if isinstance(stream, io.TextIOWrapper):
-                    stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character
+            _open_streams()
             run(*args, **kwargs)
             sys.stdout.flush()
         except PunaError as exc:
@@ -44,12 +43,26 @@ def command(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
         except BrokenPipeError:
             _abandon_output()
             raise typer.Exit(1) from None
+        except UnicodeDecodeError as exc:
+            typer.echo(f"puna: standard input is not {exc.encoding} text ({exc.reason}); convert it first", err=True)
+            raise typer.Exit(1) from exc
         except OSError as exc:
             typer.echo(f"puna: {exc}", err=True)
             _abandon_output()
             raise typer.Exit(1) from exc
 
     return wrapped
+
+
+def _open_streams() -> None:
+    """Standard streams a command can use: closed ones become empty, and no character is too rare to be shown."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115  # for the rest of the process
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _abandon_output() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from puna.config.checks import absent_if_minus_one, check_between, check_flag, check_whole
 from puna.config.llama import LlamaConfig
 from puna.errors import ConfigError
-from puna.files import read_json, write_json
+from puna.files import make_folder, read_json, write_json
 
 _DEFAULTS: dict[str, Any] = {
     "max_length": 20,
@@ -171,8 +171,7 @@ class GenerationConfig:
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `generation_config.json` into `folder`, which is made if needed."""
         self.validate()
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
+        target = make_folder(folder)
         try:
             write_json(target / "generation_config.json", self.to_dict())
         except (TypeError, RecursionError) as exc:

@@ -13,7 +13,7 @@ from puna.config.checks import absent_if_minus_one, check_between, check_flag, c
 from puna.config.labels import read_labels
 from puna.config.rope import ROPE_FIELDS, RopeContext, check_spellings, override_rope, read_rope, write_rope
 from puna.errors import ConfigError, ModelNotFoundError
-from puna.files import read_json, write_json
+from puna.files import make_folder, read_json, write_json
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -355,8 +355,7 @@ class LlamaConfig:
         self.validate()
         if not isinstance(self.hidden_act, str):
             raise ConfigError(f"hidden_act is {self.hidden_act!r}; a file can only hold an activation's name")
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
+        target = make_folder(folder)
         try:
             write_json(target / "config.json", self.to_dict())
         except (TypeError, RecursionError) as exc:

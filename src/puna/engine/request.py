@@ -40,7 +40,7 @@ class Sampling:
         _within("temperature", self.temperature, 0.0, math.inf)
         _within("top_p", self.top_p, 0.0, 1.0)
         _within("min_p", self.min_p, 0.0, 1.0)
-        _within("repetition_penalty", self.repetition_penalty, 1e-6, math.inf)
+        _within("repetition_penalty", self.repetition_penalty, 1e-6, 1e6)
         if not _is_int(self.top_k) or self.top_k < 0:
             raise RequestError(f"top_k is {self.top_k!r}; it must be a whole number, 0 or more (0 keeps all tokens)")
         if self.seed is not None and (not _is_int(self.seed) or self.seed < 0):

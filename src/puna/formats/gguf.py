@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +46,10 @@ _SCALARS = {
 _NUMBERS = {kind: np.dtype(spelling) for kind, spelling in _SCALARS.items()}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 
-_MAX_NAMES, _MAX_ITEMS = 2**16, 2**22
-"""Most keys or tensors, and most strings of an array. The largest LLaMA has 1,138 tensors, vocabularies have up to 10^6
-entries. A Python object costs far more memory than its bytes in the file, whose size alone must not bound them."""
-_MAX_DEPTH = 4
-"""Deepest array inside arrays. The format allows any depth; no known key has more than one."""
+_MAX_NAMES, _MAX_STRINGS = 2**16, 2**21
+"""Most keys or tensors, and most strings in all arrays of a file together. The largest LLaMA has 1,138 tensors, Llama 3
+has 408,403 tokens and merges. A Python object costs far more memory than its bytes in the file, whose size alone must
+not bound them."""
 _MAX_DIMS = 4
 """GGML_MAX_DIMS."""
 
@@ -92,13 +92,12 @@ class _Strings:
     """Consecutive strings, each behind a length of eight bytes. Vocabularies have 10^5, and few readers want them."""
 
     raw: memoryview
-    ends: list[int]
+    ends: array[int]
 
     def decode(self) -> list[str]:
         raw = bytes(self.raw)
-        starts = [8, *(end + 8 for end in self.ends[:-1])]
         try:
-            return [raw[start:end].decode() for start, end in zip(starts, self.ends, strict=True)] if self.ends else []
+            return [raw[end + 8 : after].decode() for end, after in itertools.pairwise(itertools.chain([0], self.ends))]
         except UnicodeDecodeError as exc:
             raise CheckpointError(f"a string is not UTF-8 ({exc}); the file is damaged, download it again") from exc
 
@@ -136,6 +135,7 @@ class _Cursor:
         self.data = data
         self.view = data.data
         self.at = 0
+        self.strings_left = _MAX_STRINGS
 
     def expect(self, count: int, size: int, what: str, limit: int) -> None:
         """Refuses a count whose items, `size` bytes or more each, cannot fit in the rest of the file."""
@@ -162,15 +162,14 @@ class _Cursor:
 
     def strings(self, count: int) -> _Strings:
         """Skips `count` strings in a row, each a length of eight bytes and UTF-8, noting where they end."""
-        self.expect(count, 8, "strings", _MAX_ITEMS)
-        view, at, ends, unpack = self.view[self.at :], 0, [], struct.Struct("<Q").unpack_from
-        limit = len(view)
-        for _ in range(count):
-            if at + 8 > limit:
-                break
-            at += 8 + unpack(view, at)[0]
-            ends.append(at)
-        if at > limit or len(ends) < count:
+        view, at, ends, unpack = self.view[self.at :], 0, array("Q"), struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                at += 8 + unpack(view, at)[0]
+                ends.append(at)
+        except (struct.error, OverflowError):
+            at = len(view) + 1
+        if at > len(view):
             raise CheckpointError(
                 f"{count} strings from byte {self.at} end past byte {len(self.data)}, the file's last"
             )
@@ -197,31 +196,32 @@ def _metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
         if key in metadata:
             raise CheckpointError(f"the metadata key {key!r} appears twice; the file is damaged, download it again")
         try:
-            metadata[key] = _value(cursor, cursor.number("<I"), 0)
+            metadata[key] = _value(cursor, cursor.number("<I"))
         except CheckpointError as exc:
             raise CheckpointError(f"metadata key {key!r}: {exc}") from exc
     return metadata
 
 
-def _value(cursor: _Cursor, kind: int, depth: int) -> Any:
+def _value(cursor: _Cursor, kind: int) -> Any:
     if kind == _STRING:
         return cursor.string()
     if kind == _ARRAY:
-        return _array(cursor, depth + 1)
+        return _array(cursor)
     return _numbers(cursor, kind, 1)[0].item()
 
 
-def _array(cursor: _Cursor, depth: int) -> Any:
-    if depth > _MAX_DEPTH:
-        raise CheckpointError(f"arrays nested deeper than {_MAX_DEPTH}; no model needs that, the file is damaged")
+def _array(cursor: _Cursor) -> _Strings | NDArray[Any]:
     kind, count = cursor.number("<I"), cursor.number("<Q")
-    if kind == _STRING:
-        strings = cursor.strings(count)
-        return strings if depth == 1 else strings.decode()
     if kind == _ARRAY:
-        cursor.expect(count, 12, "arrays", _MAX_ITEMS)
-        return [_array(cursor, depth + 1) for _ in range(count)]
-    return _numbers(cursor, kind, count)
+        raise CheckpointError(
+            f"an array of {count} arrays; puna reads arrays of numbers and of strings. No LLaMA needs others: "
+            "the file is damaged, or the key has to be taken out"
+        )
+    if kind != _STRING:
+        return _numbers(cursor, kind, count)
+    cursor.expect(count, 8, "strings", cursor.strings_left)
+    cursor.strings_left -= count
+    return cursor.strings(count)
 
 
 def _numbers(cursor: _Cursor, kind: int, count: int) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from puna.config import LlamaConfig
 from puna.errors import BackendError
 from puna.model.cache import KVCache
 from puna.model.causal_lm import LlamaForCausalLM
+from puna.model.device import open_device
 from puna.model.outputs import BaseModelOutputWithPast
 
 
@@ -53,9 +54,11 @@ class TorchBackend:
             BackendError: PyTorch has no such device here.
             CheckpointError, ConfigError, ModelNotFoundError: as `LlamaForCausalLM.from_pretrained`.
         """
-        place = _device(device)
+        place = open_device("cpu" if device is None else device, "device")
         if threads is not None:
             torch.set_num_threads(threads)
+        if place.type == "meta":
+            raise BackendError("device is 'meta', which holds no numbers; leave it out")
         on_cpu = place.type == "cpu"
         return cls(LlamaForCausalLM.from_pretrained(path, dtype=dtype or (None if on_cpu else "auto"), device=place))
 
@@ -87,13 +90,3 @@ class TorchBackend:
             return np.empty((0, self.config.vocab_size), np.float32)
         logits: NDArray[np.float32] = self.model.lm_head(wanted).float().cpu().numpy()
         return logits
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or "cpu")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as exc:
-        reason = str(exc).splitlines()[0]
-        raise BackendError(f"device is {name!r}, which PyTorch cannot use here ({reason}); leave it out") from exc
-    return device

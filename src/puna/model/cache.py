@@ -7,12 +7,14 @@ many times. It is also the tuple of tuples of Hugging Face's page: `cache[layer]
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from puna.config import LlamaConfig
 from puna.errors import RequestError
+from puna.model.trees import register_tree
 
 LegacyCache = Sequence[Sequence[Tensor]]
 """The page's form: per layer (keys, values), each (batch, kv heads, tokens, head_dim)."""
@@ -27,6 +29,7 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
     Args:
         layers: per layer (keys, values).
         positions: (batch, tokens) of the cached tokens; needed only by dynamic and longrope, where None means 0, 1, ...
+            and is refused together with padding.
     """
 
     positions: Tensor | None
@@ -70,6 +73,26 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
         """Tokens cached, under the name later releases of the reference use."""
         return self[layer_idx][0].shape[2] if self else 0
 
+    def check_positions(self, new: Tensor, attention_mask: Tensor | None) -> None:
+        """For rope types whose cached keys still need their positions: a cache without any must be free of padding.
+
+        Args:
+            new: (batch, tokens), the positions of the new tokens.
+            attention_mask: of forward; with four dimensions it does not tell padding.
+
+        Raises:
+            RequestError: when the positions are lost and are not 0, 1, ...
+        """
+        if not self or self.positions is not None:
+            return
+        padded = attention_mask is not None and attention_mask.dim() == 2 and not attention_mask[:, : self.length].all()
+        if padded or (new[:, 0] != self.length).any():
+            raise RequestError(
+                f"past_key_values has lost the positions of its {self.length} tokens, which this rope_type needs and "
+                "which padding or position_ids have moved; pass the KVCache that forward returned, not a tuple, or "
+                "KVCache(layers, positions)"
+            )
+
     def token_positions(self, new: Tensor) -> Tensor:
         """Positions (batch, cached tokens), in a batch like `new`, (batch, tokens)."""
         if self.positions is not None:
@@ -89,6 +112,14 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
         """The first `length` tokens of this cache."""
         layers = [(keys[:, :, :length], values[:, :, :length]) for keys, values in self]
         return KVCache(layers, None if self.positions is None else self.positions[:, :length])
+
+
+def _branches(cache: KVCache) -> dict[str, Any]:
+    positions = {} if cache.positions is None else {"positions": cache.positions}
+    return {"layers": tuple(cache), **positions}
+
+
+register_tree(KVCache, _branches, lambda parts: KVCache(**parts))
 
 
 def extend(past: tuple[Tensor, Tensor] | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

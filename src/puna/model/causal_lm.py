@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.config import LlamaConfig
 from puna.errors import RequestError
 from puna.model.cache import KVCache, LegacyCache
+from puna.model.checks import IGNORED, check_classes, check_kept
 from puna.model.generate import generate
 from puna.model.llama import LlamaModel
 from puna.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -20,10 +22,14 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy in nats, float32, of predicting labels (B, T) one step ahead from logits (B, T, V).
 
     Labels of -100 are ignored; where all are, the loss is 0 (and not NaN, which would end a training run).
+
+    Raises:
+        RequestError: labels are of another shape or type, or (on the CPU) outside the vocabulary.
     """
-    targets = labels[:, 1:].flatten().to(logits.device)
-    total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum")
-    return total / (targets != -100).sum().clamp(min=1)
+    check_classes(labels, tuple(logits.shape[:2]), logits.shape[2])
+    targets = labels[:, 1:].flatten().to(logits.device, torch.long)
+    total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum")
+    return total / (targets != IGNORED).sum().clamp(min=1)
 
 
 class LlamaForCausalLM(LlamaPreTrainedModel):
@@ -85,6 +91,7 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
                 output_hidden_states, return_dict: as in `LlamaModel.forward`.
         """
         keep = logits_to_keep if num_logits_to_keep is None else num_logits_to_keep
+        check_kept(keep)
         if labels is not None and not (isinstance(keep, int) and keep == 0):
             raise RequestError(f"labels need the logits of all tokens, but logits_to_keep is {keep}; leave it out")
         base: BaseModelOutputWithPast = self.model(
@@ -125,12 +132,21 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
                 ones, so a cache may hold tokens that `input_ids` does not (a trained prefix).
             past_key_values: the cache; attention_mask: (B, cached + new tokens).
             inputs_embeds: used in place of `input_ids` while nothing is cached.
+
+        Raises:
+            RequestError: nothing is left to run, or the mask would cut the prompt.
         """
         past = past_key_values[0][0].shape[2] if past_key_values else 0
         embeds = inputs_embeds if inputs_embeds is not None and not past else None
-        total = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
+        tokens = input_ids.shape[1]
+        total = tokens if attention_mask is None else attention_mask.shape[1]
         if embeds is None and total <= past:
             raise RequestError(f"the prompt has {total} tokens and {past} are cached; leave at least one to run")
+        if embeds is None and attention_mask is not None and not tokens <= total <= past + tokens:
+            raise RequestError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; with {tokens} ids and {past} cached tokens "
+                f"its width must be {tokens}, or up to {past + tokens} where cached tokens are not among the ids"
+            )
         if position_ids is None and attention_mask is not None:
             position_ids = attention_mask.long().cumsum(-1) - 1
             position_ids = position_ids.masked_fill(attention_mask == 0, 1)[:, past:]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from puna.config import LlamaConfig
 from puna.model.cache import LegacyCache
+from puna.model.checks import check_classes, check_label_shape
 from puna.model.llama import LlamaModel
 from puna.model.outputs import BaseModelOutputWithPast, SequenceClassifierOutputWithPast
 from puna.model.pretrained import LlamaPreTrainedModel, choose
@@ -94,13 +95,19 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits = logits.float()
+        column = (len(logits), 1)
         problem = self.config.problem_type
         if problem is None and self.num_labels == 1:
             problem = "regression"
         elif problem is None:
             problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
         if problem == "regression":
-            return F.mse_loss(logits, labels.float().view_as(logits))
+            labels = labels[:, None] if logits.shape == column and labels.shape == column[:1] else labels
+            check_label_shape(labels, tuple(logits.shape))
+            return F.mse_loss(logits, labels.float())
         if problem == "single_label_classification":
-            return F.cross_entropy(logits, labels.flatten())
+            labels = labels[:, 0] if labels.shape == column else labels
+            check_classes(labels, (len(logits),), logits.shape[1])
+            return F.cross_entropy(logits, labels.long())
+        check_label_shape(labels, tuple(logits.shape))
         return F.binary_cross_entropy_with_logits(logits, labels.float())

@@ -16,6 +16,8 @@ from torch import Tensor
 from puna.config import GenerationConfig
 from puna.errors import RequestError
 from puna.model.cache import KVCache, LegacyCache
+from puna.model.checks import check_embeddings, check_ids
+from puna.model.generation_settings import choose_generator, merge_settings
 from puna.model.outputs import CausalLMOutputWithPast, GenerateOutput
 from puna.model.sampling import choose_token, forbid, penalise_repetition, samples, warp
 
@@ -27,34 +29,6 @@ LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 
 StoppingCriterion = Callable[[Tensor, Any], "bool | Tensor"]
 """(ids (rows, tokens), logits (rows, vocab)) -> whether to stop: all rows (bool), or each, (rows,)."""
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "bad_words_ids": (None,),
-    "begin_suppress_tokens": (None,),
-    "constraints": (None,),
-    "diversity_penalty": (None, 0.0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "encoder_repetition_penalty": (None, 1.0),
-    "epsilon_cutoff": (None, 0.0),
-    "eta_cutoff": (None, 0.0),
-    "exponential_decay_length_penalty": (None,),
-    "force_words_ids": (None,),
-    "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
-    "guidance_scale": (None, 1.0),
-    "max_time": (None,),
-    "min_length": (None, 0),
-    "no_repeat_ngram_size": (None, 0),
-    "num_beam_groups": (None, 1),
-    "penalty_alpha": (None, 0.0),
-    "sequence_bias": (None,),
-    "stop_strings": (None,),
-    "suppress_tokens": (None, []),
-    "top_h": (None,),
-    "typical_p": (None, 1.0),
-    "watermarking_config": (None,),
-}
-"""Settings of the reference that change a text and are not offered, with the values that switch them off."""
 
 
 class Streamer(Protocol):
@@ -108,6 +82,7 @@ def generate(
     return_dict_in_generate: bool | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    **others: Any,
 ) -> Tensor | GenerateOutput:
     """Continues each row of the prompt, greedily or by sampling.
 
@@ -118,7 +93,7 @@ def generate(
         stopping_criteria: functions that end all rows or some of them, asked after each token.
         streamer: receives prompt and tokens as they come, for one row.
         attention_mask: (B, T), 0 for padding, which must be on the left. By default, tokens equal to the pad token are
-            padding, unless it is also an eos token. It may be longer than the ids by the tokens already cached.
+            padding, unless it is also an eos token. It may be wider than the ids by the tokens cached before them.
         inputs_embeds: (B, T, D) in place of the ids; the result then holds the new tokens only.
         past_key_values: cache of the first tokens of `inputs`, or of tokens before them that the mask also covers.
         max_length: most tokens of prompt and answer; max_new_tokens: of the answer, and wins.
@@ -131,6 +106,7 @@ def generate(
         use_cache: keep keys and values between steps, instead of computing them again.
         output_scores, return_dict_in_generate: return a `GenerateOutput`, with the logits of each choice.
         seed: makes the draws repeatable; generator: draws from this one; without both, from PyTorch's global one.
+        others: what the reference takes and this does not, for one clear error; values that switch it off are taken.
 
     Returns:
         (B x num_return_sequences, tokens) ids of prompt and answer, padded on the right; or a `GenerateOutput`.
@@ -158,40 +134,15 @@ def generate(
         "output_scores": output_scores,
         "return_dict_in_generate": return_dict_in_generate,
     }
-    settings = _merge(generation_config or self.generation_config, asked)
+    settings = merge_settings(generation_config or self.generation_config, asked, others)
     if inputs is not None and input_ids is not None:
         raise RequestError("the prompt was given twice, as inputs and as input_ids; keep one of them")
     ids = inputs if inputs is not None else input_ids
     prompt = _read_prompt(self, settings, ids, inputs_embeds, attention_mask, past_key_values)
-    if seed is not None:
-        if generator is not None:
-            raise RequestError(f"seed {seed} and a generator were both given; keep one of them")
-        generator = torch.Generator(self.device).manual_seed(seed)
+    generator = choose_generator(seed, generator, self.device)
     with torch.no_grad():
         out = _decode(self, prompt, settings, logits_processor or (), stopping_criteria or (), streamer, generator)
     return out if settings.return_dict_in_generate else out.sequences
-
-
-def _merge(base: GenerationConfig, asked: dict[str, Any]) -> GenerationConfig:
-    """The configuration with the call's arguments on top; refuses what is not offered."""
-    given = {name: value for name, value in asked.items() if value is not None}
-    fields = base.to_dict()
-    if "max_length" in given and "max_new_tokens" not in given:
-        fields.pop("max_new_tokens", None)
-    settings = GenerationConfig.from_dict({**fields, **given})
-    if settings.num_beams > 1:
-        raise RequestError(f"num_beams is {settings.num_beams}; beam search is not offered, num_beams must be 1")
-    if settings.num_return_sequences > 1 and not samples(settings):
-        raise RequestError(
-            f"num_return_sequences is {settings.num_return_sequences}, but greedy texts would all be the same; set "
-            "do_sample=True and a temperature above 0"
-        )
-    for name, neutral in _NEUTRAL.items():
-        if (value := settings.extra.get(name)) not in neutral:
-            raise RequestError(
-                f"the generation configuration sets {name} to {value!r}, which is not offered; remove it"
-            )
-    return settings
 
 
 def _read_prompt(
@@ -208,18 +159,18 @@ def _read_prompt(
         if settings.bos_token_id is None:
             raise RequestError("there is no prompt and no bos_token_id to start from; give one of them")
         ids = torch.tensor([[settings.bos_token_id]], device=model.device)
-    if embeds is not None and not settings.use_cache:
-        raise RequestError("inputs_embeds with use_cache=False is not offered; leave use_cache on")
-    if ids is None:
-        assert embeds is not None
-        ids = embeds.new_zeros((embeds.shape[0], 0), dtype=torch.long)
+    if embeds is not None:
+        check_embeddings(embeds, model.config.hidden_size)
+        if not settings.use_cache:
+            raise RequestError("inputs_embeds with use_cache=False is not offered; leave use_cache on")
+        ids, tokens = embeds.new_zeros((embeds.shape[0], 0), dtype=torch.long), embeds.shape[1]
+    else:
+        assert ids is not None
+        check_ids(ids)
+        tokens = ids.shape[1]
     if mask is None:
-        mask = _infer_mask(settings, ids, ids.shape[1] if embeds is None else embeds.shape[1])
-    if mask.shape[0] != ids.shape[0] or mask.dim() != 2 or not mask[:, -1].all():
-        raise RequestError(
-            f"attention_mask has shape {tuple(mask.shape)} and must be 2-D, one row for each of {ids.shape[0]} "
-            "prompts, none ending in padding: pad on the left (padding_side='left')"
-        )
+        mask = _infer_mask(settings, ids, tokens)
+    _check_mask(mask, ids.shape[0], tokens, cache[0][0].shape[2] if cache else 0)
     copies = settings.num_return_sequences
     rows = torch.arange(ids.shape[0], device=ids.device).repeat_interleave(copies)
     if cache and copies > 1:
@@ -227,17 +178,36 @@ def _read_prompt(
     return _Prompt(ids[rows], None if embeds is None else embeds[rows], mask.to(ids.device)[rows].long(), cache)
 
 
+def _check_mask(mask: Tensor, rows: int, tokens: int, past: int) -> None:
+    """The mask covers the prompt, whose first tokens may be cached, or cached tokens and the prompt behind them."""
+    if mask.dim() != 2 or mask.shape[0] != rows or mask.shape[1] not in (tokens, past + tokens):
+        raise RequestError(
+            f"attention_mask has shape {tuple(mask.shape)} and must be 2-D, one row for each of {rows} prompts, and as "
+            f"wide as their {tokens} tokens" + (f", or as {past} cached tokens and these" if past else "")
+        )
+    if not mask[:, -1].all():
+        raise RequestError("attention_mask has prompts that end in padding; pad on the left (padding_side='left')")
+
+
 def _infer_mask(settings: GenerationConfig, ids: Tensor, tokens: int) -> Tensor:
     pad = settings.pad_token_id
     if pad is None or pad in settings.eos_token_ids or not ids.shape[1]:
         return ids.new_ones((ids.shape[0], tokens))
-    return (ids != pad).long()
+    mask: Tensor = (ids != pad).long()
+    return mask
 
 
-def _room(settings: GenerationConfig, tokens: int) -> int:
-    """How many tokens may be added to a prompt of `tokens`."""
+def _room(settings: GenerationConfig, tokens: int, context: int) -> int:
+    """How many tokens may be added to a prompt of `tokens`; prompt and answer must fit the model's context."""
     if settings.max_new_tokens is not None:
+        if tokens + settings.max_new_tokens > context:
+            raise RequestError(
+                f"{tokens} tokens and max_new_tokens {settings.max_new_tokens} exceed the model's context of "
+                f"{context}; set max_new_tokens to {max(0, context - tokens)} or less"
+            )
         return settings.max_new_tokens
+    if settings.max_length > context:
+        raise RequestError(f"max_length is {settings.max_length}, beyond the model's context of {context}; lower it")
     if tokens >= settings.max_length:
         raise RequestError(
             f"the prompt has {tokens} tokens and max_length is {settings.max_length}; set max_new_tokens instead"
@@ -255,7 +225,7 @@ def _decode(
     generator: torch.Generator | None,
 ) -> GenerateOutput:
     ids, mask, cache = prompt.ids, prompt.mask, prompt.cache
-    room = _room(settings, ids.shape[1])
+    room = _room(settings, ids.shape[1], model.config.context_length)
     eos = settings.eos_token_ids
     filler = settings.pad_token_id if settings.pad_token_id is not None else (eos[0] if eos else 0)
     going = torch.ones(len(ids), dtype=torch.bool, device=ids.device)

@@ -19,6 +19,7 @@ from puna.errors import RequestError
 from puna.model.activations import activation_of
 from puna.model.attention import AttentionMask, attend, attend_by_length, build_mask
 from puna.model.cache import KVCache, LegacyCache, extend
+from puna.model.checks import check_embeddings, check_ids
 from puna.model.outputs import BaseModelOutputWithPast
 from puna.model.pretrained import LlamaPreTrainedModel, choose, new_embedding
 from puna.model.rope import LengthRotation, LlamaRotaryEmbedding, Rotation, rotate
@@ -126,6 +127,7 @@ class LlamaModel(LlamaPreTrainedModel):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
+        self.recomputes = False  # gradient checkpointing
         self.embed_tokens = new_embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(LlamaDecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -165,7 +167,10 @@ class LlamaModel(LlamaPreTrainedModel):
         config = self.config
         x = self._embed(input_ids, inputs_embeds)
         cache = KVCache.read(past_key_values, config, x.shape[0])
-        rope = self.rotary_emb(self._positions(position_ids, cache.length, x), cache)
+        positions = self._positions(position_ids, cache.length, x)
+        rope = self.rotary_emb(positions, cache)
+        if isinstance(rope, LengthRotation):
+            cache.check_positions(positions, attention_mask)
         want_states = choose(output_hidden_states, config.output_hidden_states)
         want_weights = choose(output_attentions, config.output_attentions)
         want_cache = choose(use_cache, config.use_cache) and not self._checkpointing
@@ -198,15 +203,13 @@ class LlamaModel(LlamaPreTrainedModel):
             given = "neither" if input_ids is None else "both"
             raise RequestError(f"You must specify exactly one of input_ids or inputs_embeds; {given} was given")
         if inputs_embeds is not None:
+            check_embeddings(inputs_embeds, self.config.hidden_size)
             return inputs_embeds
         assert input_ids is not None
-        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
-            raise RequestError(
-                f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, tokens), 1 token or more"
-            )
+        check_ids(input_ids)
         rows = self.embed_tokens.num_embeddings
         # On an accelerator the look would wait for the device; there the embedding itself reports a bad id.
-        if input_ids.device.type == "cpu" and input_ids.numel() and not 0 <= input_ids.min() <= input_ids.max() < rows:
+        if input_ids.device.type == "cpu" and not 0 <= input_ids.min() <= input_ids.max() < rows:
             bad = int(input_ids.min()) if input_ids.min() < 0 else int(input_ids.max())
             raise RequestError(
                 f"input_ids holds {bad}; the embedding has rows 0 to {rows - 1}. If the tokenizer has more tokens than "
@@ -232,7 +235,7 @@ class LlamaModel(LlamaPreTrainedModel):
 
     @property
     def _checkpointing(self) -> bool:
-        return self.gradient_checkpointing and self.training
+        return self.recomputes and self.training
 
     def _run(
         self,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from puna.checkpoint import Checkpoint, Weight, save_weights
+from puna.checkpoint import Checkpoint, Weight, save_checkpoint
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError, ConfigError, RequestError
 
@@ -104,11 +104,16 @@ def _read(weight: Weight, dtype: torch.dtype) -> Tensor:
 
 
 def save(model: LlamaPreTrainedModel, folder: str | Path, max_shard_size: int | str) -> None:
-    """Writes config.json and the weights as safetensors, in their dtype and under their names; a tied head is left out.
+    """Writes the configurations and the weights as safetensors, in their dtype and under their names: all or nothing.
+
+    A tied head is left out. generation_config.json is written for a model with a language model's head.
 
     Raises:
-        RequestError: the configuration ties head and embeddings, but they are two matrices: one would be lost.
+        RequestError: the configuration ties head and embeddings, but they are two matrices: one would be lost; or the
+            weights are on the meta device.
         CheckpointError: the weights are of a type the files cannot hold.
+        ConfigError: a configuration that JSON cannot hold.
+        OSError: the disk is full or refuses; an earlier save in `folder` is as it was.
     """
     head = model.get_output_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
@@ -116,10 +121,12 @@ def save(model: LlamaPreTrainedModel, folder: str | Path, max_shard_size: int | 
             "config.tie_word_embeddings is True, but the head has a matrix of its own; call tie_weights(), or set "
             "config.tie_word_embeddings to False"
         )
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise RequestError("the weights are on the meta device, where they have no values; load or draw them first")
     fields = {key: value for key, value in model.config.to_dict().items() if key != "attn_implementation"}
     config = LlamaConfig.from_dict(fields, dtype=model.dtype, architectures=[type(model).__name__])
-    config.save_pretrained(folder)
-    save_weights(folder, _tensors(model), max_shard_size)
+    generation = model.generation_config if model.head == "lm" else None
+    save_checkpoint(folder, config, _tensors(model), generation, max_shard_size)
 
 
 def _tensors(model: LlamaPreTrainedModel) -> Iterator[tuple[str, str, tuple[int, ...], partial[NDArray[np.uint8]]]]:

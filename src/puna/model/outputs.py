@@ -13,11 +13,20 @@ from typing import Any
 from torch import Tensor
 
 from puna.model.cache import KVCache
+from puna.model.trees import register_tree
 
 
 @dataclass(eq=False)
 class ModelOutput(Mapping[str, Any]):
-    """Base of the outputs; iterating yields the names of the fields that are not None."""
+    """Base of the outputs; iterating yields the names of the fields that are not None.
+
+    Every output is a node of PyTorch's trees (`torch.utils._pytree`), its fields the branches: what looks for tensors
+    in a module's output, such as the hooks of `fully_shard`, finds them. `KVCache` is one, too.
+    """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        register_tree(cls, lambda out: {name: getattr(out, name) for name in out}, lambda fields: cls(**fields))
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):

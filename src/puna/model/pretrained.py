@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from puna.checkpoint import open_checkpoint
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import ConfigError, RequestError
+from puna.model.device import Place, choose_device
 from puna.model.loading import choose_dtype, load, save
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ def choose(asked: bool | None, default: bool) -> bool:
     return default if asked is None else asked
 
 
+def _require_grad(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    output.requires_grad_(True)
+
+
 def new_embedding(rows: int, width: int, padding_idx: int | None) -> nn.Embedding:
     """An embedding without values yet.
 
@@ -36,18 +42,29 @@ def new_embedding(rows: int, width: int, padding_idx: int | None) -> nn.Embeddin
 
 
 class LlamaPreTrainedModel(nn.Module):
-    """Base of `LlamaModel` and the models with a head."""
+    """Base of `LlamaModel` and the models with a head.
+
+    Args:
+        config: the shape of the model; its fields are checked again.
+
+    Raises:
+        ConfigError: when a field has a value no LLaMA model can have.
+    """
 
     config_class = LlamaConfig
     base_model_prefix = "model"
+    main_input_name = "input_ids"
+    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer"]  # where other libraries look for what to keep whole
     head: ClassVar[Literal["lm", "classification", "none"]] = "none"
     """What stands on the hidden states; `puna.checkpoint` names the heads of checkpoints alike."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
+        config.validate()  # its fields may have been set since it was built
         self.config = config
+        self.name_or_path = ""
         self.generation_config = GenerationConfig.from_model_config(config)
-        self.gradient_checkpointing = False
+        self._input_gradients: RemovableHandle | None = None
         self.attn_implementation: str = config.extra.get("attn_implementation") or "sdpa"
         if self.attn_implementation not in ("sdpa", "eager"):
             raise ConfigError(
@@ -63,12 +80,21 @@ class LlamaPreTrainedModel(nn.Module):
         config: LlamaConfig | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
-        device: torch.device | str | None = None,
+        device: Place | None = None,
+        device_map: Place | Mapping[str, Place] | None = None,
+        low_cpu_mem_usage: bool | None = None,
         attn_implementation: str | None = None,
         num_labels: int | None = None,
         id2label: Mapping[int, str] | None = None,
         label2id: Mapping[str, int] | None = None,
         problem_type: str | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        pad_token_id: int | None = None,
+        rope_scaling: Mapping[str, Any] | None = None,
+        attention_dropout: float | None = None,
     ) -> Self:
         """The model in a Hugging Face folder or a GGUF file, in evaluation mode.
 
@@ -80,14 +106,23 @@ class LlamaPreTrainedModel(nn.Module):
             dtype: of the weights in memory: float32 by default, "auto" for the type they are stored in (float32 where
                 they are quantised); `torch_dtype` is the older name.
             device: where the weights go; the CPU by default.
+            device_map: the same in the reference's words, for one device: its name, {"": name}, or "auto", a GPU where
+                there is one.
+            low_cpu_mem_usage: has no effect: weights are never held twice.
             attn_implementation: "sdpa" (default) or "eager".
             num_labels, id2label, label2id, problem_type: of a classification head, in place of the configuration's.
+            use_cache, output_attentions, output_hidden_states, return_dict, pad_token_id, rope_scaling,
+                attention_dropout: fields of the configuration, in place of the checkpoint's; None leaves them as they
+                are. Other fields are changed in a `config`.
 
         Raises:
             ModelNotFoundError: there is nothing at `path`.
             CheckpointError: the files are damaged, or do not fit the configuration.
             ConfigError: the configuration is not a LLaMA's, or an argument is out of range.
+            BackendError: PyTorch has no such device here.
+            RequestError: arguments contradict each other, or ask for several devices.
         """
+        place = choose_device(device, device_map)
         checkpoint = open_checkpoint(path)
         asked = {
             "attn_implementation": attn_implementation,
@@ -95,12 +130,22 @@ class LlamaPreTrainedModel(nn.Module):
             "id2label": id2label,
             "label2id": label2id,
             "problem_type": problem_type,
+            "use_cache": use_cache,
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+            "return_dict": return_dict,
+            "pad_token_id": pad_token_id,
+            "rope_scaling": rope_scaling,
+            "attention_dropout": attention_dropout,
         }
         overrides = {name: value for name, value in asked.items() if value is not None}
         fields = (config or checkpoint.config).to_dict()
         wanted = LlamaConfig.from_dict(fields, **overrides)
-        chosen = choose_dtype(dtype if dtype is not None else torch_dtype, checkpoint)
-        model = load(cls, checkpoint, wanted, chosen, torch.device(device or "cpu"))
+        kind = dtype if dtype is not None else torch_dtype
+        # By its name, so that a torch.dtype has to be one of those that weights can have.
+        chosen = choose_dtype(None if kind is None else str(kind).removeprefix("torch."), checkpoint)
+        model = load(cls, checkpoint, wanted, chosen, place)
+        model.name_or_path = str(path)
         if checkpoint.generation_config is not None:
             model.generation_config = checkpoint.generation_config
         return model
@@ -118,8 +163,6 @@ class LlamaPreTrainedModel(nn.Module):
         if not safe_serialization:
             raise RequestError("safe_serialization is False; only safetensors are written, leave it True")
         save(self, folder, max_shard_size)
-        if self.head == "lm":
-            self.generation_config.save_pretrained(folder)
 
     def init_weights(self, module: nn.Module) -> None:
         """Draws the initial weights of a linear layer or embedding; others, and those without memory, stay as they are.
@@ -146,15 +189,27 @@ class LlamaPreTrainedModel(nn.Module):
         """The type of the weights."""
         return next(self.parameters()).dtype
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Parameters, tied ones counted once."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether the class has `generate()`."""
+        return cls.head == "lm"
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Parameters, tied ones counted once; without the token embeddings (and a head tied to them) if so asked."""
+        left_out = self.get_input_embeddings().weight if exclude_embeddings else None
+        counted = (p for p in self.parameters() if p is not left_out)
+        return sum(p.numel() for p in counted if p.requires_grad or not only_trainable)
 
     # ---- embeddings
 
     def get_decoder(self) -> LlamaModel:
         """The `LlamaModel` inside."""
         raise NotImplementedError
+
+    @property
+    def base_model(self) -> LlamaModel:
+        """The `LlamaModel` inside, under the reference's other name."""
+        return self.get_decoder()
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embeddings."""
@@ -228,13 +283,33 @@ class LlamaPreTrainedModel(nn.Module):
                 f"gradient_checkpointing_kwargs is {gradient_checkpointing_kwargs!r}; the only setting is "
                 "{'use_reentrant': False}"
             )
-        self.get_decoder().gradient_checkpointing = True
+        self.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         """Keeps what the way back needs, as usual."""
-        self.get_decoder().gradient_checkpointing = False
+        self.gradient_checkpointing = False
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether gradient checkpointing is on; the decoder knows, for all that share it."""
+        return self.get_decoder().recomputes
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value: bool) -> None:
+        self.get_decoder().recomputes = value
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether gradient checkpointing is on."""
-        return self.get_decoder().gradient_checkpointing
+        """Another name of `gradient_checkpointing`, for reading."""
+        return self.gradient_checkpointing
+
+    def enable_input_require_grads(self) -> None:
+        """Makes the embedded tokens require gradients, for adapters over frozen embeddings."""
+        self.disable_input_require_grads()
+        self._input_gradients = self.get_input_embeddings().register_forward_hook(_require_grad)
+
+    def disable_input_require_grads(self) -> None:
+        """Undoes `enable_input_require_grads`."""
+        if self._input_gradients is not None:
+            self._input_gradients.remove()
+            self._input_gradients = None

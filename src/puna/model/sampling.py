@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from puna.config import GenerationConfig
+from puna.errors import RequestError
 
 
 def penalise_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
@@ -69,7 +70,18 @@ def samples(settings: GenerationConfig) -> bool:
 
 
 def choose_token(logits: Tensor, settings: GenerationConfig, generator: torch.Generator | None) -> Tensor:
-    """The next token of each row, (rows,)."""
+    """The next token of each row, (rows,).
+
+    Raises:
+        RequestError: a row's likeliest logit is NaN or infinite, so that no choice means anything.
+    """
+    best = logits.amax(dim=-1)  # NaN where any logit is
+    if not best.isfinite().all():
+        row = int((~best.isfinite()).nonzero()[0, 0])
+        raise RequestError(
+            f"the likeliest logit of row {row} is {float(best[row])}; a finite one is needed. Look at the weights "
+            "(NaN? too large for float16?), at logits_processor, or for a temperature near 0"
+        )
     if not samples(settings):
         return logits.argmax(dim=-1)
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(1)

@@ -1,0 +1,153 @@
+"""Saves over earlier saves, with an error, or the end of the process, at every step."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from puna.checkpoint import open_checkpoint, save_checkpoint
+from puna.config import GenerationConfig
+from puna.errors import CheckpointError, PunaError
+from tests.checkpoint.tiny import tiny_config, tiny_tensors
+
+
+class Killed(BaseException):
+    """Nobody catches it: the process ends here, as far as the files are concerned."""
+
+
+@dataclass
+class Save:
+    seed: int
+    size: int = 10**9
+    head: str = "lm"
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, folder: Path) -> None:
+        config = tiny_config(hidden_size=32, intermediate_size=32, head_dim=8, vocab_size=40, **self.changes)
+        tensors = tiny_tensors(config, self.head, self.seed)
+        entries = [(n, "f32", tuple(t.shape), t.reshape(-1).view(torch.uint8).numpy()) for n, t in tensors.items()]
+        generation = GenerationConfig(max_new_tokens=4 + len(self.changes)) if self.head == "lm" else None
+        save_checkpoint(folder, config, entries, generation, self.size)
+
+
+FIRST = Save(1)
+OTHER_CONFIG = {"rms_norm_eps": 1e-3}  # the same shapes: a mixture would load
+CASES = {
+    "one over one": (FIRST, Save(2)),
+    "one over one of another configuration": (FIRST, Save(2, changes=OTHER_CONFIG)),
+    "several over one": (FIRST, Save(2, 9_000, changes=OTHER_CONFIG)),
+    "one over several": (Save(1, 9_000), Save(2, changes=OTHER_CONFIG)),
+    "several over as many": (Save(1, 9_000), Save(2, 9_000)),
+    "several over more": (Save(1, 6_000), Save(2, 9_000)),
+    "a classifier over a language model": (FIRST, Save(2, head="classification")),
+}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} if folder.exists() else {}
+
+
+def failing(patch: pytest.MonkeyPatch, error: Callable[[], BaseException], first: int, last: int) -> list[int]:
+    """Makes the steps `first` to `last` of whatever touches the disk fail; gives the list that will name them."""
+    count, failed = itertools.count(), []
+
+    def broken(original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **options: Any) -> Any:
+            if first <= (at := next(count)) <= last:
+                failed.append(at)
+                raise error()
+            return original(*args, **options)
+
+        return step
+
+    for owner, name in ((Path, "replace"), (Path, "open"), (os, "fsync"), (os, "mkdir")):
+        patch.setattr(owner, name, broken(getattr(owner, name)))
+    return failed
+
+
+def full() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("case", [*CASES, "nothing there"])
+def test_an_error_at_any_step_leaves_the_earlier_save(tmp_path: Path, case: str) -> None:
+    earlier, save = CASES.get(case, (None, FIRST))
+    if earlier is not None:
+        earlier(tmp_path / "old")
+    save(tmp_path / "new")
+    old, new = content(tmp_path / "old"), content(tmp_path / "new")
+    for step in itertools.count():
+        folder = tmp_path / f"{step}" / "model"
+        if earlier is not None:
+            shutil.copytree(tmp_path / "old", folder)
+        with pytest.MonkeyPatch.context() as patch:
+            failed = failing(patch, full, step, step)
+            try:
+                save(folder)
+            except OSError as exc:
+                error: OSError | None = exc
+            else:
+                error = None  # making a folder that is there may fail
+        assert content(folder) == (old if error else new) and not list(folder.glob(".*"))
+        assert error is None or folder.parent.exists() == (earlier is not None)
+        if not failed:
+            break
+    assert step > 10
+
+
+@pytest.mark.parametrize("error", [full, Killed])
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_save_never_leaves_a_mixture(tmp_path: Path, case: str, error: Callable[[], BaseException]) -> None:
+    earlier, save = CASES[case]
+    earlier(tmp_path / "old")
+    save(tmp_path / "new")
+    old, new = content(tmp_path / "old"), content(tmp_path / "new")
+    refused = 0
+    for step in itertools.count():
+        folder = tmp_path / f"{step}"
+        shutil.copytree(tmp_path / "old", folder)
+        with pytest.MonkeyPatch.context() as patch:
+            failing(patch, error, step, 10**9)
+            try:
+                save(folder)
+            except (OSError, Killed):
+                pass
+            except CheckpointError as exc:
+                (aside,) = folder.glob(".old-*")
+                assert f"those of the earlier save are in {aside.name}, move them back" in str(exc)
+            else:
+                break
+        if content(folder) in (old, new):
+            open_checkpoint(folder)
+            continue
+        refused += 1
+        with pytest.raises(PunaError, match=r"config\.json"):
+            open_checkpoint(folder)
+        kept = [content(place) for place in folder.glob(".old-*")]
+        assert all(
+            raw in (content(folder).get(name), *(files.get(name) for files in kept)) for name, raw in old.items()
+        )
+    assert (refused == 0) == (case == "one over one")
+    assert content(folder) == new
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    FIRST(tmp_path)
+    old, limits = content(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            Save(2, changes=OTHER_CONFIG)(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert content(tmp_path) == old and len(list(tmp_path.iterdir())) == len(old)

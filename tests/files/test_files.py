@@ -1,0 +1,55 @@
+"""Files are written whole or not at all, and what goes wrong has a name."""
+
+from __future__ import annotations
+
+import errno
+import stat
+
+import pytest
+
+from puna import LlamaConfig
+from puna.errors import ConfigError, PunaError, StorageError
+from puna.files import atomic_write, make_folder, read_json, write_json
+
+
+@pytest.mark.parametrize("step", ["fsync", "mkstemp", "replace"])
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, step):
+    path = tmp_path / "config.json"
+    write_json(path, {"old": True})
+
+    def full(*arguments, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(
+        {"fsync": "os.fsync", "mkstemp": "tempfile.mkstemp", "replace": "pathlib.Path.replace"}[step], full
+    )
+    with pytest.raises(StorageError, match=r"config\.json cannot be written \(No space left on device\)"):
+        LlamaConfig().save_pretrained(tmp_path)
+    monkeypatch.undo()
+    assert read_json(path, ConfigError) == {"old": True}
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_an_error_of_the_writer_is_its_own(tmp_path):
+    with pytest.raises(KeyError), atomic_write(tmp_path / "x") as file:
+        file.write(b"half")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_files_have_the_usual_permissions(tmp_path):
+    (tmp_path / "plain").write_text("")
+    write_json(tmp_path / "ours", {})
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "ours")}
+    assert len(modes) == 1
+
+
+def test_folders_that_cannot_be_made_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for bad in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StorageError, match="cannot be written"):
+            make_folder(bad)
+    with pytest.raises(StorageError, match="empty"):
+        make_folder("")
+    assert issubclass(StorageError, PunaError)
+    assert issubclass(StorageError, OSError)

@@ -1,0 +1,221 @@
+"""What forward and generate refuse in words of their own, before PyTorch does in its; and what they must not refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from puna.config import GenerationConfig
+from puna.errors import ConfigError, RequestError
+from puna.model import KVCache, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
+from tests.model.twins import DYNAMIC, config_of, distance, longrope, pair
+
+IDS = torch.randint(3, 67, (2, 7), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    ours: LlamaForCausalLM = pair(config_of(num_key_value_heads=2))[0]
+    return ours
+
+
+# ---- forward
+
+INPUTS: list[tuple[dict[str, Any], str]] = [
+    ({"input_ids": IDS.float()}, r"input_ids.*float32.*int64"),
+    ({"input_ids": IDS.tolist()}, r"input_ids is a list.*tensor"),
+    ({"input_ids": IDS[:0]}, r"input_ids has shape \(0, 7\).*1 row"),
+    ({"inputs_embeds": torch.zeros(2, 7, 40)}, r"inputs_embeds has shape \(2, 7, 40\).*\(batch, tokens, 48\)"),
+    ({"inputs_embeds": torch.zeros(7, 48)}, r"inputs_embeds has shape \(7, 48\)"),
+    ({"inputs_embeds": torch.zeros(0, 7, 48)}, r"inputs_embeds has shape \(0, 7, 48\)"),
+    ({"inputs_embeds": torch.zeros(2, 7, 48, dtype=torch.long)}, r"inputs_embeds.*int64"),
+    ({"input_ids": IDS, "logits_to_keep": -2}, r"logits_to_keep is -2.*0 or more"),
+    ({"input_ids": IDS, "logits_to_keep": torch.ones(1, 2)}, r"logits_to_keep.*1-D"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "text"), INPUTS)
+def test_inputs_are_refused_by_name(model: LlamaForCausalLM, inputs: dict[str, Any], text: str) -> None:
+    with pytest.raises(RequestError, match=text):
+        model(**inputs)
+
+
+LABELS: list[tuple[Tensor, str]] = [
+    (IDS[:, :5], r"labels has shape \(2, 5\).*\(2, 7\)"),
+    (IDS[0], r"labels has shape \(7,\).*\(2, 7\)"),
+    (IDS.float(), r"labels.*float32"),
+    (torch.full_like(IDS, 67), r"labels holds 67.*0 to 66.*-100"),
+    (torch.full_like(IDS, -1), r"labels holds -1.*0 to 66.*-100"),
+]
+
+
+@pytest.mark.parametrize(("labels", "text"), LABELS)
+def test_labels_of_a_language_model(model: LlamaForCausalLM, labels: Tensor, text: str) -> None:
+    with pytest.raises(RequestError, match=text):
+        model(IDS, labels=labels)
+
+
+def test_labels_of_32_bits_are_labels(model: LlamaForCausalLM) -> None:
+    labels = IDS.clone()
+    labels[:, :3] = -100
+    assert torch.equal(model(IDS, labels=labels.int()).loss, model(IDS, labels=labels).loss)
+
+
+CLASSES: list[tuple[int, str | None, Tensor, str]] = [
+    (3, None, torch.tensor([1]), r"labels has shape \(1,\).*\(2,\)"),
+    (3, None, torch.tensor([1, 3]), r"labels holds 3.*0 to 2"),
+    (3, "single_label_classification", torch.tensor([1.0, 2.0]), r"labels.*float32"),
+    (3, None, torch.tensor([1.0, 2.0]), r"labels has shape \(2,\).*\(2, 3\)"),
+    (1, None, torch.tensor([1.0]), r"labels has shape \(1,\).*\(2, 1\)"),
+    (3, "regression", torch.tensor([1.0, 2.0]), r"labels has shape \(2,\).*\(2, 3\)"),
+]
+
+
+@pytest.mark.parametrize(("count", "problem", "labels", "text"), CLASSES)
+def test_labels_of_a_classifier(count: int, problem: str | None, labels: Tensor, text: str) -> None:
+    classifier = LlamaForSequenceClassification(config_of(num_labels=count, problem_type=problem))
+    with pytest.raises(RequestError, match=text):
+        classifier(IDS, labels=labels)
+
+
+@pytest.mark.parametrize("kind", [LlamaModel, LlamaForCausalLM, LlamaForSequenceClassification])
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [("num_key_value_heads", 3, r"num_key_value_heads is 3.*divide"), ("pad_token_id", 67, r"pad_token_id is 67.*66")],
+)
+def test_a_configuration_edited_after_it_was_checked(kind: Any, field: str, value: int, text: str) -> None:
+    config = config_of()
+    setattr(config, field, value)
+    with pytest.raises(ConfigError, match=text):
+        kind(config)
+
+
+# ---- a tuple as a cache, where positions matter
+
+
+@pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=8)])
+@torch.no_grad()
+def test_a_plain_tuple_has_lost_the_positions_of_padded_tokens(settings: dict[str, Any]) -> None:
+    ours: LlamaForCausalLM = pair(config_of(rope_scaling=settings, max_position_embeddings=8))[0]
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = ours(IDS[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6]).past_key_values
+    step: dict[str, Any] = {"input_ids": IDS[:, 6:], "attention_mask": mask, "position_ids": positions[:, 6:]}
+    whole = ours(IDS, attention_mask=mask, position_ids=positions).logits[:, 6:]
+    assert distance(ours(past_key_values=cache, **step).logits, whole) <= 1e-5
+    named = KVCache(tuple(cache), cache.positions)
+    assert distance(ours(past_key_values=named, **step).logits, whole) <= 1e-5
+    for lost in (tuple(cache), KVCache(tuple(cache))):
+        with pytest.raises(RequestError, match=r"positions.*padding.*KVCache"):
+            ours(past_key_values=lost, **step)
+        with pytest.raises(RequestError, match=r"positions.*KVCache"):  # padding that no mask shows
+            ours(past_key_values=lost, **{**step, "attention_mask": None})
+
+
+@torch.no_grad()
+def test_a_plain_tuple_is_enough_without_padding() -> None:
+    ours: LlamaForCausalLM = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=4))[0]
+    cache = tuple(ours(IDS[:, :4]).past_key_values)
+    mask = torch.ones_like(IDS)
+    for more in ({}, {"attention_mask": mask, "position_ids": torch.arange(4, 7)[None]}):
+        assert distance(ours(IDS[:, 4:], past_key_values=cache, **more).logits, ours(IDS).logits[:, 4:]) <= 1e-5
+
+
+# ---- generate
+
+PROMPTS: list[tuple[dict[str, Any], str]] = [
+    ({"inputs": IDS[0]}, r"input_ids has shape \(7,\).*\(batch, tokens\)"),
+    ({"inputs": IDS.tolist()}, r"input_ids is a list.*tensor"),
+    ({"inputs": IDS[:, :0]}, r"input_ids has shape \(2, 0\)"),
+    ({"inputs": IDS[:0]}, r"input_ids has shape \(0, 7\)"),
+    ({"inputs": IDS.float()}, r"input_ids.*float32"),
+    ({"inputs_embeds": torch.zeros(7, 48)}, r"inputs_embeds has shape \(7, 48\)"),
+    ({"inputs": IDS, "attention_mask": torch.ones(7)}, r"attention_mask has shape \(7,\) and must be 2-D"),
+    ({"inputs": IDS, "attention_mask": torch.ones(2, 4)}, r"attention_mask has shape \(2, 4\).*7 tokens"),
+    ({"inputs": IDS, "attention_mask": torch.ones(2, 9)}, r"attention_mask has shape \(2, 9\).*7 tokens"),
+    ({"inputs_embeds": torch.zeros(2, 7, 48), "attention_mask": torch.ones(2, 4)}, r"\(2, 4\).*7 tokens"),
+    ({"inputs": IDS, "do_sample": True, "seed": 2**70}, r"seed is 1180591620717411303424.*2\^64"),
+    ({"inputs": IDS, "do_sample": True, "seed": 1.5}, r"seed is 1.5"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "text"), PROMPTS)
+def test_prompts_are_refused_by_name(model: LlamaForCausalLM, arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(RequestError, match=text):
+        model.generate(**arguments, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("width", [3, 6, 8, 10, 12])
+def test_a_mask_beside_a_cache_covers_the_ids_or_cached_and_ids(model: LlamaForCausalLM, width: int) -> None:
+    with torch.no_grad():
+        cache = model(IDS[:, :4]).past_key_values
+    with pytest.raises(RequestError, match=rf"attention_mask has shape \(2, {width}\).*7 tokens.*4 cached"):
+        model.generate(IDS, past_key_values=cache, attention_mask=torch.ones(2, width), max_new_tokens=2)
+    for right in (7, 11):
+        got = model.generate(IDS, past_key_values=cache, attention_mask=torch.ones(2, right), max_new_tokens=2)
+        assert got.shape == (2, 9)
+
+
+@pytest.mark.parametrize(("cached", "width"), [(0, 4), (0, 8), (4, 5), (4, 12)])
+def test_prepare_inputs_cuts_no_prompt(model: LlamaForCausalLM, cached: int, width: int) -> None:
+    with torch.no_grad():
+        cache = model(IDS[:, :cached]).past_key_values if cached else None
+    with pytest.raises(RequestError, match=rf"attention_mask has shape \(2, {width}\)"):
+        model.prepare_inputs_for_generation(IDS, past_key_values=cache, attention_mask=torch.ones(2, width))
+
+
+NOT_OFFERED: list[tuple[str, Any, Any]] = [
+    ("min_length", 5, 0),
+    ("no_repeat_ngram_size", 2, 0),
+    ("early_stopping", True, False),
+    ("length_penalty", 2.0, 1.0),
+    ("output_hidden_states", True, False),
+    ("output_attentions", True, False),
+    ("output_logits", True, False),
+    ("penalty_alpha", 0.6, 0.0),
+    ("stop_strings", ["x"], None),
+    ("prefix_allowed_tokens_fn", lambda row, ids: [3], None),
+    ("position_ids", IDS, None),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "neutral"), NOT_OFFERED)
+def test_what_is_not_offered_is_one_error_wherever_it_stands(
+    model: LlamaForCausalLM, name: str, value: Any, neutral: Any
+) -> None:
+    errors = []
+    for arguments in ({name: value}, {"generation_config": GenerationConfig(**{name: value})}):
+        with pytest.raises(RequestError, match=rf"{name}.*not offered") as caught:
+            model.generate(IDS, max_new_tokens=2, **arguments)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+    assert model.generate(IDS, max_new_tokens=2, **{name: neutral}).shape[0] == 2
+
+
+def test_unknown_arguments_are_named(model: LlamaForCausalLM) -> None:
+    with pytest.raises(RequestError, match=r"generate\(\) has no argument 'max_tokens'"):
+        model.generate(IDS, max_tokens=6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("sample", [False, True])
+def test_logits_that_are_no_numbers(model: LlamaForCausalLM, value: float, sample: bool) -> None:
+    def spoil(ids: Tensor, logits: Tensor) -> Tensor:
+        logits[1] = value
+        return logits
+
+    with pytest.raises(RequestError, match=rf"row 1.*{value}"):
+        model.generate(IDS, max_new_tokens=2, do_sample=sample, logits_processor=[spoil])
+
+
+def test_an_answer_beyond_the_context_is_refused() -> None:
+    model = LlamaForCausalLM(config_of())
+    for fields, words in (
+        ({"max_new_tokens": 10**12}, "context of 64; set max_new_tokens to 62 or less"),
+        ({"max_length": 65}, "max_length is 65, beyond the model's context of 64"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            model.generate(torch.tensor([[1, 2]]), **fields)
