@@ -2,6 +2,7 @@
 #   make demo    a real LLaMA answers
 #   make test    the tests
 #   make check   format, lint, types, and a C++ build without warnings
+#   make sanitize  sanitizers over the native runtime
 #   make bench   speed beside transformers, as ratios
 #   make clean   remove what the others made
 
@@ -13,7 +14,7 @@ INSTALL := $(PIP) install --constraint constraints.txt
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 ORACLES := .oracles/4.34.1/.done .oracles/4.57.6/.done
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check sanitize bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.puna $(VENV)/.model
@@ -30,6 +31,17 @@ check: $(VENV)/.puna $(VENV)/.torch $(VENV)/.dev
 	$(BIN)/cmake -S . -B build/check -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPUNA_WERROR=ON \
 		-DCMAKE_BUILD_TYPE=Release > build/check.log || { cat build/check.log; exit 1; }
 	$(BIN)/cmake --build build/check
+
+# Address, undefined-behaviour and thread sanitizers over the native runtime. Without address randomisation: gcc's thread
+# sanitizer cannot place its shadow memory under the widest randomisation of recent kernels.
+sanitize: $(VENV)/.build
+	for kind in address thread; do \
+		$(BIN)/cmake -S . -B build/sanitize-$$kind -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+			-DCMAKE_BUILD_TYPE=RelWithDebInfo -DPUNA_SANITIZE=$$kind,undefined > build/sanitize.log \
+			|| { cat build/sanitize.log; exit 1; }; \
+		$(BIN)/cmake --build build/sanitize-$$kind --target schedules || exit 1; \
+		setarch -R build/sanitize-$$kind/schedules || exit 1; \
+	done
 
 bench: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model $(VENV)/.dev
 	$(BIN)/python benchmarks/beside_transformers.py

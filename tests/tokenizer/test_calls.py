@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import random
 import sys
 
@@ -159,6 +160,35 @@ def test_pad_collates(tokenizer):
     assert sum(one["attention_mask"]) == 2 and len(one["input_ids"]) == 4
 
 
+def test_pad_names_the_column_that_it_does_not_pad(tokenizer):
+    rows = [{**tokenizer(text), "labels": tokenizer.encode(text)} for text in ("the llama", "a")]
+    assert [len(row) for row in tokenizer.pad(rows)["labels"]] == [len(row["labels"]) for row in rows]
+    with pytest.raises(TokenizerError, match="labels: pad fills up only input_ids"):
+        tokenizer.pad(rows, return_tensors="np")
+
+
+def test_the_padding_side_of_one_call(tokenizer):
+    for side in ("left", "right"):
+        wide = tokenizer("the llama", padding="max_length", max_length=40, truncation=True, padding_side=side)
+        mask = wide["attention_mask"]
+        assert mask == sorted(mask, reverse=side == "right") and 0 in mask
+        assert tokenizer.pad(tokenizer("the llama"), "max_length", 40, padding_side=side)["attention_mask"] == mask
+        ids = tokenizer.encode("the llama", padding="max_length", max_length=40, truncation=True, padding_side=side)
+        assert ids == wide["input_ids"]
+    with pytest.raises(TokenizerError, match="padding_side='up'"):
+        tokenizer("a", padding_side="up")
+
+
+def test_a_batch_of_pairs(tokenizer):
+    assert tokenizer([("a", "b"), ("the", "llama")]).data == tokenizer(["a", "the"], ["b", "llama"]).data
+    with pytest.raises(TokenizerError):
+        tokenizer([("a", "b"), "the"])
+
+
+def test_the_vocabulary(tokenizer):
+    assert tokenizer.vocab == tokenizer.get_vocab()
+
+
 def test_padding_without_a_token_says_how_to_get_one(sp_model):
     tokenizer = LlamaTokenizer(sp_model)
     with pytest.raises(TokenizerError, match=r"add_special_tokens\(\{'pad_token'"):
@@ -185,6 +215,22 @@ def test_padding_without_a_token_says_how_to_get_one(sp_model):
 def test_wrong_options(tokenizer, options, message):
     with pytest.raises(TokenizerError, match=message):
         tokenizer("the llama", "learns", **options)
+
+
+class Strategy(str, enum.Enum):
+    """As transformers' PaddingStrategy and TruncationStrategy are."""
+
+    MAX_LENGTH = "max_length"
+    ONLY_FIRST = "only_first"
+    NO_PADDING = "do_not_pad"
+    NO_TRUNCATION = "do_not_truncate"
+
+
+def test_strategies_as_enumerations(tokenizer):
+    padded = tokenizer("a", padding=Strategy.MAX_LENGTH, max_length=9, truncation=Strategy.NO_TRUNCATION)
+    assert len(padded["input_ids"]) == 9
+    cut = tokenizer("the llama", "learns", truncation=Strategy.ONLY_FIRST, max_length=7, padding=Strategy.NO_PADDING)
+    assert cut["input_ids"] == tokenizer("the llama", "learns", truncation="only_first", max_length=7)["input_ids"]
 
 
 def test_lengths_that_nobody_knows(tokenizer):

@@ -132,6 +132,42 @@ def test_named_templates(byte_level_json):
         load_tokenizer(byte_level_json, chat_template={"tool_use": "T", "rag": "R"}).apply_chat_template(CHAT)
 
 
+@pytest.mark.parametrize("known", [None, "plain text", {"default": "D", "tool_use": "T"}])
+def test_a_name_that_no_template_has(byte_level_json, known):
+    tokenizer = load_tokenizer(byte_level_json, chat_template=known)
+    with pytest.raises(ChatTemplateError, match=r"'tool-use'.*(default, tool_use|it has none)"):
+        tokenizer.apply_chat_template(CHAT, "tool-use")
+
+
+def test_template_variables_by_keyword(ours):
+    options = {"chat_template": "{{ enable_thinking }}{{ bos_token }}{{ x }}", "tokenize": False}
+    text = ours.apply_chat_template(CHAT, **options, enable_thinking=True, bos_token="B", template_variables={"x": 1})
+    assert text == "TrueB1"
+
+
+@pytest.mark.parametrize("name", ["messages", "puna_steps", "tokenizer_kwargs"])
+def test_template_variables_do_not_hide_the_conversation(ours, name):
+    for options in ({name: []}, {"template_variables": {name: []}}):
+        with pytest.raises(ChatTemplateError, match=f"'{name}'.*reserved"):
+            ours.apply_chat_template(CHAT, chat_template="{{ messages | length }}", **options)
+    with pytest.raises(ChatTemplateError, match="'add_generation_prompt'"):
+        ours.apply_chat_template(CHAT, template_variables={"add_generation_prompt": True})
+
+
+@pytest.mark.parametrize("content", [None, [{"type": "text", "text": "Hi"}], 5, {"text": "Hi"}])
+def test_built_in_templates_refuse_what_is_no_text(ours, sp_model, content):
+    for tokenizer in (ours, load_tokenizer(sp_model), LlamaTokenizer(sp_model)):
+        for chat in ([{"role": "user", "content": content}], [*CHAT[:2], {"role": "assistant", "content": content}]):
+            with pytest.raises(ChatTemplateError, match="'content', a string"):
+                tokenizer.apply_chat_template(chat)
+    assert ours.apply_chat_template([{"role": "user", "content": ""}])
+
+
+def test_llama_2_needs_more_than_a_system_message(sp_model):
+    with pytest.raises(ChatTemplateError, match="first user message"):
+        load_tokenizer(sp_model).apply_chat_template(CHAT[:1])
+
+
 def test_no_template_at_all(tmp_path):
     from tokenizers import Tokenizer, models
 
@@ -156,6 +192,18 @@ def test_no_template_at_all(tmp_path):
         ("{{ 'a' * 10 ** 12 }}", "repeats"),
         ("{{ [1] * 999999999 }}", "repeats"),
         ("{{ 10 ** (10 ** 10) }}", "bits"),
+        ("{{ '%0999999999d' % 1 }}", "pads"),
+        ("{{ '%0*d' % (999999999, 1) }}", "pads"),
+        ("{{ '%0999999999d' | format(1) }}", "pads"),
+        ("{{ '{:999999999}'.format(1) }}", "pads"),
+        ("{{ '{:{}}'.format(1, 999999999) }}", "pads"),
+        ("{{ '{:{w}}'.format_map({'w': 999999999}) }}", "pads"),
+        ("{{ 'a'.center(999999999) }}", "pads"),
+        ("{{ 'a'.ljust(999999999) }}", "pads"),
+        ("{{ 'a'.rjust(999999999) }}", "pads"),
+        ("{{ 'a'.zfill(999999999) }}", "pads"),
+        ("{{ 'a' | center(999999999) }}", "pads"),
+        ("{{ 'a' | indent(width=999999999, first=true) }}", "pads"),
         ("{% set x = 'a' * 90000000 %}{{ x }}{{ x }}", "characters"),
         ("{{ lookup('x') }}", "refuses"),
         ("{% include 'x' %}", "failed|refuses"),
@@ -171,6 +219,16 @@ def test_what_a_template_must_not_do(ours, template, message):
     assert time.monotonic() - start < 20
 
 
+def test_formatting_within_the_limits(ours):
+    template = (
+        "{{ '%05d' % 123456789 }}{{ '%s' % 10 ** 9 }}{{ 7 % 3 }}{{ 'a'.center(3) }}{{ '{:>3}'.format(1) }}"
+        "{{ '%s' | format(10 ** 9) }}{{ '{}'.format(10 ** 9) }}{{ 'a' | center(3) }}{{ 'x\ny' | indent(2) }}"
+        "{{ '20240601%s' % 1 }}"
+    )
+    text = ours.apply_chat_template(CHAT, chat_template=template, tokenize=False)
+    assert text == "12345678910000000001 a   110000000001000000000 a x\n  y202406011"
+
+
 @pytest.mark.parametrize("chat", [[], "text", [5], [{"content": "no role"}], [{"role": 5, "content": "x"}], None])
 def test_what_is_no_conversation(ours, chat):
     with pytest.raises(ChatTemplateError):
@@ -181,7 +239,7 @@ def test_continuing_what_cannot_be_continued(ours):
     for chat, options in (
         ([{"role": "user"}], {}),
         (CHAT, {"add_generation_prompt": True}),
-        (CHAT, {"chat_template": "fixed"}),
+        (CHAT, {"chat_template": "{{ 'fixed' }}"}),
     ):
         with pytest.raises(ChatTemplateError, match="continue_final_message"):
             ours.apply_chat_template(chat, continue_final_message=True, **options)

@@ -52,8 +52,42 @@ def test_auto_without_the_fast_one_is_the_page_s_class(sp_model, byte_level_json
     assert AutoTokenizer.from_pretrained(sp_model, use_fast=False).behaviour == "hf-legacy"
     with pytest.raises(TokenizerError, match="LlamaTokenizer needs"):
         AutoTokenizer.from_pretrained(byte_level_json, use_fast=False)
-    with pytest.raises(TypeError, match="no_such"):
-        load_tokenizer(sp_model, no_such=1)
+
+
+HUB = {
+    "trust_remote_code": True,
+    "local_files_only": True,
+    "revision": "main",
+    "token": "secret",
+    "cache_dir": "/nowhere",
+    "force_download": True,
+}
+
+
+def test_tokenizer_json_is_parsed_once(byte_level_json, monkeypatch):
+    from puna.tokenizer import fast
+
+    names = []
+    read = fast.read_pipeline
+    monkeypatch.setattr(fast, "read_pipeline", lambda data, name: names.append(name) or read(data, name))
+    LlamaTokenizerFast.from_pretrained(byte_level_json)
+    assert names == [str(byte_level_json / "tokenizer.json")]
+
+
+@pytest.mark.parametrize("cls", [AutoTokenizer, LlamaTokenizer, LlamaTokenizerFast])
+def test_arguments_of_the_hub_are_not_needed(cls, folder):
+    tokenizer = cls.from_pretrained(folder, **HUB, pad_token="</s>")
+    assert tokenizer.pad_token == "</s>" and tokenizer.encode("a") == cls.from_pretrained(folder).encode("a")
+    within = cls.from_pretrained(folder.parent, subfolder=folder.name)
+    assert within.encode("a") == tokenizer.encode("a")
+    with pytest.raises(TokenizerError, match="no_such=1"):
+        cls.from_pretrained(folder, no_such=1)
+
+
+def test_an_unknown_argument_is_named(sp_model):
+    for arguments in ({"no_such": 1}, {"revision": "main"}):
+        with pytest.raises(TokenizerError, match=next(iter(arguments))):
+            load_tokenizer(sp_model, **arguments)
 
 
 def test_flags_in_the_configuration(folder, byte_level_json, sp_model):
@@ -78,6 +112,34 @@ def test_added_ends_with_a_literal_pipeline(byte_level_json, tmp_path, name, hon
     saved = tmp_path / "saved"
     tokenizer.save_pretrained(saved)
     assert load_tokenizer(saved).encode("a") == tokenizer.encode("a")
+
+
+@pytest.mark.parametrize("form", [None, True, False])
+@pytest.mark.parametrize("split", [None, True, False])
+def test_sentencepiece_s_own_ids_survive_saving_twice(sp_model, tmp_path, form, split):
+    given = {} if split is None else {"split_special_tokens": split}
+    tokenizer = load_tokenizer(sp_model, **given)
+    ids = [tokenizer.encode(text) for text in ("x</s>", "<s>", "a<s> b")]
+    tokenizer.save_pretrained(tmp_path / "once", form)
+    load_tokenizer(tmp_path / "once").save_pretrained(tmp_path / "twice")
+    for folder in ("once", "twice"):
+        again = load_tokenizer(tmp_path / folder)
+        assert [again.encode(text) for text in ("x</s>", "<s>", "a<s> b")] == ids
+        assert json.loads((tmp_path / folder / "tokenizer_config.json").read_text()).get("split_special_tokens") in (
+            None,
+            False,
+        )
+    page = LlamaTokenizer.from_pretrained(sp_model).encode("x</s>")
+    if form is not False:
+        assert LlamaTokenizer.from_pretrained(tmp_path / "once").encode("x</s>") == page
+
+
+@pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
+def test_splitting_special_tokens_survives_saving(sp_model, tmp_path, cls):
+    tokenizer = cls(sp_model, split_special_tokens=True)
+    assert 2 not in tokenizer.encode("x</s>")
+    tokenizer.save_pretrained(tmp_path)
+    assert cls.from_pretrained(tmp_path).encode("x</s>") == tokenizer.encode("x</s>")
 
 
 def test_added_tokens_old_and_new_style(folder):

@@ -258,9 +258,12 @@ def test_several_templates(byte_level_json):
 
 
 def test_smollm2(smollm2):
-    start = time.process_time()
-    tokenizer = load_tokenizer(smollm2)
-    assert time.process_time() - start < 1.5
+    costs = []
+    for _ in range(3):
+        start = time.process_time()
+        tokenizer = load_tokenizer(smollm2)
+        costs.append(time.process_time() - start)
+    assert min(costs) < 0.5
     assert isinstance(tokenizer, LlamaTokenizerFast) and len(tokenizer) == 49152
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
         "<|im_start|>",

@@ -94,7 +94,6 @@ def test_llama_3_special_tokens(llama3):
     assert llama3.convert_ids_to_tokens([128002, 128005, 128011, 128255]) == [
         f"<|reserved_special_token_{number}|>" for number in (0, 2, 3, 247)
     ]
-    assert llama3.eot_token_id == 128009
     assert len(llama3) == 128256
     assert llama3.encode("hi<|eot_id|>") == [128000, *llama3.encode("hi", add_special_tokens=False), 128009]
 

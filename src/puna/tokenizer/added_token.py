@@ -4,40 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from puna.errors import TokenizerError
 
+if TYPE_CHECKING:
+    import tokenizers
 
-class AddedTokenLike(Protocol):
-    """What `tokenizers.AddedToken` and ours have in common."""
-
-    @property
-    def content(self) -> str:
-        """The text of the token."""
-
-    @property
-    def single_word(self) -> bool:
-        """Whether it matches only between spaces."""
-
-    @property
-    def lstrip(self) -> bool:
-        """Whether it takes the whitespace before it along."""
-
-    @property
-    def rstrip(self) -> bool:
-        """Whether it takes the whitespace after it along."""
-
-    @property
-    def normalized(self) -> bool:
-        """Whether it is matched in the normalised text."""
-
-    @property
-    def special(self) -> bool:
-        """Whether decoding can skip it."""
-
-
-TokenLike = str | AddedTokenLike
+TokenLike: TypeAlias = "str | AddedToken | tokenizers.AddedToken"
 
 
 @dataclass(frozen=True)

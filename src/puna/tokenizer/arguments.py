@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from pathlib import Path
+from typing import Any, TypedDict, cast
 
+from puna.errors import TokenizerError
 from puna.tokenizer.added_token import AddedToken, TokenLike
 
 NO_LIMIT = int(1e30)
@@ -52,6 +54,42 @@ class Arguments(CommonArguments, total=False):
     spaces_between_special_tokens: bool
     sp_model_kwargs: Mapping[str, Any] | None
     legacy: bool | None
+
+
+class FromPretrained(Arguments, total=False):
+    """`Arguments`, and those of transformers that tell how to fetch from its hub. A local path needs none of them, so
+    all but `subfolder`, a folder within the path, are ignored. No code of a model is ever run."""
+
+    subfolder: str
+    trust_remote_code: bool | None
+    local_files_only: bool
+    revision: str | None
+    token: str | bool | None
+    use_auth_token: str | bool | None
+    cache_dir: str | Path | None
+    force_download: bool
+
+
+def local(path: str | Path, arguments: FromPretrained) -> tuple[Path, Arguments]:
+    """The path with `subfolder`, and the arguments without those of the hub."""
+    return Path(path) / (arguments.get("subfolder") or ""), checked(
+        {name: value for name, value in arguments.items() if name not in _HUB}
+    )
+
+
+def checked(arguments: Mapping[str, Any]) -> Arguments:
+    """The same, for users without a type checker.
+
+    Raises:
+        TokenizerError: one has an unknown name.
+    """
+    unknown = sorted(arguments.keys() - Arguments.__optional_keys__)
+    if unknown:
+        raise TokenizerError(f"{unknown[0]}={arguments[unknown[0]]!r:.60}: no argument of a tokenizer; leave it out")
+    return cast(Arguments, dict(arguments))
+
+
+_HUB = FromPretrained.__optional_keys__ - Arguments.__optional_keys__
 
 
 def merged(*parts: Arguments) -> Arguments:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from puna.errors import TokenizerError
 from puna.tokenizer.added_token import AddedToken, TokenLike, as_added_token
-from puna.tokenizer.arguments import NO_LIMIT, Arguments, ChatTemplate, merged
+from puna.tokenizer.arguments import NO_LIMIT, Arguments, ChatTemplate, FromPretrained, local, merged
 from puna.tokenizer.chatting import ChattingTokenizer
 from puna.tokenizer.ids import as_ids
+from puna.tokenizer.prepare import check_side
 from puna.tokenizer.special import NAMES
 from puna.tokenizer.stream import CleanUpStream, TextStream, clean_up
 
@@ -64,8 +65,10 @@ class TokenizerBase(ChattingTokenizer):
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.use_default_system_prompt = use_default_system_prompt
         self.model_max_length = NO_LIMIT if model_max_length is None else int(model_max_length)
-        self.padding_side = _side("padding_side", self.default_padding_side if padding_side is None else padding_side)
-        self.truncation_side = _side("truncation_side", truncation_side)
+        self.padding_side = check_side(
+            "padding_side", self.default_padding_side if padding_side is None else padding_side
+        )
+        self.truncation_side = check_side("truncation_side", truncation_side)
         self.model_input_names = list(model_input_names)
         self.split_special_tokens = bool(split_special_tokens)
         self.chat_template = chat_template
@@ -90,6 +93,11 @@ class TokenizerBase(ChattingTokenizer):
     @abstractmethod
     def get_vocab(self) -> dict[str, int]:
         """Token to id, added tokens included."""
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """Token to id, added tokens included."""
+        return self.get_vocab()
 
     @abstractmethod
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
@@ -230,19 +238,21 @@ class TokenizerBase(ChattingTokenizer):
         return found[0], found[1]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Unpack[Arguments]) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Unpack[FromPretrained]) -> Self:
         """Loads this class from a folder or file; `arguments` win over what the files say.
+
+        The arguments of transformers that tell how to fetch from its hub are ignored: the path is local.
 
         Raises:
             ModelNotFoundError: there is no such folder or file.
-            TokenizerError: the files cannot be read, or are for the other class.
+            TokenizerError: the files cannot be read, are for the other class, or an argument is unknown.
         """
         from puna.tokenizer.load import find
         from puna.tokenizer.sources import folder_arguments
 
-        path = Path(pretrained_model_name_or_path)
+        path, ours = local(pretrained_model_name_or_path, arguments)
         file, kind = find(path, prefer=cls.preferred_file)
-        given = merged(folder_arguments(path)[0], Arguments(name_or_path=str(path)), arguments)
+        given = merged(folder_arguments(path)[0], Arguments(name_or_path=str(path)), ours)
         return cls.from_source(file, kind, given)
 
     @classmethod
@@ -264,9 +274,3 @@ class TokenizerBase(ChattingTokenizer):
             f"model_max_length={self.model_max_length}, padding_side={self.padding_side!r}, "
             f"special_tokens={self.special_tokens_map})"
         )
-
-
-def _side(name: str, value: str) -> str:
-    if value not in ("left", "right"):
-        raise TokenizerError(f"{name}={value!r}; choose 'left' or 'right'")
-    return value

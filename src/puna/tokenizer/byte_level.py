@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,25 +60,15 @@ _DIGIT_RULES = PreTokenizer(_DIGITS)
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     "gpt-2": PreTokenizer((_GPT2,)),
-    "mpt": PreTokenizer((_GPT2,)),
-    "olmo": PreTokenizer((_GPT2,)),
     "llama3": _LLAMA3_RULES,
     "llama-v3": _LLAMA3_RULES,
     "llama-bpe": _LLAMA3_RULES,
     "falcon3": _LLAMA3_RULES,
-    "dbrx": PreTokenizer((_LLAMA3,)),
     "smaug-bpe": PreTokenizer((_LLAMA3,)),
     "qwen2": PreTokenizer((_QWEN2,)),
     "deepseek-r1-qwen": PreTokenizer((_QWEN2,)),
-    "stablelm2": PreTokenizer((_QWEN2,)),
     "tekken": PreTokenizer((_TEKKEN,), whole_tokens=True, adds_bos=True),
     "smollm": _DIGIT_RULES,
-    "starcoder": _DIGIT_RULES,
-    "refact": _DIGIT_RULES,
-    "command-r": _DIGIT_RULES,
-    "codeshell": _DIGIT_RULES,
-    "exaone": _DIGIT_RULES,
-    "minerva-7b": _DIGIT_RULES,
     "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
     "deepseek-coder": PreTokenizer(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
     "deepseek-llm": PreTokenizer(
@@ -111,7 +101,7 @@ def pre_tokenizer(name: str) -> PreTokenizer:
 
 
 def build(
-    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], rules: PreTokenizer, added: Sequence[AddedToken]
+    vocab: dict[str, int], merges: list[tuple[str, str]], rules: PreTokenizer, added: Sequence[AddedToken]
 ) -> Tokenizer:
     """A byte-level BPE tokenizer.
 
@@ -124,7 +114,7 @@ def build(
         TokenizerError: a merge names a token that is not in the vocabulary.
     """
     try:
-        engine = BPE(dict(vocab), list(merges), ignore_merges=rules.whole_tokens)
+        engine = BPE(vocab, merges, ignore_merges=rules.whole_tokens)
     except Exception as exc:  # tokenizers raises nothing narrower
         raise TokenizerError(f"the vocabulary and its merges do not fit together: {exc}") from exc
     tokenizer = Tokenizer(engine)

@@ -9,7 +9,7 @@ from typing import Any
 
 from puna.errors import TokenizerError
 from puna.tokenizer.encoding import BatchEncoding, Encoding
-from puna.tokenizer.prepare import Plan, padded_length, resolve, truncate
+from puna.tokenizer.prepare import Plan, check_side, padded_length, resolve, truncate
 from puna.tokenizer.special import SpecialTokens
 
 Text = str | Sequence[str]
@@ -77,11 +77,13 @@ class CallableTokenizer(SpecialTokens):
         return_offsets_mapping: bool = False,
         return_length: bool = False,
         split_special_tokens: bool | None = None,
+        padding_side: str | None = None,
     ) -> BatchEncoding:
         """Encodes a text, a pair of texts, or batches of either.
 
         Args:
             text, text_pair: a string, or a list of strings for a batch; with `is_split_into_words`, lists of words.
+                Without it, a list of two-tuples is a batch of pairs.
             text_target, text_pair_target: likewise; their ids become `labels`.
             add_special_tokens: whether BOS and EOS are added as this tokenizer is set to.
             padding: True or "longest", "max_length", or False.
@@ -91,6 +93,7 @@ class CallableTokenizer(SpecialTokens):
             return_tensors: "np", "pt", or None for lists.
             return_offsets_mapping: character spans, on the fast tokenizer only.
             split_special_tokens: whether special tokens written in the text are encoded as text.
+            padding_side: "left" or "right", the tokenizer's own by default.
 
         Raises:
             TokenizerError: the text is no text, padding has no token, or truncation cannot reach the length.
@@ -105,12 +108,13 @@ class CallableTokenizer(SpecialTokens):
             return_offsets_mapping,
             return_length,
         )
+        side = self._side(padding_side)
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
 
         def one(first: Text | Sequence[Text], second: Text | Sequence[Text] | None) -> BatchEncoding:
             texts, pairs, batched = _batch(first, second, is_split_into_words)
             inputs = [Input(t, p, add_special_tokens, split) for t, p in zip(texts, pairs, strict=True)]
-            return self._collate(self._finish(self._encode_many(inputs), plan), output, batched)
+            return self._collate(self._finish(self._encode_many(inputs), plan, side), output, batched)
 
         if text is None:
             if text_target is None:
@@ -132,6 +136,7 @@ class CallableTokenizer(SpecialTokens):
         return_tensors: str | None = None,
         split_special_tokens: bool | None = None,
         is_split_into_words: bool = False,
+        padding_side: str | None = None,
     ) -> Any:
         """The ids of one text or pair: a list of int, or a tensor of shape (1, tokens) with `return_tensors`."""
         if not isinstance(text, str) and not is_split_into_words:
@@ -146,19 +151,23 @@ class CallableTokenizer(SpecialTokens):
             return_tensors=return_tensors,
             split_special_tokens=split_special_tokens,
             is_split_into_words=is_split_into_words,
+            padding_side=padding_side,
         )["input_ids"]
 
     encode_plus = __call__
     batch_encode_plus = __call__
 
-    def _finish(self, encodings: list[Encoding], plan: Plan) -> list[Encoding]:
+    def _side(self, given: str | None) -> str:
+        return check_side("padding_side", self.padding_side if given is None else given)
+
+    def _finish(self, encodings: list[Encoding], plan: Plan, side: str) -> list[Encoding]:
         """Cuts, then pads."""
         cut = [truncate(encoding, plan, self.truncation_side, self._first_keeps_more) for encoding in encodings]
         length = padded_length([len(encoding) for encoding in cut], plan)
         if length is None:
             return cut
         pad_id, pad_token = self._padding_token()
-        return [e.padded(max(0, length - len(e)), self.padding_side, pad_id, pad_token) for e in cut]
+        return [e.padded(max(0, length - len(e)), side, pad_id, pad_token) for e in cut]
 
     def _padding_token(self) -> tuple[int, str]:
         token, index = self.pad_token, self.pad_token_id
@@ -192,12 +201,17 @@ class CallableTokenizer(SpecialTokens):
         pad_to_multiple_of: int | None = None,
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
+        padding_side: str | None = None,
     ) -> BatchEncoding:
         """Pads encoded inputs: one, a batch, or a list of single ones (a data loader's collate function).
 
         The columns padded are `input_ids`, `attention_mask` (0), `token_type_ids` (0) and `special_tokens_mask` (1);
         others stay as they are.
+
+        Raises:
+            TokenizerError: there is no padding token, or a column that is not padded cannot be a tensor.
         """
+        side = self._side(padding_side)
         columns, single = _as_columns(encoded_inputs)
         if return_attention_mask or (return_attention_mask is None and "attention_mask" in self.model_input_names):
             columns.setdefault("attention_mask", [[1] * len(ids) for ids in columns["input_ids"]])
@@ -207,13 +221,24 @@ class CallableTokenizer(SpecialTokens):
             fill = {"input_ids": self._padding_token()[0], "attention_mask": 0, "token_type_ids": 0}
             fill["special_tokens_mask"] = 1
             for name in fill.keys() & columns.keys():
-                columns[name] = [self._pad_row(row, length, fill[name]) for row in columns[name]]
+                columns[name] = [_pad_row(row, length, fill[name], side) for row in columns[name]]
+            ragged = sorted(name for name in columns.keys() - fill.keys() if _is_ragged(columns[name]))
+            if return_tensors is not None and ragged:
+                raise TokenizerError(
+                    f"{ragged[0]}: pad fills up only {', '.join(fill)}, and these rows differ in length; pad them "
+                    "yourself, or leave the column out"
+                )
         data: dict[str, Any] = {name: column[0] for name, column in columns.items()} if single else columns
         return BatchEncoding(data, tensor_type=return_tensors)
 
-    def _pad_row(self, row: list[int], length: int, value: int) -> list[int]:
-        padding = [value] * (length - len(row))
-        return padding + row if self.padding_side == "left" else row + padding
+
+def _pad_row(row: list[int], length: int, value: int, side: str) -> list[int]:
+    padding = [value] * (length - len(row))
+    return padding + row if side == "left" else row + padding
+
+
+def _is_ragged(rows: list[Any]) -> bool:
+    return len({len(row) for row in rows if isinstance(row, (list, tuple))}) > 1
 
 
 def _batch(
@@ -224,6 +249,8 @@ def _batch(
         return [_checked(text, words)], [None if pair is None else _checked(pair, words)], False
     if not isinstance(text, (list, tuple)):
         raise TokenizerError(f"a {type(text).__name__} is no text; pass a string or a list of strings")
+    if pair is None and not words and text and all(isinstance(item, tuple) and len(item) == 2 for item in text):
+        text, pair = [item[0] for item in text], [item[1] for item in text]
     if pair is None:
         return [_checked(item, words) for item in text], [None] * len(text), True
     if not isinstance(pair, (list, tuple)) or len(pair) != len(text):

@@ -1,11 +1,18 @@
-"""Rendering chat templates: sandboxed Jinja in the dialect of Hugging Face, with limits on what a template may do."""
+"""Rendering chat templates: sandboxed Jinja in the dialect of Hugging Face, with limits on what a template may do.
+
+The limits hold loops, the text written, repetitions, powers and padding. A template that joins text to itself again and
+again can still fill the memory: they stop slips, not every bad intent.
+"""
 
 from __future__ import annotations
 
 import datetime
+import functools
+import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from puna.errors import ChatTemplateError
@@ -20,8 +27,20 @@ MAX_LOOP_STEPS = 1_000_000
 MAX_CHARACTERS = 100_000_000
 """Longest rendered text, and longest string a template may build by repetition."""
 
+MAX_WIDTH = 10_000
+"""Widest padding: `'%9d' % x`, `'{:9}'.format(x)`, `center`, `ljust`, `rjust`, `zfill`, `indent`."""
+
 MAX_BITS = 4096
 """Largest integer a template may compute."""
+
+_STEPS = "puna_steps"
+"""The template variable through which every loop counts its steps."""
+
+_RESERVED = frozenset(
+    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", _STEPS,
+     "return_assistant_tokens_mask", "tokenizer_kwargs")
+)  # fmt: skip
+"""Names of template variables that the conversation fills, and arguments of transformers that puna does not have."""
 
 _CONTINUE = "\ue000CONTINUE\ue000 "
 """Marks where the final message ends. Trailing space: templates that trim the message show it by dropping that."""
@@ -46,8 +65,12 @@ def render_chat(
         variables: what else the template sees, such as `bos_token`.
 
     Raises:
-        ChatTemplateError: the template does not compile, fails, refuses the conversation, or does too much.
+        ChatTemplateError: the template does not compile, fails, refuses the conversation, or does too much; or a
+            variable has a reserved name.
     """
+    taken = sorted(_RESERVED & variables.keys())
+    if taken:
+        raise ChatTemplateError(f"template variable {taken[0]!r}: the name is reserved; pass it under another")
     turns = _turns(messages)
     if continue_final_message:
         if add_generation_prompt:
@@ -126,10 +149,6 @@ def _run(template: jinja2.Template, values: Mapping[str, Any]) -> str:
     return "".join(pieces)
 
 
-_STEPS = "puna_steps"
-"""The template variable through which every loop counts its steps."""
-
-
 class _Steps:
     """Counts the steps of all loops of one rendering."""
 
@@ -144,7 +163,7 @@ class _Steps:
             yield item
 
 
-@lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)
 def _compile(source: str) -> jinja2.Template:
     """Compiles a template; kept, as every turn of a chat renders the same one."""
     import jinja2
@@ -155,7 +174,7 @@ def _compile(source: str) -> jinja2.Template:
         raise ChatTemplateError(f"the chat template does not compile: {exc}; mend it or pass chat_template=") from exc
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
     """transformers' environment: trim_blocks, lstrip_blocks, loop controls, {% generation %} and three helpers."""
     from jinja2 import ext, nodes, parser, runtime, sandbox, visitor
@@ -176,7 +195,7 @@ def _environment() -> jinja2.Environment:
             return node
 
     class Environment(sandbox.ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**"))
+        intercepted_binops = frozenset(("*", "**", "%"))
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
             tree = super()._parse(source, name, filename)
@@ -184,10 +203,21 @@ def _environment() -> jinja2.Environment:
             return tree
 
         def call_binop(self, context: runtime.Context, operator: str, left: Any, right: Any) -> Any:
-            _check_product(operator, left, right)
+            if operator != "%":
+                _check_product(operator, left, right)
+            elif isinstance(left, str):
+                _check_widths(left, right)
             return super().call_binop(context, operator, left, right)
 
+        def call(__self, __context: runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+            method = inspect.unwrap(__obj)  # the sandbox wraps str.format
+            if isinstance(method, types.BuiltinMethodType) and isinstance(method.__self__, str):
+                _check_call(method, args, kwargs)
+            return super().call(__context, __obj, *args, **kwargs)
+
     environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, Generation])
+    for name in ("center", "format", "indent"):
+        environment.filters[name] = _limited(environment.filters[name])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
@@ -205,6 +235,46 @@ def _check_product(operator: str, left: Any, right: Any) -> None:
             raise ChatTemplateError(
                 f"the chat template repeats a value to {len(value) * count} items; mend the template"
             )
+
+
+def _check_call(method: types.BuiltinMethodType, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    if method.__name__ in ("format", "format_map"):
+        _check_widths(method.__self__, args, kwargs)
+    elif method.__name__ in ("center", "ljust", "rjust", "zfill", "expandtabs"):
+        _check_widths("", args, kwargs)
+
+
+_SPECS = re.compile(r"%(?:\([^)]*\))?([-+ #0-9.*]+)|\{[^{}:]*:([^{}]+)")
+"""What stands between % and its letter, or between : and } of a field."""
+
+
+def _check_widths(template: object, *values: Any) -> None:
+    """Refuses padding over `MAX_WIDTH`: a number in a format, or one among its values where the format refers to it."""
+    written = [digits for spec in _SPECS.findall(str(template)) for digits in re.findall(r"\d+", "".join(spec))]
+    widths = [int(digits) if len(digits) < 9 else MAX_WIDTH + 1 for digits in written]
+    if not template or re.search(r"\*|\{[^{}]*:[^{}]*\{", str(template)):
+        widths += _numbers_in(values)
+    if max(widths, default=0) > MAX_WIDTH:
+        raise ChatTemplateError(f"the chat template pads text to over {MAX_WIDTH} characters; mend the template")
+
+
+def _numbers_in(value: Any) -> list[int]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [number for item in value for number in _numbers_in(item)]
+    return [value] if isinstance(value, int) else []
+
+
+def _limited(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of Jinja that pads or formats, with its widths checked."""
+
+    @functools.wraps(filter_)
+    def checked(value: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_widths(value if filter_.__name__ == "do_format" else "", args, kwargs)
+        return filter_(value, *args, **kwargs)
+
+    return checked
 
 
 def _raise_exception(message: str) -> None:

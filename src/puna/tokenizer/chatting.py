@@ -19,12 +19,6 @@ class ChattingTokenizer(CallableTokenizer):
     use_default_system_prompt: bool
 
     @property
-    def eot_token_id(self) -> int | None:
-        """The id that ends a turn in a chat, where the vocabulary has one besides EOS: <|eot_id|> or <|im_end|>."""
-        ids = (self._token_id(token) for token in ("<|eot_id|>", "<|im_end|>"))
-        return next((index for index in ids if index is not None), None)
-
-    @property
     def default_chat_template(self) -> str:
         """The template used where the files have none: Llama 3's if the vocabulary has its headers, or Llama 2's.
 
@@ -46,13 +40,22 @@ class ChattingTokenizer(CallableTokenizer):
         Args:
             chat_template: a template, or the name of one of this tokenizer's.
             tools: with tools, a template named "tool_use" is preferred.
+
+        Raises:
+            ChatTemplateError: there is none, or none of this name.
         """
         known = self.chat_template
+        names = sorted(known) if isinstance(known, Mapping) else []
+        if chat_template is not None and chat_template not in names and "{" not in chat_template:
+            raise ChatTemplateError(
+                f"chat_template={chat_template!r:.60}: neither Jinja source, which has a '{{', nor one of this "
+                f"tokenizer's named templates ({', '.join(names) or 'it has none'})"
+            )
         if isinstance(known, Mapping):
             if chat_template is None:
                 chat_template = "tool_use" if tools is not None and "tool_use" in known else "default"
                 if chat_template not in known:
-                    raise ChatTemplateError(f"choose one of the chat templates {', '.join(sorted(known))} by name")
+                    raise ChatTemplateError(f"choose one of the chat templates {', '.join(names)} by name")
             return known.get(chat_template, chat_template)
         if chat_template is not None:
             return chat_template
@@ -73,6 +76,7 @@ class ChattingTokenizer(CallableTokenizer):
         documents: Sequence[Mapping[str, Any]] | None = None,
         continue_final_message: bool = False,
         template_variables: Mapping[str, Any] | None = None,
+        **more_variables: Any,
     ) -> Any:
         """Renders a conversation, or a list of them, and encodes it as it stands: no BOS beyond the template's own.
 
@@ -83,13 +87,15 @@ class ChattingTokenizer(CallableTokenizer):
             tokenize: False returns the text.
             return_dict: return the whole `BatchEncoding` rather than the ids.
             continue_final_message: leave the last message open, for the model to go on.
-            template_variables: more variables for the template.
+            template_variables, more_variables: more variables for the template, such as enable_thinking=True; as in
+                transformers, a name that the template does not use has no effect.
 
         Returns:
             Ids as a list, a tensor of shape (1, tokens), text, or a `BatchEncoding`; lists of these for several.
 
         Raises:
-            ChatTemplateError: no template, or it does not compile, fails, or refuses the conversation.
+            ChatTemplateError: no template, or it does not compile, fails, or refuses the conversation; or a variable
+                has a name that stands for something else.
         """
         source = self.get_chat_template(chat_template, tools)
         several = isinstance(conversation, (list, tuple)) and len(conversation) > 0
@@ -103,7 +109,7 @@ class ChattingTokenizer(CallableTokenizer):
                 continue_final_message=continue_final_message,
                 tools=tools,
                 documents=documents,
-                variables={**self.special_tokens_map, **(template_variables or {})},
+                variables={**self.special_tokens_map, **(template_variables or {}), **more_variables},
             )
             for messages in conversations
         ]

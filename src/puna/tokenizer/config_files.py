@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,9 @@ from puna.tokenizer.arguments import NO_LIMIT, Arguments
 from puna.tokenizer.special import ADDITIONAL, NAMES
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+OWN_IDS = "behaviour"
+"""Our key of tokenizer_config.json: "sp" says that the ids are SentencePiece's own, so that special tokens written in a
+text are text. `load_tokenizer` heeds it; transformers ignores it."""
 
 _FLAGS = (
     "add_bos_token",
@@ -54,14 +58,14 @@ def read_folder(folder: Path) -> FolderConfig:
     """
     path = folder / CONFIG
     raw = read_json(path, TokenizerError) if path.is_file() else {}
-    values: dict[str, Any] = {name: _flag(raw[name], name, path) for name in _FLAGS if raw.get(name) is not None}
-    values |= {name: _string(raw[name], name, path) for name in _SIDES if raw.get(name) is not None}
+    values: dict[str, Any] = {name: _typed(raw, name, path, bool) for name in _FLAGS if raw.get(name) is not None}
+    values |= {name: _typed(raw, name, path, str) for name in _SIDES if raw.get(name) is not None}
     if raw.get("model_max_length") is not None:
         values["model_max_length"] = _length(raw["model_max_length"], path)
     if raw.get("sp_model_kwargs"):
-        values["sp_model_kwargs"] = _object(raw["sp_model_kwargs"], "sp_model_kwargs", path)
+        values["sp_model_kwargs"] = _typed(raw, "sp_model_kwargs", path, dict)
     if raw.get("model_input_names") is not None:
-        values["model_input_names"] = _strings(raw["model_input_names"], "model_input_names", path)
+        values["model_input_names"] = _typed(raw, "model_input_names", path, list)
     values |= _tokens(raw, folder)
     template = read_templates(folder, raw.get("chat_template"))
     if template is not None:
@@ -79,7 +83,7 @@ def _tokens(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     merged = dict(raw)
     if raw.get("added_tokens_decoder") is not None:
         where = f"{folder / CONFIG}: added_tokens_decoder"
-        for index, token in _object(raw["added_tokens_decoder"], "added_tokens_decoder", folder / CONFIG).items():
+        for index, token in _typed(raw, "added_tokens_decoder", folder / CONFIG, dict).items():
             decoder[_index(index, where)] = added_token_from_json(token, where)
     elif (folder / SPECIAL).is_file():
         merged |= read_json(folder / SPECIAL, TokenizerError)
@@ -133,27 +137,14 @@ def _text(path: Path) -> str:
         raise TokenizerError(f"{path}: not UTF-8 ({exc}); download the file again") from exc
 
 
-def _flag(value: object, name: str, path: Path) -> bool:
-    if not isinstance(value, bool):
-        raise TokenizerError(f"{path}: {name} = {value!r:.60}; true or false is needed")
-    return value
+_WANTED = {bool: "true or false", str: "a string", list: "a list of strings", dict: "an object"}
 
 
-def _string(value: object, name: str, path: Path) -> str:
-    if not isinstance(value, str):
-        raise TokenizerError(f"{path}: {name} = {value!r:.60}; a string is needed")
-    return value
-
-
-def _strings(value: object, name: str, path: Path) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise TokenizerError(f"{path}: {name} = {value!r:.60}; a list of strings is needed")
-    return value
-
-
-def _object(value: object, name: str, path: Path) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: {name} = {value!r:.60}; an object is needed")
+def _typed(raw: Mapping[str, Any], name: str, path: Path, kind: type[Any]) -> Any:
+    """The value of a key, checked; items of a list are to be strings."""
+    value = raw[name]
+    if not isinstance(value, kind) or (kind is list and not all(isinstance(item, str) for item in value)):
+        raise TokenizerError(f"{path}: {name} = {value!r:.60}; {_WANTED[kind]} is needed")
     return value
 
 

@@ -8,47 +8,21 @@ from __future__ import annotations
 from collections import UserDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from puna.errors import MissingExtraError, TokenizerError
 
+if TYPE_CHECKING:
+    import tokenizers
+
+    from puna.tokenizer.slow_columns import SlowColumns
+
 T = TypeVar("T")
 
-
-class Columns(Protocol):
-    """One encoded sequence or pair, a column per token property; `tokenizers.Encoding` is one."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def ids(self) -> list[int]:
-        """See `Encoding.ids`, and likewise below."""
-
-    @property
-    def tokens(self) -> list[str]:
-        """The vocabulary's spelling."""
-
-    @property
-    def type_ids(self) -> list[int]:
-        """First or second text."""
-
-    @property
-    def special_tokens_mask(self) -> list[int]:
-        """1 for special tokens."""
-
-    @property
-    def sequence_ids(self) -> list[int | None]:
-        """First or second text, None for special tokens."""
-
-    @property
-    def word_ids(self) -> list[int | None]:
-        """Piece of the pre-tokenizer."""
-
-    @property
-    def offsets(self) -> list[tuple[int, int]]:
-        """Characters of the text."""
+Columns: TypeAlias = "tokenizers.Encoding | SlowColumns"
+"""One encoded sequence or pair, a column per token property."""
 
 
 class CharSpan(NamedTuple):

@@ -105,7 +105,7 @@ class LlamaTokenizerFast(TokenizerBase):
             return cls._adopt(sources.gguf_fast(file, arguments))
         pipeline = read_pipeline(file.read_bytes(), str(file))
         if not sources.has_llama_tokens(pipeline, arguments):  # the page's defaults would add ids to the vocabulary
-            return cls._adopt(sources.literal_json(file, arguments))
+            return cls._adopt(sources.literal_json(file, arguments, pipeline=pipeline))
         model = file.with_name("tokenizer.model")
         vocab_file = model if model.is_file() and sniff(model) == "sentencepiece" else None
         return cls(vocab_file, tokenizer_object=pipeline, **sources.fast_arguments(arguments))
@@ -173,11 +173,6 @@ class LlamaTokenizerFast(TokenizerBase):
     def get_vocab(self) -> dict[str, int]:
         """Token to id, added tokens included."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
-
-    @property
-    def vocab(self) -> dict[str, int]:
-        """Token to id, added tokens included."""
-        return self.get_vocab()
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,11 +56,12 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
             f"tokenizer.ggml.model = {model!r}; LLaMA's are 'llama' (SentencePiece) and 'gpt2' (byte-level BPE)"
         )
     tokens = _strings(metadata, PREFIX + "tokens", None)
-    types = _numbers(metadata, PREFIX + "token_type", len(tokens), int(PieceType.NORMAL))
-    known = {int(kind) for kind in PieceType}
-    wrong = next((int(kind) for kind in types if int(kind) not in known), None)
-    if wrong is not None:
-        raise TokenizerError(f"tokenizer.ggml.token_type holds {wrong}; the types are 1 to 6, download the file again")
+    types = list(map(int, _numbers(metadata, PREFIX + "token_type", len(tokens), int(PieceType.NORMAL))))
+    wrong = set(types) - {int(kind) for kind in PieceType}
+    if wrong:
+        raise TokenizerError(
+            f"tokenizer.ggml.token_type holds {min(wrong)}; the types are 1 to 6, download the file again"
+        )
     ids = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         index = _get(metadata, f"{PREFIX}{key}_token_id", int, -1)
@@ -72,7 +73,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
         for name, index in (("bos", 1), ("eos", 2)):
             if name not in ids and index < len(tokens) and types[index] == PieceType.CONTROL:
                 ids[name] = index
-    return GgufVocabulary(model, tokens, [int(kind) for kind in types], ids, _templates(metadata), metadata)
+    return GgufVocabulary(model, tokens, types, ids, _templates(metadata), metadata)
 
 
 def sentencepiece_model(vocabulary: GgufVocabulary) -> bytes:
@@ -96,13 +97,12 @@ def sentencepiece_model(vocabulary: GgufVocabulary) -> bytes:
 
 def merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
     """The merges of a "gpt2" tokenizer; two tokens with one space between, which no byte-level token holds."""
-    pairs = []
-    for number, text in enumerate(_strings(vocabulary.metadata, PREFIX + "merges", None)):
-        left, _, right = text.partition(" ")
-        if not left or not right or " " in right:
-            raise TokenizerError(f"tokenizer.ggml.merges[{number}] = {text!r}; two tokens and a space are needed")
-        pairs.append((left, right))
-    return pairs
+    texts = _strings(vocabulary.metadata, PREFIX + "merges", None)
+    pairs: list[tuple[str, ...]] = [tuple(text.split(" ")) for text in texts]
+    if not (set(map(len, pairs)) <= {2} and all(map(all, pairs))):
+        number = next(number for number, pair in enumerate(pairs) if len(pair) != 2 or not all(pair))
+        raise TokenizerError(f"tokenizer.ggml.merges[{number}] = {texts[number]!r}; two tokens and a space are needed")
+    return cast("list[tuple[str, str]]", pairs)
 
 
 def pre_name(vocabulary: GgufVocabulary) -> str:
@@ -138,8 +138,8 @@ def _get(metadata: Mapping[str, Any], key: str, kind: type, default: Any) -> Any
 
 def _strings(metadata: Mapping[str, Any], key: str, default: list[str] | None) -> list[str]:
     values: list[str] = _get(metadata, key, list, default)
-    wrong = next((value for value in values if not isinstance(value, str)), None)
-    if wrong is not None:
+    if not set(map(type, values)) <= {str}:
+        wrong = next(value for value in values if type(value) is not str)
         raise TokenizerError(f"{key} holds {wrong!r:.60}; strings are needed")
     return values
 

@@ -11,7 +11,7 @@ from puna.errors import ModelNotFoundError, TokenizerError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from puna.tokenizer.arguments import Arguments
+    from puna.tokenizer.arguments import Arguments, FromPretrained
     from puna.tokenizer.fast import LlamaTokenizerFast
     from puna.tokenizer.slow import LlamaTokenizer
 
@@ -26,9 +26,10 @@ _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d{1,7}\r?\n")
 def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTokenizer | LlamaTokenizerFast:
     """Loads the tokenizer of a folder or file, whatever its kind.
 
-    tokenizer.json is executed literally, whatever class its configuration names; a SentencePiece model gives
-    SentencePiece's own ids; Llama 3's ranks and both kinds of GGUF vocabulary give their models' ids. No system prompt
-    is put into a chat that has none, and padding goes to the left, as generation needs it.
+    tokenizer.json is executed literally, whatever class its configuration names; Llama 3's ranks and both kinds of
+    GGUF vocabulary give their models' ids. A SentencePiece model gives SentencePiece's own ids, so that special tokens
+    written in a text, such as </s>, stay text; with `split_special_tokens=False` they are tokens, as in transformers.
+    No system prompt is put into a chat that has none, and padding goes to the left, as generation needs it.
 
     Args:
         path: a folder with tokenizer.json, tokenizer.model or one GGUF file, or such a file itself.
@@ -37,17 +38,21 @@ def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTok
 
     Raises:
         ModelNotFoundError: there is no such folder or file.
-        TokenizerError: nothing in it is a tokenizer, or a file is damaged.
+        TokenizerError: nothing in it is a tokenizer, a file is damaged, or an argument is unknown.
     """
     from puna.tokenizer import sources
-    from puna.tokenizer.arguments import Arguments, merged
+    from puna.tokenizer.arguments import Arguments, checked, merged
+    from puna.tokenizer.config_files import OWN_IDS
 
+    arguments = checked(arguments)
     where = Path(path)
     file, kind = find(where)
     config, tokenizer_class = sources.folder_arguments(where)
     ours = Arguments(name_or_path=str(path), use_default_system_prompt=False)
     given = merged(Arguments(padding_side="left"), config, ours, arguments)
     if kind == "json":
+        if config.get("other_config", {}).get(OWN_IDS) == "sp":
+            given.setdefault("split_special_tokens", True)
         honoured = merged(config if sources.is_llama_class(tokenizer_class) else Arguments(), arguments)
         return sources.literal_json(file, given, honoured.get("add_bos_token"), honoured.get("add_eos_token"))
     if kind == "tiktoken":
@@ -63,11 +68,17 @@ class AutoTokenizer:
 
     @staticmethod
     def from_pretrained(
-        pretrained_model_name_or_path: str | Path, *, use_fast: bool = True, **arguments: Unpack[Arguments]
+        pretrained_model_name_or_path: str | Path, *, use_fast: bool = True, **arguments: Unpack[FromPretrained]
     ) -> LlamaTokenizer | LlamaTokenizerFast:
-        """The same as `load_tokenizer`; with `use_fast` False, the page's `LlamaTokenizer`."""
+        """The same as `load_tokenizer`; with `use_fast` False, the page's `LlamaTokenizer`.
+
+        The arguments of transformers that tell how to fetch from its hub are ignored: the path is local.
+        """
+        from puna.tokenizer.arguments import local
+
         if use_fast:
-            return load_tokenizer(pretrained_model_name_or_path, **arguments)
+            path, given = local(pretrained_model_name_or_path, arguments)
+            return load_tokenizer(path, **given)
         from puna.tokenizer.slow import LlamaTokenizer
 
         return LlamaTokenizer.from_pretrained(pretrained_model_name_or_path, **arguments)

@@ -68,7 +68,14 @@ def _strategy(name: str, value: bool | str | None, known: tuple[str, ...]) -> st
         return None
     if value not in known:
         raise TokenizerError(f"{name}={value!r}; choose one of {', '.join(known)}, True or False")
-    return str(value)
+    return known[known.index(value)]  # for an enumeration that is a string, whose `str` is another
+
+
+def check_side(name: str, value: str) -> str:
+    """Gives `value` back if it is a side."""
+    if value not in ("left", "right"):
+        raise TokenizerError(f"{name}={value!r}; choose 'left' or 'right'")
+    return value
 
 
 def truncate(encoding: Encoding, plan: Plan, side: str, first_keeps_more: bool | None) -> Encoding:

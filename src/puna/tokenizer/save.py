@@ -12,7 +12,7 @@ from typing import Any
 from puna.errors import TokenizerError
 from puna.files import write_json
 from puna.tokenizer.base import TokenizerBase
-from puna.tokenizer.config_files import ADDED, CONFIG, SPECIAL
+from puna.tokenizer.config_files import ADDED, CONFIG, OWN_IDS, SPECIAL
 from puna.tokenizer.fast import LlamaTokenizerFast
 from puna.tokenizer.slow import LlamaTokenizer
 
@@ -68,8 +68,10 @@ def _pipeline(tokenizer: TokenizerBase) -> LlamaTokenizerFast | None:
 
 
 def _configuration(tokenizer: TokenizerBase) -> dict[str, Any]:
+    other = {name: value for name, value in tokenizer.other_config.items() if name != OWN_IDS}
     config: dict[str, Any] = {
-        **tokenizer.other_config,
+        **other,
+        **_splitting(tokenizer),
         "add_bos_token": tokenizer.add_bos_token,
         "add_eos_token": tokenizer.add_eos_token,
         "added_tokens_decoder": {str(i): token.to_dict() for i, token in tokenizer.added_tokens_decoder.items()},
@@ -94,6 +96,21 @@ def _configuration(tokenizer: TokenizerBase) -> dict[str, Any]:
     elif template is not None:
         config["chat_template"] = template
     return dict(sorted(config.items()))
+
+
+def _splitting(tokenizer: TokenizerBase) -> dict[str, Any]:
+    """How special tokens in a text are read, where it is not the default of what reads the files back.
+
+    SentencePiece's own ids go under a key that transformers ignores: split_special_tokens=True would make its
+    release 5 encode a chat template's tokens as text.
+    """
+    if isinstance(tokenizer, LlamaTokenizer):
+        own = tokenizer.behaviour == "sp"
+    else:
+        own = tokenizer.other_config.get(OWN_IDS) == "sp"
+    if own and tokenizer.split_special_tokens:
+        return {OWN_IDS: "sp"}
+    return {"split_special_tokens": tokenizer.split_special_tokens} if own or tokenizer.split_special_tokens else {}
 
 
 def _class_name(tokenizer: TokenizerBase) -> str:

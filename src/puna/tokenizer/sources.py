@@ -64,14 +64,27 @@ def has_llama_tokens(pipeline: Tokenizer, arguments: Arguments) -> bool:
 
 
 def literal_json(
-    file: Path, arguments: Arguments, add_bos: bool | None = None, add_eos: bool | None = None
+    file: Path,
+    arguments: Arguments,
+    add_bos: bool | None = None,
+    add_eos: bool | None = None,
+    pipeline: Tokenizer | None = None,
 ) -> LlamaTokenizerFast:
-    """A tokenizer.json as it is; its post-processor is rebuilt only where `add_bos` or `add_eos` contradict it."""
+    """A tokenizer.json as it is; its post-processor is rebuilt only where `add_bos` or `add_eos` contradict it.
+
+    Args:
+        pipeline: the file's, where it has been read already.
+    """
     from puna.tokenizer.fast import LlamaTokenizerFast, read_pipeline
 
-    pipeline = read_pipeline(file.read_bytes(), str(file))
+    pipeline = pipeline or read_pipeline(file.read_bytes(), str(file))
     named = merged(_guessed_ends(pipeline, file.with_name("config.json")), arguments)
     tokenizer = LlamaTokenizerFast(tokenizer_object=pipeline, literal=True, **fast_arguments(named))
+    return _with_ends(tokenizer, add_bos, add_eos)
+
+
+def _with_ends(tokenizer: LlamaTokenizerFast, add_bos: bool | None, add_eos: bool | None) -> LlamaTokenizerFast:
+    """Sets BOS and EOS only where they differ, as setting rebuilds the post-processor."""
     if add_bos is not None and add_bos != tokenizer.add_bos_token:
         tokenizer.add_bos_token = add_bos
     if add_eos is not None and add_eos != tokenizer.add_eos_token:
@@ -102,10 +115,7 @@ def tiktoken(file: Path, arguments: Arguments) -> LlamaTokenizerFast:
 
     named = merged(Arguments(unk_token=None, bos_token=BOS, eos_token=EOS, pad_token=PAD), arguments)
     tokenizer = LlamaTokenizerFast(tokenizer_object=read_tiktoken(file), literal=True, **fast_arguments(named))
-    tokenizer.add_bos_token = arguments.get("add_bos_token", True)
-    if arguments.get("add_eos_token"):
-        tokenizer.add_eos_token = True
-    return tokenizer
+    return _with_ends(tokenizer, arguments.get("add_bos_token", True), arguments.get("add_eos_token"))
 
 
 def gguf(file: Path, arguments: Arguments) -> LlamaTokenizer | LlamaTokenizerFast:
@@ -169,23 +179,20 @@ def gguf_byte_level(vocabulary: GgufVocabulary, arguments: Arguments) -> LlamaTo
     from puna.tokenizer.fast import LlamaTokenizerFast
 
     rules = pre_tokenizer(pre_name(vocabulary))
-    vocab = {token: index for index, token in enumerate(vocabulary.tokens)}
+    vocab = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
     if len(vocab) != len(vocabulary.tokens):
         raise TokenizerError(
             f"tokenizer.ggml.tokens: only {len(vocab)} of {len(vocabulary.tokens)} tokens differ; download it again"
         )
+    normal = int(PieceType.NORMAL)  # an enumeration compares slowly, and nearly all are of this kind
     special = (PieceType.CONTROL, PieceType.UNKNOWN)
     added = [
         AddedToken(token, normalized=False, special=kind in special)
         for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
-        if kind in (*special, PieceType.USER_DEFINED)
+        if kind != normal and kind in (*special, PieceType.USER_DEFINED)
     ]
     named = gguf_arguments(vocabulary, arguments)
     pipeline = build(vocab, merges(vocabulary), rules, added)
     tokenizer = LlamaTokenizerFast(tokenizer_object=pipeline, literal=True, **fast_arguments(named))
     adds_bos = vocabulary.flag("add_bos_token", rules.adds_bos) and "bos" in vocabulary.ids
-    if arguments.get("add_bos_token", adds_bos):
-        tokenizer.add_bos_token = True
-    if named.get("add_eos_token"):
-        tokenizer.add_eos_token = True
-    return tokenizer
+    return _with_ends(tokenizer, arguments.get("add_bos_token", adds_bos), named.get("add_eos_token"))

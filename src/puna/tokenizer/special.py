@@ -78,8 +78,6 @@ class SpecialTokens(ABC):
     cls_token_id = _NamedTokenId()
     mask_token_id = _NamedTokenId()
 
-    SPECIAL_TOKENS_ATTRIBUTES = (*NAMES, ADDITIONAL)
-
     def __init__(self) -> None:
         self._named: dict[str, AddedToken] = {}
         self._additional: list[AddedToken] = []
@@ -192,7 +190,7 @@ class SpecialTokens(ABC):
                 kept = [] if replace_additional_special_tokens else self._additional
                 self.additional_special_tokens = list({t.content: t for t in (*kept, *tokens)}.values())
             elif name in NAMES and not isinstance(value, (list, tuple)):
-                token = as_added_token(cast(TokenLike, value), special=True)
+                token = as_added_token(cast("TokenLike", value), special=True)
                 added += self.add_tokens(token, special_tokens=True)
                 self._name(name, token)
             else:

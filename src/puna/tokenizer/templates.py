@@ -11,6 +11,15 @@ DEFAULT_SYSTEM_PROMPT = (
 )
 """Meta's system prompt for Llama 2 Chat (llama/generation.py, July 2023)."""
 
+_TEXT_ONLY = """\
+{%- for message in messages -%}
+  {%- if message['content'] is not string -%}
+    {{- raise_exception("the built-in template shows text only, so each message needs 'content', a string") -}}
+  {%- endif -%}
+{%- endfor -%}
+"""
+"""Refuses parts of content and tool calls, which would appear as Python spells them, and turns without content."""
+
 _LLAMA_2 = """\
 {%- set ns = namespace(system=DEFAULT_PROMPT) -%}
 {%- if messages[0]['role'] == 'system' -%}
@@ -19,6 +28,9 @@ _LLAMA_2 = """\
 {%- else -%}
   {%- set turns = messages -%}
   {%- if '<<SYS>>' in messages[0]['content'] -%}{%- set ns.system = none -%}{%- endif -%}
+{%- endif -%}
+{%- if not turns -%}
+  {{- raise_exception('Llama 2 writes the system message into the first user message; add one') -}}
 {%- endif -%}
 {%- for message in turns -%}
   {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
@@ -38,7 +50,9 @@ _LLAMA_2 = """\
 {%- endfor -%}
 """
 
-LLAMA_3 = """\
+LLAMA_3 = (
+    _TEXT_ONLY
+    + """\
 {{- bos_token -}}
 {%- for message in messages -%}
   {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' -}}
@@ -47,6 +61,7 @@ LLAMA_3 = """\
   {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
 {%- endif -%}
 """
+)
 """Llama 3's turns: header, blank line, trimmed text, <|eot_id|> (llama3/llama/tokenizer.py, ChatFormat)."""
 
 LLAMA_3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -59,4 +74,4 @@ def llama_2_template(use_default_system_prompt: bool) -> str:
     if use_default_system_prompt:
         quoted = DEFAULT_SYSTEM_PROMPT.replace("\n", "\\n").replace("'", "\\'")
         prompt = f"'{quoted}'"
-    return _LLAMA_2.replace("DEFAULT_PROMPT", prompt)
+    return _TEXT_ONLY + _LLAMA_2.replace("DEFAULT_PROMPT", prompt)

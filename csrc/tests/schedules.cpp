@@ -1,0 +1,129 @@
+// Runs small models through the C ABI in many schedules and checks that every request's logits keep their bits. Meant
+// to be built with sanitizers (`make sanitize`): it is about memory and threads; numbers are checked in tests/native.
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "puna.h"
+
+namespace {
+
+struct Case {
+    puna_shape shape;
+    int threads;
+};
+
+struct Model {
+    puna_model* model;
+    ~Model() { puna_model_free(model); }
+};
+
+void fail(const char* what) {
+    std::fprintf(stderr, "schedules: %s: %s\n", what, puna_error());
+    std::exit(1);
+}
+
+void load(puna_model* model, int kind, int layer, int64_t rows, int64_t cols, std::mt19937& random) {
+    std::normal_distribution<float> normal(0.0f, 0.2f);
+    std::vector<float> values(static_cast<size_t>(rows * cols));
+    for (float& value : values) value = normal(random);
+    if (puna_model_load(model, kind, layer, values.data(), rows, cols)) fail("load");
+}
+
+puna_model* make(const Case& one, const char* kernels, int pages) {
+    std::mt19937 random(5);
+    const puna_shape& s = one.shape;
+    std::vector<float> inv_freq(static_cast<size_t>(s.head_dim / 2));
+    for (size_t i = 0; i < inv_freq.size(); ++i) inv_freq[i] = 1.0f / static_cast<float>(i + 1);
+    puna_model* model = puna_model_new(&s, inv_freq.data(), one.threads, kernels);
+    if (!model) fail("new");
+    const int64_t q = int64_t{s.heads} * s.head_dim, kv = int64_t{s.kv_heads} * s.head_dim;
+    load(model, PUNA_EMBEDDING, -1, s.vocab_size, s.hidden_size, random);
+    load(model, PUNA_NORM, -1, 1, s.hidden_size, random);
+    for (int layer = 0; layer < s.layers; ++layer) {
+        load(model, PUNA_ATTENTION_NORM, layer, 1, s.hidden_size, random);
+        load(model, PUNA_MLP_NORM, layer, 1, s.hidden_size, random);
+        load(model, PUNA_Q, layer, q, s.hidden_size, random);
+        load(model, PUNA_Q_BIAS, layer, 1, q, random);
+        load(model, PUNA_K, layer, kv, s.hidden_size, random);
+        load(model, PUNA_V, layer, kv, s.hidden_size, random);
+        load(model, PUNA_O, layer, s.hidden_size, q, random);
+        load(model, PUNA_GATE, layer, s.intermediate_size, s.hidden_size, random);
+        load(model, PUNA_UP, layer, s.intermediate_size, s.hidden_size, random);
+        load(model, PUNA_DOWN, layer, s.hidden_size, s.intermediate_size, random);
+    }
+    if (puna_model_ready(model, pages)) fail("ready");
+    return model;
+}
+
+constexpr int kPages = 8, kLength = 150, kRequests = 2;
+
+// Reads `kRequests` texts in random pieces, together; returns all their logits, request by request.
+std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int largest) {
+    std::mt19937 random(seed);
+    const size_t vocab = static_cast<size_t>(one.shape.vocab_size);
+    std::vector<int64_t> tokens[kRequests];
+    std::vector<int32_t> pages[kRequests];
+    for (int r = 0; r < kRequests; ++r) {
+        for (int t = 0; t < kLength; ++t) tokens[r].push_back((t * 7 + r) % one.shape.vocab_size);
+        for (int p = 0; p < kPages / kRequests; ++p)
+            pages[r].push_back((p * kRequests + r + static_cast<int>(seed)) % kPages);
+    }
+    std::vector<float> all(vocab * kLength * kRequests);
+    int done[kRequests] = {};
+    for (bool busy = true; busy;) {
+        std::vector<puna_chunk> chunks;
+        std::vector<int> owners;
+        for (int r = 0; r < kRequests; ++r) {
+            if (done[r] == kLength) continue;
+            const int count =
+                std::min<int>(kLength - done[r], 1 + static_cast<int>(random() % static_cast<unsigned>(largest)));
+            chunks.push_back({tokens[r].data() + done[r], pages[r].data(), count, kPages / kRequests, done[r], count});
+            owners.push_back(r);
+        }
+        busy = !chunks.empty();
+        if (!busy) break;
+        size_t rows = 0;
+        for (const puna_chunk& chunk : chunks) rows += static_cast<size_t>(chunk.count);
+        std::vector<float> logits(rows * vocab);
+        if (puna_forward(model, chunks.data(), static_cast<int32_t>(chunks.size()), logits.data())) fail("forward");
+        const float* from = logits.data();
+        for (size_t c = 0; c < chunks.size(); ++c) {
+            const int r = owners[c];
+            const size_t size = static_cast<size_t>(chunks[c].count) * vocab;
+            std::memcpy(all.data() + static_cast<size_t>(r * kLength + done[r]) * vocab, from, size * sizeof(float));
+            from += size;
+            done[r] += chunks[c].count;
+        }
+    }
+    return all;
+}
+
+}  // namespace
+
+int main() {
+    const Case cases[] = {
+        {{67, 40, 52, 2, 4, 2, 10, 1e-5f, 1.0f}, 3},
+        {{33, 48, 80, 1, 3, 1, 20, 1e-5f, 1.0f}, 2},
+        {{101, 64, 96, 2, 4, 4, 16, 1e-5f, 1.0f}, 1},
+    };
+    std::istringstream names(puna_kernels());
+    int runs = 0;
+    for (std::string kernels; names >> kernels;)
+        for (const Case& one : cases) {
+            const Model many{make(one, kernels.c_str(), kPages)};
+            const Case single{one.shape, 1};
+            const Model alone{make(single, kernels.c_str(), kPages)};
+            const std::vector<float> wanted = run(alone.model, single, 0, kLength);
+            for (uint32_t seed = 1; seed <= 6; ++seed, ++runs)
+                if (run(many.model, one, seed, seed % 2 ? 9 : 90) != wanted) fail("a schedule changed the bits");
+        }
+    std::printf("%d schedules, the same bits in all\n", runs);
+    return 0;
+}
