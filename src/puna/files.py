@@ -48,8 +48,8 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
     except OSError as exc:
         raise StorageError(
-            f"{path} cannot be written ({exc.strerror or exc}); what was there before is still there. Free space, or choose "
-            "another folder"
+            f"{path} cannot be written ({exc.strerror or exc}); what was there before is still there. Free space, or "
+            "choose another folder"
         ) from exc
 
 
