@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install --constraint constraints.txt
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+FOLDERS := $(shell find src -type d -not -name __pycache__)
 ORACLES := .oracles/4.34.1/.done .oracles/4.57.6/.done
 
 .PHONY: demo test check sanitize bench clean
@@ -57,9 +58,12 @@ $(VENV)/.build: $(VENV)/.venv constraints.txt
 	$(INSTALL) scikit-build-core cmake ninja
 	touch $@
 
-$(VENV)/.puna: $(VENV)/.build $(NATIVE)
+# An editable install knows the modules it found: a folder that gained or lost one is installed anew. Compiling makes the
+# folders' __pycache__ now, so that the first import does not look like such a change.
+$(VENV)/.puna: $(VENV)/.build $(NATIVE) $(FOLDERS)
 	mkdir -p build
 	$(INSTALL) --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q src
 	touch $@
 
 $(VENV)/.torch: $(VENV)/.venv constraints.txt
