@@ -1,6 +1,6 @@
-"""Speed of `LLM` on PyTorch beside transformers, on the same weights and threads, in one run, as ratios.
+"""Speed of both backends of `LLM` beside transformers, on the same float32 weights and threads, in one run, as ratios.
 
-Prefill and decode alternate between the two, so that a slow minute of the machine meets both; medians of `--repeat`.
+Prefill and decode take turns, so that a slow minute of the machine meets all three; medians of `--repeat`.
 
     python benchmarks/beside_transformers.py [--model PATH] [--prefill 128] [--decode 32] [--repeat 5]
 """
@@ -23,7 +23,7 @@ from puna.checkpoint import locate_model
 from puna.native import machine
 
 
-def seconds(run: Callable[[], None]) -> float:
+def seconds(run: Callable[[], object]) -> float:
     """How long one run takes."""
     started = time.perf_counter()
     run()
@@ -40,7 +40,7 @@ def main() -> None:
     wanted = parser.parse_args()
     path = locate_model(wanted.model)
     threads = machine().physical_cores
-    ours = LLM(path, "torch", threads)
+    models = {backend: LLM(path, backend, threads) for backend in ("native", "torch")}
     with tempfile.TemporaryDirectory() as folder:
         LlamaForCausalLM.from_pretrained(path).save_pretrained(folder)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -51,29 +51,32 @@ def main() -> None:
         with torch.inference_mode():
             theirs.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
 
-    def run_ours(new: int) -> None:
-        ours.generate(prompt, max_tokens=new)
-
+    runs: dict[str, Callable[[int], object]] = {
+        "puna native": lambda new: models["native"].generate(prompt, max_tokens=new),
+        "puna torch": lambda new: models["torch"].generate(prompt, max_tokens=new),
+        "transformers": run_theirs,
+    }
     times: dict[tuple[str, int], list[float]] = {}
     for turn in range(wanted.repeat + 1):
         for new in (1, 1 + wanted.decode):
-            for name, run in (("puna", run_ours), ("transformers", run_theirs)):
+            for name, run in runs.items():
                 took = seconds(lambda run=run, new=new: run(new))
                 if turn:  # the first turn warms up
                     times.setdefault((name, new), []).append(took)
 
-    prefill = {name: statistics.median(times[name, 1]) for name in ("puna", "transformers")}
-    whole = {name: statistics.median(times[name, 1 + wanted.decode]) for name in ("puna", "transformers")}
+    prefill = {name: statistics.median(times[name, 1]) for name in runs}
+    whole = {name: statistics.median(times[name, 1 + wanted.decode]) for name in runs}
     speeds = {
-        f"prefill {wanted.prefill}": {name: wanted.prefill / prefill[name] for name in prefill},
-        f"decode {wanted.decode}": {name: wanted.decode / (whole[name] - prefill[name]) for name in prefill},
+        f"prefill {wanted.prefill}": {name: wanted.prefill / prefill[name] for name in runs},
+        f"decode {wanted.decode}": {name: wanted.decode / (whole[name] - prefill[name]) for name in runs},
     }
     table = Table(title=f"tokens per second, float32, {threads} threads, transformers {transformers.__version__}")
-    for column in ("work", "puna", "transformers", "ratio"):
-        table.add_column(column, justify="left" if column == "work" else "right")
+    table.add_column("work")
+    for name in runs:
+        table.add_column(name, justify="right")
     for work, speed in speeds.items():
-        ratio = speed["puna"] / speed["transformers"]
-        table.add_row(work, f"{speed['puna']:.1f}", f"{speed['transformers']:.1f}", f"{ratio:.2f}")
+        cells = [f"{value:.1f} ({value / speed['transformers']:.2f} x)" for value in speed.values()]
+        table.add_row(work, *cells)
     Console().print(table)
 
 

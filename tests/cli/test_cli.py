@@ -96,9 +96,10 @@ def test_perplexity_follows_its_definition(tiny_model, tmp_path):
     assert out["perplexity"] == pytest.approx(math.exp(out["nll"]))
 
 
-def test_smollm2_predicts_wikitext_as_measured_elsewhere(smollm2, shared):
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_smollm2_predicts_wikitext_as_measured_elsewhere(smollm2, shared, backend):
     text = shared / "fixtures/text/wikitext2.valid.txt"
-    out = as_json("perplexity", str(text), "--context", "512", "--max-tokens", "512")
+    out = as_json("perplexity", str(text), "--context", "512", "--max-tokens", "512", "--backend", backend)
     assert out["tokens"] == 511
     assert out["nll"] == pytest.approx(2.7511, abs=0.001)
 
