@@ -317,3 +317,9 @@ def test_imports_stay_apart():
         )
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("options", [{"max_length": 10**12}, {"max_length": 8, "pad_to_multiple_of": 10**30}])
+def test_padding_beyond_reason_is_refused(tokenizer, options):
+    with pytest.raises(TokenizerError, match="the limit is 16777216"):
+        tokenizer(["hi"], padding="max_length", truncation=False, **options)

@@ -11,6 +11,9 @@ from puna.tokenizer.encoding import Encoding
 UNLIMITED = 10**20
 """A `model_max_length` above this is a placeholder (files say 1e30 for "none"), not a limit."""
 
+_LONGEST_PADDED = 2**24
+"""Tokens a row may be padded to: beyond any context, and small enough that a slip does not fill the memory."""
+
 PADDING = ("longest", "max_length", "do_not_pad")
 TRUNCATION = ("longest_first", "only_first", "only_second", "do_not_truncate")
 
@@ -132,4 +135,6 @@ def padded_length(lengths: list[int], plan: Plan) -> int | None:
         length = plan.max_length
     if plan.multiple_of:
         length = -(-length // plan.multiple_of) * plan.multiple_of
+    if length > _LONGEST_PADDED:
+        raise TokenizerError(f"padding to {length} tokens; the limit is {_LONGEST_PADDED}; lower max_length")
     return length
