@@ -53,11 +53,16 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from exc
 
 
-def make_folder(path: str | Path) -> Path:
-    """Makes a folder, with its parents, unless it is there; raises StorageError where it cannot be."""
+def folder_path(path: str | Path) -> Path:
+    """The path of a folder to save into; an empty name, which would mean the current folder, raises StorageError."""
     if not str(path):
         raise StorageError("the folder's name is empty; give a folder to save into")
-    folder = Path(path)
+    return Path(path)
+
+
+def make_folder(path: str | Path) -> Path:
+    """Makes a folder, with its parents, unless it is there; raises StorageError where it cannot be."""
+    folder = folder_path(path)
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder

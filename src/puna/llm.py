@@ -156,7 +156,7 @@ class LLM:
         Raises:
             RequestError: when there is no token, one is not in the vocabulary, or they exceed the context.
         """
-        return np.concatenate(list(self._prompt_logits(token_ids)))
+        return np.concatenate(list(self._prompt_logits(_ids(token_ids))))
 
     def nll(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
         """Negative log-likelihood in nats of each token after the first, given those before it: (T - 1,)."""
@@ -169,8 +169,8 @@ class LLM:
             done += len(rows)
         return np.concatenate(losses)
 
-    def _prompt_logits(self, token_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        scored = Scored(Request(_ids(token_ids), max_tokens=0, prompt_logits=True))
+    def _prompt_logits(self, ids: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+        scored = Scored(Request(ids, max_tokens=0, prompt_logits=True))
         with self._submitted([scored]):
             while not scored.finished:
                 self._step()

@@ -53,3 +53,18 @@ def test_folders_that_cannot_be_made_are_named(tmp_path):
         make_folder("")
     assert issubclass(StorageError, PunaError)
     assert issubclass(StorageError, OSError)
+
+
+def test_models_say_the_same_of_folders_that_cannot_be_made(tmp_path):
+    torch = pytest.importorskip("torch")
+    from puna import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file cannot be written"):
+        model.save_pretrained(tmp_path / "file")
+    with pytest.raises(StorageError, match="empty"):
+        model.save_pretrained("")

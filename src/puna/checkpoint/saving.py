@@ -9,7 +9,7 @@ from pathlib import Path
 from puna.checkpoint.replacing import replace_together, staging
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError
-from puna.files import write_json
+from puna.files import folder_path, storage_errors, write_json
 from puna.formats.blocks import FORMATS, BlockFormat
 from puna.formats.safetensors import Buffer, NewTensor, Producer, write_safetensors
 
@@ -48,12 +48,12 @@ def save_checkpoint(
     Raises:
         CheckpointError: an unknown type, a name twice, data that does not fit its shape, or a size that cannot be read.
         ConfigError: a configuration that JSON cannot hold.
-        OSError: the disk is full or refuses.
+        StorageError: the disk is full or refuses.
     """
     new = [NewTensor(name, _format(name, kind), tuple(shape), data) for name, kind, shape, data in tensors]
     shards = _split(new, parse_size(max_shard_size))
-    target = Path(folder)
-    with staging(target) as place:
+    target = folder_path(folder)
+    with storage_errors(target), staging(target) as place:
         config.save_pretrained(place)
         if generation is not None:
             generation.save_pretrained(place)

@@ -13,7 +13,7 @@ from puna.config import LlamaConfig
 from puna.errors import BackendError
 from puna.model.cache import KVCache
 from puna.model.causal_lm import LlamaForCausalLM
-from puna.model.device import open_device
+from puna.model.device import choose_device
 from puna.model.outputs import BaseModelOutputWithPast
 
 
@@ -54,7 +54,7 @@ class TorchBackend:
             BackendError: PyTorch has no such device here.
             CheckpointError, ConfigError, ModelNotFoundError: as `LlamaForCausalLM.from_pretrained`.
         """
-        place = open_device("cpu" if device is None else device, "device")
+        place = choose_device(device, None)
         if threads is not None:
             torch.set_num_threads(threads)
         if place.type == "meta":

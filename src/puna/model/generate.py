@@ -197,13 +197,16 @@ def _infer_mask(settings: GenerationConfig, ids: Tensor, tokens: int) -> Tensor:
     return mask
 
 
-def _room(settings: GenerationConfig, tokens: int, context: int) -> int:
-    """How many tokens may be added to a prompt of `tokens`; prompt and answer must fit the model's context."""
+def _room(settings: GenerationConfig, tokens: int, seen: int, context: int) -> int:
+    """How many tokens may be added to a prompt of `tokens` ids; all that is `seen` and the answer must fit the context.
+
+    Embeddings and cached tokens are seen, but are no ids.
+    """
     if settings.max_new_tokens is not None:
-        if tokens + settings.max_new_tokens > context:
+        if seen + settings.max_new_tokens > context:
             raise RequestError(
-                f"{tokens} tokens and max_new_tokens {settings.max_new_tokens} exceed the model's context of "
-                f"{context}; set max_new_tokens to {max(0, context - tokens)} or less"
+                f"{seen} tokens and max_new_tokens {settings.max_new_tokens} exceed the model's context of "
+                f"{context}; set max_new_tokens to {max(0, context - seen)} or less"
             )
         return settings.max_new_tokens
     if settings.max_length > context:
@@ -225,7 +228,7 @@ def _decode(
     generator: torch.Generator | None,
 ) -> GenerateOutput:
     ids, mask, cache = prompt.ids, prompt.mask, prompt.cache
-    room = _room(settings, ids.shape[1], model.config.context_length)
+    room = _room(settings, ids.shape[1], mask.shape[1], model.config.context_length)
     eos = settings.eos_token_ids
     filler = settings.pad_token_id if settings.pad_token_id is not None else (eos[0] if eos else 0)
     going = torch.ones(len(ids), dtype=torch.bool, device=ids.device)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.errors import TokenizerError
-from puna.files import write_json
+from puna.files import make_folder, write_json
 from puna.tokenizer.base import TokenizerBase
 from puna.tokenizer.config_files import ADDED, CONFIG, OWN_IDS, SPECIAL
 from puna.tokenizer.fast import LlamaTokenizerFast
@@ -36,7 +36,7 @@ def save_tokenizer(
     if pipeline is None and not model:
         form = "tokenizer.json" if legacy_format is False else "SentencePiece model"
         raise TokenizerError(f"legacy_format={legacy_format}: this tokenizer has no {form} to save; use None")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = [folder / f"{prefix}{CONFIG}", folder / f"{prefix}{SPECIAL}"]
     write_json(paths[0], _configuration(tokenizer))
     write_json(paths[1], _special_tokens(tokenizer))
