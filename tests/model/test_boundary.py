@@ -219,5 +219,5 @@ def test_an_answer_beyond_the_context_is_refused() -> None:
     ):
         with pytest.raises(RequestError, match=words):
             model.generate(torch.tensor([[1, 2]]), **fields)
-    with pytest.raises(RequestError, match="60 tokens and max_new_tokens 5 .* to 4 or less"):
+    with pytest.raises(RequestError, match=r"60 tokens and max_new_tokens 5 .* to 4 or less"):
         model.generate(inputs_embeds=torch.zeros(1, 60, 48), max_new_tokens=5)
