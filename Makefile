@@ -33,9 +33,10 @@ check: $(VENV)/.puna $(VENV)/.torch $(VENV)/.dev
 		-DCMAKE_BUILD_TYPE=Release > build/check.log || { cat build/check.log; exit 1; }
 	$(BIN)/cmake --build build/check
 
-# Address, undefined-behaviour and thread sanitizers over the native runtime. Without address randomisation: gcc's thread
-# sanitizer cannot place its shadow memory under the widest randomisation of recent kernels.
+# Address, undefined-behaviour and thread sanitizers over the native runtime. setarch -R: some systems randomise addresses
+# more widely than the thread sanitizer can bear.
 sanitize: $(VENV)/.build
+	mkdir -p build
 	for kind in address thread; do \
 		$(BIN)/cmake -S . -B build/sanitize-$$kind -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 			-DCMAKE_BUILD_TYPE=RelWithDebInfo -DPUNA_SANITIZE=$$kind,undefined > build/sanitize.log \
