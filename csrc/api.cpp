@@ -1,5 +1,6 @@
 // The C ABI of models: no exception leaves it.
 
+#include <csignal>
 #include <exception>
 #include <memory>
 #include <stdexcept>
@@ -19,20 +20,26 @@ template <typename Body>
 int32_t guarded(const Body& body) {
     try {
         body();
-        return 0;
+        return PUNA_OK;
+    } catch (const puna::Stopped& stopped) {
+        last_error = stopped.what();
+        return PUNA_STOPPED;
     } catch (const std::bad_alloc&) {
         last_error = "the system has not enough memory";
     } catch (const std::exception& error) {
         last_error = error.what();
     }
-    return 1;
+    return PUNA_FAILED;
 }
 
 bool runs(const puna::Kernels& kernels) {
 #if defined(__x86_64__)
     const uint32_t have = puna_cpu_features();
-    const uint32_t avx2 = PUNA_CPU_AVX2 | PUNA_CPU_FMA;
-    if (&kernels == &puna::kAvx512) return (have & PUNA_CPU_AVX512) && (have & avx2) == avx2;
+    const uint32_t avx2 = PUNA_CPU_AVX2 | PUNA_CPU_FMA | PUNA_CPU_F16C;
+    const uint32_t avx512 = avx2 | PUNA_CPU_AVX512 | PUNA_CPU_AVX512_VNNI;
+    const uint32_t bf16 = avx512 | PUNA_CPU_AVX512_BF16;
+    if (&kernels == &puna::kAvx512Bf16) return (have & bf16) == bf16;
+    if (&kernels == &puna::kAvx512) return (have & avx512) == avx512;
     if (&kernels == &puna::kAvx2) return (have & avx2) == avx2;
 #endif
     return &kernels == &puna::kPortable;
@@ -40,7 +47,7 @@ bool runs(const puna::Kernels& kernels) {
 
 const puna::Kernels* const kAll[] = {
 #if defined(__x86_64__)
-    &puna::kAvx512, &puna::kAvx2,
+    &puna::kAvx512Bf16, &puna::kAvx512, &puna::kAvx2,
 #endif
     &puna::kPortable};
 
@@ -49,7 +56,42 @@ void check_shape(const puna_shape& s) {
          {s.vocab_size, s.hidden_size, s.intermediate_size, s.layers, s.heads, s.kv_heads, s.head_dim})
         if (size < 1 || size > (1 << 28)) throw std::invalid_argument("a size of the model is out of range");
     if (s.heads % s.kv_heads || s.head_dim % 2) throw std::invalid_argument("the heads do not divide");
+    if (s.cache != puna::kF32 && s.cache != puna::kF16 && s.cache != puna::kQ8_0 && s.cache != puna::kBF16)
+        throw std::invalid_argument("no such type of cache");
 }
+
+// While one of these lives, SIGINT stops the model's forward pass, and then does what it would have done. A disposition
+// that is not a function (the default, ignoring) is left alone.
+class Interruptible {
+  public:
+    Interruptible(puna::Model& model, bool wanted) {
+        if (!wanted || sigaction(SIGINT, nullptr, &before_) != 0) return;
+        if ((before_.sa_flags & SA_SIGINFO) || before_.sa_handler == SIG_DFL || before_.sa_handler == SIG_IGN) return;
+        running_ = &model;
+        chained_ = before_.sa_handler;
+        struct sigaction mine = before_;
+        mine.sa_handler = [](int number) {
+            if (puna::Model* const one = running_) one->stop();
+            chained_(number);
+        };
+        taken_ = sigaction(SIGINT, &mine, nullptr) == 0;
+    }
+    ~Interruptible() {
+        if (taken_) sigaction(SIGINT, &before_, nullptr);
+        if (taken_) running_ = nullptr;
+    }
+    Interruptible(const Interruptible&) = delete;
+    Interruptible& operator=(const Interruptible&) = delete;
+
+  private:
+    static std::atomic<puna::Model*> running_;
+    static void (*chained_)(int);
+    struct sigaction before_ {};
+    bool taken_ = false;
+};
+
+std::atomic<puna::Model*> Interruptible::running_{nullptr};
+void (*Interruptible::chained_)(int) = nullptr;
 
 }  // namespace
 
@@ -67,14 +109,14 @@ const char* puna_kernels(void) {
     return names.c_str();
 }
 
-puna_model* puna_model_new(const puna_shape* shape, const float* inv_freq, int32_t threads, const char* kernels) {
+puna_model* puna_model_new(const puna_shape* shape, int32_t threads, const char* kernels) {
     std::unique_ptr<puna_model> made;
     guarded([&] {
         check_shape(*shape);
         if (threads < 1 || threads > 1024) throw std::invalid_argument("threads are out of range");
         for (const puna::Kernels* one : kAll)
             if (one->name == std::string(kernels) && runs(*one))
-                made.reset(new puna_model{puna::Model(*shape, inv_freq, threads, *one)});
+                made.reset(new puna_model{puna::Model(*shape, threads, *one)});
         if (!made) throw std::invalid_argument("no such kernels here: " + std::string(kernels));
     });
     return made.release();
@@ -82,8 +124,19 @@ puna_model* puna_model_new(const puna_shape* shape, const float* inv_freq, int32
 
 void puna_model_free(puna_model* model) { delete model; }
 
-int32_t puna_model_load(puna_model* model, int32_t kind, int32_t layer, const float* data, int64_t rows, int64_t cols) {
-    return guarded([&] { model->model.load(kind, layer, data, rows, cols); });
+int32_t puna_model_load(puna_model* model, int32_t kind, int32_t layer, const puna_tensor* tensor) {
+    return guarded([&] { model->model.load(kind, layer, *tensor); });
+}
+
+int64_t puna_packed_bytes(int32_t format, int64_t rows, int64_t cols) {
+    const puna::Layout* layout = puna::find_layout(format);
+    if (!layout || cols % layout->values) return -1;
+    const puna::Panels panels = puna::describe(*layout, rows, cols);
+    return panels.count() * panels.stride;
+}
+
+int32_t puna_model_read(const puna_model* model, int32_t kind, int32_t layer, float* out) {
+    return guarded([&] { model->model.read(kind, layer, out); });
 }
 
 int32_t puna_model_ready(puna_model* model, int32_t pages) {
@@ -93,8 +146,24 @@ int32_t puna_model_ready(puna_model* model, int32_t pages) {
     });
 }
 
-int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, float* logits) {
-    return guarded([&] { model->model.forward(chunks, count, logits); });
+int64_t puna_cache_bytes(const puna_shape* shape) {
+    const auto type = static_cast<puna::CacheType>(shape->cache);
+    const int64_t page =
+        puna::key_page_bytes(type, shape->head_dim) + puna::value_page_bytes(type, shape->head_dim);
+    return page * shape->kv_heads * shape->layers / puna::kPage;
 }
+
+int64_t puna_model_weight_bytes(const puna_model* model) { return model->model.weight_bytes(); }
+
+int32_t puna_model_integers(const puna_model* model) { return model->model.integer_weights(); }
+
+int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, int32_t interruptible, float* logits) {
+    return guarded([&] {
+        const Interruptible guard(model->model, interruptible);
+        model->model.forward(chunks, count, logits);
+    });
+}
+
+void puna_model_profile(puna_model* model, double* seconds) { model->model.take_profile(seconds); }
 
 }  // extern "C"

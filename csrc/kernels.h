@@ -1,41 +1,86 @@
-// The table of kernels of one instruction set. Same arguments everywhere; `kernels.inl` is their one definition.
+// The table of kernels of one instruction set. Same arguments everywhere; the kernels_*.inl are their one definition.
 #ifndef PUNA_KERNELS_H
 #define PUNA_KERNELS_H
 
 #include <cstdint>
 
+#include "panels.h"
+
 namespace puna {
 
-constexpr int kPanel = 16;  // output rows side by side in a weight panel
-constexpr int kPage = 64;   // tokens in a cache page, and keys in a tile of attention
+constexpr int kPage = 64;    // tokens in a cache page, and keys in a tile of attention
+constexpr int kMaxQueries = 64;  // that attention takes at once
+constexpr int kSplit = 256;  // positions whose attention is summed together; longer contexts merge such sums in order
 
-// A matrix of `rows` x `cols` as panels of 16 rows: panel p holds, for each column in order, its 16 rows' values; rows
-// beyond the last are 0.
-struct Panels {
-    const float* data = nullptr;
-    const float* bias = nullptr;  // [rows], or none
-    int64_t rows = 0;
-    int64_t cols = 0;
-    int64_t count() const { return (rows + kPanel - 1) / kPanel; }
+// 32 activations of one token, rounded to integers.
+struct ActivationBlock {
+    int8_t quants[kBlock];  // x = scale * quants
+    float scale;            // the largest magnitude / 127
+    float offset;           // scale * sum, for formats with minimums
+    float half_offset[2];   // scale * half_sum
+    int32_t sum;            // of the quants
+    int32_t half_sum[2];    // of the first and the last 16
+    int32_t unused;
+};
+static_assert(sizeof(ActivationBlock) == 64, "one cache line");
+
+// The same 32 as 16-bit numbers, in each four the order 0, 2, 1, 3: for instruction sets that multiply such pairs.
+struct WideBlock {
+    int16_t quants[kBlock];
 };
 
-// One head's share of a sequence's cache: keys transposed, [head_dim][kPage], values [kPage][padded head_dim], a page
-// each; the strides are floats from one page of this head to the next in the page table's numbering.
+// Inputs of a matrix, in the forms its kernel wants; those that no matrix wants may be null.
+struct Activations {
+    const float* values;            // [tokens][cols]
+    const uint16_t* bf16;           // [tokens][cols + cols % 2]
+    const ActivationBlock* blocks;  // [tokens][cols / kBlock]
+    const WideBlock* wide;          // the same shape
+    int64_t cols;
+};
+
+enum class CacheType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 30, kQ8_0 = 8 };
+
+// One kv head's share of a sequence's cache. A page holds keys transposed, [head_dim][kPage], and values,
+// [kPage][padded head_dim]; q8_0 has behind each an f32 scale per 32 (or fewer) elements of one token:
+// [groups][kPage] and [kPage][groups].
 struct HeadCache {
-    const float* keys;
-    const float* values;
+    const uint8_t* keys;
+    const uint8_t* values;
     const int32_t* pages;
-    int64_t key_stride;
+    int64_t key_stride;  // bytes from one page to the next in the page table's numbering
     int64_t value_stride;
+    CacheType type;
+    int64_t head_dim;
+    // Where keys are kept unrotated: this query's cosines and sines for every position, [page][head_dim / 2][kPage].
+    const float* cos;
+    const float* sin;
+};
+
+// Queries that share a kv head, and what attention has summed for them: o / l is the result, m the highest score.
+struct Queries {
+    const float* values;   // [count][head_dim], scaled already
+    const int32_t* last;   // [count] position of each query: it sees keys 0 .. last
+    int64_t count;
+    float* highest;        // [count]
+    float* total;          // [count]
+    float* mixed;          // [count][padded head_dim]
 };
 
 struct Kernels {
     const char* name;
+    bool wants_wide;  // 8-bit weights read Activations::wide
+    bool wants_bf16;  // bf16 weights read Activations::bf16
 
     // out[t][row] = sum over k, ascending, of w[row][k] * x[t][k] (+ bias), for panels [first, last). `add` accumulates
     // onto out instead of replacing it. A token's sums do not depend on how many tokens there are.
-    void (*matmul)(const Panels& w, int64_t first, int64_t last, const float* x, int64_t x_stride, int64_t tokens,
-                   float* out, int64_t out_stride, bool add);
+    void (*matmul)(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
+                   int64_t out_stride, bool add);
+
+    // Rounds `cols` values, a multiple of kBlock, to blocks; `wide` may be null.
+    void (*quantize)(const float* x, int64_t cols, ActivationBlock* blocks, WideBlock* wide);
+
+    // Rounds to bf16; an odd number of columns gets a zero behind it.
+    void (*to_bf16)(const float* x, int64_t cols, uint16_t* out);
 
     // out = x * weight / sqrt(mean(x^2) + eps); the mean is summed in float64.
     void (*rms_norm)(const float* x, const float* weight, float eps, int64_t size, float* out);
@@ -46,15 +91,33 @@ struct Kernels {
     // Turns the pairs (x[i], x[i + half]) of one head by (cos[i], sin[i]).
     void (*rotate)(float* x, const float* cos, const float* sin, int64_t half);
 
-    // Attention of one query, scaled already, over positions 0 .. last of a cache; `out` has head_dim floats. Tiles
-    // start at positions 0, 64, 128, ...; keys and values beyond `last` are never read as numbers.
-    void (*attend)(const float* query, const HeadCache& cache, int64_t last, int64_t head_dim, float* out);
+    // Writes one token's key and value of a kv head into its page.
+    void (*store_key)(const float* key, int64_t head_dim, CacheType type, uint8_t* page, int64_t slot);
+    void (*store_value)(const float* value, int64_t head_dim, CacheType type, uint8_t* page, int64_t slot);
+
+    // Attention over positions split * kSplit .. of a cache, in tiles of kPage; sums of the queries are replaced. Keys
+    // beyond a query's last add exactly 0. `scratch` has attend_floats(count, head_dim) floats.
+    void (*attend)(const Queries& queries, const HeadCache& cache, int64_t split, float* scratch);
+
+    // Adds the sums of a later split of one query to those before it.
+    void (*merge)(float* highest, float* total, float* mixed, float later_highest, float later_total,
+                  const float* later_mixed, int64_t padded_width);
 };
+
+constexpr int64_t padded_width(int64_t head_dim) { return (head_dim + kPanel - 1) / kPanel * kPanel; }
+constexpr int64_t attend_floats(int64_t count, int64_t head_dim) {
+    return kPage * (head_dim + padded_width(head_dim) + count);
+}
+
+// Bytes of one kv head's keys, and of its values, in one page.
+int64_t key_page_bytes(CacheType type, int64_t head_dim);
+int64_t value_page_bytes(CacheType type, int64_t head_dim);
 
 extern const Kernels kPortable;
 #if defined(__x86_64__)
-extern const Kernels kAvx2;
-extern const Kernels kAvx512;
+extern const Kernels kAvx2;        // AVX2, FMA, F16C
+extern const Kernels kAvx512;      // and AVX-512 F, BW, DQ, VL, VNNI
+extern const Kernels kAvx512Bf16;  // and AVX-512 BF16
 #endif
 
 }  // namespace puna

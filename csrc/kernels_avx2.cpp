@@ -10,9 +10,9 @@
 
 namespace puna {
 namespace avx2 {
-#include "kernels.inl"
+#include "kernels_table.inl"
 }  // namespace avx2
 
-extern const Kernels kAvx2 = {"avx2", avx2::matmul, avx2::rms_norm, avx2::silu_mul, avx2::rotate, avx2::attend};
+extern const Kernels kAvx2 = avx2::table("avx2");
 
 }  // namespace puna

@@ -10,10 +10,9 @@
 
 namespace puna {
 namespace avx512 {
-#include "kernels.inl"
+#include "kernels_table.inl"
 }  // namespace avx512
 
-extern const Kernels kAvx512 = {"avx512",         avx512::matmul, avx512::rms_norm,
-                                avx512::silu_mul, avx512::rotate, avx512::attend};
+extern const Kernels kAvx512 = avx512::table("avx512");
 
 }  // namespace puna

@@ -10,10 +10,9 @@
 
 namespace puna {
 namespace portable {
-#include "kernels.inl"
+#include "kernels_table.inl"
 }  // namespace portable
 
-extern const Kernels kPortable = {"portable",         portable::matmul, portable::rms_norm,
-                                  portable::silu_mul, portable::rotate, portable::attend};
+extern const Kernels kPortable = portable::table("portable");
 
 }  // namespace puna

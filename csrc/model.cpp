@@ -1,103 +1,155 @@
 // See model.h. Legend: N tokens of the batch, D hidden, I intermediate, H heads, K kv heads, E head width.
+//
+// Which thread computes a piece never changes what it computes: sums are never split across threads.
 
 #include "model.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
-#include <stdexcept>
+
+#include "quantize.h"
 
 namespace puna {
 
 namespace {
 
-int64_t padded(int64_t width) { return (width + kPanel - 1) / kPanel * kPanel; }
+constexpr int32_t kTileQueries = 32;  // queries of a kv head that attention takes together, about
+
+double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+int64_t width_of(const puna_shape& shape, bool query) {
+    return int64_t{query ? shape.heads : shape.kv_heads} * shape.head_dim;
+}
 
 }  // namespace
 
-Model::Model(const puna_shape& shape, const float* inv_freq, int threads, const Kernels& kernels)
-    : shape_(shape),
-      kernels_(kernels),
-      pool_(threads),
-      inv_freq_(inv_freq, inv_freq + shape.head_dim / 2),
-      layers_(static_cast<size_t>(shape.layers)) {}
-
-void Model::pack(Matrix& matrix, const float* data, int64_t rows, int64_t cols) {
-    const int64_t panels = (rows + kPanel - 1) / kPanel;
-    matrix.values = Buffer<float>(static_cast<size_t>(panels * kPanel * cols));
-    float* const to = matrix.values.data();
-    pool_.each(panels, pool_.grain(panels), [&](int64_t begin, int64_t end) {
-        for (int64_t panel = begin; panel < end; ++panel)
-            for (int64_t r = 0; r < kPanel && panel * kPanel + r < rows; ++r) {
-                const float* row = data + (panel * kPanel + r) * cols;
-                float* column = to + panel * kPanel * cols + r;
-                for (int64_t k = 0; k < cols; ++k) column[k * kPanel] = row[k];
-            }
-    });
-    matrix.panels.data = to;
-    matrix.panels.rows = rows;
-    matrix.panels.cols = cols;
+int64_t key_page_bytes(CacheType type, int64_t head_dim) {
+    const int64_t count = head_dim * kPage, groups = (head_dim + kBlock - 1) / kBlock;
+    if (type == CacheType::kF32) return count * 4;
+    return type == CacheType::kQ8_0 ? count + groups * kPage * 4 : count * 2;
 }
 
-void Model::load(int32_t kind, int32_t layer, const float* data, int64_t rows, int64_t cols) {
-    const int64_t hidden = shape_.hidden_size, inner = shape_.intermediate_size;
-    const int64_t q = int64_t{shape_.heads} * shape_.head_dim, kv = int64_t{shape_.kv_heads} * shape_.head_dim;
-    Layer* at = layer >= 0 && layer < shape_.layers ? &layers_[static_cast<size_t>(layer)] : nullptr;
-    if ((kind >= PUNA_ATTENTION_NORM) != (at != nullptr)) throw std::invalid_argument("no such layer");
-    const auto vector = [&](std::vector<float>& to, int64_t size) {
-        if (rows != 1 || cols != size) throw std::invalid_argument("a vector has the wrong size");
-        to.assign(data, data + size);
-    };
-    const auto matrix = [&](Matrix& to, int64_t wanted_rows, int64_t wanted_cols) {
-        if (rows != wanted_rows || cols != wanted_cols) throw std::invalid_argument("a matrix has the wrong shape");
-        pack(to, data, rows, cols);
-        to.panels.bias = to.bias.empty() ? nullptr : to.bias.data();
-    };
-    const auto bias = [&](Matrix& to, int64_t size) {
-        vector(to.bias, size);
-        to.panels.bias = to.bias.data();
-    };
+int64_t value_page_bytes(CacheType type, int64_t head_dim) {
+    const int64_t count = padded_width(head_dim) * kPage, groups = (head_dim + kBlock - 1) / kBlock;
+    if (type == CacheType::kF32) return count * 4;
+    return type == CacheType::kQ8_0 ? count + groups * kPage * 4 : count * 2;
+}
+
+Model::Model(const puna_shape& shape, int threads, const Kernels& kernels)
+    : shape_(shape),
+      kernels_(kernels),
+      cache_type_(static_cast<CacheType>(shape.cache)),
+      pool_(threads),
+      layers_(static_cast<size_t>(shape.layers)) {}
+
+Matrix* Model::find(int32_t kind, int32_t layer) {
+    if (kind == PUNA_EMBEDDING) return &embedding_;
+    if (kind == PUNA_HEAD) return &head_;
+    if (layer < 0 || layer >= shape_.layers) throw std::invalid_argument("no such layer");
+    Layer& at = layers_[static_cast<size_t>(layer)];
     switch (kind) {
-        case PUNA_EMBEDDING:
-            return matrix(embedding_, shape_.vocab_size, hidden);
-        case PUNA_HEAD:
-            return matrix(head_, shape_.vocab_size, hidden);
-        case PUNA_NORM:
-            return vector(norm_, hidden);
-        case PUNA_ATTENTION_NORM:
-            return vector(at->attention_norm, hidden);
-        case PUNA_MLP_NORM:
-            return vector(at->mlp_norm, hidden);
         case PUNA_Q:
-            return matrix(at->q, q, hidden);
-        case PUNA_K:
-            return matrix(at->k, kv, hidden);
-        case PUNA_V:
-            return matrix(at->v, kv, hidden);
-        case PUNA_O:
-            return matrix(at->o, hidden, q);
-        case PUNA_GATE:
-            return matrix(at->gate, inner, hidden);
-        case PUNA_UP:
-            return matrix(at->up, inner, hidden);
-        case PUNA_DOWN:
-            return matrix(at->down, hidden, inner);
         case PUNA_Q_BIAS:
-            return bias(at->q, q);
+            return &at.q;
+        case PUNA_K:
         case PUNA_K_BIAS:
-            return bias(at->k, kv);
+            return &at.k;
+        case PUNA_V:
         case PUNA_V_BIAS:
-            return bias(at->v, kv);
+            return &at.v;
+        case PUNA_O:
         case PUNA_O_BIAS:
-            return bias(at->o, hidden);
+            return &at.o;
+        case PUNA_GATE:
         case PUNA_GATE_BIAS:
-            return bias(at->gate, inner);
+            return &at.gate;
+        case PUNA_UP:
         case PUNA_UP_BIAS:
-            return bias(at->up, inner);
+            return &at.up;
+        case PUNA_DOWN:
         case PUNA_DOWN_BIAS:
-            return bias(at->down, hidden);
+            return &at.down;
         default:
             throw std::invalid_argument("no such kind of tensor");
     }
+}
+
+// Rows of the file straight to panels, or through rows that were quantised.
+void Model::pack(Matrix& matrix, const puna_tensor& tensor) {
+    const Layout* from = find_layout(tensor.format);
+    const Layout* to = tensor.quantize < 0 ? from : find_layout(tensor.quantize);
+    if (!from || !to) throw std::invalid_argument("no such format");
+    if (tensor.cols % from->values || tensor.cols % to->values)
+        throw std::invalid_argument("its rows are no whole number of blocks");
+    if (from != to && !can_quantize(*from, *to)) throw std::invalid_argument("it cannot be quantised so");
+    Panels panels = describe(*to, tensor.rows, tensor.cols);
+    matrix.values = Buffer<uint8_t>(static_cast<size_t>(panels.count() * panels.stride));
+    uint8_t* const data = matrix.values.data();
+    const int64_t row_bytes = tensor.cols / to->values * to->bytes;
+    Buffer<uint8_t> rounded(from == to ? 0 : static_cast<size_t>(tensor.rows * row_bytes), false);
+    const int64_t file_bytes = tensor.cols / from->values * from->bytes;
+    std::atomic<bool> finite{true};
+    pool_.each(panels.count(), pool_.grain(panels.count()), [&](int64_t begin, int64_t end) {
+        for (int64_t panel = begin; panel < end; ++panel) {
+            for (int64_t row = panel * kPanel; from != to && row < std::min((panel + 1) * kPanel, tensor.rows); ++row) {
+                const int64_t source = tensor.order ? tensor.order[row] : row;
+                if (!quantize_row(*from, tensor.data + source * file_bytes, *to, rounded.data() + row * row_bytes,
+                                  tensor.cols))
+                    finite = false;
+            }
+            pack_panel(panels, panel, from == to ? tensor.data : rounded.data(), from == to ? tensor.order : nullptr,
+                       data);
+        }
+    });
+    if (!finite) throw std::invalid_argument("a weight is not a finite number, so that it cannot be quantised");
+    panels.data = data;
+    panels.bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
+    matrix.panels = panels;
+}
+
+void Model::load(int32_t kind, int32_t layer, const puna_tensor& tensor) {
+    const int64_t hidden = shape_.hidden_size, inner = shape_.intermediate_size, vocab = shape_.vocab_size;
+    const int64_t q = width_of(shape_, true), kv = width_of(shape_, false);
+    struct Size {
+        int32_t kind;
+        int64_t rows, cols;
+    };
+    const Size sizes[] = {
+        {PUNA_EMBEDDING, vocab, hidden}, {PUNA_HEAD, vocab, hidden},      {PUNA_NORM, 1, hidden},
+        {PUNA_ATTENTION_NORM, 1, hidden}, {PUNA_MLP_NORM, 1, hidden},     {PUNA_Q, q, hidden},
+        {PUNA_K, kv, hidden},             {PUNA_V, kv, hidden},           {PUNA_O, hidden, q},
+        {PUNA_GATE, inner, hidden},       {PUNA_UP, inner, hidden},       {PUNA_DOWN, hidden, inner},
+        {PUNA_Q_BIAS, 1, q},              {PUNA_K_BIAS, 1, kv},           {PUNA_V_BIAS, 1, kv},
+        {PUNA_O_BIAS, 1, hidden},         {PUNA_GATE_BIAS, 1, inner},     {PUNA_UP_BIAS, 1, inner},
+        {PUNA_DOWN_BIAS, 1, hidden}};
+    for (const Size& size : sizes)
+        if (size.kind == kind && (size.rows != tensor.rows || size.cols != tensor.cols))
+            throw std::invalid_argument("its shape is not the configuration's");
+    const bool vector = kind == PUNA_NORM || kind == PUNA_ATTENTION_NORM || kind == PUNA_MLP_NORM || kind >= PUNA_Q_BIAS;
+    if (!vector) return pack(*find(kind, layer), tensor);
+    if (tensor.format != kF32) throw std::invalid_argument("a vector must be float32");
+    const float* from = reinterpret_cast<const float*>(tensor.data);
+    if (kind == PUNA_NORM) {
+        norm_.assign(from, from + tensor.cols);
+    } else if (kind < PUNA_Q_BIAS) {
+        if (layer < 0 || layer >= shape_.layers) throw std::invalid_argument("no such layer");
+        Layer& at = layers_[static_cast<size_t>(layer)];
+        (kind == PUNA_MLP_NORM ? at.mlp_norm : at.attention_norm).assign(from, from + tensor.cols);
+    } else {
+        Matrix& to = *find(kind, layer);
+        to.bias.assign(from, from + tensor.cols);
+        to.panels.bias = to.bias.data();
+    }
+}
+
+void Model::read(int32_t kind, int32_t layer, float* out) const {
+    const Panels& panels = const_cast<Model*>(this)->find(kind, layer)->panels;
+    if (!panels.data) throw std::invalid_argument("no such tensor");
+    for (int64_t row = 0; row < panels.rows; ++row) read_row(panels, row, out + row * panels.cols);
 }
 
 void Model::check() const {
@@ -113,16 +165,32 @@ void Model::check() const {
     }
 }
 
+int64_t Model::weight_bytes() const {
+    int64_t bytes = static_cast<int64_t>((head_.panels.data ? head_ : embedding_).values.size());
+    for (const Layer& layer : layers_)
+        for (const Matrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
+            bytes += static_cast<int64_t>(matrix->values.size());
+    return bytes;
+}
+
+bool Model::integer_weights() const { return !layers_.empty() && layers_[0].down.panels.integer(); }
+
 void Model::reserve_pages(int32_t pages) {
     const int64_t heads = int64_t{shape_.layers} * pages * shape_.kv_heads;
-    keys_ = Buffer<float>(static_cast<size_t>(heads * kPage * shape_.head_dim), false);
-    values_ = Buffer<float>(static_cast<size_t>(heads * kPage * padded(shape_.head_dim)), false);
+    keys_ = Buffer<uint8_t>(static_cast<size_t>(heads * key_page_bytes(cache_type_, shape_.head_dim)), false);
+    values_ = Buffer<uint8_t>(static_cast<size_t>(heads * value_page_bytes(cache_type_, shape_.head_dim)), false);
     pages_ = pages;
 }
 
-// Where a layer's pages begin: [layer][page][kv head][head_floats].
-int64_t Model::layer_offset(int32_t layer, int64_t head_floats) const {
-    return int64_t{layer} * pages_ * shape_.kv_heads * head_floats;
+void Model::timed(int32_t phase) {
+    const double here = now();
+    seconds_[static_cast<size_t>(phase)] += here - mark_;
+    mark_ = here;
+}
+
+void Model::take_profile(double* seconds) {
+    std::copy(seconds_.begin(), seconds_.end(), seconds);
+    seconds_.fill(0.0);
 }
 
 void Model::collect(const puna_chunk* chunks, int32_t count) {
@@ -138,61 +206,137 @@ void Model::collect(const puna_chunk* chunks, int32_t count) {
         for (int32_t t = 0; t < chunk.count; ++t) {
             if (chunk.tokens[t] < 0 || chunk.tokens[t] >= shape_.vocab_size)
                 throw std::invalid_argument("a token is out of range");
-            tokens_.push_back({&chunk, static_cast<int32_t>(chunk.tokens[t]), chunk.start + t});
+            tokens_.push_back({&chunk, c, static_cast<int32_t>(chunk.tokens[t]), chunk.start + t});
         }
     }
+    lay_tiles(chunks, count);
+    reserve_work();
+}
+
+// A query's sums do not depend on its tile, so tiles may begin anywhere.
+void Model::lay_tiles(const puna_chunk* chunks, int32_t count) {
+    tiles_.clear();
+    const int32_t group = shape_.heads / shape_.kv_heads;
+    const int32_t most = group >= kTileQueries ? 1 : kTileQueries / group;
+    int64_t before = 0, offset = 0;
+    int32_t at = 0;
+    for (int32_t c = 0; c < count; ++c)
+        for (int32_t t = 0; t < chunks[c].count; t += most) {
+            const int32_t size = std::min(most, chunks[c].count - t), last = chunks[c].start + t + size - 1;
+            const int32_t splits = last / kSplit + 1;
+            tiles_.push_back({&chunks[c], c, at + t, size, splits, before, offset});
+            before += int64_t{splits} * shape_.kv_heads;
+            offset += int64_t{splits} * size * shape_.heads;
+            if (t + most >= chunks[c].count) at += chunks[c].count;
+        }
+}
+
+void Model::reserve_work() {
     const size_t n = tokens_.size(), hidden = static_cast<size_t>(shape_.hidden_size);
-    const size_t q = static_cast<size_t>(shape_.heads) * static_cast<size_t>(shape_.head_dim);
-    const size_t kv = static_cast<size_t>(shape_.kv_heads) * static_cast<size_t>(shape_.head_dim);
+    const size_t q = static_cast<size_t>(width_of(shape_, true)), kv = static_cast<size_t>(width_of(shape_, false));
+    const size_t inner = static_cast<size_t>(shape_.intermediate_size), widest = std::max({hidden, q, inner});
     for (Buffer<float>* buffer : {&x_, &normed_}) buffer->reserve(n * hidden);
     for (Buffer<float>* buffer : {&q_, &mixed_}) buffer->reserve(n * q);
     for (Buffer<float>* buffer : {&k_, &v_}) buffer->reserve(n * kv);
-    for (Buffer<float>* buffer : {&gate_, &up_}) buffer->reserve(n * static_cast<size_t>(shape_.intermediate_size));
-    for (Buffer<float>* buffer : {&cos_, &sin_}) buffer->reserve(n * inv_freq_.size());
+    for (Buffer<float>* buffer : {&gate_, &up_}) buffer->reserve(n * inner);
+    for (Buffer<float>* buffer : {&cos_, &sin_}) buffer->reserve(n * static_cast<size_t>(shape_.head_dim / 2));
+    blocks_.reserve(n * (widest / kBlock));
+    if (kernels_.wants_wide) wide_.reserve(n * (widest / kBlock));
+    if (kernels_.wants_bf16) bf16_.reserve(n * (widest + 1));
+    const Tile& last = tiles_.back();
+    const int64_t queries = last.offset + int64_t{last.splits} * last.count * shape_.heads;  // times splits
+    sums_.reserve(static_cast<size_t>(queries * padded_width(shape_.head_dim)));
+    totals_.reserve(static_cast<size_t>(2 * queries));
 }
 
 void Model::embed() {
-    const int64_t hidden = shape_.hidden_size;
-    for (size_t n = 0; n < tokens_.size(); ++n) {
-        const int64_t id = tokens_[n].id;
-        const float* column = embedding_.panels.data + id / kPanel * kPanel * hidden + id % kPanel;
-        float* to = x_.data() + static_cast<int64_t>(n) * hidden;
-        for (int64_t d = 0; d < hidden; ++d) to[d] = column[d * kPanel];
-    }
-}
-
-// The angle is a float32 product, as in the PyTorch model; its cosine is rounded once.
-void Model::fill_angles() {
-    const size_t half = inv_freq_.size();
-    for (size_t n = 0; n < tokens_.size(); ++n)
-        for (size_t i = 0; i < half; ++i) {
-            const float angle = static_cast<float>(tokens_[n].position) * inv_freq_[i];
-            cos_.data()[n * half + i] = static_cast<float>(std::cos(static_cast<double>(angle))) * shape_.rope_scale;
-            sin_.data()[n * half + i] = static_cast<float>(std::sin(static_cast<double>(angle))) * shape_.rope_scale;
-        }
-}
-
-void Model::normalise(const std::vector<float>& weight) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
     pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t)
-            kernels_.rms_norm(x_.data() + t * hidden, weight.data(), shape_.rms_norm_eps, hidden,
-                              normed_.data() + t * hidden);
+            read_row(embedding_.panels, tokens_[static_cast<size_t>(t)].id, x_.data() + t * hidden);
     });
 }
 
+// The angle is a float32 product, as in the PyTorch model; its cosine is rounded once.
+void Model::fill_angles(const puna_chunk* chunks, int32_t count) {
+    const int64_t n = static_cast<int64_t>(tokens_.size()), half = shape_.head_dim / 2;
+    const auto turn = [](const puna_chunk& chunk, int64_t position, int64_t i, float* cos, float* sin) {
+        const double angle = static_cast<double>(static_cast<float>(position) * chunk.inv_freq[i]);
+        *cos = static_cast<float>(std::cos(angle)) * chunk.rope_scale;
+        *sin = static_cast<float>(std::sin(angle)) * chunk.rope_scale;
+    };
+    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+            const Token& token = tokens_[static_cast<size_t>(t)];
+            for (int64_t i = 0; i < half; ++i)
+                turn(*token.chunk, token.position, i, cos_.data() + t * half + i, sin_.data() + t * half + i);
+        }
+    });
+    if (!shape_.unrotated_keys) return;
+    angles_.resize(static_cast<size_t>(count));
+    for (int32_t c = 0; c < count; ++c) {
+        const int64_t pages = (int64_t{chunks[c].start} + chunks[c].count + kPage - 1) / kPage;
+        Angles& angles = angles_[static_cast<size_t>(c)];
+        for (Buffer<float>* buffer : {&angles.cos, &angles.sin})
+            buffer->reserve(static_cast<size_t>(pages * half * kPage));
+        pool_.each(pages, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t at = begin * half * kPage; at < end * half * kPage; ++at)
+                turn(chunks[c], at / (half * kPage) * kPage + at % kPage, at / kPage % half, angles.cos.data() + at,
+                     angles.sin.data() + at);
+        });
+    }
+}
+
+void Model::wants(std::initializer_list<const Matrix*> readers, bool& integers, bool& bf16) const {
+    integers = bf16 = false;
+    for (const Matrix* matrix : readers) {
+        integers |= matrix->panels.integer();
+        bf16 |= kernels_.wants_bf16 && matrix->panels.layout->format == kBF16;
+    }
+}
+
+// The other forms of one token's row, beside its float values.
+void Model::round(const float* x, int64_t cols, int64_t token, bool integers, bool bf16) {
+    const int64_t blocks = cols / kBlock;
+    if (integers)
+        kernels_.quantize(x, cols, blocks_.data() + token * blocks,
+                          kernels_.wants_wide ? wide_.data() + token * blocks : nullptr);
+    if (bf16) kernels_.to_bf16(x, cols, bf16_.data() + token * (cols + cols % 2));
+}
+
+Activations Model::inputs(const float* x, int64_t cols) {
+    return {x, bf16_.data(), blocks_.data(), kernels_.wants_wide ? wide_.data() : nullptr, cols};
+}
+
+void Model::normalise(const std::vector<float>& weight, std::initializer_list<const Matrix*> readers) {
+    const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
+    bool integers, bf16;
+    wants(readers, integers, bf16);
+    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+            float* const to = normed_.data() + t * hidden;
+            kernels_.rms_norm(x_.data() + t * hidden, weight.data(), shape_.rms_norm_eps, hidden, to);
+            round(to, hidden, t, integers, bf16);
+        }
+    });
+    timed(PUNA_PHASE_NORM);
+}
+
 // Several matrices times the same tokens in one loop over all their panels.
-void Model::project(const std::vector<Projection>& outs, const float* x, int64_t x_stride, int64_t tokens, bool add) {
+void Model::project(std::initializer_list<Projection> outs, const Activations& x, int64_t tokens, bool add) {
     int64_t total = 0;
     for (const Projection& out : outs) total += out.matrix->panels.count();
-    pool_.each(total, pool_.grain(total), [&](int64_t begin, int64_t end) {
+    // An even grain: some kernels take panels in pairs.
+    const int64_t pieces = (tokens > 1 ? 16 : 4) * pool_.threads();
+    const int64_t grain = std::max<int64_t>(2, (total + pieces - 1) / pieces + 1) / 2 * 2;
+    pool_.each(total, grain, [&](int64_t begin, int64_t end) {
         int64_t before = 0;
         for (const Projection& out : outs) {
             const int64_t count = out.matrix->panels.count();
             const int64_t first = begin > before ? begin - before : 0;
             const int64_t last = end - before < count ? end - before : count;
             if (first < last)
-                kernels_.matmul(out.matrix->panels, first, last, x, x_stride, tokens, out.out, out.stride, add);
+                kernels_.matmul(out.matrix->panels, first, last, x, tokens, out.out, out.stride, add);
             before += count;
         }
     });
@@ -200,10 +344,9 @@ void Model::project(const std::vector<Projection>& outs, const float* x, int64_t
 
 void Model::store_keys_values(int32_t layer) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), width = shape_.head_dim, half = width / 2;
-    const int64_t wide = padded(width), key_floats = kPage * width, value_floats = kPage * wide;
+    const int64_t key_bytes = key_page_bytes(cache_type_, width), value_bytes = value_page_bytes(cache_type_, width);
+    const int64_t first_page = int64_t{layer} * pages_;
     const float scale = 1.0f / std::sqrt(static_cast<float>(width));
-    float* const keys = keys_.data() + layer_offset(layer, key_floats);
-    float* const values = values_.data() + layer_offset(layer, value_floats);
     pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
             const Token& token = tokens_[static_cast<size_t>(t)];
@@ -214,53 +357,149 @@ void Model::store_keys_values(int32_t layer) {
                 kernels_.rotate(q, cos, sin, half);
                 for (int64_t e = 0; e < width; ++e) q[e] *= scale;
             }
-            const int64_t page = token.chunk->pages[token.position / kPage], slot = token.position % kPage;
+            const int64_t page = first_page + token.chunk->pages[token.position / kPage];
+            const int64_t slot = token.position % kPage;
             for (int64_t h = 0; h < shape_.kv_heads; ++h) {
                 float* k = k_.data() + (t * shape_.kv_heads + h) * width;
-                const float* v = v_.data() + (t * shape_.kv_heads + h) * width;
-                kernels_.rotate(k, cos, sin, half);
-                float* key_page = keys + (page * shape_.kv_heads + h) * key_floats;
-                for (int64_t e = 0; e < width; ++e) key_page[e * kPage + slot] = k[e];
-                std::memcpy(values + (page * shape_.kv_heads + h) * value_floats + slot * wide, v,
-                            static_cast<size_t>(width) * sizeof(float));
+                if (!shape_.unrotated_keys) kernels_.rotate(k, cos, sin, half);
+                const int64_t at = page * shape_.kv_heads + h;
+                kernels_.store_key(k, width, cache_type_, keys_.data() + at * key_bytes, slot);
+                kernels_.store_value(v_.data() + (t * shape_.kv_heads + h) * width, width, cache_type_,
+                                     values_.data() + at * value_bytes, slot);
             }
         }
     });
+    timed(PUNA_PHASE_ROPE);
+}
+
+// Where the sums of a tile's queries lie: [tile][kv head][split][query].
+Model::Partial Model::partial(const Tile& tile, int64_t head, int64_t split) {
+    const int64_t group = shape_.heads / shape_.kv_heads, queries = tile.count * group;
+    const int64_t before = tile.offset + (head * tile.splits + split) * queries;
+    return {totals_.data() + 2 * before, totals_.data() + 2 * before + queries,
+            sums_.data() + before * padded_width(shape_.head_dim)};
+}
+
+void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t split) {
+    const int64_t width = shape_.head_dim, group = shape_.heads / shape_.kv_heads, count = tile.count * group;
+    const int64_t key_bytes = key_page_bytes(cache_type_, width), value_bytes = value_page_bytes(cache_type_, width);
+    const int64_t at = int64_t{layer} * pages_ * shape_.kv_heads + head;
+    thread_local Buffer<float> work;
+    thread_local std::vector<int32_t> last;
+    work.reserve(static_cast<size_t>(attend_floats(count, width) + count * width));
+    last.resize(static_cast<size_t>(count));
+    float* const queries = work.data() + attend_floats(count, width);
+    for (int64_t t = 0; t < tile.count; ++t)
+        for (int64_t g = 0; g < group; ++g) {
+            const int64_t token = tile.first + t;
+            std::memcpy(queries + (t * group + g) * width,
+                        q_.data() + (token * shape_.heads + head * group + g) * width,
+                        static_cast<size_t>(width) * sizeof(float));
+            last[static_cast<size_t>(t * group + g)] = tokens_[static_cast<size_t>(token)].position;
+        }
+    const bool unrotated = shape_.unrotated_keys;
+    const Angles* angles = unrotated ? &angles_[static_cast<size_t>(tile.chunk_index)] : nullptr;
+    const HeadCache cache{keys_.data() + at * key_bytes,
+                          values_.data() + at * value_bytes,
+                          tile.chunk->pages,
+                          shape_.kv_heads * key_bytes,
+                          shape_.kv_heads * value_bytes,
+                          cache_type_,
+                          width,
+                          unrotated ? angles->cos.data() : nullptr,
+                          unrotated ? angles->sin.data() : nullptr};
+    const Partial to = partial(tile, head, split);
+    const int64_t wide = padded_width(width);
+    for (int64_t first = 0; first < count; first += kMaxQueries)
+        kernels_.attend({queries + first * width, last.data() + first, std::min<int64_t>(kMaxQueries, count - first),
+                         to.highest + first, to.total + first, to.mixed + first * wide},
+                        cache, split, work.data());
 }
 
 void Model::attend(int32_t layer) {
-    const int64_t n = static_cast<int64_t>(tokens_.size()), width = shape_.head_dim, heads = shape_.heads;
-    const int64_t group = heads / shape_.kv_heads, key_floats = kPage * width, value_floats = kPage * padded(width);
-    const float* const keys = keys_.data() + layer_offset(layer, key_floats);
-    const float* const values = values_.data() + layer_offset(layer, value_floats);
-    pool_.each(n * heads, pool_.grain(n * heads), [&](int64_t begin, int64_t end) {
+    const int64_t heads = shape_.kv_heads;
+    const int64_t items = tiles_.empty() ? 0 : tiles_.back().before + int64_t{tiles_.back().splits} * heads;
+    pool_.each(items, items > 64 * pool_.threads() ? 4 : 1, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
-            const Token& token = tokens_[static_cast<size_t>(item / heads)];
-            const int64_t kv = item % heads / group;
-            const HeadCache cache{keys + kv * key_floats, values + kv * value_floats, token.chunk->pages,
-                                  shape_.kv_heads * key_floats, shape_.kv_heads * value_floats};
-            kernels_.attend(q_.data() + item * width, cache, token.position, width, mixed_.data() + item * width);
+            // Last tiles first: they see most keys.
+            const int64_t turned = items - 1 - item;
+            const auto after = std::upper_bound(tiles_.begin(), tiles_.end(), turned,
+                                                [](int64_t value, const Tile& tile) { return value < tile.before; });
+            const Tile& tile = *(after - 1);
+            const int64_t inside = turned - tile.before;
+            attend_split(layer, tile, inside / tile.splits, inside % tile.splits);
         }
     });
+    timed(PUNA_PHASE_ATTENTION);
+}
+
+// One kv head of a tile: its queries' sums of all splits, merged in ascending order, then divided.
+void Model::merge_head(const Tile& tile, int64_t head) {
+    const int64_t width = shape_.head_dim, wide = padded_width(width), group = shape_.heads / shape_.kv_heads;
+    const Partial first = partial(tile, head, 0);
+    for (int64_t t = 0; t < tile.count; ++t)
+        for (int64_t g = 0; g < group; ++g) {
+            const int64_t i = t * group + g, token = tile.first + t;
+            float* const mixed = first.mixed + i * wide;
+            const int64_t splits = tokens_[static_cast<size_t>(token)].position / kSplit + 1;
+            for (int64_t s = 1; s < splits; ++s) {
+                const Partial later = partial(tile, head, s);
+                kernels_.merge(first.highest + i, first.total + i, mixed, later.highest[i], later.total[i],
+                               later.mixed + i * wide, wide);
+            }
+            float* const out = mixed_.data() + (token * shape_.heads + head * group + g) * width;
+            for (int64_t e = 0; e < width; ++e) out[e] = mixed[e] / first.total[i];
+        }
+}
+
+void Model::merge_splits(std::initializer_list<const Matrix*> readers) {
+    const int64_t tiles = static_cast<int64_t>(tiles_.size()), cols = width_of(shape_, true);
+    bool integers, bf16;
+    wants(readers, integers, bf16);
+    pool_.each(tiles, pool_.grain(tiles), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const Tile& tile = tiles_[static_cast<size_t>(i)];
+            for (int64_t head = 0; head < shape_.kv_heads; ++head) merge_head(tile, head);
+            for (int64_t t = tile.first; t < tile.first + tile.count; ++t)
+                round(mixed_.data() + t * cols, cols, t, integers, bf16);
+        }
+    });
+    timed(PUNA_PHASE_ATTENTION);
+}
+
+void Model::activate(std::initializer_list<const Matrix*> readers) {
+    const int64_t n = static_cast<int64_t>(tokens_.size()), inner = shape_.intermediate_size;
+    bool integers, bf16;
+    wants(readers, integers, bf16);
+    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+            float* const gate = gate_.data() + t * inner;
+            kernels_.silu_mul(gate, up_.data() + t * inner, inner);
+            round(gate, inner, t, integers, bf16);
+        }
+    });
+    timed(PUNA_PHASE_ACTIVATION);
 }
 
 void Model::run_layer(Layer& layer, int32_t index) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
-    const int64_t inner = shape_.intermediate_size;
-    const int64_t q = int64_t{shape_.heads} * shape_.head_dim, kv = int64_t{shape_.kv_heads} * shape_.head_dim;
-    normalise(layer.attention_norm);
-    project({{&layer.q, q_.data(), q}, {&layer.k, k_.data(), kv}, {&layer.v, v_.data(), kv}}, normed_.data(), hidden, n,
-            false);
+    const int64_t inner = shape_.intermediate_size, q = width_of(shape_, true), kv = width_of(shape_, false);
+    normalise(layer.attention_norm, {&layer.q, &layer.k, &layer.v});
+    project({{&layer.q, q_.data(), q}, {&layer.k, k_.data(), kv}, {&layer.v, v_.data(), kv}},
+            inputs(normed_.data(), hidden), n, false);
+    timed(PUNA_PHASE_QKV);
     store_keys_values(index);
     attend(index);
-    project({{&layer.o, x_.data(), hidden}}, mixed_.data(), q, n, true);
-    normalise(layer.mlp_norm);
-    project({{&layer.gate, gate_.data(), inner}, {&layer.up, up_.data(), inner}}, normed_.data(), hidden, n, false);
-    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t)
-            kernels_.silu_mul(gate_.data() + t * inner, up_.data() + t * inner, inner);
-    });
-    project({{&layer.down, x_.data(), hidden}}, gate_.data(), inner, n, true);
+    merge_splits({&layer.o});
+    project({{&layer.o, x_.data(), hidden}}, inputs(mixed_.data(), q), n, true);
+    timed(PUNA_PHASE_O);
+    normalise(layer.mlp_norm, {&layer.gate, &layer.up});
+    project({{&layer.gate, gate_.data(), inner}, {&layer.up, up_.data(), inner}}, inputs(normed_.data(), hidden), n,
+            false);
+    timed(PUNA_PHASE_GATE_UP);
+    activate({&layer.down});
+    project({{&layer.down, x_.data(), hidden}}, inputs(gate_.data(), inner), n, true);
+    timed(PUNA_PHASE_DOWN);
 }
 
 // The final norm and the head, for the tokens that want logits; they move to the front of x first.
@@ -275,16 +514,25 @@ void Model::heads(const puna_chunk* chunks, int32_t count, float* logits) {
     }
     if (rows == 0) return;
     tokens_.resize(static_cast<size_t>(rows));
-    normalise(norm_);
     const Matrix& head = head_.panels.data ? head_ : embedding_;
-    project({{&head, logits, shape_.vocab_size}}, normed_.data(), hidden, rows, false);
+    normalise(norm_, {&head});
+    project({{&head, logits, shape_.vocab_size}}, inputs(normed_.data(), hidden), rows, false);
+    timed(PUNA_PHASE_HEAD);
 }
 
 void Model::forward(const puna_chunk* chunks, int32_t count, float* logits) {
+    stopping_ = false;
+    mark_ = now();
     collect(chunks, count);
     embed();
-    fill_angles();
-    for (int32_t layer = 0; layer < shape_.layers; ++layer) run_layer(layers_[static_cast<size_t>(layer)], layer);
+    timed(PUNA_PHASE_EMBEDDING);
+    fill_angles(chunks, count);
+    timed(PUNA_PHASE_ROPE);
+    for (int32_t layer = 0; layer < shape_.layers; ++layer) {
+        if (stopping_) throw Stopped();
+        run_layer(layers_[static_cast<size_t>(layer)], layer);
+    }
+    if (stopping_) throw Stopped();
     heads(chunks, count, logits);
 }
 

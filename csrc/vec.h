@@ -1,4 +1,4 @@
-// Sixteen floats at once on every instruction set. Included by each kernels_*.cpp inside its own namespace, so that
+// Sixteen numbers at once on every instruction set. Included by each kernels_*.cpp inside its own namespace, so that
 // code compiled for one processor never stands in for another's.
 
 constexpr int kLanes = 16;
@@ -14,10 +14,28 @@ constexpr int kParts = kLanes / kWidth;
 
 typedef float Part __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 typedef float Reg __attribute__((vector_size(kWidth * 4)));
+typedef int32_t IntPart __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 typedef int32_t IntReg __attribute__((vector_size(kWidth * 4)));
+typedef uint32_t WordPart __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef uint32_t WordReg __attribute__((vector_size(kWidth * 4)));
+typedef uint8_t BytePart __attribute__((vector_size(kWidth), aligned(1), may_alias));
+typedef int8_t SignedPart __attribute__((vector_size(kWidth), aligned(1), may_alias));
+typedef uint16_t HalfPart __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
-struct V16 {
+// A number as a type, for templates chosen in a lambda.
+template <int kNumber>
+struct Number {
+    static constexpr int kValue = kNumber;
+};
+
+struct V16 {  // float
     Reg part[kParts];
+};
+struct I16 {  // int32
+    IntReg part[kParts];
+};
+struct U16 {  // uint32, or four bytes each
+    WordReg part[kParts];
 };
 
 #define PUNA_INLINE static inline __attribute__((always_inline))
@@ -39,7 +57,7 @@ PUNA_INLINE V16 broadcast(float value) {
     return out;
 }
 
-// a * b + c, rounded once where the processor can; the portable build rounds twice, always.
+// a * b + c, rounded once where the processor can; the portable build for other processors rounds twice, always.
 PUNA_INLINE Reg fused(Reg a, Reg b, Reg c) {
 #if defined(__AVX512F__)
     return (Reg)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -64,10 +82,190 @@ PUNA_INLINE V16 operator+(const V16& a, const V16& b) {
     return out;
 }
 
+PUNA_INLINE V16 operator-(const V16& a, const V16& b) {
+    V16 out;
+    PUNA_EACH out.part[i_] = a.part[i_] - b.part[i_];
+    return out;
+}
+
 PUNA_INLINE V16 operator*(const V16& a, const V16& b) {
     V16 out;
     PUNA_EACH out.part[i_] = a.part[i_] * b.part[i_];
     return out;
+}
+
+PUNA_INLINE V16 higher(const V16& a, const V16& b) {
+    V16 out;
+    PUNA_EACH out.part[i_] = a.part[i_] > b.part[i_] ? a.part[i_] : b.part[i_];
+    return out;
+}
+
+// Over the lanes, always in the same order.
+PUNA_INLINE float sum_of(const V16& value) {
+    float lane[kLanes];
+    store(lane, value);
+    for (int width = kLanes / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+    return lane[0];
+}
+
+PUNA_INLINE float highest_of(const V16& value) {
+    float lane[kLanes];
+    store(lane, value);
+    for (int width = kLanes / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+    return lane[0];
+}
+
+// A part of an array that may end inside a vector.
+PUNA_INLINE V16 load_some(const float* from, int64_t count) {
+    if (count >= kLanes) return load(from);
+    float values[kLanes] = {};
+    for (int64_t i = 0; i < count; ++i) values[i] = from[i];
+    return load(values);
+}
+
+PUNA_INLINE void store_some(float* to, const V16& value, int64_t count) {
+    if (count >= kLanes) return store(to, value);
+    float values[kLanes];
+    store(values, value);
+    for (int64_t i = 0; i < count; ++i) to[i] = values[i];
+}
+
+PUNA_INLINE U16 load_words(const void* from) {
+    U16 out;
+    PUNA_EACH out.part[i_] = *reinterpret_cast<const WordPart*>(static_cast<const uint8_t*>(from) + i_ * kWidth * 4);
+    return out;
+}
+
+PUNA_INLINE void store_words(void* to, const U16& value) {
+    PUNA_EACH* reinterpret_cast<WordPart*>(static_cast<uint8_t*>(to) + i_ * kWidth * 4) = value.part[i_];
+}
+
+PUNA_INLINE U16 operator&(const U16& a, uint32_t mask) {
+    U16 out;
+    PUNA_EACH out.part[i_] = a.part[i_] & (WordReg{} + mask);
+    return out;
+}
+
+PUNA_INLINE U16 operator|(const U16& a, const U16& b) {
+    U16 out;
+    PUNA_EACH out.part[i_] = a.part[i_] | b.part[i_];
+    return out;
+}
+
+// To the right for positive, to the left for negative counts.
+PUNA_INLINE U16 shifted(const U16& a, int count) {
+    U16 out;
+    PUNA_EACH out.part[i_] = count >= 0 ? a.part[i_] >> count : a.part[i_] << -count;
+    return out;
+}
+
+PUNA_INLINE V16 as_floats(const U16& bits) {
+    V16 out;
+    PUNA_EACH out.part[i_] = (Reg)bits.part[i_];
+    return out;
+}
+
+PUNA_INLINE V16 to_floats(const I16& value) {
+    V16 out;
+    PUNA_EACH out.part[i_] = __builtin_convertvector(value.part[i_], Reg);
+    return out;
+}
+
+PUNA_INLINE I16 operator+(const I16& a, const I16& b) {
+    I16 out;
+    PUNA_EACH out.part[i_] = a.part[i_] + b.part[i_];
+    return out;
+}
+
+PUNA_INLINE I16 all_equal(int32_t value) {
+    I16 out;
+    PUNA_EACH out.part[i_] = IntReg{} + value;
+    return out;
+}
+
+// Sixteen bytes as numbers.
+PUNA_INLINE I16 from_bytes(const uint8_t* from) {
+    I16 out;
+    PUNA_EACH out.part[i_] =
+        __builtin_convertvector(*reinterpret_cast<const BytePart*>(from + i_ * kWidth), IntReg);
+    return out;
+}
+
+PUNA_INLINE I16 from_signed(const uint8_t* from) {
+    I16 out;
+    PUNA_EACH out.part[i_] =
+        __builtin_convertvector(*reinterpret_cast<const SignedPart*>(from + i_ * kWidth), IntReg);
+    return out;
+}
+
+// Sixteen 16-bit numbers, zero-extended.
+PUNA_INLINE U16 from_halves(const uint16_t* from) {
+    U16 out;
+    PUNA_EACH out.part[i_] =
+        __builtin_convertvector(*reinterpret_cast<const HalfPart*>(from + i_ * kWidth), WordReg);
+    return out;
+}
+
+PUNA_INLINE V16 from_bf16(const uint16_t* from) { return as_floats(shifted(from_halves(from), -16)); }
+
+// IEEE half precision, exact: subnormal numbers, infinities and NaN too.
+PUNA_INLINE V16 from_f16(const uint16_t* from) {
+#if defined(__AVX512F__)
+    return V16{{(Reg)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))}};
+#elif defined(__AVX2__)
+    V16 out;
+    PUNA_EACH out.part[i_] =
+        (Reg)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i_ * kWidth)));
+    return out;
+#else
+    const U16 half = from_halves(from);
+    V16 out;
+    PUNA_EACH {
+        const WordReg bits = half.part[i_];
+        const WordReg magnitude = (bits & 0x7fffu) << 13, special = (bits & 0x7c00u) == 0x7c00u;
+        const Reg value = (Reg)magnitude * 0x1p112f;  // moves the exponent from half's bias to float's
+        const WordReg number = (special & (magnitude | 0x7f800000u)) | (~special & (WordReg)value);
+        out.part[i_] = (Reg)(number | (bits & 0x8000u) << 16);
+    }
+    return out;
+#endif
+}
+
+// Rounded to the nearest, ties to even; NaN stays NaN.
+PUNA_INLINE void to_bf16(uint16_t* to, const V16& value) {
+    PUNA_EACH {
+        const WordReg bits = (WordReg)value.part[i_];
+        const WordReg rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+        const WordReg nan = (bits & 0x7fffffffu) > 0x7f800000u;
+        const WordReg out = (nan & (bits >> 16 | 0x40u)) | (~nan & rounded);
+        *reinterpret_cast<HalfPart*>(to + i_ * kWidth) = __builtin_convertvector(out, HalfPart);
+    }
+}
+
+// Rounded to the nearest, ties to even; beyond 65504 infinity.
+PUNA_INLINE void to_f16(uint16_t* to, const V16& value) {
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)value.part[0], 0));
+#elif defined(__AVX2__)
+    PUNA_EACH _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i_ * kWidth),
+                               _mm256_cvtps_ph((__m256)value.part[i_], 0));
+#else
+    PUNA_EACH {
+        const WordReg bits = (WordReg)value.part[i_], sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+        // Normal halves: add half of the last place, and its parity, below the cut. Small ones: let an addition of 0.5
+        // shift the value into place and round it. Large ones: infinity; NaN stays NaN.
+        const WordReg normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13;
+        const WordReg small = (WordReg)((Reg)magnitude + 0.5f) - 0x3f000000u;
+        const WordReg is_small = magnitude < 0x38800000u, is_large = magnitude >= 0x477ff000u;
+        const WordReg is_nan = magnitude > 0x7f800000u;
+        WordReg out = (is_small & small) | (~is_small & normal);
+        out = (is_large & 0x7c00u) | (~is_large & out);
+        out = (is_nan & 0x7e00u) | (~is_nan & out);
+        *reinterpret_cast<HalfPart*>(to + i_ * kWidth) = __builtin_convertvector(out | sign, HalfPart);
+    }
+#endif
 }
 
 // e^x for x from -87 to 88, within 2 units in the last place; below -87 exactly 0. n = round(x / ln 2), then a
@@ -80,8 +278,8 @@ PUNA_INLINE V16 exponential(const V16& x) {
         const IntReg under = x.part[i_] < lowest;
         Reg v = under ? lowest : x.part[i_];
         v = v > highest ? highest : v;
-        const Reg shifted = fused(v, log2e, magic);
-        const Reg n = shifted - magic;
+        const Reg shift = fused(v, log2e, magic);
+        const Reg n = shift - magic;
         const Reg r = fused(n, low, fused(n, high, v));
         Reg p = fused(zero + 1.9875691500e-4f, r, zero + 1.3981999507e-3f);
         p = fused(p, r, zero + 8.3334519073e-3f);
@@ -89,7 +287,7 @@ PUNA_INLINE V16 exponential(const V16& x) {
         p = fused(p, r, zero + 1.6666665459e-1f);
         p = fused(p, r, zero + 5.0000001201e-1f);
         p = fused(p, r * r, r) + 1.0f;
-        const IntReg exponent = ((IntReg)shifted - (IntReg)magic) << 23;
+        const IntReg exponent = ((IntReg)shift - (IntReg)magic) << 23;
         out.part[i_] = under ? zero : (Reg)((IntReg)p + exponent);
     }
     return out;

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define PUNA_ABI_VERSION 2
+#define PUNA_ABI_VERSION 3
 
 /* Bits of puna_cpu_features(). A bit is set when the processor has the instructions and the system saves their
  * registers. */
@@ -58,8 +58,19 @@ typedef struct puna_shape {
     int32_t kv_heads;
     int32_t head_dim;
     float rms_norm_eps;
-    float rope_scale; /* factor on the rotation's cosines and sines */
+    int32_t cache;          /* type of cached keys and values: f32 0, f16 1, q8_0 8, bf16 30 (ggml's numbers) */
+    int32_t unrotated_keys; /* 1: keys are cached unrotated, for frequencies that depend on the length */
 } puna_shape;
+
+/* A tensor as a file packs it. */
+typedef struct puna_tensor {
+    const uint8_t* data;  /* rows, one after another */
+    const int64_t* order; /* the stored row of each row; NULL: the same */
+    int64_t rows;
+    int64_t cols;
+    int32_t format;   /* ggml's number of the type; vectors are f32 */
+    int32_t quantize; /* ggml's number of the type to round to (q8_0, q4_0, q4_K); -1: none */
+} puna_tensor;
 
 /* Kinds of tensors, under Hugging Face's names. Vectors (norms and biases) have one row. */
 enum {
@@ -95,7 +106,29 @@ typedef struct puna_chunk {
     int32_t page_count;
     int32_t start;  /* position of the first token */
     int32_t logits; /* how many of the last tokens want logits */
+    const float* inv_freq; /* head_dim / 2 frequencies of the rotation */
+    float rope_scale;      /* factor on its cosines and sines */
 } puna_chunk;
+
+/* Results of functions. */
+#define PUNA_OK 0
+#define PUNA_FAILED 1
+#define PUNA_STOPPED 2
+
+/* Where the time of a forward pass goes; see puna_model_profile. */
+enum {
+    PUNA_PHASE_EMBEDDING = 0,
+    PUNA_PHASE_NORM = 1,
+    PUNA_PHASE_QKV = 2,
+    PUNA_PHASE_ROPE = 3,
+    PUNA_PHASE_ATTENTION = 4,
+    PUNA_PHASE_O = 5,
+    PUNA_PHASE_GATE_UP = 6,
+    PUNA_PHASE_ACTIVATION = 7,
+    PUNA_PHASE_DOWN = 8,
+    PUNA_PHASE_HEAD = 9,
+    PUNA_PHASES = 10
+};
 
 /* What went wrong in this thread's last call that failed. */
 PUNA_API const char* puna_error(void);
@@ -103,22 +136,38 @@ PUNA_API const char* puna_error(void);
 /* Instruction sets this library can run here, best first, separated by spaces. */
 PUNA_API const char* puna_kernels(void);
 
-/* A model without weights. `inv_freq` has head_dim / 2 numbers; `kernels` is a name of puna_kernels(). NULL on failure.
- */
-PUNA_API puna_model* puna_model_new(const puna_shape* shape, const float* inv_freq, int32_t threads,
-                                    const char* kernels);
+/* A model without weights. `kernels` is a name of puna_kernels(). NULL on failure. */
+PUNA_API puna_model* puna_model_new(const puna_shape* shape, int32_t threads, const char* kernels);
 
 PUNA_API void puna_model_free(puna_model* model);
 
-/* Packs a float32 tensor of rows x cols, which may be released afterwards. `layer` is -1 for kinds without one. */
-PUNA_API int32_t puna_model_load(puna_model* model, int32_t kind, int32_t layer, const float* data, int64_t rows,
-                                 int64_t cols);
+/* Packs a tensor, which may be released afterwards. `layer` is -1 for kinds without one. */
+PUNA_API int32_t puna_model_load(puna_model* model, int32_t kind, int32_t layer, const puna_tensor* tensor);
+
+/* Bytes that a tensor takes once packed; -1 when the format is unknown or its rows are no whole blocks. */
+PUNA_API int64_t puna_packed_bytes(int32_t format, int64_t rows, int64_t cols);
+
+/* Reads a matrix back as it was packed, [rows][cols]. */
+PUNA_API int32_t puna_model_read(const puna_model* model, int32_t kind, int32_t layer, float* out);
 
 /* Checks that every tensor is there and makes room for `pages` pages of cache; memory is taken when they are used. */
 PUNA_API int32_t puna_model_ready(puna_model* model, int32_t pages);
 
-/* Extends the caches by the chunks' tokens and writes logits, [sum of `logits`][vocab_size], in the chunks' order. */
-PUNA_API int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, float* logits);
+/* Bytes of keys and values that one token takes in the cache of every layer. */
+PUNA_API int64_t puna_cache_bytes(const puna_shape* shape);
+
+/* Bytes of packed matrices that a token reads; 1 when they are integers. */
+PUNA_API int64_t puna_model_weight_bytes(const puna_model* model);
+PUNA_API int32_t puna_model_integers(const puna_model* model);
+
+/* Extends the caches by the chunks' tokens and writes logits, [sum of `logits`][vocab_size], in the chunks' order.
+ * `interruptible`: a SIGINT that somebody handles ends the pass between two layers with PUNA_STOPPED, after that handler
+ * was called; for the thread that receives signals. The caches then hold what they held before each chunk's start. */
+PUNA_API int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, int32_t interruptible,
+                              float* logits);
+
+/* Seconds spent in each phase since the last call: PUNA_PHASES numbers. */
+PUNA_API void puna_model_profile(puna_model* model, double* seconds);
 
 #ifdef __cplusplus
 }

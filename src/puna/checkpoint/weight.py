@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.formats.blocks import BlockFormat, StoredTensor
+from puna.formats.mapped import release
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,15 @@ class Weight:
     def format(self) -> BlockFormat:
         """How its values are packed."""
         return self.stored.format
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """The packed bytes, flat, in the file's order of rows; a view of the file where its order is the tensor's."""
+        return self.stored.data
+
+    def release(self) -> None:
+        """Gives back the memory in which the file's bytes lie; they are read again when they are asked for again."""
+        release(self.stored.raw)
 
     def rows(self) -> NDArray[np.uint8]:
         """The packed bytes, (rows, bytes per row); a vector is one row. A view of the file unless rows must move."""

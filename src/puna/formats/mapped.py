@@ -44,6 +44,24 @@ def map_file(path: Path) -> NDArray[np.uint8]:
         raise CheckpointError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
 
 
+def release(view: NDArray[np.uint8]) -> None:
+    """Lets the system forget the pages of a mapped file under `view`: they are read again where they are touched again.
+
+    An array that is no view of a mapped file is left alone.
+    """
+    base: object = view
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, memoryview):
+        base = base.obj
+    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = view.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    first, last = -(-start // mmap.PAGESIZE), (start + view.nbytes) // mmap.PAGESIZE  # whole pages
+    if view.flags.c_contiguous and last > first:
+        base.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+
+
 def sniff(path: Path) -> Container:
     """The kind of tensor file at `path`, told from its first bytes, never from its name."""
     data = map_file(path)

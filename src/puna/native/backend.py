@@ -1,14 +1,14 @@
 """`NativeBackend`: the forward pass of a batch in one native call, without PyTorch.
 
-Weights are float32 so far, whatever the file stores. A request's logits have the same bits whatever else is in the
-batch, however its prompt was cut, on any number of threads, in any pages of the cache.
+A request's logits have the same bits whatever else is in the batch, however its prompt was cut, on any number of
+threads, in any pages of the cache.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator, Mapping
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,40 +16,19 @@ from numpy.typing import NDArray
 from puna.backend import Batch, Chunk, check_batch
 from puna.config import LlamaConfig
 from puna.errors import BackendError, RequestError
-from puna.native.library import NativeChunk, Shape, chosen_kernels, load_library, machine
-from puna.native.rope import fixed_frequencies
+from puna.native.library import PHASES, STOPPED, NativeChunk, Shape, chosen_kernels, load_library, machine
+from puna.native.memory import cache_pages
+from puna.native.rope import Frequencies, Rope
+from puna.native.tensors import Tensor, load_tensor, packed_bytes, quantized_format
 
 PAGE = 64
 """PUNA_PAGE in csrc/include/puna.h: tokens in a page of the cache."""
 
-_WHOLE = {"model.embed_tokens.weight": 0, "model.norm.weight": 1, "lm_head.weight": 2}
-_IN_LAYER = {
-    "input_layernorm.weight": 3,
-    "post_attention_layernorm.weight": 4,
-    "self_attn.q_proj.weight": 5,
-    "self_attn.k_proj.weight": 6,
-    "self_attn.v_proj.weight": 7,
-    "self_attn.o_proj.weight": 8,
-    "mlp.gate_proj.weight": 9,
-    "mlp.up_proj.weight": 10,
-    "mlp.down_proj.weight": 11,
-    "self_attn.q_proj.bias": 12,
-    "self_attn.k_proj.bias": 13,
-    "self_attn.v_proj.bias": 14,
-    "self_attn.o_proj.bias": 15,
-    "mlp.gate_proj.bias": 16,
-    "mlp.up_proj.bias": 17,
-    "mlp.down_proj.bias": 18,
-}
-"""The library's number of each kind of tensor, by its name in Hugging Face's layout."""
+CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
+"""Types of cached keys and values, and ggml's numbers of them."""
 
-
-class Tensor(Protocol):
-    """What the backend asks of a weight."""
-
-    def to_float32(self) -> NDArray[np.float32]:
-        """The values."""
-        ...
+_PIECES = 8
+"""Most runs of tokens with frequencies of their own in one native call: each needs a table as long as its context."""
 
 
 class NativeBackend:
@@ -57,50 +36,90 @@ class NativeBackend:
 
     Args:
         config: of the model.
-        tensors: its weights under Hugging Face's names; read one at a time.
+        tensors: its weights under Hugging Face's names; read one at a time, and released once packed.
         threads: None means one per physical core.
-        slots: sequences whose caches fit at once.
+        slots: sequences whose caches should fit at once; fewer do where memory is short.
+        quantize: format that float matrices are rounded to: "q8_0", "q4_0" or "q4_K". The embedding and the head become
+            q8_0 in any case. None keeps the file's values.
+        cache: type of cached keys and values, "f16", "bf16", "f32" or "q8_0"; None means float32 for a model stored in
+            float32, else float16.
 
     Raises:
-        BackendError: when the model needs something the native runtime lacks, or memory is short.
+        BackendError: when the model needs something the native runtime lacks, or does not fit into memory.
     """
 
     name = "native"
 
     def __init__(
-        self, config: LlamaConfig, tensors: Mapping[str, Tensor], threads: int | None = None, slots: int = 1
+        self,
+        config: LlamaConfig,
+        tensors: Mapping[str, Tensor],
+        threads: int | None = None,
+        slots: int = 1,
+        *,
+        quantize: str | None = None,
+        cache: str | None = None,
     ) -> None:
         check_supported(config)
         self.config = config
         self._library = load_library()
-        self._free_pages = list(range(slots * -(-config.context_length // PAGE)))[::-1]
+        self._rope = Rope(config)
+        rounded = quantized_format(quantize, tensors)
+        shape = _shape(config, _cache_type(cache, tensors), self._rope.by_length)
+        self.cache_bytes_per_token = int(self._library.puna_cache_bytes(ctypes.byref(shape)))
+        pages = cache_pages(
+            packed_bytes(tensors, rounded),
+            slots * -(-config.context_length // PAGE),
+            self.cache_bytes_per_token * PAGE,
+        )
+        self._free_pages = list(range(pages))[::-1]
         self._pages: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
-        self._model = self._new_model(threads or machine().physical_cores)
+        self._model = self._new_model(shape, threads or machine().physical_cores)
         for name, tensor in tensors.items():
-            self._load(name, np.ascontiguousarray(tensor.to_float32()))
-        self._check(self._library.puna_model_ready(self._model, len(self._free_pages)))
+            load_tensor(self._model, name, tensor, rounded)
+        self._check(self._library.puna_model_ready(self._model, pages))
+        self.cache_tokens = pages * PAGE
 
     def __del__(self) -> None:
         if self.__dict__.get("_model"):
             self._library.puna_model_free(self._model)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of packed matrices that decoding one token reads: all but an embedding that is not the head."""
+        return int(self._library.puna_model_weight_bytes(self._model))
+
+    @property
+    def integer_weights(self) -> bool:
+        """Whether the layers' matrices are integers with scales."""
+        return bool(self._library.puna_model_integers(self._model))
+
+    def profile(self) -> dict[str, float]:
+        """Seconds spent in each kind of kernel since the last call."""
+        seconds = (ctypes.c_double * len(PHASES))()
+        self._library.puna_model_profile(self._model, seconds)
+        return dict(zip(PHASES, seconds, strict=True))
+
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).
 
+        Ctrl-C ends it between two layers; the same batch can then be run again.
+
         Raises:
-            RequestError: when a chunk starts beyond its cache or holds an impossible id; no cache has then changed.
+            RequestError: when a chunk starts beyond its cache, holds an impossible id, or finds no page free; no cache
+                has then changed.
         """
         check_batch(batch, self.config.vocab_size, self._lengths)
-        kept = [(np.ascontiguousarray(chunk.tokens, np.int64), self._pages_for(chunk)) for chunk in batch]
-        chunks = (NativeChunk * len(batch))(
-            *(
-                NativeChunk(tokens.ctypes.data, pages.ctypes.data, len(tokens), len(pages), chunk.start, chunk.logits)
-                for chunk, (tokens, pages) in zip(batch, kept, strict=True)
-            )
-        )
+        self._take_pages(batch)
         logits = np.empty((sum(chunk.logits for chunk in batch), self.config.vocab_size), np.float32)
-        self._check(self._library.puna_forward(self._model, chunks, len(batch), logits.ctypes.data))
+        pieces = [piece for chunk in batch for piece in self._pieces(chunk)]
+        step = _PIECES if self._rope.by_length else max(1, len(pieces))
+        row = 0
+        for first in range(0, len(pieces), step):
+            some = pieces[first : first + step]
+            self._run(some, logits[row:])
+            row += sum(chunk.logits for chunk, _ in some)
         for chunk in batch:
             self._lengths[chunk.slot] = chunk.start + len(chunk.tokens)
         return logits
@@ -110,46 +129,60 @@ class NativeBackend:
         self._free_pages += self._pages.pop(slot, [])[::-1]
         self._lengths.pop(slot, None)
 
-    def _new_model(self, threads: int) -> int:
-        config = self.config
-        inv_freq, scale = fixed_frequencies(config)
-        shape = Shape(
-            config.vocab_size,
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_hidden_layers,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            config.rms_norm_eps,
-            scale,
+    def _pieces(self, chunk: Chunk) -> Iterator[tuple[Chunk, Frequencies]]:
+        """The chunk, cut where its tokens' frequencies change."""
+        end = len(chunk.tokens)
+        for first, last, inv_freq in self._rope.runs(chunk.start, end):
+            logits = max(0, min(last - first, last - (end - chunk.logits)))
+            yield Chunk(chunk.slot, chunk.tokens[first:last], chunk.start + first, logits), inv_freq
+
+    def _run(self, pieces: list[tuple[Chunk, Frequencies]], logits: NDArray[np.float32]) -> None:
+        kept = [
+            (np.ascontiguousarray(chunk.tokens, np.int64), np.array(self._pages[chunk.slot], np.int32), inv_freq)
+            for chunk, inv_freq in pieces
+        ]
+        chunks = (NativeChunk * len(pieces))(
+            *(
+                NativeChunk(
+                    tokens.ctypes.data,
+                    pages.ctypes.data,
+                    len(tokens),
+                    len(pages),
+                    chunk.start,
+                    chunk.logits,
+                    inv_freq.ctypes.data,
+                    self._rope.scale,
+                )
+                for (chunk, _), (tokens, pages, inv_freq) in zip(pieces, kept, strict=True)
+            )
         )
-        numbers = np.ascontiguousarray(inv_freq)
-        kernels = chosen_kernels().encode()
-        model = self._library.puna_model_new(ctypes.byref(shape), numbers.ctypes.data, threads, kernels)
+        in_main = threading.current_thread() is threading.main_thread()
+        status = STOPPED
+        while status == STOPPED:  # an interrupt raises here, from its handler; one that does not raise changes nothing
+            status = self._library.puna_forward(self._model, chunks, len(pieces), in_main, logits.ctypes.data)
+        self._check(status)
+
+    def _new_model(self, shape: Shape, threads: int) -> int:
+        model = self._library.puna_model_new(ctypes.byref(shape), threads, chosen_kernels().encode())
         if not model:
             raise BackendError(f"the native runtime refuses the model: {self._error()}")
         return int(model)
 
-    def _load(self, name: str, values: NDArray[np.float32]) -> None:
-        layer, kind = -1, _WHOLE.get(name)
-        if kind is None:
-            number, _, rest = name.removeprefix("model.layers.").partition(".")
-            layer, kind = int(number), _IN_LAYER[rest]
-        rows, columns = values.shape if values.ndim == 2 else (1, values.shape[0])
-        status = self._library.puna_model_load(self._model, kind, layer, values.ctypes.data, rows, columns)
-        if status:
-            raise BackendError(f"the native runtime refuses {name} of shape {values.shape}: {self._error()}")
-
-    def _pages_for(self, chunk: Chunk) -> NDArray[np.int32]:
-        """The slot's pages, with new ones where the chunk goes beyond them."""
-        pages = self._pages.setdefault(chunk.slot, [])
-        needed = -(-(chunk.start + len(chunk.tokens)) // PAGE)
-        while len(pages) < needed:
-            if not self._free_pages:
-                raise RequestError(f"slot {chunk.slot}: no page of the cache is free for {len(chunk.tokens)} tokens")
-            pages.append(self._free_pages.pop())
-        return np.array(pages, np.int32)
+    def _take_pages(self, batch: Batch) -> None:
+        """Gives each slot the pages it needs now: all of them, or none where they are not enough."""
+        needed = {
+            chunk.slot: -(-(chunk.start + len(chunk.tokens)) // PAGE) - len(self._pages.get(chunk.slot, ()))
+            for chunk in batch
+        }
+        total = sum(count for count in needed.values() if count > 0)
+        if total > len(self._free_pages):
+            raise RequestError(
+                f"the batch needs {total * PAGE} more tokens of cache, and {len(self._free_pages) * PAGE} are free of "
+                f"{self.cache_tokens}; end other requests, shorten this one, or take a smaller type of cache"
+            )
+        for slot, count in needed.items():
+            pages = self._pages.setdefault(slot, [])
+            pages += [self._free_pages.pop() for _ in range(count)]
 
     def _check(self, status: int) -> None:
         if status:
@@ -161,13 +194,31 @@ class NativeBackend:
 
 
 def check_supported(config: LlamaConfig) -> None:
-    """Raises BackendError naming the first thing of the model that the native runtime lacks."""
-    for reason in _lacks(config):
-        raise BackendError(f"the native backend does not run {reason} yet; use backend='torch'")
-
-
-def _lacks(config: LlamaConfig) -> Iterator[str]:
+    """Raises BackendError naming what of the model the native runtime lacks."""
     if config.hidden_act not in ("silu", "swish"):
-        yield f"hidden_act {config.hidden_act!r}"
-    if config.rope_parameters["rope_type"] in ("dynamic", "longrope"):
-        yield f"rope type {config.rope_parameters['rope_type']!r}"
+        raise BackendError(
+            f"the native backend does not run hidden_act {config.hidden_act!r}, only 'silu'; use backend='torch'"
+        )
+
+
+def _cache_type(name: str | None, tensors: Mapping[str, Tensor]) -> int:
+    if name is None:
+        return CACHE_TYPES["f32" if all(tensor.format.name == "f32" for tensor in tensors.values()) else "f16"]
+    if not isinstance(name, str) or name.lower() not in CACHE_TYPES:
+        raise BackendError(f"cache is {name!r}; it must be one of {', '.join(CACHE_TYPES)}")
+    return CACHE_TYPES[name.lower()]
+
+
+def _shape(config: LlamaConfig, cache: int, unrotated_keys: bool) -> Shape:
+    return Shape(
+        config.vocab_size,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        config.rms_norm_eps,
+        cache,
+        unrotated_keys,
+    )

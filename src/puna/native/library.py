@@ -12,7 +12,7 @@ from pathlib import Path
 
 from puna.errors import BackendError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 """PUNA_ABI_VERSION in csrc/include/puna.h."""
 
 KERNELS_VARIABLE = "PUNA_KERNELS"
@@ -36,7 +36,21 @@ class Shape(ctypes.Structure):
         ("kv_heads", ctypes.c_int32),
         ("head_dim", ctypes.c_int32),
         ("rms_norm_eps", ctypes.c_float),
-        ("rope_scale", ctypes.c_float),
+        ("cache", ctypes.c_int32),
+        ("unrotated_keys", ctypes.c_int32),
+    )
+
+
+class NativeTensor(ctypes.Structure):
+    """puna_tensor."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("order", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("cols", ctypes.c_int64),
+        ("format", ctypes.c_int32),
+        ("quantize", ctypes.c_int32),
     )
 
 
@@ -50,7 +64,16 @@ class NativeChunk(ctypes.Structure):
         ("page_count", ctypes.c_int32),
         ("start", ctypes.c_int32),
         ("logits", ctypes.c_int32),
+        ("inv_freq", ctypes.c_void_p),
+        ("rope_scale", ctypes.c_float),
     )
+
+
+OK, FAILED, STOPPED = 0, 1, 2
+"""PUNA_OK, PUNA_FAILED, PUNA_STOPPED."""
+
+PHASES = ("embedding", "norm", "qkv", "rope", "attention", "o", "gate_up", "activation", "down", "head")
+"""PUNA_PHASE_*, in order."""
 
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
@@ -61,11 +84,17 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "puna_logical_cores": (_INT, ()),
     "puna_error": (ctypes.c_char_p, ()),
     "puna_kernels": (ctypes.c_char_p, ()),
-    "puna_model_new": (_POINTER, (_POINTER, _POINTER, _INT, ctypes.c_char_p)),
+    "puna_model_new": (_POINTER, (_POINTER, _INT, ctypes.c_char_p)),
     "puna_model_free": (None, (_POINTER,)),
-    "puna_model_load": (_INT, (_POINTER, _INT, _INT, _POINTER, _LONG, _LONG)),
+    "puna_model_load": (_INT, (_POINTER, _INT, _INT, _POINTER)),
+    "puna_packed_bytes": (_LONG, (_INT, _LONG, _LONG)),
+    "puna_model_read": (_INT, (_POINTER, _INT, _INT, _POINTER)),
     "puna_model_ready": (_INT, (_POINTER, _INT)),
-    "puna_forward": (_INT, (_POINTER, _POINTER, _INT, _POINTER)),
+    "puna_cache_bytes": (_LONG, (_POINTER,)),
+    "puna_model_weight_bytes": (_LONG, (_POINTER,)),
+    "puna_model_integers": (_INT, (_POINTER,)),
+    "puna_forward": (_INT, (_POINTER, _POINTER, _INT, _INT, _POINTER)),
+    "puna_model_profile": (None, (_POINTER, _POINTER)),
 }
 """Each function's result and arguments."""
 

@@ -1,43 +1,95 @@
 """Frequencies of rotary embeddings for the native runtime: the formulas of `puna.model.rope`, without PyTorch.
 
-A test holds both to each other. Types whose frequencies depend on the length are not here: they need another attention.
+A test holds both to each other. As there, the query at position p uses the frequencies of a context of length p + 1
+where they depend on the length (dynamic, longrope); its keys are cached unrotated then.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.config import LlamaConfig
-from puna.errors import BackendError
 
 Frequencies = NDArray[np.float32]
 
 
-def fixed_frequencies(config: LlamaConfig) -> tuple[Frequencies, float]:
-    """Returns inv_freq, (head_dim / 2,), and the factor on cosines and sines.
+class Rope:
+    """The frequencies of a model, by position.
 
-    Raises:
-        BackendError: for dynamic and longrope, whose frequencies depend on the length of the context.
+    Attributes:
+        by_length: whether they depend on the length of the context.
+        scale: factor on cosines and sines.
     """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        settings = config.rope_parameters
+        self._settings = settings
+        self._width = config.head_dim
+        self._kind: str = settings["rope_type"]
+        self._original = int(settings.get("original_max_position_embeddings", config.max_position_embeddings))
+        self._plain, self.scale = _fixed(config)
+        self._long: Frequencies | None = None
+        if self._kind == "longrope" and settings["short_factor"] != settings["long_factor"]:
+            self._long = _longrope(settings["long_factor"], settings, self._width)
+        self.by_length = self._kind == "dynamic" or self._long is not None
+
+    def runs(self, start: int, count: int) -> Iterator[tuple[int, int, Frequencies]]:
+        """Cuts `count` tokens from position `start` where their frequencies change.
+
+        Yields the first and behind the last token of each run, counted from `start`, and inv_freq, (head_dim / 2,).
+        """
+        if not self.by_length:
+            yield 0, count, self._plain
+            return
+        first_beyond = min(max(self._original - start, 0), count)  # token whose length exceeds the original context
+        edges = [0, *([first_beyond] if 0 < first_beyond < count else []), count]
+        if self._kind == "dynamic":
+            edges = [*([0] if first_beyond else []), *range(first_beyond, count + 1)]
+        for first, last in pairwise(edges):
+            yield first, last, self._of_length(start + first + 1)
+
+    def _of_length(self, length: int) -> Frequencies:
+        if length <= self._original:
+            return self._plain
+        if self._long is not None:
+            return self._long
+        # See LlamaRotaryEmbedding._of_length: the base grows with the length.
+        excess = np.float32(length - self._original) / np.float32(self._original)
+        power = np.float32(self._width / max(self._width - 2, 1))
+        stretch = (np.float32(1) + np.float32(self._settings["factor"]) * excess) ** power
+        inv_freq: Frequencies = np.float32(1) / _powers(np.float32(self._settings["rope_theta"]) * stretch, self._width)
+        return inv_freq
+
+
+def _fixed(config: LlamaConfig) -> tuple[Frequencies, float]:
+    """inv_freq, (head_dim / 2,), up to the original context, and the factor on cosines and sines."""
     settings = config.rope_parameters
     kind = settings["rope_type"]
     plain = 1.0 / _powers(settings["rope_theta"], config.head_dim)
-    if kind == "default":
-        return plain, 1.0
     if kind == "linear":
         return plain / np.float32(settings["factor"]), 1.0
     if kind == "llama3":
         return _llama3(plain, settings), 1.0
     if kind == "yarn":
         return _yarn(plain, settings, config.head_dim)
-    raise BackendError(f"the native backend does not run rope type {kind!r} yet; use backend='torch'")
+    if kind == "longrope":
+        return _longrope(settings["short_factor"], settings, config.head_dim), float(settings["attention_factor"])
+    assert kind in ("default", "dynamic"), "the configuration admits no other rope type"
+    return plain, 1.0
 
 
-def _powers(theta: float, width: int) -> Frequencies:
+def _longrope(factors: list[float], settings: dict[str, Any], width: int) -> Frequencies:
+    inv_freq: Frequencies = np.float32(1) / (np.array(factors, np.float32) * _powers(settings["rope_theta"], width))
+    return inv_freq
+
+
+def _powers(theta: float | np.float32, width: int) -> Frequencies:
     powers: Frequencies = np.float32(theta) ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
     return powers
 

@@ -1,0 +1,18 @@
+// The kernels for avx512_bf16.
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace puna {
+namespace avx512_bf16 {
+#include "kernels_table.inl"
+}  // namespace avx512_bf16
+
+extern const Kernels kAvx512Bf16 = avx512_bf16::table("avx512_bf16");
+
+}  // namespace puna

@@ -1,0 +1,207 @@
+// Float weights times activations: one fused multiply-add per column, ascending, into one sum per row; bf16 weights on
+// processors with bf16 products: one such product per pair of columns.
+
+// c[t][g] += a[t][k] * b[k][g] over k, ascending: kTokens rows of a, kGroup vectors of b, whose lines lie `b_line` floats
+// apart and whose vectors `b_group`.
+template <int kTokens, int kGroup>
+PUNA_INLINE void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_line, int64_t b_group,
+                          int64_t count, V16 (&c)[kTokens][kGroup]) {
+    for (int64_t k = 0; k < count; ++k) {
+        V16 line[kGroup];
+#pragma GCC unroll 8
+        for (int g = 0; g < kGroup; ++g) line[g] = load(b + k * b_line + g * b_group);
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+            const V16 value = broadcast(a[t * a_stride + k]);
+#pragma GCC unroll 8
+            for (int g = 0; g < kGroup; ++g) c[t][g] = madd(line[g], value, c[t][g]);
+        }
+    }
+}
+
+#if defined(__AVX512F__)
+constexpr int kFloatTokens = 12, kFloatGroup = 2, kVectorGroup = 8;
+#elif defined(__AVX2__)
+constexpr int kFloatTokens = 6, kFloatGroup = 1, kVectorGroup = 4;
+#else
+constexpr int kFloatTokens = 3, kFloatGroup = 1, kVectorGroup = 2;
+#endif
+constexpr int kChunkColumns = 128;  // of a panel, as floats in the first-level cache
+
+struct F32Format {
+    static constexpr int kColumns = 1, kBytes = 64;
+    static inline __attribute__((always_inline)) void read(const uint8_t* from, V16* out) {
+        out[0] = load(reinterpret_cast<const float*>(from));
+    }
+};
+struct F16Format {
+    static constexpr int kColumns = 1, kBytes = 32;
+    static inline __attribute__((always_inline)) void read(const uint8_t* from, V16* out) {
+        out[0] = from_f16(reinterpret_cast<const uint16_t*>(from));
+    }
+};
+struct Bf16Format {
+    static constexpr int kColumns = 2, kBytes = 64;
+    static inline __attribute__((always_inline)) void read(const uint8_t* from, V16* out) {
+        const U16 both = load_words(from);
+        out[0] = as_floats(shifted(both, -16));
+        out[1] = as_floats(both & 0xffff0000u);
+    }
+};
+
+// One token, kGroup panels at once, so that enough sums are under way to hide the latency of each.
+template <typename F, int kGroup>
+static void float_token(const Panels& w, int64_t panel, const float* x, float* out, bool add) {
+    V16 sum[kGroup];
+    for (int g = 0; g < kGroup; ++g) sum[g] = broadcast(0.0f);
+    const uint8_t* const from = w.data + panel * w.stride;
+    int64_t k = 0;
+    for (; k + F::kColumns <= w.cols; k += F::kColumns) {
+#pragma GCC unroll 8
+        for (int g = 0; g < kGroup; ++g) {
+            V16 weight[2];
+            const uint8_t* at = from + g * w.stride + k / F::kColumns * F::kBytes;
+            __builtin_prefetch(at + 1024);
+            F::read(at, weight);
+#pragma GCC unroll 2
+            for (int c = 0; c < F::kColumns; ++c) sum[g] = madd(weight[c], broadcast(x[k + c]), sum[g]);
+        }
+    }
+    if (k < w.cols)  // an odd number of columns in pairs
+        for (int g = 0; g < kGroup; ++g) {
+            V16 weight[2];
+            F::read(from + g * w.stride + k / F::kColumns * F::kBytes, weight);
+            sum[g] = madd(weight[0], broadcast(x[k]), sum[g]);
+        }
+    for (int g = 0; g < kGroup; ++g) finish(sum[g], w, panel + g, out, add);
+}
+
+template <typename F, int kGroup>
+static void float_tokens(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
+                         int64_t out_stride, bool add) {
+    alignas(64) float chunk[kGroup][kChunkColumns * kLanes];
+    alignas(64) float sums[kGroupTokens * kGroup * kLanes];
+    for (int64_t i = 0; i < (end - begin) * kGroup; ++i) store(sums + i * kLanes, broadcast(0.0f));
+    for (int64_t first = 0; first < w.cols; first += kChunkColumns) {
+        const int64_t count = w.cols - first < kChunkColumns ? w.cols - first : kChunkColumns;
+        for (int g = 0; g < kGroup; ++g) {
+            const uint8_t* from = w.data + (panel + g) * w.stride + first / F::kColumns * F::kBytes;
+            for (int64_t k = 0; k < count; k += F::kColumns) {
+                V16 weight[2];
+                F::read(from + k / F::kColumns * F::kBytes, weight);
+                for (int c = 0; c < F::kColumns; ++c) store(chunk[g] + (k + c) * kLanes, weight[c]);
+            }
+        }
+        int64_t t = begin;
+        const auto pass = [&](auto tokens) {
+            constexpr int kTokens = decltype(tokens)::kValue;
+            for (; t + kTokens <= end; t += kTokens) {
+                V16 acc[kTokens][kGroup];
+                float* at = sums + (t - begin) * kGroup * kLanes;
+                for (int i = 0; i < kTokens; ++i)
+                    for (int g = 0; g < kGroup; ++g) acc[i][g] = load(at + (i * kGroup + g) * kLanes);
+                multiply<kTokens, kGroup>(x.values + t * x.cols + first, x.cols, chunk[0], kLanes,
+                                          kChunkColumns * kLanes, count, acc);
+                for (int i = 0; i < kTokens; ++i)
+                    for (int g = 0; g < kGroup; ++g) store(at + (i * kGroup + g) * kLanes, acc[i][g]);
+            }
+        };
+        pass(Number<kFloatTokens>());
+        pass(Number<kFloatTokens / 3>());
+        pass(Number<1>());
+    }
+    for (int64_t t = begin; t < end; ++t)
+        for (int g = 0; g < kGroup; ++g)
+            finish(load(sums + ((t - begin) * kGroup + g) * kLanes), w, panel + g, out + t * out_stride, add);
+}
+
+template <typename F>
+static void float_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
+                         int64_t out_stride, bool add) {
+    if (tokens < 3) {
+        int64_t panel = first;
+        for (; panel + kVectorGroup <= last; panel += kVectorGroup)
+            for (int64_t t = 0; t < tokens; ++t)
+                float_token<F, kVectorGroup>(w, panel, x.values + t * x.cols, out + t * out_stride, add);
+        for (; panel < last; ++panel)
+            for (int64_t t = 0; t < tokens; ++t)
+                float_token<F, 1>(w, panel, x.values + t * x.cols, out + t * out_stride, add);
+        return;
+    }
+    for (int64_t begin = 0; begin < tokens; begin += kGroupTokens) {
+        const int64_t end = tokens - begin < kGroupTokens ? tokens : begin + kGroupTokens;
+        int64_t panel = first;
+        for (; panel + kFloatGroup <= last; panel += kFloatGroup)
+            float_tokens<F, kFloatGroup>(w, panel, x, begin, end, out, out_stride, add);
+        if (kFloatGroup > 1)
+            for (; panel < last; ++panel) float_tokens<F, 1>(w, panel, x, begin, end, out, out_stride, add);
+    }
+}
+
+#if defined(__AVX512BF16__)
+
+// kTokens x kGroup tiles of bf16 products over all pairs of columns.
+template <int kTokens, int kGroup>
+static void bf16_tile(const Panels& w, int64_t panel, const uint16_t* x, int64_t x_stride, float* out,
+                      int64_t out_stride, bool add) {
+    __m512 acc[kTokens][kGroup];
+    for (int t = 0; t < kTokens; ++t)
+        for (int g = 0; g < kGroup; ++g) acc[t][g] = _mm512_setzero_ps();
+    const uint8_t* const from = w.data + panel * w.stride;
+    for (int64_t pair = 0; pair < (w.cols + 1) / 2; ++pair) {
+        __m512bh weight[kGroup];
+#pragma GCC unroll 8
+        for (int g = 0; g < kGroup; ++g) {
+            if (kTokens == 1) __builtin_prefetch(from + g * w.stride + pair * 64 + 1024);
+            weight[g] = (__m512bh)_mm512_loadu_si512(from + g * w.stride + pair * 64);
+        }
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+            const __m512bh value = (__m512bh)_mm512_set1_epi32(
+                four_quants(reinterpret_cast<const int8_t*>(x + t * x_stride + 2 * pair)));
+#pragma GCC unroll 8
+            for (int g = 0; g < kGroup; ++g) acc[t][g] = _mm512_dpbf16_ps(acc[t][g], weight[g], value);
+        }
+    }
+    for (int t = 0; t < kTokens; ++t)
+        for (int g = 0; g < kGroup; ++g) finish(V16{{(Reg)acc[t][g]}}, w, panel + g, out + t * out_stride, add);
+}
+
+template <int kGroup>
+static void bf16_panels(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
+                        int64_t out_stride, bool add) {
+    const int64_t stride = x.cols + x.cols % 2;
+    int64_t t = begin;
+    const auto pass = [&](auto tokens) {
+        constexpr int kTokens = decltype(tokens)::kValue;
+        for (; t + kTokens <= end; t += kTokens)
+            bf16_tile<kTokens, kGroup>(w, panel, x.bf16 + t * stride, stride, out + t * out_stride, out_stride, add);
+    };
+    pass(Number<12>());
+    pass(Number<4>());
+    pass(Number<1>());
+}
+
+static void bf16_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
+                        int64_t out_stride, bool add) {
+    int64_t panel = first;
+    if (tokens < 4)
+        for (; panel + 8 <= last; panel += 8) bf16_panels<8>(w, panel, x, 0, tokens, out, out_stride, add);
+    for (int64_t begin = 0; begin < tokens; begin += kGroupTokens) {
+        const int64_t end = tokens - begin < kGroupTokens ? tokens : begin + kGroupTokens;
+        int64_t p = panel;
+        for (; p + 2 <= last; p += 2) bf16_panels<2>(w, p, x, begin, end, out, out_stride, add);
+        for (; p < last; ++p) bf16_panels<1>(w, p, x, begin, end, out, out_stride, add);
+    }
+}
+
+#endif
+
+static void round_to_bf16(const float* x, int64_t cols, uint16_t* out) {
+    int64_t k = 0;
+    for (; k + kLanes <= cols; k += kLanes) to_bf16(out + k, load(x + k));
+    if (k == cols) return;
+    uint16_t rest[kLanes];
+    to_bf16(rest, load_some(x + k, cols - k));
+    for (int i = 0; k < cols + cols % 2; ++k, ++i) out[k] = rest[i];
+}

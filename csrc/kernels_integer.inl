@@ -1,0 +1,432 @@
+// Integer weights times activations rounded to integers: exact sums of 32 (or 16) products, scaled and added in float32
+// in ascending order. One definition, `accumulate`, serves one token and many, so that both round alike.
+
+// How a format's panels are read. kMost is the largest stored value, kZero what is subtracted from it, kHalves whether
+// scales belong to 16 columns, kLeast whether there are minimums.
+template <Planes kPlanes, int kMostValue, int kZeroPoint, Scales kScaleKind, bool kTable = false>
+struct IntegerFormat {
+    static constexpr int kMost = kMostValue, kZero = kZeroPoint;
+    static constexpr bool kHalves = kScaleKind == Scales::kSigned || kScaleKind == Scales::kNibbles;
+    static constexpr bool kLeast = kScaleKind == Scales::kHalfAndLeast || kScaleKind == Scales::kSixBit ||
+                                   kScaleKind == Scales::kNibbles;
+    static constexpr int kPlaneBytes = (kPlanes == Planes::kFour    ? 4
+                                        : kPlanes == Planes::kFive  ? 5
+                                        : kPlanes == Planes::kSix   ? 6
+                                                                    : 8) *
+                                       64;
+
+    // Columns 4 s .. 4 s + 3 of a block, for 16 rows; `s` is a constant once the loop around is unrolled.
+    static inline __attribute__((always_inline)) U16 quad(const uint8_t* block, int s) {
+        if (kPlanes == Planes::kEight) return load_words(block + s * 64);
+        const U16 low = shifted(load_words(block + (s & 3) * 64), s < 4 ? 0 : 4) & 0x0f0f0f0fu;
+        if (kTable) return levels(low);
+        if (kPlanes == Planes::kFour) return low;
+        if (kPlanes == Planes::kFive) return low | (shifted(load_words(block + 256), s - 4) & 0x10101010u);
+        return low | (shifted(load_words(block + 256 + (s >> 2) * 64), 2 * (s & 3) - 4) & 0x30303030u);
+    }
+
+    // Scales and minimums of block b, for its columns 0 .. 15 and 16 .. 31.
+    static inline __attribute__((always_inline)) void scales(const uint8_t* panel, int64_t b, V16 (&scale)[2],
+                                                             V16 (&least)[2]) {
+        const auto half = [](const uint8_t* from) { return from_f16(reinterpret_cast<const uint16_t*>(from)); };
+        if (kScaleKind == Scales::kHalf) {
+            scale[0] = scale[1] = half(panel + b * 32);
+        } else if (kScaleKind == Scales::kHalfAndLeast) {
+            scale[0] = scale[1] = half(panel + b * 64);
+            least[0] = least[1] = half(panel + b * 64 + 32);
+        } else if (kScaleKind == Scales::kSigned) {
+            const uint8_t* from = panel + b / 8 * 288;
+            const V16 d = half(from);
+            for (int h = 0; h < 2; ++h) scale[h] = d * to_floats(from_signed(from + 32 + (b % 8 * 2 + h) * 16));
+        } else {
+            const uint8_t* from = panel + b / 8 * 320;
+            const V16 d = half(from), minus = half(from + 32) * broadcast(-1.0f);
+            const uint8_t* bytes = from + 64 + b % 8 * 32;
+            if (kScaleKind == Scales::kSixBit) {
+                scale[0] = scale[1] = d * to_floats(from_bytes(bytes));
+                least[0] = least[1] = minus * to_floats(from_bytes(bytes + 16));
+                return;
+            }
+            for (int h = 0; h < 2; ++h) {
+                const I16 both = from_bytes(bytes + h * 16);
+                I16 low, high;
+                PUNA_EACH {
+                    low.part[i_] = both.part[i_] & 15;
+                    high.part[i_] = both.part[i_] >> 4;
+                }
+                scale[h] = d * to_floats(low);
+                least[h] = minus * to_floats(high);
+            }
+        }
+    }
+
+    // iq4_nl: each half byte stands for a level; levels are kept plus 128.
+    static inline __attribute__((always_inline)) U16 levels(const U16& index) {
+        alignas(16) static constexpr uint8_t kLevels[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                                            129, 141, 153, 166, 181, 197, 217, 241};
+#if defined(__AVX512F__)
+        const __m512i table = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kLevels)));
+        return U16{{(WordReg)_mm512_shuffle_epi8(table, (__m512i)index.part[0])}};
+#elif defined(__AVX2__)
+        const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kLevels)));
+        U16 out;
+        PUNA_EACH out.part[i_] = (WordReg)_mm256_shuffle_epi8(table, (__m256i)index.part[i_]);
+        return out;
+#else
+        uint8_t bytes[64];
+        store_words(bytes, index);
+        for (uint8_t& byte : bytes) byte = kLevels[byte & 15];
+        return load_words(bytes);
+#endif
+    }
+};
+
+PUNA_INLINE int32_t four_quants(const int8_t* from) {
+    int32_t value;
+    __builtin_memcpy(&value, from, sizeof value);
+    return value;
+}
+
+#if defined(__AVX512VNNI__)
+
+// sum[t][g] = the products of columns 4 kFrom .. 4 kTo - 1 of a block, exactly.
+template <int kMost, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock*, int64_t stride,
+                     I16 (&sum)[kTokens][kGroup]) {
+    constexpr int kChains = kTokens * kGroup < 4 ? 2 : 1;  // enough independent sums to hide the latency of each
+    I16 part[kTokens][kGroup][kChains];
+    for (int t = 0; t < kTokens; ++t)
+        for (int g = 0; g < kGroup; ++g)
+            for (int c = 0; c < kChains; ++c) part[t][g][c] = all_equal(0);
+#pragma GCC unroll 8
+    for (int s = kFrom; s < kTo; ++s) {
+        U16 w[kGroup];
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroup; ++g) w[g] = quad(g, s);
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+            const __m512i x = _mm512_set1_epi32(four_quants(a[t * stride].quants + 4 * s));
+#pragma GCC unroll 4
+            for (int g = 0; g < kGroup; ++g) {
+                IntReg& to = part[t][g][s % kChains].part[0];
+                to = (IntReg)_mm512_dpbusd_epi32((__m512i)to, (__m512i)w[g].part[0], x);
+            }
+        }
+    }
+    for (int t = 0; t < kTokens; ++t)
+        for (int g = 0; g < kGroup; ++g) {
+            sum[t][g] = part[t][g][0];
+            if (kChains == 2) sum[t][g] = sum[t][g] + part[t][g][kChains - 1];
+        }
+}
+
+#elif defined(__AVX2__) || defined(__SSE2__)
+
+#if defined(__AVX2__)
+PUNA_INLINE IntReg pairs_16(IntReg a, IntReg b) { return (IntReg)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+PUNA_INLINE IntReg add_16(IntReg a, IntReg b) { return (IntReg)_mm256_add_epi16((__m256i)a, (__m256i)b); }
+PUNA_INLINE IntReg pairs_8(WordReg a, IntReg b) { return (IntReg)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
+PUNA_INLINE IntReg ones_16() { return (IntReg)_mm256_set1_epi16(1); }
+constexpr bool kHasPairs8 = true;
+#else
+PUNA_INLINE IntReg pairs_16(IntReg a, IntReg b) { return (IntReg)_mm_madd_epi16((__m128i)a, (__m128i)b); }
+PUNA_INLINE IntReg add_16(IntReg a, IntReg b) { return (IntReg)_mm_add_epi16((__m128i)a, (__m128i)b); }
+PUNA_INLINE IntReg pairs_8(WordReg, IntReg) { return IntReg{}; }
+PUNA_INLINE IntReg ones_16() { return (IntReg)_mm_set1_epi16(1); }
+constexpr bool kHasPairs8 = false;
+#endif
+
+// Sums of two products fit 16 bits while the weights have up to seven bits; of up to four bits, even those of a whole
+// block do: 8 * 2 * 15 * 127 = 30480.
+template <int kMost, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock* wide, int64_t stride,
+                     I16 (&sum)[kTokens][kGroup]) {
+    constexpr int kLongest = 32767 / (2 * 127 * kMost);  // sums of two that fit 16 bits together
+    constexpr int kSteps = kTo - kFrom;
+    constexpr int kSpan = !kHasPairs8 ? 0 : kLongest >= 8 ? 8 : kLongest >= 4 ? 4 : kLongest >= 2 ? 2 : 0;
+    constexpr int kRun = kSpan > kSteps ? kSteps : kSpan;
+    for (int t = 0; t < kTokens; ++t)
+        for (int g = 0; g < kGroup; ++g) sum[t][g] = all_equal(0);
+    if (kRun > 0) {
+#pragma GCC unroll 8
+        for (int s = kFrom; s < kTo; s += kRun > 0 ? kRun : 1) {
+            I16 narrow[kTokens][kGroup];
+#pragma GCC unroll 8
+            for (int i = 0; i < kRun; ++i) {
+                U16 w[kGroup];
+#pragma GCC unroll 4
+                for (int g = 0; g < kGroup; ++g) w[g] = quad(g, s + i);
+#pragma GCC unroll 16
+                for (int t = 0; t < kTokens; ++t) {
+                    const IntReg x = IntReg{} + four_quants(a[t * stride].quants + 4 * (s + i));
+#pragma GCC unroll 4
+                    for (int g = 0; g < kGroup; ++g) PUNA_EACH {
+                            const IntReg product = pairs_8(w[g].part[i_], x);
+                            narrow[t][g].part[i_] = i == 0 ? product : add_16(narrow[t][g].part[i_], product);
+                        }
+                }
+            }
+            for (int t = 0; t < kTokens; ++t)
+                for (int g = 0; g < kGroup; ++g)
+                    PUNA_EACH sum[t][g].part[i_] = sum[t][g].part[i_] + pairs_16(narrow[t][g].part[i_], ones_16());
+        }
+        return;
+    }
+#pragma GCC unroll 8
+    for (int s = kFrom; s < kTo; ++s) {
+        U16 even[kGroup], odd[kGroup];
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroup; ++g) {
+            const U16 w = quad(g, s);
+            even[g] = w & 0x00ff00ffu;
+            odd[g] = shifted(w, 8) & 0x00ff00ffu;
+        }
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+            const int8_t* from = reinterpret_cast<const int8_t*>(wide[t * stride].quants + 4 * s);
+            const IntReg first = IntReg{} + four_quants(from), second = IntReg{} + four_quants(from + 4);
+#pragma GCC unroll 4
+            for (int g = 0; g < kGroup; ++g) PUNA_EACH {
+                    const IntReg sums = pairs_16((IntReg)even[g].part[i_], first);
+                    sum[t][g].part[i_] = sum[t][g].part[i_] + sums + pairs_16((IntReg)odd[g].part[i_], second);
+                }
+        }
+    }
+}
+
+#else
+
+template <int kMost, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock*, int64_t stride,
+                     I16 (&sum)[kTokens][kGroup]) {
+    for (int t = 0; t < kTokens; ++t)
+        for (int g = 0; g < kGroup; ++g) sum[t][g] = all_equal(0);
+#pragma GCC unroll 8
+    for (int s = kFrom; s < kTo; ++s)
+        for (int g = 0; g < kGroup; ++g) {
+            const U16 w = quad(g, s);
+            for (int i = 0; i < 4; ++i) {
+                const U16 column = shifted(w, 8 * i) & 0xffu;
+                for (int t = 0; t < kTokens; ++t) {
+                    const int32_t x = a[t * stride].quants[4 * s + i];
+                    PUNA_EACH sum[t][g].part[i_] = sum[t][g].part[i_] + (IntReg)column.part[i_] * x;
+                }
+            }
+        }
+}
+
+#endif
+
+// Adds one block's products to `acc`. `quad(g, s)`, `scale(g, h)` and `least(g, h)` read panel g's block.
+template <typename F, int kTokens, int kGroup, typename Quad, typename Scale, typename Least>
+PUNA_INLINE void accumulate(const Quad& quad, const Scale& scale, const Least& least, const ActivationBlock* a,
+                            const WideBlock* wide, int64_t stride, V16 (&acc)[kTokens][kGroup]) {
+    const auto add = [&](const I16(&sum)[kTokens][kGroup], int h) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+            const ActivationBlock& block = a[t * stride];
+            const V16 d = broadcast(block.scale);
+#pragma GCC unroll 4
+            for (int g = 0; g < kGroup; ++g) {
+                I16 total = sum[t][g];
+                if (F::kZero) total = total + all_equal(-F::kZero * (F::kHalves ? block.half_sum[h] : block.sum));
+                acc[t][g] = madd(to_floats(total), scale(g, h) * d, acc[t][g]);
+                if (F::kLeast) {
+                    const float offset = F::kHalves ? block.half_offset[h] : block.offset;
+                    acc[t][g] = madd(least(g, h), broadcast(offset), acc[t][g]);
+                }
+            }
+        }
+    };
+    I16 sum[kTokens][kGroup];
+    if (!F::kHalves) {
+        dot<F::kMost, 0, 8>(quad, a, wide, stride, sum);
+        add(sum, 0);
+    } else {
+        dot<F::kMost, 0, 4>(quad, a, wide, stride, sum);
+        add(sum, 0);
+        dot<F::kMost, 4, 8>(quad, a, wide, stride, sum);
+        add(sum, 1);
+    }
+}
+
+// The last step of a row's sum: its bias, then onto or into the output; rows beyond the matrix are left out.
+PUNA_INLINE void finish(const V16& value, const Panels& w, int64_t panel, float* out, bool add) {
+    const int64_t row = panel * kPanel, valid = w.rows - row < kPanel ? w.rows - row : kPanel;
+    float* to = out + row;
+    V16 result = value;
+    if (w.bias) result = result + load_some(w.bias + row, valid);
+    if (add) result = load_some(to, valid) + result;
+    store_some(to, result, valid);
+}
+
+// One token: unpacked in registers, each byte of the panel read once.
+template <typename F>
+static void one_token(const Panels& w, int64_t panel, const ActivationBlock* a, const WideBlock* wide, float* out,
+                      bool add) {
+    const uint8_t* const from = w.data + panel * w.stride;
+    const uint8_t* const planes = from + w.planes;
+    V16 acc[1][1] = {{broadcast(0.0f)}};
+    const int64_t blocks = w.cols / kBlock;
+    for (int64_t b = 0; b < blocks; ++b) {
+        const uint8_t* block = planes + b * F::kPlaneBytes;
+#pragma GCC unroll 8
+        for (int line = 0; line < F::kPlaneBytes; line += 64) __builtin_prefetch(block + 2048 + line);
+        V16 scale[2], least[2];
+        F::scales(from, b, scale, least);
+        accumulate<F>([&](int, int s) __attribute__((always_inline)) { return F::quad(block, s); },
+                      [&](int, int h) __attribute__((always_inline)) { return scale[h]; },
+                      [&](int, int h) __attribute__((always_inline)) { return least[h]; }, a + b,
+                      wide ? wide + b : nullptr, 0, acc);
+    }
+    finish(acc[0][0], w, panel, out, add);
+}
+
+#if defined(__AVX512F__)
+constexpr int kTileTokens = 6, kTileGroup = 2;
+#elif defined(__AVX2__)
+constexpr int kTileTokens = 4, kTileGroup = 1;
+#else
+constexpr int kTileTokens = 2, kTileGroup = 1;
+#endif
+constexpr int kChunkBlocks = 16;   // of a panel, unpacked at once: they stay in the first-level cache
+constexpr int kGroupTokens = 64;   // whose activations stay in the second-level cache while panels pass by
+
+// Blocks of kGroup panels, unpacked.
+template <int kGroup>
+struct Unpacked {
+    alignas(64) uint8_t quads[kChunkBlocks][8][kGroup][64];
+    alignas(64) float scale[kChunkBlocks][kGroup][2][kLanes];
+    alignas(64) float least[kChunkBlocks][kGroup][2][kLanes];
+};
+
+template <typename F, int kGroup>
+PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t blocks, Unpacked<kGroup>& to) {
+    constexpr int kScales = F::kHalves ? 2 : 1;
+    for (int g = 0; g < kGroup; ++g) {
+        const uint8_t* const from = w.data + (panel + g) * w.stride;
+        for (int64_t b = 0; b < blocks; ++b) {
+            const uint8_t* block = from + w.planes + (first + b) * F::kPlaneBytes;
+#pragma GCC unroll 8
+            for (int s = 0; s < 8; ++s) store_words(to.quads[b][s][g], F::quad(block, s));
+            V16 scale[2], least[2];
+            F::scales(from, first + b, scale, least);
+            for (int h = 0; h < kScales; ++h) {
+                store(to.scale[b][g][h], scale[h]);
+                if (F::kLeast) store(to.least[b][g][h], least[h]);
+            }
+        }
+    }
+}
+
+template <typename F, int kTokens, int kGroup>
+static void tile(const Unpacked<kGroup>& w, int64_t blocks, const ActivationBlock* a, const WideBlock* wide,
+                 int64_t stride, float* sums) {
+    V16 acc[kTokens][kGroup];
+    for (int t = 0; t < kTokens; ++t)
+        for (int g = 0; g < kGroup; ++g) acc[t][g] = load(sums + (t * kGroup + g) * kLanes);
+    for (int64_t b = 0; b < blocks; ++b)
+        accumulate<F>([&](int g, int s) __attribute__((always_inline)) { return load_words(w.quads[b][s][g]); },
+                      [&](int g, int h) __attribute__((always_inline)) { return load(w.scale[b][g][h]); },
+                      [&](int g, int h) __attribute__((always_inline)) { return load(w.least[b][g][h]); }, a + b,
+                      wide ? wide + b : nullptr, stride, acc);
+    for (int t = 0; t < kTokens; ++t)
+        for (int g = 0; g < kGroup; ++g) store(sums + (t * kGroup + g) * kLanes, acc[t][g]);
+}
+
+template <typename F, int kGroup>
+static void many_tokens(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
+                        int64_t out_stride, bool add) {
+    Unpacked<kGroup> unpacked;
+    alignas(64) float sums[kGroupTokens * kGroup * kLanes];
+    const int64_t total = w.cols / kBlock;
+    for (int64_t i = 0; i < (end - begin) * kGroup; ++i) store(sums + i * kLanes, broadcast(0.0f));
+    for (int64_t first = 0; first < total; first += kChunkBlocks) {
+        const int64_t blocks = total - first < kChunkBlocks ? total - first : kChunkBlocks;
+        unpack<F, kGroup>(w, panel, first, blocks, unpacked);
+        int64_t t = begin;
+        const auto pass = [&](auto tokens) {
+            constexpr int kTokens = decltype(tokens)::kValue;
+            for (; t + kTokens <= end; t += kTokens)
+                tile<F, kTokens, kGroup>(unpacked, blocks, x.blocks + t * total + first,
+                                         x.wide ? x.wide + t * total + first : nullptr, total,
+                                         sums + (t - begin) * kGroup * kLanes);
+        };
+        pass(Number<kTileTokens>());
+        pass(Number<kTileTokens / 2>());
+        pass(Number<1>());
+    }
+    for (int64_t t = begin; t < end; ++t)
+        for (int g = 0; g < kGroup; ++g)
+            finish(load(sums + ((t - begin) * kGroup + g) * kLanes), w, panel + g, out + t * out_stride, add);
+}
+
+template <typename F>
+static void integer_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens,
+                           float* out, int64_t out_stride, bool add) {
+    const int64_t blocks = w.cols / kBlock;
+    if (tokens < kTileTokens) {
+        for (int64_t panel = first; panel < last; ++panel)
+            for (int64_t t = 0; t < tokens; ++t)
+                one_token<F>(w, panel, x.blocks + t * blocks, x.wide ? x.wide + t * blocks : nullptr,
+                             out + t * out_stride, add);
+        return;
+    }
+    for (int64_t begin = 0; begin < tokens; begin += kGroupTokens) {
+        const int64_t end = tokens - begin < kGroupTokens ? tokens : begin + kGroupTokens;
+        int64_t panel = first;
+        for (; panel + kTileGroup <= last; panel += kTileGroup)
+            many_tokens<F, kTileGroup>(w, panel, x, begin, end, out, out_stride, add);
+        if (kTileGroup > 1)
+            for (; panel < last; ++panel) many_tokens<F, 1>(w, panel, x, begin, end, out, out_stride, add);
+    }
+}
+
+// Rounds 32 numbers at a time. The largest magnitude is found among the bits, where NaN counts as largest: a block with
+// one gets NaN as its scale, and so do the sums.
+static void quantize(const float* x, int64_t cols, ActivationBlock* blocks, WideBlock* wide) {
+    const V16 magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
+    for (int64_t b = 0; b < cols / kBlock; ++b, x += kBlock) {
+        const V16 first = load(x), second = load(x + kLanes);
+        uint32_t bits[kLanes], most = 0;
+        U16 magnitude;
+        PUNA_EACH {
+            const WordReg p = (WordReg)first.part[i_] & 0x7fffffffu, q = (WordReg)second.part[i_] & 0x7fffffffu;
+            magnitude.part[i_] = p > q ? p : q;
+        }
+        store_words(bits, magnitude);
+        for (int i = 0; i < kLanes; ++i) most = bits[i] > most ? bits[i] : most;
+        float largest;
+        __builtin_memcpy(&largest, &most, sizeof largest);
+        const float scale = largest / 127.0f, inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+        ActivationBlock& to = blocks[b];
+        int32_t numbers[kBlock];
+        const V16 times = broadcast(inverse);
+        const V16 rounded[2] = {madd(first, times, magic), madd(second, times, magic)};
+        for (int h = 0; h < 2; ++h)
+            for (int i_ = 0; i_ < kParts; ++i_)
+                *reinterpret_cast<IntPart*>(numbers + h * kLanes + i_ * kWidth) =
+                    (IntReg)rounded[h].part[i_] - 0x4b400000;
+        int32_t sum[2] = {0, 0};
+        for (int h = 0; h < 2; ++h)
+            for (int i = 0; i < kLanes; ++i) {
+                to.quants[h * kLanes + i] = static_cast<int8_t>(numbers[h * kLanes + i]);
+                sum[h] += to.quants[h * kLanes + i];
+            }
+        to.scale = scale;
+        to.sum = sum[0] + sum[1];
+        to.offset = scale * static_cast<float>(to.sum);
+        for (int h = 0; h < 2; ++h) {
+            to.half_sum[h] = sum[h];
+            to.half_offset[h] = scale * static_cast<float>(sum[h]);
+        }
+        to.unused = 0;
+        if (wide)
+            for (int s = 0; s < kBlock; s += 4) {
+                wide[b].quants[s] = to.quants[s];
+                wide[b].quants[s + 1] = to.quants[s + 2];
+                wide[b].quants[s + 2] = to.quants[s + 1];
+                wide[b].quants[s + 3] = to.quants[s + 3];
+            }
+    }
+}

@@ -1,0 +1,108 @@
+// All kernels of one instruction set. Included by each kernels_*.cpp inside its own namespace; no standard library
+// templates inside: the linker would be free to use one set's copy everywhere.
+
+#include "vec.h"
+#include "kernels_integer.inl"
+#include "kernels_float.inl"
+#include "kernels_attention.inl"
+
+static void matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
+                   int64_t out_stride, bool add) {
+    using Matmul = void (*)(const Panels&, int64_t, int64_t, const Activations&, int64_t, float*, int64_t, bool);
+    Matmul chosen = nullptr;
+    switch (w.layout->format) {
+        case kF32:
+            chosen = float_matmul<F32Format>;
+            break;
+        case kF16:
+            chosen = float_matmul<F16Format>;
+            break;
+        case kBF16:
+#if defined(__AVX512BF16__)
+            chosen = bf16_matmul;
+#else
+            chosen = float_matmul<Bf16Format>;
+#endif
+            break;
+        case kQ8_0:
+            chosen = integer_matmul<IntegerFormat<Planes::kEight, 255, 128, Scales::kHalf>>;
+            break;
+        case kQ4_0:
+            chosen = integer_matmul<IntegerFormat<Planes::kFour, 15, 8, Scales::kHalf>>;
+            break;
+        case kQ4_1:
+            chosen = integer_matmul<IntegerFormat<Planes::kFour, 15, 0, Scales::kHalfAndLeast>>;
+            break;
+        case kQ5_0:
+            chosen = integer_matmul<IntegerFormat<Planes::kFive, 31, 16, Scales::kHalf>>;
+            break;
+        case kQ5_1:
+            chosen = integer_matmul<IntegerFormat<Planes::kFive, 31, 0, Scales::kHalfAndLeast>>;
+            break;
+        case kIQ4_NL:
+            chosen = integer_matmul<IntegerFormat<Planes::kFour, 255, 128, Scales::kHalf, true>>;
+            break;
+        case kQ2_K:
+            chosen = integer_matmul<IntegerFormat<Planes::kFour, 15, 0, Scales::kNibbles>>;
+            break;
+        case kQ3_K:
+            chosen = integer_matmul<IntegerFormat<Planes::kFour, 15, 4, Scales::kSigned>>;
+            break;
+        case kQ4_K:
+            chosen = integer_matmul<IntegerFormat<Planes::kFour, 15, 0, Scales::kSixBit>>;
+            break;
+        case kQ5_K:
+            chosen = integer_matmul<IntegerFormat<Planes::kFive, 31, 0, Scales::kSixBit>>;
+            break;
+        case kQ6_K:
+            chosen = integer_matmul<IntegerFormat<Planes::kSix, 63, 32, Scales::kSigned>>;
+            break;
+    }
+    chosen(w, first, last, x, tokens, out, out_stride, add);
+}
+
+static void rms_norm(const float* x, const float* weight, float eps, int64_t size, float* out) {
+    double part[8] = {};  // eight sums, so that each need not wait for the last
+    int64_t i = 0;
+    for (; i + 8 <= size; i += 8)
+        for (int j = 0; j < 8; ++j) part[j] += static_cast<double>(x[i + j]) * x[i + j];
+    for (; i < size; ++i) part[i % 8] += static_cast<double>(x[i]) * x[i];
+    const double sum = ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
+    const float scale = static_cast<float>(1.0 / __builtin_sqrt(sum / static_cast<double>(size) + eps));
+    for (i = 0; i < size; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+static void silu_mul(float* gate, const float* up, int64_t size) {
+    const V16 minus = broadcast(-1.0f), one = broadcast(1.0f);
+    for (int64_t i = 0; i < size; i += kLanes) {
+        const V16 x = load_some(gate + i, size - i);
+        const V16 below = exponential(x * minus) + one;  // 1 + e^-x
+        V16 y;
+        PUNA_EACH y.part[i_] = x.part[i_] / below.part[i_];
+        store_some(gate + i, y * load_some(up + i, size - i), size - i);
+    }
+}
+
+static void rotate(float* x, const float* cos, const float* sin, int64_t half) {
+    for (int64_t i = 0; i < half; ++i) {
+        const float first = x[i], second = x[i + half];
+        x[i] = first * cos[i] - second * sin[i];
+        x[i + half] = second * cos[i] + first * sin[i];
+    }
+}
+
+#if defined(__AVX512BF16__)
+constexpr bool kWantsBf16 = true;
+#else
+constexpr bool kWantsBf16 = false;
+#endif
+#if defined(__SSE2__) && !defined(__AVX512VNNI__)
+constexpr bool kWantsWide = true;
+#else
+constexpr bool kWantsWide = false;
+#endif
+
+static constexpr Kernels table(const char* name) {
+    return {name,     kWantsWide, kWantsBf16, matmul,      quantize, round_to_bf16, rms_norm,
+            silu_mul, rotate,     store_key,  store_value, attend,   merge};
+}

@@ -1,0 +1,398 @@
+// See panels.h. Layouts of the files' blocks follow ggml (ggml-common.h); all numbers are little-endian.
+
+#include "panels.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "half.h"
+
+namespace puna {
+
+namespace {
+
+constexpr Layout kLayouts[] = {
+    {kF32, 1, 4, Planes::kFloat, Scales::kNone, 0},
+    {kF16, 1, 2, Planes::kFloat, Scales::kNone, 0},
+    {kBF16, 1, 2, Planes::kFloat, Scales::kNone, 0},
+    {kQ8_0, 32, 34, Planes::kEight, Scales::kHalf, 128},
+    {kQ4_0, 32, 18, Planes::kFour, Scales::kHalf, 8},
+    {kQ4_1, 32, 20, Planes::kFour, Scales::kHalfAndLeast, 0},
+    {kQ5_0, 32, 22, Planes::kFive, Scales::kHalf, 16},
+    {kQ5_1, 32, 24, Planes::kFive, Scales::kHalfAndLeast, 0},
+    {kIQ4_NL, 32, 18, Planes::kFour, Scales::kHalf, 0},
+    {kQ2_K, 256, 84, Planes::kFour, Scales::kNibbles, 0},
+    {kQ3_K, 256, 110, Planes::kFour, Scales::kSigned, 4},
+    {kQ4_K, 256, 144, Planes::kFour, Scales::kSixBit, 0},
+    {kQ5_K, 256, 176, Planes::kFive, Scales::kSixBit, 0},
+    {kQ6_K, 256, 210, Planes::kSix, Scales::kSigned, 32},
+};
+
+int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+int64_t scale_unit(Scales scales) {
+    switch (scales) {
+        case Scales::kNone:
+            return 0;
+        case Scales::kHalf:
+            return 2 * kPanel;
+        case Scales::kHalfAndLeast:
+            return 4 * kPanel;
+        case Scales::kSigned:
+            return 2 * kPanel + 8 * 2 * kPanel;
+        case Scales::kSixBit:
+        case Scales::kNibbles:
+            return 4 * kPanel + 8 * 2 * kPanel;
+    }
+    return 0;
+}
+
+int64_t plane_unit(Planes planes) {
+    switch (planes) {
+        case Planes::kFour:
+            return 4 * 64;
+        case Planes::kFive:
+            return 5 * 64;
+        case Planes::kSix:
+            return 6 * 64;
+        case Planes::kEight:
+            return 8 * 64;
+        case Planes::kFloat:
+            return 0;
+    }
+    return 0;
+}
+
+uint32_t word(const uint8_t* from) {
+    uint32_t value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+uint16_t half(const uint8_t* from) {
+    uint16_t value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+// What a panel holds of one row in one block of 32 columns.
+struct Piece {
+    uint32_t words[8];
+    uint32_t high[2];
+};
+
+// Bit i of the low half of `bits` to bit 0 of byte i.
+uint32_t spread(uint32_t bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
+
+uint32_t fifth_bits(uint32_t bits) {
+    uint32_t out = 0;
+    for (int s = 0; s < 8; ++s) out |= spread(bits >> 4 * s) << s;
+    return out;
+}
+
+void take_four(const uint8_t* q, Piece& out) {
+    for (int s = 0; s < 4; ++s) out.words[s] = word(q + 4 * s);
+}
+
+// From 32 bytes whose low (or high) halves are the block's values.
+void take_halves(const uint8_t* q, bool high, Piece& out) {
+    const int shift = high ? 4 : 0;
+    for (int s = 0; s < 4; ++s)
+        out.words[s] = (word(q + 4 * s) >> shift & 0x0f0f0f0fu) | (word(q + 16 + 4 * s) >> shift & 0x0f0f0f0fu) << 4;
+}
+
+// From 32 bytes of small values, which `value` fetches four at a time.
+template <typename Value>
+void take_small(const Value& value, Piece& out) {
+    for (int s = 0; s < 4; ++s) out.words[s] = value(s) | value(s + 4) << 4;
+}
+
+// Block `b` of 32 columns inside a block of the file.
+void take(Format format, const uint8_t* from, int b, Piece& out) {
+    const int part = b / 4, quarter = b % 4;  // the K formats keep 128 columns together, 32 in each pair of bits
+    switch (format) {
+        case kQ4_0:
+        case kIQ4_NL:
+            return take_four(from + 2, out);
+        case kQ4_1:
+            return take_four(from + 4, out);
+        case kQ5_0:
+            out.high[0] = fifth_bits(word(from + 2));
+            return take_four(from + 6, out);
+        case kQ5_1:
+            out.high[0] = fifth_bits(word(from + 4));
+            return take_four(from + 8, out);
+        case kQ8_0:
+            for (int s = 0; s < 8; ++s) out.words[s] = word(from + 2 + 4 * s) ^ 0x80808080u;
+            return;
+        case kQ2_K: {
+            const uint8_t* q = from + 16 + 32 * part;
+            return take_small([&](int s) { return word(q + 4 * s) >> 2 * quarter & 0x03030303u; }, out);
+        }
+        case kQ3_K: {
+            const uint8_t* third = from;
+            const uint8_t* q = from + 32 + 32 * part;
+            return take_small(
+                [&](int s) {
+                    return (word(q + 4 * s) >> 2 * quarter & 0x03030303u) | (word(third + 4 * s) >> b & 0x01010101u) << 2;
+                },
+                out);
+        }
+        case kQ4_K:
+            return take_halves(from + 16 + 32 * (b / 2), b % 2, out);
+        case kQ5_K:
+            out.high[0] = 0;
+            for (int s = 0; s < 8; ++s) out.high[0] |= (word(from + 16 + 4 * s) >> b & 0x01010101u) << s;
+            return take_halves(from + 48 + 32 * (b / 2), b % 2, out);
+        case kQ6_K: {
+            const uint8_t* pairs = from + 128 + 32 * part;
+            for (int h = 0; h < 2; ++h) {
+                out.high[h] = 0;
+                for (int f = 0; f < 4; ++f)
+                    out.high[h] |= (word(pairs + 16 * h + 4 * f) >> 2 * quarter & 0x03030303u) << 2 * f;
+            }
+            return take_halves(from + 64 * part + 32 * (quarter % 2), quarter >= 2, out);
+        }
+        default:
+            return;
+    }
+}
+
+// Where the scales of a block of the file lie in it.
+struct ScaleFields {
+    int scale, least;  // offsets of the f16 numbers; least -1: none
+};
+
+ScaleFields scale_fields(Format format) {
+    switch (format) {
+        case kQ4_1:
+        case kQ5_1:
+        case kQ4_K:
+        case kQ5_K:
+            return {0, 2};
+        case kQ2_K:
+            return {80, 82};
+        case kQ3_K:
+            return {108, -1};
+        case kQ6_K:
+            return {208, -1};
+        default:
+            return {0, -1};
+    }
+}
+
+// The two bytes that a K format's panel holds for 32 columns.
+void take_scale_bytes(Format format, const uint8_t* from, int b, uint8_t out[2]) {
+    if (format == kQ4_K || format == kQ5_K) {  // six bits each: a scale and a minimum
+        const uint8_t* s = from + 4;
+        if (b < 4) {
+            out[0] = s[b] & 63;
+            out[1] = s[4 + b] & 63;
+        } else {
+            out[0] = static_cast<uint8_t>((s[4 + b] & 15) | s[b - 4] >> 6 << 4);
+            out[1] = static_cast<uint8_t>(s[4 + b] >> 4 | s[b] >> 6 << 4);
+        }
+        return;
+    }
+    for (int h = 0; h < 2; ++h) {
+        const int i = 2 * b + h;  // of 16
+        if (format == kQ2_K) {
+            out[h] = from[i];
+        } else if (format == kQ6_K) {
+            out[h] = from[192 + i];
+        } else {  // Q3_K: six bits, less 32
+            const uint8_t* s = from + 96;
+            const int low = i < 8 ? s[i] & 15 : s[i - 8] >> 4, high = s[8 + i % 4] >> 2 * (i / 4) & 3;
+            out[h] = static_cast<uint8_t>((low | high << 4) - 32);
+        }
+    }
+}
+
+void put_half(uint8_t* to, int row, uint16_t value) { std::memcpy(to + 2 * row, &value, sizeof value); }
+
+void pack_scales(const Layout& layout, const uint8_t* block, int row, uint8_t* to) {
+    const ScaleFields fields = scale_fields(layout.format);
+    put_half(to, row, half(block + fields.scale));
+    to += 2 * kPanel;
+    if (fields.least >= 0) {
+        put_half(to, row, half(block + fields.least));
+        to += 2 * kPanel;
+    }
+    if (layout.values == kBlock) return;
+    for (int b = 0; b < layout.values / kBlock; ++b) {
+        uint8_t bytes[2];
+        take_scale_bytes(layout.format, block, b, bytes);
+        for (int i = 0; i < 2; ++i) to[(2 * b + i) * kPanel + row] = bytes[i];
+    }
+}
+
+template <Format kFormat>
+void pack_planes(const uint8_t* block, int blocks, int row, uint8_t* to, int64_t unit) {
+    constexpr int kWords = kFormat == kQ8_0 ? 8 : 4;
+    constexpr int kHigh = kFormat == kQ6_K ? 2 : kFormat == kQ5_0 || kFormat == kQ5_1 || kFormat == kQ5_K ? 1 : 0;
+    for (int b = 0; b < blocks; ++b, to += unit) {
+        Piece piece;
+        take(kFormat, block, b, piece);
+        for (int s = 0; s < kWords; ++s) std::memcpy(to + s * 64 + row * 4, &piece.words[s], 4);
+        for (int h = 0; h < kHigh; ++h) std::memcpy(to + (kWords + h) * 64 + row * 4, &piece.high[h], 4);
+    }
+}
+
+template <Format kFormat>
+void pack_integer(const Panels& panels, const uint8_t* data, int row, uint8_t* to) {
+    const Layout& layout = *panels.layout;
+    const int64_t scale = scale_unit(layout.scales), plane = plane_unit(layout.planes);
+    const int blocks = layout.values / kBlock;
+    for (int64_t i = 0; i < panels.cols / layout.values; ++i) {
+        const uint8_t* block = data + i * layout.bytes;
+        pack_scales(layout, block, row, to + i * scale);
+        pack_planes<kFormat>(block, blocks, row, to + panels.planes + i * blocks * plane, plane);
+    }
+}
+
+void pack_float(const Panels& panels, const uint8_t* data, int row, uint8_t* to) {
+    const Format format = panels.layout->format;
+    for (int64_t k = 0; k < panels.cols; ++k) {
+        if (format == kF32)
+            std::memcpy(to + (k * kPanel + row) * 4, data + k * 4, 4);
+        else if (format == kF16)
+            std::memcpy(to + (k * kPanel + row) * 2, data + k * 2, 2);
+        else
+            std::memcpy(to + ((k / 2 * kPanel + row) * 2 + k % 2) * 2, data + k * 2, 2);
+    }
+}
+
+void pack_row(const Panels& panels, const uint8_t* data, int row, uint8_t* to) {
+    switch (panels.layout->format) {
+        case kF32:
+        case kF16:
+        case kBF16:
+            return pack_float(panels, data, row, to);
+        case kQ8_0:
+            return pack_integer<kQ8_0>(panels, data, row, to);
+        case kQ4_0:
+            return pack_integer<kQ4_0>(panels, data, row, to);
+        case kQ4_1:
+            return pack_integer<kQ4_1>(panels, data, row, to);
+        case kQ5_0:
+            return pack_integer<kQ5_0>(panels, data, row, to);
+        case kQ5_1:
+            return pack_integer<kQ5_1>(panels, data, row, to);
+        case kIQ4_NL:
+            return pack_integer<kIQ4_NL>(panels, data, row, to);
+        case kQ2_K:
+            return pack_integer<kQ2_K>(panels, data, row, to);
+        case kQ3_K:
+            return pack_integer<kQ3_K>(panels, data, row, to);
+        case kQ4_K:
+            return pack_integer<kQ4_K>(panels, data, row, to);
+        case kQ5_K:
+            return pack_integer<kQ5_K>(panels, data, row, to);
+        case kQ6_K:
+            return pack_integer<kQ6_K>(panels, data, row, to);
+    }
+}
+
+// Reading back, value by value.
+
+float float_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
+    const Format format = panels.layout->format;
+    if (format == kF32) {
+        float value;
+        std::memcpy(&value, panel + (k * kPanel + row) * 4, 4);
+        return value;
+    }
+    if (format == kF16) return from_half(half(panel + (k * kPanel + row) * 2));
+    return from_bfloat(half(panel + ((k / 2 * kPanel + row) * 2 + k % 2) * 2));
+}
+
+int stored_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
+    const uint8_t* block = panel + panels.planes + k / kBlock * plane_unit(panels.layout->planes);
+    const int j = static_cast<int>(k % kBlock), s = j / 4, i = j % 4;
+    const auto byte = [&](int line) { return block[line * 64 + row * 4 + i]; };
+    if (panels.layout->planes == Planes::kEight) return byte(s);
+    const int low = byte(s % 4) >> (s < 4 ? 0 : 4) & 15;
+    if (panels.layout->planes == Planes::kFive) return low | (byte(4) >> s & 1) << 4;
+    if (panels.layout->planes == Planes::kSix) return low | (byte(4 + s / 4) >> 2 * (s % 4) & 3) << 4;
+    return panels.layout->format == kIQ4_NL ? kIq4Levels[low] : low;
+}
+
+// Scale and minimum of row `row` at column k.
+void scales_at(const Panels& panels, const uint8_t* panel, int row, int64_t k, float& scale, float& least) {
+    const Layout& layout = *panels.layout;
+    const uint8_t* from = panel + k / layout.values * scale_unit(layout.scales);
+    scale = from_half(half(from + 2 * row));
+    least = 0.0f;
+    if (layout.scales == Scales::kHalf) return;
+    const int b = static_cast<int>(k % layout.values) / kBlock, h = static_cast<int>(k % kBlock) / 16;
+    if (layout.scales == Scales::kSigned) {
+        scale *= static_cast<int8_t>(from[2 * kPanel + (2 * b + h) * kPanel + row]);
+        return;
+    }
+    least = from_half(half(from + 2 * kPanel + 2 * row));
+    if (layout.scales == Scales::kHalfAndLeast) return;
+    const uint8_t* bytes = from + 4 * kPanel + 2 * b * kPanel + row;
+    if (layout.scales == Scales::kSixBit) {
+        scale *= bytes[0];
+        least *= -static_cast<float>(bytes[kPanel]);
+    } else {
+        scale *= bytes[h * kPanel] & 15;
+        least *= -static_cast<float>(bytes[h * kPanel] >> 4);
+    }
+}
+
+}  // namespace
+
+const Layout* find_layout(int32_t format) {
+    for (const Layout& layout : kLayouts)
+        if (layout.format == format) return &layout;
+    return nullptr;
+}
+
+int64_t scale_bytes(const Layout& layout, int64_t cols) {
+    return padded(cols / layout.values * scale_unit(layout.scales));
+}
+
+int64_t plane_bytes(const Layout& layout, int64_t cols) {
+    if (layout.planes != Planes::kFloat) return padded(cols / kBlock * plane_unit(layout.planes));
+    const int64_t even = layout.format == kBF16 ? (cols + 1) / 2 * 2 : cols;
+    return padded(even * kPanel * layout.bytes);
+}
+
+Panels describe(const Layout& layout, int64_t rows, int64_t cols) {
+    Panels out;
+    out.layout = &layout;
+    out.rows = rows;
+    out.cols = cols;
+    out.planes = scale_bytes(layout, cols);
+    out.stride = out.planes + plane_bytes(layout, cols);
+    return out;
+}
+
+void pack_panel(const Panels& panels, int64_t index, const uint8_t* data, const int64_t* order, uint8_t* to) {
+    const int64_t bytes = panels.cols / panels.layout->values * panels.layout->bytes;
+    uint8_t* const panel = to + index * panels.stride;
+    if ((index + 1) * kPanel > panels.rows) std::memset(panel, 0, static_cast<size_t>(panels.stride));
+    for (int r = 0; r < kPanel && index * kPanel + r < panels.rows; ++r) {
+        const int64_t row = index * kPanel + r;
+        pack_row(panels, data + (order ? order[row] : row) * bytes, r, panel);
+    }
+}
+
+void read_row(const Panels& panels, int64_t row, float* to) {
+    const uint8_t* panel = panels.data + row / kPanel * panels.stride;
+    const int lane = static_cast<int>(row % kPanel);
+    if (!panels.integer()) {
+        for (int64_t k = 0; k < panels.cols; ++k) to[k] = float_at(panels, panel, lane, k);
+        return;
+    }
+    const float zero = panels.layout->zero;
+    float scale = 0.0f, least = 0.0f;
+    for (int64_t k = 0; k < panels.cols; ++k) {
+        if (k % 16 == 0) scales_at(panels, panel, lane, k, scale, least);
+        const float product = scale * (static_cast<float>(stored_at(panels, panel, lane, k)) - zero);
+        to[k] = least == 0.0f ? product : product + least;
+    }
+}
+
+}  // namespace puna
