@@ -86,7 +86,7 @@ class Interruptible {
   private:
     static std::atomic<puna::Model*> running_;
     static void (*chained_)(int);
-    struct sigaction before_ {};
+    struct sigaction before_{};
     bool taken_ = false;
 };
 
@@ -148,8 +148,7 @@ int32_t puna_model_ready(puna_model* model, int32_t pages) {
 
 int64_t puna_cache_bytes(const puna_shape* shape) {
     const auto type = static_cast<puna::CacheType>(shape->cache);
-    const int64_t page =
-        puna::key_page_bytes(type, shape->head_dim) + puna::value_page_bytes(type, shape->head_dim);
+    const int64_t page = puna::key_page_bytes(type, shape->head_dim) + puna::value_page_bytes(type, shape->head_dim);
     return page * shape->kv_heads * shape->layers / puna::kPage;
 }
 

@@ -8,7 +8,7 @@
 
 namespace puna {
 
-constexpr int kPage = 64;    // tokens in a cache page, and keys in a tile of attention
+constexpr int kPage = 64;        // tokens in a cache page, and keys in a tile of attention
 constexpr int kMaxQueries = 64;  // that attention takes at once
 constexpr int kSplit = 256;  // positions whose attention is summed together; longer contexts merge such sums in order
 
@@ -58,12 +58,12 @@ struct HeadCache {
 
 // Queries that share a kv head, and what attention has summed for them: o / l is the result, m the highest score.
 struct Queries {
-    const float* values;   // [count][head_dim], scaled already
-    const int32_t* last;   // [count] position of each query: it sees keys 0 .. last
+    const float* values;  // [count][head_dim], scaled already
+    const int32_t* last;  // [count] position of each query: it sees keys 0 .. last
     int64_t count;
-    float* highest;        // [count]
-    float* total;          // [count]
-    float* mixed;          // [count][padded head_dim]
+    float* highest;  // [count]
+    float* total;    // [count]
+    float* mixed;    // [count][padded head_dim]
 };
 
 struct Kernels {

@@ -186,7 +186,8 @@ static void merge(float* highest, float* total, float* mixed, float later_highes
     *highest = now;
 }
 
-// One token's numbers for a cache of 16-bit or 8-bit numbers; q8_0 rounds like ggml's: largest magnitude / 127 per block.
+// One token's numbers for a cache of 16-bit or 8-bit numbers; q8_0 rounds like ggml's: largest magnitude / 127 per
+// block.
 template <typename Put, typename PutScale>
 PUNA_INLINE void narrow(const float* from, int64_t width, CacheType type, const Put& put, const PutScale& put_scale) {
     if (type != CacheType::kQ8_0) {

@@ -1,8 +1,8 @@
 // Float weights times activations: one fused multiply-add per column, ascending, into one sum per row; bf16 weights on
 // processors with bf16 products: one such product per pair of columns.
 
-// c[t][g] += a[t][k] * b[k][g] over k, ascending: kTokens rows of a, kGroup vectors of b, whose lines lie `b_line` floats
-// apart and whose vectors `b_group`.
+// c[t][g] += a[t][k] * b[k][g] over k, ascending: kTokens rows of a, kGroup vectors of b, whose lines lie `b_line`
+// floats apart and whose vectors `b_group`.
 template <int kTokens, int kGroup>
 PUNA_INLINE void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_line, int64_t b_group,
                           int64_t count, V16 (&c)[kTokens][kGroup]) {
@@ -157,8 +157,8 @@ static void bf16_tile(const Panels& w, int64_t panel, const uint16_t* x, int64_t
         }
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
-            const __m512bh value = (__m512bh)_mm512_set1_epi32(
-                four_quants(reinterpret_cast<const int8_t*>(x + t * x_stride + 2 * pair)));
+            const __m512bh value =
+                (__m512bh)_mm512_set1_epi32(four_quants(reinterpret_cast<const int8_t*>(x + t * x_stride + 2 * pair)));
 #pragma GCC unroll 8
             for (int g = 0; g < kGroup; ++g) acc[t][g] = _mm512_dpbf16_ps(acc[t][g], weight[g], value);
         }

@@ -7,12 +7,12 @@ template <Planes kPlanes, int kMostValue, int kZeroPoint, Scales kScaleKind, boo
 struct IntegerFormat {
     static constexpr int kMost = kMostValue, kZero = kZeroPoint;
     static constexpr bool kHalves = kScaleKind == Scales::kSigned || kScaleKind == Scales::kNibbles;
-    static constexpr bool kLeast = kScaleKind == Scales::kHalfAndLeast || kScaleKind == Scales::kSixBit ||
-                                   kScaleKind == Scales::kNibbles;
-    static constexpr int kPlaneBytes = (kPlanes == Planes::kFour    ? 4
-                                        : kPlanes == Planes::kFive  ? 5
-                                        : kPlanes == Planes::kSix   ? 6
-                                                                    : 8) *
+    static constexpr bool kLeast =
+        kScaleKind == Scales::kHalfAndLeast || kScaleKind == Scales::kSixBit || kScaleKind == Scales::kNibbles;
+    static constexpr int kPlaneBytes = (kPlanes == Planes::kFour   ? 4
+                                        : kPlanes == Planes::kFive ? 5
+                                        : kPlanes == Planes::kSix  ? 6
+                                                                   : 8) *
                                        64;
 
     // Columns 4 s .. 4 s + 3 of a block, for 16 rows; `s` is a constant once the loop around is unrolled.
@@ -289,8 +289,8 @@ constexpr int kTileTokens = 4, kTileGroup = 1;
 #else
 constexpr int kTileTokens = 2, kTileGroup = 1;
 #endif
-constexpr int kChunkBlocks = 16;   // of a panel, unpacked at once: they stay in the first-level cache
-constexpr int kGroupTokens = 64;   // whose activations stay in the second-level cache while panels pass by
+constexpr int kChunkBlocks = 16;  // of a panel, unpacked at once: they stay in the first-level cache
+constexpr int kGroupTokens = 64;  // whose activations stay in the second-level cache while panels pass by
 
 // Blocks of kGroup panels, unpacked.
 template <int kGroup>

@@ -1,10 +1,10 @@
 // All kernels of one instruction set. Included by each kernels_*.cpp inside its own namespace; no standard library
 // templates inside: the linker would be free to use one set's copy everywhere.
 
-#include "vec.h"
-#include "kernels_integer.inl"
-#include "kernels_float.inl"
 #include "kernels_attention.inl"
+#include "kernels_float.inl"
+#include "kernels_integer.inl"
+#include "vec.h"
 
 static void matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                    int64_t out_stride, bool add) {

@@ -17,9 +17,7 @@ namespace {
 
 constexpr int32_t kTileQueries = 32;  // queries of a kv head that attention takes together, about
 
-double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 int64_t width_of(const puna_shape& shape, bool query) {
     return int64_t{query ? shape.heads : shape.kv_heads} * shape.head_dim;
@@ -118,18 +116,30 @@ void Model::load(int32_t kind, int32_t layer, const puna_tensor& tensor) {
         int32_t kind;
         int64_t rows, cols;
     };
-    const Size sizes[] = {
-        {PUNA_EMBEDDING, vocab, hidden}, {PUNA_HEAD, vocab, hidden},      {PUNA_NORM, 1, hidden},
-        {PUNA_ATTENTION_NORM, 1, hidden}, {PUNA_MLP_NORM, 1, hidden},     {PUNA_Q, q, hidden},
-        {PUNA_K, kv, hidden},             {PUNA_V, kv, hidden},           {PUNA_O, hidden, q},
-        {PUNA_GATE, inner, hidden},       {PUNA_UP, inner, hidden},       {PUNA_DOWN, hidden, inner},
-        {PUNA_Q_BIAS, 1, q},              {PUNA_K_BIAS, 1, kv},           {PUNA_V_BIAS, 1, kv},
-        {PUNA_O_BIAS, 1, hidden},         {PUNA_GATE_BIAS, 1, inner},     {PUNA_UP_BIAS, 1, inner},
-        {PUNA_DOWN_BIAS, 1, hidden}};
+    const Size sizes[] = {{PUNA_EMBEDDING, vocab, hidden},
+                          {PUNA_HEAD, vocab, hidden},
+                          {PUNA_NORM, 1, hidden},
+                          {PUNA_ATTENTION_NORM, 1, hidden},
+                          {PUNA_MLP_NORM, 1, hidden},
+                          {PUNA_Q, q, hidden},
+                          {PUNA_K, kv, hidden},
+                          {PUNA_V, kv, hidden},
+                          {PUNA_O, hidden, q},
+                          {PUNA_GATE, inner, hidden},
+                          {PUNA_UP, inner, hidden},
+                          {PUNA_DOWN, hidden, inner},
+                          {PUNA_Q_BIAS, 1, q},
+                          {PUNA_K_BIAS, 1, kv},
+                          {PUNA_V_BIAS, 1, kv},
+                          {PUNA_O_BIAS, 1, hidden},
+                          {PUNA_GATE_BIAS, 1, inner},
+                          {PUNA_UP_BIAS, 1, inner},
+                          {PUNA_DOWN_BIAS, 1, hidden}};
     for (const Size& size : sizes)
         if (size.kind == kind && (size.rows != tensor.rows || size.cols != tensor.cols))
             throw std::invalid_argument("its shape is not the configuration's");
-    const bool vector = kind == PUNA_NORM || kind == PUNA_ATTENTION_NORM || kind == PUNA_MLP_NORM || kind >= PUNA_Q_BIAS;
+    const bool vector =
+        kind == PUNA_NORM || kind == PUNA_ATTENTION_NORM || kind == PUNA_MLP_NORM || kind >= PUNA_Q_BIAS;
     if (!vector) return pack(*find(kind, layer), tensor);
     if (tensor.format != kF32) throw std::invalid_argument("a vector must be float32");
     const float* from = reinterpret_cast<const float*>(tensor.data);
@@ -335,8 +345,7 @@ void Model::project(std::initializer_list<Projection> outs, const Activations& x
             const int64_t count = out.matrix->panels.count();
             const int64_t first = begin > before ? begin - before : 0;
             const int64_t last = end - before < count ? end - before : count;
-            if (first < last)
-                kernels_.matmul(out.matrix->panels, first, last, x, tokens, out.out, out.stride, add);
+            if (first < last) kernels_.matmul(out.matrix->panels, first, last, x, tokens, out.out, out.stride, add);
             before += count;
         }
     });

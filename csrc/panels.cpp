@@ -12,20 +12,13 @@ namespace puna {
 namespace {
 
 constexpr Layout kLayouts[] = {
-    {kF32, 1, 4, Planes::kFloat, Scales::kNone, 0},
-    {kF16, 1, 2, Planes::kFloat, Scales::kNone, 0},
-    {kBF16, 1, 2, Planes::kFloat, Scales::kNone, 0},
-    {kQ8_0, 32, 34, Planes::kEight, Scales::kHalf, 128},
-    {kQ4_0, 32, 18, Planes::kFour, Scales::kHalf, 8},
-    {kQ4_1, 32, 20, Planes::kFour, Scales::kHalfAndLeast, 0},
-    {kQ5_0, 32, 22, Planes::kFive, Scales::kHalf, 16},
-    {kQ5_1, 32, 24, Planes::kFive, Scales::kHalfAndLeast, 0},
-    {kIQ4_NL, 32, 18, Planes::kFour, Scales::kHalf, 0},
-    {kQ2_K, 256, 84, Planes::kFour, Scales::kNibbles, 0},
-    {kQ3_K, 256, 110, Planes::kFour, Scales::kSigned, 4},
-    {kQ4_K, 256, 144, Planes::kFour, Scales::kSixBit, 0},
-    {kQ5_K, 256, 176, Planes::kFive, Scales::kSixBit, 0},
-    {kQ6_K, 256, 210, Planes::kSix, Scales::kSigned, 32},
+    {kF32, 1, 4, Planes::kFloat, Scales::kNone, 0},       {kF16, 1, 2, Planes::kFloat, Scales::kNone, 0},
+    {kBF16, 1, 2, Planes::kFloat, Scales::kNone, 0},      {kQ8_0, 32, 34, Planes::kEight, Scales::kHalf, 128},
+    {kQ4_0, 32, 18, Planes::kFour, Scales::kHalf, 8},     {kQ4_1, 32, 20, Planes::kFour, Scales::kHalfAndLeast, 0},
+    {kQ5_0, 32, 22, Planes::kFive, Scales::kHalf, 16},    {kQ5_1, 32, 24, Planes::kFive, Scales::kHalfAndLeast, 0},
+    {kIQ4_NL, 32, 18, Planes::kFour, Scales::kHalf, 0},   {kQ2_K, 256, 84, Planes::kFour, Scales::kNibbles, 0},
+    {kQ3_K, 256, 110, Planes::kFour, Scales::kSigned, 4}, {kQ4_K, 256, 144, Planes::kFour, Scales::kSixBit, 0},
+    {kQ5_K, 256, 176, Planes::kFive, Scales::kSixBit, 0}, {kQ6_K, 256, 210, Planes::kSix, Scales::kSigned, 32},
 };
 
 int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -134,7 +127,8 @@ void take(Format format, const uint8_t* from, int b, Piece& out) {
             const uint8_t* q = from + 32 + 32 * part;
             return take_small(
                 [&](int s) {
-                    return (word(q + 4 * s) >> 2 * quarter & 0x03030303u) | (word(third + 4 * s) >> b & 0x01010101u) << 2;
+                    return (word(q + 4 * s) >> 2 * quarter & 0x03030303u) | (word(third + 4 * s) >> b & 0x01010101u)
+                                                                                << 2;
                 },
                 out);
         }

@@ -32,9 +32,9 @@ enum Format : int32_t {
 //
 // Planes of integer formats: for each block of 32 columns, words of four bytes, one word for each of the 16 rows. Four
 // bits: four rows of words, word s holding columns 4 s .. 4 s + 3 in its bytes' low halves and columns 16 + 4 s .. in
-// their high halves. Fifth bits: one more row of words; bit s of byte i belongs to column 4 s + i. Fifth and sixth bits:
-// two rows; in word h, bits 2 f and 2 f + 1 of byte i belong to column 4 (4 h + f) + i. Eight bits: eight rows of words,
-// signed values plus 128.
+// their high halves. Fifth bits: one more row of words; bit s of byte i belongs to column 4 s + i. Fifth and sixth
+// bits: two rows; in word h, bits 2 f and 2 f + 1 of byte i belong to column 4 (4 h + f) + i. Eight bits: eight rows of
+// words, signed values plus 128.
 //
 // Scales, per block of the file (32 or 256 columns), each for 16 rows side by side: see `Scales`.
 //
@@ -43,11 +43,12 @@ enum class Planes : int8_t { kFloat, kFour, kFive, kSix, kEight };
 
 enum class Scales : int8_t {
     kNone,
-    kHalf,         // f16 scale
-    kHalfAndLeast, // f16 scale, f16 minimum
-    kSixBit,       // f16 scale, f16 factor of minima; then per 32 columns a byte of scale and one of minimum
-    kSigned,       // f16 scale; then per 16 columns a signed byte of scale
-    kNibbles,      // f16 scale, f16 factor of minima; then per 16 columns a byte: scale in the low, minimum in the high half
+    kHalf,          // f16 scale
+    kHalfAndLeast,  // f16 scale, f16 minimum
+    kSixBit,        // f16 scale, f16 factor of minima; then per 32 columns a byte of scale and one of minimum
+    kSigned,        // f16 scale; then per 16 columns a signed byte of scale
+    kNibbles,  // f16 scale, f16 factor of minima; then per 16 columns a byte: scale in the low, minimum in the high
+               // half
 };
 
 // One line of the table of formats. value = scale * (stored - zero) [+ minimum].
@@ -82,8 +83,8 @@ struct Panels {
 // Describes a matrix without memory.
 Panels describe(const Layout& layout, int64_t rows, int64_t cols);
 
-// Fills panel `index` of `to` from the file's rows: row r of the matrix begins at data + order[r] * row bytes (order may
-// be null: r). Whatever lies beyond the last row becomes 0.
+// Fills panel `index` of `to` from the file's rows: row r of the matrix begins at data + order[r] * row bytes (order
+// may be null: r). Whatever lies beyond the last row becomes 0.
 void pack_panel(const Panels& panels, int64_t index, const uint8_t* data, const int64_t* order, uint8_t* to);
 
 // One row's values: the slow and obvious reading of a panel. `to` has cols floats.

@@ -1,6 +1,6 @@
-// See quantize.h. q8_0 and q4_0 take the scale from the value of largest magnitude, as ggml does. q4_K searches: for each
-// 32 values it tries scales around the obvious one and keeps that whose values, with the best minimum for them, lie
-// nearest to the given ones in the weighted least-squares sense.
+// See quantize.h. q8_0 and q4_0 take the scale from the value of largest magnitude, as ggml does. q4_K searches: for
+// each 32 values it tries scales around the obvious one and keeps that whose values, with the best minimum for them,
+// lie nearest to the given ones in the weighted least-squares sense.
 
 #include "quantize.h"
 

@@ -188,23 +188,20 @@ PUNA_INLINE I16 all_equal(int32_t value) {
 // Sixteen bytes as numbers.
 PUNA_INLINE I16 from_bytes(const uint8_t* from) {
     I16 out;
-    PUNA_EACH out.part[i_] =
-        __builtin_convertvector(*reinterpret_cast<const BytePart*>(from + i_ * kWidth), IntReg);
+    PUNA_EACH out.part[i_] = __builtin_convertvector(*reinterpret_cast<const BytePart*>(from + i_ * kWidth), IntReg);
     return out;
 }
 
 PUNA_INLINE I16 from_signed(const uint8_t* from) {
     I16 out;
-    PUNA_EACH out.part[i_] =
-        __builtin_convertvector(*reinterpret_cast<const SignedPart*>(from + i_ * kWidth), IntReg);
+    PUNA_EACH out.part[i_] = __builtin_convertvector(*reinterpret_cast<const SignedPart*>(from + i_ * kWidth), IntReg);
     return out;
 }
 
 // Sixteen 16-bit numbers, zero-extended.
 PUNA_INLINE U16 from_halves(const uint16_t* from) {
     U16 out;
-    PUNA_EACH out.part[i_] =
-        __builtin_convertvector(*reinterpret_cast<const HalfPart*>(from + i_ * kWidth), WordReg);
+    PUNA_EACH out.part[i_] = __builtin_convertvector(*reinterpret_cast<const HalfPart*>(from + i_ * kWidth), WordReg);
     return out;
 }
 

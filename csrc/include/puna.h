@@ -104,8 +104,8 @@ typedef struct puna_chunk {
     const int32_t* pages; /* page n holds positions n * PUNA_PAGE and on */
     int32_t count;        /* of tokens */
     int32_t page_count;
-    int32_t start;  /* position of the first token */
-    int32_t logits; /* how many of the last tokens want logits */
+    int32_t start;         /* position of the first token */
+    int32_t logits;        /* how many of the last tokens want logits */
     const float* inv_freq; /* head_dim / 2 frequencies of the rotation */
     float rope_scale;      /* factor on its cosines and sines */
 } puna_chunk;
@@ -161,8 +161,9 @@ PUNA_API int64_t puna_model_weight_bytes(const puna_model* model);
 PUNA_API int32_t puna_model_integers(const puna_model* model);
 
 /* Extends the caches by the chunks' tokens and writes logits, [sum of `logits`][vocab_size], in the chunks' order.
- * `interruptible`: a SIGINT that somebody handles ends the pass between two layers with PUNA_STOPPED, after that handler
- * was called; for the thread that receives signals. The caches then hold what they held before each chunk's start. */
+ * `interruptible`: a SIGINT that somebody handles ends the pass between two layers with PUNA_STOPPED, after that
+ * handler was called; for the thread that receives signals. The caches then hold what they held before each chunk's
+ * start. */
 PUNA_API int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, int32_t interruptible,
                               float* logits);
 

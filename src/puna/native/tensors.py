@@ -125,9 +125,7 @@ def load_tensor(model: int, name: str, tensor: Tensor, rounded: BlockFormat | No
     )
     if library.puna_model_load(model, kind, layer, ctypes.byref(native)):
         reason = library.puna_error().decode()
-        raise BackendError(
-            f"the native runtime refuses {name} ({tensor.format.name}, shape {tensor.shape}): {reason}"
-        )
+        raise BackendError(f"the native runtime refuses {name} ({tensor.format.name}, shape {tensor.shape}): {reason}")
     tensor.release()
 
 

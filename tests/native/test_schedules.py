@@ -1,0 +1,80 @@
+"""The same request gives the same bits: 1,000 random schedules of ragged batches against solo runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from puna.backend import Chunk
+from puna.native import NativeBackend, machine
+from tests.native.test_backend import SHAPES, run
+from tests.native.weights import model_in
+
+pytest.importorskip("torch")
+
+from tests.model.twins import config_of, pair  # noqa: E402
+
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 2, "vocab_size": 70}
+CASES = [
+    # shape, format, cache
+    ({}, "f32", "f32"),
+    (SHAPES["gqa2"], "f32", "f16"),
+    (SHAPES["all_biases_tied"], "bf16", "bf16"),
+    (SHAPES["odd_widths"], "f16", "q8_0"),
+    (SHAPES["dynamic_mqa"], "f32", "f16"),
+    (SHAPES["longrope_gqa4"], "f32", "q8_0"),
+    ({"max_position_embeddings": 600}, "f32", "f16"),
+    (WIDE, "q4_0", "f16"),
+    (WIDE, "q4_1", "bf16"),
+    (WIDE, "q5_0", "f16"),
+    (WIDE, "q8_0", "q8_0"),
+    (WIDE, "iq4_nl", "f16"),
+    (WIDE, "q2_K", "f16"),
+    (WIDE, "q4_K", "f32"),
+    (WIDE, "q5_K", "f16"),
+    (WIDE, "q6_K", "f16"),
+]
+KERNELS = machine().kernels
+SCHEDULES = -(-1000 // (len(CASES) * len(KERNELS)))
+"""Schedules of each case on each build of the kernels: 1,000 or more in all."""
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("shape", "name", "cache"), CASES)
+def test_the_same_bits_in_random_schedules(shape, name, cache, kernels, monkeypatch):
+    """Random mates, pieces, pages and thread counts: every row of logits equals its solo run's."""
+    monkeypatch.setenv("PUNA_KERNELS", kernels)
+    config = config_of(**shape)
+    state = {key: value.detach().numpy() for key, value in pair(config)[0].state_dict().items()}
+    if config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    random = np.random.default_rng(7)
+    backends = [NativeBackend(config, model_in(name, state), threads, slots=4, cache=cache) for threads in (1, 2, 3)]
+    for number in range(SCHEDULES):
+        longest = config.context_length if number % 4 == 0 else 64
+        texts = [random.integers(0, config.vocab_size, random.integers(1, longest + 1)) for _ in range(4)]
+        solo = [run(backends[0], text, [len(text)]) for text in texts]
+        assert follow(random, backends[number % 3], texts, solo) == sum(map(len, texts))
+
+
+def follow(random: np.random.Generator, backend: NativeBackend, texts: list, solo: list) -> int:
+    """Runs one schedule; returns how many tokens it read."""
+    done = [0] * len(texts)
+    while any(at < len(text) for at, text in zip(done, texts, strict=True)):
+        batch = []
+        for index in random.permutation(len(texts)).tolist():
+            left = len(texts[index]) - done[index]
+            if left and random.random() < 0.8:
+                size = int(random.integers(1, min(left, random.choice([1, 8, 90])) + 1))
+                tokens = texts[index][done[index] : done[index] + size]
+                batch.append(Chunk(index, tokens, done[index], int(random.integers(0, size + 1))))
+        logits = backend.forward(batch)
+        row = 0
+        for chunk in batch:
+            done[chunk.slot] += len(chunk.tokens)
+            wanted = solo[chunk.slot][done[chunk.slot] - chunk.logits : done[chunk.slot]]
+            assert (logits[row : row + chunk.logits] == wanted).all()
+            row += chunk.logits
+    for index in random.permutation(len(texts)).tolist():
+        backend.free(index)
+    return sum(done)
