@@ -2,6 +2,8 @@
 #   make demo    a real LLaMA answers
 #   make test    the tests
 #   make check   format, lint, types, and a C++ build without warnings
+#   make kernels the native kernels against slow twins, on every instruction set
+#   make arm     the same for 64-bit Arm, emulated
 #   make sanitize  sanitizers over the native runtime
 #   make bench   speed beside transformers, as ratios
 #   make clean   remove what the others made
@@ -13,9 +15,10 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install --constraint constraints.txt
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 FOLDERS := $(shell find src -type d -not -name __pycache__)
+CONFIGURE := $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin)/ninja
 ORACLES := .oracles/4.34.1/.done .oracles/4.57.6/.done
 
-.PHONY: demo test check sanitize bench clean
+.PHONY: demo test check kernels arm sanitize bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.puna $(VENV)/.model
@@ -38,12 +41,32 @@ check: $(VENV)/.puna $(VENV)/.torch $(VENV)/.dev
 sanitize: $(VENV)/.build
 	mkdir -p build
 	for kind in address thread; do \
-		$(BIN)/cmake -S . -B build/sanitize-$$kind -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-			-DCMAKE_BUILD_TYPE=RelWithDebInfo -DPUNA_SANITIZE=$$kind,undefined > build/sanitize.log \
-			|| { cat build/sanitize.log; exit 1; }; \
+		$(CONFIGURE) -B build/sanitize-$$kind -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPUNA_SANITIZE=$$kind,undefined \
+			> build/sanitize.log || { cat build/sanitize.log; exit 1; }; \
 		$(BIN)/cmake --build build/sanitize-$$kind --target schedules || exit 1; \
-		setarch -R build/sanitize-$$kind/schedules || exit 1; \
+		UBSAN_OPTIONS=halt_on_error=1 setarch -R build/sanitize-$$kind/schedules || exit 1; \
 	done
+	$(BIN)/cmake --build build/sanitize-address --target kernels
+	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/kernels quick
+
+# Every kernel against its slow twin, on every instruction set this processor runs and on an emulated AVX-512.
+kernels: $(VENV)/.build
+	mkdir -p build
+	$(CONFIGURE) -B build/kernels -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON > build/kernels.log \
+		|| { cat build/kernels.log; exit 1; }
+	$(BIN)/cmake --build build/kernels --target kernels
+	build/kernels/kernels
+
+# The same for 64-bit Arm, cross-compiled with Debian's g++-aarch64-linux-gnu and run by its qemu-user.
+arm: $(VENV)/.build
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > build/arm.log || \
+		{ echo "make arm needs: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }
+	$(CONFIGURE) -B build/arm -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON -DCMAKE_SYSTEM_NAME=Linux \
+		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ > build/arm.log \
+		|| { cat build/arm.log; exit 1; }
+	$(BIN)/cmake --build build/arm --target kernels schedules
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/arm/kernels quick
+	qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=build/arm build/arm/schedules
 
 bench: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model $(VENV)/.dev
 	$(BIN)/python benchmarks/beside_transformers.py

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "model.h"
+#include "sampling.h"
 
 struct puna_model {
     puna::Model model;
@@ -50,6 +51,12 @@ const puna::Kernels* const kAll[] = {
     &puna::kAvx512Bf16, &puna::kAvx512, &puna::kAvx2,
 #endif
     &puna::kPortable};
+
+const puna::Kernels& find_kernels(const char* name) {
+    for (const puna::Kernels* one : kAll)
+        if (one->name == std::string(name) && runs(*one)) return *one;
+    throw std::invalid_argument("no such kernels here: " + std::string(name));
+}
 
 void check_shape(const puna_shape& s) {
     for (const int32_t size :
@@ -114,10 +121,7 @@ puna_model* puna_model_new(const puna_shape* shape, int32_t threads, const char*
     guarded([&] {
         check_shape(*shape);
         if (threads < 1 || threads > 1024) throw std::invalid_argument("threads are out of range");
-        for (const puna::Kernels* one : kAll)
-            if (one->name == std::string(kernels) && runs(*one))
-                made.reset(new puna_model{puna::Model(*shape, threads, *one)});
-        if (!made) throw std::invalid_argument("no such kernels here: " + std::string(kernels));
+        made.reset(new puna_model{puna::Model(*shape, threads, find_kernels(kernels))});
     });
     return made.release();
 }
@@ -161,6 +165,16 @@ int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count,
         const Interruptible guard(model->model, interruptible);
         model->model.forward(chunks, count, logits);
     });
+}
+
+int64_t puna_sample(const char* kernels, const float* logits, int64_t count, const uint8_t* seen,
+                    const puna_sampling* options, double uniform) {
+    int64_t chosen = -2;
+    guarded([&] {
+        if (count < 1 || count > INT32_MAX) throw std::invalid_argument("the number of logits is out of range");
+        chosen = puna::sample(find_kernels(kernels), logits, count, seen, *options, uniform);
+    });
+    return chosen;
 }
 
 void puna_model_profile(puna_model* model, double* seconds) { model->model.take_profile(seconds); }

@@ -99,6 +99,9 @@ struct Kernels {
     // beyond a query's last add exactly 0. `scratch` has attend_floats(count, head_dim) floats.
     void (*attend)(const Queries& queries, const HeadCache& cache, int64_t split, float* scratch);
 
+    // out[i] = e^((x[i] - most) / temperature); below e^-87 exactly 0. Returns their sum.
+    double (*exponentials)(const float* x, int64_t count, float most, double temperature, float* out);
+
     // Adds the sums of a later split of one query to those before it.
     void (*merge)(float* highest, float* total, float* mixed, float later_highest, float later_total,
                   const float* later_mixed, int64_t padded_width);

@@ -113,7 +113,7 @@ PUNA_INLINE const float* read_values(const HeadCache& cache, int64_t index, int6
 
 // Scores of one query become exponentials; its highest score and total follow. Returns how much what was summed before
 // shrinks.
-PUNA_INLINE float exponentials(float* scores, int64_t valid, float& highest, float& total) {
+PUNA_INLINE float soften(float* scores, int64_t valid, float& highest, float& total) {
     constexpr int kTiles = kPage / kLanes;
     const V16 masked = broadcast(-__builtin_inff());
     V16 score[kTiles];
@@ -164,7 +164,7 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
         for (int64_t i = 0; i < queries.count; ++i) {
             const int64_t valid = queries.last[i] + 1 - start;
             if (valid > 0) {
-                shrink[i] = exponentials(scores + i * kPage, valid, queries.highest[i], queries.total[i]);
+                shrink[i] = soften(scores + i * kPage, valid, queries.highest[i], queries.total[i]);
             } else {
                 shrink[i] = 1.0f;
                 for (int64_t j = 0; j < kPage; ++j) scores[i * kPage + j] = 0.0f;

@@ -4,8 +4,9 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
+#endif
+#if defined(PUNA_EMULATE)
+#include "tests/emulate.h"
 #endif
 
 namespace puna {

@@ -124,7 +124,12 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock
 
 #if defined(__AVX2__)
 PUNA_INLINE IntReg pairs_16(IntReg a, IntReg b) { return (IntReg)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
-PUNA_INLINE IntReg add_16(IntReg a, IntReg b) { return (IntReg)_mm256_add_epi16((__m256i)a, (__m256i)b); }
+// The empty statement keeps the addition here: GCC would put off all of a block's, and run out of registers.
+PUNA_INLINE IntReg add_16(IntReg a, IntReg b) {
+    __m256i sum = _mm256_add_epi16((__m256i)a, (__m256i)b);
+    asm("" : "+x"(sum));
+    return (IntReg)sum;
+}
 PUNA_INLINE IntReg pairs_8(WordReg a, IntReg b) { return (IntReg)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
 PUNA_INLINE IntReg ones_16() { return (IntReg)_mm256_set1_epi16(1); }
 constexpr bool kHasPairs8 = true;

@@ -1,10 +1,12 @@
 // All kernels of one instruction set. Included by each kernels_*.cpp inside its own namespace; no standard library
 // templates inside: the linker would be free to use one set's copy everywhere.
 
-#include "kernels_attention.inl"
-#include "kernels_float.inl"
-#include "kernels_integer.inl"
+// clang-format off: in this order
 #include "vec.h"
+#include "kernels_integer.inl"
+#include "kernels_float.inl"
+#include "kernels_attention.inl"
+// clang-format on
 
 static void matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                    int64_t out_stride, bool add) {
@@ -91,6 +93,25 @@ static void rotate(float* x, const float* cos, const float* sin, int64_t half) {
     }
 }
 
+static double exponentials(const float* x, int64_t count, float most, double temperature, float* out) {
+    // A tiny temperature's inverse overflows; what is not the likeliest then has weight 0 all the same.
+    const float inverse = static_cast<float>(temperature < 1e-30 ? 1e30 : 1.0 / temperature);
+    const V16 times = broadcast(inverse), from = broadcast(most);
+    double sums[kLanes] = {};
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const V16 weight = exponential((load_some(x + i, count - i) - from) * times);
+        store_some(out + i, weight, count - i);
+        float lane[kLanes];
+        store(lane, weight);
+        const int64_t valid = count - i < kLanes ? count - i : kLanes;
+        for (int64_t j = valid; j < kLanes; ++j) lane[j] = 0.0f;
+        for (int64_t j = 0; j < kLanes; ++j) sums[j] += lane[j];
+    }
+    double total = 0.0;
+    for (const double sum : sums) total += sum;
+    return total;
+}
+
 #if defined(__AVX512BF16__)
 constexpr bool kWantsBf16 = true;
 #else
@@ -104,5 +125,5 @@ constexpr bool kWantsWide = false;
 
 static constexpr Kernels table(const char* name) {
     return {name,     kWantsWide, kWantsBf16, matmul,      quantize, round_to_bf16, rms_norm,
-            silu_mul, rotate,     store_key,  store_value, attend,   merge};
+            silu_mul, rotate,     store_key,  store_value, attend,   exponentials, merge};
 }

@@ -25,18 +25,6 @@ int64_t width_of(const puna_shape& shape, bool query) {
 
 }  // namespace
 
-int64_t key_page_bytes(CacheType type, int64_t head_dim) {
-    const int64_t count = head_dim * kPage, groups = (head_dim + kBlock - 1) / kBlock;
-    if (type == CacheType::kF32) return count * 4;
-    return type == CacheType::kQ8_0 ? count + groups * kPage * 4 : count * 2;
-}
-
-int64_t value_page_bytes(CacheType type, int64_t head_dim) {
-    const int64_t count = padded_width(head_dim) * kPage, groups = (head_dim + kBlock - 1) / kBlock;
-    if (type == CacheType::kF32) return count * 4;
-    return type == CacheType::kQ8_0 ? count + groups * kPage * 4 : count * 2;
-}
-
 Model::Model(const puna_shape& shape, int threads, const Kernels& kernels)
     : shape_(shape),
       kernels_(kernels),

@@ -263,7 +263,7 @@ def test_auto_is_native_where_it_can_be(tiny_model, tmp_path):
     LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, hidden_act="gelu")).save_pretrained(tmp_path)
     for file in tiny_model.glob("tokenizer*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.warns(UserWarning, match="does not run hidden_act 'gelu' yet"):
+    with pytest.warns(UserWarning, match="does not run hidden_act 'gelu'"):
         assert LLM(tmp_path).backend == "torch"
     with pytest.raises(BackendError, match="hidden_act 'gelu'"):
         LLM(tmp_path, "native")
@@ -273,6 +273,8 @@ def test_smollm2_speaks_of_gravity(smollm2):
     llm = LLM()
     assert llm.path == smollm2
     assert "physics" in llm.generate("Gravity is", max_tokens=24).text
-    answer = llm.chat([{"role": "user", "content": "What is the capital of France?"}], max_tokens=40)
+    assert "physics" in llm.chat([{"role": "user", "content": "What is gravity?"}], max_tokens=40).text
+    exact = LLM(backend="torch")
+    answer = exact.chat([{"role": "user", "content": "What is the capital of France?"}], max_tokens=40)
     assert "Paris" in answer.text
     assert answer.finish_reason == "stop"

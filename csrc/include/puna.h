@@ -170,6 +170,21 @@ PUNA_API int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32
 /* Seconds spent in each phase since the last call: PUNA_PHASES numbers. */
 PUNA_API void puna_model_profile(puna_model* model, double* seconds);
 
+/* How a token is chosen; see puna.engine.Sampling. */
+typedef struct puna_sampling {
+    double temperature; /* 0: the likeliest token */
+    double top_p;
+    double min_p;
+    float repetition_penalty;
+    int32_t top_k; /* 0: all */
+} puna_sampling;
+
+/* The id of the next token from `count` logits; `seen` has a byte per token, not 0 for those of the sequence; `uniform`
+ * is a random number in [0, 1). Of the tokens that the filters leave, in order of their ids, the one is drawn at which
+ * the cumulative probability first exceeds it. -1 when a logit is not finite, -2 on other failures: see puna_error(). */
+PUNA_API int64_t puna_sample(const char* kernels, const float* logits, int64_t count, const uint8_t* seen,
+                             const puna_sampling* options, double uniform);
+
 #ifdef __cplusplus
 }
 #endif

@@ -17,6 +17,7 @@ namespace {
 struct Case {
     puna_shape shape;
     int threads;
+    int quantize;  // ggml's number of a format that matrices are rounded to; -1: they stay float32
 };
 
 struct Model {
@@ -29,34 +30,35 @@ void fail(const char* what) {
     std::exit(1);
 }
 
-void load(puna_model* model, int kind, int layer, int64_t rows, int64_t cols, std::mt19937& random) {
+void load(puna_model* model, int kind, int layer, int64_t rows, int64_t cols, std::mt19937& random, int quantize) {
     std::normal_distribution<float> normal(0.0f, 0.2f);
     std::vector<float> values(static_cast<size_t>(rows * cols));
     for (float& value : values) value = normal(random);
-    if (puna_model_load(model, kind, layer, values.data(), rows, cols)) fail("load");
+    const bool matrix = rows > 1;
+    const puna_tensor tensor{
+        reinterpret_cast<const uint8_t*>(values.data()), nullptr, rows, cols, 0, matrix ? quantize : -1};
+    if (puna_model_load(model, kind, layer, &tensor)) fail("load");
 }
 
 puna_model* make(const Case& one, const char* kernels, int pages) {
     std::mt19937 random(5);
     const puna_shape& s = one.shape;
-    std::vector<float> inv_freq(static_cast<size_t>(s.head_dim / 2));
-    for (size_t i = 0; i < inv_freq.size(); ++i) inv_freq[i] = 1.0f / static_cast<float>(i + 1);
-    puna_model* model = puna_model_new(&s, inv_freq.data(), one.threads, kernels);
+    puna_model* model = puna_model_new(&s, one.threads, kernels);
     if (!model) fail("new");
     const int64_t q = int64_t{s.heads} * s.head_dim, kv = int64_t{s.kv_heads} * s.head_dim;
-    load(model, PUNA_EMBEDDING, -1, s.vocab_size, s.hidden_size, random);
-    load(model, PUNA_NORM, -1, 1, s.hidden_size, random);
+    load(model, PUNA_EMBEDDING, -1, s.vocab_size, s.hidden_size, random, one.quantize);
+    load(model, PUNA_NORM, -1, 1, s.hidden_size, random, one.quantize);
     for (int layer = 0; layer < s.layers; ++layer) {
-        load(model, PUNA_ATTENTION_NORM, layer, 1, s.hidden_size, random);
-        load(model, PUNA_MLP_NORM, layer, 1, s.hidden_size, random);
-        load(model, PUNA_Q, layer, q, s.hidden_size, random);
-        load(model, PUNA_Q_BIAS, layer, 1, q, random);
-        load(model, PUNA_K, layer, kv, s.hidden_size, random);
-        load(model, PUNA_V, layer, kv, s.hidden_size, random);
-        load(model, PUNA_O, layer, s.hidden_size, q, random);
-        load(model, PUNA_GATE, layer, s.intermediate_size, s.hidden_size, random);
-        load(model, PUNA_UP, layer, s.intermediate_size, s.hidden_size, random);
-        load(model, PUNA_DOWN, layer, s.hidden_size, s.intermediate_size, random);
+        load(model, PUNA_ATTENTION_NORM, layer, 1, s.hidden_size, random, one.quantize);
+        load(model, PUNA_MLP_NORM, layer, 1, s.hidden_size, random, one.quantize);
+        load(model, PUNA_Q, layer, q, s.hidden_size, random, one.quantize);
+        load(model, PUNA_Q_BIAS, layer, 1, q, random, one.quantize);
+        load(model, PUNA_K, layer, kv, s.hidden_size, random, one.quantize);
+        load(model, PUNA_V, layer, kv, s.hidden_size, random, one.quantize);
+        load(model, PUNA_O, layer, s.hidden_size, q, random, one.quantize);
+        load(model, PUNA_GATE, layer, s.intermediate_size, s.hidden_size, random, one.quantize);
+        load(model, PUNA_UP, layer, s.intermediate_size, s.hidden_size, random, one.quantize);
+        load(model, PUNA_DOWN, layer, s.hidden_size, s.intermediate_size, random, one.quantize);
     }
     if (puna_model_ready(model, pages)) fail("ready");
     return model;
@@ -75,6 +77,8 @@ std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int la
         for (int p = 0; p < kPages / kRequests; ++p)
             pages[r].push_back((p * kRequests + r + static_cast<int>(seed)) % kPages);
     }
+    std::vector<float> inv_freq(static_cast<size_t>(one.shape.head_dim / 2));
+    for (size_t i = 0; i < inv_freq.size(); ++i) inv_freq[i] = 1.0f / static_cast<float>(i + 1);
     std::vector<float> all(vocab * kLength * kRequests);
     int done[kRequests] = {};
     for (bool busy = true; busy;) {
@@ -84,7 +88,8 @@ std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int la
             if (done[r] == kLength) continue;
             const int count =
                 std::min<int>(kLength - done[r], 1 + static_cast<int>(random() % static_cast<unsigned>(largest)));
-            chunks.push_back({tokens[r].data() + done[r], pages[r].data(), count, kPages / kRequests, done[r], count});
+            chunks.push_back({tokens[r].data() + done[r], pages[r].data(), count, kPages / kRequests, done[r], count,
+                              inv_freq.data(), 1.0f});
             owners.push_back(r);
         }
         busy = !chunks.empty();
@@ -92,7 +97,7 @@ std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int la
         size_t rows = 0;
         for (const puna_chunk& chunk : chunks) rows += static_cast<size_t>(chunk.count);
         std::vector<float> logits(rows * vocab);
-        if (puna_forward(model, chunks.data(), static_cast<int32_t>(chunks.size()), logits.data())) fail("forward");
+        if (puna_forward(model, chunks.data(), static_cast<int32_t>(chunks.size()), 0, logits.data())) fail("forward");
         const float* from = logits.data();
         for (size_t c = 0; c < chunks.size(); ++c) {
             const int r = owners[c];
@@ -108,20 +113,21 @@ std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int la
 }  // namespace
 
 int main() {
+    // sizes, eps, cache, unrotated keys; threads; format
     const Case cases[] = {
-        {{67, 40, 52, 2, 4, 2, 10, 1e-5f, 1.0f}, 3},
-        {{33, 48, 80, 1, 3, 1, 20, 1e-5f, 1.0f}, 2},
-        {{101, 64, 96, 2, 4, 4, 16, 1e-5f, 1.0f}, 1},
+        {{67, 40, 52, 2, 4, 2, 10, 1e-5f, 0, 0}, 3, -1},   {{33, 48, 80, 1, 3, 1, 20, 1e-5f, 1, 1}, 2, -1},
+        {{101, 64, 96, 2, 4, 4, 16, 1e-5f, 30, 0}, 1, 8},  {{33, 64, 32, 2, 2, 1, 32, 1e-5f, 8, 0}, 3, 2},
+        {{40, 256, 256, 1, 4, 2, 64, 1e-5f, 8, 1}, 2, 12},
     };
     std::istringstream names(puna_kernels());
     int runs = 0;
     for (std::string kernels; names >> kernels;)
         for (const Case& one : cases) {
             const Model many{make(one, kernels.c_str(), kPages)};
-            const Case single{one.shape, 1};
+            const Case single{one.shape, 1, one.quantize};
             const Model alone{make(single, kernels.c_str(), kPages)};
             const std::vector<float> wanted = run(alone.model, single, 0, kLength);
-            for (uint32_t seed = 1; seed <= 6; ++seed, ++runs)
+            for (uint32_t seed = 1; seed <= 16; ++seed, ++runs)
                 if (run(many.model, one, seed, seed % 2 ? 9 : 90) != wanted) fail("a schedule changed the bits");
         }
     std::printf("%d schedules, the same bits in all\n", runs);

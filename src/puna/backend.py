@@ -35,6 +35,9 @@ class Chunk:
     logits: int = 1
 
 
+PAGE = 64
+"""Tokens in a page of a cache."""
+
 Batch = Sequence[Chunk]
 """A ragged batch: any mix of prompt chunks and single tokens, each slot at most once."""
 
@@ -44,6 +47,8 @@ class Backend(Protocol):
 
     name: str
     config: LlamaConfig
+    cache_tokens: int | None
+    """Tokens that all caches together can hold, each cache in whole pages of `PAGE`; None where nothing limits them."""
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).

@@ -58,6 +58,8 @@ class LLM:
         threads: processor threads; None means one per physical core.
         device: a PyTorch device such as "cuda"; None means the processor.
         dtype: the type PyTorch computes in, such as "bfloat16"; None means float32 on the processor.
+        quantize: format that the native backend rounds float weights to: "q8_0", "q4_0" or "q4_K"; None keeps them.
+        max_batch: most sequences that run at once, for lists of prompts and for callers in several threads.
 
     Raises:
         ModelNotFoundError: when there is no model at `path`; the message tells how to get one.
@@ -73,14 +75,16 @@ class LLM:
         *,
         device: str | None = None,
         dtype: str | None = None,
+        quantize: str | None = None,
+        max_batch: int = 16,
     ) -> None:
         from puna.checkpoint import locate_model, open_checkpoint
 
         self.path = locate_model(path)
         checkpoint = open_checkpoint(self.path)
         self.generation_config = checkpoint.generation_config or GenerationConfig.from_model_config(checkpoint.config)
-        self._backend = _open_backend(checkpoint, backend, threads, device, dtype)
-        self._engine = Engine(self._backend)
+        self._backend = _open_backend(checkpoint, backend, threads, device, dtype, quantize, max_batch)
+        self._engine = Engine(self._backend, max_batch)
         self._results: dict[int, Answer | Scored] = {}
         self._lock = threading.RLock()  # over the engine and its results: one step at a time, whichever thread asks
 
@@ -304,12 +308,20 @@ def _nll(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.
 
 
 def _open_backend(
-    checkpoint: Checkpoint, name: str, threads: int | None, device: str | None, dtype: str | None
+    checkpoint: Checkpoint,
+    name: str,
+    threads: int | None,
+    device: str | None,
+    dtype: str | None,
+    quantize: str | None,
+    max_batch: int,
 ) -> Backend:
     if name not in ("auto", "torch", "native"):
         raise BackendError(f"backend is {name!r}; it must be 'auto', 'torch' or 'native'")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 256):
         raise BackendError(f"threads is {threads!r}; it must be a whole number from 1 to 256")
+    if isinstance(max_batch, bool) or not isinstance(max_batch, int) or not 0 < max_batch <= 1024:
+        raise BackendError(f"max_batch is {max_batch!r}; it must be a whole number from 1 to 1024")
     if checkpoint.head != "lm":
         raise BackendError(
             f"{checkpoint.path} has no language-model head (its head: {checkpoint.head}); it cannot generate text"
@@ -320,7 +332,12 @@ def _open_backend(
     if name == "native" or (name == "auto" and not wants_torch and _runs_natively(checkpoint.config)):
         from puna.native import NativeBackend
 
-        return NativeBackend(checkpoint.config, checkpoint.tensors, threads)
+        return NativeBackend(checkpoint.config, checkpoint.tensors, threads, max_batch, quantize=quantize)
+    if quantize is not None:
+        raise BackendError(
+            f"quantize is {quantize!r}, which the native backend does and PyTorch does not; leave out quantize, or "
+            "backend, device and dtype"
+        )
     try:
         from puna.model import TorchBackend
     except ModuleNotFoundError as exc:

@@ -101,7 +101,8 @@ def test_smollm2_predicts_wikitext_as_measured_elsewhere(smollm2, shared, backen
     text = shared / "fixtures/text/wikitext2.valid.txt"
     out = as_json("perplexity", str(text), "--context", "512", "--max-tokens", "512", "--backend", backend)
     assert out["tokens"] == 511
-    assert out["nll"] == pytest.approx(2.7511, abs=0.001)
+    # Natively, activations are rounded to eight bits beside quantised weights: within 0.3 %.
+    assert out["nll"] == pytest.approx(2.7511, abs=0.001 if backend == "torch" else 0.003 * 2.7511)
 
 
 def test_inspect_describes_a_model(tiny_model, smollm2):

@@ -22,7 +22,8 @@ class Recorder:
 
     name = "recorder"
 
-    def __init__(self) -> None:
+    def __init__(self, cache_tokens: int | None = None) -> None:
+        self.cache_tokens = cache_tokens
         self.config = LlamaConfig(
             vocab_size=VOCAB, hidden_size=8, num_attention_heads=2, max_position_embeddings=64, intermediate_size=8
         )
@@ -90,6 +91,23 @@ def test_a_step_reads_no_more_of_prompts_than_its_budget_and_lets_others_decode(
     for _ in range(3):
         engine.step()
     assert engine.backend.batches == [[2], [1, 4], [1, 4], [1, 2]]
+
+
+def test_requests_wait_for_room_in_the_cache():
+    """Each of these needs one page of 64 tokens, and there are two."""
+    engine = Engine(Recorder(cache_tokens=128), slots=4)
+    for _ in range(5):
+        engine.submit(Request((1, 2), 3))
+    engine.step()
+    assert len(engine.backend.batches[0]) == 2
+    assert {event.request_id for event in drain(engine) if event.finish_reason} == {1, 2, 3, 4, 5}
+    assert max(map(len, engine.backend.batches)) == 2
+
+
+def test_a_request_that_never_fits_the_cache_is_refused():
+    engine = Engine(Recorder(cache_tokens=0))
+    with pytest.raises(RequestError, match="need 64 tokens of cache, and memory holds 0"):
+        engine.submit(Request((1, 2), 3))
 
 
 def test_a_stop_id_ends_the_answer_and_is_not_part_of_it():

@@ -9,14 +9,14 @@ import pytest
 
 from puna.backend import Chunk
 from puna.errors import BackendError, RequestError
-from puna.native import NativeBackend, check_supported, machine
 from puna.formats.blocks import FORMATS
+from puna.native import NativeBackend, check_supported, machine
 from puna.native.rope import Rope
 
 torch = pytest.importorskip("torch")
 
 from puna.model.rope import LlamaRotaryEmbedding  # noqa: E402
-from tests.model.twins import CONFIGURATIONS, DYNAMIC, config_of, longrope, pair  # noqa: E402
+from tests.model.twins import CONFIGURATIONS, config_of, pair  # noqa: E402
 
 FIXED = [name for name in CONFIGURATIONS if name != "linear_gelu"]
 ODD = {

@@ -12,7 +12,7 @@ from tests.native.weights import model_in
 
 pytest.importorskip("torch")
 
-from tests.model.twins import config_of, pair  # noqa: E402
+from tests.model.twins import config_of, pair
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 2, "vocab_size": 70}
 CASES = [

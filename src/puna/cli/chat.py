@@ -40,6 +40,7 @@ def chat(
     threads: options.Threads = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
     """Talk with a model; it remembers the conversation. /help lists what you can say to puna itself."""
@@ -48,7 +49,7 @@ def chat(
 
     Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuse bad values before a long load
     with loading(model):
-        llm = LLM(model, backend, threads, device=device, dtype=dtype)
+        llm = LLM(model, backend, threads, device=device, dtype=dtype, quantize=quantize)
     settings: Options = {
         "max_tokens": max_tokens,
         "temperature": temperature,

@@ -31,6 +31,7 @@ def generate(
     threads: options.Threads = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
     """Continue a prompt; the text is streamed as it comes."""
@@ -42,7 +43,7 @@ def generate(
     text = read_text(prompt, "the prompt")
     Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuse bad values before a long load
     with loading(model):
-        llm = LLM(model, backend, threads, device=device, dtype=dtype)
+        llm = LLM(model, backend, threads, device=device, dtype=dtype, quantize=quantize)
     messages = [] if system is None else [{"role": "system", "content": system}]
     answer, pieces = llm.start(
         [*messages, {"role": "user", "content": text}] if chat else text,

@@ -18,6 +18,10 @@ Threads = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="A PyTorch device such as cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="Type to compute in, such as bfloat16.")]
+Quantize = Annotated[
+    str | None,
+    typer.Option(help="Round float weights to q8_0, q4_0 or q4_K as they are loaded."),
+]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.")]
 TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")]
 TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")]

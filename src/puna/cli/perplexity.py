@@ -24,6 +24,7 @@ def perplexity(
     threads: options.Threads = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
     """Measure how well a model predicts a text.
@@ -36,7 +37,7 @@ def perplexity(
 
     text = _read(file)
     with loading(model):
-        llm = LLM(model, backend, threads, device=device, dtype=dtype)
+        llm = LLM(model, backend, threads, device=device, dtype=dtype, quantize=quantize)
     windows = list(_windows(llm.tokenizer.encode(text)[:max_tokens], context))
     if not windows:
         raise RequestError(f"{file} has fewer than 2 tokens; there is nothing to predict")

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from puna.backend import Backend, Chunk
 from puna.engine.request import Event, FinishReason, Request
-from puna.engine.scheduler import Running, Scheduler
+from puna.engine.scheduler import Running, Scheduler, cache_need
 from puna.errors import RequestError
 
 
@@ -22,7 +22,7 @@ class Engine:
 
     def __init__(self, backend: Backend, slots: int = 1, chunk: int = 512) -> None:
         self.backend = backend
-        self.scheduler = Scheduler(slots, chunk)
+        self.scheduler = Scheduler(slots, chunk, backend.cache_tokens)
         self._next_id = 0
 
     def check(self, request: Request) -> None:
@@ -37,6 +37,13 @@ class Engine:
                 f"a prompt of {prompt} tokens and {request.max_tokens} to generate exceed the model's context of "
                 f"{limit}; "
                 + (f"set max_tokens to {limit - prompt} or less" if prompt < limit else "shorten the prompt")
+            )
+
+        room = self.backend.cache_tokens
+        if room is not None and cache_need(request) > room:
+            raise RequestError(
+                f"a prompt of {prompt} tokens and {request.max_tokens} to generate need {cache_need(request)} tokens "
+                f"of cache, and memory holds {room}; ask for fewer tokens, or free memory and load the model again"
             )
 
     def submit(self, request: Request) -> int:

@@ -8,47 +8,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine.request import Sampling
-from puna.errors import BackendError
+from puna.native.sampling import NativeSampler
 
 
 class Sampler:
     """Applies a request's `Sampling` to its logits, in the reference's order: penalty, temperature, k, p, min-p."""
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], vocab_size: int) -> None:
-        self.sampling = sampling
         self.generator = np.random.default_rng(sampling.seed)
+        self.greedy = sampling.temperature == 0
         self.seen = np.zeros(vocab_size, dtype=bool)
         self.seen[list(prompt_ids)] = True
+        self._native = NativeSampler(
+            vocab_size,
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            sampling.min_p,
+            sampling.repetition_penalty,
+        )
 
     def choose(self, logits: NDArray[np.float32]) -> int:
         """Returns the id of the next token; `logits` has shape (vocab_size,) and is not changed."""
-        sampling = self.sampling
-        if not np.isfinite(logits).all():
-            raise BackendError(
-                "the model's logits are not finite; its weights are damaged, or dtype is too narrow for it"
-            )
-        if sampling.repetition_penalty != 1.0:
-            penalty = np.float32(sampling.repetition_penalty)
-            penalised = np.where(logits > 0, logits / penalty, logits * penalty)
-            logits = np.where(self.seen, penalised, logits)
-        token = int(logits.argmax()) if sampling.temperature == 0 else self._draw(logits)
+        uniform = 0.0 if self.greedy else self.generator.random()
+        token = self._native.draw(logits, self.seen, uniform)
         self.seen[token] = True
         return token
-
-    def _draw(self, logits: NDArray[np.float32]) -> int:
-        # Dividing by a tiny temperature overflows float32; after the shift the likeliest token stays at 0.
-        with np.errstate(over="ignore"):
-            scaled = (logits.astype(np.float64) - logits.max()) / self.sampling.temperature
-        order = np.argsort(-scaled, kind="stable")
-        if self.sampling.top_k:
-            order = order[: self.sampling.top_k]
-        weights = np.exp(scaled[order])
-        kept = np.ones(len(order), dtype=bool)
-        if self.sampling.top_p < 1.0:
-            probabilities = weights / weights.sum()
-            kept &= np.cumsum(probabilities) - probabilities < self.sampling.top_p
-            kept[0] = True
-        kept &= weights >= self.sampling.min_p * weights[0]
-        cumulative = np.cumsum(np.where(kept, weights, 0.0))
-        drawn = self.generator.random() * cumulative[-1]
-        return int(order[np.searchsorted(cumulative, drawn, side="right")])

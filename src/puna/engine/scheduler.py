@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from puna.backend import PAGE
 from puna.engine.request import Request
 from puna.engine.sampling import Sampler
 
@@ -38,28 +39,41 @@ class Running:
         return (self.generated[-1],)
 
 
+def cache_need(request: Request) -> int:
+    """Tokens of cache that a request takes at most, in whole pages."""
+    return -(-(len(request.prompt_ids) + request.max_tokens) // PAGE) * PAGE
+
+
 class Scheduler:
     """First come, first served: waiting requests take free slots in order; running ones share each step.
 
+    A request is admitted when the whole pages for its prompt and answer are free, so that none runs out midway.
+
     Args:
         slots: sequences that may run at once.
+        cache_tokens: tokens that all caches can hold; None: no limit.
         chunk: most prompt tokens read in one step, over all requests, so that one long prompt neither delays the
             others' next tokens nor the answer to an interrupt.
     """
 
-    def __init__(self, slots: int, chunk: int) -> None:
+    def __init__(self, slots: int, chunk: int, cache_tokens: int | None = None) -> None:
         assert slots > 0 and chunk > 0
         self.chunk = chunk
+        self.cache_tokens = cache_tokens
         self.waiting: deque[tuple[int, Request]] = deque()
         self.running: dict[int, Running] = {}
         self._free = list(range(slots))[::-1]
 
     def admit(self, vocab_size: int) -> None:
         """Gives free slots to waiting requests."""
-        while self.waiting and self._free:
+        while self.waiting and self._free and self._fits(self.waiting[0][1]):
             request_id, request = self.waiting.popleft()
             sampler = Sampler(request.sampling, request.prompt_ids, vocab_size)
             self.running[request_id] = Running(request_id, request, self._free.pop(), sampler)
+
+    def _fits(self, request: Request) -> bool:
+        taken = sum(cache_need(running.request) for running in self.running.values())
+        return self.cache_tokens is None or taken + cache_need(request) <= self.cache_tokens
 
     def plan(self) -> Iterator[tuple[Running, tuple[int, ...]]]:
         """Yields what runs in this step: each decoding request's token, and prompt pieces within the budget."""

@@ -28,6 +28,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    cache_tokens: int | None = None
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         self.model = model.eval()

@@ -13,16 +13,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.backend import Batch, Chunk, check_batch
+from puna.backend import PAGE, Batch, Chunk, check_batch
 from puna.config import LlamaConfig
 from puna.errors import BackendError, RequestError
 from puna.native.library import PHASES, STOPPED, NativeChunk, Shape, chosen_kernels, load_library, machine
 from puna.native.memory import cache_pages
 from puna.native.rope import Frequencies, Rope
 from puna.native.tensors import Tensor, load_tensor, packed_bytes, quantized_format
-
-PAGE = 64
-"""PUNA_PAGE in csrc/include/puna.h: tokens in a page of the cache."""
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 """Types of cached keys and values, and ggml's numbers of them."""
@@ -79,7 +76,7 @@ class NativeBackend:
         for name, tensor in tensors.items():
             load_tensor(self._model, name, tensor, rounded)
         self._check(self._library.puna_model_ready(self._model, pages))
-        self.cache_tokens = pages * PAGE
+        self.cache_tokens: int | None = pages * PAGE
 
     def __del__(self) -> None:
         if self.__dict__.get("_model"):

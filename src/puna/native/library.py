@@ -69,6 +69,18 @@ class NativeChunk(ctypes.Structure):
     )
 
 
+class NativeSampling(ctypes.Structure):
+    """puna_sampling."""
+
+    _fields_ = (
+        ("temperature", ctypes.c_double),
+        ("top_p", ctypes.c_double),
+        ("min_p", ctypes.c_double),
+        ("repetition_penalty", ctypes.c_float),
+        ("top_k", ctypes.c_int32),
+    )
+
+
 OK, FAILED, STOPPED = 0, 1, 2
 """PUNA_OK, PUNA_FAILED, PUNA_STOPPED."""
 
@@ -94,6 +106,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "puna_model_weight_bytes": (_LONG, (_POINTER,)),
     "puna_model_integers": (_INT, (_POINTER,)),
     "puna_forward": (_INT, (_POINTER, _POINTER, _INT, _INT, _POINTER)),
+    "puna_sample": (_LONG, (ctypes.c_char_p, _POINTER, _LONG, _POINTER, _POINTER, ctypes.c_double)),
     "puna_model_profile": (None, (_POINTER, _POINTER)),
 }
 """Each function's result and arguments."""

@@ -46,12 +46,14 @@ def cache_pages(weights: int, wanted: int, page_bytes: int) -> int:
 
 
 def _group_room() -> list[int]:
-    for limit, used in _GROUPS:
-        try:
-            return [max(0, int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")))]
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return []
+    return [room for limit, used in _GROUPS for room in [_room(limit, used)] if room is not None]
+
+
+def _room(limit: Path, used: Path) -> int | None:
+    try:
+        return max(0, int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
 
 
 def _gigabytes(count: int) -> str:

@@ -1,0 +1,16 @@
+// The next token from logits.
+#ifndef PUNA_SAMPLING_H
+#define PUNA_SAMPLING_H
+
+#include "kernels.h"
+#include "puna.h"
+
+namespace puna {
+
+// See puna_sample. Returns the id, or -1 when a logit is not a finite number.
+int64_t sample(const Kernels& kernels, const float* logits, int64_t count, const uint8_t* seen,
+               const puna_sampling& options, double uniform);
+
+}  // namespace puna
+
+#endif

@@ -1,0 +1,3 @@
+// See emulate.h.
+
+#include "../kernels_avx512.cpp"

@@ -1,0 +1,463 @@
+// Every kernel of every instruction set against a slow, obvious twin in float64 or exact integers. AVX-512 is emulated
+// (emulate.h), so that it is tested everywhere. One line per group; exit status 1 when a bound is exceeded.
+// `kernels quick` runs fewer cases.
+
+#include "kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "half.h"
+#include "puna.h"
+
+namespace {
+
+using namespace puna;
+
+int failures = 0;
+bool quick = false;  // fewer cases, for sanitizers and emulators
+std::mt19937 source(11);
+
+float normal(float spread = 1.0f) { return std::normal_distribution<float>(0.0f, spread)(source); }
+int below(int count) { return static_cast<int>(source() % static_cast<unsigned>(count)); }
+
+void report(const char* kernels, const std::string& group, double worst, double limit) {
+    const bool good = worst <= limit;  // NaN is not
+    std::printf("%-12s %-28s %9.2e  (limit %.0e)%s\n", kernels, group.c_str(), worst, limit, good ? "" : "  FAILED");
+    failures += !good;
+}
+
+void demand(const char* kernels, const std::string& what, bool good) {
+    if (good) return;
+    std::printf("%-12s %-28s FAILED\n", kernels, what.c_str());
+    ++failures;
+}
+
+// ---- matrices
+
+struct Weights {
+    std::vector<uint8_t> panels;
+    std::vector<float> bias, values;  // values: what read_row says
+    Panels described;
+};
+
+// Where the float16 scales of a file's block lie.
+std::vector<int> scale_fields(Format format) {
+    switch (format) {
+        case kQ4_1:
+        case kQ5_1:
+        case kQ4_K:
+        case kQ5_K:
+            return {0, 2};
+        case kQ2_K:
+            return {80, 82};
+        case kQ3_K:
+            return {108};
+        case kQ6_K:
+            return {208};
+        default:
+            return {0};
+    }
+}
+
+std::vector<uint8_t> random_rows(const Layout& layout, int64_t rows, int64_t cols) {
+    std::vector<uint8_t> out(static_cast<size_t>(rows * cols / layout.values * layout.bytes));
+    for (uint8_t& byte : out) byte = static_cast<uint8_t>(source());
+    if (layout.values == 1) {
+        for (int64_t i = 0; i < rows * cols; ++i) {
+            const float value = normal();
+            const uint32_t bits = bits_of_float(value);
+            const uint16_t half = layout.format == kF16 ? to_half(value) : static_cast<uint16_t>(bits >> 16);
+            if (layout.format == kF32)
+                std::memcpy(out.data() + 4 * i, &value, 4);
+            else
+                std::memcpy(out.data() + 2 * i, &half, 2);
+        }
+        return out;
+    }
+    for (size_t at = 0; at < out.size(); at += static_cast<size_t>(layout.bytes))
+        for (const int field : scale_fields(layout.format)) {
+            const uint16_t scale = to_half(normal(0.1f));
+            std::memcpy(out.data() + at + static_cast<size_t>(field), &scale, 2);
+        }
+    return out;
+}
+
+Weights make_weights(const Layout& layout, int64_t rows, int64_t cols, bool with_bias) {
+    Weights out;
+    const std::vector<uint8_t> file = random_rows(layout, rows, cols);
+    out.described = describe(layout, rows, cols);
+    out.panels.resize(static_cast<size_t>(out.described.count() * out.described.stride) + 4096 + 64);
+    const size_t lead = 64 - reinterpret_cast<uintptr_t>(out.panels.data()) % 64;
+    for (int64_t p = 0; p < out.described.count(); ++p)
+        pack_panel(out.described, p, file.data(), nullptr, out.panels.data() + lead);
+    out.described.data = out.panels.data() + lead;
+    out.bias.resize(static_cast<size_t>(rows));
+    for (float& value : out.bias) value = normal();
+    if (with_bias) out.described.bias = out.bias.data();
+    out.values.resize(static_cast<size_t>(rows * cols));
+    for (int64_t row = 0; row < rows; ++row) read_row(out.described, row, out.values.data() + row * cols);
+    return out;
+}
+
+struct Inputs {
+    std::vector<float> x, rounded;  // rounded: what the kernel of the format multiplies
+    std::vector<ActivationBlock> blocks;
+    std::vector<WideBlock> wide;
+    std::vector<uint16_t> bf16;
+    int64_t cols;
+    Activations view(int64_t token) const {
+        const int64_t per = cols / kBlock, even = cols + cols % 2;
+        return {x.data() + token * cols, bf16.data() + token * even, blocks.data() + token * per,
+                wide.data() + token * per, cols};
+    }
+};
+
+Inputs make_inputs(const Kernels& kernels, const Layout& layout, int64_t tokens, int64_t cols) {
+    Inputs out;
+    out.cols = cols;
+    const int64_t per = cols / kBlock, even = cols + cols % 2;
+    out.x.resize(static_cast<size_t>(tokens * cols));
+    for (float& value : out.x) value = normal();
+    out.rounded = out.x;
+    out.blocks.resize(static_cast<size_t>(tokens * per + 1));
+    out.wide.resize(static_cast<size_t>(tokens * per + 1));
+    out.bf16.resize(static_cast<size_t>(tokens * even));
+    for (int64_t t = 0; t < tokens; ++t) {
+        kernels.to_bf16(out.x.data() + t * cols, cols, out.bf16.data() + t * even);
+        if (layout.planes != Planes::kFloat)
+            kernels.quantize(out.x.data() + t * cols, cols, out.blocks.data() + t * per, out.wide.data() + t * per);
+        for (int64_t k = 0; k < cols; ++k) {
+            float& to = out.rounded[static_cast<size_t>(t * cols + k)];
+            if (layout.planes != Planes::kFloat) {
+                const ActivationBlock& block = out.blocks[static_cast<size_t>(t * per + k / kBlock)];
+                to = block.scale * block.quants[k % kBlock];
+            } else if (layout.format == kBF16 && kernels.wants_bf16) {
+                to = from_bfloat(out.bf16[static_cast<size_t>(t * even + k)]);
+            }
+        }
+    }
+    return out;
+}
+
+double check_matrix(const Kernels& kernels, const Layout& layout, int64_t rows, int64_t cols, int64_t tokens) {
+    const bool with_bias = below(2), add = below(2);
+    const Weights w = make_weights(layout, rows, cols, with_bias);
+    const Inputs in = make_inputs(kernels, layout, tokens, cols);
+    const int64_t stride = rows + 3;
+    std::vector<float> start(static_cast<size_t>(tokens * stride)), out, single;
+    for (float& value : start) value = normal();
+    out = single = start;
+    const int64_t cut = below(static_cast<int>(w.described.count()) + 1);
+    kernels.matmul(w.described, 0, cut, in.view(0), tokens, out.data(), stride, add);
+    kernels.matmul(w.described, cut, w.described.count(), in.view(0), tokens, out.data(), stride, add);
+    double worst = 0.0;
+    for (int64_t t = 0; t < tokens; ++t) {
+        kernels.matmul(w.described, 0, w.described.count(), in.view(t), 1, single.data() + t * stride, stride, add);
+        for (int64_t row = 0; row < rows; ++row) {
+            double sum = 0.0, size = 1e-3;
+            for (int64_t k = 0; k < cols; ++k) {
+                const double product = static_cast<double>(w.values[static_cast<size_t>(row * cols + k)]) *
+                                       in.rounded[static_cast<size_t>(t * cols + k)];
+                sum += product;
+                size += std::fabs(product);
+            }
+            const size_t at = static_cast<size_t>(t * stride + row);
+            if (with_bias) sum += w.bias[static_cast<size_t>(row)];
+            if (add) sum += start[at];
+            size += 2.0;  // about that of biases and of what was there
+            worst = std::max(worst, std::fabs(out[at] - sum) / size);
+        }
+    }
+    demand(kernels.name, "one token and many agree", out == single);  // and nothing beyond the rows was written
+    return worst;
+}
+
+void check_matrices(const Kernels& kernels) {
+    const int formats[] = {kF32,  kF16,  kBF16, kQ8_0, kQ4_0, kQ4_1,   kQ5_0,
+                           kQ5_1, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kIQ4_NL, kQ6_K};
+    for (const int format : formats) {
+        const Layout& layout = *find_layout(format);
+        std::vector<int> widths = {256, 768};
+        if (layout.values == 32) widths = {32, 96, 288, 576};
+        if (layout.values == 1) widths = {1, 7, 33, 100, 256, 300};
+        double worst = 0.0;
+        for (const int cols : widths)
+            for (const int rows : {1, 16, 17, 40})
+                for (const int tokens : {1, 2, 3, 5, 7, 13, 65}) {
+                    if (tokens == 65 && rows != 40) continue;
+                    if (quick && (rows == 16 || tokens == 2 || tokens == 7 || cols > 300)) continue;
+                    worst = std::max(worst, check_matrix(kernels, layout, rows, cols, tokens));
+                }
+        report(kernels.name, "matmul of ggml type " + std::to_string(format), worst, 2e-6);
+    }
+}
+
+// ---- rounding of activations
+
+void check_quantize(const Kernels& kernels) {
+    double worst = 0.0;
+    for (int turn = 0; turn < 200; ++turn) {
+        float x[kBlock];
+        for (float& value : x)
+            value = turn % 5 == 0 ? static_cast<float>(below(9) - 4) : normal(std::exp(normal(3.0f)));
+        if (turn % 11 == 0) std::fill(x, x + kBlock, 0.0f);
+        ActivationBlock block;
+        WideBlock wide;
+        kernels.quantize(x, kBlock, &block, &wide);
+        float most = 0.0f;
+        for (const float value : x) most = std::max(most, std::fabs(value));
+        demand(kernels.name, "scale", block.scale == most / 127.0f);
+        int sum[2] = {0, 0};
+        constexpr int kOrder[4] = {0, 2, 1, 3};
+        for (int i = 0; i < kBlock; ++i) {
+            const double exact = most > 0.0f ? static_cast<double>(x[i]) * 127.0 / most : 0.0;
+            worst = std::max(worst, std::fabs(exact - block.quants[i]) - 0.5);
+            sum[i / 16] += block.quants[i];
+            demand(kernels.name, "wide", wide.quants[i] == block.quants[i / 4 * 4 + kOrder[i % 4]]);
+        }
+        demand(kernels.name, "sums",
+               sum[0] == block.half_sum[0] && sum[1] == block.half_sum[1] && sum[0] + sum[1] == block.sum);
+        demand(kernels.name, "offsets",
+               block.offset == block.scale * static_cast<float>(block.sum) &&
+                   block.half_offset[1] == block.scale * static_cast<float>(sum[1]));
+    }
+    report(kernels.name, "quantize beyond a half", worst, 2e-5);
+    float x[kBlock] = {};
+    x[5] = std::numeric_limits<float>::quiet_NaN();
+    ActivationBlock block;
+    kernels.quantize(x, kBlock, &block, nullptr);
+    demand(kernels.name, "NaN is kept", std::isnan(block.scale));
+}
+
+void check_bf16(const Kernels& kernels) {
+    const float special[] = {0.0f,
+                             -0.0f,
+                             1.0f,
+                             1.00390625f,
+                             1.01171875f,
+                             3.4e38f,
+                             -3.4e38f,
+                             1e-40f,
+                             HUGE_VALF,
+                             -HUGE_VALF,
+                             std::numeric_limits<float>::quiet_NaN()};
+    for (const int count : {1, 5, 16, 17, 33}) {
+        std::vector<float> x(static_cast<size_t>(count));
+        for (float& value : x) value = below(3) ? normal(std::exp(normal(9.0f))) : special[below(11)];
+        std::vector<uint16_t> out(static_cast<size_t>(count + count % 2), 7);
+        kernels.to_bf16(x.data(), count, out.data());
+        for (int i = 0; i < count; ++i) {
+            const uint32_t bits = bits_of_float(x[static_cast<size_t>(i)]);
+            const uint16_t wanted = static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+            const uint16_t found = out[static_cast<size_t>(i)];
+            const bool nan = std::isnan(x[static_cast<size_t>(i)]);
+            demand(kernels.name, "to_bf16", nan ? std::isnan(from_bfloat(found)) : found == wanted);
+        }
+        if (count % 2) demand(kernels.name, "to_bf16 pads", out.back() == 0);
+    }
+}
+
+// ---- vectors
+
+void check_vectors(const Kernels& kernels) {
+    double norm = 0.0, silu = 0.0, turn = 0.0;
+    for (const int size : {1, 7, 16, 40, 100, 576}) {
+        const size_t n = static_cast<size_t>(size);
+        std::vector<float> x(n), weight(n), out(n), gate(n), up(n);
+        double squares = 0.0;
+        for (size_t i = 0; i < n; ++i) {
+            x[i] = normal(), weight[i] = normal(), gate[i] = normal(i % 3 ? 3.0f : 60.0f), up[i] = normal();
+            squares += static_cast<double>(x[i]) * x[i];
+        }
+        kernels.rms_norm(x.data(), weight.data(), 1e-5f, size, out.data());
+        const std::vector<float> before = gate;
+        kernels.silu_mul(gate.data(), up.data(), size);
+        for (size_t i = 0; i < n; ++i) {
+            const double wanted = x[i] * weight[i] / std::sqrt(squares / size + 1e-5f);
+            norm = std::max(norm, std::fabs(out[i] - wanted) / (std::fabs(wanted) + 1e-9));
+            const double y = before[i] / (1.0 + std::exp(-static_cast<double>(before[i]))) * up[i];
+            silu = std::max(silu, std::fabs(gate[i] - y) / (std::fabs(y) + 1e-6));
+        }
+    }
+    for (const int half : {4, 10, 24, 50, 64}) {
+        std::vector<float> x(static_cast<size_t>(2 * half)), cos(static_cast<size_t>(half)), sin = cos;
+        for (float& value : x) value = normal();
+        for (int i = 0; i < half; ++i)
+            cos[static_cast<size_t>(i)] = std::cos(0.3f * i), sin[static_cast<size_t>(i)] = std::sin(0.3f * i);
+        const std::vector<float> before = x;
+        kernels.rotate(x.data(), cos.data(), sin.data(), half);
+        for (int i = 0; i < half; ++i) {
+            const size_t a = static_cast<size_t>(i), b = static_cast<size_t>(i + half);
+            turn = std::max(turn, std::fabs(x[a] - (static_cast<double>(before[a]) * cos[a] -
+                                                    static_cast<double>(before[b]) * sin[a])));
+            turn = std::max(turn, std::fabs(x[b] - (static_cast<double>(before[b]) * cos[a] +
+                                                    static_cast<double>(before[a]) * sin[a])));
+        }
+    }
+    report(kernels.name, "rms_norm", norm, 1e-6);
+    report(kernels.name, "silu_mul", silu, 1e-6);
+    report(kernels.name, "rotate", turn, 1e-6);
+}
+
+// ---- attention
+
+// What a cache holds of a token's numbers.
+std::vector<float> as_cached(const std::vector<float>& x, CacheType type) {
+    std::vector<float> out = x;
+    for (size_t i = 0; i < x.size(); ++i) {
+        const uint32_t bits = bits_of_float(x[i]);
+        if (type == CacheType::kF16) out[i] = from_half(to_half(x[i]));
+        if (type == CacheType::kBF16)
+            out[i] = from_bfloat(static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16));
+    }
+    return out;
+}
+
+// The same for q8_0, read from a page: `step` numbers lie between a token's elements, `scale_step` between its scales.
+// A number may be off by half a step, and by rounding.
+std::vector<float> from_q8(const char* kernels, const std::vector<float>& x, const int8_t* at, int64_t step,
+                           const float* scales, int64_t scale_step) {
+    std::vector<float> out(x.size());
+    for (size_t e = 0; e < x.size(); ++e) {
+        const float scale = scales[static_cast<int64_t>(e) / kBlock * scale_step];
+        out[e] = scale * at[static_cast<int64_t>(e) * step];
+        demand(kernels, "q8_0 of a cache", std::fabs(out[e] - x[e]) <= 0.50001f * scale);
+    }
+    return out;
+}
+
+struct Case {
+    CacheType type;
+    int64_t width;
+    int64_t count;   // queries
+    int64_t length;  // positions
+};
+
+double check_attention(const Kernels& kernels, const Case& one) {
+    const int64_t width = one.width, wide = padded_width(width), pages = (one.length + kPage - 1) / kPage;
+    const int64_t key_bytes = key_page_bytes(one.type, width), value_bytes = value_page_bytes(one.type, width);
+    std::vector<float> key_memory(static_cast<size_t>(pages * key_bytes / 4), std::numeric_limits<float>::quiet_NaN());
+    std::vector<float> value_memory(static_cast<size_t>(pages * value_bytes / 4));
+    uint8_t* const keys = reinterpret_cast<uint8_t*>(key_memory.data());
+    uint8_t* const values = reinterpret_cast<uint8_t*>(value_memory.data());
+    std::vector<int32_t> table(static_cast<size_t>(pages)), last(static_cast<size_t>(one.count));
+    for (int64_t p = 0; p < pages; ++p) table[static_cast<size_t>(p)] = static_cast<int32_t>(pages - 1 - p);
+    std::vector<std::vector<float>> k, v;
+    for (int64_t j = 0; j < one.length; ++j) {
+        std::vector<float> a(static_cast<size_t>(width)), b = a;
+        for (float& value : a) value = normal();
+        for (float& value : b) value = normal();
+        const int64_t page = table[static_cast<size_t>(j / kPage)];
+        kernels.store_key(a.data(), width, one.type, keys + page * key_bytes, j % kPage);
+        kernels.store_value(b.data(), width, one.type, values + page * value_bytes, j % kPage);
+        if (one.type == CacheType::kQ8_0) {
+            const uint8_t* key = keys + page * key_bytes;
+            const uint8_t* value = values + page * value_bytes;
+            const int64_t slot = j % kPage, groups = (width + kBlock - 1) / kBlock;
+            k.push_back(from_q8(kernels.name, a, reinterpret_cast<const int8_t*>(key) + slot, kPage,
+                                reinterpret_cast<const float*>(key + width * kPage) + slot, kPage));
+            v.push_back(from_q8(kernels.name, b, reinterpret_cast<const int8_t*>(value) + slot * wide, 1,
+                                reinterpret_cast<const float*>(value + wide * kPage) + slot * groups, 1));
+        } else {
+            k.push_back(as_cached(a, one.type));
+            v.push_back(as_cached(b, one.type));
+        }
+    }
+    std::vector<float> q(static_cast<size_t>(one.count * width)), highest(static_cast<size_t>(one.count)),
+        total = highest;
+    std::vector<float> mixed(static_cast<size_t>(one.count * wide)),
+        scratch(static_cast<size_t>(attend_floats(one.count, width)));
+    for (float& value : q) value = normal(2.0f / std::sqrt(static_cast<float>(width)));
+    for (int64_t i = 0; i < one.count; ++i)
+        last[static_cast<size_t>(i)] =
+            static_cast<int32_t>(i == 0 ? one.length - 1 : below(static_cast<int>(one.length)));
+    const HeadCache cache{keys, values, table.data(), key_bytes, value_bytes, one.type, width, nullptr, nullptr};
+    std::vector<float> all_highest, all_total, all_mixed;
+    for (int64_t split = 0; split * kSplit < one.length; ++split) {
+        kernels.attend({q.data(), last.data(), one.count, highest.data(), total.data(), mixed.data()}, cache, split,
+                       scratch.data());
+        for (int64_t i = 0; i < one.count; ++i) {  // the same bits alone
+            float h, t;
+            std::vector<float> m(static_cast<size_t>(wide));
+            const size_t at = static_cast<size_t>(i);
+            if (last[at] < split * kSplit) continue;
+            kernels.attend({q.data() + i * width, last.data() + i, 1, &h, &t, m.data()}, cache, split, scratch.data());
+            demand(kernels.name, "one query and many agree",
+                   h == highest[at] && t == total[at] && std::equal(m.begin(), m.end(), mixed.begin() + i * wide));
+        }
+        if (split == 0) {
+            all_highest = highest, all_total = total, all_mixed = mixed;
+            continue;
+        }
+        for (int64_t i = 0; i < one.count; ++i)
+            if (last[static_cast<size_t>(i)] >= split * kSplit)
+                kernels.merge(all_highest.data() + i, all_total.data() + i, all_mixed.data() + i * wide,
+                              highest[static_cast<size_t>(i)], total[static_cast<size_t>(i)], mixed.data() + i * wide,
+                              wide);
+    }
+    double worst = 0.0;
+    for (int64_t i = 0; i < one.count; ++i) {
+        const size_t seen = static_cast<size_t>(last[static_cast<size_t>(i)]) + 1;
+        std::vector<double> score(seen), out(static_cast<size_t>(width));
+        double most = -HUGE_VAL, sum = 0.0;
+        for (size_t j = 0; j < seen; ++j) {
+            for (int64_t e = 0; e < width; ++e)
+                score[j] += static_cast<double>(q[static_cast<size_t>(i * width + e)]) * k[j][static_cast<size_t>(e)];
+            most = std::max(most, score[j]);
+        }
+        for (double& value : score) sum += value = std::exp(value - most);
+        for (size_t j = 0; j < seen; ++j)
+            for (int64_t e = 0; e < width; ++e)
+                out[static_cast<size_t>(e)] += score[j] / sum * v[j][static_cast<size_t>(e)];
+        for (int64_t e = 0; e < width; ++e)
+            worst = std::max(
+                worst, std::fabs(all_mixed[static_cast<size_t>(i * wide + e)] / all_total[static_cast<size_t>(i)] -
+                                 out[static_cast<size_t>(e)]));
+    }
+    return worst;
+}
+
+void check_attentions(const Kernels& kernels) {
+    for (const CacheType type : {CacheType::kF32, CacheType::kF16, CacheType::kBF16, CacheType::kQ8_0}) {
+        double worst = 0.0;
+        for (const int64_t width : {8, 20, 48, 64, 80, 100, 128, 256})
+            for (const int64_t count : {1, 3, 8, 13, 64}) {
+                if (count == 64 && width != 64) continue;
+                if (quick && (width % 20 || count == 8)) continue;
+                for (const int64_t length : {1, 17, 64, 65, 300, 600})
+                    worst = std::max(worst, check_attention(kernels, {type, width, count, length}));
+            }
+        report(kernels.name, "attention, cache type " + std::to_string(static_cast<int>(type)), worst, 1e-5);
+    }
+}
+
+void check(const Kernels& kernels) {
+    check_matrices(kernels);
+    check_quantize(kernels);
+    check_bf16(kernels);
+    check_vectors(kernels);
+    check_attentions(kernels);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    quick = count > 1 && std::string(arguments[1]) == "quick";
+    check(kPortable);
+#if defined(__x86_64__)
+    if (puna_cpu_features() & PUNA_CPU_AVX2) {
+        check(kAvx2);
+        check(kAvx512);
+        check(kAvx512Bf16);
+    }
+#endif
+    if (failures) std::printf("%d checks failed\n", failures);
+    return failures != 0;
+}

@@ -1,0 +1,57 @@
+"""The slow and obvious twin of sampling, in numpy: a full sort, float64 throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.engine.request import Sampling
+from puna.errors import BackendError
+
+
+class Sampler:
+    """Applies a request's `Sampling` to its logits, in the reference's order: penalty, temperature, k, p, min-p."""
+
+    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], vocab_size: int) -> None:
+        self.sampling = sampling
+        self.generator = np.random.default_rng(sampling.seed)
+        self.seen = np.zeros(vocab_size, dtype=bool)
+        self.seen[list(prompt_ids)] = True
+
+    def choose(self, logits: NDArray[np.float32]) -> int:
+        """Returns the id of the next token; `logits` has shape (vocab_size,) and is not changed."""
+        sampling = self.sampling
+        if not np.isfinite(logits).all():
+            raise BackendError(
+                "the model's logits are not finite; its weights are damaged, or dtype is too narrow for it"
+            )
+        if sampling.repetition_penalty != 1.0:
+            penalty = np.float32(sampling.repetition_penalty)
+            penalised = np.where(logits > 0, logits / penalty, logits * penalty)
+            logits = np.where(self.seen, penalised, logits)
+        token = int(logits.argmax()) if sampling.temperature == 0 else self._draw(logits)
+        self.seen[token] = True
+        return token
+
+    def _draw(self, logits: NDArray[np.float32]) -> int:
+        # Dividing by a tiny temperature overflows float32; after the shift the likeliest token stays at 0.
+        with np.errstate(over="ignore"):
+            scaled = (logits.astype(np.float64) - logits.max()) / self.sampling.temperature
+        order = np.argsort(-scaled, kind="stable")
+        if self.sampling.top_k:
+            order = order[: self.sampling.top_k]
+        weights = np.exp(scaled[order])
+        kept = np.ones(len(order), dtype=bool)
+        if self.sampling.top_p < 1.0:
+            probabilities = weights / weights.sum()
+            kept &= np.cumsum(probabilities) - probabilities < self.sampling.top_p
+            kept[0] = True
+        kept &= weights >= self.sampling.min_p * weights[0]
+        by_id = np.sort(order[kept])
+        probability = np.zeros(len(scaled))
+        probability[order] = weights
+        cumulative = np.cumsum(probability[by_id])
+        drawn = self.generator.random() * cumulative[-1]
+        return int(by_id[min(np.searchsorted(cumulative, drawn, side="right"), len(by_id) - 1)])
