@@ -181,7 +181,8 @@ typedef struct puna_sampling {
 
 /* The id of the next token from `count` logits; `seen` has a byte per token, not 0 for those of the sequence; `uniform`
  * is a random number in [0, 1). Of the tokens that the filters leave, in order of their ids, the one is drawn at which
- * the cumulative probability first exceeds it. -1 when a logit is not finite, -2 on other failures: see puna_error(). */
+ * the cumulative probability first exceeds it. -1 when a logit is not finite, -2 on other failures: see puna_error().
+ */
 PUNA_API int64_t puna_sample(const char* kernels, const float* logits, int64_t count, const uint8_t* seen,
                              const puna_sampling* options, double uniform);
 
