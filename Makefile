@@ -6,6 +6,7 @@
 #   make arm     the same for 64-bit Arm, emulated
 #   make sanitize  sanitizers over the native runtime
 #   make bench   speed beside transformers, as ratios
+#   make peers   install llama.cpp and compare with it
 #   make clean   remove what the others made
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ FOLDERS := $(shell find src -type d -not -name __pycache__)
 CONFIGURE := $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin)/ninja
 ORACLES := .oracles/4.34.1/.done .oracles/4.57.6/.done
 
-.PHONY: demo test check kernels arm sanitize bench clean
+.PHONY: demo test check kernels arm sanitize bench peers clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.puna $(VENV)/.model
@@ -71,8 +72,14 @@ arm: $(VENV)/.build
 bench: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model $(VENV)/.dev
 	$(BIN)/python benchmarks/beside_transformers.py
 
+# Engines to compare with, in an environment of their own: PEER=.peers/bin/python for benchmarks/compare.py.
+peers: $(VENV)/.puna $(VENV)/.model $(VENV)/.dev
+	$(PYTHON) -m venv .peers
+	CMAKE_ARGS="-DGGML_NATIVE=ON" .peers/bin/pip --disable-pip-version-check install llama-cpp-python==0.3.36
+	$(BIN)/python benchmarks/compare.py $$($(BIN)/python -c "from puna.checkpoint import locate_model as m; print(m(None))")
+
 clean:
-	rm -rf $(VENV) .oracles build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .oracles .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)

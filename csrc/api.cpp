@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "measure.h"
 #include "model.h"
 #include "sampling.h"
 
@@ -175,6 +176,13 @@ int64_t puna_sample(const char* kernels, const float* logits, int64_t count, con
         chosen = puna::sample(find_kernels(kernels), logits, count, seen, *options, uniform);
     });
     return chosen;
+}
+
+int32_t puna_measure(const char* kernels, int32_t threads, puna_machine* machine) {
+    return guarded([&] {
+        if (threads < 1 || threads > 1024) throw std::invalid_argument("threads are out of range");
+        *machine = puna::measure(find_kernels(kernels), threads);
+    });
 }
 
 void puna_model_profile(puna_model* model, double* seconds) { model->model.take_profile(seconds); }

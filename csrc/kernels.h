@@ -102,6 +102,12 @@ struct Kernels {
     // out[i] = e^((x[i] - most) / temperature); below e^-87 exactly 0. Returns their sum.
     double (*exponentials)(const float* x, int64_t count, float most, double temperature, float* out);
 
+    // What measures the machine: multiply-accumulates of bytes, and of floats, from registers, and how many there were;
+    // and memory read in sequence.
+    int64_t (*integer_work)(int64_t rounds, float* sink);
+    int64_t (*float_work)(int64_t rounds, float* sink);
+    void (*read_work)(const uint8_t* from, int64_t bytes, float* sink);
+
     // Adds the sums of a later split of one query to those before it.
     void (*merge)(float* highest, float* total, float* mixed, float later_highest, float later_total,
                   const float* later_mixed, int64_t padded_width);

@@ -8,6 +8,13 @@
 #include "kernels_attention.inl"
 // clang-format on
 
+#if defined(__AVX512BF16__)
+constexpr bool kWantsBf16 = true;
+#else
+constexpr bool kWantsBf16 = false;
+#endif
+#include "kernels_measure.inl"
+
 static void matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                    int64_t out_stride, bool add) {
     using Matmul = void (*)(const Panels&, int64_t, int64_t, const Activations&, int64_t, float*, int64_t, bool);
@@ -112,11 +119,6 @@ static double exponentials(const float* x, int64_t count, float most, double tem
     return total;
 }
 
-#if defined(__AVX512BF16__)
-constexpr bool kWantsBf16 = true;
-#else
-constexpr bool kWantsBf16 = false;
-#endif
 #if defined(__SSE2__) && !defined(__AVX512VNNI__)
 constexpr bool kWantsWide = true;
 #else
@@ -124,6 +126,6 @@ constexpr bool kWantsWide = false;
 #endif
 
 static constexpr Kernels table(const char* name) {
-    return {name,     kWantsWide, kWantsBf16, matmul,      quantize, round_to_bf16, rms_norm,
-            silu_mul, rotate,     store_key,  store_value, attend,   exponentials, merge};
+    return {name,      kWantsWide, kWantsBf16,   matmul,       quantize,   round_to_bf16, rms_norm,  silu_mul, rotate,
+            store_key, store_value, attend, exponentials, integer_work, float_work, read_work,     merge};
 }

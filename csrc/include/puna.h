@@ -186,6 +186,17 @@ typedef struct puna_sampling {
 PUNA_API int64_t puna_sample(const char* kernels, const float* logits, int64_t count, const uint8_t* seen,
                              const puna_sampling* options, double uniform);
 
+/* What the machine can do, all threads together. */
+typedef struct puna_machine {
+    double bytes_per_second;            /* memory read in sequence, from huge pages */
+    double integer_products_per_second; /* multiply-accumulates of bytes */
+    double float_products_per_second;   /* of bf16 where there are such instructions, else of f32 */
+    double share_of_one_thread;         /* a thread's integer speed beside the others, over that of one alone */
+} puna_machine;
+
+/* Measures for about half a second. */
+PUNA_API int32_t puna_measure(const char* kernels, int32_t threads, puna_machine* machine);
+
 #ifdef __cplusplus
 }
 #endif

@@ -37,6 +37,7 @@ class Options(TypedDict, total=False):
     temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `puna.engine.Sampling`; the likeliest token
         unless a temperature is given.
     stop: text that ends the answer and is not part of it, or several.
+    speculate: guess tokens from what stood earlier in the text; the same answer, sooner where it repeats itself.
     """
 
     max_tokens: int | None
@@ -47,6 +48,7 @@ class Options(TypedDict, total=False):
     repetition_penalty: float
     seed: int | None
     stop: str | Sequence[str]
+    speculate: bool
 
 
 class LLM:
@@ -212,6 +214,7 @@ class LLM:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        speculate: bool = False,
     ) -> tuple[Request, tuple[str, ...]]:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if any(not isinstance(text, str) or not text for text in stops):
@@ -219,7 +222,7 @@ class LLM:
         if max_tokens is None:
             max_tokens = max(0, self.config.context_length - len(prompt_ids))
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return Request(prompt_ids, max_tokens, sampling, stop_ids), stops
+        return Request(prompt_ids, max_tokens, sampling, stop_ids, speculate=bool(speculate)), stops
 
     @functools.cached_property
     def _stop_ids(self) -> frozenset[int]:

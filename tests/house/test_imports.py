@@ -20,7 +20,7 @@ FLOORS = [
     {"adapters"},
     {"engine", "training"},
     {"answer"},
-    {"llm"},
+    {"benchmark", "llm"},
     {"cli", "server"},
 ]
 """Lowest first. A room may import from lower floors and from itself; `files` may import `errors`."""

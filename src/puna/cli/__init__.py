@@ -9,10 +9,11 @@ import typer
 from typer.core import TyperGroup
 
 from puna import __version__
-from puna.cli import chat, generate, info, inspect, perplexity, tokenize
+from puna.cli import bench, chat, generate, info, inspect, perplexity, profile, tokenize
 
 _CONTENTS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run a model": (generate.generate, chat.chat, perplexity.perplexity),
+    "Measure": (bench.bench, profile.profile),
     "Look before you run": (tokenize.tokenize, inspect.inspect, info.info),
 }
 

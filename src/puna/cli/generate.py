@@ -32,6 +32,7 @@ def generate(
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
+    speculate: options.Speculate = False,
     json: options.Json = False,
 ) -> None:
     """Continue a prompt; the text is streamed as it comes."""
@@ -55,6 +56,7 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=stop or (),
+        speculate=speculate,
     )
     if json:
         for _ in pieces:

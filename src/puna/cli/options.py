@@ -27,4 +27,7 @@ TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps al
 TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")]
 MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes seen tokens less likely.")]
+Speculate = Annotated[
+    bool, typer.Option("--speculate", help="Guess tokens from the text so far: same answer, sooner if it repeats.")
+]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]

@@ -77,39 +77,67 @@ class Engine:
         events = []
         row = 0
         for (running, tokens), chunk in zip(plan, batch, strict=True):
-            events.append(self._advance(running, len(tokens), logits[row : row + chunk.logits]))
+            events += self._advance(running, tokens, logits[row : row + chunk.logits])
             row += chunk.logits
         return events
 
-    def _advance(self, running: Running, count: int, logits: NDArray[np.float32]) -> Event:
-        """Chooses the next token where the sequence is complete so far, and only then books `count` tokens as done.
+    def _advance(self, running: Running, tokens: tuple[int, ...], logits: NDArray[np.float32]) -> list[Event]:
+        """Books what a step did for one request: a piece of its prompt, or the tokens that were generated."""
+        if running.reads_prompt:
+            return [self._read(running, len(tokens), logits)]
+        return self._generate(running, tokens[1:], logits)
 
-        A step that is interrupted before can be run again: backends drop what a cache holds beyond a chunk's start.
+    def _read(self, running: Running, count: int, logits: NDArray[np.float32]) -> Event:
+        """After the last piece of a prompt the first token is chosen.
+
+        A step that is interrupted before its tokens are booked can be run again: backends drop what a cache holds
+        beyond a chunk's start.
         """
         request = running.request
-        read = count if running.reads_prompt else 0
-        reported = logits if read and request.prompt_logits else None
         complete = running.done + count >= len(request.prompt_ids)
         token = running.sampler.choose(logits[-1]) if complete and request.max_tokens > 0 else None
         running.done += count
+        token, reason = self._accept(running, token)
+        if reason is None and complete and request.max_tokens == 0:
+            reason = "length"
+            self._release(running.request_id)
+        return Event(running.request_id, token, count, logits if request.prompt_logits else None, reason)
+
+    def _generate(self, running: Running, guess: tuple[int, ...], logits: NDArray[np.float32]) -> list[Event]:
+        """Chooses token after token while the guess agrees; each was read with the right tokens before it."""
+        events = []
+        for row, expected in enumerate((*guess, None)):
+            token = running.sampler.choose(logits[row])
+            running.done += 1
+            kept, reason = self._accept(running, token)
+            events.append(Event(running.request_id, kept, finish_reason=reason))
+            if reason is not None or token != expected:
+                break
+        if running.lookup is not None:
+            running.lookup.learn(len(guess), len(events) - 1)
+        return events
+
+    def _accept(self, running: Running, token: int | None) -> tuple[int | None, FinishReason | None]:
+        """Adds a token to its request's answer unless it ends it: the token that was added, and why the answer ends."""
+        request = running.request
         reason: FinishReason | None = None
         if token is not None and token in request.stop_ids:
             token, reason = None, "stop"
         elif token is not None:
-            running.generated.append(token)
-        if reason is None and complete and len(running.generated) == request.max_tokens:
-            reason = "length"
+            running.append(token)
+            if len(running.generated) == request.max_tokens:
+                reason = "length"
         if reason is not None:
             self._release(running.request_id)
-        return Event(running.request_id, token, read, reported, reason)
+        return token, reason
 
     def _release(self, request_id: int) -> None:
         self.backend.free(self.scheduler.finish(request_id).slot)
 
 
 def _wanted_logits(running: Running, count: int) -> int:
-    """All rows for a request that scores its prompt, else the last row once the sequence is complete."""
-    if running.request.prompt_logits and running.reads_prompt:
+    """All rows of a guess and of a prompt that is scored, else the last row once the prompt is complete."""
+    if not running.reads_prompt or running.request.prompt_logits:
         return count
     ends = running.done + count >= len(running.request.prompt_ids)
     return 1 if ends and running.request.max_tokens > 0 else 0

@@ -57,6 +57,8 @@ class Request:
         sampling: how tokens are chosen.
         stop_ids: ids that end the answer; the one that ends it is not part of the answer.
         prompt_logits: report the logits of every prompt position.
+        speculate: guess following tokens from what followed the same words earlier in the sequence, and read several at
+            once where the guess proves right. The answer stays the same.
     """
 
     prompt_ids: tuple[int, ...]
@@ -64,6 +66,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
     prompt_logits: bool = False
+    speculate: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -74,7 +77,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Event:
-    """What one step did for one request.
+    """What one step did for one request: one event, or one for each token of a guess that proved right.
 
     Attributes:
         request_id: the number `Engine.submit` returned.

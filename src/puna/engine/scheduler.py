@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from puna.backend import PAGE
+from puna.engine.lookup import Lookup
 from puna.engine.request import Request
 from puna.engine.sampling import Sampler
 
@@ -26,6 +27,7 @@ class Running:
     sampler: Sampler
     done: int = 0
     generated: list[int] = field(default_factory=list)
+    lookup: Lookup | None = None
 
     @property
     def reads_prompt(self) -> bool:
@@ -33,10 +35,18 @@ class Running:
         return self.done < len(self.request.prompt_ids)
 
     def next_tokens(self, limit: int) -> tuple[int, ...]:
-        """The tokens of the next step: up to `limit` of the prompt, or the one generated last."""
+        """The tokens of the next step: up to `limit` of the prompt, or the one generated last and a guess behind it."""
         if self.reads_prompt:
             return self.request.prompt_ids[self.done : self.done + limit]
-        return (self.generated[-1],)
+        left = self.request.max_tokens - len(self.generated) - 1  # beside the one that follows in any case
+        guess = self.lookup.guess(left) if self.lookup is not None and left > 0 else ()
+        return (self.generated[-1], *guess)
+
+    def append(self, token: int) -> None:
+        """Adds a generated token."""
+        self.generated.append(token)
+        if self.lookup is not None:
+            self.lookup.extend((token,))
 
 
 def cache_need(request: Request) -> int:
@@ -69,7 +79,11 @@ class Scheduler:
         while self.waiting and self._free and self._fits(self.waiting[0][1]):
             request_id, request = self.waiting.popleft()
             sampler = Sampler(request.sampling, request.prompt_ids, vocab_size)
-            self.running[request_id] = Running(request_id, request, self._free.pop(), sampler)
+            running = Running(request_id, request, self._free.pop(), sampler)
+            if request.speculate and request.max_tokens > 1:
+                running.lookup = Lookup()
+                running.lookup.extend(request.prompt_ids)
+            self.running[request_id] = running
 
     def _fits(self, request: Request) -> bool:
         taken = sum(cache_need(running.request) for running in self.running.values())

@@ -81,6 +81,17 @@ class NativeSampling(ctypes.Structure):
     )
 
 
+class NativeMachine(ctypes.Structure):
+    """puna_machine."""
+
+    _fields_ = (
+        ("bytes_per_second", ctypes.c_double),
+        ("integer_products_per_second", ctypes.c_double),
+        ("float_products_per_second", ctypes.c_double),
+        ("share_of_one_thread", ctypes.c_double),
+    )
+
+
 OK, FAILED, STOPPED = 0, 1, 2
 """PUNA_OK, PUNA_FAILED, PUNA_STOPPED."""
 
@@ -107,6 +118,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "puna_model_integers": (_INT, (_POINTER,)),
     "puna_forward": (_INT, (_POINTER, _POINTER, _INT, _INT, _POINTER)),
     "puna_sample": (_LONG, (ctypes.c_char_p, _POINTER, _LONG, _POINTER, _POINTER, ctypes.c_double)),
+    "puna_measure": (_INT, (ctypes.c_char_p, _INT, _POINTER)),
     "puna_model_profile": (None, (_POINTER, _POINTER)),
 }
 """Each function's result and arguments."""

@@ -1,0 +1,137 @@
+"""Speeds of a model on this machine, and how far they are from its limits. Drives `Backend.forward` directly.
+
+The limits: decoding reads every packed weight and the caches once a step, so that it cannot beat the memory's
+bandwidth; reading a prompt does two operations per multiply-accumulate, so that it cannot beat the processor's peak.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.backend import Chunk
+from puna.config import LlamaConfig
+from puna.native import NativeBackend
+from puna.native.measure import MachineSpeed
+
+PIECE = 512
+"""Tokens of a prompt read at once, as the engine does."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to time.
+
+    Attributes:
+        phase: "prefill", reading `tokens` tokens; or "decode", generating `tokens` tokens for each of `batch` sequences
+            whose caches hold `context` tokens.
+    """
+
+    phase: Literal["prefill", "decode"]
+    tokens: int
+    context: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a work took: tokens per second in each repeat, and the share of the limit that their median reaches."""
+
+    work: Work
+    samples: tuple[float, ...]
+    limit_fraction: float | None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The median."""
+        return statistics.median(self.samples)
+
+
+def plan(
+    config: LlamaConfig, prefill: Sequence[int], decode: int, context: Sequence[int], batch: Sequence[int]
+) -> tuple[list[Work], list[Work]]:
+    """(what fits the model's context, what does not)."""
+    works = [Work("prefill", tokens, 0, 1) for tokens in prefill]
+    works += [Work("decode", decode, length, sequences) for length in context for sequences in batch]
+    fits = [work for work in works if work.context + work.tokens <= config.context_length]
+    return fits, [work for work in works if work not in fits]
+
+
+def run(backend: NativeBackend, works: Sequence[Work], repeat: int) -> Iterator[tuple[Work, float]]:
+    """Times the works in turn, `repeat` times over: yields each work and its tokens per second."""
+    random = np.random.default_rng(0)
+    ids = random.integers(0, backend.config.vocab_size, backend.config.context_length)
+    read(backend, ids[: min(64, len(ids))], 0)
+    backend.free(0)
+    for _ in range(repeat):
+        for work in works:
+            yield work, time_work(backend, ids, work)
+
+
+def time_work(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> float:
+    """Tokens per second of one run over the first of `ids`."""
+    timed = _time_prefill if work.phase == "prefill" else _time_decode
+    return timed(backend, ids, work)
+
+
+def read(backend: NativeBackend, ids: NDArray[np.int64], slot: int) -> None:
+    """Fills the cache of a slot, with logits of the last token."""
+    for start in range(0, len(ids), PIECE):
+        piece = ids[start : start + PIECE]
+        backend.forward([Chunk(slot, piece, start, int(start + len(piece) == len(ids)))])
+
+
+def step(backend: NativeBackend, ids: NDArray[np.int64], position: int, batch: int) -> None:
+    """Decodes one token of each sequence and takes the likeliest next ones."""
+    chunks = [Chunk(slot, ids[position : position + 1], position) for slot in range(batch)]
+    backend.forward(chunks).argmax(axis=-1)
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _time_prefill(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> float:
+    seconds = _seconds(lambda: read(backend, ids[: work.tokens], 0))
+    backend.free(0)
+    return work.tokens / seconds
+
+
+def _time_decode(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> float:
+    for slot in range(work.batch):
+        read(backend, ids[: work.context], slot)
+
+    def decode() -> None:
+        for at in range(work.tokens):
+            step(backend, ids, work.context + at, work.batch)
+
+    seconds = _seconds(decode)
+    for slot in range(work.batch):
+        backend.free(slot)
+    return work.tokens * work.batch / seconds
+
+
+def limit(backend: NativeBackend, machine: MachineSpeed, work: Work) -> float:
+    """Tokens per second that the machine's memory or arithmetic allow at most."""
+    if work.phase == "decode":
+        cache = backend.cache_bytes_per_token * (work.context + work.tokens / 2)
+        return work.batch * machine.dram_gb_s * 1e9 / (backend.weight_bytes + work.batch * cache)
+    peak = (machine.int8_gops if backend.integer_weights else machine.bf16_gflops) * 1e9
+    return work.tokens * peak / (2 * products(backend.config, work.tokens))
+
+
+def products(config: LlamaConfig, tokens: int) -> float:
+    """Multiply-accumulates of reading a prompt: linear layers, attention over what each token sees, the last logits."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    linear = hidden * (2 * heads + 2 * kv_heads) + 3 * hidden * inner
+    attention = 2 * heads * (tokens + 1) / 2
+    return config.num_hidden_layers * tokens * (linear + attention) + hidden * config.vocab_size

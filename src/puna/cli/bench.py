@@ -1,0 +1,208 @@
+"""`puna bench`: speeds of a model on this machine, beside the machine's own limits."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from puna.cli import options
+from puna.cli.terminal import command, loading, print_json, stderr_console
+
+if TYPE_CHECKING:
+    from puna.benchmark import Result, Work
+    from puna.native import NativeBackend
+    from puna.native.measure import MachineSpeed
+
+_BAR = 24
+
+
+@command
+def bench(
+    model: options.Model = None,
+    prefill: Annotated[str, typer.Option(help="Lengths of prompts to read.")] = "128,512,2048",
+    decode: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 64,
+    context: Annotated[str, typer.Option(help="Tokens that stand before those.")] = "16,512,2048",
+    batch: Annotated[str, typer.Option(help="Sequences generated at once.")] = "1,4,16",
+    repeat: Annotated[int, typer.Option(min=1, help="Times that everything is measured.")] = 5,
+    backend: options.Backend = "auto",
+    threads: options.Threads = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
+    json: options.Json = False,
+) -> None:
+    """Measure reading and generating, and the share of the machine's limits they reach."""
+    import numpy as np
+
+    from puna import benchmark
+    from puna.native.measure import measure_machine
+
+    lengths, contexts = _numbers("--prefill", prefill), _numbers("--context", context)
+    sequences = _numbers("--batch", batch)
+    started = time.perf_counter()
+    with loading(model):
+        native = open_native(model, backend, threads, device, dtype, quantize, max(sequences))
+    loaded = time.perf_counter()
+    benchmark.read(native, np.array([1]), 0)
+    first = time.perf_counter()
+    native.free(0)
+    works, left_out = benchmark.plan(native.config, lengths, decode, contexts, sequences)
+    for work in left_out:
+        typer.echo(f"left out: {_name(work)} exceeds the model's context of {native.config.context_length}", err=True)
+    peak = _peak_memory()
+    before = measure_machine(threads)
+    _forget_peak()
+    samples = _measure(native, works, repeat)
+    peak = max(peak, _peak_memory())
+    speed = _mean(before, measure_machine(threads))
+    results = [
+        benchmark.Result(work, tuple(found), _median(found) / benchmark.limit(native, speed, work))
+        for work, found in samples.items()
+    ]
+    report = {
+        "model": str(model or "default"),
+        "machine": vars(speed),
+        "results": [_as_json(result) for result in results],
+        "load_seconds": loaded - started,
+        "first_token_seconds": first - started,
+        "peak_memory_bytes": peak,
+    }
+    if json:
+        print_json(report)
+    else:
+        _show(report, results)
+
+
+def open_native(
+    model: str | None,
+    backend: str,
+    threads: int | None,
+    device: str | None,
+    dtype: str | None,
+    quantize: str | None,
+    sequences: int,
+) -> NativeBackend:
+    """The native backend with a model.
+
+    Raises:
+        BackendError: when the options ask for PyTorch, or the model needs it.
+    """
+    from puna.checkpoint import locate_model, open_checkpoint
+    from puna.errors import BackendError
+    from puna.native import NativeBackend
+
+    if backend not in ("auto", "native") or device is not None or dtype not in (None, "float32"):
+        raise BackendError("the native backend is what is measured; leave out --backend torch, --device and --dtype")
+    checkpoint = open_checkpoint(locate_model(model))
+    return NativeBackend(checkpoint.config, checkpoint.tensors, threads, sequences, quantize=quantize)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1 or max(numbers) > 2**20:
+        raise typer.BadParameter(
+            f"{text!r} is no list of whole numbers from 1 to 1048576, such as 16,512", param_hint=option
+        )
+    return numbers
+
+
+def _measure(native: NativeBackend, works: list[Work], repeat: int) -> dict[Work, list[float]]:
+    from rich.progress import Progress
+
+    from puna import benchmark
+
+    samples: dict[Work, list[float]] = {work: [] for work in works}
+    with Progress(console=stderr_console(), transient=True) as progress:
+        task = progress.add_task("measuring", total=repeat * len(works))
+        for work, speed in benchmark.run(native, works, repeat):
+            samples[work].append(speed)
+            progress.update(task, advance=1, description=_name(work))
+    return samples
+
+
+def _mean(first: MachineSpeed, second: MachineSpeed) -> MachineSpeed:
+    from puna.native.measure import MachineSpeed
+
+    return MachineSpeed(
+        (first.dram_gb_s + second.dram_gb_s) / 2,
+        max(first.int8_gops, second.int8_gops),
+        max(first.bf16_gflops, second.bf16_gflops),
+        first.cores_ok and second.cores_ok,
+    )
+
+
+def _median(samples: list[float]) -> float:
+    import statistics
+
+    return statistics.median(samples)
+
+
+def _name(work: Work) -> str:
+    if work.phase == "prefill":
+        return f"prefill {work.tokens}"
+    together = f", {work.batch} at once" if work.batch > 1 else ""
+    return f"decode {work.tokens} after {work.context}{together}"
+
+
+def _as_json(result: Result) -> dict[str, object]:
+    return {
+        **vars(result.work),
+        "tokens_per_second": result.tokens_per_second,
+        "samples": list(result.samples),
+        "limit_fraction": result.limit_fraction,
+    }
+
+
+def _peak_memory() -> int:
+    """Most memory this process has held at once, in bytes."""
+    import resource
+    import sys
+    from pathlib import Path
+
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _forget_peak() -> None:
+    """Lets the peak begin anew, so that measuring the machine does not count; where the system can (proc(5))."""
+    from contextlib import suppress
+    from pathlib import Path
+
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _show(report: dict[str, Any], results: list[Result]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    machine = report["machine"]
+    table = Table(box=None)
+    table.add_column("work")
+    table.add_column("tokens/s", justify="right")
+    table.add_column("of the limit", justify="right")
+    table.add_column("")
+    for result in results:
+        share = result.limit_fraction or 0.0
+        bar = "█" * round(_BAR * min(share, 1.0))
+        table.add_row(_name(result.work), f"{result.tokens_per_second:.1f}", f"{share:.0%}", bar)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"machine: memory {machine['dram_gb_s']:.1f} GB/s, int8 {machine['int8_gops']:.0f} Gop/s, "
+        f"bf16 or f32 {machine['bf16_gflops']:.0f} Gflop/s"
+        + ("" if machine["cores_ok"] else "; its cores were not whole: measure again")
+    )
+    console.print(
+        f"load {report['load_seconds']:.2f} s, first token {report['first_token_seconds']:.2f} s, "
+        f"peak memory {report['peak_memory_bytes'] / 1e6:.0f} MB"
+    )

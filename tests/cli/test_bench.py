@@ -1,0 +1,92 @@
+"""`puna bench` and `puna profile`: their numbers' shape and sense, and the limits by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from puna import benchmark
+from puna.config import LlamaConfig
+from puna.native.measure import MachineSpeed, measure_machine
+from tests.cli.test_cli import as_json, run
+
+
+def test_bench_reports_what_it_promises(tiny_model):
+    sizes = ["--prefill", "5,9", "--context", "4", "--decode", "3", "--batch", "1,2", "--repeat", "2"]
+    out = as_json("bench", "-m", str(tiny_model), *sizes)
+    assert set(out) == {"model", "machine", "results", "load_seconds", "first_token_seconds", "peak_memory_bytes"}
+    assert set(out["machine"]) == {"dram_gb_s", "int8_gops", "bf16_gflops", "cores_ok"}
+    assert [(one["phase"], one["tokens"], one["context"], one["batch"]) for one in out["results"]] == [
+        ("prefill", 5, 0, 1),
+        ("prefill", 9, 0, 1),
+        ("decode", 3, 4, 1),
+        ("decode", 3, 4, 2),
+    ]
+    for one in out["results"]:
+        assert len(one["samples"]) == 2
+        assert min(one["samples"]) <= one["tokens_per_second"] <= max(one["samples"])
+        assert 0 < one["limit_fraction"] < 1
+    assert 0 < out["load_seconds"] < out["first_token_seconds"]
+    assert out["peak_memory_bytes"] > 1e7
+
+
+def test_what_exceeds_the_context_is_left_out_aloud(tiny_model):
+    sizes = ["--prefill", "5,99999", "--context", "4", "--decode", "2", "--batch", "1", "--repeat", "1"]
+    result = run("bench", "-m", str(tiny_model), *sizes)
+    assert result.exit_code == 0
+    assert "left out: prefill 99999 exceeds the model's context" in result.stderr
+    assert "tokens/s" in result.stdout and "99999" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--prefill", "1,x"], "no list of whole numbers"),
+        (["--context", "0"], "no list of whole numbers"),
+        (["--backend", "torch"], "leave out --backend torch"),
+        (["--quantize", "int3"], "must be one of q8_0, q4_0, q4_K"),
+    ],
+)
+def test_bench_refuses(tiny_model, options, text):
+    result = run("bench", "-m", str(tiny_model), *options)
+    assert result.exit_code in (1, 2)
+    assert text in " ".join(result.stderr.split())
+
+
+def test_profile_accounts_for_the_time(tiny_model):
+    sizes = ["--context", "4", "--tokens", "3", "--prefill", "9"]
+    out = as_json("profile", "-m", str(tiny_model), *sizes)
+    assert set(out) == {"prefill", "decode"}
+    for phase in out.values():
+        assert {"qkv", "attention", "gate_up", "down", "head", "outside"} <= set(phase)
+        assert all(time >= 0 for time in phase.values()) and phase["qkv"] > 0
+    table = run("profile", "-m", str(tiny_model), *sizes).stdout
+    assert "gate and up" in table and "total" in table
+    assert "exceed the model's context" in run("profile", "-m", str(tiny_model), "--prefill", "99999").stderr
+
+
+def test_the_machine_is_measured():
+    speed = measure_machine(1)
+    assert 0.5 < speed.dram_gb_s < 2000
+    assert speed.int8_gops > speed.bf16_gflops / 4 > 0.1
+    assert isinstance(speed.cores_ok, bool)
+
+
+def test_limits_are_those_computed_by_hand():
+    config = LlamaConfig(
+        vocab_size=100,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    # q and o 8 x 8, k and v 8 x 4, three matrices of 8 x 16; token t sees t keys of both heads, twice; the head once.
+    assert benchmark.products(config, 3) == 2 * (3 * (128 + 64 + 384) + 2 * 8 * (1 + 2 + 3)) + 800
+    backend = SimpleNamespace(config=config, weight_bytes=1000, cache_bytes_per_token=10, integer_weights=True)
+    machine = MachineSpeed(dram_gb_s=1e-6, int8_gops=2e-9, bf16_gflops=1.0, cores_ok=True)
+    decode = benchmark.Work("decode", 4, 18, 2)
+    assert benchmark.limit(backend, machine, decode) == pytest.approx(2 * 1000 / (1000 + 2 * 200))
+    prefill = benchmark.Work("prefill", 3, 0, 1)
+    assert benchmark.limit(backend, machine, prefill) == pytest.approx(3 * 2 / (2 * benchmark.products(config, 3)))
