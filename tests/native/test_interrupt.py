@@ -1,0 +1,105 @@
+"""Ctrl-C inside a native call: it ends between two layers, and the backend goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from puna.backend import Chunk
+from puna.config import LlamaConfig
+from puna.formats.blocks import FORMATS
+from puna.native import NativeBackend
+from tests.native.weights import Packed
+
+TOKENS = 448
+
+
+@pytest.fixture(scope="module")
+def backend() -> NativeBackend:
+    """Twelve layers that take a good part of a second."""
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        max_position_embeddings=512,
+    )
+    random = np.random.default_rng(0)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    shapes = {"model.embed_tokens.weight": (64, hidden), "lm_head.weight": (64, hidden), "model.norm.weight": (hidden,)}
+    for layer in range(config.num_hidden_layers):
+        at = f"model.layers.{layer}."
+        shapes |= {f"{at}self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
+        shapes |= {f"{at}mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
+        shapes |= {f"{at}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+        shapes[f"{at}mlp.down_proj.weight"] = (hidden, inner)
+    tensors = {}
+    for name, shape in shapes.items():
+        values = (random.normal(0, 0.03, shape) + (len(shape) == 1)).astype(np.float32)
+        tensors[name] = Packed(FORMATS["f32"], shape, values.reshape(-1).view(np.uint8))
+    return NativeBackend(config, tensors, 1)
+
+
+def read(backend: NativeBackend) -> tuple[np.ndarray, float]:
+    started = time.perf_counter()
+    logits = backend.forward([Chunk(0, np.arange(TOKENS) % 64, 0)])
+    return logits, time.perf_counter() - started
+
+
+def interrupt_after(seconds: float) -> threading.Thread:
+    def send() -> None:
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+def test_an_interrupt_ends_the_pass_and_leaves_a_usable_backend(backend):
+    wanted, whole = read(backend)
+    thread = interrupt_after(whole / 6)
+    started = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        read(backend)
+    taken = time.perf_counter() - started
+    thread.join()
+    assert taken < 0.75 * whole
+    assert (read(backend)[0] == wanted).all()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_that_does_not_raise_changes_nothing(backend):
+    wanted, whole = read(backend)
+    calls = []
+    before = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
+    try:
+        thread = interrupt_after(whole / 6)
+        found, _ = read(backend)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert calls == [1]
+    assert (found == wanted).all()
+
+
+def test_other_threads_and_ignored_signals_are_left_alone(backend):
+    wanted, whole = read(backend)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        thread = interrupt_after(whole / 6)
+        assert (read(backend)[0] == wanted).all()
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    found = []
+    worker = threading.Thread(target=lambda: found.append(read(backend)[0]))
+    worker.start()
+    worker.join()
+    assert (found[0] == wanted).all()
