@@ -52,9 +52,11 @@ def read(backend: NativeBackend) -> tuple[np.ndarray, float]:
     return logits, time.perf_counter() - started
 
 
-def interrupt_after(seconds: float) -> threading.Thread:
+def interrupt_after(seconds: float, sent: list[float] | None = None) -> threading.Thread:
     def send() -> None:
         time.sleep(seconds)
+        if sent is not None:
+            sent.append(time.perf_counter())
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=send)
@@ -64,13 +66,14 @@ def interrupt_after(seconds: float) -> threading.Thread:
 
 def test_an_interrupt_ends_the_pass_and_leaves_a_usable_backend(backend):
     wanted, whole = read(backend)
-    thread = interrupt_after(whole / 6)
-    started = time.perf_counter()
+    sent: list[float] = []
+    thread = interrupt_after(whole / 6, sent)
     with pytest.raises(KeyboardInterrupt):
-        read(backend)
-    taken = time.perf_counter() - started
+        while True:
+            read(backend)
+    late = time.perf_counter() - sent[0]
     thread.join()
-    assert taken < 0.75 * whole
+    assert late < 0.6 * whole  # a layer is a twelfth
     assert (read(backend)[0] == wanted).all()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
