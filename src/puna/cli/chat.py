@@ -41,6 +41,7 @@ def chat(
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
+    speculate: options.Speculate = False,
     json: options.Json = False,
 ) -> None:
     """Talk with a model; it remembers the conversation. /help lists what you can say to puna itself."""
@@ -58,6 +59,7 @@ def chat(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
         "seed": seed,
+        "speculate": speculate,
     }
     conversation = Conversation(llm, settings, system)
     if json:
