@@ -103,10 +103,11 @@ static void rotate(float* x, const float* cos, const float* sin, int64_t half) {
 static double exponentials(const float* x, int64_t count, float most, double temperature, float* out) {
     // A tiny temperature's inverse overflows; what is not the likeliest then has weight 0 all the same.
     const float inverse = static_cast<float>(temperature < 1e-30 ? 1e30 : 1.0 / temperature);
-    const V16 times = broadcast(inverse), from = broadcast(most);
+    // Differences stay finite: minus infinity times an inverse of 0 would be NaN.
+    const V16 times = broadcast(inverse), from = broadcast(most), lowest = broadcast(-3e38f);
     double sums[kLanes] = {};
     for (int64_t i = 0; i < count; i += kLanes) {
-        const V16 weight = exponential((load_some(x + i, count - i) - from) * times);
+        const V16 weight = exponential(higher(load_some(x + i, count - i) - from, lowest) * times);
         store_some(out + i, weight, count - i);
         float lane[kLanes];
         store(lane, weight);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "half.h"
@@ -13,6 +14,8 @@
 namespace puna {
 
 namespace {
+
+constexpr float kLargest = std::numeric_limits<float>::max();
 
 bool all_finite(const float* values, int64_t count) {
     constexpr uint32_t kExponent = 0x7f800000u;
@@ -113,6 +116,7 @@ int64_t sample(const Kernels& kernels, const float* logits, int64_t count, const
         for (int64_t i = 0; i < count; ++i) {
             float& value = changed[static_cast<size_t>(i)];
             if (seen[i]) value = value > 0.0f ? value / options.repetition_penalty : value * options.repetition_penalty;
+            value = std::min(kLargest, std::max(-kLargest, value));  // a small penalty may make it infinite
         }
         logits = changed.data();
     }

@@ -127,6 +127,15 @@ def test_native_sampling_is_the_slow_twin_s():
     assert different <= 9  # of 9,000: a draw that falls on a boundary within float32
 
 
+def test_extreme_numbers_still_draw_a_token():
+    """A penalty below 1 makes large logits infinite; a huge temperature's inverse is 0."""
+    logits = np.array([3e38, -3e38, 1.0], np.float32)
+    for temperature in (1e-30, 1.0, 1e300):
+        for filters in ({"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.5}, {}):
+            sampling = Sampling(temperature=temperature, repetition_penalty=0.1, seed=1, **filters)
+            assert Sampler(sampling, (0, 1), 3).choose(logits) in ((0,) if temperature < 1e300 else (0, 1, 2))
+
+
 def test_logits_that_are_not_finite_are_refused():
     for bad in (np.nan, np.inf, -np.inf):
         with pytest.raises(BackendError, match="not finite"):
