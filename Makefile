@@ -6,7 +6,7 @@
 #   make arm     the same for 64-bit Arm, emulated
 #   make sanitize  sanitizers over the native runtime
 #   make bench   speed beside transformers, as ratios
-#   make peers   install llama.cpp and compare with it
+#   make peers   install other engines and compare with one of them (takes a quarter of an hour)
 #   make clean   remove what the others made
 
 PYTHON ?= python3
@@ -50,13 +50,14 @@ sanitize: $(VENV)/.build
 	$(BIN)/cmake --build build/sanitize-address --target kernels
 	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/kernels quick
 
-# Every kernel against its slow twin, on every instruction set this processor runs and on an emulated AVX-512.
+# Every kernel against its slow twin, on every instruction set this processor runs, and on an emulated AVX-512.
 kernels: $(VENV)/.build
 	mkdir -p build
 	$(CONFIGURE) -B build/kernels -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON > build/kernels.log \
 		|| { cat build/kernels.log; exit 1; }
-	$(BIN)/cmake --build build/kernels --target kernels
+	$(BIN)/cmake --build build/kernels --target kernels kernels_emulated
 	build/kernels/kernels
+	build/kernels/kernels_emulated
 
 # The same for 64-bit Arm, cross-compiled with Debian's g++-aarch64-linux-gnu and run by its qemu-user.
 arm: $(VENV)/.build
@@ -72,11 +73,16 @@ arm: $(VENV)/.build
 bench: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model $(VENV)/.dev
 	$(BIN)/python benchmarks/beside_transformers.py
 
-# Engines to compare with, in an environment of their own: PEER=.peers/bin/python for benchmarks/compare.py.
-peers: $(VENV)/.puna $(VENV)/.model $(VENV)/.dev
-	$(PYTHON) -m venv .peers
-	CMAKE_ARGS="-DGGML_NATIVE=ON" .peers/bin/pip --disable-pip-version-check install llama-cpp-python==0.3.36
-	$(BIN)/python benchmarks/compare.py $$($(BIN)/python -c "from puna.checkpoint import locate_model as m; print(m(None))")
+# Engines to compare with, each in an environment of its own for benchmarks/compare.py, and its first table.
+peers: $(VENV)/.puna $(VENV)/.model $(VENV)/.dev .peers/llama/.done .peers/openvino/.done .peers/onnxruntime/.done
+	$(BIN)/python benchmarks/compare.py --only smollm2-q4_1
+
+# torchvision comes with OpenVINO's exporter, is of no use to text models, and breaks it where it was built for another torch.
+.peers/%/.done: benchmarks/requirements-peers-%.txt
+	$(PYTHON) -m venv .peers/$*
+	CMAKE_ARGS="-DGGML_NATIVE=ON" .peers/$*/bin/pip --disable-pip-version-check --quiet install --requirement $<
+	.peers/$*/bin/pip --quiet uninstall --yes torchvision
+	touch $@
 
 clean:
 	rm -rf $(VENV) .oracles .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,73 +1,85 @@
 // Work whose speed is the processor's own limit: the multiply-accumulates that the kernels are made of, from registers,
-// in enough independent sums to hide their latency.
+// in enough independent sums to hide their latency. The sums are variables of their own, not an array: arrays end up in
+// memory here, and with them the peak.
 
-#if defined(__x86_64__)
+#define PUNA_SUMS(each) each(0) each(1) each(2) each(3) each(4) each(5) each(6) each(7) each(8) each(9) each(10) each(11)
+constexpr int kSums = 12;
+
+// An empty statement that the compiler takes to change `value`, so that it can leave nothing out.
+#if defined(PUNA_EMULATE)
+#define PUNA_OPAQUE(value) asm volatile("" : "+m"(value))
+#elif defined(__x86_64__)
 #define PUNA_OPAQUE(value) asm volatile("" : "+x"(value))
 #else
 #define PUNA_OPAQUE(value) asm volatile("" : "+w"(value))
 #endif
 
+// Multiply-accumulates of bytes in one step of integer_work, for each register.
+#if defined(__AVX2__)
+constexpr int kProducts = kWidth * 4;
+#elif defined(__SSE2__)
+constexpr int kProducts = kWidth * 2;
+#else
+constexpr int kProducts = kWidth;
+#endif
+
+// On AVX2 as the kernels of 4-bit weights do: the widening of every eighth sum is left out, being small.
+PUNA_INLINE IntReg multiply_bytes(IntReg sum, WordReg w, IntReg x) {
+#if defined(__AVX512VNNI__)
+    return (IntReg)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#elif defined(__AVX2__)
+    return add_16(sum, pairs_8(w, x));
+#elif defined(__SSE2__)
+    return sum + pairs_16((IntReg)w, x);
+#else
+    return sum + (IntReg)w * x;
+#endif
+}
+
+PUNA_INLINE Reg multiply_floats(Reg sum, Reg w, Reg x) {
+#if defined(__AVX512BF16__)
+    return (Reg)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
+#else
+    return fused(w, x, sum);
+#endif
+}
+
 // Products of bytes; returns how many.
 static int64_t integer_work(int64_t rounds, float* sink) {
-    constexpr int kSums = 12;
-    I16 sum[kSums];
-    for (int i = 0; i < kSums; ++i) sum[i] = all_equal(i);
-    U16 w{};
-    I16 x = all_equal(0x01010101);
-    PUNA_EACH w.part[i_] = WordReg{} + 0x03030303u;
+    const WordReg w = WordReg{} + 0x03030303u;
+    IntReg x = IntReg{} + 0x01010101;
+#define PUNA_BEGIN(i) IntReg sum##i = IntReg{} + i;
+#define PUNA_STEP(i) sum##i = multiply_bytes(sum##i, w, x); PUNA_OPAQUE(sum##i);
+#define PUNA_ADD(i) total = total + sum##i;
+    PUNA_SUMS(PUNA_BEGIN)
     for (int64_t r = 0; r < rounds; ++r) {
-#pragma GCC unroll 12
-        for (int i = 0; i < kSums; ++i) {
-#if defined(__AVX512VNNI__)
-            sum[i].part[0] =
-                (IntReg)_mm512_dpbusd_epi32((__m512i)sum[i].part[0], (__m512i)w.part[0], (__m512i)x.part[0]);
-#elif defined(__AVX2__)
-            // As the kernels of 4-bit weights do: the widening of every eighth sum is left out, being small.
-            PUNA_OPAQUE(x.part[0]);
-            const IntReg product = pairs_8(w.part[0], x.part[0]);
-            sum[i].part[0] = add_16(sum[i].part[0], product);
-#elif defined(__SSE2__)
-            PUNA_OPAQUE(x.part[0]);
-            sum[i].part[0] = sum[i].part[0] + pairs_16((IntReg)w.part[0], x.part[0]);
-#else
-            PUNA_OPAQUE(x.part[0]);
-            sum[i].part[0] = sum[i].part[0] + (IntReg)w.part[0] * x.part[0];
-#endif
-        }
+        PUNA_OPAQUE(x);
+        PUNA_SUMS(PUNA_STEP)
     }
-    I16 total = sum[0];
-    for (int i = 1; i < kSums; ++i) total = total + sum[i];
-    *sink = sum_of(to_floats(total));
-#if defined(__AVX2__)
-    constexpr int kEach = kWidth * 4;
-#elif defined(__SSE2__)
-    constexpr int kEach = kWidth * 2;
-#else
-    constexpr int kEach = kWidth;
-#endif
-    return rounds * kSums * kEach;
+    IntReg total = IntReg{};
+    PUNA_SUMS(PUNA_ADD)
+    *sink = static_cast<float>(total[0]);
+#undef PUNA_BEGIN
+#undef PUNA_STEP
+    return rounds * kSums * kProducts;
 }
 
 // Products of floats, or of bf16 where the processor has them; returns how many.
 static int64_t float_work(int64_t rounds, float* sink) {
-    constexpr int kSums = 12;
-    Reg sum[kSums];
-    for (int i = 0; i < kSums; ++i) sum[i] = Reg{} + static_cast<float>(i);
     Reg w = Reg{} + 0.5f, x = Reg{} + 0.25f;
+#define PUNA_BEGIN(i) Reg sum##i = Reg{} + static_cast<float>(i);
+#define PUNA_STEP(i) sum##i = multiply_floats(sum##i, w, x); PUNA_OPAQUE(sum##i);
+    PUNA_SUMS(PUNA_BEGIN)
     for (int64_t r = 0; r < rounds; ++r) {
-#pragma GCC unroll 12
-        for (int i = 0; i < kSums; ++i) {
-#if defined(__AVX512BF16__)
-            sum[i] = (Reg)_mm512_dpbf16_ps((__m512)sum[i], (__m512bh)w, (__m512bh)x);
-#else
-            sum[i] = fused(w, x, sum[i]);
-#endif
-            PUNA_OPAQUE(sum[i]);
-        }
+        PUNA_OPAQUE(x);
+        PUNA_SUMS(PUNA_STEP)
     }
-    Reg total = sum[0];
-    for (int i = 1; i < kSums; ++i) total = total + sum[i];
+    Reg total = Reg{};
+    PUNA_SUMS(PUNA_ADD)
     *sink = total[0];
+#undef PUNA_BEGIN
+#undef PUNA_STEP
+#undef PUNA_ADD
     return rounds * kSums * kWidth * (kWantsBf16 ? 2 : 1);
 }
 

@@ -1,0 +1,62 @@
+"""puna's worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from peers.serve import serve
+from puna import benchmark
+from puna.backend import Chunk
+from puna.checkpoint import locate_model, open_checkpoint
+from puna.native import NativeBackend
+from puna.native.library import chosen_kernels
+from puna.native.measure import MachineSpeed
+
+
+class Puna:
+    """The native backend, driven as the engine drives it: prompts in pieces of 512 tokens."""
+
+    def __init__(self, load: dict[str, Any]) -> None:
+        checkpoint = open_checkpoint(locate_model(load["model"]))
+        cache = load["options"].get("cache")
+        self.backend = NativeBackend(
+            checkpoint.config, checkpoint.tensors, load["threads"], load["sequences"], cache=cache
+        )
+        self.vocab_size = checkpoint.config.vocab_size
+        self._held = 0
+        unit = MachineSpeed(1.0, 1.0, 1.0, True)
+        self.settings = {
+            "backend": "native",
+            "kernels": chosen_kernels(),
+            "cache": cache or "default",
+            "weight_bytes": self.backend.weight_bytes,
+            "integer_weights": self.backend.integer_weights,
+            "limits_of_unit_machine": [
+                benchmark.limit(
+                    self.backend,
+                    unit,
+                    benchmark.Work(work["do"], work["tokens"], work["context"], work["sequences"]),
+                )
+                for work in load["works"]
+            ],
+        }
+
+    def read(self, ids: Sequence[int], sequences: int) -> None:
+        """As `peers.serve.Engine`."""
+        for slot in range(self._held):
+            self.backend.free(slot)
+        for slot in range(sequences):
+            benchmark.read(self.backend, np.array(ids, np.int64), slot)
+        self._held = sequences
+
+    def step(self, token: int, position: int, sequences: int) -> None:
+        """As `peers.serve.Engine`."""
+        chunks = [Chunk(slot, np.array([token], np.int64), position) for slot in range(sequences)]
+        self.backend.forward(chunks).argmax(axis=-1)
+
+
+if __name__ == "__main__":
+    serve(Puna)
