@@ -16,10 +16,10 @@ constexpr int kSplit = 256;  // positions whose attention is summed together; lo
 struct ActivationBlock {
     int8_t quants[kBlock];  // x = scale * quants
     float scale;            // the largest magnitude / 127
-    float offset;           // scale * sum, for formats with minimums
-    float half_offset[2];   // scale * half_sum
-    int32_t sum;            // of the quants
-    int32_t half_sum[2];    // of the first and the last 16
+    float offset;           // scale * the sum of the quants, for formats with minimums
+    float half_offset[2];   // scale * the sum of the first and the last 16
+    int32_t minus_sum;      // - the sum of the quants
+    int32_t minus_half[2];  // - the sum of the first and the last 16
     int32_t unused;
 };
 static_assert(sizeof(ActivationBlock) == 64, "one cache line");

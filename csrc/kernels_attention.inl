@@ -2,17 +2,31 @@
 // the highest score, the sum of the exponentials and the mixed values are carried along (Dao et al., arXiv:2205.14135).
 // A query's sums do not depend on the queries beside it.
 
+// What will be read next, and how much of it to ask for at each step of a product: pages lie apart, so that the processor
+// does not foresee them, and all at once would be more than it can wait for.
+struct Soon {
+    const uint8_t* from;
+    int64_t step;  // bytes
+};
+
 // c = a times b, or c = c * shrink[t] + a times b: `count` rows of a, `vectors` vectors of b, `inner` columns.
 template <int kTokens, int kGroup, bool kCarry>
 PUNA_INLINE void product_tile(const float* a, int64_t a_stride, const float* b, int64_t b_line, int64_t inner, float* c,
-                              int64_t c_stride, const float* shrink) {
+                              int64_t c_stride, const float* shrink, const Soon* soon) {
     V16 acc[kTokens][kGroup];
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g)
             acc[t][g] = kCarry ? load(c + t * c_stride + g * kLanes) * broadcast(shrink[t]) : broadcast(0.0f);
-    multiply<kTokens, kGroup>(a, a_stride, b, b_line, kLanes, inner, acc);
+    if (soon)
+        multiply<kTokens, kGroup>(a, a_stride, b, b_line, kLanes, inner, acc, [=](int64_t k) {
+            const uint8_t* const from = soon->from + k * soon->step;
+            __builtin_prefetch(from);
+            for (int64_t line = 64; line < soon->step; line += 64) __builtin_prefetch(from + line);
+        });
+    else
+        multiply<kTokens, kGroup>(a, a_stride, b, b_line, kLanes, inner, acc, [](int64_t) {});
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 8
@@ -21,28 +35,32 @@ PUNA_INLINE void product_tile(const float* a, int64_t a_stride, const float* b, 
 
 template <int kTokens, int kGroup, bool kCarry>
 PUNA_INLINE void product_rows(const float* a, int64_t a_stride, const float* b, int64_t b_line, int64_t vectors,
-                              int64_t inner, float* c, int64_t c_stride, const float* shrink) {
+                              int64_t inner, float* c, int64_t c_stride, const float* shrink, const Soon* soon) {
     int64_t v = 0;
     for (; v + kGroup <= vectors; v += kGroup)
         product_tile<kTokens, kGroup, kCarry>(a, a_stride, b + v * kLanes, b_line, inner, c + v * kLanes, c_stride,
-                                              shrink);
+                                              shrink, v ? nullptr : soon);
     for (; v < vectors; ++v)
-        product_tile<kTokens, 1, kCarry>(a, a_stride, b + v * kLanes, b_line, inner, c + v * kLanes, c_stride, shrink);
+        product_tile<kTokens, 1, kCarry>(a, a_stride, b + v * kLanes, b_line, inner, c + v * kLanes, c_stride, shrink,
+                                         v ? nullptr : soon);
 }
 
 template <bool kCarry>
 static void product(const float* a, int64_t a_stride, int64_t count, const float* b, int64_t b_line, int64_t vectors,
-                    int64_t inner, float* c, int64_t c_stride, const float* shrink) {
+                    int64_t inner, float* c, int64_t c_stride, const float* shrink, const Soon& soon) {
     int64_t t = 0;
     const auto pass = [&](auto tokens, auto group) {
         constexpr int kTokens = decltype(tokens)::kValue, kGroup = decltype(group)::kValue;
         for (; t + kTokens <= count; t += kTokens)
             product_rows<kTokens, kGroup, kCarry>(a + t * a_stride, a_stride, b, b_line, vectors, inner,
-                                                  c + t * c_stride, c_stride, kCarry ? shrink + t : nullptr);
+                                                  c + t * c_stride, c_stride, kCarry ? shrink + t : nullptr,
+                                                  t ? nullptr : &soon);
     };
 #if defined(__AVX512F__)
     pass(Number<8>(), Number<2>());
     pass(Number<4>(), Number<4>());
+    pass(Number<3>(), Number<4>());
+    pass(Number<2>(), Number<4>());
     pass(Number<1>(), Number<4>());
 #elif defined(__AVX2__)
     pass(Number<6>(), Number<1>());
@@ -111,36 +129,47 @@ PUNA_INLINE const float* read_values(const HeadCache& cache, int64_t index, int6
     return scratch;
 }
 
-// Scores of one query become exponentials; its highest score and total follow. Returns how much what was summed before
-// shrinks.
-PUNA_INLINE float soften(float* scores, int64_t valid, float& highest, float& total) {
-    constexpr int kTiles = kPage / kLanes;
-    const V16 masked = broadcast(-__builtin_inff());
-    V16 score[kTiles];
-    for (int i = 0; i < kTiles; ++i) {
-        const int64_t rest = valid - i * kLanes;
-        score[i] = rest <= 0 ? masked : load(scores + i * kLanes);
-        if (rest > 0 && rest < kLanes) {
-            float lane[kLanes];
-            store(lane, score[i]);
-            for (int64_t j = rest; j < kLanes; ++j) lane[j] = -__builtin_inff();
-            score[i] = load(lane);
+constexpr float kLowest = -3e38f;  // the highest score so far where there is none: finite, so that no NaN comes of it
+
+// Scores of one page: for each query the highest of its first valid[i], and those behind them -infinity.
+PUNA_INLINE void mask(float* scores, int64_t count, const int64_t* valid, float* highest) {
+    for (int64_t i = 0; i < count; ++i) {
+        float* const row = scores + i * kPage;
+        V16 most = broadcast(-__builtin_inff());
+        for (int64_t j = 0; j < kPage; j += kLanes) {
+            const int64_t rest = valid[i] - j;
+            if (rest < kLanes)
+                for (int64_t k = rest > 0 ? rest : 0; k < kLanes; ++k) row[j + k] = -__builtin_inff();
+            most = higher(most, load(row + j));
         }
+        highest[i] = highest_of(most);
     }
-    V16 most = score[0];
-    for (int i = 1; i < kTiles; ++i) most = higher(most, score[i]);
-    const float here = highest_of(most), now = here > highest ? here : highest;
-    V16 sum = broadcast(0.0f);
-    for (int i = 0; i < kTiles; ++i) {
-        const V16 weight = exponential(score[i] - broadcast(now));
-        store(scores + i * kLanes, weight);
-        sum = sum + weight;
+}
+
+// Scores of `count` queries become exponentials; their highest scores and totals follow. shrink[i]: how much what was
+// summed before shrinks. Arrays have room for kMaxQueries.
+PUNA_INLINE void soften(float* scores, int64_t count, const int64_t* valid, float* highest, float* total,
+                        float* shrink) {
+    float here[kMaxQueries], sums[kMaxQueries];
+    mask(scores, count, valid, here);
+    for (int64_t i = 0; i < count; i += kLanes) {
+        const V16 before = load_some(highest + i, count - i), now = higher(load_some(here + i, count - i), before);
+        store(shrink + i, exponential(before - now));
+        store(here + i, now);
     }
-    float lane[kLanes];
-    store(lane, exponential(broadcast(highest - now)));
-    total = total * lane[0] + sum_of(sum);
-    highest = now;
-    return lane[0];
+    for (int64_t i = 0; i < count; ++i) {
+        const V16 now = broadcast(here[i]);
+        V16 sum = broadcast(0.0f);
+        for (int64_t j = 0; j < kPage; j += kLanes) {
+            float* const at = scores + i * kPage + j;
+            const V16 weight = exponential(load(at) - now);
+            store(at, weight);
+            sum = sum + weight;
+        }
+        sums[i] = sum_of(sum);
+        highest[i] = here[i];
+        total[i] = total[i] * shrink[i] + sums[i];
+    }
 }
 
 static void attend(const Queries& queries, const HeadCache& cache, int64_t split, float* scratch) {
@@ -151,26 +180,26 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
     int64_t last = 0;
     for (int64_t i = 0; i < queries.count; ++i) {
         last = queries.last[i] > last ? queries.last[i] : last;
-        queries.highest[i] = -__builtin_inff();
+        queries.highest[i] = kLowest;
         queries.total[i] = 0.0f;
     }
     for (int64_t i = 0; i < queries.count * wide; ++i) queries.mixed[i] = 0.0f;
     for (int64_t start = first; start <= last && start < first + kSplit; start += kPage) {
-        const int64_t seen = last + 1 - start < kPage ? last + 1 - start : kPage;
-        const float* k = read_keys(cache, start / kPage, keys);
-        const float* v = read_values(cache, start / kPage, seen, values);
-        product<false>(queries.values, width, queries.count, k, kPage, kPage / kLanes, width, scores, kPage, nullptr);
+        const int64_t seen = last + 1 - start < kPage ? last + 1 - start : kPage, index = start / kPage;
+        const int64_t next = start + kPage <= last ? index + 1 : index, vectors = (seen + kLanes - 1) / kLanes;
+        const int64_t bytes = cache.type == CacheType::kF32 ? 4 : cache.type == CacheType::kQ8_0 ? 1 : 2;
+        const Soon soon_values{cache.values + cache.pages[index] * cache.value_stride, kPage * bytes};
+        const Soon soon_keys{cache.keys + cache.pages[next] * cache.key_stride, width * bytes};
+        const float* k = read_keys(cache, index, keys);
+        product<false>(queries.values, width, queries.count, k, kPage, vectors, width, scores, kPage, nullptr,
+                       soon_values);
+        int64_t valid[kMaxQueries];
+        for (int64_t i = 0; i < queries.count; ++i) valid[i] = queries.last[i] + 1 - start;
         float shrink[kMaxQueries];
-        for (int64_t i = 0; i < queries.count; ++i) {
-            const int64_t valid = queries.last[i] + 1 - start;
-            if (valid > 0) {
-                shrink[i] = soften(scores + i * kPage, valid, queries.highest[i], queries.total[i]);
-            } else {
-                shrink[i] = 1.0f;
-                for (int64_t j = 0; j < kPage; ++j) scores[i * kPage + j] = 0.0f;
-            }
-        }
-        product<true>(scores, kPage, queries.count, v, wide, wide / kLanes, seen, queries.mixed, wide, shrink);
+        soften(scores, queries.count, valid, queries.highest, queries.total, shrink);
+        const float* v = read_values(cache, index, seen, values);
+        product<true>(scores, kPage, queries.count, v, wide, wide / kLanes, seen, queries.mixed, wide, shrink,
+                      soon_keys);
     }
 }
 

@@ -87,17 +87,38 @@ PUNA_INLINE int32_t four_quants(const int8_t* from) {
     return value;
 }
 
+// - the sum of a block's activations, or of its first or last 16.
+template <typename F, int kFrom>
+PUNA_INLINE int32_t minus_sum(const ActivationBlock& block) {
+    return F::kHalves ? block.minus_half[kFrom / 4] : block.minus_sum;
+}
+
+// The sums begin with what the zero point takes off: zero * - the sum of the activations.
+template <typename F, int kFrom, int kTokens, int kGroup>
+PUNA_INLINE void begin(const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
+    for (int t = 0; t < kTokens; ++t) {
+        const I16 start = all_equal(F::kZero ? F::kZero * minus_sum<F, kFrom>(a[t * stride]) : 0);
+        for (int g = 0; g < kGroup; ++g) sum[t][g] = start;
+    }
+}
+
 #if defined(__AVX512VNNI__)
 
-// sum[t][g] = the products of columns 4 kFrom .. 4 kTo - 1 of a block, exactly.
-template <int kMost, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
+// sum[t][g] = the products of columns 4 kFrom .. 4 kTo - 1 of a block, exactly, with the zero point taken off.
+template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock*, int64_t stride,
                      I16 (&sum)[kTokens][kGroup]) {
     constexpr int kChains = kTokens * kGroup < 4 ? 2 : 1;  // enough independent sums to hide the latency of each
     I16 part[kTokens][kGroup][kChains];
-    for (int t = 0; t < kTokens; ++t)
+    for (int t = 0; t < kTokens; ++t) {
+        I16 start = all_equal(0);
+        if (F::kZero) {  // a power of two
+            start = all_equal(minus_sum<F, kFrom>(a[t * stride]));
+            start.part[0] = start.part[0] << __builtin_ctz(F::kZero);
+        }
         for (int g = 0; g < kGroup; ++g)
-            for (int c = 0; c < kChains; ++c) part[t][g][c] = all_equal(0);
+            for (int c = 0; c < kChains; ++c) part[t][g][c] = c ? all_equal(0) : start;
+    }
 #pragma GCC unroll 8
     for (int s = kFrom; s < kTo; ++s) {
         U16 w[kGroup];
@@ -143,15 +164,14 @@ constexpr bool kHasPairs8 = false;
 
 // Sums of two products fit 16 bits while the weights have up to seven bits; of up to four bits, even those of a whole
 // block do: 8 * 2 * 15 * 127 = 30480.
-template <int kMost, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
+template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock* wide, int64_t stride,
                      I16 (&sum)[kTokens][kGroup]) {
-    constexpr int kLongest = 32767 / (2 * 127 * kMost);  // sums of two that fit 16 bits together
+    constexpr int kLongest = 32767 / (2 * 127 * F::kMost);  // sums of two that fit 16 bits together
     constexpr int kSteps = kTo - kFrom;
     constexpr int kSpan = !kHasPairs8 ? 0 : kLongest >= 8 ? 8 : kLongest >= 4 ? 4 : kLongest >= 2 ? 2 : 0;
     constexpr int kRun = kSpan > kSteps ? kSteps : kSpan;
-    for (int t = 0; t < kTokens; ++t)
-        for (int g = 0; g < kGroup; ++g) sum[t][g] = all_equal(0);
+    begin<F, kFrom>(a, stride, sum);
     if (kRun > 0) {
 #pragma GCC unroll 8
         for (int s = kFrom; s < kTo; s += kRun > 0 ? kRun : 1) {
@@ -201,11 +221,10 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock
 
 #else
 
-template <int kMost, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
+template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock*, int64_t stride,
                      I16 (&sum)[kTokens][kGroup]) {
-    for (int t = 0; t < kTokens; ++t)
-        for (int g = 0; g < kGroup; ++g) sum[t][g] = all_equal(0);
+    begin<F, kFrom>(a, stride, sum);
 #pragma GCC unroll 8
     for (int s = kFrom; s < kTo; ++s)
         for (int g = 0; g < kGroup; ++g) {
@@ -233,9 +252,7 @@ PUNA_INLINE void accumulate(const Quad& quad, const Scale& scale, const Least& l
             const V16 d = broadcast(block.scale);
 #pragma GCC unroll 4
             for (int g = 0; g < kGroup; ++g) {
-                I16 total = sum[t][g];
-                if (F::kZero) total = total + all_equal(-F::kZero * (F::kHalves ? block.half_sum[h] : block.sum));
-                acc[t][g] = madd(to_floats(total), scale(g, h) * d, acc[t][g]);
+                acc[t][g] = madd(to_floats(sum[t][g]), scale(g, h) * d, acc[t][g]);
                 if (F::kLeast) {
                     const float offset = F::kHalves ? block.half_offset[h] : block.offset;
                     acc[t][g] = madd(least(g, h), broadcast(offset), acc[t][g]);
@@ -245,12 +262,12 @@ PUNA_INLINE void accumulate(const Quad& quad, const Scale& scale, const Least& l
     };
     I16 sum[kTokens][kGroup];
     if (!F::kHalves) {
-        dot<F::kMost, 0, 8>(quad, a, wide, stride, sum);
+        dot<F, 0, 8>(quad, a, wide, stride, sum);
         add(sum, 0);
     } else {
-        dot<F::kMost, 0, 4>(quad, a, wide, stride, sum);
+        dot<F, 0, 4>(quad, a, wide, stride, sum);
         add(sum, 0);
-        dot<F::kMost, 4, 8>(quad, a, wide, stride, sum);
+        dot<F, 4, 8>(quad, a, wide, stride, sum);
         add(sum, 1);
     }
 }
@@ -265,6 +282,15 @@ PUNA_INLINE void finish(const V16& value, const Panels& w, int64_t panel, float*
     store_some(to, result, valid);
 }
 
+// Asks for what will be read some blocks later. A panel's scales and planes are two streams, and short ones, which the
+// processor's own prefetcher loses at every panel; as one stream of bytes through all panels they come in time.
+constexpr int64_t kAhead = 8192;
+template <typename F>
+PUNA_INLINE void ahead(const uint8_t* panel, int64_t block, int64_t step) {
+#pragma GCC unroll 16
+    for (int line = 0; line <= F::kPlaneBytes; line += 64) __builtin_prefetch(panel + block * step + kAhead + line);
+}
+
 // One token: unpacked in registers, each byte of the panel read once.
 template <typename F>
 static void one_token(const Panels& w, int64_t panel, const ActivationBlock* a, const WideBlock* wide, float* out,
@@ -272,11 +298,10 @@ static void one_token(const Panels& w, int64_t panel, const ActivationBlock* a, 
     const uint8_t* const from = w.data + panel * w.stride;
     const uint8_t* const planes = from + w.planes;
     V16 acc[1][1] = {{broadcast(0.0f)}};
-    const int64_t blocks = w.cols / kBlock;
+    const int64_t blocks = w.cols / kBlock, step = w.stride / blocks;
     for (int64_t b = 0; b < blocks; ++b) {
         const uint8_t* block = planes + b * F::kPlaneBytes;
-#pragma GCC unroll 8
-        for (int line = 0; line < F::kPlaneBytes; line += 64) __builtin_prefetch(block + 2048 + line);
+        ahead<F>(from, b, step);
         V16 scale[2], least[2];
         F::scales(from, b, scale, least);
         accumulate<F>([&](int, int s) __attribute__((always_inline)) { return F::quad(block, s); },
@@ -295,7 +320,7 @@ constexpr int kTileTokens = 4, kTileGroup = 1;
 constexpr int kTileTokens = 2, kTileGroup = 1;
 #endif
 constexpr int kChunkBlocks = 16;  // of a panel, unpacked at once: they stay in the first-level cache
-constexpr int kGroupTokens = 64;  // whose activations stay in the second-level cache while panels pass by
+constexpr int kGroupTokens = 128;  // whose activations stay in the second-level cache while panels pass by
 
 // Blocks of kGroup panels, unpacked.
 template <int kGroup>
@@ -308,10 +333,12 @@ struct Unpacked {
 template <typename F, int kGroup>
 PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t blocks, Unpacked<kGroup>& to) {
     constexpr int kScales = F::kHalves ? 2 : 1;
+    const int64_t step = w.stride / (w.cols / kBlock);
     for (int g = 0; g < kGroup; ++g) {
         const uint8_t* const from = w.data + (panel + g) * w.stride;
         for (int64_t b = 0; b < blocks; ++b) {
             const uint8_t* block = from + w.planes + (first + b) * F::kPlaneBytes;
+            ahead<F>(from, first + b, step);
 #pragma GCC unroll 8
             for (int s = 0; s < 8; ++s) store_words(to.quads[b][s][g], F::quad(block, s));
             V16 scale[2], least[2];
@@ -358,7 +385,8 @@ static void many_tokens(const Panels& w, int64_t panel, const Activations& x, in
                                          sums + (t - begin) * kGroup * kLanes);
         };
         pass(Number<kTileTokens>());
-        pass(Number<kTileTokens / 2>());
+        if (kTileTokens > 4) pass(Number<4>());
+        if (kTileTokens > 2) pass(Number<2>());
         pass(Number<1>());
     }
     for (int64_t t = begin; t < end; ++t)
@@ -419,10 +447,10 @@ static void quantize(const float* x, int64_t cols, ActivationBlock* blocks, Wide
                 sum[h] += to.quants[h * kLanes + i];
             }
         to.scale = scale;
-        to.sum = sum[0] + sum[1];
-        to.offset = scale * static_cast<float>(to.sum);
+        to.minus_sum = -(sum[0] + sum[1]);
+        to.offset = -(scale * static_cast<float>(to.minus_sum));
         for (int h = 0; h < 2; ++h) {
-            to.half_sum[h] = sum[h];
+            to.minus_half[h] = -sum[h];
             to.half_offset[h] = scale * static_cast<float>(sum[h]);
         }
         to.unused = 0;

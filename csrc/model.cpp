@@ -173,10 +173,11 @@ int64_t Model::weight_bytes() const {
 
 bool Model::integer_weights() const { return !layers_.empty() && layers_[0].down.panels.integer(); }
 
+// [page][layer][kv head]: what a sequence has of all layers lies together, so that huge pages waste little.
 void Model::reserve_pages(int32_t pages) {
     const int64_t heads = int64_t{shape_.layers} * pages * shape_.kv_heads;
-    keys_ = Buffer<uint8_t>(static_cast<size_t>(heads * key_page_bytes(cache_type_, shape_.head_dim)), false);
-    values_ = Buffer<uint8_t>(static_cast<size_t>(heads * value_page_bytes(cache_type_, shape_.head_dim)), false);
+    keys_ = Buffer<uint8_t>(static_cast<size_t>(heads * key_page_bytes(cache_type_, shape_.head_dim)));
+    values_ = Buffer<uint8_t>(static_cast<size_t>(heads * value_page_bytes(cache_type_, shape_.head_dim)));
     pages_ = pages;
 }
 
@@ -215,7 +216,8 @@ void Model::collect(const puna_chunk* chunks, int32_t count) {
 void Model::lay_tiles(const puna_chunk* chunks, int32_t count) {
     tiles_.clear();
     const int32_t group = shape_.heads / shape_.kv_heads;
-    const int32_t most = group >= kTileQueries ? 1 : kTileQueries / group;
+    int32_t most = std::max(1, kTileQueries / group);
+    while (most * group % 8 && (most + 1) * group <= kMaxQueries) ++most;  // kernels take eight queries at a time
     int64_t before = 0, offset = 0;
     int32_t at = 0;
     for (int32_t c = 0; c < count; ++c)
@@ -342,7 +344,6 @@ void Model::project(std::initializer_list<Projection> outs, const Activations& x
 void Model::store_keys_values(int32_t layer) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), width = shape_.head_dim, half = width / 2;
     const int64_t key_bytes = key_page_bytes(cache_type_, width), value_bytes = value_page_bytes(cache_type_, width);
-    const int64_t first_page = int64_t{layer} * pages_;
     const float scale = 1.0f / std::sqrt(static_cast<float>(width));
     pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
@@ -354,12 +355,12 @@ void Model::store_keys_values(int32_t layer) {
                 kernels_.rotate(q, cos, sin, half);
                 for (int64_t e = 0; e < width; ++e) q[e] *= scale;
             }
-            const int64_t page = first_page + token.chunk->pages[token.position / kPage];
+            const int64_t page = token.chunk->pages[token.position / kPage];
             const int64_t slot = token.position % kPage;
             for (int64_t h = 0; h < shape_.kv_heads; ++h) {
                 float* k = k_.data() + (t * shape_.kv_heads + h) * width;
                 if (!shape_.unrotated_keys) kernels_.rotate(k, cos, sin, half);
-                const int64_t at = page * shape_.kv_heads + h;
+                const int64_t at = (page * shape_.layers + layer) * shape_.kv_heads + h;
                 kernels_.store_key(k, width, cache_type_, keys_.data() + at * key_bytes, slot);
                 kernels_.store_value(v_.data() + (t * shape_.kv_heads + h) * width, width, cache_type_,
                                      values_.data() + at * value_bytes, slot);
@@ -380,7 +381,7 @@ Model::Partial Model::partial(const Tile& tile, int64_t head, int64_t split) {
 void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t split) {
     const int64_t width = shape_.head_dim, group = shape_.heads / shape_.kv_heads, count = tile.count * group;
     const int64_t key_bytes = key_page_bytes(cache_type_, width), value_bytes = value_page_bytes(cache_type_, width);
-    const int64_t at = int64_t{layer} * pages_ * shape_.kv_heads + head;
+    const int64_t at = int64_t{layer} * shape_.kv_heads + head, stride = int64_t{shape_.layers} * shape_.kv_heads;
     thread_local Buffer<float> work;
     thread_local std::vector<int32_t> last;
     work.reserve(static_cast<size_t>(attend_floats(count, width) + count * width));
@@ -399,8 +400,8 @@ void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t 
     const HeadCache cache{keys_.data() + at * key_bytes,
                           values_.data() + at * value_bytes,
                           tile.chunk->pages,
-                          shape_.kv_heads * key_bytes,
-                          shape_.kv_heads * value_bytes,
+                          stride * key_bytes,
+                          stride * value_bytes,
                           cache_type_,
                           width,
                           unrotated ? angles->cos.data() : nullptr,

@@ -51,9 +51,10 @@ PUNA_INLINE void store(float* to, const V16& value) {
     PUNA_EACH* reinterpret_cast<Part*>(to + i_ * kWidth) = value.part[i_];
 }
 
+// Not Reg{} + value: 0 + -0 is not -0, so that the compiler would have to add.
 PUNA_INLINE V16 broadcast(float value) {
     V16 out;
-    PUNA_EACH out.part[i_] = Reg{} + value;
+    PUNA_EACH out.part[i_] = value - Reg{};
     return out;
 }
 
@@ -100,7 +101,27 @@ PUNA_INLINE V16 higher(const V16& a, const V16& b) {
     return out;
 }
 
-// Over the lanes, always in the same order.
+// Folds a register's lanes in halves: lane i with lane i + 8, then + 4, + 2, + 1; the same order everywhere.
+#if defined(__AVX2__) && !defined(PUNA_EMULATE)
+template <typename Fold>
+PUNA_INLINE float folded(const V16& value, const Fold& fold) {
+#if defined(__AVX512F__)
+    const __m512 all = (__m512)value.part[0];
+    const __m256 eight = fold(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+#else
+    const __m256 eight = fold((__m256)value.part[0], (__m256)value.part[1]);
+#endif
+    const __m256 four = fold(eight, _mm256_permute2f128_ps(eight, eight, 1));
+    const __m256 two = fold(four, _mm256_permute_ps(four, 0x4e));
+    return _mm256_cvtss_f32(fold(two, _mm256_permute_ps(two, 0xb1)));
+}
+PUNA_INLINE float sum_of(const V16& value) {
+    return folded(value, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_add_ps(a, b); });
+}
+PUNA_INLINE float highest_of(const V16& value) {
+    return folded(value, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_max_ps(a, b); });
+}
+#else
 PUNA_INLINE float sum_of(const V16& value) {
     float lane[kLanes];
     store(lane, value);
@@ -108,7 +129,6 @@ PUNA_INLINE float sum_of(const V16& value) {
         for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
     return lane[0];
 }
-
 PUNA_INLINE float highest_of(const V16& value) {
     float lane[kLanes];
     store(lane, value);
@@ -116,6 +136,7 @@ PUNA_INLINE float highest_of(const V16& value) {
         for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
     return lane[0];
 }
+#endif
 
 // A part of an array that may end inside a vector.
 PUNA_INLINE V16 load_some(const float* from, int64_t count) {
@@ -185,25 +206,52 @@ PUNA_INLINE I16 all_equal(int32_t value) {
     return out;
 }
 
-// Sixteen bytes as numbers.
+// Sixteen bytes, signed bytes, or 16-bit numbers, widened. Spelled out where the processor has instructions for it: GCC 12
+// takes the elements of a vector of narrow integers one by one.
+#if defined(__AVX512F__) && !defined(PUNA_EMULATE)
+PUNA_INLINE I16 from_bytes(const uint8_t* from) {
+    return I16{{(IntReg)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))}};
+}
+PUNA_INLINE I16 from_signed(const uint8_t* from) {
+    return I16{{(IntReg)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))}};
+}
+PUNA_INLINE U16 from_halves(const uint16_t* from) {
+    return U16{{(WordReg)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))}};
+}
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+PUNA_INLINE I16 from_bytes(const uint8_t* from) {
+    I16 out;
+    PUNA_EACH out.part[i_] = (IntReg)_mm256_cvtepu8_epi32(_mm_loadu_si64(from + i_ * kWidth));
+    return out;
+}
+PUNA_INLINE I16 from_signed(const uint8_t* from) {
+    I16 out;
+    PUNA_EACH out.part[i_] = (IntReg)_mm256_cvtepi8_epi32(_mm_loadu_si64(from + i_ * kWidth));
+    return out;
+}
+PUNA_INLINE U16 from_halves(const uint16_t* from) {
+    U16 out;
+    PUNA_EACH out.part[i_] = (WordReg)_mm256_cvtepu16_epi32(
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i_ * kWidth)));
+    return out;
+}
+#else
 PUNA_INLINE I16 from_bytes(const uint8_t* from) {
     I16 out;
     PUNA_EACH out.part[i_] = __builtin_convertvector(*reinterpret_cast<const BytePart*>(from + i_ * kWidth), IntReg);
     return out;
 }
-
 PUNA_INLINE I16 from_signed(const uint8_t* from) {
     I16 out;
     PUNA_EACH out.part[i_] = __builtin_convertvector(*reinterpret_cast<const SignedPart*>(from + i_ * kWidth), IntReg);
     return out;
 }
-
-// Sixteen 16-bit numbers, zero-extended.
 PUNA_INLINE U16 from_halves(const uint16_t* from) {
     U16 out;
     PUNA_EACH out.part[i_] = __builtin_convertvector(*reinterpret_cast<const HalfPart*>(from + i_ * kWidth), WordReg);
     return out;
 }
+#endif
 
 PUNA_INLINE V16 from_bf16(const uint16_t* from) { return as_floats(shifted(from_halves(from), -16)); }
 
@@ -237,7 +285,11 @@ PUNA_INLINE void to_bf16(uint16_t* to, const V16& value) {
         const WordReg rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
         const WordReg nan = (bits & 0x7fffffffu) > 0x7f800000u;
         const WordReg out = (nan & (bits >> 16 | 0x40u)) | (~nan & rounded);
+#if defined(__AVX512F__) && !defined(PUNA_EMULATE)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)out));
+#else
         *reinterpret_cast<HalfPart*>(to + i_ * kWidth) = __builtin_convertvector(out, HalfPart);
+#endif
     }
 }
 

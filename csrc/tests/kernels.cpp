@@ -223,9 +223,9 @@ void check_quantize(const Kernels& kernels) {
             demand(kernels.name, "wide", wide.quants[i] == block.quants[i / 4 * 4 + kOrder[i % 4]]);
         }
         demand(kernels.name, "sums",
-               sum[0] == block.half_sum[0] && sum[1] == block.half_sum[1] && sum[0] + sum[1] == block.sum);
+               sum[0] == -block.minus_half[0] && sum[1] == -block.minus_half[1] && sum[0] + sum[1] == -block.minus_sum);
         demand(kernels.name, "offsets",
-               block.offset == block.scale * static_cast<float>(block.sum) &&
+               block.offset == block.scale * static_cast<float>(-block.minus_sum) &&
                    block.half_offset[1] == block.scale * static_cast<float>(sum[1]));
     }
     report(kernels.name, "quantize beyond a half", worst, 2e-5);
