@@ -115,7 +115,7 @@ struct Kernels {
 
 constexpr int64_t padded_width(int64_t head_dim) { return (head_dim + kPanel - 1) / kPanel * kPanel; }
 constexpr int64_t attend_floats(int64_t count, int64_t head_dim) {
-    return kPage * (head_dim + padded_width(head_dim) + count);
+    return kPage * (padded_width(head_dim) + count);
 }
 
 // Bytes of one kv head's keys, and of its values, in one page.

@@ -2,59 +2,87 @@
 // the highest score, the sum of the exponentials and the mixed values are carried along (Dao et al., arXiv:2205.14135).
 // A query's sums do not depend on the queries beside it.
 
-// What will be read next, and how much of it to ask for at each step of a product: pages lie apart, so that the processor
-// does not foresee them, and all at once would be more than it can wait for.
-struct Soon {
-    const uint8_t* from;
-    int64_t step;  // bytes
+// How sixteen numbers are read, from their index on.
+struct ReadF32 {
+    static constexpr int64_t kBytes = 4;
+    static inline __attribute__((always_inline)) V16 at(const uint8_t* from, int64_t i) { return load(reinterpret_cast<const float*>(from) + i); }
+};
+struct ReadF16 {
+    static constexpr int64_t kBytes = 2;
+    static inline __attribute__((always_inline)) V16 at(const uint8_t* from, int64_t i) { return from_f16(reinterpret_cast<const uint16_t*>(from) + i); }
+};
+struct ReadBf16 {
+    static constexpr int64_t kBytes = 2;
+    static inline __attribute__((always_inline)) V16 at(const uint8_t* from, int64_t i) { return from_bf16(reinterpret_cast<const uint16_t*>(from) + i); }
 };
 
-// c = a times b, or c = c * shrink[t] + a times b: `count` rows of a, `vectors` vectors of b, `inner` columns.
-template <int kTokens, int kGroup, bool kCarry>
-PUNA_INLINE void product_tile(const float* a, int64_t a_stride, const float* b, int64_t b_line, int64_t inner, float* c,
-                              int64_t c_stride, const float* shrink, const Soon* soon) {
+// Lines of a matrix in a cache page (or widened from one), `line` numbers each, and what will be read after it: pages
+// lie apart, so that the processor does not foresee them. The first half of a product asks for the second half of its
+// own lines, the second half for the first half of the next ones.
+struct Lines {
+    const uint8_t* from;
+    int64_t line;
+    int64_t count;
+    const uint8_t* next;
+};
+
+// c = a times b, or c = c * shrink[t] + a times b: `count` rows of a, `vectors` vectors of b.
+template <typename Read, int kTokens, int kGroup, bool kCarry>
+PUNA_INLINE void product_tile(const float* a, int64_t a_stride, const Lines& b, int64_t v, float* c, int64_t c_stride,
+                              const float* shrink, bool expect) {
     V16 acc[kTokens][kGroup];
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g)
             acc[t][g] = kCarry ? load(c + t * c_stride + g * kLanes) * broadcast(shrink[t]) : broadcast(0.0f);
-    if (soon)
-        multiply<kTokens, kGroup>(a, a_stride, b, b_line, kLanes, inner, acc, [=](int64_t k) {
-            const uint8_t* const from = soon->from + k * soon->step;
-            __builtin_prefetch(from);
-            for (int64_t line = 64; line < soon->step; line += 64) __builtin_prefetch(from + line);
-        });
-    else
-        multiply<kTokens, kGroup>(a, a_stride, b, b_line, kLanes, inner, acc, [](int64_t) {});
+    const auto step = [&](int64_t k) __attribute__((always_inline)) {
+        V16 line[kGroup];
+#pragma GCC unroll 8
+        for (int g = 0; g < kGroup; ++g) line[g] = Read::at(b.from, k * b.line + (v + g) * kLanes);
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t) {
+            const V16 value = broadcast(a[t * a_stride + k]);
+#pragma GCC unroll 8
+            for (int g = 0; g < kGroup; ++g) acc[t][g] = madd(line[g], value, acc[t][g]);
+        }
+    };
+    int64_t k = 0;
+    if (expect && b.next) {
+        const int64_t half = b.count / 2, bytes = b.line * Read::kBytes;
+        for (; k < 2 * half; ++k) {
+            const uint8_t* const soon = k < half ? b.from + (k + half) * bytes : b.next + (k - half) * bytes;
+            for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(soon + at);
+            step(k);
+        }
+    }
+    for (; k < b.count; ++k) step(k);
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) store(c + t * c_stride + g * kLanes, acc[t][g]);
 }
 
-template <int kTokens, int kGroup, bool kCarry>
-PUNA_INLINE void product_rows(const float* a, int64_t a_stride, const float* b, int64_t b_line, int64_t vectors,
-                              int64_t inner, float* c, int64_t c_stride, const float* shrink, const Soon* soon) {
+template <typename Read, int kTokens, int kGroup, bool kCarry>
+PUNA_INLINE void product_rows(const float* a, int64_t a_stride, const Lines& b, int64_t vectors, float* c,
+                              int64_t c_stride, const float* shrink, bool expect) {
     int64_t v = 0;
     for (; v + kGroup <= vectors; v += kGroup)
-        product_tile<kTokens, kGroup, kCarry>(a, a_stride, b + v * kLanes, b_line, inner, c + v * kLanes, c_stride,
-                                              shrink, v ? nullptr : soon);
+        product_tile<Read, kTokens, kGroup, kCarry>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink,
+                                                    expect && v == 0);
     for (; v < vectors; ++v)
-        product_tile<kTokens, 1, kCarry>(a, a_stride, b + v * kLanes, b_line, inner, c + v * kLanes, c_stride, shrink,
-                                         v ? nullptr : soon);
+        product_tile<Read, kTokens, 1, kCarry>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink, expect && v == 0);
 }
 
-template <bool kCarry>
-static void product(const float* a, int64_t a_stride, int64_t count, const float* b, int64_t b_line, int64_t vectors,
-                    int64_t inner, float* c, int64_t c_stride, const float* shrink, const Soon& soon) {
+template <typename Read, bool kCarry>
+static void product(const float* a, int64_t a_stride, int64_t count, const Lines& b, int64_t vectors, float* c,
+                    int64_t c_stride, const float* shrink) {
     int64_t t = 0;
     const auto pass = [&](auto tokens, auto group) {
         constexpr int kTokens = decltype(tokens)::kValue, kGroup = decltype(group)::kValue;
         for (; t + kTokens <= count; t += kTokens)
-            product_rows<kTokens, kGroup, kCarry>(a + t * a_stride, a_stride, b, b_line, vectors, inner,
-                                                  c + t * c_stride, c_stride, kCarry ? shrink + t : nullptr,
-                                                  t ? nullptr : &soon);
+            product_rows<Read, kTokens, kGroup, kCarry>(a + t * a_stride, a_stride, b, vectors, c + t * c_stride,
+                                                        c_stride, kCarry ? shrink + t : nullptr, t == 0);
     };
 #if defined(__AVX512F__)
     pass(Number<8>(), Number<2>());
@@ -70,6 +98,17 @@ static void product(const float* a, int64_t a_stride, int64_t count, const float
     pass(Number<3>(), Number<1>());
     pass(Number<1>(), Number<2>());
 #endif
+}
+
+template <bool kCarry>
+PUNA_INLINE void product_of(CacheType type, const float* a, int64_t a_stride, int64_t count, const Lines& b,
+                            int64_t vectors, float* c, int64_t c_stride, const float* shrink) {
+    if (type == CacheType::kF16)
+        product<ReadF16, kCarry>(a, a_stride, count, b, vectors, c, c_stride, shrink);
+    else if (type == CacheType::kBF16)
+        product<ReadBf16, kCarry>(a, a_stride, count, b, vectors, c, c_stride, shrink);
+    else
+        product<ReadF32, kCarry>(a, a_stride, count, b, vectors, c, c_stride, shrink);
 }
 
 // Numbers of a cache as floats: `count` of them, a multiple of 16.
@@ -172,11 +211,16 @@ PUNA_INLINE void soften(float* scores, int64_t count, const int64_t* valid, floa
     }
 }
 
+constexpr int64_t kDirect = 8;
+
+PUNA_INLINE const uint8_t* as_bytes(const float* from) { return reinterpret_cast<const uint8_t*>(from); }
+
 static void attend(const Queries& queries, const HeadCache& cache, int64_t split, float* scratch) {
     const int64_t width = cache.head_dim, wide = padded_width(width), first = split * kSplit;
-    float* const keys = scratch;
-    float* const values = keys + kPage * width;
-    float* const scores = values + kPage * wide;
+    // Few queries read the cache as it lies; many have a page widened once for all.
+    const bool direct = !cache.cos && (cache.type == CacheType::kF32 ||
+                                       (queries.count <= kDirect && cache.type != CacheType::kQ8_0));
+    float* const scores = scratch + kPage * wide;  // keys, then values, take the room before: it stays in the first cache
     int64_t last = 0;
     for (int64_t i = 0; i < queries.count; ++i) {
         last = queries.last[i] > last ? queries.last[i] : last;
@@ -187,19 +231,20 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
     for (int64_t start = first; start <= last && start < first + kSplit; start += kPage) {
         const int64_t seen = last + 1 - start < kPage ? last + 1 - start : kPage, index = start / kPage;
         const int64_t next = start + kPage <= last ? index + 1 : index, vectors = (seen + kLanes - 1) / kLanes;
-        const int64_t bytes = cache.type == CacheType::kF32 ? 4 : cache.type == CacheType::kQ8_0 ? 1 : 2;
-        const Soon soon_values{cache.values + cache.pages[index] * cache.value_stride, kPage * bytes};
-        const Soon soon_keys{cache.keys + cache.pages[next] * cache.key_stride, width * bytes};
-        const float* k = read_keys(cache, index, keys);
-        product<false>(queries.values, width, queries.count, k, kPage, vectors, width, scores, kPage, nullptr,
-                       soon_values);
+        const uint8_t* const next_keys = cache.keys + cache.pages[next] * cache.key_stride;
+        const uint8_t* const page_keys = cache.keys + cache.pages[index] * cache.key_stride;
+        const uint8_t* const page_values = cache.values + cache.pages[index] * cache.value_stride;
+        Lines keys{page_keys, kPage, width, page_values};
+        if (!direct) keys = {as_bytes(read_keys(cache, index, scratch)), kPage, width, nullptr};
+        const CacheType type = direct ? cache.type : CacheType::kF32;
+        product_of<false>(type, queries.values, width, queries.count, keys, vectors, scores, kPage, nullptr);
         int64_t valid[kMaxQueries];
         for (int64_t i = 0; i < queries.count; ++i) valid[i] = queries.last[i] + 1 - start;
         float shrink[kMaxQueries];
         soften(scores, queries.count, valid, queries.highest, queries.total, shrink);
-        const float* v = read_values(cache, index, seen, values);
-        product<true>(scores, kPage, queries.count, v, wide, wide / kLanes, seen, queries.mixed, wide, shrink,
-                      soon_keys);
+        Lines values{page_values, wide, seen, next_keys};
+        if (!direct) values = {as_bytes(read_values(cache, index, seen, scratch)), wide, seen, nullptr};
+        product_of<true>(type, scores, kPage, queries.count, values, wide / kLanes, queries.mixed, wide, shrink);
     }
 }
 

@@ -2,12 +2,11 @@
 // processors with bf16 products: one such product per pair of columns.
 
 // c[t][g] += a[t][k] * b[k][g] over k, ascending: kTokens rows of a, kGroup vectors of b, whose lines lie `b_line`
-// floats apart and whose vectors `b_group`. each(k) is called on the way.
-template <int kTokens, int kGroup, typename Each>
+// floats apart and whose vectors `b_group`.
+template <int kTokens, int kGroup>
 PUNA_INLINE void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_line, int64_t b_group,
-                          int64_t count, V16 (&c)[kTokens][kGroup], const Each& each) {
+                          int64_t count, V16 (&c)[kTokens][kGroup]) {
     for (int64_t k = 0; k < count; ++k) {
-        each(k);
         V16 line[kGroup];
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) line[g] = load(b + k * b_line + g * b_group);
@@ -102,7 +101,7 @@ static void float_tokens(const Panels& w, int64_t panel, const Activations& x, i
                 for (int i = 0; i < kTokens; ++i)
                     for (int g = 0; g < kGroup; ++g) acc[i][g] = load(at + (i * kGroup + g) * kLanes);
                 multiply<kTokens, kGroup>(x.values + t * x.cols + first, x.cols, chunk[0], kLanes,
-                                          kChunkColumns * kLanes, count, acc, [](int64_t) {});
+                                          kChunkColumns * kLanes, count, acc);
                 for (int i = 0; i < kTokens; ++i)
                     for (int g = 0; g < kGroup; ++g) store(at + (i * kGroup + g) * kLanes, acc[i][g]);
             }

@@ -415,43 +415,79 @@ static void integer_matmul(const Panels& w, int64_t first, int64_t last, const A
     }
 }
 
-// Rounds 32 numbers at a time. The largest magnitude is found among the bits, where NaN counts as largest: a block with
-// one gets NaN as its scale, and so do the sums.
+// 32 whole numbers, as the bits of floats around 1.5 * 2^23, to bytes, and the sums of the first and the last 16.
+#if defined(__AVX2__) && !defined(PUNA_EMULATE)
+PUNA_INLINE void to_quants(const V16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
+#if defined(__AVX512F__)
+    for (int h = 0; h < 2; ++h) {
+        const __m512i number = _mm512_sub_epi32((__m512i)rounded[h].part[0], _mm512_set1_epi32(0x4b400000));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + h, _mm512_cvtepi32_epi8(number));
+    }
+#else
+    const __m256i zero = _mm256_set1_epi32(0x4b400000);
+    const auto number = [&](int h, int i) { return _mm256_sub_epi32((__m256i)rounded[h].part[i], zero); };
+    const __m256i first = _mm256_packs_epi32(number(0, 0), number(0, 1));
+    const __m256i second = _mm256_packs_epi32(number(1, 0), number(1, 1));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works on each half of a register
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                        _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), order));
+#endif
+    for (int h = 0; h < 2; ++h) {  // sums of bytes less -128
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(to) + h);
+        const __m128i sums = _mm_sad_epu8(_mm_xor_si128(bytes, _mm_set1_epi8(-128)), _mm_setzero_si128());
+        sum[h] = _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
+    }
+}
+#else
+PUNA_INLINE void to_quants(const V16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
+    for (int h = 0; h < 2; ++h) {
+        int32_t numbers[kLanes];
+        PUNA_EACH* reinterpret_cast<IntPart*>(numbers + i_ * kWidth) = (IntReg)rounded[h].part[i_] - 0x4b400000;
+        sum[h] = 0;
+        for (int i = 0; i < kLanes; ++i) {
+            to[h * kLanes + i] = static_cast<int8_t>(numbers[i]);
+            sum[h] += to[h * kLanes + i];
+        }
+    }
+}
+#endif
+
+// The largest lane of positive floats' bits: NaN counts as largest.
+PUNA_INLINE float largest_of(const U16& bits) {
+#if defined(__AVX512F__) && !defined(PUNA_EMULATE)
+    const uint32_t most = _mm512_reduce_max_epu32((__m512i)bits.part[0]);
+#else
+    uint32_t lane[kLanes], most = 0;
+    store_words(lane, bits);
+    for (const uint32_t one : lane) most = one > most ? one : most;
+#endif
+    float largest;
+    __builtin_memcpy(&largest, &most, sizeof largest);
+    return largest;
+}
+
+// Rounds 32 numbers at a time. A block with a NaN gets NaN as its scale, and so do the sums.
 static void quantize(const float* x, int64_t cols, ActivationBlock* blocks, WideBlock* wide) {
     const V16 magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
     for (int64_t b = 0; b < cols / kBlock; ++b, x += kBlock) {
         const V16 first = load(x), second = load(x + kLanes);
-        uint32_t bits[kLanes], most = 0;
         U16 magnitude;
         PUNA_EACH {
             const WordReg p = (WordReg)first.part[i_] & 0x7fffffffu, q = (WordReg)second.part[i_] & 0x7fffffffu;
             magnitude.part[i_] = p > q ? p : q;
         }
-        store_words(bits, magnitude);
-        for (int i = 0; i < kLanes; ++i) most = bits[i] > most ? bits[i] : most;
-        float largest;
-        __builtin_memcpy(&largest, &most, sizeof largest);
+        const float largest = largest_of(magnitude);
         const float scale = largest / 127.0f, inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
         ActivationBlock& to = blocks[b];
-        int32_t numbers[kBlock];
         const V16 times = broadcast(inverse);
-        const V16 rounded[2] = {madd(first, times, magic), madd(second, times, magic)};
-        for (int h = 0; h < 2; ++h)
-            for (int i_ = 0; i_ < kParts; ++i_)
-                *reinterpret_cast<IntPart*>(numbers + h * kLanes + i_ * kWidth) =
-                    (IntReg)rounded[h].part[i_] - 0x4b400000;
-        int32_t sum[2] = {0, 0};
-        for (int h = 0; h < 2; ++h)
-            for (int i = 0; i < kLanes; ++i) {
-                to.quants[h * kLanes + i] = static_cast<int8_t>(numbers[h * kLanes + i]);
-                sum[h] += to.quants[h * kLanes + i];
-            }
+        int32_t sum[2];
+        to_quants({madd(first, times, magic), madd(second, times, magic)}, to.quants, sum);
         to.scale = scale;
         to.minus_sum = -(sum[0] + sum[1]);
         to.offset = -(scale * static_cast<float>(to.minus_sum));
         for (int h = 0; h < 2; ++h) {
-            to.minus_half[h] = -sum[h];
             to.half_offset[h] = scale * static_cast<float>(sum[h]);
+            to.minus_half[h] = -sum[h];
         }
         to.unused = 0;
         if (wide)

@@ -15,6 +15,7 @@ namespace puna {
 
 namespace {
 
+constexpr int64_t kFewTokens = 4;     // whose keys' places fit the processor's nearest cache
 constexpr int32_t kTileQueries = 32;  // queries of a kv head that attention takes together, about
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -479,9 +480,21 @@ void Model::activate(std::initializer_list<const Matrix*> readers) {
     timed(PUNA_PHASE_ACTIVATION);
 }
 
+// A token's key goes to as many lines of its page as it has elements, all far apart: asked for in time, so that writing
+// need not wait for the memory.
+void Model::expect_keys(int32_t layer) const {
+    const int64_t key_bytes = key_page_bytes(cache_type_, shape_.head_dim), line = key_bytes / shape_.head_dim;
+    for (const Token& token : tokens_) {
+        const int64_t page = int64_t{token.chunk->pages[token.position / kPage]} * shape_.layers + layer;
+        const uint8_t* at = keys_.data() + page * shape_.kv_heads * key_bytes + token.position % kPage * (line / kPage);
+        for (int64_t row = 0; row < shape_.kv_heads * shape_.head_dim; ++row) __builtin_prefetch(at + row * line, 1);
+    }
+}
+
 void Model::run_layer(Layer& layer, int32_t index) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
     const int64_t inner = shape_.intermediate_size, q = width_of(shape_, true), kv = width_of(shape_, false);
+    if (n <= kFewTokens) expect_keys(index);
     normalise(layer.attention_norm, {&layer.q, &layer.k, &layer.v});
     project({{&layer.q, q_.data(), q}, {&layer.k, k_.data(), kv}, {&layer.v, v_.data(), kv}},
             inputs(normed_.data(), hidden), n, false);

@@ -98,6 +98,7 @@ class Model {
     void round(const float* x, int64_t cols, int64_t token, bool integers, bool bf16);
     Activations inputs(const float* x, int64_t cols);
     void project(std::initializer_list<Projection> outs, const Activations& x, int64_t tokens, bool add);
+    void expect_keys(int32_t layer) const;
     void store_keys_values(int32_t layer);
     void attend(int32_t layer);
     void attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t split);
