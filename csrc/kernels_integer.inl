@@ -1,6 +1,12 @@
 // Integer weights times activations rounded to integers: exact sums of 32 (or 16) products, scaled and added in float32
 // in ascending order. One definition, `accumulate`, serves one token and many, so that both round alike.
 
+#if defined(__AVX512F__)
+constexpr bool kFew8 = true;
+#else
+constexpr bool kFew8 = false;
+#endif
+
 // How a format's panels are read. kMost is the largest stored value, kZero what is subtracted from it, kHalves whether
 // scales belong to 16 columns, kLeast whether there are minimums.
 template <Planes kPlanes, int kMostValue, int kZeroPoint, Scales kScaleKind, bool kTable = false>
@@ -9,6 +15,8 @@ struct IntegerFormat {
     static constexpr bool kHalves = kScaleKind == Scales::kSigned || kScaleKind == Scales::kNibbles;
     static constexpr bool kLeast =
         kScaleKind == Scales::kHalfAndLeast || kScaleKind == Scales::kSixBit || kScaleKind == Scales::kNibbles;
+    // Whether unpacking anew for every eight tokens beats keeping a panel unpacked.
+    static constexpr bool kFewIsBest = kFew8 && kPlanes == Planes::kFour && !kHalves;
     static constexpr int kPlaneBytes = (kPlanes == Planes::kFour   ? 4
                                         : kPlanes == Planes::kFive ? 5
                                         : kPlanes == Planes::kSix  ? 6
@@ -291,13 +299,14 @@ PUNA_INLINE void ahead(const uint8_t* panel, int64_t block, int64_t step) {
     for (int line = 0; line <= F::kPlaneBytes; line += 64) __builtin_prefetch(panel + block * step + kAhead + line);
 }
 
-// One token: unpacked in registers, each byte of the panel read once.
-template <typename F>
-static void one_token(const Panels& w, int64_t panel, const ActivationBlock* a, const WideBlock* wide, float* out,
-                      bool add) {
+// A few tokens: weights are unpacked in registers, each byte of the panel read once.
+template <typename F, int kTokens>
+static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a, const WideBlock* wide, float* out,
+                       int64_t out_stride, bool add) {
     const uint8_t* const from = w.data + panel * w.stride;
     const uint8_t* const planes = from + w.planes;
-    V16 acc[1][1] = {{broadcast(0.0f)}};
+    V16 acc[kTokens][1];
+    for (int t = 0; t < kTokens; ++t) acc[t][0] = broadcast(0.0f);
     const int64_t blocks = w.cols / kBlock, step = w.stride / blocks;
     for (int64_t b = 0; b < blocks; ++b) {
         const uint8_t* block = planes + b * F::kPlaneBytes;
@@ -307,18 +316,20 @@ static void one_token(const Panels& w, int64_t panel, const ActivationBlock* a, 
         accumulate<F>([&](int, int s) __attribute__((always_inline)) { return F::quad(block, s); },
                       [&](int, int h) __attribute__((always_inline)) { return scale[h]; },
                       [&](int, int h) __attribute__((always_inline)) { return least[h]; }, a + b,
-                      wide ? wide + b : nullptr, 0, acc);
+                      wide ? wide + b : nullptr, blocks, acc);
     }
-    finish(acc[0][0], w, panel, out, add);
+    for (int t = 0; t < kTokens; ++t) finish(acc[t][0], w, panel, out + t * out_stride, add);
 }
 
 #if defined(__AVX512F__)
-constexpr int kTileTokens = 6, kTileGroup = 2;
+constexpr int kTileTokens = 6, kTileGroup = 2, kFewTokens = 8;
 #elif defined(__AVX2__)
-constexpr int kTileTokens = 4, kTileGroup = 1;
+constexpr int kTileTokens = 4, kTileGroup = 1, kFewTokens = 2;
 #else
-constexpr int kTileTokens = 2, kTileGroup = 1;
+constexpr int kTileTokens = 2, kTileGroup = 1, kFewTokens = 1;
 #endif
+constexpr int kMostFew = kFew8 ? 24 : 2 * kFewTokens;  // more tokens are worth a panel's unpacking into memory
+constexpr int kFewGroup = 32;                          // tokens that a panel meets before the next one
 constexpr int kChunkBlocks = 16;  // of a panel, unpacked at once: they stay in the first-level cache
 constexpr int kGroupTokens = 128;  // whose activations stay in the second-level cache while panels pass by
 
@@ -398,11 +409,22 @@ template <typename F>
 static void integer_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens,
                            float* out, int64_t out_stride, bool add) {
     const int64_t blocks = w.cols / kBlock;
-    if (tokens < kTileTokens) {
-        for (int64_t panel = first; panel < last; ++panel)
-            for (int64_t t = 0; t < tokens; ++t)
-                one_token<F>(w, panel, x.blocks + t * blocks, x.wide ? x.wide + t * blocks : nullptr,
-                             out + t * out_stride, add);
+    if (F::kFewIsBest || tokens <= kMostFew) {
+        for (int64_t begin = 0; begin < tokens; begin += kFewGroup)
+            for (int64_t panel = first; panel < last; ++panel) {
+                const int64_t end = tokens - begin < kFewGroup ? tokens : begin + kFewGroup;
+                int64_t t = begin;
+                const auto pass = [&](auto count) {
+                    constexpr int kTokens = decltype(count)::kValue;
+                    for (; t + kTokens <= end; t += kTokens)
+                        few_tokens<F, kTokens>(w, panel, x.blocks + t * blocks, x.wide ? x.wide + t * blocks : nullptr,
+                                               out + t * out_stride, out_stride, add);
+                };
+                if (kFewTokens >= 8) pass(Number<8>());
+                if (kFewTokens >= 4) pass(Number<4>());
+                if (kFewTokens >= 2) pass(Number<2>());
+                pass(Number<1>());
+            }
         return;
     }
     for (int64_t begin = 0; begin < tokens; begin += kGroupTokens) {

@@ -328,7 +328,7 @@ void Model::project(std::initializer_list<Projection> outs, const Activations& x
     int64_t total = 0;
     for (const Projection& out : outs) total += out.matrix->panels.count();
     // An even grain: some kernels take panels in pairs.
-    const int64_t pieces = (tokens > 1 ? 16 : 4) * pool_.threads();
+    const int64_t pieces = 16 * pool_.threads();
     const int64_t grain = std::max<int64_t>(2, (total + pieces - 1) / pieces + 1) / 2 * 2;
     pool_.each(total, grain, [&](int64_t begin, int64_t end) {
         int64_t before = 0;

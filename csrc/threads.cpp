@@ -26,8 +26,8 @@ inline void pause() {
 
 }  // namespace
 
-Pool::Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+Pool::Pool(int threads) : ranges_(static_cast<size_t>(threads)) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
 Pool::~Pool() {
@@ -47,15 +47,19 @@ void Pool::run(int64_t count, int64_t grain, Function function, const void* cont
     }
     function_ = function;
     context_ = context;
-    count_ = count;
     grain_ = grain;
-    next_ = 0;
+    const int64_t pieces = (count + grain - 1) / grain, threads = this->threads();
+    for (int64_t i = 0; i < threads; ++i) {
+        Range& range = ranges_[static_cast<size_t>(i)];
+        range.next = pieces * i / threads * grain;
+        range.end = i + 1 == threads ? count : pieces * (i + 1) / threads * grain;
+    }
     ++round_;  // open
     if (sleeping_ > 0) {
         std::lock_guard<std::mutex> lock(mutex_);
         wake_.notify_all();
     }
-    take_pieces();
+    take_pieces(0);
     ++round_;  // closed
     for (int spins = 0; inside_ > 0; ++spins) {
         if (spins < kSpins)
@@ -65,15 +69,19 @@ void Pool::run(int64_t count, int64_t grain, Function function, const void* cont
     }
 }
 
-void Pool::take_pieces() {
-    for (;;) {
-        const int64_t begin = next_.fetch_add(grain_);
-        if (begin >= count_) return;
-        function_(context_, begin, begin + grain_ < count_ ? begin + grain_ : count_);
+void Pool::take_pieces(int thread) {
+    const int threads = this->threads();
+    for (int i = 0; i < threads; ++i) {
+        Range& range = ranges_[static_cast<size_t>((thread + i) % threads)];
+        for (;;) {
+            const int64_t begin = range.next.fetch_add(grain_);
+            if (begin >= range.end) break;
+            function_(context_, begin, begin + grain_ < range.end ? begin + grain_ : range.end);
+        }
     }
 }
 
-void Pool::work() {
+void Pool::work(int thread) {
     uint64_t seen = 0;
     for (;;) {
         uint64_t round = round_;
@@ -91,7 +99,7 @@ void Pool::work() {
         }
         if (ending_) return;
         ++inside_;
-        if (round_ == round && round % 2 == 1) take_pieces();
+        if (round_ == round && round % 2 == 1) take_pieces(thread);
         --inside_;
         seen = round;
     }

@@ -12,8 +12,8 @@
 
 namespace puna {
 
-// Pieces are handed out one by one, so a thread that the system takes away holds up one piece, not its share of the
-// loop. What a piece computes must not depend on who computes it. One caller at a time.
+// Each thread has a range of its own, which it takes piece by piece, so that it reads memory in sequence; when it is done
+// it helps with the others' ranges. So a thread that the system takes away holds up one piece, not its share of the loop. What a piece computes must not depend on who computes it. One caller at a time.
 class Pool {
   public:
     explicit Pool(int threads);
@@ -43,8 +43,14 @@ class Pool {
     using Function = void (*)(const void*, int64_t, int64_t);
 
     void run(int64_t count, int64_t grain, Function function, const void* context);
-    void take_pieces();
-    void work();
+    void take_pieces(int thread);
+    void work(int thread);
+
+    // The next piece of a thread's range.
+    struct alignas(64) Range {
+        std::atomic<int64_t> next{0};
+        int64_t end = 0;
+    };
 
     std::vector<std::thread> workers_;
     std::mutex mutex_;
@@ -53,8 +59,7 @@ class Pool {
     std::atomic<int> inside_{0};
     std::atomic<int> sleeping_{0};
     std::atomic<bool> ending_{false};
-    std::atomic<int64_t> next_{0};
-    int64_t count_ = 0;
+    std::vector<Range> ranges_;
     int64_t grain_ = 1;
     Function function_ = nullptr;
     const void* context_ = nullptr;
