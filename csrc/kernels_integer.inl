@@ -306,7 +306,8 @@ static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a,
     const uint8_t* const from = w.data + panel * w.stride;
     const uint8_t* const planes = from + w.planes;
     V16 acc[kTokens][1];
-    for (int t = 0; t < kTokens; ++t) acc[t][0] = broadcast(0.0f);
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) acc[t][0] = broadcast(0.0f);  // not in memory, which a loop would take
     const int64_t blocks = w.cols / kBlock, step = w.stride / blocks;
     for (int64_t b = 0; b < blocks; ++b) {
         const uint8_t* block = planes + b * F::kPlaneBytes;
@@ -318,6 +319,7 @@ static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a,
                       [&](int, int h) __attribute__((always_inline)) { return least[h]; }, a + b,
                       wide ? wide + b : nullptr, blocks, acc);
     }
+#pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) finish(acc[t][0], w, panel, out + t * out_stride, add);
 }
 

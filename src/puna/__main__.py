@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 
 def main() -> None:
     """Runs the command."""
+    gc.set_threshold(
+        100_000
+    )  # starting makes half a million objects that stay: no use in going through them all the time
     try:
         from puna.cli import app
 

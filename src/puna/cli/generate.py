@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -83,8 +84,8 @@ def _report(completion: Completion) -> dict[str, object]:
 
 
 def _print_speed(completion: Completion) -> None:
-    console = stderr_console()
-    if console.is_terminal:
+    if sys.stderr is not None and sys.stderr.isatty():
+        console = stderr_console()
         console.print(
             f"{len(completion.prompt_ids)} tokens read at {completion.prefill_tokens_per_second:.0f}/s, "
             f"{len(completion.ids)} generated at {completion.decode_tokens_per_second:.0f}/s",

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -78,7 +78,9 @@ def stderr_console() -> Console:
 
 
 def loading(model: str | None) -> AbstractContextManager[Any]:
-    """A spinner while a model loads; nothing where nobody watches."""
+    """A spinner while a model loads; nothing, not even rich, where nobody watches."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return nullcontext()
     return stderr_console().status(f"Loading {model or 'the default model'} ...")
 
 

@@ -46,6 +46,9 @@ _SCALARS = {
 _NUMBERS = {kind: np.dtype(spelling) for kind, spelling in _SCALARS.items()}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 
+_MANY = 1000
+"""Strings in a row that are worth looking at all at once."""
+
 _MAX_NAMES, _MAX_STRINGS = 2**16, 2**21
 """Most keys or tensors, and most strings in all arrays of a file together. The largest LLaMA has 1,138 tensors, Llama 3
 has 408,403 tokens and merges. A Python object costs far more memory than its bytes in the file, whose size alone must
@@ -92,14 +95,46 @@ class _Strings:
     """Consecutive strings, each behind a length of eight bytes. Vocabularies have 10^5, and few readers want them."""
 
     raw: memoryview
-    ends: array[int]
+    ends: NDArray[np.int64]
 
     def decode(self) -> list[str]:
-        raw = bytes(self.raw)
         try:
-            return [raw[end + 8 : after].decode() for end, after in itertools.pairwise(itertools.chain([0], self.ends))]
+            return self._all_at_once() or self._one_by_one()
         except UnicodeDecodeError as exc:
             raise CheckpointError(f"a string is not UTF-8 ({exc}); the file is damaged, download it again") from exc
+
+    def _one_by_one(self) -> list[str]:
+        raw, ends = bytes(self.raw), self.ends.tolist()
+        return [raw[end + 8 : after].decode() for end, after in itertools.pairwise([0, *ends])]
+
+    def _all_at_once(self) -> list[str] | None:
+        """Each length becomes a zero byte, at which the text is split; None where the strings hold zeros themselves."""
+        data = np.frombuffer(self.raw, np.uint8)
+        count = len(self.ends)
+        if not count or len(data) - np.count_nonzero(data) != 7 * count:  # lengths below 256 have seven each
+            return None
+        starts = np.concatenate([[0], self.ends[:-1]])
+        kept, marked = np.ones(len(data), np.bool_), data.copy()
+        marked[starts] = 0
+        for offset in range(1, 8):
+            kept[starts + offset] = False
+        text: str = marked[kept][1:].tobytes().decode()
+        return text.split("\0")
+
+
+def _ends_at_once(data: NDArray[np.uint8], count: int) -> NDArray[np.int64] | None:
+    """Where each of `count` strings ends, found by what their lengths look like; None where that is not so simple."""
+    for window in (count * 32, count * 256):
+        some = data[: min(window, len(data)) // 8 * 8]
+        if len(some) < 16:
+            return None
+        # The number of eight bytes that begins at each byte: of 1 to 255, it is a length.
+        numbers = np.lib.stride_tricks.as_strided(some.view("<u8"), (len(some) - 7,), (1,))
+        starts = np.flatnonzero(numbers - 1 < 255)[:count]
+        if len(starts) == count:
+            ends: NDArray[np.int64] = starts + 8 + data[starts]
+            return ends if starts[0] == 0 and bool((ends[:-1] == starts[1:]).all()) else None
+    return None
 
 
 class Metadata(Mapping[str, Any]):
@@ -162,19 +197,29 @@ class _Cursor:
 
     def strings(self, count: int) -> _Strings:
         """Skips `count` strings in a row, each a length of eight bytes and UTF-8, noting where they end."""
-        view, at, ends, unpack = self.view[self.at :], 0, array("Q"), struct.Struct("<Q").unpack_from
-        try:
-            for _ in range(count):
-                at += 8 + unpack(view, at)[0]
-                ends.append(at)
-        except (struct.error, OverflowError):
-            at = len(view) + 1
+        view = self.view[self.at :]
+        ends = _ends_at_once(self.data[self.at :], count) if count > _MANY else None
+        if ends is None:
+            ends = self._ends(view, count)
+        at = int(ends[-1]) if count else 0
         if at > len(view):
             raise CheckpointError(
                 f"{count} strings from byte {self.at} end past byte {len(self.data)}, the file's last"
             )
         self.at += at
         return _Strings(view[:at], ends)
+
+    @staticmethod
+    def _ends(view: memoryview, count: int) -> NDArray[np.int64]:
+        """One after the other; the last end is beyond the view where one of them is."""
+        at, ends, unpack = 0, array("q"), struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                at += 8 + unpack(view, at)[0]
+                ends.append(at)
+        except (struct.error, OverflowError):
+            ends.append(len(view) + 1)
+        return np.frombuffer(ends, np.int64)
 
 
 def _version(cursor: _Cursor) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -98,11 +99,11 @@ def sentencepiece_model(vocabulary: GgufVocabulary) -> bytes:
 def merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
     """The merges of a "gpt2" tokenizer; two tokens with one space between, which no byte-level token holds."""
     texts = _strings(vocabulary.metadata, PREFIX + "merges", None)
-    pairs: list[tuple[str, ...]] = [tuple(text.split(" ")) for text in texts]
-    if not (set(map(len, pairs)) <= {2} and all(map(all, pairs))):
-        number = next(number for number, pair in enumerate(pairs) if len(pair) != 2 or not all(pair))
+    halves = " ".join(texts).split(" ") if texts else []
+    if not (set(map(operator.methodcaller("count", " "), texts)) <= {1} and all(halves)):
+        number = next(number for number, text in enumerate(texts) if text.count(" ") != 1 or "" in text.split(" "))
         raise TokenizerError(f"tokenizer.ggml.merges[{number}] = {texts[number]!r}; two tokens and a space are needed")
-    return cast("list[tuple[str, str]]", pairs)
+    return list(zip(halves[::2], halves[1::2], strict=True))
 
 
 def pre_name(vocabulary: GgufVocabulary) -> str:
