@@ -29,11 +29,16 @@ struct WideBlock {
     int16_t quants[kBlock];
 };
 
+// From one token's row to the next, in blocks and in bf16 numbers: an odd number of cache lines, so that rows as long
+// as a power of two do not all fall into the same few places of the nearest cache.
+constexpr int64_t block_stride(int64_t cols) { return cols / kBlock | 1; }
+constexpr int64_t bf16_stride(int64_t cols) { return ((cols + 31) / 32 | 1) * 32; }
+
 // Inputs of a matrix, in the forms its kernel wants; those that no matrix wants may be null.
 struct Activations {
     const float* values;            // [tokens][cols]
-    const uint16_t* bf16;           // [tokens][cols + cols % 2]
-    const ActivationBlock* blocks;  // [tokens][cols / kBlock]
+    const uint16_t* bf16;           // [tokens][bf16_stride(cols)]
+    const ActivationBlock* blocks;  // [tokens][block_stride(cols)]
     const WideBlock* wide;          // the same shape
     int64_t cols;
 };
@@ -114,9 +119,7 @@ struct Kernels {
 };
 
 constexpr int64_t padded_width(int64_t head_dim) { return (head_dim + kPanel - 1) / kPanel * kPanel; }
-constexpr int64_t attend_floats(int64_t count, int64_t head_dim) {
-    return kPage * (padded_width(head_dim) + count);
-}
+constexpr int64_t attend_floats(int64_t count, int64_t head_dim) { return kPage * (padded_width(head_dim) + count); }
 
 // Bytes of one kv head's keys, and of its values, in one page.
 int64_t key_page_bytes(CacheType type, int64_t head_dim);

@@ -152,7 +152,7 @@ static void bf16_tile(const Panels& w, int64_t panel, const uint16_t* x, int64_t
         __m512bh weight[kGroup];
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
-            if (kTokens == 1) __builtin_prefetch(from + g * w.stride + pair * 64 + 1024);
+            __builtin_prefetch(from + g * w.stride + pair * 64 + 512);
             weight[g] = (__m512bh)_mm512_loadu_si512(from + g * w.stride + pair * 64);
         }
 #pragma GCC unroll 16
@@ -170,7 +170,7 @@ static void bf16_tile(const Panels& w, int64_t panel, const uint16_t* x, int64_t
 template <int kGroup>
 static void bf16_panels(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
                         int64_t out_stride, bool add) {
-    const int64_t stride = x.cols + x.cols % 2;
+    const int64_t stride = bf16_stride(x.cols);
     int64_t t = begin;
     const auto pass = [&](auto tokens) {
         constexpr int kTokens = decltype(tokens)::kValue;

@@ -317,7 +317,7 @@ static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a,
         accumulate<F>([&](int, int s) __attribute__((always_inline)) { return F::quad(block, s); },
                       [&](int, int h) __attribute__((always_inline)) { return scale[h]; },
                       [&](int, int h) __attribute__((always_inline)) { return least[h]; }, a + b,
-                      wide ? wide + b : nullptr, blocks, acc);
+                      wide ? wide + b : nullptr, block_stride(w.cols), acc);
     }
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) finish(acc[t][0], w, panel, out + t * out_stride, add);
@@ -384,7 +384,7 @@ static void many_tokens(const Panels& w, int64_t panel, const Activations& x, in
                         int64_t out_stride, bool add) {
     Unpacked<kGroup> unpacked;
     alignas(64) float sums[kGroupTokens * kGroup * kLanes];
-    const int64_t total = w.cols / kBlock;
+    const int64_t total = w.cols / kBlock, stride = block_stride(w.cols);
     for (int64_t i = 0; i < (end - begin) * kGroup; ++i) store(sums + i * kLanes, broadcast(0.0f));
     for (int64_t first = 0; first < total; first += kChunkBlocks) {
         const int64_t blocks = total - first < kChunkBlocks ? total - first : kChunkBlocks;
@@ -393,8 +393,8 @@ static void many_tokens(const Panels& w, int64_t panel, const Activations& x, in
         const auto pass = [&](auto tokens) {
             constexpr int kTokens = decltype(tokens)::kValue;
             for (; t + kTokens <= end; t += kTokens)
-                tile<F, kTokens, kGroup>(unpacked, blocks, x.blocks + t * total + first,
-                                         x.wide ? x.wide + t * total + first : nullptr, total,
+                tile<F, kTokens, kGroup>(unpacked, blocks, x.blocks + t * stride + first,
+                                         x.wide ? x.wide + t * stride + first : nullptr, stride,
                                          sums + (t - begin) * kGroup * kLanes);
         };
         pass(Number<kTileTokens>());
@@ -410,7 +410,7 @@ static void many_tokens(const Panels& w, int64_t panel, const Activations& x, in
 template <typename F>
 static void integer_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens,
                            float* out, int64_t out_stride, bool add) {
-    const int64_t blocks = w.cols / kBlock;
+    const int64_t stride = block_stride(w.cols);
     if (F::kFewIsBest || tokens <= kMostFew) {
         for (int64_t begin = 0; begin < tokens; begin += kFewGroup)
             for (int64_t panel = first; panel < last; ++panel) {
@@ -419,7 +419,7 @@ static void integer_matmul(const Panels& w, int64_t first, int64_t last, const A
                 const auto pass = [&](auto count) {
                     constexpr int kTokens = decltype(count)::kValue;
                     for (; t + kTokens <= end; t += kTokens)
-                        few_tokens<F, kTokens>(w, panel, x.blocks + t * blocks, x.wide ? x.wide + t * blocks : nullptr,
+                        few_tokens<F, kTokens>(w, panel, x.blocks + t * stride, x.wide ? x.wide + t * stride : nullptr,
                                                out + t * out_stride, out_stride, add);
                 };
                 if (kFewTokens >= 8) pass(Number<8>());

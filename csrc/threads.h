@@ -12,8 +12,9 @@
 
 namespace puna {
 
-// Each thread has a range of its own, which it takes piece by piece, so that it reads memory in sequence; when it is done
-// it helps with the others' ranges. So a thread that the system takes away holds up one piece, not its share of the loop. What a piece computes must not depend on who computes it. One caller at a time.
+// Each thread has a range of its own, which it takes piece by piece, so that it reads memory in sequence; when it is
+// done it helps with the others' ranges. So a thread that the system takes away holds up one piece, not its share of
+// the loop. What a piece computes must not depend on who computes it. One caller at a time.
 class Pool {
   public:
     explicit Pool(int threads);

@@ -206,8 +206,8 @@ PUNA_INLINE I16 all_equal(int32_t value) {
     return out;
 }
 
-// Sixteen bytes, signed bytes, or 16-bit numbers, widened. Spelled out where the processor has instructions for it: GCC 12
-// takes the elements of a vector of narrow integers one by one.
+// Sixteen bytes, signed bytes, or 16-bit numbers, widened. Spelled out where the processor has instructions for it: GCC
+// 12 takes the elements of a vector of narrow integers one by one.
 #if defined(__AVX512F__) && !defined(PUNA_EMULATE)
 PUNA_INLINE I16 from_bytes(const uint8_t* from) {
     return I16{{(IntReg)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))}};
@@ -231,8 +231,8 @@ PUNA_INLINE I16 from_signed(const uint8_t* from) {
 }
 PUNA_INLINE U16 from_halves(const uint16_t* from) {
     U16 out;
-    PUNA_EACH out.part[i_] = (WordReg)_mm256_cvtepu16_epi32(
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i_ * kWidth)));
+    PUNA_EACH out.part[i_] =
+        (WordReg)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i_ * kWidth)));
     return out;
 }
 #else

@@ -113,7 +113,7 @@ struct Inputs {
     std::vector<uint16_t> bf16;
     int64_t cols;
     Activations view(int64_t token) const {
-        const int64_t per = cols / kBlock, even = cols + cols % 2;
+        const int64_t per = block_stride(cols), even = bf16_stride(cols);
         return {x.data() + token * cols, bf16.data() + token * even, blocks.data() + token * per,
                 wide.data() + token * per, cols};
     }
@@ -122,7 +122,7 @@ struct Inputs {
 Inputs make_inputs(const Kernels& kernels, const Layout& layout, int64_t tokens, int64_t cols) {
     Inputs out;
     out.cols = cols;
-    const int64_t per = cols / kBlock, even = cols + cols % 2;
+    const int64_t per = block_stride(cols), even = bf16_stride(cols);
     out.x.resize(static_cast<size_t>(tokens * cols));
     for (float& value : out.x) value = normal();
     out.rounded = out.x;
