@@ -18,9 +18,6 @@ from peers.state import MOST_BY_OTHERS
 from peers.workers import Worker, WorkerError
 from puna.native.measure import measure_machine
 
-LEAST_IN_MEMORY = 64_000_000
-"""Bytes of weights beyond which decoding is held against the bandwidth of the memory."""
-
 
 @dataclass(frozen=True)
 class Places:
@@ -87,7 +84,7 @@ class Found:
         puna = self.engines["puna"]
         settings, at = puna["settings"], puna["works"].index(work)
         decoding = work.startswith("decode")
-        if decoding and settings["weight_bytes"] < LEAST_IN_MEMORY:
+        if settings["limits_of_unit_machine"][at] is None:
             return None
         peak = "int8_gops" if settings["integer_weights"] else "bf16_gflops"
         speed = statistics.median(entry["dram_gb_s" if decoding else peak] for entry in self.machine)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine import Event, FinishReason, Request
+from puna.errors import BackendError
 
 if TYPE_CHECKING:
     from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
@@ -68,6 +69,7 @@ class Answer:
         self.request = request
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.error: BackendError | None = None
         self._stops = stops
         self._text: list[str] = []
         self._taken = 0
@@ -80,8 +82,8 @@ class Answer:
 
     @property
     def finished(self) -> bool:
-        """Whether the answer has ended."""
-        return self.finish_reason is not None
+        """Whether the answer has ended, or failed."""
+        return self.finish_reason is not None or self.error is not None
 
     def take(self) -> list[str]:
         """The pieces of text that became certain since the last call."""
@@ -100,14 +102,16 @@ class Answer:
         if event.token is not None:
             self.ids.append(event.token)
             self._held += self._decoder.push(event.token)
-        self.finish_reason = event.finish_reason
-        if self.finish_reason is not None:
+        self.finish_reason, self.error = event.finish_reason, event.error
+        if event.finish_reason is not None or event.error is not None:
             self._held += self._decoder.finish()
         if text := self._release():
             self._text.append(text)
 
     def completion(self) -> Completion:
-        """The whole answer; call it once the answer has ended."""
+        """The whole answer; call it once the answer has ended. Raises what it failed with."""
+        if self.error is not None:
+            raise self.error
         assert self.finish_reason is not None
         started, first, last = self._times
         return Completion(
@@ -125,7 +129,7 @@ class Answer:
         if found:
             self.finish_reason = "stop"
             kept = min(found)
-        elif self.finish_reason is not None:
+        elif self.finished:
             kept = len(self._held)
         else:
             kept = len(self._held) - max((_overlap(self._held, stop) for stop in self._stops), default=0)

@@ -119,9 +119,15 @@ def _time_decode(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> 
     return work.tokens * work.batch / seconds
 
 
-def limit(backend: NativeBackend, machine: MachineSpeed, work: Work) -> float:
-    """Tokens per second that the machine's memory or arithmetic allow at most."""
+LEAST_IN_MEMORY = 64_000_000
+"""Bytes of weights below which the processor's own cache may hold them, whose bandwidth is not measured."""
+
+
+def limit(backend: NativeBackend, machine: MachineSpeed, work: Work) -> float | None:
+    """Tokens per second that the machine's memory or arithmetic allow at most; None where the limit is another one."""
     if work.phase == "decode":
+        if backend.weight_bytes < LEAST_IN_MEMORY:
+            return None
         cache = backend.cache_bytes_per_token * (work.context + work.tokens / 2)
         return work.batch * machine.dram_gb_s * 1e9 / (backend.weight_bytes + work.batch * cache)
     peak = (machine.int8_gops if backend.integer_weights else machine.bf16_gflops) * 1e9

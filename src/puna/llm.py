@@ -222,7 +222,7 @@ class LLM:
         if max_tokens is None:
             max_tokens = max(0, self.config.context_length - len(prompt_ids))
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return Request(prompt_ids, max_tokens, sampling, stop_ids, speculate=bool(speculate)), stops
+        return Request(prompt_ids, max_tokens, sampling, stop_ids, speculate=speculate), stops
 
     @functools.cached_property
     def _stop_ids(self) -> frozenset[int]:
@@ -259,6 +259,8 @@ class LLM:
                 self._step()
                 yield from answer.take()
             yield from answer.take()  # what came while the stream rested
+            if answer.error is not None:
+                raise answer.error
 
     @contextmanager
     def _submitted(self, results: Sequence[Answer] | Sequence[Scored]) -> Iterator[None]:

@@ -7,7 +7,7 @@ import pytest
 
 from puna.config import LlamaConfig
 from puna.engine import Engine, Request, Sampling
-from puna.errors import RequestError
+from puna.errors import BackendError, RequestError
 
 VOCAB = 31
 
@@ -176,3 +176,28 @@ def test_samplers_are_per_request():
         return tokens_of(drain(engine), ids[0])
 
     assert run(0) == run(3)
+
+
+class Damaged(Recorder):
+    """One slot's logits stop being numbers once its cache holds six tokens."""
+
+    def forward(self, batch):
+        logits = super().forward(batch)
+        for row, chunk in enumerate(batch):
+            if chunk.slot == 0 and len(self.slots[0]) >= 6:
+                logits[row] = np.nan
+        return logits
+
+
+def test_logits_that_are_no_numbers_end_their_request_alone():
+    backend = Damaged()
+    engine = Engine(backend, 2)
+    damaged, whole = engine.submit(Request((1, 2, 3), 10)), engine.submit(Request((4, 5, 6), 10))
+    events = drain(engine)
+    failed = [event for event in events if event.error is not None]
+    assert [event.request_id for event in failed] == [damaged]
+    assert isinstance(failed[0].error, BackendError)
+    assert "not finite" in str(failed[0].error)
+    assert [event.token for event in events if event.request_id == damaged] == [*solo((1, 2, 3), 3), None]
+    assert [event.token for event in events if event.request_id == whole] == solo((4, 5, 6), 10)
+    assert not backend.slots

@@ -37,6 +37,7 @@ def bench(
     import numpy as np
 
     from puna import benchmark
+    from puna.errors import RequestError
     from puna.native.measure import measure_machine
 
     lengths, contexts = _numbers("--prefill", prefill), _numbers("--context", context)
@@ -51,6 +52,8 @@ def bench(
     works, left_out = benchmark.plan(native.config, lengths, decode, contexts, sequences)
     for work in left_out:
         typer.echo(f"left out: {_name(work)} exceeds the model's context of {native.config.context_length}", err=True)
+    if not works:
+        raise RequestError("nothing is left to measure; ask for shorter prompts and contexts")
     peak = _peak_memory()
     before = measure_machine(threads)
     _forget_peak()
@@ -58,7 +61,7 @@ def bench(
     peak = max(peak, _peak_memory())
     speed = _mean(before, measure_machine(threads))
     results = [
-        benchmark.Result(work, tuple(found), _median(found) / benchmark.limit(native, speed, work))
+        benchmark.Result(work, tuple(found), _share(found, benchmark.limit(native, speed, work)))
         for work, found in samples.items()
     ]
     report = {
@@ -93,7 +96,9 @@ def open_native(
     from puna.errors import BackendError
     from puna.native import NativeBackend
 
-    if backend not in ("auto", "native") or device is not None or dtype not in (None, "float32"):
+    if backend not in ("auto", "native", "torch"):
+        raise BackendError(f"backend is {backend!r}; it must be 'auto', 'torch' or 'native'")
+    if backend == "torch" or device is not None or dtype not in (None, "float32"):
         raise BackendError("the native backend is what is measured; leave out --backend torch, --device and --dtype")
     checkpoint = open_checkpoint(locate_model(model))
     return NativeBackend(checkpoint.config, checkpoint.tensors, threads, sequences, quantize=quantize)
@@ -108,7 +113,7 @@ def _numbers(option: str, text: str) -> list[int]:
         raise typer.BadParameter(
             f"{text!r} is no list of whole numbers from 1 to 1048576, such as 16,512", param_hint=option
         )
-    return numbers
+    return list(dict.fromkeys(numbers))
 
 
 def _measure(native: NativeBackend, works: list[Work], repeat: int) -> dict[Work, list[float]]:
@@ -136,10 +141,10 @@ def _mean(first: MachineSpeed, second: MachineSpeed) -> MachineSpeed:
     )
 
 
-def _median(samples: list[float]) -> float:
+def _share(samples: list[float], limit: float | None) -> float | None:
     import statistics
 
-    return statistics.median(samples)
+    return None if limit is None else statistics.median(samples) / limit
 
 
 def _name(work: Work) -> str:
@@ -192,9 +197,10 @@ def _show(report: dict[str, Any], results: list[Result]) -> None:
     table.add_column("of the limit", justify="right")
     table.add_column("")
     for result in results:
-        share = result.limit_fraction or 0.0
-        bar = "█" * round(_BAR * min(share, 1.0))
-        table.add_row(_name(result.work), f"{result.tokens_per_second:.1f}", f"{share:.0%}", bar)
+        share = result.limit_fraction
+        bar = "█" * round(_BAR * min(share or 0.0, 1.0))
+        shown = "in cache" if share is None else f"{share:.0%}"
+        table.add_row(_name(result.work), f"{result.tokens_per_second:.1f}", shown, bar)
     console = Console()
     console.print(table)
     console.print(

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from puna.backend import Backend, Chunk
 from puna.engine.request import Event, FinishReason, Request
 from puna.engine.scheduler import Running, Scheduler, cache_need
-from puna.errors import RequestError
+from puna.errors import BackendError, RequestError
 
 
 class Engine:
@@ -77,7 +77,11 @@ class Engine:
         events = []
         row = 0
         for (running, tokens), chunk in zip(plan, batch, strict=True):
-            events += self._advance(running, tokens, logits[row : row + chunk.logits])
+            try:
+                events += self._advance(running, tokens, logits[row : row + chunk.logits])
+            except BackendError as exc:  # of this request alone: no token can be chosen
+                self._release(running.request_id)
+                events.append(Event(running.request_id, error=exc))
             row += chunk.logits
         return events
 

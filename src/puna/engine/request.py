@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.errors import RequestError
+from puna.errors import BackendError, RequestError
 
 FinishReason = Literal["stop", "length"]
 """stop: an end-of-text token or a stop string came; length: max_tokens were generated."""
@@ -73,6 +73,8 @@ class Request:
             raise RequestError("the prompt has no tokens; give at least one (the bos token starts an empty text)")
         if not _is_int(self.max_tokens) or self.max_tokens < 0:
             raise RequestError(f"max_tokens is {self.max_tokens!r}; it must be a whole number, 0 or more")
+        if not isinstance(self.speculate, bool):
+            raise RequestError(f"speculate is {self.speculate!r}; it must be True or False")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Event:
         prompt_tokens: tokens of the prompt read in this step.
         logits: float32, (prompt_tokens, vocab_size), when the request asked for them.
         finish_reason: why the request ended with this step; None while it goes on.
+        error: what ended the request instead: its logits were not finite. Its neighbours go on.
     """
 
     request_id: int
@@ -92,6 +95,7 @@ class Event:
     prompt_tokens: int = 0
     logits: NDArray[np.float32] | None = None
     finish_reason: FinishReason | None = None
+    error: BackendError | None = None
 
 
 def _is_int(value: object) -> bool:
