@@ -245,3 +245,35 @@ def test_a_folder_and_nothing_at_all(tmp_path: Path) -> None:
         open_gguf(tmp_path)
     with pytest.raises(ModelNotFoundError, match="no such file"):
         open_gguf(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        [],
+        [""],
+        ["x" * 255, "x" * 256, "x" * 70000],
+        ["a\0b", "\0" * 9],
+        ["\x05" + "\0" * 7 + "abcde"],
+        ["é", "llama " * 40, "Ġ"],
+    ],
+    ids=["plain", "empty", "long", "zeros", "looks like a length", "wide"],
+)
+@pytest.mark.parametrize("at", [0, 700, 1500])
+def test_long_arrays_of_strings(tmp_path: Path, odd: list[str], at: int) -> None:
+    """They are found by what their lengths look like, where that is sure, and else one by one."""
+    values = [f"token {number}" for number in range(1500)]
+    values[at:at] = odd
+    array = struct.pack("<IQ", 8, len(values)) + b"".join(text(value) for value in values)
+    path = write(tmp_path / "m.gguf", whole([key("many", 9, array), key("after", 8, text("the end"))], []))
+    metadata = open_gguf(path).metadata
+    assert metadata["many"] == values
+    assert metadata["after"] == "the end"
+
+
+def test_a_long_array_cut_short(tmp_path: Path) -> None:
+    array = struct.pack("<IQ", 8, 1500) + b"".join(text(f"token {number}") for number in range(1500))
+    for cut in (1, 9, 400, 8000):
+        path = write(tmp_path / "m.gguf", whole([key("many", 9, array)], []).rstrip(b"\0")[:-cut])
+        with pytest.raises(CheckpointError, match="past byte|truncated|follow"):
+            open_gguf(path)
