@@ -5,15 +5,15 @@
 // How sixteen numbers are read, from their index on.
 struct ReadF32 {
     static constexpr int64_t kBytes = 4;
-    static inline __attribute__((always_inline)) V16 at(const uint8_t* from, int64_t i) { return load(reinterpret_cast<const float*>(from) + i); }
+    PUNA_INLINE V16 at(const uint8_t* from, int64_t i) { return load(reinterpret_cast<const float*>(from) + i); }
 };
 struct ReadF16 {
     static constexpr int64_t kBytes = 2;
-    static inline __attribute__((always_inline)) V16 at(const uint8_t* from, int64_t i) { return from_f16(reinterpret_cast<const uint16_t*>(from) + i); }
+    PUNA_INLINE V16 at(const uint8_t* from, int64_t i) { return from_f16(reinterpret_cast<const uint16_t*>(from) + i); }
 };
 struct ReadBf16 {
     static constexpr int64_t kBytes = 2;
-    static inline __attribute__((always_inline)) V16 at(const uint8_t* from, int64_t i) { return from_bf16(reinterpret_cast<const uint16_t*>(from) + i); }
+    PUNA_INLINE V16 at(const uint8_t* from, int64_t i) { return from_bf16(reinterpret_cast<const uint16_t*>(from) + i); }
 };
 
 // Lines of a matrix in a cache page (or widened from one), `line` numbers each, and what will be read after it: pages
