@@ -46,8 +46,9 @@ struct Activations {
 enum class CacheType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 30, kQ8_0 = 8 };
 
 // One kv head's share of a sequence's cache. A page holds keys transposed, [head_dim][kPage], and values,
-// [kPage][padded head_dim]; q8_0 has behind each an f32 scale per 32 (or fewer) elements of one token:
-// [groups][kPage] and [kPage][groups].
+// [kPage][padded head_dim]; in bf16 two rows lie interleaved, [head_dim / 2][kPage][2] and [kPage / 2][padded
+// head_dim][2]; q8_0 has behind each an f32 scale per 32 (or fewer) elements of one token: [groups][kPage] and
+// [kPage][groups].
 struct HeadCache {
     const uint8_t* keys;
     const uint8_t* values;
@@ -74,7 +75,7 @@ struct Queries {
 struct Kernels {
     const char* name;
     bool wants_wide;  // 8-bit weights read Activations::wide
-    bool wants_bf16;  // bf16 weights read Activations::bf16
+    bool wants_bf16;  // bf16 weights read Activations::bf16, and a bf16 cache is multiplied as such
 
     // out[t][row] = sum over k, ascending, of w[row][k] * x[t][k] (+ bias), for panels [first, last). `add` accumulates
     // onto out instead of replacing it. A token's sums do not depend on how many tokens there are.
@@ -119,7 +120,10 @@ struct Kernels {
 };
 
 constexpr int64_t padded_width(int64_t head_dim) { return (head_dim + kPanel - 1) / kPanel * kPanel; }
-constexpr int64_t attend_floats(int64_t count, int64_t head_dim) { return kPage * (padded_width(head_dim) + count); }
+// Keys or values, scores, and the factors of a product as bf16.
+constexpr int64_t attend_floats(int64_t count, int64_t head_dim) {
+    return kPage * (padded_width(head_dim) + count) + count * ((head_dim > kPage ? head_dim : kPage) + 1) / 2;
+}
 
 // Bytes of one kv head's keys, and of its values, in one page.
 int64_t key_page_bytes(CacheType type, int64_t head_dim);

@@ -2,86 +2,122 @@
 // the highest score, the sum of the exponentials and the mixed values are carried along (Dao et al., arXiv:2205.14135).
 // A query's sums do not depend on the queries beside it.
 
-// How sixteen numbers are read, from their index on.
-struct ReadF32 {
-    static constexpr int64_t kBytes = 4;
-    PUNA_INLINE V16 at(const uint8_t* from, int64_t i) { return load(reinterpret_cast<const float*>(from) + i); }
+// How lines of a matrix are read and multiplied: kRows rows of it lie in one line, sixteen columns in each vector of
+// kBytes, and `add` adds to a sum what they make of kRows numbers.
+struct LineF32 {
+    using Number = float;
+    using Vector = V16;
+    static constexpr int kRows = 1, kBytes = 64;
+    PUNA_INLINE Vector at(const uint8_t* from) { return load(reinterpret_cast<const float*>(from)); }
+    PUNA_INLINE V16 add(const Vector& line, const float* a, const V16& sum) { return madd(line, broadcast(*a), sum); }
 };
-struct ReadF16 {
-    static constexpr int64_t kBytes = 2;
-    PUNA_INLINE V16 at(const uint8_t* from, int64_t i) { return from_f16(reinterpret_cast<const uint16_t*>(from) + i); }
+struct LineF16 {
+    using Number = float;
+    using Vector = V16;
+    static constexpr int kRows = 1, kBytes = 32;
+    PUNA_INLINE Vector at(const uint8_t* from) { return from_f16(reinterpret_cast<const uint16_t*>(from)); }
+    PUNA_INLINE V16 add(const Vector& line, const float* a, const V16& sum) { return madd(line, broadcast(*a), sum); }
 };
-struct ReadBf16 {
-    static constexpr int64_t kBytes = 2;
-    PUNA_INLINE V16 at(const uint8_t* from, int64_t i) { return from_bf16(reinterpret_cast<const uint16_t*>(from) + i); }
+#if defined(__AVX512BF16__)
+// The other factor is rounded to bf16 as well.
+struct LineBf16 {
+    using Number = uint16_t;
+    using Vector = U16;
+    static constexpr int kRows = 2, kBytes = 64;
+    PUNA_INLINE Vector at(const uint8_t* from) { return load_words(from); }
+    PUNA_INLINE Vector first_row(const Vector& line) { return line & 0xffffu; }
+    PUNA_INLINE V16 add(const Vector& line, const uint16_t* a, const V16& sum) {
+        const __m512i both = _mm512_set1_epi32(four_quants(reinterpret_cast<const int8_t*>(a)));
+        return V16{{(Reg)_mm512_dpbf16_ps((__m512)sum.part[0], (__m512bh)line.part[0], (__m512bh)both)}};
+    }
 };
+#else
+struct LineBf16 {
+    using Number = float;
+    using Vector = U16;
+    static constexpr int kRows = 2, kBytes = 64;
+    PUNA_INLINE Vector at(const uint8_t* from) { return load_words(from); }
+    PUNA_INLINE Vector first_row(const Vector& line) { return line & 0xffffu; }
+    PUNA_INLINE V16 add(const Vector& line, const float* a, const V16& sum) {
+        return madd(as_floats(line & 0xffff0000u), broadcast(a[1]),
+                    madd(as_floats(shifted(line, -16)), broadcast(a[0]), sum));
+    }
+};
+#endif
+constexpr bool kRoundsFactors = sizeof(LineBf16::Number) == 2;
 
-// Lines of a matrix in a cache page (or widened from one), `line` numbers each, and what will be read after it: pages
-// lie apart, so that the processor does not foresee them. The first half of a product asks for the second half of its
-// own lines, the second half for the first half of the next ones.
+// Rows of a matrix in a cache page (or widened from one), whose lines are `line` bytes each, and what will be read after
+// it: pages lie apart, so that the processor does not foresee them. The first half of a product asks for the second half
+// of its own lines, the second half for the first half of the next ones.
 struct Lines {
     const uint8_t* from;
     int64_t line;
-    int64_t count;
+    int64_t rows;
     const uint8_t* next;
 };
 
-// c = a times b, or c = c * shrink[t] + a times b: `count` rows of a, `vectors` vectors of b.
-template <typename Read, int kTokens, int kGroup, bool kCarry>
-PUNA_INLINE void product_tile(const float* a, int64_t a_stride, const Lines& b, int64_t v, float* c, int64_t c_stride,
-                              const float* shrink, bool expect) {
+// c = a times b, or c = c * shrink[t] + a times b: `rows` numbers of a, `vectors` vectors of b.
+template <typename Line, int kTokens, int kGroup, bool kCarry>
+PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, const Lines& b, int64_t v, float* c,
+                              int64_t c_stride, const float* shrink, bool expect) {
     V16 acc[kTokens][kGroup];
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g)
             acc[t][g] = kCarry ? load(c + t * c_stride + g * kLanes) * broadcast(shrink[t]) : broadcast(0.0f);
-    const auto step = [&](int64_t k) __attribute__((always_inline)) {
-        V16 line[kGroup];
+    const auto step = [&](int64_t k, auto whole) __attribute__((always_inline)) {
+        typename Line::Vector line[kGroup];
 #pragma GCC unroll 8
-        for (int g = 0; g < kGroup; ++g) line[g] = Read::at(b.from, k * b.line + (v + g) * kLanes);
-#pragma GCC unroll 16
-        for (int t = 0; t < kTokens; ++t) {
-            const V16 value = broadcast(a[t * a_stride + k]);
-#pragma GCC unroll 8
-            for (int g = 0; g < kGroup; ++g) acc[t][g] = madd(line[g], value, acc[t][g]);
+        for (int g = 0; g < kGroup; ++g) {
+            line[g] = Line::at(b.from + k * b.line + (v + g) * Line::kBytes);
+            if constexpr (!decltype(whole)::kValue) line[g] = Line::first_row(line[g]);
         }
+#pragma GCC unroll 16
+        for (int t = 0; t < kTokens; ++t)
+#pragma GCC unroll 8
+            for (int g = 0; g < kGroup; ++g)
+                acc[t][g] = Line::add(line[g], a + t * a_stride + k * Line::kRows, acc[t][g]);
     };
+    const int64_t lines = b.rows / Line::kRows;
     int64_t k = 0;
     if (expect && b.next) {
-        const int64_t half = b.count / 2, bytes = b.line * Read::kBytes;
+        const int64_t half = lines / 2;
         for (; k < 2 * half; ++k) {
-            const uint8_t* const soon = k < half ? b.from + (k + half) * bytes : b.next + (k - half) * bytes;
-            for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(soon + at);
-            step(k);
+            const uint8_t* const soon = k < half ? b.from + (k + half) * b.line : b.next + (k - half) * b.line;
+            for (int64_t at = 0; at < b.line; at += 64) __builtin_prefetch(soon + at);
+            step(k, Number<1>());
         }
     }
-    for (; k < b.count; ++k) step(k);
+    for (; k < lines; ++k) step(k, Number<1>());
+    // A last line that is only half used: what lies in its other half may be no number.
+    if constexpr (Line::kRows == 2)
+        if (b.rows % 2) step(k, Number<0>());
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) store(c + t * c_stride + g * kLanes, acc[t][g]);
 }
 
-template <typename Read, int kTokens, int kGroup, bool kCarry>
-PUNA_INLINE void product_rows(const float* a, int64_t a_stride, const Lines& b, int64_t vectors, float* c,
-                              int64_t c_stride, const float* shrink, bool expect) {
+template <typename Line, int kTokens, int kGroup, bool kCarry>
+PUNA_INLINE void product_rows(const typename Line::Number* a, int64_t a_stride, const Lines& b, int64_t vectors,
+                              float* c, int64_t c_stride, const float* shrink, bool expect) {
     int64_t v = 0;
     for (; v + kGroup <= vectors; v += kGroup)
-        product_tile<Read, kTokens, kGroup, kCarry>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink,
+        product_tile<Line, kTokens, kGroup, kCarry>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink,
                                                     expect && v == 0);
     for (; v < vectors; ++v)
-        product_tile<Read, kTokens, 1, kCarry>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink, expect && v == 0);
+        product_tile<Line, kTokens, 1, kCarry>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink, expect && v == 0);
 }
 
-template <typename Read, bool kCarry>
-static void product(const float* a, int64_t a_stride, int64_t count, const Lines& b, int64_t vectors, float* c,
-                    int64_t c_stride, const float* shrink) {
+template <typename Line, bool kCarry>
+static void product(const typename Line::Number* a, int64_t a_stride, int64_t count, const Lines& b, int64_t vectors,
+                    float* c, int64_t c_stride, const float* shrink) {
     int64_t t = 0;
     const auto pass = [&](auto tokens, auto group) {
         constexpr int kTokens = decltype(tokens)::kValue, kGroup = decltype(group)::kValue;
         for (; t + kTokens <= count; t += kTokens)
-            product_rows<Read, kTokens, kGroup, kCarry>(a + t * a_stride, a_stride, b, vectors, c + t * c_stride,
+            product_rows<Line, kTokens, kGroup, kCarry>(a + t * a_stride, a_stride, b, vectors, c + t * c_stride,
                                                         c_stride, kCarry ? shrink + t : nullptr, t == 0);
     };
 #if defined(__AVX512F__)
@@ -100,26 +136,34 @@ static void product(const float* a, int64_t a_stride, int64_t count, const Lines
 #endif
 }
 
+// The same for a cache's type; `rounded` has room for count * a_stride numbers.
 template <bool kCarry>
 PUNA_INLINE void product_of(CacheType type, const float* a, int64_t a_stride, int64_t count, const Lines& b,
-                            int64_t vectors, float* c, int64_t c_stride, const float* shrink) {
-    if (type == CacheType::kF16)
-        product<ReadF16, kCarry>(a, a_stride, count, b, vectors, c, c_stride, shrink);
-    else if (type == CacheType::kBF16)
-        product<ReadBf16, kCarry>(a, a_stride, count, b, vectors, c, c_stride, shrink);
-    else
-        product<ReadF32, kCarry>(a, a_stride, count, b, vectors, c, c_stride, shrink);
+                            int64_t vectors, float* c, int64_t c_stride, const float* shrink, uint16_t* rounded) {
+    if (type == CacheType::kF16) return product<LineF16, kCarry>(a, a_stride, count, b, vectors, c, c_stride, shrink);
+    if (type != CacheType::kBF16) return product<LineF32, kCarry>(a, a_stride, count, b, vectors, c, c_stride, shrink);
+    if constexpr (kRoundsFactors) {
+        round_to_bf16(a, count * a_stride, rounded);
+        product<LineBf16, kCarry>(rounded, a_stride, count, b, vectors, c, c_stride, shrink);
+    } else {
+        product<LineBf16, kCarry>(a, a_stride, count, b, vectors, c, c_stride, shrink);
+    }
 }
 
-// Numbers of a cache as floats: `count` of them, a multiple of 16.
-PUNA_INLINE void widen(const uint8_t* from, CacheType type, int64_t count, float* to) {
+// `rows` rows of a cache page as floats, `width` to a row, a multiple of 16.
+PUNA_INLINE void widen(const uint8_t* from, CacheType type, int64_t rows, int64_t width, float* to) {
+    if (type == CacheType::kBF16) {
+        for (int64_t row = 0; row < rows; row += 2)
+            for (int64_t i = 0; i < width; i += kLanes) {
+                const U16 both = load_words(from + (row / 2 * width + i) * 4);
+                store(to + row * width + i, as_floats(shifted(both, -16)));
+                if (row + 1 < rows) store(to + (row + 1) * width + i, as_floats(both & 0xffff0000u));
+            }
+        return;
+    }
     const uint16_t* halves = reinterpret_cast<const uint16_t*>(from);
-    if (type == CacheType::kF16)
-        for (int64_t i = 0; i < count; i += kLanes) store(to + i, from_f16(halves + i));
-    else if (type == CacheType::kBF16)
-        for (int64_t i = 0; i < count; i += kLanes) store(to + i, from_bf16(halves + i));
-    else
-        for (int64_t i = 0; i < count; i += kLanes) store(to + i, to_floats(from_signed(from + i)));
+    for (int64_t i = 0; i < rows * width; i += kLanes)
+        store(to + i, type == CacheType::kF16 ? from_f16(halves + i) : to_floats(from_signed(from + i)));
 }
 
 // A page's keys as float32, [head_dim][kPage]: those of the cache itself where they are so already.
@@ -128,7 +172,7 @@ PUNA_INLINE const float* read_keys(const HeadCache& cache, int64_t index, float*
     const int64_t width = cache.head_dim, half = width / 2;
     const float* keys = reinterpret_cast<const float*>(from);
     if (cache.type != CacheType::kF32) {
-        widen(from, cache.type, width * kPage, scratch);
+        widen(from, cache.type, width, kPage, scratch);
         keys = scratch;
     }
     if (cache.type == CacheType::kQ8_0) {
@@ -155,7 +199,7 @@ PUNA_INLINE const float* read_values(const HeadCache& cache, int64_t index, int6
     const uint8_t* from = cache.values + cache.pages[index] * cache.value_stride;
     if (cache.type == CacheType::kF32) return reinterpret_cast<const float*>(from);
     const int64_t wide = padded_width(cache.head_dim);
-    widen(from, cache.type, wide * valid, scratch);
+    widen(from, cache.type, valid, wide, scratch);
     if (cache.type == CacheType::kQ8_0) {
         const int64_t groups = (cache.head_dim + kBlock - 1) / kBlock;
         const float* scale = reinterpret_cast<const float*>(from + wide * kPage);
@@ -211,16 +255,22 @@ PUNA_INLINE void soften(float* scores, int64_t count, const int64_t* valid, floa
     }
 }
 
-constexpr int64_t kDirect = 8;
+// Few queries read the cache as it lies, and so do many where that takes no more work; else a page is widened once for
+// all of them.
+PUNA_INLINE bool reads_direct(CacheType type, int64_t queries) {
+    if (type == CacheType::kF32 || (type == CacheType::kBF16 && kRoundsFactors)) return true;
+    return type != CacheType::kQ8_0 && queries <= 8;
+}
 
 PUNA_INLINE const uint8_t* as_bytes(const float* from) { return reinterpret_cast<const uint8_t*>(from); }
 
 static void attend(const Queries& queries, const HeadCache& cache, int64_t split, float* scratch) {
     const int64_t width = cache.head_dim, wide = padded_width(width), first = split * kSplit;
-    // Few queries read the cache as it lies; many have a page widened once for all.
-    const bool direct = !cache.cos && (cache.type == CacheType::kF32 ||
-                                       (queries.count <= kDirect && cache.type != CacheType::kQ8_0));
+    const int64_t rows = cache.type == CacheType::kBF16 ? 2 : 1;  // of keys or values in a line
+    const int64_t bytes = cache.type == CacheType::kF32 ? 4 : 2;
+    const bool direct = reads_direct(cache.type, queries.count), direct_keys = direct && !cache.cos;
     float* const scores = scratch + kPage * wide;  // keys, then values, take the room before: it stays in the first cache
+    uint16_t* const rounded = reinterpret_cast<uint16_t*>(scores + kPage * queries.count);
     int64_t last = 0;
     for (int64_t i = 0; i < queries.count; ++i) {
         last = queries.last[i] > last ? queries.last[i] : last;
@@ -234,17 +284,18 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
         const uint8_t* const next_keys = cache.keys + cache.pages[next] * cache.key_stride;
         const uint8_t* const page_keys = cache.keys + cache.pages[index] * cache.key_stride;
         const uint8_t* const page_values = cache.values + cache.pages[index] * cache.value_stride;
-        Lines keys{page_keys, kPage, width, page_values};
-        if (!direct) keys = {as_bytes(read_keys(cache, index, scratch)), kPage, width, nullptr};
-        const CacheType type = direct ? cache.type : CacheType::kF32;
-        product_of<false>(type, queries.values, width, queries.count, keys, vectors, scores, kPage, nullptr);
+        Lines keys{page_keys, kPage * rows * bytes, width, page_values};
+        if (!direct_keys) keys = {as_bytes(read_keys(cache, index, scratch)), kPage * 4, width, nullptr};
+        product_of<false>(direct_keys ? cache.type : CacheType::kF32, queries.values, width, queries.count, keys,
+                          vectors, scores, kPage, nullptr, rounded);
         int64_t valid[kMaxQueries];
         for (int64_t i = 0; i < queries.count; ++i) valid[i] = queries.last[i] + 1 - start;
         float shrink[kMaxQueries];
         soften(scores, queries.count, valid, queries.highest, queries.total, shrink);
-        Lines values{page_values, wide, seen, next_keys};
-        if (!direct) values = {as_bytes(read_values(cache, index, seen, scratch)), wide, seen, nullptr};
-        product_of<true>(type, scores, kPage, queries.count, values, wide / kLanes, queries.mixed, wide, shrink);
+        Lines values{page_values, wide * rows * bytes, seen, next_keys};
+        if (!direct) values = {as_bytes(read_values(cache, index, seen, scratch)), wide * 4, seen, nullptr};
+        product_of<true>(direct ? cache.type : CacheType::kF32, scores, kPage, queries.count, values, wide / kLanes,
+                         queries.mixed, wide, shrink, rounded);
     }
 }
 
@@ -290,13 +341,14 @@ static void store_key(const float* key, int64_t width, CacheType type, uint8_t* 
         return;
     }
     float* const scales = reinterpret_cast<float*>(page + width * kPage);
+    uint16_t* const halves = reinterpret_cast<uint16_t*>(page);
     narrow(
         key, width, type,
         [&](int64_t e, auto value) {
             if (sizeof value == 1)
                 page[e * kPage + slot] = static_cast<uint8_t>(value);
             else
-                reinterpret_cast<uint16_t*>(page)[e * kPage + slot] = value;
+                halves[type == CacheType::kBF16 ? (e / 2 * kPage + slot) * 2 + e % 2 : e * kPage + slot] = value;
         },
         [&](int64_t group, float scale) { scales[group * kPage + slot] = scale; });
 }
@@ -308,13 +360,14 @@ static void store_value(const float* value, int64_t width, CacheType type, uint8
         return;
     }
     float* const scales = reinterpret_cast<float*>(page + wide * kPage);
+    uint16_t* const halves = reinterpret_cast<uint16_t*>(page);
     narrow(
         value, width, type,
         [&](int64_t e, auto number) {
             if (sizeof number == 1)
                 page[slot * wide + e] = static_cast<uint8_t>(number);
             else
-                reinterpret_cast<uint16_t*>(page)[slot * wide + e] = number;
+                halves[type == CacheType::kBF16 ? (slot / 2 * wide + e) * 2 + slot % 2 : slot * wide + e] = number;
         },
         [&](int64_t group, float scale) { scales[slot * groups + group] = scale; });
 }

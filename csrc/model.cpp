@@ -483,11 +483,12 @@ void Model::activate(std::initializer_list<const Matrix*> readers) {
 // A token's key goes to as many lines of its page as it has elements, all far apart: asked for in time, so that writing
 // need not wait for the memory.
 void Model::expect_keys(int32_t layer) const {
-    const int64_t key_bytes = key_page_bytes(cache_type_, shape_.head_dim), line = key_bytes / shape_.head_dim;
+    const int64_t rows = shape_.head_dim / (cache_type_ == CacheType::kBF16 ? 2 : 1);
+    const int64_t key_bytes = key_page_bytes(cache_type_, shape_.head_dim), line = key_bytes / rows;
     for (const Token& token : tokens_) {
         const int64_t page = int64_t{token.chunk->pages[token.position / kPage]} * shape_.layers + layer;
         const uint8_t* at = keys_.data() + page * shape_.kv_heads * key_bytes + token.position % kPage * (line / kPage);
-        for (int64_t row = 0; row < shape_.kv_heads * shape_.head_dim; ++row) __builtin_prefetch(at + row * line, 1);
+        for (int64_t row = 0; row < shape_.kv_heads * rows; ++row) __builtin_prefetch(at + row * line, 1);
     }
 }
 

@@ -39,7 +39,7 @@ class NativeBackend:
         quantize: format that float matrices are rounded to: "q8_0", "q4_0" or "q4_K". The embedding and the head become
             q8_0 in any case. None keeps the file's values.
         cache: type of cached keys and values, "f16", "bf16", "f32" or "q8_0"; None means float32 for a model stored in
-            float32, else float16.
+            float32, else bfloat16 where the processor multiplies it, else float16.
 
     Raises:
         BackendError: when the model needs something the native runtime lacks, or does not fit into memory.
@@ -199,8 +199,10 @@ def check_supported(config: LlamaConfig) -> None:
 
 
 def _cache_type(name: str | None, tensors: Mapping[str, Tensor]) -> int:
-    if name is None:
-        return CACHE_TYPES["f32" if all(tensor.format.name == "f32" for tensor in tensors.values()) else "f16"]
+    if name is None and all(tensor.format.name == "f32" for tensor in tensors.values()):
+        name = "f32"
+    elif name is None:
+        name = "bf16" if chosen_kernels() == "avx512_bf16" else "f16"
     if not isinstance(name, str) or name.lower() not in CACHE_TYPES:
         raise BackendError(f"cache is {name!r}; it must be one of {', '.join(CACHE_TYPES)}")
     return CACHE_TYPES[name.lower()]
