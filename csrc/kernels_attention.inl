@@ -18,32 +18,26 @@ struct LineF16 {
     PUNA_INLINE Vector at(const uint8_t* from) { return from_f16(reinterpret_cast<const uint16_t*>(from)); }
     PUNA_INLINE V16 add(const Vector& line, const float* a, const V16& sum) { return madd(line, broadcast(*a), sum); }
 };
-#if defined(__AVX512BF16__)
-// The other factor is rounded to bf16 as well.
+// Where the processor multiplies bf16, the other factor is rounded to it as well.
 struct LineBf16 {
-    using Number = uint16_t;
     using Vector = U16;
     static constexpr int kRows = 2, kBytes = 64;
     PUNA_INLINE Vector at(const uint8_t* from) { return load_words(from); }
     PUNA_INLINE Vector first_row(const Vector& line) { return line & 0xffffu; }
+#if defined(__AVX512BF16__)
+    using Number = uint16_t;
     PUNA_INLINE V16 add(const Vector& line, const uint16_t* a, const V16& sum) {
         const __m512i both = _mm512_set1_epi32(four_quants(reinterpret_cast<const int8_t*>(a)));
         return V16{{(Reg)_mm512_dpbf16_ps((__m512)sum.part[0], (__m512bh)line.part[0], (__m512bh)both)}};
     }
-};
 #else
-struct LineBf16 {
     using Number = float;
-    using Vector = U16;
-    static constexpr int kRows = 2, kBytes = 64;
-    PUNA_INLINE Vector at(const uint8_t* from) { return load_words(from); }
-    PUNA_INLINE Vector first_row(const Vector& line) { return line & 0xffffu; }
     PUNA_INLINE V16 add(const Vector& line, const float* a, const V16& sum) {
         return madd(as_floats(line & 0xffff0000u), broadcast(a[1]),
                     madd(as_floats(shifted(line, -16)), broadcast(a[0]), sum));
     }
-};
 #endif
+};
 constexpr bool kRoundsFactors = sizeof(LineBf16::Number) == 2;
 
 // Rows of a matrix in a cache page (or widened from one), whose lines are `line` bytes each, and what will be read after

@@ -253,8 +253,6 @@ PUNA_INLINE U16 from_halves(const uint16_t* from) {
 }
 #endif
 
-PUNA_INLINE V16 from_bf16(const uint16_t* from) { return as_floats(shifted(from_halves(from), -16)); }
-
 // IEEE half precision, exact: subnormal numbers, infinities and NaN too.
 PUNA_INLINE V16 from_f16(const uint16_t* from) {
 #if defined(__AVX512F__)
