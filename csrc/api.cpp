@@ -157,7 +157,7 @@ int64_t puna_cache_bytes(const puna_shape* shape) {
     return page * shape->kv_heads * shape->layers / puna::kPage;
 }
 
-int64_t puna_model_weight_bytes(const puna_model* model) { return model->model.weight_bytes(); }
+void puna_model_weight_bytes(const puna_model* model, int64_t* bytes) { model->model.weight_bytes(bytes); }
 
 int32_t puna_model_integers(const puna_model* model) { return model->model.integer_weights(); }
 

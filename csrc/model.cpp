@@ -164,12 +164,18 @@ void Model::check() const {
     }
 }
 
-int64_t Model::weight_bytes() const {
-    int64_t bytes = static_cast<int64_t>((head_.panels.data ? head_ : embedding_).values.size());
-    for (const Layer& layer : layers_)
-        for (const Matrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
-            bytes += static_cast<int64_t>(matrix->values.size());
-    return bytes;
+void Model::weight_bytes(int64_t* bytes) const {
+    std::fill(bytes, bytes + PUNA_PHASES, 0);
+    const auto add = [&](int32_t phase, std::initializer_list<const Matrix*> matrices) {
+        for (const Matrix* matrix : matrices) bytes[phase] += static_cast<int64_t>(matrix->values.size());
+    };
+    add(PUNA_PHASE_HEAD, {head_.panels.data ? &head_ : &embedding_});
+    for (const Layer& layer : layers_) {
+        add(PUNA_PHASE_QKV, {&layer.q, &layer.k, &layer.v});
+        add(PUNA_PHASE_O, {&layer.o});
+        add(PUNA_PHASE_GATE_UP, {&layer.gate, &layer.up});
+        add(PUNA_PHASE_DOWN, {&layer.down});
+    }
 }
 
 bool Model::integer_weights() const { return !layers_.empty() && layers_[0].down.panels.integer(); }

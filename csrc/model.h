@@ -50,7 +50,7 @@ class Model {
     void stop() { stopping_ = true; }
 
     // Bytes of the panels that a token reads, and whether any of them are integers.
-    int64_t weight_bytes() const;
+    void weight_bytes(int64_t* bytes) const;
     bool integer_weights() const;
     // Seconds in each PUNA_PHASE since the last call.
     void take_profile(double* seconds);

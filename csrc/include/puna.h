@@ -156,8 +156,8 @@ PUNA_API int32_t puna_model_ready(puna_model* model, int32_t pages);
 /* Bytes of keys and values that one token takes in the cache of every layer. */
 PUNA_API int64_t puna_cache_bytes(const puna_shape* shape);
 
-/* Bytes of packed matrices that a token reads; 1 when they are integers. */
-PUNA_API int64_t puna_model_weight_bytes(const puna_model* model);
+/* Bytes of packed matrices that a token reads in each phase, PUNA_PHASES numbers; 1 when they are integers. */
+PUNA_API void puna_model_weight_bytes(const puna_model* model, int64_t* bytes);
 PUNA_API int32_t puna_model_integers(const puna_model* model);
 
 /* Extends the caches by the chunks' tokens and writes logits, [sum of `logits`][vocab_size], in the chunks' order.

@@ -134,6 +134,30 @@ def limit(backend: NativeBackend, machine: MachineSpeed, work: Work) -> float | 
     return work.tokens * peak / (2 * products(backend.config, work.tokens))
 
 
+def phase_limits(backend: NativeBackend, machine: MachineSpeed, work: Work) -> dict[str, float]:
+    """Seconds that a work takes at least in those kinds of kernels whose limit is known; {} where none is.
+
+    Decoding reads their matrices, or the caches, once a step; reading a prompt multiplies every token.
+    """
+    steps = work.tokens
+    if work.phase == "decode":
+        if backend.weight_bytes < LEAST_IN_MEMORY:
+            return {}
+        read = dict(backend.phase_bytes)
+        read["attention"] = round(work.batch * backend.cache_bytes_per_token * (work.context + steps / 2))
+        return {phase: steps * amount / (machine.dram_gb_s * 1e9) for phase, amount in read.items() if amount}
+    peak = (machine.int8_gops if backend.integer_weights else machine.bf16_gflops) * 1e9
+    config = backend.config
+    heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    cells = {
+        "qkv": config.hidden_size * (heads + 2 * kv_heads),
+        "o": config.hidden_size * heads,
+        "gate_up": 2 * config.hidden_size * config.intermediate_size,
+        "down": config.hidden_size * config.intermediate_size,
+    }
+    return {phase: 2 * config.num_hidden_layers * steps * cell / peak for phase, cell in cells.items()}
+
+
 def products(config: LlamaConfig, tokens: int) -> float:
     """Multiply-accumulates of reading a prompt: linear layers, attention over what each token sees, the last logits."""
     hidden, inner = config.hidden_size, config.intermediate_size

@@ -60,12 +60,19 @@ def test_bench_refuses(tiny_model, options, text):
 
 
 def test_profile_accounts_for_the_time(tiny_model):
-    sizes = ["--context", "4", "--tokens", "3", "--prefill", "9"]
+    sizes = ["--context", "4", "--tokens", "3", "--prefill", "9", "--repeat", "2"]
     out = as_json("profile", "-m", str(tiny_model), *sizes)
-    assert set(out) == {"prefill", "decode"}
-    for phase in out.values():
-        assert {"qkv", "attention", "gate_up", "down", "head", "outside"} <= set(phase)
-        assert all(time >= 0 for time in phase.values()) and phase["qkv"] > 0
+    assert set(out) == {"machine", "prefill", "decode"} and len(out["machine"]) == 4
+    for name in ("prefill", "decode"):
+        kinds = out[name]
+        assert {"qkv", "attention", "gate_up", "down", "head", "outside", "total"} <= set(kinds)
+        times = {kind: one["microseconds_per_token"] for kind, one in kinds.items()}
+        assert all(time >= 0 for time in times.values()) and times["qkv"] > 0
+        parts = sum(time for kind, time in times.items() if kind not in ("matrices", "total"))
+        assert parts == pytest.approx(times["total"], rel=0.2)  # two repeats' medians: their means
+    matrices = {kind for kind, one in out["prefill"].items() if one["limit_fraction"] is not None}
+    assert matrices == {"qkv", "o", "gate_up", "down", "matrices", "total"}
+    assert all(one["limit_fraction"] is None for one in out["decode"].values())  # stays in the processor's cache
     table = run("profile", "-m", str(tiny_model), *sizes).stdout
     assert "gate and up" in table and "total" in table
     assert "exceed the model's context" in run("profile", "-m", str(tiny_model), "--prefill", "99999").stderr
@@ -97,3 +104,32 @@ def test_limits_are_those_computed_by_hand():
     assert benchmark.limit(backend, machine, decode) is None
     prefill = benchmark.Work("prefill", 3, 0, 1)
     assert benchmark.limit(backend, machine, prefill) == pytest.approx(3 * 2 / (2 * benchmark.products(config, 3)))
+
+
+def test_the_limit_of_each_kind_of_kernel_by_hand():
+    config = LlamaConfig(
+        vocab_size=100,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    backend = SimpleNamespace(
+        config=config,
+        weight_bytes=10**8,
+        phase_bytes={"qkv": 4 * 10**7, "down": 6 * 10**7, "sampling": 0},
+        cache_bytes_per_token=10,
+        integer_weights=False,
+    )
+    machine = MachineSpeed(dram_gb_s=1e-6, int8_gops=1.0, bf16_gflops=2e-9, cores_ok=True)
+    decode = benchmark.Work("decode", 4, 18, 2)
+    found = benchmark.phase_limits(backend, machine, decode)
+    assert found == pytest.approx({"qkv": 4 * 4e4, "down": 4 * 6e4, "attention": 4 * 0.4})
+    assert sum(found.values()) == pytest.approx(2 * 4 / benchmark.limit(backend, machine, decode))
+    prefill = benchmark.Work("prefill", 3, 0, 1)
+    assert benchmark.phase_limits(backend, machine, prefill) == pytest.approx(
+        {"qkv": 6 * 128, "o": 6 * 64, "gate_up": 6 * 256, "down": 6 * 128}
+    )
+    backend.weight_bytes = 10**6
+    assert benchmark.phase_limits(backend, machine, decode) == {}

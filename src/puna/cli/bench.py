@@ -59,7 +59,7 @@ def bench(
     _forget_peak()
     samples = _measure(native, works, repeat)
     peak = max(peak, _peak_memory())
-    speed = _mean(before, measure_machine(threads))
+    speed = mean_speed(before, measure_machine(threads))
     results = [
         benchmark.Result(work, tuple(found), _share(found, benchmark.limit(native, speed, work)))
         for work, found in samples.items()
@@ -130,7 +130,8 @@ def _measure(native: NativeBackend, works: list[Work], repeat: int) -> dict[Work
     return samples
 
 
-def _mean(first: MachineSpeed, second: MachineSpeed) -> MachineSpeed:
+def mean_speed(first: MachineSpeed, second: MachineSpeed) -> MachineSpeed:
+    """The machine's speed over a time, from a measurement before and one after."""
     from puna.native.measure import MachineSpeed
 
     return MachineSpeed(

@@ -85,7 +85,14 @@ class NativeBackend:
     @property
     def weight_bytes(self) -> int:
         """Bytes of packed matrices that decoding one token reads: all but an embedding that is not the head."""
-        return int(self._library.puna_model_weight_bytes(self._model))
+        return sum(self.phase_bytes.values())
+
+    @property
+    def phase_bytes(self) -> dict[str, int]:
+        """`weight_bytes` by the kind of kernel that reads them."""
+        found = (ctypes.c_int64 * len(PHASES))()
+        self._library.puna_model_weight_bytes(self._model, found)
+        return dict(zip(PHASES, found, strict=True))
 
     @property
     def integer_weights(self) -> bool:

@@ -114,7 +114,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "puna_model_read": (_INT, (_POINTER, _INT, _INT, _POINTER)),
     "puna_model_ready": (_INT, (_POINTER, _INT)),
     "puna_cache_bytes": (_LONG, (_POINTER,)),
-    "puna_model_weight_bytes": (_LONG, (_POINTER,)),
+    "puna_model_weight_bytes": (None, (_POINTER, _POINTER)),
     "puna_model_integers": (_INT, (_POINTER,)),
     "puna_forward": (_INT, (_POINTER, _POINTER, _INT, _INT, _POINTER)),
     "puna_sample": (_LONG, (ctypes.c_char_p, _POINTER, _LONG, _POINTER, _POINTER, ctypes.c_double)),
