@@ -9,6 +9,7 @@
 namespace puna {
 
 constexpr int kPage = 64;        // tokens in a cache page, and keys in a tile of attention
+constexpr int kPeakBlock = 64;   // numbers of which `peaks` finds the highest
 constexpr int kMaxQueries = 64;  // that attention takes at once
 constexpr int kSplit = 256;  // positions whose attention is summed together; longer contexts merge such sums in order
 
@@ -105,8 +106,10 @@ struct Kernels {
     // beyond a query's last add exactly 0. `scratch` has attend_floats(count, head_dim) floats.
     void (*attend)(const Queries& queries, const HeadCache& cache, int64_t split, float* scratch);
 
-    // out[i] = e^((x[i] - most) / temperature); below e^-87 exactly 0. Returns their sum.
-    double (*exponentials)(const float* x, int64_t count, float most, double temperature, float* out);
+    // The highest of every kPeakBlock numbers, of which the last may be fewer. False when one is not finite.
+    bool (*peaks)(const float* x, int64_t count, float* out);
+    // out[i] = e^((x[i] - most) / temperature); below e^-87 exactly 0. May work in place.
+    void (*exponentials)(const float* x, int64_t count, float most, double temperature, float* out);
 
     // What measures the machine: multiply-accumulates of bytes, and of floats, from registers, and how many there were;
     // and memory read in sequence.

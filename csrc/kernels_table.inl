@@ -100,24 +100,34 @@ static void rotate(float* x, const float* cos, const float* sin, int64_t half) {
     }
 }
 
-static double exponentials(const float* x, int64_t count, float most, double temperature, float* out) {
+static bool peaks(const float* x, int64_t count, float* out) {
+    V16 faults = broadcast(0.0f);  // a finite number times 0 is 0, any other NaN
+    for (int64_t from = 0; from < count; from += kPeakBlock) {
+        const int64_t end = count - from < kPeakBlock ? count : from + kPeakBlock;
+        V16 most = broadcast(x[from]);
+        int64_t i = from;
+        for (; i + kLanes <= end; i += kLanes) {
+            const V16 here = load(x + i);
+            faults = madd(here, broadcast(0.0f), faults);
+            most = higher(here, most);
+        }
+        float highest = highest_of(most);
+        for (; i < end; ++i) {
+            faults = faults + broadcast(x[i] * 0.0f);
+            highest = x[i] > highest ? x[i] : highest;
+        }
+        out[from / kPeakBlock] = highest;
+    }
+    return sum_of(faults) == 0.0f;
+}
+
+static void exponentials(const float* x, int64_t count, float most, double temperature, float* out) {
     // A tiny temperature's inverse overflows; what is not the likeliest then has weight 0 all the same.
     const float inverse = static_cast<float>(temperature < 1e-30 ? 1e30 : 1.0 / temperature);
     // Differences stay finite: minus infinity times an inverse of 0 would be NaN.
     const V16 times = broadcast(inverse), from = broadcast(most), lowest = broadcast(-3e38f);
-    double sums[kLanes] = {};
-    for (int64_t i = 0; i < count; i += kLanes) {
-        const V16 weight = exponential(higher(load_some(x + i, count - i) - from, lowest) * times);
-        store_some(out + i, weight, count - i);
-        float lane[kLanes];
-        store(lane, weight);
-        const int64_t valid = count - i < kLanes ? count - i : kLanes;
-        for (int64_t j = valid; j < kLanes; ++j) lane[j] = 0.0f;
-        for (int64_t j = 0; j < kLanes; ++j) sums[j] += lane[j];
-    }
-    double total = 0.0;
-    for (const double sum : sums) total += sum;
-    return total;
+    for (int64_t i = 0; i < count; i += kLanes)
+        store_some(out + i, exponential(higher(load_some(x + i, count - i) - from, lowest) * times), count - i);
 }
 
 #if defined(__SSE2__) && !defined(__AVX512VNNI__)
@@ -128,5 +138,5 @@ constexpr bool kWantsWide = false;
 
 static constexpr Kernels table(const char* name) {
     return {name,      kWantsWide, kWantsBf16,   matmul,       quantize,   round_to_bf16, rms_norm,  silu_mul, rotate,
-            store_key, store_value, attend, exponentials, integer_work, float_work, read_work,     merge};
+            store_key, store_value, attend, peaks, exponentials, integer_work, float_work, read_work,     merge};
 }

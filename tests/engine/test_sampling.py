@@ -8,6 +8,7 @@ import pytest
 from puna.engine import Sampling
 from puna.engine.sampling import Sampler
 from puna.errors import BackendError, RequestError
+from puna.native.library import machine
 from tests.engine.slow_sampling import Sampler as SlowSampler
 
 
@@ -99,12 +100,18 @@ def test_options_out_of_range_are_named(fields, words):
         Sampling(**fields)
 
 
-def test_native_sampling_is_the_slow_twin_s():
+@pytest.fixture(params=machine().kernels)
+def kernels(request, monkeypatch):
+    """Each instruction set's sampling in turn."""
+    monkeypatch.setenv("PUNA_KERNELS", request.param)
+
+
+def test_native_sampling_is_the_slow_twin_s(kernels):
     """Thousands of random cases; only where two tokens are within rounding of a cut may the twins differ."""
     random = np.random.default_rng(9)
     different = 0
     for turn in range(3000):
-        vocab = int(random.choice([1, 2, 5, 60, 700]))
+        vocab = int(random.choice([1, 2, 5, 60, 700, 4000]))
         logits = random.normal(0, random.choice([0.01, 1, 5, 40]), vocab).astype(np.float32)
         if turn % 7 == 0:
             logits = np.round(logits)  # ties
@@ -136,7 +143,11 @@ def test_extreme_numbers_still_draw_a_token():
             assert Sampler(sampling, (0, 1), 3).choose(logits) in ((0,) if temperature < 1e300 else (0, 1, 2))
 
 
-def test_logits_that_are_not_finite_are_refused():
-    for bad in (np.nan, np.inf, -np.inf):
-        with pytest.raises(BackendError, match="not finite"):
-            Sampler(Sampling(), (), 3).choose(np.array([1.0, bad, 0.0], np.float32))
+def test_logits_that_are_not_finite_are_refused(kernels):
+    for size, at in ((3, 1), (200, 0), (200, 77), (200, 199)):
+        for bad in (np.nan, np.inf, -np.inf):
+            for penalty in (1.0, 1.5):
+                logits = np.arange(size, dtype=np.float32)
+                logits[at] = bad
+                with pytest.raises(BackendError, match="not finite"):
+                    Sampler(Sampling(repetition_penalty=penalty), (0, at), size).choose(logits)
