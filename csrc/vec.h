@@ -276,8 +276,11 @@ PUNA_INLINE V16 from_f16(const uint16_t* from) {
 #endif
 }
 
-// Rounded to the nearest, ties to even; NaN stays NaN.
+// Rounded to the nearest, ties to even; NaN stays NaN. What is below 2^-126 may become 0.
 PUNA_INLINE void to_bf16(uint16_t* to, const V16& value) {
+#if defined(__AVX512BF16__) && !defined(PUNA_EMULATE)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)value.part[0]));
+#else
     PUNA_EACH {
         const WordReg bits = (WordReg)value.part[i_];
         const WordReg rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
@@ -289,6 +292,7 @@ PUNA_INLINE void to_bf16(uint16_t* to, const V16& value) {
         *reinterpret_cast<HalfPart*>(to + i_ * kWidth) = __builtin_convertvector(out, HalfPart);
 #endif
     }
+#endif
 }
 
 // Rounded to the nearest, ties to even; beyond 65504 infinity.
