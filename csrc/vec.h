@@ -276,7 +276,8 @@ PUNA_INLINE V16 from_f16(const uint16_t* from) {
 #endif
 }
 
-// Rounded to the nearest, ties to even; NaN stays NaN. What is below 2^-126 may become 0.
+// Rounded to the nearest, ties to even; NaN stays NaN. Subnormal numbers become 0 of their sign, as vcvtneps2bf16 has
+// it (Intel SDM, volume 2: denormal inputs are zeros), so that every build rounds alike.
 PUNA_INLINE void to_bf16(uint16_t* to, const V16& value) {
 #if defined(__AVX512BF16__) && !defined(PUNA_EMULATE)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)value.part[0]));
@@ -285,7 +286,9 @@ PUNA_INLINE void to_bf16(uint16_t* to, const V16& value) {
         const WordReg bits = (WordReg)value.part[i_];
         const WordReg rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
         const WordReg nan = (bits & 0x7fffffffu) > 0x7f800000u;
-        const WordReg out = (nan & (bits >> 16 | 0x40u)) | (~nan & rounded);
+        const WordReg subnormal = (bits & 0x7f800000u) == 0u;
+        const WordReg number = (subnormal & (bits >> 16 & 0x8000u)) | (~subnormal & rounded);
+        const WordReg out = (nan & (bits >> 16 | 0x40u)) | (~nan & number);
 #if defined(__AVX512F__) && !defined(PUNA_EMULATE)
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)out));
 #else

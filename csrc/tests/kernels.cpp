@@ -245,17 +245,25 @@ void check_bf16(const Kernels& kernels) {
                              3.4e38f,
                              -3.4e38f,
                              1e-40f,
+                             -1.1754942e-38f,  // the largest subnormal number
+                             1.17549435e-38f,  // the smallest normal one
                              HUGE_VALF,
                              -HUGE_VALF,
                              std::numeric_limits<float>::quiet_NaN()};
+    constexpr int kSpecials = static_cast<int>(std::size(special));
     for (const int count : {1, 5, 16, 17, 33}) {
         std::vector<float> x(static_cast<size_t>(count));
-        for (float& value : x) value = below(3) ? normal(std::exp(normal(9.0f))) : special[below(11)];
+        for (int i = 0; i < count; ++i)  // the longest has every special number, whatever the chance
+            x[static_cast<size_t>(i)] = i < kSpecials && count > kSpecials ? special[i]
+                                        : below(3)                         ? normal(std::exp(normal(9.0f)))
+                                                                           : special[below(kSpecials)];
         std::vector<uint16_t> out(static_cast<size_t>(count + count % 2), 7);
         kernels.to_bf16(x.data(), count, out.data());
         for (int i = 0; i < count; ++i) {
             const uint32_t bits = bits_of_float(x[static_cast<size_t>(i)]);
-            const uint16_t wanted = static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+            const bool tiny = (bits & 0x7f800000u) == 0u;  // 0 or subnormal: its sign remains
+            const uint16_t wanted =
+                static_cast<uint16_t>(tiny ? bits >> 16 & 0x8000u : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
             const uint16_t found = out[static_cast<size_t>(i)];
             const bool nan = std::isnan(x[static_cast<size_t>(i)]);
             demand(kernels.name, "to_bf16", nan ? std::isnan(from_bfloat(found)) : found == wanted);
