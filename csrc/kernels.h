@@ -25,11 +25,6 @@ struct ActivationBlock {
 };
 static_assert(sizeof(ActivationBlock) == 64, "one cache line");
 
-// The same 32 as 16-bit numbers, in each four the order 0, 2, 1, 3: for instruction sets that multiply such pairs.
-struct WideBlock {
-    int16_t quants[kBlock];
-};
-
 // From one token's row to the next, in blocks and in bf16 numbers: an odd number of cache lines, so that rows as long
 // as a power of two do not all fall into the same few places of the nearest cache.
 constexpr int64_t block_stride(int64_t cols) { return cols / kBlock | 1; }
@@ -40,7 +35,6 @@ struct Activations {
     const float* values;            // [tokens][cols]
     const uint16_t* bf16;           // [tokens][bf16_stride(cols)]
     const ActivationBlock* blocks;  // [tokens][block_stride(cols)]
-    const WideBlock* wide;          // the same shape
     int64_t cols;
 };
 
@@ -75,7 +69,6 @@ struct Queries {
 
 struct Kernels {
     const char* name;
-    bool wants_wide;  // 8-bit weights read Activations::wide
     bool wants_bf16;  // bf16 weights read Activations::bf16, and a bf16 cache is multiplied as such
 
     // out[t][row] = sum over k, ascending, of w[row][k] * x[t][k] (+ bias), for panels [first, last). `add` accumulates
@@ -83,8 +76,8 @@ struct Kernels {
     void (*matmul)(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                    int64_t out_stride, bool add);
 
-    // Rounds `cols` values, a multiple of kBlock, to blocks; `wide` may be null.
-    void (*quantize)(const float* x, int64_t cols, ActivationBlock* blocks, WideBlock* wide);
+    // Rounds `cols` values, a multiple of kBlock, to blocks.
+    void (*quantize)(const float* x, int64_t cols, ActivationBlock* blocks);
 
     // Rounds to bf16; an odd number of columns gets a zero behind it.
     void (*to_bf16)(const float* x, int64_t cols, uint16_t* out);

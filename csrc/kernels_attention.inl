@@ -323,7 +323,7 @@ PUNA_INLINE void narrow(const float* from, int64_t width, CacheType type, const 
         float block[kBlock] = {};
         for (int64_t i = 0; i < count; ++i) block[i] = from[e + i];
         ActivationBlock rounded;
-        quantize(block, kBlock, &rounded, nullptr);
+        quantize(block, kBlock, &rounded);
         for (int64_t i = 0; i < count; ++i) put(e + i, static_cast<uint8_t>(rounded.quants[i]));
         put_scale(e / kBlock, rounded.scale);
     }

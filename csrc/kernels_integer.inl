@@ -89,6 +89,21 @@ struct IntegerFormat {
     }
 };
 
+// AVX2 sums two products in 16 bits, which eight bits of a weight overflow: it multiplies them as two digits of four.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+template <typename F>
+constexpr int kDigits = F::kMost > 127 ? 2 : 1;
+#else
+template <typename F>
+constexpr int kDigits = 1;
+#endif
+
+// A digit of each byte, lowest first; of a format of one digit, the bytes.
+template <typename F>
+PUNA_INLINE U16 digit(const U16& bytes, int d) {
+    return kDigits<F> == 1 ? bytes : shifted(bytes, 4 * d) & 0x0f0f0f0fu;
+}
+
 PUNA_INLINE int32_t four_quants(const int8_t* from) {
     int32_t value;
     __builtin_memcpy(&value, from, sizeof value);
@@ -114,8 +129,7 @@ PUNA_INLINE void begin(const ActivationBlock* a, int64_t stride, I16 (&sum)[kTok
 
 // sum[t][g] = the products of columns 4 kFrom .. 4 kTo - 1 of a block, exactly, with the zero point taken off.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
-PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock*, int64_t stride,
-                     I16 (&sum)[kTokens][kGroup]) {
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
     constexpr int kChains = kTokens * kGroup < 4 ? 2 : 1;  // enough independent sums to hide the latency of each
     I16 part[kTokens][kGroup][kChains];
     for (int t = 0; t < kTokens; ++t) {
@@ -131,7 +145,7 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock
     for (int s = kFrom; s < kTo; ++s) {
         U16 w[kGroup];
 #pragma GCC unroll 4
-        for (int g = 0; g < kGroup; ++g) w[g] = quad(g, s);
+        for (int g = 0; g < kGroup; ++g) w[g] = quad(g, s, 0);
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
             const __m512i x = _mm512_set1_epi32(four_quants(a[t * stride].quants + 4 * s));
@@ -149,79 +163,84 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock
         }
 }
 
-#elif defined(__AVX2__) || defined(__SSE2__)
+#elif defined(__AVX2__)
 
-#if defined(__AVX2__)
-PUNA_INLINE IntReg pairs_16(IntReg a, IntReg b) { return (IntReg)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+PUNA_INLINE IntReg pairs_8(WordReg a, IntReg b) { return (IntReg)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
+PUNA_INLINE IntReg pairs_16(IntReg a, int factor) {
+    return (IntReg)_mm256_madd_epi16((__m256i)a, _mm256_set1_epi16(static_cast<int16_t>(factor)));
+}
 // The empty statement keeps the addition here: GCC would put off all of a block's, and run out of registers.
 PUNA_INLINE IntReg add_16(IntReg a, IntReg b) {
     __m256i sum = _mm256_add_epi16((__m256i)a, (__m256i)b);
     asm("" : "+x"(sum));
     return (IntReg)sum;
 }
-PUNA_INLINE IntReg pairs_8(WordReg a, IntReg b) { return (IntReg)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
-PUNA_INLINE IntReg ones_16() { return (IntReg)_mm256_set1_epi16(1); }
-constexpr bool kHasPairs8 = true;
-#else
-PUNA_INLINE IntReg pairs_16(IntReg a, IntReg b) { return (IntReg)_mm_madd_epi16((__m128i)a, (__m128i)b); }
-PUNA_INLINE IntReg add_16(IntReg a, IntReg b) { return (IntReg)_mm_add_epi16((__m128i)a, (__m128i)b); }
-PUNA_INLINE IntReg pairs_8(WordReg, IntReg) { return IntReg{}; }
-PUNA_INLINE IntReg ones_16() { return (IntReg)_mm_set1_epi16(1); }
-constexpr bool kHasPairs8 = false;
-#endif
 
-// Sums of two products fit 16 bits while the weights have up to seven bits; of up to four bits, even those of a whole
-// block do: 8 * 2 * 15 * 127 = 30480.
+// Sums of two products fit 16 bits while the weights have up to seven bits; of up to four bits, as digits have, even
+// those of a whole block do: 8 * 2 * 15 * 127 = 30480.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
-PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock* wide, int64_t stride,
-                     I16 (&sum)[kTokens][kGroup]) {
-    constexpr int kLongest = 32767 / (2 * 127 * F::kMost);  // sums of two that fit 16 bits together
-    constexpr int kSteps = kTo - kFrom;
-    constexpr int kSpan = !kHasPairs8 ? 0 : kLongest >= 8 ? 8 : kLongest >= 4 ? 4 : kLongest >= 2 ? 2 : 0;
-    constexpr int kRun = kSpan > kSteps ? kSteps : kSpan;
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
+    constexpr int kLongest = 32767 / (2 * 127 * (kDigits<F> == 2 ? 15 : F::kMost));  // sums that fit 16 bits together
+    constexpr int kSpan = kLongest >= 8 ? 8 : kLongest >= 4 ? 4 : 2;
+    constexpr int kRun = kSpan > kTo - kFrom ? kTo - kFrom : kSpan;
+    static_assert(kLongest >= 2, "the weights have seven bits at most");
     begin<F, kFrom>(a, stride, sum);
-    if (kRun > 0) {
 #pragma GCC unroll 8
-        for (int s = kFrom; s < kTo; s += kRun > 0 ? kRun : 1) {
-            I16 narrow[kTokens][kGroup];
+    for (int s = kFrom; s < kTo; s += kRun) {
+        I16 narrow[kDigits<F>][kTokens][kGroup];
 #pragma GCC unroll 8
-            for (int i = 0; i < kRun; ++i) {
-                U16 w[kGroup];
+        for (int i = 0; i < kRun; ++i) {
+            U16 w[kDigits<F>][kGroup];
 #pragma GCC unroll 4
-                for (int g = 0; g < kGroup; ++g) w[g] = quad(g, s + i);
+            for (int g = 0; g < kGroup; ++g)
+                for (int d = 0; d < kDigits<F>; ++d) w[d][g] = quad(g, s + i, d);
 #pragma GCC unroll 16
-                for (int t = 0; t < kTokens; ++t) {
-                    const IntReg x = IntReg{} + four_quants(a[t * stride].quants + 4 * (s + i));
+            for (int t = 0; t < kTokens; ++t) {
+                const IntReg x = IntReg{} + four_quants(a[t * stride].quants + 4 * (s + i));
 #pragma GCC unroll 4
-                    for (int g = 0; g < kGroup; ++g) PUNA_EACH {
-                            const IntReg product = pairs_8(w[g].part[i_], x);
-                            narrow[t][g].part[i_] = i == 0 ? product : add_16(narrow[t][g].part[i_], product);
-                        }
-                }
-            }
-            for (int t = 0; t < kTokens; ++t)
                 for (int g = 0; g < kGroup; ++g)
-                    PUNA_EACH sum[t][g].part[i_] = sum[t][g].part[i_] + pairs_16(narrow[t][g].part[i_], ones_16());
+                    for (int d = 0; d < kDigits<F>; ++d) PUNA_EACH {
+                            const IntReg product = pairs_8(w[d][g].part[i_], x);
+                            IntReg& to = narrow[d][t][g].part[i_];
+                            to = i == 0 ? product : add_16(to, product);
+                        }
+            }
         }
-        return;
+        for (int t = 0; t < kTokens; ++t)
+            for (int g = 0; g < kGroup; ++g)
+                for (int d = 0; d < kDigits<F>; ++d) PUNA_EACH {
+                        IntReg& to = sum[t][g].part[i_];
+                        to = to + pairs_16(narrow[d][t][g].part[i_], d ? 16 : 1);
+                    }
     }
+}
+
+#elif defined(__SSE2__)
+
+// Products of 16-bit numbers, in pairs: the weights' even and odd bytes, and activations in the order 0, 2, 1, 3.
+template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
+    begin<F, kFrom>(a, stride, sum);
 #pragma GCC unroll 8
     for (int s = kFrom; s < kTo; ++s) {
         U16 even[kGroup], odd[kGroup];
 #pragma GCC unroll 4
         for (int g = 0; g < kGroup; ++g) {
-            const U16 w = quad(g, s);
+            const U16 w = quad(g, s, 0);
             even[g] = w & 0x00ff00ffu;
             odd[g] = shifted(w, 8) & 0x00ff00ffu;
         }
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
-            const int8_t* from = reinterpret_cast<const int8_t*>(wide[t * stride].quants + 4 * s);
-            const IntReg first = IntReg{} + four_quants(from), second = IntReg{} + four_quants(from + 4);
+            const __m128i bytes = _mm_cvtsi32_si128(four_quants(a[t * stride].quants + 4 * s));
+            const __m128i four = _mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
+            const __m128i order = _mm_shufflelo_epi16(four, _MM_SHUFFLE(3, 1, 2, 0));
+            const __m128i first = _mm_shuffle_epi32(order, 0), second = _mm_shuffle_epi32(order, 0x55);
 #pragma GCC unroll 4
             for (int g = 0; g < kGroup; ++g) PUNA_EACH {
-                    const IntReg sums = pairs_16((IntReg)even[g].part[i_], first);
-                    sum[t][g].part[i_] = sum[t][g].part[i_] + sums + pairs_16((IntReg)odd[g].part[i_], second);
+                    const __m128i sums = _mm_madd_epi16((__m128i)even[g].part[i_], first);
+                    sum[t][g].part[i_] = sum[t][g].part[i_] + (IntReg)sums +
+                                         (IntReg)_mm_madd_epi16((__m128i)odd[g].part[i_], second);
                 }
         }
     }
@@ -230,13 +249,12 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock
 #else
 
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
-PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock*, int64_t stride,
-                     I16 (&sum)[kTokens][kGroup]) {
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
     begin<F, kFrom>(a, stride, sum);
 #pragma GCC unroll 8
     for (int s = kFrom; s < kTo; ++s)
         for (int g = 0; g < kGroup; ++g) {
-            const U16 w = quad(g, s);
+            const U16 w = quad(g, s, 0);
             for (int i = 0; i < 4; ++i) {
                 const U16 column = shifted(w, 8 * i) & 0xffu;
                 for (int t = 0; t < kTokens; ++t) {
@@ -249,10 +267,10 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, const WideBlock
 
 #endif
 
-// Adds one block's products to `acc`. `quad(g, s)`, `scale(g, h)` and `least(g, h)` read panel g's block.
+// Adds one block's products to `acc`. `quad(g, s, digit)`, `scale(g, h)` and `least(g, h)` read panel g's block.
 template <typename F, int kTokens, int kGroup, typename Quad, typename Scale, typename Least>
 PUNA_INLINE void accumulate(const Quad& quad, const Scale& scale, const Least& least, const ActivationBlock* a,
-                            const WideBlock* wide, int64_t stride, V16 (&acc)[kTokens][kGroup]) {
+                            int64_t stride, V16 (&acc)[kTokens][kGroup]) {
     const auto add = [&](const I16(&sum)[kTokens][kGroup], int h) __attribute__((always_inline)) {
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
@@ -270,12 +288,12 @@ PUNA_INLINE void accumulate(const Quad& quad, const Scale& scale, const Least& l
     };
     I16 sum[kTokens][kGroup];
     if (!F::kHalves) {
-        dot<F, 0, 8>(quad, a, wide, stride, sum);
+        dot<F, 0, 8>(quad, a, stride, sum);
         add(sum, 0);
     } else {
-        dot<F, 0, 4>(quad, a, wide, stride, sum);
+        dot<F, 0, 4>(quad, a, stride, sum);
         add(sum, 0);
-        dot<F, 4, 8>(quad, a, wide, stride, sum);
+        dot<F, 4, 8>(quad, a, stride, sum);
         add(sum, 1);
     }
 }
@@ -301,8 +319,8 @@ PUNA_INLINE void ahead(const uint8_t* panel, int64_t block, int64_t step) {
 
 // A few tokens: weights are unpacked in registers, each byte of the panel read once.
 template <typename F, int kTokens>
-static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a, const WideBlock* wide, float* out,
-                       int64_t out_stride, bool add) {
+static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a, float* out, int64_t out_stride,
+                       bool add) {
     const uint8_t* const from = w.data + panel * w.stride;
     const uint8_t* const planes = from + w.planes;
     V16 acc[kTokens][1];
@@ -314,10 +332,10 @@ static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a,
         ahead<F>(from, b, step);
         V16 scale[2], least[2];
         F::scales(from, b, scale, least);
-        accumulate<F>([&](int, int s) __attribute__((always_inline)) { return F::quad(block, s); },
+        accumulate<F>([&](int, int s, int d) __attribute__((always_inline)) { return digit<F>(F::quad(block, s), d); },
                       [&](int, int h) __attribute__((always_inline)) { return scale[h]; },
                       [&](int, int h) __attribute__((always_inline)) { return least[h]; }, a + b,
-                      wide ? wide + b : nullptr, block_stride(w.cols), acc);
+                      block_stride(w.cols), acc);
     }
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) finish(acc[t][0], w, panel, out + t * out_stride, add);
@@ -336,15 +354,15 @@ constexpr int kChunkBlocks = 16;  // of a panel, unpacked at once: they stay in 
 constexpr int kGroupTokens = 128;  // whose activations stay in the second-level cache while panels pass by
 
 // Blocks of kGroup panels, unpacked.
-template <int kGroup>
+template <typename F, int kGroup>
 struct Unpacked {
-    alignas(64) uint8_t quads[kChunkBlocks][8][kGroup][64];
+    alignas(64) uint8_t quads[kChunkBlocks][8][kGroup][kDigits<F>][64];
     alignas(64) float scale[kChunkBlocks][kGroup][2][kLanes];
     alignas(64) float least[kChunkBlocks][kGroup][2][kLanes];
 };
 
 template <typename F, int kGroup>
-PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t blocks, Unpacked<kGroup>& to) {
+PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t blocks, Unpacked<F, kGroup>& to) {
     constexpr int kScales = F::kHalves ? 2 : 1;
     const int64_t step = w.stride / (w.cols / kBlock);
     for (int g = 0; g < kGroup; ++g) {
@@ -353,7 +371,8 @@ PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t b
             const uint8_t* block = from + w.planes + (first + b) * F::kPlaneBytes;
             ahead<F>(from, first + b, step);
 #pragma GCC unroll 8
-            for (int s = 0; s < 8; ++s) store_words(to.quads[b][s][g], F::quad(block, s));
+            for (int s = 0; s < 8; ++s)
+                for (int d = 0; d < kDigits<F>; ++d) store_words(to.quads[b][s][g][d], digit<F>(F::quad(block, s), d));
             V16 scale[2], least[2];
             F::scales(from, first + b, scale, least);
             for (int h = 0; h < kScales; ++h) {
@@ -365,16 +384,16 @@ PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t b
 }
 
 template <typename F, int kTokens, int kGroup>
-static void tile(const Unpacked<kGroup>& w, int64_t blocks, const ActivationBlock* a, const WideBlock* wide,
+static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationBlock* a,
                  int64_t stride, float* sums) {
     V16 acc[kTokens][kGroup];
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) acc[t][g] = load(sums + (t * kGroup + g) * kLanes);
     for (int64_t b = 0; b < blocks; ++b)
-        accumulate<F>([&](int g, int s) __attribute__((always_inline)) { return load_words(w.quads[b][s][g]); },
+        accumulate<F>([&](int g, int s, int d) __attribute__((always_inline)) { return load_words(w.quads[b][s][g][d]); },
                       [&](int g, int h) __attribute__((always_inline)) { return load(w.scale[b][g][h]); },
                       [&](int g, int h) __attribute__((always_inline)) { return load(w.least[b][g][h]); }, a + b,
-                      wide ? wide + b : nullptr, stride, acc);
+                      stride, acc);
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) store(sums + (t * kGroup + g) * kLanes, acc[t][g]);
 }
@@ -382,7 +401,7 @@ static void tile(const Unpacked<kGroup>& w, int64_t blocks, const ActivationBloc
 template <typename F, int kGroup>
 static void many_tokens(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
                         int64_t out_stride, bool add) {
-    Unpacked<kGroup> unpacked;
+    Unpacked<F, kGroup> unpacked;
     alignas(64) float sums[kGroupTokens * kGroup * kLanes];
     const int64_t total = w.cols / kBlock, stride = block_stride(w.cols);
     for (int64_t i = 0; i < (end - begin) * kGroup; ++i) store(sums + i * kLanes, broadcast(0.0f));
@@ -393,11 +412,10 @@ static void many_tokens(const Panels& w, int64_t panel, const Activations& x, in
         const auto pass = [&](auto tokens) {
             constexpr int kTokens = decltype(tokens)::kValue;
             for (; t + kTokens <= end; t += kTokens)
-                tile<F, kTokens, kGroup>(unpacked, blocks, x.blocks + t * stride + first,
-                                         x.wide ? x.wide + t * stride + first : nullptr, stride,
+                tile<F, kTokens, kGroup>(unpacked, blocks, x.blocks + t * stride + first, stride,
                                          sums + (t - begin) * kGroup * kLanes);
         };
-        pass(Number<kTileTokens>());
+        pass(Number<kTileTokens / kDigits<F>>());
         if (kTileTokens > 4) pass(Number<4>());
         if (kTileTokens > 2) pass(Number<2>());
         pass(Number<1>());
@@ -419,8 +437,7 @@ static void integer_matmul(const Panels& w, int64_t first, int64_t last, const A
                 const auto pass = [&](auto count) {
                     constexpr int kTokens = decltype(count)::kValue;
                     for (; t + kTokens <= end; t += kTokens)
-                        few_tokens<F, kTokens>(w, panel, x.blocks + t * stride, x.wide ? x.wide + t * stride : nullptr,
-                                               out + t * out_stride, out_stride, add);
+                        few_tokens<F, kTokens>(w, panel, x.blocks + t * stride, out + t * out_stride, out_stride, add);
                 };
                 if (kFewTokens >= 8) pass(Number<8>());
                 if (kFewTokens >= 4) pass(Number<4>());
@@ -491,7 +508,7 @@ PUNA_INLINE float largest_of(const U16& bits) {
 }
 
 // Rounds 32 numbers at a time. A block with a NaN gets NaN as its scale, and so do the sums.
-static void quantize(const float* x, int64_t cols, ActivationBlock* blocks, WideBlock* wide) {
+static void quantize(const float* x, int64_t cols, ActivationBlock* blocks) {
     const V16 magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
     for (int64_t b = 0; b < cols / kBlock; ++b, x += kBlock) {
         const V16 first = load(x), second = load(x + kLanes);
@@ -514,12 +531,5 @@ static void quantize(const float* x, int64_t cols, ActivationBlock* blocks, Wide
             to.minus_half[h] = -sum[h];
         }
         to.unused = 0;
-        if (wide)
-            for (int s = 0; s < kBlock; s += 4) {
-                wide[b].quants[s] = to.quants[s];
-                wide[b].quants[s + 1] = to.quants[s + 2];
-                wide[b].quants[s + 2] = to.quants[s + 1];
-                wide[b].quants[s + 3] = to.quants[s + 3];
-            }
     }
 }

@@ -5,7 +5,8 @@
 #define PUNA_SUMS(each) each(0) each(1) each(2) each(3) each(4) each(5) each(6) each(7) each(8) each(9) each(10) each(11)
 constexpr int kSums = 12;
 
-// An empty statement that the compiler takes to change `value`, so that it can leave nothing out.
+// An empty statement that the compiler takes to change `value`, so that it can leave nothing out, nor use one product for
+// several sums.
 #if defined(PUNA_EMULATE)
 #define PUNA_OPAQUE(value) asm volatile("" : "+m"(value))
 #elif defined(__x86_64__)
@@ -30,7 +31,7 @@ PUNA_INLINE IntReg multiply_bytes(IntReg sum, WordReg w, IntReg x) {
 #elif defined(__AVX2__)
     return add_16(sum, pairs_8(w, x));
 #elif defined(__SSE2__)
-    return sum + pairs_16((IntReg)w, x);
+    return sum + (IntReg)_mm_madd_epi16((__m128i)w, (__m128i)x);
 #else
     return sum + (IntReg)w * x;
 #endif
@@ -49,11 +50,10 @@ static int64_t integer_work(int64_t rounds, float* sink) {
     const WordReg w = WordReg{} + 0x03030303u;
     IntReg x = IntReg{} + 0x01010101;
 #define PUNA_BEGIN(i) IntReg sum##i = IntReg{} + i;
-#define PUNA_STEP(i) sum##i = multiply_bytes(sum##i, w, x); PUNA_OPAQUE(sum##i);
+#define PUNA_STEP(i) PUNA_OPAQUE(x); sum##i = multiply_bytes(sum##i, w, x); PUNA_OPAQUE(sum##i);
 #define PUNA_ADD(i) total = total + sum##i;
     PUNA_SUMS(PUNA_BEGIN)
     for (int64_t r = 0; r < rounds; ++r) {
-        PUNA_OPAQUE(x);
         PUNA_SUMS(PUNA_STEP)
     }
     IntReg total = IntReg{};

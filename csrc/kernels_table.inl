@@ -130,13 +130,7 @@ static void exponentials(const float* x, int64_t count, float most, double tempe
         store_some(out + i, exponential(higher(load_some(x + i, count - i) - from, lowest) * times), count - i);
 }
 
-#if defined(__SSE2__) && !defined(__AVX512VNNI__)
-constexpr bool kWantsWide = true;
-#else
-constexpr bool kWantsWide = false;
-#endif
-
 static constexpr Kernels table(const char* name) {
-    return {name,      kWantsWide, kWantsBf16,   matmul,       quantize,   round_to_bf16, rms_norm,  silu_mul, rotate,
+    return {name,      kWantsBf16,   matmul,       quantize,   round_to_bf16, rms_norm,  silu_mul, rotate,
             store_key, store_value, attend, peaks, exponentials, integer_work, float_work, read_work,     merge};
 }

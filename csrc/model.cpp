@@ -248,7 +248,6 @@ void Model::reserve_work() {
     for (Buffer<float>* buffer : {&gate_, &up_}) buffer->reserve(n * inner);
     for (Buffer<float>* buffer : {&cos_, &sin_}) buffer->reserve(n * static_cast<size_t>(shape_.head_dim / 2));
     blocks_.reserve(n * static_cast<size_t>(block_stride(static_cast<int64_t>(widest))));
-    if (kernels_.wants_wide) wide_.reserve(n * static_cast<size_t>(block_stride(static_cast<int64_t>(widest))));
     if (kernels_.wants_bf16) bf16_.reserve(n * static_cast<size_t>(bf16_stride(static_cast<int64_t>(widest))));
     const Tile& last = tiles_.back();
     const int64_t queries = last.offset + int64_t{last.splits} * last.count * shape_.heads;  // times splits
@@ -305,15 +304,11 @@ void Model::wants(std::initializer_list<const Matrix*> readers, bool& integers, 
 // The other forms of one token's row, beside its float values.
 void Model::round(const float* x, int64_t cols, int64_t token, bool integers, bool bf16) {
     const int64_t blocks = block_stride(cols);
-    if (integers)
-        kernels_.quantize(x, cols, blocks_.data() + token * blocks,
-                          kernels_.wants_wide ? wide_.data() + token * blocks : nullptr);
+    if (integers) kernels_.quantize(x, cols, blocks_.data() + token * blocks);
     if (bf16) kernels_.to_bf16(x, cols, bf16_.data() + token * bf16_stride(cols));
 }
 
-Activations Model::inputs(const float* x, int64_t cols) {
-    return {x, bf16_.data(), blocks_.data(), kernels_.wants_wide ? wide_.data() : nullptr, cols};
-}
+Activations Model::inputs(const float* x, int64_t cols) { return {x, bf16_.data(), blocks_.data(), cols}; }
 
 void Model::normalise(const std::vector<float>& weight, std::initializer_list<const Matrix*> readers) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;

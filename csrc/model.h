@@ -128,7 +128,6 @@ class Model {
     Buffer<float> x_, normed_, q_, k_, v_, mixed_, gate_, up_, cos_, sin_;
     Buffer<float> sums_, totals_;  // partial attention
     Buffer<ActivationBlock> blocks_;
-    Buffer<WideBlock> wide_;
     Buffer<uint16_t> bf16_;
 
     std::array<double, PUNA_PHASES> seconds_{};

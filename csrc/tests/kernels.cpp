@@ -109,13 +109,11 @@ Weights make_weights(const Layout& layout, int64_t rows, int64_t cols, bool with
 struct Inputs {
     std::vector<float> x, rounded;  // rounded: what the kernel of the format multiplies
     std::vector<ActivationBlock> blocks;
-    std::vector<WideBlock> wide;
     std::vector<uint16_t> bf16;
     int64_t cols;
     Activations view(int64_t token) const {
         const int64_t per = block_stride(cols), even = bf16_stride(cols);
-        return {x.data() + token * cols, bf16.data() + token * even, blocks.data() + token * per,
-                wide.data() + token * per, cols};
+        return {x.data() + token * cols, bf16.data() + token * even, blocks.data() + token * per, cols};
     }
 };
 
@@ -127,12 +125,11 @@ Inputs make_inputs(const Kernels& kernels, const Layout& layout, int64_t tokens,
     for (float& value : out.x) value = normal();
     out.rounded = out.x;
     out.blocks.resize(static_cast<size_t>(tokens * per + 1));
-    out.wide.resize(static_cast<size_t>(tokens * per + 1));
     out.bf16.resize(static_cast<size_t>(tokens * even));
     for (int64_t t = 0; t < tokens; ++t) {
         kernels.to_bf16(out.x.data() + t * cols, cols, out.bf16.data() + t * even);
         if (layout.planes != Planes::kFloat)
-            kernels.quantize(out.x.data() + t * cols, cols, out.blocks.data() + t * per, out.wide.data() + t * per);
+            kernels.quantize(out.x.data() + t * cols, cols, out.blocks.data() + t * per);
         for (int64_t k = 0; k < cols; ++k) {
             float& to = out.rounded[static_cast<size_t>(t * cols + k)];
             if (layout.planes != Planes::kFloat) {
@@ -209,18 +206,15 @@ void check_quantize(const Kernels& kernels) {
             value = turn % 5 == 0 ? static_cast<float>(below(9) - 4) : normal(std::exp(normal(3.0f)));
         if (turn % 11 == 0) std::fill(x, x + kBlock, 0.0f);
         ActivationBlock block;
-        WideBlock wide;
-        kernels.quantize(x, kBlock, &block, &wide);
+        kernels.quantize(x, kBlock, &block);
         float most = 0.0f;
         for (const float value : x) most = std::max(most, std::fabs(value));
         demand(kernels.name, "scale", block.scale == most / 127.0f);
         int sum[2] = {0, 0};
-        constexpr int kOrder[4] = {0, 2, 1, 3};
         for (int i = 0; i < kBlock; ++i) {
             const double exact = most > 0.0f ? static_cast<double>(x[i]) * 127.0 / most : 0.0;
             worst = std::max(worst, std::fabs(exact - block.quants[i]) - 0.5);
             sum[i / 16] += block.quants[i];
-            demand(kernels.name, "wide", wide.quants[i] == block.quants[i / 4 * 4 + kOrder[i % 4]]);
         }
         demand(kernels.name, "sums",
                sum[0] == -block.minus_half[0] && sum[1] == -block.minus_half[1] && sum[0] + sum[1] == -block.minus_sum);
@@ -232,7 +226,7 @@ void check_quantize(const Kernels& kernels) {
     float x[kBlock] = {};
     x[5] = std::numeric_limits<float>::quiet_NaN();
     ActivationBlock block;
-    kernels.quantize(x, kBlock, &block, nullptr);
+    kernels.quantize(x, kBlock, &block);
     demand(kernels.name, "NaN is kept", std::isnan(block.scale));
 }
 
