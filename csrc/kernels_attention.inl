@@ -40,9 +40,9 @@ struct LineBf16 {
 };
 constexpr bool kRoundsFactors = sizeof(LineBf16::Number) == 2;
 
-// Rows of a matrix in a cache page (or widened from one), whose lines are `line` bytes each, and what will be read after
-// it: pages lie apart, so that the processor does not foresee them. The first half of a product asks for the second half
-// of its own lines, the second half for the first half of the next ones.
+// Rows of a matrix in a cache page (or widened from one), whose lines are `line` bytes each, and the matrix that will be
+// read after it: pages lie apart, so that the processor does not foresee them. While one is multiplied the next one is
+// asked for, line by line in the order of memory.
 struct Lines {
     const uint8_t* from;
     int64_t line;
@@ -51,9 +51,9 @@ struct Lines {
 };
 
 // c = a times b, or c = c * shrink[t] + a times b: `rows` numbers of a, `vectors` vectors of b.
-template <typename Line, int kTokens, int kGroup, bool kCarry>
+template <typename Line, int kTokens, int kGroup, bool kCarry, bool kExpect>
 PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, const Lines& b, int64_t v, float* c,
-                              int64_t c_stride, const float* shrink, bool expect) {
+                              int64_t c_stride, const float* shrink) {
     V16 acc[kTokens][kGroup];
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t)
@@ -74,16 +74,13 @@ PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, 
                 acc[t][g] = Line::add(line[g], a + t * a_stride + k * Line::kRows, acc[t][g]);
     };
     const int64_t lines = b.rows / Line::kRows;
+    const uint8_t* soon = kExpect ? b.next + v * lines * Line::kBytes : b.from;
     int64_t k = 0;
-    if (expect && b.next) {
-        const int64_t half = lines / 2;
-        for (; k < 2 * half; ++k) {
-            const uint8_t* const soon = k < half ? b.from + (k + half) * b.line : b.next + (k - half) * b.line;
-            for (int64_t at = 0; at < b.line; at += 64) __builtin_prefetch(soon + at);
-            step(k, Number<1>());
-        }
+    for (; k < lines; ++k, soon += kGroup * Line::kBytes) {
+#pragma GCC unroll 4
+        for (int at = 0; kExpect && at < kGroup * Line::kBytes; at += 64) __builtin_prefetch(soon + at);
+        step(k, Number<1>());
     }
-    for (; k < lines; ++k) step(k, Number<1>());
     // A last line that is only half used: what lies in its other half may be no number.
     if constexpr (Line::kRows == 2)
         if (b.rows % 2) step(k, Number<0>());
@@ -93,15 +90,14 @@ PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, 
         for (int g = 0; g < kGroup; ++g) store(c + t * c_stride + g * kLanes, acc[t][g]);
 }
 
-template <typename Line, int kTokens, int kGroup, bool kCarry>
+template <typename Line, int kTokens, int kGroup, bool kCarry, bool kExpect>
 PUNA_INLINE void product_rows(const typename Line::Number* a, int64_t a_stride, const Lines& b, int64_t vectors,
-                              float* c, int64_t c_stride, const float* shrink, bool expect) {
+                              float* c, int64_t c_stride, const float* shrink) {
     int64_t v = 0;
     for (; v + kGroup <= vectors; v += kGroup)
-        product_tile<Line, kTokens, kGroup, kCarry>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink,
-                                                    expect && v == 0);
+        product_tile<Line, kTokens, kGroup, kCarry, kExpect>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink);
     for (; v < vectors; ++v)
-        product_tile<Line, kTokens, 1, kCarry>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink, expect && v == 0);
+        product_tile<Line, kTokens, 1, kCarry, kExpect>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink);
 }
 
 template <typename Line, bool kCarry>
@@ -110,9 +106,11 @@ static void product(const typename Line::Number* a, int64_t a_stride, int64_t co
     int64_t t = 0;
     const auto pass = [&](auto tokens, auto group) {
         constexpr int kTokens = decltype(tokens)::kValue, kGroup = decltype(group)::kValue;
-        for (; t + kTokens <= count; t += kTokens)
-            product_rows<Line, kTokens, kGroup, kCarry>(a + t * a_stride, a_stride, b, vectors, c + t * c_stride,
-                                                        c_stride, kCarry ? shrink + t : nullptr, t == 0);
+        for (; t + kTokens <= count; t += kTokens) {
+            const auto rows = t == 0 && b.next ? product_rows<Line, kTokens, kGroup, kCarry, true>
+                                               : product_rows<Line, kTokens, kGroup, kCarry, false>;
+            rows(a + t * a_stride, a_stride, b, vectors, c + t * c_stride, c_stride, kCarry ? shrink + t : nullptr);
+        }
     };
 #if defined(__AVX512F__)
     pass(Number<8>(), Number<2>());
@@ -121,8 +119,10 @@ static void product(const typename Line::Number* a, int64_t a_stride, int64_t co
     pass(Number<2>(), Number<4>());
     pass(Number<1>(), Number<4>());
 #elif defined(__AVX2__)
-    pass(Number<6>(), Number<1>());
-    pass(Number<3>(), Number<2>());
+    if (count % 6 != 2) pass(Number<6>(), Number<1>());  // eight are two fours rather
+    pass(Number<4>(), Number<1>());
+    pass(Number<3>(), Number<1>());
+    pass(Number<2>(), Number<2>());
     pass(Number<1>(), Number<4>());
 #else
     pass(Number<3>(), Number<1>());
@@ -271,6 +271,9 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
         queries.highest[i] = kLowest;
         queries.total[i] = 0.0f;
     }
+    if (direct_keys)  // what no product before asks for
+        for (int64_t at = 0; at < cache.head_dim * kPage * bytes; at += 64)
+            __builtin_prefetch(cache.keys + cache.pages[first / kPage] * cache.key_stride + at);
     for (int64_t i = 0; i < queries.count * wide; ++i) queries.mixed[i] = 0.0f;
     for (int64_t start = first; start <= last && start < first + kSplit; start += kPage) {
         const int64_t seen = last + 1 - start < kPage ? last + 1 - start : kPage, index = start / kPage;

@@ -497,6 +497,11 @@ PUNA_INLINE void to_quants(const V16 (&rounded)[2], int8_t* to, int32_t (&sum)[2
 PUNA_INLINE float largest_of(const U16& bits) {
 #if defined(__AVX512F__) && !defined(PUNA_EMULATE)
     const uint32_t most = _mm512_reduce_max_epu32((__m512i)bits.part[0]);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256i eight = _mm256_max_epu32((__m256i)bits.part[0], (__m256i)bits.part[1]);
+    const __m128i four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4e));
+    const uint32_t most = static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32(two, 0xb1))));
 #else
     uint32_t lane[kLanes], most = 0;
     store_words(lane, bits);
