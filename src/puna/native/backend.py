@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from array import array
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -141,30 +142,26 @@ class NativeBackend:
             yield Chunk(chunk.slot, chunk.tokens[first:last], chunk.start + first, logits), inv_freq
 
     def _run(self, pieces: list[tuple[Chunk, Frequencies]], logits: NDArray[np.float32]) -> None:
-        kept = [
-            (np.ascontiguousarray(chunk.tokens, np.int64), np.array(self._pages[chunk.slot], np.int32), inv_freq)
-            for chunk, inv_freq in pieces
-        ]
-        chunks = (NativeChunk * len(pieces))(
-            *(
-                NativeChunk(
-                    tokens.ctypes.data,
-                    pages.ctypes.data,
-                    len(tokens),
-                    len(pages),
-                    chunk.start,
-                    chunk.logits,
-                    inv_freq.ctypes.data,
-                    self._rope.scale,
-                )
-                for (chunk, _), (tokens, pages, inv_freq) in zip(pieces, kept, strict=True)
-            )
-        )
+        chunks = (NativeChunk * len(pieces))(*(self._native(chunk, inv_freq) for chunk, inv_freq in pieces))
         in_main = threading.current_thread() is threading.main_thread()
         status = STOPPED
         while status == STOPPED:  # an interrupt raises here, from its handler; one that does not raise changes nothing
             status = self._library.puna_forward(self._model, chunks, len(pieces), in_main, logits.ctypes.data)
         self._check(status)
+
+    def _native(self, chunk: Chunk, inv_freq: Frequencies) -> NativeChunk:
+        """The chunk as the library reads it: bytes, which ctypes keeps for as long as what points to them."""
+        pages = self._pages[chunk.slot]
+        return NativeChunk(
+            chunk.tokens.astype(np.int64, copy=False).tobytes(),
+            array("i", pages).tobytes(),
+            len(chunk.tokens),
+            len(pages),
+            chunk.start,
+            chunk.logits,
+            inv_freq.tobytes(),
+            self._rope.scale,
+        )
 
     def _new_model(self, shape: Shape, threads: int) -> int:
         model = self._library.puna_model_new(ctypes.byref(shape), threads, chosen_kernels().encode())

@@ -55,16 +55,16 @@ class NativeTensor(ctypes.Structure):
 
 
 class NativeChunk(ctypes.Structure):
-    """puna_chunk."""
+    """puna_chunk. Its arrays are given as bytes: the address of a NumPy array costs several microseconds."""
 
     _fields_ = (
-        ("tokens", ctypes.c_void_p),
-        ("pages", ctypes.c_void_p),
+        ("tokens", ctypes.c_char_p),
+        ("pages", ctypes.c_char_p),
         ("count", ctypes.c_int32),
         ("page_count", ctypes.c_int32),
         ("start", ctypes.c_int32),
         ("logits", ctypes.c_int32),
-        ("inv_freq", ctypes.c_void_p),
+        ("inv_freq", ctypes.c_char_p),
         ("rope_scale", ctypes.c_float),
     )
 
