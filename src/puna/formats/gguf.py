@@ -90,6 +90,10 @@ def open_gguf(path: Path) -> GgufFile:
     return GgufFile(path, version, Metadata(path, metadata), tensors)
 
 
+def _not_text(exc: UnicodeDecodeError) -> CheckpointError:
+    return CheckpointError(f"a string is not UTF-8 ({exc}); the file is damaged, download it again")
+
+
 @dataclass(frozen=True)
 class _Strings:
     """Consecutive strings, each behind a length of eight bytes. Vocabularies have 10^5, and few readers want them."""
@@ -101,7 +105,7 @@ class _Strings:
         try:
             return self._all_at_once() or self._one_by_one()
         except UnicodeDecodeError as exc:
-            raise CheckpointError(f"a string is not UTF-8 ({exc}); the file is damaged, download it again") from exc
+            raise _not_text(exc) from exc
 
     def _one_by_one(self) -> list[str]:
         raw, ends = bytes(self.raw), self.ends.tolist()
@@ -193,7 +197,16 @@ class _Cursor:
         return value
 
     def string(self) -> str:
-        return self.strings(1).decode()[0]
+        size = self.number("<Q")
+        if size > len(self.data) - self.at:
+            raise CheckpointError(
+                f"a string of {size} bytes from byte {self.at} would end past byte {len(self.data)}, the file's last; "
+                "the file is truncated or damaged, download it again"
+            )
+        try:
+            return str(self.take(size), "utf-8")
+        except UnicodeDecodeError as exc:
+            raise _not_text(exc) from exc
 
     def strings(self, count: int) -> _Strings:
         """Skips `count` strings in a row, each a length of eight bytes and UTF-8, noting where they end."""
