@@ -40,9 +40,9 @@ struct LineBf16 {
 };
 constexpr bool kRoundsFactors = sizeof(LineBf16::Number) == 2;
 
-// Rows of a matrix in a cache page (or widened from one), whose lines are `line` bytes each, and the matrix that will be
-// read after it: pages lie apart, so that the processor does not foresee them. While one is multiplied the next one is
-// asked for, line by line in the order of memory.
+// Rows of a matrix in a cache page (or widened from one), whose lines are `line` bytes each, and the matrix that will
+// be read after it, or null: pages lie apart, so that the processor does not foresee them. While one is multiplied the
+// next one is asked for, line by line in the order of memory.
 struct Lines {
     const uint8_t* from;
     int64_t line;
@@ -51,7 +51,7 @@ struct Lines {
 };
 
 // c = a times b, or c = c * shrink[t] + a times b: `rows` numbers of a, `vectors` vectors of b.
-template <typename Line, int kTokens, int kGroup, bool kCarry, bool kExpect>
+template <typename Line, int kTokens, int kGroup, bool kCarry, bool kAsks>
 PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, const Lines& b, int64_t v, float* c,
                               int64_t c_stride, const float* shrink) {
     V16 acc[kTokens][kGroup];
@@ -74,11 +74,11 @@ PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, 
                 acc[t][g] = Line::add(line[g], a + t * a_stride + k * Line::kRows, acc[t][g]);
     };
     const int64_t lines = b.rows / Line::kRows;
-    const uint8_t* soon = kExpect ? b.next + v * lines * Line::kBytes : b.from;
+    const uint8_t* soon = kAsks ? b.next + v * lines * Line::kBytes : b.from;
     int64_t k = 0;
     for (; k < lines; ++k, soon += kGroup * Line::kBytes) {
 #pragma GCC unroll 4
-        for (int at = 0; kExpect && at < kGroup * Line::kBytes; at += 64) __builtin_prefetch(soon + at);
+        for (int at = 0; kAsks && at < kGroup * Line::kBytes; at += 64) __builtin_prefetch(soon + at);
         step(k, Number<1>());
     }
     // A last line that is only half used: what lies in its other half may be no number.
@@ -90,14 +90,14 @@ PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, 
         for (int g = 0; g < kGroup; ++g) store(c + t * c_stride + g * kLanes, acc[t][g]);
 }
 
-template <typename Line, int kTokens, int kGroup, bool kCarry, bool kExpect>
+template <typename Line, int kTokens, int kGroup, bool kCarry, bool kAsks>
 PUNA_INLINE void product_rows(const typename Line::Number* a, int64_t a_stride, const Lines& b, int64_t vectors,
                               float* c, int64_t c_stride, const float* shrink) {
     int64_t v = 0;
     for (; v + kGroup <= vectors; v += kGroup)
-        product_tile<Line, kTokens, kGroup, kCarry, kExpect>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink);
+        product_tile<Line, kTokens, kGroup, kCarry, kAsks>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink);
     for (; v < vectors; ++v)
-        product_tile<Line, kTokens, 1, kCarry, kExpect>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink);
+        product_tile<Line, kTokens, 1, kCarry, kAsks>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink);
 }
 
 template <typename Line, bool kCarry>
@@ -107,9 +107,13 @@ static void product(const typename Line::Number* a, int64_t a_stride, int64_t co
     const auto pass = [&](auto tokens, auto group) {
         constexpr int kTokens = decltype(tokens)::kValue, kGroup = decltype(group)::kValue;
         for (; t + kTokens <= count; t += kTokens) {
-            const auto rows = t == 0 && b.next ? product_rows<Line, kTokens, kGroup, kCarry, true>
-                                               : product_rows<Line, kTokens, kGroup, kCarry, false>;
-            rows(a + t * a_stride, a_stride, b, vectors, c + t * c_stride, c_stride, kCarry ? shrink + t : nullptr);
+            const float* const shrinks = kCarry ? shrink + t : nullptr;
+            if (t == 0 && b.next)
+                product_rows<Line, kTokens, kGroup, kCarry, true>(a + t * a_stride, a_stride, b, vectors,
+                                                                  c + t * c_stride, c_stride, shrinks);
+            else
+                product_rows<Line, kTokens, kGroup, kCarry, false>(a + t * a_stride, a_stride, b, vectors,
+                                                                   c + t * c_stride, c_stride, shrinks);
         }
     };
 #if defined(__AVX512F__)
@@ -119,7 +123,7 @@ static void product(const typename Line::Number* a, int64_t a_stride, int64_t co
     pass(Number<2>(), Number<4>());
     pass(Number<1>(), Number<4>());
 #elif defined(__AVX2__)
-    if (count % 6 != 2) pass(Number<6>(), Number<1>());  // eight are two fours rather
+    if (count % 6 != 2) pass(Number<6>(), Number<1>());  // two over: fours serve better
     pass(Number<4>(), Number<1>());
     pass(Number<3>(), Number<1>());
     pass(Number<2>(), Number<2>());
@@ -277,8 +281,9 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
     for (int64_t i = 0; i < queries.count * wide; ++i) queries.mixed[i] = 0.0f;
     for (int64_t start = first; start <= last && start < first + kSplit; start += kPage) {
         const int64_t seen = last + 1 - start < kPage ? last + 1 - start : kPage, index = start / kPage;
-        const int64_t next = start + kPage <= last ? index + 1 : index, vectors = (seen + kLanes - 1) / kLanes;
-        const uint8_t* const next_keys = cache.keys + cache.pages[next] * cache.key_stride;
+        const int64_t vectors = (seen + kLanes - 1) / kLanes;
+        const bool more = start + kPage <= last && start + kPage < first + kSplit;
+        const uint8_t* const next_keys = more ? cache.keys + cache.pages[index + 1] * cache.key_stride : nullptr;
         const uint8_t* const page_keys = cache.keys + cache.pages[index] * cache.key_stride;
         const uint8_t* const page_values = cache.values + cache.pages[index] * cache.value_stride;
         Lines keys{page_keys, kPage * rows * bytes, width, page_values};

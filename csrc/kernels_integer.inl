@@ -89,10 +89,11 @@ struct IntegerFormat {
     }
 };
 
-// AVX2 sums two products in 16 bits, which eight bits of a weight overflow: it multiplies them as two digits of four.
+// AVX2 sums products in 16 bits, two and two, which more than six bits of a weight overflow: it multiplies them as two
+// digits of four.
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
 template <typename F>
-constexpr int kDigits = F::kMost > 127 ? 2 : 1;
+constexpr int kDigits = F::kMost > 63 ? 2 : 1;
 #else
 template <typename F>
 constexpr int kDigits = 1;
@@ -176,14 +177,14 @@ PUNA_INLINE IntReg add_16(IntReg a, IntReg b) {
     return (IntReg)sum;
 }
 
-// Sums of two products fit 16 bits while the weights have up to seven bits; of up to four bits, as digits have, even
-// those of a whole block do: 8 * 2 * 15 * 127 = 30480.
+// Two sums of two products fit 16 bits together while the weights have up to six bits; of up to four bits, as digits
+// have, even those of a whole block do: 8 * 2 * 15 * 127 = 30480.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
-    constexpr int kLongest = 32767 / (2 * 127 * (kDigits<F> == 2 ? 15 : F::kMost));  // sums that fit 16 bits together
+    constexpr int kLongest = 32767 / (2 * 127 * (kDigits<F> == 2 ? 15 : F::kMost));  // sums of two
     constexpr int kSpan = kLongest >= 8 ? 8 : kLongest >= 4 ? 4 : 2;
     constexpr int kRun = kSpan > kTo - kFrom ? kTo - kFrom : kSpan;
-    static_assert(kLongest >= 2, "the weights have seven bits at most");
+    static_assert(kLongest >= 2, "the weights have six bits at most");
     begin<F, kFrom>(a, stride, sum);
 #pragma GCC unroll 8
     for (int s = kFrom; s < kTo; s += kRun) {
@@ -384,16 +385,15 @@ PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t b
 }
 
 template <typename F, int kTokens, int kGroup>
-static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationBlock* a,
-                 int64_t stride, float* sums) {
+static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationBlock* a, int64_t stride, float* sums) {
     V16 acc[kTokens][kGroup];
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) acc[t][g] = load(sums + (t * kGroup + g) * kLanes);
     for (int64_t b = 0; b < blocks; ++b)
-        accumulate<F>([&](int g, int s, int d) __attribute__((always_inline)) { return load_words(w.quads[b][s][g][d]); },
-                      [&](int g, int h) __attribute__((always_inline)) { return load(w.scale[b][g][h]); },
-                      [&](int g, int h) __attribute__((always_inline)) { return load(w.least[b][g][h]); }, a + b,
-                      stride, acc);
+        accumulate<F>(
+            [&](int g, int s, int d) __attribute__((always_inline)) { return load_words(w.quads[b][s][g][d]); },
+            [&](int g, int h) __attribute__((always_inline)) { return load(w.scale[b][g][h]); },
+            [&](int g, int h) __attribute__((always_inline)) { return load(w.least[b][g][h]); }, a + b, stride, acc);
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) store(sums + (t * kGroup + g) * kLanes, acc[t][g]);
 }

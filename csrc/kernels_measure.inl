@@ -5,8 +5,8 @@
 #define PUNA_SUMS(each) each(0) each(1) each(2) each(3) each(4) each(5) each(6) each(7) each(8) each(9) each(10) each(11)
 constexpr int kSums = 12;
 
-// An empty statement that the compiler takes to change `value`, so that it can leave nothing out, nor use one product for
-// several sums.
+// An empty statement that the compiler takes to change `value`, so that it can leave nothing out, nor use one product
+// for several sums.
 #if defined(PUNA_EMULATE)
 #define PUNA_OPAQUE(value) asm volatile("" : "+m"(value))
 #elif defined(__x86_64__)
@@ -68,10 +68,9 @@ static int64_t integer_work(int64_t rounds, float* sink) {
 static int64_t float_work(int64_t rounds, float* sink) {
     Reg w = Reg{} + 0.5f, x = Reg{} + 0.25f;
 #define PUNA_BEGIN(i) Reg sum##i = Reg{} + static_cast<float>(i);
-#define PUNA_STEP(i) sum##i = multiply_floats(sum##i, w, x); PUNA_OPAQUE(sum##i);
+#define PUNA_STEP(i) PUNA_OPAQUE(x); sum##i = multiply_floats(sum##i, w, x); PUNA_OPAQUE(sum##i);
     PUNA_SUMS(PUNA_BEGIN)
     for (int64_t r = 0; r < rounds; ++r) {
-        PUNA_OPAQUE(x);
         PUNA_SUMS(PUNA_STEP)
     }
     Reg total = Reg{};

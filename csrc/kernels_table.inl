@@ -131,6 +131,6 @@ static void exponentials(const float* x, int64_t count, float most, double tempe
 }
 
 static constexpr Kernels table(const char* name) {
-    return {name,      kWantsBf16,   matmul,       quantize,   round_to_bf16, rms_norm,  silu_mul, rotate,
-            store_key, store_value, attend, peaks, exponentials, integer_work, float_work, read_work,     merge};
+    return {name,      kWantsBf16,  matmul, quantize, round_to_bf16, rms_norm,     silu_mul,   rotate,
+            store_key, store_value, attend, peaks,    exponentials,  integer_work, float_work, read_work, merge};
 }

@@ -55,7 +55,10 @@ class NativeTensor(ctypes.Structure):
 
 
 class NativeChunk(ctypes.Structure):
-    """puna_chunk. Its arrays are given as bytes: the address of a NumPy array costs several microseconds."""
+    """puna_chunk. Its arrays are given as bytes: the address of a NumPy array costs several microseconds.
+
+    They are never read back: ctypes would stop at the first zero.
+    """
 
     _fields_ = (
         ("tokens", ctypes.c_char_p),
