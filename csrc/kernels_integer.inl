@@ -342,16 +342,16 @@ static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a,
     for (int t = 0; t < kTokens; ++t) finish(acc[t][0], w, panel, out + t * out_stride, add);
 }
 
+// kChunkBlocks of a panel are unpacked at once: they stay in the first-level cache.
 #if defined(__AVX512F__)
-constexpr int kTileTokens = 6, kTileGroup = 2, kFewTokens = 8;
+constexpr int kTileTokens = 6, kTileGroup = 2, kFewTokens = 8, kChunkBlocks = 16;
 #elif defined(__AVX2__)
-constexpr int kTileTokens = 4, kTileGroup = 1, kFewTokens = 2;
+constexpr int kTileTokens = 4, kTileGroup = 1, kFewTokens = 2, kChunkBlocks = 24;
 #else
-constexpr int kTileTokens = 2, kTileGroup = 1, kFewTokens = 1;
+constexpr int kTileTokens = 2, kTileGroup = 1, kFewTokens = 1, kChunkBlocks = 16;
 #endif
 constexpr int kMostFew = kFew8 ? 24 : 2 * kFewTokens;  // more tokens are worth a panel's unpacking into memory
 constexpr int kFewGroup = 32;                          // tokens that a panel meets before the next one
-constexpr int kChunkBlocks = 16;  // of a panel, unpacked at once: they stay in the first-level cache
 constexpr int kGroupTokens = 128;  // whose activations stay in the second-level cache while panels pass by
 
 // Blocks of kGroup panels, unpacked.
