@@ -151,7 +151,10 @@ HOSTILE = {
     "tensor count beyond the file": (whole([], [], tensors=1000), "tensors announced"),
     "key count": (whole([], [], keys=2**64 - 1), "metadata keys announced"),
     "key length": (whole([struct.pack("<Q", 2**64 - 1)], [], keys=1), "metadata keys announced"),
-    "key past the end": (whole([struct.pack("<Q", 100) + bytes(8)], [], keys=1), "100 bytes announced at byte 32, but only"),
+    "key past the end": (
+        whole([struct.pack("<Q", 100) + bytes(8)], [], keys=1),
+        "100 bytes announced at byte 32, but only",
+    ),
     "key not UTF-8": (whole([key(b"\xff\xfe", U32, bytes(4))], []), "not UTF-8"),
     "key twice": (whole([key("a", U32, bytes(4))] * 2, []), "'a' appears twice"),
     "value type": (whole([key("a", 13, bytes(8))], []), "value type 13"),
