@@ -82,7 +82,7 @@ static int64_t float_work(int64_t rounds, float* sink) {
     return rounds * kSums * kWidth * (kWantsBf16 ? 2 : 1);
 }
 
-// Reads `bytes`, a multiple of 256, once, in four streams side by side: one stream alone does not fill the memory's lanes.
+// Reads `bytes`, a multiple of 256, once, in four streams side by side, which bring more than one.
 static void read_work(const uint8_t* from, int64_t bytes, float* sink) {
     U16 sum[4] = {};
     const int64_t share = bytes / 4;
