@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_are_met() -> Iterator[None]:
+    """Background jobs of a shell are started with Ctrl-C ignored, and so would be the commands that tests start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -265,20 +265,23 @@ def test_chat_in_a_terminal_stops_an_answer_on_ctrl_c(smollm2):
             assert time.monotonic() < end, screen
             screen += os.read(controller, 4096)
 
-    until(b"> ")
-    screen = b""
-    os.write(controller, b"Write a very long story about a llama.\n")
-    until(b"llama")
-    screen = b""
-    until(b" ")
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    until(b"> ")
-    screen = b""
-    os.write(controller, b"/history\n")
-    until(b"assistant: ")
-    screen = screen.partition(b"assistant: ")[2]
-    until(b"> ")  # keys struck before the prompt is there may be lost
-    os.write(controller, b"\x04")
-    assert process.wait(timeout=20) == 0
-    os.close(controller)
+    try:
+        until(b"> ")
+        screen = b""
+        os.write(controller, b"Write a very long story about a llama.\n")
+        until(b"llama")
+        screen = b""
+        until(b" ")
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        until(b"> ")
+        screen = b""
+        os.write(controller, b"/history\n")
+        until(b"assistant: ")
+        screen = screen.partition(b"assistant: ")[2]
+        until(b"> ")  # keys struck before the prompt is there may be lost
+        os.write(controller, b"\x04")
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        os.close(controller)
