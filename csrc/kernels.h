@@ -67,12 +67,17 @@ struct Queries {
     float* mixed;    // [count][padded head_dim]
 };
 
+// A matrix times one token waits for memory, which four streams fill better than one: it goes strip by strip. More
+// tokens go panel by panel.
+inline int64_t steps(const Panels& w, int64_t tokens) { return tokens == 1 ? w.strips() : w.count(); }
+
 struct Kernels {
     const char* name;
     bool wants_bf16;  // bf16 weights read Activations::bf16, and a bf16 cache is multiplied as such
 
-    // out[t][row] = sum over k, ascending, of w[row][k] * x[t][k] (+ bias), for panels [first, last). `add` accumulates
-    // onto out instead of replacing it. A token's sums do not depend on how many tokens there are.
+    // out[t][row] = sum over k, ascending, of w[row][k] * x[t][k] (+ bias), for steps [first, last) of steps(w,
+    // tokens). `add` accumulates onto out instead of replacing it. A token's sums do not depend on how many tokens
+    // there are.
     void (*matmul)(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                    int64_t out_stride, bool add);
 

@@ -20,11 +20,11 @@ PUNA_INLINE void multiply(const float* a, int64_t a_stride, const float* b, int6
 }
 
 #if defined(__AVX512F__)
-constexpr int kFloatTokens = 12, kFloatGroup = 2, kVectorGroup = 8;
+constexpr int kFloatTokens = 12, kFloatGroup = 2;
 #elif defined(__AVX2__)
-constexpr int kFloatTokens = 6, kFloatGroup = 1, kVectorGroup = 4;
+constexpr int kFloatTokens = 6, kFloatGroup = 1;
 #else
-constexpr int kFloatTokens = 3, kFloatGroup = 1, kVectorGroup = 2;
+constexpr int kFloatTokens = 3, kFloatGroup = 1;
 #endif
 constexpr int kChunkColumns = 128;  // of a panel, as floats in the first-level cache
 
@@ -51,7 +51,8 @@ struct Bf16Format {
 
 // One token, kGroup panels at once, so that enough sums are under way to hide the latency of each.
 template <typename F, int kGroup>
-static void float_token(const Panels& w, int64_t panel, const float* x, float* out, bool add) {
+static void float_token(const Panels& w, int64_t panel, int64_t apart, const float* x, float* out, bool add) {
+    const int64_t step = apart * w.stride;
     V16 sum[kGroup];
     for (int g = 0; g < kGroup; ++g) sum[g] = broadcast(0.0f);
     const uint8_t* const from = w.data + panel * w.stride;
@@ -60,7 +61,7 @@ static void float_token(const Panels& w, int64_t panel, const float* x, float* o
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
             V16 weight[2];
-            const uint8_t* at = from + g * w.stride + k / F::kColumns * F::kBytes;
+            const uint8_t* at = from + g * step + k / F::kColumns * F::kBytes;
             __builtin_prefetch(at + 1024);
             F::read(at, weight);
 #pragma GCC unroll 2
@@ -70,10 +71,10 @@ static void float_token(const Panels& w, int64_t panel, const float* x, float* o
     if (k < w.cols)  // an odd number of columns in pairs
         for (int g = 0; g < kGroup; ++g) {
             V16 weight[2];
-            F::read(from + g * w.stride + k / F::kColumns * F::kBytes, weight);
+            F::read(from + g * step + k / F::kColumns * F::kBytes, weight);
             sum[g] = madd(weight[0], broadcast(x[k]), sum[g]);
         }
-    for (int g = 0; g < kGroup; ++g) finish(sum[g], w, panel + g, out, add);
+    for (int g = 0; g < kGroup; ++g) finish(sum[g], w, panel + g * apart, out, add);
 }
 
 template <typename F, int kGroup>
@@ -118,14 +119,11 @@ static void float_tokens(const Panels& w, int64_t panel, const Activations& x, i
 template <typename F>
 static void float_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                          int64_t out_stride, bool add) {
-    if (tokens < 3) {
-        int64_t panel = first;
-        for (; panel + kVectorGroup <= last; panel += kVectorGroup)
-            for (int64_t t = 0; t < tokens; ++t)
-                float_token<F, kVectorGroup>(w, panel, x.values + t * x.cols, out + t * out_stride, add);
-        for (; panel < last; ++panel)
-            for (int64_t t = 0; t < tokens; ++t)
-                float_token<F, 1>(w, panel, x.values + t * x.cols, out + t * out_stride, add);
+    if (tokens == 1) {
+        each_strip(
+            w, first, last,
+            [&](int64_t panel, int64_t apart) { float_token<F, kStrip>(w, panel, apart, x.values, out, add); },
+            [&](int64_t panel) { float_token<F, 1>(w, panel, 0, x.values, out, add); });
         return;
     }
     for (int64_t begin = 0; begin < tokens; begin += kGroupTokens) {
@@ -142,8 +140,9 @@ static void float_matmul(const Panels& w, int64_t first, int64_t last, const Act
 
 // kTokens x kGroup tiles of bf16 products over all pairs of columns.
 template <int kTokens, int kGroup>
-static void bf16_tile(const Panels& w, int64_t panel, const uint16_t* x, int64_t x_stride, float* out,
+static void bf16_tile(const Panels& w, int64_t panel, int64_t apart, const uint16_t* x, int64_t x_stride, float* out,
                       int64_t out_stride, bool add) {
+    const int64_t step = apart * w.stride;
     __m512 acc[kTokens][kGroup];
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) acc[t][g] = _mm512_setzero_ps();
@@ -152,8 +151,8 @@ static void bf16_tile(const Panels& w, int64_t panel, const uint16_t* x, int64_t
         __m512bh weight[kGroup];
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
-            __builtin_prefetch(from + g * w.stride + pair * 64 + 512);
-            weight[g] = (__m512bh)_mm512_loadu_si512(from + g * w.stride + pair * 64);
+            __builtin_prefetch(from + g * step + pair * 64 + 512);
+            weight[g] = (__m512bh)_mm512_loadu_si512(from + g * step + pair * 64);
         }
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
@@ -164,7 +163,7 @@ static void bf16_tile(const Panels& w, int64_t panel, const uint16_t* x, int64_t
         }
     }
     for (int t = 0; t < kTokens; ++t)
-        for (int g = 0; g < kGroup; ++g) finish(V16{{(Reg)acc[t][g]}}, w, panel + g, out + t * out_stride, add);
+        for (int g = 0; g < kGroup; ++g) finish(V16{{(Reg)acc[t][g]}}, w, panel + g * apart, out + t * out_stride, add);
 }
 
 template <int kGroup>
@@ -175,7 +174,7 @@ static void bf16_panels(const Panels& w, int64_t panel, const Activations& x, in
     const auto pass = [&](auto tokens) {
         constexpr int kTokens = decltype(tokens)::kValue;
         for (; t + kTokens <= end; t += kTokens)
-            bf16_tile<kTokens, kGroup>(w, panel, x.bf16 + t * stride, stride, out + t * out_stride, out_stride, add);
+            bf16_tile<kTokens, kGroup>(w, panel, 1, x.bf16 + t * stride, stride, out + t * out_stride, out_stride, add);
     };
     pass(Number<12>());
     pass(Number<4>());
@@ -184,6 +183,13 @@ static void bf16_panels(const Panels& w, int64_t panel, const Activations& x, in
 
 static void bf16_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                         int64_t out_stride, bool add) {
+    if (tokens == 1) {
+        each_strip(
+            w, first, last,
+            [&](int64_t panel, int64_t apart) { bf16_tile<1, kStrip>(w, panel, apart, x.bf16, 0, out, 0, add); },
+            [&](int64_t panel) { bf16_tile<1, 1>(w, panel, 0, x.bf16, 0, out, 0, add); });
+        return;
+    }
     int64_t panel = first;
     if (tokens < 4)
         for (; panel + 8 <= last; panel += 8) bf16_panels<8>(w, panel, x, 0, tokens, out, out_stride, add);

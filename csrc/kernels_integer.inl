@@ -17,11 +17,9 @@ struct IntegerFormat {
         kScaleKind == Scales::kHalfAndLeast || kScaleKind == Scales::kSixBit || kScaleKind == Scales::kNibbles;
     // Whether unpacking anew for every eight tokens beats keeping a panel unpacked.
     static constexpr bool kFewIsBest = kFew8 && kPlanes == Planes::kFour && !kHalves;
-    static constexpr int kPlaneBytes = (kPlanes == Planes::kFour   ? 4
-                                        : kPlanes == Planes::kFive ? 5
-                                        : kPlanes == Planes::kSix  ? 6
-                                                                   : 8) *
-                                       64;
+    static constexpr int kPlaneBytes = plane_bytes(kPlanes);
+
+    static inline __attribute__((always_inline)) Place place(int64_t b) { return place_of(kPlanes, kScaleKind, b); }
 
     // Columns 4 s .. 4 s + 3 of a block, for 16 rows; `s` is a constant once the loop around is unrolled.
     static inline __attribute__((always_inline)) U16 quad(const uint8_t* block, int s) {
@@ -33,23 +31,21 @@ struct IntegerFormat {
         return low | (shifted(load_words(block + 256 + (s >> 2) * 64), 2 * (s & 3) - 4) & 0x30303030u);
     }
 
-    // Scales and minimums of block b, for its columns 0 .. 15 and 16 .. 31.
-    static inline __attribute__((always_inline)) void scales(const uint8_t* panel, int64_t b, V16 (&scale)[2],
+    // Scales and minimums of a block, for its columns 0 .. 15 and 16 .. 31.
+    static inline __attribute__((always_inline)) void scales(const uint8_t* panel, const Place& at, V16 (&scale)[2],
                                                              V16 (&least)[2]) {
         const auto half = [](const uint8_t* from) { return from_f16(reinterpret_cast<const uint16_t*>(from)); };
+        const uint8_t* const bytes = panel + at.scales;
         if (kScaleKind == Scales::kHalf) {
-            scale[0] = scale[1] = half(panel + b * 32);
+            scale[0] = scale[1] = half(bytes);
         } else if (kScaleKind == Scales::kHalfAndLeast) {
-            scale[0] = scale[1] = half(panel + b * 64);
-            least[0] = least[1] = half(panel + b * 64 + 32);
+            scale[0] = scale[1] = half(bytes);
+            least[0] = least[1] = half(bytes + 32);
         } else if (kScaleKind == Scales::kSigned) {
-            const uint8_t* from = panel + b / 8 * 288;
-            const V16 d = half(from);
-            for (int h = 0; h < 2; ++h) scale[h] = d * to_floats(from_signed(from + 32 + (b % 8 * 2 + h) * 16));
+            const V16 d = half(panel + at.head);
+            for (int h = 0; h < 2; ++h) scale[h] = d * to_floats(from_signed(bytes + h * 16));
         } else {
-            const uint8_t* from = panel + b / 8 * 320;
-            const V16 d = half(from), minus = half(from + 32) * broadcast(-1.0f);
-            const uint8_t* bytes = from + 64 + b % 8 * 32;
+            const V16 d = half(panel + at.head), minus = half(panel + at.head + 32) * broadcast(-1.0f);
             if (kScaleKind == Scales::kSixBit) {
                 scale[0] = scale[1] = d * to_floats(from_bytes(bytes));
                 least[0] = least[1] = minus * to_floats(from_bytes(bytes + 16));
@@ -240,8 +236,8 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 #pragma GCC unroll 4
             for (int g = 0; g < kGroup; ++g) PUNA_EACH {
                     const __m128i sums = _mm_madd_epi16((__m128i)even[g].part[i_], first);
-                    sum[t][g].part[i_] = sum[t][g].part[i_] + (IntReg)sums +
-                                         (IntReg)_mm_madd_epi16((__m128i)odd[g].part[i_], second);
+                    sum[t][g].part[i_] =
+                        sum[t][g].part[i_] + (IntReg)sums + (IntReg)_mm_madd_epi16((__m128i)odd[g].part[i_], second);
                 }
         }
     }
@@ -309,37 +305,56 @@ PUNA_INLINE void finish(const V16& value, const Panels& w, int64_t panel, float*
     store_some(to, result, valid);
 }
 
-// Asks for what will be read some blocks later. A panel's scales and planes are two streams, and short ones, which the
-// processor's own prefetcher loses at every panel; as one stream of bytes through all panels they come in time.
-constexpr int64_t kAhead = 8192;
-template <typename F>
-PUNA_INLINE void ahead(const uint8_t* panel, int64_t block, int64_t step) {
-#pragma GCC unroll 16
-    for (int line = 0; line <= F::kPlaneBytes; line += 64) __builtin_prefetch(panel + block * step + kAhead + line);
+// Strips [first, last): whole ones as whole(panel, panels apart), the panels of others as single(panel).
+template <typename Whole, typename Single>
+PUNA_INLINE void each_strip(const Panels& w, int64_t first, int64_t last, const Whole& whole, const Single& single) {
+    const int64_t apart = w.strips(), count = w.count();
+    for (int64_t strip = first; strip < last; ++strip)
+        if (strip + (kStrip - 1) * apart < count)
+            whole(strip, apart);
+        else
+            for (int64_t panel = strip; panel < count; panel += apart) single(panel);
 }
 
-// A few tokens: weights are unpacked in registers, each byte of the panel read once.
-template <typename F, int kTokens>
+// Asks for what will be read `distance` bytes behind a block. One stream is asked for far ahead, through all panels. Of
+// several the processor's own prefetcher brings more than it is asked for, if what it is asked for is near.
+constexpr int64_t kAhead = 8192, kAheadOfStrip = 256;
+template <typename F>
+PUNA_INLINE void ahead(const uint8_t* block, int64_t distance) {
+#pragma GCC unroll 16
+    for (int line = 0; line <= F::kPlaneBytes; line += kLine) __builtin_prefetch(block + distance + line);
+}
+
+// A few tokens: weights are unpacked in registers, each byte of a panel read once. Of kPanels panels, `apart` panels
+// from each other, each block is met in turn.
+template <typename F, int kTokens, int kPanels = 1>
 static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a, float* out, int64_t out_stride,
-                       bool add) {
-    const uint8_t* const from = w.data + panel * w.stride;
-    const uint8_t* const planes = from + w.planes;
-    V16 acc[kTokens][1];
+                       bool add, int64_t apart = 0) {
+    V16 acc[kPanels][kTokens][1];
 #pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t) acc[t][0] = broadcast(0.0f);  // not in memory, which a loop would take
-    const int64_t blocks = w.cols / kBlock, step = w.stride / blocks;
-    for (int64_t b = 0; b < blocks; ++b) {
-        const uint8_t* block = planes + b * F::kPlaneBytes;
-        ahead<F>(from, b, step);
-        V16 scale[2], least[2];
-        F::scales(from, b, scale, least);
-        accumulate<F>([&](int, int s, int d) __attribute__((always_inline)) { return digit<F>(F::quad(block, s), d); },
-                      [&](int, int h) __attribute__((always_inline)) { return scale[h]; },
-                      [&](int, int h) __attribute__((always_inline)) { return least[h]; }, a + b,
-                      block_stride(w.cols), acc);
+    for (int p = 0; p < kPanels; ++p)
+#pragma GCC unroll 8
+        for (int t = 0; t < kTokens; ++t) acc[p][t][0] = broadcast(0.0f);  // not in memory, which a loop would take
+    for (int64_t b = 0; b < w.cols / kBlock; ++b) {
+        const Place at = F::place(b);
+#pragma GCC unroll 8
+        for (int p = 0; p < kPanels; ++p) {
+            const uint8_t* const from = w.data + (panel + p * apart) * w.stride;
+            const uint8_t* const block = from + at.planes;
+            ahead<F>(block, kPanels > 1 ? kAheadOfStrip : kAhead);
+            V16 scale[2], least[2];
+            F::scales(from, at, scale, least);
+            accumulate<F>([&](int, int s, int d)
+                              __attribute__((always_inline)) { return digit<F>(F::quad(block, s), d); },
+                          [&](int, int h) __attribute__((always_inline)) { return scale[h]; },
+                          [&](int, int h) __attribute__((always_inline)) { return least[h]; }, a + b,
+                          block_stride(w.cols), acc[p]);
+        }
     }
 #pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t) finish(acc[t][0], w, panel, out + t * out_stride, add);
+    for (int p = 0; p < kPanels; ++p)
+#pragma GCC unroll 8
+        for (int t = 0; t < kTokens; ++t) finish(acc[p][t][0], w, panel + p * apart, out + t * out_stride, add);
 }
 
 // kChunkBlocks of a panel are unpacked at once: they stay in the first-level cache.
@@ -365,17 +380,17 @@ struct Unpacked {
 template <typename F, int kGroup>
 PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t blocks, Unpacked<F, kGroup>& to) {
     constexpr int kScales = F::kHalves ? 2 : 1;
-    const int64_t step = w.stride / (w.cols / kBlock);
     for (int g = 0; g < kGroup; ++g) {
         const uint8_t* const from = w.data + (panel + g) * w.stride;
         for (int64_t b = 0; b < blocks; ++b) {
-            const uint8_t* block = from + w.planes + (first + b) * F::kPlaneBytes;
-            ahead<F>(from, first + b, step);
+            const Place at = F::place(first + b);
+            const uint8_t* block = from + at.planes;
+            ahead<F>(block, kAhead);
 #pragma GCC unroll 8
             for (int s = 0; s < 8; ++s)
                 for (int d = 0; d < kDigits<F>; ++d) store_words(to.quads[b][s][g][d], digit<F>(F::quad(block, s), d));
             V16 scale[2], least[2];
-            F::scales(from, first + b, scale, least);
+            F::scales(from, at, scale, least);
             for (int h = 0; h < kScales; ++h) {
                 store(to.scale[b][g][h], scale[h]);
                 if (F::kLeast) store(to.least[b][g][h], least[h]);
@@ -429,6 +444,13 @@ template <typename F>
 static void integer_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens,
                            float* out, int64_t out_stride, bool add) {
     const int64_t stride = block_stride(w.cols);
+    if (tokens == 1) {
+        each_strip(
+            w, first, last,
+            [&](int64_t panel, int64_t apart) { few_tokens<F, 1, kStrip>(w, panel, x.blocks, out, 0, add, apart); },
+            [&](int64_t panel) { few_tokens<F, 1>(w, panel, x.blocks, out, 0, add); });
+        return;
+    }
     if (F::kFewIsBest || tokens <= kMostFew) {
         for (int64_t begin = 0; begin < tokens; begin += kFewGroup)
             for (int64_t panel = first; panel < last; ++panel) {

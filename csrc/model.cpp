@@ -324,17 +324,17 @@ void Model::normalise(const std::vector<float>& weight, std::initializer_list<co
     timed(PUNA_PHASE_NORM);
 }
 
-// Several matrices times the same tokens in one loop over all their panels.
+// Several matrices times the same tokens in one loop over all their steps.
 void Model::project(std::initializer_list<Projection> outs, const Activations& x, int64_t tokens, bool add) {
     int64_t total = 0;
-    for (const Projection& out : outs) total += out.matrix->panels.count();
-    // An even grain: some kernels take panels in pairs.
+    for (const Projection& out : outs) total += steps(out.matrix->panels, tokens);
     const int64_t pieces = 16 * pool_.threads();
-    const int64_t grain = std::max<int64_t>(2, (total + pieces - 1) / pieces + 1) / 2 * 2;
+    int64_t grain = (total + pieces - 1) / pieces;
+    if (tokens > 1) grain += grain % 2;  // some kernels take panels in pairs
     pool_.each(total, grain, [&](int64_t begin, int64_t end) {
         int64_t before = 0;
         for (const Projection& out : outs) {
-            const int64_t count = out.matrix->panels.count();
+            const int64_t count = steps(out.matrix->panels, tokens);
             const int64_t first = begin > before ? begin - before : 0;
             const int64_t last = end - before < count ? end - before : count;
             if (first < last) kernels_.matmul(out.matrix->panels, first, last, x, tokens, out.out, out.stride, add);

@@ -21,41 +21,6 @@ constexpr Layout kLayouts[] = {
     {kQ5_K, 256, 176, Planes::kFive, Scales::kSixBit, 0}, {kQ6_K, 256, 210, Planes::kSix, Scales::kSigned, 32},
 };
 
-int64_t padded(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-int64_t scale_unit(Scales scales) {
-    switch (scales) {
-        case Scales::kNone:
-            return 0;
-        case Scales::kHalf:
-            return 2 * kPanel;
-        case Scales::kHalfAndLeast:
-            return 4 * kPanel;
-        case Scales::kSigned:
-            return 2 * kPanel + 8 * 2 * kPanel;
-        case Scales::kSixBit:
-        case Scales::kNibbles:
-            return 4 * kPanel + 8 * 2 * kPanel;
-    }
-    return 0;
-}
-
-int64_t plane_unit(Planes planes) {
-    switch (planes) {
-        case Planes::kFour:
-            return 4 * 64;
-        case Planes::kFive:
-            return 5 * 64;
-        case Planes::kSix:
-            return 6 * 64;
-        case Planes::kEight:
-            return 8 * 64;
-        case Planes::kFloat:
-            return 0;
-    }
-    return 0;
-}
-
 uint32_t word(const uint8_t* from) {
     uint32_t value;
     std::memcpy(&value, from, sizeof value);
@@ -204,43 +169,37 @@ void take_scale_bytes(Format format, const uint8_t* from, int b, uint8_t out[2])
 
 void put_half(uint8_t* to, int row, uint16_t value) { std::memcpy(to + 2 * row, &value, sizeof value); }
 
-void pack_scales(const Layout& layout, const uint8_t* block, int row, uint8_t* to) {
+// A row's share of the scales of one of the file's blocks, which begins at block `first` of its panel.
+void pack_scales(const Layout& layout, const uint8_t* block, int64_t first, int row, uint8_t* panel) {
     const ScaleFields fields = scale_fields(layout.format);
-    put_half(to, row, half(block + fields.scale));
-    to += 2 * kPanel;
-    if (fields.least >= 0) {
-        put_half(to, row, half(block + fields.least));
-        to += 2 * kPanel;
-    }
+    const Place at = place_of(layout.planes, layout.scales, first);
+    uint8_t* const halves = panel + (head_bytes(layout.scales) ? at.head : at.scales);
+    put_half(halves, row, half(block + fields.scale));
+    if (fields.least >= 0) put_half(halves + 2 * kPanel, row, half(block + fields.least));
     if (layout.values == kBlock) return;
     for (int b = 0; b < layout.values / kBlock; ++b) {
         uint8_t bytes[2];
         take_scale_bytes(layout.format, block, b, bytes);
-        for (int i = 0; i < 2; ++i) to[(2 * b + i) * kPanel + row] = bytes[i];
+        uint8_t* const to = panel + place_of(layout.planes, layout.scales, first + b).scales;
+        for (int i = 0; i < 2; ++i) to[i * kPanel + row] = bytes[i];
     }
 }
 
 template <Format kFormat>
-void pack_planes(const uint8_t* block, int blocks, int row, uint8_t* to, int64_t unit) {
+void pack_integer(const Panels& panels, const uint8_t* data, int row, uint8_t* panel) {
     constexpr int kWords = kFormat == kQ8_0 ? 8 : 4;
     constexpr int kHigh = kFormat == kQ6_K ? 2 : kFormat == kQ5_0 || kFormat == kQ5_1 || kFormat == kQ5_K ? 1 : 0;
-    for (int b = 0; b < blocks; ++b, to += unit) {
-        Piece piece;
-        take(kFormat, block, b, piece);
-        for (int s = 0; s < kWords; ++s) std::memcpy(to + s * 64 + row * 4, &piece.words[s], 4);
-        for (int h = 0; h < kHigh; ++h) std::memcpy(to + (kWords + h) * 64 + row * 4, &piece.high[h], 4);
-    }
-}
-
-template <Format kFormat>
-void pack_integer(const Panels& panels, const uint8_t* data, int row, uint8_t* to) {
     const Layout& layout = *panels.layout;
-    const int64_t scale = scale_unit(layout.scales), plane = plane_unit(layout.planes);
     const int blocks = layout.values / kBlock;
-    for (int64_t i = 0; i < panels.cols / layout.values; ++i) {
-        const uint8_t* block = data + i * layout.bytes;
-        pack_scales(layout, block, row, to + i * scale);
-        pack_planes<kFormat>(block, blocks, row, to + panels.planes + i * blocks * plane, plane);
+    for (int64_t i = 0; i < panels.cols / layout.values; ++i, data += layout.bytes) {
+        pack_scales(layout, data, i * blocks, row, panel);
+        for (int b = 0; b < blocks; ++b) {
+            uint8_t* const to = panel + place_of(layout.planes, layout.scales, i * blocks + b).planes;
+            Piece piece;
+            take(kFormat, data, b, piece);
+            for (int s = 0; s < kWords; ++s) std::memcpy(to + s * kLine + row * 4, &piece.words[s], 4);
+            for (int h = 0; h < kHigh; ++h) std::memcpy(to + (kWords + h) * kLine + row * 4, &piece.high[h], 4);
+        }
     }
 }
 
@@ -301,9 +260,9 @@ float float_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
 }
 
 int stored_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
-    const uint8_t* block = panel + panels.planes + k / kBlock * plane_unit(panels.layout->planes);
+    const uint8_t* block = panel + place_of(panels.layout->planes, panels.layout->scales, k / kBlock).planes;
     const int j = static_cast<int>(k % kBlock), s = j / 4, i = j % 4;
-    const auto byte = [&](int line) { return block[line * 64 + row * 4 + i]; };
+    const auto byte = [&](int line) { return block[line * kLine + row * 4 + i]; };
     if (panels.layout->planes == Planes::kEight) return byte(s);
     const int low = byte(s % 4) >> (s < 4 ? 0 : 4) & 15;
     if (panels.layout->planes == Planes::kFive) return low | (byte(4) >> s & 1) << 4;
@@ -314,18 +273,19 @@ int stored_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
 // Scale and minimum of row `row` at column k.
 void scales_at(const Panels& panels, const uint8_t* panel, int row, int64_t k, float& scale, float& least) {
     const Layout& layout = *panels.layout;
-    const uint8_t* from = panel + k / layout.values * scale_unit(layout.scales);
-    scale = from_half(half(from + 2 * row));
+    const Place at = place_of(layout.planes, layout.scales, k / kBlock);
+    const uint8_t* const halves = panel + (head_bytes(layout.scales) ? at.head : at.scales);
+    const uint8_t* const bytes = panel + at.scales + row;
+    const int64_t h = k % kBlock / 16;
+    scale = from_half(half(halves + 2 * row));
     least = 0.0f;
     if (layout.scales == Scales::kHalf) return;
-    const int b = static_cast<int>(k % layout.values) / kBlock, h = static_cast<int>(k % kBlock) / 16;
     if (layout.scales == Scales::kSigned) {
-        scale *= static_cast<int8_t>(from[2 * kPanel + (2 * b + h) * kPanel + row]);
+        scale *= static_cast<int8_t>(bytes[h * kPanel]);
         return;
     }
-    least = from_half(half(from + 2 * kPanel + 2 * row));
+    least = from_half(half(halves + 2 * kPanel + 2 * row));
     if (layout.scales == Scales::kHalfAndLeast) return;
-    const uint8_t* bytes = from + 4 * kPanel + 2 * b * kPanel + row;
     if (layout.scales == Scales::kSixBit) {
         scale *= bytes[0];
         least *= -static_cast<float>(bytes[kPanel]);
@@ -343,23 +303,17 @@ const Layout* find_layout(int32_t format) {
     return nullptr;
 }
 
-int64_t scale_bytes(const Layout& layout, int64_t cols) {
-    return padded(cols / layout.values * scale_unit(layout.scales));
-}
-
-int64_t plane_bytes(const Layout& layout, int64_t cols) {
-    if (layout.planes != Planes::kFloat) return padded(cols / kBlock * plane_unit(layout.planes));
-    const int64_t even = layout.format == kBF16 ? (cols + 1) / 2 * 2 : cols;
-    return padded(even * kPanel * layout.bytes);
-}
-
 Panels describe(const Layout& layout, int64_t rows, int64_t cols) {
     Panels out;
     out.layout = &layout;
     out.rows = rows;
     out.cols = cols;
-    out.planes = scale_bytes(layout, cols);
-    out.stride = out.planes + plane_bytes(layout, cols);
+    if (out.integer()) {
+        out.stride = place_of(layout.planes, layout.scales, cols / kBlock - 1).planes + plane_bytes(layout.planes);
+    } else {
+        const int64_t even = layout.format == kBF16 ? (cols + 1) / 2 * 2 : cols;
+        out.stride = (even * kPanel * layout.bytes + kLine - 1) / kLine * kLine;
+    }
     return out;
 }
 

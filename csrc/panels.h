@@ -8,6 +8,7 @@
 namespace puna {
 
 constexpr int kPanel = 16;  // rows side by side
+constexpr int kStrip = 4;   // panels of a strip
 constexpr int kBlock = 32;  // columns that share a scale of the activations, and the unit of integer panels
 
 // How a file packs values; the numbers are ggml's.
@@ -28,7 +29,10 @@ enum Format : int32_t {
     kBF16 = 30,
 };
 
-// A panel has two regions, each padded to 64 bytes: scales, then planes.
+// An integer panel is one stream, in the order in which it is read, because memory brings long streams fastest. It is
+// made of units: a line (64 bytes) of scales, then the planes of its blocks of 32 columns, which are two where a
+// block's scales take half a line. The K formats have in front of each 256 columns one more line, the head: see
+// `Scales`.
 //
 // Planes of integer formats: for each block of 32 columns, words of four bytes, one word for each of the 16 rows. Four
 // bits: four rows of words, word s holding columns 4 s .. 4 s + 3 in its bytes' low halves and columns 16 + 4 s .. in
@@ -36,20 +40,49 @@ enum Format : int32_t {
 // bits: two rows; in word h, bits 2 f and 2 f + 1 of byte i belong to column 4 (4 h + f) + i. Eight bits: eight rows of
 // words, signed values plus 128.
 //
-// Scales, per block of the file (32 or 256 columns), each for 16 rows side by side: see `Scales`.
-//
 // Planes of floats: f32 and f16, for each column its 16 rows; bf16, for each pair of columns 16 pairs.
 enum class Planes : int8_t { kFloat, kFour, kFive, kSix, kEight };
 
+// What there is of each, for 16 rows side by side.
 enum class Scales : int8_t {
     kNone,
-    kHalf,          // f16 scale
-    kHalfAndLeast,  // f16 scale, f16 minimum
-    kSixBit,        // f16 scale, f16 factor of minima; then per 32 columns a byte of scale and one of minimum
-    kSigned,        // f16 scale; then per 16 columns a signed byte of scale
-    kNibbles,  // f16 scale, f16 factor of minima; then per 16 columns a byte: scale in the low, minimum in the high
-               // half
+    kHalf,          // a block: f16 scale
+    kHalfAndLeast,  // a block: f16 scale, f16 minimum
+    kSixBit,        // the head: f16 scale, f16 factor of minima; a block: a byte of scale, one of minimum
+    kSigned,        // the head: f16 scale; a block: per 16 columns a signed byte of scale
+    kNibbles,       // the head: as kSixBit; a block: per 16 columns a byte, scale in the low, minimum in the high half
 };
+
+constexpr int kLine = 64;  // bytes
+
+// Bytes of a block's planes, of its scales, and of a head.
+constexpr int plane_bytes(Planes planes) {
+    return (planes == Planes::kFour    ? 4
+            : planes == Planes::kFive  ? 5
+            : planes == Planes::kSix   ? 6
+            : planes == Planes::kEight ? 8
+                                       : 0) *
+           kLine;
+}
+constexpr int scale_bytes(Scales scales) { return scales == Scales::kHalfAndLeast ? kLine : kLine / 2; }
+constexpr int head_bytes(Scales scales) {
+    return scales == Scales::kSixBit || scales == Scales::kSigned || scales == Scales::kNibbles ? kLine : 0;
+}
+
+// Where what belongs to a block lies in its panel.
+struct Place {
+    int64_t head, scales, planes;
+};
+
+// Always inline, because kernels are compiled for several instruction sets.
+[[gnu::always_inline]] constexpr Place place_of(Planes planes, Scales scales, int64_t block) {
+    const int64_t share = scale_bytes(scales), plane = plane_bytes(planes), head = head_bytes(scales);
+    const int64_t per = kLine / share, unit = kLine + per * plane;  // blocks of a unit, its bytes
+    const int64_t eight = static_cast<int64_t>(static_cast<uint64_t>(block) / 8);
+    const int64_t number = static_cast<int64_t>(static_cast<uint64_t>(block) / static_cast<uint64_t>(per));
+    const int64_t at = number * unit + (head ? (eight + 1) * head : 0), inside = block - number * per;
+    return {eight * (head + 8 / per * unit), at + inside * share, at + kLine + inside * plane};
+}
 
 // One line of the table of formats. value = scale * (stored - zero) [+ minimum].
 struct Layout {
@@ -64,19 +97,16 @@ struct Layout {
 // The layout of a format, or null.
 const Layout* find_layout(int32_t format);
 
-// Bytes of a panel's scales, and of its planes, for `cols` columns.
-int64_t scale_bytes(const Layout& layout, int64_t cols);
-int64_t plane_bytes(const Layout& layout, int64_t cols);
-
 struct Panels {
     const Layout* layout = nullptr;
     const uint8_t* data = nullptr;
     const float* bias = nullptr;  // [rows], or none
     int64_t rows = 0;
     int64_t cols = 0;
-    int64_t planes = 0;  // where a panel's planes begin
     int64_t stride = 0;  // bytes from panel to panel
     int64_t count() const { return (rows + kPanel - 1) / kPanel; }
+    // Strip s is the panels s, s + strips(), ...: up to kStrip of them, far from each other, to be read side by side.
+    int64_t strips() const { return (count() + kStrip - 1) / kStrip; }
     bool integer() const { return layout->planes != Planes::kFloat; }
 };
 

@@ -175,12 +175,12 @@ double check_matrix(const Kernels& kernels, const Layout& layout, int64_t rows, 
     std::vector<float> start(static_cast<size_t>(tokens * stride)), out, single;
     for (float& value : start) value = normal();
     out = single = start;
-    const int64_t cut = below(static_cast<int>(w.described.count()) + 1);
+    const int64_t last = steps(w.described, tokens), cut = below(static_cast<int>(last) + 1);
     kernels.matmul(w.described, 0, cut, in.view(0), tokens, out.data(), stride, add);
-    kernels.matmul(w.described, cut, w.described.count(), in.view(0), tokens, out.data(), stride, add);
+    kernels.matmul(w.described, cut, last, in.view(0), tokens, out.data(), stride, add);
     double worst = 0.0;
     for (int64_t t = 0; t < tokens; ++t) {
-        kernels.matmul(w.described, 0, w.described.count(), in.view(t), 1, single.data() + t * stride, stride, add);
+        kernels.matmul(w.described, 0, w.described.strips(), in.view(t), 1, single.data() + t * stride, stride, add);
         for (int64_t row = 0; row < rows; ++row) {
             double sum = 0.0, size = 1e-3;
             for (int64_t k = 0; k < cols; ++k) {
@@ -210,9 +210,10 @@ void check_matrices(const Kernels& kernels) {
         if (layout.values == 1) widths = {1, 7, 33, 100, 256, 300};
         double worst = 0.0;
         for (const int cols : widths)
-            for (const int rows : {1, 16, 17, 40})
+            for (const int rows : {1, 16, 17, 40, 200})
                 for (const int tokens : {1, 2, 3, 5, 7, 13, 65}) {
                     if (tokens == 65 && rows != 40) continue;
+                    if (tokens > 5 && rows > 40) continue;
                     if (quick && (rows == 16 || tokens == 2 || tokens == 7 || cols > 300)) continue;
                     worst = std::max(worst, check_matrix(kernels, layout, rows, cols, tokens));
                 }
