@@ -153,7 +153,7 @@ class NativeBackend:
         """The chunk as the library reads it: bytes, which ctypes keeps for as long as what points to them."""
         pages = self._pages[chunk.slot]
         return NativeChunk(
-            chunk.tokens.astype(np.int64, copy=False).tobytes(),
+            array("q", chunk.tokens.tolist()).tobytes(),
             array("i", pages).tobytes(),
             len(chunk.tokens),
             len(pages),
