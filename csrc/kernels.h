@@ -67,9 +67,9 @@ struct Queries {
     float* mixed;    // [count][padded head_dim]
 };
 
-// A matrix times one token waits for memory, which four streams fill better than one: it goes strip by strip. More
-// tokens go panel by panel.
-inline int64_t steps(const Panels& w, int64_t tokens) { return tokens == 1 ? w.strips() : w.count(); }
+// A matrix times one token waits for memory, which four streams fill better than one: it goes by halves of strips, two
+// of which are read together. More tokens go panel by panel.
+inline int64_t steps(const Panels& w, int64_t tokens) { return tokens == 1 ? 2 * w.strips() : w.count(); }
 
 struct Kernels {
     const char* name;

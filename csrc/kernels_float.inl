@@ -120,10 +120,9 @@ template <typename F>
 static void float_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                          int64_t out_stride, bool add) {
     if (tokens == 1) {
-        each_strip(
-            w, first, last,
-            [&](int64_t panel, int64_t apart) { float_token<F, kStrip>(w, panel, apart, x.values, out, add); },
-            [&](int64_t panel) { float_token<F, 1>(w, panel, 0, x.values, out, add); });
+        each_strip(w, first, last, [&](auto panels, int64_t panel, int64_t apart) {
+            float_token<F, decltype(panels)::kValue>(w, panel, apart, x.values, out, add);
+        });
         return;
     }
     for (int64_t begin = 0; begin < tokens; begin += kGroupTokens) {
@@ -184,10 +183,9 @@ static void bf16_panels(const Panels& w, int64_t panel, const Activations& x, in
 static void bf16_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                         int64_t out_stride, bool add) {
     if (tokens == 1) {
-        each_strip(
-            w, first, last,
-            [&](int64_t panel, int64_t apart) { bf16_tile<1, kStrip>(w, panel, apart, x.bf16, 0, out, 0, add); },
-            [&](int64_t panel) { bf16_tile<1, 1>(w, panel, 0, x.bf16, 0, out, 0, add); });
+        each_strip(w, first, last, [&](auto panels, int64_t panel, int64_t apart) {
+            bf16_tile<1, decltype(panels)::kValue>(w, panel, apart, x.bf16, 0, out, 0, add);
+        });
         return;
     }
     int64_t panel = first;

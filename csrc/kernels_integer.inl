@@ -305,15 +305,21 @@ PUNA_INLINE void finish(const V16& value, const Panels& w, int64_t panel, float*
     store_some(to, result, valid);
 }
 
-// Strips [first, last): whole ones as whole(panel, panels apart), the panels of others as single(panel).
-template <typename Whole, typename Single>
-PUNA_INLINE void each_strip(const Panels& w, int64_t first, int64_t last, const Whole& whole, const Single& single) {
-    const int64_t apart = w.strips(), count = w.count();
-    for (int64_t strip = first; strip < last; ++strip)
-        if (strip + (kStrip - 1) * apart < count)
-            whole(strip, apart);
-        else
-            for (int64_t panel = strip; panel < count; panel += apart) single(panel);
+// Calls body(Number<panels>(), first panel, panels apart) for all of the halves of strips [first, last).
+template <typename Body>
+PUNA_INLINE void each_strip(const Panels& w, int64_t first, int64_t last, const Body& body) {
+    const int64_t apart = w.strips();
+    for (int64_t half = first; half < last; ++half) {
+        const int64_t panel = half / 2 + half % 2 * 2 * apart, there = (w.count() - panel + apart - 1) / apart;
+        if (half % 2 == 0 && half + 1 < last && there >= kStrip) {
+            body(Number<kStrip>(), panel, apart);
+            ++half;
+        } else if (there >= 2) {
+            body(Number<2>(), panel, apart);
+        } else if (there == 1) {
+            body(Number<1>(), panel, apart);
+        }
+    }
 }
 
 // Asks for what will be read `distance` bytes behind a block. One stream is asked for far ahead, through all panels. Of
@@ -445,10 +451,9 @@ static void integer_matmul(const Panels& w, int64_t first, int64_t last, const A
                            float* out, int64_t out_stride, bool add) {
     const int64_t stride = block_stride(w.cols);
     if (tokens == 1) {
-        each_strip(
-            w, first, last,
-            [&](int64_t panel, int64_t apart) { few_tokens<F, 1, kStrip>(w, panel, x.blocks, out, 0, add, apart); },
-            [&](int64_t panel) { few_tokens<F, 1>(w, panel, x.blocks, out, 0, add); });
+        each_strip(w, first, last, [&](auto panels, int64_t panel, int64_t apart) {
+            few_tokens<F, 1, decltype(panels)::kValue>(w, panel, x.blocks, out, 0, add, apart);
+        });
         return;
     }
     if (F::kFewIsBest || tokens <= kMostFew) {

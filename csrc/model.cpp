@@ -329,8 +329,8 @@ void Model::project(std::initializer_list<Projection> outs, const Activations& x
     int64_t total = 0;
     for (const Projection& out : outs) total += steps(out.matrix->panels, tokens);
     const int64_t pieces = 16 * pool_.threads();
-    int64_t grain = (total + pieces - 1) / pieces;
-    if (tokens > 1) grain += grain % 2;  // some kernels take panels in pairs
+    // An even grain: kernels take halves of strips, and some panels, in pairs.
+    const int64_t grain = ((total + pieces - 1) / pieces + 1) / 2 * 2;
     pool_.each(total, grain, [&](int64_t begin, int64_t end) {
         int64_t before = 0;
         for (const Projection& out : outs) {

@@ -4,6 +4,8 @@
 
 #include "threads.h"
 
+#include <algorithm>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -48,11 +50,12 @@ void Pool::run(int64_t count, int64_t grain, Function function, const void* cont
     function_ = function;
     context_ = context;
     grain_ = grain;
-    const int64_t pieces = (count + grain - 1) / grain, threads = this->threads();
+    const int64_t threads = this->threads();
     for (int64_t i = 0; i < threads; ++i) {
         Range& range = ranges_[static_cast<size_t>(i)];
-        range.next = pieces * i / threads * grain;
-        range.end = i + 1 == threads ? count : pieces * (i + 1) / threads * grain;
+        range.begin = count * i / threads;
+        range.end = count * (i + 1) / threads;
+        range.next = range.begin / grain * grain;
     }
     ++round_;  // open
     if (sleeping_ > 0) {
@@ -74,9 +77,10 @@ void Pool::take_pieces(int thread) {
     for (int i = 0; i < threads; ++i) {
         Range& range = ranges_[static_cast<size_t>((thread + i) % threads)];
         for (;;) {
-            const int64_t begin = range.next.fetch_add(grain_);
-            if (begin >= range.end) break;
-            function_(context_, begin, begin + grain_ < range.end ? begin + grain_ : range.end);
+            const int64_t next = range.next.fetch_add(grain_);
+            const int64_t begin = std::max(next, range.begin), end = std::min(next + grain_, range.end);
+            if (begin >= end) break;
+            function_(context_, begin, end);
         }
     }
 }

@@ -24,8 +24,8 @@ class Pool {
 
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-    // Calls body(begin, end) for consecutive pieces of [0, count), each of `grain` but the last; returns when all are
-    // done. The body must not throw.
+    // Calls body(begin, end) for pieces of [0, count), from one multiple of `grain` to the next but where the threads'
+    // shares meet; returns when all are done. The body must not throw.
     template <typename Body>
     void each(int64_t count, int64_t grain, const Body& body) {
         run(
@@ -49,7 +49,8 @@ class Pool {
 
     // The next piece of a thread's range.
     struct alignas(64) Range {
-        std::atomic<int64_t> next{0};
+        std::atomic<int64_t> next{0};  // a multiple of the grain
+        int64_t begin = 0;
         int64_t end = 0;
     };
 

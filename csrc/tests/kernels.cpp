@@ -180,7 +180,7 @@ double check_matrix(const Kernels& kernels, const Layout& layout, int64_t rows, 
     kernels.matmul(w.described, cut, last, in.view(0), tokens, out.data(), stride, add);
     double worst = 0.0;
     for (int64_t t = 0; t < tokens; ++t) {
-        kernels.matmul(w.described, 0, w.described.strips(), in.view(t), 1, single.data() + t * stride, stride, add);
+        kernels.matmul(w.described, 0, steps(w.described, 1), in.view(t), 1, single.data() + t * stride, stride, add);
         for (int64_t row = 0; row < rows; ++row) {
             double sum = 0.0, size = 1e-3;
             for (int64_t k = 0; k < cols; ++k) {
