@@ -150,7 +150,7 @@ static void bf16_tile(const Panels& w, int64_t panel, int64_t apart, const uint1
         __m512bh weight[kGroup];
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
-            __builtin_prefetch(from + g * step + pair * 64 + 512);
+            __builtin_prefetch(from + g * step + pair * 64 + 512, 0, kSecondCache);
             weight[g] = (__m512bh)_mm512_loadu_si512(from + g * step + pair * 64);
         }
 #pragma GCC unroll 16

@@ -323,12 +323,22 @@ PUNA_INLINE void each_strip(const Panels& w, int64_t first, int64_t last, const 
 }
 
 // Asks for what will be read `distance` bytes behind a block. One stream is asked for far ahead, through all panels. Of
-// several the processor's own prefetcher brings more than it is asked for, if what it is asked for is near.
-constexpr int64_t kAhead = 8192, kAheadOfStrip = 256;
-template <typename F>
-PUNA_INLINE void ahead(const uint8_t* block, int64_t distance) {
+// several the processor's own prefetcher brings more than it is asked for, if what it is asked for is near. More lines can
+// be under way to the second cache than to the first.
+constexpr int64_t kAhead = 8192;
+#if defined(__AVX512F__)
+constexpr int64_t kAheadOfStrip = 512;
+constexpr int kStripCache = kSecondCache;
+#else
+constexpr int64_t kAheadOfStrip = 256;
+constexpr int kStripCache = kFirstCache;
+#endif
+template <typename F, bool kOneStream>
+PUNA_INLINE void ahead(const uint8_t* block) {
+    constexpr int64_t kDistance = kOneStream ? kAhead : kAheadOfStrip;
+    constexpr int kCache = kOneStream ? kFirstCache : kStripCache;
 #pragma GCC unroll 16
-    for (int line = 0; line <= F::kPlaneBytes; line += kLine) __builtin_prefetch(block + distance + line);
+    for (int line = 0; line <= F::kPlaneBytes; line += kLine) __builtin_prefetch(block + kDistance + line, 0, kCache);
 }
 
 // A few tokens: weights are unpacked in registers, each byte of a panel read once. Of kPanels panels, `apart` panels
@@ -347,7 +357,7 @@ static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a,
         for (int p = 0; p < kPanels; ++p) {
             const uint8_t* const from = w.data + (panel + p * apart) * w.stride;
             const uint8_t* const block = from + at.planes;
-            ahead<F>(block, kPanels > 1 ? kAheadOfStrip : kAhead);
+            ahead<F, kPanels == 1>(block);
             V16 scale[2], least[2];
             F::scales(from, at, scale, least);
             accumulate<F>([&](int, int s, int d)
@@ -391,7 +401,7 @@ PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t b
         for (int64_t b = 0; b < blocks; ++b) {
             const Place at = F::place(first + b);
             const uint8_t* block = from + at.planes;
-            ahead<F>(block, kAhead);
+            ahead<F, true>(block);
 #pragma GCC unroll 8
             for (int s = 0; s < 8; ++s)
                 for (int d = 0; d < kDigits<F>; ++d) store_words(to.quads[b][s][g][d], digit<F>(F::quad(block, s), d));

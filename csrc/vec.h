@@ -2,6 +2,7 @@
 // code compiled for one processor never stands in for another's.
 
 constexpr int kLanes = 16;
+constexpr int kFirstCache = 3, kSecondCache = 2;  // how near __builtin_prefetch brings a line
 
 #if defined(__AVX512F__)
 constexpr int kWidth = 16;
