@@ -135,7 +135,7 @@ int32_t puna_model_load(puna_model* model, int32_t kind, int32_t layer, const pu
 
 int64_t puna_packed_bytes(int32_t format, int64_t rows, int64_t cols) {
     const puna::Layout* layout = puna::find_layout(format);
-    if (!layout || cols % layout->values) return -1;
+    if (!layout || rows < 1 || cols < 1 || cols % layout->values) return -1;
     const puna::Panels panels = puna::describe(*layout, rows, cols);
     return panels.count() * panels.stride;
 }

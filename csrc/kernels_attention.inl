@@ -42,8 +42,7 @@ constexpr bool kRoundsFactors = sizeof(LineBf16::Number) == 2;
 
 // Rows of a matrix in a cache page (or widened from one), whose lines are `line` bytes each, and the matrix that will
 // be read after it, or null: pages lie apart, so that the processor does not foresee them. While one is multiplied the
-// next one is asked for, line by line in the order of memory, into the second cache: more lines can be under way to it
-// than to the first.
+// next one is asked for, line by line in the order of memory.
 struct Lines {
     const uint8_t* from;
     int64_t line;
@@ -80,7 +79,7 @@ PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, 
     for (; k < lines; ++k, soon += kGroup * Line::kBytes) {
 #pragma GCC unroll 4
         for (int at = 0; kAsks && at < kGroup * Line::kBytes; at += 64)
-            __builtin_prefetch(soon + at, 0, kSecondCache);
+            __builtin_prefetch(soon + at, 0, kStreamCache);
         step(k, Number<1>());
     }
     // A last line that is only half used: what lies in its other half may be no number.
@@ -279,7 +278,7 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
     }
     if (direct_keys)  // what no product before asks for
         for (int64_t at = 0; at < cache.head_dim * kPage * bytes; at += 64)
-            __builtin_prefetch(cache.keys + cache.pages[first / kPage] * cache.key_stride + at, 0, kSecondCache);
+            __builtin_prefetch(cache.keys + cache.pages[first / kPage] * cache.key_stride + at, 0, kStreamCache);
     for (int64_t i = 0; i < queries.count * wide; ++i) queries.mixed[i] = 0.0f;
     for (int64_t start = first; start <= last && start < first + kSplit; start += kPage) {
         const int64_t seen = last + 1 - start < kPage ? last + 1 - start : kPage, index = start / kPage;

@@ -62,7 +62,7 @@ static void float_token(const Panels& w, int64_t panel, int64_t apart, const flo
         for (int g = 0; g < kGroup; ++g) {
             V16 weight[2];
             const uint8_t* at = from + g * step + k / F::kColumns * F::kBytes;
-            __builtin_prefetch(at + 1024);
+            __builtin_prefetch(at + 1024, 0, kStreamCache);
             F::read(at, weight);
 #pragma GCC unroll 2
             for (int c = 0; c < F::kColumns; ++c) sum[g] = madd(weight[c], broadcast(x[k + c]), sum[g]);
@@ -125,6 +125,16 @@ static void float_matmul(const Panels& w, int64_t first, int64_t last, const Act
         });
         return;
     }
+    if (tokens == 2) {  // sooner read twice, once from the cache, than widened into memory
+        const auto both = [&](auto panels, int64_t panel) {
+            for (int64_t t = 0; t < tokens; ++t)
+                float_token<F, decltype(panels)::kValue>(w, panel, 1, x.values + t * x.cols, out + t * out_stride, add);
+        };
+        int64_t panel = first;
+        for (; panel + kStrip <= last; panel += kStrip) both(Number<kStrip>(), panel);
+        for (; panel < last; ++panel) both(Number<1>(), panel);
+        return;
+    }
     for (int64_t begin = 0; begin < tokens; begin += kGroupTokens) {
         const int64_t end = tokens - begin < kGroupTokens ? tokens : begin + kGroupTokens;
         int64_t panel = first;
@@ -150,7 +160,7 @@ static void bf16_tile(const Panels& w, int64_t panel, int64_t apart, const uint1
         __m512bh weight[kGroup];
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
-            __builtin_prefetch(from + g * step + pair * 64 + 512, 0, kSecondCache);
+            __builtin_prefetch(from + g * step + pair * 64 + 512, 0, kStreamCache);
             weight[g] = (__m512bh)_mm512_loadu_si512(from + g * step + pair * 64);
         }
 #pragma GCC unroll 16

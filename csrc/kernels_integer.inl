@@ -305,38 +305,36 @@ PUNA_INLINE void finish(const V16& value, const Panels& w, int64_t panel, float*
     store_some(to, result, valid);
 }
 
-// Calls body(Number<panels>(), first panel, panels apart) for all of the halves of strips [first, last).
+// Half 2 s of a strip is its first two panels, s and s + strips(); half 2 s + 1 is the two others, where there are so
+// many. Calls body(Number<n>(), first panel, distance of its n panels) for all of the halves [first, last).
 template <typename Body>
 PUNA_INLINE void each_strip(const Panels& w, int64_t first, int64_t last, const Body& body) {
     const int64_t apart = w.strips();
     for (int64_t half = first; half < last; ++half) {
-        const int64_t panel = half / 2 + half % 2 * 2 * apart, there = (w.count() - panel + apart - 1) / apart;
-        if (half % 2 == 0 && half + 1 < last && there >= kStrip) {
+        const int64_t panel = half / 2 + half % 2 * 2 * apart, left = (w.count() - panel + apart - 1) / apart;
+        if (half % 2 == 0 && half + 1 < last && left >= kStrip) {
             body(Number<kStrip>(), panel, apart);
             ++half;
-        } else if (there >= 2) {
+        } else if (left >= 2) {
             body(Number<2>(), panel, apart);
-        } else if (there == 1) {
+        } else if (left == 1) {
             body(Number<1>(), panel, apart);
         }
     }
 }
 
-// Asks for what will be read `distance` bytes behind a block. One stream is asked for far ahead, through all panels. Of
-// several the processor's own prefetcher brings more than it is asked for, if what it is asked for is near. More lines can
-// be under way to the second cache than to the first.
+// Asks for what will be read some bytes after a block. One stream is asked for far ahead, through all panels. Of several
+// the processor's own prefetcher brings more than it is asked for, if what it is asked for is near.
 constexpr int64_t kAhead = 8192;
 #if defined(__AVX512F__)
 constexpr int64_t kAheadOfStrip = 512;
-constexpr int kStripCache = kSecondCache;
 #else
 constexpr int64_t kAheadOfStrip = 256;
-constexpr int kStripCache = kFirstCache;
 #endif
 template <typename F, bool kOneStream>
 PUNA_INLINE void ahead(const uint8_t* block) {
     constexpr int64_t kDistance = kOneStream ? kAhead : kAheadOfStrip;
-    constexpr int kCache = kOneStream ? kFirstCache : kStripCache;
+    constexpr int kCache = kOneStream ? kFirstCache : kStreamCache;
 #pragma GCC unroll 16
     for (int line = 0; line <= F::kPlaneBytes; line += kLine) __builtin_prefetch(block + kDistance + line, 0, kCache);
 }

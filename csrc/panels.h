@@ -80,7 +80,7 @@ struct Place {
     const int64_t per = kLine / share, unit = kLine + per * plane;  // blocks of a unit, its bytes
     const int64_t eight = static_cast<int64_t>(static_cast<uint64_t>(block) / 8);
     const int64_t number = static_cast<int64_t>(static_cast<uint64_t>(block) / static_cast<uint64_t>(per));
-    const int64_t at = number * unit + (head ? (eight + 1) * head : 0), inside = block - number * per;
+    const int64_t at = number * unit + (eight + 1) * head, inside = block - number * per;
     return {eight * (head + 8 / per * unit), at + inside * share, at + kLine + inside * plane};
 }
 

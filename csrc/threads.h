@@ -47,7 +47,7 @@ class Pool {
     void take_pieces(int thread);
     void work(int thread);
 
-    // The next piece of a thread's range.
+    // A thread's range, and where its next piece begins: the first may begin before the range, which cuts it.
     struct alignas(64) Range {
         std::atomic<int64_t> next{0};  // a multiple of the grain
         int64_t begin = 0;

@@ -1,4 +1,4 @@
-"""Where the tests find data that is not in the repository; a test whose data is absent skips."""
+"""Where the tests find data that is not in the repository, without which a test skips; and Ctrl-C as a terminal has it."""
 
 from __future__ import annotations
 

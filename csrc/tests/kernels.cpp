@@ -196,7 +196,11 @@ double check_matrix(const Kernels& kernels, const Layout& layout, int64_t rows, 
             worst = std::max(worst, std::fabs(out[at] - sum) / size);
         }
     }
-    demand(kernels.name, "one token and many agree", out == single);  // and nothing beyond the rows was written
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t i = t * stride + rows; i < (t + 1) * stride; ++i)
+            demand(kernels.name, "nothing beyond the rows is written",
+                   out[static_cast<size_t>(i)] == start[static_cast<size_t>(i)]);
+    demand(kernels.name, "one token and many agree", out == single);
     return worst;
 }
 
@@ -210,7 +214,7 @@ void check_matrices(const Kernels& kernels) {
         if (layout.values == 1) widths = {1, 7, 33, 100, 256, 300};
         double worst = 0.0;
         for (const int cols : widths)
-            for (const int rows : {1, 16, 17, 40, 200})
+            for (const int rows : {1, 16, 17, 40, 128, 200})
                 for (const int tokens : {1, 2, 3, 5, 7, 13, 65}) {
                     if (tokens == 65 && rows != 40) continue;
                     if (tokens > 5 && rows > 40) continue;

@@ -1,5 +1,6 @@
-// Runs small models through the C ABI in many schedules and checks that every request's logits keep their bits. Meant
-// to be built with sanitizers (`make sanitize`): it is about memory and threads; numbers are checked in tests/native.
+// Checks that the pool of threads does each item of a loop once, then runs small models through the C ABI in many
+// schedules and checks that every request's logits keep their bits. Meant to be built with sanitizers (`make sanitize`):
+// it is about memory and threads; numbers are checked in tests/native.
 
 #include <algorithm>
 #include <cstdio>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "puna.h"
+#include "threads.h"
 
 namespace {
 
@@ -64,6 +66,21 @@ puna_model* make(const Case& one, const char* kernels, int pages) {
     return model;
 }
 
+// Every item of a loop is done once, however many there are.
+void check_pool() {
+    for (const int threads : {1, 2, 3, 8}) {
+        puna::Pool pool(threads);
+        for (const int64_t grain : {1, 2, 4, 7})
+            for (int64_t count = 0; count <= 70; ++count) {
+                std::vector<int> done(static_cast<size_t>(count));
+                pool.each(count, grain, [&](int64_t begin, int64_t end) {
+                    for (int64_t i = begin; i < end; ++i) ++done[static_cast<size_t>(i)];
+                });
+                if (std::count(done.begin(), done.end(), 1) != count) fail("an item of a loop was left out, or done twice");
+            }
+    }
+}
+
 constexpr int kPages = 8, kLength = 150, kRequests = 2;
 
 // Reads `kRequests` texts in random pieces, together; returns all their logits, request by request.
@@ -113,6 +130,7 @@ std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int la
 }  // namespace
 
 int main() {
+    check_pool();
     // sizes, eps, cache, unrotated keys; threads; format
     const Case cases[] = {
         {{67, 40, 52, 2, 4, 2, 10, 1e-5f, 0, 0}, 3, -1},   {{33, 48, 80, 1, 3, 1, 20, 1e-5f, 1, 1}, 2, -1},

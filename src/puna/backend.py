@@ -76,8 +76,9 @@ def check_batch(batch: Batch, vocab_size: int, held: Mapping[int, int]) -> None:
         if tokens.ndim != 1 or not len(tokens):
             raise RequestError(f"slot {chunk.slot}: tokens have shape {tokens.shape}; (t,) with 1 or more is needed")
         ids = tokens.tolist()  # NumPy's minimum takes longer for the one token of a step
-        if min(ids) < 0 or max(ids) >= vocab_size:
-            bad = min(ids) if min(ids) < 0 else max(ids)
+        lowest, highest = min(ids), max(ids)
+        if lowest < 0 or highest >= vocab_size:
+            bad = lowest if lowest < 0 else highest
             raise RequestError(f"slot {chunk.slot}: token id {bad} is outside the vocabulary, 0 to {vocab_size - 1}")
         if not 0 <= start <= held.get(chunk.slot, 0):
             cached = held.get(chunk.slot, 0)

@@ -284,4 +284,5 @@ def test_chat_in_a_terminal_stops_an_answer_on_ctrl_c(smollm2):
         assert process.wait(timeout=20) == 0
     finally:
         process.kill()
+        process.wait()
         os.close(controller)
