@@ -1,4 +1,4 @@
-"""Where the tests find data that is not in the repository, without which a test skips; and Ctrl-C as a terminal has it."""
+"""Where the tests find data that is not in the repository, and Ctrl-C as a terminal has it."""
 
 from __future__ import annotations
 
