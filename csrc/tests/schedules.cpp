@@ -1,6 +1,6 @@
 // Checks that the pool of threads does each item of a loop once, then runs small models through the C ABI in many
-// schedules and checks that every request's logits keep their bits. Meant to be built with sanitizers (`make sanitize`):
-// it is about memory and threads; numbers are checked in tests/native.
+// schedules and checks that every request's logits keep their bits. Meant to be built with sanitizers (`make
+// sanitize`): it is about memory and threads; numbers are checked in tests/native.
 
 #include <algorithm>
 #include <cstdio>
@@ -76,7 +76,8 @@ void check_pool() {
                 pool.each(count, grain, [&](int64_t begin, int64_t end) {
                     for (int64_t i = begin; i < end; ++i) ++done[static_cast<size_t>(i)];
                 });
-                if (std::count(done.begin(), done.end(), 1) != count) fail("an item of a loop was left out, or done twice");
+                if (std::count(done.begin(), done.end(), 1) != count)
+                    fail("an item of a loop was left out, or done twice");
             }
     }
 }
