@@ -8,6 +8,7 @@ import pytest
 from puna.backend import Chunk
 from puna.errors import BackendError, RequestError
 from puna.native import NativeBackend, memory
+from puna.native.library import load_library
 from puna.native.memory import available_memory
 from tests.native.weights import model_in
 
@@ -30,6 +31,12 @@ def test_a_model_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
     with pytest.raises(BackendError, match=r"takes 0\.00 GB packed, and 0\.00 GB of memory are available"):
         NativeBackend(CONFIG, tensors())
+
+
+@pytest.mark.parametrize("shape", [(99, 16, 32), (2, 16, 33), (2, 0, 32), (2, 16, 0)])
+def test_packed_bytes_of_what_is_no_matrix(shape):
+    assert load_library().puna_packed_bytes(2, 16, 32) > 0
+    assert load_library().puna_packed_bytes(*shape) == -1
 
 
 def test_the_cache_takes_what_the_weights_leave(monkeypatch):
