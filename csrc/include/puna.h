@@ -144,7 +144,7 @@ PUNA_API void puna_model_free(puna_model* model);
 /* Packs a tensor, which may be released afterwards. `layer` is -1 for kinds without one. */
 PUNA_API int32_t puna_model_load(puna_model* model, int32_t kind, int32_t layer, const puna_tensor* tensor);
 
-/* Bytes that a tensor takes once packed; -1 when the format is unknown, its rows are no whole blocks, or it is empty. */
+/* Bytes that a tensor takes once packed; -1 when the format is unknown, rows are no whole blocks, or it is empty. */
 PUNA_API int64_t puna_packed_bytes(int32_t format, int64_t rows, int64_t cols);
 
 /* Reads a matrix back as it was packed, [rows][cols]. */
