@@ -13,13 +13,16 @@ constexpr int kPeakBlock = 64;   // numbers of which `peaks` finds the highest
 constexpr int kMaxQueries = 64;  // that attention takes at once
 constexpr int kSplit = 256;  // positions whose attention is summed together; longer contexts merge such sums in order
 
+// Blocks of a row that share a scale; the last of an odd number has its own.
+constexpr int kScaleBlocks = 2;
+
 // 32 activations of one token, rounded to integers.
 struct ActivationBlock {
     int8_t quants[kBlock];  // x = scale * quants
-    float scale;            // the largest magnitude / 127
-    float offset;           // scale * the sum of the quants, for formats with minimums
-    float half_offset[2];   // scale * the sum of the first and the last 16
-    int32_t minus_sum;      // - the sum of the quants
+    float scale;            // the largest magnitude of the blocks that share it / 127
+    float sum;              // of the quants, for formats with minimums
+    float half_sum[2];      // of the first and the last 16
+    int32_t minus_sum;      // - the sum of the quants, for formats with a zero point
     int32_t minus_half[2];  // - the sum of the first and the last 16
     int32_t unused;
 };
@@ -81,7 +84,7 @@ struct Kernels {
     void (*matmul)(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                    int64_t out_stride, bool add);
 
-    // Rounds `cols` values, a multiple of kBlock, to blocks.
+    // Rounds `cols` values, a multiple of kBlock, to blocks, kScaleBlocks of which share a scale.
     void (*quantize)(const float* x, int64_t cols, ActivationBlock* blocks);
 
     // Rounds to bf16; an odd number of columns gets a zero behind it.

@@ -1,11 +1,16 @@
 // Integer weights times activations rounded to integers: exact sums of 32 (or 16) products, scaled and added in float32
-// in ascending order. One definition, `accumulate`, serves one token and many, so that both round alike.
+// in ascending order. One definition, `add_block` and `add_part`, serves one token and many, so that both round alike.
 
 #if defined(__AVX512F__)
 constexpr bool kFew8 = true;
 #else
 constexpr bool kFew8 = false;
 #endif
+
+// What a block's products are scaled by, for its columns 0 .. 15 and 16 .. 31, and what is added for each activation.
+struct BlockScales {
+    V16 scale[2], least[2];
+};
 
 // How a format's panels are read. kMost is the largest stored value, kZero what is subtracted from it, kHalves whether
 // scales belong to 16 columns, kLeast whether there are minimums.
@@ -31,25 +36,25 @@ struct IntegerFormat {
         return low | (shifted(load_words(block + 256 + (s >> 2) * 64), 2 * (s & 3) - 4) & 0x30303030u);
     }
 
-    // Scales and minimums of a block, for its columns 0 .. 15 and 16 .. 31.
-    static inline __attribute__((always_inline)) void scales(const uint8_t* panel, const Place& at, V16 (&scale)[2],
-                                                             V16 (&least)[2]) {
+    // Of a block: only one half's unless kHalves, and no minimums unless kLeast.
+    static inline __attribute__((always_inline)) BlockScales scales(const uint8_t* panel, const Place& at) {
+        BlockScales out;
         const auto half = [](const uint8_t* from) { return from_f16(reinterpret_cast<const uint16_t*>(from)); };
         const uint8_t* const bytes = panel + at.scales;
         if (kScaleKind == Scales::kHalf) {
-            scale[0] = scale[1] = half(bytes);
+            out.scale[0] = half(bytes);
         } else if (kScaleKind == Scales::kHalfAndLeast) {
-            scale[0] = scale[1] = half(bytes);
-            least[0] = least[1] = half(bytes + 32);
+            out.scale[0] = half(bytes);
+            out.least[0] = half(bytes + 32);
         } else if (kScaleKind == Scales::kSigned) {
             const V16 d = half(panel + at.head);
-            for (int h = 0; h < 2; ++h) scale[h] = d * to_floats(from_signed(bytes + h * 16));
+            for (int h = 0; h < 2; ++h) out.scale[h] = d * to_floats(from_signed(bytes + h * 16));
         } else {
             const V16 d = half(panel + at.head), minus = half(panel + at.head + 32) * broadcast(-1.0f);
             if (kScaleKind == Scales::kSixBit) {
-                scale[0] = scale[1] = d * to_floats(from_bytes(bytes));
-                least[0] = least[1] = minus * to_floats(from_bytes(bytes + 16));
-                return;
+                out.scale[0] = d * to_floats(from_bytes(bytes));
+                out.least[0] = minus * to_floats(from_bytes(bytes + 16));
+                return out;
             }
             for (int h = 0; h < 2; ++h) {
                 const I16 both = from_bytes(bytes + h * 16);
@@ -58,10 +63,11 @@ struct IntegerFormat {
                     low.part[i_] = both.part[i_] & 15;
                     high.part[i_] = both.part[i_] >> 4;
                 }
-                scale[h] = d * to_floats(low);
-                least[h] = minus * to_floats(high);
+                out.scale[h] = d * to_floats(low);
+                out.least[h] = minus * to_floats(high);
             }
         }
+        return out;
     }
 
     // iq4_nl: each half byte stands for a level; levels are kept plus 128.
@@ -264,34 +270,53 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 
 #endif
 
-// Adds one block's products to `acc`. `quad(g, s, digit)`, `scale(g, h)` and `least(g, h)` read panel g's block.
-template <typename F, int kTokens, int kGroup, typename Quad, typename Scale, typename Least>
-PUNA_INLINE void accumulate(const Quad& quad, const Scale& scale, const Least& least, const ActivationBlock* a,
-                            int64_t stride, V16 (&acc)[kTokens][kGroup]) {
-    const auto add = [&](const I16(&sum)[kTokens][kGroup], int h) __attribute__((always_inline)) {
+// Adds a block's products, scaled by its weights' scales, to `part`; the first block's replace it. Once the blocks that
+// share a scale of activations are in, the sums go into `acc`. `scales(g)` and `quad(g, s, digit)` read panel g's
+// block.
+template <typename F, bool kFirst, int kTokens, int kGroup, typename Read, typename Quad>
+PUNA_INLINE void add_block(const Read& scales, const Quad& quad, const ActivationBlock* a, int64_t stride,
+                           V16 (&part)[kTokens][kGroup]) {
+    I16 sum[kTokens][kGroup];
+    BlockScales by[kGroup];
+    const auto read = [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroup; ++g) by[g] = scales(g);
+    };
+    const auto add = [&](auto half) __attribute__((always_inline)) {
+        constexpr int h = decltype(half)::kValue;
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
-            const ActivationBlock& block = a[t * stride];
-            const V16 d = broadcast(block.scale);
+            const ActivationBlock& x = a[t * stride];
 #pragma GCC unroll 4
             for (int g = 0; g < kGroup; ++g) {
-                acc[t][g] = madd(to_floats(sum[t][g]), scale(g, h) * d, acc[t][g]);
-                if (F::kLeast) {
-                    const float offset = F::kHalves ? block.half_offset[h] : block.offset;
-                    acc[t][g] = madd(least(g, h), broadcast(offset), acc[t][g]);
-                }
+                const V16 product = to_floats(sum[t][g]);
+                V16& to = part[t][g];
+                to = kFirst && h == 0 ? product * by[g].scale[h] : madd(product, by[g].scale[h], to);
+                if (F::kLeast) to = madd(by[g].least[h], broadcast(F::kHalves ? x.half_sum[h] : x.sum), to);
             }
         }
     };
-    I16 sum[kTokens][kGroup];
     if (!F::kHalves) {
         dot<F, 0, 8>(quad, a, stride, sum);
-        add(sum, 0);
+        read();
+        add(Number<0>());
     } else {
+        read();
         dot<F, 0, 4>(quad, a, stride, sum);
-        add(sum, 0);
+        add(Number<0>());
         dot<F, 4, 8>(quad, a, stride, sum);
-        add(sum, 1);
+        add(Number<1>());
+    }
+}
+
+template <int kTokens, int kGroup>
+PUNA_INLINE void add_part(const V16 (&part)[kTokens][kGroup], const ActivationBlock* a, int64_t stride,
+                          V16 (&acc)[kTokens][kGroup]) {
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t) {
+        const V16 d = broadcast(a[t * stride].scale);
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroup; ++g) acc[t][g] = madd(part[t][g], d, acc[t][g]);
     }
 }
 
@@ -323,20 +348,55 @@ PUNA_INLINE void each_strip(const Panels& w, int64_t first, int64_t last, const 
     }
 }
 
-// Asks for what will be read some bytes after a block. One stream is asked for far ahead, through all panels. Of several
-// the processor's own prefetcher brings more than it is asked for, if what it is asked for is near.
-constexpr int64_t kAhead = 8192;
+// Asks for what will be read some bytes after a block. One stream is asked for far ahead, through all panels, and where
+// that is into the second cache, once more when it is near. Of several streams the processor's own prefetcher brings
+// more than it is asked for, if what it is asked for is near.
+constexpr int kAhead = 8192, kNear = 1024;
 #if defined(__AVX512F__)
-constexpr int64_t kAheadOfStrip = 512;
+constexpr int kAheadOfStrip = 512;
 #else
-constexpr int64_t kAheadOfStrip = 256;
+constexpr int kAheadOfStrip = 256;
 #endif
-template <typename F, bool kOneStream>
+template <typename F, int kDistance, int kCache>
 PUNA_INLINE void ahead(const uint8_t* block) {
-    constexpr int64_t kDistance = kOneStream ? kAhead : kAheadOfStrip;
-    constexpr int kCache = kOneStream ? kFirstCache : kStreamCache;
 #pragma GCC unroll 16
     for (int line = 0; line <= F::kPlaneBytes; line += kLine) __builtin_prefetch(block + kDistance + line, 0, kCache);
+}
+
+// Blocks of kPanels panels, `apart` panels from each other; each block is met in all of them, in turn.
+template <typename F, int kBlocks, int kTokens, int kPanels>
+PUNA_INLINE void few_blocks(const Panels& w, int64_t panel, int64_t apart, int64_t first, const ActivationBlock* a,
+                            V16 (&acc)[kPanels][kTokens][1]) {
+    V16 part[kPanels][kTokens][1];
+    const auto block = [&](auto number) __attribute__((always_inline)) {
+        constexpr int b = decltype(number)::kValue;
+        const Place at = F::place(first + b);
+#pragma GCC unroll 8
+        for (int p = 0; p < kPanels; ++p) {
+            const uint8_t* const from = w.data + (panel + p * apart) * w.stride;
+            const uint8_t* const planes = from + at.planes;
+            if (kPanels > 1) {
+                ahead<F, kAheadOfStrip, kStreamCache>(planes);
+            } else {
+                ahead<F, kAhead, kStreamCache>(planes);
+                if (kStreamCache != kFirstCache) ahead<F, kNear, kFirstCache>(planes);
+            }
+            add_block<F, b == 0>([&](int) __attribute__((always_inline)) { return F::scales(from, at); },
+                                 [&](int, int s, int d)
+                                     __attribute__((always_inline)) { return digit<F>(F::quad(planes, s), d); },
+                                 a + first + b, block_stride(w.cols), part[p]);
+        }
+    };
+    block(Number<0>());
+    if (kBlocks == 2) block(Number<kBlocks - 1>());
+#pragma GCC unroll 8
+    for (int p = 0; p < kPanels; ++p) {
+        add_part(part[p], a + first, block_stride(w.cols), acc[p]);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+        // Of 16 registers none is left for these; GCC would rather keep them and move others on every block.
+        if (kPanels == kStrip && F::kLeast) PUNA_EACH asm("" : "+m"(acc[p][0][0].part[i_]));
+#endif
+    }
 }
 
 // A few tokens: weights are unpacked in registers, each byte of a panel read once. Of kPanels panels, `apart` panels
@@ -349,22 +409,10 @@ static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a,
     for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t) acc[p][t][0] = broadcast(0.0f);  // not in memory, which a loop would take
-    for (int64_t b = 0; b < w.cols / kBlock; ++b) {
-        const Place at = F::place(b);
-#pragma GCC unroll 8
-        for (int p = 0; p < kPanels; ++p) {
-            const uint8_t* const from = w.data + (panel + p * apart) * w.stride;
-            const uint8_t* const block = from + at.planes;
-            ahead<F, kPanels == 1>(block);
-            V16 scale[2], least[2];
-            F::scales(from, at, scale, least);
-            accumulate<F>([&](int, int s, int d)
-                              __attribute__((always_inline)) { return digit<F>(F::quad(block, s), d); },
-                          [&](int, int h) __attribute__((always_inline)) { return scale[h]; },
-                          [&](int, int h) __attribute__((always_inline)) { return least[h]; }, a + b,
-                          block_stride(w.cols), acc[p]);
-        }
-    }
+    const int64_t blocks = w.cols / kBlock;
+    int64_t b = 0;
+    for (; b + kScaleBlocks <= blocks; b += kScaleBlocks) few_blocks<F, kScaleBlocks>(w, panel, apart, b, a, acc);
+    if (b < blocks) few_blocks<F, 1>(w, panel, apart, b, a, acc);
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 8
@@ -373,7 +421,7 @@ static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a,
 
 // kChunkBlocks of a panel are unpacked at once: they stay in the first-level cache.
 #if defined(__AVX512F__)
-constexpr int kTileTokens = 6, kTileGroup = 2, kFewTokens = 8, kChunkBlocks = 16;
+constexpr int kTileTokens = 4, kTileGroup = 2, kFewTokens = 8, kChunkBlocks = 16;
 #elif defined(__AVX2__)
 constexpr int kTileTokens = 4, kTileGroup = 1, kFewTokens = 2, kChunkBlocks = 24;
 #else
@@ -399,18 +447,42 @@ PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t b
         for (int64_t b = 0; b < blocks; ++b) {
             const Place at = F::place(first + b);
             const uint8_t* block = from + at.planes;
-            ahead<F, true>(block);
+            ahead<F, kAhead, kStreamCache>(block);
 #pragma GCC unroll 8
             for (int s = 0; s < 8; ++s)
                 for (int d = 0; d < kDigits<F>; ++d) store_words(to.quads[b][s][g][d], digit<F>(F::quad(block, s), d));
-            V16 scale[2], least[2];
-            F::scales(from, at, scale, least);
+            const BlockScales scales = F::scales(from, at);
             for (int h = 0; h < kScales; ++h) {
-                store(to.scale[b][g][h], scale[h]);
-                if (F::kLeast) store(to.least[b][g][h], least[h]);
+                store(to.scale[b][g][h], scales.scale[h]);
+                if (F::kLeast) store(to.least[b][g][h], scales.least[h]);
             }
         }
     }
+}
+
+template <typename F, int kBlocks, int kTokens, int kGroup>
+PUNA_INLINE void tile_blocks(const Unpacked<F, kGroup>& w, int64_t first, const ActivationBlock* a, int64_t stride,
+                             V16 (&acc)[kTokens][kGroup]) {
+    V16 part[kTokens][kGroup];
+    const auto block = [&](auto number) __attribute__((always_inline)) {
+        constexpr int n = decltype(number)::kValue;
+        const int64_t b = first + n;
+        add_block<F, n == 0>(
+            [&](int g) __attribute__((always_inline)) {
+                BlockScales out;
+#pragma GCC unroll 2
+                for (int h = 0; h < 1 + F::kHalves; ++h) {
+                    out.scale[h] = load(w.scale[b][g][h]);
+                    if (F::kLeast) out.least[h] = load(w.least[b][g][h]);
+                }
+                return out;
+            },
+            [&](int g, int s, int d) __attribute__((always_inline)) { return load_words(w.quads[b][s][g][d]); }, a + b,
+            stride, part);
+    };
+    block(Number<0>());
+    if (kBlocks == 2) block(Number<kBlocks - 1>());
+    add_part(part, a + first, stride, acc);
 }
 
 template <typename F, int kTokens, int kGroup>
@@ -418,11 +490,9 @@ static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationB
     V16 acc[kTokens][kGroup];
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) acc[t][g] = load(sums + (t * kGroup + g) * kLanes);
-    for (int64_t b = 0; b < blocks; ++b)
-        accumulate<F>(
-            [&](int g, int s, int d) __attribute__((always_inline)) { return load_words(w.quads[b][s][g][d]); },
-            [&](int g, int h) __attribute__((always_inline)) { return load(w.scale[b][g][h]); },
-            [&](int g, int h) __attribute__((always_inline)) { return load(w.least[b][g][h]); }, a + b, stride, acc);
+    int64_t b = 0;
+    for (; b + kScaleBlocks <= blocks; b += kScaleBlocks) tile_blocks<F, kScaleBlocks>(w, b, a, stride, acc);
+    if (b < blocks) tile_blocks<F, 1>(w, b, a, stride, acc);
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) store(sums + (t * kGroup + g) * kLanes, acc[t][g]);
 }
@@ -445,7 +515,6 @@ static void many_tokens(const Panels& w, int64_t panel, const Activations& x, in
                                          sums + (t - begin) * kGroup * kLanes);
         };
         pass(Number<kTileTokens / kDigits<F>>());
-        if (kTileTokens > 4) pass(Number<4>());
         if (kTileTokens > 2) pass(Number<2>());
         pass(Number<1>());
     }
@@ -547,29 +616,43 @@ PUNA_INLINE float largest_of(const U16& bits) {
     return largest;
 }
 
-// Rounds 32 numbers at a time. A block with a NaN gets NaN as its scale, and so do the sums.
-static void quantize(const float* x, int64_t cols, ActivationBlock* blocks) {
+// kBlocks blocks that share a scale. A NaN among their values makes it NaN, and so the sums.
+template <int kBlocks>
+PUNA_INLINE void quantize_blocks(const float* x, ActivationBlock* blocks) {
     const V16 magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
-    for (int64_t b = 0; b < cols / kBlock; ++b, x += kBlock) {
-        const V16 first = load(x), second = load(x + kLanes);
-        U16 magnitude;
+    V16 value[2 * kBlocks];
+    U16 magnitude;
+    PUNA_EACH magnitude.part[i_] = WordReg{};
+#pragma GCC unroll 4
+    for (int i = 0; i < 2 * kBlocks; ++i) {
+        value[i] = load(x + i * kLanes);
         PUNA_EACH {
-            const WordReg p = (WordReg)first.part[i_] & 0x7fffffffu, q = (WordReg)second.part[i_] & 0x7fffffffu;
-            magnitude.part[i_] = p > q ? p : q;
+            const WordReg bits = (WordReg)value[i].part[i_] & 0x7fffffffu, most = magnitude.part[i_];
+            magnitude.part[i_] = bits > most ? bits : most;
         }
-        const float largest = largest_of(magnitude);
-        const float scale = largest / 127.0f, inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    }
+    const float largest = largest_of(magnitude);
+    const float scale = largest / 127.0f, inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    const V16 times = broadcast(inverse);
+#pragma GCC unroll 2
+    for (int b = 0; b < kBlocks; ++b) {
         ActivationBlock& to = blocks[b];
-        const V16 times = broadcast(inverse);
         int32_t sum[2];
-        to_quants({madd(first, times, magic), madd(second, times, magic)}, to.quants, sum);
+        to_quants({madd(value[2 * b], times, magic), madd(value[2 * b + 1], times, magic)}, to.quants, sum);
         to.scale = scale;
         to.minus_sum = -(sum[0] + sum[1]);
-        to.offset = -(scale * static_cast<float>(to.minus_sum));
+        to.sum = static_cast<float>(sum[0] + sum[1]);
         for (int h = 0; h < 2; ++h) {
-            to.half_offset[h] = scale * static_cast<float>(sum[h]);
+            to.half_sum[h] = static_cast<float>(sum[h]);
             to.minus_half[h] = -sum[h];
         }
         to.unused = 0;
     }
+}
+
+static void quantize(const float* x, int64_t cols, ActivationBlock* blocks) {
+    const int64_t count = cols / kBlock;
+    int64_t b = 0;
+    for (; b + kScaleBlocks <= count; b += kScaleBlocks) quantize_blocks<kScaleBlocks>(x + b * kBlock, blocks + b);
+    if (b < count) quantize_blocks<1>(x + b * kBlock, blocks + b);
 }

@@ -1,6 +1,7 @@
 // See threads.h. A loop is open while `round_` is odd. A worker enters by raising `inside_` and then looking at
 // `round_` again; the caller closes the loop and then waits for `inside_` to fall to 0. Both orders are sequentially
-// consistent, so either the worker sees that the loop is closed, or the caller sees the worker inside.
+// consistent, so either the worker sees that the loop is closed, or the caller sees the worker inside. The last to
+// leave looks at `waiting_` after `inside_`, the caller that goes to sleep the other way round, for the same reason.
 
 #include "threads.h"
 
@@ -64,11 +65,12 @@ void Pool::run(int64_t count, int64_t grain, Function function, const void* cont
     }
     take_pieces(0);
     ++round_;  // closed
-    for (int spins = 0; inside_ > 0; ++spins) {
-        if (spins < kSpins)
-            pause();
-        else
-            std::this_thread::yield();  // a worker was taken away in the middle of its piece
+    for (int spins = 0; inside_ > 0 && spins < kSpins; ++spins) pause();
+    if (inside_ > 0) {  // a worker was taken away in the middle of its piece
+        std::unique_lock<std::mutex> lock(mutex_);
+        waiting_ = true;
+        left_.wait(lock, [&] { return inside_ == 0; });
+        waiting_ = false;
     }
 }
 
@@ -104,7 +106,10 @@ void Pool::work(int thread) {
         if (ending_) return;
         ++inside_;
         if (round_ == round && round % 2 == 1) take_pieces(thread);
-        --inside_;
+        if (--inside_ == 0 && waiting_) {
+            std::lock_guard<std::mutex> lock(mutex_);
+            left_.notify_one();
+        }
         seen = round;
     }
 }

@@ -56,10 +56,12 @@ class Pool {
 
     std::vector<std::thread> workers_;
     std::mutex mutex_;
-    std::condition_variable wake_;
+    std::condition_variable wake_;    // of workers: a loop is open, or the pool ends
+    std::condition_variable left_;    // of the caller: no worker is inside
     std::atomic<uint64_t> round_{0};  // odd while a loop is open
     std::atomic<int> inside_{0};
     std::atomic<int> sleeping_{0};
+    std::atomic<bool> waiting_{false};  // the caller sleeps until `left_`
     std::atomic<bool> ending_{false};
     std::vector<Range> ranges_;
     int64_t grain_ = 1;

@@ -235,33 +235,42 @@ void check_matrices(const Kernels& kernels) {
 void check_quantize(const Kernels& kernels) {
     double worst = 0.0;
     for (int turn = 0; turn < 200; ++turn) {
-        float x[kBlock];
+        const int count = 1 + turn % 5;
+        std::vector<float> x(static_cast<size_t>(count) * kBlock);
         for (float& value : x)
-            value = turn % 5 == 0 ? static_cast<float>(below(9) - 4) : normal(std::exp(normal(3.0f)));
-        if (turn % 11 == 0) std::fill(x, x + kBlock, 0.0f);
-        ActivationBlock block;
-        kernels.quantize(x, kBlock, &block);
-        float most = 0.0f;
-        for (const float value : x) most = std::max(most, std::fabs(value));
-        demand(kernels.name, "scale", block.scale == most / 127.0f);
-        int sum[2] = {0, 0};
-        for (int i = 0; i < kBlock; ++i) {
-            const double exact = most > 0.0f ? static_cast<double>(x[i]) * 127.0 / most : 0.0;
-            worst = std::max(worst, std::fabs(exact - block.quants[i]) - 0.5);
-            sum[i / 16] += block.quants[i];
+            value = turn % 7 == 0 ? static_cast<float>(below(9) - 4) : normal(std::exp(normal(3.0f)));
+        if (turn % 11 == 0) std::fill(x.begin(), x.begin() + kBlock, 0.0f);
+        std::vector<ActivationBlock> blocks(static_cast<size_t>(count));
+        kernels.quantize(x.data(), count * kBlock, blocks.data());
+        for (int b = 0; b < count; ++b) {
+            const ActivationBlock& block = blocks[static_cast<size_t>(b)];
+            const int first = b / kScaleBlocks * kScaleBlocks, last = std::min(first + kScaleBlocks, count);
+            float most = 0.0f;
+            for (int i = first * kBlock; i < last * kBlock; ++i)
+                most = std::max(most, std::fabs(x[static_cast<size_t>(i)]));
+            demand(kernels.name, "scale", block.scale == most / 127.0f);
+            int sum[2] = {0, 0};
+            for (int i = 0; i < kBlock; ++i) {
+                const double value = x[static_cast<size_t>(b * kBlock + i)];
+                const double exact = most > 0.0f ? value * 127.0 / most : 0.0;
+                worst = std::max(worst, std::fabs(exact - block.quants[i]) - 0.5);
+                sum[i / 16] += block.quants[i];
+            }
+            bool sums = block.minus_sum == -(sum[0] + sum[1]) && block.sum == static_cast<float>(sum[0] + sum[1]);
+            for (int h = 0; h < 2; ++h)
+                sums = sums && block.minus_half[h] == -sum[h] && block.half_sum[h] == static_cast<float>(sum[h]);
+            demand(kernels.name, "sums", sums);
         }
-        demand(kernels.name, "sums",
-               sum[0] == -block.minus_half[0] && sum[1] == -block.minus_half[1] && sum[0] + sum[1] == -block.minus_sum);
-        demand(kernels.name, "offsets",
-               block.offset == block.scale * static_cast<float>(-block.minus_sum) &&
-                   block.half_offset[1] == block.scale * static_cast<float>(sum[1]));
     }
     report(kernels.name, "quantize beyond a half", worst, 2e-5);
-    float x[kBlock] = {};
-    x[5] = std::numeric_limits<float>::quiet_NaN();
-    ActivationBlock block;
-    kernels.quantize(x, kBlock, &block);
-    demand(kernels.name, "NaN is kept", std::isnan(block.scale));
+    for (const int at : {5, kBlock + 5, 2 * kBlock + 5}) {
+        float x[3 * kBlock] = {};
+        x[at] = std::numeric_limits<float>::quiet_NaN();
+        ActivationBlock blocks[3];
+        kernels.quantize(x, 3 * kBlock, blocks);
+        demand(kernels.name, "NaN is kept", std::isnan(blocks[at / kBlock].scale));
+        demand(kernels.name, "NaN stays where it is", std::isfinite(blocks[at < 2 * kBlock ? 2 : 0].scale));
+    }
 }
 
 void check_bf16(const Kernels& kernels) {
