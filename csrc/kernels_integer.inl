@@ -25,6 +25,11 @@ struct IntegerFormat {
     static constexpr int kPlaneBytes = plane_bytes(kPlanes);
 
     static inline __attribute__((always_inline)) Place place(int64_t b) { return place_of(kPlanes, kScaleKind, b); }
+    // The second of two blocks that share a scale of activations: where it lies is known from where the first does.
+    static inline __attribute__((always_inline)) Place second(const Place& at) {
+        constexpr Place first = place_of(kPlanes, kScaleKind, 0), next = place_of(kPlanes, kScaleKind, 1);
+        return {at.head, at.scales + (next.scales - first.scales), at.planes + (next.planes - first.planes)};
+    }
 
     // Columns 4 s .. 4 s + 3 of a block, for 16 rows; `s` is a constant once the loop around is unrolled.
     static inline __attribute__((always_inline)) U16 quad(const uint8_t* block, int s) {
@@ -368,9 +373,10 @@ template <typename F, int kBlocks, int kTokens, int kPanels>
 PUNA_INLINE void few_blocks(const Panels& w, int64_t panel, int64_t apart, int64_t first, const ActivationBlock* a,
                             V16 (&acc)[kPanels][kTokens][1]) {
     V16 part[kPanels][kTokens][1];
+    const Place before = F::place(first);
     const auto block = [&](auto number) __attribute__((always_inline)) {
         constexpr int b = decltype(number)::kValue;
-        const Place at = F::place(first + b);
+        const Place at = b ? F::second(before) : before;
 #pragma GCC unroll 8
         for (int p = 0; p < kPanels; ++p) {
             const uint8_t* const from = w.data + (panel + p * apart) * w.stride;
@@ -430,6 +436,8 @@ constexpr int kTileTokens = 2, kTileGroup = 1, kFewTokens = 1, kChunkBlocks = 16
 constexpr int kMostFew = kFew8 ? 24 : 2 * kFewTokens;  // more tokens are worth a panel's unpacking into memory
 constexpr int kFewGroup = 32;                          // tokens that a panel meets before the next one
 constexpr int kGroupTokens = 128;  // whose activations stay in the second-level cache while panels pass by
+
+static_assert(kChunkBlocks % kScaleBlocks == 0, "what shares a scale is added at once");
 
 // Blocks of kGroup panels, unpacked.
 template <typename F, int kGroup>
