@@ -96,13 +96,20 @@ def test_perplexity_follows_its_definition(tiny_model, tmp_path):
     assert out["perplexity"] == pytest.approx(math.exp(out["nll"]))
 
 
-@pytest.mark.parametrize("backend", ["native", "torch"])
-def test_smollm2_predicts_wikitext_as_measured_elsewhere(smollm2, shared, backend):
+def test_smollm2_predicts_wikitext_as_measured_elsewhere(smollm2, shared):
     text = shared / "fixtures/text/wikitext2.valid.txt"
-    out = as_json("perplexity", str(text), "--context", "512", "--max-tokens", "512", "--backend", backend)
+    out = as_json("perplexity", str(text), "--context", "512", "--max-tokens", "512", "--backend", "torch")
     assert out["tokens"] == 511
-    # Natively, activations are rounded to eight bits beside quantised weights: within 0.3 %.
-    assert out["nll"] == pytest.approx(2.7511, abs=0.001 if backend == "torch" else 0.003 * 2.7511)
+    assert out["nll"] == pytest.approx(2.7511, abs=0.001)
+
+
+# Natively, activations are rounded to eight bits beside quantised weights. PyTorch gives 3.0113 (a minute's work). Of
+# 512 tokens alone the difference scatters by 0.2 %.
+def test_rounding_activations_moves_smollm2_s_nll_by_less_than_0_3_percent(smollm2, shared):
+    text = shared / "fixtures/text/wikitext2.valid.txt"
+    out = as_json("perplexity", str(text), "--context", "512", "--max-tokens", "20000", "--backend", "native")
+    assert out["tokens"] == 19_960
+    assert out["nll"] == pytest.approx(3.0113, rel=0.003)
 
 
 def test_inspect_describes_a_model(tiny_model, smollm2):
