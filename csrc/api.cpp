@@ -8,6 +8,7 @@
 
 #include "measure.h"
 #include "model.h"
+#include "quantize.h"
 #include "sampling.h"
 
 struct puna_model {
@@ -182,6 +183,21 @@ int32_t puna_measure(const char* kernels, int32_t threads, puna_machine* machine
     return guarded([&] {
         if (threads < 1 || threads > 1024) throw std::invalid_argument("threads are out of range");
         *machine = puna::measure(find_kernels(kernels), threads);
+    });
+}
+
+void puna_model_observe(puna_model* model, double* squares) { model->model.observe_into(squares); }
+
+int32_t puna_quantize(const char* kernels, int32_t threads, const uint8_t* data, int32_t format, int64_t rows,
+                      int64_t cols, int32_t to, const float* importance, uint8_t* out) {
+    return guarded([&] {
+        const puna::Layout *from = puna::find_layout(format), *target = puna::find_layout(to);
+        if (threads < 1 || threads > 1024) throw std::invalid_argument("threads are out of range");
+        if (!from || !target || !puna::can_quantize(*from, *target))
+            throw std::invalid_argument("no such formats to quantise from and to");
+        if (rows < 1 || cols < 1 || rows > (int64_t{1} << 40) / cols || cols % target->values)
+            throw std::invalid_argument("the rows are no whole number of blocks");
+        puna::quantize(find_kernels(kernels), threads, *from, *target, data, rows, cols, importance, out);
     });
 }
 

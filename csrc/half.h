@@ -1,4 +1,4 @@
-// 16-bit floating-point numbers, one at a time, and the levels of iq4_nl.
+// 16-bit floating-point numbers, one at a time.
 #ifndef PUNA_HALF_H
 #define PUNA_HALF_H
 
@@ -6,9 +6,6 @@
 #include <cstring>
 
 namespace puna {
-
-// `kvalues_iq4nl` in ggml-common.h.
-constexpr int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 inline float float_of_bits(uint32_t bits) {
     float value;

@@ -74,6 +74,26 @@ struct Queries {
 // of which are read together. More tokens go panel by panel.
 inline int64_t steps(const Panels& w, int64_t tokens) { return tokens == 1 ? 2 * w.strips() : w.count(); }
 
+// How a block's scale is found when it is quantised. Levels are whole numbers: -n .. n - 1, or 0 .. n with a minimum.
+enum class SearchKind : int8_t {
+    kLargest,    // the largest magnitude becomes level n
+    kSigned,     // the value of largest magnitude becomes level -n
+    kSpan,       // the smallest value becomes level 0, the largest level n
+    kBestScale,  // the best of some scales in the weighted least-squares sense, and of its levels the best fit
+    kBestLine,   // the same for a scale and a minimum
+    kTable,      // the same for the levels of iq4_nl
+};
+
+struct Search {
+    SearchKind kind;
+    int size;           // values that share a scale
+    float levels;       // n
+    int steps = 0;      // scales tried beyond the first: on each side of it, or for lines all of them
+    float first = 0;    // lines: the first one spans n + first levels,
+    float step = 0;     // the next ones this many more
+    bool free = false;  // lines: the minimum may be above 0
+};
+
 struct Kernels {
     const char* name;
     bool wants_bf16;  // bf16 weights read Activations::bf16, and a bf16 cache is multiplied as such
@@ -117,6 +137,15 @@ struct Kernels {
     int64_t (*integer_work)(int64_t rounds, float* sink);
     int64_t (*float_work)(int64_t rounds, float* sink);
     void (*read_work)(const uint8_t* from, int64_t bytes, float* sink);
+
+    // Quantising, sixteen blocks at once: x and weights [size][16]. Scales, and for kSpan and kBestLine what to
+    // subtract from scale * level; the levels of given inverse scales, [size][16]; and a row's plain numbers, false
+    // when one of them is not finite. `count` is a multiple of 16.
+    void (*search)(const Search& block, const float* x, const float* weights, float* scale, float* least);
+    void (*take_levels)(const float* x, int size, const float* least, const float* inverse, int zero, int top,
+                        uint8_t* out);
+    void (*take_table_levels)(const float* x, int size, const float* inverse, uint8_t* out);
+    bool (*read_floats)(int32_t format, const uint8_t* from, int64_t count, float* out);
 
     // Adds the sums of a later split of one query to those before it.
     void (*merge)(float* highest, float* total, float* mixed, float later_highest, float later_total,

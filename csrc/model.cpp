@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "quantize.h"
 
@@ -81,11 +82,12 @@ void Model::pack(Matrix& matrix, const puna_tensor& tensor) {
     const int64_t file_bytes = tensor.cols / from->values * from->bytes;
     std::atomic<bool> finite{true};
     pool_.each(panels.count(), pool_.grain(panels.count()), [&](int64_t begin, int64_t end) {
+        std::optional<Quantizer> quantizer;
+        if (from != to) quantizer.emplace(kernels_, *from, *to, tensor.cols, nullptr);
         for (int64_t panel = begin; panel < end; ++panel) {
             for (int64_t row = panel * kPanel; from != to && row < std::min((panel + 1) * kPanel, tensor.rows); ++row) {
                 const int64_t source = tensor.order ? tensor.order[row] : row;
-                if (!quantize_row(*from, tensor.data + source * file_bytes, *to, rounded.data() + row * row_bytes,
-                                  tensor.cols))
+                if (!quantizer->row(tensor.data + source * file_bytes, rounded.data() + row * row_bytes))
                     finite = false;
             }
             pack_panel(panels, panel, from == to ? tensor.data : rounded.data(), from == to ? tensor.order : nullptr,
@@ -481,6 +483,16 @@ void Model::activate(std::initializer_list<const Matrix*> readers) {
     timed(PUNA_PHASE_ACTIVATION);
 }
 
+// Adds up the squares of what a matrix reads, column by column; `place` is where its columns begin.
+void Model::observe(const float* x, int64_t cols, int64_t tokens, int64_t place) {
+    if (!squares_) return;
+    pool_.each(cols, pool_.grain(cols), [&](int64_t begin, int64_t end) {
+        for (int64_t t = 0; t < tokens; ++t)
+            for (int64_t c = begin; c < end; ++c)
+                squares_[place + c] += static_cast<double>(x[t * cols + c]) * x[t * cols + c];
+    });
+}
+
 // A token's key goes to as many lines of its page as it has elements, all far apart: asked for in time, so that writing
 // need not wait for the memory.
 void Model::expect_keys(int32_t layer) const {
@@ -496,21 +508,26 @@ void Model::expect_keys(int32_t layer) const {
 void Model::run_layer(Layer& layer, int32_t index) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
     const int64_t inner = shape_.intermediate_size, q = width_of(shape_, true), kv = width_of(shape_, false);
+    const int64_t place = int64_t{index} * (2 * hidden + q + inner);
     if (n <= kFewTokens) expect_keys(index);
     normalise(layer.attention_norm, {&layer.q, &layer.k, &layer.v});
+    observe(normed_.data(), hidden, n, place);
     project({{&layer.q, q_.data(), q}, {&layer.k, k_.data(), kv}, {&layer.v, v_.data(), kv}},
             inputs(normed_.data(), hidden), n, false);
     timed(PUNA_PHASE_QKV);
     store_keys_values(index);
     attend(index);
     merge_splits({&layer.o});
+    observe(mixed_.data(), q, n, place + hidden);
     project({{&layer.o, x_.data(), hidden}}, inputs(mixed_.data(), q), n, true);
     timed(PUNA_PHASE_O);
     normalise(layer.mlp_norm, {&layer.gate, &layer.up});
+    observe(normed_.data(), hidden, n, place + hidden + q);
     project({{&layer.gate, gate_.data(), inner}, {&layer.up, up_.data(), inner}}, inputs(normed_.data(), hidden), n,
             false);
     timed(PUNA_PHASE_GATE_UP);
     activate({&layer.down});
+    observe(gate_.data(), inner, n, place + 2 * hidden + q);
     project({{&layer.down, x_.data(), hidden}}, inputs(gate_.data(), inner), n, true);
     timed(PUNA_PHASE_DOWN);
 }
@@ -529,6 +546,8 @@ void Model::heads(const puna_chunk* chunks, int32_t count, float* logits) {
     tokens_.resize(static_cast<size_t>(rows));
     const Matrix& head = head_.panels.data ? head_ : embedding_;
     normalise(norm_, {&head});
+    observe(normed_.data(), hidden, rows,
+            shape_.layers * (2 * hidden + width_of(shape_, true) + shape_.intermediate_size));
     project({{&head, logits, shape_.vocab_size}}, inputs(normed_.data(), hidden), rows, false);
     timed(PUNA_PHASE_HEAD);
 }

@@ -53,6 +53,7 @@ class Model {
     void weight_bytes(int64_t* bytes) const;
     bool integer_weights() const;
     // Seconds in each PUNA_PHASE since the last call.
+    void observe_into(double* squares) { squares_ = squares; }
     void take_profile(double* seconds);
 
   private:
@@ -98,6 +99,7 @@ class Model {
     void round(const float* x, int64_t cols, int64_t token, bool integers, bool bf16);
     Activations inputs(const float* x, int64_t cols);
     void project(std::initializer_list<Projection> outs, const Activations& x, int64_t tokens, bool add);
+    void observe(const float* x, int64_t cols, int64_t tokens, int64_t place);
     void expect_keys(int32_t layer) const;
     void store_keys_values(int32_t layer);
     void attend(int32_t layer);
@@ -130,6 +132,7 @@ class Model {
     Buffer<ActivationBlock> blocks_;
     Buffer<uint16_t> bf16_;
 
+    double* squares_ = nullptr;  // see puna_model_observe
     std::array<double, PUNA_PHASES> seconds_{};
     double mark_ = 0.0;
 };

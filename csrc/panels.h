@@ -29,6 +29,9 @@ enum Format : int32_t {
     kBF16 = 30,
 };
 
+// The levels of iq4_nl: `kvalues_iq4nl` in ggml-common.h.
+constexpr int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
 // An integer panel is one stream, in the order in which it is read, because memory brings long streams fastest. It is
 // made of units: a line (64 bytes) of scales, then the planes of its blocks of 32 columns, which are two where a
 // block's scales take half a line. The K formats have in front of each 256 columns one more line, the head: see

@@ -1,112 +1,113 @@
-// See quantize.h. q8_0 and q4_0 take the scale from the value of largest magnitude, as ggml does. q4_K searches: for
-// each 32 values it tries scales around the obvious one and keeps that whose values, with the best minimum for them,
-// lie nearest to the given ones in the weighted least-squares sense.
+// See quantize.h. Layouts of blocks follow ggml (ggml-common.h).
+//
+// A group is sixteen blocks that share a scale each, turned so that a register holds one value of each of them. The
+// scales are searched (kernels_quantize.inl); in the K formats they are then rounded themselves, to small multiples of
+// one number, or of two, for each 256 values; only then are the levels taken.
 
 #include "quantize.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 
 #include "half.h"
+#include "threads.h"
 
 namespace puna {
 
 namespace {
 
-constexpr int kSuper = 256;
+constexpr int kSuper = 256, kGroup = 16;
 
-float value_at(const Layout& from, const uint8_t* row, int64_t k) {
-    if (from.format == kF32) {
-        float value;
-        std::memcpy(&value, row + 4 * k, 4);
-        return value;
-    }
-    uint16_t bits;
-    std::memcpy(&bits, row + 2 * k, 2);
-    return from.format == kF16 ? from_half(bits) : from_bfloat(bits);
+// How much an error matters where nobody says so: ggml's choices for each format.
+enum class Weights { kNone, kSquare, kMagnitude, kTypical };
+
+struct Recipe {
+    Format format;
+    Search plain;
+    Weights weights;
+    Search weighted;  // where importance is given
+    int zero, top;    // the level that stands for 0, and the last one
+};
+
+using K = SearchKind;
+
+// ggml's numbers of steps (quantize_row_*_ref, and quantize_row_*_impl where importance is given).
+constexpr Recipe kRecipes[] = {
+    {kQ8_0, {K::kLargest, 32, 127}, Weights::kNone, {K::kLargest, 32, 127}, 127, 254},
+    {kQ4_0, {K::kSigned, 32, 8}, Weights::kNone, {K::kBestScale, 32, 8, 9, 0, 0.1f}, 8, 15},
+    {kQ5_0, {K::kSigned, 32, 16}, Weights::kNone, {K::kBestScale, 32, 16, 9, 0, 0.1f}, 16, 31},
+    {kQ4_1, {K::kSpan, 32, 15}, Weights::kNone, {K::kBestLine, 32, 15, 36, -0.9f, 0.05f, true}, 0, 15},
+    {kQ5_1, {K::kSpan, 32, 31}, Weights::kNone, {K::kBestLine, 32, 31, 36, -0.9f, 0.05f, true}, 0, 31},
+    {kIQ4_NL, {K::kTable, 32, 127, 7, 0, 1}, Weights::kSquare, {K::kTable, 32, 127, 7, 0, 1}, 0, 15},
+    {kQ2_K, {K::kBestLine, 16, 3, 15, -0.5f, 0.1f}, Weights::kMagnitude, {K::kBestLine, 16, 3, 36, -0.9f, 0.05f}, 0, 3},
+    {kQ3_K, {K::kBestScale, 16, 4, 9, 0, 0.1f}, Weights::kSquare, {K::kBestScale, 16, 4, 9, 0, 0.1f}, 4, 7},
+    {kQ4_K, {K::kBestLine, 32, 15, 20, -1, 0.1f}, Weights::kTypical, {K::kBestLine, 32, 15, 36, -0.9f, 0.05f}, 0, 15},
+    {kQ5_K,
+     {K::kBestLine, 32, 31, 15, -0.5f, 0.1f},
+     Weights::kTypical,
+     {K::kBestLine, 32, 31, 36, -0.9f, 0.05f},
+     0,
+     31},
+    {kQ6_K, {K::kBestScale, 16, 32, 9, 0, 0.1f}, Weights::kSquare, {K::kBestScale, 16, 32, 9, 0, 0.1f}, 32, 63},
+};
+
+const Recipe* find_recipe(Format format) {
+    for (const Recipe& recipe : kRecipes)
+        if (recipe.format == format) return &recipe;
+    return nullptr;
 }
 
 void put(uint8_t* to, uint16_t value) { std::memcpy(to, &value, sizeof value); }
+
+float inverse_of(float value) { return value != 0.0f ? 1.0f / value : 0.0f; }
 
 int nearest(float value, int low, int high) {
     return std::min(high, std::max(low, static_cast<int>(std::lrint(value))));
 }
 
-void block_q8_0(const float* x, uint8_t* out) {
+// Small whole numbers for the scales of a block of 256, -low .. high times a unit that is returned as f16: of units
+// around the obvious one the best in the weighted least-squares sense.
+uint16_t share_unit(const float* scale, const float* weight, int count, int low, int high, int* out) {
     float most = 0.0f;
-    for (int i = 0; i < kBlock; ++i) most = std::max(most, std::fabs(x[i]));
-    const float scale = most / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    put(out, to_half(scale));
-    for (int i = 0; i < kBlock; ++i) out[2 + i] = static_cast<uint8_t>(nearest(x[i] * inverse, -127, 127));
-}
-
-// The value of largest magnitude becomes -8, so that all sixteen levels are used.
-void block_q4_0(const float* x, uint8_t* out) {
-    float most = 0.0f;
-    for (int i = 0; i < kBlock; ++i)
-        if (std::fabs(x[i]) > std::fabs(most)) most = x[i];
-    const float scale = most / -8.0f, inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
-    put(out, to_half(scale));
-    const auto level = [&](int i) { return nearest(x[i] * inverse + 8.0f, 0, 15); };
-    for (int i = 0; i < 16; ++i) out[2 + i] = static_cast<uint8_t>(level(i) | level(i + 16) << 4);
-}
-
-struct Line {  // x is about scale * level - least
-    float scale, least;
-};
-
-// Weighted least squares for given levels; the minimum does not fall below 0.
-Line fit(const float* x, const float* weight, const int* level) {
-    double w = 0.0, l = 0.0, ll = 0.0, v = 0.0, lv = 0.0;
-    for (int i = 0; i < kBlock; ++i) {
-        w += weight[i];
-        l += weight[i] * level[i];
-        ll += weight[i] * level[i] * level[i];
-        v += weight[i] * x[i];
-        lv += weight[i] * level[i] * x[i];
-    }
-    const double below = w * ll - l * l;
-    if (below <= 0.0) return {0.0f, 0.0f};
-    const double scale = (w * lv - l * v) / below, least = (l * lv - ll * v) / below;
-    if (least < 0.0) return {static_cast<float>(lv / ll), 0.0f};
-    return {static_cast<float>(scale), static_cast<float>(least)};
-}
-
-Line best_line(const float* x) {
-    float low = 0.0f, high = x[0], weight[kBlock];
-    double power = 0.0;
-    for (int i = 0; i < kBlock; ++i) {
-        low = std::min(low, x[i]);
-        high = std::max(high, x[i]);
-        power += static_cast<double>(x[i]) * x[i];
-    }
-    if (high <= low) return {0.0f, -low};
-    const float typical = static_cast<float>(std::sqrt(power / kBlock));
-    for (int i = 0; i < kBlock; ++i) weight[i] = typical + std::fabs(x[i]);  // large values matter more
-    Line best{(high - low) / 15.0f, -low};
-    double least_error = HUGE_VAL;
-    for (int step = -10; step <= 10; ++step) {
-        const float inverse = (15.0f + 0.1f * static_cast<float>(step)) / (high - low);
-        int level[kBlock];
-        for (int i = 0; i < kBlock; ++i) level[i] = nearest(inverse * (x[i] - low), 0, 15);
-        const Line line = fit(x, weight, level);
-        if (line.scale <= 0.0f) continue;
-        double error = 0.0;
-        for (int i = 0; i < kBlock; ++i) {
-            const int l = nearest((x[i] + line.least) / line.scale, 0, 15);
-            const double off = line.scale * l - line.least - x[i];
-            error += weight[i] * off * off;
+    for (int b = 0; b < count; ++b)
+        if (std::fabs(scale[b]) > std::fabs(most)) most = scale[b];
+    std::fill(out, out + count, 0);
+    if (std::fabs(most) < 1e-30f) return 0;
+    const float end = low > 0 ? static_cast<float>(-low) : static_cast<float>(high);
+    float best = 0.0f, unit = most / end;
+    for (int step = -6; step <= 6; ++step) {
+        const float inverse = (end + 0.1f * static_cast<float>(step)) / most;
+        float lx = 0.0f, ll = 0.0f;
+        for (int b = 0; b < count; ++b) {
+            const float level = static_cast<float>(nearest(inverse * scale[b], -low, high));
+            lx += weight[b] * level * scale[b];
+            ll += weight[b] * level * level;
         }
-        if (error < least_error) {
-            least_error = error;
-            best = line;
+        if (ll > 0.0f && lx * lx > best * ll) {
+            best = lx * lx / ll;
+            unit = lx / ll;
         }
     }
-    return best;
+    const uint16_t half = to_half(unit);
+    const float inverse = inverse_of(from_half(half));
+    for (int b = 0; b < count; ++b) out[b] = nearest(inverse * scale[b], -low, high);
+    return half;
 }
 
-void put_six_bits(const int (&scale)[8], const int (&least)[8], uint8_t* out) {
+void put_nibbles(const uint8_t* level, uint8_t* out) {
+    for (int i = 0; i < 16; ++i) out[i] = static_cast<uint8_t>((level[i] & 15) | level[i + 16] << 4);
+}
+
+void put_fifth_bits(const uint8_t* level, uint8_t* out) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 32; ++i) bits |= static_cast<uint32_t>(level[i] >> 4) << i;
+    std::memcpy(out, &bits, sizeof bits);
+}
+
+void put_six_bits(const int* scale, const int* least, uint8_t* out) {
     for (int b = 0; b < 4; ++b) {
         out[b] = static_cast<uint8_t>(scale[b] | scale[b + 4] >> 4 << 6);
         out[4 + b] = static_cast<uint8_t>(least[b] | least[b + 4] >> 4 << 6);
@@ -114,55 +115,228 @@ void put_six_bits(const int (&scale)[8], const int (&least)[8], uint8_t* out) {
     }
 }
 
-void block_q4_k(const float* x, uint8_t* out) {
-    Line line[8];
-    float most_scale = 0.0f, most_least = 0.0f;
-    for (int b = 0; b < 8; ++b) {
-        line[b] = best_line(x + kBlock * b);
-        most_scale = std::max(most_scale, line[b].scale);
-        most_least = std::max(most_least, line[b].least);
-    }
-    const uint16_t d = to_half(most_scale / 63.0f), dmin = to_half(most_least / 63.0f);
-    const float unit = from_half(d), least_unit = from_half(dmin);
-    int scale[8], least[8], level[kSuper];
-    for (int b = 0; b < 8; ++b) {
-        scale[b] = unit > 0.0f ? nearest(line[b].scale / unit, 0, 63) : 0;
-        least[b] = least_unit > 0.0f ? nearest(line[b].least / least_unit, 0, 63) : 0;
-        const float step = unit * static_cast<float>(scale[b]), below = least_unit * static_cast<float>(least[b]);
-        for (int i = 0; i < kBlock; ++i)
-            level[kBlock * b + i] = step > 0.0f ? nearest((x[kBlock * b + i] + below) / step, 0, 15) : 0;
-    }
-    put(out, d);
-    put(out + 2, dmin);
-    put_six_bits(scale, least, out + 4);
-    for (int pair = 0; pair < 4; ++pair)
-        for (int i = 0; i < kBlock; ++i)
-            out[16 + kBlock * pair + i] =
-                static_cast<uint8_t>(level[2 * kBlock * pair + i] | level[2 * kBlock * pair + kBlock + i] << 4);
+// Two bits a value: 32 bytes hold 128 values, 32 in each pair of bits.
+void put_pairs(const uint8_t* level, int shift, uint8_t* out) {
+    for (int part = 0; part < 2; ++part)
+        for (int j = 0; j < 32; ++j) {
+            const uint8_t* const from = level + 128 * part + j;
+            int byte = 0;
+            for (int k = 0; k < 4; ++k) byte |= (from[32 * k] >> shift & 3) << 2 * k;
+            out[32 * part + j] = static_cast<uint8_t>(byte);
+        }
 }
 
 }  // namespace
 
+struct Quantizer::Group {
+    float x[32 * kGroup];       // [size][16]
+    float weight[32 * kGroup];  // [size][16]
+    float total[kGroup];        // of each block's weights
+    float scale[kGroup] = {}, least[kGroup] = {}, inverse[kGroup] = {};
+    int small[kGroup] = {}, small_least[kGroup] = {};  // K formats: what scale and least become
+    uint16_t unit[2] = {}, least_unit[2] = {};         // and what those are multiples of
+    uint8_t turned[32 * kGroup], level[32 * kGroup];
+    int64_t blocks;  // of 16 that are not padding
+    const Recipe* recipe;
+    const Search* search;
+};
+
 bool can_quantize(const Layout& from, const Layout& to) {
     const bool floats = from.format == kF32 || from.format == kF16 || from.format == kBF16;
-    return floats && (to.format == kQ8_0 || to.format == kQ4_0 || to.format == kQ4_K);
+    return floats && find_recipe(to.format);
 }
 
-bool quantize_row(const Layout& from, const uint8_t* row, const Layout& to, uint8_t* out, int64_t cols) {
-    float x[kSuper];
-    for (int64_t k = 0; k < cols; k += to.values, out += to.bytes) {
-        for (int i = 0; i < to.values; ++i) {
-            x[i] = value_at(from, row, k + i);
-            if (!std::isfinite(x[i])) return false;
-        }
-        if (to.format == kQ8_0)
-            block_q8_0(x, out);
-        else if (to.format == kQ4_0)
-            block_q4_0(x, out);
-        else
-            block_q4_k(x, out);
+Quantizer::Quantizer(const Kernels& kernels, const Layout& from, const Layout& to, int64_t cols,
+                     const float* importance)
+    : kernels_(kernels), from_(from), to_(to), cols_(cols), importance_(importance) {
+    const size_t room = static_cast<size_t>((cols + 511) / 512 * 512);
+    x_.assign(room, 0.0f);
+    if (!importance) return;
+    importance_padded_.assign(room, 0.0f);
+    std::copy(importance, importance + cols, importance_padded_.begin());
+}
+
+bool Quantizer::row(const uint8_t* from, uint8_t* out) {
+    if (!kernels_.read_floats(from_.format, from, cols_, x_.data())) return false;
+    Group group;
+    group.recipe = find_recipe(to_.format);
+    group.search = importance_ ? &group.recipe->weighted : &group.recipe->plain;
+    const int size = group.search->size;
+    for (int64_t first = 0; first < cols_; first += size * kGroup) {
+        group.blocks = std::min<int64_t>(kGroup, (cols_ - first) / size);
+        for (int b = 0; b < kGroup; ++b)
+            for (int i = 0; i < size; ++i) group.x[i * kGroup + b] = x_[static_cast<size_t>(first + b * size + i)];
+        weigh(group, first);
+        kernels_.search(*group.search, group.x, group.weight, group.scale, group.least);
+        pack(group, out + first / to_.values * to_.bytes);
     }
     return true;
+}
+
+void Quantizer::weigh(Group& group, int64_t first) const {
+    const int size = group.search->size;
+    const Weights kind = group.recipe->weights;
+    if (!importance_ && kind == Weights::kNone) return;
+    float power[kGroup] = {};
+    for (int i = 0; i < size; ++i)
+        for (int b = 0; b < kGroup; ++b) power[b] += group.x[i * kGroup + b] * group.x[i * kGroup + b];
+    std::fill(group.total, group.total + kGroup, 0.0f);
+    for (int b = 0; b < kGroup; ++b) power[b] /= static_cast<float>(size);
+    for (int i = 0; i < size; ++i)
+        for (int b = 0; b < kGroup; ++b) {
+            const float x = group.x[i * kGroup + b];
+            float weight = 1.0f;
+            if (importance_) {
+                const float column = importance_padded_[static_cast<size_t>(first + b * size + i)];
+                weight = group.recipe->format == kQ6_K ? column : column * std::sqrt(2.0f * power[b] + x * x);
+            } else if (kind == Weights::kSquare) {
+                weight = x * x;
+            } else if (kind == Weights::kMagnitude) {
+                weight = std::fabs(x);
+            } else {
+                weight = std::sqrt(power[b]) + std::fabs(x);
+            }
+            group.weight[i * kGroup + b] = weight;
+            group.total[b] += weight;
+        }
+}
+
+// Rounds scales as the format stores them, takes the levels they give, and writes the blocks.
+void Quantizer::pack(Group& group, uint8_t* out) const {
+    const int size = group.search->size, per = kSuper / size;
+    const Format format = to_.format;
+    const bool super = to_.values == kSuper;
+    const bool searched = importance_ != nullptr || format == kIQ4_NL;
+    for (int s = 0; super && s < kGroup / per; ++s) {
+        const int at = s * per;
+        const bool lines = group.search->kind == K::kBestLine;
+        const int high = format == kQ2_K ? 15 : lines ? 63 : format == kQ3_K ? 31 : 127;
+        group.unit[s] =
+            share_unit(group.scale + at, group.total + at, per, lines ? 0 : high + 1, high, group.small + at);
+        if (lines)
+            group.least_unit[s] = share_unit(group.least + at, group.total + at, per, 0, high, group.small_least + at);
+    }
+    uint16_t half[kGroup], half_least[kGroup];
+    float add[kGroup];
+    for (int b = 0; b < kGroup; ++b) {
+        half[b] = to_half(group.scale[b]);
+        half_least[b] = to_half(-group.least[b]);
+        float step = searched ? from_half(half[b]) : group.scale[b];
+        add[b] = searched ? -from_half(half_least[b]) : group.least[b];
+        if (super) {
+            step = from_half(group.unit[b / per]) * static_cast<float>(group.small[b]);
+            add[b] = from_half(group.least_unit[b / per]) * static_cast<float>(group.small_least[b]);
+        }
+        group.inverse[b] = inverse_of(step);
+    }
+    if (format == kIQ4_NL)
+        kernels_.take_table_levels(group.x, size, group.inverse, group.turned);
+    else
+        kernels_.take_levels(group.x, size, add, group.inverse, group.recipe->zero, group.recipe->top, group.turned);
+    for (int b = 0; b < kGroup; ++b)
+        for (int i = 0; i < size; ++i) group.level[b * size + i] = group.turned[i * kGroup + b];
+
+    const int64_t count = group.blocks * size / to_.values;
+    for (int64_t s = 0; s < count; ++s, out += to_.bytes) {
+        const uint8_t* const level = group.level + s * to_.values;
+        const int* const small = group.small + s * per;
+        const int* const small_least = group.small_least + s * per;
+        if (!super) put(out, half[s]);
+        switch (format) {
+            case kQ8_0:
+                for (int i = 0; i < 32; ++i) out[2 + i] = static_cast<uint8_t>(level[i] - 127);
+                break;
+            case kQ4_0:
+            case kIQ4_NL:
+                put_nibbles(level, out + 2);
+                break;
+            case kQ4_1:
+                put(out + 2, half_least[s]);
+                put_nibbles(level, out + 4);
+                break;
+            case kQ5_0:
+                put_fifth_bits(level, out + 2);
+                put_nibbles(level, out + 6);
+                break;
+            case kQ5_1:
+                put(out + 2, half_least[s]);
+                put_fifth_bits(level, out + 4);
+                put_nibbles(level, out + 8);
+                break;
+            case kQ2_K:
+                for (int b = 0; b < per; ++b) out[b] = static_cast<uint8_t>(small[b] | small_least[b] << 4);
+                put_pairs(level, 0, out + 16);
+                put(out + 80, group.unit[s]);
+                put(out + 82, group.least_unit[s]);
+                break;
+            case kQ3_K: {
+                uint8_t* const scales = out + 96;
+                for (int j = 0; j < 32; ++j) {
+                    int bits = 0;
+                    for (int k = 0; k < 8; ++k) bits |= (level[32 * k + j] >> 2) << k;
+                    out[j] = static_cast<uint8_t>(bits);
+                }
+                put_pairs(level, 0, out + 32);
+                std::memset(scales, 0, 12);
+                for (int b = 0; b < per; ++b) {
+                    const int six = small[b] + 32;
+                    scales[b % 8] = static_cast<uint8_t>(scales[b % 8] | (six & 15) << (b < 8 ? 0 : 4));
+                    scales[8 + b % 4] = static_cast<uint8_t>(scales[8 + b % 4] | six >> 4 << 2 * (b / 4));
+                }
+                put(out + 108, group.unit[s]);
+                break;
+            }
+            case kQ4_K:
+            case kQ5_K: {
+                put(out, group.unit[s]);
+                put(out + 2, group.least_unit[s]);
+                put_six_bits(small, small_least, out + 4);
+                uint8_t* low = out + 16;
+                if (format == kQ5_K) {
+                    for (int j = 0; j < 32; ++j) {
+                        int bits = 0;
+                        for (int k = 0; k < 8; ++k) bits |= (level[32 * k + j] >> 4) << k;
+                        low[j] = static_cast<uint8_t>(bits);
+                    }
+                    low += 32;
+                }
+                for (int pair = 0; pair < 4; ++pair)
+                    for (int i = 0; i < 32; ++i) {
+                        const uint8_t* const from = level + 64 * pair + i;
+                        low[32 * pair + i] = static_cast<uint8_t>((from[0] & 15) | from[32] << 4);
+                    }
+                break;
+            }
+            case kQ6_K:
+                for (int part = 0; part < 2; ++part)
+                    for (int i = 0; i < 64; ++i) {
+                        const uint8_t* const from = level + 128 * part + i;
+                        out[64 * part + i] = static_cast<uint8_t>((from[0] & 15) | from[64] << 4);
+                    }
+                put_pairs(level, 4, out + 128);
+                for (int b = 0; b < per; ++b) out[192 + b] = static_cast<uint8_t>(small[b]);
+                put(out + 208, group.unit[s]);
+                break;
+            default:
+                break;
+        }
+    }
+}
+
+void quantize(const Kernels& kernels, int threads, const Layout& from, const Layout& to, const uint8_t* data,
+              int64_t rows, int64_t cols, const float* importance, uint8_t* out) {
+    for (int64_t k = 0; importance && k < cols; ++k)
+        if (!(importance[k] >= 0.0f) || !std::isfinite(importance[k]))
+            throw std::invalid_argument("an importance is negative or not a finite number");
+    const int64_t wide = cols / from.values * from.bytes, narrow = cols / to.values * to.bytes;
+    std::atomic<bool> finite{true};
+    Pool pool(threads);
+    pool.each(rows, pool.grain(rows), [&](int64_t begin, int64_t end) {
+        Quantizer quantizer(kernels, from, to, cols, importance);
+        for (int64_t row = begin; row < end; ++row)
+            if (!quantizer.row(data + row * wide, out + row * narrow)) finite = false;
+    });
+    if (!finite) throw std::invalid_argument("a value is not a finite number");
 }
 
 }  // namespace puna

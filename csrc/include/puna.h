@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define PUNA_ABI_VERSION 3
+#define PUNA_ABI_VERSION 4
 
 /* Bits of puna_cpu_features(). A bit is set when the processor has the instructions and the system saves their
  * registers. */
@@ -167,6 +167,11 @@ PUNA_API int32_t puna_model_integers(const puna_model* model);
 PUNA_API int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, int32_t interruptible,
                               float* logits);
 
+/* From now on forward passes add to `squares` the squares of what matrices read, summed over tokens: for each layer the
+ * columns of q (and k and v), o, gate (and up) and down, one after the other, and behind the layers those of the head
+ * (of tokens that want logits). The array is kept until the next call; NULL ends it. */
+PUNA_API void puna_model_observe(puna_model* model, double* squares);
+
 /* Seconds spent in each phase since the last call: PUNA_PHASES numbers. */
 PUNA_API void puna_model_profile(puna_model* model, double* seconds);
 
@@ -185,6 +190,12 @@ typedef struct puna_sampling {
  */
 PUNA_API int64_t puna_sample(const char* kernels, const float* logits, int64_t count, const uint8_t* seen,
                              const puna_sampling* options, double uniform);
+
+/* Rounds a tensor of f32, f16 or bf16 (`format`, ggml's number), [rows][cols], to blocks of another format `to`.
+ * `importance`: how much an error in each column matters, [cols], not negative; NULL: as ggml weighs where nobody says.
+ * A row becomes the same bytes whatever the threads and the instruction set. */
+PUNA_API int32_t puna_quantize(const char* kernels, int32_t threads, const uint8_t* data, int32_t format, int64_t rows,
+                               int64_t cols, int32_t to, const float* importance, uint8_t* out);
 
 /* What the machine can do, all threads together. */
 typedef struct puna_machine {

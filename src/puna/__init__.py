@@ -10,6 +10,7 @@ from puna.errors import MissingExtraError
 if TYPE_CHECKING:
     from puna.answer import Completion
     from puna.config import GenerationConfig, LlamaConfig
+    from puna.conversion import convert
     from puna.errors import PunaError
     from puna.llm import LLM
     from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
@@ -29,6 +30,7 @@ _ROOMS = {
     "LlamaTokenizer": "puna.tokenizer",
     "LlamaTokenizerFast": "puna.tokenizer",
     "PunaError": "puna.errors",
+    "convert": "puna.conversion",
     "load_tokenizer": "puna.tokenizer",
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     "LlamaTokenizerFast",
     "PunaError",
     "__version__",
+    "convert",
     "load_tokenizer",
 ]
 

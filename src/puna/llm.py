@@ -84,6 +84,7 @@ class LLM:
 
         self.path = locate_model(path)
         checkpoint = open_checkpoint(self.path)
+        self._tokenizer_path = checkpoint.tokenizer
         self.generation_config = checkpoint.generation_config or GenerationConfig.from_model_config(checkpoint.config)
         self._backend = _open_backend(checkpoint, backend, threads, device, dtype, quantize, max_batch)
         self._engine = Engine(self._backend, max_batch)
@@ -105,7 +106,7 @@ class LLM:
         """The model's tokenizer, with `encode` and `decode`."""
         from puna.tokenizer import load_tokenizer
 
-        return load_tokenizer(self.path)
+        return load_tokenizer(self._tokenizer_path)
 
     @overload  # mypy sees that an empty list fits both; it is refused when called
     def generate(  # type: ignore[overload-overlap]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS
-from puna.formats.safetensors import NewTensor, open_safetensors, write_safetensors
+from puna.formats.new_tensor import NewTensor
+from puna.formats.safetensors import open_safetensors, write_safetensors
 
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 

@@ -21,7 +21,8 @@ FLOORS = [
     {"engine", "training"},
     {"answer"},
     {"benchmark", "llm"},
-    {"cli", "server"},
+    {"conversion"},
+    {"cli", "convert_llama_weights_to_hf", "server"},
 ]
 """Lowest first. A room may import from lower floors and from itself; `files` may import `errors`."""
 

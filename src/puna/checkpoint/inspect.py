@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 
 from puna.checkpoint.gguf_config import KNOWN_KEYS, read_gguf_config
 from puna.checkpoint.huggingface import WEIGHT_FILES, find_weight_files, read_tensors
-from puna.checkpoint.loading import find_model, open_checkpoint
+from puna.checkpoint.loading import Checkpoint, find_model, open_checkpoint
+from puna.checkpoint.meta import is_meta_folder
 from puna.checkpoint.names import is_ignored
+from puna.checkpoint.validation import Named
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import MissingExtraError, ModelNotFoundError, PunaError
-from puna.formats.blocks import StoredTensor
 from puna.formats.gguf import GgufFile, open_gguf
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class Report:
     """What `inspect_checkpoint` found. None or empty: it could not be read, and `errors` says why.
 
     Attributes:
-        kind: "hf" or "gguf"; None where the path holds no model puna knows.
+        kind: "hf", "gguf" or "meta"; None where the path holds no model puna knows.
         container: such as "GGUF v3" or "safetensors".
         files: name and bytes of each weight file.
         dtypes: for each format the number of tensors, of parameters and of bytes.
@@ -85,12 +86,17 @@ def inspect_checkpoint(path: str | Path) -> Report:
     place = _attempt(report, lambda: find_model(Path(path)))
     if place is None:
         return report
+    checkpoint = _attempt(report, lambda: open_checkpoint(place))
     if place.is_file():
         config, generation, tensors = _gguf(report, place)
+    elif checkpoint is not None and checkpoint.kind == "meta":
+        config, generation, tensors = _meta(report, checkpoint)
+    elif is_meta_folder(place) and not (place / "config.json").exists():
+        report.kind, report.container = "meta", "torch"
+        return report
     else:
         config, generation, tensors = _folder(report, place)
     _weigh(report, tensors)
-    checkpoint = _attempt(report, lambda: open_checkpoint(place))
     if checkpoint is not None:
         report.head = checkpoint.head
         if checkpoint.head != "lm":
@@ -98,7 +104,7 @@ def inspect_checkpoint(path: str | Path) -> Report:
     if config is not None:
         _describe(report, config, tensors)
         _check_ids(report, config, generation)
-    _read_tokenizer(report, place)
+    _read_tokenizer(report, place if checkpoint is None else checkpoint.tokenizer)
     return report
 
 
@@ -112,7 +118,7 @@ def _attempt(report: Report, step: Callable[[], T]) -> T | None:
         return None
 
 
-_Found = tuple[LlamaConfig | None, GenerationConfig | None, Mapping[str, StoredTensor]]
+_Found = tuple[LlamaConfig | None, GenerationConfig | None, Mapping[str, Named]]
 
 
 def _gguf(report: Report, path: Path) -> _Found:
@@ -125,6 +131,12 @@ def _gguf(report: Report, path: Path) -> _Found:
     configs = _attempt(report, lambda: read_gguf_config(file))
     _check_gguf_keys(report, file)
     return (*(configs or (None, None)), file.tensors)
+
+
+def _meta(report: Report, checkpoint: Checkpoint) -> _Found:
+    report.kind, report.container = "meta", "torch"
+    _list_files(report, checkpoint.files)
+    return checkpoint.config, checkpoint.generation_config, checkpoint.tensors
 
 
 def _check_gguf_keys(report: Report, file: GgufFile) -> None:
@@ -148,7 +160,7 @@ def _folder(report: Report, folder: Path) -> _Found:
     else:
         report.warnings.append("no generation_config.json; text ends at the eos_token_id of config.json alone")
     files = _attempt(report, lambda: find_weight_files(folder))
-    tensors: Mapping[str, StoredTensor] = {}
+    tensors: Mapping[str, Named] = {}
     if files is not None:
         report.container = "safetensors" if "safetensors" in (files.index or files.paths[0]).name else "torch"
         _list_files(report, files.paths)
@@ -168,7 +180,7 @@ def _list_files(report: Report, paths: tuple[Path, ...]) -> None:
     report.bytes = sum(file["bytes"] for file in report.files)
 
 
-def _weigh(report: Report, tensors: Mapping[str, StoredTensor]) -> None:
+def _weigh(report: Report, tensors: Mapping[str, Named]) -> None:
     for tensor in tensors.values():
         if is_ignored(tensor.name):
             continue
@@ -180,7 +192,7 @@ def _weigh(report: Report, tensors: Mapping[str, StoredTensor]) -> None:
         report.parameters += count
 
 
-def _describe(report: Report, config: LlamaConfig, tensors: Mapping[str, StoredTensor]) -> None:
+def _describe(report: Report, config: LlamaConfig, tensors: Mapping[str, Named]) -> None:
     names = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
         "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias", "tie_word_embeddings",

@@ -10,6 +10,7 @@ from typing import Literal
 from puna.checkpoint.gguf_config import read_gguf_config
 from puna.checkpoint.gguf_rope import FACTOR_TENSORS
 from puna.checkpoint.huggingface import find_weight_files, read_tensors
+from puna.checkpoint.meta import is_meta_folder, open_meta
 from puna.checkpoint.names import Head, interleaved_rows, is_ignored, to_hf
 from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head, full_names, refuse_extra
 from puna.checkpoint.weight import Weight
@@ -19,7 +20,7 @@ from puna.formats.blocks import StoredTensor
 from puna.formats.gguf import GgufFile, open_gguf
 from puna.formats.mapped import sniff
 
-Kind = Literal["hf", "gguf"]
+Kind = Literal["hf", "gguf", "meta"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,14 @@ class Checkpoint:
 
     Attributes:
         path: what was opened.
-        kind: "hf", a folder in Hugging Face's layout, or "gguf".
+        kind: "hf", a folder in Hugging Face's layout; "gguf"; or "meta", a folder in Meta's.
         files: the files that hold the weights.
         generation_config: None where the folder has none.
         tensors: under Hugging Face's names, beginning with "model." also where the files belong to a bare model, with
             q and k rows in Hugging Face's order. A tied head is not among them.
         head: what stands on the hidden states: "lm" (also when tied), "classification" (`score.weight`), or "none". A
             model class with another head than this has to make its own.
+        tokenizer: the folder or file to load its tokenizer from.
     """
 
     path: Path
@@ -44,10 +46,14 @@ class Checkpoint:
     generation_config: GenerationConfig | None
     tensors: Mapping[str, Weight]
     head: Head
+    tokenizer: Path
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Opens a Hugging Face folder, a GGUF file, or a folder that holds exactly one GGUF file; reads headers only.
+def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
+    """Opens a folder in Hugging Face's or Meta's layout, a GGUF file, or a folder with one; reads headers only.
+
+    Args:
+        version: the release of Meta's files ("1", "2", "code", "3", "3.1", ...), where they do not show it.
 
     Raises:
         ModelNotFoundError: there is nothing at `path`.
@@ -55,11 +61,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         ConfigError: the configuration is not that of a LLaMA.
     """
     place = find_model(Path(path))
-    return open_gguf_model(open_gguf(place)) if place.is_file() else _open_folder(place)
+    if place.is_file():
+        return open_gguf_model(open_gguf(place))
+    return _open_folder(place) if _is_huggingface(place) else _open_meta(place, version)
 
 
 def find_model(path: Path) -> Path:
-    """The GGUF file at or in `path`, or the Hugging Face folder that `path` is."""
+    """The GGUF file at or in `path`, or the folder in Hugging Face's or Meta's layout that `path` is."""
     if path.is_file():
         kind = sniff(path)
         if kind != "gguf":
@@ -70,19 +78,26 @@ def find_model(path: Path) -> Path:
     if not path.is_dir():
         raise ModelNotFoundError(f"{path}: no such file or folder; give a Hugging Face folder or a GGUF file")
     found = sorted(path.glob("*.gguf"))
-    if (path / "config.json").exists() and (not found or any(path.glob("*.safetensors*")) or any(path.glob("*.bin*"))):
+    if _is_huggingface(path):
         return path
     if len(found) == 1:
         return found[0]
     if found:
         names = ", ".join(file.name for file in found[:5])
         raise CheckpointError(f"{path}: {len(found)} GGUF files ({names}); give the path of one of them")
-    if (path / "params.json").exists() or any(path.glob("consolidated.*.pth")):
-        raise CheckpointError(
-            f"{path}: a folder in Meta's own layout (params.json, consolidated.*.pth), which puna cannot read yet; "
-            "use the Hugging Face form of the model"
-        )
-    raise ModelNotFoundError(f"{path}: neither a config.json nor a .gguf file in this folder; is it the model's?")
+    if is_meta_folder(path):
+        return path
+    raise ModelNotFoundError(
+        f"{path}: neither config.json, params.json nor a .gguf file in this folder; is it the model's?"
+    )
+
+
+def _is_huggingface(folder: Path) -> bool:
+    """Whether the folder has a config.json, and weights of Hugging Face's or at least no others."""
+    if not (folder / "config.json").exists():
+        return False
+    own = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*"))
+    return own or not (any(folder.glob("*.gguf")) or is_meta_folder(folder))
 
 
 def open_gguf_model(file: GgufFile) -> Checkpoint:
@@ -93,8 +108,8 @@ def open_gguf_model(file: GgufFile) -> Checkpoint:
         check_tensors(config, "lm", named)
     except CheckpointError as exc:
         raise CheckpointError(f"{file.path}: {exc}") from exc
-    tensors = {name: Weight(name, tensor, interleaved_rows(name, config)) for name, tensor in named.items()}
-    return Checkpoint(file.path, "gguf", (file.path,), config, generation, tensors, "lm")
+    tensors = {name: Weight(name, (tensor,), order=interleaved_rows(name, config)) for name, tensor in named.items()}
+    return Checkpoint(file.path, "gguf", (file.path,), config, generation, tensors, "lm", file.path)
 
 
 def _translate(file: GgufFile) -> dict[str, StoredTensor]:
@@ -127,8 +142,22 @@ def _open_folder(folder: Path) -> Checkpoint:
     generation = GenerationConfig.from_pretrained(folder) if has_generation else None
     files = find_weight_files(folder)
     tensors, head = _validated(folder, config, read_tensors(files))
-    weights = {name: Weight(name, tensor) for name, tensor in tensors.items()}
-    return Checkpoint(folder, "hf", files.paths, config, generation, weights, head)
+    weights = {name: Weight(name, (tensor,)) for name, tensor in tensors.items()}
+    return Checkpoint(folder, "hf", files.paths, config, generation, weights, head, folder)
+
+
+def _open_meta(folder: Path, version: str | None) -> Checkpoint:
+    model = open_meta(folder, version)
+    try:
+        check_tensors(model.config, "lm", model.tensors)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{folder}: {exc}") from exc
+    # Llama 1's download has one tokenizer for all sizes, beside their folders.
+    beside = not (folder / "tokenizer.model").exists() and (folder.parent / "tokenizer.model").exists()
+    tokenizer = folder.parent / "tokenizer.model" if beside else folder
+    return Checkpoint(
+        folder, "meta", model.files, model.config, model.generation_config, model.tensors, "lm", tokenizer
+    )
 
 
 def _validated(

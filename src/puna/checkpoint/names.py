@@ -77,6 +77,10 @@ TABLE = (
 """Every tensor a LLaMA has, in the order of the forward pass."""
 
 _BY_HF = {line.hf: line for line in TABLE}
+
+_SPLIT_INPUTS = ("embed_tokens.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight")
+"""Tensors whose inputs Meta's shards divide among them. (Llama 3 divides the embedding's rows instead.)"""
+
 _TO_HF: dict[Dialect, dict[str | None, str]] = {
     "gguf": {line.gguf: line.hf for line in TABLE if line.gguf is not None},
     "meta": {line.meta: line.hf for line in TABLE if line.meta is not None},
@@ -113,6 +117,11 @@ def from_hf(name: str, dialect: Dialect) -> str | None:
     line = _BY_HF.get(pattern)
     found = None if line is None else line.gguf if dialect == "gguf" else line.meta
     return None if found is None else found.replace("{n}", layer)
+
+
+def meta_split(name: str, shape: tuple[int, ...]) -> Literal[0, 1] | None:
+    """The axis along which Meta's shards divide Hugging Face's tensor `name`; None: each has all of it, as of norms."""
+    return None if len(shape) == 1 else 1 if name.endswith(_SPLIT_INPUTS) else 0
 
 
 def expected_tensors(config: LlamaConfig, head: Head) -> Iterator[tuple[str, tuple[int, ...]]]:

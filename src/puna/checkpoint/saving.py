@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from puna.checkpoint.replacing import replace_together, staging
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError
 from puna.files import folder_path, storage_errors, write_json
 from puna.formats.blocks import FORMATS, BlockFormat
-from puna.formats.safetensors import Buffer, NewTensor, Producer, write_safetensors
+from puna.formats.new_tensor import Buffer, NewTensor, Producer
+from puna.formats.safetensors import write_safetensors
 
 _SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|generation_config\.json")
 """Files of an earlier save that must not outlive it."""
@@ -51,13 +53,18 @@ def save_checkpoint(
         StorageError: the disk is full or refuses.
     """
     new = [NewTensor(name, _format(name, kind), tuple(shape), data) for name, kind, shape, data in tensors]
-    shards = _split(new, parse_size(max_shard_size))
+    shards = split_into_shards(new, max_shard_size)
     target = folder_path(folder)
     with storage_errors(target), staging(target) as place:
         config.save_pretrained(place)
         if generation is not None:
             generation.save_pretrained(place)
-        names = _write_weights(place, new, shards)
+        for name, shard in shards.items():
+            write_shard(place / name, shard)
+        names = list(shards)
+        if len(shards) > 1:
+            write_json(place / INDEX, weight_index(shards))
+            names.append(INDEX)
         names += [_GENERATION] if generation is not None else []
         names.append(_CONFIG)
         outdated = [path.name for path in target.iterdir() if _OURS.fullmatch(path.name) and path.name not in names]
@@ -65,22 +72,35 @@ def save_checkpoint(
     return [target / name for name in names]
 
 
-def _write_weights(place: Path, tensors: list[NewTensor], shards: list[list[NewTensor]]) -> list[str]:
-    """Writes one file, or several and their index, which is last among the names returned."""
-    files = [_SINGLE]
-    if len(shards) > 1:
-        files = [f"model-{at:05}-of-{len(shards):05}.safetensors" for at in range(1, len(shards) + 1)]
-    placed = {tensor.name: file for file, shard in zip(files, shards, strict=True) for tensor in shard}
-    if len(placed) != len(tensors):
-        raise CheckpointError(f"{len(tensors)} tensors under {len(placed)} names; each tensor needs its own")
-    for file, shard in zip(files, shards, strict=True):
-        # transformers asks for the framework; "pt" is the only value that every release takes.
-        write_safetensors(place / file, shard, {"format": "pt"})
-    if len(shards) > 1:
-        total = sum(tensor.format.size(tensor.shape) for tensor in tensors)
-        write_json(place / _INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
-        files.append(_INDEX)
-    return files
+def split_into_shards(
+    tensors: Sequence[NewTensor], max_shard_size: int | str, count: int | None = None
+) -> dict[str, list[NewTensor]]:
+    """The files of a model and what is in each, in order.
+
+    Args:
+        max_shard_size: as in `save_checkpoint`.
+        count: the number of files instead, of about the same size; no more than there are tensors.
+    """
+    names = {tensor.name for tensor in tensors}
+    if len(names) != len(tensors):
+        raise CheckpointError(f"{len(tensors)} tensors under {len(names)} names; each tensor needs its own")
+    shards = _split(tensors, parse_size(max_shard_size)) if count is None else _divide(tensors, count)
+    if len(shards) == 1:
+        return {_SINGLE: shards[0]}
+    return {f"model-{at:05}-of-{len(shards):05}.safetensors": shard for at, shard in enumerate(shards, 1)}
+
+
+def write_shard(path: Path, tensors: Sequence[NewTensor]) -> None:
+    """Writes one file of a model."""
+    # transformers asks for the framework; "pt" is the only value that every release takes.
+    write_safetensors(path, tensors, {"format": "pt"})
+
+
+def weight_index(shards: Mapping[str, Sequence[NewTensor]]) -> dict[str, Any]:
+    """The content of the index of several files."""
+    placed = {tensor.name: file for file, shard in shards.items() for tensor in shard}
+    total = sum(tensor.size for shard in shards.values() for tensor in shard)
+    return {"metadata": {"total_size": total}, "weight_map": placed}
 
 
 def parse_size(size: int | str) -> int:
@@ -99,14 +119,28 @@ def _format(name: str, kind: str) -> BlockFormat:
     return form
 
 
-def _split(tensors: list[NewTensor], limit: int) -> list[list[NewTensor]]:
+def _split(tensors: Sequence[NewTensor], limit: int) -> list[list[NewTensor]]:
     shards: list[list[NewTensor]] = [[]]
     held = 0
     for tensor in tensors:
-        size = tensor.format.size(tensor.shape)
-        if shards[-1] and held + size > limit:
+        if shards[-1] and held + tensor.size > limit:
             shards.append([])
             held = 0
         shards[-1].append(tensor)
-        held += size
+        held += tensor.size
+    return shards
+
+
+def _divide(tensors: Sequence[NewTensor], count: int) -> list[list[NewTensor]]:
+    """`count` files: each tensor goes where its middle falls, but none stays empty."""
+    total = sum(tensor.size for tensor in tensors)
+    shards: list[list[NewTensor]] = [[]]
+    before = 0
+    for number, tensor in enumerate(tensors):
+        due = (before + tensor.size / 2) * count >= total * len(shards)
+        must = len(tensors) - number == count - len(shards)
+        if shards[-1] and len(shards) < count and (due or must):
+            shards.append([])
+        shards[-1].append(tensor)
+        before += tensor.size
     return shards

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
 from puna.checkpoint.names import Head, expected_tensors, is_ignored
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
-from puna.formats.blocks import StoredTensor
+from puna.formats.blocks import BlockFormat, StoredTensor
+
+
+class Named(Protocol):
+    """What is compared with the configuration: a stored tensor or a `Weight`."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Outermost axis first."""
+        ...
+
+    @property
+    def format(self) -> BlockFormat:
+        """How its values are packed."""
+        ...
+
 
 _SHOWN = 5
 """Names listed in an error; a wrong configuration makes hundreds."""
@@ -72,7 +93,7 @@ def _same_values(one: StoredTensor, other: StoredTensor) -> bool:
     return all(np.array_equal(rows(one, start), rows(other, start), equal_nan=True) for start in starts)
 
 
-def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, StoredTensor]) -> None:
+def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, Named]) -> None:
     """Raises CheckpointError unless `tensors` are exactly what `config` and `head` ask for."""
     missing, needed = [], set()
     for name, shape in expected_tensors(config, head):

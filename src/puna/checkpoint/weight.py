@@ -1,7 +1,8 @@
-"""`Weight`: one tensor of a model, under Hugging Face's name and in its row order, whatever file it came from."""
+"""`Weight`: one tensor of a model, under Hugging Face's name and in its row order, whatever files it came from."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,40 +11,53 @@ from numpy.typing import NDArray
 from puna.formats.blocks import BlockFormat, StoredTensor
 from puna.formats.mapped import release
 
+Rows = NDArray[np.intp]
+
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor that a model uses; nothing is read until `rows` or `to_float32` is called.
+    """A tensor that a model uses; nothing is read until its bytes or values are asked for.
 
     Attributes:
         name: Hugging Face's.
-        stored: the tensor as the file has it.
-        order: stored row of each row, where the file keeps another order; None where it is the same. Blocks run along
+        parts: the tensor as the files have it: whole, or in parts that lie one after the other along `axis`.
+        axis: 0, rows of one part follow those of another; 1, each part holds some columns of every row.
+        order: stored row of each row, where the files keep another order; None where it is the same. Blocks run along
             rows, so that whole rows move and quantised ones keep their bits.
     """
 
     name: str
-    stored: StoredTensor
-    order: NDArray[np.intp] | None = None
+    parts: tuple[StoredTensor, ...]
+    axis: int = 0
+    order: Rows | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape, outermost axis first."""
-        return self.stored.shape
+        shape = list(self.parts[0].shape)
+        shape[self.axis] = sum(part.shape[self.axis] for part in self.parts)
+        return tuple(shape)
 
     @property
     def format(self) -> BlockFormat:
         """How its values are packed."""
-        return self.stored.format
+        return self.parts[0].format
 
     @property
     def data(self) -> NDArray[np.uint8]:
-        """The packed bytes, flat, in the file's order of rows; a view of the file where its order is the tensor's."""
-        return self.stored.data
+        """The packed bytes, flat, in the files' order of rows; a view of the file where it holds them so."""
+        if len(self.parts) == 1:
+            return self.parts[0].data
+        return self._stored(np.arange(self.shape[0])).reshape(-1)
 
     def release(self) -> None:
-        """Gives back the memory in which the file's bytes lie; they are read again when they are asked for again."""
-        release(self.stored.raw)
+        """Gives back the memory in which the files' bytes lie; they are read again when they are asked for again."""
+        for part in self.parts:
+            release(part.raw)
+
+    def take(self, rows: Rows) -> NDArray[np.uint8]:
+        """The packed bytes of some rows, (rows, bytes per row); a vector is rows of one value."""
+        return self._stored(rows if self.order is None else self.order[rows])
 
     def rows(self) -> NDArray[np.uint8]:
         """The packed bytes, (rows, bytes per row); a vector is one row. A view of the file unless rows must move."""
@@ -55,5 +69,30 @@ class Weight:
         return self.format.decode(self._ordered().reshape(-1)).reshape(self.shape)
 
     def _ordered(self) -> NDArray[np.uint8]:
-        rows = self.stored.data.reshape(self.shape[0], -1)
+        rows = self.data.reshape(self.shape[0], -1)
         return rows if self.order is None else rows[self.order]
+
+    def _stored(self, rows: Rows) -> NDArray[np.uint8]:
+        """The bytes of the stored rows `rows`."""
+        if self.axis == 1:
+            return np.concatenate([_rows(part, rows) for part in self.parts], axis=1)
+        if len(self.parts) == 1:
+            return _rows(self.parts[0], rows)
+        width = self.format.size(self.shape) // self.shape[0]
+        out = np.empty((len(rows), width), np.uint8)
+        first = 0
+        for part in self.parts:
+            here = (rows >= first) & (rows < first + part.shape[0])
+            if here.any():
+                out[here] = _rows(part, rows[here] - first)
+            first += part.shape[0]
+        return out
+
+
+def _rows(part: StoredTensor, rows: Rows) -> NDArray[np.uint8]:
+    """Some rows of a stored tensor as bytes, (rows, bytes per row); a view where they follow each other in the file."""
+    flat = part.raw.ndim == 1
+    raw = part.raw.reshape(part.shape[0], -1) if flat else part.raw
+    consecutive = len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+    found = raw[int(rows[0]) : int(rows[-1]) + 1] if consecutive else raw[rows]
+    return found.reshape(len(rows), math.prod(found.shape[1:]))

@@ -9,11 +9,12 @@ import typer
 from typer.core import TyperGroup
 
 from puna import __version__
-from puna.cli import bench, chat, generate, info, inspect, perplexity, profile, tokenize
+from puna.cli import bench, chat, convert, generate, info, inspect, perplexity, profile, tokenize
 
 _CONTENTS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run a model": (generate.generate, chat.chat, perplexity.perplexity),
     "Measure": (bench.bench, profile.profile),
+    "Get and convert": (convert.convert,),
     "Look before you run": (tokenize.tokenize, inspect.inspect, info.info),
 }
 
@@ -55,4 +56,4 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """The LLaMA family in one small package: run a model, look into its files."""
+    """The LLaMA family in one small package: run a model, convert it, look into its files."""

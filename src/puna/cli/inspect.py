@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from puna.cli import options
-from puna.cli.terminal import command, print_json
+from puna.cli.terminal import command, print_json, size
 
 if TYPE_CHECKING:
     from puna.checkpoint.inspect import Report
@@ -47,12 +47,12 @@ def _show(report: Report) -> None:
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "model", report.path
-    yield "format", f"{report.container or 'unknown'}, {_bytes(report.bytes)} in {len(report.files)} file(s)"
+    yield "format", f"{report.container or 'unknown'}, {size(report.bytes)} in {len(report.files)} file(s)"
     if report.parameters:
         yield "parameters", f"{report.parameters:,}"
         yield (
             "weights",
-            ", ".join(f"{name}: {d['tensors']} tensors, {_bytes(d['bytes'])}" for name, d in report.dtypes.items()),
+            ", ".join(f"{name}: {d['tensors']} tensors, {size(d['bytes'])}" for name, d in report.dtypes.items()),
         )
     if shape := report.architecture:
         yield (
@@ -72,8 +72,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "special", ", ".join(_special(name, entry) for name, entry in report.special_tokens.items())
         yield "chat template", {True: "yes", False: "no", None: "unknown"}[report.chat_template]
     if memory := report.memory:
-        stored, wide = _bytes(memory["weights"]), _bytes(memory["weights_as_float32"])
-        narrow, cache = (_bytes(memory[f"cache_per_1000_tokens_{kind}"]) for kind in ("bfloat16", "float32"))
+        stored, wide = size(memory["weights"]), size(memory["weights_as_float32"])
+        narrow, cache = (size(memory[f"cache_per_1000_tokens_{kind}"]) for kind in ("bfloat16", "float32"))
         yield "memory", f"weights {stored} as stored, {wide} as float32"
         yield "", f"each 1,000 tokens of context {narrow} as bfloat16, {cache} as float32"
 
@@ -88,9 +88,3 @@ def _settings(rope: dict[str, Any]) -> str:
 def _special(name: str, entry: dict[str, Any]) -> str:
     text = f" {entry['text']}" if entry.get("text") is not None else ""
     return f"{name} {'none' if entry['id'] is None else entry['id']}{text}"
-
-
-def _bytes(size: int) -> str:
-    if size < 10_000:
-        return f"{size} bytes"
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

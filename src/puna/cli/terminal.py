@@ -89,6 +89,13 @@ def print_json(value: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
+def size(count: int) -> str:
+    """Bytes for people."""
+    if count < 10_000:
+        return f"{count} bytes"
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 def write(text: str) -> None:
     """Writes a piece of an answer and shows it at once."""
     sys.stdout.write(text)

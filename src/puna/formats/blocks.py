@@ -36,6 +36,8 @@ class BlockFormat:
         name: ggml's name; the key in `FORMATS`.
         ggml_id: number of the type in a GGUF file.
         unpack: (n, bytes) uint8 -> (n, values) float32.
+        pack: float32 of any shape -> bytes, rounded to nearest, ties to even; None for a block of many values, which
+            `puna.native.quantize` makes.
         safetensors, torch, torch_storage: the element type's name elsewhere; None for a block of many values.
     """
 
@@ -47,6 +49,7 @@ class BlockFormat:
     safetensors: str | None = None
     torch: str | None = None
     torch_storage: str | None = None
+    pack: Callable[[Floats], Bytes] | None = None
 
     def size(self, shape: tuple[int, ...]) -> int:
         """Bytes that a tensor of `shape` takes; its rows, the last axis, must be whole blocks."""
@@ -139,6 +142,24 @@ def _f16(blocks: Bytes) -> Floats:
 
 def _bf16(blocks: Bytes) -> Floats:
     return (np.ascontiguousarray(blocks).view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def _to_f32(values: Floats) -> Bytes:
+    return np.ascontiguousarray(values, "<f4").view(np.uint8)
+
+
+def _to_f16(values: Floats) -> Bytes:
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values).astype("<f2").view(np.uint8)
+
+
+def _to_bf16(values: Floats) -> Bytes:
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = ((bits + (bits >> 16 & 1) + 0x7FFF) >> 16).astype("<u2")
+    nan = np.isnan(values)
+    if nan.any():
+        rounded[nan] = (bits[nan] >> 16).astype("<u2") | 0x40
+    return rounded.view(np.uint8)
 
 
 _Q8_0 = _layout(("d", "<f2"), ("q", "i1", 32))
@@ -260,10 +281,10 @@ def _q6_k(blocks: Bytes) -> Floats:
 
 
 _TABLE = (
-    #            name  values bytes ggml  unpack  safetensors  torch    torch's storage class
-    BlockFormat("f32", 1, 4, 0, _f32, "F32", "float32", "FloatStorage"),
-    BlockFormat("f16", 1, 2, 1, _f16, "F16", "float16", "HalfStorage"),
-    BlockFormat("bf16", 1, 2, 30, _bf16, "BF16", "bfloat16", "BFloat16Storage"),
+    #            name  values bytes ggml  unpack  safetensors  torch    torch's storage class, pack
+    BlockFormat("f32", 1, 4, 0, _f32, "F32", "float32", "FloatStorage", _to_f32),
+    BlockFormat("f16", 1, 2, 1, _f16, "F16", "float16", "HalfStorage", _to_f16),
+    BlockFormat("bf16", 1, 2, 30, _bf16, "BF16", "bfloat16", "BFloat16Storage", _to_bf16),
     BlockFormat("q8_0", 32, 34, 8, _q8_0),
     BlockFormat("q4_0", 32, 18, 2, _q4_0),
     BlockFormat("q4_1", 32, 20, 3, _q4_1),

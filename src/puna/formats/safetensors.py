@@ -7,7 +7,7 @@ time. The format: https://github.com/huggingface/safetensors#format.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,12 @@ from puna.errors import CheckpointError
 from puna.files import atomic_write
 from puna.formats.blocks import FORMATS, BlockFormat, StoredTensor
 from puna.formats.mapped import map_file
+from puna.formats.new_tensor import NewTensor
 
 HEADER_LIMIT = 16 * 2**20
 """Largest header read, bytes. The format allows 100 MB; the 1,138 tensors of the largest LLaMA need 0.2 MB."""
 
 _BY_NAME = {item.safetensors: item for item in FORMATS.values() if item.safetensors is not None}
-
-Buffer = bytes | bytearray | memoryview | NDArray[Any]
-Producer = Callable[[], Buffer]
 
 
 @dataclass(frozen=True)
@@ -36,16 +34,6 @@ class SafetensorsFile:
     path: Path
     metadata: dict[str, str]
     tensors: dict[str, StoredTensor]
-
-
-@dataclass(frozen=True)
-class NewTensor:
-    """A tensor to be written. `data` is its bytes, or a function that makes them when their turn comes."""
-
-    name: str
-    format: BlockFormat
-    shape: tuple[int, ...]
-    data: Buffer | Producer
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:
@@ -145,7 +133,7 @@ def write_safetensors(path: Path, tensors: Sequence[NewTensor], metadata: Mappin
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
     for tensor in tensors:
-        kind, size = tensor.format.safetensors, tensor.format.size(tensor.shape)
+        kind, size = tensor.format.safetensors, tensor.size
         if kind is None:
             raise CheckpointError(
                 f"tensor {tensor.name!r} is {tensor.format.name}; safetensors holds {', '.join(_BY_NAME)}"
@@ -159,16 +147,6 @@ def write_safetensors(path: Path, tensors: Sequence[NewTensor], metadata: Mappin
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
-        for chunk in _chunks(tensors):
-            file.write(chunk)
-
-
-def _chunks(tensors: Iterable[NewTensor]) -> Iterable[memoryview]:
-    for tensor in tensors:
-        data = tensor.data() if callable(tensor.data) else tensor.data
-        view = data.data if isinstance(data, np.ndarray) else memoryview(data)
-        expected = tensor.format.size(tensor.shape)
-        if view.nbytes != expected:
-            raise CheckpointError(f"tensor {tensor.name!r} has {view.nbytes} bytes; {tensor.shape} takes {expected}")
-        if expected:
-            yield view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
+        for tensor in tensors:
+            for piece in tensor.pieces():
+                file.write(piece)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from puna.errors import BackendError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 """PUNA_ABI_VERSION in csrc/include/puna.h."""
 
 KERNELS_VARIABLE = "PUNA_KERNELS"
@@ -121,7 +121,9 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "puna_model_integers": (_INT, (_POINTER,)),
     "puna_forward": (_INT, (_POINTER, _POINTER, _INT, _INT, _POINTER)),
     "puna_sample": (_LONG, (ctypes.c_char_p, _POINTER, _LONG, _POINTER, _POINTER, ctypes.c_double)),
+    "puna_quantize": (_INT, (ctypes.c_char_p, _INT, _POINTER, _INT, _LONG, _LONG, _INT, _POINTER, _POINTER)),
     "puna_measure": (_INT, (ctypes.c_char_p, _INT, _POINTER)),
+    "puna_model_observe": (None, (_POINTER, _POINTER)),
     "puna_model_profile": (None, (_POINTER, _POINTER)),
 }
 """Each function's result and arguments."""

@@ -118,13 +118,58 @@ def build(
     except Exception as exc:  # tokenizers raises nothing narrower
         raise TokenizerError(f"the vocabulary and its merges do not fit together: {exc}") from exc
     tokenizer = Tokenizer(engine)
-    steps: list[Any] = [pre_tokenizers.Split(Regex(rule), "isolated", False) for rule in rules.expressions]
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    tokenizer.pre_tokenizer = cutter(rules)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([token for token in added if token.special])
     tokenizer.add_tokens([token for token in added if not token.special])
     return tokenizer
+
+
+def cutter(rules: PreTokenizer) -> Any:
+    """The rules as a pre-tokenizer of `tokenizers`."""
+    steps: list[Any] = [pre_tokenizers.Split(Regex(rule), "isolated", False) for rule in rules.expressions]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    return pre_tokenizers.Sequence(steps)
+
+
+_PROBES = (
+    "Hello, world! It's 2024; we'll see 1234567 things, won't WE'LL?",
+    "  leading and   inner   spaces, trailing  ",
+    "\n\n\nlines\r\n\ttabs \n next\n \n  end\n",
+    "x=3.14159 y+=10 'quoted' \"double\" (a[0]) {b} <c/> ##!! ...--- 50% $99 #1 @me",
+    "CamelCase HTTPServer snake_case kebab-case ALLCAPS iPhone15Pro",
+    "café naïve Übung страна ελλάδα مرحبا שלום",
+    "你好世界 123中文 こんにちは 한국어 हिन्दी ไทย",
+    "🚀 (normal) 😶\u200d🌫️ ✅ ½ ① ١٢٣ — … “q”",
+    "3 33 333 3333 33333 333333 3.3 3..3 3...3 1,000,000",
+    "I'm you're he'd they've I'LL it'S ’s a'b",
+)
+"""Texts on which rules for cutting differ: digits, capitals, contractions, spaces, lines, scripts, punctuation."""
+
+_PREFERRED = ("llama-bpe", "smollm", "gpt-2", "qwen2", "tekken")
+"""Names to be found before their aliases."""
+
+
+def name_of(pre_tokenizer: Any, whole_tokens: bool) -> str:
+    """The `tokenizer.ggml.pre` whose rules cut texts as `pre_tokenizer` does.
+
+    Args:
+        pre_tokenizer: of a pipeline of `tokenizers`.
+        whole_tokens: whether the pipeline's model takes a piece that is a token whole (`ignore_merges`).
+
+    Raises:
+        TokenizerError: none does. Another name would silently give other ids.
+    """
+    cuts = [pre_tokenizer.pre_tokenize_str(text) for text in _PROBES] if pre_tokenizer is not None else None
+    for name in (*_PREFERRED, *PRE_TOKENIZERS):
+        rules = PRE_TOKENIZERS[name]
+        own = cutter(rules)
+        if rules.whole_tokens == whole_tokens and cuts == [own.pre_tokenize_str(text) for text in _PROBES]:
+            return name
+    raise TokenizerError(
+        "the tokenizer cuts texts as no pre-tokenizer that puna can name in a GGUF file does "
+        f"({', '.join(sorted(PRE_TOKENIZERS))}); llama.cpp would give other ids"
+    )
 
 
 def spell(data: bytes) -> str:

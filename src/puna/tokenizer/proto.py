@@ -69,6 +69,21 @@ def read_spec(model: bytes, name: str) -> ModelSpec:
     return ModelSpec(values[_TRAINER, 3], bool(values[_NORMALIZER, 3]), bool(values[_NORMALIZER, 4]))
 
 
+def read_pieces(model: bytes) -> tuple[list[str], list[float], list[int]]:
+    """The pieces, scores and types (`PieceType`) of a model that `read_spec` has accepted, one each per id."""
+    pieces: list[str] = []
+    scores: list[float] = []
+    types: list[int] = []
+    for field, value in _fields(memoryview(model)):
+        if field == 1 and isinstance(value, memoryview):
+            body: dict[int, int | memoryview] = dict(_fields(value))
+            text, score, kind = body.get(1, b""), body.get(2), body.get(3, PieceType.NORMAL)
+            pieces.append(bytes(text).decode() if not isinstance(text, int) else "")
+            scores.append(struct.unpack("<f", score)[0] if isinstance(score, memoryview) else 0.0)
+            types.append(kind if isinstance(kind, int) else PieceType.NORMAL)
+    return pieces, scores, types
+
+
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """The fields of a message: number, and a varint's value or the bytes of anything else."""
     at = 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
 from puna.errors import TokenizerError
+from puna.tokenizer.byte_alphabet import CHARACTER_TO_BYTE
 from puna.tokenizer.byte_level import build, pre_tokenizer, spell
 
 RESERVED = 256
@@ -32,6 +34,33 @@ def read_tiktoken(path: Path) -> Tokenizer:
     vocab |= {token: len(tokens) + index for index, token in enumerate(special)}
     added = [AddedToken(token, normalized=False, special=True) for token in special]
     return build(vocab, merges, pre_tokenizer("llama-bpe"), added)
+
+
+def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes | None:
+    """A vocabulary as ranks, the inverse of `read_tiktoken`; None where Llama 3's own code would read another one.
+
+    Args:
+        vocab: token, in the alphabet of `byte_alphabet`, to id; added tokens may be among them.
+        added: id to text of the tokens beside the ranks.
+    """
+    base = {index: token for token, index in vocab.items() if index not in added}
+    special = special_tokens()
+    if sorted(base) != list(range(len(base))):
+        return None
+    if any(not 0 <= index - len(base) < RESERVED for index in added):
+        return None
+    if len(added) != RESERVED or [added[len(base) + at] for at in (0, 1, 6, 7, 9)] != [
+        special[at] for at in (0, 1, 6, 7, 9)
+    ]:
+        return None
+    lines = []
+    for rank in range(len(base)):
+        try:
+            token = bytes(CHARACTER_TO_BYTE[character] for character in base[rank])
+        except KeyError:
+            return None
+        lines.append(base64.b64encode(token) + b" %d\n" % rank)
+    return b"".join(lines)
 
 
 def special_tokens() -> list[str]:

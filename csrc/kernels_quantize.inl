@@ -1,0 +1,205 @@
+// Scales for the blocks of quantised formats, sixteen blocks at once: lane b of a vector belongs to block b, so that no
+// sum runs across lanes. Products and sums are spelled without fused operations: every instruction set rounds alike.
+
+// `add` of 1.5 * 2^23 moves the fraction out of a float: rounds to the nearest, ties to even, below 2^22.
+PUNA_INLINE V16 rounded(const V16& x) {
+    const V16 magic = broadcast(12582912.0f);
+    return (x + magic) - magic;
+}
+
+PUNA_INLINE V16 lower(const V16& a, const V16& b) {
+    V16 out;
+    PUNA_EACH out.part[i_] = a.part[i_] < b.part[i_] ? a.part[i_] : b.part[i_];
+    return out;
+}
+
+// Where a > b: the third, else the fourth.
+PUNA_INLINE V16 where_above(const V16& a, const V16& b, const V16& yes, const V16& no) {
+    V16 out;
+    PUNA_EACH out.part[i_] = a.part[i_] > b.part[i_] ? yes.part[i_] : no.part[i_];
+    return out;
+}
+
+PUNA_INLINE V16 over(const V16& a, const V16& b) {
+    V16 out;
+    PUNA_EACH out.part[i_] = a.part[i_] / b.part[i_];
+    return out;
+}
+
+PUNA_INLINE V16 magnitude(const V16& a) { return higher(a, broadcast(0.0f) - a); }
+
+PUNA_INLINE V16 limited(const V16& x, const V16& low, const V16& high) { return lower(higher(x, low), high); }
+
+constexpr float kTiny = 1e-30f;  // blocks of no larger values are taken to be 0: their inverses would overflow
+
+// The value of largest magnitude of each block, with its sign.
+PUNA_INLINE V16 largest(const Search& block, const float* x) {
+    V16 found = broadcast(0.0f);
+    for (int i = 0; i < block.size; ++i) {
+        const V16 here = load(x + i * kLanes);
+        found = where_above(magnitude(here), magnitude(found), here, found);
+    }
+    return found;
+}
+
+// The sums that say how well levels fit: of weight * level * x, and of weight * level^2.
+struct Fit {
+    V16 lx, ll;
+};
+
+// Symmetric levels -n .. n - 1: x is about scale * level. Of inverse scales around the one that makes the largest value
+// -n, the best in the weighted least-squares sense; and the scale that fits its levels best.
+template <typename Level>
+PUNA_INLINE V16 best_scale(const Search& block, const float* x, const float* w, int tries, const Level& level) {
+    const V16 zero = broadcast(0.0f), most = largest(block, x);
+    V16 best = zero, scale = zero;
+    for (int step = -tries; step <= tries + 1; ++step) {
+        // The last try has the other sign: levels need not be symmetric.
+        const V16 inverse = over(broadcast(step <= tries ? -block.levels + block.step * static_cast<float>(step)
+                                                          : block.levels - 1.0f),
+                                 most);
+        Fit fit{zero, zero};
+        for (int i = 0; i < block.size; ++i) {
+            const V16 here = load(x + i * kLanes), l = level(here * inverse);
+            const V16 wl = load(w + i * kLanes) * l;
+            fit.lx = fit.lx + wl * here;
+            fit.ll = fit.ll + wl * l;
+        }
+        const V16 found = over(fit.lx, where_above(fit.ll, zero, fit.ll, broadcast(1.0f)));
+        const V16 gain = found * fit.lx;  // what the squared error falls by
+        scale = where_above(gain, best, found, scale);
+        best = higher(gain, best);
+    }
+    return where_above(magnitude(most), broadcast(kTiny), scale, zero);
+}
+
+// Levels 0 .. n: x is about scale * level - least, least not negative. Inverse scales around the one that spans the
+// block are tried; for each one's levels the best line is found by weighted least squares.
+PUNA_INLINE void best_line(const Search& block, const float* x, const float* w, float* scale, float* least) {
+    const V16 zero = broadcast(0.0f), one = broadcast(1.0f), top = broadcast(block.levels);
+    V16 low = block.free ? load(x) : zero, high = load(x), sw = zero, sx = zero, sxx = zero;
+    for (int i = 0; i < block.size; ++i) {
+        const V16 here = load(x + i * kLanes), weight = load(w + i * kLanes), wx = weight * here;
+        low = lower(low, here);
+        high = higher(high, here);
+        sw = sw + weight;
+        sx = sx + wx;
+        sxx = sxx + wx * here;
+    }
+    const V16 span = high - low, spread = where_above(span, broadcast(kTiny), span, one);
+    V16 best = broadcast(3e38f), best_scale = over(span, top), best_low = low;
+    for (int step = 0; step <= block.steps; ++step) {
+        const V16 inverse = over(broadcast(block.levels + block.first + block.step * static_cast<float>(step)), spread);
+        V16 sl = zero, sll = zero, slx = zero;
+        for (int i = 0; i < block.size; ++i) {
+            const V16 here = load(x + i * kLanes);
+            const V16 l = limited(rounded((here - low) * inverse), zero, top), wl = load(w + i * kLanes) * l;
+            sl = sl + wl;
+            sll = sll + wl * l;
+            slx = slx + wl * here;
+        }
+        const V16 below = sw * sll - sl * sl, divisor = where_above(below, zero, below, one);
+        const V16 free_low = over(sll * sx - sl * slx, divisor), free_scale = over(sw * slx - sx * sl, divisor);
+        const V16 bound_scale = over(slx, where_above(sll, zero, sll, one));
+        const V16 bound = block.free ? broadcast(3e38f) : zero;
+        const V16 new_scale = where_above(free_low, bound, bound_scale, free_scale), new_low = lower(free_low, bound);
+        V16 error = sxx - new_scale * slx - new_low * sx;
+        error = where_above(below, zero, error, broadcast(3e38f));
+        error = where_above(new_scale, zero, error, broadcast(3e38f));
+        best_scale = where_above(best, error, new_scale, best_scale);
+        best_low = where_above(best, error, new_low, best_low);
+        best = lower(best, error);
+    }
+    store(scale, where_above(span, broadcast(kTiny), best_scale, zero));
+    store(least, zero - where_above(span, broadcast(kTiny), best_low, low));
+}
+
+// The nearest level of iq4_nl: each threshold passed adds the way to the next level.
+PUNA_INLINE V16 nearest_level(const V16& x) {
+    V16 level = broadcast(kIq4Levels[0]);
+    const V16 zero = broadcast(0.0f);
+#pragma GCC unroll 15
+    for (int k = 0; k < 15; ++k) {
+        const V16 middle = broadcast(0.5f * static_cast<float>(kIq4Levels[k] + kIq4Levels[k + 1]));
+        const V16 step = broadcast(static_cast<float>(kIq4Levels[k + 1] - kIq4Levels[k]));
+        level = level + where_above(x, middle, step, zero);
+    }
+    return level;
+}
+
+static void search(const Search& block, const float* x, const float* w, float* scale, float* least) {
+    const V16 zero = broadcast(0.0f);
+    switch (block.kind) {
+        case SearchKind::kLargest:  // the largest magnitude becomes the last level
+            return store(scale, over(magnitude(largest(block, x)), broadcast(block.levels)));
+        case SearchKind::kSigned:  // the value of largest magnitude becomes the first level, -n
+            return store(scale, over(largest(block, x), broadcast(-block.levels)));
+        case SearchKind::kSpan: {  // the block's range, whatever its signs
+            V16 low = load(x), high = low;
+            for (int i = 1; i < block.size; ++i) {
+                low = lower(low, load(x + i * kLanes));
+                high = higher(high, load(x + i * kLanes));
+            }
+            store(scale, over(high - low, broadcast(block.levels)));
+            return store(least, zero - low);
+        }
+        case SearchKind::kBestScale: {
+            const V16 low = broadcast(-block.levels), high = broadcast(block.levels - 1.0f);
+            return store(scale, best_scale(block, x, w, block.steps, [&](const V16& at) __attribute__((always_inline)) {
+                             return limited(rounded(at), low, high);
+                         }));
+        }
+        case SearchKind::kBestLine:
+            return best_line(block, x, w, scale, least);
+        case SearchKind::kTable:
+            return store(scale, best_scale(block, x, w, block.steps, nearest_level));
+    }
+}
+
+// Levels of sixteen blocks, as bytes: the integer nearest (x + least) * inverse, from 0 to `top`, where `zero` stands
+// for 0. Truncated after 0.5 is added, as ggml rounds: values halfway go up.
+static void take_levels(const float* x, int size, const float* least, const float* inverse, int zero, int top,
+                        uint8_t* out) {
+    const V16 add = load(least), times = load(inverse), half = broadcast(static_cast<float>(zero) + 0.5f);
+    const V16 low = broadcast(0.0f), high = broadcast(static_cast<float>(top));
+    for (int i = 0; i < size; ++i) {
+        const V16 at = limited((load(x + i * kLanes) + add) * times + half, low, high);
+        int32_t whole[kLanes];
+        PUNA_EACH* reinterpret_cast<IntPart*>(whole + i_ * kWidth) = __builtin_convertvector(at.part[i_], IntReg);
+        for (int b = 0; b < kLanes; ++b) out[i * kLanes + b] = static_cast<uint8_t>(whole[b]);
+    }
+}
+
+// The same for iq4_nl: numbers of levels.
+static void take_table_levels(const float* x, int size, const float* inverse, uint8_t* out) {
+    const V16 times = load(inverse), one = broadcast(1.0f), zero = broadcast(0.0f);
+    for (int i = 0; i < size; ++i) {
+        const V16 at = load(x + i * kLanes) * times;
+        V16 number = zero;
+#pragma GCC unroll 15
+        for (int k = 0; k < 15; ++k)
+            number = number + where_above(at, broadcast(0.5f * static_cast<float>(kIq4Levels[k] + kIq4Levels[k + 1])),
+                                          one, zero);
+        float lane[kLanes];
+        store(lane, number);
+        for (int b = 0; b < kLanes; ++b) out[i * kLanes + b] = static_cast<uint8_t>(lane[b]);
+    }
+}
+
+// Numbers of a plain format as floats; false when one is not finite.
+static bool read_floats(int32_t format, const uint8_t* from, int64_t count, float* out) {
+    V16 faults = broadcast(0.0f);  // a finite number times 0 is 0, any other NaN
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+        V16 here;
+        if (format == kF32)
+            here = load(reinterpret_cast<const float*>(from + 4 * i));
+        else if (format == kF16)
+            here = from_f16(reinterpret_cast<const uint16_t*>(from + 2 * i));
+        else
+            here = as_floats(shifted(from_halves(reinterpret_cast<const uint16_t*>(from + 2 * i)), -16));
+        store(out + i, here);
+        faults = faults + here * broadcast(0.0f);
+    }
+    return sum_of(faults) == 0.0f;
+}

@@ -1,0 +1,134 @@
+"""Which format each matrix gets: llama.cpp's mixes of quantised formats, as `llama_tensor_get_type` chooses them.
+
+A mix has a main format, and better ones for the matrices that lose most: the head always, values and the feed-forward
+layer's last matrix in the mixes named M and L. Rows that are no multiple of a format's block take its fallback.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from puna.config import LlamaConfig
+from puna.errors import CheckpointError
+from puna.formats.blocks import FORMATS, BlockFormat
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A line of the table.
+
+    Attributes:
+        name: as users write it, in any case of letters.
+        main: the format of most matrices.
+        file_type: `general.file_type` of a GGUF file (llama.h, `llama_ftype`).
+    """
+
+    name: str
+    main: str
+    file_type: int
+
+
+_TABLE = (
+    Mix("f32", "f32", 0), Mix("f16", "f16", 1), Mix("bf16", "bf16", 32),
+    Mix("q4_0", "q4_0", 2), Mix("q4_1", "q4_1", 3), Mix("q5_0", "q5_0", 8), Mix("q5_1", "q5_1", 9),
+    Mix("q8_0", "q8_0", 7), Mix("iq4_nl", "iq4_nl", 25),
+    Mix("q2_K", "q2_K", 10), Mix("q2_K_S", "q2_K", 21),
+    Mix("q3_K", "q3_K", 12), Mix("q3_K_S", "q3_K", 11), Mix("q3_K_M", "q3_K", 12), Mix("q3_K_L", "q3_K", 13),
+    Mix("q4_K", "q4_K", 15), Mix("q4_K_S", "q4_K", 14), Mix("q4_K_M", "q4_K", 15),
+    Mix("q5_K", "q5_K", 17), Mix("q5_K_S", "q5_K", 16), Mix("q5_K_M", "q5_K", 17),
+    Mix("q6_K", "q6_K", 18),
+)  # fmt: skip
+
+MIXES: dict[str, Mix] = {mix.name.lower(): mix for mix in _TABLE}
+"""Every mix under its name in lower case. As in llama.cpp, q3_K, q4_K and q5_K alone mean their M."""
+
+_SAME = {"q3_K": "q3_K_M", "q4_K": "q4_K_M", "q5_K": "q5_K_M"}
+
+FALLBACK = {"q2_K": "iq4_nl", "q3_K": "iq4_nl", "q4_K": "q5_0", "q5_K": "q5_1", "q6_K": "q8_0"}
+"""For rows that are no multiple of 256: llama.cpp's (`tensor_type_fallback`)."""
+
+_PLAIN = "f16"
+"""For rows that are no multiple of 32."""
+
+
+def find_mix(name: str) -> Mix:
+    """The mix called `name`, in any case of letters.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    mix = MIXES.get(str(name).lower())
+    if mix is None:
+        raise CheckpointError(f"format {name!r} is unknown; puna quantises to {', '.join(m.name for m in _TABLE[3:])}")
+    return mix
+
+
+def choose(mix: Mix, name: str, columns: int, config: LlamaConfig, weighted: bool = False) -> BlockFormat:
+    """The format of the matrix that Hugging Face calls `name`.
+
+    Args:
+        weighted: whether the quantiser knows how much each column matters (`--calibrate`).
+    """
+    chosen = _wanted(mix, name, config, weighted)
+    if columns % FORMATS[chosen].values:
+        chosen = FALLBACK.get(chosen, _PLAIN)
+    return FORMATS[chosen if columns % FORMATS[chosen].values == 0 else _PLAIN]
+
+
+def _wanted(mix: Mix, name: str, config: LlamaConfig, weighted: bool) -> str:
+    """The format before it is known whether the rows fit it."""
+    main, kind = mix.main, _SAME.get(mix.name, mix.name)
+    if FORMATS[main].values == 1 or main == "q8_0":
+        return main
+    if name == "lm_head.weight" or (name == "model.embed_tokens.weight" and config.tie_word_embeddings):
+        return "q6_K"
+    if not name.startswith("model.layers."):
+        return main
+    layer, layers = int(name.split(".")[2]), config.num_hidden_layers
+    groups = config.num_attention_heads // config.num_key_value_heads
+    if name.endswith(".self_attn.v_proj.weight"):
+        return _values(kind, main, layer, layers, groups)
+    if name.endswith(".mlp.down_proj.weight"):
+        return _down(kind, main, layer, layers, weighted)
+    if name.endswith(".self_attn.o_proj.weight"):
+        return {"q2_K": "q3_K", "q2_K_S": main, "q3_K_M": "q4_K", "q3_K_L": "q5_K"}.get(kind, main)
+    return main
+
+
+def _more_bits(layer: int, layers: int) -> bool:
+    """The first and last eighth of the layers, and every third between."""
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+
+def _values(kind: str, main: str, layer: int, layers: int, groups: int) -> str:
+    """Values: where few heads serve many queries, their matrix is small and matters much."""
+    chosen = main
+    if kind == "q2_K":
+        chosen = "q4_K" if groups >= 4 else "q3_K"
+    elif kind == "q2_K_S" and groups >= 4:
+        chosen = "q4_K"
+    elif kind == "q3_K_M":
+        chosen = "q5_K" if layer < 2 else "q4_K"
+    elif kind == "q3_K_L" or (kind == "iq4_nl" and groups >= 4) or (kind == "q4_K_S" and layer < 4):
+        chosen = "q5_K"
+    elif kind in ("q4_K_M", "q5_K_M") and _more_bits(layer, layers):
+        chosen = "q6_K"
+    return "q5_K" if layers == 80 and groups == 8 and chosen in ("q3_K", "q4_K") else chosen
+
+
+def _down(kind: str, main: str, layer: int, layers: int, weighted: bool) -> str:
+    early = layer < layers // 8
+    if kind == "q2_K":
+        return "q3_K"
+    if kind == "q2_K_S":
+        return "q4_K" if early else main
+    if kind == "q3_K_M":
+        return "q5_K" if layer < layers // 16 else "q4_K" if _more_bits(layer, layers) else "q3_K"
+    if kind == "q3_K_L" or (early and (kind == "q4_K_S" or (kind == "iq4_nl" and not weighted))):
+        return "q5_K"
+    if kind in ("q4_K_M", "q5_K_M") and _more_bits(layer, layers):
+        return "q6_K"
+    if early and weighted and kind in ("q4_0", "q5_0"):
+        return {"q4_0": "q4_1", "q5_0": "q5_1"}[kind]
+    return main

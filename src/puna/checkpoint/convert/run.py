@@ -1,0 +1,324 @@
+"""A conversion from beginning to end: look, plan, write, check, rename."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from puna.checkpoint.convert import errors_of
+from puna.checkpoint.convert.mixes import find_mix
+from puna.checkpoint.convert.model import Model, changed, find_dtype, opened
+from puna.checkpoint.convert.rows import PIECE, Rows, pieces
+from puna.checkpoint.convert.staging import partial, partial_folder, publish
+from puna.checkpoint.convert.target import NewFile, Target
+from puna.checkpoint.convert.to_gguf import Importance, gguf_target
+from puna.checkpoint.convert.to_hf import hf_target
+from puna.checkpoint.convert.to_meta import meta_target
+from puna.checkpoint.convert.tokenizer_files import write_hf_tokenizer, write_meta_tokenizer
+from puna.checkpoint.loading import Checkpoint, open_checkpoint
+from puna.errors import CheckpointError, StorageError, TokenizerError
+from puna.files import folder_path, storage_errors
+from puna.formats.new_tensor import Buffer, NewTensor
+
+Layout = Literal["hf", "meta", "gguf"]
+LAYOUTS: tuple[Layout, ...] = ("hf", "meta", "gguf")
+
+_SMALL = 64 * 2**20
+"""Bytes left for headers, configurations and the tokenizer, beside the tensors."""
+
+_INTERPRETER = 120 * 2**20
+"""Bytes that Python, NumPy and a tokenizer take."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a conversion is to do; see `puna.convert`."""
+
+    to: Layout | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+    shard_size: int | str = "5GB"
+    shards: int | None = None
+    kv_heads: int | None = None
+    vocab_size: int | None = None
+    pad_vocab_to: int | None = None
+    instruct: bool = False
+    threads: int | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Where none is named, GGUF holds quantised models and Hugging Face's layout others."""
+        if self.to is not None and self.to not in LAYOUTS:
+            raise CheckpointError(f"--to is {self.to!r}; it must be one of {', '.join(LAYOUTS)}")
+        return self.to or ("hf" if self.quantize is None else "gguf")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will do, before the first byte is written.
+
+    Attributes:
+        files: name and bytes of each big file.
+        bytes: of all of them; `finished`: of those that an interrupted run has written already.
+        free: bytes free on the disk they go to.
+        memory: bytes the process will take, about.
+        formats: number of tensors in each format, as stored and as they will be.
+        notes: what changes, and what the user might not expect.
+    """
+
+    source: str
+    target: str
+    kind: str
+    layout: Layout
+    files: list[dict[str, Any]]
+    bytes: int
+    finished: int
+    free: int
+    memory: int
+    before: dict[str, int]
+    formats: dict[str, int]
+    notes: list[str]
+
+
+@dataclass
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        errors: for each kind of tensor whose numbers changed, the root mean square of the change over that of the
+            values, from a sample of rows.
+        verified: tensors read back from the result and found as intended; None where that was not asked for.
+    """
+
+    plan: Plan
+    seconds: float = 0.0
+    errors: dict[str, float] = field(default_factory=dict)
+    verified: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+Progress = Callable[[int], None]
+
+
+def convert_checkpoint(
+    source: Checkpoint,
+    target: str | Path,
+    options: Options,
+    *,
+    importance: Importance | None = None,
+    verify: bool = False,
+    overwrite: bool = False,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    progress: Progress = lambda count: None,
+) -> Conversion:
+    """Writes `source` as `target`, which appears once it is whole; an interrupted run is gone on with.
+
+    Args:
+        target: a folder, or a file for GGUF.
+        importance: of the inputs of matrices, for the quantiser.
+        verify: read the result back and compare every tensor.
+        overwrite: replace what is at `target`.
+        on_plan: called with the plan before anything is written.
+        progress: called with the bytes written (and, with `verify`, read back) since the last call.
+
+    Raises:
+        CheckpointError: the source is damaged, or cannot be expressed in the layout.
+        StorageError: no space, no permission, or something at `target` already.
+    """
+    goal = _goal(target, options.layout, overwrite, source)
+    before = opened(source)
+    model = changed(before, options.kv_heads, options.vocab_size, options.pad_vocab_to)
+    made = _target(model, goal, options, importance)
+    record = {"source": _fingerprint(source), "options": asdict(options), "importance": _digest(importance)}
+    started = time.perf_counter()
+    with partial(goal, record) as place:
+        waiting = [file for file in made.files if not (place / file.name).exists()]
+        plan = _plan(model, goal, options, made, waiting)
+        _check_space(plan, goal)
+        on_plan(plan)
+        done = Conversion(plan)
+        for file in made.files:
+            if file in waiting:
+                file.write(place / file.name, [_counted(tensor, progress) for tensor in file.tensors])
+            else:
+                progress(file.bytes)
+        if options.layout != "gguf":
+            with storage_errors(goal):
+                done.notes += made.finish(place)
+        if verify:
+            done.verified = _verify(place if options.layout != "gguf" else place / goal.name, made, progress)
+        publish(place, goal, goal.name if options.layout == "gguf" else None, overwrite)
+    done.errors = errors_of.changes(before.tensors, made.tensors)
+    done.seconds = time.perf_counter() - started
+    return done
+
+
+def convert_tokenizer(
+    source: str | Path, target: str | Path, to: Layout | None = None, *, instruct: bool = False, overwrite: bool = False
+) -> list[str]:
+    """Writes only the tokenizer of `source` into a new folder, as that layout has it; returns what to know.
+
+    Raises:
+        CheckpointError: the layout is GGUF, whose tokenizer is part of the model's file.
+        StorageError: as in `convert_checkpoint`.
+        TokenizerError: there is no tokenizer at `source`.
+    """
+    layout = Options(to=to).layout
+    if layout == "gguf":
+        raise CheckpointError("a GGUF file has its tokenizer inside; convert the model, or give --to hf or meta")
+    goal = folder_path(target)
+    _check_free(goal, overwrite)
+    with partial(goal, {"tokenizer": str(Path(source).resolve()), "to": layout, "instruct": instruct}) as place:
+        with storage_errors(goal):
+            if layout == "meta":
+                notes = write_meta_tokenizer(Path(source), place)
+            else:
+                notes = write_hf_tokenizer(Path(source), place, instruct)
+        if not any(path.name.startswith("tokenizer") for path in place.iterdir()):
+            raise TokenizerError(f"{source}: {'; '.join(notes)}")
+        publish(place, goal, None, overwrite)
+    return notes
+
+
+def _target(model: Model, goal: Path, options: Options, importance: Importance | None) -> Target:
+    layout, dtype = options.layout, find_dtype(options.dtype)
+    mix = None if options.quantize is None else find_mix(options.quantize)
+    if mix is not None and (layout != "gguf" or dtype is not None):
+        raise CheckpointError(
+            f"quantize is {options.quantize!r}: only GGUF files hold quantised weights, and dtype is for others; "
+            "use --to gguf, without --dtype"
+        )
+    if layout == "gguf":
+        if options.shards not in (None, 1):
+            raise CheckpointError("a GGUF file is one file; leave out --shards")
+        return gguf_target(model, goal.name, dtype, mix, importance, options.threads)
+    if layout == "meta":
+        return meta_target(model, dtype, options.shards)
+    return hf_target(model, dtype, options.shard_size, options.shards, options.instruct)
+
+
+def _goal(target: str | Path, layout: Layout, overwrite: bool, source: Checkpoint) -> Path:
+    goal = folder_path(target)
+    if layout == "gguf" and goal.is_dir() and not goal.is_symlink():
+        raise StorageError(f"{goal} is a folder; a GGUF file needs a name, such as {goal / (goal.name + '.gguf')}")
+    if layout != "gguf" and goal.suffix == ".gguf":
+        raise StorageError(f"{goal} would be a folder in layout {layout!r}; for a GGUF file give --to gguf")
+    if goal.exists() and any(path.samefile(goal) for path in (source.path, *source.files, source.path.parent)):
+        raise StorageError(f"{goal} is, or holds, the model to be converted; choose another name")
+    _check_free(goal, overwrite)
+    return goal
+
+
+def _check_free(goal: Path, overwrite: bool) -> None:
+    occupied = goal.exists() and not (goal.is_dir() and not any(goal.iterdir()))
+    if occupied and not overwrite:
+        raise StorageError(f"{goal} exists already; choose another name, or give --overwrite to replace it")
+
+
+def _plan(model: Model, goal: Path, options: Options, made: Target, waiting: list[NewFile]) -> Plan:
+    total = sum(file.bytes for file in made.files)
+    parent = next(folder for folder in goal.absolute().parents if folder.exists())
+    largest = max(tensor.size for file in made.files for tensor in file.tensors)
+    return Plan(
+        source=str(model.path),
+        target=str(goal),
+        kind=model.kind,
+        layout=options.layout,
+        files=[{"name": file.name, "bytes": file.bytes} for file in made.files],
+        bytes=total,
+        finished=total - sum(file.bytes for file in waiting),
+        free=shutil.disk_usage(parent).free,
+        memory=_INTERPRETER + min(8 * PIECE, 2 * largest) + 4 * PIECE,
+        before=_count(model.tensors.values()),
+        formats=_count(made.tensors.values()),
+        notes=_notes(model, made),
+    )
+
+
+def _count(tensors: Iterable[Rows]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for rows in tensors:
+        found[rows.format.name] = found.get(rows.format.name, 0) + 1
+    return found
+
+
+def _notes(model: Model, made: Target) -> list[str]:
+    notes = []
+    pairs = [(model.tensors[name].format, rows.format, name) for name, rows in made.tensors.items()]
+    again = sorted({(a.name, b.name) for a, b, _ in pairs if a.values > 1 and b.values > 1 and a != b})
+    if again:
+        kinds = ", ".join(f"{a} to {b}" for a, b in again)
+        notes.append(f"quantised again ({kinds}): a float checkpoint as source would lose less")
+    if model.kind == "meta":
+        notes.append(
+            f"context of {model.config.max_position_embeddings} tokens, as of the release that the parameters show; "
+            "Meta's files do not say it"
+        )
+    return notes
+
+
+def _check_space(plan: Plan, goal: Path) -> None:
+    needed = plan.bytes - plan.finished + _SMALL
+    if needed > plan.free:
+        raise StorageError(
+            f"{goal} needs {needed / 1e9:.2f} GB more and the disk has {plan.free / 1e9:.2f} GB free; free space, or "
+            f"choose another disk. Nothing was written"
+            + (f"; finished files lie in {partial_folder(goal)}" if plan.finished else "")
+        )
+
+
+def _counted(tensor: NewTensor, progress: Progress) -> NewTensor:
+    def data() -> Iterator[Buffer]:
+        for piece in tensor.pieces():
+            yield piece
+            progress(piece.nbytes)
+
+    return replace(tensor, data=data)
+
+
+def _verify(path: Path, made: Target, progress: Progress) -> int:
+    """Compares every tensor of the result with what was to be written; returns their number."""
+    written = open_checkpoint(path).tensors
+    if written.keys() != made.tensors.keys():
+        odd = sorted(written.keys() ^ made.tensors.keys())
+        raise CheckpointError(f"{path}: tensors {odd[:5]} are not as intended; the disk may be failing, convert again")
+    for name, rows in made.tensors.items():
+        for wanted, found in zip(pieces(rows), _alike(written[name], rows), strict=True):
+            if not np.array_equal(wanted, found):
+                raise CheckpointError(f"{path}: {name} is not as intended; the disk may be failing, convert again")
+            progress(found.nbytes)
+    return len(written)
+
+
+def _alike(found: Rows, wanted: Rows) -> Iterator[Any]:
+    """Pieces of the same rows as those of `wanted`."""
+    if found.format != wanted.format or found.shape != wanted.shape:
+        raise CheckpointError(f"{found.name} is {found.format.name} {found.shape}, not as intended; convert again")
+    yield from pieces(found)
+
+
+def _fingerprint(source: Checkpoint) -> list[Any]:
+    """What tells one source from another: its files, their sizes and when they were written."""
+    stats = [(path.resolve(), path.stat()) for path in source.files]
+    return [source.kind, *([str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats), repr(source.config)]
+
+
+def _digest(importance: Importance | None) -> str | None:
+    if importance is None:
+        return None
+    import hashlib
+
+    found = hashlib.sha256()
+    for name in sorted(importance):
+        found.update(name.encode() + importance[name].tobytes())
+    return found.hexdigest()

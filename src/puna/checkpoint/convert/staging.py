@@ -1,0 +1,131 @@
+"""Where a conversion writes until it is whole: a folder beside its goal, which a later run goes on with.
+
+The folder's name begins with a dot and ends with .partial, so that nothing takes it for a model. It holds a record of
+what is being converted: only the same conversion goes on with it, any other starts anew. The goal appears by renaming.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from puna.errors import StorageError
+from puna.files import storage_errors, write_json
+
+_RECORD, _LOCK = ".puna-conversion.json", ".lock"
+
+
+def partial_folder(goal: Path) -> Path:
+    """The folder in which `goal`, a folder or file, is made."""
+    return goal.parent / f".{goal.name}.partial"
+
+
+@contextmanager
+def partial(goal: Path, record: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder to write into. What an interrupted run of the same conversion finished is still in it.
+
+    Args:
+        record: everything that decides what is written.
+
+    Raises:
+        StorageError: another process is converting to `goal`, or the folder cannot be made.
+    """
+    place = partial_folder(goal)
+    with storage_errors(goal):
+        made = [folder for folder in (place, *place.parents) if not folder.exists()]
+        place.mkdir(parents=True, exist_ok=True)
+    with _locked(place, goal):
+        if _read(place / _RECORD) != json.loads(json.dumps(record)):
+            with storage_errors(goal):
+                _empty(place)
+                write_json(place / _RECORD, record)
+        for unfinished in place.glob(".*.tmp"):
+            unfinished.unlink()
+        try:
+            yield place
+        except BaseException:
+            if not any(_finished(place)):  # nothing worth going on with: leave no trace
+                shutil.rmtree(place, ignore_errors=True)
+                for folder in made[1:]:
+                    with suppress(OSError):
+                        folder.rmdir()
+            raise
+
+
+def publish(place: Path, goal: Path, single: str | None, overwrite: bool) -> None:
+    """Renames what is in `place` to `goal`: the folder itself, or the one file `single` of it.
+
+    What was at `goal` before, an empty folder or with `overwrite` anything, goes once its place is taken.
+    """
+    with storage_errors(goal):
+        _sync(place)
+        old = goal.parent / f".{goal.name}.old"
+        if overwrite and goal.exists():
+            _remove(old)
+            goal.replace(old)
+        # A process killed here leaves everything: the old files in `old`, the new ones in `place`, where the next run
+        # finds them whole.
+        (place if single is None else place / single).replace(goal)
+        _sync(goal.parent)
+        _remove(old)
+        if single is not None:
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            for name in (_RECORD, _LOCK):
+                (goal / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(place: Path, goal: Path) -> Iterator[None]:
+    """One process at a time; the lock ends with the process, however that ends."""
+    with storage_errors(goal):
+        handle = os.open(place / _LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise StorageError(
+                f"{goal}: another process is converting to it now; wait, or choose another name"
+            ) from exc
+        yield
+    finally:
+        os.close(handle)
+
+
+def _finished(place: Path) -> list[Path]:
+    return [path for path in place.iterdir() if path.name not in (_RECORD, _LOCK)] if place.is_dir() else []
+
+
+def _empty(place: Path) -> None:
+    for path in place.iterdir():
+        if path.name != _LOCK:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _sync(folder: Path) -> None:
+    """Makes renamings in `folder` last a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,129 @@
+"""Models of another shape: fewer key-value heads, another number of vocabulary rows.
+
+Heads are pooled as Hugging Face's configuration page describes for `num_key_value_heads`: "each group key and value
+head should be constructed by meanpooling all the original heads within that group" (Ainslie et al., arXiv:2305.13245).
+Such a model needs training before it is good again.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.checkpoint.convert.rows import Bytes, Cast, Derived, Index, Rows, pack, values
+from puna.config import LlamaConfig
+from puna.errors import CheckpointError
+from puna.formats.blocks import FORMATS
+
+_POOLED = re.compile(r"\.self_attn\.[kv]_proj\.(weight|bias)$")
+_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+
+_AT_ONCE = 4096
+"""Rows averaged at once."""
+
+
+@dataclass(frozen=True)
+class Pooled(Derived):
+    """Key or value heads `width` wide, each the mean of `group` consecutive heads of the source."""
+
+    width: int
+    group: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """A `group`th of the rows."""
+        return (self.source.shape[0] // self.group, *self.source.shape[1:])
+
+    def take(self, rows: Index) -> Bytes:
+        """Some rows, averaged in float32 and rounded to the source's type."""
+        head, row = rows // self.width, rows % self.width
+        total = sum(
+            values(self.source, (head * self.group + member) * self.width + row).astype(np.float64)
+            for member in range(self.group)
+        )
+        mean: NDArray[np.float32] = (np.asarray(total) / self.group).astype(np.float32)
+        return pack(mean, self.format).reshape(len(rows), -1)
+
+
+@dataclass(frozen=True)
+class Resized(Derived):
+    """A vocabulary of `count` rows: the source's first, then copies of their mean."""
+
+    count: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`count` rows."""
+        return (self.count, *self.source.shape[1:])
+
+    @functools.cached_property
+    def _mean(self) -> Bytes:
+        total = np.zeros(self.source.shape[1], np.float64)
+        count = self.source.shape[0]
+        for start in range(0, count, _AT_ONCE):
+            total += values(self.source, np.arange(start, min(start + _AT_ONCE, count))).sum(axis=0, dtype=np.float64)
+            self.source.release()
+        return pack((total / count).astype(np.float32), self.format).reshape(1, -1)
+
+    def take(self, rows: Index) -> Bytes:
+        """Some rows, old or new."""
+        old = rows < self.source.shape[0]
+        if old.all():
+            return self.source.take(rows)
+        found = np.repeat(self._mean, len(rows), axis=0)
+        if old.any():
+            found[old] = self.source.take(rows[old])
+        return found
+
+
+def pool_heads(config: LlamaConfig, tensors: Mapping[str, Rows], heads: int) -> tuple[LlamaConfig, dict[str, Rows]]:
+    """The model with `heads` key-value heads.
+
+    Raises:
+        CheckpointError: they do not divide those it has.
+    """
+    before = config.num_key_value_heads
+    if not 0 < heads <= before or before % heads:
+        raise CheckpointError(f"{heads} key-value heads cannot be pooled from {before}; give a divisor of {before}")
+    if heads == before:
+        return config, dict(tensors)
+    changed = {
+        name: Pooled(as_floats(source), config.head_dim, before // heads) if _POOLED.search(name) else source
+        for name, source in tensors.items()
+    }
+    return LlamaConfig.from_dict(config.to_dict(), num_key_value_heads=heads), changed
+
+
+def resize_vocabulary(
+    config: LlamaConfig, tensors: Mapping[str, Rows], size: int | None, multiple: int | None
+) -> tuple[LlamaConfig, dict[str, Rows]]:
+    """The model with `size` rows of vocabulary, rounded up to a `multiple`.
+
+    Raises:
+        CheckpointError: a size or multiple below 1, or so small that a special token loses its row.
+    """
+    for name, value in (("--vocab-size", size), ("--pad-vocab-to", multiple)):
+        if value is not None and not 0 < value < 2**31:
+            raise CheckpointError(f"{name} is {value}; a whole number, 1 or more, is needed")
+    wanted = size or config.vocab_size
+    wanted = -(-wanted // (multiple or 1)) * (multiple or 1)
+    if wanted == config.vocab_size:
+        return config, dict(tensors)
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    needed = max((id for id in (config.bos_token_id, config.pad_token_id, *eos) if id is not None), default=-1) + 1
+    if wanted < needed:
+        raise CheckpointError(f"a vocabulary of {wanted} rows loses special token {needed - 1}; {needed} are needed")
+    changed = {
+        name: Resized(as_floats(source), wanted) if name in _VOCABULARY else source for name, source in tensors.items()
+    }
+    return LlamaConfig.from_dict(config.to_dict(), vocab_size=wanted), changed
+
+
+def as_floats(source: Rows) -> Rows:
+    """The source itself where its values are plain numbers, else its values as float32."""
+    return source if source.format.values == 1 else Cast(source, FORMATS["f32"])

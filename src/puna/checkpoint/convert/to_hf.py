@@ -1,0 +1,57 @@
+"""A Hugging Face folder: safetensors shards and their index, the configurations, the tokenizer's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from puna.checkpoint.convert.model import Model, main_type, plain
+from puna.checkpoint.convert.target import NewFile, Target, new_tensor
+from puna.checkpoint.convert.tokenizer_files import write_hf_tokenizer
+from puna.checkpoint.names import expected_tensors
+from puna.checkpoint.saving import INDEX, split_into_shards, weight_index, write_shard
+from puna.config import LlamaConfig
+from puna.errors import CheckpointError
+from puna.files import write_json
+from puna.formats.blocks import BlockFormat
+
+_CLASSES = {"lm": "LlamaForCausalLM", "classification": "LlamaForSequenceClassification", "none": "LlamaModel"}
+
+
+def hf_target(
+    model: Model,
+    dtype: BlockFormat | None,
+    shard_size: int | str = "5GB",
+    shards: int | None = None,
+    instruct: bool = False,
+) -> Target:
+    """The files of a folder.
+
+    Args:
+        dtype: the type to cast to; None keeps the source's.
+        shards: their number, instead of a `shard_size`.
+
+    Raises:
+        CheckpointError: more shards than tensors.
+    """
+    main = main_type(model, dtype)
+    tensors = {
+        name: plain(model.tensors[name], main, dtype is not None)
+        for name, _ in expected_tensors(model.config, model.head)
+        if name in model.tensors
+    }
+    new = [new_tensor(name, rows) for name, rows in tensors.items()]
+    if shards is not None and not 0 < shards <= len(new):
+        raise CheckpointError(f"{shards} shards of {len(new)} tensors; give a number from 1 to {len(new)}")
+    placed = split_into_shards(new, shard_size, shards)
+    config = LlamaConfig.from_dict(model.config.to_dict(), dtype=main.torch, architectures=[_CLASSES[model.head]])
+
+    def finish(folder: Path) -> list[str]:
+        config.save_pretrained(folder)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
+        if len(placed) > 1:
+            write_json(folder / INDEX, weight_index(placed))
+        return write_hf_tokenizer(model.tokenizer, folder, instruct)
+
+    files = tuple(NewFile(name, tuple(shard), write_shard) for name, shard in placed.items())
+    return Target(files, finish, tensors)

@@ -1,0 +1,205 @@
+"""Meta's `params.json` and `LlamaConfig`, each from the other.
+
+The fields are those of `ModelArgs` in Meta's llama, codellama, llama3 and llama-models repositories. They do not say
+which release a model belongs to, nor its context; `release` finds both from what differs between the releases.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from puna.config import GenerationConfig, LlamaConfig
+from puna.errors import CheckpointError
+from puna.files import read_json
+
+PARAMS = "params.json"
+
+RELEASES = ("1", "2", "code", "3", "3.1", "3.2", "3.3")
+"""Meta's releases of LLaMA with this architecture; "code" is Code Llama."""
+
+CONTEXT = {"1": 2048, "2": 4096, "code": 16384, "3": 8192, "3.1": 131072, "3.2": 131072, "3.3": 131072}
+"""Tokens each release was made for (model cards)."""
+
+LLAMA3_VOCABULARY = 128256
+
+_FIELDS = {"dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
+           "rope_theta", "use_scaled_rope", "max_batch_size", "max_seq_len"}  # fmt: skip
+
+_MULTIPLES = ((256, None), (4096, 1.3), (1024, 1.3), (4096, 1.2), (256, 1.5), (256, 1.0), (1024, 1.0))
+"""`multiple_of` and `ffn_dim_multiplier` of the published models, tried first when they must be found."""
+
+
+@dataclass(frozen=True)
+class Params:
+    """`params.json`, checked. `heads_kv` is `heads` where it is left out; `vocabulary` None where it is -1."""
+
+    dim: int
+    layers: int
+    heads: int
+    heads_kv: int
+    grouped: bool
+    ffn: int
+    norm_eps: float
+    theta: float
+    scaled: bool
+    vocabulary: int | None
+
+
+def read_params(path: Path) -> Params:
+    """Reads `params.json`.
+
+    Raises:
+        CheckpointError: a field is missing, of the wrong type, or unknown: it could change the model.
+    """
+    raw = read_json(path, CheckpointError)
+    unknown = sorted(raw.keys() - _FIELDS)
+    if unknown:
+        raise CheckpointError(
+            f"{path}: has {', '.join(unknown)[:200]}, which is none of {', '.join(sorted(_FIELDS))}; a model with "
+            "vision, experts, adapters or quantised weights is no plain LLaMA"
+        )
+
+    def whole(name: str, default: int | None = None) -> int:
+        value = raw.get(name, default)
+        if type(value) is not int or not 0 < value < 2**31:
+            raise CheckpointError(f"{path}: {name} is {value!r:.40}; a whole number, 1 or more, is needed")
+        return value
+
+    def number(name: str, default: float) -> float:
+        value = raw.get(name)
+        value = default if value is None else value
+        if type(value) not in (int, float) or not (0 < value < math.inf):
+            raise CheckpointError(f"{path}: {name} is {value!r:.40}; a positive number is needed")
+        return float(value)
+
+    dim, heads = whole("dim"), whole("n_heads")
+    if dim % heads:
+        raise CheckpointError(f"{path}: dim is {dim} and n_heads {heads}; the heads must divide it evenly")
+    multiplier = None if raw.get("ffn_dim_multiplier") is None else number("ffn_dim_multiplier", 1.0)
+    kv, rows, scaled = raw.get("n_kv_heads"), raw.get("vocab_size", -1), raw.get("use_scaled_rope", False)
+    if type(scaled) is not bool:
+        raise CheckpointError(f"{path}: use_scaled_rope is {scaled!r:.40}; true or false is needed")
+    return Params(
+        dim=dim,
+        layers=whole("n_layers"),
+        heads=heads,
+        heads_kv=heads if kv is None else whole("n_kv_heads"),
+        grouped=kv is not None and kv != heads,
+        ffn=feed_forward_width(dim, whole("multiple_of", 256), multiplier),
+        norm_eps=number("norm_eps", 1e-5),
+        theta=number("rope_theta", 500000.0 if scaled else 10000.0),
+        scaled=scaled,
+        vocabulary=None if rows == -1 else whole("vocab_size"),
+    )
+
+
+def feed_forward_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
+    """`FeedForward.__init__` of Meta's model.py: two thirds of 4 dim, times the multiplier, rounded up."""
+    width = int(2 * (4 * dim) / 3)
+    if multiplier is not None:
+        width = int(multiplier * width)
+    return multiple_of * -(-width // multiple_of)
+
+
+def release(params: Params, rows: int) -> str:
+    """The release a model belongs to, from what its parameters and the embedding's rows show."""
+    if params.scaled:
+        return "3.2" if (params.dim, params.heads) in ((2048, 32), (3072, 24)) else "3.1"
+    if rows >= LLAMA3_VOCABULARY:
+        return "3"
+    if params.theta > 10000:
+        return "code"
+    # Llama 1: 1e-6, but for the 65B, which alone of that width has no groups. Llama 2: 1e-5 throughout.
+    first = params.norm_eps < 5e-6 or (params.dim == 8192 and not params.grouped)
+    return "1" if first else "2"
+
+
+def config_from_params(
+    params: Params, rows: int, tied: bool, dtype: str | None, version: str
+) -> tuple[LlamaConfig, GenerationConfig]:
+    """The configurations of a model; `rows` are those of its embedding, `version` one of `RELEASES`."""
+    scaling = None
+    if params.scaled:
+        scaling = {
+            "rope_type": "llama3",
+            "factor": 32.0 if version == "3.2" else 8.0,  # Meta's own code has 8 written in it; 3.2's files say 32
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }
+    llama3 = version.startswith("3")
+    first = LLAMA3_VOCABULARY - 256  # of Llama 3's special tokens
+    config = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=params.dim,
+        intermediate_size=params.ffn,
+        num_hidden_layers=params.layers,
+        num_attention_heads=params.heads,
+        num_key_value_heads=params.heads_kv,
+        max_position_embeddings=CONTEXT[version],
+        rms_norm_eps=params.norm_eps,
+        rope_theta=params.theta,
+        rope_scaling=scaling,
+        tie_word_embeddings=tied,
+        bos_token_id=first if llama3 else 1,
+        eos_token_id=first + 1 if llama3 else 2,
+        dtype=dtype,
+        architectures=["LlamaForCausalLM"],
+    )
+    # <|eom_id|> and <|eot_id|> end an answer too: without them Llama 3's chats run on past their end.
+    ends = [first + 1, *([first + 8] if params.scaled else []), first + 9] if llama3 else 2
+    return config, GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=ends)
+
+
+def params_from_config(config: LlamaConfig) -> dict[str, Any]:
+    """The content of `params.json`.
+
+    Raises:
+        CheckpointError: the model has something Meta's code has not.
+    """
+    _check_expressible(config)
+    multiple_of, multiplier = _feed_forward(config)
+    params: dict[str, Any] = {"dim": config.hidden_size}
+    if multiplier is not None:
+        params["ffn_dim_multiplier"] = multiplier
+    params |= {"multiple_of": multiple_of, "n_heads": config.num_attention_heads}
+    if config.num_key_value_heads != config.num_attention_heads:
+        params["n_kv_heads"] = config.num_key_value_heads
+    params |= {"n_layers": config.num_hidden_layers, "norm_eps": config.rms_norm_eps}
+    if config.rope_theta != 10000.0:
+        params["rope_theta"] = config.rope_theta
+    if config.rope_scaling is not None:
+        params["use_scaled_rope"] = True
+    return params | {"vocab_size": config.vocab_size}
+
+
+def _check_expressible(config: LlamaConfig) -> None:
+    scaling = config.rope_scaling
+    llama3 = scaling is not None and (
+        scaling["rope_type"], scaling.get("low_freq_factor"), scaling.get("high_freq_factor"),
+        scaling.get("original_max_position_embeddings"),
+    ) == ("llama3", 1.0, 4.0, 8192)  # fmt: skip
+    for wrong, what in (
+        (config.attention_bias or config.mlp_bias, "biases"),
+        (config.hidden_act != "silu", f"the activation {config.hidden_act!r}"),
+        (
+            config.head_dim * config.num_attention_heads != config.hidden_size,
+            f"heads {config.head_dim} wide, {config.num_attention_heads} of them, over a width of {config.hidden_size}",
+        ),
+        (scaling is not None and not llama3, f"rope_scaling {scaling}"),
+    ):
+        if wrong:
+            raise CheckpointError(f"the model has {what}, which Meta's format cannot express; convert to hf or gguf")
+
+
+def _feed_forward(config: LlamaConfig) -> tuple[int, float | None]:
+    """A `multiple_of` and an `ffn_dim_multiplier` that give the model's feed-forward width."""
+    dim, width = config.hidden_size, config.intermediate_size
+    base = int(2 * (4 * dim) / 3)
+    for multiple_of, multiplier in (*_MULTIPLES, (1, (width + 0.5) / base)):
+        if feed_forward_width(dim, multiple_of, multiplier) == width:
+            return multiple_of, multiplier
+    raise CheckpointError(f"no ffn_dim_multiplier gives the feed-forward width {width} at width {dim}")

@@ -1,0 +1,143 @@
+"""`puna convert`: a model in another layout or type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from puna.cli import options
+from puna.cli.terminal import command, print_json, size, stderr_console
+from puna.errors import RequestError
+
+if TYPE_CHECKING:
+    from puna.checkpoint.convert import Plan
+    from puna.conversion import Converted
+
+_BAR = 24
+
+
+@command
+def convert(
+    src: Annotated[Path, typer.Argument(help="A folder of Hugging Face's or Meta's, or a GGUF file.")],
+    dst: Annotated[Path, typer.Argument(help="A new folder, or for GGUF a new file.")],
+    to: Annotated[str | None, typer.Option(help="hf, meta or gguf. [default: gguf with --quantize, else hf]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the source's]")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="A format of GGUF such as q8_0, or a mix such as Q4_K_M.")
+    ] = None,
+    shard_size: Annotated[str, typer.Option(help="Most bytes of a safetensors file.")] = "5GB",
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Number of files instead; Meta's splits of matrices.")
+    ] = None,
+    kv_heads: Annotated[int | None, typer.Option(min=1, help="Pool key-value heads to this number.")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="A text that shows the quantiser which inputs matter.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=1, help="Rows of embedding and head.")] = None,
+    pad_vocab_to: Annotated[int | None, typer.Option(min=1, help="Round those rows up to a multiple.")] = None,
+    llama_version: Annotated[
+        str | None, typer.Option(help="Release of Meta's files: 1, 2, code, 3, 3.1, 3.2, 3.3. [default: found]")
+    ] = None,
+    instruct: Annotated[bool, typer.Option(help="Add Llama 3's chat template to Meta's files.")] = False,
+    tokenizer_only: Annotated[bool, typer.Option("--tokenizer-only", help="Convert no weights.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read back, compare, and measure the change in NLL.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> None:
+    """Write a model in another layout or type, or quantised: any of Hugging Face, Meta and GGUF into any.
+
+    The result appears under its name once it is whole. Repeat a command that was killed to go on with it.
+    """
+    from puna import conversion
+    from puna.checkpoint.convert.run import LAYOUTS
+
+    layout = next((one for one in LAYOUTS if one == to), None)
+    if to is not None and layout is None:
+        raise RequestError(f"--to is {to!r}; it must be one of {', '.join(LAYOUTS)}")
+    if tokenizer_only:
+        notes = conversion.convert_tokenizer(src, dst, layout, instruct=instruct, overwrite=overwrite)
+        if json:
+            print_json({"target": str(dst), "notes": notes})
+        else:
+            typer.echo("\n".join([*notes, f"tokenizer written to {dst}"]))
+        return
+    with _watched(quiet=json, verify=verify) as (on_plan, progress):
+        done = conversion.convert(
+            src, dst, to=layout, dtype=dtype, quantize=quantize, shard_size=shard_size, shards=shards,
+            kv_heads=kv_heads, calibrate=calibrate, vocab_size=vocab_size, pad_vocab_to=pad_vocab_to, verify=verify,
+            overwrite=overwrite, llama_version=llama_version, instruct=instruct, threads=threads, on_plan=on_plan,
+            progress=progress,
+        )  # fmt: skip
+    if json:
+        print_json(done.to_dict())
+    else:
+        _show(done)
+
+
+@contextmanager
+def _watched(quiet: bool, verify: bool) -> Iterator[tuple[Callable[[Plan], None], Callable[[int], None]]]:
+    """Shows the plan, then a bar where somebody watches."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = stderr_console()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("Converting", total=None)
+
+        def on_plan(plan: Plan) -> None:
+            if not quiet:
+                for line in _plan(plan):
+                    typer.echo(line, err=True)
+            bar.update(task, total=plan.bytes * (2 if verify else 1))
+
+        yield on_plan, lambda count: bar.advance(task, count)
+
+
+def _plan(plan: Plan) -> Iterator[str]:
+    yield f"{plan.source} ({plan.kind}) -> {plan.target} ({plan.layout})"
+    before, after = _counted(plan.before), _counted(plan.formats)
+    yield f"tensors    {before}" + (f" -> {after}" if before != after else "")
+    names = [file["name"] for file in plan.files]
+    listed = ", ".join(names if len(names) < 4 else [names[0], "...", names[-1]])
+    yield f"writes     {size(plan.bytes)} in {len(names)} file(s): {listed}"
+    if plan.finished:
+        yield f"finished   {size(plan.finished)} by an earlier run, which this one goes on with"
+    yield f"disk       {size(plan.free)} free"
+    yield f"memory     about {size(plan.memory)}"
+    for note in plan.notes:
+        yield f"note       {note}"
+
+
+def _show(done: Converted) -> None:
+    conversion = done.conversion
+    for note in conversion.notes:
+        typer.secho(f"note: {note}", fg="yellow")
+    if conversion.errors:
+        typer.echo("relative error of what was rounded, by kind of tensor:")
+        most = max(conversion.errors.values())
+        for kind, error in conversion.errors.items():
+            typer.echo(f"  {kind:<34} {error:8.4%}  {'█' * max(1, round(_BAR * error / most))}")
+    if conversion.verified is not None:
+        typer.echo(f"verified   {conversion.verified} tensors read back as intended")
+    if nll := done.nll:
+        change = nll["after"] - nll["before"]
+        typer.echo(
+            f"NLL        {nll['before']:.4f} -> {nll['after']:.4f} nats per token ({change:+.4f}, "
+            f"{change / nll['before']:+.2%}) on {nll['tokens']:.0f} tokens"
+        )
+    plan = conversion.plan
+    typer.echo(
+        f"{plan.target}: {size(plan.bytes)} in {conversion.seconds:.1f} s "
+        f"({size(int((plan.bytes - plan.finished) / max(conversion.seconds, 1e-3)))}/s)"
+    )
+
+
+def _counted(formats: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(formats.items(), key=lambda item: -item[1]))

@@ -1,0 +1,140 @@
+"""`puna.convert`: any LLaMA checkpoint into any other, and what that does to the model's predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from puna.checkpoint import locate_model
+from puna.checkpoint.convert import Conversion, Options, Plan, convert_checkpoint, convert_tokenizer
+from puna.checkpoint.loading import open_checkpoint
+from puna.errors import PunaError, RequestError
+
+if TYPE_CHECKING:
+    from puna.checkpoint.convert.run import Layout
+    from puna.checkpoint.convert.to_gguf import Importance
+
+_SAMPLE_TOKENS = 512
+
+
+@dataclass
+class Converted:
+    """What `convert` did.
+
+    Attributes:
+        conversion: the files written, and how far their numbers are from the source's.
+        nll: with `verify`, mean negative log-likelihood in nats per token of a sample text, "before" and "after", and
+            the number of "tokens"; empty where it was not measured.
+        notes: what the user should know.
+    """
+
+    conversion: Conversion
+    nll: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return self.conversion.to_dict() | {"nll": self.nll, "notes": self.notes}
+
+
+def convert(
+    source: str | Path | None,
+    target: str | Path,
+    *,
+    to: Layout | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    shard_size: int | str = "5GB",
+    shards: int | None = None,
+    kv_heads: int | None = None,
+    calibrate: str | Path | None = None,
+    vocab_size: int | None = None,
+    pad_vocab_to: int | None = None,
+    verify: bool = False,
+    overwrite: bool = False,
+    llama_version: str | None = None,
+    instruct: bool = False,
+    threads: int | None = None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Converted:
+    """Writes a model in another layout or type. The result appears once it is whole; a killed run can be repeated.
+
+    Args:
+        source: a folder in Hugging Face's or Meta's layout, a GGUF file, or None for the default model. Which of them
+            is found from the content.
+        target: a new folder, or for GGUF a new file.
+        to: "hf", "meta" or "gguf"; None means gguf with `quantize`, else hf.
+        dtype: "float32", "float16" or "bfloat16"; None keeps the source's (and gives quantised weights as float32,
+            which holds what they mean exactly).
+        quantize: a format or mix of GGUF, such as "q8_0" or "Q4_K_M", in any case of letters.
+        shard_size: most bytes of a file in Hugging Face's layout: a number, or a string such as "5GB".
+        shards: the number of files instead; in Meta's layout, the ways that matrices are split.
+        kv_heads: pool key and value heads, group by group, to this number.
+        calibrate: a text; the quantiser weighs errors by how large the inputs of each matrix are on it.
+        vocab_size: rows of embedding and head: cut, or filled up with their mean.
+        pad_vocab_to: round the number of rows up to a multiple.
+        verify: read everything back and compare, and measure the change in negative log-likelihood.
+        overwrite: replace what is at `target`.
+        llama_version: the release of Meta's files ("1", "2", "code", "3", "3.1", "3.2", "3.3"), where they do not show
+            it: it gives the context.
+        instruct: give Llama 3's chat template to a tokenizer of Meta's files, which have none.
+        threads: of the quantiser; None means one per physical core.
+        on_plan: called with what will happen before anything is written.
+        progress: called with the bytes written or read back since its last call.
+
+    Raises:
+        ModelNotFoundError: there is no model at `source`.
+        CheckpointError: the source is damaged, or cannot be expressed as asked.
+        StorageError: there is no space or permission, or something at `target` already.
+    """
+    place = locate_model(source)
+    options = Options(
+        to, dtype, quantize, shard_size, shards, kv_heads, vocab_size, pad_vocab_to, instruct, threads
+    )  # fmt: skip
+    if calibrate is not None and quantize is None:
+        raise RequestError("calibrate weighs the errors of a quantiser; give a format with quantize too")
+    checkpoint = open_checkpoint(place, llama_version)
+    done = Converted(
+        convert_checkpoint(
+            checkpoint,
+            target,
+            options,
+            importance=None if calibrate is None else _importance(place, Path(calibrate), threads),
+            verify=verify,
+            overwrite=overwrite,
+            on_plan=on_plan,
+            progress=progress,
+        )
+    )
+    done.notes = [*done.conversion.plan.notes, *done.conversion.notes]
+    if verify and checkpoint.head == "lm":
+        try:
+            done.nll = _compare_nll(place, Path(target), threads)
+        except PunaError as exc:
+            done.notes.append(f"the change in negative log-likelihood was not measured: {exc}")
+    return done
+
+
+def _compare_nll(before: Path, after: Path, threads: int | None) -> dict[str, float]:
+    from puna.llm import LLM
+
+    text = resources.files("puna").joinpath("sample.txt").read_text("utf-8")
+    ids = LLM(before, threads=threads).tokenizer.encode(text)[:_SAMPLE_TOKENS]
+    found = {
+        name: float(np.mean(LLM(path, threads=threads).nll(ids)))
+        for name, path in (("before", before), ("after", after))
+    }
+    return found | {"tokens": float(len(ids) - 1)}
+
+
+def _importance(model: Path, text: Path, threads: int | None) -> Importance:
+    raise NotImplementedError
+
+
+__all__ = ["Converted", "convert", "convert_tokenizer"]

@@ -1,0 +1,94 @@
+"""Writing GGUF version 3: typed metadata, the tensors' descriptions, then their bytes, streamed one piece at a time.
+
+What is written is what `gguf.py` reads; the types of the values are those llama.cpp's own files have.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.errors import CheckpointError
+from puna.files import atomic_write
+from puna.formats.new_tensor import NewTensor
+
+ALIGNMENT = 32
+"""Each tensor starts at a multiple of this many bytes of the data: the format's default."""
+
+Value = bool | int | float | str | Sequence[str] | NDArray[Any]
+
+_NAME_LIMIT = 64
+"""GGML_MAX_NAME: llama.cpp refuses longer tensor names."""
+
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+_ELEMENTS = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "u8": 10, "i8": 11, "f8": 12}
+"""GGUF's numbers of NumPy's element types."""
+
+
+def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[NewTensor]) -> None:
+    """Writes a file, holding one piece of a tensor at a time; it appears under its name once it is whole.
+
+    Args:
+        metadata: whole numbers become uint32 (uint64 where they need it), other numbers float32; a NumPy array keeps
+            its element type, a list is one of strings.
+        tensors: in the order of their bytes.
+
+    Raises:
+        CheckpointError: a name twice or too long, or data that does not fit its shape.
+    """
+    header = gguf_header(metadata, tensors)
+    with atomic_write(path) as file:
+        file.write(header)
+        for tensor in tensors:
+            for piece in tensor.pieces():
+                file.write(piece)
+            file.write(bytes(-tensor.size % ALIGNMENT))
+
+
+def gguf_header(metadata: Mapping[str, Value], tensors: Sequence[NewTensor]) -> bytes:
+    """Everything before the tensors' bytes, padded to where they start."""
+    names = [tensor.name for tensor in tensors]
+    long = next((name for name in names if len(name.encode()) >= _NAME_LIMIT), None)
+    if long is not None or len(set(names)) != len(names):
+        raise CheckpointError(
+            f"tensor name {long!r} has {_NAME_LIMIT} bytes or more, which GGUF does not hold"
+            if long is not None
+            else f"{len(names)} tensors under {len(set(names))} names; each tensor needs its own"
+        )
+    parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        parts += [_string(key), _value(value)]
+    sizes = [-(-tensor.size // ALIGNMENT) * ALIGNMENT for tensor in tensors]
+    for tensor, offset in zip(tensors, itertools.accumulate(sizes, initial=0), strict=False):
+        innermost_first = tensor.shape[::-1]
+        parts.append(_string(tensor.name))
+        parts.append(struct.pack(f"<I{len(innermost_first)}Q", len(innermost_first), *innermost_first))
+        parts.append(struct.pack("<IQ", tensor.format.ggml_id, offset))
+    size = sum(map(len, parts))
+    return b"".join([*parts, bytes(-size % ALIGNMENT)])
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _value(value: Value) -> bytes:
+    if isinstance(value, bool):
+        return struct.pack("<I?", _BOOL, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value) if 0 <= value < 2**32 else struct.pack("<IQ", 10, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _string(value)
+    if isinstance(value, np.ndarray):
+        kind = _BOOL if value.dtype == np.bool_ else _ELEMENTS[value.dtype.str[1:]]
+        return struct.pack("<IIQ", _ARRAY, kind, len(value)) + value.astype(value.dtype.newbyteorder("<")).tobytes()
+    return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_string, value))
