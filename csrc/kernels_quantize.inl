@@ -86,14 +86,16 @@ PUNA_INLINE void best_line(const Search& block, const float* x, const float* w, 
         sx = sx + wx;
         sxx = sxx + wx * here;
     }
-    const V16 span = high - low, spread = where_above(span, broadcast(kTiny), span, one);
+    const V16 span = high - low, some = broadcast(kTiny);
     V16 best = broadcast(3e38f), best_scale = over(span, top), best_low = low;
     for (int step = 0; step <= block.steps; ++step) {
+        // Levels are counted from the best minimum so far, which approaches the best of all.
+        const V16 here_span = high - best_low, spread = where_above(here_span, some, here_span, one);
         const V16 inverse = over(broadcast(block.levels + block.first + block.step * static_cast<float>(step)), spread);
         V16 sl = zero, sll = zero, slx = zero;
         for (int i = 0; i < block.size; ++i) {
             const V16 here = load(x + i * kLanes);
-            const V16 l = limited(rounded((here - low) * inverse), zero, top), wl = load(w + i * kLanes) * l;
+            const V16 l = rounded(limited((here - best_low) * inverse, zero, top)), wl = load(w + i * kLanes) * l;
             sl = sl + wl;
             sll = sll + wl * l;
             slx = slx + wl * here;
@@ -110,8 +112,8 @@ PUNA_INLINE void best_line(const Search& block, const float* x, const float* w, 
         best_low = where_above(best, error, new_low, best_low);
         best = lower(best, error);
     }
-    store(scale, where_above(span, broadcast(kTiny), best_scale, zero));
-    store(least, zero - where_above(span, broadcast(kTiny), best_low, low));
+    store(scale, where_above(span, some, best_scale, zero));
+    store(least, zero - where_above(span, some, best_low, low));
 }
 
 // The nearest level of iq4_nl: each threshold passed adds the way to the next level.
@@ -170,7 +172,23 @@ static void take_levels(const float* x, int size, const float* least, const floa
     }
 }
 
-// The same for iq4_nl: numbers of levels.
+// The weighted squared error of sixteen blocks whose levels are the nearest ones, -zero .. top - zero times `step` less
+// `least`.
+static void measure_error(const float* x, const float* w, int size, const float* least, const float* step, int zero,
+                          int top, float* out) {
+    const V16 none = broadcast(0.0f), add = load(least), by = load(step);
+    const V16 inverse = where_above(magnitude(by), none, over(broadcast(1.0f), by), none);
+    const V16 low = broadcast(static_cast<float>(-zero)), high = broadcast(static_cast<float>(top - zero));
+    V16 error = none;
+    for (int i = 0; i < size; ++i) {
+        const V16 here = load(x + i * kLanes) + add;
+        const V16 off = rounded(limited(here * inverse, low, high)) * by - here;
+        error = error + load(w + i * kLanes) * (off * off);
+    }
+    store(out, error);
+}
+
+// Numbers of iq4_nl's levels, as take_levels.
 static void take_table_levels(const float* x, int size, const float* inverse, uint8_t* out) {
     const V16 times = load(inverse), one = broadcast(1.0f), zero = broadcast(0.0f);
     for (int i = 0; i < size; ++i) {

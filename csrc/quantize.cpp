@@ -43,7 +43,7 @@ constexpr Recipe kRecipes[] = {
     {kQ5_1, {K::kSpan, 32, 31}, Weights::kNone, {K::kBestLine, 32, 31, 36, -0.9f, 0.05f, true}, 0, 31},
     {kIQ4_NL, {K::kTable, 32, 127, 7, 0, 1}, Weights::kSquare, {K::kTable, 32, 127, 7, 0, 1}, 0, 15},
     {kQ2_K, {K::kBestLine, 16, 3, 15, -0.5f, 0.1f}, Weights::kMagnitude, {K::kBestLine, 16, 3, 36, -0.9f, 0.05f}, 0, 3},
-    {kQ3_K, {K::kBestScale, 16, 4, 9, 0, 0.1f}, Weights::kSquare, {K::kBestScale, 16, 4, 9, 0, 0.1f}, 4, 7},
+    {kQ3_K, {K::kBestScale, 16, 4, 9, 0, 0.1f}, Weights::kTypical, {K::kBestScale, 16, 4, 9, 0, 0.1f}, 4, 7},
     {kQ4_K, {K::kBestLine, 32, 15, 20, -1, 0.1f}, Weights::kTypical, {K::kBestLine, 32, 15, 36, -0.9f, 0.05f}, 0, 15},
     {kQ5_K,
      {K::kBestLine, 32, 31, 15, -0.5f, 0.1f},
@@ -96,6 +96,9 @@ uint16_t share_unit(const float* scale, const float* weight, int count, int low,
     for (int b = 0; b < count; ++b) out[b] = nearest(inverse * scale[b], -low, high);
     return half;
 }
+
+// The largest of the small numbers that scales become in a K format; where they have signs, the least is -1 less.
+int highest_small(Format format) { return format == kQ2_K ? 15 : format == kQ3_K ? 31 : format == kQ6_K ? 127 : 63; }
 
 void put_nibbles(const uint8_t* level, uint8_t* out) {
     for (int i = 0; i < 16; ++i) out[i] = static_cast<uint8_t>((level[i] & 15) | level[i + 16] << 4);
@@ -158,6 +161,11 @@ Quantizer::Quantizer(const Kernels& kernels, const Layout& from, const Layout& t
 
 bool Quantizer::row(const uint8_t* from, uint8_t* out) {
     if (!kernels_.read_floats(from_.format, from, cols_, x_.data())) return false;
+    if (importance_) {
+        double power = 0.0;
+        for (const float x : x_) power += static_cast<double>(x) * x;
+        power_ = static_cast<float>(power / static_cast<double>(cols_) * (to_.values == kSuper ? 2 : 1));
+    }
     Group group;
     group.recipe = find_recipe(to_.format);
     group.search = importance_ ? &group.recipe->weighted : &group.recipe->plain;
@@ -182,13 +190,15 @@ void Quantizer::weigh(Group& group, int64_t first) const {
         for (int b = 0; b < kGroup; ++b) power[b] += group.x[i * kGroup + b] * group.x[i * kGroup + b];
     std::fill(group.total, group.total + kGroup, 0.0f);
     for (int b = 0; b < kGroup; ++b) power[b] /= static_cast<float>(size);
+    const bool alone = group.recipe->format == kIQ4_NL;  // ggml weighs its blocks by their own power
     for (int i = 0; i < size; ++i)
         for (int b = 0; b < kGroup; ++b) {
+            const float whole = alone ? 2.0f * power[b] : power_;
             const float x = group.x[i * kGroup + b];
             float weight = 1.0f;
             if (importance_) {
                 const float column = importance_padded_[static_cast<size_t>(first + b * size + i)];
-                weight = group.recipe->format == kQ6_K ? column : column * std::sqrt(2.0f * power[b] + x * x);
+                weight = group.recipe->format == kQ6_K ? column : column * std::sqrt(whole + x * x);
             } else if (kind == Weights::kSquare) {
                 weight = x * x;
             } else if (kind == Weights::kMagnitude) {
@@ -201,6 +211,36 @@ void Quantizer::weigh(Group& group, int64_t first) const {
         }
 }
 
+// Rounded one by one, a block's scale and minimum need not be the best pair: their neighbours are tried too.
+void Quantizer::refine(Group& group) const {
+    const int size = group.search->size, per = kSuper / size;
+    const bool lines = group.search->kind == K::kBestLine;
+    const int high = highest_small(to_.format), low = lines ? 0 : -high - 1;
+    int small[kGroup], small_least[kGroup];
+    std::copy(group.small, group.small + kGroup, small);
+    std::copy(group.small_least, group.small_least + kGroup, small_least);
+    float best[kGroup];
+    std::fill(best, best + kGroup, HUGE_VALF);
+    for (int way = 0; way < (lines ? 9 : 3); ++way) {
+        const int by = (way % 3 + 1) % 3 - 1, below = (way / 3 + 1) % 3 - 1;  // 0, 1, -1: what there is comes first
+        int here[kGroup], least_here[kGroup];
+        float step[kGroup], least[kGroup], error[kGroup];
+        for (int b = 0; b < kGroup; ++b) {
+            here[b] = std::min(high, std::max(low, small[b] + by));
+            least_here[b] = lines ? std::min(high, std::max(0, small_least[b] + below)) : 0;
+            step[b] = from_half(group.unit[b / per]) * static_cast<float>(here[b]);
+            least[b] = from_half(group.least_unit[b / per]) * static_cast<float>(least_here[b]);
+        }
+        kernels_.measure_error(group.x, group.weight, size, least, step, group.recipe->zero, group.recipe->top, error);
+        for (int b = 0; b < kGroup; ++b)
+            if (error[b] < best[b]) {
+                best[b] = error[b];
+                group.small[b] = here[b];
+                group.small_least[b] = least_here[b];
+            }
+    }
+}
+
 // Rounds scales as the format stores them, takes the levels they give, and writes the blocks.
 void Quantizer::pack(Group& group, uint8_t* out) const {
     const int size = group.search->size, per = kSuper / size;
@@ -210,12 +250,14 @@ void Quantizer::pack(Group& group, uint8_t* out) const {
     for (int s = 0; super && s < kGroup / per; ++s) {
         const int at = s * per;
         const bool lines = group.search->kind == K::kBestLine;
-        const int high = format == kQ2_K ? 15 : lines ? 63 : format == kQ3_K ? 31 : 127;
+        const int high = highest_small(format);
         group.unit[s] =
             share_unit(group.scale + at, group.total + at, per, lines ? 0 : high + 1, high, group.small + at);
         if (lines)
-            group.least_unit[s] = share_unit(group.least + at, group.total + at, per, 0, high, group.small_least + at);
+            group.least_unit[s] =
+                share_unit(group.least + at, group.total + at, per, 0, high, group.small_least + at);
     }
+    if (super) refine(group);
     uint16_t half[kGroup], half_least[kGroup];
     float add[kGroup];
     for (int b = 0; b < kGroup; ++b) {

@@ -25,6 +25,7 @@ class Quantizer {
     struct Group;
 
     void weigh(Group& group, int64_t first) const;
+    void refine(Group& group) const;
     void pack(Group& group, uint8_t* out) const;
 
     const Kernels& kernels_;
@@ -33,6 +34,7 @@ class Quantizer {
     int64_t cols_;
     const float* importance_;
     std::vector<float> x_, importance_padded_;
+    float power_ = 0;  // mean square of the row; twice that in the K formats, as ggml weighs
 };
 
 // Quantises a tensor; throws when a value is not finite or an importance is negative or not finite.

@@ -107,6 +107,9 @@ def _plan(plan: Plan) -> Iterator[str]:
     names = [file["name"] for file in plan.files]
     listed = ", ".join(names if len(names) < 4 else [names[0], "...", names[-1]])
     yield f"writes     {size(plan.bytes)} in {len(names)} file(s): {listed}"
+    if plan.fallbacks:
+        kinds = ", ".join(sorted(set(plan.fallbacks.values())))
+        yield f"fallbacks  {len(plan.fallbacks)} matrices, whose rows do not fit the mix, take {kinds} (--json: which)"
     if plan.finished:
         yield f"finished   {size(plan.finished)} by an earlier run, which this one goes on with"
     yield f"disk       {size(plan.free)} free"

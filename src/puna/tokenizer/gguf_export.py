@@ -139,7 +139,7 @@ def _pipeline(tokenizer: LlamaTokenizerFast) -> dict[str, Value]:
 def _characters(
     tokenizer: LlamaTokenizerFast, tokens: list[str], merges: list[list[str]], added: Mapping[int, AddedToken]
 ) -> dict[str, Value]:
-    """A SentencePiece vocabulary of which only tokenizer.json is left: pieces score by the first merge that makes them."""
+    """A SentencePiece vocabulary of which only tokenizer.json is left: a piece scores by its first merge."""
     rank: dict[str, int] = {}
     for number, pair in enumerate(merges):
         rank.setdefault("".join(pair), number)

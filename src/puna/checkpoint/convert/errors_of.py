@@ -10,7 +10,7 @@ import numpy as np
 
 from puna.checkpoint.convert.rows import Rows, values
 
-_SAMPLE = 64
+_SAMPLE = 16
 """Rows of each tensor that are compared."""
 
 _LAYER = re.compile(r"^model\.layers\.\d+\.")

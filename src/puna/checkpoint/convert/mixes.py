@@ -44,7 +44,7 @@ MIXES: dict[str, Mix] = {mix.name.lower(): mix for mix in _TABLE}
 
 _SAME = {"q3_K": "q3_K_M", "q4_K": "q4_K_M", "q5_K": "q5_K_M"}
 
-FALLBACK = {"q2_K": "iq4_nl", "q3_K": "iq4_nl", "q4_K": "q5_0", "q5_K": "q5_1", "q6_K": "q8_0"}
+FALLBACK = {"q2_K": "q4_0", "q3_K": "q4_0", "q4_K": "q5_0", "q5_K": "q5_1", "q6_K": "q8_0"}
 """For rows that are no multiple of 256: llama.cpp's (`tensor_type_fallback`)."""
 
 _PLAIN = "f16"
@@ -63,16 +63,18 @@ def find_mix(name: str) -> Mix:
     return mix
 
 
-def choose(mix: Mix, name: str, columns: int, config: LlamaConfig, weighted: bool = False) -> BlockFormat:
-    """The format of the matrix that Hugging Face calls `name`.
+def choose(
+    mix: Mix, name: str, columns: int, config: LlamaConfig, weighted: bool = False
+) -> tuple[BlockFormat, BlockFormat]:
+    """The format of the matrix that Hugging Face calls `name`, and the one it should have: rows may not fit that.
 
     Args:
         weighted: whether the quantiser knows how much each column matters (`--calibrate`).
     """
-    chosen = _wanted(mix, name, config, weighted)
+    wanted = chosen = _wanted(mix, name, config, weighted)
     if columns % FORMATS[chosen].values:
         chosen = FALLBACK.get(chosen, _PLAIN)
-    return FORMATS[chosen if columns % FORMATS[chosen].values == 0 else _PLAIN]
+    return FORMATS[chosen if columns % FORMATS[chosen].values == 0 else _PLAIN], FORMATS[wanted]
 
 
 def _wanted(mix: Mix, name: str, config: LlamaConfig, weighted: bool) -> str:
@@ -124,7 +126,7 @@ def _down(kind: str, main: str, layer: int, layers: int, weighted: bool) -> str:
     if kind == "q2_K_S":
         return "q4_K" if early else main
     if kind == "q3_K_M":
-        return "q5_K" if layer < layers // 16 else "q4_K" if _more_bits(layer, layers) else "q3_K"
+        return "q5_K" if layer < layers // 16 else "q4_K"
     if kind == "q3_K_L" or (early and (kind == "q4_K_S" or (kind == "iq4_nl" and not weighted))):
         return "q5_K"
     if kind in ("q4_K_M", "q5_K_M") and _more_bits(layer, layers):

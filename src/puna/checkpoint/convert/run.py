@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from puna.checkpoint.convert import errors_of
+from puna.checkpoint.convert.ahead import made_ahead
 from puna.checkpoint.convert.mixes import find_mix
 from puna.checkpoint.convert.model import Model, changed, find_dtype, opened
 from puna.checkpoint.convert.rows import PIECE, Rows, pieces
@@ -68,7 +69,8 @@ class Plan:
         bytes: of all of them; `finished`: of those that an interrupted run has written already.
         free: bytes free on the disk they go to.
         memory: bytes the process will take, about.
-        formats: number of tensors in each format, as stored and as they will be.
+        before, formats: number of tensors in each format, as stored and as they will be.
+        fallbacks: formats of matrices whose rows do not fit the one that the mix wants, by name.
         notes: what changes, and what the user might not expect.
     """
 
@@ -83,6 +85,7 @@ class Plan:
     memory: int
     before: dict[str, int]
     formats: dict[str, int]
+    fallbacks: dict[str, str]
     notes: list[str]
 
 
@@ -149,7 +152,8 @@ def convert_checkpoint(
         done = Conversion(plan)
         for file in made.files:
             if file in waiting:
-                file.write(place / file.name, [_counted(tensor, progress) for tensor in file.tensors])
+                with made_ahead(file.tensors) as tensors:
+                    file.write(place / file.name, [_counted(tensor, progress) for tensor in tensors])
             else:
                 progress(file.bytes)
         if options.layout != "gguf":
@@ -241,6 +245,7 @@ def _plan(model: Model, goal: Path, options: Options, made: Target, waiting: lis
         memory=_INTERPRETER + min(8 * PIECE, 2 * largest) + 4 * PIECE,
         before=_count(model.tensors.values()),
         formats=_count(made.tensors.values()),
+        fallbacks=dict(made.fallbacks),
         notes=_notes(model, made),
     )
 

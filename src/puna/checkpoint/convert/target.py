@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -33,11 +33,13 @@ class Target:
         files: the big files.
         finish: writes the small ones into the folder, and returns what the user should know.
         tensors: what a reader will find under Hugging Face's names, in their order of rows.
+        fallbacks: formats of matrices whose rows do not fit the format they should have, by name.
     """
 
     files: tuple[NewFile, ...]
     finish: Callable[[Path], list[str]]
     tensors: Mapping[str, Rows]
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
 
 
 def new_tensor(name: str, rows: Rows, first: int = 0, last: int | None = None) -> NewTensor:

@@ -43,13 +43,16 @@ def gguf_target(
         raise CheckpointError(f"the model's head is {model.head!r}; GGUF files of LLaMAs hold language models only")
     config = model.config
     tensors: dict[str, Rows] = {}
+    fallbacks: dict[str, str] = {}
     new: list[NewTensor] = []
     for hf, _ in expected_tensors(config, "lm"):
         rows = model.tensors[hf]
         if len(rows.shape) == 1:
             stored: Rows = rows if rows.format.name == "f32" else Cast(rows, FORMATS["f32"])
         elif mix is not None:
-            form = choose(mix, hf, rows.shape[1], config, importance is not None)
+            form, wanted = choose(mix, hf, rows.shape[1], config, importance is not None)
+            if form != wanted:
+                fallbacks[hf] = form.name
             stored = _formatted(rows, form, (importance or {}).get(hf), threads)
         else:
             stored = rows if dtype is None else _formatted(rows, dtype, None, threads)
@@ -62,7 +65,7 @@ def gguf_target(
     quantised = any(rows.format.values > 1 for rows in tensors.values())
     metadata = gguf_metadata(model, _file_type(model, tensors, dtype, mix), quantised)
     file = NewFile(name, tuple(new), lambda path, some: write_gguf(path, metadata, some))
-    return Target((file,), lambda folder: [], tensors)
+    return Target((file,), lambda folder: [], tensors, fallbacks)
 
 
 def _formatted(rows: Rows, form: BlockFormat, importance: NDArray[np.float32] | None, threads: int | None) -> Rows:
