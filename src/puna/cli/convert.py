@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _BAR = 24
 
+_Watchers = tuple[Callable[["Plan"], None], Callable[[int], None], Callable[[float], None]]
+
 
 @command
 def convert(
@@ -66,12 +68,12 @@ def convert(
         else:
             typer.echo("\n".join([*notes, f"tokenizer written to {dst}"]))
         return
-    with _watched(quiet=json, verify=verify) as (on_plan, progress):
+    with _watched(quiet=json, verify=verify) as (on_plan, progress, calibrating):
         done = conversion.convert(
             src, dst, to=layout, dtype=dtype, quantize=quantize, shard_size=shard_size, shards=shards,
             kv_heads=kv_heads, calibrate=calibrate, vocab_size=vocab_size, pad_vocab_to=pad_vocab_to, verify=verify,
             overwrite=overwrite, llama_version=llama_version, instruct=instruct, threads=threads, on_plan=on_plan,
-            progress=progress,
+            progress=progress, calibrating=calibrating,
         )  # fmt: skip
     if json:
         print_json(done.to_dict())
@@ -80,8 +82,8 @@ def convert(
 
 
 @contextmanager
-def _watched(quiet: bool, verify: bool) -> Iterator[tuple[Callable[[Plan], None], Callable[[int], None]]]:
-    """Shows the plan, then a bar where somebody watches."""
+def _watched(quiet: bool, verify: bool) -> Iterator[_Watchers]:
+    """Shows the plan, and bars where somebody watches."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = stderr_console()
@@ -95,9 +97,12 @@ def _watched(quiet: bool, verify: bool) -> Iterator[tuple[Callable[[Plan], None]
             if not quiet:
                 for line in _plan(plan):
                     typer.echo(line, err=True)
-            bar.update(task, total=plan.bytes * (2 if verify else 1))
+            bar.update(task, description="Converting", total=plan.bytes * (2 if verify else 1))
 
-        yield on_plan, lambda count: bar.advance(task, count)
+        def calibrating(share: float) -> None:
+            bar.update(task, description=f"Reading the calibration text, {share:.0%}")
+
+        yield on_plan, lambda count: bar.advance(task, count), calibrating
 
 
 def _plan(plan: Plan) -> Iterator[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import threading
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from puna.native.tensors import Tensor, load_tensor, packed_bytes, quantized_for
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 """Types of cached keys and values, and ggml's numbers of them."""
+
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 _PIECES = 8
 """Most runs of tokens with frequencies of their own in one native call: each needs a table as long as its context."""
@@ -105,6 +108,35 @@ class NativeBackend:
         seconds = (ctypes.c_double * len(PHASES))()
         self._library.puna_model_profile(self._model, seconds)
         return dict(zip(PHASES, seconds, strict=True))
+
+    @contextmanager
+    def observing(self) -> Iterator[Callable[[], dict[str, NDArray[np.float64]]]]:
+        """While it lasts, forward passes note what each matrix reads; the function given tells what they noted so far.
+
+        That is, under Hugging Face's name of each matrix, (inputs,): the squares of each input, summed over tokens.
+        The head (`lm_head.weight`, also when tied) sees only tokens that want logits.
+        """
+        config = self.config
+        width, heads = config.hidden_size, config.num_attention_heads * config.head_dim
+        sizes = (width, heads, width, config.intermediate_size)
+        squares = np.zeros(config.num_hidden_layers * sum(sizes) + width)
+        readers = (_QKV, ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
+
+        def noted() -> dict[str, NDArray[np.float64]]:
+            found: dict[str, NDArray[np.float64]] = {}
+            at = 0
+            for layer in range(config.num_hidden_layers):
+                for names, size in zip(readers, sizes, strict=True):
+                    part = squares[at : at + size].copy()
+                    found |= {f"model.layers.{layer}.{name}.weight": part for name in names}
+                    at += size
+            return found | {"lm_head.weight": squares[at:].copy()}
+
+        self._library.puna_model_observe(self._model, squares.ctypes.data)
+        try:
+            yield noted
+        finally:
+            self._library.puna_model_observe(self._model, None)
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).

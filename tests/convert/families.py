@@ -1,0 +1,163 @@
+"""Every family's shape in Meta's layout, narrow and shallow, with its true number of shards; written by torch.save.
+
+Slices and the order of rotary rows are spelled out here as Hugging Face's conversion script and Meta's fairscale layers
+have them, so that reading and writing them is all that puna does.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published model, with heads `width` wide: `params` are those of its params.json but for the sizes."""
+
+    name: str
+    heads: int
+    kv: int | None
+    shards: int
+    version: str
+    dtype: torch.dtype = torch.float16
+    vocab: int = 320
+    width: int = 8
+    multiple_of: int = 32
+    multiplier: float | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dim(self) -> int:
+        return self.heads * self.width
+
+    @property
+    def kv_heads(self) -> int:
+        return self.kv or self.heads
+
+    @property
+    def ffn(self) -> int:
+        hidden = int(2 * (4 * self.dim) / 3)
+        hidden = int(self.multiplier * hidden) if self.multiplier else hidden
+        return self.multiple_of * ((hidden + self.multiple_of - 1) // self.multiple_of)
+
+    @property
+    def is_llama3(self) -> bool:
+        return self.version.startswith("3")
+
+    def params_json(self, layers: int) -> dict[str, Any]:
+        found = {"dim": self.dim, "multiple_of": self.multiple_of, "n_heads": self.heads, "n_layers": layers}
+        if self.kv:
+            found["n_kv_heads"] = self.kv
+        if self.multiplier:
+            found["ffn_dim_multiplier"] = self.multiplier
+        return found | {"vocab_size": self.vocab if self.is_llama3 else -1, "norm_eps": 1e-5} | self.params
+
+
+_3: dict[str, Any] = {"vocab": 128256, "width": 2, "dtype": torch.bfloat16, "multiple_of": 16}
+_THETA, _SCALED = {"rope_theta": 500000.0}, {"rope_theta": 500000.0, "use_scaled_rope": True}
+
+FAMILIES = [
+    Family("llama1-7b", 32, None, 1, "1", params={"norm_eps": 1e-6}),
+    Family("llama1-13b", 40, None, 2, "1", params={"norm_eps": 1e-6}),
+    Family("llama1-30b", 52, None, 4, "1", params={"norm_eps": 1e-6}),
+    Family("llama1-65b", 64, None, 8, "1"),
+    Family("llama2-7b", 32, None, 1, "2", torch.bfloat16),
+    Family("llama2-13b", 40, None, 2, "2", torch.bfloat16),
+    Family("llama2-70b", 64, 8, 8, "2", torch.bfloat16, multiplier=1.3, multiple_of=128),
+    Family("code-7b", 32, None, 1, "code", torch.bfloat16, vocab=336, params={"rope_theta": 1e6}),
+    Family("code-34b", 64, 8, 4, "code", torch.bfloat16, multiplier=1.0, params={"rope_theta": 1e6}),
+    Family("code-70b", 64, 8, 8, "code", torch.bfloat16, vocab=336, multiplier=1.3, multiple_of=128,
+           params={"rope_theta": 1e6}),
+    Family("llama3-8b", 32, 8, 1, "3", multiplier=1.3, params=_THETA, **_3),
+    Family("llama3-70b", 64, 8, 8, "3", multiplier=1.3, params=_THETA, **_3),
+    Family("llama3.1-405b", 128, 8, 8, "3.1", multiplier=1.2, params=_SCALED, **_3),
+    Family("llama3.1-405b-mp16", 128, 8, 16, "3.1", multiplier=1.2, params=_SCALED, **_3),
+    Family("llama3.2-1b", 32, 8, 1, "3.2", multiplier=1.5, params=_SCALED, **_3),
+    Family("llama3.2-3b", 24, 8, 1, "3.2", multiplier=1.0, params=_SCALED, **_3),
+    Family("llama3.3-70b", 64, 8, 8, "3.3", multiplier=1.3, params=_SCALED, **_3),
+]  # fmt: skip
+
+TIED = ("llama3.2-1b", "llama3.2-3b")
+
+
+def hf_tensors(family: Family, layers: int = 2, seed: int = 0) -> Tensors:
+    """Random weights under Hugging Face's names; a tied head is a copy, as in Meta's files."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(family.dtype)
+
+    kv = family.kv_heads * family.width
+    tensors = {"model.embed_tokens.weight": draw(family.vocab, family.dim), "model.norm.weight": draw(family.dim)}
+    tied = family.name in TIED
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone() if tied else draw(family.vocab, family.dim)
+    for layer in range(layers):
+        at = f"model.layers.{layer}."
+        tensors |= {
+            f"{at}input_layernorm.weight": draw(family.dim),
+            f"{at}self_attn.q_proj.weight": draw(family.dim, family.dim),
+            f"{at}self_attn.k_proj.weight": draw(kv, family.dim),
+            f"{at}self_attn.v_proj.weight": draw(kv, family.dim),
+            f"{at}self_attn.o_proj.weight": draw(family.dim, family.dim),
+            f"{at}post_attention_layernorm.weight": draw(family.dim),
+            f"{at}mlp.gate_proj.weight": draw(family.ffn, family.dim),
+            f"{at}mlp.up_proj.weight": draw(family.ffn, family.dim),
+            f"{at}mlp.down_proj.weight": draw(family.dim, family.ffn),
+        }
+    return tensors
+
+
+def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """The inverse of `permute` in convert_llama_weights_to_hf.py."""
+    rows, columns = weight.shape
+    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
+
+
+def meta_shards(family: Family, tensors: Tensors) -> list[Tensors]:
+    """What each consolidated file holds: fairscale's column- and row-parallel slices."""
+    count = family.shards
+    shards: list[Tensors] = [{} for _ in range(count)]
+
+    def put(name: str, weight: torch.Tensor, axis: int | None) -> None:
+        for number, shard in enumerate(shards):
+            shard[name] = weight.clone() if axis is None else weight.chunk(count, axis)[number].clone()
+
+    def put_heads(name: str, weight: torch.Tensor) -> None:
+        heads = weight.view(family.kv_heads, family.width, -1)
+        for number, shard in enumerate(shards):
+            if count <= family.kv_heads:
+                shard[name] = weight.chunk(count, 0)[number].clone()
+            else:  # fewer heads than shards: each is held by several
+                shard[name] = heads[number * family.kv_heads // count].clone()
+
+    put("tok_embeddings.weight", tensors["model.embed_tokens.weight"], 0 if family.is_llama3 else 1)
+    put("norm.weight", tensors["model.norm.weight"], None)
+    put("output.weight", tensors["lm_head.weight"], 0)
+    for layer in range(sum(name.endswith("o_proj.weight") for name in tensors)):
+        hf, meta = f"model.layers.{layer}.", f"layers.{layer}."
+        put(meta + "attention_norm.weight", tensors[hf + "input_layernorm.weight"], None)
+        put(meta + "ffn_norm.weight", tensors[hf + "post_attention_layernorm.weight"], None)
+        put(meta + "attention.wq.weight", interleave(tensors[hf + "self_attn.q_proj.weight"], family.heads), 0)
+        put_heads(meta + "attention.wk.weight", interleave(tensors[hf + "self_attn.k_proj.weight"], family.kv_heads))
+        put_heads(meta + "attention.wv.weight", tensors[hf + "self_attn.v_proj.weight"])
+        put(meta + "attention.wo.weight", tensors[hf + "self_attn.o_proj.weight"], 1)
+        put(meta + "feed_forward.w1.weight", tensors[hf + "mlp.gate_proj.weight"], 0)
+        put(meta + "feed_forward.w3.weight", tensors[hf + "mlp.up_proj.weight"], 0)
+        put(meta + "feed_forward.w2.weight", tensors[hf + "mlp.down_proj.weight"], 1)
+    return shards
+
+
+def write_meta(folder: Path, family: Family, tensors: Tensors) -> Path:
+    """A folder as Meta's downloads are laid out."""
+    folder.mkdir()
+    layers = sum(name.endswith("o_proj.weight") for name in tensors)
+    (folder / "params.json").write_text(json.dumps(family.params_json(layers)))
+    for number, shard in enumerate(meta_shards(family, tensors)):
+        torch.save(shard | {"rope.freqs": torch.ones(4)}, folder / f"consolidated.{number:02}.pth")
+    return folder

@@ -1,0 +1,253 @@
+"""GGUF files written: read back by ours, by the package gguf, and by llama.cpp where `make peers` has put it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf import quants
+
+from puna import LlamaConfig, LlamaTokenizer, convert, load_tokenizer
+from puna.checkpoint import open_checkpoint
+from puna.checkpoint.convert.mixes import MIXES, choose, find_mix
+from puna.errors import CheckpointError, TokenizerError
+from puna.formats.blocks import FORMATS
+from puna.formats.gguf import open_gguf
+from tests.checkpoint.tiny import llama_cpp_permute, tiny_config, tiny_tensors, write_folder
+from tests.conftest import ROOT
+from tests.tokenizer.vocabularies import random_texts, train_sentencepiece
+
+PEER = ROOT / ".peers" / "llama" / "bin" / "python"
+
+QUANTISED = [name for name, form in FORMATS.items() if form.values > 1]
+
+
+def bits(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    tensors = open_checkpoint(path).tensors
+    return {name: (w.format.name, w.shape, np.array(w.rows()).tobytes()) for name, w in tensors.items()}
+
+
+def tiny(folder: Path, **changes: Any) -> Path:
+    """A Hugging Face folder with rows of 256, and a SentencePiece tokenizer of 420 pieces."""
+    config = tiny_config(
+        vocab_size=420, hidden_size=256, intermediate_size=512, num_attention_heads=16, num_key_value_heads=4, **changes
+    )
+    write_folder(folder, config, {name: t * 0.05 for name, t in tiny_tensors(config).items()})
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("gguf") / "tiny")
+
+
+def test_hf_to_gguf_to_hf(model: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "m.gguf", to="gguf", verify=True)
+    convert(tmp_path / "m.gguf", tmp_path / "hf", to="hf", verify=True)
+    assert bits(model) == bits(tmp_path / "m.gguf") == bits(tmp_path / "hf")
+    before, after = LlamaConfig.from_pretrained(model), LlamaConfig.from_pretrained(tmp_path / "hf")
+    apart = {"dtype", "torch_dtype", "eos_token_id", "bos_token_id"}
+    kept = {key: value for key, value in before.to_dict().items() if key not in apart}
+    assert kept == {key: value for key, value in after.to_dict().items() if key not in apart}
+
+
+def test_the_package_gguf_reads_the_same(model: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "m.gguf", quantize="Q4_K_M")
+    read = gguf.GGUFReader(tmp_path / "m.gguf")
+    assert read.fields["general.architecture"].contents() == "llama"
+    assert read.fields["general.file_type"].contents() == 15
+    assert read.fields["llama.attention.head_count_kv"].contents() == 4
+    assert len(read.fields["tokenizer.ggml.tokens"].contents()) == 420
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    theirs = {tensor.name: tensor for tensor in read.tensors}
+    for name, weight in open_checkpoint(tmp_path / "m.gguf").tensors.items():
+        found = theirs[str(table.get_name(name, try_suffixes=(".weight", ".bias")))]
+        wanted = weight.to_float32()
+        heads = 16 if ".q_proj." in name else 4 if ".k_proj." in name else 0
+        wanted = llama_cpp_permute(wanted, heads) if heads else wanted
+        assert np.array_equal(quants.dequantize(found.data, found.tensor_type).reshape(wanted.shape), wanted), name
+
+
+ROPES: list[dict[str, Any] | None] = [
+    None,
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 16.0, "beta_slow": 2.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 1.5},
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 8192},
+    {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 64},
+    {"rope_type": "longrope", "short_factor": [1 + i / 8 for i in range(8)], "long_factor": [2.0 + i for i in range(8)],
+     "original_max_position_embeddings": 32, "attention_factor": 1.25},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"] if rope else "default")
+def test_rope_scaling_survives(rope: dict[str, Any] | None, tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "hf", rope_scaling=rope, rope_theta=500000.0)
+    convert(folder, tmp_path / "m.gguf", to="gguf")
+    found = open_checkpoint(tmp_path / "m.gguf").config
+    wanted = LlamaConfig.from_pretrained(folder)
+    assert found.rope_theta == wanted.rope_theta
+    before, after = wanted.rope_scaling or {}, found.rope_scaling or {}
+    before.pop("factor" if before.get("rope_type") == "longrope" else "", None)  # which only says the attention factor
+    for key, value in before.items():
+        assert after[key] == (value if isinstance(value, str) else pytest.approx(value)), key
+
+
+def test_what_gguf_cannot_say(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "hf", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    with pytest.raises(CheckpointError, match="'dynamic' changes with each text's length"):
+        convert(folder, tmp_path / "m.gguf", to="gguf")
+    gelu = tiny(tmp_path / "gelu", hidden_act="gelu")
+    with pytest.raises(CheckpointError, match="hidden_act is 'gelu'"):
+        convert(gelu, tmp_path / "m.gguf", to="gguf")
+    config = tiny_config(vocab_size=400, num_labels=3, architectures=["LlamaForSequenceClassification"])
+    scored = write_folder(tmp_path / "scored", config, tiny_tensors(config, "classification"))
+    with pytest.raises(CheckpointError, match="head is 'classification'"):
+        convert(scored, tmp_path / "m.gguf", to="gguf")
+    (gelu / "tokenizer.model").unlink()
+    (gelu / "config.json").write_text((gelu / "config.json").read_text().replace("gelu", "silu"))
+    with pytest.raises(TokenizerError, match=r"neither tokenizer\.json nor tokenizer\.model"):
+        convert(gelu, tmp_path / "m.gguf", to="gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_classification_head_is_carried(tmp_path: Path) -> None:
+    config = tiny_config(vocab_size=400, num_labels=3, architectures=["LlamaForSequenceClassification"])
+    scored = write_folder(tmp_path / "scored", config, tiny_tensors(config, "classification"), bin=True)
+    convert(scored, tmp_path / "out", to="hf", dtype="bfloat16")
+    found = open_checkpoint(tmp_path / "out")
+    assert found.head == "classification" and found.config.num_labels == 3
+    assert found.tensors["score.weight"].format.name == "bf16"
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "added", "bytes"])
+def test_tokenizers_give_the_same_ids(kind: str, tmp_path: Path, tiny_model: Path) -> None:
+    source = tiny_model
+    if kind != "bytes":
+        source = tiny(tmp_path / "hf")
+        tokenizer = LlamaTokenizer.from_pretrained(source, legacy=True)
+        if kind == "added":
+            config = tiny_config(vocab_size=430)
+            source = write_folder(tmp_path / "wide", config, tiny_tensors(config))
+            tokenizer.add_tokens(["<|tool|>"], special_tokens=True)
+            tokenizer.add_tokens(["llama-llama"])
+            tokenizer.save_pretrained(source)
+    convert(source, tmp_path / "m.gguf", to="gguf")
+    before, after = load_tokenizer(source), load_tokenizer(tmp_path / "m.gguf")
+    rows = open_checkpoint(tmp_path / "m.gguf").config.vocab_size
+    assert len(open_gguf(tmp_path / "m.gguf").metadata["tokenizer.ggml.tokens"]) == rows
+    for text in random_texts(200):
+        assert before.encode(text) == after.encode(text), text
+    assert before.chat_template == after.chat_template
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "hf")
+    with pytest.raises(TokenizerError, match="420 tokens and the embedding 400 rows"):
+        convert(folder, tmp_path / "m.gguf", to="gguf", vocab_size=400)
+
+
+@pytest.mark.parametrize("name", sorted({mix.name for mix in MIXES.values()} - {"f32", "f16", "bf16"}))
+def test_every_mix(name: str, model: Path, tmp_path: Path) -> None:
+    done = convert(model, tmp_path / "m.gguf", quantize=name.upper(), verify=True)
+    file = open_gguf(tmp_path / "m.gguf")
+    assert file.metadata["general.file_type"] == find_mix(name).file_type
+    assert done.conversion.verified == len(open_checkpoint(model).tensors)
+    most = {"q2": 0.35, "q3": 0.2, "q4": 0.1, "iq": 0.1, "q5": 0.05, "q6": 0.025, "q8": 0.01}[name[:2].lower()]
+    assert done.conversion.errors and all(0 < error < most for error in done.conversion.errors.values())
+    assert done.nll["tokens"] > 100 and abs(done.nll["after"] - done.nll["before"]) < 0.1
+
+
+def test_mixes_choose_as_llama_cpp() -> None:
+    config = LlamaConfig(num_hidden_layers=32, num_key_value_heads=8)
+    at = "model.layers.{}.self_attn.v_proj.weight"
+    down = "model.layers.{}.mlp.down_proj.weight"
+
+    def of(mix: str, name: str, columns: int = 4096, weighted: bool = False) -> str:
+        return choose(find_mix(mix), name, columns, config, weighted)[0].name
+
+    assert [of("Q4_K_M", at.format(i)) for i in (0, 3, 4, 6, 9, 28)] == ["q6_K", "q6_K", "q4_K", "q6_K", "q6_K", "q6_K"]
+    assert of("q4_k_s", at.format(3)) == "q5_K" and of("q4_k_s", at.format(4)) == "q4_K"
+    assert of("Q3_K_M", at.format(1)) == "q5_K" and of("Q3_K_M", at.format(2)) == "q4_K"
+    assert of("Q3_K_M", down.format(1)) == "q5_K" and of("Q3_K_M", down.format(20)) == "q4_K"
+    assert of("q4_0", down.format(0), weighted=True) == "q4_1" and of("q4_0", down.format(0)) == "q4_0"
+    assert of("q4_0", "lm_head.weight") == "q6_K" and of("q8_0", "lm_head.weight") == "q8_0"
+    assert of("q4_0", "lm_head.weight", 576) == "q8_0" and of("Q4_K_M", at.format(4), 576) == "q5_0"
+    assert of("Q4_K_M", at.format(4), 40) == "f16"
+    with pytest.raises(CheckpointError, match="q9_X"):
+        find_mix("q9_X")
+
+
+def test_calibration_lowers_the_error_that_matters(model: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The llama lives in the high grassland. " * 200)
+    plain = convert(model, tmp_path / "p.gguf", quantize="q3_K", verify=True)
+    told = convert(model, tmp_path / "c.gguf", quantize="q3_K", verify=True, calibrate=text)
+    assert bits(tmp_path / "p.gguf") != bits(tmp_path / "c.gguf")
+    changes = [abs(done.nll["after"] - done.nll["before"]) for done in (plain, told)]
+    assert changes[1] < 2 * changes[0] + 0.01
+    with pytest.raises(ValueError, match="give a text of 128 or more"):
+        short = tmp_path / "short.txt"
+        short.write_text("llama")
+        convert(model, tmp_path / "x.gguf", quantize="q3_K", calibrate=short)
+    with pytest.raises(ValueError, match="give a format with quantize"):
+        convert(model, tmp_path / "x.gguf", to="gguf", calibrate=text)
+
+
+def test_what_is_quantised_already_is_not_quantised_silently(model: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "q8.gguf", quantize="q8_0")
+    kept = convert(tmp_path / "q8.gguf", tmp_path / "same.gguf", to="gguf")
+    assert bits(tmp_path / "q8.gguf") == bits(tmp_path / "same.gguf") and not kept.notes
+    again = convert(tmp_path / "q8.gguf", tmp_path / "q4.gguf", quantize="q4_0")
+    assert "quantised again" in again.notes[0]
+    back = convert(tmp_path / "q8.gguf", tmp_path / "hf", to="hf")
+    assert back.conversion.plan.formats == {"f32": 21}
+    for name, weight in open_checkpoint(tmp_path / "hf").tensors.items():
+        assert np.array_equal(weight.to_float32(), open_checkpoint(tmp_path / "q8.gguf").tensors[name].to_float32())
+
+
+_LLAMA_CPP = """
+import json, sys
+import numpy as np
+from llama_cpp import Llama
+path, texts = sys.argv[1], json.loads(sys.argv[2])
+model = Llama(path, n_ctx=256, logits_all=True, verbose=False, n_threads=2)
+ids = [model.tokenize(text.encode(), add_bos=True, special=True) for text in texts]
+model.eval(ids[0])
+print(json.dumps({"ids": ids, "logits": np.array(model.scores[: len(ids[0])]).tolist()}))
+"""
+
+
+@pytest.mark.skipif(not PEER.exists(), reason="llama.cpp is installed by `make peers`")
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16", *QUANTISED, "Q4_K_M"])
+def test_llama_cpp_loads_it(name: str, model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    if FORMATS.get(name, FORMATS["q4_K"]).values == 1:
+        convert(model, file, to="gguf", dtype=name)
+    else:
+        convert(model, file, quantize=name)
+    texts = [
+        "The llama lives in the high grassland; 1234567 llamas do.",
+        "  def walk(steps):\n\treturn 2",
+        "été 日本 🦙",
+    ]
+    run = subprocess.run(
+        [str(PEER), "-c", _LLAMA_CPP, str(file), json.dumps(texts)], capture_output=True, text=True, check=True
+    )
+    theirs = json.loads(run.stdout.splitlines()[-1])
+    tokenizer = load_tokenizer(file)
+    assert theirs["ids"] == [tokenizer.encode(text) for text in texts]
+    from puna import LLM
+
+    ours = LLM(file).logits(theirs["ids"][0])
+    wanted = np.array(theirs["logits"])
+    error = np.sqrt(((ours - wanted) ** 2).mean() / (wanted**2).mean())
+    assert error < (1e-2 if FORMATS.get(name, FORMATS["q4_K"]).values == 1 else 3e-2)

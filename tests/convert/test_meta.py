@@ -1,0 +1,207 @@
+"""Meta's layout, read and written, for every family: against torch.save, torch.load and safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from puna import LlamaConfig, convert
+from puna.checkpoint import open_checkpoint
+from puna.checkpoint.convert.to_meta import published_shards
+from puna.checkpoint.meta_params import Params, feed_forward_width, params_from_config, release
+from puna.errors import CheckpointError
+
+from .families import FAMILIES, TIED, Family, Tensors, hf_tensors, meta_shards, write_meta
+
+SMALL = FAMILIES[2]  # four shards, and heads that do not divide evenly by eight
+
+
+def same(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name].view(torch.uint8), other[name].view(torch.uint8))
+        for name in one
+    )
+
+
+def load_hf(folder: Path) -> Tensors:
+    found: Tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= safetensors.torch.load_file(file)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_meta_to_hf_to_meta(family: Family, tmp_path: Path) -> None:
+    tensors = hf_tensors(family)
+    source = write_meta(tmp_path / "meta", family, tensors)
+    # Some show only in full width, or not at all; the others are found.
+    version = family.version if family.name in ("llama1-65b", *TIED, "llama3.3-70b") else None
+    done = convert(source, tmp_path / "hf", to="hf", llama_version=version, shard_size="20MB")
+    wanted = {name: t for name, t in tensors.items() if name != "lm_head.weight" or family.name not in TIED}
+    assert same(load_hf(tmp_path / "hf"), wanted)
+    config = LlamaConfig.from_pretrained(tmp_path / "hf")
+    contexts = {"1": 2048, "2": 4096, "code": 16384, "3": 8192, "3.1": 131072, "3.2": 131072, "3.3": 131072}
+    assert config.max_position_embeddings == contexts[family.version]
+    assert config.dtype == str(family.dtype).removeprefix("torch.")
+    assert config.num_key_value_heads == family.kv_heads and config.intermediate_size == family.ffn
+    assert config.rope_theta == family.params.get("rope_theta", 10000.0)
+    factor = (config.rope_scaling or {}).get("factor")
+    assert factor == {"3.1": 8.0, "3.2": 32.0, "3.3": 8.0}.get(family.version)
+    assert config.tie_word_embeddings == (family.name in TIED)
+    assert done.conversion.plan.before == done.conversion.plan.formats
+
+    convert(tmp_path / "hf", tmp_path / "back", to="meta", shards=family.shards)
+    files = sorted((tmp_path / "back").glob("*.pth"))
+    for file, shard in zip(files, meta_shards(family, tensors), strict=True):
+        assert same(torch.load(file, weights_only=True, mmap=True), shard)
+    params = json.loads((tmp_path / "back" / "params.json").read_text())
+    given = family.params_json(2)
+    assert feed_forward_width(family.dim, params["multiple_of"], params.get("ffn_dim_multiplier")) == family.ffn
+    for key in ("dim", "n_heads", "n_layers", "norm_eps", "n_kv_heads", "rope_theta", "use_scaled_rope"):
+        assert params.get(key) == given.get(key), key
+
+
+def test_a_meta_folder_is_opened_like_any_other(tmp_path: Path) -> None:
+    from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaForCausalLM as Theirs
+
+    from puna import LlamaForCausalLM
+
+    family = Family("tiny", 8, 4, 2, "2", torch.float32)
+    tensors = hf_tensors(family)
+    folder = write_meta(tmp_path / "meta", family, tensors)
+    ours = LlamaForCausalLM.from_pretrained(folder)
+    theirs = Theirs(TheirConfig(**ours.config.to_dict() | {"attn_implementation": "eager"})).eval()
+    theirs.load_state_dict(tensors, strict=True)
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        assert torch.allclose(ours(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+
+    from puna.backend import Chunk
+    from puna.native import NativeBackend
+
+    checkpoint = open_checkpoint(folder)
+    native = NativeBackend(checkpoint.config, checkpoint.tensors)
+    logits = native.forward([Chunk(0, ids[0].numpy(), 0, 20)])
+    with torch.no_grad():
+        wanted = theirs(ids[:1]).logits[0]
+    assert torch.allclose(torch.from_numpy(logits), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "ffn", "kv", "shards"),
+    [(4096, 11008, 32, 1), (5120, 13824, 40, 2), (6656, 17920, 52, 4), (8192, 22016, 64, 8), (8192, 28672, 8, 8),
+     (8192, 22016, 8, 4), (16384, 53248, 8, 8), (2048, 8192, 8, 1), (3200, 8640, 32, 1)],
+)  # fmt: skip
+def test_shards_as_published(hidden: int, ffn: int, kv: int, shards: int) -> None:
+    heads = {4096: 32, 5120: 40, 6656: 52, 16384: 128, 2048: 32, 3200: 32}.get(hidden, 64)
+    config = LlamaConfig(hidden_size=hidden, intermediate_size=ffn, num_attention_heads=heads, num_key_value_heads=kv)
+    assert published_shards(config) == shards
+    params = params_from_config(config)
+    assert feed_forward_width(hidden, params["multiple_of"], params.get("ffn_dim_multiplier")) == ffn
+
+
+def test_releases_are_told_apart() -> None:
+    def params(dim: int, heads: int, kv: int, eps: float, theta: float = 1e4, scaled: bool = False) -> Params:
+        return Params(dim, 2, heads, kv, kv != heads, 1, eps, theta, scaled, None)
+
+    assert release(params(4096, 32, 32, 1e-6), 32000) == "1"
+    assert release(params(8192, 64, 64, 1e-5), 32000) == "1"  # 65B
+    assert release(params(4096, 32, 32, 1e-5), 32000) == "2"
+    assert release(params(8192, 64, 8, 1e-5), 32000) == "2"
+    assert release(params(4096, 32, 32, 1e-5, 1e6), 32016) == "code"
+    assert release(params(4096, 32, 8, 1e-5, 5e5), 128256) == "3"
+    assert release(params(4096, 32, 8, 1e-5, 5e5, True), 128256) == "3.1"
+    assert release(params(2048, 32, 8, 1e-5, 5e5, True), 128256) == "3.2"
+    assert release(params(3072, 24, 8, 1e-5, 5e5, True), 128256) == "3.2"
+
+
+def damaged(folder: Path, what: str) -> None:
+    shard = folder / "consolidated.02.pth"
+    params = json.loads((folder / "params.json").read_text())
+    if what == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-1000])
+    elif what == "missing in the middle":
+        shard.unlink()
+    elif what == "missing at the end":
+        (folder / "consolidated.03.pth").unlink()
+    elif what == "another model's":
+        torch.save(meta_shards(SMALL, hf_tensors(SMALL, seed=1))[2], shard)
+    elif what == "fewer tensors":
+        held = torch.load(shard, weights_only=True)
+        del held["layers.1.attention.wq.weight"]
+        torch.save(held, shard)
+    elif what == "another type":
+        torch.save({k: v.bfloat16() for k, v in torch.load(shard, weights_only=True).items()}, shard)
+    elif what == "vision":
+        params["vision_chunk_size"] = 448
+    elif what == "no params":
+        (folder / "params.json").unlink()
+        return
+    else:
+        key, value = what.split("=")
+        params[key] = json.loads(value)
+    (folder / "params.json").write_text(json.dumps(params))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("truncated", "truncated or damaged"),
+        ("missing in the middle", "consolidated.02.pth missing"),
+        ("missing at the end", "one is missing"),
+        ("another model's", "differs from that of consolidated.00.pth"),
+        ("fewer tensors", "not as in consolidated.00.pth"),
+        ("another type", "not as in consolidated.00.pth"),
+        ("vision", "vision_chunk_size"),
+        ("no params", "no params.json"),
+        ("n_layers=3", "missing tensors"),
+        ("n_layers=1", "tensors that a LLaMA of this configuration does not have"),
+        ("dim=424", "asks for|must divide"),
+        ("multiple_of=4096", "params.json asks for"),
+        ("vocab_size=999", "says vocab_size 999"),
+        ("norm_eps=-1", "norm_eps is -1"),
+        ("n_kv_heads=7", "num_key_value_heads"),
+        ('dim="wide"', "dim is 'wide'"),
+        ("use_scaled_rope=1", "use_scaled_rope is 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(what: str, message: str, tmp_path: Path) -> None:
+    folder = write_meta(tmp_path / "meta", SMALL, hf_tensors(SMALL))
+    damaged(folder, what)
+    with pytest.raises(ValueError, match=message):
+        convert(folder, tmp_path / "hf", to="hf")
+    assert not (tmp_path / "hf").exists() and sorted(path.name for path in tmp_path.iterdir()) == ["meta"]
+
+
+def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
+    folder = write_meta(tmp_path / "meta", SMALL, hf_tensors(SMALL))
+    proof = tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self):
+            return (os.mkdir, (str(proof),))
+
+    torch.save({"tok_embeddings.weight": Hostile()}, folder / "consolidated.01.pth")
+    with pytest.raises(CheckpointError, match=r"asks for the global .posix\.mkdir"):
+        convert(folder, tmp_path / "hf", to="hf")
+    assert not proof.exists() and not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_bias": True}, "biases"),
+        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"head_dim": 32}, "heads 32 wide"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
+    ],
+)
+def test_what_meta_cannot_express(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        params_from_config(LlamaConfig(hidden_size=64, num_attention_heads=4, intermediate_size=96, **changes))

@@ -1,0 +1,117 @@
+"""Types, pooled heads and resized vocabularies, against torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from puna import LlamaConfig, convert
+from puna.checkpoint import open_checkpoint
+from puna.errors import CheckpointError
+from tests.checkpoint.tiny import Tensors, tiny_config, tiny_tensors, write_folder
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def source(folder: Path, dtype: torch.dtype = torch.float32, **changes: object) -> tuple[Path, Tensors]:
+    config = tiny_config(dtype=dtype, **changes)
+    tensors = {name: tensor.to(dtype) for name, tensor in tiny_tensors(config).items()}
+    return write_folder(folder, config, tensors), tensors
+
+
+def read(folder: Path) -> Tensors:
+    found = {}
+    for name, weight in open_checkpoint(folder).tensors.items():
+        dtype = DTYPES[str(weight.format.torch)]
+        found[name] = torch.from_numpy(np.array(weight.rows())).view(dtype).reshape(weight.shape)
+    return found
+
+
+@pytest.mark.parametrize("before", DTYPES)
+@pytest.mark.parametrize("after", DTYPES)
+def test_types_are_cast_as_torch_casts(before: str, after: str, tmp_path: Path) -> None:
+    folder, tensors = source(tmp_path / "in", DTYPES[before])
+    convert(folder, tmp_path / "out", to="hf", dtype=after, verify=True)
+    found = read(tmp_path / "out")
+    assert all(torch.equal(found[name], tensor.to(DTYPES[after])) for name, tensor in tensors.items())
+    assert LlamaConfig.from_pretrained(tmp_path / "out").dtype == after
+
+
+def test_norms_in_float32_come_back_to_the_models_type(tmp_path: Path) -> None:
+    folder, tensors = source(tmp_path / "in", torch.bfloat16)
+    mixed = {name: t.float() if t.ndim == 1 else t for name, t in tensors.items()}
+    mixed["model.norm.weight"] = mixed["model.norm.weight"] + 1e-4  # not a bfloat16: it must stay as it is
+    write_folder(folder, LlamaConfig.from_pretrained(folder), mixed)
+    convert(folder, tmp_path / "out", to="hf")
+    found = read(tmp_path / "out")
+    assert found["model.norm.weight"].dtype == torch.float32
+    mixed.pop("model.norm.weight")
+    assert all(torch.equal(found[name], tensors[name]) for name in mixed)
+
+
+def test_what_does_not_fit_a_type_is_refused(tmp_path: Path) -> None:
+    folder, tensors = source(tmp_path / "in")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = 70000.0
+    write_folder(folder, LlamaConfig.from_pretrained(folder), tensors)
+    with pytest.raises(CheckpointError, match=r"up_proj\.weight holds the value 70000.*convert to bfloat16"):
+        convert(folder, tmp_path / "out", to="hf", dtype="float16")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(CheckpointError, match="dtype is 'int8'"):
+        convert(folder, tmp_path / "out", to="hf", dtype="int8")
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_heads_are_pooled(heads: int, tmp_path: Path) -> None:
+    folder, tensors = source(tmp_path / "in", num_key_value_heads=4)
+    convert(folder, tmp_path / "out", to="hf", kv_heads=heads)
+    found = read(tmp_path / "out")
+    assert LlamaConfig.from_pretrained(tmp_path / "out").num_key_value_heads == heads
+    for name, tensor in tensors.items():
+        wanted = tensor
+        if ".k_proj." in name or ".v_proj." in name:
+            wanted = tensor.reshape(heads, 4 // heads, 16, -1).double().mean(1).float().reshape(heads * 16, -1)
+        assert torch.allclose(found[name], wanted, rtol=1e-6, atol=1e-7), name
+
+
+def test_pooling_that_cannot_be(tmp_path: Path) -> None:
+    folder, _ = source(tmp_path / "in", num_key_value_heads=4)
+    for heads in (3, 8):
+        with pytest.raises(CheckpointError, match=f"{heads} key-value heads cannot be pooled from 4"):
+            convert(folder, tmp_path / "out", to="hf", kv_heads=heads)
+
+
+@pytest.mark.parametrize(("size", "multiple", "rows"), [(100, None, 100), (None, 64, 128), (90, 8, 96), (50, None, 50)])
+def test_vocabulary_is_resized(size: int | None, multiple: int | None, rows: int, tmp_path: Path) -> None:
+    folder, tensors = source(tmp_path / "in", torch.bfloat16)
+    convert(folder, tmp_path / "out", to="hf", vocab_size=size, pad_vocab_to=multiple, verify=True)
+    found = read(tmp_path / "out")
+    assert LlamaConfig.from_pretrained(tmp_path / "out").vocab_size == rows
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        before, after = tensors[name], found[name]
+        assert after.shape == (rows, 64) and torch.equal(after[:96], before[:rows])
+        if rows > 96:
+            mean = before.double().mean(0).float().bfloat16()
+            assert torch.allclose(after[96:].float(), mean.float().expand(rows - 96, -1), rtol=1e-2)
+
+
+def test_a_vocabulary_without_its_special_tokens_is_refused(tmp_path: Path) -> None:
+    folder, _ = source(tmp_path / "in", eos_token_id=90)
+    with pytest.raises(CheckpointError, match="loses special token 90"):
+        convert(folder, tmp_path / "out", to="hf", vocab_size=80)
+
+
+def test_transformers_computes_the_same(tmp_path: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    folder, _ = source(tmp_path / "in", attention_bias=True, tie_word_embeddings=True)
+    convert(folder, tmp_path / "out", to="hf", shards=3)
+    ids = torch.arange(60).reshape(3, 20)
+    with torch.no_grad():
+        before, after = (
+            LlamaForCausalLM.from_pretrained(path).eval()(ids).logits for path in (folder, tmp_path / "out")
+        )
+    assert torch.allclose(before, after, rtol=1e-5, atol=1e-5)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
