@@ -1,0 +1,155 @@
+"""`puna convert` and the page's own command, as users run them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from puna import LlamaConfig, load_tokenizer
+from puna.checkpoint import open_checkpoint
+from puna.convert_llama_weights_to_hf import main as page_command
+from tests.tokenizer.vocabularies import train_sentencepiece
+
+from .families import FAMILIES, Family, hf_tensors, write_meta
+
+FAMILY = Family("tiny", 16, None, 2, "2", vocab=420)
+
+
+def puna(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "puna", "convert", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def meta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of Meta's with a SentencePiece tokenizer."""
+    folder = write_meta(tmp_path_factory.mktemp("commands") / "meta", FAMILY, hf_tensors(FAMILY))
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece())
+    return folder
+
+
+def test_it_says_what_will_happen_and_what_did(meta: Path, tmp_path: Path) -> None:
+    run = puna(meta, tmp_path / "out", "--to", "hf", "--dtype", "bfloat16", "--verify")
+    assert run.returncode == 0, run.stderr
+    for shown in (
+        "(meta)",
+        "21 f16 -> 21 bf16",
+        "in 1 file(s): model.safetensors",
+        "free",
+        "memory",
+        "context of 4096",
+    ):
+        assert shown in run.stderr
+    assert "verified   21 tensors" in run.stdout and "NLL" in run.stdout and "lm_head.weight" in run.stdout
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "model.safetensors"}
+    text = "The llama lives in the high grassland."
+    assert load_tokenizer(tmp_path / "out").encode(text) == load_tokenizer(meta).encode(text)
+
+
+def test_json_and_gguf_by_default_when_quantised(meta: Path, tmp_path: Path) -> None:
+    run = puna(meta, tmp_path / "m.gguf", "--quantize", "Q4_K_M", "--json")
+    report = json.loads(run.stdout)
+    assert report["plan"]["layout"] == "gguf" and report["plan"]["kind"] == "meta"
+    # rows of 128 are no multiple of 256
+    assert set(report["plan"]["fallbacks"].values()) == {"q5_0", "q8_0"} and report["errors"]["mlp.up_proj.weight"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--to", "onnx"), "--to is 'onnx'; it must be one of hf, meta, gguf"),
+        (("--quantize", "q9"), "format 'q9' is unknown"),
+        (("--quantize", "q8_0", "--to", "hf"), "only GGUF files hold quantised weights"),
+        (("--quantize", "q8_0", "--dtype", "float16"), "only GGUF files hold quantised weights"),
+        (("--dtype", "float8"), "dtype is 'float8'"),
+        (("--to", "gguf", "--shards", "2"), "a GGUF file is one file"),
+        (("--to", "meta", "--shards", "3"), "cannot be divided among 3 shards"),
+        (("--to", "hf", "--shards", "99"), "99 shards of 21 tensors"),
+        (("--shard-size", "many"), "size 'many'"),
+        (("--kv-heads", "5"), "cannot be pooled from 16"),
+        (("--llama-version", "9"), "Llama version '9'"),
+        (("--calibrate", "x.txt"), "give a format with quantize"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[str, ...], message: str, meta: Path, tmp_path: Path) -> None:
+    run = puna(meta, tmp_path / "out", *arguments)
+    assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr, run.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_tokenizer_only(meta: Path, tmp_path: Path) -> None:
+    assert puna(meta, tmp_path / "tok", "--tokenizer-only").returncode == 0
+    assert not list((tmp_path / "tok").glob("*.safetensors"))
+    assert len(load_tokenizer(tmp_path / "tok")) == 420
+    again = puna(meta, tmp_path / "tok", "--tokenizer-only")
+    assert again.returncode == 1 and "exists already" in again.stderr
+    none = puna(tmp_path, tmp_path / "none", "--tokenizer-only")
+    assert none.returncode == 1 and not (tmp_path / "none").exists()
+
+
+def test_the_pages_command(meta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    download = tmp_path / "download"  # Llama 1's: folders of sizes, one tokenizer beside them
+    shutil.copytree(meta, download / "7B")
+    (download / "7B" / "tokenizer.model").rename(download / "tokenizer.model")
+    run = subprocess.run(
+        [sys.executable, "-m", "puna.convert_llama_weights_to_hf", "--input_dir", str(download), "--model_size", "7B",
+         "--output_dir", str(tmp_path / "out"), "--safe_serialization", "True"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert open_checkpoint(tmp_path / "out").config.vocab_size == 420 and len(load_tokenizer(tmp_path / "out")) == 420
+
+    where = ["--input_dir", str(download), "--output_dir"]
+    one = ["--model_size", "7B"]
+    assert page_command([*where, str(tmp_path / "v1"), *one, "--llama_version", "1", "--num_shards", "2"]) == 0
+    assert LlamaConfig.from_pretrained(tmp_path / "v1").max_position_embeddings == 2048
+    assert page_command([*where, str(tmp_path / "tok"), "--model_size", "tokenizer_only"]) == 0
+    assert not list((tmp_path / "tok").glob("*.safetensors"))
+    capsys.readouterr()
+    for arguments, message in (
+        (["--model_size", "13B"], "no params.json there or in 13B; it has 7B"),
+        ([*one, "--num_shards", "8"], "2 shards; --num_shards says 8"),
+        ([*one, "--safe_serialization", "False"], "--safe_serialization false is not supported"),
+        ([*one, "--push_to_hub"], "--push_to_hub is not supported"),
+        ([*one, "--special_tokens", "<a>"], "--special_tokens is not supported"),
+    ):
+        assert page_command([*where, str(tmp_path / "no"), *arguments]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+    with pytest.raises(SystemExit):
+        page_command([*where, str(tmp_path / "no"), *one, "--safe_serialization", "maybe"])
+    assert "'maybe' is neither true nor false" in capsys.readouterr().err
+
+
+def test_llama_3_speaks_its_template_and_stops(tmp_path: Path) -> None:
+    llama_models = pytest.importorskip("llama_models")
+    ranks = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
+    family = next(one for one in FAMILIES if one.name == "llama3.1-405b")
+    folder = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=1))
+    shutil.copy(ranks, folder / "tokenizer.model")
+    assert page_command(["--input_dir", str(folder), "--output_dir", str(tmp_path / "hf"), "--instruct"]) == 0
+    found = open_checkpoint(tmp_path / "hf")
+    assert found.generation_config is not None and found.generation_config.eos_token_id == [128001, 128008, 128009]
+    tokenizer = load_tokenizer(tmp_path / "hf")
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    assert ids[:2] == [128000, 128006] and len(tokenizer) == 128256
+    run = puna(tmp_path / "hf", tmp_path / "back", "--to", "meta", "--json")
+    assert run.returncode == 0 and json.loads(run.stdout)["notes"] == []
+    assert (tmp_path / "back" / "tokenizer.model").read_bytes().split() == ranks.read_bytes().split()
+    run = puna(tmp_path / "hf", tmp_path / "m.gguf", "--to", "gguf", "--quantize", "q8_0")
+    assert run.returncode == 0, run.stderr
+    again = load_tokenizer(tmp_path / "m.gguf")
+    for text in ("Hello, world 12345 don't", "  été\n\n 日本 🦙"):
+        assert again.encode(text) == load_tokenizer(folder).encode(text)
+    from puna.formats.gguf import open_gguf
+
+    keys = open_gguf(tmp_path / "m.gguf").metadata
+    assert keys["tokenizer.ggml.pre"] == "llama-bpe"
+    assert {keys[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")} == {128001, 128008, 128009}

@@ -1,0 +1,210 @@
+"""A conversion that is interrupted, killed, or meets a full disk leaves no half model, and goes on when repeated."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from puna import convert
+from puna.checkpoint import open_checkpoint
+from puna.checkpoint.convert import run as conversion_run
+from puna.checkpoint.convert.staging import partial, partial_folder
+from puna.errors import CheckpointError, StorageError
+from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder
+
+from .families import FAMILIES, hf_tensors, write_meta
+
+COMMAND = (sys.executable, "-m", "puna", "convert")
+
+
+def source(folder: Path) -> Path:
+    config = tiny_config()
+    return write_folder(folder, config, tiny_tensors(config))
+
+
+class StoppedError(Exception):
+    """What stops a conversion in these tests."""
+
+
+def stop_after(count: int) -> Callable[[int], None]:
+    """Progress that raises at its `count`th call."""
+    calls = iter(range(count))
+
+    def progress(written: int) -> None:
+        if next(calls, None) is None:
+            raise StoppedError
+
+    return progress
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_interrupted_run_is_gone_on_with(tmp_path: Path) -> None:
+    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    convert(model, tmp_path / "whole", to="hf", shards=4)
+    with pytest.raises(StoppedError):
+        convert(model, goal, to="hf", shards=4, progress=stop_after(12))
+    assert not goal.exists()
+    held = sorted(path.name for path in partial_folder(goal).iterdir() if path.suffix == ".safetensors")
+    assert 0 < len(held) < 4
+    plans = []
+    convert(model, goal, to="hf", shards=4, on_plan=plans.append)
+    assert 0 < plans[0].finished < plans[0].bytes
+    assert contents(goal) == contents(tmp_path / "whole") and not partial_folder(goal).exists()
+
+
+def test_another_conversion_to_the_same_place_starts_anew(tmp_path: Path) -> None:
+    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    with pytest.raises(StoppedError):
+        convert(model, goal, to="hf", shards=4, progress=stop_after(12))
+    assert partial_folder(goal).exists()
+    plans = []
+    convert(model, goal, to="hf", shards=4, dtype="float16", on_plan=plans.append)
+    assert plans[0].finished == 0
+    assert {weight.format.name for weight in open_checkpoint(goal).tensors.values()} == {"f16"}
+
+
+def test_a_changed_source_starts_anew(tmp_path: Path) -> None:
+    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    with pytest.raises(StoppedError):
+        convert(model, goal, to="hf", shards=4, progress=stop_after(12))
+    config = tiny_config()
+    write_folder(model, config, tiny_tensors(config, seed=1))
+    plans = []
+    convert(model, goal, to="hf", shards=4, on_plan=plans.append, verify=True)
+    assert plans[0].finished == 0
+
+
+def test_nothing_is_left_of_a_run_that_finished_no_file(tmp_path: Path) -> None:
+    model, goal = source(tmp_path / "in"), tmp_path / "deep" / "er" / "out"
+
+    with pytest.raises(StoppedError):
+        convert(model, goal, to="hf", progress=stop_after(0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    with partial(goal, {"other": 1}), pytest.raises(StorageError, match="another process is converting"):
+        convert(model, goal, to="hf")
+
+
+def test_what_is_there_already(tmp_path: Path) -> None:
+    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    goal.mkdir()
+    convert(model, goal, to="hf")  # an empty folder is as good as none
+    before = contents(goal)
+    with pytest.raises(StorageError, match="exists already"):
+        convert(model, goal, to="hf", dtype="float16")
+    assert contents(goal) == before
+    (goal / "notes.txt").write_text("mine")
+    convert(model, goal, to="hf", dtype="float16", overwrite=True)
+    assert "notes.txt" not in contents(goal) and contents(goal) != before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    for bad in (model, model / "model.safetensors"):
+        with pytest.raises(StorageError, match=r"is, or holds, the model|exists already"):
+            convert(model, bad, to="hf", overwrite=True)
+    with pytest.raises(StorageError, match="is a folder; a GGUF file needs a name"):
+        convert(model, goal, to="gguf")
+    with pytest.raises(StorageError, match="give --to gguf"):
+        convert(model, tmp_path / "x.gguf", to="hf")
+
+
+def test_a_disk_too_small_is_seen_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(conversion_run.shutil, "disk_usage", lambda path: usage._replace(free=10**6))
+    with pytest.raises(StorageError, match=r"needs 0\.07 GB more and the disk has 0\.00 GB free"):
+        convert(model, goal, to="hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("layout", ["hf", "meta"])
+def test_a_disk_that_fills_up(layout: str, tmp_path: Path) -> None:
+    """A limit on a file's size fails a write in the middle, as a full disk does."""
+    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    program = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "from puna.__main__ import main; sys.argv = ['puna', *sys.argv[1:]]; main()"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, "convert", str(model), str(goal), "--to", layout],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1 and "cannot be written (File too large)" in run.stderr, run.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_broken_write_is_found_by_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    verify = conversion_run._verify
+
+    def spoil(path: Path, *rest: object) -> int:
+        file = path / "model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-5] ^= 1
+        file.write_bytes(data)
+        return verify(path, *rest)
+
+    monkeypatch.setattr(conversion_run, "_verify", spoil)
+    with pytest.raises(CheckpointError, match="is not as intended"):
+        convert(model, goal, to="hf", verify=True)
+    assert not goal.exists()
+
+
+def test_killed_at_ten_moments(tmp_path: Path) -> None:
+    """`kill -9` at random: there is no model, or a whole one; repeating the command makes it whole."""
+    family = FAMILIES[11]  # Llama 3 70B's shape: eight shards, 33 MB
+    model = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=12))
+    arguments = [str(model), str(tmp_path / "out"), "--to", "hf", "--shards", "9"]
+    started = time.perf_counter()
+    subprocess.run([*COMMAND, *arguments[:1], str(tmp_path / "whole"), *arguments[2:]], check=True, capture_output=True)
+    usual = time.perf_counter() - started
+    whole = contents(tmp_path / "whole")
+    rng = random.Random(5)
+    seen = set()
+    for _ in range(10):
+        process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(usual * rng.uniform(0.3, 1.05))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (tmp_path / "out").exists():
+            found = contents(tmp_path / "out")
+            found.pop(".puna-conversion.json", None)  # killed between the last renaming and tidying up
+            found.pop(".lock", None)
+            assert found == whole
+            shutil.rmtree(tmp_path / "out")
+            seen.add("whole")
+        else:
+            seen.add("none")
+    run = subprocess.run([*COMMAND, *arguments, "--json"], check=True, capture_output=True, text=True)
+    assert contents(tmp_path / "out") == whole
+    assert json.loads(run.stdout)["plan"]["files"]
+    assert "none" in seen and not partial_folder(tmp_path / "out").exists()
+
+
+def test_ctrl_c(tmp_path: Path) -> None:
+    family = FAMILIES[11]
+    model = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=40))
+    process = subprocess.Popen(
+        [*COMMAND, str(model), str(tmp_path / "out"), "--to", "hf", "--dtype", "float32", "--verify"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
