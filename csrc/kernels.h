@@ -144,8 +144,8 @@ struct Kernels {
     void (*search)(const Search& block, const float* x, const float* weights, float* scale, float* least);
     void (*take_levels)(const float* x, int size, const float* least, const float* inverse, int zero, int top,
                         uint8_t* out);
-    void (*measure_error)(const float* x, const float* weights, int size, const float* least, const float* step, int zero,
-                          int top, float* error);
+    void (*measure_error)(const float* x, const float* weights, int size, const float* least, const float* step,
+                          int zero, int top, float* error);
     void (*take_table_levels)(const float* x, int size, const float* inverse, uint8_t* out);
     bool (*read_floats)(int32_t format, const uint8_t* from, int64_t count, float* out);
 

@@ -100,13 +100,15 @@ PUNA_INLINE void best_line(const Search& block, const float* x, const float* w, 
             sll = sll + wl * l;
             slx = slx + wl * here;
         }
-        const V16 below = sw * sll - sl * sl, divisor = where_above(below, zero, below, one);
+        // Where all levels are the same there is no line, and the difference only what rounding leaves.
+        const V16 spread_of_levels = sw * sll, below = spread_of_levels - sl * sl;
+        const V16 noise = spread_of_levels * broadcast(4e-6f), divisor = where_above(below, noise, below, one);
         const V16 free_low = over(sll * sx - sl * slx, divisor), free_scale = over(sw * slx - sx * sl, divisor);
         const V16 bound_scale = over(slx, where_above(sll, zero, sll, one));
         const V16 bound = block.free ? broadcast(3e38f) : zero;
         const V16 new_scale = where_above(free_low, bound, bound_scale, free_scale), new_low = lower(free_low, bound);
         V16 error = sxx - new_scale * slx - new_low * sx;
-        error = where_above(below, zero, error, broadcast(3e38f));
+        error = where_above(below, noise, error, broadcast(3e38f));
         error = where_above(new_scale, zero, error, broadcast(3e38f));
         best_scale = where_above(best, error, new_scale, best_scale);
         best_low = where_above(best, error, new_low, best_low);

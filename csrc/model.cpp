@@ -80,21 +80,22 @@ void Model::pack(Matrix& matrix, const puna_tensor& tensor) {
     const int64_t row_bytes = tensor.cols / to->values * to->bytes;
     Buffer<uint8_t> rounded(from == to ? 0 : static_cast<size_t>(tensor.rows * row_bytes), false);
     const int64_t file_bytes = tensor.cols / from->values * from->bytes;
-    std::atomic<bool> finite{true};
+    std::atomic<const char*> fault{nullptr};
     pool_.each(panels.count(), pool_.grain(panels.count()), [&](int64_t begin, int64_t end) {
         std::optional<Quantizer> quantizer;
         if (from != to) quantizer.emplace(kernels_, *from, *to, tensor.cols, nullptr);
         for (int64_t panel = begin; panel < end; ++panel) {
             for (int64_t row = panel * kPanel; from != to && row < std::min((panel + 1) * kPanel, tensor.rows); ++row) {
                 const int64_t source = tensor.order ? tensor.order[row] : row;
-                if (!quantizer->row(tensor.data + source * file_bytes, rounded.data() + row * row_bytes))
-                    finite = false;
+                const char* const why =
+                    quantizer->row(tensor.data + source * file_bytes, rounded.data() + row * row_bytes);
+                if (why) fault = why;
             }
             pack_panel(panels, panel, from == to ? tensor.data : rounded.data(), from == to ? tensor.order : nullptr,
                        data);
         }
     });
-    if (!finite) throw std::invalid_argument("a weight is not a finite number, so that it cannot be quantised");
+    if (fault) throw std::invalid_argument(std::string("it cannot be quantised: ") + fault.load());
     panels.data = data;
     panels.bias = matrix.bias.empty() ? nullptr : matrix.bias.data();
     matrix.panels = panels;

@@ -20,6 +20,8 @@ namespace puna {
 namespace {
 
 constexpr int kSuper = 256, kGroup = 16;
+constexpr float kLargest = 1e15f;  // what no scale of float16 reaches; squares of what is below stay finite
+constexpr double kUnseen = 1e-6;   // importance of a column that has none, over the mean of all
 
 // How much an error matters where nobody says so: ggml's choices for each format.
 enum class Weights { kNone, kSquare, kMagnitude, kTypical };
@@ -61,6 +63,8 @@ const Recipe* find_recipe(Format format) {
 }
 
 void put(uint8_t* to, uint16_t value) { std::memcpy(to, &value, sizeof value); }
+
+bool infinite(uint16_t half) { return (half & 0x7c00u) == 0x7c00u; }
 
 float inverse_of(float value) { return value != 0.0f ? 1.0f / value : 0.0f; }
 
@@ -156,11 +160,18 @@ Quantizer::Quantizer(const Kernels& kernels, const Layout& from, const Layout& t
     x_.assign(room, 0.0f);
     if (!importance) return;
     importance_padded_.assign(room, 0.0f);
-    std::copy(importance, importance + cols, importance_padded_.begin());
+    double mean = 0.0;
+    for (int64_t k = 0; k < cols; ++k) mean += importance[k];
+    mean /= static_cast<double>(cols);
+    for (int64_t k = 0; k < cols; ++k)  // what does not matter is rounded well all the same
+        importance_padded_[static_cast<size_t>(k)] =
+            static_cast<float>((mean > 0.0 ? importance[k] / mean : 1.0) + kUnseen);
 }
 
-bool Quantizer::row(const uint8_t* from, uint8_t* out) {
-    if (!kernels_.read_floats(from_.format, from, cols_, x_.data())) return false;
+const char* Quantizer::row(const uint8_t* from, uint8_t* out) {
+    if (!kernels_.read_floats(from_.format, from, cols_, x_.data())) return "a value is not a finite number";
+    for (const float x : x_)
+        if (std::fabs(x) > kLargest) return "a value needs a scale beyond float16's 65504";
     if (importance_) {
         double power = 0.0;
         for (const float x : x_) power += static_cast<double>(x) * x;
@@ -176,9 +187,9 @@ bool Quantizer::row(const uint8_t* from, uint8_t* out) {
             for (int i = 0; i < size; ++i) group.x[i * kGroup + b] = x_[static_cast<size_t>(first + b * size + i)];
         weigh(group, first);
         kernels_.search(*group.search, group.x, group.weight, group.scale, group.least);
-        pack(group, out + first / to_.values * to_.bytes);
+        if (!pack(group, out + first / to_.values * to_.bytes)) return "a value needs a scale beyond float16's 65504";
     }
-    return true;
+    return nullptr;
 }
 
 void Quantizer::weigh(Group& group, int64_t first) const {
@@ -242,7 +253,7 @@ void Quantizer::refine(Group& group) const {
 }
 
 // Rounds scales as the format stores them, takes the levels they give, and writes the blocks.
-void Quantizer::pack(Group& group, uint8_t* out) const {
+bool Quantizer::pack(Group& group, uint8_t* out) const {
     const int size = group.search->size, per = kSuper / size;
     const Format format = to_.format;
     const bool super = to_.values == kSuper;
@@ -254,15 +265,17 @@ void Quantizer::pack(Group& group, uint8_t* out) const {
         group.unit[s] =
             share_unit(group.scale + at, group.total + at, per, lines ? 0 : high + 1, high, group.small + at);
         if (lines)
-            group.least_unit[s] =
-                share_unit(group.least + at, group.total + at, per, 0, high, group.small_least + at);
+            group.least_unit[s] = share_unit(group.least + at, group.total + at, per, 0, high, group.small_least + at);
     }
+    for (int s = 0; super && s < kGroup / per; ++s)
+        if (infinite(group.unit[s]) || infinite(group.least_unit[s])) return false;
     if (super) refine(group);
     uint16_t half[kGroup], half_least[kGroup];
     float add[kGroup];
     for (int b = 0; b < kGroup; ++b) {
         half[b] = to_half(group.scale[b]);
-        half_least[b] = to_half(-group.least[b]);
+        half_least[b] = to_half(0.0f - group.least[b]);
+        if (!super && (infinite(half[b]) || infinite(half_least[b]))) return false;
         float step = searched ? from_half(half[b]) : group.scale[b];
         add[b] = searched ? -from_half(half_least[b]) : group.least[b];
         if (super) {
@@ -363,6 +376,7 @@ void Quantizer::pack(Group& group, uint8_t* out) const {
                 break;
         }
     }
+    return true;
 }
 
 void quantize(const Kernels& kernels, int threads, const Layout& from, const Layout& to, const uint8_t* data,
@@ -371,14 +385,14 @@ void quantize(const Kernels& kernels, int threads, const Layout& from, const Lay
         if (!(importance[k] >= 0.0f) || !std::isfinite(importance[k]))
             throw std::invalid_argument("an importance is negative or not a finite number");
     const int64_t wide = cols / from.values * from.bytes, narrow = cols / to.values * to.bytes;
-    std::atomic<bool> finite{true};
+    std::atomic<const char*> fault{nullptr};
     Pool pool(threads);
     pool.each(rows, pool.grain(rows), [&](int64_t begin, int64_t end) {
         Quantizer quantizer(kernels, from, to, cols, importance);
         for (int64_t row = begin; row < end; ++row)
-            if (!quantizer.row(data + row * wide, out + row * narrow)) finite = false;
+            if (const char* const why = quantizer.row(data + row * wide, out + row * narrow)) fault = why;
     });
-    if (!finite) throw std::invalid_argument("a value is not a finite number");
+    if (fault) throw std::invalid_argument(fault.load());
 }
 
 }  // namespace puna

@@ -18,15 +18,15 @@ class Quantizer {
     // `importance`: how much an error in each column matters, [cols], or null; it must live as long.
     Quantizer(const Kernels& kernels, const Layout& from, const Layout& to, int64_t cols, const float* importance);
 
-    // Rounds a row; `cols` is a multiple of the block. False when a value is not finite.
-    bool row(const uint8_t* from, uint8_t* out);
+    // Rounds a row; `cols` is a multiple of the block. What is wrong with a value, or null.
+    const char* row(const uint8_t* from, uint8_t* out);
 
   private:
     struct Group;
 
     void weigh(Group& group, int64_t first) const;
     void refine(Group& group) const;
-    void pack(Group& group, uint8_t* out) const;
+    bool pack(Group& group, uint8_t* out) const;
 
     const Kernels& kernels_;
     const Layout& from_;

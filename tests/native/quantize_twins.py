@@ -1,0 +1,129 @@
+"""Slow, obvious twins of ggml's quantisers for the K formats and iq4_nl (ggml-quants.c): how large their error is.
+
+They give values, not bytes, since only errors are compared. `x` has a block of values that share a scale in each row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """size: values that share a scale; levels: of a block, 0 .. levels or -levels .. levels - 1; small: the largest
+    multiple a scale becomes; steps: scales tried (none: symmetric levels); weigh: weights without importance."""
+
+    size: int
+    levels: int
+    small: int = 0
+    steps: np.ndarray | None = None
+    weigh: str = "square"
+
+
+KINDS = {
+    "iq4_nl": Kind(32, 127),
+    "q2_K": Kind(16, 3, 15, np.arange(-0.5, 1.05, 0.1), "size"),
+    "q3_K": Kind(16, 4, 32, weigh="typical"),
+    "q4_K": Kind(32, 15, 63, np.arange(-1, 1.05, 0.1), "typical"),
+    "q5_K": Kind(32, 31, 63, np.arange(-0.5, 1.05, 0.1), "typical"),
+    "q6_K": Kind(16, 32, 128),
+}
+
+
+def weights(name: str, x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
+    """How much each error matters to the search; x is (rows, columns)."""
+    kind = KINDS[name]
+    if importance is not None and name == "q6_K":
+        return np.broadcast_to(importance, x.shape)
+    if importance is not None:
+        group = x.reshape(len(x), -1, 32 if name == "iq4_nl" else 256)
+        power = np.broadcast_to((group**2).mean(2, keepdims=True), group.shape).reshape(x.shape)
+        return importance * np.sqrt((1 if name == "q2_K" else 2) * power + x**2)
+    if kind.weigh == "square":
+        return x**2
+    typical = np.sqrt((x.reshape(len(x), -1, kind.size) ** 2).mean(2))
+    return np.abs(x) + (kind.weigh == "typical") * np.repeat(typical, kind.size, 1)
+
+
+def rounded(name: str, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
+    """x, (rows, columns), as ggml's search would store it; `weighted`: as it searches where importance is given."""
+    kind = KINDS[name]
+    if weighted and kind.steps is not None:
+        kind = replace(kind, steps=np.arange(-0.9, 0.91, 0.05))
+    blocks, weight = x.reshape(-1, kind.size), w.reshape(-1, kind.size)
+    if kind.steps is not None:
+        return _lines(kind, blocks, weight, weighted).reshape(x.shape)
+    scale = _best_scale(kind, name == "iq4_nl", blocks, weight)
+    if name == "iq4_nl":
+        scale = _half(scale)[:, None]
+        return (scale * _table(blocks * _inverse(scale))).reshape(x.shape)
+    step = _multiples(kind, -kind.small, kind.small - 1, scale, weight, weighted)
+    return (step * np.clip(np.rint(blocks * _inverse(step)), -kind.levels, kind.levels - 1)).reshape(x.shape)
+
+
+def _half(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float16).astype(np.float64)
+
+
+def _inverse(value: np.ndarray) -> np.ndarray:
+    return np.divide(1, value, out=np.zeros_like(value), where=value != 0)
+
+
+def _table(at: np.ndarray) -> np.ndarray:
+    return TABLE[np.searchsorted((TABLE[1:] + TABLE[:-1]) / 2, at)]
+
+
+def _best_scale(kind: Kind, table: bool, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """make_qx_quants, and the search of quantize_row_iq4_nl_impl."""
+    most = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)
+    best, scale = np.zeros(len(x)), np.zeros(len(x))
+    for step in np.arange(-7, 8) if table else np.arange(-9, 10) * 0.1:
+        at = x * (-(kind.levels + step) * _inverse(most))
+        level = _table(at) if table else np.clip(np.rint(at), -kind.levels, kind.levels - 1)
+        lx, ll = (w * level * x).sum(1), (w * level**2).sum(1)
+        found = lx * _inverse(ll)
+        scale = np.where(found * lx > best, found, scale)
+        best = np.maximum(best, found * lx)
+    return scale
+
+
+def _lines(kind: Kind, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
+    """make_qkx2_quants, or make_qkx3_quants, which tries more."""
+    low, high = np.minimum(x.min(1), 0), x.max(1)
+    best, scale, least = np.full(len(x), np.inf), (high - low) / kind.levels, low
+    sw, sx = w.sum(1), (w * x).sum(1)
+    assert kind.steps is not None
+    for step in kind.steps:
+        inverse = (kind.levels + step) * _inverse(high - low)
+        level = np.clip(np.rint(inverse[:, None] * (x - low[:, None])), 0, kind.levels)
+        sl, sll, slx = (w * level).sum(1), (w * level**2).sum(1), (w * level * x).sum(1)
+        below = sw * sll - sl**2
+        new_least = (sll * sx - sl * slx) * _inverse(below)
+        new = np.where(new_least > 0, slx * _inverse(sll), (sw * slx - sx * sl) * _inverse(below))
+        new_least = np.minimum(new_least, 0)
+        error = (w * (new[:, None] * level + new_least[:, None] - x) ** 2).sum(1)
+        error = np.where((below > 1e-9 * sw * sll) & (new > 0), error, np.inf)
+        scale, least = np.where(error < best, new, scale), np.where(error < best, new_least, least)
+        best = np.minimum(best, error)
+    step, add = (_multiples(kind, 0, kind.small, value, w, weighted) for value in (scale, -least))
+    return step * np.clip(np.rint((x + add) * _inverse(step)), 0, kind.levels) - add
+
+
+def _multiples(kind: Kind, low: int, high: int, value: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
+    """Scales as multiples of a part of the largest; where importance is given of the best part (make_qp_quants)."""
+    shared, weight = (one.reshape(-1, 256 // kind.size) for one in (value, w.sum(1)))
+    most = np.take_along_axis(shared, np.abs(shared).argmax(1)[:, None], 1)
+    best, out = np.full((len(shared), 1), np.inf), np.zeros(shared.shape)
+    for step in np.arange(-9, 10) * 0.1 if weighted else [0]:
+        unit = most / ((low or high) + step)
+        whole = np.clip(np.rint(shared * _inverse(unit)), low, high)
+        if weighted:
+            unit = ((weight * shared * whole).sum(1) * _inverse((weight * whole**2).sum(1)))[:, None]
+        error = (weight * (unit * whole - shared) ** 2).sum(1, keepdims=True)
+        out = np.where(error < best, _half(unit) * whole, out)
+        best = np.minimum(error, best)
+    return out.reshape(-1, 1)
