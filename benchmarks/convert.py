@@ -1,0 +1,116 @@
+"""Conversion beside `cp`: a full-width checkpoint with the 65B's shapes, from Meta's layout to Hugging Face's.
+
+    python benchmarks/convert.py FOLDER [--layers 3] [--repeat 3]
+
+writes random weights (float16, 8 shards, 1 GB and 1.6 GB a layer) into FOLDER, then alternates between copying them
+with `cp --reflink=never` and `sync`, and converting them and `sync`; prints medians, the ratio, and the most memory the
+conversion took (VmHWM). The page cache is as each run leaves it. FOLDER needs three times the size; it is left empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from puna.formats.blocks import FORMATS
+from puna.formats.new_tensor import NewTensor
+from puna.formats.torch_zip_writer import write_torch_zip
+
+DIM, HEADS, FFN, VOCABULARY, SHARDS = 8192, 64, 22016, 32000, 8
+_PIECE = 2**22
+
+
+def random_bytes(seed: int, size: int) -> Iterator[np.ndarray]:
+    """float16 numbers between -1 and 1, whatever their bits; norms are the same in every shard."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, size, _PIECE):
+        bits = generator.integers(0, 2**16, min(_PIECE, size - start) // 2, np.uint16)
+        yield (bits & 0xBBFF).view(np.uint8)  # exponents below 1
+
+
+def write_model(folder: Path, layers: int) -> None:
+    """The 65B with fewer layers."""
+    folder.mkdir(parents=True)
+    part = DIM // SHARDS
+    for shard in range(SHARDS):
+        shapes = {"tok_embeddings.weight": (VOCABULARY, part), "norm.weight": (DIM,),
+                  "output.weight": (VOCABULARY // SHARDS, DIM)}  # fmt: skip
+        for n in range(layers):
+            at = f"layers.{n}."
+            shapes |= {f"{at}attention_norm.weight": (DIM,), f"{at}ffn_norm.weight": (DIM,)}
+            shapes |= {f"{at}attention.{name}.weight": (part, DIM) for name in ("wq", "wk", "wv")}
+            shapes |= {f"{at}attention.wo.weight": (DIM, part), f"{at}feed_forward.w2.weight": (DIM, FFN // SHARDS)}
+            shapes |= {f"{at}feed_forward.{name}.weight": (FFN // SHARDS, DIM) for name in ("w1", "w3")}
+        tensors = []
+        for index, (name, shape) in enumerate(shapes.items()):
+            seed = index if len(shape) == 1 else index * SHARDS + shard + 1000
+            size = FORMATS["f16"].size(shape)
+            tensors.append(NewTensor(name, FORMATS["f16"], shape, partial(random_bytes, seed, size)))
+        write_torch_zip(folder / f"consolidated.{shard:02}.pth", tensors)
+    params = {"dim": DIM, "multiple_of": 256, "n_heads": HEADS, "n_layers": layers, "norm_eps": 1e-5, "vocab_size": -1}
+    (folder / "params.json").write_text(json.dumps(params))
+
+
+def timed(arguments: list[str], target: Path) -> tuple[float, str]:
+    """Seconds that a command and `sync` take, and what it printed; the target is removed before."""
+    shutil.rmtree(target, ignore_errors=True)
+    os.sync()
+    started = time.perf_counter()
+    run = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    os.sync()
+    return time.perf_counter() - started, run.stdout
+
+
+_CONVERT = """
+import re, sys
+from puna import convert
+convert(sys.argv[1], sys.argv[2], to="hf")
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+"""
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.model to convert along")
+    given = parser.parse_args()
+    source, copy, made = (given.folder / name for name in ("meta", "copy", "hf"))
+    write_model(source, given.layers)
+    if given.tokenizer:
+        shutil.copy(given.tokenizer, source / "tokenizer.model")
+    size = sum(path.stat().st_size for path in source.iterdir())
+    largest = 2 * max(VOCABULARY, FFN) * DIM
+    copies, conversions, peaks = [], [], []
+    try:
+        for _ in range(given.repeat):
+            copies.append(timed(["cp", "--reflink=never", "-r", str(source), str(copy)], copy)[0])
+            shutil.rmtree(copy)
+            seconds, printed = timed([sys.executable, "-c", _CONVERT, str(source), str(made)], made)
+            conversions.append(seconds)
+            peaks.append(int(printed) * 1024)
+            print(f"cp {copies[-1]:.1f} s, convert {conversions[-1]:.1f} s, peak {peaks[-1] / 1e6:.0f} MB", flush=True)
+    finally:
+        shutil.rmtree(given.folder, ignore_errors=True)
+    ratio = statistics.median(copies) / statistics.median(conversions)
+    print(f"{size / 1e9:.2f} GB: cp {statistics.median(copies):.1f} s, convert {statistics.median(conversions):.1f} s")
+    print(f"speed over that of cp and sync: {ratio:.2f} (wanted 0.60)")
+    print(f"peak memory {max(peaks) / 1e6:.0f} MB; largest tensor {largest / 1e6:.0f} MB, limit "
+          f"{(2 * largest + 200e6) / 1e6:.0f} MB")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
