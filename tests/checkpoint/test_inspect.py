@@ -110,7 +110,7 @@ def test_nothing_and_something_else(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no such file"):
         inspect_checkpoint(tmp_path / "absent")
     report = inspect_checkpoint(tmp_path)
-    assert report.kind is None and "neither a config.json" in report.errors[0]
+    assert report.kind is None and "neither config.json, params.json nor a .gguf file" in report.errors[0]
     torch.save({"a": torch.ones(1)}, tmp_path / "weights.bin")
     report = inspect_checkpoint(tmp_path / "weights.bin")
     assert "lacks its configuration" in report.errors[0]

@@ -23,6 +23,7 @@ NAMES = {
     "LlamaTokenizerFast",
     "PunaError",
     "__version__",
+    "convert",
     "load_tokenizer",
 }
 

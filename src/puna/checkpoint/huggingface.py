@@ -27,7 +27,8 @@ class WeightFiles:
 
 
 def find_weight_files(folder: Path) -> WeightFiles:
-    """The weight files of `folder`, safetensors before torch's, a single file before an index.
+    """The weight files of `folder`, safetensors before torch's, a single file before an index, and
+    where there is neither, the only safetensors file, whatever its name.
 
     Raises:
         CheckpointError: there are none, or the index is damaged or names files that are not in the folder.
@@ -37,6 +38,9 @@ def find_weight_files(folder: Path) -> WeightFiles:
             return WeightFiles((folder / name,))
         if (folder / f"{name}.index.json").exists():
             return _read_index(folder, folder / f"{name}.index.json")
+    others = sorted(folder.glob("*.safetensors"))
+    if len(others) == 1:  # AutoGPTQ named it after the number of bits
+        return WeightFiles((others[0],))
     names = " or ".join(f"{name}[.index.json]" for name in WEIGHT_FILES)
     raise CheckpointError(f"{folder}: no weights: it holds neither {names} nor a .gguf file. Download the folder again")
 

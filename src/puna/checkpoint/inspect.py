@@ -28,9 +28,10 @@ _CACHE_TOKENS = 1000
 _HARMLESS = frozenset(
     {"architectures", "transformers_version", "_name_or_path", "use_default_system_prompt", "attn_implementation",
      "_attn_implementation", "_attn_implementation_autoset", "pruned_heads", "chunk_size_feed_forward",
-     "is_llama_config", "rope_interleaved", "max_length", "max_sequence_length", "license", "author"}
+     "is_llama_config", "quantization_config", "rope_interleaved", "max_length", "max_sequence_length",
+     "license", "author"}
 )  # fmt: skip
-"""Keys of `config.json` beside `LlamaConfig`'s fields that change nothing a LLaMA computes."""
+"""Keys of `config.json` beside `LlamaConfig`'s fields that change nothing a LLaMA computes, or are read elsewhere."""
 
 
 @dataclass
@@ -96,6 +97,9 @@ def inspect_checkpoint(path: str | Path) -> Report:
         return report
     else:
         config, generation, tensors = _folder(report, place)
+        if checkpoint is not None and checkpoint.packing is not None:
+            config, tensors = checkpoint.config, checkpoint.tensors
+            report.container = f"{report.container}, {checkpoint.packing}"
     _weigh(report, tensors)
     if checkpoint is not None:
         report.head = checkpoint.head

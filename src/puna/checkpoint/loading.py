@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from puna.checkpoint.gguf_config import read_gguf_config
 from puna.checkpoint.gguf_rope import FACTOR_TENSORS
+from puna.checkpoint.grouped import join_packed, read_settings
 from puna.checkpoint.huggingface import find_weight_files, read_tensors
 from puna.checkpoint.meta import is_meta_folder, open_meta
 from puna.checkpoint.names import Head, interleaved_rows, is_ignored, to_hf
@@ -18,6 +19,7 @@ from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, ModelNotFoundError
 from puna.formats.blocks import StoredTensor
 from puna.formats.gguf import GgufFile, open_gguf
+from puna.formats.grouped import GroupedMatrix
 from puna.formats.mapped import sniff
 
 Kind = Literal["hf", "gguf", "meta"]
@@ -37,6 +39,7 @@ class Checkpoint:
         head: what stands on the hidden states: "lm" (also when tied), "classification" (`score.weight`), or "none". A
             model class with another head than this has to make its own.
         tokenizer: the folder or file to load its tokenizer from.
+        packing: "GPTQ" or "AWQ" where matrices were packed so; None elsewhere.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class Checkpoint:
     tensors: Mapping[str, Weight]
     head: Head
     tokenizer: Path
+    packing: str | None = None
 
 
 def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
@@ -131,19 +135,15 @@ def _translate(file: GgufFile) -> dict[str, StoredTensor]:
 
 def _open_folder(folder: Path) -> Checkpoint:
     config = LlamaConfig.from_pretrained(folder)
-    settings = config.extra.get("quantization_config")
-    if settings is not None:
-        method = settings.get("quant_method") if isinstance(settings, dict) else settings
-        raise CheckpointError(
-            f"{folder}: quantised with {str(method)[:40]!r} (quantization_config in config.json), which puna cannot "
-            "read; use the unquantised model or a GGUF file"
-        )
+    settings = read_settings(folder, config.extra.pop("quantization_config", None))
     has_generation = (folder / "generation_config.json").exists()
     generation = GenerationConfig.from_pretrained(folder) if has_generation else None
     files = find_weight_files(folder)
-    tensors, head = _validated(folder, config, read_tensors(files))
+    tensors, head = _validated(folder, config, read_tensors(files), settings)
     weights = {name: Weight(name, (tensor,)) for name, tensor in tensors.items()}
-    return Checkpoint(folder, "hf", files.paths, config, generation, weights, head, folder)
+    packed = next((tensor for tensor in tensors.values() if isinstance(tensor, GroupedMatrix)), None)
+    packing = None if packed is None else packed.packing.name
+    return Checkpoint(folder, "hf", files.paths, config, generation, weights, head, folder, packing)
 
 
 def _open_meta(folder: Path, version: str | None) -> Checkpoint:
@@ -161,10 +161,10 @@ def _open_meta(folder: Path, version: str | None) -> Checkpoint:
 
 
 def _validated(
-    folder: Path, config: LlamaConfig, stored: dict[str, StoredTensor]
-) -> tuple[dict[str, StoredTensor], Head]:
+    folder: Path, config: LlamaConfig, stored: dict[str, StoredTensor], settings: Mapping[str, Any] | None
+) -> tuple[dict[str, StoredTensor | GroupedMatrix], Head]:
     try:
-        tensors = full_names(stored)
+        tensors = join_packed(full_names(stored), settings, config)
         bare = not any(name.startswith("model.") for name in stored)
         head = find_head(config, tensors, bare)
         drop_tied_head(config, tensors)

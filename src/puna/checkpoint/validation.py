@@ -10,7 +10,8 @@ import numpy as np
 from puna.checkpoint.names import Head, expected_tensors, is_ignored
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
-from puna.formats.blocks import BlockFormat, StoredTensor
+from puna.formats.blocks import FORMATS, BlockFormat, StoredTensor
+from puna.formats.grouped import GroupedMatrix
 
 
 class Named(Protocol):
@@ -51,7 +52,7 @@ def full_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     return {name if name in heads else f"model.{name}": tensor for name, tensor in kept.items()}
 
 
-def find_head(config: LlamaConfig, tensors: Mapping[str, StoredTensor], bare: bool) -> Head:
+def find_head(config: LlamaConfig, tensors: Mapping[str, Named], bare: bool) -> Head:
     """Which head the checkpoint has.
 
     Without any, a file counts as a bare model only if it says so: by names that lack "model.", or in `architectures`.
@@ -67,7 +68,7 @@ def find_head(config: LlamaConfig, tensors: Mapping[str, StoredTensor], bare: bo
     return "none" if bare or names == ["LlamaModel"] else "lm"
 
 
-def drop_tied_head(config: LlamaConfig, tensors: dict[str, StoredTensor]) -> None:
+def drop_tied_head(config: LlamaConfig, tensors: dict[str, StoredTensor | GroupedMatrix]) -> None:
     """Takes out a head that a tied model's file repeats, after making sure that it is the embedding.
 
     Raises:
@@ -84,9 +85,9 @@ def drop_tied_head(config: LlamaConfig, tensors: dict[str, StoredTensor]) -> Non
     del tensors["lm_head.weight"]
 
 
-def _same_values(one: StoredTensor, other: StoredTensor) -> bool:
-    def rows(tensor: StoredTensor, start: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        data = tensor.data.reshape(tensor.shape[0], -1)[start : start + _TIED_ROWS]
+def _same_values(one: StoredTensor | GroupedMatrix, other: StoredTensor | GroupedMatrix) -> bool:
+    def rows(tensor: StoredTensor | GroupedMatrix, start: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        data = tensor.take(np.arange(start, min(start + _TIED_ROWS, tensor.shape[0])))
         return tensor.format.decode(data.reshape(-1))
 
     starts = range(0, one.shape[0] if one.shape else 0, _TIED_ROWS)
@@ -107,6 +108,11 @@ def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, Named])
             raise CheckpointError(
                 f"tensor {found.name!r} has the shape {found.shape}; the configuration asks for {shape}. "
                 "The configuration belongs to another model, or the file is damaged"
+            )
+        elif found.format.name not in FORMATS:
+            raise CheckpointError(
+                f"tensor {found.name!r} holds whole numbers ({found.format.name}), which weights are not; the folder "
+                "may be quantised in a way its config.json does not tell"
             )
         elif len(shape) == 1 and found.format.values > 1:
             raise CheckpointError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.formats.blocks import BlockFormat, StoredTensor
-from puna.formats.mapped import release
+from puna.formats.grouped import GroupedMatrix
 
 Rows = NDArray[np.intp]
 
@@ -20,14 +19,15 @@ class Weight:
 
     Attributes:
         name: Hugging Face's.
-        parts: the tensor as the files have it: whole, or in parts that lie one after the other along `axis`.
+        parts: the tensor as the files have it: whole, or in parts that lie one after the other along `axis`. What GPTQ
+            or AWQ packed is a part in the format it can be had in.
         axis: 0, rows of one part follow those of another; 1, each part holds some columns of every row.
         order: stored row of each row, where the files keep another order; None where it is the same. Blocks run along
             rows, so that whole rows move and quantised ones keep their bits.
     """
 
     name: str
-    parts: tuple[StoredTensor, ...]
+    parts: tuple[StoredTensor | GroupedMatrix, ...]
     axis: int = 0
     order: Rows | None = None
 
@@ -53,7 +53,7 @@ class Weight:
     def release(self) -> None:
         """Gives back the memory in which the files' bytes lie; they are read again when they are asked for again."""
         for part in self.parts:
-            release(part.raw)
+            part.release()
 
     def take(self, rows: Rows) -> NDArray[np.uint8]:
         """The packed bytes of some rows, (rows, bytes per row); a vector is rows of one value."""
@@ -75,24 +75,15 @@ class Weight:
     def _stored(self, rows: Rows) -> NDArray[np.uint8]:
         """The bytes of the stored rows `rows`."""
         if self.axis == 1:
-            return np.concatenate([_rows(part, rows) for part in self.parts], axis=1)
+            return np.concatenate([part.take(rows) for part in self.parts], axis=1)
         if len(self.parts) == 1:
-            return _rows(self.parts[0], rows)
+            return self.parts[0].take(rows)
         width = self.format.size(self.shape) // self.shape[0]
         out = np.empty((len(rows), width), np.uint8)
         first = 0
         for part in self.parts:
             here = (rows >= first) & (rows < first + part.shape[0])
             if here.any():
-                out[here] = _rows(part, rows[here] - first)
+                out[here] = part.take(rows[here] - first)
             first += part.shape[0]
         return out
-
-
-def _rows(part: StoredTensor, rows: Rows) -> NDArray[np.uint8]:
-    """Some rows of a stored tensor as bytes, (rows, bytes per row); a view where they follow each other in the file."""
-    flat = part.raw.ndim == 1
-    raw = part.raw.reshape(part.shape[0], -1) if flat else part.raw
-    consecutive = len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
-    found = raw[int(rows[0]) : int(rows[-1]) + 1] if consecutive else raw[rows]
-    return found.reshape(len(rows), math.prod(found.shape[1:]))

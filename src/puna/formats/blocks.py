@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from puna.errors import CheckpointError
+from puna.formats.mapped import release
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -103,6 +104,18 @@ class StoredTensor:
         """The values as a new array of `shape`."""
         return self.format.decode(self.data).reshape(self.shape)
 
+    def take(self, rows: NDArray[np.intp]) -> Bytes:
+        """Some rows as bytes, (rows, bytes per row), of a vector one value each; a view where they are consecutive."""
+        flat = self.raw.ndim == 1
+        raw = self.raw.reshape(self.shape[0], -1) if flat else self.raw
+        consecutive = len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
+        found = raw[int(rows[0]) : int(rows[-1]) + 1] if consecutive else raw[rows]
+        return found.reshape(len(rows), math.prod(found.shape[1:]))
+
+    def release(self) -> None:
+        """Gives back the memory in which the file's bytes lie; they are read again when they are asked for again."""
+        release(self.raw)
+
 
 # Decoders. Each takes (n, bytes) and gives (n, values); a structured dtype names the fields of a block in file order.
 
@@ -142,6 +155,10 @@ def _f16(blocks: Bytes) -> Floats:
 
 def _bf16(blocks: Bytes) -> Floats:
     return (np.ascontiguousarray(blocks).view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def _i32(blocks: Bytes) -> Floats:
+    return np.ascontiguousarray(blocks).view("<i4").astype(np.float32)
 
 
 def _to_f32(values: Floats) -> Bytes:
@@ -299,4 +316,7 @@ _TABLE = (
 )
 
 FORMATS: dict[str, BlockFormat] = {item.name: item for item in _TABLE}
-"""Every format puna reads, under ggml's name."""
+"""Every format that weights may have, under ggml's name."""
+
+I32 = BlockFormat("i32", 1, 4, 26, _i32, "I32")
+"""Whole numbers, in which other packings hide (`puna.formats.grouped`); no weight of a model as they are."""

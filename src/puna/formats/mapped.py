@@ -50,10 +50,9 @@ def release(view: NDArray[np.uint8]) -> None:
     An array that is no view of a mapped file is left alone.
     """
     base: object = view
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, memoryview):
-        base = base.obj
+    while base is not None and not isinstance(base, mmap.mmap):
+        # as_strided puts an object between a view and its array that is no array itself.
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
     if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return
     start = view.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data

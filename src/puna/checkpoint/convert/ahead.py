@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+import numpy as np
+
+from puna.formats.mapped import release
 from puna.formats.new_tensor import Buffer, NewTensor
 
 _PIECES = 2
@@ -46,6 +49,8 @@ def made_ahead(tensors: Sequence[NewTensor]) -> Iterator[list[NewTensor]]:
             if isinstance(item, BaseException):
                 raise item
             yield item
+            # A piece may be a view of the source's file, which its maker gave back before it was written.
+            release(np.frombuffer(item, np.uint8))
 
     maker = threading.Thread(target=make, name="puna-convert", daemon=True)
     maker.start()

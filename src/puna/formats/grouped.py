@@ -1,0 +1,236 @@
+"""Four-bit matrices as GPTQ and AWQ pack them for GPUs, and the same numbers as ggml's blocks.
+
+Both hold a matrix of (outputs, inputs) as whole numbers from 0 to 15, and for each group of inputs and each output a
+float16 scale s and a zero z:
+
+    weight[o, i] = s[group(i), o] * (q[o, i] - z[group(i), o])
+
+    qweight  int32, eight numbers each   GPTQ (inputs / 8, outputs): number k is input 8 w + k
+                                         AWQ  (inputs, outputs / 8): numbers lie in the order of outputs 0 2 4 6 1 3 5 7
+    qzeros   int32 (groups, outputs / 8) GPTQ in order, less one (v2: as they are); AWQ in the order of its qweight
+    scales   float16 (groups, outputs)
+    g_idx    int32 (inputs,)             GPTQ only: the group of each input; absent, groups follow one another
+
+Sources: `pack` of AutoGPTQ's QuantLinear and of AutoAWQ's WQLinear_GEMM. To add a packing, write its two functions and
+one line of `PACKINGS`, and one of the table's test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.errors import CheckpointError
+from puna.formats.blocks import FORMATS, I32, BlockFormat, StoredTensor
+
+Bytes = NDArray[np.uint8]
+Index = NDArray[np.intp]
+
+BITS = 4
+_PER_WORD = 32 // BITS
+_BLOCK = 32
+
+_AT_ONCE = 1 << 20
+"""Numbers unpacked at once: the temporaries then stay inside the second-level cache."""
+
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How one of the two lays out its numbers.
+
+    Attributes:
+        name: what messages call it.
+        packed_axis: the axis of `qweight` along which a word holds eight numbers: 0 inputs, 1 outputs.
+        numbers: (qweight, outputs wanted) -> (outputs wanted, inputs), uint8.
+        zeros: qzeros -> (groups, outputs), uint8.
+    """
+
+    name: str
+    packed_axis: int
+    numbers: Callable[[NDArray[np.int32], Index], Bytes]
+    zeros: Callable[[NDArray[np.int32]], Bytes]
+
+
+def _nibbles(words: NDArray[np.int32]) -> Bytes:
+    """Eight numbers of each word, the lowest bits first: (..., n) -> (..., n, 8)."""
+    halves = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)
+    numbers = np.stack([halves & 15, halves >> 4], axis=-1)
+    return numbers.reshape(*words.shape, _PER_WORD)
+
+
+def _gptq_numbers(words: NDArray[np.int32], outputs: Index) -> Bytes:
+    return _nibbles(words[:, outputs].T).reshape(len(outputs), -1)
+
+
+def _gptq_zeros(words: NDArray[np.int32]) -> Bytes:
+    zeros: Bytes = np.bitwise_and(_gptq_v2_zeros(words) + np.uint8(1), 15, dtype=np.uint8)
+    return zeros
+
+
+def _gptq_v2_zeros(words: NDArray[np.int32]) -> Bytes:
+    return _nibbles(words).reshape(len(words), -1)
+
+
+def _awq_numbers(words: NDArray[np.int32], outputs: Index) -> Bytes:
+    columns, where = np.unique(outputs // _PER_WORD, return_inverse=True)
+    by_input = np.ascontiguousarray(words[:, columns]).view(np.uint8).reshape(len(words), -1)
+    halves = np.ascontiguousarray(by_input.T).reshape(len(columns), 4, -1)
+    numbers = np.empty((len(columns), _PER_WORD, len(words)), np.uint8)
+    numbers[:, _AWQ_ORDER[0::2]] = halves & 15
+    numbers[:, _AWQ_ORDER[1::2]] = halves >> 4
+    return numbers[where, outputs % _PER_WORD]
+
+
+def _awq_zeros(words: NDArray[np.int32]) -> Bytes:
+    return _nibbles(words)[..., np.argsort(_AWQ_ORDER)].reshape(len(words), -1)
+
+
+PACKINGS = {
+    ("gptq", "gptq"): Packing("GPTQ", 0, _gptq_numbers, _gptq_zeros),
+    ("gptq", "gptq_v2"): Packing("GPTQ v2", 0, _gptq_numbers, _gptq_v2_zeros),
+    ("awq", "gemm"): Packing("AWQ", 1, _awq_numbers, _awq_zeros),
+}
+"""Every packing puna reads, by the method and version that quantization_config names."""
+
+
+@dataclass(frozen=True)
+class GroupedMatrix:
+    """A matrix in one of the packings, whose rows can be had in a format of `FORMATS`.
+
+    That is q4_0 where every zero is 8, with the very values; q4_1 where zeros differ, its minimum -s z rounded to
+    float16; and where the inputs of a block belong to several groups ("act order"), or scales are no float16, plain
+    numbers of the scales' type, rounded to it. Kernels for GPUs round likewise.
+
+    Attributes:
+        group_size: inputs that share scales and zeros; -1: all of them.
+
+    Raises:
+        CheckpointError: the parts do not fit each other.
+    """
+
+    name: str
+    packing: Packing
+    group_size: int
+    qweight: StoredTensor
+    qzeros: StoredTensor
+    scales: StoredTensor
+    g_idx: StoredTensor | None
+
+    def __post_init__(self) -> None:
+        floats = tuple(form for form in FORMATS.values() if form.pack is not None)
+        for part, forms, axes in (
+            (self.qweight, (I32,), 2), (self.qzeros, (I32,), 2), (self.scales, floats, 2), (self.g_idx, (I32,), 1),
+        ):  # fmt: skip
+            if part is not None and (len(part.shape) != axes or part.format not in forms):
+                raise CheckpointError(
+                    f"tensor {part.name!r} is {part.format.name} of shape {part.shape}; {self.packing.name} has "
+                    f"{' or '.join(form.name for form in forms)} with {axes} axes there"
+                )
+        outputs, inputs = self.shape
+        groups = 1 if self.group_size == -1 else -(-inputs // self.group_size)
+        wanted = (groups, outputs)
+        if self.scales.shape != wanted or self.qzeros.shape != (groups, outputs // _PER_WORD):
+            raise CheckpointError(
+                f"{self.name}: scales of shape {self.scales.shape} and qzeros of {self.qzeros.shape} do not fit "
+                f"{outputs} outputs and {inputs} inputs in groups of {self.group_size}; {wanted} and "
+                f"{(groups, outputs // _PER_WORD)} do. The files do not belong to quantization_config"
+            )
+        if self.g_idx is not None and (
+            self.g_idx.shape != (inputs,) or self.groups.min() < 0 or self.groups.max() >= groups
+        ):
+            raise CheckpointError(
+                f"tensor {self.g_idx.name!r} must give one of {groups} groups to each of {inputs} inputs; "
+                "the file is damaged"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)."""
+        first, second = self.qweight.shape
+        return (second, first * _PER_WORD) if self.packing.packed_axis == 0 else (second * _PER_WORD, first)
+
+    @cached_property
+    def groups(self) -> Index:
+        """The group of each input."""
+        if self.g_idx is None:
+            inputs = self.shape[1]
+            return np.arange(inputs) // (inputs if self.group_size == -1 else self.group_size)
+        return _words(self.g_idx).astype(np.intp)
+
+    @cached_property
+    def format(self) -> BlockFormat:
+        """How `take` packs the values; found from zeros and groups, which are read for it."""
+        groups, inputs = self.groups, self.shape[1]
+        in_blocks = inputs % _BLOCK == 0 and bool((groups.reshape(-1, _BLOCK) == groups[::_BLOCK, None]).all())
+        if not in_blocks or self.scales.format != FORMATS["f16"]:
+            return self.scales.format
+        return FORMATS["q4_0" if (self._zeros == 8).all() else "q4_1"]
+
+    @cached_property
+    def _zeros(self) -> Bytes:
+        return self.packing.zeros(_words(self.qzeros))
+
+    def take(self, outputs: Index) -> Bytes:
+        """The packed bytes of some rows, (rows, bytes per row).
+
+        Raises:
+            CheckpointError: a value is too large for float16.
+        """
+        width = self.format.size((1, self.shape[1]))
+        out = np.empty((len(outputs), width), np.uint8)
+        step = max(_PER_WORD, _AT_ONCE // self.shape[1])
+        for start in range(0, len(outputs), step):
+            some = outputs[start : start + step]
+            out[start : start + step] = self._plain(some) if self.format.values == 1 else self._blocks(some)
+        return out
+
+    def _blocks(self, outputs: Index) -> Bytes:
+        """Rows as blocks of 32: the scale, the minimum for q4_1, and numbers k and k + 16 of a block in one byte."""
+        numbers = self.packing.numbers(_words(self.qweight), outputs).reshape(len(outputs), -1, 2, _BLOCK // 2)
+        scales = _row_scales(self.scales, outputs)
+        fields = [scales]
+        if self.format.name == "q4_1":
+            fields.append(-scales * self._zeros[:, outputs].T)
+        blocks = [self._rounded(field[:, self.groups[::_BLOCK]]).reshape(*numbers.shape[:2], 2) for field in fields]
+        return np.concatenate([*blocks, numbers[:, :, 0] | numbers[:, :, 1] << 4], axis=2).reshape(len(outputs), -1)
+
+    def _plain(self, outputs: Index) -> Bytes:
+        numbers = self.packing.numbers(_words(self.qweight), outputs).astype(np.float32)
+        zeros = self._zeros[:, outputs].T[:, self.groups]
+        return self._rounded(_row_scales(self.scales, outputs)[:, self.groups] * (numbers - zeros)).reshape(
+            len(outputs), -1
+        )
+
+    def _rounded(self, values: NDArray[np.float32]) -> Bytes:
+        form = self.scales.format
+        assert form.pack is not None, "scales are plain numbers"
+        packed = form.pack(values)
+        if np.isfinite(values).all() and not np.isfinite(form.decode(packed.reshape(-1))).all():
+            raise CheckpointError(f"{self.name}: its scales give values beyond {form.torch}; the file is damaged")
+        return packed
+
+    @property
+    def data(self) -> Bytes:
+        """The packed bytes of all rows, flat."""
+        return self.take(np.arange(self.shape[0])).reshape(-1)
+
+    def release(self) -> None:
+        """Gives back the memory in which the files' bytes lie."""
+        for part in (self.qweight, self.qzeros, self.scales):
+            part.release()
+
+
+def _words(tensor: StoredTensor) -> NDArray[np.int32]:
+    return tensor.data.view("<i4").reshape(tensor.shape)
+
+
+def _row_scales(scales: StoredTensor, outputs: Index) -> NDArray[np.float32]:
+    """(rows, groups)."""
+    values: NDArray[np.float32] = scales.to_float32()[:, outputs].T
+    return values

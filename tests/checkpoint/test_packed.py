@@ -1,0 +1,183 @@
+"""Folders in which GPTQ or AWQ packed the matrices: they run and convert like the same model in plain numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import puna
+from puna import LlamaForCausalLM
+from puna.backend import Chunk
+from puna.checkpoint import inspect_checkpoint, open_checkpoint
+from puna.config import LlamaConfig
+from puna.errors import CheckpointError
+from puna.native.backend import NativeBackend
+from tests.checkpoint.tiny import Tensors, tiny_config, tiny_tensors, write_folder
+from tests.tokenizer.vocabularies import train_sentencepiece
+
+GROUP = 32
+AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm", "zero_point": True}
+
+
+def rounded(weight: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Numbers (outputs, inputs), zeros and float16 scales (outputs, groups) of a matrix, to the nearest."""
+    groups = weight.view(len(weight), -1, GROUP)
+    if symmetric:
+        scale = (groups.abs().amax(-1) / 7).half().float()
+        zero = torch.full_like(scale, 8)
+    else:
+        low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+        scale = ((high - low) / 15).half().float()
+        zero = (-low / scale).round().clamp(1, 15)
+    numbers = ((groups / scale[..., None]).round() + zero[..., None]).clamp(0, 15)
+    return numbers.view_as(weight).int(), zero.int(), scale
+
+
+def in_words(numbers: torch.Tensor) -> torch.Tensor:
+    """Along the first axis eight numbers a word, the first in the lowest bits."""
+    words = torch.zeros(len(numbers) // 8, *numbers.shape[1:], dtype=torch.int64)
+    for k in range(8):
+        words |= numbers[k::8].long() << 4 * k
+    return torch.where(words >= 2**31, words - 2**32, words).int()
+
+
+def pack(tensors: Tensors, settings: dict[str, Any]) -> tuple[Tensors, Tensors]:
+    """The tensors of a packed folder, and the same values in plain numbers."""
+    packed, plain = {}, {}
+    for name, weight in tensors.items():
+        if not name.endswith("proj.weight"):
+            packed[name] = plain[name] = weight.half()
+            continue
+        numbers, zero, scale = rounded(weight, settings.get("sym", False))
+        plain[name] = (numbers - zero.repeat_interleave(GROUP, 1)) * scale.repeat_interleave(GROUP, 1)
+        base = name.removesuffix("weight")
+        if settings["quant_method"] == "gptq":
+            packed[base + "qweight"] = in_words(numbers.T.contiguous())
+            packed[base + "qzeros"] = in_words(zero - 1).T.contiguous()
+            packed[base + "g_idx"] = (torch.arange(weight.shape[1]) // GROUP).int()
+            packed[base + "bias"] = torch.zeros(len(weight)).half()
+        else:
+            order = torch.arange(len(weight)).view(-1, 8)[:, AWQ_ORDER].reshape(-1)
+            packed[base + "qweight"] = in_words(numbers[order]).T.contiguous()
+            packed[base + "qzeros"] = in_words(zero[order]).T.contiguous()
+        packed[base + "scales"] = scale.half().T.contiguous()
+    return packed, plain
+
+
+def write_packed(folder: Path, settings: dict[str, Any]) -> tuple[LlamaConfig, Tensors]:
+    config = tiny_config(vocab_size=420, dtype="float16")
+    small = {name: weight / 8 if weight.ndim == 2 else weight for name, weight in tiny_tensors(config).items()}
+    packed, plain = pack(small, settings)
+    write_folder(folder, config, packed)
+    change_config(folder, quantization_config=settings)
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece())
+    return config, plain
+
+
+def change_config(folder: Path, **fields: Any) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | fields))
+
+
+@pytest.mark.parametrize(("settings", "name"), [(GPTQ, "q4_0"), (GPTQ | {"sym": False}, "q4_1"), (AWQ, "q4_1")])
+def test_a_packed_folder_runs_and_converts(settings: dict[str, Any], name: str, tmp_path: Path) -> None:
+    config, plain = write_packed(tmp_path / "packed", settings)
+    write_folder(tmp_path / "plain", config, {key: value.float() for key, value in plain.items()})
+    checkpoint = open_checkpoint(tmp_path / "packed")
+    assert checkpoint.tensors["model.layers.1.mlp.down_proj.weight"].format.name == name
+    tolerance = 0.0 if name == "q4_0" else 15 * 2**-11
+    for key, value in plain.items():
+        off = np.abs(checkpoint.tensors[key].to_float32() - value.float().numpy())
+        assert off.max() <= tolerance * float(value.abs().max()), key
+
+    ids = np.arange(40, dtype=np.int64) % config.vocab_size
+    with torch.no_grad():
+        wanted = LlamaForCausalLM.from_pretrained(tmp_path / "plain")(torch.from_numpy(ids)[None]).logits[0].numpy()
+        ours = LlamaForCausalLM.from_pretrained(tmp_path / "packed")(torch.from_numpy(ids)[None]).logits[0].numpy()
+    spread = wanted.std()
+    assert np.abs(ours - wanted).max() <= (1e-4 if name == "q4_0" else 0.02) * spread
+
+    puna.convert(tmp_path / "packed", tmp_path / "model.gguf", to="gguf")
+    blocks = open_checkpoint(tmp_path / "model.gguf").tensors
+    for key, weight in checkpoint.tensors.items():
+        assert np.array_equal(blocks[key].to_float32(), weight.to_float32()), key
+    assert blocks["model.layers.0.self_attn.q_proj.weight"].format.name == name
+    chunks = [Chunk(0, ids, 0, len(ids))]
+    one, other = (NativeBackend(config, weights).forward(chunks) for weights in (checkpoint.tensors, blocks))
+    assert np.array_equal(np.asarray(one), np.asarray(other))
+
+    puna.convert(tmp_path / "packed", tmp_path / "hf")
+    assert "quantization_config" not in json.loads((tmp_path / "hf" / "config.json").read_text())
+    back = safetensors.torch.load_file(tmp_path / "hf" / "model.safetensors")
+    for key, weight in checkpoint.tensors.items():
+        assert np.array_equal(back[key].float().numpy(), weight.to_float32()), key
+
+
+def test_an_older_folder_names_its_file_and_its_settings_otherwise(tmp_path: Path) -> None:
+    _, plain = write_packed(tmp_path, GPTQ)
+    (tmp_path / "model.safetensors").rename(tmp_path / "gptq_model-4bit-32g.safetensors")
+    change_config(tmp_path, quantization_config=None)
+    (tmp_path / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": GROUP, "desc_act": False}))
+    key = "model.layers.0.mlp.up_proj.weight"
+    assert np.array_equal(open_checkpoint(tmp_path).tensors[key].to_float32(), plain[key].numpy())
+
+
+def test_inspection_counts_what_was_packed(tmp_path: Path) -> None:
+    _, plain = write_packed(tmp_path, GPTQ)
+    report = inspect_checkpoint(tmp_path)
+    assert report.container == "safetensors, GPTQ" and report.dtypes["q4_0"]["tensors"] == 14 and not report.errors
+    assert report.parameters == sum(value.numel() for value in plain.values())
+    assert not any("quantization_config" in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bits": 8}, "packed with 8 bits; puna reads GPTQ and AWQ"),
+        ({"checkpoint_format": "marlin"}, r"quantised with gptq \(marlin\)"),
+        ({"quant_method": "awq", "version": "gemv"}, r"quantised with awq \(gemv\)"),
+        ({"quant_method": "compressed-tensors"}, "quantised with compressed-tensors"),
+        ({"group_size": 0}, "group_size is 0"),
+        ({"group_size": "many"}, "group_size is many"),
+        ({"group_size": 16}, "scales of shape .* do not fit 64 outputs and 96 inputs in groups of 16"),
+    ],
+)
+def test_other_packings_are_refused_by_name(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write_packed(tmp_path, GPTQ)
+    change_config(tmp_path, quantization_config=GPTQ | settings)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path)
+
+
+def test_settings_that_are_missing_and_parts_that_are(tmp_path: Path) -> None:
+    write_packed(tmp_path, GPTQ)
+    file = tmp_path / "model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    change_config(tmp_path, quantization_config=None)
+    with pytest.raises(CheckpointError, match="missing tensors"):
+        open_checkpoint(tmp_path)
+    change_config(tmp_path, quantization_config=GPTQ)
+    name = "model.layers.0.mlp.up_proj.qzeros"
+    safetensors.torch.save_file({key: value for key, value in tensors.items() if key != name}, file)
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj is packed but lacks qzeros"):
+        open_checkpoint(tmp_path)
+    tensors["model.layers.0.mlp.up_proj.bias"] += 1
+    safetensors.torch.save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=r"does not have: 'model\.layers\.0\.mlp\.up_proj\.bias'"):
+        open_checkpoint(tmp_path)
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].int()
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight' holds whole numbers"):
+        open_checkpoint(write_folder(tmp_path, config, tensors))

@@ -1,0 +1,95 @@
+"""Matrices packed by AutoGPTQ's and AutoAWQ's own code give the values that code gives (make_grouped_golden.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from puna.errors import CheckpointError
+from puna.formats.blocks import FORMATS, I32, StoredTensor
+from puna.formats.grouped import PACKINGS, GroupedMatrix
+
+GOLDEN = dict(np.load(Path(__file__).with_name("grouped_golden.npz")))
+GROUP = 32
+
+CASES = {
+    "gptq_symmetric": (("gptq", "gptq"), "q4_0"),
+    "gptq": (("gptq", "gptq"), "q4_1"),
+    "gptq_act_order": (("gptq", "gptq"), "f16"),
+    "awq": (("awq", "gemm"), "q4_1"),
+}
+
+
+def stored(array: np.ndarray) -> StoredTensor:
+    form = {"int32": I32, "float16": FORMATS["f16"], "float32": FORMATS["f32"]}[array.dtype.name]
+    return StoredTensor("t", array.shape, form, np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+
+
+def matrix(name: str, group_size: int = GROUP, **changes: np.ndarray | None) -> GroupedMatrix:
+    parts = {part: GOLDEN.get(f"{name}.{part}") for part in ("qweight", "qzeros", "scales", "g_idx")} | changes
+    held = {part: None if array is None else stored(array) for part, array in parts.items()}
+    return GroupedMatrix(name, PACKINGS[CASES[name][0]], group_size, **held)
+
+
+def values(packed: GroupedMatrix) -> np.ndarray:
+    return packed.format.decode(packed.data).reshape(packed.shape)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_are_those_of_the_packers_own_code(name: str) -> None:
+    packed, wanted = matrix(name), GOLDEN[f"{name}.values"]
+    assert packed.format.name == CASES[name][1] and packed.shape == wanted.shape
+    if packed.format.name == "q4_0":
+        assert np.array_equal(values(packed), wanted)
+    elif packed.format.name == "f16":
+        assert np.array_equal(values(packed), wanted.astype(np.float16).astype(np.float32))
+    else:  # the minimum, up to 15 scales, is rounded to half a unit of eleven bits
+        scales = GOLDEN[f"{name}.scales"].astype(np.float32).T.repeat(GROUP, axis=1)
+        assert (np.abs(values(packed) - wanted) <= 15 * scales / 2**11).all()
+        assert np.abs(wanted).max() > 100 * (15 * scales / 2**11).min()
+    order = np.random.default_rng(0).permutation(len(wanted))[:19]
+    assert np.array_equal(packed.take(order), packed.data.reshape(len(wanted), -1)[order])
+
+
+def test_version_2_keeps_zeros_as_they_are() -> None:
+    more = GOLDEN["gptq.qzeros"].view(np.uint32) + np.uint32(0x11111111)
+    old, parts = matrix("gptq"), {"qzeros": stored(more.view(np.int32)), "packing": PACKINGS["gptq", "gptq_v2"]}
+    assert np.array_equal(values(dataclasses.replace(old, **parts)), values(old))
+
+
+def test_groups_without_a_list_follow_each_other_and_one_may_take_whole_rows() -> None:
+    assert np.array_equal(matrix("gptq", g_idx=None).data, matrix("gptq").data)
+    first = {part: GOLDEN[f"gptq.{part}"][:1] for part in ("qzeros", "scales")}
+    whole = matrix("gptq", group_size=-1, g_idx=None, **first)
+    assert np.array_equal(values(whole)[:, :GROUP], values(matrix("gptq"))[:, :GROUP])
+
+
+def test_scales_of_another_type_give_plain_numbers() -> None:
+    scales = GOLDEN["gptq.scales"].astype(np.float32)
+    packed = matrix("gptq", scales=scales)
+    assert packed.format.name == "f32" and np.array_equal(values(packed), GOLDEN["gptq.values"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scales": GOLDEN["gptq.scales"][:, :8]}, "do not fit 32 outputs and 64 inputs in groups of 32"),
+        ({"qzeros": GOLDEN["gptq.qzeros"][:1]}, "do not fit"),
+        ({"group_size": 64}, "do not fit"),
+        ({"scales": GOLDEN["gptq.qweight"]}, "is i32 of shape"),
+        ({"qweight": GOLDEN["gptq.scales"]}, "is f16 of shape"),
+        ({"g_idx": GOLDEN["gptq.g_idx"] + 1}, "must give one of 2 groups to each of 64 inputs"),
+        ({"g_idx": GOLDEN["gptq.g_idx"][:9]}, "must give one of"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        matrix("gptq", **changes)
+
+
+def test_scales_too_large_for_the_minimum_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="beyond float16"):
+        _ = matrix("gptq", scales=np.full_like(GOLDEN["gptq.scales"], 65000)).data

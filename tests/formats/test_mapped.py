@@ -1,0 +1,55 @@
+"""Memory that lies under a mapped file is given back, however the view of it was made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from puna.formats.mapped import map_file, release
+from puna.formats.safetensors import open_safetensors
+from puna.formats.torch_zip import open_torch_zip
+
+SIZE = 32 * 2**20
+
+
+def mapped_memory() -> int:
+    """Bytes of files that lie in this process's memory."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("only Linux tells how much of a file is in memory")
+    found = re.search(r"RssFile:\s+(\d+) kB", status.read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def plain(folder: Path) -> np.ndarray:
+    (folder / "file").write_bytes(bytes(SIZE))
+    return map_file(folder / "file")
+
+
+def of_safetensors(folder: Path) -> np.ndarray:
+    safetensors.torch.save_file({"a": torch.zeros(SIZE // 4)}, folder / "file")
+    return open_safetensors(folder / "file").tensors["a"].raw
+
+
+def of_torch(folder: Path) -> np.ndarray:
+    torch.save({"a": torch.zeros(1024, SIZE // 4096)}, folder / "file")
+    return open_torch_zip(folder / "file").tensors["a"].raw
+
+
+@pytest.mark.parametrize("view", [plain, of_safetensors, of_torch])
+def test_released_pages_leave_memory_and_come_back(view: Callable[[Path], np.ndarray], tmp_path: Path) -> None:
+    bytes_ = view(tmp_path)
+    before = mapped_memory()
+    assert int(bytes_.sum()) == 0
+    assert mapped_memory() - before > SIZE // 2
+    release(bytes_)
+    assert mapped_memory() - before < SIZE // 8
+    assert int(bytes_.sum()) == 0
+    release(np.zeros(3))  # nothing mapped: nothing to do
