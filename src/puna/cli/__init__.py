@@ -9,12 +9,12 @@ import typer
 from typer.core import TyperGroup
 
 from puna import __version__
-from puna.cli import bench, chat, convert, generate, info, inspect, perplexity, profile, tokenize
+from puna.cli import bench, chat, convert, generate, info, inspect, perplexity, profile, pull, tokenize
 
 _CONTENTS: dict[str, tuple[Callable[..., None], ...]] = {
     "Run a model": (generate.generate, chat.chat, perplexity.perplexity),
     "Measure": (bench.bench, profile.profile),
-    "Get and convert": (convert.convert,),
+    "Get and convert": (pull.pull, convert.convert),
     "Look before you run": (tokenize.tokenize, inspect.inspect, info.info),
 }
 

@@ -24,7 +24,7 @@ _Watchers = tuple[Callable[["Plan"], None], Callable[[int], None], Callable[[flo
 
 @command
 def convert(
-    src: Annotated[Path, typer.Argument(help="A folder of Hugging Face's or Meta's, or a GGUF file.")],
+    src: Annotated[str, typer.Argument(help="A folder of Hugging Face's or Meta's, a GGUF file, or owner/name.")],
     dst: Annotated[Path, typer.Argument(help="A new folder, or for GGUF a new file.")],
     to: Annotated[str | None, typer.Option(help="hf, meta or gguf. [default: gguf with --quantize, else hf]")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the source's]")] = None,
@@ -56,13 +56,16 @@ def convert(
     The result appears under its name once it is whole. Repeat a command that was killed to go on with it.
     """
     from puna import conversion
+    from puna.checkpoint import locate_model
     from puna.checkpoint.convert.run import LAYOUTS
 
     layout = next((one for one in LAYOUTS if one == to), None)
     if to is not None and layout is None:
         raise RequestError(f"--to is {to!r}; it must be one of {', '.join(LAYOUTS)}")
     if tokenizer_only:
-        notes = conversion.convert_tokenizer(src, dst, layout, instruct=instruct, overwrite=overwrite)
+        notes = conversion.convert_tokenizer(
+            locate_model(src, "tokenizer"), dst, layout, instruct=instruct, overwrite=overwrite
+        )
         if json:
             print_json({"target": str(dst), "notes": notes})
         else:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @command
 def inspect(
     path: Annotated[
-        str | None, typer.Argument(help="A model's folder or file. [default: SmolLM2-135M-Instruct]")
+        str | None, typer.Argument(help="A folder, a file, or owner/name of the hub. [default: SmolLM2-135M-Instruct]")
     ] = None,
     json: options.Json = False,
 ) -> None:

@@ -8,7 +8,9 @@ import typer
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="A model's folder or GGUF file. [default: SmolLM2-135M-Instruct]"),
+    typer.Option(
+        "--model", "-m", help="A folder, a GGUF file, or owner/name of the hub. [default: SmolLM2-135M-Instruct]"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Backend = Annotated[str, typer.Option(help="auto, torch or native.")]

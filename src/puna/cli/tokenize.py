@@ -21,7 +21,7 @@ def tokenize(
     from puna.checkpoint import locate_model
     from puna.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(locate_model(model))
+    tokenizer = load_tokenizer(locate_model(model, "tokenizer"))
     ids = tokenizer.encode(read_text(text, "the text"), add_special_tokens=special)
     pieces = [tokenizer.convert_ids_to_tokens(token) for token in ids]
     if json:

@@ -11,6 +11,7 @@ from puna.config.checks import absent_if_minus_one, check_between, check_flag, c
 from puna.config.llama import LlamaConfig
 from puna.errors import ConfigError
 from puna.files import make_folder, read_json, write_json
+from puna.hub import hub_arguments, local_path, without_hub_arguments
 
 _DEFAULTS: dict[str, Any] = {
     "max_length": 20,
@@ -155,8 +156,9 @@ class GenerationConfig:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> GenerationConfig:
-        """Reads `generation_config.json` from a folder, or the file itself."""
-        file = Path(path)
+        """Reads `generation_config.json` from a folder, the file itself, or the hub, as `LlamaConfig` does."""
+        file = local_path(path, "config", **hub_arguments(overrides))
+        overrides = without_hub_arguments(overrides)
         file = file / "generation_config.json" if file.is_dir() else file
         try:
             return cls.from_dict(read_json(file, ConfigError), **overrides)

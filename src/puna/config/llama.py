@@ -14,6 +14,7 @@ from puna.config.labels import read_labels
 from puna.config.rope import ROPE_FIELDS, RopeContext, check_spellings, override_rope, read_rope, write_rope
 from puna.errors import ConfigError, ModelNotFoundError
 from puna.files import make_folder, read_json, write_json
+from puna.hub import hub_arguments, local_path, without_hub_arguments
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 _PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -314,13 +315,16 @@ class LlamaConfig:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> LlamaConfig:
-        """Reads `config.json` from a folder (or the file itself); `overrides` win over its fields.
+        """Reads `config.json` from a folder (or the file itself) or the hub; `overrides` win over its fields.
+
+        Among `overrides`, `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` are the hub's.
 
         Raises:
             ModelNotFoundError: when there is no such file.
             ConfigError: when the file is not a LLaMA configuration.
         """
-        file = Path(path)
+        file = local_path(path, "config", **hub_arguments(overrides))
+        overrides = without_hub_arguments(overrides)
         file = file / "config.json" if file.is_dir() else file
         if not file.is_file():
             raise ModelNotFoundError(f"{path}: no config.json there; give the folder of a model")

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from puna.checkpoint import open_checkpoint
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import ConfigError, RequestError
+from puna.hub import local_path
 from puna.model.device import Place, choose_device
 from puna.model.loading import choose_dtype, load, save
 
@@ -95,13 +96,18 @@ class LlamaPreTrainedModel(nn.Module):
         pad_token_id: int | None = None,
         rope_scaling: Mapping[str, Any] | None = None,
         attention_dropout: float | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
     ) -> Self:
-        """The model in a Hugging Face folder or a GGUF file, in evaluation mode.
+        """The model in a Hugging Face folder, a GGUF file or the hub, in evaluation mode.
 
         A head the checkpoint does not have is drawn anew, with a warning.
 
         Args:
-            path: a folder or a file on this machine.
+            path: a folder or a file on this machine, or a model of the hub (owner/name), which is downloaded.
             config: used in place of the checkpoint's.
             dtype: of the weights in memory: float32 by default, "auto" for the type they are stored in (float32 where
                 they are quantised); `torch_dtype` is the older name.
@@ -114,6 +120,8 @@ class LlamaPreTrainedModel(nn.Module):
             use_cache, output_attentions, output_hidden_states, return_dict, pad_token_id, rope_scaling,
                 attention_dropout: fields of the configuration, in place of the checkpoint's; None leaves them as they
                 are. Other fields are changed in a `config`.
+            revision, token, cache_dir, force_download, local_files_only: how to fetch from the hub; without effect on
+                a local path.
 
         Raises:
             ModelNotFoundError: there is nothing at `path`.
@@ -123,7 +131,15 @@ class LlamaPreTrainedModel(nn.Module):
             RequestError: arguments contradict each other, or ask for several devices.
         """
         place = choose_device(device, device_map)
-        checkpoint = open_checkpoint(path)
+        found = local_path(
+            path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        checkpoint = open_checkpoint(found)
         asked = {
             "attn_implementation": attn_implementation,
             "num_labels": num_labels,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from puna.errors import TokenizerError
+from puna.hub import HubArguments, hub_arguments, local_path
 from puna.tokenizer.added_token import AddedToken, TokenLike
 
 NO_LIMIT = int(1e30)
@@ -56,25 +57,19 @@ class Arguments(CommonArguments, total=False):
     legacy: bool | None
 
 
-class FromPretrained(Arguments, total=False):
-    """`Arguments`, and those of transformers that tell how to fetch from its hub. A local path needs none of them, so
-    all but `subfolder`, a folder within the path, are ignored. No code of a model is ever run."""
+class FromPretrained(Arguments, HubArguments, total=False):
+    """`Arguments`, those of the hub, and `subfolder`, a folder within the path. No code of a model is ever run."""
 
     subfolder: str
     trust_remote_code: bool | None
-    local_files_only: bool
-    revision: str | None
-    token: str | bool | None
     use_auth_token: str | bool | None
-    cache_dir: str | Path | None
-    force_download: bool
 
 
 def local(path: str | Path, arguments: FromPretrained) -> tuple[Path, Arguments]:
-    """The path with `subfolder`, and the arguments without those of the hub."""
-    return Path(path) / (arguments.get("subfolder") or ""), checked(
-        {name: value for name, value in arguments.items() if name not in _HUB}
-    )
+    """The path with `subfolder`, downloaded where it is the hub's, and the arguments without those of the hub."""
+    fetching = hub_arguments({"token": arguments.get("use_auth_token"), **arguments})
+    place = local_path(path, "tokenizer", arguments.get("subfolder") or "", **fetching)
+    return place, checked({name: value for name, value in arguments.items() if name not in _HUB})
 
 
 def checked(arguments: Mapping[str, Any]) -> Arguments:

@@ -239,9 +239,10 @@ class TokenizerBase(ChattingTokenizer):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Unpack[FromPretrained]) -> Self:
-        """Loads this class from a folder or file; `arguments` win over what the files say.
+        """Loads this class from a folder, a file or the hub (owner/name); `arguments` win over what the files say.
 
-        The arguments of transformers that tell how to fetch from its hub are ignored: the path is local.
+        The arguments of transformers that tell how to fetch from its hub mean the same here; without effect on a local
+        path.
 
         Raises:
             ModelNotFoundError: there is no such folder or file.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from puna.errors import ModelNotFoundError, TokenizerError
+from puna.hub import local_path
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,7 +33,8 @@ def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTok
     No system prompt is put into a chat that has none, and padding goes to the left, as generation needs it.
 
     Args:
-        path: a folder with tokenizer.json, tokenizer.model or one GGUF file, or such a file itself.
+        path: a folder with tokenizer.json, tokenizer.model or one GGUF file, such a file itself, or a model of the
+            hub (owner/name), whose tokenizer is downloaded.
         arguments: constructor arguments, which win over what the files say. `legacy` chooses the behaviour of
             transformers for a SentencePiece model.
 
@@ -45,7 +47,7 @@ def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTok
     from puna.tokenizer.config_files import OWN_IDS
 
     arguments = checked(arguments)
-    where = Path(path)
+    where = local_path(path, "tokenizer")
     file, kind = find(where)
     config, tokenizer_class = sources.folder_arguments(where)
     ours = Arguments(name_or_path=str(path), use_default_system_prompt=False)
@@ -72,7 +74,8 @@ class AutoTokenizer:
     ) -> LlamaTokenizer | LlamaTokenizerFast:
         """The same as `load_tokenizer`; with `use_fast` False, the page's `LlamaTokenizer`.
 
-        The arguments of transformers that tell how to fetch from its hub are ignored: the path is local.
+        The arguments of transformers that tell how to fetch from its hub mean the same here; without effect on a local
+        path.
         """
         from puna.tokenizer.arguments import local
 
@@ -94,8 +97,7 @@ def find(path: Path, prefer: str = _JSON) -> tuple[Path, Kind]:
         return path, sniff(path)
     if not path.is_dir():
         raise ModelNotFoundError(
-            f"{path}: no such folder or file; give a local path (models of the Hugging Face hub are not looked up by "
-            "name: download one first)"
+            f"{path}: no such folder or file; give a local path, or owner/name of the Hugging Face hub"
         )
     for name in sorted((_JSON, _MODEL), key=lambda name: name != prefer):
         if (path / name).is_file():

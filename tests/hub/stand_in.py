@@ -1,0 +1,156 @@
+"""A small stand-in of the hub's HTTP interface: listing, trees, and files with ranges, for huggingface_hub as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+
+@dataclass
+class Repo:
+    """A model: its files at each commit, its branches, and how it is kept from people."""
+
+    commits: dict[str, dict[str, bytes]]
+    branches: dict[str, str]
+    token: str | None = None
+    gated: bool = False
+
+
+def commit_of(files: dict[str, bytes]) -> str:
+    return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+
+
+@dataclass
+class Hub:
+    """The models, and what happens on the way.
+
+    Attributes:
+        requests: method and path of each request, in order.
+        sent: bytes of files that went out.
+        cut_after: a download of more bytes is cut off after them, once.
+    """
+
+    url: str = ""
+    repos: dict[str, Repo] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    sent: int = 0
+    cut_after: int | None = None
+
+    def add(self, name: str, files: dict[str, bytes], branch: str = "main", **settings: Any) -> Repo:
+        commit = commit_of(files)
+        repo = self.repos.setdefault(name, Repo({}, {}, **settings))
+        repo.commits[commit], repo.branches[branch] = files, commit
+        return repo
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def hub(self) -> Hub:
+        return self.server.hub  # type: ignore[attr-defined]
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        url = urlsplit(self.path)
+        parts = unquote(url.path).strip("/").split("/")
+        is_api = parts[:2] == ["api", "models"]
+        if is_api:
+            parts = parts[2:]
+        name, rest = "/".join(parts[:2]), parts[2:]
+        repo = self.hub.repos.get(name)
+        if repo is None or (repo.token is not None and self.headers.get("Authorization") != f"Bearer {repo.token}"):
+            return self._refuse(401 if repo is None else 404, "RepoNotFound")
+        revision = rest[1] if len(rest) > 1 else "main"
+        commit = repo.branches.get(revision, revision)
+        files = repo.commits.get(commit)
+        if files is None:
+            return self._refuse(404, "RevisionNotFound")
+        if not is_api:
+            return self._file(repo, commit, files, "/".join(rest[2:]))
+        if rest[:1] == ["tree"]:
+            listed = [
+                {"type": "file", "path": path, "size": len(data), "oid": _oid(data)} for path, data in files.items()
+            ]
+            return self._json(listed)
+        sizes = "blobs" in parse_qs(url.query)
+        siblings = [
+            {"rfilename": path} | ({"size": len(data), "blobId": _oid(data)} if sizes else {})
+            for path, data in files.items()
+        ]
+        return self._json({"id": name, "sha": commit, "siblings": siblings, "private": False, "gated": repo.gated})
+
+    def _file(self, repo: Repo, commit: str, files: dict[str, bytes], path: str) -> None:
+        if repo.gated:
+            return self._refuse(403, "GatedRepo")
+        if path not in files:
+            return self._refuse(404, "EntryNotFound")
+        data = files[path]
+        first = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0]) if "Range" in self.headers else 0
+        self.send_response(206 if first else 200)
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("ETag", f'"{_oid(data)}"')
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(data) - first))
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
+        self.end_headers()
+        if self.command == "HEAD":
+            return None
+        body = data[first:]
+        if self.hub.cut_after is not None and len(body) > self.hub.cut_after:
+            body, self.hub.cut_after = body[: self.hub.cut_after], None
+            self.close_connection = True
+        self.hub.sent += len(body)
+        self.wfile.write(body)
+        return None
+
+    def _json(self, content: Any) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def _oid(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+@contextmanager
+def running() -> Iterator[Hub]:
+    """The stand-in, at `url`, until the end of the block."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads = True
+    hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
+    server.hub = hub  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
