@@ -69,6 +69,11 @@ void check_shape(const puna_shape& s) {
         throw std::invalid_argument("no such type of cache");
 }
 
+void check_threads(int32_t threads) {
+    if (threads < 1 || threads > 1024)
+        throw std::invalid_argument(std::to_string(threads) + " threads; from 1 to 1024 can be had");
+}
+
 // While one of these lives, SIGINT stops the model's forward pass, and then does what it would have done. A disposition
 // that is not a function (the default, ignoring) is left alone.
 class Interruptible {
@@ -122,7 +127,7 @@ puna_model* puna_model_new(const puna_shape* shape, int32_t threads, const char*
     std::unique_ptr<puna_model> made;
     guarded([&] {
         check_shape(*shape);
-        if (threads < 1 || threads > 1024) throw std::invalid_argument("threads are out of range");
+        check_threads(threads);
         made.reset(new puna_model{puna::Model(*shape, threads, find_kernels(kernels))});
     });
     return made.release();
@@ -181,7 +186,7 @@ int64_t puna_sample(const char* kernels, const float* logits, int64_t count, con
 
 int32_t puna_measure(const char* kernels, int32_t threads, puna_machine* machine) {
     return guarded([&] {
-        if (threads < 1 || threads > 1024) throw std::invalid_argument("threads are out of range");
+        check_threads(threads);
         *machine = puna::measure(find_kernels(kernels), threads);
     });
 }
@@ -192,7 +197,7 @@ int32_t puna_quantize(const char* kernels, int32_t threads, const uint8_t* data,
                       int64_t cols, int32_t to, const float* importance, uint8_t* out) {
     return guarded([&] {
         const puna::Layout *from = puna::find_layout(format), *target = puna::find_layout(to);
-        if (threads < 1 || threads > 1024) throw std::invalid_argument("threads are out of range");
+        check_threads(threads);
         if (!from || !target || !puna::can_quantize(*from, *target))
             throw std::invalid_argument("no such formats to quantise from and to");
         if (rows < 1 || cols < 1 || rows > (int64_t{1} << 40) / cols || cols % target->values)

@@ -24,16 +24,42 @@ int hardware_threads() { return std::max(1, static_cast<int>(std::thread::hardwa
 
 #if defined(__linux__)
 
-// Processors of a control group's quota (cgroup v2, kernel documentation "cpu.max"): quota / period, rounded up.
+// The processors that `limit` microseconds of every `period` make, rounded up; all where they are no numbers above 0.
+int cores_of(const std::string& limit, const std::string& period) {
+    const long long part = std::strtoll(limit.c_str(), nullptr, 10), whole = std::strtoll(period.c_str(), nullptr, 10);
+    if (part <= 0 || whole <= 0) return hardware_threads();  // "max" of version 2, -1 of version 1
+    return std::max(1, static_cast<int>(std::min<long long>((part + whole - 1) / whole, hardware_threads())));
+}
+
+// A control group's quota of processors: file cpu.max of version 2, cpu.cfs_quota_us and cpu.cfs_period_us of version 1
+// (kernel documentation "cgroup-v2" and "CFS Bandwidth Control").
+int quota_of(const std::string& folder, bool second_version) {
+    std::string limit, period;
+    if (second_version) {
+        std::ifstream(folder + "/cpu.max") >> limit >> period;
+    } else {
+        std::ifstream(folder + "/cpu.cfs_quota_us") >> limit;
+        std::ifstream(folder + "/cpu.cfs_period_us") >> period;
+    }
+    return cores_of(limit, period);
+}
+
+// The least quota of this process's control group and of those around it.
 int quota_cores() {
-    std::ifstream file("/sys/fs/cgroup/cpu.max");
-    std::string quota;
-    long long period = 0;
-    if (!(file >> quota >> period) || quota == "max" || period <= 0) return hardware_threads();
-    char* end = nullptr;
-    const long long limit = std::strtoll(quota.c_str(), &end, 10);
-    if (end == quota.c_str() || limit <= 0) return hardware_threads();
-    return std::max(1, static_cast<int>((limit + period - 1) / period));
+    int least = hardware_threads();
+    std::ifstream groups("/proc/self/cgroup");
+    for (std::string line; std::getline(groups, line);) {  // number:controllers:/path
+        const size_t first = line.find(':'), second = line.find(':', first + 1);
+        if (first == std::string::npos || second == std::string::npos) continue;
+        const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+        const bool second_version = controllers == ",,";
+        if (!second_version && controllers.find(",cpu,") == std::string::npos) continue;
+        const std::string root = second_version ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
+        for (std::string path = line.substr(second + 1); !path.empty(); path.resize(path.rfind('/')))
+            least = std::min(least, quota_of(root + path, second_version));
+        least = std::min(least, quota_of(root, second_version));
+    }
+    return least;
 }
 
 // Which physical core a logical processor belongs to, as the kernel's list of the siblings that share it.

@@ -26,9 +26,17 @@ double together(int threads, const Body& body) {
     for (int turn = 0; turn < kTurns; ++turn) {
         const auto start = Clock::now();
         std::vector<std::thread> others;
-        for (int i = 1; i < threads; ++i) others.emplace_back([&body, i] { body(i); });
+        const auto join = [&] {
+            for (auto& other : others) other.join();
+        };
+        try {
+            for (int i = 1; i < threads; ++i) others.emplace_back([&body, i] { body(i); });
+        } catch (...) {  // the system gives no more threads
+            join();
+            throw;
+        }
         body(0);
-        for (auto& other : others) other.join();
+        join();
         turns.push_back(seconds_since(start));
     }
     std::sort(turns.begin(), turns.end());

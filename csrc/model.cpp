@@ -181,7 +181,9 @@ void Model::weight_bytes(int64_t* bytes) const {
     }
 }
 
-bool Model::integer_weights() const { return !layers_.empty() && layers_[0].down.panels.integer(); }
+bool Model::integer_weights() const {
+    return !layers_.empty() && layers_[0].down.panels.data && layers_[0].down.panels.integer();
+}
 
 // [page][layer][kv head]: what a sequence has of all layers lies together, so that huge pages waste little.
 void Model::reserve_pages(int32_t pages) {
@@ -204,6 +206,7 @@ void Model::take_profile(double* seconds) {
 
 void Model::collect(const puna_chunk* chunks, int32_t count) {
     tokens_.clear();
+    if (count < 1) throw std::invalid_argument("a batch needs a chunk");
     for (int32_t c = 0; c < count; ++c) {
         const puna_chunk& chunk = chunks[c];
         const int64_t end = int64_t{chunk.start} + chunk.count;
@@ -282,18 +285,44 @@ void Model::fill_angles(const puna_chunk* chunks, int32_t count) {
         }
     });
     if (!shape_.unrotated_keys) return;
-    angles_.resize(static_cast<size_t>(count));
+    for (Angles& angles : angles_) angles.used = false;
+    chunk_angles_.clear();
     for (int32_t c = 0; c < count; ++c) {
-        const int64_t pages = (int64_t{chunks[c].start} + chunks[c].count + kPage - 1) / kPage;
-        Angles& angles = angles_[static_cast<size_t>(c)];
-        for (Buffer<float>* buffer : {&angles.cos, &angles.sin})
-            buffer->reserve(static_cast<size_t>(pages * half * kPage));
-        pool_.each(pages, 1, [&](int64_t begin, int64_t end) {
-            for (int64_t at = begin * half * kPage; at < end * half * kPage; ++at)
+        const size_t found = find_angles(chunks[c]);
+        Angles& angles = angles_[found];
+        const auto first = static_cast<int64_t>(angles.cos.size()) / (half * kPage);
+        const int64_t last = std::max(first, (int64_t{chunks[c].start} + chunks[c].count + kPage - 1) / kPage);
+        for (std::vector<float>* values : {&angles.cos, &angles.sin})
+            values->resize(static_cast<size_t>(last * half * kPage));
+        pool_.each(last - first, 1, [&](int64_t begin, int64_t end) {
+            for (int64_t at = (first + begin) * half * kPage; at < (first + end) * half * kPage; ++at)
                 turn(chunks[c], at / (half * kPage) * kPage + at % kPage, at / kPage % half, angles.cos.data() + at,
                      angles.sin.data() + at);
         });
+        chunk_angles_.push_back(found);
     }
+}
+
+// The table of a chunk's frequencies: one that has them, or an empty one, in place of one that no chunk uses.
+size_t Model::find_angles(const puna_chunk& chunk) {
+    const std::vector<float> inv_freq(chunk.inv_freq, chunk.inv_freq + shape_.head_dim / 2);
+    size_t at = 0;
+    while (at < angles_.size() && (angles_[at].inv_freq != inv_freq || angles_[at].scale != chunk.rope_scale)) ++at;
+    if (at == angles_.size()) {
+        at = 0;
+        while (at < angles_.size() && angles_[at].used) ++at;
+        // Two that are not in use are kept: longrope has two sets of frequencies.
+        if (at == angles_.size() || angles_.size() < 2) {
+            at = angles_.size();
+            angles_.emplace_back();
+        }
+        angles_[at].inv_freq = inv_freq;
+        angles_[at].scale = chunk.rope_scale;
+        angles_[at].cos.clear();
+        angles_[at].sin.clear();
+    }
+    angles_[at].used = true;
+    return at;
 }
 
 void Model::wants(std::initializer_list<const Matrix*> readers, bool& integers, bool& bf16) const {
@@ -401,7 +430,7 @@ void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t 
             last[static_cast<size_t>(t * group + g)] = tokens_[static_cast<size_t>(token)].position;
         }
     const bool unrotated = shape_.unrotated_keys;
-    const Angles* angles = unrotated ? &angles_[static_cast<size_t>(tile.chunk_index)] : nullptr;
+    const Angles* angles = unrotated ? &angles_[chunk_angles_[static_cast<size_t>(tile.chunk_index)]] : nullptr;
     const HeadCache cache{keys_.data() + at * key_bytes,
                           values_.data() + at * value_bytes,
                           tile.chunk->pages,

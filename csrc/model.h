@@ -52,8 +52,9 @@ class Model {
     // Bytes of the panels that a token reads, and whether any of them are integers.
     void weight_bytes(int64_t* bytes) const;
     bool integer_weights() const;
-    // Seconds in each PUNA_PHASE since the last call.
+    // See puna_model_observe.
     void observe_into(double* squares) { squares_ = squares; }
+    // Seconds in each PUNA_PHASE since the last call.
     void take_profile(double* seconds);
 
   private:
@@ -78,8 +79,12 @@ class Model {
         int64_t before;  // splits of the tiles before it, times kv heads
         int64_t offset;  // of its sums: splits times queries of the tiles before it
     };
-    struct Angles {  // a chunk's cosines and sines for every position, where keys are kept unrotated
-        Buffer<float> cos, sin;
+    // Cosines and sines of every position, [page][pair][token], where keys are kept unrotated. Chunks of the same
+    // frequencies share one, and the next pass finds it.
+    struct Angles {
+        std::vector<float> inv_freq, cos, sin;
+        float scale;
+        bool used;  // in this pass
     };
     struct Partial {  // what attention has summed for a tile's queries in one split
         float* highest;
@@ -93,6 +98,7 @@ class Model {
     void reserve_work();
     void lay_tiles(const puna_chunk* chunks, int32_t count);
     void embed();
+    size_t find_angles(const puna_chunk& chunk);
     void fill_angles(const puna_chunk* chunks, int32_t count);
     void run_layer(Layer& layer, int32_t index);
     void normalise(const std::vector<float>& weight, std::initializer_list<const Matrix*> readers);
@@ -127,6 +133,7 @@ class Model {
     std::vector<Token> tokens_;
     std::vector<Tile> tiles_;
     std::vector<Angles> angles_;
+    std::vector<size_t> chunk_angles_;  // which of them each chunk has
     Buffer<float> x_, normed_, q_, k_, v_, mixed_, gate_, up_, cos_, sin_;
     Buffer<float> sums_, totals_;  // partial attention
     Buffer<ActivationBlock> blocks_;

@@ -118,6 +118,17 @@ void cut(Candidates& from, bool by_weight, double limit) {
     from.keep(found, std::max<int64_t>(1, static_cast<int64_t>(std::ceil((limit - before) / each))));
 }
 
+// Keeps the `count` highest logits, not the highest weights: at a great temperature unlike logits weigh the same. A
+// logit's distance from `most` has no sign, so that its bits have its order, and are turned round for `cut`. Leaves
+// logits less `most`.
+void keep_top(Candidates& from, float most, int64_t count) {
+    constexpr uint32_t kInfinity = 0x7f800000u;
+    float* const values = from.weights.data();
+    for (size_t i = 0; i < from.count; ++i) values[i] = float_of_bits(kInfinity - bits_of_float(most - values[i]));
+    cut(from, false, static_cast<double>(count));
+    for (size_t i = 0; i < from.count; ++i) values[i] = -float_of_bits(kInfinity - bits_of_float(values[i]));
+}
+
 // A logit below which no token passes the filters, from cheap bounds. At least `top_k` tokens are no lower than the
 // `top_k`-th highest peak. Tokens whose weights are below (1 - top_p) / count of the `total`, that of all weights, make
 // up less than 1 - top_p together, however many they are. What min_p drops must stay where top_p is still to see it:
@@ -195,11 +206,10 @@ int64_t sample(const Kernels& kernels, const float* logits, int64_t count, const
         total = sum(weights, static_cast<size_t>(count));
     }
     candidates.take(logits, count, peaks, floor_of(peaks, count, most, total, options));
-    kernels.exponentials(weights, static_cast<int64_t>(candidates.count), most, options.temperature, weights);
-    if (options.top_k > 0) {
-        cut(candidates, false, options.top_k);
-        total = sum(weights, candidates.count);
-    }
+    if (options.top_k > 0) keep_top(candidates, most, options.top_k);
+    const float origin = options.top_k > 0 ? 0.0f : most;
+    kernels.exponentials(weights, static_cast<int64_t>(candidates.count), origin, options.temperature, weights);
+    if (options.top_k > 0) total = sum(weights, candidates.count);
     if (options.top_p < 1.0) cut(candidates, true, options.top_p * total);
     if (options.min_p > 0.0) candidates.keep(bits_of_float(static_cast<float>(options.min_p)));
     return draw(candidates, uniform);

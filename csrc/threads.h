@@ -44,6 +44,7 @@ class Pool {
     using Function = void (*)(const void*, int64_t, int64_t);
 
     void run(int64_t count, int64_t grain, Function function, const void* context);
+    void end();
     void take_pieces(int thread);
     void work(int thread);
 

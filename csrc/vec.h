@@ -332,7 +332,8 @@ PUNA_INLINE void to_f16(uint16_t* to, const V16& value) {
 }
 
 // e^x for x from -87 to 88, within 2 units in the last place; below -87 exactly 0. n = round(x / ln 2), then a
-// polynomial in the rest r, |r| <= ln 2 / 2 (Cephes' coefficients for expf), then 2^n by adding n to the exponent.
+// polynomial in the rest r, |r| <= ln 2 / 2 (Cephes' coefficients for expf), then 2^n by adding n to the exponent; NaN
+// stays NaN.
 PUNA_INLINE V16 exponential(const V16& x) {
     const Reg zero = Reg{}, lowest = zero - 87.0f, highest = zero + 88.0f, log2e = zero + 1.44269504f;
     const Reg high = zero - 0.693359375f, low = zero + 2.12194440e-4f, magic = zero + 12582912.0f;  // 1.5 * 2^23
@@ -351,7 +352,8 @@ PUNA_INLINE V16 exponential(const V16& x) {
         p = fused(p, r, zero + 5.0000001201e-1f);
         p = fused(p, r * r, r) + 1.0f;
         const IntReg exponent = ((IntReg)shift - (IntReg)magic) << 23;
-        out.part[i_] = under ? zero : (Reg)((IntReg)p + exponent);
+        const IntReg nan = x.part[i_] != x.part[i_];  // whose bits must not be added to
+        out.part[i_] = nan ? x.part[i_] : under ? zero : (Reg)((IntReg)p + exponent);
     }
     return out;
 }

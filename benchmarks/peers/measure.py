@@ -108,12 +108,12 @@ def run_block(block: Block, places: Places, threads: int, repeat: int, patience:
         for runner in block.runners:
             _load(found, workers, block, runner, places, threads, logs)
         for turn in range(1 + repeat + patience):
-            for work in block.works:
+            for work in block.works if workers else ():
                 _take_turns(found, workers, work, turn, threads)
             if turn and all(len(found.fit(name, work.name)) >= repeat for name in workers for work in block.works):
                 break
-        for name, worker in workers.items():
-            found.engines[name]["peak_memory_bytes"] = worker.ask("memory")
+        for name in list(workers):
+            _note_memory(found, workers, name)
     finally:
         for worker in workers.values():
             worker.close()
@@ -160,6 +160,13 @@ def _take_turns(found: Found, workers: dict[str, Worker], work: Work, turn: int,
     for name, sample in samples.items():
         kept = {**sample, "turn": turn, "whole": whole, "fit": whole and sample["others"] <= MOST_BY_OTHERS}
         found.engines[name]["samples"].setdefault(work.name, []).append(kept)
+
+
+def _note_memory(found: Found, workers: dict[str, Worker], name: str) -> None:
+    try:
+        found.engines[name]["peak_memory_bytes"] = workers[name].ask("memory")
+    except WorkerError as exc:  # its samples count all the same
+        found.failed[name] = str(exc)
 
 
 def _sample(found: Found, workers: dict[str, Worker], name: str, work: Work) -> dict[str, float] | None:

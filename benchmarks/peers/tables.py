@@ -33,7 +33,9 @@ def show_block(console: Console, found: Found, repeat: int) -> None:
         table.add_column(column, justify="right")
     for name, engine in found.engines.items():
         cells = [_cell(found.speed(name, work), repeat) for work in works]
-        table.add_row(name, *cells, f"{engine['load_seconds']:.2f}", f"{engine['peak_memory_bytes'] / 1e6:.0f}")
+        table.add_row(
+            name, *cells, f"{engine['load_seconds']:.2f}", f"{engine.get('peak_memory_bytes', float('nan')) / 1e6:.0f}"
+        )
     if "puna" in found.engines:
         table.add_row("puna, of the limit", *(_share(found, work) for work in works))
     console.print(table)

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.backend import Chunk
+from puna.backend import PAGE, Chunk
 from puna.config import LlamaConfig
 from puna.native import NativeBackend
 from puna.native.measure import MachineSpeed
@@ -54,13 +54,29 @@ class Result:
 
 
 def plan(
-    config: LlamaConfig, prefill: Sequence[int], decode: int, context: Sequence[int], batch: Sequence[int]
-) -> tuple[list[Work], list[Work]]:
-    """(what fits the model's context, what does not)."""
+    config: LlamaConfig,
+    cache_tokens: int | None,
+    prefill: Sequence[int],
+    decode: int,
+    context: Sequence[int],
+    batch: Sequence[int],
+) -> tuple[list[Work], dict[Work, str]]:
+    """(what can be measured, what cannot and why).
+
+    Args:
+        cache_tokens: what the caches of all sequences together hold; fewer than asked for where memory is short.
+    """
     works = [Work("prefill", tokens, 0, 1) for tokens in prefill]
     works += [Work("decode", decode, length, sequences) for length in context for sequences in batch]
-    fits = [work for work in works if work.context + work.tokens <= config.context_length]
-    return fits, [work for work in works if work not in fits]
+    left_out = {}
+    for work in works:
+        length = work.context + work.tokens
+        needed = work.batch * -(-length // PAGE) * PAGE
+        if length > config.context_length:
+            left_out[work] = f"exceeds the model's context of {config.context_length}"
+        elif cache_tokens is not None and needed > cache_tokens:
+            left_out[work] = f"needs a cache of {needed} tokens; memory has room for {cache_tokens}"
+    return [work for work in works if work not in left_out], left_out
 
 
 def run(backend: NativeBackend, works: Sequence[Work], repeat: int) -> Iterator[tuple[Work, float]]:

@@ -49,9 +49,9 @@ def bench(
     benchmark.read(native, np.array([1]), 0)
     first = time.perf_counter()
     native.free(0)
-    works, left_out = benchmark.plan(native.config, lengths, decode, contexts, sequences)
-    for work in left_out:
-        typer.echo(f"left out: {_name(work)} exceeds the model's context of {native.config.context_length}", err=True)
+    works, left_out = benchmark.plan(native.config, native.cache_tokens, lengths, decode, contexts, sequences)
+    for work, reason in left_out.items():
+        typer.echo(f"left out: {_name(work)} {reason}", err=True)
     if not works:
         raise RequestError("nothing is left to measure; ask for shorter prompts and contexts")
     peak = _peak_memory()

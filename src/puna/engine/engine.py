@@ -74,7 +74,7 @@ class Engine:
             for running, tokens in plan
         ]
         logits = self.backend.forward(batch)
-        events = []
+        events: list[Event] = []
         row = 0
         for (running, tokens), chunk in zip(plan, batch, strict=True):
             try:
@@ -109,9 +109,14 @@ class Engine:
 
     def _generate(self, running: Running, guess: tuple[int, ...], logits: NDArray[np.float32]) -> list[Event]:
         """Chooses token after token while the guess agrees; each was read with the right tokens before it."""
-        events = []
+        events: list[Event] = []
         for row, expected in enumerate((*guess, None)):
-            token = running.sampler.choose(logits[row])
+            try:
+                token = running.sampler.choose(logits[row])
+            except BackendError:
+                if events:  # what was chosen before counts; the next step meets the error again
+                    break
+                raise
             running.done += 1
             kept, reason = self._accept(running, token)
             events.append(Event(running.request_id, kept, finish_reason=reason))

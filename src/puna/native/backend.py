@@ -7,6 +7,7 @@ threads, in any pages of the cache.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from puna.backend import PAGE, Batch, Chunk, check_batch
 from puna.config import LlamaConfig
 from puna.errors import BackendError, RequestError
-from puna.native.library import PHASES, STOPPED, NativeChunk, Shape, chosen_kernels, load_library, machine
+from puna.native.library import PHASES, STOPPED, NativeChunk, Shape, chosen_kernels, default_threads, load_library
 from puna.native.memory import cache_pages
 from puna.native.rope import Frequencies, Rope
 from puna.native.tensors import Tensor, load_tensor, packed_bytes, quantized_format
@@ -73,17 +74,19 @@ class NativeBackend:
             slots * -(-config.context_length // PAGE),
             self.cache_bytes_per_token * PAGE,
         )
+        self._process = os.getpid()
         self._free_pages = list(range(pages))[::-1]
         self._pages: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
-        self._model = self._new_model(shape, threads or machine().physical_cores)
+        self._model = self._new_model(shape, default_threads(threads))
         for name, tensor in tensors.items():
             load_tensor(self._model, name, tensor, rounded)
         self._check(self._library.puna_model_ready(self._model, pages))
         self.cache_tokens: int | None = pages * PAGE
 
     def __del__(self) -> None:
-        if self.__dict__.get("_model"):
+        # A forked child has none of the threads that freeing waits for; its memory ends with it.
+        if self.__dict__.get("_model") and self._process == os.getpid():
             self._library.puna_model_free(self._model)
 
     @property

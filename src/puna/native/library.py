@@ -179,6 +179,11 @@ def machine() -> Machine:
     return Machine(features, kernels, library.puna_physical_cores(), library.puna_logical_cores())
 
 
+def default_threads(asked: int | None) -> int:
+    """`asked`, or one thread for each physical core where that is None."""
+    return machine().physical_cores if asked is None else asked
+
+
 def chosen_kernels() -> str:
     """The best kernels of this machine, or those the environment variable PUNA_KERNELS names.
 

@@ -6,7 +6,7 @@ import ctypes
 from dataclasses import dataclass
 
 from puna.errors import BackendError
-from puna.native.library import NativeMachine, chosen_kernels, load_library, machine
+from puna.native.library import NativeMachine, chosen_kernels, default_threads, load_library
 
 CORES_OK = 0.85
 """Least share of its lone speed that each of several threads keeps while every core is whole."""
@@ -33,7 +33,7 @@ def measure_machine(threads: int | None = None) -> MachineSpeed:
     """Measures with `threads` threads; None means one per physical core."""
     library = load_library()
     found = NativeMachine()
-    if library.puna_measure(chosen_kernels().encode(), threads or machine().physical_cores, ctypes.byref(found)):
+    if library.puna_measure(chosen_kernels().encode(), default_threads(threads), ctypes.byref(found)):
         raise BackendError(f"the machine cannot be measured: {library.puna_error().decode()}")
     return MachineSpeed(
         found.bytes_per_second / 1e9,

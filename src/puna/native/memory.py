@@ -9,10 +9,7 @@ from puna.errors import BackendError
 CACHE_SHARE = 0.9
 """Of the memory that the weights leave, the most that caches may take."""
 
-_GROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
+_PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
@@ -21,7 +18,7 @@ def available_memory() -> int | None:
     Page cache counts as available: the system gives it up.
     """
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
         kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
@@ -46,14 +43,38 @@ def cache_pages(weights: int, wanted: int, page_bytes: int) -> int:
 
 
 def _group_room() -> list[int]:
-    return [room for limit, used in _GROUPS for room in [_room(limit, used)] if room is not None]
-
-
-def _room(limit: Path, used: Path) -> int | None:
+    """What each limit leaves: of this process's control group, and of those around it."""
     try:
-        return max(0, int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")))
+        lines = (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    rooms = []
+    for line in lines:  # number:controllers:/path
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = _GROUPS / "memory" if controllers else _GROUPS
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            rooms.append(_room(folder, version=1 if controllers else 2))
+            if folder == root:
+                break
+    return [room for room in rooms if room is not None]
+
+
+def _room(group: Path, version: int) -> int | None:
+    """Kernel documentation "cgroup-v2" (memory.max) and "Memory Resource Controller" (memory.limit_in_bytes)."""
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+    try:
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in names)
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
     except (OSError, ValueError):  # no such group, or "max"
         return None
+    prefix = "total_" if version == 1 else ""
+    files = (f"{prefix}inactive_file", f"{prefix}active_file")
+    cached = sum(int(count) for name, _, count in (line.partition(" ") for line in lines) if name in files)
+    return max(0, limit - max(0, used - cached))
 
 
 def _gigabytes(count: int) -> str:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from puna.errors import CheckpointError
 from puna.formats.blocks import BlockFormat
-from puna.native.library import chosen_kernels, load_library, machine
+from puna.native.library import chosen_kernels, default_threads, load_library
 
 
 def quantize(
@@ -44,7 +44,7 @@ def quantize(
     library = load_library()
     failed = library.puna_quantize(
         chosen_kernels().encode(),
-        threads or machine().physical_cores,
+        default_threads(threads),
         data.ctypes.data,
         source.ggml_id,
         count,
