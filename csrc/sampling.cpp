@@ -119,12 +119,13 @@ void cut(Candidates& from, bool by_weight, double limit) {
 }
 
 // Keeps the `count` highest logits, not the highest weights: at a great temperature unlike logits weigh the same. A
-// logit's distance from `most` has no sign, so that its bits have its order, and are turned round for `cut`. Leaves
-// logits less `most`.
+// logit's distance from `most` has no sign (nor may a zero have one), so that its bits have its order, and are turned
+// round for `cut`. Leaves logits less `most`.
 void keep_top(Candidates& from, float most, int64_t count) {
     constexpr uint32_t kInfinity = 0x7f800000u;
     float* const values = from.weights.data();
-    for (size_t i = 0; i < from.count; ++i) values[i] = float_of_bits(kInfinity - bits_of_float(most - values[i]));
+    for (size_t i = 0; i < from.count; ++i)
+        values[i] = float_of_bits(kInfinity - bits_of_float(std::abs(most - values[i])));
     cut(from, false, static_cast<double>(count));
     for (size_t i = 0; i < from.count; ++i) values[i] = -float_of_bits(kInfinity - bits_of_float(values[i]));
 }

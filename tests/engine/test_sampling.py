@@ -134,6 +134,16 @@ def test_native_sampling_is_the_slow_twin_s(kernels):
     assert different <= 9  # of 9,000: a draw that falls on a boundary within float32
 
 
+@pytest.mark.parametrize("temperature", [1.0, 1e5, 1e8, 1e12])
+def test_the_top_k_are_the_top_k_at_any_temperature(temperature, kernels):
+    """Where unlike logits weigh the same, their order still counts."""
+    logits = np.random.default_rng(3).normal(0, 4, 32_000).astype(np.float32)
+    best = set(np.argsort(logits)[-40:].tolist())
+    sampler = Sampler(Sampling(temperature=temperature, top_k=40, seed=5), (1,), len(logits))
+    drawn = {sampler.choose(logits) for _ in range(300)}
+    assert drawn <= best and len(drawn) > (10 if temperature > 1 else 5)
+
+
 def test_extreme_numbers_still_draw_a_token():
     """A penalty below 1 makes large logits infinite; a huge temperature's inverse is 0."""
     logits = np.array([3e38, -3e38, 1.0], np.float32)

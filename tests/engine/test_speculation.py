@@ -53,6 +53,33 @@ def test_the_same_answers_in_fewer_steps(slots):
     assert fewer < steps
 
 
+class Damaged(NativeBackend):
+    """Whose logits are no numbers from a position on."""
+
+    def forward(self, batch):
+        logits = super().forward(batch)
+        row = 0
+        for chunk in batch:
+            for place in range(chunk.logits):
+                if chunk.start + len(chunk.tokens) - chunk.logits + place >= 40:
+                    logits[row + place] = np.nan
+            row += chunk.logits
+        return logits
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+def test_what_was_chosen_before_damaged_logits_counts(speculate):
+    config = config_of(vocab_size=12, max_position_embeddings=128)
+    state = {key: value.detach().numpy() for key, value in pair(config)[0].state_dict().items()}
+    engine = Engine(Damaged(config, model_in("f32", state), 1), 1)
+    engine.submit(Request(tuple([1, 2, 3, 4, 5] * 4), 100, speculate=speculate))
+    events = []
+    while engine.busy:
+        events += engine.step()
+    assert len([event for event in events if event.token is not None]) == 21
+    assert "not finite" in str(events[-1].error)
+
+
 def test_lookup_guesses_what_followed():
     lookup = Lookup()
     lookup.extend([1, 2, 3, 4, 5, 6, 1, 2, 3])

@@ -177,3 +177,22 @@ def test_a_damaged_scale_is_seen_in_the_logits():
     weight.data[:2] = [0xFF, 0x7F]
     logits = NativeBackend(config, tensors).forward([Chunk(0, np.array([3]), 0)])
     assert np.isnan(logits).all()
+
+
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj"])
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00145, 0x7F812345, 0xFFC00001])
+def test_a_damaged_number_is_seen_in_the_logits(name, bits, kernels):
+    """Whatever the bits of a NaN, attention's exponentials keep it one."""
+    config = config_of(vocab_size=71, **SIZES)
+    state = {key: value.detach().numpy().copy() for key, value in pair(config)[0].state_dict().items()}
+    state[f"model.layers.0.self_attn.{name}.weight"].view(np.uint32)[0, 3] = bits
+    logits = NativeBackend(config, model_in("f32", state)).forward([Chunk(0, np.arange(3), 0)])
+    assert np.isnan(logits).all()
+
+
+def test_a_batch_of_nothing_is_refused():
+    config = config_of(vocab_size=71, **SIZES)
+    state = {key: value.detach().numpy() for key, value in pair(config)[0].state_dict().items()}
+    backend = NativeBackend(config, model_in("f32", state))
+    assert backend._library.puna_forward(backend._model, None, 0, 0, None) == 1
+    assert b"a batch needs a chunk" in backend._library.puna_error()

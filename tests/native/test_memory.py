@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -57,3 +64,83 @@ def test_the_cache_takes_what_the_weights_leave(monkeypatch):
     with pytest.raises(RequestError, match=r"needs 128 more tokens of cache, and 64 are free of 576"):
         small.forward([Chunk(1, ids[:128], 0)])
     small.forward([Chunk(1, ids[:64], 0)])
+
+
+GIGABYTE = 10**9
+
+
+def group(folder: Path, version: int, limit: str, used: int, cached: int) -> None:
+    """A control group's files: half of the page cache is old."""
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix = "total_" if version == 1 else ""
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
+    for name, value in zip(names, (limit, str(used)), strict=True):
+        (folder / name).write_text(f"{value}\n")
+    half = cached // 2
+    stat = f"cache 7\n{prefix}inactive_file {half}\n{prefix}active_file {half}\n{prefix}inactive_anon 99\n"
+    (folder / "memory.stat").write_text(stat)
+
+
+@pytest.mark.parametrize(
+    ("line", "version", "groups", "room"),
+    [
+        ("0::/", 2, {"": ("8000000000", 7, 6)}, 7),
+        ("0::/a/b", 2, {"": ("max", 7, 6), "a": ("8000000000", 7, 0), "a/b": ("max", 1, 0)}, 1),
+        ("0::/a/b", 2, {"a": ("8000000000", 1, 0), "a/b": ("5000000000", 1, 0)}, 4),
+        ("0::/", 2, {"": ("8000000000", 9, 0)}, 0),
+        ("0::/", 2, {}, 32),
+        ("4:cpu,memory:/job", 1, {"": ("9223372036854771712", 7, 6), "job": ("8000000000", 7, 5)}, 6),
+        ("4:cpu:/job", 1, {"job": ("1000000000", 0, 0)}, 32),
+    ],
+)
+def test_page_cache_counts_as_available(line, version, groups, room, tmp_path, monkeypatch):
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 64000000 kB\nMemAvailable: 31250000 kB\n")
+    (tmp_path / "proc" / "self" / "cgroup").write_text(f"9:name=systemd:/x\n{line}\n")
+    root = tmp_path / "cgroup" / ("memory" if version == 1 else "")
+    for name, (limit, used, cached) in groups.items():
+        group(root / name, version, limit, used * GIGABYTE, cached * GIGABYTE)
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "cgroup")
+    assert available_memory() == room * GIGABYTE
+
+
+def test_threads_the_system_does_not_give_are_an_error():
+    script = (
+        "import resource\n"
+        "from puna.errors import BackendError\n"
+        "from tests.native.test_memory import CONFIG, tensors\n"
+        "from puna.native import NativeBackend\n"
+        "from puna.native.measure import measure_machine\n"
+        "held = tensors()\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 10**8, resource.RLIM_INFINITY))\n"
+        "for step in (lambda: NativeBackend(CONFIG, held, 200), lambda: NativeBackend(CONFIG, held, 2000)):\n"
+        "    try: step()\n"
+        "    except BackendError as exc: print(exc)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2]
+    )
+    lines = run.stdout.splitlines()
+    assert run.returncode == 0 and len(lines) == 2, run.stderr
+    assert "2000 threads; from 1 to 1024 can be had" in lines[1]
+
+
+def test_a_forked_child_can_let_a_model_go():
+    backend = NativeBackend(CONFIG, tensors(), 2)
+    backend.forward([Chunk(0, np.arange(5), 0)])
+    child = os.fork()
+    if child == 0:
+        del backend
+        os._exit(7)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            assert os.waitstatus_to_exitcode(status) == 7
+            return
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pytest.fail("the child did not end")
