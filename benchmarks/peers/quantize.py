@@ -9,10 +9,8 @@ from pathlib import Path
 import llama_cpp
 
 FORMATS = {
-    "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
-    "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-    "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-    "bf16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
+    name.lower(): getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
+    for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "BF16")
 }
 
 

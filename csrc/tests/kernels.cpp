@@ -14,7 +14,9 @@
 #include <vector>
 
 #include "half.h"
+#include "panels.h"
 #include "puna.h"
+#include "quantize.h"
 
 namespace {
 
@@ -498,7 +500,57 @@ void check_attentions(const Kernels& kernels) {
     }
 }
 
+// ---- quantisers
+
+// Every instruction set of every processor gives these bytes: FNV-1a of what six rows become, plain and weighted.
+// Whether they are good ones, tests/native/test_quantize.py finds out.
+struct Quantised {
+    const char* name;
+    int32_t format;
+    uint32_t plain, weighted;
+};
+
+constexpr Quantised kQuantised[] = {
+    {"q8_0", 8, 0x65603e5a, 0xd75887ea},  {"q4_0", 2, 0x897d309c, 0xc73e3ae9},  {"q4_1", 3, 0x6d756c2d, 0xb9269749},
+    {"q5_0", 6, 0xedd45261, 0x5f9c3de8},  {"q5_1", 7, 0xf5a11c1c, 0x45fad18a},  {"iq4_nl", 20, 0xde9256d2, 0x19b0c425},
+    {"q2_K", 10, 0xb0ba0e0a, 0x194c077c}, {"q3_K", 11, 0xfb2c5854, 0x74eff650}, {"q4_K", 12, 0x96d72b0c, 0x75a1d717},
+    {"q5_K", 13, 0x1b1d0ac8, 0x73f5049b}, {"q6_K", 14, 0x60c2bb10, 0x5af4d267},
+};
+
+uint32_t fnv(const std::vector<uint8_t>& bytes) {
+    uint32_t hash = 2166136261u;
+    for (const uint8_t byte : bytes) hash = (hash ^ byte) * 16777619u;
+    return hash;
+}
+
+void check_quantisers(const Kernels& kernels) {
+    constexpr int64_t kRows = 6, kCols = 1280;
+    uint32_t state = 1;
+    const auto uniform = [&] {  // from -1 to 1, the same everywhere
+        state = state * 1664525u + 1013904223u;
+        return static_cast<float>(static_cast<int32_t>(state) >> 8) * 0x1p-23f;
+    };
+    std::vector<float> x(kRows * kCols), importance(kCols);
+    for (float& value : x) value = uniform() * uniform() * uniform();
+    for (float& value : importance) value = 1.5f + uniform();
+    for (int64_t i = 0; i < kCols; ++i) x[static_cast<size_t>(i)] = i < 300 ? 0.0f : 0.25f;  // constant blocks too
+    const Layout& from = *find_layout(0);
+    for (const Quantised& one : kQuantised) {
+        const Layout& to = *find_layout(one.format);
+        for (const bool weighted : {false, true}) {
+            std::vector<uint8_t> out(static_cast<size_t>(kRows * kCols / to.values * to.bytes));
+            quantize(kernels, 1, from, to, reinterpret_cast<const uint8_t*>(x.data()), kRows, kCols,
+                     weighted ? importance.data() : nullptr, out.data());
+            const uint32_t hash = fnv(out);
+            const bool good = hash == (weighted ? one.weighted : one.plain);
+            if (!good) std::printf("%-12s %s: 0x%08x\n", kernels.name, one.name, hash);
+            demand(kernels.name, std::string("bytes of ") + one.name + (weighted ? ", weighted" : ""), good);
+        }
+    }
+}
+
 void check(const Kernels& kernels) {
+    check_quantisers(kernels);
     check_matrices(kernels);
     check_quantize(kernels);
     check_bf16(kernels);
