@@ -67,8 +67,8 @@ arm: $(VENV)/.build
 		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ > build/arm.log \
 		|| { cat build/arm.log; exit 1; }
 	$(BIN)/cmake --build build/arm --target kernels schedules
-	qemu-aarch64 -L /usr/aarch64-linux-gnu build/arm/kernels quick
-	qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=build/arm build/arm/schedules
+	timeout 900 qemu-aarch64 -L /usr/aarch64-linux-gnu build/arm/kernels quick
+	timeout 900 qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=build/arm build/arm/schedules
 
 bench: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model $(VENV)/.dev
 	$(BIN)/python benchmarks/beside_transformers.py

@@ -75,7 +75,7 @@ void Pool::run(int64_t count, int64_t grain, Function function, const void* cont
     for (int spins = 0; inside_ > 0 && spins < kSpins; ++spins) pause();
     if (inside_ > 0) {  // a worker was taken away in the middle of its piece
         std::unique_lock<std::mutex> lock(mutex_);
-        waiting_ = true;
+        waiting_.exchange(true);  // not a plain store: qemu lets the read of `inside_` overtake one
         left_.wait(lock, [&] { return inside_ == 0; });
         waiting_ = false;
     }
