@@ -1,11 +1,12 @@
-"""Quantising beside llama.cpp's quantiser: whole commands in turns, from the same numbers, and what both lose.
+"""Quantising beside llama.cpp's quantiser: processes in turns, from the same numbers, and what both lose.
 
     python benchmarks/quantize.py FOLDER TEXT [--model GGUF] [--formats q8_0,q4_k_m,q4_0] [--repeat 5] [--tokens 20000]
 
-The model (the default one) becomes a Hugging Face folder in float32, and that a GGUF file, both by puna. From the
-folder `puna convert --quantize` quantises, from the file llama.cpp (`make .peers/llama/.done`), both with two threads,
-each followed by `sync`. Then puna scores TEXT with the source and with both files: mean negative log-likelihood of its
-first tokens, in windows of 512. FOLDER needs three times the size in float32.
+The model (the default one) becomes a Hugging Face folder, and that a GGUF file in float32, both by puna. From that file
+`puna.convert` and llama.cpp (`make .peers/llama/.done`) quantise, both with two threads; puna's file is on
+the disk when it says so, llama.cpp's on its way there. Then puna scores TEXT with the source and with both files:
+mean negative log-likelihood of its first tokens, in windows of 512. FOLDER needs three times the model's size in
+float32.
 """
 
 from __future__ import annotations
@@ -27,14 +28,22 @@ LLAMA = ROOT / ".peers" / "llama" / "bin" / "python"
 WINDOW = 512
 
 
-def timed(command: list[str], target: Path) -> float:
-    """Seconds that a command and `sync` take; the target is removed before."""
+_OURS = """
+import sys, time
+from puna import convert
+started = time.perf_counter()
+convert(sys.argv[1], sys.argv[2], quantize=sys.argv[3], threads=2)
+print(time.perf_counter() - started)
+"""
+
+
+def timed(command: list[str], target: Path) -> tuple[float, float]:
+    """Seconds of a process from start to end, and of the call in it; the target is removed before."""
     target.unlink(missing_ok=True)
     os.sync()
     started = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT / "benchmarks")
-    os.sync()
-    return time.perf_counter() - started
+    run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT / "benchmarks")
+    return time.perf_counter() - started, float(run.stdout.split()[-1])
 
 
 def nll(model: Path, ids: list[int]) -> float:
@@ -67,29 +76,20 @@ def main() -> None:
     ours, theirs = given.folder / "puna.gguf", given.folder / "llama.gguf"
     for name in given.formats.split(","):
         commands = {
-            ours: [
-                sys.executable,
-                "-m",
-                "puna",
-                "convert",
-                str(source),
-                str(ours),
-                "--quantize",
-                name,
-                "--threads",
-                "2",
-            ],
+            ours: [sys.executable, "-c", _OURS, str(plain), str(ours), name],
             theirs: [str(LLAMA), "-m", "peers.quantize", str(plain), str(theirs), name],
         }
-        seconds: dict[Path, list[float]] = {path: [] for path in commands}
+        seconds: dict[Path, list[tuple[float, float]]] = {path: [] for path in commands}
         for turn in range(given.repeat):
             for path in (ours, theirs) if turn % 2 else (theirs, ours):
                 seconds[path].append(timed(commands[path], path))
-        mine, other = (statistics.median(seconds[path]) for path in (ours, theirs))
-        line = f"{name}: puna {mine:.2f} s, llama.cpp {other:.2f} s, {other / mine:.2f} times as fast"
+        line = f"{name}:"
+        for at, what in enumerate(("process", "call")):
+            mine, other = (statistics.median(both[at] for both in seconds[path]) for path in (ours, theirs))
+            line += f" {what} puna {mine:.2f} s, llama.cpp {other:.2f} s, {other / mine:.2f} times as fast;"
         if ids:
             lost, loses = nll(ours, ids), nll(theirs, ids)
-            line += f"; NLL puna {lost:.4f}, llama.cpp {loses:.4f} ({lost / loses - 1:+.2%})"
+            line += f" NLL puna {lost:.4f}, llama.cpp {loses:.4f} ({lost / loses - 1:+.2%})"
         print(line, flush=True)
 
 

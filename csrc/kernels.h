@@ -139,15 +139,20 @@ struct Kernels {
     void (*read_work)(const uint8_t* from, int64_t bytes, float* sink);
 
     // Quantising, sixteen blocks at once: x and weights [size][16]. Scales, and for kSpan and kBestLine what to
-    // subtract from scale * level; the levels of given inverse scales, [size][16]; and a row's plain numbers, false
-    // when one of them is not finite. `count` is a multiple of 16.
+    // subtract from scale * level; and the levels of given inverse scales, [size][16].
     void (*search)(const Search& block, const float* x, const float* weights, float* scale, float* least);
+    // The lowest and the highest of blocks of 32 values that follow each other, whose scales need no search; and their
+    // levels, as take_levels.
+    void (*extremes)(const float* x, int64_t blocks, float* low, float* high);
     void (*take_levels)(const float* x, int size, const float* least, const float* inverse, int zero, int top,
                         uint8_t* out);
+    void (*take_block_levels)(const float* x, int64_t blocks, const float* least, const float* inverse, int zero,
+                              int top, uint8_t* out);
     void (*measure_error)(const float* x, const float* weights, int size, const float* least, const float* step,
                           int zero, int top, float* error);
     void (*take_table_levels)(const float* x, int size, const float* inverse, uint8_t* out);
-    bool (*read_floats)(int32_t format, const uint8_t* from, int64_t count, float* out);
+    // A row's plain numbers, `count` a multiple of 16: their largest magnitude, or NaN when one of them is not finite.
+    float (*read_floats)(int32_t format, const uint8_t* from, int64_t count, float* out);
 
     // Adds the sums of a later split of one query to those before it.
     void (*merge)(float* highest, float* total, float* mixed, float later_highest, float later_total,

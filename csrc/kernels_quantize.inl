@@ -132,21 +132,11 @@ PUNA_INLINE V16 nearest_level(const V16& x) {
 }
 
 static void search(const Search& block, const float* x, const float* w, float* scale, float* least) {
-    const V16 zero = broadcast(0.0f);
     switch (block.kind) {
-        case SearchKind::kLargest:  // the largest magnitude becomes the last level
-            return store(scale, over(magnitude(largest(block, x)), broadcast(block.levels)));
-        case SearchKind::kSigned:  // the value of largest magnitude becomes the first level, -n
-            return store(scale, over(largest(block, x), broadcast(-block.levels)));
-        case SearchKind::kSpan: {  // the block's range, whatever its signs
-            V16 low = load(x), high = low;
-            for (int i = 1; i < block.size; ++i) {
-                low = lower(low, load(x + i * kLanes));
-                high = higher(high, load(x + i * kLanes));
-            }
-            store(scale, over(high - low, broadcast(block.levels)));
-            return store(least, zero - low);
-        }
+        case SearchKind::kLargest:
+        case SearchKind::kSigned:
+        case SearchKind::kSpan:
+            return;  // what `extremes` finds is enough
         case SearchKind::kBestScale: {
             const V16 low = broadcast(-block.levels), high = broadcast(block.levels - 1.0f);
             return store(scale, best_scale(block, x, w, block.steps, [&](const V16& at) __attribute__((always_inline)) {
@@ -171,6 +161,29 @@ static void take_levels(const float* x, int size, const float* least, const floa
         int32_t whole[kLanes];
         PUNA_EACH* reinterpret_cast<IntPart*>(whole + i_ * kWidth) = __builtin_convertvector(at.part[i_], IntReg);
         for (int b = 0; b < kLanes; ++b) out[i * kLanes + b] = static_cast<uint8_t>(whole[b]);
+    }
+}
+
+// The lowest and the highest of each block of 32 values that follow each other.
+static void extremes(const float* x, int64_t blocks, float* low, float* high) {
+    const V16 zero = broadcast(0.0f);
+    for (int64_t b = 0; b < blocks; ++b) {
+        const V16 one = load(x + 2 * b * kLanes), other = load(x + (2 * b + 1) * kLanes);
+        high[b] = highest_of(higher(one, other));
+        low[b] = -highest_of(zero - lower(one, other));
+    }
+}
+
+// As take_levels, of blocks of 32 values that follow each other.
+static void take_block_levels(const float* x, int64_t blocks, const float* least, const float* inverse, int zero,
+                              int top, uint8_t* out) {
+    const V16 half = broadcast(static_cast<float>(zero) + 0.5f);
+    const V16 low = broadcast(0.0f), high = broadcast(static_cast<float>(top));
+    for (int64_t i = 0; i < 2 * blocks; ++i) {
+        const V16 add = broadcast(least[i / 2]), times = broadcast(inverse[i / 2]);
+        const V16 at = limited((load(x + i * kLanes) + add) * times + half, low, high);
+        PUNA_EACH* reinterpret_cast<BytePart*>(out + i * kLanes + i_ * kWidth) =
+            __builtin_convertvector(__builtin_convertvector(at.part[i_], IntReg), BytePart);
     }
 }
 
@@ -206,9 +219,9 @@ static void take_table_levels(const float* x, int size, const float* inverse, ui
     }
 }
 
-// Numbers of a plain format as floats; false when one is not finite.
-static bool read_floats(int32_t format, const uint8_t* from, int64_t count, float* out) {
-    V16 faults = broadcast(0.0f);  // a finite number times 0 is 0, any other NaN
+// Numbers of a plain format as floats; their largest magnitude, or NaN when one is not finite.
+static float read_floats(int32_t format, const uint8_t* from, int64_t count, float* out) {
+    V16 faults = broadcast(0.0f), most = faults;  // a finite number times 0 is 0, any other NaN
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
         V16 here;
@@ -220,6 +233,7 @@ static bool read_floats(int32_t format, const uint8_t* from, int64_t count, floa
             here = as_floats(shifted(from_halves(reinterpret_cast<const uint16_t*>(from + 2 * i)), -16));
         store(out + i, here);
         faults = faults + here * broadcast(0.0f);
+        most = higher(most, magnitude(here));
     }
-    return sum_of(faults) == 0.0f;
+    return highest_of(most) + sum_of(faults);
 }

@@ -133,5 +133,5 @@ static void exponentials(const float* x, int64_t count, float most, double tempe
 
 static constexpr Kernels table(const char* name) {
     return {name,      kWantsBf16,  matmul, quantize, round_to_bf16, rms_norm,     silu_mul,   rotate,
-            store_key, store_value, attend, peaks,    exponentials,  integer_work, float_work, read_work, search, take_levels, measure_error, take_table_levels, read_floats, merge};
+            store_key, store_value, attend, peaks,    exponentials,  integer_work, float_work, read_work, search, extremes, take_levels, take_block_levels, measure_error, take_table_levels, read_floats, merge};
 }

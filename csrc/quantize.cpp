@@ -20,8 +20,9 @@ namespace puna {
 namespace {
 
 constexpr int kSuper = 256, kGroup = 16;
-constexpr float kLargest = 1e15f;  // what no scale of float16 reaches; squares of what is below stay finite
-constexpr double kUnseen = 1e-6;   // importance of a column that has none, over the mean of all
+constexpr float kLargest = 1e15f;           // what no scale of float16 reaches; squares of what is below stay finite
+constexpr int64_t kWorthAThread = 1 << 16;  // values that take longer than starting a thread
+constexpr double kUnseen = 1e-6;            // importance of a column that has none, over the mean of all
 
 // How much an error matters where nobody says so: ggml's choices for each format.
 enum class Weights { kNone, kSquare, kMagnitude, kTypical };
@@ -35,6 +36,8 @@ struct Recipe {
 };
 
 using K = SearchKind;
+
+constexpr const char* kTooLarge = "a value needs a scale beyond float16's 65504";
 
 // ggml's numbers of steps (quantize_row_*_ref, and quantize_row_*_impl where importance is given).
 constexpr Recipe kRecipes[] = {
@@ -109,9 +112,12 @@ void put_nibbles(const uint8_t* level, uint8_t* out) {
 }
 
 void put_fifth_bits(const uint8_t* level, uint8_t* out) {
-    uint32_t bits = 0;
-    for (int i = 0; i < 32; ++i) bits |= static_cast<uint32_t>(level[i] >> 4) << i;
-    std::memcpy(out, &bits, sizeof bits);
+    for (int k = 0; k < 4; ++k) {
+        uint64_t eight;
+        std::memcpy(&eight, level + 8 * k, sizeof eight);
+        // The product's highest byte has the lowest bit of byte i as its bit i.
+        out[k] = static_cast<uint8_t>((eight >> 4 & 0x0101010101010101u) * 0x0102040810204080u >> 56);
+    }
 }
 
 void put_six_bits(const int* scale, const int* least, uint8_t* out) {
@@ -131,6 +137,33 @@ void put_pairs(const uint8_t* level, int shift, uint8_t* out) {
             for (int k = 0; k < 4; ++k) byte |= (from[32 * k] >> shift & 3) << 2 * k;
             out[32 * part + j] = static_cast<uint8_t>(byte);
         }
+}
+
+// A block of 32 values that has a scale of its own, and where the format has one a minimum.
+void put_block(Format format, uint16_t scale, uint16_t least, const uint8_t* level, uint8_t* out) {
+    put(out, scale);
+    out += 2;
+    if (format == kQ8_0) {
+        for (int i = 0; i < 32; ++i) out[i] = static_cast<uint8_t>(level[i] - 127);
+        return;
+    }
+    if (format == kQ4_1 || format == kQ5_1) {
+        put(out, least);
+        out += 2;
+    }
+    if (format == kQ5_0 || format == kQ5_1) {
+        put_fifth_bits(level, out);
+        out += 4;
+    }
+    put_nibbles(level, out);
+}
+
+// The value of largest magnitude, of two the first.
+float signed_largest(const float* x, float low, float high) {
+    if (high != -low) return high > -low ? high : low;
+    for (int i = 0; high > 0.0f; ++i)
+        if (std::fabs(x[i]) == high) return x[i];
+    return 0.0f;
 }
 
 }  // namespace
@@ -169,9 +202,9 @@ Quantizer::Quantizer(const Kernels& kernels, const Layout& from, const Layout& t
 }
 
 const char* Quantizer::row(const uint8_t* from, uint8_t* out) {
-    if (!kernels_.read_floats(from_.format, from, cols_, x_.data())) return "a value is not a finite number";
-    for (const float x : x_)
-        if (std::fabs(x) > kLargest) return "a value needs a scale beyond float16's 65504";
+    const float most = kernels_.read_floats(from_.format, from, cols_, x_.data());
+    if (std::isnan(most)) return "a value is not a finite number";
+    if (most > kLargest) return kTooLarge;
     if (importance_) {
         double power = 0.0;
         for (const float x : x_) power += static_cast<double>(x) * x;
@@ -180,6 +213,7 @@ const char* Quantizer::row(const uint8_t* from, uint8_t* out) {
     Group group;
     group.recipe = find_recipe(to_.format);
     group.search = importance_ ? &group.recipe->weighted : &group.recipe->plain;
+    if (group.search->kind <= K::kSpan) return plain_row(out);
     const int size = group.search->size;
     for (int64_t first = 0; first < cols_; first += size * kGroup) {
         group.blocks = std::min<int64_t>(kGroup, (cols_ - first) / size);
@@ -187,7 +221,38 @@ const char* Quantizer::row(const uint8_t* from, uint8_t* out) {
             for (int i = 0; i < size; ++i) group.x[i * kGroup + b] = x_[static_cast<size_t>(first + b * size + i)];
         weigh(group, first);
         kernels_.search(*group.search, group.x, group.weight, group.scale, group.least);
-        if (!pack(group, out + first / to_.values * to_.bytes)) return "a value needs a scale beyond float16's 65504";
+        if (!pack(group, out + first / to_.values * to_.bytes)) return kTooLarge;
+    }
+    return nullptr;
+}
+
+// A row whose blocks' scales follow from their extremes: nothing need be turned.
+const char* Quantizer::plain_row(uint8_t* out) const {
+    constexpr int64_t kAtOnce = 16;
+    float low[kAtOnce], high[kAtOnce], scale[kAtOnce], least[kAtOnce] = {}, inverse[kAtOnce];
+    uint8_t level[kAtOnce * 32];
+    const Recipe& recipe = *find_recipe(to_.format);
+    const Search& search = recipe.plain;
+    for (int64_t first = 0; first < cols_ / 32; first += kAtOnce) {
+        const int64_t count = std::min(kAtOnce, cols_ / 32 - first);
+        const float* const x = x_.data() + 32 * first;
+        kernels_.extremes(x, count, low, high);
+        for (int64_t b = 0; b < count; ++b) {
+            if (search.kind == K::kSpan) {
+                scale[b] = (high[b] - low[b]) / search.levels;
+                least[b] = 0.0f - low[b];
+            } else {
+                scale[b] = search.kind == K::kSigned ? signed_largest(x + 32 * b, low[b], high[b]) / -search.levels
+                                                     : std::max(high[b], -low[b]) / search.levels;
+            }
+            inverse[b] = inverse_of(importance_ ? from_half(to_half(scale[b])) : scale[b]);
+        }
+        kernels_.take_block_levels(x, count, least, inverse, recipe.zero, recipe.top, level);
+        for (int64_t b = 0; b < count; ++b, out += to_.bytes) {
+            const uint16_t half = to_half(scale[b]), half_least = to_half(0.0f - least[b]);
+            if (infinite(half) || infinite(half_least)) return kTooLarge;
+            put_block(recipe.format, half, half_least, level + 32 * b, out);
+        }
     }
     return nullptr;
 }
@@ -296,28 +361,8 @@ bool Quantizer::pack(Group& group, uint8_t* out) const {
         const uint8_t* const level = group.level + s * to_.values;
         const int* const small = group.small + s * per;
         const int* const small_least = group.small_least + s * per;
-        if (!super) put(out, half[s]);
+        if (!super) put_block(format, half[s], half_least[s], level, out);
         switch (format) {
-            case kQ8_0:
-                for (int i = 0; i < 32; ++i) out[2 + i] = static_cast<uint8_t>(level[i] - 127);
-                break;
-            case kQ4_0:
-            case kIQ4_NL:
-                put_nibbles(level, out + 2);
-                break;
-            case kQ4_1:
-                put(out + 2, half_least[s]);
-                put_nibbles(level, out + 4);
-                break;
-            case kQ5_0:
-                put_fifth_bits(level, out + 2);
-                put_nibbles(level, out + 6);
-                break;
-            case kQ5_1:
-                put(out + 2, half_least[s]);
-                put_fifth_bits(level, out + 4);
-                put_nibbles(level, out + 8);
-                break;
             case kQ2_K:
                 for (int b = 0; b < per; ++b) out[b] = static_cast<uint8_t>(small[b] | small_least[b] << 4);
                 put_pairs(level, 0, out + 16);
@@ -386,7 +431,8 @@ void quantize(const Kernels& kernels, int threads, const Layout& from, const Lay
             throw std::invalid_argument("an importance is negative or not a finite number");
     const int64_t wide = cols / from.values * from.bytes, narrow = cols / to.values * to.bytes;
     std::atomic<const char*> fault{nullptr};
-    Pool pool(threads);
+    const int64_t useful = 1 + rows * cols / kWorthAThread;
+    Pool pool(static_cast<int>(std::min<int64_t>(threads, useful)));
     pool.each(rows, pool.grain(rows), [&](int64_t begin, int64_t end) {
         Quantizer quantizer(kernels, from, to, cols, importance);
         for (int64_t row = begin; row < end; ++row)

@@ -24,6 +24,8 @@ class Quantizer {
   private:
     struct Group;
 
+    const char* plain_row(uint8_t* out) const;
+
     void weigh(Group& group, int64_t first) const;
     void refine(Group& group) const;
     bool pack(Group& group, uint8_t* out) const;

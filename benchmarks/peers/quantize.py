@@ -1,9 +1,13 @@
-"""llama.cpp's own quantiser: python -m peers.quantize FROM.gguf TO.gguf FORMAT. Runs in its environment."""
+"""llama.cpp's own quantiser: python -m peers.quantize FROM.gguf TO.gguf FORMAT. Prints the seconds of the call.
+
+Runs in llama.cpp's environment.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+import time
 from pathlib import Path
 
 import llama_cpp
@@ -20,9 +24,11 @@ def main() -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = FORMATS[name], 2
     unfinished = f"{path}.part"
+    started = time.perf_counter()
     if llama_cpp.llama_model_quantize(source.encode(), unfinished.encode(), ctypes.byref(params)):
         raise SystemExit(f"llama.cpp could not quantise {source} to {name}")
     Path(unfinished).rename(path)
+    print(time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_arguments_that_do_not_fit_are_refused():
         (lambda: quantize(x[:, :2944], f32, 736, FORMATS["q6_K"]), "rows of 736 values; q6_K packs 256"),
         (lambda: quantize(x, f32, 736, q4), "bytes for 6 rows of 736 f32 values"),
         (lambda: quantize(x[:0], f32, COLUMNS, q4), "no whole number of blocks"),
-        (lambda: quantize(x, f32, COLUMNS, q4, threads=-1), "threads are out of range"),
+        (lambda: quantize(x, f32, COLUMNS, q4, threads=-1), "-1 threads; from 1 to 1024 can be had"),
         (lambda: quantize(x, f32, COLUMNS, q4, importance_of(736)), r"importance of shape \(736,\)"),
         (lambda: quantize(run(sample("gaussian"), "q8_0"), FORMATS["q8_0"], COLUMNS, q4), "no such formats"),
     ):

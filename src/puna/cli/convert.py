@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from puna.cli import options
-from puna.cli.terminal import command, print_json, size, stderr_console
+from puna.cli.terminal import command, is_watched, print_json, size, stderr_console
 from puna.errors import RequestError
 
 if TYPE_CHECKING:
@@ -86,26 +86,31 @@ def convert(
 
 @contextmanager
 def _watched(quiet: bool, verify: bool) -> Iterator[_Watchers]:
-    """Shows the plan, and bars where somebody watches."""
+    """Shows the plan, and bars where somebody watches; elsewhere not even rich is imported."""
+    if not is_watched():
+        yield (lambda plan: None if quiet else _show_plan(plan)), lambda count: None, lambda share: None
+        return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     console = stderr_console()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task("Converting", total=None)
 
         def on_plan(plan: Plan) -> None:
             if not quiet:
-                for line in _plan(plan):
-                    typer.echo(line, err=True)
+                _show_plan(plan)
             bar.update(task, description="Converting", total=plan.bytes * (2 if verify else 1))
 
         def calibrating(share: float) -> None:
             bar.update(task, description=f"Reading the calibration text, {share:.0%}")
 
         yield on_plan, lambda count: bar.advance(task, count), calibrating
+
+
+def _show_plan(plan: Plan) -> None:
+    for line in _plan(plan):
+        typer.echo(line, err=True)
 
 
 def _plan(plan: Plan) -> Iterator[str]:

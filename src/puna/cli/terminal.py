@@ -77,9 +77,14 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def is_watched() -> bool:
+    """Whether standard error is a terminal."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def loading(model: str | None) -> AbstractContextManager[Any]:
     """A spinner while a model loads; nothing, not even rich, where nobody watches."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not is_watched():
         return nullcontext()
     return stderr_console().status(f"Loading {model or 'the default model'} ...")
 

@@ -7,11 +7,15 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from puna.checkpoint.convert.rows import Rows, values
 
 _SAMPLE = 16
 """Rows of each tensor that are compared."""
+
+_TENSORS = 8
+"""Tensors of each kind that are compared, from the first to the last layer."""
 
 _LAYER = re.compile(r"^model\.layers\.\d+\.")
 
@@ -22,14 +26,21 @@ def changes(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> dict[str, 
     Tensors whose shape was changed on purpose are not compared.
     """
     squares: dict[str, tuple[float, float]] = {}
+    kinds: dict[str, list[str]] = {}
     for name, new in after.items():
-        old = before[name]
-        if old.format == new.format or old.shape != new.shape:
-            continue
-        rows = np.unique(np.linspace(0, old.shape[0] - 1, _SAMPLE).astype(np.intp))
+        if before[name].format != new.format and before[name].shape == new.shape:
+            kinds.setdefault(_LAYER.sub("", name), []).append(name)
+    for name in (names[at] for names in kinds.values() for at in _spread(len(names), _TENSORS)):
+        old, new = before[name], after[name]
+        rows = _spread(old.shape[0], _SAMPLE)
         x, y = values(old, rows).astype(np.float64), values(new, rows).astype(np.float64)
         kind = _LAYER.sub("", name)
         error, power = squares.get(kind, (0.0, 0.0))
         squares[kind] = (error + float(((x - y) ** 2).sum()), power + float((x**2).sum()))
         new.release()
     return {kind: math.sqrt(error / power) for kind, (error, power) in squares.items() if error and power}
+
+
+def _spread(count: int, most: int) -> NDArray[np.intp]:
+    """Up to `most` numbers from 0 to `count` - 1, evenly spread."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.intp)
