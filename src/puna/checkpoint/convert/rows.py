@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.checkpoint.validation import Named
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat
 
@@ -29,23 +30,8 @@ _FORGET = 8
 """Pieces after which the mapped memory read so far is given back."""
 
 
-class Rows(Protocol):
+class Rows(Named, Protocol):
     """A tensor whose rows can be asked for; `puna.checkpoint.Weight` is one. A vector is rows of one value."""
-
-    @property
-    def name(self) -> str:
-        """Hugging Face's."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Outermost axis first."""
-        ...
-
-    @property
-    def format(self) -> BlockFormat:
-        """How the values are packed."""
-        ...
 
     def take(self, rows: Index) -> Bytes:
         """The packed bytes of some rows, (rows, bytes per row)."""
