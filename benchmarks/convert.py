@@ -1,6 +1,6 @@
 """Conversion beside `cp`: a full-width checkpoint with the 65B's shapes, from Meta's layout to Hugging Face's.
 
-    python benchmarks/convert.py FOLDER [--layers 3] [--repeat 3]
+    python benchmarks/convert.py FOLDER [--layers 3] [--repeat 3] [--tokenizer FILE]
 
 writes random weights (float16, 8 shards, 1 GB and 1.6 GB a layer) into FOLDER, then alternates between copying them
 with `cp --reflink=never` and `sync`, and converting them and `sync`; prints medians, the ratio, and the most memory the

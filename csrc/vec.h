@@ -29,7 +29,6 @@ typedef uint32_t WordPart __attribute__((vector_size(kWidth * 4), aligned(4), ma
 typedef uint32_t WordReg __attribute__((vector_size(kWidth * 4)));
 typedef uint8_t BytePart __attribute__((vector_size(kWidth), aligned(1), may_alias));
 typedef int8_t SignedPart __attribute__((vector_size(kWidth), aligned(1), may_alias));
-typedef uint8_t BytePart __attribute__((vector_size(kWidth), aligned(1), may_alias));
 typedef uint16_t HalfPart __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
 // A number as a type, for templates chosen in a lambda.

@@ -75,14 +75,12 @@ class Download:
     Attributes:
         reference: of what.
         commit: the commit that the revision means now.
-        files: bytes of each file that is needed.
-        missing: those of them that are not in the cache yet.
+        missing: bytes of each file that is needed and not in the cache yet.
         cache: the folder they go to.
     """
 
     reference: Reference
     commit: str
-    files: Mapping[str, int]
     missing: Mapping[str, int]
     cache: Path
 
@@ -289,7 +287,7 @@ def _plan(reference: Reference, commit: str, files: Mapping[str, int], cache: Pa
         return isinstance(try_to_load_from_cache(reference.id, name, cache_dir=cache, revision=commit), str)
 
     missing = {name: size for name, size in files.items() if again or not is_cached(name)}
-    return Download(reference, commit, files, missing, cache)
+    return Download(reference, commit, missing, cache)
 
 
 def _check_space(download: Download) -> None:

@@ -42,6 +42,21 @@ def test_what_exceeds_the_context_is_left_out_aloud(tiny_model):
     assert "tokens/s" in result.stdout and "99999" not in result.stdout
 
 
+def test_what_memory_has_no_room_for_is_left_out_with_the_reason():
+    """By whole pages of 64 tokens for each sequence."""
+    config = LlamaConfig(max_position_embeddings=1000)
+    works, left_out = benchmark.plan(config, 256, [256, 257, 1001], 2, [62, 63], [1, 2, 4])
+    assert [(work.tokens, work.context, work.batch) for work in works] == [
+        (256, 0, 1), (2, 62, 1), (2, 62, 2), (2, 62, 4), (2, 63, 1), (2, 63, 2),
+    ]  # fmt: skip
+    reasons = {(work.tokens, work.context, work.batch): reason for work, reason in left_out.items()}
+    assert reasons == {
+        (257, 0, 1): "needs a cache of 320 tokens; memory has room for 256",
+        (1001, 0, 1): "exceeds the model's context of 1000",
+        (2, 63, 4): "needs a cache of 512 tokens; memory has room for 256",
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 from puna.backend import Chunk
-from puna.errors import BackendError, RequestError
+from puna.errors import BackendError, PunaError, RequestError
+from puna.formats.blocks import FORMATS
 from puna.native import NativeBackend, memory
 from puna.native.library import load_library
+from puna.native.measure import measure_machine
 from puna.native.memory import available_memory
+from puna.native.quantize import quantize
 from tests.native.weights import model_in
 
 pytest.importorskip("torch")
@@ -125,6 +128,17 @@ def test_threads_the_system_does_not_give_are_an_error():
     lines = run.stdout.splitlines()
     assert run.returncode == 0 and len(lines) == 2, run.stderr
     assert "2000 threads; from 1 to 1024 can be had" in lines[1]
+
+
+def test_no_threads_are_refused_everywhere():
+    values = np.zeros((1, 128), np.uint8)
+    for call in (
+        lambda: NativeBackend(CONFIG, tensors(), 0),
+        lambda: measure_machine(0),
+        lambda: quantize(values, FORMATS["f32"], 32, FORMATS["q8_0"], threads=0),
+    ):
+        with pytest.raises(PunaError, match="0 threads; from 1 to 1024 can be had"):
+            call()
 
 
 def test_a_forked_child_can_let_a_model_go():

@@ -20,6 +20,7 @@ from puna.checkpoint.validation import Named
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import MissingExtraError, ModelNotFoundError, PunaError
 from puna.formats.gguf import GgufFile, open_gguf
+from puna.formats.grouped import GroupedMatrix
 
 T = TypeVar("T")
 
@@ -97,9 +98,11 @@ def inspect_checkpoint(path: str | Path) -> Report:
         return report
     else:
         config, generation, tensors = _folder(report, place)
-        if checkpoint is not None and checkpoint.packing is not None:
+        parts = (part for weight in checkpoint.tensors.values() for part in weight.parts) if checkpoint else ()
+        packed = next((part for part in parts if isinstance(part, GroupedMatrix)), None)
+        if checkpoint is not None and packed is not None:
             config, tensors = checkpoint.config, checkpoint.tensors
-            report.container = f"{report.container}, {checkpoint.packing}"
+            report.container = f"{report.container}, {packed.packing.name}"
     _weigh(report, tensors)
     if checkpoint is not None:
         report.head = checkpoint.head

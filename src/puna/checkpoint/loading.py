@@ -39,7 +39,6 @@ class Checkpoint:
         head: what stands on the hidden states: "lm" (also when tied), "classification" (`score.weight`), or "none". A
             model class with another head than this has to make its own.
         tokenizer: the folder or file to load its tokenizer from.
-        packing: "GPTQ" or "AWQ" where matrices were packed so; None elsewhere.
     """
 
     path: Path
@@ -50,11 +49,11 @@ class Checkpoint:
     tensors: Mapping[str, Weight]
     head: Head
     tokenizer: Path
-    packing: str | None = None
 
 
 def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
-    """Opens a folder in Hugging Face's or Meta's layout, a GGUF file, or a folder with one; reads headers only.
+    """Opens a folder in Hugging Face's or Meta's layout, a GGUF file, or a folder with one; reads headers only,
+    and of what GPTQ or AWQ packed the zeros and groups.
 
     Args:
         version: the release of Meta's files ("1", "2", "code", "3", "3.1", ...), where they do not show it.
@@ -141,9 +140,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     files = find_weight_files(folder)
     tensors, head = _validated(folder, config, read_tensors(files), settings)
     weights = {name: Weight(name, (tensor,)) for name, tensor in tensors.items()}
-    packed = next((tensor for tensor in tensors.values() if isinstance(tensor, GroupedMatrix)), None)
-    packing = None if packed is None else packed.packing.name
-    return Checkpoint(folder, "hf", files.paths, config, generation, weights, head, folder, packing)
+    return Checkpoint(folder, "hf", files.paths, config, generation, weights, head, folder)
 
 
 def _open_meta(folder: Path, version: str | None) -> Checkpoint:

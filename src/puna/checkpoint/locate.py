@@ -27,7 +27,7 @@ def locate_model(path: str | Path | None = None, need: hub.Need = "model") -> Pa
         ModelNotFoundError: there is nothing there; the message tells how to get a model.
     """
     if path is not None:
-        found = hub.local_path(path, need) if str(path) else Path(path)
+        found = hub.local_path(path, need)
         if not str(path) or not _exists(found):
             raise ModelNotFoundError(f"{found}: no such file or folder. {_GET_ONE}")
         return found

@@ -25,20 +25,23 @@ def changes(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> dict[str, 
 
     Tensors whose shape was changed on purpose are not compared.
     """
-    squares: dict[str, tuple[float, float]] = {}
     kinds: dict[str, list[str]] = {}
     for name, new in after.items():
         if before[name].format != new.format and before[name].shape == new.shape:
             kinds.setdefault(_LAYER.sub("", name), []).append(name)
-    for name in (names[at] for names in kinds.values() for at in _spread(len(names), _TENSORS)):
-        old, new = before[name], after[name]
-        rows = _spread(old.shape[0], _SAMPLE)
-        x, y = values(old, rows).astype(np.float64), values(new, rows).astype(np.float64)
-        kind = _LAYER.sub("", name)
-        error, power = squares.get(kind, (0.0, 0.0))
-        squares[kind] = (error + float(((x - y) ** 2).sum()), power + float((x**2).sum()))
-        new.release()
-    return {kind: math.sqrt(error / power) for kind, (error, power) in squares.items() if error and power}
+    found = {}
+    for kind, names in kinds.items():
+        error = power = 0.0
+        for name in (names[at] for at in _spread(len(names), _TENSORS)):
+            old, new = before[name], after[name]
+            rows = _spread(old.shape[0], _SAMPLE)
+            x, y = values(old, rows).astype(np.float64), values(new, rows).astype(np.float64)
+            error += float(((x - y) ** 2).sum())
+            power += float((x**2).sum())
+            new.release()
+        if error and power:
+            found[kind] = math.sqrt(error / power)
+    return found
 
 
 def _spread(count: int, most: int) -> NDArray[np.intp]:
