@@ -18,8 +18,10 @@ from puna import convert
 from puna.checkpoint import open_checkpoint
 from puna.checkpoint.convert import run as conversion_run
 from puna.checkpoint.convert.staging import partial, partial_folder
+from puna.conversion import convert_tokenizer
 from puna.errors import CheckpointError, StorageError
 from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder
+from tests.tokenizer.vocabularies import train_sentencepiece
 
 from .families import FAMILIES, hf_tensors, write_meta
 
@@ -163,6 +165,27 @@ def test_a_broken_write_is_found_by_verify(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(CheckpointError, match="is not as intended"):
         convert(model, goal, to="hf", verify=True)
     assert not goal.exists()
+    monkeypatch.undo()
+    assert convert(model, goal, to="hf").conversion.plan.finished == 0  # what was found bad is not gone on with
+    convert(model, tmp_path / "fresh", to="hf")
+    assert contents(goal) == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("where", ["a/b/model", "a/b", "a", "a/b/model/tokenizer.model", "a/link"])
+@pytest.mark.parametrize("tokenizer_only", [False, True])
+def test_no_goal_replaces_the_source(where: str, tokenizer_only: bool, tmp_path: Path) -> None:
+    """Not the model, no folder around it, no file in it, and none of them by another name."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    model = source(tmp_path / "a" / "b" / "model")
+    (model / "tokenizer.model").write_bytes(train_sentencepiece())
+    (tmp_path / "a" / "link").symlink_to(model)
+    before = contents(tmp_path)
+    with pytest.raises(StorageError, match="is, or holds, the model to be converted"):
+        if tokenizer_only:
+            convert_tokenizer(model, tmp_path / where, overwrite=True)
+        else:
+            convert(model, tmp_path / where, to="hf", overwrite=True)
+    assert contents(tmp_path) == before
 
 
 def test_killed_at_ten_moments(tmp_path: Path) -> None:

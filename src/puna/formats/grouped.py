@@ -233,5 +233,5 @@ def _words(tensor: StoredTensor) -> NDArray[np.int32]:
 def _row_scales(scales: StoredTensor, outputs: Index) -> NDArray[np.float32]:
     """(rows, groups); no more than these are unpacked."""
     some = scales.data.reshape(*scales.shape, scales.format.bytes)[:, outputs]
-    values: NDArray[np.float32] = scales.format.decode(some.reshape(-1)).reshape(scales.shape[0], -1)
-    return values.T
+    rows: NDArray[np.float32] = scales.format.decode(some.reshape(-1)).reshape(scales.shape[0], -1).T
+    return rows

@@ -160,7 +160,12 @@ def convert_checkpoint(
             with storage_errors(goal):
                 done.notes += made.finish(place)
         if verify:
-            done.verified = _verify(place if options.layout != "gguf" else place / goal.name, made, progress)
+            try:
+                done.verified = _verify(place if options.layout != "gguf" else place / goal.name, made, progress)
+            except CheckpointError:
+                for file in made.files:  # no later run may go on with them
+                    (place / file.name).unlink(missing_ok=True)
+                raise
         publish(place, goal, goal.name if options.layout == "gguf" else None, overwrite)
     done.errors = errors_of.changes(before.tensors, made.tensors)
     done.seconds = time.perf_counter() - started
@@ -181,7 +186,7 @@ def convert_tokenizer(
     if layout == "gguf":
         raise CheckpointError("a GGUF file has its tokenizer inside; convert the model, or give --to hf or meta")
     goal = folder_path(target)
-    _check_free(goal, overwrite)
+    _check_free(goal, overwrite, (Path(source),))
     with partial(goal, {"tokenizer": str(Path(source).resolve()), "to": layout, "instruct": instruct}) as place:
         with storage_errors(goal):
             if layout == "meta":
@@ -217,13 +222,20 @@ def _goal(target: str | Path, layout: Layout, overwrite: bool, source: Checkpoin
         raise StorageError(f"{goal} is a folder; a GGUF file needs a name, such as {goal / (goal.name + '.gguf')}")
     if layout != "gguf" and goal.suffix == ".gguf":
         raise StorageError(f"{goal} would be a folder in layout {layout!r}; for a GGUF file give --to gguf")
-    if goal.exists() and any(path.samefile(goal) for path in (source.path, *source.files, source.path.parent)):
-        raise StorageError(f"{goal} is, or holds, the model to be converted; choose another name")
-    _check_free(goal, overwrite)
+    _check_free(goal, overwrite, (source.path, *source.files, source.tokenizer))
     return goal
 
 
-def _check_free(goal: Path, overwrite: bool) -> None:
+def _check_free(goal: Path, overwrite: bool, sources: Iterable[Path]) -> None:
+    """Refuses a goal that is taken, and even with `overwrite` one that is, or holds, a file or folder of the source."""
+    here = goal.resolve()
+    for source in sources:
+        files = source.iterdir() if source.is_dir() else ()
+        for path in (source, *files):
+            # As it is named, since a link may lie here, and where it really is.
+            for place in (path.parent.resolve() / path.name, path.resolve()):
+                if here in (place, *place.parents):
+                    raise StorageError(f"{goal} is, or holds, the model to be converted; choose another name")
     occupied = goal.exists() and not (goal.is_dir() and not any(goal.iterdir()))
     if occupied and not overwrite:
         raise StorageError(f"{goal} exists already; choose another name, or give --overwrite to replace it")
