@@ -44,6 +44,11 @@ class Weight:
         return self.parts[0].format
 
     @property
+    def widest(self) -> int:
+        """Most bytes that a row needs on its way from the file: those it has."""
+        return self.format.size(self.shape) // self.shape[0]
+
+    @property
     def data(self) -> NDArray[np.uint8]:
         """The packed bytes, flat, in the files' order of rows; a view of the file where it holds them so."""
         if len(self.parts) == 1:
@@ -78,8 +83,7 @@ class Weight:
             return np.concatenate([part.take(rows) for part in self.parts], axis=1)
         if len(self.parts) == 1:
             return self.parts[0].take(rows)
-        width = self.format.size(self.shape) // self.shape[0]
-        out = np.empty((len(rows), width), np.uint8)
+        out = np.empty((len(rows), self.widest), np.uint8)
         first = 0
         for part in self.parts:
             here = (rows >= first) & (rows < first + part.shape[0])

@@ -6,6 +6,7 @@ than a piece, whatever the tensor's size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,17 +22,22 @@ Index = NDArray[np.intp]
 Bytes = NDArray[np.uint8]
 
 PIECE = 16 * 2**20
-"""Bytes of a source that are read at once."""
+"""Bytes that the rows taken at once may need, wherever on their way they are widest."""
 
 _ROUNDS_TO_INFINITY = {"f16": 65520.0, "bf16": float(np.uint32(0x7F7F8000).view(np.float32))}
 """Least magnitudes that become infinite: half a step above the largest number of each type."""
 
-_FORGET = 8
+FORGET = 4
 """Pieces after which the mapped memory read so far is given back."""
 
 
 class Rows(Named, Protocol):
     """A tensor whose rows can be asked for; `puna.checkpoint.Weight` is one. A vector is rows of one value."""
+
+    @property
+    def widest(self) -> int:
+        """Most bytes that a row needs on its way from the file, temporary values included."""
+        ...
 
     def take(self, rows: Index) -> Bytes:
         """The packed bytes of some rows, (rows, bytes per row)."""
@@ -42,13 +48,18 @@ class Rows(Named, Protocol):
         ...
 
 
-def pieces(source: Rows, first: int = 0, last: int | None = None) -> Iterator[Bytes]:
-    """The packed bytes of the rows from `first` to before `last`, in order."""
+def rows_at_once(source: Rows) -> int:
+    """Rows that one piece has."""
+    return max(1, PIECE // source.widest)
+
+
+def pieces(source: Rows, first: int = 0, last: int | None = None, step: int | None = None) -> Iterator[Bytes]:
+    """The packed bytes of the rows from `first` to before `last`, in order, `step` or as many as is good at a time."""
     end = source.shape[0] if last is None else last
-    step = max(1, PIECE * source.shape[0] // source.format.size(source.shape))
+    step = step or rows_at_once(source)
     for number, start in enumerate(range(first, end, step), 1):
         yield source.take(np.arange(start, min(start + step, end)))
-        if number % _FORGET == 0:
+        if number % FORGET == 0:
             source.release()
     source.release()
 
@@ -85,6 +96,11 @@ class Derived:
         """The source's."""
         return self.source.format
 
+    @property
+    def widest(self) -> int:
+        """The source's."""
+        return self.source.widest
+
     def take(self, rows: Index) -> Bytes:
         """The source's rows."""
         return self.source.take(rows)
@@ -107,7 +123,7 @@ class Reordered(Derived):
 
 @dataclass(frozen=True)
 class Columns(Derived):
-    """The columns from `first` to before `last` of a matrix of plain numbers."""
+    """The columns from `first` to before `last` of a matrix: whole blocks."""
 
     first: int
     last: int
@@ -119,9 +135,8 @@ class Columns(Derived):
 
     def take(self, rows: Index) -> Bytes:
         """Those columns of some rows."""
-        assert self.format.values == 1, "columns of a block format cannot be cut"
-        size = self.format.bytes
-        return self.source.take(rows)[:, self.first * size : self.last * size]
+        first, last = (column // self.format.values * self.format.bytes for column in (self.first, self.last))
+        return self.source.take(rows)[:, first:last]
 
 
 @dataclass(frozen=True)
@@ -134,6 +149,11 @@ class Cast(Derived):
     def format(self) -> BlockFormat:
         """The type cast to."""
         return self.to
+
+    @property
+    def widest(self) -> int:
+        """The source's, and four times the float32 values: themselves, their magnitudes, and what rounding makes."""
+        return self.source.widest + 4 * _float32_bytes(self)
 
     def take(self, rows: Index) -> Bytes:
         """Some rows, rounded.
@@ -165,6 +185,11 @@ class Quantized(Derived):
         """The block format."""
         return self.to
 
+    @property
+    def widest(self) -> int:
+        """The source's, and its values as float32 where it is in blocks itself."""
+        return self.source.widest + (_float32_bytes(self) if self.source.format.values > 1 else 0)
+
     def take(self, rows: Index) -> Bytes:
         """Some rows, quantised.
 
@@ -179,3 +204,17 @@ class Quantized(Derived):
         else:
             packed, kind = source.take(rows), source.format
         return quantize(packed, kind, self.shape[-1], self.to, self.importance, self.threads)
+
+
+def columns(rows: Rows, first: int, last: int) -> Rows:
+    """The columns from `first` to before `last`; cut before they are cast, where the blocks end there."""
+    if isinstance(rows, Cast):
+        block = rows.source.format.values
+        if first % block == 0 and last % block == 0:
+            return Cast(columns(rows.source, first, last), rows.to)
+    return Columns(rows, first, last)
+
+
+def _float32_bytes(rows: Rows) -> int:
+    """Bytes of a row's values as float32."""
+    return 4 * math.prod(rows.shape[1:])

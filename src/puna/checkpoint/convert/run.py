@@ -15,7 +15,7 @@ from puna.checkpoint.convert import errors_of
 from puna.checkpoint.convert.ahead import made_ahead
 from puna.checkpoint.convert.mixes import find_mix
 from puna.checkpoint.convert.model import Model, changed, find_dtype, opened
-from puna.checkpoint.convert.rows import PIECE, Rows, pieces
+from puna.checkpoint.convert.rows import FORGET, PIECE, Rows, pieces, rows_at_once
 from puna.checkpoint.convert.staging import partial, partial_folder, publish
 from puna.checkpoint.convert.target import NewFile, Target
 from puna.checkpoint.convert.to_gguf import Importance, gguf_target
@@ -35,6 +35,9 @@ _SMALL = 64 * 2**20
 
 _INTERPRETER = 120 * 2**20
 """Bytes that Python, NumPy and a tokenizer take."""
+
+_PIECES = 4
+"""Pieces held at once: one is made, two wait and one is written."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,6 @@ def _check_free(goal: Path, overwrite: bool, sources: Iterable[Path]) -> None:
 def _plan(model: Model, goal: Path, options: Options, made: Target, waiting: list[NewFile]) -> Plan:
     total = sum(file.bytes for file in made.files)
     parent = next(folder for folder in goal.absolute().parents if folder.exists())
-    largest = max(tensor.size for file in made.files for tensor in file.tensors)
     return Plan(
         source=str(model.path),
         target=str(goal),
@@ -254,7 +256,7 @@ def _plan(model: Model, goal: Path, options: Options, made: Target, waiting: lis
         bytes=total,
         finished=total - sum(file.bytes for file in waiting),
         free=shutil.disk_usage(parent).free,
-        memory=_INTERPRETER + min(8 * PIECE, 2 * largest) + 4 * PIECE,
+        memory=_INTERPRETER + (FORGET + _PIECES) * PIECE,
         before=_count(model.tensors.values()),
         formats=_count(made.tensors.values()),
         fallbacks=dict(made.fallbacks),
@@ -321,7 +323,7 @@ def _alike(found: Rows, wanted: Rows) -> Iterator[Any]:
     """Pieces of the same rows as those of `wanted`."""
     if found.format != wanted.format or found.shape != wanted.shape:
         raise CheckpointError(f"{found.name} is {found.format.name} {found.shape}, not as intended; convert again")
-    yield from pieces(found)
+    yield from pieces(found, step=rows_at_once(wanted))
 
 
 def _fingerprint(source: Checkpoint) -> list[Any]:

@@ -8,6 +8,7 @@ Such a model needs training before it is good again.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,16 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.checkpoint.convert.rows import Bytes, Cast, Derived, Index, Rows, pack, values
+from puna.checkpoint.convert.rows import Bytes, Cast, Derived, Index, Rows, pack, pieces, values
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS
 
 _POOLED = re.compile(r"\.self_attn\.[kv]_proj\.(weight|bias)$")
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
-
-_AT_ONCE = 4096
-"""Rows averaged at once."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,11 @@ class Pooled(Derived):
     def shape(self) -> tuple[int, ...]:
         """A `group`th of the rows."""
         return (self.source.shape[0] // self.group, *self.source.shape[1:])
+
+    @property
+    def widest(self) -> int:
+        """The rows that are averaged, and float64 values: of one of them, their sum and the mean."""
+        return self.group * self.source.widest + 3 * 8 * math.prod(self.shape[1:])
 
     def take(self, rows: Index) -> Bytes:
         """Some rows, averaged in float32 and rounded to the source's type."""
@@ -63,11 +66,10 @@ class Resized(Derived):
 
     @functools.cached_property
     def _mean(self) -> Bytes:
-        total = np.zeros(self.source.shape[1], np.float64)
-        count = self.source.shape[0]
-        for start in range(0, count, _AT_ONCE):
-            total += values(self.source, np.arange(start, min(start + _AT_ONCE, count))).sum(axis=0, dtype=np.float64)
-            self.source.release()
+        count, columns = self.source.shape
+        total = np.zeros(columns, np.float64)
+        for piece in pieces(self.source):
+            total += self.format.decode(piece.reshape(-1)).reshape(-1, columns).sum(axis=0, dtype=np.float64)
         return pack((total / count).astype(np.float32), self.format).reshape(1, -1)
 
     def take(self, rows: Index) -> Bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from puna.checkpoint.convert.model import Model, main_type, plain
-from puna.checkpoint.convert.rows import Columns, Reordered, Rows
+from puna.checkpoint.convert.rows import Reordered, Rows, columns
 from puna.checkpoint.convert.target import NewFile, Target, new_tensor
 from puna.checkpoint.convert.tokenizer_files import write_meta_tokenizer
 from puna.checkpoint.meta import shard_name
@@ -98,7 +98,7 @@ def _slices(config: LlamaConfig, tensors: dict[str, Rows], number: int, count: i
             yield new_tensor(meta, source)
         elif axis == 1:
             width = rows.shape[1] // count
-            yield new_tensor(meta, Columns(source, number * width, (number + 1) * width))
+            yield new_tensor(meta, columns(source, number * width, (number + 1) * width))
         else:
             parts = count
             if ".k_proj." in name or ".v_proj." in name:  # more shards than heads: consecutive ones have the same
