@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from puna.backend import Chunk
 from puna.checkpoint import locate_model
-from puna.checkpoint.convert import Conversion, Options, Plan, convert_checkpoint, convert_tokenizer
+from puna.checkpoint.convert import Calibration, Conversion, Options, Plan, convert_checkpoint, convert_tokenizer
 from puna.checkpoint.loading import Checkpoint, open_checkpoint
 from puna.errors import PunaError, RequestError
 
@@ -58,7 +59,7 @@ def convert(
     to: Layout | None = None,
     dtype: str | None = None,
     quantize: str | None = None,
-    shard_size: int | str = "5GB",
+    shard_size: int | str | None = None,
     shards: int | None = None,
     kv_heads: int | None = None,
     calibrate: str | Path | None = None,
@@ -83,7 +84,8 @@ def convert(
         dtype: "float32", "float16" or "bfloat16"; None keeps the source's (and gives quantised weights as float32,
             which holds what they mean exactly).
         quantize: a format or mix of GGUF, such as "q8_0" or "Q4_K_M", in any case of letters.
-        shard_size: most bytes of a file in Hugging Face's layout: a number, or a string such as "5GB".
+        shard_size: most bytes of a file in Hugging Face's layout: a number, or a string such as "5GB", which None
+            means.
         shards: the number of files instead; in Meta's layout, the ways that matrices are split.
         kv_heads: pool key and value heads, group by group, to this number.
         calibrate: a text; the quantiser weighs errors by how large the inputs of each matrix are on it.
@@ -93,7 +95,7 @@ def convert(
         overwrite: replace what is at `target`.
         llama_version: the release of Meta's files ("1", "2", "code", "3", "3.1", "3.2", "3.3"), where they do not show
             it: it gives the context.
-        instruct: give Llama 3's chat template to a tokenizer of Meta's files, which have none.
+        instruct: give Llama 3's chat template to the tokenizer of its files from Meta, which have none.
         threads: of the quantiser; None means one per physical core.
         on_plan: called with what will happen before anything is written.
         progress: called with the bytes written or read back since its last call.
@@ -116,9 +118,10 @@ def convert(
             checkpoint,
             target,
             options,
-            importance=None if calibrate is None else _importance(checkpoint, Path(calibrate), threads, calibrating),
+            calibration=None if calibrate is None else _calibration(checkpoint, Path(calibrate), threads, calibrating),
             verify=verify,
             overwrite=overwrite,
+            running=lambda result: _running(checkpoint, result, calibrate is not None, verify),
             on_plan=on_plan,
             progress=progress,
         )
@@ -126,28 +129,42 @@ def convert(
     done.notes = [*done.conversion.plan.notes, *done.conversion.notes]
     if verify and checkpoint.head == "lm":
         try:
-            done.nll = _compare_nll(place, Path(target), threads)
+            written = open_checkpoint(target, llama_version if options.layout == "meta" else None)
+            done.nll = _compare_nll(checkpoint, written, threads)
         except PunaError as exc:
             done.notes.append(f"the change in negative log-likelihood was not measured: {exc}")
     return done
 
 
-def _compare_nll(before: Path, after: Path, threads: int | None) -> dict[str, float]:
+def _running(checkpoint: Checkpoint, result: int, calibrate: bool, verify: bool) -> int:
+    """Bytes of memory in which models run: one at a time, the source for calibration, and both to verify."""
+    if checkpoint.head != "lm":
+        return 0
+    from puna.native.tensors import packed_bytes, quantized_format
+
+    tensors, taken = checkpoint.tensors, [0]
+    if calibrate:
+        taken.append(packed_bytes(tensors, quantized_format(_observed_in(checkpoint), tensors)))
+    if verify:
+        taken += [packed_bytes(tensors, None), result]
+    return max(taken)
+
+
+def _compare_nll(before: Checkpoint, after: Checkpoint, threads: int | None) -> dict[str, float]:
     from puna.llm import LLM
 
     text = resources.files("puna").joinpath("sample.txt").read_text("utf-8")
-    first = LLM(before, threads=threads)
+    first = LLM(before, threads=threads, max_batch=1)
     ids = first.tokenizer.encode(text)[: min(_SAMPLE_TOKENS, first.config.context_length)]
     found = {"before": float(np.mean(first.nll(ids))), "tokens": float(len(ids) - 1)}
     del first  # one model at a time
-    return found | {"after": float(np.mean(LLM(after, threads=threads).nll(ids)))}
+    return found | {"after": float(np.mean(LLM(after, threads=threads, max_batch=1).nll(ids)))}
 
 
-def _importance(
+def _calibration(
     checkpoint: Checkpoint, text: Path, threads: int | None, calibrating: Callable[[float], None]
-) -> Importance:
-    """The mean square of every matrix's inputs on a text, read in windows without what stands before them."""
-    from puna.native import NativeBackend
+) -> Calibration:
+    """Reading the text now, so that what is wrong with it is said at once, and the model later."""
     from puna.tokenizer import load_tokenizer
 
     if checkpoint.head != "lm":
@@ -158,13 +175,27 @@ def _importance(
         raise RequestError(f"{text} is not UTF-8 text ({exc}); convert it first") from exc
     except OSError as exc:
         raise RequestError(f"{text} cannot be read: {exc.strerror}") from exc
-    window = min(_WINDOW, checkpoint.config.context_length)
     if len(ids) < _LEAST_TOKENS:
         raise RequestError(f"{text} has {len(ids)} tokens; give a text of {_LEAST_TOKENS} or more to calibrate on")
+    digest = hashlib.sha256(np.asarray(ids, np.int64).tobytes()).hexdigest()
+    return Calibration(digest, lambda: _importance(checkpoint, ids[:_MOST_TOKENS], threads, calibrating))
+
+
+def _observed_in(checkpoint: Checkpoint) -> str | None:
+    """The format to observe a model in: eight bits change what is measured by a fraction of a percent, and are fast."""
     plain = all(weight.format.values == 1 and weight.shape[-1] % 32 == 0 for weight in checkpoint.tensors.values())
-    # Eight bits change what is measured by a fraction of a percent, and read much faster.
-    backend = NativeBackend(checkpoint.config, checkpoint.tensors, threads, slots=1, quantize="q8_0" if plain else None)
-    starts = range(0, min(len(ids), _MOST_TOKENS), window)
+    return "q8_0" if plain else None
+
+
+def _importance(
+    checkpoint: Checkpoint, ids: list[int], threads: int | None, calibrating: Callable[[float], None]
+) -> Importance:
+    """The mean square of every matrix's inputs on a text, read in windows without what stands before them."""
+    from puna.native import NativeBackend
+
+    window = min(_WINDOW, checkpoint.config.context_length)
+    starts = range(0, len(ids), window)
+    backend = NativeBackend(checkpoint.config, checkpoint.tensors, threads, slots=1, quantize=_observed_in(checkpoint))
     with backend.observing() as noted:
         for number, start in enumerate(starts):
             calibrating(number / len(starts))

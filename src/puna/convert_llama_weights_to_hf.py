@@ -12,12 +12,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from puna.checkpoint.meta_params import RELEASES
 from puna.errors import CheckpointError, ModelNotFoundError, PunaError, RequestError
 
 _SIZES = ("7B", "7Bf", "8B", "8Bf", "1B", "3B", "13B", "13Bf", "30B", "34B", "65B", "70B", "70Bf", "405B", "405B-MP16",
           "tokenizer_only")  # fmt: skip
 
-_VERSIONS = {"1": "1", "2": "2", "3": "3", "3.1": "3.1", "3.2": "3.2", "3.3": "3.3"}
+_VERSIONS = {version: version for version in RELEASES} | {"Guard-3": "3.1"}
+"""Releases as the page's script calls them, and as puna does; Llama Guard 3 is Llama 3.1 fine-tuned."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,7 +81,11 @@ def _run(given: argparse.Namespace) -> None:
         if given.num_shards is not None and given.num_shards != shards:
             raise CheckpointError(f"{folder}: {shards} shards; --num_shards says {given.num_shards}")
         notes = convert(
-            folder, given.output_dir, to="hf", llama_version=given.llama_version, instruct=given.instruct
+            folder,
+            given.output_dir,
+            to="hf",
+            llama_version=given.llama_version and _VERSIONS[given.llama_version],
+            instruct=given.instruct,
         ).notes
     for note in notes:
         print(f"note: {note}", file=sys.stderr)  # noqa: T201

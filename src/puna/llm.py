@@ -55,7 +55,8 @@ class LLM:
     """A LLaMA model that generates text.
 
     Args:
-        path: a folder in Hugging Face's layout, a GGUF file, or None for the default model.
+        path: a folder in Hugging Face's or Meta's layout, a GGUF file, a model of the hub (owner/name), a checkpoint
+            that is open already, or None for the default model.
         backend: "native" (C++ on the processor), "torch", or "auto": native where it can run the model.
         threads: processor threads; None means one per physical core.
         device: a PyTorch device such as "cuda"; None means the processor.
@@ -71,7 +72,7 @@ class LLM:
 
     def __init__(
         self,
-        path: str | Path | None = None,
+        path: str | Path | Checkpoint | None = None,
         backend: str = "auto",
         threads: int | None = None,
         *,
@@ -80,10 +81,10 @@ class LLM:
         quantize: str | None = None,
         max_batch: int = 16,
     ) -> None:
-        from puna.checkpoint import locate_model, open_checkpoint
+        from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
 
-        self.path = locate_model(path)
-        checkpoint = open_checkpoint(self.path)
+        self.path = path.path if isinstance(path, Checkpoint) else locate_model(path)
+        checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(self.path)
         self._tokenizer_path = checkpoint.tokenizer
         self.generation_config = checkpoint.generation_config or GenerationConfig.from_model_config(checkpoint.config)
         self._backend = _open_backend(checkpoint, backend, threads, device, dtype, quantize, max_batch)

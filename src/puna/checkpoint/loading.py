@@ -64,9 +64,11 @@ def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
         ConfigError: the configuration is not that of a LLaMA.
     """
     place = find_model(Path(path))
-    if place.is_file():
-        return open_gguf_model(open_gguf(place))
-    return _open_folder(place) if _is_huggingface(place) else _open_meta(place, version)
+    if place.is_dir() and not _is_huggingface(place):
+        return _open_meta(place, version)
+    if version is not None:
+        raise CheckpointError(f"{place}: a Llama version ({version!r}) is for Meta's files alone; leave it out")
+    return open_gguf_model(open_gguf(place)) if place.is_file() else _open_folder(place)
 
 
 def find_model(path: Path) -> Path:

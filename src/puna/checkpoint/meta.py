@@ -16,7 +16,7 @@ import numpy as np
 from puna.checkpoint.meta_params import PARAMS, RELEASES, Params, config_from_params, read_params, release
 from puna.checkpoint.names import expected_tensors, interleaved_rows, is_ignored, meta_split, to_hf
 from puna.checkpoint.validation import refuse_extra
-from puna.checkpoint.weight import Weight
+from puna.checkpoint.weight import Rows, Weight
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import StoredTensor
@@ -75,7 +75,7 @@ def open_meta(folder: Path, version: str | None = None) -> MetaModel:
         if name in shards[0]
     }
     refuse_extra(sorted(shards[0].keys() - tensors.keys()))
-    if not tied and _same(tensors[_EMBEDDING], tensors[_HEAD]):
+    if not tied and same_bytes(tensors[_EMBEDDING], tensors[_HEAD]):
         config, generation = config_from_params(params, rows, True, dtype, version or release(params, rows))
         del tensors[_HEAD]
     return MetaModel(tuple(paths), config, generation, tensors)
@@ -191,13 +191,15 @@ def _without_copies(name: str, parts: list[StoredTensor], copies: int, paths: Se
     return parts[::copies]
 
 
-def _same(one: Weight, other: Weight) -> bool:
+def same_bytes(one: Rows, other: Rows) -> bool:
     """Whether two matrices have the same bytes; the first rows tell nearly always."""
     if one.shape != other.shape or one.format != other.format:
         return False
     rows = np.arange(one.shape[0])
-    pieces = np.split(rows, range(16, len(rows), 4096))
-    equal = all(np.array_equal(one.take(piece), other.take(piece)) for piece in pieces if len(piece))
-    one.release()
-    other.release()
-    return equal
+    for piece in np.split(rows, range(16, len(rows), 512)):
+        equal = np.array_equal(one.take(piece), other.take(piece))
+        one.release()
+        other.release()
+        if not equal:
+            return False
+    return True

@@ -7,6 +7,7 @@ which release a model belongs to, nor its context; `release` finds both from wha
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ CONTEXT = {"1": 2048, "2": 4096, "code": 16384, "3": 8192, "3.1": 131072, "3.2":
 """Tokens each release was made for (model cards)."""
 
 LLAMA3_VOCABULARY = 128256
+
+_FACTORS = {"3.1": 8.0, "3.2": 32.0}
+"""Factors of the releases' scaled positions: 8 is written in Meta's own code, 32 in the files of 3.2 alone."""
 
 _FIELDS = {"dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
            "rope_theta", "use_scaled_rope", "max_batch_size", "max_seq_len"}  # fmt: skip
@@ -54,7 +58,11 @@ def read_params(path: Path) -> Params:
     Raises:
         CheckpointError: a field is missing, of the wrong type, or unknown: it could change the model.
     """
-    raw = read_json(path, CheckpointError)
+    return check_params(read_json(path, CheckpointError), path)
+
+
+def check_params(raw: Mapping[str, Any], path: Path) -> Params:
+    """The content of the file `path`, checked as `read_params` does."""
     unknown = sorted(raw.keys() - _FIELDS)
     if unknown:
         raise CheckpointError(
@@ -125,7 +133,7 @@ def config_from_params(
     if params.scaled:
         scaling = {
             "rope_type": "llama3",
-            "factor": 32.0 if version == "3.2" else 8.0,  # Meta's own code has 8 written in it; 3.2's files say 32
+            "factor": _FACTORS["3.2" if version == "3.2" else "3.1"],
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
@@ -169,11 +177,17 @@ def params_from_config(config: LlamaConfig) -> dict[str, Any]:
     if config.num_key_value_heads != config.num_attention_heads:
         params["n_kv_heads"] = config.num_key_value_heads
     params |= {"n_layers": config.num_hidden_layers, "norm_eps": config.rms_norm_eps}
-    if config.rope_theta != 10000.0:
+    if config.rope_theta != 10000.0 or config.rope_scaling is not None:  # which has another default
         params["rope_theta"] = config.rope_theta
     if config.rope_scaling is not None:
         params["use_scaled_rope"] = True
     return params | {"vocab_size": config.vocab_size}
+
+
+def read_as(params: Mapping[str, Any], rows: int, version: str | None = None) -> tuple[LlamaConfig, GenerationConfig]:
+    """What readers make of parameters that `params_from_config` wrote; version None: the release they show."""
+    checked = check_params(params, Path(PARAMS))
+    return config_from_params(checked, rows, False, None, version or release(checked, rows))
 
 
 def _check_expressible(config: LlamaConfig) -> None:
@@ -189,7 +203,10 @@ def _check_expressible(config: LlamaConfig) -> None:
             config.head_dim * config.num_attention_heads != config.hidden_size,
             f"heads {config.head_dim} wide, {config.num_attention_heads} of them, over a width of {config.hidden_size}",
         ),
-        (scaling is not None and not llama3, f"rope_scaling {scaling}"),
+        (
+            scaling is not None and not (llama3 and scaling["factor"] in _FACTORS.values()),
+            f"rope_scaling {scaling}",
+        ),
     ):
         if wrong:
             raise CheckpointError(f"the model has {what}, which Meta's format cannot express; convert to hf or gguf")

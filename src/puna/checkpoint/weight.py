@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.checkpoint.validation import Named
 from puna.formats.blocks import BlockFormat, StoredTensor
 from puna.formats.grouped import GroupedMatrix
 
-Rows = NDArray[np.intp]
+Index = NDArray[np.intp]
+Bytes = NDArray[np.uint8]
+
+
+class Rows(Named, Protocol):
+    """A tensor whose rows can be asked for; `Weight` is one. A vector is rows of one value."""
+
+    @property
+    def widest(self) -> int:
+        """Most bytes that a row needs on its way from the file, temporary values included."""
+        ...
+
+    def take(self, rows: Index) -> Bytes:
+        """The packed bytes of some rows, (rows, bytes per row)."""
+        ...
+
+    def release(self) -> None:
+        """Gives back the mapped memory read so far."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +49,7 @@ class Weight:
     name: str
     parts: tuple[StoredTensor | GroupedMatrix, ...]
     axis: int = 0
-    order: Rows | None = None
+    order: Index | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +69,7 @@ class Weight:
         return self.format.size(self.shape) // self.shape[0]
 
     @property
-    def data(self) -> NDArray[np.uint8]:
+    def data(self) -> Bytes:
         """The packed bytes, flat, in the files' order of rows; a view of the file where it holds them so."""
         if len(self.parts) == 1:
             return self.parts[0].data
@@ -60,11 +80,11 @@ class Weight:
         for part in self.parts:
             part.release()
 
-    def take(self, rows: Rows) -> NDArray[np.uint8]:
+    def take(self, rows: Index) -> Bytes:
         """The packed bytes of some rows, (rows, bytes per row); a vector is rows of one value."""
         return self._stored(rows if self.order is None else self.order[rows])
 
-    def rows(self) -> NDArray[np.uint8]:
+    def rows(self) -> Bytes:
         """The packed bytes, (rows, bytes per row); a vector is one row. A view of the file unless rows must move."""
         rows = self._ordered()
         return rows if len(self.shape) > 1 else rows.reshape(1, -1)
@@ -73,11 +93,11 @@ class Weight:
         """The values, unpacked into a new writable array of `shape`."""
         return self.format.decode(self._ordered().reshape(-1)).reshape(self.shape)
 
-    def _ordered(self) -> NDArray[np.uint8]:
+    def _ordered(self) -> Bytes:
         rows = self.data.reshape(self.shape[0], -1)
         return rows if self.order is None else rows[self.order]
 
-    def _stored(self, rows: Rows) -> NDArray[np.uint8]:
+    def _stored(self, rows: Index) -> Bytes:
         """The bytes of the stored rows `rows`."""
         if self.axis == 1:
             return np.concatenate([part.take(rows) for part in self.parts], axis=1)

@@ -31,7 +31,7 @@ def convert(
     quantize: Annotated[
         str | None, typer.Option(help="A format of GGUF such as q8_0, or a mix such as Q4_K_M.")
     ] = None,
-    shard_size: Annotated[str, typer.Option(help="Most bytes of a safetensors file.")] = "5GB",
+    shard_size: Annotated[str | None, typer.Option(help="Most bytes of a safetensors file. [default: 5GB]")] = None,
     shards: Annotated[
         int | None, typer.Option(min=1, help="Number of files instead; Meta's splits of matrices.")
     ] = None,
@@ -63,6 +63,14 @@ def convert(
     if to is not None and layout is None:
         raise RequestError(f"--to is {to!r}; it must be one of {', '.join(LAYOUTS)}")
     if tokenizer_only:
+        for name, given in (
+            ("--dtype", dtype), ("--quantize", quantize), ("--shard-size", shard_size), ("--shards", shards),
+            ("--kv-heads", kv_heads), ("--calibrate", calibrate), ("--vocab-size", vocab_size),
+            ("--pad-vocab-to", pad_vocab_to), ("--llama-version", llama_version), ("--verify", verify or None),
+            ("--threads", threads),
+        ):  # fmt: skip
+            if given is not None:
+                raise RequestError(f"{name} is about weights, of which --tokenizer-only converts none; leave one out")
         notes = conversion.convert_tokenizer(
             locate_model(src, "tokenizer"), dst, layout, instruct=instruct, overwrite=overwrite
         )

@@ -27,6 +27,11 @@ _NAME_LIMIT = 64
 """GGML_MAX_NAME: llama.cpp refuses longer tensor names."""
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
+_WHOLE = (
+    (4, "I", 0, 2**32), (5, "i", -(2**31), 0), (10, "Q", 0, 2**64), (11, "q", -(2**63), 0),
+)  # fmt: skip
+"""GGUF's numbers of the types of whole numbers, the first choice first: struct's letter, least value, and beyond."""
+
 _ELEMENTS = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "u8": 10, "i8": 11, "f8": 12}
 """GGUF's numbers of NumPy's element types."""
 
@@ -35,8 +40,8 @@ def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[NewT
     """Writes a file, holding one piece of a tensor at a time; it appears under its name once it is whole.
 
     Args:
-        metadata: whole numbers become uint32 (uint64 where they need it), other numbers float32; a NumPy array keeps
-            its element type, a list is one of strings.
+        metadata: whole numbers become uint32, negative ones int32, or 64 bits where they need them; others float32;
+            a NumPy array keeps its element type, a list is one of strings.
         tensors: in the order of their bytes.
 
     Raises:
@@ -83,7 +88,8 @@ def _value(value: Value) -> bytes:
     if isinstance(value, bool):
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int):
-        return struct.pack("<II", 4, value) if 0 <= value < 2**32 else struct.pack("<IQ", 10, value)
+        kind, code = next((kind, code) for kind, code, low, high in _WHOLE if low <= value < high)
+        return struct.pack(f"<I{code}", kind, value)
     if isinstance(value, float):
         return struct.pack("<If", 6, value)
     if isinstance(value, str):

@@ -21,6 +21,7 @@ from puna.tokenizer.gguf_vocab import PREFIX
 from puna.tokenizer.load import find, load_tokenizer
 from puna.tokenizer.proto import PieceType, read_pieces, read_spec
 from puna.tokenizer.slow import LlamaTokenizer
+from puna.tokenizer.templates import LLAMA_3
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -28,12 +29,13 @@ _ADDED_SCORE = -1000.0
 """Of tokens beside the vocabulary, which no merge makes (llama.cpp's converter)."""
 
 
-def gguf_tokenizer(path: Path, rows: int) -> dict[str, Value]:
+def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, Value]:
     """The keys under `tokenizer.` for the tokenizer at `path`; a GGUF file's own are kept as they are.
 
     Args:
         path: a folder or file, as `load_tokenizer` takes it; a SentencePiece model wins over tokenizer.json.
         rows: of the model's embedding; the vocabulary is filled up to them.
+        instruct: give Llama 3's chat template to its tokenizer, where that has none.
 
     Raises:
         TokenizerError: there is no tokenizer, it has more tokens than `rows`, or llama.cpp has no such kind.
@@ -48,6 +50,8 @@ def gguf_tokenizer(path: Path, rows: int) -> dict[str, Value]:
         return _filled(_sentencepiece(slow) | _common(slow), rows)
     fast = load_tokenizer(path)
     assert isinstance(fast, LlamaTokenizerFast)
+    if instruct and fast.chat_template is None:
+        fast.chat_template = LLAMA_3
     return _filled(_pipeline(fast) | _common(fast), rows)
 
 

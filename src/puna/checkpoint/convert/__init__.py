@@ -4,6 +4,6 @@
 hold them; `staging` keeps an unfinished result from looking finished; `run` puts these together.
 """
 
-from puna.checkpoint.convert.run import Conversion, Options, Plan, convert_checkpoint, convert_tokenizer
+from puna.checkpoint.convert.run import Calibration, Conversion, Options, Plan, convert_checkpoint, convert_tokenizer
 
-__all__ = ["Conversion", "Options", "Plan", "convert_checkpoint", "convert_tokenizer"]
+__all__ = ["Calibration", "Conversion", "Options", "Plan", "convert_checkpoint", "convert_tokenizer"]

@@ -23,12 +23,18 @@ _OURS = (
     "general.type",
 )
 
+_ENDS = ("eos", "eot", "eom")
+"""Keys of the ids that end an answer."""
+
 _ORIGINAL = 8192
 """The context that Llama 3.1's scaling starts from, which readers assume where the file does not say."""
 
 
-def gguf_metadata(model: Model, file_type: int, quantised: bool) -> dict[str, Value]:
+def gguf_metadata(model: Model, file_type: int, quantised: bool, instruct: bool = False) -> dict[str, Value]:
     """All keys of the file.
+
+    Args:
+        instruct: give Llama 3's chat template to a tokenizer that has none.
 
     Raises:
         CheckpointError: the model has something that GGUF has no key for.
@@ -59,22 +65,35 @@ def gguf_metadata(model: Model, file_type: int, quantised: bool) -> dict[str, Va
         "llama.rope.freq_base": config.rope_theta,
         "llama.vocab_size": config.vocab_size,
     }
-    return keys | _rope_keys(config) | gguf_tokenizer(model.tokenizer, config.vocab_size) | _ids(model)
+    return keys | _rope_keys(config) | gguf_tokenizer(model.tokenizer, config.vocab_size, instruct) | _ids(model)
 
 
 def _ids(model: Model) -> dict[str, Value]:
     """Special ids of the model's own configuration, which generation obeys, over the tokenizer's."""
-    config, generation = model.config, model.generation_config
-    ends = [] if generation is None else generation.eos_token_ids
-    eos = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    config = model.config
     keys: dict[str, Value] = {}
-    for name, index in (("bos", config.bos_token_id), ("eos", eos), ("padding", config.pad_token_id)):
+    for name, index in (("bos", config.bos_token_id), ("padding", config.pad_token_id)):
         if index is not None:
             keys[f"tokenizer.ggml.{name}_token_id"] = index
-    others = [index for index in ends if index != eos]
-    for name, index in zip(("eot", "eom"), reversed(others), strict=False):
+    for name, index in zip(_ENDS, _ends(model), strict=False):
         keys[f"tokenizer.ggml.{name}_token_id"] = index
     return keys
+
+
+def _ends(model: Model) -> list[int]:
+    """The ids that end an answer, in the order of `_ENDS`; those beyond have no keys."""
+    ends = list(model.end_ids)
+    eos = model.config.eos_token_id
+    first = next((index for index in (eos if isinstance(eos, list) else [eos]) if index in ends), None)
+    others = [index for index in ends if index != first]
+    return [*([] if first is None else [first]), *reversed(others)]
+
+
+def gguf_notes(model: Model) -> list[str]:
+    """What of the model the file does not hold."""
+    beyond = _ends(model)[len(_ENDS) :]
+    notes = [f"tokens {beyond} end answers too, for which GGUF has no key"] if beyond else []
+    return [*notes, *model.generation_notes()]
 
 
 def _rope_keys(config: LlamaConfig) -> dict[str, Value]:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from puna.checkpoint.convert.rows import Cast, Rows, pack, values
+from puna.checkpoint.convert.rows import Cast, pack, values
 from puna.checkpoint.convert.surgery import pool_heads, resize_vocabulary
+from puna.checkpoint.convert.tokenizer_files import check_rows
 from puna.checkpoint.loading import Checkpoint, Kind
 from puna.checkpoint.names import Head
+from puna.checkpoint.weight import Rows
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat
@@ -22,6 +24,9 @@ _PLAIN = {
     if form.pack is not None
     for spelling in (form.name, str(form.torch), f"torch.{form.torch}")
 }
+
+_CARRIED = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
+"""What of a generation configuration the other layouts hold too, or nobody needs."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,24 @@ class Model:
     tensors: Mapping[str, Rows]
     head: Head
     tokenizer: Path
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+        return (self.generation_config or GenerationConfig.from_model_config(self.config)).eos_token_ids
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Every id that generation gives a meaning."""
+        generation = self.generation_config or GenerationConfig.from_model_config(self.config)
+        ids = (generation.bos_token_id, generation.pad_token_id, *generation.eos_token_ids)
+        return tuple(index for index in ids if index is not None)
+
+    def generation_notes(self) -> list[str]:
+        """For layouts that hold no settings of generation: which there are."""
+        fields = {} if self.generation_config is None else self.generation_config.to_dict()
+        lost = [f"{name} {value}" for name, value in fields.items() if name not in _CARRIED]
+        return [f"generation_config's {', '.join(lost)} have no place there"] if lost else []
 
 
 def opened(checkpoint: Checkpoint) -> Model:
@@ -53,12 +76,20 @@ def opened(checkpoint: Checkpoint) -> Model:
 
 
 def changed(model: Model, kv_heads: int | None, vocab_size: int | None, pad_vocab_to: int | None) -> Model:
-    """The model with other numbers of key-value heads and vocabulary rows, where they are given."""
+    """The model with other numbers of key-value heads and vocabulary rows, where they are given.
+
+    Raises:
+        CheckpointError: it cannot have so many.
+        TokenizerError: its tokenizer needs more rows.
+    """
     config, tensors = model.config, dict(model.tensors)
     if kv_heads is not None:
         config, tensors = pool_heads(config, tensors, kv_heads)
     if vocab_size is not None or pad_vocab_to is not None:
-        config, tensors = resize_vocabulary(config, tensors, vocab_size, pad_vocab_to)
+        before = config.vocab_size
+        config, tensors = resize_vocabulary(config, tensors, vocab_size, pad_vocab_to, model.special_ids)
+        if config.vocab_size < before:
+            check_rows(model.tokenizer, config.vocab_size)
     return replace(model, config=config, tensors=tensors)
 
 

@@ -9,17 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.checkpoint.validation import Named
+from puna.checkpoint.weight import Bytes, Index, Rows
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat
-
-Index = NDArray[np.intp]
-Bytes = NDArray[np.uint8]
 
 PIECE = 16 * 2**20
 """Bytes that the rows taken at once may need, wherever on their way they are widest."""
@@ -29,23 +25,6 @@ _ROUNDS_TO_INFINITY = {"f16": 65520.0, "bf16": float(np.uint32(0x7F7F8000).view(
 
 FORGET = 4
 """Pieces after which the mapped memory read so far is given back."""
-
-
-class Rows(Named, Protocol):
-    """A tensor whose rows can be asked for; `puna.checkpoint.Weight` is one. A vector is rows of one value."""
-
-    @property
-    def widest(self) -> int:
-        """Most bytes that a row needs on its way from the file, temporary values included."""
-        ...
-
-    def take(self, rows: Index) -> Bytes:
-        """The packed bytes of some rows, (rows, bytes per row)."""
-        ...
-
-    def release(self) -> None:
-        """Gives back the mapped memory read so far."""
-        ...
 
 
 def rows_at_once(source: Rows) -> int:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from puna import __version__
 from puna.checkpoint.convert import errors_of
 from puna.checkpoint.convert.ahead import made_ahead
 from puna.checkpoint.convert.mixes import find_mix
 from puna.checkpoint.convert.model import Model, changed, find_dtype, opened
-from puna.checkpoint.convert.rows import FORGET, PIECE, Rows, pieces, rows_at_once
+from puna.checkpoint.convert.rows import FORGET, PIECE, pieces, rows_at_once
 from puna.checkpoint.convert.staging import partial, partial_folder, publish
-from puna.checkpoint.convert.target import NewFile, Target
+from puna.checkpoint.convert.target import Target
 from puna.checkpoint.convert.to_gguf import Importance, gguf_target
 from puna.checkpoint.convert.to_hf import hf_target
 from puna.checkpoint.convert.to_meta import meta_target
-from puna.checkpoint.convert.tokenizer_files import write_hf_tokenizer, write_meta_tokenizer
+from puna.checkpoint.convert.tokenizer_files import (
+    check_instruct,
+    tokenizer_files,
+    write_hf_tokenizer,
+    write_meta_tokenizer,
+)
 from puna.checkpoint.loading import Checkpoint, open_checkpoint
+from puna.checkpoint.weight import Rows
 from puna.errors import CheckpointError, StorageError, TokenizerError
 from puna.files import folder_path, storage_errors
 from puna.formats.new_tensor import Buffer, NewTensor
@@ -47,7 +54,7 @@ class Options:
     to: Layout | None = None
     dtype: str | None = None
     quantize: str | None = None
-    shard_size: int | str = "5GB"
+    shard_size: int | str | None = None
     shards: int | None = None
     kv_heads: int | None = None
     vocab_size: int | None = None
@@ -61,6 +68,40 @@ class Options:
         if self.to is not None and self.to not in LAYOUTS:
             raise CheckpointError(f"--to is {self.to!r}; it must be one of {', '.join(LAYOUTS)}")
         return self.to or ("hf" if self.quantize is None else "gguf")
+
+    def check(self, source: Checkpoint) -> None:
+        """Refuses what would have no effect, or two effects.
+
+        Raises:
+            CheckpointError, TokenizerError: an option does not go with the others, or with the source.
+        """
+        if self.shards is not None and self.shards < 1:
+            raise CheckpointError(f"{self.shards} shards; give a number from 1")
+        if self.layout == "gguf" and self.shards not in (None, 1):
+            raise CheckpointError("a GGUF file is one file; leave out --shards")
+        if self.shard_size is not None and (self.layout != "hf" or self.shards is not None):
+            other = "--shards is given too" if self.layout == "hf" else f"the layout is {self.layout}"
+            raise CheckpointError(f"--shard-size is for files in Hugging Face's layout, and {other}; leave one out")
+        if self.quantize is not None and (self.layout != "gguf" or self.dtype is not None):
+            raise CheckpointError(
+                f"quantize is {self.quantize!r}: only GGUF files hold quantised weights, and dtype is for others; "
+                "use --to gguf, without --dtype"
+            )
+        if self.instruct:
+            check_instruct(source.tokenizer, source.kind, self.layout)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Finding out how much each input of a matrix matters, which takes a while: done once the plan stands.
+
+    Attributes:
+        text: what identifies the text it is done on.
+        measure: does it.
+    """
+
+    text: str
+    measure: Callable[[], Importance]
 
 
 @dataclass(frozen=True)
@@ -121,9 +162,10 @@ def convert_checkpoint(
     target: str | Path,
     options: Options,
     *,
-    importance: Importance | None = None,
+    calibration: Calibration | None = None,
     verify: bool = False,
     overwrite: bool = False,
+    running: Callable[[int], int] = lambda result: 0,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: Progress = lambda count: None,
 ) -> Conversion:
@@ -131,9 +173,10 @@ def convert_checkpoint(
 
     Args:
         target: a folder, or a file for GGUF.
-        importance: of the inputs of matrices, for the quantiser.
+        calibration: measures the importance of the inputs of matrices, for the quantiser.
         verify: read the result back and compare every tensor.
         overwrite: replace what is at `target`.
+        running: of the result's bytes, those of memory that the caller takes to run either model.
         on_plan: called with the plan before anything is written.
         progress: called with the bytes written (and, with `verify`, read back) since the last call.
 
@@ -141,20 +184,23 @@ def convert_checkpoint(
         CheckpointError: the source is damaged, or cannot be expressed in the layout.
         StorageError: no space, no permission, or something at `target` already.
     """
+    options.check(source)
     goal = _goal(target, options.layout, overwrite, source)
     before = opened(source)
     model = changed(before, options.kv_heads, options.vocab_size, options.pad_vocab_to)
-    made = _target(model, goal, options, importance)
-    record = {"source": _fingerprint(source), "options": asdict(options), "importance": _digest(importance)}
+    made = _target(model, goal, options, None if calibration is None else {})
+    record = _record(source, options, calibration)
     started = time.perf_counter()
     with partial(goal, record) as place:
-        waiting = [file for file in made.files if not (place / file.name).exists()]
-        plan = _plan(model, goal, options, made, waiting)
+        waiting = {file.name for file in made.files if not (place / file.name).exists()}
+        plan = _plan(model, goal, options, made, waiting, running)
         _check_space(plan, goal)
         on_plan(plan)
         done = Conversion(plan)
+        if calibration is not None:
+            made = _target(model, goal, options, calibration.measure())
         for file in made.files:
-            if file in waiting:
+            if file.name in waiting:
                 with made_ahead(file.tensors) as tensors:
                     file.write(place / file.name, [_counted(tensor, progress) for tensor in tensors])
             else:
@@ -205,15 +251,8 @@ def convert_tokenizer(
 def _target(model: Model, goal: Path, options: Options, importance: Importance | None) -> Target:
     layout, dtype = options.layout, find_dtype(options.dtype)
     mix = None if options.quantize is None else find_mix(options.quantize)
-    if mix is not None and (layout != "gguf" or dtype is not None):
-        raise CheckpointError(
-            f"quantize is {options.quantize!r}: only GGUF files hold quantised weights, and dtype is for others; "
-            "use --to gguf, without --dtype"
-        )
     if layout == "gguf":
-        if options.shards not in (None, 1):
-            raise CheckpointError("a GGUF file is one file; leave out --shards")
-        return gguf_target(model, goal.name, dtype, mix, importance, options.threads)
+        return gguf_target(model, goal.name, dtype, mix, importance, options.threads, options.instruct)
     if layout == "meta":
         return meta_target(model, dtype, options.shards)
     return hf_target(model, dtype, options.shard_size, options.shards, options.instruct)
@@ -239,12 +278,15 @@ def _check_free(goal: Path, overwrite: bool, sources: Iterable[Path]) -> None:
             for place in (path.parent.resolve() / path.name, path.resolve()):
                 if here in (place, *place.parents):
                     raise StorageError(f"{goal} is, or holds, the model to be converted; choose another name")
-    occupied = goal.exists() and not (goal.is_dir() and not any(goal.iterdir()))
+    # A link is never as good as nothing: what it points to is somebody else's affair.
+    occupied = goal.is_symlink() or (goal.exists() and not (goal.is_dir() and not any(goal.iterdir())))
     if occupied and not overwrite:
         raise StorageError(f"{goal} exists already; choose another name, or give --overwrite to replace it")
 
 
-def _plan(model: Model, goal: Path, options: Options, made: Target, waiting: list[NewFile]) -> Plan:
+def _plan(
+    model: Model, goal: Path, options: Options, made: Target, waiting: Container[str], running: Callable[[int], int]
+) -> Plan:
     total = sum(file.bytes for file in made.files)
     parent = next(folder for folder in goal.absolute().parents if folder.exists())
     return Plan(
@@ -254,9 +296,9 @@ def _plan(model: Model, goal: Path, options: Options, made: Target, waiting: lis
         layout=options.layout,
         files=[{"name": file.name, "bytes": file.bytes} for file in made.files],
         bytes=total,
-        finished=total - sum(file.bytes for file in waiting),
+        finished=sum(file.bytes for file in made.files if file.name not in waiting),
         free=shutil.disk_usage(parent).free,
-        memory=_INTERPRETER + (FORGET + _PIECES) * PIECE,
+        memory=_INTERPRETER + max((FORGET + _PIECES) * PIECE, running(total)),
         before=_count(model.tensors.values()),
         formats=_count(made.tensors.values()),
         fallbacks=dict(made.fallbacks),
@@ -283,7 +325,7 @@ def _notes(model: Model, made: Target) -> list[str]:
             f"context of {model.config.max_position_embeddings} tokens, as of the release that the parameters show; "
             "Meta's files do not say it"
         )
-    return notes
+    return [*notes, *made.notes]
 
 
 def _check_space(plan: Plan, goal: Path) -> None:
@@ -326,18 +368,15 @@ def _alike(found: Rows, wanted: Rows) -> Iterator[Any]:
     yield from pieces(found, step=rows_at_once(wanted))
 
 
-def _fingerprint(source: Checkpoint) -> list[Any]:
-    """What tells one source from another: its files, their sizes and when they were written."""
-    stats = [(path.resolve(), path.stat()) for path in source.files]
-    return [source.kind, *([str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats), repr(source.config)]
-
-
-def _digest(importance: Importance | None) -> str | None:
-    if importance is None:
-        return None
-    import hashlib
-
-    found = hashlib.sha256()
-    for name in sorted(importance):
-        found.update(name.encode() + importance[name].tobytes())
-    return found.hexdigest()
+def _record(source: Checkpoint, options: Options, calibration: Calibration | None) -> dict[str, Any]:
+    """Everything that decides what is written: the same record, the same files."""
+    files = {path.resolve(): path.stat() for path in (*source.files, *tokenizer_files(source.tokenizer))}
+    return {
+        "puna": __version__,
+        "kind": source.kind,
+        "files": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files.items()],
+        "config": repr(source.config),
+        "generation_config": repr(source.generation_config),
+        "options": asdict(replace(options, to=options.layout, threads=None)),  # threads change no bytes
+        "calibration": calibration and calibration.text,
+    }

@@ -66,7 +66,7 @@ def publish(place: Path, goal: Path, single: str | None, overwrite: bool) -> Non
     with storage_errors(goal):
         _sync(place)
         old = goal.parent / f".{goal.name}.old"
-        if overwrite and goal.exists():
+        if overwrite and (goal.exists() or goal.is_symlink()):
             _remove(old)
             goal.replace(old)
         # A process killed here leaves everything: the old files in `old`, the new ones in `place`, where the next run
@@ -88,8 +88,11 @@ def _locked(place: Path, goal: Path) -> Iterator[None]:
         handle = os.open(place / _LOCK, os.O_CREAT | os.O_RDWR, 0o666)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+            with storage_errors(goal):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except StorageError as exc:
+            if not isinstance(exc.__cause__, BlockingIOError):
+                raise
             raise StorageError(
                 f"{goal}: another process is converting to it now; wait, or choose another name"
             ) from exc

@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.checkpoint.convert.rows import Bytes, Cast, Derived, Index, Rows, pack, pieces, values
+from puna.checkpoint.convert.rows import Cast, Derived, pack, pieces, values
+from puna.checkpoint.weight import Bytes, Index, Rows
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS
@@ -102,9 +103,12 @@ def pool_heads(config: LlamaConfig, tensors: Mapping[str, Rows], heads: int) -> 
 
 
 def resize_vocabulary(
-    config: LlamaConfig, tensors: Mapping[str, Rows], size: int | None, multiple: int | None
+    config: LlamaConfig, tensors: Mapping[str, Rows], size: int | None, multiple: int | None, special: Collection[int]
 ) -> tuple[LlamaConfig, dict[str, Rows]]:
     """The model with `size` rows of vocabulary, rounded up to a `multiple`.
+
+    Args:
+        special: ids that must keep their rows, besides the configuration's.
 
     Raises:
         CheckpointError: a size or multiple below 1, or so small that a special token loses its row.
@@ -117,7 +121,8 @@ def resize_vocabulary(
     if wanted == config.vocab_size:
         return config, dict(tensors)
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    needed = max((id for id in (config.bos_token_id, config.pad_token_id, *eos) if id is not None), default=-1) + 1
+    ids = (config.bos_token_id, config.pad_token_id, *eos, *special)
+    needed = max((id for id in ids if id is not None), default=-1) + 1
     if wanted < needed:
         raise CheckpointError(f"a vocabulary of {wanted} rows loses special token {needed - 1}; {needed} are needed")
     changed = {

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from puna.checkpoint.convert.rows import Rows, pieces
+from puna.checkpoint.convert.rows import pieces
+from puna.checkpoint.weight import Rows
 from puna.formats.new_tensor import NewTensor
 
 
@@ -34,12 +35,14 @@ class Target:
         finish: writes the small ones into the folder, and returns what the user should know.
         tensors: what a reader will find under Hugging Face's names, in their order of rows.
         fallbacks: formats of matrices whose rows do not fit the format they should have, by name.
+        notes: what of the model the layout does not hold, or its readers take otherwise.
     """
 
     files: tuple[NewFile, ...]
     finish: Callable[[Path], list[str]]
     tensors: Mapping[str, Rows]
     fallbacks: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def new_tensor(name: str, rows: Rows, first: int = 0, last: int | None = None) -> NewTensor:

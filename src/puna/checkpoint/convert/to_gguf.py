@@ -5,16 +5,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.checkpoint.convert.gguf_keys import gguf_metadata, rope_tensors
+from puna.checkpoint.convert.gguf_keys import gguf_metadata, gguf_notes, rope_tensors
 from puna.checkpoint.convert.mixes import MIXES, Mix, choose
 from puna.checkpoint.convert.model import Model, main_type
-from puna.checkpoint.convert.rows import Cast, Quantized, Reordered, Rows
+from puna.checkpoint.convert.rows import Cast, Quantized, Reordered
 from puna.checkpoint.convert.target import NewFile, Target, new_tensor
 from puna.checkpoint.names import expected_tensors, from_hf, interleaved_rows
+from puna.checkpoint.weight import Rows
+from puna.config import LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat
+from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import write_gguf
 from puna.formats.new_tensor import NewTensor
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 Importance = dict[str, NDArray[np.float32]]
 """How much each input of a matrix matters, by Hugging Face's name of the matrix."""
@@ -27,6 +32,7 @@ def gguf_target(
     mix: Mix | None = None,
     importance: Importance | None = None,
     threads: int | None = None,
+    instruct: bool = False,
 ) -> Target:
     """One file called `name`.
 
@@ -34,6 +40,7 @@ def gguf_target(
         dtype: a plain type for all matrices; None keeps what they are.
         mix: formats to quantise to.
         importance: of the inputs, where they were measured.
+        instruct: give Llama 3's chat template to a tokenizer that has none.
 
     Raises:
         CheckpointError: the model has something that GGUF or llama.cpp has not.
@@ -53,7 +60,7 @@ def gguf_target(
             form, wanted = choose(mix, hf, rows.shape[1], config, importance is not None)
             if form != wanted:
                 fallbacks[hf] = form.name
-            stored = _formatted(rows, form, (importance or {}).get(hf), threads)
+            stored = _formatted(rows, form, _importance_of(hf, importance, config), threads)
         else:
             stored = rows if dtype is None else _formatted(rows, dtype, None, threads)
         tensors[hf] = stored
@@ -63,9 +70,15 @@ def gguf_target(
     for hf, numbers in rope_tensors(config).items():
         new.append(NewTensor(hf, FORMATS["f32"], numbers.shape, numbers))
     quantised = any(rows.format.values > 1 for rows in tensors.values())
-    metadata = gguf_metadata(model, _file_type(model, tensors, dtype, mix), quantised)
+    metadata = gguf_metadata(model, _file_type(model, tensors, dtype, mix), quantised, instruct)
     file = NewFile(name, tuple(new), lambda path, some: write_gguf(path, metadata, some))
-    return Target((file,), lambda folder: [], tensors, fallbacks)
+    return Target((file,), lambda folder: [], tensors, fallbacks, gguf_notes(model))
+
+
+def _importance_of(name: str, importance: Importance | None, config: LlamaConfig) -> NDArray[np.float32] | None:
+    """Of a tied head too, which is measured as the head and stored as the embedding."""
+    measured = _HEAD if name == _EMBEDDING and config.tie_word_embeddings else name
+    return (importance or {}).get(measured)
 
 
 def _formatted(rows: Rows, form: BlockFormat, importance: NDArray[np.float32] | None, threads: int | None) -> Rows:
@@ -78,6 +91,10 @@ def _file_type(model: Model, tensors: dict[str, Rows], dtype: BlockFormat | None
     """llama.cpp's number of what most of the file is; of a file kept as it was, what it said itself."""
     if mix is not None:
         return mix.file_type
+    if model.kind == "gguf" and all(rows.format == model.tensors[name].format for name, rows in tensors.items()):
+        said = open_gguf(model.path).metadata.get("general.file_type")
+        if type(said) is int:
+            return said
     kinds = [rows.format for rows in tensors.values() if len(rows.shape) > 1]
     main = max(kinds, key=kinds.count) if kinds else main_type(model, dtype)
     return MIXES[main.name.lower()].file_type

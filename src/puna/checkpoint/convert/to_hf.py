@@ -20,7 +20,7 @@ _CLASSES = {"lm": "LlamaForCausalLM", "classification": "LlamaForSequenceClassif
 def hf_target(
     model: Model,
     dtype: BlockFormat | None,
-    shard_size: int | str = "5GB",
+    shard_size: int | str | None = None,
     shards: int | None = None,
     instruct: bool = False,
 ) -> Target:
@@ -28,7 +28,8 @@ def hf_target(
 
     Args:
         dtype: the type to cast to; None keeps the source's.
-        shards: their number, instead of a `shard_size`.
+        shard_size: most bytes of a file; None means 5 GB.
+        shards: their number, instead.
 
     Raises:
         CheckpointError: more shards than tensors.
@@ -42,7 +43,7 @@ def hf_target(
     new = [new_tensor(name, rows) for name, rows in tensors.items()]
     if shards is not None and not 0 < shards <= len(new):
         raise CheckpointError(f"{shards} shards of {len(new)} tensors; give a number from 1 to {len(new)}")
-    placed = split_into_shards(new, shard_size, shards)
+    placed = split_into_shards(new, "5GB" if shard_size is None else shard_size, shards)
     config = LlamaConfig.from_dict(model.config.to_dict(), dtype=main.torch, architectures=[_CLASSES[model.head]])
 
     def finish(folder: Path) -> list[str]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from puna.checkpoint.convert.model import Model, main_type, plain
-from puna.checkpoint.convert.rows import Reordered, Rows, columns
+from puna.checkpoint.convert.rows import Reordered, columns
 from puna.checkpoint.convert.target import NewFile, Target, new_tensor
 from puna.checkpoint.convert.tokenizer_files import write_meta_tokenizer
-from puna.checkpoint.meta import shard_name
-from puna.checkpoint.meta_params import LLAMA3_VOCABULARY, PARAMS, params_from_config
+from puna.checkpoint.meta import same_bytes, shard_name
+from puna.checkpoint.meta_params import LLAMA3_VOCABULARY, PARAMS, RELEASES, params_from_config, read_as
 from puna.checkpoint.names import expected_tensors, from_hf, interleaved_rows, meta_split
+from puna.checkpoint.weight import Rows
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
 from puna.files import write_json
@@ -44,7 +46,8 @@ def meta_target(model: Model, dtype: BlockFormat | None, shards: int | None = No
         raise CheckpointError(f"the model's head is {model.head!r}; Meta's format has language models only")
     config = model.config
     params = params_from_config(config)
-    count = shards or (len(model.files) if model.kind == "meta" else published_shards(config))
+    usual = len(model.files) if model.kind == "meta" else published_shards(config)
+    count = usual if shards is None else shards
     _check_divisible(config, count)
     main = main_type(model, dtype)
     tensors = {
@@ -55,6 +58,10 @@ def meta_target(model: Model, dtype: BlockFormat | None, shards: int | None = No
     stored = dict(tensors)
     if config.tie_word_embeddings:
         stored[_HEAD] = stored[_EMBEDDING]  # Meta's code has no tied head: it loads both
+    notes = [*_unsaid(model, params), *model.generation_notes()]
+    if not config.tie_word_embeddings and same_bytes(tensors[_EMBEDDING], tensors[_HEAD]):
+        del tensors[_HEAD]
+        notes.append("head and embedding are equal, which readers take for tied ones")
 
     def finish(folder: Path) -> list[str]:
         notes = write_meta_tokenizer(model.tokenizer, folder)
@@ -65,7 +72,35 @@ def meta_target(model: Model, dtype: BlockFormat | None, shards: int | None = No
         NewFile(shard_name(number), tuple(_slices(config, stored, number, count)), write_torch_zip)
         for number in range(count)
     ]
-    return Target(tuple(files), finish, tensors)
+    return Target(tuple(files), finish, tensors, notes=notes)
+
+
+def _unsaid(model: Model, params: Mapping[str, Any]) -> list[str]:
+    """What Meta's files do not say of a model, and readers take otherwise, with the release that is nearest."""
+    found = {version: _differences(model, params, version) for version in (None, *RELEASES)}
+    nearest = min(found, key=lambda version: len(found[version]))
+    notes = [f"{said}: Meta's files do not say it" for said in found[nearest]]
+    if nearest is not None:
+        notes.append(f"read the files with --llama-version {nearest}, which they do not show")
+    return notes
+
+
+def _differences(model: Model, params: Mapping[str, Any], version: str | None) -> list[str]:
+    config = model.config
+    read, generation = read_as(params, config.vocab_size, version)
+    factor, read_factor = ((one.rope_scaling or {}).get("factor") for one in (config, read))
+    ends, read_ends = ([*sorted(ids)] for ids in (model.end_ids, generation.eos_token_ids))
+    return [
+        f"{what} {ours}, read as {theirs}"
+        for what, ours, theirs in (
+            ("context of", config.max_position_embeddings, read.max_position_embeddings),
+            ("rope_scaling factor", factor, read_factor),
+            ("bos_token_id", config.bos_token_id, read.bos_token_id),
+            ("pad_token_id", config.pad_token_id, read.pad_token_id),
+            ("ends of answers", ends, read_ends),
+        )
+        if ours != theirs
+    ]
 
 
 def _check_divisible(config: LlamaConfig, count: int) -> None:

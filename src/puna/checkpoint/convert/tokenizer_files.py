@@ -10,6 +10,7 @@ from puna.files import atomic_write
 from puna.tokenizer import load_tokenizer
 from puna.tokenizer.fast import LlamaTokenizerFast
 from puna.tokenizer.load import find
+from puna.tokenizer.proto import read_pieces
 from puna.tokenizer.slow import LlamaTokenizer
 from puna.tokenizer.templates import LLAMA_3, LLAMA_3_TOKENS
 from puna.tokenizer.tiktoken_file import write_tiktoken
@@ -19,6 +20,50 @@ _FILES = (
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 _FOLDERS = ("additional_chat_templates",)
+
+
+def tokenizer_files(source: Path) -> list[Path]:
+    """Every file that a tokenizer at `source`, a folder or a file, may be read from."""
+    if not source.is_dir():
+        return [source]
+    inside = (sorted((source / name).glob("*")) for name in _FOLDERS)
+    return [
+        path for path in (*(source / name for name in _FILES), *(p for some in inside for p in some)) if path.is_file()
+    ]
+
+
+def check_instruct(source: Path, kind: str, layout: str) -> None:
+    """Whether a tokenizer can be given Llama 3's template: Meta's files have none, whether the model chats or not.
+
+    Raises:
+        TokenizerError: it is no tokenizer of Llama 3 in Meta's layout, or goes to a layout that holds no templates.
+    """
+    if layout == "meta":
+        raise TokenizerError("instruct adds a chat template, for which Meta's layout has no place; leave it out")
+    if kind != "meta":
+        raise TokenizerError(f"{source}: instruct adds a chat template to Meta's files; these are {kind}, leave it out")
+    missing = sorted(set(LLAMA_3_TOKENS) - load_tokenizer(source).get_vocab().keys())
+    if missing:
+        raise TokenizerError(
+            f"{source}: instruct adds Llama 3's chat template, and the tokenizer has no {missing[0]}; leave it out"
+        )
+
+
+def check_rows(source: Path, rows: int) -> None:
+    """Whether a vocabulary that was cut to `rows` still has one for each token.
+
+    Raises:
+        TokenizerError: it has not.
+    """
+    try:
+        tokens = max(load_tokenizer(source).get_vocab().values(), default=-1) + 1
+    except PunaError:  # none is written then, which is said elsewhere
+        return
+    if tokens > rows:
+        raise TokenizerError(
+            f"the tokenizer has {tokens} tokens and the embedding {rows} rows, which leaves some without; give "
+            f"--vocab-size {tokens} or more, or the model another tokenizer first"
+        )
 
 
 def copy_tokenizer(source: Path, folder: Path) -> bool:
@@ -38,7 +83,7 @@ def write_hf_tokenizer(source: Path, folder: Path, instruct: bool = False) -> li
 
     Args:
         source: where `load_tokenizer` finds it.
-        instruct: whether the model was trained to chat: Llama 3's own files do not tell, nor have a template.
+        instruct: give Llama 3's chat template to a tokenizer that has none; see `check_instruct`.
     """
     if (source / "config.json").is_file() and copy_tokenizer(source, folder):
         return []
@@ -46,7 +91,7 @@ def write_hf_tokenizer(source: Path, folder: Path, instruct: bool = False) -> li
         tokenizer = load_tokenizer(source)
     except PunaError as exc:
         return [f"no tokenizer is written: {exc}"]
-    if instruct and tokenizer.chat_template is None and set(LLAMA_3_TOKENS) <= tokenizer.get_vocab().keys():
+    if instruct and tokenizer.chat_template is None:
         tokenizer.chat_template = LLAMA_3
     tokenizer.save_pretrained(folder)
     return []
@@ -55,32 +100,35 @@ def write_hf_tokenizer(source: Path, folder: Path, instruct: bool = False) -> li
 def write_meta_tokenizer(source: Path, folder: Path) -> list[str]:
     """Writes `tokenizer.model` as Meta's code reads it; returns what the user should know."""
     try:
-        data = _meta_model(source)
+        data, template = _meta_model(source)
     except PunaError as exc:
         return [f"no tokenizer is written: {exc}"]
     if data is None:
         notes = write_hf_tokenizer(source, folder)
         return [
             *notes,
-            "the vocabulary has no form in Meta's layout: tokenizer.json is written, which puna reads there",
+            "the vocabulary has no form in Meta's layout: Hugging Face's files are written, which puna reads there",
         ]
     with atomic_write(folder / "tokenizer.model") as file:
         file.write(data)
-    return []
+    return ["the chat template has no place there"] if template else []
 
 
-def _meta_model(source: Path) -> bytes | None:
-    """A SentencePiece model or Llama 3's ranks; None where the vocabulary is neither."""
+def _meta_model(source: Path) -> tuple[bytes | None, bool]:
+    """A SentencePiece model or Llama 3's ranks, None where they are not all of the vocabulary; and whether there is a
+    chat template that Meta's code has not itself.
+    """
     file, kind = find(source, prefer="tokenizer.model")
-    if kind in ("sentencepiece", "tiktoken"):
-        return file.read_bytes()
     tokenizer = load_tokenizer(source)
+    template = tokenizer.chat_template not in (None, LLAMA_3)
+    if kind == "tiktoken":
+        return file.read_bytes(), template
+    if kind == "sentencepiece":
+        model = file.read_bytes()
+        return model if len(tokenizer) <= len(read_pieces(model)[0]) else None, template
     if isinstance(tokenizer, LlamaTokenizer):
-        beyond = [index for index in tokenizer.added_tokens_decoder if index >= tokenizer.vocab_size]
-        if beyond:
-            raise TokenizerError(f"{len(beyond)} added tokens lie outside the SentencePiece model, from id {beyond[0]}")
-        model: bytes = tokenizer.sp_model.serialized_model_proto()
-        return model
+        whole = len(tokenizer) <= tokenizer.vocab_size
+        return tokenizer.sp_model.serialized_model_proto() if whole else None, template
     assert isinstance(tokenizer, LlamaTokenizerFast)
     added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
-    return write_tiktoken(tokenizer.get_vocab(), added)
+    return write_tiktoken(tokenizer.get_vocab(), added), template
