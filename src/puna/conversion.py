@@ -95,7 +95,7 @@ def convert(
         overwrite: replace what is at `target`.
         llama_version: the release of Meta's files ("1", "2", "code", "3", "3.1", "3.2", "3.3"), where they do not show
             it: it gives the context.
-        instruct: give Llama 3's chat template to the tokenizer of its files from Meta, which have none.
+        instruct: give Llama 3's chat template to its tokenizer; Meta's files have none.
         threads: of the quantiser; None means one per physical core.
         on_plan: called with what will happen before anything is written.
         progress: called with the bytes written or read back since its last call.

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from puna import LlamaConfig, load_tokenizer
+from puna import LlamaConfig, convert, load_tokenizer
 from puna.checkpoint import open_checkpoint
 from puna.convert_llama_weights_to_hf import main as page_command
+from puna.errors import CheckpointError
 from tests.tokenizer.vocabularies import train_sentencepiece
 
 from .families import FAMILIES, Family, hf_tensors, write_meta
@@ -76,12 +77,29 @@ def test_json_and_gguf_by_default_when_quantised(meta: Path, tmp_path: Path) -> 
         (("--kv-heads", "5"), "cannot be pooled from 16"),
         (("--llama-version", "9"), "Llama version '9'"),
         (("--calibrate", "x.txt"), "give a format with quantize"),
+        (("--calibrate", "x.txt", "--quantize", "q9"), "x.txt cannot be read"),
+        (("--to", "meta", "--shard-size", "1GB"), "--shard-size is for files in Hugging Face's layout"),
+        (("--shards", "2", "--shard-size", "1GB"), "--shards is given too"),
+        (("--to", "meta", "--instruct"), "for which Meta's layout has no place"),
+        (("--instruct",), "the tokenizer has no <|e"),
+        (("--tokenizer-only", "--dtype", "float16"), "--dtype is about weights"),
+        (("--tokenizer-only", "--verify"), "--verify is about weights"),
+        (("--tokenizer-only", "--to", "meta", "--instruct"), "for which Meta's layout has no place"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], message: str, meta: Path, tmp_path: Path) -> None:
     run = puna(meta, tmp_path / "out", *arguments)
     assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr, run.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_what_only_metas_files_need_is_refused_for_others(meta: Path, tmp_path: Path) -> None:
+    assert puna(meta, tmp_path / "hf").returncode == 0
+    run = puna(tmp_path / "hf", tmp_path / "out", "--llama-version", "2")
+    assert run.returncode == 1 and "a Llama version ('2') is for Meta's files alone" in run.stderr
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(CheckpointError, match="0 shards"):
+        convert(meta, tmp_path / "out", to="meta", shards=0)
 
 
 def test_tokenizer_only(meta: Path, tmp_path: Path) -> None:
@@ -110,6 +128,8 @@ def test_the_pages_command(meta: Path, tmp_path: Path, capsys: pytest.CaptureFix
     one = ["--model_size", "7B"]
     assert page_command([*where, str(tmp_path / "v1"), *one, "--llama_version", "1", "--num_shards", "2"]) == 0
     assert LlamaConfig.from_pretrained(tmp_path / "v1").max_position_embeddings == 2048
+    assert page_command([*where, str(tmp_path / "guard"), *one, "--llama_version", "Guard-3"]) == 0
+    assert LlamaConfig.from_pretrained(tmp_path / "guard").max_position_embeddings == 131072
     assert page_command([*where, str(tmp_path / "tok"), "--model_size", "tokenizer_only"]) == 0
     assert not list((tmp_path / "tok").glob("*.safetensors"))
     capsys.readouterr()
@@ -143,6 +163,10 @@ def test_llama_3_speaks_its_template_and_stops(tmp_path: Path) -> None:
     run = puna(tmp_path / "hf", tmp_path / "back", "--to", "meta", "--json")
     assert run.returncode == 0 and json.loads(run.stdout)["notes"] == []
     assert (tmp_path / "back" / "tokenizer.model").read_bytes().split() == ranks.read_bytes().split()
+    run = puna(folder, tmp_path / "direct.gguf", "--to", "gguf", "--quantize", "q8_0", "--instruct")
+    assert run.returncode == 0 and load_tokenizer(tmp_path / "direct.gguf").chat_template == tokenizer.chat_template
+    run = puna(tmp_path / "direct.gguf", tmp_path / "again.gguf", "--to", "gguf", "--instruct")
+    assert run.returncode == 1 and "has a chat template of its own" in run.stderr
     run = puna(tmp_path / "hf", tmp_path / "m.gguf", "--to", "gguf", "--quantize", "q8_0")
     assert run.returncode == 0, run.stderr
     again = load_tokenizer(tmp_path / "m.gguf")

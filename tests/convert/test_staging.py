@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import random
 import shutil
@@ -18,6 +20,7 @@ from puna import convert
 from puna.checkpoint import open_checkpoint
 from puna.checkpoint.convert import run as conversion_run
 from puna.checkpoint.convert.staging import partial, partial_folder
+from puna.config import GenerationConfig
 from puna.conversion import convert_tokenizer
 from puna.errors import CheckpointError, StorageError
 from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder
@@ -31,6 +34,14 @@ COMMAND = (sys.executable, "-m", "puna", "convert")
 def source(folder: Path) -> Path:
     config = tiny_config()
     return write_folder(folder, config, tiny_tensors(config))
+
+
+def with_tokenizer(folder: Path) -> Path:
+    config = tiny_config(vocab_size=420)
+    write_folder(folder, config, tiny_tensors(config))
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece())
+    GenerationConfig(eos_token_id=2).save_pretrained(folder)
+    return folder
 
 
 class StoppedError(Exception):
@@ -88,6 +99,63 @@ def test_a_changed_source_starts_anew(tmp_path: Path) -> None:
     assert plans[0].finished == 0
 
 
+def stopped_when_whole(model: Path, goal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion to GGUF that ends between its last byte and the renaming."""
+
+    def stop(*arguments: object) -> None:
+        raise StoppedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(conversion_run, "publish", stop)
+        with pytest.raises(StoppedError):
+            convert(model, goal, to="gguf", threads=1)
+    assert not goal.exists() and (partial_folder(goal) / goal.name).exists()
+
+
+@pytest.mark.parametrize("changed", ["tokenizer.model", "tokenizer_config.json", "generation_config.json", ""])
+def test_a_gguf_is_gone_on_with_if_every_file_is_the_same(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, goal = with_tokenizer(tmp_path / "in"), tmp_path / "out"
+    stopped_when_whole(model, goal, monkeypatch)
+    if changed == "tokenizer.model":
+        (model / changed).write_bytes((model / changed).read_bytes())  # at another time: it may be another
+    elif changed == "tokenizer_config.json":
+        (model / changed).write_text('{"chat_template": "{{ messages }}"}')
+    elif changed == "generation_config.json":
+        GenerationConfig(eos_token_id=[2, 5]).save_pretrained(model)
+    plans = []
+    convert(model, goal, to="gguf", threads=2, on_plan=plans.append)
+    assert plans[0].finished == (0 if changed else plans[0].bytes)
+    convert(model, tmp_path / "fresh", to="gguf")
+    assert goal.read_bytes() == (tmp_path / "fresh").read_bytes()
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_links_at_the_goal(to: str, tmp_path: Path) -> None:
+    """To nothing, to an empty folder: neither is replaced unasked, and what a link points to is never touched."""
+    model = with_tokenizer(tmp_path / "in")
+    (tmp_path / "empty").mkdir()
+    for name in ("nothing", "empty"):
+        goal = tmp_path / f"link to {name}"
+        goal.symlink_to(tmp_path / name)
+        with pytest.raises(StorageError, match="exists already"):
+            convert(model, goal, to=to)
+        assert goal.is_symlink() and not partial_folder(goal).exists()
+        convert(model, goal, to=to, overwrite=True)
+        assert not goal.is_symlink() and open_checkpoint(goal).kind == to
+    assert not (tmp_path / "nothing").exists() and not any((tmp_path / "empty").iterdir())
+
+
+def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StorageError, match="No locks available"):
+        convert(source(tmp_path / "in"), tmp_path / "out", to="hf")
+
+
 def test_nothing_is_left_of_a_run_that_finished_no_file(tmp_path: Path) -> None:
     model, goal = source(tmp_path / "in"), tmp_path / "deep" / "er" / "out"
 
@@ -132,10 +200,10 @@ def test_a_disk_too_small_is_seen_before(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-@pytest.mark.parametrize("layout", ["hf", "meta"])
+@pytest.mark.parametrize("layout", ["hf", "meta", "gguf"])
 def test_a_disk_that_fills_up(layout: str, tmp_path: Path) -> None:
     """A limit on a file's size fails a write in the middle, as a full disk does."""
-    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    model, goal = with_tokenizer(tmp_path / "in"), tmp_path / "out"
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"

@@ -17,6 +17,7 @@ from gguf import quants
 
 from puna.errors import CheckpointError, ModelNotFoundError
 from puna.formats.gguf import open_gguf
+from puna.formats.gguf_writer import write_gguf
 
 U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
 
@@ -81,6 +82,17 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
     }  # fmt: skip
     assert found["numbers"].tolist() == [3, 1, 2] and found["flags"].tolist() == [True, False]
     assert type(found["u8"]) is int and type(found["f32"]) is float and type(found["yes"]) is bool
+
+
+def test_whole_numbers_are_written_as_they_are(tmp_path: Path) -> None:
+    numbers = {f"k{n}": n for n in (0, 2**32 - 1, 2**32, 2**64 - 1, -1, -(2**31), -(2**31) - 1, -(2**63))}
+    write_gguf(tmp_path / "a.gguf", {"general.architecture": "llama"} | numbers, [])
+    found = open_gguf(tmp_path / "a.gguf").metadata
+    assert {key: found[key] for key in numbers} == numbers
+    theirs = gguf.GGUFReader(tmp_path / "a.gguf")
+    kinds = [theirs.fields[key].types[0].name for key in numbers]
+    assert kinds == ["UINT32", "UINT32", "UINT64", "UINT64", "INT32", "INT32", "INT64", "INT64"]
+    assert {key: theirs.fields[key].contents() for key in numbers} == numbers
 
 
 @pytest.mark.parametrize("alignment", [32, 64, 8])

@@ -42,7 +42,7 @@ def convert(
     llama_version: Annotated[
         str | None, typer.Option(help="Release of Meta's files: 1, 2, code, 3, 3.1, 3.2, 3.3. [default: found]")
     ] = None,
-    instruct: Annotated[bool, typer.Option(help="Add Llama 3's chat template to Meta's files.")] = False,
+    instruct: Annotated[bool, typer.Option(help="Add Llama 3's chat template, which Meta's files lack.")] = False,
     tokenizer_only: Annotated[bool, typer.Option("--tokenizer-only", help="Convert no weights.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read back, compare, and measure the change in NLL.")

@@ -35,7 +35,7 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
     Args:
         path: a folder or file, as `load_tokenizer` takes it; a SentencePiece model wins over tokenizer.json.
         rows: of the model's embedding; the vocabulary is filled up to them.
-        instruct: give Llama 3's chat template to its tokenizer, where that has none.
+        instruct: give Llama 3's chat template to its tokenizer, which has none.
 
     Raises:
         TokenizerError: there is no tokenizer, it has more tokens than `rows`, or llama.cpp has no such kind.
@@ -44,13 +44,13 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
     if kind == "gguf":
         stored = open_gguf(file).metadata
         keys: dict[str, Any] = {key: stored[key] for key in stored if key.startswith("tokenizer.")}
-        return _filled(keys, rows)
+        return _filled(keys | ({"tokenizer.chat_template": LLAMA_3} if instruct else {}), rows)
     if kind == "sentencepiece":
         slow = LlamaTokenizer.from_pretrained(path)
         return _filled(_sentencepiece(slow) | _common(slow), rows)
     fast = load_tokenizer(path)
     assert isinstance(fast, LlamaTokenizerFast)
-    if instruct and fast.chat_template is None:
+    if instruct:
         fast.chat_template = LLAMA_3
     return _filled(_pipeline(fast) | _common(fast), rows)
 

@@ -34,7 +34,7 @@ def gguf_metadata(model: Model, file_type: int, quantised: bool, instruct: bool 
     """All keys of the file.
 
     Args:
-        instruct: give Llama 3's chat template to a tokenizer that has none.
+        instruct: give Llama 3's chat template to its tokenizer.
 
     Raises:
         CheckpointError: the model has something that GGUF has no key for.

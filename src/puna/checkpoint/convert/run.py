@@ -88,7 +88,7 @@ class Options:
                 "use --to gguf, without --dtype"
             )
         if self.instruct:
-            check_instruct(source.tokenizer, source.kind, self.layout)
+            check_instruct(source.tokenizer, self.layout)
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,8 @@ def convert_tokenizer(
     layout = Options(to=to).layout
     if layout == "gguf":
         raise CheckpointError("a GGUF file has its tokenizer inside; convert the model, or give --to hf or meta")
+    if instruct:
+        check_instruct(Path(source), layout)
     goal = folder_path(target)
     _check_free(goal, overwrite, (Path(source),))
     with partial(goal, {"tokenizer": str(Path(source).resolve()), "to": layout, "instruct": instruct}) as place:

@@ -40,7 +40,7 @@ def gguf_target(
         dtype: a plain type for all matrices; None keeps what they are.
         mix: formats to quantise to.
         importance: of the inputs, where they were measured.
-        instruct: give Llama 3's chat template to a tokenizer that has none.
+        instruct: give Llama 3's chat template to its tokenizer.
 
     Raises:
         CheckpointError: the model has something that GGUF or llama.cpp has not.

@@ -25,6 +25,8 @@ from puna.formats.torch_zip_writer import write_torch_zip
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
+_FACTOR = "rope_scaling factor"
+
 _MOST = 100
 """Shards have two digits."""
 
@@ -78,29 +80,30 @@ def meta_target(model: Model, dtype: BlockFormat | None, shards: int | None = No
 def _unsaid(model: Model, params: Mapping[str, Any]) -> list[str]:
     """What Meta's files do not say of a model, and readers take otherwise, with the release that is nearest."""
     found = {version: _differences(model, params, version) for version in (None, *RELEASES)}
-    nearest = min(found, key=lambda version: len(found[version]))
-    notes = [f"{said}: Meta's files do not say it" for said in found[nearest]]
+    # The factor changes what is computed, the others only how the model is used.
+    nearest = min(found, key=lambda version: (_FACTOR in found[version], len(found[version])))
+    notes = [f"{name} {said}: Meta's files do not say it" for name, said in found[nearest].items()]
     if nearest is not None:
         notes.append(f"read the files with --llama-version {nearest}, which they do not show")
     return notes
 
 
-def _differences(model: Model, params: Mapping[str, Any], version: str | None) -> list[str]:
+def _differences(model: Model, params: Mapping[str, Any], version: str | None) -> dict[str, str]:
     config = model.config
     read, generation = read_as(params, config.vocab_size, version)
     factor, read_factor = ((one.rope_scaling or {}).get("factor") for one in (config, read))
     ends, read_ends = ([*sorted(ids)] for ids in (model.end_ids, generation.eos_token_ids))
-    return [
-        f"{what} {ours}, read as {theirs}"
+    return {
+        what: f"{ours}, read as {theirs}"
         for what, ours, theirs in (
             ("context of", config.max_position_embeddings, read.max_position_embeddings),
-            ("rope_scaling factor", factor, read_factor),
+            (_FACTOR, factor, read_factor),
             ("bos_token_id", config.bos_token_id, read.bos_token_id),
             ("pad_token_id", config.pad_token_id, read.pad_token_id),
             ("ends of answers", ends, read_ends),
         )
         if ours != theirs
-    ]
+    }
 
 
 def _check_divisible(config: LlamaConfig, count: int) -> None:

@@ -32,21 +32,19 @@ def tokenizer_files(source: Path) -> list[Path]:
     ]
 
 
-def check_instruct(source: Path, kind: str, layout: str) -> None:
+def check_instruct(source: Path, layout: str) -> None:
     """Whether a tokenizer can be given Llama 3's template: Meta's files have none, whether the model chats or not.
 
     Raises:
-        TokenizerError: it is no tokenizer of Llama 3 in Meta's layout, or goes to a layout that holds no templates.
+        TokenizerError: it has a template, is no tokenizer of Llama 3, or goes to a layout that holds no templates.
     """
     if layout == "meta":
         raise TokenizerError("instruct adds a chat template, for which Meta's layout has no place; leave it out")
-    if kind != "meta":
-        raise TokenizerError(f"{source}: instruct adds a chat template to Meta's files; these are {kind}, leave it out")
-    missing = sorted(set(LLAMA_3_TOKENS) - load_tokenizer(source).get_vocab().keys())
-    if missing:
-        raise TokenizerError(
-            f"{source}: instruct adds Llama 3's chat template, and the tokenizer has no {missing[0]}; leave it out"
-        )
+    tokenizer = load_tokenizer(source)
+    missing = sorted(set(LLAMA_3_TOKENS) - tokenizer.get_vocab().keys())
+    if missing or tokenizer.chat_template is not None:
+        why = f"has no {missing[0]}" if missing else "has a chat template of its own"
+        raise TokenizerError(f"{source}: instruct adds Llama 3's chat template, and the tokenizer {why}; leave it out")
 
 
 def check_rows(source: Path, rows: int) -> None:
@@ -83,15 +81,15 @@ def write_hf_tokenizer(source: Path, folder: Path, instruct: bool = False) -> li
 
     Args:
         source: where `load_tokenizer` finds it.
-        instruct: give Llama 3's chat template to a tokenizer that has none; see `check_instruct`.
+        instruct: give Llama 3's chat template to it; see `check_instruct`.
     """
-    if (source / "config.json").is_file() and copy_tokenizer(source, folder):
+    if not instruct and (source / "config.json").is_file() and copy_tokenizer(source, folder):
         return []
     try:
         tokenizer = load_tokenizer(source)
     except PunaError as exc:
         return [f"no tokenizer is written: {exc}"]
-    if instruct and tokenizer.chat_template is None:
+    if instruct:
         tokenizer.chat_template = LLAMA_3
     tokenizer.save_pretrained(folder)
     return []

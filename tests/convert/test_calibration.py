@@ -1,0 +1,114 @@
+"""`--calibrate`: the quantiser is told which inputs matter, once it stands that the conversion can be done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from puna import LlamaConfig, convert, load_tokenizer
+from puna.backend import Chunk
+from puna.checkpoint import open_checkpoint
+from puna.errors import CheckpointError, RequestError, StorageError
+from puna.native import NativeBackend
+from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder
+from tests.tokenizer.vocabularies import train_sentencepiece
+
+TEXT = "The llama lives in the high grassland. " * 200
+
+
+@pytest.fixture(params=[False, True], ids=["head", "tied"])
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Of whose inputs some are a hundred times as large as others: norms do that."""
+    folder = tmp_path / "model"
+    config = tiny_config(
+        vocab_size=420, hidden_size=256, intermediate_size=512, num_attention_heads=16, num_key_value_heads=4,
+        tie_word_embeddings=request.param,
+    )  # fmt: skip
+    tensors = {name: t * 0.05 for name, t in tiny_tensors(config).items()}
+    for name in tensors:
+        if name.endswith("norm.weight"):
+            tensors[name][::16] = 5.0
+    write_folder(folder, config, tensors)
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece())
+    (tmp_path / "text.txt").write_text(TEXT)
+    return folder
+
+
+def squares(model: Path) -> dict[str, Any]:
+    """Mean squares of the inputs of each matrix on the text."""
+    checkpoint = open_checkpoint(model)
+    ids = load_tokenizer(model).encode(TEXT)[:120]
+    backend = NativeBackend(checkpoint.config, checkpoint.tensors)
+    with backend.observing() as noted:
+        backend.forward([Chunk(0, np.asarray(ids, np.int64), 0, len(ids))])
+        return noted()
+
+
+def test_it_lowers_the_errors_that_matter(model: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "plain.gguf", quantize="q3_K")
+    convert(model, tmp_path / "told.gguf", quantize="q3_K", calibrate=tmp_path / "text.txt")
+    before, plain, told = (
+        open_checkpoint(path).tensors for path in (model, tmp_path / "plain.gguf", tmp_path / "told.gguf")
+    )
+    tied = LlamaConfig.from_pretrained(model).tie_word_embeddings
+    ratios = {}
+    for name, weights in squares(model).items():
+        stored = "model.embed_tokens.weight" if tied and name == "lm_head.weight" else name
+        wanted = before[stored].to_float32()
+        errors = [(((some[stored].to_float32() - wanted) ** 2) * weights).sum() for some in (plain, told)]
+        ratios[name] = errors[1] / errors[0]
+    assert len(ratios) == 15 and max(ratios.values()) < 1.0, ratios
+    assert np.median(list(ratios.values())) < 0.8, ratios
+
+
+def test_nothing_is_measured_before_the_plan_stands(model: Path, tmp_path: Path) -> None:
+    """What cannot be done is said at once; the plan, and the memory to measure in, before the measuring."""
+    seen: list[Any] = []
+    watched: dict[str, Any] = {"calibrate": tmp_path / "text.txt", "calibrating": seen.append, "on_plan": seen.append}
+    with pytest.raises(CheckpointError, match="format 'q9' is unknown"):
+        convert(model, tmp_path / "m.gguf", quantize="q9", **watched)
+    with pytest.raises(StorageError, match="exists already"):
+        convert(model, tmp_path / "text.txt", quantize="q3_K", **watched)
+    assert seen == []
+    convert(model, tmp_path / "m.gguf", quantize="q3_K", **watched)
+    assert seen[0].memory > 0 and seen[1] == 0.0 and len(seen) > 2
+
+
+def test_memory_to_run_models_is_announced(tmp_path: Path) -> None:
+    config = tiny_config(vocab_size=420, hidden_size=2048, intermediate_size=8192, num_hidden_layers=4,
+                         num_attention_heads=16, num_key_value_heads=16)  # fmt: skip
+    model = write_folder(tmp_path / "big", config, {name: t * 0.05 for name, t in tiny_tensors(config).items()})
+    (model / "tokenizer.model").write_bytes(train_sentencepiece())
+    (tmp_path / "text.txt").write_text(TEXT)
+    size = sum(tensor.format.size(tensor.shape) for tensor in open_checkpoint(model).tensors.values())
+    plans: list[Any] = []
+
+    class EnoughError(Exception):
+        pass
+
+    def planned(plan: Any) -> None:
+        plans.append(plan)
+        raise EnoughError
+
+    for options in ({}, {"calibrate": tmp_path / "text.txt"}, {"verify": True}):
+        with pytest.raises(EnoughError):
+            convert(model, tmp_path / "m.gguf", quantize="q4_0", on_plan=planned, **options)
+    usual, calibrated, verified = (plan.memory for plan in plans)
+    assert usual < 0.3e9 and calibrated > size * 34 / 128 and calibrated > usual and verified > size > 0.8e9
+
+
+def test_texts_that_will_not_do(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("llama")
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1") * 2000)
+    for name, message in (
+        ("short.txt", "give a text of 128 or more"),
+        ("latin.txt", "is not UTF-8"),
+        ("none.txt", "cannot be read"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            convert(model, tmp_path / "x.gguf", quantize="q3_K", calibrate=tmp_path / name)
+    with pytest.raises(RequestError, match="give a format with quantize"):
+        convert(model, tmp_path / "x.gguf", to="gguf", calibrate=tmp_path / "text.txt")

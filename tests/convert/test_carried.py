@@ -1,0 +1,179 @@
+"""What of a model the layouts carry besides its weights: special tokens, settings, templates; the rest is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from puna import LlamaConfig, LlamaTokenizer, convert, load_tokenizer
+from puna.checkpoint import open_checkpoint
+from puna.checkpoint.meta_params import params_from_config
+from puna.config import GenerationConfig
+from puna.errors import CheckpointError, TokenizerError
+from puna.formats.gguf import open_gguf
+from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder
+from tests.tokenizer.vocabularies import train_sentencepiece
+
+LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+def model(folder: Path, generation: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """A folder with a SentencePiece tokenizer of 420 pieces; what Meta's readers take for a Llama 2 of 4096 tokens."""
+    fields = {"vocab_size": 420, "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 2}
+    config = tiny_config(**fields | changes)
+    write_folder(folder, config, tiny_tensors(config))
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece())
+    if generation is not None:
+        GenerationConfig(**generation).save_pretrained(folder)
+    return folder
+
+
+def notes(source: Path, target: Path, **options: Any) -> str:
+    return "\n".join(convert(source, target, **options).notes)
+
+
+def read_ends(path: Path) -> tuple[int, ...]:
+    generation = open_checkpoint(path).generation_config
+    assert generation is not None
+    return generation.eos_token_ids
+
+
+@pytest.mark.parametrize(
+    ("eos", "generation", "ends"),
+    [
+        (5, None, (5,)),
+        ([5, 6, 7], None, (5, 7, 6)),
+        (5, {"eos_token_id": [6, 5, 7]}, (5, 7, 6)),
+        (5, {"eos_token_id": 9}, (9,)),
+        ([5, 6], {"eos_token_id": [7, 6]}, (6, 7)),
+    ],
+)
+def test_gguf_carries_the_ends_of_answers(
+    eos: Any, generation: dict[str, Any] | None, ends: tuple[int, ...], tmp_path: Path
+) -> None:
+    source = model(tmp_path / "hf", generation, eos_token_id=eos)
+    assert notes(source, tmp_path / "m.gguf", to="gguf") == ""
+    assert read_ends(tmp_path / "m.gguf") == ends
+    wanted = [eos] if isinstance(eos, int) else eos
+    assert set(ends) == set(GenerationConfig(**generation or {"eos_token_id": wanted}).eos_token_ids)
+
+
+def test_what_gguf_has_no_key_for_is_said(tmp_path: Path) -> None:
+    source = model(tmp_path / "hf", {"eos_token_id": [5, 6, 7, 8], "temperature": 0.6, "top_p": 0.9}, eos_token_id=5)
+    said = notes(source, tmp_path / "m.gguf", to="gguf")
+    assert "tokens [6] end answers too" in said and "temperature 0.6, top_p 0.9 have no place" in said
+    assert read_ends(tmp_path / "m.gguf") == (5, 8, 7)
+
+
+def test_a_kept_gguf_keeps_its_file_type(tmp_path: Path) -> None:
+    source = model(tmp_path / "hf")
+    convert(source, tmp_path / "s.gguf", quantize="Q4_0")
+    raw = (tmp_path / "s.gguf").read_bytes()
+    key = b"general.file_type" + (4).to_bytes(4, "little")
+    assert raw.count(key + (2).to_bytes(4, "little")) == 1
+    (tmp_path / "s.gguf").write_bytes(raw.replace(key + b"\2", key + b"\x13"))  # IQ2_XXS: of no mix of ours
+    convert(tmp_path / "s.gguf", tmp_path / "m.gguf", to="gguf")
+    assert open_gguf(tmp_path / "m.gguf").metadata["general.file_type"] == 0x13
+    convert(tmp_path / "s.gguf", tmp_path / "n.gguf", quantize="Q8_0")
+    assert open_gguf(tmp_path / "n.gguf").metadata["general.file_type"] == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "generation", "said"),
+    [
+        ({}, None, ()),
+        ({"max_position_embeddings": 2048}, None, ("read the files with --llama-version 1",)),
+        ({"max_position_embeddings": 1000}, None, ("context of 1000, read as 4096",)),
+        ({"bos_token_id": 7}, None, ("bos_token_id 7, read as 1",)),
+        ({"pad_token_id": 3}, None, ("pad_token_id 3, read as None",)),
+        ({"eos_token_id": [2, 5]}, None, ("ends of answers [2, 5], read as [2]",)),
+        (
+            {},
+            {"eos_token_id": [2, 5], "top_p": 0.9},
+            ("ends of answers [2, 5], read as [2]", "top_p 0.9 have no place"),
+        ),
+    ],
+)
+def test_what_metas_files_do_not_say(
+    changes: dict[str, Any], generation: dict[str, Any] | None, said: tuple[str, ...], tmp_path: Path
+) -> None:
+    found = convert(model(tmp_path / "hf", generation, **changes), tmp_path / "meta", to="meta").notes
+    assert len(found) == len(said) and all(part in note for part, note in zip(said, found, strict=True)), found
+
+
+@pytest.mark.parametrize("theta", [10000.0, 500000.0])
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_scaled_positions_come_back_from_meta(theta: float, factor: float, tmp_path: Path) -> None:
+    scaling = LLAMA3 | {"factor": factor}
+    source = model(tmp_path / "hf", rope_theta=theta, rope_scaling=scaling, max_position_embeddings=131072)
+    said = notes(source, tmp_path / "meta", to="meta")
+    version = "3.2" if factor == 32 else None
+    assert ("read the files with --llama-version 3.2" in said) == (version is not None)
+    convert(tmp_path / "meta", tmp_path / "back", to="hf", llama_version=version)
+    found = LlamaConfig.from_pretrained(tmp_path / "back")
+    assert found.rope_theta == theta and found.rope_scaling == LlamaConfig.from_pretrained(source).rope_scaling
+
+
+def test_a_factor_that_no_release_has_is_refused() -> None:
+    config = tiny_config(rope_scaling=LLAMA3 | {"factor": 16.0}, max_position_embeddings=131072)
+    with pytest.raises(CheckpointError, match=r"rope_scaling .*16\.0.*cannot express"):
+        params_from_config(config)
+
+
+def test_a_head_equal_to_the_embedding(tmp_path: Path) -> None:
+    source = model(tmp_path / "hf")
+    config = LlamaConfig.from_pretrained(source)
+    tensors = tiny_tensors(config)
+    write_folder(source, config, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    assert not open_checkpoint(source).config.tie_word_embeddings
+    done = convert(source, tmp_path / "meta", to="meta", shards=2, verify=True)
+    assert "head and embedding are equal" in done.notes[-1] and done.conversion.verified == len(tensors) - 1
+    shard = torch.load(tmp_path / "meta" / "consolidated.00.pth", weights_only=True)
+    assert torch.equal(shard["output.weight"], tensors["model.embed_tokens.weight"][:210])
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["lm_head.weight"][-1, -1] += 1  # equal but for the last number
+    write_folder(source, config, tensors)
+    assert convert(source, tmp_path / "other", to="meta", verify=True).notes == []
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_tokens_added_beyond_the_model_go_to_meta_too(fast: bool, tmp_path: Path) -> None:
+    source = model(tmp_path / "hf", vocab_size=424)
+    tokenizer = LlamaTokenizer.from_pretrained(source)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.save_pretrained(source)
+    if fast:
+        load_tokenizer(source).save_pretrained(source)
+        assert (source / "tokenizer.json").exists() and (source / "tokenizer.model").exists()
+    said = notes(source, tmp_path / "meta", to="meta")
+    assert "Hugging Face's files are written" in said
+    for text in ("<|im_start|>user\nHow wide is a llama?<|im_end|>", "The grassland"):
+        ids = load_tokenizer(source).encode(text)
+        assert load_tokenizer(tmp_path / "meta").encode(text) == ids
+        assert LlamaTokenizer.from_pretrained(tmp_path / "meta").encode(text) == tokenizer.encode(text)
+
+
+def test_a_chat_template_has_no_place_in_meta(tmp_path: Path) -> None:
+    source = model(tmp_path / "hf")
+    config = {"tokenizer_class": "LlamaTokenizer", "chat_template": "{{ messages[0]['content'] }}"}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    assert "the chat template has no place there" in notes(source, tmp_path / "meta", to="meta")
+
+
+@pytest.mark.parametrize("to", ["hf", "meta", "gguf"])
+def test_a_vocabulary_is_not_cut_below_its_tokens(to: str, tmp_path: Path) -> None:
+    source = model(tmp_path / "hf", {"eos_token_id": [2, 427]}, vocab_size=430)
+    with pytest.raises(CheckpointError, match="loses special token 427"):
+        convert(source, tmp_path / "out", to=to, vocab_size=424)
+    GenerationConfig(eos_token_id=2).save_pretrained(source)
+    with pytest.raises(TokenizerError, match="420 tokens and the embedding 419 rows"):
+        convert(source, tmp_path / "out", to=to, vocab_size=419)
+    convert(source, tmp_path / "out", to=to, vocab_size=420)
+    assert open_checkpoint(tmp_path / "out").config.vocab_size == 420
