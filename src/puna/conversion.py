@@ -19,7 +19,7 @@ from puna.checkpoint.loading import Checkpoint, open_checkpoint
 from puna.errors import PunaError, RequestError
 
 if TYPE_CHECKING:
-    from puna.checkpoint.convert.run import Layout
+    from puna.checkpoint.convert import Layout
     from puna.checkpoint.convert.to_gguf import Importance
 
 _SAMPLE_TOKENS = 512

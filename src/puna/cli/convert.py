@@ -57,7 +57,7 @@ def convert(
     """
     from puna import conversion
     from puna.checkpoint import locate_model
-    from puna.checkpoint.convert.run import LAYOUTS
+    from puna.checkpoint.convert import LAYOUTS
 
     layout = next((one for one in LAYOUTS if one == to), None)
     if to is not None and layout is None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +15,10 @@ from puna.checkpoint.convert import errors_of
 from puna.checkpoint.convert.ahead import made_ahead
 from puna.checkpoint.convert.mixes import find_mix
 from puna.checkpoint.convert.model import Model, changed, find_dtype, opened
-from puna.checkpoint.convert.rows import FORGET, PIECE, pieces, rows_at_once
-from puna.checkpoint.convert.staging import partial, partial_folder, publish
+from puna.checkpoint.convert.options import Layout, Options
+from puna.checkpoint.convert.plan import Plan, check_space, make_plan
+from puna.checkpoint.convert.rows import pieces, rows_at_once
+from puna.checkpoint.convert.staging import partial, publish
 from puna.checkpoint.convert.target import Target
 from puna.checkpoint.convert.to_gguf import Importance, gguf_target
 from puna.checkpoint.convert.to_hf import hf_target
@@ -34,62 +35,6 @@ from puna.errors import CheckpointError, StorageError, TokenizerError
 from puna.files import folder_path, storage_errors
 from puna.formats.new_tensor import Buffer, NewTensor
 
-Layout = Literal["hf", "meta", "gguf"]
-LAYOUTS: tuple[Layout, ...] = ("hf", "meta", "gguf")
-
-_SMALL = 64 * 2**20
-"""Bytes left for headers, configurations and the tokenizer, beside the tensors."""
-
-_INTERPRETER = 120 * 2**20
-"""Bytes that Python, NumPy and a tokenizer take."""
-
-_PIECES = 4
-"""Pieces held at once: one is made, two wait and one is written."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a conversion is to do; see `puna.convert`."""
-
-    to: Layout | None = None
-    dtype: str | None = None
-    quantize: str | None = None
-    shard_size: int | str | None = None
-    shards: int | None = None
-    kv_heads: int | None = None
-    vocab_size: int | None = None
-    pad_vocab_to: int | None = None
-    instruct: bool = False
-    threads: int | None = None
-
-    @property
-    def layout(self) -> Layout:
-        """Where none is named, GGUF holds quantised models and Hugging Face's layout others."""
-        if self.to is not None and self.to not in LAYOUTS:
-            raise CheckpointError(f"--to is {self.to!r}; it must be one of {', '.join(LAYOUTS)}")
-        return self.to or ("hf" if self.quantize is None else "gguf")
-
-    def check(self, source: Checkpoint) -> None:
-        """Refuses what would have no effect, or two effects.
-
-        Raises:
-            CheckpointError, TokenizerError: an option does not go with the others, or with the source.
-        """
-        if self.shards is not None and self.shards < 1:
-            raise CheckpointError(f"{self.shards} shards; give a number from 1")
-        if self.layout == "gguf" and self.shards not in (None, 1):
-            raise CheckpointError("a GGUF file is one file; leave out --shards")
-        if self.shard_size is not None and (self.layout != "hf" or self.shards is not None):
-            other = "--shards is given too" if self.layout == "hf" else f"the layout is {self.layout}"
-            raise CheckpointError(f"--shard-size is for files in Hugging Face's layout, and {other}; leave one out")
-        if self.quantize is not None and (self.layout != "gguf" or self.dtype is not None):
-            raise CheckpointError(
-                f"quantize is {self.quantize!r}: only GGUF files hold quantised weights, and dtype is for others; "
-                "use --to gguf, without --dtype"
-            )
-        if self.instruct:
-            check_instruct(source.tokenizer, self.layout)
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -102,35 +47,6 @@ class Calibration:
 
     text: str
     measure: Callable[[], Importance]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a conversion will do, before the first byte is written.
-
-    Attributes:
-        files: name and bytes of each big file.
-        bytes: of all of them; `finished`: of those that an interrupted run has written already.
-        free: bytes free on the disk they go to.
-        memory: bytes the process will take, about.
-        before, formats: number of tensors in each format, as stored and as they will be.
-        fallbacks: formats of matrices whose rows do not fit the one that the mix wants, by name.
-        notes: what changes, and what the user might not expect.
-    """
-
-    source: str
-    target: str
-    kind: str
-    layout: Layout
-    files: list[dict[str, Any]]
-    bytes: int
-    finished: int
-    free: int
-    memory: int
-    before: dict[str, int]
-    formats: dict[str, int]
-    fallbacks: dict[str, str]
-    notes: list[str]
 
 
 @dataclass
@@ -193,8 +109,8 @@ def convert_checkpoint(
     started = time.perf_counter()
     with partial(goal, record) as place:
         waiting = {file.name for file in made.files if not (place / file.name).exists()}
-        plan = _plan(model, goal, options, made, waiting, running)
-        _check_space(plan, goal)
+        plan = make_plan(model, goal, options, made, waiting, running)
+        check_space(plan, goal)
         on_plan(plan)
         done = Conversion(plan)
         if calibration is not None:
@@ -284,60 +200,6 @@ def _check_free(goal: Path, overwrite: bool, sources: Iterable[Path]) -> None:
     occupied = goal.is_symlink() or (goal.exists() and not (goal.is_dir() and not any(goal.iterdir())))
     if occupied and not overwrite:
         raise StorageError(f"{goal} exists already; choose another name, or give --overwrite to replace it")
-
-
-def _plan(
-    model: Model, goal: Path, options: Options, made: Target, waiting: Container[str], running: Callable[[int], int]
-) -> Plan:
-    total = sum(file.bytes for file in made.files)
-    parent = next(folder for folder in goal.absolute().parents if folder.exists())
-    return Plan(
-        source=str(model.path),
-        target=str(goal),
-        kind=model.kind,
-        layout=options.layout,
-        files=[{"name": file.name, "bytes": file.bytes} for file in made.files],
-        bytes=total,
-        finished=sum(file.bytes for file in made.files if file.name not in waiting),
-        free=shutil.disk_usage(parent).free,
-        memory=_INTERPRETER + max((FORGET + _PIECES) * PIECE, running(total)),
-        before=_count(model.tensors.values()),
-        formats=_count(made.tensors.values()),
-        fallbacks=dict(made.fallbacks),
-        notes=_notes(model, made),
-    )
-
-
-def _count(tensors: Iterable[Rows]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for rows in tensors:
-        found[rows.format.name] = found.get(rows.format.name, 0) + 1
-    return found
-
-
-def _notes(model: Model, made: Target) -> list[str]:
-    notes = []
-    pairs = [(model.tensors[name].format, rows.format, name) for name, rows in made.tensors.items()]
-    again = sorted({(a.name, b.name) for a, b, _ in pairs if a.values > 1 and b.values > 1 and a != b})
-    if again:
-        kinds = ", ".join(f"{a} to {b}" for a, b in again)
-        notes.append(f"quantised again ({kinds}): a float checkpoint as source would lose less")
-    if model.kind == "meta":
-        notes.append(
-            f"context of {model.config.max_position_embeddings} tokens, as of the release that the parameters show; "
-            "Meta's files do not say it"
-        )
-    return [*notes, *made.notes]
-
-
-def _check_space(plan: Plan, goal: Path) -> None:
-    needed = plan.bytes - plan.finished + _SMALL
-    if needed > plan.free:
-        raise StorageError(
-            f"{goal} needs {needed / 1e9:.2f} GB more and the disk has {plan.free / 1e9:.2f} GB free; free space, or "
-            f"choose another disk. Nothing was written"
-            + (f"; finished files lie in {partial_folder(goal)}" if plan.finished else "")
-        )
 
 
 def _counted(tensor: NewTensor, progress: Progress) -> NewTensor:

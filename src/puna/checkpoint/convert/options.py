@@ -1,0 +1,57 @@
+"""What a conversion is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from puna.checkpoint.convert.tokenizer_files import check_instruct
+from puna.checkpoint.loading import Checkpoint
+from puna.errors import CheckpointError
+
+Layout = Literal["hf", "meta", "gguf"]
+LAYOUTS: tuple[Layout, ...] = ("hf", "meta", "gguf")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a conversion is to do; see `puna.convert`."""
+
+    to: Layout | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+    shard_size: int | str | None = None
+    shards: int | None = None
+    kv_heads: int | None = None
+    vocab_size: int | None = None
+    pad_vocab_to: int | None = None
+    instruct: bool = False
+    threads: int | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Where none is named, GGUF holds quantised models and Hugging Face's layout others."""
+        if self.to is not None and self.to not in LAYOUTS:
+            raise CheckpointError(f"--to is {self.to!r}; it must be one of {', '.join(LAYOUTS)}")
+        return self.to or ("hf" if self.quantize is None else "gguf")
+
+    def check(self, source: Checkpoint) -> None:
+        """Refuses what would have no effect, or two effects.
+
+        Raises:
+            CheckpointError, TokenizerError: an option does not go with the others, or with the source.
+        """
+        if self.shards is not None and self.shards < 1:
+            raise CheckpointError(f"{self.shards} shards; give a number from 1")
+        if self.layout == "gguf" and self.shards not in (None, 1):
+            raise CheckpointError("a GGUF file is one file; leave out --shards")
+        if self.shard_size is not None and (self.layout != "hf" or self.shards is not None):
+            other = "--shards is given too" if self.layout == "hf" else f"the layout is {self.layout}"
+            raise CheckpointError(f"--shard-size is for files in Hugging Face's layout, and {other}; leave one out")
+        if self.quantize is not None and (self.layout != "gguf" or self.dtype is not None):
+            raise CheckpointError(
+                f"quantize is {self.quantize!r}: only GGUF files hold quantised weights, and dtype is for others; "
+                "use --to gguf, without --dtype"
+            )
+        if self.instruct:
+            check_instruct(source.tokenizer, self.layout)
