@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from puna.backend import Chunk
 from puna.checkpoint import locate_model
 from puna.checkpoint.convert import Calibration, Conversion, Options, Plan, convert_checkpoint, convert_tokenizer
+from puna.checkpoint.convert.mixes import find_mix
 from puna.checkpoint.loading import Checkpoint, open_checkpoint
 from puna.errors import PunaError, RequestError
+from puna.formats.blocks import FORMATS
 
 if TYPE_CHECKING:
     from puna.checkpoint.convert import Layout
@@ -27,6 +30,9 @@ _SAMPLE_TOKENS = 512
 
 _WINDOW, _LEAST_TOKENS, _MOST_TOKENS = 512, 128, 32_768
 """Tokens of a calibration text read at once, needed, and read at most."""
+
+_CHARACTERS = 2**18
+"""Characters of a calibration text that are read first; more are where they make too few tokens."""
 
 _UNSEEN = 1e-4
 """Importance of an input that is 0 throughout a text, over the mean of all."""
@@ -91,7 +97,8 @@ def convert(
         calibrate: a text; the quantiser weighs errors by how large the inputs of each matrix are on it.
         vocab_size: rows of embedding and head: cut, or filled up with their mean.
         pad_vocab_to: round the number of rows up to a multiple.
-        verify: read everything back and compare, and measure the change in negative log-likelihood.
+        verify: read all tensors back and compare; encode a sample text with both models and measure the change in
+            negative log-likelihood.
         overwrite: replace what is at `target`.
         llama_version: the release of Meta's files ("1", "2", "code", "3", "3.1", "3.2", "3.3"), where they do not show
             it: it gives the context.
@@ -110,8 +117,8 @@ def convert(
     options = Options(
         to, dtype, quantize, shard_size, shards, kv_heads, vocab_size, pad_vocab_to, instruct, threads
     )  # fmt: skip
-    if calibrate is not None and quantize is None:
-        raise RequestError("calibrate weighs the errors of a quantiser; give a format with quantize too")
+    if calibrate is not None and (quantize is None or FORMATS[find_mix(quantize).main].values == 1):
+        raise RequestError("calibrate weighs the errors of a quantiser; give a format of blocks with quantize too")
     checkpoint = open_checkpoint(place, llama_version)
     done = Converted(
         convert_checkpoint(
@@ -128,9 +135,9 @@ def convert(
     )
     done.notes = [*done.conversion.plan.notes, *done.conversion.notes]
     if verify and checkpoint.head == "lm":
+        release = done.conversion.plan.llama_version or (llama_version if options.layout == "meta" else None)
         try:
-            written = open_checkpoint(target, llama_version if options.layout == "meta" else None)
-            done.nll = _compare_nll(checkpoint, written, threads)
+            _compare(checkpoint, open_checkpoint(target, release), threads, done)
         except PunaError as exc:
             done.notes.append(f"the change in negative log-likelihood was not measured: {exc}")
     return done
@@ -146,39 +153,72 @@ def _running(checkpoint: Checkpoint, result: int, calibrate: bool, verify: bool)
     if calibrate:
         taken.append(packed_bytes(tensors, quantized_format(_observed_in(checkpoint), tensors)))
     if verify:
-        taken += [packed_bytes(tensors, None), result]
+        logits = 2 * 4 * _SAMPLE_TOKENS * checkpoint.config.vocab_size  # as they are computed, and a copy
+        taken += [packed_bytes(tensors, None) + logits, result + logits]
     return max(taken)
 
 
-def _compare_nll(before: Checkpoint, after: Checkpoint, threads: int | None) -> dict[str, float]:
+def _compare(before: Checkpoint, after: Checkpoint, threads: int | None, done: Converted) -> None:
+    """Adds to `done` what the sample text shows: other token ids, another negative log-likelihood."""
     from puna.llm import LLM
 
     text = resources.files("puna").joinpath("sample.txt").read_text("utf-8")
     first = LLM(before, threads=threads, max_batch=1)
-    ids = first.tokenizer.encode(text)[: min(_SAMPLE_TOKENS, first.config.context_length)]
-    found = {"before": float(np.mean(first.nll(ids))), "tokens": float(len(ids) - 1)}
+    whole = first.tokenizer.encode(text)
+    ids = whole[: min(_SAMPLE_TOKENS, first.config.context_length)]
+    if len(ids) < 2:
+        raise RequestError(f"a context of {first.config.context_length} tokens leaves nothing to predict")
+    old = float(np.mean(first.nll(ids)))
     del first  # one model at a time
-    return found | {"after": float(np.mean(LLM(after, threads=threads, max_batch=1).nll(ids)))}
+    second = LLM(after, threads=threads, max_batch=1)
+    new = float(np.mean(second.nll(ids)))
+    if second.tokenizer.encode(text) != whole:
+        done.notes.append("the tokenizer of the result gives other ids for a sample text than the source's")
+    if not math.isfinite(old + new):
+        raise RequestError(f"it is {old} before and {new} after")
+    done.nll = {"before": old, "tokens": float(len(ids) - 1), "after": new}
+    blocks = [any(weight.format.values > 1 for weight in one.tensors.values()) for one in (before, after)]
+    if blocks[0] != blocks[1]:
+        done.notes.append(
+            "the change in negative log-likelihood is also that of activations, which are rounded to 8 bits beside "
+            "quantised weights"
+        )
 
 
 def _calibration(
     checkpoint: Checkpoint, text: Path, threads: int | None, calibrating: Callable[[float], None]
 ) -> Calibration:
     """Reading the text now, so that what is wrong with it is said at once, and the model later."""
-    from puna.tokenizer import load_tokenizer
-
     if checkpoint.head != "lm":
         raise RequestError(f"calibrating needs a language model; {checkpoint.path} has the head {checkpoint.head!r}")
+    ids, whole = _read_tokens(checkpoint, text)
+    if len(ids) < _LEAST_TOKENS:
+        raise RequestError(f"{text} has {len(ids)} tokens; give a text of {_LEAST_TOKENS} or more to calibrate on")
+    return Calibration(
+        hashlib.sha256(np.asarray(ids, np.int64).tobytes()).hexdigest(),
+        lambda: _importance(checkpoint, ids, threads, calibrating),
+        () if whole else (f"calibration reads the first {len(ids)} tokens of {text}",),
+    )
+
+
+def _read_tokens(checkpoint: Checkpoint, text: Path) -> tuple[list[int], bool]:
+    """The first tokens of a text, and whether they are all it has."""
+    from puna.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
     try:
-        ids = load_tokenizer(checkpoint.tokenizer).encode(text.read_bytes().decode())
+        with text.open(encoding="utf-8", newline="") as file:
+            read = file.read(_CHARACTERS)
+            while True:
+                ids = tokenizer.encode(read)
+                more = "" if len(ids) > _MOST_TOKENS else file.read(len(read))
+                if not more:
+                    return ids[:_MOST_TOKENS], len(ids) <= _MOST_TOKENS
+                read += more
     except UnicodeDecodeError as exc:
         raise RequestError(f"{text} is not UTF-8 text ({exc}); convert it first") from exc
     except OSError as exc:
         raise RequestError(f"{text} cannot be read: {exc.strerror}") from exc
-    if len(ids) < _LEAST_TOKENS:
-        raise RequestError(f"{text} has {len(ids)} tokens; give a text of {_LEAST_TOKENS} or more to calibrate on")
-    digest = hashlib.sha256(np.asarray(ids, np.int64).tobytes()).hexdigest()
-    return Calibration(digest, lambda: _importance(checkpoint, ids[:_MOST_TOKENS], threads, calibrating))
 
 
 def _observed_in(checkpoint: Checkpoint) -> str | None:

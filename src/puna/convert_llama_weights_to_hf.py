@@ -18,8 +18,8 @@ from puna.errors import CheckpointError, ModelNotFoundError, PunaError, RequestE
 _SIZES = ("7B", "7Bf", "8B", "8Bf", "1B", "3B", "13B", "13Bf", "30B", "34B", "65B", "70B", "70Bf", "405B", "405B-MP16",
           "tokenizer_only")  # fmt: skip
 
-_VERSIONS = {version: version for version in RELEASES} | {"Guard-3": "3.1"}
-"""Releases as the page's script calls them, and as puna does; Llama Guard 3 is Llama 3.1 fine-tuned."""
+_GUARD = "Guard-3"
+"""Llama Guard 3, fine-tuned from Llama 3.1 and, its 1B, from 3.2: the parameters show which."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--input_dir", type=Path, required=True, help="folder of Meta's files, or of one folder per size")
     add("--model_size", choices=_SIZES, help="which model of several in input_dir; tokenizer_only converts no weights")
     add("--output_dir", type=Path, required=True, help="new folder to write the model and tokenizer to")
-    add("--llama_version", choices=_VERSIONS, help="release, which gives the context; found from the files if left out")
+    add(
+        "--llama_version",
+        choices=(*RELEASES, _GUARD),
+        help="release, which gives the context [default: found]",
+    )
     add("--num_shards", type=int, help="shards the model must have; found from the files if left out")
     add("--safe_serialization", type=_flag, default=True, nargs="?", const=True, help="must be true: safetensors")
     add("--instruct", type=_flag, default=False, nargs="?", const=True, help="add Llama 3's chat template")
@@ -84,7 +88,7 @@ def _run(given: argparse.Namespace) -> None:
             folder,
             given.output_dir,
             to="hf",
-            llama_version=given.llama_version and _VERSIONS[given.llama_version],
+            llama_version=None if given.llama_version == _GUARD else given.llama_version,
             instruct=given.instruct,
         ).notes
     for note in notes:

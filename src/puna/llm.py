@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 
+_ROWS = 16
+"""Rows of logits that are scored at once."""
+
 
 class Options(TypedDict, total=False):
     """Keyword arguments of `LLM.generate`, `LLM.chat` and `LLM.stream`.
@@ -307,10 +310,12 @@ def _ids(tokens: Sequence[int]) -> tuple[int, ...]:
 
 def _nll(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
     """-log softmax(logits)[target] for each row, in float64."""
-    rows = logits.astype(np.float64)
-    rows -= rows.max(axis=-1, keepdims=True)
-    chosen = rows[np.arange(len(targets)), targets]
-    losses: NDArray[np.float64] = np.log(np.exp(rows).sum(axis=-1)) - chosen
+    losses = np.empty(len(targets))
+    for start in range(0, len(targets), _ROWS):  # some at a time: a vocabulary is large
+        rows = logits[start : start + _ROWS].astype(np.float64)
+        rows -= rows.max(axis=-1, keepdims=True)
+        chosen = rows[np.arange(len(rows)), targets[start : start + _ROWS]]
+        losses[start : start + _ROWS] = np.log(np.exp(rows, out=rows).sum(axis=-1)) - chosen
     return losses
 
 

@@ -49,8 +49,8 @@ def read_ends(path: Path) -> tuple[int, ...]:
     ("eos", "generation", "ends"),
     [
         (5, None, (5,)),
-        ([5, 6, 7], None, (5, 7, 6)),
-        (5, {"eos_token_id": [6, 5, 7]}, (5, 7, 6)),
+        ([5, 6, 7], None, (5, 6, 7)),
+        (5, {"eos_token_id": [6, 5, 7]}, (5, 6, 7)),
         (5, {"eos_token_id": 9}, (9,)),
         ([5, 6], {"eos_token_id": [7, 6]}, (6, 7)),
     ],
@@ -69,7 +69,7 @@ def test_what_gguf_has_no_key_for_is_said(tmp_path: Path) -> None:
     source = model(tmp_path / "hf", {"eos_token_id": [5, 6, 7, 8], "temperature": 0.6, "top_p": 0.9}, eos_token_id=5)
     said = notes(source, tmp_path / "m.gguf", to="gguf")
     assert "tokens [6] end answers too" in said and "temperature 0.6, top_p 0.9 have no place" in said
-    assert read_ends(tmp_path / "m.gguf") == (5, 8, 7)
+    assert read_ends(tmp_path / "m.gguf") == (5, 7, 8)
 
 
 def test_a_kept_gguf_keeps_its_file_type(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_kept_gguf_keeps_its_file_type(tmp_path: Path) -> None:
     ("changes", "generation", "said"),
     [
         ({}, None, ()),
-        ({"max_position_embeddings": 2048}, None, ("read the files with --llama-version 1",)),
+        ({"max_position_embeddings": 2048}, None, ("reads them with --llama-version 1",)),
         ({"max_position_embeddings": 1000}, None, ("context of 1000, read as 4096",)),
         ({"bos_token_id": 7}, None, ("bos_token_id 7, read as 1",)),
         ({"pad_token_id": 3}, None, ("pad_token_id 3, read as None",)),
@@ -115,7 +115,7 @@ def test_scaled_positions_come_back_from_meta(theta: float, factor: float, tmp_p
     source = model(tmp_path / "hf", rope_theta=theta, rope_scaling=scaling, max_position_embeddings=131072)
     said = notes(source, tmp_path / "meta", to="meta")
     version = "3.2" if factor == 32 else None
-    assert ("read the files with --llama-version 3.2" in said) == (version is not None)
+    assert ("reads them with --llama-version 3.2" in said) == (version is not None)
     convert(tmp_path / "meta", tmp_path / "back", to="hf", llama_version=version)
     found = LlamaConfig.from_pretrained(tmp_path / "back")
     assert found.rope_theta == theta and found.rope_scaling == LlamaConfig.from_pretrained(source).rope_scaling

@@ -194,7 +194,7 @@ def test_what_is_there_already(tmp_path: Path) -> None:
 def test_a_disk_too_small_is_seen_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, goal = source(tmp_path / "in"), tmp_path / "out"
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(conversion_run.shutil, "disk_usage", lambda path: usage._replace(free=10**6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
     with pytest.raises(StorageError, match=r"needs 0\.07 GB more and the disk has 0\.00 GB free"):
         convert(model, goal, to="hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]

@@ -40,8 +40,8 @@ KNOWN_KEYS = frozenset(
 )  # fmt: skip
 """The llama keys read or checked here; those under llama.rope are `gguf_rope`'s."""
 
-_END_IDS = ("eos", "eot", "eom")
-"""Ends of text, of turn and of message: any of them ends an answer."""
+END_IDS = ("eos", "eom", "eot")
+"""Keys of the ends of text, of message and of turn, any of which ends an answer; in the order of Llama 3's ids."""
 
 
 def read_gguf_config(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
@@ -66,7 +66,7 @@ def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
     if theta <= 0:
         raise CheckpointError(f"metadata key 'llama.rope.freq_base' is {theta}; a positive number is needed")
     head_dim = _head_dim(keys, hidden, heads)
-    ends = [id for name in _END_IDS if (id := keys.token_id(f"tokenizer.ggml.{name}_token_id")) is not None]
+    ends = [id for name in END_IDS if (id := keys.token_id(f"tokenizer.ggml.{name}_token_id")) is not None]
     eos = list(dict.fromkeys(ends))
     bos, pad = keys.token_id("tokenizer.ggml.bos_token_id"), keys.token_id("tokenizer.ggml.padding_token_id")
     config = LlamaConfig(

@@ -40,8 +40,8 @@ def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[NewT
     """Writes a file, holding one piece of a tensor at a time; it appears under its name once it is whole.
 
     Args:
-        metadata: whole numbers become uint32, negative ones int32, or 64 bits where they need them; others float32;
-            a NumPy array keeps its element type, a list is one of strings.
+        metadata: whole numbers become uint32, negative ones int32, or 64 bits where they need them; others float32,
+            NumPy's float64 apart; a NumPy array keeps its element type, a list is one of strings.
         tensors: in the order of their bytes.
 
     Raises:
@@ -90,6 +90,8 @@ def _value(value: Value) -> bytes:
     if isinstance(value, int):
         kind, code = next((kind, code) for kind, code, low, high in _WHOLE if low <= value < high)
         return struct.pack(f"<I{code}", kind, value)
+    if isinstance(value, np.float64):
+        return struct.pack("<Id", 12, value)
     if isinstance(value, float):
         return struct.pack("<If", 6, value)
     if isinstance(value, str):

@@ -86,8 +86,13 @@ def sentencepiece_model(vocabulary: GgufVocabulary) -> bytes:
     for index in unknown:  # SentencePiece wants exactly one
         types[index] = PieceType.CONTROL
     types[unk] = PieceType.UNKNOWN
+    # llama.cpp finds user-defined tokens in the text as it stands, SentencePiece where spaces are U+2581 already.
+    pieces = [
+        token.replace(" ", "▁") if kind == PieceType.USER_DEFINED else token
+        for token, kind in zip(vocabulary.tokens, types, strict=True)
+    ]
     return write_model(
-        vocabulary.tokens,
+        pieces,
         [float(score) for score in scores],
         types,
         add_dummy_prefix=vocabulary.flag("add_space_prefix", True),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE, Unigram
 
 from puna.errors import TokenizerError
 from puna.tokenizer.proto import BPE as BPE_MODEL
-from puna.tokenizer.proto import UNIGRAM, ModelSpec
+from puna.tokenizer.proto import UNIGRAM, ModelSpec, PieceType, read_pieces
 from puna.tokenizer.sp_engine import open_model, read_model
 
 
@@ -42,16 +43,40 @@ def convert_model(model: bytes, name: str) -> Tokenizer:
     tokenizer.add_special_tokens(
         [AddedToken(pieces[i], normalized=False, special=True) for i in every if sp.is_control(i) or sp.is_unknown(i)]
     )
-    tokenizer.normalizer, tokenizer.decoder = _edges(spec)
+    whole = _whole_pieces(model)
+    tokenizer.normalizer, tokenizer.decoder = _edges(spec, whole)
+    # After the normaliser is set: these are looked for in what it makes of the text, as SentencePiece does.
+    tokenizer.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in whole])
     return tokenizer
 
 
-def _edges(spec: ModelSpec) -> tuple[Any, Any]:
-    """The normaliser and the decoder: spaces as U+2581, one in front as the model says."""
+def _whole_pieces(model: bytes) -> list[str]:
+    """User-defined pieces, which SentencePiece cuts out of a text whatever the merges; Meta's vocabularies have none.
+
+    A piece with a space never occurs: the text has U+2581 there by then.
+    """
+    pieces, _, types = read_pieces(model)
+    return [
+        piece
+        for piece, kind in zip(pieces, types, strict=True)
+        if kind == PieceType.USER_DEFINED and piece and " " not in piece
+    ]
+
+
+def _edges(spec: ModelSpec, whole: list[str]) -> tuple[Any, Any]:
+    """The normaliser and the decoder: spaces as U+2581, one in front as the model says.
+
+    The pieces `whole` must stay as they are when they are normalised themselves; so a text that is nothing but one of
+    them gets no space in front, the only one for which SentencePiece has another id more.
+    """
     normalizer: list[Any] = [normalizers.Replace(" ", "▁")]
     decoder: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if spec.add_dummy_prefix:
-        normalizer.insert(0, normalizers.Prepend("▁"))
+        if whole:
+            but = "|".join(map(re.escape, whole))
+            normalizer.append(normalizers.Replace(Regex(rf"\A(?!(?:{but})\z)"), "▁"))
+        else:
+            normalizer.insert(0, normalizers.Prepend("▁"))
         decoder.append(decoders.Strip(" ", 1, 0))
     return normalizers.Sequence(normalizer), decoders.Sequence(decoder)
 

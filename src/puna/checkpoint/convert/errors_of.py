@@ -37,8 +37,9 @@ def changes(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> dict[str, 
             old, new = before[name], after[name]
             rows = _spread(old.shape[0], _SAMPLE)
             x, y = values(old, rows).astype(np.float64), values(new, rows).astype(np.float64)
-            error += float(((x - y) ** 2).sum())
-            power += float((x**2).sum())
+            known = np.isfinite(x) & np.isfinite(y)  # an infinity stays one, which is no error
+            error += float(((x[known] - y[known]) ** 2).sum())
+            power += float((x[known] ** 2).sum())
             new.release()
         if error and power:
             found[kind] = math.sqrt(error / power)

@@ -10,7 +10,7 @@ import numpy as np
 
 from puna.checkpoint.convert.rows import Cast, pack, values
 from puna.checkpoint.convert.surgery import pool_heads, resize_vocabulary
-from puna.checkpoint.convert.tokenizer_files import check_rows
+from puna.checkpoint.convert.tokenizer_files import check_rows, turn_end
 from puna.checkpoint.loading import Checkpoint, Kind
 from puna.checkpoint.names import Head
 from puna.checkpoint.weight import Rows
@@ -43,16 +43,9 @@ class Model:
     tokenizer: Path
 
     @property
-    def end_ids(self) -> tuple[int, ...]:
-        """The ids that end an answer."""
-        return (self.generation_config or GenerationConfig.from_model_config(self.config)).eos_token_ids
-
-    @property
-    def special_ids(self) -> tuple[int, ...]:
-        """Every id that generation gives a meaning."""
-        generation = self.generation_config or GenerationConfig.from_model_config(self.config)
-        ids = (generation.bos_token_id, generation.pad_token_id, *generation.eos_token_ids)
-        return tuple(index for index in ids if index is not None)
+    def generation(self) -> GenerationConfig:
+        """What generation obeys: the model's own settings, or what its configuration says."""
+        return self.generation_config or GenerationConfig.from_model_config(self.config)
 
     def generation_notes(self) -> list[str]:
         """For layouts that hold no settings of generation: which there are."""
@@ -87,10 +80,21 @@ def changed(model: Model, kv_heads: int | None, vocab_size: int | None, pad_voca
         config, tensors = pool_heads(config, tensors, kv_heads)
     if vocab_size is not None or pad_vocab_to is not None:
         before = config.vocab_size
-        config, tensors = resize_vocabulary(config, tensors, vocab_size, pad_vocab_to, model.special_ids)
+        config, tensors = resize_vocabulary(config, tensors, vocab_size, pad_vocab_to, model.generation)
         if config.vocab_size < before:
             check_rows(model.tokenizer, config.vocab_size)
     return replace(model, config=config, tensors=tensors)
+
+
+def chatting(model: Model) -> Model:
+    """The model with the end of a turn among what ends an answer, as Llama 3's chat template needs it."""
+    ends, turn = model.generation.eos_token_ids, turn_end(model.tokenizer)
+    if turn in ends:
+        return model
+    return replace(
+        model,
+        generation_config=GenerationConfig.from_dict(model.generation.to_dict(), eos_token_id=[*ends, turn]),
+    )
 
 
 def find_dtype(name: str | None) -> BlockFormat | None:

@@ -19,8 +19,11 @@ from puna.errors import StorageError
 _SMALL = 64 * 2**20
 """Bytes left for headers, configurations and the tokenizer, beside the tensors."""
 
-_INTERPRETER = 120 * 2**20
-"""Bytes that Python, NumPy and a tokenizer take."""
+_INTERPRETER = 96 * 2**20
+"""Bytes that Python and NumPy take."""
+
+_TOKEN = 1600
+"""Bytes that a tokenizer takes for each token while it is read and written."""
 
 _PIECES = 4
 """Pieces held at once: one is made, two wait and one is written."""
@@ -38,6 +41,7 @@ class Plan:
         before, formats: number of tensors in each format, as stored and as they will be.
         fallbacks: formats of matrices whose rows do not fit the one that the mix wants, by name.
         notes: what changes, and what the user might not expect.
+        llama_version: in Meta's layout, the release to read the result as, where its files do not show it.
     """
 
     source: str
@@ -53,14 +57,22 @@ class Plan:
     formats: dict[str, int]
     fallbacks: dict[str, str]
     notes: list[str]
+    llama_version: str | None = None
 
 
 def make_plan(
-    model: Model, goal: Path, options: Options, made: Target, waiting: Container[str], running: Callable[[int], int]
+    source: Model,
+    model: Model,
+    goal: Path,
+    options: Options,
+    made: Target,
+    waiting: Container[str],
+    running: Callable[[int], int],
 ) -> Plan:
     """The plan of writing `made` to `goal`.
 
     Args:
+        source, model: as it is, and changed as asked.
         waiting: names of the files that are still to be written.
         running: of the result's bytes, those of memory that the caller takes to run either model.
     """
@@ -75,11 +87,12 @@ def make_plan(
         bytes=total,
         finished=sum(file.bytes for file in made.files if file.name not in waiting),
         free=shutil.disk_usage(parent).free,
-        memory=_INTERPRETER + max((FORGET + _PIECES) * PIECE, running(total)),
-        before=_count(model.tensors.values()),
+        memory=_INTERPRETER + max((FORGET + _PIECES) * PIECE, _TOKEN * source.config.vocab_size, running(total)),
+        before=_count(source.tensors.values()),
         formats=_count(made.tensors.values()),
         fallbacks=dict(made.fallbacks),
-        notes=_notes(model, made),
+        notes=_notes(source, model, made),
+        llama_version=made.llama_version,
     )
 
 
@@ -90,18 +103,22 @@ def _count(tensors: Iterable[Rows]) -> dict[str, int]:
     return found
 
 
-def _notes(model: Model, made: Target) -> list[str]:
+def _notes(source: Model, model: Model, made: Target) -> list[str]:
     notes = []
-    pairs = [(model.tensors[name].format, rows.format, name) for name, rows in made.tensors.items()]
-    again = sorted({(a.name, b.name) for a, b, _ in pairs if a.values > 1 and b.values > 1 and a != b})
+    pairs = {(source.tensors[name].format, rows.format) for name, rows in made.tensors.items()}
+    again = sorted({(a.name, b.name) for a, b in pairs if a.values > 1 and b.values > 1 and a != b})
     if again:
         kinds = ", ".join(f"{a} to {b}" for a, b in again)
         notes.append(f"quantised again ({kinds}): a float checkpoint as source would lose less")
+    before, after = source.config, model.config
+    if after.num_key_value_heads != before.num_key_value_heads:
+        heads = f"{before.num_key_value_heads} key-value heads become {after.num_key_value_heads}"
+        notes.append(f"{heads}: the model needs training before it is good again")
+    if after.vocab_size > before.vocab_size:
+        notes.append(f"{after.vocab_size - before.vocab_size} new rows of vocabulary are the mean of the others")
     if model.kind == "meta":
-        notes.append(
-            f"context of {model.config.max_position_embeddings} tokens, as of the release that the parameters show; "
-            "Meta's files do not say it"
-        )
+        context = after.max_position_embeddings
+        notes.append(f"context of {context} tokens, which Meta's files do not say: --llama-version does")
     return [*notes, *made.notes]
 
 

@@ -182,7 +182,10 @@ class Quantized(Derived):
             packed, kind = values(source, rows).view(np.uint8), FORMATS["f32"]
         else:
             packed, kind = source.take(rows), source.format
-        return quantize(packed, kind, self.shape[-1], self.to, self.importance, self.threads)
+        try:
+            return quantize(packed, kind, self.shape[-1], self.to, self.importance, self.threads)
+        except CheckpointError as exc:
+            raise CheckpointError(f"{self.name}: {exc}") from exc
 
 
 def columns(rows: Rows, first: int, last: int) -> Rows:

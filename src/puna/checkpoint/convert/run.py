@@ -14,11 +14,11 @@ from puna import __version__
 from puna.checkpoint.convert import errors_of
 from puna.checkpoint.convert.ahead import made_ahead
 from puna.checkpoint.convert.mixes import find_mix
-from puna.checkpoint.convert.model import Model, changed, find_dtype, opened
+from puna.checkpoint.convert.model import Model, changed, chatting, find_dtype, opened
 from puna.checkpoint.convert.options import Layout, Options
 from puna.checkpoint.convert.plan import Plan, check_space, make_plan
 from puna.checkpoint.convert.rows import pieces, rows_at_once
-from puna.checkpoint.convert.staging import partial, publish
+from puna.checkpoint.convert.staging import check_name, partial, publish, restore
 from puna.checkpoint.convert.target import Target
 from puna.checkpoint.convert.to_gguf import Importance, gguf_target
 from puna.checkpoint.convert.to_hf import hf_target
@@ -43,10 +43,12 @@ class Calibration:
     Attributes:
         text: what identifies the text it is done on.
         measure: does it.
+        notes: what the user should know of it.
     """
 
     text: str
     measure: Callable[[], Importance]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -104,12 +106,16 @@ def convert_checkpoint(
     goal = _goal(target, options.layout, overwrite, source)
     before = opened(source)
     model = changed(before, options.kv_heads, options.vocab_size, options.pad_vocab_to)
+    if options.instruct:
+        model = chatting(model)
     made = _target(model, goal, options, None if calibration is None else {})
     record = _record(source, options, calibration)
     started = time.perf_counter()
     with partial(goal, record) as place:
         waiting = {file.name for file in made.files if not (place / file.name).exists()}
-        plan = make_plan(model, goal, options, made, waiting, running)
+        plan = make_plan(before, model, goal, options, made, waiting, running)
+        if calibration is not None:
+            plan.notes.extend(calibration.notes)
         check_space(plan, goal)
         on_plan(plan)
         done = Conversion(plan)
@@ -153,8 +159,10 @@ def convert_tokenizer(
     if instruct:
         check_instruct(Path(source), layout)
     goal = folder_path(target)
+    check_name(goal, Path(source))
+    restore(goal)
     _check_free(goal, overwrite, (Path(source),))
-    with partial(goal, {"tokenizer": str(Path(source).resolve()), "to": layout, "instruct": instruct}) as place:
+    with partial(goal, {"to": layout, "instruct": instruct} | _files_record(tokenizer_files(Path(source)))) as place:
         with storage_errors(goal):
             if layout == "meta":
                 notes = write_meta_tokenizer(Path(source), place)
@@ -182,6 +190,9 @@ def _goal(target: str | Path, layout: Layout, overwrite: bool, source: Checkpoin
         raise StorageError(f"{goal} is a folder; a GGUF file needs a name, such as {goal / (goal.name + '.gguf')}")
     if layout != "gguf" and goal.suffix == ".gguf":
         raise StorageError(f"{goal} would be a folder in layout {layout!r}; for a GGUF file give --to gguf")
+    for path in (source.path, source.tokenizer):
+        check_name(goal, path)
+    restore(goal)
     _check_free(goal, overwrite, (source.path, *source.files, source.tokenizer))
     return goal
 
@@ -234,13 +245,18 @@ def _alike(found: Rows, wanted: Rows) -> Iterator[Any]:
 
 def _record(source: Checkpoint, options: Options, calibration: Calibration | None) -> dict[str, Any]:
     """Everything that decides what is written: the same record, the same files."""
-    files = {path.resolve(): path.stat() for path in (*source.files, *tokenizer_files(source.tokenizer))}
-    return {
-        "puna": __version__,
+    return _files_record([*source.files, *tokenizer_files(source.tokenizer)]) | {
         "kind": source.kind,
-        "files": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files.items()],
         "config": repr(source.config),
         "generation_config": repr(source.generation_config),
         "options": asdict(replace(options, to=options.layout, threads=None)),  # threads change no bytes
         "calibration": calibration and calibration.text,
+    }
+
+
+def _files_record(files: Iterable[Path]) -> dict[str, Any]:
+    stats = {path.resolve(): path.stat() for path in files}
+    return {
+        "puna": __version__,
+        "files": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()],
     }

@@ -1,7 +1,7 @@
 """Where a conversion writes until it is whole: a folder beside its goal, which a later run goes on with.
 
-The folder's name begins with a dot and ends with .partial, so that nothing takes it for a model. It holds a record of
-what is being converted: only the same conversion goes on with it, any other starts anew. The goal appears by renaming.
+The folder's name begins with a dot and ends with .puna-partial, so that nothing takes it for a model. It holds a record
+of what is converted: only the same conversion goes on with it, any other starts anew. The goal appears by renaming.
 """
 
 from __future__ import annotations
@@ -23,7 +23,36 @@ _RECORD, _LOCK = ".puna-conversion.json", ".lock"
 
 def partial_folder(goal: Path) -> Path:
     """The folder in which `goal`, a folder or file, is made."""
-    return goal.parent / f".{goal.name}.partial"
+    return goal.parent / f".{goal.name}.puna-partial"
+
+
+def replaced_path(goal: Path) -> Path:
+    """Where the old `goal` is while the new one takes its place."""
+    return goal.parent / f".{goal.name}.puna-old"
+
+
+def check_name(goal: Path, source: Path) -> None:
+    """Refuses a goal that is no new name, and a source that lies where the work is done.
+
+    Raises:
+        StorageError: it is so.
+    """
+    here = Path.cwd()
+    if goal.resolve() in (here, *here.parents):
+        raise StorageError(f"{goal} is the current folder, or one around it; give the name of a new one")
+    if goal.name in (_RECORD, _LOCK):
+        raise StorageError(f"{goal}: puna keeps records under that name; choose another")
+    for place in (partial_folder(goal).resolve(), replaced_path(goal).resolve()):
+        if place in (source.resolve(), *source.resolve().parents):
+            raise StorageError(f"{source} lies where {goal} is made; move it, or choose another name for the result")
+
+
+def restore(goal: Path) -> None:
+    """Puts back what was at `goal`, where a run that was to replace it ended half-way."""
+    old = replaced_path(goal)
+    if old.exists() and not (goal.exists() or goal.is_symlink()):
+        with storage_errors(goal):
+            old.replace(goal)
 
 
 @contextmanager
@@ -41,6 +70,8 @@ def partial(goal: Path, record: Mapping[str, Any]) -> Iterator[Path]:
         made = [folder for folder in (place, *place.parents) if not folder.exists()]
         place.mkdir(parents=True, exist_ok=True)
     with _locked(place, goal):
+        if _finished(place) and not (place / _RECORD).is_file():
+            raise StorageError(f"{place}, where {goal} is made, holds other files; move them")
         if _read(place / _RECORD) != json.loads(json.dumps(record)):
             with storage_errors(goal):
                 _empty(place)
@@ -65,7 +96,9 @@ def publish(place: Path, goal: Path, single: str | None, overwrite: bool) -> Non
     """
     with storage_errors(goal):
         _sync(place)
-        old = goal.parent / f".{goal.name}.old"
+        old = replaced_path(goal)
+        if not overwrite and (goal.is_symlink() or (goal.exists() and (single is not None or any(goal.iterdir())))):
+            raise StorageError(f"{goal} has come into being meanwhile; move it, and repeat the command to go on")
         if overwrite and (goal.exists() or goal.is_symlink()):
             _remove(old)
             goal.replace(old)

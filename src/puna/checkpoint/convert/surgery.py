@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from puna.checkpoint.convert.rows import Cast, Derived, pack, pieces, values
 from puna.checkpoint.weight import Bytes, Index, Rows
-from puna.config import LlamaConfig
+from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS
 
@@ -103,12 +103,16 @@ def pool_heads(config: LlamaConfig, tensors: Mapping[str, Rows], heads: int) -> 
 
 
 def resize_vocabulary(
-    config: LlamaConfig, tensors: Mapping[str, Rows], size: int | None, multiple: int | None, special: Collection[int]
+    config: LlamaConfig,
+    tensors: Mapping[str, Rows],
+    size: int | None,
+    multiple: int | None,
+    generation: GenerationConfig,
 ) -> tuple[LlamaConfig, dict[str, Rows]]:
     """The model with `size` rows of vocabulary, rounded up to a `multiple`.
 
     Args:
-        special: ids that must keep their rows, besides the configuration's.
+        generation: whose special tokens keep their rows, as the configuration's do.
 
     Raises:
         CheckpointError: a size or multiple below 1, or so small that a special token loses its row.
@@ -121,7 +125,8 @@ def resize_vocabulary(
     if wanted == config.vocab_size:
         return config, dict(tensors)
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    ids = (config.bos_token_id, config.pad_token_id, *eos, *special)
+    ids = [config.bos_token_id, config.pad_token_id, *eos]
+    ids += [generation.bos_token_id, generation.pad_token_id, *generation.eos_token_ids]
     needed = max((id for id in ids if id is not None), default=-1) + 1
     if wanted < needed:
         raise CheckpointError(f"a vocabulary of {wanted} rows loses special token {needed - 1}; {needed} are needed")

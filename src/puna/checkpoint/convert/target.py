@@ -36,6 +36,7 @@ class Target:
         tensors: what a reader will find under Hugging Face's names, in their order of rows.
         fallbacks: formats of matrices whose rows do not fit the format they should have, by name.
         notes: what of the model the layout does not hold, or its readers take otherwise.
+        llama_version: in Meta's layout, the release to read it as, where the files do not show it.
     """
 
     files: tuple[NewFile, ...]
@@ -43,6 +44,7 @@ class Target:
     tensors: Mapping[str, Rows]
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    llama_version: str | None = None
 
 
 def new_tensor(name: str, rows: Rows, first: int = 0, last: int | None = None) -> NewTensor:

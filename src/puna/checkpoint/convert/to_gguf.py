@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.checkpoint.convert.gguf_keys import gguf_metadata, gguf_notes, rope_tensors
+from puna.checkpoint.convert.gguf_metadata import gguf_metadata, gguf_notes, rope_tensors
 from puna.checkpoint.convert.mixes import MIXES, Mix, choose
 from puna.checkpoint.convert.model import Model, main_type
 from puna.checkpoint.convert.rows import Cast, Quantized, Reordered

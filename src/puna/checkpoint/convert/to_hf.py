@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from puna.checkpoint.convert.gguf_metadata import description_notes
 from puna.checkpoint.convert.model import Model, main_type, plain
 from puna.checkpoint.convert.target import NewFile, Target, new_tensor
 from puna.checkpoint.convert.tokenizer_files import write_hf_tokenizer
@@ -55,4 +56,4 @@ def hf_target(
         return write_hf_tokenizer(model.tokenizer, folder, instruct)
 
     files = tuple(NewFile(name, tuple(shard), write_shard) for name, shard in placed.items())
-    return Target(files, finish, tensors)
+    return Target(files, finish, tensors, notes=description_notes(model))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from puna.checkpoint.convert.gguf_metadata import description_notes
 from puna.checkpoint.convert.model import Model, main_type, plain
 from puna.checkpoint.convert.rows import Reordered, columns
 from puna.checkpoint.convert.target import NewFile, Target, new_tensor
@@ -60,7 +61,8 @@ def meta_target(model: Model, dtype: BlockFormat | None, shards: int | None = No
     stored = dict(tensors)
     if config.tie_word_embeddings:
         stored[_HEAD] = stored[_EMBEDDING]  # Meta's code has no tied head: it loads both
-    notes = [*_unsaid(model, params), *model.generation_notes()]
+    version, notes = _unsaid(model, params)
+    notes += [*model.generation_notes(), *description_notes(model)]
     if not config.tie_word_embeddings and same_bytes(tensors[_EMBEDDING], tensors[_HEAD]):
         del tensors[_HEAD]
         notes.append("head and embedding are equal, which readers take for tied ones")
@@ -74,25 +76,25 @@ def meta_target(model: Model, dtype: BlockFormat | None, shards: int | None = No
         NewFile(shard_name(number), tuple(_slices(config, stored, number, count)), write_torch_zip)
         for number in range(count)
     ]
-    return Target(tuple(files), finish, tensors, notes=notes)
+    return Target(tuple(files), finish, tensors, notes=notes, llama_version=version)
 
 
-def _unsaid(model: Model, params: Mapping[str, Any]) -> list[str]:
-    """What Meta's files do not say of a model, and readers take otherwise, with the release that is nearest."""
+def _unsaid(model: Model, params: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """The release that Meta's files are best read as, None the one they show, and what even then is not in them."""
     found = {version: _differences(model, params, version) for version in (None, *RELEASES)}
     # The factor changes what is computed, the others only how the model is used.
     nearest = min(found, key=lambda version: (_FACTOR in found[version], len(found[version])))
     notes = [f"{name} {said}: Meta's files do not say it" for name, said in found[nearest].items()]
     if nearest is not None:
-        notes.append(f"read the files with --llama-version {nearest}, which they do not show")
-    return notes
+        notes.append(f"the files do not show their release: `puna convert` reads them with --llama-version {nearest}")
+    return nearest, notes
 
 
 def _differences(model: Model, params: Mapping[str, Any], version: str | None) -> dict[str, str]:
     config = model.config
     read, generation = read_as(params, config.vocab_size, version)
     factor, read_factor = ((one.rope_scaling or {}).get("factor") for one in (config, read))
-    ends, read_ends = ([*sorted(ids)] for ids in (model.end_ids, generation.eos_token_ids))
+    ends, read_ends = ([*sorted(ids)] for ids in (model.generation.eos_token_ids, generation.eos_token_ids))
     return {
         what: f"{ours}, read as {theirs}"
         for what, ours, theirs in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from puna.errors import PunaError, TokenizerError
@@ -10,7 +11,7 @@ from puna.files import atomic_write
 from puna.tokenizer import load_tokenizer
 from puna.tokenizer.fast import LlamaTokenizerFast
 from puna.tokenizer.load import find
-from puna.tokenizer.proto import read_pieces
+from puna.tokenizer.proto import PieceType, read_pieces
 from puna.tokenizer.slow import LlamaTokenizer
 from puna.tokenizer.templates import LLAMA_3, LLAMA_3_TOKENS
 from puna.tokenizer.tiktoken_file import write_tiktoken
@@ -45,6 +46,12 @@ def check_instruct(source: Path, layout: str) -> None:
     if missing or tokenizer.chat_template is not None:
         why = f"has no {missing[0]}" if missing else "has a chat template of its own"
         raise TokenizerError(f"{source}: instruct adds Llama 3's chat template, and the tokenizer {why}; leave it out")
+
+
+def turn_end(source: Path) -> int:
+    """The id that ends a turn in Llama 3's chat template."""
+    index: int = load_tokenizer(source).get_vocab()[LLAMA_3_TOKENS[-1]]
+    return index
 
 
 def check_rows(source: Path, rows: int) -> None:
@@ -98,7 +105,8 @@ def write_hf_tokenizer(source: Path, folder: Path, instruct: bool = False) -> li
 def write_meta_tokenizer(source: Path, folder: Path) -> list[str]:
     """Writes `tokenizer.model` as Meta's code reads it; returns what the user should know."""
     try:
-        data, template = _meta_model(source)
+        tokenizer = load_tokenizer(source)
+        data = _meta_model(source, tokenizer)
     except PunaError as exc:
         return [f"no tokenizer is written: {exc}"]
     if data is None:
@@ -109,24 +117,38 @@ def write_meta_tokenizer(source: Path, folder: Path) -> list[str]:
         ]
     with atomic_write(folder / "tokenizer.model") as file:
         file.write(data)
-    return ["the chat template has no place there"] if template else []
+    return list(_unsaid(tokenizer, data))
 
 
-def _meta_model(source: Path) -> tuple[bytes | None, bool]:
-    """A SentencePiece model or Llama 3's ranks, None where they are not all of the vocabulary; and whether there is a
-    chat template that Meta's code has not itself.
-    """
+def _meta_model(source: Path, tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> bytes | None:
+    """A SentencePiece model or Llama 3's ranks; None where they are not all of the vocabulary."""
     file, kind = find(source, prefer="tokenizer.model")
-    tokenizer = load_tokenizer(source)
-    template = tokenizer.chat_template not in (None, LLAMA_3)
     if kind == "tiktoken":
-        return file.read_bytes(), template
+        return file.read_bytes()
     if kind == "sentencepiece":
         model = file.read_bytes()
-        return model if len(tokenizer) <= len(read_pieces(model)[0]) else None, template
+        return model if len(tokenizer) <= len(read_pieces(model)[0]) else None
     if isinstance(tokenizer, LlamaTokenizer):
-        whole = len(tokenizer) <= tokenizer.vocab_size
-        return tokenizer.sp_model.serialized_model_proto() if whole else None, template
-    assert isinstance(tokenizer, LlamaTokenizerFast)
+        model = tokenizer.sp_model.serialized_model_proto()
+        return model if len(tokenizer) <= tokenizer.vocab_size else None
     added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
-    return write_tiktoken(tokenizer.get_vocab(), added), template
+    return write_tiktoken(tokenizer.get_vocab(), added)
+
+
+def _unsaid(tokenizer: LlamaTokenizer | LlamaTokenizerFast, model: bytes) -> Iterator[str]:
+    """What of a tokenizer its `tokenizer.model` in Meta's layout does not say."""
+    if tokenizer.chat_template not in (None, LLAMA_3):
+        yield "the chat template has no place there"
+    if not tokenizer.add_bos_token or tokenizer.add_eos_token:
+        bos, eos = tokenizer.add_bos_token, tokenizer.add_eos_token
+        yield f"add_bos_token {bos} and add_eos_token {eos} are not said there: readers put BOS before a text alone"
+    if isinstance(tokenizer, LlamaTokenizer):
+        types = read_pieces(model)[2]
+        ordinary = (PieceType.NORMAL, PieceType.USER_DEFINED)
+        special = [
+            token.content
+            for index, token in tokenizer.added_tokens_decoder.items()
+            if token.special and types[index] in ordinary
+        ]
+        if special:
+            yield f"{', '.join(special[:5])} would be special tokens, which their pieces there do not say"

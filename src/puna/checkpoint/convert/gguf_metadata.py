@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.checkpoint.convert.model import Model
+from puna.checkpoint.gguf_config import END_IDS
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.gguf import open_gguf
@@ -23,8 +24,8 @@ _OURS = (
     "general.type",
 )
 
-_ENDS = ("eos", "eot", "eom")
-"""Keys of the ids that end an answer."""
+_ENDS = (END_IDS[0], *reversed(END_IDS[1:]))
+"""Keys of the ids that end an answer, in the order in which a model's are put there."""
 
 _ORIGINAL = 8192
 """The context that Llama 3.1's scaling starts from, which readers assume where the file does not say."""
@@ -45,9 +46,7 @@ def gguf_metadata(model: Model, file_type: int, quantised: bool, instruct: bool 
         raise CheckpointError(f"hidden_act is {config.hidden_act!r}; llama.cpp computes LLaMAs with silu alone")
     name = model.path.stem if model.path.is_file() else model.path.resolve().name
     keys: dict[str, Value] = {"general.architecture": "llama", "general.type": "model", "general.name": name}
-    if model.kind == "gguf":
-        stored = open_gguf(model.path).metadata
-        keys |= {key: stored[key] for key in stored if key.startswith("general.") and key not in _OURS}
+    keys |= {key: _wide(value) for key, value in _descriptions(model).items()}
     keys["general.file_type"] = file_type
     if quantised:
         keys["general.quantization_version"] = 2
@@ -68,21 +67,38 @@ def gguf_metadata(model: Model, file_type: int, quantised: bool, instruct: bool 
     return keys | _rope_keys(config) | gguf_tokenizer(model.tokenizer, config.vocab_size, instruct) | _ids(model)
 
 
+def _descriptions(model: Model) -> dict[str, Any]:
+    """What a GGUF file says about its model that nothing is computed from: author, licence and the like."""
+    if model.kind != "gguf":
+        return {}
+    stored = open_gguf(model.path).metadata
+    return {key: stored[key] for key in stored if key.startswith("general.") and key not in _OURS}
+
+
+def description_notes(model: Model) -> list[str]:
+    """For other layouts: what they do not hold of that."""
+    said = [key.removeprefix("general.") for key in _descriptions(model) if key != "general.name"]
+    return [f"what the file says of the model ({', '.join(said)}) has no place there"] if said else []
+
+
+def _wide(value: Any) -> Value:
+    """A stored value; one that a float32 does not hold was a float64."""
+    wide: Value = np.float64(value) if type(value) is float and float(np.float32(value)) != value else value
+    return wide
+
+
 def _ids(model: Model) -> dict[str, Value]:
     """Special ids of the model's own configuration, which generation obeys, over the tokenizer's."""
+    if model.kind == "gguf":  # whose own keys are kept
+        return {}
     config = model.config
-    keys: dict[str, Value] = {}
-    for name, index in (("bos", config.bos_token_id), ("padding", config.pad_token_id)):
-        if index is not None:
-            keys[f"tokenizer.ggml.{name}_token_id"] = index
-    for name, index in zip(_ENDS, _ends(model), strict=False):
-        keys[f"tokenizer.ggml.{name}_token_id"] = index
-    return keys
+    ids = {"bos": config.bos_token_id, "padding": config.pad_token_id} | dict(zip(_ENDS, _ends(model), strict=False))
+    return {f"tokenizer.ggml.{name}_token_id": index for name, index in ids.items() if index is not None}
 
 
 def _ends(model: Model) -> list[int]:
     """The ids that end an answer, in the order of `_ENDS`; those beyond have no keys."""
-    ends = list(model.end_ids)
+    ends = list(model.generation.eos_token_ids)
     eos = model.config.eos_token_id
     first = next((index for index in (eos if isinstance(eos, list) else [eos]) if index in ends), None)
     others = [index for index in ends if index != first]
