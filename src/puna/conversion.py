@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from puna.checkpoint.convert import Layout
     from puna.checkpoint.convert.to_gguf import Importance
 
-_SAMPLE_TOKENS = 512
-"""Tokens of the sample text on which the change in negative log-likelihood is measured."""
+_WINDOW = 512
+"""Tokens that a model reads at once: of a calibration text, and all that is read of the sample text."""
 
-_WINDOW, _LEAST_TOKENS, _MOST_TOKENS = 512, 128, 32_768
-"""Tokens of a calibration text read at once, needed, and read at most."""
+_LEAST_TOKENS, _MOST_TOKENS = 128, 32_768
+"""Tokens of a calibration text that are needed, and read at most."""
 
 _CHARACTERS = 2**18
 """Characters of a calibration text that are read first; more are where they make too few tokens."""
@@ -153,9 +153,9 @@ def _running(checkpoint: Checkpoint, result: int, calibrate: bool, verify: bool)
     if calibrate:
         taken.append(packed_bytes(tensors, quantized_format(_observed_in(checkpoint), tensors)))
     if verify:
-        logits = 2 * 4 * _SAMPLE_TOKENS * checkpoint.config.vocab_size  # as they are computed, and a copy
-        taken += [packed_bytes(tensors, None) + logits, result + logits]
-    return max(taken)
+        taken += [packed_bytes(tensors, None), result]
+    logits = 2 * 4 * _WINDOW * checkpoint.config.vocab_size  # as they are computed, and a copy
+    return max(taken) + logits * (calibrate or verify)
 
 
 def _compare(before: Checkpoint, after: Checkpoint, threads: int | None, done: Converted) -> None:
@@ -165,7 +165,7 @@ def _compare(before: Checkpoint, after: Checkpoint, threads: int | None, done: C
     text = resources.files("puna").joinpath("sample.txt").read_text("utf-8")
     first = LLM(before, threads=threads, max_batch=1)
     whole = first.tokenizer.encode(text)
-    ids = whole[: min(_SAMPLE_TOKENS, first.config.context_length)]
+    ids = whole[: min(_WINDOW, first.config.context_length)]
     if len(ids) < 2:
         raise RequestError(f"a context of {first.config.context_length} tokens leaves nothing to predict")
     old = float(np.mean(first.nll(ids)))

@@ -77,27 +77,15 @@ def test_nothing_is_measured_before_the_plan_stands(model: Path, tmp_path: Path)
     assert seen[0].memory > 0 and seen[1] == 0.0 and len(seen) > 2
 
 
-def test_memory_to_run_models_is_announced(tmp_path: Path) -> None:
-    config = tiny_config(vocab_size=420, hidden_size=2048, intermediate_size=8192, num_hidden_layers=4,
-                         num_attention_heads=16, num_key_value_heads=16)  # fmt: skip
-    model = write_folder(tmp_path / "big", config, {name: t * 0.05 for name, t in tiny_tensors(config).items()})
-    (model / "tokenizer.model").write_bytes(train_sentencepiece())
-    (tmp_path / "text.txt").write_text(TEXT)
-    size = sum(tensor.format.size(tensor.shape) for tensor in open_checkpoint(model).tensors.values())
-    plans: list[Any] = []
-
-    class EnoughError(Exception):
-        pass
-
-    def planned(plan: Any) -> None:
-        plans.append(plan)
-        raise EnoughError
-
-    for options in ({}, {"calibrate": tmp_path / "text.txt"}, {"verify": True}):
-        with pytest.raises(EnoughError):
-            convert(model, tmp_path / "m.gguf", quantize="q4_0", on_plan=planned, **options)
-    usual, calibrated, verified = (plan.memory for plan in plans)
-    assert usual < 0.3e9 and calibrated > size * 34 / 128 and calibrated > usual and verified > size > 0.8e9
+def test_of_a_long_text_the_beginning_is_read(model: Path, tmp_path: Path) -> None:
+    ids = load_tokenizer(model).encode(TEXT * 40)
+    assert len(ids) > 32768
+    (tmp_path / "long.txt").write_text(TEXT * 40)
+    (tmp_path / "longer.txt").write_text(TEXT * 80)
+    done = convert(model, tmp_path / "m.gguf", quantize="q3_K", calibrate=tmp_path / "long.txt")
+    assert f"calibration reads the first 32768 tokens of {tmp_path / 'long.txt'}" in done.notes
+    convert(model, tmp_path / "n.gguf", quantize="q3_K", calibrate=tmp_path / "longer.txt")
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "n.gguf").read_bytes()
 
 
 def test_texts_that_will_not_do(model: Path, tmp_path: Path) -> None:
@@ -110,5 +98,5 @@ def test_texts_that_will_not_do(model: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(RequestError, match=message):
             convert(model, tmp_path / "x.gguf", quantize="q3_K", calibrate=tmp_path / name)
-    with pytest.raises(RequestError, match="give a format with quantize"):
+    with pytest.raises(RequestError, match="give a format of blocks with quantize"):
         convert(model, tmp_path / "x.gguf", to="gguf", calibrate=tmp_path / "text.txt")

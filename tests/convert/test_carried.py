@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from puna import LlamaConfig, LlamaTokenizer, convert, load_tokenizer
 from puna.checkpoint import open_checkpoint
@@ -15,8 +17,12 @@ from puna.checkpoint.meta_params import params_from_config
 from puna.config import GenerationConfig
 from puna.errors import CheckpointError, TokenizerError
 from puna.formats.gguf import open_gguf
+from puna.formats.gguf_writer import write_gguf
+from puna.formats.new_tensor import NewTensor
 from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder
 from tests.tokenizer.vocabularies import train_sentencepiece
+
+from .families import Family, hf_tensors, write_meta
 
 LLAMA3: dict[str, Any] = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -63,6 +69,35 @@ def test_gguf_carries_the_ends_of_answers(
     assert read_ends(tmp_path / "m.gguf") == ends
     wanted = [eos] if isinstance(eos, int) else eos
     assert set(ends) == set(GenerationConfig(**generation or {"eos_token_id": wanted}).eos_token_ids)
+
+
+@pytest.mark.parametrize("ends", [(5,), (5, 6), (5, 6, 7)])
+def test_the_ends_stay_what_they_are(ends: tuple[int, ...], tmp_path: Path) -> None:
+    """From GGUF to GGUF, and there by way of another layout: the end of a turn is never that of a message."""
+    source = model(tmp_path / "hf", {"eos_token_id": list(ends)}, eos_token_id=5)
+    convert(source, tmp_path / "1.gguf", to="gguf")
+    convert(tmp_path / "1.gguf", tmp_path / "2.gguf", to="gguf")
+    convert(tmp_path / "2.gguf", tmp_path / "back", to="hf")
+    convert(tmp_path / "back", tmp_path / "3.gguf", to="gguf")
+    names = ("eos", "eot", "eom")
+    keys = [open_gguf(tmp_path / f"{number}.gguf").metadata for number in (1, 2, 3)]
+    found = [tuple(one.get(f"tokenizer.ggml.{name}_token_id") for name in names) for one in keys]
+    assert found == [{1: (5, None, None), 2: (5, 6, None), 3: (5, 7, 6)}[len(ends)]] * 3
+    assert read_ends(tmp_path / "back") == ends
+
+
+def test_what_a_gguf_says_of_its_model(tmp_path: Path) -> None:
+    """Goes with it into another GGUF file, types and all; elsewhere it has no place, which is said."""
+    convert(model(tmp_path / "hf"), tmp_path / "m.gguf", to="gguf")
+    file = open_gguf(tmp_path / "m.gguf")
+    said = {"general.license": "apache-2.0", "general.score": np.float64(0.1), "general.count": -3}
+    tensors = [NewTensor(t.name, t.format, t.shape, np.array(t.data)) for t in file.tensors.values()]
+    write_gguf(tmp_path / "s.gguf", dict(file.metadata) | said, tensors)
+    assert notes(tmp_path / "s.gguf", tmp_path / "t.gguf", to="gguf") == ""
+    found = open_gguf(tmp_path / "t.gguf").metadata
+    assert {key: found[key] for key in said} == said
+    for to in ("hf", "meta"):
+        assert "(license, score, count) has no place there" in notes(tmp_path / "s.gguf", tmp_path / f"to {to}", to=to)
 
 
 def test_what_gguf_has_no_key_for_is_said(tmp_path: Path) -> None:
@@ -158,6 +193,42 @@ def test_tokens_added_beyond_the_model_go_to_meta_too(fast: bool, tmp_path: Path
         ids = load_tokenizer(source).encode(text)
         assert load_tokenizer(tmp_path / "meta").encode(text) == ids
         assert LlamaTokenizer.from_pretrained(tmp_path / "meta").encode(text) == tokenizer.encode(text)
+
+
+def test_what_metas_tokenizer_does_not_say(tmp_path: Path) -> None:
+    source = model(tmp_path / "hf")
+    tokenizer = LlamaTokenizer.from_pretrained(source, add_bos_token=False, add_eos_token=True)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["▁the"]})
+    tokenizer.save_pretrained(source)
+    said = notes(source, tmp_path / "meta", to="meta")
+    assert "add_bos_token False and add_eos_token True are not said there" in said
+    assert "▁the would be special tokens" in said
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_user_defined_pieces_stay_whole(to: str, tmp_path: Path) -> None:
+    """Cut out of a text whatever the merges, from Meta's files on; in transformers too."""
+    family = Family("tiny", 16, None, 1, "2", vocab=420)
+    source = write_meta(tmp_path / "meta", family, hf_tensors(family))
+    (source / "tokenizer.model").write_bytes(train_sentencepiece(user_defined_symbols=["<tool>", "llama!"]))
+    done = convert(source, tmp_path / "out", to=to, verify=True)
+    assert not any("other ids" in note for note in done.notes)
+    convert(tmp_path / "out", tmp_path / "hf", to="hf")
+    tools = load_tokenizer(source).convert_tokens_to_ids(["<tool>"])
+    their = AutoTokenizer.from_pretrained(tmp_path / "hf", use_fast=True)
+    for text in ("llama <tool>grass", "a llama!<tool> <tool>", "<tool> llama!s"):
+        ids = load_tokenizer(source).encode(text)
+        assert set(tools) <= set(ids)
+        for folder in ("out", "hf"):
+            assert load_tokenizer(tmp_path / folder).encode(text) == ids
+        assert set(tools) <= set(their.encode(text))
+
+
+def test_other_ids_are_found_by_verify(tmp_path: Path) -> None:
+    source = model(tmp_path / "hf")
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": false}')
+    said = notes(source, tmp_path / "meta", to="meta", verify=True)
+    assert "gives other ids for a sample text" in said
 
 
 def test_a_chat_template_has_no_place_in_meta(tmp_path: Path) -> None:

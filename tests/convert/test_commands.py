@@ -12,6 +12,7 @@ import pytest
 
 from puna import LlamaConfig, convert, load_tokenizer
 from puna.checkpoint import open_checkpoint
+from puna.config import GenerationConfig
 from puna.convert_llama_weights_to_hf import main as page_command
 from puna.errors import CheckpointError
 from tests.tokenizer.vocabularies import train_sentencepiece
@@ -76,10 +77,11 @@ def test_json_and_gguf_by_default_when_quantised(meta: Path, tmp_path: Path) -> 
         (("--shard-size", "many"), "size 'many'"),
         (("--kv-heads", "5"), "cannot be pooled from 16"),
         (("--llama-version", "9"), "Llama version '9'"),
-        (("--calibrate", "x.txt"), "give a format with quantize"),
-        (("--calibrate", "x.txt", "--quantize", "q9"), "x.txt cannot be read"),
-        (("--to", "meta", "--shard-size", "1GB"), "--shard-size is for files in Hugging Face's layout"),
-        (("--shards", "2", "--shard-size", "1GB"), "--shards is given too"),
+        (("--calibrate", "x.txt"), "give a format of blocks with quantize"),
+        (("--calibrate", "x.txt", "--quantize", "f16"), "give a format of blocks with quantize"),
+        (("--calibrate", "x.txt", "--quantize", "q8_0"), "x.txt cannot be read"),
+        (("--to", "meta", "--shard-size", "1GB"), "shard_size is for files in Hugging Face's layout"),
+        (("--shards", "2", "--shard-size", "1GB"), "shards is given too"),
         (("--to", "meta", "--instruct"), "for which Meta's layout has no place"),
         (("--instruct",), "the tokenizer has no <|e"),
         (("--tokenizer-only", "--dtype", "float16"), "--dtype is about weights"),
@@ -165,6 +167,10 @@ def test_llama_3_speaks_its_template_and_stops(tmp_path: Path) -> None:
     assert (tmp_path / "back" / "tokenizer.model").read_bytes().split() == ranks.read_bytes().split()
     run = puna(folder, tmp_path / "direct.gguf", "--to", "gguf", "--quantize", "q8_0", "--instruct")
     assert run.returncode == 0 and load_tokenizer(tmp_path / "direct.gguf").chat_template == tokenizer.chat_template
+    convert(folder, tmp_path / "base", to="hf")
+    GenerationConfig(bos_token_id=128000, eos_token_id=128001).save_pretrained(tmp_path / "base")
+    convert(tmp_path / "base", tmp_path / "chat", to="hf", instruct=True)
+    assert GenerationConfig.from_pretrained(tmp_path / "chat").eos_token_id == [128001, 128009]
     run = puna(tmp_path / "direct.gguf", tmp_path / "again.gguf", "--to", "gguf", "--instruct")
     assert run.returncode == 1 and "has a chat template of its own" in run.stderr
     run = puna(tmp_path / "hf", tmp_path / "m.gguf", "--to", "gguf", "--quantize", "q8_0")

@@ -84,3 +84,23 @@ def test_memory_is_bounded(source: str, options: dict[str, Any], folders: dict[s
     run = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
     most, announced = map(int, run.stdout.split())
     assert most * 1024 < min(2 * LARGEST + 200e6, announced), re.sub(r"\s+", " ", run.stderr)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"to": "hf", "verify": True}, {"quantize": "q4_0", "verify": True}, {"quantize": "q4_0", "calibrate": ""}],
+    ids=["verify", "verify-q4_0", "calibrate"],
+)
+def test_running_models_is_announced(options: dict[str, Any], folders: dict[str, Path], tmp_path: Path) -> None:
+    """A model that is run is in memory, and the logits of a large vocabulary: as much as the plan says, not half."""
+    wide = tmp_path / "wide"
+    convert(folders["hf"], wide, to="hf", vocab_size=60000)
+    if "calibrate" in options:
+        (tmp_path / "text.txt").write_text("The llama lives in the high grassland. " * 500)
+        options = options | {"calibrate": str(tmp_path / "text.txt")}
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(wide), str(tmp_path / "out"), json.dumps(options)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    most, announced = map(int, run.stdout.split())
+    assert announced / 2 < most * 1024 < announced, run.stderr

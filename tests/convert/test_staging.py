@@ -19,7 +19,7 @@ import pytest
 from puna import convert
 from puna.checkpoint import open_checkpoint
 from puna.checkpoint.convert import run as conversion_run
-from puna.checkpoint.convert.staging import partial, partial_folder
+from puna.checkpoint.convert.staging import partial, partial_folder, replaced_path
 from puna.config import GenerationConfig
 from puna.conversion import convert_tokenizer
 from puna.errors import CheckpointError, StorageError
@@ -145,6 +145,89 @@ def test_links_at_the_goal(to: str, tmp_path: Path) -> None:
         convert(model, goal, to=to, overwrite=True)
         assert not goal.is_symlink() and open_checkpoint(goal).kind == to
     assert not (tmp_path / "nothing").exists() and not any((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize("name", [".out.puna-old", ".out.puna-partial", ".out.puna-partial/model"])
+def test_a_source_where_the_work_is_done_is_safe(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    model = source(tmp_path / name)
+    before = contents(tmp_path)
+    for options in ({"to": "hf"}, {"to": "hf", "overwrite": True}):
+        with pytest.raises(StorageError, match=r"lies where .* is made"):
+            convert(model, tmp_path / "out", **options)
+    assert contents(tmp_path) == before
+
+
+def test_other_files_where_the_work_is_done_are_safe(tmp_path: Path) -> None:
+    model = source(tmp_path / "in")
+    partial_folder(tmp_path / "out").mkdir()
+    (partial_folder(tmp_path / "out") / "mine.txt").write_text("mine")
+    with pytest.raises(StorageError, match="holds other files"):
+        convert(model, tmp_path / "out", to="hf")
+    assert (partial_folder(tmp_path / "out") / "mine.txt").read_text() == "mine"
+
+
+def test_killed_while_it_replaces(tmp_path: Path) -> None:
+    """Between taking the old model away and putting the new one there: the old one comes back, or the new one."""
+    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    convert(model, goal, to="hf")
+    old = contents(goal)
+    goal.rename(replaced_path(goal))
+    with pytest.raises(StorageError, match="exists already"):
+        convert(model, goal, to="hf", dtype="float16")
+    assert contents(goal) == old and not replaced_path(goal).exists()
+    goal.rename(replaced_path(goal))
+    convert(model, goal, to="hf", dtype="float16", overwrite=True)
+    assert contents(goal) != old and not replaced_path(goal).exists()
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_what_comes_into_being_meanwhile_is_not_replaced(to: str, tmp_path: Path) -> None:
+    model, goal = with_tokenizer(tmp_path / "in"), tmp_path / "out"
+
+    def meanwhile(plan: object) -> None:
+        if to == "hf":
+            goal.mkdir()
+            (goal / "mine.txt").write_text("mine")
+        else:
+            goal.write_text("mine")
+
+    with pytest.raises(StorageError, match="has come into being meanwhile"):
+        convert(model, goal, to=to, on_plan=meanwhile)
+    assert (goal / "mine.txt" if to == "hf" else goal).read_text() == "mine"
+    plans = []
+    convert(model, goal, to=to, overwrite=True, on_plan=plans.append)
+    assert plans[0].finished == plans[0].bytes
+
+
+def test_names_that_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_tokenizer(tmp_path / "in")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    for goal in (".", "..", "../b", tmp_path / "a"):
+        with pytest.raises(StorageError, match="is the current folder, or one around it"):
+            convert(model, goal, to="hf")
+    for goal in (".lock", ".puna-conversion.json"):
+        with pytest.raises(StorageError, match="puna keeps records under that name"):
+            convert(model, goal, to="gguf")
+    assert not any(Path.cwd().iterdir())
+
+
+def test_a_tokenizer_is_resumed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, goal = with_tokenizer(tmp_path / "in"), tmp_path / "out"
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+
+    def stop(*arguments: object) -> None:
+        raise StoppedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(conversion_run, "publish", stop)
+        with pytest.raises(StoppedError):
+            convert_tokenizer(model, goal)
+    (model / "chat_template.jinja").unlink()
+    convert_tokenizer(model, goal)
+    convert_tokenizer(model, tmp_path / "fresh")
+    assert contents(goal) == contents(tmp_path / "fresh")
 
 
 def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

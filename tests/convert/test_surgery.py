@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from puna import LlamaConfig, convert
 from puna.checkpoint import open_checkpoint
 from puna.errors import CheckpointError
 from tests.checkpoint.tiny import Tensors, tiny_config, tiny_tensors, write_folder
+from tests.tokenizer.vocabularies import train_sentencepiece
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -115,3 +117,35 @@ def test_transformers_computes_the_same(tmp_path: Path) -> None:
         )
     assert torch.allclose(before, after, rtol=1e-5, atol=1e-5)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
+
+
+def test_the_plan_tells_what_is_changed(tmp_path: Path) -> None:
+    folder, _ = source(tmp_path / "in", num_key_value_heads=4, hidden_size=128, head_dim=32, intermediate_size=128)
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
+    convert(folder, tmp_path / "q.gguf", quantize="q4_0")
+    done = convert(tmp_path / "q.gguf", tmp_path / "m.gguf", quantize="q5_0", kv_heads=2, pad_vocab_to=64)
+    stored = [weight.format.name for weight in open_checkpoint(tmp_path / "q.gguf").tensors.values()]
+    assert done.conversion.plan.before == {name: stored.count(name) for name in set(stored)}
+    said = "\n".join(done.notes)
+    assert "q4_0 to q5_0" in said and "4 key-value heads become 2: the model needs training" in said
+    assert "32 new rows of vocabulary" in said
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    folder, tensors = source(tmp_path / "in")
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 4] = float("inf")
+    write_folder(folder, LlamaConfig.from_pretrained(folder), tensors)
+    done = convert(folder, tmp_path / "out", to="hf", dtype="bfloat16", verify=True)
+    json.dumps(done.to_dict(), allow_nan=False)
+    assert done.nll == {} and 0 < done.conversion.errors["mlp.up_proj.weight"] < 0.01
+    assert any("was not measured: " in note for note in done.notes)
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight: .*not a finite number"):
+        convert(folder, tmp_path / "m.gguf", quantize="q4_0")
+
+
+def test_a_context_too_short_to_measure_in(tmp_path: Path) -> None:
+    folder, _ = source(tmp_path / "in", max_position_embeddings=1)
+    (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
+    done = convert(folder, tmp_path / "out", to="hf", verify=True)
+    assert done.nll == {} and "a context of 1 tokens leaves nothing to predict" in done.notes[-1]

@@ -44,10 +44,10 @@ class Options:
         if self.shards is not None and self.shards < 1:
             raise CheckpointError(f"{self.shards} shards; give a number from 1")
         if self.layout == "gguf" and self.shards not in (None, 1):
-            raise CheckpointError("a GGUF file is one file; leave out --shards")
+            raise CheckpointError("a GGUF file is one file; leave out shards")
         if self.shard_size is not None and (self.layout != "hf" or self.shards is not None):
-            other = "--shards is given too" if self.layout == "hf" else f"the layout is {self.layout}"
-            raise CheckpointError(f"--shard-size is for files in Hugging Face's layout, and {other}; leave one out")
+            other = "shards is given too" if self.layout == "hf" else f"the layout is {self.layout}"
+            raise CheckpointError(f"shard_size is for files in Hugging Face's layout, and {other}; leave one out")
         if self.quantize is not None and (self.layout != "gguf" or self.dtype is not None):
             raise CheckpointError(
                 f"quantize is {self.quantize!r}: only GGUF files hold quantised weights, and dtype is for others; "

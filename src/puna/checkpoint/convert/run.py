@@ -18,7 +18,7 @@ from puna.checkpoint.convert.model import Model, changed, chatting, find_dtype, 
 from puna.checkpoint.convert.options import Layout, Options
 from puna.checkpoint.convert.plan import Plan, check_space, make_plan
 from puna.checkpoint.convert.rows import pieces, rows_at_once
-from puna.checkpoint.convert.staging import check_name, partial, publish, restore
+from puna.checkpoint.convert.staging import check_goal, partial, publish
 from puna.checkpoint.convert.target import Target
 from puna.checkpoint.convert.to_gguf import Importance, gguf_target
 from puna.checkpoint.convert.to_hf import hf_target
@@ -159,9 +159,7 @@ def convert_tokenizer(
     if instruct:
         check_instruct(Path(source), layout)
     goal = folder_path(target)
-    check_name(goal, Path(source))
-    restore(goal)
-    _check_free(goal, overwrite, (Path(source),))
+    check_goal(goal, overwrite, (Path(source),))
     with partial(goal, {"to": layout, "instruct": instruct} | _files_record(tokenizer_files(Path(source)))) as place:
         with storage_errors(goal):
             if layout == "meta":
@@ -190,27 +188,8 @@ def _goal(target: str | Path, layout: Layout, overwrite: bool, source: Checkpoin
         raise StorageError(f"{goal} is a folder; a GGUF file needs a name, such as {goal / (goal.name + '.gguf')}")
     if layout != "gguf" and goal.suffix == ".gguf":
         raise StorageError(f"{goal} would be a folder in layout {layout!r}; for a GGUF file give --to gguf")
-    for path in (source.path, source.tokenizer):
-        check_name(goal, path)
-    restore(goal)
-    _check_free(goal, overwrite, (source.path, *source.files, source.tokenizer))
+    check_goal(goal, overwrite, (source.path, *source.files, source.tokenizer))
     return goal
-
-
-def _check_free(goal: Path, overwrite: bool, sources: Iterable[Path]) -> None:
-    """Refuses a goal that is taken, and even with `overwrite` one that is, or holds, a file or folder of the source."""
-    here = goal.resolve()
-    for source in sources:
-        files = source.iterdir() if source.is_dir() else ()
-        for path in (source, *files):
-            # As it is named, since a link may lie here, and where it really is.
-            for place in (path.parent.resolve() / path.name, path.resolve()):
-                if here in (place, *place.parents):
-                    raise StorageError(f"{goal} is, or holds, the model to be converted; choose another name")
-    # A link is never as good as nothing: what it points to is somebody else's affair.
-    occupied = goal.is_symlink() or (goal.exists() and not (goal.is_dir() and not any(goal.iterdir())))
-    if occupied and not overwrite:
-        raise StorageError(f"{goal} exists already; choose another name, or give --overwrite to replace it")
 
 
 def _counted(tensor: NewTensor, progress: Progress) -> NewTensor:

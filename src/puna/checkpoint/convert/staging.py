@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,28 +31,40 @@ def replaced_path(goal: Path) -> Path:
     return goal.parent / f".{goal.name}.puna-old"
 
 
-def check_name(goal: Path, source: Path) -> None:
-    """Refuses a goal that is no new name, and a source that lies where the work is done.
+def check_goal(goal: Path, overwrite: bool, sources: Iterable[Path]) -> None:
+    """Refuses a goal that is taken, and even with `overwrite` one that would cost a file or folder of the source.
+
+    Where a run that was to replace the goal ended half-way, what was there is put back first.
 
     Raises:
-        StorageError: it is so.
+        StorageError: the goal will not do.
     """
-    here = Path.cwd()
-    if goal.resolve() in (here, *here.parents):
+    here, current = goal.resolve(), Path.cwd()
+    if here in (current, *current.parents):
         raise StorageError(f"{goal} is the current folder, or one around it; give the name of a new one")
     if goal.name in (_RECORD, _LOCK):
         raise StorageError(f"{goal}: puna keeps records under that name; choose another")
-    for place in (partial_folder(goal).resolve(), replaced_path(goal).resolve()):
-        if place in (source.resolve(), *source.resolve().parents):
+    used = (partial_folder(goal).resolve(), replaced_path(goal).resolve())
+    for source in sources:
+        if any(place in (source.resolve(), *source.resolve().parents) for place in used):
             raise StorageError(f"{source} lies where {goal} is made; move it, or choose another name for the result")
-
-
-def restore(goal: Path) -> None:
-    """Puts back what was at `goal`, where a run that was to replace it ended half-way."""
+        files = source.iterdir() if source.is_dir() else ()
+        for path in (source, *files):
+            # As it is named, since a link may lie here, and where it really is.
+            for place in (path.parent.resolve() / path.name, path.resolve()):
+                if here in (place, *place.parents):
+                    raise StorageError(f"{goal} is, or holds, the model to be converted; choose another name")
     old = replaced_path(goal)
-    if old.exists() and not (goal.exists() or goal.is_symlink()):
+    if old.exists() and not _is_taken(goal):
         with storage_errors(goal):
             old.replace(goal)
+    if _is_taken(goal) and not overwrite:
+        raise StorageError(f"{goal} exists already; choose another name, or give --overwrite to replace it")
+
+
+def _is_taken(goal: Path) -> bool:
+    """Whether there is something at `goal`; an empty folder is as good as nothing, a link is not."""
+    return goal.is_symlink() or (goal.exists() and not (goal.is_dir() and not any(goal.iterdir())))
 
 
 @contextmanager
@@ -97,7 +109,7 @@ def publish(place: Path, goal: Path, single: str | None, overwrite: bool) -> Non
     with storage_errors(goal):
         _sync(place)
         old = replaced_path(goal)
-        if not overwrite and (goal.is_symlink() or (goal.exists() and (single is not None or any(goal.iterdir())))):
+        if not overwrite and _is_taken(goal):
             raise StorageError(f"{goal} has come into being meanwhile; move it, and repeat the command to go on")
         if overwrite and (goal.exists() or goal.is_symlink()):
             _remove(old)
