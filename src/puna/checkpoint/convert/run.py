@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -109,9 +109,8 @@ def convert_checkpoint(
     if options.instruct:
         model = chatting(model)
     made = _target(model, goal, options, None if calibration is None else {})
-    record = _record(source, options, calibration)
     started = time.perf_counter()
-    with partial(goal, record) as place:
+    with partial(goal, _record(source, options, calibration)) as place:
         waiting = {file.name for file in made.files if not (place / file.name).exists()}
         plan = make_plan(before, model, goal, options, made, waiting, running)
         if calibration is not None:
@@ -121,23 +120,19 @@ def convert_checkpoint(
         done = Conversion(plan)
         if calibration is not None:
             made = _target(model, goal, options, calibration.measure())
-        for file in made.files:
-            if file.name in waiting:
-                with made_ahead(file.tensors) as tensors:
-                    file.write(place / file.name, [_counted(tensor, progress) for tensor in tensors])
-            else:
-                progress(file.bytes)
-        if options.layout != "gguf":
+        _write(made, waiting, place, progress)
+        single = goal.name if options.layout == "gguf" else None
+        if single is None:
             with storage_errors(goal):
                 done.notes += made.finish(place)
         if verify:
             try:
-                done.verified = _verify(place if options.layout != "gguf" else place / goal.name, made, progress)
+                done.verified = _verify(place if single is None else place / single, made, progress)
             except CheckpointError:
                 for file in made.files:  # no later run may go on with them
                     (place / file.name).unlink(missing_ok=True)
                 raise
-        publish(place, goal, goal.name if options.layout == "gguf" else None, overwrite)
+        publish(place, goal, single, overwrite)
     done.errors = errors_of.changes(before.tensors, made.tensors)
     done.seconds = time.perf_counter() - started
     return done
@@ -190,6 +185,16 @@ def _goal(target: str | Path, layout: Layout, overwrite: bool, source: Checkpoin
         raise StorageError(f"{goal} would be a folder in layout {layout!r}; for a GGUF file give --to gguf")
     check_goal(goal, overwrite, (source.path, *source.files, source.tokenizer))
     return goal
+
+
+def _write(made: Target, waiting: Container[str], place: Path, progress: Progress) -> None:
+    """Writes the big files that are waiting."""
+    for file in made.files:
+        if file.name in waiting:
+            with made_ahead(file.tensors) as tensors:
+                file.write(place / file.name, [_counted(tensor, progress) for tensor in tensors])
+        else:
+            progress(file.bytes)
 
 
 def _counted(tensor: NewTensor, progress: Progress) -> NewTensor:
