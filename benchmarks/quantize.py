@@ -3,8 +3,9 @@
     python benchmarks/quantize.py FOLDER TEXT [--model GGUF] [--formats q8_0,q4_k_m,q4_0] [--repeat 5] [--tokens 20000]
 
 The model (the default one) becomes a Hugging Face folder, and that a GGUF file in float32, both by puna. From that file
-`puna.convert` and llama.cpp (`make .peers/llama/.done`) quantise, both with two threads; puna's file is on
-the disk when it says so, llama.cpp's on its way there. Then puna scores TEXT with the source and with both files:
+`puna.convert`, the command `puna convert` and llama.cpp (`make .peers/llama/.done`) quantise, each with two threads;
+puna's file is on the disk when it says so, llama.cpp's on its way there. A turn before the counted ones leaves modules
+compiled, as an installation or a first run does. Then puna scores TEXT with the source and with both files:
 mean negative log-likelihood of its first tokens, in windows of 512. FOLDER needs three times the model's size in
 float32.
 """
@@ -25,6 +26,7 @@ from puna import LLM, convert
 
 ROOT = Path(__file__).parents[1]
 LLAMA = ROOT / ".peers" / "llama" / "bin" / "python"
+PUNA = Path(sys.executable).with_name("puna")
 WINDOW = 512
 
 
@@ -38,12 +40,16 @@ print(time.perf_counter() - started)
 
 
 def timed(command: list[str], target: Path) -> tuple[float, float]:
-    """Seconds of a process from start to end, and of the call in it; the target is removed before."""
+    """Seconds of a process from start to end, and those it prints if it is a script; the target is removed before."""
     target.unlink(missing_ok=True)
     os.sync()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     started = time.perf_counter()
-    run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT / "benchmarks")
-    return time.perf_counter() - started, float(run.stdout.split()[-1])
+    run = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=ROOT / "benchmarks", env=environment
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    return seconds, float(run.stdout.split()[-1]) if "-c" in command or "-m" in command else seconds
 
 
 def nll(model: Path, ids: list[int]) -> float:
@@ -73,19 +79,23 @@ def main() -> None:
         ids = LLM(plain).tokenizer.encode(given.text.read_text("utf-8"))[: given.tokens]
         before = nll(plain, ids)
         print(f"float32: NLL {before:.4f} nats per token on {len(ids)} tokens", flush=True)
-    ours, theirs = given.folder / "puna.gguf", given.folder / "llama.gguf"
+    ours, theirs, third = (given.folder / f"{name}.gguf" for name in ("puna", "llama", "command"))
     for name in given.formats.split(","):
         commands = {
             ours: [sys.executable, "-c", _OURS, str(plain), str(ours), name],
             theirs: [str(LLAMA), "-m", "peers.quantize", str(plain), str(theirs), name],
+            third: [str(PUNA), "convert", str(plain), str(third), "--quantize", name, "--threads", "2"],
         }
         seconds: dict[Path, list[tuple[float, float]]] = {path: [] for path in commands}
-        for turn in range(given.repeat):
-            for path in (ours, theirs) if turn % 2 else (theirs, ours):
-                seconds[path].append(timed(commands[path], path))
+        for turn in range(-1, given.repeat):
+            for path in list(commands)[:: 1 if turn % 2 else -1]:
+                found = timed(commands[path], path)
+                if turn >= 0:
+                    seconds[path].append(found)
         line = f"{name}:"
-        for at, what in enumerate(("process", "call")):
-            mine, other = (statistics.median(both[at] for both in seconds[path]) for path in (ours, theirs))
+        for what, path, at in (("call", ours, 1), ("process", ours, 0), ("command", third, 0)):
+            mine = statistics.median(both[at] for both in seconds[path])
+            other = statistics.median(both[at] for both in seconds[theirs])
             line += f" {what} puna {mine:.2f} s, llama.cpp {other:.2f} s, {other / mine:.2f} times as fast;"
         if ids:
             lost, loses = nll(ours, ids), nll(theirs, ids)

@@ -14,7 +14,8 @@ import pytest
 
 from puna.checkpoint import open_checkpoint
 from puna.errors import ModelNotFoundError, RequestError
-from puna.hub import Reference, _Wanted, parse, read_reference
+from puna.hub import Reference, parse, read_reference
+from puna.hub.choice import Wanted
 from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder, write_gguf
 from tests.tokenizer.vocabularies import train_sentencepiece
 
@@ -267,7 +268,7 @@ NAMES = ["config.json", "tokenizer.json", "tokenizer_config.json"]
     ],
 )
 def test_the_files_that_are_taken(names: list[str], need: str, subfolder: str, chosen: list[str] | None) -> None:
-    found = _Wanted(need, (), subfolder, Reference("a/b")).choose(names)  # type: ignore[arg-type]
+    found = Wanted(need, (), subfolder, Reference("a/b")).choose(names)  # type: ignore[arg-type]
     assert sorted(found) == sorted(names if chosen is None else chosen)
     with pytest.raises(ModelNotFoundError, match="no weights that puna reads; it has no files"):
-        _Wanted("model", (), "", Reference("a/b")).choose([])
+        Wanted("model", (), "", Reference("a/b")).choose([])
