@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from puna.errors import ModelNotFoundError, PunaError, StorageError
+from puna.errors import ConfigError, ModelNotFoundError, PunaError, StorageError
 
 JSON_LIMIT = 32 * 2**20
 """Largest JSON file read here, bytes: indexes and configurations in use stay under 1 MB. As Python objects a file takes
@@ -76,10 +76,18 @@ def _umask() -> int:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes `value` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Writes `value` as indented JSON, atomically; raises ConfigError where JSON cannot hold it."""
+    text = json_bytes(value, path.name)
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text)
+
+
+def json_bytes(value: Mapping[str, Any], name: str) -> bytes:
+    """`value` as indented JSON, to be called `name`; raises ConfigError where JSON cannot hold it."""
+    try:
+        return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ConfigError(f"{name} would hold a value that JSON cannot: {exc}") from exc
 
 
 def read_json(path: Path, error: type[PunaError]) -> dict[str, Any]:

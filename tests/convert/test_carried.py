@@ -90,14 +90,25 @@ def test_what_a_gguf_says_of_its_model(tmp_path: Path) -> None:
     """Goes with it into another GGUF file, types and all; elsewhere it has no place, which is said."""
     convert(model(tmp_path / "hf"), tmp_path / "m.gguf", to="gguf")
     file = open_gguf(tmp_path / "m.gguf")
-    said = {"general.license": "apache-2.0", "general.score": np.float64(0.1), "general.count": -3}
+    said = {"general.license": "apache-2.0", "general.score": np.float64(0.1), "general.count": -3,
+            "my.key": True, "my.large": np.float64(1e300)}  # fmt: skip
     tensors = [NewTensor(t.name, t.format, t.shape, np.array(t.data)) for t in file.tensors.values()]
     write_gguf(tmp_path / "s.gguf", dict(file.metadata) | said, tensors)
     assert notes(tmp_path / "s.gguf", tmp_path / "t.gguf", to="gguf") == ""
     found = open_gguf(tmp_path / "t.gguf").metadata
     assert {key: found[key] for key in said} == said
     for to in ("hf", "meta"):
-        assert "(license, score, count) has no place there" in notes(tmp_path / "s.gguf", tmp_path / f"to {to}", to=to)
+        lost = notes(tmp_path / "s.gguf", tmp_path / f"to {to}", to=to)
+        assert "(license, score, count, my.key, my.large) has no place there" in lost
+
+
+def test_generations_own_special_tokens_win(tmp_path: Path) -> None:
+    source = model(tmp_path / "hf", {"bos_token_id": 3, "pad_token_id": 7, "eos_token_id": 2})
+    convert(source, tmp_path / "m.gguf", to="gguf")
+    convert(tmp_path / "m.gguf", tmp_path / "back", to="hf")
+    assert GenerationConfig.from_pretrained(tmp_path / "back") == GenerationConfig.from_pretrained(source)
+    said = notes(source, tmp_path / "meta", to="meta")
+    assert "bos_token_id 3, read as 1" in said and "pad_token_id 7, read as None" in said
 
 
 def test_what_gguf_has_no_key_for_is_said(tmp_path: Path) -> None:
@@ -222,6 +233,22 @@ def test_user_defined_pieces_stay_whole(to: str, tmp_path: Path) -> None:
         for folder in ("out", "hf"):
             assert load_tokenizer(tmp_path / folder).encode(text) == ids
         assert set(tools) <= set(their.encode(text))
+
+
+def test_added_tokens_with_spaces_stay_what_they_are(tmp_path: Path) -> None:
+    """In GGUF as the text has them, where llama.cpp looks; in SentencePiece with U+2581, unless a piece is that."""
+    source = model(tmp_path / "hf", vocab_size=430)
+    tokenizer = LlamaTokenizer.from_pretrained(source, legacy=True)
+    tokenizer.add_tokens(["foo bar", "  ", " the"])
+    tokenizer.save_pretrained(source)
+    files = [tmp_path / f"{number}.gguf" for number in range(2)]
+    convert(source, files[0], to="gguf")
+    convert(files[0], tmp_path / "back", to="hf")
+    convert(tmp_path / "back", files[1], to="gguf")
+    for file in files:
+        assert list(open_gguf(file).metadata["tokenizer.ggml.tokens"])[420:423] == ["foo bar", "  ", " the"]
+        ids = load_tokenizer(file).encode("a foo bar b  the")
+        assert 420 in ids and ids == load_tokenizer(tmp_path / "back").encode("a foo bar b  the")
 
 
 def test_other_ids_are_found_by_verify(tmp_path: Path) -> None:

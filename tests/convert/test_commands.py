@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from puna import LlamaConfig, convert, load_tokenizer
@@ -15,6 +18,9 @@ from puna.checkpoint import open_checkpoint
 from puna.config import GenerationConfig
 from puna.convert_llama_weights_to_hf import main as page_command
 from puna.errors import CheckpointError
+from puna.formats.gguf import open_gguf
+from puna.formats.gguf_writer import write_gguf
+from puna.formats.new_tensor import NewTensor
 from tests.tokenizer.vocabularies import train_sentencepiece
 
 from .families import FAMILIES, Family, hf_tensors, write_meta
@@ -84,6 +90,7 @@ def test_json_and_gguf_by_default_when_quantised(meta: Path, tmp_path: Path) -> 
         (("--shards", "2", "--shard-size", "1GB"), "shards is given too"),
         (("--to", "meta", "--instruct"), "for which Meta's layout has no place"),
         (("--instruct",), "the tokenizer has no <|e"),
+        (("--quantize", "q8_0", "--threads", "100000000000"), "threads is 100000000000"),
         (("--tokenizer-only", "--dtype", "float16"), "--dtype is about weights"),
         (("--tokenizer-only", "--verify"), "--verify is about weights"),
         (("--tokenizer-only", "--to", "meta", "--instruct"), "for which Meta's layout has no place"),
@@ -102,6 +109,89 @@ def test_what_only_metas_files_need_is_refused_for_others(meta: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
     with pytest.raises(CheckpointError, match="0 shards"):
         convert(meta, tmp_path / "out", to="meta", shards=0)
+
+
+def test_what_verifying_finds_is_shown(meta: Path, tmp_path: Path) -> None:
+    run = puna(meta, tmp_path / "m.gguf", "--quantize", "q8_0", "--verify")
+    assert "rounded to 8 bits beside" in run.stdout
+    assert "context of" in run.stderr and "context of" not in run.stdout  # once
+    assert puna(meta, tmp_path / "hf").returncode == 0
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text()) | {"max_position_embeddings": 1}
+    path.write_text(json.dumps(config))
+    run = puna(tmp_path / "hf", tmp_path / "out", "--verify")
+    assert "was not measured: a context of 1 tokens" in run.stdout and run.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "to", "message"),
+    [
+        ("generation_config.json", "bos_token_id", 10**30, "gguf", "beyond 64 bits"),
+        ("config.json", "my_key", float("nan"), "hf", "config.json would hold a value that JSON cannot"),
+        ("tokenizer_config.json", "added_tokens_decoder", {"300000000": {"content": "<x>"}}, "gguf", "has 300000001"),
+    ],
+)
+def test_absurd_values(file: str, key: str, value: object, to: str, message: str, meta: Path, tmp_path: Path) -> None:
+    assert puna(meta, tmp_path / "hf").returncode == 0
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    raw = json.loads((tmp_path / "hf" / file).read_text())
+    (tmp_path / "hf" / file).write_text(json.dumps(raw | {key: value}))
+    run = puna(tmp_path / "hf", tmp_path / "out", "--to", to)
+    assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr, run.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+def test_an_id_as_large_as_no_vocabulary(meta: Path, tmp_path: Path) -> None:
+    """In tokenizer.json, which says nothing of its size: refused at once, before memory for all ids below is taken."""
+    assert puna(meta, tmp_path / "hf").returncode == 0
+    (tmp_path / "hf" / "tokenizer.model").unlink()
+    path = tmp_path / "hf" / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["model"]["vocab"]["<0x17>"] = 300_000_000
+    path.write_text(json.dumps(raw))
+    started = time.perf_counter()
+    run = puna(tmp_path / "hf", tmp_path / "out", "--to", "gguf")
+    assert run.returncode == 1 and "300000001 tokens and the embedding 420 rows" in run.stderr, run.stderr
+    assert time.perf_counter() - started < 10
+
+
+def test_a_tokenizer_whose_parts_do_not_fit(meta: Path, tmp_path: Path) -> None:
+    assert puna(meta, tmp_path / "hf").returncode == 0
+    (tmp_path / "hf" / "tokenizer.model").unlink()
+    path = tmp_path / "hf" / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<nowhere>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }
+    path.write_text(json.dumps(raw))
+    run = puna(tmp_path / "hf", tmp_path / "out", "--to", "gguf")
+    assert run.returncode == 1 and "no tokenizer.json" in run.stderr and "Traceback" not in run.stderr, run.stderr
+
+
+def test_a_gguf_without_token_types(meta: Path, tmp_path: Path) -> None:
+    assert puna(meta, tmp_path / "m.gguf", "--to", "gguf").returncode == 0
+    file = open_gguf(tmp_path / "m.gguf")
+    keys = {key: value for key, value in file.metadata.items() if key != "tokenizer.ggml.token_type"}
+    tensors = [NewTensor(t.name, t.format, t.shape, np.array(t.data)) for t in file.tensors.values()]
+    write_gguf(tmp_path / "bare.gguf", keys, tensors)
+    run = puna(tmp_path / "bare.gguf", tmp_path / "out.gguf", "--to", "gguf", "--pad-vocab-to", "64")
+    assert run.returncode == 0, run.stderr
+    assert len(open_gguf(tmp_path / "out.gguf").metadata["tokenizer.ggml.token_type"]) == 448
+
+
+def test_names_that_are_not_utf8(meta: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"src\xff")
+    shutil.copytree(meta, folder)
+    for to in ("hf", "gguf"):
+        run = subprocess.run(
+            [sys.executable, "-m", "puna", "convert", folder, tmp_path / to, "--to", to],
+            capture_output=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
 
 
 def test_tokenizer_only(meta: Path, tmp_path: Path) -> None:
@@ -171,6 +261,13 @@ def test_llama_3_speaks_its_template_and_stops(tmp_path: Path) -> None:
     GenerationConfig(bos_token_id=128000, eos_token_id=128001).save_pretrained(tmp_path / "base")
     convert(tmp_path / "base", tmp_path / "chat", to="hf", instruct=True)
     assert GenerationConfig.from_pretrained(tmp_path / "chat").eos_token_id == [128001, 128009]
+    file = open_gguf(tmp_path / "direct.gguf")
+    gone = ("tokenizer.chat_template", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+    keys = {key: value for key, value in file.metadata.items() if key not in gone}
+    tensors = [NewTensor(t.name, t.format, t.shape, np.array(t.data)) for t in file.tensors.values()]
+    write_gguf(tmp_path / "bare.gguf", keys, tensors)
+    convert(tmp_path / "bare.gguf", tmp_path / "chat.gguf", to="gguf", instruct=True)
+    assert open_gguf(tmp_path / "chat.gguf").metadata["tokenizer.ggml.eot_token_id"] == 128009
     run = puna(tmp_path / "direct.gguf", tmp_path / "again.gguf", "--to", "gguf", "--instruct")
     assert run.returncode == 1 and "has a chat template of its own" in run.stderr
     run = puna(tmp_path / "hf", tmp_path / "m.gguf", "--to", "gguf", "--quantize", "q8_0")
@@ -178,8 +275,6 @@ def test_llama_3_speaks_its_template_and_stops(tmp_path: Path) -> None:
     again = load_tokenizer(tmp_path / "m.gguf")
     for text in ("Hello, world 12345 don't", "  été\n\n 日本 🦙"):
         assert again.encode(text) == load_tokenizer(folder).encode(text)
-    from puna.formats.gguf import open_gguf
-
     keys = open_gguf(tmp_path / "m.gguf").metadata
     assert keys["tokenizer.ggml.pre"] == "llama-bpe"
     assert {keys[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")} == {128001, 128008, 128009}

@@ -246,3 +246,35 @@ def test_llama_cpp_loads_it(name: str, model: Path, tmp_path: Path) -> None:
     wanted = np.array(theirs["logits"])
     error = np.sqrt(((ours - wanted) ** 2).mean() / (wanted**2).mean())
     assert error < (1e-2 if FORMATS.get(name, FORMATS["q4_K"]).values == 1 else 3e-2)
+
+
+@pytest.mark.skipif(not PEER.exists(), reason="llama.cpp is installed by `make peers`")
+@pytest.mark.parametrize("where", ["model", "added", "again"])
+def test_llama_cpp_finds_user_defined_tokens(where: str, tmp_path: Path) -> None:
+    """With spaces in them too, whether a SentencePiece model has them or a tokenizer added them."""
+    wanted = ["foo bar", "<x>"]
+    folder = tiny(tmp_path / "hf")
+    if where == "model":
+        pieces = [token.replace(" ", "▁") for token in wanted]
+        (folder / "tokenizer.model").write_bytes(train_sentencepiece(user_defined_symbols=pieces))
+    else:
+        config = tiny_config(vocab_size=430)
+        folder = write_folder(tmp_path / "wide", config, tiny_tensors(config))
+        tokenizer = LlamaTokenizer.from_pretrained(tmp_path / "hf", legacy=True)
+        tokenizer.add_tokens(wanted)
+        tokenizer.save_pretrained(folder)
+    file = tmp_path / "m.gguf"
+    convert(folder, file, to="gguf")
+    if where == "again":
+        convert(file, tmp_path / "back", to="hf")
+        convert(tmp_path / "back", file, to="gguf", overwrite=True)
+    tokens = list(open_gguf(file).metadata["tokenizer.ggml.tokens"])
+    ids = [tokens.index(token) for token in wanted]
+    run = subprocess.run(
+        [str(PEER), "-c", _LLAMA_CPP, str(file), json.dumps(["a foo bar b", "a<x>b"])],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    theirs = json.loads(run.stdout.splitlines()[-1])["ids"]
+    ours = load_tokenizer(file)
+    for index, text, found in zip(ids, ("a foo bar b", "a<x>b"), theirs, strict=True):
+        assert index in found and index in ours.encode(text)

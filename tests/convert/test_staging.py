@@ -19,6 +19,7 @@ import pytest
 from puna import convert
 from puna.checkpoint import open_checkpoint
 from puna.checkpoint.convert import run as conversion_run
+from puna.checkpoint.convert import staging
 from puna.checkpoint.convert.staging import partial, partial_folder, replaced_path
 from puna.config import GenerationConfig
 from puna.conversion import convert_tokenizer
@@ -181,6 +182,37 @@ def test_killed_while_it_replaces(tmp_path: Path) -> None:
     assert contents(goal) != old and not replaced_path(goal).exists()
 
 
+def test_half_an_old_model_never_comes_back(tmp_path: Path) -> None:
+    """Killed while it deletes what it replaced: that has another name by then, and goes with the next run."""
+    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    convert(model, goal, to="hf", shards=3)
+    deleted = []
+
+    def killed(path: Path, **options: object) -> None:
+        if not deleted:
+            deleted.append(path)
+            (path / "model-00002-of-00003.safetensors").unlink()
+            raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(StoppedError):
+        patched.setattr(shutil, "rmtree", killed)
+        convert(model, goal, to="hf", dtype="float16", overwrite=True)
+    assert open_checkpoint(goal).config.dtype == "float16" and len(deleted) == 1 and not replaced_path(goal).exists()
+    goal.rename(tmp_path / "final")
+    convert(model, goal, to="hf")
+    assert open_checkpoint(goal).config.dtype == "float32" and not deleted[0].exists()
+
+
+def test_what_was_there_does_not_come_back_under_a_running_process(tmp_path: Path) -> None:
+    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    convert(model, goal, to="hf")
+    with partial(goal, {"other": 1}):
+        goal.rename(replaced_path(goal))  # as the other process does, about to put the new one there
+        with pytest.raises(StorageError, match="another process is converting"):
+            convert(model, goal, to="hf")
+    assert not goal.exists()
+
+
 @pytest.mark.parametrize("to", ["hf", "gguf"])
 def test_what_comes_into_being_meanwhile_is_not_replaced(to: str, tmp_path: Path) -> None:
     model, goal = with_tokenizer(tmp_path / "in"), tmp_path / "out"
@@ -207,6 +239,10 @@ def test_names_that_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for goal in (".", "..", "../b", tmp_path / "a"):
         with pytest.raises(StorageError, match="is the current folder, or one around it"):
             convert(model, goal, to="hf")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for goal in (tmp_path / "loop", tmp_path / "loop" / "x"):
+        with pytest.raises(StorageError, match="loop"):
+            convert(model, goal, to="hf")
     for goal in (".lock", ".puna-conversion.json"):
         with pytest.raises(StorageError, match="puna keeps records under that name"):
             convert(model, goal, to="gguf")
@@ -228,6 +264,32 @@ def test_a_tokenizer_is_resumed_whole(tmp_path: Path, monkeypatch: pytest.Monkey
     convert_tokenizer(model, goal)
     convert_tokenizer(model, tmp_path / "fresh")
     assert contents(goal) == contents(tmp_path / "fresh")
+
+
+def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(staging, "write_json", refuse)
+    with pytest.raises(StorageError, match="No space left"):
+        convert(source(tmp_path / "in"), tmp_path / "out", to="hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_source_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said of the source, before anything is written; root may read everything, so the refusal is made up."""
+    model = with_tokenizer(tmp_path / "in")
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: object, **options: object) -> object:
+        if path.name == "tokenizer.model" and path.parent == model and arguments == ("rb",):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model cannot be read \(Permission denied\)"):
+        convert(model, tmp_path / "out", to="hf")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

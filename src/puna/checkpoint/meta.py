@@ -176,8 +176,8 @@ def _check_copies(name: str, parts: Sequence[StoredTensor], paths: Sequence[Path
     for part, path in zip(parts[1:], paths[1:], strict=True):
         if part.shape != parts[0].shape or not np.array_equal(part.data, parts[0].data):
             raise CheckpointError(
-                f"{path}: {name} differs from that of {paths[0].name}; each shard of a model has the same norms, so "
-                "these belong to different models"
+                f"{path}: {name} differs from that of {paths[0].name}, and each of these shards has the same; they "
+                f"belong to different models, or {PARAMS} does"
             )
 
 

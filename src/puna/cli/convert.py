@@ -141,7 +141,7 @@ def _plan(plan: Plan) -> Iterator[str]:
 
 def _show(done: Converted) -> None:
     conversion = done.conversion
-    for note in conversion.notes:
+    for note in [note for note in done.notes if note not in conversion.plan.notes]:  # those were shown before
         typer.secho(f"note: {note}", fg="yellow")
     if conversion.errors:
         typer.echo("relative error of what was rounded, by kind of tensor:")

@@ -8,6 +8,7 @@ import typer
 
 from puna.cli import options
 from puna.cli.terminal import command, print_json
+from puna.errors import RequestError
 
 
 @command
@@ -25,6 +26,9 @@ def pull(
     """
     from puna import hub
 
+    reference = hub.read_reference(repo)
+    if revision is not None and reference.revision is not None:
+        raise RequestError(f"{repo!r} names a revision, and --revision another, {revision!r}; leave one out")
     downloads: list[hub.Download] = []
 
     def announce(download: hub.Download) -> None:
@@ -32,7 +36,7 @@ def pull(
         if not json:
             hub.say(download)
 
-    path = hub.fetch(hub.read_reference(repo), include=include or (), announce=announce, revision=revision)
+    path = hub.fetch(reference, include=include or (), announce=announce, revision=revision)
     if json:
         files = [{"name": name, "bytes": size} for one in downloads for name, size in one.missing.items()]
         print_json({"model": repo, "path": str(path), "downloaded": files})

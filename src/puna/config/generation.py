@@ -173,8 +173,4 @@ class GenerationConfig:
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `generation_config.json` into `folder`, which is made if needed."""
         self.validate()
-        target = make_folder(folder)
-        try:
-            write_json(target / "generation_config.json", self.to_dict())
-        except (TypeError, RecursionError) as exc:
-            raise ConfigError(f"the generation configuration holds a value that JSON cannot: {exc}") from exc
+        write_json(make_folder(folder) / "generation_config.json", self.to_dict())

@@ -359,11 +359,7 @@ class LlamaConfig:
         self.validate()
         if not isinstance(self.hidden_act, str):
             raise ConfigError(f"hidden_act is {self.hidden_act!r}; a file can only hold an activation's name")
-        target = make_folder(folder)
-        try:
-            write_json(target / "config.json", self.to_dict())
-        except (TypeError, RecursionError) as exc:
-            raise ConfigError(f"the configuration holds a value that JSON cannot: {exc}") from exc
+        write_json(make_folder(folder) / "config.json", self.to_dict())
 
 
 def _refuse_other_architectures(fields: Mapping[str, Any]) -> None:

@@ -88,8 +88,10 @@ def _value(value: Value) -> bytes:
     if isinstance(value, bool):
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int):
-        kind, code = next((kind, code) for kind, code, low, high in _WHOLE if low <= value < high)
-        return struct.pack(f"<I{code}", kind, value)
+        for kind, code, low, high in _WHOLE:
+            if low <= value < high:
+                return struct.pack(f"<I{code}", kind, value)
+        raise CheckpointError(f"the number {str(value)[:40]} has more than 64 bits, which GGUF does not hold")
     if isinstance(value, np.float64):
         return struct.pack("<Id", 12, value)
     if isinstance(value, float):

@@ -298,6 +298,10 @@ def _pipeline(vocab_file: str | Path | None, tokenizer_file: str | Path | None) 
 def read_pipeline(data: bytes, name: str) -> Tokenizer:
     """Reads a tokenizer.json; `name` is for the error."""
     try:
-        return Tokenizer.from_str(data.decode())
-    except Exception as exc:  # tokenizers raises nothing narrower
+        tokenizer = Tokenizer.from_str(data.decode())
+        tokenizer.encode("")  # where a part of it does not fit the others, it stops here
+        return tokenizer
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as exc:  # tokenizers raises nothing narrower, and panics with what is no Exception
         raise TokenizerError(f"{name}: no tokenizer.json ({exc}); download the file again") from exc

@@ -47,9 +47,11 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
         return _filled(keys | ({"tokenizer.chat_template": LLAMA_3} if instruct else {}), rows)
     if kind == "sentencepiece":
         slow = LlamaTokenizer.from_pretrained(path)
+        _check_rows(_count(slow), rows)
         return _filled(_sentencepiece(slow) | _common(slow), rows)
     fast = load_tokenizer(path)
     assert isinstance(fast, LlamaTokenizerFast)
+    _check_rows(_count(fast), rows)
     if instruct:
         fast.chat_template = LLAMA_3
     return _filled(_pipeline(fast) | _common(fast), rows)
@@ -104,10 +106,14 @@ def _scored(
         if types[index] not in fixed:
             tokens[index] = token.content
             types[index] = PieceType.CONTROL if token.special else PieceType.USER_DEFINED
+    # User-defined tokens are looked for in the text as it stands, in which spaces are not U+2581 yet.
+    whole = [kind == PieceType.USER_DEFINED for kind in types]
     return {
         f"{PREFIX}model": "llama",
         f"{PREFIX}pre": "default",
-        f"{PREFIX}tokens": tokens,
+        f"{PREFIX}tokens": [
+            token.replace("▁", " ") if cut else token for token, cut in zip(tokens, whole, strict=True)
+        ],
         f"{PREFIX}scores": np.array(scores, np.float32),
         f"{PREFIX}token_type": np.array(types, np.int32),
     }
@@ -166,6 +172,19 @@ def _in_order(vocab: Mapping[str, int]) -> list[str]:
     return tokens
 
 
+def _count(tokenizer: TokenizerBase) -> int:
+    """Tokens, up to the highest id."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def _check_rows(tokens: int, rows: int) -> None:
+    if tokens > rows:
+        raise TokenizerError(
+            f"the tokenizer has {tokens} tokens and the embedding {rows} rows; a GGUF file needs a row for each: "
+            f"convert with --vocab-size {tokens}"
+        )
+
+
 def _filler(index: int) -> str:
     return f"[PAD{index}]"
 
@@ -175,15 +194,11 @@ def _filled(keys: dict[str, Any], rows: int) -> dict[str, Value]:
     tokens = list(keys.get(f"{PREFIX}tokens", []))
     if not tokens:
         raise TokenizerError("the GGUF file has no tokens; give the folder of the model's own tokenizer")
-    if len(tokens) > rows:
-        raise TokenizerError(
-            f"the tokenizer has {len(tokens)} tokens and the embedding {rows} rows; a GGUF file needs a row for each: "
-            f"convert with --vocab-size {len(tokens)}"
-        )
+    _check_rows(len(tokens), rows)
     missing = range(len(tokens), rows)
     if missing:
         keys[f"{PREFIX}tokens"] = tokens + [_filler(index) for index in missing]
-        types = np.asarray(keys[f"{PREFIX}token_type"], np.int32)
+        types = np.asarray(keys.get(f"{PREFIX}token_type", [PieceType.NORMAL] * len(tokens)), np.int32)
         keys[f"{PREFIX}token_type"] = np.append(types, np.full(len(missing), PieceType.UNUSED, np.int32))
         if f"{PREFIX}scores" in keys:
             scores = np.asarray(keys[f"{PREFIX}scores"], np.float32)

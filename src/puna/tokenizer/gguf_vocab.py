@@ -86,19 +86,30 @@ def sentencepiece_model(vocabulary: GgufVocabulary) -> bytes:
     for index in unknown:  # SentencePiece wants exactly one
         types[index] = PieceType.CONTROL
     types[unk] = PieceType.UNKNOWN
-    # llama.cpp finds user-defined tokens in the text as it stands, SentencePiece where spaces are U+2581 already.
-    pieces = [
-        token.replace(" ", "▁") if kind == PieceType.USER_DEFINED else token
-        for token, kind in zip(vocabulary.tokens, types, strict=True)
-    ]
     return write_model(
-        pieces,
+        _spelled(vocabulary.tokens, types),
         [float(score) for score in scores],
         types,
         add_dummy_prefix=vocabulary.flag("add_space_prefix", True),
         remove_extra_whitespaces=vocabulary.flag("remove_extra_whitespaces", False),
         ids={**vocabulary.ids, "unk": unk},
     )
+
+
+def _spelled(tokens: list[str], types: list[int]) -> list[str]:
+    """The pieces of tokens: llama.cpp finds user-defined ones in the text as it stands, SentencePiece where spaces are
+    U+2581 already. A piece that is there already in that spelling keeps it, and the user-defined one is never found.
+    """
+    taken = set(tokens)
+    pieces = []
+    for token, kind in zip(tokens, types, strict=True):
+        spelled = token.replace(" ", "▁")
+        if kind == PieceType.USER_DEFINED and spelled not in taken:
+            taken.add(spelled)
+            pieces.append(spelled)
+        else:
+            pieces.append(token)
+    return pieces
 
 
 def merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:

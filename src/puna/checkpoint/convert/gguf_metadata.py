@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.checkpoint.convert.model import Model
-from puna.checkpoint.gguf_config import END_IDS
+from puna.checkpoint.gguf_config import END_IDS, read_gguf_config
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.gguf import open_gguf
@@ -23,6 +23,9 @@ _OURS = (
     "general.alignment",
     "general.type",
 )
+
+_COMPUTED = ("llama.", "tokenizer.", "split.")
+"""Beginnings of the keys that a model is computed from, which are written anew."""
 
 _ENDS = (END_IDS[0], *reversed(END_IDS[1:]))
 """Keys of the ids that end an answer, in the order in which a model's are put there."""
@@ -45,6 +48,7 @@ def gguf_metadata(model: Model, file_type: int, quantised: bool, instruct: bool 
     if config.hidden_act != "silu":
         raise CheckpointError(f"hidden_act is {config.hidden_act!r}; llama.cpp computes LLaMAs with silu alone")
     name = model.path.stem if model.path.is_file() else model.path.resolve().name
+    name = name.encode("utf-8", "replace").decode()
     keys: dict[str, Value] = {"general.architecture": "llama", "general.type": "model", "general.name": name}
     keys |= {key: _wide(value) for key, value in _descriptions(model).items()}
     keys["general.file_type"] = file_type
@@ -68,11 +72,11 @@ def gguf_metadata(model: Model, file_type: int, quantised: bool, instruct: bool 
 
 
 def _descriptions(model: Model) -> dict[str, Any]:
-    """What a GGUF file says about its model that nothing is computed from: author, licence and the like."""
+    """What a GGUF file says about its model that nothing is computed from: author, licence, keys of anybody's."""
     if model.kind != "gguf":
         return {}
     stored = open_gguf(model.path).metadata
-    return {key: stored[key] for key in stored if key.startswith("general.") and key not in _OURS}
+    return {key: stored[key] for key in stored if not key.startswith(_COMPUTED) and key not in _OURS}
 
 
 def description_notes(model: Model) -> list[str]:
@@ -83,16 +87,21 @@ def description_notes(model: Model) -> list[str]:
 
 def _wide(value: Any) -> Value:
     """A stored value; one that a float32 does not hold was a float64."""
-    wide: Value = np.float64(value) if type(value) is float and float(np.float32(value)) != value else value
-    return wide
+    if type(value) is not float or not math.isfinite(value):
+        return value  # type: ignore[no-any-return]
+    with np.errstate(over="ignore"):
+        return value if float(np.float32(value)) == value else np.float64(value)
 
 
 def _ids(model: Model) -> dict[str, Value]:
-    """Special ids of the model's own configuration, which generation obeys, over the tokenizer's."""
-    if model.kind == "gguf":  # whose own keys are kept
-        return {}
-    config = model.config
-    ids = {"bos": config.bos_token_id, "padding": config.pad_token_id} | dict(zip(_ENDS, _ends(model), strict=False))
+    """Special ids that generation obeys, over the tokenizer's."""
+    config, generation = model.config, model.generation
+    if model.kind == "gguf" and generation == read_gguf_config(open_gguf(model.path))[1]:
+        return {}  # the file's own are kept
+    ids = {
+        "bos": config.bos_token_id if generation.bos_token_id is None else generation.bos_token_id,
+        "padding": config.pad_token_id if generation.pad_token_id is None else generation.pad_token_id,
+    } | dict(zip(_ENDS, _ends(model), strict=False))
     return {f"tokenizer.ggml.{name}_token_id": index for name, index in ids.items() if index is not None}
 
 

@@ -12,6 +12,8 @@ from puna.errors import CheckpointError
 Layout = Literal["hf", "meta", "gguf"]
 LAYOUTS: tuple[Layout, ...] = ("hf", "meta", "gguf")
 
+_MOST_THREADS = 256
+
 
 @dataclass(frozen=True)
 class Options:
@@ -41,6 +43,8 @@ class Options:
         Raises:
             CheckpointError, TokenizerError: an option does not go with the others, or with the source.
         """
+        if self.threads is not None and not 0 < self.threads <= _MOST_THREADS:
+            raise CheckpointError(f"threads is {self.threads}; it must be a whole number from 1 to {_MOST_THREADS}")
         if self.shards is not None and self.shards < 1:
             raise CheckpointError(f"{self.shards} shards; give a number from 1")
         if self.layout == "gguf" and self.shards not in (None, 1):

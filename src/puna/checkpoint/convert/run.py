@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -239,8 +240,17 @@ def _record(source: Checkpoint, options: Options, calibration: Calibration | Non
 
 
 def _files_record(files: Iterable[Path]) -> dict[str, Any]:
-    stats = {path.resolve(): path.stat() for path in files}
-    return {
-        "puna": __version__,
-        "files": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()],
-    }
+    """What tells files from others, all of which can be read.
+
+    Raises:
+        CheckpointError: one cannot.
+    """
+    found = []
+    for path in dict.fromkeys(files):
+        try:
+            with path.open("rb") as file:
+                stat = os.fstat(file.fileno())
+        except OSError as exc:
+            raise CheckpointError(f"{path} cannot be read ({exc.strerror}); check its permissions") from exc
+        found.append([ascii(str(path.resolve())), stat.st_size, stat.st_mtime_ns])  # names need not be UTF-8
+    return {"puna": __version__, "files": found}

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ def replaced_path(goal: Path) -> Path:
     return goal.parent / f".{goal.name}.puna-old"
 
 
+def _gone_path(goal: Path) -> Path:
+    """Where the old `goal` is while it is deleted, and what is left of it if that was interrupted."""
+    return goal.parent / f".{goal.name}.puna-gone"
+
+
 def check_goal(goal: Path, overwrite: bool, sources: Iterable[Path]) -> None:
     """Refuses a goal that is taken, and even with `overwrite` one that would cost a file or folder of the source.
 
@@ -39,12 +44,15 @@ def check_goal(goal: Path, overwrite: bool, sources: Iterable[Path]) -> None:
     Raises:
         StorageError: the goal will not do.
     """
-    here, current = goal.resolve(), Path.cwd()
+    try:
+        here, current = goal.resolve(), Path.cwd()
+    except (OSError, RuntimeError) as exc:  # links in a circle, a current folder that is gone
+        raise StorageError(f"{goal} is no place to write to ({exc}); choose another name") from exc
     if here in (current, *current.parents):
         raise StorageError(f"{goal} is the current folder, or one around it; give the name of a new one")
     if goal.name in (_RECORD, _LOCK):
         raise StorageError(f"{goal}: puna keeps records under that name; choose another")
-    used = (partial_folder(goal).resolve(), replaced_path(goal).resolve())
+    used = [place(goal).resolve() for place in (partial_folder, replaced_path, _gone_path)]
     for source in sources:
         if any(place in (source.resolve(), *source.resolve().parents) for place in used):
             raise StorageError(f"{source} lies where {goal} is made; move it, or choose another name for the result")
@@ -54,12 +62,19 @@ def check_goal(goal: Path, overwrite: bool, sources: Iterable[Path]) -> None:
             for place in (path.parent.resolve() / path.name, path.resolve()):
                 if here in (place, *place.parents):
                     raise StorageError(f"{goal} is, or holds, the model to be converted; choose another name")
-    old = replaced_path(goal)
-    if old.exists() and not _is_taken(goal):
-        with storage_errors(goal):
-            old.replace(goal)
+    _restore(goal)
     if _is_taken(goal) and not overwrite:
         raise StorageError(f"{goal} exists already; choose another name, or give --overwrite to replace it")
+
+
+def _restore(goal: Path) -> None:
+    """Puts back what was at `goal`, unless another process is just replacing it."""
+    old, place = replaced_path(goal), partial_folder(goal)
+    if not old.exists() or _is_taken(goal):
+        return
+    with _locked(place, goal) if place.exists() else nullcontext(), storage_errors(goal):
+        if not _is_taken(goal):
+            old.replace(goal)
 
 
 def _is_taken(goal: Path) -> bool:
@@ -84,13 +99,13 @@ def partial(goal: Path, record: Mapping[str, Any]) -> Iterator[Path]:
     with _locked(place, goal):
         if _finished(place) and not (place / _RECORD).is_file():
             raise StorageError(f"{place}, where {goal} is made, holds other files; move them")
-        if _read(place / _RECORD) != json.loads(json.dumps(record)):
-            with storage_errors(goal):
-                _empty(place)
-                write_json(place / _RECORD, record)
-        for unfinished in place.glob(".*.tmp"):
-            unfinished.unlink()
         try:
+            if _read(place / _RECORD) != json.loads(json.dumps(record)):
+                with storage_errors(goal):
+                    _empty(place)
+                    write_json(place / _RECORD, record)
+            for unfinished in place.glob(".*.tmp"):
+                unfinished.unlink()
             yield place
         except BaseException:
             if not any(_finished(place)):  # nothing worth going on with: leave no trace
@@ -111,14 +126,14 @@ def publish(place: Path, goal: Path, single: str | None, overwrite: bool) -> Non
         old = replaced_path(goal)
         if not overwrite and _is_taken(goal):
             raise StorageError(f"{goal} has come into being meanwhile; move it, and repeat the command to go on")
+        _delete(goal)
         if overwrite and (goal.exists() or goal.is_symlink()):
-            _remove(old)
             goal.replace(old)
         # A process killed here leaves everything: the old files in `old`, the new ones in `place`, where the next run
         # finds them whole.
         (place if single is None else place / single).replace(goal)
         _sync(goal.parent)
-        _remove(old)
+        _delete(goal)
         if single is not None:
             shutil.rmtree(place, ignore_errors=True)
         else:
@@ -144,6 +159,15 @@ def _locked(place: Path, goal: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _delete(goal: Path) -> None:
+    """Deletes what was at `goal`, under another name: half of it must never come back."""
+    old, gone = replaced_path(goal), _gone_path(goal)
+    _remove(gone)
+    if old.exists() or old.is_symlink():
+        old.replace(gone)
+        _remove(gone)
 
 
 def _finished(place: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from puna.checkpoint.names import expected_tensors
 from puna.checkpoint.saving import INDEX, split_into_shards, weight_index, write_shard
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
-from puna.files import write_json
+from puna.files import json_bytes, write_json
 from puna.formats.blocks import BlockFormat
 
 _CLASSES = {"lm": "LlamaForCausalLM", "classification": "LlamaForSequenceClassification", "none": "LlamaModel"}
@@ -46,6 +46,9 @@ def hf_target(
         raise CheckpointError(f"{shards} shards of {len(new)} tensors; give a number from 1 to {len(new)}")
     placed = split_into_shards(new, "5GB" if shard_size is None else shard_size, shards)
     config = LlamaConfig.from_dict(model.config.to_dict(), dtype=main.torch, architectures=[_CLASSES[model.head]])
+
+    for name, found in (("config.json", config), ("generation_config.json", model.generation)):
+        json_bytes(found.to_dict(), name)  # before anything is written
 
     def finish(folder: Path) -> list[str]:
         config.save_pretrained(folder)

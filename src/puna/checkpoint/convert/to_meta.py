@@ -91,21 +91,25 @@ def _unsaid(model: Model, params: Mapping[str, Any]) -> tuple[str | None, list[s
 
 
 def _differences(model: Model, params: Mapping[str, Any], version: str | None) -> dict[str, str]:
-    config = model.config
+    config, own = model.config, model.generation
     read, generation = read_as(params, config.vocab_size, version)
     factor, read_factor = ((one.rope_scaling or {}).get("factor") for one in (config, read))
-    ends, read_ends = ([*sorted(ids)] for ids in (model.generation.eos_token_ids, generation.eos_token_ids))
+    ends, read_ends = ([*sorted(ids)] for ids in (own.eos_token_ids, generation.eos_token_ids))
     return {
         what: f"{ours}, read as {theirs}"
         for what, ours, theirs in (
             ("context of", config.max_position_embeddings, read.max_position_embeddings),
             (_FACTOR, factor, read_factor),
-            ("bos_token_id", config.bos_token_id, read.bos_token_id),
-            ("pad_token_id", config.pad_token_id, read.pad_token_id),
+            ("bos_token_id", _first(own.bos_token_id, config.bos_token_id), read.bos_token_id),
+            ("pad_token_id", _first(own.pad_token_id, config.pad_token_id), read.pad_token_id),
             ("ends of answers", ends, read_ends),
         )
         if ours != theirs
     }
+
+
+def _first(*ids: int | None) -> int | None:
+    return next((index for index in ids if index is not None), None)
 
 
 def _check_divisible(config: LlamaConfig, count: int) -> None:
