@@ -45,11 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--input_dir", type=Path, required=True, help="folder of Meta's files, or of one folder per size")
     add("--model_size", choices=_SIZES, help="which model of several in input_dir; tokenizer_only converts no weights")
     add("--output_dir", type=Path, required=True, help="new folder to write the model and tokenizer to")
-    add(
-        "--llama_version",
-        choices=(*RELEASES, _GUARD),
-        help="release, which gives the context [default: found]",
-    )
+    add("--llama_version", choices=(*RELEASES, _GUARD), help="release, which gives the context [default: found]")
     add("--num_shards", type=int, help="shards the model must have; found from the files if left out")
     add("--safe_serialization", type=_flag, default=True, nargs="?", const=True, help="must be true: safetensors")
     add("--instruct", type=_flag, default=False, nargs="?", const=True, help="add Llama 3's chat template")

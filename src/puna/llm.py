@@ -20,6 +20,7 @@ from puna.backend import Backend
 from puna.config import GenerationConfig, LlamaConfig
 from puna.engine import Engine, Request, Sampling
 from puna.errors import BackendError, ChatTemplateError, MissingExtraError, RequestError
+from puna.native.library import check_threads
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -330,8 +331,7 @@ def _open_backend(
 ) -> Backend:
     if name not in ("auto", "torch", "native"):
         raise BackendError(f"backend is {name!r}; it must be 'auto', 'torch' or 'native'")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 256):
-        raise BackendError(f"threads is {threads!r}; it must be a whole number from 1 to 256")
+    check_threads(threads)
     if isinstance(max_batch, bool) or not isinstance(max_batch, int) or not 0 < max_batch <= 1024:
         raise BackendError(f"max_batch is {max_batch!r}; it must be a whole number from 1 to 1024")
     if checkpoint.head != "lm":

@@ -159,7 +159,9 @@ def test_what_metas_files_do_not_say(
 def test_scaled_positions_come_back_from_meta(theta: float, factor: float, tmp_path: Path) -> None:
     scaling = LLAMA3 | {"factor": factor}
     source = model(tmp_path / "hf", rope_theta=theta, rope_scaling=scaling, max_position_embeddings=131072)
-    said = notes(source, tmp_path / "meta", to="meta")
+    done = convert(source, tmp_path / "meta", to="meta", verify=True)
+    said = "\n".join(done.notes)
+    assert done.nll["after"] == pytest.approx(done.nll["before"], abs=1e-6)  # read as that release
     version = "3.2" if factor == 32 else None
     assert ("reads them with --llama-version 3.2" in said) == (version is not None)
     convert(tmp_path / "meta", tmp_path / "back", to="hf", llama_version=version)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from puna.checkpoint.meta_params import PARAMS, RELEASES, Params, config_from_params, read_params, release
-from puna.checkpoint.names import expected_tensors, interleaved_rows, is_ignored, meta_split, to_hf
+from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors, interleaved_rows, is_ignored, meta_split, to_hf
 from puna.checkpoint.validation import refuse_extra
 from puna.checkpoint.weight import Rows, Weight
 from puna.config import GenerationConfig, LlamaConfig
@@ -24,8 +24,6 @@ from puna.formats.mapped import release as forget
 from puna.formats.torch_zip import open_torch_zip
 
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
-
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 Shard = Mapping[str, StoredTensor]
 
@@ -66,8 +64,8 @@ def open_meta(folder: Path, version: str | None = None) -> MetaModel:
     shards = [_translate(path) for path in paths]
     _check_same_names(paths, shards)
     rows = _vocabulary(folder, params, shards)
-    dtype = shards[0][_EMBEDDING].format.torch
-    tied = _HEAD not in shards[0]
+    dtype = shards[0][EMBEDDING].format.torch
+    tied = HEAD not in shards[0]
     config, generation = config_from_params(params, rows, tied, dtype, version or release(params, rows))
     tensors = {
         name: _join(name, shape, [shard[name] for shard in shards], paths, config)
@@ -75,9 +73,9 @@ def open_meta(folder: Path, version: str | None = None) -> MetaModel:
         if name in shards[0]
     }
     refuse_extra(sorted(shards[0].keys() - tensors.keys()))
-    if not tied and same_bytes(tensors[_EMBEDDING], tensors[_HEAD]):
+    if not tied and same_bytes(tensors[EMBEDDING], tensors[HEAD]):
         config, generation = config_from_params(params, rows, True, dtype, version or release(params, rows))
-        del tensors[_HEAD]
+        del tensors[HEAD]
     return MetaModel(tuple(paths), config, generation, tensors)
 
 
@@ -112,7 +110,7 @@ def _translate(path: Path) -> dict[str, StoredTensor]:
         refuse_extra(extra)
     except CheckpointError as exc:
         raise CheckpointError(f"{path}: {exc}") from exc
-    if _EMBEDDING not in named:
+    if EMBEDDING not in named:
         raise CheckpointError(f"{path}: has no tok_embeddings.weight; the file is no language model, or not whole")
     return named
 
@@ -129,7 +127,7 @@ def _check_same_names(paths: Sequence[Path], shards: Sequence[Shard]) -> None:
 
 def _vocabulary(folder: Path, params: Params, shards: Sequence[Shard]) -> int:
     """Rows of the embedding, whichever axis the shards divide; `params.json` must not contradict them."""
-    shape = shards[0][_EMBEDDING].shape
+    shape = shards[0][EMBEDDING].shape
     divided = len(shape) == 2 and shape[1] == params.dim  # along the vocabulary, or not at all
     rows = shape[0] * len(shards) if divided else shape[0]
     if params.vocabulary is not None and params.vocabulary != rows:
@@ -148,7 +146,7 @@ def _join(
     if len(parts) > 1 and axis is None:
         _check_copies(name, parts, paths)
         parts = parts[:1]
-    if name == _EMBEDDING and parts[0].shape[1:] == shape[1:]:
+    if name == EMBEDDING and parts[0].shape[1:] == shape[1:]:
         axis = 0
     axis = axis or 0
     held = sum(part.shape[axis] for part in parts) if len(parts[0].shape) == len(shape) else -1
@@ -176,7 +174,7 @@ def _check_copies(name: str, parts: Sequence[StoredTensor], paths: Sequence[Path
     for part, path in zip(parts[1:], paths[1:], strict=True):
         if part.shape != parts[0].shape or not np.array_equal(part.data, parts[0].data):
             raise CheckpointError(
-                f"{path}: {name} differs from that of {paths[0].name}, and each of these shards has the same; they "
+                f"{path}: {name} differs from that of {paths[0].name}, where shards of one model are the same; they "
                 f"belong to different models, or {PARAMS} does"
             )
 

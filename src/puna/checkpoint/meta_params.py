@@ -133,7 +133,7 @@ def config_from_params(
     if params.scaled:
         scaling = {
             "rope_type": "llama3",
-            "factor": _FACTORS["3.2" if version == "3.2" else "3.1"],
+            "factor": _FACTORS.get(version, _FACTORS["3.1"]),
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,

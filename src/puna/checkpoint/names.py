@@ -104,6 +104,10 @@ def _split(name: str) -> tuple[str, str]:
     return f"{name[: match.start()]}.{{n}}.{name[match.end() :]}", match[1]
 
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+"""The two matrices of vocabulary rows, which are one where they are tied."""
+
+
 def to_hf(name: str, dialect: Dialect) -> str | None:
     """Hugging Face's name of the tensor that `dialect` calls `name`; None if it is not a tensor of a LLaMA."""
     pattern, layer = _split(name)

@@ -179,6 +179,12 @@ def machine() -> Machine:
     return Machine(features, kernels, library.puna_physical_cores(), library.puna_logical_cores())
 
 
+def check_threads(threads: object) -> None:
+    """Raises BackendError unless `threads` is a number of threads that may be asked for, or None."""
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 256):
+        raise BackendError(f"threads is {threads!r}; it must be a whole number from 1 to 256")
+
+
 def default_threads(asked: int | None) -> int:
     """`asked`, or one thread for each physical core where that is None."""
     return machine().physical_cores if asked is None else asked

@@ -47,11 +47,11 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
         return _filled(keys | ({"tokenizer.chat_template": LLAMA_3} if instruct else {}), rows)
     if kind == "sentencepiece":
         slow = LlamaTokenizer.from_pretrained(path)
-        _check_rows(_count(slow), rows)
+        check_count(token_count(slow), rows)
         return _filled(_sentencepiece(slow) | _common(slow), rows)
     fast = load_tokenizer(path)
     assert isinstance(fast, LlamaTokenizerFast)
-    _check_rows(_count(fast), rows)
+    check_count(token_count(fast), rows)
     if instruct:
         fast.chat_template = LLAMA_3
     return _filled(_pipeline(fast) | _common(fast), rows)
@@ -172,16 +172,17 @@ def _in_order(vocab: Mapping[str, int]) -> list[str]:
     return tokens
 
 
-def _count(tokenizer: TokenizerBase) -> int:
+def token_count(tokenizer: TokenizerBase) -> int:
     """Tokens, up to the highest id."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
-def _check_rows(tokens: int, rows: int) -> None:
+def check_count(tokens: int, rows: int) -> None:
+    """Raises TokenizerError where an embedding of `rows` has none for some of the tokens."""
     if tokens > rows:
         raise TokenizerError(
-            f"the tokenizer has {tokens} tokens and the embedding {rows} rows; a GGUF file needs a row for each: "
-            f"convert with --vocab-size {tokens}"
+            f"the tokenizer has {tokens} tokens and the embedding {rows} rows, which leaves some without; convert with "
+            f"--vocab-size {tokens} or more, or give the model another tokenizer first"
         )
 
 
@@ -194,7 +195,7 @@ def _filled(keys: dict[str, Any], rows: int) -> dict[str, Value]:
     tokens = list(keys.get(f"{PREFIX}tokens", []))
     if not tokens:
         raise TokenizerError("the GGUF file has no tokens; give the folder of the model's own tokenizer")
-    _check_rows(len(tokens), rows)
+    check_count(len(tokens), rows)
     missing = range(len(tokens), rows)
     if missing:
         keys[f"{PREFIX}tokens"] = tokens + [_filler(index) for index in missing]

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.checkpoint.convert.model import Model
-from puna.checkpoint.gguf_config import END_IDS, read_gguf_config
+from puna.checkpoint.gguf_config import END_IDS
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
-from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import Value
 from puna.tokenizer.gguf_export import gguf_tokenizer
 
@@ -68,14 +67,14 @@ def gguf_metadata(model: Model, file_type: int, quantised: bool, instruct: bool 
         "llama.rope.freq_base": config.rope_theta,
         "llama.vocab_size": config.vocab_size,
     }
-    return keys | _rope_keys(config) | gguf_tokenizer(model.tokenizer, config.vocab_size, instruct) | _ids(model)
+    keys |= _rope_keys(config) | gguf_tokenizer(model.tokenizer, config.vocab_size, instruct)
+    # A GGUF file's own ids are kept, unless the end of a turn was added.
+    return keys if model.kind == "gguf" and not instruct else keys | _ids(model)
 
 
 def _descriptions(model: Model) -> dict[str, Any]:
     """What a GGUF file says about its model that nothing is computed from: author, licence, keys of anybody's."""
-    if model.kind != "gguf":
-        return {}
-    stored = open_gguf(model.path).metadata
+    stored = model.metadata
     return {key: stored[key] for key in stored if not key.startswith(_COMPUTED) and key not in _OURS}
 
 
@@ -87,21 +86,16 @@ def description_notes(model: Model) -> list[str]:
 
 def _wide(value: Any) -> Value:
     """A stored value; one that a float32 does not hold was a float64."""
-    if type(value) is not float or not math.isfinite(value):
-        return value  # type: ignore[no-any-return]
-    with np.errstate(over="ignore"):
-        return value if float(np.float32(value)) == value else np.float64(value)
+    wide: Value = value
+    if type(value) is float and math.isfinite(value):
+        with np.errstate(over="ignore"):
+            wide = value if float(np.float32(value)) == value else np.float64(value)
+    return wide
 
 
 def _ids(model: Model) -> dict[str, Value]:
     """Special ids that generation obeys, over the tokenizer's."""
-    config, generation = model.config, model.generation
-    if model.kind == "gguf" and generation == read_gguf_config(open_gguf(model.path))[1]:
-        return {}  # the file's own are kept
-    ids = {
-        "bos": config.bos_token_id if generation.bos_token_id is None else generation.bos_token_id,
-        "padding": config.pad_token_id if generation.pad_token_id is None else generation.pad_token_id,
-    } | dict(zip(_ENDS, _ends(model), strict=False))
+    ids = {"bos": model.bos_token_id, "padding": model.pad_token_id} | dict(zip(_ENDS, _ends(model), strict=False))
     return {f"tokenizer.ggml.{name}_token_id": index for name, index in ids.items() if index is not None}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from puna.checkpoint.names import EMBEDDING, HEAD
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat
@@ -82,7 +83,7 @@ def _wanted(mix: Mix, name: str, config: LlamaConfig, weighted: bool) -> str:
     main, kind = mix.main, _SAME.get(mix.name, mix.name)
     if FORMATS[main].values == 1 or main == "q8_0":
         return main
-    if name == "lm_head.weight" or (name == "model.embed_tokens.weight" and config.tie_word_embeddings):
+    if name == HEAD or (name == EMBEDDING and config.tie_word_embeddings):
         return "q6_K"
     if not name.startswith("model.layers."):
         return main

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from puna.checkpoint.convert.rows import Cast, pack, values
 from puna.checkpoint.convert.surgery import pool_heads, resize_vocabulary
-from puna.checkpoint.convert.tokenizer_files import check_rows, turn_end
+from puna.checkpoint.convert.tokenizer_files import check_instruct, check_rows
 from puna.checkpoint.loading import Checkpoint, Kind
-from puna.checkpoint.names import Head
+from puna.checkpoint.names import EMBEDDING, Head
 from puna.checkpoint.weight import Rows
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat
+from puna.formats.gguf import open_gguf
 
 _PLAIN = {
     spelling.lower(): form
@@ -46,6 +49,25 @@ class Model:
     def generation(self) -> GenerationConfig:
         """What generation obeys: the model's own settings, or what its configuration says."""
         return self.generation_config or GenerationConfig.from_model_config(self.config)
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id that begins a text, generation's before the configuration's."""
+        own: int | None = self.generation.bos_token_id
+        configured: int | None = self.config.bos_token_id
+        return configured if own is None else own
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id that pads, likewise."""
+        own: int | None = self.generation.pad_token_id
+        configured: int | None = self.config.pad_token_id
+        return configured if own is None else own
+
+    @functools.cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        """What a GGUF file says; nothing for other layouts."""
+        return open_gguf(self.path).metadata if self.kind == "gguf" else {}
 
     def generation_notes(self) -> list[str]:
         """For layouts that hold no settings of generation: which there are."""
@@ -86,9 +108,13 @@ def changed(model: Model, kv_heads: int | None, vocab_size: int | None, pad_voca
     return replace(model, config=config, tensors=tensors)
 
 
-def chatting(model: Model) -> Model:
-    """The model with the end of a turn among what ends an answer, as Llama 3's chat template needs it."""
-    ends, turn = model.generation.eos_token_ids, turn_end(model.tokenizer)
+def chatting(model: Model, layout: str) -> Model:
+    """The model with the end of a turn among what ends an answer, as Llama 3's chat template needs it.
+
+    Raises:
+        TokenizerError: its tokenizer cannot be given that template.
+    """
+    ends, turn = model.generation.eos_token_ids, check_instruct(model.tokenizer, layout)
     if turn in ends:
         return model
     return replace(
@@ -117,7 +143,7 @@ def main_type(model: Model, dtype: BlockFormat | None) -> BlockFormat:
         return dtype
     if any(rows.format.values > 1 for rows in model.tensors.values()):
         return FORMATS["f32"]
-    return model.tensors["model.embed_tokens.weight"].format
+    return model.tensors[EMBEDDING].format
 
 
 def plain(rows: Rows, main: BlockFormat, asked: bool) -> Rows:

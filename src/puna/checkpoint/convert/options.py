@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from puna.checkpoint.convert.tokenizer_files import check_instruct
-from puna.checkpoint.loading import Checkpoint
 from puna.errors import CheckpointError
+from puna.native.library import check_threads
 
 Layout = Literal["hf", "meta", "gguf"]
 LAYOUTS: tuple[Layout, ...] = ("hf", "meta", "gguf")
-
-_MOST_THREADS = 256
 
 
 @dataclass(frozen=True)
@@ -37,14 +34,13 @@ class Options:
             raise CheckpointError(f"--to is {self.to!r}; it must be one of {', '.join(LAYOUTS)}")
         return self.to or ("hf" if self.quantize is None else "gguf")
 
-    def check(self, source: Checkpoint) -> None:
+    def check(self) -> None:
         """Refuses what would have no effect, or two effects.
 
         Raises:
-            CheckpointError, TokenizerError: an option does not go with the others, or with the source.
+            CheckpointError, BackendError: an option is out of range, or does not go with the others.
         """
-        if self.threads is not None and not 0 < self.threads <= _MOST_THREADS:
-            raise CheckpointError(f"threads is {self.threads}; it must be a whole number from 1 to {_MOST_THREADS}")
+        check_threads(self.threads)
         if self.shards is not None and self.shards < 1:
             raise CheckpointError(f"{self.shards} shards; give a number from 1")
         if self.layout == "gguf" and self.shards not in (None, 1):
@@ -57,5 +53,3 @@ class Options:
                 f"quantize is {self.quantize!r}: only GGUF files hold quantised weights, and dtype is for others; "
                 "use --to gguf, without --dtype"
             )
-        if self.instruct:
-            check_instruct(source.tokenizer, self.layout)

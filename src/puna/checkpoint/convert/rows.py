@@ -114,6 +114,7 @@ class Columns(Derived):
 
     def take(self, rows: Index) -> Bytes:
         """Those columns of some rows."""
+        assert self.first % self.format.values == self.last % self.format.values == 0, "blocks cannot be cut"
         first, last = (column // self.format.values * self.format.bytes for column in (self.first, self.last))
         return self.source.take(rows)[:, first:last]
 

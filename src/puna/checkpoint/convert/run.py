@@ -103,12 +103,12 @@ def convert_checkpoint(
         CheckpointError: the source is damaged, or cannot be expressed in the layout.
         StorageError: no space, no permission, or something at `target` already.
     """
-    options.check(source)
+    options.check()
     goal = _goal(target, options.layout, overwrite, source)
     before = opened(source)
     model = changed(before, options.kv_heads, options.vocab_size, options.pad_vocab_to)
     if options.instruct:
-        model = chatting(model)
+        model = chatting(model, options.layout)
     made = _target(model, goal, options, None if calibration is None else {})
     started = time.perf_counter()
     with partial(goal, _record(source, options, calibration)) as place:

@@ -147,15 +147,13 @@ def _locked(place: Path, goal: Path) -> Iterator[None]:
     with storage_errors(goal):
         handle = os.open(place / _LOCK, os.O_CREAT | os.O_RDWR, 0o666)
     try:
-        try:
-            with storage_errors(goal):
+        with storage_errors(goal):
+            try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except StorageError as exc:
-            if not isinstance(exc.__cause__, BlockingIOError):
-                raise
-            raise StorageError(
-                f"{goal}: another process is converting to it now; wait, or choose another name"
-            ) from exc
+            except BlockingIOError as exc:
+                raise StorageError(
+                    f"{goal}: another process is converting to it now; wait, or choose another name"
+                ) from exc
         yield
     finally:
         os.close(handle)

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.checkpoint.convert.rows import Cast, Derived, pack, pieces, values
+from puna.checkpoint.names import EMBEDDING, HEAD
 from puna.checkpoint.weight import Bytes, Index, Rows
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS
 
 _POOLED = re.compile(r"\.self_attn\.[kv]_proj\.(weight|bias)$")
-_VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def resize_vocabulary(
     if wanted < needed:
         raise CheckpointError(f"a vocabulary of {wanted} rows loses special token {needed - 1}; {needed} are needed")
     changed = {
-        name: Resized(as_floats(source), wanted) if name in _VOCABULARY else source for name, source in tensors.items()
+        name: Resized(as_floats(source), wanted) if name in (EMBEDDING, HEAD) else source
+        for name, source in tensors.items()
     }
     return LlamaConfig.from_dict(config.to_dict(), vocab_size=wanted), changed
 

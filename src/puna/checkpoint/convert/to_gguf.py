@@ -10,16 +10,13 @@ from puna.checkpoint.convert.mixes import MIXES, Mix, choose
 from puna.checkpoint.convert.model import Model, main_type
 from puna.checkpoint.convert.rows import Cast, Quantized, Reordered
 from puna.checkpoint.convert.target import NewFile, Target, new_tensor
-from puna.checkpoint.names import expected_tensors, from_hf, interleaved_rows
+from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors, from_hf, interleaved_rows
 from puna.checkpoint.weight import Rows
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat
-from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import write_gguf
 from puna.formats.new_tensor import NewTensor
-
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 Importance = dict[str, NDArray[np.float32]]
 """How much each input of a matrix matters, by Hugging Face's name of the matrix."""
@@ -77,7 +74,7 @@ def gguf_target(
 
 def _importance_of(name: str, importance: Importance | None, config: LlamaConfig) -> NDArray[np.float32] | None:
     """Of a tied head too, which is measured as the head and stored as the embedding."""
-    measured = _HEAD if name == _EMBEDDING and config.tie_word_embeddings else name
+    measured = HEAD if name == EMBEDDING and config.tie_word_embeddings else name
     return (importance or {}).get(measured)
 
 
@@ -92,7 +89,7 @@ def _file_type(model: Model, tensors: dict[str, Rows], dtype: BlockFormat | None
     if mix is not None:
         return mix.file_type
     if model.kind == "gguf" and all(rows.format == model.tensors[name].format for name, rows in tensors.items()):
-        said = open_gguf(model.path).metadata.get("general.file_type")
+        said = model.metadata.get("general.file_type")
         if type(said) is int:
             return said
     kinds = [rows.format for rows in tensors.values() if len(rows.shape) > 1]

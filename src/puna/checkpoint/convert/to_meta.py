@@ -15,7 +15,7 @@ from puna.checkpoint.convert.target import NewFile, Target, new_tensor
 from puna.checkpoint.convert.tokenizer_files import write_meta_tokenizer
 from puna.checkpoint.meta import same_bytes, shard_name
 from puna.checkpoint.meta_params import LLAMA3_VOCABULARY, PARAMS, RELEASES, params_from_config, read_as
-from puna.checkpoint.names import expected_tensors, from_hf, interleaved_rows, meta_split
+from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors, from_hf, interleaved_rows, meta_split
 from puna.checkpoint.weight import Rows
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
@@ -23,8 +23,6 @@ from puna.files import write_json
 from puna.formats.blocks import BlockFormat
 from puna.formats.new_tensor import NewTensor
 from puna.formats.torch_zip_writer import write_torch_zip
-
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _FACTOR = "rope_scaling factor"
 
@@ -60,11 +58,11 @@ def meta_target(model: Model, dtype: BlockFormat | None, shards: int | None = No
     }
     stored = dict(tensors)
     if config.tie_word_embeddings:
-        stored[_HEAD] = stored[_EMBEDDING]  # Meta's code has no tied head: it loads both
+        stored[HEAD] = stored[EMBEDDING]  # Meta's code has no tied head: it loads both
     version, notes = _unsaid(model, params)
     notes += [*model.generation_notes(), *description_notes(model)]
-    if not config.tie_word_embeddings and same_bytes(tensors[_EMBEDDING], tensors[_HEAD]):
-        del tensors[_HEAD]
+    if not config.tie_word_embeddings and same_bytes(tensors[EMBEDDING], tensors[HEAD]):
+        del tensors[HEAD]
         notes.append("head and embedding are equal, which readers take for tied ones")
 
     def finish(folder: Path) -> list[str]:
@@ -91,25 +89,21 @@ def _unsaid(model: Model, params: Mapping[str, Any]) -> tuple[str | None, list[s
 
 
 def _differences(model: Model, params: Mapping[str, Any], version: str | None) -> dict[str, str]:
-    config, own = model.config, model.generation
+    config = model.config
     read, generation = read_as(params, config.vocab_size, version)
     factor, read_factor = ((one.rope_scaling or {}).get("factor") for one in (config, read))
-    ends, read_ends = ([*sorted(ids)] for ids in (own.eos_token_ids, generation.eos_token_ids))
+    ends, read_ends = ([*sorted(ids)] for ids in (model.generation.eos_token_ids, generation.eos_token_ids))
     return {
         what: f"{ours}, read as {theirs}"
         for what, ours, theirs in (
             ("context of", config.max_position_embeddings, read.max_position_embeddings),
             (_FACTOR, factor, read_factor),
-            ("bos_token_id", _first(own.bos_token_id, config.bos_token_id), read.bos_token_id),
-            ("pad_token_id", _first(own.pad_token_id, config.pad_token_id), read.pad_token_id),
+            ("bos_token_id", model.bos_token_id, read.bos_token_id),
+            ("pad_token_id", model.pad_token_id, read.pad_token_id),
             ("ends of answers", ends, read_ends),
         )
         if ours != theirs
     }
-
-
-def _first(*ids: int | None) -> int | None:
-    return next((index for index in ids if index is not None), None)
 
 
 def _check_divisible(config: LlamaConfig, count: int) -> None:
@@ -136,7 +130,7 @@ def _slices(config: LlamaConfig, tensors: dict[str, Rows], number: int, count: i
         order = interleaved_rows(name, config)
         source: Rows = rows if order is None else Reordered(rows, np.argsort(order))
         axis = meta_split(name, rows.shape)
-        if name == _EMBEDDING and config.vocab_size >= LLAMA3_VOCABULARY:
+        if name == EMBEDDING and config.vocab_size >= LLAMA3_VOCABULARY:
             axis = 0
         if axis is None or count == 1:
             yield new_tensor(meta, source)

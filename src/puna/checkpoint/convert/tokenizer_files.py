@@ -10,6 +10,7 @@ from puna.errors import PunaError, TokenizerError
 from puna.files import atomic_write
 from puna.tokenizer import load_tokenizer
 from puna.tokenizer.fast import LlamaTokenizerFast
+from puna.tokenizer.gguf_export import check_count, token_count
 from puna.tokenizer.load import find
 from puna.tokenizer.proto import PieceType, read_pieces
 from puna.tokenizer.slow import LlamaTokenizer
@@ -27,14 +28,15 @@ def tokenizer_files(source: Path) -> list[Path]:
     """Every file that a tokenizer at `source`, a folder or a file, may be read from."""
     if not source.is_dir():
         return [source]
-    inside = (sorted((source / name).glob("*")) for name in _FOLDERS)
-    return [
-        path for path in (*(source / name for name in _FILES), *(p for some in inside for p in some)) if path.is_file()
-    ]
+    inside = [path for name in _FOLDERS for path in sorted((source / name).glob("*"))]
+    return [path for path in (*(source / name for name in _FILES), *inside) if path.is_file()]
 
 
-def check_instruct(source: Path, layout: str) -> None:
+def check_instruct(source: Path, layout: str) -> int:
     """Whether a tokenizer can be given Llama 3's template: Meta's files have none, whether the model chats or not.
+
+    Returns:
+        the id that ends a turn.
 
     Raises:
         TokenizerError: it has a template, is no tokenizer of Llama 3, or goes to a layout that holds no templates.
@@ -42,16 +44,12 @@ def check_instruct(source: Path, layout: str) -> None:
     if layout == "meta":
         raise TokenizerError("instruct adds a chat template, for which Meta's layout has no place; leave it out")
     tokenizer = load_tokenizer(source)
-    missing = sorted(set(LLAMA_3_TOKENS) - tokenizer.get_vocab().keys())
+    vocabulary = tokenizer.get_vocab()
+    missing = sorted(set(LLAMA_3_TOKENS) - vocabulary.keys())
     if missing or tokenizer.chat_template is not None:
         why = f"has no {missing[0]}" if missing else "has a chat template of its own"
         raise TokenizerError(f"{source}: instruct adds Llama 3's chat template, and the tokenizer {why}; leave it out")
-
-
-def turn_end(source: Path) -> int:
-    """The id that ends a turn in Llama 3's chat template."""
-    index: int = load_tokenizer(source).get_vocab()[LLAMA_3_TOKENS[-1]]
-    return index
+    return vocabulary[LLAMA_3_TOKENS[-1]]
 
 
 def check_rows(source: Path, rows: int) -> None:
@@ -61,25 +59,20 @@ def check_rows(source: Path, rows: int) -> None:
         TokenizerError: it has not.
     """
     try:
-        tokens = max(load_tokenizer(source).get_vocab().values(), default=-1) + 1
+        tokens = token_count(load_tokenizer(source))
     except PunaError:  # none is written then, which is said elsewhere
         return
-    if tokens > rows:
-        raise TokenizerError(
-            f"the tokenizer has {tokens} tokens and the embedding {rows} rows, which leaves some without; give "
-            f"--vocab-size {tokens} or more, or the model another tokenizer first"
-        )
+    check_count(tokens, rows)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> bool:
     """Copies a Hugging Face folder's tokenizer files as they are; False where it has none."""
-    found = [name for name in _FILES if (source / name).is_file()]
-    for name in found:
-        with atomic_write(folder / name) as file, (source / name).open("rb") as original:
+    found = tokenizer_files(source)
+    for path in found:
+        copy = folder / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        with atomic_write(copy) as file, path.open("rb") as original:
             shutil.copyfileobj(original, file)
-    for name in _FOLDERS:
-        if (source / name).is_dir():
-            shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
     return bool(found)
 
 
