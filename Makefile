@@ -71,7 +71,7 @@ arm: $(VENV)/.build
 	timeout 900 qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=build/arm build/arm/schedules
 
 bench: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model $(VENV)/.dev
-	$(BIN)/python benchmarks/beside_transformers.py
+	$(BIN)/python benchmarks/compare_transformers.py
 
 # Engines to compare with, each in an environment of its own for benchmarks/compare.py, and its first table.
 peers: $(VENV)/.puna $(VENV)/.model $(VENV)/.dev .peers/llama/.done .peers/openvino/.done .peers/onnxruntime/.done

@@ -2,7 +2,7 @@
 
 Prefill and decode take turns, so that a slow minute of the machine meets all three; medians of `--repeat`.
 
-    python benchmarks/beside_transformers.py [--model PATH] [--prefill 128] [--decode 32] [--repeat 5]
+    python benchmarks/compare_transformers.py [--model PATH] [--prefill 128] [--decode 32] [--repeat 5]
 """
 
 from __future__ import annotations
