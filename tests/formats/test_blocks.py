@@ -75,9 +75,9 @@ def test_quantised_by_gguf_read_by_us() -> None:
     [
         ((3, 33), 100, "rows of 33 values"),
         ((2, 32), 67, "67 bytes stored"),
-        ((0, 32), 0, "positive extents"),
+        ((0, 32), 0, "positive axes"),
         ((1,) * 9 + (32,), 34, "up to 8"),
-        ((2**63, 32), 34, "positive extents"),
+        ((2**63, 32), 34, "positive axes"),
     ],
 )
 def test_a_tensor_that_does_not_fit_its_bytes_is_refused(shape: tuple[int, ...], held: int, message: str) -> None:

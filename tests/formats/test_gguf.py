@@ -186,7 +186,7 @@ HOSTILE = {
     "no dimensions": (whole([], [tensor("t", ())], bytes(16)), "0 dimensions"),
     "five dimensions": (whole([], [tensor("t", (1,) * 5)], bytes(16)), "5 dimensions"),
     "a billion dimensions": (whole([], [text("t") + struct.pack("<I", 2**32 - 1)], bytes(16)), "dimensions"),
-    "extent 0": (whole([], [tensor("t", (4, 0))], bytes(16)), "positive extents"),
+    "extent 0": (whole([], [tensor("t", (4, 0))], bytes(16)), "positive axes"),
     "huge extents": (whole([], [tensor("t", (2**63, 2**63))], bytes(16)), "truncated"),
     "type": (whole([], [tensor("t", kind=99)], bytes(16)), "ggml type 99"),
     "type not read": (whole([], [tensor("t", (256,), kind=18)], bytes(99)), "iq3_xxs"),

@@ -1,4 +1,4 @@
-"""`Weight`: one tensor of a model, under Hugging Face's name and in its row order, whatever files it came from."""
+"""`Weight`: one tensor of a model, with Hugging Face's name and row order, whatever the files' format."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ Bytes = NDArray[np.uint8]
 
 
 class Rows(Named, Protocol):
-    """A tensor whose rows can be asked for; `Weight` is one. A vector is rows of one value."""
+    """A tensor that can be read row by row, such as a `Weight`. Each element of a vector is a row."""
 
     @property
     def widest(self) -> int:
-        """Most bytes that a row needs on its way from the file, temporary values included."""
+        """Memory that reading one row needs, in bytes, temporary arrays included."""
         ...
 
     def take(self, rows: Index) -> Bytes:
-        """The packed bytes of some rows, (rows, bytes per row)."""
+        """Returns the packed bytes of the given rows, (rows, bytes per row)."""
         ...
 
     def release(self) -> None:
-        """Gives back the mapped memory read so far."""
+        """Lets the system drop the mapped file's bytes from memory."""
         ...
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor that a model uses; nothing is read until its bytes or values are asked for.
+    """A tensor of a model. Its bytes are read from the files when a method returns them, not before.
 
     Attributes:
-        name: Hugging Face's.
-        parts: the tensor as the files have it: whole, or in parts that lie one after the other along `axis`. What GPTQ
-            or AWQ packed is a part in the format it can be had in.
+        name: Hugging Face's name.
+        parts: the stored tensors that are joined along `axis`: several if Meta's shards divide the tensor, else one. A
+            GPTQ or AWQ matrix is one part.
         axis: 0, rows of one part follow those of another; 1, each part holds some columns of every row.
-        order: stored row of each row, where the files keep another order; None where it is the same. Blocks run along
-            rows, so that whole rows move and quantised ones keep their bits.
+        order: stored row of each row; None if the files have the same order. Only whole rows move, so that the blocks
+            of quantised rows keep their bits.
     """
 
     name: str
@@ -60,37 +60,40 @@ class Weight:
 
     @property
     def format(self) -> BlockFormat:
-        """How its values are packed."""
+        """The format of the values."""
         return self.parts[0].format
 
     @property
     def widest(self) -> int:
-        """Most bytes that a row needs on its way from the file: those it has."""
+        """Memory that reading one row needs: its bytes."""
         return self.format.size(self.shape) // self.shape[0]
 
     @property
     def data(self) -> Bytes:
-        """The packed bytes, flat, in the files' order of rows; a view of the file where it holds them so."""
+        """The packed bytes, flat, with rows in the files' order; a view of the file where possible."""
         if len(self.parts) == 1:
             return self.parts[0].data
         return self._stored(np.arange(self.shape[0])).reshape(-1)
 
     def release(self) -> None:
-        """Gives back the memory in which the files' bytes lie; they are read again when they are asked for again."""
+        """Lets the system drop the files' bytes from memory; later accesses read the files again."""
         for part in self.parts:
             part.release()
 
     def take(self, rows: Index) -> Bytes:
-        """The packed bytes of some rows, (rows, bytes per row); a vector is rows of one value."""
+        """Returns the packed bytes of the given rows, (rows, bytes per row); each element of a vector is a row."""
         return self._stored(rows if self.order is None else self.order[rows])
 
     def rows(self) -> Bytes:
-        """The packed bytes, (rows, bytes per row); a vector is one row. A view of the file unless rows must move."""
+        """Returns the packed bytes, (rows, bytes per row); a view of the file unless `order` moves rows.
+
+        Unlike in `take`, a vector is one row.
+        """
         rows = self._ordered()
         return rows if len(self.shape) > 1 else rows.reshape(1, -1)
 
     def to_float32(self) -> NDArray[np.float32]:
-        """The values, unpacked into a new writable array of `shape`."""
+        """Returns the values as a new writable array of `shape`."""
         return self.format.decode(self._ordered().reshape(-1)).reshape(self.shape)
 
     def _ordered(self) -> Bytes:
@@ -98,7 +101,7 @@ class Weight:
         return rows if self.order is None else rows[self.order]
 
     def _stored(self, rows: Index) -> Bytes:
-        """The bytes of the stored rows `rows`."""
+        """Returns the packed bytes of rows numbered in the files' order."""
         if self.axis == 1:
             return np.concatenate([part.take(rows) for part in self.parts], axis=1)
         if len(self.parts) == 1:
@@ -106,8 +109,8 @@ class Weight:
         out = np.empty((len(rows), self.widest), np.uint8)
         first = 0
         for part in self.parts:
-            here = (rows >= first) & (rows < first + part.shape[0])
-            if here.any():
-                out[here] = part.take(rows[here] - first)
+            inside = (rows >= first) & (rows < first + part.shape[0])
+            if inside.any():
+                out[inside] = part.take(rows[inside] - first)
             first += part.shape[0]
         return out

@@ -1,6 +1,7 @@
-"""A tensor on its way into a file: name, format and shape at once, its bytes when their turn comes.
+"""`NewTensor`: a tensor to be written, whose name, format and shape are known before its bytes.
 
-The writers of this room ask for sizes first and for bytes last, so that nobody ever holds more than a piece.
+The writers of this package need all sizes first and read the bytes last, one piece at a time, so that a file larger
+than memory can be written.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class NewTensor:
 
     Attributes:
         shape: outermost axis first.
-        data: its bytes in C order, or a function that makes them, whole or piece by piece, when their turn comes.
+        data: the bytes in C order, or a function that returns them, as one buffer or as an iterable of buffers; the
+            writer calls the function when it reaches the tensor.
     """
 
     name: str
@@ -35,25 +37,25 @@ class NewTensor:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes."""
+        """The tensor's size in bytes."""
         return self.format.size(self.shape)
 
     def pieces(self) -> Iterator[memoryview]:
-        """Its bytes, in order.
+        """Yields the tensor's bytes, in order.
 
         Raises:
-            CheckpointError: they are not as many as the shape takes.
+            CheckpointError: the data has more or fewer bytes than `size`.
         """
         data = self.data() if callable(self.data) else self.data
-        whole = isinstance(data, (bytes, bytearray, memoryview, np.ndarray))
-        buffers: Iterable[Any] = (data,) if whole else data
-        found = 0
+        is_buffer = isinstance(data, (bytes, bytearray, memoryview, np.ndarray))
+        buffers: Iterable[Any] = (data,) if is_buffer else data
+        count = 0
         for buffer in buffers:
             view = buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)
-            found += view.nbytes
-            if found > self.size:
+            count += view.nbytes
+            if count > self.size:
                 break
             if view.nbytes:
                 yield view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
-        if found != self.size:
-            raise CheckpointError(f"tensor {self.name!r} has {found} bytes; {self.shape} takes {self.size}")
+        if count != self.size:
+            raise CheckpointError(f"tensor {self.name!r} has {count} bytes; the shape {self.shape} needs {self.size}")
