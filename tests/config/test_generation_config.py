@@ -10,14 +10,14 @@ from puna import GenerationConfig, LlamaConfig
 from puna.errors import ConfigError
 
 
-def test_defaults_are_the_reference_s():
+def test_defaults_equal_those_of_the_reference():
     config = GenerationConfig()
     assert (config.max_length, config.max_new_tokens, config.do_sample, config.top_k) == (20, None, False, 50)
     assert (config.temperature, config.top_p, config.repetition_penalty, config.num_beams) == (1.0, 1.0, 1.0, 1)
     assert config.eos_token_ids == ()
 
 
-def test_only_what_differs_is_written(tmp_path):
+def test_only_fields_that_differ_from_the_defaults_are_written(tmp_path):
     config = GenerationConfig(eos_token_id=[128001, 128009], temperature=0.6, do_sample=True, transformers_version="4")
     config.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {
@@ -33,7 +33,7 @@ def test_a_null_means_the_default():
     assert GenerationConfig.from_dict({"temperature": None, "top_k": None}).top_k == 50
 
 
-def test_ids_come_from_the_model():
+def test_token_ids_come_from_the_model_configuration():
     config = GenerationConfig.from_model_config(LlamaConfig(eos_token_id=[2, 3], pad_token_id=0))
     assert (config.bos_token_id, config.eos_token_ids, config.pad_token_id) == (1, (2, 3), 0)
 
@@ -52,11 +52,11 @@ def test_ids_come_from_the_model():
         ({"do_sample": "yes"}, "do_sample is 'yes'"),
     ],
 )
-def test_values_out_of_range_are_named(fields, words):
+def test_errors_name_the_field_and_its_value(fields, words):
     with pytest.raises(ConfigError, match=words):
         GenerationConfig(**fields)
 
 
-def test_minus_one_means_none():
+def test_a_token_id_of_minus_one_means_none():
     config = GenerationConfig.from_dict({"pad_token_id": -1, "eos_token_id": [2, -1]})
     assert (config.pad_token_id, config.eos_token_ids) == (None, (2,))

@@ -1,4 +1,4 @@
-"""LlamaConfig: defaults of the page, every spelling of rope, refusals, and files that round-trip."""
+"""LlamaConfig: documented defaults, every form of the rope settings, errors, and files that round-trip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LLAMA3 = {
 }
 
 
-def test_defaults_are_those_of_the_page():
+def test_defaults_equal_those_of_the_reference_documentation():
     config = LlamaConfig()
     assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (32000, 4096, 11008)
     assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (32, 32, 32)
@@ -33,7 +33,7 @@ def test_defaults_are_those_of_the_page():
 
 
 @pytest.mark.parametrize(
-    ("given", "read"),
+    ("settings", "expected"),
     [
         ({"type": "linear", "factor": 2}, {"rope_type": "linear", "factor": 2.0}),
         ({"rope_type": "dynamic", "factor": 4.0}, {"rope_type": "dynamic", "factor": 4.0}),
@@ -50,14 +50,14 @@ def test_defaults_are_those_of_the_page():
         ),
     ],
 )
-def test_rope_scaling_in_every_spelling(given, read):
-    assert LlamaConfig(rope_scaling=given, rope_theta=5e5).rope_scaling == read
-    config = LlamaConfig(rope_parameters={**given, "rope_theta": 5e5})
-    assert (config.rope_theta, config.rope_scaling) == (5e5, read)
-    assert config.rope_parameters == {**(read or {"rope_type": "default"}), "rope_theta": 5e5}
+def test_every_form_of_the_rope_settings_is_read(settings, expected):
+    assert LlamaConfig(rope_scaling=settings, rope_theta=5e5).rope_scaling == expected
+    config = LlamaConfig(rope_parameters={**settings, "rope_theta": 5e5})
+    assert (config.rope_theta, config.rope_scaling) == (5e5, expected)
+    assert config.rope_parameters == {**(expected or {"rope_type": "default"}), "rope_theta": 5e5}
 
 
-def test_longrope_derives_what_the_paper_derives():
+def test_longrope_factors_are_derived_as_in_the_paper():
     config = LlamaConfig(
         **SMALL,
         max_position_embeddings=4096,
@@ -115,18 +115,18 @@ def test_longrope_derives_what_the_paper_derives():
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["partial_rotary_factor"]),
     ],
 )
-def test_a_bad_field_is_refused_by_name_and_value(fields, words):
-    with pytest.raises(ConfigError) as caught:
+def test_errors_name_the_field_its_value_and_the_limit(fields, words):
+    with pytest.raises(ConfigError) as error:
         LlamaConfig(**fields)
     for word in words:
-        assert word in str(caught.value)
+        assert word in str(error.value)
 
 
-def test_minus_one_means_no_padding_token():
+def test_a_padding_id_of_minus_one_means_no_padding_token():
     assert LlamaConfig(pad_token_id=-1).pad_token_id is None
 
 
-def test_other_architectures_are_refused_by_name():
+def test_other_architectures_are_errors_that_name_them():
     with pytest.raises(ConfigError, match="'mistral'"):
         LlamaConfig.from_dict({"model_type": "mistral"})
     with pytest.raises(ConfigError, match="MistralForCausalLM"):
@@ -143,7 +143,7 @@ def test_unknown_keys_are_kept_and_written_back(tmp_path):
         _ = config.absent
 
 
-def test_labels_follow_each_other():
+def test_label_fields_are_derived_from_each_other():
     config = LlamaConfig(num_labels=3)
     assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
     config.num_labels = 1
@@ -151,17 +151,17 @@ def test_labels_follow_each_other():
     assert LlamaConfig.from_dict({"id2label": {"0": "ham", "1": "spam"}}).label2id == {"ham": 0, "spam": 1}
 
 
-def test_overrides_win_over_a_file_however_it_spells_rope():
+def test_overrides_take_precedence_over_every_form_of_the_rope_settings():
     fields = LlamaConfig(rope_theta=5e5, rope_scaling=LLAMA3, dtype="bfloat16").to_dict()
-    changed = LlamaConfig.from_dict(fields, rope_scaling={"type": "linear", "factor": 3})
-    assert (changed.rope_theta, changed.rope_scaling) == (5e5, {"rope_type": "linear", "factor": 3.0})
+    config = LlamaConfig.from_dict(fields, rope_scaling={"type": "linear", "factor": 3})
+    assert (config.rope_theta, config.rope_scaling) == (5e5, {"rope_type": "linear", "factor": 3.0})
     assert LlamaConfig.from_dict(fields, rope_theta=1e6).rope_parameters == {**LLAMA3, "rope_theta": 1e6}
     assert LlamaConfig.from_dict(fields, rope_parameters={"rope_type": "default"}).rope_scaling is None
     assert LlamaConfig.from_dict(fields, torch_dtype="float16").dtype == "float16"
     assert LlamaConfig.from_dict(fields, num_labels=5).num_labels == 5
 
 
-def test_context_is_stretched_by_the_types_that_stretch_it():
+def test_linear_scaling_extends_the_context_and_llama3_does_not():
     assert LlamaConfig(rope_scaling={"type": "linear", "factor": 2.5}).context_length == 5120
     assert LlamaConfig(rope_scaling=LLAMA3, max_position_embeddings=131072).context_length == 131072
 
@@ -176,18 +176,18 @@ def test_a_callable_activation_works_but_cannot_be_saved(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"vocab_size": "many"}', b'{"model_type": null}x']
 )
-def test_a_broken_file_is_named(tmp_path, content):
+def test_the_error_for_an_invalid_file_names_the_file(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"config\.json"):
         LlamaConfig.from_pretrained(tmp_path)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_the_error_for_a_missing_file_names_it(tmp_path):
     with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
         LlamaConfig.from_pretrained(tmp_path)
 
 
-def test_edits_after_construction_are_read_like_arguments(tmp_path):
+def test_assigned_fields_are_checked_like_arguments(tmp_path):
     config = LlamaConfig(**SMALL, rope_theta=5e5)
     config.rope_scaling = {"type": "linear", "factor": 2}
     assert config.rope_parameters == {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
@@ -209,29 +209,29 @@ def test_edits_after_construction_are_read_like_arguments(tmp_path):
         {"rope_scaling": None, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
     ],
 )
-def test_files_whose_spellings_of_rope_disagree_are_refused(fields):
+def test_files_with_contradictory_rope_settings_are_errors(fields):
     with pytest.raises(ConfigError, match="keep one of them"):
         LlamaConfig.from_dict(fields)
 
 
-def test_nulls_and_unused_keys_are_written_back_too():
+def test_nulls_and_unused_keys_are_written_back():
     fields = LlamaConfig.from_dict({"mine": None, "original_max_position_embeddings": 7}).to_dict()
     assert fields["mine"] is None
     assert fields["original_max_position_embeddings"] == 7
     assert LlamaConfig.from_dict(fields).to_dict() == fields
 
 
-def test_early_conversions_are_read():
+def test_files_of_early_conversions_are_read():
     config = LlamaConfig.from_dict({"architectures": ["LLaMAForCausalLM"], "pad_token_id": -1, "eos_token_id": [-1]})
     assert (config.pad_token_id, config.eos_token_id) == (None, None)
     assert json.loads(config.to_json_string())["architectures"] == ["LLaMAForCausalLM"]
 
 
-def test_yarn_stretches_its_original_context():
+def test_yarn_multiplies_its_original_context():
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     assert LlamaConfig(max_position_embeddings=32768, rope_scaling=scaling).context_length == 131072
     assert LlamaConfig(max_position_embeddings=131072, rope_scaling=scaling).context_length == 131072
 
 
-def test_labels_from_ids_alone():
+def test_label2id_alone_determines_the_number_of_labels():
     assert LlamaConfig(label2id={"ham": 0, "spam": 1, "other": 2}).num_labels == 3

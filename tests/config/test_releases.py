@@ -1,4 +1,4 @@
-"""Files puna saves mean the same in transformers 4.34.1, 4.57.6 and 5.23, as far as each knows the field."""
+"""transformers 4.34.1, 4.57.6 and 5.23 read the files that puna saves as puna does, for every field they support."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def interpreter(release: str) -> str:
 
 
 def read(release: str, folders: list[Path]) -> list[dict]:
-    """What a release reads; PyTorch, for the numbers of rope, is borrowed from this environment."""
-    borrow = f"import sys; sys.path.append({sysconfig.get_paths()['purelib']!r})\n" if release == "4.57.6" else ""
+    """Returns the fields that a release reads from each folder; 4.57.6 uses the PyTorch of this environment."""
+    add_torch = f"import sys; sys.path.append({sysconfig.get_paths()['purelib']!r})\n" if release == "4.57.6" else ""
     script = (ROOT / "tests/oracles/read_config.py").read_text()
     run = subprocess.run(
-        [interpreter(release), "-W", "ignore", "-c", borrow + script, *map(str, folders)],
+        [interpreter(release), "-W", "ignore", "-c", add_torch + script, *map(str, folders)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -86,26 +86,26 @@ def save(folder: Path, **fields) -> LlamaConfig:
 
 
 @pytest.mark.parametrize("release", ["4.34.1", "4.57.6", "5.23.0"])
-def test_every_field_a_release_knows_means_the_same(release, tmp_path):
+def test_each_release_reads_the_same_values(release, tmp_path):
     cases = {**{name: {"rope_scaling": rope} for name, rope in ROPES.items()}, **VARIANTS}
     configs = {name: save(tmp_path / name, **fields) for name, fields in cases.items()}
-    for (name, config), found in zip(configs.items(), read(release, [tmp_path / n for n in cases]), strict=True):
+    for (name, config), result in zip(configs.items(), read(release, [tmp_path / n for n in cases]), strict=True):
         if release == "4.34.1" and name in ("yarn", "yarn-mscale", "llama3", "longrope"):
-            assert "rope_scaling" in found["error"]  # it knows linear and dynamic only, and must say so
+            assert "rope_scaling" in result["error"]  # 4.34.1 supports linear and dynamic only
             continue
-        assert "error" not in found, (name, found)
-        _same_fields(name, config, found)
-        _same_rope(release, config, found)
+        assert "error" not in result, (name, result)
+        _check_fields(name, config, result)
+        _check_rope(release, config, result)
 
 
-def _same_fields(name, config, found):
-    for field, value in found.items():
+def _check_fields(name, config, result):
+    for field, value in result.items():
         if field in ("rope", "rope_scaling", "generation", "id2label", "label2id"):
             continue
         assert value == getattr(config, field), (name, field)
-    assert {int(key): value for key, value in found["id2label"].items()} == config.id2label
-    assert found["label2id"] == config.label2id
-    assert found["generation"] == {
+    assert {int(key): value for key, value in result["id2label"].items()} == config.id2label
+    assert result["label2id"] == config.label2id
+    assert result["generation"] == {
         "max_new_tokens": 17,
         "temperature": 0.5,
         "do_sample": True,
@@ -113,9 +113,9 @@ def _same_fields(name, config, found):
     }
 
 
-def _same_rope(release, config, found):
+def _check_rope(release, config, result):
     expected = config.rope_scaling or {"rope_type": "default"}
-    settings = dict(found["rope_scaling"] or {"rope_type": "default"})
+    settings = dict(result["rope_scaling"] or {"rope_type": "default"})
     settings.pop("rope_theta", None)
     settings.setdefault("rope_type", settings.get("type"))
     settings.pop("type", None)
@@ -124,8 +124,8 @@ def _same_rope(release, config, found):
         torch = pytest.importorskip("torch")
         from puna.model.rope import LlamaRotaryEmbedding
 
-        frequencies, factor = found["rope"]
-        ours = LlamaRotaryEmbedding(config)
-        of_one_token = ours.inv_freq[0] if expected["rope_type"] == "longrope" else ours.inv_freq
-        torch.testing.assert_close(torch.tensor(frequencies).float(), of_one_token, rtol=1e-6, atol=0)
-        assert factor == pytest.approx(ours.scaling, rel=1e-6)
+        frequencies, factor = result["rope"]
+        rotary = LlamaRotaryEmbedding(config)
+        short = rotary.inv_freq[0] if expected["rope_type"] == "longrope" else rotary.inv_freq
+        torch.testing.assert_close(torch.tensor(frequencies).float(), short, rtol=1e-6, atol=0)
+        assert factor == pytest.approx(rotary.scaling, rel=1e-6)

@@ -1,4 +1,4 @@
-"""Configurations, as Hugging Face's files spell them. Needs nothing but the standard library."""
+"""Model and generation configurations, in Hugging Face's file format. Needs only the standard library."""
 
 from puna.config.generation import GenerationConfig
 from puna.config.llama import LlamaConfig

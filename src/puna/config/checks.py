@@ -1,4 +1,4 @@
-"""Checks of single fields: the error names field, value and limit."""
+"""Checks of single configuration fields. Each error names the field, its value and the limit."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 
 from puna.errors import ConfigError
 
-_LARGEST = 2**63 - 1
-"""The largest whole number of a tensor library; JSON allows any."""
+_INT64_MAX = 2**63 - 1
+"""JSON integers are unbounded; tensor libraries hold at most this."""
 
 
 def check_whole(name: str, value: Any, low: int = 1) -> None:
     """Raises ConfigError unless `value` is an int from `low` to 2^63 - 1 (a bool is not an int here)."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _LARGEST:
-        raise ConfigError(f"{name} is {_short(value)}; it must be a whole number, {low} or more")
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _INT64_MAX:
+        raise ConfigError(f"{name} is {_display(value)}; it must be a whole number, {low} or more")
 
 
 def check_between(name: str, value: Any, low: float, high: float) -> None:
     """Raises ConfigError unless `value` is a finite number from `low` to `high`."""
     if not _is_finite(value) or not low <= value <= high:
-        raise ConfigError(f"{name} is {_short(value)}; it must lie between {low} and {high}")
+        raise ConfigError(f"{name} is {_display(value)}; it must be between {low} and {high}")
 
 
 def check_positive(name: str, value: Any) -> float:
     """Returns `value` as a float; raises ConfigError unless it is a finite number above 0."""
     if not _is_finite(value) or value <= 0:
-        raise ConfigError(f"{name} is {_short(value)}; it must be a positive number")
+        raise ConfigError(f"{name} is {_display(value)}; it must be a positive number")
     return float(value)
 
 
@@ -37,7 +37,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def absent_if_minus_one(value: Any) -> Any:
-    """Old conversions write the token id -1 for "none", which an embedding would take for its last row."""
+    """Replaces -1, which early conversions write for "no such token", by None; removes it from lists."""
     if isinstance(value, list):
         return [item for item in value if item != -1] or None
     return None if value == -1 else value
@@ -46,12 +46,12 @@ def absent_if_minus_one(value: Any) -> Any:
 def _is_finite(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) <= _LARGEST if isinstance(value, int) else math.isfinite(value)
+    return abs(value) <= _INT64_MAX if isinstance(value, int) else math.isfinite(value)
 
 
-def _short(value: Any) -> str:
-    """The value as it is shown: absurd ones are cut, and whole numbers of thousands of digits cannot be printed."""
-    if isinstance(value, int) and abs(value) > _LARGEST:
+def _display(value: Any) -> str:
+    """Returns the value for an error message: 200 characters, and no huge integers, which Python refuses to print."""
+    if isinstance(value, int) and abs(value) > _INT64_MAX:
         return "a whole number beyond 64 bits"
     shown = repr(value)
     return shown if len(shown) < 200 else f"{shown[:200]}..."

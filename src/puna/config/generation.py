@@ -1,4 +1,4 @@
-"""`GenerationConfig`: how text is generated, with the fields, defaults and files of Hugging Face's class."""
+"""`GenerationConfig`: settings of text generation, with the fields, defaults and files of Hugging Face's class."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class GenerationConfig:
-    """Defaults of `generate()`; only fields that differ from the reference's defaults are written to files.
+    """Default settings of `generate()`. Only fields that differ from the reference's defaults are written to files.
 
     Args:
-        max_length: most tokens of prompt and answer together; `max_new_tokens` wins over it.
-        max_new_tokens: most tokens of the answer.
-        min_new_tokens: tokens of the answer before which no eos may be chosen.
-        do_sample: sample instead of taking the likeliest token.
-        num_beams: beams of a beam search; 1 is none.
+        max_length: maximum number of tokens in prompt and answer together; `max_new_tokens` takes precedence.
+        max_new_tokens: maximum number of tokens in the answer.
+        min_new_tokens: minimum number of tokens in the answer; eos tokens are forbidden until then.
+        do_sample: sample instead of choosing the most likely token.
+        num_beams: number of beams of a beam search; 1 means no beam search.
         num_return_sequences: answers per prompt.
         use_cache: keep keys and values between steps.
-        temperature: divides the logits; 0 means the likeliest token.
-        top_k: sample among the k likeliest tokens; 0 means all.
-        top_p: sample among the likeliest tokens that make up this probability.
-        min_p: drop tokens less likely than this share of the likeliest.
-        repetition_penalty: divides the positive logits of tokens already seen, multiplies the negative ones.
+        temperature: divides the logits; 0 chooses the most likely token.
+        top_k: sample from the k most likely tokens; 0 means from all.
+        top_p: sample from the most likely tokens whose probabilities add up to this.
+        min_p: drop tokens whose probability is below this fraction of the highest one.
+        repetition_penalty: divides the positive logits of tokens already in the text, multiplies the negative ones.
         pad_token_id, bos_token_id: token ids.
         eos_token_id: id, or ids, that end a text.
-        output_scores, return_dict_in_generate: what `generate()` returns.
-        extra: fields this class does not name; kept and written back.
+        output_scores, return_dict_in_generate: control what `generate()` returns.
+        extra: fields that are not arguments of this class; kept and written back.
 
     Raises:
         ConfigError: when a value is out of range.
@@ -118,13 +118,13 @@ class GenerationConfig:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The ids that end a text; empty when there are none."""
+        """The ids that end a text; empty if there are none."""
         if self.eos_token_id is None:
             return ()
         return tuple(self.eos_token_id) if isinstance(self.eos_token_id, list) else (self.eos_token_id,)
 
     def validate(self) -> None:
-        """Checks every field; raises ConfigError naming field, value and limit."""
+        """Checks every field; raises a ConfigError that names the field, its value and the limit."""
         for name, low in (("max_length", 1), ("num_beams", 1), ("num_return_sequences", 1), ("top_k", 0)):
             check_whole(name, getattr(self, name), low)
         for name in ("do_sample", "use_cache", "output_scores", "return_dict_in_generate"):
@@ -146,7 +146,7 @@ class GenerationConfig:
 
     @classmethod
     def from_model_config(cls, config: LlamaConfig) -> GenerationConfig:
-        """The defaults of a model that has no `generation_config.json`."""
+        """Returns the settings of a model without a `generation_config.json`: its token ids, defaults for the rest."""
         return cls(pad_token_id=config.pad_token_id, bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
 
     @classmethod
@@ -156,7 +156,7 @@ class GenerationConfig:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> GenerationConfig:
-        """Reads `generation_config.json` from a folder, the file itself, or the hub, as `LlamaConfig` does."""
+        """Reads `generation_config.json`; `path` may be a folder, the file or a model of the hub."""
         file = local_path(path, "config", **hub_arguments(overrides))
         overrides = without_hub_arguments(overrides)
         file = file / "generation_config.json" if file.is_dir() else file
@@ -166,11 +166,11 @@ class GenerationConfig:
             raise ConfigError(f"{file}: {exc}") from exc
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that differ from the defaults, as the reference writes them."""
+        """Returns the fields that differ from the defaults, which is what the reference writes to files."""
         fields = {key: value for key, value in vars(self).items() if key != "extra" and value != _DEFAULTS[key]}
         return {**self.extra, **fields}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `generation_config.json` into `folder`, which is made if needed."""
+        """Writes `generation_config.json` into `folder`, which is created if needed."""
         self.validate()
         write_json(make_folder(folder) / "generation_config.json", self.to_dict())

@@ -1,4 +1,4 @@
-"""The classes of a classification head: `num_labels`, `id2label` and `label2id`, each from the others."""
+"""The classes of a classification head: derives each of `num_labels`, `id2label` and `label2id` from the others."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from puna.config.checks import check_whole
 from puna.errors import ConfigError
 
-_MOST = 2**20
+_MAX_LABELS = 2**20
 
 
 def read_labels(count: Any, id2label: Any, label2id: Any) -> tuple[dict[int, str], dict[str, int]]:
-    """Returns (id2label, label2id); two classes LABEL_0 and LABEL_1 where nothing is given.
+    """Returns (id2label, label2id); without arguments, two classes LABEL_0 and LABEL_1.
 
     Raises:
-        ConfigError: when a mapping is none, ids are not 0, 1, ..., or the count is another.
+        ConfigError: if an argument is not a mapping, the ids are not 0, 1, ..., or `count` contradicts `id2label`.
     """
     ids = None if label2id is None else _read_ids(label2id)
     if id2label is not None:
@@ -31,13 +31,13 @@ def read_labels(count: Any, id2label: Any, label2id: Any) -> tuple[dict[int, str
 
 def _default_names(count: Any) -> dict[int, str]:
     check_whole("num_labels", count)
-    if count > _MOST:
-        raise ConfigError(f"num_labels is {count}; it must be at most {_MOST}")
+    if count > _MAX_LABELS:
+        raise ConfigError(f"num_labels is {count}; it must be at most {_MAX_LABELS}")
     return {index: f"LABEL_{index}" for index in range(count)}
 
 
 def _read_names(id2label: Any) -> dict[int, str]:
-    """JSON's keys are strings; ids are whole numbers."""
+    """Converts the keys, which are strings in JSON, to ints, and checks them."""
     try:
         names = {int(key): value for key, value in id2label.items()}
     except (AttributeError, TypeError, ValueError) as exc:

@@ -1,4 +1,4 @@
-"""`LlamaConfig`: the shape of a LLaMA model, with the fields, defaults and files of Hugging Face's class."""
+"""`LlamaConfig`: the configuration of a LLaMA model, with the fields, defaults and files of Hugging Face's class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna.config.checks import absent_if_minus_one, check_between, check_flag, check_whole
 from puna.config.labels import read_labels
-from puna.config.rope import ROPE_FIELDS, RopeContext, check_spellings, override_rope, read_rope, write_rope
+from puna.config.rope import ROPE_FIELDS, RopeContext, check_consistent, override_rope, read_rope, write_rope
 from puna.errors import ConfigError, ModelNotFoundError
 from puna.files import make_folder, read_json, write_json
 from puna.hub import hub_arguments, local_path, without_hub_arguments
@@ -24,24 +24,24 @@ class LlamaConfig:
     """Configuration of a LLaMA model.
 
     Arguments and defaults are those of Hugging Face's `LlamaConfig` (4.34, with the later `attention_dropout`,
-    `mlp_bias` and `head_dim`). Arguments it does not name are kept as attributes and written back.
+    `mlp_bias` and `head_dim`). Other arguments are kept as attributes and written back.
 
     Args:
         vocab_size: rows of the embedding matrix.
         hidden_size: width D of the hidden states.
         intermediate_size: width of the feed-forward layer.
-        num_hidden_layers: decoder layers.
-        num_attention_heads: query heads H.
-        num_key_value_heads: key and value heads K; divides H. None means H (no grouping).
+        num_hidden_layers: number of decoder layers.
+        num_attention_heads: number of query heads H.
+        num_key_value_heads: number of key and value heads K, a divisor of H. None means H (no grouping).
         hidden_act: activation of the feed-forward layer, a name or a callable.
-        max_position_embeddings: the context the model was made for, in tokens.
-        initializer_range: standard deviation of the normal distribution new weights are drawn from.
+        max_position_embeddings: the context that the model was trained for, in tokens.
+        initializer_range: standard deviation of the normal distribution that new weights are drawn from.
         rms_norm_eps: added to the mean square in RMSNorm.
         use_cache: whether the model returns its keys and values.
-        pad_token_id: id of the padding token; its embedding starts as zero. None or -1: there is none.
+        pad_token_id: id of the padding token, whose embedding is initialised to zero. None or -1: no padding token.
         bos_token_id: id that starts a text.
         eos_token_id: id, or ids, that end a text.
-        pretraining_tp: tensor-parallel slices whose partial sums the original training added up.
+        pretraining_tp: number of tensor-parallel slices in the original training, which summed their partial results.
         tie_word_embeddings: whether the output head shares the embedding matrix.
         rope_theta: base of the rotary embeddings.
         rope_scaling: None, or settings with `rope_type` (also `type`) of linear, dynamic, yarn, llama3 or longrope.
@@ -49,16 +49,16 @@ class LlamaConfig:
         attention_dropout: probability of dropping an attention weight in training.
         mlp_bias: whether the feed-forward layers have biases.
         head_dim: width E of a head; None means hidden_size / num_attention_heads.
-        rope_parameters: the spelling of transformers 5.x: `rope_scaling` and `rope_theta` in one.
-        num_labels: classes of a classification head; 2 unless `id2label` says otherwise.
+        rope_parameters: `rope_scaling` and `rope_theta` in one mapping, the form of transformers 5.x.
+        num_labels: number of classes of a classification head; by default as many as in `id2label`, else 2.
         id2label, label2id: names of the classes.
         problem_type: "regression", "single_label_classification" or "multi_label_classification".
-        dtype: name of the weights' type, such as "bfloat16"; `torch_dtype` is the same under its older name.
+        dtype: name of the weights' type, such as "bfloat16"; `torch_dtype` is the older name of this argument.
         architectures: names of the classes the weights were saved from.
         output_attentions, output_hidden_states, return_dict: defaults of the model's forward arguments.
 
     Raises:
-        ConfigError: when a field has a value no LLaMA model can have; the message names field, value and limit.
+        ConfigError: if a field has a value that no LLaMA model can have; the message names field, value and limit.
     """
 
     model_type = "llama"
@@ -67,7 +67,7 @@ class LlamaConfig:
 
     def __init__(
         self,
-        /,  # so that any key may be among the unknown ones
+        /,  # so that a file may have a key named "self"
         vocab_size: int = 32000,
         hidden_size: int = 4096,
         intermediate_size: int = 11008,
@@ -141,9 +141,9 @@ class LlamaConfig:
         )
         original = "original_max_position_embeddings"
         if original_max_position_embeddings is not None and original not in (self._rope_scaling or ()):
-            extra[original] = original_max_position_embeddings  # nothing here reads it
+            extra[original] = original_max_position_embeddings  # unused by this rope type, but written back
 
-    # `extra` holds the keys puna does not know; they read like attributes, as in the reference.
+    # Keys in `extra` can be read as attributes, as in the reference.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -162,7 +162,7 @@ class LlamaConfig:
 
     @property
     def rope_scaling(self) -> dict[str, Any] | None:
-        """Settings under `rope_type`, or None for plain rotary embeddings; set in any spelling."""
+        """Settings, with the type under `rope_type`; None for plain rotary embeddings. Any form can be assigned."""
         return self._rope_scaling
 
     @rope_scaling.setter
@@ -171,7 +171,7 @@ class LlamaConfig:
 
     @property
     def rope_parameters(self) -> dict[str, Any]:
-        """`rope_scaling` and `rope_theta` in one, with `rope_type` "default" for plain rotary embeddings."""
+        """`rope_scaling` and `rope_theta` in one mapping; `rope_type` is "default" for plain rotary embeddings."""
         written: dict[str, Any] = write_rope(self.rope_theta, self._rope_scaling)["rope_parameters"]
         return written
 
@@ -185,10 +185,10 @@ class LlamaConfig:
 
     @property
     def context_length(self) -> int:
-        """Tokens the model can attend to.
+        """Number of tokens that the model can attend to.
 
-        linear and dynamic scaling stretch `max_position_embeddings` by their factor, yarn its original context; files
-        of the other types state a `max_position_embeddings` that is stretched already.
+        linear and dynamic scaling multiply `max_position_embeddings` by their factor, yarn its original context; with
+        the other types, `max_position_embeddings` is the extended context already.
         """
         settings = self._rope_scaling or {"rope_type": "default"}
         if settings["rope_type"] in ("linear", "dynamic"):
@@ -200,7 +200,7 @@ class LlamaConfig:
 
     @property
     def dtype(self) -> str | None:
-        """Name of the weights' type; set by name or as a `torch.dtype`."""
+        """Name of the weights' type. A name or a `torch.dtype` can be assigned."""
         return self._dtype
 
     @dtype.setter
@@ -218,7 +218,7 @@ class LlamaConfig:
 
     @property
     def num_labels(self) -> int:
-        """Classes of a classification head."""
+        """Number of classes of a classification head."""
         return len(self.id2label)
 
     @num_labels.setter
@@ -231,10 +231,10 @@ class LlamaConfig:
         return self.return_dict
 
     def validate(self) -> None:
-        """Checks every field against what a LLaMA model can have.
+        """Checks every field.
 
         Raises:
-            ConfigError: naming the first field that is out of range.
+            ConfigError: if a field is out of range; the message names the first one.
         """
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
             check_whole(name, getattr(self, name))
@@ -254,7 +254,7 @@ class LlamaConfig:
                 f"{self.num_attention_heads}"
             )
         if self.head_dim % 2:
-            raise ConfigError(f"head_dim is {self.head_dim}; rotary embeddings turn pairs, so it must be even")
+            raise ConfigError(f"head_dim is {self.head_dim}; it must be even, since rotary embeddings rotate pairs")
         for name in ("intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads"):
             if getattr(self, name) % self.pretraining_tp:
                 raise ConfigError(
@@ -283,18 +283,18 @@ class LlamaConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], **overrides: Any) -> LlamaConfig:
-        """Builds a configuration from the content of a `config.json`; `overrides` win over it.
+        """Builds a configuration from the content of a `config.json`; `overrides` take precedence.
 
         Raises:
-            ConfigError: when it describes another architecture than llama, or a field is out of range.
+            ConfigError: if the architecture is not llama, or a field is out of range.
         """
         _refuse_other_architectures(fields)
-        check_spellings(fields)
-        named = inspect.signature(cls.__init__).parameters
+        check_consistent(fields)
+        arguments = inspect.signature(cls.__init__).parameters
         merged = {
             key: value
             for key, value in fields.items()
-            if value is not None or key not in named or key.endswith("_token_id")  # a null id means there is none
+            if value is not None or key not in arguments or key.endswith("_token_id")  # a null id: no such token
         }
         if any(key in overrides for key in ROPE_FIELDS):
             merged = override_rope(merged, overrides)
@@ -307,7 +307,7 @@ class LlamaConfig:
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> LlamaConfig:
-        """Reads one configuration file."""
+        """Reads a configuration file."""
         try:
             return cls.from_dict(read_json(Path(path), ConfigError))
         except ConfigError as exc:
@@ -315,30 +315,31 @@ class LlamaConfig:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> LlamaConfig:
-        """Reads `config.json` from a folder (or the file itself) or the hub; `overrides` win over its fields.
+        """Reads `config.json`; `path` may be a folder, the file or a model of the hub.
 
-        Among `overrides`, `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` are the hub's.
+        `overrides` are fields that take precedence over the file's, and the hub's `revision`, `token`, `cache_dir`,
+        `force_download` and `local_files_only`.
 
         Raises:
-            ModelNotFoundError: when there is no such file.
-            ConfigError: when the file is not a LLaMA configuration.
+            ModelNotFoundError: if there is no such file.
+            ConfigError: if the file is not a LLaMA configuration.
         """
         file = local_path(path, "config", **hub_arguments(overrides))
         overrides = without_hub_arguments(overrides)
         file = file / "config.json" if file.is_dir() else file
         if not file.is_file():
-            raise ModelNotFoundError(f"{path}: no config.json there; give the folder of a model")
+            raise ModelNotFoundError(f"{path} has no config.json; give the folder of a model")
         try:
             return cls.from_dict(read_json(file, ConfigError), **overrides)
         except ConfigError as exc:
             raise ConfigError(f"{file}: {exc}") from exc
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of a `config.json` that transformers 4.34 to 5.x and puna read alike."""
-        apart = ("extra", "id2label", "label2id", "rope_theta", "architectures")
-        fields = {key: value for key, value in vars(self).items() if key not in apart and not key.startswith("_")}
+        """Returns the content of a `config.json` that transformers 4.34 to 5.x and puna read in the same way."""
+        special = ("extra", "id2label", "label2id", "rope_theta", "architectures")
+        fields = {key: value for key, value in vars(self).items() if key not in special and not key.startswith("_")}
         fields |= write_rope(self.rope_theta, self._rope_scaling)
-        fields |= {"dtype": self.dtype, "torch_dtype": self.dtype}  # 5.x's name and 4.x's
+        fields |= {"dtype": self.dtype, "torch_dtype": self.dtype}  # the names in transformers 5.x and 4.x
         if self.architectures is not None:
             fields["architectures"] = list(self.architectures)
         if self.id2label != read_labels(None, None, None)[0]:
@@ -347,30 +348,30 @@ class LlamaConfig:
         return {"model_type": self.model_type, **self.extra, **fields}
 
     def to_json_string(self) -> str:
-        """`to_dict()` as indented JSON."""
+        """Returns `to_dict()` as indented JSON."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` into `folder`, which is made if needed.
+        """Writes `config.json` into `folder`, which is created if needed.
 
         Raises:
-            ConfigError: when a field cannot be written, such as a callable `hidden_act`.
+            ConfigError: if a field cannot be written, such as a callable `hidden_act`.
         """
         self.validate()
         if not isinstance(self.hidden_act, str):
-            raise ConfigError(f"hidden_act is {self.hidden_act!r}; a file can only hold an activation's name")
+            raise ConfigError(f"hidden_act is {self.hidden_act!r}; to be saved, it must be the name of an activation")
         write_json(make_folder(folder) / "config.json", self.to_dict())
 
 
 def _refuse_other_architectures(fields: Mapping[str, Any]) -> None:
     kind = fields.get("model_type", "llama")
     if kind != "llama":
-        raise ConfigError(f"model_type is {kind!r}; puna runs 'llama' and nothing else")
+        raise ConfigError(f"model_type is {kind!r}; puna runs only 'llama'")
     names = fields.get("architectures") or []
     if not isinstance(names, list) or any(
         not isinstance(name, str) or not name.lower().startswith("llama") for name in names
     ):
-        raise ConfigError(f"architectures is {names!r}; puna runs the Llama classes and nothing else")
+        raise ConfigError(f"architectures is {names!r}; puna runs only the Llama classes")
 
 
 def _default_head_dim(hidden_size: int, heads: int) -> int:
@@ -378,13 +379,13 @@ def _default_head_dim(hidden_size: int, heads: int) -> int:
     check_whole("num_attention_heads", heads)
     if hidden_size % heads:
         raise ConfigError(
-            f"hidden_size is {hidden_size}; it must be a multiple of num_attention_heads, {heads}, or head_dim be given"
+            f"hidden_size is {hidden_size}; it must be a multiple of num_attention_heads, {heads}; else set head_dim"
         )
     return hidden_size // heads
 
 
 def _dtype_name(dtype: Any) -> str | None:
-    """The name of a type given as a name or as a `torch.dtype`, which prints as torch.<name>."""
+    """Returns the name of a type; `dtype` is the name or a `torch.dtype`, which prints as torch.<name>."""
     if dtype is None:
         return None
     name = str(dtype).removeprefix("torch.")

@@ -1,8 +1,8 @@
-"""The settings of rotary position embeddings, in every spelling configuration files use.
+"""Settings of rotary position embeddings, in every form that configuration files use.
 
-Read: `rope_theta` beside `rope_scaling` with `type` or `rope_type` (transformers 4.x), and `rope_parameters`
-(transformers 5.x). Written: all of them, so that every release finds the one it knows. An unknown type or key is an
-error, since skipping it would change every rotation silently.
+Reads `rope_theta` with `rope_scaling`, whose type is under `type` or `rope_type` (transformers 4.x), and
+`rope_parameters` (transformers 5.x). Writes all of these, so that every release finds the form it supports. An unknown
+type or key is an error: ignoring it would change every rotation silently.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from puna.errors import ConfigError
 
 _YARN = frozenset(
     {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "finetuned"}
-)  # `finetuned` is a note left by the authors of YaRN; it changes no number.
+)  # `finetuned` is informational, written by the authors of YaRN; it does not affect any result.
 
 ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings")
-"""Keys of a configuration file that speak of rotary embeddings."""
+"""Keys of a configuration file that concern rotary embeddings."""
 
 ROPE_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "linear": (frozenset({"factor"}), frozenset()),
@@ -35,29 +35,29 @@ ROPE_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
         frozenset(),
     ),
 }
-"""Keys of each rope type beside `rope_type`: (always present once read, optional)."""
+"""Keys of each rope type in addition to `rope_type`: (always present after reading, optional)."""
 
 
 @dataclass(frozen=True)
 class RopeContext:
-    """What the settings are read against: the model's context and the width of a head."""
+    """The model's fields that rope settings are completed from and checked against."""
 
     max_position_embeddings: int
     head_dim: int
     original_max_position_embeddings: int | None = None
-    """The top-level key some files have (Phi-3's spelling); it wins over the one inside the settings."""
+    """The top-level key that some files have (as in Phi-3's); it takes precedence over the key in the settings."""
 
 
 def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, dict[str, Any] | None]:
     """Reads `rope_theta`, `rope_scaling` and `rope_parameters` from `fields`.
 
-    Returns the base and the settings under `rope_type`, or None for plain rotary embeddings.
+    Returns the base and the settings (their type under the key `rope_type`), or None for plain rotary embeddings.
 
     Raises:
-        ConfigError: on an unknown type or key, a value out of range, or two spellings that contradict each other.
+        ConfigError: for an unknown type or key, a value out of range, or two forms that contradict each other.
     """
     settings = {key: fields[key] for key in ("rope_scaling", "rope_parameters") if fields.get(key) is not None}
-    found: list[tuple[float, dict[str, Any] | None]] = []
+    results: list[tuple[float, dict[str, Any] | None]] = []
     for key, value in settings.items():
         if not isinstance(value, Mapping):
             raise ConfigError(
@@ -65,23 +65,23 @@ def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, d
             )
         inner = dict(value)
         theta = check_positive("rope_theta", inner.pop("rope_theta", fields.get("rope_theta", 10000.0)))
-        found.append((theta, _read_settings(key, inner, context)))
-        if theta <= 1 and (found[-1][1] or {}).get("rope_type") == "yarn":
+        results.append((theta, _read_settings(key, inner, context)))
+        if theta <= 1 and (results[-1][1] or {}).get("rope_type") == "yarn":
             raise ConfigError(f"rope_theta is {theta}; yarn needs a base greater than 1")
-    if not found:
+    if not results:
         return check_positive("rope_theta", fields.get("rope_theta", 10000.0)), None
-    if found[0] != found[-1]:
+    if results[0] != results[-1]:
         raise ConfigError(
-            f"rope_scaling and rope_parameters disagree: {found[0]} against {found[-1]}; keep one of them"
+            f"rope_scaling and rope_parameters disagree: {results[0]} and {results[-1]}; keep one of them"
         )
-    return found[0]
+    return results[0]
 
 
-def check_spellings(fields: Mapping[str, Any]) -> None:
-    """Raises ConfigError when a file says one thing in `rope_parameters` and another beside it.
+def check_consistent(fields: Mapping[str, Any]) -> None:
+    """Raises ConfigError if `rope_parameters` contradicts `rope_theta` or `rope_scaling`.
 
-    transformers 4.57 makes such files from those of 5.x: it keeps `rope_parameters` without reading it, and adds a
-    base of 10000 and no scaling.
+    transformers 4.57 writes such files when it re-saves those of 5.x: it copies `rope_parameters` without reading it,
+    and adds a base of 10000 and no scaling.
     """
     inner = fields.get("rope_parameters")
     if not isinstance(inner, Mapping):
@@ -95,10 +95,10 @@ def check_spellings(fields: Mapping[str, Any]) -> None:
 
 
 def write_rope(theta: float, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The three spellings of the same settings, for a configuration file.
+    """Returns the settings in all three forms, for a configuration file.
 
-    transformers 4.34 takes `rope_scaling` with exactly `type` and `factor`; 4.43 and later also take `rope_type` with
-    the keys of the other types; 4.57 finds longrope's original context at the top level only; 5.x reads
+    transformers 4.34 accepts `rope_scaling` with exactly `type` and `factor`; 4.43 and later also accept `rope_type`
+    with the keys of the other types; 4.57 reads longrope's original context at the top level only; 5.x reads
     `rope_parameters`.
     """
     if settings is None:
@@ -121,7 +121,7 @@ def write_rope(theta: float, settings: Mapping[str, Any] | None) -> dict[str, An
 
 
 def override_rope(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`fields` without the rope settings that `overrides` replace, whichever way either spells them."""
+    """Returns `fields` without the rope settings that `overrides` replaces, in whichever form each has them."""
     kept = {key: value for key, value in fields.items() if key not in ROPE_FIELDS}
     parameters = fields.get("rope_parameters")
     theta = fields.get("rope_theta", parameters.get("rope_theta") if isinstance(parameters, Mapping) else None)
@@ -142,28 +142,28 @@ def _read_settings(field: str, inner: dict[str, Any], context: RopeContext) -> d
         raise ConfigError(f"{field} has type {old!r} and rope_type {new!r}; keep one of them")
     kind = new if new is not None else old
     if inner.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise ConfigError(f"{field}.partial_rotary_factor is not 1: LLaMA rotates whole heads")
+        raise ConfigError(f"{field}.partial_rotary_factor is not 1; it must be 1, since LLaMA rotates complete heads")
     inner = {key: value for key, value in inner.items() if value is not None}
     if kind == "default" or (kind is None and not inner):
         if inner:
-            raise ConfigError(f"{field} of type 'default' takes no other keys; got {sorted(inner)}")
+            raise ConfigError(f"{field} of type 'default' must have no other keys, got {sorted(inner)}")
         return None
     if not isinstance(kind, str) or kind not in ROPE_KEYS:
-        known = ", ".join(["default", *ROPE_KEYS])
-        raise ConfigError(f"{field} has the unknown rope type {kind!r}; puna knows {known}")
-    _fill(kind, inner, context)
+        supported = ", ".join(["default", *ROPE_KEYS])
+        raise ConfigError(f"{field} has the unknown rope type {kind!r}; puna supports {supported}")
+    _add_derived(kind, inner, context)
     required, optional = ROPE_KEYS[kind]
     if missing := sorted(required - inner.keys()):
         raise ConfigError(f"{field} of type {kind!r} lacks {', '.join(missing)}")
     if unknown := sorted(inner.keys() - required - optional):
         raise ConfigError(
-            f"{field} of type {kind!r} has unknown keys {', '.join(unknown)}; it takes {sorted(required | optional)}"
+            f"{field} of type {kind!r} has unknown keys {', '.join(unknown)}; allowed are {sorted(required | optional)}"
         )
     return {"rope_type": kind, **_check_values(field, kind, inner, context)}
 
 
-def _fill(kind: str, inner: dict[str, Any], context: RopeContext) -> None:
-    """Puts in what the reference derives, so that a saved file means the same to every release."""
+def _add_derived(kind: str, inner: dict[str, Any], context: RopeContext) -> None:
+    """Adds the keys that the reference derives, so that every release reads the same values from a saved file."""
     if kind in ("yarn", "llama3", "longrope") and context.original_max_position_embeddings is not None:
         inner["original_max_position_embeddings"] = context.original_max_position_embeddings
     if kind in ("yarn", "longrope"):
