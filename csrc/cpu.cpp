@@ -1,4 +1,4 @@
-// What the processor can do and how many cores this process may use.
+// Detects the processor's instruction sets and the number of cores that this process may use.
 
 #include <algorithm>
 #include <cstdint>
@@ -24,15 +24,16 @@ int hardware_threads() { return std::max(1, static_cast<int>(std::thread::hardwa
 
 #if defined(__linux__)
 
-// The processors that `limit` microseconds of every `period` make, rounded up; all where they are no numbers above 0.
+// The number of processors that equals `limit` microseconds per `period`, rounded up; all processors if either is not a
+// positive number.
 int cores_of(const std::string& limit, const std::string& period) {
     const long long part = std::strtoll(limit.c_str(), nullptr, 10), whole = std::strtoll(period.c_str(), nullptr, 10);
-    if (part <= 0 || whole <= 0) return hardware_threads();  // "max" of version 2, -1 of version 1
+    if (part <= 0 || whole <= 0) return hardware_threads();  // "max" in version 2, -1 in version 1
     return std::max(1, static_cast<int>(std::min<long long>((part + whole - 1) / whole, hardware_threads())));
 }
 
-// A control group's quota of processors: file cpu.max of version 2, cpu.cfs_quota_us and cpu.cfs_period_us of version 1
-// (kernel documentation "cgroup-v2" and "CFS Bandwidth Control").
+// Reads the processor quota of a control group: cpu.max in version 2, cpu.cfs_quota_us and cpu.cfs_period_us in version
+// 1 (kernel documentation: "cgroup-v2" and "CFS Bandwidth Control").
 int quota_of(const std::string& folder, bool second_version) {
     std::string limit, period;
     if (second_version) {
@@ -44,11 +45,11 @@ int quota_of(const std::string& folder, bool second_version) {
     return cores_of(limit, period);
 }
 
-// The least quota of this process's control group and of those around it.
+// The smallest quota of this process's control group and its ancestors.
 int quota_cores() {
     int least = hardware_threads();
     std::ifstream groups("/proc/self/cgroup");
-    for (std::string line; std::getline(groups, line);) {  // number:controllers:/path
+    for (std::string line; std::getline(groups, line);) {  // hierarchy number:controllers:/path
         const size_t first = line.find(':'), second = line.find(':', first + 1);
         if (first == std::string::npos || second == std::string::npos) continue;
         const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
@@ -62,7 +63,7 @@ int quota_cores() {
     return least;
 }
 
-// Which physical core a logical processor belongs to, as the kernel's list of the siblings that share it.
+// Identifies the physical core of a logical processor by the kernel's list of siblings that share it.
 std::string core_of(int processor) {
     const std::string folder = "/sys/devices/system/cpu/cpu" + std::to_string(processor) + "/topology/";
     std::ifstream file(folder + "thread_siblings_list");
@@ -112,7 +113,7 @@ uint32_t puna_abi_version(void) { return PUNA_ABI_VERSION; }
 uint32_t puna_cpu_features(void) {
     uint32_t features = 0;
 #if defined(__x86_64__)
-    // The compiler's runtime asks CPUID and XGETBV: a feature counts only where the system saves its registers.
+    // __builtin_cpu_supports checks CPUID and XGETBV, so a feature counts only if the system saves its registers.
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2")) features |= PUNA_CPU_AVX2;
     if (__builtin_cpu_supports("fma")) features |= PUNA_CPU_FMA;

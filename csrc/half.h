@@ -1,4 +1,4 @@
-// 16-bit floating-point numbers, one at a time.
+// Scalar conversions between float32 and 16-bit floating-point numbers.
 #ifndef PUNA_HALF_H
 #define PUNA_HALF_H
 
@@ -19,14 +19,14 @@ inline uint32_t bits_of_float(float value) {
     return bits;
 }
 
-// IEEE half precision, exact.
+// Widens an IEEE half-precision number; exact.
 inline float from_half(uint16_t half) {
     const uint32_t magnitude = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;
     if ((half & 0x7c00u) == 0x7c00u) return float_of_bits(sign | magnitude | 0x7f800000u);
     return float_of_bits(sign | bits_of_float(float_of_bits(magnitude) * 0x1p112f));
 }
 
-// Rounded to the nearest, ties to even; beyond 65504 infinity.
+// Rounds to the nearest half-precision number, ties to even; magnitudes that round above 65504 become infinity.
 inline uint16_t to_half(float value) {
     const uint32_t bits = bits_of_float(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
     uint32_t out;

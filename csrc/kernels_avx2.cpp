@@ -1,4 +1,4 @@
-// The kernels for avx2.
+// The AVX2 build of the kernels (AVX2, FMA, F16C).
 
 #include "kernels.h"
 

@@ -1,4 +1,4 @@
-// The kernels for avx512.
+// The AVX-512 build of the kernels (AVX-512 F, BW, DQ, VL, VNNI), or its emulation for tests.
 
 #include "kernels.h"
 

@@ -1,4 +1,4 @@
-// The kernels for avx512_bf16.
+// The AVX-512 BF16 build of the kernels, or its emulation for tests.
 
 #include "kernels.h"
 

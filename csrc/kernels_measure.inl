@@ -1,12 +1,12 @@
-// Work whose speed is the processor's own limit: the multiply-accumulates that the kernels are made of, from registers,
-// in enough independent sums to hide their latency. The sums are variables of their own, not an array: arrays end up in
-// memory here, and with them the peak.
+// Workloads that run at the processor's arithmetic peak: the multiply-accumulates that the kernels use, on registers,
+// with enough independent sums to hide their latency. The sums are separate variables, not an array, because the
+// compiler keeps arrays in memory here, which lowers the peak.
 
 #define PUNA_SUMS(each) each(0) each(1) each(2) each(3) each(4) each(5) each(6) each(7) each(8) each(9) each(10) each(11)
 constexpr int kSums = 12;
 
-// An empty statement that the compiler takes to change `value`, so that it can leave nothing out, nor use one product
-// for several sums.
+// An empty statement that the compiler must assume changes `value`. Without it the compiler could drop work, or compute
+// a product once for several sums.
 #if defined(PUNA_EMULATE)
 #define PUNA_OPAQUE(value) asm volatile("" : "+m"(value))
 #elif defined(__x86_64__)
@@ -15,7 +15,7 @@ constexpr int kSums = 12;
 #define PUNA_OPAQUE(value) asm volatile("" : "+w"(value))
 #endif
 
-// Multiply-accumulates of bytes in one step of integer_work, for each register.
+// Multiply-accumulates of bytes per register in one step of integer_work.
 #if defined(__AVX2__)
 constexpr int kProducts = kWidth * 4;
 #elif defined(__SSE2__)
@@ -24,7 +24,8 @@ constexpr int kProducts = kWidth * 2;
 constexpr int kProducts = kWidth;
 #endif
 
-// On AVX2 as the kernels of 4-bit weights do: the widening of every eighth sum is left out, being small.
+// On AVX2 this matches the kernels of 4-bit weights, except that it never widens the 16-bit sums (the kernels widen
+// once per eight steps, which costs little).
 PUNA_INLINE IntReg multiply_bytes(IntReg sum, WordReg w, IntReg x) {
 #if defined(__AVX512VNNI__)
     return (IntReg)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
@@ -45,7 +46,7 @@ PUNA_INLINE Reg multiply_floats(Reg sum, Reg w, Reg x) {
 #endif
 }
 
-// Products of bytes; returns how many.
+// Multiplies bytes; returns the number of products.
 static int64_t integer_work(int64_t rounds, float* sink) {
     const WordReg w = WordReg{} + 0x03030303u;
     IntReg x = IntReg{} + 0x01010101;
@@ -64,7 +65,7 @@ static int64_t integer_work(int64_t rounds, float* sink) {
     return rounds * kSums * kProducts;
 }
 
-// Products of floats, or of bf16 where the processor has them; returns how many.
+// Multiplies floats, or bf16 values if the processor supports them; returns the number of products.
 static int64_t float_work(int64_t rounds, float* sink) {
     Reg w = Reg{} + 0.5f, x = Reg{} + 0.25f;
 #define PUNA_BEGIN(i) Reg sum##i = Reg{} + static_cast<float>(i);
@@ -82,7 +83,7 @@ static int64_t float_work(int64_t rounds, float* sink) {
     return rounds * kSums * kWidth * (kWantsBf16 ? 2 : 1);
 }
 
-// Reads `bytes`, a multiple of 256, once, in four streams side by side, which bring more than one.
+// Reads `bytes`, a multiple of 256, once, in four parallel streams, which reach a higher bandwidth than one.
 static void read_work(const uint8_t* from, int64_t bytes, float* sink) {
     U16 sum[4] = {};
     const int64_t share = bytes / 4;

@@ -1,4 +1,4 @@
-// The kernels for portable.
+// The portable build of the kernels, for the baseline of the target: SSE2 on x86-64, NEON on 64-bit Arm.
 
 #include "kernels.h"
 

@@ -1,7 +1,7 @@
-// All kernels of one instruction set. Included by each kernels_*.cpp inside its own namespace; no standard library
-// templates inside: the linker would be free to use one set's copy everywhere.
+// All kernels of one instruction set. Included by each kernels_*.cpp inside its own namespace. It uses no standard
+// library templates: the linker could keep a single copy of an instance, compiled for the wrong instruction set.
 
-// clang-format off: in this order
+// clang-format off: the order matters
 #include "vec.h"
 #include "kernels_integer.inl"
 #include "kernels_float.inl"
@@ -16,6 +16,7 @@ constexpr bool kWantsBf16 = false;
 #endif
 #include "kernels_measure.inl"
 
+// Dispatches on the weight format. The template arguments of IntegerFormat are explained in kernels_integer.inl.
 static void matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                    int64_t out_stride, bool add) {
     using Matmul = void (*)(const Panels&, int64_t, int64_t, const Activations&, int64_t, float*, int64_t, bool);
@@ -72,7 +73,7 @@ static void matmul(const Panels& w, int64_t first, int64_t last, const Activatio
 }
 
 static void rms_norm(const float* x, const float* weight, float eps, int64_t size, float* out) {
-    double part[8] = {};  // eight sums, so that each need not wait for the last
+    double part[8] = {};  // eight independent sums hide the latency of additions
     int64_t i = 0;
     for (; i + 8 <= size; i += 8)
         for (int j = 0; j < 8; ++j) part[j] += static_cast<double>(x[i + j]) * x[i + j];
@@ -102,7 +103,7 @@ static void rotate(float* x, const float* cos, const float* sin, int64_t half) {
 }
 
 static bool peaks(const float* x, int64_t count, float* out) {
-    V16 faults = broadcast(0.0f);  // a finite number times 0 is 0, any other NaN
+    V16 faults = broadcast(0.0f);  // stays 0 if all values are finite: infinity * 0 and NaN * 0 are NaN
     for (int64_t from = 0; from < count; from += kPeakBlock) {
         const int64_t end = count - from < kPeakBlock ? count : from + kPeakBlock;
         V16 most = broadcast(x[from]);
@@ -123,9 +124,9 @@ static bool peaks(const float* x, int64_t count, float* out) {
 }
 
 static void exponentials(const float* x, int64_t count, float most, double temperature, float* out) {
-    // A tiny temperature's inverse overflows; what is not the likeliest then has weight 0 all the same.
+    // The inverse of a tiny temperature would overflow; with 1e30, all but the most likely tokens still get weight 0.
     const float inverse = static_cast<float>(temperature < 1e-30 ? 1e30 : 1.0 / temperature);
-    // Differences stay finite: minus infinity times an inverse of 0 would be NaN.
+    // Clamp differences to finite values: -infinity * 0 would be NaN.
     const V16 times = broadcast(inverse), from = broadcast(most), lowest = broadcast(-3e38f);
     for (int64_t i = 0; i < count; i += kLanes)
         store_some(out + i, exponential(higher(load_some(x + i, count - i) - from, lowest) * times), count - i);

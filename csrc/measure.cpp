@@ -1,4 +1,4 @@
-// What this machine can do, measured: see puna_measure in puna.h.
+// Measures the speed of memory and arithmetic: see puna_measure in puna.h.
 
 #include "measure.h"
 
@@ -14,12 +14,12 @@ namespace puna {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kTurns = 5;
-constexpr int64_t kBytes = int64_t{256} << 20;
+constexpr int kTurns = 5;                       // measurements, of which the median counts
+constexpr int64_t kBytes = int64_t{256} << 20;  // larger than any cache, so that reads come from memory
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Seconds that `threads` threads take for body(thread) together: the median of several turns.
+// Seconds until all `threads` threads have run body(thread): the median of kTurns measurements.
 template <typename Body>
 double together(int threads, const Body& body) {
     std::vector<double> turns;
@@ -31,7 +31,7 @@ double together(int threads, const Body& body) {
         };
         try {
             for (int i = 1; i < threads; ++i) others.emplace_back([&body, i] { body(i); });
-        } catch (...) {  // the system gives no more threads
+        } catch (...) {  // the system refuses to start more threads
             join();
             throw;
         }
@@ -43,7 +43,8 @@ double together(int threads, const Body& body) {
     return turns[kTurns / 2];
 }
 
-// Multiply-accumulates per second of one of the kernels' workloads: rounds enough for some 20 milliseconds.
+// Multiply-accumulates per second of a workload on `threads` threads. A short probe sets the number of rounds so that
+// one measurement takes about 20 milliseconds.
 double rate(int64_t (*work)(int64_t, float*), int threads) {
     constexpr int64_t kProbe = 200000;
     float sink;
@@ -62,7 +63,9 @@ double rate(int64_t (*work)(int64_t, float*), int threads) {
 
 puna_machine measure(const Kernels& kernels, int threads) {
     Buffer<uint8_t> memory(static_cast<size_t>(kBytes));
+    // Write to every page, so that the system commits it before the measurement.
     for (int64_t at = 0; at < kBytes; at += 4096) memory.data()[at] = 1;
+    // read_work needs a multiple of 256 bytes per thread.
     const int64_t share = kBytes / threads / 256 * 256;
     const double seconds = together(threads, [&](int i) {
         float sink;

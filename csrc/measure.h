@@ -1,4 +1,4 @@
-// Speeds of the machine.
+// Measured speeds of the machine: see puna_machine in puna.h.
 #ifndef PUNA_MEASURE_H
 #define PUNA_MEASURE_H
 

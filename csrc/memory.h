@@ -1,4 +1,4 @@
-// Large zeroed memory, committed only where it is touched. Huge pages read faster, for what is touched as a whole.
+// A large zeroed array whose memory the system commits on first use. Huge pages (the default) are read faster.
 #ifndef PUNA_MEMORY_H
 #define PUNA_MEMORY_H
 
@@ -14,7 +14,7 @@ template <typename T>
 class Buffer {
   public:
     Buffer() = default;
-    // Throws std::bad_alloc when the system refuses.
+    // Throws std::bad_alloc if the system refuses.
     explicit Buffer(size_t count, bool huge = true) : count_(count) {
         if (count == 0) return;
         if (count > SIZE_MAX / sizeof(T)) throw std::bad_alloc();
@@ -40,7 +40,7 @@ class Buffer {
     const T* data() const { return data_; }
     size_t size() const { return count_; }
 
-    // Makes room for `count` values; what was held is lost.
+    // Grows to at least `count` values; the contents are lost when it grows.
     void reserve(size_t count) {
         if (count > count_) *this = Buffer(count);
     }

@@ -1,4 +1,4 @@
-// The forward pass: packed weights, a paged cache, and one call for a ragged batch.
+// The forward pass: packed weights, a paged KV cache, and one call for a ragged batch.
 #ifndef PUNA_MODEL_H
 #define PUNA_MODEL_H
 
@@ -27,7 +27,7 @@ struct Layer {
     Matrix q, k, v, o, gate, up, down;
 };
 
-// Thrown when stop() was called during a forward pass.
+// Thrown by a forward pass that stop() interrupted.
 struct Stopped : std::runtime_error {
     Stopped() : std::runtime_error("the forward pass was stopped") {}
 };
@@ -36,25 +36,25 @@ class Model {
   public:
     Model(const puna_shape& shape, int threads, const Kernels& kernels);
 
-    // Packs a tensor of a file. Throws std::invalid_argument when its sizes are not those of the shape.
+    // Packs a tensor of a file. Throws std::invalid_argument if its shape differs from the configuration's.
     void load(int32_t kind, int32_t layer, const puna_tensor& tensor);
-    // Reads a matrix back as the panels hold it, [rows][cols].
+    // Dequantises a packed matrix into `out`, [rows][cols].
     void read(int32_t kind, int32_t layer, float* out) const;
-    // Checks that every tensor is there. Throws std::invalid_argument naming the first that is not.
+    // Checks that all tensors are loaded. Throws std::invalid_argument naming the first missing one.
     void check() const;
-    // Makes room for `pages` pages of kPage tokens.
+    // Reserves a KV cache of `pages` pages of kPage tokens.
     void reserve_pages(int32_t pages);
     // See puna_forward.
     void forward(const puna_chunk* chunks, int32_t count, float* logits);
-    // Makes a forward pass under way end between two layers; may be called by a signal handler.
+    // Ends a running forward pass at the next layer boundary; safe to call from a signal handler.
     void stop() { stopping_ = true; }
 
-    // Bytes of the panels that a token reads, and whether any of them are integers.
+    // Bytes of the panels that one token reads in each phase; whether the layers' matrices are integers.
     void weight_bytes(int64_t* bytes) const;
     bool integer_weights() const;
     // See puna_model_observe.
     void observe_into(double* squares) { squares_ = squares; }
-    // Seconds in each PUNA_PHASE since the last call.
+    // Seconds spent in each PUNA_PHASE since the last call.
     void take_profile(double* seconds);
 
   private:
@@ -69,24 +69,24 @@ class Model {
         float* out;
         int64_t stride;
     };
-    // Consecutive tokens of one chunk that attend together.
+    // Consecutive tokens of one chunk whose attention is computed together.
     struct Tile {
         const puna_chunk* chunk;
         int32_t chunk_index;
-        int32_t first;  // of tokens_
+        int32_t first;  // index into tokens_
         int32_t count;
-        int32_t splits;
-        int64_t before;  // splits of the tiles before it, times kv heads
-        int64_t offset;  // of its sums: splits times queries of the tiles before it
+        int32_t splits;  // splits of kSplit positions that the tile's last token sees
+        int64_t before;  // sum over earlier tiles of splits * kv heads: index of the tile's first work item
+        int64_t offset;  // sum over earlier tiles of splits * queries: index of the tile's first partial sum
     };
-    // Cosines and sines of every position, [page][pair][token], where keys are kept unrotated. Chunks of the same
-    // frequencies share one, and the next pass finds it.
+    // Cosines and sines of every position, [page][pair][token], used when keys are cached unrotated. Chunks with the
+    // same frequencies share a table, and tables persist between passes.
     struct Angles {
         std::vector<float> inv_freq, cos, sin;
         float scale;
-        bool used;  // in this pass
+        bool used;  // by a chunk of this pass
     };
-    struct Partial {  // what attention has summed for a tile's queries in one split
+    struct Partial {  // online-softmax sums of a tile's queries over one split; see Queries
         float* highest;
         float* total;
         float* mixed;
@@ -133,9 +133,9 @@ class Model {
     std::vector<Token> tokens_;
     std::vector<Tile> tiles_;
     std::vector<Angles> angles_;
-    std::vector<size_t> chunk_angles_;  // which of them each chunk has
+    std::vector<size_t> chunk_angles_;  // chunk_angles_[c]: index into angles_ of chunk c
     Buffer<float> x_, normed_, q_, k_, v_, mixed_, gate_, up_, cos_, sin_;
-    Buffer<float> sums_, totals_;  // partial attention
+    Buffer<float> sums_, totals_;  // partial attention: mixed values; highest scores and totals
     Buffer<ActivationBlock> blocks_;
     Buffer<uint16_t> bf16_;
 

@@ -1,4 +1,4 @@
-// Sizes of cache pages: see HeadCache.
+// Sizes of cache pages; HeadCache in kernels.h describes their layout.
 
 #include "kernels.h"
 

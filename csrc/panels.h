@@ -1,5 +1,5 @@
-// Weight matrices as the kernels read them: panels of 16 rows side by side, so that a vector register holds 16 rows of
-// the result and no sum ever runs across its lanes.
+// Weight matrices in the layout that the kernels read: panels of 16 interleaved rows, so that a vector register holds
+// 16 rows of the result and no sum runs across its lanes.
 #ifndef PUNA_PANELS_H
 #define PUNA_PANELS_H
 
@@ -7,11 +7,11 @@
 
 namespace puna {
 
-constexpr int kPanel = 16;  // rows side by side
+constexpr int kPanel = 16;  // rows of a panel
 constexpr int kStrip = 4;   // panels of a strip
-constexpr int kBlock = 32;  // columns that share a scale of the activations, and the unit of integer panels
+constexpr int kBlock = 32;  // columns of a block: the unit of integer panels and of quantised activations
 
-// How a file packs values; the numbers are ggml's.
+// Weight formats of files; the values are ggml's type numbers.
 enum Format : int32_t {
     kF32 = 0,
     kF16 = 1,
@@ -32,33 +32,34 @@ enum Format : int32_t {
 // The levels of iq4_nl: `kvalues_iq4nl` in ggml-common.h.
 constexpr int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-// An integer panel is one stream, in the order in which it is read, because memory brings long streams fastest. It is
-// made of units: a line (64 bytes) of scales, then the planes of its blocks of 32 columns, which are two where a
-// block's scales take half a line. The K formats have in front of each 256 columns one more line, the head: see
-// `Scales`.
+// An integer panel is one stream, stored in the order in which it is read, because memory delivers long sequential
+// streams fastest. It consists of units: a line (64 bytes) of scales, then the planes of the blocks of 32 columns that
+// these scales belong to: two blocks, or one for kHalfAndLeast, whose scales fill a line. In the K formats, one more
+// line, the head, precedes each 256 columns: see `Scales`.
 //
-// Planes of integer formats: for each block of 32 columns, words of four bytes, one word for each of the 16 rows. Four
-// bits: four rows of words, word s holding columns 4 s .. 4 s + 3 in its bytes' low halves and columns 16 + 4 s .. in
-// their high halves. Fifth bits: one more row of words; bit s of byte i belongs to column 4 s + i. Fifth and sixth
-// bits: two rows; in word h, bits 2 f and 2 f + 1 of byte i belong to column 4 (4 h + f) + i. Eight bits: eight rows of
-// words, signed values plus 128.
-//
-// Planes of floats: f32 and f16, for each column its 16 rows; bf16, for each pair of columns 16 pairs.
+// Planes of integer formats: for each block, lines of 16 words of four bytes, one word per row of the panel.
+//   kFour: four lines. Word s holds columns 4 s .. 4 s + 3 in the low nibbles of its bytes, and columns 16 + 4 s .. in
+//          the high nibbles.
+//   kFive: kFour, then a line of fifth bits: bit s of byte i belongs to column 4 s + i.
+//   kSix:  kFour, then two lines of fifth and sixth bits: in line h, bits 2 f and 2 f + 1 of byte i belong to column
+//          4 (4 h + f) + i.
+//   kEight: eight lines. Word s holds columns 4 s .. 4 s + 3 as signed values plus 128.
+// Planes of floats: f32 and f16 hold the 16 rows of each column; bf16 holds 16 pairs for each pair of columns.
 enum class Planes : int8_t { kFloat, kFour, kFive, kSix, kEight };
 
-// What there is of each, for 16 rows side by side.
+// The scales that a panel stores for its 16 rows: once per 256 columns in the head, or once per block of 32 columns.
 enum class Scales : int8_t {
     kNone,
-    kHalf,          // a block: f16 scale
-    kHalfAndLeast,  // a block: f16 scale, f16 minimum
-    kSixBit,        // the head: f16 scale, f16 factor of minima; a block: a byte of scale, one of minimum
-    kSigned,        // the head: f16 scale; a block: per 16 columns a signed byte of scale
-    kNibbles,       // the head: as kSixBit; a block: per 16 columns a byte, scale in the low, minimum in the high half
+    kHalf,          // block: f16 scale
+    kHalfAndLeast,  // block: f16 scale, f16 minimum
+    kSixBit,        // head: f16 scale, f16 factor of the minimums; block: a byte of scale, a byte of minimum
+    kSigned,        // head: f16 scale; block: for each 16 columns a signed byte of scale
+    kNibbles,       // head: as kSixBit; block: for each 16 columns a byte, scale in the low nibble, minimum in the high
 };
 
 constexpr int kLine = 64;  // bytes
 
-// Bytes of a block's planes, of its scales, and of a head.
+// Bytes of a block's planes, of a block's scales, and of a head.
 constexpr int plane_bytes(Planes planes) {
     return (planes == Planes::kFour    ? 4
             : planes == Planes::kFive  ? 5
@@ -72,55 +73,56 @@ constexpr int head_bytes(Scales scales) {
     return scales == Scales::kSixBit || scales == Scales::kSigned || scales == Scales::kNibbles ? kLine : 0;
 }
 
-// Where what belongs to a block lies in its panel.
+// Byte offsets in a panel of the parts that belong to one block.
 struct Place {
     int64_t head, scales, planes;
 };
 
-// Always inline, because kernels are compiled for several instruction sets.
+// Always inlined, because the kernels are compiled for several instruction sets.
 [[gnu::always_inline]] constexpr Place place_of(Planes planes, Scales scales, int64_t block) {
     const int64_t share = scale_bytes(scales), plane = plane_bytes(planes), head = head_bytes(scales);
-    const int64_t per = kLine / share, unit = kLine + per * plane;  // blocks of a unit, its bytes
+    const int64_t per = kLine / share, unit = kLine + per * plane;  // blocks in a unit, and bytes of a unit
+    // `block` / 8: which head; `block` / per: which unit. Unsigned divisions by constants become shifts.
     const int64_t eight = static_cast<int64_t>(static_cast<uint64_t>(block) / 8);
     const int64_t number = static_cast<int64_t>(static_cast<uint64_t>(block) / static_cast<uint64_t>(per));
     const int64_t at = number * unit + (eight + 1) * head, inside = block - number * per;
     return {eight * (head + 8 / per * unit), at + inside * share, at + kLine + inside * plane};
 }
 
-// One line of the table of formats. value = scale * (stored - zero) [+ minimum].
+// One row of the table of formats. value = scale * (stored - zero) [+ minimum].
 struct Layout {
     Format format;
-    int16_t values;  // in a block of the file
-    int16_t bytes;   // of a block of the file
+    int16_t values;  // values in one block of the file
+    int16_t bytes;   // bytes of one block of the file
     Planes planes;
     Scales scales;
     int16_t zero;
 };
 
-// The layout of a format, or null.
+// Returns the layout of a format, or null.
 const Layout* find_layout(int32_t format);
 
 struct Panels {
     const Layout* layout = nullptr;
     const uint8_t* data = nullptr;
-    const float* bias = nullptr;  // [rows], or none
+    const float* bias = nullptr;  // [rows], or null
     int64_t rows = 0;
     int64_t cols = 0;
-    int64_t stride = 0;  // bytes from panel to panel
+    int64_t stride = 0;  // bytes of a panel
     int64_t count() const { return (rows + kPanel - 1) / kPanel; }
-    // Strip s is the panels s, s + strips(), ...: up to kStrip of them, far from each other, to be read side by side.
+    // Strip s consists of the panels s, s + strips(), ...: up to kStrip panels, far apart, read as parallel streams.
     int64_t strips() const { return (count() + kStrip - 1) / kStrip; }
     bool integer() const { return layout->planes != Planes::kFloat; }
 };
 
-// Describes a matrix without memory.
+// Returns the description of a matrix, without its data.
 Panels describe(const Layout& layout, int64_t rows, int64_t cols);
 
-// Fills panel `index` of `to` from the file's rows: row r of the matrix begins at data + order[r] * row bytes (order
-// may be null: r). Whatever lies beyond the last row becomes 0.
+// Fills panel `index` of `to` from the rows of a file. Row r of the matrix is row order[r] of `data`, or row r if
+// `order` is null. Rows of the panel beyond the matrix become 0.
 void pack_panel(const Panels& panels, int64_t index, const uint8_t* data, const int64_t* order, uint8_t* to);
 
-// One row's values: the slow and obvious reading of a panel. `to` has cols floats.
+// Dequantises one row into `to`, [cols]. Reference implementation of the panel layout; also reads the embedding.
 void read_row(const Panels& panels, int64_t row, float* to);
 
 }  // namespace puna

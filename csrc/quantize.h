@@ -1,4 +1,4 @@
-// Float rows to blocks of a quantised format.
+// Quantises rows of floats to blocks of a file format.
 #ifndef PUNA_QUANTIZE_H
 #define PUNA_QUANTIZE_H
 
@@ -9,16 +9,16 @@
 
 namespace puna {
 
-// Whether rows can be rounded so: from f32, f16 or bf16 to any format of blocks.
+// Whether rows of `from` (f32, f16 or bf16) can be quantised to `to` (any block format).
 bool can_quantize(const Layout& from, const Layout& to);
 
-// Quantises row after row; one for each thread. What a row becomes depends on nothing but the row.
+// Quantises rows one at a time; each thread needs its own. The result of a row depends on that row alone.
 class Quantizer {
   public:
-    // `importance`: how much an error in each column matters, [cols], or null; it must live as long.
+    // `importance`: weight of an error in each column, [cols], or null; must outlive the quantiser.
     Quantizer(const Kernels& kernels, const Layout& from, const Layout& to, int64_t cols, const float* importance);
 
-    // Rounds a row; `cols` is a multiple of the block. What is wrong with a value, or null.
+    // Quantises one row; `cols` is a multiple of the block size. Returns an error message, or null.
     const char* row(const uint8_t* from, uint8_t* out);
 
   private:
@@ -36,10 +36,11 @@ class Quantizer {
     int64_t cols_;
     const float* importance_;
     std::vector<float> x_, importance_padded_;
-    float power_ = 0;  // mean square of the row; twice that in the K formats, as ggml weighs
+    float power_ = 0;  // mean square of the row; in the K formats twice that, as in ggml
 };
 
-// Quantises a tensor; throws when a value is not finite or an importance is negative or not finite.
+// Quantises a tensor. Throws std::invalid_argument if a value is not finite or too large, or if an importance is
+// negative or not finite.
 void quantize(const Kernels& kernels, int threads, const Layout& from, const Layout& to, const uint8_t* data,
               int64_t rows, int64_t cols, const float* importance, uint8_t* out);
 

@@ -1,7 +1,8 @@
-// See threads.h. A loop is open while `round_` is odd. A worker enters by raising `inside_` and then looking at
-// `round_` again; the caller closes the loop and then waits for `inside_` to fall to 0. Both orders are sequentially
-// consistent, so either the worker sees that the loop is closed, or the caller sees the worker inside. The last to
-// leave looks at `waiting_` after `inside_`, the caller that goes to sleep the other way round, for the same reason.
+// See threads.h. A loop is open while `round_` is odd. A worker enters by incrementing `inside_` and then reading
+// `round_` again; the caller closes the loop and then waits until `inside_` is 0. All these operations are sequentially
+// consistent, so either the worker sees that the loop is closed, or the caller sees the worker inside. The same
+// argument holds at the end: the last worker to leave reads `waiting_` after decrementing `inside_`, and the caller
+// sets `waiting_` before reading `inside_`.
 
 #include "threads.h"
 
@@ -15,8 +16,8 @@ namespace puna {
 
 namespace {
 
-// How often to look for work before sleeping: some 20 microseconds, longer than the gap between two loops of a forward
-// pass, and short enough to leave the processor to others.
+// Polls before a thread sleeps: about 20 microseconds, longer than the gap between two loops of a forward pass, and
+// short enough to leave the processor to other processes.
 constexpr int kSpins = 2000;
 
 inline void pause() {
@@ -32,7 +33,7 @@ inline void pause() {
 Pool::Pool(int threads) : ranges_(static_cast<size_t>(threads)) {
     try {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
-    } catch (...) {  // the system gives no more threads
+    } catch (...) {  // the system refuses to start more threads
         end();
         throw;
     }
@@ -73,9 +74,9 @@ void Pool::run(int64_t count, int64_t grain, Function function, const void* cont
     take_pieces(0);
     ++round_;  // closed
     for (int spins = 0; inside_ > 0 && spins < kSpins; ++spins) pause();
-    if (inside_ > 0) {  // a worker was taken away in the middle of its piece
+    if (inside_ > 0) {  // a worker was suspended in the middle of its piece
         std::unique_lock<std::mutex> lock(mutex_);
-        waiting_.exchange(true);  // not a plain store: qemu lets the read of `inside_` overtake one
+        waiting_.exchange(true);  // not a plain store: under qemu the read of `inside_` may overtake it
         left_.wait(lock, [&] { return inside_ == 0; });
         waiting_ = false;
     }

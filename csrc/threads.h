@@ -1,4 +1,4 @@
-// A small pool of threads for loops whose pieces are a few microseconds long.
+// A small thread pool for parallel loops whose pieces take a few microseconds.
 #ifndef PUNA_THREADS_H
 #define PUNA_THREADS_H
 
@@ -12,9 +12,10 @@
 
 namespace puna {
 
-// Each thread has a range of its own, which it takes piece by piece, so that it reads memory in sequence; when it is
-// done it helps with the others' ranges. So a thread that the system takes away holds up one piece, not its share of
-// the loop. What a piece computes must not depend on who computes it. One caller at a time.
+// Each thread starts with its own contiguous range, which it processes piece by piece so that it reads memory
+// sequentially; then it takes pieces of the other threads' ranges. A thread that the system suspends thus delays one
+// piece, not its share of the loop. The result of a piece must not depend on the thread that computes it. Only one
+// thread may call the pool at a time.
 class Pool {
   public:
     explicit Pool(int threads);
@@ -24,8 +25,8 @@ class Pool {
 
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-    // Calls body(begin, end) for pieces of [0, count), from one multiple of `grain` to the next but where the threads'
-    // shares meet; returns when all are done. The body must not throw.
+    // Calls body(begin, end) for pieces that cover [0, count) and returns when all are done. Pieces begin at multiples
+    // of `grain`, except where the threads' ranges meet. The body must not throw.
     template <typename Body>
     void each(int64_t count, int64_t grain, const Body& body) {
         run(
@@ -34,7 +35,7 @@ class Pool {
             &body);
     }
 
-    // A grain that gives every thread several pieces.
+    // A grain that leaves about four pieces per thread.
     int64_t grain(int64_t count) const {
         const int64_t pieces = 4 * threads();
         return count > pieces ? (count + pieces - 1) / pieces : 1;
@@ -48,7 +49,7 @@ class Pool {
     void take_pieces(int thread);
     void work(int thread);
 
-    // A thread's range, and where its next piece begins: the first may begin before the range, which cuts it.
+    // A thread's range, and the start of its next piece. The first piece may start before the range; it is clipped.
     struct alignas(64) Range {
         std::atomic<int64_t> next{0};  // a multiple of the grain
         int64_t begin = 0;
@@ -57,8 +58,8 @@ class Pool {
 
     std::vector<std::thread> workers_;
     std::mutex mutex_;
-    std::condition_variable wake_;    // of workers: a loop is open, or the pool ends
-    std::condition_variable left_;    // of the caller: no worker is inside
+    std::condition_variable wake_;    // for workers: a loop is open, or the pool is being destroyed
+    std::condition_variable left_;    // for the caller: no worker is inside the loop
     std::atomic<uint64_t> round_{0};  // odd while a loop is open
     std::atomic<int> inside_{0};
     std::atomic<int> sleeping_{0};

@@ -1,10 +1,10 @@
-// Sixteen numbers at once on every instruction set. Included by each kernels_*.cpp inside its own namespace, so that
-// code compiled for one processor never stands in for another's.
+// Sixteen numbers at once on every instruction set, as one, two or four registers. Included by each kernels_*.cpp
+// inside its own namespace, so that the linker cannot replace code for one instruction set with code for another.
 
 constexpr int kLanes = 16;
 
-// How near __builtin_prefetch brings what a stream out of memory will read. More lines can be under way to the second
-// cache than to the first; AVX2's kernels were measured with the first.
+// Locality hint for __builtin_prefetch of streams from memory: 3 = L1, 2 = L2. More cache lines can be in flight to L2
+// than to L1. The AVX2 kernels were measured with L1.
 constexpr int kFirstCache = 3, kSecondCache = 2;
 #if defined(__AVX512F__)
 constexpr int kStreamCache = kSecondCache;
@@ -13,6 +13,7 @@ constexpr int kStreamCache = kFirstCache;
 #endif
 
 #if defined(__AVX512F__)
+// Lanes of one register; the vector types below consist of kParts registers.
 constexpr int kWidth = 16;
 #elif defined(__AVX2__)
 constexpr int kWidth = 8;
@@ -31,23 +32,24 @@ typedef uint8_t BytePart __attribute__((vector_size(kWidth), aligned(1), may_ali
 typedef int8_t SignedPart __attribute__((vector_size(kWidth), aligned(1), may_alias));
 typedef uint16_t HalfPart __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
-// A number as a type, for templates chosen in a lambda.
+// An integer as a type, to pass a template argument to a generic lambda.
 template <int kNumber>
 struct Number {
     static constexpr int kValue = kNumber;
 };
 
-struct V16 {  // float
+struct V16 {  // sixteen floats
     Reg part[kParts];
 };
-struct I16 {  // int32
+struct I16 {  // sixteen int32
     IntReg part[kParts];
 };
-struct U16 {  // uint32, or four bytes each
+struct U16 {  // sixteen uint32, or sixteen words of four bytes
     WordReg part[kParts];
 };
 
 #define PUNA_INLINE static inline __attribute__((always_inline))
+// Runs the following statement for each register i_ of a vector.
 #define PUNA_EACH _Pragma("GCC unroll 4") for (int i_ = 0; i_ < kParts; ++i_)
 
 PUNA_INLINE V16 load(const float* from) {
@@ -60,14 +62,14 @@ PUNA_INLINE void store(float* to, const V16& value) {
     PUNA_EACH* reinterpret_cast<Part*>(to + i_ * kWidth) = value.part[i_];
 }
 
-// Not Reg{} + value: 0 + -0 is not -0, so that the compiler would have to add.
+// Not Reg{} + value: 0 + -0 is 0, so the compiler could not drop that addition. value - 0 is value even for -0.
 PUNA_INLINE V16 broadcast(float value) {
     V16 out;
     PUNA_EACH out.part[i_] = value - Reg{};
     return out;
 }
 
-// a * b + c, rounded once where the processor can; the portable build for other processors rounds twice, always.
+// a * b + c, rounded once on AVX2, AVX-512 and Arm; every other build rounds twice.
 PUNA_INLINE Reg fused(Reg a, Reg b, Reg c) {
 #if defined(__AVX512F__)
     return (Reg)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -110,7 +112,7 @@ PUNA_INLINE V16 higher(const V16& a, const V16& b) {
     return out;
 }
 
-// Folds a register's lanes in halves: lane i with lane i + 8, then + 4, + 2, + 1; the same order everywhere.
+// Reduces a vector to one number by halves: lane i with lane i + 8, then + 4, + 2, + 1; every build uses this order.
 #if defined(__AVX2__) && !defined(PUNA_EMULATE)
 template <typename Fold>
 PUNA_INLINE float folded(const V16& value, const Fold& fold) {
@@ -147,7 +149,7 @@ PUNA_INLINE float highest_of(const V16& value) {
 }
 #endif
 
-// A part of an array that may end inside a vector.
+// Loads `count` floats, at most 16; the remaining lanes are 0.
 PUNA_INLINE V16 load_some(const float* from, int64_t count) {
     if (count >= kLanes) return load(from);
     float values[kLanes] = {};
@@ -155,6 +157,7 @@ PUNA_INLINE V16 load_some(const float* from, int64_t count) {
     return load(values);
 }
 
+// Stores the first `count` lanes, at most 16.
 PUNA_INLINE void store_some(float* to, const V16& value, int64_t count) {
     if (count >= kLanes) return store(to, value);
     float values[kLanes];
@@ -184,7 +187,7 @@ PUNA_INLINE U16 operator|(const U16& a, const U16& b) {
     return out;
 }
 
-// To the right for positive, to the left for negative counts.
+// Shifts each lane right by `count` bits, or left by -count.
 PUNA_INLINE U16 shifted(const U16& a, int count) {
     U16 out;
     PUNA_EACH out.part[i_] = count >= 0 ? a.part[i_] >> count : a.part[i_] << -count;
@@ -215,8 +218,8 @@ PUNA_INLINE I16 all_equal(int32_t value) {
     return out;
 }
 
-// Sixteen bytes, signed bytes, or 16-bit numbers, widened. Spelled out where the processor has instructions for it: GCC
-// 12 takes the elements of a vector of narrow integers one by one.
+// Widen sixteen bytes, signed bytes, or 16-bit numbers to 32 bits. Written with intrinsics where they exist, because
+// GCC 12 converts a vector of narrow integers element by element.
 #if defined(__AVX512F__) && !defined(PUNA_EMULATE)
 PUNA_INLINE I16 from_bytes(const uint8_t* from) {
     return I16{{(IntReg)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))}};
@@ -262,7 +265,7 @@ PUNA_INLINE U16 from_halves(const uint16_t* from) {
 }
 #endif
 
-// IEEE half precision, exact: subnormal numbers, infinities and NaN too.
+// Widens sixteen IEEE half-precision numbers; exact, including subnormals, infinities and NaN.
 PUNA_INLINE V16 from_f16(const uint16_t* from) {
 #if defined(__AVX512F__)
     return V16{{(Reg)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))}};
@@ -277,7 +280,7 @@ PUNA_INLINE V16 from_f16(const uint16_t* from) {
     PUNA_EACH {
         const WordReg bits = half.part[i_];
         const WordReg magnitude = (bits & 0x7fffu) << 13, special = (bits & 0x7c00u) == 0x7c00u;
-        const Reg value = (Reg)magnitude * 0x1p112f;  // moves the exponent from half's bias to float's
+        const Reg value = (Reg)magnitude * 0x1p112f;  // changes the exponent bias from half's to float's
         const WordReg number = (special & (magnitude | 0x7f800000u)) | (~special & (WordReg)value);
         out.part[i_] = (Reg)(number | (bits & 0x8000u) << 16);
     }
@@ -285,8 +288,8 @@ PUNA_INLINE V16 from_f16(const uint16_t* from) {
 #endif
 }
 
-// Rounded to the nearest, ties to even; NaN stays NaN. Subnormal numbers become 0 of their sign, as vcvtneps2bf16 has
-// it (Intel SDM, volume 2: denormal inputs are zeros), so that every build rounds alike.
+// Rounds to the nearest bf16, ties to even; NaN stays NaN. Subnormal floats become a zero of the same sign, as in
+// vcvtneps2bf16 (Intel SDM, volume 2: denormal inputs are treated as zeros), so that every build rounds identically.
 PUNA_INLINE void to_bf16(uint16_t* to, const V16& value) {
 #if defined(__AVX512BF16__) && !defined(PUNA_EMULATE)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)value.part[0]));
@@ -307,7 +310,7 @@ PUNA_INLINE void to_bf16(uint16_t* to, const V16& value) {
 #endif
 }
 
-// Rounded to the nearest, ties to even; beyond 65504 infinity.
+// Rounds to the nearest half-precision number, ties to even; magnitudes that round above 65504 become infinity.
 PUNA_INLINE void to_f16(uint16_t* to, const V16& value) {
 #if defined(__AVX512F__)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)value.part[0], 0));
@@ -317,8 +320,8 @@ PUNA_INLINE void to_f16(uint16_t* to, const V16& value) {
 #else
     PUNA_EACH {
         const WordReg bits = (WordReg)value.part[i_], sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-        // Normal halves: add half of the last place, and its parity, below the cut. Small ones: let an addition of 0.5
-        // shift the value into place and round it. Large ones: infinity; NaN stays NaN.
+        // Normal halves: add half a unit in the last place (and the parity bit, for ties) before dropping 13 bits.
+        // Subnormal halves: adding 0.5 moves the value into place and rounds it. Too large: infinity. NaN stays NaN.
         const WordReg normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13;
         const WordReg small = (WordReg)((Reg)magnitude + 0.5f) - 0x3f000000u;
         const WordReg is_small = magnitude < 0x38800000u, is_large = magnitude >= 0x477ff000u;
@@ -331,9 +334,10 @@ PUNA_INLINE void to_f16(uint16_t* to, const V16& value) {
 #endif
 }
 
-// e^x for x from -87 to 88, within 2 units in the last place; below -87 exactly 0. n = round(x / ln 2), then a
-// polynomial in the rest r, |r| <= ln 2 / 2 (Cephes' coefficients for expf), then 2^n by adding n to the exponent; NaN
-// stays NaN.
+// e^x for x in [-87, 88], within 2 units in the last place; exactly 0 below -87; e^88 above 88; NaN stays NaN. With
+// n = round(x / ln 2) and r = x - n ln 2, |r| <= ln 2 / 2: a polynomial in r (Cephes' expf coefficients) times 2^n,
+// which is applied by adding n to the exponent bits. ln 2 is subtracted in two parts, `high` exact in few bits and
+// `low`.
 PUNA_INLINE V16 exponential(const V16& x) {
     const Reg zero = Reg{}, lowest = zero - 87.0f, highest = zero + 88.0f, log2e = zero + 1.44269504f;
     const Reg high = zero - 0.693359375f, low = zero + 2.12194440e-4f, magic = zero + 12582912.0f;  // 1.5 * 2^23
@@ -352,7 +356,7 @@ PUNA_INLINE V16 exponential(const V16& x) {
         p = fused(p, r, zero + 5.0000001201e-1f);
         p = fused(p, r * r, r) + 1.0f;
         const IntReg exponent = ((IntReg)shift - (IntReg)magic) << 23;
-        const IntReg nan = x.part[i_] != x.part[i_];  // whose bits must not be added to
+        const IntReg nan = x.part[i_] != x.part[i_];  // its bits must stay unchanged
         out.part[i_] = nan ? x.part[i_] : under ? zero : (Reg)((IntReg)p + exponent);
     }
     return out;

@@ -1,8 +1,7 @@
-/* The C ABI of puna's native library: the only header that both C++ and Python know.
+/* The C ABI of puna's native library. Python (`puna.native`) and the C++ tests use nothing else.
  *
- * Rules: plain C types; no exception leaves a function; nothing here keeps a pointer it was given after it returns,
- * unless it says so. A change that breaks callers raises PUNA_ABI_VERSION, which `puna.native` checks when it loads
- * the library.
+ * Rules: plain C types; no function throws; no function keeps a pointer after it returns, unless its comment says so. A
+ * change that breaks callers increases PUNA_ABI_VERSION, which `puna.native` compares when it loads the library.
  */
 #ifndef PUNA_H
 #define PUNA_H
@@ -21,8 +20,8 @@ extern "C" {
 
 #define PUNA_ABI_VERSION 4
 
-/* Bits of puna_cpu_features(). A bit is set when the processor has the instructions and the system saves their
- * registers. */
+/* Bits of puna_cpu_features(). A bit is set when the processor has the instructions and the operating system saves
+ * their registers. */
 #define PUNA_CPU_AVX2 (1u << 0)
 #define PUNA_CPU_FMA (1u << 1)
 #define PUNA_CPU_F16C (1u << 2)
@@ -32,20 +31,21 @@ extern "C" {
 #define PUNA_CPU_NEON (1u << 6)
 #define PUNA_CPU_DOTPROD (1u << 7)
 
-/* The PUNA_ABI_VERSION the library was built with. */
+/* The PUNA_ABI_VERSION that the library was built with. */
 PUNA_API uint32_t puna_abi_version(void);
 
-/* What this processor can run, as PUNA_CPU_* bits. */
+/* Instruction sets of this processor, as PUNA_CPU_* bits. */
 PUNA_API uint32_t puna_cpu_features(void);
 
-/* Logical processors this process may run on: its affinity mask, within its control group's quota; 1 or more. */
+/* Logical processors that this process may use: its affinity mask, limited by its control group's quota. At least 1. */
 PUNA_API int32_t puna_logical_cores(void);
 
-/* Physical cores behind those processors; 1 or more. Two busy threads on one core share its vector units, so this is
- * the default number of threads. */
+/* Physical cores of those processors, limited by the same quota. At least 1. Two busy threads on one core share its
+ * vector units, so this is the default number of threads. */
 PUNA_API int32_t puna_physical_cores(void);
 
-/* ---- Models. Functions return 0, or another number after writing a message that puna_error() returns. ---- */
+/* ---- Models. A function of type int32_t returns PUNA_OK, or another code after storing the message that puna_error()
+ * returns, unless its comment says otherwise. ---- */
 
 typedef struct puna_model puna_model;
 
@@ -58,25 +58,25 @@ typedef struct puna_shape {
     int32_t kv_heads;
     int32_t head_dim;
     float rms_norm_eps;
-    int32_t cache;          /* type of cached keys and values: f32 0, f16 1, q8_0 8, bf16 30 (ggml's numbers) */
-    int32_t unrotated_keys; /* 1: keys are cached unrotated, for frequencies that depend on the length */
+    int32_t cache;          /* ggml type number of cached keys and values: f32 0, f16 1, q8_0 8, bf16 30 */
+    int32_t unrotated_keys; /* 1: keys are cached before RoPE, for rope types whose frequencies depend on the length */
 } puna_shape;
 
-/* A tensor as a file packs it. */
+/* A tensor in the layout of its file. */
 typedef struct puna_tensor {
     const uint8_t* data;  /* rows, one after another */
-    const int64_t* order; /* the stored row of each row; NULL: the same */
+    const int64_t* order; /* order[r]: the stored row that is row r of the tensor; NULL: rows are in order */
     int64_t rows;
     int64_t cols;
-    int32_t format;   /* ggml's number of the type; vectors are f32 */
-    int32_t quantize; /* ggml's number of the type to round to (q8_0, q4_0, q4_K); -1: none */
+    int32_t format;   /* ggml type number; vectors must be f32 */
+    int32_t quantize; /* ggml type number to quantise to while packing; -1: none */
 } puna_tensor;
 
-/* Kinds of tensors, under Hugging Face's names. Vectors (norms and biases) have one row. */
+/* Kinds of tensors, named as in Hugging Face checkpoints. Vectors (norms and biases) have one row. */
 enum {
     PUNA_EMBEDDING = 0,
     PUNA_NORM = 1,
-    PUNA_HEAD = 2, /* left out: the head is the embedding */
+    PUNA_HEAD = 2, /* optional: without it the embedding is the head */
     PUNA_ATTENTION_NORM = 3,
     PUNA_MLP_NORM = 4,
     PUNA_Q = 5,
@@ -95,27 +95,27 @@ enum {
     PUNA_DOWN_BIAS = 18
 };
 
-/* Tokens in a page of the cache. */
+/* Tokens in one page of the KV cache. */
 #define PUNA_PAGE 64
 
 /* Consecutive tokens of one sequence; see puna.backend.Chunk. */
 typedef struct puna_chunk {
     const int64_t* tokens;
-    const int32_t* pages; /* page n holds positions n * PUNA_PAGE and on */
-    int32_t count;        /* of tokens */
+    const int32_t* pages; /* pages[n] holds positions n * PUNA_PAGE .. n * PUNA_PAGE + PUNA_PAGE - 1 */
+    int32_t count;        /* number of tokens */
     int32_t page_count;
     int32_t start;         /* position of the first token */
-    int32_t logits;        /* how many of the last tokens want logits */
-    const float* inv_freq; /* head_dim / 2 frequencies of the rotation */
-    float rope_scale;      /* factor on its cosines and sines */
+    int32_t logits;        /* number of tokens, counted from the end, whose logits are returned */
+    const float* inv_freq; /* rotary frequencies, [head_dim / 2] */
+    float rope_scale;      /* factor on the cosines and sines */
 } puna_chunk;
 
-/* Results of functions. */
+/* Return codes. PUNA_STOPPED: a signal interrupted the forward pass; see puna_forward. */
 #define PUNA_OK 0
 #define PUNA_FAILED 1
 #define PUNA_STOPPED 2
 
-/* Where the time of a forward pass goes; see puna_model_profile. */
+/* Phases of a forward pass whose time is measured; see puna_model_profile. */
 enum {
     PUNA_PHASE_EMBEDDING = 0,
     PUNA_PHASE_NORM = 1,
@@ -130,82 +130,88 @@ enum {
     PUNA_PHASES = 10
 };
 
-/* What went wrong in this thread's last call that failed. */
+/* The message of this thread's last failed call. */
 PUNA_API const char* puna_error(void);
 
-/* Instruction sets this library can run here, best first, separated by spaces. */
+/* Names of the kernel builds (one per instruction set) that this processor can run, best first, separated by spaces. */
 PUNA_API const char* puna_kernels(void);
 
-/* A model without weights. `kernels` is a name of puna_kernels(). NULL on failure. */
+/* Returns a model without weights, or NULL on failure. `kernels` is a name from puna_kernels(). */
 PUNA_API puna_model* puna_model_new(const puna_shape* shape, int32_t threads, const char* kernels);
 
 PUNA_API void puna_model_free(puna_model* model);
 
-/* Packs a tensor, which may be released afterwards. `layer` is -1 for kinds without one. */
+/* Packs a tensor into the model's memory; the caller may release the tensor afterwards. `layer` is -1 for kinds that do
+ * not belong to a layer. */
 PUNA_API int32_t puna_model_load(puna_model* model, int32_t kind, int32_t layer, const puna_tensor* tensor);
 
-/* Bytes that a tensor takes once packed; -1 when the format is unknown, rows are no whole blocks, or it is empty. */
+/* Bytes that a tensor takes once packed; -1 when the format is unknown, the tensor is empty, or `cols` is not a
+ * multiple of the format's block size. */
 PUNA_API int64_t puna_packed_bytes(int32_t format, int64_t rows, int64_t cols);
 
-/* Reads a matrix back as it was packed, [rows][cols]. */
+/* Writes a packed matrix, dequantised, to `out`, [rows][cols]. */
 PUNA_API int32_t puna_model_read(const puna_model* model, int32_t kind, int32_t layer, float* out);
 
-/* Checks that every tensor is there and makes room for `pages` pages of cache; memory is taken when they are used. */
+/* Checks that no tensor is missing and reserves `pages` pages of KV cache. The system commits their memory on first
+ * use. */
 PUNA_API int32_t puna_model_ready(puna_model* model, int32_t pages);
 
-/* Bytes of keys and values that one token takes in the cache of every layer. */
+/* Bytes of keys and values that one token takes in the KV cache, summed over layers. */
 PUNA_API int64_t puna_cache_bytes(const puna_shape* shape);
 
-/* Bytes of packed matrices that a token reads in each phase, PUNA_PHASES numbers; 1 when they are integers. */
+/* Bytes of packed matrices that a forward pass of one token reads in each phase: PUNA_PHASES numbers. */
 PUNA_API void puna_model_weight_bytes(const puna_model* model, int64_t* bytes);
+/* 1 when the layers' matrices are integers (only layer 0's down projection is tested), else 0. */
 PUNA_API int32_t puna_model_integers(const puna_model* model);
 
-/* Extends the caches by the chunks' tokens and writes logits, [sum of `logits`][vocab_size], in the chunks' order.
- * `interruptible`: a SIGINT that somebody handles ends the pass between two layers with PUNA_STOPPED, after that
- * handler was called; for the thread that receives signals. The caches then hold what they held before each chunk's
- * start. */
+/* Extends the KV caches by the chunks' tokens and writes logits, [sum of the chunks' `logits`][vocab_size], in the
+ * order of the chunks. With `interruptible`, a SIGINT for which the process has a handler ends the pass at the next
+ * layer boundary: the handler is called and the result is PUNA_STOPPED. Pass 1 only in the thread that receives
+ * signals. After PUNA_STOPPED, cached positions before each chunk's `start` are unchanged, so the same call can be
+ * repeated. */
 PUNA_API int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, int32_t interruptible,
                               float* logits);
 
-/* From now on forward passes add to `squares` the squares of what matrices read, summed over tokens: for each layer the
- * columns of q (and k and v), o, gate (and up) and down, one after the other, and behind the layers those of the head
- * (of tokens that want logits). The array is kept until the next call; NULL ends it. */
+/* Makes each later forward pass add to `squares`, for each matrix input, the squares of its columns summed over tokens.
+ * The array holds, for each layer, the input of q, k and v [hidden_size], of o [heads * head_dim], of gate and up
+ * [hidden_size] and of down [intermediate_size]; after the layers, the input of the head [hidden_size] (only tokens
+ * whose logits are returned). The library keeps the pointer until the next call; NULL ends the observation. */
 PUNA_API void puna_model_observe(puna_model* model, double* squares);
 
 /* Seconds spent in each phase since the last call: PUNA_PHASES numbers. */
 PUNA_API void puna_model_profile(puna_model* model, double* seconds);
 
-/* How a token is chosen; see puna.engine.Sampling. */
+/* How the next token is chosen; see puna.engine.Sampling. */
 typedef struct puna_sampling {
-    double temperature; /* 0: the likeliest token */
+    double temperature; /* 0: the most likely token */
     double top_p;
     double min_p;
     float repetition_penalty;
-    int32_t top_k; /* 0: all */
+    int32_t top_k; /* 0: no limit */
 } puna_sampling;
 
-/* The id of the next token from `count` logits; `seen` has a byte per token, not 0 for those of the sequence; `uniform`
- * is a random number in [0, 1). Of the tokens that the filters leave, in order of their ids, the one is drawn at which
- * the cumulative probability first exceeds it. -1 when a logit is not finite, -2 on other failures: see puna_error().
- */
+/* Returns the id of the next token, chosen from `count` logits; -1 when a logit is not finite; -2 on any other failure:
+ * see puna_error(). `seen` has one byte per token, nonzero for the tokens of the sequence (repetition penalty).
+ * `uniform` is a random number in [0, 1): of the tokens that pass the filters, in order of their ids, the first whose
+ * cumulative probability exceeds it is chosen. */
 PUNA_API int64_t puna_sample(const char* kernels, const float* logits, int64_t count, const uint8_t* seen,
                              const puna_sampling* options, double uniform);
 
-/* Rounds a tensor of f32, f16 or bf16 (`format`, ggml's number), [rows][cols], to blocks of another format `to`.
- * `importance`: how much an error in each column matters, [cols], not negative; NULL: as ggml weighs where nobody says.
- * A row becomes the same bytes whatever the threads and the instruction set. */
+/* Quantises a tensor [rows][cols] of f32, f16 or bf16 (`format`, a ggml type number) to the block format `to`.
+ * `importance` [cols], not negative: the weight of an error in each column; NULL: ggml's weights for the format. The
+ * bytes of a row depend neither on the number of threads nor on the instruction set. */
 PUNA_API int32_t puna_quantize(const char* kernels, int32_t threads, const uint8_t* data, int32_t format, int64_t rows,
                                int64_t cols, int32_t to, const float* importance, uint8_t* out);
 
-/* What the machine can do, all threads together. */
+/* Measured speeds of the machine, all threads together. */
 typedef struct puna_machine {
-    double bytes_per_second;            /* memory read in sequence, from huge pages */
+    double bytes_per_second;            /* memory read sequentially, from huge pages */
     double integer_products_per_second; /* multiply-accumulates of bytes */
-    double float_products_per_second;   /* of bf16 where there are such instructions, else of f32 */
-    double share_of_one_thread;         /* a thread's integer speed beside the others, over that of one alone */
+    double float_products_per_second;   /* multiply-accumulates of bf16 where the processor has them, else of f32 */
+    double share_of_one_thread;         /* integer speed per thread when all threads run / speed of one thread alone */
 } puna_machine;
 
-/* Measures for about half a second. */
+/* Measures the machine; takes about half a second. */
 PUNA_API int32_t puna_measure(const char* kernels, int32_t threads, puna_machine* machine);
 
 #ifdef __cplusplus
