@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from puna.errors import MissingExtraError
@@ -10,7 +12,7 @@ from puna.errors import MissingExtraError
 if TYPE_CHECKING:
     from puna.answer import Completion
     from puna.config import GenerationConfig, LlamaConfig
-    from puna.conversion import convert
+    from puna.convert import convert
     from puna.errors import PunaError
     from puna.llm import LLM
     from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
@@ -30,7 +32,7 @@ _ROOMS = {
     "LlamaTokenizer": "puna.tokenizer",
     "LlamaTokenizerFast": "puna.tokenizer",
     "PunaError": "puna.errors",
-    "convert": "puna.conversion",
+    "convert": "puna.convert",
     "load_tokenizer": "puna.tokenizer",
 }
 
@@ -69,3 +71,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(ModuleType):
+    """A package in which a public name that is also the name of a subpackage (`convert`) keeps its public meaning.
+
+    Importing a subpackage sets it as an attribute of its package, which would hide the function of that name.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _ROOMS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

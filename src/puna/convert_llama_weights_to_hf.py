@@ -64,7 +64,7 @@ def _flag(text: str) -> bool:
 
 def _run(given: argparse.Namespace) -> None:
     from puna.checkpoint.meta import find_shards
-    from puna.conversion import convert, convert_tokenizer
+    from puna.convert import convert, convert_tokenizer
 
     for refused, name, remedy in (
         (not given.safe_serialization, "--safe_serialization false", "files are always safetensors; leave it out"),

@@ -15,7 +15,7 @@ from gguf import quants
 
 from puna import LLM, LlamaConfig, LlamaTokenizer, convert, load_tokenizer
 from puna.checkpoint import open_checkpoint
-from puna.checkpoint.convert.mixes import MIXES, choose, find_mix
+from puna.convert.mixes import MIXES, choose, find_mix
 from puna.errors import CheckpointError, TokenizerError
 from puna.formats.blocks import FORMATS
 from puna.formats.gguf import open_gguf

@@ -12,8 +12,8 @@ import torch
 
 from puna import LlamaConfig, convert
 from puna.checkpoint import open_checkpoint
-from puna.checkpoint.convert.to_meta import published_shards
 from puna.checkpoint.meta_params import Params, feed_forward_width, params_from_config, release
+from puna.convert.to_meta import published_shards
 from puna.errors import CheckpointError
 
 from .families import FAMILIES, TIED, Family, Tensors, hf_tensors, meta_shards, write_meta

@@ -18,11 +18,10 @@ import pytest
 
 from puna import convert
 from puna.checkpoint import open_checkpoint
-from puna.checkpoint.convert import run as conversion_run
-from puna.checkpoint.convert import staging
-from puna.checkpoint.convert.staging import partial, partial_folder, replaced_path
 from puna.config import GenerationConfig
-from puna.conversion import convert_tokenizer
+from puna.convert import convert_tokenizer, staging
+from puna.convert import run as conversion_run
+from puna.convert.staging import partial, partial_folder, replaced_path
 from puna.errors import CheckpointError, StorageError
 from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder
 from tests.tokenizer.vocabularies import train_sentencepiece

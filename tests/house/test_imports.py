@@ -21,7 +21,7 @@ FLOORS = [
     {"engine", "training"},
     {"answer"},
     {"benchmark", "llm"},
-    {"conversion"},
+    {"convert"},
     {"cli", "convert_llama_weights_to_hf", "server"},
 ]
 """Lowest first. A room may import from lower floors and from itself; `files` and `hub` may import `errors`."""

@@ -14,8 +14,7 @@ from puna.cli.terminal import command, is_watched, print_json, size, stderr_cons
 from puna.errors import RequestError
 
 if TYPE_CHECKING:
-    from puna.checkpoint.convert import Plan
-    from puna.conversion import Converted
+    from puna.convert import Converted, Plan
 
 _BAR = 24
 
@@ -55,9 +54,9 @@ def convert(
 
     The result appears under its name once it is whole. Repeat a command that was killed to go on with it.
     """
-    from puna import conversion
     from puna.checkpoint import locate_model
-    from puna.checkpoint.convert import LAYOUTS
+    from puna.convert import LAYOUTS, convert_tokenizer
+    from puna.convert import convert as convert_model
 
     layout = next((one for one in LAYOUTS if one == to), None)
     if to is not None and layout is None:
@@ -71,16 +70,14 @@ def convert(
         ):  # fmt: skip
             if given is not None:
                 raise RequestError(f"{name} is about weights, of which --tokenizer-only converts none; leave one out")
-        notes = conversion.convert_tokenizer(
-            locate_model(src, "tokenizer"), dst, layout, instruct=instruct, overwrite=overwrite
-        )
+        notes = convert_tokenizer(locate_model(src, "tokenizer"), dst, layout, instruct=instruct, overwrite=overwrite)
         if json:
             print_json({"target": str(dst), "notes": notes})
         else:
             typer.echo("\n".join([*notes, f"tokenizer written to {dst}"]))
         return
     with _watched(quiet=json, verify=verify) as (on_plan, progress, calibrating):
-        done = conversion.convert(
+        done = convert_model(
             src, dst, to=layout, dtype=dtype, quantize=quantize, shard_size=shard_size, shards=shards,
             kv_heads=kv_heads, calibrate=calibrate, vocab_size=vocab_size, pad_vocab_to=pad_vocab_to, verify=verify,
             overwrite=overwrite, llama_version=llama_version, instruct=instruct, threads=threads, on_plan=on_plan,

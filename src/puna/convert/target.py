@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from puna.checkpoint.convert.rows import pieces
 from puna.checkpoint.weight import Rows
+from puna.convert.lazy_rows import pieces
 from puna.formats.new_tensor import NewTensor
 
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from puna.checkpoint.convert.gguf_metadata import description_notes
-from puna.checkpoint.convert.model import Model, main_type, plain
-from puna.checkpoint.convert.rows import Reordered, columns
-from puna.checkpoint.convert.target import NewFile, Target, new_tensor
-from puna.checkpoint.convert.tokenizer_files import write_meta_tokenizer
 from puna.checkpoint.meta import same_bytes, shard_name
 from puna.checkpoint.meta_params import LLAMA3_VOCABULARY, PARAMS, RELEASES, params_from_config, read_as
 from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors, from_hf, interleaved_rows, meta_split
 from puna.checkpoint.weight import Rows
 from puna.config import LlamaConfig
+from puna.convert.gguf_metadata import description_notes
+from puna.convert.lazy_rows import Reordered, columns
+from puna.convert.model import Model, main_type, plain
+from puna.convert.target import NewFile, Target, new_tensor
+from puna.convert.tokenizer_files import write_meta_tokenizer
 from puna.errors import CheckpointError
 from puna.files import write_json
 from puna.formats.blocks import BlockFormat

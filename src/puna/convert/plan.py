@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puna.checkpoint.convert.model import Model
-from puna.checkpoint.convert.options import Layout, Options
-from puna.checkpoint.convert.rows import FORGET, PIECE
-from puna.checkpoint.convert.staging import partial_folder
-from puna.checkpoint.convert.target import Target
 from puna.checkpoint.weight import Rows
+from puna.convert.lazy_rows import FORGET, PIECE
+from puna.convert.model import Model
+from puna.convert.options import Layout, Options
+from puna.convert.staging import partial_folder
+from puna.convert.target import Target
 from puna.errors import StorageError
 
 _SMALL = 64 * 2**20

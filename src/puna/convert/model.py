@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from puna.checkpoint.convert.rows import Cast, pack, values
-from puna.checkpoint.convert.surgery import pool_heads, resize_vocabulary
-from puna.checkpoint.convert.tokenizer_files import check_instruct, check_rows
 from puna.checkpoint.loading import Checkpoint, Kind
 from puna.checkpoint.names import EMBEDDING, Head
 from puna.checkpoint.weight import Rows
 from puna.config import GenerationConfig, LlamaConfig
+from puna.convert.lazy_rows import Cast, pack, values
+from puna.convert.surgery import pool_heads, resize_vocabulary
+from puna.convert.tokenizer_files import check_instruct, check_rows
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat
 from puna.formats.gguf import open_gguf

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.checkpoint.convert.gguf_metadata import gguf_metadata, gguf_notes, rope_tensors
-from puna.checkpoint.convert.mixes import MIXES, Mix, choose
-from puna.checkpoint.convert.model import Model, main_type
-from puna.checkpoint.convert.rows import Cast, Quantized, Reordered
-from puna.checkpoint.convert.target import NewFile, Target, new_tensor
 from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors, from_hf, interleaved_rows
 from puna.checkpoint.weight import Rows
 from puna.config import LlamaConfig
+from puna.convert.gguf_metadata import gguf_metadata, gguf_notes, rope_tensors
+from puna.convert.lazy_rows import Cast, Quantized, Reordered
+from puna.convert.mixes import MIXES, Mix, choose
+from puna.convert.model import Model, main_type
+from puna.convert.target import NewFile, Target, new_tensor
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat
 from puna.formats.gguf_writer import write_gguf

@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 
 from puna.backend import Chunk
 from puna.checkpoint import locate_model
-from puna.checkpoint.convert import Calibration, Conversion, Options, Plan, convert_checkpoint, convert_tokenizer
-from puna.checkpoint.convert.mixes import find_mix
 from puna.checkpoint.loading import Checkpoint, open_checkpoint
+from puna.convert.mixes import find_mix
+from puna.convert.options import Options
+from puna.convert.plan import Plan
+from puna.convert.run import Calibration, Conversion, convert_checkpoint
 from puna.errors import PunaError, RequestError
 from puna.formats.blocks import FORMATS
 
 if TYPE_CHECKING:
-    from puna.checkpoint.convert import Layout
-    from puna.checkpoint.convert.to_gguf import Importance
+    from puna.convert.options import Layout
+    from puna.convert.to_gguf import Importance
 
 _WINDOW = 512
 """Tokens that a model reads at once: of a calibration text, and all that is read of the sample text."""
@@ -250,6 +252,3 @@ def _weights(squares: NDArray[np.float64]) -> NDArray[np.float32]:
     """Importances with a mean of 1; what was never seen on this text may still matter a little."""
     mean = float(squares.mean()) or 1.0
     return (squares / mean + _UNSEEN).astype(np.float32)
-
-
-__all__ = ["Converted", "convert", "convert_tokenizer"]

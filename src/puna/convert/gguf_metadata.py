@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.checkpoint.convert.model import Model
 from puna.checkpoint.gguf_config import END_IDS
 from puna.config import LlamaConfig
+from puna.convert.model import Model
 from puna.errors import CheckpointError
 from puna.formats.gguf_writer import Value
 from puna.tokenizer.gguf_export import gguf_tokenizer

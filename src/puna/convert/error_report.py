@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.checkpoint.convert.rows import values
 from puna.checkpoint.weight import Rows
+from puna.convert.lazy_rows import values
 
 _SAMPLE = 16
 """Rows of each tensor that are compared."""

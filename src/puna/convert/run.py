@@ -12,26 +12,26 @@ from typing import Any
 import numpy as np
 
 from puna import __version__
-from puna.checkpoint.convert import errors_of
-from puna.checkpoint.convert.ahead import made_ahead
-from puna.checkpoint.convert.mixes import find_mix
-from puna.checkpoint.convert.model import Model, changed, chatting, find_dtype, opened
-from puna.checkpoint.convert.options import Layout, Options
-from puna.checkpoint.convert.plan import Plan, check_space, make_plan
-from puna.checkpoint.convert.rows import pieces, rows_at_once
-from puna.checkpoint.convert.staging import check_goal, partial, publish
-from puna.checkpoint.convert.target import Target
-from puna.checkpoint.convert.to_gguf import Importance, gguf_target
-from puna.checkpoint.convert.to_hf import hf_target
-from puna.checkpoint.convert.to_meta import meta_target
-from puna.checkpoint.convert.tokenizer_files import (
+from puna.checkpoint.loading import Checkpoint, open_checkpoint
+from puna.checkpoint.weight import Rows
+from puna.convert import error_report
+from puna.convert.lazy_rows import pieces, rows_at_once
+from puna.convert.mixes import find_mix
+from puna.convert.model import Model, changed, chatting, find_dtype, opened
+from puna.convert.options import Layout, Options
+from puna.convert.plan import Plan, check_space, make_plan
+from puna.convert.prefetch import made_ahead
+from puna.convert.staging import check_goal, partial, publish
+from puna.convert.target import Target
+from puna.convert.to_gguf import Importance, gguf_target
+from puna.convert.to_hf import hf_target
+from puna.convert.to_meta import meta_target
+from puna.convert.tokenizer_files import (
     check_instruct,
     tokenizer_files,
     write_hf_tokenizer,
     write_meta_tokenizer,
 )
-from puna.checkpoint.loading import Checkpoint, open_checkpoint
-from puna.checkpoint.weight import Rows
 from puna.errors import CheckpointError, StorageError, TokenizerError
 from puna.files import folder_path, storage_errors
 from puna.formats.new_tensor import Buffer, NewTensor
@@ -134,7 +134,7 @@ def convert_checkpoint(
                     (place / file.name).unlink(missing_ok=True)
                 raise
         publish(place, goal, single, overwrite)
-    done.errors = errors_of.changes(before.tensors, made.tensors)
+    done.errors = error_report.changes(before.tensors, made.tensors)
     done.seconds = time.perf_counter() - started
     return done
 

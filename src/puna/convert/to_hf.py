@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from puna.checkpoint.convert.gguf_metadata import description_notes
-from puna.checkpoint.convert.model import Model, main_type, plain
-from puna.checkpoint.convert.target import NewFile, Target, new_tensor
-from puna.checkpoint.convert.tokenizer_files import write_hf_tokenizer
 from puna.checkpoint.names import expected_tensors
 from puna.checkpoint.saving import INDEX, split_into_shards, weight_index, write_shard
 from puna.config import LlamaConfig
+from puna.convert.gguf_metadata import description_notes
+from puna.convert.model import Model, main_type, plain
+from puna.convert.target import NewFile, Target, new_tensor
+from puna.convert.tokenizer_files import write_hf_tokenizer
 from puna.errors import CheckpointError
 from puna.files import json_bytes, write_json
 from puna.formats.blocks import BlockFormat

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.checkpoint.convert.rows import Cast, Derived, pack, pieces, values
 from puna.checkpoint.names import EMBEDDING, HEAD
 from puna.checkpoint.weight import Bytes, Index, Rows
 from puna.config import GenerationConfig, LlamaConfig
+from puna.convert.lazy_rows import Cast, Derived, pack, pieces, values
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS
 
