@@ -11,8 +11,8 @@ import pytest
 
 from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.errors import ChatTemplateError
-from puna.tokenizer.chat import MAX_LOOP_STEPS, render_chat
-from puna.tokenizer.templates import DEFAULT_SYSTEM_PROMPT, LLAMA_3
+from puna.tokenizer.chat.render import MAX_LOOP_STEPS, render_chat
+from puna.tokenizer.chat.templates import DEFAULT_SYSTEM_PROMPT, LLAMA_3
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

@@ -15,9 +15,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.errors import PunaError, TokenizerError
 from puna.formats.gguf import open_gguf
-from puna.tokenizer.byte_level import PRE_TOKENIZERS, pre_tokenizer
-from puna.tokenizer.gguf_vocab import read_vocabulary, sentencepiece_model
-from puna.tokenizer.sources import gguf_byte_level
+from puna.tokenizer.files.byte_level import PRE_TOKENIZERS, pre_tokenizer
+from puna.tokenizer.files.gguf import read_vocabulary, sentencepiece_model
+from puna.tokenizer.files.recipes import gguf_byte_level
 
 from .vocabularies import CORPUS, random_texts, train_sentencepiece
 

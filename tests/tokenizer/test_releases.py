@@ -11,8 +11,8 @@ import pytest
 
 from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.tokenizer import AddedToken
-from puna.tokenizer.chat import render_chat
-from puna.tokenizer.templates import llama_2_template
+from puna.tokenizer.chat.render import render_chat
+from puna.tokenizer.chat.templates import llama_2_template
 
 from .vocabularies import SNIPPETS, random_texts
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from puna.errors import PunaError, TokenizerError
 from puna.files import atomic_write
 from puna.tokenizer import load_tokenizer
+from puna.tokenizer.chat.templates import LLAMA_3, LLAMA_3_TOKENS
 from puna.tokenizer.fast import LlamaTokenizerFast
-from puna.tokenizer.gguf_export import check_count, token_count
+from puna.tokenizer.files.gguf_export import check_count, token_count
+from puna.tokenizer.files.tiktoken import write_tiktoken
 from puna.tokenizer.load import find
-from puna.tokenizer.proto import PieceType, read_pieces
+from puna.tokenizer.sentencepiece.proto import PieceType, read_pieces
 from puna.tokenizer.slow import LlamaTokenizer
-from puna.tokenizer.templates import LLAMA_3, LLAMA_3_TOKENS
-from puna.tokenizer.tiktoken_file import write_tiktoken
 
 _FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

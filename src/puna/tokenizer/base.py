@@ -248,8 +248,8 @@ class TokenizerBase(ChattingTokenizer):
             ModelNotFoundError: there is no such folder or file.
             TokenizerError: the files cannot be read, are for the other class, or an argument is unknown.
         """
+        from puna.tokenizer.files.recipes import folder_arguments
         from puna.tokenizer.load import find
-        from puna.tokenizer.sources import folder_arguments
 
         path, ours = local(pretrained_model_name_or_path, arguments)
         file, kind = find(path, prefer=cls.preferred_file)

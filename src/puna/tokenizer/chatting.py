@@ -8,8 +8,8 @@ from typing import Any
 from puna.errors import ChatTemplateError
 from puna.tokenizer.arguments import ChatTemplate
 from puna.tokenizer.calling import CallableTokenizer
-from puna.tokenizer.chat import Message, render_chat
-from puna.tokenizer.templates import LLAMA_3, LLAMA_3_TOKENS, llama_2_template
+from puna.tokenizer.chat.render import Message, render_chat
+from puna.tokenizer.chat.templates import LLAMA_3, LLAMA_3_TOKENS, llama_2_template
 
 
 class ChattingTokenizer(CallableTokenizer):

@@ -95,20 +95,20 @@ class LlamaTokenizerFast(TokenizerBase):
     @classmethod
     def from_source(cls, file: Path, kind: str, arguments: Arguments) -> Self:
         """Builds this class from any kind of tokenizer file."""
-        from puna.tokenizer import sources
+        from puna.tokenizer.files import recipes
 
         if kind == "sentencepiece":
-            return cls(vocab_file=file, **sources.fast_arguments(arguments))
+            return cls(vocab_file=file, **recipes.fast_arguments(arguments))
         if kind == "tiktoken":
-            return cls._adopt(sources.tiktoken(file, arguments))
+            return cls._adopt(recipes.tiktoken(file, arguments))
         if kind == "gguf":
-            return cls._adopt(sources.gguf_fast(file, arguments))
+            return cls._adopt(recipes.gguf_fast(file, arguments))
         pipeline = read_pipeline(file.read_bytes(), str(file))
-        if not sources.has_llama_tokens(pipeline, arguments):  # the page's defaults would add ids to the vocabulary
-            return cls._adopt(sources.literal_json(file, arguments, pipeline=pipeline))
+        if not recipes.has_llama_tokens(pipeline, arguments):  # the page's defaults would add ids to the vocabulary
+            return cls._adopt(recipes.literal_json(file, arguments, pipeline=pipeline))
         model = file.with_name("tokenizer.model")
         vocab_file = model if model.is_file() and sniff(model) == "sentencepiece" else None
-        return cls(vocab_file, tokenizer_object=pipeline, **sources.fast_arguments(arguments))
+        return cls(vocab_file, tokenizer_object=pipeline, **recipes.fast_arguments(arguments))
 
     @classmethod
     def _adopt(cls, other: LlamaTokenizerFast) -> Self:
@@ -290,7 +290,7 @@ def _pipeline(vocab_file: str | Path | None, tokenizer_file: str | Path | None) 
         return read_pipeline(path.read_bytes(), str(path))
     if vocab_file is None:
         raise TokenizerError("LlamaTokenizerFast needs tokenizer_file or vocab_file, or from_pretrained")
-    from puna.tokenizer.sp_convert import convert_file
+    from puna.tokenizer.sentencepiece.convert import convert_file
 
     return convert_file(vocab_file)
 

@@ -42,27 +42,27 @@ def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTok
         ModelNotFoundError: there is no such folder or file.
         TokenizerError: nothing in it is a tokenizer, a file is damaged, or an argument is unknown.
     """
-    from puna.tokenizer import sources
     from puna.tokenizer.arguments import Arguments, checked, merged
-    from puna.tokenizer.config_files import OWN_IDS
+    from puna.tokenizer.files import recipes
+    from puna.tokenizer.files.config import OWN_IDS
 
     arguments = checked(arguments)
     where = local_path(path, "tokenizer")
     file, kind = find(where)
-    config, tokenizer_class = sources.folder_arguments(where)
+    config, tokenizer_class = recipes.folder_arguments(where)
     ours = Arguments(name_or_path=str(path), use_default_system_prompt=False)
     given = merged(Arguments(padding_side="left"), config, ours, arguments)
     if kind == "json":
         if config.get("other_config", {}).get(OWN_IDS) == "sp":
             given.setdefault("split_special_tokens", True)
-        honoured = merged(config if sources.is_llama_class(tokenizer_class) else Arguments(), arguments)
-        return sources.literal_json(file, given, honoured.get("add_bos_token"), honoured.get("add_eos_token"))
+        honoured = merged(config if recipes.is_llama_class(tokenizer_class) else Arguments(), arguments)
+        return recipes.literal_json(file, given, honoured.get("add_bos_token"), honoured.get("add_eos_token"))
     if kind == "tiktoken":
-        return sources.tiktoken(file, given)
+        return recipes.tiktoken(file, given)
     given["legacy"] = arguments.get("legacy")
     if kind == "sentencepiece":
-        return sources.own_sentencepiece(file, given)
-    return sources.gguf(file, given)
+        return recipes.own_sentencepiece(file, given)
+    return recipes.gguf(file, given)
 
 
 class AutoTokenizer:

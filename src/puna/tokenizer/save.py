@@ -12,8 +12,8 @@ from typing import Any
 from puna.errors import TokenizerError
 from puna.files import make_folder, write_json
 from puna.tokenizer.base import TokenizerBase
-from puna.tokenizer.config_files import ADDED, CONFIG, OWN_IDS, SPECIAL
 from puna.tokenizer.fast import LlamaTokenizerFast
+from puna.tokenizer.files.config import ADDED, CONFIG, OWN_IDS, SPECIAL
 from puna.tokenizer.slow import LlamaTokenizer
 
 

@@ -26,9 +26,9 @@ from puna.tokenizer.base import TokenizerBase
 from puna.tokenizer.calling import Input
 from puna.tokenizer.cutting import cut, matcher
 from puna.tokenizer.encoding import Encoding
+from puna.tokenizer.sentencepiece.engine import open_model, read_model
 from puna.tokenizer.slow_columns import SlowColumns
 from puna.tokenizer.slow_stream import SPACE, HfStream, Pieces, SpStream
-from puna.tokenizer.sp_engine import open_model, read_model
 from puna.tokenizer.stream import TextStream
 
 if TYPE_CHECKING:
@@ -113,15 +113,15 @@ class LlamaTokenizer(TokenizerBase):
     @classmethod
     def from_source(cls, file: Path, kind: str, arguments: Arguments) -> Self:
         """Builds this class from a SentencePiece model, or a GGUF file's."""
-        from puna.tokenizer import sources
-        from puna.tokenizer.gguf_vocab import sentencepiece_model
+        from puna.tokenizer.files import recipes
+        from puna.tokenizer.files.gguf import sentencepiece_model
 
         if kind == "sentencepiece":
             return cls(file, **arguments)
         if kind == "gguf":
-            vocabulary = sources.read_gguf(file)
+            vocabulary = recipes.read_gguf(file)
             if vocabulary.model == "llama":
-                named = sources.gguf_arguments(vocabulary, arguments)
+                named = recipes.gguf_arguments(vocabulary, arguments)
                 return cls(model_proto=sentencepiece_model(vocabulary), **named)
         raise TokenizerError(f"{file}: no SentencePiece vocabulary, which LlamaTokenizer needs; use AutoTokenizer")
 
@@ -298,7 +298,7 @@ class LlamaTokenizer(TokenizerBase):
     def pipeline_twin(self) -> LlamaTokenizerFast:
         """The same vocabulary as a pipeline of `tokenizers`; it reads special tokens in a text as tokens."""
         from puna.tokenizer.fast import LlamaTokenizerFast
-        from puna.tokenizer.sp_convert import convert_model
+        from puna.tokenizer.sentencepiece.convert import convert_model
 
         return LlamaTokenizerFast(
             tokenizer_object=convert_model(self._proto, self.vocab_file or "the SentencePiece model"),

@@ -15,13 +15,13 @@ from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import Value
 from puna.tokenizer.added_token import AddedToken
 from puna.tokenizer.base import TokenizerBase
-from puna.tokenizer.byte_level import name_of
+from puna.tokenizer.chat.templates import LLAMA_3
 from puna.tokenizer.fast import LlamaTokenizerFast
-from puna.tokenizer.gguf_vocab import PREFIX
+from puna.tokenizer.files.byte_level import name_of
+from puna.tokenizer.files.gguf import PREFIX
 from puna.tokenizer.load import find, load_tokenizer
-from puna.tokenizer.proto import PieceType, read_pieces, read_spec
+from puna.tokenizer.sentencepiece.proto import PieceType, read_pieces, read_spec
 from puna.tokenizer.slow import LlamaTokenizer
-from puna.tokenizer.templates import LLAMA_3
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 

@@ -9,9 +9,9 @@ from puna.errors import TokenizerError
 from puna.files import read_json
 from puna.formats.gguf import open_gguf
 from puna.tokenizer.arguments import Arguments, CommonArguments, merged
-from puna.tokenizer.config_files import read_folder
-from puna.tokenizer.gguf_vocab import GgufVocabulary, merges, pre_name, read_vocabulary, sentencepiece_model
-from puna.tokenizer.proto import PieceType
+from puna.tokenizer.files.config import read_folder
+from puna.tokenizer.files.gguf import GgufVocabulary, merges, pre_name, read_vocabulary, sentencepiece_model
+from puna.tokenizer.sentencepiece.proto import PieceType
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -111,7 +111,7 @@ def _token(pipeline: Tokenizer, index: object) -> str | None:
 def tiktoken(file: Path, arguments: Arguments) -> LlamaTokenizerFast:
     """Llama 3's ranks; BOS is added, as in Meta's code."""
     from puna.tokenizer.fast import LlamaTokenizerFast
-    from puna.tokenizer.tiktoken_file import BOS, EOS, PAD, read_tiktoken
+    from puna.tokenizer.files.tiktoken import BOS, EOS, PAD, read_tiktoken
 
     named = merged(Arguments(unk_token=None, bos_token=BOS, eos_token=EOS, pad_token=PAD), arguments)
     tokenizer = LlamaTokenizerFast(tokenizer_object=read_tiktoken(file), literal=True, **fast_arguments(named))
@@ -133,7 +133,7 @@ def gguf(file: Path, arguments: Arguments) -> LlamaTokenizer | LlamaTokenizerFas
 def gguf_fast(file: Path, arguments: Arguments) -> LlamaTokenizerFast:
     """Either kind of GGUF vocabulary as a pipeline of `tokenizers`."""
     from puna.tokenizer.fast import LlamaTokenizerFast
-    from puna.tokenizer.sp_convert import convert_model
+    from puna.tokenizer.sentencepiece.convert import convert_model
 
     vocabulary = read_gguf(file)
     if vocabulary.model == "gpt2":
@@ -175,8 +175,8 @@ def gguf_byte_level(vocabulary: GgufVocabulary, arguments: Arguments) -> LlamaTo
     """A "gpt2" vocabulary: control tokens are special, user-defined ones are cut out of the text."""
     from tokenizers import AddedToken
 
-    from puna.tokenizer.byte_level import build, pre_tokenizer
     from puna.tokenizer.fast import LlamaTokenizerFast
+    from puna.tokenizer.files.byte_level import build, pre_tokenizer
 
     rules = pre_tokenizer(pre_name(vocabulary))
     vocab = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))

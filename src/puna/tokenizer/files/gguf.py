@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from puna.errors import TokenizerError
-from puna.tokenizer.proto import PieceType, write_model
+from puna.tokenizer.sentencepiece.proto import PieceType, write_model
 
 PREFIX = "tokenizer.ggml."
 

@@ -10,7 +10,7 @@ from typing import Any
 import sentencepiece
 
 from puna.errors import ModelNotFoundError, TokenizerError
-from puna.tokenizer.proto import NO_DUMMY_PREFIX, ModelSpec, read_spec
+from puna.tokenizer.sentencepiece.proto import NO_DUMMY_PREFIX, ModelSpec, read_spec
 
 
 def read_model(path: Path) -> bytes:

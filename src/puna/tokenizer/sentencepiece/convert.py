@@ -10,9 +10,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE, Unigram
 
 from puna.errors import TokenizerError
-from puna.tokenizer.proto import BPE as BPE_MODEL
-from puna.tokenizer.proto import UNIGRAM, ModelSpec, PieceType, read_pieces
-from puna.tokenizer.sp_engine import open_model, read_model
+from puna.tokenizer.sentencepiece.engine import open_model, read_model
+from puna.tokenizer.sentencepiece.proto import BPE as BPE_MODEL
+from puna.tokenizer.sentencepiece.proto import UNIGRAM, ModelSpec, PieceType, read_pieces
 
 
 def convert_file(vocab_file: str | Path) -> Tokenizer:

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from puna.errors import TokenizerError
 from puna.tokenizer.byte_alphabet import CHARACTER_TO_BYTE
-from puna.tokenizer.byte_level import build, pre_tokenizer, spell
+from puna.tokenizer.files.byte_level import build, pre_tokenizer, spell
 
 RESERVED = 256
 """Special tokens of Llama 3 and 3.1, right after the ranks (llama_models/llama3/tokenizer.py)."""

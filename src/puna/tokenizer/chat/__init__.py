@@ -1,0 +1,1 @@
+"""Chat templates: the built-in ones, rendering, and the tokens that end a turn."""

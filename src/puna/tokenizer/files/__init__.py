@@ -1,0 +1,1 @@
+"""Tokenizer files: detecting their kind, reading and writing each of them."""

@@ -1,0 +1,1 @@
+"""SentencePiece models: reading and writing the file, encoding, decoding, and conversion to `tokenizers`."""
