@@ -1,4 +1,4 @@
-// The C ABI of models: no exception leaves it.
+// The C ABI of models, sampling, quantising and measuring. No exception leaves these functions.
 
 #include <csignal>
 #include <exception>
@@ -19,6 +19,7 @@ namespace {
 
 thread_local std::string last_error;
 
+// Runs `body`; turns an exception into a return code and stores its message for puna_error().
 template <typename Body>
 int32_t guarded(const Body& body) {
     try {
@@ -35,6 +36,7 @@ int32_t guarded(const Body& body) {
     return PUNA_FAILED;
 }
 
+// Whether this processor has the instructions of a kernel build.
 bool runs(const puna::Kernels& kernels) {
 #if defined(__x86_64__)
     const uint32_t have = puna_cpu_features();
@@ -48,6 +50,7 @@ bool runs(const puna::Kernels& kernels) {
     return &kernels == &puna::kPortable;
 }
 
+// Best first.
 const puna::Kernels* const kAll[] = {
 #if defined(__x86_64__)
     &puna::kAvx512Bf16, &puna::kAvx512, &puna::kAvx2,
@@ -74,8 +77,9 @@ void check_threads(int32_t threads) {
         throw std::invalid_argument(std::to_string(threads) + " threads; from 1 to 1024 can be had");
 }
 
-// While one of these lives, SIGINT stops the model's forward pass, and then does what it would have done. A disposition
-// that is not a function (the default, ignoring) is left alone.
+// While an object of this class exists, SIGINT stops the model's forward pass and then runs the handler that was
+// installed before. The default action, SIG_IGN and handlers with SA_SIGINFO are left in place: then the pass is not
+// stopped.
 class Interruptible {
   public:
     Interruptible(puna::Model& model, bool wanted) {
@@ -83,7 +87,7 @@ class Interruptible {
         if ((before_.sa_flags & SA_SIGINFO) || before_.sa_handler == SIG_DFL || before_.sa_handler == SIG_IGN) return;
         running_ = &model;
         chained_ = before_.sa_handler;
-        struct sigaction mine = before_;
+        struct sigaction mine = before_;  // keeps the flags and the mask of the previous handler
         mine.sa_handler = [](int number) {
             if (puna::Model* const one = running_) one->stop();
             chained_(number);

@@ -1,6 +1,12 @@
-// See model.h. Legend: N tokens of the batch, D hidden, I intermediate, H heads, K kv heads, E head width.
+// See model.h. Legend: N tokens of the batch, D hidden_size, I intermediate_size, H heads, K kv heads, E head_dim.
 //
-// Which thread computes a piece never changes what it computes: sums are never split across threads.
+//   x_      [N][D]     residual stream        k_, v_      [N][K][E]    keys and values of the new tokens
+//   normed_ [N][D]     input of q, k, v and   gate_, up_  [N][I]       gate_ also holds silu(gate) * up
+//                      of gate, up, head      mixed_      [N][H][E]    attention output, input of o
+//   q_      [N][H][E]  queries                cos_, sin_  [N][E / 2]   rotation of each token
+//   blocks_, bf16_     the current matrix input in the other forms of Activations
+//
+// A sum is never split across threads, so results do not depend on which thread computes a piece.
 
 #include "model.h"
 
@@ -16,11 +22,12 @@ namespace puna {
 
 namespace {
 
-constexpr int64_t kFewTokens = 4;     // whose keys' places fit the processor's nearest cache
-constexpr int32_t kTileQueries = 32;  // queries of a kv head that attention takes together, about
+constexpr int64_t kFewTokens = 4;     // largest batch whose key slots are prefetched: their cache lines fit into L1
+constexpr int32_t kTileQueries = 32;  // approximate number of queries of a kv head in one tile of attention
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+// Width of all query heads together, or of all key heads.
 int64_t width_of(const puna_shape& shape, bool query) {
     return int64_t{query ? shape.heads : shape.kv_heads} * shape.head_dim;
 }
@@ -34,6 +41,7 @@ Model::Model(const puna_shape& shape, int threads, const Kernels& kernels)
       pool_(threads),
       layers_(static_cast<size_t>(shape.layers)) {}
 
+// The matrix of a kind; for a bias, the matrix that it belongs to.
 Matrix* Model::find(int32_t kind, int32_t layer) {
     if (kind == PUNA_EMBEDDING) return &embedding_;
     if (kind == PUNA_HEAD) return &head_;
@@ -66,7 +74,7 @@ Matrix* Model::find(int32_t kind, int32_t layer) {
     }
 }
 
-// Rows of the file straight to panels, or through rows that were quantised.
+// Packs rows of the file into panels, quantising them first if requested.
 void Model::pack(Matrix& matrix, const puna_tensor& tensor) {
     const Layout* from = find_layout(tensor.format);
     const Layout* to = tensor.quantize < 0 ? from : find_layout(tensor.quantize);
@@ -167,6 +175,7 @@ void Model::check() const {
     }
 }
 
+// Without a separate head, the embedding is the head. Otherwise it is not counted: a token reads one row of it.
 void Model::weight_bytes(int64_t* bytes) const {
     std::fill(bytes, bytes + PUNA_PHASES, 0);
     const auto add = [&](int32_t phase, std::initializer_list<const Matrix*> matrices) {
@@ -185,7 +194,8 @@ bool Model::integer_weights() const {
     return !layers_.empty() && layers_[0].down.panels.data && layers_[0].down.panels.integer();
 }
 
-// [page][layer][kv head]: what a sequence has of all layers lies together, so that huge pages waste little.
+// Cache layout: [page][layer][kv head]. All layers of a page are contiguous, so that short sequences waste little of a
+// huge page.
 void Model::reserve_pages(int32_t pages) {
     const int64_t heads = int64_t{shape_.layers} * pages * shape_.kv_heads;
     keys_ = Buffer<uint8_t>(static_cast<size_t>(heads * key_page_bytes(cache_type_, shape_.head_dim)));
@@ -193,6 +203,7 @@ void Model::reserve_pages(int32_t pages) {
     pages_ = pages;
 }
 
+// Adds the time since the previous call to a phase.
 void Model::timed(int32_t phase) {
     const double here = now();
     seconds_[static_cast<size_t>(phase)] += here - mark_;
@@ -204,6 +215,7 @@ void Model::take_profile(double* seconds) {
     seconds_.fill(0.0);
 }
 
+// Checks the chunks and lists their tokens and attention tiles. Everything is checked before any cache is written.
 void Model::collect(const puna_chunk* chunks, int32_t count) {
     tokens_.clear();
     if (count < 1) throw std::invalid_argument("a batch needs a chunk");
@@ -225,12 +237,13 @@ void Model::collect(const puna_chunk* chunks, int32_t count) {
     reserve_work();
 }
 
-// A query's sums do not depend on its tile, so tiles may begin anywhere.
+// Splits each chunk into tiles of about kTileQueries queries per kv head. The sums of a query do not depend on its
+// tile, so a tile may begin at any token.
 void Model::lay_tiles(const puna_chunk* chunks, int32_t count) {
     tiles_.clear();
     const int32_t group = shape_.heads / shape_.kv_heads;
     int32_t most = std::max(1, kTileQueries / group);
-    while (most * group % 8 && (most + 1) * group <= kMaxQueries) ++most;  // kernels take eight queries at a time
+    while (most * group % 8 && (most + 1) * group <= kMaxQueries) ++most;  // kernels process eight queries at a time
     int64_t before = 0, offset = 0;
     int32_t at = 0;
     for (int32_t c = 0; c < count; ++c)
@@ -256,7 +269,7 @@ void Model::reserve_work() {
     blocks_.reserve(n * static_cast<size_t>(block_stride(static_cast<int64_t>(widest))));
     if (kernels_.wants_bf16) bf16_.reserve(n * static_cast<size_t>(bf16_stride(static_cast<int64_t>(widest))));
     const Tile& last = tiles_.back();
-    const int64_t queries = last.offset + int64_t{last.splits} * last.count * shape_.heads;  // times splits
+    const int64_t queries = last.offset + int64_t{last.splits} * last.count * shape_.heads;  // summed over splits
     sums_.reserve(static_cast<size_t>(queries * padded_width(shape_.head_dim)));
     totals_.reserve(static_cast<size_t>(2 * queries));
 }
@@ -269,7 +282,8 @@ void Model::embed() {
     });
 }
 
-// The angle is a float32 product, as in the PyTorch model; its cosine is rounded once.
+// As in the PyTorch model, the angle is a float32 product of position and frequency, and its cosine and sine are
+// rounded to float32 once.
 void Model::fill_angles(const puna_chunk* chunks, int32_t count) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), half = shape_.head_dim / 2;
     const auto turn = [](const puna_chunk& chunk, int64_t position, int64_t i, float* cos, float* sin) {
@@ -285,6 +299,7 @@ void Model::fill_angles(const puna_chunk* chunks, int32_t count) {
         }
     });
     if (!shape_.unrotated_keys) return;
+    // Extend the tables of each chunk's frequencies to the pages that the chunk reads.
     for (Angles& angles : angles_) angles.used = false;
     chunk_angles_.clear();
     for (int32_t c = 0; c < count; ++c) {
@@ -303,7 +318,8 @@ void Model::fill_angles(const puna_chunk* chunks, int32_t count) {
     }
 }
 
-// The table of a chunk's frequencies: one that has them, or an empty one, in place of one that no chunk uses.
+// Returns the index in angles_ of the table of a chunk's frequencies. If there is none, clears a table that no chunk of
+// this pass uses, or adds one.
 size_t Model::find_angles(const puna_chunk& chunk) {
     const std::vector<float> inv_freq(chunk.inv_freq, chunk.inv_freq + shape_.head_dim / 2);
     size_t at = 0;
@@ -311,7 +327,7 @@ size_t Model::find_angles(const puna_chunk& chunk) {
     if (at == angles_.size()) {
         at = 0;
         while (at < angles_.size() && angles_[at].used) ++at;
-        // Two that are not in use are kept: longrope has two sets of frequencies.
+        // Keep at least two tables: longrope alternates between two sets of frequencies.
         if (at == angles_.size() || angles_.size() < 2) {
             at = angles_.size();
             angles_.emplace_back();
@@ -325,6 +341,7 @@ size_t Model::find_angles(const puna_chunk& chunk) {
     return at;
 }
 
+// Which forms of their input some matrices read besides float32: quantised blocks, bf16.
 void Model::wants(std::initializer_list<const Matrix*> readers, bool& integers, bool& bf16) const {
     integers = bf16 = false;
     for (const Matrix* matrix : readers) {
@@ -333,7 +350,7 @@ void Model::wants(std::initializer_list<const Matrix*> readers, bool& integers, 
     }
 }
 
-// The other forms of one token's row, beside its float values.
+// Converts one token's row to the other forms that the next matrices read.
 void Model::round(const float* x, int64_t cols, int64_t token, bool integers, bool bf16) {
     const int64_t blocks = block_stride(cols);
     if (integers) kernels_.quantize(x, cols, blocks_.data() + token * blocks);
@@ -342,6 +359,7 @@ void Model::round(const float* x, int64_t cols, int64_t token, bool integers, bo
 
 Activations Model::inputs(const float* x, int64_t cols) { return {x, bf16_.data(), blocks_.data(), cols}; }
 
+// normed_ = RMSNorm(x_) * weight, in the forms that `readers` read.
 void Model::normalise(const std::vector<float>& weight, std::initializer_list<const Matrix*> readers) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
     bool integers, bf16;
@@ -356,12 +374,12 @@ void Model::normalise(const std::vector<float>& weight, std::initializer_list<co
     timed(PUNA_PHASE_NORM);
 }
 
-// Several matrices times the same tokens in one loop over all their steps.
+// Multiplies several matrices by the same tokens in one parallel loop over the work units of all of them.
 void Model::project(std::initializer_list<Projection> outs, const Activations& x, int64_t tokens, bool add) {
     int64_t total = 0;
     for (const Projection& out : outs) total += steps(out.matrix->panels, tokens);
     const int64_t pieces = 16 * pool_.threads();
-    // An even grain: kernels take halves of strips, and some panels, in pairs.
+    // An even grain, because kernels process the halves of a strip, and panels of some formats, in pairs.
     const int64_t grain = ((total + pieces - 1) / pieces + 1) / 2 * 2;
     pool_.each(total, grain, [&](int64_t begin, int64_t end) {
         int64_t before = 0;
@@ -375,6 +393,7 @@ void Model::project(std::initializer_list<Projection> outs, const Activations& x
     });
 }
 
+// Rotates queries and keys, scales the queries by 1 / sqrt(E), and writes keys and values into the cache.
 void Model::store_keys_values(int32_t layer) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), width = shape_.head_dim, half = width / 2;
     const int64_t key_bytes = key_page_bytes(cache_type_, width), value_bytes = value_page_bytes(cache_type_, width);
@@ -404,7 +423,7 @@ void Model::store_keys_values(int32_t layer) {
     timed(PUNA_PHASE_ROPE);
 }
 
-// Where the sums of a tile's queries lie: [tile][kv head][split][query].
+// The partial sums of a tile's queries over one split. Order in memory: [tile][kv head][split][query].
 Model::Partial Model::partial(const Tile& tile, int64_t head, int64_t split) {
     const int64_t group = shape_.heads / shape_.kv_heads, queries = tile.count * group;
     const int64_t before = tile.offset + (head * tile.splits + split) * queries;
@@ -412,6 +431,7 @@ Model::Partial Model::partial(const Tile& tile, int64_t head, int64_t split) {
             sums_.data() + before * padded_width(shape_.head_dim)};
 }
 
+// Attention of a tile's queries of one kv head over one split. Queries are gathered as [token][head of the group][E].
 void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t split) {
     const int64_t width = shape_.head_dim, group = shape_.heads / shape_.kv_heads, count = tile.count * group;
     const int64_t key_bytes = key_page_bytes(cache_type_, width), value_bytes = value_page_bytes(cache_type_, width);
@@ -448,12 +468,14 @@ void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t 
                         cache, split, work.data());
 }
 
+// Attention of all tiles. A work item is one split of one kv head of one tile.
 void Model::attend(int32_t layer) {
     const int64_t heads = shape_.kv_heads;
     const int64_t items = tiles_.empty() ? 0 : tiles_.back().before + int64_t{tiles_.back().splits} * heads;
     pool_.each(items, items > 64 * pool_.threads() ? 4 : 1, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
-            // Last tiles first: they see most keys.
+            // In descending order: the last tiles of a prompt attend to the most keys, and starting with them shortens
+            // the tail of the loop.
             const int64_t turned = items - 1 - item;
             const auto after = std::upper_bound(tiles_.begin(), tiles_.end(), turned,
                                                 [](int64_t value, const Tile& tile) { return value < tile.before; });
@@ -465,7 +487,7 @@ void Model::attend(int32_t layer) {
     timed(PUNA_PHASE_ATTENTION);
 }
 
-// One kv head of a tile: its queries' sums of all splits, merged in ascending order, then divided.
+// Merges the splits of a tile's queries of one kv head in ascending order, and divides by the totals.
 void Model::merge_head(const Tile& tile, int64_t head) {
     const int64_t width = shape_.head_dim, wide = padded_width(width), group = shape_.heads / shape_.kv_heads;
     const Partial first = partial(tile, head, 0);
@@ -473,6 +495,7 @@ void Model::merge_head(const Tile& tile, int64_t head) {
         for (int64_t g = 0; g < group; ++g) {
             const int64_t i = t * group + g, token = tile.first + t;
             float* const mixed = first.mixed + i * wide;
+            // A query uses only the splits up to its own position; the tile may have more.
             const int64_t splits = tokens_[static_cast<size_t>(token)].position / kSplit + 1;
             for (int64_t s = 1; s < splits; ++s) {
                 const Partial later = partial(tile, head, s);
@@ -484,6 +507,7 @@ void Model::merge_head(const Tile& tile, int64_t head) {
         }
 }
 
+// mixed_ = attention output of all tokens, in the forms that `readers` read.
 void Model::merge_splits(std::initializer_list<const Matrix*> readers) {
     const int64_t tiles = static_cast<int64_t>(tiles_.size()), cols = width_of(shape_, true);
     bool integers, bf16;
@@ -499,6 +523,7 @@ void Model::merge_splits(std::initializer_list<const Matrix*> readers) {
     timed(PUNA_PHASE_ATTENTION);
 }
 
+// gate_ = silu(gate_) * up_, in the forms that `readers` read.
 void Model::activate(std::initializer_list<const Matrix*> readers) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), inner = shape_.intermediate_size;
     bool integers, bf16;
@@ -513,7 +538,7 @@ void Model::activate(std::initializer_list<const Matrix*> readers) {
     timed(PUNA_PHASE_ACTIVATION);
 }
 
-// Adds up the squares of what a matrix reads, column by column; `place` is where its columns begin.
+// Adds to squares_[place + c] the squares of column c of a matrix input, summed over tokens.
 void Model::observe(const float* x, int64_t cols, int64_t tokens, int64_t place) {
     if (!squares_) return;
     pool_.each(cols, pool_.grain(cols), [&](int64_t begin, int64_t end) {
@@ -523,8 +548,8 @@ void Model::observe(const float* x, int64_t cols, int64_t tokens, int64_t place)
     });
 }
 
-// A token's key goes to as many lines of its page as it has elements, all far apart: asked for in time, so that writing
-// need not wait for the memory.
+// Keys are stored transposed, so writing one token touches a cache line for each of the E elements (a pair of them in
+// bf16). Prefetches these lines before store_key.
 void Model::expect_keys(int32_t layer) const {
     const int64_t rows = shape_.head_dim / (cache_type_ == CacheType::kBF16 ? 2 : 1);
     const int64_t key_bytes = key_page_bytes(cache_type_, shape_.head_dim), line = key_bytes / rows;
@@ -535,6 +560,7 @@ void Model::expect_keys(int32_t layer) const {
     }
 }
 
+// One transformer layer: x_ += o(attention(norm(x_))); x_ += down(silu(gate(norm(x_))) * up(norm(x_))).
 void Model::run_layer(Layer& layer, int32_t index) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
     const int64_t inner = shape_.intermediate_size, q = width_of(shape_, true), kv = width_of(shape_, false);
@@ -562,7 +588,7 @@ void Model::run_layer(Layer& layer, int32_t index) {
     timed(PUNA_PHASE_DOWN);
 }
 
-// The final norm and the head, for the tokens that want logits; they move to the front of x first.
+// Final norm and head of the tokens whose logits are requested. Their rows move to the front of x_ first.
 void Model::heads(const puna_chunk* chunks, int32_t count, float* logits) {
     const int64_t hidden = shape_.hidden_size;
     int64_t rows = 0, at = 0;

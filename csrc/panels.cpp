@@ -1,4 +1,4 @@
-// See panels.h. Layouts of the files' blocks follow ggml (ggml-common.h); all numbers are little-endian.
+// See panels.h. Block layouts of the files follow ggml (ggml-common.h); all numbers are little-endian.
 
 #include "panels.h"
 
@@ -11,6 +11,7 @@ namespace puna {
 
 namespace {
 
+// Columns: format, values and bytes of a file's block, planes, scales, zero point (see Layout).
 constexpr Layout kLayouts[] = {
     {kF32, 1, 4, Planes::kFloat, Scales::kNone, 0},       {kF16, 1, 2, Planes::kFloat, Scales::kNone, 0},
     {kBF16, 1, 2, Planes::kFloat, Scales::kNone, 0},      {kQ8_0, 32, 34, Planes::kEight, Scales::kHalf, 128},
@@ -33,41 +34,43 @@ uint16_t half(const uint8_t* from) {
     return value;
 }
 
-// What a panel holds of one row in one block of 32 columns.
+// The part of a panel that belongs to one row and one block of 32 columns: words of the planes and of the high bits.
 struct Piece {
     uint32_t words[8];
     uint32_t high[2];
 };
 
-// Bit i of the low half of `bits` to bit 0 of byte i.
+// Moves bit i (0 .. 3) of `bits` to bit 0 of byte i.
 uint32_t spread(uint32_t bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
 
+// From 32 fifth bits, bit k for column k, to the order of Planes::kFive.
 uint32_t fifth_bits(uint32_t bits) {
     uint32_t out = 0;
     for (int s = 0; s < 8; ++s) out |= spread(bits >> 4 * s) << s;
     return out;
 }
 
+// 16 bytes whose nibbles are in the order of Planes::kFour already: copied.
 void take_four(const uint8_t* q, Piece& out) {
     for (int s = 0; s < 4; ++s) out.words[s] = word(q + 4 * s);
 }
 
-// From 32 bytes whose low (or high) halves are the block's values.
+// From 32 bytes whose low (or high) nibbles are the block's values.
 void take_halves(const uint8_t* q, bool high, Piece& out) {
     const int shift = high ? 4 : 0;
     for (int s = 0; s < 4; ++s)
         out.words[s] = (word(q + 4 * s) >> shift & 0x0f0f0f0fu) | (word(q + 16 + 4 * s) >> shift & 0x0f0f0f0fu) << 4;
 }
 
-// From 32 bytes of small values, which `value` fetches four at a time.
+// From 32 small values; value(s) returns the values of columns 4 s .. 4 s + 3 as bytes.
 template <typename Value>
 void take_small(const Value& value, Piece& out) {
     for (int s = 0; s < 4; ++s) out.words[s] = value(s) | value(s + 4) << 4;
 }
 
-// Block `b` of 32 columns inside a block of the file.
+// Reads block `b` of 32 columns of a file's block at `from`.
 void take(Format format, const uint8_t* from, int b, Piece& out) {
-    const int part = b / 4, quarter = b % 4;  // the K formats keep 128 columns together, 32 in each pair of bits
+    const int part = b / 4, quarter = b % 4;  // the 2-bit planes of K formats hold 128 columns in 32 bytes
     switch (format) {
         case kQ4_0:
         case kIQ4_NL:
@@ -117,9 +120,9 @@ void take(Format format, const uint8_t* from, int b, Piece& out) {
     }
 }
 
-// Where the scales of a block of the file lie in it.
+// Offsets of the f16 scale and minimum in a file's block.
 struct ScaleFields {
-    int scale, least;  // offsets of the f16 numbers; least -1: none
+    int scale, least;  // least: -1 if the format has none
 };
 
 ScaleFields scale_fields(Format format) {
@@ -140,9 +143,9 @@ ScaleFields scale_fields(Format format) {
     }
 }
 
-// The two bytes that a K format's panel holds for 32 columns.
+// The two scale bytes that a K format's panel stores for 32 columns; see Scales.
 void take_scale_bytes(Format format, const uint8_t* from, int b, uint8_t out[2]) {
-    if (format == kQ4_K || format == kQ5_K) {  // six bits each: a scale and a minimum
+    if (format == kQ4_K || format == kQ5_K) {  // packed six-bit numbers: a scale and a minimum for each 32 columns
         const uint8_t* s = from + 4;
         if (b < 4) {
             out[0] = s[b] & 63;
@@ -154,12 +157,12 @@ void take_scale_bytes(Format format, const uint8_t* from, int b, uint8_t out[2])
         return;
     }
     for (int h = 0; h < 2; ++h) {
-        const int i = 2 * b + h;  // of 16
+        const int i = 2 * b + h;  // index of 16 columns, of 16 in the block
         if (format == kQ2_K) {
             out[h] = from[i];
         } else if (format == kQ6_K) {
             out[h] = from[192 + i];
-        } else {  // Q3_K: six bits, less 32
+        } else {  // Q3_K: six bits, minus 32
             const uint8_t* s = from + 96;
             const int low = i < 8 ? s[i] & 15 : s[i - 8] >> 4, high = s[8 + i % 4] >> 2 * (i / 4) & 3;
             out[h] = static_cast<uint8_t>((low | high << 4) - 32);
@@ -169,7 +172,7 @@ void take_scale_bytes(Format format, const uint8_t* from, int b, uint8_t out[2])
 
 void put_half(uint8_t* to, int row, uint16_t value) { std::memcpy(to + 2 * row, &value, sizeof value); }
 
-// A row's share of the scales of one of the file's blocks, which begins at block `first` of its panel.
+// Writes one row's scales of a file's block into its panel; the file's block starts at block `first` of the panel.
 void pack_scales(const Layout& layout, const uint8_t* block, int64_t first, int row, uint8_t* panel) {
     const ScaleFields fields = scale_fields(layout.format);
     const Place at = place_of(layout.planes, layout.scales, first);
@@ -185,6 +188,7 @@ void pack_scales(const Layout& layout, const uint8_t* block, int64_t first, int 
     }
 }
 
+// Writes one row of an integer format into its panel.
 template <Format kFormat>
 void pack_integer(const Panels& panels, const uint8_t* data, int row, uint8_t* panel) {
     constexpr int kWords = kFormat == kQ8_0 ? 8 : 4;
@@ -203,6 +207,7 @@ void pack_integer(const Panels& panels, const uint8_t* data, int row, uint8_t* p
     }
 }
 
+// Writes one row of floats into its panel: columns interleaved by row, bf16 in pairs of columns.
 void pack_float(const Panels& panels, const uint8_t* data, int row, uint8_t* to) {
     const Format format = panels.layout->format;
     for (int64_t k = 0; k < panels.cols; ++k) {
@@ -246,7 +251,7 @@ void pack_row(const Panels& panels, const uint8_t* data, int row, uint8_t* to) {
     }
 }
 
-// Reading back, value by value.
+// Reading back, one value at a time.
 
 float float_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
     const Format format = panels.layout->format;
@@ -259,6 +264,7 @@ float float_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
     return from_bfloat(half(panel + ((k / 2 * kPanel + row) * 2 + k % 2) * 2));
 }
 
+// The stored integer at column k of a row, before its zero point is subtracted. For iq4_nl: the level.
 int stored_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
     const uint8_t* block = panel + place_of(panels.layout->planes, panels.layout->scales, k / kBlock).planes;
     const int j = static_cast<int>(k % kBlock), s = j / 4, i = j % 4;
@@ -270,7 +276,7 @@ int stored_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
     return panels.layout->format == kIQ4_NL ? kIq4Levels[low] : low;
 }
 
-// Scale and minimum of row `row` at column k.
+// The scale and the minimum (negative in the K formats) of a row at column k.
 void scales_at(const Panels& panels, const uint8_t* panel, int row, int64_t k, float& scale, float& least) {
     const Layout& layout = *panels.layout;
     const Place at = place_of(layout.planes, layout.scales, k / kBlock);
@@ -337,6 +343,7 @@ void read_row(const Panels& panels, int64_t row, float* to) {
     const float zero = panels.layout->zero;
     float scale = 0.0f, least = 0.0f;
     for (int64_t k = 0; k < panels.cols; ++k) {
+        // The smallest group of columns that shares a scale is 16.
         if (k % 16 == 0) scales_at(panels, panel, lane, k, scale, least);
         const float product = scale * (static_cast<float>(stored_at(panels, panel, lane, k)) - zero);
         to[k] = least == 0.0f ? product : product + least;

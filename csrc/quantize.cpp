@@ -1,8 +1,8 @@
-// See quantize.h. Layouts of blocks follow ggml (ggml-common.h).
+// See quantize.h. Block layouts follow ggml (ggml-common.h).
 //
-// A group is sixteen blocks that share a scale each, turned so that a register holds one value of each of them. The
-// scales are searched (kernels_quantize.inl); in the K formats they are then rounded themselves, to small multiples of
-// one number, or of two, for each 256 values; only then are the levels taken.
+// A group is sixteen blocks, each with its own scale, transposed so that a register holds one value of each block.
+// First the scales are searched (kernels_quantize.inl). In the K formats the scales (and minimums) of 256 values are
+// then rounded to small integers times a common f16 unit. The levels are computed last, from the rounded scales.
 
 #include "quantize.h"
 
@@ -20,26 +20,27 @@ namespace puna {
 namespace {
 
 constexpr int kSuper = 256, kGroup = 16;
-constexpr float kLargest = 1e15f;           // what no scale of float16 reaches; squares of what is below stay finite
-constexpr int64_t kWorthAThread = 1 << 16;  // values that take longer than starting a thread
-constexpr double kUnseen = 1e-6;            // importance of a column that has none, over the mean of all
+// Larger values need scales beyond float16 in every format; squares of smaller ones stay finite.
+constexpr float kLargest = 1e15f;
+constexpr int64_t kWorthAThread = 1 << 16;  // values whose quantising takes longer than starting a thread
+constexpr double kUnseen = 1e-6;  // added to every importance, relative to their mean, so that no column has weight 0
 
-// How much an error matters where nobody says so: ggml's choices for each format.
+// Weight of a squared error when no importance is given, as in ggml: equal, x^2, |x|, or rms of the block + |x|.
 enum class Weights { kNone, kSquare, kMagnitude, kTypical };
 
 struct Recipe {
     Format format;
-    Search plain;
+    Search plain;  // search without importance
     Weights weights;
-    Search weighted;  // where importance is given
-    int zero, top;    // the level that stands for 0, and the last one
+    Search weighted;  // search with importance
+    int zero, top;    // stored level that represents 0, and the highest stored level
 };
 
 using K = SearchKind;
 
 constexpr const char* kTooLarge = "a value needs a scale beyond float16's 65504";
 
-// ggml's numbers of steps (quantize_row_*_ref, and quantize_row_*_impl where importance is given).
+// Search ranges and steps are ggml's (quantize_row_*_ref, and quantize_row_*_impl with importance).
 constexpr Recipe kRecipes[] = {
     {kQ8_0, {K::kLargest, 32, 127}, Weights::kNone, {K::kLargest, 32, 127}, 127, 254},
     {kQ4_0, {K::kSigned, 32, 8}, Weights::kNone, {K::kBestScale, 32, 8, 9, 0, 0.1f}, 8, 15},
@@ -75,14 +76,15 @@ int nearest(float value, int low, int high) {
     return std::min(high, std::max(low, static_cast<int>(std::lrint(value))));
 }
 
-// Small whole numbers for the scales of a block of 256, -low .. high times a unit that is returned as f16: of units
-// around the obvious one the best in the weighted least-squares sense.
+// Rounds `count` scales that share a unit to integers -low .. high. Returns the unit as f16: the one with the smallest
+// weighted squared error among 13 candidates around the unit that maps the largest scale to the end of the range.
 uint16_t share_unit(const float* scale, const float* weight, int count, int low, int high, int* out) {
     float most = 0.0f;
     for (int b = 0; b < count; ++b)
         if (std::fabs(scale[b]) > std::fabs(most)) most = scale[b];
     std::fill(out, out + count, 0);
     if (std::fabs(most) < 1e-30f) return 0;
+    // The largest scale maps to -low in signed formats, because their range is one step longer on that side.
     const float end = low > 0 ? static_cast<float>(-low) : static_cast<float>(high);
     float best = 0.0f, unit = most / end;
     for (int step = -6; step <= 6; ++step) {
@@ -104,22 +106,26 @@ uint16_t share_unit(const float* scale, const float* weight, int count, int low,
     return half;
 }
 
-// The largest of the small numbers that scales become in a K format; where they have signs, the least is -1 less.
+// The largest integer that a scale becomes in a K format. Signed formats (Q3_K, Q6_K) go down to -largest - 1.
 int highest_small(Format format) { return format == kQ2_K ? 15 : format == kQ3_K ? 31 : format == kQ6_K ? 127 : 63; }
 
+// 32 levels to 16 bytes: level i in the low nibble of byte i, level 16 + i in the high nibble.
 void put_nibbles(const uint8_t* level, uint8_t* out) {
     for (int i = 0; i < 16; ++i) out[i] = static_cast<uint8_t>((level[i] & 15) | level[i + 16] << 4);
 }
 
+// The fifth bits of 32 levels to 32 bits.
 void put_fifth_bits(const uint8_t* level, uint8_t* out) {
     for (int k = 0; k < 4; ++k) {
         uint64_t eight;
         std::memcpy(&eight, level + 8 * k, sizeof eight);
-        // The product's highest byte has the lowest bit of byte i as its bit i.
+        // Shifts bit 4 of each byte to bit 0. The multiplication then moves that bit of byte i to bit i of the top
+        // byte.
         out[k] = static_cast<uint8_t>((eight >> 4 & 0x0101010101010101u) * 0x0102040810204080u >> 56);
     }
 }
 
+// The six-bit scales and minimums of a Q4_K or Q5_K block, eight each, to 12 bytes.
 void put_six_bits(const int* scale, const int* least, uint8_t* out) {
     for (int b = 0; b < 4; ++b) {
         out[b] = static_cast<uint8_t>(scale[b] | scale[b + 4] >> 4 << 6);
@@ -128,7 +134,7 @@ void put_six_bits(const int* scale, const int* least, uint8_t* out) {
     }
 }
 
-// Two bits a value: 32 bytes hold 128 values, 32 in each pair of bits.
+// Bits shift and shift + 1 of 256 levels: 32 bytes hold 128 levels, each bit pair of the bytes 32 consecutive ones.
 void put_pairs(const uint8_t* level, int shift, uint8_t* out) {
     for (int part = 0; part < 2; ++part)
         for (int j = 0; j < 32; ++j) {
@@ -139,7 +145,7 @@ void put_pairs(const uint8_t* level, int shift, uint8_t* out) {
         }
 }
 
-// A block of 32 values that has a scale of its own, and where the format has one a minimum.
+// Writes a block of 32 values with its own f16 scale and, depending on the format, minimum.
 void put_block(Format format, uint16_t scale, uint16_t least, const uint8_t* level, uint8_t* out) {
     put(out, scale);
     out += 2;
@@ -158,7 +164,7 @@ void put_block(Format format, uint16_t scale, uint16_t least, const uint8_t* lev
     put_nibbles(level, out);
 }
 
-// The value of largest magnitude, of two the first.
+// The value of largest magnitude with its sign; of two with equal magnitude the first.
 float signed_largest(const float* x, float low, float high) {
     if (high != -low) return high > -low ? high : low;
     for (int i = 0; high > 0.0f; ++i)
@@ -171,12 +177,13 @@ float signed_largest(const float* x, float low, float high) {
 struct Quantizer::Group {
     float x[32 * kGroup];       // [size][16]
     float weight[32 * kGroup];  // [size][16]
-    float total[kGroup];        // of each block's weights
+    float total[kGroup];        // sum of each block's weights
     float scale[kGroup] = {}, least[kGroup] = {}, inverse[kGroup] = {};
-    int small[kGroup] = {}, small_least[kGroup] = {};  // K formats: what scale and least become
-    uint16_t unit[2] = {}, least_unit[2] = {};         // and what those are multiples of
+    int small[kGroup] = {}, small_least[kGroup] = {};  // K formats: scale and least in units
+    uint16_t unit[2] = {}, least_unit[2] = {};         // K formats: those units, one for each 256 values
+    // Levels as the kernels write them, [size][16], and block by block, [16][size].
     uint8_t turned[32 * kGroup], level[32 * kGroup];
-    int64_t blocks;  // of 16 that are not padding
+    int64_t blocks;  // number of blocks that are not padding
     const Recipe* recipe;
     const Search* search;
 };
@@ -189,6 +196,7 @@ bool can_quantize(const Layout& from, const Layout& to) {
 Quantizer::Quantizer(const Kernels& kernels, const Layout& from, const Layout& to, int64_t cols,
                      const float* importance)
     : kernels_(kernels), from_(from), to_(to), cols_(cols), importance_(importance) {
+    // A multiple of the largest group: 16 blocks of 32 values.
     const size_t room = static_cast<size_t>((cols + 511) / 512 * 512);
     x_.assign(room, 0.0f);
     if (!importance) return;
@@ -196,7 +204,8 @@ Quantizer::Quantizer(const Kernels& kernels, const Layout& from, const Layout& t
     double mean = 0.0;
     for (int64_t k = 0; k < cols; ++k) mean += importance[k];
     mean /= static_cast<double>(cols);
-    for (int64_t k = 0; k < cols; ++k)  // what does not matter is rounded well all the same
+    // Relative to the mean, so that the unit of importance does not matter.
+    for (int64_t k = 0; k < cols; ++k)
         importance_padded_[static_cast<size_t>(k)] =
             static_cast<float>((mean > 0.0 ? importance[k] / mean : 1.0) + kUnseen);
 }
@@ -226,7 +235,7 @@ const char* Quantizer::row(const uint8_t* from, uint8_t* out) {
     return nullptr;
 }
 
-// A row whose blocks' scales follow from their extremes: nothing need be turned.
+// Quantises a row whose block scales follow from each block's extremes (kLargest, kSigned, kSpan), without transposing.
 const char* Quantizer::plain_row(uint8_t* out) const {
     constexpr int64_t kAtOnce = 16;
     float low[kAtOnce], high[kAtOnce], scale[kAtOnce], least[kAtOnce] = {}, inverse[kAtOnce];
@@ -245,6 +254,7 @@ const char* Quantizer::plain_row(uint8_t* out) const {
                 scale[b] = search.kind == K::kSigned ? signed_largest(x + 32 * b, low[b], high[b]) / -search.levels
                                                      : std::max(high[b], -low[b]) / search.levels;
             }
+            // As in ggml, levels are relative to the stored scale if importance is given, else to the unrounded scale.
             inverse[b] = inverse_of(importance_ ? from_half(to_half(scale[b])) : scale[b]);
         }
         kernels_.take_block_levels(x, count, least, inverse, recipe.zero, recipe.top, level);
@@ -257,6 +267,7 @@ const char* Quantizer::plain_row(uint8_t* out) const {
     return nullptr;
 }
 
+// Sets the weights of the group that starts at column `first`, as ggml does for each format.
 void Quantizer::weigh(Group& group, int64_t first) const {
     const int size = group.search->size;
     const Weights kind = group.recipe->weights;
@@ -266,7 +277,8 @@ void Quantizer::weigh(Group& group, int64_t first) const {
         for (int b = 0; b < kGroup; ++b) power[b] += group.x[i * kGroup + b] * group.x[i * kGroup + b];
     std::fill(group.total, group.total + kGroup, 0.0f);
     for (int b = 0; b < kGroup; ++b) power[b] /= static_cast<float>(size);
-    const bool alone = group.recipe->format == kIQ4_NL;  // ggml weighs its blocks by their own power
+    // ggml weighs iq4_nl by the power of each block, the other formats by the power of the row.
+    const bool alone = group.recipe->format == kIQ4_NL;
     for (int i = 0; i < size; ++i)
         for (int b = 0; b < kGroup; ++b) {
             const float whole = alone ? 2.0f * power[b] : power_;
@@ -287,7 +299,8 @@ void Quantizer::weigh(Group& group, int64_t first) const {
         }
 }
 
-// Rounded one by one, a block's scale and minimum need not be the best pair: their neighbours are tried too.
+// The scale and minimum of a block were rounded separately and need not be the best pair: tries each one step up and
+// down.
 void Quantizer::refine(Group& group) const {
     const int size = group.search->size, per = kSuper / size;
     const bool lines = group.search->kind == K::kBestLine;
@@ -298,7 +311,8 @@ void Quantizer::refine(Group& group) const {
     float best[kGroup];
     std::fill(best, best + kGroup, HUGE_VALF);
     for (int way = 0; way < (lines ? 9 : 3); ++way) {
-        const int by = (way % 3 + 1) % 3 - 1, below = (way / 3 + 1) % 3 - 1;  // 0, 1, -1: what there is comes first
+        // 0, 1, -1: the present value comes first, so that it wins ties.
+        const int by = (way % 3 + 1) % 3 - 1, below = (way / 3 + 1) % 3 - 1;
         int here[kGroup], least_here[kGroup];
         float step[kGroup], least[kGroup], error[kGroup];
         for (int b = 0; b < kGroup; ++b) {
@@ -317,7 +331,8 @@ void Quantizer::refine(Group& group) const {
     }
 }
 
-// Rounds scales as the format stores them, takes the levels they give, and writes the blocks.
+// Rounds the scales as the format stores them, computes levels from the rounded scales, and writes the blocks. False if
+// a scale does not fit into f16.
 bool Quantizer::pack(Group& group, uint8_t* out) const {
     const int size = group.search->size, per = kSuper / size;
     const Format format = to_.format;
@@ -356,6 +371,7 @@ bool Quantizer::pack(Group& group, uint8_t* out) const {
     for (int b = 0; b < kGroup; ++b)
         for (int i = 0; i < size; ++i) group.level[b * size + i] = group.turned[i * kGroup + b];
 
+    // Block layouts: block_q2_K .. block_q6_K in ggml-common.h.
     const int64_t count = group.blocks * size / to_.values;
     for (int64_t s = 0; s < count; ++s, out += to_.bytes) {
         const uint8_t* const level = group.level + s * to_.values;

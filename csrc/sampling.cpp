@@ -1,5 +1,5 @@
-// See sampling.h. Nothing is sorted: a filter is a cut in the weights, found by counting them by their bits, whose
-// order is that of the numbers.
+// See sampling.h. Nothing is sorted: each filter keeps the tokens above a threshold weight, which is found by counting
+// weights by their bits (radix select). Bits of non-negative floats have the order of the floats.
 
 #include "sampling.h"
 
@@ -18,9 +18,11 @@ namespace {
 
 constexpr float kLargest = std::numeric_limits<float>::max();
 
-// The numbers with the penalty for those already seen; false when one of these is not finite.
+// Copies the logits and applies the repetition penalty to tokens already seen. False if one of their logits is not
+// finite; the other logits are checked later.
 bool penalise(const float* logits, int64_t count, const uint8_t* seen, float penalty, std::vector<float>& out) {
     out.assign(logits, logits + count);
+    // Eight bytes of `seen` at a time: most are 0.
     for (int64_t at = 0; at < count; at += 8) {
         uint64_t any = 0;
         const int64_t size = std::min<int64_t>(8, count - at);
@@ -31,19 +33,19 @@ bool penalise(const float* logits, int64_t count, const uint8_t* seen, float pen
             float& value = out[static_cast<size_t>(i)];
             if (!std::isfinite(value)) return false;
             value = value > 0.0f ? value / penalty : value * penalty;
-            value = std::min(kLargest, std::max(-kLargest, value));  // a small penalty may make it infinite
+            value = std::min(kLargest, std::max(-kLargest, value));  // a penalty below 1 may overflow
         }
     }
     return true;
 }
 
-// The tokens that may still be drawn, in the order of their ids.
+// The tokens that may still be chosen, in order of their ids.
 struct Candidates {
-    std::vector<int32_t> ids;    // room for all of the vocabulary, of which the first `count` are used
-    std::vector<float> weights;  // none negative, so that their bits have the order of the numbers
+    std::vector<int32_t> ids;    // sized for the whole vocabulary; the first `count` are used
+    std::vector<float> weights;  // logits, later non-negative weights, whose bits then have the order of the numbers
     size_t count = 0;
 
-    // Takes the logits that are not below `least`, as they are.
+    // Starts with all tokens whose logits are at least `least`. Blocks whose peak is lower are skipped.
     void take(const float* logits, int64_t vocab, const std::vector<float>& peaks, float least) {
         count = 0;
         for (size_t block = 0; block < peaks.size(); ++block) {
@@ -57,7 +59,8 @@ struct Candidates {
         }
     }
 
-    // Keeps those whose weights have at least these bits, and of those that equal them the first few.
+    // Keeps the weights whose bits are above `least`, and of those equal to it the first `equals`. The loop has no
+    // branches, because the outcome of its comparisons is unpredictable.
     void keep(uint32_t least, int64_t equals = std::numeric_limits<int64_t>::max()) {
         size_t kept = 0;
         int64_t met = 0;
@@ -73,7 +76,7 @@ struct Candidates {
 };
 
 double sum(const float* values, size_t count) {
-    double parts[8] = {};  // so that each addition need not wait for the last
+    double parts[8] = {};  // independent sums hide the latency of additions
     size_t i = 0;
     for (; i + 8 <= count; i += 8)
         for (size_t j = 0; j < 8; ++j) parts[j] += values[i + j];
@@ -81,14 +84,15 @@ double sum(const float* values, size_t count) {
     return ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]));
 }
 
-// Keeps the likeliest tokens, of equals the lower id, while what was kept before is below `limit`: their number, or
-// with `by_weight` the sum of their weights. What lies above a weight is counted by the upper eleven bits of all
-// weights, then by the next ten of those that share them, then by the last ten; what lies surely below is dropped
-// early.
+// Keeps the most likely tokens (ties: lower id first) until their count, or with `by_weight` their summed weight,
+// reaches `limit`. Radix select in three passes over 11, 10 and 10 bits of the weights (the sign bit is 0): each pass
+// finds the bucket in which the limit is reached and adds its bits to `found`. After the first pass, tokens in lower
+// buckets are dropped.
 void cut(Candidates& from, bool by_weight, double limit) {
-    constexpr size_t kWays = 4;  // tables, so that equal weights need not wait for each other
+    // Interleaved tables, so that consecutive equal weights do not wait for each other's addition.
+    constexpr size_t kWays = 4;
     static thread_local std::vector<double> table;
-    double before = 0.0;  // kept above the weights that share the bits found
+    double before = 0.0;  // count or weight of the tokens above the bucket `found`
     uint32_t found = 0;
     for (int above = 31, shift = 20; above > 0; above = shift, shift -= 10) {
         const uint32_t buckets = 1u << (above - shift);
@@ -99,6 +103,7 @@ void cut(Candidates& from, bool by_weight, double limit) {
             if (bits >> above == found >> above)
                 table[(bits >> shift & (buckets - 1)) * kWays + i % kWays] += by_weight ? weights[i] : 1.0;
         }
+        // From the highest bucket down, until the limit is reached.
         uint32_t lowest = buckets;
         bool reached = false;
         for (uint32_t at = buckets; at-- > 0 && !reached;) {
@@ -110,17 +115,18 @@ void cut(Candidates& from, bool by_weight, double limit) {
             lowest = at;
             reached = before + amount >= limit;
         }
-        if (above == 31 && !reached) return;  // all of it is not enough
-        found |= lowest << shift;             // not reached: by rounding alone, and then it is the lowest
+        if (above == 31 && !reached) return;  // the limit exceeds the sum: keep all
+        found |= lowest << shift;             // not reached only by rounding; then it is the lowest bucket
         if (above == 31) from.keep(found);
     }
+    // Of the tokens whose weight equals the threshold `found`, keep as many as the limit needs, and at least one.
     const double each = by_weight ? float_of_bits(found) : 1.0;
     from.keep(found, std::max<int64_t>(1, static_cast<int64_t>(std::ceil((limit - before) / each))));
 }
 
-// Keeps the `count` highest logits, not the highest weights: at a great temperature unlike logits weigh the same. A
-// logit's distance from `most` has no sign (nor may a zero have one), so that its bits have its order, and are turned
-// round for `cut`. Leaves logits less `most`.
+// Keeps the tokens with the `count` highest logits. Weights would not do: at a high temperature different logits have
+// the same weight. Uses the non-negative distance most - logit (abs removes the sign of -0.0), whose bits have the
+// order of the distances, and reverses that order for `cut`. Afterwards the weights hold logit - most.
 void keep_top(Candidates& from, float most, int64_t count) {
     constexpr uint32_t kInfinity = 0x7f800000u;
     float* const values = from.weights.data();
@@ -130,10 +136,11 @@ void keep_top(Candidates& from, float most, int64_t count) {
     for (size_t i = 0; i < from.count; ++i) values[i] = -float_of_bits(kInfinity - bits_of_float(values[i]));
 }
 
-// A logit below which no token passes the filters, from cheap bounds. At least `top_k` tokens are no lower than the
-// `top_k`-th highest peak. Tokens whose weights are below (1 - top_p) / count of the `total`, that of all weights, make
-// up less than 1 - top_p together, however many they are. What min_p drops must stay where top_p is still to see it:
-// among those of top_k.
+// A lower bound on the logits of tokens that can pass the filters, from cheap estimates.
+// top_k: at least top_k tokens reach the top_k-th highest peak.
+// top_p: tokens with a weight below (1 - top_p) * total / count weigh less than (1 - top_p) * total together.
+// min_p: the bound is the logit of weight min_p. With both top_k and top_p, neither top_p nor min_p is used: top_p
+// needs the weights of all tokens that top_k keeps.
 float floor_of(const std::vector<float>& peaks, int64_t count, float most, double total, const puna_sampling& options) {
     static thread_local std::vector<float> sorted;
     float least = -kLargest;
@@ -148,14 +155,15 @@ float floor_of(const std::vector<float>& peaks, int64_t count, float most, doubl
     if (options.top_p < 1.0)
         weight = top_k > 0 ? 0.0 : std::max(weight, (1.0 - options.top_p) * total / static_cast<double>(count));
     if (weight > 0.0) {
-        constexpr double kSlack = 0.01;  // of the exponent, for rounding
+        constexpr double kSlack = 0.01;  // subtracted from the exponent, for rounding errors
         const double logit = most + options.temperature * (std::log(weight) - kSlack);
         if (logit > least) least = std::nextafter(static_cast<float>(logit), -kLargest);
     }
     return least;
 }
 
-// The token at a part of the candidates' sum, `uniform` in [0, 1).
+// The first token at which the cumulative weight exceeds uniform * total; `uniform` in [0, 1). Sums are computed in
+// blocks, so that only the block of that token is read one weight at a time.
 int64_t draw(const Candidates& from, double uniform) {
     constexpr size_t kBlock = 512;
     const float* weights = from.weights.data();
@@ -175,7 +183,7 @@ int64_t draw(const Candidates& from, double uniform) {
         }
         before += block;
     }
-    size_t last = count - 1;  // by rounding alone
+    size_t last = count - 1;  // only by rounding: the last token whose weight is not 0
     while (last > 0 && weights[last] == 0.0f) --last;
     return from.ids[last];
 }
@@ -184,7 +192,7 @@ int64_t draw(const Candidates& from, double uniform) {
 
 int64_t sample(const Kernels& kernels, const float* logits, int64_t count, const uint8_t* seen,
                const puna_sampling& options, double uniform) {
-    // Kept between calls: fresh pages cost more than the work.
+    // Reused between calls: committing fresh pages costs more than the work.
     static thread_local std::vector<float> changed, peaks;
     static thread_local Candidates candidates;
     if (options.repetition_penalty != 1.0f) {
