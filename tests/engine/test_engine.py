@@ -1,4 +1,4 @@
-"""The decode loop over a backend whose logits are a known function of the tokens in its cache."""
+"""The decode loop, on a fake backend whose logits are a known function of the cached tokens."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from puna.errors import BackendError, RequestError
 VOCAB = 31
 
 
-def likeliest(tokens: list[int]) -> int:
-    """What follows a sequence: depends on every token and its position."""
-    return sum((at + 3) * token for at, token in enumerate(tokens)) % VOCAB
+def next_token(tokens: list[int]) -> int:
+    """Returns the most likely next token, a function of every token and its position."""
+    return sum((position + 3) * token for position, token in enumerate(tokens)) % VOCAB
 
 
 class Recorder:
-    """A backend that keeps each slot's tokens and checks that chunks continue them."""
+    """A backend that records each slot's tokens and checks that chunks continue them."""
 
     name = "recorder"
 
@@ -35,22 +35,22 @@ class Recorder:
         assert len({chunk.slot for chunk in batch}) == len(batch)
         rows = []
         for chunk in batch:
-            held = self.slots.setdefault(chunk.slot, [])
-            assert chunk.start == len(held)
-            for at, token in enumerate(chunk.tokens.tolist()):
-                held.append(token)
-                if at >= len(chunk.tokens) - chunk.logits:
-                    rows.append(np.eye(VOCAB, dtype=np.float32)[likeliest(held)])
+            cached = self.slots.setdefault(chunk.slot, [])
+            assert chunk.start == len(cached)
+            for index, token in enumerate(chunk.tokens.tolist()):
+                cached.append(token)
+                if index >= len(chunk.tokens) - chunk.logits:
+                    rows.append(np.eye(VOCAB, dtype=np.float32)[next_token(cached)])
         return np.array(rows, np.float32).reshape(-1, VOCAB)
 
     def free(self, slot):
         del self.slots[slot]
 
 
-def solo(prompt: tuple[int, ...], count: int) -> list[int]:
+def expected_answer(prompt: tuple[int, ...], count: int) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(likeliest(tokens))
+        tokens.append(next_token(tokens))
     return tokens[len(prompt) :]
 
 
@@ -65,7 +65,7 @@ def tokens_of(events: list, request_id: int) -> list[int]:
     return [event.token for event in events if event.request_id == request_id and event.token is not None]
 
 
-def test_greedy_text_is_the_solo_text_for_any_slots_and_chunks():
+def test_greedy_answers_do_not_depend_on_slots_and_chunks():
     generator = np.random.default_rng(5)
     for slots, chunk in [(1, 512), (1, 3), (2, 1), (3, 4), (5, 100)]:
         engine = Engine(Recorder(), slots, chunk)
@@ -76,14 +76,14 @@ def test_greedy_text_is_the_solo_text_for_any_slots_and_chunks():
             requests[engine.submit(Request(prompt, count))] = (prompt, count)
         events = drain(engine)
         for request_id, (prompt, count) in requests.items():
-            assert tokens_of(events, request_id) == solo(prompt, count)
+            assert tokens_of(events, request_id) == expected_answer(prompt, count)
             own = [event for event in events if event.request_id == request_id]
             assert sum(event.prompt_tokens for event in own) == len(prompt)
             assert [event.finish_reason for event in own if event.finish_reason] == ["length"]
         assert engine.backend.slots == {}
 
 
-def test_a_step_reads_no_more_of_prompts_than_its_budget_and_lets_others_decode():
+def test_a_step_limits_prompt_tokens_and_lets_other_requests_decode():
     engine = Engine(Recorder(), slots=2, chunk=4)
     engine.submit(Request((1, 2), 20))
     engine.step()
@@ -93,9 +93,8 @@ def test_a_step_reads_no_more_of_prompts_than_its_budget_and_lets_others_decode(
     assert engine.backend.batches == [[2], [1, 4], [1, 4], [1, 2]]
 
 
-def test_requests_wait_for_room_in_the_cache():
-    """Each of these needs one page of 64 tokens, and there are two."""
-    engine = Engine(Recorder(cache_tokens=128), slots=4)
+def test_requests_wait_for_free_pages():
+    engine = Engine(Recorder(cache_tokens=128), slots=4)  # two pages; each request needs one
     for _ in range(5):
         engine.submit(Request((1, 2), 3))
     engine.step()
@@ -104,19 +103,19 @@ def test_requests_wait_for_room_in_the_cache():
     assert max(map(len, engine.backend.batches)) == 2
 
 
-def test_a_request_that_never_fits_the_cache_is_refused():
+def test_a_request_that_never_fits_the_cache_is_an_error():
     engine = Engine(Recorder(cache_tokens=0))
-    with pytest.raises(RequestError, match="need 64 tokens of cache, and memory holds 0"):
+    with pytest.raises(RequestError, match="need 64 tokens of cache, but memory holds 0"):
         engine.submit(Request((1, 2), 3))
 
 
 def test_a_stop_id_ends_the_answer_and_is_not_part_of_it():
     prompt = (4, 9)
-    follow = solo(prompt, 5)
+    answer = expected_answer(prompt, 5)
     engine = Engine(Recorder())
-    request_id = engine.submit(Request(prompt, 5, stop_ids=frozenset({follow[2]})))
+    request_id = engine.submit(Request(prompt, 5, stop_ids=frozenset({answer[2]})))
     events = drain(engine)
-    assert tokens_of(events, request_id) == follow[:2]
+    assert tokens_of(events, request_id) == answer[:2]
     assert events[-1].finish_reason == "stop"
 
 
@@ -126,32 +125,32 @@ def test_prompt_logits_cover_every_position_in_order():
     engine.submit(Request(prompt, 0, prompt_logits=True))
     events = drain(engine)
     logits = np.concatenate([event.logits for event in events])
-    assert logits.argmax(-1).tolist() == [likeliest(list(prompt[: n + 1])) for n in range(10)]
+    assert logits.argmax(-1).tolist() == [next_token(list(prompt[: n + 1])) for n in range(10)]
     assert events[-1].finish_reason == "length"
 
 
-def test_prompt_logits_go_with_generation():
+def test_prompt_logits_and_generation_in_one_request():
     engine = Engine(Recorder(), chunk=2)
     engine.submit(Request((1, 2, 3), 2, prompt_logits=True))
     events = drain(engine)
     assert sum(len(event.logits) for event in events if event.logits is not None) == 3
-    assert [event.token for event in events if event.token is not None] == solo((1, 2, 3), 2)
+    assert [event.token for event in events if event.token is not None] == expected_answer((1, 2, 3), 2)
 
 
-def test_cancelled_requests_leave_nothing_behind():
+def test_cancelled_requests_free_their_slots():
     engine = Engine(Recorder())
-    running, waiting = engine.submit(Request((1, 2), 9)), engine.submit(Request((3,), 2))
+    active, waiting = engine.submit(Request((1, 2), 9)), engine.submit(Request((3,), 2))
     engine.step()
     engine.cancel(waiting)
-    engine.cancel(running)
-    engine.cancel(running)
+    engine.cancel(active)
+    engine.cancel(active)
     assert not engine.busy
     assert engine.backend.slots == {}
     assert engine.step() == []
 
 
 @pytest.mark.parametrize(
-    ("request_", "words"),
+    ("build", "words"),
     [
         (lambda: Request((), 1), "no tokens"),
         (lambda: Request((1,), -1), "max_tokens is -1"),
@@ -162,14 +161,14 @@ def test_cancelled_requests_leave_nothing_behind():
         (lambda: Request((1,) * 65, 0), "65 tokens .* shorten the prompt"),
     ],
 )
-def test_impossible_requests_are_refused(request_, words):
+def test_impossible_requests_are_errors(build, words):
     engine = Engine(Recorder())
     with pytest.raises(RequestError, match=words):
-        engine.submit(request_())
+        engine.submit(build())
     assert not engine.busy
 
 
-def test_samplers_are_per_request():
+def test_sampling_does_not_depend_on_other_requests():
     def run(others: int) -> list[int]:
         engine = Engine(Recorder(), slots=4)
         ids = [engine.submit(Request((n, 5), 8, Sampling(temperature=2.0, seed=n))) for n in range(others + 1)]
@@ -179,7 +178,7 @@ def test_samplers_are_per_request():
 
 
 class Damaged(Recorder):
-    """One slot's logits stop being numbers once its cache holds six tokens."""
+    """A backend whose slot 0 returns NaN logits from its sixth token on."""
 
     def forward(self, batch):
         logits = super().forward(batch)
@@ -189,15 +188,15 @@ class Damaged(Recorder):
         return logits
 
 
-def test_logits_that_are_no_numbers_end_their_request_alone():
+def test_nan_logits_end_only_their_own_request():
     backend = Damaged()
     engine = Engine(backend, 2)
-    damaged, whole = engine.submit(Request((1, 2, 3), 10)), engine.submit(Request((4, 5, 6), 10))
+    damaged, sound = engine.submit(Request((1, 2, 3), 10)), engine.submit(Request((4, 5, 6), 10))
     events = drain(engine)
     failed = [event for event in events if event.error is not None]
     assert [event.request_id for event in failed] == [damaged]
     assert isinstance(failed[0].error, BackendError)
     assert "not finite" in str(failed[0].error)
-    assert [event.token for event in events if event.request_id == damaged] == [*solo((1, 2, 3), 3), None]
-    assert [event.token for event in events if event.request_id == whole] == solo((4, 5, 6), 10)
+    assert [event.token for event in events if event.request_id == damaged] == [*expected_answer((1, 2, 3), 3), None]
+    assert [event.token for event in events if event.request_id == sound] == expected_answer((4, 5, 6), 10)
     assert not backend.slots

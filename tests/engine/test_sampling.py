@@ -1,4 +1,4 @@
-"""Choosing tokens: against the reference's logits processors, and as distributions."""
+"""Sampling, compared with transformers' logits processors and with a reference implementation in NumPy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from puna.engine import Sampling
 from puna.engine.sampling import Sampler
 from puna.errors import BackendError, RequestError
 from puna.native.library import machine
-from tests.engine.slow_sampling import Sampler as SlowSampler
+from tests.engine.reference_sampling import ReferenceSampler
 
 
-def drawn(sampling: Sampling, logits: np.ndarray, count: int = 4000, prompt: tuple[int, ...] = ()) -> np.ndarray:
-    """Share of each token over many draws."""
+def frequencies(sampling: Sampling, logits: np.ndarray, count: int = 4000, prompt: tuple[int, ...] = ()) -> np.ndarray:
+    """Returns the relative frequency of each token over many draws."""
     sampler = Sampler(sampling, prompt, len(logits))
     tokens = []
     for _ in range(count):
@@ -24,7 +24,7 @@ def drawn(sampling: Sampling, logits: np.ndarray, count: int = 4000, prompt: tup
 
 
 def expected(sampling: Sampling, logits: np.ndarray, prompt: tuple[int, ...] = ()) -> np.ndarray:
-    """The distribution transformers' processors give."""
+    """Returns the distribution that transformers' logits processors compute."""
     torch = pytest.importorskip("torch")
     from transformers.generation import logits_process as reference
 
@@ -57,28 +57,28 @@ def expected(sampling: Sampling, logits: np.ndarray, prompt: tuple[int, ...] = (
     ],
     ids=lambda s: f"t{s.temperature}k{s.top_k}p{s.top_p}m{s.min_p}r{s.repetition_penalty}",
 )
-def test_distribution_is_the_reference_s(sampling):
+def test_tokens_are_drawn_with_the_probabilities_of_transformers(sampling):
     logits = np.random.default_rng(0).normal(0, 2, 12).astype(np.float32)
     prompt = (0, 3, 3, 8)
-    wanted, got = expected(sampling, logits, prompt), drawn(sampling, logits, prompt=prompt)
-    assert set(np.flatnonzero(got)) <= set(np.flatnonzero(wanted > 0))
-    # Standard deviation of a share over 4,000 draws is at most 0.0079; 4.5 of them leave one chance in 100,000.
-    assert np.abs(got - wanted).max() < 0.036
+    exact, measured = expected(sampling, logits, prompt), frequencies(sampling, logits, prompt=prompt)
+    assert set(np.flatnonzero(measured)) <= set(np.flatnonzero(exact > 0))
+    # The standard deviation of a frequency over 4,000 draws is at most 0.0079; 4.5 of it are exceeded once in 100,000.
+    assert np.abs(measured - exact).max() < 0.036
 
 
-def test_temperature_zero_takes_the_likeliest():
+def test_temperature_zero_chooses_the_most_likely_token():
     logits = np.array([1.0, 3.0, 2.0], np.float32)
     assert Sampler(Sampling(), (), 3).choose(logits) == 1
     assert Sampler(Sampling(temperature=1e-30, seed=0), (), 3).choose(logits) == 1
     assert Sampler(Sampling(repetition_penalty=2.0), (1,), 3).choose(logits) == 2
 
 
-def test_a_seed_repeats_and_requests_do_not_share_generators():
+def test_samplers_with_the_same_seed_draw_the_same_tokens():
     logits = np.zeros(50, np.float32)
     first, second = (Sampler(Sampling(temperature=1.0, seed=7), (), 50) for _ in range(2))
-    alone = [first.choose(logits) for _ in range(20)]
-    assert [second.choose(logits) for _ in range(20)] == alone
-    assert len(set(alone)) > 5
+    tokens = [first.choose(logits) for _ in range(20)]
+    assert [second.choose(logits) for _ in range(20)] == tokens
+    assert len(set(tokens)) > 5
 
 
 @pytest.mark.parametrize(
@@ -95,27 +95,27 @@ def test_a_seed_repeats_and_requests_do_not_share_generators():
         ({"seed": -3}, "seed is -3"),
     ],
 )
-def test_options_out_of_range_are_named(fields, words):
+def test_errors_name_the_option_and_its_value(fields, words):
     with pytest.raises(RequestError, match=words):
         Sampling(**fields)
 
 
 @pytest.fixture(params=machine().kernels)
 def kernels(request, monkeypatch):
-    """Each instruction set's sampling in turn."""
+    """Runs the test with the kernels of each instruction set that this machine supports."""
     monkeypatch.setenv("PUNA_KERNELS", request.param)
 
 
-def test_native_sampling_is_the_slow_twin_s(kernels):
-    """Thousands of random cases; only where two tokens are within rounding of a cut may the twins differ."""
+def test_native_sampling_equals_the_reference_implementation(kernels):
+    """Thousands of random cases. The two may differ only where a draw is within rounding of a boundary."""
     random = np.random.default_rng(9)
     different = 0
-    for turn in range(3000):
+    for case in range(3000):
         vocab = int(random.choice([1, 2, 5, 60, 700, 4000]))
         logits = random.normal(0, random.choice([0.01, 1, 5, 40]), vocab).astype(np.float32)
-        if turn % 7 == 0:
+        if case % 7 == 0:
             logits = np.round(logits)  # ties
-        if turn % 50 == 0:
+        if case % 50 == 0:
             logits[:] = 3.0
         sampling = Sampling(
             temperature=float(random.choice([0, 1e-30, 0.3, 1.0, 4.0])),
@@ -123,29 +123,28 @@ def test_native_sampling_is_the_slow_twin_s(kernels):
             top_p=float(random.choice([1.0, 0.95, 0.5, 0.01, 0.0])),
             min_p=float(random.choice([0.0, 0.0, 0.1, 1.0])),
             repetition_penalty=float(random.choice([1.0, 1.3, 0.7])),
-            seed=turn,
+            seed=case,
         )
         prompt = tuple(random.integers(0, vocab, 3).tolist())
-        ours, twin = Sampler(sampling, prompt, vocab), SlowSampler(sampling, prompt, vocab)
+        native, reference = Sampler(sampling, prompt, vocab), ReferenceSampler(sampling, prompt, vocab)
         for _ in range(3):
-            first, second = ours.choose(logits), twin.choose(logits)
-            different += first != second
-            twin.seen[:] = ours.seen
-    assert different <= 9  # of 9,000: a draw that falls on a boundary within float32
+            different += native.choose(logits) != reference.choose(logits)
+            reference.seen[:] = native.seen
+    assert different <= 9  # of 9,000 draws, those within float32 rounding of a boundary
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1e5, 1e8, 1e12])
-def test_the_top_k_are_the_top_k_at_any_temperature(temperature, kernels):
-    """Where unlike logits weigh the same, their order still counts."""
+def test_top_k_keeps_the_k_highest_logits_at_any_temperature(temperature, kernels):
+    """At a high temperature different logits have equal weights; the logits still decide."""
     logits = np.random.default_rng(3).normal(0, 4, 32_000).astype(np.float32)
     best = set(np.argsort(logits)[-40:].tolist())
     sampler = Sampler(Sampling(temperature=temperature, top_k=40, seed=5), (1,), len(logits))
-    drawn = {sampler.choose(logits) for _ in range(300)}
-    assert drawn <= best and len(drawn) > (10 if temperature > 1 else 5)
+    tokens = {sampler.choose(logits) for _ in range(300)}
+    assert tokens <= best and len(tokens) > (10 if temperature > 1 else 5)
 
 
 def test_extreme_numbers_still_draw_a_token():
-    """A penalty below 1 makes large logits infinite; a huge temperature's inverse is 0."""
+    """A penalty below 1 makes large logits infinite; the inverse of a huge temperature is 0."""
     logits = np.array([3e38, -3e38, 1.0], np.float32)
     for temperature in (1e-30, 1.0, 1e300):
         for filters in ({"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.5}, {}):
@@ -153,11 +152,11 @@ def test_extreme_numbers_still_draw_a_token():
             assert Sampler(sampling, (0, 1), 3).choose(logits) in ((0,) if temperature < 1e300 else (0, 1, 2))
 
 
-def test_logits_that_are_not_finite_are_refused(kernels):
-    for size, at in ((3, 1), (200, 0), (200, 77), (200, 199)):
-        for bad in (np.nan, np.inf, -np.inf):
+def test_logits_that_are_not_finite_are_an_error(kernels):
+    for size, token in ((3, 1), (200, 0), (200, 77), (200, 199)):
+        for value in (np.nan, np.inf, -np.inf):
             for penalty in (1.0, 1.5):
                 logits = np.arange(size, dtype=np.float32)
-                logits[at] = bad
+                logits[token] = value
                 with pytest.raises(BackendError, match="not finite"):
-                    Sampler(Sampling(repetition_penalty=penalty), (0, at), size).choose(logits)
+                    Sampler(Sampling(repetition_penalty=penalty), (0, token), size).choose(logits)

@@ -1,4 +1,4 @@
-"""Speculation by prompt lookup changes nothing but the number of steps."""
+"""Speculation by prompt lookup changes only the number of steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from puna.engine import Engine, Request, Sampling
-from puna.engine.lookup import MOST, Lookup
+from puna.engine.lookup import MAX_GUESS, Lookup
 from puna.native import NativeBackend
 from tests.native.weights import model_in
 
@@ -16,7 +16,7 @@ from tests.model.twins import config_of, pair
 
 
 def answers(speculate: bool, requests: list[Request], slots: int) -> tuple[list[tuple], int]:
-    """(tokens and reason) of each request, and the number of steps."""
+    """Returns (tokens, finish reasons) of each request, and the number of steps."""
     config = config_of(vocab_size=12, max_position_embeddings=128)
     state = {key: value.detach().numpy() for key, value in pair(config)[0].state_dict().items()}
     engine = Engine(NativeBackend(config, model_in("f32", state), 1, slots), slots)
@@ -28,16 +28,16 @@ def answers(speculate: bool, requests: list[Request], slots: int) -> tuple[list[
     while engine.busy:
         events += engine.step()
         steps += 1
-    found = []
+    results = []
     for request_id in ids:
         own = [event for event in events if event.request_id == request_id]
         reasons = [event.finish_reason for event in own if event.finish_reason]
-        found.append(([event.token for event in own if event.token is not None], reasons))
-    return found, steps
+        results.append(([event.token for event in own if event.token is not None], reasons))
+    return results, steps
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_the_same_answers_in_fewer_steps(slots):
+def test_speculation_needs_fewer_steps_for_the_same_answers(slots):
     random = np.random.default_rng(2)
     requests = []
     for number in range(12):
@@ -47,28 +47,28 @@ def test_the_same_answers_in_fewer_steps(slots):
         )
         stops = frozenset({int(random.integers(0, 12))}) if number % 3 == 0 else frozenset()
         requests.append(Request(prompt, int(random.choice([1, 2, 30, 108])), sampling, stops))
-    plain, steps = answers(False, requests, slots)
-    guessed, fewer = answers(True, requests, slots)
-    assert guessed == plain
-    assert fewer < steps
+    plain, plain_steps = answers(False, requests, slots)
+    speculative, speculative_steps = answers(True, requests, slots)
+    assert speculative == plain
+    assert speculative_steps < plain_steps
 
 
 class Damaged(NativeBackend):
-    """Whose logits are no numbers from a position on."""
+    """A backend whose logits are NaN from position 40 on."""
 
     def forward(self, batch):
         logits = super().forward(batch)
         row = 0
         for chunk in batch:
-            for place in range(chunk.logits):
-                if chunk.start + len(chunk.tokens) - chunk.logits + place >= 40:
-                    logits[row + place] = np.nan
+            for index in range(chunk.logits):
+                if chunk.start + len(chunk.tokens) - chunk.logits + index >= 40:
+                    logits[row + index] = np.nan
             row += chunk.logits
         return logits
 
 
 @pytest.mark.parametrize("speculate", [False, True])
-def test_what_was_chosen_before_damaged_logits_counts(speculate):
+def test_tokens_chosen_before_nan_logits_are_kept(speculate):
     config = config_of(vocab_size=12, max_position_embeddings=128)
     state = {key: value.detach().numpy() for key, value in pair(config)[0].state_dict().items()}
     engine = Engine(Damaged(config, model_in("f32", state), 1), 1)
@@ -80,15 +80,15 @@ def test_what_was_chosen_before_damaged_logits_counts(speculate):
     assert "not finite" in str(events[-1].error)
 
 
-def test_lookup_guesses_what_followed():
+def test_lookup_guesses_the_tokens_that_followed_before():
     lookup = Lookup()
     lookup.extend([1, 2, 3, 4, 5, 6, 1, 2, 3])
     assert lookup.guess(8) == (4, 5, 6, 1, 2, 3)
     assert lookup.guess(2) == (4, 5)
     lookup.extend([9])
     assert lookup.guess(8) == ()
-    lookup.learn(6, 0)
+    lookup.adapt(6, 0)
     lookup.extend([5, 6])
     assert lookup.guess(8) == (1, 2)
-    lookup.learn(2, 2)
-    assert MOST >= 4 and len(lookup.guess(8)) == 4
+    lookup.adapt(2, 2)
+    assert MAX_GUESS >= 4 and len(lookup.guess(8)) == 4

@@ -1,4 +1,4 @@
-"""Requests in, tokens out: the one decode loop that the command, `LLM`, evaluation and the server drive."""
+"""The decode loop over token ids: `Engine.step()`, its requests and its events."""
 
 from puna.engine.engine import Engine
 from puna.engine.request import Event, FinishReason, Request, Sampling

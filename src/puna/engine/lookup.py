@@ -1,17 +1,17 @@
-"""Speculation by prompt lookup: what followed the last words when they were met before (Saxena, 2023).
+"""Speculation by prompt lookup (Saxena, 2023): guesses the tokens that followed the last n-gram when it last occurred.
 
-Guesses cost little where a sequence repeats itself: summaries, edits, code. No model is asked.
+Useful where a text repeats itself: summaries, edits, code. It needs no draft model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-SIZES = (3, 2)
-"""Lengths of the runs of tokens that are looked up, longest first."""
+NGRAM_SIZES = (3, 2)
+"""Lengths of the n-grams that are looked up, in this order."""
 
-MOST = 8
-"""Most tokens guessed at once; fewer after guesses that failed."""
+MAX_GUESS = 8
+"""Maximum number of tokens guessed at once; reduced after wrong guesses."""
 
 
 class Lookup:
@@ -19,27 +19,27 @@ class Lookup:
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
-        self._behind: dict[tuple[int, ...], int] = {}
-        self._reach = MOST
+        self._next: dict[tuple[int, ...], int] = {}  # n-gram -> position after its last occurrence
+        self._limit = MAX_GUESS
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Appends tokens to the sequence. A run is entered once a token stands behind it."""
+        """Appends tokens. An n-gram is indexed once a token follows it, so that the last one does not match itself."""
         for token in tokens:
             end = len(self._tokens)
-            for size in SIZES:
+            for size in NGRAM_SIZES:
                 if end >= size:
-                    self._behind[tuple(self._tokens[end - size :])] = end
+                    self._next[tuple(self._tokens[end - size :])] = end
             self._tokens.append(token)
 
-    def guess(self, most: int) -> tuple[int, ...]:
-        """Up to `most` tokens that may follow; empty where the last words are new."""
-        for size in SIZES:
-            at = self._behind.get(tuple(self._tokens[-size:])) if len(self._tokens) >= size else None
-            if at is not None:
-                return tuple(self._tokens[at : at + min(most, self._reach)])
+    def guess(self, limit: int) -> tuple[int, ...]:
+        """Returns up to `limit` tokens that may follow; empty if the last n-grams occur nowhere else."""
+        for size in NGRAM_SIZES:
+            start = self._next.get(tuple(self._tokens[-size:])) if len(self._tokens) >= size else None
+            if start is not None:
+                return tuple(self._tokens[start : start + min(limit, self._limit)])
         return ()
 
-    def learn(self, guessed: int, right: int) -> None:
-        """Adapts the reach of guesses to how many of the last were right."""
+    def adapt(self, guessed: int, accepted: int) -> None:
+        """Limits the next guess to two tokens more than the last guess had right."""
         if guessed:
-            self._reach = max(1, min(MOST, right + 2))
+            self._limit = max(1, min(MAX_GUESS, accepted + 2))

@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it reports. Token ids only: text begins and ends outside."""
+"""The engine's requests and events. They hold token ids, never text."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from puna.errors import BackendError, RequestError
 
 FinishReason = Literal["stop", "length"]
-"""stop: an end-of-text token or a stop string came; length: max_tokens were generated."""
+"""stop: an end token or a stop string was generated; length: max_tokens were generated."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. The defaults take the likeliest token.
+    """How the next token is chosen. The defaults choose the most likely token.
 
     Attributes:
-        temperature: divides the logits; 0 takes the likeliest token and ignores the three filters below.
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the likeliest tokens that make up this probability (Holtzman et al., arXiv:1904.09751).
-        min_p: drop tokens less likely than this share of the likeliest (arXiv:2407.01082).
-        repetition_penalty: tokens already in the sequence have positive logits divided and negative ones multiplied by
-            it (Keskar et al., arXiv:1909.05858); 1 is none.
-        seed: of this request's own random generator; None draws one from the system.
+        temperature: divides the logits; 0 chooses the most likely token and ignores the next three fields.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens whose probabilities add up to this (Holtzman et al., arXiv:1904.09751).
+        min_p: drop tokens whose probability is below this fraction of the highest one (arXiv:2407.01082).
+        repetition_penalty: for tokens already in the sequence, divides positive logits and multiplies negative ones
+            (Keskar et al., arXiv:1909.05858); 1 means no penalty.
+        seed: of this request's own random generator; None takes one from the system.
     """
 
     temperature: float = 0.0
@@ -37,10 +37,10 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0.0, math.inf)
-        _within("top_p", self.top_p, 0.0, 1.0)
-        _within("min_p", self.min_p, 0.0, 1.0)
-        _within("repetition_penalty", self.repetition_penalty, 1e-6, 1e6)
+        _check_between("temperature", self.temperature, 0.0, math.inf)
+        _check_between("top_p", self.top_p, 0.0, 1.0)
+        _check_between("min_p", self.min_p, 0.0, 1.0)
+        _check_between("repetition_penalty", self.repetition_penalty, 1e-6, 1e6)
         if not _is_int(self.top_k) or self.top_k < 0:
             raise RequestError(f"top_k is {self.top_k!r}; it must be a whole number, 0 or more (0 keeps all tokens)")
         if self.seed is not None and (not _is_int(self.seed) or self.seed < 0):
@@ -53,12 +53,12 @@ class Request:
 
     Attributes:
         prompt_ids: token ids, at least one.
-        max_tokens: most tokens to generate; 0 only reads the prompt.
+        max_tokens: maximum number of tokens to generate; 0 only reads the prompt.
         sampling: how tokens are chosen.
-        stop_ids: ids that end the answer; the one that ends it is not part of the answer.
-        prompt_logits: report the logits of every prompt position.
-        speculate: guess following tokens from what followed the same words earlier in the sequence, and read several at
-            once where the guess proves right. The answer stays the same.
+        stop_ids: ids that end the answer; they are not part of it.
+        prompt_logits: return the logits of every prompt position.
+        speculate: guess the next tokens from earlier occurrences of the last ones, and check several in one step. The
+            answer is the same.
     """
 
     prompt_ids: tuple[int, ...]
@@ -70,7 +70,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
-            raise RequestError("the prompt has no tokens; give at least one (the bos token starts an empty text)")
+            raise RequestError("the prompt has no tokens; give at least one (the bos token for an empty text)")
         if not _is_int(self.max_tokens) or self.max_tokens < 0:
             raise RequestError(f"max_tokens is {self.max_tokens!r}; it must be a whole number, 0 or more")
         if not isinstance(self.speculate, bool):
@@ -79,15 +79,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Event:
-    """What one step did for one request: one event, or one for each token of a guess that proved right.
+    """Progress of one request in one step. A step returns several for a request if it accepts several tokens.
 
     Attributes:
-        request_id: the number `Engine.submit` returned.
-        token: id generated in this step, or None (a piece of the prompt was read, or a stop id ended the answer).
-        prompt_tokens: tokens of the prompt read in this step.
-        logits: float32, (prompt_tokens, vocab_size), when the request asked for them.
-        finish_reason: why the request ended with this step; None while it goes on.
-        error: what ended the request instead: its logits were not finite. Its neighbours go on.
+        request_id: the id returned by `Engine.submit`.
+        token: id generated in this step; None if the step read a chunk of the prompt or a stop id ended the answer.
+        prompt_tokens: number of prompt tokens read in this step.
+        logits: float32, (prompt_tokens, vocab_size), if the request has `prompt_logits`.
+        finish_reason: why the request ended with this step; None while it is active.
+        error: the error that ended the request: its logits were not finite. Other requests are not affected.
     """
 
     request_id: int
@@ -102,7 +102,7 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
+def _check_between(name: str, value: float, low: float, high: float) -> None:
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not number or not low <= value <= high or value == math.inf:
         raise RequestError(f"{name} is {value!r}; it must be a number from {low:g} to {high:g}")

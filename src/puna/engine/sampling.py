@@ -1,4 +1,4 @@
-"""Choosing the next token from logits: `Sampler`, one per request, with its own random generator."""
+"""`Sampler`: chooses the next token of one request from its logits, with the request's own random generator."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Sampler:
         )
 
     def choose(self, logits: NDArray[np.float32]) -> int:
-        """Returns the id of the next token; `logits` has shape (vocab_size,) and is not changed."""
+        """Returns the id of the next token. `logits` has shape (vocab_size,) and is not modified."""
         uniform = 0.0 if self.greedy else self.generator.random()
         token = self._native.draw(logits, self.seen, uniform)
         self.seen[token] = True

@@ -1,4 +1,4 @@
-"""Which requests run in a step, and with how many tokens each. Policy only: no tensors, no text."""
+"""Chooses which requests run in a step, and with how many tokens each. Policy only: no tensors, no text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from puna.engine.sampling import Sampler
 
 
 @dataclass
-class Running:
-    """A request that holds a slot.
+class ActiveRequest:
+    """A request that has a slot.
 
     Attributes:
-        done: tokens of `prompt_ids` and `generated` together that are in the cache.
+        cached: number of tokens of `prompt_ids` and `generated` that are in the cache.
         generated: ids chosen so far; the last one is not in the cache yet.
     """
 
@@ -25,20 +25,20 @@ class Running:
     request: Request
     slot: int
     sampler: Sampler
-    done: int = 0
+    cached: int = 0
     generated: list[int] = field(default_factory=list)
     lookup: Lookup | None = None
 
     @property
-    def reads_prompt(self) -> bool:
-        """Whether part of the prompt is still to be read."""
-        return self.done < len(self.request.prompt_ids)
+    def in_prompt(self) -> bool:
+        """Whether part of the prompt has not been read yet."""
+        return self.cached < len(self.request.prompt_ids)
 
     def next_tokens(self, limit: int) -> tuple[int, ...]:
-        """The tokens of the next step: up to `limit` of the prompt, or the one generated last and a guess behind it."""
-        if self.reads_prompt:
-            return self.request.prompt_ids[self.done : self.done + limit]
-        left = self.request.max_tokens - len(self.generated) - 1  # beside the one that follows in any case
+        """Returns the tokens of the next step: up to `limit` of the prompt, or the last generated one and a guess."""
+        if self.in_prompt:
+            return self.request.prompt_ids[self.cached : self.cached + limit]
+        left = self.request.max_tokens - len(self.generated) - 1  # a step generates one token more than it guesses
         guess = self.lookup.guess(left) if self.lookup is not None and left > 0 else ()
         return (self.generated[-1], *guess)
 
@@ -49,21 +49,21 @@ class Running:
             self.lookup.extend((token,))
 
 
-def cache_need(request: Request) -> int:
-    """Tokens of cache that a request takes at most, in whole pages."""
+def tokens_needed(request: Request) -> int:
+    """Returns the maximum number of cache tokens that a request uses, rounded up to complete pages."""
     return -(-(len(request.prompt_ids) + request.max_tokens) // PAGE) * PAGE
 
 
 class Scheduler:
-    """First come, first served: waiting requests take free slots in order; running ones share each step.
+    """First come, first served: waiting requests get free slots in order; all active requests share each step.
 
-    A request is admitted when the whole pages for its prompt and answer are free, so that none runs out midway.
+    A request is admitted when there are free pages for its prompt and its longest answer: it cannot run out of cache.
 
     Args:
-        slots: sequences that may run at once.
-        cache_tokens: tokens that all caches can hold; None: no limit.
-        chunk: most prompt tokens read in one step, over all requests, so that one long prompt neither delays the
-            others' next tokens nor the answer to an interrupt.
+        slots: maximum number of sequences that run at once.
+        cache_tokens: number of tokens that all caches together can hold; None means no limit.
+        chunk: maximum number of prompt tokens per step, over all requests. It keeps steps short, so that a long prompt
+            delays neither the next tokens of other requests nor the response to an interrupt.
     """
 
     def __init__(self, slots: int, chunk: int, cache_tokens: int | None = None) -> None:
@@ -71,43 +71,43 @@ class Scheduler:
         self.chunk = chunk
         self.cache_tokens = cache_tokens
         self.waiting: deque[tuple[int, Request]] = deque()
-        self.running: dict[int, Running] = {}
+        self.active: dict[int, ActiveRequest] = {}
         self._free = list(range(slots))[::-1]
 
     def admit(self, vocab_size: int) -> None:
-        """Gives free slots to waiting requests."""
+        """Assigns free slots to waiting requests."""
         while self.waiting and self._free and self._fits(self.waiting[0][1]):
             request_id, request = self.waiting.popleft()
             sampler = Sampler(request.sampling, request.prompt_ids, vocab_size)
-            running = Running(request_id, request, self._free.pop(), sampler)
+            active = ActiveRequest(request_id, request, self._free.pop(), sampler)
             if request.speculate and request.max_tokens > 1:
-                running.lookup = Lookup()
-                running.lookup.extend(request.prompt_ids)
-            self.running[request_id] = running
+                active.lookup = Lookup()
+                active.lookup.extend(request.prompt_ids)
+            self.active[request_id] = active
 
     def _fits(self, request: Request) -> bool:
-        taken = sum(cache_need(running.request) for running in self.running.values())
-        return self.cache_tokens is None or taken + cache_need(request) <= self.cache_tokens
+        reserved = sum(tokens_needed(active.request) for active in self.active.values())
+        return self.cache_tokens is None or reserved + tokens_needed(request) <= self.cache_tokens
 
-    def plan(self) -> Iterator[tuple[Running, tuple[int, ...]]]:
-        """Yields what runs in this step: each decoding request's token, and prompt pieces within the budget."""
+    def plan(self) -> Iterator[tuple[ActiveRequest, tuple[int, ...]]]:
+        """Yields the requests of this step and their tokens: all that are decoding, and prompts within the budget."""
         budget = self.chunk
-        for running in self.running.values():
-            if not running.reads_prompt:
-                yield running, running.next_tokens(1)
+        for active in self.active.values():
+            if not active.in_prompt:
+                yield active, active.next_tokens(1)
             elif budget > 0:
-                tokens = running.next_tokens(budget)
+                tokens = active.next_tokens(budget)
                 budget -= len(tokens)
-                yield running, tokens
+                yield active, tokens
 
-    def finish(self, request_id: int) -> Running:
-        """Takes a request out; its slot becomes free."""
-        running = self.running.pop(request_id)
-        self._free.append(running.slot)
-        return running
+    def finish(self, request_id: int) -> ActiveRequest:
+        """Removes an active request, frees its slot and returns it."""
+        active = self.active.pop(request_id)
+        self._free.append(active.slot)
+        return active
 
     def forget(self, request_id: int) -> bool:
-        """Drops a request that still waits; False when it does not wait."""
+        """Removes a waiting request; returns whether it was waiting."""
         before = len(self.waiting)
         self.waiting = deque(item for item in self.waiting if item[0] != request_id)
         return len(self.waiting) < before

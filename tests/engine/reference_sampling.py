@@ -1,4 +1,4 @@
-"""The slow and obvious twin of sampling, in numpy: a full sort, float64 throughout."""
+"""Reference implementation of sampling in NumPy: a full sort, float64 throughout."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from puna.engine.request import Sampling
 from puna.errors import BackendError
 
 
-class Sampler:
-    """Applies a request's `Sampling` to its logits, in the reference's order: penalty, temperature, k, p, min-p."""
+class ReferenceSampler:
+    """Has the interface of `puna.engine.sampling.Sampler`."""
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], vocab_size: int) -> None:
         self.sampling = sampling
@@ -21,7 +21,7 @@ class Sampler:
         self.seen[list(prompt_ids)] = True
 
     def choose(self, logits: NDArray[np.float32]) -> int:
-        """Returns the id of the next token; `logits` has shape (vocab_size,) and is not changed."""
+        """Returns the id of the next token. `logits` has shape (vocab_size,) and is not modified."""
         sampling = self.sampling
         if not np.isfinite(logits).all():
             raise BackendError(
@@ -36,7 +36,7 @@ class Sampler:
         return token
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
-        # Dividing by a tiny temperature overflows float32; after the shift the likeliest token stays at 0.
+        # Subtracting the maximum keeps the most likely token at 0 where dividing by a tiny temperature overflows.
         with np.errstate(over="ignore"):
             scaled = (logits.astype(np.float64) - logits.max()) / self.sampling.temperature
         order = np.argsort(-scaled, kind="stable")
@@ -53,5 +53,5 @@ class Sampler:
         probability = np.zeros(len(scaled))
         probability[order] = weights
         cumulative = np.cumsum(probability[by_id])
-        drawn = self.generator.random() * cumulative[-1]
-        return int(by_id[min(np.searchsorted(cumulative, drawn, side="right"), len(by_id) - 1)])
+        point = self.generator.random() * cumulative[-1]
+        return int(by_id[min(np.searchsorted(cumulative, point, side="right"), len(by_id) - 1)])
