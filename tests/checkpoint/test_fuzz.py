@@ -54,6 +54,7 @@ def write_k_quants(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", COUNTS)
+@pytest.mark.slow
 def test_mutated_files_load_or_are_refused(tmp_path: Path, kind: str) -> None:
     write_seeds(tmp_path)
     command = [sys.executable, str(Path(__file__).with_name("fuzz_worker.py")), str(tmp_path), kind, str(COUNTS[kind])]

@@ -74,6 +74,7 @@ def test_bench_refuses(tiny_model, options, text):
     assert text in " ".join(result.stderr.split())
 
 
+@pytest.mark.timing
 def test_profile_accounts_for_the_time(tiny_model):
     sizes = ["--context", "4", "--tokens", "3", "--prefill", "9", "--repeat", "2"]
     out = as_json("profile", "-m", str(tiny_model), *sizes)

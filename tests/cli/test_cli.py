@@ -96,6 +96,7 @@ def test_perplexity_follows_its_definition(tiny_model, tmp_path):
     assert out["perplexity"] == pytest.approx(math.exp(out["nll"]))
 
 
+@pytest.mark.slow
 def test_smollm2_predicts_wikitext_as_measured_elsewhere(smollm2, shared):
     text = shared / "fixtures/text/wikitext2.valid.txt"
     out = as_json("perplexity", str(text), "--context", "512", "--max-tokens", "512", "--backend", "torch")
@@ -105,6 +106,7 @@ def test_smollm2_predicts_wikitext_as_measured_elsewhere(smollm2, shared):
 
 # Natively, activations are rounded to eight bits beside quantised weights. PyTorch gives 3.0113 (a minute's work). Of
 # 512 tokens alone the difference scatters by 0.2 %.
+@pytest.mark.slow
 def test_rounding_activations_moves_smollm2_s_nll_by_less_than_0_3_percent(smollm2, shared):
     text = shared / "fixtures/text/wikitext2.valid.txt"
     out = as_json("perplexity", str(text), "--context", "512", "--max-tokens", "20000", "--backend", "native")

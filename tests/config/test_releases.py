@@ -86,6 +86,7 @@ def save(folder: Path, **fields) -> LlamaConfig:
 
 
 @pytest.mark.parametrize("release", ["4.34.1", "4.57.6", "5.23.0"])
+@pytest.mark.oracle
 def test_each_release_reads_the_same_values(release, tmp_path):
     cases = {**{name: {"rope_scaling": rope} for name, rope in ROPES.items()}, **VARIANTS}
     configs = {name: save(tmp_path / name, **fields) for name, fields in cases.items()}

@@ -400,6 +400,7 @@ def test_no_goal_replaces_the_source(where: str, tokenizer_only: bool, tmp_path:
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_killed_at_ten_moments(tmp_path: Path) -> None:
     """`kill -9` at random: there is no model, or a whole one; repeating the command makes it whole."""
     family = FAMILIES[11]  # Llama 3 70B's shape: eight shards, 33 MB

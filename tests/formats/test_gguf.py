@@ -139,6 +139,7 @@ def test_smollm2_bit_for_bit(smollm2: Path) -> None:
     assert found.metadata["tokenizer.ggml.merges"] == reader.fields["tokenizer.ggml.merges"].contents()
 
 
+@pytest.mark.timing
 def test_opening_smollm2_is_quick(smollm2: Path) -> None:
     taken = []
     for _ in range(5):

@@ -60,6 +60,7 @@ def test_a_missing_library_is_a_clear_error(monkeypatch):
     load_library.cache_clear()
 
 
+@pytest.mark.slow
 def test_it_loads_from_a_wheel_that_serves_every_python(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     build = f"--config-settings=build-dir={tmp_path / 'build'}"

@@ -23,6 +23,7 @@ def test_every_block_is_of_a_kind_that_is_checked():
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[0])
+@pytest.mark.slow
 def test_python_blocks_run(block, tmp_path, smollm2):
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=120

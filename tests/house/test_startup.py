@@ -58,5 +58,6 @@ def fastest(command: list[str], runs: int = 7) -> float:
     ],
     ids=["help", "import"],
 )
+@pytest.mark.timing
 def test_start_is_quick(command, limit):
     assert fastest(command) < limit

@@ -94,6 +94,7 @@ def test_pull_downloads_what_a_model_needs_and_says_so_first(machine: Machine, f
     assert "downloading" not in again.stderr and machine.hub.sent == sum(len(folder[name]) for name in wanted)
 
 
+@pytest.mark.slow
 def test_everything_that_takes_a_model_takes_its_name(machine: Machine, folder: dict[str, bytes]) -> None:
     machine.hub.add("owner/tiny", folder)
     tokens = machine.puna("tokenize", "--model", "owner/tiny", "the words", "--json")
@@ -130,6 +131,7 @@ except TypeError:
 """
 
 
+@pytest.mark.slow
 def test_the_classes_take_names_and_the_arguments_of_transformers(machine: Machine, folder: dict[str, bytes]) -> None:
     machine.hub.add("owner/tiny", folder, branch="old")
     machine.hub.add("owner/tiny", {"config.json": b"broken"})
@@ -152,6 +154,7 @@ def test_a_download_that_was_cut_off_is_gone_on_with(machine: Machine, folder: d
     assert machine.hub.cut_after is None and machine.hub.sent <= len(large) + 10_000_000
 
 
+@pytest.mark.slow
 def test_without_the_hub_the_cache_serves(machine: Machine, folder: dict[str, bytes]) -> None:
     machine.hub.add("owner/tiny", folder)
     ask = ("tokenize", "--model", "owner/tiny", "the")
@@ -185,6 +188,7 @@ def test_local_paths_never_touch_the_network(machine: Machine, folder: dict[str,
     assert machine.hub.requests == []
 
 
+@pytest.mark.slow
 def test_one_of_several_gguf_files(machine: Machine, quantised: dict[str, bytes]) -> None:
     machine.hub.add("owner/tiny", quantised)
     run = machine.puna("pull", "owner/tiny")
@@ -202,6 +206,7 @@ def test_one_of_several_gguf_files(machine: Machine, quantised: dict[str, bytes]
     )
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses(machine: Machine, folder: dict[str, bytes]) -> None:
     machine.hub.add("owner/tiny", folder)
     machine.hub.add("owner/gated", folder, gated=True)

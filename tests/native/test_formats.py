@@ -84,7 +84,7 @@ def test_logits_in_every_format(name, cache, kernels):
     assert (run(backend, ids, [100, 1, 2, 3, 4, 5, 7, 12, 64] + [1] * 102) == whole).all()
 
 
-@pytest.mark.parametrize("columns", [32, 96, 288, 576, 1536])
+@pytest.mark.parametrize("columns", [32, 96, 288, 576, pytest.param(1536, marks=pytest.mark.slow)])
 def test_rows_of_odd_lengths(columns, kernels):
     """A hidden size of 576 and the like, in formats of 32 values and of none."""
     for name in ("q4_0", "q4_1", "q5_1", "q8_0", "iq4_nl", "bf16", "f16"):

@@ -64,6 +64,7 @@ def interrupt_after(seconds: float, sent: list[float] | None = None) -> threadin
     return thread
 
 
+@pytest.mark.timing
 def test_an_interrupt_ends_the_pass_and_leaves_a_usable_backend(backend):
     wanted, whole = read(backend)
     sent: list[float] = []

@@ -108,6 +108,7 @@ def test_page_cache_counts_as_available(line, version, groups, room, tmp_path, m
     assert available_memory() == room * GIGABYTE
 
 
+@pytest.mark.slow
 def test_threads_the_system_does_not_give_are_an_error():
     script = (
         "import resource\n"

@@ -250,6 +250,7 @@ def test_keys_without_a_value_are_dropped():
     assert json.loads(text) == {"role": "user"}
 
 
+@pytest.mark.timing
 def test_a_template_is_compiled_once(ours):
     template = "{{ messages | length }}" + "{% if messages %}{{ 1 }}{% endif %}" * 300
     costs = []

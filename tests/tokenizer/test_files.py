@@ -300,6 +300,7 @@ def test_mutated_files_load_or_are_refused(kind, sp_model, byte_level_json, tmp_
     assert 50 < refused < 400
 
 
+@pytest.mark.timing
 def test_opening_is_quick(byte_level_json, sp_model):
     for path in (byte_level_json, sp_model):
         start = time.process_time()

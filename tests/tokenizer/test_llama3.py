@@ -80,6 +80,7 @@ def llama3(llama3_model):
     return tokenizer
 
 
+@pytest.mark.slow
 def test_llama_3_agrees_with_tiktoken(llama3, llama3_model):
     lines = (line.split() for line in llama3_model.read_bytes().splitlines())
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}

@@ -89,6 +89,7 @@ def test_dialogue_is_encoded_as_meta_does(model):
     assert tokenizer.apply_chat_template(chat) == expected
 
 
+@pytest.mark.timing
 def test_loading_is_quick_and_long_text_linear(model):
     start = time.process_time()
     tokenizer = load_tokenizer(model)

@@ -98,6 +98,7 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer, index):
         StreamDecoder(tokenizer).push(index)
 
 
+@pytest.mark.timing
 def test_cost_does_not_grow_with_the_text(tokenizer):
     ids = [index for text in random_texts(400) for index in tokenizer.encode(text, add_special_tokens=False)]
     decoder = StreamDecoder(tokenizer)
