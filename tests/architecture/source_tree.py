@@ -1,0 +1,98 @@
+"""The modules of src/puna and what each imports, read from their syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "puna"
+
+
+def modules() -> list[Path]:
+    """Every Python file of the package."""
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def short_path(path: Path) -> str:
+    """The path within src/puna, used as a test id."""
+    return str(path.relative_to(PACKAGE))
+
+
+def module_name(path: Path) -> str:
+    """The dotted name: "puna.config" for src/puna/config/__init__.py."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def package_of(path: Path) -> str:
+    """The first name below `puna`: "config" for puna/config/rope.py, "llm" for puna/llm.py."""
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports(tree: ast.AST) -> list[tuple[str, int]]:
+    """The modules imported anywhere in a tree, TYPE_CHECKING blocks and functions included, each with its line.
+
+    `from puna.a import b` yields "puna.a.b": whether b is a module or a name in puna.a is left to the caller.
+    """
+    result = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            result += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            result += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return result
+
+
+def imports_at_load(tree: ast.Module) -> list[str]:
+    """The modules that loading the file imports: not those in functions or under TYPE_CHECKING."""
+    result: list[str] = []
+    pending: list[ast.stmt] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            result += [name for name, _ in imports(ast.Module([node], []))]
+        elif isinstance(node, ast.If):
+            typing_only = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            pending += node.orelse if typing_only else node.body + node.orelse
+        elif isinstance(node, ast.Try | ast.With | ast.ClassDef):
+            pending += node.body
+    return result
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Module name to the modules of this package that it imports, wherever the import is written.
+
+    The root `puna` is left out: its names are lazy, and `test_imports.py` limits what may be imported from it.
+    """
+    names = {module_name(path) for path in modules()} - {"puna"}
+    graph: dict[str, set[str]] = {name: set() for name in names}
+    for path in modules():
+        name = module_name(path)
+        if name == "puna":
+            continue
+        for imported, _ in imports(ast.parse(path.read_text())):
+            target = imported if imported in names else imported.rpartition(".")[0]
+            if target in names:
+                graph[name].add(target)
+    return graph
+
+
+def cycles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """The groups of modules that import each other, directly or through others (strongly connected components)."""
+    reachable = {name: _reachable(graph, name) for name in graph}
+    groups = {frozenset({name} | {other for other in reachable[name] if name in reachable[other]}) for name in graph}
+    return [set(group) for group in groups if len(group) > 1 or any(name in graph[name] for name in group)]
+
+
+def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    pending = list(graph[start])
+    while pending:
+        name = pending.pop()
+        if name not in seen:
+            seen.add(name)
+            pending += graph[name]
+    return seen
