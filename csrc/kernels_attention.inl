@@ -1,9 +1,9 @@
-// Attention over a paged cache, flash-style: a page of keys and values at a time is read as float32, and for each query
-// the highest score, the sum of the exponentials and the mixed values are carried along (Dao et al., arXiv:2205.14135).
-// A query's sums do not depend on the queries beside it.
+// Attention over a paged cache with an online softmax (Dao et al., FlashAttention, arXiv:2205.14135). For one page of
+// keys and values after another, each query updates its maximum score, its sum of exponentials and its weighted sum of
+// values. The sums of a query do not depend on the other queries of the call.
 
-// How lines of a matrix are read and multiplied: kRows rows of it lie in one line, sixteen columns in each vector of
-// kBytes, and `add` adds to a sum what they make of kRows numbers.
+// How the lines of a cache matrix are read and multiplied. A line holds kRows rows, interleaved; kBytes bytes of it
+// hold 16 columns. add(line, a, sum) = sum + line * a for a vector of columns, summed over the kRows rows.
 struct LineF32 {
     using Number = float;
     using Vector = V16;
@@ -18,7 +18,7 @@ struct LineF16 {
     PUNA_INLINE Vector at(const uint8_t* from) { return from_f16(reinterpret_cast<const uint16_t*>(from)); }
     PUNA_INLINE V16 add(const Vector& line, const float* a, const V16& sum) { return madd(line, broadcast(*a), sum); }
 };
-// Where the processor multiplies bf16, the other factor is rounded to it as well.
+// Where the processor multiplies bf16, the other factor is rounded to bf16 as well.
 struct LineBf16 {
     using Vector = U16;
     static constexpr int kRows = 2, kBytes = 64;
@@ -40,9 +40,9 @@ struct LineBf16 {
 };
 constexpr bool kRoundsFactors = sizeof(LineBf16::Number) == 2;
 
-// Rows of a matrix in a cache page (or widened from one), whose lines are `line` bytes each, and the matrix that will
-// be read after it, or null: pages lie apart, so that the processor does not foresee them. While one is multiplied the
-// next one is asked for, line by line in the order of memory.
+// A matrix in a cache page, or widened from one: `rows` rows in lines of `line` bytes. `next` is the matrix that will
+// be read after it, or null. Pages are scattered in memory, so the hardware prefetcher cannot predict them: while one
+// matrix is multiplied, the next one is prefetched in the order of its addresses.
 struct Lines {
     const uint8_t* from;
     int64_t line;
@@ -50,7 +50,8 @@ struct Lines {
     const uint8_t* next;
 };
 
-// c = a times b, or c = c * shrink[t] + a times b: `rows` numbers of a, `vectors` vectors of b.
+// A tile of c = a b, or with kCarry of c = shrink[t] * c + a b: kTokens rows of a, and kGroup vectors of b from vector
+// v on. kAsks: prefetch b.next.
 template <typename Line, int kTokens, int kGroup, bool kCarry, bool kAsks>
 PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, const Lines& b, int64_t v, float* c,
                               int64_t c_stride, const float* shrink) {
@@ -74,6 +75,7 @@ PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, 
                 acc[t][g] = Line::add(line[g], a + t * a_stride + k * Line::kRows, acc[t][g]);
     };
     const int64_t lines = b.rows / Line::kRows;
+    // The share of b.next that this tile prefetches: as many bytes as the tile reads of b.
     const uint8_t* soon = kAsks ? b.next + v * lines * Line::kBytes : b.from;
     int64_t k = 0;
     for (; k < lines; ++k, soon += kGroup * Line::kBytes) {
@@ -82,7 +84,7 @@ PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, 
             __builtin_prefetch(soon + at, 0, kStreamCache);
         step(k, Number<1>());
     }
-    // A last line that is only half used: what lies in its other half may be no number.
+    // With an odd number of rows, the last line holds only one valid row. The other may be NaN and is cleared.
     if constexpr (Line::kRows == 2)
         if (b.rows % 2) step(k, Number<0>());
 #pragma GCC unroll 16
@@ -91,6 +93,7 @@ PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, 
         for (int g = 0; g < kGroup; ++g) store(c + t * c_stride + g * kLanes, acc[t][g]);
 }
 
+// kTokens rows of a times all vectors of b.
 template <typename Line, int kTokens, int kGroup, bool kCarry, bool kAsks>
 PUNA_INLINE void product_rows(const typename Line::Number* a, int64_t a_stride, const Lines& b, int64_t vectors,
                               float* c, int64_t c_stride, const float* shrink) {
@@ -101,6 +104,8 @@ PUNA_INLINE void product_rows(const typename Line::Number* a, int64_t a_stride, 
         product_tile<Line, kTokens, 1, kCarry, kAsks>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink);
 }
 
+// c = a b, or shrink[t] * c + a b, for `count` rows of a, in tiles whose sums fit into the registers. Only the first
+// rows prefetch b.next.
 template <typename Line, bool kCarry>
 static void product(const typename Line::Number* a, int64_t a_stride, int64_t count, const Lines& b, int64_t vectors,
                     float* c, int64_t c_stride, const float* shrink) {
@@ -124,7 +129,7 @@ static void product(const typename Line::Number* a, int64_t a_stride, int64_t co
     pass(Number<2>(), Number<4>());
     pass(Number<1>(), Number<4>());
 #elif defined(__AVX2__)
-    if (count % 6 != 2) pass(Number<6>(), Number<1>());  // two over: fours serve better
+    if (count % 6 != 2) pass(Number<6>(), Number<1>());  // a remainder of two is better served by tiles of four
     pass(Number<4>(), Number<1>());
     pass(Number<3>(), Number<1>());
     pass(Number<2>(), Number<2>());
@@ -135,7 +140,8 @@ static void product(const typename Line::Number* a, int64_t a_stride, int64_t co
 #endif
 }
 
-// The same for a cache's type; `rounded` has room for count * a_stride numbers.
+// The same for a cache type; everything but f16 and bf16 is multiplied as f32. `rounded` has room for count * a_stride
+// bf16 values.
 template <bool kCarry>
 PUNA_INLINE void product_of(CacheType type, const float* a, int64_t a_stride, int64_t count, const Lines& b,
                             int64_t vectors, float* c, int64_t c_stride, const float* shrink, uint16_t* rounded) {
@@ -149,7 +155,7 @@ PUNA_INLINE void product_of(CacheType type, const float* a, int64_t a_stride, in
     }
 }
 
-// `rows` rows of a cache page as floats, `width` to a row, a multiple of 16.
+// Widens `rows` rows of a cache page to floats. `width`: row length, a multiple of 16. q8_0 is not scaled yet.
 PUNA_INLINE void widen(const uint8_t* from, CacheType type, int64_t rows, int64_t width, float* to) {
     if (type == CacheType::kBF16) {
         for (int64_t row = 0; row < rows; row += 2)
@@ -165,7 +171,8 @@ PUNA_INLINE void widen(const uint8_t* from, CacheType type, int64_t rows, int64_
         store(to + i, type == CacheType::kF16 ? from_f16(halves + i) : to_floats(from_signed(from + i)));
 }
 
-// A page's keys as float32, [head_dim][kPage]: those of the cache itself where they are so already.
+// Returns a page's keys as float32, [head_dim][kPage], in `scratch` unless the cache holds them in that form. Keys that
+// are cached unrotated are rotated here.
 PUNA_INLINE const float* read_keys(const HeadCache& cache, int64_t index, float* scratch) {
     const uint8_t* from = cache.keys + cache.pages[index] * cache.key_stride;
     const int64_t width = cache.head_dim, half = width / 2;
@@ -193,7 +200,7 @@ PUNA_INLINE const float* read_keys(const HeadCache& cache, int64_t index, float*
     return scratch;
 }
 
-// The first `valid` of a page's values as float32, [kPage][padded head_dim].
+// Returns the first `valid` values of a page as float32, [kPage][padded head_dim].
 PUNA_INLINE const float* read_values(const HeadCache& cache, int64_t index, int64_t valid, float* scratch) {
     const uint8_t* from = cache.values + cache.pages[index] * cache.value_stride;
     if (cache.type == CacheType::kF32) return reinterpret_cast<const float*>(from);
@@ -211,9 +218,9 @@ PUNA_INLINE const float* read_values(const HeadCache& cache, int64_t index, int6
     return scratch;
 }
 
-constexpr float kLowest = -3e38f;  // the highest score so far where there is none: finite, so that no NaN comes of it
+constexpr float kLowest = -3e38f;  // initial maximum score: finite, because -infinity - -infinity would be NaN
 
-// Scores of one page: for each query the highest of its first valid[i], and those behind them -infinity.
+// Sets scores after a query's first valid[i] keys of a page to -infinity, and computes the maximum of each query.
 PUNA_INLINE void mask(float* scores, int64_t count, const int64_t* valid, float* highest) {
     for (int64_t i = 0; i < count; ++i) {
         float* const row = scores + i * kPage;
@@ -228,8 +235,8 @@ PUNA_INLINE void mask(float* scores, int64_t count, const int64_t* valid, float*
     }
 }
 
-// Scores of `count` queries become exponentials; their highest scores and totals follow. shrink[i]: how much what was
-// summed before shrinks. Arrays have room for kMaxQueries.
+// Replaces the scores of a page by exponentials relative to each query's new maximum, and updates maximum and total.
+// shrink[i] = exp(old maximum - new maximum): the factor for the query's earlier sums. Arrays hold kMaxQueries numbers.
 PUNA_INLINE void soften(float* scores, int64_t count, const int64_t* valid, float* highest, float* total,
                         float* shrink) {
     float here[kMaxQueries], sums[kMaxQueries];
@@ -254,8 +261,8 @@ PUNA_INLINE void soften(float* scores, int64_t count, const int64_t* valid, floa
     }
 }
 
-// Few queries read the cache as it lies, and so do many where that takes no more work; else a page is widened once for
-// all of them.
+// Whether queries multiply the cache in its own type. Widening a page once for all queries pays off with more than
+// eight queries, except for f32, which needs no widening, and for bf16 with bf16 instructions. q8_0 is always widened.
 PUNA_INLINE bool reads_direct(CacheType type, int64_t queries) {
     if (type == CacheType::kF32 || (type == CacheType::kBF16 && kRoundsFactors)) return true;
     return type != CacheType::kQ8_0 && queries <= 8;
@@ -263,12 +270,14 @@ PUNA_INLINE bool reads_direct(CacheType type, int64_t queries) {
 
 PUNA_INLINE const uint8_t* as_bytes(const float* from) { return reinterpret_cast<const uint8_t*>(from); }
 
+// See Kernels::attend.
 static void attend(const Queries& queries, const HeadCache& cache, int64_t split, float* scratch) {
     const int64_t width = cache.head_dim, wide = padded_width(width), first = split * kSplit;
-    const int64_t rows = cache.type == CacheType::kBF16 ? 2 : 1;  // of keys or values in a line
+    const int64_t rows = cache.type == CacheType::kBF16 ? 2 : 1;  // rows of keys or values in a line
     const int64_t bytes = cache.type == CacheType::kF32 ? 4 : 2;
     const bool direct = reads_direct(cache.type, queries.count), direct_keys = direct && !cache.cos;
-    float* const scores = scratch + kPage * wide;  // keys, then values, take the room before: it stays in the first cache
+    // `scratch` holds a page's keys, then its values; they share this memory so that it stays in L1.
+    float* const scores = scratch + kPage * wide;
     uint16_t* const rounded = reinterpret_cast<uint16_t*>(scores + kPage * queries.count);
     int64_t last = 0;
     for (int64_t i = 0; i < queries.count; ++i) {
@@ -276,25 +285,30 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
         queries.highest[i] = kLowest;
         queries.total[i] = 0.0f;
     }
-    if (direct_keys)  // what no product before asks for
+    // Prefetch the keys of the first page. Those of later pages are prefetched by the product before them.
+    if (direct_keys)
         for (int64_t at = 0; at < cache.head_dim * kPage * bytes; at += 64)
             __builtin_prefetch(cache.keys + cache.pages[first / kPage] * cache.key_stride + at, 0, kStreamCache);
     for (int64_t i = 0; i < queries.count * wide; ++i) queries.mixed[i] = 0.0f;
     for (int64_t start = first; start <= last && start < first + kSplit; start += kPage) {
+        // Keys of this page that the last query sees; the number of vectors of scores; whether another page follows.
         const int64_t seen = last + 1 - start < kPage ? last + 1 - start : kPage, index = start / kPage;
         const int64_t vectors = (seen + kLanes - 1) / kLanes;
         const bool more = start + kPage <= last && start + kPage < first + kSplit;
         const uint8_t* const next_keys = more ? cache.keys + cache.pages[index + 1] * cache.key_stride : nullptr;
         const uint8_t* const page_keys = cache.keys + cache.pages[index] * cache.key_stride;
         const uint8_t* const page_values = cache.values + cache.pages[index] * cache.value_stride;
+        // scores = queries * keys
         Lines keys{page_keys, kPage * rows * bytes, width, page_values};
         if (!direct_keys) keys = {as_bytes(read_keys(cache, index, scratch)), kPage * 4, width, nullptr};
         product_of<false>(direct_keys ? cache.type : CacheType::kF32, queries.values, width, queries.count, keys,
                           vectors, scores, kPage, nullptr, rounded);
+        // scores = exp(scores - highest); later keys than a query's own position become 0
         int64_t valid[kMaxQueries];
         for (int64_t i = 0; i < queries.count; ++i) valid[i] = queries.last[i] + 1 - start;
         float shrink[kMaxQueries];
         soften(scores, queries.count, valid, queries.highest, queries.total, shrink);
+        // mixed = shrink * mixed + scores * values
         Lines values{page_values, wide * rows * bytes, seen, next_keys};
         if (!direct) values = {as_bytes(read_values(cache, index, seen, scratch)), wide * 4, seen, nullptr};
         product_of<true>(direct ? cache.type : CacheType::kF32, scores, kPage, queries.count, values, wide / kLanes,
@@ -302,6 +316,7 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
     }
 }
 
+// See Kernels::merge. Both sums are rescaled to the common maximum.
 static void merge(float* highest, float* total, float* mixed, float later_highest, float later_total,
                   const float* later_mixed, int64_t wide) {
     const float now = later_highest > *highest ? later_highest : *highest;
@@ -314,8 +329,8 @@ static void merge(float* highest, float* total, float* mixed, float later_highes
     *highest = now;
 }
 
-// One token's numbers for a cache of 16-bit or 8-bit numbers; q8_0 rounds like ggml's: largest magnitude / 127 per
-// block.
+// Converts one token's key or value to the type of a 16-bit or 8-bit cache: put(e, number) stores element e, and
+// put_scale(group, scale) the scale of a q8_0 block. q8_0 rounds as in ggml: scale = largest magnitude / 127.
 template <typename Put, typename PutScale>
 PUNA_INLINE void narrow(const float* from, int64_t width, CacheType type, const Put& put, const PutScale& put_scale) {
     if (type != CacheType::kQ8_0) {
@@ -338,6 +353,7 @@ PUNA_INLINE void narrow(const float* from, int64_t width, CacheType type, const 
     }
 }
 
+// See Kernels::store_key. Keys are transposed: element e of slot j is number e * kPage + j of the page.
 static void store_key(const float* key, int64_t width, CacheType type, uint8_t* page, int64_t slot) {
     if (type == CacheType::kF32) {
         for (int64_t e = 0; e < width; ++e) reinterpret_cast<float*>(page)[e * kPage + slot] = key[e];
@@ -356,6 +372,7 @@ static void store_key(const float* key, int64_t width, CacheType type, uint8_t* 
         [&](int64_t group, float scale) { scales[group * kPage + slot] = scale; });
 }
 
+// See Kernels::store_value.
 static void store_value(const float* value, int64_t width, CacheType type, uint8_t* page, int64_t slot) {
     const int64_t wide = padded_width(width), groups = (width + kBlock - 1) / kBlock;
     if (type == CacheType::kF32) {

@@ -1,8 +1,8 @@
-// Float weights times activations: one fused multiply-add per column, ascending, into one sum per row; bf16 weights on
-// processors with bf16 products: one such product per pair of columns.
+// Float weights times activations: for each row one fused multiply-add per column, in ascending order, into one sum. On
+// processors with bf16 instructions, bf16 weights use one dot product per pair of columns instead.
 
-// c[t][g] += a[t][k] * b[k][g] over k, ascending: kTokens rows of a, kGroup vectors of b, whose lines lie `b_line`
-// floats apart and whose vectors `b_group`.
+// c[t][g] += sum over k, ascending, of a[t][k] * b[k][g], for kTokens rows of a and kGroup vectors of b. Row k of b
+// starts at b + k * b_line, and its vector g at g * b_group floats from there.
 template <int kTokens, int kGroup>
 PUNA_INLINE void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_line, int64_t b_group,
                           int64_t count, V16 (&c)[kTokens][kGroup]) {
@@ -19,6 +19,7 @@ PUNA_INLINE void multiply(const float* a, int64_t a_stride, const float* b, int6
     }
 }
 
+// Tokens and panels of a tile: its sums fit into the registers.
 #if defined(__AVX512F__)
 constexpr int kFloatTokens = 12, kFloatGroup = 2;
 #elif defined(__AVX2__)
@@ -26,8 +27,9 @@ constexpr int kFloatTokens = 6, kFloatGroup = 1;
 #else
 constexpr int kFloatTokens = 3, kFloatGroup = 1;
 #endif
-constexpr int kChunkColumns = 128;  // of a panel, as floats in the first-level cache
+constexpr int kChunkColumns = 128;  // columns of a panel that are widened at once; as floats they stay in L1
 
+// How a format is read: kColumns columns of a panel's 16 rows from kBytes bytes.
 struct F32Format {
     static constexpr int kColumns = 1, kBytes = 64;
     static inline __attribute__((always_inline)) void read(const uint8_t* from, V16* out) {
@@ -49,7 +51,8 @@ struct Bf16Format {
     }
 };
 
-// One token, kGroup panels at once, so that enough sums are under way to hide the latency of each.
+// Multiplies one token by kGroup panels, `apart` panels from each other: enough independent sums to hide the latency of
+// fused multiply-adds.
 template <typename F, int kGroup>
 static void float_token(const Panels& w, int64_t panel, int64_t apart, const float* x, float* out, bool add) {
     const int64_t step = apart * w.stride;
@@ -68,7 +71,7 @@ static void float_token(const Panels& w, int64_t panel, int64_t apart, const flo
             for (int c = 0; c < F::kColumns; ++c) sum[g] = madd(weight[c], broadcast(x[k + c]), sum[g]);
         }
     }
-    if (k < w.cols)  // an odd number of columns in pairs
+    if (k < w.cols)  // the last column of an odd number in pairs
         for (int g = 0; g < kGroup; ++g) {
             V16 weight[2];
             F::read(from + g * step + k / F::kColumns * F::kBytes, weight);
@@ -77,6 +80,8 @@ static void float_token(const Panels& w, int64_t panel, int64_t apart, const flo
     for (int g = 0; g < kGroup; ++g) finish(sum[g], w, panel + g * apart, out, add);
 }
 
+// Multiplies kGroup panels by the tokens [begin, end). Chunks of the panels are widened to float once for all of them;
+// `sums` holds the tokens' sums between chunks.
 template <typename F, int kGroup>
 static void float_tokens(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
                          int64_t out_stride, bool add) {
@@ -116,6 +121,7 @@ static void float_tokens(const Panels& w, int64_t panel, const Activations& x, i
             finish(load(sums + ((t - begin) * kGroup + g) * kLanes), w, panel + g, out + t * out_stride, add);
 }
 
+// See Kernels::matmul.
 template <typename F>
 static void float_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                          int64_t out_stride, bool add) {
@@ -125,7 +131,7 @@ static void float_matmul(const Panels& w, int64_t first, int64_t last, const Act
         });
         return;
     }
-    if (tokens == 2) {  // sooner read twice, once from the cache, than widened into memory
+    if (tokens == 2) {  // reading each panel twice, the second time from cache, is faster than widening it to memory
         const auto both = [&](auto panels, int64_t panel) {
             for (int64_t t = 0; t < tokens; ++t)
                 float_token<F, decltype(panels)::kValue>(w, panel, 1, x.values + t * x.cols, out + t * out_stride, add);
@@ -147,7 +153,8 @@ static void float_matmul(const Panels& w, int64_t first, int64_t last, const Act
 
 #if defined(__AVX512BF16__)
 
-// kTokens x kGroup tiles of bf16 products over all pairs of columns.
+// Multiplies kTokens tokens by kGroup panels, `apart` panels from each other, with one bf16 dot product per pair of
+// columns.
 template <int kTokens, int kGroup>
 static void bf16_tile(const Panels& w, int64_t panel, int64_t apart, const uint16_t* x, int64_t x_stride, float* out,
                       int64_t out_stride, bool add) {
@@ -175,6 +182,7 @@ static void bf16_tile(const Panels& w, int64_t panel, int64_t apart, const uint1
         for (int g = 0; g < kGroup; ++g) finish(V16{{(Reg)acc[t][g]}}, w, panel + g * apart, out + t * out_stride, add);
 }
 
+// Multiplies kGroup panels by the tokens [begin, end), in tiles of 12, 4 or 1 tokens.
 template <int kGroup>
 static void bf16_panels(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
                         int64_t out_stride, bool add) {
@@ -190,6 +198,7 @@ static void bf16_panels(const Panels& w, int64_t panel, const Activations& x, in
     pass(Number<1>());
 }
 
+// See Kernels::matmul.
 static void bf16_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                         int64_t out_stride, bool add) {
     if (tokens == 1) {
@@ -199,6 +208,7 @@ static void bf16_matmul(const Panels& w, int64_t first, int64_t last, const Acti
         return;
     }
     int64_t panel = first;
+    // With two or three tokens, eight panels at once provide enough independent sums.
     if (tokens < 4)
         for (; panel + 8 <= last; panel += 8) bf16_panels<8>(w, panel, x, 0, tokens, out, out_stride, add);
     for (int64_t begin = 0; begin < tokens; begin += kGroupTokens) {
@@ -211,6 +221,7 @@ static void bf16_matmul(const Panels& w, int64_t first, int64_t last, const Acti
 
 #endif
 
+// See Kernels::to_bf16.
 static void round_to_bf16(const float* x, int64_t cols, uint16_t* out) {
     int64_t k = 0;
     for (; k + kLanes <= cols; k += kLanes) to_bf16(out + k, load(x + k));

@@ -1,37 +1,43 @@
-// Integer weights times activations rounded to integers: exact sums of 32 (or 16) products, scaled and added in float32
-// in ascending order. One definition, `add_block` and `add_part`, serves one token and many, so that both round alike.
+// Integer weights times 8-bit activations. The products of 32 columns (16 in some K formats) are summed exactly as
+// integers, multiplied by their scales, and added in float32 in ascending order of columns. `add_block` and `add_part`
+// do this for one token as well as for many, so that both round identically.
+//
+// With w = scale * (q - zero) + least, q stored, and x = d * a, a quantised to 8 bits:
+//   sum of w x = d * (scale * (sum of q a - zero * sum of a) + least * sum of a)
+// `dot` computes the inner parenthesis, `add_block` the outer one, and `add_part` multiplies by d.
 
+// Whether eight tokens at a time fit into registers (32 registers instead of 16).
 #if defined(__AVX512F__)
 constexpr bool kFew8 = true;
 #else
 constexpr bool kFew8 = false;
 #endif
 
-// What a block's products are scaled by, for its columns 0 .. 15 and 16 .. 31, and what is added for each activation.
+// Scales and minimums of a block, for columns 0 .. 15 and 16 .. 31.
 struct BlockScales {
     V16 scale[2], least[2];
 };
 
-// How a format's panels are read. kMost is the largest stored value, kZero what is subtracted from it, kHalves whether
-// scales belong to 16 columns, kLeast whether there are minimums.
+// How the panels of a format are read. kMost: the largest stored value; kZero: its zero point; kHalves: scales belong
+// to 16 columns instead of 32; kLeast: the format has minimums; kTable: stored values are indices of iq4_nl levels.
 template <Planes kPlanes, int kMostValue, int kZeroPoint, Scales kScaleKind, bool kTable = false>
 struct IntegerFormat {
     static constexpr int kMost = kMostValue, kZero = kZeroPoint;
     static constexpr bool kHalves = kScaleKind == Scales::kSigned || kScaleKind == Scales::kNibbles;
     static constexpr bool kLeast =
         kScaleKind == Scales::kHalfAndLeast || kScaleKind == Scales::kSixBit || kScaleKind == Scales::kNibbles;
-    // Whether unpacking anew for every eight tokens beats keeping a panel unpacked.
+    // Whether unpacking in registers again for every eight tokens is faster than unpacking a panel to memory once.
     static constexpr bool kFewIsBest = kFew8 && kPlanes == Planes::kFour && !kHalves;
     static constexpr int kPlaneBytes = plane_bytes(kPlanes);
 
     static inline __attribute__((always_inline)) Place place(int64_t b) { return place_of(kPlanes, kScaleKind, b); }
-    // The second of two blocks that share a scale of activations: where it lies is known from where the first does.
+    // The second of two blocks that share a scale of activations: at a constant distance from the first.
     static inline __attribute__((always_inline)) Place second(const Place& at) {
         constexpr Place first = place_of(kPlanes, kScaleKind, 0), next = place_of(kPlanes, kScaleKind, 1);
         return {at.head, at.scales + (next.scales - first.scales), at.planes + (next.planes - first.planes)};
     }
 
-    // Columns 4 s .. 4 s + 3 of a block, for 16 rows; `s` is a constant once the loop around is unrolled.
+    // Stored values of columns 4 s .. 4 s + 3 of a block, for 16 rows, as bytes. `s` is a constant after unrolling.
     static inline __attribute__((always_inline)) U16 quad(const uint8_t* block, int s) {
         if (kPlanes == Planes::kEight) return load_words(block + s * 64);
         const U16 low = shifted(load_words(block + (s & 3) * 64), s < 4 ? 0 : 4) & 0x0f0f0f0fu;
@@ -41,7 +47,7 @@ struct IntegerFormat {
         return low | (shifted(load_words(block + 256 + (s >> 2) * 64), 2 * (s & 3) - 4) & 0x30303030u);
     }
 
-    // Of a block: only one half's unless kHalves, and no minimums unless kLeast.
+    // Scales of a block. Only index 0 is set unless kHalves, and `least` only if kLeast.
     static inline __attribute__((always_inline)) BlockScales scales(const uint8_t* panel, const Place& at) {
         BlockScales out;
         const auto half = [](const uint8_t* from) { return from_f16(reinterpret_cast<const uint16_t*>(from)); };
@@ -75,7 +81,7 @@ struct IntegerFormat {
         return out;
     }
 
-    // iq4_nl: each half byte stands for a level; levels are kept plus 128.
+    // Looks up the iq4_nl levels of 4-bit indices. Levels are stored plus 128.
     static inline __attribute__((always_inline)) U16 levels(const U16& index) {
         alignas(16) static constexpr uint8_t kLevels[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                                             129, 141, 153, 166, 181, 197, 217, 241};
@@ -96,8 +102,8 @@ struct IntegerFormat {
     }
 };
 
-// AVX2 sums products in 16 bits, two and two, which more than six bits of a weight overflow: it multiplies them as two
-// digits of four.
+// vpmaddubsw (AVX2) adds two products in 16 bits, and the kernel adds at least two such sums before it widens them.
+// Weights of more than six bits could overflow these sums, so they are multiplied as two digits of four bits.
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
 template <typename F>
 constexpr int kDigits = F::kMost > 63 ? 2 : 1;
@@ -106,7 +112,7 @@ template <typename F>
 constexpr int kDigits = 1;
 #endif
 
-// A digit of each byte, lowest first; of a format of one digit, the bytes.
+// Digit `d` of each byte, lowest first; for formats with one digit, the byte.
 template <typename F>
 PUNA_INLINE U16 digit(const U16& bytes, int d) {
     return kDigits<F> == 1 ? bytes : shifted(bytes, 4 * d) & 0x0f0f0f0fu;
@@ -118,13 +124,13 @@ PUNA_INLINE int32_t four_quants(const int8_t* from) {
     return value;
 }
 
-// - the sum of a block's activations, or of its first or last 16.
+// -(sum of the activations) of a block, or of its 16 columns from 4 kFrom on if kHalves.
 template <typename F, int kFrom>
 PUNA_INLINE int32_t minus_sum(const ActivationBlock& block) {
     return F::kHalves ? block.minus_half[kFrom / 4] : block.minus_sum;
 }
 
-// The sums begin with what the zero point takes off: zero * - the sum of the activations.
+// Initialises the integer sums to -zero * (sum of the activations), which subtracts the zero point from every weight.
 template <typename F, int kFrom, int kTokens, int kGroup>
 PUNA_INLINE void begin(const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
     for (int t = 0; t < kTokens; ++t) {
@@ -135,14 +141,15 @@ PUNA_INLINE void begin(const ActivationBlock* a, int64_t stride, I16 (&sum)[kTok
 
 #if defined(__AVX512VNNI__)
 
-// sum[t][g] = the products of columns 4 kFrom .. 4 kTo - 1 of a block, exactly, with the zero point taken off.
+// sum[t][g] = exact sum of (q - zero) * a over columns 4 kFrom .. 4 kTo - 1 of a block. quad(g, s, d) reads the
+// weights.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
-    constexpr int kChains = kTokens * kGroup < 4 ? 2 : 1;  // enough independent sums to hide the latency of each
+    constexpr int kChains = kTokens * kGroup < 4 ? 2 : 1;  // enough independent sums to hide the latency of vpdpbusd
     I16 part[kTokens][kGroup][kChains];
     for (int t = 0; t < kTokens; ++t) {
         I16 start = all_equal(0);
-        if (F::kZero) {  // a power of two
+        if (F::kZero) {  // zero is a power of two: multiply by a shift
             start = all_equal(minus_sum<F, kFrom>(a[t * stride]));
             start.part[0] = start.part[0] << __builtin_ctz(F::kZero);
         }
@@ -177,18 +184,18 @@ PUNA_INLINE IntReg pairs_8(WordReg a, IntReg b) { return (IntReg)_mm256_maddubs_
 PUNA_INLINE IntReg pairs_16(IntReg a, int factor) {
     return (IntReg)_mm256_madd_epi16((__m256i)a, _mm256_set1_epi16(static_cast<int16_t>(factor)));
 }
-// The empty statement keeps the addition here: GCC would put off all of a block's, and run out of registers.
+// The empty asm keeps the addition in place: otherwise GCC delays all additions of a block and runs out of registers.
 PUNA_INLINE IntReg add_16(IntReg a, IntReg b) {
     __m256i sum = _mm256_add_epi16((__m256i)a, (__m256i)b);
     asm("" : "+x"(sum));
     return (IntReg)sum;
 }
 
-// Two sums of two products fit 16 bits together while the weights have up to six bits; of up to four bits, as digits
-// have, even those of a whole block do: 8 * 2 * 15 * 127 = 30480.
+// The same on AVX2. A pair of products is at most 2 * 127 * (largest weight or digit). kSpan pairs are added in 16 bits
+// before they are widened to 32: 2 for six bits, and a whole block for four bits: 8 * 2 * 15 * 127 = 30480 < 32768.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
-    constexpr int kLongest = 32767 / (2 * 127 * (kDigits<F> == 2 ? 15 : F::kMost));  // sums of two
+    constexpr int kLongest = 32767 / (2 * 127 * (kDigits<F> == 2 ? 15 : F::kMost));  // pairs that fit into 16 bits
     constexpr int kSpan = kLongest >= 8 ? 8 : kLongest >= 4 ? 4 : 2;
     constexpr int kRun = kSpan > kTo - kFrom ? kTo - kFrom : kSpan;
     static_assert(kLongest >= 2, "the weights have six bits at most");
@@ -214,6 +221,7 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
                         }
             }
         }
+        // Widen: pairs_16 adds neighbouring 16-bit sums, and weights the higher digit by 16.
         for (int t = 0; t < kTokens; ++t)
             for (int g = 0; g < kGroup; ++g)
                 for (int d = 0; d < kDigits<F>; ++d) PUNA_EACH {
@@ -225,7 +233,8 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 
 #elif defined(__SSE2__)
 
-// Products of 16-bit numbers, in pairs: the weights' even and odd bytes, and activations in the order 0, 2, 1, 3.
+// The same on SSE2 with pmaddwd: 16-bit products in pairs. Weights are split into even and odd bytes, and the
+// activations are reordered to 0, 2, 1, 3 to match.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
     begin<F, kFrom>(a, stride, sum);
@@ -256,6 +265,7 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 
 #else
 
+// The same in plain C++, one column at a time.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
     begin<F, kFrom>(a, stride, sum);
@@ -275,9 +285,8 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 
 #endif
 
-// Adds a block's products, scaled by its weights' scales, to `part`; the first block's replace it. Once the blocks that
-// share a scale of activations are in, the sums go into `acc`. `scales(g)` and `quad(g, s, digit)` read panel g's
-// block.
+// part[t][g] (+)= scale * sum + least * (sum of activations) for one block; kFirst: replaces `part` instead of adding.
+// scales(g) and quad(g, s, digit) read the block of panel g.
 template <typename F, bool kFirst, int kTokens, int kGroup, typename Read, typename Quad>
 PUNA_INLINE void add_block(const Read& scales, const Quad& quad, const ActivationBlock* a, int64_t stride,
                            V16 (&part)[kTokens][kGroup]) {
@@ -314,6 +323,7 @@ PUNA_INLINE void add_block(const Read& scales, const Quad& quad, const Activatio
     }
 }
 
+// acc[t][g] += part[t][g] * activation scale, once all blocks that share this scale are in `part`.
 template <int kTokens, int kGroup>
 PUNA_INLINE void add_part(const V16 (&part)[kTokens][kGroup], const ActivationBlock* a, int64_t stride,
                           V16 (&acc)[kTokens][kGroup]) {
@@ -325,16 +335,16 @@ PUNA_INLINE void add_part(const V16 (&part)[kTokens][kGroup], const ActivationBl
     }
 }
 
-// Blocks that share a scale are unrolled where that gains registers and instructions; elsewhere it would only take the
-// compiler three times as long (a quarter of an hour with sanitizers).
+// Whether blocks that share a scale are unrolled. With AVX2 this saves registers and instructions; elsewhere it would
+// only triple the compile time (a quarter of an hour with sanitizers).
 #if defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 constexpr bool kUnrolled = true;
 #else
 constexpr bool kUnrolled = false;
 #endif
 
-// Calls body(first, Number<n>(), n) for the n blocks from `first` that share a scale, for all blocks; Number<0>() if n
-// is not unrolled.
+// Calls body(first, Number<n>(), n) for each run of n blocks that share a scale; without unrolling Number<0>() replaces
+// Number<n>().
 template <typename Body>
 PUNA_INLINE void each_scale(int64_t blocks, const Body& body) {
     static_assert(kScaleBlocks == 2, "one block may be left");
@@ -355,7 +365,7 @@ PUNA_INLINE void clear(V16 (&part)[kTokens][kGroup]) {
         for (int g = 0; g < kGroup; ++g) part[t][g] = broadcast(0.0f);
 }
 
-// The last step of a row's sum: its bias, then onto or into the output; rows beyond the matrix are left out.
+// Completes a row's sum: adds the bias, then stores it or adds it to the output. Rows beyond the matrix are skipped.
 PUNA_INLINE void finish(const V16& value, const Panels& w, int64_t panel, float* out, bool add) {
     const int64_t row = panel * kPanel, valid = w.rows - row < kPanel ? w.rows - row : kPanel;
     float* to = out + row;
@@ -365,8 +375,9 @@ PUNA_INLINE void finish(const V16& value, const Panels& w, int64_t panel, float*
     store_some(to, result, valid);
 }
 
-// Half 2 s of a strip is its first two panels, s and s + strips(); half 2 s + 1 is the two others, where there are so
-// many. Calls body(Number<n>(), first panel, distance of its n panels) for all of the halves [first, last).
+// Half 2 s consists of the first two panels of strip s, s and s + strips(); half 2 s + 1 of the other two, if they
+// exist. Calls body(Number<n>(), panel, apart) for n panels `panel`, `panel` + apart, ...: four for both halves of a
+// strip, else those of one half. Covers the halves [first, last).
 template <typename Body>
 PUNA_INLINE void each_strip(const Panels& w, int64_t first, int64_t last, const Body& body) {
     const int64_t apart = w.strips();
@@ -383,9 +394,9 @@ PUNA_INLINE void each_strip(const Panels& w, int64_t first, int64_t last, const 
     }
 }
 
-// Asks for what will be read some bytes after a block. One stream is asked for far ahead, through all panels, and where
-// that is into the second cache, once more when it is near. Of several streams the processor's own prefetcher brings
-// more than it is asked for, if what it is asked for is near.
+// Software prefetch of the memory kDistance bytes after a block: its planes and one more line for scales. A single
+// stream is prefetched kAhead bytes ahead (AVX-512: into L2, and again kNear bytes ahead into L1). With several streams
+// a near prefetch suffices: it triggers the hardware prefetcher.
 constexpr int kAhead = 8192, kNear = 1024;
 #if defined(__AVX512F__)
 constexpr int kAheadOfStrip = 512;
@@ -398,7 +409,8 @@ PUNA_INLINE void ahead(const uint8_t* block) {
     for (int line = 0; line <= F::kPlaneBytes; line += kLine) __builtin_prefetch(block + kDistance + line, 0, kCache);
 }
 
-// What shares a scale, of kPanels panels, `apart` panels from each other: each block is met in all of them, in turn.
+// Blocks that share an activation scale, in kPanels panels that are `apart` panels from each other: each block is
+// processed in all panels before the next block, so that the panels are read as parallel streams.
 template <typename F, int kBlocks, int kTokens, int kPanels>
 PUNA_INLINE void few_blocks(const Panels& w, int64_t panel, int64_t apart, int64_t first, int count,
                             const ActivationBlock* a, V16 (&acc)[kPanels][kTokens][1]) {
@@ -433,14 +445,15 @@ PUNA_INLINE void few_blocks(const Panels& w, int64_t panel, int64_t apart, int64
     for (int p = 0; p < kPanels; ++p) {
         add_part(part[p], a + first, block_stride(w.cols), acc[p]);
 #if defined(__AVX2__) && !defined(__AVX512F__)
-        // Of 16 registers none is left for these; GCC would rather keep them and move others on every block.
+        // AVX2 has 16 registers and none is free for `acc`. Without this, GCC keeps it in registers and spills others
+        // in every block.
         if (kPanels == kStrip && F::kLeast) PUNA_EACH asm("" : "+m"(acc[p][0][0].part[i_]));
 #endif
     }
 }
 
-// A few tokens: weights are unpacked in registers, each byte of a panel read once. Of kPanels panels, `apart` panels
-// from each other, each block is met in turn.
+// Multiplies kPanels panels, `apart` panels from each other, by a few tokens. Weights are unpacked in registers; each
+// byte of a panel is read once.
 template <typename F, int kTokens, int kPanels = 1>
 static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a, float* out, int64_t out_stride,
                        bool add, int64_t apart = 0) {
@@ -448,7 +461,7 @@ static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a,
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 8
-        for (int t = 0; t < kTokens; ++t) acc[p][t][0] = broadcast(0.0f);  // not in memory, which a loop would take
+        for (int t = 0; t < kTokens; ++t) acc[p][t][0] = broadcast(0.0f);  // unrolled: `acc` stays in registers
     each_scale(w.cols / kBlock, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
         few_blocks<F, decltype(number)::kValue>(w, panel, apart, first, count, a, acc);
     });
@@ -458,7 +471,9 @@ static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a,
         for (int t = 0; t < kTokens; ++t) finish(acc[p][t][0], w, panel + p * apart, out + t * out_stride, add);
 }
 
-// kChunkBlocks of a panel are unpacked at once: they stay in the first-level cache.
+// kTileTokens x kTileGroup: tokens and panels of a tile of `many_tokens`. kFewTokens: tokens that `few_tokens`
+// processes at once. kChunkBlocks: blocks of a panel that are unpacked at once; they stay in L1. See
+// benchmarks/NOTES.md.
 #if defined(__AVX512F__)
 constexpr int kTileTokens = 4, kTileGroup = 2, kFewTokens = 8, kChunkBlocks = 16;
 #elif defined(__AVX2__)
@@ -466,13 +481,13 @@ constexpr int kTileTokens = 4, kTileGroup = 1, kFewTokens = 2, kChunkBlocks = 24
 #else
 constexpr int kTileTokens = 2, kTileGroup = 1, kFewTokens = 1, kChunkBlocks = 16;
 #endif
-constexpr int kMostFew = kFew8 ? 24 : 2 * kFewTokens;  // more tokens are worth a panel's unpacking into memory
-constexpr int kFewGroup = 32;                          // tokens that a panel meets before the next one
-constexpr int kGroupTokens = 128;  // whose activations stay in the second-level cache while panels pass by
+constexpr int kMostFew = kFew8 ? 24 : 2 * kFewTokens;  // with more tokens, unpacking a panel to memory pays off
+constexpr int kFewGroup = 32;                          // tokens that a panel is multiplied by before the next panel
+constexpr int kGroupTokens = 128;                      // tokens whose activations stay in L2 while the panels pass
 
 static_assert(kChunkBlocks % kScaleBlocks == 0, "what shares a scale is added at once");
 
-// Blocks of kGroup panels, unpacked.
+// kChunkBlocks blocks of kGroup panels, unpacked to bytes (or digits) and float scales.
 template <typename F, int kGroup>
 struct Unpacked {
     alignas(64) uint8_t quads[kChunkBlocks][8][kGroup][kDigits<F>][64];
@@ -480,6 +495,7 @@ struct Unpacked {
     alignas(64) float least[kChunkBlocks][kGroup][2][kLanes];
 };
 
+// Unpacks `blocks` blocks of kGroup panels, starting with block `first`.
 template <typename F, int kGroup>
 PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t blocks, Unpacked<F, kGroup>& to) {
     constexpr int kScales = F::kHalves ? 2 : 1;
@@ -501,6 +517,7 @@ PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t b
     }
 }
 
+// Blocks that share an activation scale, from unpacked panels, for kTokens tokens.
 template <typename F, int kBlocks, int kTokens, int kGroup>
 PUNA_INLINE void tile_blocks(const Unpacked<F, kGroup>& w, int64_t first, int count, const ActivationBlock* a,
                              int64_t stride, V16 (&acc)[kTokens][kGroup]) {
@@ -529,6 +546,7 @@ PUNA_INLINE void tile_blocks(const Unpacked<F, kGroup>& w, int64_t first, int co
     add_part(part, a + first, stride, acc);
 }
 
+// Adds `blocks` unpacked blocks for kTokens tokens to sums[kTokens][kGroup][16].
 template <typename F, int kTokens, int kGroup>
 static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationBlock* a, int64_t stride, float* sums) {
     V16 acc[kTokens][kGroup];
@@ -541,6 +559,8 @@ static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationB
         for (int g = 0; g < kGroup; ++g) store(sums + (t * kGroup + g) * kLanes, acc[t][g]);
 }
 
+// Multiplies kGroup panels by the tokens [begin, end): each chunk of the panels is unpacked once for all of them.
+// `sums` holds the tokens' sums between chunks.
 template <typename F, int kGroup>
 static void many_tokens(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
                         int64_t out_stride, bool add) {
@@ -567,6 +587,8 @@ static void many_tokens(const Panels& w, int64_t panel, const Activations& x, in
             finish(load(sums + ((t - begin) * kGroup + g) * kLanes), w, panel + g, out + t * out_stride, add);
 }
 
+// See Kernels::matmul. One token: strips of panels (memory bandwidth is the limit). A few tokens, or any number where
+// it is faster: unpacked in registers. Others: unpacked to memory.
 template <typename F>
 static void integer_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens,
                            float* out, int64_t out_stride, bool add) {
@@ -604,7 +626,8 @@ static void integer_matmul(const Panels& w, int64_t first, int64_t last, const A
     }
 }
 
-// 32 whole numbers, as the bits of floats around 1.5 * 2^23, to bytes, and the sums of the first and the last 16.
+// Converts 32 integers n, given as floats 1.5 * 2^23 + n, to bytes, and sums the first and the last 16. 0x4b400000 is
+// the bit pattern of 1.5 * 2^23, so that subtracting it from the bits leaves n.
 #if defined(__AVX2__) && !defined(PUNA_EMULATE)
 PUNA_INLINE void to_quants(const V16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
 #if defined(__AVX512F__)
@@ -617,11 +640,11 @@ PUNA_INLINE void to_quants(const V16 (&rounded)[2], int8_t* to, int32_t (&sum)[2
     const auto number = [&](int h, int i) { return _mm256_sub_epi32((__m256i)rounded[h].part[i], zero); };
     const __m256i first = _mm256_packs_epi32(number(0, 0), number(0, 1));
     const __m256i second = _mm256_packs_epi32(number(1, 0), number(1, 1));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works on each half of a register
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // _mm256_packs_* works on each half of a register
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
                         _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), order));
 #endif
-    for (int h = 0; h < 2; ++h) {  // sums of bytes less -128
+    for (int h = 0; h < 2; ++h) {  // the bytes plus 128 are unsigned; their sums minus 16 * 128
         const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(to) + h);
         const __m128i sums = _mm_sad_epu8(_mm_xor_si128(bytes, _mm_set1_epi8(-128)), _mm_setzero_si128());
         sum[h] = _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
@@ -641,7 +664,7 @@ PUNA_INLINE void to_quants(const V16 (&rounded)[2], int8_t* to, int32_t (&sum)[2
 }
 #endif
 
-// The largest lane of positive floats' bits: NaN counts as largest.
+// The largest of sixteen non-negative floats given as bits; NaN counts as larger than any number.
 PUNA_INLINE float largest_of(const U16& bits) {
 #if defined(__AVX512F__) && !defined(PUNA_EMULATE)
     const uint32_t most = _mm512_reduce_max_epu32((__m512i)bits.part[0]);
@@ -660,7 +683,8 @@ PUNA_INLINE float largest_of(const U16& bits) {
     return largest;
 }
 
-// kBlocks blocks that share a scale. A NaN among their values makes it NaN, and so the sums.
+// Quantises kBlocks blocks that share a scale. If one of their values is NaN, the scale is NaN, and so is every
+// product.
 template <int kBlocks>
 PUNA_INLINE void quantize_blocks(const float* x, ActivationBlock* blocks) {
     const V16 magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, ties to even

@@ -1,38 +1,43 @@
-// Scales for the blocks of quantised formats, sixteen blocks at once: lane b of a vector belongs to block b, so that no
-// sum runs across lanes. Products and sums are spelled without fused operations: every instruction set rounds alike.
+// Searches scales for the blocks of quantised formats, sixteen blocks at once: lane b of a vector belongs to block b,
+// so that no sum runs across lanes. No fused multiply-adds: every instruction set rounds identically.
 
-// `add` of 1.5 * 2^23 moves the fraction out of a float: rounds to the nearest, ties to even, below 2^22.
+// Rounds to the nearest integer, ties to even; |x| < 2^22. Adding 1.5 * 2^23 pushes the fraction out of the float.
 PUNA_INLINE V16 rounded(const V16& x) {
     const V16 magic = broadcast(12582912.0f);
     return (x + magic) - magic;
 }
 
+// Lane-wise minimum.
 PUNA_INLINE V16 lower(const V16& a, const V16& b) {
     V16 out;
     PUNA_EACH out.part[i_] = a.part[i_] < b.part[i_] ? a.part[i_] : b.part[i_];
     return out;
 }
 
-// Where a > b: the third, else the fourth.
+// Lane-wise a > b ? yes : no.
 PUNA_INLINE V16 where_above(const V16& a, const V16& b, const V16& yes, const V16& no) {
     V16 out;
     PUNA_EACH out.part[i_] = a.part[i_] > b.part[i_] ? yes.part[i_] : no.part[i_];
     return out;
 }
 
+// Lane-wise a / b.
 PUNA_INLINE V16 over(const V16& a, const V16& b) {
     V16 out;
     PUNA_EACH out.part[i_] = a.part[i_] / b.part[i_];
     return out;
 }
 
+// Lane-wise |a|.
 PUNA_INLINE V16 magnitude(const V16& a) { return higher(a, broadcast(0.0f) - a); }
 
+// Lane-wise clamp.
 PUNA_INLINE V16 limited(const V16& x, const V16& low, const V16& high) { return lower(higher(x, low), high); }
 
-constexpr float kTiny = 1e-30f;  // blocks of no larger values are taken to be 0: their inverses would overflow
+// Blocks of smaller values are treated as 0: the inverse of their scale would overflow.
+constexpr float kTiny = 1e-30f;
 
-// The value of largest magnitude of each block, with its sign.
+// The value of largest magnitude of each block, with its sign; the first of equals.
 PUNA_INLINE V16 largest(const Search& block, const float* x) {
     V16 found = broadcast(0.0f);
     for (int i = 0; i < block.size; ++i) {
@@ -42,19 +47,20 @@ PUNA_INLINE V16 largest(const Search& block, const float* x) {
     return found;
 }
 
-// The sums that say how well levels fit: of weight * level * x, and of weight * level^2.
+// Sums that measure how well levels fit: of weight * level * x, and of weight * level^2.
 struct Fit {
     V16 lx, ll;
 };
 
-// Symmetric levels -n .. n - 1: x is about scale * level. Of inverse scales around the one that makes the largest value
-// -n, the best in the weighted least-squares sense; and the scale that fits its levels best.
+// Symmetric levels -n .. n - 1 with x ~ scale * level. Tries 2 * tries + 1 inverse scales around the one that maps the
+// largest value to -n, and one that maps it to n - 1. For given levels, the least-squares scale is lx / ll, and it
+// lowers the weighted squared error by lx^2 / ll; the largest reduction wins.
 template <typename Level>
 PUNA_INLINE V16 best_scale(const Search& block, const float* x, const float* w, int tries, const Level& level) {
     const V16 zero = broadcast(0.0f), most = largest(block, x);
     V16 best = zero, scale = zero;
     for (int step = -tries; step <= tries + 1; ++step) {
-        // The last try has the other sign: levels need not be symmetric.
+        // The last try maps the largest value to n - 1 instead of about -n.
         const V16 inverse = over(broadcast(step <= tries ? -block.levels + block.step * static_cast<float>(step)
                                                           : block.levels - 1.0f),
                                  most);
@@ -66,18 +72,19 @@ PUNA_INLINE V16 best_scale(const Search& block, const float* x, const float* w, 
             fit.ll = fit.ll + wl * l;
         }
         const V16 found = over(fit.lx, where_above(fit.ll, zero, fit.ll, broadcast(1.0f)));
-        const V16 gain = found * fit.lx;  // what the squared error falls by
+        const V16 gain = found * fit.lx;  // reduction of the squared error
         scale = where_above(gain, best, found, scale);
         best = higher(gain, best);
     }
     return where_above(magnitude(most), broadcast(kTiny), scale, zero);
 }
 
-// Levels 0 .. n: x is about scale * level - least, least not negative. Inverse scales around the one that spans the
-// block are tried; for each one's levels the best line is found by weighted least squares.
+// Levels 0 .. n with x ~ scale * level - least, where least is not negative unless block.free. Tries steps + 1 inverse
+// scales. For each one's levels, scale and minimum are fitted by weighted least squares; the smallest error wins.
 PUNA_INLINE void best_line(const Search& block, const float* x, const float* w, float* scale, float* least) {
     const V16 zero = broadcast(0.0f), one = broadcast(1.0f), top = broadcast(block.levels);
     V16 low = block.free ? load(x) : zero, high = load(x), sw = zero, sx = zero, sxx = zero;
+    // sw, sx, sxx: sums of the weights, of weight * x, and of weight * x^2.
     for (int i = 0; i < block.size; ++i) {
         const V16 here = load(x + i * kLanes), weight = load(w + i * kLanes), wx = weight * here;
         low = lower(low, here);
@@ -89,9 +96,10 @@ PUNA_INLINE void best_line(const Search& block, const float* x, const float* w, 
     const V16 span = high - low, some = broadcast(kTiny);
     V16 best = broadcast(3e38f), best_scale = over(span, top), best_low = low;
     for (int step = 0; step <= block.steps; ++step) {
-        // Levels are counted from the best minimum so far, which approaches the best of all.
+        // Levels are relative to the best minimum so far, so that the minimum improves from try to try.
         const V16 here_span = high - best_low, spread = where_above(here_span, some, here_span, one);
         const V16 inverse = over(broadcast(block.levels + block.first + block.step * static_cast<float>(step)), spread);
+        // sl, sll, slx: sums of weight * level, of weight * level^2, and of weight * level * x.
         V16 sl = zero, sll = zero, slx = zero;
         for (int i = 0; i < block.size; ++i) {
             const V16 here = load(x + i * kLanes);
@@ -100,10 +108,11 @@ PUNA_INLINE void best_line(const Search& block, const float* x, const float* w, 
             sll = sll + wl * l;
             slx = slx + wl * here;
         }
-        // Where all levels are the same there is no line, and the difference only what rounding leaves.
+        // If all levels are equal there is no line: the determinant is 0 up to rounding errors.
         const V16 spread_of_levels = sw * sll, below = spread_of_levels - sl * sl;
         const V16 noise = spread_of_levels * broadcast(4e-6f), divisor = where_above(below, noise, below, one);
         const V16 free_low = over(sll * sx - sl * slx, divisor), free_scale = over(sw * slx - sx * sl, divisor);
+        // With the minimum bound to 0, the scale alone is fitted.
         const V16 bound_scale = over(slx, where_above(sll, zero, sll, one));
         const V16 bound = block.free ? broadcast(3e38f) : zero;
         const V16 new_scale = where_above(free_low, bound, bound_scale, free_scale), new_low = lower(free_low, bound);
@@ -118,7 +127,7 @@ PUNA_INLINE void best_line(const Search& block, const float* x, const float* w, 
     store(least, zero - where_above(span, some, best_low, low));
 }
 
-// The nearest level of iq4_nl: each threshold passed adds the way to the next level.
+// The nearest iq4_nl level: starts at the lowest, and each midpoint that x exceeds adds the distance to the next level.
 PUNA_INLINE V16 nearest_level(const V16& x) {
     V16 level = broadcast(kIq4Levels[0]);
     const V16 zero = broadcast(0.0f);
@@ -136,7 +145,7 @@ static void search(const Search& block, const float* x, const float* w, float* s
         case SearchKind::kLargest:
         case SearchKind::kSigned:
         case SearchKind::kSpan:
-            return;  // what `extremes` finds is enough
+            return;  // `extremes` is sufficient
         case SearchKind::kBestScale: {
             const V16 low = broadcast(-block.levels), high = broadcast(block.levels - 1.0f);
             return store(scale, best_scale(block, x, w, block.steps, [&](const V16& at) __attribute__((always_inline)) {
@@ -150,8 +159,8 @@ static void search(const Search& block, const float* x, const float* w, float* s
     }
 }
 
-// Levels of sixteen blocks, as bytes: the integer nearest (x + least) * inverse, from 0 to `top`, where `zero` stands
-// for 0. Truncated after 0.5 is added, as ggml rounds: values halfway go up.
+// Levels of sixteen blocks, as bytes: (x + least) * inverse rounded to the nearest integer, plus `zero`, clamped to
+// 0 .. top. Rounds as ggml does: adds 0.5 and truncates, so halves round up.
 static void take_levels(const float* x, int size, const float* least, const float* inverse, int zero, int top,
                         uint8_t* out) {
     const V16 add = load(least), times = load(inverse), half = broadcast(static_cast<float>(zero) + 0.5f);
@@ -164,7 +173,7 @@ static void take_levels(const float* x, int size, const float* least, const floa
     }
 }
 
-// The lowest and the highest of each block of 32 values that follow each other.
+// Minimum and maximum of each of `blocks` consecutive blocks of 32 values.
 static void extremes(const float* x, int64_t blocks, float* low, float* high) {
     const V16 zero = broadcast(0.0f);
     for (int64_t b = 0; b < blocks; ++b) {
@@ -174,7 +183,7 @@ static void extremes(const float* x, int64_t blocks, float* low, float* high) {
     }
 }
 
-// As take_levels, of blocks of 32 values that follow each other.
+// Like take_levels, for consecutive blocks of 32 values.
 static void take_block_levels(const float* x, int64_t blocks, const float* least, const float* inverse, int zero,
                               int top, uint8_t* out) {
     const V16 half = broadcast(static_cast<float>(zero) + 0.5f);
@@ -187,8 +196,8 @@ static void take_block_levels(const float* x, int64_t blocks, const float* least
     }
 }
 
-// The weighted squared error of sixteen blocks whose levels are the nearest ones, -zero .. top - zero times `step` less
-// `least`.
+// Weighted squared error of sixteen blocks when each value is replaced by its nearest level l * step - least, with l
+// from -zero to top - zero.
 static void measure_error(const float* x, const float* w, int size, const float* least, const float* step, int zero,
                           int top, float* out) {
     const V16 none = broadcast(0.0f), add = load(least), by = load(step);
@@ -203,7 +212,7 @@ static void measure_error(const float* x, const float* w, int size, const float*
     store(out, error);
 }
 
-// Numbers of iq4_nl's levels, as take_levels.
+// Indices of the nearest iq4_nl levels, stored like the levels of take_levels.
 static void take_table_levels(const float* x, int size, const float* inverse, uint8_t* out) {
     const V16 times = load(inverse), one = broadcast(1.0f), zero = broadcast(0.0f);
     for (int i = 0; i < size; ++i) {
@@ -219,9 +228,9 @@ static void take_table_levels(const float* x, int size, const float* inverse, ui
     }
 }
 
-// Numbers of a plain format as floats; their largest magnitude, or NaN when one is not finite.
+// Converts `count` values to float. Returns their largest magnitude, or NaN if one is not finite.
 static float read_floats(int32_t format, const uint8_t* from, int64_t count, float* out) {
-    V16 faults = broadcast(0.0f), most = faults;  // a finite number times 0 is 0, any other NaN
+    V16 faults = broadcast(0.0f), most = faults;  // `faults` stays 0 if all are finite: infinity * 0 is NaN
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
         V16 here;

@@ -103,7 +103,7 @@ static void rotate(float* x, const float* cos, const float* sin, int64_t half) {
 }
 
 static bool peaks(const float* x, int64_t count, float* out) {
-    V16 faults = broadcast(0.0f);  // stays 0 if all values are finite: infinity * 0 and NaN * 0 are NaN
+    V16 faults = broadcast(0.0f);  // stays 0 if all values are finite: infinity * 0 is NaN
     for (int64_t from = 0; from < count; from += kPeakBlock) {
         const int64_t end = count - from < kPeakBlock ? count : from + kPeakBlock;
         V16 most = broadcast(x[from]);

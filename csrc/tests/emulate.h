@@ -1,6 +1,6 @@
-// The AVX-512 instructions that the kernels use, in plain C++, so that their AVX-512 builds can be tested on processors
-// without it. Included instead of nothing by kernels_avx512*.cpp when PUNA_EMULATE is defined, behind <immintrin.h>.
-// Semantics follow Intel's intrinsics guide.
+// Emulates in plain C++ the AVX-512 instructions that the kernels use, so that their AVX-512 builds can be tested on
+// processors without it. kernels_avx512*.cpp includes it after <immintrin.h> if PUNA_EMULATE is defined. Semantics
+// follow Intel's intrinsics guide.
 #ifndef PUNA_EMULATE_H
 #define PUNA_EMULATE_H
 
@@ -38,7 +38,7 @@ inline __m512i set1_epi32(int value) {
     return out;
 }
 
-// Unsigned bytes of a times signed bytes of b, four products added to each 32-bit lane.
+// Unsigned bytes of a times signed bytes of b; four products are added to each 32-bit lane.
 inline __m512i dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     int lane[16];
     unsigned char x[64];
@@ -82,8 +82,8 @@ inline __m256i cvtps_ph(__m512 value) {
     return _mm256_set_m128i(_mm256_cvtps_ph(half[1], 0), _mm256_cvtps_ph(half[0], 0));
 }
 
-// Two products per lane. The instruction adds the odd elements' product first, rounds after each step, and takes
-// subnormal numbers as 0.
+// Adds two products to each lane. Like the instruction, adds the product of the odd elements first, rounds after each
+// addition, and treats subnormal inputs as 0.
 inline __m512 dpbf16_ps(__m512 sum, bf16_lanes a, bf16_lanes b) {
     const auto number = [](short bits) {
         const unsigned wide = static_cast<unsigned>(static_cast<unsigned short>(bits)) << 16;

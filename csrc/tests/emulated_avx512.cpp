@@ -1,3 +1,3 @@
-// See emulate.h.
+// The kernels on emulated AVX-512: see emulate.h.
 
 #include "../kernels_avx512.cpp"

@@ -1,6 +1,7 @@
-// Every kernel of every instruction set that this processor runs against a slow, obvious twin in float64 or exact
-// integers. One line per group; exit status 1 when a bound is exceeded. `kernels quick` runs fewer cases. The program
-// kernels_emulated does the same with AVX-512 in plain C++ (emulate.h), so that it is tested everywhere.
+// Tests every kernel of every instruction set that this processor runs against a slow reference implementation in
+// float64 or exact integers. Prints one line per group; the exit status is 1 if an error exceeds its limit. `kernels
+// quick` runs fewer cases. The program kernels_emulated does the same for AVX-512, emulated in plain C++ (emulate.h),
+// so that it is tested on every processor.
 
 #include "kernels.h"
 
@@ -30,7 +31,7 @@ float normal(float spread = 1.0f) { return std::normal_distribution<float>(0.0f,
 int below(int count) { return static_cast<int>(source() % static_cast<unsigned>(count)); }
 
 void report(const char* kernels, const std::string& group, double worst, double limit) {
-    const bool good = worst <= limit;  // NaN is not
+    const bool good = worst <= limit;  // false for NaN
     std::printf("%-12s %-28s %9.2e  (limit %.0e)%s\n", kernels, group.c_str(), worst, limit, good ? "" : "  FAILED");
     failures += !good;
 }
@@ -45,12 +46,12 @@ void demand(const char* kernels, const std::string& what, bool good) {
 
 struct Weights {
     std::vector<uint8_t> panels;
-    std::vector<float> bias, values;  // values: what read_row says
-    std::vector<double> sizes;        // of the terms that make a value: |scale times number| + |minimum|
+    std::vector<float> bias, values;  // values: as read_row dequantises them
+    std::vector<double> sizes;        // |scale * integer| + |minimum| of each value
     Panels described;
 };
 
-// Where the float16 scales of a file's block lie; a second one multiplies its minimums.
+// Offsets of the f16 scale, and of the f16 factor of the minimums if there is one, in a file's block.
 std::vector<int> scale_fields(Format format) {
     switch (format) {
         case kQ4_1:
@@ -69,8 +70,8 @@ std::vector<int> scale_fields(Format format) {
     }
 }
 
-// What a matrix and its inputs are made of: random numbers, or, to meet the limits of integer sums, one byte of the
-// file everywhere (but in its float scales) and one input.
+// Contents of a matrix and its inputs. By default random; to reach the limits of integer sums, every byte of the file
+// (except its float scales) is `byte`, and every input is `input`.
 struct Filling {
     int byte = -1;
     float input = 0.0f;
@@ -99,7 +100,7 @@ std::vector<uint8_t> file_rows(const Layout& layout, int64_t rows, int64_t cols,
     return out;
 }
 
-// Packs the rows and reads them back; `out.described` points into `out.panels`.
+// Packs the rows and dequantises them again. `out.described` points into `out.panels`.
 void pack_rows(const Layout& layout, int64_t rows, int64_t cols, const std::vector<uint8_t>& file, Weights& out) {
     out.described = describe(layout, rows, cols);
     out.panels.resize(static_cast<size_t>(out.described.count() * out.described.stride) + 4096 + 64);
@@ -116,7 +117,7 @@ Weights make_weights(const Layout& layout, int64_t rows, int64_t cols, bool with
     std::vector<uint8_t> file = file_rows(layout, rows, cols, filling);
     pack_rows(layout, rows, cols, file, out);
     const std::vector<int> fields = scale_fields(layout.format);
-    if (layout.values > 1 && fields.size() > 1)  // what is left without minimums
+    if (layout.values > 1 && fields.size() > 1)  // the same matrix without minimums
         for (size_t at = 0; at < file.size(); at += static_cast<size_t>(layout.bytes))
             std::memset(file.data() + at + static_cast<size_t>(fields[1]), 0, 2);
     pack_rows(layout, rows, cols, file, scaled);
@@ -132,7 +133,7 @@ Weights make_weights(const Layout& layout, int64_t rows, int64_t cols, bool with
 }
 
 struct Inputs {
-    std::vector<float> x, rounded;  // rounded: what the kernel of the format multiplies
+    std::vector<float> x, rounded;  // rounded: the inputs as the format's kernel multiplies them
     std::vector<ActivationBlock> blocks;
     std::vector<uint16_t> bf16;
     int64_t cols;
@@ -168,6 +169,8 @@ Inputs make_inputs(const Kernels& kernels, const Layout& layout, int64_t tokens,
     return out;
 }
 
+// Returns the largest error of a matrix product, relative to the sum of the magnitudes of its terms. Also checks that
+// one token and many give the same bits, and that nothing is written beyond the rows.
 double check_matrix(const Kernels& kernels, const Layout& layout, int64_t rows, int64_t cols, int64_t tokens,
                     const Filling& filling = {}) {
     const bool with_bias = below(2), add = below(2);
@@ -177,6 +180,7 @@ double check_matrix(const Kernels& kernels, const Layout& layout, int64_t rows, 
     std::vector<float> start(static_cast<size_t>(tokens * stride)), out, single;
     for (float& value : start) value = normal();
     out = single = start;
+    // The units of work are split at a random place, as threads do.
     const int64_t last = steps(w.described, tokens), cut = below(static_cast<int>(last) + 1);
     kernels.matmul(w.described, 0, cut, in.view(0), tokens, out.data(), stride, add);
     kernels.matmul(w.described, cut, last, in.view(0), tokens, out.data(), stride, add);
@@ -189,12 +193,12 @@ double check_matrix(const Kernels& kernels, const Layout& layout, int64_t rows, 
                 const size_t weight = static_cast<size_t>(row * cols + k);
                 const double x = in.rounded[static_cast<size_t>(t * cols + k)];
                 sum += w.values[weight] * x;
-                size += w.sizes[weight] * std::fabs(x);  // a value may be a small difference of large terms
+                size += w.sizes[weight] * std::fabs(x);  // values may be small differences of large terms
             }
             const size_t at = static_cast<size_t>(t * stride + row);
             if (with_bias) sum += w.bias[static_cast<size_t>(row)];
             if (add) sum += start[at];
-            size += 2.0;  // about that of biases and of what was there
+            size += 2.0;  // about the magnitude of the bias and of the previous output
             worst = std::max(worst, std::fabs(out[at] - sum) / size);
         }
     }
@@ -224,7 +228,7 @@ void check_matrices(const Kernels& kernels) {
                     worst = std::max(worst, check_matrix(kernels, layout, rows, cols, tokens));
                 }
         if (layout.planes != Planes::kFloat)
-            for (const int byte : {0x00, 0x66, 0x7f, 0x80, 0xff})  // 0x66: iq4_nl's level with the largest digits
+            for (const int byte : {0x00, 0x66, 0x7f, 0x80, 0xff})  // 0x66: the iq4_nl level whose digits are largest
                 for (const float input : {-1.0f, 1.0f})
                     for (const int tokens : {1, 2, 13})
                         worst = std::max(worst, check_matrix(kernels, layout, 17, 256, tokens, {byte, input}));
@@ -232,7 +236,7 @@ void check_matrices(const Kernels& kernels) {
     }
 }
 
-// ---- rounding of activations
+// ---- quantising of activations
 
 void check_quantize(const Kernels& kernels) {
     double worst = 0.0;
@@ -285,14 +289,14 @@ void check_bf16(const Kernels& kernels) {
                              -3.4e38f,
                              1e-40f,
                              -1.1754942e-38f,  // the largest subnormal number
-                             1.17549435e-38f,  // the smallest normal one
+                             1.17549435e-38f,  // the smallest normal number
                              HUGE_VALF,
                              -HUGE_VALF,
                              std::numeric_limits<float>::quiet_NaN()};
     constexpr int kSpecials = static_cast<int>(std::size(special));
     for (const int count : {1, 5, 16, 17, 33}) {
         std::vector<float> x(static_cast<size_t>(count));
-        for (int i = 0; i < count; ++i)  // the longer ones have every special number, whatever the chance
+        for (int i = 0; i < count; ++i)  // the longer arrays contain every special number
             x[static_cast<size_t>(i)] = i < kSpecials && count > kSpecials ? special[i]
                                         : below(3)                         ? normal(std::exp(normal(9.0f)))
                                                                            : special[below(kSpecials)];
@@ -355,7 +359,7 @@ void check_vectors(const Kernels& kernels) {
 
 // ---- attention
 
-// What a cache holds of a token's numbers.
+// A token's key or value after rounding to the cache type.
 std::vector<float> as_cached(const std::vector<float>& x, CacheType type) {
     std::vector<float> out = x;
     for (size_t i = 0; i < x.size(); ++i) {
@@ -367,9 +371,9 @@ std::vector<float> as_cached(const std::vector<float>& x, CacheType type) {
     return out;
 }
 
-// The same for q8_0, read from a page: `step` numbers lie between a token's elements, `scale_step` between its scales.
-// A number may be off by half a step, and by four roundings of numbers up to 127 steps, each by 2^-24 of itself: of the
-// inverse of the scale, of the number times it, of the scale, and of the product here.
+// The same for q8_0, read from a page. `step`: distance between a token's elements; `scale_step`: between its scales.
+// An element may differ by half a step of its scale, plus four roundings of numbers of up to 127 steps by a relative
+// 2^-24 each: those of the inverse scale, of the element times it, of the scale, and of the product here.
 std::vector<float> from_q8(const char* kernels, const std::vector<float>& x, const int8_t* at, int64_t step,
                            const float* scales, int64_t scale_step) {
     std::vector<float> out(x.size());
@@ -389,6 +393,9 @@ struct Case {
     int64_t length;  // positions
 };
 
+// Returns the largest error of attention, relative to the magnitudes of its terms where these are rounded to bf16.
+// Pages are in reverse order, and memory that is not written is NaN. Also checks that one query and many give the same
+// bits.
 double check_attention(const Kernels& kernels, const Case& one) {
     const int64_t width = one.width, wide = padded_width(width), pages = (one.length + kPage - 1) / kPage;
     const int64_t key_bytes = key_page_bytes(one.type, width), value_bytes = value_page_bytes(one.type, width);
@@ -424,7 +431,7 @@ double check_attention(const Kernels& kernels, const Case& one) {
     std::vector<float> mixed(static_cast<size_t>(one.count * wide)),
         scratch(static_cast<size_t>(attend_floats(one.count, width)));
     for (float& value : q) value = normal(2.0f / std::sqrt(static_cast<float>(width)));
-    // Kernels that multiply bf16 round the queries too.
+    // Kernels that multiply bf16 round the queries as well.
     const bool rounds = kernels.wants_bf16 && one.type == CacheType::kBF16;
     const std::vector<float> asked = rounds ? as_cached(q, one.type) : q;
     for (int64_t i = 0; i < one.count; ++i)
@@ -435,7 +442,7 @@ double check_attention(const Kernels& kernels, const Case& one) {
     for (int64_t split = 0; split * kSplit < one.length; ++split) {
         kernels.attend({q.data(), last.data(), one.count, highest.data(), total.data(), mixed.data()}, cache, split,
                        scratch.data());
-        for (int64_t i = 0; i < one.count; ++i) {  // the same bits alone
+        for (int64_t i = 0; i < one.count; ++i) {  // each query alone must give the same bits
             float h, t;
             std::vector<float> m(static_cast<size_t>(wide));
             const size_t at = static_cast<size_t>(i);
@@ -459,7 +466,7 @@ double check_attention(const Kernels& kernels, const Case& one) {
     for (int64_t i = 0; i < one.count; ++i) {
         const size_t seen = static_cast<size_t>(last[static_cast<size_t>(i)]) + 1;
         std::vector<double> score(seen), out(static_cast<size_t>(width)),
-            size(static_cast<size_t>(width), rounds ? 0.0 : 1.0);  // of the rounded terms, which may cancel
+            size(static_cast<size_t>(width), rounds ? 0.0 : 1.0);  // magnitude of the rounded terms, which may cancel
         double most = -HUGE_VAL, sum = 0.0;
         for (size_t j = 0; j < seen; ++j) {
             for (int64_t e = 0; e < width; ++e)
@@ -493,7 +500,7 @@ void check_attentions(const Kernels& kernels) {
                 for (const int64_t length : {1, 17, 64, 65, 300, 600})
                     worst = std::max(worst, check_attention(kernels, {type, width, count, length}));
             }
-        // Where bf16 is multiplied, weights of values are rounded to it: each by at most 2^-8 of itself.
+        // Where bf16 is multiplied, the weights of the values are rounded to it: by at most 2^-8 of each.
         const bool rounds = kernels.wants_bf16 && type == CacheType::kBF16;
         report(kernels.name, "attention, cache type " + std::to_string(static_cast<int>(type)), worst,
                rounds ? 0x1p-8 : 1e-5);
@@ -502,8 +509,8 @@ void check_attentions(const Kernels& kernels) {
 
 // ---- quantisers
 
-// Every instruction set of every processor gives these bytes: FNV-1a of what six rows become, plain and weighted.
-// Whether they are good ones, tests/native/test_quantize.py finds out.
+// Every instruction set must produce these bytes: FNV-1a hashes of six quantised rows, without and with importance.
+// tests/native/test_quantize.py measures their error.
 struct Quantised {
     const char* name;
     int32_t format;
@@ -526,7 +533,7 @@ uint32_t fnv(const std::vector<uint8_t>& bytes) {
 void check_quantisers(const Kernels& kernels) {
     constexpr int64_t kRows = 6, kCols = 1280;
     uint32_t state = 1;
-    const auto uniform = [&] {  // from -1 to 1, the same everywhere
+    const auto uniform = [&] {  // in [-1, 1], the same on every platform
         state = state * 1664525u + 1013904223u;
         return static_cast<float>(static_cast<int32_t>(state) >> 8) * 0x1p-23f;
     };

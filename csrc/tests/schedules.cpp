@@ -1,6 +1,6 @@
-// Checks that the pool of threads does each item of a loop once, then runs small models through the C ABI in many
-// schedules and checks that every request's logits keep their bits. Meant to be built with sanitizers (`make
-// sanitize`): it is about memory and threads; numbers are checked in tests/native.
+// Checks that the thread pool does each item of a loop once. Then runs small models through the C ABI in many schedules
+// and checks that every request's logits have the same bits in all of them. Meant for sanitizer builds (`make
+// sanitize`): it tests memory and threads; numbers are tested in tests/native.
 
 #include <algorithm>
 #include <cstdio>
@@ -19,7 +19,7 @@ namespace {
 struct Case {
     puna_shape shape;
     int threads;
-    int quantize;  // ggml's number of a format that matrices are rounded to; -1: they stay float32
+    int quantize;  // ggml type number to quantise matrices to; -1: they stay float32
 };
 
 struct Model {
@@ -66,7 +66,7 @@ puna_model* make(const Case& one, const char* kernels, int pages) {
     return model;
 }
 
-// Every item of a loop is done once, however many there are.
+// Every item of a loop is done exactly once, for any number of items.
 void check_pool() {
     for (const int threads : {1, 2, 3, 8}) {
         puna::Pool pool(threads);
@@ -84,7 +84,8 @@ void check_pool() {
 
 constexpr int kPages = 8, kLength = 150, kRequests = 2;
 
-// Reads `kRequests` texts in random pieces, together; returns all their logits, request by request.
+// Runs `kRequests` prompts together, in random chunks of up to `largest` tokens. Returns all logits, request by
+// request.
 std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int largest) {
     std::mt19937 random(seed);
     const size_t vocab = static_cast<size_t>(one.shape.vocab_size);
@@ -132,7 +133,7 @@ std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int la
 
 int main() {
     check_pool();
-    // sizes, eps, cache, unrotated keys; threads; format
+    // Shape (sizes, eps, cache, unrotated keys), threads, format.
     const Case cases[] = {
         {{67, 40, 52, 2, 4, 2, 10, 1e-5f, 0, 0}, 3, -1},   {{33, 48, 80, 1, 3, 1, 20, 1e-5f, 1, 1}, 2, -1},
         {{101, 64, 96, 2, 4, 4, 16, 1e-5f, 30, 0}, 1, 8},  {{33, 64, 32, 2, 2, 1, 32, 1e-5f, 8, 0}, 3, 2},
