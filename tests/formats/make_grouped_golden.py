@@ -1,9 +1,9 @@
-"""Makes grouped_golden.npz: small matrices packed and unpacked by AutoGPTQ 0.7.1's and AutoAWQ 0.2.9's own code.
+"""Writes grouped_golden.npz: small matrices packed and unpacked by the code of AutoGPTQ 0.7.1 and AutoAWQ 0.2.9.
 
     python make_grouped_golden.py AUTO_GPTQ_FOLDER AUTOAWQ_FOLDER
 
-The folders are the unpacked distributions; two modules of them run without the rest. Run in an environment with torch
-and transformers; neither package is one that the tests need.
+The folders are the unpacked distributions, of which only a few modules are used. Run it in an environment with torch
+and transformers; the tests need neither AutoGPTQ nor AutoAWQ.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def main() -> None:
     zeros = torch.randint(1, 16, (OUTPUTS, groups), generator=generator).float()
     in_order = torch.arange(INPUTS) // GROUP
     shuffled = in_order[torch.randperm(INPUTS, generator=generator)]
-    found: dict[str, torch.Tensor] = {}
+    arrays: dict[str, torch.Tensor] = {}
 
     def add(name: str, layer: torch.nn.Module, values: torch.Tensor) -> None:
         parts = {key: value for key, value in layer.state_dict().items() if key != "bias"}
-        found.update({f"{name}.{key}": value.clone() for key, value in parts.items()})
-        found[f"{name}.values"] = values
+        arrays.update({f"{name}.{key}": value.clone() for key, value in parts.items()})
+        arrays[f"{name}.values"] = values
 
     def clamped(zero: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-        """A layer whose numbers lie between 0 and 15, as GPTQ leaves them."""
+        """Weights whose quantised values are between 0 and 15, as after GPTQ."""
         step, offset = scales[:, group], zero[:, group]
         return (torch.clamp(torch.round(weight / step) + offset, 0, 15) - offset) * step
 
@@ -62,7 +62,7 @@ def main() -> None:
             4, GROUP, INPUTS, OUTPUTS, False, weight_dtype=torch.float16
         )
         layer.pack(linear, scales.clone(), zero.clone(), group.to(torch.int32))
-        layer.scales = layer.scales.float()  # its product in float32, so that the values are exact
+        layer.scales = layer.scales.float()  # multiplies in float32, so that the values are exact
         values = layer(torch.eye(INPUTS)).T
         layer.scales = layer.scales.half()
         add(name, layer, values)
@@ -82,9 +82,9 @@ def main() -> None:
     add("awq", layer, packing.dequantize_gemm(layer.qweight, layer.qzeros, layer.scales.float(), 4, GROUP).T)
     np.savez_compressed(
         Path(__file__).with_name("grouped_golden.npz"),
-        **{name: value.detach().numpy() for name, value in found.items()},
+        **{name: value.detach().numpy() for name, value in arrays.items()},
     )
-    for name, value in found.items():
+    for name, value in arrays.items():
         print(name, value.dtype, tuple(value.shape))
 
 

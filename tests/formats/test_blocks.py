@@ -1,4 +1,4 @@
-"""The table of weight formats against the package gguf, and plain element types against torch."""
+"""Compares the table of weight formats with the package gguf, and plain element types with torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gguf import quants
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat, StoredTensor
 
-BLOCKS = 2100  # several decoding chunks of every format, the last one short
+BLOCKS = 2100  # several chunks of `BlockFormat.decode` in each format, the last one incomplete
 
 
 def random_blocks(form: BlockFormat, seed: int) -> np.ndarray:
@@ -32,18 +32,18 @@ def test_the_table_agrees_with_ggml() -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
-def test_every_bit_of_every_value_is_that_of_gguf(form: BlockFormat) -> None:
+def test_decoded_values_are_bit_identical_to_gguf(form: BlockFormat) -> None:
     blocks = random_blocks(form, form.ggml_id)
     ours, theirs = form.decode(blocks.reshape(-1)), reference(form, blocks)
     assert ours.dtype == np.float32 and ours.flags.writeable
     finite = np.isfinite(theirs)
     assert finite.mean() > 0.8
     np.testing.assert_array_equal(ours[finite].view(np.uint32), theirs[finite].view(np.uint32))
-    np.testing.assert_array_equal(ours, theirs)  # infinities, and NaN where NaN is
+    np.testing.assert_array_equal(ours, theirs)  # also compares infinities and NaN
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
-def test_no_bytes_at_all_and_unaligned_bytes(form: BlockFormat) -> None:
+def test_empty_and_unaligned_bytes_are_decoded(form: BlockFormat) -> None:
     assert form.decode(np.empty(0, np.uint8)).shape == (0,)
     blocks = random_blocks(form, 7)
     shifted = np.concatenate([np.zeros(1, np.uint8), blocks.reshape(-1)])[1:]
@@ -58,20 +58,20 @@ def test_plain_types_agree_with_torch(name: str) -> None:
     np.testing.assert_array_equal(ours, values.float().numpy())
 
 
-def test_quantised_by_gguf_read_by_us() -> None:
+def test_tensors_quantised_by_gguf_are_decoded() -> None:
     values = np.random.default_rng(1).normal(size=(64, 256)).astype(np.float32)
     for name in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1"):
         form = FORMATS[name]
         packed = quants.quantize(values, gguf.GGMLQuantizationType(form.ggml_id))
         tensor = StoredTensor("w", (64, 256), form, packed)
-        assert np.abs(tensor.to_float32() - values).max() < 0.5  # half a step of four bits over eight sigmas
+        assert np.abs(tensor.to_float32() - values).max() < 0.5  # half a step if four bits span eight sigmas
         np.testing.assert_array_equal(
             tensor.to_float32(), quants.dequantize(packed, gguf.GGMLQuantizationType(form.ggml_id))
         )
 
 
 @pytest.mark.parametrize(
-    ("shape", "held", "message"),
+    ("shape", "size", "message"),
     [
         ((3, 33), 100, "rows of 33 values"),
         ((2, 32), 67, "67 bytes stored"),
@@ -80,6 +80,6 @@ def test_quantised_by_gguf_read_by_us() -> None:
         ((2**63, 32), 34, "positive axes"),
     ],
 )
-def test_a_tensor_that_does_not_fit_its_bytes_is_refused(shape: tuple[int, ...], held: int, message: str) -> None:
+def test_a_tensor_whose_shape_does_not_fit_is_refused(shape: tuple[int, ...], size: int, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        StoredTensor("w", shape, FORMATS["q8_0"], np.zeros(held, np.uint8))
+        StoredTensor("w", shape, FORMATS["q8_0"], np.zeros(size, np.uint8))

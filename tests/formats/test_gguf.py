@@ -1,4 +1,4 @@
-"""GGUF files written by the package gguf, and files no writer would write."""
+"""Reads GGUF files written by the package gguf, and refuses malformed and hostile ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def strings(count: int) -> bytes:
 
 
 def whole(keys: list[bytes], tensors: list[bytes], data: bytes = b"", /, version: int = 3, **counts: int) -> bytes:
-    """A file from parts; `counts` overrides the counts that the header announces."""
+    """A GGUF file; `counts` overrides the header's counts of tensors and keys."""
     header = struct.pack("<4sIQQ", b"GGUF", version, counts.get("tensors", len(tensors)), counts.get("keys", len(keys)))
     head = header + b"".join(keys) + b"".join(tensors)
     return head + b"\0" * (-len(head) % 32) + data
@@ -52,7 +52,7 @@ def write(path: Path, raw: bytes) -> Path:
     return path
 
 
-def test_every_kind_of_value(tmp_path: Path) -> None:
+def test_every_type_of_value_is_read(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
     writer.add_uint8("u8", 255)
     writer.add_int8("i8", -128)
@@ -73,22 +73,22 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    found = open_gguf(tmp_path / "a.gguf").metadata
-    assert dict(found) | {"numbers": 0, "flags": 0} == {
+    metadata = open_gguf(tmp_path / "a.gguf").metadata
+    assert dict(metadata) | {"numbers": 0, "flags": 0} == {
         "general.architecture": "llama",
         "u8": 255, "i8": -128, "u16": 65535, "i16": -32768, "u32": 2**32 - 1, "i32": -(2**31), "u64": 2**64 - 1,
         "i64": -(2**63), "f32": float(np.float32(0.1)), "f64": 0.1, "yes": True, "words": "ça ▁va 🦙",
         "strings": ["", "a", "▁" * 100], "numbers": 0, "flags": 0,
     }  # fmt: skip
-    assert found["numbers"].tolist() == [3, 1, 2] and found["flags"].tolist() == [True, False]
-    assert type(found["u8"]) is int and type(found["f32"]) is float and type(found["yes"]) is bool
+    assert metadata["numbers"].tolist() == [3, 1, 2] and metadata["flags"].tolist() == [True, False]
+    assert type(metadata["u8"]) is int and type(metadata["f32"]) is float and type(metadata["yes"]) is bool
 
 
-def test_whole_numbers_are_written_as_they_are(tmp_path: Path) -> None:
+def test_integers_are_written_in_the_smallest_suitable_type(tmp_path: Path) -> None:
     numbers = {f"k{n}": n for n in (0, 2**32 - 1, 2**32, 2**64 - 1, -1, -(2**31), -(2**31) - 1, -(2**63))}
     write_gguf(tmp_path / "a.gguf", {"general.architecture": "llama"} | numbers, [])
-    found = open_gguf(tmp_path / "a.gguf").metadata
-    assert {key: found[key] for key in numbers} == numbers
+    metadata = open_gguf(tmp_path / "a.gguf").metadata
+    assert {key: metadata[key] for key in numbers} == numbers
     theirs = gguf.GGUFReader(tmp_path / "a.gguf")
     kinds = [theirs.fields[key].types[0].name for key in numbers]
     assert kinds == ["UINT32", "UINT32", "UINT64", "UINT64", "INT32", "INT32", "INT64", "INT64"]
@@ -96,7 +96,7 @@ def test_whole_numbers_are_written_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("alignment", [32, 64, 8])
-def test_tensors_lie_where_the_writer_put_them(tmp_path: Path, alignment: int) -> None:
+def test_tensors_are_read_from_their_offsets(tmp_path: Path, alignment: int) -> None:
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
     writer.add_custom_alignment(alignment)
     rng = np.random.default_rng(0)
@@ -109,44 +109,44 @@ def test_tensors_lie_where_the_writer_put_them(tmp_path: Path, alignment: int) -
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    found = open_gguf(tmp_path / "a.gguf").tensors
+    tensors = open_gguf(tmp_path / "a.gguf").tensors
     for name, array in arrays.items():
-        assert found[name].shape == array.shape and found[name].format.name == "f32"
-        np.testing.assert_array_equal(found[name].to_float32(), array)
-    assert found["packed"].shape == (3, 32) and found["packed"].format.name == "q5_1"
-    np.testing.assert_array_equal(found["packed"].data, packed.reshape(-1))
+        assert tensors[name].shape == array.shape and tensors[name].format.name == "f32"
+        np.testing.assert_array_equal(tensors[name].to_float32(), array)
+    assert tensors["packed"].shape == (3, 32) and tensors["packed"].format.name == "q5_1"
+    np.testing.assert_array_equal(tensors["packed"].data, packed.reshape(-1))
 
 
-def test_version_2(tmp_path: Path) -> None:
+def test_version_2_is_read(tmp_path: Path) -> None:
     words = struct.pack("<IQ", STRING, 2) + text("a") + text("b")
     numbers = struct.pack("<IQ2I", U32, 2, 7, 8)
     keys = [key("words", ARRAY, words), key("numbers", ARRAY, numbers), key("none", ARRAY, strings(0))]
-    found = open_gguf(write(tmp_path / "a", whole(keys, [], version=2)))
-    assert found.version == 2 and found.metadata["words"] == ["a", "b"] and found.metadata["none"] == []
-    assert found.metadata["numbers"].tolist() == [7, 8]
+    file = open_gguf(write(tmp_path / "a", whole(keys, [], version=2)))
+    assert file.version == 2 and file.metadata["words"] == ["a", "b"] and file.metadata["none"] == []
+    assert file.metadata["numbers"].tolist() == [7, 8]
 
 
-def test_smollm2_bit_for_bit(smollm2: Path) -> None:
-    found = open_gguf(smollm2)
+def test_smollm2_is_bit_identical_to_gguf(smollm2: Path) -> None:
+    file = open_gguf(smollm2)
     reader = gguf.GGUFReader(smollm2)
-    assert [item.name for item in reader.tensors] == list(found.tensors)
+    assert [item.name for item in reader.tensors] == list(file.tensors)
     for item in reader.tensors:
-        ours = found.tensors[item.name]
+        ours = file.tensors[item.name]
         theirs = quants.dequantize(item.data, item.tensor_type)
         assert ours.shape == tuple(reversed(item.shape.tolist())) == theirs.shape
         np.testing.assert_array_equal(ours.to_float32().view(np.uint32), theirs.view(np.uint32))
-    assert found.metadata["tokenizer.ggml.tokens"] == reader.fields["tokenizer.ggml.tokens"].contents()
-    assert found.metadata["tokenizer.ggml.merges"] == reader.fields["tokenizer.ggml.merges"].contents()
+    assert file.metadata["tokenizer.ggml.tokens"] == reader.fields["tokenizer.ggml.tokens"].contents()
+    assert file.metadata["tokenizer.ggml.merges"] == reader.fields["tokenizer.ggml.merges"].contents()
 
 
 @pytest.mark.timing
 def test_opening_smollm2_is_quick(smollm2: Path) -> None:
-    taken = []
+    times = []
     for _ in range(5):
         start = time.perf_counter()
         open_gguf(smollm2)
-        taken.append(time.perf_counter() - start)
-    assert min(taken) < 0.1
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.1
 
 
 def nested(depth: int) -> bytes:
@@ -195,7 +195,7 @@ HOSTILE = {
     "offset past the end": (whole([], [tensor("t", offset=64)], bytes(32)), "truncated"),
     "offset that wraps": (whole([], [tensor("t", offset=2**64 - 32)], bytes(32)), "truncated"),
     "offset unaligned": (whole([], [tensor("t", offset=4)], bytes(32)), "multiple of 32"),
-    "cut short": (whole([], [tensor("t", (1000,))], bytes(3999)), "truncated"),
+    "truncated": (whole([], [tensor("t", (1000,))], bytes(3999)), "truncated"),
     "tensor twice": (whole([], [tensor("t"), tensor("t", offset=32)], bytes(64)), "'t' appears twice"),
     "overlap": (whole([], [tensor("a", (16,)), tensor("b", offset=32)], bytes(64)), "'a' and 'b' overlap"),
 }
@@ -237,26 +237,26 @@ def open_in_a_gigabyte(path: Path) -> str:
 
 
 @pytest.mark.parametrize("case", BOMBS)
-def test_what_would_grow_in_memory_is_refused(tmp_path: Path, case: str) -> None:
+def test_arrays_that_would_exhaust_memory_are_refused(tmp_path: Path, case: str) -> None:
     arrays, message = BOMBS[case]
     raw = whole([key(f"k{index}", ARRAY, value) for index, value in enumerate(arrays)], [])
     assert re.search(message, open_in_a_gigabyte(write(tmp_path / "bomb", raw)))
 
 
-def test_as_many_strings_as_are_allowed_fit_into_memory(tmp_path: Path) -> None:
+def test_the_maximum_number_of_strings_fits_in_memory(tmp_path: Path) -> None:
     half = struct.pack("<IQ", STRING, 2**20) + b"".join(text(f"{n:05x}") for n in range(2**20))
     path = write(tmp_path / "full", whole([key("a", ARRAY, half), key("b", ARRAY, half)], []))
     assert open_in_a_gigabyte(path) == "2097152 items\n"
 
 
-def test_strings_that_are_not_utf8_are_found_when_read(tmp_path: Path) -> None:
+def test_strings_that_are_not_utf8_are_refused_when_read(tmp_path: Path) -> None:
     value = struct.pack("<IQ", STRING, 2) + text("fine") + text(b"\xff")
-    found = open_gguf(write(tmp_path / "a", whole([key("words", ARRAY, value)], [])))
+    file = open_gguf(write(tmp_path / "a", whole([key("words", ARRAY, value)], [])))
     with pytest.raises(CheckpointError, match=r"'words': a string is not UTF-8"):
-        found.metadata["words"]
+        file.metadata["words"]
 
 
-def test_a_folder_and_nothing_at_all(tmp_path: Path) -> None:
+def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a folder; a plain file is needed"):
         open_gguf(tmp_path)
     with pytest.raises(ModelNotFoundError, match="no such file"):
@@ -264,7 +264,7 @@ def test_a_folder_and_nothing_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "special",
     [
         [],
         [""],
@@ -275,11 +275,11 @@ def test_a_folder_and_nothing_at_all(tmp_path: Path) -> None:
     ],
     ids=["plain", "empty", "long", "zeros", "looks like a length", "wide"],
 )
-@pytest.mark.parametrize("at", [0, 700, 1500])
-def test_long_arrays_of_strings(tmp_path: Path, odd: list[str], at: int) -> None:
-    """They are found by what their lengths look like, where that is sure, and else one by one."""
+@pytest.mark.parametrize("position", [0, 700, 1500])
+def test_long_arrays_of_strings_are_read(tmp_path: Path, special: list[str], position: int) -> None:
+    """The fast search for lengths must agree with reading them one by one, also where it is ambiguous."""
     values = [f"token {number}" for number in range(1500)]
-    values[at:at] = odd
+    values[position:position] = special
     array = struct.pack("<IQ", 8, len(values)) + b"".join(text(value) for value in values)
     path = write(tmp_path / "m.gguf", whole([key("many", 9, array), key("after", 8, text("the end"))], []))
     metadata = open_gguf(path).metadata
@@ -287,9 +287,9 @@ def test_long_arrays_of_strings(tmp_path: Path, odd: list[str], at: int) -> None
     assert metadata["after"] == "the end"
 
 
-def test_a_long_array_cut_short(tmp_path: Path) -> None:
+def test_a_truncated_long_array_is_refused(tmp_path: Path) -> None:
     array = struct.pack("<IQ", 8, 1500) + b"".join(text(f"token {number}") for number in range(1500))
-    for cut in (1, 9, 400, 8000):
-        path = write(tmp_path / "m.gguf", whole([key("many", 9, array)], []).rstrip(b"\0")[:-cut])
+    for missing in (1, 9, 400, 8000):
+        path = write(tmp_path / "m.gguf", whole([key("many", 9, array)], []).rstrip(b"\0")[:-missing])
         with pytest.raises(CheckpointError, match=r"past byte|truncated|follow"):
             open_gguf(path)

@@ -1,4 +1,4 @@
-"""Matrices packed by AutoGPTQ's and AutoAWQ's own code give the values that code gives (make_grouped_golden.py)."""
+"""Compares unpacked GPTQ and AWQ matrices with values from AutoGPTQ's and AutoAWQ's code (make_grouped_golden.py)."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def stored(array: np.ndarray) -> StoredTensor:
 
 def matrix(name: str, group_size: int = GROUP, **changes: np.ndarray | None) -> GroupedMatrix:
     parts = {part: GOLDEN.get(f"{name}.{part}") for part in ("qweight", "qzeros", "scales", "g_idx")} | changes
-    held = {part: None if array is None else stored(array) for part, array in parts.items()}
-    return GroupedMatrix(name, PACKINGS[CASES[name][0]], group_size, **held)
+    tensors = {part: None if array is None else stored(array) for part, array in parts.items()}
+    return GroupedMatrix(name, PACKINGS[CASES[name][0]], group_size, **tensors)
 
 
 def values(packed: GroupedMatrix) -> np.ndarray:
@@ -39,35 +39,35 @@ def values(packed: GroupedMatrix) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_values_are_those_of_the_packers_own_code(name: str) -> None:
-    packed, wanted = matrix(name), GOLDEN[f"{name}.values"]
-    assert packed.format.name == CASES[name][1] and packed.shape == wanted.shape
+def test_values_equal_those_of_the_packers(name: str) -> None:
+    packed, expected = matrix(name), GOLDEN[f"{name}.values"]
+    assert packed.format.name == CASES[name][1] and packed.shape == expected.shape
     if packed.format.name == "q4_0":
-        assert np.array_equal(values(packed), wanted)
+        assert np.array_equal(values(packed), expected)
     elif packed.format.name == "f16":
-        assert np.array_equal(values(packed), wanted.astype(np.float16).astype(np.float32))
+        assert np.array_equal(values(packed), expected.astype(np.float16).astype(np.float32))
     else:  # the minimum, up to 15 scales, is rounded to half a unit of eleven bits
         scales = GOLDEN[f"{name}.scales"].astype(np.float32).T.repeat(GROUP, axis=1)
-        assert (np.abs(values(packed) - wanted) <= 15 * scales / 2**11).all()
-        assert np.abs(wanted).max() > 100 * (15 * scales / 2**11).min()
-    order = np.random.default_rng(0).permutation(len(wanted))[:19]
-    assert np.array_equal(packed.take(order), packed.data.reshape(len(wanted), -1)[order])
+        assert (np.abs(values(packed) - expected) <= 15 * scales / 2**11).all()
+        assert np.abs(expected).max() > 100 * (15 * scales / 2**11).min()
+    order = np.random.default_rng(0).permutation(len(expected))[:19]
+    assert np.array_equal(packed.take(order), packed.data.reshape(len(expected), -1)[order])
 
 
-def test_version_2_keeps_zeros_as_they_are() -> None:
-    more = GOLDEN["gptq.qzeros"].view(np.uint32) + np.uint32(0x11111111)
-    old, parts = matrix("gptq"), {"qzeros": stored(more.view(np.int32)), "packing": PACKINGS["gptq", "gptq_v2"]}
+def test_version_2_stores_zeros_without_an_offset() -> None:
+    zeros = GOLDEN["gptq.qzeros"].view(np.uint32) + np.uint32(0x11111111)
+    old, parts = matrix("gptq"), {"qzeros": stored(zeros.view(np.int32)), "packing": PACKINGS["gptq", "gptq_v2"]}
     assert np.array_equal(values(dataclasses.replace(old, **parts)), values(old))
 
 
-def test_groups_without_a_list_follow_each_other_and_one_may_take_whole_rows() -> None:
+def test_groups_are_consecutive_without_g_idx_and_one_group_may_span_whole_rows() -> None:
     assert np.array_equal(matrix("gptq", g_idx=None).data, matrix("gptq").data)
     first = {part: GOLDEN[f"gptq.{part}"][:1] for part in ("qzeros", "scales")}
     whole = matrix("gptq", group_size=-1, g_idx=None, **first)
     assert np.array_equal(values(whole)[:, :GROUP], values(matrix("gptq"))[:, :GROUP])
 
 
-def test_scales_of_another_type_give_plain_numbers() -> None:
+def test_float32_scales_give_float32_values() -> None:
     scales = GOLDEN["gptq.scales"].astype(np.float32)
     packed = matrix("gptq", scales=scales)
     assert packed.format.name == "f32" and np.array_equal(values(packed), GOLDEN["gptq.values"])
@@ -81,8 +81,8 @@ def test_scales_of_another_type_give_plain_numbers() -> None:
         ({"group_size": 64}, "do not fit"),
         ({"scales": GOLDEN["gptq.qweight"]}, "is i32 of shape"),
         ({"qweight": GOLDEN["gptq.scales"]}, "is f16 of shape"),
-        ({"g_idx": GOLDEN["gptq.g_idx"] + 1}, "must give one of 2 groups to each of 64 inputs"),
-        ({"g_idx": GOLDEN["gptq.g_idx"][:9]}, "must give one of"),
+        ({"g_idx": GOLDEN["gptq.g_idx"] + 1}, "must assign one of 2 groups to each of 64 inputs"),
+        ({"g_idx": GOLDEN["gptq.g_idx"][:9]}, "must assign one of"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Memory that lies under a mapped file is given back, however the view of it was made."""
+"""`release` returns a mapped file's memory to the system, for views made in different ways."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SIZE = 32 * 2**20
 
 
 def mapped_memory() -> int:
-    """Bytes of files that lie in this process's memory."""
+    """Bytes of mapped files in this process's memory."""
     status = Path("/proc/self/status")
     if not status.exists():
-        pytest.skip("only Linux tells how much of a file is in memory")
-    found = re.search(r"RssFile:\s+(\d+) kB", status.read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+        pytest.skip("only Linux shows how much of mapped files is in memory")
+    match = re.search(r"RssFile:\s+(\d+) kB", status.read_text())
+    assert match is not None
+    return int(match[1]) * 1024
 
 
 def plain(folder: Path) -> np.ndarray:
@@ -52,4 +52,4 @@ def test_released_pages_leave_memory_and_come_back(view: Callable[[Path], np.nda
     release(bytes_)
     assert mapped_memory() - before < SIZE // 8
     assert int(bytes_.sum()) == 0
-    release(np.zeros(3))  # nothing mapped: nothing to do
+    release(np.zeros(3))  # not mapped: no effect

@@ -1,4 +1,4 @@
-"""safetensors files against the package of that name, and files it would not write."""
+"""Compares safetensors files with the package safetensors, and refuses malformed files."""
 
 from __future__ import annotations
 
@@ -39,23 +39,25 @@ def make(kind: str, shape: list[int], seed: int) -> torch.Tensor:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tensors, st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2))
-def test_each_reads_what_the_other_writes(tmp_path: Path, spec: dict[str, Any], metadata: dict[str, str]) -> None:
+def test_puna_and_safetensors_read_each_others_files(
+    tmp_path: Path, spec: dict[str, Any], metadata: dict[str, str]
+) -> None:
     values = {name: make(*entry) for name, entry in spec.items()}
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     safetensors.torch.save_file(values, theirs, metadata or None)
     new = [NewTensor(n, FORMATS[spec[n][0]], tuple(v.shape), raw_bytes(v)) for n, v in values.items()]
     write_safetensors(ours, new, metadata)
     for path in (theirs, ours):
-        found = open_safetensors(path)
-        assert found.metadata == metadata and found.tensors.keys() == values.keys()
+        file = open_safetensors(path)
+        assert file.metadata == metadata and file.tensors.keys() == values.keys()
         for name, value in values.items():
-            assert found.tensors[name].format.name == spec[name][0] and found.tensors[name].shape == tuple(value.shape)
-            np.testing.assert_array_equal(found.tensors[name].data, raw_bytes(value))
+            assert file.tensors[name].format.name == spec[name][0] and file.tensors[name].shape == tuple(value.shape)
+            np.testing.assert_array_equal(file.tensors[name].data, raw_bytes(value))
     for name, value in safetensors.torch.load_file(ours).items():
         assert value.dtype == values[name].dtype and torch.equal(value, values[name])
 
 
-def test_reading_is_a_view_and_writing_holds_one_tensor(tmp_path: Path) -> None:
+def test_reading_returns_views_and_writing_holds_one_tensor(tmp_path: Path) -> None:
     alive: list[int] = []
     most = 0
 
@@ -71,10 +73,10 @@ def test_reading_is_a_view_and_writing_holds_one_tensor(tmp_path: Path) -> None:
 
     new = [NewTensor(f"t{i}", FORMATS["f32"], (10,), lambda i=i: Tracked(produce(i))) for i in range(20)]
     write_safetensors(tmp_path / "a", new)
-    assert most <= 2  # the next is made before the name lets go of the last
-    found = open_safetensors(tmp_path / "a")
-    assert [int(tensor.data[0]) for tensor in found.tensors.values()] == list(range(20))
-    assert not found.tensors["t3"].data.flags.owndata and not found.tensors["t3"].data.flags.writeable
+    assert most <= 2  # a tensor is produced before the writer's variable releases the previous one
+    file = open_safetensors(tmp_path / "a")
+    assert [int(tensor.data[0]) for tensor in file.tensors.values()] == list(range(20))
+    assert not file.tensors["t3"].data.flags.owndata and not file.tensors["t3"].data.flags.writeable
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -99,7 +101,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         ([NewTensor("__metadata__", FORMATS["f32"], (1,), bytes(4))], "reserved"),
     ],
 )
-def test_what_cannot_be_written(tmp_path: Path, new: list[NewTensor], message: str) -> None:
+def test_invalid_tensors_are_not_written(tmp_path: Path, new: list[NewTensor], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         write_safetensors(tmp_path / "a", new)
     assert list(tmp_path.iterdir()) == []
@@ -117,11 +119,11 @@ def whole(header: Any, data: bytes = bytes(8)) -> bytes:
 HOSTILE = {
     "empty": (b"", "empty"),
     "seven bytes": (bytes(7), "at least 8"),
-    "header longer than the file": ((1000).to_bytes(8, "little") + b"{}", "says it has 1000"),
+    "header longer than the file": ((1000).to_bytes(8, "little") + b"{}", "header of 1000 bytes"),
     "header of 2^64 - 1": (b"\xff" * 8 + b"{}", "limit"),
     "not JSON": (whole(b"{,}"), "not JSON"),
     "not UTF-8": (whole(b'{"\xff": 1}'), "not JSON"),
-    "not an object": (whole(b"[1]"), "JSON list"),
+    "not an object": (whole(b"[1]"), "JSON object, got a list"),
     "deep JSON": (whole(b'{"a":' + b"[" * 200_000), "not JSON"),
     "huge number": (whole(b'{"a":' + b"9" * 5000 + b"}"), "not JSON"),
     "name twice": (whole(b'{"a":1,"a":1}'), "'a' twice"),
@@ -132,7 +134,7 @@ HOSTILE = {
     "backwards": (whole({"a": entry(offsets=[8, 0])}), "two offsets"),
     "negative": (whole({"a": entry(offsets=[-8, 0])}), "two offsets"),
     "fraction": (whole({"a": entry(offsets=[0.0, 8.0])}), "two offsets"),
-    "true": (whole({"a": entry(shape=[True, 2])}), "whole numbers"),
+    "true": (whole({"a": entry(shape=[True, 2])}), "integers"),
     "past the end": (whole({"a": entry(shape=[4], offsets=[0, 16])}), "ends at byte 16"),
     "type": (whole({"a": entry("F8_E4M3")}), "F8_E4M3"),
     "type I64": (whole({"a": entry("I64", [1])}), "puna reads F32"),

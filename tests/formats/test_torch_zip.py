@@ -1,4 +1,4 @@
-"""Files of torch.save: `torch.load` is the oracle; hostile ones are made by hand."""
+"""Compares files of torch.save with `torch.load`, and refuses hand-made hostile files."""
 
 from __future__ import annotations
 
@@ -42,25 +42,27 @@ def state_dict() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_every_layout_in_memory(tmp_path: Path, protocol: int) -> None:
+def test_every_memory_layout_is_read(tmp_path: Path, protocol: int) -> None:
     path = saved(tmp_path / "a", OrderedDict(state_dict()), pickle_protocol=protocol)
-    found = open_torch_zip(path).tensors
+    tensors = open_torch_zip(path).tensors
     theirs = torch.load(path, weights_only=False)
-    assert list(found) == list(theirs)
+    assert list(tensors) == list(theirs)
     for name, value in theirs.items():
-        assert found[name].shape == tuple(value.shape) and found[name].format.torch == str(value.dtype).split(".")[1]
-        np.testing.assert_array_equal(found[name].to_float32(), value.detach().float().numpy())
-    assert not found["plain"].data.flags.owndata  # a view of the file
+        assert (
+            tensors[name].shape == tuple(value.shape) and tensors[name].format.torch == str(value.dtype).split(".")[1]
+        )
+        np.testing.assert_array_equal(tensors[name].to_float32(), value.detach().float().numpy())
+    assert not tensors["plain"].data.flags.owndata  # a view of the file
 
 
-def test_a_module_with_its_metadata(tmp_path: Path) -> None:
+def test_a_state_dict_with_metadata_is_read(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
-    found = open_torch_zip(saved(tmp_path / "a", module.state_dict())).tensors
-    assert list(found) == list(module.state_dict())
-    np.testing.assert_array_equal(found["0.weight"].to_float32(), module[0].weight.detach().numpy())
+    tensors = open_torch_zip(saved(tmp_path / "a", module.state_dict())).tensors
+    assert list(tensors) == list(module.state_dict())
+    np.testing.assert_array_equal(tensors["0.weight"].to_float32(), module[0].weight.detach().numpy())
 
 
-def test_zip64_and_other_writers(tmp_path: Path) -> None:
+def test_zip64_files_of_other_writers_are_read(tmp_path: Path) -> None:
     source = zipfile.ZipFile(saved(tmp_path / "a", {"w": torch.arange(6.0)}))
     with zipfile.ZipFile(tmp_path / "b", "w") as target:
         for item in source.infolist():
@@ -70,8 +72,8 @@ def test_zip64_and_other_writers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_torch_zip(tmp_path / "b").tensors["w"].to_float32(), np.arange(6.0))
 
 
-def test_sizes_in_the_zip64_field(tmp_path: Path) -> None:
-    """Entries beyond 4 GB have their sizes there; a small file may too."""
+def test_sizes_in_the_zip64_field_are_read(tmp_path: Path) -> None:
+    """Entries beyond 4 GB need the field; a small file may use it too."""
     raw = bytearray(saved(tmp_path / "a", {"w": torch.arange(6.0)}).read_bytes())
     at = raw.index(b"PK\1\2")
     name_size = struct.unpack_from("<H", raw, at + 28)[0]
@@ -111,20 +113,20 @@ class Evil:
         ({"a": torch.ones(3).to_sparse()}, "_rebuild_sparse_tensor"),
     ],
 )
-def test_what_is_no_state_dict_of_weights(tmp_path: Path, value: Any, message: str) -> None:
+def test_anything_but_a_state_dict_of_weights_is_refused(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         open_torch_zip(saved(tmp_path / "a", value))
     assert not Path("/tmp/puna-was-here").exists()
 
 
-def test_the_form_before_1_6(tmp_path: Path) -> None:
+def test_the_format_before_1_6_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a", state_dict(), _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=r"before PyTorch 1\.6.*weights_only"):
         open_torch_zip(path)
 
 
 def rezip(path: Path, changes: dict[str, bytes | None], **options: Any) -> Path:
-    """A file of torch.save with entries replaced, added or (None) left out."""
+    """A file of torch.save with entries replaced, added or (None) removed."""
     with zipfile.ZipFile(saved(path, {"w": torch.arange(6.0)})) as source:
         entries = {item.filename.split("/", 1)[1]: source.read(item) for item in source.infolist()}
     with zipfile.ZipFile(path, "w", **options) as target:
@@ -144,12 +146,12 @@ def rezip(path: Path, changes: dict[str, bytes | None], **options: Any) -> Path:
         ({"constants.pkl": b""}, "TorchScript"),
     ],
 )
-def test_archives_with_something_wrong(tmp_path: Path, changes: dict[str, bytes | None], message: str) -> None:
+def test_invalid_archives_are_refused(tmp_path: Path, changes: dict[str, bytes | None], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         open_torch_zip(rezip(tmp_path / "a", changes))
 
 
-def test_compressed_entries(tmp_path: Path) -> None:
+def test_compressed_entries_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="compressed"):
         open_torch_zip(rezip(tmp_path / "a", {}, compression=zipfile.ZIP_DEFLATED))
 
@@ -165,23 +167,23 @@ def described(
 
 
 PICKLES = {
-    "empty": (b"", "asks for 1 bytes"),
-    "no end": (b"\x80\2}", "asks for 1 bytes"),
-    "huge text": (b"\x80\4\x8d" + b"\xff" * 8, "asks for"),
+    "empty": (b"", "needs 1 bytes"),
+    "no end": (b"\x80\2}", "needs 1 bytes"),
+    "huge text": (b"\x80\4\x8d" + b"\xff" * 8, "the pickle needs"),
     "huge memo": (b"\x80\2}r\xff\xff\xff\xff.", None),
     "unknown opcode": (b"\x80\2i.", "opcode b'i'"),
     "build an instance": (b"\x80\2cos\nsystem\n)\x81.", "os.system"),
     "global by stack": (b"\x80\4\x8c\x08builtins\x8c\4eval\x93.", "builtins.eval"),
-    "global by inner tuple": (b"\x80\4)\x8c\4eval\x93.", "other than text"),
-    "unfinished global": (b"\x80\2cos", "unfinished name"),
+    "global by inner tuple": (b"\x80\4)\x8c\4eval\x93.", "not text"),
+    "unfinished global": (b"\x80\2cos", "unterminated name"),
     "calling a storage": (b"\x80\2ctorch\nFloatStorage\n)R.", "not a function"),
-    "recall nothing": (b"\x80\2h\7.", "recalls item 7"),
-    "pop nothing": (b"\x80\2.", "takes more than it has put"),
-    "pop across a mark": (b"\x80\2}(s.", "takes more"),
-    "unmarked": (b"\x80\2t.", "not opened"),
+    "recall nothing": (b"\x80\2h\7.", "memo item 7"),
+    "pop nothing": (b"\x80\2.", "pops more values than it has pushed"),
+    "pop across a mark": (b"\x80\2}(s.", "pops more"),
+    "unmarked": (b"\x80\2t.", "needs a mark"),
     "key without value": (b"\x80\2}(K\1u.", "without a value"),
     "tuple as key": (b"\x80\2}()K\1u.", "tuple as a key"),
-    "append to a dict": (b"\x80\2}K\1a.", "not a list"),
+    "append to a dict": (b"\x80\2}K\1a.", "non-list"),
     "text not UTF-8": (b"\x80\2X\1\0\0\0\xff.", "not UTF-8"),
     "wrong arguments": (b"\x80\2" + TENSOR + b"K\1\x85R.", "wrong arguments"),
     "persistent id": (b"\x80\2K\1Q.", "not a storage's"),
@@ -200,7 +202,7 @@ PICKLES = {
 
 
 @pytest.mark.parametrize("case", PICKLES)
-def test_pickles_made_by_hand(tmp_path: Path, case: str) -> None:
+def test_handmade_pickles(tmp_path: Path, case: str) -> None:
     raw, message = PICKLES[case]
     path = rezip(tmp_path / "a", {"data.pkl": raw})
     if message is None:
@@ -217,7 +219,7 @@ def test_deeply_nested_values_do_not_overflow_the_stack(tmp_path: Path) -> None:
             open_torch_zip(rezip(tmp_path / "a", {"data.pkl": b"\x80\2" + raw}))
 
 
-def test_a_list_that_holds_itself(tmp_path: Path) -> None:
+def test_a_list_that_contains_itself_is_refused(tmp_path: Path) -> None:
     loop: list[Any] = []
     loop.append(loop)
     buffer = io.BytesIO()
@@ -227,7 +229,7 @@ def test_a_list_that_holds_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", [b"PK\5\6", b"PK\6\6", b"PK\1\2", b"PK\3\4"])
-def test_each_structure_of_the_zip_is_needed(tmp_path: Path, part: bytes) -> None:
+def test_each_structure_of_the_zip_is_checked(tmp_path: Path, part: bytes) -> None:
     raw = bytearray(saved(tmp_path / "a", {"w": torch.arange(6.0)}).read_bytes())
     raw[raw.rindex(part) + 1] ^= 0xFF
     (tmp_path / "b").write_bytes(raw)
@@ -235,7 +237,7 @@ def test_each_structure_of_the_zip_is_needed(tmp_path: Path, part: bytes) -> Non
         open_torch_zip(tmp_path / "b")
 
 
-def test_entries_over_each_other_and_entries_twice(tmp_path: Path) -> None:
+def test_overlapping_and_duplicate_entries_are_refused(tmp_path: Path) -> None:
     raw = saved(tmp_path / "a", {"w": torch.arange(6.0)}).read_bytes()
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "b", "w") as target:
         target.writestr("a/data.pkl", b"")

@@ -1,1 +1,1 @@
-"""Tensor files as headers and byte views: safetensors, GGUF, the zip of `torch.save`. What they mean lies elsewhere."""
+"""Headers and bytes of tensor files: safetensors, GGUF, `torch.save`'s zip. `checkpoint/` interprets their contents."""

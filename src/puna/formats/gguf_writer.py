@@ -1,6 +1,6 @@
-"""Writing GGUF version 3: typed metadata, the tensors' descriptions, then their bytes, streamed one piece at a time.
+"""Writes GGUF version 3 files: typed metadata, tensor descriptions, then the tensors' bytes, one piece at a time.
 
-What is written is what `gguf.py` reads; the types of the values are those llama.cpp's own files have.
+`gguf.py` reads these files. Values get the types that llama.cpp's converter gives them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from puna.files import atomic_write
 from puna.formats.new_tensor import NewTensor
 
 ALIGNMENT = 32
-"""Each tensor starts at a multiple of this many bytes of the data: the format's default."""
+"""Each tensor's offset in the data is a multiple of this many bytes: the format's default."""
 
 Value = bool | int | float | str | Sequence[str] | NDArray[Any]
 
@@ -27,25 +27,25 @@ _NAME_LIMIT = 64
 """GGML_MAX_NAME: llama.cpp refuses longer tensor names."""
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
-_WHOLE = (
+_INTEGERS = (
     (4, "I", 0, 2**32), (5, "i", -(2**31), 0), (10, "Q", 0, 2**64), (11, "q", -(2**63), 0),
 )  # fmt: skip
-"""GGUF's numbers of the types of whole numbers, the first choice first: struct's letter, least value, and beyond."""
+"""Integer types in order of preference: GGUF's type number, struct's letter, minimum, and maximum + 1."""
 
 _ELEMENTS = {"u1": 0, "i1": 1, "u2": 2, "i2": 3, "u4": 4, "i4": 5, "f4": 6, "u8": 10, "i8": 11, "f8": 12}
-"""GGUF's numbers of NumPy's element types."""
+"""GGUF's type numbers of NumPy's element types."""
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[NewTensor]) -> None:
-    """Writes a file, holding one piece of a tensor at a time; it appears under its name once it is whole.
+    """Writes a GGUF file atomically, with one piece of a tensor in memory at a time.
 
     Args:
-        metadata: whole numbers become uint32, negative ones int32, or 64 bits where they need them; others float32,
-            NumPy's float64 apart; a NumPy array keeps its element type, a list is one of strings.
-        tensors: in the order of their bytes.
+        metadata: an int becomes uint32, a negative one int32, or 64 bits if it needs them; a float becomes float32, a
+            `numpy.float64` float64; a NumPy array keeps its element type; any other sequence must be of strings.
+        tensors: in the order in which they are written.
 
     Raises:
-        CheckpointError: a name twice or too long, or data that does not fit its shape.
+        CheckpointError: a duplicate or overlong name, an integer of more than 64 bits, or data of the wrong size.
     """
     header = gguf_header(metadata, tensors)
     with atomic_write(path) as file:
@@ -57,14 +57,14 @@ def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[NewT
 
 
 def gguf_header(metadata: Mapping[str, Value], tensors: Sequence[NewTensor]) -> bytes:
-    """Everything before the tensors' bytes, padded to where they start."""
+    """Returns everything before the tensors' bytes, padding included."""
     names = [tensor.name for tensor in tensors]
     long = next((name for name in names if len(name.encode()) >= _NAME_LIMIT), None)
     if long is not None or len(set(names)) != len(names):
         raise CheckpointError(
-            f"tensor name {long!r} has {_NAME_LIMIT} bytes or more, which GGUF does not hold"
+            f"tensor name {long!r} is too long: llama.cpp allows fewer than {_NAME_LIMIT} bytes"
             if long is not None
-            else f"{len(names)} tensors under {len(set(names))} names; each tensor needs its own"
+            else f"{len(names)} tensors have only {len(set(names))} different names; each tensor needs its own"
         )
     parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
@@ -88,10 +88,10 @@ def _value(value: Value) -> bytes:
     if isinstance(value, bool):
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int):
-        for kind, code, low, high in _WHOLE:
+        for kind, code, low, high in _INTEGERS:
             if low <= value < high:
                 return struct.pack(f"<I{code}", kind, value)
-        raise CheckpointError(f"the number {str(value)[:40]} has more than 64 bits, which GGUF does not hold")
+        raise CheckpointError(f"the number {str(value)[:40]} has more than 64 bits, the maximum in GGUF")
     if isinstance(value, np.float64):
         return struct.pack("<Id", 12, value)
     if isinstance(value, float):
@@ -105,7 +105,7 @@ def _value(value: Value) -> bytes:
 
 
 def _strings(texts: Sequence[str]) -> bytes:
-    """As `_string` of each; a vocabulary has a hundred thousand, of few lengths."""
+    """Returns the joined `_string` of each text; faster, since a vocabulary of 10^5 texts has few different lengths."""
     raws = [text.encode() for text in texts]
-    before = {length: struct.pack("<Q", length) for length in set(map(len, raws))}
-    return b"".join([part for raw in raws for part in (before[len(raw)], raw)])
+    prefixes = {length: struct.pack("<Q", length) for length in set(map(len, raws))}
+    return b"".join([part for raw in raws for part in (prefixes[len(raw)], raw)])

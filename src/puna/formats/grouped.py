@@ -1,18 +1,18 @@
-"""Four-bit matrices as GPTQ and AWQ pack them for GPUs, and the same numbers as ggml's blocks.
+"""Four-bit matrices packed by GPTQ and AWQ, and their conversion to ggml's blocks.
 
-Both hold a matrix of (outputs, inputs) as whole numbers from 0 to 15, and for each group of inputs and each output a
-float16 scale s and a zero z:
+Both store a matrix of (outputs, inputs) as integers q from 0 to 15 and, for each group of inputs and each output, a
+float16 scale s and an integer zero point z:
 
     weight[o, i] = s[group(i), o] * (q[o, i] - z[group(i), o])
 
-    qweight  int32, eight numbers each   GPTQ (inputs / 8, outputs): number k is input 8 w + k
-                                         AWQ  (inputs, outputs / 8): numbers lie in the order of outputs 0 2 4 6 1 3 5 7
-    qzeros   int32 (groups, outputs / 8) GPTQ in order, less one (v2: as they are); AWQ in the order of its qweight
+    qweight  int32, eight q per word     GPTQ (inputs / 8, outputs): nibble k of word w is input 8 w + k
+                                         AWQ  (inputs, outputs / 8): nibbles are outputs 0 2 4 6 1 3 5 7 of the word
+    qzeros   int32 (groups, outputs / 8) GPTQ: outputs in order, z - 1 (v2: z); AWQ: in the output order of qweight
     scales   float16 (groups, outputs)
-    g_idx    int32 (inputs,)             GPTQ only: the group of each input; absent, groups follow one another
+    g_idx    int32 (inputs,)             GPTQ only, optional: the group of each input; default: consecutive groups
 
-Sources: `pack` of AutoGPTQ's QuantLinear and of AutoAWQ's WQLinear_GEMM. To add a packing, write its two functions and
-one line of `PACKINGS`, and one of the table's test.
+Sources: `pack` of AutoGPTQ's QuantLinear and of AutoAWQ's WQLinear_GEMM. To add a packing, write its two functions, and
+add one line to `PACKINGS` and to its test.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ _PER_WORD = 32 // BITS
 _BLOCK = 32
 
 _AT_ONCE = 1 << 20
-"""Numbers unpacked at once: the temporaries then stay inside the second-level cache."""
+"""Values unpacked at once, to bound the temporary arrays."""
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Output of each nibble of a word, lowest bits first."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How one of the two lays out its numbers.
+    """The layout of integers in one of the packings.
 
     Attributes:
-        name: what messages call it.
-        packed_axis: the axis of `qweight` along which a word holds eight numbers: 0 inputs, 1 outputs.
-        numbers: (qweight, outputs wanted) -> (outputs wanted, inputs), uint8.
+        name: the name in messages.
+        packed_axis: the axis of `qweight` along which a word holds eight integers: 0 inputs, 1 outputs.
+        numbers: (qweight, indices of n outputs) -> (n, inputs), uint8.
         zeros: qzeros -> (groups, outputs), uint8.
     """
 
@@ -58,9 +59,9 @@ class Packing:
 
 
 def _nibbles(words: NDArray[np.int32]) -> Bytes:
-    """Eight numbers of each word, the lowest bits first: (..., n) -> (..., n, 8)."""
-    halves = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)
-    numbers = np.stack([halves & 15, halves >> 4], axis=-1)
+    """Unpacks the eight nibbles of each word, lowest bits first: (..., n) -> (..., n, 8)."""
+    pairs = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)
+    numbers = np.stack([pairs & 15, pairs >> 4], axis=-1)
     return numbers.reshape(*words.shape, _PER_WORD)
 
 
@@ -78,13 +79,13 @@ def _gptq_v2_zeros(words: NDArray[np.int32]) -> Bytes:
 
 
 def _awq_numbers(words: NDArray[np.int32], outputs: Index) -> Bytes:
-    columns, where = np.unique(outputs // _PER_WORD, return_inverse=True)
+    columns, column_of = np.unique(outputs // _PER_WORD, return_inverse=True)
     by_input = np.ascontiguousarray(words[:, columns]).view(np.uint8).reshape(len(words), -1)
-    halves = np.ascontiguousarray(by_input.T).reshape(len(columns), 4, -1)
+    pairs = np.ascontiguousarray(by_input.T).reshape(len(columns), 4, -1)
     numbers = np.empty((len(columns), _PER_WORD, len(words)), np.uint8)
-    numbers[:, _AWQ_ORDER[0::2]] = halves & 15
-    numbers[:, _AWQ_ORDER[1::2]] = halves >> 4
-    return numbers[where, outputs % _PER_WORD]
+    numbers[:, _AWQ_ORDER[0::2]] = pairs & 15
+    numbers[:, _AWQ_ORDER[1::2]] = pairs >> 4
+    return numbers[column_of, outputs % _PER_WORD]
 
 
 def _awq_zeros(words: NDArray[np.int32]) -> Bytes:
@@ -96,22 +97,22 @@ PACKINGS = {
     ("gptq", "gptq_v2"): Packing("GPTQ v2", 0, _gptq_numbers, _gptq_v2_zeros),
     ("awq", "gemm"): Packing("AWQ", 1, _awq_numbers, _awq_zeros),
 }
-"""Every packing puna reads, by the method and version that quantization_config names."""
+"""Every packing that puna reads, by the method and version in quantization_config."""
 
 
 @dataclass(frozen=True)
 class GroupedMatrix:
-    """A matrix in one of the packings, whose rows can be had in a format of `FORMATS`.
+    """A matrix in one of the packings, whose rows are returned in a format of `FORMATS`.
 
-    That is q4_0 where every zero is 8, with the very values; q4_1 where zeros differ, its minimum -s z rounded to
-    float16; and where the inputs of a block belong to several groups ("act order"), or scales are no float16, plain
-    numbers of the scales' type, rounded to it. Kernels for GPUs round likewise.
+    The format is q4_0, which is exact, if every zero point is 8, and q4_1, with the minimum -s z rounded to float16, if
+    zero points differ. If the inputs of a block of 32 belong to several groups ("act order"), or the scales are not
+    float16, the values are rounded to the scales' type. Kernels for GPUs also round to float16.
 
     Attributes:
-        group_size: inputs that share scales and zeros; -1: all of them.
+        group_size: number of inputs that share scales and zero points; -1: all inputs.
 
     Raises:
-        CheckpointError: the parts do not fit each other.
+        CheckpointError: the types or shapes of the parts do not fit each other.
     """
 
     name: str
@@ -129,23 +130,23 @@ class GroupedMatrix:
         ):  # fmt: skip
             if part is not None and (len(part.shape) != axes or part.format not in forms):
                 raise CheckpointError(
-                    f"tensor {part.name!r} is {part.format.name} of shape {part.shape}; {self.packing.name} has "
-                    f"{' or '.join(form.name for form in forms)} with {axes} axes there"
+                    f"tensor {part.name!r} is {part.format.name} of shape {part.shape}; {self.packing.name} needs "
+                    f"{' or '.join(form.name for form in forms)} with {axes} axes here"
                 )
         outputs, inputs = self.shape
         groups = 1 if self.group_size == -1 else -(-inputs // self.group_size)
-        wanted = (groups, outputs)
-        if self.scales.shape != wanted or self.qzeros.shape != (groups, outputs // _PER_WORD):
+        packed_groups = (groups, outputs // _PER_WORD)
+        if self.scales.shape != (groups, outputs) or self.qzeros.shape != packed_groups:
             raise CheckpointError(
                 f"{self.name}: scales of shape {self.scales.shape} and qzeros of {self.qzeros.shape} do not fit "
-                f"{outputs} outputs and {inputs} inputs in groups of {self.group_size}; {wanted} and "
-                f"{(groups, outputs // _PER_WORD)} do. The files do not belong to quantization_config"
+                f"{outputs} outputs and {inputs} inputs in groups of {self.group_size}, which need "
+                f"{(groups, outputs)} and {packed_groups}. The files do not belong to this quantization_config"
             )
         if self.g_idx is not None and (
             self.g_idx.shape != (inputs,) or self.groups.min() < 0 or self.groups.max() >= groups
         ):
             raise CheckpointError(
-                f"tensor {self.g_idx.name!r} must give one of {groups} groups to each of {inputs} inputs; "
+                f"tensor {self.g_idx.name!r} must assign one of {groups} groups to each of {inputs} inputs; "
                 "the file is damaged"
             )
 
@@ -157,7 +158,7 @@ class GroupedMatrix:
 
     @cached_property
     def groups(self) -> Index:
-        """The group of each input."""
+        """(inputs,): the group of each input."""
         if self.g_idx is None:
             inputs = self.shape[1]
             return np.arange(inputs) // (inputs if self.group_size == -1 else self.group_size)
@@ -165,10 +166,10 @@ class GroupedMatrix:
 
     @cached_property
     def format(self) -> BlockFormat:
-        """How `take` packs the values; found from zeros and groups, which are read for it."""
+        """The format that `take` returns; determining it reads the zero points and groups."""
         groups, inputs = self.groups, self.shape[1]
-        in_blocks = inputs % _BLOCK == 0 and bool((groups.reshape(-1, _BLOCK) == groups[::_BLOCK, None]).all())
-        if not in_blocks or self.scales.format != FORMATS["f16"]:
+        groups_fit = inputs % _BLOCK == 0 and bool((groups.reshape(-1, _BLOCK) == groups[::_BLOCK, None]).all())
+        if not groups_fit or self.scales.format != FORMATS["f16"]:
             return self.scales.format
         return FORMATS["q4_0" if (self._zeros == 8).all() else "q4_1"]
 
@@ -177,7 +178,7 @@ class GroupedMatrix:
         return self.packing.zeros(_words(self.qzeros))
 
     def take(self, outputs: Index) -> Bytes:
-        """The packed bytes of some rows, (rows, bytes per row).
+        """Returns the packed bytes of the given rows, (rows, bytes per row).
 
         Raises:
             CheckpointError: a value is too large for float16.
@@ -186,12 +187,12 @@ class GroupedMatrix:
         out = np.empty((len(outputs), width), np.uint8)
         step = max(_PER_WORD, _AT_ONCE // self.shape[1])
         for start in range(0, len(outputs), step):
-            some = outputs[start : start + step]
-            out[start : start + step] = self._plain(some) if self.format.values == 1 else self._blocks(some)
+            piece = outputs[start : start + step]
+            out[start : start + step] = self._plain(piece) if self.format.values == 1 else self._blocks(piece)
         return out
 
     def _blocks(self, outputs: Index) -> Bytes:
-        """Rows as blocks of 32: the scale, the minimum for q4_1, and numbers k and k + 16 of a block in one byte."""
+        """Returns rows in q4_0 or q4_1: scale, minimum (q4_1), then bytes of the integers k and k + 16 of a block."""
         numbers = self.packing.numbers(_words(self.qweight), outputs).reshape(len(outputs), -1, 2, _BLOCK // 2)
         scales = _row_scales(self.scales, outputs)
         fields = [scales]
@@ -212,7 +213,9 @@ class GroupedMatrix:
         assert form.pack is not None, "scales are plain numbers"
         packed = form.pack(values)
         if np.isfinite(values).all() and not np.isfinite(form.decode(packed.reshape(-1))).all():
-            raise CheckpointError(f"{self.name}: its scales give values beyond {form.torch}; the file is damaged")
+            raise CheckpointError(
+                f"{self.name}: the scales give values beyond {form.torch}'s range; the file is damaged"
+            )
         return packed
 
     @property
@@ -221,7 +224,7 @@ class GroupedMatrix:
         return self.take(np.arange(self.shape[0])).reshape(-1)
 
     def release(self) -> None:
-        """Gives back the memory in which the files' bytes lie."""
+        """Lets the system drop the files' bytes from memory; later accesses read the files again."""
         for part in (self.qweight, self.qzeros, self.scales):
             part.release()
 
@@ -231,7 +234,7 @@ def _words(tensor: StoredTensor) -> NDArray[np.int32]:
 
 
 def _row_scales(scales: StoredTensor, outputs: Index) -> NDArray[np.float32]:
-    """(rows, groups); no more than these are unpacked."""
-    some = scales.data.reshape(*scales.shape, scales.format.bytes)[:, outputs]
-    rows: NDArray[np.float32] = scales.format.decode(some.reshape(-1)).reshape(scales.shape[0], -1).T
+    """Unpacks the scales of the given outputs only: (outputs, groups)."""
+    packed = scales.data.reshape(*scales.shape, scales.format.bytes)[:, outputs]
+    rows: NDArray[np.float32] = scales.format.decode(packed.reshape(-1)).reshape(scales.shape[0], -1).T
     return rows

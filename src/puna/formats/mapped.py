@@ -1,7 +1,7 @@
-"""Files as read-only arrays of bytes, and what kind of file the first bytes say it is.
+"""Maps files into memory as read-only arrays of bytes, and detects their format from the first bytes.
 
-Nothing is read until it is touched, so opening a checkpoint costs its header. A file that somebody cuts short while
-it is mapped cannot be guarded against; checkpoints are replaced by renaming, never rewritten in place.
+The system reads a page of a mapped file when it is accessed, so opening a checkpoint only reads its header. Reading a
+file that is truncated while it is mapped crashes the process: replace checkpoints by renaming, never rewrite in place.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from puna.errors import CheckpointError, ModelNotFoundError
 Container = Literal["gguf", "safetensors", "torch_zip", "torch_legacy"]
 
 _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
-"""How `torch.save` began before 1.6: a pickle, protocol 2, of the number 0x1950a86a20f9469cfc6c."""
+"""Start of `torch.save`'s format before PyTorch 1.6: the number 0x1950a86a20f9469cfc6c, pickled with protocol 2."""
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
-    """The bytes of `path`, read-only, mapped.
+    """Returns the bytes of a file, mapped and read-only.
 
     Raises:
-        ModelNotFoundError: there is nothing at `path`.
-        CheckpointError: it is a folder or a device, is empty, or may not be read.
+        ModelNotFoundError: `path` does not exist.
+        CheckpointError: `path` is a folder or a device, is empty, or cannot be read.
     """
     try:
         if not path.exists():
@@ -45,24 +45,24 @@ def map_file(path: Path) -> NDArray[np.uint8]:
 
 
 def release(view: NDArray[np.uint8]) -> None:
-    """Lets the system forget the pages of a mapped file under `view`: they are read again where they are touched again.
+    """Lets the system drop the pages of a mapped file under `view` from memory; later accesses read the file again.
 
-    An array that is no view of a mapped file is left alone.
+    Does nothing for an array that is not a view of a mapped file.
     """
     base: object = view
     while base is not None and not isinstance(base, mmap.mmap):
-        # as_strided puts an object between a view and its array that is no array itself.
+        # Between a view and its array, as_strided inserts a helper object that is not an array.
         base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
     if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return
     start = view.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-    first, last = -(-start // mmap.PAGESIZE), (start + view.nbytes) // mmap.PAGESIZE  # whole pages
+    first, last = -(-start // mmap.PAGESIZE), (start + view.nbytes) // mmap.PAGESIZE  # pages entirely inside the view
     if view.flags.c_contiguous and last > first:
         base.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
 def sniff(path: Path) -> Container:
-    """The kind of tensor file at `path`, told from its first bytes, never from its name."""
+    """Returns the format of a tensor file, detected from its first bytes, never from its name."""
     data = map_file(path)
     start = data[:16].tobytes()
     if start[:4] == b"GGUF":
@@ -75,6 +75,6 @@ def sniff(path: Path) -> Container:
     if len(data) >= 9 and start[8:9] == b"{":
         return "safetensors"
     raise CheckpointError(
-        f"{path}: begins with {start[:8].hex(' ')}, which is neither GGUF, safetensors nor PyTorch's zip; "
-        "is it complete, and not a placeholder such as a Git LFS pointer?"
+        f"{path}: begins with {start[:8].hex(' ')}, which is neither GGUF, safetensors nor PyTorch's zip. Check that "
+        "the file is complete and not a placeholder such as a Git LFS pointer"
     )

@@ -1,9 +1,9 @@
-"""A pickle reader that can build plain values and descriptions of tensors, and nothing else.
+"""A pickle reader that can build only plain values and descriptions of tensors.
 
-`pickle.Unpickler` with a guarded `find_class` would still let a hostile file ask for memory without limit (a memo index
-of 2^31, a byte string of 2^40) or overflow the C stack (hashing nested tuples). This one has no way to call anything:
-globals are looked up in a table of the few names that `torch.save` writes for a state dict, and the machine knows only
-the opcodes pickle needs for that. Every value it makes is paid for by bytes of the file.
+`pickle.Unpickler` with a restricted `find_class` would still let a hostile file allocate unlimited memory (a memo index
+of 2^31, a byte string of 2^40) or overflow the C stack (hashing nested tuples). This reader can call only functions in
+a table of the few names that `torch.save` writes for a state dict, and supports only the opcodes that a state dict
+needs. Each byte of the pickle creates at most one small value, so the size of the pickle bounds the memory.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from puna.errors import CheckpointError
 Global = Callable[..., Any]
 
 PICKLE_LIMIT = 4 * 2**20
-"""Largest pickle read, bytes: 20,000 tensors. One byte of pickle can ask for a hundred of memory, never more."""
+"""Maximum size of a pickle in bytes: 20,000 tensors. A byte of pickle takes at most about a hundred of memory."""
 
 
 @dataclass(frozen=True)
 class StorageClass:
-    """A named class of torch storages; may be held, never called."""
+    """A class of torch storages, by name; the pickle passes it on, but cannot call it."""
 
     name: str
 
 
 @dataclass
 class _Machine:
-    """The pickle virtual machine: a stack, the marks into it, and the memo."""
+    """The pickle virtual machine: a stack, marks (positions in the stack), and the memo."""
 
     data: bytes
     globals: dict[str, Global | StorageClass]
     persistent: Callable[[Any], Any]
-    at: int = 0
+    position: int = 0
     stack: list[Any] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
     def take(self, size: int) -> bytes:
-        if size > len(self.data) - self.at:
-            raise CheckpointError(f"the pickle asks for {size} bytes at {self.at}; it has {len(self.data)}")
-        self.at += size
-        return self.data[self.at - size : self.at]
+        if size > len(self.data) - self.position:
+            raise CheckpointError(f"the pickle needs {size} bytes at {self.position}, but has only {len(self.data)}")
+        self.position += size
+        return self.data[self.position - size : self.position]
 
-    def number(self, spelling: str) -> Any:
-        return struct.unpack(spelling, self.take(struct.calcsize(spelling)))[0]
+    def number(self, code: str) -> Any:
+        return struct.unpack(code, self.take(struct.calcsize(code)))[0]
 
     def pop(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise CheckpointError(f"the pickle takes more than it has put, at byte {self.at}")
+            raise CheckpointError(f"the pickle pops more values than it has pushed, at byte {self.position}")
         return self.stack.pop()
 
     def pop_mark(self) -> list[Any]:
         if not self.marks:
-            raise CheckpointError(f"the pickle closes a group it has not opened, at byte {self.at}")
+            raise CheckpointError(f"the pickle needs a mark that it has not pushed, at byte {self.position}")
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
@@ -64,7 +64,7 @@ class _Machine:
 
     def top(self, kind: type) -> Any:
         if not self.stack or type(self.stack[-1]) is not kind:
-            raise CheckpointError(f"the pickle fills something that is not a {kind.__name__}, at byte {self.at}")
+            raise CheckpointError(f"the pickle adds items to a non-{kind.__name__}, at byte {self.position}")
         return self.stack[-1]
 
 
@@ -72,14 +72,14 @@ _Step = Callable[[_Machine], object]
 
 
 def read_pickle(data: bytes, names: dict[str, Global | StorageClass], persistent: Callable[[Any], Any]) -> Any:
-    """The object that `data` describes.
+    """Returns the object that a pickle describes.
 
     Args:
-        names: what "module.name" stands for; nothing else is admitted.
+        names: the globals that the pickle may use, by "module.name".
         persistent: resolves persistent ids, which torch uses for storages.
 
     Raises:
-        CheckpointError: an opcode or global outside what a state dict needs, named; or a damaged pickle.
+        CheckpointError: an opcode or global that a state dict does not need, or a damaged pickle.
     """
     if len(data) > PICKLE_LIMIT:
         raise CheckpointError(
@@ -93,7 +93,7 @@ def read_pickle(data: bytes, names: dict[str, Global | StorageClass], persistent
         step = _OPCODES.get(opcode)
         if step is None:
             raise CheckpointError(
-                f"the pickle has the opcode {opcode!r} at byte {machine.at - 1}, which no state dict of tensors needs"
+                f"the pickle has the opcode {opcode!r} at byte {machine.position - 1}, which no state dict needs"
             )
         step(machine)
 
@@ -102,7 +102,7 @@ def _resolve(machine: _Machine, module: Any, name: Any) -> None:
     full = f"{module}.{name}"
     if full not in machine.globals:
         raise CheckpointError(
-            f"the pickle asks for the global {full[:200]!r}, which no tensor of float32, float16 or bfloat16 needs. "
+            f"the pickle uses the global {full[:200]!r}, which no tensor of float32, float16 or bfloat16 needs. "
             "Do not trust the file, or save the state dict alone"
         )
     machine.stack.append(machine.globals[full])
@@ -111,10 +111,10 @@ def _resolve(machine: _Machine, module: Any, name: Any) -> None:
 def _global(machine: _Machine) -> None:
     names = []
     for _ in range(2):
-        end = machine.data.find(b"\n", machine.at, machine.at + 1024)
+        end = machine.data.find(b"\n", machine.position, machine.position + 1024)
         if end < 0:
-            raise CheckpointError(f"the pickle has an unfinished name at byte {machine.at}")
-        names.append(_text(machine.take(end - machine.at)))
+            raise CheckpointError(f"the pickle has an unterminated name at byte {machine.position}")
+        names.append(_text(machine.take(end - machine.position)))
         machine.take(1)
     _resolve(machine, *names)
 
@@ -122,14 +122,14 @@ def _global(machine: _Machine) -> None:
 def _stack_global(machine: _Machine) -> None:
     name, module = machine.pop(), machine.pop()
     if not isinstance(name, str) or not isinstance(module, str):
-        raise CheckpointError(f"the pickle names a global with something other than text, at byte {machine.at}")
+        raise CheckpointError(f"the pickle names a global with a value that is not text, at byte {machine.position}")
     _resolve(machine, module, name)
 
 
 def _call(machine: _Machine) -> None:
     arguments, function = machine.pop(), machine.pop()
     if not callable(function) or type(arguments) is not tuple:
-        raise CheckpointError(f"the pickle calls something that is not a function, at byte {machine.at}")
+        raise CheckpointError(f"the pickle calls a value that is not a function, at byte {machine.position}")
     try:
         machine.stack.append(function(*arguments))
     except TypeError as exc:
@@ -137,33 +137,33 @@ def _call(machine: _Machine) -> None:
 
 
 def _build(machine: _Machine) -> None:
-    """Attributes of an object: torch sets `_metadata`, versions of modules, on a state dict; it holds no tensor."""
+    """Ignores attributes of a state dict: torch sets `_metadata`, the versions of modules, which contains no tensor."""
     machine.pop()
     machine.top(dict)
 
 
 def _put(machine: _Machine, index: int) -> None:
     if not machine.stack:
-        raise CheckpointError(f"the pickle remembers something it has not made, at byte {machine.at}")
+        raise CheckpointError(f"the pickle stores a value in the memo before creating one, at byte {machine.position}")
     machine.memo[index] = machine.stack[-1]
 
 
 def _get(machine: _Machine, index: int) -> None:
     if index not in machine.memo:
-        raise CheckpointError(f"the pickle recalls item {index}, which it has not made, at byte {machine.at}")
+        raise CheckpointError(f"the pickle reads memo item {index}, which is not set, at byte {machine.position}")
     machine.stack.append(machine.memo[index])
 
 
 def _set(machine: _Machine, items: list[Any]) -> None:
     target = machine.top(dict)
     if len(items) % 2:
-        raise CheckpointError(f"the pickle sets a key without a value, at byte {machine.at}")
+        raise CheckpointError(f"the pickle sets a key without a value, at byte {machine.position}")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Only scalars: hashing a tuple of tuples of tuples recurses in C, as deep as the file says.
+        # Only scalars: hashing nested tuples recurses in C, to a depth that the file chooses.
         if not isinstance(key, str | int | float | bytes | None):
-            raise CheckpointError(f"the pickle has a {type(key).__name__} as a key; a state dict's keys are names")
+            raise CheckpointError(f"the pickle has a {type(key).__name__} as a key; keys of a state dict are names")
         if isinstance(key, str) and key in target:
-            raise CheckpointError(f"the pickle names {key!r} twice; the file is damaged, download it again")
+            raise CheckpointError(f"the pickle has the key {key!r} twice; the file is damaged, download it again")
         target[key] = value
 
 
@@ -187,13 +187,13 @@ def _text(raw: bytes) -> str:
         raise CheckpointError(f"the pickle has text that is not UTF-8 ({exc})") from exc
 
 
-def _push(make: Callable[[_Machine], Any]) -> _Step:
-    return lambda m: m.stack.append(make(m))
+def _push(value: Callable[[_Machine], Any]) -> _Step:
+    return lambda m: m.stack.append(value(m))
 
 
 _OPCODES: dict[bytes, _Step] = {
     b"\x80": lambda m: m.take(1),  # PROTO
-    b"\x95": lambda m: m.take(8),  # FRAME: a hint for readers of streams
+    b"\x95": lambda m: m.take(8),  # FRAME: a hint for readers of streams, ignored
     b"(": lambda m: m.marks.append(len(m.stack)),
     b"0": lambda m: m.pop(),
     b"N": _push(lambda m: None),
@@ -231,4 +231,4 @@ _OPCODES: dict[bytes, _Step] = {
     b"R": _call,
     b"b": _build,
 }
-"""Opcodes of protocols 2 to 5 (`pickletools` describes them); instances, classes and extensions are left out."""
+"""Opcodes of protocols 2 to 5, described in `pickletools`, without those for instances, classes and extensions."""

@@ -1,6 +1,6 @@
-"""safetensors: eight bytes of length, a JSON header, then the tensors' bytes back to back.
+"""Reads and writes safetensors files: a length of eight bytes, a JSON header, then the tensors' bytes without gaps.
 
-Reading gives views of the mapped file. Writing streams: the header first, from the shapes alone, then one tensor at a
+Reading returns views of the mapped file. Writing needs only the shapes for the header, then one piece of a tensor at a
 time. The format: https://github.com/huggingface/safetensors#format.
 """
 
@@ -22,14 +22,14 @@ from puna.formats.mapped import map_file
 from puna.formats.new_tensor import NewTensor
 
 HEADER_LIMIT = 16 * 2**20
-"""Largest header read, bytes. The format allows 100 MB; the 1,138 tensors of the largest LLaMA need 0.2 MB."""
+"""Maximum size of a header, in bytes. The format allows 100 MB; the 1,138 tensors of the largest LLaMA need 0.2 MB."""
 
 _BY_NAME = {item.safetensors: item for item in (*FORMATS.values(), I32) if item.safetensors is not None}
 
 
 @dataclass(frozen=True)
 class SafetensorsFile:
-    """An open file: its free-form `metadata` and its `tensors`, in the order of their bytes."""
+    """An open safetensors file: its free-form `metadata` and its `tensors`, in the order of their bytes."""
 
     path: Path
     metadata: dict[str, str]
@@ -37,10 +37,10 @@ class SafetensorsFile:
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:
-    """Opens `path`; costs the header only.
+    """Opens a safetensors file; reads the header, not the tensor data.
 
     Raises:
-        CheckpointError: the header is not well-formed, or does not describe each byte of the file exactly once.
+        CheckpointError: the header is malformed, or does not assign each byte of the data to exactly one tensor.
     """
     data = map_file(path)
     if len(data) < 8:
@@ -48,7 +48,7 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     size = int.from_bytes(data[:8].tobytes(), "little")
     if size > min(HEADER_LIMIT, len(data) - 8):
         raise CheckpointError(
-            f"{path}: the header says it has {size} bytes; the file has {len(data) - 8} after it and the limit is "
+            f"{path}: announces a header of {size} bytes; {len(data) - 8} bytes follow and the limit is "
             f"{HEADER_LIMIT}. The file is truncated or not safetensors; download it again"
         )
     header = _parse_header(path, data[8 : 8 + size].tobytes())
@@ -60,14 +60,14 @@ def open_safetensors(path: Path) -> SafetensorsFile:
 
 def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        names: dict[str, Any] = {}
         for name, value in pairs:
-            if name in found:
+            if name in names:
                 raise CheckpointError(
                     f"{path}: the header names {name!r} twice; the file is damaged, download it again"
                 )
-            found[name] = value
-        return found
+            names[name] = value
+        return names
 
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
@@ -78,18 +78,18 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
             f"{path}: the header is not JSON ({exc}); the file is damaged, download it again"
         ) from exc
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the header is a JSON {type(header).__name__}; an object is needed")
+        raise CheckpointError(f"{path}: the header must be a JSON object, got a {type(header).__name__}")
     return header
 
 
 def _views(path: Path, header: dict[str, Any], data: NDArray[np.uint8]) -> dict[str, StoredTensor]:
     spans = sorted((*_span(path, name, entry), name) for name, entry in header.items())
     tensors = {}
-    at = 0
+    position = 0
     for begin, end, name in spans:
-        if begin != at:
-            fault = "overlaps the tensor before it" if begin < at else "leaves a gap before it"
-            raise CheckpointError(f"{path}: tensor {name!r} starts at byte {begin}, not {at}: it {fault}")
+        if begin != position:
+            fault = "overlaps the previous tensor" if begin < position else "leaves a gap after the previous tensor"
+            raise CheckpointError(f"{path}: tensor {name!r} starts at byte {begin}, not {position}: it {fault}")
         if end > len(data):
             raise CheckpointError(
                 f"{path}: tensor {name!r} ends at byte {end} of the data; the file has {len(data)}. Download it again"
@@ -98,16 +98,16 @@ def _views(path: Path, header: dict[str, Any], data: NDArray[np.uint8]) -> dict[
             tensors[name] = StoredTensor(name, *_type(path, name, header[name]), data[begin:end])
         except CheckpointError as exc:
             raise CheckpointError(f"{path}: {exc}") from exc
-        at = end
-    if at != len(data):
-        raise CheckpointError(f"{path}: {len(data) - at} bytes follow the last tensor; the file is damaged")
+        position = end
+    if position != len(data):
+        raise CheckpointError(f"{path}: {len(data) - position} bytes follow the last tensor; the file is damaged")
     return tensors
 
 
 def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    if not isinstance(offsets, list) or not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{path}: tensor {name!r} has data_offsets {str(offsets)[:80]}; two offsets are needed")
+    if not isinstance(offsets, list) or not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{path}: tensor {name!r} has data_offsets {str(offsets)[:80]}; expected two offsets")
     return offsets[0], offsets[1]
 
 
@@ -115,23 +115,23 @@ def _type(path: Path, name: str, entry: dict[str, Any]) -> tuple[tuple[int, ...]
     kind, shape = entry.get("dtype"), entry.get("shape")
     if not isinstance(kind, str) or kind not in _BY_NAME:
         raise CheckpointError(f"tensor {name!r} has the type {str(kind)[:40]}; puna reads {', '.join(_BY_NAME)}")
-    if not isinstance(shape, list) or not _whole_numbers(shape):
-        raise CheckpointError(f"tensor {name!r} has the shape {str(shape)[:80]}; whole numbers are needed")
+    if not isinstance(shape, list) or not _are_counts(shape):
+        raise CheckpointError(f"tensor {name!r} has the shape {str(shape)[:80]}; expected a list of integers")
     return tuple(shape), _BY_NAME[kind]
 
 
-def _whole_numbers(items: list[Any]) -> bool:
+def _are_counts(items: list[Any]) -> bool:
     return all(type(item) is int and item >= 0 for item in items)
 
 
 def write_safetensors(path: Path, tensors: Sequence[NewTensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes `tensors` in their order, holding one at a time; the file appears under its name once it is whole.
+    """Writes a safetensors file atomically, with one piece of a tensor in memory at a time.
 
     Raises:
-        CheckpointError: a name twice, a format safetensors does not know, or data that does not fit its shape.
+        CheckpointError: a duplicate name, a format that safetensors does not have, or data of the wrong size.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    at = 0
+    position = 0
     for tensor in tensors:
         kind, size = tensor.format.safetensors, tensor.size
         if kind is None:
@@ -139,11 +139,11 @@ def write_safetensors(path: Path, tensors: Sequence[NewTensor], metadata: Mappin
                 f"tensor {tensor.name!r} is {tensor.format.name}; safetensors holds {', '.join(_BY_NAME)}"
             )
         if tensor.name in header or tensor.name == "__metadata__":
-            raise CheckpointError(f"tensor name {tensor.name!r} is given twice or reserved; rename one")
-        header[tensor.name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [at, at + size]}
-        at += size
+            raise CheckpointError(f"tensor name {tensor.name!r} is used twice or reserved; rename the tensor")
+        header[tensor.name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [position, position + size]}
+        position += size
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the data are aligned
+    text += b" " * (-len(text) % 8)  # aligns the data
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)

@@ -1,7 +1,7 @@
-"""Files of `torch.save` (zip form, PyTorch 1.6 and later) that hold a state dict, as views of the mapped file.
+"""Reads state dicts saved by `torch.save` (zip format, PyTorch 1.6 and later) as views of the mapped file.
 
-No torch and no `pickle`: the zip's directory gives the storages' bytes, and our own reader of the pickle gives the
-shape, strides and storage of each tensor. A tensor whose order in memory differs from its own is copied when asked for.
+Uses neither torch nor `pickle`: the zip's directory locates the bytes of the storages, and `pickle_reader` returns the
+shape, strides and storage of each tensor. A tensor that is not contiguous is copied when its bytes are read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OTHER_STORAGES = ("Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "Co
 
 @dataclass(frozen=True)
 class TorchZipFile:
-    """An open file and its `tensors`, in the order of the state dict."""
+    """An open file of `torch.save` and its `tensors`, in the order of the state dict."""
 
     path: Path
     tensors: dict[str, StoredTensor]
@@ -35,6 +35,8 @@ class TorchZipFile:
 
 @dataclass(frozen=True)
 class _Storage:
+    """A torch storage: its class, its entry `data/KEY` of the zip, and its number of elements."""
+
     kind: str
     key: str
     count: int
@@ -42,6 +44,8 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _Tensor:
+    """A tensor in a storage; offset and strides count elements."""
+
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
@@ -49,19 +53,19 @@ class _Tensor:
 
 
 def open_torch_zip(path: Path) -> TorchZipFile:
-    """Opens `path`; costs the zip's directory and the pickle, not the tensors.
+    """Opens a file of `torch.save`; reads the zip's directory and the pickle, not the tensor data.
 
     Raises:
-        CheckpointError: another kind of file, a pickle that asks for anything but tensors, or tensors outside the file.
+        CheckpointError: another format, a pickle that needs anything but tensors, or tensors outside the file.
     """
     kind = sniff(path)
     if kind == "torch_legacy":
         raise CheckpointError(
-            f"{path}: written by torch.save before PyTorch 1.6. Convert it where you trust it: "
+            f"{path}: written by torch.save before PyTorch 1.6. If you trust the file, convert it: "
             "`torch.save(torch.load(path, weights_only=True), path)`"
         )
     if kind != "torch_zip":
-        raise CheckpointError(f"{path}: a {kind} file, not one of torch.save")
+        raise CheckpointError(f"{path}: a {kind} file, not a file of torch.save")
     try:
         entries = zip_entries(map_file(path))
         prefix = _prefix(entries)
@@ -72,7 +76,7 @@ def open_torch_zip(path: Path) -> TorchZipFile:
 
 
 def _prefix(entries: dict[str, NDArray[np.uint8]]) -> str:
-    """The folder that all entries of the archive share."""
+    """Returns the folder of the archive's entries, with a slash."""
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(f"a zip with {len(pickles)} entries named data.pkl; torch.save writes one")
@@ -89,7 +93,7 @@ def _prefix(entries: dict[str, NDArray[np.uint8]]) -> str:
 
 def _state_dict(root: Any, entries: dict[str, NDArray[np.uint8]], prefix: str) -> dict[str, StoredTensor]:
     if type(root) is not dict:
-        raise CheckpointError(f"holds a {type(root).__name__.strip('_')}; a state dict, names to tensors, is needed")
+        raise CheckpointError(f"holds a {type(root).__name__.strip('_')}, not a state dict of names and tensors")
     tensors = {}
     for name, value in root.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
@@ -108,10 +112,10 @@ def _view(name: str, tensor: _Tensor, entries: dict[str, NDArray[np.uint8]], pre
     form = _format(tensor.storage)
     raw = entries.get(f"{prefix}data/{tensor.storage.key}")
     if raw is None or len(raw) != tensor.storage.count * form.bytes:
-        held = "is missing" if raw is None else f"has {len(raw)} bytes"
+        state = "is missing" if raw is None else f"has {len(raw)} bytes"
         raise CheckpointError(
-            f"storage {tensor.storage.key[:80]!r} {held}; {tensor.storage.count} of {form.torch} need "
-            f"{tensor.storage.count * form.bytes}"
+            f"storage {tensor.storage.key[:80]!r} {state}; {tensor.storage.count} {form.torch} elements need "
+            f"{tensor.storage.count * form.bytes} bytes"
         )
     count = math.prod(tensor.shape)
     last = tensor.offset + sum((extent - 1) * step for extent, step in zip(tensor.shape, tensor.strides, strict=True))
@@ -133,11 +137,11 @@ def _format(storage: _Storage) -> BlockFormat:
     form = _BY_STORAGE.get(storage.kind)
     if form is None:
         known = ", ".join(str(item.torch) for item in _BY_STORAGE.values())
-        raise CheckpointError(f"its elements are those of torch.{storage.kind}; puna reads {known}")
+        raise CheckpointError(f"the elements have the type of torch.{storage.kind}; puna reads {known}")
     return form
 
 
-# What the pickle of a state dict may call. None of these touch the file: they only describe.
+# The functions that the pickle of a state dict may call. They only describe tensors and do not read the file.
 
 
 def _persistent(key: Any) -> _Storage:
@@ -148,7 +152,7 @@ def _persistent(key: Any) -> _Storage:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
-    """`torch._utils._rebuild_tensor` and `_v2`; what follows are gradient flags and hooks."""
+    """`torch._utils._rebuild_tensor` and `_v2`; further arguments are gradient flags and hooks."""
     axes_agree = type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides) <= MAX_AXES
     if not isinstance(storage, _Storage) or not axes_agree:
         raise CheckpointError("the pickle describes a tensor without storage, or with shape and strides that disagree")
@@ -158,7 +162,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Any:
-    """`torch.nn.Parameter` around a tensor: the flag that it trains is not a checkpoint's affair."""
+    """`torch.nn.Parameter` around a tensor; whether the parameter requires gradients does not matter here."""
     return data
 
 

@@ -1,7 +1,7 @@
-"""Writing what `torch.save` writes for a state dict, without torch: a stored zip of a pickle and the tensors' bytes.
+"""Writes a state dict in the format of `torch.save`, without torch: an uncompressed zip of a pickle and tensor bytes.
 
-The pickle is put together opcode by opcode: names, and calls of `torch._utils._rebuild_tensor_v2` on storages that are
-given by persistent ids (`torch.serialization`). `torch.load(..., weights_only=True)` reads it, mapped or not.
+The pickle is assembled from opcodes: names, and calls of `torch._utils._rebuild_tensor_v2` on storages, to which
+persistent ids refer (`torch.serialization`). `torch.load(..., weights_only=True)` reads the file, with or without mmap.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from puna.files import atomic_write
 from puna.formats.new_tensor import NewTensor
 
 _ALIGNMENT = 64
-"""Bytes that storages are aligned to, as torch's own writer does: a mapped file can then be used as it is."""
+"""Alignment of storages in bytes, as in torch's own writer: the tensors of a mapped file are then aligned."""
 
 _PADDING = 0x4246
-"""Id of the extra field ("FB") that aligns them."""
+"""Id of the extra field ("FB") that pads an entry to the alignment."""
 
 _LOCAL_HEADER, _ZIP64_EXTRA = 30, 20
-"""Bytes of a zip entry's own header, and of the sizes of 64 bits in it."""
+"""Sizes of a zip entry's local header and of its zip64 extra field, in bytes."""
 
 _DATE = (1980, 1, 1, 0, 0, 0)
-"""Zip's first date, so that the same tensors give the same file."""
+"""Zip's earliest date. A constant date makes the same tensors give the same file."""
 
 
 def write_torch_zip(path: Path, tensors: Sequence[NewTensor]) -> None:
-    """Writes a state dict, holding one piece of a tensor at a time; the file appears once it is whole.
+    """Writes a state dict atomically, with one piece of a tensor in memory at a time.
 
     Raises:
-        CheckpointError: a name twice, a format torch does not know, or data that does not fit its shape.
+        CheckpointError: a duplicate name, a format that torch does not have, or data of the wrong size.
     """
     pickle = state_dict_pickle(tensors)
     root = "archive"
@@ -56,9 +56,9 @@ def write_torch_zip(path: Path, tensors: Sequence[NewTensor]) -> None:
 
 
 def state_dict_pickle(tensors: Sequence[NewTensor]) -> bytes:
-    """The pickle (protocol 2) of an ordered dict of contiguous tensors, each with a storage of its own."""
+    """Returns the pickle (protocol 2) of an ordered dict of contiguous tensors, each with its own storage."""
     if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise CheckpointError(f"{len(tensors)} tensors, some under the same name; each tensor needs its own")
+        raise CheckpointError(f"some of {len(tensors)} tensors have the same name; each tensor needs its own")
     # PROTO 2; an empty OrderedDict; MARK
     parts = [b"\x80\x02", _global("collections", "OrderedDict"), b")R", b"("]
     for key, tensor in enumerate(tensors):
@@ -70,14 +70,16 @@ def _tensor(tensor: NewTensor, key: str) -> bytes:
     """_rebuild_tensor_v2(storage, offset 0, shape, strides, requires_grad False, hooks OrderedDict())."""
     storage = tensor.format.torch_storage
     if storage is None:
-        raise CheckpointError(f"tensor {tensor.name!r} is {tensor.format.name}, which torch has no type for")
+        raise CheckpointError(f"tensor {tensor.name!r} is {tensor.format.name}, for which torch has no type")
     strides, step = [], 1
     for extent in reversed(tensor.shape):
         strides.append(step)
         step *= extent
-    persistent = b"(" + _text("storage") + _global("torch", storage) + _text(key) + _text("cpu") + _whole(step) + b"tQ"
+    persistent = (
+        b"(" + _text("storage") + _global("torch", storage) + _text(key) + _text("cpu") + _integer(step) + b"tQ"
+    )
     flags = b"\x89" + _global("collections", "OrderedDict") + b")R"
-    arguments = b"(" + persistent + _whole(0) + _tuple(tensor.shape) + _tuple(strides[::-1]) + flags + b"t"
+    arguments = b"(" + persistent + _integer(0) + _tuple(tensor.shape) + _tuple(strides[::-1]) + flags + b"t"
     return _global("torch._utils", "_rebuild_tensor_v2") + arguments + b"R"
 
 
@@ -90,7 +92,7 @@ def _text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(raw)) + raw
 
 
-def _whole(value: int) -> bytes:
+def _integer(value: int) -> bytes:
     if value < 2**31:
         return b"J" + struct.pack("<i", value)
     raw = value.to_bytes(value.bit_length() // 8 + 1, "little")
@@ -98,4 +100,4 @@ def _whole(value: int) -> bytes:
 
 
 def _tuple(values: Sequence[int]) -> bytes:
-    return b"(" + b"".join(map(_whole, values)) + b"t"
+    return b"(" + b"".join(map(_integer, values)) + b"t"

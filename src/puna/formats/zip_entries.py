@@ -1,7 +1,7 @@
-"""The zip container as `torch.save` writes it: where each stored entry's bytes lie in a mapped file.
+"""Locates the entries of a zip written by `torch.save` in a mapped file.
 
-Only what that writer uses is read: entries stored without compression, zip64, data descriptors. Sizes come from the
-central directory; the format is PKWARE's APPNOTE.TXT, whose section numbers stand beside the structures.
+Supports what that writer uses: entries without compression, zip64, data descriptors. Sizes come from the central
+directory. Section numbers refer to PKWARE's APPNOTE.TXT, which defines the format.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from puna.errors import CheckpointError
 
-_END = struct.Struct("<4s4H2LH")  # 4.3.16, signature PK 5 6, at the very end but for a comment of up to 65,535 bytes
+_END = struct.Struct("<4s4H2LH")  # 4.3.16, signature PK 5 6, followed only by a comment of up to 65,535 bytes
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14, PK 6 6
 _LOCATOR64 = struct.Struct("<4sLQL")  # 4.3.15, PK 6 7, directly before the end record
 _CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12, PK 1 2
 _LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7, PK 3 4
 
 _ENCRYPTED = 0x2041
-"""Bits of the general-purpose flag that hide contents: 0, 6 and 13 (4.4.4)."""
+"""Bits of the general-purpose flag that mark encryption: 0, 6 and 13 (4.4.4)."""
 
 _DAMAGED = "the file is truncated or damaged, download it again"
 
@@ -33,31 +33,32 @@ class _Entry:
     name: str
     size: int
     header: int
+    """Offset of the local header."""
 
 
 def zip_entries(data: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-    """The bytes of each entry under its name, as views of `data`.
+    """Returns the bytes of each entry by name, as views of `data`, a whole zip file.
 
     Raises:
-        CheckpointError: no well-formed directory, a compressed or encrypted entry, entries outside the file or
-            overlapping, or a name twice.
+        CheckpointError: a malformed directory, a compressed or encrypted entry, entries that overlap or exceed the
+            file, or a duplicate name.
     """
-    found: dict[str, NDArray[np.uint8]] = {}
+    contents: dict[str, NDArray[np.uint8]] = {}
     spans = []
     for entry in _directory(data):
-        if entry.name in found:
+        if entry.name in contents:
             raise CheckpointError(f"the zip entry {entry.name!r} appears twice; {_DAMAGED}")
-        start = _contents(data, entry)
-        found[entry.name] = data[start : start + entry.size]
+        start = _start(data, entry)
+        contents[entry.name] = data[start : start + entry.size]
         spans.append((entry.header, start + entry.size, entry.name))
     for (_, end, first), (header, _, second) in itertools.pairwise(sorted(spans)):
         if header < end:
             raise CheckpointError(f"the zip entries {first!r} and {second!r} overlap; {_DAMAGED}")
-    return found
+    return contents
 
 
 def _read(data: NDArray[np.uint8], layout: struct.Struct, at: int, magic: bytes, what: str) -> tuple[int, ...]:
-    """The fields of a structure behind its signature."""
+    """Returns the fields of a structure that follow its signature."""
     if not 0 <= at <= len(data) - layout.size:
         raise CheckpointError(f"the zip's {what} would be at byte {at} of {len(data)}; {_DAMAGED}")
     signature, *fields = layout.unpack_from(data.data, at)
@@ -67,7 +68,7 @@ def _read(data: NDArray[np.uint8], layout: struct.Struct, at: int, magic: bytes,
 
 
 def _directory(data: NDArray[np.uint8]) -> Iterator[_Entry]:
-    count, size, offset = _directory_place(data)
+    count, size, offset = _directory_span(data)
     if offset + size > len(data) or count * _CENTRAL.size > size:
         raise CheckpointError(
             f"the zip's directory of {count} entries, {size} bytes, does not fit at {offset}; {_DAMAGED}"
@@ -86,18 +87,18 @@ def _directory(data: NDArray[np.uint8]) -> Iterator[_Entry]:
         if method != 0 or full != packed or flags & _ENCRYPTED:
             raise CheckpointError(
                 f"the zip entry {name!r} is compressed or encrypted (method {method}, flags {flags:#x}); "
-                "torch.save stores plainly: unpack the file and save it again with torch.save"
+                "torch.save writes neither: unpack the file and save it again with torch.save"
             )
         yield _Entry(name, full, header)
 
 
-def _directory_place(data: NDArray[np.uint8]) -> tuple[int, int, int]:
-    """Entries, bytes and offset of the central directory."""
+def _directory_span(data: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Returns the number of entries, the bytes and the offset of the central directory."""
     tail = data[-(_END.size + 0xFFFF) :].tobytes()
-    found = tail.rfind(b"PK\x05\x06")
-    if found < 0:
+    index = tail.rfind(b"PK\x05\x06")
+    if index < 0:
         raise CheckpointError(f"no zip directory at the end; {_DAMAGED}")
-    end = len(data) - len(tail) + found
+    end = len(data) - len(tail) + index
     *_, count, size, offset, comment = _read(data, _END, end, b"PK\x05\x06", "end record")
     if end + _END.size + comment != len(data):
         raise CheckpointError(f"{len(data) - end - _END.size - comment} bytes after the zip's end record; {_DAMAGED}")
@@ -109,7 +110,7 @@ def _directory_place(data: NDArray[np.uint8]) -> tuple[int, int, int]:
 
 
 def _wide(name: str, extra: bytes, *values: int) -> tuple[int, ...]:
-    """`values` with those of 0xFFFFFFFF read from the zip64 field (4.5.3) of `extra`, in their order."""
+    """Returns `values`, with each 0xFFFFFFFF replaced by the next number of the zip64 field (4.5.3) in `extra`."""
     wide = [value == 0xFFFFFFFF for value in values]
     if not any(wide):
         return values
@@ -123,17 +124,17 @@ def _wide(name: str, extra: bytes, *values: int) -> tuple[int, ...]:
     raise CheckpointError(f"the zip entry {name!r} lacks its 64-bit sizes; {_DAMAGED}")
 
 
-def _contents(data: NDArray[np.uint8], entry: _Entry) -> int:
-    """Where the entry's bytes start: behind its local header, whose extra field pads them to an aligned offset."""
+def _start(data: NDArray[np.uint8], entry: _Entry) -> int:
+    """Returns the offset of the entry's bytes: after its local header, whose extra field may be padding."""
     *_, name_size, extra_size = _read(data, _LOCAL, entry.header, b"PK\x03\x04", f"header of {entry.name!r}")
     at = entry.header + _LOCAL.size
     start = at + name_size + extra_size
     if start + entry.size > len(data):
         raise CheckpointError(
-            f"the zip entry {entry.name!r} ends at byte {start + entry.size} of {len(data)}; {_DAMAGED}"
+            f"the zip entry {entry.name!r} ends at byte {start + entry.size}, past the file's {len(data)}; {_DAMAGED}"
         )
     if _name(data[at : at + name_size]) != entry.name:
-        raise CheckpointError(f"the zip entry {entry.name!r} has another name in its own header; {_DAMAGED}")
+        raise CheckpointError(f"the zip entry {entry.name!r} has another name in its local header; {_DAMAGED}")
     return start
 
 

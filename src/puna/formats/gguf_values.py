@@ -1,0 +1,222 @@
+"""The typed values of a GGUF header: numbers, bools, strings and arrays.
+
+Reading never passes the end of the file, and no count in a damaged or hostile file makes it allocate more memory than
+the limits below allow. Sizes and types: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import sys
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.errors import CheckpointError
+
+_DTYPES = {
+    0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8",
+}  # fmt: skip
+_NUMBERS = {kind: np.dtype(code) for kind, code in _DTYPES.items()}
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+
+MAX_NAMES, _MAX_STRINGS = 2**16, 2**21
+"""Maximum number of keys or of tensors, and of strings in all arrays of a file together. The largest LLaMA has 1,138
+tensors; Llama 3 has 408,403 tokens and merges. The size of the file alone does not bound the memory, since a Python
+object takes far more than its bytes in the file."""
+
+_MANY = 1000
+"""Shorter arrays of strings are read one by one, which is fast enough."""
+
+
+class Metadata(Mapping[str, Any]):
+    """The metadata of a file: a read-only mapping to numbers, bools, strings, arrays of numbers and lists of strings.
+
+    An array of strings is decoded at its first access, which raises `CheckpointError` if it is not UTF-8.
+    """
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        self._path = path
+        self._values = values
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._values[key]
+        if isinstance(value, PackedStrings):
+            try:
+                value = self._values[key] = value.decode()
+            except CheckpointError as exc:
+                raise CheckpointError(f"{self._path}: metadata key {key!r}: {exc}") from exc
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+def read_value(cursor: Cursor, kind: int) -> Any:
+    """Reads a value of GGUF's type number `kind`; an array of strings as `PackedStrings`."""
+    if kind == _STRING:
+        return cursor.string()
+    if kind == _ARRAY:
+        return _array(cursor)
+    return _numbers(cursor, kind, 1)[0].item()
+
+
+def _array(cursor: Cursor) -> PackedStrings | NDArray[Any]:
+    kind, count = cursor.number("<I"), cursor.number("<Q")
+    if kind == _ARRAY:
+        raise CheckpointError(
+            f"an array of {count} arrays; puna reads arrays of numbers and of strings. No LLaMA model needs others: "
+            "the file is damaged, or the key must be removed"
+        )
+    if kind != _STRING:
+        return _numbers(cursor, kind, count)
+    cursor.expect(count, 8, "strings", cursor.strings_left)
+    cursor.strings_left -= count
+    return cursor.strings(count)
+
+
+def _numbers(cursor: Cursor, kind: int, count: int) -> NDArray[Any]:
+    dtype = _NUMBERS.get(kind)
+    if dtype is None:
+        raise CheckpointError(
+            f"value type {kind} is unknown; GGUF has types 0 to 12. The file is damaged, or newer than this puna"
+        )
+    cursor.expect(count, dtype.itemsize, "numbers", len(cursor.data))
+    raw = cursor.take(count * dtype.itemsize)
+    if kind == _BOOL and max(raw, default=0) > 1:
+        raise CheckpointError("a bool that is neither 0 nor 1; the file is damaged, download it again")
+    return np.frombuffer(raw, dtype)
+
+
+class Cursor:
+    """Reads the header from start to end, never past the end of the file."""
+
+    def __init__(self, data: NDArray[np.uint8]) -> None:
+        self.data = data
+        self.view = data.data
+        self.position = 0
+        self.strings_left = _MAX_STRINGS
+
+    def expect(self, count: int, size: int, what: str, limit: int) -> None:
+        """Raises CheckpointError if `count` items of at least `size` bytes exceed `limit` or the rest of the file."""
+        left = len(self.data) - self.position
+        if count > limit:
+            raise CheckpointError(f"{count} {what} announced at byte {self.position}; the limit is {limit}")
+        if count * size > left:
+            raise CheckpointError(
+                f"{count} {what} announced at byte {self.position}, but only {left} bytes follow; "
+                "the file is truncated or damaged, download it again"
+            )
+
+    def take(self, size: int) -> memoryview:
+        """Reads `size` bytes."""
+        self.expect(size, 1, "bytes", sys.maxsize)
+        self.position += size
+        return self.view[self.position - size : self.position]
+
+    def number(self, code: str) -> int:
+        """Reads a number of the type that `code` has in `struct`."""
+        value: int = struct.unpack(code, self.take(struct.calcsize(code)))[0]
+        return value
+
+    def string(self) -> str:
+        """Reads a length of eight bytes and a string."""
+        try:
+            return str(self.take(self.number("<Q")), "utf-8")
+        except UnicodeDecodeError as exc:
+            raise _not_text(exc) from exc
+
+    def strings(self, count: int) -> PackedStrings:
+        """Skips `count` consecutive strings, each after a length of eight bytes, and records where they end."""
+        view = self.view[self.position :]
+        ends = _fast_ends(self.data[self.position :], count) if count > _MANY else None
+        if ends is None:
+            ends = self._ends(view, count)
+        size = int(ends[-1]) if count else 0
+        if size > len(view):
+            raise CheckpointError(
+                f"{count} strings from byte {self.position} end past byte {len(self.data)}, the file's last"
+            )
+        self.position += size
+        return PackedStrings(view[:size], ends)
+
+    @staticmethod
+    def _ends(view: memoryview, count: int) -> NDArray[np.int64]:
+        """Returns where each string ends, by reading every length; the last is past the view if any string is."""
+        end, ends, unpack = 0, array("q"), struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(count):
+                end += 8 + unpack(view, end)[0]
+                ends.append(end)
+        except (struct.error, OverflowError):
+            ends.append(len(view) + 1)
+        return np.frombuffer(ends, np.int64)
+
+
+def _not_text(exc: UnicodeDecodeError) -> CheckpointError:
+    return CheckpointError(f"a string is not UTF-8 ({exc}); the file is damaged, download it again")
+
+
+@dataclass(frozen=True)
+class PackedStrings:
+    """An array of strings as stored, each after a length of eight bytes.
+
+    Decoding is left to the first access: vocabularies have 10^5 strings, and many readers of a file need none.
+
+    Attributes:
+        ends: (strings,), the offset in `raw` of each string's end.
+    """
+
+    raw: memoryview
+    ends: NDArray[np.int64]
+
+    def decode(self) -> list[str]:
+        """Returns the strings."""
+        try:
+            return self._split() or self._one_by_one()
+        except UnicodeDecodeError as exc:
+            raise _not_text(exc) from exc
+
+    def _one_by_one(self) -> list[str]:
+        raw, ends = bytes(self.raw), self.ends.tolist()
+        return [raw[end + 8 : after].decode() for end, after in itertools.pairwise([0, *ends])]
+
+    def _split(self) -> list[str] | None:
+        """Replaces each length by one zero byte and splits the text there; None if the strings may contain zeros."""
+        data = np.frombuffer(self.raw, np.uint8)
+        count = len(self.ends)
+        if not count or len(data) - np.count_nonzero(data) != 7 * count:  # a length of 1 to 255 has seven zero bytes
+            return None
+        starts = np.concatenate([[0], self.ends[:-1]])
+        kept, marked = np.ones(len(data), np.bool_), data.copy()
+        marked[starts] = 0
+        for offset in range(1, 8):
+            kept[starts + offset] = False
+        text: str = marked[kept][1:].tobytes().decode()
+        return text.split("\0")
+
+
+def _fast_ends(data: NDArray[np.uint8], count: int) -> NDArray[np.int64] | None:
+    """Returns where each of `count` strings ends, by searching for their lengths; None if that is ambiguous.
+
+    A length of 1 to 255 is a byte followed by seven zero bytes, which text does not contain.
+    """
+    for window in (count * 32, count * 256):
+        head = data[: min(window, len(data)) // 8 * 8]
+        if len(head) < 16:
+            return None
+        numbers = np.lib.stride_tricks.as_strided(head.view("<u8"), (len(head) - 7,), (1,))  # unaligned, one per byte
+        starts = np.flatnonzero(numbers - 1 < 255)[:count]
+        if len(starts) == count:
+            ends: NDArray[np.int64] = starts + 8 + data[starts]
+            return ends if starts[0] == 0 and bool((ends[:-1] == starts[1:]).all()) else None
+    return None
