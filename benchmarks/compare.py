@@ -1,16 +1,17 @@
-"""Speed of puna beside llama.cpp, onnxruntime-genai, OpenVINO and transformers, in one run, as ratios.
+"""Compares the speed of puna with llama.cpp, onnxruntime-genai, OpenVINO and transformers, and prints ratios.
 
-    make peers                                            install the others, each in an environment of its own
-    python benchmarks/compare.py --prepare                make their models, once (about 20 GB; --only for fewer)
-    python benchmarks/compare.py [--json FILE]            everything
-    python benchmarks/compare.py --only smollm2-q4_1 7b   some blocks, or all of a shape
-    python benchmarks/compare.py FILE.gguf                a file of one's own: puna and llama.cpp
-    python benchmarks/compare.py --start                  process start to first token, and memory
+    make peers                                            install the other engines, each in its own environment
+    python benchmarks/compare.py --prepare                create their models, once (about 20 GB; --only for fewer)
+    python benchmarks/compare.py [--json FILE]            run all comparisons
+    python benchmarks/compare.py --only smollm2-q4_1 7b   run some blocks, or all blocks of a shape
+    python benchmarks/compare.py FILE.gguf                compare puna with llama.cpp on any GGUF file
+    python benchmarks/compare.py --start                  measure process start to first token, and memory
 
-Each engine runs in a process of its own, stopped while another one works; they take turns, so that a slow minute of the
-machine meets all of them. Each has its fastest documented settings, which --json records, and none speculates. Before
-and after each turn the machine is measured: samples taken while two cores shared one, or while others worked beside,
-are kept but do not count. Speeds are medians.
+A block is one comparison: some engines on one model. Each engine runs in its own process, which is stopped while
+another engine works. The engines take turns, so that a slow minute of the machine affects all of them. Each engine has
+its fastest documented settings, which --json records, and none speculates. The machine is measured before and after
+each turn: a sample is disturbed, and does not count, if two threads shared a core or other processes used the
+processors. Speeds are medians of the undisturbed samples.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from peers.blocks import BLOCKS, Block, block_of_file
-from peers.measure import Found, Places, run_block
-from peers.prepare import Kitchen
+from peers.measure import Paths, Result, run_block
+from peers.prepare import Rig
 from peers.start import measure_start
 from peers.tables import rows, show_block, show_rows
 from rich.console import Console
@@ -35,38 +36,46 @@ from puna.checkpoint import locate_model
 HERE = Path(__file__).resolve().parent
 
 
-def arguments() -> argparse.Namespace:
-    """What the user asks for."""
+def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE.gguf")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE.gguf", help="GGUF files to compare on.")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="BLOCK", help=", ".join(block.name for block in BLOCKS)
     )
-    parser.add_argument("--repeat", type=int, default=5, help="Samples of each work that count.")
-    parser.add_argument("--patience", type=int, default=5, help="Further rounds for samples that do not count.")
-    parser.add_argument("--threads", type=int, default=2, help="Of each engine.")
-    parser.add_argument("--models", type=Path, default=Path.home() / ".cache" / "puna" / "benchmarks")
-    parser.add_argument("--peers", type=Path, default=HERE.parent / ".peers", help="Environments of the others.")
+    parser.add_argument("--repeat", type=int, default=5, help="Undisturbed samples of each work.")
+    parser.add_argument("--patience", type=int, default=5, help="Further rounds to replace disturbed samples.")
+    parser.add_argument("--threads", type=int, default=2, help="Threads of each engine.")
+    parser.add_argument(
+        "--models", type=Path, default=Path.home() / ".cache" / "puna" / "benchmarks", help="Folder of the models."
+    )
+    parser.add_argument(
+        "--peers", type=Path, default=HERE.parent / ".peers", help="Folder of the other engines' environments."
+    )
     parser.add_argument("--without", nargs="+", default=[], metavar="ENGINE", help="Engines to leave out.")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--prepare", action="store_true", help="Make the models and stop.")
+    parser.add_argument("--json", type=Path, help="File for all settings and samples.")
+    parser.add_argument("--prepare", action="store_true", help="Create the models and stop.")
     parser.add_argument("--start", "--memory", action="store_true", help="Measure start and memory instead of speed.")
     return parser.parse_args()
 
 
-def chosen(wanted: argparse.Namespace) -> list[Block]:
-    """The blocks that were named; without any name, all of them."""
-    known = {block.name: block for block in BLOCKS}
+def select_blocks(arguments: argparse.Namespace) -> list[Block]:
+    """Returns the blocks that the command line names; without names, all of them."""
+    blocks_by_name = {block.name: block for block in BLOCKS}
     shapes = {block.shape for block in BLOCKS}
-    unknown = [name for name in wanted.only if name not in known and name not in shapes]
+    unknown = [name for name in arguments.only if name not in blocks_by_name and name not in shapes]
     if unknown:
-        raise SystemExit(f"--only {unknown[0]!r} is no block; there are: {', '.join(known)}; or {', '.join(shapes)}")
-    if missing := [path for path in wanted.files if not path.is_file()]:
-        raise SystemExit(f"{missing[0]} is no file")
-    blocks = [block_of_file(path.resolve()) for path in wanted.files]
-    if wanted.only or not blocks:
-        blocks += [block for block in BLOCKS if not wanted.only or {block.name, block.shape} & set(wanted.only)]
-    return [_without(block, tuple(wanted.without)) for block in blocks]
+        raise SystemExit(
+            f"--only {unknown[0]!r} is not a block; blocks are {', '.join(blocks_by_name)}; shapes are "
+            f"{', '.join(sorted(shapes))}"
+        )
+    if missing := [path for path in arguments.files if not path.is_file()]:
+        raise SystemExit(f"{missing[0]} is not a file")
+    blocks = [block_of_file(path.resolve()) for path in arguments.files]
+    if arguments.only or not blocks:
+        names = set(arguments.only)
+        blocks += [block for block in BLOCKS if not names or {block.name, block.shape} & names]
+    return [_without(block, tuple(arguments.without)) for block in blocks]
 
 
 def _without(block: Block, left_out: tuple[str, ...]) -> Block:
@@ -75,33 +84,33 @@ def _without(block: Block, left_out: tuple[str, ...]) -> Block:
 
 
 def write(path: Path | None, report: dict[str, Any]) -> None:
-    """The report so far, so that a long run that is stopped leaves what it had."""
+    """Writes the report so far, so that an interrupted run keeps its results."""
     if path:
         path.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
-def compare(console: Console, blocks: list[Block], places: Places, wanted: argparse.Namespace, logs: Path) -> None:
-    """Runs the blocks and prints their tables."""
-    found: list[Found] = []
-    about = {"processor": _processor(), "threads": wanted.threads, "repeat": wanted.repeat}
+def compare(console: Console, blocks: list[Block], paths: Paths, arguments: argparse.Namespace, logs: Path) -> None:
+    """Measures the speeds of the blocks and prints their tables."""
+    results: list[Result] = []
+    header = {"processor": _processor(), "threads": arguments.threads, "repeat": arguments.repeat}
     for block in blocks:
-        found.append(run_block(block, places, wanted.threads, wanted.repeat, wanted.patience, logs))
-        show_block(console, found[-1], wanted.repeat)
-        write(wanted.json, {**about, "rows": rows(found), "blocks": [asdict(entry) for entry in found]})
-    show_rows(console, found, wanted.repeat)
+        results.append(run_block(block, paths, arguments.threads, arguments.repeat, arguments.patience, logs))
+        show_block(console, results[-1], arguments.repeat)
+        write(arguments.json, {**header, "rows": rows(results), "blocks": [asdict(result) for result in results]})
+    show_rows(console, results, arguments.repeat)
 
 
-def start(console: Console, blocks: list[Block], places: Places, wanted: argparse.Namespace, logs: Path) -> None:
-    """Measures start and memory of the blocks' GGUF files and prints a table."""
+def start(console: Console, blocks: list[Block], paths: Paths, arguments: argparse.Namespace, logs: Path) -> None:
+    """Measures start and memory with the GGUF files of the blocks and prints a table."""
     table = Table(title="process start to first token", box=None)
     for column in ("model", "what", "seconds", "peak MB"):
         table.add_column(column, justify="left" if column in ("model", "what") else "right")
     report = {}
     for block in blocks:
-        report[block.name] = measure_start(block, places, wanted.threads, wanted.repeat, logs)
+        report[block.name] = measure_start(block, paths, arguments.threads, arguments.repeat, logs)
         for name, entry in report[block.name].items():
             table.add_row(block.name, name, f"{entry['seconds']:.2f}", f"{entry['bytes'] / 1e6:.0f}")
-        write(wanted.json, {"processor": _processor(), "threads": wanted.threads, "start": report})
+        write(arguments.json, {"processor": _processor(), "threads": arguments.threads, "start": report})
     console.print(table)
 
 
@@ -111,21 +120,21 @@ def _processor() -> str:
 
 
 def main() -> None:
-    """Does what was asked."""
-    wanted = arguments()
+    """Creates missing models, then measures speed or start."""
+    arguments = parse_arguments()
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
-    blocks = chosen(wanted)
-    places = Places(wanted.models.resolve(), wanted.peers.absolute(), HERE)
-    kitchen = Kitchen(places.models, places.peers, HERE, locate_model(None))
-    places.models.mkdir(parents=True, exist_ok=True)
-    kitchen.prepare(blocks)
-    if wanted.prepare:
+    blocks = select_blocks(arguments)
+    paths = Paths(arguments.models.resolve(), arguments.peers.absolute(), HERE)
+    rig = Rig(paths.models, paths.peers, HERE, locate_model(None))
+    paths.models.mkdir(parents=True, exist_ok=True)
+    rig.prepare(blocks)
+    if arguments.prepare:
         return
-    logs = places.models / "logs"
+    logs = paths.models / "logs"
     logs.mkdir(exist_ok=True)
-    (start if wanted.start else compare)(console, blocks, places, wanted, logs)
+    (start if arguments.start else compare)(console, blocks, paths, arguments, logs)
 
 
 if __name__ == "__main__":

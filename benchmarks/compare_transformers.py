@@ -1,6 +1,7 @@
-"""Speed of both backends of `LLM` beside transformers, on the same float32 weights and threads, in one run, as ratios.
+"""Compares both backends of `LLM` with transformers: tokens per second with the same float32 weights and threads.
 
-Prefill and decode take turns, so that a slow minute of the machine meets all three; medians of `--repeat`.
+The engines take turns, so that a slow minute of the machine affects all three. The table shows medians of `--repeat`
+runs and their ratios to transformers.
 
     python benchmarks/compare_transformers.py [--model PATH] [--prefill 128] [--decode 32] [--repeat 5]
 """
@@ -24,51 +25,57 @@ from puna.native import machine
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """How long one run takes."""
+    """Returns the seconds that one call takes."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
-def main() -> None:
-    """Loads the model twice and prints the table."""
+def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None)
-    parser.add_argument("--prefill", type=int, default=128)
-    parser.add_argument("--decode", type=int, default=32)
-    parser.add_argument("--repeat", type=int, default=5)
-    wanted = parser.parse_args()
-    path = locate_model(wanted.model)
+    parser.add_argument("--model", default=None, help="Model to run; default: puna's default model.")
+    parser.add_argument("--prefill", type=int, default=128, help="Tokens of the prompt.")
+    parser.add_argument("--decode", type=int, default=32, help="Tokens to generate.")
+    parser.add_argument("--repeat", type=int, default=5, help="Measurements of each engine.")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Loads the model three times, measures and prints the table."""
+    arguments = parse_arguments()
+    path = locate_model(arguments.model)
     threads = machine().physical_cores
     models = {backend: LLM(path, backend, threads) for backend in ("native", "torch")}
     with tempfile.TemporaryDirectory() as folder:
         LlamaForCausalLM.from_pretrained(path).save_pretrained(folder)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    prompt = [1 + at % 1000 for at in range(wanted.prefill)]
+        reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt = [1 + at % 1000 for at in range(arguments.prefill)]
     ids = torch.tensor([prompt])
 
-    def run_theirs(new: int) -> None:
+    def run_transformers(new: int) -> None:
         with torch.inference_mode():
-            theirs.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
+            reference.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
 
     runs: dict[str, Callable[[int], object]] = {
         "puna native": lambda new: models["native"].generate(prompt, max_tokens=new),
         "puna torch": lambda new: models["torch"].generate(prompt, max_tokens=new),
-        "transformers": run_theirs,
+        "transformers": run_transformers,
     }
     times: dict[tuple[str, int], list[float]] = {}
-    for turn in range(wanted.repeat + 1):
-        for new in (1, 1 + wanted.decode):
+    for turn in range(arguments.repeat + 1):
+        for new in (1, 1 + arguments.decode):
             for name, run in runs.items():
-                took = seconds(lambda run=run, new=new: run(new))
+                duration = seconds(lambda run=run, new=new: run(new))
                 if turn:  # the first turn warms up
-                    times.setdefault((name, new), []).append(took)
+                    times.setdefault((name, new), []).append(duration)
 
+    # One new token is the prefill; the difference to 1 + N new tokens is the decoding of N tokens.
     prefill = {name: statistics.median(times[name, 1]) for name in runs}
-    whole = {name: statistics.median(times[name, 1 + wanted.decode]) for name in runs}
+    total = {name: statistics.median(times[name, 1 + arguments.decode]) for name in runs}
     speeds = {
-        f"prefill {wanted.prefill}": {name: wanted.prefill / prefill[name] for name in runs},
-        f"decode {wanted.decode}": {name: wanted.decode / (whole[name] - prefill[name]) for name in runs},
+        f"prefill {arguments.prefill}": {name: arguments.prefill / prefill[name] for name in runs},
+        f"decode {arguments.decode}": {name: arguments.decode / (total[name] - prefill[name]) for name in runs},
     }
     table = Table(title=f"tokens per second, float32, {threads} threads, transformers {transformers.__version__}")
     table.add_column("work")

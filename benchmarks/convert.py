@@ -1,10 +1,11 @@
-"""Conversion beside `cp`: a full-width checkpoint with the 65B's shapes, from Meta's layout to Hugging Face's.
+"""Compares a conversion with `cp`: a checkpoint with the 65B's shapes, from Meta's layout to Hugging Face's.
 
     python benchmarks/convert.py FOLDER [--layers 3] [--repeat 3] [--tokenizer FILE]
 
-writes random weights (float16, 8 shards, 1 GB and 1.6 GB a layer) into FOLDER, then alternates between copying them
-with `cp --reflink=never` and `sync`, and converting them and `sync`; prints medians, the ratio, and the most memory the
-conversion took (VmHWM). The page cache is as each run leaves it. FOLDER needs three times the size; it is left empty.
+The script writes random weights (float16, 8 shards; 1 GB plus 1.6 GB per layer) into FOLDER. It then alternates between
+`cp --reflink=never` and a conversion, each followed by `sync`, and prints the medians, their ratio, and the peak memory
+of the conversion (VmHWM). The page cache is not cleared between runs. FOLDER needs three times the size of the weights
+and is removed at the end.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ _PIECE = 2**22
 
 
 def random_bytes(seed: int, size: int) -> Iterator[np.ndarray]:
-    """float16 numbers between -1 and 1, whatever their bits; norms are the same in every shard."""
+    """Yields `size` bytes of random float16 numbers between -1 and 1, in pieces."""
     generator = np.random.default_rng(seed)
     for start in range(0, size, _PIECE):
         bits = generator.integers(0, 2**16, min(_PIECE, size - start) // 2, np.uint16)
-        yield (bits & 0xBBFF).view(np.uint8)  # exponents below 1
+        yield (bits & 0xBBFF).view(np.uint8)  # exponent at most 14 (bias 15), so that |x| < 1
 
 
 def write_model(folder: Path, layers: int) -> None:
-    """The 65B with fewer layers."""
+    """Writes the 65B's shapes with fewer layers, in Meta's layout."""
     folder.mkdir(parents=True)
     part = DIM // SHARDS
     for shard in range(SHARDS):
@@ -54,6 +55,7 @@ def write_model(folder: Path, layers: int) -> None:
             shapes |= {f"{at}feed_forward.{name}.weight": (FFN // SHARDS, DIM) for name in ("w1", "w3")}
         tensors = []
         for index, (name, shape) in enumerate(shapes.items()):
+            # Norms have the same seed, and so the same values, in every shard.
             seed = index if len(shape) == 1 else index * SHARDS + shard + 1000
             size = FORMATS["f16"].size(shape)
             tensors.append(NewTensor(name, FORMATS["f16"], shape, partial(random_bytes, seed, size)))
@@ -63,7 +65,7 @@ def write_model(folder: Path, layers: int) -> None:
 
 
 def timed(arguments: list[str], target: Path) -> tuple[float, str]:
-    """Seconds that a command and `sync` take, and what it printed; the target is removed before."""
+    """Removes the target, then returns the seconds that a command and `sync` take, and the command's output."""
     shutil.rmtree(target, ignore_errors=True)
     os.sync()
     started = time.perf_counter()
@@ -80,34 +82,39 @@ print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 """
 
 
-def main() -> None:
-    """Measures and prints."""
+def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.model to convert along")
-    given = parser.parse_args()
-    source, copy, made = (given.folder / name for name in ("meta", "copy", "hf"))
-    write_model(source, given.layers)
-    if given.tokenizer:
-        shutil.copy(given.tokenizer, source / "tokenizer.model")
+    parser.add_argument("folder", type=Path, help="Folder for the files; removed at the end.")
+    parser.add_argument("--layers", type=int, default=3, help="Layers of the checkpoint.")
+    parser.add_argument("--repeat", type=int, default=3, help="Copies and conversions to measure.")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.model file to include in the checkpoint.")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Writes the checkpoint, measures and prints."""
+    arguments = parse_arguments()
+    source, copy, target = (arguments.folder / name for name in ("meta", "copy", "hf"))
+    write_model(source, arguments.layers)
+    if arguments.tokenizer:
+        shutil.copy(arguments.tokenizer, source / "tokenizer.model")
     size = sum(path.stat().st_size for path in source.iterdir())
     largest = 2 * max(VOCABULARY, FFN) * DIM
     copies, conversions, peaks = [], [], []
     try:
-        for _ in range(given.repeat):
+        for _ in range(arguments.repeat):
             copies.append(timed(["cp", "--reflink=never", "-r", str(source), str(copy)], copy)[0])
             shutil.rmtree(copy)
-            seconds, printed = timed([sys.executable, "-c", _CONVERT, str(source), str(made)], made)
+            seconds, output = timed([sys.executable, "-c", _CONVERT, str(source), str(target)], target)
             conversions.append(seconds)
-            peaks.append(int(printed) * 1024)
+            peaks.append(int(output) * 1024)
             print(f"cp {copies[-1]:.1f} s, convert {conversions[-1]:.1f} s, peak {peaks[-1] / 1e6:.0f} MB", flush=True)
     finally:
-        shutil.rmtree(given.folder, ignore_errors=True)
+        shutil.rmtree(arguments.folder, ignore_errors=True)
     ratio = statistics.median(copies) / statistics.median(conversions)
     print(f"{size / 1e9:.2f} GB: cp {statistics.median(copies):.1f} s, convert {statistics.median(conversions):.1f} s")
-    print(f"speed over that of cp and sync: {ratio:.2f} (wanted 0.60)")
+    print(f"speed relative to cp and sync: {ratio:.2f} (target: at least 0.60)")
     print(f"peak memory {max(peaks) / 1e6:.0f} MB; largest tensor {largest / 1e6:.0f} MB, limit "
           f"{(2 * largest + 200e6) / 1e6:.0f} MB")  # fmt: skip
 

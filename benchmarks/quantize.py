@@ -1,13 +1,14 @@
-"""Quantising beside llama.cpp's quantiser: processes in turns, from the same numbers, and what both lose.
+"""Compares puna's quantiser with llama.cpp's: speed on the same file, and the loss of accuracy.
 
     python benchmarks/quantize.py FOLDER TEXT [--model GGUF] [--formats q8_0,q4_k_m,q4_0] [--repeat 5] [--tokens 20000]
 
-The model (the default one) becomes a Hugging Face folder, and that a GGUF file in float32, both by puna. From that file
-`puna.convert`, the command `puna convert` and llama.cpp (`make .peers/llama/.done`) quantise, each with two threads;
-puna's file is on the disk when it says so, llama.cpp's on its way there. A turn before the counted ones leaves modules
-compiled, as an installation or a first run does. Then puna scores TEXT with the source and with both files:
-mean negative log-likelihood of its first tokens, in windows of 512. FOLDER needs three times the model's size in
-float32.
+puna first converts the model (by default its default model) to a Hugging Face folder, and that to a float32 GGUF file.
+Then `puna.convert`, the command `puna convert` and llama.cpp (`make .peers/llama/.done`) quantise this file in turns,
+each in its own process with two threads. puna waits until its file is on disk; llama.cpp does not. One turn that does
+not count lets Python compile the modules, as installation or a first run does.
+
+Afterwards puna scores TEXT with the source and both quantised files: the mean negative log-likelihood of the first
+tokens, in windows of 512. FOLDER needs three times the size of the model in float32.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PUNA = Path(sys.executable).with_name("puna")
 WINDOW = 512
 
 
-_OURS = """
+_PUNA_SCRIPT = """
 import sys, time
 from puna import convert
 started = time.perf_counter()
@@ -40,7 +41,11 @@ print(time.perf_counter() - started)
 
 
 def timed(command: list[str], target: Path) -> tuple[float, float]:
-    """Seconds of a process from start to end, and those it prints if it is a script; the target is removed before."""
+    """Runs a command after removing its target.
+
+    Returns the seconds from start to end of the process, and, for Python scripts, the seconds that they print, else
+    the same number again.
+    """
     target.unlink(missing_ok=True)
     os.sync()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
@@ -53,53 +58,67 @@ def timed(command: list[str], target: Path) -> tuple[float, float]:
 
 
 def nll(model: Path, ids: list[int]) -> float:
-    """Mean negative log-likelihood in nats per token."""
+    """Returns the mean negative log-likelihood in nats per token."""
     llm = LLM(model, threads=2)
     windows = [llm.nll(ids[start : start + WINDOW]) for start in range(0, len(ids) - 1, WINDOW)]
     return float(np.mean(np.concatenate(windows)))
 
 
-def main() -> None:
-    """Measures and prints."""
+def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--formats", default="q8_0,q4_k_m,q4_0")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=20_000, help="0 scores nothing")
-    given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    source, plain = given.folder / "hf", given.folder / "f32.gguf"
-    convert(given.model, source, to="hf", dtype="float32", overwrite=True)
-    convert(source, plain, to="gguf", overwrite=True)
+    parser.add_argument("folder", type=Path, help="Folder for the files.")
+    parser.add_argument("text", type=Path, help="Text to score.")
+    parser.add_argument("--model", type=Path, help="Model to quantise; default: puna's default model.")
+    parser.add_argument("--formats", default="q8_0,q4_k_m,q4_0", help="Formats, separated by commas.")
+    parser.add_argument("--repeat", type=int, default=5, help="Measurements of each quantiser.")
+    parser.add_argument("--tokens", type=int, default=20_000, help="Tokens of the text to score; 0: no scores.")
+    return parser.parse_args()
+
+
+def measure(commands: dict[Path, list[str]], repeat: int) -> dict[Path, list[tuple[float, float]]]:
+    """Runs the commands in turns; returns the times of each target file's command."""
+    seconds: dict[Path, list[tuple[float, float]]] = {path: [] for path in commands}
+    for turn in range(-1, repeat):  # turn -1 warms up
+        for path in list(commands)[:: 1 if turn % 2 else -1]:
+            times = timed(commands[path], path)
+            if turn >= 0:
+                seconds[path].append(times)
+    return seconds
+
+
+def main() -> None:
+    """Converts the model, then measures and prints one line per format."""
+    arguments = parse_arguments()
+    folder = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    source, float32_file = folder / "hf", folder / "f32.gguf"
+    convert(arguments.model, source, to="hf", dtype="float32", overwrite=True)
+    convert(source, float32_file, to="gguf", overwrite=True)
     ids: list[int] = []
-    before = 0.0
-    if given.tokens:
-        ids = LLM(plain).tokenizer.encode(given.text.read_text("utf-8"))[: given.tokens]
-        before = nll(plain, ids)
-        print(f"float32: NLL {before:.4f} nats per token on {len(ids)} tokens", flush=True)
-    ours, theirs, third = (given.folder / f"{name}.gguf" for name in ("puna", "llama", "command"))
-    for name in given.formats.split(","):
-        commands = {
-            ours: [sys.executable, "-c", _OURS, str(plain), str(ours), name],
-            theirs: [str(LLAMA), "-m", "peers.quantize", str(plain), str(theirs), name],
-            third: [str(PUNA), "convert", str(plain), str(third), "--quantize", name, "--threads", "2"],
-        }
-        seconds: dict[Path, list[tuple[float, float]]] = {path: [] for path in commands}
-        for turn in range(-1, given.repeat):
-            for path in list(commands)[:: 1 if turn % 2 else -1]:
-                found = timed(commands[path], path)
-                if turn >= 0:
-                    seconds[path].append(found)
+    if arguments.tokens:
+        ids = LLM(float32_file).tokenizer.encode(arguments.text.read_text("utf-8"))[: arguments.tokens]
+        print(f"float32: NLL {nll(float32_file, ids):.4f} nats per token on {len(ids)} tokens", flush=True)
+    puna_file, llama_file, command_file = (folder / f"{name}.gguf" for name in ("puna", "llama", "command"))
+    for name in arguments.formats.split(","):
+        seconds = measure(
+            {
+                puna_file: [sys.executable, "-c", _PUNA_SCRIPT, str(float32_file), str(puna_file), name],
+                llama_file: [str(LLAMA), "-m", "peers.quantize", str(float32_file), str(llama_file), name],
+                command_file: [
+                    str(PUNA), "convert", str(float32_file), str(command_file), "--quantize", name, "--threads", "2"
+                ],
+            },
+            arguments.repeat,
+        )  # fmt: skip
         line = f"{name}:"
-        for what, path, at in (("call", ours, 1), ("process", ours, 0), ("command", third, 0)):
-            mine = statistics.median(both[at] for both in seconds[path])
-            other = statistics.median(both[at] for both in seconds[theirs])
-            line += f" {what} puna {mine:.2f} s, llama.cpp {other:.2f} s, {other / mine:.2f} times as fast;"
+        for label, path, at in (("call", puna_file, 1), ("process", puna_file, 0), ("command", command_file, 0)):
+            ours = statistics.median(times[at] for times in seconds[path])
+            theirs = statistics.median(times[at] for times in seconds[llama_file])
+            line += f" {label} puna {ours:.2f} s, llama.cpp {theirs:.2f} s, {theirs / ours:.2f} times as fast;"
         if ids:
-            lost, loses = nll(ours, ids), nll(theirs, ids)
-            line += f" NLL puna {lost:.4f}, llama.cpp {loses:.4f} ({lost / loses - 1:+.2%})"
+            puna_nll, llama_nll = nll(puna_file, ids), nll(llama_file, ids)
+            line += f" NLL puna {puna_nll:.4f}, llama.cpp {llama_nll:.4f} ({puna_nll / llama_nll - 1:+.2%})"
         print(line, flush=True)
 
 

@@ -1,1 +1,1 @@
-"""Other engines beside puna: what they run, how their models are made, and a worker process for each."""
+"""The engines that are compared with puna: their settings, their models, and a worker process for each."""

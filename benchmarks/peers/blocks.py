@@ -1,4 +1,4 @@
-"""What is compared: which engines run which model, what they do, and the ratios that issue and README promise."""
+"""The comparisons: which engines run which model, the work they do, and the target ratios of puna's speed to theirs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Work:
-    """`do` "prefill": reading `tokens` tokens; "decode": one more for each of `sequences`, `tokens` times over."""
+    """A measured piece of work.
+
+    Attributes:
+        do: "prefill" reads a prompt of `tokens` tokens; "decode" generates `tokens` tokens in each sequence.
+        tokens: number of tokens per sequence.
+        context: tokens in the cache before decoding.
+        sequences: sequences that are decoded at once.
+    """
 
     do: str
     tokens: int
@@ -18,21 +25,29 @@ class Work:
 
     @property
     def name(self) -> str:
-        """Short, and a key of results."""
+        """Short name, also used as a key in the results."""
         if self.do == "prefill":
             return f"prefill {self.tokens}"
         return f"decode @{self.context}" + (f" x {self.sequences}" if self.sequences > 1 else "")
 
 
-READ = Work("prefill", 512)
-LATE = Work("decode", 64, 512)
-EARLY = Work("decode", 64, 16)
-MANY = Work("decode", 32, 16, 16)
+PREFILL_512 = Work("prefill", 512)
+DECODE_AT_512 = Work("decode", 64, 512)
+DECODE_AT_16 = Work("decode", 64, 16)
+DECODE_16_SEQUENCES = Work("decode", 32, 16, 16)
 
 
 @dataclass(frozen=True)
 class Runner:
-    """An engine with its settings: which environment, which worker, which file of the model's folder."""
+    """An engine with its settings.
+
+    Attributes:
+        name: shown in tables.
+        environment: folder of the engine's virtual environment.
+        worker: module of the package `peers` that runs the engine.
+        file: file or folder that it loads, in the folder of the model's shape.
+        options: passed to the worker.
+    """
 
     name: str
     environment: str
@@ -43,7 +58,7 @@ class Runner:
 
 @dataclass(frozen=True)
 class Block:
-    """Engines that take turns on one model."""
+    """One comparison: engines that take turns on one model."""
 
     name: str
     shape: str
@@ -78,62 +93,65 @@ def _block(shape: str, file: str, works: tuple[Work, ...], *peers: Runner) -> Bl
     return Block(f"{shape}-{file}", shape, (_puna(f"{file}.gguf"), *_llama(f"{file}.gguf"), *peers), works)
 
 
-_ONE = (READ, LATE, EARLY)
+_SINGLE = (PREFILL_512, DECODE_AT_512, DECODE_AT_16)
 _INT4 = (_onnxruntime("int4"), _openvino("int4"))
 _INT8 = (_onnxruntime("int8"), _openvino("int8"))
 _FLOAT = (_openvino("float"), _transformers("bfloat16"), _transformers("float32"))
 BLOCKS = (
-    _block("smollm2", "q4_1", _ONE),
-    _block("smollm2", "q4_0", _ONE, *_INT4),
-    _block("smollm2", "q8_0", _ONE, *_INT8),
-    _block("smollm2", "bf16", _ONE, *_FLOAT),
-    _block("1.1b", "q4_0", (*_ONE, MANY), *_INT4),
-    _block("1.1b", "q4_k_m", _ONE, *_INT4),
-    _block("1.1b", "q8_0", _ONE, *_INT8),
-    _block("1.1b", "bf16", _ONE, *_FLOAT),
-    _block("7b", "q4_0", _ONE),
-    _block("15m", "q4_0", _ONE, *_INT4),
-    _block("15m", "q8_0", _ONE, _INT4[0], *_INT8),
+    _block("smollm2", "q4_1", _SINGLE),
+    _block("smollm2", "q4_0", _SINGLE, *_INT4),
+    _block("smollm2", "q8_0", _SINGLE, *_INT8),
+    _block("smollm2", "bf16", _SINGLE, *_FLOAT),
+    _block("1.1b", "q4_0", (*_SINGLE, DECODE_16_SEQUENCES), *_INT4),
+    _block("1.1b", "q4_k_m", _SINGLE, *_INT4),
+    _block("1.1b", "q8_0", _SINGLE, *_INT8),
+    _block("1.1b", "bf16", _SINGLE, *_FLOAT),
+    _block("7b", "q4_0", _SINGLE),
+    _block("15m", "q4_0", _SINGLE, *_INT4),
+    _block("15m", "q8_0", _SINGLE, _INT4[0], *_INT8),
 )
 
 
 def block_of_file(path: Path) -> Block:
-    """A GGUF file of the user's, in puna and llama.cpp."""
-    return Block(path.name, "", (_puna(str(path)), *_llama(str(path))), _ONE)
+    """Returns a block that compares puna with llama.cpp on the user's GGUF file."""
+    return Block(path.name, "", (_puna(str(path)), *_llama(str(path))), _SINGLE)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A ratio that puna is to reach: against the best of the engines whose names start so."""
+    """A target: puna's speed relative to the fastest engine whose name starts with one of `against`."""
 
     block: str
     work: Work
     against: tuple[str, ...]
-    at_least: float
+    target: float
 
 
 _ALL = ("llama.cpp", "onnxruntime-genai", "openvino", "transformers")
-_TWO = ("llama.cpp", "onnxruntime-genai")
-_OV = ("openvino",)
-_ORT_INT4 = ("onnxruntime-genai int4",)
+_LLAMA_AND_ONNXRUNTIME = ("llama.cpp", "onnxruntime-genai")
+_OPENVINO = ("openvino",)
 ROWS = (
-    Row("smollm2-q4_1", EARLY, ("llama.cpp",), 2.0),
-    Row("smollm2-q4_1", LATE, ("llama.cpp",), 2.2),
-    Row("smollm2-q4_1", READ, ("llama.cpp",), 5.0),
-    Row("smollm2-q4_0", EARLY, _TWO, 1.4),
-    Row("smollm2-q4_0", LATE, _TWO, 1.5),
-    *(Row(f"{shape}-{file}", READ, _OV, 1.25) for shape in ("smollm2", "1.1b") for file in ("q4_0", "q8_0")),
-    *(Row(f"1.1b-{file}", EARLY, _TWO, 1.2) for file in ("q4_0", "q4_k_m")),
-    *(Row(f"1.1b-{file}", LATE, _TWO, 1.3) for file in ("q4_0", "q4_k_m")),
-    *(Row(f"1.1b-{file}", work, _ALL, 1.1) for file in ("q8_0", "bf16") for work in (EARLY, LATE)),
-    Row("1.1b-bf16", READ, _OV, 1.15),
-    Row("7b-q4_0", LATE, ("llama.cpp",), 1.3),
-    Row("7b-q4_0", READ, ("llama.cpp",), 2.2),
+    Row("smollm2-q4_1", DECODE_AT_16, ("llama.cpp",), 2.0),
+    Row("smollm2-q4_1", DECODE_AT_512, ("llama.cpp",), 2.2),
+    Row("smollm2-q4_1", PREFILL_512, ("llama.cpp",), 5.0),
+    Row("smollm2-q4_0", DECODE_AT_16, _LLAMA_AND_ONNXRUNTIME, 1.4),
+    Row("smollm2-q4_0", DECODE_AT_512, _LLAMA_AND_ONNXRUNTIME, 1.5),
+    *(
+        Row(f"{shape}-{file}", PREFILL_512, _OPENVINO, 1.25)
+        for shape in ("smollm2", "1.1b")
+        for file in ("q4_0", "q8_0")
+    ),
+    *(Row(f"1.1b-{file}", DECODE_AT_16, _LLAMA_AND_ONNXRUNTIME, 1.2) for file in ("q4_0", "q4_k_m")),
+    *(Row(f"1.1b-{file}", DECODE_AT_512, _LLAMA_AND_ONNXRUNTIME, 1.3) for file in ("q4_0", "q4_k_m")),
+    *(Row(f"1.1b-{file}", work, _ALL, 1.1) for file in ("q8_0", "bf16") for work in (DECODE_AT_16, DECODE_AT_512)),
+    Row("1.1b-bf16", PREFILL_512, _OPENVINO, 1.15),
+    Row("7b-q4_0", DECODE_AT_512, ("llama.cpp",), 1.3),
+    Row("7b-q4_0", PREFILL_512, ("llama.cpp",), 2.2),
     *(
         Row(f"15m-{file}", work, ("onnxruntime-genai int4",), 1.2)
         for file in ("q4_0", "q8_0")
-        for work in (EARLY, LATE)
+        for work in (DECODE_AT_16, DECODE_AT_512)
     ),
-    Row("1.1b-q4_0", MANY, ("llama.cpp",), 2.0),
-    Row("1.1b-q4_0", MANY, _OV, 1.3),
+    Row("1.1b-q4_0", DECODE_16_SEQUENCES, ("llama.cpp",), 2.0),
+    Row("1.1b-q4_0", DECODE_16_SEQUENCES, _OPENVINO, 1.3),
 )

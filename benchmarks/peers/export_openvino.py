@@ -1,7 +1,8 @@
-"""Exports a folder to OpenVINO: python -m peers.export_openvino NAME HF_FOLDER TO FORMAT. Runs in its environment.
+"""Exports a model to OpenVINO: python -m peers.export_openvino NAME HF_FOLDER TARGET FORMAT.
 
-int4: symmetric, in groups of 128 where that divides the rows (else 64 or 32), embedding and head in int8, the way
-optimum-intel does by default; int8: its default, asymmetric per channel; float: float16 constants.
+Runs in OpenVINO's environment. Formats: int4 is symmetric, in groups of 128 weights where 128 divides the rows (else 64
+or 32), with embedding and head in int8, as optimum-intel does by default; int8 is optimum-intel's default, asymmetric
+per channel; float stores float16 constants.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from peers.shapes import SHAPES
 def main() -> None:
     """Exports one model in one format."""
     name, source, target, kind = sys.argv[1:]
-    compressed = {
+    quantization = {
         "int4": lambda: OVWeightQuantizationConfig(bits=4, sym=True, group_size=SHAPES[name].int4_group, ratio=1.0),
         "int8": lambda: OVWeightQuantizationConfig(bits=8),
         "float": lambda: None,
     }[kind]()
     unfinished = Path(f"{target}.part")
     model = OVModelForCausalLM.from_pretrained(
-        source, export=True, load_in_8bit=False if compressed is None else None, quantization_config=compressed,
+        source, export=True, load_in_8bit=False if quantization is None else None, quantization_config=quantization,
         compile=False, use_cache=True, stateful=True,
     )  # fmt: skip
     shutil.rmtree(unfinished, ignore_errors=True)

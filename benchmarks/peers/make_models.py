@@ -1,9 +1,10 @@
-"""Makes models to compare with: a folder in Hugging Face's layout (bf16) and a GGUF file of the same weights.
+"""Creates models for the comparisons: a Hugging Face folder (bf16) and a GGUF file (float32) of the same weights.
 
     python -m peers.make_models NAME FOLDER [--from FILE.gguf]
 
-Runs in OpenVINO's environment (torch, safetensors, gguf). Weights are normal * 0.02 from a fixed seed, norms are 1; or
-those of a GGUF file, dequantised. "7b" becomes a Q4_0 file only, of random blocks, written one tensor at a time.
+Runs in OpenVINO's environment (torch, safetensors, gguf). Weights are random, normal with standard deviation 0.02 from
+a fixed seed, and norms are 1; with --from, the weights are those of a GGUF file, dequantised. "7b" is only a Q4_0 file
+of random blocks, written one tensor at a time.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from safetensors.torch import save_file
 from peers.shapes import GGUF_NAMES, SHAPES, Shape, layer_rows
 
 SEED = 20261123
-_NO_GROUP = "model.embed_tokens", "model.norm", "lm_head"
-_WHOLE = dict(zip(_NO_GROUP, ("token_embd", "output_norm", "output"), strict=True))
+_GLOBAL_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+"""GGUF names of the tensors that do not belong to a layer."""
 
 
-def matrices(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of a model: Hugging Face's name without ".weight", and its shape."""
+def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields the Hugging Face name (without ".weight") and the shape of every tensor of a model."""
     yield "model.embed_tokens", (shape.vocab_size, shape.hidden_size)
     for layer in range(shape.num_hidden_layers):
         start = f"model.layers.{layer}"
@@ -42,48 +43,48 @@ def matrices(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def gguf_name(name: str) -> str:
-    """GGUF's name of a tensor."""
-    if name in _WHOLE:
-        return f"{_WHOLE[name]}.weight"
+    """Returns the GGUF name of a tensor."""
+    if name in _GLOBAL_NAMES:
+        return f"{_GLOBAL_NAMES[name]}.weight"
     _, _, layer, part = name.split(".", 3)
     return f"blk.{layer}.{GGUF_NAMES[part]}.weight"
 
 
-def turned(weight: NDArray[np.generic], heads: int, back: bool = False) -> NDArray[np.generic]:
-    """Rows of q or k from halves side by side (Hugging Face) to interleaved (GGUF), or back."""
+def permute_rows(weight: NDArray[np.generic], heads: int, inverse: bool = False) -> NDArray[np.generic]:
+    """Reorders the rows of q or k from half-split rotary pairs (Hugging Face) to interleaved pairs (GGUF), or back."""
     order = np.arange(len(weight)).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
-    return weight[np.argsort(order) if back else order]
+    return weight[np.argsort(order) if inverse else order]
 
 
 def heads_of(name: str, shape: Shape) -> int:
-    """Heads of a q or k matrix; 0 for any other tensor."""
+    """Returns the number of heads of a q or k matrix; 0 for any other tensor."""
     heads = {"q_proj": shape.num_attention_heads, "k_proj": shape.num_key_value_heads}
     return heads.get(name.rsplit(".", 1)[-1], 0)
 
 
 def random_weights(shape: Shape) -> dict[str, torch.Tensor]:
-    """Float32 weights from the seed."""
+    """Returns random float32 weights from the fixed seed."""
     generator = torch.Generator().manual_seed(SEED)
     return {
         name: torch.ones(size) if len(size) == 1 else torch.empty(size).normal_(0, 0.02, generator=generator)
-        for name, size in matrices(shape)
+        for name, size in tensor_shapes(shape)
     }
 
 
 def read_weights(shape: Shape, source: Path) -> dict[str, torch.Tensor]:
-    """Float32 weights of a GGUF file, in Hugging Face's order of rows."""
+    """Reads the weights of a GGUF file as float32, with rows in Hugging Face's order."""
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(source).tensors}
     weights = {}
-    for name, size in matrices(shape):
+    for name, size in tensor_shapes(shape):
         tensor = tensors[gguf_name(name)]
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(size)
         heads = heads_of(name, shape)
-        weights[name] = torch.from_numpy(np.array(turned(values, heads, back=True) if heads else values))
+        weights[name] = torch.from_numpy(np.array(permute_rows(values, heads, inverse=True) if heads else values))
     return weights
 
 
 def write_folder(shape: Shape, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """A folder in Hugging Face's layout, in bf16, with a tokenizer of bare numbers: some exporters ask for one."""
+    """Writes a Hugging Face folder in bf16. Its tokenizer has tokens t0, t1, ...: some exporters need a tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{name}.weight": weight.to(torch.bfloat16) for name, weight in weights.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -97,16 +98,16 @@ def write_folder(shape: Shape, weights: dict[str, torch.Tensor], folder: Path) -
 
 def _write_tokenizer(vocab_size: int, folder: Path) -> None:
     vocabulary = {f"t{number}": number for number in range(vocab_size)}
-    plain = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    unused = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
     model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "t0"}
-    tokenizer = {"version": "1.0", **dict.fromkeys(plain), "added_tokens": [], "model": model}
+    tokenizer = {"version": "1.0", **dict.fromkeys(unused), "added_tokens": [], "model": model}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "t1", "eos_token": "t2", "unk_token": "t0"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "t1", "eos_token": "t2", "unk_token": "t0"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def new_writer(shape: Shape, path: Path, file_type: int) -> gguf.GGUFWriter:
-    """A GGUF writer with the keys of the shape and a vocabulary without words."""
+    """Returns a GGUF writer with the metadata of the shape and no tokenizer."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(shape.num_hidden_layers)
     writer.add_context_length(shape.max_position_embeddings)
@@ -124,12 +125,12 @@ def new_writer(shape: Shape, path: Path, file_type: int) -> gguf.GGUFWriter:
 
 
 def write_gguf(shape: Shape, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """A GGUF file of float32 tensors, in GGUF's order of rows."""
+    """Writes a GGUF file of float32 tensors, with rows in GGUF's order."""
     writer = new_writer(shape, path, gguf.LlamaFileType.ALL_F32)
     for name, weight in weights.items():
         heads = heads_of(name, shape)
         values = weight.numpy()
-        writer.add_tensor(gguf_name(name), np.ascontiguousarray(turned(values, heads) if heads else values))
+        writer.add_tensor(gguf_name(name), np.ascontiguousarray(permute_rows(values, heads) if heads else values))
     _close(writer)
 
 
@@ -141,17 +142,17 @@ def _close(writer: gguf.GGUFWriter) -> None:
 
 
 def write_random_q4_0(shape: Shape, path: Path) -> None:
-    """A GGUF file of random Q4_0 blocks, their standard deviation about 0.02; holds one tensor at a time."""
+    """Writes a GGUF file of random Q4_0 blocks with a standard deviation of about 0.02, one tensor at a time."""
     writer = new_writer(shape, path, gguf.LlamaFileType.MOSTLY_Q4_0)
-    kind = gguf.GGMLQuantizationType
+    types = gguf.GGMLQuantizationType
     sizes: list[tuple[int, ...]] = []
-    for name, size in matrices(shape):
+    for name, size in tensor_shapes(shape):
         sizes.append(size)
         quantized = len(size) == 2
         stored = (size[0], size[1] // 32 * 18) if quantized else size
-        held = np.dtype(np.uint8) if quantized else np.dtype(np.float32)
-        bytes_ = int(np.prod(stored)) * held.itemsize
-        writer.add_tensor_info(gguf_name(name), stored, held, bytes_, kind.Q4_0 if quantized else None)
+        dtype = np.dtype(np.uint8) if quantized else np.dtype(np.float32)
+        bytes_ = int(np.prod(stored)) * dtype.itemsize
+        writer.add_tensor_info(gguf_name(name), stored, dtype, bytes_, types.Q4_0 if quantized else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -169,27 +170,27 @@ def _random_blocks(random: np.random.Generator, size: tuple[int, ...]) -> NDArra
     return blocks.reshape(size[0], -1)
 
 
-def whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes beside the path and renames: a file that was cut off is never taken for a model."""
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Writes to a temporary name and renames the file, so that an interrupted run leaves no incomplete model."""
     unfinished = path.with_name(f"{path.name}.part")
     write(unfinished)
     unfinished.rename(path)
 
 
 def main() -> None:
-    """Makes one model."""
+    """Creates one model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=SHAPES)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--from", dest="source", type=Path)
-    wanted = parser.parse_args()
-    shape, folder = SHAPES[wanted.name], wanted.folder
+    parser.add_argument("name", choices=SHAPES, help="Shape of the model.")
+    parser.add_argument("folder", type=Path, help="Folder for the model.")
+    parser.add_argument("--from", dest="source", type=Path, help="GGUF file to take the weights from.")
+    arguments = parser.parse_args()
+    shape, folder = SHAPES[arguments.name], arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    if wanted.name == "7b":
-        whole(folder / "q4_0.gguf", lambda path: write_random_q4_0(shape, path))
+    if arguments.name == "7b":
+        write_atomically(folder / "q4_0.gguf", lambda path: write_random_q4_0(shape, path))
         return
-    weights = read_weights(shape, wanted.source) if wanted.source else random_weights(shape)
-    whole(folder / "f32.gguf", lambda path: write_gguf(shape, weights, path))
+    weights = read_weights(shape, arguments.source) if arguments.source else random_weights(shape)
+    write_atomically(folder / "f32.gguf", lambda path: write_gguf(shape, weights, path))
     write_folder(shape, weights, folder / "hf")
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own quantiser: python -m peers.quantize FROM.gguf TO.gguf FORMAT. Prints the seconds of the call.
+"""Runs llama.cpp's quantiser: python -m peers.quantize FROM.gguf TO.gguf FORMAT. Prints the seconds of the call.
 
 Runs in llama.cpp's environment.
 """
@@ -19,7 +19,7 @@ FORMATS = {
 
 
 def main() -> None:
-    """Quantises one file with its default mixture of types."""
+    """Quantises one file with llama.cpp's default mixture of types for the format."""
     source, path, name = sys.argv[1:]
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = FORMATS[name], 2

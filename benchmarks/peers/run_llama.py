@@ -1,4 +1,4 @@
-"""llama.cpp's worker: the low-level interface of llama-cpp-python, built for this processor."""
+"""Worker of llama.cpp: uses the low-level interface of llama-cpp-python, built for this processor."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from peers.serve import serve
 
-PIECE = 512
-"""Tokens of a prompt read at once (n_batch, n_ubatch)."""
+BATCH = 512
+"""Prompt tokens per forward pass (n_batch, n_ubatch)."""
 
 
 class Llama:
-    """A model and a context. Its weights are repacked at load where it has a faster layout (its default)."""
+    """A model and a context. llama.cpp repacks weights at load into a faster layout if it has one (its default)."""
 
     def __init__(self, load: dict[str, Any]) -> None:
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
@@ -28,13 +28,13 @@ class Llama:
             raise SystemExit(f"llama.cpp cannot load {load['model']}")
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.context = self._new_context(load)
-        self.batch = llama_cpp.llama_batch_init(PIECE, 0, 1)
+        self.batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self.settings = {
             "llama-cpp-python": llama_cpp.__version__,
             "system": llama_cpp.llama_print_system_info().decode(),
             "flash_attention": load["options"]["flash"],
             "cache": "f16",
-            "n_ubatch": PIECE,
+            "n_ubatch": BATCH,
             "threads": load["threads"],
             "repack": bool(getattr(params, "use_extra_bufts", True)),
         }
@@ -43,7 +43,7 @@ class Llama:
         params = llama_cpp.llama_context_default_params()
         longest = max(work["context"] + work["tokens"] for work in load["works"])
         params.n_ctx = -(-longest // 256) * 256 * load["sequences"]
-        params.n_batch = params.n_ubatch = PIECE
+        params.n_batch = params.n_ubatch = BATCH
         params.n_seq_max = load["sequences"]
         params.n_threads = params.n_threads_batch = load["threads"]
         params.flash_attn_type = (
@@ -53,34 +53,34 @@ class Llama:
         )
         context = llama_cpp.llama_init_from_model(self.model, params)
         if not context:
-            raise SystemExit("llama.cpp cannot make a context")
+            raise SystemExit("llama.cpp cannot create a context")
         return context
 
-    def _decode(self, entries: Sequence[tuple[int, int, int]], wanted: int) -> None:
-        """Reads (token, position, sequence); chooses the likeliest token after each of the last `wanted`."""
+    def _decode(self, entries: Sequence[tuple[int, int, int]], outputs: int) -> None:
+        """Reads (token, position, sequence) entries; chooses the most likely next token after the last `outputs`."""
         batch = self.batch
         batch.n_tokens = len(entries)
         for at, (token, position, sequence) in enumerate(entries):
             batch.token[at], batch.pos[at] = token, position
             batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
-            batch.logits[at] = at >= len(entries) - wanted
+            batch.logits[at] = at >= len(entries) - outputs
         if status := llama_cpp.llama_decode(self.context, batch):
-            raise SystemExit(f"llama_decode gave {status}")
-        for at in range(len(entries) - wanted, len(entries)):
+            raise SystemExit(f"llama_decode returned {status}")
+        for at in range(len(entries) - outputs, len(entries)):
             row = llama_cpp.llama_get_logits_ith(self.context, at)
             np.ctypeslib.as_array(row, (self.vocab_size,)).argmax()
 
     def read(self, ids: Sequence[int], sequences: int) -> None:
-        """As `peers.serve.Engine`."""
+        """See `peers.serve.Engine`."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
         for sequence in range(sequences):
-            for start in range(0, len(ids), PIECE):
-                piece = ids[start : start + PIECE]
+            for start in range(0, len(ids), BATCH):
+                piece = ids[start : start + BATCH]
                 last = start + len(piece) == len(ids)
                 self._decode([(token, start + at, sequence) for at, token in enumerate(piece)], int(last))
 
     def step(self, token: int, position: int, sequences: int) -> None:
-        """As `peers.serve.Engine`."""
+        """See `peers.serve.Engine`."""
         self._decode([(token, position, sequence) for sequence in range(sequences)], sequences)
 
 

@@ -1,4 +1,4 @@
-"""OpenVINO's worker: a stateful model as optimum-intel exports it, on the processor's plugin."""
+"""Worker of OpenVINO: a stateful model as exported by optimum-intel, on the CPU plugin."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from peers.serve import serve
 
 
 def last_token_only(model: ov.Model) -> None:
-    """Lets the head see the last token of each sequence, as OpenVINO GenAI does before it compiles a model."""
+    """Limits the head to the last token of each sequence, as OpenVINO GenAI does before it compiles a model."""
     head = model.output("logits").get_node().input_value(0).get_node()
     while head.get_type_name() != "MatMul":
         head = head.input_value(0).get_node()
     hidden = head.input_value(0)
     second_axis = ops.constant(np.array(1, np.int64))
-    kept = ops.unsqueeze(ops.gather(hidden, ops.constant(np.array(-1, np.int64)), second_axis), second_axis)
-    head.input(0).replace_source_output(kept.output(0))
+    last = ops.unsqueeze(ops.gather(hidden, ops.constant(np.array(-1, np.int64)), second_axis), second_axis)
+    head.input(0).replace_source_output(last.output(0))
     model.validate_nodes_and_infer_types()
 
 
 class OpenVino:
-    """A compiled model and its state: latency hint, other settings its defaults (u8 cache, dynamic quantisation)."""
+    """A compiled model and its state, with the latency hint and default settings (u8 cache, dynamic quantisation)."""
 
     def __init__(self, load: dict[str, Any]) -> None:
         core = ov.Core()
@@ -54,12 +54,12 @@ class OpenVino:
         self.request.get_tensor("logits").data[:, -1].argmax(axis=-1)
 
     def read(self, ids: Sequence[int], sequences: int) -> None:
-        """As `peers.serve.Engine`."""
+        """See `peers.serve.Engine`."""
         self.request.reset_state()
         self._infer(np.array([ids] * sequences, np.int64), 0)
 
     def step(self, token: int, position: int, sequences: int) -> None:
-        """As `peers.serve.Engine`."""
+        """See `peers.serve.Engine`."""
         self._infer(np.full((sequences, 1), token, np.int64), position)
 
 

@@ -1,4 +1,4 @@
-"""puna's worker."""
+"""Worker of puna."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from puna.native.measure import MachineSpeed
 
 
 class Puna:
-    """The native backend, driven as the engine drives it: prompts in pieces of 512 tokens."""
+    """The native backend, called as the engine calls it: prompts are read in chunks of 512 tokens."""
 
     def __init__(self, load: dict[str, Any]) -> None:
         checkpoint = open_checkpoint(locate_model(load["model"]))
@@ -26,7 +26,7 @@ class Puna:
             checkpoint.config, checkpoint.tensors, load["threads"], load["sequences"], cache=cache
         )
         self.vocab_size = checkpoint.config.vocab_size
-        self._held = 0
+        self._slots = 0
         unit = MachineSpeed(1.0, 1.0, 1.0, True)
         self.settings = {
             "backend": "native",
@@ -45,15 +45,15 @@ class Puna:
         }
 
     def read(self, ids: Sequence[int], sequences: int) -> None:
-        """As `peers.serve.Engine`."""
-        for slot in range(self._held):
+        """See `peers.serve.Engine`."""
+        for slot in range(self._slots):
             self.backend.free(slot)
         for slot in range(sequences):
             benchmark.read(self.backend, np.array(ids, np.int64), slot)
-        self._held = sequences
+        self._slots = sequences
 
     def step(self, token: int, position: int, sequences: int) -> None:
-        """As `peers.serve.Engine`."""
+        """See `peers.serve.Engine`."""
         chunks = [Chunk(slot, np.array([token], np.int64), position) for slot in range(sequences)]
         self.backend.forward(chunks).argmax(axis=-1)
 

@@ -1,4 +1,4 @@
-"""transformers' worker: eager PyTorch with its scaled-dot-product attention."""
+"""Worker of transformers: eager PyTorch with scaled-dot-product attention."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peers.serve import serve
 
 
 class Transformers:
-    """A model from a folder in Hugging Face's layout."""
+    """A model from a Hugging Face folder."""
 
     def __init__(self, load: dict[str, Any]) -> None:
         torch.set_num_threads(load["threads"])
@@ -39,12 +39,12 @@ class Transformers:
             output.logits[:, -1].argmax(dim=-1)
 
     def read(self, ids: Sequence[int], sequences: int) -> None:
-        """As `peers.serve.Engine`."""
+        """See `peers.serve.Engine`."""
         self._cache = None
         self._forward(torch.tensor([list(ids)] * sequences))
 
     def step(self, token: int, position: int, sequences: int) -> None:
-        """As `peers.serve.Engine`."""
+        """See `peers.serve.Engine`."""
         self._forward(torch.full((sequences, 1), token))
 
 

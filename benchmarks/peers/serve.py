@@ -1,7 +1,7 @@
-"""A worker's side of the talk with compare.py: one JSON question a line in, one JSON answer a line out.
+"""The worker's side of the protocol with compare.py: one JSON request per input line, one JSON reply per output line.
 
-Knows no engine. A worker's class has `settings` and these methods; `sequences` of them run at once, each with its own
-cache, and each decoding step ends with the likeliest token of every sequence chosen.
+This module works for any engine that implements `Engine`. An engine runs `sequences` sequences at once, each with its
+own cache, and each step ends with the choice of the most likely next token of every sequence.
 """
 
 from __future__ import annotations
@@ -17,73 +17,73 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-MOST = 4096
-"""Random token ids at hand."""
+MAX_TOKENS = 4096
+"""Number of random token ids to read."""
 
 _DIE_WITH_PARENT = 1
-"""PR_SET_PDEATHSIG of prctl(2): a stopped worker must not outlive compare.py."""
+"""PR_SET_PDEATHSIG of prctl(2), so that a stopped worker ends together with compare.py."""
 
 
 class Engine(Protocol):
-    """What a worker wraps. Positions are counted by `serve`, which never asks for more than was announced."""
+    """The interface of an engine. `serve` counts positions and stays within the works announced by "load"."""
 
     settings: dict[str, Any]
     vocab_size: int
 
     def read(self, ids: Sequence[int], sequences: int) -> None:
-        """Empties the caches and reads the same prompt into each of `sequences`, up to the choice of a next token."""
+        """Clears the caches, reads the same prompt into each sequence and chooses the next tokens."""
         ...
 
     def step(self, token: int, position: int, sequences: int) -> None:
-        """Reads one more token in each sequence and chooses the next ones."""
+        """Reads one more token in each sequence and chooses the next tokens."""
         ...
 
 
 def serve(open_engine: Callable[[dict[str, Any]], Engine]) -> None:
-    """Answers questions until "quit" or the end of input. The first must be "load"."""
+    """Answers requests until "quit" or the end of input. The first request must be "load"."""
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever an engine prints goes to standard error
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # redirect output of the engine to standard error
     timer: _Timer | None = None
     for line in sys.stdin:
-        question = json.loads(line)
-        if question["do"] == "quit":
+        request = json.loads(line)
+        if request["do"] == "quit":
             return
-        if question["do"] == "load":
+        if request["do"] == "load":
             started = time.perf_counter()
-            engine = open_engine(question)
+            engine = open_engine(request)
             timer = _Timer(engine)
-            answer: Any = {"settings": engine.settings, "load_seconds": time.perf_counter() - started}
-        elif question["do"] == "memory":
-            answer = peak_memory()
+            reply: Any = {"settings": engine.settings, "load_seconds": time.perf_counter() - started}
+        elif request["do"] == "memory":
+            reply = peak_memory()
         else:
             assert timer is not None, "nothing is loaded"
-            answer = timer.run(question["do"], question["tokens"], question["context"], question["sequences"])
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            reply = timer.run(request["do"], request["tokens"], request["context"], request["sequences"])
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
 
 
 def peak_memory() -> int:
-    """Most memory this process has held at once, in bytes (VmHWM)."""
+    """Returns the peak memory of this process in bytes (VmHWM)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
 class _Timer:
-    """Times an engine, and remembers what its caches hold: a prompt that was just read need not be read again."""
+    """Times an engine. Remembers which prompt is in the caches, to avoid reading it again."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         source = random.Random(0)
-        self._ids = [source.randrange(3, engine.vocab_size) for _ in range(MOST)]
-        self._holds = (0, 0)
+        self._ids = [source.randrange(3, engine.vocab_size) for _ in range(MAX_TOKENS)]
+        self._cached = (0, 0)  # tokens per sequence, sequences
 
     def run(self, work: str, tokens: int, context: int, sequences: int) -> dict[str, float]:
-        """Seconds of the clock, and of all threads of this process together."""
+        """Returns the wall-clock seconds and the CPU seconds of all threads of this process."""
         timed = {"prefill": self._prefill, "decode": self._decode}[work]
-        if work == "decode" and self._holds != (context, sequences):
+        if work == "decode" and self._cached != (context, sequences):
             self._engine.read(self._ids[:context], sequences)
-        if work == "decode":  # the first step of a process that was stopped is slow in any engine
+        if work == "decode":  # warm up: the first step after a stop is slow in every engine
             self._engine.step(self._ids[context], context, sequences)
         cpu, started = time.process_time(), time.perf_counter()
         timed(tokens, context, sequences)
@@ -91,9 +91,9 @@ class _Timer:
 
     def _prefill(self, tokens: int, _context: int, sequences: int) -> None:
         self._engine.read(self._ids[:tokens], sequences)
-        self._holds = (tokens, sequences)
+        self._cached = (tokens, sequences)
 
     def _decode(self, tokens: int, context: int, sequences: int) -> None:
-        self._holds = (0, 0)
+        self._cached = (0, 0)
         for position in range(context + 1, context + 1 + tokens):
             self._engine.step(self._ids[position], position, sequences)

@@ -1,4 +1,4 @@
-"""Shapes of the models that are compared. Read in every environment: nothing but the standard library."""
+"""Shapes of the compared models. Imported in every environment, so it uses only the standard library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """A LLaMA model's sizes, under the names of its configuration."""
+    """Sizes of a LLaMA model, named as in its configuration."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -22,12 +22,12 @@ class Shape:
 
     @property
     def head_dim(self) -> int:
-        """Width of a head."""
+        """Width of one head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def int4_group(self) -> int:
-        """Weights that share a scale in OpenVINO's int4: 128, its default, or the largest that divides every row."""
+        """Weights per scale in OpenVINO's int4: 128 (its default), 64 or 32, the largest that divides every row."""
         sizes = (self.hidden_size, self.intermediate_size)
         return next(group for group in (128, 64, 32) if not any(size % group for size in sizes))
 
@@ -41,7 +41,7 @@ SHAPES = {
 
 
 def layer_rows(shape: Shape) -> dict[str, tuple[int, int]]:
-    """The matrices of a layer under Hugging Face's names: (rows, columns)."""
+    """Returns (rows, columns) of each matrix of a layer, by Hugging Face name."""
     hidden, inner = shape.hidden_size, shape.intermediate_size
     kv_rows = shape.num_key_value_heads * shape.head_dim
     return {
@@ -66,4 +66,4 @@ GGUF_NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
-"""Hugging Face's name of a part of a layer, and GGUF's."""
+"""GGUF names of the tensors of a layer, by Hugging Face name."""

@@ -1,4 +1,4 @@
-"""Process start to first token, and the most memory held by then, with the files in the system's cache."""
+"""Measures the time from process start to first token, and the peak memory, with the files in the page cache."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from pathlib import Path
 from typing import Any
 
 from peers.blocks import Block, Work
-from peers.measure import Places
+from peers.measure import Paths
 
-FIRST = Work("prefill", 8)
+FIRST_PROMPT = Work("prefill", 8)
 
 
-def measure_start(block: Block, places: Places, threads: int, repeat: int, logs: Path) -> dict[str, dict[str, Any]]:
-    """Seconds and bytes for puna's command line, and for puna's and llama.cpp's forward pass from Python."""
-    found: dict[str, dict[str, list[float]]] = {}
+def measure_start(block: Block, paths: Paths, threads: int, repeat: int, logs: Path) -> dict[str, dict[str, Any]]:
+    """Returns seconds and bytes of puna's command line, and of the forward pass of puna and llama.cpp from Python."""
+    result: dict[str, dict[str, list[float]]] = {}
     for turn in range(repeat + 1):
-        for name, sample in _samples(block, places, threads, logs).items():
-            if turn:  # the first brings the files into the system's cache
-                entry = found.setdefault(name, {"seconds": [], "bytes": []})
+        for name, sample in _samples(block, paths, threads, logs).items():
+            if turn:  # the first turn reads the files into the page cache
+                entry = result.setdefault(name, {"seconds": [], "bytes": []})
                 entry["seconds"].append(sample[0])
                 entry["bytes"].append(sample[1])
     return {
         name: {"seconds": statistics.median(entry["seconds"]), "bytes": max(entry["bytes"]), "samples": entry}
-        for name, entry in found.items()
+        for name, entry in result.items()
     }
 
 
-def _samples(block: Block, places: Places, threads: int, logs: Path) -> dict[str, tuple[float, float]]:
+def _samples(block: Block, paths: Paths, threads: int, logs: Path) -> dict[str, tuple[float, float]]:
     samples = {}
     for runner in block.runners:
         if runner.environment not in ("puna", "llama") or dict(runner.options).get("flash"):
             continue
-        model = places.model(block, runner)
+        model = paths.model(block, runner)
         if runner.environment == "puna" and "q4_1" in block.name:
             samples["puna generate"] = _generate(model, threads)
         started = time.perf_counter()
-        worker = places.start(runner, logs / "start.log")
+        worker = paths.start(runner, logs / "start.log")
         worker.ask(
             "load", model=str(model), threads=threads, options=dict(runner.options), sequences=1,
             works=[{"do": "prefill", "tokens": 8, "context": 0, "sequences": 1}],
         )  # fmt: skip
-        worker.ask("prefill", tokens=FIRST.tokens, context=0, sequences=1)
+        worker.ask("prefill", tokens=FIRST_PROMPT.tokens, context=0, sequences=1)
         seconds = time.perf_counter() - started
         samples[f"{runner.name}, forward pass"] = (seconds, worker.ask("memory"))
         worker.close()
@@ -53,7 +53,7 @@ def _samples(block: Block, places: Places, threads: int, logs: Path) -> dict[str
 
 
 def _generate(model: Path, threads: int) -> tuple[float, float]:
-    """The whole of `puna generate` for one token of text."""
+    """Runs `puna generate` for one token; returns seconds and peak bytes of the process."""
     started = time.perf_counter()
     path = os.pathsep.join(str(Path(part).absolute()) for part in sys.path[1:])
     process = subprocess.Popen(

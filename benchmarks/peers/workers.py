@@ -1,4 +1,4 @@
-"""compare.py's side of the talk: a process for each engine, stopped dead while another one works."""
+"""compare.py's side of the protocol: one process per engine, stopped (SIGSTOP) while another engine works."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from peers.state import Clock, taken_by_others
+from peers.cpu_usage import Clock, share_of_others
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class WorkerError(RuntimeError):
-    """An engine ended, with the last lines it wrote."""
+    """An engine ended. The message has its exit status and the last lines of its output."""
 
 
 class Worker:
-    """A process that answers JSON lines. Between questions it is stopped, so that none of its threads can spin.
+    """A process that handles requests in JSON lines. It is stopped between requests, so that its threads cannot spin.
 
     Args:
-        python: of the engine's environment.
-        module: to run, such as "peers.run_llama".
-        path: of the interpreter, beside its environment.
-        log: file for what the engine prints.
+        python: interpreter of the engine's environment.
+        module: module to run, such as "peers.run_llama".
+        path: folders for PYTHONPATH.
+        log: file for the output of the engine.
     """
 
     def __init__(self, python: Path, module: str, path: list[str], log: Path) -> None:
@@ -39,18 +39,18 @@ class Worker:
             )  # fmt: skip
 
     def ask(self, do: str, **more: Any) -> Any:
-        """Wakes the process, asks, waits for the answer, and stops it again.
+        """Resumes the process, sends a request, waits for the reply, and stops the process again.
 
         Raises:
-            WorkerError: when the process ended instead.
+            WorkerError: the process ended.
         """
-        to, back = self._process.stdin, self._process.stdout
-        assert to is not None and back is not None
+        requests, replies = self._process.stdin, self._process.stdout
+        assert requests is not None and replies is not None
         self._process.send_signal(signal.SIGCONT)
         try:
-            to.write(json.dumps({"do": do, **more}) + "\n")
-            to.flush()
-            line = back.readline()
+            requests.write(json.dumps({"do": do, **more}) + "\n")
+            requests.flush()
+            line = replies.readline()
         except BrokenPipeError:
             line = ""
         if not line:
@@ -61,12 +61,12 @@ class Worker:
         return json.loads(line)
 
     def sample(self, do: str, tokens: int, context: int, sequences: int) -> dict[str, float]:
-        """One timed piece of work: tokens per second, and the share of the processors that others took meanwhile."""
+        """Times one work; returns tokens per second and the share of processor time that other processes used."""
         before = Clock.now()
         cpu = self._cpu_ticks()
-        answer = self.ask(do, tokens=tokens, context=context, sequences=sequences)
-        others = taken_by_others(before, Clock.now(), (self._cpu_ticks() - cpu) / _TICKS, _TICKS)
-        return {"tokens_per_second": tokens * sequences / answer["seconds"], "others": others}
+        reply = self.ask(do, tokens=tokens, context=context, sequences=sequences)
+        others = share_of_others(before, Clock.now(), (self._cpu_ticks() - cpu) / _TICKS, _TICKS)
+        return {"tokens_per_second": tokens * sequences / reply["seconds"], "others": others}
 
     def _cpu_ticks(self) -> int:
         text = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8")
