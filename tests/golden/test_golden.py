@@ -1,0 +1,109 @@
+"""The golden checkpoint gives the recorded ids, logits, texts and NLL, in every layout and on both backends.
+
+expect.py recorded the values with other implementations. The tests of the native backend need neither PyTorch nor
+transformers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from puna import LLM, load_tokenizer
+from puna.backend import Chunk
+from puna.checkpoint import open_checkpoint
+from tests.golden.files import HELD_OUT, LAYOUTS, read_expected
+
+EXPECTED = read_expected()
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def path(request):
+    return LAYOUTS[request.param]
+
+
+@pytest.fixture(scope="module", params=["native", "torch"])
+def llm(request, path):
+    if request.param == "torch":
+        pytest.importorskip("torch")
+    return LLM(path, request.param, dtype="float32")
+
+
+def test_every_layout_holds_the_same_weights():
+    checkpoints = {layout: open_checkpoint(path) for layout, path in LAYOUTS.items()}
+    tensors = checkpoints["hf"].tensors
+    assert len(tensors) == 21
+    for layout in ("gguf", "meta"):
+        assert checkpoints[layout].tensors.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            np.testing.assert_array_equal(
+                checkpoints[layout].tensors[name].to_float32(), tensor.to_float32(), f"{layout}: {name}"
+            )
+
+
+@pytest.mark.parametrize("example", EXPECTED["ids"], ids=lambda example: example["text"][:12])
+def test_texts_are_encoded_as_sentencepiece_and_transformers_do(path, example):
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.encode(example["text"]) == example["ids"]
+    assert tokenizer.decode(example["ids"], skip_special_tokens=True) == example["text"]
+
+
+def test_logits_are_those_of_transformers(llm):
+    ids = EXPECTED["logits"]["ids"]
+    logits = llm._backend.forward([Chunk(0, np.array(ids), 0, len(ids))])
+    for row, expected in EXPECTED["logits"]["rows"].items():
+        difference = np.abs(logits[int(row)] - np.array(expected)).max()
+        assert difference < 1e-5 * np.abs(expected).max(), row
+
+
+@pytest.mark.parametrize("example", EXPECTED["texts"], ids=lambda example: example["prompt"])
+def test_greedy_text_is_that_of_transformers(llm, example):
+    completion = llm.generate(example["prompt"], max_tokens=200)
+    assert list(completion.prompt_ids) == example["prompt_ids"]
+    assert completion.text == example["text"]
+    assert list(completion.ids) == example["ids"]
+    assert completion.finish_reason == example["finish_reason"]
+
+
+def test_greedy_texts_do_not_depend_on_rounding():
+    """A gap 100 times the tolerance of the logits, so that another order of summation gives the same text."""
+    largest = max(np.abs(row).max() for row in EXPECTED["logits"]["rows"].values())
+    assert min(example["smallest_gap"] for example in EXPECTED["texts"]) > 100 * 1e-5 * largest
+
+
+def test_prompts_in_one_batch_get_the_texts_they_get_alone(llm):
+    completions = llm.generate([example["prompt"] for example in EXPECTED["texts"]], max_tokens=200)
+    assert [completion.text for completion in completions] == [example["text"] for example in EXPECTED["texts"]]
+
+
+def test_streamed_text_is_the_generated_one(llm):
+    for example in EXPECTED["texts"]:
+        assert "".join(llm.stream(example["prompt"], max_tokens=200)) == example["text"]
+
+
+def test_a_prompt_read_in_chunks_continues_the_same(llm):
+    example = EXPECTED["texts"][1]
+    prompt_ids, rest = example["prompt_ids"] + example["ids"][:50], example["ids"][50:]
+    whole = llm._engine.scheduler.chunk
+    try:
+        llm._engine.scheduler.chunk = 7
+        assert list(llm.generate(prompt_ids, max_tokens=len(rest)).ids) == rest
+    finally:
+        llm._engine.scheduler.chunk = whole
+
+
+def test_the_pytorch_model_generates_the_same_text(path):
+    torch = pytest.importorskip("torch")
+    from puna import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(path)
+    example = EXPECTED["texts"][1]
+    ids = model.generate(torch.tensor([example["prompt_ids"]]), max_new_tokens=200, do_sample=False)
+    assert ids[0].tolist() == example["prompt_ids"] + example["ids"]
+
+
+def test_nll_of_held_out_text_is_that_of_transformers(llm):
+    ids = llm.tokenizer.encode(HELD_OUT.read_text())
+    losses = np.concatenate([llm.nll(ids[start : start + 256]) for start in range(0, len(ids), 256)])
+    assert len(losses) == EXPECTED["nll"]["tokens"]
+    assert losses.mean() == pytest.approx(EXPECTED["nll"]["nll"], rel=1e-6)
