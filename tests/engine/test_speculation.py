@@ -8,18 +8,15 @@ import pytest
 from puna.engine import Engine, Request, Sampling
 from puna.engine.lookup import MAX_GUESS, Lookup
 from puna.native import NativeBackend
-from tests.native.weights import model_in
-
-pytest.importorskip("torch")
-
-from tests.model.twins import config_of, pair
+from tests.helpers.configurations import config_of
+from tests.helpers.native import pack_state
+from tests.helpers.random_weights import random_state
 
 
 def answers(speculate: bool, requests: list[Request], slots: int) -> tuple[list[tuple], int]:
     """Returns (tokens, finish reasons) of each request, and the number of steps."""
     config = config_of(vocab_size=12, max_position_embeddings=128)
-    state = {key: value.detach().numpy() for key, value in pair(config)[0].state_dict().items()}
-    engine = Engine(NativeBackend(config, model_in("f32", state), 1, slots), slots)
+    engine = Engine(NativeBackend(config, pack_state("f32", random_state(config)), 1, slots), slots)
     ids = [
         engine.submit(Request(r.prompt_ids, r.max_tokens, r.sampling, r.stop_ids, speculate=speculate))
         for r in requests
@@ -70,8 +67,7 @@ class Damaged(NativeBackend):
 @pytest.mark.parametrize("speculate", [False, True])
 def test_tokens_chosen_before_nan_logits_are_kept(speculate):
     config = config_of(vocab_size=12, max_position_embeddings=128)
-    state = {key: value.detach().numpy() for key, value in pair(config)[0].state_dict().items()}
-    engine = Engine(Damaged(config, model_in("f32", state), 1), 1)
+    engine = Engine(Damaged(config, pack_state("f32", random_state(config)), 1), 1)
     engine.submit(Request(tuple([1, 2, 3, 4, 5] * 4), 100, speculate=speculate))
     events = []
     while engine.busy:

@@ -16,7 +16,8 @@ from puna.model import (
     LlamaForSequenceClassification,
     LlamaModel,
 )
-from tests.model.twins import config_of, distance, pair, ragged
+from tests.helpers.configurations import config_of
+from tests.model.reference_models import distance, pair, ragged
 
 IDS = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
 

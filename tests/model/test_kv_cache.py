@@ -14,7 +14,8 @@ from transformers import DynamicCache
 from puna.errors import PunaError
 from puna.model import KVCache, LlamaForCausalLM
 from puna.model.rope import angles, rotate
-from tests.model.twins import DYNAMIC, config_of, distance, longrope, pair
+from tests.helpers.configurations import DYNAMIC, config_of, longrope
+from tests.model.reference_models import distance, pair
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from puna.model import KVCache, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 from puna.model.outputs import GenerateOutput
-from tests.model.twins import DYNAMIC, config_of
+from tests.helpers.configurations import DYNAMIC, config_of
 
 IDS = torch.randint(3, 67, (2, 7), generator=torch.Generator().manual_seed(0))
 WHOLE: dict[str, Any] = {"output_hidden_states": True, "output_attentions": True}

@@ -14,7 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm as Theirs
 from puna.model import LlamaForSequenceClassification
 from puna.model.activations import ACTIVATIONS
 from puna.model.llama import LlamaRMSNorm
-from tests.model.twins import CONFIGURATIONS, config_of, distance, pair, ragged
+from tests.helpers.configurations import CONFIGURATIONS, config_of
+from tests.model.reference_models import distance, pair, ragged
 
 LIMIT = 1e-5
 LENGTHS = (9, 14, 5)

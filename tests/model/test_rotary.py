@@ -13,7 +13,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding as The
 from puna.config import LlamaConfig
 from puna.model import KVCache, LlamaForCausalLM
 from puna.model.rope import LlamaRotaryEmbedding, Rotation
-from tests.model.twins import DYNAMIC, LLAMA3, YARN, config_of, distance, longrope, pair, their_config
+from tests.helpers.configurations import DYNAMIC, LLAMA3, YARN, config_of, longrope
+from tests.model.reference_models import distance, pair, their_config
 
 SETTINGS: dict[str, Any] = {
     "default": None,

@@ -11,7 +11,8 @@ import torch
 from puna.backend import Backend, Chunk
 from puna.errors import BackendError, PunaError
 from puna.model import LlamaForCausalLM, TorchBackend
-from tests.model.twins import CONFIGURATIONS, DYNAMIC, config_of, pair
+from tests.helpers.configurations import CONFIGURATIONS, DYNAMIC, config_of
+from tests.model.reference_models import pair
 
 IDS = np.random.default_rng(0).integers(3, 67, 15)
 

@@ -14,7 +14,7 @@ from puna.backend import Chunk
 from puna.config import LlamaConfig
 from puna.formats.blocks import FORMATS
 from puna.native import NativeBackend
-from tests.native.weights import Packed
+from tests.helpers.native import PackedTensor
 
 TOKENS = 448
 
@@ -42,7 +42,7 @@ def backend() -> NativeBackend:
     tensors = {}
     for name, shape in shapes.items():
         values = (random.normal(0, 0.03, shape) + (len(shape) == 1)).astype(np.float32)
-        tensors[name] = Packed(FORMATS["f32"], shape, values.reshape(-1).view(np.uint8))
+        tensors[name] = PackedTensor(FORMATS["f32"], shape, values.reshape(-1).view(np.uint8))
     return NativeBackend(config, tensors, 1)
 
 

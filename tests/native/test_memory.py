@@ -20,17 +20,15 @@ from puna.native.library import load_library
 from puna.native.measure import measure_machine
 from puna.native.memory import available_memory
 from puna.native.quantize import quantize
-from tests.native.weights import model_in
-
-pytest.importorskip("torch")
-
-from tests.model.twins import config_of, pair
+from tests.helpers.configurations import config_of
+from tests.helpers.native import pack_state
+from tests.helpers.random_weights import random_state
 
 CONFIG = config_of(max_position_embeddings=512)
 
 
 def tensors() -> dict:
-    return model_in("f32", {key: value.detach().numpy() for key, value in pair(CONFIG)[0].state_dict().items()})
+    return pack_state("f32", random_state(CONFIG))
 
 
 def test_memory_is_known_here():

@@ -7,12 +7,10 @@ import pytest
 
 from puna.backend import Chunk
 from puna.native import NativeBackend, machine
-from tests.native.test_backend import SHAPES, run
-from tests.native.weights import model_in
-
-pytest.importorskip("torch")
-
-from tests.model.twins import config_of, pair
+from tests.helpers.configurations import config_of
+from tests.helpers.native import pack_state, run
+from tests.helpers.random_weights import random_state
+from tests.native.shapes import SHAPES
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 2, "vocab_size": 70}
 CASES = [
@@ -45,11 +43,9 @@ def test_the_same_bits_in_random_schedules(shape, name, cache, kernels, monkeypa
     """Random mates, pieces, pages and thread counts: every row of logits equals its solo run's."""
     monkeypatch.setenv("PUNA_KERNELS", kernels)
     config = config_of(**shape)
-    state = {key: value.detach().numpy() for key, value in pair(config)[0].state_dict().items()}
-    if config.tie_word_embeddings:
-        del state["lm_head.weight"]
+    tensors = pack_state(name, random_state(config))
     random = np.random.default_rng(7)
-    backends = [NativeBackend(config, model_in(name, state), threads, slots=4, cache=cache) for threads in (1, 2, 3)]
+    backends = [NativeBackend(config, tensors, threads, slots=4, cache=cache) for threads in (1, 2, 3)]
     for number in range(SCHEDULES):
         longest = config.context_length if number % 4 == 0 else 64
         texts = [random.integers(0, config.vocab_size, random.integers(1, longest + 1)) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Random weights in every format, for tests of the native runtime."""
+"""Small models on the native runtime: weights in every format, runs in pieces, comparisons of logits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from puna.backend import Chunk
 from puna.formats.blocks import FORMATS, BlockFormat
+from puna.native import NativeBackend
 
 SCALES = {
     "q8_0": [0],
@@ -21,7 +23,7 @@ SCALES = {
     "q5_K": [0, 2],
     "q6_K": [208],
 }
-"""Where the float16 scales of a block lie."""
+"""Offsets of a block's float16 scales, in bytes."""
 
 SPREAD = {
     "q8_0": 74,
@@ -36,15 +38,15 @@ SPREAD = {
     "q5_K": 500,
     "q6_K": 1360,
 }
-"""About the standard deviation of what a random block's numbers give before its float16 scales."""
+"""Approximate standard deviation of a random block's values, divided by its float16 scale."""
 
 CENTRE = {"q4_1": -7.5, "q5_1": -15.5, "q2_K": 1.5, "q4_K": 7.5, "q5_K": 15.5}
-"""The second scale over the first that puts the values around zero, where those of real models lie."""
+"""Ratio of the second scale (of the minimums) to the first that centres the values on zero, as in real models."""
 
 
 @dataclass
-class Packed:
-    """A tensor as the backend reads it."""
+class PackedTensor:
+    """A tensor as `NativeBackend` reads it; row r of the matrix is row order[r] of `data`."""
 
     format: BlockFormat
     shape: tuple[int, ...]
@@ -60,8 +62,8 @@ class Packed:
         pass
 
 
-def packed(name: str, values: np.ndarray, random: np.random.Generator, *, shuffled: bool = False) -> Packed:
-    """Values packed as floats; for block formats random blocks of about their spread."""
+def pack(name: str, values: np.ndarray, random: np.random.Generator, *, shuffled: bool = False) -> PackedTensor:
+    """The values in a float format, or random blocks of about their standard deviation in a block format."""
     block = FORMATS[name]
     if name == "f32":
         data = values.astype(np.float32)
@@ -76,13 +78,29 @@ def packed(name: str, values: np.ndarray, random: np.random.Generator, *, shuffl
         for offset, factor in zip(SCALES[name], (1.0, CENTRE.get(name, 0.0)), strict=False):
             data[:, offset : offset + 2] = (scale * factor).astype(np.float16).view(np.uint8)
     order = random.permutation(len(values)) if shuffled else None
-    return Packed(block, values.shape, np.ascontiguousarray(data).reshape(-1).view(np.uint8), order)
+    return PackedTensor(block, values.shape, np.ascontiguousarray(data).reshape(-1).view(np.uint8), order)
 
 
-def model_in(name: str, state: dict[str, np.ndarray], seed: int = 5) -> dict[str, Packed]:
-    """The tensors of a model: matrices in the format, vectors in float32."""
+def pack_state(name: str, state: dict[str, np.ndarray], seed: int = 5) -> dict[str, PackedTensor]:
+    """A model's tensors: matrices in the format, those of q in shuffled order; vectors in float32."""
     random = np.random.default_rng(seed)
     return {
-        key: packed(name if value.ndim == 2 else "f32", value, random, shuffled="q_proj" in key)
+        key: pack(name if value.ndim == 2 else "f32", value, random, shuffled=key.endswith("q_proj.weight"))
         for key, value in state.items()
     }
+
+
+def run(backend: NativeBackend, ids: np.ndarray, pieces: list[int], slot: int = 0) -> np.ndarray:
+    """Logits of every position; the ids are read in pieces of these sizes."""
+    rows, start = [], 0
+    for size in pieces:
+        tokens = ids[start : start + size]
+        rows.append(backend.forward([Chunk(slot, tokens, start, len(tokens))]))
+        start += len(tokens)
+    backend.free(slot)
+    return np.concatenate(rows)
+
+
+def relative_rms(result: np.ndarray, expected: np.ndarray) -> float:
+    """Root mean square of the difference, divided by that of the expected values."""
+    return float(np.sqrt(((result - expected) ** 2).mean() / (expected**2).mean()))

@@ -1,0 +1,180 @@
+"""The forward pass in NumPy float64, with activations and cached values rounded as the native runtime rounds them.
+
+The two passes are compared stage by stage. A pass of its own would diverge: an activation close to the middle between
+two 8-bit levels is rounded to one level from its float32 value and to the other from its float64 value, and a level is
+1/127 of the largest activation. So each stage of the reference starts from the native runtime's own matrix inputs,
+which `NativeBackend.observing` returns exactly: rounded inputs then agree, and what remains is the error of float32
+sums.
+
+Legend: T tokens, D columns, H heads, K kv heads, E head width.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from puna.backend import Chunk
+from puna.config import LlamaConfig
+from puna.native import NativeBackend
+from puna.native.rope import Rope
+from tests.helpers.native import PackedTensor
+
+SCALE_COLUMNS = 64
+"""Activations of a token that share one scale: kScaleBlocks blocks of kBlock columns in csrc/kernels.h."""
+PAGE, SPLIT, CACHE_BLOCK = 64, 256, 32
+"""Tokens of a cache page and of an attention split; elements of a q8_0 cache that share a scale."""
+
+
+class Stage(NamedTuple):
+    """One comparison: what the native runtime computed, and the reference from the same inputs."""
+
+    name: str
+    native: np.ndarray
+    expected: np.ndarray
+
+
+def round_to_8_bits(x: np.ndarray, group: int, kernels: str) -> np.ndarray:
+    """float32 (T, D) to float64: whole multiples of a scale, which `group` columns share; ties to even."""
+    columns = x.shape[1]
+    padded = np.pad(x, ((0, 0), (0, -columns % group))).reshape(len(x), -1, group)
+    largest = np.abs(padded).max(-1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    products = padded.astype(np.float64) * inverse  # exact: two times 24 bits
+    if kernels == "portable" and platform.machine() not in ("aarch64", "arm64"):
+        products = products.astype(np.float32)  # without a fused multiply-add the product is rounded once more
+    scale = (largest / np.float32(127)).astype(np.float64)
+    return (np.rint(products) * scale).reshape(len(x), -1)[:, :columns]
+
+
+def round_to_bf16(x: np.ndarray) -> np.ndarray:
+    """Finite float32 to the nearest bfloat16, ties to even, as float64."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def observe(backend: NativeBackend, ids: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Reads the ids one at a time.
+
+    Returns the magnitude of every matrix's inputs by the matrix's name, float32 (T, D), and the logits. A square of a
+    float32 is exact in float64, and so is its root; the sign is lost.
+    """
+    rows: list[dict[str, np.ndarray]] = []
+    logits = []
+    for position, token in enumerate(ids):
+        with backend.observing() as squares:
+            logits.append(backend.forward([Chunk(0, np.array([token]), position, 1)]))
+            rows.append({name: np.sqrt(sums).astype(np.float32) for name, sums in squares().items()})
+    backend.free(0)
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, np.concatenate(logits)
+
+
+class ReferenceForward:
+    """The forward pass of a model whose keys are cached rotated (not dynamic or longrope).
+
+    Args:
+        kernels: build of the native kernels whose rounding is reproduced.
+        cache: type of the cached keys and values.
+    """
+
+    def __init__(self, config: LlamaConfig, tensors: Mapping[str, PackedTensor], kernels: str, cache: str) -> None:
+        self.config, self.tensors, self.kernels, self.cache = config, tensors, kernels, cache
+        self.weights = {name: tensor.to_float32().astype(np.float64) for name, tensor in tensors.items()}
+        self.multiplies_bf16 = kernels == "avx512_bf16"
+
+    def stages(self, ids: np.ndarray, magnitudes: Mapping[str, np.ndarray], logits: np.ndarray) -> Iterator[Stage]:
+        """Every stage of the pass over `ids`, given what `observe` returned for them."""
+
+        def stage(name: str, expected: np.ndarray) -> Stage:
+            return Stage(name, np.copysign(magnitudes[name], expected).astype(np.float32), expected)
+
+        hidden = self.weights["model.embed_tokens.weight"][ids]
+        for layer in range(self.config.num_hidden_layers):
+            at = f"model.layers.{layer}."
+            norm = stage(f"{at}self_attn.q_proj.weight", self.rms_norm(f"{at}input_layernorm.weight", hidden))
+            yield norm
+            q, k, v = (self.matrix(f"{at}self_attn.{name}_proj", norm.native) for name in "qkv")
+            mixed = stage(f"{at}self_attn.o_proj.weight", self.attention(q, k, v))
+            yield mixed
+            hidden = hidden + self.matrix(f"{at}self_attn.o_proj", mixed.native)
+            norm = stage(f"{at}mlp.gate_proj.weight", self.rms_norm(f"{at}post_attention_layernorm.weight", hidden))
+            yield norm
+            gate, up = (self.matrix(f"{at}mlp.{name}_proj", norm.native) for name in ("gate", "up"))
+            product = stage(f"{at}mlp.down_proj.weight", gate / (1 + np.exp(-gate)) * up)
+            yield product
+            hidden = hidden + self.matrix(f"{at}mlp.down_proj", product.native)
+        norm = stage("lm_head.weight", self.rms_norm("model.norm.weight", hidden))
+        yield norm
+        head = "lm_head" if "lm_head.weight" in self.weights else "model.embed_tokens"
+        yield Stage("logits", logits, self.matrix(head, norm.native))
+
+    def rms_norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.rms_norm_eps) * self.weights[name]
+
+    def matrix(self, name: str, x: np.ndarray) -> np.ndarray:
+        """(T, D) times a matrix, with x rounded as the matrix's format has it."""
+        block = self.tensors[f"{name}.weight"].format
+        if block.values > 1:
+            rounded = round_to_8_bits(x, SCALE_COLUMNS, self.kernels)
+        elif block.name == "bf16" and self.multiplies_bf16:
+            rounded = round_to_bf16(x)
+        else:
+            rounded = x.astype(np.float64)
+        return rounded @ self.weights[f"{name}.weight"].T + self.weights.get(f"{name}.bias", 0.0)
+
+    def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Causal attention over the cache; (T, H E), (T, K E), (T, K E) -> (T, H E)."""
+        width, tokens = self.config.head_dim, len(q)
+        q = self.rotate(q.reshape(tokens, -1, width)) / np.sqrt(width)  # (T, H, E)
+        k = self.cached(self.rotate(k.reshape(tokens, -1, width)))  # (T, K, E)
+        v = self.cached(v.reshape(tokens, -1, width))
+        rounds = self.cache == "bf16" and self.multiplies_bf16
+        q = round_to_bf16(q) if rounds else q
+        group = q.shape[1] // k.shape[1]
+        scores = np.einsum("qhe,khe->hqk", q, k.repeat(group, 1))  # (H, T, T)
+        scores[:, ~np.tri(tokens, dtype=bool)] = -np.inf
+        highest = scores.max(-1, keepdims=True)
+        weights = np.exp(scores - highest)
+        total = weights.sum(-1, keepdims=True)
+        if rounds:
+            weights = _rounded_weights(scores, highest)
+        return np.einsum("hqk,khe->qhe", weights / total, v.repeat(group, 1)).reshape(tokens, -1)
+
+    def rotate(self, x: np.ndarray) -> np.ndarray:
+        """Rotary embedding of (T, heads, E), half-split; angles are float32 products, as in the native runtime."""
+        rope = Rope(self.config)
+        ((_, _, inv_freq),) = rope.runs(0, len(x))
+        angle = (np.arange(len(x), dtype=np.float32)[:, None] * inv_freq).astype(np.float64)[:, None]  # (T, 1, E / 2)
+        cos, sin = np.cos(angle) * rope.scale, np.sin(angle) * rope.scale
+        first, second = np.split(x, 2, axis=-1)
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+
+    def cached(self, x: np.ndarray) -> np.ndarray:
+        """Keys or values as the cache's type keeps them."""
+        if self.cache == "f16":
+            return x.astype(np.float32).astype(np.float16).astype(np.float64)
+        if self.cache == "bf16":
+            return round_to_bf16(x)
+        if self.cache == "q8_0":
+            rows = x.astype(np.float32).reshape(-1, self.config.head_dim)
+            return round_to_8_bits(rows, CACHE_BLOCK, self.kernels).reshape(x.shape)
+        return x
+
+
+def _rounded_weights(scores: np.ndarray, highest: np.ndarray) -> np.ndarray:
+    """exp(scores - highest), (H, T, T), each rounded to bfloat16 as it is when its page is read.
+
+    The exponent then is relative to the highest score so far of the split, so that is what the rounding depends on.
+    """
+    weights = np.zeros_like(scores)
+    for split in range(0, scores.shape[-1], SPLIT):
+        so_far = np.full_like(highest, -3e38)
+        for start in range(split, min(split + SPLIT, scores.shape[-1]), PAGE):
+            page = scores[..., start : start + PAGE]
+            so_far = np.maximum(so_far, page.max(-1, keepdims=True))
+            rounded = round_to_bf16(np.exp(page - so_far))
+            weights[..., start : start + PAGE] = rounded * np.exp(np.minimum(so_far - highest, 0))
+    return weights

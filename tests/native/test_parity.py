@@ -1,0 +1,45 @@
+"""The native forward pass and its rotary frequencies, compared with PyTorch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from puna.native import NativeBackend
+from puna.native.rope import Rope
+from tests.helpers.configurations import config_of
+from tests.helpers.native import pack, relative_rms, run
+from tests.native.shapes import SHAPES
+
+torch = pytest.importorskip("torch")
+
+from puna.model.rope import LlamaRotaryEmbedding  # noqa: E402
+from tests.model.reference_models import pair  # noqa: E402
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_logits_agree_with_pytorch(name, kernels):
+    model, _ = pair(config_of(**SHAPES[name]))
+    random = np.random.default_rng(0)
+    state = {key: pack("f32", value.detach().numpy(), random) for key, value in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    length = min(200, model.config.context_length)
+    ids = np.random.default_rng(1).integers(0, model.config.vocab_size, length)
+    with torch.no_grad():
+        expected = model.double()(torch.from_numpy(ids)[None]).logits[0].numpy()
+    backend = NativeBackend(model.config, state, 2)
+    assert relative_rms(run(backend, ids, [length]), expected) < 1e-5
+    assert relative_rms(run(backend, ids, [1] * length), expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_frequencies_agree_with_pytorch(name):
+    config = config_of(**SHAPES[name])
+    ours, theirs = Rope(config), LlamaRotaryEmbedding(config)
+    assert ours.scale == pytest.approx(theirs.scaling)
+    assert ours.by_length == theirs.by_length
+    for first, last, inv_freq in ours.runs(3, config.context_length - 3):
+        for position in (3 + first, 3 + last - 1):
+            expected = theirs._of_length(torch.tensor([[[position + 1]]])) if theirs.by_length else theirs.inv_freq
+            np.testing.assert_allclose(inv_freq, expected.numpy().reshape(-1), rtol=1e-6)
