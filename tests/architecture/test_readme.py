@@ -1,4 +1,4 @@
-"""README's code blocks run as they stand."""
+"""The code blocks of README.md run unchanged."""
 
 from __future__ import annotations
 
