@@ -19,7 +19,7 @@ from puna.answer import Answer, Completion, Scored
 from puna.backend import Backend
 from puna.config import GenerationConfig, LlamaConfig
 from puna.engine import Engine, Request, Sampling
-from puna.errors import BackendError, ChatTemplateError, MissingExtraError, RequestError
+from puna.errors import BackendError, MissingExtraError, RequestError
 from puna.native.library import check_threads
 
 if TYPE_CHECKING:
@@ -238,20 +238,9 @@ class LLM:
 
     @functools.cached_property
     def _turn_end_ids(self) -> frozenset[int]:
-        """The special token that the chat template sets behind an answer.
+        from puna.tokenizer.chat.templates import end_of_turn_ids
 
-        Some files do not name it as an end: early Llama 3 conversions ran past <|eot_id|>.
-        """
-        answer = "42"
-        turn = [{"role": "user", "content": "Six times seven?"}, {"role": "assistant", "content": answer}]
-        try:
-            text = self.tokenizer.apply_chat_template(turn, tokenize=False)
-        except ChatTemplateError:
-            return frozenset()
-        rest = str(text).rpartition(answer)[2].strip()
-        behind = self.tokenizer.encode(rest, add_special_tokens=False, split_special_tokens=False)
-        special = self.tokenizer.added_tokens_decoder
-        return frozenset(token for token in behind[:1] if token in special and special[token].special)
+        return end_of_turn_ids(self.tokenizer)
 
     def _complete(self, answers: Sequence[Answer]) -> list[Completion]:
         with self._submitted(answers):

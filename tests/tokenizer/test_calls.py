@@ -163,7 +163,7 @@ def test_pad_collates(tokenizer):
 def test_pad_names_the_column_that_it_does_not_pad(tokenizer):
     rows = [{**tokenizer(text), "labels": tokenizer.encode(text)} for text in ("the llama", "a")]
     assert [len(row) for row in tokenizer.pad(rows)["labels"]] == [len(row["labels"]) for row in rows]
-    with pytest.raises(TokenizerError, match="labels: pad fills up only input_ids"):
+    with pytest.raises(TokenizerError, match="labels: pad fills only input_ids"):
         tokenizer.pad(rows, return_tensors="np")
 
 
@@ -236,7 +236,7 @@ def test_strategies_as_enumerations(tokenizer):
 def test_lengths_that_nobody_knows(tokenizer):
     with pytest.warns(UserWarning, match="none is known"):
         assert tokenizer("the llama", truncation=True)["input_ids"] == tokenizer.encode("the llama")
-    with pytest.warns(UserWarning, match="say truncation=True"):
+    with pytest.warns(UserWarning, match="pass truncation=True"):
         assert len(tokenizer("the llama", max_length=2)["input_ids"]) == 2
 
 

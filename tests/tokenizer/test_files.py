@@ -65,11 +65,11 @@ HUB = {
 
 
 def test_tokenizer_json_is_parsed_once(byte_level_json, monkeypatch):
-    from puna.tokenizer import fast
+    from puna.tokenizer.files import recipes
 
     names = []
-    read = fast.read_pipeline
-    monkeypatch.setattr(fast, "read_pipeline", lambda data, name: names.append(name) or read(data, name))
+    read = recipes.read_pipeline
+    monkeypatch.setattr(recipes, "read_pipeline", lambda file: names.append(str(file)) or read(file))
     LlamaTokenizerFast.from_pretrained(byte_level_json)
     assert names == [str(byte_level_json / "tokenizer.json")]
 

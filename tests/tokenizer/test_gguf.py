@@ -17,7 +17,7 @@ from puna.errors import PunaError, TokenizerError
 from puna.formats.gguf import open_gguf
 from puna.tokenizer.files.byte_level import PRE_TOKENIZERS, pre_tokenizer
 from puna.tokenizer.files.gguf import read_vocabulary, sentencepiece_model
-from puna.tokenizer.files.recipes import gguf_byte_level
+from puna.tokenizer.files.recipes import byte_level_recipe
 
 from .vocabularies import CORPUS, random_texts, train_sentencepiece
 
@@ -155,9 +155,13 @@ def byte_level_fields(folder, pre="smollm", **changes):
     return {key: value for key, value in {**fields, **changes}.items() if value is not None}
 
 
+def byte_level_tokenizer(metadata):
+    return LlamaTokenizerFast.from_recipe(byte_level_recipe(read_vocabulary(metadata), {}))
+
+
 @pytest.mark.parametrize("pre", sorted(PRE_TOKENIZERS))
 def test_every_pre_tokenizer_keeps_the_text(byte_level_json, pre):
-    tokenizer = gguf_byte_level(read_vocabulary(byte_level_fields(byte_level_json, pre)), {})
+    tokenizer = byte_level_tokenizer(byte_level_fields(byte_level_json, pre))
     adds_bos = pre_tokenizer(pre).adds_bos
     assert tokenizer.add_bos_token is adds_bos and (tokenizer.encode("a")[:1] == [400]) is adds_bos
     for text in TEXTS:
@@ -196,13 +200,13 @@ def test_smollm_is_digits_then_gpt_2(byte_level_json):
     fields = byte_level_fields(byte_level_json)
     vocab = {token: index for index, token in enumerate(fields["tokenizer.ggml.tokens"])}
     reference = digits_then_gpt_2(vocab, fields["tokenizer.ggml.merges"])
-    tokenizer = gguf_byte_level(read_vocabulary(fields), {})
+    tokenizer = byte_level_tokenizer(fields)
     for text in TEXTS:
         assert tokenizer.encode(text) == reference.encode(text).ids
 
 
 def test_special_and_user_defined_tokens(byte_level_json):
-    tokenizer = gguf_byte_level(read_vocabulary(byte_level_fields(byte_level_json)), {})
+    tokenizer = byte_level_tokenizer(byte_level_fields(byte_level_json))
     assert tokenizer.encode("a<|eot_id|><plain>")[-2:] == [404, 405]
     assert tokenizer.decode([404, 405], skip_special_tokens=True) == "<plain>"
     assert 404 not in tokenizer.encode("a<|eot_id|><plain>", split_special_tokens=True)
@@ -218,11 +222,11 @@ def test_special_and_user_defined_tokens(byte_level_json):
         ({"tokenizer.ggml.model": "bert"}, "'bert'"),
         ({"tokenizer.ggml.model": None}, r"tokenizer\.ggml\.model"),
         ({"tokenizer.ggml.tokens": None}, r"tokenizer\.ggml\.tokens"),
-        ({"tokenizer.ggml.tokens": ["a", 5]}, "holds 5"),
+        ({"tokenizer.ggml.tokens": ["a", 5]}, "contains 5"),
         ({"tokenizer.ggml.tokens": ["a"] * 406}, "406"),
         ({"tokenizer.ggml.token_type": [1, 2]}, "one finite number per token"),
         ({"tokenizer.ggml.token_type": ["x"] * 406}, "array of numbers"),
-        ({"tokenizer.ggml.token_type": [9] * 406}, "holds 9"),
+        ({"tokenizer.ggml.token_type": [9] * 406}, "contains 9"),
         ({"tokenizer.ggml.merges": None}, r"tokenizer\.ggml\.merges"),
         ({"tokenizer.ggml.merges": ["ab"]}, "'ab'"),
         ({"tokenizer.ggml.merges": ["zz qq"]}, "fit together"),
@@ -235,7 +239,7 @@ def test_special_and_user_defined_tokens(byte_level_json):
 )
 def test_wrong_metadata(byte_level_json, changes, message):
     with pytest.raises(TokenizerError, match=message):
-        gguf_byte_level(read_vocabulary(byte_level_fields(byte_level_json, **changes)), {})
+        byte_level_tokenizer(byte_level_fields(byte_level_json, **changes))
 
 
 @pytest.mark.parametrize("change", [{"scores": [0.0]}, {"scores": [float("nan")] * 420}, {"tokens": [""] * 420}])
@@ -253,7 +257,7 @@ def test_several_templates(byte_level_json):
         "tokenizer.chat_templates": ["rag"],
         "tokenizer.chat_template.rag": "R",
     }
-    tokenizer = gguf_byte_level(read_vocabulary(byte_level_fields(byte_level_json, **changes)), {})
+    tokenizer = byte_level_tokenizer(byte_level_fields(byte_level_json, **changes))
     assert tokenizer.chat_template == {"default": "D", "rag": "R"}
 
 

@@ -11,7 +11,7 @@ import tiktoken
 
 from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.errors import TokenizerError
-from puna.tokenizer.byte_alphabet import BYTE_TO_CHARACTER, CHARACTER_TO_BYTE
+from puna.tokenizer.files.byte_level import BYTE_TO_CHARACTER, CHARACTER_TO_BYTE
 
 from .vocabularies import CORPUS, random_texts
 

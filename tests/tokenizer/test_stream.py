@@ -12,8 +12,8 @@ from tokenizers.models import BPE
 
 from puna.errors import TokenizerError
 from puna.tokenizer import LlamaTokenizerFast, StreamDecoder, load_tokenizer
-from puna.tokenizer.byte_alphabet import BYTE_TO_CHARACTER
-from puna.tokenizer.stream import clean_up
+from puna.tokenizer.files.byte_level import BYTE_TO_CHARACTER
+from puna.tokenizer.streams import clean_up
 
 from .vocabularies import random_texts
 

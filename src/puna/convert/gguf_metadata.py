@@ -13,7 +13,7 @@ from puna.config import LlamaConfig
 from puna.convert.model import Model
 from puna.errors import CheckpointError
 from puna.formats.gguf_writer import Value
-from puna.tokenizer.files.gguf_export import gguf_tokenizer
+from puna.tokenizer.load import gguf_tokenizer
 
 _OURS = (
     "general.architecture",

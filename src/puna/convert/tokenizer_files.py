@@ -11,9 +11,9 @@ from puna.files import atomic_write
 from puna.tokenizer import load_tokenizer
 from puna.tokenizer.chat.templates import LLAMA_3, LLAMA_3_TOKENS
 from puna.tokenizer.fast import LlamaTokenizerFast
-from puna.tokenizer.files.gguf_export import check_count, token_count
-from puna.tokenizer.files.tiktoken import write_tiktoken
-from puna.tokenizer.load import find
+from puna.tokenizer.files.byte_level import write_tiktoken
+from puna.tokenizer.files.gguf import check_count, token_count
+from puna.tokenizer.files.recipes import find
 from puna.tokenizer.sentencepiece.proto import PieceType, read_pieces
 from puna.tokenizer.slow import LlamaTokenizer
 
@@ -59,7 +59,7 @@ def check_rows(source: Path, rows: int) -> None:
         TokenizerError: it has not.
     """
     try:
-        tokens = token_count(load_tokenizer(source))
+        tokens = token_count(load_tokenizer(source).get_vocab())
     except PunaError:  # none is written then, which is said elsewhere
         return
     check_count(tokens, rows)

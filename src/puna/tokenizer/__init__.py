@@ -1,7 +1,7 @@
-"""Text to ids and back: the Hugging Face tokenizer classes of the LLaMA family, their files, and chat templates.
+"""Tokenizers of the LLaMA family: the Hugging Face classes, their files, streaming decoding, and chat templates.
 
-Names are loaded when first used, so that the SentencePiece class never imports `tokenizers`, nor the other
-`sentencepiece`.
+Names are loaded on first use, so that `LlamaTokenizer` does not import `tokenizers`, and `LlamaTokenizerFast` does not
+import `sentencepiece`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from puna.tokenizer.added_token import AddedToken
     from puna.tokenizer.encoding import BatchEncoding
     from puna.tokenizer.fast import LlamaTokenizerFast
     from puna.tokenizer.load import AutoTokenizer, load_tokenizer
     from puna.tokenizer.slow import LlamaTokenizer
-    from puna.tokenizer.stream import StreamDecoder
+    from puna.tokenizer.special import AddedToken
+    from puna.tokenizer.streams import StreamDecoder
 
 __all__ = [
     "AddedToken",
@@ -27,22 +27,22 @@ __all__ = [
     "load_tokenizer",
 ]
 
-_FILES = {
-    "AddedToken": "added_token",
+_MODULES = {
+    "AddedToken": "special",
     "AutoTokenizer": "load",
     "BatchEncoding": "encoding",
     "LlamaTokenizer": "slow",
     "LlamaTokenizerFast": "fast",
-    "StreamDecoder": "stream",
+    "StreamDecoder": "streams",
     "load_tokenizer": "load",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the file of a public name on first use (PEP 562)."""
-    if name not in _FILES:
+    """Loads the module of a public name on first use (PEP 562)."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'puna.tokenizer' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"puna.tokenizer.{_FILES[name]}"), name)
+    value = getattr(importlib.import_module(f"puna.tokenizer.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

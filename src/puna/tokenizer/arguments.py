@@ -1,24 +1,33 @@
-"""The constructor arguments that both tokenizers share, as types that files and callers fill."""
+"""Arguments as callers and configuration files pass them: constructor arguments, texts and token ids."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 from puna.errors import TokenizerError
 from puna.hub import HubArguments, hub_arguments, local_path
-from puna.tokenizer.added_token import AddedToken, TokenLike
+from puna.tokenizer.special import AddedToken, TokenLike
 
 NO_LIMIT = int(1e30)
-"""`model_max_length` where none is known, as transformers writes it."""
+"""`model_max_length` where no limit is known; transformers writes the same number."""
 
 ChatTemplate = str | Mapping[str, str]
 """One template, or several by name ("default", "tool_use", ...)."""
 
+Behaviour = Literal["sp", "hf-legacy", "hf"]
+"""How `LlamaTokenizer` reads special tokens and spaces; see slow.py."""
+
+
+Text = str | Sequence[str]
+"""One text; a sequence is a text that is already split into words."""
+
 
 class SharedArguments(TypedDict, total=False):
-    """Constructor arguments that both tokenizers hand to their base."""
+    """Constructor arguments that both tokenizers pass to their base class."""
 
     sep_token: TokenLike | None
     cls_token: TokenLike | None
@@ -35,7 +44,7 @@ class SharedArguments(TypedDict, total=False):
 
 
 class CommonArguments(SharedArguments, total=False):
-    """Every constructor argument that both tokenizers have, files aside."""
+    """All constructor arguments that both tokenizers have, except files."""
 
     unk_token: TokenLike | None
     bos_token: TokenLike | None
@@ -50,7 +59,7 @@ class CommonArguments(SharedArguments, total=False):
 
 
 class Arguments(CommonArguments, total=False):
-    """What `from_pretrained` and `load_tokenizer` pass on, over what the files say."""
+    """The arguments of `from_pretrained` and `load_tokenizer`, which override the files."""
 
     spaces_between_special_tokens: bool
     sp_model_kwargs: Mapping[str, Any] | None
@@ -58,38 +67,120 @@ class Arguments(CommonArguments, total=False):
 
 
 class FromPretrained(Arguments, HubArguments, total=False):
-    """`Arguments`, those of the hub, and `subfolder`, a folder within the path. No code of a model is ever run."""
+    """`Arguments`, those of the hub, and `subfolder`, a folder inside the path. Code of a model is never executed."""
 
     subfolder: str
     trust_remote_code: bool | None
     use_auth_token: str | bool | None
 
 
-def local(path: str | Path, arguments: FromPretrained) -> tuple[Path, Arguments]:
-    """The path with `subfolder`, downloaded where it is the hub's, and the arguments without those of the hub."""
+def split_hub_arguments(path: str | Path, arguments: FromPretrained) -> tuple[Path, Arguments]:
+    """Returns the local path, downloaded if it names a model of the hub, and the constructor arguments."""
     fetching = hub_arguments({"token": arguments.get("use_auth_token"), **arguments})
-    place = local_path(path, "tokenizer", arguments.get("subfolder") or "", **fetching)
-    return place, checked({name: value for name, value in arguments.items() if name not in _HUB})
+    folder = local_path(path, "tokenizer", arguments.get("subfolder") or "", **fetching)
+    hub_names = FromPretrained.__optional_keys__ - Arguments.__optional_keys__
+    return folder, checked({name: value for name, value in arguments.items() if name not in hub_names})
 
 
 def checked(arguments: Mapping[str, Any]) -> Arguments:
-    """The same, for users without a type checker.
+    """Returns the arguments unchanged if all names are known; for callers without a type checker.
 
     Raises:
-        TokenizerError: one has an unknown name.
+        TokenizerError: a name is unknown.
     """
     unknown = sorted(arguments.keys() - Arguments.__optional_keys__)
     if unknown:
-        raise TokenizerError(f"{unknown[0]}={arguments[unknown[0]]!r:.60}: no argument of a tokenizer; leave it out")
+        raise TokenizerError(
+            f"{unknown[0]}={arguments[unknown[0]]!r:.60}: a tokenizer has no such argument; leave it out"
+        )
     return cast(Arguments, dict(arguments))
 
 
-_HUB = FromPretrained.__optional_keys__ - Arguments.__optional_keys__
+def common_arguments(arguments: Arguments) -> CommonArguments:
+    """Returns the arguments that `LlamaTokenizerFast` accepts: it has no behaviours and no SentencePiece engine."""
+    return cast(CommonArguments, {k: v for k, v in arguments.items() if k in CommonArguments.__optional_keys__})
 
 
 def merged(*parts: Arguments) -> Arguments:
-    """Arguments of which later ones win."""
+    """Returns one dictionary; later parts override earlier ones."""
     out = Arguments()
     for part in parts:
         out.update(part)
     return out
+
+
+@dataclass(frozen=True)
+class Input:
+    """A text or a pair, and how to encode it."""
+
+    text: Text
+    pair: Text | None
+    add_special_tokens: bool
+    split_special_tokens: bool
+
+
+def split_batch(
+    text: Text | Sequence[Text], pair: Text | Sequence[Text] | None, words: bool
+) -> tuple[list[Text], list[Text | None], bool]:
+    """Distinguishes one input from a batch: returns the texts, their pairs, and whether the input is a batch."""
+    if isinstance(text, str) or (words and _is_words(text)):
+        return [_checked(text, words)], [None if pair is None else _checked(pair, words)], False
+    if not isinstance(text, (list, tuple)):
+        raise TokenizerError(f"a {type(text).__name__} is not a text; pass a string or a list of strings")
+    if pair is None and not words and text and all(isinstance(item, tuple) and len(item) == 2 for item in text):
+        text, pair = [item[0] for item in text], [item[1] for item in text]
+    if pair is None:
+        return [_checked(item, words) for item in text], [None] * len(text), True
+    if not isinstance(pair, (list, tuple)) or len(pair) != len(text):
+        count = len(pair) if isinstance(pair, (list, tuple)) else "one text"
+        raise TokenizerError(f"text_pair: {count} for a batch of {len(text)}; pass a list of {len(text)}")
+    return [_checked(item, words) for item in text], [_checked(item, words) for item in pair], True
+
+
+def _is_words(text: object) -> bool:
+    return isinstance(text, (list, tuple)) and all(isinstance(word, str) for word in text)
+
+
+def _checked(text: object, words: bool) -> Text:
+    if words and isinstance(text, (list, tuple)):
+        return [_checked_text(word) for word in text]
+    return _checked_text(text)
+
+
+def _checked_text(text: object) -> str:
+    """Returns `text` if it is a string that UTF-8 can represent, else raises TokenizerError."""
+    if not isinstance(text, str):
+        raise TokenizerError(f"{text!r:.60} is a {type(text).__name__}; only strings can be tokenized")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as exc:
+            raise TokenizerError(
+                f"character {exc.start} is the lone surrogate U+{ord(text[exc.start]):04X}, which is not a character; "
+                "clean the text with text.encode('utf-8', 'replace').decode()"
+            ) from exc
+    return text
+
+
+def as_ids(value: Any) -> list[int]:
+    """Returns one sequence of ids as a list of int: from an integer, a list, an array or a tensor.
+
+    Raises:
+        TokenizerError: an item is not an integer.
+    """
+    items = value if isinstance(value, (list, tuple, int)) else _as_list(value)
+    if isinstance(items, int):
+        items = [items]
+    try:
+        return [operator.index(item) for item in items]
+    except TypeError as exc:
+        raise TokenizerError(f"token ids must be integers ({exc}); use batch_decode for several sequences") from exc
+
+
+def _as_list(value: Any) -> Any:
+    try:
+        return value.tolist()
+    except AttributeError:
+        raise TokenizerError(
+            f"a {type(value).__name__} is not a sequence of token ids; pass an integer, a list, an array or a tensor"
+        ) from None

@@ -1,85 +1,111 @@
-"""What every tokenizer shares beyond encoding and chat: settings, decoding, saving and loading."""
+"""`TokenizerBase`: the interface that `LlamaTokenizer` and `LlamaTokenizerFast` share.
+
+A subclass provides the vocabulary, `_encode` and `_decode`; all other methods build on these. Functions of batch.py,
+chat/templates.py and files/config.py that are assigned in the class body are methods too.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from puna.errors import TokenizerError
-from puna.tokenizer.added_token import AddedToken, TokenLike, as_added_token
-from puna.tokenizer.arguments import NO_LIMIT, Arguments, ChatTemplate, FromPretrained, local, merged
-from puna.tokenizer.chatting import ChattingTokenizer
-from puna.tokenizer.ids import as_ids
-from puna.tokenizer.prepare import check_side
-from puna.tokenizer.special import NAMES
-from puna.tokenizer.stream import CleanUpStream, TextStream, clean_up
+from puna.tokenizer import batch
+from puna.tokenizer.arguments import (
+    NO_LIMIT,
+    Arguments,
+    CommonArguments,
+    FromPretrained,
+    Input,
+    as_ids,
+    split_hub_arguments,
+)
+from puna.tokenizer.batch import check_side
+from puna.tokenizer.chat.templates import apply_chat_template, default_template, select_template
+from puna.tokenizer.encoding import Encoding
+from puna.tokenizer.files import gguf
+from puna.tokenizer.files.config import save_pretrained
+from puna.tokenizer.special import (
+    ADDITIONAL,
+    NAMES,
+    AddedToken,
+    NamedToken,
+    NamedTokenId,
+    TokenLike,
+    as_added_token,
+    named_tokens,
+)
+from puna.tokenizer.streams import CleanUpStream, TextStream, clean_up
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from puna.formats.gguf_writer import Value
 
-class TokenizerBase(ChattingTokenizer):
-    """Base of `LlamaTokenizer` and `LlamaTokenizerFast`."""
 
+class TokenizerBase(ABC):
+    """Base class of `LlamaTokenizer` and `LlamaTokenizerFast`."""
+
+    is_fast: ClassVar[bool]
     default_padding_side: ClassVar[str]
-    preferred_file: ClassVar[str]
+    _first_keeps_more: ClassVar[bool | None]
+    """See `batch.truncate`."""
 
-    def __init__(
-        self,
-        *,
-        unk_token: TokenLike | None,
-        bos_token: TokenLike | None,
-        eos_token: TokenLike | None,
-        pad_token: TokenLike | None,
-        clean_up_tokenization_spaces: bool,
-        use_default_system_prompt: bool,
-        sep_token: TokenLike | None = None,
-        cls_token: TokenLike | None = None,
-        mask_token: TokenLike | None = None,
-        additional_special_tokens: Sequence[TokenLike] | None = None,
-        model_max_length: int | None = None,
-        padding_side: str | None = None,
-        truncation_side: str = "right",
-        model_input_names: Sequence[str] = ("input_ids", "attention_mask"),
-        split_special_tokens: bool | None = None,
-        chat_template: ChatTemplate | None = None,
-        name_or_path: str = "",
-        other_config: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Args:
-        clean_up_tokenization_spaces: whether `decode` takes out spaces before punctuation and contractions.
-        use_default_system_prompt: whether the built-in Llama 2 template puts in Meta's system prompt.
-        model_max_length: the length `truncation=True` cuts to.
-        padding_side, truncation_side: "left" or "right".
-        split_special_tokens: whether special tokens written in a text are encoded as text.
-        chat_template: Jinja source, or several by name.
-        other_config: what tokenizer_config.json holds besides; written back by `save_pretrained`.
+    bos_token = NamedToken()
+    eos_token = NamedToken()
+    unk_token = NamedToken()
+    sep_token = NamedToken()
+    pad_token = NamedToken()
+    cls_token = NamedToken()
+    mask_token = NamedToken()
+    bos_token_id = NamedTokenId()
+    eos_token_id = NamedTokenId()
+    unk_token_id = NamedTokenId()
+    sep_token_id = NamedTokenId()
+    pad_token_id = NamedTokenId()
+    cls_token_id = NamedTokenId()
+    mask_token_id = NamedTokenId()
+
+    def __init__(self, **arguments: Unpack[CommonArguments]) -> None:
+        """Stores the settings that both tokenizers have.
+
+        Args:
+            clean_up_tokenization_spaces: whether `decode` removes spaces before punctuation and contractions.
+            use_default_system_prompt: whether the built-in Llama 2 template adds Meta's system prompt.
+            model_max_length: the length that `truncation=True` truncates to.
+            padding_side, truncation_side: "left" or "right".
+            split_special_tokens: whether special tokens written in a text are encoded as text.
+            chat_template: Jinja source, or several templates by name.
+            other_config: other keys of tokenizer_config.json; `save_pretrained` writes them back.
         """
-        super().__init__()
-        given = (bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token)
-        for name, token in zip(NAMES, given, strict=True):
-            self._name(name, token)
-        self._additional = [as_added_token(token, special=True) for token in additional_special_tokens or ()]
-        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
-        self.use_default_system_prompt = use_default_system_prompt
-        self.model_max_length = NO_LIMIT if model_max_length is None else int(model_max_length)
-        self.padding_side = check_side(
-            "padding_side", self.default_padding_side if padding_side is None else padding_side
-        )
-        self.truncation_side = check_side("truncation_side", truncation_side)
-        self.model_input_names = list(model_input_names)
-        self.split_special_tokens = bool(split_special_tokens)
-        self.chat_template = chat_template
-        self.name_or_path = name_or_path
+        given: Mapping[str, Any] = arguments
+        self._named = {name: as_added_token(given[name], special=True) for name in NAMES if given.get(name) is not None}
+        self._additional = [as_added_token(token, special=True) for token in given.get(ADDITIONAL) or ()]
+        self._special_ids: frozenset[int] | None = None
+        self.clean_up_tokenization_spaces: bool = arguments["clean_up_tokenization_spaces"]
+        self.use_default_system_prompt: bool = arguments["use_default_system_prompt"]
+        limit = arguments.get("model_max_length")
+        self.model_max_length = NO_LIMIT if limit is None else int(limit)
+        side = arguments.get("padding_side")
+        self.padding_side = check_side("padding_side", self.default_padding_side if side is None else side)
+        self.truncation_side = check_side("truncation_side", arguments.get("truncation_side", "right"))
+        self.model_input_names = list(arguments.get("model_input_names", ("input_ids", "attention_mask")))
+        self.split_special_tokens = bool(arguments.get("split_special_tokens"))
+        self.chat_template = arguments.get("chat_template")
+        self.name_or_path = arguments.get("name_or_path", "")
         self._add_bos = self._add_eos = False
-        self.other_config = dict(other_config or {})
+        self.other_config = dict(arguments.get("other_config") or {})
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
         """Size of the vocabulary without added tokens."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Size of the vocabulary with added tokens."""
 
     @property
     @abstractmethod
@@ -87,21 +113,24 @@ class TokenizerBase(ChattingTokenizer):
         """Id to added token, ascending."""
 
     @abstractmethod
-    def __len__(self) -> int:
-        """Size of the vocabulary with added tokens."""
-
-    @abstractmethod
     def get_vocab(self) -> dict[str, int]:
         """Token to id, added tokens included."""
 
-    @property
-    def vocab(self) -> dict[str, int]:
-        """Token to id, added tokens included."""
-        return self.get_vocab()
+    @abstractmethod
+    def _token_id(self, token: str) -> int | None:
+        """Returns the id of exactly this token, or None."""
 
     @abstractmethod
-    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """The text of tokens."""
+    def _id_token(self, index: int) -> str:
+        """Returns the token of an id; raises TokenizerError if the vocabulary has no such id."""
+
+    @abstractmethod
+    def _add(self, tokens: Sequence[AddedToken]) -> int:
+        """Registers tokens; those that the vocabulary lacks get the next ids. Returns the number of new ids."""
+
+    @abstractmethod
+    def _encode(self, inputs: Sequence[Input]) -> list[Encoding]:
+        """Encodes texts or pairs, neither truncated nor padded; all encoding goes through this method."""
 
     @abstractmethod
     def _decode(self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str:
@@ -109,32 +138,110 @@ class TokenizerBase(ChattingTokenizer):
 
     @abstractmethod
     def _raw_text_stream(self, skip_special_tokens: bool) -> TextStream:
-        """The twin of `_decode` token by token, at the default spaces_between_special_tokens."""
+        """Returns a stream that decodes as `_decode` does, with the default spaces_between_special_tokens."""
 
     @abstractmethod
-    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Writes the SentencePiece model into a folder; returns the paths written."""
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Returns how many tokens `add_special_tokens` adds to a text or pair."""
+
+    @abstractmethod
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """Returns the text of tokens."""
+
+    def _set_named(self, name: str, value: TokenLike | None) -> None:
+        self._special_ids = None
+        if value is None:
+            self._named.pop(name, None)
+        else:
+            self._named[name] = as_added_token(value, special=True)
 
     @property
-    def add_bos_token(self) -> bool:
-        """Whether BOS is put before a text."""
-        return self._add_bos
+    def additional_special_tokens(self) -> list[str]:
+        """Special tokens without a name such as `bos_token`."""
+        return [token.content for token in self._additional]
 
-    @add_bos_token.setter
-    def add_bos_token(self, value: bool) -> None:
-        self._set_ends(value, self._add_eos)
+    @additional_special_tokens.setter
+    def additional_special_tokens(self, value: Sequence[TokenLike] | None) -> None:
+        self._special_ids = None
+        self._additional = [as_added_token(token, special=True) for token in value or ()]
 
     @property
-    def add_eos_token(self) -> bool:
-        """Whether EOS is put after a text."""
-        return self._add_eos
+    def additional_special_tokens_ids(self) -> list[int]:
+        """The ids of `additional_special_tokens` that are in the vocabulary."""
+        return self._known_ids(self.additional_special_tokens)
 
-    @add_eos_token.setter
-    def add_eos_token(self, value: bool) -> None:
-        self._set_ends(self._add_bos, value)
+    @property
+    def special_tokens_map_extended(self) -> dict[str, AddedToken | list[AddedToken]]:
+        """Name to token, of the special tokens that are set."""
+        named: dict[str, AddedToken | list[AddedToken]] = {n: self._named[n] for n in NAMES if n in self._named}
+        return named | ({ADDITIONAL: list(self._additional)} if self._additional else {})
 
-    def _set_ends(self, add_bos: bool, add_eos: bool) -> None:
-        self._add_bos, self._add_eos = add_bos, add_eos
+    @property
+    def special_tokens_map(self) -> dict[str, str | list[str]]:
+        """Name to text, of the special tokens that are set."""
+        return {
+            name: [token.content for token in value] if isinstance(value, list) else value.content
+            for name, value in self.special_tokens_map_extended.items()
+        }
+
+    @property
+    def all_special_tokens_extended(self) -> list[AddedToken]:
+        """Every special token once, in the order of the names."""
+        unique: dict[str, AddedToken] = {}
+        for token in (*(self._named[name] for name in NAMES if name in self._named), *self._additional):
+            unique.setdefault(token.content, token)
+        return list(unique.values())
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The text of every special token."""
+        return [token.content for token in self.all_special_tokens_extended]
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """The id of every special token."""
+        return self._known_ids(self.all_special_tokens)
+
+    def _known_ids(self, tokens: Sequence[str]) -> list[int]:
+        return [index for index in map(self._token_id, tokens) if index is not None]
+
+    def _special_id_set(self) -> frozenset[int]:
+        if self._special_ids is None:
+            self._special_ids = frozenset(self.all_special_ids)
+        return self._special_ids
+
+    def add_tokens(self, new_tokens: TokenLike | Sequence[TokenLike], special_tokens: bool = False) -> int:
+        """Adds tokens at the end of the vocabulary; tokens that it has already are only marked as added.
+
+        Returns:
+            The number of new ids. A model's embeddings must grow by as many rows.
+        """
+        values: Sequence[Any] = new_tokens if isinstance(new_tokens, (list, tuple)) else [new_tokens]
+        tokens = [as_added_token(token, special_tokens) for token in values]
+        if any(not token.content for token in tokens):
+            raise TokenizerError("an added token is empty; its text must have at least one character")
+        return self._add([token.as_special() for token in tokens] if special_tokens else tokens)
+
+    def add_special_tokens(
+        self,
+        special_tokens_dict: Mapping[str, TokenLike | Sequence[TokenLike]],
+        replace_additional_special_tokens: bool = True,
+    ) -> int:
+        """Sets special tokens by name and adds those that the vocabulary lacks; returns the number of new ids."""
+        count = 0
+        for name, value in named_tokens(special_tokens_dict):
+            count += self.add_tokens(value, special_tokens=True)
+            if isinstance(value, list):
+                kept = [] if replace_additional_special_tokens else self._additional
+                self.additional_special_tokens = list({t.content: t for t in (*kept, *value)}.values())
+            else:
+                self._set_named(name, value)
+        return count
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """Token to id, added tokens included."""
+        return self.get_vocab()
 
     @property
     def added_tokens_encoder(self) -> dict[str, int]:
@@ -146,14 +253,14 @@ class TokenizerBase(ChattingTokenizer):
         return self.added_tokens_encoder
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """The id of a token, or the ids of several; a token outside the vocabulary gets `unk_token_id`."""
+        """Returns the id of a token, or the ids of several; `unk_token_id` for a token outside the vocabulary."""
         if isinstance(tokens, str):
             index = self._token_id(tokens)
             return self.unk_token_id if index is None else index
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The token of an id, or the tokens of several.
+        """Returns the token of an id, or the tokens of several.
 
         Raises:
             TokenizerError: the vocabulary has no such id.
@@ -163,6 +270,90 @@ class TokenizerBase(ChattingTokenizer):
         skipped = self._special_id_set() if skip_special_tokens else frozenset()
         return [self._id_token(index) for index in as_ids(ids) if index not in skipped]
 
+    @property
+    def add_bos_token(self) -> bool:
+        """Whether BOS is added before a text."""
+        return self._add_bos
+
+    @add_bos_token.setter
+    def add_bos_token(self, value: bool) -> None:
+        self._set_bos_and_eos(value, self._add_eos)
+
+    @property
+    def add_eos_token(self) -> bool:
+        """Whether EOS is added after a text."""
+        return self._add_eos
+
+    @add_eos_token.setter
+    def add_eos_token(self, value: bool) -> None:
+        self._set_bos_and_eos(self._add_bos, value)
+
+    def _set_bos_and_eos(self, add_bos: bool, add_eos: bool) -> None:
+        self._add_bos, self._add_eos = add_bos, add_eos
+
+    def _bos_and_eos(self) -> tuple[list[int], list[int]]:
+        """Returns the ids to add before and after a text."""
+        ids: list[list[int]] = []
+        for name, added, index in (
+            ("bos_token", self.add_bos_token, self.bos_token_id),
+            ("eos_token", self.add_eos_token, self.eos_token_id),
+        ):
+            if added and index is None:
+                raise TokenizerError(f"add_{name} is set, but this tokenizer has no {name}; set one or turn it off")
+            ids.append([index] if added and index is not None else [])
+        return ids[0], ids[1]
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Returns one sequence, or both of a pair, each with BOS and EOS if they are set to be added."""
+        bos, eos = self._bos_and_eos()
+        second = [] if token_ids_1 is None else bos + list(token_ids_1) + eos
+        return bos + list(token_ids_0) + eos + second
+
+    def get_special_tokens_mask(
+        self,
+        token_ids_0: list[int],
+        token_ids_1: list[int] | None = None,
+        already_has_special_tokens: bool = False,
+    ) -> list[int]:
+        """Returns 1 where `build_inputs_with_special_tokens` adds a special token, or where the ids have one."""
+        if already_has_special_tokens:
+            if token_ids_1 is not None:
+                raise TokenizerError("ids that already have special tokens are one sequence; drop token_ids_1")
+            special = self._special_id_set()
+            return [int(index in special) for index in token_ids_0]
+        bos, eos = ([1] * len(ids) for ids in self._bos_and_eos())
+        second = [] if token_ids_1 is None else bos + [0] * len(token_ids_1) + eos
+        return bos + [0] * len(token_ids_0) + eos + second
+
+    __call__ = encode_plus = batch_encode_plus = batch.call
+    encode = batch.encode
+    pad = batch.pad
+    apply_chat_template = apply_chat_template
+
+    @property
+    def default_chat_template(self) -> str:
+        """The template used if the files have none: Llama 3's if the vocabulary has its header tokens, or Llama 2's.
+
+        Raises:
+            ChatTemplateError: the vocabulary fits neither format.
+        """
+        return default_template(self._token_id, self.use_default_system_prompt)
+
+    def get_chat_template(self, chat_template: str | None = None, tools: Sequence[Any] | None = None) -> str:
+        """Returns the template that `apply_chat_template` renders.
+
+        Args:
+            chat_template: a template, or the name of one of this tokenizer's templates.
+            tools: if there are tools, a template named "tool_use" is preferred.
+
+        Raises:
+            ChatTemplateError: there is no template, or none of this name.
+        """
+        source = select_template(self.chat_template, chat_template, tools is not None)
+        return self.default_chat_template if source is None else source
+
     def decode(
         self,
         token_ids: Any,
@@ -170,13 +361,13 @@ class TokenizerBase(ChattingTokenizer):
         clean_up_tokenization_spaces: bool | None = None,
         spaces_between_special_tokens: bool = True,
     ) -> str:
-        """The text of one sequence of ids.
+        """Returns the text of one sequence of ids.
 
         Args:
             token_ids: an id, a list, an array or a tensor.
             skip_special_tokens: leave special tokens out.
-            clean_up_tokenization_spaces: None takes the tokenizer's setting.
-            spaces_between_special_tokens: `LlamaTokenizer` only: whether added tokens get spaces around them.
+            clean_up_tokenization_spaces: None uses the tokenizer's setting.
+            spaces_between_special_tokens: `LlamaTokenizer` only: whether to put spaces around added tokens.
 
         Raises:
             TokenizerError: the vocabulary has no such id.
@@ -188,86 +379,77 @@ class TokenizerBase(ChattingTokenizer):
     def batch_decode(
         self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> list[str]:
-        """The text of each sequence of ids."""
+        """Returns the text of each sequence of ids."""
         return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
     def text_stream(self, skip_special_tokens: bool) -> TextStream:
-        """What `StreamDecoder` drives: `decode` at its default settings, token by token."""
+        """Returns a stream for `StreamDecoder`: `decode` with its default settings, token by token."""
         stream = self._raw_text_stream(skip_special_tokens)
         return CleanUpStream(stream) if self.clean_up_tokenization_spaces else stream
 
     @staticmethod
     def clean_up_tokenization(out_string: str) -> str:
-        """Takes spaces before punctuation and English contractions out."""
+        """Removes spaces before punctuation and English contractions."""
         return clean_up(out_string)
-
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """BOS and EOS, as set, around one sequence or around either of a pair."""
-        bos, eos = self._ends()
-        second = [] if token_ids_1 is None else bos + list(token_ids_1) + eos
-        return bos + list(token_ids_0) + eos + second
-
-    def get_special_tokens_mask(
-        self,
-        token_ids_0: list[int],
-        token_ids_1: list[int] | None = None,
-        already_has_special_tokens: bool = False,
-    ) -> list[int]:
-        """1 where `build_inputs_with_special_tokens` puts a special token, or where the ids already have one."""
-        if already_has_special_tokens:
-            if token_ids_1 is not None:
-                raise TokenizerError("ids that already have special tokens are one sequence; drop token_ids_1")
-            special = self._special_id_set()
-            return [int(index in special) for index in token_ids_0]
-        bos, eos = ([1] * len(end) for end in self._ends())
-        second = [] if token_ids_1 is None else bos + [0] * len(token_ids_1) + eos
-        return bos + [0] * len(token_ids_0) + eos + second
-
-    def _ends(self) -> tuple[list[int], list[int]]:
-        """The ids put before and after a sequence."""
-        found: list[list[int]] = []
-        for name, wanted, index in (
-            ("bos_token", self.add_bos_token, self.bos_token_id),
-            ("eos_token", self.add_eos_token, self.eos_token_id),
-        ):
-            if wanted and index is None:
-                raise TokenizerError(f"add_{name} is set, but this tokenizer has no {name}; set one or turn it off")
-            found.append([index] if wanted and index is not None else [])
-        return found[0], found[1]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Unpack[FromPretrained]) -> Self:
-        """Loads this class from a folder, a file or the hub (owner/name); `arguments` win over what the files say.
+        """Loads this class from a folder, a file or the hub (owner/name); `arguments` override the files.
 
-        The arguments of transformers that tell how to fetch from its hub mean the same here; without effect on a local
-        path.
+        Arguments of transformers that control downloads from its hub have the same meaning; they have no effect on a
+        local path.
 
         Raises:
             ModelNotFoundError: there is no such folder or file.
             TokenizerError: the files cannot be read, are for the other class, or an argument is unknown.
         """
-        from puna.tokenizer.files.recipes import folder_arguments
-        from puna.tokenizer.load import find
-
-        path, ours = local(pretrained_model_name_or_path, arguments)
-        file, kind = find(path, prefer=cls.preferred_file)
-        given = merged(folder_arguments(path)[0], Arguments(name_or_path=str(path)), ours)
-        return cls.from_source(file, kind, given)
+        return cls._from_path(*split_hub_arguments(pretrained_model_name_or_path, arguments))
 
     @classmethod
     @abstractmethod
-    def from_source(cls, file: Path, kind: str, arguments: Arguments) -> Self:
-        """Builds this class from a tokenizer file of a kind that `load.sniff` found."""
+    def _from_path(cls, path: Path, arguments: Arguments) -> Self:
+        """Loads this class from a folder or a file."""
 
-    def save_pretrained(
-        self, save_directory: str | Path, legacy_format: bool | None = None, filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
-        """Writes the files that this package and transformers read back; returns their paths."""
-        from puna.tokenizer.save import save_tokenizer
+    save_pretrained = save_pretrained
 
-        return save_tokenizer(self, Path(save_directory), legacy_format, filename_prefix)
+    @abstractmethod
+    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Writes the SentencePiece model into an existing folder; returns the paths of the files."""
+
+    @property
+    @abstractmethod
+    def _has_model(self) -> bool:
+        """Whether there is a SentencePiece model to save."""
+
+    @abstractmethod
+    def _pipeline_json(self) -> dict[str, Any] | None:
+        """Returns tokenizer.json; None if this tokenizer does not save one."""
+
+    @property
+    @abstractmethod
+    def _has_own_ids(self) -> bool:
+        """Whether the ids are SentencePiece's own; see `OWN_IDS` in files/config.py."""
+
+    @abstractmethod
+    def _class_config(self) -> dict[str, Any]:
+        """Returns the keys of tokenizer_config.json that depend on the class."""
+
+    def gguf_metadata(self, rows: int) -> dict[str, Value]:
+        """Returns this tokenizer as GGUF metadata, with one token for each of the `rows` of the model's embedding.
+
+        Raises:
+            TokenizerError: there are more tokens than rows, or llama.cpp has no tokenizer of this kind.
+        """
+        gguf.check_count(gguf.token_count(self.get_vocab()), rows)
+        ids = {"bos": self.bos_token_id, "eos": self.eos_token_id, "unknown": self.unk_token_id}
+        settings = gguf.settings_metadata(
+            {**ids, "padding": self.pad_token_id}, self.add_bos_token, self.add_eos_token, self.chat_template
+        )
+        return gguf.filled(self._gguf_vocabulary() | settings, rows)
+
+    @abstractmethod
+    def _gguf_vocabulary(self) -> dict[str, Value]:
+        """Returns the vocabulary as GGUF metadata."""
 
     def __repr__(self) -> str:
         return (

@@ -1,12 +1,13 @@
-"""What a tokenizer call returns: `Encoding`, one sequence with its columns, and `BatchEncoding`, the dictionary of all.
+"""Encoded texts: `Encoding`, one sequence with its columns, and `BatchEncoding`, a dictionary of columns.
 
-Truncation and padding are views: a sequence keeps what the engine produced and which of its tokens were kept.
+Truncation and padding do not copy: an `Encoding` refers to the columns that the engine produced and records which of
+their tokens are kept.
 """
 
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
@@ -17,31 +18,73 @@ from puna.errors import MissingExtraError, TokenizerError
 if TYPE_CHECKING:
     import tokenizers
 
-    from puna.tokenizer.slow_columns import SlowColumns
-
 T = TypeVar("T")
 
 Columns: TypeAlias = "tokenizers.Encoding | SlowColumns"
-"""One encoded sequence or pair, a column per token property."""
+"""One encoded text or pair, before truncation and padding."""
 
 
 class CharSpan(NamedTuple):
-    """Characters `start` up to, not including, `end`."""
+    """The characters from `start` up to, but not including, `end`."""
 
     start: int
     end: int
 
 
 class TokenSpan(NamedTuple):
-    """Tokens `start` up to, not including, `end`."""
+    """The tokens from `start` up to, but not including, `end`."""
 
     start: int
     end: int
 
 
 @dataclass(frozen=True)
+class SlowColumns:
+    """The columns of a text or pair that SentencePiece encoded. It reports neither words nor offsets.
+
+    Attributes:
+        first_length: number of tokens of the first text, without special tokens.
+        token_of: returns the token of an id.
+    """
+
+    ids: list[int]
+    type_ids: list[int]
+    special_tokens_mask: list[int]
+    first_length: int
+    token_of: Callable[[int], str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def tokens(self) -> list[str]:
+        """The vocabulary's spelling of each token."""
+        return [self.token_of(index) for index in self.ids]
+
+    @property
+    def sequence_ids(self) -> list[int | None]:
+        """0 or 1 for the text that a token is from, None for special tokens."""
+        result: list[int | None] = []
+        seen = 0
+        for special in self.special_tokens_mask:
+            result.append(None if special else int(seen >= self.first_length))
+            seen += not special
+        return result
+
+    @property
+    def word_ids(self) -> list[int | None]:
+        """Not available."""
+        raise TokenizerError("word ids need the fast tokenizer; load with LlamaTokenizerFast")
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """Not available."""
+        raise TokenizerError("offsets need the fast tokenizer; load with LlamaTokenizerFast")
+
+
+@dataclass(frozen=True)
 class Encoding:
-    """One sequence: the engine's columns, the tokens kept of them (None: all), and the padding on either side."""
+    """One sequence: the engine's columns, the indexes of the kept tokens (None: all), and the padding on each side."""
 
     columns: Columns
     kept: tuple[int, ...] | None = None
@@ -49,10 +92,9 @@ class Encoding:
     right: int = 0
     pad_id: int = 0
     pad_token: str = ""
-    pad_type_id: int = 0
 
     def padded(self, count: int, side: str, pad_id: int, pad_token: str) -> Encoding:
-        """The same with `count` padding tokens on `side`."""
+        """The same sequence with `count` padding tokens on `side`."""
         left, right = (count, 0) if side == "left" else (0, count)
         return replace(self, left=left, right=right, pad_id=pad_id, pad_token=pad_token)
 
@@ -75,32 +117,32 @@ class Encoding:
 
     @property
     def type_ids(self) -> list[int]:
-        """0 for the first sequence of a pair, 1 for the second."""
-        return self._view(self.columns.type_ids, self.pad_type_id)
+        """0 for the first text of a pair and for padding, 1 for the second."""
+        return self._view(self.columns.type_ids, 0)
 
     @property
     def special_tokens_mask(self) -> list[int]:
-        """1 for tokens that were added around the text, and for padding."""
+        """1 for special tokens that were added to the text, and for padding."""
         return self._view(self.columns.special_tokens_mask, 1)
 
     @property
     def attention_mask(self) -> list[int]:
-        """0 for padding."""
+        """0 for padding, 1 for other tokens."""
         return [0] * self.left + [1] * (len(self) - self.left - self.right) + [0] * self.right
 
     @property
     def sequence_ids(self) -> list[int | None]:
-        """Which text of a pair a token comes from; None where from neither."""
+        """0 or 1 for the text of a pair that a token is from; None for special tokens and padding."""
         return self._view(self.columns.sequence_ids, None)
 
     @property
     def word_ids(self) -> list[int | None]:
-        """Which piece of the pre-tokenizer a token comes from."""
+        """The index of the pre-tokenizer's word that a token is from."""
         return self._view(self.columns.word_ids, None)
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
-        """The characters of the text behind each token; (0, 0) for special tokens and padding."""
+        """The characters of the text that each token covers; (0, 0) for special tokens and padding."""
         return self._view(self.columns.offsets, (0, 0))
 
     @property
@@ -109,7 +151,7 @@ class Encoding:
         return 2 if 1 in self.columns.sequence_ids else 1
 
     def char_to_token(self, char_index: int, sequence_index: int = 0) -> int | None:
-        """The token behind a character, or None."""
+        """The index of the token that covers a character, or None."""
         for index, (sequence, (start, end)) in enumerate(zip(self.sequence_ids, self.offsets, strict=True)):
             if sequence == sequence_index and start <= char_index < end:
                 return index
@@ -118,18 +160,18 @@ class Encoding:
     def word_to_tokens(self, word_index: int, sequence_index: int = 0) -> TokenSpan | None:
         """The tokens of a word, or None."""
         pairs = zip(self.sequence_ids, self.word_ids, strict=True)
-        found = [index for index, pair in enumerate(pairs) if pair == (sequence_index, word_index)]
-        return TokenSpan(found[0], found[-1] + 1) if found else None
+        matches = [index for index, pair in enumerate(pairs) if pair == (sequence_index, word_index)]
+        return TokenSpan(matches[0], matches[-1] + 1) if matches else None
 
 
 class BatchEncoding(UserDict[str, Any]):
-    """A dictionary of columns (`input_ids`, `attention_mask`, ...) whose keys are attributes too.
+    """A dictionary of columns (`input_ids`, `attention_mask`, ...) whose keys are also attributes.
 
     Args:
         data: the columns.
-        encodings: the sequences behind them; only the fast tokenizer gives them.
-        tensor_type: "np" or "pt" to convert at once.
-        prepend_batch_axis: whether a batch axis is put in front before converting.
+        encodings: the sequences that the columns were made from; only the fast tokenizer provides them.
+        tensor_type: "np" or "pt" to convert the columns immediately.
+        prepend_batch_axis: whether to add a leading batch axis before converting.
     """
 
     def __init__(
@@ -150,32 +192,32 @@ class BatchEncoding(UserDict[str, Any]):
             return self._encodings[item]
         if isinstance(item, slice):
             return {key: value[item] for key, value in self.data.items()}
-        raise KeyError(f"{item!r}: only the fast tokenizer gives sequences by number; ask for one of {list(self.data)}")
+        raise KeyError(f"{item!r}: only the fast tokenizer has sequences by index; use a key of {list(self.data)}")
 
     def __getattr__(self, name: str) -> Any:
         data = self.__dict__.get("data", {})  # absent while unpickling
         if name in data:
             return data[name]
-        raise AttributeError(f"no column {name!r}; there are {sorted(data)}")
+        raise AttributeError(f"no column {name!r}; the columns are {sorted(data)}")
 
     @property
     def is_fast(self) -> bool:
-        """Whether the fast tokenizer made this."""
+        """Whether the fast tokenizer returned this."""
         return self._encodings is not None
 
     @property
     def encodings(self) -> list[Encoding] | None:
-        """The sequences, where the fast tokenizer made this."""
+        """The sequences; None if the slow tokenizer returned this."""
         return self._encodings
 
     @property
     def n_sequences(self) -> int | None:
-        """1, 2 for pairs, or None if unknown."""
+        """1 for texts, 2 for pairs, None if unknown."""
         return self._encodings[0].n_sequences if self._encodings else None
 
-    def _sequence(self, batch_index: int, what: str) -> Encoding:
+    def _sequence(self, batch_index: int, method: str) -> Encoding:
         if self._encodings is None:
-            raise TokenizerError(f"{what} needs the fast tokenizer; load with LlamaTokenizerFast or AutoTokenizer")
+            raise TokenizerError(f"{method} needs the fast tokenizer; load with LlamaTokenizerFast or AutoTokenizer")
         return self._encodings[batch_index]
 
     def tokens(self, batch_index: int = 0) -> list[str]:
@@ -183,35 +225,35 @@ class BatchEncoding(UserDict[str, Any]):
         return self._sequence(batch_index, "tokens()").tokens
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """Which piece of the pre-tokenizer each token comes from."""
+        """The index of the pre-tokenizer's word that each token is from."""
         return self._sequence(batch_index, "word_ids()").word_ids
 
     words = word_ids
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """Which text of a pair each token comes from."""
+        """0 or 1 for the text of a pair that each token is from; None for special tokens and padding."""
         return self._sequence(batch_index, "sequence_ids()").sequence_ids
 
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """The token behind a character: `(char)` of the first sequence, or `(batch, char)`."""
+        """The token that covers a character: `(char)` of the first sequence, or `(batch, char)`."""
         batch, char = _batch_and_index(batch_or_char_index, char_index)
         return self._sequence(batch, "char_to_token()").char_to_token(char, sequence_index)
 
     def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
-        """The characters behind a token: `(token)` of the first sequence, or `(batch, token)`; None if special."""
+        """The characters of a token: `(token)` of the first sequence, or `(batch, token)`; None if special."""
         batch, token = _batch_and_index(batch_or_token_index, token_index)
         sequence = self._sequence(batch, "token_to_chars()")
         return CharSpan(*sequence.offsets[token]) if sequence.sequence_ids[token] is not None else None
 
     def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """The word of a token."""
+        """The index of the word of a token: `(token)` of the first sequence, or `(batch, token)`."""
         batch, token = _batch_and_index(batch_or_token_index, token_index)
         return self._sequence(batch, "token_to_word()").word_ids[token]
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """The text of a pair that a token comes from."""
+        """0 or 1 for the text of a pair that a token is from: `(token)` of the first sequence, or `(batch, token)`."""
         batch, token = _batch_and_index(batch_or_token_index, token_index)
         return self._sequence(batch, "token_to_sequence()").sequence_ids[token]
 
@@ -223,7 +265,7 @@ class BatchEncoding(UserDict[str, Any]):
         return self._sequence(batch, "word_to_tokens()").word_to_tokens(word, sequence_index)
 
     def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> BatchEncoding:
-        """Turns the columns into arrays ("np") or PyTorch tensors ("pt"), int64, in place."""
+        """Converts the columns to int64 arrays ("np") or PyTorch tensors ("pt"), in place."""
         if tensor_type is not None:
             for key, value in self.data.items():
                 self.data[key] = _tensor(key, [value] if prepend_batch_axis else value, tensor_type)
@@ -247,13 +289,13 @@ def _batch_and_index(first: int, second: int | None) -> tuple[int, int]:
 
 
 def _tensor(key: str, value: Any, tensor_type: str) -> Any:
-    """Converts a column.
+    """Converts a column to an array or a tensor.
 
     Raises:
-        TokenizerError: its sequences differ in length, or `tensor_type` is unknown.
+        TokenizerError: the sequences differ in length, or `tensor_type` is unknown.
     """
     if tensor_type not in ("np", "pt"):
-        raise TokenizerError(f"return_tensors={tensor_type!r}; there are 'np' for NumPy and 'pt' for PyTorch")
+        raise TokenizerError(f"return_tensors={tensor_type!r}; choose 'np' for NumPy or 'pt' for PyTorch")
     try:
         array = np.asarray(value, dtype=np.int64)
     except ValueError as exc:

@@ -1,4 +1,4 @@
-"""`LlamaTokenizerFast`: a pipeline of `tokenizers`, from tokenizer.json, a SentencePiece model, ranks or a GGUF."""
+"""`LlamaTokenizerFast`: a pipeline of `tokenizers`, from tokenizer.json, a SentencePiece model, ranks or GGUF."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ import tokenizers
 from tokenizers import Tokenizer, processors
 
 from puna.errors import ModelNotFoundError, TokenizerError
-from puna.files import write_json
-from puna.tokenizer.added_token import AddedToken, TokenLike, as_added_token
-from puna.tokenizer.arguments import Arguments, SharedArguments
+from puna.tokenizer.arguments import Arguments, Input, SharedArguments, common_arguments
 from puna.tokenizer.base import TokenizerBase
-from puna.tokenizer.calling import Input
 from puna.tokenizer.encoding import Encoding
-from puna.tokenizer.fast_stream import stream_for
-from puna.tokenizer.load import sniff
-from puna.tokenizer.stream import TextStream
+from puna.tokenizer.files.config import OWN_IDS
+from puna.tokenizer.files.gguf import pipeline_metadata
+from puna.tokenizer.special import AddedToken, TokenLike, as_added_token
+from puna.tokenizer.streams import TextStream, stream_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from puna.formats.gguf_writer import Value
+    from puna.tokenizer.files.recipes import Recipe
+
 
 class LlamaTokenizerFast(TokenizerBase):
-    """Text to ids by `tokenizers`, with offsets into the text.
+    """A tokenizer that encodes with `tokenizers` and reports the characters of each token.
 
     Args:
         vocab_file: path of a SentencePiece model; converted if there is no `tokenizer_file`.
         tokenizer_file: path of a tokenizer.json.
-        unk_token, bos_token, eos_token, pad_token: special tokens; the vocabulary grows by those it lacks.
-        added_tokens_decoder: more tokens by id, which must be the ids that adding them gives.
-        add_bos_token, add_eos_token: whether BOS is put before a text, and EOS after it.
+        unk_token, bos_token, eos_token, pad_token: special tokens; those that the vocabulary lacks are added to it.
+        added_tokens_decoder: more tokens by id; the ids must be those that the tokens get when they are added.
+        add_bos_token, add_eos_token: whether to add BOS before a text, and EOS after it.
         from_slow: convert `vocab_file` even if there is a `tokenizer_file`.
         tokenizer_object: a pipeline, instead of either file.
-        literal: execute the pipeline as it is: its own post-processor decides about BOS and EOS, until
-            `add_bos_token` or `add_eos_token` are set.
+        literal: keep the pipeline's own post-processor, which adds BOS and EOS or not, until `add_bos_token` or
+            `add_eos_token` is assigned.
 
     Raises:
         TokenizerError: the files cannot be read, or arguments contradict each other.
@@ -45,7 +46,6 @@ class LlamaTokenizerFast(TokenizerBase):
 
     is_fast = True
     default_padding_side = "left"
-    preferred_file = "tokenizer.json"
     vocab_files_names = {"vocab_file": "tokenizer.model", "tokenizer_file": "tokenizer.json"}  # noqa: RUF012
     slow_tokenizer_class = "LlamaTokenizer"
     _first_keeps_more = None
@@ -84,68 +84,66 @@ class LlamaTokenizerFast(TokenizerBase):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._splitting: Tokenizer | None = None
-        self._add_given(added_tokens_decoder or {})
-        known = self.added_tokens_encoder
-        self._add([token for token in self.all_special_tokens_extended if token.content not in known])
+        self._add_by_id(added_tokens_decoder or {})
+        added = self.added_tokens_encoder
+        self._add([token for token in self.all_special_tokens_extended if token.content not in added])
         if literal:
-            self._read_ends()
+            self._detect_bos_and_eos()
         else:
-            self._set_ends(add_bos_token, add_eos_token)
+            self._set_bos_and_eos(add_bos_token, add_eos_token)
 
     @classmethod
-    def from_source(cls, file: Path, kind: str, arguments: Arguments) -> Self:
-        """Builds this class from any kind of tokenizer file."""
-        from puna.tokenizer.files import recipes
+    def _from_path(cls, path: Path, arguments: Arguments) -> Self:
+        from puna.tokenizer.files.recipes import pipeline_recipe
 
-        if kind == "sentencepiece":
-            return cls(vocab_file=file, **recipes.fast_arguments(arguments))
-        if kind == "tiktoken":
-            return cls._adopt(recipes.tiktoken(file, arguments))
-        if kind == "gguf":
-            return cls._adopt(recipes.gguf_fast(file, arguments))
-        pipeline = read_pipeline(file.read_bytes(), str(file))
-        if not recipes.has_llama_tokens(pipeline, arguments):  # the page's defaults would add ids to the vocabulary
-            return cls._adopt(recipes.literal_json(file, arguments, pipeline=pipeline))
-        model = file.with_name("tokenizer.model")
-        vocab_file = model if model.is_file() and sniff(model) == "sentencepiece" else None
-        return cls(vocab_file, tokenizer_object=pipeline, **recipes.fast_arguments(arguments))
+        return cls.from_recipe(pipeline_recipe(path, arguments))
 
     @classmethod
-    def _adopt(cls, other: LlamaTokenizerFast) -> Self:
-        """`other` as an instance of this class, which may be a subclass."""
-        adopted = cls.__new__(cls)
-        adopted.__dict__.update(other.__dict__)
-        return adopted
+    def from_recipe(cls, recipe: Recipe) -> Self:
+        """Creates a tokenizer from the data of a path."""
+        tokenizer = cls(
+            recipe.vocab_file,
+            tokenizer_object=recipe.pipeline,
+            literal=recipe.literal,
+            **common_arguments(recipe.arguments),
+        )
+        # Assigned only if they differ, because the assignment rebuilds the post-processor.
+        if recipe.add_bos is not None and recipe.add_bos != tokenizer.add_bos_token:
+            tokenizer.add_bos_token = recipe.add_bos
+        if recipe.add_eos is not None and recipe.add_eos != tokenizer.add_eos_token:
+            tokenizer.add_eos_token = recipe.add_eos
+        return tokenizer
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_splitting": None}
 
-    def _add_given(self, added: Mapping[int, AddedToken]) -> None:
-        """Adds the tokens that a configuration lists and the pipeline lacks, in the order of their ids."""
-        known = self.added_tokens_decoder
+    def _add_by_id(self, added: Mapping[int, AddedToken]) -> None:
+        """Adds the tokens of a configuration that the pipeline lacks, in the order of their ids."""
+        existing = self.added_tokens_decoder
         for index, token in sorted(added.items()):
-            if index in known and known[index].content == token.content:
+            if index in existing and existing[index].content == token.content:
                 continue
             self._add([token])
             if self._token_id(token.content) != index:
                 raise TokenizerError(
-                    f"added token {token.content!r} is to have id {index}, but the vocabulary of {len(self)} tokens "
-                    f"gives it {self._token_id(token.content)}; the configuration is for another vocabulary"
+                    f"added token {token.content!r} must have id {index}, but gets id "
+                    f"{self._token_id(token.content)} in the vocabulary of {len(self)} tokens; the configuration is of "
+                    "another vocabulary"
                 )
 
-    def _read_ends(self) -> None:
-        """Learns from the pipeline whether it puts BOS and EOS around a text."""
+    def _detect_bos_and_eos(self) -> None:
+        """Sets `add_bos_token` and `add_eos_token` to what the pipeline does."""
         ids = self._tokenizer.encode("").ids
         self._add_bos = bool(ids) and ids[0] == self.bos_token_id
         self._add_eos = len(ids) > self._add_bos and ids[-1] == self.eos_token_id
 
-    def _set_ends(self, add_bos: bool, add_eos: bool) -> None:
-        super()._set_ends(add_bos, add_eos)
+    def _set_bos_and_eos(self, add_bos: bool, add_eos: bool) -> None:
+        super()._set_bos_and_eos(add_bos, add_eos)
         self.update_post_processor()
 
     def update_post_processor(self) -> None:
-        """Makes the pipeline put the current BOS and EOS around texts, as `add_bos_token` and `add_eos_token` say."""
-        self._ends()  # complains about a missing token
+        """Makes the pipeline add BOS and EOS as `add_bos_token` and `add_eos_token` specify."""
+        self._bos_and_eos()  # raises if a token is missing
         bos = [self.bos_token] if self.add_bos_token and self.bos_token else []
         eos = [self.eos_token] if self.add_eos_token and self.eos_token else []
         single = [*(f"{token}:0" for token in bos), "$A:0", *(f"{token}:0" for token in eos)]
@@ -159,7 +157,7 @@ class LlamaTokenizerFast(TokenizerBase):
 
     @property
     def backend_tokenizer(self) -> Tokenizer:
-        """The pipeline."""
+        """The pipeline of `tokenizers`."""
         return self._tokenizer
 
     @property
@@ -201,7 +199,7 @@ class LlamaTokenizerFast(TokenizerBase):
         self._splitting = None
         return len(self) - before
 
-    def _encode_many(self, inputs: Sequence[Input]) -> list[Encoding]:
+    def _encode(self, inputs: Sequence[Input]) -> list[Encoding]:
         if not inputs:
             return []
         engine = self._splitting_engine() if inputs[0].split_special_tokens else self._tokenizer
@@ -218,28 +216,28 @@ class LlamaTokenizerFast(TokenizerBase):
         return [Encoding(columns) for columns in encoded]
 
     def _splitting_engine(self) -> Tokenizer:
-        """The pipeline with special tokens in a text encoded as text; a copy, as another thread may be encoding."""
+        """Returns the pipeline for `split_special_tokens`: a copy, because another thread may be using the original."""
         if self._splitting is None:
             self._splitting = Tokenizer.from_str(self._tokenizer.to_str())
             self._splitting.encode_special_tokens = True
         return self._splitting
 
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
-        """The text, or pair of texts, as tokens."""
+        """Returns a text, or a pair of texts, as tokens."""
         return self(text, pair, add_special_tokens=add_special_tokens).tokens()
 
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """0 for each id of the first sequence, 1 for each of the second; special tokens are not counted."""
+        """Returns 0 for each id of the first sequence and 1 for each of the second, without special tokens."""
         return [0] * len(token_ids_0) + [1] * len(token_ids_1 or [])
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """How many tokens are put around a text or pair."""
+        """Returns how many tokens are added to a text or pair."""
         return self._tokenizer.num_special_tokens_to_add(pair)
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """The text of tokens."""
+        """Returns the text of tokens."""
         decoder = self._tokenizer.decoder
         return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
 
@@ -259,49 +257,57 @@ class LlamaTokenizerFast(TokenizerBase):
 
     @property
     def can_save_slow_tokenizer(self) -> bool:
-        """Whether the SentencePiece model is still there."""
+        """Whether the file of the SentencePiece model still exists."""
         return self.vocab_file is not None and Path(self.vocab_file).is_file()
+
+    @property
+    def _has_model(self) -> bool:
+        return self.can_save_slow_tokenizer
 
     def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Copies the SentencePiece model into an existing folder; returns its path."""
-        if not self.can_save_slow_tokenizer:
+        if self.vocab_file is None or not self.can_save_slow_tokenizer:
             raise TokenizerError(
                 f"vocab_file={self.vocab_file!r}: there is no SentencePiece model to save; use save_pretrained, which "
                 "writes tokenizer.json"
             )
-        from puna.tokenizer.slow import LlamaTokenizer
+        from puna.tokenizer.sentencepiece.engine import open_model, read_model, write_model_file
 
-        return LlamaTokenizer(self.vocab_file).save_vocabulary(save_directory, filename_prefix)
+        model = read_model(Path(self.vocab_file))
+        open_model(model, self.vocab_file)  # raises if the file is damaged
+        return (write_model_file(model, Path(save_directory), filename_prefix),)
 
-    def save_pipeline(self, path: Path) -> None:
-        """Writes tokenizer.json, with merges as strings where possible: `tokenizers` before 0.20 reads no others."""
-        described = json.loads(self._tokenizer.to_str())
-        merges = described["model"].get("merges", [])
+    def _pipeline_json(self) -> dict[str, Any]:
+        """Returns tokenizer.json; merges are strings if possible, since `tokenizers` before 0.20 reads no pairs."""
+        state: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        merges = state["model"].get("merges", [])
         if not any(" " in token for pair in merges for token in pair):
-            described["model"]["merges"] = [" ".join(pair) for pair in merges]
-        write_json(path, described)
+            state["model"]["merges"] = [" ".join(pair) for pair in merges]
+        return state
+
+    @property
+    def _has_own_ids(self) -> bool:
+        return self.other_config.get(OWN_IDS) == "sp"
+
+    def _class_config(self) -> dict[str, Any]:
+        # With LlamaTokenizerFast transformers 5 would build its own pipeline instead of reading tokenizer.json.
+        return {"tokenizer_class": "PreTrainedTokenizerFast"}
+
+    def _gguf_vocabulary(self) -> dict[str, Value]:
+        return pipeline_metadata(self._tokenizer, self.added_tokens_decoder, self.unk_token_id)
 
 
 def _pipeline(vocab_file: str | Path | None, tokenizer_file: str | Path | None) -> Tokenizer:
     if tokenizer_file is not None:
+        from puna.tokenizer.files.recipes import read_pipeline
+
         path = Path(tokenizer_file)
         if not path.is_file():
             raise ModelNotFoundError(f"{path}: no such file; give the path of a tokenizer.json")
-        return read_pipeline(path.read_bytes(), str(path))
+        return read_pipeline(path)
     if vocab_file is None:
         raise TokenizerError("LlamaTokenizerFast needs tokenizer_file or vocab_file, or from_pretrained")
-    from puna.tokenizer.sentencepiece.convert import convert_file
+    from puna.tokenizer.sentencepiece.convert import convert_model
+    from puna.tokenizer.sentencepiece.engine import read_model
 
-    return convert_file(vocab_file)
-
-
-def read_pipeline(data: bytes, name: str) -> Tokenizer:
-    """Reads a tokenizer.json; `name` is for the error."""
-    try:
-        tokenizer = Tokenizer.from_str(data.decode())
-        tokenizer.encode("")  # where a part of it does not fit the others, it stops here
-        return tokenizer
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as exc:  # tokenizers raises nothing narrower, and panics with what is no Exception
-        raise TokenizerError(f"{name}: no tokenizer.json ({exc}); download the file again") from exc
+    return convert_model(read_model(Path(vocab_file)), str(vocab_file))

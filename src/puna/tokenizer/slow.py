@@ -1,57 +1,60 @@
 """`LlamaTokenizer`: the SentencePiece tokenizer of LLaMA 1 and 2, with three named behaviours in one implementation.
 
-| behaviour   | special tokens in a text                | text after one                      | decoding            |
-|-------------|-----------------------------------------|-------------------------------------|---------------------|
-| "sp"        | are text, unless asked for (templates)  | starts afresh, with its own prefix  | SentencePiece's     |
-| "hf-legacy" | are tokens                              | starts afresh, with its own prefix  | transformers 4.34.1 |
-| "hf"        | are tokens                              | keeps exactly its own leading space | transformers 4.34.1 |
+| behaviour   | special tokens in a text                | text after a special token        | decoding            |
+|-------------|-----------------------------------------|-----------------------------------|---------------------|
+| "sp"        | are text, unless requested (templates)  | is encoded separately, with prefix | SentencePiece's     |
+| "hf-legacy" | are tokens                              | is encoded separately, with prefix | transformers 4.34.1 |
+| "hf"        | are tokens                              | keeps exactly its own spaces      | transformers 4.34.1 |
 
-"hf-legacy" is `legacy=True`, the default of the Hugging Face page; "hf" is `legacy=False`
+"hf-legacy" is `legacy=True`, the default of `LlamaTokenizer` in transformers; "hf" is `legacy=False`
 (github.com/huggingface/transformers/pull/24565). `load_tokenizer` uses "sp".
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from puna.errors import TokenizerError
-from puna.files import atomic_write
-from puna.tokenizer.added_token import AddedToken, TokenLike
-from puna.tokenizer.arguments import Arguments, SharedArguments
+from puna.tokenizer.arguments import Arguments, Behaviour, Input, SharedArguments
 from puna.tokenizer.base import TokenizerBase
-from puna.tokenizer.calling import Input
-from puna.tokenizer.cutting import cut, matcher
-from puna.tokenizer.encoding import Encoding
-from puna.tokenizer.sentencepiece.engine import open_model, read_model
-from puna.tokenizer.slow_columns import SlowColumns
-from puna.tokenizer.slow_stream import SPACE, HfStream, Pieces, SpStream
-from puna.tokenizer.stream import TextStream
+from puna.tokenizer.encoding import Encoding, SlowColumns
+from puna.tokenizer.files.gguf import model_metadata
+from puna.tokenizer.sentencepiece.engine import (
+    SPACE,
+    HfStream,
+    Pieces,
+    SpStream,
+    open_model,
+    read_model,
+    write_model_file,
+)
+from puna.tokenizer.special import AddedToken, TokenLike
+from puna.tokenizer.streams import TextStream
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from puna.tokenizer.fast import LlamaTokenizerFast
-
-Behaviour = Literal["sp", "hf-legacy", "hf"]
+    from puna.formats.gguf_writer import Value
+    from puna.tokenizer.files.recipes import Recipe
 
 
 class LlamaTokenizer(TokenizerBase):
-    """Text to ids by a SentencePiece model.
+    """A tokenizer that encodes with a SentencePiece model.
 
     Args:
         vocab_file: path of the SentencePiece model.
-        unk_token, bos_token, eos_token, pad_token: special tokens; the vocabulary grows by those it lacks.
+        unk_token, bos_token, eos_token, pad_token: special tokens; those that the vocabulary lacks are added to it.
         sp_model_kwargs: arguments of `SentencePieceProcessor`, such as enable_sampling, nbest_size, alpha.
-        add_bos_token, add_eos_token: whether BOS is put before a text, and EOS after it.
+        add_bos_token, add_eos_token: whether to add BOS before a text, and EOS after it.
         legacy: True for the behaviour "hf-legacy", False for "hf"; None means True.
-        behaviour: names the behaviour directly.
+        behaviour: the name of the behaviour, instead of `legacy`.
         added_tokens_decoder: more tokens by id.
-        from_slow: with legacy False, keep the model's own prefix rule, as transformers does when it converts.
-        model_proto: the model's bytes, instead of `vocab_file`.
+        from_slow: with legacy False, keep the model's own prefix rule, as transformers does when it converts a model.
+        model_proto: the bytes of the model, instead of `vocab_file`.
 
     Raises:
         TokenizerError: the model cannot be read, or arguments contradict each other.
@@ -59,8 +62,7 @@ class LlamaTokenizer(TokenizerBase):
 
     is_fast = False
     default_padding_side = "right"
-    preferred_file = "tokenizer.model"
-    vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012  # the page's name and form
+    vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012  # as in transformers
     _first_keeps_more = True
 
     def __init__(
@@ -99,7 +101,7 @@ class LlamaTokenizer(TokenizerBase):
             self.split_special_tokens = self.behaviour == "sp"
         self.vocab_file = None if vocab_file is None else str(vocab_file)
         self.sp_model_kwargs = dict(sp_model_kwargs or {})
-        self._set_ends(add_bos_token, add_eos_token)
+        self._set_bos_and_eos(add_bos_token, add_eos_token)
         self.spaces_between_special_tokens = spaces_between_special_tokens
         if model_proto is None and self.vocab_file is None:
             raise TokenizerError("LlamaTokenizer needs vocab_file, the path of a SentencePiece model")
@@ -111,26 +113,22 @@ class LlamaTokenizer(TokenizerBase):
         self._add([token for token in self.all_special_tokens_extended if token.content not in self._added_ids])
 
     @classmethod
-    def from_source(cls, file: Path, kind: str, arguments: Arguments) -> Self:
-        """Builds this class from a SentencePiece model, or a GGUF file's."""
-        from puna.tokenizer.files import recipes
-        from puna.tokenizer.files.gguf import sentencepiece_model
+    def _from_path(cls, path: Path, arguments: Arguments) -> Self:
+        from puna.tokenizer.files.recipes import sentencepiece_recipe
 
-        if kind == "sentencepiece":
-            return cls(file, **arguments)
-        if kind == "gguf":
-            vocabulary = recipes.read_gguf(file)
-            if vocabulary.model == "llama":
-                named = recipes.gguf_arguments(vocabulary, arguments)
-                return cls(model_proto=sentencepiece_model(vocabulary), **named)
-        raise TokenizerError(f"{file}: no SentencePiece vocabulary, which LlamaTokenizer needs; use AutoTokenizer")
+        return cls.from_recipe(sentencepiece_recipe(path, arguments))
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> Self:
+        """Creates a tokenizer from the data of a path."""
+        return cls(recipe.vocab_file, behaviour=recipe.behaviour, model_proto=recipe.model_proto, **recipe.arguments)
 
     def _load_engine(self) -> None:
         name = self.vocab_file or "the SentencePiece model"
         without_prefix = self.behaviour == "hf" and not self._keep_prefix_rule
         self.sp_model, spec = open_model(self._proto, name, self.sp_model_kwargs, without_prefix)
-        eats_prefix = spec.add_dummy_prefix or spec.remove_extra_whitespaces
-        self._pieces = Pieces(self.sp_model, eats_prefix, spec.remove_extra_whitespaces)
+        strips_prefix = spec.add_dummy_prefix or spec.remove_extra_whitespaces
+        self._pieces = Pieces(self.sp_model, strips_prefix, spec.remove_extra_whitespaces)
         self._patterns: dict[bool, re.Pattern[str] | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,7 +141,7 @@ class LlamaTokenizer(TokenizerBase):
 
     @property
     def vocab_size(self) -> int:
-        """Pieces in the SentencePiece model."""
+        """Number of pieces in the SentencePiece model."""
         return self._pieces.count
 
     def __len__(self) -> int:
@@ -156,7 +154,7 @@ class LlamaTokenizer(TokenizerBase):
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Id to added token, ascending; the named special tokens count among them."""
+        """Id to added token, ascending; includes the named special tokens."""
         return dict(sorted(self._added.items()))
 
     def _token_id(self, token: str) -> int | None:
@@ -186,11 +184,11 @@ class LlamaTokenizer(TokenizerBase):
     def tokenize(
         self, text: str, add_special_tokens: bool = False, split_special_tokens: bool | None = None
     ) -> list[str]:
-        """The text as tokens; `add_special_tokens` is accepted and, as in transformers, without effect."""
+        """Returns the text as tokens; as in transformers, `add_special_tokens` has no effect."""
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         return [self._id_token(index) for index in self._text_ids(text, split)]
 
-    def _encode_many(self, inputs: Sequence[Input]) -> list[Encoding]:
+    def _encode(self, inputs: Sequence[Input]) -> list[Encoding]:
         return [self._encode_one(item) for item in inputs]
 
     def _encode_one(self, item: Input) -> Encoding:
@@ -211,7 +209,7 @@ class LlamaTokenizer(TokenizerBase):
         return [index for word in words for index in self._text_ids(word, split)]
 
     def _text_ids(self, text: str, split: bool) -> list[int]:
-        """The ids of a text, special tokens in it encoded as text if `split`."""
+        """Returns the ids of a text; if `split`, special tokens in it are encoded as text."""
         if self.behaviour != "hf" or not text:
             return [index for part in self._parts(text, split) for index in self._part_ids(part)]
         ids = [i for part in self._parts(SPACE + text.replace(SPACE, " "), split) for i in self._part_ids(part)]
@@ -223,8 +221,8 @@ class LlamaTokenizer(TokenizerBase):
         if isinstance(part, int):
             return [part]
         if self.behaviour == "hf" and part.startswith((SPACE, " ")):
-            # With the dummy prefix off SentencePiece still drops a leading space, so transformers encodes the unknown
-            # token in front and takes its pieces away again.
+            # SentencePiece drops a leading space even without the dummy prefix. Like transformers, encode the unknown
+            # token in front of the part, then remove its pieces.
             unk = self.unk_token or ""
             ids: list[int] = self.sp_model.encode(unk + part)
             return ids[len(self.sp_model.encode(unk)) :]
@@ -232,19 +230,19 @@ class LlamaTokenizer(TokenizerBase):
         return plain
 
     def _parts(self, text: str, split: bool) -> list[str | int]:
-        """A text with added tokens cut out: the pieces of text between, and the ids of the tokens."""
+        """Splits a text at its added tokens: returns the text in between, and the ids of the tokens, in order."""
         if split not in self._patterns:
-            self._patterns[split] = matcher(self._cut_tokens(split))
-        pieces = cut(text, self._patterns[split], lambda word: self._added.get(self._added_ids.get(word, -1)))
-        return [self._known_id(piece) if is_token else piece for piece, is_token in pieces]
+            self._patterns[split] = _pattern(self._split_tokens(split))
+        parts = _split(text, self._patterns[split], lambda word: self._added.get(self._added_ids.get(word, -1)))
+        return [self._known_id(part) if is_token else part for part, is_token in parts]
 
     def _known_id(self, token: str) -> int:
         index = self._token_id(token)
         assert index is not None
         return index
 
-    def _cut_tokens(self, split: bool) -> set[str]:
-        """The tokens to cut out of a text, special ones encoded as text if `split`."""
+    def _split_tokens(self, split: bool) -> set[str]:
+        """Returns the tokens at which to split a text; without special ones if `split`."""
         if self.behaviour != "sp":
             return set() if split else set(self._added_ids)
         words = {token.content for token in self._added.values() if not (token.special and split)}
@@ -253,16 +251,16 @@ class LlamaTokenizer(TokenizerBase):
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """0 for the first sequence with its special tokens, 1 for the second with its own."""
+        """Returns 0 for the first sequence and its special tokens, 1 for the second and its special tokens."""
         first = [0] * len(self.build_inputs_with_special_tokens(token_ids_0))
         return first + ([] if token_ids_1 is None else [1] * len(self.build_inputs_with_special_tokens(token_ids_1)))
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """How many tokens are put around a text or pair."""
+        """Returns how many tokens are added to a text or pair."""
         return len(self.build_inputs_with_special_tokens([], [] if pair else None))
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """The text of tokens, special tokens shown."""
+        """Returns the text of tokens, including special tokens."""
         if self.behaviour == "sp":
             return self._decode(self.convert_tokens_to_ids(list(tokens)), False, False)
         stream = self._hf_stream(False, "", frozenset())
@@ -295,34 +293,96 @@ class LlamaTokenizer(TokenizerBase):
             legacy=self.legacy,
         )
 
-    def pipeline_twin(self) -> LlamaTokenizerFast:
-        """The same vocabulary as a pipeline of `tokenizers`; it reads special tokens in a text as tokens."""
+    @property
+    def _has_model(self) -> bool:
+        return True
+
+    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Writes tokenizer.model into an existing folder; returns its path."""
+        return (write_model_file(self._proto, Path(save_directory), filename_prefix),)
+
+    def _pipeline_json(self) -> dict[str, Any] | None:
+        if self.behaviour != "sp":  # the files of transformers 4.34.1 have no tokenizer.json
+            return None
         from puna.tokenizer.fast import LlamaTokenizerFast
         from puna.tokenizer.sentencepiece.convert import convert_model
 
+        # Not normalised: they match in the unchanged text, and text after them is encoded separately, as here.
+        added = {index: replace(token, normalized=False) for index, token in self.added_tokens_decoder.items()}
         return LlamaTokenizerFast(
             tokenizer_object=convert_model(self._proto, self.vocab_file or "the SentencePiece model"),
-            # matched before the text is normalised, as here: what follows a token starts afresh
-            added_tokens_decoder={
-                i: replace(token, normalized=False) for i, token in self.added_tokens_decoder.items()
-            },
+            added_tokens_decoder=added,
             unk_token=self.unk_token,
             bos_token=self.bos_token,
             eos_token=self.eos_token,
             pad_token=self.pad_token,
             add_bos_token=self.add_bos_token,
             add_eos_token=self.add_eos_token,
-        )
+        )._pipeline_json()
 
-    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Writes tokenizer.model into an existing folder; returns its path."""
-        folder = Path(save_directory)
-        if not folder.is_dir():
-            raise TokenizerError(f"{folder}: no such folder; create it first, or use save_pretrained")
-        path = folder / f"{filename_prefix}-tokenizer.model" if filename_prefix else folder / "tokenizer.model"
-        with atomic_write(path) as file:
-            file.write(self._proto)
-        return (str(path),)
+    @property
+    def _has_own_ids(self) -> bool:
+        return self.behaviour == "sp"
+
+    def _class_config(self) -> dict[str, Any]:
+        return {
+            # With tokenizer.json it must not be LlamaTokenizer: transformers 5 would then build its own pipeline, with
+            # other ids for texts that begin with a space.
+            "tokenizer_class": "PreTrainedTokenizerFast" if self.behaviour == "sp" else "LlamaTokenizer",
+            "legacy": self.legacy,
+            "sp_model_kwargs": self.sp_model_kwargs,
+            "spaces_between_special_tokens": self.spaces_between_special_tokens,
+        }
+
+    def _gguf_vocabulary(self) -> dict[str, Value]:
+        return model_metadata(self.sp_model.serialized_model_proto(), self.added_tokens_decoder)
+
+
+def _pattern(words: Iterable[str]) -> re.Pattern[str] | None:
+    """Returns a pattern that matches any of `words`, the longest first; None without words."""
+    longest_first = sorted(set(words) - {""}, key=lambda word: (-len(word), word))
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+
+
+def _split(
+    text: str, pattern: re.Pattern[str] | None, token_of: Callable[[str], AddedToken | None]
+) -> list[tuple[str, bool]]:
+    """Splits a text at the matches of `pattern`, by the rules of transformers 4.34.1.
+
+    Args:
+        token_of: returns the added token of a word, for its flags, or None.
+
+    Returns:
+        The parts in order, none empty, each with whether it is a token.
+    """
+    if pattern is None:
+        return [(text, False)] if text else []
+    pieces = pattern.split(text)  # text, token, text, token, ..., text
+    parts = [(piece, at % 2 == 1) for at, piece in enumerate(pieces) if piece]
+    for at, (piece, is_token) in enumerate(parts):
+        token = token_of(piece) if is_token else None
+        if token is not None:
+            _apply_flags(parts, at, token)
+    return [(piece, is_token) for piece, is_token in parts if piece]
+
+
+def _apply_flags(parts: list[tuple[str, bool]], at: int, token: AddedToken) -> None:
+    """Applies the flags of the token at `at`: strips its neighbours, or joins it to one of them as text.
+
+    As in transformers, a neighbour that is a token counts as a word, and becomes text when the token joins it.
+    """
+    left, left_is_token = parts[at - 1] if at > 0 else ("", False)
+    right, right_is_token = parts[at + 1] if at + 1 < len(parts) else ("", False)
+    if token.rstrip and right:
+        parts[at + 1] = right.lstrip(), right_is_token
+    if token.lstrip and left:
+        parts[at - 1] = left.rstrip(), left_is_token
+    if token.single_word and left and left[-1] != " ":
+        parts[at - 1] = parts[at - 1][0] + token.content, False
+        parts[at] = "", False
+    elif token.single_word and right and right[0] != " ":
+        parts[at + 1] = token.content + parts[at + 1][0], False
+        parts[at] = "", False
 
 
 def _behaviour(behaviour: Behaviour | None, legacy: bool | None) -> Behaviour:

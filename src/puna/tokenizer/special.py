@@ -1,201 +1,157 @@
-"""The special tokens by name (`bos_token`, `eos_token`, ...), their ids, and adding tokens to a vocabulary."""
+"""Special tokens: `AddedToken`, its forms in code and in files, and the attributes `bos_token`, `bos_token_id`, ..."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, cast, overload
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, overload
 
 from puna.errors import TokenizerError
-from puna.tokenizer.added_token import AddedToken, TokenLike, as_added_token
+
+if TYPE_CHECKING:
+    import tokenizers
+
+TokenLike: TypeAlias = "str | AddedToken | tokenizers.AddedToken"
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The order in which a constructor adds those that the vocabulary lacks; transformers uses the same."""
+"""In the order in which a constructor adds the tokens that the vocabulary lacks; transformers uses the same order."""
 
 ADDITIONAL = "additional_special_tokens"
 
 
-class _NamedToken:
-    """The text of a special token; setting it wants a token of the vocabulary, or None."""
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is split off the text before the text reaches the vocabulary's own rules.
+
+    Attributes:
+        content: the text of the token.
+        single_word: match only between spaces.
+        lstrip: also remove the whitespace before the token.
+        rstrip: also remove the whitespace after the token.
+        normalized: match in the normalised text instead of the raw one.
+        special: skipped by `decode(skip_special_tokens=True)`.
+    """
+
+    content: str
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = True
+    special: bool = False
+
+    def __str__(self) -> str:
+        return self.content
+
+    def as_special(self) -> AddedToken:
+        """The same token, special."""
+        return replace(self, special=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as in `added_tokens_decoder` of tokenizer_config.json."""
+        return asdict(self)
+
+
+def as_added_token(value: TokenLike, special: bool = False) -> AddedToken:
+    """Converts a string or any AddedToken; a string becomes a special token, or a normalised plain one."""
+    if isinstance(value, AddedToken):
+        return value
+    if isinstance(value, str):
+        return AddedToken(value, normalized=not special, special=special)
+    try:
+        fields = (value.content, value.single_word, value.lstrip, value.rstrip, value.normalized, value.special)
+    except AttributeError:
+        raise TokenizerError(f"{value!r} is not a token; pass a string or an AddedToken") from None
+    return AddedToken(*fields)
+
+
+def added_token_from_json(value: object, where: str, special: bool = False) -> AddedToken:
+    """Reads a token from a configuration file: a string, or an object with the fields of `AddedToken`.
+
+    Args:
+        where: file and key, for the error message.
+        special: whether a token is special if its fields do not specify it.
+    """
+    if isinstance(value, str):
+        return as_added_token(value, special)
+    if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
+        raise TokenizerError(f"{where}: {value!r} is not a token; expected a string or an object with 'content'")
+    flags = {
+        name: value[name] for name in ("single_word", "lstrip", "rstrip", "normalized", "special") if name in value
+    }
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TokenizerError(f"{where}: {name} of token {value['content']!r} is {flag!r}; expected true or false")
+    flags.setdefault("special", special)
+    flags.setdefault("normalized", not flags["special"])
+    return AddedToken(value["content"], **flags)
+
+
+def named_tokens(
+    tokens: Mapping[str, TokenLike | Sequence[TokenLike]],
+) -> Iterator[tuple[str, AddedToken | list[AddedToken]]]:
+    """Converts the argument of `add_special_tokens`: names with a token, or `ADDITIONAL` with a list of tokens."""
+    for name, value in tokens.items():
+        if name == ADDITIONAL and isinstance(value, (list, tuple)):
+            yield name, [as_added_token(token, special=True) for token in value]
+        elif name in NAMES and not isinstance(value, (list, tuple)):
+            yield name, as_added_token(cast("TokenLike", value), special=True)
+        else:
+            raise TokenizerError(
+                f"{name!r}: {value!r} is not a special token; pass one of {', '.join(NAMES)} with a token, "
+                f"or {ADDITIONAL} with a list of tokens"
+            )
+
+
+class _Owner(Protocol):
+    """The members of a tokenizer that the attributes below use."""
+
+    _named: dict[str, AddedToken]
+
+    def _token_id(self, token: str) -> int | None: ...
+    def _id_token(self, index: int) -> str: ...
+    def _set_named(self, name: str, value: TokenLike | None) -> None: ...
+
+
+class NamedToken:
+    """Attribute: the text of a special token. Only a token of the vocabulary, or None, can be assigned."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     @overload
-    def __get__(self, instance: None, owner: type) -> _NamedToken: ...
+    def __get__(self, instance: None, owner: type) -> NamedToken: ...
     @overload
-    def __get__(self, instance: SpecialTokens, owner: type) -> str | None: ...
-    def __get__(self, instance: SpecialTokens | None, owner: type) -> _NamedToken | str | None:
+    def __get__(self, instance: _Owner, owner: type) -> str | None: ...
+    def __get__(self, instance: _Owner | None, owner: type) -> NamedToken | str | None:
         if instance is None:
             return self
         token = instance._named.get(self.name)
         return None if token is None else token.content
 
-    def __set__(self, instance: SpecialTokens, value: TokenLike | None) -> None:
+    def __set__(self, instance: _Owner, value: TokenLike | None) -> None:
         if value is not None and instance._token_id(str(value)) is None:
             raise TokenizerError(
-                f"{self.name} = {str(value)!r}: no such token in this vocabulary; "
+                f"{self.name} = {str(value)!r}: the vocabulary has no such token; "
                 f"add it with add_special_tokens({{{self.name!r}: {str(value)!r}}})"
             )
-        instance._name(self.name, value)
+        instance._set_named(self.name, value)
 
 
-class _NamedTokenId:
-    """The id of a special token; setting it wants an id of the vocabulary, or None."""
+class NamedTokenId:
+    """Attribute: the id of a special token. Only an id of the vocabulary, or None, can be assigned."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name.removesuffix("_id")
 
     @overload
-    def __get__(self, instance: None, owner: type) -> _NamedTokenId: ...
+    def __get__(self, instance: None, owner: type) -> NamedTokenId: ...
     @overload
-    def __get__(self, instance: SpecialTokens, owner: type) -> int | None: ...
-    def __get__(self, instance: SpecialTokens | None, owner: type) -> _NamedTokenId | int | None:
+    def __get__(self, instance: _Owner, owner: type) -> int | None: ...
+    def __get__(self, instance: _Owner | None, owner: type) -> NamedTokenId | int | None:
         if instance is None:
             return self
         token = instance._named.get(self.name)
         return None if token is None else instance._token_id(token.content)
 
-    def __set__(self, instance: SpecialTokens, value: int | None) -> None:
-        instance._name(self.name, None if value is None else instance._id_token(value))
-
-
-class SpecialTokens(ABC):
-    """Special tokens over a vocabulary that subclasses look up and extend."""
-
-    bos_token = _NamedToken()
-    eos_token = _NamedToken()
-    unk_token = _NamedToken()
-    sep_token = _NamedToken()
-    pad_token = _NamedToken()
-    cls_token = _NamedToken()
-    mask_token = _NamedToken()
-    bos_token_id = _NamedTokenId()
-    eos_token_id = _NamedTokenId()
-    unk_token_id = _NamedTokenId()
-    sep_token_id = _NamedTokenId()
-    pad_token_id = _NamedTokenId()
-    cls_token_id = _NamedTokenId()
-    mask_token_id = _NamedTokenId()
-
-    def __init__(self) -> None:
-        self._named: dict[str, AddedToken] = {}
-        self._additional: list[AddedToken] = []
-        self._special_ids: frozenset[int] | None = None
-
-    @abstractmethod
-    def _token_id(self, token: str) -> int | None:
-        """The id of exactly this token, or None."""
-
-    @abstractmethod
-    def _id_token(self, index: int) -> str:
-        """The token of an id.
-
-        Raises:
-            TokenizerError: the vocabulary has no such id.
-        """
-
-    @abstractmethod
-    def _add(self, tokens: Sequence[AddedToken]) -> int:
-        """Registers tokens; those the vocabulary lacks get the next ids. Returns how many those were."""
-
-    def _name(self, name: str, value: TokenLike | None) -> None:
-        self._special_ids = None
-        if value is None:
-            self._named.pop(name, None)
-        else:
-            self._named[name] = as_added_token(value, special=True)
-
-    @property
-    def additional_special_tokens(self) -> list[str]:
-        """Special tokens without a name of their own."""
-        return [token.content for token in self._additional]
-
-    @additional_special_tokens.setter
-    def additional_special_tokens(self, value: Sequence[TokenLike] | None) -> None:
-        self._special_ids = None
-        self._additional = [as_added_token(token, special=True) for token in value or ()]
-
-    @property
-    def additional_special_tokens_ids(self) -> list[int]:
-        """Their ids; those not in the vocabulary are left out."""
-        ids = (self._token_id(token) for token in self.additional_special_tokens)
-        return [index for index in ids if index is not None]
-
-    @property
-    def special_tokens_map_extended(self) -> dict[str, AddedToken | list[AddedToken]]:
-        """Name to token, of those that are set."""
-        found: dict[str, AddedToken | list[AddedToken]] = {
-            name: self._named[name] for name in NAMES if name in self._named
-        }
-        if self._additional:
-            found[ADDITIONAL] = list(self._additional)
-        return found
-
-    @property
-    def special_tokens_map(self) -> dict[str, str | list[str]]:
-        """Name to text, of those that are set."""
-        return {
-            name: [token.content for token in value] if isinstance(value, list) else value.content
-            for name, value in self.special_tokens_map_extended.items()
-        }
-
-    @property
-    def all_special_tokens_extended(self) -> list[AddedToken]:
-        """Every special token once, in the order of the names."""
-        unique: dict[str, AddedToken] = {}
-        for token in (*(self._named[name] for name in NAMES if name in self._named), *self._additional):
-            unique.setdefault(token.content, token)
-        return list(unique.values())
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """The text of every special token."""
-        return [token.content for token in self.all_special_tokens_extended]
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """The id of every special token."""
-        ids = (self._token_id(token) for token in self.all_special_tokens)
-        return [index for index in ids if index is not None]
-
-    def _special_id_set(self) -> frozenset[int]:
-        if self._special_ids is None:
-            self._special_ids = frozenset(self.all_special_ids)
-        return self._special_ids
-
-    def add_tokens(self, new_tokens: TokenLike | Sequence[TokenLike], special_tokens: bool = False) -> int:
-        """Adds tokens at the end of the vocabulary; those already in it are only marked.
-
-        Returns:
-            How many ids were added. A model's embeddings must grow with them.
-        """
-        listed: Sequence[Any] = new_tokens if isinstance(new_tokens, (list, tuple)) else [new_tokens]
-        tokens = [as_added_token(token, special_tokens) for token in listed]
-        if any(not token.content for token in tokens):
-            raise TokenizerError("an added token is empty; its text must have at least one character")
-        return self._add([token.as_special() for token in tokens] if special_tokens else tokens)
-
-    def add_special_tokens(
-        self,
-        special_tokens_dict: Mapping[str, TokenLike | Sequence[TokenLike]],
-        replace_additional_special_tokens: bool = True,
-    ) -> int:
-        """Names special tokens and adds those that the vocabulary lacks; returns how many ids were added."""
-        added = 0
-        for name, value in special_tokens_dict.items():
-            if name == ADDITIONAL and isinstance(value, (list, tuple)):
-                tokens = [as_added_token(token, special=True) for token in value]
-                added += self.add_tokens(tokens, special_tokens=True)
-                kept = [] if replace_additional_special_tokens else self._additional
-                self.additional_special_tokens = list({t.content: t for t in (*kept, *tokens)}.values())
-            elif name in NAMES and not isinstance(value, (list, tuple)):
-                token = as_added_token(cast("TokenLike", value), special=True)
-                added += self.add_tokens(token, special_tokens=True)
-                self._name(name, token)
-            else:
-                raise TokenizerError(
-                    f"{name!r}: {value!r} is no special token; names are {', '.join(NAMES)} with a token, "
-                    f"or {ADDITIONAL} with a list of tokens"
-                )
-        return added
+    def __set__(self, instance: _Owner, value: int | None) -> None:
+        instance._set_named(self.name, None if value is None else instance._id_token(value))

@@ -1,1 +1,1 @@
-"""Chat templates: the built-in ones, rendering, and the tokens that end a turn."""
+"""Chat templates: the built-in ones, rendering a conversation, and the tokens that end a turn."""

@@ -1,7 +1,7 @@
-"""Rendering chat templates: sandboxed Jinja in the dialect of Hugging Face, with limits on what a template may do.
+"""Rendering chat templates: sandboxed Jinja with the extensions of Hugging Face, and limits on what a template may do.
 
-The limits hold loops, the text written, repetitions, powers and padding. A template that joins text to itself again and
-again can still fill the memory: they stop slips, not every bad intent.
+Loops, the length of the output, repetitions, powers and padding are limited. This stops mistakes, not every attack: a
+template that joins text to itself repeatedly can still exhaust the memory.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 MAX_LOOP_STEPS = 1_000_000
-"""Steps of all loops of one rendering together; a conversation of 10,000 messages takes fewer."""
+"""Limit on the steps of all loops of one rendering; a conversation of 10,000 messages takes fewer."""
 MAX_CHARACTERS = 100_000_000
-"""Longest rendered text, and longest string a template may build by repetition."""
+"""Limit on the length of the rendered text, and of a string that a template builds by repetition."""
 
 MAX_WIDTH = 10_000
-"""Widest padding: `'%9d' % x`, `'{:9}'.format(x)`, `center`, `ljust`, `rjust`, `zfill`, `indent`."""
+"""Limit on the width of padding: `'%9d' % x`, `'{:9}'.format(x)`, `center`, `ljust`, `rjust`, `zfill`, `indent`."""
 
 MAX_BITS = 4096
-"""Largest integer a template may compute."""
+"""Limit on the size of an integer that a template computes."""
 
 _STEPS = "puna_steps"
-"""The template variable through which every loop counts its steps."""
+"""The template variable that counts the steps of every loop."""
 
 _RESERVED = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", _STEPS,
      "return_assistant_tokens_mask", "tokenizer_kwargs")
 )  # fmt: skip
-"""Names of template variables that the conversation fills, and arguments of transformers that puna does not have."""
+"""Template variables that `render_chat` sets, and arguments of transformers that puna does not have."""
 
 _CONTINUE = "\ue000CONTINUE\ue000 "
-"""Marks where the final message ends. Trailing space: templates that trim the message show it by dropping that."""
+"""Marks the end of the final message. A template that trims the message removes the trailing space of the mark."""
 
 
 def render_chat(
@@ -59,18 +59,18 @@ def render_chat(
     """Renders one conversation.
 
     Args:
-        messages: each with "role" and mostly "content"; keys whose value is None are dropped.
-        continue_final_message: cut the text right after the last message's content, for the model to go on.
-        tools, documents: JSON descriptions, for templates that know them.
-        variables: what else the template sees, such as `bos_token`.
+        messages: dictionaries with "role" and usually "content"; keys whose value is None are dropped.
+        continue_final_message: end the text right after the content of the last message, for the model to continue it.
+        tools, documents: JSON descriptions, for templates that support them.
+        variables: more variables for the template, such as `bos_token`.
 
     Raises:
-        ChatTemplateError: the template does not compile, fails, refuses the conversation, or does too much; or a
+        ChatTemplateError: the template does not compile, fails, refuses the conversation, or exceeds a limit; or a
             variable has a reserved name.
     """
-    taken = sorted(_RESERVED & variables.keys())
-    if taken:
-        raise ChatTemplateError(f"template variable {taken[0]!r}: the name is reserved; pass it under another")
+    reserved = sorted(_RESERVED & variables.keys())
+    if reserved:
+        raise ChatTemplateError(f"template variable {reserved[0]!r}: the name is reserved; use another name")
     turns = _turns(messages)
     if continue_final_message:
         if add_generation_prompt:
@@ -84,15 +84,15 @@ def render_chat(
         **variables,
     }
     text = _run(_compile(template), values)
-    return _cut(text) if continue_final_message else text
+    return _up_to_mark(text) if continue_final_message else text
 
 
 def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise ChatTemplateError(f"a conversation is a list of at least one message, not {messages!r:.60}")
+        raise ChatTemplateError(f"a conversation must be a list of at least one message, got {messages!r:.60}")
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ChatTemplateError(f"{message!r:.60} is no message; it must be a dictionary with 'role' and 'content'")
+            raise ChatTemplateError(f"{message!r:.60} is not a message: a dictionary with 'role' and 'content'")
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
 
@@ -101,12 +101,12 @@ def _descriptions(name: str, items: Sequence[Mapping[str, Any]] | None) -> list[
         return None
     for item in items:
         if not isinstance(item, Mapping):
-            raise ChatTemplateError(f"{name}: {item!r:.60} is no dictionary; describe it by a JSON schema")
+            raise ChatTemplateError(f"{name}: {item!r:.60} is not a dictionary; describe it by a JSON schema")
     return [dict(item) for item in items]
 
 
 def _marked(content: object) -> Any:
-    """The final content with the mark behind its text, or behind the last text part of a list."""
+    """Returns the content with the mark after its text, or after the last text of a list of parts."""
     if isinstance(content, str):
         return content + _CONTINUE
     parts = list(content) if isinstance(content, (list, tuple)) else []
@@ -117,11 +117,11 @@ def _marked(content: object) -> Any:
     raise ChatTemplateError("continue_final_message: the last message has no text to continue; give it content")
 
 
-def _cut(text: str) -> str:
+def _up_to_mark(text: str) -> str:
     mark = _CONTINUE.rstrip()
     at = text.rfind(mark)
     if at < 0:
-        raise ChatTemplateError("continue_final_message: the template does not show the last message; do without it")
+        raise ChatTemplateError("continue_final_message: the template does not show the last message; leave it out")
     return text[:at] if text.startswith(_CONTINUE, at) else text[:at].rstrip()
 
 
@@ -136,7 +136,7 @@ def _run(template: jinja2.Template, values: Mapping[str, Any]) -> str:
             pieces.append(piece)
             size += len(piece)
             if size > MAX_CHARACTERS:
-                raise ChatTemplateError(f"the chat template wrote over {MAX_CHARACTERS} characters; mend the template")
+                raise ChatTemplateError(f"the chat template wrote over {MAX_CHARACTERS} characters; fix the template")
     except ChatTemplateError:
         raise
     except jinja2.TemplateError as exc:
@@ -159,30 +159,30 @@ class _Steps:
         for item in items:
             self.left -= 1
             if self.left < 0:
-                raise ChatTemplateError(f"the chat template loops over {MAX_LOOP_STEPS} times; mend the template")
+                raise ChatTemplateError(f"the chat template loops more than {MAX_LOOP_STEPS} times; fix the template")
             yield item
 
 
 @functools.lru_cache(maxsize=64)
 def _compile(source: str) -> jinja2.Template:
-    """Compiles a template; kept, as every turn of a chat renders the same one."""
+    """Compiles a template; cached, because every turn of a chat renders the same one."""
     import jinja2
 
     try:
         return _environment().from_string(source)
     except (jinja2.TemplateError, RecursionError, MemoryError) as exc:
-        raise ChatTemplateError(f"the chat template does not compile: {exc}; mend it or pass chat_template=") from exc
+        raise ChatTemplateError(f"the chat template does not compile: {exc}; fix it or pass chat_template=") from exc
 
 
 @functools.lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
-    """transformers' environment: trim_blocks, lstrip_blocks, loop controls, {% generation %} and three helpers."""
+    """Returns transformers' environment: trim_blocks, lstrip_blocks, loop controls, {% generation %}, three helpers."""
     from jinja2 import ext, nodes, parser, runtime, sandbox, visitor
 
     class Generation(ext.Extension):
-        """`{% generation %}` marks what the assistant wrote; rendering shows its body."""
+        """`{% generation %}` marks the text of the assistant; rendering shows its body."""
 
-        tags = {"generation"}  # noqa: RUF012  # Jinja's own spelling
+        tags = {"generation"}  # noqa: RUF012  # the form that Jinja requires
 
         def parse(self, parser: parser.Parser) -> list[nodes.Node]:
             next(parser.stream)
@@ -225,7 +225,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _check_product(operator: str, left: Any, right: Any) -> None:
-    """Refuses repetitions, products and powers that would fill the memory."""
+    """Refuses repetitions, products and powers that would exhaust the memory."""
     if isinstance(left, int) and isinstance(right, int):
         bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
         if bits > MAX_BITS:
@@ -233,7 +233,7 @@ def _check_product(operator: str, left: Any, right: Any) -> None:
     for value, count in ((left, right), (right, left)):
         if isinstance(value, (str, list, tuple)) and isinstance(count, int) and len(value) * count > MAX_CHARACTERS:
             raise ChatTemplateError(
-                f"the chat template repeats a value to {len(value) * count} items; mend the template"
+                f"the chat template repeats a value to {len(value) * count} items; fix the template"
             )
 
 
@@ -245,17 +245,17 @@ def _check_call(method: types.BuiltinMethodType, args: Sequence[Any], kwargs: Ma
 
 
 _SPECS = re.compile(r"%(?:\([^)]*\))?([-+ #0-9.*]+)|\{[^{}:]*:([^{}]+)")
-"""What stands between % and its letter, or between : and } of a field."""
+"""Matches the text between % and its letter, or between : and } of a field."""
 
 
 def _check_widths(template: object, *values: Any) -> None:
-    """Refuses padding over `MAX_WIDTH`: a number in a format, or one among its values where the format refers to it."""
-    written = [digits for spec in _SPECS.findall(str(template)) for digits in re.findall(r"\d+", "".join(spec))]
-    widths = [int(digits) if len(digits) < 9 else MAX_WIDTH + 1 for digits in written]
+    """Refuses padding over `MAX_WIDTH`: a width in the format, or in its values if it reads widths from them."""
+    numbers = [digits for spec in _SPECS.findall(str(template)) for digits in re.findall(r"\d+", "".join(spec))]
+    widths = [int(digits) if len(digits) < 9 else MAX_WIDTH + 1 for digits in numbers]
     if not template or re.search(r"\*|\{[^{}]*:[^{}]*\{", str(template)):
         widths += _numbers_in(values)
     if max(widths, default=0) > MAX_WIDTH:
-        raise ChatTemplateError(f"the chat template pads text to over {MAX_WIDTH} characters; mend the template")
+        raise ChatTemplateError(f"the chat template pads text to more than {MAX_WIDTH} characters; fix the template")
 
 
 def _numbers_in(value: Any) -> list[int]:
@@ -267,7 +267,7 @@ def _numbers_in(value: Any) -> list[int]:
 
 
 def _limited(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter of Jinja that pads or formats, with its widths checked."""
+    """Returns a filter of Jinja that pads or formats, with a check of the widths."""
 
     @functools.wraps(filter_)
     def checked(value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -283,7 +283,7 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _strftime_now(format: str) -> str:  # templates may name it
+def _strftime_now(format: str) -> str:  # templates may pass it by name
     return datetime.datetime.now().astimezone().strftime(format)
 
 
@@ -294,5 +294,5 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON without Jinja's HTML escapes, which models were not trained on."""
+    """Returns JSON without Jinja's HTML escapes, which models were not trained on."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,6 +1,13 @@
-"""The chat templates built in: Llama 2's and Llama 3's, in Jinja as Hugging Face files spell them."""
+"""The built-in chat templates (Llama 2, Llama 3), the choice of a template, and the tokens that end a turn."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from puna.errors import ChatTemplateError
+from puna.tokenizer.chat.render import Message, render_chat
+from puna.tokenizer.special import AddedToken
 
 DEFAULT_SYSTEM_PROMPT = (
     "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe. "
@@ -18,7 +25,7 @@ _TEXT_ONLY = """\
   {%- endif -%}
 {%- endfor -%}
 """
-"""Refuses parts of content and tool calls, which would appear as Python spells them, and turns without content."""
+"""Refuses content in parts and tool calls, which would be shown in Python's notation, and turns without content."""
 
 _LLAMA_2 = """\
 {%- set ns = namespace(system=DEFAULT_PROMPT) -%}
@@ -65,13 +72,159 @@ LLAMA_3 = (
 """Llama 3's turns: header, blank line, trimmed text, <|eot_id|> (llama3/llama/tokenizer.py, ChatFormat)."""
 
 LLAMA_3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-"""A vocabulary with all of these speaks Llama 3's chat format."""
+"""A vocabulary with all of these tokens is of a model that uses Llama 3's chat format."""
 
 
 def llama_2_template(use_default_system_prompt: bool) -> str:
-    """Llama 2's turns, the system message folded into the first; with Meta's system prompt where there is none."""
+    """Returns Llama 2's template: the system message is a part of the first turn.
+
+    Args:
+        use_default_system_prompt: add Meta's system prompt to a conversation without a system message.
+    """
     prompt = "none"
     if use_default_system_prompt:
         quoted = DEFAULT_SYSTEM_PROMPT.replace("\n", "\\n").replace("'", "\\'")
         prompt = f"'{quoted}'"
     return _TEXT_ONLY + _LLAMA_2.replace("DEFAULT_PROMPT", prompt)
+
+
+def default_template(token_id: Callable[[str], int | None], use_default_system_prompt: bool) -> str:
+    """Returns the template for files without one: Llama 3's if the vocabulary has its header tokens, else Llama 2's.
+
+    Args:
+        token_id: returns the id of a token of the vocabulary, or None.
+
+    Raises:
+        ChatTemplateError: the vocabulary fits neither format.
+    """
+    if all(token_id(token) is not None for token in LLAMA_3_TOKENS):
+        return LLAMA_3
+    if token_id("</s>") is not None:
+        return llama_2_template(use_default_system_prompt)
+    raise ChatTemplateError(
+        "this tokenizer has no chat template and its vocabulary fits neither Llama 2's nor Llama 3's; "
+        "pass chat_template= or use plain text"
+    )
+
+
+def select_template(templates: str | Mapping[str, str] | None, selection: str | None, has_tools: bool) -> str | None:
+    """Returns the source of a template; None if there is neither a template nor a selection.
+
+    Args:
+        templates: the template of a tokenizer, or several by name.
+        selection: Jinja source, or the name of one of `templates`; None selects "tool_use" if there are tools and a
+            template of this name, else "default".
+
+    Raises:
+        ChatTemplateError: there is no template of this name.
+    """
+    names = sorted(templates) if isinstance(templates, Mapping) else []
+    if selection is not None and selection not in names and "{" not in selection:
+        raise ChatTemplateError(
+            f"chat_template={selection!r:.60} is neither Jinja source, which contains '{{', nor the name of a template "
+            f"of this tokenizer ({', '.join(names) or 'it has none'})"
+        )
+    if isinstance(templates, Mapping):
+        if selection is None:
+            selection = "tool_use" if has_tools and "tool_use" in templates else "default"
+            if selection not in templates:
+                raise ChatTemplateError(f"choose one of the chat templates {', '.join(names)} by name")
+        return templates.get(selection, selection)
+    return templates if selection is None else selection
+
+
+class _Tokenizer(Protocol):
+    """The members of `TokenizerBase` that the functions below use."""
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]: ...
+    @property
+    def special_tokens_map(self) -> dict[str, str | list[str]]: ...
+    def get_chat_template(self, chat_template: str | None = None, tools: Sequence[Any] | None = None) -> str: ...
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool) -> Any: ...
+    def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> Any: ...
+    def __call__(self, *args: Any, **options: Any) -> Any: ...
+
+
+def apply_chat_template(
+    self: _Tokenizer,
+    conversation: Sequence[Message] | Sequence[Sequence[Message]],
+    chat_template: str | None = None,
+    add_generation_prompt: bool = False,
+    tokenize: bool = True,
+    padding: bool | str = False,
+    truncation: bool | str = False,
+    max_length: int | None = None,
+    return_tensors: str | None = None,
+    return_dict: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    continue_final_message: bool = False,
+    template_variables: Mapping[str, Any] | None = None,
+    **more_variables: Any,
+) -> Any:
+    """Renders a conversation, or a list of conversations, and encodes the text without adding BOS or EOS to it.
+
+    Args:
+        conversation: messages with "role" and "content".
+        chat_template: a template, or the name of one of this tokenizer's templates.
+        add_generation_prompt: end with the header of the assistant's answer.
+        tokenize: False returns the text.
+        return_dict: return a `BatchEncoding` with all columns instead of the ids.
+        continue_final_message: do not close the last message, so that the model continues it.
+        template_variables, more_variables: more variables for the template, such as enable_thinking=True; as in
+            transformers, a variable that the template does not use has no effect.
+
+    Returns:
+        Ids as a list, a tensor of shape (1, tokens), text, or a `BatchEncoding`; for a list of conversations, lists.
+
+    Raises:
+        ChatTemplateError: there is no template, or it does not compile, fails, or refuses the conversation; or a
+            variable has a reserved name.
+    """
+    source = self.get_chat_template(chat_template, tools)
+    not_empty = isinstance(conversation, (list, tuple)) and len(conversation) > 0
+    batched = not_empty and isinstance(conversation[0], (list, tuple))
+    conversations: Sequence[Any] = conversation if batched else [conversation]
+    texts = [
+        render_chat(
+            source,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            documents=documents,
+            variables={**self.special_tokens_map, **(template_variables or {}), **more_variables},
+        )
+        for messages in conversations
+    ]
+    text: Any = texts if batched else texts[0]
+    if not tokenize:
+        return text
+    encoded = self(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=False,
+        padding=padding,
+        truncation=truncation,
+        max_length=max_length,
+        return_tensors=return_tensors,
+    )
+    return encoded if return_dict else encoded["input_ids"]
+
+
+def end_of_turn_ids(tokenizer: _Tokenizer) -> frozenset[int]:
+    """Returns the special token that the chat template puts after an answer, or nothing.
+
+    Needed because some files do not list it as an end token: early conversions of Llama 3 did not stop at <|eot_id|>.
+    """
+    answer = "42"
+    turns = [{"role": "user", "content": "Six times seven?"}, {"role": "assistant", "content": answer}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except ChatTemplateError:
+        return frozenset()
+    rest = str(text).rpartition(answer)[2].strip()
+    ids = tokenizer.encode(rest, add_special_tokens=False, split_special_tokens=False)
+    added = tokenizer.added_tokens_decoder
+    return frozenset(index for index in ids[:1] if index in added and added[index].special)

@@ -1,1 +1,1 @@
-"""Tokenizer files: detecting their kind, reading and writing each of them."""
+"""Tokenizer files: detecting the kind, and reading and writing each kind. Nothing here creates a tokenizer."""

@@ -1,16 +1,32 @@
-"""Byte-level BPE: GPT-2's spelling of bytes as characters, and the pipelines that files describe by name only."""
+"""Byte-level BPE: the alphabet of bytes, pre-tokenizers by name, pipelines of `tokenizers`, and Llama 3's ranks.
+
+`tokenizers` is imported only when a pipeline is built: the alphabet alone needs nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from puna.errors import TokenizerError
-from puna.tokenizer.byte_alphabet import BYTE_TO_CHARACTER
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = tuple(byte for byte in range(256) if byte not in _PRINTABLE)
+
+BYTE_TO_CHARACTER: dict[int, str] = {byte: chr(byte) for byte in _PRINTABLE} | {
+    byte: chr(0x100 + index) for index, byte in enumerate(_OTHERS)
+}
+"""GPT-2's alphabet, a printable character for each byte (github.com/openai/gpt-2, src/encoder.py, 2019): printable
+bytes of Latin-1 represent themselves, the other 68 are the characters from U+0100 on, in order."""
+
+CHARACTER_TO_BYTE: dict[str, int] = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -37,16 +53,16 @@ _CASED = (
     "\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb"
     "\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
-"""Cased letters as deepseek-llm's tokenizer.json lists them (an older Unicode than \\p{L&} of today)."""
+"""Cased letters as deepseek-llm's tokenizer.json lists them; today's \\p{L&} has more, from a newer Unicode."""
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """How text is cut before BPE: expressions one after the other, each cutting what the one before left.
+    """Rules that split a text before BPE: regular expressions, each applied to the pieces of the one before.
 
     Attributes:
-        whole_tokens: a piece that is a token is taken whole, whatever its merges (`ignore_merges`).
-        adds_bos: whether BOS is put in front where the file does not say.
+        whole_tokens: a piece that is a token becomes that token, whatever the merges (`ignore_merges`).
+        adds_bos: whether BOS is added if the file does not specify it.
     """
 
     expressions: tuple[str, ...]
@@ -82,15 +98,15 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
         )
     ),
 }
-"""`tokenizer.ggml.pre` by name. The expressions are those of the models' own tokenizer.json, as llama.cpp's
-src/llama-vocab.cpp lists them."""
+"""`tokenizer.ggml.pre` by name. The expressions are those of the models' own tokenizer.json, as in llama.cpp's
+src/llama-vocab.cpp."""
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
-    """The rules of a `tokenizer.ggml.pre`.
+    """Returns the rules of a `tokenizer.ggml.pre`.
 
     Raises:
-        TokenizerError: the name is unknown. Another rule would silently give other ids.
+        TokenizerError: the name is unknown. Other rules would silently give other ids.
     """
     if name not in PRE_TOKENIZERS:
         raise TokenizerError(
@@ -103,30 +119,35 @@ def pre_tokenizer(name: str) -> PreTokenizer:
 def build(
     vocab: dict[str, int], merges: list[tuple[str, str]], rules: PreTokenizer, added: Sequence[AddedToken]
 ) -> Tokenizer:
-    """A byte-level BPE tokenizer.
+    """Builds a byte-level BPE pipeline.
 
     Args:
-        vocab: token, in the alphabet of `byte_alphabet`, to id; added tokens among them as they are.
-        merges: pairs, the first to merge first.
-        added: tokens cut out of the text beforehand.
+        vocab: token to id; tokens are written in the alphabet above, added tokens as plain text.
+        merges: pairs of tokens, in the order in which they merge.
+        added: tokens that are split off the text first.
 
     Raises:
-        TokenizerError: a merge names a token that is not in the vocabulary.
+        TokenizerError: a merge contains a token that is not in the vocabulary.
     """
+    from tokenizers import Tokenizer, decoders
+    from tokenizers.models import BPE
+
     try:
         engine = BPE(vocab, merges, ignore_merges=rules.whole_tokens)
     except Exception as exc:  # tokenizers raises nothing narrower
         raise TokenizerError(f"the vocabulary and its merges do not fit together: {exc}") from exc
-    tokenizer = Tokenizer(engine)
-    tokenizer.pre_tokenizer = cutter(rules)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([token for token in added if token.special])
-    tokenizer.add_tokens([token for token in added if not token.special])
-    return tokenizer
+    pipeline = Tokenizer(engine)
+    pipeline.pre_tokenizer = _pipeline_step(rules)
+    pipeline.decoder = decoders.ByteLevel()
+    pipeline.add_special_tokens([token for token in added if token.special])
+    pipeline.add_tokens([token for token in added if not token.special])
+    return pipeline
 
 
-def cutter(rules: PreTokenizer) -> Any:
-    """The rules as a pre-tokenizer of `tokenizers`."""
+def _pipeline_step(rules: PreTokenizer) -> Any:
+    """Returns the rules as a pre-tokenizer of `tokenizers`."""
+    from tokenizers import Regex, pre_tokenizers
+
     steps: list[Any] = [pre_tokenizers.Split(Regex(rule), "isolated", False) for rule in rules.expressions]
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     return pre_tokenizers.Sequence(steps)
@@ -144,34 +165,139 @@ _PROBES = (
     "3 33 333 3333 33333 333333 3.3 3..3 3...3 1,000,000",
     "I'm you're he'd they've I'LL it'S ’s a'b",
 )
-"""Texts on which rules for cutting differ: digits, capitals, contractions, spaces, lines, scripts, punctuation."""
+"""Texts that the rules split differently: digits, capitals, contractions, spaces, lines, scripts, punctuation."""
 
 _PREFERRED = ("llama-bpe", "smollm", "gpt-2", "qwen2", "tekken")
-"""Names to be found before their aliases."""
+"""Names that `name_of` returns rather than another name of the same rules."""
 
 
-def name_of(pre_tokenizer: Any, whole_tokens: bool) -> str:
-    """The `tokenizer.ggml.pre` whose rules cut texts as `pre_tokenizer` does.
+def name_of(step: Any, whole_tokens: bool) -> str:
+    """Returns the `tokenizer.ggml.pre` whose rules split texts as the pre-tokenizer of a pipeline does.
 
     Args:
-        pre_tokenizer: of a pipeline of `tokenizers`.
-        whole_tokens: whether the pipeline's model takes a piece that is a token whole (`ignore_merges`).
+        step: the pre-tokenizer.
+        whole_tokens: whether the pipeline's model has `ignore_merges`.
 
     Raises:
-        TokenizerError: none does. Another name would silently give other ids.
+        TokenizerError: there is none. Another name would silently give other ids.
     """
-    cuts = [pre_tokenizer.pre_tokenize_str(text) for text in _PROBES] if pre_tokenizer is not None else None
+    splits = [step.pre_tokenize_str(text) for text in _PROBES] if step is not None else None
     for name in (*_PREFERRED, *PRE_TOKENIZERS):
         rules = PRE_TOKENIZERS[name]
-        own = cutter(rules)
-        if rules.whole_tokens == whole_tokens and cuts == [own.pre_tokenize_str(text) for text in _PROBES]:
+        candidate = _pipeline_step(rules)
+        if rules.whole_tokens == whole_tokens and splits == [candidate.pre_tokenize_str(text) for text in _PROBES]:
             return name
     raise TokenizerError(
-        "the tokenizer cuts texts as no pre-tokenizer that puna can name in a GGUF file does "
-        f"({', '.join(sorted(PRE_TOKENIZERS))}); llama.cpp would give other ids"
+        "the tokenizer splits texts differently from every pre-tokenizer that puna can name in a GGUF file "
+        f"({', '.join(sorted(PRE_TOKENIZERS))}); llama.cpp would produce other ids"
     )
 
 
-def spell(data: bytes) -> str:
-    """Bytes as the characters that stand for them in a byte-level vocabulary."""
+RESERVED = 256
+"""Number of special tokens of Llama 3 and 3.1; their ids follow the ranks (llama_models/llama3/tokenizer.py)."""
+
+BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
+
+
+def read_tiktoken(path: Path) -> Tokenizer:
+    """Reads Llama 3's `tokenizer.model`, lines of a base64 token and its rank, and adds the special tokens.
+
+    Raises:
+        TokenizerError: a line is not a base64 token with its rank, or the ranks are not 0, 1, 2, ...
+    """
+    from tokenizers import AddedToken
+
+    tokens = _read_ranks(path.read_bytes(), str(path))
+    vocab = {_spelled(token): rank for rank, token in enumerate(tokens)}
+    if len(vocab) != len(tokens) or not all(_spelled(bytes((byte,))) in vocab for byte in range(256)):
+        raise TokenizerError(f"{path}: a token appears twice, or a byte has no token; download the file again")
+    special = _special_tokens()
+    merges = _rank_merges(vocab)
+    vocab |= {token: len(tokens) + index for index, token in enumerate(special)}
+    added = [AddedToken(token, normalized=False, special=True) for token in special]
+    return build(vocab, merges, pre_tokenizer("llama-bpe"), added)
+
+
+def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes | None:
+    """Writes a vocabulary as ranks, the inverse of `read_tiktoken`.
+
+    Args:
+        vocab: token, in the alphabet above, to id; it may include added tokens.
+        added: id to text of the tokens that are not ranks.
+
+    Returns:
+        None if Meta's code for Llama 3 would read a different vocabulary from the file.
+    """
+    base = {index: token for token, index in vocab.items() if index not in added}
+    special = _special_tokens()
+    if sorted(base) != list(range(len(base))):
+        return None
+    if any(not 0 <= index - len(base) < RESERVED for index in added):
+        return None
+    named = (0, 1, 6, 7, 9)  # BOS, EOS, the two header tokens and <|eot_id|>, which Meta's code uses by name
+    if len(added) != RESERVED or any(added[len(base) + at] != special[at] for at in named):
+        return None
+    lines = []
+    for rank in range(len(base)):
+        try:
+            token = bytes(CHARACTER_TO_BYTE[character] for character in base[rank])
+        except KeyError:
+            return None
+        lines.append(base64.b64encode(token) + b" %d\n" % rank)
+    return b"".join(lines)
+
+
+def _special_tokens() -> list[str]:
+    """Returns the 256 special tokens in the order of their ids, as Hugging Face's Llama 3.1 files name them."""
+    named = {
+        0: BOS,
+        1: EOS,
+        4: PAD,
+        6: "<|start_header_id|>",
+        7: "<|end_header_id|>",
+        8: "<|eom_id|>",
+        9: "<|eot_id|>",
+        10: "<|python_tag|>",
+    }
+    reserved = (f"<|reserved_special_token_{number}|>" for number in range(RESERVED))
+    return [named[index] if index in named else next(reserved) for index in range(RESERVED)]
+
+
+def _read_ranks(data: bytes, name: str) -> list[bytes]:
+    """Returns the tokens in the order of their ranks."""
+    tokens: list[bytes] = []
+    for number, line in enumerate(data.splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        try:
+            token, rank = base64.b64decode(fields[0], validate=True), int(fields[1])
+        except (IndexError, ValueError, binascii.Error) as exc:
+            raise TokenizerError(
+                f"{name}: line {number} is not a base64 token with its rank; download the file again"
+            ) from exc
+        if rank != len(tokens) or not token:
+            raise TokenizerError(
+                f"{name}: line {number} has rank {rank}, expected {len(tokens)}; download the file again"
+            )
+        tokens.append(token)
+    return tokens
+
+
+def _rank_merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """Returns all pairs of tokens whose concatenation is a token: lowest rank of the result first, then of the pair.
+
+    The order follows from tiktoken's rule: it merges the pair whose result has the lowest rank.
+    """
+    merges: list[tuple[str, str]] = []
+    for token in vocab:  # in the order of the ranks
+        pairs = [(token[:at], token[at:]) for at in range(1, len(token)) if token[:at] in vocab and token[at:] in vocab]
+        if len(pairs) > 1:
+            pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+        merges += pairs
+    return merges
+
+
+def _spelled(data: bytes) -> str:
+    """Returns the characters of the alphabet that represent the bytes."""
     return data.decode("latin-1").translate(BYTE_TO_CHARACTER)

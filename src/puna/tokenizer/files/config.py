@@ -1,23 +1,21 @@
-"""The small files around a tokenizer: tokenizer_config.json, special_tokens_map.json, added_tokens.json, templates."""
+"""Configuration files: tokenizer_config.json, special_tokens_map.json, added_tokens.json, and files of templates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from puna.errors import TokenizerError
-from puna.files import read_json
-from puna.tokenizer.added_token import AddedToken, added_token_from_json
-from puna.tokenizer.arguments import NO_LIMIT, Arguments
-from puna.tokenizer.special import ADDITIONAL, NAMES
+from puna.files import make_folder, read_json, write_json
+from puna.tokenizer.arguments import NO_LIMIT, Arguments, ChatTemplate
+from puna.tokenizer.special import ADDITIONAL, NAMES, AddedToken, added_token_from_json
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 OWN_IDS = "behaviour"
-"""Our key of tokenizer_config.json: "sp" says that the ids are SentencePiece's own, so that special tokens written in a
-text are text. `load_tokenizer` heeds it; transformers ignores it."""
+"""A key of tokenizer_config.json that only puna writes: "sp" means SentencePiece's own ids, with which special tokens
+in a text are plain text. `load_tokenizer` reads it; transformers ignores it."""
 
 _FLAGS = (
     "add_bos_token",
@@ -29,32 +27,26 @@ _FLAGS = (
     "use_default_system_prompt",
 )
 _SIDES = ("padding_side", "truncation_side")
+_SAVED_ATTRIBUTES = (
+    "add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "model_input_names", "model_max_length",
+    "padding_side", "truncation_side", "use_default_system_prompt",
+)  # fmt: skip
 _OTHERS = ("added_tokens_decoder", "chat_template", "model_input_names", "model_max_length", "sp_model_kwargs")
 _NOT_KEPT = frozenset(
     ("tokenizer_class", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "tokenizer_object",
      "from_slow", "backend", "is_local", "local_files_only", "init_inputs", "auto_map", "extra_special_tokens")
 )  # fmt: skip
-"""Keys that speak of the saving process, or that we do not carry over."""
+"""Keys that describe the saving process, or that are not copied to saved files."""
 
 
-@dataclass
-class FolderConfig:
-    """What the small files say.
+def read_folder(folder: Path) -> tuple[Arguments, str]:
+    """Reads the configuration files of a folder; each is optional.
 
-    Attributes:
-        arguments: constructor arguments.
-        tokenizer_class: the class named, or "".
-    """
-
-    arguments: Arguments = field(default_factory=Arguments)
-    tokenizer_class: str = ""
-
-
-def read_folder(folder: Path) -> FolderConfig:
-    """Reads the small files of a folder, each optional.
+    Returns:
+        Constructor arguments, and `tokenizer_class` of tokenizer_config.json or "".
 
     Raises:
-        TokenizerError: one of them is damaged, or has a value of the wrong type.
+        TokenizerError: a file is damaged, or has a value of the wrong type.
     """
     path = folder / CONFIG
     raw = read_json(path, TokenizerError) if path.is_file() else {}
@@ -67,38 +59,38 @@ def read_folder(folder: Path) -> FolderConfig:
     if raw.get("model_input_names") is not None:
         values["model_input_names"] = _typed(raw, "model_input_names", path, list)
     values |= _tokens(raw, folder)
-    template = read_templates(folder, raw.get("chat_template"))
+    template = _templates(folder, raw.get("chat_template"))
     if template is not None:
         values["chat_template"] = template
     known = {*values, *NAMES, *_FLAGS, *_SIDES, *_OTHERS, ADDITIONAL} | _NOT_KEPT
     values["other_config"] = {name: value for name, value in raw.items() if name not in known}
     values["name_or_path"] = str(folder)
-    named = raw.get("tokenizer_class")
-    return FolderConfig(cast(Arguments, values), named if isinstance(named, str) else "")
+    tokenizer_class = raw.get("tokenizer_class")
+    return cast(Arguments, values), tokenizer_class if isinstance(tokenizer_class, str) else ""
 
 
 def _tokens(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Named, additional and added tokens. As in transformers, added_tokens_decoder makes the older files moot."""
+    """Reads named, additional and added tokens. As in transformers, added_tokens_decoder replaces the older files."""
     decoder: dict[int, AddedToken] = {}
     merged = dict(raw)
     if raw.get("added_tokens_decoder") is not None:
         where = f"{folder / CONFIG}: added_tokens_decoder"
-        for index, token in _typed(raw, "added_tokens_decoder", folder / CONFIG, dict).items():
-            decoder[_index(index, where)] = added_token_from_json(token, where)
+        for index, fields in _typed(raw, "added_tokens_decoder", folder / CONFIG, dict).items():
+            decoder[_index(index, where)] = added_token_from_json(fields, where)
     elif (folder / SPECIAL).is_file():
         merged |= read_json(folder / SPECIAL, TokenizerError)
-    by_text = {token.content: token for token in decoder.values()}
+    by_text = {added.content: added for added in decoder.values()}
 
-    def one(value: object, name: str) -> AddedToken:
+    def token(value: object, name: str) -> AddedToken:
         read = added_token_from_json(value, f"{folder}: {name}", special=True)
         return by_text.get(read.content, read) if isinstance(value, str) else read
 
-    values: dict[str, Any] = {name: one(merged[name], name) for name in NAMES if merged.get(name) is not None}
-    listed = merged.get(ADDITIONAL) or merged.get("extra_special_tokens") or []
-    if not isinstance(listed, (list, dict)):
-        raise TokenizerError(f"{folder}: {ADDITIONAL} = {listed!r:.60}; a list of tokens is needed")
-    if listed:
-        values[ADDITIONAL] = [one(v, ADDITIONAL) for v in (listed.values() if isinstance(listed, dict) else listed)]
+    values: dict[str, Any] = {name: token(merged[name], name) for name in NAMES if merged.get(name) is not None}
+    items = merged.get(ADDITIONAL) or merged.get("extra_special_tokens") or []
+    if not isinstance(items, (list, dict)):
+        raise TokenizerError(f"{folder}: {ADDITIONAL} = {items!r:.60}; expected a list of tokens")
+    if items:
+        values[ADDITIONAL] = [token(v, ADDITIONAL) for v in (items.values() if isinstance(items, dict) else items)]
     if not decoder and (folder / ADDED).is_file():
         special = {t.content for t in [*(values[n] for n in NAMES if n in values), *values.get(ADDITIONAL, [])]}
         for text, index in read_json(folder / ADDED, TokenizerError).items():
@@ -108,8 +100,8 @@ def _tokens(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     return values
 
 
-def read_templates(folder: Path, configured: object) -> str | dict[str, str] | None:
-    """The chat template or templates; chat_template.jinja wins over the JSON files."""
+def _templates(folder: Path, configured: object) -> str | dict[str, str] | None:
+    """Reads the chat template or templates; chat_template.jinja overrides the JSON files."""
     if configured is None and (folder / "chat_template.json").is_file():
         configured = read_json(folder / "chat_template.json", TokenizerError).get("chat_template")
     if isinstance(configured, list):
@@ -119,7 +111,7 @@ def read_templates(folder: Path, configured: object) -> str | dict[str, str] | N
             raise TokenizerError(f"{folder}: chat_template is a list; each item needs 'name' and 'template'") from exc
     if configured is not None and not isinstance(configured, (str, dict)):
         raise TokenizerError(
-            f"{folder}: chat_template = {configured!r:.60}; a string or a list of named ones is needed"
+            f"{folder}: chat_template = {configured!r:.60}; expected a string or a list of named templates"
         )
     more = {path.stem: _text(path) for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     main = folder / "chat_template.jinja"
@@ -137,20 +129,20 @@ def _text(path: Path) -> str:
         raise TokenizerError(f"{path}: not UTF-8 ({exc}); download the file again") from exc
 
 
-_WANTED = {bool: "true or false", str: "a string", list: "a list of strings", dict: "an object"}
+_EXPECTED = {bool: "true or false", str: "a string", list: "a list of strings", dict: "an object"}
 
 
 def _typed(raw: Mapping[str, Any], name: str, path: Path, kind: type[Any]) -> Any:
-    """The value of a key, checked; items of a list are to be strings."""
+    """Returns the value of a key if it has the type `kind`; items of a list must be strings."""
     value = raw[name]
     if not isinstance(value, kind) or (kind is list and not all(isinstance(item, str) for item in value)):
-        raise TokenizerError(f"{path}: {name} = {value!r:.60}; {_WANTED[kind]} is needed")
+        raise TokenizerError(f"{path}: {name} = {value!r:.60}; expected {_EXPECTED[kind]}")
     return value
 
 
 def _length(value: object, path: Path) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value < 1:
-        raise TokenizerError(f"{path}: model_max_length = {value!r:.60}; a positive number is needed")
+        raise TokenizerError(f"{path}: model_max_length = {value!r:.60}; expected a positive number")
     return NO_LIMIT if value > NO_LIMIT else int(value)
 
 
@@ -160,5 +152,99 @@ def _index(value: object, where: str) -> int:
     except ValueError:
         index = -1
     if index < 0:
-        raise TokenizerError(f"{where}: {value!r:.60} is no token id")
+        raise TokenizerError(f"{where}: {value!r:.60} is not a token id")
     return index
+
+
+class _Tokenizer(Protocol):
+    """The members of `TokenizerBase` that `save_pretrained` uses, in addition to `_SAVED_ATTRIBUTES`."""
+
+    other_config: dict[str, Any]
+    split_special_tokens: bool
+    chat_template: ChatTemplate | None
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]: ...
+    @property
+    def special_tokens_map(self) -> dict[str, str | list[str]]: ...
+    @property
+    def special_tokens_map_extended(self) -> dict[str, AddedToken | list[AddedToken]]: ...
+    @property
+    def _has_model(self) -> bool: ...
+    @property
+    def _has_own_ids(self) -> bool: ...
+    def _class_config(self) -> dict[str, Any]: ...
+    def _pipeline_json(self) -> dict[str, Any] | None: ...
+    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]: ...
+
+
+def save_pretrained(
+    self: _Tokenizer, save_directory: str | Path, legacy_format: bool | None = None, filename_prefix: str | None = None
+) -> tuple[str, ...]:
+    """Writes files from which puna and transformers 4.34, 4.57 and 5 load a tokenizer with the same ids.
+
+    Except: a `LlamaTokenizer` with a behaviour other than "sp" writes exactly the files of transformers 4.34.1;
+    transformers 5 converts its model to a pipeline with other ids for some texts.
+
+    Args:
+        legacy_format: True leaves tokenizer.json out, False tokenizer.model; None writes both if possible.
+
+    Returns:
+        The paths of the files.
+    """
+    folder = Path(save_directory)
+    if folder.is_file():
+        raise TokenizerError(f"{folder} is a file; give a folder to save into")
+    pipeline = None if legacy_format else self._pipeline_json()
+    has_model = legacy_format is not False and self._has_model
+    if pipeline is None and not has_model:
+        form = "tokenizer.json" if legacy_format is False else "SentencePiece model"
+        raise TokenizerError(f"legacy_format={legacy_format}: this tokenizer has no {form} to save; use None")
+    contents = {CONFIG: _config_json(self), SPECIAL: _special_tokens_json(self.special_tokens_map_extended)}
+    beyond = {token.content: index for index, token in self.added_tokens_decoder.items() if index >= self.vocab_size}
+    if beyond and has_model:
+        contents[ADDED] = beyond
+    make_folder(folder)
+    prefix = f"{filename_prefix}-" if filename_prefix else ""
+    paths = [str(folder / f"{prefix}{name}") for name in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        write_json(Path(path), content)
+    if has_model:
+        paths += self.save_vocabulary(folder, filename_prefix)
+    if pipeline is not None:
+        paths.append(str(folder / f"{prefix}tokenizer.json"))
+        write_json(Path(paths[-1]), pipeline)
+    return tuple(paths)
+
+
+def _config_json(tokenizer: _Tokenizer) -> dict[str, Any]:
+    """Returns the content of tokenizer_config.json."""
+    config = {name: value for name, value in tokenizer.other_config.items() if name != OWN_IDS}
+    # transformers 5 would encode the special tokens of a chat template as text if split_special_tokens were true.
+    if tokenizer._has_own_ids and tokenizer.split_special_tokens:
+        config[OWN_IDS] = "sp"
+    elif tokenizer._has_own_ids or tokenizer.split_special_tokens:
+        config["split_special_tokens"] = tokenizer.split_special_tokens
+    config |= {name: getattr(tokenizer, name) for name in _SAVED_ATTRIBUTES}
+    config["added_tokens_decoder"] = {str(i): token.to_dict() for i, token in tokenizer.added_tokens_decoder.items()}
+    config |= tokenizer._class_config() | tokenizer.special_tokens_map
+    template = tokenizer.chat_template
+    if isinstance(template, Mapping):
+        config["chat_template"] = [{"name": name, "template": source} for name, source in template.items()]
+    elif template is not None:
+        config["chat_template"] = template
+    return dict(sorted(config.items()))
+
+
+def _special_tokens_json(tokens: Mapping[str, AddedToken | list[AddedToken]]) -> dict[str, Any]:
+    """Returns the content of special_tokens_map.json, without the field "special": older releases do not know it."""
+
+    def fields(token: AddedToken) -> dict[str, Any]:
+        return {name: value for name, value in token.to_dict().items() if name != "special"}
+
+    return {
+        name: [fields(token) for token in value] if isinstance(value, list) else fields(value)
+        for name, value in tokens.items()
+    }

@@ -1,106 +1,230 @@
-"""Building tokenizers from each kind of file: what `load_tokenizer` and the classes' `from_pretrained` share."""
+"""Recipes: the kind of tokenizer that a path contains, and the data from which a tokenizer class is built.
+
+Nothing here creates a tokenizer: `LlamaTokenizer` and `LlamaTokenizerFast` have `from_recipe` for that.
+"""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from puna.errors import TokenizerError
+from puna.errors import ModelNotFoundError, TokenizerError
 from puna.files import read_json
 from puna.formats.gguf import open_gguf
-from puna.tokenizer.arguments import Arguments, CommonArguments, merged
-from puna.tokenizer.files.config import read_folder
+from puna.tokenizer.arguments import Arguments, Behaviour, merged
+from puna.tokenizer.files.byte_level import BOS, EOS, PAD, build, pre_tokenizer, read_tiktoken
+from puna.tokenizer.files.config import OWN_IDS, read_folder
 from puna.tokenizer.files.gguf import GgufVocabulary, merges, pre_name, read_vocabulary, sentencepiece_model
 from puna.tokenizer.sentencepiece.proto import PieceType
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from puna.tokenizer.fast import LlamaTokenizerFast
-    from puna.tokenizer.slow import LlamaTokenizer
+Kind = Literal["json", "sentencepiece", "tiktoken", "gguf"]
 
-_KNOWN_ENDS = (
+_JSON, _MODEL = "tokenizer.json", "tokenizer.model"
+
+_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d{1,7}\r?\n")
+"""The first line of Llama 3's ranks: a base64 token and its rank."""
+
+_BOS_AND_EOS = (
     ("<s>", "</s>"),
     ("<|begin_of_text|>", "<|end_of_text|>"),
     ("<|im_start|>", "<|im_end|>"),
     ("<|endoftext|>", "<|endoftext|>"),
 )
-"""BOS and EOS of LLaMA-architecture models, for a bare tokenizer.json, which does not say which tokens they are."""
+"""BOS and EOS of models of the LLaMA architecture, for a tokenizer.json alone, which does not name them."""
 
 
-def folder_arguments(path: Path) -> tuple[Arguments, str]:
-    """What the small files of a folder say, and the class they name; nothing for a file."""
+@dataclass(frozen=True)
+class Recipe:
+    """The data of a tokenizer: a SentencePiece model for `LlamaTokenizer`, or a pipeline for `LlamaTokenizerFast`.
+
+    Attributes:
+        arguments: constructor arguments; those of the caller override those of the files.
+        vocab_file: the path of a SentencePiece model.
+        model_proto: the bytes of a SentencePiece model that is not a file.
+        behaviour: of `LlamaTokenizer`; None derives it from the argument `legacy`.
+        pipeline: a pipeline of `tokenizers`.
+        literal: whether the pipeline's own post-processor adds BOS and EOS.
+        add_bos, add_eos: override the pipeline's own post-processor; None keeps it.
+    """
+
+    arguments: Arguments
+    vocab_file: Path | None = None
+    model_proto: bytes | None = None
+    behaviour: Behaviour | None = None
+    pipeline: Tokenizer | None = None
+    literal: bool = False
+    add_bos: bool | None = None
+    add_eos: bool | None = None
+
+
+def default_recipe(path: Path, name: str, arguments: Arguments) -> Recipe:
+    """Returns the recipe of `load_tokenizer`: each kind of file with the ids that its model was trained with.
+
+    Args:
+        name: the path as the caller wrote it, for `name_or_path`.
+    """
+    file, kind = find(path)
+    config, tokenizer_class = _folder_config(path)
+    defaults = Arguments(name_or_path=name, use_default_system_prompt=False)
+    all_arguments = merged(Arguments(padding_side="left"), config, defaults, arguments)
+    if kind == "json":
+        if config.get("other_config", {}).get(OWN_IDS) == "sp":
+            all_arguments.setdefault("split_special_tokens", True)
+        # In transformers only these two classes rebuild the post-processor from add_bos_token and add_eos_token.
+        rebuilds = tokenizer_class.removesuffix("Fast") in ("LlamaTokenizer", "CodeLlamaTokenizer")
+        flags = merged(config if rebuilds else Arguments(), arguments)
+        return _literal(file, all_arguments, flags.get("add_bos_token"), flags.get("add_eos_token"))
+    if kind == "tiktoken":
+        return _tiktoken(file, all_arguments)
+    all_arguments["legacy"] = arguments.get("legacy")
+    behaviour: Behaviour | None = "sp" if arguments.get("legacy") is None else None
+    if kind == "sentencepiece":
+        return Recipe(all_arguments, file, behaviour=behaviour)
+    vocabulary = _read_gguf(file)
+    if vocabulary.model == "gpt2":
+        return byte_level_recipe(vocabulary, all_arguments)
+    return _gguf_sentencepiece(vocabulary, all_arguments, behaviour)
+
+
+def sentencepiece_recipe(path: Path, arguments: Arguments) -> Recipe:
+    """Returns the recipe of `LlamaTokenizer.from_pretrained`.
+
+    Raises:
+        TokenizerError: the path contains no SentencePiece vocabulary.
+    """
+    file, kind = find(path, prefer=_MODEL)
+    all_arguments = _from_folder(path, arguments)
+    if kind == "sentencepiece":
+        return Recipe(all_arguments, file)
+    if kind == "gguf":
+        vocabulary = _read_gguf(file)
+        if vocabulary.model == "llama":
+            return _gguf_sentencepiece(vocabulary, all_arguments)
+    raise TokenizerError(f"{file}: no SentencePiece vocabulary, which LlamaTokenizer needs; use AutoTokenizer")
+
+
+def pipeline_recipe(path: Path, arguments: Arguments) -> Recipe:
+    """Returns the recipe of `LlamaTokenizerFast.from_pretrained`, which reads every kind of file."""
+    file, kind = find(path)
+    all_arguments = _from_folder(path, arguments)
+    if kind == "sentencepiece":
+        return Recipe(all_arguments, file)
+    if kind == "tiktoken":
+        return _tiktoken(file, all_arguments)
+    if kind == "gguf":
+        return _gguf_pipeline(file, all_arguments)
+    pipeline = read_pipeline(file)
+    defaults = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    if any(pipeline.token_to_id(t) is None for name, t in defaults.items() if name not in all_arguments):
+        # The constructor would add its default tokens, and so new ids, to this vocabulary.
+        return _literal(file, all_arguments, pipeline=pipeline)
+    model = file.with_name(_MODEL)
+    vocab_file = model if model.is_file() and sniff(model) == "sentencepiece" else None
+    return Recipe(all_arguments, vocab_file, pipeline=pipeline)
+
+
+def find(path: Path, prefer: str = _JSON) -> tuple[Path, Kind]:
+    """Returns the tokenizer file of a path, and its kind.
+
+    Args:
+        prefer: the file name to use if a folder has both tokenizer.json and tokenizer.model.
+    """
+    if path.is_file():
+        return path, sniff(path)
     if not path.is_dir():
-        return Arguments(), ""
-    config = read_folder(path)
-    return config.arguments, config.tokenizer_class
+        raise ModelNotFoundError(
+            f"{path}: no such folder or file; give a local path, or owner/name of the Hugging Face hub"
+        )
+    for name in sorted((_JSON, _MODEL), key=lambda name: name != prefer):
+        if (path / name).is_file():
+            return path / name, sniff(path / name)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) != 1:
+        raise TokenizerError(
+            f"{path}: {len(files)} GGUF files and neither {_JSON} nor {_MODEL}; "
+            + ("give the path of one of the files" if files else "put the tokenizer's files into the folder")
+        )
+    return files[0], sniff(files[0])
 
 
-def is_llama_class(name: str) -> bool:
-    """Whether a class of transformers rebuilds the post-processor from add_bos_token and add_eos_token."""
-    return name.removesuffix("Fast") in ("LlamaTokenizer", "CodeLlamaTokenizer")
+def sniff(path: Path) -> Kind:
+    """Returns the kind of a tokenizer file, by its first bytes.
+
+    Raises:
+        TokenizerError: the file is not a tokenizer.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head.startswith(b"GGUF"):
+        return "gguf"
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
+        return "json"
+    if _TIKTOKEN_LINE.match(head):
+        return "tiktoken"
+    if head.startswith(b"\n"):  # field 1 of a protobuf message: the first piece
+        return "sentencepiece"
+    raise TokenizerError(
+        f"{path} begins with {head[:16]!r}, so it is neither tokenizer.json, a SentencePiece model, Llama 3's ranks "
+        "nor GGUF; download the file again"
+    )
 
 
-def fast_arguments(arguments: Arguments) -> CommonArguments:
-    """Those that `LlamaTokenizerFast` takes: it has no behaviours, nor SentencePiece."""
-    common = arguments.copy()
-    common.pop("legacy", None)
-    common.pop("sp_model_kwargs", None)
-    common.pop("spaces_between_special_tokens", None)
-    return common
+def read_pipeline(file: Path) -> Tokenizer:
+    """Reads a tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    data = file.read_bytes()
+    try:
+        pipeline = Tokenizer.from_str(data.decode())
+        pipeline.encode("")  # fails if the parts of the pipeline do not fit together
+        return pipeline
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as exc:  # tokenizers raises nothing narrower, and its panics are not an Exception
+        raise TokenizerError(f"{file} is not a tokenizer.json ({exc}); download the file again") from exc
 
 
-def own_sentencepiece(file: Path, arguments: Arguments) -> LlamaTokenizer:
-    """SentencePiece's own ids, unless `legacy` asks for a behaviour of transformers."""
-    from puna.tokenizer.slow import LlamaTokenizer
-
-    return LlamaTokenizer(file, behaviour="sp" if arguments.get("legacy") is None else None, **arguments)
+def _folder_config(path: Path) -> tuple[Arguments, str]:
+    """Returns the arguments in the configuration files of a folder, and the class they name; nothing for a file."""
+    return read_folder(path) if path.is_dir() else (Arguments(), "")
 
 
-def has_llama_tokens(pipeline: Tokenizer, arguments: Arguments) -> bool:
-    """Whether the vocabulary has <unk>, <s> and </s>, those that `arguments` rename aside."""
-    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    return all(pipeline.token_to_id(token) is not None for name, token in names.items() if name not in arguments)
+def _from_folder(path: Path, arguments: Arguments) -> Arguments:
+    return merged(_folder_config(path)[0], Arguments(name_or_path=str(path)), arguments)
 
 
-def literal_json(
+def _literal(
     file: Path,
     arguments: Arguments,
     add_bos: bool | None = None,
     add_eos: bool | None = None,
     pipeline: Tokenizer | None = None,
-) -> LlamaTokenizerFast:
-    """A tokenizer.json as it is; its post-processor is rebuilt only where `add_bos` or `add_eos` contradict it.
+) -> Recipe:
+    """Returns the recipe of an unchanged tokenizer.json.
 
     Args:
-        pipeline: the file's, where it has been read already.
+        pipeline: the content of the file, if it has been read already.
     """
-    from puna.tokenizer.fast import LlamaTokenizerFast, read_pipeline
-
-    pipeline = pipeline or read_pipeline(file.read_bytes(), str(file))
-    named = merged(_guessed_ends(pipeline, file.with_name("config.json")), arguments)
-    tokenizer = LlamaTokenizerFast(tokenizer_object=pipeline, literal=True, **fast_arguments(named))
-    return _with_ends(tokenizer, add_bos, add_eos)
+    pipeline = pipeline or read_pipeline(file)
+    named = _guessed_bos_and_eos(pipeline, file.with_name("config.json"))
+    return Recipe(merged(named, arguments), pipeline=pipeline, literal=True, add_bos=add_bos, add_eos=add_eos)
 
 
-def _with_ends(tokenizer: LlamaTokenizerFast, add_bos: bool | None, add_eos: bool | None) -> LlamaTokenizerFast:
-    """Sets BOS and EOS only where they differ, as setting rebuilds the post-processor."""
-    if add_bos is not None and add_bos != tokenizer.add_bos_token:
-        tokenizer.add_bos_token = add_bos
-    if add_eos is not None and add_eos != tokenizer.add_eos_token:
-        tokenizer.add_eos_token = add_eos
-    return tokenizer
-
-
-def _guessed_ends(pipeline: Tokenizer, config_file: Path) -> Arguments:
-    """BOS and EOS by the ids in config.json, else by the names that LLaMA models use; no token beyond these."""
-    found = Arguments(unk_token=None, bos_token=None, eos_token=None)
+def _guessed_bos_and_eos(pipeline: Tokenizer, config_file: Path) -> Arguments:
+    """Returns BOS and EOS by the ids in config.json, else by the names that LLaMA models use; no other tokens."""
     config = read_json(config_file, TokenizerError) if config_file.is_file() else {}
     special = {token.content for token in pipeline.get_added_tokens_decoder().values() if token.special}
-    bos, eos = next((ends for ends in _KNOWN_ENDS if special.issuperset(ends)), (None, None))
-    found["bos_token"] = _token(pipeline, config.get("bos_token_id")) or bos
-    found["eos_token"] = _token(pipeline, config.get("eos_token_id")) or eos
-    return found
+    bos, eos = next((pair for pair in _BOS_AND_EOS if special.issuperset(pair)), (None, None))
+    return Arguments(
+        unk_token=None,
+        bos_token=_token(pipeline, config.get("bos_token_id")) or bos,
+        eos_token=_token(pipeline, config.get("eos_token_id")) or eos,
+    )
 
 
 def _token(pipeline: Tokenizer, index: object) -> str | None:
@@ -108,45 +232,22 @@ def _token(pipeline: Tokenizer, index: object) -> str | None:
     return pipeline.id_to_token(first) if isinstance(first, int) and 0 <= first < 2**32 else None
 
 
-def tiktoken(file: Path, arguments: Arguments) -> LlamaTokenizerFast:
-    """Llama 3's ranks; BOS is added, as in Meta's code."""
-    from puna.tokenizer.fast import LlamaTokenizerFast
-    from puna.tokenizer.files.tiktoken import BOS, EOS, PAD, read_tiktoken
-
-    named = merged(Arguments(unk_token=None, bos_token=BOS, eos_token=EOS, pad_token=PAD), arguments)
-    tokenizer = LlamaTokenizerFast(tokenizer_object=read_tiktoken(file), literal=True, **fast_arguments(named))
-    return _with_ends(tokenizer, arguments.get("add_bos_token", True), arguments.get("add_eos_token"))
-
-
-def gguf(file: Path, arguments: Arguments) -> LlamaTokenizer | LlamaTokenizerFast:
-    """Either kind of GGUF vocabulary, as its model reads text."""
-    vocabulary = read_gguf(file)
-    if vocabulary.model == "gpt2":
-        return gguf_byte_level(vocabulary, arguments)
-    from puna.tokenizer.slow import LlamaTokenizer
-
-    named = gguf_arguments(vocabulary, arguments)
-    model = sentencepiece_model(vocabulary)
-    return LlamaTokenizer(model_proto=model, behaviour="sp" if arguments.get("legacy") is None else None, **named)
+def _tiktoken(file: Path, arguments: Arguments) -> Recipe:
+    """Returns the recipe of Llama 3's ranks; BOS is added, as in Meta's code."""
+    return Recipe(
+        merged(Arguments(unk_token=None, bos_token=BOS, eos_token=EOS, pad_token=PAD), arguments),
+        pipeline=read_tiktoken(file),
+        literal=True,
+        add_bos=arguments.get("add_bos_token", True),
+        add_eos=arguments.get("add_eos_token"),
+    )
 
 
-def gguf_fast(file: Path, arguments: Arguments) -> LlamaTokenizerFast:
-    """Either kind of GGUF vocabulary as a pipeline of `tokenizers`."""
-    from puna.tokenizer.fast import LlamaTokenizerFast
-    from puna.tokenizer.sentencepiece.convert import convert_model
-
-    vocabulary = read_gguf(file)
-    if vocabulary.model == "gpt2":
-        return gguf_byte_level(vocabulary, arguments)
-    named = fast_arguments(gguf_arguments(vocabulary, arguments))
-    return LlamaTokenizerFast(tokenizer_object=convert_model(sentencepiece_model(vocabulary), str(file)), **named)
-
-
-def read_gguf(file: Path) -> GgufVocabulary:
-    """The vocabulary of a GGUF file.
+def _read_gguf(file: Path) -> GgufVocabulary:
+    """Reads the vocabulary of a GGUF file.
 
     Raises:
-        TokenizerError: it has none, or a damaged one.
+        TokenizerError: it has no vocabulary, or a damaged one.
         CheckpointError: the file itself is damaged.
     """
     try:
@@ -155,9 +256,9 @@ def read_gguf(file: Path) -> GgufVocabulary:
         raise TokenizerError(f"{file}: {exc}") from exc
 
 
-def gguf_arguments(vocabulary: GgufVocabulary, arguments: Arguments) -> Arguments:
-    """What the metadata say beyond the vocabulary, under what the caller says."""
-    named = Arguments(
+def _gguf_arguments(vocabulary: GgufVocabulary, arguments: Arguments) -> Arguments:
+    """Returns the settings in the metadata, overridden by `arguments`."""
+    settings = Arguments(
         unk_token=vocabulary.token("unk"),
         bos_token=vocabulary.token("bos"),
         eos_token=vocabulary.token("eos"),
@@ -167,16 +268,29 @@ def gguf_arguments(vocabulary: GgufVocabulary, arguments: Arguments) -> Argument
     )
     templates = vocabulary.templates
     if templates:
-        named["chat_template"] = templates["default"] if list(templates) == ["default"] else templates
-    return merged(named, arguments)
+        settings["chat_template"] = templates["default"] if list(templates) == ["default"] else templates
+    return merged(settings, arguments)
 
 
-def gguf_byte_level(vocabulary: GgufVocabulary, arguments: Arguments) -> LlamaTokenizerFast:
-    """A "gpt2" vocabulary: control tokens are special, user-defined ones are cut out of the text."""
+def _gguf_sentencepiece(vocabulary: GgufVocabulary, arguments: Arguments, behaviour: Behaviour | None = None) -> Recipe:
+    model = sentencepiece_model(vocabulary)
+    return Recipe(_gguf_arguments(vocabulary, arguments), model_proto=model, behaviour=behaviour)
+
+
+def _gguf_pipeline(file: Path, arguments: Arguments) -> Recipe:
+    """Returns the recipe of a pipeline for either kind of GGUF vocabulary."""
+    vocabulary = _read_gguf(file)
+    if vocabulary.model == "gpt2":
+        return byte_level_recipe(vocabulary, arguments)
+    from puna.tokenizer.sentencepiece.convert import convert_model
+
+    pipeline = convert_model(sentencepiece_model(vocabulary), str(file))
+    return Recipe(_gguf_arguments(vocabulary, arguments), pipeline=pipeline)
+
+
+def byte_level_recipe(vocabulary: GgufVocabulary, arguments: Arguments) -> Recipe:
+    """Returns the recipe of a "gpt2" vocabulary: control tokens are special, user-defined ones plain."""
     from tokenizers import AddedToken
-
-    from puna.tokenizer.fast import LlamaTokenizerFast
-    from puna.tokenizer.files.byte_level import build, pre_tokenizer
 
     rules = pre_tokenizer(pre_name(vocabulary))
     vocab = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
@@ -184,15 +298,19 @@ def gguf_byte_level(vocabulary: GgufVocabulary, arguments: Arguments) -> LlamaTo
         raise TokenizerError(
             f"tokenizer.ggml.tokens: only {len(vocab)} of {len(vocabulary.tokens)} tokens differ; download it again"
         )
-    normal = int(PieceType.NORMAL)  # an enumeration compares slowly, and nearly all are of this kind
+    normal = int(PieceType.NORMAL)  # nearly all tokens have this type, and comparing with an enumeration is slow
     special = (PieceType.CONTROL, PieceType.UNKNOWN)
     added = [
         AddedToken(token, normalized=False, special=kind in special)
         for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
         if kind != normal and kind in (*special, PieceType.USER_DEFINED)
     ]
-    named = gguf_arguments(vocabulary, arguments)
-    pipeline = build(vocab, merges(vocabulary), rules, added)
-    tokenizer = LlamaTokenizerFast(tokenizer_object=pipeline, literal=True, **fast_arguments(named))
+    named = _gguf_arguments(vocabulary, arguments)
     adds_bos = vocabulary.flag("add_bos_token", rules.adds_bos) and "bos" in vocabulary.ids
-    return _with_ends(tokenizer, arguments.get("add_bos_token", adds_bos), named.get("add_eos_token"))
+    return Recipe(
+        named,
+        pipeline=build(vocab, merges(vocabulary), rules, added),
+        literal=True,
+        add_bos=arguments.get("add_bos_token", adds_bos),
+        add_eos=named.get("add_eos_token"),
+    )

@@ -1,1 +1,1 @@
-"""SentencePiece models: reading and writing the file, encoding, decoding, and conversion to `tokenizers`."""
+"""SentencePiece models: reading and writing the file, decoding, and conversion to a pipeline of `tokenizers`."""

@@ -1,37 +1,34 @@
-"""A SentencePiece model as a pipeline of `tokenizers`, the way transformers 4.34.1 converts LLaMA's."""
+"""Conversion of a SentencePiece model to a pipeline of `tokenizers`, as transformers 4.34.1 does it for LLaMA."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE, Unigram
 
 from puna.errors import TokenizerError
-from puna.tokenizer.sentencepiece.engine import open_model, read_model
+from puna.tokenizer.sentencepiece.engine import open_model
 from puna.tokenizer.sentencepiece.proto import BPE as BPE_MODEL
 from puna.tokenizer.sentencepiece.proto import UNIGRAM, ModelSpec, PieceType, read_pieces
 
 
-def convert_file(vocab_file: str | Path) -> Tokenizer:
-    """Converts a tokenizer.model.
+def convert_model(model: bytes, name: str) -> Tokenizer:
+    """Converts the bytes of a SentencePiece model.
+
+    Args:
+        name: name of the model, for the error message.
 
     Raises:
-        TokenizerError: it is no SentencePiece model, or neither of type BPE nor Unigram.
+        TokenizerError: the bytes are not a SentencePiece model, or its type is neither BPE nor Unigram.
     """
-    return convert_model(read_model(Path(vocab_file)), str(vocab_file))
-
-
-def convert_model(model: bytes, name: str) -> Tokenizer:
-    """Converts the bytes of a SentencePiece model; `name` is for the error."""
     sp, spec = open_model(model, name)
     if spec.model_type not in (UNIGRAM, BPE_MODEL):
-        raise TokenizerError(f"{name}: SentencePiece model type {spec.model_type}; LLaMA's are BPE (2) or Unigram (1)")
-    every = list(range(sp.get_piece_size()))
-    pieces: list[str] = sp.id_to_piece(every)
-    scores: list[float] = sp.get_score(every)
+        raise TokenizerError(f"{name}: SentencePiece model type {spec.model_type}; expected BPE (2) or Unigram (1)")
+    ids = list(range(sp.get_piece_size()))
+    pieces: list[str] = sp.id_to_piece(ids)
+    scores: list[float] = sp.get_score(ids)
     engine: Any
     if spec.model_type == UNIGRAM:
         engine = Unigram(list(zip(pieces, scores, strict=True)), sp.unk_id(), byte_fallback=True)
@@ -41,19 +38,19 @@ def convert_model(model: bytes, name: str) -> Tokenizer:
         engine = BPE(vocab, _merges(pieces, scores, vocab), unk_token=unk, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(engine)
     tokenizer.add_special_tokens(
-        [AddedToken(pieces[i], normalized=False, special=True) for i in every if sp.is_control(i) or sp.is_unknown(i)]
+        [AddedToken(pieces[i], normalized=False, special=True) for i in ids if sp.is_control(i) or sp.is_unknown(i)]
     )
-    whole = _whole_pieces(model)
-    tokenizer.normalizer, tokenizer.decoder = _edges(spec, whole)
-    # After the normaliser is set: these are looked for in what it makes of the text, as SentencePiece does.
-    tokenizer.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in whole])
+    user_defined = _user_defined_pieces(model)
+    tokenizer.normalizer, tokenizer.decoder = _normalizer_and_decoder(spec, user_defined)
+    # Added after the normaliser is set: like SentencePiece, `tokenizers` then matches them in the normalised text.
+    tokenizer.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in user_defined])
     return tokenizer
 
 
-def _whole_pieces(model: bytes) -> list[str]:
-    """User-defined pieces, which SentencePiece cuts out of a text whatever the merges; Meta's vocabularies have none.
+def _user_defined_pieces(model: bytes) -> list[str]:
+    """Returns the pieces that SentencePiece splits off a text before merging; Meta's vocabularies have none.
 
-    A piece with a space never occurs: the text has U+2581 there by then.
+    Pieces with a space are left out: they never match, since spaces of the text are U+2581 by then.
     """
     pieces, _, types = read_pieces(model)
     return [
@@ -63,18 +60,18 @@ def _whole_pieces(model: bytes) -> list[str]:
     ]
 
 
-def _edges(spec: ModelSpec, whole: list[str]) -> tuple[Any, Any]:
-    """The normaliser and the decoder: spaces as U+2581, one in front as the model says.
+def _normalizer_and_decoder(spec: ModelSpec, user_defined: list[str]) -> tuple[Any, Any]:
+    """Returns the normaliser and the decoder: spaces become U+2581, and a prefix space is added if the model has one.
 
-    The pieces `whole` must stay as they are when they are normalised themselves; so a text that is nothing but one of
-    them gets no space in front, the only one for which SentencePiece has another id more.
+    `tokenizers` normalises the user-defined pieces too, which must not change them. A text that is exactly one such
+    piece therefore gets no prefix space. SentencePiece encodes a "▁" before it; this is the only known difference.
     """
     normalizer: list[Any] = [normalizers.Replace(" ", "▁")]
     decoder: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if spec.add_dummy_prefix:
-        if whole:
-            but = "|".join(map(re.escape, whole))
-            normalizer.append(normalizers.Replace(Regex(rf"\A(?!(?:{but})\z)"), "▁"))
+        if user_defined:
+            pieces = "|".join(map(re.escape, user_defined))
+            normalizer.append(normalizers.Replace(Regex(rf"\A(?!(?:{pieces})\z)"), "▁"))
         else:
             normalizer.insert(0, normalizers.Prepend("▁"))
         decoder.append(decoders.Strip(" ", 1, 0))
@@ -82,9 +79,9 @@ def _edges(spec: ModelSpec, whole: list[str]) -> tuple[Any, Any]:
 
 
 def _merges(pieces: list[str], scores: list[float], vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, the best-scored piece first, then by the ids of the pair.
+    """Returns all pairs of pieces that concatenate to a piece: best score of the result first, then by ids of the pair.
 
-    SentencePiece merges the pair whose result scores best, whichever pair it is.
+    The order follows from SentencePiece's rule: it merges the pair whose result has the best score.
     """
     merges: list[tuple[float, list[tuple[str, str]]]] = []
     for piece, score in zip(pieces, scores, strict=True):

@@ -1,8 +1,13 @@
-"""Opening a SentencePiece model: the package's processor and the settings it keeps to itself."""
+"""SentencePiece models at run time: opening one, and decoding token by token.
+
+The decoding rules are those of `SentencePieceProcessor.Decode` (sentencepiece_processor.cc) and, around them, of
+`LlamaTokenizer.convert_tokens_to_string` with `PreTrainedTokenizer._decode` (transformers 4.34.1).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import codecs
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +15,15 @@ from typing import Any
 import sentencepiece
 
 from puna.errors import ModelNotFoundError, TokenizerError
+from puna.files import atomic_write
 from puna.tokenizer.sentencepiece.proto import NO_DUMMY_PREFIX, ModelSpec, read_spec
+from puna.tokenizer.streams import TextStream
+
+SPACE = "▁"
 
 
 def read_model(path: Path) -> bytes:
-    """The bytes of a tokenizer.model.
+    """Returns the bytes of a tokenizer.model.
 
     Raises:
         ModelNotFoundError: there is no such file.
@@ -24,18 +33,32 @@ def read_model(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def write_model_file(model: bytes, folder: Path, prefix: str | None) -> str:
+    """Writes tokenizer.model into an existing folder; returns its path.
+
+    Args:
+        prefix: first part of the file name, or None.
+    """
+    if not folder.is_dir():
+        raise TokenizerError(f"{folder}: no such folder; create it first, or use save_pretrained")
+    path = folder / (f"{prefix}-tokenizer.model" if prefix else "tokenizer.model")
+    with atomic_write(path) as file:
+        file.write(model)
+    return str(path)
+
+
 def open_model(
     model: bytes, name: str, arguments: Mapping[str, Any] | None = None, without_prefix: bool = False
 ) -> tuple[Any, ModelSpec]:
-    """A `SentencePieceProcessor` and the model's settings.
+    """Returns a `SentencePieceProcessor` and the settings of the model.
 
     Args:
-        name: what the bytes are, for the error.
-        arguments: of the processor, such as enable_sampling.
-        without_prefix: put no space before a text, whatever the model says.
+        name: name of the model, for the error message.
+        arguments: arguments of the processor, such as enable_sampling.
+        without_prefix: add no space before a text, even if the model specifies it.
 
     Raises:
-        TokenizerError: the bytes are no model, or `arguments` are wrong.
+        TokenizerError: the bytes are not a model, or `arguments` are invalid.
     """
     spec = read_spec(model, name)
     if without_prefix:
@@ -48,6 +71,245 @@ def open_model(
         processor.LoadFromSerializedProto(model)
         processor.id_to_piece(list(range(processor.get_piece_size())))
         processor.decode([processor.unk_id()])
-    except (RuntimeError, UnicodeDecodeError) as exc:  # the latter: pieces, or its own message, are no UTF-8
+    except (RuntimeError, UnicodeDecodeError) as exc:  # the latter if pieces, or SentencePiece's message, are not UTF-8
         raise TokenizerError(f"{name}: SentencePiece refuses it ({exc}); download the file again") from exc
     return processor, spec
+
+
+class Pieces:
+    """A SentencePiece vocabulary: ids, texts and types.
+
+    Args:
+        sp_model: a loaded `SentencePieceProcessor`.
+        strips_prefix: whether decoding removes the space that encoding adds before a text.
+        strips_all: whether decoding removes all leading spaces.
+    """
+
+    def __init__(self, sp_model: Any, strips_prefix: bool, strips_all: bool) -> None:
+        self._sp = sp_model
+        self.strips_prefix = strips_prefix
+        self.strips_all = strips_all
+        self.count: int = sp_model.get_piece_size()
+        self.unk_id: int = sp_model.unk_id()
+        self.unk_surface: str = sp_model.decode([self.unk_id])
+        self._control: frozenset[str] | None = None
+
+    def text(self, index: int) -> str:
+        """Returns the piece of an id.
+
+        Raises:
+            TokenizerError: there is no such id.
+        """
+        if not 0 <= index < self.count:
+            raise TokenizerError(
+                f"token id {index}; this vocabulary has ids 0 to {self.count - 1} and its added tokens"
+            )
+        piece: str = self._sp.id_to_piece(index)
+        return piece
+
+    def id_of(self, piece: str) -> int | None:
+        """Returns the id of a piece, or None."""
+        index: int = self._sp.piece_to_id(piece)
+        return None if index == self.unk_id and piece != self.text(index) else index
+
+    def control_tokens(self) -> frozenset[str]:
+        """Returns all control pieces: BOS, EOS, and others that the model defines."""
+        if self._control is None:
+            flags = self._sp.is_control(list(range(self.count)))
+            self._control = frozenset(self.text(index) for index, flag in enumerate(flags) if flag)
+        return self._control
+
+    def is_control(self, index: int) -> bool:
+        """Whether the id is of a control piece, for which SentencePiece returns no text."""
+        return bool(self._sp.is_control(index))
+
+    def byte(self, index: int) -> int | None:
+        """Returns the byte that a byte piece represents; None for other pieces."""
+        return int(self.text(index)[3:5], 16) if self._sp.is_byte(index) else None
+
+
+class Run:
+    """One call of SentencePiece's `Decode`, piece by piece."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self._at_start = pieces.strips_prefix
+        self._bytes = b""
+
+    def push(self, index: int, show_control: bool = False) -> str:
+        """Adds a piece by id."""
+        byte = self._pieces.byte(index)
+        if byte is not None:
+            self._bytes += bytes((byte,))
+            return self._started(self._characters(final=False))
+        if self._pieces.is_control(index):
+            return self.push_text(self._pieces.text(index) if show_control else "")
+        if index == self._pieces.unk_id:
+            return self.push_text(self._pieces.unk_surface)
+        before = self.finish()
+        piece = self._pieces.text(index)
+        if self._at_start and piece.startswith(SPACE):
+            piece = piece.lstrip(SPACE) if self._pieces.strips_all else piece[1:]
+            self._at_start = self._pieces.strips_all
+        return before + self._started(piece.replace(SPACE, " "))
+
+    def push_text(self, text: str) -> str:
+        """Adds text that is shown unchanged."""
+        return self.finish() + self._started(text)
+
+    def finish(self) -> str:
+        """Ends a run of bytes: an incomplete character at its end is invalid."""
+        return self._started(self._characters(final=True))
+
+    def _started(self, text: str) -> str:
+        if text:
+            self._at_start = False
+        return text
+
+    def _characters(self, final: bool) -> str:
+        """Removes complete characters from the front of the bytes and returns them.
+
+        Each invalid byte becomes one U+FFFD, and decoding restarts at the next byte.
+        """
+        out = ""
+        while self._bytes:
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            try:
+                out += decoder.decode(self._bytes, final)
+            except UnicodeDecodeError as exc:
+                out += self._bytes[: exc.start].decode() + "\ufffd"
+                self._bytes = self._bytes[exc.start + 1 :]
+                continue
+            self._bytes = decoder.getstate()[0]
+            break
+        return out
+
+
+class SpStream(TextStream):
+    """The behaviour "sp": SentencePiece's own text, with special tokens shown unless they are skipped.
+
+    Args:
+        skipped: ids to leave out.
+        added: returns the text of a token beyond the model's vocabulary. Text after such a token is decoded
+            separately, as it was encoded.
+    """
+
+    def __init__(self, pieces: Pieces, skipped: Set[int], show_control: bool, added: Callable[[int], str]) -> None:
+        self._pieces = pieces
+        self._skipped = skipped
+        self._show_control = show_control
+        self._added = added
+        self._run = Run(pieces)
+
+    def push(self, index: int) -> str:
+        """Returns the held bytes that the id ended or completed, then the text of the id."""
+        if index in self._skipped:
+            return self._run.push_text("")
+        if 0 <= index < self._pieces.count:
+            return self._run.push(index, self._show_control)
+        text = self._run.finish() + self._added(index)
+        self._run = Run(self._pieces)
+        return text
+
+    def finish(self) -> str:
+        """Returns U+FFFD for each byte of an incomplete character."""
+        return self._run.finish()
+
+
+class HfStream(TextStream):
+    """The behaviours "hf-legacy" and "hf".
+
+    The tokens between added tokens form groups. The first token of a group loses its space prefix. Special tokens are
+    shown unchanged and split the group into segments; each segment is one call of SentencePiece. The legacy behaviour
+    puts a space *before* a segment that is followed by a special token, so segments are held back until they end.
+
+    Args:
+        token_of: returns the token of an id.
+        skipped: ids to leave out.
+        special: tokens that split a group into segments.
+        added: tokens that end a group.
+        separator: text between groups and added tokens.
+        legacy: whether the behaviour is "hf-legacy".
+    """
+
+    def __init__(
+        self,
+        pieces: Pieces,
+        token_of: Callable[[int], str],
+        skipped: Set[int],
+        special: Set[str],
+        added: Set[str],
+        separator: str,
+        legacy: bool,
+    ) -> None:
+        self._pieces = pieces
+        self._token_of = token_of
+        self._skipped = skipped
+        self._special = special
+        self._added = added
+        self._separator = separator
+        self._legacy = legacy
+        self._holds = legacy and not skipped
+        self._has_output = False
+        self._start_group()
+
+    def _start_group(self) -> None:
+        self._run = Run(self._pieces)
+        self._held = ""
+        self._count = 0
+        self._after_special = False
+        self._group_shown = False
+
+    def push(self, index: int) -> str:
+        """Returns the text of an id; in the legacy behaviour, of the segment that the id ends."""
+        return "" if index in self._skipped else self.push_token(self._token_of(index))
+
+    def push_token(self, token: str) -> str:
+        """Adds a token by its text."""
+        if token in self._added:
+            return self._end_group() + self._separated(token)
+        if self._count == 0:
+            token = token.removeprefix(SPACE)
+        self._count += 1
+        return self._show(self._special_token(token) if token in self._special else self._piece(token))
+
+    def finish(self) -> str:
+        """Returns the last segment; a group with tokens but without text still gets its separator."""
+        has_tokens, had_output = self._count > 0, self._has_output
+        text = self._show(self._held + self._run.finish())
+        self._held = ""
+        only_separator = has_tokens and had_output and not self._group_shown
+        return text + (self._separator if only_separator else "")
+
+    def _special_token(self, token: str) -> str:
+        space = " " if self._legacy and not self._after_special and self._count > 1 else ""
+        text = space + self._held + self._run.finish() + token
+        self._run, self._held, self._after_special = Run(self._pieces), "", True
+        return text
+
+    def _piece(self, token: str) -> str:
+        self._after_special = False
+        index = self._pieces.id_of(token)
+        text = self._run.push_text(token) if index is None else self._run.push(index)
+        if self._holds:
+            self._held += text
+            return ""
+        return text
+
+    def _end_group(self) -> str:
+        text = self._show(self._held + self._run.finish())
+        self._has_output |= self._group_shown
+        self._start_group()
+        return text
+
+    def _separated(self, token: str) -> str:
+        text = (self._separator if self._has_output else "") + token
+        self._has_output = True
+        return text
+
+    def _show(self, text: str) -> str:
+        """Returns the text; the first text of a group follows the separator if there is text before the group."""
+        if not text or self._group_shown:
+            return text
+        self._group_shown = True
+        return (self._separator if self._has_output else "") + text

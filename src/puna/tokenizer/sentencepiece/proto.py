@@ -1,7 +1,7 @@
-"""SentencePiece's model file: the few fields of its protobuf that we read, and writing a model from a vocabulary.
+"""SentencePiece model files: reading the few protobuf fields that puna needs, and writing a model from a vocabulary.
 
-Field numbers are those of sentencepiece_model.proto (github.com/google/sentencepiece). The engine itself is the
-`sentencepiece` package; this file exists so that the `protobuf` package is not needed.
+Field numbers are those of sentencepiece_model.proto (github.com/google/sentencepiece). The `sentencepiece` package
+encodes and decodes; this module avoids a dependency on the `protobuf` package.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from puna.errors import TokenizerError
 
 
 class PieceType(IntEnum):
-    """What a piece is; GGUF's `tokenizer.ggml.token_type` has the same numbers."""
+    """The type of a piece; GGUF's `tokenizer.ggml.token_type` uses the same numbers."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -26,10 +26,10 @@ class PieceType(IntEnum):
 
 
 UNIGRAM, BPE = 1, 2
-"""`ModelSpec.model_type`; SentencePiece's word and character models (3, 4) are no LLaMA's."""
+"""`ModelSpec.model_type`; LLaMA models do not use SentencePiece's word and character models (3, 4)."""
 
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
-"""Appended to a model it sets normalizer_spec.add_dummy_prefix to false: protobuf merges repeated submessages."""
+"""Appended to a model, this sets normalizer_spec.add_dummy_prefix to false: protobuf merges repeated submessages."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _TRAINER, _NORMALIZER = 2, 3
@@ -37,7 +37,7 @@ _TRAINER, _NORMALIZER = 2, 3
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The settings of a model that are not part of `SentencePieceProcessor`'s interface."""
+    """Settings of a model that `SentencePieceProcessor` does not expose."""
 
     model_type: int = UNIGRAM
     add_dummy_prefix: bool = True
@@ -45,13 +45,13 @@ class ModelSpec:
 
 
 def read_spec(model: bytes, name: str) -> ModelSpec:
-    """Reads the settings, walking over the whole of `model`.
+    """Reads the settings, and checks that all of `model` is a protobuf message.
 
     Args:
-        name: what the bytes are, for the error.
+        name: name of the model, for the error message.
 
     Raises:
-        TokenizerError: the bytes are no protobuf message, or one without pieces.
+        TokenizerError: the bytes are not a protobuf message, or it has no pieces.
     """
     values = {(_TRAINER, 3): UNIGRAM, (_NORMALIZER, 3): 1, (_NORMALIZER, 4): 1}
     pieces = 0
@@ -63,14 +63,14 @@ def read_spec(model: bytes, name: str) -> ModelSpec:
                     if (field, inner) in values and isinstance(number, int):
                         values[field, inner] = number
     except (IndexError, ValueError) as exc:
-        raise TokenizerError(f"{name}: no SentencePiece model ({exc}); download the file again") from exc
+        raise TokenizerError(f"{name} is not a SentencePiece model ({exc}); download the file again") from exc
     if not pieces:
-        raise TokenizerError(f"{name}: a SentencePiece model without pieces; download the file again")
+        raise TokenizerError(f"{name} is a SentencePiece model without pieces; download the file again")
     return ModelSpec(values[_TRAINER, 3], bool(values[_NORMALIZER, 3]), bool(values[_NORMALIZER, 4]))
 
 
 def read_pieces(model: bytes) -> tuple[list[str], list[float], list[int]]:
-    """The pieces, scores and types (`PieceType`) of a model that `read_spec` has accepted, one each per id."""
+    """Returns the piece, the score and the type (`PieceType`) of each id, of a model that `read_spec` has accepted."""
     pieces: list[str] = []
     scores: list[float] = []
     types: list[int] = []
@@ -85,7 +85,7 @@ def read_pieces(model: bytes) -> tuple[list[str], list[float], list[int]]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a message: number, and a varint's value or the bytes of anything else."""
+    """Yields the fields of a message: the field number, and the value of a varint or the bytes of another type."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -103,7 +103,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         else:
             raise ValueError(f"wire type {wire} at byte {at}")
         if at + size > len(data):
-            raise ValueError(f"{size} bytes announced at byte {at}, {len(data) - at} follow")
+            raise ValueError(f"a field of {size} bytes at byte {at}, but only {len(data) - at} bytes follow")
         yield field, data[at : at + size]
         at += size
 
@@ -133,8 +133,8 @@ def write_model(
     """Serialises a BPE vocabulary as a SentencePiece model with the identity normaliser.
 
     Args:
-        pieces, scores, types: one each per id; types are `PieceType`.
-        ids: ids of "unk", "bos", "eos", "pad"; absent ones are -1.
+        pieces, scores, types: one item per id; types are `PieceType`.
+        ids: ids of "unk", "bos", "eos", "pad"; those not given are written as -1.
     """
     out = bytearray()
     for piece, score, kind in zip(pieces, scores, types, strict=True):

@@ -1,0 +1,394 @@
+"""Calling a tokenizer: `__call__`, `encode` and `pad`, which add padding, truncation and tensors to `_encode`.
+
+The functions `call`, `encode` and `pad` are methods of `TokenizerBase`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from puna.errors import TokenizerError
+from puna.tokenizer.arguments import Input, Text, split_batch
+from puna.tokenizer.encoding import BatchEncoding, Encoding
+
+UNLIMITED = 10**20
+"""A `model_max_length` above this is a placeholder (files use 1e30 for "no limit")."""
+
+_LONGEST_PADDED = 2**24
+"""Limit on the padded length: longer than any context, and short enough that a mistake does not exhaust the memory."""
+
+PADDING = ("longest", "max_length", "do_not_pad")
+TRUNCATION = ("longest_first", "only_first", "only_second", "do_not_truncate")
+
+
+@dataclass(frozen=True)
+class Output:
+    """The columns that a call returns, and their type."""
+
+    tensors: str | None = None
+    attention_mask: bool = True
+    token_type_ids: bool = False
+    special_tokens_mask: bool = False
+    offsets_mapping: bool = False
+    length: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Strategies of padding and truncation, None for neither, and the lengths to reach."""
+
+    padding: str | None = None
+    truncation: str | None = None
+    max_length: int | None = None
+    multiple_of: int | None = None
+
+
+class _Tokenizer(Protocol):
+    """The members of `TokenizerBase` that the functions below use."""
+
+    model_max_length: int
+    model_input_names: list[str]
+    split_special_tokens: bool
+    padding_side: str
+    truncation_side: str
+
+    @property
+    def is_fast(self) -> bool: ...
+    @property
+    def _first_keeps_more(self) -> bool | None: ...
+    @property
+    def pad_token(self) -> str | None: ...
+    @property
+    def pad_token_id(self) -> int | None: ...
+    def _encode(self, inputs: Sequence[Input]) -> list[Encoding]: ...
+    def __call__(self, *args: Any, **options: Any) -> BatchEncoding: ...
+
+
+def call(
+    self: _Tokenizer,
+    text: Text | Sequence[Text] | None = None,
+    text_pair: Text | Sequence[Text] | None = None,
+    text_target: Text | Sequence[Text] | None = None,
+    text_pair_target: Text | Sequence[Text] | None = None,
+    add_special_tokens: bool = True,
+    padding: bool | str = False,
+    truncation: bool | str | None = None,
+    max_length: int | None = None,
+    is_split_into_words: bool = False,
+    pad_to_multiple_of: int | None = None,
+    return_tensors: str | None = None,
+    return_token_type_ids: bool | None = None,
+    return_attention_mask: bool | None = None,
+    return_special_tokens_mask: bool = False,
+    return_offsets_mapping: bool = False,
+    return_length: bool = False,
+    split_special_tokens: bool | None = None,
+    padding_side: str | None = None,
+) -> BatchEncoding:
+    """Encodes a text, a pair of texts, or batches of either.
+
+    Args:
+        text, text_pair: a string, or a list of strings for a batch; with `is_split_into_words`, lists of words.
+            Without it, a list of two-tuples is a batch of pairs.
+        text_target, text_pair_target: as `text` and `text_pair`; their ids become `labels`.
+        add_special_tokens: whether to add BOS and EOS as this tokenizer is set.
+        padding: True or "longest", "max_length", or False.
+        truncation: True or "longest_first", "only_first", "only_second", or False.
+        max_length: the length to truncate or pad to; `model_max_length` by default.
+        pad_to_multiple_of: rounds the padded length up.
+        return_tensors: "np", "pt", or None for lists.
+        return_offsets_mapping: also return the characters of each token; on the fast tokenizer only.
+        split_special_tokens: whether special tokens written in the text are encoded as text.
+        padding_side: "left" or "right"; the tokenizer's own by default.
+
+    Raises:
+        TokenizerError: an input is not a text, there is no padding token, or truncation cannot reach the length.
+    """
+    plan = resolve(padding, truncation, max_length, pad_to_multiple_of, self.model_max_length)
+    names = self.model_input_names
+    output = Output(
+        return_tensors,
+        "attention_mask" in names if return_attention_mask is None else return_attention_mask,
+        "token_type_ids" in names if return_token_type_ids is None else return_token_type_ids,
+        return_special_tokens_mask,
+        return_offsets_mapping,
+        return_length,
+    )
+    side = _side(self, padding_side)
+    split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+
+    def encoded(first: Text | Sequence[Text], second: Text | Sequence[Text] | None) -> BatchEncoding:
+        texts, pairs, batched = split_batch(first, second, is_split_into_words)
+        inputs = [Input(t, p, add_special_tokens, split) for t, p in zip(texts, pairs, strict=True)]
+        return _collate(_finish(self, self._encode(inputs), plan, side), output, batched, self.is_fast)
+
+    if text is None:
+        if text_target is None:
+            raise TokenizerError("nothing to encode: give text= or text_target=")
+        return encoded(text_target, text_pair_target)
+    result = encoded(text, text_pair)
+    if text_target is not None:
+        result["labels"] = encoded(text_target, text_pair_target)["input_ids"]
+    return result
+
+
+def encode(
+    self: _Tokenizer,
+    text: Text,
+    text_pair: Text | None = None,
+    add_special_tokens: bool = True,
+    padding: bool | str = False,
+    truncation: bool | str | None = None,
+    max_length: int | None = None,
+    return_tensors: str | None = None,
+    split_special_tokens: bool | None = None,
+    is_split_into_words: bool = False,
+    padding_side: str | None = None,
+) -> Any:
+    """Returns the ids of one text or pair: a list, or with `return_tensors` a tensor of shape (1, tokens)."""
+    if not isinstance(text, str) and not is_split_into_words:
+        raise TokenizerError(f"encode takes one string, not {type(text).__name__}; call the tokenizer for a batch")
+    return self(
+        text,
+        text_pair,
+        add_special_tokens=add_special_tokens,
+        padding=padding,
+        truncation=truncation,
+        max_length=max_length,
+        return_tensors=return_tensors,
+        split_special_tokens=split_special_tokens,
+        is_split_into_words=is_split_into_words,
+        padding_side=padding_side,
+    )["input_ids"]
+
+
+def pad(
+    self: _Tokenizer,
+    encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    padding: bool | str = True,
+    max_length: int | None = None,
+    pad_to_multiple_of: int | None = None,
+    return_attention_mask: bool | None = None,
+    return_tensors: str | None = None,
+    padding_side: str | None = None,
+) -> BatchEncoding:
+    """Pads encoded inputs: one, a batch, or a list of single ones (the collate function of a data loader).
+
+    Pads the columns `input_ids`, `attention_mask` (with 0), `token_type_ids` (0) and `special_tokens_mask` (1); others
+    are not changed.
+
+    Raises:
+        TokenizerError: there is no padding token, or a column that is not padded cannot be a tensor.
+    """
+    side = _side(self, padding_side)
+    columns, single = _as_columns(encoded_inputs)
+    if return_attention_mask or (return_attention_mask is None and "attention_mask" in self.model_input_names):
+        columns.setdefault("attention_mask", [[1] * len(ids) for ids in columns["input_ids"]])
+    plan = resolve(padding, False, max_length, pad_to_multiple_of, self.model_max_length)
+    length = padded_length([len(ids) for ids in columns["input_ids"]], plan)
+    if length is not None:
+        _pad_columns(columns, length, side, _padding_token(self)[0], return_tensors is not None)
+    data: dict[str, Any] = {name: column[0] for name, column in columns.items()} if single else columns
+    return BatchEncoding(data, tensor_type=return_tensors)
+
+
+def _side(self: _Tokenizer, padding_side: str | None) -> str:
+    return check_side("padding_side", self.padding_side if padding_side is None else padding_side)
+
+
+def _finish(self: _Tokenizer, encodings: list[Encoding], plan: Plan, side: str) -> list[Encoding]:
+    """Truncates, then pads."""
+    kept = [truncate(encoding, plan, self.truncation_side, self._first_keeps_more) for encoding in encodings]
+    length = padded_length([len(encoding) for encoding in kept], plan)
+    if length is None:
+        return kept
+    pad_id, pad_token = _padding_token(self)
+    return [e.padded(max(0, length - len(e)), side, pad_id, pad_token) for e in kept]
+
+
+def _padding_token(self: _Tokenizer) -> tuple[int, str]:
+    token, index = self.pad_token, self.pad_token_id
+    if token is None or index is None:
+        raise TokenizerError(
+            "padding needs a padding token and this tokenizer has none; set pad_token to an existing token "
+            "(tokenizer.pad_token = tokenizer.eos_token) or add one with add_special_tokens({'pad_token': '<pad>'})"
+        )
+    return index, token
+
+
+def resolve(
+    padding: bool | str,
+    truncation: bool | str | None,
+    max_length: int | None,
+    multiple_of: int | None,
+    model_max_length: int,
+) -> Plan:
+    """Reads the Hugging Face spellings of padding and truncation.
+
+    As in transformers, `max_length` alone truncates, and a strategy without a known length does nothing; both warn.
+    """
+    if max_length is not None and max_length < 1:
+        raise TokenizerError(f"max_length={max_length}; it must be at least 1")
+    if max_length is not None and padding is False and truncation is None:
+        warnings.warn(
+            f"max_length={max_length} without truncation=: truncating to it; pass truncation=True or truncation=False",
+            stacklevel=4,
+        )
+        truncation = True
+    pad = _strategy("padding", "longest" if padding is True else padding, PADDING)
+    cut = _strategy("truncation", "longest_first" if truncation is True else truncation, TRUNCATION)
+    if max_length is None and (pad == "max_length" or cut is not None):
+        if model_max_length > UNLIMITED:
+            warnings.warn(
+                "truncation or padding to a maximum length was requested, but none is known: neither is done; "
+                "pass max_length= or set model_max_length",
+                stacklevel=4,
+            )
+            pad, cut = (None if pad == "max_length" else pad), None
+        else:
+            max_length = model_max_length
+    if pad and cut and multiple_of and max_length is not None and max_length % multiple_of:
+        raise TokenizerError(
+            f"max_length={max_length} is not a multiple of pad_to_multiple_of={multiple_of}; change or drop one of them"
+        )
+    return Plan(pad, cut, max_length, multiple_of)
+
+
+def _strategy(name: str, value: bool | str | None, choices: tuple[str, ...]) -> str | None:
+    if value is None or value is False or value == choices[-1]:
+        return None
+    if value not in choices:
+        raise TokenizerError(f"{name}={value!r}; choose one of {', '.join(choices)}, True or False")
+    return choices[choices.index(value)]  # `value` may be a string enumeration, whose str() differs
+
+
+def check_side(name: str, value: str) -> str:
+    """Returns `value` if it is a side, else raises TokenizerError."""
+    if value not in ("left", "right"):
+        raise TokenizerError(f"{name}={value!r}; choose 'left' or 'right'")
+    return value
+
+
+def truncate(encoding: Encoding, plan: Plan, side: str, first_keeps_more: bool | None) -> Encoding:
+    """Drops tokens of the texts, never special ones, until at most `plan.max_length` are left.
+
+    Args:
+        side: the end that loses tokens, "right" or "left".
+        first_keeps_more: whether the first text keeps one token more, where longest_first leaves an odd number to
+            two texts; None: the longer text does (the rule of `tokenizers`).
+    """
+    excess = len(encoding) - (plan.max_length or 0)
+    if plan.truncation is None or plan.max_length is None or excess <= 0:
+        return encoding
+    sequence_ids = encoding.columns.sequence_ids
+    positions = [[i for i, sequence in enumerate(sequence_ids) if sequence == number] for number in (0, 1)]
+    lengths = [len(positions[0]), len(positions[1])]
+    kept = _kept_lengths(lengths, sum(lengths) - excess, plan.truncation, first_keeps_more)
+    if min(kept) < 0:
+        most = {"only_first": lengths[0] - 1, "only_second": lengths[1] - 1}.get(plan.truncation, sum(lengths))
+        raise TokenizerError(
+            f"max_length={plan.max_length}: {excess} tokens are too many, but truncation={plan.truncation!r} can drop "
+            f"only {most}; raise max_length to at least {len(encoding) - most}, or choose another truncation"
+        )
+    dropped: set[int] = set()
+    for indexes, count in zip(positions, kept, strict=True):
+        dropped.update(indexes[count:] if side == "right" else indexes[: len(indexes) - count])
+    return Encoding(encoding.columns, tuple(i for i in range(len(sequence_ids)) if i not in dropped))
+
+
+def _kept_lengths(lengths: list[int], total: int, strategy: str, first_keeps_more: bool | None) -> tuple[int, int]:
+    """Returns how many tokens of either text to keep, `total` in all; a negative number if that is impossible."""
+    first, second = lengths
+    if strategy == "only_first":  # dropping the whole text is refused, as in transformers
+        return total - second or -1, second
+    if strategy == "only_second":
+        return first, total - first or -1
+    shorter = min(first, second)
+    if total - shorter >= shorter:
+        return (first, total - first) if first == shorter else (total - second, second)
+    if total < 0:
+        return -1, -1
+    odd_to_first = first > second if first_keeps_more is None else first_keeps_more
+    more, less = (total + 1) // 2, total // 2
+    return (more, less) if odd_to_first else (less, more)
+
+
+def padded_length(lengths: list[int], plan: Plan) -> int | None:
+    """Returns the length to pad sequences of these lengths to, or None for no padding."""
+    if plan.padding is None or not lengths:
+        return None
+    length = max(lengths)
+    if plan.padding == "max_length":
+        assert plan.max_length is not None
+        length = plan.max_length
+    if plan.multiple_of:
+        length = -(-length // plan.multiple_of) * plan.multiple_of
+    if length > _LONGEST_PADDED:
+        raise TokenizerError(f"padding to {length} tokens; the limit is {_LONGEST_PADDED}; lower max_length")
+    return length
+
+
+def _collate(encodings: list[Encoding], output: Output, batched: bool, is_fast: bool) -> BatchEncoding:
+    """Builds the columns of a call; without a batch axis if the input was not a batch."""
+    columns: dict[str, list[Any]] = {"input_ids": [e.ids for e in encodings]}
+    if output.token_type_ids:
+        columns["token_type_ids"] = [e.type_ids for e in encodings]
+    if output.attention_mask:
+        columns["attention_mask"] = [e.attention_mask for e in encodings]
+    if output.special_tokens_mask:
+        columns["special_tokens_mask"] = [e.special_tokens_mask for e in encodings]
+    if output.offsets_mapping:
+        columns["offset_mapping"] = [e.offsets for e in encodings]
+    if output.length:
+        columns["length"] = [len(e) for e in encodings]
+    data: dict[str, Any] = columns if batched else {name: column[0] for name, column in columns.items()}
+    return BatchEncoding(data, encodings if is_fast else None, output.tensors, prepend_batch_axis=not batched)
+
+
+def _as_columns(inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Any]], bool]:
+    """Converts the input of `pad` to columns of one row per sequence; True if it was a single sequence, not a batch."""
+    if not isinstance(inputs, Mapping):
+        rows = [{name: _as_list(value) for name, value in item.items()} for item in inputs]
+        columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+    else:
+        columns = {name: _as_list(value) for name, value in inputs.items()}
+    if "input_ids" not in columns:
+        raise TokenizerError(f"pad needs input_ids; got the columns {sorted(columns)}")
+    ids = columns["input_ids"]
+    if isinstance(inputs, Mapping) and (not ids or not isinstance(ids[0], (list, tuple))):
+        return {name: [value] for name, value in columns.items()}, True
+    return columns, False
+
+
+def _as_list(value: Any) -> Any:
+    """Returns lists and numbers unchanged, arrays and tensors converted by their `tolist`."""
+    return value if isinstance(value, (list, tuple, int, float)) else value.tolist()
+
+
+def _pad_columns(columns: dict[str, list[Any]], length: int, side: str, pad_id: int, as_tensors: bool) -> None:
+    """Pads the rows of the columns in place.
+
+    Raises:
+        TokenizerError: the columns become tensors, and one that is not padded has rows of different lengths.
+    """
+    fill = {"input_ids": pad_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+    for name in fill.keys() & columns.keys():
+        columns[name] = [_pad_row(row, length, fill[name], side) for row in columns[name]]
+    ragged = sorted(name for name in columns.keys() - fill.keys() if _is_ragged(columns[name]))
+    if as_tensors and ragged:
+        raise TokenizerError(
+            f"{ragged[0]}: pad fills only {', '.join(fill)}, and the rows of this column differ in length; pad them "
+            "yourself, or leave the column out"
+        )
+
+
+def _pad_row(row: list[int], length: int, value: int, side: str) -> list[int]:
+    padding = [value] * (length - len(row))
+    return padding + row if side == "left" else row + padding
+
+
+def _is_ragged(rows: list[Any]) -> bool:
+    return len({len(row) for row in rows if isinstance(row, (list, tuple))}) > 1

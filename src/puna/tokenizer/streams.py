@@ -1,0 +1,261 @@
+"""Incremental decoding: `StreamDecoder` and the `TextStream`s that it uses.
+
+A tokenizer creates a `TextStream` that follows its own rules. The texts that a stream returns, joined, equal the decode
+of all ids; text is held back only while a later token can still change it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Set
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from puna.tokenizer.files.byte_level import CHARACTER_TO_BYTE
+
+if TYPE_CHECKING:
+    from tokenizers.decoders import Decoder
+
+
+class TextStream(ABC):
+    """Decodes ids one at a time."""
+
+    @abstractmethod
+    def push(self, index: int) -> str:
+        """Adds an id; returns the text that no later id can change, without what was returned before."""
+
+    @abstractmethod
+    def finish(self) -> str:
+        """Ends the sequence; returns the remaining text."""
+
+
+class StreamingTokenizer(Protocol):
+    """The method of a tokenizer that `StreamDecoder` needs."""
+
+    def text_stream(self, skip_special_tokens: bool) -> TextStream:
+        """Returns a new stream that decodes as `decode` does by default."""
+        ...
+
+
+class StreamDecoder:
+    """Decodes ids as they arrive: the texts of all `push(id)` and `finish()`, joined, equal `tokenizer.decode(ids)`.
+
+    No returned text ends inside a character. It contains U+FFFD only for bytes that are not UTF-8 whatever follows.
+    """
+
+    def __init__(self, tokenizer: StreamingTokenizer, skip_special_tokens: bool = True) -> None:
+        self._stream = tokenizer.text_stream(skip_special_tokens)
+
+    def push(self, index: int) -> str:
+        """Adds the next id; returns the text that became certain, often empty for a part of a character.
+
+        Raises:
+            TokenizerError: the vocabulary has no such id.
+        """
+        return self._stream.push(index)
+
+    def finish(self) -> str:
+        """Ends the sequence; returns the text that was held back."""
+        return self._stream.finish()
+
+
+class HoldStream(TextStream):
+    """Holds all ids until the end: for tokenizer.json decoders that may need the complete sequence."""
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+
+    def push(self, index: int) -> str:
+        """Returns no text."""
+        self._ids.append(index)
+        return ""
+
+    def finish(self) -> str:
+        """Returns the complete text."""
+        return self._decode(self._ids)
+
+
+class BytesStream(TextStream):
+    """The decoder ByteLevel: ids represent bytes of UTF-8. Invalid ones become U+FFFD as Unicode 15, 3.9 recommends."""
+
+    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
+        self._bytes_of = bytes_of
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, index: int) -> str:
+        """Returns the characters that the bytes of this id complete."""
+        return self._utf8.decode(self._bytes_of(index))
+
+    def finish(self) -> str:
+        """Returns U+FFFD for an incomplete character."""
+        return self._utf8.decode(b"", final=True)
+
+
+class ByteRunStream(TextStream):
+    """The decoder Replace, ByteFallback, Fuse, Strip of `tokenizers`: text, with runs of byte tokens in between.
+
+    If a run is not valid UTF-8, each of its bytes becomes U+FFFD; so a run is held back until it ends.
+
+    Args:
+        part_of: returns the text or the byte of an id; None if the id is skipped.
+        strip: number of spaces to remove at the start of the text.
+    """
+
+    def __init__(self, part_of: Callable[[int], str | int | None], strip: int) -> None:
+        self._part_of = part_of
+        self._strip = strip
+        self._run = bytearray()
+
+    def push(self, index: int) -> str:
+        """Returns the run of bytes that this id ended, then the text of the id."""
+        part = self._part_of(index)
+        if part is None:
+            return ""
+        if isinstance(part, int):
+            self._run.append(part)
+            return ""
+        return self._stripped(self._end_run() + part)
+
+    def finish(self) -> str:
+        """Returns the last run of bytes."""
+        return self._stripped(self._end_run())
+
+    def _end_run(self) -> str:
+        try:
+            text = self._run.decode()
+        except UnicodeDecodeError:
+            text = "\ufffd" * len(self._run)
+        self._run.clear()
+        return text
+
+    def _stripped(self, text: str) -> str:
+        while self._strip and text:
+            if text[0] != " ":
+                self._strip = 0
+                break
+            self._strip -= 1
+            text = text[1:]
+        return text
+
+
+class CleanUpStream(TextStream):
+    """Applies `clean_up` to another stream."""
+
+    _PAIRS_IN_ARTEFACTS = frozenset(("n'", "'t", "'m", "'s", "'v", "ve", "'r", "re"))
+    """Pairs of characters without a space that occur inside an artefact; the text is not split between them."""
+
+    def __init__(self, inner: TextStream) -> None:
+        self._inner = inner
+        self._held = ""
+
+    def push(self, index: int) -> str:
+        """Returns the text up to the last position that cannot be inside an artefact."""
+        text = self._held + self._inner.push(index)
+        for at in range(len(text) - 1, 0, -1):
+            pair = text[at - 1 : at + 1]
+            if " " not in pair and pair not in self._PAIRS_IN_ARTEFACTS:
+                self._held = text[at:]
+                return clean_up(text[:at])
+        self._held = text
+        return ""
+
+    def finish(self) -> str:
+        """Returns the remaining text, cleaned up."""
+        return clean_up(self._held + self._inner.finish())
+
+
+_ARTEFACTS = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
+    (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
+
+
+def clean_up(text: str) -> str:
+    """`clean_up_tokenization` of transformers: removes spaces before punctuation and English contractions."""
+    for artefact, clean in _ARTEFACTS:
+        text = text.replace(artefact, clean)
+    return text
+
+
+def stream_for(
+    decoder: Decoder | None,
+    token_of: Callable[[int], str],
+    skipped: Set[int],
+    decode: Callable[[list[int]], str],
+) -> TextStream:
+    """Returns a stream that decodes as a decoder of `tokenizers` does; the decoder's JSON form shows its steps.
+
+    Args:
+        token_of: returns the token of an id; raises for an unknown id.
+        skipped: ids to leave out.
+        decode: decodes a complete sequence; used where no stream implements the decoder.
+    """
+    steps = _steps(decoder)
+    if steps == [{"type": "ByteLevel"}]:
+        return BytesStream(partial(_bytes_of, token_of, skipped))
+    parts = _replacements_and_strip(steps)
+    if parts is None:
+        return HoldStream(lambda ids: decode([index for index in ids if token_of(index) is not None]))
+    replacements, has_bytes, strip = parts
+    return ByteRunStream(partial(_part_of, token_of, skipped, replacements, has_bytes), strip)
+
+
+def _steps(decoder: Decoder | None) -> list[dict[str, Any]]:
+    if decoder is None:
+        return []
+    state: dict[str, Any] = json.loads(decoder.__getstate__())
+    steps = state["decoders"] if state["type"] == "Sequence" else [state]
+    return [{"type": "ByteLevel"} if step["type"] == "ByteLevel" else step for step in steps]
+
+
+def _replacements_and_strip(steps: list[dict[str, Any]]) -> tuple[list[tuple[str, str]], bool, int] | None:
+    """Reads the steps Replace..., ByteFallback, Fuse, Strip in this order, each optional; None for all other steps."""
+    rest = list(steps)
+    replacements = []
+    while rest and rest[0]["type"] == "Replace" and "String" in rest[0]["pattern"]:
+        replacements.append((rest[0]["pattern"]["String"], rest[0]["content"]))
+        del rest[0]
+    has_bytes = bool(rest) and rest[0]["type"] == "ByteFallback"
+    kinds = [step["type"] for step in rest[has_bytes:]]
+    strip = 0
+    if kinds == ["Fuse", "Strip"]:
+        last = rest[-1]
+        if last["content"] != " " or last["stop"] != 0:
+            return None
+        strip = last["start"]
+    elif kinds != ["Fuse"] and not (kinds == [] and has_bytes):
+        return None
+    return replacements, has_bytes, strip
+
+
+def _bytes_of(token_of: Callable[[int], str], skipped: Set[int], index: int) -> bytes:
+    token = token_of(index)
+    if index in skipped:
+        return b""
+    try:
+        return bytes([CHARACTER_TO_BYTE[character] for character in token])
+    except KeyError:  # an added token with characters outside the byte alphabet is plain text
+        return token.encode()
+
+
+def _part_of(
+    token_of: Callable[[int], str],
+    skipped: Set[int],
+    replacements: list[tuple[str, str]],
+    has_bytes: bool,
+    index: int,
+) -> str | int | None:
+    token = token_of(index)
+    if index in skipped:
+        return None
+    for old, new in replacements:
+        token = token.replace(old, new)
+    if has_bytes and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return int(token[3:5], 16)
+        except ValueError:
+            return token
+    return token
