@@ -29,7 +29,7 @@ int32_t guarded(const Body& body) {
         last_error = stopped.what();
         return PUNA_STOPPED;
     } catch (const std::bad_alloc&) {
-        last_error = "the system has not enough memory";
+        last_error = "there is not enough memory";
     } catch (const std::exception& error) {
         last_error = error.what();
     }
@@ -60,21 +60,22 @@ const puna::Kernels* const kAll[] = {
 const puna::Kernels& find_kernels(const char* name) {
     for (const puna::Kernels* one : kAll)
         if (one->name == std::string(name) && runs(*one)) return *one;
-    throw std::invalid_argument("no such kernels here: " + std::string(name));
+    throw std::invalid_argument("this processor has no such kernels: " + std::string(name));
 }
 
 void check_shape(const puna_shape& s) {
     for (const int32_t size :
          {s.vocab_size, s.hidden_size, s.intermediate_size, s.layers, s.heads, s.kv_heads, s.head_dim})
         if (size < 1 || size > (1 << 28)) throw std::invalid_argument("a size of the model is out of range");
-    if (s.heads % s.kv_heads || s.head_dim % 2) throw std::invalid_argument("the heads do not divide");
+    if (s.heads % s.kv_heads || s.head_dim % 2)
+        throw std::invalid_argument("heads must be a multiple of kv_heads, and head_dim must be even");
     if (s.cache != puna::kF32 && s.cache != puna::kF16 && s.cache != puna::kQ8_0 && s.cache != puna::kBF16)
-        throw std::invalid_argument("no such type of cache");
+        throw std::invalid_argument("the cache type is unknown");
 }
 
 void check_threads(int32_t threads) {
     if (threads < 1 || threads > 1024)
-        throw std::invalid_argument(std::to_string(threads) + " threads; from 1 to 1024 can be had");
+        throw std::invalid_argument("threads is " + std::to_string(threads) + "; it must be from 1 to 1024");
 }
 
 // While an object of this class exists, SIGINT stops the model's forward pass and then runs the handler that was
@@ -203,9 +204,10 @@ int32_t puna_quantize(const char* kernels, int32_t threads, const uint8_t* data,
         const puna::Layout *from = puna::find_layout(format), *target = puna::find_layout(to);
         check_threads(threads);
         if (!from || !target || !puna::can_quantize(*from, *target))
-            throw std::invalid_argument("no such formats to quantise from and to");
+            throw std::invalid_argument("quantising between these formats is not supported");
         if (rows < 1 || cols < 1 || rows > (int64_t{1} << 40) / cols || cols % target->values)
-            throw std::invalid_argument("the rows are no whole number of blocks");
+            throw std::invalid_argument(
+                "the tensor is empty or too large, or its row length is not a multiple of the block size");
         puna::quantize(find_kernels(kernels), threads, *from, *target, data, rows, cols, importance, out);
     });
 }

@@ -45,7 +45,7 @@ Model::Model(const puna_shape& shape, int threads, const Kernels& kernels)
 Matrix* Model::find(int32_t kind, int32_t layer) {
     if (kind == PUNA_EMBEDDING) return &embedding_;
     if (kind == PUNA_HEAD) return &head_;
-    if (layer < 0 || layer >= shape_.layers) throw std::invalid_argument("no such layer");
+    if (layer < 0 || layer >= shape_.layers) throw std::invalid_argument("the model has no layer of this number");
     Layer& at = layers_[static_cast<size_t>(layer)];
     switch (kind) {
         case PUNA_Q:
@@ -70,7 +70,7 @@ Matrix* Model::find(int32_t kind, int32_t layer) {
         case PUNA_DOWN_BIAS:
             return &at.down;
         default:
-            throw std::invalid_argument("no such kind of tensor");
+            throw std::invalid_argument("the kind of tensor is unknown");
     }
 }
 
@@ -78,10 +78,11 @@ Matrix* Model::find(int32_t kind, int32_t layer) {
 void Model::pack(Matrix& matrix, const puna_tensor& tensor) {
     const Layout* from = find_layout(tensor.format);
     const Layout* to = tensor.quantize < 0 ? from : find_layout(tensor.quantize);
-    if (!from || !to) throw std::invalid_argument("no such format");
+    if (!from || !to) throw std::invalid_argument("the format is not supported");
     if (tensor.cols % from->values || tensor.cols % to->values)
-        throw std::invalid_argument("its rows are no whole number of blocks");
-    if (from != to && !can_quantize(*from, *to)) throw std::invalid_argument("it cannot be quantised so");
+        throw std::invalid_argument("its row length is not a multiple of the block size");
+    if (from != to && !can_quantize(*from, *to))
+        throw std::invalid_argument("it cannot be quantised to the requested format");
     Panels panels = describe(*to, tensor.rows, tensor.cols);
     matrix.values = Buffer<uint8_t>(static_cast<size_t>(panels.count() * panels.stride));
     uint8_t* const data = matrix.values.data();
@@ -137,7 +138,7 @@ void Model::load(int32_t kind, int32_t layer, const puna_tensor& tensor) {
                           {PUNA_DOWN_BIAS, 1, hidden}};
     for (const Size& size : sizes)
         if (size.kind == kind && (size.rows != tensor.rows || size.cols != tensor.cols))
-            throw std::invalid_argument("its shape is not the configuration's");
+            throw std::invalid_argument("its shape differs from the configuration");
     const bool vector =
         kind == PUNA_NORM || kind == PUNA_ATTENTION_NORM || kind == PUNA_MLP_NORM || kind >= PUNA_Q_BIAS;
     if (!vector) return pack(*find(kind, layer), tensor);
@@ -146,7 +147,7 @@ void Model::load(int32_t kind, int32_t layer, const puna_tensor& tensor) {
     if (kind == PUNA_NORM) {
         norm_.assign(from, from + tensor.cols);
     } else if (kind < PUNA_Q_BIAS) {
-        if (layer < 0 || layer >= shape_.layers) throw std::invalid_argument("no such layer");
+        if (layer < 0 || layer >= shape_.layers) throw std::invalid_argument("the model has no layer of this number");
         Layer& at = layers_[static_cast<size_t>(layer)];
         (kind == PUNA_MLP_NORM ? at.mlp_norm : at.attention_norm).assign(from, from + tensor.cols);
     } else {
@@ -158,7 +159,7 @@ void Model::load(int32_t kind, int32_t layer, const puna_tensor& tensor) {
 
 void Model::read(int32_t kind, int32_t layer, float* out) const {
     const Panels& panels = const_cast<Model*>(this)->find(kind, layer)->panels;
-    if (!panels.data) throw std::invalid_argument("no such tensor");
+    if (!panels.data) throw std::invalid_argument("the tensor is not loaded");
     for (int64_t row = 0; row < panels.rows; ++row) read_row(panels, row, out + row * panels.cols);
 }
 
@@ -218,18 +219,19 @@ void Model::take_profile(double* seconds) {
 // Checks the chunks and lists their tokens and attention tiles. Everything is checked before any cache is written.
 void Model::collect(const puna_chunk* chunks, int32_t count) {
     tokens_.clear();
-    if (count < 1) throw std::invalid_argument("a batch needs a chunk");
+    if (count < 1) throw std::invalid_argument("a batch must have at least one chunk");
     for (int32_t c = 0; c < count; ++c) {
         const puna_chunk& chunk = chunks[c];
         const int64_t end = int64_t{chunk.start} + chunk.count;
         if (chunk.start < 0 || chunk.count < 1 || chunk.logits < 0 || chunk.logits > chunk.count || end > INT32_MAX ||
             chunk.page_count < (end + kPage - 1) / kPage)
-            throw std::invalid_argument("a chunk's sizes do not fit together");
+            throw std::invalid_argument("the sizes of a chunk are inconsistent");
         for (int32_t p = 0; p < chunk.page_count; ++p)
-            if (chunk.pages[p] < 0 || chunk.pages[p] >= pages_) throw std::invalid_argument("a page is out of range");
+            if (chunk.pages[p] < 0 || chunk.pages[p] >= pages_)
+                throw std::invalid_argument("a page number is out of range");
         for (int32_t t = 0; t < chunk.count; ++t) {
             if (chunk.tokens[t] < 0 || chunk.tokens[t] >= shape_.vocab_size)
-                throw std::invalid_argument("a token is out of range");
+                throw std::invalid_argument("a token id is out of range");
             tokens_.push_back({&chunk, c, static_cast<int32_t>(chunk.tokens[t]), chunk.start + t});
         }
     }
