@@ -85,20 +85,21 @@ enum class SearchKind : int8_t {
     kTable,      // the same for a scale of the levels of iq4_nl
 };
 
+// Which scales a search tries. kBestScale and kTable: `steps` scales on each side of the first, `step` levels apart.
+// kBestLine: the first scale spans n + first levels, and each of `steps` further ones `step` levels more.
 struct Search {
     SearchKind kind;
-    int size;         // values that share a scale
-    float levels;     // n
-    int steps = 0;    // further scales to try: kBestScale, kTable on each side of the first; kBestLine in total
-    float first = 0;  // kBestLine: the first scale spans n + first levels,
-    float step = 0;  // and each next one `step` levels more; kBestScale, kTable: distance between the scales, in levels
+    int size;      // values that share a scale
+    float levels;  // n
+    int steps = 0;
+    float first = 0;
+    float step = 0;
     bool free = false;  // kBestLine: the minimum may be positive
 };
 
 struct Kernels {
     const char* name;
-    bool wants_bf16;  // bf16 matrices read Activations::bf16, and attention multiplies a bf16 cache with bf16
-                      // instructions
+    bool wants_bf16;  // whether the kernels multiply bf16: matrices read Activations::bf16, attention a bf16 cache
 
     // out[t][row] = sum over k, ascending, of w[row][k] * x[t][k] (+ bias), for the units [first, last) of
     // steps(w, tokens). With `add` the result is added to out. A token's result has the same bits for any `tokens`.
@@ -153,10 +154,11 @@ struct Kernels {
     // The same for consecutive blocks of 32 values.
     void (*take_block_levels)(const float* x, int64_t blocks, const float* least, const float* inverse, int zero,
                               int top, uint8_t* out);
-    // Weighted squared error of sixteen blocks after rounding to levels of size `step`, offset by `least`.
+    // Weighted squared error of sixteen blocks whose values become the nearest of l * step - least, with l from -zero
+    // to top - zero.
     void (*measure_error)(const float* x, const float* weights, int size, const float* least, const float* step,
                           int zero, int top, float* error);
-    // Indices of the nearest iq4_nl levels of sixteen blocks.
+    // Indices of the iq4_nl levels nearest to x * inverse, for sixteen blocks, [size][16].
     void (*take_table_levels)(const float* x, int size, const float* inverse, uint8_t* out);
     // Converts `count` values (a multiple of 16) of f32, f16 or bf16 to float. Returns their largest magnitude, or NaN
     // if one is not finite.

@@ -1,4 +1,4 @@
-// Float weights times activations: for each row one fused multiply-add per column, in ascending order, into one sum. On
+// Float weights times activations: for each row one multiply-add per column, in ascending order, into one sum. On
 // processors with bf16 instructions, bf16 weights use one dot product per pair of columns instead.
 
 // c[t][g] += sum over k, ascending, of a[t][k] * b[k][g], for kTokens rows of a and kGroup vectors of b. Row k of b

@@ -6,7 +6,7 @@
 //   sum of w x = d * (scale * (sum of q a - zero * sum of a) + least * sum of a)
 // `dot` computes the inner parenthesis, `add_block` the outer one, and `add_part` multiplies by d.
 
-// Whether eight tokens at a time fit into registers (32 registers instead of 16).
+// Whether the sums of eight tokens fit into registers: AVX-512 has 32, AVX2 and SSE2 have 16.
 #if defined(__AVX512F__)
 constexpr bool kFew8 = true;
 #else
@@ -118,6 +118,7 @@ PUNA_INLINE U16 digit(const U16& bytes, int d) {
     return kDigits<F> == 1 ? bytes : shifted(bytes, 4 * d) & 0x0f0f0f0fu;
 }
 
+// Four consecutive bytes as one word, to be broadcast to all lanes.
 PUNA_INLINE int32_t four_quants(const int8_t* from) {
     int32_t value;
     __builtin_memcpy(&value, from, sizeof value);
@@ -485,7 +486,7 @@ constexpr int kMostFew = kFew8 ? 24 : 2 * kFewTokens;  // with more tokens, unpa
 constexpr int kFewGroup = 32;                          // tokens that a panel is multiplied by before the next panel
 constexpr int kGroupTokens = 128;                      // tokens whose activations stay in L2 while the panels pass
 
-static_assert(kChunkBlocks % kScaleBlocks == 0, "what shares a scale is added at once");
+static_assert(kChunkBlocks % kScaleBlocks == 0, "blocks that share a scale are added together");
 
 // kChunkBlocks blocks of kGroup panels, unpacked to bytes (or digits) and float scales.
 template <typename F, int kGroup>

@@ -1,7 +1,7 @@
-/* The C ABI of puna's native library. Python (`puna.native`) and the C++ tests use nothing else.
+/* The C ABI of puna's native library: its only interface to Python (`puna.native`).
  *
- * Rules: plain C types; no function throws; no function keeps a pointer after it returns, unless its comment says so. A
- * change that breaks callers increases PUNA_ABI_VERSION, which `puna.native` compares when it loads the library.
+ * Rules: types are plain C; no function throws; no function keeps a pointer after it returns, unless its comment says
+ * so. A change that breaks callers increases PUNA_ABI_VERSION, which `puna.native` checks when it loads the library.
  */
 #ifndef PUNA_H
 #define PUNA_H
@@ -149,7 +149,7 @@ PUNA_API int32_t puna_model_load(puna_model* model, int32_t kind, int32_t layer,
  * multiple of the format's block size. */
 PUNA_API int64_t puna_packed_bytes(int32_t format, int64_t rows, int64_t cols);
 
-/* Writes a packed matrix, dequantised, to `out`, [rows][cols]. */
+/* Dequantises a packed matrix into `out`, [rows][cols]. */
 PUNA_API int32_t puna_model_read(const puna_model* model, int32_t kind, int32_t layer, float* out);
 
 /* Checks that no tensor is missing and reserves `pages` pages of KV cache. The system commits their memory on first
