@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from puna.answer import Answer, Completion, Scored
 from puna.backend import Backend
-from puna.config import GenerationConfig, LlamaConfig
+from puna.config import LlamaConfig
 from puna.engine import Engine, Request, Sampling
 from puna.errors import BackendError, MissingExtraError, RequestError
 from puna.native.library import check_threads
@@ -90,7 +90,7 @@ class LLM:
         self.path = path.path if isinstance(path, Checkpoint) else locate_model(path)
         checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(self.path)
         self._tokenizer_path = checkpoint.tokenizer
-        self.generation_config = checkpoint.generation_config or GenerationConfig.from_model_config(checkpoint.config)
+        self.generation_config = checkpoint.generation
         self._backend = _open_backend(checkpoint, backend, threads, device, dtype, quantize, max_batch)
         self._engine = Engine(self._backend, max_batch)
         self._results: dict[int, Answer | Scored] = {}

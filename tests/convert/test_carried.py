@@ -139,11 +139,11 @@ def test_a_kept_gguf_keeps_its_file_type(tmp_path: Path) -> None:
         ({"max_position_embeddings": 1000}, None, ("context of 1000, read as 4096",)),
         ({"bos_token_id": 7}, None, ("bos_token_id 7, read as 1",)),
         ({"pad_token_id": 3}, None, ("pad_token_id 3, read as None",)),
-        ({"eos_token_id": [2, 5]}, None, ("ends of answers [2, 5], read as [2]",)),
+        ({"eos_token_id": [2, 5]}, None, ("EOS tokens [2, 5], read as [2]",)),
         (
             {},
             {"eos_token_id": [2, 5], "top_p": 0.9},
-            ("ends of answers [2, 5], read as [2]", "top_p 0.9 have no place"),
+            ("EOS tokens [2, 5], read as [2]", "top_p 0.9 have no place"),
         ),
     ],
 )
@@ -257,7 +257,7 @@ def test_other_ids_are_found_by_verify(tmp_path: Path) -> None:
     source = model(tmp_path / "hf")
     (source / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": false}')
     said = notes(source, tmp_path / "meta", to="meta", verify=True)
-    assert "gives other ids for a sample text" in said
+    assert "encodes a sample text to other ids" in said
 
 
 def test_a_chat_template_has_no_place_in_meta(tmp_path: Path) -> None:

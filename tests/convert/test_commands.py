@@ -86,7 +86,7 @@ def test_json_and_gguf_by_default_when_quantised(meta: Path, tmp_path: Path) -> 
         (("--calibrate", "x.txt"), "give a format of blocks with quantize"),
         (("--calibrate", "x.txt", "--quantize", "f16"), "give a format of blocks with quantize"),
         (("--calibrate", "x.txt", "--quantize", "q8_0"), "x.txt cannot be read"),
-        (("--to", "meta", "--shard-size", "1GB"), "shard_size is for files in Hugging Face's layout"),
+        (("--to", "meta", "--shard-size", "1GB"), "shard_size applies to Hugging Face's layout"),
         (("--shards", "2", "--shard-size", "1GB"), "shards is given too"),
         (("--to", "meta", "--instruct"), "for which Meta's layout has no place"),
         (("--instruct",), "the tokenizer has no <|e"),
@@ -113,7 +113,7 @@ def test_what_only_metas_files_need_is_refused_for_others(meta: Path, tmp_path: 
 
 def test_what_verifying_finds_is_shown(meta: Path, tmp_path: Path) -> None:
     run = puna(meta, tmp_path / "m.gguf", "--quantize", "q8_0", "--verify")
-    assert "rounded to 8 bits beside" in run.stdout
+    assert "rounded to 8 bits where weights are quantised" in run.stdout
     assert "context of" in run.stderr and "context of" not in run.stdout  # once
     assert puna(meta, tmp_path / "hf").returncode == 0
     path = tmp_path / "hf" / "config.json"

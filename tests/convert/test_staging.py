@@ -364,7 +364,7 @@ def test_a_disk_that_fills_up(layout: str, tmp_path: Path) -> None:
 
 def test_a_broken_write_is_found_by_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, goal = source(tmp_path / "in"), tmp_path / "out"
-    verify = conversion_run._verify
+    verify = conversion_run.verify_tensors
 
     def spoil(path: Path, *rest: object) -> int:
         file = path / "model.safetensors"
@@ -373,7 +373,7 @@ def test_a_broken_write_is_found_by_verify(tmp_path: Path, monkeypatch: pytest.M
         file.write_bytes(data)
         return verify(path, *rest)
 
-    monkeypatch.setattr(conversion_run, "_verify", spoil)
+    monkeypatch.setattr(conversion_run, "verify_tensors", spoil)
     with pytest.raises(CheckpointError, match="is not as intended"):
         convert(model, goal, to="hf", verify=True)
     assert not goal.exists()

@@ -16,7 +16,7 @@ from puna.checkpoint.huggingface import WEIGHT_FILES, find_weight_files, read_te
 from puna.checkpoint.loading import Checkpoint, find_model, open_checkpoint
 from puna.checkpoint.meta import is_meta_folder
 from puna.checkpoint.names import is_ignored
-from puna.checkpoint.validation import Named
+from puna.checkpoint.weight import RowSource
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import MissingExtraError, ModelNotFoundError, PunaError
 from puna.formats.gguf import GgufFile, open_gguf
@@ -125,7 +125,7 @@ def _attempt(report: Report, step: Callable[[], T]) -> T | None:
         return None
 
 
-_Found = tuple[LlamaConfig | None, GenerationConfig | None, Mapping[str, Named]]
+_Found = tuple[LlamaConfig | None, GenerationConfig | None, Mapping[str, RowSource]]
 
 
 def _gguf(report: Report, path: Path) -> _Found:
@@ -167,7 +167,7 @@ def _folder(report: Report, folder: Path) -> _Found:
     else:
         report.warnings.append("no generation_config.json; text ends at the eos_token_id of config.json alone")
     files = _attempt(report, lambda: find_weight_files(folder))
-    tensors: Mapping[str, Named] = {}
+    tensors: Mapping[str, RowSource] = {}
     if files is not None:
         report.container = "safetensors" if "safetensors" in (files.index or files.paths[0]).name else "torch"
         _list_files(report, files.paths)
@@ -187,7 +187,7 @@ def _list_files(report: Report, paths: tuple[Path, ...]) -> None:
     report.bytes = sum(file["bytes"] for file in report.files)
 
 
-def _weigh(report: Report, tensors: Mapping[str, Named]) -> None:
+def _weigh(report: Report, tensors: Mapping[str, RowSource]) -> None:
     for tensor in tensors.values():
         if is_ignored(tensor.name):
             continue
@@ -199,7 +199,7 @@ def _weigh(report: Report, tensors: Mapping[str, Named]) -> None:
         report.parameters += count
 
 
-def _describe(report: Report, config: LlamaConfig, tensors: Mapping[str, Named]) -> None:
+def _describe(report: Report, config: LlamaConfig, tensors: Mapping[str, RowSource]) -> None:
     names = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
         "head_dim", "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias", "tie_word_embeddings",

@@ -50,6 +50,11 @@ class Checkpoint:
     head: Head
     tokenizer: Path
 
+    @property
+    def generation(self) -> GenerationConfig:
+        """The settings in effect: those of generation_config.json, else those of the model's configuration."""
+        return self.generation_config or GenerationConfig.from_model_config(self.config)
+
 
 def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
     """Opens a folder in Hugging Face's or Meta's layout, a GGUF file, or a folder with one; reads headers only,

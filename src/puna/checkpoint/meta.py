@@ -16,7 +16,7 @@ import numpy as np
 from puna.checkpoint.meta_params import PARAMS, RELEASES, Params, config_from_params, read_params, release
 from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors, interleaved_rows, is_ignored, meta_split, to_hf
 from puna.checkpoint.validation import refuse_extra
-from puna.checkpoint.weight import Rows, Weight
+from puna.checkpoint.weight import RowSource, Weight
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import StoredTensor
@@ -189,7 +189,7 @@ def _without_copies(name: str, parts: list[StoredTensor], copies: int, paths: Se
     return parts[::copies]
 
 
-def same_bytes(one: Rows, other: Rows) -> bool:
+def same_bytes(one: RowSource, other: RowSource) -> bool:
     """Whether two matrices have the same bytes; the first rows tell nearly always."""
     if one.shape != other.shape or one.format != other.format:
         return False

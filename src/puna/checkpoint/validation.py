@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import numpy as np
 
 from puna.checkpoint.names import Head, expected_tensors, is_ignored
+from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
-from puna.formats.blocks import FORMATS, BlockFormat, StoredTensor
+from puna.formats.blocks import FORMATS, StoredTensor
 from puna.formats.grouped import GroupedMatrix
-
-
-class Named(Protocol):
-    """What is compared with the configuration: a stored tensor or a `Weight`."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Outermost axis first."""
-        ...
-
-    @property
-    def format(self) -> BlockFormat:
-        """How its values are packed."""
-        ...
-
 
 _SHOWN = 5
 """Names listed in an error; a wrong configuration makes hundreds."""
@@ -52,7 +32,7 @@ def full_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     return {name if name in heads else f"model.{name}": tensor for name, tensor in kept.items()}
 
 
-def find_head(config: LlamaConfig, tensors: Mapping[str, Named], bare: bool) -> Head:
+def find_head(config: LlamaConfig, tensors: Mapping[str, RowSource], bare: bool) -> Head:
     """Which head the checkpoint has.
 
     Without any, a file counts as a bare model only if it says so: by names that lack "model.", or in `architectures`.
@@ -94,7 +74,7 @@ def _same_values(one: StoredTensor | GroupedMatrix, other: StoredTensor | Groupe
     return all(np.array_equal(rows(one, start), rows(other, start), equal_nan=True) for start in starts)
 
 
-def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, Named]) -> None:
+def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, RowSource]) -> None:
     """Raises CheckpointError unless `tensors` are exactly what `config` and `head` ask for."""
     missing, needed = [], set()
     for name, shape in expected_tensors(config, head):

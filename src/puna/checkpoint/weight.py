@@ -8,20 +8,41 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.checkpoint.validation import Named
-from puna.formats.blocks import BlockFormat, StoredTensor
-from puna.formats.grouped import GroupedMatrix
+from puna.formats.blocks import BlockFormat
 
 Index = NDArray[np.intp]
 Bytes = NDArray[np.uint8]
 
 
-class Rows(Named, Protocol):
-    """A tensor that can be read row by row, such as a `Weight`. Each element of a vector is a row."""
+class RowSource(Protocol):
+    """A tensor that can be read row by row. Each element of a vector is a row.
+
+    Implemented by `StoredTensor`, `GroupedMatrix` and `Weight`, and by the tensors that a conversion computes.
+    """
 
     @property
-    def widest(self) -> int:
+    def name(self) -> str:
+        """The name used in messages."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Outermost axis first."""
+        ...
+
+    @property
+    def format(self) -> BlockFormat:
+        """The format of the values."""
+        ...
+
+    @property
+    def row_memory(self) -> int:
         """Memory that reading one row needs, in bytes, temporary arrays included."""
+        ...
+
+    @property
+    def data(self) -> Bytes:
+        """The packed bytes of all rows, flat."""
         ...
 
     def take(self, rows: Index) -> Bytes:
@@ -39,15 +60,14 @@ class Weight:
 
     Attributes:
         name: Hugging Face's name.
-        parts: the stored tensors that are joined along `axis`: several if Meta's shards divide the tensor, else one. A
-            GPTQ or AWQ matrix is one part.
+        parts: the tensors that are joined along `axis`: several if Meta's shards divide the tensor, else one.
         axis: 0, rows of one part follow those of another; 1, each part holds some columns of every row.
         order: stored row of each row; None if the files have the same order. Only whole rows move, so that the blocks
             of quantised rows keep their bits.
     """
 
     name: str
-    parts: tuple[StoredTensor | GroupedMatrix, ...]
+    parts: tuple[RowSource, ...]
     axis: int = 0
     order: Index | None = None
 
@@ -64,9 +84,10 @@ class Weight:
         return self.parts[0].format
 
     @property
-    def widest(self) -> int:
-        """Memory that reading one row needs: its bytes."""
-        return self.format.size(self.shape) // self.shape[0]
+    def row_memory(self) -> int:
+        """Memory that reading one row needs, in bytes, temporary arrays included."""
+        parts = [part.row_memory for part in self.parts]
+        return sum(parts) if self.axis == 1 else max(parts)
 
     @property
     def data(self) -> Bytes:
@@ -106,7 +127,7 @@ class Weight:
             return np.concatenate([part.take(rows) for part in self.parts], axis=1)
         if len(self.parts) == 1:
             return self.parts[0].take(rows)
-        out = np.empty((len(rows), self.widest), np.uint8)
+        out = np.empty((len(rows), self.format.size(self.shape) // self.shape[0]), np.uint8)
         first = 0
         for part in self.parts:
             inside = (rows >= first) & (rows < first + part.shape[0])

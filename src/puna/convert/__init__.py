@@ -1,23 +1,11 @@
 """Conversion of any LLaMA checkpoint into any layout, in memory bounded by pieces of its tensors.
 
-`options` holds what the user requests and `plan` what will happen; `lazy_rows` reads tensors a few rows at a time and
-changes them on the way; `to_hf`, `to_meta` and `to_gguf` decide which files hold which tensors; `run` does the work.
+`run` opens, plans, writes, verifies and publishes. `edit` changes the model's shape; `to_hf`, `to_meta` and `to_gguf`
+decide which files hold which tensors; `lazy_rows` computes tensors while they are read.
 """
 
-from puna.convert.api import Converted, convert
 from puna.convert.options import LAYOUTS, Layout, Options
 from puna.convert.plan import Plan
-from puna.convert.run import Calibration, Conversion, convert_checkpoint, convert_tokenizer
+from puna.convert.run import Conversion, Converted, convert, convert_tokenizer
 
-__all__ = [
-    "LAYOUTS",
-    "Calibration",
-    "Conversion",
-    "Converted",
-    "Layout",
-    "Options",
-    "Plan",
-    "convert",
-    "convert_checkpoint",
-    "convert_tokenizer",
-]
+__all__ = ["LAYOUTS", "Conversion", "Converted", "Layout", "Options", "Plan", "convert", "convert_tokenizer"]

@@ -1,4 +1,4 @@
-"""How much a conversion changes numbers: relative errors for each kind of tensor, from a sample of rows."""
+"""Rounding errors of a conversion: a relative error for each kind of tensor, from a sample of rows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.checkpoint.weight import Rows
+from puna.checkpoint.weight import RowSource
 from puna.convert.lazy_rows import values
 
-_SAMPLE = 16
+_ROWS = 16
 """Rows of each tensor that are compared."""
 
 _TENSORS = 8
@@ -21,31 +21,31 @@ _TENSORS = 8
 _LAYER = re.compile(r"^model\.layers\.\d+\.")
 
 
-def changes(before: Mapping[str, Rows], after: Mapping[str, Rows]) -> dict[str, float]:
-    """Relative root mean square error of each kind of tensor whose format changed; kinds that kept all values left out.
+def relative_errors(before: Mapping[str, RowSource], after: Mapping[str, RowSource]) -> dict[str, float]:
+    """Returns the root mean square of the change over that of the values, for each kind of tensor with changed values.
 
-    Tensors whose shape was changed on purpose are not compared.
+    Tensors whose shape was edited are not compared.
     """
     kinds: dict[str, list[str]] = {}
-    for name, new in after.items():
-        if before[name].format != new.format and before[name].shape == new.shape:
+    for name, tensor in after.items():
+        if before[name].format != tensor.format and before[name].shape == tensor.shape:
             kinds.setdefault(_LAYER.sub("", name), []).append(name)
-    found = {}
+    errors = {}
     for kind, names in kinds.items():
         error = power = 0.0
-        for name in (names[at] for at in _spread(len(names), _TENSORS)):
+        for name in (names[index] for index in _spread(len(names), _TENSORS)):
             old, new = before[name], after[name]
-            rows = _spread(old.shape[0], _SAMPLE)
+            rows = _spread(old.shape[0], _ROWS)
             x, y = values(old, rows).astype(np.float64), values(new, rows).astype(np.float64)
-            known = np.isfinite(x) & np.isfinite(y)  # an infinity stays one, which is no error
-            error += float(((x[known] - y[known]) ** 2).sum())
-            power += float((x[known] ** 2).sum())
+            finite = np.isfinite(x) & np.isfinite(y)  # an infinity is kept, which is not an error
+            error += float(((x[finite] - y[finite]) ** 2).sum())
+            power += float((x[finite] ** 2).sum())
             new.release()
         if error and power:
-            found[kind] = math.sqrt(error / power)
-    return found
+            errors[kind] = math.sqrt(error / power)
+    return errors
 
 
-def _spread(count: int, most: int) -> NDArray[np.intp]:
-    """Up to `most` numbers from 0 to `count` - 1, evenly spread."""
-    return np.linspace(0, count - 1, min(count, most)).astype(np.intp)
+def _spread(count: int, limit: int) -> NDArray[np.intp]:
+    """Returns up to `limit` numbers from 0 to `count` - 1, evenly spread."""
+    return np.linspace(0, count - 1, min(count, limit)).astype(np.intp)

@@ -1,55 +1,52 @@
-"""The metadata of a GGUF file for a model: the inverse of `gguf_config` and `gguf_rope`."""
+"""The metadata of a GGUF file: the inverse of `checkpoint.gguf_config` and `checkpoint.gguf_rope`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.checkpoint import Checkpoint
 from puna.checkpoint.gguf_config import END_IDS
 from puna.config import LlamaConfig
-from puna.convert.model import Model
+from puna.convert.settings import bos_token_id, descriptions, generation_notes, pad_token_id
 from puna.errors import CheckpointError
 from puna.formats.gguf_writer import Value
 from puna.tokenizer.load import gguf_tokenizer
 
-_OURS = (
-    "general.architecture",
-    "general.file_type",
-    "general.quantization_version",
-    "general.alignment",
-    "general.type",
-)
+_EOS_KEYS = (END_IDS[0], *reversed(END_IDS[1:]))
+"""Keys of the EOS tokens' ids, in the order in which they are filled."""
 
-_COMPUTED = ("llama.", "tokenizer.", "split.")
-"""Beginnings of the keys that a model is computed from, which are written anew."""
-
-_ENDS = (END_IDS[0], *reversed(END_IDS[1:]))
-"""Keys of the ids that end an answer, in the order in which a model's are put there."""
-
-_ORIGINAL = 8192
-"""The context that Llama 3.1's scaling starts from, which readers assume where the file does not say."""
+_ORIGINAL_CONTEXT = 8192
+"""The original context of Llama 3.1's rope scaling, which readers assume if the file does not contain it."""
 
 
-def gguf_metadata(model: Model, file_type: int, quantised: bool, instruct: bool = False) -> dict[str, Value]:
-    """All keys of the file.
+def gguf_metadata(
+    checkpoint: Checkpoint, stored: Mapping[str, Any], file_type: int, quantised: bool, instruct: bool = False
+) -> dict[str, Value]:
+    """Returns all keys and values of the file.
 
     Args:
-        instruct: give Llama 3's chat template to its tokenizer.
+        stored: the metadata of a source in GGUF, of which the descriptions are copied.
+        file_type: the value of general.file_type.
+        quantised: whether any tensor is quantised.
+        instruct: add Llama 3's chat template to the tokenizer.
 
     Raises:
-        CheckpointError: the model has something that GGUF has no key for.
+        CheckpointError: GGUF has no key for a property of the model.
         TokenizerError: the tokenizer cannot be expressed.
     """
-    config = model.config
+    config = checkpoint.config
     if config.hidden_act != "silu":
-        raise CheckpointError(f"hidden_act is {config.hidden_act!r}; llama.cpp computes LLaMAs with silu alone")
-    name = model.path.stem if model.path.is_file() else model.path.resolve().name
+        raise CheckpointError(f"hidden_act is {config.hidden_act!r}; llama.cpp runs LLaMAs only with silu")
+    path = checkpoint.path
+    name = path.stem if path.is_file() else path.resolve().name
     name = name.encode("utf-8", "replace").decode()
     keys: dict[str, Value] = {"general.architecture": "llama", "general.type": "model", "general.name": name}
-    keys |= {key: _wide(value) for key, value in _descriptions(model).items()}
+    keys |= {key: _wide(value) for key, value in descriptions(stored).items()}
     keys["general.file_type"] = file_type
     if quantised:
         keys["general.quantization_version"] = 2
@@ -67,25 +64,13 @@ def gguf_metadata(model: Model, file_type: int, quantised: bool, instruct: bool 
         "llama.rope.freq_base": config.rope_theta,
         "llama.vocab_size": config.vocab_size,
     }
-    keys |= _rope_keys(config) | gguf_tokenizer(model.tokenizer, config.vocab_size, instruct)
-    # A GGUF file's own ids are kept, unless the end of a turn was added.
-    return keys if model.kind == "gguf" and not instruct else keys | _ids(model)
-
-
-def _descriptions(model: Model) -> dict[str, Any]:
-    """What a GGUF file says about its model that nothing is computed from: author, licence, keys of anybody's."""
-    stored = model.metadata
-    return {key: stored[key] for key in stored if not key.startswith(_COMPUTED) and key not in _OURS}
-
-
-def description_notes(model: Model) -> list[str]:
-    """For other layouts: what they do not hold of that."""
-    said = [key.removeprefix("general.") for key in _descriptions(model) if key != "general.name"]
-    return [f"what the file says of the model ({', '.join(said)}) has no place there"] if said else []
+    keys |= _rope_keys(config) | gguf_tokenizer(checkpoint.tokenizer, config.vocab_size, instruct)
+    # The ids of a GGUF source come with its tokenizer; they are complete unless an end-of-turn token was added.
+    return keys if checkpoint.kind == "gguf" and not instruct else keys | _special_ids(checkpoint)
 
 
 def _wide(value: Any) -> Value:
-    """A stored value; one that a float32 does not hold was a float64."""
+    """Returns a stored value; a float that float32 cannot hold must have been a float64."""
     wide: Value = value
     if type(value) is float and math.isfinite(value):
         with np.errstate(over="ignore"):
@@ -93,26 +78,27 @@ def _wide(value: Any) -> Value:
     return wide
 
 
-def _ids(model: Model) -> dict[str, Value]:
-    """Special ids that generation obeys, over the tokenizer's."""
-    ids = {"bos": model.bos_token_id, "padding": model.pad_token_id} | dict(zip(_ENDS, _ends(model), strict=False))
+def _special_ids(checkpoint: Checkpoint) -> dict[str, Value]:
+    """Returns the keys of the special ids that generation obeys; they replace the tokenizer's."""
+    ids = {"bos": bos_token_id(checkpoint), "padding": pad_token_id(checkpoint)}
+    ids |= dict(zip(_EOS_KEYS, _eos_ids(checkpoint), strict=False))
     return {f"tokenizer.ggml.{name}_token_id": index for name, index in ids.items() if index is not None}
 
 
-def _ends(model: Model) -> list[int]:
-    """The ids that end an answer, in the order of `_ENDS`; those beyond have no keys."""
-    ends = list(model.generation.eos_token_ids)
-    eos = model.config.eos_token_id
-    first = next((index for index in (eos if isinstance(eos, list) else [eos]) if index in ends), None)
-    others = [index for index in ends if index != first]
+def _eos_ids(checkpoint: Checkpoint) -> list[int]:
+    """Returns the ids of the EOS tokens in the order of `_EOS_KEYS`; there are no keys for further ids."""
+    ids = list(checkpoint.generation.eos_token_ids)
+    eos = checkpoint.config.eos_token_id
+    first = next((index for index in (eos if isinstance(eos, list) else [eos]) if index in ids), None)
+    others = [index for index in ids if index != first]
     return [*([] if first is None else [first]), *reversed(others)]
 
 
-def gguf_notes(model: Model) -> list[str]:
-    """What of the model the file does not hold."""
-    beyond = _ends(model)[len(_ENDS) :]
-    notes = [f"tokens {beyond} end answers too, for which GGUF has no key"] if beyond else []
-    return [*notes, *model.generation_notes()]
+def gguf_notes(checkpoint: Checkpoint) -> list[str]:
+    """Returns notes on the settings that the file cannot hold."""
+    lost = _eos_ids(checkpoint)[len(_EOS_KEYS) :]
+    notes = [f"tokens {lost} end answers too, but GGUF has no key for them"] if lost else []
+    return [*notes, *generation_notes(checkpoint)]
 
 
 def _rope_keys(config: LlamaConfig) -> dict[str, Value]:
@@ -126,7 +112,11 @@ def _rope_keys(config: LlamaConfig) -> dict[str, Value]:
     if kind == "yarn":
         return _yarn_keys(scaling, prefix)
     if kind == "llama3":
-        return {} if original == _ORIGINAL else {f"{prefix}original_context_length": int(original or _ORIGINAL)}
+        return (
+            {}
+            if original == _ORIGINAL_CONTEXT
+            else {f"{prefix}original_context_length": int(original or _ORIGINAL_CONTEXT)}
+        )
     if kind == "longrope":
         return {
             f"{prefix}type": "longrope",
@@ -134,14 +124,14 @@ def _rope_keys(config: LlamaConfig) -> dict[str, Value]:
             f"{prefix}attn_factor": float(scaling["attention_factor"]),
         }
     raise CheckpointError(
-        f"rope scaling of type {kind!r} changes with each text's length, which a GGUF file cannot say; convert to hf"
+        f"rope scaling of type {kind!r} depends on the text's length, which a GGUF file cannot express; convert to hf"
     )
 
 
 def _yarn_keys(scaling: dict[str, Any], prefix: str) -> dict[str, Value]:
-    unsaid = [key for key in ("mscale", "mscale_all_dim") if scaling.get(key)]
-    if unsaid or scaling.get("truncate") is False:
-        raise CheckpointError(f"yarn scaling with {', '.join(unsaid) or 'truncate'} set has no keys in GGUF; use hf")
+    lost = [key for key in ("mscale", "mscale_all_dim") if scaling.get(key)]
+    if lost or scaling.get("truncate") is False:
+        raise CheckpointError(f"yarn scaling with {', '.join(lost) or 'truncate'} set has no keys in GGUF; use hf")
     factor = float(scaling["factor"])
     keys: dict[str, Value] = {
         f"{prefix}type": "yarn",
@@ -152,13 +142,13 @@ def _yarn_keys(scaling: dict[str, Any], prefix: str) -> dict[str, Value]:
         if scaling.get(beta) is not None:
             keys[f"{prefix}yarn_{beta}"] = float(scaling[beta])
     if scaling.get("attention_factor") is not None:
-        # ggml multiplies this by its own 1 + 0.1 ln(factor).
+        # ggml multiplies this key's value by 1 + 0.1 ln(factor).
         keys[f"{prefix}attn_factor"] = float(scaling["attention_factor"]) / (1 + 0.1 * math.log(factor))
     return keys
 
 
 def rope_tensors(config: LlamaConfig) -> dict[str, NDArray[np.float32]]:
-    """Tensors that scale positions: divisors of the frequencies, by their names in the file."""
+    """Returns the tensors of rope scaling, by their names in the file: divisors of the rotary frequencies."""
     scaling = config.rope_scaling or {}
     if scaling.get("rope_type") == "longrope":
         return {

@@ -1,160 +1,160 @@
-"""Tensors in motion: rows of a source put in another order, type or width as they are asked for, some at a time.
+"""Tensors computed while they are read: rows of a source in another type, format or width, a few rows at a time.
 
-Each class here is a source of rows made from another one; `pieces` walks over the last of them. Nothing holds more
-than a piece, whatever the tensor's size.
+Each class wraps a source of rows, and `pieces` reads the outermost one. Memory is bounded by the size of a piece,
+however large the tensor is.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.checkpoint.weight import Bytes, Index, Rows
+from puna.checkpoint.weight import Bytes, Index, RowSource
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat
 
 PIECE = 16 * 2**20
-"""Bytes that the rows taken at once may need, wherever on their way they are widest."""
+"""Memory in bytes that the rows of one piece may need while they are read (`row_memory`)."""
+
+RELEASE_EVERY = 4
+"""Pieces after which the mapped memory read so far is released."""
 
 _ROUNDS_TO_INFINITY = {"f16": 65520.0, "bf16": float(np.uint32(0x7F7F8000).view(np.float32))}
-"""Least magnitudes that become infinite: half a step above the largest number of each type."""
-
-FORGET = 4
-"""Pieces after which the mapped memory read so far is given back."""
+"""Smallest magnitudes that round to infinity: half a step above the largest number of each type."""
 
 
-def rows_at_once(source: Rows) -> int:
-    """Rows that one piece has."""
-    return max(1, PIECE // source.widest)
+def rows_per_piece(source: RowSource) -> int:
+    """Returns the number of rows that are read at once."""
+    return max(1, PIECE // source.row_memory)
 
 
-def pieces(source: Rows, first: int = 0, last: int | None = None, step: int | None = None) -> Iterator[Bytes]:
-    """The packed bytes of the rows from `first` to before `last`, in order, `step` or as many as is good at a time."""
+def pieces(source: RowSource, first: int = 0, last: int | None = None, step: int | None = None) -> Iterator[Bytes]:
+    """Yields the packed bytes of the rows `first` to `last` - 1 in order, `step` rows at a time.
+
+    Args:
+        last: None means all rows.
+        step: None means `rows_per_piece`.
+    """
     end = source.shape[0] if last is None else last
-    step = step or rows_at_once(source)
+    step = step or rows_per_piece(source)
     for number, start in enumerate(range(first, end, step), 1):
         yield source.take(np.arange(start, min(start + step, end)))
-        if number % FORGET == 0:
+        if number % RELEASE_EVERY == 0:
             source.release()
     source.release()
 
 
-def values(source: Rows, rows: Index) -> NDArray[np.float32]:
-    """The values of some rows, (rows, values per row)."""
+def values(source: RowSource, rows: Index) -> NDArray[np.float32]:
+    """Returns the values of the given rows, (rows, values per row)."""
     return source.format.decode(source.take(rows).reshape(-1)).reshape(len(rows), -1)
 
 
 def pack(numbers: NDArray[np.float32], form: BlockFormat) -> Bytes:
-    """Float32 values as bytes of a plain type."""
-    assert form.pack is not None, "only plain types are packed here"
+    """Returns float32 values as the bytes of a plain type."""
+    assert form.pack is not None, "blocks of several values are packed by Quantized"
     return form.pack(numbers)
 
 
 @dataclass(frozen=True)
-class Derived:
-    """What the classes below share: a source, whose name and shape are kept."""
+class LazyRows(ABC):
+    """Base class of the computed tensors: a `RowSource` that has the name, shape and format of another one."""
 
-    source: Rows
+    source: RowSource
 
     @property
     def name(self) -> str:
-        """The source's."""
+        """The source's name."""
         return self.source.name
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The source's."""
+        """The source's shape."""
         return self.source.shape
 
     @property
     def format(self) -> BlockFormat:
-        """The source's."""
+        """The source's format."""
         return self.source.format
 
     @property
-    def widest(self) -> int:
-        """The source's."""
-        return self.source.widest
+    def row_memory(self) -> int:
+        """The memory that reading one row of the source needs, in bytes."""
+        return self.source.row_memory
 
+    @property
+    def data(self) -> Bytes:
+        """The packed bytes of all rows, flat."""
+        return self.take(np.arange(self.shape[0])).reshape(-1)
+
+    @abstractmethod
     def take(self, rows: Index) -> Bytes:
-        """The source's rows."""
-        return self.source.take(rows)
+        """Returns the packed bytes of the given rows, (rows, bytes per row)."""
 
     def release(self) -> None:
-        """Lets the source give back its memory."""
+        """Lets the system drop the source's bytes from memory."""
         self.source.release()
 
 
 @dataclass(frozen=True)
-class Reordered(Derived):
-    """Row r is the source's row order[r]."""
-
-    order: Index
-
-    def take(self, rows: Index) -> Bytes:
-        """The source's rows under their new numbers."""
-        return self.source.take(self.order[rows])
-
-
-@dataclass(frozen=True)
-class Columns(Derived):
-    """The columns from `first` to before `last` of a matrix: whole blocks."""
+class Columns(LazyRows):
+    """The columns `first` to `last` - 1 of a matrix; both must be multiples of the block size."""
 
     first: int
     last: int
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The source's rows, fewer columns."""
+        """The source's rows, and the number of columns in the slice."""
         return (self.source.shape[0], self.last - self.first)
 
     def take(self, rows: Index) -> Bytes:
-        """Those columns of some rows."""
-        assert self.first % self.format.values == self.last % self.format.values == 0, "blocks cannot be cut"
+        """Returns the slice of the given rows."""
+        assert self.first % self.format.values == self.last % self.format.values == 0, "blocks cannot be split"
         first, last = (column // self.format.values * self.format.bytes for column in (self.first, self.last))
         return self.source.take(rows)[:, first:last]
 
 
 @dataclass(frozen=True)
-class Cast(Derived):
-    """The values in another plain type, rounded to nearest; finite values must stay finite."""
+class Cast(LazyRows):
+    """The values in another plain type, rounded to nearest. Finite values must stay finite."""
 
     to: BlockFormat
 
     @property
     def format(self) -> BlockFormat:
-        """The type cast to."""
+        """The type of the result."""
         return self.to
 
     @property
-    def widest(self) -> int:
-        """The source's, and four times the float32 values: themselves, their magnitudes, and what rounding makes."""
-        return self.source.widest + 4 * _float32_bytes(self)
+    def row_memory(self) -> int:
+        """The source's memory and four float32 arrays: values, magnitudes, and two temporary arrays of rounding."""
+        return self.source.row_memory + 4 * _float32_bytes(self)
 
     def take(self, rows: Index) -> Bytes:
-        """Some rows, rounded.
+        """Returns the given rows, rounded.
 
         Raises:
             CheckpointError: a value is too large for the type.
         """
-        before = values(self.source, rows)
+        numbers = values(self.source, rows)
         limit = _ROUNDS_TO_INFINITY.get(self.to.name, np.inf)
-        largest = float(np.max(np.abs(before), initial=0.0, where=np.isfinite(before)))
+        largest = float(np.max(np.abs(numbers), initial=0.0, where=np.isfinite(numbers)))
         if largest >= limit:
             raise CheckpointError(
-                f"{self.name} holds the value {largest:.6g}, and {self.to.torch} ends below {limit:.6g}; "
+                f"{self.name} holds the value {largest:.6g}, but {self.to.torch} holds magnitudes below {limit:.6g}; "
                 f"convert to {'bfloat16' if self.to.name == 'f16' else 'float32'}"
             )
-        return pack(before, self.to).reshape(len(rows), -1)
+        return pack(numbers, self.to).reshape(len(rows), -1)
 
 
 @dataclass(frozen=True)
-class Quantized(Derived):
-    """The values in a block format; `importance` weighs the error of each column."""
+class Quantized(LazyRows):
+    """The values in a block format. `importance` weighs the error of each column."""
 
     to: BlockFormat
     importance: NDArray[np.float32] | None = None
@@ -162,42 +162,46 @@ class Quantized(Derived):
 
     @property
     def format(self) -> BlockFormat:
-        """The block format."""
+        """The block format of the result."""
         return self.to
 
     @property
-    def widest(self) -> int:
-        """The source's, and its values as float32 where it is in blocks itself."""
-        return self.source.widest + (_float32_bytes(self) if self.source.format.values > 1 else 0)
+    def row_memory(self) -> int:
+        """The source's memory, and its values as float32 if its format has blocks."""
+        return self.source.row_memory + (_float32_bytes(self) if self.source.format.values > 1 else 0)
 
     def take(self, rows: Index) -> Bytes:
-        """Some rows, quantised.
+        """Returns the given rows, quantised.
 
         Raises:
             CheckpointError: a value is not finite.
         """
         from puna.native.quantize import quantize
 
-        source: Rows = self.source
-        if source.format.values > 1:
-            packed, kind = values(source, rows).view(np.uint8), FORMATS["f32"]
+        if self.source.format.values > 1:
+            packed, form = values(self.source, rows).view(np.uint8), FORMATS["f32"]
         else:
-            packed, kind = source.take(rows), source.format
+            packed, form = self.source.take(rows), self.source.format
         try:
-            return quantize(packed, kind, self.shape[-1], self.to, self.importance, self.threads)
+            return quantize(packed, form, self.shape[-1], self.to, self.importance, self.threads)
         except CheckpointError as exc:
             raise CheckpointError(f"{self.name}: {exc}") from exc
 
 
-def columns(rows: Rows, first: int, last: int) -> Rows:
-    """The columns from `first` to before `last`; cut before they are cast, where the blocks end there."""
-    if isinstance(rows, Cast):
-        block = rows.source.format.values
+def columns(source: RowSource, first: int, last: int) -> RowSource:
+    """Returns the columns `first` to `last` - 1; they are sliced before a cast if blocks allow it, to cast less."""
+    if isinstance(source, Cast):
+        block = source.source.format.values
         if first % block == 0 and last % block == 0:
-            return Cast(columns(rows.source, first, last), rows.to)
-    return Columns(rows, first, last)
+            return Cast(columns(source.source, first, last), source.to)
+    return Columns(source, first, last)
 
 
-def _float32_bytes(rows: Rows) -> int:
-    """Bytes of a row's values as float32."""
-    return 4 * math.prod(rows.shape[1:])
+def as_floats(source: RowSource) -> RowSource:
+    """Returns the source if its type is plain, else its values as float32."""
+    return source if source.format.values == 1 else Cast(source, FORMATS["f32"])
+
+
+def _float32_bytes(source: RowSource) -> int:
+    """Returns the bytes of a row's values as float32."""
+    return 4 * math.prod(source.shape[1:])

@@ -1,4 +1,4 @@
-"""What a conversion is asked to do."""
+"""The options of a conversion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAYOUTS: tuple[Layout, ...] = ("hf", "meta", "gguf")
 
 @dataclass(frozen=True)
 class Options:
-    """What a conversion is to do; see `puna.convert`."""
+    """The options of a conversion; `puna.convert` documents them."""
 
     to: Layout | None = None
     dtype: str | None = None
@@ -29,16 +29,16 @@ class Options:
 
     @property
     def layout(self) -> Layout:
-        """Where none is named, GGUF holds quantised models and Hugging Face's layout others."""
+        """The layout of the result; by default GGUF with `quantize`, else Hugging Face's."""
         if self.to is not None and self.to not in LAYOUTS:
             raise CheckpointError(f"--to is {self.to!r}; it must be one of {', '.join(LAYOUTS)}")
         return self.to or ("hf" if self.quantize is None else "gguf")
 
     def check(self) -> None:
-        """Refuses what would have no effect, or two effects.
+        """Checks that every option is in range, has an effect and agrees with the others.
 
         Raises:
-            CheckpointError, BackendError: an option is out of range, or does not go with the others.
+            CheckpointError, BackendError: an option does not.
         """
         check_threads(self.threads)
         if self.shards is not None and self.shards < 1:
@@ -47,9 +47,11 @@ class Options:
             raise CheckpointError("a GGUF file is one file; leave out shards")
         if self.shard_size is not None and (self.layout != "hf" or self.shards is not None):
             other = "shards is given too" if self.layout == "hf" else f"the layout is {self.layout}"
-            raise CheckpointError(f"shard_size is for files in Hugging Face's layout, and {other}; leave one out")
+            raise CheckpointError(
+                f"shard_size applies to Hugging Face's layout without shards, but {other}; leave one out"
+            )
         if self.quantize is not None and (self.layout != "gguf" or self.dtype is not None):
             raise CheckpointError(
-                f"quantize is {self.quantize!r}: only GGUF files hold quantised weights, and dtype is for others; "
-                "use --to gguf, without --dtype"
+                f"quantize is {self.quantize!r}, but only GGUF files hold quantised weights, which have no dtype; use "
+                "--to gguf, without --dtype"
             )

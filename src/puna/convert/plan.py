@@ -1,47 +1,49 @@
-"""What a conversion will do, told before the first byte is written: sizes, memory, and what the user should know."""
+"""The plan of a conversion: sizes, memory and notes for the user, before the first byte is written."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puna.checkpoint.weight import Rows
-from puna.convert.lazy_rows import FORGET, PIECE
-from puna.convert.model import Model
+from puna.checkpoint import Checkpoint
+from puna.checkpoint.weight import RowSource
+from puna.convert.calibration import WINDOW, quantized_for_calibration
+from puna.convert.lazy_rows import PIECE, RELEASE_EVERY
 from puna.convert.options import Layout, Options
+from puna.convert.prefetch import QUEUED
 from puna.convert.staging import partial_folder
 from puna.convert.target import Target
 from puna.errors import StorageError
 
-_SMALL = 64 * 2**20
-"""Bytes left for headers, configurations and the tokenizer, beside the tensors."""
+_SMALL_FILES = 64 * 2**20
+"""Bytes on the disk for headers, configurations and the tokenizer, in addition to the tensors."""
 
 _INTERPRETER = 96 * 2**20
-"""Bytes that Python and NumPy take."""
+"""Bytes of memory that Python and NumPy need."""
 
 _TOKEN = 1600
-"""Bytes that a tokenizer takes for each token while it is read and written."""
+"""Bytes of memory that a tokenizer needs per token while it is read and written."""
 
-_PIECES = 4
-"""Pieces held at once: one is made, two wait and one is written."""
+_PIECES = QUEUED + 2
+"""Pieces in memory at once: one is computed, some wait and one is written."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion will do, before the first byte is written.
+    """The plan of a conversion, before the first byte is written.
 
     Attributes:
-        files: name and bytes of each big file.
-        bytes: of all of them; `finished`: of those that an interrupted run has written already.
-        free: bytes free on the disk they go to.
-        memory: bytes the process will take, about.
-        before, formats: number of tensors in each format, as stored and as they will be.
-        fallbacks: formats of matrices whose rows do not fit the one that the mix wants, by name.
+        files: name and bytes of each large file.
+        bytes: bytes of all these files; `finished`: of those that an interrupted run has written already.
+        free: free bytes on the disk of the target.
+        memory: bytes of memory that the process needs, about.
+        before, formats: number of tensors in each format, in the source and in the target.
+        fallbacks: formats of the matrices whose rows do not fit the format of the mix, by name.
         notes: what changes, and what the user might not expect.
-        llama_version: in Meta's layout, the release to read the result as, where its files do not show it.
+        llama_version: in Meta's layout, the release to pass when reading the result, if its files do not show it.
     """
 
     source: str
@@ -61,73 +63,95 @@ class Plan:
 
 
 def make_plan(
-    source: Model,
-    model: Model,
-    goal: Path,
+    source: Checkpoint,
+    edited: Checkpoint,
+    destination: Path,
     options: Options,
-    made: Target,
-    waiting: Container[str],
-    running: Callable[[int], int],
+    target: Target,
+    unfinished: Container[str],
+    calibrate: bool,
+    verify: bool,
 ) -> Plan:
-    """The plan of writing `made` to `goal`.
+    """Returns the plan of writing `target`.
 
     Args:
-        source, model: as it is, and changed as asked.
-        waiting: names of the files that are still to be written.
-        running: of the result's bytes, those of memory that the caller takes to run either model.
+        source, edited: the model before and after the edits that the options request.
+        unfinished: names of the files that are still to be written.
+        calibrate, verify: whether models will run, for which the process needs memory.
     """
-    total = sum(file.bytes for file in made.files)
-    parent = next(folder for folder in goal.absolute().parents if folder.exists())
+    total = sum(file.bytes for file in target.files)
+    parent = next(folder for folder in destination.absolute().parents if folder.exists())
+    tokenizer = _TOKEN * source.config.vocab_size
+    running = _running_memory(source, total, calibrate, verify)
     return Plan(
-        source=str(model.path),
-        target=str(goal),
-        kind=model.kind,
+        source=str(source.path),
+        target=str(destination),
+        kind=source.kind,
         layout=options.layout,
-        files=[{"name": file.name, "bytes": file.bytes} for file in made.files],
+        files=[{"name": file.name, "bytes": file.bytes} for file in target.files],
         bytes=total,
-        finished=sum(file.bytes for file in made.files if file.name not in waiting),
+        finished=sum(file.bytes for file in target.files if file.name not in unfinished),
         free=shutil.disk_usage(parent).free,
-        memory=_INTERPRETER + max((FORGET + _PIECES) * PIECE, _TOKEN * source.config.vocab_size, running(total)),
-        before=_count(source.tensors.values()),
-        formats=_count(made.tensors.values()),
-        fallbacks=dict(made.fallbacks),
-        notes=_notes(source, model, made),
-        llama_version=made.llama_version,
+        memory=_INTERPRETER + max((RELEASE_EVERY + _PIECES) * PIECE, tokenizer, running),
+        before=_count_formats(source.tensors.values()),
+        formats=_count_formats(target.tensors.values()),
+        fallbacks=dict(target.fallbacks),
+        notes=_notes(source, edited, target),
+        llama_version=target.llama_version,
     )
 
 
-def _count(tensors: Iterable[Rows]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for rows in tensors:
-        found[rows.format.name] = found.get(rows.format.name, 0) + 1
-    return found
+def check_space(plan: Plan, destination: Path) -> None:
+    """Raises StorageError if the disk is too small for the files that are still to be written."""
+    needed = plan.bytes - plan.finished + _SMALL_FILES
+    if needed > plan.free:
+        raise StorageError(
+            f"{destination} needs {needed / 1e9:.2f} GB more and the disk has {plan.free / 1e9:.2f} GB free; free "
+            "space, or choose another disk. Nothing was written"
+            + (f"; finished files are in {partial_folder(destination)}" if plan.finished else "")
+        )
 
 
-def _notes(source: Model, model: Model, made: Target) -> list[str]:
+def _running_memory(source: Checkpoint, result: int, calibrate: bool, verify: bool) -> int:
+    """Returns the bytes of memory needed to run models, one at a time: the source to calibrate, and both to verify.
+
+    Args:
+        result: bytes of the converted tensors.
+    """
+    if source.head != "lm" or not (calibrate or verify):
+        return 0
+    from puna.native.tensors import packed_bytes, quantized_format
+
+    tensors, sizes = source.tensors, [0]
+    if calibrate:
+        sizes.append(packed_bytes(tensors, quantized_format(quantized_for_calibration(source), tensors)))
+    if verify:
+        sizes += [packed_bytes(tensors, None), result]
+    logits = 2 * 4 * WINDOW * source.config.vocab_size  # float32, and a copy
+    return max(sizes) + logits
+
+
+def _count_formats(tensors: Iterable[RowSource]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        counts[tensor.format.name] = counts.get(tensor.format.name, 0) + 1
+    return counts
+
+
+def _notes(source: Checkpoint, edited: Checkpoint, target: Target) -> list[str]:
     notes = []
-    pairs = {(source.tensors[name].format, rows.format) for name, rows in made.tensors.items()}
-    again = sorted({(a.name, b.name) for a, b in pairs if a.values > 1 and b.values > 1 and a != b})
-    if again:
-        kinds = ", ".join(f"{a} to {b}" for a, b in again)
-        notes.append(f"quantised again ({kinds}): a float checkpoint as source would lose less")
-    before, after = source.config, model.config
+    pairs = {(source.tensors[name].format, tensor.format) for name, tensor in target.tensors.items()}
+    requantised = sorted({(a.name, b.name) for a, b in pairs if a.values > 1 and b.values > 1 and a != b})
+    if requantised:
+        kinds = ", ".join(f"{a} to {b}" for a, b in requantised)
+        notes.append(f"quantised again ({kinds}): converting from unquantised weights would lose less")
+    before, after = source.config, edited.config
     if after.num_key_value_heads != before.num_key_value_heads:
         heads = f"{before.num_key_value_heads} key-value heads become {after.num_key_value_heads}"
         notes.append(f"{heads}: the model needs training before it is good again")
     if after.vocab_size > before.vocab_size:
         notes.append(f"{after.vocab_size - before.vocab_size} new rows of vocabulary are the mean of the others")
-    if model.kind == "meta":
+    if source.kind == "meta":
         context = after.max_position_embeddings
-        notes.append(f"context of {context} tokens, which Meta's files do not say: --llama-version does")
-    return [*notes, *made.notes]
-
-
-def check_space(plan: Plan, goal: Path) -> None:
-    """Raises StorageError where the disk has no room for what is still to be written."""
-    needed = plan.bytes - plan.finished + _SMALL
-    if needed > plan.free:
-        raise StorageError(
-            f"{goal} needs {needed / 1e9:.2f} GB more and the disk has {plan.free / 1e9:.2f} GB free; free space, or "
-            f"choose another disk. Nothing was written"
-            + (f"; finished files lie in {partial_folder(goal)}" if plan.finished else "")
-        )
+        notes.append(f"context of {context} tokens: Meta's files do not contain it, --llama-version sets it")
+    return [*notes, *target.notes]

@@ -1,4 +1,4 @@
-"""Making the next pieces of tensors while the last ones are written: one thread makes, the caller writes."""
+"""Prefetching of the pieces of tensors: one thread computes the next pieces while the caller writes the last ones."""
 
 from __future__ import annotations
 
@@ -13,27 +13,30 @@ import numpy as np
 from puna.formats.mapped import release
 from puna.formats.new_tensor import Buffer, NewTensor
 
-_PIECES = 2
+QUEUED = 2
 """Pieces that may wait to be written."""
 
 
 class _End:
-    """What follows a tensor's last piece."""
+    """Marks the end of a tensor in the queue."""
 
 
 @contextmanager
-def made_ahead(tensors: Sequence[NewTensor]) -> Iterator[list[NewTensor]]:
-    """The same tensors, to be written in this order; an error in making a piece is raised where the piece is taken."""
-    waiting: queue.Queue[memoryview | _End | BaseException] = queue.Queue(_PIECES)
+def prefetched(tensors: Sequence[NewTensor]) -> Iterator[list[NewTensor]]:
+    """Yields the same tensors with prefetched pieces; they must be read in this order.
+
+    An error in computing a piece is raised where that piece is read.
+    """
+    pieces: queue.Queue[memoryview | _End | BaseException] = queue.Queue(QUEUED)
     stopped = threading.Event()
 
     def put(item: memoryview | _End | BaseException) -> None:
         while not stopped.is_set():
             with suppress(queue.Full):
-                waiting.put(item, timeout=0.05)
+                pieces.put(item, timeout=0.05)
                 return
 
-    def make() -> None:
+    def compute() -> None:
         try:
             for tensor in tensors:
                 for piece in tensor.pieces():
@@ -41,21 +44,21 @@ def made_ahead(tensors: Sequence[NewTensor]) -> Iterator[list[NewTensor]]:
                     if stopped.is_set():
                         return
                 put(_End())
-        except BaseException as exc:  # raised again by the caller
+        except BaseException as exc:  # raised again by `read`
             put(exc)
 
-    def take() -> Iterator[Buffer]:
-        while not isinstance(item := waiting.get(), _End):
+    def read() -> Iterator[Buffer]:
+        while not isinstance(item := pieces.get(), _End):
             if isinstance(item, BaseException):
                 raise item
             yield item
-            # A piece may be a view of the source's file, which its maker gave back before it was written.
+            # A piece may be a view of the source's file: writing it has mapped pages again that `pieces` had released.
             release(np.frombuffer(item, np.uint8))
 
-    maker = threading.Thread(target=make, name="puna-convert", daemon=True)
-    maker.start()
+    thread = threading.Thread(target=compute, name="puna-convert", daemon=True)
+    thread.start()
     try:
-        yield [replace(tensor, data=take) for tensor in tensors]
+        yield [replace(tensor, data=read) for tensor in tensors]
     finally:
         stopped.set()
-        maker.join()
+        thread.join()

@@ -1,4 +1,4 @@
-"""A conversion from beginning to end: look, plan, write, check, rename."""
+"""`puna.convert`: writes any LLaMA checkpoint in any layout. The steps: open, edit, plan, write, verify, publish."""
 
 from __future__ import annotations
 
@@ -9,57 +9,39 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from puna import __version__
-from puna.checkpoint.loading import Checkpoint, open_checkpoint
-from puna.checkpoint.weight import Rows
-from puna.convert import error_report
-from puna.convert.lazy_rows import pieces, rows_at_once
+from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
+from puna.convert.calibration import CalibrationText, Importance, measure_importance, read_text
+from puna.convert.edit import edit_checkpoint
+from puna.convert.error_report import relative_errors
 from puna.convert.mixes import find_mix
-from puna.convert.model import Model, changed, chatting, find_dtype, opened
+from puna.convert.nll import compare_nll
 from puna.convert.options import Layout, Options
 from puna.convert.plan import Plan, check_space, make_plan
-from puna.convert.prefetch import made_ahead
+from puna.convert.prefetch import prefetched
 from puna.convert.staging import check_goal, partial, publish
 from puna.convert.target import Target
-from puna.convert.to_gguf import Importance, gguf_target
+from puna.convert.to_gguf import gguf_target
 from puna.convert.to_hf import hf_target
 from puna.convert.to_meta import meta_target
-from puna.convert.tokenizer_files import (
-    check_instruct,
-    tokenizer_files,
-    write_hf_tokenizer,
-    write_meta_tokenizer,
-)
-from puna.errors import CheckpointError, StorageError, TokenizerError
+from puna.convert.tokenizer_files import check_instruct, tokenizer_files, write_hf_tokenizer, write_meta_tokenizer
+from puna.convert.verification import verify_tensors
+from puna.errors import CheckpointError, RequestError, StorageError, TokenizerError
 from puna.files import folder_path, storage_errors
+from puna.formats.blocks import FORMATS
 from puna.formats.new_tensor import Buffer, NewTensor
 
-
-@dataclass(frozen=True)
-class Calibration:
-    """Finding out how much each input of a matrix matters, which takes a while: done once the plan stands.
-
-    Attributes:
-        text: what identifies the text it is done on.
-        measure: does it.
-        notes: what the user should know of it.
-    """
-
-    text: str
-    measure: Callable[[], Importance]
-    notes: tuple[str, ...] = ()
+Progress = Callable[[int], None]
 
 
 @dataclass
 class Conversion:
-    """What a conversion did.
+    """The written files and their errors.
 
     Attributes:
-        errors: for each kind of tensor whose numbers changed, the root mean square of the change over that of the
+        errors: for each kind of tensor whose values changed, the root mean square of the change over that of the
             values, from a sample of rows.
-        verified: tensors read back from the result and found as intended; None where that was not asked for.
+        verified: number of tensors that were read back and compared; None without `verify`.
     """
 
     plan: Plan
@@ -69,136 +51,182 @@ class Conversion:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Returns plain values, for JSON."""
         return asdict(self)
 
 
-Progress = Callable[[int], None]
+@dataclass
+class Converted:
+    """The result of `convert`.
+
+    Attributes:
+        conversion: the written files and their errors.
+        nll: with `verify`, the mean negative log-likelihood in nats per token of a sample text, "before" and "after",
+            and the number of "tokens"; empty if it was not measured.
+        notes: notes for the user.
+    """
+
+    conversion: Conversion
+    nll: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, for JSON."""
+        return self.conversion.to_dict() | {"nll": self.nll, "notes": self.notes}
 
 
-def convert_checkpoint(
-    source: Checkpoint,
+def convert(
+    source: str | Path | None,
     target: str | Path,
-    options: Options,
     *,
-    calibration: Calibration | None = None,
+    to: Layout | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    shard_size: int | str | None = None,
+    shards: int | None = None,
+    kv_heads: int | None = None,
+    calibrate: str | Path | None = None,
+    vocab_size: int | None = None,
+    pad_vocab_to: int | None = None,
     verify: bool = False,
     overwrite: bool = False,
-    running: Callable[[int], int] = lambda result: 0,
+    llama_version: str | None = None,
+    instruct: bool = False,
+    threads: int | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: Progress = lambda count: None,
-) -> Conversion:
-    """Writes `source` as `target`, which appears once it is whole; an interrupted run is gone on with.
+    calibrating: Callable[[float], None] = lambda share: None,
+) -> Converted:
+    """Writes a model in another layout or type. The result appears when it is complete; an interrupted run is resumed.
 
     Args:
-        target: a folder, or a file for GGUF.
-        calibration: measures the importance of the inputs of matrices, for the quantiser.
-        verify: read the result back and compare every tensor.
-        overwrite: replace what is at `target`.
-        running: of the result's bytes, those of memory that the caller takes to run either model.
+        source: a folder in Hugging Face's or Meta's layout, or a GGUF file, detected from the content; None means the
+            default model.
+        target: a new folder, or for GGUF a new file.
+        to: "hf", "meta" or "gguf"; None means gguf with `quantize`, else hf.
+        dtype: "float32", "float16" or "bfloat16"; None keeps the source's type, and turns quantised weights into
+            float32, which holds their values exactly.
+        quantize: a format or mix of GGUF, such as "q8_0" or "Q4_K_M", in any case of letters.
+        shard_size: most bytes per file in Hugging Face's layout: a number, or a string such as "5GB", the default.
+        shards: the number of files instead; in Meta's layout, the number of parts into which matrices are split.
+        kv_heads: pool key and value heads, group by group, to this number.
+        calibrate: a text; the quantiser weighs errors by the size of each matrix's inputs on it.
+        vocab_size: rows of embedding and head: truncated, or extended by copies of their mean.
+        pad_vocab_to: round the number of rows up to a multiple.
+        verify: read all tensors back and compare them; encode a sample text with both models and measure the change in
+            negative log-likelihood.
+        overwrite: replace the file or folder at `target`.
+        llama_version: the release of Meta's files ("1", "2", "code", "3", "3.1", "3.2", "3.3"), if they do not show
+            it; it determines the context.
+        instruct: add Llama 3's chat template to the tokenizer; Meta's files have none.
+        threads: threads of the quantiser; None means one per physical core.
         on_plan: called with the plan before anything is written.
-        progress: called with the bytes written (and, with `verify`, read back) since the last call.
+        progress: called with the bytes written, or with `verify` read back, since its last call.
+        calibrating: called with the share of the calibration text that was read.
 
     Raises:
-        CheckpointError: the source is damaged, or cannot be expressed in the layout.
-        StorageError: no space, no permission, or something at `target` already.
+        ModelNotFoundError: there is no model at `source`.
+        CheckpointError: the source is damaged, or the result cannot be expressed in the layout.
+        StorageError: there is no space or permission, or `target` exists already.
     """
+    path = locate_model(source)
+    options = Options(
+        to, dtype, quantize, shard_size, shards, kv_heads, vocab_size, pad_vocab_to, instruct, threads
+    )  # fmt: skip
+    if calibrate is not None and (quantize is None or FORMATS[find_mix(quantize).main].values == 1):
+        raise RequestError("calibrate weighs the errors of a quantiser; give a format of blocks with quantize too")
+    checkpoint = open_checkpoint(path, llama_version)
+    text = None if calibrate is None else read_text(checkpoint, Path(calibrate))
     options.check()
-    goal = _goal(target, options.layout, overwrite, source)
-    before = opened(source)
-    model = changed(before, options.kv_heads, options.vocab_size, options.pad_vocab_to)
-    if options.instruct:
-        model = chatting(model, options.layout)
-    made = _target(model, goal, options, None if calibration is None else {})
+    destination = _find_destination(target, options.layout, overwrite, checkpoint)
+    edited = edit_checkpoint(checkpoint, options)
+    files = _find_target(edited, destination, options, None if text is None else {})
     started = time.perf_counter()
-    with partial(goal, _record(source, options, calibration)) as place:
-        waiting = {file.name for file in made.files if not (place / file.name).exists()}
-        plan = make_plan(before, model, goal, options, made, waiting, running)
-        if calibration is not None:
-            plan.notes.extend(calibration.notes)
-        check_space(plan, goal)
+    with partial(destination, _record(checkpoint, options, text)) as folder:
+        unfinished = {file.name for file in files.files if not (folder / file.name).exists()}
+        plan = make_plan(checkpoint, edited, destination, options, files, unfinished, text is not None, verify)
+        plan.notes.extend(() if text is None else text.notes)
+        check_space(plan, destination)
         on_plan(plan)
-        done = Conversion(plan)
-        if calibration is not None:
-            made = _target(model, goal, options, calibration.measure())
-        _write(made, waiting, place, progress)
-        single = goal.name if options.layout == "gguf" else None
-        if single is None:
-            with storage_errors(goal):
-                done.notes += made.finish(place)
+        if text is not None:
+            importance = measure_importance(checkpoint, text, threads, calibrating)
+            files = _find_target(edited, destination, options, importance)
+        _write(files, unfinished, folder, progress)
+        with storage_errors(destination):
+            conversion = Conversion(plan, notes=files.finish(folder))
+        single = destination.name if options.layout == "gguf" else None
         if verify:
-            try:
-                done.verified = _verify(place if single is None else place / single, made, progress)
-            except CheckpointError:
-                for file in made.files:  # no later run may go on with them
-                    (place / file.name).unlink(missing_ok=True)
-                raise
-        publish(place, goal, single, overwrite)
-    done.errors = error_report.changes(before.tensors, made.tensors)
-    done.seconds = time.perf_counter() - started
-    return done
+            conversion.verified = _verify(files, folder, single, progress)
+        publish(folder, destination, single, overwrite)
+    conversion.errors = relative_errors(checkpoint.tensors, files.tensors)
+    conversion.seconds = time.perf_counter() - started
+    converted = Converted(conversion, notes=[*plan.notes, *conversion.notes])
+    if verify and checkpoint.head == "lm":
+        release = plan.llama_version or (llama_version if options.layout == "meta" else None)
+        converted.nll, notes = compare_nll(checkpoint, destination, release, threads)
+        converted.notes += notes
+    return converted
 
 
 def convert_tokenizer(
     source: str | Path, target: str | Path, to: Layout | None = None, *, instruct: bool = False, overwrite: bool = False
 ) -> list[str]:
-    """Writes only the tokenizer of `source` into a new folder, as that layout has it; returns what to know.
+    """Writes only the tokenizer of `source` into a new folder, in the files of the layout; returns notes for the user.
 
     Raises:
         CheckpointError: the layout is GGUF, whose tokenizer is part of the model's file.
-        StorageError: as in `convert_checkpoint`.
+        StorageError: as for `convert`.
         TokenizerError: there is no tokenizer at `source`.
     """
     layout = Options(to=to).layout
     if layout == "gguf":
-        raise CheckpointError("a GGUF file has its tokenizer inside; convert the model, or give --to hf or meta")
+        raise CheckpointError("the tokenizer is part of a GGUF file; convert the model, or give --to hf or meta")
+    source, destination = Path(source), folder_path(target)
     if instruct:
-        check_instruct(Path(source), layout)
-    goal = folder_path(target)
-    check_goal(goal, overwrite, (Path(source),))
-    with partial(goal, {"to": layout, "instruct": instruct} | _files_record(tokenizer_files(Path(source)))) as place:
-        with storage_errors(goal):
+        check_instruct(source, layout)
+    check_goal(destination, overwrite, (source,))
+    with partial(destination, {"to": layout, "instruct": instruct} | _files_record(tokenizer_files(source))) as folder:
+        with storage_errors(destination):
             if layout == "meta":
-                notes = write_meta_tokenizer(Path(source), place)
+                notes = write_meta_tokenizer(source, folder)
             else:
-                notes = write_hf_tokenizer(Path(source), place, instruct)
-        if not any(path.name.startswith("tokenizer") for path in place.iterdir()):
+                notes = write_hf_tokenizer(source, folder, instruct)
+        if not any(path.name.startswith("tokenizer") for path in folder.iterdir()):
             raise TokenizerError(f"{source}: {'; '.join(notes)}")
-        publish(place, goal, None, overwrite)
+        publish(folder, destination, None, overwrite)
     return notes
 
 
-def _target(model: Model, goal: Path, options: Options, importance: Importance | None) -> Target:
-    layout, dtype = options.layout, find_dtype(options.dtype)
-    mix = None if options.quantize is None else find_mix(options.quantize)
-    if layout == "gguf":
-        return gguf_target(model, goal.name, dtype, mix, importance, options.threads, options.instruct)
-    if layout == "meta":
-        return meta_target(model, dtype, options.shards)
-    return hf_target(model, dtype, options.shard_size, options.shards, options.instruct)
+def _find_destination(target: str | Path, layout: Layout, overwrite: bool, source: Checkpoint) -> Path:
+    destination = folder_path(target)
+    if layout == "gguf" and destination.is_dir() and not destination.is_symlink():
+        example = destination / (destination.name + ".gguf")
+        raise StorageError(f"{destination} is a folder; a GGUF file needs a name, such as {example}")
+    if layout != "gguf" and destination.suffix == ".gguf":
+        raise StorageError(f"{destination} would be a folder in layout {layout!r}; for a GGUF file give --to gguf")
+    check_goal(destination, overwrite, (source.path, *source.files, source.tokenizer))
+    return destination
 
 
-def _goal(target: str | Path, layout: Layout, overwrite: bool, source: Checkpoint) -> Path:
-    goal = folder_path(target)
-    if layout == "gguf" and goal.is_dir() and not goal.is_symlink():
-        raise StorageError(f"{goal} is a folder; a GGUF file needs a name, such as {goal / (goal.name + '.gguf')}")
-    if layout != "gguf" and goal.suffix == ".gguf":
-        raise StorageError(f"{goal} would be a folder in layout {layout!r}; for a GGUF file give --to gguf")
-    check_goal(goal, overwrite, (source.path, *source.files, source.tokenizer))
-    return goal
+def _find_target(edited: Checkpoint, destination: Path, options: Options, importance: Importance | None) -> Target:
+    if options.layout == "gguf":
+        return gguf_target(edited, destination.name, options, importance)
+    return meta_target(edited, options) if options.layout == "meta" else hf_target(edited, options)
 
 
-def _write(made: Target, waiting: Container[str], place: Path, progress: Progress) -> None:
-    """Writes the big files that are waiting."""
-    for file in made.files:
-        if file.name in waiting:
-            with made_ahead(file.tensors) as tensors:
-                file.write(place / file.name, [_counted(tensor, progress) for tensor in tensors])
+def _write(target: Target, unfinished: Container[str], folder: Path, progress: Progress) -> None:
+    """Writes the large files that an interrupted run has not written."""
+    for file in target.files:
+        if file.name in unfinished:
+            with prefetched(file.tensors) as tensors:
+                file.write(folder / file.name, [_reported(tensor, progress) for tensor in tensors])
         else:
             progress(file.bytes)
 
 
-def _counted(tensor: NewTensor, progress: Progress) -> NewTensor:
+def _reported(tensor: NewTensor, progress: Progress) -> NewTensor:
+    """Returns a tensor whose bytes are reported to `progress` when they have been written."""
+
     def data() -> Iterator[Buffer]:
         for piece in tensor.pieces():
             yield piece
@@ -207,50 +235,38 @@ def _counted(tensor: NewTensor, progress: Progress) -> NewTensor:
     return replace(tensor, data=data)
 
 
-def _verify(path: Path, made: Target, progress: Progress) -> int:
-    """Compares every tensor of the result with what was to be written; returns their number."""
-    written = open_checkpoint(path).tensors
-    if written.keys() != made.tensors.keys():
-        odd = sorted(written.keys() ^ made.tensors.keys())
-        raise CheckpointError(f"{path}: tensors {odd[:5]} are not as intended; the disk may be failing, convert again")
-    for name, rows in made.tensors.items():
-        for wanted, found in zip(pieces(rows), _alike(written[name], rows), strict=True):
-            if not np.array_equal(wanted, found):
-                raise CheckpointError(f"{path}: {name} is not as intended; the disk may be failing, convert again")
-            progress(found.nbytes)
-    return len(written)
+def _verify(target: Target, folder: Path, single: str | None, progress: Progress) -> int:
+    try:
+        return verify_tensors(folder if single is None else folder / single, target, progress)
+    except CheckpointError:
+        for file in target.files:  # a later run must not resume with them
+            (folder / file.name).unlink(missing_ok=True)
+        raise
 
 
-def _alike(found: Rows, wanted: Rows) -> Iterator[Any]:
-    """Pieces of the same rows as those of `wanted`."""
-    if found.format != wanted.format or found.shape != wanted.shape:
-        raise CheckpointError(f"{found.name} is {found.format.name} {found.shape}, not as intended; convert again")
-    yield from pieces(found, step=rows_at_once(wanted))
-
-
-def _record(source: Checkpoint, options: Options, calibration: Calibration | None) -> dict[str, Any]:
-    """Everything that decides what is written: the same record, the same files."""
+def _record(source: Checkpoint, options: Options, text: CalibrationText | None) -> dict[str, Any]:
+    """Returns everything that determines the written files: runs with equal records write equal files."""
     return _files_record([*source.files, *tokenizer_files(source.tokenizer)]) | {
         "kind": source.kind,
         "config": repr(source.config),
         "generation_config": repr(source.generation_config),
-        "options": asdict(replace(options, to=options.layout, threads=None)),  # threads change no bytes
-        "calibration": calibration and calibration.text,
+        "options": asdict(replace(options, to=options.layout, threads=None)),  # threads do not change the bytes
+        "calibration": text and text.digest,
     }
 
 
 def _files_record(files: Iterable[Path]) -> dict[str, Any]:
-    """What tells files from others, all of which can be read.
+    """Returns the identity of the source's files: path, size and time of change.
 
     Raises:
-        CheckpointError: one cannot.
+        CheckpointError: a file cannot be read.
     """
-    found = []
+    identities = []
     for path in dict.fromkeys(files):
         try:
             with path.open("rb") as file:
                 stat = os.fstat(file.fileno())
         except OSError as exc:
             raise CheckpointError(f"{path} cannot be read ({exc.strerror}); check its permissions") from exc
-        found.append([ascii(str(path.resolve())), stat.st_size, stat.st_mtime_ns])  # names need not be UTF-8
-    return {"puna": __version__, "files": found}
+        identities.append([ascii(str(path.resolve())), stat.st_size, stat.st_mtime_ns])  # names need not be UTF-8
+    return {"puna": __version__, "files": identities}

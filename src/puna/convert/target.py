@@ -1,4 +1,4 @@
-"""What a conversion writes: big files of tensors, then the small files that make them a model."""
+"""The files that a conversion writes: large files of tensors, then the small files that complete the model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,27 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from puna.checkpoint.weight import Rows
-from puna.convert.lazy_rows import pieces
+import numpy as np
+
+from puna.checkpoint import Checkpoint
+from puna.checkpoint.names import EMBEDDING, expected_tensors
+from puna.checkpoint.weight import RowSource
+from puna.convert.lazy_rows import Cast, pack, pieces, values
+from puna.errors import CheckpointError
+from puna.formats.blocks import FORMATS, BlockFormat
 from puna.formats.new_tensor import NewTensor
+
+_PLAIN_TYPES = {
+    spelling.lower(): form
+    for form in FORMATS.values()
+    if form.pack is not None
+    for spelling in (form.name, str(form.torch), f"torch.{form.torch}")
+}
 
 
 @dataclass(frozen=True)
 class NewFile:
-    """A file of tensors to be written by `write`, which gets its path and the tensors."""
+    """A file of tensors; `write(path, tensors)` writes it."""
 
     name: str
     tensors: tuple[NewTensor, ...]
@@ -22,32 +35,80 @@ class NewFile:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tensors; headers are small."""
+        """Bytes of the tensors, without the header, which is small."""
         return sum(tensor.size for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Everything to be written.
+    """All files of the converted model.
 
     Attributes:
-        files: the big files.
-        finish: writes the small ones into the folder, and returns what the user should know.
-        tensors: what a reader will find under Hugging Face's names, in their order of rows.
-        fallbacks: formats of matrices whose rows do not fit the format they should have, by name.
-        notes: what of the model the layout does not hold, or its readers take otherwise.
-        llama_version: in Meta's layout, the release to read it as, where the files do not show it.
+        files: the large files.
+        finish: writes the small files into a folder and returns notes for the user.
+        tensors: the tensors that a reader of the files gets, under Hugging Face's names and in its order of rows.
+        fallbacks: formats of the matrices whose rows do not fit the format of the mix, by name.
+        notes: settings that the layout cannot hold or that its readers interpret differently.
+        llama_version: in Meta's layout, the release to pass when reading the files, if they do not show it.
     """
 
     files: tuple[NewFile, ...]
     finish: Callable[[Path], list[str]]
-    tensors: Mapping[str, Rows]
+    tensors: Mapping[str, RowSource]
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     llama_version: str | None = None
 
 
-def new_tensor(name: str, rows: Rows, first: int = 0, last: int | None = None) -> NewTensor:
-    """A tensor to be written from some rows of a source."""
-    end = rows.shape[0] if last is None else last
-    return NewTensor(name, rows.format, (end - first, *rows.shape[1:]), partial(pieces, rows, first, end))
+def new_tensor(name: str, source: RowSource, first: int = 0, last: int | None = None) -> NewTensor:
+    """Returns a tensor to be written with the rows `first` to `last` - 1 of `source`."""
+    end = source.shape[0] if last is None else last
+    return NewTensor(name, source.format, (end - first, *source.shape[1:]), partial(pieces, source, first, end))
+
+
+def find_dtype(name: str | None) -> BlockFormat | None:
+    """Returns the plain type called `name` ("bfloat16", "bf16", ...), in any case of letters; None for None.
+
+    Raises:
+        CheckpointError: there is no such type.
+    """
+    if name is None:
+        return None
+    form = _PLAIN_TYPES.get(str(name).lower())
+    if form is None:
+        raise CheckpointError(f"dtype is {name!r}; it must be float32, float16 or bfloat16")
+    return form
+
+
+def main_type(checkpoint: Checkpoint, dtype: BlockFormat | None) -> BlockFormat:
+    """Returns the plain type of most tensors: the requested one, else the source's.
+
+    The default for a quantised source is float32, the only type that holds all values of blocks exactly.
+    """
+    if dtype is not None:
+        return dtype
+    if any(weight.format.values > 1 for weight in checkpoint.tensors.values()):
+        return FORMATS["f32"]
+    return checkpoint.tensors[EMBEDDING].format
+
+
+def plain_tensors(checkpoint: Checkpoint, dtype: BlockFormat | None) -> dict[str, RowSource]:
+    """Returns the tensors with plain types, in the order of the table of names; None as `dtype` keeps their types."""
+    main = main_type(checkpoint, dtype)
+    names = [name for name, _ in expected_tensors(checkpoint.config, checkpoint.head)]
+    return {name: _plain(checkpoint.tensors[name], main, dtype) for name in names if name in checkpoint.tensors}
+
+
+def _plain(source: RowSource, main: BlockFormat, dtype: BlockFormat | None) -> RowSource:
+    """Casts a tensor to `main` if the user requested it, if it is quantised, or if a vector keeps its values."""
+    if source.format == main:
+        return source
+    if dtype is not None or source.format.values > 1 or (len(source.shape) == 1 and _keeps_values(source, main)):
+        return Cast(source, main)
+    return source
+
+
+def _keeps_values(source: RowSource, to: BlockFormat) -> bool:
+    """Whether a vector has the same values in another type: GGUF files hold norms as float32 whatever they were."""
+    numbers = values(source, np.arange(source.shape[0])).reshape(-1)
+    return bool(np.array_equal(to.decode(pack(numbers, to).reshape(-1)), numbers, equal_nan=True))

@@ -1,97 +1,102 @@
-"""A GGUF file: metadata as llama.cpp's converter writes them, matrices as they were, cast or quantised."""
+"""A GGUF file: metadata as llama.cpp's converter writes them; matrices copied, cast or quantised."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.checkpoint import Checkpoint, Weight
 from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors, from_hf, interleaved_rows
-from puna.checkpoint.weight import Rows
+from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
+from puna.convert.calibration import Importance
 from puna.convert.gguf_metadata import gguf_metadata, gguf_notes, rope_tensors
-from puna.convert.lazy_rows import Cast, Quantized, Reordered
-from puna.convert.mixes import MIXES, Mix, choose
-from puna.convert.model import Model, main_type
-from puna.convert.target import NewFile, Target, new_tensor
+from puna.convert.lazy_rows import Cast, Quantized
+from puna.convert.mixes import MIXES, Mix, choose, find_mix
+from puna.convert.options import Options
+from puna.convert.settings import stored_metadata
+from puna.convert.target import NewFile, Target, find_dtype, main_type, new_tensor
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat
 from puna.formats.gguf_writer import write_gguf
 from puna.formats.new_tensor import NewTensor
 
-Importance = dict[str, NDArray[np.float32]]
-"""How much each input of a matrix matters, by Hugging Face's name of the matrix."""
 
-
-def gguf_target(
-    model: Model,
-    name: str,
-    dtype: BlockFormat | None = None,
-    mix: Mix | None = None,
-    importance: Importance | None = None,
-    threads: int | None = None,
-    instruct: bool = False,
-) -> Target:
-    """One file called `name`.
+def gguf_target(checkpoint: Checkpoint, name: str, options: Options, importance: Importance | None = None) -> Target:
+    """Returns the GGUF file called `name`.
 
     Args:
-        dtype: a plain type for all matrices; None keeps what they are.
-        mix: formats to quantise to.
-        importance: of the inputs, where they were measured.
-        instruct: give Llama 3's chat template to its tokenizer.
+        importance: the importance of the inputs of matrices if it was measured; an empty dict before the measurement.
 
     Raises:
-        CheckpointError: the model has something that GGUF or llama.cpp has not.
+        CheckpointError: GGUF or llama.cpp has no equivalent of a property of the model.
         TokenizerError: the tokenizer cannot be expressed.
     """
-    if model.head != "lm":
-        raise CheckpointError(f"the model's head is {model.head!r}; GGUF files of LLaMAs hold language models only")
-    config = model.config
-    tensors: dict[str, Rows] = {}
+    dtype = find_dtype(options.dtype)
+    mix = None if options.quantize is None else find_mix(options.quantize)
+    if checkpoint.head != "lm":
+        raise CheckpointError(
+            f"the model's head is {checkpoint.head!r}; GGUF files of LLaMAs hold language models only"
+        )
+    config = checkpoint.config
+    tensors: dict[str, RowSource] = {}
     fallbacks: dict[str, str] = {}
-    new: list[NewTensor] = []
-    for hf, _ in expected_tensors(config, "lm"):
-        rows = model.tensors[hf]
-        if len(rows.shape) == 1:
-            stored: Rows = rows if rows.format.name == "f32" else Cast(rows, FORMATS["f32"])
-        elif mix is not None:
-            form, wanted = choose(mix, hf, rows.shape[1], config, importance is not None)
-            if form != wanted:
+    for hf, shape in expected_tensors(config, "lm"):
+        weight = checkpoint.tensors[hf]
+        form = FORMATS["f32"] if len(shape) == 1 else dtype or weight.format
+        if mix is not None and len(shape) > 1:
+            form, preferred = choose(mix, hf, shape[1], config, importance is not None)
+            if form != preferred:
                 fallbacks[hf] = form.name
-            stored = _formatted(rows, form, _importance_of(hf, importance, config), threads)
-        else:
-            stored = rows if dtype is None else _formatted(rows, dtype, None, threads)
-        tensors[hf] = stored
-        gguf, order = from_hf(hf, "gguf"), interleaved_rows(hf, config)
-        assert gguf is not None, "the table names every tensor of a language model"
-        new.append(new_tensor(gguf, stored if order is None else Reordered(stored, np.argsort(order))))
-    for hf, numbers in rope_tensors(config).items():
-        new.append(NewTensor(hf, FORMATS["f32"], numbers.shape, numbers))
-    quantised = any(rows.format.values > 1 for rows in tensors.values())
-    metadata = gguf_metadata(model, _file_type(model, tensors, dtype, mix), quantised, instruct)
-    file = NewFile(name, tuple(new), lambda path, some: write_gguf(path, metadata, some))
-    return Target((file,), lambda folder: [], tensors, fallbacks, gguf_notes(model))
+        tensors[hf] = _converted(weight, form, _importance_of(hf, importance, config), options.threads)
+    new = [_new_tensor(name, source, config) for name, source in tensors.items()]
+    new += [NewTensor(key, FORMATS["f32"], numbers.shape, numbers) for key, numbers in rope_tensors(config).items()]
+    stored = stored_metadata(checkpoint)
+    quantised = any(source.format.values > 1 for source in tensors.values())
+    file_type = _file_type(checkpoint, tensors, dtype, mix, stored)
+    metadata = gguf_metadata(checkpoint, stored, file_type, quantised, options.instruct)
+    file = NewFile(name, tuple(new), lambda path, written: write_gguf(path, metadata, written))
+    return Target((file,), lambda folder: [], tensors, fallbacks, gguf_notes(checkpoint))
 
 
 def _importance_of(name: str, importance: Importance | None, config: LlamaConfig) -> NDArray[np.float32] | None:
-    """Of a tied head too, which is measured as the head and stored as the embedding."""
+    """Returns the importance of a matrix's inputs. A tied head is measured as the head and stored as the embedding."""
     measured = HEAD if name == EMBEDDING and config.tie_word_embeddings else name
     return (importance or {}).get(measured)
 
 
-def _formatted(rows: Rows, form: BlockFormat, importance: NDArray[np.float32] | None, threads: int | None) -> Rows:
-    if rows.format == form:
-        return rows
-    return Cast(rows, form) if form.values == 1 else Quantized(rows, form, importance, threads)
+def _converted(
+    source: Weight, form: BlockFormat, importance: NDArray[np.float32] | None, threads: int | None
+) -> RowSource:
+    if source.format == form:
+        return source
+    return Cast(source, form) if form.values == 1 else Quantized(source, form, importance, threads)
 
 
-def _file_type(model: Model, tensors: dict[str, Rows], dtype: BlockFormat | None, mix: Mix | None) -> int:
-    """llama.cpp's number of what most of the file is; of a file kept as it was, what it said itself."""
+def _new_tensor(name: str, source: RowSource, config: LlamaConfig) -> NewTensor:
+    """Returns a tensor under GGUF's name and in GGUF's order of rows."""
+    gguf, order = from_hf(name, "gguf"), interleaved_rows(name, config)
+    assert gguf is not None, "every tensor of a language model has a name in GGUF"
+    return new_tensor(gguf, source if order is None else Weight(name, (source,), order=np.argsort(order)))
+
+
+def _file_type(
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, RowSource],
+    dtype: BlockFormat | None,
+    mix: Mix | None,
+    metadata: Mapping[str, Any],
+) -> int:
+    """Returns general.file_type: llama.cpp's code for the dominant tensor type; copied if the tensors are copied."""
     if mix is not None:
         return mix.file_type
-    if model.kind == "gguf" and all(rows.format == model.tensors[name].format for name, rows in tensors.items()):
-        said = model.metadata.get("general.file_type")
-        if type(said) is int:
-            return said
-    kinds = [rows.format for rows in tensors.values() if len(rows.shape) > 1]
-    main = max(kinds, key=kinds.count) if kinds else main_type(model, dtype)
+    if all(source.format == checkpoint.tensors[name].format for name, source in tensors.items()):
+        stored = metadata.get("general.file_type")
+        if type(stored) is int:
+            return stored
+    formats = [source.format for source in tensors.values() if len(source.shape) > 1]
+    main = max(formats, key=formats.count) if formats else main_type(checkpoint, dtype)
     return MIXES[main.name.lower()].file_type

@@ -8,65 +8,64 @@ from typing import Any
 
 import numpy as np
 
+from puna.checkpoint import Checkpoint, Weight
 from puna.checkpoint.meta import same_bytes, shard_name
 from puna.checkpoint.meta_params import LLAMA3_VOCABULARY, PARAMS, RELEASES, params_from_config, read_as
-from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors, from_hf, interleaved_rows, meta_split
-from puna.checkpoint.weight import Rows
+from puna.checkpoint.names import EMBEDDING, HEAD, from_hf, interleaved_rows, meta_split
+from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
-from puna.convert.gguf_metadata import description_notes
-from puna.convert.lazy_rows import Reordered, columns
-from puna.convert.model import Model, main_type, plain
-from puna.convert.target import NewFile, Target, new_tensor
+from puna.convert.lazy_rows import columns
+from puna.convert.options import Options
+from puna.convert.settings import bos_token_id, description_notes, generation_notes, pad_token_id
+from puna.convert.target import NewFile, Target, find_dtype, new_tensor, plain_tensors
 from puna.convert.tokenizer_files import write_meta_tokenizer
 from puna.errors import CheckpointError
 from puna.files import write_json
-from puna.formats.blocks import BlockFormat
 from puna.formats.new_tensor import NewTensor
 from puna.formats.torch_zip_writer import write_torch_zip
 
 _FACTOR = "rope_scaling factor"
 
-_MOST = 100
-"""Shards have two digits."""
+_MAX_SHARDS = 100
+"""The number of a shard has two digits in the file's name."""
 
 
 def published_shards(config: LlamaConfig) -> int:
-    """The number of shards Meta published models of this shape in; 1 for others."""
+    """Returns the number of shards in which Meta published models of this shape; 1 for other shapes."""
     if config.hidden_size == 8192:
         return 4 if config.intermediate_size == 22016 and config.num_key_value_heads == 8 else 8
     return {5120: 2, 6656: 4, 16384: 8}.get(config.hidden_size, 1)
 
 
-def meta_target(model: Model, dtype: BlockFormat | None, shards: int | None = None) -> Target:
-    """The files of a folder; `shards` None means as many as the source had, or as Meta published.
+def meta_target(checkpoint: Checkpoint, options: Options) -> Target:
+    """Returns the files of a folder in Meta's layout.
+
+    The number of shards is the requested one, else that of a source in Meta's layout, else the one Meta published.
 
     Raises:
-        CheckpointError: the model has something Meta's format has not, or cannot be divided so.
+        CheckpointError: Meta's format has no equivalent of a property of the model, or the model cannot be divided into
+            that many shards.
     """
-    if model.head != "lm":
-        raise CheckpointError(f"the model's head is {model.head!r}; Meta's format has language models only")
-    config = model.config
+    dtype = find_dtype(options.dtype)
+    if checkpoint.head != "lm":
+        raise CheckpointError(f"the model's head is {checkpoint.head!r}; Meta's format has language models only")
+    config = checkpoint.config
     params = params_from_config(config)
-    usual = len(model.files) if model.kind == "meta" else published_shards(config)
-    count = usual if shards is None else shards
+    usual = len(checkpoint.files) if checkpoint.kind == "meta" else published_shards(config)
+    count = usual if options.shards is None else options.shards
     _check_divisible(config, count)
-    main = main_type(model, dtype)
-    tensors = {
-        name: plain(model.tensors[name], main, dtype is not None)
-        for name, _ in expected_tensors(config, "lm")
-        if name in model.tensors
-    }
+    tensors = plain_tensors(checkpoint, dtype)
     stored = dict(tensors)
     if config.tie_word_embeddings:
         stored[HEAD] = stored[EMBEDDING]  # Meta's code has no tied head: it loads both
-    version, notes = _unsaid(model, params)
-    notes += [*model.generation_notes(), *description_notes(model)]
+    version, notes = _nearest_release(checkpoint, params)
+    notes += [*generation_notes(checkpoint), *description_notes(checkpoint)]
     if not config.tie_word_embeddings and same_bytes(tensors[EMBEDDING], tensors[HEAD]):
         del tensors[HEAD]
-        notes.append("head and embedding are equal, which readers take for tied ones")
+        notes.append("head and embedding are equal; readers of Meta's files will treat them as tied")
 
     def finish(folder: Path) -> list[str]:
-        notes = write_meta_tokenizer(model.tokenizer, folder)
+        notes = write_meta_tokenizer(checkpoint.tokenizer, folder)
         write_json(folder / PARAMS, params)
         return notes
 
@@ -77,69 +76,73 @@ def meta_target(model: Model, dtype: BlockFormat | None, shards: int | None = No
     return Target(tuple(files), finish, tensors, notes=notes, llama_version=version)
 
 
-def _unsaid(model: Model, params: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-    """The release that Meta's files are best read as, None the one they show, and what even then is not in them."""
-    found = {version: _differences(model, params, version) for version in (None, *RELEASES)}
-    # The factor changes what is computed, the others only how the model is used.
-    nearest = min(found, key=lambda version: (_FACTOR in found[version], len(found[version])))
-    notes = [f"{name} {said}: Meta's files do not say it" for name, said in found[nearest].items()]
+def _nearest_release(checkpoint: Checkpoint, params: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """Returns (release, notes): the Llama release whose defaults lose least, and the settings that even it loses.
+
+    A release of None means the one that readers detect from the files.
+    """
+    losses = {version: _differences(checkpoint, params, version) for version in (None, *RELEASES)}
+    # The factor changes the model's output, the other settings only how the model is used.
+    nearest = min(losses, key=lambda version: (_FACTOR in losses[version], len(losses[version])))
+    notes = [f"{name} {values}: Meta's files do not contain it" for name, values in losses[nearest].items()]
     if nearest is not None:
         notes.append(f"the files do not show their release: `puna convert` reads them with --llama-version {nearest}")
     return nearest, notes
 
 
-def _differences(model: Model, params: Mapping[str, Any], version: str | None) -> dict[str, str]:
-    config = model.config
+def _differences(checkpoint: Checkpoint, params: Mapping[str, Any], version: str | None) -> dict[str, str]:
+    """Returns the settings that a reader of the files gets wrong if it is told the release `version`."""
+    config = checkpoint.config
     read, generation = read_as(params, config.vocab_size, version)
     factor, read_factor = ((one.rope_scaling or {}).get("factor") for one in (config, read))
-    ends, read_ends = ([*sorted(ids)] for ids in (model.generation.eos_token_ids, generation.eos_token_ids))
+    eos, read_eos = ([*sorted(ids)] for ids in (checkpoint.generation.eos_token_ids, generation.eos_token_ids))
     return {
-        what: f"{ours}, read as {theirs}"
-        for what, ours, theirs in (
+        name: f"{ours}, read as {theirs}"
+        for name, ours, theirs in (
             ("context of", config.max_position_embeddings, read.max_position_embeddings),
             (_FACTOR, factor, read_factor),
-            ("bos_token_id", model.bos_token_id, read.bos_token_id),
-            ("pad_token_id", model.pad_token_id, read.pad_token_id),
-            ("ends of answers", ends, read_ends),
+            ("bos_token_id", bos_token_id(checkpoint), read.bos_token_id),
+            ("pad_token_id", pad_token_id(checkpoint), read.pad_token_id),
+            ("EOS tokens", eos, read_eos),
         )
         if ours != theirs
     }
 
 
 def _check_divisible(config: LlamaConfig, count: int) -> None:
-    if not 0 < count <= _MOST:
-        raise CheckpointError(f"{count} shards; give a number from 1 to {_MOST}")
+    if not 0 < count <= _MAX_SHARDS:
+        raise CheckpointError(f"{count} shards; give a number from 1 to {_MAX_SHARDS}")
     kv = config.num_key_value_heads
-    for what, size in (
+    for name, size in (
         ("heads", config.num_attention_heads),
         ("feed-forward width", config.intermediate_size),
         ("width", config.hidden_size),
         ("vocabulary", config.vocab_size),
     ):
         if size % count:
-            raise CheckpointError(f"a {what} of {size} cannot be divided among {count} shards; give another --shards")
+            raise CheckpointError(f"a {name} of {size} cannot be divided among {count} shards; give another --shards")
     if kv % count and count % kv:
         raise CheckpointError(f"{kv} key-value heads cannot be divided among {count} shards; give another --shards")
 
 
-def _slices(config: LlamaConfig, tensors: dict[str, Rows], number: int, count: int) -> Iterator[NewTensor]:
-    """What shard `number` of `count` holds."""
-    for name, rows in tensors.items():
+def _slices(config: LlamaConfig, tensors: dict[str, RowSource], number: int, count: int) -> Iterator[NewTensor]:
+    """Yields the tensors of shard `number` of `count`."""
+    for name, tensor in tensors.items():
         meta = from_hf(name, "meta")
-        assert meta is not None, "biases are refused before"
+        assert meta is not None, "params_from_config refuses biases, the only tensors without a name in Meta's files"
         order = interleaved_rows(name, config)
-        source: Rows = rows if order is None else Reordered(rows, np.argsort(order))
-        axis = meta_split(name, rows.shape)
+        source: RowSource = tensor if order is None else Weight(name, (tensor,), order=np.argsort(order))
+        axis = meta_split(name, tensor.shape)
         if name == EMBEDDING and config.vocab_size >= LLAMA3_VOCABULARY:
             axis = 0
         if axis is None or count == 1:
             yield new_tensor(meta, source)
         elif axis == 1:
-            width = rows.shape[1] // count
+            width = tensor.shape[1] // count
             yield new_tensor(meta, columns(source, number * width, (number + 1) * width))
         else:
             parts = count
-            if ".k_proj." in name or ".v_proj." in name:  # more shards than heads: consecutive ones have the same
+            if ".k_proj." in name or ".v_proj." in name:  # with more shards than heads, consecutive shards share one
                 parts = min(count, config.num_key_value_heads)
-            height, part = rows.shape[0] // parts, number * parts // count
+            height, part = tensor.shape[0] // parts, number * parts // count
             yield new_tensor(meta, source, part * height, (part + 1) * height)

@@ -100,6 +100,11 @@ class StoredTensor:
             raise CheckpointError(f"tensor {self.name!r}: {self.raw.size} bytes stored, but {kind} needs {expected}")
 
     @property
+    def row_memory(self) -> int:
+        """Memory that reading one row needs: its bytes."""
+        return self.format.size(self.shape) // self.shape[0]
+
+    @property
     def data(self) -> Bytes:
         """The flat bytes; a view of the file where they are contiguous there, else a copy."""
         return np.ascontiguousarray(self.raw).reshape(-1)

@@ -219,6 +219,11 @@ class GroupedMatrix:
         return packed
 
     @property
+    def row_memory(self) -> int:
+        """Memory that reading one row needs: its bytes."""
+        return self.format.size(self.shape) // self.shape[0]
+
+    @property
     def data(self) -> Bytes:
         """The packed bytes of all rows, flat."""
         return self.take(np.arange(self.shape[0])).reshape(-1)

@@ -1,0 +1,58 @@
+"""The change in a model's predictions: its negative log-likelihood (NLL) of a sample text, before and after."""
+
+from __future__ import annotations
+
+import math
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from puna.checkpoint import Checkpoint, open_checkpoint
+from puna.convert.calibration import WINDOW
+from puna.errors import PunaError, RequestError
+
+
+def compare_nll(
+    before: Checkpoint, target: Path, llama_version: str | None, threads: int | None
+) -> tuple[dict[str, float], list[str]]:
+    """Compares the model with the converted one at `target` on a sample text.
+
+    Args:
+        llama_version: the release of Meta's files at `target`, if they do not show it.
+
+    Returns:
+        (nll, notes): mean NLL in nats per token, "before" and "after", and the number of "tokens", or an empty dict if
+        they cannot be measured; and notes for the user.
+    """
+    notes: list[str] = []
+    try:
+        return _compare(before, open_checkpoint(target, llama_version), threads, notes), notes
+    except PunaError as exc:
+        return {}, [*notes, f"the change in negative log-likelihood was not measured: {exc}"]
+
+
+def _compare(before: Checkpoint, after: Checkpoint, threads: int | None, notes: list[str]) -> dict[str, float]:
+    from puna.llm import LLM
+
+    text = resources.files("puna").joinpath("sample.txt").read_text("utf-8")
+    llm = LLM(before, threads=threads, max_batch=1)
+    ids = llm.tokenizer.encode(text)
+    sample = ids[: min(WINDOW, llm.config.context_length)]
+    if len(sample) < 2:
+        raise RequestError(f"a context of {llm.config.context_length} tokens leaves nothing to predict")
+    old = float(np.mean(llm.nll(sample)))
+    del llm  # before the next one is loaded: memory for one model is enough
+    llm = LLM(after, threads=threads, max_batch=1)
+    new = float(np.mean(llm.nll(sample)))
+    if llm.tokenizer.encode(text) != ids:
+        notes.append("the tokenizer of the result encodes a sample text to other ids than the source's")
+    if not math.isfinite(old + new):
+        raise RequestError(f"it is {old} before and {new} after")
+    quantised = [any(weight.format.values > 1 for weight in model.tensors.values()) for model in (before, after)]
+    if quantised[0] != quantised[1]:
+        notes.append(
+            "the change in negative log-likelihood includes that of activations, which are rounded to 8 bits where "
+            "weights are quantised"
+        )
+    return {"before": old, "tokens": float(len(sample) - 1), "after": new}

@@ -1,0 +1,61 @@
+"""Settings and metadata of a checkpoint that not every layout can hold, and the notes that say which are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from puna.checkpoint import Checkpoint
+from puna.formats.gguf import open_gguf
+
+_HELD_ELSEWHERE = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
+"""Fields of a generation configuration that the other layouts hold too, or that no reader needs."""
+
+_WRITTEN = (
+    "general.architecture",
+    "general.file_type",
+    "general.quantization_version",
+    "general.alignment",
+    "general.type",
+)
+"""GGUF keys of the group `general` that the converter computes."""
+
+_COMPUTED = ("llama.", "tokenizer.", "split.")
+"""Prefixes of the GGUF keys that affect computation; the converter computes them from the model."""
+
+
+def bos_token_id(checkpoint: Checkpoint) -> int | None:
+    """Returns the id of the BOS token: that of the generation configuration, else that of the model's."""
+    index: int | None = checkpoint.generation.bos_token_id
+    fallback: int | None = checkpoint.config.bos_token_id
+    return fallback if index is None else index
+
+
+def pad_token_id(checkpoint: Checkpoint) -> int | None:
+    """Returns the id of the padding token: that of the generation configuration, else that of the model's."""
+    index: int | None = checkpoint.generation.pad_token_id
+    fallback: int | None = checkpoint.config.pad_token_id
+    return fallback if index is None else index
+
+
+def generation_notes(checkpoint: Checkpoint) -> list[str]:
+    """Returns a note on the generation settings that only Hugging Face's layout holds, if there are any."""
+    fields = {} if checkpoint.generation_config is None else checkpoint.generation_config.to_dict()
+    lost = [f"{name} {value}" for name, value in fields.items() if name not in _HELD_ELSEWHERE]
+    return [f"generation_config's {', '.join(lost)} have no place there"] if lost else []
+
+
+def stored_metadata(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Returns the metadata of a GGUF file; other layouts have none."""
+    return open_gguf(checkpoint.path).metadata if checkpoint.kind == "gguf" else {}
+
+
+def descriptions(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the GGUF metadata that do not affect computation: author, licence, third-party keys."""
+    return {key: metadata[key] for key in metadata if not key.startswith(_COMPUTED) and key not in _WRITTEN}
+
+
+def description_notes(checkpoint: Checkpoint) -> list[str]:
+    """Returns a note on the descriptions that only a GGUF file holds, if there are any."""
+    keys = [key.removeprefix("general.") for key in descriptions(stored_metadata(checkpoint)) if key != "general.name"]
+    return [f"what the file says of the model ({', '.join(keys)}) has no place there"] if keys else []
