@@ -12,8 +12,8 @@ constexpr int kStreamCache = kSecondCache;
 constexpr int kStreamCache = kFirstCache;
 #endif
 
-#if defined(__AVX512F__)
 // Lanes of one register; the vector types below consist of kParts registers.
+#if defined(__AVX512F__)
 constexpr int kWidth = 16;
 #elif defined(__AVX2__)
 constexpr int kWidth = 8;
