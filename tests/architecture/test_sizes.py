@@ -1,0 +1,55 @@
+"""Sizes that keep a package readable: files of about 300 lines, functions of about 30, subpackages where one grows."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.source_tree import modules, short_path
+
+FILE_LINES = 400
+"""Limit of a file. About 300 is the aim; the public interface of a Hugging Face class may need more."""
+
+FOLDER_FILES, FOLDER_LINES = 20, 3000
+"""Limits of what one folder holds without its subpackages."""
+
+FUNCTION_LINES, USUAL_FUNCTION_LINES = 60, 30
+"""Limit of a function's body without its docstring, and the limit that 95 of 100 functions keep."""
+
+
+@pytest.mark.parametrize("path", modules(), ids=short_path)
+def test_files_are_short(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= FILE_LINES, f"{path.name} has {lines} lines; split it by meaning"
+
+
+def test_large_packages_have_subpackages():
+    folders: dict[Path, list[int]] = defaultdict(list)
+    for path in modules():
+        folders[path.parent].append(len(path.read_text().splitlines()))
+    for folder, sizes in folders.items():
+        assert len(sizes) <= FOLDER_FILES, f"{folder.name}/ holds {len(sizes)} files; make a subpackage"
+        assert sum(sizes) <= FOLDER_LINES, f"{folder.name}/ holds {sum(sizes)} lines; make a subpackage"
+
+
+def test_the_tokenizer_keeps_to_22_files():
+    assert sum("tokenizer" in path.parts for path in modules()) <= 22
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def test_functions_are_short():
+    sizes = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                sizes[f"{short_path(path)}:{node.lineno} {node.name}"] = body_lines(node)
+    longest = max(sizes, key=lambda name: sizes[name])
+    assert sizes[longest] <= FUNCTION_LINES, f"{longest} has {sizes[longest]} lines"
+    assert sum(size > USUAL_FUNCTION_LINES for size in sizes.values()) <= len(sizes) / 20
