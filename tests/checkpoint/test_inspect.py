@@ -14,6 +14,8 @@ from puna.checkpoint import inspect_checkpoint
 from puna.config import GenerationConfig
 from puna.errors import ModelNotFoundError
 from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder, write_gguf
+from tests.conftest import SHARED
+from tests.golden.files import TOKENIZER
 
 
 def test_smollm2(smollm2: Path) -> None:
@@ -29,31 +31,50 @@ def test_smollm2(smollm2: Path) -> None:
     assert json.loads(json.dumps(report.to_dict()))["rope"] == {"rope_type": "default", "rope_theta": 100000.0}
 
 
-def test_a_folder(tmp_path: Path, shared: Path) -> None:
-    config = tiny_config(vocab_size=32000, dtype="float16", bos_token_id=1, eos_token_id=32001, something_else=3)
+# SentencePiece models and their number of pieces.
+TOKENIZERS = {"golden": (TOKENIZER, 512)}
+if SHARED.is_dir():
+    TOKENIZERS["llama2"] = (SHARED / "fixtures/tokenizers/llama2-tokenizer.model", 32000)
+
+
+@pytest.fixture(params=TOKENIZERS)
+def vocabulary(request: pytest.FixtureRequest) -> tuple[Path, int]:
+    return TOKENIZERS[request.param]
+
+
+def test_a_folder(tmp_path: Path, vocabulary: tuple[Path, int]) -> None:
+    model, size = vocabulary
+    config = tiny_config(vocab_size=size, dtype="float16", bos_token_id=1, eos_token_id=size + 1, something_else=3)
     tensors = {name: tensor.bfloat16() for name, tensor in tiny_tensors(config).items()}
     write_folder(tmp_path, config, tensors, shards=2)
-    shutil.copy(shared / "fixtures/tokenizers/llama2-tokenizer.model", tmp_path / "tokenizer.model")
+    shutil.copy(model, tmp_path / "tokenizer.model")
     report = inspect_checkpoint(tmp_path)
     assert report.errors == [] and (report.kind, report.container) == ("hf", "safetensors")
     assert len(report.files) == 2 and report.bytes == sum(file["bytes"] for file in report.files)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     assert report.dtypes == {"bf16": {"tensors": len(tensors), "parameters": parameters, "bytes": 2 * parameters}}
-    assert report.vocabulary == {"rows": 32000, "tokens": 32000}
+    assert report.vocabulary == {"rows": size, "tokens": size}
     said = "\n".join(report.warnings)
-    for part in ("no generation_config", "says float16, the weights are bfloat16", "eos token id 32001 is beyond"):
+    for part in (
+        "no generation_config",
+        "says float16, the weights are bfloat16",
+        f"eos token id {size + 1} is beyond",
+    ):
         assert part in said
     assert "something_else" in said and report.chat_template is False and "no chat template" in said
 
 
 @pytest.mark.parametrize(("ids", "said"), [((1, 2, None), None), ((1, [7, 2], None), None), ((3, [7, 9], 5), "differ")])
-def test_ids_that_the_tokenizer_has_otherwise(tmp_path: Path, shared: Path, ids: Any, said: str | None) -> None:
-    config = tiny_config(vocab_size=32000)
+def test_ids_that_the_tokenizer_has_otherwise(
+    tmp_path: Path, vocabulary: tuple[Path, int], ids: Any, said: str | None
+) -> None:
+    model, size = vocabulary
+    config = tiny_config(vocab_size=size)
     write_folder(tmp_path, config, tiny_tensors(config))
     GenerationConfig(eos_token_id=ids[1]).save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(fields | {"bos_token_id": ids[0], "pad_token_id": ids[2]}))
-    shutil.copy(shared / "fixtures/tokenizers/llama2-tokenizer.model", tmp_path / "tokenizer.model")
+    shutil.copy(model, tmp_path / "tokenizer.model")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "pad_token": "<unk>"}')
     warnings = [line for line in inspect_checkpoint(tmp_path).warnings if "in the tokenizer" in line]
     expected = [

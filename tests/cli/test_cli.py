@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from puna import LLM, __version__
 from puna.cli import app
+from tests.golden.files import TEXT, read_expected
 
 PUNA = str(Path(sys.executable).with_name("puna"))
 pytest.importorskip("torch")
@@ -94,6 +95,22 @@ def test_perplexity_follows_its_definition(tiny_model, tmp_path):
     assert out["tokens"] == 50 - 4
     assert out["nll"] == pytest.approx(losses.mean(), rel=1e-6)
     assert out["perplexity"] == pytest.approx(math.exp(out["nll"]))
+
+
+@pytest.mark.slow
+def test_smollm2_predicts_the_golden_text_as_transformers_does(smollm2):
+    out = as_json("perplexity", str(TEXT), "--context", "512", "--max-tokens", "512", "--backend", "torch")
+    expected = read_expected()["smollm2"]["first"]
+    assert out["tokens"] == expected["tokens"] == 511
+    assert out["nll"] == pytest.approx(expected["nll"], abs=0.0001)
+
+
+@pytest.mark.slow
+def test_rounding_activations_moves_smollm2_s_nll_of_the_golden_text_by_less_than_0_3_percent(smollm2):
+    out = as_json("perplexity", str(TEXT), "--context", "512", "--backend", "native")
+    expected = read_expected()["smollm2"]["all"]
+    assert out["tokens"] == expected["tokens"] == 5023
+    assert out["nll"] == pytest.approx(expected["nll"], rel=0.003)
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
-"""Records the values that the golden tests expect, in expected.json, from implementations other than puna.
+"""Records the values that the golden tests expect from implementations other than puna.
 
 Usage: python -m tests.golden.expect   (after train.py; takes about a minute on one core)
+
+In tokenizer_4.34.1.json and tokenizer_5.23.0.json: what these releases of transformers make of the vocabulary
+(tests/oracles/record_tokenizer.py). In expected.json:
 
     ids      texts and their token ids: sentencepiece, transformers 4.34.1 and the installed transformers agree on them
     logits   some rows of logits of one text: transformers in float64 on the float32 weights
@@ -16,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +32,7 @@ from gguf import MODEL_ARCH, GGUFReader, dequantize, get_tensor_name_map
 from torch.nn.functional import cross_entropy
 
 from tests.conftest import ROOT, smollm2_path
-from tests.golden.files import EXPECTED, HELD_OUT, LAYOUTS, TEXT, TOKENIZER
+from tests.golden.files import EXPECTED, HELD_OUT, LAYOUTS, RECORDS, TEXT, TOKENIZER
 from tests.golden.stories import half_split
 
 CONTEXT, LONGEST = 256, 200
@@ -68,9 +72,14 @@ def checked_ids() -> list[dict[str, Any]]:
 def ids_of_4_34_1(cls: str, texts: list[str]) -> list[list[int]]:
     """The ids that a class of transformers 4.34.1 gives."""
     job = {"folder": str(LAYOUTS["hf"]), "cls": cls, "texts": texts}
-    command = [ROOT / ".oracles/4.34.1/bin/python", ROOT / "tests/oracles/read_tokenizer.py"]
-    run = subprocess.run(command, input=json.dumps({"jobs": [job]}), text=True, check=True, stdout=subprocess.PIPE)
-    return json.loads(run.stdout)[0]["ids"]
+    return run_oracle("4.34.1", "read_tokenizer.py", input=json.dumps({"jobs": [job]}))[0]["ids"]
+
+
+def run_oracle(release: str, script: str, *arguments: str, input: str = "") -> Any:
+    """Runs a script of tests/oracles in the environment of a release of transformers and returns the JSON it prints."""
+    python = sys.executable if release == version("transformers") else ROOT / ".oracles" / release / "bin/python"
+    command = [python, "-W", "ignore", ROOT / "tests/oracles" / script, *arguments]
+    return json.loads(subprocess.run(command, input=input, text=True, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def load(dtype: torch.dtype) -> transformers.LlamaForCausalLM:
@@ -149,7 +158,7 @@ def load_gguf(path: Path) -> transformers.LlamaForCausalLM:
             heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
                 name.split(".")[-2]
             )
-            parameter.copy_(torch.from_numpy(half_split(rows, heads) if heads else rows))
+            parameter.copy_(torch.tensor(half_split(rows, heads) if heads else rows))
     assert not weights
     return model.eval()
 
@@ -168,6 +177,8 @@ def main() -> None:
         "logits": some_logits(exact),
     }
     EXPECTED.write_text(as_json(expected) + "\n")
+    for release, path in RECORDS.items():
+        path.write_text(as_json(run_oracle(release, "record_tokenizer.py", str(LAYOUTS["hf"]))) + "\n")
 
 
 def as_json(value: Any) -> str:

@@ -18,10 +18,12 @@ from puna.formats.gguf import open_gguf
 from puna.tokenizer.files.byte_level import PRE_TOKENIZERS, pre_tokenizer
 from puna.tokenizer.files.gguf import read_vocabulary, sentencepiece_model
 from puna.tokenizer.files.recipes import byte_level_recipe
+from tests.golden.files import LAYOUTS, TEXT, TOKENIZER
 
 from .vocabularies import CORPUS, random_texts, train_sentencepiece
 
 TEXTS = [*random_texts(200, seed=9), *CORPUS, "\n".join(CORPUS)]
+MERGED_TEXTS = ["Once upon a time", "Zoë said: é", "\n\n x  y"]
 
 
 def write(path, model, tokens, types, **fields):
@@ -115,7 +117,20 @@ def test_stories_vocabulary(shared, tmp_path):
     path = write(tmp_path / "m.gguf", "llama", tokens, kinds, token_scores=scores, bos_token_id=1, eos_token_id=2)
     tokenizer = load_tokenizer(path)
     story = (shared / "fixtures/stories260K/expected_greedy_200steps.txt").read_text()
-    for text in (story, "Once upon a time", "Zoë said: é", "\n\n x  y"):
+    assert_merges_greedily(tokenizer, [story, *MERGED_TEXTS], pieces, scores)
+
+
+def test_golden_vocabulary():
+    """The golden checkpoint's tokenizer of 512 pieces, by llama2.c's greedy merge as the oracle."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER))
+    pieces = [processor.id_to_piece(index).replace("▁", " ") for index in range(512)]
+    scores = [processor.get_score(index) for index in range(512)]
+    story = TEXT.read_text().split("\n\n")[0]
+    assert_merges_greedily(load_tokenizer(LAYOUTS["gguf"]), [story, *MERGED_TEXTS], pieces, scores)
+
+
+def assert_merges_greedily(tokenizer, texts, pieces, scores):
+    for text in texts:
         assert tokenizer.encode(text) == [1, *merge_greedily(" " + text, pieces, scores)]
         assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
 

@@ -1,14 +1,22 @@
-"""The classes give what transformers 4.34.1 was measured to give on Llama 2's model, and the published vectors."""
+"""The classes give what transformers 4.34.1 gave on two vocabularies, and the published vectors.
+
+The vocabularies are that of the golden checkpoint and, where shared/ exists, Llama 2's.
+"""
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sentencepiece
 
 from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
+from tests.conftest import SHARED
+from tests.golden.files import LAYOUTS, RECORDS, TOKENIZER, read_expected
 
 CLASSES = {
     "slow_legacy": lambda model: LlamaTokenizer(model, legacy=True),
@@ -17,20 +25,54 @@ CLASSES = {
 }
 
 
+@dataclass
+class Vocabulary:
+    """A SentencePiece model with the record of transformers 4.34.1 on it and published vectors."""
+
+    model: Path
+    record: Path
+    texts: int
+    vectors: list[dict[str, Any]]
+    user_message: str
+
+    @property
+    def records(self) -> dict[str, Any]:
+        return json.loads(self.record.read_text())
+
+
+def vocabularies() -> dict[str, Vocabulary]:
+    vectors = [{"text": example["text"], "ids_with_bos": example["ids"]} for example in read_expected()["ids"]]
+    known = {"golden": Vocabulary(TOKENIZER, RECORDS["4.34.1"], 28, vectors, "Why do llamas hum?")}
+    folder = SHARED / "fixtures/tokenizers"
+    if folder.is_dir():
+        vectors = json.loads((folder / "llama2_vectors.json").read_text())
+        assert len(vectors) == 20
+        model, record = folder / "llama2-tokenizer.model", folder / "llama2_transformers_4.34.1.json"
+        known["llama2"] = Vocabulary(model, record, 20, vectors, "Hello")
+    return known
+
+
+VOCABULARIES = vocabularies()
+
+
+@pytest.fixture(scope="module", params=VOCABULARIES)
+def vocabulary(request):
+    return VOCABULARIES[request.param]
+
+
 @pytest.fixture(scope="module")
-def model(shared: Path) -> Path:
-    return shared / "fixtures/tokenizers/llama2-tokenizer.model"
+def model(vocabulary) -> Path:
+    return vocabulary.model
 
 
 @pytest.fixture(scope="module", params=sorted(CLASSES))
-def recorded(request, shared, model):
-    records = json.loads((shared / "fixtures/tokenizers/llama2_transformers_4.34.1.json").read_text())
-    return CLASSES[request.param](model), records[request.param]
+def recorded(request, vocabulary):
+    return CLASSES[request.param](vocabulary.model), vocabulary.records[request.param]
 
 
-def test_ids_and_decodes(recorded):
+def test_ids_and_decodes(recorded, vocabulary):
     tokenizer, record = recorded
-    assert len(record["r"]) == 20
+    assert len(record["r"]) == vocabulary.texts
     for text, expected in record["r"].items():
         ids = tokenizer(text)["input_ids"]
         assert ids == expected["ids"], text
@@ -41,11 +83,12 @@ def test_ids_and_decodes(recorded):
         assert tokenizer.decode(ids, skip_special_tokens=True) == expected["dec_skip"], text
 
 
-def test_padding_side_keys_and_chat(recorded):
+def test_padding_side_keys_and_chat(recorded, vocabulary):
     tokenizer, record = recorded
     assert tokenizer.padding_side == record["padding_side"]
     assert list(tokenizer("hi")) == record["keys"]
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False) == record["chat"]
+    chat = [{"role": "user", "content": vocabulary.user_message}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == record["chat"]
 
 
 def test_files_written_and_read_back(recorded, tmp_path):
@@ -57,21 +100,55 @@ def test_files_written_and_read_back(recorded, tmp_path):
     assert [again.encode(text) for text in record["r"]] == [expected["ids"] for expected in record["r"].values()]
 
 
-def test_legacy_is_the_default(model):
+def test_the_golden_tokenizer_json_is_read_as_transformers_5_reads_it():
+    record = json.loads(RECORDS["5.23.0"].read_text())["file"]["r"]
+    tokenizer = load_tokenizer(LAYOUTS["hf"])
+    assert len(record) == 28
+    for text, expected in record.items():
+        assert tokenizer.encode(text) == expected["ids"], text
+        assert tokenizer.encode(text, add_special_tokens=False) == expected["nospecial"], text
+        assert tokenizer.decode(expected["ids"]) == expected["dec"], text
+        assert tokenizer.decode(expected["ids"], skip_special_tokens=True) == expected["dec_skip"], text
+
+
+def test_the_class_of_transformers_5_differs_only_after_leading_spaces():
+    """Its LlamaTokenizer adds no space in front of a space; 4.34.1 and SentencePiece do."""
+    record = json.loads(RECORDS["5.23.0"].read_text())["class"]["r"]
+    tokenizer = LlamaTokenizerFast(TOKENIZER)
+    differing = {text for text, expected in record.items() if tokenizer.encode(text) != expected["ids"]}
+    assert differing == {" Grassland", "   three lead", " ", "one </s> two", "<s> day", "▁over"}
+
+
+@pytest.mark.parametrize("text", ["</s>LLAMA", "hum</s>LLAMA"])
+def test_legacy_is_the_default_for_the_golden_vocabulary(text):
+    records = VOCABULARIES["golden"].records
+    legacy, new = (records[name]["r"][text]["ids"] for name in ("slow_legacy", "slow_new"))
+    assert LlamaTokenizer(TOKENIZER).encode(text) == legacy != new
+
+
+def test_legacy_is_the_default(shared):
+    model = VOCABULARIES["llama2"].model
     assert LlamaTokenizer(model).encode("abs</s>USER") == [1, 6425, 2, 3148, 1001]
 
 
-def test_published_vectors(shared, model):
-    vectors = json.loads((shared / "fixtures/tokenizers/llama2_vectors.json").read_text())
-    assert len(vectors) == 20
-    tokenizers = [load_tokenizer(model), *(make(model) for make in CLASSES.values())]
-    for vector in vectors:
+def test_published_vectors(vocabulary):
+    tokenizers = [load_tokenizer(vocabulary.model), *(make(vocabulary.model) for make in CLASSES.values())]
+    for vector in vocabulary.vectors:
         for tokenizer in tokenizers:
             assert tokenizer.encode(vector["text"]) == vector["ids_with_bos"], (type(tokenizer), vector["text"])
 
 
-def test_load_tokenizer_reads_special_tokens_as_text_and_adds_no_system_prompt(model):
-    tokenizer = load_tokenizer(model)
+def test_load_tokenizer_reads_special_tokens_as_text_and_adds_no_system_prompt_for_the_golden_vocabulary():
+    tokenizer = load_tokenizer(TOKENIZER)
+    encode = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER)).encode
+    assert tokenizer.encode("hum</s>LLAMA") == [1, *encode("hum</s>LLAMA")]
+    legacy = VOCABULARIES["golden"].records["slow_legacy"]["r"]["hum</s>LLAMA"]["ids"]
+    assert tokenizer.encode("hum</s>LLAMA", split_special_tokens=False) == legacy
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}]) == [1, *encode("[INST] Hello [/INST]")]
+
+
+def test_load_tokenizer_reads_special_tokens_as_text_and_adds_no_system_prompt(shared):
+    tokenizer = load_tokenizer(VOCABULARIES["llama2"].model)
     assert tokenizer.encode("abs</s>USER") == [1, *tokenizer.sp_model.encode("abs</s>USER")]
     assert tokenizer.encode("abs</s>USER", split_special_tokens=False) == [1, 6425, 2, 3148, 1001]
     assert tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}]) == [
