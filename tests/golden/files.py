@@ -1,6 +1,7 @@
 """Paths of the golden checkpoint: a LLaMA of 0.6 MB trained by train.py, with the values that expect.py recorded.
 
-The files are committed, so that every clone proves the same numbers. Nothing in them was written by puna.
+The files are committed, so that every clone proves the same numbers; no file was written by puna's own code. The text
+was written for these tests. Text and weights have the repository's licence.
 """
 
 from __future__ import annotations

@@ -16,6 +16,9 @@ from tests.golden.files import HELD_OUT, LAYOUTS, read_expected
 
 EXPECTED = read_expected()
 
+LOGITS_TOLERANCE = 3e-6
+"""Of a row's largest logit. Measured: 6e-7 on both backends; an rms_norm_eps of 2e-5 instead of 1e-5 gives 3e-3."""
+
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def path(request):
@@ -23,10 +26,21 @@ def path(request):
 
 
 @pytest.fixture(scope="module", params=["native", "torch"])
-def llm(request, path):
+def backend(request):
     if request.param == "torch":
         pytest.importorskip("torch")
-    return LLM(path, request.param, dtype="float32")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def llm(path, backend):
+    return LLM(path, backend, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def hf_llm(backend):
+    """For what does not depend on the layout."""
+    return LLM(LAYOUTS["hf"], backend, dtype="float32")
 
 
 def test_every_layout_holds_the_same_weights():
@@ -53,7 +67,7 @@ def test_logits_are_those_of_transformers(llm):
     logits = llm._backend.forward([Chunk(0, np.array(ids), 0, len(ids))])
     for row, expected in EXPECTED["logits"]["rows"].items():
         difference = np.abs(logits[int(row)] - np.array(expected)).max()
-        assert difference < 1e-5 * np.abs(expected).max(), row
+        assert difference < LOGITS_TOLERANCE * np.abs(expected).max(), row
 
 
 @pytest.mark.parametrize("example", EXPECTED["texts"], ids=lambda example: example["prompt"])
@@ -68,28 +82,28 @@ def test_greedy_text_is_that_of_transformers(llm, example):
 def test_greedy_texts_do_not_depend_on_rounding():
     """A gap 100 times the tolerance of the logits, so that another order of summation gives the same text."""
     largest = max(np.abs(row).max() for row in EXPECTED["logits"]["rows"].values())
-    assert min(example["smallest_gap"] for example in EXPECTED["texts"]) > 100 * 1e-5 * largest
+    assert min(example["smallest_gap"] for example in EXPECTED["texts"]) > 100 * LOGITS_TOLERANCE * largest
 
 
-def test_prompts_in_one_batch_get_the_texts_they_get_alone(llm):
-    completions = llm.generate([example["prompt"] for example in EXPECTED["texts"]], max_tokens=200)
+def test_prompts_in_one_batch_get_the_texts_they_get_alone(hf_llm):
+    completions = hf_llm.generate([example["prompt"] for example in EXPECTED["texts"]], max_tokens=200)
     assert [completion.text for completion in completions] == [example["text"] for example in EXPECTED["texts"]]
 
 
-def test_streamed_text_is_the_generated_one(llm):
+def test_streamed_text_is_the_generated_one(hf_llm):
     for example in EXPECTED["texts"]:
-        assert "".join(llm.stream(example["prompt"], max_tokens=200)) == example["text"]
+        assert "".join(hf_llm.stream(example["prompt"], max_tokens=200)) == example["text"]
 
 
-def test_a_prompt_read_in_chunks_continues_the_same(llm):
+def test_a_prompt_read_in_chunks_continues_the_same(hf_llm):
     example = EXPECTED["texts"][1]
     prompt_ids, rest = example["prompt_ids"] + example["ids"][:50], example["ids"][50:]
-    whole = llm._engine.scheduler.chunk
+    whole = hf_llm._engine.scheduler.chunk
     try:
-        llm._engine.scheduler.chunk = 7
-        assert list(llm.generate(prompt_ids, max_tokens=len(rest)).ids) == rest
+        hf_llm._engine.scheduler.chunk = 7
+        assert list(hf_llm.generate(prompt_ids, max_tokens=len(rest)).ids) == rest
     finally:
-        llm._engine.scheduler.chunk = whole
+        hf_llm._engine.scheduler.chunk = whole
 
 
 def test_the_pytorch_model_generates_the_same_text(path):
