@@ -263,7 +263,7 @@ def test_auto_is_native_where_it_can_be(tiny_model, tmp_path):
     LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, hidden_act="gelu")).save_pretrained(tmp_path)
     for file in tiny_model.glob("tokenizer*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.warns(UserWarning, match="does not run hidden_act 'gelu'"):
+    with pytest.warns(UserWarning, match="does not support hidden_act 'gelu'"):
         assert LLM(tmp_path).backend == "torch"
     with pytest.raises(BackendError, match="hidden_act 'gelu'"):
         LLM(tmp_path, "native")

@@ -24,9 +24,7 @@ class ReferenceSampler:
         """Returns the id of the next token. `logits` has shape (vocab_size,) and is not modified."""
         sampling = self.sampling
         if not np.isfinite(logits).all():
-            raise BackendError(
-                "the model's logits are not finite; its weights are damaged, or dtype is too narrow for it"
-            )
+            raise BackendError("the model's logits are not finite")
         if sampling.repetition_penalty != 1.0:
             penalty = np.float32(sampling.repetition_penalty)
             penalised = np.where(logits > 0, logits / penalty, logits * penalty)

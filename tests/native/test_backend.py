@@ -1,4 +1,4 @@
-"""The native backend: batches, pages of the cache, and refusals."""
+"""The native backend: batches, pages of the cache, and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def native(config: LlamaConfig, slots: int = 1) -> NativeBackend:
 
 def test_kernels_agree(monkeypatch):
     if len(machine().kernels) < 2:
-        pytest.skip("this processor runs one build of the kernels")
+        pytest.skip("this processor supports only one kernel build")
     config = config_of(**ODD["odd_widths"])
     ids = np.random.default_rng(3).integers(0, 101, 60)
     logits = {}
@@ -64,10 +64,10 @@ def test_a_chunk_replaces_the_cache_from_its_start_on():
         (lambda ids: Chunk(1, np.array([-1, 3]), 0), "token id -1"),
         (lambda ids: Chunk(1, np.array([], np.int64), 0), r"shape \(0,\)"),
         (lambda ids: Chunk(1, ids[:2], 0, 3), "logits of 3 tokens"),
-        (lambda ids: Chunk(1, np.zeros(600, np.int64), 0), "more tokens of cache, and"),
+        (lambda ids: Chunk(1, np.zeros(600, np.int64), 0), "more tokens of cache, but"),
     ],
 )
-def test_batches_that_cannot_run_change_nothing(chunk, text):
+def test_a_batch_that_cannot_run_leaves_the_caches_unchanged(chunk, text):
     config = config_of()
     backend = native(config)
     ids = np.array([5, 9, 11, 2])
@@ -78,12 +78,12 @@ def test_batches_that_cannot_run_change_nothing(chunk, text):
     assert (repeated == run(native(config), ids, [4])[3:]).all()
 
 
-def test_an_unsupported_activation_is_refused():
+def test_an_unsupported_activation_is_an_error():
     with pytest.raises(BackendError, match="hidden_act 'gelu'"):
         check_supported(config_of(hidden_act="gelu"))
 
 
-def test_a_missing_or_misshapen_tensor_is_refused():
+def test_a_missing_tensor_or_one_of_another_shape_is_an_error():
     config = config_of()
     state = pack_state("f32", random_state(config))
     short = {name: weight for name, weight in state.items() if "layers.1.mlp.up_proj" not in name}
@@ -94,7 +94,7 @@ def test_a_missing_or_misshapen_tensor_is_refused():
         NativeBackend(config, state)
 
 
-def test_unknown_kernels_are_refused(monkeypatch):
+def test_unknown_kernels_are_an_error(monkeypatch):
     monkeypatch.setenv("PUNA_KERNELS", "mmx")
     config = config_of()
     with pytest.raises(BackendError, match="PUNA_KERNELS is 'mmx'"):

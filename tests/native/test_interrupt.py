@@ -1,4 +1,4 @@
-"""Ctrl-C inside a native call: it ends between two layers, and the backend goes on."""
+"""Ctrl-C during a native call interrupts it between two layers; the backend can be used again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKENS = 448
 
 @pytest.fixture(scope="module")
 def backend() -> NativeBackend:
-    """Twelve layers that take a good part of a second."""
+    """A model of twelve layers, whose forward pass takes a good part of a second."""
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=512,
@@ -34,11 +34,11 @@ def backend() -> NativeBackend:
     hidden, inner = config.hidden_size, config.intermediate_size
     shapes = {"model.embed_tokens.weight": (64, hidden), "lm_head.weight": (64, hidden), "model.norm.weight": (hidden,)}
     for layer in range(config.num_hidden_layers):
-        at = f"model.layers.{layer}."
-        shapes |= {f"{at}self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
-        shapes |= {f"{at}mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
-        shapes |= {f"{at}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
-        shapes[f"{at}mlp.down_proj.weight"] = (hidden, inner)
+        prefix = f"model.layers.{layer}."
+        shapes |= {f"{prefix}self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
+        shapes |= {f"{prefix}mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
+        shapes |= {f"{prefix}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+        shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, inner)
     tensors = {}
     for name, shape in shapes.items():
         values = (random.normal(0, 0.03, shape) + (len(shape) == 1)).astype(np.float32)
@@ -66,44 +66,44 @@ def interrupt_after(seconds: float, sent: list[float] | None = None) -> threadin
 
 @pytest.mark.timing
 def test_an_interrupt_ends_the_pass_and_leaves_a_usable_backend(backend):
-    wanted, whole = read(backend)
+    expected, duration = read(backend)
     sent: list[float] = []
-    thread = interrupt_after(whole / 6, sent)
+    thread = interrupt_after(duration / 6, sent)
     with pytest.raises(KeyboardInterrupt):
         while True:
             read(backend)
-    late = time.perf_counter() - sent[0]
+    delay = time.perf_counter() - sent[0]
     thread.join()
-    assert late < 0.6 * whole  # a layer is a twelfth
-    assert (read(backend)[0] == wanted).all()
+    assert delay < 0.6 * duration  # a layer takes a twelfth
+    assert (read(backend)[0] == expected).all()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_handler_that_does_not_raise_changes_nothing(backend):
-    wanted, whole = read(backend)
+    expected, duration = read(backend)
     calls = []
     before = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
     try:
-        thread = interrupt_after(whole / 6)
-        found, _ = read(backend)
+        thread = interrupt_after(duration / 6)
+        logits, _ = read(backend)
         thread.join()
     finally:
         signal.signal(signal.SIGINT, before)
     assert calls == [1]
-    assert (found == wanted).all()
+    assert (logits == expected).all()
 
 
-def test_other_threads_and_ignored_signals_are_left_alone(backend):
-    wanted, whole = read(backend)
+def test_ignored_signals_and_passes_in_other_threads_are_not_affected(backend):
+    expected, duration = read(backend)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        thread = interrupt_after(whole / 6)
-        assert (read(backend)[0] == wanted).all()
+        thread = interrupt_after(duration / 6)
+        assert (read(backend)[0] == expected).all()
         thread.join()
     finally:
         signal.signal(signal.SIGINT, before)
-    found = []
-    worker = threading.Thread(target=lambda: found.append(read(backend)[0]))
+    results = []
+    worker = threading.Thread(target=lambda: results.append(read(backend)[0]))
     worker.start()
     worker.join()
-    assert (found[0] == wanted).all()
+    assert (results[0] == expected).all()

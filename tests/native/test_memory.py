@@ -1,4 +1,4 @@
-"""What does not fit into memory is refused with the numbers; caches take what is left."""
+"""Models that do not fit in memory are errors with the numbers; caches use the memory that is left."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def tensors() -> dict:
     return pack_state("f32", random_state(CONFIG))
 
 
-def test_memory_is_known_here():
+def test_available_memory_is_plausible():
     assert available_memory() is None or 1e8 < available_memory() < 1e15
 
 
-def test_a_model_that_does_not_fit_is_refused(monkeypatch):
+def test_a_model_that_does_not_fit_is_an_error(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
-    with pytest.raises(BackendError, match=r"takes 0\.00 GB packed, and 0\.00 GB of memory are available"):
+    with pytest.raises(BackendError, match=r"weights take 0\.00 GB, but only 0\.00 GB of memory are available"):
         NativeBackend(CONFIG, tensors())
 
 
 @pytest.mark.parametrize("shape", [(99, 16, 32), (2, 16, 33), (2, 0, 32), (2, 16, 0)])
-def test_packed_bytes_of_what_is_no_matrix(shape):
+def test_packed_bytes_are_minus_one_for_an_invalid_format_or_shape(shape):
     assert load_library().puna_packed_bytes(2, 16, 32) > 0
     assert load_library().puna_packed_bytes(*shape) == -1
 
 
-def test_the_cache_takes_what_the_weights_leave(monkeypatch):
+def test_the_cache_uses_the_memory_that_the_weights_leave(monkeypatch):
     full = NativeBackend(CONFIG, tensors(), slots=4)
     assert full.cache_tokens == 4 * 512
     page = full.cache_bytes_per_token * 64
@@ -62,7 +62,7 @@ def test_the_cache_takes_what_the_weights_leave(monkeypatch):
     assert small.cache_tokens == 9 * 64
     ids = np.arange(512) % 67
     small.forward([Chunk(0, ids, 0)])
-    with pytest.raises(RequestError, match=r"needs 128 more tokens of cache, and 64 are free of 576"):
+    with pytest.raises(RequestError, match=r"needs 128 more tokens of cache, but only 64 of 576 are free"):
         small.forward([Chunk(1, ids[:128], 0)])
     small.forward([Chunk(1, ids[:64], 0)])
 
@@ -71,7 +71,7 @@ GIGABYTE = 10**9
 
 
 def group(folder: Path, version: int, limit: str, used: int, cached: int) -> None:
-    """A control group's files: half of the page cache is old."""
+    """Writes the files of a control group; half of its page cache is inactive."""
     folder.mkdir(parents=True, exist_ok=True)
     prefix = "total_" if version == 1 else ""
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
@@ -83,7 +83,7 @@ def group(folder: Path, version: int, limit: str, used: int, cached: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("line", "version", "groups", "room"),
+    ("line", "version", "groups", "available"),
     [
         ("0::/", 2, {"": ("8000000000", 7, 6)}, 7),
         ("0::/a/b", 2, {"": ("max", 7, 6), "a": ("8000000000", 7, 0), "a/b": ("max", 1, 0)}, 1),
@@ -94,7 +94,7 @@ def group(folder: Path, version: int, limit: str, used: int, cached: int) -> Non
         ("4:cpu:/job", 1, {"job": ("1000000000", 0, 0)}, 32),
     ],
 )
-def test_page_cache_counts_as_available(line, version, groups, room, tmp_path, monkeypatch):
+def test_page_cache_counts_as_available(line, version, groups, available, tmp_path, monkeypatch):
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 64000000 kB\nMemAvailable: 31250000 kB\n")
     (tmp_path / "proc" / "self" / "cgroup").write_text(f"9:name=systemd:/x\n{line}\n")
@@ -103,22 +103,22 @@ def test_page_cache_counts_as_available(line, version, groups, room, tmp_path, m
         group(root / name, version, limit, used * GIGABYTE, cached * GIGABYTE)
     monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
     monkeypatch.setattr(memory, "_GROUPS", tmp_path / "cgroup")
-    assert available_memory() == room * GIGABYTE
+    assert available_memory() == available * GIGABYTE
 
 
 @pytest.mark.slow
-def test_threads_the_system_does_not_give_are_an_error():
+def test_more_threads_than_the_system_allows_are_an_error():
     script = (
         "import resource\n"
         "from puna.errors import BackendError\n"
         "from tests.native.test_memory import CONFIG, tensors\n"
         "from puna.native import NativeBackend\n"
         "from puna.native.measure import measure_machine\n"
-        "held = tensors()\n"
+        "weights = tensors()\n"
         "size = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
         "resource.setrlimit(resource.RLIMIT_AS, (size + 10**8, resource.RLIM_INFINITY))\n"
-        "for step in (lambda: NativeBackend(CONFIG, held, 200), lambda: NativeBackend(CONFIG, held, 2000)):\n"
-        "    try: step()\n"
+        "for threads in (200, 2000):\n"
+        "    try: NativeBackend(CONFIG, weights, threads)\n"
         "    except BackendError as exc: print(exc)\n"
     )
     run = subprocess.run(
@@ -129,7 +129,7 @@ def test_threads_the_system_does_not_give_are_an_error():
     assert "threads is 2000; it must be from 1 to 1024" in lines[1]
 
 
-def test_no_threads_are_refused_everywhere():
+def test_zero_threads_are_an_error_everywhere():
     values = np.zeros((1, 128), np.uint8)
     for call in (
         lambda: NativeBackend(CONFIG, tensors(), 0),
@@ -140,7 +140,7 @@ def test_no_threads_are_refused_everywhere():
             call()
 
 
-def test_a_forked_child_can_let_a_model_go():
+def test_a_forked_child_can_delete_a_model():
     backend = NativeBackend(CONFIG, tensors(), 2)
     backend.forward([Chunk(0, np.arange(5), 0)])
     child = os.fork()
@@ -149,8 +149,8 @@ def test_a_forked_child_can_let_a_model_go():
         os._exit(7)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
             assert os.waitstatus_to_exitcode(status) == 7
             return
         time.sleep(0.02)

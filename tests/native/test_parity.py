@@ -41,5 +41,5 @@ def test_frequencies_agree_with_pytorch(name):
     assert ours.by_length == theirs.by_length
     for first, last, inv_freq in ours.runs(3, config.context_length - 3):
         for position in (3 + first, 3 + last - 1):
-            expected = theirs._of_length(torch.tensor([[[position + 1]]])) if theirs.by_length else theirs.inv_freq
+            expected = theirs._for_length(torch.tensor([[[position + 1]]])) if theirs.by_length else theirs.inv_freq
             np.testing.assert_allclose(inv_freq, expected.numpy().reshape(-1), rtol=1e-6)

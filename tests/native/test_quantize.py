@@ -1,4 +1,4 @@
-"""Quantising rows: errors no larger than ggml's, the same bits everywhere, and clear refusals."""
+"""Quantising rows: errors no larger than ggml's, bit-identical results everywhere, and clear error messages."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BLOCKS = [name for name, block in FORMATS.items() if block.values > 1]
 SIMPLE = ["q4_0", "q4_1", "q5_0", "q5_1"]
 ROWS, COLUMNS = 6, 768
 
-HALVES = 2.0**-21
-"""What float16's rounding of a scale and of a minimum may add to the squared error, relative to the values' squares:
-(2^-11)^2 each. It is all there is where values are constant or one outlier outweighs the others."""
+SCALE_ROUNDING = 2.0**-21
+"""Squared error, relative to the squared values, that rounding a scale and a minimum to float16 may add: (2^-11)^2
+each. It is the only error if values are constant or one outlier dominates."""
 
 
 def sample(kind: str, columns: int = COLUMNS) -> np.ndarray:
@@ -54,21 +54,21 @@ def decoded(blocks: np.ndarray, name: str) -> np.ndarray:
     return FORMATS[name].decode(blocks.reshape(-1)).reshape(len(blocks), -1)
 
 
-def error(x: np.ndarray, found: np.ndarray, weights: np.ndarray | float = 1.0) -> float:
-    return float((weights * (found.astype(np.float64) - x) ** 2).sum())
+def error(x: np.ndarray, values: np.ndarray, weights: np.ndarray | float = 1.0) -> float:
+    return float((weights * (values.astype(np.float64) - x) ** 2).sum())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SIMPLE)
-def test_simple_formats_are_ggml_s_own_bytes(name, kind):
+def test_simple_formats_have_the_same_bytes_as_in_ggml(name, kind):
     quants, gguf = pytest.importorskip("gguf.quants"), pytest.importorskip("gguf")
-    x = sample(kind, 736)  # a last group of blocks that is not full
+    x = sample(kind, 736)  # 23 blocks: the last group of 16 is not full
     assert (run(x, name) == quants.quantize(x, gguf.GGMLQuantizationType[name.upper()])).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_q8_0_is_as_near_as_ggml_s(kind):
-    """Not the same bytes: values halfway between two levels may go either way."""
+def test_the_error_of_q8_0_is_that_of_ggml(kind):
+    """The bytes may differ: values halfway between two levels may be rounded either way."""
     quants, gguf = pytest.importorskip("gguf.quants"), pytest.importorskip("gguf")
     x = sample(kind, 736)
     ours, theirs = run(x, "q8_0"), quants.quantize(x, gguf.GGMLQuantizationType.Q8_0)
@@ -79,60 +79,60 @@ def test_q8_0_is_as_near_as_ggml_s(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", twins.KINDS)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_searches_are_as_careful_as_ggml_s(name, kind, weighted):
+def test_errors_are_at_most_those_of_the_search_in_ggml(name, kind, weighted):
     x = sample(kind)
     importance = importance_of() if weighted else None
     weights = twins.weights(name, x.astype(np.float64), importance)
     limit = error(x, twins.rounded(name, x.astype(np.float64), weights, weighted), weights)
-    found = error(x, decoded(run(x, name, importance), name), weights)
-    assert found <= 1.005 * limit + HALVES * float((weights * x.astype(np.float64) ** 2).sum())
+    measured = error(x, decoded(run(x, name, importance), name), weights)
+    assert measured <= 1.005 * limit + SCALE_ROUNDING * float((weights * x.astype(np.float64) ** 2).sum())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", BLOCKS)
-def test_importance_lowers_the_error_it_weighs(name, kind):
+def test_importance_lowers_the_weighted_error(name, kind):
     x, importance = sample(kind), importance_of()
     weights = importance.astype(np.float64) * np.ones(x.shape)
-    plain, weighted = (error(x, decoded(run(x, name, given), name), weights) for given in (None, importance))
-    assert weighted <= 1.05 * plain + HALVES * float((weights * x.astype(np.float64) ** 2).sum())
-    if kind in ("gaussian", "all positive") and name != "q8_0":  # which weighs nothing
+    plain, weighted = (error(x, decoded(run(x, name, value), name), weights) for value in (None, importance))
+    assert weighted <= 1.05 * plain + SCALE_ROUNDING * float((weights * x.astype(np.float64) ** 2).sum())
+    if kind in ("gaussian", "all positive") and name != "q8_0":  # q8_0 ignores the importance
         assert weighted < 0.75 * plain
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_importance_in_any_unit_and_zeros(name):
-    """A unit that is a power of two cancels exactly; columns that do not matter are rounded all the same."""
+def test_importance_may_have_any_unit_and_zeros(name):
+    """A factor that is a power of two cancels exactly; columns of importance 0 are still quantised sensibly."""
     x, importance = sample("gaussian"), importance_of()
     assert (run(x, name, importance) == run(x, name, importance * np.float32(2.0**80))).all()
     assert (run(x, name, np.zeros(COLUMNS, np.float32)) == run(x, name, np.ones(COLUMNS, np.float32))).all()
     importance[:256] = 0
-    found = decoded(run(x, name, importance), name)[:, :256]
-    assert error(x[:, :256], found) < 0.2 * error(x[:, :256], np.zeros_like(found))
+    values = decoded(run(x, name, importance), name)[:, :256]
+    assert error(x[:, :256], values) < 0.2 * error(x[:, :256], np.zeros_like(values))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_same_bits_everywhere(name, weighted, monkeypatch):
-    """For any threads and instruction set, and for a row alone; f16 and bf16 sources as the floats they stand for."""
+def test_results_are_bit_identical_everywhere(name, weighted, monkeypatch):
+    """On any number of threads and instruction set, for a row alone, and for equal values in f16, bf16 and f32."""
     x = np.concatenate([sample(kind) for kind in KINDS])
     importance = importance_of() if weighted else None
-    wanted = run(x, name, importance, 1)
+    expected = run(x, name, importance, 1)
     for kernels in machine().kernels:
         monkeypatch.setenv("PUNA_KERNELS", kernels)
-        assert (run(x, name, importance, 2) == wanted).all()
-        assert (run(x[3:4], name, importance, 2) == wanted[3:4]).all()
-        halves = x.astype(np.float16)
-        found = quantize(halves.view(np.uint8), FORMATS["f16"], COLUMNS, FORMATS[name], importance, 2)
-        assert (found == run(halves.astype(np.float32), name, importance)).all()
-        brains = (x.view(np.uint32) >> 16).astype(np.uint16)
-        widened = (brains.astype(np.uint32) << 16).view(np.float32)
-        found = quantize(brains.view(np.uint8), FORMATS["bf16"], COLUMNS, FORMATS[name], importance, 2)
-        assert (found == run(widened, name, importance)).all()
+        assert (run(x, name, importance, 2) == expected).all()
+        assert (run(x[3:4], name, importance, 2) == expected[3:4]).all()
+        f16 = x.astype(np.float16)
+        blocks = quantize(f16.view(np.uint8), FORMATS["f16"], COLUMNS, FORMATS[name], importance, 2)
+        assert (blocks == run(f16.astype(np.float32), name, importance)).all()
+        bf16 = (x.view(np.uint32) >> 16).astype(np.uint16)
+        widened = (bf16.astype(np.uint32) << 16).view(np.float32)
+        blocks = quantize(bf16.view(np.uint8), FORMATS["bf16"], COLUMNS, FORMATS[name], importance, 2)
+        assert (blocks == run(widened, name, importance)).all()
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38, -3e37])
-def test_values_that_no_format_holds_are_refused(name, value):
+def test_values_that_no_format_can_hold_are_errors(name, value):
     x = sample("gaussian")
     x[4, 700] = value
     with pytest.raises(CheckpointError, match="not a finite number" if not np.isfinite(value) else "beyond"):
@@ -141,14 +141,14 @@ def test_values_that_no_format_holds_are_refused(name, value):
         run(x, name, importance_of())
 
 
-def test_a_scale_beyond_float16_is_refused():
+def test_a_scale_beyond_float16_is_an_error():
     x = sample("gaussian")
     x[1, 5] = 9e7
     with pytest.raises(CheckpointError, match="scale beyond float16's 65504"):
         run(x, "q8_0")
 
 
-def test_arguments_that_do_not_fit_are_refused():
+def test_inconsistent_arguments_are_errors():
     x, f32, q4 = sample("gaussian").view(np.uint8), FORMATS["f32"], FORMATS["q4_0"]
     for call, reason in (
         (
@@ -158,7 +158,7 @@ def test_arguments_that_do_not_fit_are_refused():
         (lambda: quantize(x, f32, 736, q4), "bytes for 6 rows of 736 f32 values"),
         (lambda: quantize(x[:0], f32, COLUMNS, q4), "is empty or too large, or its row length is not a multiple"),
         (lambda: quantize(x, f32, COLUMNS, q4, threads=-1), "threads is -1; it must be from 1 to 1024"),
-        (lambda: quantize(x, f32, COLUMNS, q4, importance_of(736)), r"importance of shape \(736,\)"),
+        (lambda: quantize(x, f32, COLUMNS, q4, importance_of(736)), r"importance has shape \(736,\)"),
         (
             lambda: quantize(run(sample("gaussian"), "q8_0"), FORMATS["q8_0"], COLUMNS, q4),
             "quantising between these formats is not supported",
@@ -169,7 +169,7 @@ def test_arguments_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
-def test_importance_is_finite_and_not_negative(value):
+def test_importance_must_be_finite_and_not_negative(value):
     importance = importance_of()
     importance[9] = value
     with pytest.raises(CheckpointError, match="an importance is negative or not a finite number"):
@@ -190,10 +190,10 @@ def test_importance_is_finite_and_not_negative(value):
     ],
 )
 def test_the_library_checks_sizes_before_it_reads(change, reason):
-    """No pointer is followed: all are null."""
-    given = {"format": 0, "rows": 1, "cols": 32, "to": 8, "threads": 1} | change
+    """All pointers are null, so that reading any would crash."""
+    arguments = {"format": 0, "rows": 1, "cols": 32, "to": 8, "threads": 1} | change
     library = load_library()
     kernels = machine().kernels[0].encode()
-    numbers = [given[key] for key in ("format", "rows", "cols", "to")]
-    assert library.puna_quantize(kernels, given["threads"], None, *numbers, None, None) == 1
+    numbers = [arguments[key] for key in ("format", "rows", "cols", "to")]
+    assert library.puna_quantize(kernels, arguments["threads"], None, *numbers, None, None) == 1
     assert reason in library.puna_error()

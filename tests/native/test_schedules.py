@@ -1,4 +1,4 @@
-"""The same request gives the same bits: 1,000 random schedules of ragged batches against solo runs."""
+"""Logits are bit-identical in 1,000 random schedules of ragged batches and when each text runs alone."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ CASES = [
 ]
 KERNELS = machine().kernels
 SCHEDULES = -(-1000 // (len(CASES) * len(KERNELS)))
-"""Schedules of each case on each build of the kernels: 1,000 or more in all."""
+"""Number of schedules for each case on each kernel build, so that there are at least 1,000 in all."""
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize(("shape", "name", "cache"), CASES)
-def test_the_same_bits_in_random_schedules(shape, name, cache, kernels, monkeypatch):
-    """Random mates, pieces, pages and thread counts: every row of logits equals its solo run's."""
+def test_logits_are_bit_identical_in_random_schedules(shape, name, cache, kernels, monkeypatch):
+    """Batches, chunk sizes, pages and thread counts are random; every row of logits equals that of the text alone."""
     monkeypatch.setenv("PUNA_KERNELS", kernels)
     config = config_of(**shape)
     tensors = pack_state(name, random_state(config))
@@ -49,28 +49,28 @@ def test_the_same_bits_in_random_schedules(shape, name, cache, kernels, monkeypa
     for number in range(SCHEDULES):
         longest = config.context_length if number % 4 == 0 else 64
         texts = [random.integers(0, config.vocab_size, random.integers(1, longest + 1)) for _ in range(4)]
-        solo = [run(backends[0], text, [len(text)]) for text in texts]
-        assert follow(random, backends[number % 3], texts, solo) == sum(map(len, texts))
+        expected = [run(backends[0], text, [len(text)]) for text in texts]
+        assert run_schedule(random, backends[number % 3], texts, expected) == sum(map(len, texts))
 
 
-def follow(random: np.random.Generator, backend: NativeBackend, texts: list, solo: list) -> int:
+def run_schedule(random: np.random.Generator, backend: NativeBackend, texts: list, expected: list) -> int:
     """Runs one schedule; returns how many tokens it read."""
-    done = [0] * len(texts)
-    while any(at < len(text) for at, text in zip(done, texts, strict=True)):
+    lengths = [0] * len(texts)
+    while any(length < len(text) for length, text in zip(lengths, texts, strict=True)):
         batch = []
         for index in random.permutation(len(texts)).tolist():
-            left = len(texts[index]) - done[index]
+            left = len(texts[index]) - lengths[index]
             if left and random.random() < 0.8:
                 size = int(random.integers(1, min(left, random.choice([1, 8, 90])) + 1))
-                tokens = texts[index][done[index] : done[index] + size]
-                batch.append(Chunk(index, tokens, done[index], int(random.integers(0, size + 1))))
+                tokens = texts[index][lengths[index] : lengths[index] + size]
+                batch.append(Chunk(index, tokens, lengths[index], int(random.integers(0, size + 1))))
         logits = backend.forward(batch)
         row = 0
         for chunk in batch:
-            done[chunk.slot] += len(chunk.tokens)
-            wanted = solo[chunk.slot][done[chunk.slot] - chunk.logits : done[chunk.slot]]
-            assert (logits[row : row + chunk.logits] == wanted).all()
+            lengths[chunk.slot] += len(chunk.tokens)
+            rows = expected[chunk.slot][lengths[chunk.slot] - chunk.logits : lengths[chunk.slot]]
+            assert (logits[row : row + chunk.logits] == rows).all()
             row += chunk.logits
     for index in random.permutation(len(texts)).tolist():
         backend.free(index)
-    return sum(done)
+    return sum(lengths)

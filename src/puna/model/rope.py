@@ -108,9 +108,9 @@ class LlamaRotaryEmbedding(nn.Module):
         changes = (regime[:, 1:] != regime[:, :-1]).any(dim=0).nonzero().flatten() + 1
         edges = [0, *changes.tolist(), positions.shape[1]]
         for start, stop in pairwise(edges):
-            yield slice(start, stop), self._of_length(lengths[:, start : start + 1, None])
+            yield slice(start, stop), self._for_length(lengths[:, start : start + 1, None])
 
-    def _of_length(self, length: Tensor) -> Tensor:
+    def _for_length(self, length: Tensor) -> Tensor:
         """inv_freq, (B, 1, E/2), for contexts of `length`, (B, 1, 1)."""
         if self.kind == "longrope":
             short, long = self.inv_freq

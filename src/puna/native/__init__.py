@@ -1,4 +1,4 @@
-"""The native runtime: its library, the machine it finds, and `NativeBackend`. The only room that knows a pointer."""
+"""The native runtime: the shared library and `NativeBackend`. The only package that handles pointers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Machine", "NativeBackend", "check_supported", "load_library", "machi
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the backend, and numpy with it, on first use."""
+    """Imports the backend, and NumPy with it, on first use."""
     if name in ("NativeBackend", "check_supported"):
         return getattr(importlib.import_module("puna.native.backend"), name)
     raise AttributeError(f"module 'puna.native' has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """`NativeBackend`: the forward pass of a batch in one native call, without PyTorch.
 
-A request's logits have the same bits whatever else is in the batch, however its prompt was cut, on any number of
-threads, in any pages of the cache.
+A request's logits are bit-identical whatever else is in the batch, however its prompt is split into chunks, on any
+number of threads, and in any pages of the cache.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from puna.native.rope import Frequencies, Rope
 from puna.native.tensors import Tensor, load_tensor, packed_bytes, quantized_format
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
-"""Types of cached keys and values, and ggml's numbers of them."""
+"""Types of cached keys and values, with ggml's type numbers."""
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
-_PIECES = 8
-"""Most runs of tokens with frequencies of their own in one native call: each needs a table as long as its context."""
+_MAX_PIECES = 8
+"""Maximum number of pieces per native call if frequencies depend on the length: each needs a table for its context."""
 
 
 class NativeBackend:
     """Implements `puna.backend.Backend` in C++.
 
     Args:
-        config: of the model.
-        tensors: its weights under Hugging Face's names; read one at a time, and released once packed.
-        threads: None means one per physical core.
-        slots: sequences whose caches should fit at once; fewer do where memory is short.
-        quantize: format that float matrices are rounded to: "q8_0", "q4_0" or "q4_K". The embedding and the head become
-            q8_0 in any case. None keeps the file's values.
+        config: the model's configuration.
+        tensors: the model's weights under Hugging Face's names; read one at a time, and released after packing.
+        threads: number of threads; None means one per physical core.
+        slots: number of sequences with full context that the cache is sized for; less if memory is short.
+        quantize: format that float matrices are quantised to: "q8_0", "q4_0" or "q4_K" (the embedding and the head
+            always to q8_0). None keeps the file's values.
         cache: type of cached keys and values, "f16", "bf16", "f32" or "q8_0"; None means float32 for a model stored in
-            float32, else bfloat16 where the processor multiplies it, else float16.
+            float32, else bfloat16 if the processor has bfloat16 products, else float16.
 
     Raises:
-        BackendError: when the model needs something the native runtime lacks, or does not fit into memory.
+        BackendError: if the native runtime does not support the model, or the model does not fit in memory.
     """
 
     name = "native"
@@ -66,11 +66,11 @@ class NativeBackend:
         self.config = config
         self._library = load_library()
         self._rope = Rope(config)
-        rounded = quantized_format(quantize, tensors)
+        target = quantized_format(quantize, tensors)
         shape = _shape(config, _cache_type(cache, tensors), self._rope.by_length)
         self.cache_bytes_per_token = int(self._library.puna_cache_bytes(ctypes.byref(shape)))
         pages = cache_pages(
-            packed_bytes(tensors, rounded),
+            packed_bytes(tensors, target),
             slots * -(-config.context_length // PAGE),
             self.cache_bytes_per_token * PAGE,
         )
@@ -80,44 +80,44 @@ class NativeBackend:
         self._lengths: dict[int, int] = {}
         self._model = self._new_model(shape, default_threads(threads))
         for name, tensor in tensors.items():
-            load_tensor(self._model, name, tensor, rounded)
+            load_tensor(self._model, name, tensor, target)
         self._check(self._library.puna_model_ready(self._model, pages))
         self.cache_tokens: int | None = pages * PAGE
 
     def __del__(self) -> None:
-        # A forked child has none of the threads that freeing waits for; its memory ends with it.
+        # Freeing waits for the model's threads, which a forked child does not have; its memory is freed when it exits.
         if self.__dict__.get("_model") and self._process == os.getpid():
             self._library.puna_model_free(self._model)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of packed matrices that decoding one token reads: all but an embedding that is not the head."""
+        """Bytes of packed matrices that decoding one token reads: all but an embedding not used as the head."""
         return sum(self.phase_bytes.values())
 
     @property
     def phase_bytes(self) -> dict[str, int]:
-        """`weight_bytes` by the kind of kernel that reads them."""
-        found = (ctypes.c_int64 * len(PHASES))()
-        self._library.puna_model_weight_bytes(self._model, found)
-        return dict(zip(PHASES, found, strict=True))
+        """`weight_bytes` by phase of the forward pass."""
+        counts = (ctypes.c_int64 * len(PHASES))()
+        self._library.puna_model_weight_bytes(self._model, counts)
+        return dict(zip(PHASES, counts, strict=True))
 
     @property
     def integer_weights(self) -> bool:
-        """Whether the layers' matrices are integers with scales."""
+        """Whether the layers' matrices are packed as integers with scales."""
         return bool(self._library.puna_model_integers(self._model))
 
     def profile(self) -> dict[str, float]:
-        """Seconds spent in each kind of kernel since the last call."""
+        """Returns the seconds spent in each phase of the forward pass since the last call."""
         seconds = (ctypes.c_double * len(PHASES))()
         self._library.puna_model_profile(self._model, seconds)
         return dict(zip(PHASES, seconds, strict=True))
 
     @contextmanager
     def observing(self) -> Iterator[Callable[[], dict[str, NDArray[np.float64]]]]:
-        """While it lasts, forward passes note what each matrix reads; the function given tells what they noted so far.
+        """Context manager: records, for each matrix, the sum of squares of its inputs. Yields a function.
 
-        That is, under Hugging Face's name of each matrix, (inputs,): the squares of each input, summed over tokens.
-        The head (`lm_head.weight`, also when tied) sees only tokens that want logits.
+        The function returns the sums over tokens so far, (columns,), by Hugging Face's name of the matrix. Those of the
+        head (`lm_head.weight`, also if tied) include only tokens whose logits are returned.
         """
         config = self.config
         width, heads = config.hidden_size, config.num_attention_heads * config.head_dim
@@ -125,52 +125,52 @@ class NativeBackend:
         squares = np.zeros(config.num_hidden_layers * sum(sizes) + width)
         readers = (_QKV, ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
 
-        def noted() -> dict[str, NDArray[np.float64]]:
-            found: dict[str, NDArray[np.float64]] = {}
-            at = 0
+        def sums() -> dict[str, NDArray[np.float64]]:
+            result: dict[str, NDArray[np.float64]] = {}
+            start = 0
             for layer in range(config.num_hidden_layers):
                 for names, size in zip(readers, sizes, strict=True):
-                    part = squares[at : at + size].copy()
-                    found |= {f"model.layers.{layer}.{name}.weight": part for name in names}
-                    at += size
-            return found | {"lm_head.weight": squares[at:].copy()}
+                    part = squares[start : start + size].copy()
+                    result |= {f"model.layers.{layer}.{name}.weight": part for name in names}
+                    start += size
+            return result | {"lm_head.weight": squares[start:].copy()}
 
         self._library.puna_model_observe(self._model, squares.ctypes.data)
         try:
-            yield noted
+            yield sums
         finally:
             self._library.puna_model_observe(self._model, None)
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).
 
-        Ctrl-C ends it between two layers; the same batch can then be run again.
+        Ctrl-C interrupts the pass between two layers; the same batch can then be run again.
 
         Raises:
-            RequestError: when a chunk starts beyond its cache, holds an impossible id, or finds no page free; no cache
-                has then changed.
+            RequestError: if a chunk starts beyond its cache, has an id outside the vocabulary, or needs more pages than
+                are free. No cache has changed then.
         """
         check_batch(batch, self.config.vocab_size, self._lengths)
-        self._take_pages(batch)
+        self._allocate_pages(batch)
         logits = np.empty((sum(chunk.logits for chunk in batch), self.config.vocab_size), np.float32)
         pieces = [piece for chunk in batch for piece in self._pieces(chunk)]
-        step = _PIECES if self._rope.by_length else max(1, len(pieces))
+        step = _MAX_PIECES if self._rope.by_length else max(1, len(pieces))
         row = 0
         for first in range(0, len(pieces), step):
-            some = pieces[first : first + step]
-            self._run(some, logits[row:])
-            row += sum(chunk.logits for chunk, _ in some)
+            group = pieces[first : first + step]
+            self._run(group, logits[row:])
+            row += sum(chunk.logits for chunk, _ in group)
         for chunk in batch:
             self._lengths[chunk.slot] = chunk.start + len(chunk.tokens)
         return logits
 
     def free(self, slot: int) -> None:
-        """Forgets the cache of `slot`; a slot that has none is free already."""
+        """Frees the cache of `slot`, if there is one."""
         self._free_pages += self._pages.pop(slot, [])[::-1]
         self._lengths.pop(slot, None)
 
     def _pieces(self, chunk: Chunk) -> Iterator[tuple[Chunk, Frequencies]]:
-        """The chunk, cut where its tokens' frequencies change."""
+        """Splits the chunk where the rotary frequencies of its tokens change."""
         end = len(chunk.tokens)
         for first, last, inv_freq in self._rope.runs(chunk.start, end):
             logits = max(0, min(last - first, last - (end - chunk.logits)))
@@ -180,12 +180,12 @@ class NativeBackend:
         chunks = (NativeChunk * len(pieces))(*(self._native(chunk, inv_freq) for chunk, inv_freq in pieces))
         in_main = threading.current_thread() is threading.main_thread()
         status = STOPPED
-        while status == STOPPED:  # an interrupt raises here, from its handler; one that does not raise changes nothing
+        while status == STOPPED:  # a signal handler that raises leaves this loop; after one that returns, repeat
             status = self._library.puna_forward(self._model, chunks, len(pieces), in_main, logits.ctypes.data)
         self._check(status)
 
     def _native(self, chunk: Chunk, inv_freq: Frequencies) -> NativeChunk:
-        """The chunk as the library reads it: bytes, which ctypes keeps for as long as what points to them."""
+        """Converts the chunk to its C struct; ctypes keeps the bytes alive as long as the struct."""
         pages = self._pages[chunk.slot]
         return NativeChunk(
             array("q", chunk.tokens.tolist()).tobytes(),
@@ -201,11 +201,11 @@ class NativeBackend:
     def _new_model(self, shape: Shape, threads: int) -> int:
         model = self._library.puna_model_new(ctypes.byref(shape), threads, chosen_kernels().encode())
         if not model:
-            raise BackendError(f"the native runtime refuses the model: {self._error()}")
+            raise BackendError(f"the native runtime rejects the model: {self._error()}")
         return int(model)
 
-    def _take_pages(self, batch: Batch) -> None:
-        """Gives each slot the pages it needs now: all of them, or none where they are not enough."""
+    def _allocate_pages(self, batch: Batch) -> None:
+        """Allocates the pages that the batch needs; if too few are free, raises RequestError and allocates none."""
         needed = {
             chunk.slot: -(-(chunk.start + len(chunk.tokens)) // PAGE) - len(self._pages.get(chunk.slot, ()))
             for chunk in batch
@@ -213,8 +213,8 @@ class NativeBackend:
         total = sum(count for count in needed.values() if count > 0)
         if total > len(self._free_pages):
             raise RequestError(
-                f"the batch needs {total * PAGE} more tokens of cache, and {len(self._free_pages) * PAGE} are free of "
-                f"{self.cache_tokens}; end other requests, shorten this one, or take a smaller type of cache"
+                f"the batch needs {total * PAGE} more tokens of cache, but only {len(self._free_pages) * PAGE} of "
+                f"{self.cache_tokens} are free; end other requests, shorten this one, or use a smaller cache type"
             )
         for slot, count in needed.items():
             pages = self._pages.setdefault(slot, [])
@@ -230,10 +230,10 @@ class NativeBackend:
 
 
 def check_supported(config: LlamaConfig) -> None:
-    """Raises BackendError naming what of the model the native runtime lacks."""
+    """Raises BackendError if the native runtime does not support the model; the message says why."""
     if config.hidden_act not in ("silu", "swish"):
         raise BackendError(
-            f"the native backend does not run hidden_act {config.hidden_act!r}, only 'silu'; use backend='torch'"
+            f"the native backend does not support hidden_act {config.hidden_act!r}, only 'silu'; use backend='torch'"
         )
 
 

@@ -1,4 +1,4 @@
-"""Loads the shared library that lies beside this package, and declares its functions (csrc/include/puna.h)."""
+"""Loads the shared library in this package's folder, and declares its structs and functions (csrc/include/puna.h)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KERNELS_VARIABLE = "PUNA_KERNELS"
 """Environment variable that forces an instruction set by name, for tests."""
 
 _FEATURES = ("avx2", "fma", "f16c", "avx512", "avx512_vnni", "avx512_bf16", "neon", "dotprod")
-"""Names of the PUNA_CPU_* bits, lowest first."""
+"""Names of the PUNA_CPU_* bits, lowest bit first."""
 
 _REMEDY = "reinstall puna with: pip install --force-reinstall --no-deps puna"
 
@@ -55,9 +55,9 @@ class NativeTensor(ctypes.Structure):
 
 
 class NativeChunk(ctypes.Structure):
-    """puna_chunk. Its arrays are given as bytes: the address of a NumPy array costs several microseconds.
+    """puna_chunk. Arrays are passed as bytes, since getting a NumPy array's address takes several microseconds.
 
-    They are never read back: ctypes would stop at the first zero.
+    Do not read these fields back: ctypes would stop at the first zero byte.
     """
 
     _fields_ = (
@@ -101,7 +101,6 @@ OK, FAILED, STOPPED = 0, 1, 2
 PHASES = ("embedding", "norm", "qkv", "rope", "attention", "o", "gate_up", "activation", "down", "head")
 """PUNA_PHASE_*, in order."""
 
-
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "puna_abi_version": (ctypes.c_uint32, ()),
@@ -126,18 +125,18 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "puna_model_observe": (None, (_POINTER, _POINTER)),
     "puna_model_profile": (None, (_POINTER, _POINTER)),
 }
-"""Each function's result and arguments."""
+"""Result and argument types of each function."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What this process may use.
+    """The processor, as far as this process may use it.
 
     Attributes:
-        features: instruction sets the processor has and the system supports, by name.
-        kernels: builds of the kernels that run here, best first.
-        physical_cores: the default number of threads.
-        logical_cores: processors of the affinity mask, within the control group's quota.
+        features: names of the instruction sets that the processor and the operating system support.
+        kernels: names of the kernel builds that this processor can run, best first.
+        physical_cores: number of physical cores; the default number of threads.
+        logical_cores: number of processors in the affinity mask, limited by the control group's quota.
     """
 
     features: tuple[str, ...]
@@ -148,10 +147,10 @@ class Machine:
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """Loads the native library once.
+    """Loads the native library; later calls return the same object.
 
     Raises:
-        BackendError: when it is missing, cannot be loaded, or belongs to another version of puna.
+        BackendError: if it is missing, cannot be loaded, or belongs to another version of puna.
     """
     name = "libpuna.dylib" if sys.platform == "darwin" else "libpuna.so"
     path = Path(str(resources.files("puna.native").joinpath(name)))
@@ -171,7 +170,7 @@ def load_library() -> ctypes.CDLL:
 
 @functools.cache
 def machine() -> Machine:
-    """Reads the processor's features and the cores this process may use."""
+    """Returns the processor's features and the cores that this process may use."""
     library = load_library()
     bits = library.puna_cpu_features()
     features = tuple(name for bit, name in enumerate(_FEATURES) if bits >> bit & 1)
@@ -180,24 +179,24 @@ def machine() -> Machine:
 
 
 def check_threads(threads: object) -> None:
-    """Raises BackendError unless `threads` is a number of threads that may be asked for, or None."""
+    """Raises BackendError unless `threads` is None or a whole number from 1 to 256."""
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 256):
         raise BackendError(f"threads is {threads!r}; it must be a whole number from 1 to 256")
 
 
-def default_threads(asked: int | None) -> int:
-    """`asked`, or one thread for each physical core where that is None."""
-    return machine().physical_cores if asked is None else asked
+def default_threads(threads: int | None) -> int:
+    """Returns `threads`, or the number of physical cores if that is None."""
+    return machine().physical_cores if threads is None else threads
 
 
 def chosen_kernels() -> str:
-    """The best kernels of this machine, or those the environment variable PUNA_KERNELS names.
+    """Returns the name of the kernels to use: those in the environment variable PUNA_KERNELS, else the best ones.
 
     Raises:
-        BackendError: when it names kernels that do not run here.
+        BackendError: if the variable names kernels that this machine cannot run.
     """
     available = machine().kernels
-    wanted = os.environ.get(KERNELS_VARIABLE) or available[0]
-    if wanted not in available:
-        raise BackendError(f"{KERNELS_VARIABLE} is {wanted!r}; this machine runs {', '.join(available)}")
-    return wanted
+    name = os.environ.get(KERNELS_VARIABLE) or available[0]
+    if name not in available:
+        raise BackendError(f"{KERNELS_VARIABLE} is {name!r}; this machine runs {', '.join(available)}")
+    return name

@@ -1,4 +1,4 @@
-"""What this machine can do, measured in about half a second: the limits that speeds are held against."""
+"""Measures this machine's memory and arithmetic speed, the limits that a model's speed is compared with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from puna.errors import BackendError
 from puna.native.library import NativeMachine, chosen_kernels, default_threads, load_library
 
 CORES_OK = 0.85
-"""Least share of its lone speed that each of several threads keeps while every core is whole."""
+"""Minimum speed of each of several threads, as a fraction of one thread's speed alone, if the cores are undisturbed."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,11 @@ class MachineSpeed:
     """Measured speeds, all threads together.
 
     Attributes:
-        dram_gb_s: memory read in sequence, in GB/s.
-        int8_gops: 2 x multiply-accumulates of bytes per second / 1e9, by the best instructions of the kernels in use.
-        bf16_gflops: 2 x multiply-accumulates of bf16, or of float32 where the processor has none of bf16, / 1e9.
-        cores_ok: whether the threads run side by side at full speed; two virtual cores may share one physical core.
+        dram_gb_s: memory read sequentially, in GB/s.
+        int8_gops: 2 x multiply-accumulates of bytes per second / 1e9, with the best instructions of the chosen kernels.
+        bf16_gflops: the same of bf16, or of float32 if the processor has no bf16 products.
+        cores_ok: whether all threads together ran at full speed. They do not if other processes use the CPU, or if two
+            virtual cores share a physical one.
     """
 
     dram_gb_s: float
@@ -30,14 +31,14 @@ class MachineSpeed:
 
 
 def measure_machine(threads: int | None = None) -> MachineSpeed:
-    """Measures with `threads` threads; None means one per physical core."""
+    """Measures with `threads` threads (None: one per physical core); takes about half a second."""
     library = load_library()
-    found = NativeMachine()
-    if library.puna_measure(chosen_kernels().encode(), default_threads(threads), ctypes.byref(found)):
+    speed = NativeMachine()
+    if library.puna_measure(chosen_kernels().encode(), default_threads(threads), ctypes.byref(speed)):
         raise BackendError(f"the machine cannot be measured: {library.puna_error().decode()}")
     return MachineSpeed(
-        found.bytes_per_second / 1e9,
-        2 * found.integer_products_per_second / 1e9,
-        2 * found.float_products_per_second / 1e9,
-        found.share_of_one_thread >= CORES_OK,
+        speed.bytes_per_second / 1e9,
+        2 * speed.integer_products_per_second / 1e9,
+        2 * speed.float_products_per_second / 1e9,
+        speed.share_of_one_thread >= CORES_OK,
     )

@@ -1,4 +1,4 @@
-"""What memory this process may still take, so that a model that does not fit is refused before it is read."""
+"""Memory that this process can still allocate, so that a model that does not fit is rejected before it is read."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from pathlib import Path
 from puna.errors import BackendError
 
 CACHE_SHARE = 0.9
-"""Of the memory that the weights leave, the most that caches may take."""
+"""Maximum fraction of the memory left by the weights that caches use."""
 
 _PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
-    """Bytes that can be taken without swapping, within the control group's limit; None where the system does not say.
+    """Returns the bytes that can be allocated without swapping, within the control groups' limits; None if unknown.
 
-    Page cache counts as available: the system gives it up.
+    The page cache counts as available, since the system reclaims it.
     """
     try:
         lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
         kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
-    return min([int(kibibytes) * 1024, *_group_room()])
+    return min([int(kibibytes) * 1024, *_available_in_groups()])
 
 
-def cache_pages(weights: int, wanted: int, page_bytes: int) -> int:
-    """How many of `wanted` pages of cache fit beside `weights` bytes.
+def cache_pages(weights: int, requested: int, page_bytes: int) -> int:
+    """Returns how many of the requested pages of cache fit in memory in addition to `weights` bytes.
 
     Raises:
-        BackendError: when the weights, or one page beside them, do not fit.
+        BackendError: if the weights and one page do not fit.
     """
     available = available_memory()
     if available is None:
-        return wanted
+        return requested
     if weights + page_bytes > available:
         raise BackendError(
-            f"the model takes {_gigabytes(weights)} packed, and {_gigabytes(available)} of memory are available; "
-            "free memory, or take a smaller or quantised model (--quantize q8_0, q4_0 or q4_K for float files)"
+            f"the packed weights take {_gigabytes(weights)}, but only {_gigabytes(available)} of memory are available; "
+            "free memory, or use a smaller or quantised model (--quantize q8_0, q4_0 or q4_K for float files)"
         )
-    return max(1, min(wanted, int((available - weights) * CACHE_SHARE) // page_bytes))
+    return max(1, min(requested, int((available - weights) * CACHE_SHARE) // page_bytes))
 
 
-def _group_room() -> list[int]:
-    """What each limit leaves: of this process's control group, and of those around it."""
+def _available_in_groups() -> list[int]:
+    """Returns the bytes available within the limit of this process's control group, and of each of its parents."""
     try:
         lines = (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    rooms = []
+    sizes = []
     for line in lines:  # number:controllers:/path
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -57,19 +57,19 @@ def _group_room() -> list[int]:
         root = _GROUPS / "memory" if controllers else _GROUPS
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
-            rooms.append(_room(folder, version=1 if controllers else 2))
+            sizes.append(_available_in_group(folder, version=1 if controllers else 2))
             if folder == root:
                 break
-    return [room for room in rooms if room is not None]
+    return [size for size in sizes if size is not None]
 
 
-def _room(group: Path, version: int) -> int | None:
-    """Kernel documentation "cgroup-v2" (memory.max) and "Memory Resource Controller" (memory.limit_in_bytes)."""
+def _available_in_group(group: Path, version: int) -> int | None:
+    """See the kernel's "cgroup-v2" (memory.max) and "Memory Resource Controller" (memory.limit_in_bytes)."""
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
     try:
         limit, used = (int((group / name).read_text(encoding="ascii")) for name in names)
         lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
-    except (OSError, ValueError):  # no such group, or "max"
+    except (OSError, ValueError):  # no such group, or the limit is "max"
         return None
     prefix = "total_" if version == 1 else ""
     files = (f"{prefix}inactive_file", f"{prefix}active_file")

@@ -1,4 +1,4 @@
-"""Quantising rows of numbers into blocks, in the native library."""
+"""Quantises rows of floats to block formats, in the native library."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ def quantize(
     importance: NDArray[np.float32] | None = None,
     threads: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Rows of a plain type as blocks of another format: (rows, bytes per row) to (rows, bytes per row).
+    """Quantises rows of floats to a block format: (rows, bytes per row) to (rows, bytes per row).
 
-    Scales are searched as ggml's quantisers search them. A row becomes the same bytes whatever the threads, and on
-    every processor.
+    Scales are searched as in ggml's quantisers. The bytes of a row depend neither on the number of threads nor on the
+    processor.
 
     Args:
-        rows: packed as `source`, which is f32, f16 or bf16.
-        columns: values of a row, whole blocks of `target`.
-        importance: (columns,), how much an error in each column matters.
+        rows: values of type `source`, which is f32, f16 or bf16.
+        columns: number of values in a row, a multiple of the block size of `target`.
+        importance: (columns,), not negative: the weight of an error in each column.
         threads: None means one per physical core.
 
     Raises:
-        CheckpointError: rows that are no whole blocks, a value or an importance that is not finite, or formats that
-            cannot be quantised from or to.
+        CheckpointError: if a row is not a multiple of the block size, a value or an importance is not finite, or the
+            formats are not supported.
     """
     count = len(rows)
     data = np.ascontiguousarray(rows)
     if data.nbytes != source.size((count, columns)):
-        raise CheckpointError(f"{data.nbytes} bytes for {count} rows of {columns} {source.name} values")
+        raise CheckpointError(f"got {data.nbytes} bytes for {count} rows of {columns} {source.name} values")
     out = np.empty((count, target.size((1, columns))), np.uint8)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     if weights is not None and weights.shape != (columns,):
-        raise CheckpointError(f"importance of shape {weights.shape}; a number for each of {columns} columns is needed")
+        raise CheckpointError(f"importance has shape {weights.shape}; it must be {(columns,)}, a weight per column")
     library = load_library()
-    failed = library.puna_quantize(
+    status = library.puna_quantize(
         chosen_kernels().encode(),
         default_threads(threads),
         data.ctypes.data,
@@ -53,7 +53,7 @@ def quantize(
         None if weights is None else weights.ctypes.data,
         out.ctypes.data,
     )
-    if failed:
+    if status:
         raise CheckpointError(
             f"{source.name} cannot be quantised to {target.name}: {library.puna_error().decode()}; check the source"
         )

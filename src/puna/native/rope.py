@@ -1,7 +1,7 @@
-"""Frequencies of rotary embeddings for the native runtime: the formulas of `puna.model.rope`, without PyTorch.
+"""Frequencies of rotary embeddings for the native runtime: the formulas of `puna.model.rope` in NumPy.
 
-A test holds both to each other. As there, the query at position p uses the frequencies of a context of length p + 1
-where they depend on the length (dynamic, longrope); its keys are cached unrotated then.
+Tests compare the two. Sources of the formulas are in `puna.model.rope`. For dynamic and longrope, whose frequencies
+depend on the length of the context, the query at position p uses those of length p + 1, and keys are cached unrotated.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Frequencies = NDArray[np.float32]
 
 
 class Rope:
-    """The frequencies of a model, by position.
+    """The rotary frequencies of a model, by position.
 
     Attributes:
-        by_length: whether they depend on the length of the context.
+        by_length: whether the frequencies depend on the length of the context.
         scale: factor on cosines and sines.
     """
 
@@ -40,26 +40,26 @@ class Rope:
         self.by_length = self._kind == "dynamic" or self._long is not None
 
     def runs(self, start: int, count: int) -> Iterator[tuple[int, int, Frequencies]]:
-        """Cuts `count` tokens from position `start` where their frequencies change.
+        """Splits `count` tokens from position `start` on into runs with equal frequencies.
 
-        Yields the first and behind the last token of each run, counted from `start`, and inv_freq, (head_dim / 2,).
+        Yields (first, end, inv_freq): tokens first to end - 1, counted from `start`, and inv_freq, (head_dim / 2,).
         """
         if not self.by_length:
             yield 0, count, self._plain
             return
-        first_beyond = min(max(self._original - start, 0), count)  # token whose length exceeds the original context
+        first_beyond = min(max(self._original - start, 0), count)  # first token beyond the original context
         edges = [0, *([first_beyond] if 0 < first_beyond < count else []), count]
         if self._kind == "dynamic":
             edges = [*([0] if first_beyond else []), *range(first_beyond, count + 1)]
         for first, last in pairwise(edges):
-            yield first, last, self._of_length(start + first + 1)
+            yield first, last, self._for_length(start + first + 1)
 
-    def _of_length(self, length: int) -> Frequencies:
+    def _for_length(self, length: int) -> Frequencies:
         if length <= self._original:
             return self._plain
         if self._long is not None:
             return self._long
-        # See LlamaRotaryEmbedding._of_length: the base grows with the length.
+        # dynamic: the base grows with the length; see LlamaRotaryEmbedding._for_length.
         excess = np.float32(length - self._original) / np.float32(self._original)
         power = np.float32(self._width / max(self._width - 2, 1))
         stretch = (np.float32(1) + np.float32(self._settings["factor"]) * excess) ** power
@@ -68,7 +68,7 @@ class Rope:
 
 
 def _fixed(config: LlamaConfig) -> tuple[Frequencies, float]:
-    """inv_freq, (head_dim / 2,), up to the original context, and the factor on cosines and sines."""
+    """Returns inv_freq, (head_dim / 2,), for contexts up to the original one, and the factor on cosines and sines."""
     settings = config.rope_parameters
     kind = settings["rope_type"]
     plain = 1.0 / _powers(settings["rope_theta"], config.head_dim)
@@ -80,7 +80,7 @@ def _fixed(config: LlamaConfig) -> tuple[Frequencies, float]:
         return _yarn(plain, settings, config.head_dim)
     if kind == "longrope":
         return _longrope(settings["short_factor"], settings, config.head_dim), float(settings["attention_factor"])
-    assert kind in ("default", "dynamic"), "the configuration admits no other rope type"
+    assert kind in ("default", "dynamic"), "LlamaConfig accepts no other rope type"
     return plain, 1.0
 
 
@@ -115,8 +115,8 @@ def _yarn(plain: Frequencies, settings: dict[str, Any], width: int) -> tuple[Fre
     low, high = max(low, 0), min(high, width - 1)
     span = high - low or 0.001
     stretched = np.clip((np.arange(width // 2) - low) / span, 0, 1).astype(np.float32)
-    mixed: Frequencies = plain / np.float32(factor) * stretched + plain * (1 - stretched)
-    return mixed, _yarn_scale(settings)
+    blended: Frequencies = plain / np.float32(factor) * stretched + plain * (1 - stretched)
+    return blended, _yarn_scale(settings)
 
 
 def _yarn_scale(settings: dict[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""Choosing a token from logits, in the native library."""
+"""`NativeSampler`: chooses a token from logits, in the native library."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _INT32_MAX = 2**31 - 1
 
 
 class NativeSampler:
-    """Draws tokens under fixed settings; see `puna.engine.Sampling` for what they mean.
+    """Draws tokens with fixed settings.
 
     Args:
         vocab_size: number of logits.
+        temperature, top_k, top_p, min_p, repetition_penalty: as in `puna.engine.Sampling`.
     """
 
     def __init__(
@@ -38,12 +39,12 @@ class NativeSampler:
         """Returns the id of a token.
 
         Args:
-            logits: (vocab_size,), not changed.
-            seen: (vocab_size,), the tokens that the repetition penalty concerns.
+            logits: (vocab_size,), not modified.
+            seen: (vocab_size,), True for the tokens that the repetition penalty applies to.
             uniform: a random number in [0, 1).
 
         Raises:
-            BackendError: when a logit is not a finite number.
+            BackendError: if a logit is not finite.
         """
         assert logits.shape == seen.shape == (self._vocab_size,) and logits.dtype == np.float32
         logits = np.ascontiguousarray(logits)
@@ -59,7 +60,7 @@ class NativeSampler:
         )
         if token == -1:
             raise BackendError(
-                "the model's logits are not finite; its weights are damaged, or dtype is too narrow for it"
+                "the model's logits are not finite; its weights are damaged, or the range of dtype is too small for it"
             )
         if token < 0:
             raise BackendError(f"the native runtime failed: {self._library.puna_error().decode()}")

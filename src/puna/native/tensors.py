@@ -1,4 +1,4 @@
-"""Weights on their way into the native library: which tensor is which, and what `quantize` makes of it."""
+"""Loads weights into the native library: the library's number of each tensor, and the format to quantise it to."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from puna.formats.blocks import FORMATS, BlockFormat
 from puna.native.library import NativeTensor, load_library
 
 QUANTIZED = ("q8_0", "q4_0", "q4_K")
-"""Formats that float matrices can be rounded to while they are packed."""
+"""Formats that float matrices can be quantised to while they are packed."""
 
-_WHOLE = {"model.embed_tokens.weight": 0, "model.norm.weight": 1, "lm_head.weight": 2}
+_OUTSIDE_LAYERS = {"model.embed_tokens.weight": 0, "model.norm.weight": 1, "lm_head.weight": 2}
 _IN_LAYER = {
     "input_layernorm.weight": 3,
     "post_attention_layernorm.weight": 4,
@@ -35,123 +35,123 @@ _IN_LAYER = {
     "mlp.up_proj.bias": 17,
     "mlp.down_proj.bias": 18,
 }
-"""The library's number of each kind of tensor, by its name in Hugging Face's layout."""
+"""The library's number of each kind of tensor (csrc/include/puna.h), by its Hugging Face name."""
 
 _FLOATS = ("f32", "f16", "bf16")
 
 
 class Tensor(Protocol):
-    """What the backend asks of a weight; `puna.checkpoint.Weight` is one."""
+    """A weight that the backend can load; `puna.checkpoint.Weight` is one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Outermost axis first: (rows, columns) of a matrix, (size,) of a vector."""
+        """(rows, columns) of a matrix, (size,) of a vector."""
         ...
 
     @property
     def format(self) -> BlockFormat:
-        """How the values are packed."""
+        """The format of `data`."""
         ...
 
     @property
     def data(self) -> NDArray[np.uint8]:
-        """The packed bytes, flat, rows in stored order."""
+        """The stored bytes, flat, rows in stored order."""
         ...
 
     @property
     def order(self) -> NDArray[np.intp] | None:
-        """The stored row of each row; None where they are the same."""
+        """order[r] is the stored row that is row r of the tensor; None if rows are stored in order."""
         ...
 
     def to_float32(self) -> NDArray[np.float32]:
-        """The values."""
+        """Returns the decoded values."""
         ...
 
     def release(self) -> None:
-        """Says that `data` is not needed soon."""
+        """Indicates that `data` will not be needed soon."""
         ...
 
 
 def quantized_format(name: str | None, tensors: Mapping[str, Tensor]) -> BlockFormat | None:
-    """The format called `name`, in any case of letters.
+    """Returns the format called `name`, which may be in upper or lower case; None for None.
 
     Raises:
-        BackendError: when float matrices cannot be rounded to it, or the model has none.
+        BackendError: if float matrices cannot be quantised to it, or the model has no float matrices.
     """
     if name is None:
         return None
-    chosen = next((one for one in QUANTIZED if isinstance(name, str) and one.lower() == name.lower()), None)
-    if chosen is None:
+    match = next((one for one in QUANTIZED if isinstance(name, str) and one.lower() == name.lower()), None)
+    if match is None:
         raise BackendError(f"quantize is {name!r}; it must be one of {', '.join(QUANTIZED)}")
     stored = sorted({tensor.format.name for tensor in tensors.values() if len(tensor.shape) == 2})
     if not any(format_name in _FLOATS for format_name in stored):
         raise BackendError(
-            f"quantize is {chosen!r}, but the model's weights are quantised already ({', '.join(stored)}); leave it out"
+            f"quantize is {match!r}, but the model's weights are quantised already ({', '.join(stored)}); leave it out"
         )
-    return FORMATS[chosen]
+    return FORMATS[match]
 
 
-def packed_bytes(tensors: Mapping[str, Tensor], rounded: BlockFormat | None) -> int:
-    """Bytes that the matrices take once packed."""
+def packed_bytes(tensors: Mapping[str, Tensor], quantize: BlockFormat | None) -> int:
+    """Returns the bytes that the matrices take in memory, float matrices quantised to `quantize`."""
     library = load_library()
     total = 0
     for name, tensor in tensors.items():
         if len(tensor.shape) == 2:
-            target = _target(name, tensor, rounded) or tensor.format
+            target = _target(name, tensor, quantize) or tensor.format
             total += max(0, library.puna_packed_bytes(target.ggml_id, *tensor.shape))
     return total
 
 
-def load_tensor(model: int, name: str, tensor: Tensor, rounded: BlockFormat | None) -> None:
+def load_tensor(model: int, name: str, tensor: Tensor, quantize: BlockFormat | None) -> None:
     """Packs one tensor into `model` and releases it.
 
     Raises:
-        BackendError: when the library refuses it.
+        BackendError: if the library rejects the tensor.
     """
-    layer, kind = _place(name)
+    layer, kind = _layer_and_kind(name)
     library = load_library()
     if len(tensor.shape) == 2:
         data, order = tensor.data, tensor.order
-        target = _target(name, tensor, rounded)
+        target = _target(name, tensor, quantize)
         rows, columns = tensor.shape
-        number, quantize = tensor.format.ggml_id, target.ggml_id if target else -1
+        source_id, target_id = tensor.format.ggml_id, target.ggml_id if target else -1
     else:
         data, order = tensor.to_float32().view(np.uint8), None
         rows, columns = 1, tensor.shape[0]
-        number, quantize = FORMATS["f32"].ggml_id, -1
+        source_id, target_id = FORMATS["f32"].ggml_id, -1
     order64 = None if order is None else np.ascontiguousarray(order, np.int64)
     native = NativeTensor(
-        data.ctypes.data, None if order64 is None else order64.ctypes.data, rows, columns, number, quantize
+        data.ctypes.data, None if order64 is None else order64.ctypes.data, rows, columns, source_id, target_id
     )
     if library.puna_model_load(model, kind, layer, ctypes.byref(native)):
         reason = library.puna_error().decode()
-        raise BackendError(f"the native runtime refuses {name} ({tensor.format.name}, shape {tensor.shape}): {reason}")
+        raise BackendError(f"the native runtime rejects {name} ({tensor.format.name}, shape {tensor.shape}): {reason}")
     tensor.release()
 
 
-def _place(name: str) -> tuple[int, int]:
-    """(layer, kind); layer -1 for tensors outside the layers."""
-    kind = _WHOLE.get(name)
+def _layer_and_kind(name: str) -> tuple[int, int]:
+    """Returns (layer, number of the kind); layer -1 for tensors outside the layers."""
+    kind = _OUTSIDE_LAYERS.get(name)
     if kind is not None:
         return -1, kind
     number, _, rest = name.removeprefix("model.layers.").partition(".")
     return int(number), _IN_LAYER[rest]
 
 
-def _target(name: str, tensor: Tensor, rounded: BlockFormat | None) -> BlockFormat | None:
-    """What a matrix is rounded to while it is packed; None: it keeps its values.
+def _target(name: str, tensor: Tensor, quantize: BlockFormat | None) -> BlockFormat | None:
+    """Returns the format that a matrix is quantised to while it is packed; None if it is not quantised.
 
-    The embedding and the head lose most from four bits, and matter least for speed.
+    The embedding and the head become q8_0: they lose most accuracy with four bits, and affect speed least.
 
     Raises:
-        BackendError: when its rows are no whole blocks of the format.
+        BackendError: if the length of a row is not a multiple of the format's block size.
     """
-    if rounded is None or tensor.format.name not in _FLOATS:
+    if quantize is None or tensor.format.name not in _FLOATS:
         return None
-    target = FORMATS["q8_0"] if name in _WHOLE else rounded
+    target = FORMATS["q8_0"] if name in _OUTSIDE_LAYERS else quantize
     if tensor.shape[-1] % target.values:
         raise BackendError(
             f"{name} has rows of {tensor.shape[-1]} values, which {target.name} cannot pack: its blocks have "
-            f"{target.values}; quantize to a format of smaller blocks, or leave quantize out"
+            f"{target.values}; quantize to a format with smaller blocks, or leave quantize out"
         )
     return target
