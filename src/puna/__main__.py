@@ -1,4 +1,4 @@
-"""Entry point of the command `puna` and of `python -m puna`: quiet on Ctrl-C even while it still imports."""
+"""Entry point of the command `puna` and of `python -m puna`: exits quietly on Ctrl-C, even during imports."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import sys
 
 def main() -> None:
     """Runs the command."""
-    gc.set_threshold(
-        100_000
-    )  # starting makes half a million objects that stay: no use in going through them all the time
+    # Start-up creates half a million objects that are never freed; the default threshold would scan them repeatedly.
+    gc.set_threshold(100_000)
     try:
         from puna.cli import app
 
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as exc:  # standard output is full or gone
+    except OSError as exc:  # standard output cannot be written: the disk is full or the pipe is closed
         sys.exit(f"puna: {exc}")
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a request's events: `Answer` and `Completion` for text, `Scored` for the logits of a prompt."""
+"""Results of requests, built from the engine's events: `Answer` and `Completion` (text), `Scored` (prompt logits)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished answer.
+    """A complete answer.
 
     Attributes:
         text: the generated text, without the prompt.
-        ids: the generated token ids, without the one that ended the text.
-        finish_reason: "stop" (an end-of-text token or a stop string) or "length".
-        prompt_ids: the ids the model read.
-        prefill_seconds: from the first step to the first token.
-        decode_seconds: from the first token to the last.
+        ids: the generated token ids, without the end token.
+        finish_reason: "stop" (an end token or a stop string) or "length".
+        prompt_ids: the token ids of the prompt.
+        prefill_seconds: time from the start of the first step to the first token.
+        decode_seconds: time from the first token to the last.
     """
 
     text: str
@@ -42,18 +42,18 @@ class Completion:
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Tokens generated per second after the first one; 0 when there was no second one."""
+        """Tokens generated per second after the first one; 0 if there is no second one."""
         return max(0, len(self.ids) - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
 
 class Answer:
-    """An answer while it is generated.
+    """An answer that is being generated.
 
     Args:
-        request: what is asked.
-        tokenizer: turns ids into text.
-        stops: text that ends the answer and is not part of it.
-        primed: whether the text continues the prompt, so that a space between the two is kept.
+        request: the request that is answered.
+        tokenizer: decodes the ids.
+        stops: strings that end the answer and are not part of it.
+        primed: whether the answer continues the text of the prompt, so that a space between the two is kept.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Answer:
         self.error: BackendError | None = None
         self._stops = stops
         self._text: list[str] = []
-        self._taken = 0
-        self._held = ""
-        self._times: list[float] = []
+        self._taken = 0  # pieces of `_text` that `take` has returned
+        self._pending = ""  # decoded text that may be the beginning of a stop string
+        self._times: list[float] = []  # start of the first step, first token, last token; seconds
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
         if primed:
             for token in request.prompt_ids:
@@ -82,16 +82,16 @@ class Answer:
 
     @property
     def finished(self) -> bool:
-        """Whether the answer has ended, or failed."""
+        """Whether the answer is complete or has failed."""
         return self.finish_reason is not None or self.error is not None
 
     def take(self) -> list[str]:
-        """The pieces of text that became certain since the last call."""
-        taken, self._taken = self._taken, len(self._text)
-        return self._text[taken : self._taken]
+        """Returns the pieces of text that became final since the last call."""
+        start, self._taken = self._taken, len(self._text)
+        return self._text[start : self._taken]
 
     def feed(self, event: Event, started: float, ended: float) -> None:
-        """Takes what a step from `started` to `ended` (seconds) did; an answer that has ended takes no more."""
+        """Adds the event of a step that ran from `started` to `ended` (seconds), unless the answer has ended."""
         if self.finished:
             return
         if not self._times:
@@ -101,15 +101,15 @@ class Answer:
         self._times[2] = ended
         if event.token is not None:
             self.ids.append(event.token)
-            self._held += self._decoder.push(event.token)
+            self._pending += self._decoder.push(event.token)
         self.finish_reason, self.error = event.finish_reason, event.error
         if event.finish_reason is not None or event.error is not None:
-            self._held += self._decoder.finish()
+            self._pending += self._decoder.finish()
         if text := self._release():
             self._text.append(text)
 
     def completion(self) -> Completion:
-        """The whole answer; call it once the answer has ended. Raises what it failed with."""
+        """Returns the complete answer, or raises the error that it failed with. Call it after the answer has ended."""
         if self.error is not None:
             raise self.error
         assert self.finish_reason is not None
@@ -124,21 +124,21 @@ class Answer:
         )
 
     def _release(self) -> str:
-        """Takes from the held text what can no longer become a stop string; ends the answer at one."""
-        found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
-        if found:
+        """Removes and returns the pending text up to a stop string or the beginning of one; a stop string ends it."""
+        matches = [index for index in (self._pending.find(stop) for stop in self._stops) if index >= 0]
+        if matches:
             self.finish_reason = "stop"
-            kept = min(found)
+            end = min(matches)
         elif self.finished:
-            kept = len(self._held)
+            end = len(self._pending)
         else:
-            kept = len(self._held) - max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        text, self._held = self._held[:kept], self._held[kept:]
+            end = len(self._pending) - max((_overlap(self._pending, stop) for stop in self._stops), default=0)
+        text, self._pending = self._pending[:end], self._pending[end:]
         return text
 
 
 class Scored:
-    """The logits of a prompt, piece by piece.
+    """The logits of a prompt, chunk by chunk.
 
     Args:
         request: a request with `prompt_logits` and no tokens to generate.
@@ -150,17 +150,17 @@ class Scored:
         self._rows: list[NDArray[np.float32]] = []
 
     def feed(self, event: Event, started: float, ended: float) -> None:
-        """Takes what a step did."""
+        """Adds the event of a step; the times are ignored."""
         if event.logits is not None:
             self._rows.append(event.logits)
         self.finished = event.finish_reason is not None
 
     def take(self) -> list[NDArray[np.float32]]:
-        """The rows that came since the last call: arrays of (tokens, vocab_size), in order."""
+        """Returns the logits since the last call: arrays of shape (tokens, vocab_size), in order."""
         rows, self._rows = self._rows, []
         return rows
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+    """Returns the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

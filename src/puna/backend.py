@@ -1,7 +1,7 @@
-"""What the engine asks of an execution backend: `Batch` in, float32 logits out. No policy, no tensors of a framework.
+"""The interface between the engine and an execution backend: `Batch` in, float32 logits out.
 
-A backend owns weights and key-value caches. The engine names a cache by a small integer, the *slot*; what stands behind
-it (a contiguous cache, pages) is the backend's affair.
+A backend owns the weights and the key-value caches. The engine refers to a cache by a small integer, the *slot*; how
+the cache is stored (contiguously or in pages) is up to the backend.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from puna.errors import RequestError
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive tokens of one sequence in a batch: a piece of a prompt, or a single token to decode.
+    """Consecutive tokens of one sequence in a batch: part of a prompt, or a generated token with guessed ones after it.
 
     Attributes:
-        slot: which cache the tokens extend.
+        slot: the cache that the tokens extend.
         tokens: ids, int64, shape (t,), t >= 1.
-        start: position of the first token. The cache of `slot` holds the positions before it; what it holds from there
-            on (a step that was interrupted) is dropped.
-        logits: how many of the last tokens want logits, 0 .. t.
+        start: position of the first token. The cache of `slot` must hold all positions before it; the backend drops
+            cached positions from `start` on (left by an interrupted step).
+        logits: number of tokens, counted from the end, whose logits are returned, 0 .. t.
     """
 
     slot: int
@@ -36,10 +36,10 @@ class Chunk:
 
 
 PAGE = 64
-"""Tokens in a page of a cache."""
+"""Number of tokens in a page of a cache."""
 
 Batch = Sequence[Chunk]
-"""A ragged batch: any mix of prompt chunks and single tokens, each slot at most once."""
+"""A ragged batch: chunks of any lengths, each slot at most once."""
 
 
 class Backend(Protocol):
@@ -48,40 +48,40 @@ class Backend(Protocol):
     name: str
     config: LlamaConfig
     cache_tokens: int | None
-    """Tokens that all caches together can hold, each cache in whole pages of `PAGE`; None where nothing limits them."""
+    """Tokens that all caches together can hold, each rounded up to complete pages; None if there is no limit."""
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).
 
-        Rows follow the order of the chunks, and of the tokens inside each.
+        Rows are in the order of the chunks, and of the tokens in each chunk.
         """
         ...
 
     def free(self, slot: int) -> None:
-        """Forgets the cache of `slot`, so that the slot can serve another sequence."""
+        """Frees the cache of `slot`, so that the slot can be used for another sequence."""
         ...
 
 
-def check_batch(batch: Batch, vocab_size: int, held: Mapping[int, int]) -> None:
-    """Checks a batch before anything runs; `held` says how many positions each slot's cache holds.
+def check_batch(batch: Batch, vocab_size: int, lengths: Mapping[int, int]) -> None:
+    """Checks a batch before it runs; `lengths` maps slots to the number of cached positions.
 
     Raises:
-        RequestError: when a slot appears twice, or a chunk starts beyond its cache or holds an impossible id.
+        RequestError: if a slot appears twice, or a chunk starts beyond its cache or has an id outside the vocabulary.
     """
     slots = [chunk.slot for chunk in batch]
     if len(set(slots)) < len(slots):
-        raise RequestError(f"the batch names slots {slots}; each may appear once")
+        raise RequestError(f"the batch has slots {slots}; each may appear only once")
     for chunk in batch:
         tokens, start = chunk.tokens, chunk.start
         if tokens.ndim != 1 or not len(tokens):
-            raise RequestError(f"slot {chunk.slot}: tokens have shape {tokens.shape}; (t,) with 1 or more is needed")
-        ids = tokens.tolist()  # NumPy's minimum takes longer for the one token of a step
+            raise RequestError(f"slot {chunk.slot}: tokens have shape {tokens.shape}; it must be (t,) with t >= 1")
+        ids = tokens.tolist()  # for the single token of most steps, this is faster than NumPy's min and max
         lowest, highest = min(ids), max(ids)
         if lowest < 0 or highest >= vocab_size:
-            bad = lowest if lowest < 0 else highest
-            raise RequestError(f"slot {chunk.slot}: token id {bad} is outside the vocabulary, 0 to {vocab_size - 1}")
-        if not 0 <= start <= held.get(chunk.slot, 0):
-            cached = held.get(chunk.slot, 0)
+            token = lowest if lowest < 0 else highest
+            raise RequestError(f"slot {chunk.slot}: token id {token} is outside the vocabulary, 0 to {vocab_size - 1}")
+        cached = lengths.get(chunk.slot, 0)
+        if not 0 <= start <= cached:
             raise RequestError(f"slot {chunk.slot}: tokens start at {start}, but the cache holds {cached}")
         if not 0 <= chunk.logits <= len(tokens):
-            raise RequestError(f"slot {chunk.slot}: logits of {chunk.logits} tokens were asked, of {len(tokens)}")
+            raise RequestError(f"slot {chunk.slot}: logits is {chunk.logits}; it must be 0 to {len(tokens)}")

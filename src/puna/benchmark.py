@@ -1,7 +1,7 @@
-"""Speeds of a model on this machine, and how far they are from its limits. Drives `Backend.forward` directly.
+"""Speed of a model on this machine, compared with the machine's limits. Calls `Backend.forward` directly.
 
-The limits: decoding reads every packed weight and the caches once a step, so that it cannot beat the memory's
-bandwidth; reading a prompt does two operations per multiply-accumulate, so that it cannot beat the processor's peak.
+The limits: each decoding step reads all packed weights and the caches once, so memory bandwidth limits its speed;
+reading a prompt takes a known number of multiply-accumulates, so the processor's peak rate limits its speed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from puna.native import NativeBackend
 from puna.native.measure import MachineSpeed
 
 PIECE = 512
-"""Tokens of a prompt read at once, as the engine does."""
+"""Maximum number of prompt tokens per forward pass, as in the engine."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Something to time.
+    """A workload to time.
 
     Attributes:
-        phase: "prefill", reading `tokens` tokens; or "decode", generating `tokens` tokens for each of `batch` sequences
+        phase: "prefill": reading `tokens` tokens; "decode": generating `tokens` tokens for each of `batch` sequences
             whose caches hold `context` tokens.
     """
 
@@ -41,7 +41,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Result:
-    """What a work took: tokens per second in each repeat, and the share of the limit that their median reaches."""
+    """The speed of a workload: tokens per second in each repetition, and their median as a fraction of the limit."""
 
     work: Work
     samples: tuple[float, ...]
@@ -49,7 +49,7 @@ class Result:
 
     @property
     def tokens_per_second(self) -> float:
-        """The median."""
+        """The median of the samples."""
         return statistics.median(self.samples)
 
 
@@ -61,10 +61,10 @@ def plan(
     context: Sequence[int],
     batch: Sequence[int],
 ) -> tuple[list[Work], dict[Work, str]]:
-    """(what can be measured, what cannot and why).
+    """Returns (workloads that can run, reason why each of the others cannot).
 
     Args:
-        cache_tokens: what the caches of all sequences together hold; fewer than asked for where memory is short.
+        cache_tokens: number of tokens that the caches of all sequences together can hold; None means no limit.
     """
     works = [Work("prefill", tokens, 0, 1) for tokens in prefill]
     works += [Work("decode", decode, length, sequences) for length in context for sequences in batch]
@@ -75,12 +75,12 @@ def plan(
         if length > config.context_length:
             left_out[work] = f"exceeds the model's context of {config.context_length}"
         elif cache_tokens is not None and needed > cache_tokens:
-            left_out[work] = f"needs a cache of {needed} tokens; memory has room for {cache_tokens}"
+            left_out[work] = f"needs a cache of {needed} tokens, but memory holds {cache_tokens}"
     return [work for work in works if work not in left_out], left_out
 
 
 def run(backend: NativeBackend, works: Sequence[Work], repeat: int) -> Iterator[tuple[Work, float]]:
-    """Times the works in turn, `repeat` times over: yields each work and its tokens per second."""
+    """Times all workloads in turn, `repeat` times; yields each workload and its tokens per second."""
     random = np.random.default_rng(0)
     ids = random.integers(0, backend.config.vocab_size, backend.config.context_length)
     read(backend, ids[: min(64, len(ids))], 0)
@@ -91,20 +91,20 @@ def run(backend: NativeBackend, works: Sequence[Work], repeat: int) -> Iterator[
 
 
 def time_work(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> float:
-    """Tokens per second of one run over the first of `ids`."""
+    """Returns the tokens per second of one run over the first of `ids`."""
     timed = _time_prefill if work.phase == "prefill" else _time_decode
     return timed(backend, ids, work)
 
 
 def read(backend: NativeBackend, ids: NDArray[np.int64], slot: int) -> None:
-    """Fills the cache of a slot, with logits of the last token."""
+    """Reads `ids` into the cache of a slot, with logits of the last token."""
     for start in range(0, len(ids), PIECE):
         piece = ids[start : start + PIECE]
         backend.forward([Chunk(slot, piece, start, int(start + len(piece) == len(ids)))])
 
 
 def step(backend: NativeBackend, ids: NDArray[np.int64], position: int, batch: int) -> None:
-    """Decodes one token of each sequence and takes the likeliest next ones."""
+    """Decodes one token of each sequence, including the choice of the most likely next token."""
     chunks = [Chunk(slot, ids[position : position + 1], position) for slot in range(batch)]
     backend.forward(chunks).argmax(axis=-1)
 
@@ -135,14 +135,14 @@ def _time_decode(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> 
     return work.tokens * work.batch / seconds
 
 
-LEAST_IN_MEMORY = 64_000_000
-"""Bytes of weights below which the processor's own cache may hold them, whose bandwidth is not measured."""
+MIN_WEIGHT_BYTES = 64_000_000
+"""Smaller models may fit in the processor's cache, whose bandwidth is not measured; they have no memory limit."""
 
 
 def limit(backend: NativeBackend, machine: MachineSpeed, work: Work) -> float | None:
-    """Tokens per second that the machine's memory or arithmetic allow at most; None where the limit is another one."""
+    """Returns the maximum tokens per second that memory bandwidth or arithmetic allow; None if it is not known."""
     if work.phase == "decode":
-        if backend.weight_bytes < LEAST_IN_MEMORY:
+        if backend.weight_bytes < MIN_WEIGHT_BYTES:
             return None
         cache = backend.cache_bytes_per_token * (work.context + work.tokens / 2)
         return work.batch * machine.dram_gb_s * 1e9 / (backend.weight_bytes + work.batch * cache)
@@ -151,13 +151,13 @@ def limit(backend: NativeBackend, machine: MachineSpeed, work: Work) -> float | 
 
 
 def phase_limits(backend: NativeBackend, machine: MachineSpeed, work: Work) -> dict[str, float]:
-    """Seconds that a work takes at least in those kinds of kernels whose limit is known; {} where none is.
+    """Returns the minimum seconds that a workload takes in each phase of the forward pass whose limit is known.
 
-    Decoding reads their matrices, or the caches, once a step; reading a prompt multiplies every token.
+    Decoding reads a phase's matrices, or the caches, once per step; reading a prompt multiplies every token.
     """
     steps = work.tokens
     if work.phase == "decode":
-        if backend.weight_bytes < LEAST_IN_MEMORY:
+        if backend.weight_bytes < MIN_WEIGHT_BYTES:
             return {}
         read = dict(backend.phase_bytes)
         read["attention"] = round(work.batch * backend.cache_bytes_per_token * (work.context + steps / 2))
@@ -175,7 +175,7 @@ def phase_limits(backend: NativeBackend, machine: MachineSpeed, work: Work) -> d
 
 
 def products(config: LlamaConfig, tokens: int) -> float:
-    """Multiply-accumulates of reading a prompt: linear layers, attention over what each token sees, the last logits."""
+    """Returns the multiply-accumulates of reading a prompt: linear layers, causal attention, one token's logits."""
     hidden, inner = config.hidden_size, config.intermediate_size
     heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     linear = hidden * (2 * heads + 2 * kv_heads) + 3 * hidden * inner

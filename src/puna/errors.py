@@ -1,13 +1,13 @@
-"""Every error a user can meet.
+"""All errors that puna raises for wrong input, files or machines.
 
 Each message says what was wrong, the value, the limit and the remedy. All derive from `PunaError`, itself a
-`ValueError`, so that code written against libraries that raise `ValueError` keeps working. Broken promises between our
-own rooms are `assert`s, not these.
+`ValueError`, so that code written for libraries that raise `ValueError` keeps working. Violated assumptions inside puna
+are `assert`s instead.
 """
 
 
 class PunaError(ValueError):
-    """Base of every error puna raises on purpose."""
+    """Base class of all puna errors."""
 
 
 class ConfigError(PunaError):
@@ -15,32 +15,32 @@ class ConfigError(PunaError):
 
 
 class CheckpointError(PunaError):
-    """A checkpoint file is truncated, corrupt, hostile, or does not fit its configuration."""
+    """A checkpoint file is truncated, corrupt or malicious, or does not match its configuration."""
 
 
 class TokenizerError(PunaError):
-    """A tokenizer file cannot be read, or a tokenizer is asked for something it cannot do."""
+    """A tokenizer file cannot be read, or a tokenizer does not support the requested operation."""
 
 
 class ChatTemplateError(TokenizerError):
-    """A chat template is missing, cannot be compiled, or refuses the conversation."""
+    """A chat template is missing, cannot be compiled, or rejects the conversation."""
 
 
 class RequestError(PunaError):
-    """A generation request that cannot be served: too long, or with an option out of range."""
+    """A generation request is too long, or an option is out of range or not supported."""
 
 
 class BackendError(PunaError):
-    """An execution backend is unknown, unavailable here, or lacks something this model needs."""
+    """An execution backend is unknown, not available here, or does not support the model."""
 
 
 class ModelNotFoundError(PunaError, FileNotFoundError):
-    """No model at the given place."""
+    """There is no model at the given path or under the given name."""
 
 
 class StorageError(PunaError, OSError):
-    """A file cannot be written: no space, no permission, or a file where a folder is needed."""
+    """A file cannot be written: the disk is full, permission is missing, or a file is in place of a folder."""
 
 
 class MissingExtraError(PunaError, ImportError):
-    """A feature needs an optional dependency; the message names the extra that brings it."""
+    """A feature needs an optional dependency; the message names the extra to install."""

@@ -1,4 +1,4 @@
-"""`LLM`: text in, text out, in five lines of Python. Everything below it speaks token ids."""
+"""`LLM`: text in, text out, in five lines of Python. The packages below work with token ids."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 
-_ROWS = 16
-"""Rows of logits that are scored at once."""
+_NLL_ROWS = 16
+"""Rows of logits that are converted to float64 at a time, since a row is as long as the vocabulary."""
 
 
 class Options(TypedDict, total=False):
     """Keyword arguments of `LLM.generate`, `LLM.chat` and `LLM.stream`.
 
-    max_tokens: most tokens to generate (256); None fills the model's context.
-    temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `puna.engine.Sampling`; the likeliest token
-        unless a temperature is given.
-    stop: text that ends the answer and is not part of it, or several.
-    speculate: guess tokens from what stood earlier in the text; the same answer, sooner where it repeats itself.
+    max_tokens: maximum number of tokens to generate (default 256); None fills the model's context.
+    temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `puna.engine.Sampling`; by default, the most
+        likely token is chosen.
+    stop: a string, or several, that ends the answer and is not part of it.
+    speculate: guess tokens from earlier parts of the text: the same answer, faster if the text repeats itself.
     """
 
     max_tokens: int | None
@@ -59,19 +59,19 @@ class LLM:
     """A LLaMA model that generates text.
 
     Args:
-        path: a folder in Hugging Face's or Meta's layout, a GGUF file, a model of the hub (owner/name), a checkpoint
-            that is open already, or None for the default model.
-        backend: "native" (C++ on the processor), "torch", or "auto": native where it can run the model.
-        threads: processor threads; None means one per physical core.
-        device: a PyTorch device such as "cuda"; None means the processor.
-        dtype: the type PyTorch computes in, such as "bfloat16"; None means float32 on the processor.
-        quantize: format that the native backend rounds float weights to: "q8_0", "q4_0" or "q4_K"; None keeps them.
-        max_batch: most sequences that run at once, for lists of prompts and for callers in several threads.
+        path: a folder in Hugging Face's or Meta's layout, a GGUF file, a model of the hub (owner/name), an open
+            checkpoint, or None for the default model.
+        backend: "native" (C++ on the CPU), "torch", or "auto": native if it supports the model.
+        threads: number of CPU threads; None means one per physical core.
+        device: a PyTorch device such as "cuda"; None means the CPU.
+        dtype: the type that PyTorch computes in, such as "bfloat16"; None means float32 on the CPU.
+        quantize: format that the native backend quantises float weights to: "q8_0", "q4_0" or "q4_K"; None keeps them.
+        max_batch: maximum number of sequences that run at once, for lists of prompts and for calls in several threads.
 
     Raises:
-        ModelNotFoundError: when there is no model at `path`; the message tells how to get one.
-        CheckpointError: when the model's files are not whole or do not fit together.
-        BackendError: when the backend cannot run here.
+        ModelNotFoundError: if there is no model at `path`; the message says how to get one.
+        CheckpointError: if the model's files are incomplete or do not match each other.
+        BackendError: if the backend cannot run here.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class LLM:
         self._backend = _open_backend(checkpoint, backend, threads, device, dtype, quantize, max_batch)
         self._engine = Engine(self._backend, max_batch)
         self._results: dict[int, Answer | Scored] = {}
-        self._lock = threading.RLock()  # over the engine and its results: one step at a time, whichever thread asks
+        self._lock = threading.RLock()  # guards the engine and the results: one step at a time, from any thread
 
     @property
     def config(self) -> LlamaConfig:
@@ -103,17 +103,17 @@ class LLM:
 
     @property
     def backend(self) -> str:
-        """Name of the backend that runs the model."""
+        """Name of the backend that runs the model, "native" or "torch"."""
         return self._backend.name
 
     @functools.cached_property
     def tokenizer(self) -> LlamaTokenizer | LlamaTokenizerFast:
-        """The model's tokenizer, with `encode` and `decode`."""
+        """The model's tokenizer."""
         from puna.tokenizer import load_tokenizer
 
         return load_tokenizer(self._tokenizer_path)
 
-    @overload  # mypy sees that an empty list fits both; it is refused when called
+    @overload  # mypy reports that an empty list matches both overloads; it is an error when called
     def generate(  # type: ignore[overload-overlap]
         self, prompt: str | Sequence[int], **options: Unpack[Options]
     ) -> Completion: ...
@@ -124,10 +124,10 @@ class LLM:
     def generate(
         self, prompt: str | Sequence[int] | Sequence[str], **options: Unpack[Options]
     ) -> Completion | list[Completion]:
-        """Continues a prompt: text or token ids. A list of prompts gives a list of completions.
+        """Continues a prompt, which is text or token ids. For a list of texts, returns a list of completions.
 
         Raises:
-            RequestError: when prompt and answer do not fit the context, or an option is out of range.
+            RequestError: if prompt and answer exceed the context, or an option is out of range.
         """
         if isinstance(prompt, list | tuple) and prompt and all(isinstance(item, str) for item in prompt):
             return self._complete([self._answer(self._encode(item), primed=True, options=options) for item in prompt])
@@ -138,22 +138,22 @@ class LLM:
         """Answers a conversation: messages with "role" ("system", "user", "assistant") and "content".
 
         Raises:
-            ChatTemplateError: when the model has no chat template, or its template refuses the conversation.
+            ChatTemplateError: if the model has no chat template, or its template rejects the conversation.
             RequestError: as in `generate`.
         """
         return self._complete([self._answer(self._render(messages), primed=False, options=options)])[0]
 
     def stream(self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]) -> Iterator[str]:
-        """Yields the answer's text as it comes; a list of messages is answered as in `chat`.
+        """Yields the answer's text while it is generated; a list of messages is answered as in `chat`.
 
-        Raises as `generate` and `chat` do, before the first piece is asked for.
+        Raises the errors of `generate` and `chat`, at the call and not at the first iteration.
         """
         return self.start(prompt, **options)[1]
 
     def start(
         self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]
     ) -> tuple[Answer, Iterator[str]]:
-        """What `stream` yields, and beside it the answer, whose `completion()` holds once the text has ended."""
+        """Returns (answer, iterator of `stream`); `answer.completion()` may be called after the iteration."""
         if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
             messages: Any = prompt
             answer = self._answer(self._render(messages), primed=False, options=options)
@@ -163,22 +163,22 @@ class LLM:
         return answer, self._run(answer)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """The model's logits after each token: float32, (T, vocab_size).
+        """Returns the model's logits after each token: float32, (T, vocab_size).
 
         Raises:
-            RequestError: when there is no token, one is not in the vocabulary, or they exceed the context.
+            RequestError: if there are no tokens, an id is not in the vocabulary, or the tokens exceed the context.
         """
         return np.concatenate(list(self._prompt_logits(_ids(token_ids))))
 
     def nll(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
-        """Negative log-likelihood in nats of each token after the first, given those before it: (T - 1,)."""
+        """Returns the negative log-likelihood in nats of each token after the first: float64, (T - 1,)."""
         ids = _ids(token_ids)
         losses = []
-        done = 0
+        start = 0
         for rows in self._prompt_logits(ids):
-            following = np.asarray(ids[done + 1 : done + 1 + len(rows)], dtype=np.int64)
-            losses.append(_nll(rows[: len(following)], following))
-            done += len(rows)
+            targets = np.asarray(ids[start + 1 : start + 1 + len(rows)], dtype=np.int64)
+            losses.append(_nll(rows[: len(targets)], targets))
+            start += len(rows)
         return np.concatenate(losses)
 
     def _prompt_logits(self, ids: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
@@ -193,18 +193,18 @@ class LLM:
             return _ids(prompt)
         ids = self.tokenizer.encode(prompt)
         if not ids and self.config.bos_token_id is not None:
-            ids = [self.config.bos_token_id]  # an empty text begins where every text begins
+            ids = [self.config.bos_token_id]  # the model needs at least one token
         return tuple(ids)
 
     def _render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
 
     def _answer(self, prompt_ids: tuple[int, ...], *, primed: bool, options: Options) -> Answer:
-        """Checks a request. `primed` text continues the prompt, spaces included; a chat answer stands alone."""
+        """Builds and checks a request. `primed`: the answer continues the prompt's text, so a leading space is kept."""
         if unknown := options.keys() - Options.__annotations__.keys():
-            raise TypeError(f"unknown option {sorted(unknown)[0]!r}; there are {', '.join(Options.__annotations__)}")
-        ends = self._stop_ids if primed else self._stop_ids | self._turn_end_ids
-        request, stop = self._request(prompt_ids, ends, **options)
+            raise TypeError(f"unknown option {sorted(unknown)[0]!r}; options are {', '.join(Options.__annotations__)}")
+        stop_ids = self._stop_ids if primed else self._stop_ids | self._turn_end_ids
+        request, stop = self._request(prompt_ids, stop_ids, **options)
         self._engine.check(request)
         return Answer(request, self.tokenizer, stop, primed=primed)
 
@@ -224,7 +224,7 @@ class LLM:
     ) -> tuple[Request, tuple[str, ...]]:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if any(not isinstance(text, str) or not text for text in stops):
-            raise RequestError(f"stop is {stop!r}; it must be one or several pieces of text, none of them empty")
+            raise RequestError(f"stop is {stop!r}; it must be a string or several, none of them empty")
         if max_tokens is None:
             max_tokens = max(0, self.config.context_length - len(prompt_ids))
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
@@ -232,9 +232,9 @@ class LLM:
 
     @functools.cached_property
     def _stop_ids(self) -> frozenset[int]:
-        """The ids that end a text, by the model's and by the tokenizer's files."""
-        own = self.tokenizer.eos_token_id
-        return frozenset(self.generation_config.eos_token_ids) | (frozenset() if own is None else frozenset({own}))
+        """The ids that end a text according to the generation configuration or the tokenizer."""
+        eos = self.tokenizer.eos_token_id
+        return frozenset(self.generation_config.eos_token_ids) | (frozenset() if eos is None else frozenset({eos}))
 
     @functools.cached_property
     def _turn_end_ids(self) -> frozenset[int]:
@@ -253,13 +253,13 @@ class LLM:
             while not answer.finished:
                 self._step()
                 yield from answer.take()
-            yield from answer.take()  # what came while the stream rested
+            yield from answer.take()  # text of steps that other threads ran while this generator was suspended
             if answer.error is not None:
                 raise answer.error
 
     @contextmanager
     def _submitted(self, results: Sequence[Answer] | Sequence[Scored]) -> Iterator[None]:
-        """Submits requests; whatever happens, none of them is left in the engine."""
+        """Context manager: submits requests, and removes them from the engine at the end, also after an error."""
         ids = []
         try:
             with self._lock:
@@ -274,7 +274,7 @@ class LLM:
                     self._results.pop(request_id, None)
 
     def _step(self) -> None:
-        """One engine step; its events go to whoever waits for them: another thread, or a stream that rests."""
+        """Runs one engine step and passes its events to their results, including those of other threads and streams."""
         with self._lock:
             started = time.perf_counter()
             events = self._engine.step()
@@ -287,25 +287,25 @@ class LLM:
 
 
 def _ids(tokens: Sequence[int]) -> tuple[int, ...]:
-    """Token ids as given in a list, tuple, array or tensor of one dimension; nothing is rounded to one."""
+    """Converts a list, tuple, or 1-D array or tensor of token ids; floats and bools are errors."""
     try:
         if isinstance(tokens, bytes | bytearray | Mapping) or any(isinstance(token, bool) for token in tokens):
             raise TypeError
         return tuple(operator.index(token) for token in tokens)
     except TypeError as exc:
         raise RequestError(
-            f"{str(tokens)[:80]!r} is no prompt; it must be text, token ids (whole numbers) or a list of texts"
+            f"the prompt must be text, token ids (whole numbers) or a list of texts, got {str(tokens)[:80]!r}"
         ) from exc
 
 
 def _nll(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """-log softmax(logits)[target] for each row, in float64."""
+    """Returns -log softmax(logits)[target] for each row, in float64."""
     losses = np.empty(len(targets))
-    for start in range(0, len(targets), _ROWS):  # some at a time: a vocabulary is large
-        rows = logits[start : start + _ROWS].astype(np.float64)
+    for start in range(0, len(targets), _NLL_ROWS):
+        rows = logits[start : start + _NLL_ROWS].astype(np.float64)
         rows -= rows.max(axis=-1, keepdims=True)
-        chosen = rows[np.arange(len(rows)), targets[start : start + _ROWS]]
-        losses[start : start + _ROWS] = np.log(np.exp(rows, out=rows).sum(axis=-1)) - chosen
+        target_logits = rows[np.arange(len(rows)), targets[start : start + _NLL_ROWS]]
+        losses[start : start + _NLL_ROWS] = np.log(np.exp(rows, out=rows).sum(axis=-1)) - target_logits
     return losses
 
 
@@ -327,17 +327,17 @@ def _open_backend(
         raise BackendError(
             f"{checkpoint.path} has no language-model head (its head: {checkpoint.head}); it cannot generate text"
         )
-    wants_torch = device is not None or dtype not in (None, "float32")
-    if name == "native" and wants_torch:
-        raise BackendError("backend 'native' computes in float32 on the processor; leave out device and dtype")
-    if name == "native" or (name == "auto" and not wants_torch and _runs_natively(checkpoint.config)):
+    needs_torch = device is not None or dtype not in (None, "float32")
+    if name == "native" and needs_torch:
+        raise BackendError("backend 'native' computes in float32 on the CPU; leave out device and dtype")
+    if name == "native" or (name == "auto" and not needs_torch and _runs_natively(checkpoint.config)):
         from puna.native import NativeBackend
 
         return NativeBackend(checkpoint.config, checkpoint.tensors, threads, max_batch, quantize=quantize)
     if quantize is not None:
         raise BackendError(
-            f"quantize is {quantize!r}, which the native backend does and PyTorch does not; leave out quantize, or "
-            "backend, device and dtype"
+            f"quantize is {quantize!r}, which only the native backend supports; leave out quantize, or backend, device "
+            "and dtype"
         )
     try:
         from puna.model import TorchBackend
@@ -351,12 +351,12 @@ def _open_backend(
 
 
 def _runs_natively(config: LlamaConfig) -> bool:
-    """Whether "auto" takes the native backend; where it does not, a warning says why."""
+    """Returns whether the native backend supports the model; if not, warns with the reason."""
     from puna.native import check_supported
 
     try:
         check_supported(config)
     except BackendError as exc:
-        warnings.warn(f"{exc} (chosen now)", stacklevel=4)
+        warnings.warn(f"{exc} (which is used now)", stacklevel=4)
         return False
     return True

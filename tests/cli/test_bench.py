@@ -51,9 +51,9 @@ def test_what_memory_has_no_room_for_is_left_out_with_the_reason():
     ]  # fmt: skip
     reasons = {(work.tokens, work.context, work.batch): reason for work, reason in left_out.items()}
     assert reasons == {
-        (257, 0, 1): "needs a cache of 320 tokens; memory has room for 256",
+        (257, 0, 1): "needs a cache of 320 tokens, but memory holds 256",
         (1001, 0, 1): "exceeds the model's context of 1000",
-        (2, 63, 4): "needs a cache of 512 tokens; memory has room for 256",
+        (2, 63, 4): "needs a cache of 512 tokens, but memory holds 256",
     }
 
 

@@ -63,7 +63,7 @@ def test_a_chunk_replaces_the_cache_from_its_start_on():
         (lambda ids: Chunk(1, np.array([3, 67]), 0), "token id 67 is outside the vocabulary, 0 to 66"),
         (lambda ids: Chunk(1, np.array([-1, 3]), 0), "token id -1"),
         (lambda ids: Chunk(1, np.array([], np.int64), 0), r"shape \(0,\)"),
-        (lambda ids: Chunk(1, ids[:2], 0, 3), "logits of 3 tokens"),
+        (lambda ids: Chunk(1, ids[:2], 0, 3), "logits is 3; it must be 0 to 2"),
         (lambda ids: Chunk(1, np.zeros(600, np.int64), 0), "more tokens of cache, but"),
     ],
 )

@@ -1,7 +1,7 @@
-"""Runs inside another release's environment: prints what that release reads from each configuration folder.
+"""Prints the configuration that a release of transformers reads from each folder; runs in that release's environment.
 
-Usage: read_config.py FOLDER... ; writes one JSON list. `rope` is [inverse frequencies, attention factor] where the
-release computes them from a configuration and PyTorch can be imported.
+Usage: read_config.py FOLDER... ; prints a JSON list. `rope` is [inverse frequencies, attention factor], or None if the
+release does not compute them from the configuration or the rope type is "default".
 """
 
 import json
@@ -18,7 +18,7 @@ problem_type output_attentions output_hidden_states use_return_dict my_own_key
 
 
 def rope(config):
-    """The rotation this release would use."""
+    """Returns the frequencies and the attention factor that this release computes."""
     try:
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     except ImportError:
@@ -32,7 +32,7 @@ def rope(config):
 
 
 def read(folder):
-    """The fields of one folder, or the error it raises."""
+    """Returns the fields read from one folder, or the error that reading raises."""
     try:
         config = LlamaConfig.from_pretrained(folder)
     except Exception as exc:

@@ -1,7 +1,7 @@
-"""Runs inside another release's environment: what that release makes of tokenizer folders.
+"""Prints the results of a release's tokenizers; runs in that release's environment.
 
 Reads a JSON object from standard input, `jobs`: a list of {folder, cls, arguments, added, texts, pairs, max_length,
-truncation, sequences, chats, save, default_template}; writes a JSON list of answers.
+truncation, sequences, chats, save, default_template}; prints a JSON list of results.
 """
 
 import json
@@ -11,7 +11,7 @@ import transformers
 
 
 def load(job):
-    """The tokenizer of a job, with its added tokens."""
+    """Returns the tokenizer of a job, with its added tokens."""
     tokenizer = getattr(transformers, job["cls"]).from_pretrained(job["folder"], **job.get("arguments", {}))
     for token in job.get("added", []):
         added = transformers.AddedToken(token["content"], **token["flags"]) if token.get("flags") else token["content"]
@@ -19,8 +19,8 @@ def load(job):
     return tokenizer
 
 
-def answer(job):
-    """Ids of texts and pairs, decodes of id sequences."""
+def run(job):
+    """Returns the ids of texts and pairs, and the decoded texts of id sequences."""
     try:
         tokenizer = load(job)
     except Exception as exc:
@@ -45,14 +45,14 @@ def answer(job):
 
 
 def default_templates(tokenizer):
-    """The source of the class's own chat template, with and without the default system prompt."""
+    """Returns the class's default chat template, with and without the default system prompt."""
     template = tokenizer.default_chat_template
     tokenizer.use_default_system_prompt = False
     return {"template": template, "template_without_prompt": tokenizer.default_chat_template}
 
 
 def attempt(call):
-    """What a call returns, or None if it raises."""
+    """Returns the result of a call, or None if it raises."""
     try:
         return call()
     except Exception:
@@ -60,4 +60,4 @@ def attempt(call):
 
 
 if __name__ == "__main__":
-    json.dump([answer(job) for job in json.load(sys.stdin)["jobs"]], sys.stdout)
+    json.dump([run(job) for job in json.load(sys.stdin)["jobs"]], sys.stdout)
