@@ -1,10 +1,10 @@
-"""Loads mutated checkpoints under a memory limit; run by test_fuzz.py as a process of its own.
+"""Loads mutated checkpoints under a memory limit; test_fuzz.py runs this in a separate process.
 
     python fuzz_worker.py FOLDER KIND COUNT
 
-FOLDER holds the seeds (FOLDER/KIND-*, and config.json). Prints a JSON summary. Each mutated file must load whole or
-raise PunaError; anything else (MemoryError, RecursionError, a hang, a crash) is a failure. Mutation n of a kind is the
-same on every machine.
+FOLDER holds the seeds (FOLDER/KIND-*, and config.json). Prints a JSON summary. Each mutated file must either load
+completely or raise PunaError; anything else (MemoryError, RecursionError, a hang, a crash) is a failure. Mutation n of
+a kind is the same on every machine.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Mutation = Callable[[random.Random, bytes, list[bytes]], bytes]
 
 
 def place(rng: random.Random, raw: bytes) -> int:
-    """A position, more often than not in a header: near the start, or (zip directories) near the end."""
+    """A position, usually in a header: near the start, or (zip directories) near the end."""
     near = min(len(raw), 4096)
     start = rng.choice([0, 0, 0, len(raw) - near, None])
     return rng.randrange(len(raw)) if start is None else start + int(near * rng.random() ** 2)
@@ -80,14 +80,14 @@ def truncate(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
 
 
 def splice(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    """A run of another seed, or of this one, over or into this one."""
+    """Inserts part of a random seed, or overwrites bytes with it."""
     source = rng.choice(seeds)
     start, size, at = place(rng, source), rng.choice([1, 4, 8, 24, 100, 2000]), place(rng, raw)
     return raw[:at] + source[start : start + size] + raw[at + rng.choice([0, size]) :]
 
 
 def number(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    """An integer field replaced by an extreme."""
+    """Replaces some bytes by an extreme integer."""
     width = rng.choice([1, 2, 4, 8])
     value = rng.choice([*EXTREMES, len(raw), len(raw) - 1, len(raw) + 1, -len(raw)]) % 256**width
     at = place(rng, raw)
@@ -99,16 +99,16 @@ def blank(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
     return raw[:at] + rng.choice([b"\0", b"\xff", b"A"]) * len(raw[at : at + size]) + raw[at + size :]
 
 
-def cut(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
+def delete(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
     at = place(rng, raw)
     return raw[:at] + raw[at + rng.choice([1, 2, 4, 8, 32, 500]) :]
 
 
-BYTES: list[Mutation] = [keep, flip, flip, truncate, splice, number, number, blank, cut]
+BYTES: list[Mutation] = [keep, flip, flip, truncate, splice, number, number, blank, delete]
 
 
 def gguf_key(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    """A scalar key found by its name: another type, an extreme value, or another name of the same length."""
+    """Changes a scalar key: another type, an extreme value, or another name of the same length."""
     keys = [b"llama.block_count", b"llama.attention.head_count", b"llama.embedding_length", b"general.alignment"]
     keys += [b"llama.rope.freq_base", b"llama.attention.layer_norm_rms_epsilon", b"llama.rope.dimension_count"]
     keys += [b"llama.context_length", b"tokenizer.ggml.eos_token_id", b"tokenizer.ggml.tokens", b"general.architecture"]
@@ -130,7 +130,7 @@ def gguf_key(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
 
 
 def gguf_tensor(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    """A tensor's description found by its name: dimensions, type or offset replaced, or the name of another."""
+    """Changes a tensor's description: its dimensions, type, offset or name."""
     names = [b"token_embd.weight", b"blk.0.attn_q.weight", b"output_norm.weight", b"blk.0.attn_k.weight"]
     name = rng.choice(names)
     at = raw.find(name)
@@ -145,43 +145,43 @@ def gguf_tensor(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
 
 
 def json_header(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    """The header of a safetensors file as JSON: an entry changed, copied, nested or taken away."""
+    """Changes the JSON header of a safetensors file: an entry is changed, copied, nested or removed."""
     size = int.from_bytes(raw[:8], "little")
     header: dict[str, Any] = json.loads(raw[8 : 8 + size])
     name = rng.choice([key for key in header if key != "__metadata__"])
     entry, other = header[name], header[rng.choice(list(header))]
-    odd: list[Any] = [None, -1, 2**63, 2**64, 10**30, 1.5, True, "8", [], {}, [[]], float("nan"), 0, 1, [2**40] * 4]
+    invalid: list[Any] = [None, -1, 2**63, 2**64, 10**30, 1.5, True, "8", [], {}, [[]], float("nan"), 0, 1, [2**40] * 4]
     action = rng.randrange(8)
     if action == 0:
         entry["data_offsets"] = rng.choice(
-            [other.get("data_offsets", 0), rng.choice(odd), [rng.choice(odd), 8], [0, rng.choice(odd)]]
+            [other.get("data_offsets", 0), rng.choice(invalid), [rng.choice(invalid), 8], [0, rng.choice(invalid)]]
         )
     elif action == 1:
         entry["shape"] = rng.choice(
-            [rng.choice(odd), [rng.choice(odd)], entry["shape"][::-1], [*entry["shape"], rng.choice(odd)]]
+            [rng.choice(invalid), [rng.choice(invalid)], entry["shape"][::-1], [*entry["shape"], rng.choice(invalid)]]
         )
     elif action == 2:
-        entry["dtype"] = rng.choice(["F64", "I8", "BF16", "F16", "f32", "", "Q4_0", rng.choice(odd)])
+        entry["dtype"] = rng.choice(["F64", "I8", "BF16", "F16", "f32", "", "Q4_0", rng.choice(invalid)])
     elif action == 3:
         del header[name]
     elif action == 4:
         header[rng.choice(["__metadata__", name + "x", "lm_head.weight", "\udce4", "", "rope.freqs"])] = rng.choice(
-            [entry, *odd]
+            [entry, *invalid]
         )
     elif action == 5:
-        header[name] = rng.choice(odd)
+        header[name] = rng.choice(invalid)
     text = json.dumps(header).encode()
     if action == 6:
         text = text[:-1] + b"," + text[1:]  # every name twice
     elif action == 7:
         deep = rng.choice([10, 1000, 100_000])
         text = text[:-1] + b',"deep":' + rng.choice([b"[", b'{"a":']) * deep + b"}"
-    stated = rng.choice([len(text)] * 6 + [len(text) + 1, rng.choice(EXTREMES) % 2**64])
-    return stated.to_bytes(8, "little") + text + raw[8 + size :]
+    size_field = rng.choice([len(text)] * 6 + [len(text) + 1, rng.choice(EXTREMES) % 2**64])
+    return size_field.to_bytes(8, "little") + text + raw[8 + size :]
 
 
 def zip_entry(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    """A torch file whose zip is sound but whose pickle, or another entry, is not."""
+    """Damages the pickle or another entry of a torch file whose zip stays valid."""
     with zipfile.ZipFile(BytesIO(raw)) as source:
         entries = {item.filename: source.read(item) for item in source.infolist()}
     name = rng.choice([key for key in entries if key.endswith("data.pkl")] * 6 + list(entries))
@@ -191,7 +191,7 @@ def zip_entry(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
     elif action == 1:
         entries[rng.choice([name + "x", name.replace("/", "/../"), "x/" + name])] = entries[name]
     else:
-        entries[name] = rng.choice([flip, splice, number, blank, cut])(
+        entries[name] = rng.choice([flip, splice, number, blank, delete])(
             rng, entries[name] or b"\0", [entries[name] or b"\0"]
         )
     out = BytesIO()
@@ -202,7 +202,7 @@ def zip_entry(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
 
 
 def pickled_number(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    """The pickle's small integers (sizes, strides, offsets, counts) changed in place: the zip stays as it was."""
+    """Changes small integers of the pickle (sizes, strides, offsets, counts) in place."""
     start = raw.find(b"_rebuild_tensor_v2")
     new = bytearray(raw)
     for _ in range(rng.choice([1, 1, 3])):
@@ -238,7 +238,7 @@ def mutate_config(rng: random.Random, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(kind: str, folder: Path) -> None:
-    """Everything a user of the checkpoint could touch: configurations, metadata, every value of every tensor."""
+    """Reads the entire checkpoint: configurations, metadata, every value of every tensor."""
     path = folder / NAMES["gguf"] if kind == "gguf" else folder
     checkpoint = open_checkpoint(path)
     for weight in checkpoint.tensors.values():
@@ -262,11 +262,11 @@ def main(folder: Path, kind: str, count: int) -> None:
         rng = random.Random(f"{kind}-{index}")
         mutation = rng.choice(MUTATIONS[kind])
         raw = mutation(rng, rng.choice(seeds), seeds)
-        # A file mapped before must not change under its reader, so that each mutation is a new file.
+        # Each mutation is a new file: a file that is still mapped must not change.
         (work / NAMES[kind]).unlink(missing_ok=True)
         (work / NAMES[kind]).write_bytes(raw)
-        sound = mutation is keep and (kind == "gguf" or rng.random() < 0.4)
-        config = mutate_config(rng, fields) if mutation is keep and not sound else fields
+        is_valid = mutation is keep and (kind == "gguf" or rng.random() < 0.4)
+        config = mutate_config(rng, fields) if mutation is keep and not is_valid else fields
         (work / "config.json").write_text(json.dumps(config))
         signal.alarm(SECONDS)
         try:
@@ -276,8 +276,8 @@ def main(folder: Path, kind: str, count: int) -> None:
             results[f"{mutation.__name__}: loaded"] += 1
         except PunaError as exc:
             results[f"{mutation.__name__}: refused"] += 1
-            if sound:
-                failures.append(f"{kind} {index}: a sound file was refused: {exc}"[:300])
+            if is_valid:
+                failures.append(f"{kind} {index}: a valid file was refused: {exc}"[:300])
             messages[str(exc).removeprefix(str(work))[:60]] += 1
         except BaseException as exc:
             failures.append(f"{kind} {index} {mutation.__name__}: {type(exc).__name__}: {exc}"[:300])

@@ -1,4 +1,4 @@
-"""5,000 mutated checkpoints under a 1 GB limit: each loads whole or raises a puna error."""
+"""5,000 mutated checkpoints under a 1 GB limit: each either loads completely or raises a PunaError."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def write_seeds(folder: Path) -> None:
     safetensors.torch.save_file(tensors, folder / "safetensors-0", {"format": "pt"})
     safetensors.torch.save_file(half, folder / "safetensors-1")
     torch.save(tensors, folder / "bin-0")
-    turned = {name: tensor.t().contiguous().t() if tensor.ndim == 2 else tensor for name, tensor in half.items()}
-    torch.save(turned, folder / "bin-1", pickle_protocol=4)
+    transposed = {name: tensor.t().contiguous().t() if tensor.ndim == 2 else tensor for name, tensor in half.items()}
+    torch.save(transposed, folder / "bin-1", pickle_protocol=4)
 
 
 def write_k_quants(path: Path) -> None:
-    """A model whose matrices are random bytes in the formats that the package gguf cannot write."""
+    """Writes a model with random bytes as matrices in the formats that the package gguf cannot write."""
     sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 128, "vocab_size": 4, "num_hidden_layers": 1}
     config = tiny_config(num_attention_heads=2, num_key_value_heads=1, **sizes)
     rng = np.random.default_rng(0)
@@ -60,13 +60,13 @@ def test_mutated_files_load_or_are_refused(tmp_path: Path, kind: str) -> None:
     command = [sys.executable, str(Path(__file__).with_name("fuzz_worker.py")), str(tmp_path), kind, str(COUNTS[kind])]
     # Each thread of a BLAS reserves address space, which the limit counts.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
-    assert found["failures"] == []
-    results = found["results"]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert process.returncode == 0, process.stderr[-2000:]
+    summary = json.loads(process.stdout)
+    assert summary["failures"] == []
+    results = summary["results"]
     assert sum(results.values()) == COUNTS[kind]
-    # The mutations are worth their time: valid files load, most kinds of damage are noticed, many differently.
+    # The mutations are effective: valid files load, most damage is detected, with many different messages.
     assert results["keep: loaded"] >= 30 and results["truncate: refused"] >= 50
     assert sum(count for name, count in results.items() if name.endswith("refused")) > 0.3 * COUNTS[kind]
-    assert found["different_messages"] > 40
+    assert summary["different_messages"] > 40

@@ -1,4 +1,4 @@
-"""Configurations from GGUF metadata, the rotary settings above all."""
+"""Configurations read from GGUF metadata, especially rotary settings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def llama3_divisors(width: int, theta: float, factor: float) -> np.ndarray:
 
 
 def frequencies(config: LlamaConfig) -> tuple[np.ndarray, float]:
-    """What transformers makes of the settings."""
+    """The rotary frequencies and attention factor that transformers computes."""
     theirs = transformers.LlamaConfig(
         hidden_size=config.hidden_size, num_attention_heads=config.num_attention_heads, head_dim=config.head_dim,
         max_position_embeddings=config.max_position_embeddings, rope_parameters=config.rope_parameters,
@@ -70,7 +70,7 @@ def test_llama_3_1_is_recognised(tmp_path: Path, factor: float, width: int, thet
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_other_divisors_are_kept_as_they_are(tmp_path: Path, seed: int) -> None:
+def test_other_divisors_are_kept_exactly(tmp_path: Path, seed: int) -> None:
     divisors = llama3_divisors(64, 500000.0, 8.0)
     divisors = divisors * 1.01 if seed else np.random.default_rng(0).uniform(1, 9, 32).astype(np.float32)
     config = config_of(tmp_path, extra={"rope_freqs.weight": divisors}, head_dim=64, max_position_embeddings=32768)
@@ -81,14 +81,14 @@ def test_other_divisors_are_kept_as_they_are(tmp_path: Path, seed: int) -> None:
     assert scale == 1
 
 
-def test_divisors_of_one_are_no_scaling(tmp_path: Path) -> None:
+def test_divisors_of_one_mean_no_scaling(tmp_path: Path) -> None:
     assert config_of(tmp_path, extra={"rope_freqs.weight": np.ones(8, np.float32)}).rope_scaling is None
 
 
 @pytest.mark.parametrize("kind", [None, "none"])
-@pytest.mark.parametrize("recipe", ["llama3", "ones"])
-def test_divisors_with_an_attention_factor(tmp_path: Path, recipe: str, kind: str | None) -> None:
-    divisors = llama3_divisors(64, 500000.0, 8.0) if recipe == "llama3" else np.ones(32, np.float32)
+@pytest.mark.parametrize("formula", ["llama3", "ones"])
+def test_divisors_with_an_attention_factor(tmp_path: Path, formula: str, kind: str | None) -> None:
+    divisors = llama3_divisors(64, 500000.0, 8.0) if formula == "llama3" else np.ones(32, np.float32)
     keys = {"llama.rope.scaling.attn_factor": 2.0, "llama.rope.scaling.type": kind}
     changes = {"head_dim": 64, "rope_theta": 500000.0, "max_position_embeddings": 32768}
     inverse, scale = frequencies(config_of(tmp_path, keys, {"rope_freqs.weight": divisors}, **changes))
@@ -96,7 +96,7 @@ def test_divisors_with_an_attention_factor(tmp_path: Path, recipe: str, kind: st
     assert scale == 2
 
 
-def test_longrope(tmp_path: Path) -> None:
+def test_longrope_is_read(tmp_path: Path) -> None:
     short, long = np.linspace(1, 1.5, 8, dtype=np.float32), np.linspace(1, 9, 8, dtype=np.float32)
     keys = {
         "llama.rope.scaling.type": "longrope",
@@ -104,8 +104,7 @@ def test_longrope(tmp_path: Path) -> None:
         "llama.rope.scaling.attn_factor": 1.25,
     }
     extra = {"rope_factors_short.weight": short, "rope_factors_long.weight": long}
-    found = config_of(tmp_path, keys, extra).rope_scaling
-    assert found == {
+    assert config_of(tmp_path, keys, extra).rope_scaling == {
         "rope_type": "longrope",
         "short_factor": [float(v) for v in short],
         "long_factor": [float(v) for v in long],
@@ -141,11 +140,11 @@ def test_longrope(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_scaling_by_keys(tmp_path: Path, keys: dict[str, Any], expected: dict[str, Any] | None) -> None:
+def test_scaling_keys_are_read(tmp_path: Path, keys: dict[str, Any], expected: dict[str, Any] | None) -> None:
     assert config_of(tmp_path, keys).rope_scaling == expected
 
 
-def test_yarn_with_an_attention_factor_of_its_own(tmp_path: Path) -> None:
+def test_yarn_with_its_own_attention_factor(tmp_path: Path) -> None:
     keys = {
         "llama.rope.scaling.type": "yarn",
         "llama.rope.scaling.factor": 4.0,
@@ -163,15 +162,15 @@ ONES = np.ones(8, np.float32)
     ("keys", "extra", "message"),
     [
         ({"llama.rope.scaling.type": "ntk"}, {}, "puna reads none, linear, yarn"),
-        ({"llama.rope.scaling.type": 3}, {}, "a string is needed"),
+        ({"llama.rope.scaling.type": 3}, {}, "must be a string"),
         ({"llama.rope.dimension_sections": [1, 2]}, {}, "unknown rotary settings llama.rope.dimension_sections"),
         (
             {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0},
             {},
-            "original_context_length' is absent",
+            "original_context_length' must be .* it is missing",
         ),
         ({"llama.rope.scaling.type": "longrope"}, {}, "are missing"),
-        ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, {}, "with a factor, 2.0"),
+        ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, {}, "additional factor 2.0"),
         ({"llama.rope.scaling.attn_factor": 2.0}, {}, "attn_factor is 2.0 with scaling of type 'linear'"),
         ({"llama.rope.scaling.type": "none", "llama.rope.scaling.attn_factor": 2.0}, {}, "of type 'none'; LlamaConfig"),
         (
@@ -190,45 +189,47 @@ ONES = np.ones(8, np.float32)
             "yarn_attn_factor is 2.0",
         ),
         ({}, {"rope_factors_long.weight": ONES}, "LongRoPE needs"),
-        ({}, {"rope_factors_long.weight": ONES, "rope_freqs.weight": ONES}, "together"),
+        ({}, {"rope_factors_long.weight": ONES, "rope_freqs.weight": ONES}, "exclude each other"),
         (
             {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0},
             {"rope_freqs.weight": ONES},
             "only one",
         ),
-        ({}, {"rope_freqs.weight": np.ones(9, np.float32)}, r"\(8,\) is needed"),
+        ({}, {"rope_freqs.weight": np.ones(9, np.float32)}, r"expected \(8,\)"),
         ({}, {"rope_freqs.weight": ONES * 0}, "not positive"),
         ({}, {"rope_freqs.weight": ONES * np.nan}, "not positive"),
         ({"llama.rope.scaling.factor": float("nan")}, {}, "finite number"),
-        ({"llama.rope.freq_base": -1.0}, {"rope_freqs.weight": ONES * 2}, "a positive number"),
-        ({"llama.rope.dimension_count": 8}, {}, "rotates whole heads"),
-        ({"llama.attention.value_length": 8}, {}, "as wide as its keys"),
-        ({"llama.attention.head_count": [4, 4]}, {}, "whole number"),
+        ({"llama.rope.freq_base": -1.0}, {"rope_freqs.weight": ONES * 2}, "must be positive"),
+        ({"llama.rope.dimension_count": 8}, {}, "rotates entire heads"),
+        ({"llama.attention.value_length": 8}, {}, "width of keys"),
+        ({"llama.attention.head_count": [4, 4]}, {}, "an integer of at least 1"),
         ({"llama.attention.head_count_kv": 3}, {}, "divide"),
-        ({"llama.embedding_length": 0}, {}, "whole number"),
-        ({"llama.embedding_length": True}, {}, "whole number"),
-        ({"llama.block_count": None}, {}, "'llama.block_count' is absent"),
-        ({"llama.attention.layer_norm_rms_epsilon": None}, {}, "is absent"),
+        ({"llama.embedding_length": 0}, {}, "an integer of at least 1"),
+        ({"llama.embedding_length": True}, {}, "an integer of at least 1"),
+        ({"llama.block_count": None}, {}, "'llama.block_count' must be .* it is missing"),
+        ({"llama.attention.layer_norm_rms_epsilon": None}, {}, "it is missing"),
         ({"llama.expert_count": 8}, {}, "llama.expert_count"),
-        ({"general.type": "adapter"}, {}, "a model is needed"),
+        ({"general.type": "adapter"}, {}, "must be 'model'"),
         ({"split.count": 3}, {}, "gguf-split --merge"),
-        ({"tokenizer.ggml.bos_token_id": "1"}, {}, "a token id is needed"),
+        ({"tokenizer.ggml.bos_token_id": "1"}, {}, "must be a token id"),
     ],
 )
-def test_what_no_llama_can_be(tmp_path: Path, keys: dict[str, Any], extra: dict[str, np.ndarray], message: str) -> None:
+def test_metadata_of_other_models_is_refused(
+    tmp_path: Path, keys: dict[str, Any], extra: dict[str, np.ndarray], message: str
+) -> None:
     with pytest.raises(PunaError, match=message) as caught:
         config_of(tmp_path, keys, extra)
     assert isinstance(caught.value, CheckpointError | ConfigError) and "x.gguf" in str(caught.value)
 
 
-def test_another_architecture(tmp_path: Path) -> None:
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "x.gguf", tiny_config(), {})
     path.write_bytes(path.read_bytes().replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0qwen2"))
-    with pytest.raises(CheckpointError, match="'qwen2'; puna runs 'llama'"):
+    with pytest.raises(CheckpointError, match="'qwen2'; puna runs only 'llama'"):
         open_checkpoint(path)
 
 
-def test_ends_of_text_and_of_turn(tmp_path: Path) -> None:
+def test_all_end_tokens_are_read(tmp_path: Path) -> None:
     keys = {
         "tokenizer.ggml.eos_token_id": 7,
         "tokenizer.ggml.eot_token_id": 9,
@@ -241,8 +242,8 @@ def test_ends_of_text_and_of_turn(tmp_path: Path) -> None:
     assert checkpoint.generation_config is not None and checkpoint.generation_config.eos_token_id == [7, 9]
 
 
-def test_widths_from_the_keys_that_are_there(tmp_path: Path) -> None:
-    absent = dict.fromkeys(("llama.attention.key_length", "llama.attention.value_length"))
-    assert config_of(tmp_path, absent, head_dim=24).head_dim == 24
-    assert config_of(tmp_path, absent | {"llama.rope.dimension_count": None}).head_dim == 16
+def test_missing_widths_are_inferred(tmp_path: Path) -> None:
+    missing = dict.fromkeys(("llama.attention.key_length", "llama.attention.value_length"))
+    assert config_of(tmp_path, missing, head_dim=24).head_dim == 24
+    assert config_of(tmp_path, missing | {"llama.rope.dimension_count": None}).head_dim == 16
     assert config_of(tmp_path, {"llama.vocab_size": 32000, "llama.rope.freq_base": None}).vocab_size == 96

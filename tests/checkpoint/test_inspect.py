@@ -1,4 +1,4 @@
-"""Reports on sound and on broken checkpoints."""
+"""Reports on valid and on damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conftest import SHARED
 from tests.golden.files import TOKENIZER
 
 
-def test_smollm2(smollm2: Path) -> None:
+def test_report_on_smollm2(smollm2: Path) -> None:
     report = inspect_checkpoint(smollm2)
     assert report.errors == [] and report.warnings == []
     assert (report.kind, report.container, report.head) == ("gguf", "GGUF v3", "lm")
@@ -42,7 +42,7 @@ def vocabulary(request: pytest.FixtureRequest) -> tuple[Path, int]:
     return TOKENIZERS[request.param]
 
 
-def test_a_folder(tmp_path: Path, vocabulary: tuple[Path, int]) -> None:
+def test_report_on_a_folder(tmp_path: Path, vocabulary: tuple[Path, int]) -> None:
     model, size = vocabulary
     config = tiny_config(vocab_size=size, dtype="float16", bos_token_id=1, eos_token_id=size + 1, something_else=3)
     tensors = {name: tensor.bfloat16() for name, tensor in tiny_tensors(config).items()}
@@ -54,19 +54,19 @@ def test_a_folder(tmp_path: Path, vocabulary: tuple[Path, int]) -> None:
     parameters = sum(tensor.numel() for tensor in tensors.values())
     assert report.dtypes == {"bf16": {"tensors": len(tensors), "parameters": parameters, "bytes": 2 * parameters}}
     assert report.vocabulary == {"rows": size, "tokens": size}
-    said = "\n".join(report.warnings)
+    text = "\n".join(report.warnings)
     for part in (
         "no generation_config",
-        "says float16, the weights are bfloat16",
+        "is float16, but the weights are bfloat16",
         f"eos token id {size + 1} is beyond",
     ):
-        assert part in said
-    assert "something_else" in said and report.chat_template is False and "no chat template" in said
+        assert part in text
+    assert "something_else" in text and report.chat_template is False and "no chat template" in text
 
 
-@pytest.mark.parametrize(("ids", "said"), [((1, 2, None), None), ((1, [7, 2], None), None), ((3, [7, 9], 5), "differ")])
-def test_ids_that_the_tokenizer_has_otherwise(
-    tmp_path: Path, vocabulary: tuple[Path, int], ids: Any, said: str | None
+@pytest.mark.parametrize(("ids", "differ"), [((1, 2, None), False), ((1, [7, 2], None), False), ((3, [7, 9], 5), True)])
+def test_ids_that_differ_from_the_tokenizer_are_reported(
+    tmp_path: Path, vocabulary: tuple[Path, int], ids: Any, differ: bool
 ) -> None:
     model, size = vocabulary
     config = tiny_config(vocab_size=size)
@@ -78,14 +78,14 @@ def test_ids_that_the_tokenizer_has_otherwise(
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "pad_token": "<unk>"}')
     warnings = [line for line in inspect_checkpoint(tmp_path).warnings if "in the tokenizer" in line]
     expected = [
-        "bos token id 3 in the configuration, but 1 ('<s>') in the tokenizer",
-        "eos token id [7, 9] in the configuration, but 2 ('</s>') in the tokenizer",
-        "pad token id 5 in the configuration, but 0 ('<unk>') in the tokenizer",
+        "the bos token id is 3 in the configuration, but 1 ('<s>') in the tokenizer",
+        "the eos token id is [7, 9] in the configuration, but 2 ('</s>') in the tokenizer",
+        "the pad token id is 5 in the configuration, but 0 ('<unk>') in the tokenizer",
     ]
-    assert warnings == (expected if said else [])
+    assert warnings == (expected if differ else [])
 
 
-def test_a_classifier_without_a_tokenizer(tmp_path: Path) -> None:
+def test_report_on_a_classifier_without_a_tokenizer(tmp_path: Path) -> None:
     config = tiny_config(architectures=["LlamaForSequenceClassification"], num_labels=3)
     report = inspect_checkpoint(write_folder(tmp_path, config, tiny_tensors(config, "classification"), bin=True))
     assert report.errors == [] and report.head == "classification" and report.container == "torch"
@@ -93,7 +93,7 @@ def test_a_classifier_without_a_tokenizer(tmp_path: Path) -> None:
     assert any("no usable tokenizer" in line for line in report.warnings)
 
 
-def test_what_is_broken_is_listed_and_the_rest_is_told(tmp_path: Path) -> None:
+def test_errors_and_readable_parts_are_reported(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
     del tensors["model.norm.weight"]
@@ -103,10 +103,10 @@ def test_what_is_broken_is_listed_and_the_rest_is_told(tmp_path: Path) -> None:
     assert report.parameters == sum(tensor.numel() for tensor in tensors.values())
     assert report.architecture["hidden_size"] == 64
 
-    shutil.copytree(tmp_path / "missing", tmp_path / "cut")
-    path = tmp_path / "cut" / "model.safetensors"
+    shutil.copytree(tmp_path / "missing", tmp_path / "truncated")
+    path = tmp_path / "truncated" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    report = inspect_checkpoint(tmp_path / "cut")
+    report = inspect_checkpoint(tmp_path / "truncated")
     assert len(report.errors) == 1 and report.parameters == 0 and report.architecture["num_hidden_layers"] == 2
 
     (tmp_path / "missing" / "config.json").write_text('{"model_type": "mistral"}')
@@ -114,24 +114,24 @@ def test_what_is_broken_is_listed_and_the_rest_is_told(tmp_path: Path) -> None:
     assert any("mistral" in line for line in report.errors) and report.parameters > 0 and report.architecture == {}
 
 
-def test_a_damaged_gguf_file(tmp_path: Path) -> None:
+def test_unknown_keys_and_a_truncated_gguf_file_are_reported(tmp_path: Path) -> None:
     config = tiny_config()
     keys = {"llama.vocab_size": 100, "llama.some_new_key": 1}
     path = write_gguf(tmp_path / "x.gguf", config, tiny_tensors(config), keys=keys)
     report = inspect_checkpoint(path)
     assert report.errors == [] and report.parameters > 0
     assert any("llama.some_new_key" in line for line in report.warnings)
-    assert any("llama.vocab_size says 100" in line for line in report.warnings)
+    assert any("llama.vocab_size is 100" in line for line in report.warnings)
     path.write_bytes(path.read_bytes()[:5000])
     report = inspect_checkpoint(path)
     assert report.errors and "truncated" in report.errors[0] and report.files[0]["bytes"] == 5000
 
 
-def test_nothing_and_something_else(tmp_path: Path) -> None:
+def test_paths_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no such file"):
         inspect_checkpoint(tmp_path / "absent")
     report = inspect_checkpoint(tmp_path)
     assert report.kind is None and "neither config.json, params.json nor a .gguf file" in report.errors[0]
     torch.save({"a": torch.ones(1)}, tmp_path / "weights.bin")
     report = inspect_checkpoint(tmp_path / "weights.bin")
-    assert "lacks its configuration" in report.errors[0]
+    assert "has no configuration" in report.errors[0]

@@ -1,4 +1,4 @@
-"""Opening checkpoints of every kind, and refusing those that are not whole."""
+"""Opens checkpoints of every layout, and refuses incomplete and inconsistent ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def assert_holds(checkpoint: Checkpoint, tensors: Tensors) -> None:
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("bin", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_folders(tmp_path: Path, shards: int, bin: bool, dtype: torch.dtype) -> None:
+def test_folders_are_opened(tmp_path: Path, shards: int, bin: bool, dtype: torch.dtype) -> None:
     config = tiny_config()
     tensors = {name: tensor.to(dtype) for name, tensor in tiny_tensors(config).items()}
     checkpoint = open_checkpoint(write_folder(tmp_path, config, tensors, bin, shards))
@@ -62,7 +62,7 @@ def test_folders(tmp_path: Path, shards: int, bin: bool, dtype: torch.dtype) -> 
         {"head_dim": 24},
     ],
 )
-def test_gguf_gives_what_the_folder_gives(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_gguf_file_equals_its_folder(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = tiny_config(**changes)
     tensors = tiny_tensors(config)
     checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors))
@@ -75,7 +75,7 @@ def test_gguf_gives_what_the_folder_gives(tmp_path: Path, changes: dict[str, Any
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0", "BF16", "F16"])
-def test_whole_rows_of_blocks_move(tmp_path: Path, kind: str) -> None:
+def test_rows_of_blocks_are_permuted_without_requantisation(tmp_path: Path, kind: str) -> None:
     config, form = tiny_config(), gguf.GGMLQuantizationType[kind]
     tensors = tiny_tensors(config)
     checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors, form))
@@ -83,14 +83,16 @@ def test_whole_rows_of_blocks_move(tmp_path: Path, kind: str) -> None:
         name = f"model.layers.1.self_attn.{part}_proj.weight"
         original = tensors[name].numpy()
         packed = quants.quantize(llama_cpp_permute(original, heads), form)
-        values = quants.dequantize(packed, form)  # in the file's order; back to ours by the converter's inverse
+        values = quants.dequantize(packed, form)  # in the file's order; the next line inverts the permutation
         back = values.reshape(heads, 8, 2, 64).swapaxes(1, 2).reshape(values.shape)
         np.testing.assert_array_equal(checkpoint.tensors[name].to_float32(), back)
-        expected = quants.quantize(original, form)  # rows are quantised one by one, so that moving them changes no bit
+        expected = quants.quantize(
+            original, form
+        )  # each row is quantised separately, so that permuting rows changes no bit
         np.testing.assert_array_equal(checkpoint.tensors[name].rows(), expected.view(np.uint8))
 
 
-def test_smollm2_from_its_package(smollm2: Path) -> None:
+def test_smollm2_is_opened_from_its_package(smollm2: Path) -> None:
     checkpoint = open_checkpoint(smollm2)
     config = checkpoint.config
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (576, 30, 49152)
@@ -101,7 +103,7 @@ def test_smollm2_from_its_package(smollm2: Path) -> None:
     assert locate_model() == smollm2 and locate_model(smollm2) == smollm2
 
 
-def test_heads_and_bare_models_as_transformers_saves_them(tmp_path: Path) -> None:
+def test_heads_and_bare_models_saved_by_transformers(tmp_path: Path) -> None:
     small = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
              "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
     for tied in (False, True):
@@ -124,7 +126,7 @@ def test_heads_and_bare_models_as_transformers_saves_them(tmp_path: Path) -> Non
             assert all(key.startswith(("model.", "lm_head.", "score.")) for key in checkpoint.tensors)
 
 
-def test_content_decides_not_the_name(tmp_path: Path) -> None:
+def test_content_determines_the_format(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
     write_folder(tmp_path, config, tensors, bin=True)
@@ -134,7 +136,7 @@ def test_content_decides_not_the_name(tmp_path: Path) -> None:
     assert open_checkpoint(file).kind == "gguf"
 
 
-def test_safetensors_come_before_torch_files(tmp_path: Path) -> None:
+def test_safetensors_are_preferred_to_torch_files(tmp_path: Path) -> None:
     config = tiny_config()
     write_folder(tmp_path, config, tiny_tensors(config, seed=1), bin=True)
     tensors = tiny_tensors(config, seed=2)
@@ -149,18 +151,18 @@ def test_old_rotary_frequencies_are_ignored(tmp_path: Path) -> None:
     assert_holds(open_checkpoint(write_folder(tmp_path, config, tensors | old, bin=True)), tensors)
 
 
-def test_an_index_may_disagree_about_what_is_ignored(tmp_path: Path) -> None:
+def test_an_index_may_differ_in_ignored_tensors(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
     old = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(8) for n in range(2)}
-    write_folder(tmp_path / "held", config, tensors | old, shards=2)
-    index = tmp_path / "held" / "model.safetensors.index.json"
-    placed = json.loads(index.read_text())["weight_map"]
-    write_index(index, {name: file for name, file in placed.items() if name not in old})
-    assert_holds(open_checkpoint(tmp_path / "held"), tensors)
+    write_folder(tmp_path / "stored", config, tensors | old, shards=2)
+    index = tmp_path / "stored" / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    write_index(index, {name: file for name, file in weight_map.items() if name not in old})
+    assert_holds(open_checkpoint(tmp_path / "stored"), tensors)
     write_folder(tmp_path / "listed", config, tensors, shards=2)
-    placed = json.loads((tmp_path / "listed" / index.name).read_text())["weight_map"]
-    write_index(tmp_path / "listed" / index.name, placed | dict.fromkeys(old, placed["model.norm.weight"]))
+    weight_map = json.loads((tmp_path / "listed" / index.name).read_text())["weight_map"]
+    write_index(tmp_path / "listed" / index.name, weight_map | dict.fromkeys(old, weight_map["model.norm.weight"]))
     assert_holds(open_checkpoint(tmp_path / "listed"), tensors)
 
 
@@ -172,22 +174,22 @@ def test_old_rotary_frequencies_are_ignored_in_gguf(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"])
-@pytest.mark.parametrize("lost", [False, True])
-def test_a_gguf_tensor_under_hugging_faces_name_is_not_the_real_one(tmp_path: Path, name: str, lost: bool) -> None:
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_a_gguf_tensor_with_a_hugging_face_name_is_refused(tmp_path: Path, name: str, is_missing: bool) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
     extra = {name: np.zeros(tensors[name].shape, np.float32)}
-    held = {key: tensor for key, tensor in tensors.items() if not lost or key != name}
+    stored = {key: tensor for key, tensor in tensors.items() if not is_missing or key != name}
     with pytest.raises(CheckpointError, match=f"does not have: '{name}'"):
-        open_checkpoint(write_gguf(tmp_path / "x.gguf", config, held, extra=extra))
+        open_checkpoint(write_gguf(tmp_path / "x.gguf", config, stored, extra=extra))
 
 
 @pytest.mark.parametrize("kind", ["gguf", "hf"])
-def test_biases_on_q_k_and_v_alone(tmp_path: Path, kind: str) -> None:
+def test_biases_on_only_q_k_and_v_are_refused(tmp_path: Path, kind: str) -> None:
     config = tiny_config(attention_bias=True)
     tensors = {name: tensor for name, tensor in tiny_tensors(config).items() if not name.endswith("o_proj.bias")}
     with pytest.raises(
-        CheckpointError, match=r"0\.self_attn\.o_proj\.bias.*attention_bias means biases on q, k, v and o"
+        CheckpointError, match=r"0\.self_attn\.o_proj\.bias.*attention_bias requires biases on q, k, v and o"
     ):
         if kind == "hf":
             open_checkpoint(write_folder(tmp_path, config, tensors))
@@ -195,7 +197,7 @@ def test_biases_on_q_k_and_v_alone(tmp_path: Path, kind: str) -> None:
             open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors))
 
 
-def test_a_tied_head_stored_anyway(tmp_path: Path) -> None:
+def test_a_stored_tied_head_must_equal_the_embedding(tmp_path: Path) -> None:
     config = tiny_config(tie_word_embeddings=True)
     tensors = tiny_tensors(config)
     head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
@@ -205,7 +207,7 @@ def test_a_tied_head_stored_anyway(tmp_path: Path) -> None:
         open_checkpoint(write_folder(tmp_path, config, tensors | head))
 
 
-def changed(tensors: Tensors, **changes: torch.Tensor | None) -> Tensors:
+def edit(tensors: Tensors, **changes: torch.Tensor | None) -> Tensors:
     new = {**tensors, **{name.replace("__", "."): value for name, value in changes.items()}}
     return {name: value for name, value in new.items() if value is not None}
 
@@ -219,20 +221,22 @@ def changed(tensors: Tensors, **changes: torch.Tensor | None) -> Tensors:
         ({"model__layers__2__mlp__up_proj__weight": torch.ones(96, 64)}, "does not have: 'model.layers.2"),
         ({"model__layers__0__self_attn__q_proj__bias": torch.ones(64)}, "does not have: .*q_proj.bias"),
         ({"model__layers__0__self_attn__q_proj__lora_A": torch.ones(4, 64)}, "merged with its adapters"),
-        ({"model__norm__weight": torch.ones(65)}, r"shape \(65,\); the configuration asks for \(64,\)"),
+        ({"model__norm__weight": torch.ones(65)}, r"shape \(65,\); the configuration requires \(64,\)"),
         ({"model__norm__weight": torch.ones(64, 1)}, r"shape \(64, 1\)"),
-        ({"model__embed_tokens__weight": torch.ones(95, 64)}, r"asks for \(96, 64\)"),
+        ({"model__embed_tokens__weight": torch.ones(95, 64)}, r"requires \(96, 64\)"),
         ({"score__weight": torch.ones(2, 64)}, "does not have: 'lm_head.weight'"),
     ],
 )
-def test_tensors_that_do_not_fit(tmp_path: Path, changes: dict[str, torch.Tensor | None], message: str) -> None:
+def test_tensors_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, torch.Tensor | None], message: str
+) -> None:
     config = tiny_config()
-    tensors = changed(tiny_tensors(config), **changes)
+    tensors = edit(tiny_tensors(config), **changes)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(write_folder(tmp_path, config, tensors))
 
 
-def test_gguf_tensors_that_do_not_fit(tmp_path: Path) -> None:
+def test_gguf_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
     for dropped in ("model.norm.weight", "model.embed_tokens.weight"):
@@ -252,7 +256,7 @@ def test_quantised_vectors_are_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "x.gguf")
 
 
-def test_an_absurd_number_of_layers_is_not_counted_to_its_end(tmp_path: Path) -> None:
+def test_a_huge_number_of_layers_is_refused_quickly(tmp_path: Path) -> None:
     config = tiny_config()
     write_gguf(tmp_path / "x.gguf", config, tiny_tensors(config), keys={"llama.block_count": 2**32 - 2})
     with pytest.raises(CheckpointError, match=r"missing tensors: 'model\.layers\.2\..*\.\.\."):
@@ -271,7 +275,7 @@ def test_an_absurd_number_of_layers_is_not_counted_to_its_end(tmp_path: Path) ->
         ("absent.safetensors", "not in the folder"),
     ],
 )
-def test_an_index_that_points_elsewhere(tmp_path: Path, name: str, message: str) -> None:
+def test_an_index_with_paths_outside_the_folder_is_refused(tmp_path: Path, name: str, message: str) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
     write_folder(tmp_path, config, tensors)
@@ -282,21 +286,27 @@ def test_an_index_that_points_elsewhere(tmp_path: Path, name: str, message: str)
         open_checkpoint(tmp_path / "in")
 
 
-def test_an_index_that_lies(tmp_path: Path) -> None:
+def test_an_index_that_differs_from_its_files_is_refused(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
     write_folder(tmp_path, config, tensors, shards=2)
     index = tmp_path / "model.safetensors.index.json"
-    placed = json.loads(index.read_text())["weight_map"]
-    files = sorted(set(placed.values()))
-    for lie, message in (
-        (placed | {"model.norm.weight": files[placed["model.norm.weight"] == files[0]]}, "which the index places"),
-        ({k: v for k, v in placed.items() if k != "model.norm.weight"}, "places nowhere"),
-        (placed | {"more": files[0]}, "'more' is not in"),
+    weight_map = json.loads(index.read_text())["weight_map"]
+    files = sorted(set(weight_map.values()))
+    for wrong, message in (
+        (
+            weight_map | {"model.norm.weight": files[weight_map["model.norm.weight"] == files[0]]},
+            "which is in .* according to the index",
+        ),
+        (
+            {k: v for k, v in weight_map.items() if k != "model.norm.weight"},
+            "which does not exist according to the index",
+        ),
+        (weight_map | {"more": files[0]}, "'more' is not in"),
         ({}, "weight_map must map"),
         ({"a": 1}, "weight_map must map"),
     ):
-        write_index(index, lie)
+        write_index(index, wrong)
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(tmp_path)
     index.write_text("[" * 100_000)
@@ -304,7 +314,7 @@ def test_an_index_that_lies(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_what_is_no_model(tmp_path: Path) -> None:
+def test_paths_without_a_model_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
     write_folder(tmp_path / "hf", config, tiny_tensors(config))
     with pytest.raises(CheckpointError, match=r"give the folder with config\.json"):
@@ -324,10 +334,10 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "hf")
 
 
-def test_metas_own_layout_and_several_files(tmp_path: Path) -> None:
+def test_invalid_params_and_several_gguf_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text("{}")
     (tmp_path / "consolidated.00.pth").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"params\.json: dim is None"):
+    with pytest.raises(CheckpointError, match=r"params\.json: dim must be .* got None"):
         open_checkpoint(tmp_path)
     config = tiny_config()
     for name in ("a.gguf", "b.gguf"):
@@ -336,12 +346,12 @@ def test_metas_own_layout_and_several_files(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_other_architectures_and_quantised_folders(tmp_path: Path) -> None:
+def test_other_architectures_and_quantisations_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
     write_folder(tmp_path, config, tiny_tensors(config))
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(content | {"quantization_config": {"quant_method": "hqq"}}))
-    with pytest.raises(CheckpointError, match="quantised with hqq, as quantization_config says; puna reads GPTQ and"):
+    with pytest.raises(CheckpointError, match="quantised with hqq according to quantization_config; puna reads GPTQ"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(content | {"model_type": "mistral"}))
     with pytest.raises(ConfigError, match="mistral"):

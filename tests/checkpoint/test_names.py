@@ -1,4 +1,4 @@
-"""The table of names against the packages that write them."""
+"""Compares the table of names with transformers and the package gguf."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.checkpoint.tiny import llama_cpp_permute, tiny_config
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("head", ["lm", "classification", "none"])
-def test_the_tensors_are_those_of_transformers(bias: bool, tied: bool, head: str) -> None:
+def test_names_and_shapes_equal_those_of_transformers(bias: bool, tied: bool, head: str) -> None:
     config = tiny_config(attention_bias=bias, mlp_bias=bias, tie_word_embeddings=tied, num_labels=3, head_dim=24)
     theirs = transformers.LlamaConfig(
         vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -35,14 +35,14 @@ def test_the_tensors_are_those_of_transformers(bias: bool, tied: bool, head: str
     assert dict(expected_tensors(config, head)) == shapes
 
 
-def test_gguf_names_are_those_of_the_package() -> None:
+def test_gguf_names_equal_those_of_the_package() -> None:
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 13)
     for name, _ in expected_tensors(tiny_config(num_hidden_layers=13, attention_bias=True, mlp_bias=True), "lm"):
         theirs = table.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None and from_hf(name, "gguf") == theirs and to_hf(theirs, "gguf") == name
 
 
-def test_meta_names_come_back() -> None:
+def test_meta_names_translate_back() -> None:
     for name, _ in expected_tensors(tiny_config(num_hidden_layers=13), "lm"):
         meta = from_hf(name, "meta")
         assert meta is not None and to_hf(meta, "meta") == name
@@ -66,19 +66,19 @@ def test_meta_names_come_back() -> None:
         "",
     ],
 )
-def test_what_is_no_name(name: str) -> None:
+def test_other_names_are_not_translated(name: str) -> None:
     assert to_hf(name, "gguf") is None
     assert from_hf(name.replace("blk", "model.layers").replace("attn_q", "self_attn.q_proj"), "gguf") is None
 
 
-def test_each_line_has_names_of_its_own() -> None:
+def test_names_are_unique() -> None:
     for column in ([line.hf for line in TABLE], [line.gguf for line in TABLE], [line.meta for line in TABLE]):
-        named = [name for name in column if name is not None]
-        assert len(set(named)) == len(named)
+        names = [name for name in column if name is not None]
+        assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize(("heads", "kv", "width"), [(4, 2, 16), (8, 1, 6), (3, 3, 2)])
-def test_rows_come_back_in_order(heads: int, kv: int, width: int) -> None:
+def test_interleaved_rows_invert_llama_cpps_permutation(heads: int, kv: int, width: int) -> None:
     config = tiny_config(num_attention_heads=heads, num_key_value_heads=kv, head_dim=width)
     for part, count in (("q", heads), ("k", kv)):
         original = np.arange(count * width * 3).reshape(count * width, 3)
@@ -89,6 +89,6 @@ def test_rows_come_back_in_order(heads: int, kv: int, width: int) -> None:
     assert interleaved_rows("model.embed_tokens.weight", config) is None
 
 
-def test_what_is_ignored() -> None:
+def test_only_rotary_frequencies_are_ignored() -> None:
     assert is_ignored("model.layers.0.self_attn.rotary_emb.inv_freq") and is_ignored("rope.freqs")
     assert not is_ignored("rope.freqs.weight") and not is_ignored("model.inv_freq") and not is_ignored("xrope.freqs")

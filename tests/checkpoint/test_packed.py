@@ -1,4 +1,4 @@
-"""Folders in which GPTQ or AWQ packed the matrices: they run and convert like the same model in plain numbers."""
+"""Folders with GPTQ and AWQ matrices run and convert like the same model with float weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm",
 
 
 def rounded(weight: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Numbers (outputs, inputs), zeros and float16 scales (outputs, groups) of a matrix, to the nearest."""
+    """Quantises a matrix: integers (outputs, inputs), zero points and float16 scales (outputs, groups)."""
     groups = weight.view(len(weight), -1, GROUP)
     if symmetric:
         scale = (groups.abs().amax(-1) / 7).half().float()
@@ -42,7 +42,7 @@ def rounded(weight: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.
 
 
 def in_words(numbers: torch.Tensor) -> torch.Tensor:
-    """Along the first axis eight numbers a word, the first in the lowest bits."""
+    """Packs eight integers along the first axis into each word, the first in the lowest bits."""
     words = torch.zeros(len(numbers) // 8, *numbers.shape[1:], dtype=torch.int64)
     for k in range(8):
         words |= numbers[k::8].long() << 4 * k
@@ -50,7 +50,7 @@ def in_words(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def pack(tensors: Tensors, settings: dict[str, Any]) -> tuple[Tensors, Tensors]:
-    """The tensors of a packed folder, and the same values in plain numbers."""
+    """The tensors of a packed folder, and the same values as floats."""
     packed, plain = {}, {}
     for name, weight in tensors.items():
         if not name.endswith("proj.weight"):
@@ -100,10 +100,10 @@ def test_a_packed_folder_runs_and_converts(settings: dict[str, Any], name: str, 
 
     ids = np.arange(40, dtype=np.int64) % config.vocab_size
     with torch.no_grad():
-        wanted = LlamaForCausalLM.from_pretrained(tmp_path / "plain")(torch.from_numpy(ids)[None]).logits[0].numpy()
+        expected = LlamaForCausalLM.from_pretrained(tmp_path / "plain")(torch.from_numpy(ids)[None]).logits[0].numpy()
         ours = LlamaForCausalLM.from_pretrained(tmp_path / "packed")(torch.from_numpy(ids)[None]).logits[0].numpy()
-    spread = wanted.std()
-    assert np.abs(ours - wanted).max() <= (1e-4 if name == "q4_0" else 0.02) * spread
+    spread = expected.std()
+    assert np.abs(ours - expected).max() <= (1e-4 if name == "q4_0" else 0.02) * spread
 
     puna.convert(tmp_path / "packed", tmp_path / "model.gguf", to="gguf")
     blocks = open_checkpoint(tmp_path / "model.gguf").tensors
@@ -121,7 +121,7 @@ def test_a_packed_folder_runs_and_converts(settings: dict[str, Any], name: str, 
         assert np.array_equal(back[key].float().numpy(), weight.to_float32()), key
 
 
-def test_an_older_folder_names_its_file_and_its_settings_otherwise(tmp_path: Path) -> None:
+def test_old_names_of_the_weights_and_settings_are_read(tmp_path: Path) -> None:
     _, plain = write_packed(tmp_path, GPTQ)
     (tmp_path / "model.safetensors").rename(tmp_path / "gptq_model-4bit-32g.safetensors")
     change_config(tmp_path, quantization_config=None)
@@ -130,7 +130,7 @@ def test_an_older_folder_names_its_file_and_its_settings_otherwise(tmp_path: Pat
     assert np.array_equal(open_checkpoint(tmp_path).tensors[key].to_float32(), plain[key].numpy())
 
 
-def test_inspection_counts_what_was_packed(tmp_path: Path) -> None:
+def test_inspection_counts_packed_matrices(tmp_path: Path) -> None:
     _, plain = write_packed(tmp_path, GPTQ)
     report = inspect_checkpoint(tmp_path)
     assert report.container == "safetensors, GPTQ" and report.dtypes["q4_0"]["tensors"] == 14 and not report.errors
@@ -141,7 +141,7 @@ def test_inspection_counts_what_was_packed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bits": 8}, "packed with 8 bits; puna reads GPTQ and AWQ"),
+        ({"bits": 8}, "quantised to 8 bits; puna reads GPTQ and AWQ"),
         ({"checkpoint_format": "marlin"}, r"quantised with gptq \(marlin\)"),
         ({"quant_method": "awq", "version": "gemv"}, r"quantised with awq \(gemv\)"),
         ({"quant_method": "compressed-tensors"}, "quantised with compressed-tensors"),
@@ -150,14 +150,14 @@ def test_inspection_counts_what_was_packed(tmp_path: Path) -> None:
         ({"group_size": 16}, "scales of shape .* do not fit 64 outputs and 96 inputs in groups of 16"),
     ],
 )
-def test_other_packings_are_refused_by_name(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_other_packings_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     write_packed(tmp_path, GPTQ)
     change_config(tmp_path, quantization_config=GPTQ | settings)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path)
 
 
-def test_settings_that_are_missing_and_parts_that_are(tmp_path: Path) -> None:
+def test_missing_settings_and_missing_parts_are_refused(tmp_path: Path) -> None:
     write_packed(tmp_path, GPTQ)
     file = tmp_path / "model.safetensors"
     tensors = safetensors.torch.load_file(file)
@@ -167,7 +167,7 @@ def test_settings_that_are_missing_and_parts_that_are(tmp_path: Path) -> None:
     change_config(tmp_path, quantization_config=GPTQ)
     name = "model.layers.0.mlp.up_proj.qzeros"
     safetensors.torch.save_file({key: value for key, value in tensors.items() if key != name}, file)
-    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj is packed but lacks qzeros"):
+    with pytest.raises(CheckpointError, match=r"packed matrix model\.layers\.0\.mlp\.up_proj lacks qzeros"):
         open_checkpoint(tmp_path)
     tensors["model.layers.0.mlp.up_proj.bias"] += 1
     safetensors.torch.save_file(tensors, file)
@@ -175,9 +175,9 @@ def test_settings_that_are_missing_and_parts_that_are(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+def test_integer_weights_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
     tensors["model.norm.weight"] = tensors["model.norm.weight"].int()
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight' holds whole numbers"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight' holds integers"):
         open_checkpoint(write_folder(tmp_path, config, tensors))

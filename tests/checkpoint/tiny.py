@@ -1,4 +1,4 @@
-"""Small random LLaMAs, written as GGUF by the package gguf and as Hugging Face folders by `safetensors` or torch."""
+"""Small random models, written as GGUF by the package gguf and as Hugging Face folders by `safetensors` or torch."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ def tiny_tensors(config: LlamaConfig, head: Any = "lm", seed: int = 0) -> Tensor
 
 
 def write_folder(folder: Path, config: LlamaConfig, tensors: Tensors, bin: bool = False, shards: int = 1) -> Path:
-    """A folder as transformers lays it out."""
+    """Writes a folder in the layout of transformers."""
     folder.mkdir(exist_ok=True)
     config.save_pretrained(folder)
     name = "pytorch_model.bin" if bin else "model.safetensors"
     stem, ending = name.split(".")
     names = [name] if shards == 1 else [f"{stem}-{i + 1:05}-of-{shards:05}.{ending}" for i in range(shards)]
-    placed = {}
+    weight_map = {}
     for index, file in enumerate(names):
         part = {key: tensors[key].contiguous() for key in list(tensors)[index::shards]}
-        placed |= dict.fromkeys(part, file)
+        weight_map |= dict.fromkeys(part, file)
         if bin:
             torch.save(part, folder / file)
         else:
             safetensors.torch.save_file(part, folder / file, {"format": "pt"})
     if shards > 1:
-        write_index(folder / f"{name}.index.json", placed)
+        write_index(folder / f"{name}.index.json", weight_map)
     return folder
 
 
-def write_index(path: Path, placed: dict[str, str]) -> None:
+def write_index(path: Path, weight_map: dict[str, str]) -> None:
     import json
 
-    path.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": placed}))
+    path.write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
 
 
 def llama_cpp_permute(weights: np.ndarray, heads: int) -> np.ndarray:
-    """What llama.cpp's converter does to q and k (`LlamaModel.permute` in convert_hf_to_gguf.py)."""
+    """Permutes the rows of q or k as llama.cpp's converter does (`LlamaModel.permute` in convert_hf_to_gguf.py)."""
     split = weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
     return split.swapaxes(1, 2).reshape(weights.shape)
 
@@ -72,10 +72,10 @@ def write_gguf(
     extra: dict[str, np.ndarray] | None = None,
     packed: dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]] | None = None,
 ) -> Path:
-    """A file as llama.cpp's converter writes it.
+    """Writes a file as llama.cpp's converter does.
 
-    `keys` adds metadata, or with None leaves a key out; `extra` adds tensors under GGUF's names; `packed` gives the
-    bytes of tensors that the package cannot quantise.
+    `keys` adds metadata, or removes a key with None; `extra` adds tensors with GGUF's names; `packed` contains the
+    bytes of tensors that the package gguf cannot quantise.
     """
     writer = gguf.GGUFWriter(path, "llama")
     metadata = {

@@ -1,4 +1,4 @@
-"""`puna bench` and `puna profile`: their numbers' shape and sense, and the limits by hand."""
+"""`puna bench` and `puna profile`: the structure and plausibility of results, and limits computed by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from puna.native.measure import MachineSpeed, measure_machine
 from tests.cli.test_cli import as_json, run
 
 
-def test_bench_reports_what_it_promises(tiny_model):
+def test_bench_reports_all_fields(tiny_model):
     sizes = ["--prefill", "5,9,5", "--context", "4", "--decode", "3", "--batch", "1,2", "--repeat", "2"]
     out = as_json("bench", "-m", str(tiny_model), *sizes)
     assert set(out) == {"model", "machine", "results", "load_seconds", "first_token_seconds", "peak_memory_bytes"}
@@ -34,16 +34,16 @@ def test_bench_reports_what_it_promises(tiny_model):
     assert out["peak_memory_bytes"] > 1e7
 
 
-def test_what_exceeds_the_context_is_left_out_aloud(tiny_model):
+def test_work_that_exceeds_the_context_is_skipped_with_a_message(tiny_model):
     sizes = ["--prefill", "5,99999", "--context", "4", "--decode", "2", "--batch", "1", "--repeat", "1"]
     result = run("bench", "-m", str(tiny_model), *sizes)
     assert result.exit_code == 0
-    assert "left out: prefill 99999 exceeds the model's context" in result.stderr
+    assert "skipped: prefill 99999 exceeds the model's context" in result.stderr
     assert "tokens/s" in result.stdout and "99999" not in result.stdout
 
 
-def test_what_memory_has_no_room_for_is_left_out_with_the_reason():
-    """By whole pages of 64 tokens for each sequence."""
+def test_work_that_exceeds_the_memory_is_skipped_with_a_reason():
+    """The cache is counted in pages of 64 tokens per sequence."""
     config = LlamaConfig(max_position_embeddings=1000)
     works, left_out = benchmark.plan(config, 256, [256, 257, 1001], 2, [62, 63], [1, 2, 4])
     assert [(work.tokens, work.context, work.batch) for work in works] == [
@@ -60,10 +60,10 @@ def test_what_memory_has_no_room_for_is_left_out_with_the_reason():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--prefill", "1,x"], "no list of whole numbers"),
-        (["--context", "0"], "no list of whole numbers"),
+        (["--prefill", "1,x"], "must be a list of integers"),
+        (["--context", "0"], "must be a list of integers"),
         (["--backend", "torch"], "leave out --backend torch"),
-        (["--backend", "tensorflow"], "backend is 'tensorflow'"),
+        (["--backend", "tensorflow"], "got 'tensorflow'"),
         (["--prefill", "99999", "--context", "99999"], "nothing is left to measure"),
         (["--quantize", "int3"], "must be one of q8_0, q4_0, q4_K"),
     ],
@@ -85,7 +85,7 @@ def test_profile_accounts_for_the_time(tiny_model):
         times = {kind: one["microseconds_per_token"] for kind, one in kinds.items()}
         assert all(time >= 0 for time in times.values()) and times["qkv"] > 0
         parts = sum(time for kind, time in times.items() if kind not in ("matrices", "total"))
-        assert parts == pytest.approx(times["total"], rel=0.2)  # two repeats' medians: their means
+        assert parts == pytest.approx(times["total"], rel=0.2)  # the median of two repeats is their mean
     matrices = {kind for kind, one in out["prefill"].items() if one["limit_fraction"] is not None}
     assert matrices == {"qkv", "o", "gate_up", "down", "matrices", "total"}
     assert all(one["limit_fraction"] is None for one in out["decode"].values())  # stays in the processor's cache

@@ -1,4 +1,4 @@
-"""The command, run as users run it: output, JSON, errors, exit statuses, Ctrl-C."""
+"""Runs the command as users do: output, JSON, errors, exit statuses, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def as_json(*arguments: str, input: str | None = None) -> dict:
     return json.loads(result.stdout)
 
 
-def test_every_command_has_help_with_an_example_of_its_options():
+def test_every_command_has_help():
     contents = run("--help").stdout
     for command in ("generate", "chat", "tokenize", "perplexity", "inspect", "info"):
         assert command in contents
@@ -45,7 +45,7 @@ def test_every_command_has_help_with_an_example_of_its_options():
     assert run("--version").stdout == f"puna {__version__}\n"
 
 
-def test_generate_json_has_the_fields_promised(tiny_model):
+def test_generate_json_has_all_fields(tiny_model):
     out = as_json("generate", "--model", str(tiny_model), "--prompt", "the llama", "--max-tokens", "12")
     assert list(out) == [
         "prompt_ids",
@@ -76,7 +76,7 @@ def test_generate_as_chat(tiny_model):
     assert run(*arguments, "--system", "be brief").exit_code == 2
 
 
-def test_tokenize(tiny_model):
+def test_tokenize_shows_ids_and_pieces(tiny_model):
     out = as_json("tokenize", "--model", str(tiny_model), "the llama")
     assert out["ids"] == LLM(tiny_model).tokenizer.encode("the llama")
     assert "".join(out["pieces"]) == "theĠllama"
@@ -114,15 +114,15 @@ def test_rounding_activations_moves_smollm2_s_nll_of_the_golden_text_by_less_tha
 
 
 @pytest.mark.slow
-def test_smollm2_predicts_wikitext_as_measured_elsewhere(smollm2, shared):
+def test_smollm2_has_its_known_loss_on_wikitext(smollm2, shared):
     text = shared / "fixtures/text/wikitext2.valid.txt"
     out = as_json("perplexity", str(text), "--context", "512", "--max-tokens", "512", "--backend", "torch")
     assert out["tokens"] == 511
     assert out["nll"] == pytest.approx(2.7511, abs=0.001)
 
 
-# Natively, activations are rounded to eight bits beside quantised weights. PyTorch gives 3.0113 (a minute's work). Of
-# 512 tokens alone the difference scatters by 0.2 %.
+# With quantised weights, the native backend rounds activations to eight bits. PyTorch's value is 3.0113, which takes a
+# minute to compute. With only 512 tokens, the difference varies by 0.2 %.
 @pytest.mark.slow
 def test_rounding_activations_moves_smollm2_s_nll_by_less_than_0_3_percent(smollm2, shared):
     text = shared / "fixtures/text/wikitext2.valid.txt"
@@ -141,10 +141,10 @@ def test_inspect_describes_a_model(tiny_model, smollm2):
         assert word in result.stdout
 
 
-def test_inspect_reports_what_is_broken_and_fails(smollm2, tmp_path):
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(smollm2.read_bytes()[:50_000_000])
-    result = run("inspect", str(broken))
+def test_inspect_reports_errors_and_fails(smollm2, tmp_path):
+    truncated = tmp_path / "truncated.gguf"
+    truncated.write_bytes(smollm2.read_bytes()[:50_000_000])
+    result = run("inspect", str(truncated))
     assert result.exit_code == 1
     assert "error:" in result.stdout
 
@@ -156,9 +156,9 @@ def test_info_json():
     assert out["backends"] == {"torch": True, "native": True}
 
 
-def test_chat_keeps_history_and_obeys(tiny_model):
-    said = "the llama\n/history\n/undo\n/history\n/system be brief\n/nonsense\n/help\ngrassland\n/exit\nnever read\n"
-    result = run("chat", "-m", str(tiny_model), "--max-tokens", "6", "-t", "0", input=said)
+def test_chat_keeps_the_history_and_runs_commands(tiny_model):
+    text = "the llama\n/history\n/undo\n/history\n/system be brief\n/nonsense\n/help\ngrassland\n/exit\nnever read\n"
+    result = run("chat", "-m", str(tiny_model), "--max-tokens", "6", "-t", "0", input=text)
     assert result.exit_code == 0
     llm = LLM(tiny_model)
     first = llm.chat([{"role": "user", "content": "the llama"}], max_tokens=6).text
@@ -168,7 +168,7 @@ def test_chat_keeps_history_and_obeys(tiny_model):
         assert word in result.stderr
 
 
-def test_chat_json_speaks_lines(tiny_model):
+def test_chat_json_answers_each_line(tiny_model):
     result = run("chat", "-m", str(tiny_model), "--max-tokens", "6", "-t", "0", "--json", input='hi\n"two\\nlines"\n')
     first, second = map(json.loads, result.stdout.splitlines())
     llm = LLM(tiny_model)
@@ -198,8 +198,8 @@ def test_chat_json_speaks_lines(tiny_model):
 def test_errors_are_one_message_and_a_status(tiny_model, tmp_path, arguments, status, words):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "empty").write_bytes(b"")
-    places = {"{tiny}": tiny_model, "{binary}": tmp_path / "binary", "{empty}": tmp_path / "empty"}
-    result = run(*[str(places.get(argument, argument)) for argument in arguments])
+    paths = {"{tiny}": tiny_model, "{binary}": tmp_path / "binary", "{empty}": tmp_path / "empty"}
+    result = run(*[str(paths.get(argument, argument)) for argument in arguments])
     assert result.exit_code == status
     assert words in result.stderr
     assert "Traceback" not in result.output
@@ -220,7 +220,7 @@ def test_ctrl_c_ends_generation_with_130(smollm2):
     assert errors.decode().strip() == "puna: interrupted"
 
 
-def test_a_closed_pipe_is_quiet(tiny_model):
+def test_a_closed_pipe_is_silent(tiny_model):
     line = f"{PUNA} generate -m {tiny_model} -p 'the llama' --max-tokens 200 | head -c 1"
     result = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60)
     assert result.stdout == b"t"
@@ -248,7 +248,7 @@ def test_a_full_device_is_one_message(tiny_model):
         ("printf 'a\\n' | PYTHONIOENCODING=ascii {puna} chat -m {tiny} --max-tokens 1", 0, ""),
     ],
 )
-def test_odd_streams_end_in_one_line(tiny_model, line, status, words):
+def test_unusual_streams_print_at_most_one_line(tiny_model, line, status, words):
     command = line.format(puna=PUNA, tiny=tiny_model)
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert result.returncode == status, result.stderr
@@ -256,7 +256,7 @@ def test_odd_streams_end_in_one_line(tiny_model, line, status, words):
     assert "Traceback" not in result.stderr
 
 
-def test_a_terminal_that_cannot_show_a_character(tiny_model):
+def test_characters_that_a_terminal_lacks_are_escaped(tiny_model):
     result = subprocess.run(
         [PUNA, "generate", "-m", str(tiny_model), "-p", "ü", "--max-tokens", "1"],
         capture_output=True,
@@ -268,7 +268,7 @@ def test_a_terminal_that_cannot_show_a_character(tiny_model):
     assert result.stdout.startswith("\\xfc")
 
 
-def test_line_ends_are_read_as_they_stand(tiny_model, tmp_path):
+def test_line_ends_are_not_translated(tiny_model, tmp_path):
     (tmp_path / "unix").write_bytes(b"the llama\nlives")
     (tmp_path / "dos").write_bytes(b"the llama\r\nlives")
     unix, dos = (as_json("perplexity", "-m", str(tiny_model), str(tmp_path / name)) for name in ("unix", "dos"))
@@ -276,7 +276,7 @@ def test_line_ends_are_read_as_they_stand(tiny_model, tmp_path):
 
 
 def test_chat_in_a_terminal_stops_an_answer_on_ctrl_c(smollm2):
-    """A real terminal: the answer stops, the conversation goes on."""
+    """In a real terminal, the answer stops and the conversation continues."""
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
         [PUNA, "chat", "-t", "0"], stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
@@ -305,7 +305,7 @@ def test_chat_in_a_terminal_stops_an_answer_on_ctrl_c(smollm2):
         os.write(controller, b"/history\n")
         until(b"assistant: ")
         screen = screen.partition(b"assistant: ")[2]
-        until(b"> ")  # keys struck before the prompt is there may be lost
+        until(b"> ")  # keys pressed before the prompt appears may be lost
         os.write(controller, b"\x04")
         assert process.wait(timeout=20) == 0
     finally:

@@ -82,7 +82,7 @@ def test_json_and_gguf_by_default_when_quantised(meta: Path, tmp_path: Path) -> 
         (("--to", "hf", "--shards", "99"), "99 shards of 21 tensors"),
         (("--shard-size", "many"), "size 'many'"),
         (("--kv-heads", "5"), "cannot be pooled from 16"),
-        (("--llama-version", "9"), "Llama version '9'"),
+        (("--llama-version", "9"), "3.3, got '9'"),
         (("--calibrate", "x.txt"), "give a format of blocks with quantize"),
         (("--calibrate", "x.txt", "--quantize", "f16"), "give a format of blocks with quantize"),
         (("--calibrate", "x.txt", "--quantize", "q8_0"), "x.txt cannot be read"),
@@ -105,7 +105,7 @@ def test_bad_arguments(arguments: tuple[str, ...], message: str, meta: Path, tmp
 def test_what_only_metas_files_need_is_refused_for_others(meta: Path, tmp_path: Path) -> None:
     assert puna(meta, tmp_path / "hf").returncode == 0
     run = puna(tmp_path / "hf", tmp_path / "out", "--llama-version", "2")
-    assert run.returncode == 1 and "a Llama version ('2') is for Meta's files alone" in run.stderr
+    assert run.returncode == 1 and "a Llama version ('2') applies only to Meta's files" in run.stderr
     assert not (tmp_path / "out").exists()
     with pytest.raises(CheckpointError, match="0 shards"):
         convert(meta, tmp_path / "out", to="meta", shards=0)
@@ -168,7 +168,7 @@ def test_a_tokenizer_whose_parts_do_not_fit(meta: Path, tmp_path: Path) -> None:
     }
     path.write_text(json.dumps(raw))
     run = puna(tmp_path / "hf", tmp_path / "out", "--to", "gguf")
-    assert run.returncode == 1 and "no tokenizer.json" in run.stderr and "Traceback" not in run.stderr, run.stderr
+    assert run.returncode == 1 and "is not a tokenizer.json" in run.stderr and "Traceback" not in run.stderr, run.stderr
 
 
 def test_a_gguf_without_token_types(meta: Path, tmp_path: Path) -> None:
@@ -226,8 +226,8 @@ def test_the_pages_command(meta: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert not list((tmp_path / "tok").glob("*.safetensors"))
     capsys.readouterr()
     for arguments, message in (
-        (["--model_size", "13B"], "no params.json there or in 13B; it has 7B"),
-        ([*one, "--num_shards", "8"], "2 shards; --num_shards says 8"),
+        (["--model_size", "13B"], "no params.json, nor in 13B. It has 7B"),
+        ([*one, "--num_shards", "8"], "2 shards, but --num_shards is 8"),
         ([*one, "--safe_serialization", "False"], "--safe_serialization false is not supported"),
         ([*one, "--push_to_hub"], "--push_to_hub is not supported"),
         ([*one, "--special_tokens", "<a>"], "--special_tokens is not supported"),

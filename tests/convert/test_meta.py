@@ -155,20 +155,20 @@ def damaged(folder: Path, what: str) -> None:
         ("truncated", "truncated or damaged"),
         ("missing in the middle", "consolidated.02.pth missing"),
         ("missing at the end", "one is missing"),
-        ("another model's", "differs from that of consolidated.00.pth"),
-        ("fewer tensors", "not as in consolidated.00.pth"),
-        ("another type", "not as in consolidated.00.pth"),
+        ("another model's", "differs from consolidated.00.pth, but must be equal"),
+        ("fewer tensors", "differs from consolidated.00.pth; the files"),
+        ("another type", "differs from consolidated.00.pth; the files"),
         ("vision", "vision_chunk_size"),
         ("no params", "no params.json"),
         ("n_layers=3", "missing tensors"),
-        ("n_layers=1", "tensors that a LLaMA of this configuration does not have"),
-        ("dim=424", "asks for|must divide"),
-        ("multiple_of=4096", "params.json asks for"),
-        ("vocab_size=999", "says vocab_size 999"),
-        ("norm_eps=-1", "norm_eps is -1"),
+        ("n_layers=1", "tensors that a LLaMA model with this configuration does not have"),
+        ("dim=424", "requires the shape|does not divide"),
+        ("multiple_of=4096", "params.json requires the shape"),
+        ("vocab_size=999", "has vocab_size 999"),
+        ("norm_eps=-1", "norm_eps must be a positive number, got -1"),
         ("n_kv_heads=7", "num_key_value_heads"),
-        ('dim="wide"', "dim is 'wide'"),
-        ("use_scaled_rope=1", "use_scaled_rope is 1"),
+        ('dim="wide"', "dim must be an integer of at least 1, got 'wide'"),
+        ("use_scaled_rope=1", "use_scaled_rope must be true or false, got 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(what: str, message: str, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
             return (os.mkdir, (str(proof),))
 
     torch.save({"tok_embeddings.weight": Hostile()}, folder / "consolidated.01.pth")
-    with pytest.raises(CheckpointError, match=r"asks for the global .posix\.mkdir"):
+    with pytest.raises(CheckpointError, match=r"uses the global .posix\.mkdir"):
         convert(folder, tmp_path / "hf", to="hf")
     assert not proof.exists() and not (tmp_path / "hf").exists()
 
@@ -198,7 +198,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
     [
         ({"attention_bias": True}, "biases"),
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
-        ({"head_dim": 32}, "heads 32 wide"),
+        ({"head_dim": 32}, "heads of width 32"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
     ],
 )

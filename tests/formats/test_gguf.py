@@ -40,7 +40,7 @@ def strings(count: int) -> bytes:
     return struct.pack("<IQ", STRING, count) + bytes(8 * count)
 
 
-def whole(keys: list[bytes], tensors: list[bytes], data: bytes = b"", /, version: int = 3, **counts: int) -> bytes:
+def build_file(keys: list[bytes], tensors: list[bytes], data: bytes = b"", /, version: int = 3, **counts: int) -> bytes:
     """A GGUF file; `counts` overrides the header's counts of tensors and keys."""
     header = struct.pack("<4sIQQ", b"GGUF", version, counts.get("tensors", len(tensors)), counts.get("keys", len(keys)))
     head = header + b"".join(keys) + b"".join(tensors)
@@ -121,7 +121,7 @@ def test_version_2_is_read(tmp_path: Path) -> None:
     words = struct.pack("<IQ", STRING, 2) + text("a") + text("b")
     numbers = struct.pack("<IQ2I", U32, 2, 7, 8)
     keys = [key("words", ARRAY, words), key("numbers", ARRAY, numbers), key("none", ARRAY, strings(0))]
-    file = open_gguf(write(tmp_path / "a", whole(keys, [], version=2)))
+    file = open_gguf(write(tmp_path / "a", build_file(keys, [], version=2)))
     assert file.version == 2 and file.metadata["words"] == ["a", "b"] and file.metadata["none"] == []
     assert file.metadata["numbers"].tolist() == [7, 8]
 
@@ -157,47 +157,47 @@ HOSTILE = {
     "empty": (b"", "empty"),
     "magic": (b"GGUX" + bytes(40), "not with GGUF"),
     "short": (b"GGUF\3", "bytes follow"),
-    "version 1": (whole([], [], version=1), "version 1"),
-    "version 4": (whole([], [], version=4), "version 4"),
+    "version 1": (build_file([], [], version=1), "version 1"),
+    "version 4": (build_file([], [], version=4), "version 4"),
     "big-endian": (struct.pack(">4sIQQ", b"GGUF", 3, 0, 0), "big-endian"),
-    "tensor count": (whole([], [], tensors=2**63), "tensors announced"),
-    "tensor count beyond the file": (whole([], [], tensors=1000), "tensors announced"),
-    "key count": (whole([], [], keys=2**64 - 1), "metadata keys announced"),
-    "key length": (whole([struct.pack("<Q", 2**64 - 1)], [], keys=1), "metadata keys announced"),
+    "tensor count": (build_file([], [], tensors=2**63), "tensors announced"),
+    "tensor count beyond the file": (build_file([], [], tensors=1000), "tensors announced"),
+    "key count": (build_file([], [], keys=2**64 - 1), "metadata keys announced"),
+    "key length": (build_file([struct.pack("<Q", 2**64 - 1)], [], keys=1), "metadata keys announced"),
     "key past the end": (
-        whole([struct.pack("<Q", 100) + bytes(8)], [], keys=1),
+        build_file([struct.pack("<Q", 100) + bytes(8)], [], keys=1),
         "100 bytes announced at byte 32, but only",
     ),
-    "key not UTF-8": (whole([key(b"\xff\xfe", U32, bytes(4))], []), "not UTF-8"),
-    "key twice": (whole([key("a", U32, bytes(4))] * 2, []), "'a' appears twice"),
-    "value type": (whole([key("a", 13, bytes(8))], []), "value type 13"),
-    "bool": (whole([key("a", BOOL, b"\2")], []), "neither 0 nor 1"),
-    "array count": (whole([key("a", ARRAY, struct.pack("<IQ", U32, 2**62))], []), "numbers announced"),
-    "string count": (whole([key("a", ARRAY, struct.pack("<IQ", STRING, 2**40))], []), "strings announced"),
-    "array type": (whole([key("a", ARRAY, struct.pack("<IQ", 99, 0))], []), "value type 99"),
-    "arrays in arrays": (whole([key("a", ARRAY, nested(100_000))], []), "an array of 1 arrays"),
-    "array of arrays": (whole([key("a", ARRAY, struct.pack("<IQ", ARRAY, 2**60))], []), "an array of 2*"),
+    "key not UTF-8": (build_file([key(b"\xff\xfe", U32, bytes(4))], []), "not UTF-8"),
+    "key twice": (build_file([key("a", U32, bytes(4))] * 2, []), "'a' appears twice"),
+    "value type": (build_file([key("a", 13, bytes(8))], []), "value type 13"),
+    "bool": (build_file([key("a", BOOL, b"\2")], []), "neither 0 nor 1"),
+    "array count": (build_file([key("a", ARRAY, struct.pack("<IQ", U32, 2**62))], []), "numbers announced"),
+    "string count": (build_file([key("a", ARRAY, struct.pack("<IQ", STRING, 2**40))], []), "strings announced"),
+    "array type": (build_file([key("a", ARRAY, struct.pack("<IQ", 99, 0))], []), "value type 99"),
+    "arrays in arrays": (build_file([key("a", ARRAY, nested(100_000))], []), "an array of 1 arrays"),
+    "array of arrays": (build_file([key("a", ARRAY, struct.pack("<IQ", ARRAY, 2**60))], []), "an array of 2*"),
     "string that wraps": (
-        whole([key("a", ARRAY, struct.pack("<IQQQ", STRING, 3, 2**64 - 16, 2**64 - 1) + bytes(64))], []),
+        build_file([key("a", ARRAY, struct.pack("<IQQQ", STRING, 3, 2**64 - 16, 2**64 - 1) + bytes(64))], []),
         "end past",
     ),
-    "alignment 0": (whole([key("general.alignment", U32, struct.pack("<I", 0))], []), "power of two"),
-    "alignment 48": (whole([key("general.alignment", U32, struct.pack("<I", 48))], []), "power of two"),
-    "alignment text": (whole([key("general.alignment", STRING, text("32"))], []), "power of two"),
-    "no dimensions": (whole([], [tensor("t", ())], bytes(16)), "0 dimensions"),
-    "five dimensions": (whole([], [tensor("t", (1,) * 5)], bytes(16)), "5 dimensions"),
-    "a billion dimensions": (whole([], [text("t") + struct.pack("<I", 2**32 - 1)], bytes(16)), "dimensions"),
-    "extent 0": (whole([], [tensor("t", (4, 0))], bytes(16)), "positive axes"),
-    "huge extents": (whole([], [tensor("t", (2**63, 2**63))], bytes(16)), "truncated"),
-    "type": (whole([], [tensor("t", kind=99)], bytes(16)), "ggml type 99"),
-    "type not read": (whole([], [tensor("t", (256,), kind=18)], bytes(99)), "iq3_xxs"),
-    "rows of half blocks": (whole([], [tensor("t", (48, 2), kind=8)], bytes(102)), "rows of 48"),
-    "offset past the end": (whole([], [tensor("t", offset=64)], bytes(32)), "truncated"),
-    "offset that wraps": (whole([], [tensor("t", offset=2**64 - 32)], bytes(32)), "truncated"),
-    "offset unaligned": (whole([], [tensor("t", offset=4)], bytes(32)), "multiple of 32"),
-    "truncated": (whole([], [tensor("t", (1000,))], bytes(3999)), "truncated"),
-    "tensor twice": (whole([], [tensor("t"), tensor("t", offset=32)], bytes(64)), "'t' appears twice"),
-    "overlap": (whole([], [tensor("a", (16,)), tensor("b", offset=32)], bytes(64)), "'a' and 'b' overlap"),
+    "alignment 0": (build_file([key("general.alignment", U32, struct.pack("<I", 0))], []), "power of two"),
+    "alignment 48": (build_file([key("general.alignment", U32, struct.pack("<I", 48))], []), "power of two"),
+    "alignment text": (build_file([key("general.alignment", STRING, text("32"))], []), "power of two"),
+    "no dimensions": (build_file([], [tensor("t", ())], bytes(16)), "0 dimensions"),
+    "five dimensions": (build_file([], [tensor("t", (1,) * 5)], bytes(16)), "5 dimensions"),
+    "a billion dimensions": (build_file([], [text("t") + struct.pack("<I", 2**32 - 1)], bytes(16)), "dimensions"),
+    "extent 0": (build_file([], [tensor("t", (4, 0))], bytes(16)), "positive axes"),
+    "huge extents": (build_file([], [tensor("t", (2**63, 2**63))], bytes(16)), "truncated"),
+    "type": (build_file([], [tensor("t", kind=99)], bytes(16)), "ggml type 99"),
+    "type not read": (build_file([], [tensor("t", (256,), kind=18)], bytes(99)), "iq3_xxs"),
+    "rows of half blocks": (build_file([], [tensor("t", (48, 2), kind=8)], bytes(102)), "rows of 48"),
+    "offset past the end": (build_file([], [tensor("t", offset=64)], bytes(32)), "truncated"),
+    "offset that wraps": (build_file([], [tensor("t", offset=2**64 - 32)], bytes(32)), "truncated"),
+    "offset unaligned": (build_file([], [tensor("t", offset=4)], bytes(32)), "multiple of 32"),
+    "truncated": (build_file([], [tensor("t", (1000,))], bytes(3999)), "truncated"),
+    "tensor twice": (build_file([], [tensor("t"), tensor("t", offset=32)], bytes(64)), "'t' appears twice"),
+    "overlap": (build_file([], [tensor("a", (16,)), tensor("b", offset=32)], bytes(64)), "'a' and 'b' overlap"),
 }
 
 
@@ -239,19 +239,19 @@ def open_in_a_gigabyte(path: Path) -> str:
 @pytest.mark.parametrize("case", BOMBS)
 def test_arrays_that_would_exhaust_memory_are_refused(tmp_path: Path, case: str) -> None:
     arrays, message = BOMBS[case]
-    raw = whole([key(f"k{index}", ARRAY, value) for index, value in enumerate(arrays)], [])
+    raw = build_file([key(f"k{index}", ARRAY, value) for index, value in enumerate(arrays)], [])
     assert re.search(message, open_in_a_gigabyte(write(tmp_path / "bomb", raw)))
 
 
 def test_the_maximum_number_of_strings_fits_in_memory(tmp_path: Path) -> None:
     half = struct.pack("<IQ", STRING, 2**20) + b"".join(text(f"{n:05x}") for n in range(2**20))
-    path = write(tmp_path / "full", whole([key("a", ARRAY, half), key("b", ARRAY, half)], []))
+    path = write(tmp_path / "full", build_file([key("a", ARRAY, half), key("b", ARRAY, half)], []))
     assert open_in_a_gigabyte(path) == "2097152 items\n"
 
 
 def test_strings_that_are_not_utf8_are_refused_when_read(tmp_path: Path) -> None:
     value = struct.pack("<IQ", STRING, 2) + text("fine") + text(b"\xff")
-    file = open_gguf(write(tmp_path / "a", whole([key("words", ARRAY, value)], [])))
+    file = open_gguf(write(tmp_path / "a", build_file([key("words", ARRAY, value)], [])))
     with pytest.raises(CheckpointError, match=r"'words': a string is not UTF-8"):
         file.metadata["words"]
 
@@ -281,7 +281,7 @@ def test_long_arrays_of_strings_are_read(tmp_path: Path, special: list[str], pos
     values = [f"token {number}" for number in range(1500)]
     values[position:position] = special
     array = struct.pack("<IQ", 8, len(values)) + b"".join(text(value) for value in values)
-    path = write(tmp_path / "m.gguf", whole([key("many", 9, array), key("after", 8, text("the end"))], []))
+    path = write(tmp_path / "m.gguf", build_file([key("many", 9, array), key("after", 8, text("the end"))], []))
     metadata = open_gguf(path).metadata
     assert metadata["many"] == values
     assert metadata["after"] == "the end"
@@ -290,6 +290,6 @@ def test_long_arrays_of_strings_are_read(tmp_path: Path, special: list[str], pos
 def test_a_truncated_long_array_is_refused(tmp_path: Path) -> None:
     array = struct.pack("<IQ", 8, 1500) + b"".join(text(f"token {number}") for number in range(1500))
     for missing in (1, 9, 400, 8000):
-        path = write(tmp_path / "m.gguf", whole([key("many", 9, array)], []).rstrip(b"\0")[:-missing])
+        path = write(tmp_path / "m.gguf", build_file([key("many", 9, array)], []).rstrip(b"\0")[:-missing])
         with pytest.raises(CheckpointError, match=r"past byte|truncated|follow"):
             open_gguf(path)

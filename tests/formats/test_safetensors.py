@@ -111,7 +111,7 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-def whole(header: Any, data: bytes = bytes(8)) -> bytes:
+def build_file(header: Any, data: bytes = bytes(8)) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 
@@ -121,29 +121,29 @@ HOSTILE = {
     "seven bytes": (bytes(7), "at least 8"),
     "header longer than the file": ((1000).to_bytes(8, "little") + b"{}", "header of 1000 bytes"),
     "header of 2^64 - 1": (b"\xff" * 8 + b"{}", "limit"),
-    "not JSON": (whole(b"{,}"), "not JSON"),
-    "not UTF-8": (whole(b'{"\xff": 1}'), "not JSON"),
-    "not an object": (whole(b"[1]"), "JSON object, got a list"),
-    "deep JSON": (whole(b'{"a":' + b"[" * 200_000), "not JSON"),
-    "huge number": (whole(b'{"a":' + b"9" * 5000 + b"}"), "not JSON"),
-    "name twice": (whole(b'{"a":1,"a":1}'), "'a' twice"),
-    "metadata": (whole({"__metadata__": {"a": 1}}, b""), "strings"),
-    "entry": (whole({"a": 3}), "data_offsets None"),
-    "no offsets": (whole({"a": {"dtype": "F32", "shape": [2]}}), "data_offsets"),
-    "three offsets": (whole({"a": entry(offsets=[0, 8, 8])}), "two offsets"),
-    "backwards": (whole({"a": entry(offsets=[8, 0])}), "two offsets"),
-    "negative": (whole({"a": entry(offsets=[-8, 0])}), "two offsets"),
-    "fraction": (whole({"a": entry(offsets=[0.0, 8.0])}), "two offsets"),
-    "true": (whole({"a": entry(shape=[True, 2])}), "integers"),
-    "past the end": (whole({"a": entry(shape=[4], offsets=[0, 16])}), "ends at byte 16"),
-    "type": (whole({"a": entry("F8_E4M3")}), "F8_E4M3"),
-    "type I64": (whole({"a": entry("I64", [1])}), "puna reads F32"),
-    "shape": (whole({"a": entry(shape="22")}), "shape 22"),
-    "shape too large": (whole({"a": entry(shape=[2**62])}), "8 bytes stored"),
-    "a thousand axes": (whole({"a": entry(shape=[1] * 1000 + [2])}), "up to 8"),
-    "gap at the start": (whole({"a": entry(offsets=[8, 16])}, bytes(16)), "gap"),
-    "gap at the end": (whole({"a": entry()}, bytes(9)), "1 bytes follow"),
-    "overlap": (whole({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12)), "overlaps"),
+    "not JSON": (build_file(b"{,}"), "not JSON"),
+    "not UTF-8": (build_file(b'{"\xff": 1}'), "not JSON"),
+    "not an object": (build_file(b"[1]"), "JSON object, got a list"),
+    "deep JSON": (build_file(b'{"a":' + b"[" * 200_000), "not JSON"),
+    "huge number": (build_file(b'{"a":' + b"9" * 5000 + b"}"), "not JSON"),
+    "name twice": (build_file(b'{"a":1,"a":1}'), "'a' twice"),
+    "metadata": (build_file({"__metadata__": {"a": 1}}, b""), "strings"),
+    "entry": (build_file({"a": 3}), "data_offsets None"),
+    "no offsets": (build_file({"a": {"dtype": "F32", "shape": [2]}}), "data_offsets"),
+    "three offsets": (build_file({"a": entry(offsets=[0, 8, 8])}), "two offsets"),
+    "backwards": (build_file({"a": entry(offsets=[8, 0])}), "two offsets"),
+    "negative": (build_file({"a": entry(offsets=[-8, 0])}), "two offsets"),
+    "fraction": (build_file({"a": entry(offsets=[0.0, 8.0])}), "two offsets"),
+    "true": (build_file({"a": entry(shape=[True, 2])}), "integers"),
+    "past the end": (build_file({"a": entry(shape=[4], offsets=[0, 16])}), "ends at byte 16"),
+    "type": (build_file({"a": entry("F8_E4M3")}), "F8_E4M3"),
+    "type I64": (build_file({"a": entry("I64", [1])}), "puna reads F32"),
+    "shape": (build_file({"a": entry(shape="22")}), "shape 22"),
+    "shape too large": (build_file({"a": entry(shape=[2**62])}), "8 bytes stored"),
+    "a thousand axes": (build_file({"a": entry(shape=[1] * 1000 + [2])}), "up to 8"),
+    "gap at the start": (build_file({"a": entry(offsets=[8, 16])}, bytes(16)), "gap"),
+    "gap at the end": (build_file({"a": entry()}, bytes(9)), "1 bytes follow"),
+    "overlap": (build_file({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12)), "overlaps"),
 }
 
 

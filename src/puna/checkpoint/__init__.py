@@ -1,4 +1,4 @@
-"""What the bytes of a checkpoint mean: names, loading, validation, saving, inspection."""
+"""Interprets checkpoint files: tensor names, configuration, loading, validation, saving, inspection."""
 
 from puna.checkpoint.inspect import Report, inspect_checkpoint
 from puna.checkpoint.loading import Checkpoint, open_checkpoint
@@ -7,12 +7,6 @@ from puna.checkpoint.saving import save_checkpoint
 from puna.checkpoint.weight import Weight
 
 __all__ = [
-    "DEFAULT_MODEL",
-    "Checkpoint",
-    "Report",
-    "Weight",
-    "inspect_checkpoint",
-    "locate_model",
-    "open_checkpoint",
+    "DEFAULT_MODEL", "Checkpoint", "Report", "Weight", "inspect_checkpoint", "locate_model", "open_checkpoint",
     "save_checkpoint",
-]
+]  # fmt: skip

@@ -1,7 +1,7 @@
-"""`LlamaConfig` and `GenerationConfig` from a GGUF file's metadata and tensor shapes.
+"""Reads `LlamaConfig` and `GenerationConfig` from a GGUF file's metadata and tensor shapes.
 
-Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "LLM". Where a key would change the model in a way that
-`LlamaConfig` cannot express, the file is refused.
+Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "LLM". A file is refused if one of the keys in this
+module changes the model in a way that `LlamaConfig` cannot express.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NEUTRAL: dict[str, Any] = {
     "llama.final_logit_softcapping": 0.0,
     "llama.attn_logit_softcapping": 0.0,
 }
-"""Keys that change the model, and the only value of each that leaves it a LLaMA."""
+"""Keys that change the model, each with its only value in a LLaMA model."""
 
 KNOWN_KEYS = frozenset(
     {f"llama.{key}" for key in (
@@ -38,17 +38,18 @@ KNOWN_KEYS = frozenset(
         "attention.layer_norm_rms_epsilon", "tensor_data_layout",
     )} | set(_NEUTRAL)
 )  # fmt: skip
-"""The llama keys read or checked here; those under llama.rope are `gguf_rope`'s."""
+"""Keys under "llama." that this module reads or checks; `gguf_rope` handles those under "llama.rope."."""
 
 END_IDS = ("eos", "eom", "eot")
-"""Keys of the ends of text, of message and of turn, any of which ends an answer; in the order of Llama 3's ids."""
+"""Names of the tokens that end a text, a message and a turn, in the order of Llama 3's ids. Each ends an answer."""
 
 
 def read_gguf_config(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
-    """The configurations that `file` describes.
+    """Returns the configurations of a GGUF model.
 
     Raises:
-        CheckpointError: another architecture, a key that is missing or has the wrong type, or a model no LLaMA can be.
+        CheckpointError: another architecture, or a key that is missing, has the wrong type, or an unsupported value.
+        ConfigError: values that `LlamaConfig` refuses.
     """
     try:
         return _read(file)
@@ -64,7 +65,7 @@ def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
     hidden, heads = keys.whole("llama.embedding_length"), keys.whole("llama.attention.head_count")
     theta = keys.number("llama.rope.freq_base", 10000.0)
     if theta <= 0:
-        raise CheckpointError(f"metadata key 'llama.rope.freq_base' is {theta}; a positive number is needed")
+        raise CheckpointError(f"metadata key 'llama.rope.freq_base' must be positive, got {theta}")
     head_dim = _head_dim(keys, hidden, heads)
     ends = [id for name in END_IDS if (id := keys.token_id(f"tokenizer.ggml.{name}_token_id")) is not None]
     eos = list(dict.fromkeys(ends))
@@ -99,36 +100,36 @@ def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
 def _check_architecture(keys: GgufKeys) -> None:
     kind = keys.text("general.type", "model")
     if kind != "model":
-        raise CheckpointError(f"general.type is {kind[:40]!r}; a model is needed")
+        raise CheckpointError(f"general.type must be 'model', got {kind[:40]!r}")
     architecture = keys.text("general.architecture", "")
     if architecture != "llama":
-        raise CheckpointError(f"general.architecture is {architecture[:40]!r}; puna runs 'llama' and nothing else")
+        raise CheckpointError(f"general.architecture is {architecture[:40]!r}; puna runs only 'llama'")
     if keys.metadata.get("split.count", 0) not in (0, 1):
         raise CheckpointError("one part of a split model; join the parts with `llama-gguf-split --merge`")
     for key, neutral in _NEUTRAL.items():
         if keys.metadata.get(key, neutral) != neutral:
             raise CheckpointError(
-                f"metadata key {key!r} is {repr(keys.metadata[key])[:80]}; puna runs models where it is {neutral!r}"
+                f"metadata key {key!r} is {repr(keys.metadata[key])[:80]}; puna runs only models with {neutral!r}"
             )
 
 
 def _head_dim(keys: GgufKeys, hidden: int, heads: int) -> int:
-    """A head's width: its own key, else the rotated width, else an even share; rotation always covers all of it."""
+    """Returns a head's width: `key_length`, else `rope.dimension_count`, else `hidden` / `heads`; all must agree."""
     rotated = keys.whole("llama.rope.dimension_count", max(1, hidden // heads))
     width = keys.whole("llama.attention.key_length", rotated)
     values = keys.whole("llama.attention.value_length", width)
     if "llama.rope.dimension_count" in keys.metadata and rotated != width:
-        raise CheckpointError(f"llama.rope.dimension_count is {rotated}; a LLaMA rotates whole heads, {width} wide")
+        raise CheckpointError(f"llama.rope.dimension_count is {rotated}; a LLaMA model rotates entire heads, {width}")
     if values != width:
         raise CheckpointError(
-            f"llama.attention.value_length is {values}; a LLaMA's values are as wide as its keys, {width}"
+            f"llama.attention.value_length is {values}; in a LLaMA model it equals the width of keys, {width}"
         )
     return width
 
 
 def _rows(file: GgufFile) -> int:
-    """The vocabulary: the rows of the embedding are what counts, whatever `llama.vocab_size` says."""
+    """Returns the size of the vocabulary: the rows of the embedding, even if `llama.vocab_size` differs."""
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
-        raise CheckpointError("missing tensor 'token_embd.weight'; the file is no language model, or not whole")
+        raise CheckpointError("missing tensor 'token_embd.weight'; the file is not a language model, or incomplete")
     return embedding.shape[0]

@@ -1,4 +1,4 @@
-"""Typed access to GGUF metadata: a value is there with the right type, or the error says which key is not."""
+"""Typed access to GGUF metadata, with errors that name the key, its value and the expected type."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ import numpy as np
 from puna.errors import CheckpointError
 
 _NO_ID = 2**32 - 1
-"""An unsigned -1: some converters write it for a token that does not exist."""
+"""-1 as uint32, which some converters write for a token that does not exist."""
 
 
 class GgufKeys:
-    """Metadata read by type."""
+    """Reads values of GGUF metadata; raises CheckpointError for other types, and for missing keys without default."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A count of 1 or more; without a default the key must be there."""
+        """Returns an integer of at least 1."""
         value = self.metadata.get(key, default)
         if type(value) is not int or value < 1:
-            raise CheckpointError(f"metadata key {key!r} is {_shown(value)}; a whole number, 1 or more, is needed")
+            raise CheckpointError(f"metadata key {key!r} must be an integer of at least 1; it is {_shown(value)}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number; of a float32 the shortest decimal that rounds to it, 1e-5 for 9.99999975e-06."""
+        """Returns a finite number; for a float32 the shortest decimal that rounds to it (1e-5, not 9.99999975e-06)."""
         value = self.metadata.get(key, default)
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise CheckpointError(f"metadata key {key!r} is {_shown(value)}; a finite number is needed")
+            raise CheckpointError(f"metadata key {key!r} must be a finite number; it is {_shown(value)}")
         with np.errstate(over="ignore"):
             single = np.float32(value)
         return float(str(single)) if float(single) == value else float(value)
 
     def text(self, key: str, default: str) -> str:
-        """A string."""
+        """Returns a string."""
         value = self.metadata.get(key, default)
         if type(value) is not str:
-            raise CheckpointError(f"metadata key {key!r} is {_shown(value)}; a string is needed")
+            raise CheckpointError(f"metadata key {key!r} must be a string; it is {_shown(value)}")
         return value
 
     def token_id(self, key: str) -> int | None:
-        """A token id, or None where there is none."""
+        """Returns a token id, or None if the key is missing or its value means that there is no such token."""
         value = self.metadata.get(key)
         if value is None or value in (-1, _NO_ID):
             return None
         if type(value) is not int or value < 0:
-            raise CheckpointError(f"metadata key {key!r} is {_shown(value)}; a token id is needed")
+            raise CheckpointError(f"metadata key {key!r} must be a token id; it is {_shown(value)}")
         return value
 
 
 def _shown(value: Any) -> str:
-    return "absent" if value is None else repr(value)[:80]
+    return "missing" if value is None else repr(value)[:80]

@@ -1,8 +1,8 @@
-"""Rotary settings of a GGUF file, in Hugging Face's terms.
+"""Translates the rotary settings of a GGUF file into Hugging Face's `rope_scaling`.
 
-GGUF says how positions are scaled in up to three places: `llama.rope.scaling.*` keys, a tensor `rope_freqs.weight` of
-one divisor per frequency (Llama 3.1's scaling, worked out by the converter), or two tensors `rope_factors_short.weight`
-and `rope_factors_long.weight` (LongRoPE). Anything these do not explain is an error.
+A GGUF file stores the scaling of positions in one of three ways: keys under `llama.rope.scaling`, a tensor
+`rope_freqs.weight` with one divisor per frequency (Llama 3.1's scaling, computed by the converter), or two tensors
+`rope_factors_short.weight` and `rope_factors_long.weight` (LongRoPE). Any other setting is an error.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ _READ = {
 }  # fmt: skip
 
 _LOW, _HIGH, _OLD = 1.0, 4.0, 8192
-"""Llama 3.1, 3.2 and 3.3 differ in `factor` alone (llama-models, `apply_scaling`)."""
+"""Frequency factors and original context of Llama 3.1 to 3.3, which differ only in `factor` (`apply_scaling`)."""
 
 _CLOSE = 1e-5
-"""Largest relative difference between a file's divisors and a recipe's. Converters work in float32, whose rounding the
-recipe's subtractions magnify to 2e-6 at factor 32; two different recipes are percents apart."""
+"""Maximum relative difference between a file's divisors and those computed from a factor. Converters compute in
+float32, whose rounding errors the formula magnifies to 2e-6 at factor 32; other formulas differ by percents."""
 
 
 def rope_scaling(
     keys: GgufKeys, tensors: Mapping[str, StoredTensor], theta: float, head_dim: int
 ) -> dict[str, Any] | None:
-    """The `rope_scaling` of `LlamaConfig`.
+    """Returns the `rope_scaling` of `LlamaConfig`.
 
     Raises:
-        CheckpointError: an unknown scaling or key, or two that would apply at once.
+        CheckpointError: an unknown scaling or key, or two scalings at once.
     """
     unknown = [key for key in keys.metadata if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) not in _READ]
     if unknown:
         raise CheckpointError(
             f"unknown rotary settings {', '.join(unknown)[:200]}; puna reads {', '.join(sorted(_READ))}"
         )
-    kind = keys.text(f"{_PREFIX}scaling.type", "linear")  # llama.cpp's default: files older than this key are linear
+    kind = keys.text(f"{_PREFIX}scaling.type", "linear")  # llama.cpp's default, for files older than the key
     _refuse_yarn(keys, kind)
     scaled = _from_keys(keys, kind)
     factors = {name: _factors(tensors[name], head_dim) for name in FACTOR_TENSORS if name in tensors}
     if not factors:
         if kind == "longrope":
             raise CheckpointError(
-                "rope scaling is 'longrope', but rope_factors_long.weight and _short.weight are missing"
+                "rope scaling is 'longrope', but rope_factors_long.weight and rope_factors_short.weight are missing"
             )
         if kind != "yarn":
             _refuse_attention_factor(keys, kind)
@@ -66,13 +66,13 @@ def rope_scaling(
         )
     if "rope_freqs.weight" in factors:
         if len(factors) > 1:
-            raise CheckpointError(f"{', '.join(factors)} together; only rope_freqs or the other two may be there")
+            raise CheckpointError(f"{', '.join(factors)} exclude each other; only rope_freqs or the others may exist")
         return _from_divisors(keys, factors["rope_freqs.weight"], theta)
     return _longrope(keys, factors)
 
 
 def _from_keys(keys: GgufKeys, kind: str) -> dict[str, Any] | None:
-    """Scaling by a factor alone, as llama.cpp's `llama_model::load_hparams` reads it; "none" overrides the factor."""
+    """Returns the scaling that the keys specify, read as in llama.cpp's `llama_model::load_hparams`."""
     factor = keys.number(f"{_PREFIX}scaling.factor", keys.number(f"{_PREFIX}scale_linear", 1.0))
     if kind == "none" or (kind in ("linear", "longrope") and factor == 1):
         return None
@@ -81,12 +81,12 @@ def _from_keys(keys: GgufKeys, kind: str) -> dict[str, Any] | None:
     if kind == "yarn":
         return _yarn(keys, factor)
     if kind == "longrope":
-        raise CheckpointError(f"longrope scaling with a factor, {factor}, beside; LlamaConfig cannot express that")
+        raise CheckpointError(f"longrope scaling with an additional factor {factor}; LlamaConfig cannot express that")
     raise CheckpointError(f"{_PREFIX}scaling.type is {kind[:40]!r}; puna reads none, linear, yarn and longrope")
 
 
 def _refuse_attention_factor(keys: GgufKeys, kind: str) -> None:
-    """ggml multiplies cosines and sines by it whatever the kind of scaling."""
+    """Raises CheckpointError for an attention factor, which ggml applies to cosines and sines with any scaling."""
     factor = keys.number(f"{_PREFIX}scaling.attn_factor", 1.0)
     if factor != 1:
         raise CheckpointError(
@@ -95,38 +95,39 @@ def _refuse_attention_factor(keys: GgufKeys, kind: str) -> None:
 
 
 def _refuse_yarn(keys: GgufKeys, kind: str) -> None:
-    """Refuses what `LlamaConfig` has no field for. ggml mixes frequencies as YaRN does wherever ext_factor is not 0."""
+    """Refuses YaRN keys that `LlamaConfig` cannot express; ggml applies ext_factor with any type of scaling."""
     for key, neutral in (("ext_factor", float(kind == "yarn")), ("attn_factor", 1.0), ("log_multiplier", 0.0)):
-        found = keys.number(f"{_PREFIX}scaling.yarn_{key}", neutral)
-        if found != neutral:
+        value = keys.number(f"{_PREFIX}scaling.yarn_{key}", neutral)
+        if value != neutral:
             raise CheckpointError(
-                f"{_PREFIX}scaling.yarn_{key} is {found}; LlamaConfig cannot express another value than {neutral} with "
-                f"scaling of type {kind[:40]!r}"
+                f"{_PREFIX}scaling.yarn_{key} is {value}; LlamaConfig can express only {neutral} with scaling of type "
+                f"{kind[:40]!r}"
             )
 
 
 def _yarn(keys: GgufKeys, factor: float) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    scaling: dict[str, Any] = {
         "rope_type": "yarn",
         "factor": factor,
         "original_max_position_embeddings": keys.whole(f"{_PREFIX}scaling.original_context_length"),
     }
     for beta in ("beta_fast", "beta_slow"):
         if f"{_PREFIX}scaling.yarn_{beta}" in keys.metadata:
-            found[beta] = keys.number(f"{_PREFIX}scaling.yarn_{beta}")
+            scaling[beta] = keys.number(f"{_PREFIX}scaling.yarn_{beta}")
     attention = keys.number(f"{_PREFIX}scaling.attn_factor", 1.0)
     if attention != 1:
-        # ggml multiplies its own 1 + 0.1 ln(factor) (`rope_yarn` in ggml-cpu) by this; Hugging Face's replaces it.
-        found["attention_factor"] = attention * (1 + 0.1 * math.log(factor))
-    return found
+        # ggml multiplies 1 + 0.1 ln(factor) by its attn_factor (`rope_yarn` in ggml-cpu); Hugging Face's
+        # attention_factor replaces that product.
+        scaling["attention_factor"] = attention * (1 + 0.1 * math.log(factor))
+    return scaling
 
 
 def _factors(tensor: StoredTensor, head_dim: int) -> NDArray[np.float32]:
     if tensor.shape != (head_dim // 2,):
-        raise CheckpointError(f"tensor {tensor.name!r} has the shape {tensor.shape}; ({head_dim // 2},) is needed")
+        raise CheckpointError(f"tensor {tensor.name!r} has the shape {tensor.shape}; expected ({head_dim // 2},)")
     values = tensor.to_float32()
     if not np.all((values > 0) & np.isfinite(values)):
-        raise CheckpointError(f"tensor {tensor.name!r} holds values that are not positive and finite")
+        raise CheckpointError(f"tensor {tensor.name!r} contains values that are not positive and finite")
     return values
 
 
@@ -134,60 +135,59 @@ def _from_divisors(keys: GgufKeys, divisors: NDArray[np.float32], theta: float) 
     attention = keys.number(f"{_PREFIX}scaling.attn_factor", 1.0)
     if attention == 1 and np.all(divisors == 1):
         return None
-    old = keys.whole(f"{_PREFIX}scaling.original_context_length", _OLD)
-    factor = _llama3_factor(divisors, theta, old)
+    original = keys.whole(f"{_PREFIX}scaling.original_context_length", _OLD)
+    factor = _llama3_factor(divisors, theta, original)
     if attention == 1 and factor is not None:
         return {
             "rope_type": "llama3",
             "factor": factor,
             "low_freq_factor": _LOW,
             "high_freq_factor": _HIGH,
-            "original_max_position_embeddings": old,
+            "original_max_position_embeddings": original,
         }
-    # Some other recipe. LongRoPE divides each frequency by a number too, one list for short texts and one for long, and
-    # has an attention factor; given the same list twice, it is exactly what the file asks for.
-    found = _listed(divisors)
+    # Divisors of another formula. LongRoPE also divides each frequency by a number, with one list for short texts and
+    # one for long texts, and has an attention factor: with the same list twice, it expresses the file exactly.
+    factors = _floats(divisors)
     return {
         "rope_type": "longrope",
-        "short_factor": found,
-        "long_factor": found,
-        "original_max_position_embeddings": old,
+        "short_factor": factors,
+        "long_factor": factors,
+        "original_max_position_embeddings": original,
         "factor": 1.0,
         "attention_factor": attention,
     }
 
 
-def _llama3_factor(divisors: NDArray[np.float32], theta: float, old: int) -> float | None:
-    """The `factor` with which Llama 3.1's recipe gives `divisors`; None if none does."""
+def _llama3_factor(divisors: NDArray[np.float32], theta: float, original: int) -> float | None:
+    """Returns the `factor` for which Llama 3.1's formula gives `divisors`; None if there is none."""
     pairs = len(divisors)
     wavelength = 2 * math.pi * theta ** (np.arange(pairs) / pairs)
-    smooth = np.clip((old / wavelength - _LOW) / (_HIGH - _LOW), 0, 1)  # 1: kept, 0: divided by the factor
-    at = int(np.argmin(smooth))
-    if smooth[at] >= 1:
+    smooth = np.clip((original / wavelength - _LOW) / (_HIGH - _LOW), 0, 1)  # 1: unchanged, 0: divided by the factor
+    index = int(np.argmin(smooth))
+    if smooth[index] >= 1:
         return None
-    # The recipe, 1 / divisor = (1 - smooth) / factor + smooth, solved for the factor where smooth is least.
-    inverse = (1 / float(divisors[at]) - float(smooth[at])) / (1 - float(smooth[at]))
+    # Solves the formula 1 / divisor = (1 - smooth) / factor + smooth for the factor where smooth is smallest.
+    inverse = (1 / float(divisors[index]) - float(smooth[index])) / (1 - float(smooth[index]))
     if not 0 < inverse < 0.999999:
         return None
     factor = float(f"{1 / inverse:.6g}")  # the digits that survive float32
-    recipe = 1 / ((1 - smooth) / factor + smooth)
-    return factor if np.allclose(recipe, divisors, rtol=_CLOSE, atol=0) else None
+    expected = 1 / ((1 - smooth) / factor + smooth)
+    return factor if np.allclose(expected, divisors, rtol=_CLOSE, atol=0) else None
 
 
 def _longrope(keys: GgufKeys, factors: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
     if len(factors) != 2:
         raise CheckpointError(f"only {', '.join(factors)}; LongRoPE needs rope_factors_long.weight and _short.weight")
     original = keys.whole(f"{_PREFIX}scaling.original_context_length")
-    found: dict[str, Any] = {
+    return {
         "rope_type": "longrope",
-        "short_factor": _listed(factors["rope_factors_short.weight"]),
-        "long_factor": _listed(factors["rope_factors_long.weight"]),
+        "short_factor": _floats(factors["rope_factors_short.weight"]),
+        "long_factor": _floats(factors["rope_factors_long.weight"]),
         "original_max_position_embeddings": original,
-        # ggml applies the attention factor as it stands, 1 where the file has none.
+        # ggml applies the file's attention factor, by default 1, without deriving one from the context lengths.
         "attention_factor": keys.number(f"{_PREFIX}scaling.attn_factor", 1.0),
     }
-    return found
 
 
-def _listed(values: Sequence[np.float32] | NDArray[np.float32]) -> list[float]:
+def _floats(values: Sequence[np.float32] | NDArray[np.float32]) -> list[float]:
     return [float(value) for value in values]

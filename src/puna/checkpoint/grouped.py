@@ -1,4 +1,4 @@
-"""Folders whose matrices GPTQ or AWQ packed for GPUs: what their settings say, and their tensors put together."""
+"""Reads the settings of folders with GPTQ or AWQ matrices, and joins the parts of each matrix."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from puna.formats.blocks import StoredTensor
 from puna.formats.grouped import BITS, PACKINGS, GroupedMatrix, Packing
 
 _OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Where settings stood before config.json had them, and whose they are."""
+"""Settings files of older folders, which have no `quantization_config` in config.json, and their methods."""
 
-_USUAL = {"gptq": "gptq", "awq": "gemm"}
-"""The version where settings name none."""
+_DEFAULT_VERSIONS = {"gptq": "gptq", "awq": "gemm"}
+"""The version of each method whose settings name none."""
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
-_REMEDY = "puna reads GPTQ and AWQ (version gemm) of 4 bits; use the unquantised model or a GGUF file"
+_REMEDY = "puna reads GPTQ and AWQ (version gemm) with 4 bits; use the unquantised model or a GGUF file"
 
 
 def read_settings(folder: Path, in_config: Any) -> Mapping[str, Any] | None:
-    """The settings of a packed folder, with a `quant_method`; None where nothing says that it is packed.
+    """Returns the quantisation settings of a folder, with a `quant_method`; None if it has no settings.
 
     Args:
-        in_config: `quantization_config` of config.json, None where it has none.
+        in_config: `quantization_config` of config.json; None if it has none.
     """
     if in_config is not None:
         return in_config if isinstance(in_config, dict) else {"quant_method": in_config}
@@ -40,12 +40,12 @@ def read_settings(folder: Path, in_config: Any) -> Mapping[str, Any] | None:
 def join_packed(
     tensors: Mapping[str, StoredTensor], settings: Mapping[str, Any] | None, config: LlamaConfig
 ) -> dict[str, StoredTensor | GroupedMatrix]:
-    """The tensors of the model, each packed matrix in place of its parts; as they are where `settings` are None.
+    """Replaces the parts of each packed matrix by one `GroupedMatrix`; `settings` None: returns `tensors` unchanged.
 
-    AutoGPTQ gives every layer a bias, of zeros where the model has none; those are left out.
+    AutoGPTQ writes zero biases for models that have no biases; those are dropped.
 
     Raises:
-        CheckpointError: another method, version or number of bits; or parts that are missing or do not fit.
+        CheckpointError: another method, version or number of bits, or parts that are missing or do not fit.
     """
     joined: dict[str, StoredTensor | GroupedMatrix] = dict(tensors)
     if settings is None:
@@ -53,10 +53,10 @@ def join_packed(
     packing = _find_packing(settings)
     bits = settings.get("bits", settings.get("w_bit", BITS))
     if bits != BITS:
-        raise CheckpointError(f"packed with {str(bits)[:40]} bits; {_REMEDY}")
+        raise CheckpointError(f"quantised to {str(bits)[:40]} bits; {_REMEDY}")
     size = settings.get("group_size", settings.get("q_group_size", -1))
     if type(size) is not int or not (size == -1 or size > 0):
-        raise CheckpointError(f"group_size is {str(size)[:40]}; it must be a number above 0, or -1 for whole rows")
+        raise CheckpointError(f"group_size is {str(size)[:40]}; it must be an integer above 0, or -1 for entire rows")
     for name in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
         for part in _PARTS:
             joined.pop(f"{name}.{part}", None)
@@ -71,8 +71,8 @@ def join_packed(
 def _matrix(name: str, packing: Packing, size: int, parts: list[StoredTensor | None]) -> GroupedMatrix:
     qweight, qzeros, scales, g_idx = parts
     if qweight is None or qzeros is None or scales is None:
-        missing = [part for part, found in zip(_PARTS, parts, strict=True) if found is None and part != "g_idx"]
-        raise CheckpointError(f"{name} is packed but lacks {', '.join(missing)}; download the folder again")
+        missing = [part for part, tensor in zip(_PARTS, parts, strict=True) if tensor is None and part != "g_idx"]
+        raise CheckpointError(f"the packed matrix {name} lacks {', '.join(missing)}; download the folder again")
     if len(qweight.shape) != 2:
         raise CheckpointError(f"tensor {qweight.name!r} has the shape {qweight.shape}; a packed matrix has two axes")
     return GroupedMatrix(f"{name}.weight", packing, size, qweight, qzeros, scales, g_idx)
@@ -80,9 +80,9 @@ def _matrix(name: str, packing: Packing, size: int, parts: list[StoredTensor | N
 
 def _find_packing(settings: Mapping[str, Any]) -> Packing:
     method = str(settings.get("quant_method")).lower()
-    version = settings.get("version") or settings.get("checkpoint_format") or _USUAL.get(method)
+    version = settings.get("version") or settings.get("checkpoint_format") or _DEFAULT_VERSIONS.get(method)
     packing = PACKINGS.get((method, str(version).lower()))
     if packing is None:
         kind = f"{method[:40]} ({str(version)[:40]})" if version else method[:40]
-        raise CheckpointError(f"quantised with {kind}, as quantization_config says; {_REMEDY}")
+        raise CheckpointError(f"quantised with {kind} according to quantization_config; {_REMEDY}")
     return packing

@@ -1,6 +1,6 @@
-"""What a checkpoint is, before loading it: the content of `puna inspect`.
+"""Describes a checkpoint without loading its weights: the content of `puna inspect`.
 
-A sound checkpoint gives a full report; of a broken one it says what is wrong and what could still be read.
+The report on a damaged checkpoint lists the errors and everything that could still be read.
 """
 
 from __future__ import annotations
@@ -32,25 +32,24 @@ _HARMLESS = frozenset(
      "is_llama_config", "quantization_config", "rope_interleaved", "max_length", "max_sequence_length",
      "license", "author"}
 )  # fmt: skip
-"""Keys of `config.json` beside `LlamaConfig`'s fields that change nothing a LLaMA computes, or are read elsewhere."""
+"""Keys of `config.json`, besides `LlamaConfig`'s fields, that do not affect computation or are read elsewhere."""
 
 
 @dataclass
 class Report:
-    """What `inspect_checkpoint` found. None or empty: it could not be read, and `errors` says why.
+    """The result of `inspect_checkpoint`. Fields that could not be read are None or empty.
 
     Attributes:
-        kind: "hf", "gguf" or "meta"; None where the path holds no model puna knows.
-        container: such as "GGUF v3" or "safetensors".
-        files: name and bytes of each weight file.
-        dtypes: for each format the number of tensors, of parameters and of bytes.
+        kind: "hf", "gguf" or "meta"; None if the path contains no model that puna can read.
+        container: the file format, such as "GGUF v3" or "safetensors".
+        files, bytes: name and size of each weight file, and their total size.
+        dtypes: for each format of tensors, their number, parameters and bytes.
         architecture: the sizes of `LlamaConfig`, by its field names.
         rope: `rope_parameters` of the configuration.
-        vocabulary: rows of the embedding, and tokens the tokenizer knows.
-        special_tokens: ids, and text where the tokenizer tells it.
-        memory: bytes: the weights as stored and as float32 (what PyTorch runs by default), and the cache of 1,000
-            tokens as float32 and bfloat16.
-        warnings: what runs but may surprise. `errors`: what keeps the model from loading.
+        vocabulary: "rows" of the embedding and "tokens" of the tokenizer.
+        special_tokens: for bos, eos and pad, the "id" and, if the tokenizer has it, the "text".
+        memory: bytes of the weights as stored and as float32, and of the cache of 1,000 tokens.
+        warnings, errors: problems with which the model loads, and problems that keep it from loading.
     """
 
     path: str
@@ -72,51 +71,51 @@ class Report:
     errors: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, for JSON."""
+        """Returns the report as plain values, for JSON."""
         return asdict(self)
 
 
 def inspect_checkpoint(path: str | Path) -> Report:
-    """Reports on the model at `path`: headers and tokenizer are read, weights are not.
+    """Reports on the model at `path`, from its headers and tokenizer.
 
     Raises:
-        ModelNotFoundError: there is nothing at `path`. Everything else that is wrong stands in the report.
+        ModelNotFoundError: `path` does not exist. All other errors are in the report.
     """
     report = Report(str(path))
     if not Path(path).exists():
         raise ModelNotFoundError(f"{path}: no such file or folder")
-    place = _attempt(report, lambda: find_model(Path(path)))
-    if place is None:
+    model = _attempt(report, lambda: find_model(Path(path)))
+    if model is None:
         return report
-    checkpoint = _attempt(report, lambda: open_checkpoint(place))
-    if place.is_file():
-        config, generation, tensors = _gguf(report, place)
+    checkpoint = _attempt(report, lambda: open_checkpoint(model))
+    if model.is_file():
+        config, generation, tensors = _gguf(report, model)
     elif checkpoint is not None and checkpoint.kind == "meta":
         config, generation, tensors = _meta(report, checkpoint)
-    elif is_meta_folder(place) and not (place / "config.json").exists():
+    elif is_meta_folder(model) and not (model / "config.json").exists():
         report.kind, report.container = "meta", "torch"
         return report
     else:
-        config, generation, tensors = _folder(report, place)
+        config, generation, tensors = _folder(report, model)
         parts = (part for weight in checkpoint.tensors.values() for part in weight.parts) if checkpoint else ()
         packed = next((part for part in parts if isinstance(part, GroupedMatrix)), None)
         if checkpoint is not None and packed is not None:
             config, tensors = checkpoint.config, checkpoint.tensors
             report.container = f"{report.container}, {packed.packing.name}"
-    _weigh(report, tensors)
+    _count_weights(report, tensors)
     if checkpoint is not None:
         report.head = checkpoint.head
         if checkpoint.head != "lm":
-            report.warnings.append(f"no language model head (head: {checkpoint.head}); it cannot generate text")
+            report.warnings.append(f"no language model head (head: {checkpoint.head}); the model cannot generate text")
     if config is not None:
         _describe(report, config, tensors)
         _check_ids(report, config, generation)
-    _read_tokenizer(report, place if checkpoint is None else checkpoint.tokenizer)
+    _read_tokenizer(report, model if checkpoint is None else checkpoint.tokenizer)
     return report
 
 
 def _attempt(report: Report, step: Callable[[], T]) -> T | None:
-    """The step's result; where it fails, None, and its message is in the report once."""
+    """Returns the step's result; None if it raises a PunaError, whose message is added to the report once."""
     try:
         return step()
     except PunaError as exc:
@@ -125,10 +124,10 @@ def _attempt(report: Report, step: Callable[[], T]) -> T | None:
         return None
 
 
-_Found = tuple[LlamaConfig | None, GenerationConfig | None, Mapping[str, RowSource]]
+_Content = tuple[LlamaConfig | None, GenerationConfig | None, Mapping[str, RowSource]]
 
 
-def _gguf(report: Report, path: Path) -> _Found:
+def _gguf(report: Report, path: Path) -> _Content:
     report.kind, report.container = "gguf", "GGUF"
     _list_files(report, (path,))
     file = _attempt(report, lambda: open_gguf(path))
@@ -140,32 +139,32 @@ def _gguf(report: Report, path: Path) -> _Found:
     return (*(configs or (None, None)), file.tensors)
 
 
-def _meta(report: Report, checkpoint: Checkpoint) -> _Found:
+def _meta(report: Report, checkpoint: Checkpoint) -> _Content:
     report.kind, report.container = "meta", "torch"
     _list_files(report, checkpoint.files)
     return checkpoint.config, checkpoint.generation_config, checkpoint.tensors
 
 
 def _check_gguf_keys(report: Report, file: GgufFile) -> None:
-    ours = [key for key in file.metadata if key.startswith("llama.") and not key.startswith("llama.rope.")]
-    unknown = sorted(set(ours) - KNOWN_KEYS)
+    llama_keys = [key for key in file.metadata if key.startswith("llama.") and not key.startswith("llama.rope.")]
+    unknown = sorted(set(llama_keys) - KNOWN_KEYS)
     if unknown:
-        report.warnings.append(f"metadata keys puna does not know: {', '.join(unknown)}")
-    embedding, said = file.tensors.get("token_embd.weight"), file.metadata.get("llama.vocab_size")
-    if embedding is not None and said is not None and said != embedding.shape[0]:
+        report.warnings.append(f"unknown metadata keys, ignored: {', '.join(unknown)}")
+    embedding, size = file.tensors.get("token_embd.weight"), file.metadata.get("llama.vocab_size")
+    if embedding is not None and size is not None and size != embedding.shape[0]:
         report.warnings.append(
-            f"llama.vocab_size says {said}; the embedding has {embedding.shape[0]} rows, which counts"
+            f"llama.vocab_size is {size}, but the embedding has {embedding.shape[0]} rows; puna uses the rows"
         )
 
 
-def _folder(report: Report, folder: Path) -> _Found:
+def _folder(report: Report, folder: Path) -> _Content:
     report.kind = "hf"
     config = _attempt(report, lambda: LlamaConfig.from_pretrained(folder))
     generation = None
     if (folder / "generation_config.json").exists():
         generation = _attempt(report, lambda: GenerationConfig.from_pretrained(folder))
     else:
-        report.warnings.append("no generation_config.json; text ends at the eos_token_id of config.json alone")
+        report.warnings.append("no generation_config.json; text ends only at the eos_token_id of config.json")
     files = _attempt(report, lambda: find_weight_files(folder))
     tensors: Mapping[str, RowSource] = {}
     if files is not None:
@@ -174,11 +173,11 @@ def _folder(report: Report, folder: Path) -> _Found:
         tensors = _attempt(report, lambda: read_tensors(files)) or {}
     unused = [name for name in WEIGHT_FILES[1:] if report.container == "safetensors" and (folder / name).exists()]
     if unused:
-        report.warnings.append(f"{', '.join(unused)} is not read; the safetensors files are")
+        report.warnings.append(f"{', '.join(unused)} is ignored; the safetensors files are used instead")
     if config is not None:
         unknown = sorted(config.extra.keys() - _HARMLESS)
         if unknown:
-            report.warnings.append(f"keys of config.json puna does not know: {', '.join(unknown)}")
+            report.warnings.append(f"unknown keys of config.json, ignored: {', '.join(unknown)}")
     return config, generation, tensors
 
 
@@ -187,7 +186,7 @@ def _list_files(report: Report, paths: tuple[Path, ...]) -> None:
     report.bytes = sum(file["bytes"] for file in report.files)
 
 
-def _weigh(report: Report, tensors: Mapping[str, RowSource]) -> None:
+def _count_weights(report: Report, tensors: Mapping[str, RowSource]) -> None:
     for tensor in tensors.values():
         if is_ignored(tensor.name):
             continue
@@ -219,12 +218,12 @@ def _describe(report: Report, config: LlamaConfig, tensors: Mapping[str, RowSour
     if config.dtype is not None and stored and config.dtype not in stored and None not in stored:
         kinds = ", ".join(sorted(str(kind) for kind in stored))
         report.warnings.append(
-            f"the configuration says {config.dtype}, the weights are {kinds}; converting may lose range"
+            f"the configuration's dtype is {config.dtype}, but the weights are {kinds}; conversion may lose range"
         )
 
 
 def _check_ids(report: Report, config: LlamaConfig, generation: GenerationConfig | None) -> None:
-    """Special tokens: an id beyond the embedding's rows cannot be fed to the model."""
+    """Reports the special tokens; warns of ids beyond the embedding's rows, which the model cannot read."""
     eos = config.eos_token_id if generation is None or generation.eos_token_id is None else generation.eos_token_id
     report.special_tokens = {"bos": {"id": config.bos_token_id}, "eos": {"id": eos}, "pad": {"id": config.pad_token_id}}
     for name, entry in report.special_tokens.items():
@@ -233,40 +232,40 @@ def _check_ids(report: Report, config: LlamaConfig, generation: GenerationConfig
         if beyond:
             report.warnings.append(f"{name} token id {beyond[0]} is beyond the vocabulary's {config.vocab_size} rows")
     if eos is None:
-        report.warnings.append("no eos token id; text ends only at its length limit")
+        report.warnings.append("no eos token id; text ends only at the length limit")
 
 
-def _read_tokenizer(report: Report, place: Path) -> None:
-    from puna.tokenizer import load_tokenizer  # late: it costs more than everything else here
+def _read_tokenizer(report: Report, path: Path) -> None:
+    from puna.tokenizer import load_tokenizer  # here because the import is slower than everything above
 
     try:
-        tokenizer = load_tokenizer(place)
+        tokenizer = load_tokenizer(path)
     except (PunaError, MissingExtraError) as exc:
         report.warnings.append(f"no usable tokenizer: {exc}")
         return
     report.chat_template = tokenizer.chat_template is not None
     if not report.chat_template:
-        report.warnings.append("no chat template; chatting needs one to be given")
-    named = {
+        report.warnings.append("no chat template; a chat needs one")
+    tokens = {
         "bos": (tokenizer.bos_token_id, tokenizer.bos_token),
         "eos": (tokenizer.eos_token_id, tokenizer.eos_token),
         "pad": (tokenizer.pad_token_id, tokenizer.pad_token),
     }
     for name, entry in report.special_tokens.items():
-        _compare_id(report, name, entry, *named[name])
-    rows, tokens = report.vocabulary.get("rows"), len(tokenizer)
-    report.vocabulary["tokens"] = tokens
-    if rows is not None and tokens > rows:
+        _compare_id(report, name, entry, *tokens[name])
+    rows, count = report.vocabulary.get("rows"), len(tokenizer)
+    report.vocabulary["tokens"] = count
+    if rows is not None and count > rows:
         report.warnings.append(
-            f"the tokenizer has {tokens} tokens, the embedding {rows} rows; ids beyond them will fail"
+            f"the tokenizer has {count} tokens, but the embedding has {rows} rows; ids beyond the rows will fail"
         )
 
 
-def _compare_id(report: Report, name: str, entry: dict[str, Any], theirs: int | None, text: str | None) -> None:
-    """Notes the tokenizer's text of a special token, and warns where it is that of another id."""
+def _compare_id(report: Report, name: str, entry: dict[str, Any], id: int | None, text: str | None) -> None:
+    """Reports the tokenizer's text of a special token; warns if the configuration has another id for the token."""
     entry["text"] = text
     ids = entry["id"] if isinstance(entry["id"], list) else [entry["id"]]
-    if theirs is not None and entry["id"] is not None and theirs not in ids:
+    if id is not None and entry["id"] is not None and id not in ids:
         report.warnings.append(
-            f"{name} token id {entry['id']} in the configuration, but {theirs} ({text!r}) in the tokenizer"
+            f"the {name} token id is {entry['id']} in the configuration, but {id} ({text!r}) in the tokenizer"
         )

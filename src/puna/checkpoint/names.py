@@ -1,14 +1,15 @@
-"""The tensors of a LLaMA: their names in Hugging Face, GGUF and Meta files, their shapes, and when they exist.
+"""The tensors of a LLaMA model: their names in Hugging Face, GGUF and Meta files, their shapes, and when they exist.
 
-This table is the only place that knows these names, and it is meant to be read. Shapes are (outputs, inputs), the order
-of PyTorch's Linear, in the sizes of `LlamaConfig`:
+Other modules translate names with this table only. Shapes are (outputs, inputs), the order of PyTorch's Linear, in the
+sizes of `LlamaConfig`:
 
     vocab   vocab_size             q       num_attention_heads * head_dim
     hidden  hidden_size            kv      num_key_value_heads * head_dim
     ffn     intermediate_size      labels  num_labels
 
-Row order: where `heads` is set, GGUF and Meta keep the two halves of each rotated pair next to each other (rows 0, E/2,
-1, E/2 + 1, ... of each head), Hugging Face keeps all first halves before all second ones. `interleaved_rows` converts.
+Row order: if `heads` is set, GGUF and Meta files store the two rows of each rotated pair next to each other (rows 0,
+E/2, 1, E/2 + 1, ... of each head of width E), Hugging Face files all first rows of pairs before all second rows.
+`interleaved_rows` converts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from puna.config import LlamaConfig
 
 Head = Literal["lm", "classification", "none"]
-"""What stands on the hidden states: logits over the vocabulary, scores of classes, or nothing (a bare `LlamaModel`)."""
+"""The layer after the hidden states: logits over the vocabulary, scores of classes, or none (a bare `LlamaModel`)."""
 
 Dialect = Literal["gguf", "meta"]
 
@@ -34,10 +35,10 @@ class TensorName:
     """One line of the table.
 
     Attributes:
-        hf, gguf, meta: the names; `{n}` stands for the layer. None: that kind of file has no such tensor.
-        shape: sizes as named in the module's docstring.
-        heads: whose heads the rows belong to where their order differs between file kinds.
-        when: the condition for it to exist.
+        hf, gguf, meta: the names, with `{n}` for the layer; None: that layout has no such tensor.
+        shape: sizes named in the module's docstring.
+        heads: if the row order differs between layouts, the heads to which the rows belong.
+        when: the condition under which the tensor exists.
     """
 
     hf: str
@@ -74,12 +75,12 @@ TABLE = (
     TensorName("score.weight", None, None, ("labels", "hidden"), when="classification"),
 )
 # fmt: on
-"""Every tensor a LLaMA has, in the order of the forward pass."""
+"""Every tensor of a LLaMA model, in the order of the forward pass."""
 
 _BY_HF = {line.hf: line for line in TABLE}
 
 _SPLIT_INPUTS = ("embed_tokens.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight")
-"""Tensors whose inputs Meta's shards divide among them. (Llama 3 divides the embedding's rows instead.)"""
+"""Ends of the names of tensors whose inputs Meta's shards divide. (Llama 3 divides the embedding's rows instead.)"""
 
 _TO_HF: dict[Dialect, dict[str | None, str]] = {
     "gguf": {line.gguf: line.hf for line in TABLE if line.gguf is not None},
@@ -92,12 +93,12 @@ _IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|rope\.freqs)$")
 
 
 def is_ignored(name: str) -> bool:
-    """Whether the tensor holds rotary frequencies, which older files keep although the configuration gives them."""
+    """Whether the tensor holds rotary frequencies, which old files store and the configuration determines."""
     return _IGNORED.search(name) is not None
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The name with `{n}` for its layer, and the layer."""
+    """Returns the name with `{n}` in place of its layer, and the layer ("" if it has none)."""
     match = _LAYER.search(name)
     if match is None or "{" in name:
         return name.replace("{", "{{"), ""
@@ -105,31 +106,31 @@ def _split(name: str) -> tuple[str, str]:
 
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-"""The two matrices of vocabulary rows, which are one where they are tied."""
+"""The two matrices with a row per token of the vocabulary; one matrix if they are tied."""
 
 
 def to_hf(name: str, dialect: Dialect) -> str | None:
-    """Hugging Face's name of the tensor that `dialect` calls `name`; None if it is not a tensor of a LLaMA."""
+    """Returns Hugging Face's name of a tensor that is called `name` in GGUF or Meta files; None if it is unknown."""
     pattern, layer = _split(name)
-    found = _TO_HF[dialect].get(pattern)
-    return None if found is None else found.replace("{n}", layer)
+    hf_name = _TO_HF[dialect].get(pattern)
+    return None if hf_name is None else hf_name.replace("{n}", layer)
 
 
 def from_hf(name: str, dialect: Dialect) -> str | None:
-    """What `dialect` calls the tensor with Hugging Face's `name`; None if it has none."""
+    """Returns the GGUF or Meta name of the tensor with Hugging Face's `name`; None if it has none."""
     pattern, layer = _split(name)
     line = _BY_HF.get(pattern)
-    found = None if line is None else line.gguf if dialect == "gguf" else line.meta
-    return None if found is None else found.replace("{n}", layer)
+    new = None if line is None else line.gguf if dialect == "gguf" else line.meta
+    return None if new is None else new.replace("{n}", layer)
 
 
 def meta_split(name: str, shape: tuple[int, ...]) -> Literal[0, 1] | None:
-    """The axis along which Meta's shards divide Hugging Face's tensor `name`; None: each has all of it, as of norms."""
+    """Returns the axis along which Meta's shards divide Hugging Face's tensor `name`; None: each shard has a copy."""
     return None if len(shape) == 1 else 1 if name.endswith(_SPLIT_INPUTS) else 0
 
 
 def expected_tensors(config: LlamaConfig, head: Head) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Hugging Face's name and the shape of every tensor that a file of this configuration must hold."""
+    """Yields Hugging Face's name and the shape of every tensor of a model."""
     exists = {
         "always": True,
         "lm": head == "lm" and not config.tie_word_embeddings,
@@ -152,9 +153,9 @@ def expected_tensors(config: LlamaConfig, head: Head) -> Iterator[tuple[str, tup
 
 
 def interleaved_rows(name: str, config: LlamaConfig) -> NDArray[np.intp] | None:
-    """Where each row of Hugging Face's tensor `name` lies in a GGUF or Meta file; None where the order is the same.
+    """Returns the row in a GGUF or Meta file of each row of Hugging Face's tensor `name`; None if the order is equal.
 
-    With E the head's width, row h E + j E/2 + i (half j, pair i) lies at h E + 2 i + j.
+    With E the head's width, row h E + j E/2 + i (head h, half j, pair i) is row h E + 2 i + j of the file.
     """
     line = _BY_HF.get(_split(name)[0])
     if line is None or line.heads is None:

@@ -1,4 +1,4 @@
-"""Does what a file holds fit its configuration? Every tensor there, none besides, each of the right shape."""
+"""Compares a checkpoint's tensors with its configuration: none may be missing, extra, or of another shape."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ from puna.formats.blocks import FORMATS, StoredTensor
 from puna.formats.grouped import GroupedMatrix
 
 _SHOWN = 5
-"""Names listed in an error; a wrong configuration makes hundreds."""
+"""Maximum number of names in an error: with a wrong configuration, hundreds are missing."""
 
 _TIED_ROWS = 1024
-"""Rows compared at once between an embedding and a copy stored as the head."""
+"""Rows of the embedding and of the head that are compared at once."""
 
 
 def full_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """`tensors` under the names of a model with a head, without what is ignored.
-
-    A bare `LlamaModel` saves `layers.0...` where a model with a head saves `model.layers.0...`.
-    """
+    """Drops ignored tensors, and renames those of a bare `LlamaModel`: `layers.0...` becomes `model.layers.0...`."""
     kept = {name: tensor for name, tensor in tensors.items() if not is_ignored(name)}
     if any(name.startswith("model.") for name in kept):
         return kept
@@ -33,10 +30,10 @@ def full_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def find_head(config: LlamaConfig, tensors: Mapping[str, RowSource], bare: bool) -> Head:
-    """Which head the checkpoint has.
+    """Returns the head of a checkpoint.
 
-    Without any, a file counts as a bare model only if it says so: by names that lack "model.", or in `architectures`.
-    A causal model that lost its head must not pass for one.
+    A checkpoint without a head is a bare model only if its names lack "model." (`bare`) or `architectures` is
+    LlamaModel. Otherwise it is a causal model whose head is missing, which `check_tensors` reports.
     """
     if "score.weight" in tensors:
         return "classification"
@@ -49,10 +46,10 @@ def find_head(config: LlamaConfig, tensors: Mapping[str, RowSource], bare: bool)
 
 
 def drop_tied_head(config: LlamaConfig, tensors: dict[str, StoredTensor | GroupedMatrix]) -> None:
-    """Takes out a head that a tied model's file repeats, after making sure that it is the embedding.
+    """Removes a tied model's head from `tensors` if it equals the embedding.
 
     Raises:
-        CheckpointError: it is not: one of the two would be lost silently.
+        CheckpointError: the head differs from the embedding: dropping either would change the model.
     """
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if not config.tie_word_embeddings or head is None or embedding is None:
@@ -75,40 +72,40 @@ def _same_values(one: StoredTensor | GroupedMatrix, other: StoredTensor | Groupe
 
 
 def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, RowSource]) -> None:
-    """Raises CheckpointError unless `tensors` are exactly what `config` and `head` ask for."""
-    missing, needed = [], set()
+    """Raises CheckpointError unless `tensors` are exactly those that `config` and `head` require."""
+    missing, expected = [], set()
     for name, shape in expected_tensors(config, head):
-        found = tensors.get(name)
-        needed.add(name)
-        if found is None:
+        tensor = tensors.get(name)
+        expected.add(name)
+        if tensor is None:
             missing.append(name)
-            if len(missing) > _SHOWN:  # an absurd number of layers must not be counted to its end
+            if len(missing) > _SHOWN:  # num_hidden_layers of a damaged configuration may be huge
                 break
-        elif found.shape != shape:
+        elif tensor.shape != shape:
             raise CheckpointError(
-                f"tensor {found.name!r} has the shape {found.shape}; the configuration asks for {shape}. "
+                f"tensor {tensor.name!r} has the shape {tensor.shape}; the configuration requires {shape}. "
                 "The configuration belongs to another model, or the file is damaged"
             )
-        elif found.format.name not in FORMATS:
+        elif tensor.format.name not in FORMATS:
             raise CheckpointError(
-                f"tensor {found.name!r} holds whole numbers ({found.format.name}), which weights are not; the folder "
-                "may be quantised in a way its config.json does not tell"
+                f"tensor {tensor.name!r} holds integers ({tensor.format.name}), not weights; the folder may be "
+                "quantised with a method that its config.json does not mention"
             )
-        elif len(shape) == 1 and found.format.values > 1:
+        elif len(shape) == 1 and tensor.format.values > 1:
             raise CheckpointError(
-                f"tensor {found.name!r} is a vector stored as {found.format.name}; "
+                f"tensor {tensor.name!r} is a vector stored as {tensor.format.name}; "
                 "norms and biases are never quantised, convert the model again"
             )
     if missing:
-        raise CheckpointError(f"missing tensors: {_listed(missing)}. {_why_missing(missing)}")
-    refuse_extra([name for name in tensors if name not in needed])
+        raise CheckpointError(f"missing tensors: {_list(missing)}. {_cause(missing)}")
+    refuse_extra([name for name in tensors if name not in expected])
 
 
-def _why_missing(names: list[str]) -> str:
+def _cause(names: list[str]) -> str:
     if all(name.endswith(".self_attn.o_proj.bias") for name in names):
         return (
-            "attention_bias means biases on q, k, v and o, and here o has none: that is another architecture's model; "
-            "one converted with biases of zero for o (attn_output.bias in GGUF) computes the same"
+            "attention_bias requires biases on q, k, v and o, but o has none here: the model has another architecture. "
+            "Convert it with zero biases for o (attn_output.bias in GGUF), which does not change its results"
         )
     return "The configuration belongs to another model, or a file is missing"
 
@@ -117,11 +114,11 @@ def refuse_extra(extra: list[str]) -> None:
     """Raises CheckpointError if there are any names in `extra`."""
     if extra:
         raise CheckpointError(
-            f"tensors that a LLaMA of this configuration does not have: {_listed(extra)}. "
+            f"tensors that a LLaMA model with this configuration does not have: {_list(extra)}. "
             "Use a model of the llama architecture, merged with its adapters"
         )
 
 
-def _listed(names: list[str]) -> str:
+def _list(names: list[str]) -> str:
     shown = ", ".join(repr(name[:80]) for name in names[:_SHOWN])
     return f"{shown}, ..." if len(names) > _SHOWN else shown

@@ -56,14 +56,14 @@ class RowSource(Protocol):
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of a model. Its bytes are read from the files when a method returns them, not before.
+    """A tensor of a model, whose bytes stay in the files until a method reads them.
 
     Attributes:
         name: Hugging Face's name.
         parts: the tensors that are joined along `axis`: several if Meta's shards divide the tensor, else one.
         axis: 0, rows of one part follow those of another; 1, each part holds some columns of every row.
-        order: stored row of each row; None if the files have the same order. Only whole rows move, so that the blocks
-            of quantised rows keep their bits.
+        order: for each row, its index in the files; None if the order is the same. Only whole rows move, so that
+            quantised blocks stay unchanged.
     """
 
     name: str
@@ -106,10 +106,7 @@ class Weight:
         return self._stored(rows if self.order is None else self.order[rows])
 
     def rows(self) -> Bytes:
-        """Returns the packed bytes, (rows, bytes per row); a view of the file unless `order` moves rows.
-
-        Unlike in `take`, a vector is one row.
-        """
+        """Returns the packed bytes, (rows, bytes per row), a view of the file if possible; a vector is *one* row."""
         rows = self._ordered()
         return rows if len(self.shape) > 1 else rows.reshape(1, -1)
 

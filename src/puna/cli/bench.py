@@ -1,4 +1,4 @@
-"""`puna bench`: speeds of a model on this machine, beside the machine's own limits."""
+"""`puna bench`: speeds of a model on this machine, compared with the limits of the machine."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _BAR = 24
 @command
 def bench(
     model: options.Model = None,
-    prefill: Annotated[str, typer.Option(help="Lengths of prompts to read.")] = "128,512,2048",
-    decode: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 64,
-    context: Annotated[str, typer.Option(help="Tokens that stand before those.")] = "16,512,2048",
-    batch: Annotated[str, typer.Option(help="Sequences generated at once.")] = "1,4,16",
-    repeat: Annotated[int, typer.Option(min=1, help="Times that everything is measured.")] = 5,
+    prefill: Annotated[str, typer.Option(help="Prompt lengths in tokens, comma-separated.")] = "128,512,2048",
+    decode: Annotated[int, typer.Option(min=1, help="Tokens to generate per sequence.")] = 64,
+    context: Annotated[str, typer.Option(help="Tokens already in the cache, comma-separated.")] = "16,512,2048",
+    batch: Annotated[str, typer.Option(help="Sequences generated at once, comma-separated.")] = "1,4,16",
+    repeat: Annotated[int, typer.Option(min=1, help="Number of repeats; the median is shown.")] = 5,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     device: options.Device = None,
@@ -33,7 +33,11 @@ def bench(
     quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
-    """Measure reading and generating, and the share of the machine's limits they reach."""
+    """Measure a model's speed and compare it with the machine's limits.
+
+    Generating (decode) is limited by the memory's bandwidth, reading a prompt (prefill) by the processor's arithmetic;
+    both are measured. "in cache" means that the model fits in the processor's cache, so that neither limit applies.
+    """
     import numpy as np
 
     from puna import benchmark
@@ -49,20 +53,20 @@ def bench(
     benchmark.read(native, np.array([1]), 0)
     first = time.perf_counter()
     native.free(0)
-    works, left_out = benchmark.plan(native.config, native.cache_tokens, lengths, decode, contexts, sequences)
-    for work, reason in left_out.items():
-        typer.echo(f"left out: {_name(work)} {reason}", err=True)
+    works, skipped = benchmark.plan(native.config, native.cache_tokens, lengths, decode, contexts, sequences)
+    for work, reason in skipped.items():
+        typer.echo(f"skipped: {_name(work)} {reason}", err=True)
     if not works:
-        raise RequestError("nothing is left to measure; ask for shorter prompts and contexts")
+        raise RequestError("nothing is left to measure; choose shorter prompts and contexts")
     peak = _peak_memory()
     before = measure_machine(threads)
-    _forget_peak()
+    _reset_peak()
     samples = _measure(native, works, repeat)
     peak = max(peak, _peak_memory())
     speed = mean_speed(before, measure_machine(threads))
     results = [
-        benchmark.Result(work, tuple(found), _share(found, benchmark.limit(native, speed, work)))
-        for work, found in samples.items()
+        benchmark.Result(work, tuple(speeds), _share(speeds, benchmark.limit(native, speed, work)))
+        for work, speeds in samples.items()
     ]
     report = {
         "model": str(model or "default"),
@@ -87,19 +91,19 @@ def open_native(
     quantize: str | None,
     sequences: int,
 ) -> NativeBackend:
-    """The native backend with a model.
+    """Loads a model into the native backend.
 
     Raises:
-        BackendError: when the options ask for PyTorch, or the model needs it.
+        BackendError: the options require PyTorch, or the native backend cannot run the model.
     """
     from puna.checkpoint import locate_model, open_checkpoint
     from puna.errors import BackendError
     from puna.native import NativeBackend
 
     if backend not in ("auto", "native", "torch"):
-        raise BackendError(f"backend is {backend!r}; it must be 'auto', 'torch' or 'native'")
+        raise BackendError(f"backend must be 'auto', 'torch' or 'native', got {backend!r}")
     if backend == "torch" or device is not None or dtype not in (None, "float32"):
-        raise BackendError("the native backend is what is measured; leave out --backend torch, --device and --dtype")
+        raise BackendError("only the native backend can be measured; leave out --backend torch, --device and --dtype")
     checkpoint = open_checkpoint(locate_model(model))
     return NativeBackend(checkpoint.config, checkpoint.tensors, threads, sequences, quantize=quantize)
 
@@ -111,7 +115,7 @@ def _numbers(option: str, text: str) -> list[int]:
         numbers = []
     if not numbers or min(numbers) < 1 or max(numbers) > 2**20:
         raise typer.BadParameter(
-            f"{text!r} is no list of whole numbers from 1 to 1048576, such as 16,512", param_hint=option
+            f"must be a list of integers from 1 to 1048576, such as 16,512; got {text!r}", param_hint=option
         )
     return list(dict.fromkeys(numbers))
 
@@ -131,7 +135,7 @@ def _measure(native: NativeBackend, works: list[Work], repeat: int) -> dict[Work
 
 
 def mean_speed(first: MachineSpeed, second: MachineSpeed) -> MachineSpeed:
-    """The machine's speed over a time, from a measurement before and one after."""
+    """Combines measurements of the machine before and after: mean bandwidth, and maximum arithmetic speeds."""
     from puna.native.measure import MachineSpeed
 
     return MachineSpeed(
@@ -151,8 +155,8 @@ def _share(samples: list[float], limit: float | None) -> float | None:
 def _name(work: Work) -> str:
     if work.phase == "prefill":
         return f"prefill {work.tokens}"
-    together = f", {work.batch} at once" if work.batch > 1 else ""
-    return f"decode {work.tokens} after {work.context}{together}"
+    sequences = f", {work.batch} sequences" if work.batch > 1 else ""
+    return f"decode {work.tokens} after {work.context}{sequences}"
 
 
 def _as_json(result: Result) -> dict[str, object]:
@@ -165,7 +169,7 @@ def _as_json(result: Result) -> dict[str, object]:
 
 
 def _peak_memory() -> int:
-    """Most memory this process has held at once, in bytes."""
+    """Returns the process's peak memory in bytes."""
     import resource
     import sys
     from pathlib import Path
@@ -178,8 +182,8 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _forget_peak() -> None:
-    """Lets the peak begin anew, so that measuring the machine does not count; where the system can (proc(5))."""
+def _reset_peak() -> None:
+    """Resets the peak memory after the machine was measured; only Linux supports this (proc(5))."""
     from contextlib import suppress
     from pathlib import Path
 
@@ -200,14 +204,14 @@ def _show(report: dict[str, Any], results: list[Result]) -> None:
     for result in results:
         share = result.limit_fraction
         bar = "█" * round(_BAR * min(share or 0.0, 1.0))
-        shown = "in cache" if share is None else f"{share:.0%}"
-        table.add_row(_name(result.work), f"{result.tokens_per_second:.1f}", shown, bar)
+        percent = "in cache" if share is None else f"{share:.0%}"
+        table.add_row(_name(result.work), f"{result.tokens_per_second:.1f}", percent, bar)
     console = Console()
     console.print(table)
     console.print(
         f"machine: memory {machine['dram_gb_s']:.1f} GB/s, int8 {machine['int8_gops']:.0f} Gop/s, "
         f"bf16 or f32 {machine['bf16_gflops']:.0f} Gflop/s"
-        + ("" if machine["cores_ok"] else "; its cores were not whole: measure again")
+        + ("" if machine["cores_ok"] else "; other processes used the CPU during the measurement: run it again")
     )
     console.print(
         f"load {report['load_seconds']:.2f} s, first token {report['first_token_seconds']:.2f} s, "

@@ -15,20 +15,21 @@ if TYPE_CHECKING:
     from puna.llm import LLM, Options
 
 HELP = """\
-/help           show this
-/system TEXT    set the system message and start anew (without TEXT: none)
-/reset          forget the conversation
-/undo           take back your last message and its answer
+/help           show this help
+/system TEXT    set the system message (no TEXT: remove it) and restart
+/reset          restart the conversation
+/undo           remove your last message and its answer
 /history        show the conversation
-/exit           leave (also Ctrl-D); Ctrl-C stops an answer"""
+/exit           exit (also Ctrl-D); Ctrl-C stops an answer"""
 
 
 @command
 def chat(
     model: options.Model = None,
-    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of an answer. [default: what the context holds]")
+        int | None,
+        typer.Option(min=1, help="Maximum length of an answer in tokens. [default: the rest of the context]"),
     ] = None,
     temperature: options.Temperature = 0.7,
     top_k: options.TopK = 0,
@@ -44,32 +45,27 @@ def chat(
     speculate: options.Speculate = False,
     json: options.Json = False,
 ) -> None:
-    """Talk with a model; it remembers the conversation. /help lists what you can say to puna itself."""
+    """Chat with a model. Type /help for commands such as /system, /undo and /exit."""
     from puna.engine import Sampling
     from puna.llm import LLM
 
-    Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuse bad values before a long load
+    # Refuses invalid values before the model loads.
+    Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     with loading(model):
         llm = LLM(model, backend, threads, device=device, dtype=dtype, quantize=quantize)
     settings: Options = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "speculate": speculate,
-    }
+        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "seed": seed, "speculate": speculate,
+    }  # fmt: skip
     conversation = Conversation(llm, settings, system)
     if json:
-        _serve_lines(conversation)
+        _answer_lines(conversation)
     else:
-        _talk(conversation)
+        _run_terminal(conversation)
 
 
 class Conversation:
-    """The messages so far, and how the model answers them."""
+    """A conversation with a model: its messages and the settings for answers."""
 
     def __init__(self, llm: LLM, settings: Options, system: str | None) -> None:
         self.llm = llm
@@ -78,26 +74,26 @@ class Conversation:
         self.reset(system)
 
     def reset(self, system: str | None) -> None:
-        """Starts anew, with a system message or none."""
+        """Restarts the conversation, with a system message or none."""
         self.system = system
         self.messages = [] if system is None else [{"role": "system", "content": system}]
 
     def undo(self) -> None:
-        """Takes back the last message of the user and what followed."""
+        """Removes the last message of the user and its answer."""
         while self.messages and self.messages[-1]["role"] == "assistant":
             self.messages.pop()
         if self.messages and self.messages[-1]["role"] == "user":
             self.messages.pop()
 
     def say(self, text: str, *, show: bool) -> dict[str, object]:
-        """Sends a message and returns the answer; an answer stopped by Ctrl-C keeps what had come."""
+        """Returns the answer to a message; `show` prints it while it is generated, and lets Ctrl-C stop it early."""
         self.messages.append({"role": "user", "content": text})
-        said: list[str] = []
+        content: list[str] = []
         reason = "interrupted"
         try:
             answer, pieces = self.llm.start(self.messages, **self.settings)
             for piece in pieces:
-                said.append(piece)
+                content.append(piece)
                 if show:
                     write(piece)
             reason = answer.completion().finish_reason
@@ -107,15 +103,15 @@ class Conversation:
         except PunaError:
             self.messages.pop()
             raise
-        self.messages.append({"role": "assistant", "content": "".join(said)})
-        return {"role": "assistant", "content": "".join(said), "finish_reason": reason}
+        self.messages.append({"role": "assistant", "content": "".join(content)})
+        return {"role": "assistant", "content": "".join(content), "finish_reason": reason}
 
 
-def _talk(conversation: Conversation) -> None:
+def _run_terminal(conversation: Conversation) -> None:
     if sys.stdin.isatty():
-        import readline  # noqa: F401  # line editing, history, and lines longer than a terminal's 4,095 bytes
+        import readline  # noqa: F401  # adds line editing, history, and lines longer than the terminal's 4,095 bytes
     console = stderr_console()
-    console.print("/help lists commands, /exit leaves.", style="dim")
+    console.print("Type /help for a list of commands, /exit to exit.", style="dim")
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -125,26 +121,26 @@ def _talk(conversation: Conversation) -> None:
         if line in ("/exit", "/quit"):
             return
         if line.startswith("/"):
-            console.print(_obey(conversation, line), markup=False, style="dim")
+            console.print(_run_command(conversation, line), markup=False, style="dim")
         elif line:
             try:
                 conversation.say(line, show=True)
             except PunaError as exc:
-                console.print(f"{exc}; or /reset to start anew", markup=False, style="red")
+                console.print(f"{exc}; or restart the conversation with /reset", markup=False, style="red")
             write("\n")
 
 
-def _obey(conversation: Conversation, line: str) -> str:
-    """Carries out a `/` command; returns what to tell the user."""
-    name, _, rest = line.partition(" ")
+def _run_command(conversation: Conversation, line: str) -> str:
+    """Runs a `/` command; returns the message for the user."""
+    name, _, argument = line.partition(" ")
     if name == "/help":
         return HELP
     if name == "/reset":
         conversation.reset(conversation.system)
-        return "Forgotten."
+        return "Conversation restarted."
     if name == "/system":
-        conversation.reset(rest.strip() or None)
-        return "System message set; the conversation starts anew."
+        conversation.reset(argument.strip() or None)
+        return "System message set; conversation restarted."
     if name == "/undo":
         conversation.undo()
         return f"{len(conversation.messages)} messages left."
@@ -153,8 +149,8 @@ def _obey(conversation: Conversation, line: str) -> str:
     return f"{name} is not a command.\n{HELP}"
 
 
-def _serve_lines(conversation: Conversation) -> None:
-    """For machines: a message per line of standard input, plain or as a JSON string; an answer per line of output."""
+def _answer_lines(conversation: Conversation) -> None:
+    """Reads a message, plain or as a JSON string, from each line of standard input; prints each answer as JSON."""
     import json as json_format
 
     for line in sys.stdin:

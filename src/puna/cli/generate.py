@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @command
 def generate(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; - reads standard input.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue, or - for standard input.")],
     model: options.Model = None,
-    max_tokens: Annotated[int, typer.Option(min=0, help="Most tokens to generate.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=0, help="Maximum number of tokens to generate.")] = 256,
     chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a chat message.")] = False,
-    system: Annotated[str | None, typer.Option(help="A system message; with --chat.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message; requires --chat.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; repeatable.")] = None,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
@@ -36,14 +36,15 @@ def generate(
     speculate: options.Speculate = False,
     json: options.Json = False,
 ) -> None:
-    """Continue a prompt; the text is streamed as it comes."""
+    """Continue a prompt. The text is printed while it is generated."""
     from puna.engine import Sampling
     from puna.llm import LLM
 
     if system is not None and not chat:
-        raise typer.BadParameter("--system goes with --chat", param_hint="--system")
+        raise typer.BadParameter("--system requires --chat", param_hint="--system")
     text = read_text(prompt, "the prompt")
-    Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)  # refuse bad values before a long load
+    # Refuses invalid values before the model loads.
+    Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     with loading(model):
         llm = LLM(model, backend, threads, device=device, dtype=dtype, quantize=quantize)
     messages = [] if system is None else [{"role": "system", "content": system}]
@@ -73,21 +74,17 @@ def generate(
 
 
 def _report(completion: Completion) -> dict[str, object]:
-    return {
-        "prompt_ids": list(completion.prompt_ids),
-        "ids": list(completion.ids),
-        "text": completion.text,
-        "finish_reason": completion.finish_reason,
-        "prefill_tokens_per_second": completion.prefill_tokens_per_second,
-        "decode_tokens_per_second": completion.decode_tokens_per_second,
-    }
+    names = (
+        "prompt_ids", "ids", "text", "finish_reason", "prefill_tokens_per_second", "decode_tokens_per_second",
+    )  # fmt: skip
+    return {name: getattr(completion, name) for name in names}
 
 
 def _print_speed(completion: Completion) -> None:
     if sys.stderr is not None and sys.stderr.isatty():
         console = stderr_console()
         console.print(
-            f"{len(completion.prompt_ids)} tokens read at {completion.prefill_tokens_per_second:.0f}/s, "
-            f"{len(completion.ids)} generated at {completion.decode_tokens_per_second:.0f}/s",
+            f"prompt: {len(completion.prompt_ids)} tokens at {completion.prefill_tokens_per_second:.0f}/s, "
+            f"answer: {len(completion.ids)} tokens at {completion.decode_tokens_per_second:.0f}/s",
             style="dim",
         )

@@ -1,4 +1,4 @@
-"""`puna info`: what puna finds on this machine."""
+"""`puna info`: versions, processor and backends of this machine."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from puna.cli.terminal import command, print_json
 
 @command
 def info(json: options.Json = False) -> None:
-    """Show the version, the processor's features, threads and backends."""
+    """Show the version, and this machine's CPU features, threads and backends."""
     import importlib.util
     import platform
     from importlib import metadata
 
     from puna.native import machine
 
-    here = machine()
+    cpu = machine()
     backends = {
         "torch": f"PyTorch {metadata.version('torch')}" if importlib.util.find_spec("torch") else None,
-        "native": f"kernels for {here.kernels[0]}; {', '.join(here.kernels[1:]) or 'no others'} beside it",
+        "native": f"uses kernels for {cpu.kernels[0]}; also available: {', '.join(cpu.kernels[1:]) or 'none'}",
     }
     if json:
         print_json(
@@ -29,21 +29,21 @@ def info(json: options.Json = False) -> None:
                 "version": __version__,
                 "python": platform.python_version(),
                 "platform": platform.platform(),
-                "cpu_features": list(here.features),
-                "physical_cores": here.physical_cores,
-                "logical_cores": here.logical_cores,
-                "threads": here.physical_cores,
-                "backends": {name: found is not None for name, found in backends.items()},
+                "cpu_features": list(cpu.features),
+                "physical_cores": cpu.physical_cores,
+                "logical_cores": cpu.logical_cores,
+                "threads": cpu.physical_cores,
+                "backends": {name: description is not None for name, description in backends.items()},
             }
         )
         return
     rows = [
         ("puna", __version__),
         ("Python", f"{platform.python_version()} on {platform.platform()}"),
-        ("CPU features", " ".join(here.features) or "none that matter here"),
-        ("cores", f"{here.physical_cores} physical, {here.logical_cores} logical"),
-        ("threads", f"{here.physical_cores} unless told otherwise"),
-        ("torch", backends["torch"] or "missing; pip install 'puna[torch]'"),
+        ("CPU features", " ".join(cpu.features) or "none that puna uses"),
+        ("cores", f"{cpu.physical_cores} physical, {cpu.logical_cores} logical"),
+        ("threads", f"{cpu.physical_cores} by default"),
+        ("torch", backends["torch"] or "not installed; run pip install 'puna[torch]'"),
         ("native", str(backends["native"])),
     ]
     for name, value in rows:

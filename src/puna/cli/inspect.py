@@ -1,4 +1,4 @@
-"""`puna inspect`: what a checkpoint is, before loading it."""
+"""`puna inspect`: describes a checkpoint without loading it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 @command
 def inspect(
     path: Annotated[
-        str | None, typer.Argument(help="A folder, a file, or owner/name of the hub. [default: SmolLM2-135M-Instruct]")
+        str | None, typer.Argument(help="Folder, file, or owner/name on the hub. [default: SmolLM2-135M-Instruct]")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Show what a checkpoint is, what it needs, and what is wrong with it, without loading it.
+    """Show a checkpoint's format, sizes and errors without loading it.
 
-    The exit status is 1 when something keeps the model from loading.
+    The exit status is 1 if an error keeps the model from loading.
     """
     from puna.checkpoint import inspect_checkpoint, locate_model
 
@@ -47,22 +47,19 @@ def _show(report: Report) -> None:
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "model", report.path
-    yield "format", f"{report.container or 'unknown'}, {size(report.bytes)} in {len(report.files)} file(s)"
+    yield "format", f"{report.container or 'unknown'}, {size(report.bytes)} in {_count(len(report.files), 'file')}"
     if report.parameters:
         yield "parameters", f"{report.parameters:,}"
+        dtypes = report.dtypes.items()
         yield (
             "weights",
-            ", ".join(f"{name}: {d['tensors']} tensors, {size(d['bytes'])}" for name, d in report.dtypes.items()),
+            ", ".join(f"{name} {size(d['bytes'])} in {_count(d['tensors'], 'tensor')}" for name, d in dtypes),
         )
     if shape := report.architecture:
-        yield (
-            "layers",
-            f"{shape['num_hidden_layers']} of width {shape['hidden_size']}, feed-forward {shape['intermediate_size']}",
-        )
-        yield (
-            "heads",
-            f"{shape['num_attention_heads']} query, {shape['num_key_value_heads']} key-value, {shape['head_dim']} wide",
-        )
+        layers, width, ffn = (shape[name] for name in ("num_hidden_layers", "hidden_size", "intermediate_size"))
+        heads, kv_heads, head = (shape[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+        yield "layers", f"{layers}, width {width}, feed-forward {ffn}"
+        yield "heads", f"{heads} for queries, {kv_heads} for keys and values, width {head}"
         yield "output head", f"{report.head}{', shares the embedding' if shape['tie_word_embeddings'] else ''}"
         yield "rope", _settings(report.rope)
         yield "context", f"{report.context:,} tokens"
@@ -75,14 +72,18 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         stored, wide = size(memory["weights"]), size(memory["weights_as_float32"])
         narrow, cache = (size(memory[f"cache_per_1000_tokens_{kind}"]) for kind in ("bfloat16", "float32"))
         yield "memory", f"weights {stored} as stored, {wide} as float32"
-        yield "", f"each 1,000 tokens of context {narrow} as bfloat16, {cache} as float32"
+        yield "", f"cache per 1,000 tokens {narrow} as bfloat16, {cache} as float32"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _settings(rope: dict[str, Any]) -> str:
-    rest = ", ".join(
+    numbers = ", ".join(
         f"{key} {value}" for key, value in rope.items() if key != "rope_type" and not isinstance(value, list)
     )
-    return f"{rope['rope_type']}: {rest}"
+    return f"{rope['rope_type']}: {numbers}"
 
 
 def _special(name: str, entry: dict[str, Any]) -> str:

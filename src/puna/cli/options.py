@@ -1,4 +1,4 @@
-"""Options that several commands share, written once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import typer
 
 Model = Annotated[
     str | None,
-    typer.Option(
-        "--model", "-m", help="A folder, a GGUF file, or owner/name of the hub. [default: SmolLM2-135M-Instruct]"
-    ),
+    typer.Option("--model", "-m", help="Folder, GGUF file, or owner/name on the hub. [default: SmolLM2-135M-Instruct]"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Backend = Annotated[str, typer.Option(help="auto, torch or native.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Backend = Annotated[str, typer.Option(help="Execution backend: auto, torch or native.")]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="Processor threads. [default: one per physical core]"),
+    typer.Option(min=1, help="Number of CPU threads. [default: one per physical core]"),
 ]
-Device = Annotated[str | None, typer.Option(help="A PyTorch device such as cuda.")]
-Dtype = Annotated[str | None, typer.Option(help="Type to compute in, such as bfloat16.")]
+Device = Annotated[str | None, typer.Option(help="PyTorch device, such as cuda.")]
+Dtype = Annotated[str | None, typer.Option(help="Type for computation, such as bfloat16.")]
 Quantize = Annotated[
     str | None,
-    typer.Option(help="Round float weights to q8_0, q4_0 or q4_K as they are loaded."),
+    typer.Option(help="Quantize float weights while loading: q8_0, q4_0 or q4_K."),
 ]
-Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.")]
-TopK = Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")]
-TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability.")]
-MinP = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes seen tokens less likely.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", "-t", help="Sampling temperature; 0 always chooses the most likely token.")
+]
+TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens only; 0: all.")]
+TopP = Annotated[float, typer.Option(help="Sample from the most likely tokens whose probabilities add up to p.")]
+MinP = Annotated[float, typer.Option(help="Exclude tokens less likely than this fraction of the most likely.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Values above 1 make tokens of the text so far less likely.")]
 Speculate = Annotated[
-    bool, typer.Option("--speculate", help="Guess tokens from the text so far: same answer, sooner if it repeats.")
+    bool, typer.Option("--speculate", help="Guess tokens from earlier text: same answer, faster if text repeats.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed, for reproducible sampling.")]

@@ -1,4 +1,4 @@
-"""`puna perplexity`: how well a model predicts a text."""
+"""`puna perplexity`: the perplexity of a model on a text."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from puna.errors import RequestError
 
 @command
 def perplexity(
-    file: Annotated[Path, typer.Argument(help="A UTF-8 text file.")],
+    file: Annotated[Path, typer.Argument(help="UTF-8 text file.")],
     model: options.Model = None,
     context: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
-    max_tokens: Annotated[int | None, typer.Option(min=2, help="Read only the first tokens.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="Read only this many tokens. [default: all]")] = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     device: options.Device = None,
@@ -27,9 +27,10 @@ def perplexity(
     quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
-    """Measure how well a model predicts a text.
+    """Measure the perplexity of a model on a text.
 
-    The text is tokenized once and cut into windows of --context tokens; the first token of a window is not predicted.
+    The text is tokenized once and split into windows of --context tokens. The first token of each window is not
+    predicted.
     """
     from rich.progress import track
 
@@ -54,7 +55,7 @@ def perplexity(
 
 
 def _windows(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Consecutive windows; a last one of a single token predicts nothing and is left out."""
+    """Yields consecutive windows, without a last window of one token, which would predict nothing."""
     for start in range(0, len(ids), size):
         window = ids[start : start + size]
         if len(window) > 1:
@@ -63,7 +64,7 @@ def _windows(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_bytes().decode()  # as it stands: a text mode would rewrite line ends
+        return file.read_bytes().decode()  # text mode would translate line ends
     except UnicodeDecodeError as exc:
         raise RequestError(f"{file} is not UTF-8 text ({exc}); convert it first") from exc
     except OSError as exc:

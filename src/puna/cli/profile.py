@@ -1,4 +1,4 @@
-"""`puna profile`: where a token's time goes, kernel by kernel."""
+"""`puna profile`: the time per token of each kind of kernel."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _BAR = 10
 @command
 def profile(
     model: options.Model = None,
-    context: Annotated[int, typer.Option(min=1, help="Tokens that stand before the generated ones.")] = 512,
+    context: Annotated[int, typer.Option(min=1, help="Tokens already in the cache when generating.")] = 512,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 32,
-    prefill: Annotated[int, typer.Option(min=1, help="Tokens to read.")] = 512,
-    repeat: Annotated[int, typer.Option(min=1, help="Times that everything is measured.")] = 3,
+    prefill: Annotated[int, typer.Option(min=1, help="Prompt length in tokens.")] = 512,
+    repeat: Annotated[int, typer.Option(min=1, help="Number of repeats; medians are shown.")] = 3,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     device: options.Device = None,
@@ -37,10 +37,11 @@ def profile(
     quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
-    """Show where the time of reading and of generating goes, kernel by kernel.
+    """Show the time per token of each kernel.
 
-    The limit is what the memory (generating) or the processor's integer or bf16 products (reading) allow, measured
-    before and after each repeat. Medians.
+    Kernels are measured while a prompt is read (prefill) and while tokens are generated (decode). "of limit" compares
+    their speed with the limit of the processor's int8 or bf16 arithmetic (prefill) or of the memory's bandwidth
+    (decode), which are measured before and after each run.
     """
     import numpy as np
 
@@ -53,31 +54,31 @@ def profile(
     longest = native.config.context_length
     if max(context + tokens, prefill) > longest:
         raise RequestError(
-            f"{max(context + tokens, prefill)} tokens exceed the model's context of {longest}; ask for fewer"
+            f"{max(context + tokens, prefill)} tokens exceed the model's context of {longest}; choose fewer"
         )
     ids = np.random.default_rng(0).integers(0, native.config.vocab_size, longest)
     works = [benchmark.Work("prefill", prefill, 0, 1), benchmark.Work("decode", tokens, context, 1)]
     benchmark.read(native, ids[:64], 0)
     native.free(0)
-    turns: list[dict[str, dict[str, tuple[float, float | None]]]] = []
+    repeats: list[dict[str, dict[str, tuple[float, float | None]]]] = []
     speeds = []
     for _ in range(repeat):
-        turn: dict[str, dict[str, tuple[float, float | None]]] = {}
+        phases: dict[str, dict[str, tuple[float, float | None]]] = {}
         for work in works:
             before = measure_machine(threads)
-            seconds = _timed(native, ids, work)
+            seconds = _time(native, ids, work)
             speeds.append(mean_speed(before, measure_machine(threads)))
-            turn[work.phase] = _beside_limits(native, speeds[-1], work, seconds)
-        turns.append(turn)
-    report = _medians(turns)
+            phases[work.phase] = _compare_with_limits(native, speeds[-1], work, seconds)
+        repeats.append(phases)
+    report = _medians(repeats)
     if json:
         print_json({"machine": [vars(speed) for speed in speeds], **report})
     else:
         _show(report, speeds)
 
 
-def _timed(native: NativeBackend, ids: NDArray[np.int64], work: Work) -> dict[str, float]:
-    """Seconds in each kind of kernel, and of what lies outside the native call."""
+def _time(native: NativeBackend, ids: NDArray[np.int64], work: Work) -> dict[str, float]:
+    """Returns the seconds in each kind of kernel, and "outside" native calls."""
     from puna import benchmark
 
     if work.phase == "decode":
@@ -85,46 +86,46 @@ def _timed(native: NativeBackend, ids: NDArray[np.int64], work: Work) -> dict[st
     native.profile()
     started = time.perf_counter()
     if work.phase == "decode":
-        for at in range(work.tokens):
-            benchmark.step(native, ids, work.context + at, 1)
+        for index in range(work.tokens):
+            benchmark.step(native, ids, work.context + index, 1)
     else:
         benchmark.read(native, ids[: work.tokens], 0)
     wall = time.perf_counter() - started
-    inside = native.profile()
+    seconds = native.profile()
     native.free(0)
-    inside["outside"] = max(0.0, wall - sum(inside.values()))
-    return inside
+    seconds["outside"] = max(0.0, wall - sum(seconds.values()))
+    return seconds
 
 
-def _beside_limits(
+def _compare_with_limits(
     native: NativeBackend, speed: MachineSpeed, work: Work, seconds: dict[str, float]
 ) -> dict[str, tuple[float, float | None]]:
-    """(microseconds per token, share of the limit) of each kind of kernel, of all of those with limits, and in all."""
+    """Returns (microseconds per token, share of the limit) of each kind of kernel, of all matrices, and in total."""
     from puna import benchmark
 
     limits = benchmark.phase_limits(native, speed, work)
-    found = {name: (took, limits.get(name)) for name, took in seconds.items()}
+    times = {name: (duration, limits.get(name)) for name, duration in seconds.items()}
     matrices = [name for name in limits if name != "attention"]
     if matrices:
-        found["matrices"] = (sum(seconds[name] for name in matrices), sum(limits[name] for name in matrices))
-    bound = benchmark.limit(native, speed, work)
-    found["total"] = (sum(seconds.values()), work.tokens / bound if bound else None)
+        times["matrices"] = (sum(seconds[name] for name in matrices), sum(limits[name] for name in matrices))
+    max_speed = benchmark.limit(native, speed, work)
+    times["total"] = (sum(seconds.values()), work.tokens / max_speed if max_speed else None)
     return {
-        name: (took / work.tokens * 1e6, None if least is None else least / took)
-        for name, (took, least) in found.items()
+        name: (duration / work.tokens * 1e6, None if limit is None else limit / duration)
+        for name, (duration, limit) in times.items()
     }
 
 
 def _medians(
-    turns: list[dict[str, dict[str, tuple[float, float | None]]]],
+    repeats: list[dict[str, dict[str, tuple[float, float | None]]]],
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     report: dict[str, dict[str, dict[str, float | None]]] = {}
-    for phase, kinds in turns[0].items():
+    for phase, kinds in repeats[0].items():
         report[phase] = {}
         for name in kinds:
-            shares = [share for turn in turns if (share := turn[phase][name][1]) is not None]
+            shares = [share for phases in repeats if (share := phases[phase][name][1]) is not None]
             report[phase][name] = {
-                "microseconds_per_token": statistics.median(turn[phase][name][0] for turn in turns),
+                "microseconds_per_token": statistics.median(phases[phase][name][0] for phases in repeats),
                 "limit_fraction": statistics.median(shares) if shares else None,
             }
     return report
@@ -135,7 +136,7 @@ def _show(report: dict[str, dict[str, dict[str, float | None]]], speeds: list[Ma
     from rich.table import Table
 
     table = Table(box=None)
-    table.add_column("us per token", no_wrap=True)
+    table.add_column("µs per token", no_wrap=True)
     for phase in report:
         table.add_column(phase, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)
@@ -145,16 +146,16 @@ def _show(report: dict[str, dict[str, dict[str, float | None]]], speeds: list[Ma
             table.add_section()
         row = [{"gate_up": "gate and up", "matrices": "all matrices"}.get(name, name)]
         for kinds in report.values():
-            took, total = kinds[name]["microseconds_per_token"], kinds["total"]["microseconds_per_token"]
-            assert took is not None and total is not None
-            share, limit = took / total, kinds[name]["limit_fraction"]
+            time_, total = kinds[name]["microseconds_per_token"], kinds["total"]["microseconds_per_token"]
+            assert time_ is not None and total is not None
+            share, limit = time_ / total, kinds[name]["limit_fraction"]
             bar = "" if name in ("matrices", "total") else "█" * round(_BAR * share)
-            row += [f"{took:.1f}", f"{share:4.0%} {bar}", "" if limit is None else f"{limit:.0%}"]
+            row += [f"{time_:.1f}", f"{share:4.0%} {bar}", "" if limit is None else f"{limit:.0%}"]
         table.add_row(*row, style="bold" if name == "total" else None)
     console = Console()
     console.print(table)
-    memory, bytes_, floats = (
+    memory, integers, floats = (
         statistics.median(getattr(speed, name) for speed in speeds)
         for name in ("dram_gb_s", "int8_gops", "bf16_gflops")
     )
-    console.print(f"memory {memory:.1f} GB/s, int8 {bytes_:.0f} Gop/s, bf16 {floats:.0f} Gflop/s")
+    console.print(f"machine: memory {memory:.1f} GB/s, int8 {integers:.0f} Gop/s, bf16 {floats:.0f} Gflop/s")

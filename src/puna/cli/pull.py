@@ -1,4 +1,4 @@
-"""`puna pull`: a model of the Hugging Face hub onto this machine."""
+"""`puna pull`: downloads a model from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from puna.errors import RequestError
 
 @command
 def pull(
-    repo: Annotated[str, typer.Argument(help="owner/name; owner/name:Q4_K_M for one of several GGUF files.")],
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit. [default: main]")] = None,
+    repo: Annotated[str, typer.Argument(help="owner/name, or owner/name:Q4_K_M for one of several GGUF files.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. [default: main]")] = None,
     include: Annotated[
-        list[str] | None, typer.Option(help="Download the files of this pattern instead; may be repeated.")
+        list[str] | None, typer.Option(help="Pattern of file names to download instead; repeatable.")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Download a model from the Hugging Face hub, or go on with a download, and print where it is.
+    """Download a model from the Hugging Face hub and print its path.
 
-    HF_TOKEN gives access to models that need it; HF_HOME chooses the cache, HF_ENDPOINT another hub.
+    Interrupted downloads are resumed. Environment variables: HF_TOKEN gives access to restricted models, HF_HOME sets
+    the folder of the cache, HF_ENDPOINT sets another hub.
     """
     from puna import hub
 
     reference = hub.read_reference(repo)
     if revision is not None and reference.revision is not None:
-        raise RequestError(f"{repo!r} names a revision, and --revision another, {revision!r}; leave one out")
+        raise RequestError(f"{repo!r} already contains a revision, but --revision is {revision!r}; leave one out")
     downloads: list[hub.Download] = []
 
     def announce(download: hub.Download) -> None:

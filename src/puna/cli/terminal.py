@@ -1,4 +1,4 @@
-"""How commands speak: answers on standard output, everything else on standard error, and how they end."""
+"""Input, output and exit statuses of commands: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 Parameters = ParamSpec("Parameters")
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
+"""Exit status after Ctrl-C, as in shells: 128 + SIGINT."""
 
 
 def command(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Ends a command well: our errors are one message and status 1, Ctrl-C is status 130, a closed pipe is quiet."""
+    """Decorates a command: errors print one message and exit with 1, Ctrl-C exits with 130, a closed pipe is silent."""
 
     @functools.wraps(run)
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
-            _open_streams()
+            _prepare_streams()
             run(*args, **kwargs)
             sys.stdout.flush()
         except PunaError as exc:
@@ -41,23 +41,23 @@ def command(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
             typer.echo("\npuna: interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            _abandon_output()
+            _discard_output()
             raise typer.Exit(1) from None
         except UnicodeDecodeError as exc:
             typer.echo(f"puna: standard input is not {exc.encoding} text ({exc.reason}); convert it first", err=True)
             raise typer.Exit(1) from exc
         except OSError as exc:
             typer.echo(f"puna: {exc}", err=True)
-            _abandon_output()
+            _discard_output()
             raise typer.Exit(1) from exc
 
     return wrapped
 
 
-def _open_streams() -> None:
-    """Standard streams a command can use: closed ones become empty, and no character is too rare to be shown."""
+def _prepare_streams() -> None:
+    """Replaces closed standard streams by empty ones, and escapes characters that a stream's encoding lacks."""
     if sys.stdin is None:
-        sys.stdin = Path(os.devnull).open()  # noqa: SIM115  # for the rest of the process
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115  # stays open until the process ends
     if sys.stdout is None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -65,13 +65,13 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _abandon_output() -> None:
-    """Points standard output elsewhere: it cannot be written, and the interpreter would complain when it flushes."""
+def _discard_output() -> None:
+    """Redirects standard output, which cannot be written, to the null device: the final flush would fail as well."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def stderr_console() -> Console:
-    """A console on standard error."""
+    """Returns a rich console on standard error."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
@@ -83,7 +83,7 @@ def is_watched() -> bool:
 
 
 def loading(model: str | None) -> AbstractContextManager[Any]:
-    """A spinner while a model loads; nothing, not even rich, where nobody watches."""
+    """Returns a context manager that shows a spinner while a model loads, if standard error is a terminal."""
     if not is_watched():
         return nullcontext()
     return stderr_console().status(f"Loading {model or 'the default model'} ...")
@@ -95,20 +95,20 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """Formats a number of bytes for people."""
     if count < 10_000:
         return f"{count} bytes"
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def write(text: str) -> None:
-    """Writes a piece of an answer and shows it at once."""
+    """Writes text to standard output without buffering."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def read_text(argument: str, name: str) -> str:
-    """The argument itself, or standard input where it is `-`; raises RequestError on input that is not UTF-8."""
+    """Returns the argument, or standard input if it is `-`; raises RequestError if that is not UTF-8."""
     if argument != "-":
         return argument
     try:

@@ -1,4 +1,4 @@
-"""`puna tokenize`: what a model reads."""
+"""`puna tokenize`: shows the tokens of a text."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from puna.cli.terminal import command, print_json, read_text
 
 @command
 def tokenize(
-    text: Annotated[str, typer.Argument(help="The text; - reads standard input.")],
+    text: Annotated[str, typer.Argument(help="Text, or - for standard input.")],
     model: options.Model = None,
-    special: Annotated[bool, typer.Option(help="Add the tokens that start or end a text.")] = True,
+    special: Annotated[bool, typer.Option(help="Add the tokens that begin or end a text, such as BOS.")] = True,
     json: options.Json = False,
 ) -> None:
-    """Show the tokens a text becomes."""
+    """Show the tokens of a text."""
     from puna.checkpoint import locate_model
     from puna.tokenizer import load_tokenizer
 

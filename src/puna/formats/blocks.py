@@ -50,11 +50,7 @@ class BlockFormat:
     pack: Callable[[Floats], Bytes] | None = None
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Returns the bytes of a tensor of `shape`.
-
-        Raises:
-            CheckpointError: the rows (the last axis) are not a multiple of the block's values.
-        """
+        """Returns the bytes of a tensor; raises CheckpointError if its rows (the last axis) are not entire blocks."""
         row = shape[-1] if shape else 1
         if row % self.values:
             raise CheckpointError(f"rows of {row} values cannot be packed as {self.name}, in blocks of {self.values}")
@@ -114,10 +110,7 @@ class StoredTensor:
         return self.format.decode(self.data).reshape(self.shape)
 
     def take(self, rows: NDArray[np.intp]) -> Bytes:
-        """Returns the bytes of the given rows, (rows, bytes per row); a view of the file if the rows are consecutive.
-
-        Each element of a vector is a row.
-        """
+        """Returns the bytes of rows (of a vector: elements), (rows, bytes per row); a view if they are consecutive."""
         raw = self.raw.reshape(self.shape[0], -1) if self.raw.ndim == 1 else self.raw
         consecutive = len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
         selection = raw[int(rows[0]) : int(rows[-1]) + 1] if consecutive else raw[rows]

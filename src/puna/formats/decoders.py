@@ -11,7 +11,7 @@ file order.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -20,10 +20,6 @@ Floats = NDArray[np.float32]
 def _fields(blocks: Bytes, layout: np.dtype[np.void]) -> NDArray[np.void]:
     """Blocks as records: (n, bytes) -> (n,) with one field per name of `layout`."""
     return np.ascontiguousarray(blocks).view(layout)[:, 0]
-
-
-def _layout(*fields: tuple[str, DTypeLike] | tuple[str, DTypeLike, int]) -> np.dtype[np.void]:
-    return np.dtype(list(fields))
 
 
 def _column(halves: NDArray[np.float16]) -> Floats:
@@ -77,11 +73,11 @@ def pack_bf16(values: Floats) -> Bytes:
     return rounded.view(np.uint8)
 
 
-_Q8_0 = _layout(("d", "<f2"), ("q", "i1", 32))
-_Q4_0 = _layout(("d", "<f2"), ("q", "u1", 16))
-_Q4_1 = _layout(("d", "<f2"), ("m", "<f2"), ("q", "u1", 16))
-_Q5_0 = _layout(("d", "<f2"), ("high", "u1", 4), ("q", "u1", 16))
-_Q5_1 = _layout(("d", "<f2"), ("m", "<f2"), ("high", "u1", 4), ("q", "u1", 16))
+_Q8_0 = np.dtype([("d", "<f2"), ("q", "i1", 32)])
+_Q4_0 = np.dtype([("d", "<f2"), ("q", "u1", 16)])
+_Q4_1 = np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)])
+_Q5_0 = np.dtype([("d", "<f2"), ("high", "u1", 4), ("q", "u1", 16)])
+_Q5_1 = np.dtype([("d", "<f2"), ("m", "<f2"), ("high", "u1", 4), ("q", "u1", 16)])
 
 
 def unpack_q8_0(blocks: Bytes) -> Floats:
@@ -130,11 +126,11 @@ def unpack_iq4_nl(blocks: Bytes) -> Floats:
 # The K formats: 256 values in sub-blocks of 16 or 32. Sub-blocks have small integer scales (and minimums), which are
 # multiplied by the block's float16 `d` (and `dmin`).
 
-_Q2_K = _layout(("scales", "u1", 16), ("q", "u1", 64), ("d", "<f2"), ("dmin", "<f2"))
-_Q3_K = _layout(("high", "u1", 32), ("q", "u1", 64), ("scales", "u1", 12), ("d", "<f2"))
-_Q4_K = _layout(("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("q", "u1", 128))
-_Q5_K = _layout(("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("high", "u1", 32), ("q", "u1", 128))
-_Q6_K = _layout(("low", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), ("d", "<f2"))
+_Q2_K = np.dtype([("scales", "u1", 16), ("q", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
+_Q3_K = np.dtype([("high", "u1", 32), ("q", "u1", 64), ("scales", "u1", 12), ("d", "<f2")])
+_Q4_K = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("q", "u1", 128)])
+_Q5_K = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("high", "u1", 32), ("q", "u1", 128)])
+_Q6_K = np.dtype([("low", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])
 
 
 def unpack_q2_k(blocks: Bytes) -> Floats:

@@ -38,7 +38,8 @@ _MANY = 1000
 class Metadata(Mapping[str, Any]):
     """The metadata of a file: a read-only mapping to numbers, bools, strings, arrays of numbers and lists of strings.
 
-    An array of strings is decoded at its first access, which raises `CheckpointError` if it is not UTF-8.
+    An array of strings is decoded at its first access, since vocabularies have 10^5 strings and many readers need none;
+    that access raises `CheckpointError` if a string is not UTF-8.
     """
 
     def __init__(self, path: Path, values: dict[str, Any]) -> None:
@@ -143,9 +144,7 @@ class Cursor:
             ends = self._ends(view, count)
         size = int(ends[-1]) if count else 0
         if size > len(view):
-            raise CheckpointError(
-                f"{count} strings from byte {self.position} end past byte {len(self.data)}, the file's last"
-            )
+            raise CheckpointError(f"{count} strings from byte {self.position} end past byte {len(self.data)}, the last")
         self.position += size
         return PackedStrings(view[:size], ends)
 
@@ -168,13 +167,7 @@ def _not_text(exc: UnicodeDecodeError) -> CheckpointError:
 
 @dataclass(frozen=True)
 class PackedStrings:
-    """An array of strings as stored, each after a length of eight bytes.
-
-    Decoding is left to the first access: vocabularies have 10^5 strings, and many readers of a file need none.
-
-    Attributes:
-        ends: (strings,), the offset in `raw` of each string's end.
-    """
+    """An array of strings as stored, each after a length of eight bytes, and the offset of each string's end."""
 
     raw: memoryview
     ends: NDArray[np.int64]
@@ -206,10 +199,7 @@ class PackedStrings:
 
 
 def _fast_ends(data: NDArray[np.uint8], count: int) -> NDArray[np.int64] | None:
-    """Returns where each of `count` strings ends, by searching for their lengths; None if that is ambiguous.
-
-    A length of 1 to 255 is a byte followed by seven zero bytes, which text does not contain.
-    """
+    """Returns the end of each string, by searching for lengths (a byte, then seven zeros); None if ambiguous."""
     for window in (count * 32, count * 256):
         head = data[: min(window, len(data)) // 8 * 8]
         if len(head) < 16:

@@ -60,12 +60,10 @@ def gguf_header(metadata: Mapping[str, Value], tensors: Sequence[NewTensor]) -> 
     """Returns everything before the tensors' bytes, padding included."""
     names = [tensor.name for tensor in tensors]
     long = next((name for name in names if len(name.encode()) >= _NAME_LIMIT), None)
-    if long is not None or len(set(names)) != len(names):
-        raise CheckpointError(
-            f"tensor name {long!r} is too long: llama.cpp allows fewer than {_NAME_LIMIT} bytes"
-            if long is not None
-            else f"{len(names)} tensors have only {len(set(names))} different names; each tensor needs its own"
-        )
+    if long is not None:
+        raise CheckpointError(f"tensor name {long!r} is too long: llama.cpp allows fewer than {_NAME_LIMIT} bytes")
+    if len(set(names)) != len(names):
+        raise CheckpointError(f"{len(names)} tensors have only {len(set(names))} names; each tensor needs its own")
     parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
         parts += [_string(key), _value(value)]

@@ -41,11 +41,7 @@ class NewTensor:
         return self.format.size(self.shape)
 
     def pieces(self) -> Iterator[memoryview]:
-        """Yields the tensor's bytes, in order.
-
-        Raises:
-            CheckpointError: the data has more or fewer bytes than `size`.
-        """
+        """Yields the tensor's bytes, in order; raises CheckpointError if they are more or fewer than `size`."""
         data = self.data() if callable(self.data) else self.data
         is_buffer = isinstance(data, (bytes, bytearray, memoryview, np.ndarray))
         buffers: Iterable[Any] = (data,) if is_buffer else data

@@ -83,7 +83,7 @@ def read_pickle(data: bytes, names: dict[str, Global | StorageClass], persistent
     """
     if len(data) > PICKLE_LIMIT:
         raise CheckpointError(
-            f"the pickle has {len(data)} bytes; the limit is {PICKLE_LIMIT}. Save the state dict alone"
+            f"the pickle has {len(data)} bytes; the limit is {PICKLE_LIMIT}. Save only the state dict"
         )
     machine = _Machine(data, names, persistent)
     while True:
@@ -103,7 +103,7 @@ def _resolve(machine: _Machine, module: Any, name: Any) -> None:
     if full not in machine.globals:
         raise CheckpointError(
             f"the pickle uses the global {full[:200]!r}, which no tensor of float32, float16 or bfloat16 needs. "
-            "Do not trust the file, or save the state dict alone"
+            "Do not trust the file, or save only the state dict"
         )
     machine.stack.append(machine.globals[full])
 

@@ -63,9 +63,7 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
         names: dict[str, Any] = {}
         for name, value in pairs:
             if name in names:
-                raise CheckpointError(
-                    f"{path}: the header names {name!r} twice; the file is damaged, download it again"
-                )
+                raise CheckpointError(f"{path}: the header names {name!r} twice; download the file again")
             names[name] = value
         return names
 
@@ -74,9 +72,7 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as exc:
-        raise CheckpointError(
-            f"{path}: the header is not JSON ({exc}); the file is damaged, download it again"
-        ) from exc
+        raise CheckpointError(f"{path}: the header is not JSON ({exc}); download the file again") from exc
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the header must be a JSON object, got a {type(header).__name__}")
     return header

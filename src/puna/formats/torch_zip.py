@@ -35,19 +35,15 @@ class TorchZipFile:
 
 @dataclass(frozen=True)
 class _Storage:
-    """A torch storage: its class, its entry `data/KEY` of the zip, and its number of elements."""
-
-    kind: str
-    key: str
-    count: int
+    kind: str  # the class
+    key: str  # the zip entry is data/KEY
+    count: int  # elements
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor in a storage; offset and strides count elements."""
-
     storage: _Storage
-    offset: int
+    offset: int  # in elements, like the strides
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
@@ -82,9 +78,7 @@ def _prefix(entries: dict[str, NDArray[np.uint8]]) -> str:
         raise CheckpointError(f"a zip with {len(pickles)} entries named data.pkl; torch.save writes one")
     prefix = pickles[0].removesuffix("data.pkl")
     if f"{prefix}constants.pkl" in entries:
-        raise CheckpointError(
-            "a TorchScript program; puna reads state dicts: save `model.state_dict()` with torch.save"
-        )
+        raise CheckpointError("a TorchScript program; save a state dict instead: `model.state_dict()`")
     order = entries.get(f"{prefix}byteorder")
     if order is not None and order.tobytes() != b"little":
         raise CheckpointError(f"byte order {order[:16].tobytes()!r}; puna reads little-endian files")
@@ -97,10 +91,8 @@ def _state_dict(root: Any, entries: dict[str, NDArray[np.uint8]], prefix: str) -
     tensors = {}
     for name, value in root.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
-            raise CheckpointError(
-                f"entry {str(name)[:80]!r} is a {type(value).__name__.strip('_')}, not a tensor; "
-                "save the state dict alone"
-            )
+            kind = type(value).__name__.strip("_")
+            raise CheckpointError(f"entry {str(name)[:80]!r} is a {kind}, not a tensor; save only the state dict")
         try:
             tensors[name] = _view(name, value, entries, prefix)
         except CheckpointError as exc:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from puna.errors import CheckpointError
@@ -34,25 +34,18 @@ def write_torch_zip(path: Path, tensors: Sequence[NewTensor]) -> None:
     Raises:
         CheckpointError: a duplicate name, a format that torch does not have, or data of the wrong size.
     """
-    pickle = state_dict_pickle(tensors)
-    root = "archive"
+    entries: list[tuple[str, Iterable[bytes | memoryview]]] = [("data.pkl", (state_dict_pickle(tensors),))]
+    entries += [("byteorder", (b"little",)), (".format_version", (b"1",))]
+    entries += [(f"data/{key}", tensor.pieces()) for key, tensor in enumerate(tensors)]
+    entries += [("version", (b"3\n",))]
     with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-
-        def entry(name: str) -> zipfile.ZipInfo:
-            info = zipfile.ZipInfo(f"{root}/{name}", _DATE)
+        for name, pieces in entries:
+            info = zipfile.ZipInfo(f"archive/{name}", _DATE)
             start = file.tell() + _LOCAL_HEADER + len(info.filename) + _ZIP64_EXTRA + 4
             info.extra = struct.pack("<2H", _PADDING, -start % _ALIGNMENT) + bytes(-start % _ALIGNMENT)
-            return info
-
-        for name, text in (("data.pkl", pickle), ("byteorder", b"little"), (".format_version", b"1")):
-            with archive.open(entry(name), "w", force_zip64=True) as out:
-                out.write(text)
-        for key, tensor in enumerate(tensors):
-            with archive.open(entry(f"data/{key}"), "w", force_zip64=True) as out:
-                for piece in tensor.pieces():
+            with archive.open(info, "w", force_zip64=True) as out:
+                for piece in pieces:
                     out.write(piece)
-        with archive.open(entry("version"), "w", force_zip64=True) as out:
-            out.write(b"3\n")
 
 
 def state_dict_pickle(tensors: Sequence[NewTensor]) -> bytes:

@@ -32,8 +32,7 @@ _DAMAGED = "the file is truncated or damaged, download it again"
 class _Entry:
     name: str
     size: int
-    header: int
-    """Offset of the local header."""
+    header: int  # offset of the local header
 
 
 def zip_entries(data: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
@@ -129,10 +128,9 @@ def _start(data: NDArray[np.uint8], entry: _Entry) -> int:
     *_, name_size, extra_size = _read(data, _LOCAL, entry.header, b"PK\x03\x04", f"header of {entry.name!r}")
     at = entry.header + _LOCAL.size
     start = at + name_size + extra_size
-    if start + entry.size > len(data):
-        raise CheckpointError(
-            f"the zip entry {entry.name!r} ends at byte {start + entry.size}, past the file's {len(data)}; {_DAMAGED}"
-        )
+    end = start + entry.size
+    if end > len(data):
+        raise CheckpointError(f"the zip entry {entry.name!r} ends at byte {end} of {len(data)}; {_DAMAGED}")
     if _name(data[at : at + name_size]) != entry.name:
         raise CheckpointError(f"the zip entry {entry.name!r} has another name in its local header; {_DAMAGED}")
     return start

@@ -1,9 +1,9 @@
-"""Models of the Hugging Face hub: `owner/name` in place of a path, downloaded once into the hub's own cache.
+"""Models of the Hugging Face hub: `owner/name` instead of a path, downloaded once into the hub's cache.
 
-A reference is `owner/name`, with `@revision` for a branch, tag or commit and `:part` for the one GGUF file with `part`
-in its name. Whatever exists on this machine is never taken for one, so that local paths never touch the network.
-`huggingface_hub` does the work (token, cache, resumption, HF_ENDPOINT, HF_HUB_OFFLINE). `reference` reads names,
-`choice` chooses files, `download` fetches them.
+A reference is `owner/name`, optionally with `@revision` (a branch, tag or commit) and `:part` (part of the name of one
+GGUF file). A path that exists on this machine is never a reference, so that local paths never touch the network.
+`huggingface_hub` handles tokens, the cache, resumption, HF_ENDPOINT and HF_HUB_OFFLINE. `reference` parses names,
+`choice` chooses files, `download` downloads them.
 """
 
 from __future__ import annotations
@@ -20,22 +20,13 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = [
-    "Download",
-    "HubArguments",
-    "Need",
-    "Reference",
-    "fetch",
-    "hub_arguments",
-    "local_path",
-    "parse",
-    "read_reference",
-    "say",
-    "without_hub_arguments",
-]
+    "Download", "HubArguments", "Need", "Reference", "fetch", "hub_arguments", "local_path", "parse", "read_reference",
+    "say", "without_hub_arguments",
+]  # fmt: skip
 
 
 class HubArguments(TypedDict, total=False):
-    """The arguments of transformers that tell how to fetch from the hub. Without effect on a local path."""
+    """The arguments of transformers for downloads from the hub, with the same meaning. A local path ignores them."""
 
     revision: str | None
     token: str | bool | None
@@ -45,14 +36,14 @@ class HubArguments(TypedDict, total=False):
 
 
 def local_path(path: str | Path, need: Need = "model", subfolder: str = "", **arguments: Unpack[HubArguments]) -> Path:
-    """`path`, or where the model of the hub that it names is on this machine, once what is missing was downloaded.
+    """Returns `path`, or if it names a model of the hub, that model's path in the cache after downloading it.
 
     Args:
-        subfolder: the folder within the model that is meant; it is part of the answer.
+        subfolder: a folder of the model, which is appended to the path.
 
     Raises:
         ModelNotFoundError: the hub has no such model, or cannot be reached.
-        StorageError: there is no space for it.
+        StorageError: there is not enough space for the download.
     """
     reference = parse(path)
     if reference is None:
@@ -61,10 +52,10 @@ def local_path(path: str | Path, need: Need = "model", subfolder: str = "", **ar
 
 
 def hub_arguments(arguments: Mapping[str, Any]) -> HubArguments:
-    """Those of some keyword arguments that are the hub's."""
+    """Returns the keyword arguments that are in `HubArguments`."""
     return cast(HubArguments, {name: arguments[name] for name in HubArguments.__optional_keys__ & arguments.keys()})
 
 
 def without_hub_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The others."""
+    """Returns the keyword arguments that are not in `HubArguments`."""
     return {name: value for name, value in arguments.items() if name not in HubArguments.__optional_keys__}

@@ -1,4 +1,4 @@
-"""Which files of a repository are downloaded: of weights one kind, and the small files beside them."""
+"""Chooses the files of a repository to download: weights in one format, and the small files next to them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from puna.errors import ModelNotFoundError
 from puna.hub.reference import Reference
 
 Need = Literal["model", "tokenizer", "config"]
-"""What of a model is needed: all of it, or its small files alone where those are enough."""
+"""The part of a model to download. Weights are omitted if small files contain the tokenizer or configuration."""
 
 _SMALL = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*")
-"""Everything of a model but its weights; only files that lie beside the weights are taken."""
+"""Patterns of the files of a model other than its weights; files in other folders are not downloaded."""
 
 _WEIGHTS = (
     ("model.safetensors", "model-*.safetensors"),
@@ -24,15 +24,15 @@ _WEIGHTS = (
     ("consolidated.*.pth",),
     ("*.gguf",),
 )
-"""Weights, the kinds puna prefers first; of the first kind there is, all are taken."""
+"""Patterns of weight files by format, the preferred first. All files of the first format that exists are chosen."""
 
-_LISTED = 30
-"""Names listed in an error."""
+_SHOWN = 30
+"""Maximum number of names in an error."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What of a repository is wanted."""
+class Selection:
+    """The files of a repository that are requested: those for `need`, or those that match `include` instead."""
 
     need: Need
     include: tuple[str, ...]
@@ -40,49 +40,50 @@ class Wanted:
     reference: Reference
 
     def choose(self, names: Iterable[str]) -> list[str]:
-        """The files to take, of all there are.
+        """Returns the files to download, from the names of all files.
 
         Raises:
-            ModelNotFoundError: none, or several GGUF files of which one has to be named.
+            ModelNotFoundError: no file fits, or several GGUF files do and the reference names none of them.
         """
         names = sorted(names)
         if self.include:
             chosen = [name for name in names if any(fnmatch(name, pattern) for pattern in self.include)]
             if not chosen:
                 raise ModelNotFoundError(
-                    f"{self.reference}: no file matches {', '.join(self.include)}; it has {_listed(names)}"
+                    f"{self.reference}: no file matches {', '.join(self.include)}; the model has {_list(names)}"
                 )
             return chosen
-        here = [name for name in names if PurePosixPath(name).parent == PurePosixPath(self.subfolder)]
-        small = [name for name in here if _matches(name, _SMALL)]
-        held = {PurePosixPath(name).name for name in small}
-        enough = {"model": False, "tokenizer": bool(held & {"tokenizer.json", "tokenizer.model"}),
-                  "config": "config.json" in held}[self.need]  # fmt: skip
-        if enough and self.reference.part is None:
+        siblings = [name for name in names if PurePosixPath(name).parent == PurePosixPath(self.subfolder)]
+        small = [name for name in siblings if _matches(name, _SMALL)]
+        file_names = {PurePosixPath(name).name for name in small}
+        is_enough = {"model": False, "tokenizer": bool(file_names & {"tokenizer.json", "tokenizer.model"}),
+                     "config": "config.json" in file_names}[self.need]  # fmt: skip
+        if is_enough and self.reference.part is None:
             return small
-        return small + self._weights(here, names)
+        return small + self._weights(siblings, names)
 
-    def _weights(self, here: list[str], names: list[str]) -> list[str]:
+    def _weights(self, siblings: list[str], names: list[str]) -> list[str]:
         if self.reference.part is not None:
             files = [name for name in names if name.endswith(".gguf")]
-            found = [name for name in files if self.reference.part.lower() in PurePosixPath(name).name.lower()]
-            if len(found) == 1:
-                return found
-            what = f"{len(found)} GGUF files with {self.reference.part!r} in their names"
-            raise ModelNotFoundError(f"{self.reference}: {what}; it has {_listed(found or files or names)}")
-        weights = next((found for kind in _WEIGHTS if (found := [name for name in here if _matches(name, kind)])), [])
+            matches = [name for name in files if self.reference.part.lower() in PurePosixPath(name).name.lower()]
+            if len(matches) == 1:
+                return matches
+            problem = f"{len(matches)} GGUF files with {self.reference.part!r} in their names"
+            raise ModelNotFoundError(f"{self.reference}: {problem}; the model has {_list(matches or files or names)}")
+        by_format = ([name for name in siblings if _matches(name, patterns)] for patterns in _WEIGHTS)
+        weights = next((files for files in by_format if files), [])
         if not weights:
-            raise ModelNotFoundError(f"{self.reference}: no weights that puna reads; it has {_listed(names)}")
+            raise ModelNotFoundError(f"{self.reference}: no weights that puna reads; the model has {_list(names)}")
         if len(weights) > 1 and weights[0].endswith(".gguf"):
             stem = PurePosixPath(weights[0]).stem
             raise ModelNotFoundError(
-                f"{self.reference}: {len(weights)} GGUF files: {_listed(weights)}. Name one by a part of its name, "
+                f"{self.reference}: {len(weights)} GGUF files: {_list(weights)}. Choose one by a part of its name, "
                 f"such as {self.reference}:{stem.rpartition('-')[2] or stem}"
             )
         return weights
 
     def path(self, folder: Path, chosen: list[str]) -> Path:
-        """The model's folder, or its GGUF file where that is its only one."""
+        """Returns the path of the model: its GGUF file if exactly one was chosen, else its folder."""
         files = [name for name in chosen if name.endswith(".gguf")]
         return folder / files[0] if len(files) == 1 else folder / self.subfolder
 
@@ -91,5 +92,5 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(PurePosixPath(name).name, pattern) for pattern in patterns)
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "") if names else "no files"
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "") if names else "no files"

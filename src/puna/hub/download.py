@@ -1,4 +1,4 @@
-"""What `huggingface_hub` is asked for, and what its failures mean to a user. It is imported only here."""
+"""Downloads models with `huggingface_hub`, which only this module imports, and translates its errors."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from puna.errors import ModelNotFoundError, StorageError
-from puna.hub.choice import Need, Wanted
+from puna.hub.choice import Need, Selection
 from puna.hub.reference import Reference
 
 
 @dataclass(frozen=True)
 class Download:
-    """What is about to be downloaded.
+    """A download that is about to begin.
 
     Attributes:
-        reference: of what.
-        commit: the commit that the revision means now.
-        missing: bytes of each file that is needed and not in the cache yet.
-        cache: the folder they go to.
+        reference: the model.
+        commit: the commit to which the revision currently refers.
+        missing: size in bytes of each file to download.
+        cache: the folder of the hub's cache.
     """
 
     reference: Reference
@@ -40,7 +40,7 @@ class Download:
 
 
 def say(download: Download) -> None:
-    """Tells on standard error what is about to be downloaded."""
+    """Prints a download to standard error."""
     sys.stderr.write(f"{download}\n")
     sys.stderr.flush()
 
@@ -58,146 +58,147 @@ def fetch(
     force_download: bool = False,
     local_files_only: bool = False,
 ) -> Path:
-    """The folder of a model in the cache, or its GGUF file, after downloading what is missing.
+    """Downloads the files of a model that are not in the cache; returns its folder in the cache, or its GGUF file.
 
-    Where the hub cannot be reached, what the cache has is used.
+    If the hub cannot be reached, the files in the cache are used.
 
     Args:
-        include: patterns of file names to download in place of what `need` means.
-        announce: called before the first byte, unless everything is there.
-        revision: in place of the reference's.
-        token: in place of HF_TOKEN's; False sends none.
-        cache_dir: in place of HF_HOME's.
-        force_download: download what the cache has, too.
-        local_files_only: never ask the hub.
+        need: the part of the model that is needed, if there is no `include`.
+        include: patterns of the names of files to download instead.
+        subfolder: the folder of the model's files in the repository.
+        announce: called before a download begins; not called if no file is missing.
+        revision: overrides the reference's.
+        token: overrides HF_TOKEN; False: none.
+        cache_dir: overrides the cache in HF_HOME.
+        force_download: whether to download files that are in the cache again.
+        local_files_only: whether to use only the cache.
 
     Raises:
-        ModelNotFoundError: the hub has no such model or revision, it does not let us have it, it has no file of the
-            kind, or it cannot be reached and the cache has nothing.
-        StorageError: there is no space for it.
+        ModelNotFoundError: the hub has no such model or revision, denies access, or has no suitable file; or the hub
+            cannot be reached and the model is not in the cache.
+        StorageError: there is not enough space.
     """
     from huggingface_hub import constants
 
     reference = Reference(reference.id, revision or reference.revision, reference.part)
-    want = Wanted(need, tuple(include), subfolder.strip("/"), reference)
+    selection = Selection(need, tuple(include), subfolder.strip("/"), reference)
     cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
     if local_files_only or constants.HF_HUB_OFFLINE:
-        return _cached(want, cache, None)
+        return _cached(selection, cache, None)
     try:
-        commit, sizes = _listing(reference, token)
-    except _answers() as exc:
-        raise _explained(exc, reference) from exc
+        commit, sizes = _list_files(reference, token)
+    except _refusals() as exc:
+        raise _translated(exc, reference) from exc
     except _failures() as exc:
-        return _cached(want, cache, exc)
-    chosen = want.choose(sizes)
-    download = _plan(reference, commit, {name: sizes[name] for name in chosen}, cache, force_download)
+        return _cached(selection, cache, exc)
+    names = selection.choose(sizes)
+    download = _plan(reference, commit, {name: sizes[name] for name in names}, cache, force_download)
     if download.missing:
         _check_space(download)
         announce(download)
     try:
-        folder = _snapshot(reference, chosen, cache, token, force_download)
+        folder = _snapshot(reference, names, cache, token, force_download)
     except _failures() as exc:
-        raise _explained(exc, reference) from exc
-    return want.path(folder, chosen)
+        raise _translated(exc, reference) from exc
+    return selection.path(folder, names)
 
 
-def _listing(reference: Reference, token: str | bool | None) -> tuple[str, dict[str, int]]:
-    """The commit that a revision means, and the bytes of each of its files."""
+def _list_files(reference: Reference, token: str | bool | None) -> tuple[str, dict[str, int]]:
+    """Returns the commit of a revision, and the size in bytes of each of its files."""
     from huggingface_hub import HfApi
 
-    found = HfApi().model_info(reference.id, revision=reference.revision, files_metadata=True, token=token)
-    return str(found.sha), {item.rfilename: int(item.size or 0) for item in found.siblings or []}
+    info = HfApi().model_info(reference.id, revision=reference.revision, files_metadata=True, token=token)
+    return str(info.sha), {item.rfilename: int(item.size or 0) for item in info.siblings or []}
 
 
-def _plan(reference: Reference, commit: str, files: Mapping[str, int], cache: Path, again: bool) -> Download:
+def _plan(reference: Reference, commit: str, files: Mapping[str, int], cache: Path, force: bool) -> Download:
     from huggingface_hub import try_to_load_from_cache
 
     def is_cached(name: str) -> bool:
         return isinstance(try_to_load_from_cache(reference.id, name, cache_dir=cache, revision=commit), str)
 
-    missing = {name: size for name, size in files.items() if again or not is_cached(name)}
+    missing = {name: size for name, size in files.items() if force or not is_cached(name)}
     return Download(reference, commit, missing, cache)
 
 
 def _check_space(download: Download) -> None:
-    place = next(folder for folder in (download.cache, *download.cache.absolute().parents) if folder.exists())
-    free, needed = shutil.disk_usage(place).free, sum(download.missing.values())
+    existing = next(folder for folder in (download.cache, *download.cache.absolute().parents) if folder.exists())
+    free, needed = shutil.disk_usage(existing).free, sum(download.missing.values())
     if needed > free:
         raise StorageError(
-            f"{download.reference} takes {needed / 1e6:,.1f} MB; {download.cache} has {free / 1e6:,.1f} MB free. Free "
-            "space, or set HF_HOME to a folder on a larger disk"
+            f"{download.reference} needs {needed / 1e6:,.1f} MB; {download.cache} has {free / 1e6:,.1f} MB free. Free "
+            "some space, or set HF_HOME to a folder on a larger disk"
         )
 
 
-def _snapshot(reference: Reference, names: list[str], cache: Path, token: str | bool | None, again: bool) -> Path:
+def _snapshot(reference: Reference, names: list[str], cache: Path, token: str | bool | None, force: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     folder = snapshot_download(
         reference.id,
         revision=reference.revision,
-        # Names become patterns: what is special in a pattern stands for itself.
+        # The argument takes patterns: special characters in names are escaped.
         allow_patterns=[re.sub(r"([*?[])", r"[\1]", name) for name in names],
         cache_dir=cache,
         token=token,
-        force_download=again,
+        force_download=force,
     )
     return Path(str(folder))
 
 
-def _cached(want: Wanted, cache: Path, unreachable: Exception | None) -> Path:
-    """What the cache has of a model, when the hub is not to be asked or does not answer."""
+def _cached(selection: Selection, cache: Path, unreachable: Exception | None) -> Path:
+    """Returns a model's path in the cache; `unreachable` is the error of the hub, None if it was not contacted."""
     from huggingface_hub import constants, errors, snapshot_download
 
-    reference = want.reference
+    reference = selection.reference
     try:
-        # No patterns: the folder with whatever it has. What is missing there is found by `choose`, and on opening.
-        found = snapshot_download(
+        # Without patterns, this returns the folder even if files are missing; `choose` or the loader report those.
+        snapshot = snapshot_download(
             reference.id, revision=reference.revision, cache_dir=cache, local_files_only=True, allow_patterns=[]
         )
     except errors.LocalEntryNotFoundError as exc:
-        why = "is offline (HF_HUB_OFFLINE or local_files_only)"
+        reason = "is not used (HF_HUB_OFFLINE or local_files_only)"
         if unreachable is not None:
-            why = f"cannot be reached at {constants.ENDPOINT} ({_short(unreachable)})"
+            reason = f"cannot be reached at {constants.ENDPOINT} ({_first_line(unreachable)})"
         raise ModelNotFoundError(
-            f"{reference}: no such file or folder here, and the hub, where it could be a model, {why}. Check the path, "
+            f"{reference}: no such file or folder, no such model in the cache, and the hub {reason}. Check the path "
             "or the network"
         ) from exc
-    folder = Path(str(found))
+    folder = Path(str(snapshot))
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     if unreachable is not None:
-        sys.stderr.write(
-            f"the hub cannot be reached ({_short(unreachable)}); using {reference} as it is in the cache\n"
-        )
-    return want.path(folder, want.choose(names))
+        sys.stderr.write(f"the hub cannot be reached ({_first_line(unreachable)}); using {reference} from the cache\n")
+    return selection.path(folder, selection.choose(names))
 
 
-def _answers() -> tuple[type[Exception], ...]:
-    """What the hub answers when it has no such thing, or not for us."""
+def _refusals() -> tuple[type[Exception], ...]:
+    """Returns the errors for a model or revision that does not exist or to which the user has no access."""
     from huggingface_hub import errors
 
-    return errors.RepositoryNotFoundError, errors.RevisionNotFoundError  # a gated model is one that is not found
+    return errors.RepositoryNotFoundError, errors.RevisionNotFoundError  # GatedRepoError derives from the first
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Everything else that a request fails with; which library raises it depends on the release of huggingface_hub."""
+    """Returns all other errors of a request; some depend on the HTTP library of the huggingface_hub release."""
     from huggingface_hub import errors
 
     transport: type[Exception] = getattr(errors, "HTTPError", OSError)
     return OSError, errors.HfHubHTTPError, transport
 
 
-def _explained(exc: Exception, reference: Reference) -> Exception:
+def _translated(exc: Exception, reference: Reference) -> Exception:
+    """Returns the error for the user."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{reference.id}"
     if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
         return StorageError(
-            f"{reference}: the disk is full; what was downloaded is kept. Free space, or set HF_HOME to a folder on a "
-            "larger disk, and repeat the command"
+            f"{reference}: the disk is full; the partial download is kept. Free some space, or set HF_HOME to a folder "
+            "on a larger disk, and repeat the command"
         )
     if isinstance(exc, errors.GatedRepoError):
         return ModelNotFoundError(
-            f"{reference}: its owners grant access one by one. Ask for it at {page}, then set HF_TOKEN (or run "
+            f"{reference}: access to this model must be requested. Request it at {page}, then set HF_TOKEN (or run "
             "`hf auth login`)"
         )
     if isinstance(exc, errors.RevisionNotFoundError):
@@ -206,14 +207,15 @@ def _explained(exc: Exception, reference: Reference) -> Exception:
         )
     if isinstance(exc, errors.RepositoryNotFoundError):
         return ModelNotFoundError(
-            f"{reference}: no such file or folder here, and no such model at {constants.ENDPOINT}, or a private one. "
-            "Check its name; for a private model set HF_TOKEN"
+            f"{reference}: no such file or folder, and no such model at {constants.ENDPOINT}, unless it is private. "
+            "Check the name; for a private model, set HF_TOKEN"
         )
     return ModelNotFoundError(
-        f"{reference}: the download failed ({_short(exc)}); what was downloaded is kept. Repeat the command to go on"
+        f"{reference}: the download failed ({_first_line(exc)}); the partial download is kept. Repeat the command to "
+        "resume it"
     )
 
 
-def _short(exc: Exception) -> str:
+def _first_line(exc: Exception) -> str:
     lines = str(exc).strip().splitlines()
     return lines[0][:200] if lines else type(exc).__name__

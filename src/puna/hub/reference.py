@@ -1,4 +1,4 @@
-"""The name of a model of the hub: `owner/name`, `owner/name@revision`, `owner/name:part`."""
+"""Parses names of models of the hub: `owner/name`, `owner/name@revision`, `owner/name:part`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REFERENCE = re.compile(
 
 @dataclass(frozen=True)
 class Reference:
-    """A model of the hub: `owner/name`, a branch, tag or commit, and part of the name of one GGUF file."""
+    """A model of the hub: "owner/name", optionally a branch, tag or commit, and part of the name of one GGUF file."""
 
     id: str
     revision: str | None = None
@@ -27,27 +27,27 @@ class Reference:
 
 
 def parse(text: str | Path) -> Reference | None:
-    """The reference that `text` is; None where it is something on this machine, or can only be a path."""
+    """Parses a reference; returns None if `text` exists on this machine or does not have the form of a reference."""
     try:
-        return None if Path(text).exists() else _matched(str(text))
-    except OSError:  # a path that may not be read is a path
+        return None if Path(text).exists() else _match(str(text))
+    except OSError:  # the path exists, but cannot be read
         return None
 
 
 def read_reference(text: str) -> Reference:
-    """The reference that `text` must be.
+    """Parses a reference.
 
     Raises:
-        RequestError: it is none.
+        RequestError: `text` does not have the form of a reference.
     """
-    found = _matched(text)
-    if found is None:
+    reference = _match(text)
+    if reference is None:
         raise RequestError(
-            f"{text!r:.120} is no model of the hub; give owner/name, owner/name@revision or owner/name:part"
+            f"{text!r:.120} is not a model of the hub; give owner/name, owner/name@revision or owner/name:part"
         )
-    return found
+    return reference
 
 
-def _matched(text: str) -> Reference | None:
-    found = _REFERENCE.fullmatch(text)
-    return None if found is None or ".." in text else Reference(found["id"], found["revision"], found["part"])
+def _match(text: str) -> Reference | None:
+    match = _REFERENCE.fullmatch(text)
+    return None if match is None or ".." in text else Reference(match["id"], match["revision"], match["part"])

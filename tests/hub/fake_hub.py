@@ -1,4 +1,4 @@
-"""A small stand-in of the hub's HTTP interface: listing, trees, and files with ranges, for huggingface_hub as it is."""
+"""A fake server with the hub's HTTP API (listings, trees, files with ranges) for an unmodified huggingface_hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @dataclass
 class Repo:
-    """A model: its files at each commit, its branches, and how it is kept from people."""
+    """A model: its files at each commit, its branches, and its access restrictions."""
 
     commits: dict[str, dict[str, bytes]]
     branches: dict[str, str]
@@ -29,19 +29,19 @@ def commit_of(files: dict[str, bytes]) -> str:
 
 @dataclass
 class Hub:
-    """The models, and what happens on the way.
+    """The models of the server, and a record of its traffic.
 
     Attributes:
         requests: method and path of each request, in order.
-        sent: bytes of files that went out.
-        cut_after: a download of more bytes is cut off after them, once.
+        sent: bytes of files sent.
+        interrupt_after: the next download of more bytes is interrupted after this many.
     """
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     sent: int = 0
-    cut_after: int | None = None
+    interrupt_after: int | None = None
 
     def add(self, name: str, files: dict[str, bytes], branch: str = "main", **settings: Any) -> Repo:
         commit = commit_of(files)
@@ -82,10 +82,10 @@ class _Handler(BaseHTTPRequestHandler):
         if not is_api:
             return self._file(repo, commit, files, "/".join(rest[2:]))
         if rest[:1] == ["tree"]:
-            listed = [
+            tree = [
                 {"type": "file", "path": path, "size": len(data), "oid": _oid(data)} for path, data in files.items()
             ]
-            return self._json(listed)
+            return self._json(tree)
         sizes = "blobs" in parse_qs(url.query)
         siblings = [
             {"rfilename": path} | ({"size": len(data), "blobId": _oid(data)} if sizes else {})
@@ -111,8 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return None
         body = data[first:]
-        if self.hub.cut_after is not None and len(body) > self.hub.cut_after:
-            body, self.hub.cut_after = body[: self.hub.cut_after], None
+        if self.hub.interrupt_after is not None and len(body) > self.hub.interrupt_after:
+            body, self.hub.interrupt_after = body[: self.hub.interrupt_after], None
             self.close_connection = True
         self.hub.sent += len(body)
         self.wfile.write(body)
@@ -140,8 +140,8 @@ def _oid(data: bytes) -> str:
 
 
 @contextmanager
-def running() -> Iterator[Hub]:
-    """The stand-in, at `url`, until the end of the block."""
+def run_hub() -> Iterator[Hub]:
+    """Runs the server, at `url`, until the end of the block."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
