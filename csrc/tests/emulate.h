@@ -112,6 +112,7 @@ inline __m512 setzero_ps() { return __m512{}; }
 #define _mm512_shuffle_epi8 puna_emulated::shuffle_epi8
 #define _mm512_broadcast_i32x4 puna_emulated::broadcast_i32x4
 #define _mm512_cvtph_ps puna_emulated::cvtph_ps
+#undef _mm512_cvtps_ph  // GCC's header defines a macro when it does not optimise
 #define _mm512_cvtps_ph(value, rounding) puna_emulated::cvtps_ph(value)
 #define _mm512_dpbf16_ps puna_emulated::dpbf16_ps
 #define _mm512_loadu_si512 puna_emulated::loadu_si512
