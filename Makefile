@@ -81,7 +81,7 @@ SANITIZE := -DPUNA_SANITIZE
 sanitize-address: $(VENV)/.build
 	$(call build,sanitize-address,$(SANITIZE)=address,schedules kernels)
 	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/schedules quick
-	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/kernels quick
+	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/kernels
 
 # setarch -R: some systems randomise addresses more widely than the thread sanitizer supports.
 sanitize-thread: $(VENV)/.build
