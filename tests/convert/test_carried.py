@@ -99,7 +99,7 @@ def test_what_a_gguf_says_of_its_model(tmp_path: Path) -> None:
     assert {key: found[key] for key in said} == said
     for to in ("hf", "meta"):
         lost = notes(tmp_path / "s.gguf", tmp_path / f"to {to}", to=to)
-        assert "(license, score, count, my.key, my.large) has no place there" in lost
+        assert "cannot hold the file's descriptions of the model (license, score, count, my.key, my.large)" in lost
 
 
 def test_generations_own_special_tokens_win(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_generations_own_special_tokens_win(tmp_path: Path) -> None:
 def test_what_gguf_has_no_key_for_is_said(tmp_path: Path) -> None:
     source = model(tmp_path / "hf", {"eos_token_id": [5, 6, 7, 8], "temperature": 0.6, "top_p": 0.9}, eos_token_id=5)
     said = notes(source, tmp_path / "m.gguf", to="gguf")
-    assert "tokens [6] end answers too" in said and "temperature 0.6, top_p 0.9 have no place" in said
+    assert "tokens [6] end answers too" in said and "cannot hold generation_config's temperature 0.6, top_p 0.9" in said
     assert read_ends(tmp_path / "m.gguf") == (5, 7, 8)
 
 
@@ -143,7 +143,7 @@ def test_a_kept_gguf_keeps_its_file_type(tmp_path: Path) -> None:
         (
             {},
             {"eos_token_id": [2, 5], "top_p": 0.9},
-            ("EOS tokens [2, 5], read as [2]", "top_p 0.9 have no place"),
+            ("EOS tokens [2, 5], read as [2]", "cannot hold generation_config's top_p 0.9"),
         ),
     ],
 )
@@ -214,8 +214,8 @@ def test_what_metas_tokenizer_does_not_say(tmp_path: Path) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["▁the"]})
     tokenizer.save_pretrained(source)
     said = notes(source, tmp_path / "meta", to="meta")
-    assert "add_bos_token False and add_eos_token True are not said there" in said
-    assert "▁the would be special tokens" in said
+    assert "Meta's layout cannot hold add_bos_token False and add_eos_token True" in said
+    assert "▁the are special tokens" in said
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
@@ -264,7 +264,7 @@ def test_a_chat_template_has_no_place_in_meta(tmp_path: Path) -> None:
     source = model(tmp_path / "hf")
     config = {"tokenizer_class": "LlamaTokenizer", "chat_template": "{{ messages[0]['content'] }}"}
     (source / "tokenizer_config.json").write_text(json.dumps(config))
-    assert "the chat template has no place there" in notes(source, tmp_path / "meta", to="meta")
+    assert "Meta's layout cannot hold the chat template" in notes(source, tmp_path / "meta", to="meta")
 
 
 @pytest.mark.parametrize("to", ["hf", "meta", "gguf"])

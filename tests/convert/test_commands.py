@@ -88,12 +88,12 @@ def test_json_and_gguf_by_default_when_quantised(meta: Path, tmp_path: Path) -> 
         (("--calibrate", "x.txt", "--quantize", "q8_0"), "x.txt cannot be read"),
         (("--to", "meta", "--shard-size", "1GB"), "shard_size applies to Hugging Face's layout"),
         (("--shards", "2", "--shard-size", "1GB"), "shards is given too"),
-        (("--to", "meta", "--instruct"), "for which Meta's layout has no place"),
-        (("--instruct",), "the tokenizer has no <|e"),
+        (("--to", "meta", "--instruct"), "which Meta's layout cannot hold"),
+        (("--instruct",), "the tokenizer lacks <|e"),
         (("--quantize", "q8_0", "--threads", "100000000000"), "threads is 100000000000"),
         (("--tokenizer-only", "--dtype", "float16"), "--dtype is about weights"),
         (("--tokenizer-only", "--verify"), "--verify is about weights"),
-        (("--tokenizer-only", "--to", "meta", "--instruct"), "for which Meta's layout has no place"),
+        (("--tokenizer-only", "--to", "meta", "--instruct"), "which Meta's layout cannot hold"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], message: str, meta: Path, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_what_verifying_finds_is_shown(meta: Path, tmp_path: Path) -> None:
     ("file", "key", "value", "to", "message"),
     [
         ("generation_config.json", "bos_token_id", 10**30, "gguf", "beyond 64 bits"),
-        ("config.json", "my_key", float("nan"), "hf", "config.json would hold a value that JSON cannot"),
+        ("config.json", "my_key", float("nan"), "hf", "config.json would contain a value that JSON cannot hold"),
         ("tokenizer_config.json", "added_tokens_decoder", {"300000000": {"content": "<x>"}}, "gguf", "has 300000001"),
     ],
 )
@@ -269,7 +269,7 @@ def test_llama_3_speaks_its_template_and_stops(tmp_path: Path) -> None:
     convert(tmp_path / "bare.gguf", tmp_path / "chat.gguf", to="gguf", instruct=True)
     assert open_gguf(tmp_path / "chat.gguf").metadata["tokenizer.ggml.eot_token_id"] == 128009
     run = puna(tmp_path / "direct.gguf", tmp_path / "again.gguf", "--to", "gguf", "--instruct")
-    assert run.returncode == 1 and "has a chat template of its own" in run.stderr
+    assert run.returncode == 1 and "has a chat template already" in run.stderr
     run = puna(tmp_path / "hf", tmp_path / "m.gguf", "--to", "gguf", "--quantize", "q8_0")
     assert run.returncode == 0, run.stderr
     again = load_tokenizer(tmp_path / "m.gguf")

@@ -16,10 +16,10 @@ import pytest
 from puna import convert
 from puna.checkpoint import open_checkpoint
 from puna.checkpoint.names import expected_tensors
-from puna.checkpoint.saving import write_shard
 from puna.config import LlamaConfig
 from puna.formats.blocks import FORMATS
 from puna.formats.new_tensor import NewTensor
+from puna.saving import write_shard
 from tests.tokenizer.vocabularies import train_sentencepiece
 
 LARGEST = 8192 * 2048 * 2

@@ -1,7 +1,7 @@
-"""Which format each matrix gets: llama.cpp's mixes of quantised formats, as `llama_tensor_get_type` chooses them.
+"""llama.cpp's mixes of quantised formats: the format of each matrix, chosen as `llama_tensor_get_type` does.
 
-A mix has a main format, and better ones for the matrices that lose most: the head always, values and the feed-forward
-layer's last matrix in the mixes named M and L. Rows that are no multiple of a format's block take its fallback.
+A mix has a main format, and formats of more bits for the matrices that lose most: always for the head, and in the mixes
+named M and L for v_proj and down_proj. If rows are not whole blocks of a format, its fallback is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Mix:
     """A line of the table.
 
     Attributes:
-        name: as users write it, in any case of letters.
+        name: the name in options, which may be in any case of letters.
         main: the format of most matrices.
         file_type: `general.file_type` of a GGUF file (llama.h, `llama_ftype`).
     """
@@ -41,22 +41,23 @@ _TABLE = (
 )  # fmt: skip
 
 MIXES: dict[str, Mix] = {mix.name.lower(): mix for mix in _TABLE}
-"""Every mix under its name in lower case. As in llama.cpp, q3_K, q4_K and q5_K alone mean their M."""
+"""Every mix by its name in lower case."""
 
-_SAME = {"q3_K": "q3_K_M", "q4_K": "q4_K_M", "q5_K": "q5_K_M"}
+_SYNONYMS = {"q3_K": "q3_K_M", "q4_K": "q4_K_M", "q5_K": "q5_K_M"}
+"""As in llama.cpp, q3_K, q4_K and q5_K alone mean their M."""
 
 FALLBACK = {"q2_K": "q4_0", "q3_K": "q4_0", "q4_K": "q5_0", "q5_K": "q5_1", "q6_K": "q8_0"}
-"""For rows that are no multiple of 256: llama.cpp's (`tensor_type_fallback`)."""
+"""Formats for rows that are not a multiple of 256, as in llama.cpp's `tensor_type_fallback`."""
 
 _PLAIN = "f16"
-"""For rows that are no multiple of 32."""
+"""The format for rows that are not a multiple of 32."""
 
 
 def find_mix(name: str) -> Mix:
-    """The mix called `name`, in any case of letters.
+    """Returns the mix called `name`, in any case of letters.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no such mix.
     """
     mix = MIXES.get(str(name).lower())
     if mix is None:
@@ -67,20 +68,21 @@ def find_mix(name: str) -> Mix:
 def choose(
     mix: Mix, name: str, columns: int, config: LlamaConfig, weighted: bool = False
 ) -> tuple[BlockFormat, BlockFormat]:
-    """The format of the matrix that Hugging Face calls `name`, and the one it should have: rows may not fit that.
+    """Returns (format, preferred) of the matrix with Hugging Face's `name`: they differ if its rows need a fallback.
 
     Args:
-        weighted: whether the quantiser knows how much each column matters (`--calibrate`).
+        columns: values per row.
+        weighted: whether the quantiser knows the importance of each column (`--calibrate`).
     """
-    wanted = chosen = _wanted(mix, name, config, weighted)
+    preferred = chosen = _preferred(mix, name, config, weighted)
     if columns % FORMATS[chosen].values:
         chosen = FALLBACK.get(chosen, _PLAIN)
-    return FORMATS[chosen if columns % FORMATS[chosen].values == 0 else _PLAIN], FORMATS[wanted]
+    return FORMATS[chosen if columns % FORMATS[chosen].values == 0 else _PLAIN], FORMATS[preferred]
 
 
-def _wanted(mix: Mix, name: str, config: LlamaConfig, weighted: bool) -> str:
-    """The format before it is known whether the rows fit it."""
-    main, kind = mix.main, _SAME.get(mix.name, mix.name)
+def _preferred(mix: Mix, name: str, config: LlamaConfig, weighted: bool) -> str:
+    """Returns the format for rows of any length."""
+    main, kind = mix.main, _SYNONYMS.get(mix.name, mix.name)
     if FORMATS[main].values == 1 or main == "q8_0":
         return main
     if name == HEAD or (name == EMBEDDING and config.tie_word_embeddings):
@@ -90,22 +92,22 @@ def _wanted(mix: Mix, name: str, config: LlamaConfig, weighted: bool) -> str:
     layer, layers = int(name.split(".")[2]), config.num_hidden_layers
     groups = config.num_attention_heads // config.num_key_value_heads
     if name.endswith(".self_attn.v_proj.weight"):
-        return _values(kind, main, layer, layers, groups)
+        return _v_proj(kind, main, layer, layers, groups)
     if name.endswith(".mlp.down_proj.weight"):
-        return _down(kind, main, layer, layers, weighted)
+        return _down_proj(kind, main, layer, layers, weighted)
     if name.endswith(".self_attn.o_proj.weight"):
         return {"q2_K": "q3_K", "q2_K_S": main, "q3_K_M": "q4_K", "q3_K_L": "q5_K"}.get(kind, main)
     return main
 
 
 def _more_bits(layer: int, layers: int) -> bool:
-    """The first and last eighth of the layers, and every third between."""
+    """Whether the layer is in the first or last eighth, or every third in between."""
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
-def _values(kind: str, main: str, layer: int, layers: int, groups: int) -> str:
-    """Values: where few heads serve many queries, their matrix is small and matters much."""
+def _v_proj(kind: str, main: str, layer: int, layers: int, groups: int) -> str:
+    """Returns the format of v_proj. With many queries per value head the matrix is small and matters most."""
     chosen = main
     if kind == "q2_K":
         chosen = "q4_K" if groups >= 4 else "q3_K"
@@ -120,7 +122,8 @@ def _values(kind: str, main: str, layer: int, layers: int, groups: int) -> str:
     return "q5_K" if layers == 80 and groups == 8 and chosen in ("q3_K", "q4_K") else chosen
 
 
-def _down(kind: str, main: str, layer: int, layers: int, weighted: bool) -> str:
+def _down_proj(kind: str, main: str, layer: int, layers: int, weighted: bool) -> str:
+    """Returns the format of down_proj."""
     early = layer < layers // 8
     if kind == "q2_K":
         return "q3_K"

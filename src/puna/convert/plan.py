@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from puna.convert.calibration import WINDOW, quantized_for_calibration
 from puna.convert.lazy_rows import PIECE, RELEASE_EVERY
 from puna.convert.options import Layout, Options
 from puna.convert.prefetch import QUEUED
-from puna.convert.staging import partial_folder
 from puna.convert.target import Target
 from puna.errors import StorageError
+from puna.files import free_bytes
+from puna.files.atomic_folder import partial_folder
 
 _SMALL_FILES = 64 * 2**20
 """Bytes on the disk for headers, configurations and the tokenizer, in addition to the tensors."""
@@ -80,7 +80,6 @@ def make_plan(
         calibrate, verify: whether models will run, for which the process needs memory.
     """
     total = sum(file.bytes for file in target.files)
-    parent = next(folder for folder in destination.absolute().parents if folder.exists())
     tokenizer = _TOKEN * source.config.vocab_size
     running = _running_memory(source, total, calibrate, verify)
     return Plan(
@@ -91,7 +90,7 @@ def make_plan(
         files=[{"name": file.name, "bytes": file.bytes} for file in target.files],
         bytes=total,
         finished=sum(file.bytes for file in target.files if file.name not in unfinished),
-        free=shutil.disk_usage(parent).free,
+        free=free_bytes(destination.absolute().parent),
         memory=_INTERPRETER + max((RELEASE_EVERY + _PIECES) * PIECE, tokenizer, running),
         before=_count_formats(source.tensors.values()),
         formats=_count_formats(target.tensors.values()),

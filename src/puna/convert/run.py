@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from puna import __version__
 from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
-from puna.convert.calibration import CalibrationText, Importance, measure_importance, read_text
+from puna.convert.calibration import Importance, measure_importance, read_text
+from puna.convert.destination import check_destination, files_record, model_destination, model_record
 from puna.convert.edit import edit_checkpoint
 from puna.convert.error_report import relative_errors
 from puna.convert.mixes import find_mix
@@ -19,15 +18,15 @@ from puna.convert.nll import compare_nll
 from puna.convert.options import Layout, Options
 from puna.convert.plan import Plan, check_space, make_plan
 from puna.convert.prefetch import prefetched
-from puna.convert.staging import check_goal, partial, publish
 from puna.convert.target import Target
 from puna.convert.to_gguf import gguf_target
 from puna.convert.to_hf import hf_target
 from puna.convert.to_meta import meta_target
 from puna.convert.tokenizer_files import check_instruct, tokenizer_files, write_hf_tokenizer, write_meta_tokenizer
 from puna.convert.verification import verify_tensors
-from puna.errors import CheckpointError, RequestError, StorageError, TokenizerError
+from puna.errors import CheckpointError, RequestError, TokenizerError
 from puna.files import folder_path, storage_errors
+from puna.files.atomic_folder import publish, resumable_staging
 from puna.formats.blocks import FORMATS
 from puna.formats.new_tensor import Buffer, NewTensor
 
@@ -138,11 +137,11 @@ def convert(
     checkpoint = open_checkpoint(path, llama_version)
     text = None if calibrate is None else read_text(checkpoint, Path(calibrate))
     options.check()
-    destination = _find_destination(target, options.layout, overwrite, checkpoint)
+    destination = model_destination(target, options.layout, overwrite, checkpoint)
     edited = edit_checkpoint(checkpoint, options)
     files = _find_target(edited, destination, options, None if text is None else {})
     started = time.perf_counter()
-    with partial(destination, _record(checkpoint, options, text)) as folder:
+    with resumable_staging(destination, model_record(checkpoint, options, text)) as folder:
         unfinished = {file.name for file in files.files if not (folder / file.name).exists()}
         plan = make_plan(checkpoint, edited, destination, options, files, unfinished, text is not None, verify)
         plan.notes.extend(() if text is None else text.notes)
@@ -184,8 +183,9 @@ def convert_tokenizer(
     source, destination = Path(source), folder_path(target)
     if instruct:
         check_instruct(source, layout)
-    check_goal(destination, overwrite, (source,))
-    with partial(destination, {"to": layout, "instruct": instruct} | _files_record(tokenizer_files(source))) as folder:
+    check_destination(destination, overwrite, (source,))
+    record = {"to": layout, "instruct": instruct} | files_record(tokenizer_files(source))
+    with resumable_staging(destination, record) as folder:
         with storage_errors(destination):
             if layout == "meta":
                 notes = write_meta_tokenizer(source, folder)
@@ -195,17 +195,6 @@ def convert_tokenizer(
             raise TokenizerError(f"{source}: {'; '.join(notes)}")
         publish(folder, destination, None, overwrite)
     return notes
-
-
-def _find_destination(target: str | Path, layout: Layout, overwrite: bool, source: Checkpoint) -> Path:
-    destination = folder_path(target)
-    if layout == "gguf" and destination.is_dir() and not destination.is_symlink():
-        example = destination / (destination.name + ".gguf")
-        raise StorageError(f"{destination} is a folder; a GGUF file needs a name, such as {example}")
-    if layout != "gguf" and destination.suffix == ".gguf":
-        raise StorageError(f"{destination} would be a folder in layout {layout!r}; for a GGUF file give --to gguf")
-    check_goal(destination, overwrite, (source.path, *source.files, source.tokenizer))
-    return destination
 
 
 def _find_target(edited: Checkpoint, destination: Path, options: Options, importance: Importance | None) -> Target:
@@ -242,31 +231,3 @@ def _verify(target: Target, folder: Path, single: str | None, progress: Progress
         for file in target.files:  # a later run must not resume with them
             (folder / file.name).unlink(missing_ok=True)
         raise
-
-
-def _record(source: Checkpoint, options: Options, text: CalibrationText | None) -> dict[str, Any]:
-    """Returns everything that determines the written files: runs with equal records write equal files."""
-    return _files_record([*source.files, *tokenizer_files(source.tokenizer)]) | {
-        "kind": source.kind,
-        "config": repr(source.config),
-        "generation_config": repr(source.generation_config),
-        "options": asdict(replace(options, to=options.layout, threads=None)),  # threads do not change the bytes
-        "calibration": text and text.digest,
-    }
-
-
-def _files_record(files: Iterable[Path]) -> dict[str, Any]:
-    """Returns the identity of the source's files: path, size and time of change.
-
-    Raises:
-        CheckpointError: a file cannot be read.
-    """
-    identities = []
-    for path in dict.fromkeys(files):
-        try:
-            with path.open("rb") as file:
-                stat = os.fstat(file.fileno())
-        except OSError as exc:
-            raise CheckpointError(f"{path} cannot be read ({exc.strerror}); check its permissions") from exc
-        identities.append([ascii(str(path.resolve())), stat.st_size, stat.st_mtime_ns])  # names need not be UTF-8
-    return {"puna": __version__, "files": identities}

@@ -42,7 +42,7 @@ def generation_notes(checkpoint: Checkpoint) -> list[str]:
     """Returns a note on the generation settings that only Hugging Face's layout holds, if there are any."""
     fields = {} if checkpoint.generation_config is None else checkpoint.generation_config.to_dict()
     lost = [f"{name} {value}" for name, value in fields.items() if name not in _HELD_ELSEWHERE]
-    return [f"generation_config's {', '.join(lost)} have no place there"] if lost else []
+    return [f"the layout cannot hold generation_config's {', '.join(lost)}"] if lost else []
 
 
 def stored_metadata(checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -58,4 +58,4 @@ def descriptions(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def description_notes(checkpoint: Checkpoint) -> list[str]:
     """Returns a note on the descriptions that only a GGUF file holds, if there are any."""
     keys = [key.removeprefix("general.") for key in descriptions(stored_metadata(checkpoint)) if key != "general.name"]
-    return [f"what the file says of the model ({', '.join(keys)}) has no place there"] if keys else []
+    return [f"the layout cannot hold the file's descriptions of the model ({', '.join(keys)})"] if keys else []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from puna.checkpoint import Checkpoint
-from puna.checkpoint.saving import INDEX, split_into_shards, weight_index, write_shard
 from puna.config import LlamaConfig
 from puna.convert.options import Options
 from puna.convert.settings import description_notes
@@ -13,6 +12,7 @@ from puna.convert.target import NewFile, Target, find_dtype, main_type, new_tens
 from puna.convert.tokenizer_files import write_hf_tokenizer
 from puna.errors import CheckpointError
 from puna.files import json_bytes, write_json
+from puna.saving import INDEX, split_into_shards, weight_index, write_shard
 
 _CLASSES = {"lm": "LlamaForCausalLM", "classification": "LlamaForSequenceClassification", "none": "LlamaModel"}
 

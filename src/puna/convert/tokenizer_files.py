@@ -1,4 +1,4 @@
-"""The tokenizer's files in a converted folder: copied as they are where the formats agree, written anew where not."""
+"""The tokenizer's files in a converted folder: copied if the layouts agree, else written from the loaded tokenizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FOLDERS = ("additional_chat_templates",)
 
 
 def tokenizer_files(source: Path) -> list[Path]:
-    """Every file that a tokenizer at `source`, a folder or a file, may be read from."""
+    """Returns every file from which a tokenizer at `source`, a folder or a file, may be read."""
     if not source.is_dir():
         return [source]
     inside = [path for name in _FOLDERS for path in sorted((source / name).glob("*"))]
@@ -33,55 +33,48 @@ def tokenizer_files(source: Path) -> list[Path]:
 
 
 def check_instruct(source: Path, layout: str) -> int:
-    """Whether a tokenizer can be given Llama 3's template: Meta's files have none, whether the model chats or not.
-
-    Returns:
-        the id that ends a turn.
+    """Checks that Llama 3's chat template can be added to a tokenizer; returns the id of the end-of-turn token.
 
     Raises:
-        TokenizerError: it has a template, is no tokenizer of Llama 3, or goes to a layout that holds no templates.
+        TokenizerError: the tokenizer has a template or is not Llama 3's, or the layout cannot hold templates.
     """
     if layout == "meta":
-        raise TokenizerError("instruct adds a chat template, for which Meta's layout has no place; leave it out")
+        raise TokenizerError("instruct adds a chat template, which Meta's layout cannot hold; leave it out")
     tokenizer = load_tokenizer(source)
     vocabulary = tokenizer.get_vocab()
     missing = sorted(set(LLAMA_3_TOKENS) - vocabulary.keys())
     if missing or tokenizer.chat_template is not None:
-        why = f"has no {missing[0]}" if missing else "has a chat template of its own"
-        raise TokenizerError(f"{source}: instruct adds Llama 3's chat template, and the tokenizer {why}; leave it out")
+        why = f"lacks {missing[0]}" if missing else "has a chat template already"
+        raise TokenizerError(f"{source}: instruct adds Llama 3's chat template, but the tokenizer {why}; leave it out")
     return vocabulary[LLAMA_3_TOKENS[-1]]
 
 
 def check_rows(source: Path, rows: int) -> None:
-    """Whether a vocabulary that was cut to `rows` still has one for each token.
-
-    Raises:
-        TokenizerError: it has not.
-    """
+    """Raises TokenizerError if a vocabulary truncated to `rows` has fewer rows than the tokenizer has tokens."""
     try:
         tokens = token_count(load_tokenizer(source).get_vocab())
-    except PunaError:  # none is written then, which is said elsewhere
+    except PunaError:  # then no tokenizer is written, which a note of the target says
         return
     check_count(tokens, rows)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> bool:
-    """Copies a Hugging Face folder's tokenizer files as they are; False where it has none."""
-    found = tokenizer_files(source)
-    for path in found:
+    """Copies the tokenizer files of a Hugging Face folder; returns whether it has any."""
+    files = tokenizer_files(source)
+    for path in files:
         copy = folder / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
         with atomic_write(copy) as file, path.open("rb") as original:
             shutil.copyfileobj(original, file)
-    return bool(found)
+    return bool(files)
 
 
 def write_hf_tokenizer(source: Path, folder: Path, instruct: bool = False) -> list[str]:
-    """Writes a tokenizer as Hugging Face folders have it; returns what the user should know.
+    """Writes a tokenizer in Hugging Face's files; returns notes for the user.
 
     Args:
-        source: where `load_tokenizer` finds it.
-        instruct: give Llama 3's chat template to it; see `check_instruct`.
+        source: a path that `load_tokenizer` accepts.
+        instruct: add Llama 3's chat template; see `check_instruct`.
     """
     if not instruct and (source / "config.json").is_file() and copy_tokenizer(source, folder):
         return []
@@ -96,7 +89,7 @@ def write_hf_tokenizer(source: Path, folder: Path, instruct: bool = False) -> li
 
 
 def write_meta_tokenizer(source: Path, folder: Path) -> list[str]:
-    """Writes `tokenizer.model` as Meta's code reads it; returns what the user should know."""
+    """Writes `tokenizer.model` for Meta's code; returns notes for the user."""
     try:
         tokenizer = load_tokenizer(source)
         data = _meta_model(source, tokenizer)
@@ -106,15 +99,15 @@ def write_meta_tokenizer(source: Path, folder: Path) -> list[str]:
         notes = write_hf_tokenizer(source, folder)
         return [
             *notes,
-            "the vocabulary has no form in Meta's layout: Hugging Face's files are written, which puna reads there",
+            "Meta's layout cannot hold the vocabulary: Hugging Face's files are written, which puna reads in it too",
         ]
     with atomic_write(folder / "tokenizer.model") as file:
         file.write(data)
-    return list(_unsaid(tokenizer, data))
+    return list(_lost(tokenizer, data))
 
 
 def _meta_model(source: Path, tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> bytes | None:
-    """A SentencePiece model or Llama 3's ranks; None where they are not all of the vocabulary."""
+    """Returns a SentencePiece model or Llama 3's ranks; None if the vocabulary has tokens in addition to them."""
     file, kind = find(source, prefer="tokenizer.model")
     if kind == "tiktoken":
         return file.read_bytes()
@@ -128,13 +121,13 @@ def _meta_model(source: Path, tokenizer: LlamaTokenizer | LlamaTokenizerFast) ->
     return write_tiktoken(tokenizer.get_vocab(), added)
 
 
-def _unsaid(tokenizer: LlamaTokenizer | LlamaTokenizerFast, model: bytes) -> Iterator[str]:
-    """What of a tokenizer its `tokenizer.model` in Meta's layout does not say."""
+def _lost(tokenizer: LlamaTokenizer | LlamaTokenizerFast, model: bytes) -> Iterator[str]:
+    """Yields notes on the properties of a tokenizer that `tokenizer.model` in Meta's layout cannot hold."""
     if tokenizer.chat_template not in (None, LLAMA_3):
-        yield "the chat template has no place there"
+        yield "Meta's layout cannot hold the chat template"
     if not tokenizer.add_bos_token or tokenizer.add_eos_token:
         bos, eos = tokenizer.add_bos_token, tokenizer.add_eos_token
-        yield f"add_bos_token {bos} and add_eos_token {eos} are not said there: readers put BOS before a text alone"
+        yield f"Meta's layout cannot hold add_bos_token {bos} and add_eos_token {eos}: readers add only BOS to a text"
     if isinstance(tokenizer, LlamaTokenizer):
         types = read_pieces(model)[2]
         ordinary = (PieceType.NORMAL, PieceType.USER_DEFINED)
@@ -144,4 +137,4 @@ def _unsaid(tokenizer: LlamaTokenizer | LlamaTokenizerFast, model: bytes) -> Ite
             if token.special and types[index] in ordinary
         ]
         if special:
-            yield f"{', '.join(special[:5])} would be special tokens, which their pieces there do not say"
+            yield f"{', '.join(special[:5])} are special tokens, but their pieces in Meta's layout are ordinary ones"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from puna.errors import ModelNotFoundError, StorageError
+from puna.files import free_bytes
 from puna.hub.choice import Need, Selection
 from puna.hub.reference import Reference
 
@@ -122,8 +122,7 @@ def _plan(reference: Reference, commit: str, files: Mapping[str, int], cache: Pa
 
 
 def _check_space(download: Download) -> None:
-    existing = next(folder for folder in (download.cache, *download.cache.absolute().parents) if folder.exists())
-    free, needed = shutil.disk_usage(existing).free, sum(download.missing.values())
+    free, needed = free_bytes(download.cache), sum(download.missing.values())
     if needed > free:
         raise StorageError(
             f"{download.reference} needs {needed / 1e6:,.1f} MB; {download.cache} has {free / 1e6:,.1f} MB free. Free "

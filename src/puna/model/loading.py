@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from puna.checkpoint import Checkpoint, Weight, save_checkpoint
+from puna.checkpoint import Checkpoint, Weight
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError, ConfigError, RequestError
+from puna.saving import save_checkpoint
 
 if TYPE_CHECKING:
     from puna.model.pretrained import LlamaPreTrainedModel

@@ -19,10 +19,11 @@ import pytest
 from puna import convert
 from puna.checkpoint import open_checkpoint
 from puna.config import GenerationConfig
-from puna.convert import convert_tokenizer, staging
+from puna.convert import convert_tokenizer
 from puna.convert import run as conversion_run
-from puna.convert.staging import partial, partial_folder, replaced_path
 from puna.errors import CheckpointError, StorageError
+from puna.files import atomic_folder
+from puna.files.atomic_folder import partial_folder, replaced_path, resumable_staging
 from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder
 from tests.tokenizer.vocabularies import train_sentencepiece
 
@@ -153,7 +154,7 @@ def test_a_source_where_the_work_is_done_is_safe(name: str, tmp_path: Path) -> N
     model = source(tmp_path / name)
     before = contents(tmp_path)
     for options in ({"to": "hf"}, {"to": "hf", "overwrite": True}):
-        with pytest.raises(StorageError, match=r"lies where .* is made"):
+        with pytest.raises(StorageError, match="is in a working folder of"):
             convert(model, tmp_path / "out", **options)
     assert contents(tmp_path) == before
 
@@ -205,9 +206,9 @@ def test_half_an_old_model_never_comes_back(tmp_path: Path) -> None:
 def test_what_was_there_does_not_come_back_under_a_running_process(tmp_path: Path) -> None:
     model, goal = source(tmp_path / "in"), tmp_path / "out"
     convert(model, goal, to="hf")
-    with partial(goal, {"other": 1}):
+    with resumable_staging(goal, {"other": 1}):
         goal.rename(replaced_path(goal))  # as the other process does, about to put the new one there
-        with pytest.raises(StorageError, match="another process is converting"):
+        with pytest.raises(StorageError, match="another process is writing it"):
             convert(model, goal, to="hf")
     assert not goal.exists()
 
@@ -223,7 +224,7 @@ def test_what_comes_into_being_meanwhile_is_not_replaced(to: str, tmp_path: Path
         else:
             goal.write_text("mine")
 
-    with pytest.raises(StorageError, match="has come into being meanwhile"):
+    with pytest.raises(StorageError, match="was created in the meantime"):
         convert(model, goal, to=to, on_plan=meanwhile)
     assert (goal / "mine.txt" if to == "hf" else goal).read_text() == "mine"
     plans = []
@@ -236,14 +237,14 @@ def test_names_that_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
     for goal in (".", "..", "../b", tmp_path / "a"):
-        with pytest.raises(StorageError, match="is the current folder, or one around it"):
+        with pytest.raises(StorageError, match="is the current folder, or contains it"):
             convert(model, goal, to="hf")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for goal in (tmp_path / "loop", tmp_path / "loop" / "x"):
         with pytest.raises(StorageError, match="loop"):
             convert(model, goal, to="hf")
     for goal in (".lock", ".puna-conversion.json"):
-        with pytest.raises(StorageError, match="puna keeps records under that name"):
+        with pytest.raises(StorageError, match="puna uses this name for its records"):
             convert(model, goal, to="gguf")
     assert not any(Path.cwd().iterdir())
 
@@ -269,7 +270,7 @@ def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypa
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(staging, "write_json", refuse)
+    monkeypatch.setattr(atomic_folder, "write_json", refuse)
     with pytest.raises(StorageError, match="No space left"):
         convert(source(tmp_path / "in"), tmp_path / "out", to="hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
@@ -310,7 +311,7 @@ def test_nothing_is_left_of_a_run_that_finished_no_file(tmp_path: Path) -> None:
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     model, goal = source(tmp_path / "in"), tmp_path / "out"
-    with partial(goal, {"other": 1}), pytest.raises(StorageError, match="another process is converting"):
+    with resumable_staging(goal, {"other": 1}), pytest.raises(StorageError, match="another process is writing it"):
         convert(model, goal, to="hf")
 
 
@@ -327,7 +328,7 @@ def test_what_is_there_already(tmp_path: Path) -> None:
     assert "notes.txt" not in contents(goal) and contents(goal) != before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
     for bad in (model, model / "model.safetensors"):
-        with pytest.raises(StorageError, match=r"is, or holds, the model|exists already"):
+        with pytest.raises(StorageError, match=r"is, or contains, the model|exists already"):
             convert(model, bad, to="hf", overwrite=True)
     with pytest.raises(StorageError, match="is a folder; a GGUF file needs a name"):
         convert(model, goal, to="gguf")
@@ -392,7 +393,7 @@ def test_no_goal_replaces_the_source(where: str, tokenizer_only: bool, tmp_path:
     (model / "tokenizer.model").write_bytes(train_sentencepiece())
     (tmp_path / "a" / "link").symlink_to(model)
     before = contents(tmp_path)
-    with pytest.raises(StorageError, match="is, or holds, the model to be converted"):
+    with pytest.raises(StorageError, match="is, or contains, the model to be converted"):
         if tokenizer_only:
             convert_tokenizer(model, tmp_path / where, overwrite=True)
         else:

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from puna.checkpoint import open_checkpoint, save_checkpoint
+from puna.checkpoint import open_checkpoint
 from puna.config import GenerationConfig
 from puna.errors import CheckpointError, PunaError
+from puna.saving import save_checkpoint
 from tests.checkpoint.tiny import tiny_config, tiny_tensors
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 
-from puna.checkpoint import open_checkpoint, save_checkpoint
-from puna.checkpoint.saving import parse_size
+from puna.checkpoint import open_checkpoint
 from puna.errors import CheckpointError
+from puna.saving import parse_size, save_checkpoint
 from tests.checkpoint.tiny import Tensors, tiny_config, tiny_tensors
 
 
@@ -86,7 +86,7 @@ def test_a_save_that_fails_leaves_the_old_weights(tmp_path: Path) -> None:
     [
         ([("a", "int64", (1,), bytes(8))], "'int64'"),
         ([("a", "q8_0", (32,), bytes(34))], "'q8_0'"),
-        ([("a", "f32", (1,), bytes(4))] * 2, "2 tensors under 1 names"),
+        ([("a", "f32", (1,), bytes(4))] * 2, "2 tensors have only 1 different names"),
         ([("a", "f32", (2,), bytes(4))], "4 bytes"),
     ],
 )

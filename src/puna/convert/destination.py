@@ -1,0 +1,98 @@
+"""The destination of a conversion: checks of its path, and the record by which an interrupted run is recognised."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from puna import __version__
+from puna.checkpoint import Checkpoint
+from puna.convert.calibration import CalibrationText
+from puna.convert.options import Layout, Options
+from puna.convert.tokenizer_files import tokenizer_files
+from puna.errors import CheckpointError, StorageError
+from puna.files import folder_path
+from puna.files.atomic_folder import (
+    LOCK,
+    RECORD,
+    deleted_path,
+    is_taken,
+    partial_folder,
+    replaced_path,
+    restore_replaced,
+)
+
+
+def model_destination(target: str | Path, layout: Layout, overwrite: bool, source: Checkpoint) -> Path:
+    """Returns the path of the converted model; raises StorageError if it cannot be used (see `check_destination`)."""
+    destination = folder_path(target)
+    if layout == "gguf" and destination.is_dir() and not destination.is_symlink():
+        example = destination / (destination.name + ".gguf")
+        raise StorageError(f"{destination} is a folder; a GGUF file needs a name, such as {example}")
+    if layout != "gguf" and destination.suffix == ".gguf":
+        raise StorageError(f"{destination} would be a folder in layout {layout!r}; for a GGUF file give --to gguf")
+    check_destination(destination, overwrite, (source.path, *source.files, source.tokenizer))
+    return destination
+
+
+def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path]) -> None:
+    """Checks that `destination` is free, or with `overwrite` that replacing it does not delete the source.
+
+    If a run was killed while it replaced the destination, the old content is restored first.
+
+    Raises:
+        StorageError: the destination cannot be used.
+    """
+    try:
+        here, current = destination.resolve(), Path.cwd()
+    except (OSError, RuntimeError) as exc:  # a circle of links, or the current folder was deleted
+        raise StorageError(f"{destination} cannot be written to ({exc}); choose another name") from exc
+    if here in (current, *current.parents):
+        raise StorageError(f"{destination} is the current folder, or contains it; give the name of a new one")
+    if destination.name in (RECORD, LOCK):
+        raise StorageError(f"{destination}: puna uses this name for its records; choose another")
+    working = [path(destination).resolve() for path in (partial_folder, replaced_path, deleted_path)]
+    for source in sources:
+        if any(path in (source.resolve(), *source.resolve().parents) for path in working):
+            raise StorageError(
+                f"{source} is in a working folder of {destination}; move it, or choose another name for the result"
+            )
+        for path in (source, *(source.iterdir() if source.is_dir() else ())):
+            # Both the path as given, since it may be a link in the destination, and the path that it links to.
+            for real in (path.parent.resolve() / path.name, path.resolve()):
+                if here in (real, *real.parents):
+                    raise StorageError(f"{destination} is, or contains, the model to be converted; choose another name")
+    restore_replaced(destination)
+    if is_taken(destination) and not overwrite:
+        raise StorageError(f"{destination} exists already; choose another name, or give --overwrite to replace it")
+
+
+def model_record(source: Checkpoint, options: Options, text: CalibrationText | None) -> dict[str, Any]:
+    """Returns everything that determines the files of a converted model: equal records mean equal files."""
+    return files_record([*source.files, *tokenizer_files(source.tokenizer)]) | {
+        "kind": source.kind,
+        "config": repr(source.config),
+        "generation_config": repr(source.generation_config),
+        "options": asdict(replace(options, to=options.layout, threads=None)),  # threads do not change the bytes
+        "calibration": text and text.digest,
+    }
+
+
+def files_record(files: Iterable[Path]) -> dict[str, Any]:
+    """Returns puna's version, and path, size and time of change of each file.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    identities = []
+    for path in dict.fromkeys(files):
+        try:
+            with path.open("rb") as file:
+                stat = os.fstat(file.fileno())
+        except OSError as exc:
+            raise CheckpointError(f"{path} cannot be read ({exc.strerror}); check its permissions") from exc
+        identities.append([ascii(str(path.resolve())), stat.st_size, stat.st_mtime_ns])  # names need not be UTF-8
+    return {"puna": __version__, "files": identities}

@@ -1,0 +1,76 @@
+"""A file that is written atomically, folders to save into, and the errors of a disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from puna.errors import PunaError, StorageError
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a temporary file next to `path`; renames it to `path` when it is complete and on the disk."""
+    with storage_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with storage_errors(path):
+            yield from _write(handle, temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(handle: int, temporary: Path, path: Path) -> Iterator[IO[bytes]]:
+    with os.fdopen(handle, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+    temporary.replace(path)
+
+
+def _umask() -> int:
+    """Returns the permissions that new files lack."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block, which writes `path`, into a StorageError."""
+    try:
+        yield
+    except PunaError:
+        raise
+    except OSError as exc:
+        raise StorageError(
+            f"{path} cannot be written ({exc.strerror or exc}); the previous content is unchanged. Free space, or "
+            "choose another folder"
+        ) from exc
+
+
+def folder_path(path: str | Path) -> Path:
+    """Returns the path of a folder to save into; raises StorageError for "", which would mean the current folder."""
+    if not str(path):
+        raise StorageError("the folder's name is empty; give a folder to save into")
+    return Path(path)
+
+
+def make_folder(path: str | Path) -> Path:
+    """Creates a folder and its parents unless it exists; raises StorageError if that is impossible."""
+    folder = folder_path(path)
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def free_bytes(path: Path) -> int:
+    """Returns the free bytes of the disk that will hold `path`, of which any folders may not exist yet."""
+    return shutil.disk_usage(next(folder for folder in (path, *path.absolute().parents) if folder.exists())).free
