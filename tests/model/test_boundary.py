@@ -134,7 +134,7 @@ PROMPTS: list[tuple[dict[str, Any], str]] = [
     ({"inputs": IDS[:0]}, r"input_ids has shape \(0, 7\)"),
     ({"inputs": IDS.float()}, r"input_ids.*float32"),
     ({"inputs_embeds": torch.zeros(7, 48)}, r"inputs_embeds has shape \(7, 48\)"),
-    ({"inputs": IDS, "attention_mask": torch.ones(7)}, r"attention_mask has shape \(7,\) and must be 2-D"),
+    ({"inputs": IDS, "attention_mask": torch.ones(7)}, r"attention_mask has shape \(7,\); it must be 2-D"),
     ({"inputs": IDS, "attention_mask": torch.ones(2, 4)}, r"attention_mask has shape \(2, 4\).*7 tokens"),
     ({"inputs": IDS, "attention_mask": torch.ones(2, 9)}, r"attention_mask has shape \(2, 9\).*7 tokens"),
     ({"inputs_embeds": torch.zeros(2, 7, 48), "attention_mask": torch.ones(2, 4)}, r"\(2, 4\).*7 tokens"),
@@ -189,7 +189,7 @@ def test_what_is_not_offered_is_one_error_wherever_it_stands(
 ) -> None:
     errors = []
     for arguments in ({name: value}, {"generation_config": GenerationConfig(**{name: value})}):
-        with pytest.raises(RequestError, match=rf"{name}.*not offered") as caught:
+        with pytest.raises(RequestError, match=rf"{name}.*not supported") as caught:
             model.generate(IDS, max_new_tokens=2, **arguments)
         errors.append(str(caught.value))
     assert errors[0] == errors[1]
@@ -216,7 +216,7 @@ def test_an_answer_beyond_the_context_is_refused() -> None:
     model = LlamaForCausalLM(config_of())
     for fields, words in (
         ({"max_new_tokens": 10**12}, "context of 64; set max_new_tokens to 62 or less"),
-        ({"max_length": 65}, "max_length is 65, beyond the model's context of 64"),
+        ({"max_length": 65}, "max_length is 65; it must be at most the model's context, 64"),
     ):
         with pytest.raises(RequestError, match=words):
             model.generate(torch.tensor([[1, 2]]), **fields)

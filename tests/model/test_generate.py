@@ -278,7 +278,7 @@ def test_beyond_the_original_context_of_dynamic() -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_beams": 4}, "num_beams is 4.*must be 1"),
     ({"num_return_sequences": 2}, "num_return_sequences is 2.*do_sample"),
-    ({"generation_config": GenerationConfig(no_repeat_ngram_size=3)}, "no_repeat_ngram_size is set to 3.*not offered"),
+    ({"generation_config": GenerationConfig(no_repeat_ngram_size=3)}, "no_repeat_ngram_size is 3.*not supported"),
     ({"generation_config": GenerationConfig(typical_p=0.9)}, "typical_p"),
     ({"temperature": -1.0}, "temperature is -1.0"),
     ({"attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0]] * 2)}, "pad on the left"),

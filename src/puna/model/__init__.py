@@ -1,4 +1,4 @@
-"""The PyTorch model: the readable definition of LLaMA, used for training, on GPUs and as the oracle."""
+"""The PyTorch model: the readable reference implementation of LLaMA, used for training, on GPUs and in parity tests."""
 
 from puna.model.backend import TorchBackend
 from puna.model.cache import KVCache

@@ -1,4 +1,4 @@
-"""Activations of the feed-forward layer, by the names configuration files use. LLaMA's own is "silu"."""
+"""Activations of the feed-forward layer, by their names in configuration files. LLaMA models use "silu"."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def activation_of(config: LlamaConfig) -> Activation:
-    """The activation `config.hidden_act` names, or the callable it is."""
+    """Returns the activation that `config.hidden_act` names, or `hidden_act` itself if it is a callable."""
     if not isinstance(config.hidden_act, str):
         return config.hidden_act
     if config.hidden_act not in ACTIVATIONS:
         raise ConfigError(
-            f"hidden_act is {config.hidden_act!r}; the known names are {', '.join(sorted(ACTIVATIONS))}; another "
-            "activation can be given as a callable"
+            f"hidden_act is {config.hidden_act!r}; it must be one of {', '.join(sorted(ACTIVATIONS))}, or a callable "
+            "for any other activation"
         )
     return ACTIVATIONS[config.hidden_act]
 
@@ -32,7 +32,7 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 def _gelu_10(x: Tensor) -> Tensor:
-    """GELU clipped to +-10, made for quantisation (arXiv:2004.09602)."""
+    """GELU clipped to +-10, intended for quantisation (arXiv:2004.09602)."""
     return F.gelu(x).clip(-10, 10)
 
 

@@ -1,9 +1,9 @@
-"""Scaled dot-product attention over grouped heads, and the masks it takes.
+"""Scaled dot-product attention over grouped heads, and its masks.
 
 Legend: B batch, T tokens (queries), S keys (cached and new), H heads, K kv heads, E head width.
 
-A query that may look at nothing (a padding token on the left) gets zeros, in every dtype, forward and backward: its
-mask is opened, so that its softmax is finite, and its output is then set to zero.
+A query that may attend to no key (a padding token on the left) gets zeros, in every dtype, forward and backward: its
+row of the mask is set to allow all keys, so that its softmax is finite, and its output is then set to zero.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from puna.model.rope import LengthRotation, rotate
 
 @dataclass(frozen=True)
 class AttentionMask:
-    """Who looks at whom.
+    """Which queries may attend to which keys.
 
     Attributes:
-        allowed: bool, True where the query may look at the key, or float, to be added to the scores;
-            (B or 1, H or 1, T, S). None: everything is allowed, or plain causal order.
-        empty: (B or 1, H or 1, T, 1) True for queries that may look at nothing; their rows of `allowed` are open. None
-            where there are none.
-        causal: plain causal order over T == S, which the kernels know without a mask.
+        allowed: bool, True if the query may attend to the key, or float, added to the scores; (B or 1, H or 1, T, S).
+            None: every key is allowed, or `causal` is set.
+        empty: (B or 1, H or 1, T, 1), True for queries that may attend to no key; their rows of `allowed` allow all.
+            None if there are no such queries.
+        causal: plain causal order with T == S, which PyTorch's kernels implement without a mask.
     """
 
     allowed: Tensor | None = None
     empty: Tensor | None = None
     causal: bool = False
 
-    def columns(self, of: slice) -> AttentionMask:
-        """The mask of some of the queries."""
-        assert not self.causal, "cutting needs an explicit mask"
+    def queries(self, part: slice) -> AttentionMask:
+        """Returns the mask of part of the queries."""
+        assert not self.causal, "a causal mask must be explicit to be sliced"
         return AttentionMask(
-            None if self.allowed is None else self.allowed[:, :, of],
-            None if self.empty is None else self.empty[:, :, of],
+            None if self.allowed is None else self.allowed[:, :, part],
+            None if self.empty is None else self.empty[:, :, part],
         )
 
 
 def build_mask(attention_mask: Tensor | None, x: Tensor, past: int, explicit: bool) -> AttentionMask:
-    """The mask of the new tokens x, (B, T, D), behind `past` cached ones.
+    """Returns the mask of the new tokens x, (B, T, D), which follow `past` cached ones.
 
     Args:
-        attention_mask: None; (B, S) with 0 for padding, which causal order is added to; or (B or 1, H or 1, T, S), bool
-            (True: look) or float (added to the scores), which is taken as it is.
+        attention_mask: None; (B, S) with 0 for padding, to which causal order is added; or (B or 1, H or 1, T, S), bool
+            (True: attend) or float (added to the scores), to which nothing is added.
         x: the embedded tokens.
-        past: cached tokens, so that S = past + T.
-        explicit: spell causal order out, for whoever does not go through the kernels' own.
+        past: number of cached tokens, so that S = past + T.
+        explicit: return a mask tensor also for plain causal order, for code that does not use PyTorch's causal kernels.
 
     Raises:
-        RequestError: when the mask has another shape or type.
+        RequestError: if the mask has an unsupported shape or type.
     """
     batch, tokens = x.shape[:2]
     total = past + tokens
@@ -65,7 +65,7 @@ def build_mask(attention_mask: Tensor | None, x: Tensor, past: int, explicit: bo
         if attention_mask.shape != (batch, total):
             raise RequestError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; it must cover cached and new tokens, (batch, "
-                f"past + tokens) = {(batch, total)}, or be given in full, (batch, 1, tokens, past + tokens)"
+                f"past + tokens) = {(batch, total)}, or have four dimensions, (batch, 1, tokens, past + tokens)"
             )
         attention_mask = attention_mask.bool()
         if attention_mask.all():
@@ -76,7 +76,7 @@ def build_mask(attention_mask: Tensor | None, x: Tensor, past: int, explicit: bo
         return AttentionMask()
     causal = torch.ones(tokens, total, dtype=torch.bool, device=x.device).tril(past)  # (T, S)
     allowed = causal[None, None] if attention_mask is None else causal & attention_mask[:, None, None]
-    return _open_empty_rows(allowed, ~allowed)
+    return _fill_empty_rows(allowed, ~allowed)  # (B or 1, 1, T, S)
 
 
 def _read_4d(mask: Tensor, x: Tensor, total: int) -> AttentionMask:
@@ -86,17 +86,17 @@ def _read_4d(mask: Tensor, x: Tensor, total: int) -> AttentionMask:
             f"ones, {(x.shape[1], total)}, its first the batch, {x.shape[0]}, or 1"
         )
     if mask.dtype == torch.bool:
-        return _open_empty_rows(mask, ~mask)
+        return _fill_empty_rows(mask, ~mask)
     if not mask.is_floating_point():
         raise RequestError(
-            f"attention_mask is of type {mask.dtype}; with four dimensions it must be bool (True: look) or float "
+            f"attention_mask is of type {mask.dtype}; with four dimensions it must be bool (True: attend) or float "
             "(added to the scores)"
         )
-    # What the reference adds to forbid a key is the lowest number of the dtype, or twice that: minus infinity.
-    return _open_empty_rows(mask, mask <= torch.finfo(mask.dtype).min, x.dtype)
+    # To forbid a key, the reference adds the lowest number of the dtype, or twice that, which is minus infinity.
+    return _fill_empty_rows(mask, mask <= torch.finfo(mask.dtype).min, x.dtype)
 
 
-def _open_empty_rows(allowed: Tensor, forbidden: Tensor, dtype: torch.dtype | None = None) -> AttentionMask:
+def _fill_empty_rows(allowed: Tensor, forbidden: Tensor, dtype: torch.dtype | None = None) -> AttentionMask:
     empty = forbidden.all(dim=-1, keepdim=True)  # (B, H, T, 1)
     if empty.any():
         allowed = allowed.masked_fill(empty, True if dtype is None else 0.0)
@@ -108,8 +108,8 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """softmax(q k' / sqrt(E) + mask) v, with q (B, H, T, E), k and v (B, K, S, E); query head h reads kv head h K // H.
 
-    Returns (B, H, T, E), and the weights (B, H, T, S) where they are wanted, which takes the slower way of doing it in
-    the open.
+    Returns (B, H, T, E), and the attention weights (B, H, T, S) if `weights`. The weights need the slower eager
+    implementation, since PyTorch's fused kernels do not return them.
     """
     if weights:
         return _eager(q, k, v, mask, dropout)
@@ -120,7 +120,7 @@ def attend(
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> tuple[Tensor, Tensor]:
-    assert not mask.causal, "the eager twin needs an explicit mask"
+    assert not mask.causal, "the eager implementation needs an explicit mask"
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)  # (B, H, S, E)
     scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5  # (B, H, T, S)
@@ -132,16 +132,16 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float)
     if mask.empty is not None:
         weights = weights.masked_fill(mask.empty, 0.0)
     weights = F.dropout(weights, dropout)
-    return weights @ v, weights
+    return weights @ v, weights  # (B, H, T, E), (B, H, T, S)
 
 
 def attend_by_length(
     q: Tensor, k: Tensor, v: Tensor, rope: LengthRotation, mask: AttentionMask, dropout: float, weights: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """`attend` where keys turn by the query's frequencies: once for each run of queries that share them."""
+    """`attend` for rope types whose keys are rotated by the query's frequencies: once per run of equal frequencies."""
     parts = [
-        attend(rotate(q[:, :, columns], of_queries), rotate(k, of_keys), v, mask.columns(columns), dropout, weights)
-        for columns, of_queries, of_keys in rope
+        attend(rotate(q[:, :, part], q_angles), rotate(k, k_angles), v, mask.queries(part), dropout, weights)
+        for part, q_angles, k_angles in rope
     ]
     out = torch.cat([part[0] for part in parts], dim=2)  # (B, H, T, E)
     return out, torch.cat([part[1] for part in parts if part[1] is not None], dim=2) if weights else None

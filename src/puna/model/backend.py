@@ -1,4 +1,4 @@
-"""`TorchBackend`: the engine's execution backend on PyTorch, for GPUs and where the native runtime does not go."""
+"""`TorchBackend`: the engine's backend in PyTorch, for GPUs and for models that the native runtime does not support."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from puna.model.outputs import BaseModelOutputWithPast
 
 
 class TorchBackend:
-    """Implements `puna.backend.Backend` over a `LlamaForCausalLM`, wherever and in whatever dtype its weights are.
+    """Implements `puna.backend.Backend` with a `LlamaForCausalLM` on any device and in any dtype.
 
-    Chunks run one after the other, so a chunk's logits do not depend on the rest of the batch; how a prompt was cut
-    changes them by rounding only.
+    Chunks run one after the other, so a chunk's logits do not depend on the rest of the batch. Splitting a prompt into
+    other chunks changes them only by rounding.
 
     Args:
-        model: is put into evaluation mode.
+        model: the model, which is put into evaluation mode.
     """
 
     name = "torch"
@@ -47,34 +47,34 @@ class TorchBackend:
 
         Args:
             path: a folder or a file on this machine.
-            threads: of PyTorch in this whole process; None leaves its own choice, one per physical core.
-            device: a PyTorch device; None means the processor.
-            dtype: the type to compute in; None means float32 on the processor, else the type the file stores.
+            threads: number of PyTorch's threads in this process; None keeps PyTorch's setting.
+            device: a PyTorch device; None means the CPU.
+            dtype: the type to compute in; None means float32 on the CPU, else the type stored in the file.
 
         Raises:
-            BackendError: PyTorch has no such device here.
-            CheckpointError, ConfigError, ModelNotFoundError: as `LlamaForCausalLM.from_pretrained`.
+            BackendError: if PyTorch has no such device here.
+            CheckpointError, ConfigError, ModelNotFoundError: as in `LlamaForCausalLM.from_pretrained`.
         """
-        place = choose_device(device, None)
+        target = choose_device(device, None)
         if threads is not None:
             torch.set_num_threads(threads)
-        if place.type == "meta":
-            raise BackendError("device is 'meta', which holds no numbers; leave it out")
-        on_cpu = place.type == "cpu"
-        return cls(LlamaForCausalLM.from_pretrained(path, dtype=dtype or (None if on_cpu else "auto"), device=place))
+        if target.type == "meta":
+            raise BackendError("device is 'meta', whose tensors have no values; leave it out")
+        on_cpu = target.type == "cpu"
+        return cls(LlamaForCausalLM.from_pretrained(path, dtype=dtype or (None if on_cpu else "auto"), device=target))
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).
 
         Raises:
-            RequestError: when a chunk starts beyond its cache or holds an impossible id; no cache has then changed.
+            RequestError: if a chunk starts beyond its cache or has an id outside the vocabulary. No cache has changed.
         """
         check_batch(batch, self.config.vocab_size, {slot: cache.length for slot, cache in self._caches.items()})
         rows = [self._run(chunk) for chunk in batch]
         return np.concatenate([np.empty((0, self.config.vocab_size), np.float32), *rows])
 
     def free(self, slot: int) -> None:
-        """Forgets the cache of `slot`; a slot that has none is free already."""
+        """Frees the cache of `slot`, if there is one."""
         self._caches.pop(slot, None)
 
     @torch.inference_mode()
@@ -86,8 +86,8 @@ class TorchBackend:
         base: BaseModelOutputWithPast = self.model.model(ids, past_key_values=past, use_cache=True, return_dict=True)
         assert base.past_key_values is not None
         self._caches[chunk.slot] = base.past_key_values
-        wanted = base.last_hidden_state[0, len(chunk.tokens) - chunk.logits :]  # (logits, D)
+        states = base.last_hidden_state[0, len(chunk.tokens) - chunk.logits :]  # (logits, D)
         if not chunk.logits:
             return np.empty((0, self.config.vocab_size), np.float32)
-        logits: NDArray[np.float32] = self.model.lm_head(wanted).float().cpu().numpy()
+        logits: NDArray[np.float32] = self.model.lm_head(states).float().cpu().numpy()  # (logits, vocab_size)
         return logits

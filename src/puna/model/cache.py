@@ -1,7 +1,9 @@
-"""`KVCache`: the keys and values of the tokens already seen, an argument of forward.
+"""`KVCache`: the keys and values of the tokens that the model has read, an argument of forward.
 
-It is a value: forward returns a longer cache and leaves the one it was given as it was, so one prefix can be continued
-many times. It is also the tuple of tuples of Hugging Face's page: `cache[layer]` is `(keys, values)`.
+Legend: B batch, T new tokens, S cached tokens, K kv heads, E head width.
+
+A cache is immutable: forward returns a longer one, so that one prefix can be continued several times. It is also the
+tuple of tuples of Hugging Face's documentation: `cache[layer]` is `(keys, values)`.
 """
 
 from __future__ import annotations
@@ -14,22 +16,22 @@ from torch import Tensor
 
 from puna.config import LlamaConfig
 from puna.errors import RequestError
-from puna.model.trees import register_tree
+from puna.model.pytree import register_node
 
 LegacyCache = Sequence[Sequence[Tensor]]
-"""The page's form: per layer (keys, values), each (batch, kv heads, tokens, head_dim)."""
+"""The form in Hugging Face's documentation: per layer (keys, values), each (B, K, S, E)."""
 
 
 class KVCache(tuple[tuple[Tensor, Tensor], ...]):
-    """Per layer `(keys, values)`, each (batch, kv heads, tokens, head_dim); an empty cache has no layers.
+    """Per layer `(keys, values)`, each (B, K, S, E); an empty cache has no layers.
 
-    Keys are stored after their rotary embedding, except for rope types whose frequencies depend on the length
-    (dynamic, longrope): those store keys before it, and the positions of the tokens beside them.
+    Keys are stored rotated, except for rope types whose frequencies depend on the length (dynamic, longrope): for
+    those, keys are stored unrotated, together with the positions of the tokens.
 
     Args:
         layers: per layer (keys, values).
-        positions: (batch, tokens) of the cached tokens; needed only by dynamic and longrope, where None means 0, 1, ...
-            and is refused together with padding.
+        positions: (B, S), of the cached tokens; used only by dynamic and longrope, where None means 0, 1, ... and is an
+            error if there is padding.
     """
 
     positions: Tensor | None
@@ -41,17 +43,17 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
 
     @classmethod
     def read(cls, past: LegacyCache | None, config: LlamaConfig, batch: int) -> KVCache:
-        """Takes what a caller may pass for `past_key_values`; None is an empty cache.
+        """Converts the argument `past_key_values` to a cache; None is an empty cache.
 
         Raises:
-            RequestError: when it does not fit the model or the batch.
+            RequestError: if it does not match the model or the batch.
         """
         if past is None:
             return cls()
         if not isinstance(past, Sequence):
             raise RequestError(
-                f"past_key_values is a {type(past).__name__}; it must be the KVCache of an earlier call, or per layer "
-                "(keys, values)"
+                f"past_key_values is a {type(past).__name__}; it must be the KVCache of an earlier call, or a sequence "
+                "of (keys, values), one per layer"
             )
         if not past:
             return cls()
@@ -66,41 +68,41 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
 
     @property
     def length(self) -> int:
-        """Tokens cached."""
+        """Number of cached tokens S."""
         return self[0][0].shape[2] if self else 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens cached, under the name later releases of the reference use."""
+        """Returns the number of cached tokens; the name in later releases of the reference."""
         return self[layer_idx][0].shape[2] if self else 0
 
     def check_positions(self, new: Tensor, attention_mask: Tensor | None) -> None:
-        """For rope types whose cached keys still need their positions: a cache without any must be free of padding.
+        """Checks a cache without positions, for rope types that need them: they must be 0, 1, ..., without padding.
 
         Args:
-            new: (batch, tokens), the positions of the new tokens.
-            attention_mask: of forward; with four dimensions it does not tell padding.
+            new: (B, T), the positions of the new tokens.
+            attention_mask: the argument of forward; padding is detected only if it has two dimensions.
 
         Raises:
-            RequestError: when the positions are lost and are not 0, 1, ...
+            RequestError: if the positions are missing and cannot be 0, 1, ...
         """
         if not self or self.positions is not None:
             return
         padded = attention_mask is not None and attention_mask.dim() == 2 and not attention_mask[:, : self.length].all()
         if padded or (new[:, 0] != self.length).any():
             raise RequestError(
-                f"past_key_values has lost the positions of its {self.length} tokens, which this rope_type needs and "
-                "which padding or position_ids have moved; pass the KVCache that forward returned, not a tuple, or "
+                f"past_key_values has no positions for its {self.length} tokens, which this rope_type needs, since "
+                "padding or position_ids changed them; pass the KVCache that forward returned, not a tuple, or "
                 "KVCache(layers, positions)"
             )
 
     def token_positions(self, new: Tensor) -> Tensor:
-        """Positions (batch, cached tokens), in a batch like `new`, (batch, tokens)."""
+        """Returns the positions of the cached tokens, (B, S), on the device of `new`, (B, T)."""
         if self.positions is not None:
             return self.positions
         return torch.arange(self.length, device=new.device).expand(new.shape[0], self.length)
 
     def reorder(self, rows: Tensor) -> KVCache:
-        """The cache whose row i is this one's row `rows[i]`; rows may repeat."""
+        """Returns a cache whose row i is row `rows[i]` of this one; rows may repeat."""
         layers = [
             (keys.index_select(0, rows.to(keys.device)), values.index_select(0, rows.to(values.device)))
             for keys, values in self
@@ -109,24 +111,24 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
         return KVCache(layers, positions)
 
     def crop(self, length: int) -> KVCache:
-        """The first `length` tokens of this cache."""
+        """Returns a cache of the first `length` tokens."""
         layers = [(keys[:, :, :length], values[:, :, :length]) for keys, values in self]
         return KVCache(layers, None if self.positions is None else self.positions[:, :length])
 
 
-def _branches(cache: KVCache) -> dict[str, Any]:
+def _children(cache: KVCache) -> dict[str, Any]:
     positions = {} if cache.positions is None else {"positions": cache.positions}
     return {"layers": tuple(cache), **positions}
 
 
-register_tree(KVCache, _branches, lambda parts: KVCache(**parts))
+register_node(KVCache, _children, lambda children: KVCache(**children))
 
 
 def extend(past: tuple[Tensor, Tensor] | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Appends a layer's new keys and values, (B, K, T, E), to its cached ones.
+    """Appends a layer's new keys and values, (B, K, T, E), to its cached ones, (B, K, S, E).
 
-    A copy each time: 2 x cache bytes per decoded token, small beside the weights read, and open to gradients.
+    Copying moves 2 x cache bytes per decoded token, little compared with the weights, and lets gradients flow.
     """
     if past is None:
         return k, v
-    return torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+    return torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)  # (B, K, S + T, E)

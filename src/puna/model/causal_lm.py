@@ -1,4 +1,4 @@
-"""`LlamaForCausalLM`: the next token's logits, the loss of predicting it, and `generate()`."""
+"""`LlamaForCausalLM`: logits of the next token and the loss. B batch, T tokens, D hidden, V vocabulary."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from puna.model.checks import IGNORED, check_classes, check_kept
 from puna.model.generate import generate
 from puna.model.llama import LlamaModel
 from puna.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from puna.model.pretrained import LlamaPreTrainedModel, choose
+from puna.model.pretrained import LlamaPreTrainedModel, default_to
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in nats, float32, of predicting labels (B, T) one step ahead from logits (B, T, V).
+    """Returns the mean cross-entropy in nats, float32, of predicting the next label from logits; (B, T), (B, T, V).
 
-    Labels of -100 are ignored; where all are, the loss is 0 (and not NaN, which would end a training run).
+    Labels of -100 are ignored. If all are, the loss is 0 and not NaN, which would ruin a training run.
 
     Raises:
-        RequestError: labels are of another shape or type, or (on the CPU) outside the vocabulary.
+        RequestError: if labels have another shape or type, or (checked on the CPU) are outside the vocabulary.
     """
     check_classes(labels, tuple(logits.shape[:2]), logits.shape[2])
     targets = labels[:, 1:].flatten().to(logits.device, torch.long)
@@ -47,15 +47,15 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
     generate = generate
 
     def get_decoder(self) -> LlamaModel:
-        """The `LlamaModel` inside."""
+        """Returns the `LlamaModel`."""
         return self.model
 
     def set_decoder(self, decoder: LlamaModel) -> None:
-        """Replaces the `LlamaModel` inside."""
+        """Replaces the `LlamaModel`."""
         self.model = decoder
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The head."""
+        """Returns the head."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
@@ -77,15 +77,15 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
         logits_to_keep: int | Tensor = 0,
         num_logits_to_keep: int | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits of the next token, in the dtype of the weights.
+        """Computes the logits of the next token, in the dtype of the weights.
 
-        `pretraining_tp` changes no result: the slices the original training summed are computed whole, which differs in
-        rounding only.
+        `config.pretraining_tp` is ignored: computing the slices of the original training separately would change the
+        result only by rounding.
 
         Args:
-            labels: (B, T) ids to be predicted, shifted in here, -100 where nothing is; needs all logits.
-            logits_to_keep: compute logits for the last so many tokens only (0: all), or for the tokens at these
-                indices (1-D).
+            labels: (B, T) ids to predict, not shifted, -100 to ignore a position; needs the logits of all tokens.
+            logits_to_keep: compute the logits of this many last tokens (0: all), or of the tokens at these indices,
+                (kept,).
             num_logits_to_keep: the older name of `logits_to_keep`.
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_attentions,
                 output_hidden_states, return_dict: as in `LlamaModel.forward`.
@@ -93,7 +93,7 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
         keep = logits_to_keep if num_logits_to_keep is None else num_logits_to_keep
         check_kept(keep)
         if labels is not None and not (isinstance(keep, int) and keep == 0):
-            raise RequestError(f"labels need the logits of all tokens, but logits_to_keep is {keep}; leave it out")
+            raise RequestError(f"logits_to_keep is {keep}, but labels need the logits of all tokens; leave it out")
         base: BaseModelOutputWithPast = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -114,7 +114,7 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
             hidden_states=base.hidden_states,
             attentions=base.attentions,
         )
-        return out if choose(return_dict, self.config.use_return_dict) else out.to_tuple()
+        return out if default_to(return_dict, self.config.use_return_dict) else out.to_tuple()
 
     def prepare_inputs_for_generation(
         self,
@@ -125,27 +125,27 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
         position_ids: Tensor | None = None,
         use_cache: bool | None = None,
     ) -> dict[str, Any]:
-        """Arguments of forward for the next step: the tokens not cached yet, at the positions the mask gives them.
+        """Returns the arguments of forward for the next step: the tokens not cached yet, with positions from the mask.
 
         Args:
-            input_ids: (B, all tokens so far). The mask, where given, says how many tokens there are with the cached
-                ones, so a cache may hold tokens that `input_ids` does not (a trained prefix).
+            input_ids: (B, all tokens so far). The cache may hold more tokens before them (a trained prefix) if
+                `attention_mask` covers those too.
             past_key_values: the cache; attention_mask: (B, cached + new tokens).
             inputs_embeds: used in place of `input_ids` while nothing is cached.
 
         Raises:
-            RequestError: nothing is left to run, or the mask would cut the prompt.
+            RequestError: if all tokens are cached, or the mask does not match the prompt.
         """
         past = past_key_values[0][0].shape[2] if past_key_values else 0
         embeds = inputs_embeds if inputs_embeds is not None and not past else None
         tokens = input_ids.shape[1]
         total = tokens if attention_mask is None else attention_mask.shape[1]
         if embeds is None and total <= past:
-            raise RequestError(f"the prompt has {total} tokens and {past} are cached; leave at least one to run")
+            raise RequestError(f"the prompt has {total} tokens and {past} are cached; at least one must not be cached")
         if embeds is None and attention_mask is not None and not tokens <= total <= past + tokens:
             raise RequestError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; with {tokens} ids and {past} cached tokens "
-                f"its width must be {tokens}, or up to {past + tokens} where cached tokens are not among the ids"
+                f"its width must be {tokens}, or up to {past + tokens} if cached tokens are not among the ids"
             )
         if position_ids is None and attention_mask is not None:
             position_ids = attention_mask.long().cumsum(-1) - 1
@@ -161,6 +161,6 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
 
     @staticmethod
     def _reorder_cache(past_key_values: LegacyCache, beam_idx: Tensor) -> KVCache:
-        """The cache with its rows chosen by `beam_idx`; the name is the reference's."""
+        """Returns the cache with its rows selected by `beam_idx`; the reference's name of the method."""
         cache = past_key_values if isinstance(past_key_values, KVCache) else KVCache(past_key_values)
         return cache.reorder(beam_idx)

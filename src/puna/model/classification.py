@@ -1,4 +1,4 @@
-"""`LlamaForSequenceClassification`: a label for each text, read off its last token."""
+"""`LlamaForSequenceClassification`: a text's label, computed from its last token. B batch, T tokens, D hidden."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from puna.model.cache import LegacyCache
 from puna.model.checks import check_classes, check_label_shape
 from puna.model.llama import LlamaModel
 from puna.model.outputs import BaseModelOutputWithPast, SequenceClassifierOutputWithPast
-from puna.model.pretrained import LlamaPreTrainedModel, choose
+from puna.model.pretrained import LlamaPreTrainedModel, default_to
 
 
 class LlamaForSequenceClassification(LlamaPreTrainedModel):
-    """`LlamaModel` and a linear head over the labels, applied to the last token of each text."""
+    """`LlamaModel` with a linear head over the labels, applied to the last token of each text."""
 
     head = "classification"
 
@@ -29,7 +29,7 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
         self.init_weights(self.score)
 
     def get_decoder(self) -> LlamaModel:
-        """The `LlamaModel` inside."""
+        """Returns the `LlamaModel`."""
         return self.model
 
     def forward(
@@ -45,12 +45,12 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
-        """Logits of the labels, (B, num_labels).
+        """Computes the logits of the labels, (B, num_labels).
 
         Args:
-            labels: (B,) classes for a cross-entropy, (B,) or (B, num_labels) numbers for a regression's mean squared
-                error, (B, num_labels) of 0 and 1 as floats for several labels at once. `config.problem_type` says
-                which; without it one label means regression, whole numbers mean classes.
+            labels: (B,) classes for cross-entropy; (B,) or (B, num_labels) numbers for the mean squared error of a
+                regression; or (B, num_labels) floats 0 and 1 for several labels per text. `config.problem_type` selects
+                the loss; by default it is regression if num_labels is 1, else it depends on the type of `labels`.
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_attentions,
                 output_hidden_states, return_dict: as in `LlamaModel.forward`.
         """
@@ -75,12 +75,12 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
             hidden_states=base.hidden_states,
             attentions=base.attentions,
         )
-        return out if choose(return_dict, self.config.use_return_dict) else out.to_tuple()
+        return out if default_to(return_dict, self.config.use_return_dict) else out.to_tuple()
 
     def _last_tokens(self, input_ids: Tensor | None, attention_mask: Tensor | None, states: Tensor) -> Tensor:
-        """Index of the last token of each text, (B,): by the mask, else by the padding id, else the last of the row.
+        """Returns the index of the last token of each text, (B,), from the mask, else the padding id, else T - 1.
 
-        The mask comes first because a padding id may also be a word of the text (often it is eos).
+        The mask takes precedence because the padding id may also occur in the text (it is often eos).
         """
         tokens = states.shape[1]
         if attention_mask is not None and attention_mask.dim() == 2:

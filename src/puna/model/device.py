@@ -1,4 +1,4 @@
-"""Where a model goes, and in which type, by the names a caller gives."""
+"""Converts the arguments `device` and `device_map` to a device."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 
 from puna.errors import BackendError, RequestError
 
-Place = torch.device | str | int
-"""A device as PyTorch takes it; a number is an accelerator's."""
+DeviceLike = torch.device | str | int
+"""A device as PyTorch accepts it; a number is the index of an accelerator."""
 
 
-def open_device(name: Place, argument: str) -> torch.device:
-    """The device `name`, tried out with one number.
+def open_device(name: DeviceLike, argument: str) -> torch.device:
+    """Returns the device, after allocating a tensor there to check that it works.
 
     Args:
-        name: as PyTorch spells it.
+        name: PyTorch's name of the device.
         argument: the name of the caller's argument, for the error.
 
     Raises:
-        BackendError: PyTorch has no such device here.
+        BackendError: if PyTorch has no such device here.
     """
     try:
         device = torch.device(name)
@@ -34,25 +34,25 @@ def open_device(name: Place, argument: str) -> torch.device:
     return device
 
 
-def choose_device(device: Place | None, device_map: Place | Mapping[str, Place] | None) -> torch.device:
-    """The one device that `device`, or Hugging Face's `device_map`, names; the CPU where neither does.
+def choose_device(device: DeviceLike | None, device_map: DeviceLike | Mapping[str, DeviceLike] | None) -> torch.device:
+    """Returns the device named by `device` or by Hugging Face's `device_map`; the CPU if both are None.
 
     Raises:
-        RequestError: both are given, or the map spreads the model over several devices.
-        BackendError: PyTorch has no such device here.
+        RequestError: if both are given, or the map distributes the model over several devices.
+        BackendError: if PyTorch has no such device here.
     """
     if device_map is None:
         return open_device("cpu" if device is None else device, "device")
     if device is not None:
         raise RequestError(f"device is {device!r} and device_map is {device_map!r}; keep one of them")
-    place: Any = device_map
+    name: Any = device_map
     if isinstance(device_map, Mapping) and list(device_map) == [""]:
-        place = device_map[""]
+        name = device_map[""]
     elif device_map == "auto":
-        place = "cuda" if torch.cuda.is_available() else "cpu"
-    if not isinstance(place, torch.device | str | int):
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not isinstance(name, torch.device | str | int):
         raise RequestError(
-            f"device_map is {device_map!r}; a model goes to one device: give its name, {{'': name}} or 'auto', and "
-            "shard from outside (fully_shard)"
+            f"device_map is {device_map!r}; it must name one device: name, {{'': name}} or 'auto'. To shard a model, "
+            "apply fully_shard to it"
         )
-    return open_device(place, "device_map")
+    return open_device(name, "device_map")

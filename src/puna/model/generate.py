@@ -1,7 +1,7 @@
-"""`model.generate()`: the plain decoding loop, with the arguments of Hugging Face's.
+"""`model.generate()`: a plain decoding loop in PyTorch, with the arguments of Hugging Face's method.
 
-It is the readable twin of the engine's loop, and the way to generate on a GPU through PyTorch alone. A batch is a
-rectangle padded on the left; rows that have ended are filled up while the others go on.
+It does not use the engine. A batch is a rectangle padded on the left; rows that have ended are filled with the padding
+token until all have ended.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from puna.model.cache import KVCache, LegacyCache
 from puna.model.checks import check_embeddings, check_ids
 from puna.model.generation_settings import choose_generator, merge_settings
 from puna.model.outputs import CausalLMOutputWithPast, GenerateOutput
-from puna.model.sampling import choose_token, forbid, penalise_repetition, samples, warp
+from puna.model.sampling import choose_token, forbid, is_random, penalise_repetition, warp
 
 if TYPE_CHECKING:
     from puna.model.causal_lm import LlamaForCausalLM
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
-"""(ids (rows, tokens), logits (rows, vocab)) -> logits; runs after the penalties and before the temperature."""
+"""(ids (rows, tokens), logits (rows, vocab)) -> logits; called after the penalties and before the temperature."""
 
 StoppingCriterion = Callable[[Tensor, Any], "bool | Tensor"]
-"""(ids (rows, tokens), logits (rows, vocab)) -> whether to stop: all rows (bool), or each, (rows,)."""
+"""(ids (rows, tokens), logits (rows, vocab)) -> whether to stop: a bool for all rows, or one per row, (rows,)."""
 
 
 class Streamer(Protocol):
-    """Receives the prompt and then each new token; transformers' streamers fit."""
+    """Receives the prompt and then each new token. transformers' streamers have this interface."""
 
     def put(self, value: Tensor) -> None:
-        """Takes the prompt's ids, (rows, tokens), then one new id per row, (rows,); on the CPU."""
+        """Receives the prompt's ids, (rows, tokens), then one new id per row, (rows,); on the CPU."""
 
     def end(self) -> None:
-        """Is told that the text has ended."""
+        """Called when the text has ended."""
 
 
 @dataclass
 class _Prompt:
-    """What generation starts from, a row for each text to be written."""
+    """The prompt, with one row for each text to generate."""
 
-    ids: Tensor  # (rows, tokens), int64; no tokens where only embeddings were given
+    ids: Tensor  # (rows, tokens), int64; (rows, 0) if only embeddings were given
     embeds: Tensor | None  # (rows, tokens, D)
     mask: Tensor  # (rows, cached + tokens)
     cache: LegacyCache | None
@@ -87,35 +87,34 @@ def generate(
     """Continues each row of the prompt, greedily or by sampling.
 
     Args:
-        inputs: (B, T) ids of the prompt, also as `input_ids`; without any, the text starts from bos.
-        generation_config: defaults for what follows; by default the model's own.
-        logits_processor: functions that change the logits, after the penalties and before the temperature.
-        stopping_criteria: functions that end all rows or some of them, asked after each token.
-        streamer: receives prompt and tokens as they come, for one row.
+        inputs: (B, T) ids of the prompt; `input_ids` is another name. Without a prompt, the text starts with bos.
+        generation_config: settings for which no argument is given; by default the model's.
+        logits_processor: functions that change the logits, called after the penalties and before the temperature.
+        stopping_criteria: functions that return which rows have ended, called after each token.
+        streamer: receives the prompt and each token; transformers' streamers accept only one row.
         attention_mask: (B, T), 0 for padding, which must be on the left. By default, tokens equal to the pad token are
-            padding, unless it is also an eos token. It may be wider than the ids by the tokens cached before them.
-        inputs_embeds: (B, T, D) in place of the ids; the result then holds the new tokens only.
+            padding, unless that is also an eos token. The mask also covers cached tokens that are not in `inputs`.
+        inputs_embeds: (B, T, D) in place of the ids; the result then contains only the new tokens.
         past_key_values: cache of the first tokens of `inputs`, or of tokens before them that the mask also covers.
-        max_length: most tokens of prompt and answer; max_new_tokens: of the answer, and wins.
-        min_new_tokens: tokens of the answer before which no eos is chosen.
-        do_sample, temperature, top_k, top_p, min_p, repetition_penalty: as in `GenerationConfig`; temperature 0 takes
-            the likeliest token.
-        num_return_sequences: texts per row when sampling; they follow each other in the result.
-        num_beams: only 1: there is no beam search.
+        max_length: maximum tokens in prompt and answer; max_new_tokens: in the answer, takes precedence.
+        min_new_tokens: minimum tokens in the answer; eos tokens are forbidden until then.
+        do_sample, temperature, top_k, top_p, min_p, repetition_penalty: as in `GenerationConfig`.
+        num_return_sequences: number of texts per prompt, only with sampling; they are adjacent in the result.
+        num_beams: must be 1, since beam search is not supported.
         pad_token_id: fills ended rows (default: the configuration's, else the first eos); bos_token_id, eos_token_id.
-        use_cache: keep keys and values between steps, instead of computing them again.
-        output_scores, return_dict_in_generate: return a `GenerateOutput`, with the logits of each choice.
-        seed: makes the draws repeatable; generator: draws from this one; without both, from PyTorch's global one.
-        others: what the reference takes and this does not, for one clear error; values that switch it off are taken.
+        use_cache: keep keys and values between steps instead of computing them again.
+        return_dict_in_generate: return a `GenerateOutput`; output_scores: with the logits of each choice.
+        seed: makes sampling repeatable; generator: random generator; without both, PyTorch's global one is used.
+        others: arguments of the reference that are not supported; only values that disable them are accepted.
 
     Returns:
         (B x num_return_sequences, tokens) ids of prompt and answer, padded on the right; or a `GenerateOutput`.
 
     Raises:
-        RequestError: when an argument contradicts another, or asks for what is not offered.
-        ConfigError: when a setting is out of range.
+        RequestError: if arguments contradict each other or are not supported.
+        ConfigError: if a setting is out of range.
     """
-    asked = {
+    arguments = {
         "max_length": max_length,
         "max_new_tokens": max_new_tokens,
         "min_new_tokens": min_new_tokens,
@@ -134,7 +133,7 @@ def generate(
         "output_scores": output_scores,
         "return_dict_in_generate": return_dict_in_generate,
     }
-    settings = merge_settings(generation_config or self.generation_config, asked, others)
+    settings = merge_settings(generation_config or self.generation_config, arguments, others)
     if inputs is not None and input_ids is not None:
         raise RequestError("the prompt was given twice, as inputs and as input_ids; keep one of them")
     ids = inputs if inputs is not None else input_ids
@@ -157,12 +156,12 @@ def _read_prompt(
         raise RequestError("the prompt was given twice, as ids and as inputs_embeds; keep one of them")
     if ids is None and embeds is None:
         if settings.bos_token_id is None:
-            raise RequestError("there is no prompt and no bos_token_id to start from; give one of them")
+            raise RequestError("there is neither a prompt nor a bos_token_id to start from; give one of them")
         ids = torch.tensor([[settings.bos_token_id]], device=model.device)
     if embeds is not None:
         check_embeddings(embeds, model.config.hidden_size)
         if not settings.use_cache:
-            raise RequestError("inputs_embeds with use_cache=False is not offered; leave use_cache on")
+            raise RequestError("inputs_embeds with use_cache=False is not supported; set use_cache=True")
         ids, tokens = embeds.new_zeros((embeds.shape[0], 0), dtype=torch.long), embeds.shape[1]
     else:
         assert ids is not None
@@ -179,14 +178,14 @@ def _read_prompt(
 
 
 def _check_mask(mask: Tensor, rows: int, tokens: int, past: int) -> None:
-    """The mask covers the prompt, whose first tokens may be cached, or cached tokens and the prompt behind them."""
+    """Raises RequestError unless the mask covers the prompt, or cached tokens before the prompt and the prompt."""
     if mask.dim() != 2 or mask.shape[0] != rows or mask.shape[1] not in (tokens, past + tokens):
         raise RequestError(
-            f"attention_mask has shape {tuple(mask.shape)} and must be 2-D, one row for each of {rows} prompts, and as "
-            f"wide as their {tokens} tokens" + (f", or as {past} cached tokens and these" if past else "")
+            f"attention_mask has shape {tuple(mask.shape)}; it must be 2-D, a row for each of {rows} prompts and a "
+            f"column for each of {tokens} tokens" + (f", or of {past} cached and these tokens" if past else "")
         )
     if not mask[:, -1].all():
-        raise RequestError("attention_mask has prompts that end in padding; pad on the left (padding_side='left')")
+        raise RequestError("in attention_mask, a prompt ends in padding; pad on the left (padding_side='left')")
 
 
 def _infer_mask(settings: GenerationConfig, ids: Tensor, tokens: int) -> Tensor:
@@ -197,20 +196,20 @@ def _infer_mask(settings: GenerationConfig, ids: Tensor, tokens: int) -> Tensor:
     return mask
 
 
-def _room(settings: GenerationConfig, tokens: int, seen: int, context: int) -> int:
-    """How many tokens may be added to a prompt of `tokens` ids; all that is `seen` and the answer must fit the context.
+def _answer_limit(settings: GenerationConfig, tokens: int, total: int, context: int) -> int:
+    """Returns the maximum number of tokens of the answer.
 
-    Embeddings and cached tokens are seen, but are no ids.
+    `tokens` counts the ids of the prompt, `total` also embeddings and cached tokens, which must fit the context too.
     """
     if settings.max_new_tokens is not None:
-        if seen + settings.max_new_tokens > context:
+        if total + settings.max_new_tokens > context:
             raise RequestError(
-                f"{seen} tokens and max_new_tokens {settings.max_new_tokens} exceed the model's context of "
-                f"{context}; set max_new_tokens to {max(0, context - seen)} or less"
+                f"{total} tokens and max_new_tokens {settings.max_new_tokens} exceed the model's context of "
+                f"{context}; set max_new_tokens to {max(0, context - total)} or less"
             )
         return settings.max_new_tokens
     if settings.max_length > context:
-        raise RequestError(f"max_length is {settings.max_length}, beyond the model's context of {context}; lower it")
+        raise RequestError(f"max_length is {settings.max_length}; it must be at most the model's context, {context}")
     if tokens >= settings.max_length:
         raise RequestError(
             f"the prompt has {tokens} tokens and max_length is {settings.max_length}; set max_new_tokens instead"
@@ -228,14 +227,14 @@ def _decode(
     generator: torch.Generator | None,
 ) -> GenerateOutput:
     ids, mask, cache = prompt.ids, prompt.mask, prompt.cache
-    room = _room(settings, ids.shape[1], mask.shape[1], model.config.context_length)
+    limit = _answer_limit(settings, ids.shape[1], mask.shape[1], model.config.context_length)
     eos = settings.eos_token_ids
-    filler = settings.pad_token_id if settings.pad_token_id is not None else (eos[0] if eos else 0)
-    going = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    pad = settings.pad_token_id if settings.pad_token_id is not None else (eos[0] if eos else 0)
+    unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     scores: list[Tensor] = []
     if streamer is not None:
         streamer.put(ids.cpu())
-    for step in range(room):
+    for step in range(limit):
         step_inputs = model.prepare_inputs_for_generation(ids, cache, mask, prompt.embeds, use_cache=settings.use_cache)
         out: CausalLMOutputWithPast = model(**step_inputs, return_dict=True, logits_to_keep=1)
         assert out.logits is not None
@@ -243,35 +242,35 @@ def _decode(
         cache = out.past_key_values
         if settings.output_scores:
             scores.append(logits)
-        token = torch.where(going, choose_token(logits, settings, generator), filler)  # (rows,)
+        token = torch.where(unfinished, choose_token(logits, settings, generator), pad)  # (rows,)
         ids = torch.cat((ids, token[:, None]), dim=1)
         mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
         if streamer is not None:
             streamer.put(token.cpu())
-        going = going & ~_ended(ids, logits, eos, criteria)
-        if not going.any():
+        unfinished = unfinished & ~_ended(ids, logits, eos, criteria)
+        if not unfinished.any():
             break
     if streamer is not None:
         streamer.end()
-    kept = tuple(scores) if settings.output_scores else None
-    return GenerateOutput(ids, kept, cache if isinstance(cache, KVCache) else None)
+    all_scores = tuple(scores) if settings.output_scores else None
+    return GenerateOutput(ids, all_scores, cache if isinstance(cache, KVCache) else None)
 
 
 def _adjust(
     logits: Tensor, ids: Tensor, step: int, settings: GenerationConfig, processors: Sequence[LogitsProcessor]
 ) -> Tensor:
-    """Penalties, the caller's processors, and what cuts the tail off."""
+    """Applies the penalties, the caller's processors, and when sampling the temperature and filters."""
     if settings.repetition_penalty != 1.0:
         logits = penalise_repetition(logits, ids, settings.repetition_penalty)
     if settings.min_new_tokens is not None and step < settings.min_new_tokens and settings.eos_token_ids:
         logits = forbid(logits, settings.eos_token_ids)
     for processor in processors:
         logits = processor(ids, logits)
-    return warp(logits, settings) if samples(settings) else logits
+    return warp(logits, settings) if is_random(settings) else logits
 
 
 def _ended(ids: Tensor, logits: Tensor, eos: tuple[int, ...], criteria: Sequence[StoppingCriterion]) -> Tensor:
-    """Which rows end with their last token, (rows,)."""
+    """Returns which rows end with their last token, (rows,)."""
     ended = torch.isin(ids[:, -1], torch.tensor(eos, device=ids.device, dtype=ids.dtype))
     for criterion in criteria:
         ended = ended | torch.as_tensor(criterion(ids, logits), device=ids.device)

@@ -1,4 +1,4 @@
-"""What a call of `generate()` asks for: a generation configuration with the call's arguments on top."""
+"""The settings of a call of `generate()`: a generation configuration overridden by the call's arguments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from puna.config import GenerationConfig
 from puna.errors import RequestError
-from puna.model.sampling import samples
+from puna.model.sampling import is_random
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "assistant_model": (None,),
@@ -58,42 +58,42 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "typical_p": (None, 1.0),
     "watermarking_config": (None,),
 }
-"""Settings and arguments of the reference that are not offered, with the values that switch them off."""
+"""Settings and arguments of the reference that are not supported, with the values that disable them."""
 
 
-def merge_settings(base: GenerationConfig, asked: Mapping[str, Any], others: Mapping[str, Any]) -> GenerationConfig:
-    """The configuration with the call's arguments on top.
+def merge_settings(base: GenerationConfig, arguments: Mapping[str, Any], others: Mapping[str, Any]) -> GenerationConfig:
+    """Returns the configuration overridden by the call's arguments.
 
     Args:
         base: the defaults.
-        asked: arguments that `generate()` names; None is "not given".
-        others: arguments that it does not.
+        arguments: the arguments in the signature of `generate()`; None keeps the default.
+        others: the arguments that are not in the signature.
 
     Raises:
-        RequestError: something is asked for that is not offered.
-        ConfigError: a setting is out of range.
+        RequestError: if an argument is unknown, or a setting is not supported.
+        ConfigError: if a setting is out of range.
     """
     for name in others:
         if name not in _NEUTRAL:
             raise RequestError(f"generate() has no argument {name!r}; remove it")
-    given = {name: value for name, value in {**asked, **others}.items() if value is not None}
+    overrides = {name: value for name, value in {**arguments, **others}.items() if value is not None}
     fields = base.to_dict()
-    if "max_length" in given and "max_new_tokens" not in given:
+    if "max_length" in overrides and "max_new_tokens" not in overrides:
         fields.pop("max_new_tokens", None)
-    settings = GenerationConfig.from_dict({**fields, **given})
+    settings = GenerationConfig.from_dict({**fields, **overrides})
     if settings.num_beams > 1:
-        raise RequestError(f"num_beams is {settings.num_beams}; beam search is not offered, num_beams must be 1")
-    if settings.num_return_sequences > 1 and not samples(settings):
+        raise RequestError(f"num_beams is {settings.num_beams}; it must be 1, since beam search is not supported")
+    if settings.num_return_sequences > 1 and not is_random(settings):
         raise RequestError(
-            f"num_return_sequences is {settings.num_return_sequences}, but greedy texts would all be the same; set "
-            "do_sample=True and a temperature above 0"
+            f"num_return_sequences is {settings.num_return_sequences}, but without sampling all texts would be equal; "
+            "set do_sample=True and a temperature above 0"
         )
     for name, neutral in _NEUTRAL.items():
         if (value := settings.extra.get(name)) not in neutral:
             shown = " ".join(repr(value).split())
             raise RequestError(
-                f"{name} is set to {shown[:100]}, which is not offered; remove it from the call or its "
-                f"generation_config (what switches it off is {neutral[-1]!r})"
+                f"{name} is {shown[:100]}, which is not supported; remove it from the call or its generation_config "
+                f"({neutral[-1]!r} disables it)"
             )
     return settings
 
@@ -101,10 +101,10 @@ def merge_settings(base: GenerationConfig, asked: Mapping[str, Any], others: Map
 def choose_generator(
     seed: int | None, generator: torch.Generator | None, device: torch.device
 ) -> torch.Generator | None:
-    """Where draws come from: the generator, a new one of `seed`, or None for PyTorch's global one.
+    """Returns the random generator: `generator`, a new one seeded with `seed`, or None for PyTorch's global one.
 
     Raises:
-        RequestError: both are given, or the seed is not one of PyTorch's, -2^63 to 2^64 - 1.
+        RequestError: if both are given, or the seed is not in PyTorch's range, -2^63 to 2^64 - 1.
     """
     if seed is None:
         return generator

@@ -1,7 +1,7 @@
 """The LLaMA decoder (Touvron et al., arXiv:2302.13971 and 2307.09288; Llama 3, arXiv:2407.21783).
 
-Tokens are embedded; each layer adds attention and then a gated feed-forward network to the hidden states, each behind
-an RMSNorm; a last RMSNorm ends it. What the heads do with the result is in causal_lm.py and classification.py.
+Tokens are embedded; each layer adds to the hidden states the output of attention and then of a gated feed-forward
+network, each applied after an RMSNorm; a final RMSNorm follows. The heads are in causal_lm.py and classification.py.
 
 Legend: B batch, T tokens, S keys (cached and new), D hidden, I intermediate, H heads, K kv heads, E head width.
 """
@@ -21,15 +21,15 @@ from puna.model.attention import AttentionMask, attend, attend_by_length, build_
 from puna.model.cache import KVCache, LegacyCache, extend
 from puna.model.checks import check_embeddings, check_ids
 from puna.model.outputs import BaseModelOutputWithPast
-from puna.model.pretrained import LlamaPreTrainedModel, choose, new_embedding
+from puna.model.pretrained import LlamaPreTrainedModel, default_to, new_embedding
 from puna.model.rope import LengthRotation, LlamaRotaryEmbedding, Rotation, rotate
 
 LayerOutput = tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]
-"""(hidden states (B, T, D), attention weights (B, H, T, S) if wanted, the layer's keys and values (B, K, S, E))."""
+"""(hidden states (B, T, D), attention weights (B, H, T, S) or None, the layer's keys and values (B, K, S, E))."""
 
 
 class LlamaRMSNorm(nn.Module):
-    """Root mean square normalisation (arXiv:1910.07467): in float32, cast back, then weighted."""
+    """Root mean square normalisation (arXiv:1910.07467): computed in float32, cast back, then scaled by the weight."""
 
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -91,14 +91,14 @@ class LlamaAttention(nn.Module):
             k, v = extend(past, rotate(k, rope.angles), v)  # (B, K, S, E)
             out, attention = attend(rotate(q, rope.angles), k, v, mask, dropout, weights)
         else:
-            k, v = extend(past, k, v)
+            k, v = extend(past, k, v)  # (B, K, S, E), keys unrotated
             out, attention = attend_by_length(q, k, v, rope, mask, dropout, weights)
-        out = out.transpose(1, 2).reshape(batch, tokens, -1)  # (B, T, H E)
+        out = out.transpose(1, 2).reshape(batch, tokens, -1)  # (B, T, H * E)
         return self.o_proj(out), attention, (k, v)
 
 
 class LlamaDecoderLayer(nn.Module):
-    """Attention, then the feed-forward network, each normalised before and added after."""
+    """Adds to x the attention and then the feed-forward network, each applied to the normalised x."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -123,11 +123,11 @@ class LlamaDecoderLayer(nn.Module):
 
 
 class LlamaModel(LlamaPreTrainedModel):
-    """Embeddings, decoder layers and the final norm: token ids to hidden states."""
+    """Embeddings, decoder layers and the final norm: converts token ids to hidden states."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
-        self.recomputes = False  # gradient checkpointing
+        self._gradient_checkpointing = False
         self.embed_tokens = new_embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(LlamaDecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -135,7 +135,7 @@ class LlamaModel(LlamaPreTrainedModel):
         self.apply(self.init_weights)
 
     def get_decoder(self) -> LlamaModel:
-        """Itself."""
+        """Returns this model."""
         return self
 
     def forward(
@@ -150,19 +150,19 @@ class LlamaModel(LlamaPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
-        """Hidden states of the tokens.
+        """Computes the hidden states of the tokens.
 
         Args:
-            input_ids: (B, T) token ids. Exactly one of `input_ids` and `inputs_embeds` is given.
-            attention_mask: (B, S), 0 for padding; or (B, 1, T, S), bool or added to the scores, taken as it is.
-            position_ids: (B, T) or (1, T); by default past, past + 1, ... whatever the mask says.
-            past_key_values: the cache an earlier call returned, or the page's tuple of tuples.
+            input_ids: (B, T) token ids. Exactly one of `input_ids` and `inputs_embeds` must be given.
+            attention_mask: (B, S), 0 for padding; or (B, 1, T, S), bool or added to the scores, including causal order.
+            position_ids: (B, T) or (1, T); by default past, past + 1, ..., even if the mask has padding.
+            past_key_values: the cache returned by an earlier call, or a tuple of (keys, values) per layer.
             inputs_embeds: (B, T, D) in place of `input_ids`.
-            use_cache, output_attentions, output_hidden_states, return_dict: what to return; by default as in the
-                configuration. Gradient checkpointing, in training, returns no cache.
+            use_cache, output_attentions, output_hidden_states, return_dict: select what is returned; by default as in
+                the configuration. In training with gradient checkpointing, no cache is returned.
 
         Raises:
-            RequestError: when inputs do not fit each other or the model.
+            RequestError: if the inputs do not match each other or the model.
         """
         config = self.config
         x = self._embed(input_ids, inputs_embeds)
@@ -171,51 +171,51 @@ class LlamaModel(LlamaPreTrainedModel):
         rope = self.rotary_emb(positions, cache)
         if isinstance(rope, LengthRotation):
             cache.check_positions(positions, attention_mask)
-        want_states = choose(output_hidden_states, config.output_hidden_states)
-        want_weights = choose(output_attentions, config.output_attentions)
-        want_cache = choose(use_cache, config.use_cache) and not self._checkpointing
-        eager = want_weights or self.attn_implementation == "eager"
+        return_states = default_to(output_hidden_states, config.output_hidden_states)
+        return_weights = default_to(output_attentions, config.output_attentions)
+        return_cache = default_to(use_cache, config.use_cache) and not self._recompute
+        eager = return_weights or self.attn_implementation == "eager"
         mask = build_mask(attention_mask, x, cache.length, explicit=eager or isinstance(rope, LengthRotation))
 
         states: list[Tensor] = []
         weights: list[Tensor] = []
         cached: list[tuple[Tensor, Tensor]] = []
         for index, layer in enumerate(self.layers):
-            if want_states:
+            if return_states:
                 states.append(x)
             x, attention, pair = self._run(layer, x, rope, mask, cache[index] if cache else None, eager)
-            if want_weights and attention is not None:
+            if return_weights and attention is not None:
                 weights.append(attention)
-            if want_cache:
+            if return_cache:
                 cached.append(pair)
         x = self.norm(x)
 
         out = BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=KVCache(cached, rope.key_positions) if want_cache else None,
-            hidden_states=(*states, x) if want_states else None,
-            attentions=tuple(weights) if want_weights else None,
+            past_key_values=KVCache(cached, rope.key_positions) if return_cache else None,
+            hidden_states=(*states, x) if return_states else None,
+            attentions=tuple(weights) if return_weights else None,
         )
-        return out if choose(return_dict, config.use_return_dict) else out.to_tuple()
+        return out if default_to(return_dict, config.use_return_dict) else out.to_tuple()
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
-            given = "neither" if input_ids is None else "both"
-            raise RequestError(f"You must specify exactly one of input_ids or inputs_embeds; {given} was given")
+            count = "neither" if input_ids is None else "both"
+            raise RequestError(f"You must specify exactly one of input_ids or inputs_embeds; {count} was given")
         if inputs_embeds is not None:
             check_embeddings(inputs_embeds, self.config.hidden_size)
             return inputs_embeds
         assert input_ids is not None
         check_ids(input_ids)
         rows = self.embed_tokens.num_embeddings
-        # On an accelerator the look would wait for the device; there the embedding itself reports a bad id.
+        # On an accelerator, this check would wait for the device; there the embedding itself reports invalid ids.
         if input_ids.device.type == "cpu" and not 0 <= input_ids.min() <= input_ids.max() < rows:
-            bad = int(input_ids.min()) if input_ids.min() < 0 else int(input_ids.max())
+            invalid = int(input_ids.min()) if input_ids.min() < 0 else int(input_ids.max())
             raise RequestError(
-                f"input_ids holds {bad}; the embedding has rows 0 to {rows - 1}. If the tokenizer has more tokens than "
-                "the model, call resize_token_embeddings"
+                f"input_ids holds {invalid}; the embedding has rows 0 to {rows - 1}. If the tokenizer has more tokens "
+                "than the model, call resize_token_embeddings"
             )
-        x: Tensor = self.embed_tokens(input_ids)
+        x: Tensor = self.embed_tokens(input_ids)  # (B, T, D)
         return x
 
     def _positions(self, position_ids: Tensor | None, past: int, x: Tensor) -> Tensor:
@@ -231,11 +231,11 @@ class LlamaModel(LlamaPreTrainedModel):
                 f"position_ids has shape {tuple(position_ids.shape)}; it must be (batch, tokens) = {(batch, tokens)}, "
                 f"or (1, {tokens})"
             )
-        return position_ids.to(x.device).long().view(-1, tokens).expand(batch, tokens)
+        return position_ids.to(x.device).long().view(-1, tokens).expand(batch, tokens)  # (B, T)
 
     @property
-    def _checkpointing(self) -> bool:
-        return self.recomputes and self.training
+    def _recompute(self) -> bool:
+        return self._gradient_checkpointing and self.training
 
     def _run(
         self,
@@ -246,10 +246,10 @@ class LlamaModel(LlamaPreTrainedModel):
         past: tuple[Tensor, Tensor] | None,
         weights: bool,
     ) -> LayerOutput:
-        """A layer; in training with gradient checkpointing its inside is not kept but computed again backward."""
-        if self._checkpointing:
-            # The re-entrant kind drops the gradients of frozen embeddings' layers, as in LoRA.
-            again: LayerOutput = checkpoint(layer, x, rope, mask, past, weights, use_reentrant=False)
-            return again
+        """Runs a layer, in training possibly with gradient checkpointing: backward recomputes its activations."""
+        if self._recompute:
+            # Re-entrant checkpointing would lose the gradients if the embeddings are frozen, as with LoRA.
+            recomputed: LayerOutput = checkpoint(layer, x, rope, mask, past, weights, use_reentrant=False)
+            return recomputed
         out: LayerOutput = layer(x, rope, mask, past, weights)
         return out

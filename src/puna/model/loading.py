@@ -1,4 +1,4 @@
-"""Weights from a checkpoint into a model, and back into a folder; one tensor at a time: nothing is held twice."""
+"""Loads weights from a checkpoint into a model, and saves a model to a folder, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _HEADS = {"lm": "lm_head.weight", "classification": "score.weight", "none": None
 
 
 def choose_dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:
-    """float32 for None; for "auto" the type the weights are stored in, float32 where they are quantised."""
+    """Returns float32 for None; for "auto", the type in which the weights are stored, or float32 if quantised."""
     if isinstance(dtype, torch.dtype):
         return dtype
     name = dtype or "float32"
     if name == "auto":
-        # Not config.dtype: converters have written float16 there for bfloat16 weights (transformers issue 25446).
+        # config.dtype is not reliable: converters wrote float16 for bfloat16 weights (transformers issue 25446).
         name = checkpoint.tensors["model.embed_tokens.weight"].format.torch or "float32"
     if name not in _DTYPES:
         raise ConfigError(f"dtype is {name!r}; it must be 'auto', a torch.dtype or one of {', '.join(_DTYPES)}")
@@ -44,50 +44,50 @@ def choose_dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> tor
 def load(
     kind: type[Model], checkpoint: Checkpoint, config: LlamaConfig, dtype: torch.dtype, device: torch.device
 ) -> Model:
-    """A model of class `kind` with the checkpoint's weights, in evaluation mode.
+    """Returns a model of class `kind` with the checkpoint's weights, in evaluation mode.
 
-    A head the checkpoint does not have is drawn anew, with a warning; a head that `kind` does not have is left out.
+    A head that the checkpoint lacks is initialised at random, with a warning; a head that `kind` lacks is not loaded.
 
     Raises:
-        CheckpointError: any other tensor is missing, left over or of another shape, which only a `config` that is not
-            the checkpoint's can bring about.
+        CheckpointError: if any other tensor is missing, superfluous or of another shape. This happens only if `config`
+            is not the checkpoint's.
     """
     with torch.device("meta"):
         model = kind(config)
     prefix = "model." if kind.head == "none" else ""
-    wanted = {prefix + name: (name, parameter) for name, parameter in model.named_parameters()}
-    new_head = _compare(kind, checkpoint, {name: tuple(parameter.shape) for name, (_, parameter) in wanted.items()})
-    for full, (name, parameter) in wanted.items():
+    parameters = {prefix + name: (name, parameter) for name, parameter in model.named_parameters()}
+    new_head = _compare(kind, checkpoint, {name: tuple(parameter.shape) for name, (_, parameter) in parameters.items()})
+    for full, (name, parameter) in parameters.items():
         if full == new_head:
             _set(model, name, torch.empty(parameter.shape, dtype=dtype, device=device))
             model.init_weights(model.get_submodule(name.rpartition(".")[0]))
         else:
             _set(model, name, _read(checkpoint.tensors[full], dtype).to(device))
     model.tie_weights()
-    model.to(device)  # the rotary frequencies
+    model.to(device)  # moves the rotary frequencies
     return model.eval()
 
 
-def _compare(kind: type[Model], checkpoint: Checkpoint, wanted: dict[str, tuple[int, ...]]) -> str | None:
-    """Checks that model and checkpoint agree; returns the name of a head to be drawn anew."""
-    held = {name: weight.shape for name, weight in checkpoint.tensors.items()}
-    mine, theirs = _HEADS[kind.head], _HEADS[checkpoint.head]
-    new_head = mine if mine != theirs and mine in wanted else None
-    spare = theirs if mine != theirs and theirs in held else None
-    missing = sorted(wanted.keys() - held.keys() - {new_head})
-    extra = sorted(held.keys() - wanted.keys() - {spare})
-    other = [name for name in wanted.keys() & held.keys() if wanted[name] != held[name]]
+def _compare(kind: type[Model], checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> str | None:
+    """Checks that the checkpoint has the expected tensors; returns the name of a head to initialise at random."""
+    stored = {name: weight.shape for name, weight in checkpoint.tensors.items()}
+    model_head, stored_head = _HEADS[kind.head], _HEADS[checkpoint.head]
+    new_head = model_head if model_head != stored_head and model_head in expected else None
+    unused_head = stored_head if model_head != stored_head and stored_head in stored else None
+    missing = sorted(expected.keys() - stored.keys() - {new_head})
+    extra = sorted(stored.keys() - expected.keys() - {unused_head})
+    other = [name for name in expected.keys() & stored.keys() if expected[name] != stored[name]]
     if missing or extra or other:
-        shapes = [f"{name} is {held[name]}, the configuration means {wanted[name]}" for name in sorted(other)]
+        shapes = [f"{name} is {stored[name]} instead of {expected[name]}" for name in sorted(other)]
         raise CheckpointError(
-            f"{checkpoint.path}: does not fit the given configuration. Missing: {missing[:5]}; left over: {extra[:5]}; "
-            f"of another shape: {shapes[:5]}. Use the checkpoint's own configuration"
+            f"{checkpoint.path} does not match the given configuration. Missing: {missing[:5]}; superfluous: "
+            f"{extra[:5]}; of another shape: {shapes[:5]}. Use the checkpoint's own configuration"
         )
     if new_head is not None:
-        left = "" if spare is None else f" and its {spare} is not used"
+        note = "" if unused_head is None else f" and its {unused_head} is not used"
         warnings.warn(
-            f"{checkpoint.path} has no {new_head}{left}; the head of {kind.__name__} was drawn at random and has to be "
-            "trained",
+            f"{checkpoint.path} has no {new_head}{note}; the head of {kind.__name__} is initialised at random and must "
+            "be trained",
             stacklevel=4,
         )
     return new_head
@@ -105,25 +105,25 @@ def _read(weight: Weight, dtype: torch.dtype) -> Tensor:
 
 
 def save(model: LlamaPreTrainedModel, folder: str | Path, max_shard_size: int | str) -> None:
-    """Writes the configurations and the weights as safetensors, in their dtype and under their names: all or nothing.
+    """Writes the configurations and the weights (safetensors, in their dtype and under their names) atomically.
 
-    A tied head is left out. generation_config.json is written for a model with a language model's head.
+    A tied head is omitted. generation_config.json is written only for a model with a language-model head.
 
     Raises:
-        RequestError: the configuration ties head and embeddings, but they are two matrices: one would be lost; or the
-            weights are on the meta device.
-        CheckpointError: the weights are of a type the files cannot hold.
-        ConfigError: a configuration that JSON cannot hold.
-        OSError: the disk is full or refuses; an earlier save in `folder` is as it was.
+        RequestError: if the configuration ties head and embeddings but they are two matrices, one of which would be
+            lost; or the weights are on the meta device.
+        CheckpointError: if the weights have a type that the files cannot hold.
+        ConfigError: if the configuration cannot be written as JSON.
+        OSError: if the disk is full or cannot be written; an earlier save in `folder` is unchanged.
     """
     head = model.get_output_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
         raise RequestError(
-            "config.tie_word_embeddings is True, but the head has a matrix of its own; call tie_weights(), or set "
+            "config.tie_word_embeddings is True, but the head is a separate matrix; call tie_weights(), or set "
             "config.tie_word_embeddings to False"
         )
     if any(tensor.is_meta for tensor in model.state_dict().values()):
-        raise RequestError("the weights are on the meta device, where they have no values; load or draw them first")
+        raise RequestError("the weights are on the meta device and have no values; load or initialise them first")
     fields = {key: value for key, value in model.config.to_dict().items() if key != "attn_implementation"}
     config = LlamaConfig.from_dict(fields, dtype=model.dtype, architectures=[type(model).__name__])
     generation = model.generation_config if model.head == "lm" else None

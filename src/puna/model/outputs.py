@@ -1,7 +1,7 @@
-"""What the models return: dataclasses that also read like the tuples and the dictionaries of Hugging Face's outputs.
+"""Outputs of the models: dataclasses that can also be read like tuples and dictionaries, as Hugging Face's.
 
-`out.logits`, `out["logits"]`, `out[0]`, `out[:2]` and `out.to_tuple()` all work; fields that are None do not exist for
-the last four, so `out[0]` is the loss when labels were given and the logits otherwise.
+`out.logits`, `out["logits"]`, `out[0]`, `out[:2]` and `out.to_tuple()` all work. The last four skip fields that are
+None, so `out[0]` is the loss if labels were given, else the logits.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 from torch import Tensor
 
 from puna.model.cache import KVCache
-from puna.model.trees import register_tree
+from puna.model.pytree import register_node
 
 
 @dataclass(eq=False)
 class ModelOutput(Mapping[str, Any]):
-    """Base of the outputs; iterating yields the names of the fields that are not None.
+    """Base class of the outputs; iterating yields the names of the fields that are not None.
 
-    Every output is a node of PyTorch's trees (`torch.utils._pytree`), its fields the branches: what looks for tensors
-    in a module's output, such as the hooks of `fully_shard`, finds them. `KVCache` is one, too.
+    Every output is registered as a node of PyTorch's pytrees (`torch.utils._pytree`), so that code that looks for
+    tensors in a module's output, such as the hooks of `fully_shard`, finds them. `KVCache` is registered, too.
     """
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        register_tree(cls, lambda out: {name: getattr(out, name) for name in out}, lambda fields: cls(**fields))
+        register_node(cls, lambda out: {name: getattr(out, name) for name in out}, lambda fields: cls(**fields))
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):
             if key not in list(self):
-                raise KeyError(f"{type(self).__name__} holds {', '.join(self)}; not {key!r}")
+                raise KeyError(f"{type(self).__name__} has no field {key!r}; it has {', '.join(self)}")
             return getattr(self, key)
         return self.to_tuple()[key]
 
@@ -42,7 +42,7 @@ class ModelOutput(Mapping[str, Any]):
         return sum(1 for _ in self)
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None, in the order of their declaration."""
+        """Returns the fields that are not None, in the order of their declaration."""
         return tuple(getattr(self, name) for name in self)
 
 
@@ -53,8 +53,8 @@ class BaseModelOutputWithPast(ModelOutput):
     Attributes:
         last_hidden_state: (batch, tokens, hidden_size), after the final norm.
         past_key_values: keys and values of every layer, for the next call.
-        hidden_states: layers + 1 tensors like `last_hidden_state`: the embeddings, the output of each layer but the
-            last, and the last one's after the final norm.
+        hidden_states: layers + 1 tensors shaped like `last_hidden_state`: the embeddings, the output of each layer but
+            the last, and `last_hidden_state`.
         attentions: per layer (batch, heads, tokens, keys), the weights after softmax (and dropout, in training).
     """
 
@@ -69,7 +69,7 @@ class CausalLMOutputWithPast(ModelOutput):
     """Output of `LlamaForCausalLM`.
 
     Attributes:
-        loss: mean cross-entropy of the next token in nats, float32, where labels were given.
+        loss: mean cross-entropy of the next token in nats, float32; None without labels.
         logits: (batch, tokens kept, vocab_size).
         past_key_values, hidden_states, attentions: as in `BaseModelOutputWithPast`.
     """
@@ -86,7 +86,7 @@ class SequenceClassifierOutputWithPast(ModelOutput):
     """Output of `LlamaForSequenceClassification`.
 
     Attributes:
-        loss: where labels were given, float32.
+        loss: float32; None without labels.
         logits: (batch, num_labels).
         past_key_values, hidden_states, attentions: as in `BaseModelOutputWithPast`.
     """
@@ -104,8 +104,8 @@ class GenerateOutput(ModelOutput):
 
     Attributes:
         sequences: (batch x num_return_sequences, prompt + new tokens), int64.
-        scores: per new token (batch x num_return_sequences, vocab_size), the logits the token was chosen from, where
-            `output_scores` asked for them.
+        scores: per new token (batch x num_return_sequences, vocab_size), the logits that the token was chosen from, if
+            `output_scores` was set.
         past_key_values: the cache after the last step.
     """
 

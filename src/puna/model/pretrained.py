@@ -1,4 +1,4 @@
-"""What all LLaMA classes share: initial weights, embeddings, gradient checkpointing, loading and saving."""
+"""Base class of the models: initial weights, embeddings, gradient checkpointing, loading and saving."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from puna.checkpoint import open_checkpoint
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import ConfigError, RequestError
 from puna.hub import local_path
-from puna.model.device import Place, choose_device
+from puna.model.device import DeviceLike, choose_device
 from puna.model.loading import choose_dtype, load, save
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="LlamaPreTrainedModel")
 
 
-def choose(asked: bool | None, default: bool) -> bool:
-    """An argument of forward, or the configuration's default where it was not given."""
-    return default if asked is None else asked
+def default_to(value: bool | None, default: bool) -> bool:
+    """Returns an argument of forward, or the configuration's default if it is None."""
+    return default if value is None else value
 
 
 def _require_grad(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -33,9 +33,9 @@ def _require_grad(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) ->
 
 
 def new_embedding(rows: int, width: int, padding_idx: int | None) -> nn.Embedding:
-    """An embedding without values yet.
+    """Returns an embedding with uninitialised weights.
 
-    The plain constructor draws some, which on the meta device makes PyTorch import its compiler: 2.5 s of a load.
+    `nn.Embedding(rows, width)` initialises them, which on the meta device makes PyTorch import its compiler (2.5 s).
     """
     empty = torch.empty(rows, width)
     embedding: nn.Embedding = nn.Embedding.from_pretrained(empty, False, padding_idx)  # type: ignore[no-untyped-call]
@@ -43,25 +43,25 @@ def new_embedding(rows: int, width: int, padding_idx: int | None) -> nn.Embeddin
 
 
 class LlamaPreTrainedModel(nn.Module):
-    """Base of `LlamaModel` and the models with a head.
+    """Base class of `LlamaModel` and the models with a head.
 
     Args:
-        config: the shape of the model; its fields are checked again.
+        config: the model's configuration; its fields are checked again.
 
     Raises:
-        ConfigError: when a field has a value no LLaMA model can have.
+        ConfigError: if a field has a value that no LLaMA model can have.
     """
 
     config_class = LlamaConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer"]  # where other libraries look for what to keep whole
+    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer"]  # read by other libraries that shard models
     head: ClassVar[Literal["lm", "classification", "none"]] = "none"
-    """What stands on the hidden states; `puna.checkpoint` names the heads of checkpoints alike."""
+    """The kind of head, with the same names as `Checkpoint.head`."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        config.validate()  # its fields may have been set since it was built
+        config.validate()  # fields may have been assigned since its construction
         self.config = config
         self.name_or_path = ""
         self.generation_config = GenerationConfig.from_model_config(config)
@@ -69,8 +69,8 @@ class LlamaPreTrainedModel(nn.Module):
         self.attn_implementation: str = config.extra.get("attn_implementation") or "sdpa"
         if self.attn_implementation not in ("sdpa", "eager"):
             raise ConfigError(
-                f"attn_implementation is {self.attn_implementation!r}; it must be 'sdpa', which picks flash kernels by "
-                "itself, or 'eager'"
+                f"attn_implementation is {self.attn_implementation!r}; it must be 'sdpa', which selects flash kernels "
+                "automatically, or 'eager'"
             )
 
     @classmethod
@@ -81,8 +81,8 @@ class LlamaPreTrainedModel(nn.Module):
         config: LlamaConfig | None = None,
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
-        device: Place | None = None,
-        device_map: Place | Mapping[str, Place] | None = None,
+        device: DeviceLike | None = None,
+        device_map: DeviceLike | Mapping[str, DeviceLike] | None = None,
         low_cpu_mem_usage: bool | None = None,
         attn_implementation: str | None = None,
         num_labels: int | None = None,
@@ -102,36 +102,35 @@ class LlamaPreTrainedModel(nn.Module):
         force_download: bool = False,
         local_files_only: bool = False,
     ) -> Self:
-        """The model in a Hugging Face folder, a GGUF file or the hub, in evaluation mode.
+        """Loads a model from a Hugging Face folder, a GGUF file or the hub; it is in evaluation mode.
 
-        A head the checkpoint does not have is drawn anew, with a warning.
+        A head that the checkpoint lacks is initialised at random, with a warning.
 
         Args:
             path: a folder or a file on this machine, or a model of the hub (owner/name), which is downloaded.
-            config: used in place of the checkpoint's.
-            dtype: of the weights in memory: float32 by default, "auto" for the type they are stored in (float32 where
+            config: replaces the checkpoint's configuration.
+            dtype: type of the weights in memory: float32 by default, "auto" for the type they are stored in (float32 if
                 they are quantised); `torch_dtype` is the older name.
-            device: where the weights go; the CPU by default.
-            device_map: the same in the reference's words, for one device: its name, {"": name}, or "auto", a GPU where
-                there is one.
+            device: the device of the weights; the CPU by default.
+            device_map: the reference's form of `device`: its name, {"": name}, or "auto" (a GPU if there is one).
             low_cpu_mem_usage: has no effect: weights are never held twice.
             attn_implementation: "sdpa" (default) or "eager".
-            num_labels, id2label, label2id, problem_type: of a classification head, in place of the configuration's.
+            num_labels, id2label, label2id, problem_type: settings of a classification head, which replace those of the
+                configuration.
             use_cache, output_attentions, output_hidden_states, return_dict, pad_token_id, rope_scaling,
-                attention_dropout: fields of the configuration, in place of the checkpoint's; None leaves them as they
-                are. Other fields are changed in a `config`.
-            revision, token, cache_dir, force_download, local_files_only: how to fetch from the hub; without effect on
-                a local path.
+                attention_dropout: replace fields of the configuration unless None. To change other fields, pass a
+                `config`.
+            revision, token, cache_dir, force_download, local_files_only: options of the hub; not used for a local path.
 
         Raises:
-            ModelNotFoundError: there is nothing at `path`.
-            CheckpointError: the files are damaged, or do not fit the configuration.
-            ConfigError: the configuration is not a LLaMA's, or an argument is out of range.
-            BackendError: PyTorch has no such device here.
-            RequestError: arguments contradict each other, or ask for several devices.
+            ModelNotFoundError: if there is no model at `path`.
+            CheckpointError: if the files are damaged, or do not match the configuration.
+            ConfigError: if the model is not a LLaMA, or an argument is out of range.
+            BackendError: if PyTorch has no such device here.
+            RequestError: if arguments contradict each other, or name several devices.
         """
-        place = choose_device(device, device_map)
-        found = local_path(
+        target = choose_device(device, device_map)
+        source = local_path(
             path,
             revision=revision,
             token=token,
@@ -139,8 +138,8 @@ class LlamaPreTrainedModel(nn.Module):
             force_download=force_download,
             local_files_only=local_files_only,
         )
-        checkpoint = open_checkpoint(found)
-        asked = {
+        checkpoint = open_checkpoint(source)
+        arguments = {
             "attn_implementation": attn_implementation,
             "num_labels": num_labels,
             "id2label": id2label,
@@ -154,13 +153,12 @@ class LlamaPreTrainedModel(nn.Module):
             "rope_scaling": rope_scaling,
             "attention_dropout": attention_dropout,
         }
-        overrides = {name: value for name, value in asked.items() if value is not None}
-        fields = (config or checkpoint.config).to_dict()
-        wanted = LlamaConfig.from_dict(fields, **overrides)
-        kind = dtype if dtype is not None else torch_dtype
-        # By its name, so that a torch.dtype has to be one of those that weights can have.
-        chosen = choose_dtype(None if kind is None else str(kind).removeprefix("torch."), checkpoint)
-        model = load(cls, checkpoint, wanted, chosen, place)
+        overrides = {name: value for name, value in arguments.items() if value is not None}
+        config = LlamaConfig.from_dict((config or checkpoint.config).to_dict(), **overrides)
+        dtype = dtype if dtype is not None else torch_dtype
+        # Passed by name, so that choose_dtype also rejects a torch.dtype that weights cannot have, such as int8.
+        dtype = choose_dtype(None if dtype is None else str(dtype).removeprefix("torch."), checkpoint)
+        model = load(cls, checkpoint, config, dtype, target)
         model.name_or_path = str(path)
         if checkpoint.generation_config is not None:
             model.generation_config = checkpoint.generation_config
@@ -169,22 +167,22 @@ class LlamaPreTrainedModel(nn.Module):
     def save_pretrained(
         self, folder: str | Path, max_shard_size: int | str = "5GB", safe_serialization: bool = True
     ) -> None:
-        """Writes config.json, generation_config.json (with a language model's head) and model.safetensors.
+        """Writes config.json, generation_config.json (for a language model) and model.safetensors.
 
         Args:
-            folder: is made if needed.
+            folder: created if needed.
             max_shard_size: bytes or a string such as "2GB"; larger models are split into several files with an index.
-            safe_serialization: only True: weights are written as safetensors, which every release reads.
+            safe_serialization: must be True: weights are written only as safetensors, which every release reads.
         """
         if not safe_serialization:
-            raise RequestError("safe_serialization is False; only safetensors are written, leave it True")
+            raise RequestError("safe_serialization is False; it must be True, since only safetensors files are written")
         save(self, folder, max_shard_size)
 
     def init_weights(self, module: nn.Module) -> None:
-        """Draws the initial weights of a linear layer or embedding; others, and those without memory, stay as they are.
+        """Initialises a linear layer or embedding; does nothing to other modules and on the meta device.
 
-        Normal(0, initializer_range), biases and the padding row 0 (the reference's code; its documentation speaks of a
-        truncated normal).
+        Weights are normal(0, initializer_range), biases and the padding row 0. This follows the reference's code; its
+        documentation mentions a truncated normal distribution.
         """
         if not isinstance(module, nn.Linear | nn.Embedding) or module.weight.is_meta:
             return
@@ -197,7 +195,7 @@ class LlamaPreTrainedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
@@ -207,28 +205,28 @@ class LlamaPreTrainedModel(nn.Module):
 
     @classmethod
     def can_generate(cls) -> bool:
-        """Whether the class has `generate()`."""
+        """Returns whether the class has `generate()`."""
         return cls.head == "lm"
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Parameters, tied ones counted once; without the token embeddings (and a head tied to them) if so asked."""
-        left_out = self.get_input_embeddings().weight if exclude_embeddings else None
-        counted = (p for p in self.parameters() if p is not left_out)
-        return sum(p.numel() for p in counted if p.requires_grad or not only_trainable)
+        """Returns the number of parameters; tied ones count once, `exclude_embeddings` also excludes a tied head."""
+        excluded = self.get_input_embeddings().weight if exclude_embeddings else None
+        parameters = (p for p in self.parameters() if p is not excluded)
+        return sum(p.numel() for p in parameters if p.requires_grad or not only_trainable)
 
     # ---- embeddings
 
     def get_decoder(self) -> LlamaModel:
-        """The `LlamaModel` inside."""
+        """Returns the `LlamaModel`."""
         raise NotImplementedError
 
     @property
     def base_model(self) -> LlamaModel:
-        """The `LlamaModel` inside, under the reference's other name."""
+        """The `LlamaModel`; another name of `get_decoder()` in the reference."""
         return self.get_decoder()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The token embeddings."""
+        """Returns the token embeddings."""
         return self.get_decoder().embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
@@ -236,11 +234,11 @@ class LlamaPreTrainedModel(nn.Module):
         self.get_decoder().embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Linear | None:
-        """The language model's head; None for a model without one."""
+        """Returns the language-model head; None for a model without one."""
         return None
 
     def tie_weights(self) -> None:
-        """Makes the head share the embedding matrix, where the configuration says so."""
+        """Makes the head share the embedding matrix if `config.tie_word_embeddings` is set."""
         head = self.get_output_embeddings()
         if head is not None and self.config.tie_word_embeddings:
             head.weight = self.get_input_embeddings().weight
@@ -248,14 +246,14 @@ class LlamaPreTrainedModel(nn.Module):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
     ) -> nn.Embedding:
-        """Grows or cuts the vocabulary of embeddings and head to `new_num_tokens` rows; new rows are drawn anew.
+        """Resizes embeddings and head to `new_num_tokens` rows; additional rows are initialised at random.
 
         Args:
-            new_num_tokens: rows; by default as many as there are.
-            pad_to_multiple_of: rounds the rows up.
+            new_num_tokens: number of rows; by default the current number.
+            pad_to_multiple_of: the number of rows is rounded up to a multiple of this.
 
         Returns:
-            The embeddings; `config.vocab_size` is their number of rows.
+            The embeddings. `config.vocab_size` is set to their number of rows.
         """
         old = self.get_input_embeddings()
         rows = old.num_embeddings if new_num_tokens is None else new_num_tokens
@@ -263,7 +261,9 @@ class LlamaPreTrainedModel(nn.Module):
             rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
         padding = self.config.pad_token_id
         if rows < 1 or (padding is not None and rows <= padding):
-            raise RequestError(f"new_num_tokens is {rows}; it must leave a row and the padding token ({padding})")
+            raise RequestError(
+                f"new_num_tokens is {rows}; it must be at least 1 and greater than pad_token_id, {padding}"
+            )
         if rows == old.num_embeddings:
             return old
         new = new_embedding(rows, self.config.hidden_size, padding).to(old.weight)
@@ -280,52 +280,52 @@ class LlamaPreTrainedModel(nn.Module):
 
     def _copy_rows(self, old: nn.Embedding | nn.Linear, new: nn.Embedding | nn.Linear) -> None:
         self.init_weights(new)
-        kept = min(old.weight.shape[0], new.weight.shape[0])
+        rows = min(old.weight.shape[0], new.weight.shape[0])
         with torch.no_grad():
-            new.weight[:kept] = old.weight[:kept]
+            new.weight[:rows] = old.weight[:rows]
         new.weight.requires_grad_(old.weight.requires_grad)
 
     # ---- training
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Trades time for memory in training: each layer is computed again on the way back; no cache is returned.
+        """Saves memory in training by computing each layer again in the backward pass; forward returns no cache.
 
         Args:
-            gradient_checkpointing_kwargs: None or {"use_reentrant": False}; the re-entrant kind loses gradients when
-                the embeddings are frozen and is not offered.
+            gradient_checkpointing_kwargs: None or {"use_reentrant": False}. Re-entrant checkpointing is not supported,
+                because it loses gradients if the embeddings are frozen.
         """
         if dict(gradient_checkpointing_kwargs or {}) not in ({}, {"use_reentrant": False}):
             raise RequestError(
-                f"gradient_checkpointing_kwargs is {gradient_checkpointing_kwargs!r}; the only setting is "
+                f"gradient_checkpointing_kwargs is {gradient_checkpointing_kwargs!r}; it must be None or "
                 "{'use_reentrant': False}"
             )
         self.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keeps what the way back needs, as usual."""
+        """Keeps the activations of all layers for the backward pass, which is the default."""
         self.gradient_checkpointing = False
 
     @property
     def gradient_checkpointing(self) -> bool:
-        """Whether gradient checkpointing is on; the decoder knows, for all that share it."""
-        return self.get_decoder().recomputes
+        """Whether gradient checkpointing is on; stored in the decoder, for all models that share it."""
+        return self.get_decoder()._gradient_checkpointing
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, value: bool) -> None:
-        self.get_decoder().recomputes = value
+        self.get_decoder()._gradient_checkpointing = value
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Another name of `gradient_checkpointing`, for reading."""
+        """Read-only alias of `gradient_checkpointing`."""
         return self.gradient_checkpointing
 
     def enable_input_require_grads(self) -> None:
-        """Makes the embedded tokens require gradients, for adapters over frozen embeddings."""
+        """Makes the embedded tokens require gradients, for training adapters with frozen embeddings."""
         self.disable_input_require_grads()
         self._input_gradients = self.get_input_embeddings().register_forward_hook(_require_grad)
 
     def disable_input_require_grads(self) -> None:
-        """Undoes `enable_input_require_grads`."""
+        """Reverts `enable_input_require_grads`."""
         if self._input_gradients is not None:
             self._input_gradients.remove()
             self._input_gradients = None

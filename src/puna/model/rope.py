@@ -1,16 +1,16 @@
 """Rotary position embeddings: every rope type of LLaMA checkpoints, in the half-split layout.
 
 Legend: B batch, T tokens, S keys (cached and new), E head width. A head is E/2 pairs (x[i], x[i + E/2]); pair i of the
-token at position p turns by the angle p * inv_freq[i] (Su et al., RoFormer, arXiv:2104.09864). Angles and the turning
-itself are float32 in every dtype, as in Meta's code.
+token at position p is rotated by the angle p * inv_freq[i] (Su et al., RoFormer, arXiv:2104.09864). Angles and
+rotations are computed in float32 for every dtype, as in Meta's code.
 
-Two regimes:
+There are two cases:
 
-* default, linear, yarn, llama3: the frequencies are fixed. Keys are turned once and cached so (`Rotation`).
+* default, linear, yarn, llama3: the frequencies are fixed. Keys are rotated once and cached rotated (`Rotation`).
 * dynamic, longrope: the frequencies depend on the length of the context. The query at position p uses those of length
-  p + 1, for itself and for every key it looks at, so keys are cached before turning (`LengthRotation`). A token's
-  result then depends on nothing but the tokens before it: not on what else is in the batch, on how the prompt was
-  chunked, nor on an earlier prompt. (The reference takes one length for a whole call and leaves old keys as they were.)
+  p + 1, for itself and for every key it attends to, so keys are cached unrotated (`LengthRotation`). A token's result
+  then depends only on the tokens before it: not on the rest of the batch, on how the prompt is split into chunks, or on
+  earlier prompts. (The reference uses one length for all tokens of a call, and does not update cached keys.)
 """
 
 from __future__ import annotations
@@ -36,44 +36,44 @@ class Rotation:
     """Fixed frequencies: the angles of the new tokens, for their queries and their keys."""
 
     angles: Angles
-    key_positions: None = None  # not needed again
+    key_positions: None = None  # cached keys are rotated already
 
 
 @dataclass(frozen=True)
 class LengthRotation:
-    """Frequencies by length: runs of queries that share theirs, each with the angles of its queries and of all keys."""
+    """Frequencies by length: for each run of queries with equal frequencies, the angles of its queries and all keys."""
 
-    runs: tuple[tuple[slice, Tensor], ...]  # columns of T, and their inv_freq (B, 1, E/2)
+    runs: tuple[tuple[slice, Tensor], ...]  # slice of the T queries, and their inv_freq (B, 1, E/2)
     positions: Tensor  # (B, T)
     key_positions: Tensor  # (B, S)
     scaling: float
 
     def __iter__(self) -> Iterator[tuple[slice, Angles, Angles]]:
-        """Yields (columns, angles of the queries, angles of the keys); made on demand, since the keys' are large."""
-        for columns, inv_freq in self.runs:
+        """Yields (slice of the queries, their angles, angles of all keys); lazily, since the latter are large."""
+        for queries, inv_freq in self.runs:
             yield (
-                columns,
-                angles(self.positions[:, columns], inv_freq, self.scaling),
+                queries,
+                angles(self.positions[:, queries], inv_freq, self.scaling),
                 angles(self.key_positions, inv_freq, self.scaling),
             )
 
 
 def angles(positions: Tensor, inv_freq: Tensor, scaling: float) -> Angles:
-    """cos and sin of positions (B, tokens) x inv_freq (E/2) or (B, 1, E/2)."""
+    """Returns cos and sin of positions (B, tokens) * inv_freq (E/2) or (B, 1, E/2)."""
     phase = positions[:, :, None].float() * inv_freq  # (B, tokens, E/2)
     phase = phase[:, None]  # (B, 1, tokens, E/2)
     return phase.cos() * scaling, phase.sin() * scaling
 
 
 def rotate(x: Tensor, by: Angles) -> Tensor:
-    """Turns the pairs of x, (B, heads, tokens, E)."""
+    """Rotates the pairs of x, (B, heads, tokens, E)."""
     cos, sin = by
     first, second = x.float().chunk(2, dim=-1)  # (B, heads, tokens, E/2) each
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)  # shape of x
 
 
 class LlamaRotaryEmbedding(nn.Module):
-    """Turns positions into what attention needs to rotate queries and keys."""
+    """Computes from positions the angles that queries and keys are rotated by."""
 
     inv_freq: Tensor
 
@@ -88,30 +88,31 @@ class LlamaRotaryEmbedding(nn.Module):
         self.register_buffer("inv_freq", inv_freq, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LlamaRotaryEmbedding:
-        """Follows the model to its device but keeps float32: `model.to(bfloat16)` must not round the frequencies."""
-        exact = self.inv_freq
+        """Moves the frequencies with the model, but keeps float32: `model.to(bfloat16)` must not round them."""
+        float32 = self.inv_freq
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.inv_freq = exact.to(self.inv_freq.device)
+        self.inv_freq = float32.to(self.inv_freq.device)
         return self
 
     def forward(self, positions: Tensor, cache: KVCache) -> Rotation | LengthRotation:
-        """Positions (B, T) of the new tokens; the cache knows those of the cached ones."""
+        """`positions`, (B, T), are those of the new tokens; the cache has those of the cached ones."""
         if not self.by_length:
             return Rotation(angles(positions, self.inv_freq, self.scaling))
-        keys = torch.cat((cache.token_positions(positions), positions), dim=1)
+        keys = torch.cat((cache.token_positions(positions), positions), dim=1)  # (B, S)
         return LengthRotation(tuple(self._runs(positions)), positions, keys, self.scaling)
 
     def _runs(self, positions: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Cuts the columns of positions (B, T) where any row's frequencies change."""
-        lengths = positions + 1
-        regime = lengths > self.original if self.kind == "longrope" else lengths.clamp(min=self.original)
-        changes = (regime[:, 1:] != regime[:, :-1]).any(dim=0).nonzero().flatten() + 1
+        """Splits the queries at positions (B, T) where the frequencies of any row change."""
+        lengths = positions + 1  # (B, T)
+        # Queries in the same group have equal frequencies.
+        group = lengths > self.original if self.kind == "longrope" else lengths.clamp(min=self.original)
+        changes = (group[:, 1:] != group[:, :-1]).any(dim=0).nonzero().flatten() + 1
         edges = [0, *changes.tolist(), positions.shape[1]]
         for start, stop in pairwise(edges):
             yield slice(start, stop), self._for_length(lengths[:, start : start + 1, None])
 
     def _for_length(self, length: Tensor) -> Tensor:
-        """inv_freq, (B, 1, E/2), for contexts of `length`, (B, 1, 1)."""
+        """Returns inv_freq, (B, 1, E/2), for contexts of `length`, (B, 1, 1)."""
         if self.kind == "longrope":
             short, long = self.inv_freq
             return torch.where(length > self.original, long, short)
@@ -124,10 +125,9 @@ class LlamaRotaryEmbedding(nn.Module):
 
 
 def _powers(theta: float | Tensor, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """theta^(2i/E), (..., E/2), in the reference's order of float32 operations: a rounding error grows with p.
+    """Returns theta^(2i/E), (..., E/2), in the reference's order of float32 operations: positions multiply its errors.
 
-    The device is named because models may be built under `torch.device("meta")`; frequencies are no weights and are
-    always real.
+    The device is explicit because models may be built under `torch.device("meta")`, but frequencies always need values.
     """
     powers: Tensor = theta ** (torch.arange(0, width, 2, dtype=torch.float32, device=device) / width)
     return powers
@@ -145,8 +145,8 @@ def _linear(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, floa
 def _llama3(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, float]:
     """Llama 3.1's scaling (Meta's llama-models, models/llama3/model.py, `apply_scaling`).
 
-    Wavelengths that fit the original context `high` times stay, those that do not fit `low` times are divided by the
-    factor, those between are blended.
+    Frequencies that rotate at least `high` times in the original context are kept, those that rotate at most `low`
+    times are divided by the factor, and those between are interpolated.
     """
     inv_freq = 1.0 / _powers(settings["rope_theta"], config.head_dim)
     low, high = settings["low_freq_factor"], settings["high_freq_factor"]
@@ -156,12 +156,12 @@ def _llama3(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, floa
 
 
 def _yarn(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, float]:
-    """YaRN (arXiv:2309.00071), sections 3.2 (by parts) and 3.4 (temperature, here folded into cos and sin)."""
+    """YaRN (arXiv:2309.00071), sections 3.2 (by parts) and 3.4 (temperature, here a factor on cos and sin)."""
     theta, width, factor = settings["rope_theta"], config.head_dim, settings["factor"]
     original = settings["original_max_position_embeddings"]
 
     def pair_turning(times: float) -> float:
-        """The (fractional) pair that turns `times` times within the original context."""
+        """Returns the (fractional) index of the pair that rotates `times` times in the original context."""
         return width * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
 
     low = pair_turning(settings.get("beta_fast", 32.0))
@@ -169,7 +169,7 @@ def _yarn(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, float]
     if settings.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
-    span = high - low or 0.001  # the reference's guard against a ramp of no width
+    span = high - low or 0.001  # avoids division by 0, as the reference does
     interpolated = ((torch.arange(width // 2, dtype=torch.float32, device="cpu") - low) / span).clamp(0, 1)
     powers = _powers(theta, width)
     inv_freq = 1.0 / (factor * powers) * interpolated + 1.0 / powers * (1 - interpolated)
@@ -178,9 +178,9 @@ def _yarn(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, float]
 
 def _yarn_scaling(settings: dict[str, Any]) -> float:
     """sqrt(1/t) = 0.1 ln(factor) + 1 (YaRN, equation 22); mscale and mscale_all_dim are DeepSeek's additions."""
-    given = settings.get("attention_factor")
-    if given is not None:
-        return float(given)
+    attention_factor = settings.get("attention_factor")
+    if attention_factor is not None:
+        return float(attention_factor)
 
     def temperature(weight: float) -> float:
         return 0.1 * weight * math.log(settings["factor"]) + 1.0
@@ -190,10 +190,10 @@ def _yarn_scaling(settings: dict[str, Any]) -> float:
 
 
 def _longrope(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, float]:
-    """LongRoPE (arXiv:2402.13753): a searched factor per pair, one set up to the original context, one beyond.
+    """LongRoPE (arXiv:2402.13753): one factor per pair, in two sets: for contexts up to the original one, and longer.
 
-    Returns the frequencies as (2, E/2): short, long; or as (E/2) where both sets are the same, which is how GGUF files
-    with divisors of their own are read. The configuration has filled in `attention_factor`.
+    Returns the frequencies as (2, E/2): short, long; or as (E/2) if both sets are equal, as in the configuration of
+    GGUF files with a divisor per frequency. `LlamaConfig` has set `attention_factor`.
     """
     factors = torch.tensor([settings["short_factor"], settings["long_factor"]], dtype=torch.float32, device="cpu")
     inv_freq = 1.0 / (factors * _powers(settings["rope_theta"], config.head_dim))
@@ -203,9 +203,9 @@ def _longrope(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, fl
 _FREQUENCIES: dict[str, Callable[[dict[str, Any], LlamaConfig], tuple[Tensor, float]]] = {
     "default": _default,
     "linear": _linear,
-    "dynamic": _default,  # up to the original context
+    "dynamic": _default,  # the frequencies for lengths up to the original context
     "yarn": _yarn,
     "llama3": _llama3,
     "longrope": _longrope,
 }
-"""(inv_freq (E/2), factor on cos and sin) of each rope type; longrope's inv_freq is (2, E/2) as a rule."""
+"""Function of each rope type that returns (inv_freq (E/2), factor on cos and sin); see `_longrope` for its shape."""

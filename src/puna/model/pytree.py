@@ -1,0 +1,41 @@
+"""Registers classes that hold tensors as nodes of PyTorch's pytrees, for FSDP2's hooks, `tree_map` and export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from torch.utils import _pytree  # private, but PyTorch 2.5, the oldest release supported, has no public name for it
+
+Node = TypeVar("Node")
+
+
+def register_node(
+    kind: type[Node], children: Callable[[Node], dict[str, Any]], build: Callable[[dict[str, Any]], Node]
+) -> None:
+    """Registers `kind` as a pytree node.
+
+    Args:
+        kind: a class; each may be registered only once.
+        children: returns the parts of an instance, by name.
+        build: returns an instance with these parts.
+    """
+
+    def flatten(node: Node) -> tuple[list[Any], tuple[str, ...]]:
+        parts = children(node)
+        return list(parts.values()), tuple(parts)
+
+    def flatten_with_keys(node: Node) -> tuple[list[tuple[_pytree.KeyEntry, Any]], tuple[str, ...]]:
+        parts = children(node)
+        return [(_pytree.GetAttrKey(name), part) for name, part in parts.items()], tuple(parts)
+
+    def unflatten(parts: Iterable[Any], names: tuple[str, ...]) -> Node:
+        return build(dict(zip(names, parts, strict=True)))
+
+    _pytree.register_pytree_node(
+        kind,
+        flatten,
+        unflatten,
+        serialized_type_name=f"{kind.__module__}.{kind.__qualname__}",
+        flatten_with_keys_fn=flatten_with_keys,
+    )
