@@ -62,7 +62,7 @@ def read_gguf_config(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
 def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
     keys = GgufKeys(file.metadata)
     _check_architecture(keys)
-    hidden, heads = keys.whole("llama.embedding_length"), keys.whole("llama.attention.head_count")
+    hidden, heads = keys.count("llama.embedding_length"), keys.count("llama.attention.head_count")
     theta = keys.number("llama.rope.freq_base", 10000.0)
     if theta <= 0:
         raise CheckpointError(f"metadata key 'llama.rope.freq_base' must be positive, got {theta}")
@@ -73,12 +73,12 @@ def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
     config = LlamaConfig(
         vocab_size=_rows(file),
         hidden_size=hidden,
-        intermediate_size=keys.whole("llama.feed_forward_length"),
-        num_hidden_layers=keys.whole("llama.block_count"),
+        intermediate_size=keys.count("llama.feed_forward_length"),
+        num_hidden_layers=keys.count("llama.block_count"),
         num_attention_heads=heads,
-        num_key_value_heads=keys.whole("llama.attention.head_count_kv", heads),
+        num_key_value_heads=keys.count("llama.attention.head_count_kv", heads),
         head_dim=head_dim,
-        max_position_embeddings=keys.whole("llama.context_length"),
+        max_position_embeddings=keys.count("llama.context_length"),
         rms_norm_eps=keys.number("llama.attention.layer_norm_rms_epsilon"),
         rope_theta=theta,
         rope_scaling=rope_scaling(keys, file.tensors, theta, head_dim),
@@ -115,9 +115,9 @@ def _check_architecture(keys: GgufKeys) -> None:
 
 def _head_dim(keys: GgufKeys, hidden: int, heads: int) -> int:
     """Returns a head's width: `key_length`, else `rope.dimension_count`, else `hidden` / `heads`; all must agree."""
-    rotated = keys.whole("llama.rope.dimension_count", max(1, hidden // heads))
-    width = keys.whole("llama.attention.key_length", rotated)
-    values = keys.whole("llama.attention.value_length", width)
+    rotated = keys.count("llama.rope.dimension_count", max(1, hidden // heads))
+    width = keys.count("llama.attention.key_length", rotated)
+    values = keys.count("llama.attention.value_length", width)
     if "llama.rope.dimension_count" in keys.metadata and rotated != width:
         raise CheckpointError(f"llama.rope.dimension_count is {rotated}; a LLaMA model rotates entire heads, {width}")
     if values != width:

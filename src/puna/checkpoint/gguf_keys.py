@@ -20,7 +20,7 @@ class GgufKeys:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
 
-    def whole(self, key: str, default: int | None = None) -> int:
+    def count(self, key: str, default: int | None = None) -> int:
         """Returns an integer of at least 1."""
         value = self.metadata.get(key, default)
         if type(value) is not int or value < 1:

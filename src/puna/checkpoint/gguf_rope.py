@@ -109,7 +109,7 @@ def _yarn(keys: GgufKeys, factor: float) -> dict[str, Any]:
     scaling: dict[str, Any] = {
         "rope_type": "yarn",
         "factor": factor,
-        "original_max_position_embeddings": keys.whole(f"{_PREFIX}scaling.original_context_length"),
+        "original_max_position_embeddings": keys.count(f"{_PREFIX}scaling.original_context_length"),
     }
     for beta in ("beta_fast", "beta_slow"):
         if f"{_PREFIX}scaling.yarn_{beta}" in keys.metadata:
@@ -135,7 +135,7 @@ def _from_divisors(keys: GgufKeys, divisors: NDArray[np.float32], theta: float) 
     attention = keys.number(f"{_PREFIX}scaling.attn_factor", 1.0)
     if attention == 1 and np.all(divisors == 1):
         return None
-    original = keys.whole(f"{_PREFIX}scaling.original_context_length", _OLD)
+    original = keys.count(f"{_PREFIX}scaling.original_context_length", _OLD)
     factor = _llama3_factor(divisors, theta, original)
     if attention == 1 and factor is not None:
         return {
@@ -178,7 +178,7 @@ def _llama3_factor(divisors: NDArray[np.float32], theta: float, original: int) -
 def _longrope(keys: GgufKeys, factors: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
     if len(factors) != 2:
         raise CheckpointError(f"only {', '.join(factors)}; LongRoPE needs rope_factors_long.weight and _short.weight")
-    original = keys.whole(f"{_PREFIX}scaling.original_context_length")
+    original = keys.count(f"{_PREFIX}scaling.original_context_length")
     return {
         "rope_type": "longrope",
         "short_factor": _floats(factors["rope_factors_short.weight"]),

@@ -49,7 +49,7 @@ class Report:
         vocabulary: "rows" of the embedding and "tokens" of the tokenizer.
         special_tokens: for bos, eos and pad, the "id" and, if the tokenizer has it, the "text".
         memory: bytes of the weights as stored and as float32, and of the cache of 1,000 tokens.
-        warnings, errors: problems with which the model loads, and problems that keep it from loading.
+        warnings, errors: problems despite which the model loads, and problems that prevent loading.
     """
 
     path: str

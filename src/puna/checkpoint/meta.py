@@ -129,7 +129,7 @@ def _check_same_names(paths: Sequence[Path], shards: Sequence[Shard]) -> None:
 def _vocabulary(folder: Path, params: Params, shards: Sequence[Shard]) -> int:
     """Returns the rows of the embedding, of which shards hold either some rows or some columns."""
     shape = shards[0][EMBEDDING].shape
-    hold_rows = len(shape) == 2 and shape[1] == params.dim  # as in Llama 3; true as well for a single shard
+    hold_rows = len(shape) == 2 and shape[1] == params.dim  # as in Llama 3, and with a single shard
     rows = shape[0] * len(shards) if hold_rows else shape[0]
     if params.vocabulary is not None and params.vocabulary != rows:
         raise CheckpointError(
@@ -180,7 +180,7 @@ def _check_copies(name: str, parts: Sequence[StoredTensor], paths: Sequence[Path
 
 
 def _without_copies(name: str, parts: list[StoredTensor], copies: int, paths: Sequence[Path]) -> list[StoredTensor]:
-    """Returns the first of each `copies` consecutive parts, which are copies: there are more shards than kv heads."""
+    """Drops copies: with fewer key-value heads than shards, each `copies` consecutive shards have the same heads."""
     for first in range(0, len(parts), copies):
         group = slice(first, first + copies)
         _check_copies(name, parts[group], paths[group])

@@ -70,7 +70,7 @@ def check_params(raw: Mapping[str, Any], path: Path) -> Params:
             "vision, experts, adapters or quantised weights is not a plain LLaMA"
         )
 
-    def whole(name: str, default: int | None = None) -> int:
+    def count(name: str, default: int | None = None) -> int:
         value = raw.get(name, default)
         if type(value) is not int or not 0 < value < 2**31:
             raise CheckpointError(f"{path}: {name} must be an integer of at least 1, got {value!r:.40}")
@@ -83,7 +83,7 @@ def check_params(raw: Mapping[str, Any], path: Path) -> Params:
             raise CheckpointError(f"{path}: {name} must be a positive number, got {value!r:.40}")
         return float(value)
 
-    dim, heads = whole("dim"), whole("n_heads")
+    dim, heads = count("dim"), count("n_heads")
     if dim % heads:
         raise CheckpointError(f"{path}: dim is {dim}, which n_heads, {heads}, does not divide evenly")
     multiplier = None if raw.get("ffn_dim_multiplier") is None else number("ffn_dim_multiplier", 1.0)
@@ -92,15 +92,15 @@ def check_params(raw: Mapping[str, Any], path: Path) -> Params:
         raise CheckpointError(f"{path}: use_scaled_rope must be true or false, got {scaled!r:.40}")
     return Params(
         dim=dim,
-        layers=whole("n_layers"),
+        layers=count("n_layers"),
         heads=heads,
-        heads_kv=heads if kv is None else whole("n_kv_heads"),
+        heads_kv=heads if kv is None else count("n_kv_heads"),
         grouped=kv is not None and kv != heads,
-        ffn=feed_forward_width(dim, whole("multiple_of", 256), multiplier),
+        ffn=feed_forward_width(dim, count("multiple_of", 256), multiplier),
         norm_eps=number("norm_eps", 1e-5),
         theta=number("rope_theta", 500000.0 if scaled else 10000.0),
         scaled=scaled,
-        vocabulary=None if rows == -1 else whole("vocab_size"),
+        vocabulary=None if rows == -1 else count("vocab_size"),
     )
 
 

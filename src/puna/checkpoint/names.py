@@ -1,6 +1,6 @@
 """The tensors of a LLaMA model: their names in Hugging Face, GGUF and Meta files, their shapes, and when they exist.
 
-Other modules translate names with this table only. Shapes are (outputs, inputs), the order of PyTorch's Linear, in the
+This table is the only place that knows these names. Shapes are (outputs, inputs), the order of PyTorch's Linear, in the
 sizes of `LlamaConfig`:
 
     vocab   vocab_size             q       num_attention_heads * head_dim
@@ -8,8 +8,8 @@ sizes of `LlamaConfig`:
     ffn     intermediate_size      labels  num_labels
 
 Row order: if `heads` is set, GGUF and Meta files store the two rows of each rotated pair next to each other (rows 0,
-E/2, 1, E/2 + 1, ... of each head of width E), Hugging Face files all first rows of pairs before all second rows.
-`interleaved_rows` converts.
+E/2, 1, E/2 + 1, ... of each head of width E); Hugging Face files store the first rows of all pairs of a head, then the
+second rows. `interleaved_rows` converts.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def bench(
     """Measure a model's speed and compare it with the machine's limits.
 
     Generating (decode) is limited by the memory's bandwidth, reading a prompt (prefill) by the processor's arithmetic;
-    both are measured. "in cache" means that the model fits in the processor's cache, so that neither limit applies.
+    both are measured. "in cache" means that the model fits in the processor's cache, so that memory is not the limit.
     """
     import numpy as np
 

@@ -12,7 +12,7 @@ from puna.errors import ModelNotFoundError
 from puna.hub.reference import Reference
 
 Need = Literal["model", "tokenizer", "config"]
-"""The part of a model to download. Weights are omitted if small files contain the tokenizer or configuration."""
+"""The part of a model to download. "tokenizer" and "config" need weights only if no small file contains them."""
 
 _SMALL = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*")
 """Patterns of the files of a model other than its weights; files in other folders are not downloaded."""
