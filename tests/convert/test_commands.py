@@ -240,6 +240,7 @@ def test_the_pages_command(meta: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "'maybe' is neither true nor false" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_llama_3_speaks_its_template_and_stops(tmp_path: Path) -> None:
     llama_models = pytest.importorskip("llama_models")
     ranks = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"

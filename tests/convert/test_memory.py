@@ -22,6 +22,8 @@ from puna.formats.new_tensor import NewTensor
 from puna.saving import write_shard
 from tests.tokenizer.vocabularies import train_sentencepiece
 
+pytestmark = pytest.mark.slow
+
 LARGEST = 8192 * 2048 * 2
 """Bytes of the largest tensor, a matrix of the feed-forward block; the model has a dozen like it and 550 MB."""
 
@@ -86,15 +88,20 @@ def test_memory_is_bounded(source: str, options: dict[str, Any], folders: dict[s
     assert most * 1024 < min(2 * LARGEST + 200e6, announced), re.sub(r"\s+", " ", run.stderr)
 
 
+@pytest.fixture(scope="module")
+def wide(folders: dict[str, Path]) -> Path:
+    """The same model with a large vocabulary."""
+    convert(folders["hf"], folders["hf"].parent / "wide", to="hf", vocab_size=60000)
+    return folders["hf"].parent / "wide"
+
+
 @pytest.mark.parametrize(
     "options",
     [{"to": "hf", "verify": True}, {"quantize": "q4_0", "verify": True}, {"quantize": "q4_0", "calibrate": ""}],
     ids=["verify", "verify-q4_0", "calibrate"],
 )
-def test_running_models_is_announced(options: dict[str, Any], folders: dict[str, Path], tmp_path: Path) -> None:
+def test_running_models_is_announced(options: dict[str, Any], wide: Path, tmp_path: Path) -> None:
     """A model that is run is in memory, and the logits of a large vocabulary: as much as the plan says, not half."""
-    wide = tmp_path / "wide"
-    convert(folders["hf"], wide, to="hf", vocab_size=60000)
     if "calibrate" in options:
         (tmp_path / "text.txt").write_text("The llama lives in the high grassland. " * 500)
         options = options | {"calibrate": str(tmp_path / "text.txt")}
