@@ -1,4 +1,4 @@
-"""Small vocabularies, trained here, and the real ones where their packages are installed."""
+"""Small trained vocabularies, and those of real models if their packages are installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def package_file(package: str, *path: str) -> Path:
-    """A file of an installed package, without importing it; skips where it is not installed."""
+    """Returns a file of an installed package without importing it; skips the test if it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         pytest.skip(f"the package {package} is not installed")
@@ -39,7 +39,7 @@ def sp_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(sp_model: Path) -> Any:
-    """SentencePiece itself on `sp_model`."""
+    """The `SentencePieceProcessor` of `sp_model`."""
     return sentencepiece.SentencePieceProcessor(model_file=str(sp_model))
 
 
@@ -67,18 +67,18 @@ def byte_level_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(
     request: pytest.FixtureRequest, sp_model: Path, byte_level_json: Path
 ) -> LlamaTokenizer | LlamaTokenizerFast:
-    """Every kind, over a vocabulary trained here, with a special and a plain added token."""
-    made: LlamaTokenizer | LlamaTokenizerFast
+    """Every kind of tokenizer for a small vocabulary, with a special and a plain added token."""
+    result: LlamaTokenizer | LlamaTokenizerFast
     if request.param == "byte-level":
-        made = load_tokenizer(byte_level_json)
+        result = load_tokenizer(byte_level_json)
     elif request.param == "fast":
-        made = LlamaTokenizerFast(sp_model)
+        result = LlamaTokenizerFast(sp_model)
     else:
-        made = LlamaTokenizer(sp_model, behaviour=request.param)
-    made.add_tokens(["<new>"])
-    made.add_special_tokens({"additional_special_tokens": ["<extra>"]})
-    made.pad_token = made.eos_token
-    return made
+        result = LlamaTokenizer(sp_model, behaviour=request.param)
+    result.add_tokens(["<new>"])
+    result.add_special_tokens({"additional_special_tokens": ["<extra>"]})
+    result.pad_token = result.eos_token
+    return result
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +95,7 @@ def mistral_model() -> Path:
 
 @pytest.fixture(scope="session")
 def oracle() -> Callable[[str, list[dict[str, Any]]], list[dict[str, Any]]]:
-    """Asks another release of transformers, in its own environment, what it makes of tokenizer folders."""
+    """Runs jobs in the environment of another release of transformers; see tests/oracles/read_tokenizer.py."""
 
     def ask(release: str, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         python = ROOT / ".oracles" / release / "bin" / "python"

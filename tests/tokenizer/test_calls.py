@@ -1,4 +1,4 @@
-"""The call interface: padding, truncation, columns and tensors, against transformers 5.23 where it agrees."""
+"""Calling a tokenizer: padding, truncation, columns and tensors, compared with transformers 5.23 where it agrees."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXTS = [text for text in random_texts(40, seed=5) if text]
 
 @pytest.fixture(scope="module")
 def theirs(byte_level_json):
-    """transformers on the same tokenizer.json."""
+    """The tokenizer of transformers for the same tokenizer.json."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(byte_level_json)
@@ -140,7 +140,7 @@ def test_encode_equals_call(tokenizer):
     assert tokenizer([])["input_ids"] == []
 
 
-def test_words_given_apart(tokenizer):
+def test_texts_split_into_words(tokenizer):
     words = ["the", "llama"]
     separate = [i for word in words for i in tokenizer.encode(word, add_special_tokens=False)]
     got = tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
@@ -154,20 +154,20 @@ def test_pad_collates(tokenizer):
     direct = tokenizer(["the llama", "a"], padding=True, return_tensors="np")
     assert (padded["input_ids"] == direct["input_ids"]).all()
     assert (padded["attention_mask"] == direct["attention_mask"]).all()
-    again = tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, padding="max_length", max_length=30)
-    assert [len(row) for row in again["input_ids"]] == [len(row) for row in again["attention_mask"]] == [30, 30]
+    columns = tokenizer.pad({"input_ids": [row["input_ids"] for row in rows]}, padding="max_length", max_length=30)
+    assert [len(row) for row in columns["input_ids"]] == [len(row) for row in columns["attention_mask"]] == [30, 30]
     one = tokenizer.pad({"input_ids": np.array([5, 6])}, padding="max_length", max_length=4)
     assert sum(one["attention_mask"]) == 2 and len(one["input_ids"]) == 4
 
 
-def test_pad_names_the_column_that_it_does_not_pad(tokenizer):
+def test_the_error_of_pad_names_the_column(tokenizer):
     rows = [{**tokenizer(text), "labels": tokenizer.encode(text)} for text in ("the llama", "a")]
     assert [len(row) for row in tokenizer.pad(rows)["labels"]] == [len(row["labels"]) for row in rows]
     with pytest.raises(TokenizerError, match="labels: pad fills only input_ids"):
         tokenizer.pad(rows, return_tensors="np")
 
 
-def test_the_padding_side_of_one_call(tokenizer):
+def test_the_padding_side_as_an_argument(tokenizer):
     for side in ("left", "right"):
         wide = tokenizer("the llama", padding="max_length", max_length=40, truncation=True, padding_side=side)
         mask = wide["attention_mask"]
@@ -189,7 +189,7 @@ def test_the_vocabulary(tokenizer):
     assert tokenizer.vocab == tokenizer.get_vocab()
 
 
-def test_padding_without_a_token_says_how_to_get_one(sp_model):
+def test_the_error_without_a_padding_token_says_how_to_add_one(sp_model):
     tokenizer = LlamaTokenizer(sp_model)
     with pytest.raises(TokenizerError, match=r"add_special_tokens\(\{'pad_token'"):
         tokenizer(["a", "the llama"], padding=True)
@@ -212,13 +212,13 @@ def test_padding_without_a_token_says_how_to_get_one(sp_model):
         ({"max_length": 1, "truncation": "only_second"}, "raise max_length"),
     ],
 )
-def test_wrong_options(tokenizer, options, message):
+def test_invalid_options(tokenizer, options, message):
     with pytest.raises(TokenizerError, match=message):
         tokenizer("the llama", "learns", **options)
 
 
 class Strategy(str, enum.Enum):
-    """As transformers' PaddingStrategy and TruncationStrategy are."""
+    """A string enumeration, like PaddingStrategy and TruncationStrategy of transformers."""
 
     MAX_LENGTH = "max_length"
     ONLY_FIRST = "only_first"
@@ -233,32 +233,32 @@ def test_strategies_as_enumerations(tokenizer):
     assert cut["input_ids"] == tokenizer("the llama", "learns", truncation="only_first", max_length=7)["input_ids"]
 
 
-def test_lengths_that_nobody_knows(tokenizer):
+def test_truncation_without_a_known_length_warns(tokenizer):
     with pytest.warns(UserWarning, match="none is known"):
         assert tokenizer("the llama", truncation=True)["input_ids"] == tokenizer.encode("the llama")
     with pytest.warns(UserWarning, match="pass truncation=True"):
         assert len(tokenizer("the llama", max_length=2)["input_ids"]) == 2
 
 
-def test_a_known_limit_is_used(sp_model):
+def test_model_max_length_limits_truncation(sp_model):
     tokenizer = LlamaTokenizer(sp_model, model_max_length=4)
     assert len(tokenizer.encode("the llama learns tasks", truncation=True)) == 4
     assert len(tokenizer.encode("the llama learns tasks")) > 4
 
 
 @pytest.mark.parametrize("text", [5, None, b"bytes", 1.5, {"a": 1}, ["ok", 5], [["nested"]]])
-def test_what_is_no_text(tokenizer, text):
+def test_inputs_that_are_not_text(tokenizer, text):
     with pytest.raises(TokenizerError):
         tokenizer(text)
 
 
-def test_lone_surrogates_are_named(tokenizer):
+def test_the_error_names_a_lone_surrogate(tokenizer):
     with pytest.raises(TokenizerError, match=r"U\+D800.*replace"):
         tokenizer.encode("a\ud800b")
 
 
 @pytest.mark.parametrize("ids", [[-1], [10**6], [2**70], "text", [1.5], [[1], [2]], None, [None]])
-def test_what_are_no_ids(tokenizer, ids):
+def test_values_that_are_not_ids(tokenizer, ids):
     with pytest.raises(TokenizerError):
         tokenizer.decode(ids)
 
@@ -283,7 +283,7 @@ def test_special_tokens(tokenizer):
         tokenizer.add_tokens([""])
 
 
-def test_the_slow_tokenizer_says_what_needs_the_fast_one(sp_model):
+def test_the_slow_tokenizer_refuses_what_needs_the_fast_one(sp_model):
     encoded = LlamaTokenizer(sp_model)("the llama")
     assert encoded.encodings is None and not encoded.is_fast
     for use in (encoded.tokens, encoded.word_ids, lambda: encoded.char_to_token(0)):
@@ -293,7 +293,7 @@ def test_the_slow_tokenizer_says_what_needs_the_fast_one(sp_model):
         LlamaTokenizer(sp_model)("a", return_offsets_mapping=True)
 
 
-def test_threads_may_share_one(ours):
+def test_threads_can_share_a_tokenizer(ours):
     from concurrent.futures import ThreadPoolExecutor
 
     texts = random_texts(200, seed=6)
@@ -306,8 +306,8 @@ def test_threads_may_share_one(ours):
     assert all(isinstance(job.result(), BatchEncoding) for job in splits)
 
 
-def test_imports_stay_apart():
-    """The SentencePiece class needs no `tokenizers`, the other no `sentencepiece`, and neither Jinja nor PyTorch."""
+def test_each_class_imports_only_its_engine():
+    """LlamaTokenizer imports no `tokenizers`, LlamaTokenizerFast no `sentencepiece`, and neither Jinja nor PyTorch."""
     import subprocess
 
     for name, absent in (("LlamaTokenizer", "tokenizers"), ("LlamaTokenizerFast", "sentencepiece")):
@@ -320,6 +320,6 @@ def test_imports_stay_apart():
 
 
 @pytest.mark.parametrize("options", [{"max_length": 10**12}, {"max_length": 8, "pad_to_multiple_of": 10**30}])
-def test_padding_beyond_reason_is_refused(tokenizer, options):
+def test_padding_beyond_the_limit_is_refused(tokenizer, options):
     with pytest.raises(TokenizerError, match="the limit is 16777216"):
         tokenizer(["hi"], padding="max_length", truncation=False, **options)

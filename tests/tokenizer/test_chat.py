@@ -1,4 +1,4 @@
-"""Chat templates: the same text as transformers, no second BOS, and clear errors for what goes wrong."""
+"""Chat templates: the same text as transformers, no second BOS, and clear errors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def theirs(byte_level_json):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("prompt", [False, True])
-def test_the_dialect_is_that_of_transformers(ours, theirs, name, prompt):
+def test_templates_render_as_in_transformers(ours, theirs, name, prompt):
     options = {
         "chat_template": TEMPLATES[name],
         "add_generation_prompt": prompt,
@@ -82,7 +82,7 @@ def test_continuing_the_final_message(ours, theirs, template, content):
     assert text.rstrip().endswith("Hi") and chat[1]["content"] == content
 
 
-def test_llama_3_by_its_header_tokens(ours):
+def test_llama_3_is_detected_by_its_header_tokens(ours):
     assert ours.default_chat_template == LLAMA_3
     text = ours.apply_chat_template(CHAT[:2], add_generation_prompt=True, tokenize=False)
     assert text == (
@@ -94,12 +94,12 @@ def test_llama_3_by_its_header_tokens(ours):
 
 
 @pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
-def test_the_default_system_prompt_is_the_page_s_and_only_there(sp_model, cls):
+def test_only_the_transformers_classes_add_the_default_system_prompt(sp_model, cls):
     chat = [{"role": "user", "content": "Hello"}]
-    page = cls(sp_model)
-    assert DEFAULT_SYSTEM_PROMPT in page.apply_chat_template(chat, tokenize=False)
-    page.use_default_system_prompt = False
-    assert page.apply_chat_template(chat, tokenize=False) == "<s>[INST] Hello [/INST]"
+    tokenizer = cls(sp_model)
+    assert DEFAULT_SYSTEM_PROMPT in tokenizer.apply_chat_template(chat, tokenize=False)
+    tokenizer.use_default_system_prompt = False
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == "<s>[INST] Hello [/INST]"
     assert load_tokenizer(sp_model).apply_chat_template(chat, tokenize=False) == "<s>[INST] Hello [/INST]"
     ids = load_tokenizer(sp_model, add_bos_token=True).apply_chat_template(chat)
     assert ids[0] == 1 and ids.count(1) == 1
@@ -132,9 +132,9 @@ def test_named_templates(byte_level_json):
         load_tokenizer(byte_level_json, chat_template={"tool_use": "T", "rag": "R"}).apply_chat_template(CHAT)
 
 
-@pytest.mark.parametrize("known", [None, "plain text", {"default": "D", "tool_use": "T"}])
-def test_a_name_that_no_template_has(byte_level_json, known):
-    tokenizer = load_tokenizer(byte_level_json, chat_template=known)
+@pytest.mark.parametrize("templates", [None, "plain text", {"default": "D", "tool_use": "T"}])
+def test_an_unknown_template_name(byte_level_json, templates):
+    tokenizer = load_tokenizer(byte_level_json, chat_template=templates)
     with pytest.raises(ChatTemplateError, match=r"'tool-use'.*(default, tool_use|it has none)"):
         tokenizer.apply_chat_template(CHAT, "tool-use")
 
@@ -155,7 +155,7 @@ def test_template_variables_do_not_hide_the_conversation(ours, name):
 
 
 @pytest.mark.parametrize("content", [None, [{"type": "text", "text": "Hi"}], 5, {"text": "Hi"}])
-def test_built_in_templates_refuse_what_is_no_text(ours, sp_model, content):
+def test_built_in_templates_refuse_content_other_than_text(ours, sp_model, content):
     for tokenizer in (ours, load_tokenizer(sp_model), LlamaTokenizer(sp_model)):
         for chat in ([{"role": "user", "content": content}], [*CHAT[:2], {"role": "assistant", "content": content}]):
             with pytest.raises(ChatTemplateError, match="'content', a string"):
@@ -168,7 +168,7 @@ def test_llama_2_needs_more_than_a_system_message(sp_model):
         load_tokenizer(sp_model).apply_chat_template(CHAT[:1])
 
 
-def test_no_template_at_all(tmp_path):
+def test_a_tokenizer_without_any_template(tmp_path):
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
@@ -212,7 +212,7 @@ def test_no_template_at_all(tmp_path):
         ("{{ tools | tojson }}{{ raise_exception | tojson }}", "TypeError"),
     ],
 )
-def test_what_a_template_must_not_do(ours, template, message):
+def test_templates_that_fail_or_exceed_a_limit(ours, template, message):
     start = time.monotonic()
     with pytest.raises(ChatTemplateError, match=message):
         ours.apply_chat_template(CHAT, chat_template=template)
@@ -230,12 +230,12 @@ def test_formatting_within_the_limits(ours):
 
 
 @pytest.mark.parametrize("chat", [[], "text", [5], [{"content": "no role"}], [{"role": 5, "content": "x"}], None])
-def test_what_is_no_conversation(ours, chat):
+def test_invalid_conversations(ours, chat):
     with pytest.raises(ChatTemplateError):
         ours.apply_chat_template(chat)
 
 
-def test_continuing_what_cannot_be_continued(ours):
+def test_messages_that_cannot_be_continued(ours):
     for chat, options in (
         ([{"role": "user"}], {}),
         (CHAT, {"add_generation_prompt": True}),

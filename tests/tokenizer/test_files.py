@@ -1,4 +1,4 @@
-"""Every kind of tokenizer file, found by content; the small files around it; damaged ones."""
+"""Every kind of tokenizer file, detected by content; configuration files; damaged files."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def write_json(path, value):
 
 @pytest.fixture
 def folder(sp_model, tmp_path):
-    """A folder with a SentencePiece model to put small files beside."""
+    """A folder with a SentencePiece model, to which tests add configuration files."""
     shutil.copy(sp_model, tmp_path / "tokenizer.model")
     return tmp_path
 
 
-def test_kinds_are_told_by_content(sp_model, byte_level_json, tmp_path):
+def test_the_kind_of_a_file_follows_from_its_content(sp_model, byte_level_json, tmp_path):
     shutil.copy(byte_level_json / "tokenizer.json", tmp_path / "tokenizer.model")
     assert load_tokenizer(tmp_path).is_fast
     shutil.copy(sp_model, tmp_path / "anything.bin")
     assert isinstance(load_tokenizer(tmp_path / "anything.bin"), LlamaTokenizer)
 
 
-def test_tokenizer_json_wins_over_the_model_and_over_any_class_name(folder, byte_level_json):
+def test_tokenizer_json_overrides_the_model_and_the_class_name(folder, byte_level_json):
     reference = load_tokenizer(byte_level_json)
     shutil.copy(byte_level_json / "tokenizer.json", folder)
     for name in ("LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "NoSuchTokenizer", None):
@@ -45,10 +45,10 @@ def test_tokenizer_json_wins_over_the_model_and_over_any_class_name(folder, byte
             tokenizer = load(folder)
             assert isinstance(tokenizer, LlamaTokenizerFast)
             assert [tokenizer.encode(t) for t in TEXTS] == [reference.encode(t) for t in TEXTS]
-    assert LlamaTokenizer.from_pretrained(folder).vocab_size == 420  # the class asks for the model
+    assert LlamaTokenizer.from_pretrained(folder).vocab_size == 420  # the class needs the model
 
 
-def test_auto_without_the_fast_one_is_the_page_s_class(sp_model, byte_level_json):
+def test_auto_tokenizer_with_use_fast_false_is_llama_tokenizer(sp_model, byte_level_json):
     assert AutoTokenizer.from_pretrained(sp_model, use_fast=False).behaviour == "hf-legacy"
     with pytest.raises(TokenizerError, match="LlamaTokenizer needs"):
         AutoTokenizer.from_pretrained(byte_level_json, use_fast=False)
@@ -75,7 +75,7 @@ def test_tokenizer_json_is_parsed_once(byte_level_json, monkeypatch):
 
 
 @pytest.mark.parametrize("cls", [AutoTokenizer, LlamaTokenizer, LlamaTokenizerFast])
-def test_arguments_of_the_hub_are_not_needed(cls, folder):
+def test_arguments_of_the_hub_have_no_effect_on_a_path(cls, folder):
     tokenizer = cls.from_pretrained(folder, **HUB, pad_token="</s>")
     assert tokenizer.pad_token == "</s>" and tokenizer.encode("a") == cls.from_pretrained(folder).encode("a")
     within = cls.from_pretrained(folder.parent, subfolder=folder.name)
@@ -84,7 +84,7 @@ def test_arguments_of_the_hub_are_not_needed(cls, folder):
         cls.from_pretrained(folder, no_such=1)
 
 
-def test_an_unknown_argument_is_named(sp_model):
+def test_the_error_names_an_unknown_argument(sp_model):
     for arguments in ({"no_such": 1}, {"revision": "main"}):
         with pytest.raises(TokenizerError, match=next(iter(arguments))):
             load_tokenizer(sp_model, **arguments)
@@ -100,8 +100,8 @@ def test_flags_in_the_configuration(folder, byte_level_json, sp_model):
 
 
 @pytest.mark.parametrize(("name", "honoured"), [("LlamaTokenizerFast", True), ("PreTrainedTokenizerFast", False)])
-def test_added_ends_with_a_literal_pipeline(byte_level_json, tmp_path, name, honoured):
-    """As in transformers 4.34.1, the Llama classes rebuild the post-processor by these flags, others do not."""
+def test_bos_and_eos_with_a_literal_pipeline(byte_level_json, tmp_path, name, honoured):
+    """As in transformers 4.34.1, only the Llama classes rebuild the post-processor from these flags."""
     shutil.copy(byte_level_json / "tokenizer.json", tmp_path)
     config = json.loads((byte_level_json / "tokenizer_config.json").read_text())
     write_json(tmp_path / "tokenizer_config.json", config | {"tokenizer_class": name, "add_bos_token": True})
@@ -116,22 +116,22 @@ def test_added_ends_with_a_literal_pipeline(byte_level_json, tmp_path, name, hon
 
 @pytest.mark.parametrize("form", [None, True, False])
 @pytest.mark.parametrize("split", [None, True, False])
-def test_sentencepiece_s_own_ids_survive_saving_twice(sp_model, tmp_path, form, split):
-    given = {} if split is None else {"split_special_tokens": split}
-    tokenizer = load_tokenizer(sp_model, **given)
+def test_sentencepiece_ids_survive_saving_twice(sp_model, tmp_path, form, split):
+    arguments = {} if split is None else {"split_special_tokens": split}
+    tokenizer = load_tokenizer(sp_model, **arguments)
     ids = [tokenizer.encode(text) for text in ("x</s>", "<s>", "a<s> b")]
     tokenizer.save_pretrained(tmp_path / "once", form)
     load_tokenizer(tmp_path / "once").save_pretrained(tmp_path / "twice")
     for folder in ("once", "twice"):
-        again = load_tokenizer(tmp_path / folder)
-        assert [again.encode(text) for text in ("x</s>", "<s>", "a<s> b")] == ids
+        reloaded = load_tokenizer(tmp_path / folder)
+        assert [reloaded.encode(text) for text in ("x</s>", "<s>", "a<s> b")] == ids
         assert json.loads((tmp_path / folder / "tokenizer_config.json").read_text()).get("split_special_tokens") in (
             None,
             False,
         )
-    page = LlamaTokenizer.from_pretrained(sp_model).encode("x</s>")
+    ids = LlamaTokenizer.from_pretrained(sp_model).encode("x</s>")
     if form is not False:
-        assert LlamaTokenizer.from_pretrained(tmp_path / "once").encode("x</s>") == page
+        assert LlamaTokenizer.from_pretrained(tmp_path / "once").encode("x</s>") == ids
 
 
 @pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
@@ -158,7 +158,7 @@ def test_added_tokens_old_and_new_style(folder):
         assert tokenizer.sep_token == "<new>" and tokenizer.pad_token is None and "<old>" not in tokenizer.get_vocab()
 
 
-def test_an_added_token_that_would_get_another_id_is_refused(folder):
+def test_an_added_token_with_an_impossible_id_is_refused(folder):
     write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": {"999": {"content": "<x>"}}})
     with pytest.raises(TokenizerError, match="id 999"):
         LlamaTokenizerFast.from_pretrained(folder)
@@ -204,7 +204,7 @@ def test_other_settings(folder):
     assert json.loads((folder / "saved/x-tokenizer_config.json").read_text())["my_own_key"] == {"kept": True}
 
 
-def test_names_for_a_bare_tokenizer_json(byte_level_json, tmp_path):
+def test_bos_and_eos_of_a_tokenizer_json_alone(byte_level_json, tmp_path):
     shutil.copy(byte_level_json / "tokenizer.json", tmp_path)
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == (
@@ -238,14 +238,14 @@ def test_names_for_a_bare_tokenizer_json(byte_level_json, tmp_path):
     ],
     ids=str,
 )
-def test_wrong_values_in_the_configuration(folder, config):
+def test_invalid_values_in_the_configuration(folder, config):
     write_json(folder / "tokenizer_config.json", config)
     with pytest.raises(TokenizerError) as raised:
         load_tokenizer(folder)
     assert next(iter(config)).split("_")[0] in str(raised.value)
 
 
-def test_what_is_not_there(tmp_path, sp_model, byte_level_json):
+def test_missing_files(tmp_path, sp_model, byte_level_json):
     with pytest.raises(ModelNotFoundError, match="hub"):
         load_tokenizer("meta-llama/Llama-2-7b-hf")
     with pytest.raises(TokenizerError, match="neither"):
@@ -263,7 +263,7 @@ def test_what_is_not_there(tmp_path, sp_model, byte_level_json):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"{", b"{}", b"[]", b"\x00" * 99, b"GGUF", b"IQ== 0\n", b"IQ== x\n"])
-def test_short_rubbish(tmp_path, content):
+def test_short_invalid_files(tmp_path, content):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(PunaError, match=r"tokenizer\.model"):
         load_tokenizer(tmp_path)
@@ -301,7 +301,7 @@ def test_mutated_files_load_or_are_refused(kind, sp_model, byte_level_json, tmp_
 
 
 @pytest.mark.timing
-def test_opening_is_quick(byte_level_json, sp_model):
+def test_loading_is_fast(byte_level_json, sp_model):
     for path in (byte_level_json, sp_model):
         start = time.process_time()
         load_tokenizer(path)

@@ -1,4 +1,4 @@
-"""Tokenizers inside GGUF files, of both kinds."""
+"""Tokenizers in GGUF files: SentencePiece and byte-level BPE."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MERGED_TEXTS = ["Once upon a time", "Zoë said: é", "\n\n x  y"]
 
 
 def write(path, model, tokens, types, **fields):
-    """A GGUF file with nothing but a tokenizer."""
+    """Writes a GGUF file that contains only a tokenizer."""
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_tokenizer_model(model)
     writer.add_token_list(tokens)
@@ -56,7 +56,7 @@ def pieces_of(processor):
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("extra", [True, False])
 def test_sentencepiece_vocabulary(tmp_path, prefix, extra):
-    """The serialised vocabulary gives the ids and text of the model it came from."""
+    """The serialised vocabulary gives the same ids and text as the original model."""
     model = train_sentencepiece(add_dummy_prefix=prefix, remove_extra_whitespaces=extra)
     engine = sentencepiece.SentencePieceProcessor(model_proto=model)
     tokens, kinds, scores = pieces_of(engine)
@@ -95,14 +95,14 @@ def test_control_and_user_defined_tokens(tmp_path):
     assert chat[0] == system
 
 
-def test_ids_known_before_the_keys_existed(tmp_path):
+def test_bos_and_eos_without_keys(tmp_path):
     tokens, kinds, scores = pieces_of(sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece()))
     tokenizer = load_tokenizer(write(tmp_path / "m.gguf", "llama", tokens, kinds, token_scores=scores))
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>") and tokenizer.encode("a")[0] == 1
 
 
-def test_stories_vocabulary(shared, tmp_path):
-    """llama2.c's tokenizer of 512 pieces, by its own greedy merge as the oracle."""
+def test_the_stories_vocabulary(shared, tmp_path):
+    """llama2.c's tokenizer of 512 pieces gives the ids of llama2.c's greedy merge."""
     data = (shared / "fixtures/stories260K/tok512.bin").read_bytes()
     pieces, scores, at = [], [], 4
     while at < len(data):
@@ -136,7 +136,7 @@ def assert_merges_greedily(tokenizer, texts, pieces, scores):
 
 
 def merge_greedily(text, pieces, scores):
-    """llama2.c's encode: characters, else their bytes, then the best-scored merge again and again."""
+    """llama2.c's encode: characters, or their bytes, then repeatedly the merge with the best score."""
     ids = {piece: index for index, piece in enumerate(pieces) if index > 258}
     tokens = []
     for character in text:
@@ -154,7 +154,7 @@ def merge_greedily(text, pieces, scores):
 
 
 def byte_level_fields(folder, pre="smollm", **changes):
-    """The metadata of a byte-level tokenizer like `byte_level_json`."""
+    """Returns the metadata of a byte-level tokenizer like `byte_level_json`."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     merges = [" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -197,21 +197,21 @@ CUTS = {
 
 
 @pytest.mark.parametrize("pre", CUTS)
-def test_where_texts_are_cut(pre):
+def test_where_texts_are_split(pre):
     text, expected = CUTS[pre]
     steps = [pre_tokenizers.Split(Regex(rule), "isolated") for rule in pre_tokenizer(pre).expressions]
     assert [piece for piece, _ in pre_tokenizers.Sequence(steps).pre_tokenize_str(text)] == expected
 
 
 def digits_then_gpt_2(vocab, merges):
-    """SmolLM's tokenizer.json: Digits(individual_digits), ByteLevel with its own expression."""
+    """Returns the pipeline of SmolLM's tokenizer.json: Digits(individual_digits), ByteLevel with its own expression."""
     reference = Tokenizer(models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges]))
     steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     reference.pre_tokenizer = pre_tokenizers.Sequence(steps)
     return reference
 
 
-def test_smollm_is_digits_then_gpt_2(byte_level_json):
+def test_smollm_splits_digits_then_like_gpt_2(byte_level_json):
     fields = byte_level_fields(byte_level_json)
     vocab = {token: index for index, token in enumerate(fields["tokenizer.ggml.tokens"])}
     reference = digits_then_gpt_2(vocab, fields["tokenizer.ggml.merges"])
@@ -252,13 +252,13 @@ def test_special_and_user_defined_tokens(byte_level_json):
     ],
     ids=str,
 )
-def test_wrong_metadata(byte_level_json, changes, message):
+def test_invalid_metadata(byte_level_json, changes, message):
     with pytest.raises(TokenizerError, match=message):
         byte_level_tokenizer(byte_level_fields(byte_level_json, **changes))
 
 
 @pytest.mark.parametrize("change", [{"scores": [0.0]}, {"scores": [float("nan")] * 420}, {"tokens": [""] * 420}])
-def test_wrong_sentencepiece_metadata(change):
+def test_invalid_sentencepiece_metadata(change):
     tokens, kinds, scores = pieces_of(sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece()))
     fields = {"model": "llama", "tokens": tokens, "token_type": kinds, "scores": scores, **change}
     metadata = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}

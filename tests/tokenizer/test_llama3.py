@@ -1,4 +1,4 @@
-"""Llama 3's ranks: the ids of tiktoken."""
+"""Llama 3's ranks give the ids of tiktoken."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""As llama_models/llama3/tokenizer.py has it."""
+"""From llama_models/llama3/tokenizer.py."""
 
 
 def any_text(rng: random.Random) -> str:
-    """Characters from all of Unicode, spaces and contractions between."""
+    """Returns characters from all of Unicode, with spaces and contractions in between."""
     planes = [(0x20, 0x300), (0x300, 0x3000), (0x3000, 0xD800), (0xE000, 0x11000), (0x1F000, 0x1FA00)]
     pieces = [
         lambda: chr(rng.randrange(*rng.choice(planes))),
@@ -33,9 +33,9 @@ def any_text(rng: random.Random) -> str:
 
 
 def ranks_file(path):
-    """Ranks trained here: the bytes, then merges of `CORPUS`, longest match of tiktoken's own making."""
+    """Writes small ranks: all bytes, then byte strings of `CORPUS` that two other tokens form."""
     tokens = [bytes((byte,)) for byte in range(256)]
-    known = set(tokens)
+    used = set(tokens)
     counts: dict[bytes, int] = {}
     for word in " ".join(CORPUS).split(" "):
         data = b" " + word.encode()
@@ -43,15 +43,15 @@ def ranks_file(path):
             for at in range(len(data) - size + 1):
                 counts[data[at : at + size]] = counts.get(data[at : at + size], 0) + 1
     for token, _ in sorted(counts.items(), key=lambda item: (len(item[0]), -item[1], item[0]))[:600]:
-        if any(token[:at] in known and token[at:] in known for at in range(1, len(token))):
-            known.add(token)
+        if any(token[:at] in used and token[at:] in used for at in range(1, len(token))):
+            used.add(token)
             tokens.append(token)
     path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)))
     return {token: rank for rank, token in enumerate(tokens)}
 
 
 def compare(tokenizer, ranks, texts):
-    """Both ways against tiktoken."""
+    """Compares encoding with tiktoken, and decoding with the text."""
     reference = tiktoken.Encoding("reference", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     for text in texts:
         ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -59,7 +59,7 @@ def compare(tokenizer, ranks, texts):
         assert tokenizer.decode(ids) == text
 
 
-def test_ranks_trained_here(tmp_path):
+def test_small_ranks_agree_with_tiktoken(tmp_path):
     ranks = ranks_file(tmp_path / "tokenizer.model")
     tokenizer = load_tokenizer(tmp_path)
     assert isinstance(tokenizer, LlamaTokenizerFast) and len(tokenizer) == len(ranks) + 256 > 600
@@ -125,7 +125,7 @@ def test_damaged_ranks(tmp_path, damage):
         load_tokenizer(path)
 
 
-def test_the_alphabet_is_that_of_tokenizers():
+def test_the_alphabet_equals_that_of_tokenizers():
     from tokenizers.pre_tokenizers import ByteLevel
 
     assert sorted(BYTE_TO_CHARACTER.values()) == sorted(ByteLevel.alphabet())
@@ -136,7 +136,7 @@ def test_the_alphabet_is_that_of_tokenizers():
         assert bytes(CHARACTER_TO_BYTE[c] for c in spelled) == character.encode()
 
 
-def test_mistral_s_model_is_its_own_reference(mistral_model):
+def test_the_mistral_model_agrees_with_sentencepiece(mistral_model):
     import sentencepiece
 
     engine = sentencepiece.SentencePieceProcessor(model_file=str(mistral_model))

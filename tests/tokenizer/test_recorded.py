@@ -1,4 +1,4 @@
-"""The classes give what transformers 4.34.1 gave on two vocabularies, and the published vectors.
+"""Recorded results of transformers 4.34.1 on two vocabularies, and the published vectors.
 
 The vocabularies are that of the golden checkpoint and, where shared/ exists, Llama 2's.
 """
@@ -91,13 +91,13 @@ def test_padding_side_keys_and_chat(recorded, vocabulary):
     assert tokenizer.apply_chat_template(chat, tokenize=False) == record["chat"]
 
 
-def test_files_written_and_read_back(recorded, tmp_path):
+def test_saved_files_load_again(recorded, tmp_path):
     tokenizer, record = recorded
-    written = tokenizer.save_pretrained(tmp_path)
-    assert sorted(Path(path).name for path in written) == sorted(record["files"])
+    paths = tokenizer.save_pretrained(tmp_path)
+    assert sorted(Path(path).name for path in paths) == sorted(record["files"])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(record["files"])
-    again = type(tokenizer).from_pretrained(tmp_path)
-    assert [again.encode(text) for text in record["r"]] == [expected["ids"] for expected in record["r"].values()]
+    reloaded = type(tokenizer).from_pretrained(tmp_path)
+    assert [reloaded.encode(text) for text in record["r"]] == [expected["ids"] for expected in record["r"].values()]
 
 
 def test_the_golden_tokenizer_json_is_read_as_transformers_5_reads_it():
@@ -156,8 +156,8 @@ def test_load_tokenizer_reads_special_tokens_as_text_and_adds_no_system_prompt(s
     ]  # fmt: skip
 
 
-def test_dialogue_is_encoded_as_meta_does(model):
-    """Each pair of turns is BOS, the turns by SentencePiece, EOS (llama/generation.py, chat_completion)."""
+def test_dialogue_is_encoded_as_in_meta_s_code(model):
+    """Each pair of turns is BOS, SentencePiece's ids of the turns, and EOS (llama/generation.py, chat_completion)."""
     tokenizer = load_tokenizer(model)
     turns = ["Hi there", "Hello! How are you?", "Fine"]
     chat = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
@@ -167,7 +167,7 @@ def test_dialogue_is_encoded_as_meta_does(model):
 
 
 @pytest.mark.timing
-def test_loading_is_quick_and_long_text_linear(model):
+def test_loading_is_fast_and_encoding_linear(model):
     start = time.process_time()
     tokenizer = load_tokenizer(model)
     assert time.process_time() - start < 1.0

@@ -1,4 +1,4 @@
-"""Other releases of transformers: 4.34.1 gives what our classes give, and all read the same ids from files we write."""
+"""Other releases of transformers: 4.34.1 gives the same results, and all load saved files with the same ids."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def job_for(folder: Path, cls: str, arguments: dict, added: list, truncation: st
 
 
 def answer(job: dict) -> dict:
-    """What ours gives for the job."""
+    """Returns puna's results for a job, as tests/oracles/read_tokenizer.py does for transformers."""
     cls = {"LlamaTokenizer": LlamaTokenizer, "LlamaTokenizerFast": LlamaTokenizerFast}[job["cls"]]
     tokenizer = cls.from_pretrained(job["folder"], **job["arguments"])
     for token in job["added"]:
@@ -82,7 +82,7 @@ def answer(job: dict) -> dict:
     }
 
 
-def test_the_classes_are_those_of_4_34_1(oracle, sp_model):
+def test_the_classes_behave_as_in_4_34_1(oracle, sp_model):
     folder = sp_model.parent
     jobs = [
         job_for(folder, "LlamaTokenizer", {"legacy": True}, ADDED, "longest_first"),
@@ -104,7 +104,7 @@ def rendered_or_refused(template: str, messages: list[dict]) -> str:
         return f"refused: {exc}"
 
 
-def test_the_built_in_llama_2_template_is_that_of_4_34_1(oracle, sp_model):
+def test_the_built_in_llama_2_template_equals_that_of_4_34_1(oracle, sp_model):
     (theirs,) = oracle("4.34.1", [{"folder": str(sp_model.parent), "cls": "LlamaTokenizer", "default_template": True}])
     rng = random.Random(4)
     contents = ["hi", " a ", "<<SYS>>x", "", "it's 'q' \\n {{x}} {% if %}\n"]
@@ -117,7 +117,7 @@ def test_the_built_in_llama_2_template_is_that_of_4_34_1(oracle, sp_model):
             roles.insert(0, "system")
         messages = [{"role": role, "content": rng.choice(contents)} for role in roles]
         if all(message["role"] == "system" for message in messages):
-            continue  # theirs renders nothing, ours refuses
+            continue  # transformers renders nothing, puna refuses
         for flag, source in ((True, theirs["template"]), (False, theirs["template_without_prompt"])):
             text = rendered_or_refused(source, messages)
             assert rendered_or_refused(llama_2_template(flag), messages) == text, messages
@@ -127,8 +127,8 @@ def test_the_built_in_llama_2_template_is_that_of_4_34_1(oracle, sp_model):
 
 @pytest.fixture(scope="module")
 def saved(sp_model, byte_level_json, tmp_path_factory):
-    """Folders that ours wrote, with the tokenizer that wrote each."""
-    made = {
+    """Folders that puna saved, each with its tokenizer."""
+    tokenizers = {
         "slow": LlamaTokenizer(sp_model),
         "slow-new": LlamaTokenizer(sp_model, legacy=False, add_eos_token=True),
         "fast": LlamaTokenizerFast(sp_model, add_eos_token=True),
@@ -136,7 +136,7 @@ def saved(sp_model, byte_level_json, tmp_path_factory):
         "byte-level": load_tokenizer(byte_level_json, add_bos_token=True),
     }
     folders = {}
-    for name, tokenizer in made.items():
+    for name, tokenizer in tokenizers.items():
         tokenizer.add_tokens([AddedToken("<new>", normalized=False)])
         tokenizer.add_special_tokens({"additional_special_tokens": ["<extra>"], "pad_token": "<pad>"})
         tokenizer.chat_template = "{{ messages[0].content }}"
@@ -147,38 +147,38 @@ def saved(sp_model, byte_level_json, tmp_path_factory):
 
 
 @pytest.mark.parametrize("release", ["4.34.1", "4.57.6", "5.23.0"])
-def test_files_read_back(oracle, saved, release):
+def test_other_releases_load_saved_files(oracle, saved, release):
     names = ["fast", "sp", "byte-level"]
     jobs = [{"folder": str(saved[name][0]), "cls": "AutoTokenizer", "texts": texts_for(name)} for name in names]
-    if release == "4.34.1":  # later releases convert the model of the page's class in their own ways
+    if release == "4.34.1":  # later releases convert the model of LlamaTokenizer in other ways
         names += ["slow", "slow-new"]
         jobs += [{"folder": str(saved[n][0]), "cls": "LlamaTokenizer", "texts": TEXTS} for n in ("slow", "slow-new")]
     for name, job, theirs in zip(names, jobs, oracle(release, jobs), strict=True):
         tokenizer = saved[name][1]
         assert "error" not in theirs, theirs
-        split = False if name == "sp" else None  # our "sp" alone reads special tokens in a text as text
+        split = False if name == "sp" else None  # only "sp" reads special tokens in a text as text
         assert theirs["ids"] == [tokenizer(t, split_special_tokens=split)["input_ids"] for t in job["texts"]], name
         assert theirs["length"] == len(tokenizer)
         assert theirs["special"]["pad_token"] == "<pad>"
 
 
 def texts_for(name: str) -> list[str]:
-    """<unk> in a text is always text in "sp", and a token for transformers."""
+    """Returns the texts; for "sp" without <unk>, which is always text there and a token in transformers."""
     return [text for text in TEXTS if name != "sp" or "<unk>" not in text]
 
 
 @pytest.mark.parametrize("name", ["slow", "slow-new", "fast", "sp", "byte-level"])
-def test_files_read_back_by_ours(saved, name):
+def test_puna_loads_saved_files(saved, name):
     folder, tokenizer = saved[name]
-    again = load_tokenizer(folder) if name == "sp" else type(tokenizer).from_pretrained(folder)
-    assert [again.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
-    assert again.special_tokens_map == tokenizer.special_tokens_map
-    assert again.added_tokens_decoder == tokenizer.added_tokens_decoder
-    assert (again.model_max_length, again.chat_template) == (77, "{{ messages[0].content }}")
+    reloaded = load_tokenizer(folder) if name == "sp" else type(tokenizer).from_pretrained(folder)
+    assert [reloaded.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
+    assert reloaded.special_tokens_map == tokenizer.special_tokens_map
+    assert reloaded.added_tokens_decoder == tokenizer.added_tokens_decoder
+    assert (reloaded.model_max_length, reloaded.chat_template) == (77, "{{ messages[0].content }}")
 
 
 @pytest.mark.parametrize(("release", "cls"), [("4.34.1", LlamaTokenizer), ("4.34.1", LlamaTokenizerFast)])
-def test_their_files_are_read_by_ours(oracle, sp_model, tmp_path, release, cls):
+def test_puna_loads_files_of_4_34_1(oracle, sp_model, tmp_path, release, cls):
     folder = tmp_path / "theirs"
     shutil.copytree(sp_model.parent, tmp_path / "source")
     job = {

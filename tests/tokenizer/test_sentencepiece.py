@@ -1,4 +1,4 @@
-"""`LlamaTokenizer` on a model trained here: SentencePiece's own ids and text, and the page's methods."""
+"""`LlamaTokenizer` on a small trained model: SentencePiece's own ids and text, and the methods of transformers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sp(sp_model):
 
 @settings(max_examples=300, deadline=None)
 @given(TEXT)
-def test_ids_are_sentencepiece_s(sp, engine, text):
+def test_ids_equal_those_of_sentencepiece(sp, engine, text):
     assert sp.encode(text, add_special_tokens=False) == engine.encode(text)
     assert sp.encode(text) == [1, *engine.encode(text)]
     assert sp.tokenize(text) == engine.id_to_piece(engine.encode(text))
@@ -34,7 +34,7 @@ def test_ids_are_sentencepiece_s(sp, engine, text):
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.integers(0, 419), max_size=12))
-def test_text_is_sentencepiece_s(sp, engine, ids):
+def test_text_equals_that_of_sentencepiece(sp, engine, ids):
     assert sp.decode(ids, skip_special_tokens=True) == engine.decode(ids)
 
 
@@ -50,7 +50,7 @@ def test_text_is_sentencepiece_s(sp, engine, ids):
     ],
     ids=str,
 )
-def test_other_settings_follow_sentencepiece_too(options, tmp_path):
+def test_models_with_other_settings_match_sentencepiece(options, tmp_path):
     path = tmp_path / "m.model"
     path.write_bytes(train_sentencepiece(**{"vocab_size": 380, "hard_vocab_limit": False, **options}))
     engine = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -68,13 +68,13 @@ def test_special_tokens_are_shown_unless_skipped(sp):
     assert sp.decode([1, 2]) == "<s></s>"
 
 
-def test_special_tokens_in_a_text_are_tokens_where_asked_for(sp, engine):
+def test_special_tokens_in_a_text_are_tokens_on_request(sp, engine):
     the = engine.encode("the")
     assert sp.encode("<s>the</s>the", add_special_tokens=False, split_special_tokens=False) == [1, *the, 2, *the]
     assert 2 not in sp.encode("the</s>", add_special_tokens=False)
 
 
-def test_added_tokens_are_cut_out_and_text_after_them_starts_afresh(sp_model, engine):
+def test_text_after_an_added_token_is_encoded_separately(sp_model, engine):
     sp = load_tokenizer(sp_model)
     assert sp.add_tokens(["<new>", "the"]) == 2
     assert sp.add_tokens("<new>") == 0
@@ -86,7 +86,7 @@ def test_added_tokens_are_cut_out_and_text_after_them_starts_afresh(sp_model, en
     assert sp.convert_ids_to_tokens([420, 421]) == ["<new>", "the"]
 
 
-def test_added_tokens_take_whitespace_along(sp_model, engine):
+def test_added_tokens_strip_whitespace(sp_model, engine):
     tokenizer = LlamaTokenizer(sp_model)
     tokenizer.add_tokens([AddedToken("<left>", lstrip=True), AddedToken("<right>", rstrip=True)])
     a = engine.encode("a")
@@ -102,7 +102,7 @@ def test_a_single_word_token_inside_a_word_is_text(sp_model):
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_the_page_s_methods(sp_model, legacy):
+def test_methods_of_the_transformers_class(sp_model, legacy):
     tokenizer = LlamaTokenizer(sp_model, legacy=legacy, add_eos_token=True)
     assert tokenizer.build_inputs_with_special_tokens([5], [6, 7]) == [1, 5, 2, 1, 6, 7, 2]
     assert tokenizer.get_special_tokens_mask([5], [6, 7]) == [1, 0, 1, 1, 0, 0, 1]
@@ -118,7 +118,7 @@ def test_the_page_s_methods(sp_model, legacy):
     assert tokenizer.build_inputs_with_special_tokens([5]) == [1, 5]
 
 
-def test_save_vocabulary_writes_the_model_even_when_its_file_is_gone(sp_model, tmp_path):
+def test_save_vocabulary_works_after_the_model_file_was_deleted(sp_model, tmp_path):
     copied = tmp_path / "m.model"
     copied.write_bytes(sp_model.read_bytes())
     tokenizer = LlamaTokenizer(copied, legacy=False)
@@ -131,10 +131,10 @@ def test_save_vocabulary_writes_the_model_even_when_its_file_is_gone(sp_model, t
 
 
 def test_pickle_and_copy(tokenizer):
-    for again in (pickle.loads(pickle.dumps(tokenizer)), copy.deepcopy(tokenizer)):
+    for duplicate in (pickle.loads(pickle.dumps(tokenizer)), copy.deepcopy(tokenizer)):
         for text in random_texts(30):
-            assert again.encode(text) == tokenizer.encode(text)
-        assert again.special_tokens_map == tokenizer.special_tokens_map
+            assert duplicate.encode(text) == tokenizer.encode(text)
+        assert duplicate.special_tokens_map == tokenizer.special_tokens_map
 
 
 def test_sampling_arguments_reach_sentencepiece(sp_model):
@@ -156,7 +156,7 @@ def test_named_behaviours(sp_model):
         LlamaTokenizer(sp_model, behaviour="best")
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_the_error_names_a_missing_file(tmp_path):
     with pytest.raises(ModelNotFoundError, match=r"absent\.model"):
         LlamaTokenizer(tmp_path / "absent.model")
     with pytest.raises(TokenizerError, match="vocab_file"):

@@ -1,4 +1,4 @@
-"""Streamed text, joined, is the whole decode; no piece breaks a character."""
+"""Streamed texts, joined, equal the decode of all ids, and none of them splits a character."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def streamed(tokenizer, ids: list[int], skip: bool) -> list[str]:
     return [*(decoder.push(index) for index in ids), decoder.finish()]
 
 
-def unbiased(size: int) -> st.SearchStrategy[list[int]]:
+def id_sequences(size: int) -> st.SearchStrategy[list[int]]:
     """Id sequences with special, byte and added tokens overrepresented."""
     ids = st.one_of(st.integers(0, size - 1), st.integers(0, 2), st.integers(3, 258), st.integers(size - 4, size - 1))
     return st.lists(ids, max_size=16)
@@ -32,13 +32,13 @@ def unbiased(size: int) -> st.SearchStrategy[list[int]]:
 @settings(max_examples=400, deadline=None)
 @given(data=st.data(), skip=st.booleans())
 def test_random_ids(tokenizer, data, skip):
-    ids = data.draw(unbiased(len(tokenizer)))
+    ids = data.draw(id_sequences(len(tokenizer)))
     assert "".join(streamed(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20), skip=st.booleans())
-def test_text_comes_back_whole_and_in_whole_characters(tokenizer, text, skip):
+def test_streamed_text_is_complete_and_splits_no_character(tokenizer, text, skip):
     ids = tokenizer.encode(text, add_special_tokens=False)
     pieces = streamed(tokenizer, ids, skip)
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=skip)
@@ -46,7 +46,7 @@ def test_text_comes_back_whole_and_in_whole_characters(tokenizer, text, skip):
         assert all("\ufffd" not in piece for piece in pieces)
 
 
-def test_an_emoji_split_over_tokens_comes_out_once(tokenizer):
+def test_an_emoji_of_several_tokens_is_returned_once(tokenizer):
     ids = tokenizer.encode("a 🏳️‍🌈 b", add_special_tokens=False)
     assert len(ids) > 8
     pieces = streamed(tokenizer, ids, True)
@@ -54,36 +54,36 @@ def test_an_emoji_split_over_tokens_comes_out_once(tokenizer):
     assert "🏳️‍🌈" in "".join(pieces) and "\ufffd" not in "".join(pieces)
 
 
-def test_words_are_not_held_back(tokenizer):
-    """Text that no later token can change comes out with its token."""
+def test_words_are_returned_with_their_token(tokenizer):
+    """Text that no later token can change is returned with its token."""
     ids = tokenizer.encode("the llama can learn simple tasks", add_special_tokens=False)
     pieces = streamed(tokenizer, ids, True)
     assert all(pieces[1:-1]) and pieces[-1] == ""
 
 
 @pytest.mark.parametrize(
-    "bad", [[0xF0, 0x9F], [0x80], [0xC3, 0x28], [0xE2, 0x82, 0xF0], [0xED, 0xA0, 0x80], [0xFF, 0xFE]]
+    "invalid", [[0xF0, 0x9F], [0x80], [0xC3, 0x28], [0xE2, 0x82, 0xF0], [0xED, 0xA0, 0x80], [0xFF, 0xFE]]
 )
-def test_wrong_bytes(tokenizer, bad):
+def test_invalid_bytes(tokenizer, invalid):
     vocab = tokenizer.get_vocab()
     spelled = "<0x{:02X}>".format if "<0x80>" in vocab else BYTE_TO_CHARACTER.__getitem__
-    ids = [vocab[spelled(byte)] for byte in bad]
-    for around in (ids, [*ids, 300], [300, *ids, 300], [*ids, 1, *ids]):
-        whole = tokenizer.decode(around, skip_special_tokens=True)
-        assert "".join(streamed(tokenizer, around, True)) == whole
-        assert "\ufffd" in whole
+    ids = [vocab[spelled(byte)] for byte in invalid]
+    for sequence in (ids, [*ids, 300], [300, *ids, 300], [*ids, 1, *ids]):
+        text = tokenizer.decode(sequence, skip_special_tokens=True)
+        assert "".join(streamed(tokenizer, sequence, True)) == text
+        assert "\ufffd" in text
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.sampled_from([*" .,!?'nsmtvredx", "  ", " ' ", " n't", "é"]), max_size=14))
-def test_clean_up_is_streamed_too(byte_level_json, pieces):
+def test_streams_clean_up_text(byte_level_json, pieces):
     tokenizer = load_tokenizer(byte_level_json, clean_up_tokenization_spaces=True)
     ids = tokenizer.encode("".join(pieces), add_special_tokens=False)
     assert tokenizer.decode(ids) == clean_up("".join(pieces))
     assert "".join(streamed(tokenizer, ids, True)) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def test_a_decoder_without_a_stream_of_its_own_is_held_to_the_end():
+def test_text_of_an_unknown_decoder_is_held_until_the_end():
     pipeline = Tokenizer(BPE({"ab": 0, "c": 1, "d": 2}, []))
     pipeline.decoder = decoders.Metaspace()
     tokenizer = LlamaTokenizerFast(
@@ -99,7 +99,7 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer, index):
 
 
 @pytest.mark.timing
-def test_cost_does_not_grow_with_the_text(tokenizer):
+def test_cost_per_token_does_not_grow_with_the_text(tokenizer):
     ids = [index for text in random_texts(400) for index in tokenizer.encode(text, add_special_tokens=False)]
     decoder = StreamDecoder(tokenizer)
     costs = []

@@ -1,4 +1,4 @@
-"""The text that the small vocabularies are trained on, and texts of hard cases."""
+"""The text that the small vocabularies are trained on, and texts that are difficult to tokenize."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SNIPPETS = [
 
 
 def random_texts(count: int, seed: int = 0) -> list[str]:
-    """Texts of hard cases: spaces, added tokens, bytes outside the vocabulary."""
+    """Returns difficult texts: spaces, added tokens, bytes outside the vocabulary."""
     rng = random.Random(seed)
     return ["".join(rng.choice(SNIPPETS) for _ in range(rng.randint(0, 12))) for _ in range(count)]
 
 
 def train_sentencepiece(**options: Any) -> bytes:
-    """A SentencePiece model of `CORPUS`."""
+    """Returns a SentencePiece model trained on `CORPUS`."""
     model = io.BytesIO()
     settings = {
         "vocab_size": 420,

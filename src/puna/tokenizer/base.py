@@ -80,9 +80,10 @@ class TokenizerBase(ABC):
             chat_template: Jinja source, or several templates by name.
             other_config: other keys of tokenizer_config.json; `save_pretrained` writes them back.
         """
-        given: Mapping[str, Any] = arguments
-        self._named = {name: as_added_token(given[name], special=True) for name in NAMES if given.get(name) is not None}
-        self._additional = [as_added_token(token, special=True) for token in given.get(ADDITIONAL) or ()]
+        values: Mapping[str, Any] = arguments
+        named = {name: values[name] for name in NAMES if values.get(name) is not None}
+        self._named = {name: as_added_token(token, special=True) for name, token in named.items()}
+        self._additional = [as_added_token(token, special=True) for token in values.get(ADDITIONAL) or ()]
         self._special_ids: frozenset[int] | None = None
         self.clean_up_tokenization_spaces: bool = arguments["clean_up_tokenization_spaces"]
         self.use_default_system_prompt: bool = arguments["use_default_system_prompt"]
@@ -139,10 +140,6 @@ class TokenizerBase(ABC):
     @abstractmethod
     def _raw_text_stream(self, skip_special_tokens: bool) -> TextStream:
         """Returns a stream that decodes as `_decode` does, with the default spaces_between_special_tokens."""
-
-    @abstractmethod
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Returns how many tokens `add_special_tokens` adds to a text or pair."""
 
     @abstractmethod
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
@@ -310,6 +307,10 @@ class TokenizerBase(ABC):
         bos, eos = self._bos_and_eos()
         second = [] if token_ids_1 is None else bos + list(token_ids_1) + eos
         return bos + list(token_ids_0) + eos + second
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Returns how many tokens `add_special_tokens` adds to a text or pair."""
+        return len(self.build_inputs_with_special_tokens([], [] if pair else None))
 
     def get_special_tokens_mask(
         self,

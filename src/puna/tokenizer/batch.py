@@ -6,7 +6,7 @@ The functions `call`, `encode` and `pad` are methods of `TokenizerBase`.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,16 +24,15 @@ PADDING = ("longest", "max_length", "do_not_pad")
 TRUNCATION = ("longest_first", "only_first", "only_second", "do_not_truncate")
 
 
-@dataclass(frozen=True)
-class Output:
-    """The columns that a call returns, and their type."""
-
-    tensors: str | None = None
-    attention_mask: bool = True
-    token_type_ids: bool = False
-    special_tokens_mask: bool = False
-    offsets_mapping: bool = False
-    length: bool = False
+_COLUMNS: dict[str, Callable[[Encoding], Any]] = {
+    "input_ids": lambda encoding: encoding.ids,
+    "token_type_ids": lambda encoding: encoding.type_ids,
+    "attention_mask": lambda encoding: encoding.attention_mask,
+    "special_tokens_mask": lambda encoding: encoding.special_tokens_mask,
+    "offset_mapping": lambda encoding: encoding.offsets,
+    "length": len,
+}
+"""The columns that a call can return, in this order."""
 
 
 @dataclass(frozen=True)
@@ -109,21 +108,24 @@ def call(
     """
     plan = resolve(padding, truncation, max_length, pad_to_multiple_of, self.model_max_length)
     names = self.model_input_names
-    output = Output(
-        return_tensors,
-        "attention_mask" in names if return_attention_mask is None else return_attention_mask,
-        "token_type_ids" in names if return_token_type_ids is None else return_token_type_ids,
-        return_special_tokens_mask,
-        return_offsets_mapping,
-        return_length,
-    )
+    flags = {
+        "input_ids": True,
+        "token_type_ids": "token_type_ids" in names if return_token_type_ids is None else return_token_type_ids,
+        "attention_mask": "attention_mask" in names if return_attention_mask is None else return_attention_mask,
+        "special_tokens_mask": return_special_tokens_mask,
+        "offset_mapping": return_offsets_mapping,
+        "length": return_length,
+    }
     side = _side(self, padding_side)
     split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
 
     def encoded(first: Text | Sequence[Text], second: Text | Sequence[Text] | None) -> BatchEncoding:
         texts, pairs, batched = split_batch(first, second, is_split_into_words)
         inputs = [Input(t, p, add_special_tokens, split) for t, p in zip(texts, pairs, strict=True)]
-        return _collate(_finish(self, self._encode(inputs), plan, side), output, batched, self.is_fast)
+        encodings = _finish(self, self._encode(inputs), plan, side)
+        columns = {name: [value(e) for e in encodings] for name, value in _COLUMNS.items() if flags[name]}
+        data: dict[str, Any] = columns if batched else {name: column[0] for name, column in columns.items()}
+        return BatchEncoding(data, encodings if self.is_fast else None, return_tensors, prepend_batch_axis=not batched)
 
     if text is None:
         if text_target is None:
@@ -329,23 +331,6 @@ def padded_length(lengths: list[int], plan: Plan) -> int | None:
     if length > _LONGEST_PADDED:
         raise TokenizerError(f"padding to {length} tokens; the limit is {_LONGEST_PADDED}; lower max_length")
     return length
-
-
-def _collate(encodings: list[Encoding], output: Output, batched: bool, is_fast: bool) -> BatchEncoding:
-    """Builds the columns of a call; without a batch axis if the input was not a batch."""
-    columns: dict[str, list[Any]] = {"input_ids": [e.ids for e in encodings]}
-    if output.token_type_ids:
-        columns["token_type_ids"] = [e.type_ids for e in encodings]
-    if output.attention_mask:
-        columns["attention_mask"] = [e.attention_mask for e in encodings]
-    if output.special_tokens_mask:
-        columns["special_tokens_mask"] = [e.special_tokens_mask for e in encodings]
-    if output.offsets_mapping:
-        columns["offset_mapping"] = [e.offsets for e in encodings]
-    if output.length:
-        columns["length"] = [len(e) for e in encodings]
-    data: dict[str, Any] = columns if batched else {name: column[0] for name, column in columns.items()}
-    return BatchEncoding(data, encodings if is_fast else None, output.tensors, prepend_batch_axis=not batched)
 
 
 def _as_columns(inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Any]], bool]:

@@ -188,16 +188,16 @@ class LlamaTokenizerFast(TokenizerBase):
         return token
 
     def _add(self, tokens: Sequence[AddedToken]) -> int:
-        before = len(self)
+        old_length = len(self)
         for token in tokens:
-            theirs = tokenizers.AddedToken(**token.to_dict())
+            added = tokenizers.AddedToken(**token.to_dict())
             if token.special:
-                self._tokenizer.add_special_tokens([theirs])
+                self._tokenizer.add_special_tokens([added])
             else:
-                self._tokenizer.add_tokens([theirs])
+                self._tokenizer.add_tokens([added])
         self._special_ids = None
         self._splitting = None
-        return len(self) - before
+        return len(self) - old_length
 
     def _encode(self, inputs: Sequence[Input]) -> list[Encoding]:
         if not inputs:

@@ -1,10 +1,10 @@
 """`LlamaTokenizer`: the SentencePiece tokenizer of LLaMA 1 and 2, with three named behaviours in one implementation.
 
-| behaviour   | special tokens in a text                | text after a special token        | decoding            |
-|-------------|-----------------------------------------|-----------------------------------|---------------------|
-| "sp"        | are text, unless requested (templates)  | is encoded separately, with prefix | SentencePiece's     |
-| "hf-legacy" | are tokens                              | is encoded separately, with prefix | transformers 4.34.1 |
-| "hf"        | are tokens                              | keeps exactly its own spaces      | transformers 4.34.1 |
+| behaviour   | special tokens in a text               | text after a special token            | decoding            |
+|-------------|----------------------------------------|---------------------------------------|---------------------|
+| "sp"        | are text, unless requested (templates) | encoded separately, with prefix space | SentencePiece       |
+| "hf-legacy" | are tokens                             | encoded separately, with prefix space | transformers 4.34.1 |
+| "hf"        | are tokens                             | keeps exactly its own leading space   | transformers 4.34.1 |
 
 "hf-legacy" is `legacy=True`, the default of `LlamaTokenizer` in transformers; "hf" is `legacy=False`
 (github.com/huggingface/transformers/pull/24565). `load_tokenizer` uses "sp".
@@ -166,20 +166,20 @@ class LlamaTokenizer(TokenizerBase):
         return self._pieces.text(index) if added is None else added.content
 
     def _add(self, tokens: Sequence[AddedToken]) -> int:
-        before = len(self)
-        following = max([self.vocab_size - 1, *self._added]) + 1
-        named = set(self.all_special_tokens)
+        old_length = len(self)
+        next_id = max([self.vocab_size - 1, *self._added]) + 1
+        special = set(self.all_special_tokens)
         for token in tokens:
             index = self._token_id(token.content)
             if index is None:
-                index, following = following, following + 1
-            if token.special and token.content not in named:
+                index, next_id = next_id, next_id + 1
+            if token.special and token.content not in special:
                 self._additional.append(token)
             self._added[index] = token
             self._added_ids[token.content] = index
         self._special_ids = None
         self._patterns = {}
-        return len(self) - before
+        return len(self) - old_length
 
     def tokenize(
         self, text: str, add_special_tokens: bool = False, split_special_tokens: bool | None = None
@@ -234,9 +234,9 @@ class LlamaTokenizer(TokenizerBase):
         if split not in self._patterns:
             self._patterns[split] = _pattern(self._split_tokens(split))
         parts = _split(text, self._patterns[split], lambda word: self._added.get(self._added_ids.get(word, -1)))
-        return [self._known_id(part) if is_token else part for part, is_token in parts]
+        return [self._existing_id(part) if is_token else part for part, is_token in parts]
 
-    def _known_id(self, token: str) -> int:
+    def _existing_id(self, token: str) -> int:
         index = self._token_id(token)
         assert index is not None
         return index
@@ -254,10 +254,6 @@ class LlamaTokenizer(TokenizerBase):
         """Returns 0 for the first sequence and its special tokens, 1 for the second and its special tokens."""
         first = [0] * len(self.build_inputs_with_special_tokens(token_ids_0))
         return first + ([] if token_ids_1 is None else [1] * len(self.build_inputs_with_special_tokens(token_ids_1)))
-
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Returns how many tokens are added to a text or pair."""
-        return len(self.build_inputs_with_special_tokens([], [] if pair else None))
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Returns the text of tokens, including special tokens."""
@@ -326,7 +322,7 @@ class LlamaTokenizer(TokenizerBase):
 
     def _class_config(self) -> dict[str, Any]:
         return {
-            # With tokenizer.json it must not be LlamaTokenizer: transformers 5 would then build its own pipeline, with
+            # Not LlamaTokenizer if there is a tokenizer.json: transformers 5 would build its own pipeline instead, with
             # other ids for texts that begin with a space.
             "tokenizer_class": "PreTrainedTokenizerFast" if self.behaviour == "sp" else "LlamaTokenizer",
             "legacy": self.legacy,
