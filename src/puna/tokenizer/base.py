@@ -1,7 +1,7 @@
 """`TokenizerBase`: the interface that `LlamaTokenizer` and `LlamaTokenizerFast` share.
 
-A subclass provides the vocabulary, `_encode` and `_decode`; all other methods build on these. Functions of batch.py,
-chat/templates.py and files/config.py that are assigned in the class body are methods too.
+A subclass provides the vocabulary, `_encode` and `_decode`; all other methods build on these. The functions that
+the class body assigns from other modules are methods too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from puna.tokenizer.arguments import (
     split_hub_arguments,
 )
 from puna.tokenizer.batch import check_side
-from puna.tokenizer.chat.templates import apply_chat_template, default_template, select_template
+from puna.tokenizer.chat.templates import apply_chat_template, default_template, get_chat_template
 from puna.tokenizer.encoding import Encoding
 from puna.tokenizer.files import gguf
 from puna.tokenizer.files.config import save_pretrained
@@ -34,10 +34,11 @@ from puna.tokenizer.special import (
     NamedToken,
     NamedTokenId,
     TokenLike,
+    add_special_tokens,
+    add_tokens,
     as_added_token,
-    named_tokens,
 )
-from puna.tokenizer.streams import CleanUpStream, TextStream, clean_up
+from puna.tokenizer.streams import CleanUpStream, TextStream, batch_decode, clean_up, decode
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -207,33 +208,8 @@ class TokenizerBase(ABC):
             self._special_ids = frozenset(self.all_special_ids)
         return self._special_ids
 
-    def add_tokens(self, new_tokens: TokenLike | Sequence[TokenLike], special_tokens: bool = False) -> int:
-        """Adds tokens at the end of the vocabulary; tokens that it has already are only marked as added.
-
-        Returns:
-            The number of new ids. A model's embeddings must grow by as many rows.
-        """
-        values: Sequence[Any] = new_tokens if isinstance(new_tokens, (list, tuple)) else [new_tokens]
-        tokens = [as_added_token(token, special_tokens) for token in values]
-        if any(not token.content for token in tokens):
-            raise TokenizerError("an added token is empty; its text must have at least one character")
-        return self._add([token.as_special() for token in tokens] if special_tokens else tokens)
-
-    def add_special_tokens(
-        self,
-        special_tokens_dict: Mapping[str, TokenLike | Sequence[TokenLike]],
-        replace_additional_special_tokens: bool = True,
-    ) -> int:
-        """Sets special tokens by name and adds those that the vocabulary lacks; returns the number of new ids."""
-        count = 0
-        for name, value in named_tokens(special_tokens_dict):
-            count += self.add_tokens(value, special_tokens=True)
-            if isinstance(value, list):
-                kept = [] if replace_additional_special_tokens else self._additional
-                self.additional_special_tokens = list({t.content: t for t in (*kept, *value)}.values())
-            else:
-                self._set_named(name, value)
-        return count
+    add_tokens = add_tokens
+    add_special_tokens = add_special_tokens
 
     @property
     def vocab(self) -> dict[str, int]:
@@ -331,7 +307,6 @@ class TokenizerBase(ABC):
     __call__ = encode_plus = batch_encode_plus = batch.call
     encode = batch.encode
     pad = batch.pad
-    apply_chat_template = apply_chat_template
 
     @property
     def default_chat_template(self) -> str:
@@ -342,46 +317,10 @@ class TokenizerBase(ABC):
         """
         return default_template(self._token_id, self.use_default_system_prompt)
 
-    def get_chat_template(self, chat_template: str | None = None, tools: Sequence[Any] | None = None) -> str:
-        """Returns the template that `apply_chat_template` renders.
-
-        Args:
-            chat_template: a template, or the name of one of this tokenizer's templates.
-            tools: if there are tools, a template named "tool_use" is preferred.
-
-        Raises:
-            ChatTemplateError: there is no template, or none of this name.
-        """
-        source = select_template(self.chat_template, chat_template, tools is not None)
-        return self.default_chat_template if source is None else source
-
-    def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        spaces_between_special_tokens: bool = True,
-    ) -> str:
-        """Returns the text of one sequence of ids.
-
-        Args:
-            token_ids: an id, a list, an array or a tensor.
-            skip_special_tokens: leave special tokens out.
-            clean_up_tokenization_spaces: None uses the tokenizer's setting.
-            spaces_between_special_tokens: `LlamaTokenizer` only: whether to put spaces around added tokens.
-
-        Raises:
-            TokenizerError: the vocabulary has no such id.
-        """
-        text = self._decode(as_ids(token_ids), skip_special_tokens, spaces_between_special_tokens)
-        clean = self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else False
-        return clean_up(text) if clean or clean_up_tokenization_spaces else text
-
-    def batch_decode(
-        self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
-    ) -> list[str]:
-        """Returns the text of each sequence of ids."""
-        return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
+    get_chat_template = get_chat_template
+    apply_chat_template = apply_chat_template
+    decode = decode
+    batch_decode = batch_decode
 
     def text_stream(self, skip_special_tokens: bool) -> TextStream:
         """Returns a stream for `StreamDecoder`: `decode` with its default settings, token by token."""

@@ -1,8 +1,8 @@
-"""Special tokens: `AddedToken`, its forms in code and in files, and the attributes `bos_token`, `bos_token_id`, ..."""
+"""Special tokens: `AddedToken`, adding tokens, and the attributes `bos_token`, `bos_token_id`, ..."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, overload
 
@@ -86,30 +86,59 @@ def added_token_from_json(value: object, where: str, special: bool = False) -> A
     return AddedToken(value["content"], **flags)
 
 
-def named_tokens(
-    tokens: Mapping[str, TokenLike | Sequence[TokenLike]],
-) -> Iterator[tuple[str, AddedToken | list[AddedToken]]]:
-    """Converts the argument of `add_special_tokens`: names with a token, or `ADDITIONAL` with a list of tokens."""
-    for name, value in tokens.items():
+class _Tokenizer(Protocol):
+    """The members of `TokenizerBase` that the functions and attributes below use."""
+
+    _named: dict[str, AddedToken]
+    _additional: list[AddedToken]
+
+    @property
+    def additional_special_tokens(self) -> list[str]: ...
+    @additional_special_tokens.setter
+    def additional_special_tokens(self, value: Sequence[TokenLike] | None) -> None: ...
+    def add_tokens(self, new_tokens: Any, *, special_tokens: bool) -> int: ...
+    def _token_id(self, token: str) -> int | None: ...
+    def _id_token(self, index: int) -> str: ...
+    def _add(self, tokens: Sequence[AddedToken]) -> int: ...
+    def _set_named(self, name: str, value: TokenLike | None) -> None: ...
+
+
+def add_tokens(self: _Tokenizer, new_tokens: TokenLike | Sequence[TokenLike], special_tokens: bool = False) -> int:
+    """Adds tokens at the end of the vocabulary; tokens that it has already are only marked as added.
+
+    Returns:
+        The number of new ids. A model's embeddings must grow by as many rows.
+    """
+    values: Sequence[Any] = new_tokens if isinstance(new_tokens, (list, tuple)) else [new_tokens]
+    tokens = [as_added_token(token, special_tokens) for token in values]
+    if any(not token.content for token in tokens):
+        raise TokenizerError("an added token is empty; its text must have at least one character")
+    return self._add([token.as_special() for token in tokens] if special_tokens else tokens)
+
+
+def add_special_tokens(
+    self: _Tokenizer,
+    special_tokens_dict: Mapping[str, TokenLike | Sequence[TokenLike]],
+    replace_additional_special_tokens: bool = True,
+) -> int:
+    """Sets special tokens by name and adds those that the vocabulary lacks; returns the number of new ids."""
+    count = 0
+    for name, value in special_tokens_dict.items():
         if name == ADDITIONAL and isinstance(value, (list, tuple)):
-            yield name, [as_added_token(token, special=True) for token in value]
+            tokens = [as_added_token(token, special=True) for token in value]
+            count += self.add_tokens(tokens, special_tokens=True)
+            kept = [] if replace_additional_special_tokens else self._additional
+            self.additional_special_tokens = list({t.content: t for t in (*kept, *tokens)}.values())
         elif name in NAMES and not isinstance(value, (list, tuple)):
-            yield name, as_added_token(cast("TokenLike", value), special=True)
+            token = as_added_token(cast("TokenLike", value), special=True)
+            count += self.add_tokens(token, special_tokens=True)
+            self._set_named(name, token)
         else:
             raise TokenizerError(
                 f"{name!r}: {value!r} is not a special token; pass one of {', '.join(NAMES)} with a token, "
                 f"or {ADDITIONAL} with a list of tokens"
             )
-
-
-class _Owner(Protocol):
-    """The members of a tokenizer that the attributes below use."""
-
-    _named: dict[str, AddedToken]
-
-    def _token_id(self, token: str) -> int | None: ...
-    def _id_token(self, index: int) -> str: ...
-    def _set_named(self, name: str, value: TokenLike | None) -> None: ...
+    return count
 
 
 class NamedToken:
@@ -121,14 +150,14 @@ class NamedToken:
     @overload
     def __get__(self, instance: None, owner: type) -> NamedToken: ...
     @overload
-    def __get__(self, instance: _Owner, owner: type) -> str | None: ...
-    def __get__(self, instance: _Owner | None, owner: type) -> NamedToken | str | None:
+    def __get__(self, instance: _Tokenizer, owner: type) -> str | None: ...
+    def __get__(self, instance: _Tokenizer | None, owner: type) -> NamedToken | str | None:
         if instance is None:
             return self
         token = instance._named.get(self.name)
         return None if token is None else token.content
 
-    def __set__(self, instance: _Owner, value: TokenLike | None) -> None:
+    def __set__(self, instance: _Tokenizer, value: TokenLike | None) -> None:
         if value is not None and instance._token_id(str(value)) is None:
             raise TokenizerError(
                 f"{self.name} = {str(value)!r}: the vocabulary has no such token; "
@@ -146,12 +175,12 @@ class NamedTokenId:
     @overload
     def __get__(self, instance: None, owner: type) -> NamedTokenId: ...
     @overload
-    def __get__(self, instance: _Owner, owner: type) -> int | None: ...
-    def __get__(self, instance: _Owner | None, owner: type) -> NamedTokenId | int | None:
+    def __get__(self, instance: _Tokenizer, owner: type) -> int | None: ...
+    def __get__(self, instance: _Tokenizer | None, owner: type) -> NamedTokenId | int | None:
         if instance is None:
             return self
         token = instance._named.get(self.name)
         return None if token is None else instance._token_id(token.content)
 
-    def __set__(self, instance: _Owner, value: int | None) -> None:
+    def __set__(self, instance: _Tokenizer, value: int | None) -> None:
         instance._set_named(self.name, None if value is None else instance._id_token(value))

@@ -1,4 +1,4 @@
-"""Incremental decoding: `StreamDecoder` and the `TextStream`s that it uses.
+"""Decoding: `decode`, and `StreamDecoder` with the `TextStream`s that it uses to decode token by token.
 
 A tokenizer creates a `TextStream` that follows its own rules. The texts that a stream returns, joined, equal the decode
 of all ids; text is held back only while a later token can still change it.
@@ -13,6 +13,7 @@ from collections.abc import Callable, Set
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from puna.tokenizer.arguments import as_ids
 from puna.tokenizer.files.byte_level import CHARACTER_TO_BYTE
 
 if TYPE_CHECKING:
@@ -178,6 +179,48 @@ def clean_up(text: str) -> str:
     for artefact, clean in _ARTEFACTS:
         text = text.replace(artefact, clean)
     return text
+
+
+class _Tokenizer(Protocol):
+    """The members of `TokenizerBase` that `decode` and `batch_decode` use."""
+
+    clean_up_tokenization_spaces: bool
+
+    def _decode(self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str: ...
+    def decode(self, token_ids: Any, skip: bool, clean_up: bool | None, /) -> str: ...
+
+
+def decode(
+    self: _Tokenizer,
+    token_ids: Any,
+    skip_special_tokens: bool = False,
+    clean_up_tokenization_spaces: bool | None = None,
+    spaces_between_special_tokens: bool = True,
+) -> str:
+    """Returns the text of one sequence of ids.
+
+    Args:
+        token_ids: an id, a list, an array or a tensor.
+        skip_special_tokens: leave special tokens out.
+        clean_up_tokenization_spaces: None uses the tokenizer's setting.
+        spaces_between_special_tokens: `LlamaTokenizer` only: whether to put spaces around added tokens.
+
+    Raises:
+        TokenizerError: the vocabulary has no such id.
+    """
+    text = self._decode(as_ids(token_ids), skip_special_tokens, spaces_between_special_tokens)
+    clean = self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else False
+    return clean_up(text) if clean or clean_up_tokenization_spaces else text
+
+
+def batch_decode(
+    self: _Tokenizer,
+    sequences: Any,
+    skip_special_tokens: bool = False,
+    clean_up_tokenization_spaces: bool | None = None,
+) -> list[str]:
+    """Returns the text of each sequence of ids."""
+    return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
 
 def stream_for(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from puna.errors import ChatTemplateError
+from puna.tokenizer.arguments import ChatTemplate
 from puna.tokenizer.chat.render import Message, render_chat
 from puna.tokenizer.special import AddedToken
 
@@ -107,35 +108,13 @@ def default_template(token_id: Callable[[str], int | None], use_default_system_p
     )
 
 
-def select_template(templates: str | Mapping[str, str] | None, selection: str | None, has_tools: bool) -> str | None:
-    """Returns the source of a template; None if there is neither a template nor a selection.
-
-    Args:
-        templates: the template of a tokenizer, or several by name.
-        selection: Jinja source, or the name of one of `templates`; None selects "tool_use" if there are tools and a
-            template of this name, else "default".
-
-    Raises:
-        ChatTemplateError: there is no template of this name.
-    """
-    names = sorted(templates) if isinstance(templates, Mapping) else []
-    if selection is not None and selection not in names and "{" not in selection:
-        raise ChatTemplateError(
-            f"chat_template={selection!r:.60} is neither Jinja source, which contains '{{', nor the name of a template "
-            f"of this tokenizer ({', '.join(names) or 'it has none'})"
-        )
-    if isinstance(templates, Mapping):
-        if selection is None:
-            selection = "tool_use" if has_tools and "tool_use" in templates else "default"
-            if selection not in templates:
-                raise ChatTemplateError(f"choose one of the chat templates {', '.join(names)} by name")
-        return templates.get(selection, selection)
-    return templates if selection is None else selection
-
-
 class _Tokenizer(Protocol):
     """The members of `TokenizerBase` that the functions below use."""
 
+    chat_template: ChatTemplate | None
+
+    @property
+    def default_chat_template(self) -> str: ...
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]: ...
     @property
@@ -144,6 +123,34 @@ class _Tokenizer(Protocol):
     def apply_chat_template(self, conversation: Any, *, tokenize: bool) -> Any: ...
     def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> Any: ...
     def __call__(self, *args: Any, **options: Any) -> Any: ...
+
+
+def get_chat_template(self: _Tokenizer, chat_template: str | None = None, tools: Sequence[Any] | None = None) -> str:
+    """Returns the source of the template that `apply_chat_template` renders.
+
+    Args:
+        chat_template: Jinja source, or the name of one of this tokenizer's templates.
+        tools: if there are tools, a template named "tool_use" is preferred to "default".
+
+    Raises:
+        ChatTemplateError: there is no template, or none of this name.
+    """
+    templates = self.chat_template
+    names = sorted(templates) if isinstance(templates, Mapping) else []
+    if chat_template is not None and chat_template not in names and "{" not in chat_template:
+        raise ChatTemplateError(
+            f"chat_template={chat_template!r:.60} is neither Jinja source, which contains '{{', nor the name of a "
+            f"template of this tokenizer ({', '.join(names) or 'it has none'})"
+        )
+    if isinstance(templates, Mapping):
+        if chat_template is None:
+            chat_template = "tool_use" if tools is not None and "tool_use" in templates else "default"
+            if chat_template not in templates:
+                raise ChatTemplateError(f"choose one of the chat templates {', '.join(names)} by name")
+        return templates.get(chat_template, chat_template)
+    if chat_template is not None:
+        return chat_template
+    return self.default_chat_template if templates is None else templates
 
 
 def apply_chat_template(
