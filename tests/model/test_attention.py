@@ -1,4 +1,4 @@
-"""Masks: rows that may look at nothing, shapes that do not fit, batches against single texts."""
+"""Masks: queries that may attend to no key, invalid shapes, padded batches compared with single texts."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("form", ["2d", "bool", "lowest", "twice_lowest"])
-def test_rows_that_may_look_at_nothing_give_zeros_both_ways(dtype: torch.dtype, eager: bool, form: str) -> None:
+def test_queries_that_may_attend_to_no_key_have_zero_outputs_and_gradients(
+    dtype: torch.dtype, eager: bool, form: str
+) -> None:
     torch.manual_seed(0)
     q = torch.randn(2, 4, 6, 8, dtype=dtype, requires_grad=True)
     k, v = (torch.randn(2, 2, 6, 8, dtype=dtype, requires_grad=True) for _ in range(2))
     padding = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
-    looks = torch.ones(6, 6, dtype=torch.bool).tril() & padding[:, None, None].bool()
+    allowed = torch.ones(6, 6, dtype=torch.bool).tril() & padding[:, None, None].bool()
     lowest = torch.finfo(dtype).min
-    given: dict[str, Tensor] = {
+    forms: dict[str, Tensor] = {
         "2d": padding,
-        "bool": looks,
-        "lowest": torch.zeros(2, 1, 6, 6, dtype=dtype).masked_fill(~looks, lowest),
-        # what 4.34 adds up where a key is both later and padding
-        "twice_lowest": torch.zeros(2, 1, 6, 6, dtype=dtype).masked_fill(~looks, lowest) * 2,
+        "bool": allowed,
+        "lowest": torch.zeros(2, 1, 6, 6, dtype=dtype).masked_fill(~allowed, lowest),
+        # the sum that transformers 4.34 computes for a key that is both later and padding
+        "twice_lowest": torch.zeros(2, 1, 6, 6, dtype=dtype).masked_fill(~allowed, lowest) * 2,
     }
-    mask = build_mask(given[form], torch.zeros(2, 6, 1, dtype=dtype), 0, explicit=eager)
+    mask = build_mask(forms[form], torch.zeros(2, 6, 1, dtype=dtype), 0, explicit=eager)
     out, weights = attend(q, k, v, mask, 0.0, eager)
     assert torch.equal(out[0, :, :2], torch.zeros(4, 2, 8, dtype=dtype))
     assert weights is None or torch.equal(weights[0, :, :2], torch.zeros(4, 2, 6, dtype=dtype))
@@ -42,16 +44,16 @@ def test_rows_that_may_look_at_nothing_give_zeros_both_ways(dtype: torch.dtype, 
     assert (q.grad[0, :, :2] == 0).all()
     assert (k.grad[0, :, :2] == 0).all()
     assert (v.grad[0, :, :2] == 0).all()
-    # the other rows are what they would be alone
-    alone = build_mask(None, torch.zeros(1, 4, 1, dtype=dtype), 0, explicit=eager)
-    wanted, _ = attend(q[:1, :, 2:], k[:1, :, 2:], v[:1, :, 2:], alone, 0.0, eager)
-    assert distance(out[:1, :, 2:].float(), wanted.float()) <= (1e-6 if dtype == torch.float32 else 1e-2)
+    # the other rows equal those of the text without padding
+    unpadded = build_mask(None, torch.zeros(1, 4, 1, dtype=dtype), 0, explicit=eager)
+    expected, _ = attend(q[:1, :, 2:], k[:1, :, 2:], v[:1, :, 2:], unpadded, 0.0, eager)
+    assert distance(out[:1, :, 2:].float(), expected.float()) <= (1e-6 if dtype == torch.float32 else 1e-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_left_padded_batch_trains_without_nan(dtype: torch.dtype) -> None:
     model = LlamaForCausalLM(config_of(num_key_value_heads=2)).to(dtype)
-    ids, mask, _ = ragged(model.config, (9, 3, 0), "left")  # the last text is nothing but padding
+    ids, mask, _ = ragged(model.config, (9, 3, 0), "left")  # the last text is only padding
     model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss.backward()
     for name, parameter in model.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
@@ -64,33 +66,33 @@ def test_a_padded_batch_equals_single_texts(name: str, side: str) -> None:
     ours, _ = pair(config_of(**CONFIGURATIONS[name]))
     ids, mask, positions = ragged(ours.config, (9, 14, 5), side)
     with torch.no_grad():
-        whole = ours(ids, attention_mask=mask, position_ids=positions).logits
-        for row, keep, together in zip(ids, mask.bool(), whole, strict=True):
-            assert distance(together[keep], ours(row[keep][None]).logits[0]) <= 1e-5
+        batch = ours(ids, attention_mask=mask, position_ids=positions).logits
+        for row, keep, logits in zip(ids, mask.bool(), batch, strict=True):
+            assert distance(logits[keep], ours(row[keep][None]).logits[0]) <= 1e-5
 
 
-def test_default_positions_count_from_the_cache_whatever_the_mask_says() -> None:
+def test_default_positions_continue_those_of_the_cache_and_ignore_the_mask() -> None:
     ours, _ = pair(config_of())
     ids, mask, _ = ragged(ours.config, (9, 5), "left")
     with torch.no_grad():
-        got = ours(ids, attention_mask=mask)
-        wanted = ours(ids, attention_mask=mask, position_ids=torch.arange(9)[None])
-        assert torch.equal(got.logits, wanted.logits)
+        out = ours(ids, attention_mask=mask)
+        expected = ours(ids, attention_mask=mask, position_ids=torch.arange(9)[None])
+        assert torch.equal(out.logits, expected.logits)
         step = torch.tensor([[5], [6]])
         longer = torch.cat((mask, torch.ones(2, 1, dtype=torch.long)), dim=1)
-        got = ours(step, attention_mask=longer, past_key_values=got.past_key_values).logits
-        wanted = ours(torch.cat((ids, step), dim=1), attention_mask=longer).logits[:, -1:]
-        assert distance(got, wanted) <= 1e-5
+        logits = ours(step, attention_mask=longer, past_key_values=out.past_key_values).logits
+        expected = ours(torch.cat((ids, step), dim=1), attention_mask=longer).logits[:, -1:]
+        assert distance(logits, expected) <= 1e-5
 
 
-def test_a_mask_in_full_may_differ_by_head() -> None:
+def test_a_mask_with_four_dimensions_may_differ_by_head() -> None:
     ours, _ = pair(config_of(num_hidden_layers=1))
     ids = torch.randint(3, 67, (2, 5))
-    looks = torch.ones(2, 4, 5, 5, dtype=torch.bool).tril()
-    looks[:, 1, :, :2] = False  # leaves the first two queries of this head with nothing
+    allowed = torch.ones(2, 4, 5, 5, dtype=torch.bool).tril()
+    allowed[:, 1, :, :2] = False  # the first two queries of this head may attend to no key
     with torch.no_grad():
-        fused = ours(ids, attention_mask=looks)
-        eager = ours(ids, attention_mask=looks, output_attentions=True)
+        fused = ours(ids, attention_mask=allowed)
+        eager = ours(ids, attention_mask=allowed, output_attentions=True)
     assert distance(fused.logits, eager.logits) <= 1e-5
     assert (eager.attentions[0][:, 1, :, :2] == 0).all()
     assert (eager.attentions[0][:, 1, :2] == 0).all()
@@ -108,12 +110,12 @@ def test_a_mask_in_full_may_differ_by_head() -> None:
         (torch.ones(2, 5, 5), r"\(2, 5, 5\)"),
     ],
 )
-def test_masks_that_do_not_fit(mask: Tensor, text: str) -> None:
+def test_masks_of_another_shape_or_type_are_errors(mask: Tensor, text: str) -> None:
     with pytest.raises(PunaError, match=text):
         LlamaForCausalLM(config_of())(torch.full((2, 5), 3), attention_mask=mask)
 
 
-def test_attention_dropout_acts_in_training_only() -> None:
+def test_attention_dropout_is_applied_only_in_training() -> None:
     ours, _ = pair(config_of(attention_dropout=0.5))
     ids = torch.randint(3, 67, (2, 12))
     with torch.no_grad():
@@ -125,14 +127,14 @@ def test_attention_dropout_acts_in_training_only() -> None:
     assert 0.4 < dropped < 0.6
 
 
-def test_attn_implementation_eager_takes_the_open_way() -> None:
+def test_attn_implementation_eager_computes_the_same_logits() -> None:
     fused, theirs = pair(config_of(num_key_value_heads=2))
     eager = LlamaForCausalLM(config_of(num_key_value_heads=2, attn_implementation="eager")).eval()
     eager.load_state_dict(fused.state_dict())
     ids = torch.randint(3, 67, (2, 12))
     with torch.no_grad():
-        got, wanted = eager(ids), theirs(ids)
-    assert got.attentions is None
-    assert distance(got.logits, wanted.logits) <= 1e-6
+        out, expected = eager(ids), theirs(ids)
+    assert out.attentions is None
+    assert distance(out.logits, expected.logits) <= 1e-6
     with pytest.raises(PunaError, match=r"flash_attention_2.*sdpa"):
         LlamaForCausalLM(config_of(attn_implementation="flash_attention_2"))

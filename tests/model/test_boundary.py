@@ -1,4 +1,4 @@
-"""What forward and generate refuse in words of their own, before PyTorch does in its; and what they must not refuse."""
+"""Arguments of forward and generate: errors with clear messages, and unusual values that must be accepted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INPUTS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("inputs", "text"), INPUTS)
-def test_inputs_are_refused_by_name(model: LlamaForCausalLM, inputs: dict[str, Any], text: str) -> None:
+def test_errors_name_the_input_and_its_value(model: LlamaForCausalLM, inputs: dict[str, Any], text: str) -> None:
     with pytest.raises(RequestError, match=text):
         model(**inputs)
 
@@ -59,7 +59,7 @@ def test_labels_of_a_language_model(model: LlamaForCausalLM, labels: Tensor, tex
         model(IDS, labels=labels)
 
 
-def test_labels_of_32_bits_are_labels(model: LlamaForCausalLM) -> None:
+def test_labels_of_32_bits_are_accepted(model: LlamaForCausalLM) -> None:
     labels = IDS.clone()
     labels[:, :3] = -100
     assert torch.equal(model(IDS, labels=labels.int()).loss, model(IDS, labels=labels).loss)
@@ -87,7 +87,7 @@ def test_labels_of_a_classifier(count: int, problem: str | None, labels: Tensor,
     ("field", "value", "text"),
     [("num_key_value_heads", 3, r"num_key_value_heads is 3.*divide"), ("pad_token_id", 67, r"pad_token_id is 67.*66")],
 )
-def test_a_configuration_edited_after_it_was_checked(kind: Any, field: str, value: int, text: str) -> None:
+def test_the_fields_of_a_configuration_are_checked_again(kind: Any, field: str, value: int, text: str) -> None:
     config = config_of()
     setattr(config, field, value)
     with pytest.raises(ConfigError, match=text):
@@ -99,30 +99,30 @@ def test_a_configuration_edited_after_it_was_checked(kind: Any, field: str, valu
 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=8)])
 @torch.no_grad()
-def test_a_plain_tuple_has_lost_the_positions_of_padded_tokens(settings: dict[str, Any]) -> None:
+def test_a_plain_tuple_without_positions_is_an_error_with_padding(settings: dict[str, Any]) -> None:
     ours: LlamaForCausalLM = pair(config_of(rope_scaling=settings, max_position_embeddings=8))[0]
     mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = ours(IDS[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6]).past_key_values
     step: dict[str, Any] = {"input_ids": IDS[:, 6:], "attention_mask": mask, "position_ids": positions[:, 6:]}
-    whole = ours(IDS, attention_mask=mask, position_ids=positions).logits[:, 6:]
-    assert distance(ours(past_key_values=cache, **step).logits, whole) <= 1e-5
-    named = KVCache(tuple(cache), cache.positions)
-    assert distance(ours(past_key_values=named, **step).logits, whole) <= 1e-5
-    for lost in (tuple(cache), KVCache(tuple(cache))):
+    expected = ours(IDS, attention_mask=mask, position_ids=positions).logits[:, 6:]
+    assert distance(ours(past_key_values=cache, **step).logits, expected) <= 1e-5
+    rebuilt = KVCache(tuple(cache), cache.positions)
+    assert distance(ours(past_key_values=rebuilt, **step).logits, expected) <= 1e-5
+    for incomplete in (tuple(cache), KVCache(tuple(cache))):
         with pytest.raises(RequestError, match=r"positions.*padding.*KVCache"):
-            ours(past_key_values=lost, **step)
-        with pytest.raises(RequestError, match=r"positions.*KVCache"):  # padding that no mask shows
-            ours(past_key_values=lost, **{**step, "attention_mask": None})
+            ours(past_key_values=incomplete, **step)
+        with pytest.raises(RequestError, match=r"positions.*KVCache"):  # padding without a mask
+            ours(past_key_values=incomplete, **{**step, "attention_mask": None})
 
 
 @torch.no_grad()
-def test_a_plain_tuple_is_enough_without_padding() -> None:
+def test_a_plain_tuple_is_accepted_without_padding() -> None:
     ours: LlamaForCausalLM = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=4))[0]
     cache = tuple(ours(IDS[:, :4]).past_key_values)
     mask = torch.ones_like(IDS)
-    for more in ({}, {"attention_mask": mask, "position_ids": torch.arange(4, 7)[None]}):
-        assert distance(ours(IDS[:, 4:], past_key_values=cache, **more).logits, ours(IDS).logits[:, 4:]) <= 1e-5
+    for arguments in ({}, {"attention_mask": mask, "position_ids": torch.arange(4, 7)[None]}):
+        assert distance(ours(IDS[:, 4:], past_key_values=cache, **arguments).logits, ours(IDS).logits[:, 4:]) <= 1e-5
 
 
 # ---- generate
@@ -144,31 +144,31 @@ PROMPTS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("arguments", "text"), PROMPTS)
-def test_prompts_are_refused_by_name(model: LlamaForCausalLM, arguments: dict[str, Any], text: str) -> None:
+def test_errors_name_the_prompt_argument(model: LlamaForCausalLM, arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(RequestError, match=text):
         model.generate(**arguments, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("width", [3, 6, 8, 10, 12])
-def test_a_mask_beside_a_cache_covers_the_ids_or_cached_and_ids(model: LlamaForCausalLM, width: int) -> None:
+def test_a_mask_with_a_cache_must_cover_the_ids_or_cached_tokens_and_ids(model: LlamaForCausalLM, width: int) -> None:
     with torch.no_grad():
         cache = model(IDS[:, :4]).past_key_values
     with pytest.raises(RequestError, match=rf"attention_mask has shape \(2, {width}\).*7 tokens.*4 cached"):
         model.generate(IDS, past_key_values=cache, attention_mask=torch.ones(2, width), max_new_tokens=2)
-    for right in (7, 11):
-        got = model.generate(IDS, past_key_values=cache, attention_mask=torch.ones(2, right), max_new_tokens=2)
-        assert got.shape == (2, 9)
+    for valid in (7, 11):
+        ids = model.generate(IDS, past_key_values=cache, attention_mask=torch.ones(2, valid), max_new_tokens=2)
+        assert ids.shape == (2, 9)
 
 
 @pytest.mark.parametrize(("cached", "width"), [(0, 4), (0, 8), (4, 5), (4, 12)])
-def test_prepare_inputs_cuts_no_prompt(model: LlamaForCausalLM, cached: int, width: int) -> None:
+def test_prepare_inputs_does_not_truncate_the_prompt(model: LlamaForCausalLM, cached: int, width: int) -> None:
     with torch.no_grad():
         cache = model(IDS[:, :cached]).past_key_values if cached else None
     with pytest.raises(RequestError, match=rf"attention_mask has shape \(2, {width}\)"):
         model.prepare_inputs_for_generation(IDS, past_key_values=cache, attention_mask=torch.ones(2, width))
 
 
-NOT_OFFERED: list[tuple[str, Any, Any]] = [
+UNSUPPORTED: list[tuple[str, Any, Any]] = [
     ("min_length", 5, 0),
     ("no_repeat_ngram_size", 2, 0),
     ("early_stopping", True, False),
@@ -183,36 +183,36 @@ NOT_OFFERED: list[tuple[str, Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "neutral"), NOT_OFFERED)
-def test_what_is_not_offered_is_one_error_wherever_it_stands(
+@pytest.mark.parametrize(("name", "value", "neutral"), UNSUPPORTED)
+def test_unsupported_arguments_and_settings_raise_the_same_error(
     model: LlamaForCausalLM, name: str, value: Any, neutral: Any
 ) -> None:
     errors = []
     for arguments in ({name: value}, {"generation_config": GenerationConfig(**{name: value})}):
-        with pytest.raises(RequestError, match=rf"{name}.*not supported") as caught:
+        with pytest.raises(RequestError, match=rf"{name}.*not supported") as error:
             model.generate(IDS, max_new_tokens=2, **arguments)
-        errors.append(str(caught.value))
+        errors.append(str(error.value))
     assert errors[0] == errors[1]
     assert model.generate(IDS, max_new_tokens=2, **{name: neutral}).shape[0] == 2
 
 
-def test_unknown_arguments_are_named(model: LlamaForCausalLM) -> None:
+def test_the_error_for_an_unknown_argument_names_it(model: LlamaForCausalLM) -> None:
     with pytest.raises(RequestError, match=r"generate\(\) has no argument 'max_tokens'"):
         model.generate(IDS, max_tokens=6)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("sample", [False, True])
-def test_logits_that_are_no_numbers(model: LlamaForCausalLM, value: float, sample: bool) -> None:
-    def spoil(ids: Tensor, logits: Tensor) -> Tensor:
+def test_logits_that_are_not_finite_are_an_error(model: LlamaForCausalLM, value: float, sample: bool) -> None:
+    def damage(ids: Tensor, logits: Tensor) -> Tensor:
         logits[1] = value
         return logits
 
     with pytest.raises(RequestError, match=rf"row 1.*{value}"):
-        model.generate(IDS, max_new_tokens=2, do_sample=sample, logits_processor=[spoil])
+        model.generate(IDS, max_new_tokens=2, do_sample=sample, logits_processor=[damage])
 
 
-def test_an_answer_beyond_the_context_is_refused() -> None:
+def test_an_answer_beyond_the_context_is_an_error() -> None:
     model = LlamaForCausalLM(config_of())
     for fields, words in (
         ({"max_new_tokens": 10**12}, "context of 64; set max_new_tokens to 62 or less"),

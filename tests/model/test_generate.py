@@ -1,4 +1,4 @@
-"""`generate()` against transformers' with the same weights and the same random state, and its own rules."""
+"""`generate()`, compared with transformers with the same weights and random state, and its own rules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers.generation import logits_process as theirs_process
+from transformers.generation import logits_process as their_processors
 
 from puna.config import GenerationConfig
 from puna.errors import PunaError
@@ -23,7 +23,7 @@ IDS = torch.randint(3, 67, (2, 6), generator=torch.Generator().manual_seed(3))
 
 @pytest.fixture(scope="module")
 def both() -> tuple[LlamaForCausalLM, Any]:
-    # weights small enough that eos comes now and then, and draws differ
+    # weights so small that eos occurs now and then, and draws differ
     return pair(config_of(num_key_value_heads=2, initializer_range=0.12), seed=4)
 
 
@@ -32,10 +32,10 @@ def test_greedy_equals_the_references(name: str) -> None:
     ours, theirs = pair(config_of(**CONFIGURATIONS[name]), seed=5)
     ids, mask, _ = ragged(ours.config, (9, 14, 5), "left")
     settings: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 25, "pad_token_id": 0}
-    got = ours.generate(ids, **settings)
-    assert torch.equal(got, theirs.generate(ids, do_sample=False, **settings))
-    assert torch.equal(got[:, :14], ids)
-    assert torch.equal(got, ours.generate(ids, use_cache=False, **settings))
+    result = ours.generate(ids, **settings)
+    assert torch.equal(result, theirs.generate(ids, do_sample=False, **settings))
+    assert torch.equal(result[:, :14], ids)
+    assert torch.equal(result, ours.generate(ids, use_cache=False, **settings))
 
 
 SAMPLING: list[dict[str, Any]] = [
@@ -50,24 +50,26 @@ SAMPLING: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", SAMPLING)
-def test_sampling_draws_what_the_reference_draws(both: tuple[LlamaForCausalLM, Any], settings: dict[str, Any]) -> None:
+def test_sampling_draws_the_same_tokens_as_the_reference(
+    both: tuple[LlamaForCausalLM, Any], settings: dict[str, Any]
+) -> None:
     ours, theirs = both
-    asked = {"max_new_tokens": 20, "do_sample": True, "pad_token_id": 0, "attention_mask": torch.ones_like(IDS)}
+    common = {"max_new_tokens": 20, "do_sample": True, "pad_token_id": 0, "attention_mask": torch.ones_like(IDS)}
     torch.manual_seed(11)
-    got = ours.generate(IDS, **asked, **settings)
+    result = ours.generate(IDS, **common, **settings)
     torch.manual_seed(11)
-    assert torch.equal(got, theirs.generate(IDS, **asked, **settings))
+    assert torch.equal(result, theirs.generate(IDS, **common, **settings))
     torch.manual_seed(12)
-    assert not torch.equal(got, ours.generate(IDS, **asked, **settings))
+    assert not torch.equal(result, ours.generate(IDS, **common, **settings))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.05, 0.3, 0.9, 0.999])
-def test_cutting_equals_the_references_processors(value: float) -> None:
+def test_filters_equal_the_logits_processors_of_the_reference(value: float) -> None:
     torch.manual_seed(0)
     logits = torch.randn(5, 40) * 3
     logits[0, :10] = logits[0, 10]  # ties
     ids = torch.randint(0, 40, (5, 12))
-    p = theirs_process
+    p = their_processors
     assert torch.equal(keep_top_p(logits, value), p.TopPLogitsWarper(value)(ids, logits))
     assert torch.equal(keep_min_p(logits, value), p.MinPLogitsWarper(value)(ids, logits))
     for k in (1, 3, 10, 40, 100):
@@ -77,17 +79,17 @@ def test_cutting_equals_the_references_processors(value: float) -> None:
     assert torch.equal(forbid(logits, (3, 7)), p.SuppressTokensLogitsProcessor([3, 7])(ids, logits))
 
 
-def test_top_p_on_the_edge_equals_the_references() -> None:
+def test_top_p_at_an_exact_boundary_equals_the_reference() -> None:
     logits = torch.tensor([[1.0, 1, 1, 1], [0, 0, -1e4, -1e4]])  # probabilities of exactly 1/4 and 1/2
     for p in (0.25, 0.5, 0.75):
-        assert torch.equal(keep_top_p(logits, p), theirs_process.TopPLogitsWarper(p)(None, logits))
+        assert torch.equal(keep_top_p(logits, p), their_processors.TopPLogitsWarper(p)(None, logits))
 
 
-def test_seeds_repeat_and_leave_the_global_state_alone(both: tuple[LlamaForCausalLM, Any]) -> None:
+def test_equal_seeds_draw_equal_tokens_and_keep_the_global_state(both: tuple[LlamaForCausalLM, Any]) -> None:
     model, _ = both
     state = torch.get_rng_state()
-    first, again, other = (model.generate(IDS, do_sample=True, max_new_tokens=15, seed=seed) for seed in (7, 7, 8))
-    assert torch.equal(first, again)
+    first, second, other = (model.generate(IDS, do_sample=True, max_new_tokens=15, seed=seed) for seed in (7, 7, 8))
+    assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
     drawn = model.generate(IDS, do_sample=True, max_new_tokens=15, generator=torch.Generator().manual_seed(7))
@@ -106,9 +108,9 @@ def test_a_left_padded_batch_equals_single_texts(both: tuple[LlamaForCausalLM, A
     model, _ = both
     ids, mask, _ = ragged(model.config, (9, 14, 5), "left")
     together = model.generate(ids, attention_mask=mask, max_new_tokens=12, eos_token_id=[], pad_token_id=0)
-    for row, keep, got in zip(ids, mask.bool(), together, strict=True):
+    for row, keep, result in zip(ids, mask.bool(), together, strict=True):
         alone = model.generate(row[keep][None], max_new_tokens=12, eos_token_id=[])
-        assert torch.equal(got[-12:], alone[0, -12:])
+        assert torch.equal(result[-12:], alone[0, -12:])
 
 
 def test_padding_is_inferred_from_the_pad_token_unless_it_is_eos(both: tuple[LlamaForCausalLM, Any]) -> None:
@@ -128,10 +130,13 @@ def test_lengths(both: tuple[LlamaForCausalLM, Any]) -> None:
     assert model.generate(IDS, max_length=9, **settings).shape == (2, 9)
     assert model.generate(IDS, max_length=9, max_new_tokens=5, **settings).shape == (2, 11)
     assert model.generate(IDS, max_new_tokens=0, **settings).shape == (2, 6)
-    given = GenerationConfig(max_new_tokens=4, eos_token_id=[])
-    assert model.generate(IDS, given).shape == (2, 10)
-    assert model.generate(IDS, given, max_length=8).shape == (2, 8)  # the call wins over the configuration
-    assert given.max_new_tokens == 4
+    defaults = GenerationConfig(max_new_tokens=4, eos_token_id=[])
+    assert model.generate(IDS, defaults).shape == (2, 10)
+    assert model.generate(IDS, defaults, max_length=8).shape == (
+        2,
+        8,
+    )  # the call takes precedence over the configuration
+    assert defaults.max_new_tokens == 4
     with pytest.raises(PunaError, match=r"prompt has 6 tokens and max_length is 6.*max_new_tokens"):
         model.generate(IDS, max_length=6)
 
@@ -141,14 +146,14 @@ def test_eos_ends_rows_and_the_pad_token_fills_them(both: tuple[LlamaForCausalLM
     free = model.generate(IDS, max_new_tokens=12, eos_token_id=[])[:, 6:]
     eos = int(free[0, 3])
     assert eos not in free[0, :3]
-    got = model.generate(IDS, max_new_tokens=12, eos_token_id=eos, pad_token_id=0)[:, 6:]
-    assert torch.equal(got[0, :4], free[0, :4])
-    assert (got[0, 4:] == 0).all()
-    # without a pad token, eos fills; the longest row decides the length
-    got = model.generate(IDS[:1], max_new_tokens=12, eos_token_id=[eos, 66])[:, 6:]
-    assert got.tolist() == [free[0, :4].tolist()]
-    got = model.generate(IDS[:1].repeat(2, 1), max_new_tokens=12, eos_token_id=[66, eos])[:, 6:]
-    assert got.tolist() == [free[0, :4].tolist()] * 2
+    result = model.generate(IDS, max_new_tokens=12, eos_token_id=eos, pad_token_id=0)[:, 6:]
+    assert torch.equal(result[0, :4], free[0, :4])
+    assert (result[0, 4:] == 0).all()
+    # without a pad token, eos is the filler; the longest row determines the length
+    result = model.generate(IDS[:1], max_new_tokens=12, eos_token_id=[eos, 66])[:, 6:]
+    assert result.tolist() == [free[0, :4].tolist()]
+    result = model.generate(IDS[:1].repeat(2, 1), max_new_tokens=12, eos_token_id=[66, eos])[:, 6:]
+    assert result.tolist() == [free[0, :4].tolist()] * 2
     longer = model.generate(IDS[:1], max_new_tokens=12, eos_token_id=eos, min_new_tokens=6)[:, 6:]
     assert longer.shape[1] >= 7 or eos not in longer[0]
     assert eos not in longer[0, :6]
@@ -168,13 +173,13 @@ class Record:
 
 def test_streamer_receives_prompt_then_tokens_then_the_end(both: tuple[LlamaForCausalLM, Any]) -> None:
     ours, theirs = both
-    mine, wanted = Record(), Record()
-    got = ours.generate(IDS[:1], max_new_tokens=7, streamer=mine)
-    theirs.generate(IDS[:1], max_new_tokens=7, do_sample=False, pad_token_id=0, streamer=wanted)
-    assert mine.ended == wanted.ended == 1
-    assert len(mine.put_) == len(wanted.put_)
-    assert all(torch.equal(a, b) for a, b in zip(mine.put_, wanted.put_, strict=True))
-    assert torch.equal(torch.cat([tensor.flatten() for tensor in mine.put_]), got[0])
+    mine, expected = Record(), Record()
+    result = ours.generate(IDS[:1], max_new_tokens=7, streamer=mine)
+    theirs.generate(IDS[:1], max_new_tokens=7, do_sample=False, pad_token_id=0, streamer=expected)
+    assert mine.ended == expected.ended == 1
+    assert len(mine.put_) == len(expected.put_)
+    assert all(torch.equal(a, b) for a, b in zip(mine.put_, expected.put_, strict=True))
+    assert torch.equal(torch.cat([tensor.flatten() for tensor in mine.put_]), result[0])
 
 
 def test_stopping_criteria_of_both_kinds(both: tuple[LlamaForCausalLM, Any]) -> None:
@@ -184,12 +189,12 @@ def test_stopping_criteria_of_both_kinds(both: tuple[LlamaForCausalLM, Any]) -> 
     assert torch.equal(whole, free[:, :10])
     word = int(free[1, 7])
     assert word != free[1, 6]
-    got = model.generate(
+    result = model.generate(
         IDS, max_new_tokens=12, eos_token_id=[], pad_token_id=0, stopping_criteria=[lambda i, _: i[:, -1] == word]
     )
-    assert torch.equal(got[1, :8], free[1, :8])
-    assert got.shape[1] > 8
-    assert (got[1, 8:] == 0).all()
+    assert torch.equal(result[1, :8], free[1, :8])
+    assert result.shape[1] > 8
+    assert (result[1, 8:] == 0).all()
     theirs = transformers.StoppingCriteriaList([transformers.generation.MaxLengthCriteria(max_length=9)])
     assert model.generate(IDS, max_new_tokens=12, eos_token_id=[], stopping_criteria=theirs).shape == (2, 9)
 
@@ -204,44 +209,44 @@ def test_logits_processors_run_before_the_temperature(both: tuple[LlamaForCausal
 
     settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": True, "temperature": 0.5, "pad_token_id": 0}
     torch.manual_seed(0)
-    got = ours.generate(IDS, logits_processor=[only_even], **settings)
-    assert (got[:, 6:] % 2 == 0).all()
+    result = ours.generate(IDS, logits_processor=[only_even], **settings)
+    assert (result[:, 6:] % 2 == 0).all()
     with torch.no_grad():
         assert distance(seen[0], ours(IDS).logits[:, -1]) <= 1e-6
     torch.manual_seed(0)
     listed = transformers.LogitsProcessorList([only_even])
-    assert torch.equal(got, theirs.generate(IDS, logits_processor=listed, **settings))
+    assert torch.equal(result, theirs.generate(IDS, logits_processor=listed, **settings))
 
 
 def test_dictionary_output(both: tuple[LlamaForCausalLM, Any]) -> None:
     ours, theirs = both
     settings: dict[str, Any] = {"max_new_tokens": 6, "output_scores": True, "return_dict_in_generate": True}
     settings |= {"repetition_penalty": 1.3, "eos_token_id": 2, "pad_token_id": 0}
-    got, wanted = ours.generate(IDS, **settings), theirs.generate(IDS, do_sample=False, **settings)
-    assert isinstance(got, GenerateOutput)
-    assert torch.equal(got.sequences, wanted.sequences)
-    for mine, other in zip(got.scores, wanted.scores, strict=True):
+    result, expected = ours.generate(IDS, **settings), theirs.generate(IDS, do_sample=False, **settings)
+    assert isinstance(result, GenerateOutput)
+    assert torch.equal(result.sequences, expected.sequences)
+    for mine, other in zip(result.scores, expected.scores, strict=True):
         assert distance(mine, other) <= 1e-5
-    assert got.past_key_values.length == got.sequences.shape[1] - 1
+    assert result.past_key_values.length == result.sequences.shape[1] - 1
 
 
 def test_a_cache_is_continued(both: tuple[LlamaForCausalLM, Any]) -> None:
     model, _ = both
-    wanted = model.generate(IDS, max_new_tokens=8)
+    expected = model.generate(IDS, max_new_tokens=8)
     with torch.no_grad():
         cache = model(IDS[:, :4]).past_key_values
-    assert torch.equal(model.generate(IDS, past_key_values=cache, max_new_tokens=8), wanted)
-    assert torch.equal(model.generate(IDS, past_key_values=tuple(cache), max_new_tokens=8), wanted)
-    # tokens that the ids do not have: the mask counts them
+    assert torch.equal(model.generate(IDS, past_key_values=cache, max_new_tokens=8), expected)
+    assert torch.equal(model.generate(IDS, past_key_values=tuple(cache), max_new_tokens=8), expected)
+    # the cache holds tokens that are not among the ids: the mask covers them
     mask = torch.ones_like(IDS)
     rest = model.generate(IDS[:, 4:], past_key_values=cache, attention_mask=mask, max_new_tokens=8)
-    assert torch.equal(rest, wanted[:, 4:])
+    assert torch.equal(rest, expected[:, 4:])
     drawn = model.generate(IDS, past_key_values=cache, max_new_tokens=8, do_sample=True, num_return_sequences=2, seed=1)
     plain = model.generate(IDS, max_new_tokens=8, do_sample=True, num_return_sequences=2, seed=1)
     assert torch.equal(drawn, plain)
 
 
-def test_a_cache_of_everything_leaves_nothing_to_run(both: tuple[LlamaForCausalLM, Any]) -> None:
+def test_a_prompt_that_is_cached_completely_is_an_error(both: tuple[LlamaForCausalLM, Any]) -> None:
     model, _ = both
     with torch.no_grad():
         cache = model(IDS).past_key_values
@@ -250,23 +255,23 @@ def test_a_cache_of_everything_leaves_nothing_to_run(both: tuple[LlamaForCausalL
         model.generate(IDS, past_key_values=cache, max_new_tokens=3)
 
 
-def test_embeddings_give_the_new_tokens_only(both: tuple[LlamaForCausalLM, Any]) -> None:
+def test_with_embeddings_only_the_new_tokens_are_returned(both: tuple[LlamaForCausalLM, Any]) -> None:
     ours, theirs = both
     embeds = ours.get_input_embeddings()(IDS).detach()
-    got = ours.generate(inputs_embeds=embeds, max_new_tokens=9)
-    assert torch.equal(got, ours.generate(IDS, max_new_tokens=9)[:, 6:])
+    result = ours.generate(inputs_embeds=embeds, max_new_tokens=9)
+    assert torch.equal(result, ours.generate(IDS, max_new_tokens=9)[:, 6:])
     mask = torch.ones_like(IDS)
-    wanted = theirs.generate(
+    expected = theirs.generate(
         inputs_embeds=embeds, attention_mask=mask, max_new_tokens=9, do_sample=False, pad_token_id=2
     )
-    assert torch.equal(got, wanted)
+    assert torch.equal(result, expected)
 
 
 def test_without_a_prompt_the_text_starts_from_bos(both: tuple[LlamaForCausalLM, Any]) -> None:
     model, _ = both
-    got = model.generate(max_new_tokens=4)
-    assert torch.equal(got, model.generate(torch.tensor([[1]]), max_new_tokens=4))
-    assert torch.equal(got, model.generate(input_ids=torch.tensor([[1]]), max_new_tokens=4))
+    result = model.generate(max_new_tokens=4)
+    assert torch.equal(result, model.generate(torch.tensor([[1]]), max_new_tokens=4))
+    assert torch.equal(result, model.generate(input_ids=torch.tensor([[1]]), max_new_tokens=4))
 
 
 def test_beyond_the_original_context_of_dynamic() -> None:
@@ -275,7 +280,7 @@ def test_beyond_the_original_context_of_dynamic() -> None:
     assert torch.equal(cached, ours.generate(IDS, max_new_tokens=14, eos_token_id=[], use_cache=False))
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
+INVALID: list[tuple[dict[str, Any], str]] = [
     ({"num_beams": 4}, "num_beams is 4.*must be 1"),
     ({"num_return_sequences": 2}, "num_return_sequences is 2.*do_sample"),
     ({"generation_config": GenerationConfig(no_repeat_ngram_size=3)}, "no_repeat_ngram_size is 3.*not supported"),
@@ -288,18 +293,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "text"), REFUSED)
-def test_what_is_refused(both: tuple[LlamaForCausalLM, Any], arguments: dict[str, Any], text: str) -> None:
+@pytest.mark.parametrize(("arguments", "text"), INVALID)
+def test_invalid_arguments_are_errors(both: tuple[LlamaForCausalLM, Any], arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(PunaError, match=text):
         both[0].generate(IDS, **arguments)
 
 
-def test_neutral_settings_of_files_are_taken(both: tuple[LlamaForCausalLM, Any]) -> None:
-    given = GenerationConfig(max_new_tokens=3, typical_p=1.0, no_repeat_ngram_size=0, transformers_version="4.34.0")
-    assert both[0].generate(IDS, given).shape == (2, 9)
+def test_values_that_disable_a_setting_are_accepted(both: tuple[LlamaForCausalLM, Any]) -> None:
+    defaults = GenerationConfig(max_new_tokens=3, typical_p=1.0, no_repeat_ngram_size=0, transformers_version="4.34.0")
+    assert both[0].generate(IDS, defaults).shape == (2, 9)
 
 
-def test_prepare_inputs_for_generation_as_the_reference_does(both: tuple[LlamaForCausalLM, Any]) -> None:
+def test_prepare_inputs_for_generation_equals_the_reference(both: tuple[LlamaForCausalLM, Any]) -> None:
     model, _ = both
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
     first = model.prepare_inputs_for_generation(IDS, attention_mask=mask, use_cache=True)

@@ -30,7 +30,7 @@ def small(**fields: Any) -> LlamaForCausalLM:
 # ---- outputs
 
 
-def test_outputs_read_like_dataclass_tuple_and_mapping() -> None:
+def test_outputs_can_be_read_like_dataclasses_tuples_and_mappings() -> None:
     model = small(use_cache=False)
     out = model(IDS, labels=IDS)
     assert isinstance(out, CausalLMOutputWithPast)
@@ -45,25 +45,25 @@ def test_outputs_read_like_dataclass_tuple_and_mapping() -> None:
         out["hidden_states"]
 
 
-def test_tuples_in_the_pages_order() -> None:
+def test_tuples_have_the_documented_order() -> None:
     model = small()
-    asked: dict[str, Any] = {"output_hidden_states": True, "output_attentions": True, "use_cache": True}
-    loss, logits, cache, states, weights = model(IDS, labels=IDS, return_dict=False, **asked)
-    whole = model(IDS, labels=IDS, **asked)
-    assert torch.equal(loss, whole.loss)
-    assert torch.equal(logits, whole.logits)
+    flags: dict[str, Any] = {"output_hidden_states": True, "output_attentions": True, "use_cache": True}
+    loss, logits, cache, states, weights = model(IDS, labels=IDS, return_dict=False, **flags)
+    out = model(IDS, labels=IDS, **flags)
+    assert torch.equal(loss, out.loss)
+    assert torch.equal(logits, out.logits)
     assert (len(cache), len(states), len(weights)) == (2, 3, 2)
-    assert torch.equal(states[-1], whole.hidden_states[-1])
+    assert torch.equal(states[-1], out.hidden_states[-1])
     assert isinstance(small(return_dict=False)(IDS), tuple)
-    given = small(output_hidden_states=True, output_attentions=True)(IDS)
-    assert len(given.hidden_states) == 3
-    assert given.attentions[0].shape == (2, 4, 9, 9)
+    out = small(output_hidden_states=True, output_attentions=True)(IDS)
+    assert len(out.hidden_states) == 3
+    assert out.attentions[0].shape == (2, 4, 9, 9)
 
 
 # ---- causal language model
 
 
-def test_labels_of_nothing_give_a_loss_of_0_and_no_nan() -> None:
+def test_the_loss_is_0_if_all_labels_are_ignored() -> None:
     model = small()
     out = model(IDS, labels=torch.full_like(IDS, -100))
     assert out.loss == 0
@@ -71,13 +71,13 @@ def test_labels_of_nothing_give_a_loss_of_0_and_no_nan() -> None:
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-def test_the_loss_is_float32_whatever_the_weights() -> None:
+def test_the_loss_is_float32_for_any_dtype_of_the_weights() -> None:
     model = small().to(torch.bfloat16)
     out = model(IDS, labels=IDS)
     assert out.logits.dtype == torch.bfloat16
     assert out.loss.dtype == torch.float32
-    wanted = F.cross_entropy(out.logits[:, :-1].double().flatten(0, 1), IDS[:, 1:].flatten())
-    assert distance(out.loss.double(), wanted) <= 1e-6
+    expected = F.cross_entropy(out.logits[:, :-1].double().flatten(0, 1), IDS[:, 1:].flatten())
+    assert distance(out.loss.double(), expected) <= 1e-6
 
 
 @torch.no_grad()
@@ -93,7 +93,7 @@ def test_logits_to_keep() -> None:
 
 @torch.no_grad()
 def test_pretraining_tp_sums_the_same_up_to_rounding() -> None:
-    """4.34 computed each linear layer in slices and added the partial sums; we compute it whole."""
+    """transformers 4.34 computes each linear layer in slices and sums them; puna ignores pretraining_tp."""
     sizes: dict[str, Any] = {"vocab_size": 68, "num_key_value_heads": 2}
     sliced, whole = (LlamaForCausalLM(config_of(pretraining_tp=n, **sizes)).eval() for n in (2, 1))
     sliced.load_state_dict(whole.state_dict())
@@ -105,23 +105,23 @@ def test_pretraining_tp_sums_the_same_up_to_rounding() -> None:
             )
         for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.mlp.gate_proj):
             linear.forward = lambda x, w=linear.weight: torch.cat([F.linear(x, part) for part in w.chunk(2)], dim=-1)
-    got = sliced(IDS).logits
-    assert not torch.equal(got, whole(IDS).logits)  # the slices are really taken
-    assert distance(got, whole(IDS).logits) <= 2e-6
+    result = sliced(IDS).logits
+    assert not torch.equal(result, whole(IDS).logits)  # the slices are in effect
+    assert distance(result, whole(IDS).logits) <= 2e-6
 
 
-@pytest.mark.parametrize("given", ["neither", "both"])
-def test_exactly_one_of_ids_and_embeddings(given: str) -> None:
+@pytest.mark.parametrize("count", ["neither", "both"])
+def test_exactly_one_of_ids_and_embeddings(count: str) -> None:
     model = small()
-    inputs = {} if given == "neither" else {"input_ids": IDS, "inputs_embeds": model.get_input_embeddings()(IDS)}
-    with pytest.raises(PunaError, match=f"exactly one of input_ids or inputs_embeds; {given} was given"):
+    inputs = {} if count == "neither" else {"input_ids": IDS, "inputs_embeds": model.get_input_embeddings()(IDS)}
+    with pytest.raises(PunaError, match=f"exactly one of input_ids or inputs_embeds; {count} was given"):
         model(**inputs)
 
 
-@pytest.mark.parametrize("bad", [67, -1])
-def test_ids_outside_the_vocabulary(bad: int) -> None:
-    with pytest.raises(PunaError, match=rf"holds {bad}; the embedding has rows 0 to 66.*resize_token_embeddings"):
-        small()(torch.tensor([[3, bad, 4]]))
+@pytest.mark.parametrize("invalid", [67, -1])
+def test_ids_outside_the_vocabulary(invalid: int) -> None:
+    with pytest.raises(PunaError, match=rf"holds {invalid}; the embedding has rows 0 to 66.*resize_token_embeddings"):
+        small()(torch.tensor([[3, invalid, 4]]))
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 0)])
@@ -136,7 +136,7 @@ def test_positions_of_another_shape(shape: tuple[int, ...]) -> None:
         small()(IDS, position_ids=torch.zeros(shape, dtype=torch.long))
 
 
-def test_unknown_activation_lists_the_known() -> None:
+def test_the_error_for_an_unknown_activation_lists_the_supported_ones() -> None:
     with pytest.raises(ConfigError, match=r"swoosh.*gelu.*silu"):
         LlamaModel(config_of(hidden_act="swoosh"))
 
@@ -168,7 +168,7 @@ def test_initial_weights() -> None:
     assert (model.model.embed_tokens.weight.grad[5] == 0).all()  # padding_idx
 
 
-def test_tied_weights_are_one_parameter_and_survive_replacement() -> None:
+def test_tied_weights_are_one_parameter_and_can_be_replaced() -> None:
     model = small(tie_word_embeddings=True)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.num_parameters() == small().num_parameters() - 67 * 48
@@ -195,25 +195,25 @@ def test_getters_and_setters() -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize(("asked", "rows"), [((70, None), 70), ((None, 32), 96), ((68, 8), 72), ((60, None), 60)])
-def test_resize_token_embeddings(tied: bool, asked: tuple[int | None, int | None], rows: int) -> None:
+@pytest.mark.parametrize(("arguments", "rows"), [((70, None), 70), ((None, 32), 96), ((68, 8), 72), ((60, None), 60)])
+def test_resize_token_embeddings(tied: bool, arguments: tuple[int | None, int | None], rows: int) -> None:
     model = small(tie_word_embeddings=tied, pad_token_id=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    returned = model.resize_token_embeddings(*asked)
+    returned = model.resize_token_embeddings(*arguments)
     assert returned is model.get_input_embeddings()
     assert model.config.vocab_size == returned.num_embeddings == model.lm_head.out_features == rows
     assert returned.padding_idx == 3
-    kept = min(67, rows)
+    common = min(67, rows)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        now = model.state_dict()[name]
-        assert now.shape == (rows, 48)
-        assert torch.equal(now[:kept], before[name][:kept])
-        assert now[kept:].numel() == 0 or now[kept:].std() == pytest.approx(0.2, rel=0.25)
+        resized = model.state_dict()[name]
+        assert resized.shape == (rows, 48)
+        assert torch.equal(resized[:common], before[name][:common])
+        assert resized[common:].numel() == 0 or resized[common:].std() == pytest.approx(0.2, rel=0.25)
     assert (model.lm_head.weight is returned.weight) == tied
     assert model(torch.tensor([[rows - 1]])).logits.shape == (1, 1, rows)
 
 
-def test_resize_keeps_the_padding_token_and_a_no_op_is_one() -> None:
+def test_resize_keeps_the_padding_token_and_does_nothing_by_default() -> None:
     model = small(pad_token_id=5)
     assert model.resize_token_embeddings() is model.get_input_embeddings()
     with pytest.raises(PunaError, match="new_num_tokens is 5"):
@@ -294,40 +294,40 @@ def classifier(**fields: Any) -> LlamaForSequenceClassification:
 
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("known_by", ["mask", "pad", "both"])
-def test_the_last_real_token_is_pooled(side: str, known_by: str) -> None:
-    model = classifier(num_labels=3, pad_token_id=None if known_by == "mask" else 0)
+@pytest.mark.parametrize("padding_from", ["mask", "pad", "both"])
+def test_the_last_real_token_is_pooled(side: str, padding_from: str) -> None:
+    model = classifier(num_labels=3, pad_token_id=None if padding_from == "mask" else 0)
     ids, mask, positions = ragged(model.config, (9, 14, 5), side)
-    given = {} if known_by == "pad" else {"attention_mask": mask}
-    got = model(ids, position_ids=positions, **given).logits
-    base = model.model(ids, position_ids=positions, **given).last_hidden_state
+    arguments = {} if padding_from == "pad" else {"attention_mask": mask}
+    logits = model(ids, position_ids=positions, **arguments).logits
+    base = model.model(ids, position_ids=positions, **arguments).last_hidden_state
     last = [8, 13, 4] if side == "right" else [13, 13, 13]
-    assert distance(got, model.score(base[torch.arange(3), last])) <= 1e-6
+    assert distance(logits, model.score(base[torch.arange(3), last])) <= 1e-6
 
 
 @torch.no_grad()
-def test_a_padding_id_inside_the_text_is_no_padding_where_the_mask_says_so() -> None:
+def test_the_mask_takes_precedence_over_the_padding_id() -> None:
     model = classifier(num_labels=3, pad_token_id=2)  # pad == eos
     ids = torch.tensor([[5, 2, 7, 2], [5, 6, 2, 2]])
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
     base = model.model(ids, attention_mask=mask).last_hidden_state
-    wanted = model.score(base[torch.arange(2), [3, 2]])
-    assert distance(model(ids, attention_mask=mask).logits, wanted) <= 1e-6
-    # without a mask, only the id can tell
+    expected = model.score(base[torch.arange(2), [3, 2]])
+    assert distance(model(ids, attention_mask=mask).logits, expected) <= 1e-6
+    # without a mask, the padding id decides
     base = model.model(ids).last_hidden_state
     assert distance(model(ids).logits, model.score(base[torch.arange(2), [2, 1]])) <= 1e-6
 
 
 @torch.no_grad()
-def test_pooling_without_mask_or_padding_takes_the_last_token() -> None:
+def test_without_mask_and_padding_id_the_last_token_is_pooled() -> None:
     model = classifier(num_labels=3)
-    wanted = model.score(model.model(IDS).last_hidden_state[:, -1])
-    assert distance(model(IDS).logits, wanted) <= 1e-6
-    assert distance(model(inputs_embeds=model.model.embed_tokens(IDS)).logits, wanted) <= 1e-6
+    expected = model.score(model.model(IDS).last_hidden_state[:, -1])
+    assert distance(model(IDS).logits, expected) <= 1e-6
+    assert distance(model(inputs_embeds=model.model.embed_tokens(IDS)).logits, expected) <= 1e-6
     # with a cache the mask is longer than the tokens
     cache = model(IDS[:, :4]).past_key_values
-    got = model(IDS[:, 4:], attention_mask=torch.ones(2, 9), past_key_values=cache).logits
-    assert distance(got, wanted) <= 1e-5
+    result = model(IDS[:, 4:], attention_mask=torch.ones(2, 9), past_key_values=cache).logits
+    assert distance(result, expected) <= 1e-5
 
 
 LOSSES: list[tuple[int, str | None, Tensor, Any]] = [
@@ -340,15 +340,15 @@ LOSSES: list[tuple[int, str | None, Tensor, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("labels", "problem", "target", "wanted"), LOSSES)
-def test_classification_losses(labels: int, problem: str | None, target: Tensor, wanted: Any) -> None:
+@pytest.mark.parametrize(("labels", "problem", "target", "expected"), LOSSES)
+def test_classification_losses(labels: int, problem: str | None, target: Tensor, expected: Any) -> None:
     model = classifier(num_labels=labels, problem_type=problem)
     out = model(IDS, labels=target)
-    if wanted is None:
+    if expected is None:
         assert distance(out.loss, F.binary_cross_entropy_with_logits(out.logits, target.float())) <= 1e-6
     else:
-        assert distance(out.loss, wanted(out.logits, target)) <= 1e-6
-    assert model.config.problem_type == problem  # a batch must not decide for the next
+        assert distance(out.loss, expected(out.logits, target)) <= 1e-6
+    assert model.config.problem_type == problem  # one batch must not affect the next
     loss, logits = model(IDS, labels=target, return_dict=False, use_cache=False)
     assert torch.equal(loss, out.loss)
     assert logits.shape == (2, labels)

@@ -1,4 +1,4 @@
-"""`KVCache`: a value, and the page's tuple of tuples."""
+"""`KVCache`: immutable, and the tuple of tuples of Hugging Face's documentation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model() -> LlamaForCausalLM:
 
 
 @torch.no_grad()
-def test_it_is_the_pages_tuple_of_tuples(model: LlamaForCausalLM) -> None:
+def test_a_cache_is_a_tuple_of_tuples(model: LlamaForCausalLM) -> None:
     cache = model(torch.randint(3, 67, (3, 7)), use_cache=True).past_key_values
     assert isinstance(cache, tuple)
     assert len(cache) == 2
@@ -37,22 +37,22 @@ def test_it_is_the_pages_tuple_of_tuples(model: LlamaForCausalLM) -> None:
 
 
 def plain_keys(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
-    """The first layer's keys, (1, kv heads, tokens, head_dim), before any rotation."""
+    """Returns the first layer's unrotated keys, (1, kv heads, tokens, head_dim)."""
     layer = model.model.layers[0]
     keys = layer.self_attn.k_proj(layer.input_layernorm(model.model.embed_tokens(ids)))
     return keys.view(1, ids.shape[1], -1, 12).transpose(1, 2)
 
 
 @torch.no_grad()
-def test_keys_are_kept_after_their_rotation(model: LlamaForCausalLM) -> None:
+def test_keys_are_cached_rotated(model: LlamaForCausalLM) -> None:
     ids = torch.randint(3, 67, (1, 7))
-    turned = rotate(plain_keys(model, ids), angles(torch.arange(7)[None], model.model.rotary_emb.inv_freq, 1.0))
-    assert distance(model(ids).past_key_values[0][0], turned) <= 1e-6
+    rotated = rotate(plain_keys(model, ids), angles(torch.arange(7)[None], model.model.rotary_emb.inv_freq, 1.0))
+    assert distance(model(ids).past_key_values[0][0], rotated) <= 1e-6
 
 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12)])
 @torch.no_grad()
-def test_keys_of_dynamic_and_longrope_are_kept_before_it_with_their_positions(settings: dict[str, Any]) -> None:
+def test_keys_of_dynamic_and_longrope_are_cached_unrotated_with_their_positions(settings: dict[str, Any]) -> None:
     ours, _ = pair(config_of(rope_scaling=settings))
     ids = torch.randint(3, 67, (1, 7))
     cache = ours(ids, position_ids=torch.arange(2, 9)[None]).past_key_values
@@ -61,26 +61,27 @@ def test_keys_of_dynamic_and_longrope_are_kept_before_it_with_their_positions(se
 
 
 @torch.no_grad()
-def test_one_prefix_can_be_continued_many_times(model: LlamaForCausalLM) -> None:
+def test_one_prefix_can_be_continued_several_times(model: LlamaForCausalLM) -> None:
     prefix, first, second = (torch.randint(3, 67, (1, n)) for n in (6, 3, 4))
     cache = model(prefix).past_key_values
-    kept = copy.deepcopy(cache)
-    got = [model(ids, past_key_values=cache).logits for ids in (first, second, first)]
-    assert torch.equal(got[0], got[2])
-    for ids, logits in zip((first, second), got, strict=False):
+    copies = copy.deepcopy(cache)
+    results = [model(ids, past_key_values=cache).logits for ids in (first, second, first)]
+    assert torch.equal(results[0], results[2])
+    for ids, logits in zip((first, second), results, strict=False):
         assert distance(logits, model(torch.cat((prefix, ids), dim=1)).logits[:, 6:]) <= 1e-5
-    assert all(torch.equal(a, b) for mine, old in zip(cache, kept, strict=True) for a, b in zip(mine, old, strict=True))
+    for layer, unchanged in zip(cache, copies, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(layer, unchanged, strict=True))
 
 
 @pytest.mark.parametrize("legacy", ["tuples", "lists", "empty"])
 @torch.no_grad()
-def test_legacy_forms_are_read(model: LlamaForCausalLM, legacy: str) -> None:
+def test_tuples_lists_and_empty_caches_are_accepted(model: LlamaForCausalLM, legacy: str) -> None:
     ids = torch.randint(3, 67, (2, 8))
     cache = model(ids[:, :5]).past_key_values
     forms: dict[str, Any] = {"tuples": tuple(cache), "lists": [list(layer) for layer in cache], "empty": ()}
     start = 0 if legacy == "empty" else 5
-    got = model(ids[:, start:], past_key_values=forms[legacy]).logits
-    assert distance(got, model(ids).logits[:, start:]) <= 1e-5
+    logits = model(ids[:, start:], past_key_values=forms[legacy]).logits
+    assert distance(logits, model(ids).logits[:, start:]) <= 1e-5
 
 
 @torch.no_grad()
@@ -89,14 +90,14 @@ def test_reorder_crop_pickle() -> None:
     ids = torch.randint(3, 67, (3, 8))
     cache = ours(ids[:, :6]).past_key_values
     rows = torch.tensor([2, 0, 0])
-    got = ours(ids[rows, 6:], past_key_values=ours._reorder_cache(cache, rows)).logits
-    assert distance(got, ours(ids[rows]).logits[:, 6:]) <= 1e-5
-    got = ours(ids[:, 4:], past_key_values=cache.crop(4)).logits
-    assert distance(got, ours(ids).logits[:, 4:]) <= 1e-5
-    again = pickle.loads(pickle.dumps(cache))
-    assert isinstance(again, KVCache)
-    assert torch.equal(again.positions, cache.positions)
-    assert torch.equal(again[1][0], cache[1][0])
+    logits = ours(ids[rows, 6:], past_key_values=ours._reorder_cache(cache, rows)).logits
+    assert distance(logits, ours(ids[rows]).logits[:, 6:]) <= 1e-5
+    logits = ours(ids[:, 4:], past_key_values=cache.crop(4)).logits
+    assert distance(logits, ours(ids).logits[:, 4:]) <= 1e-5
+    unpickled = pickle.loads(pickle.dumps(cache))
+    assert isinstance(unpickled, KVCache)
+    assert torch.equal(unpickled.positions, cache.positions)
+    assert torch.equal(unpickled[1][0], cache[1][0])
     plain = ours._reorder_cache(tuple(cache), rows)
     assert torch.equal(plain[0][1], cache[0][1][rows])
 
@@ -109,7 +110,7 @@ def test_gradients_flow_through_a_cache(model: LlamaForCausalLM) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3, 12), (2, 2, 3, 10), (1, 2, 3, 12)])
-def test_a_cache_of_another_model_or_batch_is_refused(model: LlamaForCausalLM, shape: tuple[int, ...]) -> None:
+def test_a_cache_of_another_model_or_batch_is_an_error(model: LlamaForCausalLM, shape: tuple[int, ...]) -> None:
     past = [(torch.zeros(shape), torch.zeros(shape))] * 2
     with pytest.raises(PunaError, match=r"\(2, 2, 3, 12\)"):
         model(torch.randint(3, 67, (2, 4)), past_key_values=past)
@@ -119,7 +120,9 @@ def test_a_cache_of_another_model_or_batch_is_refused(model: LlamaForCausalLM, s
         model(torch.randint(3, 67, (2, 4)), past_key_values=DynamicCache())
 
 
-@pytest.mark.parametrize(("asked", "default", "kept"), [(None, True, True), (None, False, False), (False, True, False)])
-def test_use_cache(asked: bool | None, default: bool, kept: bool) -> None:
+@pytest.mark.parametrize(
+    ("argument", "default", "expected"), [(None, True, True), (None, False, False), (False, True, False)]
+)
+def test_use_cache(argument: bool | None, default: bool, expected: bool) -> None:
     ours, _ = pair(config_of(use_cache=default))
-    assert (ours(torch.tensor([[3, 4]]), use_cache=asked).past_key_values is not None) == kept
+    assert (ours(torch.tensor([[3, 4]]), use_cache=argument).past_key_values is not None) == expected

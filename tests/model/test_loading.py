@@ -1,4 +1,4 @@
-"""`from_pretrained` and `save_pretrained`: transformers' files, our files in transformers, heads, dtypes, GGUF."""
+"""`from_pretrained` and `save_pretrained`: exchange of files with transformers, heads, dtypes, GGUF."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDS = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A causal model's folder."""
+    """The folder of a saved causal language model."""
     pair(config_of(num_key_value_heads=2))[0].save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -58,22 +58,24 @@ def test_saved_by_puna_loaded_by_transformers(name: str, tmp_path: Path) -> None
     theirs, info = transformers.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     assert same(ours, theirs)
-    assert ours.config.rope_parameters.items() <= theirs.config.rope_parameters.items()  # which keeps `type`, too
+    assert (
+        ours.config.rope_parameters.items() <= theirs.config.rope_parameters.items()
+    )  # transformers also keeps `type`
     assert (theirs.generation_config.max_new_tokens, theirs.generation_config.eos_token_id) == (7, [2, 5])
     assert distance(ours(IDS).logits, theirs(IDS).logits) <= 1e-5
-    again = LlamaForCausalLM.from_pretrained(tmp_path)
-    assert same(again, ours)
-    assert again.generation_config == ours.generation_config
+    reloaded = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert same(reloaded, ours)
+    assert reloaded.generation_config == ours.generation_config
 
 
-def test_the_files_and_names_are_the_references(tmp_path: Path) -> None:
+def test_files_and_tensors_have_the_same_names_as_in_the_reference(tmp_path: Path) -> None:
     ours, theirs = pair(config_of(tie_word_embeddings=True))
     ours.save_pretrained(tmp_path / "ours")
     theirs.save_pretrained(tmp_path / "theirs")
     names = {path.name for path in (tmp_path / "ours").iterdir()}
     assert names == {path.name for path in (tmp_path / "theirs").iterdir()}
-    mine, wanted = (load_file(tmp_path / who / "model.safetensors") for who in ("ours", "theirs"))
-    assert mine.keys() == wanted.keys()
+    mine, expected = (load_file(tmp_path / who / "model.safetensors") for who in ("ours", "theirs"))
+    assert mine.keys() == expected.keys()
     assert "lm_head.weight" not in mine
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
@@ -97,8 +99,8 @@ def test_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
     name = str(dtype).removeprefix("torch.")
     ours.to(dtype).save_pretrained(tmp_path)
     assert LlamaConfig.from_pretrained(tmp_path).dtype == name
-    for asked in ("auto", dtype, name):
-        loaded = LlamaForCausalLM.from_pretrained(tmp_path, dtype=asked)
+    for argument in ("auto", dtype, name):
+        loaded = LlamaForCausalLM.from_pretrained(tmp_path, dtype=argument)
         assert loaded.dtype == dtype
         assert same(loaded, ours)
         assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
@@ -111,14 +113,14 @@ def test_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
         LlamaForCausalLM.from_pretrained(tmp_path, dtype="int8")
 
 
-@pytest.mark.parametrize("place", ["folder", "new"])
+@pytest.mark.parametrize("destination", ["folder", "new"])
 @pytest.mark.parametrize(
     ("change", "text"), [({"dtype": torch.float64}, "'float64'"), ({"device": "meta"}, "on the meta device")]
 )
-def test_what_cannot_be_saved_leaves_no_trace(
-    folder: Path, tmp_path: Path, place: str, change: dict[str, Any], text: str
+def test_a_model_that_cannot_be_saved_leaves_no_files(
+    folder: Path, tmp_path: Path, destination: str, change: dict[str, Any], text: str
 ) -> None:
-    target = folder if place == "folder" else tmp_path / "made" / "here"
+    target = folder if destination == "folder" else tmp_path / "new" / "folder"
     before = {path: path.read_bytes() for path in folder.iterdir()}
     model = LlamaForCausalLM(config_of(num_key_value_heads=2, rms_norm_eps=1e-3)).to(**change)
     with pytest.raises(PunaError, match=text):
@@ -127,9 +129,11 @@ def test_what_cannot_be_saved_leaves_no_trace(
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_save_that_fails_leaves_the_earlier_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_keeps_the_earlier_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    model = LlamaForCausalLM(config_of(num_key_value_heads=2, rms_norm_eps=1e-3))  # old weights would fit into it
+    model = LlamaForCausalLM(
+        config_of(num_key_value_heads=2, rms_norm_eps=1e-3)
+    )  # has the same shapes as the earlier one
     model.generation_config = GenerationConfig(max_new_tokens=3)
     original = os.fsync
 
@@ -144,13 +148,13 @@ def test_a_save_that_fails_leaves_the_earlier_one(folder: Path, monkeypatch: pyt
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_classifier_takes_the_place_of_a_language_model(folder: Path) -> None:
+def test_saving_a_classifier_over_a_language_model_replaces_all_files(folder: Path) -> None:
     assert (folder / "generation_config.json").exists()
     LlamaForSequenceClassification(config_of()).save_pretrained(folder)
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
 
 
-def test_auto_believes_the_weights_not_the_configuration(folder: Path) -> None:
+def test_dtype_auto_reads_the_type_of_the_weights_not_the_configuration(folder: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(folder, dtype="bfloat16")
     model.save_pretrained(folder)
     fields = json.loads((folder / "config.json").read_text())
@@ -161,19 +165,19 @@ def test_auto_believes_the_weights_not_the_configuration(folder: Path) -> None:
     assert LlamaConfig.from_pretrained(folder).dtype == "bfloat16"
 
 
-def test_a_new_head_is_drawn_and_said_so(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_head_is_initialised_with_a_warning(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    with pytest.warns(UserWarning, match=r"no score.weight and its lm_head.weight is not used.*random") as caught:
+    with pytest.warns(UserWarning, match=r"no score.weight and its lm_head.weight is not used.*random") as warning:
         model = LlamaForSequenceClassification.from_pretrained(folder, num_labels=5, dtype="bfloat16")
-    assert caught[0].filename == __file__
+    assert warning[0].filename == __file__
     assert model.score.weight.shape == (5, 48)
     assert model.score.weight.dtype == torch.bfloat16
     assert float(model.score.weight.detach().float().std()) == pytest.approx(0.2, rel=0.2)
     assert model.config.num_labels == 5
     assert torch.equal(model.model.norm.weight, LlamaModel.from_pretrained(folder, dtype="bfloat16").norm.weight)
     model.float().save_pretrained(tmp_path / "classifier")
-    again = LlamaForSequenceClassification.from_pretrained(tmp_path / "classifier")
-    assert same(again, model)
+    reloaded = LlamaForSequenceClassification.from_pretrained(tmp_path / "classifier")
+    assert same(reloaded, model)
     theirs = transformers.LlamaForSequenceClassification.from_pretrained(tmp_path / "classifier")
     assert same(theirs, model)
     with pytest.warns(UserWarning, match=r"no lm_head.weight and its score.weight is not used"):
@@ -181,21 +185,21 @@ def test_a_new_head_is_drawn_and_said_so(folder: Path, tmp_path: Path) -> None:
 
 
 def test_bare_models(folder: Path, tmp_path: Path) -> None:
-    whole = LlamaForCausalLM.from_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(folder)
     bare = LlamaModel.from_pretrained(folder)
-    assert same(bare, whole.model)
+    assert same(bare, model.model)
     bare.save_pretrained(tmp_path / "bare")
     theirs = transformers.LlamaModel.from_pretrained(tmp_path / "bare")
     assert same(bare, theirs)
     assert same(LlamaModel.from_pretrained(tmp_path / "bare"), bare)
     with pytest.warns(UserWarning, match=r"no lm_head.weight; the head of LlamaForCausalLM"):
-        grown = LlamaForCausalLM.from_pretrained(tmp_path / "bare")
-    assert same(grown.model, bare)
+        with_head = LlamaForCausalLM.from_pretrained(tmp_path / "bare")
+    assert same(with_head.model, bare)
     theirs.save_pretrained(tmp_path / "theirs")
     assert same(LlamaModel.from_pretrained(tmp_path / "theirs"), bare)
 
 
-def test_a_tied_head_needs_no_new_one(tmp_path: Path) -> None:
+def test_a_tied_head_is_not_saved_and_an_untied_one_is_an_error(tmp_path: Path) -> None:
     ours, _ = pair(config_of(tie_word_embeddings=True))
     ours.save_pretrained(tmp_path)
     loaded = LlamaForCausalLM.from_pretrained(tmp_path)
@@ -215,18 +219,18 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "text"), CHANGES)
-def test_a_configuration_that_does_not_fit(folder: Path, change: dict[str, Any], text: str) -> None:
+def test_a_configuration_that_does_not_match_is_an_error(folder: Path, change: dict[str, Any], text: str) -> None:
     fields = LlamaConfig.from_pretrained(folder).to_dict()
     with pytest.raises(CheckpointError, match=text):
         LlamaForCausalLM.from_pretrained(folder, config=LlamaConfig.from_dict(fields, **change))
 
 
-def test_a_missing_tensor_is_an_error_not_a_new_one(tmp_path: Path) -> None:
+def test_a_missing_tensor_is_an_error(tmp_path: Path) -> None:
     _, theirs = pair(config_of())
-    for lost in ("lm_head.weight", "model.layers.0.mlp.up_proj.weight"):
-        state = {name: tensor for name, tensor in theirs.state_dict().items() if name != lost}
+    for missing in ("lm_head.weight", "model.layers.0.mlp.up_proj.weight"):
+        state = {name: tensor for name, tensor in theirs.state_dict().items() if name != missing}
         theirs.save_pretrained(tmp_path, state_dict=state)
-        with pytest.raises(CheckpointError, match=lost):
+        with pytest.raises(CheckpointError, match=missing):
             LlamaForCausalLM.from_pretrained(tmp_path)
 
 
@@ -234,11 +238,11 @@ def test_options(folder: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager", device="cpu")
     assert model.attn_implementation == "eager"
     model.save_pretrained(folder)
-    assert LlamaForCausalLM.from_pretrained(folder).attn_implementation == "sdpa"  # a choice for a run, not a field
-    given = LlamaConfig.from_pretrained(folder, use_cache=False)
-    model = LlamaForCausalLM.from_pretrained(folder, config=given)
-    assert model.config == given
-    assert model.config is not given
+    assert LlamaForCausalLM.from_pretrained(folder).attn_implementation == "sdpa"  # not saved: a choice for a run
+    config = LlamaConfig.from_pretrained(folder, use_cache=False)
+    model = LlamaForCausalLM.from_pretrained(folder, config=config)
+    assert model.config == config
+    assert model.config is not config
     with pytest.raises(PunaError, match="safe_serialization"):
         model.save_pretrained(folder, safe_serialization=False)
     with pytest.raises(ModelNotFoundError):
@@ -259,8 +263,8 @@ def test_resized_saved_and_loaded(folder: Path) -> None:
 def test_loading_holds_the_weights_once(dtype: str, tmp_path: Path) -> None:
     config = config_of(hidden_size=256, intermediate_size=512, num_hidden_layers=6, vocab_size=2000)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
-    LlamaForCausalLM.from_pretrained(tmp_path)  # imports what a load imports
-    tracemalloc.start()  # knows NumPy's memory, in which the parameters end up when nothing is copied
+    LlamaForCausalLM.from_pretrained(tmp_path)  # so that imports are not measured
+    tracemalloc.start()  # measures NumPy's memory, which the parameters use if they are not copied
     model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

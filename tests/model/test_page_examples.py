@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 
-def test_a_configuration_makes_a_model() -> None:
+def test_a_model_is_built_from_a_configuration() -> None:
     from puna import LlamaConfig, LlamaModel
 
-    with torch.device("meta"):  # the page's default is a model of 27 GB
+    with torch.device("meta"):  # the default configuration is a model of 27 GB
         # Initializing a LLaMA llama-7b style configuration
         configuration = LlamaConfig()
 

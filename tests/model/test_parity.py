@@ -1,4 +1,4 @@
-"""puna's model against transformers' with the same weights: logits, states, attentions, losses, gradients, caches."""
+"""Compares puna's model with transformers': logits, states, attentions, losses, gradients and caches."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ CASES = list(product(CONFIGURATIONS, ("left", "right")))
 
 
 def batch(config: Any, side: str, lengths: tuple[int, ...] = LENGTHS) -> tuple[dict[str, Tensor], Tensor]:
-    """Arguments of forward, and the unmasked positions.
+    """Returns the arguments of forward, and the unmasked positions.
 
-    A text's first token is no label: on the left it would be predicted from a padding row, which nothing defines.
+    A text's first token is not a label: with padding on the left it would be predicted from padding, whose logits are
+    undefined.
     """
     ids, mask, positions = ragged(config, lengths, side)
     labels = ids.masked_fill((mask == 0) | (positions == 0), -100)
@@ -42,36 +43,36 @@ def test_logits_states_attentions_and_loss(name: str, side: str) -> None:
         eager = ours(**inputs, output_hidden_states=True, output_attentions=True)
         expected = theirs(**inputs, output_hidden_states=True, output_attentions=True)
     assert fused.attentions is None
-    for got in (fused, eager):
-        assert distance(got.logits, expected.logits, real) <= LIMIT
-        assert distance(got.loss, expected.loss) <= LIMIT
-        assert len(got.hidden_states) == ours.config.num_hidden_layers + 1
-        for state, wanted in zip(got.hidden_states, expected.hidden_states, strict=True):
-            assert distance(state, wanted, real) <= LIMIT
-    for weights, wanted in zip(eager.attentions, expected.attentions, strict=True):
-        assert distance(weights.transpose(1, 2), wanted.transpose(1, 2), real) <= LIMIT
+    for out in (fused, eager):
+        assert distance(out.logits, expected.logits, real) <= LIMIT
+        assert distance(out.loss, expected.loss) <= LIMIT
+        assert len(out.hidden_states) == ours.config.num_hidden_layers + 1
+        for state, their_state in zip(out.hidden_states, expected.hidden_states, strict=True):
+            assert distance(state, their_state, real) <= LIMIT
+    for weights, their_weights in zip(eager.attentions, expected.attentions, strict=True):
+        assert distance(weights.transpose(1, 2), their_weights.transpose(1, 2), real) <= LIMIT
 
 
 @pytest.mark.parametrize(("name", "side"), CASES)
-def test_cached_in_three_pieces(name: str, side: str) -> None:
+def test_three_chunks_with_a_cache(name: str, side: str) -> None:
     ours, theirs = pair(config_of(**CONFIGURATIONS[name]), seed=1)
     inputs, real = batch(ours.config, side)
     cache, their_cache = None, DynamicCache(config=theirs.config)
     with torch.no_grad():
-        whole = theirs(**inputs).logits
+        all_logits = theirs(**inputs).logits
         for start, stop in ((0, 6), (6, 13), (13, 14)):
-            piece = {
+            chunk = {
                 "input_ids": inputs["input_ids"][:, start:stop],
                 "attention_mask": inputs["attention_mask"][:, :stop],
                 "position_ids": inputs["position_ids"][:, start:stop],
             }
-            got = ours(**piece, past_key_values=cache, use_cache=True)
-            expected = theirs(**piece, past_key_values=their_cache, use_cache=True)
-            cache = got.past_key_values
+            out = ours(**chunk, past_key_values=cache, use_cache=True)
+            expected = theirs(**chunk, past_key_values=their_cache, use_cache=True)
+            cache = out.past_key_values
             assert cache.length == stop
             if real[:, start:stop].any():
-                assert distance(got.logits, expected.logits, real[:, start:stop]) <= LIMIT
-                assert distance(got.logits, whole[:, start:stop], real[:, start:stop]) <= LIMIT
+                assert distance(out.logits, expected.logits, real[:, start:stop]) <= LIMIT
+                assert distance(out.logits, all_logits[:, start:stop], real[:, start:stop]) <= LIMIT
 
 
 @pytest.mark.parametrize("name", ["mqa_tied", "all_biases_tied", "yarn_narrow_heads", "dynamic_mqa", "longrope_gqa4"])
@@ -100,23 +101,23 @@ def test_other_inputs(mode: str) -> None:
         inputs = {**inputs, "inputs_embeds": embeds}
         del inputs["input_ids"]
     if mode == "mask_4d":
-        looks = torch.ones(14, 14, dtype=torch.bool).tril()[None, None] & real[:, None, None]
-        looks = looks & (torch.rand(3, 1, 14, 14) > 0.3) | torch.eye(14, dtype=torch.bool)
-        inputs["attention_mask"] = torch.zeros(3, 1, 14, 14).masked_fill(~looks, torch.finfo(torch.float32).min)
+        allowed = torch.ones(14, 14, dtype=torch.bool).tril()[None, None] & real[:, None, None]
+        allowed = allowed & (torch.rand(3, 1, 14, 14) > 0.3) | torch.eye(14, dtype=torch.bool)
+        inputs["attention_mask"] = torch.zeros(3, 1, 14, 14).masked_fill(~allowed, torch.finfo(torch.float32).min)
     if mode == "no_mask":
         del inputs["attention_mask"]
         real = torch.ones_like(real)
     if mode == "no_positions":
         del inputs["position_ids"]
     with torch.no_grad():
-        got, expected = ours(**inputs), theirs(**inputs)
-    assert distance(got.logits, expected.logits, real) <= LIMIT
-    assert distance(got.loss, expected.loss) <= LIMIT
+        result, expected = ours(**inputs), theirs(**inputs)
+    assert distance(result.logits, expected.logits, real) <= LIMIT
+    assert distance(result.loss, expected.loss) <= LIMIT
 
 
 @pytest.mark.parametrize(
     "act",
-    sorted(set(ACTIVATIONS) - {"silu", "gelu_new"}),  # the two that the configurations above have
+    sorted(set(ACTIVATIONS) - {"silu", "gelu_new"}),  # these two are in CONFIGURATIONS
 )
 def test_activations(act: str) -> None:
     ours, theirs = pair(config_of(hidden_act=act, num_hidden_layers=1), seed=4)
@@ -132,13 +133,13 @@ def test_half_precision_stays_close_to_float32(dtype: torch.dtype) -> None:
     with torch.no_grad():
         exact = theirs(**inputs).logits
         their_error = distance(theirs.to(dtype)(**inputs).logits.float(), exact, real)
-        got = ours.to(dtype)(**inputs).logits
-    assert got.dtype == dtype
-    assert distance(got.float(), exact, real) <= 1.5 * their_error
+        result = ours.to(dtype)(**inputs).logits
+    assert result.dtype == dtype
+    assert distance(result.float(), exact, real) <= 1.5 * their_error
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_norm_is_cast_back_before_it_is_weighted(dtype: torch.dtype) -> None:
+def test_the_norm_is_cast_back_before_it_is_scaled(dtype: torch.dtype) -> None:
     torch.manual_seed(8)
     ours, theirs = LlamaRMSNorm(64, 1e-5).to(dtype), Theirs(64, 1e-5).to(dtype)
     with torch.no_grad():
@@ -158,11 +159,11 @@ def test_base_model_and_tuples() -> None:
         "output_attentions": True,
     }
     with torch.no_grad():
-        got = ours.model(ids, **inputs)
+        result = ours.model(ids, **inputs)
         expected = theirs.model(ids, **inputs)
         hidden, cache, states, weights = ours.model(ids, **inputs, use_cache=True, return_dict=False)
-    assert distance(got.last_hidden_state, expected.last_hidden_state, mask.bool()) <= LIMIT
-    assert torch.equal(hidden, got.last_hidden_state)
+    assert distance(result.last_hidden_state, expected.last_hidden_state, mask.bool()) <= LIMIT
+    assert torch.equal(hidden, result.last_hidden_state)
     assert torch.equal(states[-1], hidden)
     assert len(cache) == len(weights) == 2
     assert cache[0][0].shape == (3, 2, 14, 12)
@@ -177,7 +178,7 @@ def test_classification(labels: int) -> None:
     with torch.no_grad():
         for side in ("left", "right"):
             ids, mask, positions = ragged(config, LENGTHS, side)
-            got = ours(ids, attention_mask=mask, position_ids=positions, labels=target)
+            result = ours(ids, attention_mask=mask, position_ids=positions, labels=target)
             expected = theirs(ids, attention_mask=mask, position_ids=positions, labels=target)
-            assert distance(got.logits, expected.logits) <= LIMIT
-            assert distance(got.loss, expected.loss) <= LIMIT
+            assert distance(result.logits, expected.logits) <= LIMIT
+            assert distance(result.loss, expected.loss) <= LIMIT

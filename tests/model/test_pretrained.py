@@ -1,4 +1,4 @@
-"""What every class inherits: the arguments of `from_pretrained`, and the attributes other libraries look for."""
+"""The base class: arguments of `from_pretrained`, and attributes that other libraries read."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- from_pretrained
 
 
-@pytest.mark.parametrize("given", ["cpu", "auto", torch.device("cpu"), {"": "cpu"}, {"": torch.device("cpu")}, None])
-def test_device_map_of_one_device(folder: Path, given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", ["cpu", "auto", torch.device("cpu"), {"": "cpu"}, {"": torch.device("cpu")}, None])
+def test_device_map_with_one_device(folder: Path, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    model = LlamaForCausalLM.from_pretrained(folder, device_map=given, low_cpu_mem_usage=True)
+    model = LlamaForCausalLM.from_pretrained(folder, device_map=value, low_cpu_mem_usage=True)
     assert model.device == torch.device("cpu")
     assert model.generate(IDS, max_new_tokens=1).shape[0] == 2
 
 
-@pytest.mark.parametrize("given", ["balanced", {"model": "cpu", "lm_head": "cpu"}, {}, ["cpu"]])
-def test_device_map_of_more(folder: Path, given: Any) -> None:
+@pytest.mark.parametrize("value", ["balanced", {"model": "cpu", "lm_head": "cpu"}, {}, ["cpu"]])
+def test_device_map_without_or_with_several_devices_is_an_error(folder: Path, value: Any) -> None:
     with pytest.raises((RequestError, BackendError), match="device_map"):
-        LlamaForCausalLM.from_pretrained(folder, device_map=given)
+        LlamaForCausalLM.from_pretrained(folder, device_map=value)
 
 
-def test_device_and_device_map(folder: Path) -> None:
+def test_device_together_with_device_map_is_an_error(folder: Path) -> None:
     with pytest.raises(RequestError, match=r"device.*device_map.*one of them"):
         LlamaForCausalLM.from_pretrained(folder, device="cpu", device_map="auto")
 
@@ -49,13 +49,13 @@ def test_device_and_device_map(folder: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
 @pytest.mark.parametrize("argument", ["device", "device_map"])
 @pytest.mark.parametrize("name", ["cuda", "cuda:3", "a toaster"])
-def test_a_device_that_is_not_here(folder: Path, argument: str, name: str) -> None:
+def test_a_device_that_does_not_exist_is_an_error(folder: Path, argument: str, name: str) -> None:
     with pytest.raises(BackendError, match=rf"{argument} is '{name}', which PyTorch cannot use here"):
         LlamaForCausalLM.from_pretrained(folder, **{argument: name})
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.long, torch.complex64, "int8"])
-def test_a_dtype_weights_cannot_have(folder: Path, dtype: Any) -> None:
+def test_a_dtype_that_weights_cannot_have_is_an_error(folder: Path, dtype: Any) -> None:
     with pytest.raises(ConfigError, match=r"dtype is .*bfloat16"):
         LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
     with pytest.raises(ConfigError, match=r"dtype is .*bfloat16"):
@@ -73,7 +73,7 @@ FIELDS: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), FIELDS)
-def test_fields_of_the_configuration(folder: Path, name: str, value: Any) -> None:
+def test_arguments_replace_fields_of_the_configuration(folder: Path, name: str, value: Any) -> None:
     plain = LlamaForCausalLM.from_pretrained(folder).config
     model = LlamaForCausalLM.from_pretrained(folder, **{name: value})
     assert getattr(plain, name) != value
@@ -81,7 +81,7 @@ def test_fields_of_the_configuration(folder: Path, name: str, value: Any) -> Non
     assert {**model.config.to_dict(), name: None} == {**plain.to_dict(), name: None}
 
 
-def test_fields_have_their_effect(folder: Path) -> None:
+def test_replaced_fields_take_effect(folder: Path) -> None:
     assert isinstance(LlamaForCausalLM.from_pretrained(folder, return_dict=False)(IDS), tuple)
     assert LlamaForCausalLM.from_pretrained(folder, use_cache=False)(IDS).past_key_values is None
     assert LlamaModel.from_pretrained(folder, pad_token_id=5).embed_tokens.padding_idx == 5
@@ -118,8 +118,8 @@ def test_parameters_without_embeddings(tied: bool) -> None:
     for trainable in (False, True):
         for model in (ours, theirs):
             model.lm_head.weight.requires_grad_(False)
-        asked: dict[str, Any] = {"only_trainable": trainable, "exclude_embeddings": True}
-        assert ours.num_parameters(**asked) == theirs.num_parameters(**asked)
+        flags: dict[str, Any] = {"only_trainable": trainable, "exclude_embeddings": True}
+        assert ours.num_parameters(**flags) == theirs.num_parameters(**flags)
         assert ours.num_parameters(trainable) == theirs.num_parameters(trainable)
 
 
@@ -135,7 +135,7 @@ def test_inputs_that_require_gradients() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_checkpointing_is_one_truth(kind: Any) -> None:
+def test_all_names_of_gradient_checkpointing_agree(kind: Any) -> None:
     model = kind(config_of()).train()
     states = [lambda: model.gradient_checkpointing, lambda: model.is_gradient_checkpointing]
     states += [lambda: model.base_model.gradient_checkpointing]

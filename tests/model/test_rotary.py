@@ -1,4 +1,4 @@
-"""Rotary embeddings: frequencies against transformers', and dynamic and longrope against a float64 twin."""
+"""Rotary embeddings, compared with transformers; dynamic and longrope also with a reference in float64."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ SETTINGS: dict[str, Any] = {
 def test_fixed_frequencies_equal_the_references(name: str, theta: float, head_dim: int) -> None:
     config = config_of(rope_scaling=SETTINGS[name], rope_theta=theta, head_dim=head_dim)
     ours, theirs = LlamaRotaryEmbedding(config), Theirs(their_config(config))
-    # Two roundings of float32; llama3's blend is written in another order.
+    # Two roundings of float32: the interpolation of llama3 is computed in another order.
     assert ((ours.inv_freq - theirs.inv_freq) / theirs.inv_freq).abs().max() < 1.3e-7
     positions = torch.tensor([[0, 1, 7, 500]])
-    got = ours(positions, KVCache())
-    assert isinstance(got, Rotation)
-    for mine, wanted in zip(got.angles, theirs(torch.zeros(1), positions), strict=True):
-        assert (mine[:, 0] - wanted[..., : head_dim // 2]).abs().max() < 1e-4
+    result = ours(positions, KVCache())
+    assert isinstance(result, Rotation)
+    for mine, their_angles in zip(result.angles, theirs(torch.zeros(1), positions), strict=True):
+        assert (mine[:, 0] - their_angles[..., : head_dim // 2]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=20, attention_factor=1.2)])
 @pytest.mark.parametrize("length", [20, 21, 33])
 def test_last_position_equals_the_references(settings: dict[str, Any], length: int) -> None:
-    """Beyond the original context only the last position of a single layer: the reference turns all by one length."""
+    """Beyond the original context, only the last position of a single layer: the reference uses one length for all."""
     ours, theirs = pair(config_of(rope_scaling=settings, num_hidden_layers=1, max_position_embeddings=20))
     ids = torch.randint(3, 67, (2, length))
     with torch.no_grad():
-        got, expected = ours(ids).logits, theirs(ids).logits
+        result, expected = ours(ids).logits, theirs(ids).logits
     first = 0 if length == 20 else length - 1
-    assert distance(got[:, first:], expected[:, first:]) <= 1e-5
+    assert distance(result[:, first:], expected[:, first:]) <= 1e-5
 
 
-def twin(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
-    """Logits (T, V) of ids (T,) in float64, one query at a time: the rule of DESIGN, written down once more."""
+def reference_logits(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+    """Returns the logits (T, V) of ids (T,) in float64, computed for one query at a time."""
     c = model.config
     w = {name: tensor.double() for name, tensor in model.state_dict().items()}
     x = w["model.embed_tokens.weight"][ids]
@@ -63,7 +63,7 @@ def twin(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     def norm(x: Tensor, name: str) -> Tensor:
         return x / (x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps).sqrt() * w[name]
 
-    def turned(x: Tensor, position: int, length: int) -> Tensor:  # (heads, E)
+    def rotated(x: Tensor, position: int, length: int) -> Tensor:  # (heads, E)
         frequencies, scaling = _frequencies(c, length)
         half = c.head_dim // 2
         first, second = x[:, :half], x[:, half:]
@@ -80,8 +80,8 @@ def twin(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         rows = []
         for p in range(len(ids)):
-            query = turned(q[p], p, p + 1)
-            keys = torch.stack([turned(k[j], j, p + 1) for j in range(p + 1)])  # (S, H, E)
+            query = rotated(q[p], p, p + 1)
+            keys = torch.stack([rotated(k[j], j, p + 1) for j in range(p + 1)])  # (S, H, E)
             weights = (torch.einsum("he,she->hs", query, keys) / math.sqrt(c.head_dim)).softmax(-1)
             rows.append(torch.einsum("hs,she->he", weights, v[: p + 1]).flatten())
         x = x + torch.stack(rows) @ w[layer + "self_attn.o_proj.weight"].T
@@ -104,39 +104,39 @@ def _frequencies(c: LlamaConfig, length: int) -> tuple[Tensor, float]:
 
 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=12)])
-def test_by_length_equals_a_float64_twin_however_it_is_cut_and_batched(settings: dict[str, Any]) -> None:
+def test_frequencies_by_length_equal_the_reference_for_any_chunks_and_batch(settings: dict[str, Any]) -> None:
     config = config_of(rope_scaling=settings, max_position_embeddings=12, num_key_value_heads=2)
     ours, _ = pair(config, seed=1)
     texts = [torch.randint(3, 67, (length,)) for length in (25, 9, 17)]
-    expected = [twin(ours, text) for text in texts]
+    expected = [reference_logits(ours, text) for text in texts]
     ids = torch.stack([torch.nn.functional.pad(text, (25 - len(text), 0)) for text in texts])
     mask = torch.stack([(torch.arange(25) >= 25 - len(text)).long() for text in texts])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = None
-    pieces = []
+    chunks = []
     with torch.no_grad():
-        whole = ours(ids, attention_mask=mask, position_ids=positions).logits.double()
+        fused = ours(ids, attention_mask=mask, position_ids=positions).logits.double()
         eager = ours(ids, attention_mask=mask, position_ids=positions, output_attentions=True).logits.double()
         for start, stop in ((0, 11), (11, 20), (20, 21), (21, 25)):
             step = ours(ids[:, start:stop], mask[:, :stop], positions[:, start:stop], cache)
             cache = step.past_key_values
-            pieces.append(step.logits.double())
-    for got in (whole, eager, torch.cat(pieces, dim=1)):
-        for row, wanted in zip(got, expected, strict=True):
-            assert distance(row[-len(wanted) :], wanted) <= 1e-5
+            chunks.append(step.logits.double())
+    for logits in (fused, eager, torch.cat(chunks, dim=1)):
+        for row, text_logits in zip(logits, expected, strict=True):
+            assert distance(row[-len(text_logits) :], text_logits) <= 1e-5
 
 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=12)])
-def test_a_legacy_tuple_of_unturned_keys_counts_positions_from_0(settings: dict[str, Any]) -> None:
+def test_positions_of_a_tuple_of_unrotated_keys_start_at_0(settings: dict[str, Any]) -> None:
     ours, _ = pair(config_of(rope_scaling=settings, max_position_embeddings=12))
     ids = torch.randint(3, 67, (1, 20))
     with torch.no_grad():
         cache = ours(ids[:, :15]).past_key_values
-        got = ours(ids[:, 15:], past_key_values=tuple(tuple(layer) for layer in cache)).logits
-        assert distance(got, ours(ids).logits[:, 15:]) <= 1e-5
+        result = ours(ids[:, 15:], past_key_values=tuple(tuple(layer) for layer in cache)).logits
+        assert distance(result, ours(ids).logits[:, 15:]) <= 1e-5
 
 
-def test_an_earlier_long_prompt_changes_nothing() -> None:
+def test_an_earlier_long_prompt_does_not_affect_logits() -> None:
     ours, _ = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=12))
     short, long = torch.randint(3, 67, (1, 8)), torch.randint(3, 67, (1, 40))
     with torch.no_grad():
@@ -150,17 +150,17 @@ def test_gradients_beyond_the_original_context() -> None:
     ids = torch.randint(3, 67, (2, 12))
     ours.train()
     ours(ids, labels=ids).loss.backward()
-    kept = ours.model.layers[0].self_attn.k_proj.weight.grad.clone()
+    gradient = ours.model.layers[0].self_attn.k_proj.weight.grad.clone()
     weight = ours.model.layers[0].self_attn.k_proj.weight
     with torch.no_grad():
         weight[3, 5] += 1e-2
         up = ours(ids, labels=ids).loss
         weight[3, 5] -= 2e-2
         down = ours(ids, labels=ids).loss
-    assert float((up - down) / 2e-2) == pytest.approx(float(kept[3, 5]), rel=1e-2)
+    assert float((up - down) / 2e-2) == pytest.approx(float(gradient[3, 5]), rel=1e-2)
 
 
-def test_frequencies_stay_float32_and_real() -> None:
+def test_frequencies_stay_float32_and_are_never_on_the_meta_device() -> None:
     config = config_of(rope_scaling=LLAMA3)
     exact = LlamaRotaryEmbedding(config).inv_freq
     model = LlamaForCausalLM(config).to(torch.bfloat16).half().double()
@@ -174,9 +174,9 @@ def test_frequencies_stay_float32_and_real() -> None:
 
 
 def test_a_head_of_one_pair() -> None:
-    """The reference divides by zero here; the only frequency is 1, whatever the base."""
+    """The reference divides by zero here; the only frequency is 1 for any base."""
     config = config_of(head_dim=2, rope_scaling=DYNAMIC, max_position_embeddings=4)
     runs = list(LlamaRotaryEmbedding(config)(torch.arange(9)[None], KVCache()))
-    assert [columns for columns, _, _ in runs] == [slice(0, 4), *(slice(p, p + 1) for p in range(4, 9))]
-    for columns, (cos, _), _ in runs:
-        assert torch.equal(cos.flatten(), torch.arange(9.0)[columns].cos())
+    assert [queries for queries, _, _ in runs] == [slice(0, 4), *(slice(p, p + 1) for p in range(4, 9))]
+    for queries, (cos, _), _ in runs:
+        assert torch.equal(cos.flatten(), torch.arange(9.0)[queries].cos())

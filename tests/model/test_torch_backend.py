@@ -1,4 +1,4 @@
-"""`TorchBackend`: chunks, slots, and what it refuses."""
+"""`TorchBackend`: chunks, slots and errors."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def backend() -> TorchBackend:
     return TorchBackend(pair(config_of(num_key_value_heads=2))[0])
 
 
-def close(got: np.ndarray, wanted: np.ndarray) -> bool:
-    assert got.shape == wanted.shape
-    return float(np.abs(got - wanted).max()) <= 1e-5 * float(np.abs(wanted).max())
+def close(logits: np.ndarray, expected: np.ndarray) -> bool:
+    assert logits.shape == expected.shape
+    return float(np.abs(logits - expected).max()) <= 1e-5 * float(np.abs(expected).max())
 
 
-def whole(model: LlamaForCausalLM, ids: np.ndarray) -> np.ndarray:
+def all_logits(model: LlamaForCausalLM, ids: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         return model(torch.from_numpy(ids)[None]).logits[0].numpy()
 
 
 @pytest.mark.parametrize("name", ["gqa4", "mqa_tied", "yarn_narrow_heads", "longrope_gqa4", "beyond"])
-def test_chunks_give_what_the_whole_gives(name: str) -> None:
+def test_chunks_return_the_logits_of_the_complete_text(name: str) -> None:
     fields = {"rope_scaling": DYNAMIC, "max_position_embeddings": 8} if name == "beyond" else CONFIGURATIONS[name]
     model: LlamaForCausalLM = pair(config_of(**fields))[0]
     backend = TorchBackend(model)
@@ -47,18 +47,18 @@ def test_chunks_give_what_the_whole_gives(name: str) -> None:
         backend.forward([Chunk(4, IDS[11:], 11, 2)]),
     ]
     assert [len(part) for part in rows] == [7, 1, 0, 2]
-    got = np.concatenate(rows)
-    assert got.dtype == np.float32
-    assert close(got, whole(model, IDS)[[0, 1, 2, 3, 4, 5, 6, 7, 13, 14]])
+    logits = np.concatenate(rows)
+    assert logits.dtype == np.float32
+    assert close(logits, all_logits(model, IDS)[[0, 1, 2, 3, 4, 5, 6, 7, 13, 14]])
 
 
 def test_a_batch_of_slots_and_freed_slots(backend: TorchBackend) -> None:
     one, other = IDS[:6], IDS[6:]
-    got = backend.forward([Chunk(0, one, 0, 2), Chunk(9, other, 0, 1)])
-    expected = np.concatenate([whole(backend.model, one)[-2:], whole(backend.model, other)[-1:]])
-    assert close(got, expected)
+    logits = backend.forward([Chunk(0, one, 0, 2), Chunk(9, other, 0, 1)])
+    expected = np.concatenate([all_logits(backend.model, one)[-2:], all_logits(backend.model, other)[-1:]])
+    assert close(logits, expected)
     alone = backend.forward([Chunk(1, other, 0, 1)])
-    assert np.array_equal(got[2:], alone)  # the same bits with or without companions
+    assert np.array_equal(logits[2:], alone)  # bit-identical with and without other chunks in the batch
     backend.free(0)
     backend.free(0)
     assert np.array_equal(backend.forward([Chunk(0, other, 0, 1)]), alone)
@@ -66,11 +66,11 @@ def test_a_batch_of_slots_and_freed_slots(backend: TorchBackend) -> None:
 
 
 def test_tokens_of_narrower_integers_and_half_precision(backend: TorchBackend) -> None:
-    wanted = backend.forward([Chunk(0, IDS, 0, 3)])
+    expected = backend.forward([Chunk(0, IDS, 0, 3)])
     half = TorchBackend(backend.model.to(torch.bfloat16))
-    got = half.forward([Chunk(0, IDS.astype(np.int32), 0, 3)])
-    assert got.dtype == np.float32
-    assert np.abs(got - wanted).max() <= 0.05 * np.abs(wanted).max()
+    logits = half.forward([Chunk(0, IDS.astype(np.int32), 0, 3)])
+    assert logits.dtype == np.float32
+    assert np.abs(logits - expected).max() <= 0.05 * np.abs(expected).max()
 
 
 def test_evaluation_mode_and_no_gradients(backend: TorchBackend) -> None:
@@ -93,12 +93,12 @@ def test_evaluation_mode_and_no_gradients(backend: TorchBackend) -> None:
         (Chunk(2, IDS[:2], 0), "slots.*once"),
     ],
 )
-def test_a_batch_that_cannot_run_changes_nothing(backend: TorchBackend, chunk: Chunk, text: str) -> None:
+def test_a_batch_that_cannot_run_leaves_the_caches_unchanged(backend: TorchBackend, chunk: Chunk, text: str) -> None:
     backend.forward([Chunk(0, IDS[:3], 0)])
-    good = Chunk(2, IDS[:2], 0)
+    valid = Chunk(2, IDS[:2], 0)
     with pytest.raises(PunaError, match=text):
-        backend.forward([good, chunk])
-    backend.forward([Chunk(0, IDS[3:4], 3), good])  # both caches are as they were
+        backend.forward([valid, chunk])
+    backend.forward([Chunk(0, IDS[3:4], 3), valid])  # succeeds only if both caches are unchanged
 
 
 def test_from_pretrained(tmp_path: Path) -> None:
@@ -111,9 +111,9 @@ def test_from_pretrained(tmp_path: Path) -> None:
         TorchBackend.from_pretrained(tmp_path, device="nowhere")
 
 
-def test_a_step_that_was_interrupted_can_be_run_again(backend: TorchBackend) -> None:
+def test_an_interrupted_step_can_be_run_again(backend: TorchBackend) -> None:
     backend.forward([Chunk(5, IDS[:3], 0)])
-    wanted = backend.forward([Chunk(5, IDS[3:5], 3)])
-    backend.forward([Chunk(5, IDS[:2], 5)])  # what nobody booked
-    assert (backend.forward([Chunk(5, IDS[3:5], 3)]) == wanted).all()
+    expected = backend.forward([Chunk(5, IDS[3:5], 3)])
+    backend.forward([Chunk(5, IDS[:2], 5)])  # tokens of the interrupted step
+    assert (backend.forward([Chunk(5, IDS[3:5], 3)]) == expected).all()
     backend.free(5)
