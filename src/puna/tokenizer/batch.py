@@ -23,7 +23,6 @@ _LONGEST_PADDED = 2**24
 PADDING = ("longest", "max_length", "do_not_pad")
 TRUNCATION = ("longest_first", "only_first", "only_second", "do_not_truncate")
 
-
 _COLUMNS: dict[str, Callable[[Encoding], Any]] = {
     "input_ids": lambda encoding: encoding.ids,
     "token_type_ids": lambda encoding: encoding.type_ids,

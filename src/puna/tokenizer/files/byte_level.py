@@ -250,15 +250,9 @@ def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes 
 def _special_tokens() -> list[str]:
     """Returns the 256 special tokens in the order of their ids, as Hugging Face's Llama 3.1 files name them."""
     named = {
-        0: BOS,
-        1: EOS,
-        4: PAD,
-        6: "<|start_header_id|>",
-        7: "<|end_header_id|>",
-        8: "<|eom_id|>",
-        9: "<|eot_id|>",
+        0: BOS, 1: EOS, 4: PAD, 6: "<|start_header_id|>", 7: "<|end_header_id|>", 8: "<|eom_id|>", 9: "<|eot_id|>",
         10: "<|python_tag|>",
-    }
+    }  # fmt: skip
     reserved = (f"<|reserved_special_token_{number}|>" for number in range(RESERVED))
     return [named[index] if index in named else next(reserved) for index in range(RESERVED)]
 

@@ -18,14 +18,9 @@ OWN_IDS = "behaviour"
 in a text are plain text. `load_tokenizer` reads it; transformers ignores it."""
 
 _FLAGS = (
-    "add_bos_token",
-    "add_eos_token",
-    "clean_up_tokenization_spaces",
-    "legacy",
-    "spaces_between_special_tokens",
-    "split_special_tokens",
-    "use_default_system_prompt",
-)
+    "add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "legacy", "spaces_between_special_tokens",
+    "split_special_tokens", "use_default_system_prompt",
+)  # fmt: skip
 _SIDES = ("padding_side", "truncation_side")
 _SAVED_ATTRIBUTES = (
     "add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "model_input_names", "model_max_length",

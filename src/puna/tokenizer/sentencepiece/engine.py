@@ -34,11 +34,7 @@ def read_model(path: Path) -> bytes:
 
 
 def write_model_file(model: bytes, folder: Path, prefix: str | None) -> str:
-    """Writes tokenizer.model into an existing folder; returns its path.
-
-    Args:
-        prefix: first part of the file name, or None.
-    """
+    """Writes [prefix-]tokenizer.model into an existing folder; returns its path."""
     if not folder.is_dir():
         raise TokenizerError(f"{folder}: no such folder; create it first, or use save_pretrained")
     path = folder / (f"{prefix}-tokenizer.model" if prefix else "tokenizer.model")
