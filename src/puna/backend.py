@@ -19,7 +19,7 @@ from puna.errors import RequestError
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive tokens of one sequence in a batch: part of a prompt, or a generated token with guessed ones after it.
+    """Consecutive tokens of one sequence: part of a prompt, or a generated token and guesses of the tokens after it.
 
     Attributes:
         slot: the cache that the tokens extend.

@@ -136,7 +136,7 @@ def _time_decode(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> 
 
 
 MIN_WEIGHT_BYTES = 64_000_000
-"""Smaller models may fit in the processor's cache, whose bandwidth is not measured; they have no memory limit."""
+"""Smaller models may fit in the processor's cache, whose bandwidth is not measured: their limit is not known."""
 
 
 def limit(backend: NativeBackend, machine: MachineSpeed, work: Work) -> float | None:

@@ -37,7 +37,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def absent_if_minus_one(value: Any) -> Any:
-    """Replaces -1, which early conversions write for "no such token", by None; removes it from lists."""
+    """Converts the token id -1, which means "no such token" in early conversions, to None; in a list, drops it."""
     if isinstance(value, list):
         return [item for item in value if item != -1] or None
     return None if value == -1 else value
@@ -50,7 +50,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _display(value: Any) -> str:
-    """Returns the value for an error message: 200 characters, and no huge integers, which Python refuses to print."""
+    """Formats the value for an error message: at most 200 characters; huge integers, which repr rejects, in words."""
     if isinstance(value, int) and abs(value) > _INT64_MAX:
         return "a whole number beyond 64 bits"
     shown = repr(value)

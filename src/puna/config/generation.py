@@ -56,7 +56,7 @@ class GenerationConfig:
         extra: fields that are not arguments of this class; kept and written back.
 
     Raises:
-        ConfigError: when a value is out of range.
+        ConfigError: if a value is out of range.
     """
 
     def __init__(

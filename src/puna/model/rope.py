@@ -95,7 +95,7 @@ class LlamaRotaryEmbedding(nn.Module):
         return self
 
     def forward(self, positions: Tensor, cache: KVCache) -> Rotation | LengthRotation:
-        """`positions`, (B, T), are those of the new tokens; the cache has those of the cached ones."""
+        """Returns the rotation of new tokens at `positions`, (B, T), which follow the tokens in the cache."""
         if not self.by_length:
             return Rotation(angles(positions, self.inv_freq, self.scaling))
         keys = torch.cat((cache.token_positions(positions), positions), dim=1)  # (B, S)
@@ -125,7 +125,7 @@ class LlamaRotaryEmbedding(nn.Module):
 
 
 def _powers(theta: float | Tensor, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns theta^(2i/E), (..., E/2), in the reference's order of float32 operations: positions multiply its errors.
+    """Returns theta^(2i/E), (..., E/2). The order of operations is the reference's, so that rounding is the same.
 
     The device is explicit because models may be built under `torch.device("meta")`, but frequencies always need values.
     """
@@ -145,8 +145,8 @@ def _linear(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, floa
 def _llama3(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, float]:
     """Llama 3.1's scaling (Meta's llama-models, models/llama3/model.py, `apply_scaling`).
 
-    Frequencies that rotate at least `high` times in the original context are kept, those that rotate at most `low`
-    times are divided by the factor, and those between are interpolated.
+    A frequency with at least `high` full turns in the original context is kept, one with at most `low` turns is divided
+    by the factor, and one between is interpolated.
     """
     inv_freq = 1.0 / _powers(settings["rope_theta"], config.head_dim)
     low, high = settings["low_freq_factor"], settings["high_freq_factor"]
@@ -192,8 +192,8 @@ def _yarn_scaling(settings: dict[str, Any]) -> float:
 def _longrope(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, float]:
     """LongRoPE (arXiv:2402.13753): one factor per pair, in two sets: for contexts up to the original one, and longer.
 
-    Returns the frequencies as (2, E/2): short, long; or as (E/2) if both sets are equal, as in the configuration of
-    GGUF files with a divisor per frequency. `LlamaConfig` has set `attention_factor`.
+    Returns the frequencies as (2, E/2): short, long; or as (E/2) if both sets are equal, which is the configuration
+    read from a GGUF file with one divisor per frequency. `LlamaConfig` has set `attention_factor`.
     """
     factors = torch.tensor([settings["short_factor"], settings["long_factor"]], dtype=torch.float32, device="cpu")
     inv_freq = 1.0 / (factors * _powers(settings["rope_theta"], config.head_dim))
@@ -208,4 +208,4 @@ _FREQUENCIES: dict[str, Callable[[dict[str, Any], LlamaConfig], tuple[Tensor, fl
     "llama3": _llama3,
     "longrope": _longrope,
 }
-"""Function of each rope type that returns (inv_freq (E/2), factor on cos and sin); see `_longrope` for its shape."""
+"""For each rope type, a function that returns (inv_freq, factor on cos and sin); inv_freq is (E/2) or (2, E/2)."""

@@ -1,7 +1,7 @@
 """`NativeBackend`: the forward pass of a batch in one native call, without PyTorch.
 
-A request's logits are bit-identical whatever else is in the batch, however its prompt is split into chunks, on any
-number of threads, and in any pages of the cache.
+A request's logits are bit-identical for any other requests in the batch, any chunks of its prompt, any number of
+threads, and any pages of the cache.
 """
 
 from __future__ import annotations
