@@ -1,4 +1,4 @@
-"""Interprets checkpoint files: tensor names, configuration, loading, validation, saving, inspection."""
+"""Interprets checkpoint files: tensor names, configuration, loading, validation, inspection."""
 
 from puna.checkpoint.inspect import Report, inspect_checkpoint
 from puna.checkpoint.loading import Checkpoint, open_checkpoint

@@ -1,4 +1,4 @@
-"""`puna convert`: a model in another layout or type."""
+"""`puna convert`: writes a model in another layout or type."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ if TYPE_CHECKING:
     from puna.convert import Converted, Plan
 
 _BAR = 24
+"""Characters of the longest bar in the report of errors."""
 
-_Watchers = tuple[Callable[["Plan"], None], Callable[[int], None], Callable[[float], None]]
+_Callbacks = tuple[Callable[["Plan"], None], Callable[[int], None], Callable[[float], None]]
 
 
 @command
 def convert(
-    src: Annotated[str, typer.Argument(help="A folder of Hugging Face's or Meta's, a GGUF file, or owner/name.")],
+    src: Annotated[str, typer.Argument(help="A Hugging Face or Meta folder, a GGUF file, or owner/name.")],
     dst: Annotated[Path, typer.Argument(help="A new folder, or for GGUF a new file.")],
     to: Annotated[str | None, typer.Option(help="hf, meta or gguf. [default: gguf with --quantize, else hf]")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the source's]")] = None,
-    quantize: Annotated[
-        str | None, typer.Option(help="A format of GGUF such as q8_0, or a mix such as Q4_K_M.")
-    ] = None,
-    shard_size: Annotated[str | None, typer.Option(help="Most bytes of a safetensors file. [default: 5GB]")] = None,
+    quantize: Annotated[str | None, typer.Option(help="A GGUF format such as q8_0, or a mix such as Q4_K_M.")] = None,
+    shard_size: Annotated[str | None, typer.Option(help="Most bytes per safetensors file. [default: 5GB]")] = None,
     shards: Annotated[
-        int | None, typer.Option(min=1, help="Number of files instead; Meta's splits of matrices.")
+        int | None, typer.Option(min=1, help="Number of files instead; for meta, of parts of each matrix.")
     ] = None,
     kv_heads: Annotated[int | None, typer.Option(min=1, help="Pool key-value heads to this number.")] = None,
-    calibrate: Annotated[Path | None, typer.Option(help="A text that shows the quantiser which inputs matter.")] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="A text on which to measure which inputs matter, for the quantiser.")
+    ] = None,
     vocab_size: Annotated[int | None, typer.Option(min=1, help="Rows of embedding and head.")] = None,
     pad_vocab_to: Annotated[int | None, typer.Option(min=1, help="Round those rows up to a multiple.")] = None,
     llama_version: Annotated[
-        str | None, typer.Option(help="Release of Meta's files: 1, 2, code, 3, 3.1, 3.2, 3.3. [default: found]")
+        str | None, typer.Option(help="Release of Meta's files: 1, 2, code, 3, 3.1, 3.2, 3.3. [default: detected]")
     ] = None,
     instruct: Annotated[bool, typer.Option(help="Add Llama 3's chat template, which Meta's files lack.")] = False,
     tokenizer_only: Annotated[bool, typer.Option("--tokenizer-only", help="Convert no weights.")] = False,
@@ -50,9 +51,9 @@ def convert(
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
-    """Write a model in another layout or type, or quantised: any of Hugging Face, Meta and GGUF into any.
+    """Convert a model between the layouts of Hugging Face, Meta and GGUF, or to another type, or quantise it.
 
-    The result appears under its name once it is whole. Repeat a command that was killed to go on with it.
+    The result appears under its name when it is complete. Repeat an interrupted command to resume it.
     """
     from puna.checkpoint import locate_model
     from puna.convert import LAYOUTS, convert_tokenizer
@@ -62,36 +63,36 @@ def convert(
     if to is not None and layout is None:
         raise RequestError(f"--to is {to!r}; it must be one of {', '.join(LAYOUTS)}")
     if tokenizer_only:
-        for name, given in (
+        for name, value in (
             ("--dtype", dtype), ("--quantize", quantize), ("--shard-size", shard_size), ("--shards", shards),
             ("--kv-heads", kv_heads), ("--calibrate", calibrate), ("--vocab-size", vocab_size),
             ("--pad-vocab-to", pad_vocab_to), ("--llama-version", llama_version), ("--verify", verify or None),
             ("--threads", threads),
         ):  # fmt: skip
-            if given is not None:
-                raise RequestError(f"{name} is about weights, of which --tokenizer-only converts none; leave one out")
+            if value is not None:
+                raise RequestError(f"{name} is about weights, but --tokenizer-only converts none; leave one out")
         notes = convert_tokenizer(locate_model(src, "tokenizer"), dst, layout, instruct=instruct, overwrite=overwrite)
         if json:
             print_json({"target": str(dst), "notes": notes})
         else:
             typer.echo("\n".join([*notes, f"tokenizer written to {dst}"]))
         return
-    with _watched(quiet=json, verify=verify) as (on_plan, progress, calibrating):
-        done = convert_model(
+    with _callbacks(quiet=json, verify=verify) as (on_plan, progress, calibrating):
+        converted = convert_model(
             src, dst, to=layout, dtype=dtype, quantize=quantize, shard_size=shard_size, shards=shards,
             kv_heads=kv_heads, calibrate=calibrate, vocab_size=vocab_size, pad_vocab_to=pad_vocab_to, verify=verify,
             overwrite=overwrite, llama_version=llama_version, instruct=instruct, threads=threads, on_plan=on_plan,
             progress=progress, calibrating=calibrating,
         )  # fmt: skip
     if json:
-        print_json(done.to_dict())
+        print_json(converted.to_dict())
     else:
-        _show(done)
+        _show(converted)
 
 
 @contextmanager
-def _watched(quiet: bool, verify: bool) -> Iterator[_Watchers]:
-    """Shows the plan, and bars where somebody watches; elsewhere not even rich is imported."""
+def _callbacks(quiet: bool, verify: bool) -> Iterator[_Callbacks]:
+    """Yields on_plan, progress and calibrating: they show the plan, and on a terminal a progress bar."""
     if not is_watched():
         yield (lambda plan: None if quiet else _show_plan(plan)), lambda count: None, lambda share: None
         return
@@ -114,40 +115,41 @@ def _watched(quiet: bool, verify: bool) -> Iterator[_Watchers]:
 
 
 def _show_plan(plan: Plan) -> None:
-    for line in _plan(plan):
+    for line in _plan_lines(plan):
         typer.echo(line, err=True)
 
 
-def _plan(plan: Plan) -> Iterator[str]:
+def _plan_lines(plan: Plan) -> Iterator[str]:
     yield f"{plan.source} ({plan.kind}) -> {plan.target} ({plan.layout})"
-    before, after = _counted(plan.before), _counted(plan.formats)
+    before, after = _format_counts(plan.before), _format_counts(plan.formats)
     yield f"tensors    {before}" + (f" -> {after}" if before != after else "")
     names = [file["name"] for file in plan.files]
-    listed = ", ".join(names if len(names) < 4 else [names[0], "...", names[-1]])
-    yield f"writes     {size(plan.bytes)} in {len(names)} file(s): {listed}"
+    shown = ", ".join(names if len(names) < 4 else [names[0], "...", names[-1]])
+    yield f"writes     {size(plan.bytes)} in {len(names)} file(s): {shown}"
     if plan.fallbacks:
         kinds = ", ".join(sorted(set(plan.fallbacks.values())))
-        yield f"fallbacks  {len(plan.fallbacks)} matrices, whose rows do not fit the mix, take {kinds} (--json: which)"
+        yield f"fallbacks  {len(plan.fallbacks)} matrices get {kinds}, since their rows do not fit the mix (see --json)"
     if plan.finished:
-        yield f"finished   {size(plan.finished)} by an earlier run, which this one goes on with"
+        yield f"finished   {size(plan.finished)} by an earlier run, which this one resumes"
     yield f"disk       {size(plan.free)} free"
     yield f"memory     about {size(plan.memory)}"
     for note in plan.notes:
         yield f"note       {note}"
 
 
-def _show(done: Converted) -> None:
-    conversion = done.conversion
-    for note in [note for note in done.notes if note not in conversion.plan.notes]:  # those were shown before
-        typer.secho(f"note: {note}", fg="yellow")
+def _show(converted: Converted) -> None:
+    conversion = converted.conversion
+    for note in converted.notes:
+        if note not in conversion.plan.notes:  # which `_show_plan` has shown
+            typer.secho(f"note: {note}", fg="yellow")
     if conversion.errors:
-        typer.echo("relative error of what was rounded, by kind of tensor:")
-        most = max(conversion.errors.values())
+        typer.echo("relative rounding error by kind of tensor:")
+        largest = max(conversion.errors.values())
         for kind, error in conversion.errors.items():
-            typer.echo(f"  {kind:<34} {error:8.4%}  {'█' * max(1, round(_BAR * error / most))}")
+            typer.echo(f"  {kind:<34} {error:8.4%}  {'█' * max(1, round(_BAR * error / largest))}")
     if conversion.verified is not None:
         typer.echo(f"verified   {conversion.verified} tensors read back as intended")
-    if nll := done.nll:
+    if nll := converted.nll:
         change = nll["after"] - nll["before"]
         typer.echo(
             f"NLL        {nll['before']:.4f} -> {nll['after']:.4f} nats per token ({change:+.4f}, "
@@ -160,5 +162,5 @@ def _show(done: Converted) -> None:
     )
 
 
-def _counted(formats: dict[str, int]) -> str:
+def _format_counts(formats: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(formats.items(), key=lambda item: -item[1]))
