@@ -1,7 +1,7 @@
-"""Every family's shape in Meta's layout, narrow and shallow, with its true number of shards; written by torch.save.
+"""Narrow and shallow models of every family in Meta's layout, with the published number of shards.
 
-Slices and the order of rotary rows are spelled out here as Hugging Face's conversion script and Meta's fairscale layers
-have them, so that reading and writing them is all that puna does.
+They are written by torch.save. Slices and the order of rotary rows follow Hugging Face's conversion script and Meta's
+fairscale layers, independently of puna's code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Family:
-    """A published model, with heads `width` wide: `params` are those of its params.json but for the sizes."""
+    """A published model with heads of `width`; `params` are the fields of its params.json other than the sizes."""
 
     name: str
     heads: int
@@ -51,12 +51,12 @@ class Family:
         return self.version.startswith("3")
 
     def params_json(self, layers: int) -> dict[str, Any]:
-        found = {"dim": self.dim, "multiple_of": self.multiple_of, "n_heads": self.heads, "n_layers": layers}
+        params = {"dim": self.dim, "multiple_of": self.multiple_of, "n_heads": self.heads, "n_layers": layers}
         if self.kv:
-            found["n_kv_heads"] = self.kv
+            params["n_kv_heads"] = self.kv
         if self.multiplier:
-            found["ffn_dim_multiplier"] = self.multiplier
-        return found | {"vocab_size": self.vocab if self.is_llama3 else -1, "norm_eps": 1e-5} | self.params
+            params["ffn_dim_multiplier"] = self.multiplier
+        return params | {"vocab_size": self.vocab if self.is_llama3 else -1, "norm_eps": 1e-5} | self.params
 
 
 _3: dict[str, Any] = {"vocab": 128256, "width": 2, "dtype": torch.bfloat16, "multiple_of": 16}
@@ -87,7 +87,7 @@ TIED = ("llama3.2-1b", "llama3.2-3b")
 
 
 def hf_tensors(family: Family, layers: int = 2, seed: int = 0) -> Tensors:
-    """Random weights under Hugging Face's names; a tied head is a copy, as in Meta's files."""
+    """Returns random weights under Hugging Face's names; a tied head is a copy, as in Meta's files."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -120,41 +120,41 @@ def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def meta_shards(family: Family, tensors: Tensors) -> list[Tensors]:
-    """What each consolidated file holds: fairscale's column- and row-parallel slices."""
+    """Returns the tensors of each consolidated file: fairscale's column- and row-parallel slices."""
     count = family.shards
     shards: list[Tensors] = [{} for _ in range(count)]
 
-    def put(name: str, weight: torch.Tensor, axis: int | None) -> None:
+    def add(name: str, weight: torch.Tensor, axis: int | None) -> None:
         for number, shard in enumerate(shards):
             shard[name] = weight.clone() if axis is None else weight.chunk(count, axis)[number].clone()
 
-    def put_heads(name: str, weight: torch.Tensor) -> None:
+    def add_heads(name: str, weight: torch.Tensor) -> None:
         heads = weight.view(family.kv_heads, family.width, -1)
         for number, shard in enumerate(shards):
             if count <= family.kv_heads:
                 shard[name] = weight.chunk(count, 0)[number].clone()
-            else:  # fewer heads than shards: each is held by several
+            else:  # fewer heads than shards: several shards hold the same head
                 shard[name] = heads[number * family.kv_heads // count].clone()
 
-    put("tok_embeddings.weight", tensors["model.embed_tokens.weight"], 0 if family.is_llama3 else 1)
-    put("norm.weight", tensors["model.norm.weight"], None)
-    put("output.weight", tensors["lm_head.weight"], 0)
+    add("tok_embeddings.weight", tensors["model.embed_tokens.weight"], 0 if family.is_llama3 else 1)
+    add("norm.weight", tensors["model.norm.weight"], None)
+    add("output.weight", tensors["lm_head.weight"], 0)
     for layer in range(sum(name.endswith("o_proj.weight") for name in tensors)):
         hf, meta = f"model.layers.{layer}.", f"layers.{layer}."
-        put(meta + "attention_norm.weight", tensors[hf + "input_layernorm.weight"], None)
-        put(meta + "ffn_norm.weight", tensors[hf + "post_attention_layernorm.weight"], None)
-        put(meta + "attention.wq.weight", interleave(tensors[hf + "self_attn.q_proj.weight"], family.heads), 0)
-        put_heads(meta + "attention.wk.weight", interleave(tensors[hf + "self_attn.k_proj.weight"], family.kv_heads))
-        put_heads(meta + "attention.wv.weight", tensors[hf + "self_attn.v_proj.weight"])
-        put(meta + "attention.wo.weight", tensors[hf + "self_attn.o_proj.weight"], 1)
-        put(meta + "feed_forward.w1.weight", tensors[hf + "mlp.gate_proj.weight"], 0)
-        put(meta + "feed_forward.w3.weight", tensors[hf + "mlp.up_proj.weight"], 0)
-        put(meta + "feed_forward.w2.weight", tensors[hf + "mlp.down_proj.weight"], 1)
+        add(meta + "attention_norm.weight", tensors[hf + "input_layernorm.weight"], None)
+        add(meta + "ffn_norm.weight", tensors[hf + "post_attention_layernorm.weight"], None)
+        add(meta + "attention.wq.weight", interleave(tensors[hf + "self_attn.q_proj.weight"], family.heads), 0)
+        add_heads(meta + "attention.wk.weight", interleave(tensors[hf + "self_attn.k_proj.weight"], family.kv_heads))
+        add_heads(meta + "attention.wv.weight", tensors[hf + "self_attn.v_proj.weight"])
+        add(meta + "attention.wo.weight", tensors[hf + "self_attn.o_proj.weight"], 1)
+        add(meta + "feed_forward.w1.weight", tensors[hf + "mlp.gate_proj.weight"], 0)
+        add(meta + "feed_forward.w3.weight", tensors[hf + "mlp.up_proj.weight"], 0)
+        add(meta + "feed_forward.w2.weight", tensors[hf + "mlp.down_proj.weight"], 1)
     return shards
 
 
 def write_meta(folder: Path, family: Family, tensors: Tensors) -> Path:
-    """A folder as Meta's downloads are laid out."""
+    """Writes a folder with the files of Meta's downloads."""
     folder.mkdir()
     layers = sum(name.endswith("o_proj.weight") for name in tensors)
     (folder / "params.json").write_text(json.dumps(family.params_json(layers)))

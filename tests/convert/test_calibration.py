@@ -1,4 +1,4 @@
-"""`--calibrate`: the quantiser is told which inputs matter, once it stands that the conversion can be done."""
+"""`--calibrate`: the importance of inputs is measured after the plan, and lowers the weighted errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXT = "The llama lives in the high grassland. " * 200
 
 @pytest.fixture(params=[False, True], ids=["head", "tied"])
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Of whose inputs some are a hundred times as large as others: norms do that."""
+    """A model in which the norms make some inputs a hundred times as large as others."""
     folder = tmp_path / "model"
     config = tiny_config(
         vocab_size=420, hidden_size=256, intermediate_size=512, num_attention_heads=16, num_key_value_heads=4,
@@ -38,46 +38,46 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def squares(model: Path) -> dict[str, Any]:
-    """Mean squares of the inputs of each matrix on the text."""
+    """Returns the mean squares of the inputs of each matrix on the text."""
     checkpoint = open_checkpoint(model)
     ids = load_tokenizer(model).encode(TEXT)[:120]
     backend = NativeBackend(checkpoint.config, checkpoint.tensors)
-    with backend.observing() as noted:
+    with backend.observing() as totals:
         backend.forward([Chunk(0, np.asarray(ids, np.int64), 0, len(ids))])
-        return noted()
+        return totals()
 
 
-def test_it_lowers_the_errors_that_matter(model: Path, tmp_path: Path) -> None:
+def test_calibration_lowers_the_weighted_errors(model: Path, tmp_path: Path) -> None:
     convert(model, tmp_path / "plain.gguf", quantize="q3_K")
     convert(model, tmp_path / "told.gguf", quantize="q3_K", calibrate=tmp_path / "text.txt")
-    before, plain, told = (
+    before, plain, calibrated = (
         open_checkpoint(path).tensors for path in (model, tmp_path / "plain.gguf", tmp_path / "told.gguf")
     )
     tied = LlamaConfig.from_pretrained(model).tie_word_embeddings
     ratios = {}
     for name, weights in squares(model).items():
         stored = "model.embed_tokens.weight" if tied and name == "lm_head.weight" else name
-        wanted = before[stored].to_float32()
-        errors = [(((some[stored].to_float32() - wanted) ** 2) * weights).sum() for some in (plain, told)]
+        expected = before[stored].to_float32()
+        errors = [(((tensors[stored].to_float32() - expected) ** 2) * weights).sum() for tensors in (plain, calibrated)]
         ratios[name] = errors[1] / errors[0]
     assert len(ratios) == 15 and max(ratios.values()) < 1.0, ratios
     assert np.median(list(ratios.values())) < 0.8, ratios
 
 
-def test_nothing_is_measured_before_the_plan_stands(model: Path, tmp_path: Path) -> None:
-    """What cannot be done is said at once; the plan, and the memory to measure in, before the measuring."""
+def test_nothing_is_measured_before_the_plan(model: Path, tmp_path: Path) -> None:
+    """Errors come first, then the plan, which includes the memory for the measurement, then the measurement."""
     seen: list[Any] = []
-    watched: dict[str, Any] = {"calibrate": tmp_path / "text.txt", "calibrating": seen.append, "on_plan": seen.append}
+    options: dict[str, Any] = {"calibrate": tmp_path / "text.txt", "calibrating": seen.append, "on_plan": seen.append}
     with pytest.raises(CheckpointError, match="format 'q9' is unknown"):
-        convert(model, tmp_path / "m.gguf", quantize="q9", **watched)
+        convert(model, tmp_path / "m.gguf", quantize="q9", **options)
     with pytest.raises(StorageError, match="exists already"):
-        convert(model, tmp_path / "text.txt", quantize="q3_K", **watched)
+        convert(model, tmp_path / "text.txt", quantize="q3_K", **options)
     assert seen == []
-    convert(model, tmp_path / "m.gguf", quantize="q3_K", **watched)
+    convert(model, tmp_path / "m.gguf", quantize="q3_K", **options)
     assert seen[0].memory > 0 and seen[1] == 0.0 and len(seen) > 2
 
 
-def test_of_a_long_text_the_beginning_is_read(model: Path, tmp_path: Path) -> None:
+def test_only_the_beginning_of_a_long_text_is_read(model: Path, tmp_path: Path) -> None:
     ids = load_tokenizer(model).encode(TEXT * 40)
     assert len(ids) > 32768
     (tmp_path / "long.txt").write_text(TEXT * 40)
@@ -88,7 +88,7 @@ def test_of_a_long_text_the_beginning_is_read(model: Path, tmp_path: Path) -> No
     assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "n.gguf").read_bytes()
 
 
-def test_texts_that_will_not_do(model: Path, tmp_path: Path) -> None:
+def test_unusable_texts(model: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("llama")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1") * 2000)
     for name, message in (

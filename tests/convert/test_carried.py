@@ -1,4 +1,4 @@
-"""What of a model the layouts carry besides its weights: special tokens, settings, templates; the rest is said."""
+"""Layouts keep special tokens, settings, descriptions and templates, or a note says that they cannot."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LLAMA3: dict[str, Any] = {
 
 
 def model(folder: Path, generation: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """A folder with a SentencePiece tokenizer of 420 pieces; what Meta's readers take for a Llama 2 of 4096 tokens."""
+    """A folder with a SentencePiece tokenizer of 420 pieces; its shape in Meta's layout is read as Llama 2."""
     fields = {"vocab_size": 420, "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 2}
     config = tiny_config(**fields | changes)
     write_folder(folder, config, tiny_tensors(config))
@@ -45,14 +45,14 @@ def notes(source: Path, target: Path, **options: Any) -> str:
     return "\n".join(convert(source, target, **options).notes)
 
 
-def read_ends(path: Path) -> tuple[int, ...]:
+def read_eos_ids(path: Path) -> tuple[int, ...]:
     generation = open_checkpoint(path).generation_config
     assert generation is not None
     return generation.eos_token_ids
 
 
 @pytest.mark.parametrize(
-    ("eos", "generation", "ends"),
+    ("eos", "generation", "eos_ids"),
     [
         (5, None, (5,)),
         ([5, 6, 7], None, (5, 6, 7)),
@@ -61,70 +61,70 @@ def read_ends(path: Path) -> tuple[int, ...]:
         ([5, 6], {"eos_token_id": [7, 6]}, (6, 7)),
     ],
 )
-def test_gguf_carries_the_ends_of_answers(
-    eos: Any, generation: dict[str, Any] | None, ends: tuple[int, ...], tmp_path: Path
+def test_gguf_keeps_the_eos_tokens(
+    eos: Any, generation: dict[str, Any] | None, eos_ids: tuple[int, ...], tmp_path: Path
 ) -> None:
     source = model(tmp_path / "hf", generation, eos_token_id=eos)
     assert notes(source, tmp_path / "m.gguf", to="gguf") == ""
-    assert read_ends(tmp_path / "m.gguf") == ends
-    wanted = [eos] if isinstance(eos, int) else eos
-    assert set(ends) == set(GenerationConfig(**generation or {"eos_token_id": wanted}).eos_token_ids)
+    assert read_eos_ids(tmp_path / "m.gguf") == eos_ids
+    configured = [eos] if isinstance(eos, int) else eos
+    assert set(eos_ids) == set(GenerationConfig(**generation or {"eos_token_id": configured}).eos_token_ids)
 
 
-@pytest.mark.parametrize("ends", [(5,), (5, 6), (5, 6, 7)])
-def test_the_ends_stay_what_they_are(ends: tuple[int, ...], tmp_path: Path) -> None:
-    """From GGUF to GGUF, and there by way of another layout: the end of a turn is never that of a message."""
-    source = model(tmp_path / "hf", {"eos_token_id": list(ends)}, eos_token_id=5)
+@pytest.mark.parametrize("eos_ids", [(5,), (5, 6), (5, 6, 7)])
+def test_eos_tokens_survive_repeated_conversions(eos_ids: tuple[int, ...], tmp_path: Path) -> None:
+    """Directly from GGUF to GGUF and through another layout, EOT and EOM are not exchanged."""
+    source = model(tmp_path / "hf", {"eos_token_id": list(eos_ids)}, eos_token_id=5)
     convert(source, tmp_path / "1.gguf", to="gguf")
     convert(tmp_path / "1.gguf", tmp_path / "2.gguf", to="gguf")
     convert(tmp_path / "2.gguf", tmp_path / "back", to="hf")
     convert(tmp_path / "back", tmp_path / "3.gguf", to="gguf")
     names = ("eos", "eot", "eom")
     keys = [open_gguf(tmp_path / f"{number}.gguf").metadata for number in (1, 2, 3)]
-    found = [tuple(one.get(f"tokenizer.ggml.{name}_token_id") for name in names) for one in keys]
-    assert found == [{1: (5, None, None), 2: (5, 6, None), 3: (5, 7, 6)}[len(ends)]] * 3
-    assert read_ends(tmp_path / "back") == ends
+    result = [tuple(one.get(f"tokenizer.ggml.{name}_token_id") for name in names) for one in keys]
+    assert result == [{1: (5, None, None), 2: (5, 6, None), 3: (5, 7, 6)}[len(eos_ids)]] * 3
+    assert read_eos_ids(tmp_path / "back") == eos_ids
 
 
-def test_what_a_gguf_says_of_its_model(tmp_path: Path) -> None:
-    """Goes with it into another GGUF file, types and all; elsewhere it has no place, which is said."""
+def test_descriptions_in_a_gguf_file(tmp_path: Path) -> None:
+    """Descriptions are copied to another GGUF file with their types; for other layouts a note lists them."""
     convert(model(tmp_path / "hf"), tmp_path / "m.gguf", to="gguf")
     file = open_gguf(tmp_path / "m.gguf")
-    said = {"general.license": "apache-2.0", "general.score": np.float64(0.1), "general.count": -3,
+    descriptions = {"general.license": "apache-2.0", "general.score": np.float64(0.1), "general.count": -3,
             "my.key": True, "my.large": np.float64(1e300)}  # fmt: skip
     tensors = [NewTensor(t.name, t.format, t.shape, np.array(t.data)) for t in file.tensors.values()]
-    write_gguf(tmp_path / "s.gguf", dict(file.metadata) | said, tensors)
+    write_gguf(tmp_path / "s.gguf", dict(file.metadata) | descriptions, tensors)
     assert notes(tmp_path / "s.gguf", tmp_path / "t.gguf", to="gguf") == ""
-    found = open_gguf(tmp_path / "t.gguf").metadata
-    assert {key: found[key] for key in said} == said
+    result = open_gguf(tmp_path / "t.gguf").metadata
+    assert {key: result[key] for key in descriptions} == descriptions
     for to in ("hf", "meta"):
         lost = notes(tmp_path / "s.gguf", tmp_path / f"to {to}", to=to)
         assert "cannot hold the file's descriptions of the model (license, score, count, my.key, my.large)" in lost
 
 
-def test_generations_own_special_tokens_win(tmp_path: Path) -> None:
+def test_special_tokens_of_the_generation_config_take_precedence(tmp_path: Path) -> None:
     source = model(tmp_path / "hf", {"bos_token_id": 3, "pad_token_id": 7, "eos_token_id": 2})
     convert(source, tmp_path / "m.gguf", to="gguf")
     convert(tmp_path / "m.gguf", tmp_path / "back", to="hf")
     assert GenerationConfig.from_pretrained(tmp_path / "back") == GenerationConfig.from_pretrained(source)
-    said = notes(source, tmp_path / "meta", to="meta")
-    assert "bos_token_id 3, read as 1" in said and "pad_token_id 7, read as None" in said
+    text = notes(source, tmp_path / "meta", to="meta")
+    assert "bos_token_id 3, read as 1" in text and "pad_token_id 7, read as None" in text
 
 
-def test_what_gguf_has_no_key_for_is_said(tmp_path: Path) -> None:
+def test_settings_without_a_gguf_key_are_noted(tmp_path: Path) -> None:
     source = model(tmp_path / "hf", {"eos_token_id": [5, 6, 7, 8], "temperature": 0.6, "top_p": 0.9}, eos_token_id=5)
-    said = notes(source, tmp_path / "m.gguf", to="gguf")
-    assert "tokens [6] end answers too" in said and "cannot hold generation_config's temperature 0.6, top_p 0.9" in said
-    assert read_ends(tmp_path / "m.gguf") == (5, 7, 8)
+    text = notes(source, tmp_path / "m.gguf", to="gguf")
+    assert "tokens [6] end answers too" in text and "cannot hold generation_config's temperature 0.6, top_p 0.9" in text
+    assert read_eos_ids(tmp_path / "m.gguf") == (5, 7, 8)
 
 
-def test_a_kept_gguf_keeps_its_file_type(tmp_path: Path) -> None:
+def test_a_copied_gguf_file_keeps_its_file_type(tmp_path: Path) -> None:
     source = model(tmp_path / "hf")
     convert(source, tmp_path / "s.gguf", quantize="Q4_0")
     raw = (tmp_path / "s.gguf").read_bytes()
     key = b"general.file_type" + (4).to_bytes(4, "little")
     assert raw.count(key + (2).to_bytes(4, "little")) == 1
-    (tmp_path / "s.gguf").write_bytes(raw.replace(key + b"\2", key + b"\x13"))  # IQ2_XXS: of no mix of ours
+    (tmp_path / "s.gguf").write_bytes(raw.replace(key + b"\2", key + b"\x13"))  # IQ2_XXS, which no mix of puna has
     convert(tmp_path / "s.gguf", tmp_path / "m.gguf", to="gguf")
     assert open_gguf(tmp_path / "m.gguf").metadata["general.file_type"] == 0x13
     convert(tmp_path / "s.gguf", tmp_path / "n.gguf", quantize="Q8_0")
@@ -132,7 +132,7 @@ def test_a_kept_gguf_keeps_its_file_type(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "generation", "said"),
+    ("changes", "generation", "expected"),
     [
         ({}, None, ()),
         ({"max_position_embeddings": 2048}, None, ("reads them with --llama-version 1",)),
@@ -147,26 +147,27 @@ def test_a_kept_gguf_keeps_its_file_type(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_metas_files_do_not_say(
-    changes: dict[str, Any], generation: dict[str, Any] | None, said: tuple[str, ...], tmp_path: Path
+def test_settings_that_metas_files_cannot_hold_are_noted(
+    changes: dict[str, Any], generation: dict[str, Any] | None, expected: tuple[str, ...], tmp_path: Path
 ) -> None:
-    found = convert(model(tmp_path / "hf", generation, **changes), tmp_path / "meta", to="meta").notes
-    assert len(found) == len(said) and all(part in note for part, note in zip(said, found, strict=True)), found
+    result = convert(model(tmp_path / "hf", generation, **changes), tmp_path / "meta", to="meta").notes
+    assert len(result) == len(expected), result
+    assert all(part in note for part, note in zip(expected, result, strict=True)), result
 
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
 @pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_scaled_positions_come_back_from_meta(theta: float, factor: float, tmp_path: Path) -> None:
+def test_rope_scaling_survives_metas_layout(theta: float, factor: float, tmp_path: Path) -> None:
     scaling = LLAMA3 | {"factor": factor}
     source = model(tmp_path / "hf", rope_theta=theta, rope_scaling=scaling, max_position_embeddings=131072)
     done = convert(source, tmp_path / "meta", to="meta", verify=True)
-    said = "\n".join(done.notes)
+    text = "\n".join(done.notes)
     assert done.nll["after"] == pytest.approx(done.nll["before"], abs=1e-6)  # read as that release
     version = "3.2" if factor == 32 else None
-    assert ("reads them with --llama-version 3.2" in said) == (version is not None)
+    assert ("reads them with --llama-version 3.2" in text) == (version is not None)
     convert(tmp_path / "meta", tmp_path / "back", to="hf", llama_version=version)
-    found = LlamaConfig.from_pretrained(tmp_path / "back")
-    assert found.rope_theta == theta and found.rope_scaling == LlamaConfig.from_pretrained(source).rope_scaling
+    result = LlamaConfig.from_pretrained(tmp_path / "back")
+    assert result.rope_theta == theta and result.rope_scaling == LlamaConfig.from_pretrained(source).rope_scaling
 
 
 def test_a_factor_that_no_release_has_is_refused() -> None:
@@ -186,13 +187,13 @@ def test_a_head_equal_to_the_embedding(tmp_path: Path) -> None:
     shard = torch.load(tmp_path / "meta" / "consolidated.00.pth", weights_only=True)
     assert torch.equal(shard["output.weight"], tensors["model.embed_tokens.weight"][:210])
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    tensors["lm_head.weight"][-1, -1] += 1  # equal but for the last number
+    tensors["lm_head.weight"][-1, -1] += 1  # equal except for the last number
     write_folder(source, config, tensors)
     assert convert(source, tmp_path / "other", to="meta", verify=True).notes == []
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_tokens_added_beyond_the_model_go_to_meta_too(fast: bool, tmp_path: Path) -> None:
+def test_added_tokens_survive_metas_layout(fast: bool, tmp_path: Path) -> None:
     source = model(tmp_path / "hf", vocab_size=424)
     tokenizer = LlamaTokenizer.from_pretrained(source)
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
@@ -200,27 +201,27 @@ def test_tokens_added_beyond_the_model_go_to_meta_too(fast: bool, tmp_path: Path
     if fast:
         load_tokenizer(source).save_pretrained(source)
         assert (source / "tokenizer.json").exists() and (source / "tokenizer.model").exists()
-    said = notes(source, tmp_path / "meta", to="meta")
-    assert "Hugging Face's files are written" in said
+    text = notes(source, tmp_path / "meta", to="meta")
+    assert "Hugging Face's files are written" in text
     for text in ("<|im_start|>user\nHow wide is a llama?<|im_end|>", "The grassland"):
         ids = load_tokenizer(source).encode(text)
         assert load_tokenizer(tmp_path / "meta").encode(text) == ids
         assert LlamaTokenizer.from_pretrained(tmp_path / "meta").encode(text) == tokenizer.encode(text)
 
 
-def test_what_metas_tokenizer_does_not_say(tmp_path: Path) -> None:
+def test_tokenizer_settings_that_metas_files_cannot_hold_are_noted(tmp_path: Path) -> None:
     source = model(tmp_path / "hf")
     tokenizer = LlamaTokenizer.from_pretrained(source, add_bos_token=False, add_eos_token=True)
     tokenizer.add_special_tokens({"additional_special_tokens": ["▁the"]})
     tokenizer.save_pretrained(source)
-    said = notes(source, tmp_path / "meta", to="meta")
-    assert "Meta's layout cannot hold add_bos_token False and add_eos_token True" in said
-    assert "▁the are special tokens" in said
+    text = notes(source, tmp_path / "meta", to="meta")
+    assert "Meta's layout cannot hold add_bos_token False and add_eos_token True" in text
+    assert "▁the are special tokens" in text
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
-def test_user_defined_pieces_stay_whole(to: str, tmp_path: Path) -> None:
-    """Cut out of a text whatever the merges, from Meta's files on; in transformers too."""
+def test_user_defined_pieces_are_not_split(to: str, tmp_path: Path) -> None:
+    """They are found in a text before any merge: from Meta's files, after conversion, and in transformers."""
     family = Family("tiny", 16, None, 1, "2", vocab=420)
     source = write_meta(tmp_path / "meta", family, hf_tensors(family))
     (source / "tokenizer.model").write_bytes(train_sentencepiece(user_defined_symbols=["<tool>", "llama!"]))
@@ -237,8 +238,8 @@ def test_user_defined_pieces_stay_whole(to: str, tmp_path: Path) -> None:
         assert set(tools) <= set(their.encode(text))
 
 
-def test_added_tokens_with_spaces_stay_what_they_are(tmp_path: Path) -> None:
-    """In GGUF as the text has them, where llama.cpp looks; in SentencePiece with U+2581, unless a piece is that."""
+def test_added_tokens_with_spaces_survive_conversion(tmp_path: Path) -> None:
+    """GGUF holds the plain text, which llama.cpp searches; SentencePiece holds U+2581, unless a piece is equal."""
     source = model(tmp_path / "hf", vocab_size=430)
     tokenizer = LlamaTokenizer.from_pretrained(source, legacy=True)
     tokenizer.add_tokens(["foo bar", "  ", " the"])
@@ -253,14 +254,14 @@ def test_added_tokens_with_spaces_stay_what_they_are(tmp_path: Path) -> None:
         assert 420 in ids and ids == load_tokenizer(tmp_path / "back").encode("a foo bar b  the")
 
 
-def test_other_ids_are_found_by_verify(tmp_path: Path) -> None:
+def test_verify_detects_other_token_ids(tmp_path: Path) -> None:
     source = model(tmp_path / "hf")
     (source / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": false}')
-    said = notes(source, tmp_path / "meta", to="meta", verify=True)
-    assert "encodes a sample text to other ids" in said
+    text = notes(source, tmp_path / "meta", to="meta", verify=True)
+    assert "encodes a sample text to other ids" in text
 
 
-def test_a_chat_template_has_no_place_in_meta(tmp_path: Path) -> None:
+def test_metas_layout_cannot_hold_a_chat_template(tmp_path: Path) -> None:
     source = model(tmp_path / "hf")
     config = {"tokenizer_class": "LlamaTokenizer", "chat_template": "{{ messages[0]['content'] }}"}
     (source / "tokenizer_config.json").write_text(json.dumps(config))
@@ -268,7 +269,7 @@ def test_a_chat_template_has_no_place_in_meta(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["hf", "meta", "gguf"])
-def test_a_vocabulary_is_not_cut_below_its_tokens(to: str, tmp_path: Path) -> None:
+def test_a_vocabulary_is_not_truncated_below_its_tokens(to: str, tmp_path: Path) -> None:
     source = model(tmp_path / "hf", {"eos_token_id": [2, 427]}, vocab_size=430)
     with pytest.raises(CheckpointError, match="loses special token 427"):
         convert(source, tmp_path / "out", to=to, vocab_size=424)

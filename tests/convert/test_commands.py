@@ -1,4 +1,4 @@
-"""`puna convert` and the page's own command, as users run them."""
+"""`puna convert` and the conversion command of Hugging Face's documentation, run as subprocesses."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def puna(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def meta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of Meta's with a SentencePiece tokenizer."""
+    """A folder in Meta's layout with a SentencePiece tokenizer."""
     folder = write_meta(tmp_path_factory.mktemp("commands") / "meta", FAMILY, hf_tensors(FAMILY))
     (folder / "tokenizer.model").write_bytes(train_sentencepiece())
     return folder
 
 
-def test_it_says_what_will_happen_and_what_did(meta: Path, tmp_path: Path) -> None:
+def test_plan_and_result_are_shown(meta: Path, tmp_path: Path) -> None:
     run = puna(meta, tmp_path / "out", "--to", "hf", "--dtype", "bfloat16", "--verify")
     assert run.returncode == 0, run.stderr
     for shown in (
@@ -65,7 +65,7 @@ def test_json_and_gguf_by_default_when_quantised(meta: Path, tmp_path: Path) -> 
     run = puna(meta, tmp_path / "m.gguf", "--quantize", "Q4_K_M", "--json")
     report = json.loads(run.stdout)
     assert report["plan"]["layout"] == "gguf" and report["plan"]["kind"] == "meta"
-    # rows of 128 are no multiple of 256
+    # rows of 128 are not a multiple of 256
     assert set(report["plan"]["fallbacks"].values()) == {"q5_0", "q8_0"} and report["errors"]["mlp.up_proj.weight"] > 0
 
 
@@ -96,13 +96,13 @@ def test_json_and_gguf_by_default_when_quantised(meta: Path, tmp_path: Path) -> 
         (("--tokenizer-only", "--to", "meta", "--instruct"), "which Meta's layout cannot hold"),
     ],
 )
-def test_bad_arguments(arguments: tuple[str, ...], message: str, meta: Path, tmp_path: Path) -> None:
+def test_invalid_arguments(arguments: tuple[str, ...], message: str, meta: Path, tmp_path: Path) -> None:
     run = puna(meta, tmp_path / "out", *arguments)
     assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr, run.stderr
     assert not any(tmp_path.iterdir())
 
 
-def test_what_only_metas_files_need_is_refused_for_others(meta: Path, tmp_path: Path) -> None:
+def test_options_of_one_layout_are_refused_for_others(meta: Path, tmp_path: Path) -> None:
     assert puna(meta, tmp_path / "hf").returncode == 0
     run = puna(tmp_path / "hf", tmp_path / "out", "--llama-version", "2")
     assert run.returncode == 1 and "a Llama version ('2') applies only to Meta's files" in run.stderr
@@ -111,7 +111,7 @@ def test_what_only_metas_files_need_is_refused_for_others(meta: Path, tmp_path: 
         convert(meta, tmp_path / "out", to="meta", shards=0)
 
 
-def test_what_verifying_finds_is_shown(meta: Path, tmp_path: Path) -> None:
+def test_notes_of_verify_are_shown(meta: Path, tmp_path: Path) -> None:
     run = puna(meta, tmp_path / "m.gguf", "--quantize", "q8_0", "--verify")
     assert "rounded to 8 bits where weights are quantised" in run.stdout
     assert "context of" in run.stderr and "context of" not in run.stdout  # once
@@ -141,8 +141,8 @@ def test_absurd_values(file: str, key: str, value: object, to: str, message: str
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
-def test_an_id_as_large_as_no_vocabulary(meta: Path, tmp_path: Path) -> None:
-    """In tokenizer.json, which says nothing of its size: refused at once, before memory for all ids below is taken."""
+def test_an_id_larger_than_any_vocabulary(meta: Path, tmp_path: Path) -> None:
+    """An id in tokenizer.json is refused before memory for all smaller ids is allocated."""
     assert puna(meta, tmp_path / "hf").returncode == 0
     (tmp_path / "hf" / "tokenizer.model").unlink()
     path = tmp_path / "hf" / "tokenizer.json"
@@ -200,12 +200,12 @@ def test_tokenizer_only(meta: Path, tmp_path: Path) -> None:
     assert len(load_tokenizer(tmp_path / "tok")) == 420
     again = puna(meta, tmp_path / "tok", "--tokenizer-only")
     assert again.returncode == 1 and "exists already" in again.stderr
-    none = puna(tmp_path, tmp_path / "none", "--tokenizer-only")
-    assert none.returncode == 1 and not (tmp_path / "none").exists()
+    failed = puna(tmp_path, tmp_path / "none", "--tokenizer-only")
+    assert failed.returncode == 1 and not (tmp_path / "none").exists()
 
 
-def test_the_pages_command(meta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    download = tmp_path / "download"  # Llama 1's: folders of sizes, one tokenizer beside them
+def test_the_documented_command(meta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    download = tmp_path / "download"  # as for Llama 1: a folder per size, and one tokenizer next to them
     shutil.copytree(meta, download / "7B")
     (download / "7B" / "tokenizer.model").rename(download / "tokenizer.model")
     run = subprocess.run(
@@ -216,13 +216,13 @@ def test_the_pages_command(meta: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert run.returncode == 0, run.stderr
     assert open_checkpoint(tmp_path / "out").config.vocab_size == 420 and len(load_tokenizer(tmp_path / "out")) == 420
 
-    where = ["--input_dir", str(download), "--output_dir"]
+    folders = ["--input_dir", str(download), "--output_dir"]
     one = ["--model_size", "7B"]
-    assert page_command([*where, str(tmp_path / "v1"), *one, "--llama_version", "1", "--num_shards", "2"]) == 0
+    assert page_command([*folders, str(tmp_path / "v1"), *one, "--llama_version", "1", "--num_shards", "2"]) == 0
     assert LlamaConfig.from_pretrained(tmp_path / "v1").max_position_embeddings == 2048
-    assert page_command([*where, str(tmp_path / "guard"), *one, "--llama_version", "Guard-3"]) == 0
-    assert LlamaConfig.from_pretrained(tmp_path / "guard").max_position_embeddings == 4096  # found
-    assert page_command([*where, str(tmp_path / "tok"), "--model_size", "tokenizer_only"]) == 0
+    assert page_command([*folders, str(tmp_path / "guard"), *one, "--llama_version", "Guard-3"]) == 0
+    assert LlamaConfig.from_pretrained(tmp_path / "guard").max_position_embeddings == 4096  # detected
+    assert page_command([*folders, str(tmp_path / "tok"), "--model_size", "tokenizer_only"]) == 0
     assert not list((tmp_path / "tok").glob("*.safetensors"))
     capsys.readouterr()
     for arguments, message in (
@@ -232,24 +232,25 @@ def test_the_pages_command(meta: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ([*one, "--push_to_hub"], "--push_to_hub is not supported"),
         ([*one, "--special_tokens", "<a>"], "--special_tokens is not supported"),
     ):
-        assert page_command([*where, str(tmp_path / "no"), *arguments]) == 1
+        assert page_command([*folders, str(tmp_path / "no"), *arguments]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
     with pytest.raises(SystemExit):
-        page_command([*where, str(tmp_path / "no"), *one, "--safe_serialization", "maybe"])
+        page_command([*folders, str(tmp_path / "no"), *one, "--safe_serialization", "maybe"])
     assert "'maybe' is neither true nor false" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_llama_3_speaks_its_template_and_stops(tmp_path: Path) -> None:
+def test_llama_3_gets_its_chat_template_and_end_tokens(tmp_path: Path) -> None:
     llama_models = pytest.importorskip("llama_models")
     ranks = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
     family = next(one for one in FAMILIES if one.name == "llama3.1-405b")
     folder = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=1))
     shutil.copy(ranks, folder / "tokenizer.model")
     assert page_command(["--input_dir", str(folder), "--output_dir", str(tmp_path / "hf"), "--instruct"]) == 0
-    found = open_checkpoint(tmp_path / "hf")
-    assert found.generation_config is not None and found.generation_config.eos_token_id == [128001, 128008, 128009]
+    checkpoint = open_checkpoint(tmp_path / "hf")
+    assert checkpoint.generation_config is not None
+    assert checkpoint.generation_config.eos_token_id == [128001, 128008, 128009]
     tokenizer = load_tokenizer(tmp_path / "hf")
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
     assert ids[:2] == [128000, 128006] and len(tokenizer) == 128256
@@ -263,8 +264,8 @@ def test_llama_3_speaks_its_template_and_stops(tmp_path: Path) -> None:
     convert(tmp_path / "base", tmp_path / "chat", to="hf", instruct=True)
     assert GenerationConfig.from_pretrained(tmp_path / "chat").eos_token_id == [128001, 128009]
     file = open_gguf(tmp_path / "direct.gguf")
-    gone = ("tokenizer.chat_template", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
-    keys = {key: value for key, value in file.metadata.items() if key not in gone}
+    removed = ("tokenizer.chat_template", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+    keys = {key: value for key, value in file.metadata.items() if key not in removed}
     tensors = [NewTensor(t.name, t.format, t.shape, np.array(t.data)) for t in file.tensors.values()]
     write_gguf(tmp_path / "bare.gguf", keys, tensors)
     convert(tmp_path / "bare.gguf", tmp_path / "chat.gguf", to="gguf", instruct=True)

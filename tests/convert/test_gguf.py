@@ -1,4 +1,4 @@
-"""GGUF files written: read back by ours, by the package gguf, and by llama.cpp where `make peers` has put it."""
+"""Written GGUF files, read by puna, by the package gguf, and by llama.cpp if `make peers` has installed it."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_hf_to_gguf_to_hf(model: Path, tmp_path: Path) -> None:
     convert(tmp_path / "m.gguf", tmp_path / "hf", to="hf", verify=True)
     assert bits(model) == bits(tmp_path / "m.gguf") == bits(tmp_path / "hf")
     before, after = LlamaConfig.from_pretrained(model), LlamaConfig.from_pretrained(tmp_path / "hf")
-    apart = {"dtype", "torch_dtype", "eos_token_id", "bos_token_id"}
-    kept = {key: value for key, value in before.to_dict().items() if key not in apart}
-    assert kept == {key: value for key, value in after.to_dict().items() if key not in apart}
+    ignored = {"dtype", "torch_dtype", "eos_token_id", "bos_token_id"}
+    kept = {key: value for key, value in before.to_dict().items() if key not in ignored}
+    assert kept == {key: value for key, value in after.to_dict().items() if key not in ignored}
 
 
 def test_the_package_gguf_reads_the_same(model: Path, tmp_path: Path) -> None:
@@ -68,11 +68,12 @@ def test_the_package_gguf_reads_the_same(model: Path, tmp_path: Path) -> None:
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     theirs = {tensor.name: tensor for tensor in read.tensors}
     for name, weight in open_checkpoint(tmp_path / "m.gguf").tensors.items():
-        found = theirs[str(table.get_name(name, try_suffixes=(".weight", ".bias")))]
-        wanted = weight.to_float32()
+        stored = theirs[str(table.get_name(name, try_suffixes=(".weight", ".bias")))]
+        expected = weight.to_float32()
         heads = 16 if ".q_proj." in name else 4 if ".k_proj." in name else 0
-        wanted = llama_cpp_permute(wanted, heads) if heads else wanted
-        assert np.array_equal(quants.dequantize(found.data, found.tensor_type).reshape(wanted.shape), wanted), name
+        expected = llama_cpp_permute(expected, heads) if heads else expected
+        result = quants.dequantize(stored.data, stored.tensor_type).reshape(expected.shape)
+        assert np.array_equal(result, expected), name
 
 
 ROPES: list[dict[str, Any] | None] = [
@@ -93,16 +94,17 @@ ROPES: list[dict[str, Any] | None] = [
 def test_rope_scaling_survives(rope: dict[str, Any] | None, tmp_path: Path) -> None:
     folder = tiny(tmp_path / "hf", rope_scaling=rope, rope_theta=500000.0)
     convert(folder, tmp_path / "m.gguf", to="gguf")
-    found = open_checkpoint(tmp_path / "m.gguf").config
-    wanted = LlamaConfig.from_pretrained(folder)
-    assert found.rope_theta == wanted.rope_theta
-    before, after = wanted.rope_scaling or {}, found.rope_scaling or {}
-    before.pop("factor" if before.get("rope_type") == "longrope" else "", None)  # which only says the attention factor
+    result = open_checkpoint(tmp_path / "m.gguf").config
+    expected = LlamaConfig.from_pretrained(folder)
+    assert result.rope_theta == expected.rope_theta
+    before, after = expected.rope_scaling or {}, result.rope_scaling or {}
+    if before.get("rope_type") == "longrope":
+        before.pop("factor", None)  # it only determines the attention factor
     for key, value in before.items():
         assert after[key] == (value if isinstance(value, str) else pytest.approx(value)), key
 
 
-def test_what_gguf_cannot_say(tmp_path: Path) -> None:
+def test_models_that_gguf_cannot_express(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "hf", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
     with pytest.raises(CheckpointError, match="'dynamic' depends on the text's length"):
         convert(folder, tmp_path / "m.gguf", to="gguf")
@@ -120,17 +122,17 @@ def test_what_gguf_cannot_say(tmp_path: Path) -> None:
     assert not (tmp_path / "m.gguf").exists()
 
 
-def test_classification_head_is_carried(tmp_path: Path) -> None:
+def test_a_classification_head_is_kept(tmp_path: Path) -> None:
     config = tiny_config(vocab_size=400, num_labels=3, architectures=["LlamaForSequenceClassification"])
     scored = write_folder(tmp_path / "scored", config, tiny_tensors(config, "classification"), bin=True)
     convert(scored, tmp_path / "out", to="hf", dtype="bfloat16")
-    found = open_checkpoint(tmp_path / "out")
-    assert found.head == "classification" and found.config.num_labels == 3
-    assert found.tensors["score.weight"].format.name == "bf16"
+    result = open_checkpoint(tmp_path / "out")
+    assert result.head == "classification" and result.config.num_labels == 3
+    assert result.tensors["score.weight"].format.name == "bf16"
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "added", "bytes"])
-def test_tokenizers_give_the_same_ids(kind: str, tmp_path: Path, tiny_model: Path) -> None:
+def test_tokenizers_encode_to_the_same_ids(kind: str, tmp_path: Path, tiny_model: Path) -> None:
     source = tiny_model
     if kind != "bytes":
         source = tiny(tmp_path / "hf")
@@ -157,7 +159,7 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path: Path) -> No
 
 
 def sample_ids(model: Path) -> list[int]:
-    """Those on which `--verify` measures the change in negative log-likelihood."""
+    """Returns the ids on which `--verify` measures the change in negative log-likelihood."""
     text = resources.files("puna").joinpath("sample.txt").read_text("utf-8")
     context = LlamaConfig.from_pretrained(model).context_length
     return load_tokenizer(model).encode(text)[: min(512, context)]
@@ -169,37 +171,38 @@ def test_every_mix(name: str, model: Path, tmp_path: Path) -> None:
     file = open_gguf(tmp_path / "m.gguf")
     assert file.metadata["general.file_type"] == find_mix(name).file_type
     assert done.conversion.verified == len(open_checkpoint(model).tensors)
-    most = {"q2": 0.35, "q3": 0.2, "q4": 0.1, "iq": 0.1, "q5": 0.05, "q6": 0.025, "q8": 0.01}[name[:2].lower()]
-    assert done.conversion.errors and all(0 < error < most for error in done.conversion.errors.values())
+    limit = {"q2": 0.35, "q3": 0.2, "q4": 0.1, "iq": 0.1, "q5": 0.05, "q6": 0.025, "q8": 0.01}[name[:2].lower()]
+    assert done.conversion.errors and all(0 < error < limit for error in done.conversion.errors.values())
     ids = sample_ids(model)
     before, after = LLM(model), LLM(tmp_path / "m.gguf")
     assert done.nll["before"] == pytest.approx(np.mean(before.nll(ids)), abs=1e-6)
     assert done.nll["after"] == pytest.approx(np.mean(after.nll(ids)), abs=1e-6) != done.nll["before"]
-    wanted, found = (llm.logits(ids[:64]) for llm in (before, after))
-    assert np.linalg.norm(found - wanted) < 2 * most * np.linalg.norm(wanted)
+    expected, result = (llm.logits(ids[:64]) for llm in (before, after))
+    assert np.linalg.norm(result - expected) < 2 * limit * np.linalg.norm(expected)
 
 
-def test_mixes_choose_as_llama_cpp() -> None:
+def test_mixes_choose_the_formats_of_llama_cpp() -> None:
     config = LlamaConfig(num_hidden_layers=32, num_key_value_heads=8)
-    at = "model.layers.{}.self_attn.v_proj.weight"
+    v_proj = "model.layers.{}.self_attn.v_proj.weight"
     down = "model.layers.{}.mlp.down_proj.weight"
 
-    def of(mix: str, name: str, columns: int = 4096, weighted: bool = False) -> str:
+    def chosen(mix: str, name: str, columns: int = 4096, weighted: bool = False) -> str:
         return choose(find_mix(mix), name, columns, config, weighted)[0].name
 
-    assert [of("Q4_K_M", at.format(i)) for i in (0, 3, 4, 6, 9, 28)] == ["q6_K", "q6_K", "q4_K", "q6_K", "q6_K", "q6_K"]
-    assert of("q4_k_s", at.format(3)) == "q5_K" and of("q4_k_s", at.format(4)) == "q4_K"
-    assert of("Q3_K_M", at.format(1)) == "q5_K" and of("Q3_K_M", at.format(2)) == "q4_K"
-    assert of("Q3_K_M", down.format(1)) == "q5_K" and of("Q3_K_M", down.format(20)) == "q4_K"
-    assert of("q4_0", down.format(0), weighted=True) == "q4_1" and of("q4_0", down.format(0)) == "q4_0"
-    assert of("q4_0", "lm_head.weight") == "q6_K" and of("q8_0", "lm_head.weight") == "q8_0"
-    assert of("q4_0", "lm_head.weight", 576) == "q8_0" and of("Q4_K_M", at.format(4), 576) == "q5_0"
-    assert of("Q4_K_M", at.format(4), 40) == "f16"
+    formats = [chosen("Q4_K_M", v_proj.format(layer)) for layer in (0, 3, 4, 6, 9, 28)]
+    assert formats == ["q6_K", "q6_K", "q4_K", "q6_K", "q6_K", "q6_K"]
+    assert chosen("q4_k_s", v_proj.format(3)) == "q5_K" and chosen("q4_k_s", v_proj.format(4)) == "q4_K"
+    assert chosen("Q3_K_M", v_proj.format(1)) == "q5_K" and chosen("Q3_K_M", v_proj.format(2)) == "q4_K"
+    assert chosen("Q3_K_M", down.format(1)) == "q5_K" and chosen("Q3_K_M", down.format(20)) == "q4_K"
+    assert chosen("q4_0", down.format(0), weighted=True) == "q4_1" and chosen("q4_0", down.format(0)) == "q4_0"
+    assert chosen("q4_0", "lm_head.weight") == "q6_K" and chosen("q8_0", "lm_head.weight") == "q8_0"
+    assert chosen("q4_0", "lm_head.weight", 576) == "q8_0" and chosen("Q4_K_M", v_proj.format(4), 576) == "q5_0"
+    assert chosen("Q4_K_M", v_proj.format(4), 40) == "f16"
     with pytest.raises(CheckpointError, match="q9_X"):
         find_mix("q9_X")
 
 
-def test_what_is_quantised_already_is_not_quantised_silently(model: Path, tmp_path: Path) -> None:
+def test_quantising_again_is_noted(model: Path, tmp_path: Path) -> None:
     convert(model, tmp_path / "q8.gguf", quantize="q8_0")
     kept = convert(tmp_path / "q8.gguf", tmp_path / "same.gguf", to="gguf")
     assert bits(tmp_path / "q8.gguf") == bits(tmp_path / "same.gguf") and not kept.notes
@@ -225,7 +228,7 @@ print(json.dumps({"ids": ids, "logits": np.array(model.scores[: len(ids[0])]).to
 
 @pytest.mark.skipif(not PEER.exists(), reason="llama.cpp is installed by `make peers`")
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16", *QUANTISED, "Q4_K_M"])
-def test_llama_cpp_loads_it(name: str, model: Path, tmp_path: Path) -> None:
+def test_llama_cpp_loads_the_file(name: str, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     if FORMATS.get(name, FORMATS["q4_K"]).values == 1:
         convert(model, file, to="gguf", dtype=name)
@@ -243,25 +246,25 @@ def test_llama_cpp_loads_it(name: str, model: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(file)
     assert theirs["ids"] == [tokenizer.encode(text) for text in texts]
     ours = LLM(file).logits(theirs["ids"][0])
-    wanted = np.array(theirs["logits"])
-    error = np.sqrt(((ours - wanted) ** 2).mean() / (wanted**2).mean())
+    expected = np.array(theirs["logits"])
+    error = np.sqrt(((ours - expected) ** 2).mean() / (expected**2).mean())
     assert error < (1e-2 if FORMATS.get(name, FORMATS["q4_K"]).values == 1 else 3e-2)
 
 
 @pytest.mark.skipif(not PEER.exists(), reason="llama.cpp is installed by `make peers`")
 @pytest.mark.parametrize("where", ["model", "added", "again"])
 def test_llama_cpp_finds_user_defined_tokens(where: str, tmp_path: Path) -> None:
-    """With spaces in them too, whether a SentencePiece model has them or a tokenizer added them."""
-    wanted = ["foo bar", "<x>"]
+    """User-defined tokens, also with spaces, of a SentencePiece model or added to a tokenizer."""
+    expected = ["foo bar", "<x>"]
     folder = tiny(tmp_path / "hf")
     if where == "model":
-        pieces = [token.replace(" ", "▁") for token in wanted]
+        pieces = [token.replace(" ", "▁") for token in expected]
         (folder / "tokenizer.model").write_bytes(train_sentencepiece(user_defined_symbols=pieces))
     else:
         config = tiny_config(vocab_size=430)
         folder = write_folder(tmp_path / "wide", config, tiny_tensors(config))
         tokenizer = LlamaTokenizer.from_pretrained(tmp_path / "hf", legacy=True)
-        tokenizer.add_tokens(wanted)
+        tokenizer.add_tokens(expected)
         tokenizer.save_pretrained(folder)
     file = tmp_path / "m.gguf"
     convert(folder, file, to="gguf")
@@ -269,12 +272,12 @@ def test_llama_cpp_finds_user_defined_tokens(where: str, tmp_path: Path) -> None
         convert(file, tmp_path / "back", to="hf")
         convert(tmp_path / "back", file, to="gguf", overwrite=True)
     tokens = list(open_gguf(file).metadata["tokenizer.ggml.tokens"])
-    ids = [tokens.index(token) for token in wanted]
+    ids = [tokens.index(token) for token in expected]
     run = subprocess.run(
         [str(PEER), "-c", _LLAMA_CPP, str(file), json.dumps(["a foo bar b", "a<x>b"])],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     theirs = json.loads(run.stdout.splitlines()[-1])["ids"]
     ours = load_tokenizer(file)
-    for index, text, found in zip(ids, ("a foo bar b", "a<x>b"), theirs, strict=True):
-        assert index in found and index in ours.encode(text)
+    for index, text, result in zip(ids, ("a foo bar b", "a<x>b"), theirs, strict=True):
+        assert index in result and index in ours.encode(text)

@@ -1,4 +1,4 @@
-"""A conversion that is interrupted, killed, or meets a full disk leaves no half model, and goes on when repeated."""
+"""A conversion that is interrupted, killed or runs out of disk leaves no incomplete model; repeating it resumes it."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def with_tokenizer(folder: Path) -> Path:
 
 
 class StoppedError(Exception):
-    """What stops a conversion in these tests."""
+    """Stops a conversion in these tests."""
 
 
 def stop_after(count: int) -> Callable[[int], None]:
-    """Progress that raises at its `count`th call."""
+    """Returns a progress callback that raises after `count` calls."""
     calls = iter(range(count))
 
     def progress(written: int) -> None:
@@ -64,44 +64,44 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_an_interrupted_run_is_gone_on_with(tmp_path: Path) -> None:
-    model, goal = source(tmp_path / "in"), tmp_path / "out"
+def test_an_interrupted_run_is_resumed(tmp_path: Path) -> None:
+    model, destination = source(tmp_path / "in"), tmp_path / "out"
     convert(model, tmp_path / "whole", to="hf", shards=4)
     with pytest.raises(StoppedError):
-        convert(model, goal, to="hf", shards=4, progress=stop_after(12))
-    assert not goal.exists()
-    held = sorted(path.name for path in partial_folder(goal).iterdir() if path.suffix == ".safetensors")
-    assert 0 < len(held) < 4
+        convert(model, destination, to="hf", shards=4, progress=stop_after(12))
+    assert not destination.exists()
+    completed = sorted(path.name for path in partial_folder(destination).iterdir() if path.suffix == ".safetensors")
+    assert 0 < len(completed) < 4
     plans = []
-    convert(model, goal, to="hf", shards=4, on_plan=plans.append)
+    convert(model, destination, to="hf", shards=4, on_plan=plans.append)
     assert 0 < plans[0].finished < plans[0].bytes
-    assert contents(goal) == contents(tmp_path / "whole") and not partial_folder(goal).exists()
+    assert contents(destination) == contents(tmp_path / "whole") and not partial_folder(destination).exists()
 
 
-def test_another_conversion_to_the_same_place_starts_anew(tmp_path: Path) -> None:
-    model, goal = source(tmp_path / "in"), tmp_path / "out"
+def test_another_conversion_to_the_same_folder_starts_from_scratch(tmp_path: Path) -> None:
+    model, destination = source(tmp_path / "in"), tmp_path / "out"
     with pytest.raises(StoppedError):
-        convert(model, goal, to="hf", shards=4, progress=stop_after(12))
-    assert partial_folder(goal).exists()
+        convert(model, destination, to="hf", shards=4, progress=stop_after(12))
+    assert partial_folder(destination).exists()
     plans = []
-    convert(model, goal, to="hf", shards=4, dtype="float16", on_plan=plans.append)
+    convert(model, destination, to="hf", shards=4, dtype="float16", on_plan=plans.append)
     assert plans[0].finished == 0
-    assert {weight.format.name for weight in open_checkpoint(goal).tensors.values()} == {"f16"}
+    assert {weight.format.name for weight in open_checkpoint(destination).tensors.values()} == {"f16"}
 
 
-def test_a_changed_source_starts_anew(tmp_path: Path) -> None:
-    model, goal = source(tmp_path / "in"), tmp_path / "out"
+def test_a_changed_source_starts_from_scratch(tmp_path: Path) -> None:
+    model, destination = source(tmp_path / "in"), tmp_path / "out"
     with pytest.raises(StoppedError):
-        convert(model, goal, to="hf", shards=4, progress=stop_after(12))
+        convert(model, destination, to="hf", shards=4, progress=stop_after(12))
     config = tiny_config()
     write_folder(model, config, tiny_tensors(config, seed=1))
     plans = []
-    convert(model, goal, to="hf", shards=4, on_plan=plans.append, verify=True)
+    convert(model, destination, to="hf", shards=4, on_plan=plans.append, verify=True)
     assert plans[0].finished == 0
 
 
-def stopped_when_whole(model: Path, goal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A conversion to GGUF that ends between its last byte and the renaming."""
+def stop_before_publishing(model: Path, destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops a conversion to GGUF between the last byte and the renaming."""
 
     def stop(*arguments: object) -> None:
         raise StoppedError
@@ -109,47 +109,47 @@ def stopped_when_whole(model: Path, goal: Path, monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as patched:
         patched.setattr(conversion_run, "publish", stop)
         with pytest.raises(StoppedError):
-            convert(model, goal, to="gguf", threads=1)
-    assert not goal.exists() and (partial_folder(goal) / goal.name).exists()
+            convert(model, destination, to="gguf", threads=1)
+    assert not destination.exists() and (partial_folder(destination) / destination.name).exists()
 
 
-@pytest.mark.parametrize("changed", ["tokenizer.model", "tokenizer_config.json", "generation_config.json", ""])
-def test_a_gguf_is_gone_on_with_if_every_file_is_the_same(
-    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("edited_file", ["tokenizer.model", "tokenizer_config.json", "generation_config.json", ""])
+def test_a_gguf_file_is_resumed_if_every_source_file_is_unchanged(
+    edited_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, goal = with_tokenizer(tmp_path / "in"), tmp_path / "out"
-    stopped_when_whole(model, goal, monkeypatch)
-    if changed == "tokenizer.model":
-        (model / changed).write_bytes((model / changed).read_bytes())  # at another time: it may be another
-    elif changed == "tokenizer_config.json":
-        (model / changed).write_text('{"chat_template": "{{ messages }}"}')
-    elif changed == "generation_config.json":
+    model, destination = with_tokenizer(tmp_path / "in"), tmp_path / "out"
+    stop_before_publishing(model, destination, monkeypatch)
+    if edited_file == "tokenizer.model":
+        (model / edited_file).write_bytes((model / edited_file).read_bytes())  # changes the time only
+    elif edited_file == "tokenizer_config.json":
+        (model / edited_file).write_text('{"chat_template": "{{ messages }}"}')
+    elif edited_file == "generation_config.json":
         GenerationConfig(eos_token_id=[2, 5]).save_pretrained(model)
     plans = []
-    convert(model, goal, to="gguf", threads=2, on_plan=plans.append)
-    assert plans[0].finished == (0 if changed else plans[0].bytes)
+    convert(model, destination, to="gguf", threads=2, on_plan=plans.append)
+    assert plans[0].finished == (0 if edited_file else plans[0].bytes)
     convert(model, tmp_path / "fresh", to="gguf")
-    assert goal.read_bytes() == (tmp_path / "fresh").read_bytes()
+    assert destination.read_bytes() == (tmp_path / "fresh").read_bytes()
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
-def test_links_at_the_goal(to: str, tmp_path: Path) -> None:
-    """To nothing, to an empty folder: neither is replaced unasked, and what a link points to is never touched."""
+def test_links_at_the_destination(to: str, tmp_path: Path) -> None:
+    """A link to nothing or to an empty folder is replaced only with overwrite, and its target is never changed."""
     model = with_tokenizer(tmp_path / "in")
     (tmp_path / "empty").mkdir()
     for name in ("nothing", "empty"):
-        goal = tmp_path / f"link to {name}"
-        goal.symlink_to(tmp_path / name)
+        destination = tmp_path / f"link to {name}"
+        destination.symlink_to(tmp_path / name)
         with pytest.raises(StorageError, match="exists already"):
-            convert(model, goal, to=to)
-        assert goal.is_symlink() and not partial_folder(goal).exists()
-        convert(model, goal, to=to, overwrite=True)
-        assert not goal.is_symlink() and open_checkpoint(goal).kind == to
+            convert(model, destination, to=to)
+        assert destination.is_symlink() and not partial_folder(destination).exists()
+        convert(model, destination, to=to, overwrite=True)
+        assert not destination.is_symlink() and open_checkpoint(destination).kind == to
     assert not (tmp_path / "nothing").exists() and not any((tmp_path / "empty").iterdir())
 
 
 @pytest.mark.parametrize("name", [".out.puna-old", ".out.puna-partial", ".out.puna-partial/model"])
-def test_a_source_where_the_work_is_done_is_safe(name: str, tmp_path: Path) -> None:
+def test_a_source_in_a_working_folder_is_safe(name: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     model = source(tmp_path / name)
     before = contents(tmp_path)
@@ -159,7 +159,7 @@ def test_a_source_where_the_work_is_done_is_safe(name: str, tmp_path: Path) -> N
     assert contents(tmp_path) == before
 
 
-def test_other_files_where_the_work_is_done_are_safe(tmp_path: Path) -> None:
+def test_other_files_in_the_staging_folder_are_safe(tmp_path: Path) -> None:
     model = source(tmp_path / "in")
     partial_folder(tmp_path / "out").mkdir()
     (partial_folder(tmp_path / "out") / "mine.txt").write_text("mine")
@@ -168,24 +168,24 @@ def test_other_files_where_the_work_is_done_are_safe(tmp_path: Path) -> None:
     assert (partial_folder(tmp_path / "out") / "mine.txt").read_text() == "mine"
 
 
-def test_killed_while_it_replaces(tmp_path: Path) -> None:
-    """Between taking the old model away and putting the new one there: the old one comes back, or the new one."""
-    model, goal = source(tmp_path / "in"), tmp_path / "out"
-    convert(model, goal, to="hf")
-    old = contents(goal)
-    goal.rename(replaced_path(goal))
+def test_killed_while_replacing(tmp_path: Path) -> None:
+    """Killed between moving the old model away and moving the new one in: either of them is restored."""
+    model, destination = source(tmp_path / "in"), tmp_path / "out"
+    convert(model, destination, to="hf")
+    old = contents(destination)
+    destination.rename(replaced_path(destination))
     with pytest.raises(StorageError, match="exists already"):
-        convert(model, goal, to="hf", dtype="float16")
-    assert contents(goal) == old and not replaced_path(goal).exists()
-    goal.rename(replaced_path(goal))
-    convert(model, goal, to="hf", dtype="float16", overwrite=True)
-    assert contents(goal) != old and not replaced_path(goal).exists()
+        convert(model, destination, to="hf", dtype="float16")
+    assert contents(destination) == old and not replaced_path(destination).exists()
+    destination.rename(replaced_path(destination))
+    convert(model, destination, to="hf", dtype="float16", overwrite=True)
+    assert contents(destination) != old and not replaced_path(destination).exists()
 
 
-def test_half_an_old_model_never_comes_back(tmp_path: Path) -> None:
-    """Killed while it deletes what it replaced: that has another name by then, and goes with the next run."""
-    model, goal = source(tmp_path / "in"), tmp_path / "out"
-    convert(model, goal, to="hf", shards=3)
+def test_an_incomplete_old_model_is_never_restored(tmp_path: Path) -> None:
+    """A run killed while it deletes the old model has renamed it before; the next run deletes the rest."""
+    model, destination = source(tmp_path / "in"), tmp_path / "out"
+    convert(model, destination, to="hf", shards=3)
     deleted = []
 
     def killed(path: Path, **options: object) -> None:
@@ -196,61 +196,62 @@ def test_half_an_old_model_never_comes_back(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(StoppedError):
         patched.setattr(shutil, "rmtree", killed)
-        convert(model, goal, to="hf", dtype="float16", overwrite=True)
-    assert open_checkpoint(goal).config.dtype == "float16" and len(deleted) == 1 and not replaced_path(goal).exists()
-    goal.rename(tmp_path / "final")
-    convert(model, goal, to="hf")
-    assert open_checkpoint(goal).config.dtype == "float32" and not deleted[0].exists()
+        convert(model, destination, to="hf", dtype="float16", overwrite=True)
+    assert open_checkpoint(destination).config.dtype == "float16"
+    assert len(deleted) == 1 and not replaced_path(destination).exists()
+    destination.rename(tmp_path / "final")
+    convert(model, destination, to="hf")
+    assert open_checkpoint(destination).config.dtype == "float32" and not deleted[0].exists()
 
 
-def test_what_was_there_does_not_come_back_under_a_running_process(tmp_path: Path) -> None:
-    model, goal = source(tmp_path / "in"), tmp_path / "out"
-    convert(model, goal, to="hf")
-    with resumable_staging(goal, {"other": 1}):
-        goal.rename(replaced_path(goal))  # as the other process does, about to put the new one there
+def test_the_old_model_is_not_restored_while_another_process_replaces_it(tmp_path: Path) -> None:
+    model, destination = source(tmp_path / "in"), tmp_path / "out"
+    convert(model, destination, to="hf")
+    with resumable_staging(destination, {"other": 1}):
+        destination.rename(replaced_path(destination))  # as the other process does before it moves the new one in
         with pytest.raises(StorageError, match="another process is writing it"):
-            convert(model, goal, to="hf")
-    assert not goal.exists()
+            convert(model, destination, to="hf")
+    assert not destination.exists()
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
-def test_what_comes_into_being_meanwhile_is_not_replaced(to: str, tmp_path: Path) -> None:
-    model, goal = with_tokenizer(tmp_path / "in"), tmp_path / "out"
+def test_a_destination_created_during_the_conversion_is_not_replaced(to: str, tmp_path: Path) -> None:
+    model, destination = with_tokenizer(tmp_path / "in"), tmp_path / "out"
 
-    def meanwhile(plan: object) -> None:
+    def create(plan: object) -> None:
         if to == "hf":
-            goal.mkdir()
-            (goal / "mine.txt").write_text("mine")
+            destination.mkdir()
+            (destination / "mine.txt").write_text("mine")
         else:
-            goal.write_text("mine")
+            destination.write_text("mine")
 
     with pytest.raises(StorageError, match="was created in the meantime"):
-        convert(model, goal, to=to, on_plan=meanwhile)
-    assert (goal / "mine.txt" if to == "hf" else goal).read_text() == "mine"
+        convert(model, destination, to=to, on_plan=create)
+    assert (destination / "mine.txt" if to == "hf" else destination).read_text() == "mine"
     plans = []
-    convert(model, goal, to=to, overwrite=True, on_plan=plans.append)
+    convert(model, destination, to=to, overwrite=True, on_plan=plans.append)
     assert plans[0].finished == plans[0].bytes
 
 
-def test_names_that_will_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_destinations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = with_tokenizer(tmp_path / "in")
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
-    for goal in (".", "..", "../b", tmp_path / "a"):
+    for destination in (".", "..", "../b", tmp_path / "a"):
         with pytest.raises(StorageError, match="is the current folder, or contains it"):
-            convert(model, goal, to="hf")
+            convert(model, destination, to="hf")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for goal in (tmp_path / "loop", tmp_path / "loop" / "x"):
+    for destination in (tmp_path / "loop", tmp_path / "loop" / "x"):
         with pytest.raises(StorageError, match="loop"):
-            convert(model, goal, to="hf")
-    for goal in (".lock", ".puna-conversion.json"):
+            convert(model, destination, to="hf")
+    for destination in (".lock", ".puna-conversion.json"):
         with pytest.raises(StorageError, match="puna uses this name for its records"):
-            convert(model, goal, to="gguf")
+            convert(model, destination, to="gguf")
     assert not any(Path.cwd().iterdir())
 
 
-def test_a_tokenizer_is_resumed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, goal = with_tokenizer(tmp_path / "in"), tmp_path / "out"
+def test_an_interrupted_tokenizer_is_written_from_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, destination = with_tokenizer(tmp_path / "in"), tmp_path / "out"
     (model / "chat_template.jinja").write_text("{{ messages }}")
 
     def stop(*arguments: object) -> None:
@@ -259,14 +260,14 @@ def test_a_tokenizer_is_resumed_whole(tmp_path: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patched:
         patched.setattr(conversion_run, "publish", stop)
         with pytest.raises(StoppedError):
-            convert_tokenizer(model, goal)
+            convert_tokenizer(model, destination)
     (model / "chat_template.jinja").unlink()
-    convert_tokenizer(model, goal)
+    convert_tokenizer(model, destination)
     convert_tokenizer(model, tmp_path / "fresh")
-    assert contents(goal) == contents(tmp_path / "fresh")
+    assert contents(destination) == contents(tmp_path / "fresh")
 
 
-def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_cannot_be_written_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -276,15 +277,15 @@ def test_a_record_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-def test_a_source_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said of the source, before anything is written; root may read everything, so the refusal is made up."""
+def test_a_source_without_read_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the source before anything is written. It is simulated, since root may read everything."""
     model = with_tokenizer(tmp_path / "in")
-    opened = Path.open
+    original_open = Path.open
 
     def refuse(path: Path, *arguments: object, **options: object) -> object:
         if path.name == "tokenizer.model" and path.parent == model and arguments == ("rb",):
             raise PermissionError(errno.EACCES, "Permission denied")
-        return opened(path, *arguments, **options)
+        return original_open(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CheckpointError, match=r"tokenizer\.model cannot be read \(Permission denied\)"):
@@ -301,61 +302,61 @@ def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         convert(source(tmp_path / "in"), tmp_path / "out", to="hf")
 
 
-def test_nothing_is_left_of_a_run_that_finished_no_file(tmp_path: Path) -> None:
-    model, goal = source(tmp_path / "in"), tmp_path / "deep" / "er" / "out"
+def test_a_run_that_completed_no_file_leaves_no_files(tmp_path: Path) -> None:
+    model, destination = source(tmp_path / "in"), tmp_path / "deep" / "er" / "out"
 
     with pytest.raises(StoppedError):
-        convert(model, goal, to="hf", progress=stop_after(0))
+        convert(model, destination, to="hf", progress=stop_after(0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
-    model, goal = source(tmp_path / "in"), tmp_path / "out"
-    with resumable_staging(goal, {"other": 1}), pytest.raises(StorageError, match="another process is writing it"):
-        convert(model, goal, to="hf")
+def test_two_conversions_to_one_destination_are_refused(tmp_path: Path) -> None:
+    model, destination = source(tmp_path / "in"), tmp_path / "out"
+    with resumable_staging(destination, {"other": 1}), pytest.raises(StorageError, match="another process is writing"):
+        convert(model, destination, to="hf")
 
 
-def test_what_is_there_already(tmp_path: Path) -> None:
-    model, goal = source(tmp_path / "in"), tmp_path / "out"
-    goal.mkdir()
-    convert(model, goal, to="hf")  # an empty folder is as good as none
-    before = contents(goal)
+def test_existing_destinations(tmp_path: Path) -> None:
+    model, destination = source(tmp_path / "in"), tmp_path / "out"
+    destination.mkdir()
+    convert(model, destination, to="hf")  # an empty folder is replaced
+    before = contents(destination)
     with pytest.raises(StorageError, match="exists already"):
-        convert(model, goal, to="hf", dtype="float16")
-    assert contents(goal) == before
-    (goal / "notes.txt").write_text("mine")
-    convert(model, goal, to="hf", dtype="float16", overwrite=True)
-    assert "notes.txt" not in contents(goal) and contents(goal) != before
+        convert(model, destination, to="hf", dtype="float16")
+    assert contents(destination) == before
+    (destination / "notes.txt").write_text("mine")
+    convert(model, destination, to="hf", dtype="float16", overwrite=True)
+    assert "notes.txt" not in contents(destination) and contents(destination) != before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
-    for bad in (model, model / "model.safetensors"):
+    for path in (model, model / "model.safetensors"):
         with pytest.raises(StorageError, match=r"is, or contains, the model|exists already"):
-            convert(model, bad, to="hf", overwrite=True)
+            convert(model, path, to="hf", overwrite=True)
     with pytest.raises(StorageError, match="is a folder; a GGUF file needs a name"):
-        convert(model, goal, to="gguf")
+        convert(model, destination, to="gguf")
     with pytest.raises(StorageError, match="give --to gguf"):
         convert(model, tmp_path / "x.gguf", to="hf")
 
 
-def test_a_disk_too_small_is_seen_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, goal = source(tmp_path / "in"), tmp_path / "out"
+def test_a_disk_that_is_too_small_is_an_error_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, destination = source(tmp_path / "in"), tmp_path / "out"
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
     with pytest.raises(StorageError, match=r"needs 0\.07 GB more and the disk has 0\.00 GB free"):
-        convert(model, goal, to="hf")
+        convert(model, destination, to="hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
 @pytest.mark.parametrize("layout", ["hf", "meta", "gguf"])
 def test_a_disk_that_fills_up(layout: str, tmp_path: Path) -> None:
-    """A limit on a file's size fails a write in the middle, as a full disk does."""
-    model, goal = with_tokenizer(tmp_path / "in"), tmp_path / "out"
+    """A limit on file sizes makes a write fail in the middle of a file, like a full disk."""
+    model, destination = with_tokenizer(tmp_path / "in"), tmp_path / "out"
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
         "from puna.__main__ import main; sys.argv = ['puna', *sys.argv[1:]]; main()"
     )
     run = subprocess.run(
-        [sys.executable, "-c", program, "convert", str(model), str(goal), "--to", layout],
+        [sys.executable, "-c", program, "convert", str(model), str(destination), "--to", layout],
         capture_output=True,
         text=True,
     )
@@ -364,7 +365,7 @@ def test_a_disk_that_fills_up(layout: str, tmp_path: Path) -> None:
 
 
 def test_a_broken_write_is_found_by_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, goal = source(tmp_path / "in"), tmp_path / "out"
+    model, destination = source(tmp_path / "in"), tmp_path / "out"
     verify = conversion_run.verify_tensors
 
     def spoil(path: Path, *rest: object) -> int:
@@ -376,18 +377,19 @@ def test_a_broken_write_is_found_by_verify(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(conversion_run, "verify_tensors", spoil)
     with pytest.raises(CheckpointError, match="is not as intended"):
-        convert(model, goal, to="hf", verify=True)
-    assert not goal.exists()
+        convert(model, destination, to="hf", verify=True)
+    assert not destination.exists()
     monkeypatch.undo()
-    assert convert(model, goal, to="hf").conversion.plan.finished == 0  # what was found bad is not gone on with
+    again = convert(model, destination, to="hf")
+    assert again.conversion.plan.finished == 0  # a file that failed verification is not reused
     convert(model, tmp_path / "fresh", to="hf")
-    assert contents(goal) == contents(tmp_path / "fresh")
+    assert contents(destination) == contents(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("where", ["a/b/model", "a/b", "a", "a/b/model/tokenizer.model", "a/link"])
 @pytest.mark.parametrize("tokenizer_only", [False, True])
-def test_no_goal_replaces_the_source(where: str, tokenizer_only: bool, tmp_path: Path) -> None:
-    """Not the model, no folder around it, no file in it, and none of them by another name."""
+def test_no_destination_replaces_the_source(where: str, tokenizer_only: bool, tmp_path: Path) -> None:
+    """The destination is not the model, a parent folder, a file of the model, or a link to one of them."""
     (tmp_path / "a" / "b").mkdir(parents=True)
     model = source(tmp_path / "a" / "b" / "model")
     (model / "tokenizer.model").write_bytes(train_sentencepiece())
@@ -403,26 +405,26 @@ def test_no_goal_replaces_the_source(where: str, tokenizer_only: bool, tmp_path:
 
 @pytest.mark.slow
 def test_killed_at_ten_moments(tmp_path: Path) -> None:
-    """`kill -9` at random: there is no model, or a whole one; repeating the command makes it whole."""
+    """After `kill -9` at random moments there is no model or a complete one, and repeating the command completes it."""
     family = FAMILIES[11]  # Llama 3 70B's shape: eight shards, 33 MB
     model = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=12))
     arguments = [str(model), str(tmp_path / "out"), "--to", "hf", "--shards", "9"]
     started = time.perf_counter()
     subprocess.run([*COMMAND, *arguments[:1], str(tmp_path / "whole"), *arguments[2:]], check=True, capture_output=True)
-    usual = time.perf_counter() - started
+    duration = time.perf_counter() - started
     whole = contents(tmp_path / "whole")
     rng = random.Random(5)
     seen = set()
     for _ in range(10):
         process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(usual * rng.uniform(0.3, 1.05))
+        time.sleep(duration * rng.uniform(0.3, 1.05))
         process.send_signal(signal.SIGKILL)
         process.wait()
         if (tmp_path / "out").exists():
-            found = contents(tmp_path / "out")
-            found.pop(".puna-conversion.json", None)  # killed between the last renaming and tidying up
-            found.pop(".lock", None)
-            assert found == whole
+            files = contents(tmp_path / "out")
+            files.pop(".puna-conversion.json", None)  # killed between the last renaming and the cleanup
+            files.pop(".lock", None)
+            assert files == whole
             shutil.rmtree(tmp_path / "out")
             seen.add("whole")
         else:

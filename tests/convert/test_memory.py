@@ -1,4 +1,4 @@
-"""Conversion in bounded memory: a model many times the bound, each layout into each."""
+"""Conversions in bounded memory, of a model many times larger than the bound, between all layouts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.tokenizer.vocabularies import train_sentencepiece
 pytestmark = pytest.mark.slow
 
 LARGEST = 8192 * 2048 * 2
-"""Bytes of the largest tensor, a matrix of the feed-forward block; the model has a dozen like it and 550 MB."""
+"""Bytes of the largest tensor, a feed-forward matrix; the model has twelve of them and 550 MB."""
 
 MEASURE = """
 import json, re, sys
@@ -38,9 +38,9 @@ print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], plans
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same model in each layout."""
+    """Returns the folders of one model in each layout."""
     if not Path("/proc/self/status").exists():
-        pytest.skip("only Linux tells a process's greatest memory")
+        pytest.skip("only Linux reports the peak memory of a process")
     root = tmp_path_factory.mktemp("large")
     config = LlamaConfig(
         vocab_size=424, hidden_size=2048, intermediate_size=8192, num_hidden_layers=4, num_attention_heads=16,
@@ -81,11 +81,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
 )
 def test_memory_is_bounded(source: str, options: dict[str, Any], folders: dict[str, Path], tmp_path: Path) -> None:
-    """Within the bound, and within what was announced."""
+    """Peak memory is within the bound and within the plan."""
     arguments = [str(folders[source]), str(tmp_path / "out"), json.dumps(options)]
     run = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
-    most, announced = map(int, run.stdout.split())
-    assert most * 1024 < min(2 * LARGEST + 200e6, announced), re.sub(r"\s+", " ", run.stderr)
+    peak, announced = map(int, run.stdout.split())
+    assert peak * 1024 < min(2 * LARGEST + 200e6, announced), re.sub(r"\s+", " ", run.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def wide(folders: dict[str, Path]) -> Path:
     [{"to": "hf", "verify": True}, {"quantize": "q4_0", "verify": True}, {"quantize": "q4_0", "calibrate": ""}],
     ids=["verify", "verify-q4_0", "calibrate"],
 )
-def test_running_models_is_announced(options: dict[str, Any], wide: Path, tmp_path: Path) -> None:
-    """A model that is run is in memory, and the logits of a large vocabulary: as much as the plan says, not half."""
+def test_the_plan_includes_running_models(options: dict[str, Any], wide: Path, tmp_path: Path) -> None:
+    """The plan includes a model that runs and the logits of a large vocabulary, and is not twice too large."""
     if "calibrate" in options:
         (tmp_path / "text.txt").write_text("The llama lives in the high grassland. " * 500)
         options = options | {"calibrate": str(tmp_path / "text.txt")}
@@ -109,5 +109,5 @@ def test_running_models_is_announced(options: dict[str, Any], wide: Path, tmp_pa
         [sys.executable, "-c", MEASURE, str(wide), str(tmp_path / "out"), json.dumps(options)],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    most, announced = map(int, run.stdout.split())
-    assert announced / 2 < most * 1024 < announced, run.stderr
+    peak, announced = map(int, run.stdout.split())
+    assert announced / 2 < peak * 1024 < announced, run.stderr

@@ -1,4 +1,4 @@
-"""Meta's layout, read and written, for every family: against torch.save, torch.load and safetensors."""
+"""Reading and writing Meta's layout for every family, compared with torch.save, torch.load and safetensors."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def same(one: Tensors, other: Tensors) -> bool:
 
 
 def load_hf(folder: Path) -> Tensors:
-    found: Tensors = {}
+    tensors: Tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
-        found |= safetensors.torch.load_file(file)
-    return found
+        tensors |= safetensors.torch.load_file(file)
+    return tensors
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_meta_to_hf_to_meta(family: Family, tmp_path: Path) -> None:
     tensors = hf_tensors(family)
     source = write_meta(tmp_path / "meta", family, tensors)
-    # Some show only in full width, or not at all; the others are found.
+    # Some releases can be detected only at full width, or not at all; for the others no version is given.
     version = family.version if family.name in ("llama1-65b", *TIED, "llama3.3-70b") else None
     done = convert(source, tmp_path / "hf", to="hf", llama_version=version, shard_size="20MB")
-    wanted = {name: t for name, t in tensors.items() if name != "lm_head.weight" or family.name not in TIED}
-    assert same(load_hf(tmp_path / "hf"), wanted)
+    expected = {name: t for name, t in tensors.items() if name != "lm_head.weight" or family.name not in TIED}
+    assert same(load_hf(tmp_path / "hf"), expected)
     config = LlamaConfig.from_pretrained(tmp_path / "hf")
     contexts = {"1": 2048, "2": 4096, "code": 16384, "3": 8192, "3.1": 131072, "3.2": 131072, "3.3": 131072}
     assert config.max_position_embeddings == contexts[family.version]
@@ -60,13 +60,13 @@ def test_meta_to_hf_to_meta(family: Family, tmp_path: Path) -> None:
     for file, shard in zip(files, meta_shards(family, tensors), strict=True):
         assert same(torch.load(file, weights_only=True, mmap=True), shard)
     params = json.loads((tmp_path / "back" / "params.json").read_text())
-    given = family.params_json(2)
+    original = family.params_json(2)
     assert feed_forward_width(family.dim, params["multiple_of"], params.get("ffn_dim_multiplier")) == family.ffn
     for key in ("dim", "n_heads", "n_layers", "norm_eps", "n_kv_heads", "rope_theta", "use_scaled_rope"):
-        assert params.get(key) == given.get(key), key
+        assert params.get(key) == original.get(key), key
 
 
-def test_a_meta_folder_is_opened_like_any_other(tmp_path: Path) -> None:
+def test_a_meta_folder_is_loaded_by_every_backend(tmp_path: Path) -> None:
     from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM as Theirs
 
@@ -89,8 +89,8 @@ def test_a_meta_folder_is_opened_like_any_other(tmp_path: Path) -> None:
     native = NativeBackend(checkpoint.config, checkpoint.tensors)
     logits = native.forward([Chunk(0, ids[0].numpy(), 0, 20)])
     with torch.no_grad():
-        wanted = theirs(ids[:1]).logits[0]
-    assert torch.allclose(torch.from_numpy(logits), wanted, rtol=1e-3, atol=1e-3)
+        expected = theirs(ids[:1]).logits[0]
+    assert torch.allclose(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_meta_folder_is_opened_like_any_other(tmp_path: Path) -> None:
     [(4096, 11008, 32, 1), (5120, 13824, 40, 2), (6656, 17920, 52, 4), (8192, 22016, 64, 8), (8192, 28672, 8, 8),
      (8192, 22016, 8, 4), (16384, 53248, 8, 8), (2048, 8192, 8, 1), (3200, 8640, 32, 1)],
 )  # fmt: skip
-def test_shards_as_published(hidden: int, ffn: int, kv: int, shards: int) -> None:
+def test_number_of_published_shards(hidden: int, ffn: int, kv: int, shards: int) -> None:
     heads = {4096: 32, 5120: 40, 6656: 52, 16384: 128, 2048: 32, 3200: 32}.get(hidden, 64)
     config = LlamaConfig(hidden_size=hidden, intermediate_size=ffn, num_attention_heads=heads, num_key_value_heads=kv)
     assert published_shards(config) == shards
@@ -106,7 +106,7 @@ def test_shards_as_published(hidden: int, ffn: int, kv: int, shards: int) -> Non
     assert feed_forward_width(hidden, params["multiple_of"], params.get("ffn_dim_multiplier")) == ffn
 
 
-def test_releases_are_told_apart() -> None:
+def test_releases_are_detected() -> None:
     def params(dim: int, heads: int, kv: int, eps: float, theta: float = 1e4, scaled: bool = False) -> Params:
         return Params(dim, 2, heads, kv, kv != heads, 1, eps, theta, scaled, None)
 
@@ -121,36 +121,36 @@ def test_releases_are_told_apart() -> None:
     assert release(params(3072, 24, 8, 1e-5, 5e5, True), 128256) == "3.2"
 
 
-def damaged(folder: Path, what: str) -> None:
+def damage_folder(folder: Path, damage: str) -> None:
     shard = folder / "consolidated.02.pth"
     params = json.loads((folder / "params.json").read_text())
-    if what == "truncated":
+    if damage == "truncated":
         shard.write_bytes(shard.read_bytes()[:-1000])
-    elif what == "missing in the middle":
+    elif damage == "missing in the middle":
         shard.unlink()
-    elif what == "missing at the end":
+    elif damage == "missing at the end":
         (folder / "consolidated.03.pth").unlink()
-    elif what == "another model's":
+    elif damage == "another model's":
         torch.save(meta_shards(SMALL, hf_tensors(SMALL, seed=1))[2], shard)
-    elif what == "fewer tensors":
-        held = torch.load(shard, weights_only=True)
-        del held["layers.1.attention.wq.weight"]
-        torch.save(held, shard)
-    elif what == "another type":
+    elif damage == "fewer tensors":
+        tensors = torch.load(shard, weights_only=True)
+        del tensors["layers.1.attention.wq.weight"]
+        torch.save(tensors, shard)
+    elif damage == "another type":
         torch.save({k: v.bfloat16() for k, v in torch.load(shard, weights_only=True).items()}, shard)
-    elif what == "vision":
+    elif damage == "vision":
         params["vision_chunk_size"] = 448
-    elif what == "no params":
+    elif damage == "no params":
         (folder / "params.json").unlink()
         return
     else:
-        key, value = what.split("=")
+        key, value = damage.split("=")
         params[key] = json.loads(value)
     (folder / "params.json").write_text(json.dumps(params))
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("damage", "message"),
     [
         ("truncated", "truncated or damaged"),
         ("missing in the middle", "consolidated.02.pth missing"),
@@ -171,15 +171,15 @@ def damaged(folder: Path, what: str) -> None:
         ("use_scaled_rope=1", "use_scaled_rope must be true or false, got 1"),
     ],
 )
-def test_what_does_not_fit_is_refused(what: str, message: str, tmp_path: Path) -> None:
+def test_damaged_folders_are_refused(damage: str, message: str, tmp_path: Path) -> None:
     folder = write_meta(tmp_path / "meta", SMALL, hf_tensors(SMALL))
-    damaged(folder, what)
+    damage_folder(folder, damage)
     with pytest.raises(ValueError, match=message):
         convert(folder, tmp_path / "hf", to="hf")
     assert not (tmp_path / "hf").exists() and sorted(path.name for path in tmp_path.iterdir()) == ["meta"]
 
 
-def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
+def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
     folder = write_meta(tmp_path / "meta", SMALL, hf_tensors(SMALL))
     proof = tmp_path / "ran"
 
@@ -202,6 +202,6 @@ def test_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
     ],
 )
-def test_what_meta_cannot_express(changes: dict[str, object], message: str) -> None:
+def test_models_that_meta_cannot_express(changes: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         params_from_config(LlamaConfig(hidden_size=64, num_attention_heads=4, intermediate_size=96, **changes))

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and what goes wrong has a name."""
+"""Files are written atomically, and errors name the file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from puna.files import atomic_write, make_folder, read_json, write_json
 
 
 @pytest.mark.parametrize("step", ["fsync", "mkstemp", "replace"])
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, step):
+def test_a_failed_write_leaves_the_previous_file(tmp_path, monkeypatch, step):
     path = tmp_path / "config.json"
     write_json(path, {"old": True})
 
-    def full(*arguments, **named):
+    def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(
@@ -30,7 +30,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, step):
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_an_error_of_the_writer_is_its_own(tmp_path):
+def test_an_error_of_the_writer_is_raised_unchanged(tmp_path):
     with pytest.raises(KeyError), atomic_write(tmp_path / "x") as file:
         file.write(b"half")
         raise KeyError
@@ -44,18 +44,18 @@ def test_new_files_have_the_usual_permissions(tmp_path):
     assert len(modes) == 1
 
 
-def test_folders_that_cannot_be_made_are_named(tmp_path):
+def test_folders_that_cannot_be_created_are_named(tmp_path):
     (tmp_path / "file").write_text("")
-    for bad in (tmp_path / "file", tmp_path / "file" / "below"):
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(StorageError, match="cannot be written"):
-            make_folder(bad)
+            make_folder(path)
     with pytest.raises(StorageError, match="empty"):
         make_folder("")
     assert issubclass(StorageError, PunaError)
     assert issubclass(StorageError, OSError)
 
 
-def test_models_say_the_same_of_folders_that_cannot_be_made(tmp_path):
+def test_models_raise_the_same_error_for_folders_that_cannot_be_created(tmp_path):
     torch = pytest.importorskip("torch")
     from puna import LlamaForCausalLM
 

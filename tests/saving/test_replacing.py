@@ -1,4 +1,4 @@
-"""Saves over earlier saves, with an error, or the end of the process, at every step."""
+"""Saves over earlier saves, with an error or a killed process at every step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.checkpoint.tiny import tiny_config, tiny_tensors
 
 
 class Killed(BaseException):
-    """Nobody catches it: the process ends here, as far as the files are concerned."""
+    """Simulates a killed process: no code of puna catches it."""
 
 
 @dataclass
@@ -58,8 +58,8 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} if folder.exists() else {}
 
 
-def failing(patch: pytest.MonkeyPatch, error: Callable[[], BaseException], first: int, last: int) -> list[int]:
-    """Makes the steps `first` to `last` of whatever touches the disk fail; gives the list that will name them."""
+def fail_calls(patch: pytest.MonkeyPatch, error: Callable[[], BaseException], first: int, last: int) -> list[int]:
+    """Makes the calls `first` to `last` of functions that change the disk fail; returns the list of failed calls."""
     count, failed = itertools.count(), []
 
     def broken(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,13 +92,13 @@ def test_an_error_at_any_step_leaves_the_earlier_save(tmp_path: Path, case: str)
         if earlier is not None:
             shutil.copytree(tmp_path / "old", folder)
         with pytest.MonkeyPatch.context() as patch:
-            failed = failing(patch, full, step, step)
+            failed = fail_calls(patch, full, step, step)
             try:
                 save(folder)
             except OSError as exc:
                 error: OSError | None = exc
             else:
-                error = None  # making a folder that is there may fail
+                error = None  # creating an existing folder may fail
         assert content(folder) == (old if error else new) and not list(folder.glob(".*"))
         assert error is None or folder.parent.exists() == (earlier is not None)
         if not failed:
@@ -118,7 +118,7 @@ def test_a_killed_save_never_leaves_a_mixture(tmp_path: Path, case: str, error: 
         folder = tmp_path / f"{step}"
         shutil.copytree(tmp_path / "old", folder)
         with pytest.MonkeyPatch.context() as patch:
-            failing(patch, error, step, 10**9)
+            fail_calls(patch, error, step, 10**9)
             try:
                 save(folder)
             except (OSError, Killed):
@@ -134,7 +134,7 @@ def test_a_killed_save_never_leaves_a_mixture(tmp_path: Path, case: str, error: 
         refused += 1
         with pytest.raises(PunaError, match=r"config\.json"):
             open_checkpoint(folder)
-        kept = [content(place) for place in folder.glob(".old-*")]
+        kept = [content(old_files) for old_files in folder.glob(".old-*")]
         assert all(
             raw in (content(folder).get(name), *(files.get(name) for files in kept)) for name, raw in old.items()
         )

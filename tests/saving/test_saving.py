@@ -1,4 +1,4 @@
-"""Saved weights as transformers and puna read them, and saves that fail."""
+"""Saved weights, read by transformers and puna, and saves that fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def entries(tensors: Tensors) -> Iterator[tuple[str, str, tuple[int, ...], Any]]
 
 @pytest.mark.parametrize("size", ["5GB", "100KB", 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_transformers_and_puna_read_it(tmp_path: Path, size: int | str, dtype: torch.dtype) -> None:
+def test_transformers_and_puna_read_saved_models(tmp_path: Path, size: int | str, dtype: torch.dtype) -> None:
     config = tiny_config(dtype=dtype)
     tensors = {name: tensor.to(dtype) for name, tensor in tiny_tensors(config).items()}
     files = save_checkpoint(tmp_path, config, entries(tensors), None, size)
@@ -49,7 +49,7 @@ def test_shards_respect_the_limit_and_the_index_adds_up(tmp_path: Path) -> None:
     assert index["weight_map"].keys() == tensors.keys()
     for file in files:
         assert (
-            sum(4 * tensors[name].numel() for name, place in index["weight_map"].items() if place == file.name)
+            sum(4 * tensors[name].numel() for name, shard in index["weight_map"].items() if shard == file.name)
             <= 60_000
         )
     assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
@@ -90,7 +90,7 @@ def test_a_save_that_fails_leaves_the_old_weights(tmp_path: Path) -> None:
         ([("a", "f32", (2,), bytes(4))], "4 bytes"),
     ],
 )
-def test_what_cannot_be_saved(tmp_path: Path, new: Any, message: str) -> None:
+def test_invalid_tensors_are_refused(tmp_path: Path, new: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         save_checkpoint(tmp_path / "made" / "here", tiny_config(), new)
     assert not list(tmp_path.iterdir())

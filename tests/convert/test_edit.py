@@ -1,4 +1,4 @@
-"""Types, pooled heads and resized vocabularies, against torch."""
+"""Casts, pooled heads and resized vocabularies, compared with torch."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ def source(folder: Path, dtype: torch.dtype = torch.float32, **changes: object) 
 
 
 def read(folder: Path) -> Tensors:
-    found = {}
+    result = {}
     for name, weight in open_checkpoint(folder).tensors.items():
         dtype = DTYPES[str(weight.format.torch)]
-        found[name] = torch.from_numpy(np.array(weight.rows())).view(dtype).reshape(weight.shape)
-    return found
+        result[name] = torch.from_numpy(np.array(weight.rows())).view(dtype).reshape(weight.shape)
+    return result
 
 
 @pytest.mark.parametrize("before", DTYPES)
 @pytest.mark.parametrize("after", DTYPES)
-def test_types_are_cast_as_torch_casts(before: str, after: str, tmp_path: Path) -> None:
+def test_casts_equal_torch_casts(before: str, after: str, tmp_path: Path) -> None:
     folder, tensors = source(tmp_path / "in", DTYPES[before])
     convert(folder, tmp_path / "out", to="hf", dtype=after, verify=True)
-    found = read(tmp_path / "out")
-    assert all(torch.equal(found[name], tensor.to(DTYPES[after])) for name, tensor in tensors.items())
+    result = read(tmp_path / "out")
+    assert all(torch.equal(result[name], tensor.to(DTYPES[after])) for name, tensor in tensors.items())
     assert LlamaConfig.from_pretrained(tmp_path / "out").dtype == after
 
 
-def test_norms_in_float32_come_back_to_the_models_type(tmp_path: Path) -> None:
+def test_float32_norms_get_the_type_of_the_model_if_exact(tmp_path: Path) -> None:
     folder, tensors = source(tmp_path / "in", torch.bfloat16)
     mixed = {name: t.float() if t.ndim == 1 else t for name, t in tensors.items()}
-    mixed["model.norm.weight"] = mixed["model.norm.weight"] + 1e-4  # not a bfloat16: it must stay as it is
+    mixed["model.norm.weight"] = mixed["model.norm.weight"] + 1e-4  # not exact in bfloat16: it must stay float32
     write_folder(folder, LlamaConfig.from_pretrained(folder), mixed)
     convert(folder, tmp_path / "out", to="hf")
-    found = read(tmp_path / "out")
-    assert found["model.norm.weight"].dtype == torch.float32
+    result = read(tmp_path / "out")
+    assert result["model.norm.weight"].dtype == torch.float32
     mixed.pop("model.norm.weight")
-    assert all(torch.equal(found[name], tensors[name]) for name in mixed)
+    assert all(torch.equal(result[name], tensors[name]) for name in mixed)
 
 
-def test_what_does_not_fit_a_type_is_refused(tmp_path: Path) -> None:
+def test_values_too_large_for_a_type_are_refused(tmp_path: Path) -> None:
     folder, tensors = source(tmp_path / "in")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = 70000.0
     write_folder(folder, LlamaConfig.from_pretrained(folder), tensors)
@@ -69,16 +69,16 @@ def test_what_does_not_fit_a_type_is_refused(tmp_path: Path) -> None:
 def test_heads_are_pooled(heads: int, tmp_path: Path) -> None:
     folder, tensors = source(tmp_path / "in", num_key_value_heads=4)
     convert(folder, tmp_path / "out", to="hf", kv_heads=heads)
-    found = read(tmp_path / "out")
+    result = read(tmp_path / "out")
     assert LlamaConfig.from_pretrained(tmp_path / "out").num_key_value_heads == heads
     for name, tensor in tensors.items():
-        wanted = tensor
+        expected = tensor
         if ".k_proj." in name or ".v_proj." in name:
-            wanted = tensor.reshape(heads, 4 // heads, 16, -1).double().mean(1).float().reshape(heads * 16, -1)
-        assert torch.allclose(found[name], wanted, rtol=1e-6, atol=1e-7), name
+            expected = tensor.reshape(heads, 4 // heads, 16, -1).double().mean(1).float().reshape(heads * 16, -1)
+        assert torch.allclose(result[name], expected, rtol=1e-6, atol=1e-7), name
 
 
-def test_pooling_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_numbers_of_heads(tmp_path: Path) -> None:
     folder, _ = source(tmp_path / "in", num_key_value_heads=4)
     for heads in (3, 8):
         with pytest.raises(CheckpointError, match=f"{heads} key-value heads cannot be pooled from 4"):
@@ -89,10 +89,10 @@ def test_pooling_that_cannot_be(tmp_path: Path) -> None:
 def test_vocabulary_is_resized(size: int | None, multiple: int | None, rows: int, tmp_path: Path) -> None:
     folder, tensors = source(tmp_path / "in", torch.bfloat16)
     convert(folder, tmp_path / "out", to="hf", vocab_size=size, pad_vocab_to=multiple, verify=True)
-    found = read(tmp_path / "out")
+    result = read(tmp_path / "out")
     assert LlamaConfig.from_pretrained(tmp_path / "out").vocab_size == rows
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        before, after = tensors[name], found[name]
+        before, after = tensors[name], result[name]
         assert after.shape == (rows, 64) and torch.equal(after[:96], before[:rows])
         if rows > 96:
             mean = before.double().mean(0).float().bfloat16()
@@ -119,19 +119,19 @@ def test_transformers_computes_the_same(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
 
 
-def test_the_plan_tells_what_is_changed(tmp_path: Path) -> None:
+def test_the_plan_lists_the_changes(tmp_path: Path) -> None:
     folder, _ = source(tmp_path / "in", num_key_value_heads=4, hidden_size=128, head_dim=32, intermediate_size=128)
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
     convert(folder, tmp_path / "q.gguf", quantize="q4_0")
     done = convert(tmp_path / "q.gguf", tmp_path / "m.gguf", quantize="q5_0", kv_heads=2, pad_vocab_to=64)
-    stored = [weight.format.name for weight in open_checkpoint(tmp_path / "q.gguf").tensors.values()]
-    assert done.conversion.plan.before == {name: stored.count(name) for name in set(stored)}
-    said = "\n".join(done.notes)
-    assert "q4_0 to q5_0" in said and "4 key-value heads become 2: the model needs training" in said
-    assert "32 new rows of vocabulary" in said
+    formats = [weight.format.name for weight in open_checkpoint(tmp_path / "q.gguf").tensors.values()]
+    assert done.conversion.plan.before == {name: formats.count(name) for name in set(formats)}
+    notes = "\n".join(done.notes)
+    assert "q4_0 to q5_0" in notes and "4 key-value heads become 2: the model needs training" in notes
+    assert "32 new rows of vocabulary" in notes
 
 
-def test_numbers_that_are_none(tmp_path: Path) -> None:
+def test_infinite_values(tmp_path: Path) -> None:
     folder, tensors = source(tmp_path / "in")
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
     tensors["model.layers.1.mlp.up_proj.weight"][0, 4] = float("inf")
@@ -144,7 +144,7 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
         convert(folder, tmp_path / "m.gguf", quantize="q4_0")
 
 
-def test_a_context_too_short_to_measure_in(tmp_path: Path) -> None:
+def test_a_context_too_short_to_measure_nll(tmp_path: Path) -> None:
     folder, _ = source(tmp_path / "in", max_position_embeddings=1)
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
     done = convert(folder, tmp_path / "out", to="hf", verify=True)
