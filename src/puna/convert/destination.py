@@ -14,16 +14,7 @@ from puna.convert.calibration import CalibrationText
 from puna.convert.options import Layout, Options
 from puna.convert.tokenizer_files import tokenizer_files
 from puna.errors import CheckpointError, StorageError
-from puna.files import folder_path
-from puna.files.atomic_folder import (
-    LOCK,
-    RECORD,
-    deleted_path,
-    is_taken,
-    partial_folder,
-    replaced_path,
-    restore_replaced,
-)
+from puna.files import atomic_folder, folder_path
 
 
 def model_destination(target: str | Path, layout: Layout, overwrite: bool, source: Checkpoint) -> Path:
@@ -52,9 +43,9 @@ def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path
         raise StorageError(f"{destination} cannot be written to ({exc}); choose another name") from exc
     if here in (current, *current.parents):
         raise StorageError(f"{destination} is the current folder, or contains it; give the name of a new one")
-    if destination.name in (RECORD, LOCK):
+    if destination.name in (atomic_folder.RECORD, atomic_folder.LOCK):
         raise StorageError(f"{destination}: puna uses this name for its records; choose another")
-    working = [path(destination).resolve() for path in (partial_folder, replaced_path, deleted_path)]
+    working = [path.resolve() for path in atomic_folder.working_paths(destination)]
     for source in sources:
         if any(path in (source.resolve(), *source.resolve().parents) for path in working):
             raise StorageError(
@@ -65,8 +56,8 @@ def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path
             for real in (path.parent.resolve() / path.name, path.resolve()):
                 if here in (real, *real.parents):
                     raise StorageError(f"{destination} is, or contains, the model to be converted; choose another name")
-    restore_replaced(destination)
-    if is_taken(destination) and not overwrite:
+    atomic_folder.restore_replaced(destination)
+    if atomic_folder.is_taken(destination) and not overwrite:
         raise StorageError(f"{destination} exists already; choose another name, or give --overwrite to replace it")
 
 

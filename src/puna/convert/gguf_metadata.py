@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from puna.checkpoint import Checkpoint
 from puna.checkpoint.gguf_config import END_IDS
 from puna.config import LlamaConfig
-from puna.convert.settings import bos_token_id, descriptions, generation_notes, pad_token_id
+from puna.convert.settings import descriptions, generation_notes, special_id
 from puna.errors import CheckpointError
 from puna.formats.gguf_writer import Value
 from puna.tokenizer.load import gguf_tokenizer
@@ -80,7 +80,7 @@ def _wide(value: Any) -> Value:
 
 def _special_ids(checkpoint: Checkpoint) -> dict[str, Value]:
     """Returns the keys of the special ids that generation obeys; they replace the tokenizer's."""
-    ids = {"bos": bos_token_id(checkpoint), "padding": pad_token_id(checkpoint)}
+    ids = {"bos": special_id(checkpoint, "bos_token_id"), "padding": special_id(checkpoint, "pad_token_id")}
     ids |= dict(zip(_EOS_KEYS, _eos_ids(checkpoint), strict=False))
     return {f"tokenizer.ggml.{name}_token_id": index for name, index in ids.items() if index is not None}
 

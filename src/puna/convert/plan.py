@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections import Counter
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,8 @@ def make_plan(
         finished=sum(file.bytes for file in target.files if file.name not in unfinished),
         free=free_bytes(destination.absolute().parent),
         memory=_INTERPRETER + max((RELEASE_EVERY + _PIECES) * PIECE, tokenizer, running),
-        before=_count_formats(source.tensors.values()),
-        formats=_count_formats(target.tensors.values()),
+        before=_count_formats(source.tensors),
+        formats=_count_formats(target.tensors),
         fallbacks=dict(target.fallbacks),
         notes=_notes(source, edited, target),
         llama_version=target.llama_version,
@@ -130,11 +131,8 @@ def _running_memory(source: Checkpoint, result: int, calibrate: bool, verify: bo
     return max(sizes) + logits
 
 
-def _count_formats(tensors: Iterable[RowSource]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for tensor in tensors:
-        counts[tensor.format.name] = counts.get(tensor.format.name, 0) + 1
-    return counts
+def _count_formats(tensors: Mapping[str, RowSource]) -> dict[str, int]:
+    return dict(Counter(tensor.format.name for tensor in tensors.values()))
 
 
 def _notes(source: Checkpoint, edited: Checkpoint, target: Target) -> list[str]:

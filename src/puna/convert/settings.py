@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from puna.checkpoint import Checkpoint
 from puna.formats.gguf import open_gguf
@@ -11,31 +11,17 @@ from puna.formats.gguf import open_gguf
 _HELD_ELSEWHERE = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
 """Fields of a generation configuration that the other layouts hold too, or that no reader needs."""
 
-_WRITTEN = (
-    "general.architecture",
-    "general.file_type",
-    "general.quantization_version",
-    "general.alignment",
-    "general.type",
-)
+_WRITTEN = tuple(f"general.{key}" for key in ("architecture", "file_type", "quantization_version", "alignment", "type"))
 """GGUF keys of the group `general` that the converter computes."""
 
 _COMPUTED = ("llama.", "tokenizer.", "split.")
 """Prefixes of the GGUF keys that affect computation; the converter computes them from the model."""
 
 
-def bos_token_id(checkpoint: Checkpoint) -> int | None:
-    """Returns the id of the BOS token: that of the generation configuration, else that of the model's."""
-    index: int | None = checkpoint.generation.bos_token_id
-    fallback: int | None = checkpoint.config.bos_token_id
-    return fallback if index is None else index
-
-
-def pad_token_id(checkpoint: Checkpoint) -> int | None:
-    """Returns the id of the padding token: that of the generation configuration, else that of the model's."""
-    index: int | None = checkpoint.generation.pad_token_id
-    fallback: int | None = checkpoint.config.pad_token_id
-    return fallback if index is None else index
+def special_id(checkpoint: Checkpoint, name: Literal["bos_token_id", "pad_token_id"]) -> int | None:
+    """Returns the id of a special token in the generation configuration, else that in the model's configuration."""
+    ids: list[int | None] = [getattr(config, name) for config in (checkpoint.generation, checkpoint.config)]
+    return ids[1] if ids[0] is None else ids[0]
 
 
 def generation_notes(checkpoint: Checkpoint) -> list[str]:

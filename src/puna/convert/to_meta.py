@@ -16,7 +16,7 @@ from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
 from puna.convert.lazy_rows import columns
 from puna.convert.options import Options
-from puna.convert.settings import bos_token_id, description_notes, generation_notes, pad_token_id
+from puna.convert.settings import description_notes, generation_notes, special_id
 from puna.convert.target import NewFile, Target, find_dtype, new_tensor, plain_tensors
 from puna.convert.tokenizer_files import write_meta_tokenizer
 from puna.errors import CheckpointError
@@ -101,8 +101,8 @@ def _differences(checkpoint: Checkpoint, params: Mapping[str, Any], version: str
         for name, ours, theirs in (
             ("context of", config.max_position_embeddings, read.max_position_embeddings),
             (_FACTOR, factor, read_factor),
-            ("bos_token_id", bos_token_id(checkpoint), read.bos_token_id),
-            ("pad_token_id", pad_token_id(checkpoint), read.pad_token_id),
+            ("bos_token_id", special_id(checkpoint, "bos_token_id"), read.bos_token_id),
+            ("pad_token_id", special_id(checkpoint, "pad_token_id"), read.pad_token_id),
             ("EOS tokens", eos, read_eos),
         )
         if ours != theirs

@@ -4,13 +4,6 @@ from puna.files.atomic_file import atomic_write, folder_path, free_bytes, make_f
 from puna.files.json_file import JSON_LIMIT, json_bytes, read_json, write_json
 
 __all__ = [
-    "JSON_LIMIT",
-    "atomic_write",
-    "folder_path",
-    "free_bytes",
-    "json_bytes",
-    "make_folder",
-    "read_json",
-    "storage_errors",
-    "write_json",
-]
+    "JSON_LIMIT", "atomic_write", "folder_path", "free_bytes", "json_bytes", "make_folder", "read_json",
+    "storage_errors", "write_json",
+]  # fmt: skip

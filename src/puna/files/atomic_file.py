@@ -18,21 +18,16 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Opens a temporary file next to `path`; renames it to `path` when it is complete and on the disk."""
     with storage_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with storage_errors(path):
-            yield from _write(handle, temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write(handle: int, temporary: Path, path: Path) -> Iterator[IO[bytes]]:
-    with os.fdopen(handle, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
-    temporary.replace(path)
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

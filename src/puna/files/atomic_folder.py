@@ -46,9 +46,10 @@ def replaced_path(destination: Path) -> Path:
     return destination.parent / f".{destination.name}.puna-old"
 
 
-def deleted_path(destination: Path) -> Path:
-    """Returns the path of the old `destination` while it is deleted."""
-    return destination.parent / f".{destination.name}.puna-gone"
+def working_paths(destination: Path) -> tuple[Path, Path, Path]:
+    """Returns the staging folder, and the paths of the old `destination` while replaced and while deleted."""
+    deleted = destination.parent / f".{destination.name}.puna-gone"
+    return partial_folder(destination), replaced_path(destination), deleted
 
 
 @contextmanager
@@ -214,7 +215,7 @@ def _locked(staging: Path, destination: Path) -> Iterator[None]:
 
 def _delete_replaced(destination: Path) -> None:
     """Deletes the old `destination`, renamed before so that an incomplete rest of it is never restored."""
-    old, deleted = replaced_path(destination), deleted_path(destination)
+    _, old, deleted = working_paths(destination)
     _remove(deleted)
     if old.exists() or old.is_symlink():
         old.replace(deleted)
@@ -226,9 +227,8 @@ def _completed_files(staging: Path) -> list[Path]:
 
 
 def _clear(staging: Path) -> None:
-    for path in staging.iterdir():
-        if path.name != LOCK:
-            _remove(path)
+    for path in (*_completed_files(staging), staging / RECORD):
+        _remove(path)
 
 
 def _remove(path: Path) -> None:
