@@ -268,6 +268,7 @@ def test_auto_selects_the_native_backend_if_it_supports_the_model(tiny_model, tm
         LLM(tmp_path, "native")
 
 
+@pytest.mark.slow
 def test_smollm2_answers_questions(smollm2):
     llm = LLM()
     assert llm.path == smollm2

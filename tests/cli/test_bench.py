@@ -12,6 +12,7 @@ from puna.native.measure import MachineSpeed, measure_machine
 from tests.cli.test_cli import as_json, run
 
 
+@pytest.mark.slow
 def test_bench_reports_all_fields(tiny_model):
     sizes = ["--prefill", "5,9,5", "--context", "4", "--decode", "3", "--batch", "1,2", "--repeat", "2"]
     out = as_json("bench", "-m", str(tiny_model), *sizes)
@@ -34,6 +35,7 @@ def test_bench_reports_all_fields(tiny_model):
     assert out["peak_memory_bytes"] > 1e7
 
 
+@pytest.mark.slow
 def test_work_that_exceeds_the_context_is_skipped_with_a_message(tiny_model):
     sizes = ["--prefill", "5,99999", "--context", "4", "--decode", "2", "--batch", "1", "--repeat", "1"]
     result = run("bench", "-m", str(tiny_model), *sizes)

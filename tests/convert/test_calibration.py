@@ -77,6 +77,7 @@ def test_nothing_is_measured_before_the_plan(model: Path, tmp_path: Path) -> Non
     assert seen[0].memory > 0 and seen[1] == 0.0 and len(seen) > 2
 
 
+@pytest.mark.slow
 def test_only_the_beginning_of_a_long_text_is_read(model: Path, tmp_path: Path) -> None:
     ids = load_tokenizer(model).encode(TEXT * 40)
     assert len(ids) > 32768

@@ -106,6 +106,7 @@ def kernels(request, monkeypatch):
     monkeypatch.setenv("PUNA_KERNELS", request.param)
 
 
+@pytest.mark.slow
 def test_native_sampling_equals_the_reference_implementation(kernels):
     """Thousands of random cases. The two may differ only where a draw is within rounding of a boundary."""
     random = np.random.default_rng(9)

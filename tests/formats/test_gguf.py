@@ -126,6 +126,7 @@ def test_version_2_is_read(tmp_path: Path) -> None:
     assert file.metadata["numbers"].tolist() == [7, 8]
 
 
+@pytest.mark.slow
 def test_smollm2_is_bit_identical_to_gguf(smollm2: Path) -> None:
     file = open_gguf(smollm2)
     reader = gguf.GGUFReader(smollm2)

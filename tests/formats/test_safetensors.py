@@ -39,6 +39,7 @@ def make(kind: str, shape: list[int], seed: int) -> torch.Tensor:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tensors, st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2))
+@pytest.mark.slow
 def test_puna_and_safetensors_read_each_others_files(
     tmp_path: Path, spec: dict[str, Any], metadata: dict[str, str]
 ) -> None:

@@ -212,6 +212,7 @@ def test_handmade_pickles(tmp_path: Path, case: str) -> None:
         open_torch_zip(path)
 
 
+@pytest.mark.slow
 def test_deeply_nested_values_do_not_overflow_the_stack(tmp_path: Path) -> None:
     depth = 200_000
     for raw in (b"]" * depth + b"a" * (depth - 1) + b".", b")" + b"\x85" * depth + b"."):

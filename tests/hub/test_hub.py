@@ -139,6 +139,7 @@ def test_classes_accept_names_and_the_arguments_of_transformers(machine: Machine
     assert (machine.home / "elsewhere" / "models--owner--tiny").is_dir()
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_is_resumed(machine: Machine, folder: dict[str, bytes]) -> None:
     large = bytes(range(256)) * 160_000
     machine.hub.add("owner/tiny", {**folder, "model-00002-of-00002.safetensors": large})
@@ -172,6 +173,7 @@ def test_the_cache_is_used_without_the_hub(machine: Machine, folder: dict[str, b
         assert run.returncode == 1 and "no such file or folder" in run.stderr and message in run.stderr
 
 
+@pytest.mark.slow
 def test_local_paths_never_touch_the_network(machine: Machine, folder: dict[str, bytes]) -> None:
     machine.hub.add("owner/tiny", folder)
     path = machine.home / "owner" / "tiny"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 
@@ -23,6 +24,7 @@ def test_a_model_is_built_from_a_configuration() -> None:
     assert model.num_parameters() == 6_607_343_616
 
 
+@pytest.mark.slow
 def test_generate(smollm2: Path) -> None:
     from puna import AutoTokenizer, LlamaForCausalLM
 

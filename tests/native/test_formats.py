@@ -79,8 +79,10 @@ def _kind(key: str) -> int:
 
 @pytest.mark.parametrize(
     ("name", "cache"),
-    [(name, cache) for name in FORMATS for cache in ("f32", "f16")]
-    + [(name, cache) for name in ("f32", "q4_0", "q6_K") for cache in ("bf16", "q8_0")],
+    [(name, "f32") for name in FORMATS]
+    + [("q4_0", cache) for cache in ("f16", "bf16", "q8_0")]
+    + [pytest.param(name, "f16", marks=pytest.mark.slow) for name in FORMATS if name != "q4_0"]
+    + [pytest.param(name, cache, marks=pytest.mark.slow) for name in ("f32", "q6_K") for cache in ("bf16", "q8_0")],
 )
 def test_logits_in_every_format(name, cache, kernels):
     config = config_of(vocab_size=71, max_position_embeddings=320, **SIZES)

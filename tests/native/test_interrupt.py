@@ -79,6 +79,7 @@ def test_an_interrupt_ends_the_pass_and_leaves_a_usable_backend(backend):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 def test_a_handler_that_does_not_raise_changes_nothing(backend):
     expected, duration = read(backend)
     calls = []

@@ -37,6 +37,7 @@ SCHEDULES = -(-1000 // (len(CASES) * len(KERNELS)))
 """Number of schedules for each case on each kernel build, so that there are at least 1,000 in all."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize(("shape", "name", "cache"), CASES)
 def test_logits_are_bit_identical_in_random_schedules(shape, name, cache, kernels, monkeypatch):

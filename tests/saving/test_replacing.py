@@ -81,6 +81,7 @@ def full() -> OSError:
 
 
 @pytest.mark.parametrize("case", [*CASES, "nothing there"])
+@pytest.mark.slow
 def test_an_error_at_any_step_leaves_the_earlier_save(tmp_path: Path, case: str) -> None:
     earlier, save = CASES.get(case, (None, FIRST))
     if earlier is not None:
@@ -108,6 +109,7 @@ def test_an_error_at_any_step_leaves_the_earlier_save(tmp_path: Path, case: str)
 
 @pytest.mark.parametrize("error", [full, Killed])
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_a_killed_save_never_leaves_a_mixture(tmp_path: Path, case: str, error: Callable[[], BaseException]) -> None:
     earlier, save = CASES[case]
     earlier(tmp_path / "old")

@@ -88,6 +88,7 @@ def test_llama_3_agrees_with_tiktoken(llama3, llama3_model):
     compare(llama3, ranks, [*CORPUS, "\n".join(CORPUS), " " * 300, *(any_text(rng) for _ in range(3000))])
 
 
+@pytest.mark.slow
 def test_llama_3_special_tokens(llama3):
     assert (llama3.bos_token_id, llama3.eos_token_id, llama3.pad_token_id) == (128000, 128001, 128004)
     names = ["<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>"]

@@ -31,6 +31,7 @@ def id_sequences(size: int) -> st.SearchStrategy[list[int]]:
 
 @settings(max_examples=400, deadline=None)
 @given(data=st.data(), skip=st.booleans())
+@pytest.mark.slow
 def test_random_ids(tokenizer, data, skip):
     ids = data.draw(id_sequences(len(tokenizer)))
     assert "".join(streamed(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)
