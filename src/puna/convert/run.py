@@ -139,25 +139,25 @@ def convert(
     options.check()
     destination = model_destination(target, options.layout, overwrite, checkpoint)
     edited = edit_checkpoint(checkpoint, options)
-    files = _find_target(edited, destination, options, None if text is None else {})
+    output = _find_target(edited, destination, options, None if text is None else {})
     started = time.perf_counter()
     with resumable_staging(destination, model_record(checkpoint, options, text)) as folder:
-        unfinished = {file.name for file in files.files if not (folder / file.name).exists()}
-        plan = make_plan(checkpoint, edited, destination, options, files, unfinished, text is not None, verify)
+        unfinished = {file.name for file in output.files if not (folder / file.name).exists()}
+        plan = make_plan(checkpoint, edited, destination, options, output, unfinished, text is not None, verify)
         plan.notes.extend(() if text is None else text.notes)
         check_space(plan, destination)
         on_plan(plan)
         if text is not None:
             importance = measure_importance(checkpoint, text, threads, calibrating)
-            files = _find_target(edited, destination, options, importance)
-        _write(files, unfinished, folder, progress)
+            output = _find_target(edited, destination, options, importance)
+        _write(output, unfinished, folder, progress)
         with storage_errors(destination):
-            conversion = Conversion(plan, notes=files.finish(folder))
+            conversion = Conversion(plan, notes=output.finish(folder))
         single = destination.name if options.layout == "gguf" else None
         if verify:
-            conversion.verified = _verify(files, folder, single, progress)
+            conversion.verified = _verify(output, folder, single, progress)
         publish(folder, destination, single, overwrite)
-    conversion.errors = relative_errors(checkpoint.tensors, files.tensors)
+    conversion.errors = relative_errors(checkpoint.tensors, output.tensors)
     conversion.seconds = time.perf_counter() - started
     converted = Converted(conversion, notes=[*plan.notes, *conversion.notes])
     if verify and checkpoint.head == "lm":
