@@ -1,4 +1,4 @@
-"""Where the tests find data that is not in the repository, and Ctrl-C as a terminal has it."""
+"""Fixtures of all tests: models and data, and Ctrl-C as in a terminal."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _needs_shared(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def interrupts_are_met() -> Iterator[None]:
-    """Background jobs of a shell are started with Ctrl-C ignored, and so would be the commands that tests start."""
+def interrupts_are_handled() -> Iterator[None]:
+    """Restores the default handler of SIGINT, which the background jobs of a shell and their children ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -71,10 +71,11 @@ CHAT_TEMPLATE = (
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder of a tiny LLaMA: random weights, a byte-level tokenizer, a chat template, 256 tokens."""
-    torch = pytest.importorskip("torch")
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from puna import LlamaConfig, LlamaForCausalLM
+    from puna import LlamaConfig
+    from tests.helpers.random_weights import random_state
+    from tests.helpers.tiny_checkpoints import write_folder
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = Tokenizer(models.BPE())
@@ -85,7 +86,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.train_from_iterator(["the llama lives in the high grassland"] * 3, trainer)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     ids = {text: tokenizer.token_to_id(text) for text in special}
-    torch.manual_seed(11)
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=48,
@@ -98,7 +98,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=ids["<|end|>"],
         initializer_range=0.3,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    write_folder(folder, config, random_state(config, seed=11))
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"bos_token": "<|start|>", "eos_token": "<|end|>", "chat_template": CHAT_TEMPLATE}
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": special[2:]}

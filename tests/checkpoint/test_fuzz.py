@@ -11,17 +11,18 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
+import safetensors.numpy
 
 from puna.formats.blocks import FORMATS
-from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_gguf
+from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_gguf
+from tests.helpers.torch_files import DTYPES, save_torch, to_torch
 
 FREQS = np.linspace(1, 4, 4, dtype=np.float32)
 COUNTS = {"gguf": 2000, "safetensors": 1500, "bin": 1500}
 
 
 def write_seeds(folder: Path) -> None:
+    torch = pytest.importorskip("torch")
     config = tiny_config(hidden_size=32, intermediate_size=32, head_dim=8, vocab_size=40, num_hidden_layers=1)
     config.save_pretrained(folder)
     tensors = tiny_tensors(config)
@@ -30,11 +31,13 @@ def write_seeds(folder: Path) -> None:
     write_gguf(folder / "gguf-1", config, tensors, gguf.GGMLQuantizationType.Q4_0, extra={"rope_freqs.weight": FREQS})
     write_gguf(folder / "gguf-2", config, tensors, gguf.GGMLQuantizationType.Q8_0, keys={"general.alignment": 64})
     write_k_quants(folder / "gguf-3")
-    half = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-    safetensors.torch.save_file(tensors, folder / "safetensors-0", {"format": "pt"})
-    safetensors.torch.save_file(half, folder / "safetensors-1")
-    torch.save(tensors, folder / "bin-0")
-    transposed = {name: tensor.t().contiguous().t() if tensor.ndim == 2 else tensor for name, tensor in half.items()}
+    half = {name: tensor.astype(DTYPES["bfloat16"]) for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(tensors, folder / "safetensors-0", {"format": "pt"})
+    safetensors.numpy.save_file(half, folder / "safetensors-1")
+    save_torch(tensors, folder / "bin-0")
+    transposed = {
+        name: to_torch(tensor.T.copy()).t() if tensor.ndim == 2 else to_torch(tensor) for name, tensor in half.items()
+    }
     torch.save(transposed, folder / "bin-1", pickle_protocol=4)
 
 

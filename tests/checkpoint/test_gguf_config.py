@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from puna.checkpoint import open_checkpoint
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError, ConfigError, PunaError
-from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_gguf
+from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_gguf
 
 
 def config_of(
@@ -27,7 +24,7 @@ def config_of(
 
 def llama3_divisors(width: int, theta: float, factor: float) -> np.ndarray:
     """As llama.cpp's converter computes `rope_freqs.weight`: in float32, with the parameters of Llama 3.1."""
-    frequencies = 1.0 / (theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width))
+    frequencies = 1.0 / (theta ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width)))
     divisors = []
     for frequency in frequencies:
         wavelength = 2 * math.pi / frequency
@@ -38,16 +35,18 @@ def llama3_divisors(width: int, theta: float, factor: float) -> np.ndarray:
         else:
             smooth = (8192 / wavelength - 1) / 3
             divisors.append(float(1 / ((1 - smooth) / factor + smooth)))
-    return torch.tensor(divisors, dtype=torch.float32).numpy()
+    return np.array(divisors, np.float32)
 
 
 def frequencies(config: LlamaConfig) -> tuple[np.ndarray, float]:
     """The rotary frequencies and attention factor that transformers computes."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    functions = pytest.importorskip("transformers.modeling_rope_utils").ROPE_INIT_FUNCTIONS
     theirs = transformers.LlamaConfig(
         hidden_size=config.hidden_size, num_attention_heads=config.num_attention_heads, head_dim=config.head_dim,
         max_position_embeddings=config.max_position_embeddings, rope_parameters=config.rope_parameters,
     )  # fmt: skip
-    inverse, scale = ROPE_INIT_FUNCTIONS[config.rope_parameters["rope_type"]](theirs, torch.device("cpu"))
+    inverse, scale = functions[config.rope_parameters["rope_type"]](theirs, torch.device("cpu"))
     return inverse.numpy(), scale
 
 

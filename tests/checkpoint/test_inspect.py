@@ -7,15 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from puna.checkpoint import inspect_checkpoint
 from puna.config import GenerationConfig
 from puna.errors import ModelNotFoundError
-from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder, write_gguf
 from tests.conftest import SHARED
 from tests.golden.files import TOKENIZER
+from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder, write_gguf
+from tests.helpers.torch_files import DTYPES, save_torch
 
 
 def test_report_on_smollm2(smollm2: Path) -> None:
@@ -45,13 +46,13 @@ def vocabulary(request: pytest.FixtureRequest) -> tuple[Path, int]:
 def test_report_on_a_folder(tmp_path: Path, vocabulary: tuple[Path, int]) -> None:
     model, size = vocabulary
     config = tiny_config(vocab_size=size, dtype="float16", bos_token_id=1, eos_token_id=size + 1, something_else=3)
-    tensors = {name: tensor.bfloat16() for name, tensor in tiny_tensors(config).items()}
+    tensors = {name: tensor.astype(DTYPES["bfloat16"]) for name, tensor in tiny_tensors(config).items()}
     write_folder(tmp_path, config, tensors, shards=2)
     shutil.copy(model, tmp_path / "tokenizer.model")
     report = inspect_checkpoint(tmp_path)
     assert report.errors == [] and (report.kind, report.container) == ("hf", "safetensors")
     assert len(report.files) == 2 and report.bytes == sum(file["bytes"] for file in report.files)
-    parameters = sum(tensor.numel() for tensor in tensors.values())
+    parameters = sum(tensor.size for tensor in tensors.values())
     assert report.dtypes == {"bf16": {"tensors": len(tensors), "parameters": parameters, "bytes": 2 * parameters}}
     assert report.vocabulary == {"rows": size, "tokens": size}
     text = "\n".join(report.warnings)
@@ -100,7 +101,7 @@ def test_errors_and_readable_parts_are_reported(tmp_path: Path) -> None:
     write_folder(tmp_path / "missing", config, tensors)
     report = inspect_checkpoint(tmp_path / "missing")
     assert report.errors and "missing tensors: 'model.norm.weight'" in report.errors[0] and report.head is None
-    assert report.parameters == sum(tensor.numel() for tensor in tensors.values())
+    assert report.parameters == sum(tensor.size for tensor in tensors.values())
     assert report.architecture["hidden_size"] == 64
 
     shutil.copytree(tmp_path / "missing", tmp_path / "truncated")
@@ -132,6 +133,6 @@ def test_paths_without_a_model(tmp_path: Path) -> None:
         inspect_checkpoint(tmp_path / "absent")
     report = inspect_checkpoint(tmp_path)
     assert report.kind is None and "neither config.json, params.json nor a .gguf file" in report.errors[0]
-    torch.save({"a": torch.ones(1)}, tmp_path / "weights.bin")
+    save_torch({"a": np.ones(1, np.float32)}, tmp_path / "weights.bin")
     report = inspect_checkpoint(tmp_path / "weights.bin")
     assert "has no configuration" in report.errors[0]

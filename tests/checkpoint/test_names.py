@@ -5,11 +5,9 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from puna.checkpoint.names import TABLE, expected_tensors, from_hf, interleaved_rows, is_ignored, to_hf
-from tests.checkpoint.tiny import llama_cpp_permute, tiny_config
+from tests.helpers.tiny_checkpoints import llama_cpp_permute, tiny_config
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -17,6 +15,7 @@ from tests.checkpoint.tiny import llama_cpp_permute, tiny_config
 @pytest.mark.parametrize("head", ["lm", "classification", "none"])
 def test_names_and_shapes_equal_those_of_transformers(bias: bool, tied: bool, head: str) -> None:
     config = tiny_config(attention_bias=bias, mlp_bias=bias, tie_word_embeddings=tied, num_labels=3, head_dim=24)
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     theirs = transformers.LlamaConfig(
         vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=24, attention_bias=bias, mlp_bias=bias, tie_word_embeddings=tied, num_labels=3,

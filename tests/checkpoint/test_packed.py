@@ -8,45 +8,45 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
+import safetensors.numpy
 
 import puna
-from puna import LlamaForCausalLM
 from puna.backend import Chunk
 from puna.checkpoint import inspect_checkpoint, open_checkpoint
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
 from puna.native.backend import NativeBackend
-from tests.checkpoint.tiny import Tensors, tiny_config, tiny_tensors, write_folder
-from tests.tokenizer.vocabularies import train_sentencepiece
+from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder
+from tests.helpers.torch_files import Tensors
+from tests.helpers.vocabularies import train_sentencepiece
 
 GROUP = 32
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm", "zero_point": True}
+PACKINGS = [(GPTQ, "q4_0"), (GPTQ | {"sym": False}, "q4_1"), (AWQ, "q4_1")]
 
 
-def rounded(weight: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def rounded(weight: np.ndarray, symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Quantises a matrix: integers (outputs, inputs), zero points and float16 scales (outputs, groups)."""
-    groups = weight.view(len(weight), -1, GROUP)
+    groups = weight.reshape(len(weight), -1, GROUP)
     if symmetric:
-        scale = (groups.abs().amax(-1) / 7).half().float()
-        zero = torch.full_like(scale, 8)
+        scale = (np.abs(groups).max(-1) / 7).astype(np.float16).astype(np.float32)
+        zero = np.full_like(scale, 8)
     else:
-        low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
-        scale = ((high - low) / 15).half().float()
-        zero = (-low / scale).round().clamp(1, 15)
-    numbers = ((groups / scale[..., None]).round() + zero[..., None]).clamp(0, 15)
-    return numbers.view_as(weight).int(), zero.int(), scale
+        low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
+        scale = ((high - low) / 15).astype(np.float16).astype(np.float32)
+        zero = np.clip(np.rint(-low / scale), 1, 15)
+    numbers = np.clip(np.rint(groups / scale[..., None]) + zero[..., None], 0, 15)
+    return numbers.reshape(weight.shape).astype(np.int32), zero.astype(np.int32), scale
 
 
-def in_words(numbers: torch.Tensor) -> torch.Tensor:
+def in_words(numbers: np.ndarray) -> np.ndarray:
     """Packs eight integers along the first axis into each word, the first in the lowest bits."""
-    words = torch.zeros(len(numbers) // 8, *numbers.shape[1:], dtype=torch.int64)
+    words = np.zeros((len(numbers) // 8, *numbers.shape[1:]), np.uint32)
     for k in range(8):
-        words |= numbers[k::8].long() << 4 * k
-    return torch.where(words >= 2**31, words - 2**32, words).int()
+        words |= numbers[k::8].astype(np.uint32) << np.uint32(4 * k)
+    return words.view(np.int32)
 
 
 def pack(tensors: Tensors, settings: dict[str, Any]) -> tuple[Tensors, Tensors]:
@@ -54,21 +54,21 @@ def pack(tensors: Tensors, settings: dict[str, Any]) -> tuple[Tensors, Tensors]:
     packed, plain = {}, {}
     for name, weight in tensors.items():
         if not name.endswith("proj.weight"):
-            packed[name] = plain[name] = weight.half()
+            packed[name] = plain[name] = weight.astype(np.float16)
             continue
         numbers, zero, scale = rounded(weight, settings.get("sym", False))
-        plain[name] = (numbers - zero.repeat_interleave(GROUP, 1)) * scale.repeat_interleave(GROUP, 1)
+        plain[name] = (numbers - zero.repeat(GROUP, 1)).astype(np.float32) * scale.repeat(GROUP, 1)
         base = name.removesuffix("weight")
         if settings["quant_method"] == "gptq":
-            packed[base + "qweight"] = in_words(numbers.T.contiguous())
-            packed[base + "qzeros"] = in_words(zero - 1).T.contiguous()
-            packed[base + "g_idx"] = (torch.arange(weight.shape[1]) // GROUP).int()
-            packed[base + "bias"] = torch.zeros(len(weight)).half()
+            packed[base + "qweight"] = in_words(numbers.T)
+            packed[base + "qzeros"] = in_words(zero - 1).T
+            packed[base + "g_idx"] = (np.arange(weight.shape[1]) // GROUP).astype(np.int32)
+            packed[base + "bias"] = np.zeros(len(weight), np.float16)
         else:
-            order = torch.arange(len(weight)).view(-1, 8)[:, AWQ_ORDER].reshape(-1)
-            packed[base + "qweight"] = in_words(numbers[order]).T.contiguous()
-            packed[base + "qzeros"] = in_words(zero[order]).T.contiguous()
-        packed[base + "scales"] = scale.half().T.contiguous()
+            order = np.arange(len(weight)).reshape(-1, 8)[:, AWQ_ORDER].reshape(-1)
+            packed[base + "qweight"] = in_words(numbers[order]).T
+            packed[base + "qzeros"] = in_words(zero[order]).T
+        packed[base + "scales"] = scale.astype(np.float16).T
     return packed, plain
 
 
@@ -87,38 +87,46 @@ def change_config(folder: Path, **fields: Any) -> None:
     (folder / "config.json").write_text(json.dumps(content | fields))
 
 
-@pytest.mark.parametrize(("settings", "name"), [(GPTQ, "q4_0"), (GPTQ | {"sym": False}, "q4_1"), (AWQ, "q4_1")])
+@pytest.mark.parametrize(("settings", "name"), PACKINGS)
 def test_a_packed_folder_runs_and_converts(settings: dict[str, Any], name: str, tmp_path: Path) -> None:
     config, plain = write_packed(tmp_path / "packed", settings)
-    write_folder(tmp_path / "plain", config, {key: value.float() for key, value in plain.items()})
+    write_folder(tmp_path / "plain", config, {key: value.astype(np.float32) for key, value in plain.items()})
     checkpoint = open_checkpoint(tmp_path / "packed")
     assert checkpoint.tensors["model.layers.1.mlp.down_proj.weight"].format.name == name
     tolerance = 0.0 if name == "q4_0" else 15 * 2**-11
     for key, value in plain.items():
-        off = np.abs(checkpoint.tensors[key].to_float32() - value.float().numpy())
-        assert off.max() <= tolerance * float(value.abs().max()), key
-
-    ids = np.arange(40, dtype=np.int64) % config.vocab_size
-    with torch.no_grad():
-        expected = LlamaForCausalLM.from_pretrained(tmp_path / "plain")(torch.from_numpy(ids)[None]).logits[0].numpy()
-        ours = LlamaForCausalLM.from_pretrained(tmp_path / "packed")(torch.from_numpy(ids)[None]).logits[0].numpy()
-    spread = expected.std()
-    assert np.abs(ours - expected).max() <= (1e-4 if name == "q4_0" else 0.02) * spread
+        off = np.abs(checkpoint.tensors[key].to_float32() - value.astype(np.float32))
+        assert off.max() <= tolerance * np.abs(value).max(), key
 
     puna.convert(tmp_path / "packed", tmp_path / "model.gguf", to="gguf")
     blocks = open_checkpoint(tmp_path / "model.gguf").tensors
     for key, weight in checkpoint.tensors.items():
         assert np.array_equal(blocks[key].to_float32(), weight.to_float32()), key
     assert blocks["model.layers.0.self_attn.q_proj.weight"].format.name == name
+    ids = np.arange(40, dtype=np.int64) % config.vocab_size
     chunks = [Chunk(0, ids, 0, len(ids))]
     one, other = (NativeBackend(config, weights).forward(chunks) for weights in (checkpoint.tensors, blocks))
     assert np.array_equal(np.asarray(one), np.asarray(other))
 
     puna.convert(tmp_path / "packed", tmp_path / "hf")
     assert "quantization_config" not in json.loads((tmp_path / "hf" / "config.json").read_text())
-    back = safetensors.torch.load_file(tmp_path / "hf" / "model.safetensors")
+    back = safetensors.numpy.load_file(tmp_path / "hf" / "model.safetensors")
     for key, weight in checkpoint.tensors.items():
-        assert np.array_equal(back[key].float().numpy(), weight.to_float32()), key
+        assert np.array_equal(back[key].astype(np.float32), weight.to_float32()), key
+
+
+@pytest.mark.parametrize(("settings", "name"), PACKINGS)
+def test_pytorch_runs_a_packed_folder(settings: dict[str, Any], name: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    config, plain = write_packed(tmp_path / "packed", settings)
+    write_folder(tmp_path / "plain", config, {key: value.astype(np.float32) for key, value in plain.items()})
+    ids = torch.arange(40)[None] % config.vocab_size
+    with torch.no_grad():
+        expected, logits = (
+            puna.LlamaForCausalLM.from_pretrained(tmp_path / folder)(ids).logits[0].numpy()
+            for folder in ("plain", "packed")
+        )
+    assert np.abs(logits - expected).max() <= (1e-4 if name == "q4_0" else 0.02) * expected.std()
 
 
 def test_old_names_of_the_weights_and_settings_are_read(tmp_path: Path) -> None:
@@ -127,14 +135,14 @@ def test_old_names_of_the_weights_and_settings_are_read(tmp_path: Path) -> None:
     change_config(tmp_path, quantization_config=None)
     (tmp_path / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": GROUP, "desc_act": False}))
     key = "model.layers.0.mlp.up_proj.weight"
-    assert np.array_equal(open_checkpoint(tmp_path).tensors[key].to_float32(), plain[key].numpy())
+    assert np.array_equal(open_checkpoint(tmp_path).tensors[key].to_float32(), plain[key])
 
 
 def test_inspection_counts_packed_matrices(tmp_path: Path) -> None:
     _, plain = write_packed(tmp_path, GPTQ)
     report = inspect_checkpoint(tmp_path)
     assert report.container == "safetensors, GPTQ" and report.dtypes["q4_0"]["tensors"] == 14 and not report.errors
-    assert report.parameters == sum(value.numel() for value in plain.values())
+    assert report.parameters == sum(value.size for value in plain.values())
     assert not any("quantization_config" in warning for warning in report.warnings)
 
 
@@ -160,17 +168,17 @@ def test_other_packings_are_refused(settings: dict[str, Any], message: str, tmp_
 def test_missing_settings_and_missing_parts_are_refused(tmp_path: Path) -> None:
     write_packed(tmp_path, GPTQ)
     file = tmp_path / "model.safetensors"
-    tensors = safetensors.torch.load_file(file)
+    tensors = safetensors.numpy.load_file(file)
     change_config(tmp_path, quantization_config=None)
     with pytest.raises(CheckpointError, match="missing tensors"):
         open_checkpoint(tmp_path)
     change_config(tmp_path, quantization_config=GPTQ)
     name = "model.layers.0.mlp.up_proj.qzeros"
-    safetensors.torch.save_file({key: value for key, value in tensors.items() if key != name}, file)
+    safetensors.numpy.save_file({key: value for key, value in tensors.items() if key != name}, file)
     with pytest.raises(CheckpointError, match=r"packed matrix model\.layers\.0\.mlp\.up_proj lacks qzeros"):
         open_checkpoint(tmp_path)
     tensors["model.layers.0.mlp.up_proj.bias"] += 1
-    safetensors.torch.save_file(tensors, file)
+    safetensors.numpy.save_file(tensors, file)
     with pytest.raises(CheckpointError, match=r"does not have: 'model\.layers\.0\.mlp\.up_proj\.bias'"):
         open_checkpoint(tmp_path)
 
@@ -178,6 +186,6 @@ def test_missing_settings_and_missing_parts_are_refused(tmp_path: Path) -> None:
 def test_integer_weights_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
-    tensors["model.norm.weight"] = tensors["model.norm.weight"].int()
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.int32)
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight' holds integers"):
         open_checkpoint(write_folder(tmp_path, config, tensors))

@@ -88,6 +88,8 @@ def save(folder: Path, **fields) -> LlamaConfig:
 @pytest.mark.parametrize("release", ["4.34.1", "4.57.6", "5.23.0"])
 @pytest.mark.oracle
 def test_each_release_reads_the_same_values(release, tmp_path):
+    if release != "4.34.1":
+        pytest.importorskip("torch")  # which release 4.57.6 loads from this environment
     cases = {**{name: {"rope_scaling": rope} for name, rope in ROPES.items()}, **VARIANTS}
     configs = {name: save(tmp_path / name, **fields) for name, fields in cases.items()}
     for (name, config), result in zip(configs.items(), read(release, [tmp_path / n for n in cases]), strict=True):

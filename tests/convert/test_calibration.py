@@ -13,8 +13,8 @@ from puna.backend import Chunk
 from puna.checkpoint import open_checkpoint
 from puna.errors import CheckpointError, RequestError, StorageError
 from puna.native import NativeBackend
-from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder
-from tests.tokenizer.vocabularies import train_sentencepiece
+from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder
+from tests.helpers.vocabularies import train_sentencepiece
 
 TEXT = "The llama lives in the high grassland. " * 200
 

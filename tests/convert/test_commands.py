@@ -21,9 +21,8 @@ from puna.errors import CheckpointError
 from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import write_gguf
 from puna.formats.new_tensor import NewTensor
-from tests.tokenizer.vocabularies import train_sentencepiece
-
-from .families import FAMILIES, Family, hf_tensors, write_meta
+from tests.helpers.meta_models import FAMILIES, Family, hf_tensors, write_meta
+from tests.helpers.vocabularies import train_sentencepiece
 
 FAMILY = Family("tiny", 16, None, 2, "2", vocab=420)
 

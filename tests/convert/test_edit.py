@@ -2,56 +2,66 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from puna import LlamaConfig, convert
 from puna.checkpoint import open_checkpoint
 from puna.errors import CheckpointError
-from tests.checkpoint.tiny import Tensors, tiny_config, tiny_tensors, write_folder
-from tests.tokenizer.vocabularies import train_sentencepiece
+from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder
+from tests.helpers.torch_files import DTYPES, HAS_TORCH, Tensors, from_torch, to_torch
+from tests.helpers.vocabularies import train_sentencepiece
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-
-def source(folder: Path, dtype: torch.dtype = torch.float32, **changes: object) -> tuple[Path, Tensors]:
+def source(folder: Path, dtype: str = "float32", **changes: object) -> tuple[Path, Tensors]:
     config = tiny_config(dtype=dtype, **changes)
-    tensors = {name: tensor.to(dtype) for name, tensor in tiny_tensors(config).items()}
+    tensors = {name: tensor.astype(DTYPES[dtype]) for name, tensor in tiny_tensors(config).items()}
     return write_folder(folder, config, tensors), tensors
+
+
+def cast(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Casts the array: with torch where it is installed, else with NumPy."""
+    if HAS_TORCH:
+        return from_torch(to_torch(array).to(getattr(importlib.import_module("torch"), dtype)))
+    return array.astype(DTYPES[dtype])
+
+
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other)
 
 
 def read(folder: Path) -> Tensors:
     result = {}
     for name, weight in open_checkpoint(folder).tensors.items():
         dtype = DTYPES[str(weight.format.torch)]
-        result[name] = torch.from_numpy(np.array(weight.rows())).view(dtype).reshape(weight.shape)
+        result[name] = np.array(weight.rows()).view(dtype).reshape(weight.shape)
     return result
 
 
 @pytest.mark.parametrize("before", DTYPES)
 @pytest.mark.parametrize("after", DTYPES)
 def test_casts_equal_torch_casts(before: str, after: str, tmp_path: Path) -> None:
-    folder, tensors = source(tmp_path / "in", DTYPES[before])
+    folder, tensors = source(tmp_path / "in", before)
     convert(folder, tmp_path / "out", to="hf", dtype=after, verify=True)
     result = read(tmp_path / "out")
-    assert all(torch.equal(result[name], tensor.to(DTYPES[after])) for name, tensor in tensors.items())
+    assert all(same(result[name], cast(tensor, after)) for name, tensor in tensors.items())
     assert LlamaConfig.from_pretrained(tmp_path / "out").dtype == after
 
 
 def test_float32_norms_get_the_type_of_the_model_if_exact(tmp_path: Path) -> None:
-    folder, tensors = source(tmp_path / "in", torch.bfloat16)
-    mixed = {name: t.float() if t.ndim == 1 else t for name, t in tensors.items()}
-    mixed["model.norm.weight"] = mixed["model.norm.weight"] + 1e-4  # not exact in bfloat16: it must stay float32
+    folder, tensors = source(tmp_path / "in", "bfloat16")
+    mixed = {name: t.astype(np.float32) if t.ndim == 1 else t for name, t in tensors.items()}
+    mixed["model.norm.weight"] = mixed["model.norm.weight"] + np.float32(1e-4)  # not exact in bfloat16: stays float32
     write_folder(folder, LlamaConfig.from_pretrained(folder), mixed)
     convert(folder, tmp_path / "out", to="hf")
     result = read(tmp_path / "out")
-    assert result["model.norm.weight"].dtype == torch.float32
+    assert result["model.norm.weight"].dtype == np.float32
     mixed.pop("model.norm.weight")
-    assert all(torch.equal(result[name], tensors[name]) for name in mixed)
+    assert all(same(result[name], tensors[name]) for name in mixed)
 
 
 def test_values_too_large_for_a_type_are_refused(tmp_path: Path) -> None:
@@ -74,8 +84,9 @@ def test_heads_are_pooled(heads: int, tmp_path: Path) -> None:
     for name, tensor in tensors.items():
         expected = tensor
         if ".k_proj." in name or ".v_proj." in name:
-            expected = tensor.reshape(heads, 4 // heads, 16, -1).double().mean(1).float().reshape(heads * 16, -1)
-        assert torch.allclose(result[name], expected, rtol=1e-6, atol=1e-7), name
+            pooled = tensor.reshape(heads, 4 // heads, 16, -1).mean(1, np.float64)
+            expected = pooled.astype(np.float32).reshape(heads * 16, -1)
+        assert np.allclose(result[name], expected, rtol=1e-6, atol=1e-7), name
 
 
 def test_invalid_numbers_of_heads(tmp_path: Path) -> None:
@@ -87,16 +98,16 @@ def test_invalid_numbers_of_heads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "multiple", "rows"), [(100, None, 100), (None, 64, 128), (90, 8, 96), (50, None, 50)])
 def test_vocabulary_is_resized(size: int | None, multiple: int | None, rows: int, tmp_path: Path) -> None:
-    folder, tensors = source(tmp_path / "in", torch.bfloat16)
+    folder, tensors = source(tmp_path / "in", "bfloat16")
     convert(folder, tmp_path / "out", to="hf", vocab_size=size, pad_vocab_to=multiple, verify=True)
     result = read(tmp_path / "out")
     assert LlamaConfig.from_pretrained(tmp_path / "out").vocab_size == rows
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         before, after = tensors[name], result[name]
-        assert after.shape == (rows, 64) and torch.equal(after[:96], before[:rows])
+        assert after.shape == (rows, 64) and same(after[:96], before[:rows])
         if rows > 96:
-            mean = before.double().mean(0).float().bfloat16()
-            assert torch.allclose(after[96:].float(), mean.float().expand(rows - 96, -1), rtol=1e-2)
+            mean = before.astype(np.float64).mean(0).astype(np.float32).astype(before.dtype)
+            assert np.allclose(after[96:].astype(np.float32), mean.astype(np.float32), rtol=1e-2)
 
 
 def test_a_vocabulary_without_its_special_tokens_is_refused(tmp_path: Path) -> None:
@@ -106,6 +117,7 @@ def test_a_vocabulary_without_its_special_tokens_is_refused(tmp_path: Path) -> N
 
 
 def test_transformers_computes_the_same(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
     from transformers import LlamaForCausalLM
 
     folder, _ = source(tmp_path / "in", attention_bias=True, tie_word_embeddings=True)

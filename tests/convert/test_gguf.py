@@ -19,9 +19,9 @@ from puna.convert.mixes import MIXES, choose, find_mix
 from puna.errors import CheckpointError, TokenizerError
 from puna.formats.blocks import FORMATS
 from puna.formats.gguf import open_gguf
-from tests.checkpoint.tiny import llama_cpp_permute, tiny_config, tiny_tensors, write_folder
 from tests.conftest import ROOT
-from tests.tokenizer.vocabularies import random_texts, train_sentencepiece
+from tests.helpers.tiny_checkpoints import llama_cpp_permute, tiny_config, tiny_tensors, write_folder
+from tests.helpers.vocabularies import random_texts, train_sentencepiece
 
 PEER = ROOT / ".peers" / "llama" / "bin" / "python"
 
@@ -226,6 +226,7 @@ print(json.dumps({"ids": ids, "logits": np.array(model.scores[: len(ids[0])]).to
 """
 
 
+@pytest.mark.oracle
 @pytest.mark.skipif(not PEER.exists(), reason="llama.cpp is installed by `make peers`")
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16", *QUANTISED, "Q4_K_M"])
 def test_llama_cpp_loads_the_file(name: str, model: Path, tmp_path: Path) -> None:
@@ -251,6 +252,7 @@ def test_llama_cpp_loads_the_file(name: str, model: Path, tmp_path: Path) -> Non
     assert error < (1e-2 if FORMATS.get(name, FORMATS["q4_K"]).values == 1 else 3e-2)
 
 
+@pytest.mark.oracle
 @pytest.mark.skipif(not PEER.exists(), reason="llama.cpp is installed by `make peers`")
 @pytest.mark.parametrize("where", ["model", "added", "again"])
 def test_llama_cpp_finds_user_defined_tokens(where: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .families import FAMILIES, hf_tensors, write_meta
+from tests.helpers.meta_models import FAMILIES, hf_tensors, write_meta
 
 PACKAGE_FIRST = "import puna.convert.plan"
 FUNCTION_FIRST = "from puna import convert\nconvert"

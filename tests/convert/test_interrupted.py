@@ -24,10 +24,9 @@ from puna.convert import run as conversion_run
 from puna.errors import CheckpointError, StorageError
 from puna.files import atomic_folder
 from puna.files.atomic_folder import partial_folder, replaced_path, resumable_staging
-from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder
-from tests.tokenizer.vocabularies import train_sentencepiece
-
-from .families import FAMILIES, hf_tensors, write_meta
+from tests.helpers.meta_models import FAMILIES, hf_tensors, write_meta
+from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder
+from tests.helpers.vocabularies import train_sentencepiece
 
 COMMAND = (sys.executable, "-m", "puna", "convert")
 

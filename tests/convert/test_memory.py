@@ -20,7 +20,7 @@ from puna.config import LlamaConfig
 from puna.formats.blocks import FORMATS
 from puna.formats.new_tensor import NewTensor
 from puna.saving import write_shard
-from tests.tokenizer.vocabularies import train_sentencepiece
+from tests.helpers.vocabularies import train_sentencepiece
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +80,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
 )
+@pytest.mark.slow
 def test_memory_is_bounded(source: str, options: dict[str, Any], folders: dict[str, Path], tmp_path: Path) -> None:
     """Peak memory is within the bound and within the plan."""
     arguments = [str(folders[source]), str(tmp_path / "out"), json.dumps(options)]

@@ -7,23 +7,24 @@ import os
 from pathlib import Path
 
 import pytest
-import safetensors.torch
-import torch
+import safetensors.numpy
 
 from puna import LlamaConfig, convert
 from puna.checkpoint import open_checkpoint
 from puna.checkpoint.meta_params import Params, feed_forward_width, params_from_config, release
 from puna.convert.to_meta import published_shards
 from puna.errors import CheckpointError
-
-from .families import FAMILIES, TIED, Family, Tensors, hf_tensors, meta_shards, write_meta
+from tests.helpers.meta_models import FAMILIES, TIED, Family, hf_tensors, meta_shards, write_meta
+from tests.helpers.torch_files import DTYPES, Tensors, load_torch, save_torch, to_torch
 
 SMALL = FAMILIES[2]  # four shards, and heads that do not divide evenly by eight
 
 
 def same(one: Tensors, other: Tensors) -> bool:
     return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype and torch.equal(one[name].view(torch.uint8), other[name].view(torch.uint8))
+        one[name].dtype == other[name].dtype
+        and one[name].shape == other[name].shape
+        and one[name].tobytes() == other[name].tobytes()
         for name in one
     )
 
@@ -31,7 +32,7 @@ def same(one: Tensors, other: Tensors) -> bool:
 def load_hf(folder: Path) -> Tensors:
     tensors: Tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
-        tensors |= safetensors.torch.load_file(file)
+        tensors |= safetensors.numpy.load_file(file)
     return tensors
 
 
@@ -47,7 +48,7 @@ def test_meta_to_hf_to_meta(family: Family, tmp_path: Path) -> None:
     config = LlamaConfig.from_pretrained(tmp_path / "hf")
     contexts = {"1": 2048, "2": 4096, "code": 16384, "3": 8192, "3.1": 131072, "3.2": 131072, "3.3": 131072}
     assert config.max_position_embeddings == contexts[family.version]
-    assert config.dtype == str(family.dtype).removeprefix("torch.")
+    assert config.dtype == family.dtype
     assert config.num_key_value_heads == family.kv_heads and config.intermediate_size == family.ffn
     assert config.rope_theta == family.params.get("rope_theta", 10000.0)
     factor = (config.rope_scaling or {}).get("factor")
@@ -58,7 +59,7 @@ def test_meta_to_hf_to_meta(family: Family, tmp_path: Path) -> None:
     convert(tmp_path / "hf", tmp_path / "back", to="meta", shards=family.shards)
     files = sorted((tmp_path / "back").glob("*.pth"))
     for file, shard in zip(files, meta_shards(family, tensors), strict=True):
-        assert same(torch.load(file, weights_only=True, mmap=True), shard)
+        assert same(load_torch(file, mmap=True), shard)
     params = json.loads((tmp_path / "back" / "params.json").read_text())
     original = family.params_json(2)
     assert feed_forward_width(family.dim, params["multiple_of"], params.get("ffn_dim_multiplier")) == family.ffn
@@ -67,17 +68,18 @@ def test_meta_to_hf_to_meta(family: Family, tmp_path: Path) -> None:
 
 
 def test_a_meta_folder_is_loaded_by_every_backend(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
     from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM as Theirs
 
     from puna import LlamaForCausalLM
 
-    family = Family("tiny", 8, 4, 2, "2", torch.float32)
+    family = Family("tiny", 8, 4, 2, "2", "float32")
     tensors = hf_tensors(family)
     folder = write_meta(tmp_path / "meta", family, tensors)
     ours = LlamaForCausalLM.from_pretrained(folder)
     theirs = Theirs(TheirConfig(**ours.config.to_dict() | {"attn_implementation": "eager"})).eval()
-    theirs.load_state_dict(tensors, strict=True)
+    theirs.load_state_dict({name: to_torch(array) for name, array in tensors.items()}, strict=True)
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
         assert torch.allclose(ours(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
@@ -131,13 +133,13 @@ def damage_folder(folder: Path, damage: str) -> None:
     elif damage == "missing at the end":
         (folder / "consolidated.03.pth").unlink()
     elif damage == "another model's":
-        torch.save(meta_shards(SMALL, hf_tensors(SMALL, seed=1))[2], shard)
+        save_torch(meta_shards(SMALL, hf_tensors(SMALL, seed=1))[2], shard)
     elif damage == "fewer tensors":
-        tensors = torch.load(shard, weights_only=True)
+        tensors = load_torch(shard)
         del tensors["layers.1.attention.wq.weight"]
-        torch.save(tensors, shard)
+        save_torch(tensors, shard)
     elif damage == "another type":
-        torch.save({k: v.bfloat16() for k, v in torch.load(shard, weights_only=True).items()}, shard)
+        save_torch({name: t.astype(DTYPES["bfloat16"]) for name, t in load_torch(shard).items()}, shard)
     elif damage == "vision":
         params["vision_chunk_size"] = 448
     elif damage == "no params":
@@ -180,6 +182,7 @@ def test_damaged_folders_are_refused(damage: str, message: str, tmp_path: Path) 
 
 
 def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
     folder = write_meta(tmp_path / "meta", SMALL, hf_tensors(SMALL))
     proof = tmp_path / "ran"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
-import torch
 from gguf import quants
 
 from puna.errors import CheckpointError
@@ -52,6 +51,7 @@ def test_empty_and_unaligned_bytes_are_decoded(form: BlockFormat) -> None:
 
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16"])
 def test_plain_types_agree_with_torch(name: str) -> None:
+    torch = pytest.importorskip("torch")
     form = FORMATS[name]
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(getattr(torch, str(form.torch)))
     ours = form.decode(values.view(torch.uint8).numpy())

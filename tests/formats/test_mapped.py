@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
+import safetensors.numpy
 
 from puna.formats.mapped import map_file, release
 from puna.formats.safetensors import open_safetensors
 from puna.formats.torch_zip import open_torch_zip
+from tests.helpers.torch_files import save_torch
 
 SIZE = 32 * 2**20
 
@@ -34,12 +34,12 @@ def plain(folder: Path) -> np.ndarray:
 
 
 def of_safetensors(folder: Path) -> np.ndarray:
-    safetensors.torch.save_file({"a": torch.zeros(SIZE // 4)}, folder / "file")
+    safetensors.numpy.save_file({"a": np.zeros(SIZE // 4, np.float32)}, folder / "file")
     return open_safetensors(folder / "file").tensors["a"].raw
 
 
 def of_torch(folder: Path) -> np.ndarray:
-    torch.save({"a": torch.zeros(1024, SIZE // 4096)}, folder / "file")
+    save_torch({"a": np.zeros((1024, SIZE // 4096), np.float32)}, folder / "file")
     return open_torch_zip(folder / "file").tensors["a"].raw
 
 

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-import safetensors.torch
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,12 +16,13 @@ from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS
 from puna.formats.new_tensor import NewTensor
 from puna.formats.safetensors import open_safetensors, write_safetensors
+from tests.helpers.torch_files import DTYPES
 
-TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+TYPES = {"f32": DTYPES["float32"], "f16": DTYPES["float16"], "bf16": DTYPES["bfloat16"]}
 
 
-def raw_bytes(values: torch.Tensor) -> np.ndarray:
-    return values.contiguous().reshape(-1).view(torch.uint8).numpy()
+def raw_bytes(values: np.ndarray) -> np.ndarray:
+    return values.reshape(-1).view(np.uint8)
 
 
 tensors = st.dictionaries(
@@ -33,8 +32,8 @@ tensors = st.dictionaries(
 )
 
 
-def make(kind: str, shape: list[int], seed: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(TYPES[kind])
+def make(kind: str, shape: list[int], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32).astype(TYPES[kind])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -45,17 +44,17 @@ def test_puna_and_safetensors_read_each_others_files(
 ) -> None:
     values = {name: make(*entry) for name, entry in spec.items()}
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    safetensors.torch.save_file(values, theirs, metadata or None)
-    new = [NewTensor(n, FORMATS[spec[n][0]], tuple(v.shape), raw_bytes(v)) for n, v in values.items()]
+    safetensors.numpy.save_file(values, theirs, metadata or None)
+    new = [NewTensor(n, FORMATS[spec[n][0]], v.shape, raw_bytes(v)) for n, v in values.items()]
     write_safetensors(ours, new, metadata)
     for path in (theirs, ours):
         file = open_safetensors(path)
         assert file.metadata == metadata and file.tensors.keys() == values.keys()
         for name, value in values.items():
-            assert file.tensors[name].format.name == spec[name][0] and file.tensors[name].shape == tuple(value.shape)
+            assert file.tensors[name].format.name == spec[name][0] and file.tensors[name].shape == value.shape
             np.testing.assert_array_equal(file.tensors[name].data, raw_bytes(value))
-    for name, value in safetensors.torch.load_file(ours).items():
-        assert value.dtype == values[name].dtype and torch.equal(value, values[name])
+    for name, value in safetensors.numpy.load_file(ours).items():
+        assert value.dtype == values[name].dtype and np.array_equal(value, values[name])
 
 
 def test_reading_returns_views_and_writing_holds_one_tensor(tmp_path: Path) -> None:

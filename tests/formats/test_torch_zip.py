@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from puna.errors import CheckpointError
 from puna.formats.torch_zip import open_torch_zip
+
+torch = pytest.importorskip("torch")
 
 
 def saved(path: Path, value: Any, **options: Any) -> Path:

@@ -13,6 +13,7 @@ from puna import LLM, load_tokenizer
 from puna.backend import Chunk
 from puna.checkpoint import open_checkpoint
 from tests.golden.files import HELD_OUT, LAYOUTS, read_expected
+from tests.helpers.torch_files import BACKENDS
 
 EXPECTED = read_expected()
 
@@ -25,10 +26,8 @@ def path(request):
     return LAYOUTS[request.param]
 
 
-@pytest.fixture(scope="module", params=["native", "torch"])
+@pytest.fixture(scope="module", params=BACKENDS)
 def backend(request):
-    if request.param == "torch":
-        pytest.importorskip("torch")
     return request.param
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from puna import LLM
 from tests.golden.stories import read_stories, write_gguf, write_hf
+from tests.helpers.torch_files import BACKENDS
 
 
 @pytest.fixture(scope="module", params=["hf", "gguf"])
@@ -21,7 +22,7 @@ def story(shared):
     return (shared / "fixtures/stories260K/expected_greedy_200steps.txt").read_text().rstrip("\n")
 
 
-@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_greedy_text_is_the_published_one(model_path, story, backend):
     if backend == "torch":
         pytest.importorskip("torch")

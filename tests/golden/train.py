@@ -23,14 +23,15 @@ import transformers
 from torch.nn.functional import cross_entropy
 
 from puna import LlamaConfig
-from tests.checkpoint.tiny import write_gguf
 from tests.conftest import ROOT
-from tests.convert.families import Family, write_meta
 from tests.golden.files import LAYOUTS, TEXT
+from tests.helpers.meta_models import Family, write_meta
+from tests.helpers.tiny_checkpoints import write_gguf
+from tests.helpers.torch_files import from_torch
 
 STEPS, BATCH, CONTEXT, PEAK_RATE = 450, 8, 256, 5e-3
 
-SIZES = Family("golden", heads=8, kv=4, shards=1, version="2", dtype=torch.float32, vocab=512, width=8, multiple_of=4)
+SIZES = Family("golden", heads=8, kv=4, shards=1, version="2", dtype="float32", vocab=512, width=8, multiple_of=4)
 
 
 def train_tokenizer(path: Path) -> None:
@@ -135,7 +136,7 @@ def main(folder: Path) -> None:
     write_tokenizer_files(hf / "tokenizer.model", hf)
     model = train(read_stories(hf / "tokenizer.model"))
     model.save_pretrained(hf)
-    tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    tensors = {name: from_torch(tensor).copy() for name, tensor in model.state_dict().items()}
     write_meta(meta, SIZES, tensors)
     shutil.copy(hf / "tokenizer.model", meta / "tokenizer.model")
     write_gguf(gguf, LlamaConfig.from_pretrained(hf), tensors, keys=gguf_vocabulary(hf / "tokenizer.model"))

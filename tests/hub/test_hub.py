@@ -16,8 +16,8 @@ from puna.checkpoint import open_checkpoint
 from puna.errors import ModelNotFoundError, RequestError
 from puna.hub import Reference, parse, read_reference
 from puna.hub.choice import Selection
-from tests.checkpoint.tiny import tiny_config, tiny_tensors, write_folder, write_gguf
-from tests.tokenizer.vocabularies import train_sentencepiece
+from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder, write_gguf
+from tests.helpers.vocabularies import train_sentencepiece
 
 from .fake_hub import Hub, run_hub
 

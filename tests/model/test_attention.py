@@ -10,7 +10,7 @@ from puna.errors import PunaError
 from puna.model import LlamaForCausalLM
 from puna.model.attention import attend, build_mask
 from tests.helpers.configurations import CONFIGURATIONS, config_of
-from tests.model.reference_models import distance, pair, ragged
+from tests.helpers.reference_models import distance, pair, ragged
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

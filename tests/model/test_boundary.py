@@ -12,7 +12,7 @@ from puna.config import GenerationConfig
 from puna.errors import ConfigError, RequestError
 from puna.model import KVCache, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 from tests.helpers.configurations import DYNAMIC, config_of, longrope
-from tests.model.reference_models import distance, pair
+from tests.helpers.reference_models import distance, pair
 
 IDS = torch.randint(3, 67, (2, 7), generator=torch.Generator().manual_seed(0))
 

@@ -16,7 +16,7 @@ from puna.model import KVCache, LlamaForCausalLM
 from puna.model.outputs import GenerateOutput
 from puna.model.sampling import forbid, keep_min_p, keep_top_k, keep_top_p, penalise_repetition
 from tests.helpers.configurations import CONFIGURATIONS, DYNAMIC, config_of
-from tests.model.reference_models import distance, pair, ragged
+from tests.helpers.reference_models import distance, pair, ragged
 
 IDS = torch.randint(3, 67, (2, 6), generator=torch.Generator().manual_seed(3))
 

@@ -17,7 +17,7 @@ from puna.model import (
     LlamaModel,
 )
 from tests.helpers.configurations import config_of
-from tests.model.reference_models import distance, pair, ragged
+from tests.helpers.reference_models import distance, pair, ragged
 
 IDS = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
 

@@ -15,7 +15,7 @@ from puna.errors import PunaError
 from puna.model import KVCache, LlamaForCausalLM
 from puna.model.rope import angles, rotate
 from tests.helpers.configurations import DYNAMIC, config_of, longrope
-from tests.model.reference_models import distance, pair
+from tests.helpers.reference_models import distance, pair
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, ConfigError, ModelNotFoundError, PunaError
 from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 from tests.helpers.configurations import CONFIGURATIONS, config_of
-from tests.model.reference_models import distance, pair
+from tests.helpers.reference_models import distance, pair
 
 IDS = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
 

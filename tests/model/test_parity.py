@@ -15,7 +15,7 @@ from puna.model import LlamaForSequenceClassification
 from puna.model.activations import ACTIVATIONS
 from puna.model.llama import LlamaRMSNorm
 from tests.helpers.configurations import CONFIGURATIONS, config_of
-from tests.model.reference_models import distance, pair, ragged
+from tests.helpers.reference_models import distance, pair, ragged
 
 LIMIT = 1e-5
 LENGTHS = (9, 14, 5)

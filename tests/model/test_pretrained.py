@@ -11,7 +11,7 @@ import torch
 from puna.errors import BackendError, ConfigError, RequestError
 from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 from tests.helpers.configurations import config_of
-from tests.model.reference_models import pair
+from tests.helpers.reference_models import pair
 
 IDS = torch.randint(3, 67, (2, 7), generator=torch.Generator().manual_seed(0))
 KINDS = [LlamaModel, LlamaForCausalLM, LlamaForSequenceClassification]

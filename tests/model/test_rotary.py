@@ -14,7 +14,7 @@ from puna.config import LlamaConfig
 from puna.model import KVCache, LlamaForCausalLM
 from puna.model.rope import LlamaRotaryEmbedding, Rotation
 from tests.helpers.configurations import DYNAMIC, LLAMA3, YARN, config_of, longrope
-from tests.model.reference_models import distance, pair, their_config
+from tests.helpers.reference_models import distance, pair, their_config
 
 SETTINGS: dict[str, Any] = {
     "default": None,

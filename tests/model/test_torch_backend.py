@@ -12,7 +12,7 @@ from puna.backend import Backend, Chunk
 from puna.errors import BackendError, PunaError
 from puna.model import LlamaForCausalLM, TorchBackend
 from tests.helpers.configurations import CONFIGURATIONS, DYNAMIC, config_of
-from tests.model.reference_models import pair
+from tests.helpers.reference_models import pair
 
 IDS = np.random.default_rng(0).integers(3, 67, 15)
 

@@ -14,7 +14,7 @@ from tests.native.shapes import SHAPES
 torch = pytest.importorskip("torch")
 
 from puna.model.rope import LlamaRotaryEmbedding  # noqa: E402
-from tests.model.reference_models import pair  # noqa: E402
+from tests.helpers.reference_models import pair  # noqa: E402
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -10,7 +10,7 @@ from puna.formats.blocks import FORMATS
 from puna.native import machine
 from puna.native.library import load_library
 from puna.native.quantize import quantize
-from tests.native import quantize_twins as twins
+from tests.native import reference_quantize as reference
 
 BLOCKS = [name for name, block in FORMATS.items() if block.values > 1]
 SIMPLE = ["q4_0", "q4_1", "q5_0", "q5_1"]
@@ -77,13 +77,13 @@ def test_the_error_of_q8_0_is_that_of_ggml(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", twins.KINDS)
+@pytest.mark.parametrize("name", reference.KINDS)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_errors_are_at_most_those_of_the_search_in_ggml(name, kind, weighted):
     x = sample(kind)
     importance = importance_of() if weighted else None
-    weights = twins.weights(name, x.astype(np.float64), importance)
-    limit = error(x, twins.rounded(name, x.astype(np.float64), weights, weighted), weights)
+    weights = reference.weights(name, x.astype(np.float64), importance)
+    limit = error(x, reference.rounded(name, x.astype(np.float64), weights, weighted), weights)
     measured = error(x, decoded(run(x, name, importance), name), weights)
     assert measured <= 1.005 * limit + SCALE_ROUNDING * float((weights * x.astype(np.float64) ** 2).sum())
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from puna.checkpoint import open_checkpoint
 from puna.config import GenerationConfig
 from puna.errors import CheckpointError, PunaError
 from puna.saving import save_checkpoint
-from tests.checkpoint.tiny import tiny_config, tiny_tensors
+from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors
 
 
 class Killed(BaseException):
@@ -36,7 +36,7 @@ class Save:
     def __call__(self, folder: Path) -> None:
         config = tiny_config(hidden_size=32, intermediate_size=32, head_dim=8, vocab_size=40, **self.changes)
         tensors = tiny_tensors(config, self.head, self.seed)
-        entries = [(n, "f32", tuple(t.shape), t.reshape(-1).view(torch.uint8).numpy()) for n, t in tensors.items()]
+        entries = [(n, "f32", t.shape, t.reshape(-1).view(np.uint8)) for n, t in tensors.items()]
         generation = GenerationConfig(max_new_tokens=4 + len(self.changes)) if self.head == "lm" else None
         save_checkpoint(folder, config, entries, generation, self.size)
 

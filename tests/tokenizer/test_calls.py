@@ -12,8 +12,7 @@ import pytest
 from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.errors import TokenizerError
 from puna.tokenizer import BatchEncoding
-
-from .vocabularies import random_texts
+from tests.helpers.vocabularies import random_texts
 
 TEXTS = [text for text in random_texts(40, seed=5) if text]
 
@@ -21,9 +20,7 @@ TEXTS = [text for text in random_texts(40, seed=5) if text]
 @pytest.fixture(scope="module")
 def theirs(byte_level_json):
     """The tokenizer of transformers for the same tokenizer.json."""
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(byte_level_json)
+    tokenizer = pytest.importorskip("transformers").PreTrainedTokenizerFast.from_pretrained(byte_level_json)
     tokenizer.pad_token = "<plain>"
     return tokenizer
 

@@ -12,8 +12,7 @@ import pytest
 from puna import AutoTokenizer, LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.errors import ModelNotFoundError, PunaError, TokenizerError
 from puna.tokenizer import AddedToken
-
-from .vocabularies import random_texts
+from tests.helpers.vocabularies import random_texts
 
 TEXTS = random_texts(60, seed=7)
 

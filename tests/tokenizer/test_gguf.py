@@ -19,8 +19,7 @@ from puna.tokenizer.files.byte_level import PRE_TOKENIZERS, pre_tokenizer
 from puna.tokenizer.files.gguf import read_vocabulary, sentencepiece_model
 from puna.tokenizer.files.recipes import byte_level_recipe
 from tests.golden.files import LAYOUTS, TEXT, TOKENIZER
-
-from .vocabularies import CORPUS, random_texts, train_sentencepiece
+from tests.helpers.vocabularies import CORPUS, random_texts, train_sentencepiece
 
 TEXTS = [*random_texts(200, seed=9), *CORPUS, "\n".join(CORPUS)]
 MERGED_TEXTS = ["Once upon a time", "Zoë said: é", "\n\n x  y"]

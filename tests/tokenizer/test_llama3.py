@@ -12,8 +12,7 @@ import tiktoken
 from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.errors import TokenizerError
 from puna.tokenizer.files.byte_level import BYTE_TO_CHARACTER, CHARACTER_TO_BYTE
-
-from .vocabularies import CORPUS, random_texts
+from tests.helpers.vocabularies import CORPUS, random_texts
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

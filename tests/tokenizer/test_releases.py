@@ -13,8 +13,7 @@ from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.tokenizer import AddedToken
 from puna.tokenizer.chat.render import render_chat
 from puna.tokenizer.chat.templates import llama_2_template
-
-from .vocabularies import SNIPPETS, random_texts
+from tests.helpers.vocabularies import SNIPPETS, random_texts
 
 pytestmark = pytest.mark.oracle
 

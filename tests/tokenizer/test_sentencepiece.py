@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from puna import LlamaTokenizer
 from puna.errors import ModelNotFoundError, TokenizerError
 from puna.tokenizer import AddedToken, load_tokenizer
-
-from .vocabularies import SNIPPETS, random_texts, train_sentencepiece
+from tests.helpers.vocabularies import SNIPPETS, random_texts, train_sentencepiece
 
 TEXT = st.lists(st.one_of(st.sampled_from(SNIPPETS), st.text(st.characters(exclude_categories=["Cs"])))).map("".join)
 

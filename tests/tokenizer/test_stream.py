@@ -14,8 +14,7 @@ from puna.errors import TokenizerError
 from puna.tokenizer import LlamaTokenizerFast, StreamDecoder, load_tokenizer
 from puna.tokenizer.files.byte_level import BYTE_TO_CHARACTER
 from puna.tokenizer.streams import clean_up
-
-from .vocabularies import random_texts
+from tests.helpers.vocabularies import random_texts
 
 
 def streamed(tokenizer, ids: list[int], skip: bool) -> list[str]:

@@ -22,7 +22,7 @@ def their_config(config: LlamaConfig) -> transformers.LlamaConfig:
 def pair(
     config: LlamaConfig, seed: int = 0, ours: type[Any] = LlamaForCausalLM, name: str = "LlamaForCausalLM"
 ) -> tuple[Any, Any]:
-    """(ours, theirs): the same random weights, biases and norms included, in evaluation mode."""
+    """Returns (ours, theirs) in evaluation mode, with the same random weights, biases and norms included."""
     torch.manual_seed(seed)
     mine = ours(config).eval()
     with torch.no_grad():
@@ -36,7 +36,7 @@ def pair(
 
 
 def ragged(config: LlamaConfig, lengths: tuple[int, ...], side: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(input_ids, attention_mask, position_ids) of texts of several lengths, padded on one side."""
+    """Returns (input_ids, attention_mask, position_ids) of texts of several lengths, padded on one side."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, config.vocab_size, (len(lengths), max(lengths)), generator=generator)
     mask = torch.stack([torch.arange(max(lengths)) < length for length in lengths]).long()
@@ -46,7 +46,7 @@ def ragged(config: LlamaConfig, lengths: tuple[int, ...], side: str, seed: int =
 
 
 def distance(ours: Tensor, theirs: Tensor, keep: Tensor | None = None) -> float:
-    """Largest difference over the largest absolute value, on the kept rows."""
+    """Largest difference divided by the largest absolute value, in the rows selected by `keep`."""
     if keep is not None:
         ours, theirs = ours[keep], theirs[keep]
     ours, theirs = ours.detach(), theirs.detach()

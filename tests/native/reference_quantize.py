@@ -1,6 +1,7 @@
-"""Slow, obvious twins of ggml's quantisers for the K formats and iq4_nl (ggml-quants.c): how large their error is.
+"""Reference implementations of ggml's quantisers for the K formats and iq4_nl (ggml-quants.c).
 
-They give values, not bytes, since only errors are compared. `x` has a block of values that share a scale in each row.
+They return dequantised values, not bytes, since the tests compare only errors. Each row of `x` is a block of values
+that share a scale.
 """
 
 from __future__ import annotations

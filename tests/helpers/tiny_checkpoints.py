@@ -1,4 +1,7 @@
-"""Small random models, written as GGUF by the package gguf and as Hugging Face folders by `safetensors` or torch."""
+"""Small random models, written as GGUF by the package gguf and as Hugging Face folders by `safetensors` or torch.
+
+Tensors are NumPy arrays; bfloat16 is that of the package ml_dtypes.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,12 @@ from typing import Any
 
 import gguf
 import numpy as np
-import safetensors.torch
-import torch
+import safetensors.numpy
 from gguf import quants
 
 from puna.checkpoint.names import expected_tensors
 from puna.config import LlamaConfig
-
-Tensors = dict[str, torch.Tensor]
+from tests.helpers.torch_files import Tensors, save_torch
 
 
 def tiny_config(**changes: Any) -> LlamaConfig:
@@ -27,8 +28,8 @@ def tiny_config(**changes: Any) -> LlamaConfig:
 
 
 def tiny_tensors(config: LlamaConfig, head: Any = "lm", seed: int = 0) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator) for name, shape in expected_tensors(config, head)}
+    random = np.random.default_rng(seed)
+    return {name: random.standard_normal(shape, np.float32) for name, shape in expected_tensors(config, head)}
 
 
 def write_folder(folder: Path, config: LlamaConfig, tensors: Tensors, bin: bool = False, shards: int = 1) -> Path:
@@ -40,12 +41,12 @@ def write_folder(folder: Path, config: LlamaConfig, tensors: Tensors, bin: bool 
     names = [name] if shards == 1 else [f"{stem}-{i + 1:05}-of-{shards:05}.{ending}" for i in range(shards)]
     weight_map = {}
     for index, file in enumerate(names):
-        part = {key: tensors[key].contiguous() for key in list(tensors)[index::shards]}
+        part = {key: np.ascontiguousarray(tensors[key]) for key in list(tensors)[index::shards]}
         weight_map |= dict.fromkeys(part, file)
         if bin:
-            torch.save(part, folder / file)
+            save_torch(part, folder / file)
         else:
-            safetensors.torch.save_file(part, folder / file, {"format": "pt"})
+            safetensors.numpy.save_file(part, folder / file, {"format": "pt"})
     if shards > 1:
         write_index(folder / f"{name}.index.json", weight_map)
     return folder
@@ -99,7 +100,7 @@ def write_gguf(
         add_key(writer, key, value)
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in tensors.items():
-        array = tensor.float().numpy()
+        array = tensor.astype(np.float32)
         if ".q_proj." in name:
             array = llama_cpp_permute(array, config.num_attention_heads)
         if ".k_proj." in name:

@@ -1,4 +1,4 @@
-"""The text that the small vocabularies are trained on, and texts that are difficult to tokenize."""
+"""A small SentencePiece model, the text on which it is trained, and texts that are hard to tokenize."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SNIPPETS = [
 
 
 def random_texts(count: int, seed: int = 0) -> list[str]:
-    """Returns difficult texts: spaces, added tokens, bytes outside the vocabulary."""
+    """Texts that are hard to tokenize: spaces, special tokens, characters outside the vocabulary."""
     rng = random.Random(seed)
     return ["".join(rng.choice(SNIPPETS) for _ in range(rng.randint(0, 12))) for _ in range(count)]
 
 
 def train_sentencepiece(**options: Any) -> bytes:
-    """Returns a SentencePiece model trained on `CORPUS`."""
+    """Trains a SentencePiece model on `CORPUS`; options replace the settings. Returns the bytes of the model file."""
     model = io.BytesIO()
     settings = {
         "vocab_size": 420,

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
-Tensors = dict[str, torch.Tensor]
+from tests.helpers.torch_files import DTYPES, Tensors, save_torch
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Family:
     kv: int | None
     shards: int
     version: str
-    dtype: torch.dtype = torch.float16
+    dtype: str = "float16"
     vocab: int = 320
     width: int = 8
     multiple_of: int = 32
@@ -59,7 +59,7 @@ class Family:
         return params | {"vocab_size": self.vocab if self.is_llama3 else -1, "norm_eps": 1e-5} | self.params
 
 
-_3: dict[str, Any] = {"vocab": 128256, "width": 2, "dtype": torch.bfloat16, "multiple_of": 16}
+_3: dict[str, Any] = {"vocab": 128256, "width": 2, "dtype": "bfloat16", "multiple_of": 16}
 _THETA, _SCALED = {"rope_theta": 500000.0}, {"rope_theta": 500000.0, "use_scaled_rope": True}
 
 FAMILIES = [
@@ -67,12 +67,12 @@ FAMILIES = [
     Family("llama1-13b", 40, None, 2, "1", params={"norm_eps": 1e-6}),
     Family("llama1-30b", 52, None, 4, "1", params={"norm_eps": 1e-6}),
     Family("llama1-65b", 64, None, 8, "1"),
-    Family("llama2-7b", 32, None, 1, "2", torch.bfloat16),
-    Family("llama2-13b", 40, None, 2, "2", torch.bfloat16),
-    Family("llama2-70b", 64, 8, 8, "2", torch.bfloat16, multiplier=1.3, multiple_of=128),
-    Family("code-7b", 32, None, 1, "code", torch.bfloat16, vocab=336, params={"rope_theta": 1e6}),
-    Family("code-34b", 64, 8, 4, "code", torch.bfloat16, multiplier=1.0, params={"rope_theta": 1e6}),
-    Family("code-70b", 64, 8, 8, "code", torch.bfloat16, vocab=336, multiplier=1.3, multiple_of=128,
+    Family("llama2-7b", 32, None, 1, "2", "bfloat16"),
+    Family("llama2-13b", 40, None, 2, "2", "bfloat16"),
+    Family("llama2-70b", 64, 8, 8, "2", "bfloat16", multiplier=1.3, multiple_of=128),
+    Family("code-7b", 32, None, 1, "code", "bfloat16", vocab=336, params={"rope_theta": 1e6}),
+    Family("code-34b", 64, 8, 4, "code", "bfloat16", multiplier=1.0, params={"rope_theta": 1e6}),
+    Family("code-70b", 64, 8, 8, "code", "bfloat16", vocab=336, multiplier=1.3, multiple_of=128,
            params={"rope_theta": 1e6}),
     Family("llama3-8b", 32, 8, 1, "3", multiplier=1.3, params=_THETA, **_3),
     Family("llama3-70b", 64, 8, 8, "3", multiplier=1.3, params=_THETA, **_3),
@@ -88,15 +88,15 @@ TIED = ("llama3.2-1b", "llama3.2-3b")
 
 def hf_tensors(family: Family, layers: int = 2, seed: int = 0) -> Tensors:
     """Returns random weights under Hugging Face's names; a tied head is a copy, as in Meta's files."""
-    generator = torch.Generator().manual_seed(seed)
+    random = np.random.default_rng(seed)
 
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(family.dtype)
+    def draw(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape, np.float32).astype(DTYPES[family.dtype])
 
     kv = family.kv_heads * family.width
     tensors = {"model.embed_tokens.weight": draw(family.vocab, family.dim), "model.norm.weight": draw(family.dim)}
     tied = family.name in TIED
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone() if tied else draw(family.vocab, family.dim)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy() if tied else draw(family.vocab, family.dim)
     for layer in range(layers):
         at = f"model.layers.{layer}."
         tensors |= {
@@ -113,10 +113,10 @@ def hf_tensors(family: Family, layers: int = 2, seed: int = 0) -> Tensors:
     return tensors
 
 
-def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
+def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     """The inverse of `permute` in convert_llama_weights_to_hf.py."""
     rows, columns = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def meta_shards(family: Family, tensors: Tensors) -> list[Tensors]:
@@ -124,17 +124,17 @@ def meta_shards(family: Family, tensors: Tensors) -> list[Tensors]:
     count = family.shards
     shards: list[Tensors] = [{} for _ in range(count)]
 
-    def add(name: str, weight: torch.Tensor, axis: int | None) -> None:
+    def add(name: str, weight: np.ndarray, axis: int | None) -> None:
         for number, shard in enumerate(shards):
-            shard[name] = weight.clone() if axis is None else weight.chunk(count, axis)[number].clone()
+            shard[name] = weight.copy() if axis is None else np.split(weight, count, axis)[number].copy()
 
-    def add_heads(name: str, weight: torch.Tensor) -> None:
-        heads = weight.view(family.kv_heads, family.width, -1)
+    def add_heads(name: str, weight: np.ndarray) -> None:
+        heads = weight.reshape(family.kv_heads, family.width, -1)
         for number, shard in enumerate(shards):
             if count <= family.kv_heads:
-                shard[name] = weight.chunk(count, 0)[number].clone()
+                shard[name] = np.split(weight, count)[number].copy()
             else:  # fewer heads than shards: several shards hold the same head
-                shard[name] = heads[number * family.kv_heads // count].clone()
+                shard[name] = heads[number * family.kv_heads // count].copy()
 
     add("tok_embeddings.weight", tensors["model.embed_tokens.weight"], 0 if family.is_llama3 else 1)
     add("norm.weight", tensors["model.norm.weight"], None)
@@ -159,5 +159,5 @@ def write_meta(folder: Path, family: Family, tensors: Tensors) -> Path:
     layers = sum(name.endswith("o_proj.weight") for name in tensors)
     (folder / "params.json").write_text(json.dumps(family.params_json(layers)))
     for number, shard in enumerate(meta_shards(family, tensors)):
-        torch.save(shard | {"rope.freqs": torch.ones(4)}, folder / f"consolidated.{number:02}.pth")
+        save_torch(shard | {"rope.freqs": np.ones(4, np.float32)}, folder / f"consolidated.{number:02}.pth")
     return folder
