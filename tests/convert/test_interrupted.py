@@ -441,7 +441,10 @@ def test_ctrl_c(tmp_path: Path) -> None:
         [*COMMAND, str(model), str(tmp_path / "out"), "--to", "hf", "--dtype", "float32", "--verify"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(0.7)
+    deadline = time.monotonic() + 60
+    while not partial_folder(tmp_path / "out").exists():  # before that, the command may not handle SIGINT yet
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors

@@ -201,4 +201,4 @@ def test_an_empty_batch_is_refused():
     state = random_state(config)
     backend = NativeBackend(config, pack_state("f32", state))
     assert backend._library.puna_forward(backend._model, None, 0, 0, None) == 1
-    assert b"a batch needs a chunk" in backend._library.puna_error()
+    assert b"a batch must have at least one chunk" in backend._library.puna_error()
