@@ -37,7 +37,7 @@ PUNA_INLINE V16 limited(const V16& x, const V16& low, const V16& high) { return 
 // Blocks of smaller values are treated as 0: the inverse of their scale would overflow.
 constexpr float kTiny = 1e-30f;
 
-// The value of largest magnitude of each block, with its sign; the first of equals.
+// The value of largest magnitude of each block, with its sign; ties: the first.
 PUNA_INLINE V16 largest(const Search& block, const float* x) {
     V16 found = broadcast(0.0f);
     for (int i = 0; i < block.size; ++i) {

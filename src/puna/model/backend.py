@@ -20,7 +20,7 @@ from puna.model.outputs import BaseModelOutputWithPast
 class TorchBackend:
     """Implements `puna.backend.Backend` with a `LlamaForCausalLM` on any device and in any dtype.
 
-    Chunks run one after the other, so a chunk's logits do not depend on the rest of the batch. Splitting a prompt into
+    Chunks run one at a time, so a chunk's logits do not depend on the rest of the batch. Splitting a prompt into
     other chunks changes them only by rounding.
 
     Args:

@@ -1,0 +1,121 @@
+"""Plain English: the worst habits that this repository once had, by pattern, each with its plain form.
+
+Read are comments, docstrings and messages of Python and C++, and documents as a whole. A pattern cannot tell whether a
+sentence is clear; CONTRIBUTING.md says what is wanted.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.source_tree import ROOT
+
+HABITS = {
+    r"(?<!there )\b(is|are|was|were) no (?!longer|more|less)": "is not a, are not",
+    r"\b(lies|lie|lay|lying) (beside|behind|before|in|on|next|after|one|apart|there|where|as)\b": "is in, follows",
+    r"\b(stands?|stood|standing) (behind|before|beside|in|on|there|as|after|alone)\b": "is in, precedes",
+    r"\bas (it|they) (lies?|stands?)\b": "unchanged, verbatim, in its stored layout",
+    r"\bbeside\b": "next to, in addition to, compared with",
+    r"\b(go|goes|going|gone|went) on with\b": "resume, continue, reuse",
+    r"\bmend(s|ed|ing)?\b": "fix, correct",
+    r"\banew\b": "again, from scratch",
+    r"\btwins?\b": "reference implementation, counterpart",
+    r"\b(rooms?(?! for)|doors?|the house|floors of)\b": "package, interface, architecture, layer",
+    r"\b(the )?life of an? \w+": "the path of a prompt, a request, a checkpoint",
+    r"\b(says|said|tells|told) of (itself|themselves|it|them|their|its)\b": "metadata, settings",
+    r"\btold from\b": "distinguished from",
+    r"\b(affairs?|matter) of\b": "belongs to, is handled by",
+    r"\bof equals\b": "ties are broken by",
+    r"\b(textbook|racer|kitchen)\b": "reference implementation, rig",
+    r"\b(aloud|likewise|thereby|therein|whereof)\b": "(leave it out, or name the thing)",
+    r"\bat the (least|most)\b": "at least, at most",
+    r"\bone after the other\b": "one after another",
+    r"\bis nothing but\b": "is exactly, consists only of",
+    r"\bnot until then\b": "only then",
+    r"\bwhat (it|they) (was|were|is|are) (asked|told|given|made)\b": "(a noun: the request, the argument)",
+}
+"""Pattern, in any case of letters, to plain form."""
+
+SUFFIXES = {".py", ".cpp", ".h", ".inl", ".md", ".toml", ".txt", ".yml"}
+NAMES = {"Makefile", "run"}
+LEFT_OUT = ("tests/architecture/test_language.py", "tests/golden/", "LICENSE", "src/puna/sample.txt")
+
+_CPP_PROSE = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"", re.S)
+
+
+def documents() -> list[Path]:
+    """Every text file of the repository that people read, except data."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    names = [name for name in tracked.split("\0") if name and not name.startswith(LEFT_OUT)]
+    paths = [ROOT / name for name in names]
+    return [path for path in paths if path.is_file() and (path.suffix in SUFFIXES or path.name in NAMES)]
+
+
+def prose(path: Path) -> list[tuple[int, str]]:
+    """The lines of a file that people read as sentences, with their numbers."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        kinds = (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        parts = [(token.start[0], token.string) for token in tokens if token.type in kinds]
+    elif path.suffix in (".cpp", ".h", ".inl"):
+        parts = [(text.count("\n", 0, match.start()) + 1, match[0]) for match in _CPP_PROSE.finditer(text)]
+    else:
+        parts = [(1, text)]
+    return [(first + offset, line) for first, part in parts for offset, line in enumerate(part.split("\n"))]
+
+
+def habits_in(lines: list[tuple[int, str]]) -> list[tuple[int, str, str]]:
+    """Line number, the words found, and their plain form."""
+    return [
+        (number, match[0], plain)
+        for number, line in lines
+        for pattern, plain in HABITS.items()
+        for match in re.finditer(pattern, line, re.IGNORECASE)
+    ]
+
+
+def test_the_repository_is_read():
+    paths = documents()
+    if not paths:
+        pytest.skip("not a git checkout")
+    names = {path.relative_to(ROOT).as_posix() for path in paths}
+    assert {"README.md", "Makefile", ".ci/run", "src/puna/llm.py", "csrc/model.cpp"} <= names
+
+
+def test_no_habit_of_the_old_dialect():
+    found = {path: habits_in(prose(path)) for path in documents()}
+    report = [
+        f"{path.relative_to(ROOT)}:{number}: {words!r}; write: {plain}"
+        for path, habits in found.items()
+        for number, words, plain in habits
+    ]
+    assert not report, "\n".join(report)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "count"),
+    [
+        ("True is no integer.", 1),
+        ("There is no such file.", 0),
+        ("The scales lie beside the quants.", 1),
+        ("An interrupted run is gone on with.", 1),
+        ("np.floor(x) rounds towards the floor", 0),
+    ],
+)
+def test_patterns_find_what_they_are_for(sentence, count):
+    matched = {number for number, _, _ in habits_in([(1, sentence)])}
+    assert len(matched) == count
+
+
+def test_prose_of_python_and_cpp_is_found(tmp_path):
+    (tmp_path / "a.py").write_text('beside = 1  # beside\nx = "this is no number"\n')
+    (tmp_path / "b.cpp").write_text('int beside;  // beside\nauto s = "this is no number";\n/* two\nlines, anew */\n')
+    assert [line for line, _, _ in habits_in(prose(tmp_path / "a.py"))] == [1, 2]
+    assert [line for line, _, _ in habits_in(prose(tmp_path / "b.cpp"))] == [1, 2, 4]
