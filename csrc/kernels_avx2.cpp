@@ -1,4 +1,4 @@
-// The AVX2 build of the kernels (AVX2, FMA, F16C).
+// The kernels compiled for processors with AVX2, FMA and F16C.
 
 #include "kernels.h"
 

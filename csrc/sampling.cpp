@@ -1,5 +1,5 @@
-// See sampling.h. Nothing is sorted: each filter keeps the tokens above a threshold weight, which is found by counting
-// weights by their bits (radix select). Bits of non-negative floats have the order of the floats.
+// Implements sampling.h without sorting: each filter keeps the tokens whose weight exceeds a threshold, which radix
+// select finds by counting weights by their leading bits. Non-negative floats compare like their bits.
 
 #include "sampling.h"
 
@@ -18,11 +18,11 @@ namespace {
 
 constexpr float kLargest = std::numeric_limits<float>::max();
 
-// Copies the logits and applies the repetition penalty to tokens already seen. False if one of their logits is not
-// finite; the other logits are checked later.
+// Copies the logits and applies the repetition penalty to those of tokens already seen. Returns false if the logit of a
+// seen token is not finite; the other logits are checked later.
 bool penalise(const float* logits, int64_t count, const uint8_t* seen, float penalty, std::vector<float>& out) {
     out.assign(logits, logits + count);
-    // Eight bytes of `seen` at a time: most are 0.
+    // Reads eight bytes of `seen` at a time, because most are 0.
     for (int64_t at = 0; at < count; at += 8) {
         uint64_t any = 0;
         const int64_t size = std::min<int64_t>(8, count - at);
@@ -41,11 +41,12 @@ bool penalise(const float* logits, int64_t count, const uint8_t* seen, float pen
 
 // The tokens that may still be chosen, in order of their ids.
 struct Candidates {
-    std::vector<int32_t> ids;    // sized for the whole vocabulary; the first `count` are used
-    std::vector<float> weights;  // logits, later non-negative weights, whose bits then have the order of the numbers
+    std::vector<int32_t> ids;    // as long as the vocabulary; the first `count` are used
+    std::vector<float> weights;  // logits; later exponentials, which are non-negative and so compare like their bits
     size_t count = 0;
 
-    // Starts with all tokens whose logits are at least `least`. Blocks whose peak is lower are skipped.
+    // Sets the candidates to the tokens whose logits are at least `least`. Skips blocks of kPeakBlock logits whose
+    // maximum, in `peaks`, is lower.
     void take(const float* logits, int64_t vocab, const std::vector<float>& peaks, float least) {
         count = 0;
         for (size_t block = 0; block < peaks.size(); ++block) {
@@ -59,8 +60,8 @@ struct Candidates {
         }
     }
 
-    // Keeps the weights whose bits are above `least`, and of those equal to it the first `equals`. The loop has no
-    // branches, because the outcome of its comparisons is unpredictable.
+    // Keeps the tokens whose weight has bits above `least`, and the first `equals` tokens whose bits equal it. The loop
+    // has no branches, because they would be mispredicted.
     void keep(uint32_t least, int64_t equals = std::numeric_limits<int64_t>::max()) {
         size_t kept = 0;
         int64_t met = 0;
@@ -76,7 +77,7 @@ struct Candidates {
 };
 
 double sum(const float* values, size_t count) {
-    double parts[8] = {};  // independent sums hide the latency of additions
+    double parts[8] = {};  // eight independent sums hide the latency of additions
     size_t i = 0;
     for (; i + 8 <= count; i += 8)
         for (size_t j = 0; j < 8; ++j) parts[j] += values[i + j];
@@ -89,7 +90,8 @@ double sum(const float* values, size_t count) {
 // finds the bucket in which the limit is reached and adds its bits to `found`. After the first pass, tokens in lower
 // buckets are dropped.
 void cut(Candidates& from, bool by_weight, double limit) {
-    // Interleaved tables, so that consecutive equal weights do not wait for each other's addition.
+    // Four interleaved tables: consecutive weights of the same bucket are added to different tables, so that no
+    // addition waits for the one before it.
     constexpr size_t kWays = 4;
     static thread_local std::vector<double> table;
     double before = 0.0;  // count or weight of the tokens above the bucket `found`
@@ -115,8 +117,9 @@ void cut(Candidates& from, bool by_weight, double limit) {
             lowest = at;
             reached = before + amount >= limit;
         }
-        if (above == 31 && !reached) return;  // the limit exceeds the sum: keep all
-        found |= lowest << shift;             // not reached only by rounding; then it is the lowest bucket
+        if (above == 31 && !reached) return;  // the limit exceeds the sum of all weights: keep every token
+        // In later passes only rounding can keep the sum below the limit; the lowest bucket is then correct.
+        found |= lowest << shift;
         if (above == 31) from.keep(found);
     }
     // Of the tokens whose weight equals the threshold `found`, keep as many as the limit needs, and at least one.
@@ -124,9 +127,10 @@ void cut(Candidates& from, bool by_weight, double limit) {
     from.keep(found, std::max<int64_t>(1, static_cast<int64_t>(std::ceil((limit - before) / each))));
 }
 
-// Keeps the tokens with the `count` highest logits. Weights would not do: at a high temperature different logits have
-// the same weight. Uses the non-negative distance most - logit (abs removes the sign of -0.0), whose bits have the
-// order of the distances, and reverses that order for `cut`. Afterwards the weights hold logit - most.
+// Keeps the tokens with the `count` highest logits. It compares logits, because at a high temperature different logits
+// have the same weight. `cut` needs non-negative numbers, highest first: the distance most - logit is non-negative (abs
+// removes the sign of -0.0), and subtracting its bits from those of infinity reverses the order. Afterwards the weights
+// hold logit - most.
 void keep_top(Candidates& from, float most, int64_t count) {
     constexpr uint32_t kInfinity = 0x7f800000u;
     float* const values = from.weights.data();
@@ -136,11 +140,12 @@ void keep_top(Candidates& from, float most, int64_t count) {
     for (size_t i = 0; i < from.count; ++i) values[i] = -float_of_bits(kInfinity - bits_of_float(values[i]));
 }
 
-// A lower bound on the logits of tokens that can pass the filters, from cheap estimates.
-// top_k: at least top_k tokens reach the top_k-th highest peak.
-// top_p: tokens with a weight below (1 - top_p) * total / count weigh less than (1 - top_p) * total together.
-// min_p: the bound is the logit of weight min_p. With both top_k and top_p, neither top_p nor min_p is used: top_p
-// needs the weights of all tokens that top_k keeps.
+// Returns a lower bound on the logits of tokens that can pass the filters, so that most tokens need not be examined.
+// top_k: the top_k-th highest block maximum, because at least top_k logits reach it.
+// top_p: the logit whose weight is (1 - top_p) * total / count. The tokens below it weigh less than (1 - top_p) * total
+// together, so top_p removes them all.
+// min_p: the logit whose weight is min_p.
+// With both top_k and top_p, only top_k bounds: top_p needs the weights of all tokens that top_k keeps.
 float floor_of(const std::vector<float>& peaks, int64_t count, float most, double total, const puna_sampling& options) {
     static thread_local std::vector<float> sorted;
     float least = -kLargest;
@@ -162,8 +167,8 @@ float floor_of(const std::vector<float>& peaks, int64_t count, float most, doubl
     return least;
 }
 
-// The first token at which the cumulative weight exceeds uniform * total; `uniform` in [0, 1). Sums are computed in
-// blocks, so that only the block of that token is read one weight at a time.
+// Returns the first token at which the cumulative weight exceeds uniform * total; `uniform` is in [0, 1). Weights are
+// summed in blocks, so that only the block that contains the token is read one weight at a time.
 int64_t draw(const Candidates& from, double uniform) {
     constexpr size_t kBlock = 512;
     const float* weights = from.weights.data();
@@ -183,7 +188,7 @@ int64_t draw(const Candidates& from, double uniform) {
         }
         before += block;
     }
-    size_t last = count - 1;  // only by rounding: the last token whose weight is not 0
+    size_t last = count - 1;  // reached only through rounding: return the last token whose weight is not 0
     while (last > 0 && weights[last] == 0.0f) --last;
     return from.ids[last];
 }
@@ -192,7 +197,7 @@ int64_t draw(const Candidates& from, double uniform) {
 
 int64_t sample(const Kernels& kernels, const float* logits, int64_t count, const uint8_t* seen,
                const puna_sampling& options, double uniform) {
-    // Reused between calls: committing fresh pages costs more than the work.
+    // Reused between calls: page faults of newly allocated memory would take longer than sampling.
     static thread_local std::vector<float> changed, peaks;
     static thread_local Candidates candidates;
     if (options.repetition_penalty != 1.0f) {

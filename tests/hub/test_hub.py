@@ -214,8 +214,8 @@ def test_refusals_of_the_hub_are_explained(machine: Machine, folder: dict[str, b
     machine.hub.add("owner/private", folder, token="hf_secret")
     machine.hub.add("owner/empty", {"README.md": b"#", "flax_model.msgpack": b"x"})
     for name, message in (
-        ("owner/none", "no such file or folder, and no such model at http"),
-        ("owner/private", "unless it is private. Check the name; for a private model, set HF_TOKEN"),
+        ("owner/none", "no such file or folder, and no public model of this name at http"),
+        ("owner/private", "Check the name; for a private model, set HF_TOKEN"),
         ("owner/gated", "access to this model must be requested. Request it at http"),
         ("owner/tiny@v9", "the model has no revision 'v9'"),
         ("owner/empty", "no weights that puna reads; the model has README.md, flax_model.msgpack"),

@@ -1,6 +1,6 @@
-"""Speculation by prompt lookup (Saxena, 2023): guesses the tokens that followed the last n-gram when it last occurred.
+"""Speculation by prompt lookup (Saxena, 2023): guesses the tokens that followed the final n-gram before.
 
-Useful where a text repeats itself: summaries, edits, code. It needs no draft model.
+Useful where a text repeats itself: summaries, edits, code. No draft model is needed.
 """
 
 from __future__ import annotations
@@ -8,22 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 NGRAM_SIZES = (3, 2)
-"""Lengths of the n-grams that are looked up, in this order."""
+"""Lengths of the n-grams, in the order in which they are looked up."""
 
 MAX_GUESS = 8
 """Maximum number of tokens guessed at once; reduced after wrong guesses."""
 
 
 class Lookup:
-    """Guesses the continuation of one sequence."""
+    """An index of the n-grams of one sequence, which guesses the tokens that follow."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
-        self._next: dict[tuple[int, ...], int] = {}  # n-gram -> position after its last occurrence
+        self._next: dict[tuple[int, ...], int] = {}  # n-gram -> position after its latest occurrence
         self._limit = MAX_GUESS
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Appends tokens. An n-gram is indexed once a token follows it, so that the last one does not match itself."""
+        """Appends tokens. The final n-gram is not indexed, so that it does not match itself."""
         for token in tokens:
             end = len(self._tokens)
             for size in NGRAM_SIZES:
@@ -32,7 +32,7 @@ class Lookup:
             self._tokens.append(token)
 
     def guess(self, limit: int) -> tuple[int, ...]:
-        """Returns up to `limit` tokens that may follow; empty if the last n-grams occur nowhere else."""
+        """Returns up to `limit` tokens that may follow; empty if the final n-grams did not occur before."""
         for size in NGRAM_SIZES:
             start = self._next.get(tuple(self._tokens[-size:])) if len(self._tokens) >= size else None
             if start is not None:
@@ -40,6 +40,6 @@ class Lookup:
         return ()
 
     def adapt(self, guessed: int, accepted: int) -> None:
-        """Limits the next guess to two tokens more than the last guess had right."""
+        """Limits the next guess to two tokens more than were accepted of the last one."""
         if guessed:
             self._limit = max(1, min(MAX_GUESS, accepted + 2))

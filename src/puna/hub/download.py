@@ -1,4 +1,4 @@
-"""Downloads models with `huggingface_hub`, which only this module imports, and translates its errors."""
+"""Downloads models and translates the errors of `huggingface_hub`, which only this module imports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from puna.hub.reference import Reference
 
 @dataclass(frozen=True)
 class Download:
-    """A download that is about to begin.
+    """A download before it begins.
 
     Attributes:
         reference: the model.
@@ -63,14 +63,14 @@ def fetch(
     If the hub cannot be reached, the files in the cache are used.
 
     Args:
-        need: the part of the model that is needed, if there is no `include`.
-        include: patterns of the names of files to download instead.
+        need: the part of the model to download.
+        include: glob patterns of the files to download; overrides `need`.
         subfolder: the folder of the model's files in the repository.
         announce: called before a download begins; not called if no file is missing.
-        revision: overrides the reference's.
-        token: overrides HF_TOKEN; False: none.
-        cache_dir: overrides the cache in HF_HOME.
-        force_download: whether to download files that are in the cache again.
+        revision: overrides the revision of `reference`.
+        token: overrides HF_TOKEN; False sends no token.
+        cache_dir: overrides the cache folder in HF_HOME.
+        force_download: whether to download files again that are already in the cache.
         local_files_only: whether to use only the cache.
 
     Raises:
@@ -84,13 +84,13 @@ def fetch(
     selection = Selection(need, tuple(include), subfolder.strip("/"), reference)
     cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
     if local_files_only or constants.HF_HUB_OFFLINE:
-        return _cached(selection, cache, None)
+        return _path_in_cache(selection, cache, None)
     try:
         commit, sizes = _list_files(reference, token)
-    except _refusals() as exc:
-        raise _translated(exc, reference) from exc
-    except _failures() as exc:
-        return _cached(selection, cache, exc)
+    except _not_found_errors() as exc:
+        raise _user_error(exc, reference) from exc
+    except _request_errors() as exc:
+        return _path_in_cache(selection, cache, exc)
     names = selection.choose(sizes)
     download = _plan(reference, commit, {name: sizes[name] for name in names}, cache, force_download)
     if download.missing:
@@ -98,8 +98,8 @@ def fetch(
         announce(download)
     try:
         folder = _snapshot(reference, names, cache, token, force_download)
-    except _failures() as exc:
-        raise _translated(exc, reference) from exc
+    except _request_errors() as exc:
+        raise _user_error(exc, reference) from exc
     return selection.path(folder, names)
 
 
@@ -114,10 +114,10 @@ def _list_files(reference: Reference, token: str | bool | None) -> tuple[str, di
 def _plan(reference: Reference, commit: str, files: Mapping[str, int], cache: Path, force: bool) -> Download:
     from huggingface_hub import try_to_load_from_cache
 
-    def is_cached(name: str) -> bool:
+    def is_path_in_cache(name: str) -> bool:
         return isinstance(try_to_load_from_cache(reference.id, name, cache_dir=cache, revision=commit), str)
 
-    missing = {name: size for name, size in files.items() if force or not is_cached(name)}
+    missing = {name: size for name, size in files.items() if force or not is_path_in_cache(name)}
     return Download(reference, commit, missing, cache)
 
 
@@ -136,7 +136,7 @@ def _snapshot(reference: Reference, names: list[str], cache: Path, token: str | 
     folder = snapshot_download(
         reference.id,
         revision=reference.revision,
-        # The argument takes patterns: special characters in names are escaped.
+        # allow_patterns are glob patterns, so special characters in file names are escaped.
         allow_patterns=[re.sub(r"([*?[])", r"[\1]", name) for name in names],
         cache_dir=cache,
         token=token,
@@ -145,13 +145,13 @@ def _snapshot(reference: Reference, names: list[str], cache: Path, token: str | 
     return Path(str(folder))
 
 
-def _cached(selection: Selection, cache: Path, unreachable: Exception | None) -> Path:
-    """Returns a model's path in the cache; `unreachable` is the error of the hub, None if it was not contacted."""
+def _path_in_cache(selection: Selection, cache: Path, unreachable: Exception | None) -> Path:
+    """Returns the path of a model in the cache; `unreachable` is the connection error, None if none was tried."""
     from huggingface_hub import constants, errors, snapshot_download
 
     reference = selection.reference
     try:
-        # Without patterns, this returns the folder even if files are missing; `choose` or the loader report those.
+        # An empty list of patterns returns the folder even if it lacks files; `choose` or the loader reports those.
         snapshot = snapshot_download(
             reference.id, revision=reference.revision, cache_dir=cache, local_files_only=True, allow_patterns=[]
         )
@@ -170,23 +170,23 @@ def _cached(selection: Selection, cache: Path, unreachable: Exception | None) ->
     return selection.path(folder, selection.choose(names))
 
 
-def _refusals() -> tuple[type[Exception], ...]:
+def _not_found_errors() -> tuple[type[Exception], ...]:
     """Returns the errors for a model or revision that does not exist or to which the user has no access."""
     from huggingface_hub import errors
 
     return errors.RepositoryNotFoundError, errors.RevisionNotFoundError  # GatedRepoError derives from the first
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """Returns all other errors of a request; some depend on the HTTP library of the huggingface_hub release."""
+def _request_errors() -> tuple[type[Exception], ...]:
+    """Returns all other errors of a request. The transport error depends on huggingface_hub's HTTP library."""
     from huggingface_hub import errors
 
     transport: type[Exception] = getattr(errors, "HTTPError", OSError)
     return OSError, errors.HfHubHTTPError, transport
 
 
-def _translated(exc: Exception, reference: Reference) -> Exception:
-    """Returns the error for the user."""
+def _user_error(exc: Exception, reference: Reference) -> Exception:
+    """Returns the error shown to the user, with a remedy."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{reference.id}"
@@ -206,8 +206,8 @@ def _translated(exc: Exception, reference: Reference) -> Exception:
         )
     if isinstance(exc, errors.RepositoryNotFoundError):
         return ModelNotFoundError(
-            f"{reference}: no such file or folder, and no such model at {constants.ENDPOINT}, unless it is private. "
-            "Check the name; for a private model, set HF_TOKEN"
+            f"{reference}: no such file or folder, and no public model of this name at {constants.ENDPOINT}. Check "
+            "the name; for a private model, set HF_TOKEN"
         )
     return ModelNotFoundError(
         f"{reference}: the download failed ({_first_line(exc)}); the partial download is kept. Repeat the command to "

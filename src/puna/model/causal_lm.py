@@ -1,4 +1,4 @@
-"""`LlamaForCausalLM`: logits of the next token and the loss. B batch, T tokens, D hidden, V vocabulary."""
+"""`LlamaForCausalLM`: the logits of the next token, and their loss. B batch, T tokens, D hidden, V vocabulary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from puna.config import LlamaConfig
 from puna.errors import RequestError
 from puna.model.cache import KVCache, LegacyCache
-from puna.model.checks import IGNORED, check_classes, check_kept
+from puna.model.checks import IGNORED, check_classes, check_logits_to_keep
 from puna.model.generate import generate
 from puna.model.llama import LlamaModel
 from puna.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -19,9 +19,9 @@ from puna.model.pretrained import LlamaPreTrainedModel, default_to
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the mean cross-entropy in nats, float32, of predicting the next label from logits; (B, T), (B, T, V).
+    """Returns the mean cross-entropy (nats, float32) of logits (B, T, V) at t and labels (B, T) at t + 1.
 
-    Labels of -100 are ignored. If all are, the loss is 0 and not NaN, which would ruin a training run.
+    Labels of -100 are ignored. If all labels are ignored, the loss is 0, because NaN would ruin a training run.
 
     Raises:
         RequestError: if labels have another shape or type, or (checked on the CPU) are outside the vocabulary.
@@ -79,19 +79,18 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Computes the logits of the next token, in the dtype of the weights.
 
-        `config.pretraining_tp` is ignored: computing the slices of the original training separately would change the
+        `config.pretraining_tp` is ignored: multiplying by slices of the matrices, as in pretraining, would change the
         result only by rounding.
 
         Args:
-            labels: (B, T) ids to predict, not shifted, -100 to ignore a position; needs the logits of all tokens.
-            logits_to_keep: compute the logits of this many last tokens (0: all), or of the tokens at these indices,
-                (kept,).
+            labels: (B, T), unshifted like `input_ids`, -100 to ignore a position; needs the logits of all tokens.
+            logits_to_keep: number of last tokens whose logits are computed (0: all), or indices (kept,) of the tokens.
             num_logits_to_keep: the older name of `logits_to_keep`.
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_attentions,
                 output_hidden_states, return_dict: as in `LlamaModel.forward`.
         """
         keep = logits_to_keep if num_logits_to_keep is None else num_logits_to_keep
-        check_kept(keep)
+        check_logits_to_keep(keep)
         if labels is not None and not (isinstance(keep, int) and keep == 0):
             raise RequestError(f"logits_to_keep is {keep}, but labels need the logits of all tokens; leave it out")
         base: BaseModelOutputWithPast = self.model(
@@ -125,13 +124,14 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
         position_ids: Tensor | None = None,
         use_cache: bool | None = None,
     ) -> dict[str, Any]:
-        """Returns the arguments of forward for the next step: the tokens not cached yet, with positions from the mask.
+        """Returns the arguments of forward for the next step: the uncached tokens, with positions from the mask.
 
         Args:
-            input_ids: (B, all tokens so far). The cache may hold more tokens before them (a trained prefix) if
-                `attention_mask` covers those too.
-            past_key_values: the cache; attention_mask: (B, cached + new tokens).
-            inputs_embeds: used in place of `input_ids` while nothing is cached.
+            input_ids: (B, all tokens so far). The cache may also hold tokens that precede these (a trained prefix) if
+                `attention_mask` covers them.
+            past_key_values: the cache.
+            attention_mask: (B, cached + new tokens).
+            inputs_embeds: replaces `input_ids` while the cache is empty.
 
         Raises:
             RequestError: if all tokens are cached, or the mask does not match the prompt.
@@ -161,6 +161,6 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
 
     @staticmethod
     def _reorder_cache(past_key_values: LegacyCache, beam_idx: Tensor) -> KVCache:
-        """Returns the cache with its rows selected by `beam_idx`; the reference's name of the method."""
+        """Returns the cache with its rows selected by `beam_idx`; named as in transformers."""
         cache = past_key_values if isinstance(past_key_values, KVCache) else KVCache(past_key_values)
         return cache.reorder(beam_idx)

@@ -62,7 +62,7 @@ def check_label_shape(labels: Any, shape: tuple[int, ...]) -> None:
         raise RequestError(f"labels has shape {tuple(labels.shape)}; it must be {tuple(shape)} here")
 
 
-def check_kept(keep: Any) -> None:
+def check_logits_to_keep(keep: Any) -> None:
     """Raises RequestError unless `keep` is a number of tokens, 0 for all, or a 1-D tensor of indices."""
     if isinstance(keep, Tensor):
         valid = keep.dim() == 1 and not keep.is_floating_point()
