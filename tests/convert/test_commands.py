@@ -95,6 +95,7 @@ def test_json_and_gguf_by_default_when_quantised(meta: Path, tmp_path: Path) -> 
         (("--tokenizer-only", "--to", "meta", "--instruct"), "which Meta's layout cannot hold"),
     ],
 )
+@pytest.mark.slow
 def test_invalid_arguments(arguments: tuple[str, ...], message: str, meta: Path, tmp_path: Path) -> None:
     run = puna(meta, tmp_path / "out", *arguments)
     assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr, run.stderr
@@ -110,6 +111,7 @@ def test_options_of_one_layout_are_refused_for_others(meta: Path, tmp_path: Path
         convert(meta, tmp_path / "out", to="meta", shards=0)
 
 
+@pytest.mark.slow
 def test_notes_of_verify_are_shown(meta: Path, tmp_path: Path) -> None:
     run = puna(meta, tmp_path / "m.gguf", "--quantize", "q8_0", "--verify")
     assert "rounded to 8 bits where weights are quantised" in run.stdout
@@ -130,6 +132,7 @@ def test_notes_of_verify_are_shown(meta: Path, tmp_path: Path) -> None:
         ("tokenizer_config.json", "added_tokens_decoder", {"300000000": {"content": "<x>"}}, "gguf", "has 300000001"),
     ],
 )
+@pytest.mark.slow
 def test_absurd_values(file: str, key: str, value: object, to: str, message: str, meta: Path, tmp_path: Path) -> None:
     assert puna(meta, tmp_path / "hf").returncode == 0
     (tmp_path / "hf" / "tokenizer.json").unlink()

@@ -36,7 +36,10 @@ def load_hf(folder: Path) -> Tensors:
     return tensors
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, id=f.name, marks=[pytest.mark.slow] if "405b" in f.name else []) for f in FAMILIES],
+)
 def test_meta_to_hf_to_meta(family: Family, tmp_path: Path) -> None:
     tensors = hf_tensors(family)
     source = write_meta(tmp_path / "meta", family, tensors)

@@ -94,7 +94,7 @@ def test_logits_in_every_format(name, cache, kernels):
     assert (run(backend, ids, [100, 1, 2, 3, 4, 5, 7, 12, 64] + [1] * 102) == logits).all()
 
 
-@pytest.mark.parametrize("columns", [32, 96, 288, 576, pytest.param(1536, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("columns", [32, 96, 288, *(pytest.param(n, marks=pytest.mark.slow) for n in (576, 1536))])
 def test_rows_that_fill_no_scale_of_activations(columns, kernels):
     """A hidden size of 576 and the like, in formats of blocks of 32 values and in float formats."""
     for name in ("q4_0", "q4_1", "q5_1", "q8_0", "iq4_nl", "bf16", "f16"):

@@ -94,6 +94,7 @@ def test_a_handler_that_does_not_raise_changes_nothing(backend):
     assert (logits == expected).all()
 
 
+@pytest.mark.slow
 def test_ignored_signals_and_passes_in_other_threads_are_not_affected(backend):
     expected, duration = read(backend)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
