@@ -246,6 +246,8 @@ def test_unusable_destinations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for destination in (".lock", ".puna-conversion.json"):
         with pytest.raises(StorageError, match="puna uses this name for its records"):
             convert(model, destination, to="gguf")
+    with pytest.raises(StorageError, match="File name too long"):  # of the staging folder
+        convert(model, "x" * 243, to="hf")
     assert not any(Path.cwd().iterdir())
 
 

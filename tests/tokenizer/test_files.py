@@ -87,6 +87,11 @@ def test_the_error_names_an_unknown_argument(sp_model):
     for arguments in ({"no_such": 1}, {"revision": "main"}):
         with pytest.raises(TokenizerError, match=next(iter(arguments))):
             load_tokenizer(sp_model, **arguments)
+    for cls in (LlamaTokenizer, LlamaTokenizerFast):
+        with pytest.raises(TypeError, match="modelmax_length"):
+            cls(sp_model, modelmax_length=8)
+    with pytest.raises(TypeError, match="legacy"):
+        LlamaTokenizerFast(sp_model, legacy=False)
 
 
 def test_flags_in_the_configuration(folder, byte_level_json, sp_model):

@@ -183,7 +183,8 @@ def is_taken(path: Path) -> bool:
 @contextmanager
 def _created(folder: Path, destination: Path | None = None) -> Iterator[None]:
     """Creates a folder and its parents; if the block fails, removes those that were created and are empty."""
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    with storage_errors(destination or folder):
+        created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with storage_errors(destination or folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -81,9 +81,10 @@ class TokenizerBase(ABC):
             chat_template: Jinja source, or several templates by name.
             other_config: other keys of tokenizer_config.json; `save_pretrained` writes them back.
         """
+        if unknown := arguments.keys() - CommonArguments.__optional_keys__:
+            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}")
         values: Mapping[str, Any] = arguments
-        named = {name: values[name] for name in NAMES if values.get(name) is not None}
-        self._named = {name: as_added_token(token, special=True) for name, token in named.items()}
+        self._named = {n: as_added_token(values[n], special=True) for n in NAMES if values.get(n) is not None}
         self._additional = [as_added_token(token, special=True) for token in values.get(ADDITIONAL) or ()]
         self._special_ids: frozenset[int] | None = None
         self.clean_up_tokenization_spaces: bool = arguments["clean_up_tokenization_spaces"]
