@@ -37,21 +37,10 @@ _PACKAGES = {
 }
 
 __all__ = [
-    "LLM",
-    "AutoTokenizer",
-    "Completion",
-    "GenerationConfig",
-    "LlamaConfig",
-    "LlamaForCausalLM",
-    "LlamaForSequenceClassification",
-    "LlamaModel",
-    "LlamaTokenizer",
-    "LlamaTokenizerFast",
-    "PunaError",
-    "__version__",
-    "convert",
-    "load_tokenizer",
-]
+    "LLM", "AutoTokenizer", "Completion", "GenerationConfig", "LlamaConfig", "LlamaForCausalLM",
+    "LlamaForSequenceClassification", "LlamaModel", "LlamaTokenizer", "LlamaTokenizerFast", "PunaError", "__version__",
+    "convert", "load_tokenizer",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

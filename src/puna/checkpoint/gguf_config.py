@@ -15,20 +15,12 @@ from puna.errors import CheckpointError, ConfigError
 from puna.formats.gguf import GgufFile
 
 _NEUTRAL: dict[str, Any] = {
-    "llama.expert_count": 0,
-    "llama.expert_used_count": 0,
-    "llama.attention.causal": True,
-    "llama.attention.sliding_window": 0,
-    "llama.attention.clamp_kqv": 0.0,
-    "llama.attention.scale": 0.0,
-    "llama.attention.max_alibi_bias": 0.0,
-    "llama.logit_scale": 1.0,
-    "llama.residual_scale": 1.0,
-    "llama.embedding_scale": 1.0,
-    "llama.use_parallel_residual": False,
-    "llama.final_logit_softcapping": 0.0,
+    "llama.expert_count": 0, "llama.expert_used_count": 0, "llama.attention.causal": True,
+    "llama.attention.sliding_window": 0, "llama.attention.clamp_kqv": 0.0, "llama.attention.scale": 0.0,
+    "llama.attention.max_alibi_bias": 0.0, "llama.logit_scale": 1.0, "llama.residual_scale": 1.0,
+    "llama.embedding_scale": 1.0, "llama.use_parallel_residual": False, "llama.final_logit_softcapping": 0.0,
     "llama.attn_logit_softcapping": 0.0,
-}
+}  # fmt: skip
 """Keys that change the model, each with its only value in a LLaMA model."""
 
 KNOWN_KEYS = frozenset(

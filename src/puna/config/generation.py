@@ -14,24 +14,11 @@ from puna.files import make_folder, read_json, write_json
 from puna.hub import hub_arguments, local_path, without_hub_arguments
 
 _DEFAULTS: dict[str, Any] = {
-    "max_length": 20,
-    "max_new_tokens": None,
-    "min_new_tokens": None,
-    "do_sample": False,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "use_cache": True,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "min_p": None,
-    "repetition_penalty": 1.0,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "output_scores": False,
+    "max_length": 20, "max_new_tokens": None, "min_new_tokens": None, "do_sample": False, "num_beams": 1,
+    "num_return_sequences": 1, "use_cache": True, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None,
+    "repetition_penalty": 1.0, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "output_scores": False,
     "return_dict_in_generate": False,
-}
+}  # fmt: skip
 
 
 class GenerationConfig:

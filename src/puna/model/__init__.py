@@ -13,13 +13,6 @@ from puna.model.outputs import (
 )
 
 __all__ = [
-    "BaseModelOutputWithPast",
-    "CausalLMOutputWithPast",
-    "GenerateOutput",
-    "KVCache",
-    "LlamaForCausalLM",
-    "LlamaForSequenceClassification",
-    "LlamaModel",
-    "SequenceClassifierOutputWithPast",
-    "TorchBackend",
-]
+    "BaseModelOutputWithPast", "CausalLMOutputWithPast", "GenerateOutput", "KVCache", "LlamaForCausalLM",
+    "LlamaForSequenceClassification", "LlamaModel", "SequenceClassifierOutputWithPast", "TorchBackend",
+]  # fmt: skip

@@ -56,24 +56,8 @@ def _identity(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "gelu": F.gelu,
-    "gelu_10": _gelu_10,
-    "gelu_accurate": _gelu_tanh,
-    "gelu_fast": _gelu_tanh,
-    "gelu_new": _gelu_tanh,
-    "gelu_python": F.gelu,
-    "gelu_pytorch_tanh": _gelu_tanh,
-    "hardswish": F.hardswish,
-    "laplace": _laplace,
-    "leaky_relu": F.leaky_relu,
-    "linear": _identity,
-    "mish": F.mish,
-    "quick_gelu": _quick_gelu,
-    "relu": F.relu,
-    "relu2": _relu2,
-    "relu6": F.relu6,
-    "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "swish": F.silu,
-    "tanh": torch.tanh,
-}
+    "gelu": F.gelu, "gelu_10": _gelu_10, "gelu_accurate": _gelu_tanh, "gelu_fast": _gelu_tanh, "gelu_new": _gelu_tanh,
+    "gelu_python": F.gelu, "gelu_pytorch_tanh": _gelu_tanh, "hardswish": F.hardswish, "laplace": _laplace,
+    "leaky_relu": F.leaky_relu, "linear": _identity, "mish": F.mish, "quick_gelu": _quick_gelu, "relu": F.relu,
+    "relu2": _relu2, "relu6": F.relu6, "sigmoid": torch.sigmoid, "silu": F.silu, "swish": F.silu, "tanh": torch.tanh,
+}  # fmt: skip

@@ -115,24 +115,12 @@ def generate(
         ConfigError: if a setting is out of range.
     """
     arguments = {
-        "max_length": max_length,
-        "max_new_tokens": max_new_tokens,
-        "min_new_tokens": min_new_tokens,
-        "do_sample": do_sample,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "num_return_sequences": num_return_sequences,
-        "num_beams": num_beams,
-        "pad_token_id": pad_token_id,
-        "bos_token_id": bos_token_id,
-        "eos_token_id": eos_token_id,
-        "use_cache": use_cache,
-        "output_scores": output_scores,
-        "return_dict_in_generate": return_dict_in_generate,
-    }
+        "max_length": max_length, "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens,
+        "do_sample": do_sample, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "num_return_sequences": num_return_sequences, "num_beams": num_beams,
+        "pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id,
+        "use_cache": use_cache, "output_scores": output_scores, "return_dict_in_generate": return_dict_in_generate,
+    }  # fmt: skip
     settings = merge_settings(generation_config or self.generation_config, arguments, others)
     if inputs is not None and input_ids is not None:
         raise RequestError("the prompt was given twice, as inputs and as input_ids; keep one of them")

@@ -140,19 +140,12 @@ class LlamaPreTrainedModel(nn.Module):
         )
         checkpoint = open_checkpoint(source)
         arguments = {
-            "attn_implementation": attn_implementation,
-            "num_labels": num_labels,
-            "id2label": id2label,
-            "label2id": label2id,
-            "problem_type": problem_type,
-            "use_cache": use_cache,
-            "output_attentions": output_attentions,
-            "output_hidden_states": output_hidden_states,
-            "return_dict": return_dict,
-            "pad_token_id": pad_token_id,
-            "rope_scaling": rope_scaling,
+            "attn_implementation": attn_implementation, "num_labels": num_labels, "id2label": id2label,
+            "label2id": label2id, "problem_type": problem_type, "use_cache": use_cache,
+            "output_attentions": output_attentions, "output_hidden_states": output_hidden_states,
+            "return_dict": return_dict, "pad_token_id": pad_token_id, "rope_scaling": rope_scaling,
             "attention_dropout": attention_dropout,
-        }
+        }  # fmt: skip
         overrides = {name: value for name, value in arguments.items() if value is not None}
         config = LlamaConfig.from_dict((config or checkpoint.config).to_dict(), **overrides)
         dtype = dtype if dtype is not None else torch_dtype

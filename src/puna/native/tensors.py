@@ -18,23 +18,12 @@ QUANTIZED = ("q8_0", "q4_0", "q4_K")
 
 _OUTSIDE_LAYERS = {"model.embed_tokens.weight": 0, "model.norm.weight": 1, "lm_head.weight": 2}
 _IN_LAYER = {
-    "input_layernorm.weight": 3,
-    "post_attention_layernorm.weight": 4,
-    "self_attn.q_proj.weight": 5,
-    "self_attn.k_proj.weight": 6,
-    "self_attn.v_proj.weight": 7,
-    "self_attn.o_proj.weight": 8,
-    "mlp.gate_proj.weight": 9,
-    "mlp.up_proj.weight": 10,
-    "mlp.down_proj.weight": 11,
-    "self_attn.q_proj.bias": 12,
-    "self_attn.k_proj.bias": 13,
-    "self_attn.v_proj.bias": 14,
-    "self_attn.o_proj.bias": 15,
-    "mlp.gate_proj.bias": 16,
-    "mlp.up_proj.bias": 17,
+    "input_layernorm.weight": 3, "post_attention_layernorm.weight": 4, "self_attn.q_proj.weight": 5,
+    "self_attn.k_proj.weight": 6, "self_attn.v_proj.weight": 7, "self_attn.o_proj.weight": 8, "mlp.gate_proj.weight": 9,
+    "mlp.up_proj.weight": 10, "mlp.down_proj.weight": 11, "self_attn.q_proj.bias": 12, "self_attn.k_proj.bias": 13,
+    "self_attn.v_proj.bias": 14, "self_attn.o_proj.bias": 15, "mlp.gate_proj.bias": 16, "mlp.up_proj.bias": 17,
     "mlp.down_proj.bias": 18,
-}
+}  # fmt: skip
 """The library's number of each kind of tensor (csrc/include/puna.h), by its Hugging Face name."""
 
 _FLOATS = ("f32", "f16", "bf16")
