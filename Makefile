@@ -2,6 +2,7 @@
 #   make demo      generate text with a real LLaMA model
 #   make test      all tests; TESTS=tests/config runs a part
 #   make test-fast the tests to run while editing, in less than a minute
+#   make test-core the same without PyTorch and transformers, as if they were not installed
 #   make check     formatting, lint, types, and a C++ build without warnings
 #   make kernels   the native kernels of every instruction set against reference implementations
 #   make arm       the same for 64-bit Arm, under emulation
@@ -31,7 +32,7 @@ build = mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_
 RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
 PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
 
-.PHONY: demo test test-fast test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
+.PHONY: demo test test-fast test-core test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
 	bench peers clean tools packages oracles native install
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two runs of pip must not write to one environment
@@ -51,6 +52,10 @@ test-timing: $(READY) $(ORACLES)
 
 test-fast: $(READY)
 	$(PYTEST) $(PARALLEL) -m "not slow and not timing and not oracle" $(TESTS)
+
+# tests/without_torch hides PyTorch and transformers: tests that need them are skipped, and all others must pass.
+test-core: $(READY)
+	PYTHONPATH=$(abspath tests/without_torch) $(PYTEST) $(PARALLEL) -m "not slow and not timing and not oracle" $(TESTS)
 
 check: $(VENV)/.puna $(VENV)/.dev
 	$(BIN)/ruff format --check
