@@ -13,9 +13,9 @@ from puna.checkpoint import Checkpoint
 from puna.checkpoint.gguf_config import END_IDS
 from puna.config import LlamaConfig
 from puna.convert.settings import descriptions, generation_notes, special_id
+from puna.convert.tokenizer_files import gguf_tokenizer
 from puna.errors import CheckpointError
 from puna.formats.gguf_writer import Value
-from puna.tokenizer.load import gguf_tokenizer
 
 _EOS_KEYS = (END_IDS[0], *reversed(END_IDS[1:]))
 """Keys of the EOS tokens' ids, in the order in which they are filled."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from puna.errors import PunaError, TokenizerError
 from puna.files import atomic_write
+from puna.formats.gguf import open_gguf
+from puna.formats.gguf_writer import Value
 from puna.tokenizer import load_tokenizer
 from puna.tokenizer.chat.templates import LLAMA_3, LLAMA_3_TOKENS
 from puna.tokenizer.fast import LlamaTokenizerFast
 from puna.tokenizer.files.byte_level import write_tiktoken
-from puna.tokenizer.files.gguf import check_count, token_count
+from puna.tokenizer.files.gguf import check_count, filled, token_count
 from puna.tokenizer.files.recipes import find
 from puna.tokenizer.sentencepiece.proto import PieceType, read_pieces
 from puna.tokenizer.slow import LlamaTokenizer
@@ -104,6 +107,30 @@ def write_meta_tokenizer(source: Path, folder: Path) -> list[str]:
     with atomic_write(folder / "tokenizer.model") as file:
         file.write(data)
     return list(_lost(tokenizer, data))
+
+
+def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, Value]:
+    """Returns the keys under `tokenizer.` of a GGUF file for the tokenizer of a path.
+
+    Args:
+        path: a folder or file; a SentencePiece model is preferred to tokenizer.json; keys of a GGUF file are copied.
+        rows: rows of the model's embedding; the vocabulary is filled up to as many tokens.
+        instruct: add Llama 3's chat template to a tokenizer of Llama 3 without one.
+
+    Raises:
+        TokenizerError: there is no tokenizer, it has more tokens than `rows`, or llama.cpp has no such kind.
+    """
+    file, kind = find(path, prefer="tokenizer.model")
+    if kind == "gguf":
+        stored = open_gguf(file).metadata
+        keys: dict[str, Any] = {key: stored[key] for key in stored if key.startswith("tokenizer.")}
+        return filled(keys | ({"tokenizer.chat_template": LLAMA_3} if instruct else {}), rows)
+    if kind == "sentencepiece":
+        return LlamaTokenizer.from_pretrained(path).gguf_metadata(rows)
+    tokenizer = load_tokenizer(path)
+    if instruct:
+        tokenizer.chat_template = LLAMA_3
+    return tokenizer.gguf_metadata(rows)
 
 
 def _meta_model(source: Path, tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> bytes | None:

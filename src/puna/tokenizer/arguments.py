@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from puna.errors import TokenizerError
 from puna.hub import HubArguments, hub_arguments, local_path
+from puna.tokenizer.encoding import Text
 from puna.tokenizer.special import AddedToken, TokenLike
 
 NO_LIMIT = int(1e30)
@@ -20,10 +20,6 @@ ChatTemplate = str | Mapping[str, str]
 
 Behaviour = Literal["sp", "hf-legacy", "hf"]
 """How `LlamaTokenizer` reads special tokens and spaces; see slow.py."""
-
-
-Text = str | Sequence[str]
-"""One text; a sequence is a text that is already split into words."""
 
 
 class SharedArguments(TypedDict, total=False):
@@ -99,24 +95,6 @@ def checked(arguments: Mapping[str, Any]) -> Arguments:
 def common_arguments(arguments: Arguments) -> CommonArguments:
     """Returns the arguments that `LlamaTokenizerFast` accepts: it has no behaviours and no SentencePiece engine."""
     return cast(CommonArguments, {k: v for k, v in arguments.items() if k in CommonArguments.__optional_keys__})
-
-
-def merged(*parts: Arguments) -> Arguments:
-    """Returns one dictionary; later parts override earlier ones."""
-    out = Arguments()
-    for part in parts:
-        out.update(part)
-    return out
-
-
-@dataclass(frozen=True)
-class Input:
-    """A text or a pair, and how to encode it."""
-
-    text: Text
-    pair: Text | None
-    add_special_tokens: bool
-    split_special_tokens: bool
 
 
 def split_batch(

@@ -18,15 +18,15 @@ from puna.tokenizer.arguments import (
     Arguments,
     CommonArguments,
     FromPretrained,
-    Input,
     as_ids,
     split_hub_arguments,
 )
 from puna.tokenizer.batch import check_side
 from puna.tokenizer.chat.templates import apply_chat_template, default_template, get_chat_template
-from puna.tokenizer.encoding import Encoding
+from puna.tokenizer.encoding import Encoding, Input
 from puna.tokenizer.files import gguf
 from puna.tokenizer.files.config import save_pretrained
+from puna.tokenizer.files.recipes import Recipe
 from puna.tokenizer.special import (
     ADDITIONAL,
     NAMES,
@@ -53,6 +53,8 @@ class TokenizerBase(ABC):
     default_padding_side: ClassVar[str]
     _first_keeps_more: ClassVar[bool | None]
     """See `batch.truncate`."""
+    _recipe: ClassVar[staticmethod[[Path, Arguments], Recipe]]
+    """Returns the data of a path that this class needs."""
 
     bos_token = NamedToken()
     eos_token = NamedToken()
@@ -344,12 +346,12 @@ class TokenizerBase(ABC):
             ModelNotFoundError: there is no such folder or file.
             TokenizerError: the files cannot be read, are for the other class, or an argument is unknown.
         """
-        return cls._from_path(*split_hub_arguments(pretrained_model_name_or_path, arguments))
+        return cls.from_recipe(cls._recipe(*split_hub_arguments(pretrained_model_name_or_path, arguments)))
 
     @classmethod
     @abstractmethod
-    def _from_path(cls, path: Path, arguments: Arguments) -> Self:
-        """Loads this class from a folder or a file."""
+    def from_recipe(cls, recipe: Recipe) -> Self:
+        """Creates a tokenizer from the data of a path."""
 
     save_pretrained = save_pretrained
 

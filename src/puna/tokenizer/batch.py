@@ -8,11 +8,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from puna.errors import TokenizerError
-from puna.tokenizer.arguments import Input, Text, split_batch
-from puna.tokenizer.encoding import BatchEncoding, Encoding
+from puna.tokenizer.arguments import split_batch
+from puna.tokenizer.encoding import BatchEncoding, Encoding, Input, Text
+from puna.tokenizer.special import AnyTokenizer
 
 UNLIMITED = 10**20
 """A `model_max_length` above this is a placeholder (files use 1e30 for "no limit")."""
@@ -44,29 +45,8 @@ class Plan:
     multiple_of: int | None = None
 
 
-class _Tokenizer(Protocol):
-    """The members of `TokenizerBase` that the functions below use."""
-
-    model_max_length: int
-    model_input_names: list[str]
-    split_special_tokens: bool
-    padding_side: str
-    truncation_side: str
-
-    @property
-    def is_fast(self) -> bool: ...
-    @property
-    def _first_keeps_more(self) -> bool | None: ...
-    @property
-    def pad_token(self) -> str | None: ...
-    @property
-    def pad_token_id(self) -> int | None: ...
-    def _encode(self, inputs: Sequence[Input]) -> list[Encoding]: ...
-    def __call__(self, *args: Any, **options: Any) -> BatchEncoding: ...
-
-
 def call(
-    self: _Tokenizer,
+    self: AnyTokenizer,
     text: Text | Sequence[Text] | None = None,
     text_pair: Text | Sequence[Text] | None = None,
     text_target: Text | Sequence[Text] | None = None,
@@ -137,7 +117,7 @@ def call(
 
 
 def encode(
-    self: _Tokenizer,
+    self: AnyTokenizer,
     text: Text,
     text_pair: Text | None = None,
     add_special_tokens: bool = True,
@@ -167,7 +147,7 @@ def encode(
 
 
 def pad(
-    self: _Tokenizer,
+    self: AnyTokenizer,
     encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     padding: bool | str = True,
     max_length: int | None = None,
@@ -196,11 +176,11 @@ def pad(
     return BatchEncoding(data, tensor_type=return_tensors)
 
 
-def _side(self: _Tokenizer, padding_side: str | None) -> str:
+def _side(self: AnyTokenizer, padding_side: str | None) -> str:
     return check_side("padding_side", self.padding_side if padding_side is None else padding_side)
 
 
-def _finish(self: _Tokenizer, encodings: list[Encoding], plan: Plan, side: str) -> list[Encoding]:
+def _finish(self: AnyTokenizer, encodings: list[Encoding], plan: Plan, side: str) -> list[Encoding]:
     """Truncates, then pads."""
     kept = [truncate(encoding, plan, self.truncation_side, self._first_keeps_more) for encoding in encodings]
     length = padded_length([len(encoding) for encoding in kept], plan)
@@ -210,7 +190,7 @@ def _finish(self: _Tokenizer, encodings: list[Encoding], plan: Plan, side: str) 
     return [e.padded(max(0, length - len(e)), side, pad_id, pad_token) for e in kept]
 
 
-def _padding_token(self: _Tokenizer) -> tuple[int, str]:
+def _padding_token(self: AnyTokenizer) -> tuple[int, str]:
     token, index = self.pad_token, self.pad_token_id
     if token is None or index is None:
         raise TokenizerError(

@@ -1,4 +1,4 @@
-"""Encoded texts: `Encoding`, one sequence with its columns, and `BatchEncoding`, a dictionary of columns.
+"""Texts to encode, `Encoding`, one encoded sequence with its columns, and `BatchEncoding`, a dictionary of columns.
 
 Truncation and padding do not copy: an `Encoding` refers to the columns that the engine produced and records which of
 their tokens are kept.
@@ -22,6 +22,19 @@ T = TypeVar("T")
 
 Columns: TypeAlias = "tokenizers.Encoding | SlowColumns"
 """One encoded text or pair, before truncation and padding."""
+
+Text: TypeAlias = str | Sequence[str]
+"""One text; a sequence is a text that is already split into words."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A text or a pair, and how to encode it."""
+
+    text: Text
+    pair: Text | None
+    add_special_tokens: bool
+    split_special_tokens: bool
 
 
 class CharSpan(NamedTuple):

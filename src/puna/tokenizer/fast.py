@@ -11,9 +11,10 @@ import tokenizers
 from tokenizers import Tokenizer, processors
 
 from puna.errors import ModelNotFoundError, TokenizerError
-from puna.tokenizer.arguments import Arguments, Input, SharedArguments, common_arguments
+from puna.tokenizer.arguments import SharedArguments, common_arguments
 from puna.tokenizer.base import TokenizerBase
-from puna.tokenizer.encoding import Encoding
+from puna.tokenizer.encoding import Encoding, Input
+from puna.tokenizer.files import recipes
 from puna.tokenizer.files.config import OWN_IDS
 from puna.tokenizer.files.gguf import pipeline_metadata
 from puna.tokenizer.special import AddedToken, TokenLike, as_added_token
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from puna.formats.gguf_writer import Value
-    from puna.tokenizer.files.recipes import Recipe
 
 
 class LlamaTokenizerFast(TokenizerBase):
@@ -49,6 +49,7 @@ class LlamaTokenizerFast(TokenizerBase):
     vocab_files_names = {"vocab_file": "tokenizer.model", "tokenizer_file": "tokenizer.json"}  # noqa: RUF012
     slow_tokenizer_class = "LlamaTokenizer"
     _first_keeps_more = None
+    _recipe = staticmethod(recipes.pipeline_recipe)
 
     def __init__(
         self,
@@ -93,13 +94,7 @@ class LlamaTokenizerFast(TokenizerBase):
             self._set_bos_and_eos(add_bos_token, add_eos_token)
 
     @classmethod
-    def _from_path(cls, path: Path, arguments: Arguments) -> Self:
-        from puna.tokenizer.files.recipes import pipeline_recipe
-
-        return cls.from_recipe(pipeline_recipe(path, arguments))
-
-    @classmethod
-    def from_recipe(cls, recipe: Recipe) -> Self:
+    def from_recipe(cls, recipe: recipes.Recipe) -> Self:
         """Creates a tokenizer from the data of a path."""
         tokenizer = cls(
             recipe.vocab_file,
@@ -299,12 +294,10 @@ class LlamaTokenizerFast(TokenizerBase):
 
 def _pipeline(vocab_file: str | Path | None, tokenizer_file: str | Path | None) -> Tokenizer:
     if tokenizer_file is not None:
-        from puna.tokenizer.files.recipes import read_pipeline
-
         path = Path(tokenizer_file)
         if not path.is_file():
             raise ModelNotFoundError(f"{path}: no such file; give the path of a tokenizer.json")
-        return read_pipeline(path)
+        return recipes.read_pipeline(path)
     if vocab_file is None:
         raise TokenizerError("LlamaTokenizerFast needs tokenizer_file or vocab_file, or from_pretrained")
     from puna.tokenizer.sentencepiece.convert import convert_model

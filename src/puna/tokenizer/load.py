@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from puna.hub import local_path
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from puna.formats.gguf_writer import Value
     from puna.tokenizer.arguments import Arguments, FromPretrained
     from puna.tokenizer.fast import LlamaTokenizerFast
     from puna.tokenizer.slow import LlamaTokenizer
@@ -68,33 +67,3 @@ class AutoTokenizer:
         from puna.tokenizer.slow import LlamaTokenizer
 
         return LlamaTokenizer.from_pretrained(pretrained_model_name_or_path, **arguments)
-
-
-def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, Value]:
-    """Returns the keys under `tokenizer.` of a GGUF file for the tokenizer of a path.
-
-    Args:
-        path: a folder or file; a SentencePiece model is preferred to tokenizer.json; keys of a GGUF file are copied.
-        rows: rows of the model's embedding; the vocabulary is filled up to as many tokens.
-        instruct: add Llama 3's chat template to a tokenizer of Llama 3 without one.
-
-    Raises:
-        TokenizerError: there is no tokenizer, it has more tokens than `rows`, or llama.cpp has no such kind.
-    """
-    from puna.formats.gguf import open_gguf
-    from puna.tokenizer.chat.templates import LLAMA_3
-    from puna.tokenizer.files.gguf import filled
-    from puna.tokenizer.files.recipes import find
-    from puna.tokenizer.slow import LlamaTokenizer
-
-    file, kind = find(path, prefer="tokenizer.model")
-    if kind == "gguf":
-        stored = open_gguf(file).metadata
-        keys: dict[str, Any] = {key: stored[key] for key in stored if key.startswith("tokenizer.")}
-        return filled(keys | ({"tokenizer.chat_template": LLAMA_3} if instruct else {}), rows)
-    if kind == "sentencepiece":
-        return LlamaTokenizer.from_pretrained(path).gguf_metadata(rows)
-    tokenizer = load_tokenizer(path)
-    if instruct:
-        tokenizer.chat_template = LLAMA_3
-    return tokenizer.gguf_metadata(rows)

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.errors import TokenizerError
-from puna.tokenizer.arguments import Arguments, Behaviour, Input, SharedArguments
+from puna.tokenizer.arguments import Behaviour, SharedArguments
 from puna.tokenizer.base import TokenizerBase
-from puna.tokenizer.encoding import Encoding, SlowColumns
+from puna.tokenizer.encoding import Encoding, Input, SlowColumns
 from puna.tokenizer.files.gguf import model_metadata
+from puna.tokenizer.files.recipes import Recipe, sentencepiece_recipe
 from puna.tokenizer.sentencepiece.engine import (
     SPACE,
     HfStream,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from puna.formats.gguf_writer import Value
-    from puna.tokenizer.files.recipes import Recipe
 
 
 class LlamaTokenizer(TokenizerBase):
@@ -64,6 +64,7 @@ class LlamaTokenizer(TokenizerBase):
     default_padding_side = "right"
     vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012  # as in transformers
     _first_keeps_more = True
+    _recipe = staticmethod(sentencepiece_recipe)
 
     def __init__(
         self,
@@ -111,12 +112,6 @@ class LlamaTokenizer(TokenizerBase):
         self._added = dict(added_tokens_decoder or {})
         self._added_ids = {token.content: index for index, token in self._added.items()}
         self._add([token for token in self.all_special_tokens_extended if token.content not in self._added_ids])
-
-    @classmethod
-    def _from_path(cls, path: Path, arguments: Arguments) -> Self:
-        from puna.tokenizer.files.recipes import sentencepiece_recipe
-
-        return cls.from_recipe(sentencepiece_recipe(path, arguments))
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:

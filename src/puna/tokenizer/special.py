@@ -1,15 +1,20 @@
 """Special tokens: `AddedToken`, adding tokens, and the attributes `bos_token`, `bos_token_id`, ..."""
 
+# ruff: noqa: D102  # base.py documents the members of AnyTokenizer
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, cast, overload
 
 from puna.errors import TokenizerError
 
 if TYPE_CHECKING:
     import tokenizers
+
+    from puna.tokenizer.encoding import BatchEncoding, Encoding, Input
 
 TokenLike: TypeAlias = "str | AddedToken | tokenizers.AddedToken"
 
@@ -86,24 +91,7 @@ def added_token_from_json(value: object, where: str, special: bool = False) -> A
     return AddedToken(value["content"], **flags)
 
 
-class _Tokenizer(Protocol):
-    """The members of `TokenizerBase` that the functions and attributes below use."""
-
-    _named: dict[str, AddedToken]
-    _additional: list[AddedToken]
-
-    @property
-    def additional_special_tokens(self) -> list[str]: ...
-    @additional_special_tokens.setter
-    def additional_special_tokens(self, value: Sequence[TokenLike] | None) -> None: ...
-    def add_tokens(self, new_tokens: Any, *, special_tokens: bool) -> int: ...
-    def _token_id(self, token: str) -> int | None: ...
-    def _id_token(self, index: int) -> str: ...
-    def _add(self, tokens: Sequence[AddedToken]) -> int: ...
-    def _set_named(self, name: str, value: TokenLike | None) -> None: ...
-
-
-def add_tokens(self: _Tokenizer, new_tokens: TokenLike | Sequence[TokenLike], special_tokens: bool = False) -> int:
+def add_tokens(self: AnyTokenizer, new_tokens: TokenLike | Sequence[TokenLike], special_tokens: bool = False) -> int:
     """Adds tokens at the end of the vocabulary; tokens that it has already are only marked as added.
 
     Returns:
@@ -117,7 +105,7 @@ def add_tokens(self: _Tokenizer, new_tokens: TokenLike | Sequence[TokenLike], sp
 
 
 def add_special_tokens(
-    self: _Tokenizer,
+    self: AnyTokenizer,
     special_tokens_dict: Mapping[str, TokenLike | Sequence[TokenLike]],
     replace_additional_special_tokens: bool = True,
 ) -> int:
@@ -150,14 +138,14 @@ class NamedToken:
     @overload
     def __get__(self, instance: None, owner: type) -> NamedToken: ...
     @overload
-    def __get__(self, instance: _Tokenizer, owner: type) -> str | None: ...
-    def __get__(self, instance: _Tokenizer | None, owner: type) -> NamedToken | str | None:
+    def __get__(self, instance: AnyTokenizer, owner: type) -> str | None: ...
+    def __get__(self, instance: AnyTokenizer | None, owner: type) -> NamedToken | str | None:
         if instance is None:
             return self
         token = instance._named.get(self.name)
         return None if token is None else token.content
 
-    def __set__(self, instance: _Tokenizer, value: TokenLike | None) -> None:
+    def __set__(self, instance: AnyTokenizer, value: TokenLike | None) -> None:
         if value is not None and instance._token_id(str(value)) is None:
             raise TokenizerError(
                 f"{self.name} = {str(value)!r}: the vocabulary has no such token; "
@@ -175,12 +163,65 @@ class NamedTokenId:
     @overload
     def __get__(self, instance: None, owner: type) -> NamedTokenId: ...
     @overload
-    def __get__(self, instance: _Tokenizer, owner: type) -> int | None: ...
-    def __get__(self, instance: _Tokenizer | None, owner: type) -> NamedTokenId | int | None:
+    def __get__(self, instance: AnyTokenizer, owner: type) -> int | None: ...
+    def __get__(self, instance: AnyTokenizer | None, owner: type) -> NamedTokenId | int | None:
         if instance is None:
             return self
         token = instance._named.get(self.name)
         return None if token is None else instance._token_id(token.content)
 
-    def __set__(self, instance: _Tokenizer, value: int | None) -> None:
+    def __set__(self, instance: AnyTokenizer, value: int | None) -> None:
         instance._set_named(self.name, None if value is None else instance._id_token(value))
+
+
+class AnyTokenizer(Protocol):
+    """The members of `TokenizerBase` that the modules below base.py use."""
+
+    is_fast: ClassVar[bool]
+    _named: dict[str, AddedToken]
+    _additional: list[AddedToken]
+    additional_special_tokens: Any
+    chat_template: str | Mapping[str, str] | None
+    clean_up_tokenization_spaces: bool
+    model_input_names: list[str]
+    model_max_length: int
+    other_config: dict[str, Any]
+    padding_side: str
+    split_special_tokens: bool
+    truncation_side: str
+
+    @property
+    def _first_keeps_more(self) -> bool | None: ...
+    @property
+    def pad_token(self) -> str | None: ...
+    @property
+    def pad_token_id(self) -> int | None: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]: ...
+    @property
+    def special_tokens_map(self) -> dict[str, str | list[str]]: ...
+    @property
+    def special_tokens_map_extended(self) -> dict[str, AddedToken | list[AddedToken]]: ...
+    @property
+    def default_chat_template(self) -> str: ...
+    @property
+    def _has_model(self) -> bool: ...
+    @property
+    def _has_own_ids(self) -> bool: ...
+    def _token_id(self, token: str) -> int | None: ...
+    def _id_token(self, index: int) -> str: ...
+    def _add(self, tokens: Sequence[AddedToken]) -> int: ...
+    def _set_named(self, name: str, value: TokenLike | None) -> None: ...
+    def _encode(self, inputs: Sequence[Input]) -> list[Encoding]: ...
+    def _decode(self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str: ...
+    def _class_config(self) -> dict[str, Any]: ...
+    def _pipeline_json(self) -> dict[str, Any] | None: ...
+    def __call__(self, *args: Any, **options: Any) -> BatchEncoding: ...
+    def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> Any: ...
+    def decode(self, token_ids: Any, skip: bool, clean_up: bool | None, /) -> str: ...
+    def add_tokens(self, new_tokens: Any, *, special_tokens: bool) -> int: ...
+    def get_chat_template(self, chat_template: str | None = None, tools: Sequence[Any] | None = None) -> str: ...
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool) -> Any: ...
+    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]: ...

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from puna.tokenizer.arguments import as_ids
 from puna.tokenizer.files.byte_level import CHARACTER_TO_BYTE
+from puna.tokenizer.special import AnyTokenizer
 
 if TYPE_CHECKING:
     from tokenizers.decoders import Decoder
@@ -181,17 +182,8 @@ def clean_up(text: str) -> str:
     return text
 
 
-class _Tokenizer(Protocol):
-    """The members of `TokenizerBase` that `decode` and `batch_decode` use."""
-
-    clean_up_tokenization_spaces: bool
-
-    def _decode(self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str: ...
-    def decode(self, token_ids: Any, skip: bool, clean_up: bool | None, /) -> str: ...
-
-
 def decode(
-    self: _Tokenizer,
+    self: AnyTokenizer,
     token_ids: Any,
     skip_special_tokens: bool = False,
     clean_up_tokenization_spaces: bool | None = None,
@@ -214,7 +206,7 @@ def decode(
 
 
 def batch_decode(
-    self: _Tokenizer,
+    self: AnyTokenizer,
     sequences: Any,
     skip_special_tokens: bool = False,
     clean_up_tokenization_spaces: bool | None = None,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from puna.errors import ChatTemplateError
-from puna.tokenizer.arguments import ChatTemplate
 from puna.tokenizer.chat.render import Message, render_chat
-from puna.tokenizer.special import AddedToken
+from puna.tokenizer.special import AnyTokenizer
 
 DEFAULT_SYSTEM_PROMPT = (
     "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe. "
@@ -108,24 +107,7 @@ def default_template(token_id: Callable[[str], int | None], use_default_system_p
     )
 
 
-class _Tokenizer(Protocol):
-    """The members of `TokenizerBase` that the functions below use."""
-
-    chat_template: ChatTemplate | None
-
-    @property
-    def default_chat_template(self) -> str: ...
-    @property
-    def added_tokens_decoder(self) -> dict[int, AddedToken]: ...
-    @property
-    def special_tokens_map(self) -> dict[str, str | list[str]]: ...
-    def get_chat_template(self, chat_template: str | None = None, tools: Sequence[Any] | None = None) -> str: ...
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool) -> Any: ...
-    def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> Any: ...
-    def __call__(self, *args: Any, **options: Any) -> Any: ...
-
-
-def get_chat_template(self: _Tokenizer, chat_template: str | None = None, tools: Sequence[Any] | None = None) -> str:
+def get_chat_template(self: AnyTokenizer, chat_template: str | None = None, tools: Sequence[Any] | None = None) -> str:
     """Returns the source of the template that `apply_chat_template` renders.
 
     Args:
@@ -154,7 +136,7 @@ def get_chat_template(self: _Tokenizer, chat_template: str | None = None, tools:
 
 
 def apply_chat_template(
-    self: _Tokenizer,
+    self: AnyTokenizer,
     conversation: Sequence[Message] | Sequence[Sequence[Message]],
     chat_template: str | None = None,
     add_generation_prompt: bool = False,
@@ -220,7 +202,7 @@ def apply_chat_template(
     return encoded if return_dict else encoded["input_ids"]
 
 
-def end_of_turn_ids(tokenizer: _Tokenizer) -> frozenset[int]:
+def end_of_turn_ids(tokenizer: AnyTokenizer) -> frozenset[int]:
     """Returns the special token that the chat template puts after an answer, or nothing.
 
     Needed because some files do not list it as an end token: early conversions of Llama 3 did not stop at <|eot_id|>.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from puna.errors import TokenizerError
 from puna.files import make_folder, read_json, write_json
-from puna.tokenizer.arguments import NO_LIMIT, Arguments, ChatTemplate
-from puna.tokenizer.special import ADDITIONAL, NAMES, AddedToken, added_token_from_json
+from puna.tokenizer.arguments import NO_LIMIT, Arguments
+from puna.tokenizer.special import ADDITIONAL, NAMES, AddedToken, AnyTokenizer, added_token_from_json
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 OWN_IDS = "behaviour"
@@ -151,32 +151,11 @@ def _index(value: object, where: str) -> int:
     return index
 
 
-class _Tokenizer(Protocol):
-    """The members of `TokenizerBase` that `save_pretrained` uses, in addition to `_SAVED_ATTRIBUTES`."""
-
-    other_config: dict[str, Any]
-    split_special_tokens: bool
-    chat_template: ChatTemplate | None
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def added_tokens_decoder(self) -> dict[int, AddedToken]: ...
-    @property
-    def special_tokens_map(self) -> dict[str, str | list[str]]: ...
-    @property
-    def special_tokens_map_extended(self) -> dict[str, AddedToken | list[AddedToken]]: ...
-    @property
-    def _has_model(self) -> bool: ...
-    @property
-    def _has_own_ids(self) -> bool: ...
-    def _class_config(self) -> dict[str, Any]: ...
-    def _pipeline_json(self) -> dict[str, Any] | None: ...
-    def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]: ...
-
-
 def save_pretrained(
-    self: _Tokenizer, save_directory: str | Path, legacy_format: bool | None = None, filename_prefix: str | None = None
+    self: AnyTokenizer,
+    save_directory: str | Path,
+    legacy_format: bool | None = None,
+    filename_prefix: str | None = None,
 ) -> tuple[str, ...]:
     """Writes files from which puna and transformers 4.34, 4.57 and 5 load a tokenizer with the same ids.
 
@@ -214,7 +193,7 @@ def save_pretrained(
     return tuple(paths)
 
 
-def _config_json(tokenizer: _Tokenizer) -> dict[str, Any]:
+def _config_json(tokenizer: AnyTokenizer) -> dict[str, Any]:
     """Returns the content of tokenizer_config.json."""
     config = {name: value for name, value in tokenizer.other_config.items() if name != OWN_IDS}
     # transformers 5 would encode the special tokens of a chat template as text if split_special_tokens were true.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from puna.errors import ModelNotFoundError, TokenizerError
 from puna.files import read_json
 from puna.formats.gguf import open_gguf
-from puna.tokenizer.arguments import Arguments, Behaviour, merged
+from puna.tokenizer.arguments import Arguments, Behaviour
 from puna.tokenizer.files.byte_level import BOS, EOS, PAD, build, pre_tokenizer, read_tiktoken
 from puna.tokenizer.files.config import OWN_IDS, read_folder
 from puna.tokenizer.files.gguf import GgufVocabulary, merges, pre_name, read_vocabulary, sentencepiece_model
@@ -71,13 +71,13 @@ def default_recipe(path: Path, name: str, arguments: Arguments) -> Recipe:
     file, kind = find(path)
     config, tokenizer_class = _folder_config(path)
     defaults = Arguments(name_or_path=name, use_default_system_prompt=False)
-    all_arguments = merged(Arguments(padding_side="left"), config, defaults, arguments)
+    all_arguments = Arguments(padding_side="left") | config | defaults | arguments
     if kind == "json":
         if config.get("other_config", {}).get(OWN_IDS) == "sp":
             all_arguments.setdefault("split_special_tokens", True)
         # In transformers only these two classes rebuild the post-processor from add_bos_token and add_eos_token.
         rebuilds = tokenizer_class.removesuffix("Fast") in ("LlamaTokenizer", "CodeLlamaTokenizer")
-        flags = merged(config if rebuilds else Arguments(), arguments)
+        flags = config | arguments if rebuilds else arguments
         return _literal(file, all_arguments, flags.get("add_bos_token"), flags.get("add_eos_token"))
     if kind == "tiktoken":
         return _tiktoken(file, all_arguments)
@@ -195,7 +195,7 @@ def _folder_config(path: Path) -> tuple[Arguments, str]:
 
 
 def _from_folder(path: Path, arguments: Arguments) -> Arguments:
-    return merged(_folder_config(path)[0], Arguments(name_or_path=str(path)), arguments)
+    return _folder_config(path)[0] | Arguments(name_or_path=str(path)) | arguments
 
 
 def _literal(
@@ -212,7 +212,7 @@ def _literal(
     """
     pipeline = pipeline or read_pipeline(file)
     named = _guessed_bos_and_eos(pipeline, file.with_name("config.json"))
-    return Recipe(merged(named, arguments), pipeline=pipeline, literal=True, add_bos=add_bos, add_eos=add_eos)
+    return Recipe(named | arguments, pipeline=pipeline, literal=True, add_bos=add_bos, add_eos=add_eos)
 
 
 def _guessed_bos_and_eos(pipeline: Tokenizer, config_file: Path) -> Arguments:
@@ -235,7 +235,7 @@ def _token(pipeline: Tokenizer, index: object) -> str | None:
 def _tiktoken(file: Path, arguments: Arguments) -> Recipe:
     """Returns the recipe of Llama 3's ranks; BOS is added, as in Meta's code."""
     return Recipe(
-        merged(Arguments(unk_token=None, bos_token=BOS, eos_token=EOS, pad_token=PAD), arguments),
+        Arguments(unk_token=None, bos_token=BOS, eos_token=EOS, pad_token=PAD) | arguments,
         pipeline=read_tiktoken(file),
         literal=True,
         add_bos=arguments.get("add_bos_token", True),
@@ -269,7 +269,7 @@ def _gguf_arguments(vocabulary: GgufVocabulary, arguments: Arguments) -> Argumen
     templates = vocabulary.templates
     if templates:
         settings["chat_template"] = templates["default"] if list(templates) == ["default"] else templates
-    return merged(settings, arguments)
+    return settings | arguments
 
 
 def _gguf_sentencepiece(vocabulary: GgufVocabulary, arguments: Arguments, behaviour: Behaviour | None = None) -> Recipe:
