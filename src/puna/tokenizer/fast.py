@@ -242,13 +242,14 @@ class LlamaTokenizerFast(TokenizerBase):
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def _raw_text_stream(self, skip_special_tokens: bool) -> TextStream:
-        skipped = {index for index, token in self.added_tokens_decoder.items() if token.special}
-        return stream_for(
-            self._tokenizer.decoder,
-            self._id_token,
-            frozenset(skipped if skip_special_tokens else ()),
-            lambda ids: self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens),
-        )
+        added = self.added_tokens_decoder.items() if skip_special_tokens else ()
+        skipped = {index for index, token in added if token.special}
+
+        def token_of(index: int) -> str | None:
+            token = self._id_token(index)
+            return None if index in skipped else token
+
+        return stream_for(self._tokenizer.decoder, token_of, lambda ids: self._decode(ids, skip_special_tokens, True))
 
     @property
     def can_save_slow_tokenizer(self) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import codecs
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Set
-from functools import partial
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from puna.tokenizer.arguments import as_ids
@@ -63,82 +64,88 @@ class StreamDecoder:
         return self._stream.finish()
 
 
-class HoldStream(TextStream):
+@dataclass
+class _HoldStream(TextStream):
     """Holds all ids until the end: for tokenizer.json decoders that may need the complete sequence."""
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self._decode = decode
-        self._ids: list[int] = []
+    decode: Callable[[list[int]], str]
+    ids: list[int] = field(default_factory=list)
 
     def push(self, index: int) -> str:
-        """Returns no text."""
-        self._ids.append(index)
+        self.ids.append(index)
         return ""
 
     def finish(self) -> str:
-        """Returns the complete text."""
-        return self._decode(self._ids)
+        return self.decode(self.ids)
 
 
-class BytesStream(TextStream):
+class _BytesStream(TextStream):
     """The decoder ByteLevel: ids represent bytes of UTF-8. Invalid ones become U+FFFD as Unicode 15, 3.9 recommends."""
 
-    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
-        self._bytes_of = bytes_of
+    def __init__(self, token_of: Callable[[int], str | None]) -> None:
+        self._token_of = token_of
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, index: int) -> str:
-        """Returns the characters that the bytes of this id complete."""
-        return self._utf8.decode(self._bytes_of(index))
+        token = self._token_of(index) or ""
+        try:
+            data = bytes([CHARACTER_TO_BYTE[character] for character in token])
+        except KeyError:  # an added token with characters outside the byte alphabet is plain text
+            data = token.encode()
+        return self._utf8.decode(data)
 
     def finish(self) -> str:
-        """Returns U+FFFD for an incomplete character."""
         return self._utf8.decode(b"", final=True)
 
 
-class ByteRunStream(TextStream):
+@dataclass
+class _ByteRunStream(TextStream):
     """The decoder Replace, ByteFallback, Fuse, Strip of `tokenizers`: text, with runs of byte tokens in between.
 
     If a run is not valid UTF-8, each of its bytes becomes U+FFFD; so a run is held back until it ends.
 
-    Args:
-        part_of: returns the text or the byte of an id; None if the id is skipped.
+    Attributes:
+        token_of: as in `stream_for`.
+        replacements: texts to replace in a token, and their replacements.
+        has_bytes: whether tokens such as <0x0A> are bytes.
         strip: number of spaces to remove at the start of the text.
     """
 
-    def __init__(self, part_of: Callable[[int], str | int | None], strip: int) -> None:
-        self._part_of = part_of
-        self._strip = strip
-        self._run = bytearray()
+    token_of: Callable[[int], str | None]
+    replacements: list[tuple[str, str]]
+    has_bytes: bool
+    strip: int
+    run: bytearray = field(default_factory=bytearray)
 
     def push(self, index: int) -> str:
-        """Returns the run of bytes that this id ended, then the text of the id."""
-        part = self._part_of(index)
-        if part is None:
+        token = self.token_of(index)
+        if token is None:
             return ""
-        if isinstance(part, int):
-            self._run.append(part)
-            return ""
-        return self._stripped(self._end_run() + part)
+        for old, new in self.replacements:
+            token = token.replace(old, new)
+        if self.has_bytes and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            with suppress(ValueError):
+                self.run.append(int(token[3:5], 16))
+                return ""
+        return self._stripped(self._end_run() + token)
 
     def finish(self) -> str:
-        """Returns the last run of bytes."""
         return self._stripped(self._end_run())
 
     def _end_run(self) -> str:
         try:
-            text = self._run.decode()
+            text = self.run.decode()
         except UnicodeDecodeError:
-            text = "\ufffd" * len(self._run)
-        self._run.clear()
+            text = "\ufffd" * len(self.run)
+        self.run.clear()
         return text
 
     def _stripped(self, text: str) -> str:
-        while self._strip and text:
+        while self.strip and text:
             if text[0] != " ":
-                self._strip = 0
+                self.strip = 0
                 break
-            self._strip -= 1
+            self.strip -= 1
             text = text[1:]
         return text
 
@@ -216,34 +223,20 @@ def batch_decode(
 
 
 def stream_for(
-    decoder: Decoder | None,
-    token_of: Callable[[int], str],
-    skipped: Set[int],
-    decode: Callable[[list[int]], str],
+    decoder: Decoder | None, token_of: Callable[[int], str | None], decode: Callable[[list[int]], str]
 ) -> TextStream:
     """Returns a stream that decodes as a decoder of `tokenizers` does; the decoder's JSON form shows its steps.
 
     Args:
-        token_of: returns the token of an id; raises for an unknown id.
-        skipped: ids to leave out.
+        token_of: returns the token of an id, or None to leave it out; raises for an unknown id.
         decode: decodes a complete sequence; used where no stream implements the decoder.
     """
-    steps = _steps(decoder)
-    if steps == [{"type": "ByteLevel"}]:
-        return BytesStream(partial(_bytes_of, token_of, skipped))
+    state = None if decoder is None else json.loads(decoder.__getstate__())
+    steps = state["decoders"] if state and state["type"] == "Sequence" else [state] if state else []
+    if [step["type"] for step in steps] == ["ByteLevel"]:
+        return _BytesStream(token_of)
     parts = _replacements_and_strip(steps)
-    if parts is None:
-        return HoldStream(lambda ids: decode([index for index in ids if token_of(index) is not None]))
-    replacements, has_bytes, strip = parts
-    return ByteRunStream(partial(_part_of, token_of, skipped, replacements, has_bytes), strip)
-
-
-def _steps(decoder: Decoder | None) -> list[dict[str, Any]]:
-    if decoder is None:
-        return []
-    state: dict[str, Any] = json.loads(decoder.__getstate__())
-    steps = state["decoders"] if state["type"] == "Sequence" else [state]
-    return [{"type": "ByteLevel"} if step["type"] == "ByteLevel" else step for step in steps]
+    return _HoldStream(decode) if parts is None else _ByteRunStream(token_of, *parts)
 
 
 def _replacements_and_strip(steps: list[dict[str, Any]]) -> tuple[list[tuple[str, str]], bool, int] | None:
@@ -264,33 +257,3 @@ def _replacements_and_strip(steps: list[dict[str, Any]]) -> tuple[list[tuple[str
     elif kinds != ["Fuse"] and not (kinds == [] and has_bytes):
         return None
     return replacements, has_bytes, strip
-
-
-def _bytes_of(token_of: Callable[[int], str], skipped: Set[int], index: int) -> bytes:
-    token = token_of(index)
-    if index in skipped:
-        return b""
-    try:
-        return bytes([CHARACTER_TO_BYTE[character] for character in token])
-    except KeyError:  # an added token with characters outside the byte alphabet is plain text
-        return token.encode()
-
-
-def _part_of(
-    token_of: Callable[[int], str],
-    skipped: Set[int],
-    replacements: list[tuple[str, str]],
-    has_bytes: bool,
-    index: int,
-) -> str | int | None:
-    token = token_of(index)
-    if index in skipped:
-        return None
-    for old, new in replacements:
-        token = token.replace(old, new)
-    if has_bytes and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        try:
-            return int(token[3:5], 16)
-        except ValueError:
-            return token
-    return token

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Mapping, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,30 +181,32 @@ class Run:
         return out
 
 
+@dataclass
 class SpStream(TextStream):
     """The behaviour "sp": SentencePiece's own text, with special tokens shown unless they are skipped.
 
-    Args:
+    Attributes:
         skipped: ids to leave out.
         added: returns the text of a token beyond the model's vocabulary. Text after such a token is decoded
             separately, as it was encoded.
     """
 
-    def __init__(self, pieces: Pieces, skipped: Set[int], show_control: bool, added: Callable[[int], str]) -> None:
-        self._pieces = pieces
-        self._skipped = skipped
-        self._show_control = show_control
-        self._added = added
-        self._run = Run(pieces)
+    pieces: Pieces
+    skipped: Set[int]
+    show_control: bool
+    added: Callable[[int], str]
+
+    def __post_init__(self) -> None:
+        self._run = Run(self.pieces)
 
     def push(self, index: int) -> str:
         """Returns the held bytes that the id ended or completed, then the text of the id."""
-        if index in self._skipped:
+        if index in self.skipped:
             return self._run.push_text("")
-        if 0 <= index < self._pieces.count:
-            return self._run.push(index, self._show_control)
-        text = self._run.finish() + self._added(index)
-        self._run = Run(self._pieces)
+        if 0 <= index < self.pieces.count:
+            return self._run.push(index, self.show_control)
+        text = self._run.finish() + self.added(index)
+        self._run = Run(self.pieces)
         return text
 
     def finish(self) -> str:
@@ -212,6 +214,7 @@ class SpStream(TextStream):
         return self._run.finish()
 
 
+@dataclass
 class HfStream(TextStream):
     """The behaviours "hf-legacy" and "hf".
 
@@ -219,7 +222,7 @@ class HfStream(TextStream):
     shown unchanged and split the group into segments; each segment is one call of SentencePiece. The legacy behaviour
     puts a space *before* a segment that is followed by a special token, so segments are held back until they end.
 
-    Args:
+    Attributes:
         token_of: returns the token of an id.
         skipped: ids to leave out.
         special: tokens that split a group into segments.
@@ -228,29 +231,20 @@ class HfStream(TextStream):
         legacy: whether the behaviour is "hf-legacy".
     """
 
-    def __init__(
-        self,
-        pieces: Pieces,
-        token_of: Callable[[int], str],
-        skipped: Set[int],
-        special: Set[str],
-        added: Set[str],
-        separator: str,
-        legacy: bool,
-    ) -> None:
-        self._pieces = pieces
-        self._token_of = token_of
-        self._skipped = skipped
-        self._special = special
-        self._added = added
-        self._separator = separator
-        self._legacy = legacy
-        self._holds = legacy and not skipped
+    pieces: Pieces
+    token_of: Callable[[int], str]
+    skipped: Set[int]
+    special: Set[str]
+    added: Set[str]
+    separator: str
+    legacy: bool
+
+    def __post_init__(self) -> None:
         self._has_output = False
         self._start_group()
 
     def _start_group(self) -> None:
-        self._run = Run(self._pieces)
+        self._run = Run(self.pieces)
         self._held = ""
         self._count = 0
         self._after_special = False
@@ -258,16 +252,16 @@ class HfStream(TextStream):
 
     def push(self, index: int) -> str:
         """Returns the text of an id; in the legacy behaviour, of the segment that the id ends."""
-        return "" if index in self._skipped else self.push_token(self._token_of(index))
+        return "" if index in self.skipped else self.push_token(self.token_of(index))
 
     def push_token(self, token: str) -> str:
         """Adds a token by its text."""
-        if token in self._added:
+        if token in self.added:
             return self._end_group() + self._separated(token)
         if self._count == 0:
             token = token.removeprefix(SPACE)
         self._count += 1
-        return self._show(self._special_token(token) if token in self._special else self._piece(token))
+        return self._show(self._special_token(token) if token in self.special else self._piece(token))
 
     def finish(self) -> str:
         """Returns the last segment; a group with tokens but without text still gets its separator."""
@@ -275,19 +269,19 @@ class HfStream(TextStream):
         text = self._show(self._held + self._run.finish())
         self._held = ""
         only_separator = has_tokens and had_output and not self._group_shown
-        return text + (self._separator if only_separator else "")
+        return text + (self.separator if only_separator else "")
 
     def _special_token(self, token: str) -> str:
-        space = " " if self._legacy and not self._after_special and self._count > 1 else ""
+        space = " " if self.legacy and not self._after_special and self._count > 1 else ""
         text = space + self._held + self._run.finish() + token
-        self._run, self._held, self._after_special = Run(self._pieces), "", True
+        self._run, self._held, self._after_special = Run(self.pieces), "", True
         return text
 
     def _piece(self, token: str) -> str:
         self._after_special = False
-        index = self._pieces.id_of(token)
+        index = self.pieces.id_of(token)
         text = self._run.push_text(token) if index is None else self._run.push(index)
-        if self._holds:
+        if self.legacy and not self.skipped:
             self._held += text
             return ""
         return text
@@ -299,7 +293,7 @@ class HfStream(TextStream):
         return text
 
     def _separated(self, token: str) -> str:
-        text = (self._separator if self._has_output else "") + token
+        text = (self.separator if self._has_output else "") + token
         self._has_output = True
         return text
 
@@ -308,4 +302,4 @@ class HfStream(TextStream):
         if not text or self._group_shown:
             return text
         self._group_shown = True
-        return (self._separator if self._has_output else "") + text
+        return (self.separator if self._has_output else "") + text
