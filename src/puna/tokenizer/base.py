@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from puna.errors import TokenizerError
 from puna.tokenizer import batch
-from puna.tokenizer.arguments import (
-    NO_LIMIT,
-    Arguments,
-    CommonArguments,
-    FromPretrained,
-    as_ids,
-    split_hub_arguments,
-)
+from puna.tokenizer.arguments import NO_LIMIT, Arguments, CommonArguments, FromPretrained, as_ids, split_hub_arguments
 from puna.tokenizer.batch import check_side
 from puna.tokenizer.chat.templates import apply_chat_template, default_template, get_chat_template
 from puna.tokenizer.encoding import Encoding, Input
@@ -383,7 +376,7 @@ class TokenizerBase(ABC):
         Raises:
             TokenizerError: there are more tokens than rows, or llama.cpp has no tokenizer of this kind.
         """
-        gguf.check_count(gguf.token_count(self.get_vocab()), rows)
+        gguf.check_count(gguf.token_count(self.get_vocab()), rows)  # before lists of that length are filled
         ids = {"bos": self.bos_token_id, "eos": self.eos_token_id, "unknown": self.unk_token_id}
         settings = gguf.settings_metadata(
             {**ids, "padding": self.pad_token_id}, self.add_bos_token, self.add_eos_token, self.chat_template

@@ -230,52 +230,55 @@ class BatchEncoding(UserDict[str, Any]):
 
     def _sequence(self, batch_index: int, method: str) -> Encoding:
         if self._encodings is None:
-            raise TokenizerError(f"{method} needs the fast tokenizer; load with LlamaTokenizerFast or AutoTokenizer")
+            raise TokenizerError(f"{method}() needs the fast tokenizer; load with LlamaTokenizerFast or AutoTokenizer")
         return self._encodings[batch_index]
+
+    def _sequence_and_index(self, first: int, second: int | None, method: str) -> tuple[Encoding, int]:
+        """Reads the arguments `(index)`, of the first sequence, or `(batch, index)`."""
+        return self._sequence(0 if second is None else first, method), first if second is None else second
 
     def tokens(self, batch_index: int = 0) -> list[str]:
         """The vocabulary's spelling of each token."""
-        return self._sequence(batch_index, "tokens()").tokens
+        return self._sequence(batch_index, "tokens").tokens
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
         """The index of the pre-tokenizer's word that each token is from."""
-        return self._sequence(batch_index, "word_ids()").word_ids
+        return self._sequence(batch_index, "word_ids").word_ids
 
     words = word_ids
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
         """0 or 1 for the text of a pair that each token is from; None for special tokens and padding."""
-        return self._sequence(batch_index, "sequence_ids()").sequence_ids
+        return self._sequence(batch_index, "sequence_ids").sequence_ids
 
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
         """The token that covers a character: `(char)` of the first sequence, or `(batch, char)`."""
-        batch, char = _batch_and_index(batch_or_char_index, char_index)
-        return self._sequence(batch, "char_to_token()").char_to_token(char, sequence_index)
+        sequence, char = self._sequence_and_index(batch_or_char_index, char_index, "char_to_token")
+        return sequence.char_to_token(char, sequence_index)
 
     def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
         """The characters of a token: `(token)` of the first sequence, or `(batch, token)`; None if special."""
-        batch, token = _batch_and_index(batch_or_token_index, token_index)
-        sequence = self._sequence(batch, "token_to_chars()")
+        sequence, token = self._sequence_and_index(batch_or_token_index, token_index, "token_to_chars")
         return CharSpan(*sequence.offsets[token]) if sequence.sequence_ids[token] is not None else None
 
     def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
         """The index of the word of a token: `(token)` of the first sequence, or `(batch, token)`."""
-        batch, token = _batch_and_index(batch_or_token_index, token_index)
-        return self._sequence(batch, "token_to_word()").word_ids[token]
+        sequence, token = self._sequence_and_index(batch_or_token_index, token_index, "token_to_word")
+        return sequence.word_ids[token]
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
         """0 or 1 for the text of a pair that a token is from: `(token)` of the first sequence, or `(batch, token)`."""
-        batch, token = _batch_and_index(batch_or_token_index, token_index)
-        return self._sequence(batch, "token_to_sequence()").sequence_ids[token]
+        sequence, token = self._sequence_and_index(batch_or_token_index, token_index, "token_to_sequence")
+        return sequence.sequence_ids[token]
 
     def word_to_tokens(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> TokenSpan | None:
         """The tokens of a word: `(word)` of the first sequence, or `(batch, word)`."""
-        batch, word = _batch_and_index(batch_or_word_index, word_index)
-        return self._sequence(batch, "word_to_tokens()").word_to_tokens(word, sequence_index)
+        sequence, word = self._sequence_and_index(batch_or_word_index, word_index, "word_to_tokens")
+        return sequence.word_to_tokens(word, sequence_index)
 
     def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> BatchEncoding:
         """Converts the columns to int64 arrays ("np") or PyTorch tensors ("pt"), in place."""
@@ -295,10 +298,6 @@ class BatchEncoding(UserDict[str, Any]):
             moved[key] = value.to(device)
         self.data = moved
         return self
-
-
-def _batch_and_index(first: int, second: int | None) -> tuple[int, int]:
-    return (0, first) if second is None else (first, second)
 
 
 def _tensor(key: str, value: Any, tensor_type: str) -> Any:

@@ -256,9 +256,7 @@ class LlamaTokenizerFast(TokenizerBase):
         """Whether the file of the SentencePiece model still exists."""
         return self.vocab_file is not None and Path(self.vocab_file).is_file()
 
-    @property
-    def _has_model(self) -> bool:
-        return self.can_save_slow_tokenizer
+    _has_model = can_save_slow_tokenizer
 
     def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Copies the SentencePiece model into an existing folder; returns its path."""

@@ -65,6 +65,7 @@ class LlamaTokenizer(TokenizerBase):
     vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012  # as in transformers
     _first_keeps_more = True
     _recipe = staticmethod(sentencepiece_recipe)
+    _has_model = True
 
     def __init__(
         self,
@@ -283,10 +284,6 @@ class LlamaTokenizer(TokenizerBase):
             separator=separator,
             legacy=self.legacy,
         )
-
-    @property
-    def _has_model(self) -> bool:
-        return True
 
     def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Writes tokenizer.model into an existing folder; returns its path."""

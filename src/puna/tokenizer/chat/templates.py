@@ -89,14 +89,7 @@ def llama_2_template(use_default_system_prompt: bool) -> str:
 
 
 def default_template(token_id: Callable[[str], int | None], use_default_system_prompt: bool) -> str:
-    """Returns the template for files without one: Llama 3's if the vocabulary has its header tokens, else Llama 2's.
-
-    Args:
-        token_id: returns the id of a token of the vocabulary, or None.
-
-    Raises:
-        ChatTemplateError: the vocabulary fits neither format.
-    """
+    """Returns `TokenizerBase.default_chat_template`; `token_id` returns the id of a token, or None."""
     if all(token_id(token) is not None for token in LLAMA_3_TOKENS):
         return LLAMA_3
     if token_id("</s>") is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,7 +212,7 @@ def read_tiktoken(path: Path) -> Tokenizer:
     if len(vocab) != len(tokens) or not all(_spelled(bytes((byte,))) in vocab for byte in range(256)):
         raise TokenizerError(f"{path}: a token appears twice, or a byte has no token; download the file again")
     special = _special_tokens()
-    merges = _rank_merges(vocab)
+    merges = merges_of(vocab, vocab)
     vocab |= {token: len(tokens) + index for index, token in enumerate(special)}
     added = [AddedToken(token, normalized=False, special=True) for token in special]
     return build(vocab, merges, pre_tokenizer("llama-bpe"), added)
@@ -230,12 +230,10 @@ def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes 
     """
     base = {index: token for token, index in vocab.items() if index not in added}
     special = _special_tokens()
-    if sorted(base) != list(range(len(base))):
-        return None
-    if any(not 0 <= index - len(base) < RESERVED for index in added):
+    if sorted(base) != list(range(len(base))) or sorted(added) != list(range(len(base), len(base) + RESERVED)):
         return None
     named = (0, 1, 6, 7, 9)  # BOS, EOS, the two header tokens and <|eot_id|>, which Meta's code uses by name
-    if len(added) != RESERVED or any(added[len(base) + at] != special[at] for at in named):
+    if any(added[len(base) + at] != special[at] for at in named):
         return None
     lines = []
     for rank in range(len(base)):
@@ -278,13 +276,15 @@ def _read_ranks(data: bytes, name: str) -> list[bytes]:
     return tokens
 
 
-def _rank_merges(vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Returns all pairs of tokens whose concatenation is a token: lowest rank of the result first, then of the pair.
+def merges_of(tokens: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Returns the merges of a vocabulary: all pairs of its tokens that concatenate to one of `tokens`.
 
-    The order follows from tiktoken's rule: it merges the pair whose result has the lowest rank.
+    Args:
+        tokens: in the order in which they are formed. Tiktoken merges the pair whose result has the lowest rank,
+            SentencePiece the pair whose result has the best score. Pairs with the same result are ordered by their ids.
     """
     merges: list[tuple[str, str]] = []
-    for token in vocab:  # in the order of the ranks
+    for token in tokens:
         pairs = [(token[:at], token[at:]) for at in range(1, len(token)) if token[:at] in vocab and token[at:] in vocab]
         if len(pairs) > 1:
             pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))

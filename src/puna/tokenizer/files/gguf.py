@@ -221,12 +221,7 @@ def pipeline_metadata(pipeline: Tokenizer, added: Mapping[int, AddedToken], unk_
     if model.get("byte_fallback"):
         return _character_bpe(pipeline, tokens, pairs, added, unk_id)
     types = [int(PieceType.NORMAL)] * len(tokens)
-    for index, added_token in added.items():
-        while len(tokens) <= index:
-            tokens.append(_filler(len(tokens)))
-            types.append(PieceType.UNUSED)
-        tokens[index] = added_token.content
-        types[index] = PieceType.CONTROL if added_token.special else PieceType.USER_DEFINED
+    _place(added, tokens, types)
     return {
         f"{PREFIX}model": "gpt2",
         f"{PREFIX}pre": name_of(pipeline.pre_tokenizer, bool(model.get("ignore_merges"))),
@@ -234,6 +229,17 @@ def pipeline_metadata(pipeline: Tokenizer, added: Mapping[int, AddedToken], unk_
         f"{PREFIX}token_type": np.array(types, np.int32),
         f"{PREFIX}merges": [" ".join(pair) for pair in pairs],
     }
+
+
+def _place(added: Mapping[int, AddedToken], tokens: list[str], types: list[int]) -> None:
+    """Writes added tokens into the lists of a vocabulary: they replace ordinary tokens or follow the last one."""
+    for index, token in added.items():
+        while len(tokens) <= index:
+            tokens.append(_filler(len(tokens)))
+            types.append(PieceType.UNUSED)
+        if types[index] not in (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.BYTE):
+            tokens[index] = token.content
+            types[index] = PieceType.CONTROL if token.special else PieceType.USER_DEFINED
 
 
 def _character_bpe(
@@ -261,16 +267,9 @@ def _character_bpe(
 def _scored(
     tokens: list[str], scores: list[float], types: list[int], added: Mapping[int, AddedToken]
 ) -> dict[str, Value]:
-    """Returns the keys of a "llama" vocabulary; added tokens replace entries of the vocabulary or follow it."""
-    fixed = (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.BYTE)
-    for index, token in added.items():
-        while len(tokens) <= index:
-            tokens.append(_filler(len(tokens)))
-            scores.append(_ADDED_SCORE)
-            types.append(PieceType.UNUSED)
-        if types[index] not in fixed:
-            tokens[index] = token.content
-            types[index] = PieceType.CONTROL if token.special else PieceType.USER_DEFINED
+    """Returns the keys of a "llama" vocabulary."""
+    _place(added, tokens, types)
+    scores += [_ADDED_SCORE] * (len(tokens) - len(scores))
     # llama.cpp matches user-defined tokens in the unchanged text, where spaces are not U+2581 yet.
     texts = [
         token.replace("▁", " ") if kind == PieceType.USER_DEFINED else token
@@ -292,15 +291,12 @@ def settings_metadata(
     keys: dict[str, Value] = {f"{PREFIX}{name}_token_id": index for name, index in ids.items() if index is not None}
     keys[f"{PREFIX}add_bos_token"] = add_bos
     keys[f"{PREFIX}add_eos_token"] = add_eos
-    if isinstance(templates, str):
-        keys["tokenizer.chat_template"] = templates
-    elif isinstance(templates, Mapping):
-        others = {name: text for name, text in templates.items() if name != "default"}
-        if "default" in templates:
-            keys["tokenizer.chat_template"] = templates["default"]
-        if others:
-            keys["tokenizer.chat_templates"] = list(others)
-            keys |= {f"tokenizer.chat_template.{name}": text for name, text in others.items()}
+    named = {"default": templates} if isinstance(templates, str) else dict(templates or {})
+    if "default" in named:
+        keys["tokenizer.chat_template"] = named.pop("default")
+    if named:
+        keys["tokenizer.chat_templates"] = list(named)
+        keys |= {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
     return keys
 
 

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE, Unigram
 
 from puna.errors import TokenizerError
+from puna.tokenizer.files.byte_level import merges_of
 from puna.tokenizer.sentencepiece.engine import open_model
 from puna.tokenizer.sentencepiece.proto import BPE as BPE_MODEL
 from puna.tokenizer.sentencepiece.proto import UNIGRAM, ModelSpec, PieceType, read_pieces
@@ -34,8 +35,9 @@ def convert_model(model: bytes, name: str) -> Tokenizer:
         engine = Unigram(list(zip(pieces, scores, strict=True)), sp.unk_id(), byte_fallback=True)
     else:
         vocab = {piece: index for index, piece in enumerate(pieces)}
-        unk = pieces[sp.unk_id()]
-        engine = BPE(vocab, _merges(pieces, scores, vocab), unk_token=unk, fuse_unk=True, byte_fallback=True)
+        best_first = [pieces[index] for index in sorted(ids, key=lambda index: scores[index], reverse=True)]
+        merges, unk = merges_of(best_first, vocab), pieces[sp.unk_id()]
+        engine = BPE(vocab, merges, unk_token=unk, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(engine)
     tokenizer.add_special_tokens(
         [AddedToken(pieces[i], normalized=False, special=True) for i in ids if sp.is_control(i) or sp.is_unknown(i)]
@@ -76,18 +78,3 @@ def _normalizer_and_decoder(spec: ModelSpec, user_defined: list[str]) -> tuple[A
             normalizer.insert(0, normalizers.Prepend("▁"))
         decoder.append(decoders.Strip(" ", 1, 0))
     return normalizers.Sequence(normalizer), decoders.Sequence(decoder)
-
-
-def _merges(pieces: list[str], scores: list[float], vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Returns all pairs of pieces that concatenate to a piece: best score of the result first, then by ids of the pair.
-
-    The order follows from SentencePiece's rule: it merges the pair whose result has the best score.
-    """
-    merges: list[tuple[float, list[tuple[str, str]]]] = []
-    for piece, score in zip(pieces, scores, strict=True):
-        splits = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-        pairs = [pair for pair in splits if pair[0] in vocab and pair[1] in vocab]
-        if pairs:
-            merges.append((score, sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))))
-    merges.sort(key=lambda item: item[0], reverse=True)
-    return [pair for _, pairs in merges for pair in pairs]
