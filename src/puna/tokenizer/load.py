@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from puna.hub import local_path
+from puna.tokenizer.arguments import Arguments, FromPretrained, checked, split_hub_arguments
+from puna.tokenizer.files.recipes import default_recipe
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from puna.tokenizer.arguments import Arguments, FromPretrained
     from puna.tokenizer.fast import LlamaTokenizerFast
     from puna.tokenizer.slow import LlamaTokenizer
 
@@ -33,9 +34,6 @@ def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTok
         ModelNotFoundError: there is no such folder or file.
         TokenizerError: the path contains no tokenizer, a file is damaged, or an argument is unknown.
     """
-    from puna.tokenizer.arguments import checked
-    from puna.tokenizer.files.recipes import default_recipe
-
     arguments = checked(arguments)
     recipe = default_recipe(local_path(path, "tokenizer"), str(path), arguments)
     if recipe.pipeline is not None:
@@ -59,8 +57,6 @@ class AutoTokenizer:
         Arguments of transformers that control downloads from its hub have the same meaning; they have no effect on a
         local path.
         """
-        from puna.tokenizer.arguments import split_hub_arguments
-
         if use_fast:
             path, constructor_arguments = split_hub_arguments(pretrained_model_name_or_path, arguments)
             return load_tokenizer(path, **constructor_arguments)

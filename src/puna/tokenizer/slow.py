@@ -230,19 +230,14 @@ class LlamaTokenizer(TokenizerBase):
         if split not in self._patterns:
             self._patterns[split] = _pattern(self._split_tokens(split))
         parts = _split(text, self._patterns[split], lambda word: self._added.get(self._added_ids.get(word, -1)))
-        return [self._existing_id(part) if is_token else part for part, is_token in parts]
-
-    def _existing_id(self, token: str) -> int:
-        index = self._token_id(token)
-        assert index is not None
-        return index
+        return [self.convert_tokens_to_ids(part) if is_token else part for part, is_token in parts]
 
     def _split_tokens(self, split: bool) -> set[str]:
         """Returns the tokens at which to split a text; without special ones if `split`."""
         if self.behaviour != "sp":
             return set() if split else set(self._added_ids)
         words = {token.content for token in self._added.values() if not (token.special and split)}
-        return (words if split else words | self._pieces.control_tokens()) - {self.unk_token}
+        return (words if split else words | self._pieces.control_tokens) - {self.unk_token}
 
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None

@@ -45,19 +45,17 @@ def read_folder(folder: Path) -> tuple[Arguments, str]:
     """
     path = folder / CONFIG
     raw = read_json(path, TokenizerError) if path.is_file() else {}
-    values: dict[str, Any] = {name: _typed(raw, name, path, bool) for name in _FLAGS if raw.get(name) is not None}
-    values |= {name: _typed(raw, name, path, str) for name in _SIDES if raw.get(name) is not None}
+    types = dict.fromkeys(_FLAGS, bool) | dict.fromkeys(_SIDES, str) | {"model_input_names": list}
+    values = {name: _typed(raw, name, path, kind) for name, kind in types.items() if raw.get(name) is not None}
     if raw.get("model_max_length") is not None:
         values["model_max_length"] = _length(raw["model_max_length"], path)
     if raw.get("sp_model_kwargs"):
         values["sp_model_kwargs"] = _typed(raw, "sp_model_kwargs", path, dict)
-    if raw.get("model_input_names") is not None:
-        values["model_input_names"] = _typed(raw, "model_input_names", path, list)
     values |= _tokens(raw, folder)
     template = _templates(folder, raw.get("chat_template"))
     if template is not None:
         values["chat_template"] = template
-    known = {*values, *NAMES, *_FLAGS, *_SIDES, *_OTHERS, ADDITIONAL} | _NOT_KEPT
+    known = {*NAMES, *_FLAGS, *_SIDES, *_OTHERS, ADDITIONAL} | _NOT_KEPT
     values["other_config"] = {name: value for name, value in raw.items() if name not in known}
     values["name_or_path"] = str(folder)
     tokenizer_class = raw.get("tokenizer_class")

@@ -117,7 +117,13 @@ def pipeline_recipe(path: Path, arguments: Arguments) -> Recipe:
     if kind == "tiktoken":
         return _tiktoken(file, all_arguments)
     if kind == "gguf":
-        return _gguf_pipeline(file, all_arguments)
+        vocabulary = _read_gguf(file)
+        if vocabulary.model == "gpt2":
+            return byte_level_recipe(vocabulary, all_arguments)
+        from puna.tokenizer.sentencepiece.convert import convert_model
+
+        pipeline = convert_model(sentencepiece_model(vocabulary), str(file))
+        return Recipe(_gguf_arguments(vocabulary, all_arguments), pipeline=pipeline)
     pipeline = read_pipeline(file)
     defaults = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     if any(pipeline.token_to_id(t) is None for name, t in defaults.items() if name not in all_arguments):
@@ -275,17 +281,6 @@ def _gguf_arguments(vocabulary: GgufVocabulary, arguments: Arguments) -> Argumen
 def _gguf_sentencepiece(vocabulary: GgufVocabulary, arguments: Arguments, behaviour: Behaviour | None = None) -> Recipe:
     model = sentencepiece_model(vocabulary)
     return Recipe(_gguf_arguments(vocabulary, arguments), model_proto=model, behaviour=behaviour)
-
-
-def _gguf_pipeline(file: Path, arguments: Arguments) -> Recipe:
-    """Returns the recipe of a pipeline for either kind of GGUF vocabulary."""
-    vocabulary = _read_gguf(file)
-    if vocabulary.model == "gpt2":
-        return byte_level_recipe(vocabulary, arguments)
-    from puna.tokenizer.sentencepiece.convert import convert_model
-
-    pipeline = convert_model(sentencepiece_model(vocabulary), str(file))
-    return Recipe(_gguf_arguments(vocabulary, arguments), pipeline=pipeline)
 
 
 def byte_level_recipe(vocabulary: GgufVocabulary, arguments: Arguments) -> Recipe:

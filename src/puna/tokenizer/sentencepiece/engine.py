@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,6 @@ class Pieces:
         self.count: int = sp_model.get_piece_size()
         self.unk_id: int = sp_model.unk_id()
         self.unk_surface: str = sp_model.decode([self.unk_id])
-        self._control: frozenset[str] | None = None
 
     def text(self, index: int) -> str:
         """Returns the piece of an id.
@@ -108,12 +108,11 @@ class Pieces:
         index: int = self._sp.piece_to_id(piece)
         return None if index == self.unk_id and piece != self.text(index) else index
 
+    @cached_property
     def control_tokens(self) -> frozenset[str]:
-        """Returns all control pieces: BOS, EOS, and others that the model defines."""
-        if self._control is None:
-            flags = self._sp.is_control(list(range(self.count)))
-            self._control = frozenset(self.text(index) for index, flag in enumerate(flags) if flag)
-        return self._control
+        """All control pieces: BOS, EOS, and others that the model defines."""
+        flags = self._sp.is_control(list(range(self.count)))
+        return frozenset(self.text(index) for index, flag in enumerate(flags) if flag)
 
     def is_control(self, index: int) -> bool:
         """Whether the id is of a control piece, for which SentencePiece returns no text."""
