@@ -113,9 +113,10 @@ def main() -> None:
         )  # fmt: skip
         line = f"{name}:"
         for label, path, at in (("call", puna_file, 1), ("process", puna_file, 0), ("command", command_file, 0)):
-            ours = statistics.median(times[at] for times in seconds[path])
-            theirs = statistics.median(times[at] for times in seconds[llama_file])
-            line += f" {label} puna {ours:.2f} s, llama.cpp {theirs:.2f} s, {theirs / ours:.2f} times as fast;"
+            puna_time = statistics.median(times[at] for times in seconds[path])
+            llama_time = statistics.median(times[at] for times in seconds[llama_file])
+            line += f" {label} puna {puna_time:.2f} s, llama.cpp {llama_time:.2f} s, "
+            line += f"{llama_time / puna_time:.2f} times as fast;"
         if ids:
             puna_nll, llama_nll = nll(puna_file, ids), nll(llama_file, ids)
             line += f" NLL puna {puna_nll:.4f}, llama.cpp {llama_nll:.4f} ({puna_nll / llama_nll - 1:+.2%})"

@@ -129,7 +129,7 @@ static void product(const typename Line::Number* a, int64_t a_stride, int64_t co
     pass(Number<2>(), Number<4>());
     pass(Number<1>(), Number<4>());
 #elif defined(__AVX2__)
-    if (count % 6 != 2) pass(Number<6>(), Number<1>());  // a remainder of two is better served by tiles of four
+    if (count % 6 != 2) pass(Number<6>(), Number<1>());  // if two rows would remain, tiles of four are faster
     pass(Number<4>(), Number<1>());
     pass(Number<3>(), Number<1>());
     pass(Number<2>(), Number<2>());

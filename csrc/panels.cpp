@@ -40,29 +40,29 @@ struct Piece {
     uint32_t high[2];
 };
 
-// Moves bit i (0 .. 3) of `bits` to bit 0 of byte i.
+// Spreads bits 0 .. 3 of `bits`: bit i becomes bit 0 of byte i.
 uint32_t spread(uint32_t bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
 
-// From 32 fifth bits, bit k for column k, to the order of Planes::kFive.
+// Reorders 32 fifth bits, of which bit k belongs to column k, as Planes::kFive stores them.
 uint32_t fifth_bits(uint32_t bits) {
     uint32_t out = 0;
     for (int s = 0; s < 8; ++s) out |= spread(bits >> 4 * s) << s;
     return out;
 }
 
-// 16 bytes whose nibbles are in the order of Planes::kFour already: copied.
+// Copies 16 bytes whose nibbles already have the order of Planes::kFour.
 void take_four(const uint8_t* q, Piece& out) {
     for (int s = 0; s < 4; ++s) out.words[s] = word(q + 4 * s);
 }
 
-// From 32 bytes whose low (or high) nibbles are the block's values.
+// Reads 32 bytes whose low (or high) nibbles are the block's values.
 void take_halves(const uint8_t* q, bool high, Piece& out) {
     const int shift = high ? 4 : 0;
     for (int s = 0; s < 4; ++s)
         out.words[s] = (word(q + 4 * s) >> shift & 0x0f0f0f0fu) | (word(q + 16 + 4 * s) >> shift & 0x0f0f0f0fu) << 4;
 }
 
-// From 32 small values; value(s) returns the values of columns 4 s .. 4 s + 3 as bytes.
+// Packs 32 small values; value(s) returns the values of columns 4 s .. 4 s + 3 as bytes.
 template <typename Value>
 void take_small(const Value& value, Piece& out) {
     for (int s = 0; s < 4; ++s) out.words[s] = value(s) | value(s + 4) << 4;
@@ -251,7 +251,7 @@ void pack_row(const Panels& panels, const uint8_t* data, int row, uint8_t* to) {
     }
 }
 
-// Reading back, one value at a time.
+// The following functions read a panel back, one value at a time.
 
 float float_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
     const Format format = panels.layout->format;

@@ -22,7 +22,7 @@ namespace {
 constexpr int kSuper = 256, kGroup = 16;
 // Larger values need scales beyond float16 in every format; squares of smaller ones stay finite.
 constexpr float kLargest = 1e15f;
-constexpr int64_t kWorthAThread = 1 << 16;  // values whose quantising takes longer than starting a thread
+constexpr int64_t kWorthAThread = 1 << 16;  // values that take longer to quantise than a thread takes to start
 constexpr double kUnseen = 1e-6;  // added to every importance, relative to their mean, so that no column has weight 0
 
 // Weight of a squared error when no importance is given, as in ggml: equal, x^2, |x|, or rms of the block + |x|.
@@ -109,12 +109,12 @@ uint16_t share_unit(const float* scale, const float* weight, int count, int low,
 // The largest integer that a scale becomes in a K format. Signed formats (Q3_K, Q6_K) go down to -largest - 1.
 int highest_small(Format format) { return format == kQ2_K ? 15 : format == kQ3_K ? 31 : format == kQ6_K ? 127 : 63; }
 
-// 32 levels to 16 bytes: level i in the low nibble of byte i, level 16 + i in the high nibble.
+// Packs 32 levels into 16 bytes: level i into the low nibble of byte i, level 16 + i into the high nibble.
 void put_nibbles(const uint8_t* level, uint8_t* out) {
     for (int i = 0; i < 16; ++i) out[i] = static_cast<uint8_t>((level[i] & 15) | level[i + 16] << 4);
 }
 
-// The fifth bits of 32 levels to 32 bits.
+// Packs the fifth bits of 32 levels into 32 bits.
 void put_fifth_bits(const uint8_t* level, uint8_t* out) {
     for (int k = 0; k < 4; ++k) {
         uint64_t eight;
@@ -125,7 +125,7 @@ void put_fifth_bits(const uint8_t* level, uint8_t* out) {
     }
 }
 
-// The six-bit scales and minimums of a Q4_K or Q5_K block, eight each, to 12 bytes.
+// Packs the eight six-bit scales and eight minimums of a Q4_K or Q5_K block into 12 bytes.
 void put_six_bits(const int* scale, const int* least, uint8_t* out) {
     for (int b = 0; b < 4; ++b) {
         out[b] = static_cast<uint8_t>(scale[b] | scale[b + 4] >> 4 << 6);
@@ -134,7 +134,8 @@ void put_six_bits(const int* scale, const int* least, uint8_t* out) {
     }
 }
 
-// Bits shift and shift + 1 of 256 levels: 32 bytes hold 128 levels, each bit pair of the bytes 32 consecutive ones.
+// Packs bits shift and shift + 1 of 256 levels: 32 bytes hold 128 levels, and each bit pair of these bytes holds 32
+// consecutive levels.
 void put_pairs(const uint8_t* level, int shift, uint8_t* out) {
     for (int part = 0; part < 2; ++part)
         for (int j = 0; j < 32; ++j) {
@@ -164,7 +165,7 @@ void put_block(Format format, uint16_t scale, uint16_t least, const uint8_t* lev
     put_nibbles(level, out);
 }
 
-// The value of largest magnitude with its sign; of two with equal magnitude the first.
+// Returns the value of largest magnitude, with its sign (ties: the first).
 float signed_largest(const float* x, float low, float high) {
     if (high != -low) return high > -low ? high : low;
     for (int i = 0; high > 0.0f; ++i)
@@ -311,7 +312,7 @@ void Quantizer::refine(Group& group) const {
     float best[kGroup];
     std::fill(best, best + kGroup, HUGE_VALF);
     for (int way = 0; way < (lines ? 9 : 3); ++way) {
-        // 0, 1, -1: the present value comes first, so that it wins ties.
+        // 0, 1, -1: the current value comes first, so that it wins ties.
         const int by = (way % 3 + 1) % 3 - 1, below = (way / 3 + 1) % 3 - 1;
         int here[kGroup], least_here[kGroup];
         float step[kGroup], least[kGroup], error[kGroup];

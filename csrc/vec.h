@@ -356,7 +356,7 @@ PUNA_INLINE V16 exponential(const V16& x) {
         p = fused(p, r, zero + 5.0000001201e-1f);
         p = fused(p, r * r, r) + 1.0f;
         const IntReg exponent = ((IntReg)shift - (IntReg)magic) << 23;
-        const IntReg nan = x.part[i_] != x.part[i_];  // its bits must stay unchanged
+        const IntReg nan = x.part[i_] != x.part[i_];  // return a NaN unchanged
         out.part[i_] = nan ? x.part[i_] : under ? zero : (Reg)((IntReg)p + exponent);
     }
     return out;

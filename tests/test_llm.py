@@ -46,8 +46,8 @@ def test_a_prompt_may_be_token_ids(llm):
 
 
 def test_the_same_seed_samples_the_same_answer(llm):
-    first, second, other = (llm.generate("the", max_tokens=20, temperature=1.5, seed=s).ids for s in (3, 3, 4))
-    assert first == second != other
+    first, second, different = (llm.generate("the", max_tokens=20, temperature=1.5, seed=s).ids for s in (3, 3, 4))
+    assert first == second != different
 
 
 def test_stream_yields_the_text_of_generate(llm):
@@ -82,10 +82,10 @@ def test_other_calls_between_two_pieces_do_not_affect_a_stream(llm):
     text = llm.generate("the llama", max_tokens=30).text
     stream = llm.stream("the llama", max_tokens=30)
     first = next(stream)
-    other = llm.generate("grassland", max_tokens=7)
+    answer = llm.generate("grassland", max_tokens=7)
     llm.logits([1, 2, 3])
     assert first + "".join(stream) == text
-    assert other.ids == llm.generate("grassland", max_tokens=7).ids
+    assert answer.ids == llm.generate("grassland", max_tokens=7).ids
 
 
 def test_deleted_streams_end_their_requests(llm):
@@ -149,14 +149,14 @@ def test_nan_logits_are_an_error(tiny_model):
 
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_a_stop_string_ends_the_answer(llm, length):
-    full = llm.generate("the llama", max_tokens=40)
-    start = len(full.text) // 2
-    stop = full.text[start : start + length]
-    expected = full.text[: full.text.index(stop)]
+    unstopped = llm.generate("the llama", max_tokens=40)
+    start = len(unstopped.text) // 2
+    stop = unstopped.text[start : start + length]
+    expected = unstopped.text[: unstopped.text.index(stop)]
     completion = llm.generate("the llama", max_tokens=40, stop=["not in it at all", stop])
     assert (completion.text, completion.finish_reason) == (expected, "stop")
     assert "".join(llm.stream("the llama", max_tokens=40, stop=stop)) == expected
-    assert len(completion.ids) <= len(full.ids)
+    assert len(completion.ids) <= len(unstopped.ids)
 
 
 def test_logits_and_nll_equal_those_of_the_model(llm, tiny_model):

@@ -1,4 +1,4 @@
-"""The comparisons: which engines run which model, the work they do, and the target ratios of puna's speed to theirs."""
+"""The comparisons: which engines run which model, the work they do, and target ratios of puna's speed to others'."""
 
 from __future__ import annotations
 

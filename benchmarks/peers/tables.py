@@ -63,13 +63,13 @@ def rows(block_results: Sequence[Result]) -> list[dict[str, Any]]:
     results = []
     for row in ROWS:
         block = blocks.get(row.block)
-        ours = block.speed("puna", row.work.name) if block and "puna" in block.engines else None
+        puna = block.speed("puna", row.work.name) if block and "puna" in block.engines else None
         best = block.best(row.against, row.work.name) if block else None
-        if ours is None or best is None:
+        if puna is None or best is None:
             continue
         results.append({
-            "block": row.block, "work": row.work.name, "puna": ours[0], "against": best[0], "best": best[1],
-            "ratio": ours[0] / best[1], "at_least": row.target, "fit_samples": min(ours[1], best[2]),
+            "block": row.block, "work": row.work.name, "puna": puna[0], "against": best[0], "best": best[1],
+            "ratio": puna[0] / best[1], "at_least": row.target, "fit_samples": min(puna[1], best[2]),
         })  # fmt: skip
     return results
 

@@ -10,29 +10,29 @@ PACKAGE = ROOT / "src" / "puna"
 
 
 def modules() -> list[Path]:
-    """Every Python file of the package."""
+    """Returns every Python file of the package."""
     return sorted(PACKAGE.rglob("*.py"))
 
 
 def short_path(path: Path) -> str:
-    """The path within src/puna, used as a test id."""
+    """Returns the path within src/puna, used as a test id."""
     return str(path.relative_to(PACKAGE))
 
 
 def module_name(path: Path) -> str:
-    """The dotted name: "puna.config" for src/puna/config/__init__.py."""
+    """Returns the dotted name: "puna.config" for src/puna/config/__init__.py."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def package_of(path: Path) -> str:
-    """The first name below `puna`: "config" for puna/config/rope.py, "llm" for puna/llm.py."""
+    """Returns the first name below `puna`: "config" for puna/config/rope.py, "llm" for puna/llm.py."""
     relative = path.relative_to(PACKAGE)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
 def imports(tree: ast.AST) -> list[tuple[str, int]]:
-    """The modules imported anywhere in a tree, TYPE_CHECKING blocks and functions included, each with its line.
+    """Returns the modules imported in a tree, with their lines; also those in functions and TYPE_CHECKING blocks.
 
     `from puna.a import b` yields "puna.a.b": whether b is a module or a name in puna.a is left to the caller.
     """
@@ -47,7 +47,7 @@ def imports(tree: ast.AST) -> list[tuple[str, int]]:
 
 
 def imports_at_load(tree: ast.Module) -> list[str]:
-    """The modules that loading the file imports: not those in functions or under TYPE_CHECKING."""
+    """Returns the modules that loading the file imports: not those in functions or under TYPE_CHECKING."""
     result: list[str] = []
     pending: list[ast.stmt] = list(tree.body)
     while pending:
@@ -63,7 +63,7 @@ def imports_at_load(tree: ast.Module) -> list[str]:
 
 
 def import_graph() -> dict[str, set[str]]:
-    """Module name to the modules of this package that it imports, wherever the import is written.
+    """Maps each module to the modules of this package that it imports, wherever the import is written.
 
     The root `puna` is left out: its names are lazy, and `test_imports.py` limits what may be imported from it.
     """
@@ -81,7 +81,7 @@ def import_graph() -> dict[str, set[str]]:
 
 
 def cycles(graph: dict[str, set[str]]) -> list[set[str]]:
-    """The groups of modules that import each other, directly or through others (strongly connected components)."""
+    """Returns the groups of modules that import each other, directly or not (strongly connected components)."""
     reachable = {name: _reachable(graph, name) for name in graph}
     groups = {frozenset({name} | {other for other in reachable[name] if name in reachable[other]}) for name in graph}
     return [set(group) for group in groups if len(group) > 1 or any(name in graph[name] for name in group)]

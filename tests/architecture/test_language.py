@@ -1,7 +1,7 @@
-"""Plain English: the worst habits that this repository once had, by pattern, each with its plain form.
+"""Rejects unidiomatic English by pattern, and names the plain form of each pattern.
 
-Read are comments, docstrings and messages of Python and C++, and documents as a whole. A pattern cannot tell whether a
-sentence is clear; CONTRIBUTING.md says what is wanted.
+The tests read comments, docstrings and messages of Python and C++, and complete documents. A pattern cannot tell
+whether a sentence is clear; CONTRIBUTING.md has the rules.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HABITS = {
     r"\bnot until then\b": "only then",
     r"\bwhat (it|they) (was|were|is|are) (asked|told|given|made)\b": "(a noun: the request, the argument)",
 }
-"""Pattern, in any case of letters, to plain form."""
+"""Maps patterns (case is ignored) to plain forms."""
 
 SUFFIXES = {".py", ".cpp", ".h", ".inl", ".md", ".toml", ".txt", ".yml"}
 NAMES = {"Makefile", "run"}
@@ -50,7 +50,7 @@ _CPP_PROSE = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"", re.S)
 
 
 def documents() -> list[Path]:
-    """Every text file of the repository that people read, except data."""
+    """Returns every text file of the repository that people read, except data."""
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     names = [name for name in tracked.split("\0") if name and not name.startswith(LEFT_OUT)]
     paths = [ROOT / name for name in names]
@@ -58,7 +58,7 @@ def documents() -> list[Path]:
 
 
 def prose(path: Path) -> list[tuple[int, str]]:
-    """The lines of a file that people read as sentences, with their numbers."""
+    """Returns the lines of a file that people read as sentences, with their numbers."""
     text = path.read_text()
     if path.suffix == ".py":
         kinds = (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))
@@ -72,7 +72,7 @@ def prose(path: Path) -> list[tuple[int, str]]:
 
 
 def habits_in(lines: list[tuple[int, str]]) -> list[tuple[int, str, str]]:
-    """Line number, the words found, and their plain form."""
+    """Returns the line number, the matched words and the plain form of each match."""
     return [
         (number, match[0], plain)
         for number, line in lines
@@ -81,7 +81,7 @@ def habits_in(lines: list[tuple[int, str]]) -> list[tuple[int, str, str]]:
     ]
 
 
-def test_the_repository_is_read():
+def test_documents_include_the_main_files():
     paths = documents()
     if not paths:
         pytest.skip("not a git checkout")
@@ -89,11 +89,11 @@ def test_the_repository_is_read():
     assert {"README.md", "Makefile", ".ci/run", "src/puna/llm.py", "csrc/model.cpp"} <= names
 
 
-def test_no_habit_of_the_old_dialect():
-    found = {path: habits_in(prose(path)) for path in documents()}
+def test_no_text_matches_a_habit():
+    matches = {path: habits_in(prose(path)) for path in documents()}
     report = [
         f"{path.relative_to(ROOT)}:{number}: {words!r}; write: {plain}"
-        for path, habits in found.items()
+        for path, habits in matches.items()
         for number, words, plain in habits
     ]
     assert not report, "\n".join(report)
@@ -109,7 +109,7 @@ def test_no_habit_of_the_old_dialect():
         ("np.floor(x) rounds towards the floor", 0),
     ],
 )
-def test_patterns_find_what_they_are_for(sentence, count):
+def test_patterns_match_their_examples(sentence, count):
     matched = {number for number, _, _ in habits_in([(1, sentence)])}
     assert len(matched) == count
 

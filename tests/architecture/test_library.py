@@ -1,4 +1,4 @@
-"""The native library loads from an editable install (this one) and from a wheel, and says what it finds."""
+"""The native library loads from an editable install (this one) and from a wheel, and reports the machine's features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from puna.native import library, load_library, machine
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_it_loads_here_and_knows_the_machine():
+def test_the_library_loads_and_describes_the_machine():
     assert load_library().puna_abi_version() == library.ABI_VERSION
     here = machine()
     assert 1 <= here.physical_cores <= here.logical_cores
@@ -32,7 +32,7 @@ def test_features_agree_with_the_kernel():
     assert ("avx512" in machine().features) == ({"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(flags))
 
 
-def test_fewer_cores_in_the_mask_are_fewer_threads():
+def test_the_affinity_mask_limits_the_threads():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     code += "from puna.native import machine; print(machine().physical_cores, machine().logical_cores)"
     if sys.platform != "linux":
@@ -40,7 +40,7 @@ def test_fewer_cores_in_the_mask_are_fewer_threads():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["1", "1"]
 
 
-def test_another_abi_is_refused(monkeypatch):
+def test_a_library_with_another_abi_is_refused(monkeypatch):
     built = library.ABI_VERSION
     monkeypatch.setattr(library, "ABI_VERSION", 99)
     load_library.cache_clear()
@@ -49,7 +49,7 @@ def test_another_abi_is_refused(monkeypatch):
     load_library.cache_clear()
 
 
-def test_a_missing_library_is_a_clear_error(monkeypatch):
+def test_a_missing_library_is_an_error(monkeypatch):
     def fail(path: str) -> None:
         raise OSError(f"{path}: cannot open shared object file")
 
@@ -61,7 +61,7 @@ def test_a_missing_library_is_a_clear_error(monkeypatch):
 
 
 @pytest.mark.slow
-def test_it_loads_from_a_wheel_that_serves_every_python(tmp_path):
+def test_the_library_loads_from_a_wheel_for_every_python(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     command = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True)  # in build/native, so that up-to-date objects are not compiled again

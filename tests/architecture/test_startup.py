@@ -14,7 +14,7 @@ HEAVY = {"torch", "tokenizers", "transformers", "sentencepiece", "jinja2", "nump
 
 
 def loaded(code: str) -> set[str]:
-    """The top-level modules loaded after running code in a fresh interpreter."""
+    """Returns the top-level modules loaded after running code in a fresh interpreter."""
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"{code}\nimport sys\nprint(' '.join(sys.modules))"],
         capture_output=True,
@@ -41,7 +41,7 @@ def test_native_library_loads_nothing_heavy():
 
 
 def fastest(command: list[str], runs: int = 7) -> float:
-    """Shortest of several runs, in seconds: the others had to wait for the machine, not for us."""
+    """Returns the seconds of the shortest of several runs, because other processes delay the others."""
     times = []
     for _ in range(runs):
         started = time.perf_counter()

@@ -58,7 +58,7 @@ Mutation = Callable[[random.Random, bytes, list[bytes]], bytes]
 
 
 def place(rng: random.Random, raw: bytes) -> int:
-    """A position, usually in a header: near the start, or (zip directories) near the end."""
+    """Returns a position, usually in a header: near the start, or (zip directories) near the end."""
     near = min(len(raw), 4096)
     start = rng.choice([0, 0, 0, len(raw) - near, None])
     return rng.randrange(len(raw)) if start is None else start + int(near * rng.random() ** 2)
@@ -149,12 +149,17 @@ def json_header(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
     size = int.from_bytes(raw[:8], "little")
     header: dict[str, Any] = json.loads(raw[8 : 8 + size])
     name = rng.choice([key for key in header if key != "__metadata__"])
-    entry, other = header[name], header[rng.choice(list(header))]
+    entry, other_entry = header[name], header[rng.choice(list(header))]
     invalid: list[Any] = [None, -1, 2**63, 2**64, 10**30, 1.5, True, "8", [], {}, [[]], float("nan"), 0, 1, [2**40] * 4]
     action = rng.randrange(8)
     if action == 0:
         entry["data_offsets"] = rng.choice(
-            [other.get("data_offsets", 0), rng.choice(invalid), [rng.choice(invalid), 8], [0, rng.choice(invalid)]]
+            [
+                other_entry.get("data_offsets", 0),
+                rng.choice(invalid),
+                [rng.choice(invalid), 8],
+                [0, rng.choice(invalid)],
+            ]
         )
     elif action == 1:
         entry["shape"] = rng.choice(

@@ -23,7 +23,7 @@ def config_of(
 
 
 def llama3_divisors(width: int, theta: float, factor: float) -> np.ndarray:
-    """As llama.cpp's converter computes `rope_freqs.weight`: in float32, with the parameters of Llama 3.1."""
+    """Computes `rope_freqs.weight` like llama.cpp's converter: in float32, with the parameters of Llama 3.1."""
     frequencies = 1.0 / (theta ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width)))
     divisors = []
     for frequency in frequencies:
@@ -39,14 +39,14 @@ def llama3_divisors(width: int, theta: float, factor: float) -> np.ndarray:
 
 
 def frequencies(config: LlamaConfig) -> tuple[np.ndarray, float]:
-    """The rotary frequencies and attention factor that transformers computes."""
+    """Returns the rotary frequencies and attention factor that transformers computes."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     functions = pytest.importorskip("transformers.modeling_rope_utils").ROPE_INIT_FUNCTIONS
-    theirs = transformers.LlamaConfig(
+    reference = transformers.LlamaConfig(
         hidden_size=config.hidden_size, num_attention_heads=config.num_attention_heads, head_dim=config.head_dim,
         max_position_embeddings=config.max_position_embeddings, rope_parameters=config.rope_parameters,
     )  # fmt: skip
-    inverse, scale = functions[config.rope_parameters["rope_type"]](theirs, torch.device("cpu"))
+    inverse, scale = functions[config.rope_parameters["rope_type"]](reference, torch.device("cpu"))
     return inverse.numpy(), scale
 
 

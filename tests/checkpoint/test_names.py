@@ -16,17 +16,17 @@ from tests.helpers.tiny_checkpoints import llama_cpp_permute, tiny_config
 def test_names_and_shapes_equal_those_of_transformers(bias: bool, tied: bool, head: str) -> None:
     config = tiny_config(attention_bias=bias, mlp_bias=bias, tie_word_embeddings=tied, num_labels=3, head_dim=24)
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    theirs = transformers.LlamaConfig(
+    reference_config = transformers.LlamaConfig(
         vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=24, attention_bias=bias, mlp_bias=bias, tie_word_embeddings=tied, num_labels=3,
     )  # fmt: skip
-    kind = {
+    model_class = {
         "lm": transformers.LlamaForCausalLM,
         "classification": transformers.LlamaForSequenceClassification,
         "none": transformers.LlamaModel,
     }[head]
     with torch.device("meta"):
-        model = kind(theirs)
+        model = model_class(reference_config)
     prefix = "model." if head == "none" else ""
     shapes = {prefix + name: tuple(value.shape) for name, value in model.state_dict().items()}
     if tied and head == "lm":
@@ -37,8 +37,8 @@ def test_names_and_shapes_equal_those_of_transformers(bias: bool, tied: bool, he
 def test_gguf_names_equal_those_of_the_package() -> None:
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 13)
     for name, _ in expected_tensors(tiny_config(num_hidden_layers=13, attention_bias=True, mlp_bias=True), "lm"):
-        theirs = table.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert theirs is not None and from_hf(name, "gguf") == theirs and to_hf(theirs, "gguf") == name
+        gguf_name = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert gguf_name is not None and from_hf(name, "gguf") == gguf_name and to_hf(gguf_name, "gguf") == name
 
 
 def test_meta_names_translate_back() -> None:

@@ -1,4 +1,4 @@
-"""Folders with GPTQ and AWQ matrices run and convert like the same model with float weights."""
+"""Folders with GPTQ and AWQ matrices run and are converted like the same model with float weights."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def in_words(numbers: np.ndarray) -> np.ndarray:
 
 
 def pack(tensors: Tensors, settings: dict[str, Any]) -> tuple[Tensors, Tensors]:
-    """The tensors of a packed folder, and the same values as floats."""
+    """Returns the tensors of a packed folder, and the same values as floats."""
     packed, plain = {}, {}
     for name, weight in tensors.items():
         if not name.endswith("proj.weight"):
@@ -105,8 +105,10 @@ def test_a_packed_folder_runs_and_converts(settings: dict[str, Any], name: str, 
     assert blocks["model.layers.0.self_attn.q_proj.weight"].format.name == name
     ids = np.arange(40, dtype=np.int64) % config.vocab_size
     chunks = [Chunk(0, ids, 0, len(ids))]
-    one, other = (NativeBackend(config, weights).forward(chunks) for weights in (checkpoint.tensors, blocks))
-    assert np.array_equal(np.asarray(one), np.asarray(other))
+    packed_logits, block_logits = (
+        NativeBackend(config, weights).forward(chunks) for weights in (checkpoint.tensors, blocks)
+    )
+    assert np.array_equal(np.asarray(packed_logits), np.asarray(block_logits))
 
     puna.convert(tmp_path / "packed", tmp_path / "hf")
     assert "quantization_config" not in json.loads((tmp_path / "hf" / "config.json").read_text())

@@ -18,19 +18,19 @@ def test_bench_reports_all_fields(tiny_model):
     out = as_json("bench", "-m", str(tiny_model), *sizes)
     assert set(out) == {"model", "machine", "results", "load_seconds", "first_token_seconds", "peak_memory_bytes"}
     assert set(out["machine"]) == {"dram_gb_s", "int8_gops", "bf16_gflops", "cores_ok"}
-    assert [(one["phase"], one["tokens"], one["context"], one["batch"]) for one in out["results"]] == [
+    assert [(result["phase"], result["tokens"], result["context"], result["batch"]) for result in out["results"]] == [
         ("prefill", 5, 0, 1),
         ("prefill", 9, 0, 1),
         ("decode", 3, 4, 1),
         ("decode", 3, 4, 2),
     ]
-    for one in out["results"]:
-        assert len(one["samples"]) == 2
-        assert min(one["samples"]) <= one["tokens_per_second"] <= max(one["samples"])
-        if one["phase"] == "prefill":
-            assert 0 < one["limit_fraction"] < 1
+    for result in out["results"]:
+        assert len(result["samples"]) == 2
+        assert min(result["samples"]) <= result["tokens_per_second"] <= max(result["samples"])
+        if result["phase"] == "prefill":
+            assert 0 < result["limit_fraction"] < 1
         else:
-            assert one["limit_fraction"] is None  # a model this small stays in the processor's cache
+            assert result["limit_fraction"] is None  # a model this small stays in the processor's cache
     assert 0 < out["load_seconds"] < out["first_token_seconds"]
     assert out["peak_memory_bytes"] > 1e7
 
@@ -84,13 +84,15 @@ def test_profile_accounts_for_the_time(tiny_model):
     for name in ("prefill", "decode"):
         kinds = out[name]
         assert {"qkv", "attention", "gate_up", "down", "head", "outside", "total"} <= set(kinds)
-        times = {kind: one["microseconds_per_token"] for kind, one in kinds.items()}
+        times = {kind: measurement["microseconds_per_token"] for kind, measurement in kinds.items()}
         assert all(time >= 0 for time in times.values()) and times["qkv"] > 0
         parts = sum(time for kind, time in times.items() if kind not in ("matrices", "total"))
         assert parts == pytest.approx(times["total"], rel=0.2)  # the median of two repeats is their mean
-    matrices = {kind for kind, one in out["prefill"].items() if one["limit_fraction"] is not None}
+    matrices = {kind for kind, measurement in out["prefill"].items() if measurement["limit_fraction"] is not None}
     assert matrices == {"qkv", "o", "gate_up", "down", "matrices", "total"}
-    assert all(one["limit_fraction"] is None for one in out["decode"].values())  # stays in the processor's cache
+    assert all(
+        measurement["limit_fraction"] is None for measurement in out["decode"].values()
+    )  # stays in the processor's cache
     table = run("profile", "-m", str(tiny_model), *sizes).stdout
     assert "gate and up" in table and "total" in table
     assert "exceed the model's context" in run("profile", "-m", str(tiny_model), "--prefill", "99999").stderr
@@ -142,9 +144,9 @@ def test_the_limit_of_each_kind_of_kernel_by_hand():
     )
     machine = MachineSpeed(dram_gb_s=1e-6, int8_gops=1.0, bf16_gflops=2e-9, cores_ok=True)
     decode = benchmark.Work("decode", 4, 18, 2)
-    found = benchmark.phase_limits(backend, machine, decode)
-    assert found == pytest.approx({"qkv": 4 * 4e4, "down": 4 * 6e4, "attention": 4 * 0.4})
-    assert sum(found.values()) == pytest.approx(2 * 4 / benchmark.limit(backend, machine, decode))
+    limits = benchmark.phase_limits(backend, machine, decode)
+    assert limits == pytest.approx({"qkv": 4 * 4e4, "down": 4 * 6e4, "attention": 4 * 0.4})
+    assert sum(limits.values()) == pytest.approx(2 * 4 / benchmark.limit(backend, machine, decode))
     prefill = benchmark.Work("prefill", 3, 0, 1)
     assert benchmark.phase_limits(backend, machine, prefill) == pytest.approx(
         {"qkv": 6 * 128, "o": 6 * 64, "gate_up": 6 * 256, "down": 6 * 128}

@@ -10,7 +10,7 @@ from puna import GenerationConfig, LlamaConfig
 from puna.errors import ConfigError
 
 
-def test_defaults_equal_those_of_the_reference():
+def test_defaults_equal_those_of_transformers():
     config = GenerationConfig()
     assert (config.max_length, config.max_new_tokens, config.do_sample, config.top_k) == (20, None, False, 50)
     assert (config.temperature, config.top_p, config.repetition_penalty, config.num_beams) == (1.0, 1.0, 1.0, 1)

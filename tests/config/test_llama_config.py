@@ -19,7 +19,7 @@ LLAMA3 = {
 }
 
 
-def test_defaults_equal_those_of_the_reference_documentation():
+def test_defaults_equal_those_in_the_documentation_of_transformers():
     config = LlamaConfig()
     assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (32000, 4096, 11008)
     assert (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (32, 32, 32)

@@ -49,9 +49,9 @@ def squares(model: Path) -> dict[str, Any]:
 
 def test_calibration_lowers_the_weighted_errors(model: Path, tmp_path: Path) -> None:
     convert(model, tmp_path / "plain.gguf", quantize="q3_K")
-    convert(model, tmp_path / "told.gguf", quantize="q3_K", calibrate=tmp_path / "text.txt")
+    convert(model, tmp_path / "calibrated.gguf", quantize="q3_K", calibrate=tmp_path / "text.txt")
     before, plain, calibrated = (
-        open_checkpoint(path).tensors for path in (model, tmp_path / "plain.gguf", tmp_path / "told.gguf")
+        open_checkpoint(path).tensors for path in (model, tmp_path / "plain.gguf", tmp_path / "calibrated.gguf")
     )
     tied = LlamaConfig.from_pretrained(model).tie_word_embeddings
     ratios = {}
@@ -66,15 +66,19 @@ def test_calibration_lowers_the_weighted_errors(model: Path, tmp_path: Path) -> 
 
 def test_nothing_is_measured_before_the_plan(model: Path, tmp_path: Path) -> None:
     """Errors come first, then the plan, which includes the memory for the measurement, then the measurement."""
-    seen: list[Any] = []
-    options: dict[str, Any] = {"calibrate": tmp_path / "text.txt", "calibrating": seen.append, "on_plan": seen.append}
+    events: list[Any] = []
+    options: dict[str, Any] = {
+        "calibrate": tmp_path / "text.txt",
+        "calibrating": events.append,
+        "on_plan": events.append,
+    }
     with pytest.raises(CheckpointError, match="format 'q9' is unknown"):
         convert(model, tmp_path / "m.gguf", quantize="q9", **options)
     with pytest.raises(StorageError, match="exists already"):
         convert(model, tmp_path / "text.txt", quantize="q3_K", **options)
-    assert seen == []
+    assert events == []
     convert(model, tmp_path / "m.gguf", quantize="q3_K", **options)
-    assert seen[0].memory > 0 and seen[1] == 0.0 and len(seen) > 2
+    assert events[0].memory > 0 and events[1] == 0.0 and len(events) > 2
 
 
 @pytest.mark.slow
@@ -83,8 +87,8 @@ def test_only_the_beginning_of_a_long_text_is_read(model: Path, tmp_path: Path) 
     assert len(ids) > 32768
     (tmp_path / "long.txt").write_text(TEXT * 40)
     (tmp_path / "longer.txt").write_text(TEXT * 80)
-    done = convert(model, tmp_path / "m.gguf", quantize="q3_K", calibrate=tmp_path / "long.txt")
-    assert f"calibration reads the first 32768 tokens of {tmp_path / 'long.txt'}" in done.notes
+    conversion = convert(model, tmp_path / "m.gguf", quantize="q3_K", calibrate=tmp_path / "long.txt")
+    assert f"calibration reads the first 32768 tokens of {tmp_path / 'long.txt'}" in conversion.notes
     convert(model, tmp_path / "n.gguf", quantize="q3_K", calibrate=tmp_path / "longer.txt")
     assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "n.gguf").read_bytes()
 

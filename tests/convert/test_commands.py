@@ -200,10 +200,10 @@ def test_tokenizer_only(meta: Path, tmp_path: Path) -> None:
     assert puna(meta, tmp_path / "tok", "--tokenizer-only").returncode == 0
     assert not list((tmp_path / "tok").glob("*.safetensors"))
     assert len(load_tokenizer(tmp_path / "tok")) == 420
-    again = puna(meta, tmp_path / "tok", "--tokenizer-only")
-    assert again.returncode == 1 and "exists already" in again.stderr
-    failed = puna(tmp_path, tmp_path / "none", "--tokenizer-only")
-    assert failed.returncode == 1 and not (tmp_path / "none").exists()
+    second_run = puna(meta, tmp_path / "tok", "--tokenizer-only")
+    assert second_run.returncode == 1 and "exists already" in second_run.stderr
+    failed_run = puna(tmp_path, tmp_path / "none", "--tokenizer-only")
+    assert failed_run.returncode == 1 and not (tmp_path / "none").exists()
 
 
 def test_the_documented_command(meta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,26 +219,26 @@ def test_the_documented_command(meta: Path, tmp_path: Path, capsys: pytest.Captu
     assert open_checkpoint(tmp_path / "out").config.vocab_size == 420 and len(load_tokenizer(tmp_path / "out")) == 420
 
     folders = ["--input_dir", str(download), "--output_dir"]
-    one = ["--model_size", "7B"]
-    assert page_command([*folders, str(tmp_path / "v1"), *one, "--llama_version", "1", "--num_shards", "2"]) == 0
+    size = ["--model_size", "7B"]
+    assert page_command([*folders, str(tmp_path / "v1"), *size, "--llama_version", "1", "--num_shards", "2"]) == 0
     assert LlamaConfig.from_pretrained(tmp_path / "v1").max_position_embeddings == 2048
-    assert page_command([*folders, str(tmp_path / "guard"), *one, "--llama_version", "Guard-3"]) == 0
+    assert page_command([*folders, str(tmp_path / "guard"), *size, "--llama_version", "Guard-3"]) == 0
     assert LlamaConfig.from_pretrained(tmp_path / "guard").max_position_embeddings == 4096  # detected
     assert page_command([*folders, str(tmp_path / "tok"), "--model_size", "tokenizer_only"]) == 0
     assert not list((tmp_path / "tok").glob("*.safetensors"))
     capsys.readouterr()
     for arguments, message in (
         (["--model_size", "13B"], "no params.json, nor in 13B. It has 7B"),
-        ([*one, "--num_shards", "8"], "2 shards, but --num_shards is 8"),
-        ([*one, "--safe_serialization", "False"], "--safe_serialization false is not supported"),
-        ([*one, "--push_to_hub"], "--push_to_hub is not supported"),
-        ([*one, "--special_tokens", "<a>"], "--special_tokens is not supported"),
+        ([*size, "--num_shards", "8"], "2 shards, but --num_shards is 8"),
+        ([*size, "--safe_serialization", "False"], "--safe_serialization false is not supported"),
+        ([*size, "--push_to_hub"], "--push_to_hub is not supported"),
+        ([*size, "--special_tokens", "<a>"], "--special_tokens is not supported"),
     ):
         assert page_command([*folders, str(tmp_path / "no"), *arguments]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
     with pytest.raises(SystemExit):
-        page_command([*folders, str(tmp_path / "no"), *one, "--safe_serialization", "maybe"])
+        page_command([*folders, str(tmp_path / "no"), *size, "--safe_serialization", "maybe"])
     assert "'maybe' is neither true nor false" in capsys.readouterr().err
 
 
@@ -246,7 +246,7 @@ def test_the_documented_command(meta: Path, tmp_path: Path, capsys: pytest.Captu
 def test_llama_3_gets_its_chat_template_and_end_tokens(tmp_path: Path) -> None:
     llama_models = pytest.importorskip("llama_models")
     ranks = Path(llama_models.__file__).parent / "llama3" / "tokenizer.model"
-    family = next(one for one in FAMILIES if one.name == "llama3.1-405b")
+    family = next(candidate for candidate in FAMILIES if candidate.name == "llama3.1-405b")
     folder = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=1))
     shutil.copy(ranks, folder / "tokenizer.model")
     assert page_command(["--input_dir", str(folder), "--output_dir", str(tmp_path / "hf"), "--instruct"]) == 0
@@ -272,7 +272,7 @@ def test_llama_3_gets_its_chat_template_and_end_tokens(tmp_path: Path) -> None:
     write_gguf(tmp_path / "bare.gguf", keys, tensors)
     convert(tmp_path / "bare.gguf", tmp_path / "chat.gguf", to="gguf", instruct=True)
     assert open_gguf(tmp_path / "chat.gguf").metadata["tokenizer.ggml.eot_token_id"] == 128009
-    run = puna(tmp_path / "direct.gguf", tmp_path / "again.gguf", "--to", "gguf", "--instruct")
+    run = puna(tmp_path / "direct.gguf", tmp_path / "second.gguf", "--to", "gguf", "--instruct")
     assert run.returncode == 1 and "has a chat template already" in run.stderr
     run = puna(tmp_path / "hf", tmp_path / "m.gguf", "--to", "gguf", "--quantize", "q8_0")
     assert run.returncode == 0, run.stderr

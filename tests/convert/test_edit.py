@@ -135,10 +135,10 @@ def test_the_plan_lists_the_changes(tmp_path: Path) -> None:
     folder, _ = source(tmp_path / "in", num_key_value_heads=4, hidden_size=128, head_dim=32, intermediate_size=128)
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
     convert(folder, tmp_path / "q.gguf", quantize="q4_0")
-    done = convert(tmp_path / "q.gguf", tmp_path / "m.gguf", quantize="q5_0", kv_heads=2, pad_vocab_to=64)
+    conversion = convert(tmp_path / "q.gguf", tmp_path / "m.gguf", quantize="q5_0", kv_heads=2, pad_vocab_to=64)
     formats = [weight.format.name for weight in open_checkpoint(tmp_path / "q.gguf").tensors.values()]
-    assert done.conversion.plan.before == {name: formats.count(name) for name in set(formats)}
-    notes = "\n".join(done.notes)
+    assert conversion.conversion.plan.before == {name: formats.count(name) for name in set(formats)}
+    notes = "\n".join(conversion.notes)
     assert "q4_0 to q5_0" in notes and "4 key-value heads become 2: the model needs training" in notes
     assert "32 new rows of vocabulary" in notes
 
@@ -148,10 +148,10 @@ def test_infinite_values(tmp_path: Path) -> None:
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
     tensors["model.layers.1.mlp.up_proj.weight"][0, 4] = float("inf")
     write_folder(folder, LlamaConfig.from_pretrained(folder), tensors)
-    done = convert(folder, tmp_path / "out", to="hf", dtype="bfloat16", verify=True)
-    json.dumps(done.to_dict(), allow_nan=False)
-    assert done.nll == {} and 0 < done.conversion.errors["mlp.up_proj.weight"] < 0.01
-    assert any("was not measured: " in note for note in done.notes)
+    conversion = convert(folder, tmp_path / "out", to="hf", dtype="bfloat16", verify=True)
+    json.dumps(conversion.to_dict(), allow_nan=False)
+    assert conversion.nll == {} and 0 < conversion.conversion.errors["mlp.up_proj.weight"] < 0.01
+    assert any("was not measured: " in note for note in conversion.notes)
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight: .*not a finite number"):
         convert(folder, tmp_path / "m.gguf", quantize="q4_0")
 
@@ -159,5 +159,5 @@ def test_infinite_values(tmp_path: Path) -> None:
 def test_a_context_too_short_to_measure_nll(tmp_path: Path) -> None:
     folder, _ = source(tmp_path / "in", max_position_embeddings=1)
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
-    done = convert(folder, tmp_path / "out", to="hf", verify=True)
-    assert done.nll == {} and "a context of 1 tokens leaves nothing to predict" in done.notes[-1]
+    conversion = convert(folder, tmp_path / "out", to="hf", verify=True)
+    assert conversion.nll == {} and "a context of 1 tokens leaves nothing to predict" in conversion.notes[-1]

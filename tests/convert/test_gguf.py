@@ -1,4 +1,4 @@
-"""Written GGUF files, read by puna, by the package gguf, and by llama.cpp if `make peers` has installed it."""
+"""GGUF files written by puna, read by puna, the package gguf, and llama.cpp (if installed by `make peers`)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bits(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 
 def tiny(folder: Path, **changes: Any) -> Path:
-    """A Hugging Face folder with rows of 256, and a SentencePiece tokenizer of 420 pieces."""
+    """Returns a Hugging Face folder with rows of 256 values and a SentencePiece tokenizer of 420 pieces."""
     config = tiny_config(
         vocab_size=420, hidden_size=256, intermediate_size=512, num_attention_heads=16, num_key_value_heads=4, **changes
     )
@@ -54,21 +54,21 @@ def test_hf_to_gguf_to_hf(model: Path, tmp_path: Path) -> None:
     assert bits(model) == bits(tmp_path / "m.gguf") == bits(tmp_path / "hf")
     before, after = LlamaConfig.from_pretrained(model), LlamaConfig.from_pretrained(tmp_path / "hf")
     ignored = {"dtype", "torch_dtype", "eos_token_id", "bos_token_id"}
-    kept = {key: value for key, value in before.to_dict().items() if key not in ignored}
-    assert kept == {key: value for key, value in after.to_dict().items() if key not in ignored}
+    fields = {key: value for key, value in before.to_dict().items() if key not in ignored}
+    assert fields == {key: value for key, value in after.to_dict().items() if key not in ignored}
 
 
-def test_the_package_gguf_reads_the_same(model: Path, tmp_path: Path) -> None:
+def test_the_package_gguf_reads_the_same_tensors_and_metadata(model: Path, tmp_path: Path) -> None:
     convert(model, tmp_path / "m.gguf", quantize="Q4_K_M")
-    read = gguf.GGUFReader(tmp_path / "m.gguf")
-    assert read.fields["general.architecture"].contents() == "llama"
-    assert read.fields["general.file_type"].contents() == 15
-    assert read.fields["llama.attention.head_count_kv"].contents() == 4
-    assert len(read.fields["tokenizer.ggml.tokens"].contents()) == 420
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    assert reader.fields["general.architecture"].contents() == "llama"
+    assert reader.fields["general.file_type"].contents() == 15
+    assert reader.fields["llama.attention.head_count_kv"].contents() == 4
+    assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == 420
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
-    theirs = {tensor.name: tensor for tensor in read.tensors}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
     for name, weight in open_checkpoint(tmp_path / "m.gguf").tensors.items():
-        stored = theirs[str(table.get_name(name, try_suffixes=(".weight", ".bias")))]
+        stored = tensors[str(table.get_name(name, try_suffixes=(".weight", ".bias")))]
         expected = weight.to_float32()
         heads = 16 if ".q_proj." in name else 4 if ".k_proj." in name else 0
         expected = llama_cpp_permute(expected, heads) if heads else expected
@@ -167,16 +167,16 @@ def sample_ids(model: Path) -> list[int]:
 
 @pytest.mark.parametrize("name", sorted({mix.name for mix in MIXES.values()} - {"f32", "f16", "bf16"}))
 def test_every_mix(name: str, model: Path, tmp_path: Path) -> None:
-    done = convert(model, tmp_path / "m.gguf", quantize=name.upper(), verify=True)
+    conversion = convert(model, tmp_path / "m.gguf", quantize=name.upper(), verify=True)
     file = open_gguf(tmp_path / "m.gguf")
     assert file.metadata["general.file_type"] == find_mix(name).file_type
-    assert done.conversion.verified == len(open_checkpoint(model).tensors)
+    assert conversion.conversion.verified == len(open_checkpoint(model).tensors)
     limit = {"q2": 0.35, "q3": 0.2, "q4": 0.1, "iq": 0.1, "q5": 0.05, "q6": 0.025, "q8": 0.01}[name[:2].lower()]
-    assert done.conversion.errors and all(0 < error < limit for error in done.conversion.errors.values())
+    assert conversion.conversion.errors and all(0 < error < limit for error in conversion.conversion.errors.values())
     ids = sample_ids(model)
     before, after = LLM(model), LLM(tmp_path / "m.gguf")
-    assert done.nll["before"] == pytest.approx(np.mean(before.nll(ids)), abs=1e-6)
-    assert done.nll["after"] == pytest.approx(np.mean(after.nll(ids)), abs=1e-6) != done.nll["before"]
+    assert conversion.nll["before"] == pytest.approx(np.mean(before.nll(ids)), abs=1e-6)
+    assert conversion.nll["after"] == pytest.approx(np.mean(after.nll(ids)), abs=1e-6) != conversion.nll["before"]
     expected, result = (llm.logits(ids[:64]) for llm in (before, after))
     assert np.linalg.norm(result - expected) < 2 * limit * np.linalg.norm(expected)
 
@@ -204,12 +204,12 @@ def test_mixes_choose_the_formats_of_llama_cpp() -> None:
 
 def test_quantising_again_is_noted(model: Path, tmp_path: Path) -> None:
     convert(model, tmp_path / "q8.gguf", quantize="q8_0")
-    kept = convert(tmp_path / "q8.gguf", tmp_path / "same.gguf", to="gguf")
-    assert bits(tmp_path / "q8.gguf") == bits(tmp_path / "same.gguf") and not kept.notes
-    again = convert(tmp_path / "q8.gguf", tmp_path / "q4.gguf", quantize="q4_0")
-    assert "quantised again" in again.notes[0]
-    back = convert(tmp_path / "q8.gguf", tmp_path / "hf", to="hf")
-    assert back.conversion.plan.formats == {"f32": 21}
+    copied = convert(tmp_path / "q8.gguf", tmp_path / "same.gguf", to="gguf")
+    assert bits(tmp_path / "q8.gguf") == bits(tmp_path / "same.gguf") and not copied.notes
+    requantised = convert(tmp_path / "q8.gguf", tmp_path / "q4.gguf", quantize="q4_0")
+    assert "quantised again" in requantised.notes[0]
+    dequantised = convert(tmp_path / "q8.gguf", tmp_path / "hf", to="hf")
+    assert dequantised.conversion.plan.formats == {"f32": 21}
     for name, weight in open_checkpoint(tmp_path / "hf").tensors.items():
         assert np.array_equal(weight.to_float32(), open_checkpoint(tmp_path / "q8.gguf").tensors[name].to_float32())
 
@@ -243,18 +243,18 @@ def test_llama_cpp_loads_the_file(name: str, model: Path, tmp_path: Path) -> Non
     run = subprocess.run(
         [str(PEER), "-c", _LLAMA_CPP, str(file), json.dumps(texts)], capture_output=True, text=True, check=True
     )
-    theirs = json.loads(run.stdout.splitlines()[-1])
+    llama_cpp = json.loads(run.stdout.splitlines()[-1])
     tokenizer = load_tokenizer(file)
-    assert theirs["ids"] == [tokenizer.encode(text) for text in texts]
-    ours = LLM(file).logits(theirs["ids"][0])
-    expected = np.array(theirs["logits"])
-    error = np.sqrt(((ours - expected) ** 2).mean() / (expected**2).mean())
+    assert llama_cpp["ids"] == [tokenizer.encode(text) for text in texts]
+    logits = LLM(file).logits(llama_cpp["ids"][0])
+    expected = np.array(llama_cpp["logits"])
+    error = np.sqrt(((logits - expected) ** 2).mean() / (expected**2).mean())
     assert error < (1e-2 if FORMATS.get(name, FORMATS["q4_K"]).values == 1 else 3e-2)
 
 
 @pytest.mark.oracle
 @pytest.mark.skipif(not PEER.exists(), reason="llama.cpp is installed by `make peers`")
-@pytest.mark.parametrize("where", ["model", "added", "again"])
+@pytest.mark.parametrize("where", ["model", "tokenizer", "converted_twice"])
 def test_llama_cpp_finds_user_defined_tokens(where: str, tmp_path: Path) -> None:
     """User-defined tokens, also with spaces, of a SentencePiece model or added to a tokenizer."""
     expected = ["foo bar", "<x>"]
@@ -270,7 +270,7 @@ def test_llama_cpp_finds_user_defined_tokens(where: str, tmp_path: Path) -> None
         tokenizer.save_pretrained(folder)
     file = tmp_path / "m.gguf"
     convert(folder, file, to="gguf")
-    if where == "again":
+    if where == "converted_twice":
         convert(file, tmp_path / "back", to="hf")
         convert(tmp_path / "back", file, to="gguf", overwrite=True)
     tokens = list(open_gguf(file).metadata["tokenizer.ggml.tokens"])
@@ -279,7 +279,7 @@ def test_llama_cpp_finds_user_defined_tokens(where: str, tmp_path: Path) -> None
         [str(PEER), "-c", _LLAMA_CPP, str(file), json.dumps(["a foo bar b", "a<x>b"])],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    theirs = json.loads(run.stdout.splitlines()[-1])["ids"]
-    ours = load_tokenizer(file)
-    for index, text, result in zip(ids, ("a foo bar b", "a<x>b"), theirs, strict=True):
-        assert index in result and index in ours.encode(text)
+    llama_cpp_ids = json.loads(run.stdout.splitlines()[-1])["ids"]
+    tokenizer = load_tokenizer(file)
+    for index, text, result in zip(ids, ("a foo bar b", "a<x>b"), llama_cpp_ids, strict=True):
+        assert index in result and index in tokenizer.encode(text)

@@ -1,4 +1,4 @@
-"""`puna.convert` is the function, also once the subpackage of the same name is loaded."""
+"""`puna.convert` remains the function after the subpackage of the same name is loaded."""
 
 from __future__ import annotations
 

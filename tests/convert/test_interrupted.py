@@ -65,7 +65,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_an_interrupted_run_is_resumed(tmp_path: Path) -> None:
     model, destination = source(tmp_path / "in"), tmp_path / "out"
-    convert(model, tmp_path / "whole", to="hf", shards=4)
+    convert(model, tmp_path / "uninterrupted", to="hf", shards=4)
     with pytest.raises(StoppedError):
         convert(model, destination, to="hf", shards=4, progress=stop_after(12))
     assert not destination.exists()
@@ -74,7 +74,7 @@ def test_an_interrupted_run_is_resumed(tmp_path: Path) -> None:
     plans = []
     convert(model, destination, to="hf", shards=4, on_plan=plans.append)
     assert 0 < plans[0].finished < plans[0].bytes
-    assert contents(destination) == contents(tmp_path / "whole") and not partial_folder(destination).exists()
+    assert contents(destination) == contents(tmp_path / "uninterrupted") and not partial_folder(destination).exists()
 
 
 def test_another_conversion_to_the_same_folder_starts_from_scratch(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_other_files_in_the_staging_folder_are_safe(tmp_path: Path) -> None:
 
 
 def test_killed_while_replacing(tmp_path: Path) -> None:
-    """Killed between moving the old model away and moving the new one in: either of them is restored."""
+    """A run killed after moving the old model away, before moving the new one in: the next run restores one of them."""
     model, destination = source(tmp_path / "in"), tmp_path / "out"
     convert(model, destination, to="hf")
     old = contents(destination)
@@ -182,7 +182,7 @@ def test_killed_while_replacing(tmp_path: Path) -> None:
 
 
 def test_an_incomplete_old_model_is_never_restored(tmp_path: Path) -> None:
-    """A run killed while it deletes the old model has renamed it before; the next run deletes the rest."""
+    """The old model is renamed before it is deleted; if the run is killed meanwhile, the next run deletes the rest."""
     model, destination = source(tmp_path / "in"), tmp_path / "out"
     convert(model, destination, to="hf", shards=3)
     deleted = []
@@ -207,7 +207,7 @@ def test_the_old_model_is_not_restored_while_another_process_replaces_it(tmp_pat
     model, destination = source(tmp_path / "in"), tmp_path / "out"
     convert(model, destination, to="hf")
     with resumable_staging(destination, {"other": 1}):
-        destination.rename(replaced_path(destination))  # as the other process does before it moves the new one in
+        destination.rename(replaced_path(destination))  # the other process does this before it moves the new model in
         with pytest.raises(StorageError, match="another process is writing it"):
             convert(model, destination, to="hf")
     assert not destination.exists()
@@ -278,8 +278,10 @@ def test_a_record_that_cannot_be_written_leaves_no_files(tmp_path: Path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-def test_a_source_without_read_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the source before anything is written. It is simulated, since root may read everything."""
+def test_a_source_without_read_permission_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the source before anything is written. The error is simulated, because root may read any file."""
     model = with_tokenizer(tmp_path / "in")
     original_open = Path.open
 
@@ -369,20 +371,20 @@ def test_a_broken_write_is_found_by_verify(tmp_path: Path, monkeypatch: pytest.M
     model, destination = source(tmp_path / "in"), tmp_path / "out"
     verify = conversion_run.verify_tensors
 
-    def spoil(path: Path, *rest: object) -> int:
+    def damage_and_verify(path: Path, *arguments: object) -> int:
         file = path / "model.safetensors"
         data = bytearray(file.read_bytes())
         data[-5] ^= 1
         file.write_bytes(data)
-        return verify(path, *rest)
+        return verify(path, *arguments)
 
-    monkeypatch.setattr(conversion_run, "verify_tensors", spoil)
+    monkeypatch.setattr(conversion_run, "verify_tensors", damage_and_verify)
     with pytest.raises(CheckpointError, match="is not as intended"):
         convert(model, destination, to="hf", verify=True)
     assert not destination.exists()
     monkeypatch.undo()
-    again = convert(model, destination, to="hf")
-    assert again.conversion.plan.finished == 0  # a file that failed verification is not reused
+    conversion = convert(model, destination, to="hf")
+    assert conversion.conversion.plan.finished == 0  # a file that failed verification is not reused
     convert(model, tmp_path / "fresh", to="hf")
     assert contents(destination) == contents(tmp_path / "fresh")
 
@@ -405,17 +407,19 @@ def test_no_destination_replaces_the_source(where: str, tokenizer_only: bool, tm
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments(tmp_path: Path) -> None:
+def test_a_run_killed_at_a_random_moment_can_be_repeated(tmp_path: Path) -> None:
     """After `kill -9` at random moments there is no model or a complete one, and repeating the command completes it."""
     family = FAMILIES[11]  # Llama 3 70B's shape: eight shards, 33 MB
     model = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=12))
     arguments = [str(model), str(tmp_path / "out"), "--to", "hf", "--shards", "9"]
     started = time.perf_counter()
-    subprocess.run([*COMMAND, *arguments[:1], str(tmp_path / "whole"), *arguments[2:]], check=True, capture_output=True)
+    subprocess.run(
+        [*COMMAND, *arguments[:1], str(tmp_path / "uninterrupted"), *arguments[2:]], check=True, capture_output=True
+    )
     duration = time.perf_counter() - started
-    whole = contents(tmp_path / "whole")
+    expected = contents(tmp_path / "uninterrupted")
     rng = random.Random(5)
-    seen = set()
+    outcomes = set()
     for _ in range(10):
         process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(duration * rng.uniform(0.3, 1.05))
@@ -425,15 +429,15 @@ def test_killed_at_ten_moments(tmp_path: Path) -> None:
             files = contents(tmp_path / "out")
             files.pop(".puna-conversion.json", None)  # killed between the last renaming and the cleanup
             files.pop(".lock", None)
-            assert files == whole
+            assert files == expected
             shutil.rmtree(tmp_path / "out")
-            seen.add("whole")
+            outcomes.add("complete")
         else:
-            seen.add("none")
+            outcomes.add("none")
     run = subprocess.run([*COMMAND, *arguments, "--json"], check=True, capture_output=True, text=True)
-    assert contents(tmp_path / "out") == whole
+    assert contents(tmp_path / "out") == expected
     assert json.loads(run.stdout)["plan"]["files"]
-    assert "none" in seen and not partial_folder(tmp_path / "out").exists()
+    assert "none" in outcomes and not partial_folder(tmp_path / "out").exists()
 
 
 def test_ctrl_c(tmp_path: Path) -> None:

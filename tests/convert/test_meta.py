@@ -45,7 +45,7 @@ def test_meta_to_hf_to_meta(family: Family, tmp_path: Path) -> None:
     source = write_meta(tmp_path / "meta", family, tensors)
     # Some releases can be detected only at full width, or not at all; for the others no version is given.
     version = family.version if family.name in ("llama1-65b", *TIED, "llama3.3-70b") else None
-    done = convert(source, tmp_path / "hf", to="hf", llama_version=version, shard_size="20MB")
+    conversion = convert(source, tmp_path / "hf", to="hf", llama_version=version, shard_size="20MB")
     expected = {name: t for name, t in tensors.items() if name != "lm_head.weight" or family.name not in TIED}
     assert same(load_hf(tmp_path / "hf"), expected)
     config = LlamaConfig.from_pretrained(tmp_path / "hf")
@@ -57,7 +57,7 @@ def test_meta_to_hf_to_meta(family: Family, tmp_path: Path) -> None:
     factor = (config.rope_scaling or {}).get("factor")
     assert factor == {"3.1": 8.0, "3.2": 32.0, "3.3": 8.0}.get(family.version)
     assert config.tie_word_embeddings == (family.name in TIED)
-    assert done.conversion.plan.before == done.conversion.plan.formats
+    assert conversion.conversion.plan.before == conversion.conversion.plan.formats
 
     convert(tmp_path / "hf", tmp_path / "back", to="meta", shards=family.shards)
     files = sorted((tmp_path / "back").glob("*.pth"))
@@ -72,20 +72,20 @@ def test_meta_to_hf_to_meta(family: Family, tmp_path: Path) -> None:
 
 def test_a_meta_folder_is_loaded_by_every_backend(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from transformers import LlamaConfig as TheirConfig
-    from transformers import LlamaForCausalLM as Theirs
+    from transformers import LlamaConfig as ReferenceConfig
+    from transformers import LlamaForCausalLM as Reference
 
     from puna import LlamaForCausalLM
 
     family = Family("tiny", 8, 4, 2, "2", "float32")
     tensors = hf_tensors(family)
     folder = write_meta(tmp_path / "meta", family, tensors)
-    ours = LlamaForCausalLM.from_pretrained(folder)
-    theirs = Theirs(TheirConfig(**ours.config.to_dict() | {"attn_implementation": "eager"})).eval()
-    theirs.load_state_dict({name: to_torch(array) for name, array in tensors.items()}, strict=True)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    reference = Reference(ReferenceConfig(**model.config.to_dict() | {"attn_implementation": "eager"})).eval()
+    reference.load_state_dict({name: to_torch(array) for name, array in tensors.items()}, strict=True)
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
-        assert torch.allclose(ours(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(model(ids).logits, reference(ids).logits, rtol=1e-4, atol=1e-4)
 
     from puna.backend import Chunk
     from puna.native import NativeBackend
@@ -94,7 +94,7 @@ def test_a_meta_folder_is_loaded_by_every_backend(tmp_path: Path) -> None:
     native = NativeBackend(checkpoint.config, checkpoint.tensors)
     logits = native.forward([Chunk(0, ids[0].numpy(), 0, 20)])
     with torch.no_grad():
-        expected = theirs(ids[:1]).logits[0]
+        expected = reference(ids[:1]).logits[0]
     assert torch.allclose(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-3)
 
 

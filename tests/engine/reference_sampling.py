@@ -41,13 +41,13 @@ class ReferenceSampler:
         if self.sampling.top_k:
             order = order[: self.sampling.top_k]
         weights = np.exp(scaled[order])
-        kept = np.ones(len(order), dtype=bool)
+        passes = np.ones(len(order), dtype=bool)
         if self.sampling.top_p < 1.0:
             probabilities = weights / weights.sum()
-            kept &= np.cumsum(probabilities) - probabilities < self.sampling.top_p
-            kept[0] = True
-        kept &= weights >= self.sampling.min_p * weights[0]
-        by_id = np.sort(order[kept])
+            passes &= np.cumsum(probabilities) - probabilities < self.sampling.top_p
+            passes[0] = True
+        passes &= weights >= self.sampling.min_p * weights[0]
+        by_id = np.sort(order[passes])
         probability = np.zeros(len(scaled))
         probability[order] = weights
         cumulative = np.cumsum(probability[by_id])

@@ -39,8 +39,8 @@ def test_an_error_of_the_writer_is_raised_unchanged(tmp_path):
 
 def test_new_files_have_the_usual_permissions(tmp_path):
     (tmp_path / "plain").write_text("")
-    write_json(tmp_path / "ours", {})
-    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "ours")}
+    write_json(tmp_path / "atomic", {})
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "atomic")}
     assert len(modes) == 1
 
 

@@ -33,12 +33,12 @@ def test_the_table_agrees_with_ggml() -> None:
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
 def test_decoded_values_are_bit_identical_to_gguf(form: BlockFormat) -> None:
     blocks = random_blocks(form, form.ggml_id)
-    ours, theirs = form.decode(blocks.reshape(-1)), reference(form, blocks)
-    assert ours.dtype == np.float32 and ours.flags.writeable
-    finite = np.isfinite(theirs)
+    values, expected = form.decode(blocks.reshape(-1)), reference(form, blocks)
+    assert values.dtype == np.float32 and values.flags.writeable
+    finite = np.isfinite(expected)
     assert finite.mean() > 0.8
-    np.testing.assert_array_equal(ours[finite].view(np.uint32), theirs[finite].view(np.uint32))
-    np.testing.assert_array_equal(ours, theirs)  # also compares infinities and NaN
+    np.testing.assert_array_equal(values[finite].view(np.uint32), expected[finite].view(np.uint32))
+    np.testing.assert_array_equal(values, expected)  # also compares infinities and NaN
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
@@ -54,8 +54,8 @@ def test_plain_types_agree_with_torch(name: str) -> None:
     torch = pytest.importorskip("torch")
     form = FORMATS[name]
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(getattr(torch, str(form.torch)))
-    ours = form.decode(values.view(torch.uint8).numpy())
-    np.testing.assert_array_equal(ours, values.float().numpy())
+    decoded = form.decode(values.view(torch.uint8).numpy())
+    np.testing.assert_array_equal(decoded, values.float().numpy())
 
 
 def test_tensors_quantised_by_gguf_are_decoded() -> None:

@@ -36,12 +36,12 @@ def tensor(name: str, dims: tuple[int, ...] = (4,), kind: int = 0, offset: int =
 
 
 def strings(count: int) -> bytes:
-    """An array of empty strings."""
+    """Returns an array of empty strings."""
     return struct.pack("<IQ", STRING, count) + bytes(8 * count)
 
 
 def build_file(keys: list[bytes], tensors: list[bytes], data: bytes = b"", /, version: int = 3, **counts: int) -> bytes:
-    """A GGUF file; `counts` overrides the header's counts of tensors and keys."""
+    """Returns a GGUF file; `counts` overrides the header's counts of tensors and keys."""
     header = struct.pack("<4sIQQ", b"GGUF", version, counts.get("tensors", len(tensors)), counts.get("keys", len(keys)))
     head = header + b"".join(keys) + b"".join(tensors)
     return head + b"\0" * (-len(head) % 32) + data
@@ -89,10 +89,10 @@ def test_integers_are_written_in_the_smallest_suitable_type(tmp_path: Path) -> N
     write_gguf(tmp_path / "a.gguf", {"general.architecture": "llama"} | numbers, [])
     metadata = open_gguf(tmp_path / "a.gguf").metadata
     assert {key: metadata[key] for key in numbers} == numbers
-    theirs = gguf.GGUFReader(tmp_path / "a.gguf")
-    kinds = [theirs.fields[key].types[0].name for key in numbers]
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    kinds = [reader.fields[key].types[0].name for key in numbers]
     assert kinds == ["UINT32", "UINT32", "UINT64", "UINT64", "INT32", "INT32", "INT64", "INT64"]
-    assert {key: theirs.fields[key].contents() for key in numbers} == numbers
+    assert {key: reader.fields[key].contents() for key in numbers} == numbers
 
 
 @pytest.mark.parametrize("alignment", [32, 64, 8])
@@ -132,10 +132,10 @@ def test_smollm2_is_bit_identical_to_gguf(smollm2: Path) -> None:
     reader = gguf.GGUFReader(smollm2)
     assert [item.name for item in reader.tensors] == list(file.tensors)
     for item in reader.tensors:
-        ours = file.tensors[item.name]
-        theirs = quants.dequantize(item.data, item.tensor_type)
-        assert ours.shape == tuple(reversed(item.shape.tolist())) == theirs.shape
-        np.testing.assert_array_equal(ours.to_float32().view(np.uint32), theirs.view(np.uint32))
+        weight = file.tensors[item.name]
+        expected = quants.dequantize(item.data, item.tensor_type)
+        assert weight.shape == tuple(reversed(item.shape.tolist())) == expected.shape
+        np.testing.assert_array_equal(weight.to_float32().view(np.uint32), expected.view(np.uint32))
     assert file.metadata["tokenizer.ggml.tokens"] == reader.fields["tokenizer.ggml.tokens"].contents()
     assert file.metadata["tokenizer.ggml.merges"] == reader.fields["tokenizer.ggml.merges"].contents()
 
@@ -278,7 +278,7 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("position", [0, 700, 1500])
 def test_long_arrays_of_strings_are_read(tmp_path: Path, special: list[str], position: int) -> None:
-    """The fast search for lengths must agree with reading them one by one, also where it is ambiguous."""
+    """The fast search for string lengths agrees with reading them one by one, also for ambiguous bytes."""
     values = [f"token {number}" for number in range(1500)]
     values[position:position] = special
     array = struct.pack("<IQ", 8, len(values)) + b"".join(text(value) for value in values)

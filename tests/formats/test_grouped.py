@@ -63,8 +63,8 @@ def test_version_2_stores_zeros_without_an_offset() -> None:
 def test_groups_are_consecutive_without_g_idx_and_one_group_may_span_whole_rows() -> None:
     assert np.array_equal(matrix("gptq", g_idx=None).data, matrix("gptq").data)
     first = {part: GOLDEN[f"gptq.{part}"][:1] for part in ("qzeros", "scales")}
-    whole = matrix("gptq", group_size=-1, g_idx=None, **first)
-    assert np.array_equal(values(whole)[:, :GROUP], values(matrix("gptq"))[:, :GROUP])
+    single_group = matrix("gptq", group_size=-1, g_idx=None, **first)
+    assert np.array_equal(values(single_group)[:, :GROUP], values(matrix("gptq"))[:, :GROUP])
 
 
 def test_float32_scales_give_float32_values() -> None:

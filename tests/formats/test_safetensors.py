@@ -43,17 +43,17 @@ def test_puna_and_safetensors_read_each_others_files(
     tmp_path: Path, spec: dict[str, Any], metadata: dict[str, str]
 ) -> None:
     values = {name: make(*entry) for name, entry in spec.items()}
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    safetensors.numpy.save_file(values, theirs, metadata or None)
+    reference_file, puna_file = tmp_path / "safetensors", tmp_path / "puna"
+    safetensors.numpy.save_file(values, reference_file, metadata or None)
     new = [NewTensor(n, FORMATS[spec[n][0]], v.shape, raw_bytes(v)) for n, v in values.items()]
-    write_safetensors(ours, new, metadata)
-    for path in (theirs, ours):
+    write_safetensors(puna_file, new, metadata)
+    for path in (reference_file, puna_file):
         file = open_safetensors(path)
         assert file.metadata == metadata and file.tensors.keys() == values.keys()
         for name, value in values.items():
             assert file.tensors[name].format.name == spec[name][0] and file.tensors[name].shape == value.shape
             np.testing.assert_array_equal(file.tensors[name].data, raw_bytes(value))
-    for name, value in safetensors.numpy.load_file(ours).items():
+    for name, value in safetensors.numpy.load_file(puna_file).items():
         assert value.dtype == values[name].dtype and np.array_equal(value, values[name])
 
 
@@ -86,9 +86,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     def fail() -> bytes:
         raise RuntimeError("the disk of the source broke")
 
-    good, bad = NewTensor("a", FORMATS["f32"], (1,), bytes(4)), NewTensor("b", FORMATS["f32"], (1,), fail)
+    valid, failing = NewTensor("a", FORMATS["f32"], (1,), bytes(4)), NewTensor("b", FORMATS["f32"], (1,), fail)
     with pytest.raises(RuntimeError, match="broke"):
-        write_safetensors(path, [good, bad])
+        write_safetensors(path, [valid, failing])
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 

@@ -46,9 +46,9 @@ def state_dict() -> dict[str, torch.Tensor]:
 def test_every_memory_layout_is_read(tmp_path: Path, protocol: int) -> None:
     path = saved(tmp_path / "a", OrderedDict(state_dict()), pickle_protocol=protocol)
     tensors = open_torch_zip(path).tensors
-    theirs = torch.load(path, weights_only=False)
-    assert list(tensors) == list(theirs)
-    for name, value in theirs.items():
+    expected = torch.load(path, weights_only=False)
+    assert list(tensors) == list(expected)
+    for name, value in expected.items():
         assert (
             tensors[name].shape == tuple(value.shape) and tensors[name].format.torch == str(value.dtype).split(".")[1]
         )
@@ -78,8 +78,11 @@ def test_sizes_in_the_zip64_field_are_read(tmp_path: Path) -> None:
     raw = bytearray(saved(tmp_path / "a", {"w": torch.arange(6.0)}).read_bytes())
     at = raw.index(b"PK\1\2")
     name_size = struct.unpack_from("<H", raw, at + 28)[0]
-    packed, full, header = *struct.unpack_from("<2I", raw, at + 20), struct.unpack_from("<I", raw, at + 42)[0]
-    extra = struct.pack("<HH3Q", 1, 24, full, packed, header)
+    compressed_size, uncompressed_size, header_offset = (
+        *struct.unpack_from("<2I", raw, at + 20),
+        struct.unpack_from("<I", raw, at + 42)[0],
+    )
+    extra = struct.pack("<HH3Q", 1, 24, uncompressed_size, compressed_size, header_offset)
     struct.pack_into("<2I", raw, at + 20, 2**32 - 1, 2**32 - 1)
     struct.pack_into("<I", raw, at + 42, 2**32 - 1)
     struct.pack_into("<H", raw, at + 30, len(extra))
@@ -127,7 +130,7 @@ def test_the_format_before_1_6_is_refused(tmp_path: Path) -> None:
 
 
 def rezip(path: Path, changes: dict[str, bytes | None], **options: Any) -> Path:
-    """A file of torch.save with entries replaced, added or (None) removed."""
+    """Returns a file of torch.save with entries replaced, added or (None) removed."""
     with zipfile.ZipFile(saved(path, {"w": torch.arange(6.0)})) as source:
         entries = {item.filename.split("/", 1)[1]: source.read(item) for item in source.infolist()}
     with zipfile.ZipFile(path, "w", **options) as target:

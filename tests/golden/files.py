@@ -24,9 +24,9 @@ TOKENIZER = LAYOUTS["hf"] / "tokenizer.model"
 """SentencePiece BPE with Llama 2's settings and 512 pieces; the Meta folder holds the same file."""
 
 RECORDS = {release: FOLDER / f"tokenizer_{release}.json" for release in ("4.34.1", "5.23.0")}
-"""What releases of transformers make of the vocabulary."""
+"""The results of releases of transformers for the vocabulary."""
 
 
 def read_expected() -> dict[str, Any]:
-    """The recorded values; the docstring of expect.py describes them."""
+    """Returns the recorded values; the docstring of expect.py describes them."""
     return json.loads(EXPECTED.read_text())

@@ -1,6 +1,6 @@
 """stories260K: a real, trained LLaMA of one megabyte (A. Karpathy's tinyllamas, MIT), rewritten in other layouts.
 
-The files are read here, and written by the packages that own the formats, so that only reading them is ours.
+This module reads the files; the packages that own the formats write them.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def piece_kind(index: int) -> int:
 
 
 def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Interleaved rotary rows to Hugging Face's order, written out pair by pair."""
+    """Reorders interleaved rotary rows to Hugging Face's order, pair by pair."""
     width = rows.shape[0] // heads
     order = [head * width + pair * 2 + part for head in range(heads) for part in (0, 1) for pair in range(width // 2)]
     return np.ascontiguousarray(rows[order])
 
 
 def write_hf(stories: Stories, folder: Path) -> None:
-    """A Hugging Face folder: model.safetensors, config.json, tokenizer.model."""
+    """Writes a Hugging Face folder: model.safetensors, config.json, tokenizer.model."""
     from safetensors.numpy import save_file
 
     t = stories.tensors
@@ -139,7 +139,7 @@ def sentencepiece_model(stories: Stories) -> bytes:
 
 
 def write_gguf(stories: Stories, path: Path) -> None:
-    """A GGUF file as llama.cpp's converter would write it: q and k stay interleaved."""
+    """Writes a GGUF file as llama.cpp's converter would write it: q and k stay interleaved."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, "llama")
@@ -174,8 +174,8 @@ def write_gguf(stories: Stories, path: Path) -> None:
         "w3": "ffn_up",
     }
     for n in range(stories.layers):
-        for ours, theirs in names.items():
-            writer.add_tensor(f"blk.{n}.{theirs}.weight", np.ascontiguousarray(t[ours][n]))
+        for name, gguf_name in names.items():
+            writer.add_tensor(f"blk.{n}.{gguf_name}.weight", np.ascontiguousarray(t[name][n]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

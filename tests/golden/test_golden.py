@@ -1,4 +1,4 @@
-"""The golden checkpoint gives the recorded ids, logits, texts and NLL, in every layout and on both backends.
+"""The golden checkpoint reproduces the recorded ids, logits, texts and NLL, in every layout and on both backends.
 
 expect.py recorded the values with other implementations. The tests of the native backend need neither PyTorch nor
 transformers.
@@ -18,7 +18,7 @@ from tests.helpers.torch_files import BACKENDS
 EXPECTED = read_expected()
 
 LOGITS_TOLERANCE = 3e-6
-"""Of a row's largest logit. Measured: 6e-7 on both backends; an rms_norm_eps of 2e-5 instead of 1e-5 gives 3e-3."""
+"""Relative to a row's largest logit. Measured: 6e-7 on both backends; doubling rms_norm_eps causes 3e-3."""
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -38,7 +38,7 @@ def llm(path, backend):
 
 @pytest.fixture(scope="module")
 def hf_llm(backend):
-    """For what does not depend on the layout."""
+    """The model in one layout, for tests that do not depend on the layout."""
     return LLM(LAYOUTS["hf"], backend, dtype="float32")
 
 
@@ -61,7 +61,7 @@ def test_texts_are_encoded_as_sentencepiece_and_transformers_do(path, example):
     assert tokenizer.decode(example["ids"], skip_special_tokens=True) == example["text"]
 
 
-def test_logits_are_those_of_transformers(llm):
+def test_logits_equal_those_of_transformers(llm):
     ids = EXPECTED["logits"]["ids"]
     logits = llm._backend.forward([Chunk(0, np.array(ids), 0, len(ids))])
     for row, expected in EXPECTED["logits"]["rows"].items():
@@ -70,7 +70,7 @@ def test_logits_are_those_of_transformers(llm):
 
 
 @pytest.mark.parametrize("example", EXPECTED["texts"], ids=lambda example: example["prompt"])
-def test_greedy_text_is_that_of_transformers(llm, example):
+def test_greedy_text_equals_that_of_transformers(llm, example):
     completion = llm.generate(example["prompt"], max_tokens=200)
     assert list(completion.prompt_ids) == example["prompt_ids"]
     assert completion.text == example["text"]
@@ -79,30 +79,30 @@ def test_greedy_text_is_that_of_transformers(llm, example):
 
 
 def test_greedy_texts_do_not_depend_on_rounding():
-    """A gap 100 times the tolerance of the logits, so that another order of summation gives the same text."""
+    """The two largest logits differ by 100 tolerances, so that another order of summation yields the same text."""
     largest = max(np.abs(row).max() for row in EXPECTED["logits"]["rows"].values())
     assert min(example["smallest_gap"] for example in EXPECTED["texts"]) > 100 * LOGITS_TOLERANCE * largest
 
 
-def test_prompts_in_one_batch_get_the_texts_they_get_alone(hf_llm):
+def test_texts_of_a_batch_equal_texts_generated_alone(hf_llm):
     completions = hf_llm.generate([example["prompt"] for example in EXPECTED["texts"]], max_tokens=200)
     assert [completion.text for completion in completions] == [example["text"] for example in EXPECTED["texts"]]
 
 
-def test_streamed_text_is_the_generated_one(hf_llm):
+def test_streamed_text_equals_generated_text(hf_llm):
     for example in EXPECTED["texts"]:
         assert "".join(hf_llm.stream(example["prompt"], max_tokens=200)) == example["text"]
 
 
-def test_a_prompt_read_in_chunks_continues_the_same(hf_llm):
+def test_a_prompt_read_in_chunks_has_the_same_continuation(hf_llm):
     example = EXPECTED["texts"][1]
-    prompt_ids, rest = example["prompt_ids"] + example["ids"][:50], example["ids"][50:]
-    whole = hf_llm._engine.scheduler.chunk
+    prompt_ids, answer_ids = example["prompt_ids"] + example["ids"][:50], example["ids"][50:]
+    default_chunk = hf_llm._engine.scheduler.chunk
     try:
         hf_llm._engine.scheduler.chunk = 7
-        assert list(hf_llm.generate(prompt_ids, max_tokens=len(rest)).ids) == rest
+        assert list(hf_llm.generate(prompt_ids, max_tokens=len(answer_ids)).ids) == answer_ids
     finally:
-        hf_llm._engine.scheduler.chunk = whole
+        hf_llm._engine.scheduler.chunk = default_chunk
 
 
 def test_the_pytorch_model_generates_the_same_text(path):
@@ -115,7 +115,7 @@ def test_the_pytorch_model_generates_the_same_text(path):
     assert ids[0].tolist() == example["prompt_ids"] + example["ids"]
 
 
-def test_nll_of_held_out_text_is_that_of_transformers(llm):
+def test_nll_of_held_out_text_equals_that_of_transformers(llm):
     ids = llm.tokenizer.encode(HELD_OUT.read_text())
     losses = np.concatenate([llm.nll(ids[start : start + 256]) for start in range(0, len(ids), 256)])
     assert len(losses) == EXPECTED["nll"]["tokens"]

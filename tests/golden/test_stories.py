@@ -1,4 +1,4 @@
-"""stories260K tells llama2.c's published story, token for token, from every layout puna reads."""
+"""stories260K generates the story published with llama2.c, token for token, from every layout that puna reads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def story(shared):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_greedy_text_is_the_published_one(model_path, story, backend):
+def test_greedy_text_equals_the_published_text(model_path, story, backend):
     if backend == "torch":
         pytest.importorskip("torch")
     completion = LLM(model_path, backend, dtype="float32").generate("", max_tokens=200)
@@ -42,10 +42,10 @@ def test_streamed_and_generated_tokens_agree(model_path, story):
     assert LLM(model_path).tokenizer.decode(ids[0].tolist(), skip_special_tokens=True) == story
 
 
-def test_a_prompt_read_in_pieces_continues_alike(model_path, story):
+def test_a_prompt_read_in_chunks_has_the_same_continuation(model_path, story):
     llm = LLM(model_path)
     prompt = story[:150]
-    whole = llm.generate(prompt, max_tokens=40)
+    generated = llm.generate(prompt, max_tokens=40)
     llm._engine.scheduler.chunk = 7
-    assert llm.generate(prompt, max_tokens=40).text == whole.text
-    assert whole.ids == llm.generate(list(whole.prompt_ids), max_tokens=40).ids
+    assert llm.generate(prompt, max_tokens=40).text == generated.text
+    assert generated.ids == llm.generate(list(generated.prompt_ids), max_tokens=40).ids

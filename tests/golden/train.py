@@ -54,7 +54,7 @@ def train_tokenizer(path: Path) -> None:
 
 
 def read_stories(tokenizer: Path) -> list[list[int]]:
-    """The stories of text.txt, which empty lines separate, as ids with BOS and EOS."""
+    """Returns the stories of text.txt, which empty lines separate, as ids with BOS and EOS."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
     stories = TEXT.read_text().strip().split("\n\n")
     return [processor.encode(story, add_bos=True, add_eos=True) for story in stories]
@@ -112,7 +112,7 @@ def write_tokenizer_files(model: Path, folder: Path) -> None:
 
 
 def gguf_vocabulary(tokenizer: Path) -> dict[str, Any]:
-    """The tokenizer's GGUF metadata, as llama.cpp's converter writes it."""
+    """Returns the tokenizer's GGUF metadata, as llama.cpp's converter writes it."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
     ids = range(processor.get_piece_size())
     kinds = {0: 2, 1: 3, 2: 3}  # unknown 2, control 3, byte 6, normal 1

@@ -1,4 +1,4 @@
-"""Small model configurations that cover what a LLaMA can vary: heads, biases, tied weights, rope types."""
+"""Small model configurations that cover the variations of LLaMA: heads, biases, tied weights, rope types."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def hf_tensors(family: Family, layers: int = 2, seed: int = 0) -> Tensors:
 
 
 def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
-    """The inverse of `permute` in convert_llama_weights_to_hf.py."""
+    """Reverts `permute` in convert_llama_weights_to_hf.py."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 

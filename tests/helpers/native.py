@@ -1,4 +1,4 @@
-"""Small models on the native runtime: weights in every format, runs in pieces, comparisons of logits."""
+"""Small models on the native runtime: weights in every format, runs in chunks, comparisons of logits."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class PackedTensor:
 
 
 def pack(name: str, values: np.ndarray, random: np.random.Generator, *, shuffled: bool = False) -> PackedTensor:
-    """The values in a float format, or random blocks of about their standard deviation in a block format."""
+    """Returns the values in a float format, or in a block format random blocks with about their standard deviation."""
     block = FORMATS[name]
     if name == "f32":
         data = values.astype(np.float32)
@@ -82,7 +82,7 @@ def pack(name: str, values: np.ndarray, random: np.random.Generator, *, shuffled
 
 
 def pack_state(name: str, state: dict[str, np.ndarray], seed: int = 5) -> dict[str, PackedTensor]:
-    """A model's tensors: matrices in the format, those of q in shuffled order; vectors in float32."""
+    """Returns a model's tensors: matrices in the format, those of q in shuffled order; vectors in float32."""
     random = np.random.default_rng(seed)
     return {
         key: pack(name if value.ndim == 2 else "f32", value, random, shuffled=key.endswith("q_proj.weight"))
@@ -91,7 +91,7 @@ def pack_state(name: str, state: dict[str, np.ndarray], seed: int = 5) -> dict[s
 
 
 def run(backend: NativeBackend, ids: np.ndarray, pieces: list[int], slot: int = 0) -> np.ndarray:
-    """Logits of every position; the ids are read in pieces of these sizes."""
+    """Returns the logits of every position; the ids are read in chunks of these sizes."""
     rows, start = [], 0
     for size in pieces:
         tokens = ids[start : start + size]
@@ -102,5 +102,5 @@ def run(backend: NativeBackend, ids: np.ndarray, pieces: list[int], slot: int = 
 
 
 def relative_rms(result: np.ndarray, expected: np.ndarray) -> float:
-    """Root mean square of the difference, divided by that of the expected values."""
+    """Returns the root mean square of the difference, divided by that of the expected values."""
     return float(np.sqrt(((result - expected) ** 2).mean() / (expected**2).mean()))

@@ -30,7 +30,7 @@ PAGE, SPLIT, CACHE_BLOCK = 64, 256, 32
 
 
 class Stage(NamedTuple):
-    """One comparison: what the native runtime computed, and the reference from the same inputs."""
+    """One comparison: the results of the native runtime and of the reference for the same inputs."""
 
     name: str
     native: np.ndarray
@@ -86,7 +86,7 @@ class ReferenceForward:
         self.multiplies_bf16 = kernels == "avx512_bf16"
 
     def stages(self, ids: np.ndarray, magnitudes: Mapping[str, np.ndarray], logits: np.ndarray) -> Iterator[Stage]:
-        """Every stage of the pass over `ids`, given what `observe` returned for them."""
+        """Yields every stage of the pass over `ids`; the other arguments are the results of `observe`."""
 
         def stage(name: str, expected: np.ndarray) -> Stage:
             return Stage(name, np.copysign(magnitudes[name], expected).astype(np.float32), expected)
@@ -115,7 +115,7 @@ class ReferenceForward:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + self.config.rms_norm_eps) * self.weights[name]
 
     def matrix(self, name: str, x: np.ndarray) -> np.ndarray:
-        """(T, D) times a matrix, with x rounded as the matrix's format has it."""
+        """Multiplies x, (T, D), by a matrix; x is rounded as for the matrix's format."""
         block = self.tensors[f"{name}.weight"].format
         if block.values > 1:
             rounded = round_to_8_bits(x, SCALE_COLUMNS, self.kernels)
@@ -126,7 +126,7 @@ class ReferenceForward:
         return rounded @ self.weights[f"{name}.weight"].T + self.weights.get(f"{name}.bias", 0.0)
 
     def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Causal attention over the cache; (T, H E), (T, K E), (T, K E) -> (T, H E)."""
+        """Computes causal attention over the cache; (T, H E), (T, K E), (T, K E) -> (T, H E)."""
         width, tokens = self.config.head_dim, len(q)
         q = self.rotate(q.reshape(tokens, -1, width)) / np.sqrt(width)  # (T, H, E)
         k = self.cached(self.rotate(k.reshape(tokens, -1, width)))  # (T, K, E)
@@ -144,7 +144,7 @@ class ReferenceForward:
         return np.einsum("hqk,khe->qhe", weights / total, v.repeat(group, 1)).reshape(tokens, -1)
 
     def rotate(self, x: np.ndarray) -> np.ndarray:
-        """Rotary embedding of (T, heads, E), half-split; angles are float32 products, as in the native runtime."""
+        """Applies half-split rotary embedding to x, (T, heads, E); angles are float32 products, as in csrc."""
         rope = Rope(self.config)
         ((_, _, inv_freq),) = rope.runs(0, len(x))
         angle = (np.arange(len(x), dtype=np.float32)[:, None] * inv_freq).astype(np.float64)[:, None]  # (T, 1, E / 2)
@@ -153,7 +153,7 @@ class ReferenceForward:
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
     def cached(self, x: np.ndarray) -> np.ndarray:
-        """Keys or values as the cache's type keeps them."""
+        """Returns keys or values rounded to the cache's type."""
         if self.cache == "f16":
             return x.astype(np.float32).astype(np.float16).astype(np.float64)
         if self.cache == "bf16":
@@ -165,7 +165,7 @@ class ReferenceForward:
 
 
 def _rounded_weights(scores: np.ndarray, highest: np.ndarray) -> np.ndarray:
-    """exp(scores - highest), (H, T, T), each rounded to bfloat16 as it is when its page is read.
+    """exp(scores - highest), (H, T, T), each rounded to bfloat16 as when its page is read.
 
     The exponent then is relative to the highest score so far of the split, so that is what the rounding depends on.
     """

@@ -1,4 +1,4 @@
-"""Models of puna and of transformers with the same random weights, and how far their outputs are apart."""
+"""Models of puna and of transformers with the same random weights, and the distance of their outputs."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from puna.model import LlamaForCausalLM
 from tests.helpers.configurations import SIZES
 
 
-def their_config(config: LlamaConfig) -> transformers.LlamaConfig:
+def transformers_config(config: LlamaConfig) -> transformers.LlamaConfig:
     names = [*SIZES, "num_key_value_heads", "hidden_act", "pad_token_id", "tie_word_embeddings", "attention_bias"]
     fields = {name: getattr(config, name) for name in [*names, "mlp_bias", "head_dim", "num_labels"]}
     return transformers.LlamaConfig(**fields, rope_parameters=config.rope_parameters, attn_implementation="eager")
 
 
 def pair(
-    config: LlamaConfig, seed: int = 0, ours: type[Any] = LlamaForCausalLM, name: str = "LlamaForCausalLM"
+    config: LlamaConfig, seed: int = 0, model_class: type[Any] = LlamaForCausalLM, name: str = "LlamaForCausalLM"
 ) -> tuple[Any, Any]:
-    """Returns (ours, theirs) in evaluation mode, with the same random weights, biases and norms included."""
+    """Returns a model of puna and its counterpart in transformers, with equal random weights, in evaluation mode."""
     torch.manual_seed(seed)
-    mine = ours(config).eval()
+    model = model_class(config).eval()
     with torch.no_grad():
-        for key, parameter in mine.named_parameters():
+        for key, parameter in model.named_parameters():
             if key.endswith("bias") or "norm" in key:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    theirs = getattr(transformers, name)(their_config(config)).eval()
-    missing, extra = theirs.load_state_dict(mine.state_dict(), strict=True)
+    reference = getattr(transformers, name)(transformers_config(config)).eval()
+    missing, extra = reference.load_state_dict(model.state_dict(), strict=True)
     assert not missing and not extra
-    return mine, theirs
+    return model, reference
 
 
 def ragged(config: LlamaConfig, lengths: tuple[int, ...], side: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,11 +45,11 @@ def ragged(config: LlamaConfig, lengths: tuple[int, ...], side: str, seed: int =
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def distance(ours: Tensor, theirs: Tensor, keep: Tensor | None = None) -> float:
-    """Largest difference divided by the largest absolute value, in the rows selected by `keep`."""
+def distance(result: Tensor, expected: Tensor, keep: Tensor | None = None) -> float:
+    """Returns the largest difference over the largest expected absolute value, in the rows selected by `keep`."""
     if keep is not None:
-        ours, theirs = ours[keep], theirs[keep]
-    ours, theirs = ours.detach(), theirs.detach()
-    assert ours.shape == theirs.shape
-    assert torch.isfinite(ours).all()
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+        result, expected = result[keep], expected[keep]
+    result, expected = result.detach(), expected.detach()
+    assert result.shape == expected.shape
+    assert torch.isfinite(result).all()
+    return float((result - expected).abs().max() / expected.abs().max())

@@ -27,7 +27,7 @@ BACKENDS = ["native", pytest.param("torch", marks=needs_torch)]
 
 
 def to_torch(array: np.ndarray) -> Any:
-    """The array as a torch tensor with the same memory."""
+    """Returns the array as a torch tensor with the same memory."""
     import torch
 
     if array.dtype == ml_dtypes.bfloat16:
@@ -36,7 +36,7 @@ def to_torch(array: np.ndarray) -> Any:
 
 
 def from_torch(tensor: Any) -> np.ndarray:
-    """The torch tensor as an array with the same memory, if it is contiguous."""
+    """Returns the torch tensor as an array with the same memory, if it is contiguous."""
     import torch
 
     tensor = tensor.detach().contiguous()

@@ -63,36 +63,36 @@ def test_a_left_padded_batch_trains_without_nan(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_batch_equals_single_texts(name: str, side: str) -> None:
-    ours, _ = pair(config_of(**CONFIGURATIONS[name]))
-    ids, mask, positions = ragged(ours.config, (9, 14, 5), side)
+    model, _ = pair(config_of(**CONFIGURATIONS[name]))
+    ids, mask, positions = ragged(model.config, (9, 14, 5), side)
     with torch.no_grad():
-        batch = ours(ids, attention_mask=mask, position_ids=positions).logits
+        batch = model(ids, attention_mask=mask, position_ids=positions).logits
         for row, keep, logits in zip(ids, mask.bool(), batch, strict=True):
-            assert distance(logits[keep], ours(row[keep][None]).logits[0]) <= 1e-5
+            assert distance(logits[keep], model(row[keep][None]).logits[0]) <= 1e-5
 
 
 def test_default_positions_continue_those_of_the_cache_and_ignore_the_mask() -> None:
-    ours, _ = pair(config_of())
-    ids, mask, _ = ragged(ours.config, (9, 5), "left")
+    model, _ = pair(config_of())
+    ids, mask, _ = ragged(model.config, (9, 5), "left")
     with torch.no_grad():
-        out = ours(ids, attention_mask=mask)
-        expected = ours(ids, attention_mask=mask, position_ids=torch.arange(9)[None])
+        out = model(ids, attention_mask=mask)
+        expected = model(ids, attention_mask=mask, position_ids=torch.arange(9)[None])
         assert torch.equal(out.logits, expected.logits)
         step = torch.tensor([[5], [6]])
         longer = torch.cat((mask, torch.ones(2, 1, dtype=torch.long)), dim=1)
-        logits = ours(step, attention_mask=longer, past_key_values=out.past_key_values).logits
-        expected = ours(torch.cat((ids, step), dim=1), attention_mask=longer).logits[:, -1:]
+        logits = model(step, attention_mask=longer, past_key_values=out.past_key_values).logits
+        expected = model(torch.cat((ids, step), dim=1), attention_mask=longer).logits[:, -1:]
         assert distance(logits, expected) <= 1e-5
 
 
 def test_a_mask_with_four_dimensions_may_differ_by_head() -> None:
-    ours, _ = pair(config_of(num_hidden_layers=1))
+    model, _ = pair(config_of(num_hidden_layers=1))
     ids = torch.randint(3, 67, (2, 5))
     allowed = torch.ones(2, 4, 5, 5, dtype=torch.bool).tril()
     allowed[:, 1, :, :2] = False  # the first two queries of this head may attend to no key
     with torch.no_grad():
-        fused = ours(ids, attention_mask=allowed)
-        eager = ours(ids, attention_mask=allowed, output_attentions=True)
+        fused = model(ids, attention_mask=allowed)
+        eager = model(ids, attention_mask=allowed, output_attentions=True)
     assert distance(fused.logits, eager.logits) <= 1e-5
     assert (eager.attentions[0][:, 1, :, :2] == 0).all()
     assert (eager.attentions[0][:, 1, :2] == 0).all()
@@ -116,24 +116,24 @@ def test_masks_of_another_shape_or_type_are_errors(mask: Tensor, text: str) -> N
 
 
 def test_attention_dropout_is_applied_only_in_training() -> None:
-    ours, _ = pair(config_of(attention_dropout=0.5))
+    model, _ = pair(config_of(attention_dropout=0.5))
     ids = torch.randint(3, 67, (2, 12))
     with torch.no_grad():
-        assert torch.equal(ours(ids).logits, ours(ids).logits)
-        ours.train()
-        weights = ours(ids, output_attentions=True).attentions[0]
-        assert not torch.equal(ours(ids).logits, ours(ids).logits)
+        assert torch.equal(model(ids).logits, model(ids).logits)
+        model.train()
+        weights = model(ids, output_attentions=True).attentions[0]
+        assert not torch.equal(model(ids).logits, model(ids).logits)
     dropped = (weights == 0)[:, :, torch.ones(12, 12).tril().bool()].float().mean()
     assert 0.4 < dropped < 0.6
 
 
 def test_attn_implementation_eager_computes_the_same_logits() -> None:
-    fused, theirs = pair(config_of(num_key_value_heads=2))
+    fused, reference = pair(config_of(num_key_value_heads=2))
     eager = LlamaForCausalLM(config_of(num_key_value_heads=2, attn_implementation="eager")).eval()
     eager.load_state_dict(fused.state_dict())
     ids = torch.randint(3, 67, (2, 12))
     with torch.no_grad():
-        out, expected = eager(ids), theirs(ids)
+        out, expected = eager(ids), reference(ids)
     assert out.attentions is None
     assert distance(out.logits, expected.logits) <= 1e-6
     with pytest.raises(PunaError, match=r"flash_attention_2.*sdpa"):

@@ -19,8 +19,8 @@ IDS = torch.randint(3, 67, (2, 7), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    ours: LlamaForCausalLM = pair(config_of(num_key_value_heads=2))[0]
-    return ours
+    causal_lm: LlamaForCausalLM = pair(config_of(num_key_value_heads=2))[0]
+    return causal_lm
 
 
 # ---- forward
@@ -100,29 +100,29 @@ def test_the_fields_of_a_configuration_are_checked_again(kind: Any, field: str, 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=8)])
 @torch.no_grad()
 def test_a_plain_tuple_without_positions_is_an_error_with_padding(settings: dict[str, Any]) -> None:
-    ours: LlamaForCausalLM = pair(config_of(rope_scaling=settings, max_position_embeddings=8))[0]
+    model: LlamaForCausalLM = pair(config_of(rope_scaling=settings, max_position_embeddings=8))[0]
     mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = ours(IDS[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6]).past_key_values
+    cache = model(IDS[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6]).past_key_values
     step: dict[str, Any] = {"input_ids": IDS[:, 6:], "attention_mask": mask, "position_ids": positions[:, 6:]}
-    expected = ours(IDS, attention_mask=mask, position_ids=positions).logits[:, 6:]
-    assert distance(ours(past_key_values=cache, **step).logits, expected) <= 1e-5
+    expected = model(IDS, attention_mask=mask, position_ids=positions).logits[:, 6:]
+    assert distance(model(past_key_values=cache, **step).logits, expected) <= 1e-5
     rebuilt = KVCache(tuple(cache), cache.positions)
-    assert distance(ours(past_key_values=rebuilt, **step).logits, expected) <= 1e-5
+    assert distance(model(past_key_values=rebuilt, **step).logits, expected) <= 1e-5
     for incomplete in (tuple(cache), KVCache(tuple(cache))):
         with pytest.raises(RequestError, match=r"positions.*padding.*KVCache"):
-            ours(past_key_values=incomplete, **step)
+            model(past_key_values=incomplete, **step)
         with pytest.raises(RequestError, match=r"positions.*KVCache"):  # padding without a mask
-            ours(past_key_values=incomplete, **{**step, "attention_mask": None})
+            model(past_key_values=incomplete, **{**step, "attention_mask": None})
 
 
 @torch.no_grad()
 def test_a_plain_tuple_is_accepted_without_padding() -> None:
-    ours: LlamaForCausalLM = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=4))[0]
-    cache = tuple(ours(IDS[:, :4]).past_key_values)
+    model: LlamaForCausalLM = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=4))[0]
+    cache = tuple(model(IDS[:, :4]).past_key_values)
     mask = torch.ones_like(IDS)
     for arguments in ({}, {"attention_mask": mask, "position_ids": torch.arange(4, 7)[None]}):
-        assert distance(ours(IDS[:, 4:], past_key_values=cache, **arguments).logits, ours(IDS).logits[:, 4:]) <= 1e-5
+        assert distance(model(IDS[:, 4:], past_key_values=cache, **arguments).logits, model(IDS).logits[:, 4:]) <= 1e-5
 
 
 # ---- generate

@@ -23,8 +23,8 @@ IDS = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
 def small(**fields: Any) -> LlamaForCausalLM:
-    ours: LlamaForCausalLM = pair(config_of(**fields))[0]
-    return ours
+    model: LlamaForCausalLM = pair(config_of(**fields))[0]
+    return model
 
 
 # ---- outputs
@@ -83,10 +83,10 @@ def test_the_loss_is_float32_for_any_dtype_of_the_weights() -> None:
 @torch.no_grad()
 def test_logits_to_keep() -> None:
     model = small()
-    whole = model(IDS).logits
-    assert distance(model(IDS, logits_to_keep=1).logits, whole[:, -1:]) <= 1e-6
-    assert distance(model(IDS, num_logits_to_keep=4).logits, whole[:, -4:]) <= 1e-6
-    assert distance(model(IDS, logits_to_keep=torch.tensor([0, 5])).logits, whole[:, [0, 5]]) <= 1e-6
+    logits = model(IDS).logits
+    assert distance(model(IDS, logits_to_keep=1).logits, logits[:, -1:]) <= 1e-6
+    assert distance(model(IDS, num_logits_to_keep=4).logits, logits[:, -4:]) <= 1e-6
+    assert distance(model(IDS, logits_to_keep=torch.tensor([0, 5])).logits, logits[:, [0, 5]]) <= 1e-6
     with pytest.raises(RequestError, match="logits_to_keep is 1"):
         model(IDS, labels=IDS, logits_to_keep=1)
 
@@ -95,9 +95,9 @@ def test_logits_to_keep() -> None:
 def test_pretraining_tp_sums_the_same_up_to_rounding() -> None:
     """transformers 4.34 computes each linear layer in slices and sums them; puna ignores pretraining_tp."""
     sizes: dict[str, Any] = {"vocab_size": 68, "num_key_value_heads": 2}
-    sliced, whole = (LlamaForCausalLM(config_of(pretraining_tp=n, **sizes)).eval() for n in (2, 1))
-    sliced.load_state_dict(whole.state_dict())
-    assert torch.equal(sliced(IDS).logits, whole(IDS).logits)
+    sliced, unsliced = (LlamaForCausalLM(config_of(pretraining_tp=n, **sizes)).eval() for n in (2, 1))
+    sliced.load_state_dict(unsliced.state_dict())
+    assert torch.equal(sliced(IDS).logits, unsliced(IDS).logits)
     for layer in sliced.model.layers:
         for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
             linear.forward = lambda x, w=linear.weight: sum(
@@ -106,8 +106,8 @@ def test_pretraining_tp_sums_the_same_up_to_rounding() -> None:
         for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.mlp.gate_proj):
             linear.forward = lambda x, w=linear.weight: torch.cat([F.linear(x, part) for part in w.chunk(2)], dim=-1)
     result = sliced(IDS).logits
-    assert not torch.equal(result, whole(IDS).logits)  # the slices are in effect
-    assert distance(result, whole(IDS).logits) <= 2e-6
+    assert not torch.equal(result, unsliced(IDS).logits)  # the slices change the rounding
+    assert distance(result, unsliced(IDS).logits) <= 2e-6
 
 
 @pytest.mark.parametrize("count", ["neither", "both"])
@@ -143,9 +143,12 @@ def test_the_error_for_an_unknown_activation_lists_the_supported_ones() -> None:
 
 @torch.no_grad()
 def test_activation_as_a_callable() -> None:
-    called, named = LlamaForCausalLM(config_of(hidden_act=torch.relu)), LlamaForCausalLM(config_of(hidden_act="relu"))
-    called.load_state_dict(named.state_dict())
-    assert torch.equal(called(IDS).logits, named(IDS).logits)
+    with_callable, with_name = (
+        LlamaForCausalLM(config_of(hidden_act=torch.relu)),
+        LlamaForCausalLM(config_of(hidden_act="relu")),
+    )
+    with_callable.load_state_dict(with_name.state_dict())
+    assert torch.equal(with_callable(IDS).logits, with_name(IDS).logits)
 
 
 # ---- embeddings and weights

@@ -1,4 +1,4 @@
-"""`KVCache`: immutable, and the tuple of tuples of Hugging Face's documentation."""
+"""`KVCache` is immutable and is the tuple of tuples that Hugging Face's documentation describes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.helpers.reference_models import distance, pair
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    ours: LlamaForCausalLM = pair(config_of(num_key_value_heads=2))[0]
-    return ours
+    causal_lm: LlamaForCausalLM = pair(config_of(num_key_value_heads=2))[0]
+    return causal_lm
 
 
 @torch.no_grad()
@@ -53,11 +53,11 @@ def test_keys_are_cached_rotated(model: LlamaForCausalLM) -> None:
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12)])
 @torch.no_grad()
 def test_keys_of_dynamic_and_longrope_are_cached_unrotated_with_their_positions(settings: dict[str, Any]) -> None:
-    ours, _ = pair(config_of(rope_scaling=settings))
+    model, _ = pair(config_of(rope_scaling=settings))
     ids = torch.randint(3, 67, (1, 7))
-    cache = ours(ids, position_ids=torch.arange(2, 9)[None]).past_key_values
+    cache = model(ids, position_ids=torch.arange(2, 9)[None]).past_key_values
     assert cache.positions.tolist() == [[2, 3, 4, 5, 6, 7, 8]]
-    assert distance(cache[0][0], plain_keys(ours, ids)) <= 1e-6
+    assert distance(cache[0][0], plain_keys(model, ids)) <= 1e-6
 
 
 @torch.no_grad()
@@ -86,19 +86,19 @@ def test_tuples_lists_and_empty_caches_are_accepted(model: LlamaForCausalLM, leg
 
 @torch.no_grad()
 def test_reorder_crop_pickle() -> None:
-    ours, _ = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=4))
+    model, _ = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=4))
     ids = torch.randint(3, 67, (3, 8))
-    cache = ours(ids[:, :6]).past_key_values
+    cache = model(ids[:, :6]).past_key_values
     rows = torch.tensor([2, 0, 0])
-    logits = ours(ids[rows, 6:], past_key_values=ours._reorder_cache(cache, rows)).logits
-    assert distance(logits, ours(ids[rows]).logits[:, 6:]) <= 1e-5
-    logits = ours(ids[:, 4:], past_key_values=cache.crop(4)).logits
-    assert distance(logits, ours(ids).logits[:, 4:]) <= 1e-5
+    logits = model(ids[rows, 6:], past_key_values=model._reorder_cache(cache, rows)).logits
+    assert distance(logits, model(ids[rows]).logits[:, 6:]) <= 1e-5
+    logits = model(ids[:, 4:], past_key_values=cache.crop(4)).logits
+    assert distance(logits, model(ids).logits[:, 4:]) <= 1e-5
     unpickled = pickle.loads(pickle.dumps(cache))
     assert isinstance(unpickled, KVCache)
     assert torch.equal(unpickled.positions, cache.positions)
     assert torch.equal(unpickled[1][0], cache[1][0])
-    plain = ours._reorder_cache(tuple(cache), rows)
+    plain = model._reorder_cache(tuple(cache), rows)
     assert torch.equal(plain[0][1], cache[0][1][rows])
 
 
@@ -124,5 +124,5 @@ def test_a_cache_of_another_model_or_batch_is_an_error(model: LlamaForCausalLM, 
     ("argument", "default", "expected"), [(None, True, True), (None, False, False), (False, True, False)]
 )
 def test_use_cache(argument: bool | None, default: bool, expected: bool) -> None:
-    ours, _ = pair(config_of(use_cache=default))
-    assert (ours(torch.tensor([[3, 4]]), use_cache=argument).past_key_values is not None) == expected
+    model, _ = pair(config_of(use_cache=default))
+    assert (model(torch.tensor([[3, 4]]), use_cache=argument).past_key_values is not None) == expected

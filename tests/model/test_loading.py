@@ -30,84 +30,83 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def same(ours: torch.nn.Module, other: torch.nn.Module) -> bool:
-    mine, theirs = ours.state_dict(), other.state_dict()
-    assert list(mine) == list(theirs)
+def same(model: torch.nn.Module, other: torch.nn.Module) -> bool:
+    tensors, expected = model.state_dict(), other.state_dict()
+    assert list(tensors) == list(expected)
     return all(
-        tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]) for name, tensor in mine.items()
+        tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]) for name, tensor in tensors.items()
     )
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 @torch.no_grad()
-def test_saved_by_transformers_loaded_by_puna(name: str, tmp_path: Path) -> None:
-    ours, theirs = pair(config_of(**CONFIGURATIONS[name]))
-    theirs.save_pretrained(tmp_path)
+def test_puna_loads_models_saved_by_transformers(name: str, tmp_path: Path) -> None:
+    model, reference = pair(config_of(**CONFIGURATIONS[name]))
+    reference.save_pretrained(tmp_path)
     loaded = LlamaForCausalLM.from_pretrained(tmp_path)
     assert not loaded.training
-    assert same(loaded, ours)
-    assert distance(loaded(IDS).logits, theirs(IDS).logits) <= 1e-5
+    assert same(loaded, model)
+    assert distance(loaded(IDS).logits, reference(IDS).logits) <= 1e-5
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 @torch.no_grad()
-def test_saved_by_puna_loaded_by_transformers(name: str, tmp_path: Path) -> None:
-    ours, _ = pair(config_of(**CONFIGURATIONS[name]))
-    ours.generation_config = GenerationConfig(max_new_tokens=7, eos_token_id=[2, 5])
-    ours.save_pretrained(tmp_path)
-    theirs, info = transformers.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+def test_transformers_loads_models_saved_by_puna(name: str, tmp_path: Path) -> None:
+    model, _ = pair(config_of(**CONFIGURATIONS[name]))
+    model.generation_config = GenerationConfig(max_new_tokens=7, eos_token_id=[2, 5])
+    model.save_pretrained(tmp_path)
+    reference, info = transformers.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
-    assert same(ours, theirs)
-    assert (
-        ours.config.rope_parameters.items() <= theirs.config.rope_parameters.items()
-    )  # transformers also keeps `type`
-    assert (theirs.generation_config.max_new_tokens, theirs.generation_config.eos_token_id) == (7, [2, 5])
-    assert distance(ours(IDS).logits, theirs(IDS).logits) <= 1e-5
+    assert same(model, reference)
+    # transformers also keeps the key `type`.
+    assert model.config.rope_parameters.items() <= reference.config.rope_parameters.items()
+    assert (reference.generation_config.max_new_tokens, reference.generation_config.eos_token_id) == (7, [2, 5])
+    assert distance(model(IDS).logits, reference(IDS).logits) <= 1e-5
     reloaded = LlamaForCausalLM.from_pretrained(tmp_path)
-    assert same(reloaded, ours)
-    assert reloaded.generation_config == ours.generation_config
+    assert same(reloaded, model)
+    assert reloaded.generation_config == model.generation_config
 
 
-def test_files_and_tensors_have_the_same_names_as_in_the_reference(tmp_path: Path) -> None:
-    ours, theirs = pair(config_of(tie_word_embeddings=True))
-    ours.save_pretrained(tmp_path / "ours")
-    theirs.save_pretrained(tmp_path / "theirs")
-    names = {path.name for path in (tmp_path / "ours").iterdir()}
-    assert names == {path.name for path in (tmp_path / "theirs").iterdir()}
-    mine, expected = (load_file(tmp_path / who / "model.safetensors") for who in ("ours", "theirs"))
-    assert mine.keys() == expected.keys()
-    assert "lm_head.weight" not in mine
-    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+def test_files_and_tensors_have_the_same_names_as_those_of_transformers(tmp_path: Path) -> None:
+    model, reference = pair(config_of(tie_word_embeddings=True))
+    model.save_pretrained(tmp_path / "puna")
+    reference.save_pretrained(tmp_path / "transformers")
+    names = {path.name for path in (tmp_path / "puna").iterdir()}
+    assert names == {path.name for path in (tmp_path / "transformers").iterdir()}
+    tensors, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("puna", "transformers"))
+    assert tensors.keys() == expected.keys()
+    assert "lm_head.weight" not in tensors
+    config = json.loads((tmp_path / "puna" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["dtype"] == config["torch_dtype"] == "float32"
 
 
 @torch.no_grad()
-def test_shards(tmp_path: Path) -> None:
-    ours, theirs = pair(config_of())
-    ours.save_pretrained(tmp_path / "ours", max_shard_size="20KB")
-    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
-    assert len(list((tmp_path / "ours").glob("model-*-of-*.safetensors"))) > 3
-    assert same(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours"), theirs)
-    assert same(LlamaForCausalLM.from_pretrained(tmp_path / "theirs"), ours)
+def test_shards_are_read_by_both_libraries(tmp_path: Path) -> None:
+    model, reference = pair(config_of())
+    model.save_pretrained(tmp_path / "puna", max_shard_size="20KB")
+    reference.save_pretrained(tmp_path / "transformers", max_shard_size="20KB")
+    assert len(list((tmp_path / "puna").glob("model-*-of-*.safetensors"))) > 3
+    assert same(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "puna"), reference)
+    assert same(LlamaForCausalLM.from_pretrained(tmp_path / "transformers"), model)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_dtypes(dtype: torch.dtype, tmp_path: Path) -> None:
-    ours, _ = pair(config_of())
-    exact = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+def test_dtypes_survive_saving_and_can_be_overridden(dtype: torch.dtype, tmp_path: Path) -> None:
+    model, _ = pair(config_of())
+    exact = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     name = str(dtype).removeprefix("torch.")
-    ours.to(dtype).save_pretrained(tmp_path)
+    model.to(dtype).save_pretrained(tmp_path)
     assert LlamaConfig.from_pretrained(tmp_path).dtype == name
     for argument in ("auto", dtype, name):
         loaded = LlamaForCausalLM.from_pretrained(tmp_path, dtype=argument)
         assert loaded.dtype == dtype
-        assert same(loaded, ours)
+        assert same(loaded, model)
         assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert same(LlamaForCausalLM.from_pretrained(tmp_path, torch_dtype="auto"), ours)
+    assert same(LlamaForCausalLM.from_pretrained(tmp_path, torch_dtype="auto"), model)
     wide = LlamaForCausalLM.from_pretrained(tmp_path)
     assert wide.dtype == torch.float32
-    assert same(wide, ours.float())
+    assert same(wide, model.float())
     assert not torch.equal(exact["lm_head.weight"], wide.lm_head.weight)
     with pytest.raises(ConfigError, match=r"int8.*auto.*bfloat16"):
         LlamaForCausalLM.from_pretrained(tmp_path, dtype="int8")
@@ -131,9 +130,8 @@ def test_a_model_that_cannot_be_saved_leaves_no_files(
 
 def test_a_save_that_fails_keeps_the_earlier_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    model = LlamaForCausalLM(
-        config_of(num_key_value_heads=2, rms_norm_eps=1e-3)
-    )  # has the same shapes as the earlier one
+    # The shapes are those of the earlier model.
+    model = LlamaForCausalLM(config_of(num_key_value_heads=2, rms_norm_eps=1e-3))
     model.generation_config = GenerationConfig(max_new_tokens=3)
     original = os.fsync
 
@@ -178,35 +176,35 @@ def test_a_missing_head_is_initialised_with_a_warning(folder: Path, tmp_path: Pa
     model.float().save_pretrained(tmp_path / "classifier")
     reloaded = LlamaForSequenceClassification.from_pretrained(tmp_path / "classifier")
     assert same(reloaded, model)
-    theirs = transformers.LlamaForSequenceClassification.from_pretrained(tmp_path / "classifier")
-    assert same(theirs, model)
+    reference = transformers.LlamaForSequenceClassification.from_pretrained(tmp_path / "classifier")
+    assert same(reference, model)
     with pytest.warns(UserWarning, match=r"no lm_head.weight and its score.weight is not used"):
         LlamaForCausalLM.from_pretrained(tmp_path / "classifier")
 
 
-def test_bare_models(folder: Path, tmp_path: Path) -> None:
+def test_models_without_a_head_are_saved_and_loaded(folder: Path, tmp_path: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(folder)
     bare = LlamaModel.from_pretrained(folder)
     assert same(bare, model.model)
     bare.save_pretrained(tmp_path / "bare")
-    theirs = transformers.LlamaModel.from_pretrained(tmp_path / "bare")
-    assert same(bare, theirs)
+    reference = transformers.LlamaModel.from_pretrained(tmp_path / "bare")
+    assert same(bare, reference)
     assert same(LlamaModel.from_pretrained(tmp_path / "bare"), bare)
     with pytest.warns(UserWarning, match=r"no lm_head.weight; the head of LlamaForCausalLM"):
-        with_head = LlamaForCausalLM.from_pretrained(tmp_path / "bare")
-    assert same(with_head.model, bare)
-    theirs.save_pretrained(tmp_path / "theirs")
-    assert same(LlamaModel.from_pretrained(tmp_path / "theirs"), bare)
+        causal_lm = LlamaForCausalLM.from_pretrained(tmp_path / "bare")
+    assert same(causal_lm.model, bare)
+    reference.save_pretrained(tmp_path / "transformers")
+    assert same(LlamaModel.from_pretrained(tmp_path / "transformers"), bare)
 
 
 def test_a_tied_head_is_not_saved_and_an_untied_one_is_an_error(tmp_path: Path) -> None:
-    ours, _ = pair(config_of(tie_word_embeddings=True))
-    ours.save_pretrained(tmp_path)
+    model, _ = pair(config_of(tie_word_embeddings=True))
+    model.save_pretrained(tmp_path)
     loaded = LlamaForCausalLM.from_pretrained(tmp_path)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
-    ours.lm_head.weight = torch.nn.Parameter(ours.lm_head.weight + 1)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 1)
     with pytest.raises(PunaError, match=r"separate matrix.*tie_weights"):
-        ours.save_pretrained(tmp_path / "untied")
+        model.save_pretrained(tmp_path / "untied")
 
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
@@ -226,19 +224,19 @@ def test_a_configuration_that_does_not_match_is_an_error(folder: Path, change: d
 
 
 def test_a_missing_tensor_is_an_error(tmp_path: Path) -> None:
-    _, theirs = pair(config_of())
+    _, reference = pair(config_of())
     for missing in ("lm_head.weight", "model.layers.0.mlp.up_proj.weight"):
-        state = {name: tensor for name, tensor in theirs.state_dict().items() if name != missing}
-        theirs.save_pretrained(tmp_path, state_dict=state)
+        state = {name: tensor for name, tensor in reference.state_dict().items() if name != missing}
+        reference.save_pretrained(tmp_path, state_dict=state)
         with pytest.raises(CheckpointError, match=missing):
             LlamaForCausalLM.from_pretrained(tmp_path)
 
 
-def test_options(folder: Path) -> None:
+def test_options_apply_and_unknown_ones_are_errors(folder: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager", device="cpu")
     assert model.attn_implementation == "eager"
     model.save_pretrained(folder)
-    assert LlamaForCausalLM.from_pretrained(folder).attn_implementation == "sdpa"  # not saved: a choice for a run
+    assert LlamaForCausalLM.from_pretrained(folder).attn_implementation == "sdpa"  # not saved: it applies to one run
     config = LlamaConfig.from_pretrained(folder, use_cache=False)
     model = LlamaForCausalLM.from_pretrained(folder, config=config)
     assert model.config == config
@@ -251,7 +249,7 @@ def test_options(folder: Path) -> None:
         LlamaForCausalLM.from_pretrained(folder, load_in_8bit=True)
 
 
-def test_resized_saved_and_loaded(folder: Path) -> None:
+def test_a_resized_vocabulary_survives_saving(folder: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(folder)
     model.resize_token_embeddings(80)
     model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The examples of Hugging Face's LLaMA page, with only the import changed (and a model of a size to download)."""
+"""The examples of Hugging Face's LLaMA page, with another import and a smaller model."""
 
 from __future__ import annotations
 

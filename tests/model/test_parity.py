@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.models.llama.modeling_llama import LlamaRMSNorm as Theirs
+from transformers.models.llama.modeling_llama import LlamaRMSNorm as Reference
 
 from puna.model import LlamaForSequenceClassification
 from puna.model.activations import ACTIVATIONS
@@ -36,38 +36,38 @@ def batch(config: Any, side: str, lengths: tuple[int, ...] = LENGTHS) -> tuple[d
 
 @pytest.mark.parametrize(("name", "side"), CASES)
 def test_logits_states_attentions_and_loss(name: str, side: str) -> None:
-    ours, theirs = pair(config_of(**CONFIGURATIONS[name]))
-    inputs, real = batch(ours.config, side)
+    model, reference = pair(config_of(**CONFIGURATIONS[name]))
+    inputs, real = batch(model.config, side)
     with torch.no_grad():
-        fused = ours(**inputs, output_hidden_states=True)
-        eager = ours(**inputs, output_hidden_states=True, output_attentions=True)
-        expected = theirs(**inputs, output_hidden_states=True, output_attentions=True)
+        fused = model(**inputs, output_hidden_states=True)
+        eager = model(**inputs, output_hidden_states=True, output_attentions=True)
+        expected = reference(**inputs, output_hidden_states=True, output_attentions=True)
     assert fused.attentions is None
     for out in (fused, eager):
         assert distance(out.logits, expected.logits, real) <= LIMIT
         assert distance(out.loss, expected.loss) <= LIMIT
-        assert len(out.hidden_states) == ours.config.num_hidden_layers + 1
-        for state, their_state in zip(out.hidden_states, expected.hidden_states, strict=True):
-            assert distance(state, their_state, real) <= LIMIT
-    for weights, their_weights in zip(eager.attentions, expected.attentions, strict=True):
-        assert distance(weights.transpose(1, 2), their_weights.transpose(1, 2), real) <= LIMIT
+        assert len(out.hidden_states) == model.config.num_hidden_layers + 1
+        for state, expected_state in zip(out.hidden_states, expected.hidden_states, strict=True):
+            assert distance(state, expected_state, real) <= LIMIT
+    for weights, expected_weights in zip(eager.attentions, expected.attentions, strict=True):
+        assert distance(weights.transpose(1, 2), expected_weights.transpose(1, 2), real) <= LIMIT
 
 
 @pytest.mark.parametrize(("name", "side"), CASES)
 def test_three_chunks_with_a_cache(name: str, side: str) -> None:
-    ours, theirs = pair(config_of(**CONFIGURATIONS[name]), seed=1)
-    inputs, real = batch(ours.config, side)
-    cache, their_cache = None, DynamicCache(config=theirs.config)
+    model, reference = pair(config_of(**CONFIGURATIONS[name]), seed=1)
+    inputs, real = batch(model.config, side)
+    cache, reference_cache = None, DynamicCache(config=reference.config)
     with torch.no_grad():
-        all_logits = theirs(**inputs).logits
+        all_logits = reference(**inputs).logits
         for start, stop in ((0, 6), (6, 13), (13, 14)):
             chunk = {
                 "input_ids": inputs["input_ids"][:, start:stop],
                 "attention_mask": inputs["attention_mask"][:, :stop],
                 "position_ids": inputs["position_ids"][:, start:stop],
             }
-            out = ours(**chunk, past_key_values=cache, use_cache=True)
-            expected = theirs(**chunk, past_key_values=their_cache, use_cache=True)
+            out = model(**chunk, past_key_values=cache, use_cache=True)
+            expected = reference(**chunk, past_key_values=reference_cache, use_cache=True)
             cache = out.past_key_values
             assert cache.length == stop
             if real[:, start:stop].any():
@@ -78,26 +78,26 @@ def test_three_chunks_with_a_cache(name: str, side: str) -> None:
 @pytest.mark.parametrize("name", ["mqa_tied", "all_biases_tied", "yarn_narrow_heads", "dynamic_mqa", "longrope_gqa4"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients(name: str, checkpointing: bool) -> None:
-    ours, theirs = pair(config_of(**CONFIGURATIONS[name]), seed=2)
-    inputs, _ = batch(ours.config, "right")
-    ours.train()
+    model, reference = pair(config_of(**CONFIGURATIONS[name]), seed=2)
+    inputs, _ = batch(model.config, "right")
+    model.train()
     if checkpointing:
-        ours.gradient_checkpointing_enable()
-    ours(**inputs).loss.backward()
-    theirs(**inputs).loss.backward()
-    expected = dict(theirs.named_parameters())
-    names = [name for name, _ in ours.named_parameters()]
+        model.gradient_checkpointing_enable()
+    model(**inputs).loss.backward()
+    reference(**inputs).loss.backward()
+    expected = dict(reference.named_parameters())
+    names = [name for name, _ in model.named_parameters()]
     assert sorted(names) == sorted(expected)
-    for key, parameter in ours.named_parameters():
+    for key, parameter in model.named_parameters():
         assert distance(parameter.grad, expected[key].grad) <= LIMIT, key
 
 
 @pytest.mark.parametrize("mode", ["inputs_embeds", "mask_4d", "no_mask", "no_positions"])
 def test_other_inputs(mode: str) -> None:
-    ours, theirs = pair(config_of(num_key_value_heads=2), seed=3)
-    inputs, real = batch(ours.config, "right")
+    model, reference = pair(config_of(num_key_value_heads=2), seed=3)
+    inputs, real = batch(model.config, "right")
     if mode == "inputs_embeds":
-        embeds = torch.randn(3, 14, ours.config.hidden_size)
+        embeds = torch.randn(3, 14, model.config.hidden_size)
         inputs = {**inputs, "inputs_embeds": embeds}
         del inputs["input_ids"]
     if mode == "mask_4d":
@@ -110,7 +110,7 @@ def test_other_inputs(mode: str) -> None:
     if mode == "no_positions":
         del inputs["position_ids"]
     with torch.no_grad():
-        result, expected = ours(**inputs), theirs(**inputs)
+        result, expected = model(**inputs), reference(**inputs)
     assert distance(result.logits, expected.logits, real) <= LIMIT
     assert distance(result.loss, expected.loss) <= LIMIT
 
@@ -120,38 +120,38 @@ def test_other_inputs(mode: str) -> None:
     sorted(set(ACTIVATIONS) - {"silu", "gelu_new"}),  # these two are in CONFIGURATIONS
 )
 def test_activations(act: str) -> None:
-    ours, theirs = pair(config_of(hidden_act=act, num_hidden_layers=1), seed=4)
-    inputs, real = batch(ours.config, "right")
+    model, reference = pair(config_of(hidden_act=act, num_hidden_layers=1), seed=4)
+    inputs, real = batch(model.config, "right")
     with torch.no_grad():
-        assert distance(ours(**inputs).logits, theirs(**inputs).logits, real) <= LIMIT
+        assert distance(model(**inputs).logits, reference(**inputs).logits, real) <= LIMIT
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_close_to_float32(dtype: torch.dtype) -> None:
-    ours, theirs = pair(config_of(num_key_value_heads=2, initializer_range=0.1), seed=5)
-    inputs, real = batch(ours.config, "left")
+    model, reference = pair(config_of(num_key_value_heads=2, initializer_range=0.1), seed=5)
+    inputs, real = batch(model.config, "left")
     with torch.no_grad():
-        exact = theirs(**inputs).logits
-        their_error = distance(theirs.to(dtype)(**inputs).logits.float(), exact, real)
-        result = ours.to(dtype)(**inputs).logits
+        exact = reference(**inputs).logits
+        reference_error = distance(reference.to(dtype)(**inputs).logits.float(), exact, real)
+        result = model.to(dtype)(**inputs).logits
     assert result.dtype == dtype
-    assert distance(result.float(), exact, real) <= 1.5 * their_error
+    assert distance(result.float(), exact, real) <= 1.5 * reference_error
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_norm_is_cast_back_before_it_is_scaled(dtype: torch.dtype) -> None:
     torch.manual_seed(8)
-    ours, theirs = LlamaRMSNorm(64, 1e-5).to(dtype), Theirs(64, 1e-5).to(dtype)
+    norm, reference = LlamaRMSNorm(64, 1e-5).to(dtype), Reference(64, 1e-5).to(dtype)
     with torch.no_grad():
-        ours.weight.normal_()
-        theirs.weight.copy_(ours.weight)
+        norm.weight.normal_()
+        reference.weight.copy_(norm.weight)
         x = torch.randn(9, 64, dtype=dtype) * 3
-        assert torch.equal(ours(x), theirs(x))
+        assert torch.equal(norm(x), reference(x))
 
 
 def test_base_model_and_tuples() -> None:
-    ours, theirs = pair(config_of(num_key_value_heads=2), seed=6)
-    ids, mask, positions = ragged(ours.config, LENGTHS, "right")
+    model, reference = pair(config_of(num_key_value_heads=2), seed=6)
+    ids, mask, positions = ragged(model.config, LENGTHS, "right")
     inputs = {
         "attention_mask": mask,
         "position_ids": positions,
@@ -159,9 +159,9 @@ def test_base_model_and_tuples() -> None:
         "output_attentions": True,
     }
     with torch.no_grad():
-        result = ours.model(ids, **inputs)
-        expected = theirs.model(ids, **inputs)
-        hidden, cache, states, weights = ours.model(ids, **inputs, use_cache=True, return_dict=False)
+        result = model.model(ids, **inputs)
+        expected = reference.model(ids, **inputs)
+        hidden, cache, states, weights = model.model(ids, **inputs, use_cache=True, return_dict=False)
     assert distance(result.last_hidden_state, expected.last_hidden_state, mask.bool()) <= LIMIT
     assert torch.equal(hidden, result.last_hidden_state)
     assert torch.equal(states[-1], hidden)
@@ -172,13 +172,13 @@ def test_base_model_and_tuples() -> None:
 @pytest.mark.parametrize("labels", [1, 3])
 def test_classification(labels: int) -> None:
     config = config_of(num_labels=labels, pad_token_id=0, num_key_value_heads=2)
-    ours, theirs = pair(config, 7, LlamaForSequenceClassification, "LlamaForSequenceClassification")
+    model, reference = pair(config, 7, LlamaForSequenceClassification, "LlamaForSequenceClassification")
     ids, mask, positions = ragged(config, LENGTHS, "right")
     target = torch.tensor([0.2, -1.0, 3.0]) if labels == 1 else torch.tensor([2, 0, 1])
     with torch.no_grad():
         for side in ("left", "right"):
             ids, mask, positions = ragged(config, LENGTHS, side)
-            result = ours(ids, attention_mask=mask, position_ids=positions, labels=target)
-            expected = theirs(ids, attention_mask=mask, position_ids=positions, labels=target)
+            result = model(ids, attention_mask=mask, position_ids=positions, labels=target)
+            expected = reference(ids, attention_mask=mask, position_ids=positions, labels=target)
             assert distance(result.logits, expected.logits) <= LIMIT
             assert distance(result.loss, expected.loss) <= LIMIT

@@ -114,13 +114,13 @@ def test_attributes_other_libraries_look_for(kind: Any, folder: Path) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_parameters_without_embeddings(tied: bool) -> None:
-    ours, theirs = pair(config_of(tie_word_embeddings=tied))
+    model, reference = pair(config_of(tie_word_embeddings=tied))
     for trainable in (False, True):
-        for model in (ours, theirs):
-            model.lm_head.weight.requires_grad_(False)
+        for either in (model, reference):
+            either.lm_head.weight.requires_grad_(False)
         flags: dict[str, Any] = {"only_trainable": trainable, "exclude_embeddings": True}
-        assert ours.num_parameters(**flags) == theirs.num_parameters(**flags)
-        assert ours.num_parameters(trainable) == theirs.num_parameters(trainable)
+        assert model.num_parameters(**flags) == reference.num_parameters(**flags)
+        assert model.num_parameters(trainable) == reference.num_parameters(trainable)
 
 
 def test_inputs_that_require_gradients() -> None:

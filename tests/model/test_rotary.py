@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding as Theirs
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding as Reference
 
 from puna.config import LlamaConfig
 from puna.model import KVCache, LlamaForCausalLM
 from puna.model.rope import LlamaRotaryEmbedding, Rotation
 from tests.helpers.configurations import DYNAMIC, LLAMA3, YARN, config_of, longrope
-from tests.helpers.reference_models import distance, pair, their_config
+from tests.helpers.reference_models import distance, pair, transformers_config
 
 SETTINGS: dict[str, Any] = {
     "default": None,
@@ -30,26 +30,26 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize(("theta", "head_dim"), [(10000.0, 12), (500000.0, 64), (1e6, 128)])
-def test_fixed_frequencies_equal_the_references(name: str, theta: float, head_dim: int) -> None:
+def test_fixed_frequencies_equal_those_of_transformers(name: str, theta: float, head_dim: int) -> None:
     config = config_of(rope_scaling=SETTINGS[name], rope_theta=theta, head_dim=head_dim)
-    ours, theirs = LlamaRotaryEmbedding(config), Theirs(their_config(config))
+    rotary, reference = LlamaRotaryEmbedding(config), Reference(transformers_config(config))
     # Two roundings of float32: the interpolation of llama3 is computed in another order.
-    assert ((ours.inv_freq - theirs.inv_freq) / theirs.inv_freq).abs().max() < 1.3e-7
+    assert ((rotary.inv_freq - reference.inv_freq) / reference.inv_freq).abs().max() < 1.3e-7
     positions = torch.tensor([[0, 1, 7, 500]])
-    result = ours(positions, KVCache())
+    result = rotary(positions, KVCache())
     assert isinstance(result, Rotation)
-    for mine, their_angles in zip(result.angles, theirs(torch.zeros(1), positions), strict=True):
-        assert (mine[:, 0] - their_angles[..., : head_dim // 2]).abs().max() < 1e-4
+    for angles, expected_angles in zip(result.angles, reference(torch.zeros(1), positions), strict=True):
+        assert (angles[:, 0] - expected_angles[..., : head_dim // 2]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=20, attention_factor=1.2)])
 @pytest.mark.parametrize("length", [20, 21, 33])
-def test_last_position_equals_the_references(settings: dict[str, Any], length: int) -> None:
-    """Beyond the original context, only the last position of a single layer: the reference uses one length for all."""
-    ours, theirs = pair(config_of(rope_scaling=settings, num_hidden_layers=1, max_position_embeddings=20))
+def test_logits_of_the_last_position_equal_those_of_transformers(settings: dict[str, Any], length: int) -> None:
+    """Beyond the original context only the last position is compared: transformers uses one length for all."""
+    model, reference = pair(config_of(rope_scaling=settings, num_hidden_layers=1, max_position_embeddings=20))
     ids = torch.randint(3, 67, (2, length))
     with torch.no_grad():
-        result, expected = ours(ids).logits, theirs(ids).logits
+        result, expected = model(ids).logits, reference(ids).logits
     first = 0 if length == 20 else length - 1
     assert distance(result[:, first:], expected[:, first:]) <= 1e-5
 
@@ -104,21 +104,21 @@ def _frequencies(c: LlamaConfig, length: int) -> tuple[Tensor, float]:
 
 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=12)])
-def test_frequencies_by_length_equal_the_reference_for_any_chunks_and_batch(settings: dict[str, Any]) -> None:
+def test_frequencies_by_length_match_float64_for_any_chunks_and_batch(settings: dict[str, Any]) -> None:
     config = config_of(rope_scaling=settings, max_position_embeddings=12, num_key_value_heads=2)
-    ours, _ = pair(config, seed=1)
+    model, _ = pair(config, seed=1)
     texts = [torch.randint(3, 67, (length,)) for length in (25, 9, 17)]
-    expected = [reference_logits(ours, text) for text in texts]
+    expected = [reference_logits(model, text) for text in texts]
     ids = torch.stack([torch.nn.functional.pad(text, (25 - len(text), 0)) for text in texts])
     mask = torch.stack([(torch.arange(25) >= 25 - len(text)).long() for text in texts])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = None
     chunks = []
     with torch.no_grad():
-        fused = ours(ids, attention_mask=mask, position_ids=positions).logits.double()
-        eager = ours(ids, attention_mask=mask, position_ids=positions, output_attentions=True).logits.double()
+        fused = model(ids, attention_mask=mask, position_ids=positions).logits.double()
+        eager = model(ids, attention_mask=mask, position_ids=positions, output_attentions=True).logits.double()
         for start, stop in ((0, 11), (11, 20), (20, 21), (21, 25)):
-            step = ours(ids[:, start:stop], mask[:, :stop], positions[:, start:stop], cache)
+            step = model(ids[:, start:stop], mask[:, :stop], positions[:, start:stop], cache)
             cache = step.past_key_values
             chunks.append(step.logits.double())
     for logits in (fused, eager, torch.cat(chunks, dim=1)):
@@ -128,35 +128,35 @@ def test_frequencies_by_length_equal_the_reference_for_any_chunks_and_batch(sett
 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=12)])
 def test_positions_of_a_tuple_of_unrotated_keys_start_at_0(settings: dict[str, Any]) -> None:
-    ours, _ = pair(config_of(rope_scaling=settings, max_position_embeddings=12))
+    model, _ = pair(config_of(rope_scaling=settings, max_position_embeddings=12))
     ids = torch.randint(3, 67, (1, 20))
     with torch.no_grad():
-        cache = ours(ids[:, :15]).past_key_values
-        result = ours(ids[:, 15:], past_key_values=tuple(tuple(layer) for layer in cache)).logits
-        assert distance(result, ours(ids).logits[:, 15:]) <= 1e-5
+        cache = model(ids[:, :15]).past_key_values
+        result = model(ids[:, 15:], past_key_values=tuple(tuple(layer) for layer in cache)).logits
+        assert distance(result, model(ids).logits[:, 15:]) <= 1e-5
 
 
 def test_an_earlier_long_prompt_does_not_affect_logits() -> None:
-    ours, _ = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=12))
+    model, _ = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=12))
     short, long = torch.randint(3, 67, (1, 8)), torch.randint(3, 67, (1, 40))
     with torch.no_grad():
-        before = ours(short).logits
-        ours(long)
-        assert torch.equal(ours(short).logits, before)
+        before = model(short).logits
+        model(long)
+        assert torch.equal(model(short).logits, before)
 
 
 def test_gradients_beyond_the_original_context() -> None:
-    ours, _ = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=8), seed=2)
+    model, _ = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=8), seed=2)
     ids = torch.randint(3, 67, (2, 12))
-    ours.train()
-    ours(ids, labels=ids).loss.backward()
-    gradient = ours.model.layers[0].self_attn.k_proj.weight.grad.clone()
-    weight = ours.model.layers[0].self_attn.k_proj.weight
+    model.train()
+    model(ids, labels=ids).loss.backward()
+    gradient = model.model.layers[0].self_attn.k_proj.weight.grad.clone()
+    weight = model.model.layers[0].self_attn.k_proj.weight
     with torch.no_grad():
         weight[3, 5] += 1e-2
-        up = ours(ids, labels=ids).loss
+        up = model(ids, labels=ids).loss
         weight[3, 5] -= 2e-2
-        down = ours(ids, labels=ids).loss
+        down = model(ids, labels=ids).loss
     assert float((up - down) / 2e-2) == pytest.approx(float(gradient[3, 5]), rel=1e-2)
 
 
@@ -174,7 +174,7 @@ def test_frequencies_stay_float32_and_are_never_on_the_meta_device() -> None:
 
 
 def test_a_head_of_one_pair() -> None:
-    """The reference divides by zero here; the only frequency is 1 for any base."""
+    """The only frequency is 1 for any base; transformers divides by zero here."""
     config = config_of(head_dim=2, rope_scaling=DYNAMIC, max_position_embeddings=4)
     runs = list(LlamaRotaryEmbedding(config)(torch.arange(9)[None], KVCache()))
     assert [queries for queries, _, _ in runs] == [slice(0, 4), *(slice(p, p + 1) for p in range(4, 9))]

@@ -53,15 +53,15 @@ def test_chunks_return_the_logits_of_the_complete_text(name: str) -> None:
 
 
 def test_a_batch_of_slots_and_freed_slots(backend: TorchBackend) -> None:
-    one, other = IDS[:6], IDS[6:]
-    logits = backend.forward([Chunk(0, one, 0, 2), Chunk(9, other, 0, 1)])
-    expected = np.concatenate([all_logits(backend.model, one)[-2:], all_logits(backend.model, other)[-1:]])
+    first, second = IDS[:6], IDS[6:]
+    logits = backend.forward([Chunk(0, first, 0, 2), Chunk(9, second, 0, 1)])
+    expected = np.concatenate([all_logits(backend.model, first)[-2:], all_logits(backend.model, second)[-1:]])
     assert close(logits, expected)
-    alone = backend.forward([Chunk(1, other, 0, 1)])
+    alone = backend.forward([Chunk(1, second, 0, 1)])
     assert np.array_equal(logits[2:], alone)  # bit-identical with and without other chunks in the batch
     backend.free(0)
     backend.free(0)
-    assert np.array_equal(backend.forward([Chunk(0, other, 0, 1)]), alone)
+    assert np.array_equal(backend.forward([Chunk(0, second, 0, 1)]), alone)
     assert backend.forward([]).shape == (0, 67)
 
 

@@ -9,6 +9,6 @@ from puna.native import machine
 
 @pytest.fixture(params=machine().kernels)
 def kernels(request, monkeypatch) -> str:
-    """Each build of the kernels that this processor runs; the runtime uses it."""
+    """Runs the test with each build of the kernels that this processor supports."""
     monkeypatch.setenv("PUNA_KERNELS", request.param)
     return request.param

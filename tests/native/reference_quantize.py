@@ -15,8 +15,15 @@ TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 6
 
 @dataclass(frozen=True)
 class Kind:
-    """size: values that share a scale; levels: of a block, 0 .. levels or -levels .. levels - 1; small: the largest
-    multiple a scale becomes; steps: scales tried (none: symmetric levels); weigh: weights without importance."""
+    """The settings of a format's search.
+
+    Attributes:
+        size: number of values that share a scale.
+        levels: values are stored as 0 to levels, or as -levels to levels - 1.
+        small: the largest multiple that represents a scale.
+        steps: the scales that are tried; None: the levels are symmetric.
+        weigh: the weights of errors if there are no importances.
+    """
 
     size: int
     levels: int
@@ -36,7 +43,7 @@ KINDS = {
 
 
 def weights(name: str, x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
-    """How much each error matters to the search; x is (rows, columns)."""
+    """Returns the weight of each squared error in the search; x is (rows, columns)."""
     kind = KINDS[name]
     if importance is not None and name == "q6_K":
         return np.broadcast_to(importance, x.shape)
@@ -51,7 +58,7 @@ def weights(name: str, x: np.ndarray, importance: np.ndarray | None) -> np.ndarr
 
 
 def rounded(name: str, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
-    """x, (rows, columns), as ggml's search would store it; `weighted`: as it searches where importance is given."""
+    """Returns x, (rows, columns), rounded as by ggml; `weighted`: with the search that it uses for importances."""
     kind = KINDS[name]
     if weighted and kind.steps is not None:
         kind = replace(kind, steps=np.arange(-0.9, 0.91, 0.05))
@@ -79,21 +86,21 @@ def _table(at: np.ndarray) -> np.ndarray:
 
 
 def _best_scale(kind: Kind, table: bool, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """make_qx_quants, and the search of quantize_row_iq4_nl_impl."""
+    """Computes make_qx_quants, or the search of quantize_row_iq4_nl_impl."""
     most = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)
     best, scale = np.zeros(len(x)), np.zeros(len(x))
     for step in np.arange(-7, 8) if table else np.arange(-9, 10) * 0.1:
         at = x * (-(kind.levels + step) * _inverse(most))
         level = _table(at) if table else np.clip(np.rint(at), -kind.levels, kind.levels - 1)
         lx, ll = (w * level * x).sum(1), (w * level**2).sum(1)
-        found = lx * _inverse(ll)
-        scale = np.where(found * lx > best, found, scale)
-        best = np.maximum(best, found * lx)
+        candidate = lx * _inverse(ll)
+        scale = np.where(candidate * lx > best, candidate, scale)
+        best = np.maximum(best, candidate * lx)
     return scale
 
 
 def _lines(kind: Kind, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
-    """make_qkx2_quants, or make_qkx3_quants, which tries more."""
+    """Computes make_qkx2_quants, or make_qkx3_quants, which tries more candidates."""
     low, high = np.minimum(x.min(1), 0), x.max(1)
     best, scale, least = np.full(len(x), np.inf), (high - low) / kind.levels, low
     sw, sx = w.sum(1), (w * x).sum(1)
@@ -115,16 +122,16 @@ def _lines(kind: Kind, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarr
 
 
 def _multiples(kind: Kind, low: int, high: int, value: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
-    """Scales as multiples of a part of the largest; where importance is given of the best part (make_qp_quants)."""
+    """Rounds scales to multiples of a unit: a part of the largest; if weighted, the best unit (make_qp_quants)."""
     shared, weight = (one.reshape(-1, 256 // kind.size) for one in (value, w.sum(1)))
     most = np.take_along_axis(shared, np.abs(shared).argmax(1)[:, None], 1)
     best, out = np.full((len(shared), 1), np.inf), np.zeros(shared.shape)
     for step in np.arange(-9, 10) * 0.1 if weighted else [0]:
         unit = most / ((low or high) + step)
-        whole = np.clip(np.rint(shared * _inverse(unit)), low, high)
+        multiples = np.clip(np.rint(shared * _inverse(unit)), low, high)
         if weighted:
-            unit = ((weight * shared * whole).sum(1) * _inverse((weight * whole**2).sum(1)))[:, None]
-        error = (weight * (unit * whole - shared) ** 2).sum(1, keepdims=True)
-        out = np.where(error < best, _half(unit) * whole, out)
+            unit = ((weight * shared * multiples).sum(1) * _inverse((weight * multiples**2).sum(1)))[:, None]
+        error = (weight * (unit * multiples - shared) ** 2).sum(1, keepdims=True)
+        out = np.where(error < best, _half(unit) * multiples, out)
         best = np.minimum(error, best)
     return out.reshape(-1, 1)

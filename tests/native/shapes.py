@@ -1,4 +1,4 @@
-"""Configurations that the native runtime supports, some with sizes that fill no register, block or page."""
+"""Configurations that the native runtime supports; some sizes are not multiples of a register, block or page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every format of weights: the values that panels hold, and the logits they give, on every build of the kernels."""
+"""Every weight format: the values in panels, and the logits, with every build of the kernels."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SIZES = {
 }
 
 SUM_TOLERANCE = 2e-6
-"""Relative RMS of one stage. The inputs of its matrices are the same in both passes, rounded alike, so that only the
-order and the precision of sums differ. A float32 sum of n products is off by about sqrt(n) / 2 * 2^-24: 7e-7 for 512
-products, 1.2e-6 for 1536. Measured: up to 5e-7 in float formats and 1.5e-7 in integer formats, whose products are
+"""Relative RMS of one stage. Both passes multiply the same rounded inputs, so that only the order and the precision of
+sums differ. The error of a float32 sum of n products is about sqrt(n) / 2 * 2^-24: 7e-7 for 512 products,
+1.2e-6 for 1536. Measured: up to 5e-7 in float formats and 1.5e-7 in integer formats, whose products are
 summed exactly within a block."""
 
 CACHE_TOLERANCE = 1e-4
 """The same for attention over a rounded cache. Keys and values are computed in both passes, about 2e-7 apart, and then
-rounded: where they are on either side of the middle between two values of the type, an element differs by one step. A
+rounded: an element differs by one step if the two are on different sides of the midpoint of two values of the type. A
 step is 2^-11 (f16), 2^-8 (bf16) or, in q8_0, 1/127 of the largest of 32 elements. The share of elements that differ is
 2e-7 divided by the step, so that the RMS is about sqrt(2e-7 * step): 1e-5 to 4e-5. Measured: up to 5e-5."""
 
@@ -59,7 +59,7 @@ def read_back(backend: NativeBackend, kind: int, layer: int, shape: tuple[int, i
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_panels_hold_the_values_of_the_file(name):
-    """Bit for bit; rows in another order, and a last panel that is not full."""
+    """Values are equal bit for bit, also with permuted rows and a last panel that is not full."""
     config = config_of(vocab_size=71, **SIZES)
     tensors = pack_state(name, random_state(config))
     backend = NativeBackend(config, tensors, 2)
@@ -95,8 +95,8 @@ def test_logits_in_every_format(name, cache, kernels):
 
 
 @pytest.mark.parametrize("columns", [32, 96, 288, *(pytest.param(n, marks=pytest.mark.slow) for n in (576, 1536))])
-def test_rows_that_fill_no_scale_of_activations(columns, kernels):
-    """A hidden size of 576 and the like, in formats of blocks of 32 values and in float formats."""
+def test_rows_that_are_not_a_multiple_of_the_activation_scale(columns, kernels):
+    """Hidden sizes such as 576, in formats with blocks of 32 values and in float formats."""
     for name in ("q4_0", "q4_1", "q5_1", "q8_0", "iq4_nl", "bf16", "f16"):
         config = config_of(
             vocab_size=50,
@@ -115,8 +115,8 @@ def test_rows_that_fill_no_scale_of_activations(columns, kernels):
 
 @pytest.mark.parametrize("target", ["q8_0", "Q4_0", "q4_k"])
 @pytest.mark.parametrize("source", ["f32", "f16", "bf16"])
-def test_quantize_while_packing(source, target):
-    """q8_0 and q4_0 as gguf's own quantiser rounds; q4_K nearer than q4_1, which spends more bits."""
+def test_quantising_while_packing_is_as_accurate_as_gguf(source, target):
+    """The error of q8_0 and q4_0 is that of gguf's quantiser; the error of q4_K is below that of the larger q4_1."""
     quants = pytest.importorskip("gguf.quants")
     types = pytest.importorskip("gguf").GGMLQuantizationType
     config = config_of(vocab_size=71, **SIZES)
@@ -129,8 +129,8 @@ def test_quantize_while_packing(source, target):
     result = read_back(NativeBackend(config, tensors, quantize=target), 5, 1, expected.shape)
     error = np.sqrt(((result - expected) ** 2).mean())
     kind = {"q8_0": types.Q8_0, "q4_0": types.Q4_0, "q4_k": types.Q4_1}[target.lower()]
-    theirs = quants.dequantize(quants.quantize(expected, kind), kind)
-    limit = np.sqrt(((theirs - expected) ** 2).mean())
+    quantised = quants.dequantize(quants.quantize(expected, kind), kind)
+    limit = np.sqrt(((quantised - expected) ** 2).mean())
     assert error <= limit * (1.0 if target == "q4_k" else 1.001)
     assert error > 0
 
@@ -175,7 +175,7 @@ def test_the_library_refuses_rows_of_partial_blocks():
 
 
 def test_a_nan_scale_makes_the_logits_nan():
-    """A block whose scale is NaN gives NaN, which sampling refuses; it is not rounded away."""
+    """The logits are NaN if the scale of a block is NaN, so that sampling refuses them."""
     config = config_of(vocab_size=71, **SIZES)
     state = random_state(config)
     tensors = pack_state("q8_0", state)
@@ -188,7 +188,7 @@ def test_a_nan_scale_makes_the_logits_nan():
 @pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj"])
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00145, 0x7F812345, 0xFFC00001])
 def test_a_nan_weight_makes_the_logits_nan(name, bits, kernels):
-    """Whatever the bits of a NaN, attention's exponentials keep it one."""
+    """Attention's exponentials return NaN for a NaN with any bits."""
     config = config_of(vocab_size=71, **SIZES)
     state = random_state(config)
     state[f"model.layers.0.self_attn.{name}.weight"].view(np.uint32)[0, 3] = bits

@@ -1,4 +1,4 @@
-"""Models that do not fit in memory are errors with the numbers; caches use the memory that is left."""
+"""Models that do not fit in memory are errors that give the sizes; caches use the remaining memory."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def test_packed_bytes_are_minus_one_for_an_invalid_format_or_shape(shape):
 
 
 def test_the_cache_uses_the_memory_that_the_weights_leave(monkeypatch):
-    full = NativeBackend(CONFIG, tensors(), slots=4)
-    assert full.cache_tokens == 4 * 512
-    page = full.cache_bytes_per_token * 64
-    library = full._library
+    backend = NativeBackend(CONFIG, tensors(), slots=4)
+    assert backend.cache_tokens == 4 * 512
+    page = backend.cache_bytes_per_token * 64
+    library = backend._library
     weights = sum(
         library.puna_packed_bytes(tensor.format.ggml_id, *tensor.shape)
         for tensor in tensors().values()

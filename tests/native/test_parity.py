@@ -36,10 +36,11 @@ def test_logits_agree_with_pytorch(name, kernels):
 @pytest.mark.parametrize("name", SHAPES)
 def test_frequencies_agree_with_pytorch(name):
     config = config_of(**SHAPES[name])
-    ours, theirs = Rope(config), LlamaRotaryEmbedding(config)
-    assert ours.scale == pytest.approx(theirs.scaling)
-    assert ours.by_length == theirs.by_length
-    for first, last, inv_freq in ours.runs(3, config.context_length - 3):
+    rope, reference = Rope(config), LlamaRotaryEmbedding(config)
+    assert rope.scale == pytest.approx(reference.scaling)
+    assert rope.by_length == reference.by_length
+    for first, last, inv_freq in rope.runs(3, config.context_length - 3):
         for position in (3 + first, 3 + last - 1):
-            expected = theirs._for_length(torch.tensor([[[position + 1]]])) if theirs.by_length else theirs.inv_freq
+            length = torch.tensor([[[position + 1]]])
+            expected = reference._for_length(length) if reference.by_length else reference.inv_freq
             np.testing.assert_allclose(inv_freq, expected.numpy().reshape(-1), rtol=1e-6)

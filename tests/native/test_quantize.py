@@ -71,9 +71,9 @@ def test_the_error_of_q8_0_is_that_of_ggml(kind):
     """The bytes may differ: values halfway between two levels may be rounded either way."""
     quants, gguf = pytest.importorskip("gguf.quants"), pytest.importorskip("gguf")
     x = sample(kind, 736)
-    ours, theirs = run(x, "q8_0"), quants.quantize(x, gguf.GGMLQuantizationType.Q8_0)
-    assert (ours != theirs).mean() < 1e-3
-    assert error(x, decoded(ours, "q8_0")) <= 1.001 * error(x, decoded(theirs, "q8_0"))
+    packed, expected = run(x, "q8_0"), quants.quantize(x, gguf.GGMLQuantizationType.Q8_0)
+    assert (packed != expected).mean() < 1e-3
+    assert error(x, decoded(packed, "q8_0")) <= 1.001 * error(x, decoded(expected, "q8_0"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +101,7 @@ def test_importance_lowers_the_weighted_error(name, kind):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_importance_may_have_any_unit_and_zeros(name):
-    """A factor that is a power of two cancels exactly; columns of importance 0 are still quantised sensibly."""
+    """A factor that is a power of two cancels exactly; columns of importance 0 are still quantised."""
     x, importance = sample("gaussian"), importance_of()
     assert (run(x, name, importance) == run(x, name, importance * np.float32(2.0**80))).all()
     assert (run(x, name, np.zeros(COLUMNS, np.float32)) == run(x, name, np.ones(COLUMNS, np.float32))).all()
@@ -113,7 +113,7 @@ def test_importance_may_have_any_unit_and_zeros(name):
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_results_are_bit_identical_everywhere(name, weighted, monkeypatch):
-    """On any number of threads and instruction set, for a row alone, and for equal values in f16, bf16 and f32."""
+    """Bytes are equal for every thread count and instruction set, for single rows, and for equal f16, bf16 and f32."""
     x = np.concatenate([sample(kind) for kind in KINDS])
     importance = importance_of() if weighted else None
     expected = run(x, name, importance, 1)

@@ -60,9 +60,9 @@ def run_schedule(random: np.random.Generator, backend: NativeBackend, texts: lis
     while any(length < len(text) for length, text in zip(lengths, texts, strict=True)):
         batch = []
         for index in random.permutation(len(texts)).tolist():
-            left = len(texts[index]) - lengths[index]
-            if left and random.random() < 0.8:
-                size = int(random.integers(1, min(left, random.choice([1, 8, 90])) + 1))
+            unread = len(texts[index]) - lengths[index]
+            if unread and random.random() < 0.8:
+                size = int(random.integers(1, min(unread, random.choice([1, 8, 90])) + 1))
                 tokens = texts[index][lengths[index] : lengths[index] + size]
                 batch.append(Chunk(index, tokens, lengths[index], int(random.integers(0, size + 1))))
         logits = backend.forward(batch)

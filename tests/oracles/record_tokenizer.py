@@ -1,4 +1,4 @@
-"""Runs inside an environment of transformers: prints what its tokenizer classes make of the golden vocabulary.
+"""Runs inside an environment of transformers: prints the results of its tokenizer classes for the golden vocabulary.
 
 Usage: PYTHON tests/oracles/record_tokenizer.py FOLDER ; tests/golden/expect.py runs it. FOLDER has tokenizer.model and
 tokenizer.json.
@@ -48,7 +48,7 @@ CHAT = [{"role": "user", "content": "Why do llamas hum?"}]
 
 
 def tokenizers(folder):
-    """The tokenizers to record, by name."""
+    """Returns the tokenizers to record, by name."""
     if transformers.__version__ < "5":
         model = str(folder / "tokenizer.model")
         return {
@@ -65,7 +65,7 @@ def tokenizers(folder):
 
 
 def record(tokenizer):
-    """Ids, decoded texts, a chat and the names of saved files."""
+    """Returns ids, decoded texts, a chat and the names of saved files."""
     texts = {}
     for text in TEXTS:
         ids = tokenizer(text)["input_ids"]

@@ -44,10 +44,10 @@ class Save:
 FIRST = Save(1)
 OTHER_CONFIG = {"rms_norm_eps": 1e-3}  # the same shapes: a mixture would load
 CASES = {
-    "one over one": (FIRST, Save(2)),
-    "one over one of another configuration": (FIRST, Save(2, changes=OTHER_CONFIG)),
-    "several over one": (FIRST, Save(2, 9_000, changes=OTHER_CONFIG)),
-    "one over several": (Save(1, 9_000), Save(2, changes=OTHER_CONFIG)),
+    "file over file": (FIRST, Save(2)),
+    "file over file of another configuration": (FIRST, Save(2, changes=OTHER_CONFIG)),
+    "shards over file": (FIRST, Save(2, 9_000, changes=OTHER_CONFIG)),
+    "file over shards": (Save(1, 9_000), Save(2, changes=OTHER_CONFIG)),
     "several over as many": (Save(1, 9_000), Save(2, 9_000)),
     "several over more": (Save(1, 6_000), Save(2, 9_000)),
     "a classifier over a language model": (FIRST, Save(2, head="classification")),
@@ -62,7 +62,7 @@ def fail_calls(patch: pytest.MonkeyPatch, error: Callable[[], BaseException], fi
     """Makes the calls `first` to `last` of functions that change the disk fail; returns the list of failed calls."""
     count, failed = itertools.count(), []
 
-    def broken(original: Callable[..., Any]) -> Callable[..., Any]:
+    def failing(original: Callable[..., Any]) -> Callable[..., Any]:
         def step(*args: Any, **options: Any) -> Any:
             if first <= (at := next(count)) <= last:
                 failed.append(at)
@@ -72,15 +72,15 @@ def fail_calls(patch: pytest.MonkeyPatch, error: Callable[[], BaseException], fi
         return step
 
     for owner, name in ((Path, "replace"), (Path, "open"), (os, "fsync"), (os, "mkdir")):
-        patch.setattr(owner, name, broken(getattr(owner, name)))
+        patch.setattr(owner, name, failing(getattr(owner, name)))
     return failed
 
 
-def full() -> OSError:
+def disk_full() -> OSError:
     return OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("case", [*CASES, "nothing there"])
+@pytest.mark.parametrize("case", [*CASES, "no earlier save"])
 @pytest.mark.slow
 def test_an_error_at_any_step_leaves_the_earlier_save(tmp_path: Path, case: str) -> None:
     earlier, save = CASES.get(case, (None, FIRST))
@@ -93,7 +93,7 @@ def test_an_error_at_any_step_leaves_the_earlier_save(tmp_path: Path, case: str)
         if earlier is not None:
             shutil.copytree(tmp_path / "old", folder)
         with pytest.MonkeyPatch.context() as patch:
-            failed = fail_calls(patch, full, step, step)
+            failed = fail_calls(patch, disk_full, step, step)
             try:
                 save(folder)
             except OSError as exc:
@@ -107,7 +107,7 @@ def test_an_error_at_any_step_leaves_the_earlier_save(tmp_path: Path, case: str)
     assert step > 10
 
 
-@pytest.mark.parametrize("error", [full, Killed])
+@pytest.mark.parametrize("error", [disk_full, Killed])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.slow
 def test_a_killed_save_never_leaves_a_mixture(tmp_path: Path, case: str, error: Callable[[], BaseException]) -> None:
@@ -136,15 +136,16 @@ def test_a_killed_save_never_leaves_a_mixture(tmp_path: Path, case: str, error: 
         refused += 1
         with pytest.raises(PunaError, match=r"config\.json"):
             open_checkpoint(folder)
-        kept = [content(old_files) for old_files in folder.glob(".old-*")]
+        earlier_saves = [content(old_files) for old_files in folder.glob(".old-*")]
         assert all(
-            raw in (content(folder).get(name), *(files.get(name) for files in kept)) for name, raw in old.items()
+            raw in (content(folder).get(name), *(files.get(name) for files in earlier_saves))
+            for name, raw in old.items()
         )
-    assert (refused == 0) == (case == "one over one")
+    assert (refused == 0) == (case == "file over file")
     assert content(folder) == new
 
 
-def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+def test_a_file_size_limit_leaves_the_earlier_save(tmp_path: Path) -> None:
     FIRST(tmp_path)
     old, limits = content(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))

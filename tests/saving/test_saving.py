@@ -54,7 +54,7 @@ def test_shards_respect_the_limit_and_the_index_adds_up(tmp_path: Path) -> None:
     assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
 
 
-def test_a_new_save_replaces_the_old_one_whatever_its_shards(tmp_path: Path) -> None:
+def test_a_new_save_replaces_an_old_one_with_any_number_of_shards(tmp_path: Path) -> None:
     config = tiny_config()
     for seed, size in enumerate([10**9, 60_000, 30_000, 60_000, 10**9]):
         tensors = tiny_tensors(config, seed=seed)
@@ -72,9 +72,9 @@ def test_a_save_that_fails_leaves_the_old_weights(tmp_path: Path) -> None:
     def fail() -> bytes:
         raise RuntimeError("no more")
 
-    broken = [(name, "f32", shape, data) for name, _, shape, data in entries(tiny_tensors(config, seed=5))]
+    incomplete = [(name, "f32", shape, data) for name, _, shape, data in entries(tiny_tensors(config, seed=5))]
     with pytest.raises(RuntimeError, match="no more"):
-        save_checkpoint(tmp_path, config, [*broken, ("last", "f32", (1,), fail)], None, 60_000)
+        save_checkpoint(tmp_path, config, [*incomplete, ("last", "f32", (1,), fail)], None, 60_000)
     for name, weight in open_checkpoint(tmp_path).tensors.items():
         np.testing.assert_array_equal(weight.to_float32(), tensors[name])
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
@@ -95,9 +95,9 @@ def test_invalid_tensors_are_refused(tmp_path: Path, new: Any, message: str) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_sizes() -> None:
-    found = [parse_size(size) for size in (5, "5", "5GB", "200MB", "1 kb", "2GiB", "3MiB")]
-    assert found == [5, 5, 5 * 10**9, 2 * 10**8, 1000, 2 * 2**30, 3 * 2**20]
+def test_shard_sizes_are_parsed() -> None:
+    sizes = [parse_size(size) for size in (5, "5", "5GB", "200MB", "1 kb", "2GiB", "3MiB")]
+    assert sizes == [5, 5, 5 * 10**9, 2 * 10**8, 1000, 2 * 2**30, 3 * 2**20]
     for wrong in ("", "0", "-1", "5TB", "GB", "1.5GB", "B", 0):
         with pytest.raises(CheckpointError, match="give bytes"):
             parse_size(wrong)

@@ -1,4 +1,4 @@
-"""`Weight`: one tensor of a model, with Hugging Face's name and row order, whatever the files' format."""
+"""`Weight`: one tensor of a model, with Hugging Face's name and row order for every file format."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def pull(
     def announce(download: hub.Download) -> None:
         downloads.append(download)
         if not json:
-            hub.say(download)
+            hub.print_download(download)
 
     path = hub.fetch(reference, include=include or (), announce=announce, revision=revision)
     if json:

@@ -22,7 +22,7 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class GenerationConfig:
-    """Default settings of `generate()`. Only fields that differ from the reference's defaults are written to files.
+    """Default settings of `generate()`. Only fields that differ from the defaults of transformers are written to files.
 
     Args:
         max_length: maximum number of tokens in prompt and answer together; `max_new_tokens` takes precedence.
@@ -153,7 +153,7 @@ class GenerationConfig:
             raise ConfigError(f"{file}: {exc}") from exc
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields that differ from the defaults, which is what the reference writes to files."""
+        """Returns the fields that differ from the defaults; transformers writes the same ones to files."""
         fields = {key: value for key, value in vars(self).items() if key != "extra" and value != _DEFAULTS[key]}
         return {**self.extra, **fields}
 

@@ -143,7 +143,7 @@ class LlamaConfig:
         if original_max_position_embeddings is not None and original not in (self._rope_scaling or ()):
             extra[original] = original_max_position_embeddings  # unused by this rope type, but written back
 
-    # Keys in `extra` can be read as attributes, as in the reference.
+    # Keys in `extra` can be read as attributes, as in transformers.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:

@@ -163,7 +163,7 @@ def _read_settings(field: str, inner: dict[str, Any], context: RopeContext) -> d
 
 
 def _add_derived(kind: str, inner: dict[str, Any], context: RopeContext) -> None:
-    """Adds the keys that the reference derives, so that every release reads the same values from a saved file."""
+    """Adds the keys that transformers derives, so that every release reads the same values from a saved file."""
     if kind in ("yarn", "llama3", "longrope") and context.original_max_position_embeddings is not None:
         inner["original_max_position_embeddings"] = context.original_max_position_embeddings
     if kind in ("yarn", "longrope"):
@@ -173,7 +173,7 @@ def _add_derived(kind: str, inner: dict[str, Any], context: RopeContext) -> None
     if kind == "longrope" and "attention_factor" not in inner:
         original, factor = inner["original_max_position_embeddings"], inner.get("factor")
         if isinstance(original, int) and original > 1 and isinstance(factor, int | float):
-            # LongRoPE (arXiv:2402.13753), section 3.4, as the reference computes it.
+            # LongRoPE (arXiv:2402.13753), section 3.4, as transformers computes it.
             scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
             inner["attention_factor"] = scale
 

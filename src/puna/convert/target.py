@@ -109,6 +109,6 @@ def _plain(source: RowSource, main: BlockFormat, dtype: BlockFormat | None) -> R
 
 
 def _keeps_values(source: RowSource, to: BlockFormat) -> bool:
-    """Whether a vector has the same values in another type: GGUF files hold norms as float32 whatever they were."""
+    """Whether a vector has the same values in another type: GGUF files hold every norm as float32."""
     numbers = values(source, np.arange(source.shape[0])).reshape(-1)
     return bool(np.array_equal(to.decode(pack(numbers, to).reshape(-1)), numbers, equal_nan=True))

@@ -91,21 +91,21 @@ def _nearest_release(checkpoint: Checkpoint, params: Mapping[str, Any]) -> tuple
 
 
 def _differences(checkpoint: Checkpoint, params: Mapping[str, Any], version: str | None) -> dict[str, str]:
-    """Returns the settings that a reader of the files gets wrong if it is told the release `version`."""
+    """Returns the settings that differ when the files are read as those of release `version`."""
     config = checkpoint.config
     read, generation = read_as(params, config.vocab_size, version)
     factor, read_factor = ((one.rope_scaling or {}).get("factor") for one in (config, read))
     eos, read_eos = ([*sorted(ids)] for ids in (checkpoint.generation.eos_token_ids, generation.eos_token_ids))
     return {
-        name: f"{ours}, read as {theirs}"
-        for name, ours, theirs in (
+        name: f"{value}, read as {misread}"
+        for name, value, misread in (
             ("context of", config.max_position_embeddings, read.max_position_embeddings),
             (_FACTOR, factor, read_factor),
             ("bos_token_id", special_id(checkpoint, "bos_token_id"), read.bos_token_id),
             ("pad_token_id", special_id(checkpoint, "pad_token_id"), read.pad_token_id),
             ("EOS tokens", eos, read_eos),
         )
-        if ours != theirs
+        if value != misread
     }
 
 

@@ -22,7 +22,7 @@ MAX_AXES = 8
 """Maximum number of axes of a tensor; LLaMA weights have one or two."""
 
 _CHUNK = 1 << 16
-"""Values decoded at once, so that the temporary arrays fit in the second-level cache whatever the tensor's size."""
+"""Values decoded at once, so that the temporary arrays of a tensor of any size fit in the second-level cache."""
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from puna.hub.choice import Need
-from puna.hub.download import Download, fetch, say
+from puna.hub.download import Download, fetch, print_download
 from puna.hub.reference import Reference, parse, read_reference
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = [
-    "Download", "HubArguments", "Need", "Reference", "fetch", "hub_arguments", "local_path", "parse", "read_reference",
-    "say", "without_hub_arguments",
+    "Download", "HubArguments", "Need", "Reference", "fetch", "hub_arguments", "local_path", "parse", "print_download",
+    "read_reference", "without_hub_arguments",
 ]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class Download:
         )
 
 
-def say(download: Download) -> None:
+def print_download(download: Download) -> None:
     """Prints a download to standard error."""
     sys.stderr.write(f"{download}\n")
     sys.stderr.flush()
@@ -51,7 +51,7 @@ def fetch(
     *,
     include: Iterable[str] = (),
     subfolder: str = "",
-    announce: Callable[[Download], None] = say,
+    announce: Callable[[Download], None] = print_download,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,

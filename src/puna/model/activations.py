@@ -37,7 +37,7 @@ def _gelu_10(x: Tensor) -> Tensor:
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
-    """The sigmoid approximation of GELU (arXiv:1606.08415, section 2)."""
+    """Returns the sigmoid approximation of GELU (arXiv:1606.08415, section 2)."""
     return x * torch.sigmoid(1.702 * x)
 
 

@@ -92,7 +92,7 @@ def _read_4d(mask: Tensor, x: Tensor, total: int) -> AttentionMask:
             f"attention_mask is of type {mask.dtype}; with four dimensions it must be bool (True: attend) or float "
             "(added to the scores)"
         )
-    # To forbid a key, the reference adds the lowest number of the dtype, or twice that, which is minus infinity.
+    # To forbid a key, transformers adds the lowest number of the dtype, or twice that, which is minus infinity.
     return _fill_empty_rows(mask, mask <= torch.finfo(mask.dtype).min, x.dtype)
 
 

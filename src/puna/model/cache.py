@@ -72,7 +72,7 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
         return self[0][0].shape[2] if self else 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Returns the number of cached tokens; the name in later releases of the reference."""
+        """Returns the number of cached tokens; named as in later releases of transformers."""
         return self[layer_idx][0].shape[2] if self else 0
 
     def check_positions(self, new: Tensor, attention_mask: Tensor | None) -> None:

@@ -105,7 +105,7 @@ def generate(
         use_cache: keep keys and values between steps instead of computing them again.
         return_dict_in_generate: return a `GenerateOutput`; output_scores: with the logits of each choice.
         seed: makes sampling repeatable; generator: random generator; without both, PyTorch's global one is used.
-        others: arguments of the reference that are not supported; only values that disable them are accepted.
+        others: arguments of transformers that are not supported; only values that disable them are accepted.
 
     Returns:
         (B x num_return_sequences, tokens) ids of prompt and answer, padded on the right; or a `GenerateOutput`.

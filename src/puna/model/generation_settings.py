@@ -28,7 +28,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "token_healing": (None, False), "tokenizer": (None,), "top_h": (None,), "typical_p": (None, 1.0),
     "watermarking_config": (None,),
 }  # fmt: skip
-"""Settings and arguments of the reference that are not supported, with the values that disable them."""
+"""Settings and arguments of transformers that are not supported, with the values that disable them."""
 
 
 def merge_settings(base: GenerationConfig, arguments: Mapping[str, Any], others: Mapping[str, Any]) -> GenerationConfig:

@@ -112,7 +112,7 @@ class LlamaPreTrainedModel(nn.Module):
             dtype: type of the weights in memory: float32 by default, "auto" for the type they are stored in (float32 if
                 they are quantised); `torch_dtype` is the older name.
             device: the device of the weights; the CPU by default.
-            device_map: the reference's form of `device`: its name, {"": name}, or "auto" (a GPU if there is one).
+            device_map: the form of `device` in transformers: its name, {"": name}, or "auto" (a GPU if there is one).
             low_cpu_mem_usage: has no effect: weights are never held twice.
             attn_implementation: "sdpa" (default) or "eager".
             num_labels, id2label, label2id, problem_type: settings of a classification head, which replace those of the
@@ -174,8 +174,8 @@ class LlamaPreTrainedModel(nn.Module):
     def init_weights(self, module: nn.Module) -> None:
         """Initialises a linear layer or embedding; does nothing to other modules and on the meta device.
 
-        Weights are normal(0, initializer_range), biases and the padding row 0. This follows the reference's code; its
-        documentation mentions a truncated normal distribution.
+        Weights are normal(0, initializer_range), biases and the padding row 0. transformers does the same, although
+        its documentation mentions a truncated normal distribution.
         """
         if not isinstance(module, nn.Linear | nn.Embedding) or module.weight.is_meta:
             return
@@ -215,7 +215,7 @@ class LlamaPreTrainedModel(nn.Module):
 
     @property
     def base_model(self) -> LlamaModel:
-        """The `LlamaModel`; another name of `get_decoder()` in the reference."""
+        """The `LlamaModel`; transformers' other name for `get_decoder()`."""
         return self.get_decoder()
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -10,7 +10,7 @@ There are two cases:
 * dynamic, longrope: the frequencies depend on the length of the context. The query at position p uses those of length
   p + 1, for itself and for every key it attends to, so keys are cached unrotated (`LengthRotation`). A token's result
   then depends only on the tokens before it: not on the rest of the batch, on how the prompt is split into chunks, or on
-  earlier prompts. (The reference uses one length for all tokens of a call, and does not update cached keys.)
+  earlier prompts. (transformers uses one length for all tokens of a call, and does not update cached keys.)
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class LlamaRotaryEmbedding(nn.Module):
 
 
 def _powers(theta: float | Tensor, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns theta^(2i/E), (..., E/2). The order of operations is the reference's, so that rounding is the same.
+    """Returns theta^(2i/E), (..., E/2). The order of operations is that of transformers, so that rounding is the same.
 
     The device is explicit because models may be built under `torch.device("meta")`, but frequencies always need values.
     """
@@ -169,7 +169,7 @@ def _yarn(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, float]
     if settings.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
-    span = high - low or 0.001  # avoids division by 0, as the reference does
+    span = high - low or 0.001  # avoids division by 0, as transformers does
     interpolated = ((torch.arange(width // 2, dtype=torch.float32, device="cpu") - low) / span).clamp(0, 1)
     powers = _powers(theta, width)
     inv_freq = 1.0 / (factor * powers) * interpolated + 1.0 / powers * (1 - interpolated)

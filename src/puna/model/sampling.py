@@ -15,7 +15,7 @@ from puna.errors import RequestError
 def penalise_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
     """Divides the positive and multiplies the negative logits of the tokens in `ids`, (rows, tokens), by `penalty`.
 
-    CTRL (arXiv:1909.05858), section 4.1; the rule for negative logits is the reference's.
+    CTRL (arXiv:1909.05858), section 4.1; the rule for negative logits is that of transformers.
     """
     seen = logits.gather(1, ids)
     return logits.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
@@ -37,7 +37,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keeps the smallest set of most likely tokens with total probability >= p (arXiv:1904.09751); at least one token.
 
-    Probabilities are summed in ascending order, as in the reference, so that small ones are not lost to rounding.
+    Probabilities are summed in ascending order, as in transformers, so that small ones are not lost to rounding.
     """
     ordered, order = logits.sort(dim=-1)
     unlikely = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - p
@@ -52,7 +52,7 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def warp(logits: Tensor, settings: GenerationConfig) -> Tensor:
-    """Applies temperature, top-k, top-p and min-p, in the reference's order."""
+    """Applies temperature, top-k, top-p and min-p, in the order of transformers."""
     if settings.temperature != 1.0:
         logits = logits / settings.temperature
     if settings.top_k:
