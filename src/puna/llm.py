@@ -183,7 +183,7 @@ class LLM:
 
     def _prompt_logits(self, ids: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
         scored = Scored(Request(ids, max_tokens=0, prompt_logits=True))
-        with self._submitted([scored]):
+        with self._submit([scored]):
             while not scored.finished:
                 self._step()
                 yield from scored.take()
@@ -243,13 +243,13 @@ class LLM:
         return end_of_turn_ids(self.tokenizer)
 
     def _complete(self, answers: Sequence[Answer]) -> list[Completion]:
-        with self._submitted(answers):
+        with self._submit(answers):
             while not all(answer.finished for answer in answers):
                 self._step()
         return [answer.completion() for answer in answers]
 
     def _run(self, answer: Answer) -> Iterator[str]:
-        with self._submitted([answer]):
+        with self._submit([answer]):
             while not answer.finished:
                 self._step()
                 yield from answer.take()
@@ -258,7 +258,7 @@ class LLM:
                 raise answer.error
 
     @contextmanager
-    def _submitted(self, results: Sequence[Answer] | Sequence[Scored]) -> Iterator[None]:
+    def _submit(self, results: Sequence[Answer] | Sequence[Scored]) -> Iterator[None]:
         """Context manager: submits requests, and removes them from the engine at the end, also after an error."""
         ids = []
         try:

@@ -70,7 +70,7 @@ def test_work_that_exceeds_the_memory_is_skipped_with_a_reason():
         (["--quantize", "int3"], "must be one of q8_0, q4_0, q4_K"),
     ],
 )
-def test_bench_refuses(tiny_model, options, text):
+def test_bench_refuses_invalid_arguments(tiny_model, options, text):
     result = run("bench", "-m", str(tiny_model), *options)
     assert result.exit_code in (1, 2)
     assert text in " ".join(result.stderr.split())

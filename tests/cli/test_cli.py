@@ -69,7 +69,7 @@ def test_generate_prints_prompt_and_answer(tiny_model):
     )
 
 
-def test_generate_as_chat(tiny_model):
+def test_generate_renders_a_chat(tiny_model):
     arguments = ["generate", "-m", str(tiny_model), "-p", "hi", "--max-tokens", "5"]
     ids = as_json(*arguments, "--chat", "--system", "be brief")["prompt_ids"]
     assert LLM(tiny_model).tokenizer.decode(ids) == "<|system|>be brief<|end|><|user|>hi<|end|><|assistant|>"
@@ -149,7 +149,7 @@ def test_inspect_reports_errors_and_fails(smollm2, tmp_path):
     assert "error:" in result.stdout
 
 
-def test_info_json():
+def test_info_json_describes_the_installation():
     out = as_json("info")
     assert out["version"] == __version__
     assert out["physical_cores"] >= 1

@@ -87,13 +87,13 @@ def test_only_the_beginning_of_a_long_text_is_read(model: Path, tmp_path: Path) 
     assert len(ids) > 32768
     (tmp_path / "long.txt").write_text(TEXT * 40)
     (tmp_path / "longer.txt").write_text(TEXT * 80)
-    conversion = convert(model, tmp_path / "m.gguf", quantize="q3_K", calibrate=tmp_path / "long.txt")
-    assert f"calibration reads the first 32768 tokens of {tmp_path / 'long.txt'}" in conversion.notes
+    outcome = convert(model, tmp_path / "m.gguf", quantize="q3_K", calibrate=tmp_path / "long.txt")
+    assert f"calibration reads the first 32768 tokens of {tmp_path / 'long.txt'}" in outcome.notes
     convert(model, tmp_path / "n.gguf", quantize="q3_K", calibrate=tmp_path / "longer.txt")
     assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "n.gguf").read_bytes()
 
 
-def test_unusable_texts(model: Path, tmp_path: Path) -> None:
+def test_unusable_texts_are_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("llama")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1") * 2000)
     for name, message in (

@@ -158,9 +158,9 @@ def test_settings_that_metas_files_cannot_hold_are_noted(
 def test_rope_scaling_survives_metas_layout(theta: float, factor: float, tmp_path: Path) -> None:
     scaling = LLAMA3 | {"factor": factor}
     source = model(tmp_path / "hf", rope_theta=theta, rope_scaling=scaling, max_position_embeddings=131072)
-    conversion = convert(source, tmp_path / "meta", to="meta", verify=True)
-    text = "\n".join(conversion.notes)
-    assert conversion.nll["after"] == pytest.approx(conversion.nll["before"], abs=1e-6)  # read as that release
+    outcome = convert(source, tmp_path / "meta", to="meta", verify=True)
+    text = "\n".join(outcome.notes)
+    assert outcome.nll["after"] == pytest.approx(outcome.nll["before"], abs=1e-6)  # read as that release
     version = "3.2" if factor == 32 else None
     assert ("reads them with --llama-version 3.2" in text) == (version is not None)
     convert(tmp_path / "meta", tmp_path / "back", to="hf", llama_version=version)
@@ -180,8 +180,8 @@ def test_a_head_equal_to_the_embedding(tmp_path: Path) -> None:
     tensors = tiny_tensors(config)
     write_folder(source, config, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()})
     assert not open_checkpoint(source).config.tie_word_embeddings
-    conversion = convert(source, tmp_path / "meta", to="meta", shards=2, verify=True)
-    assert "head and embedding are equal" in conversion.notes[-1] and conversion.conversion.verified == len(tensors) - 1
+    outcome = convert(source, tmp_path / "meta", to="meta", shards=2, verify=True)
+    assert "head and embedding are equal" in outcome.notes[-1] and outcome.conversion.verified == len(tensors) - 1
     shard = load_torch(tmp_path / "meta" / "consolidated.00.pth")
     assert np.array_equal(shard["output.weight"], tensors["model.embed_tokens.weight"][:210])
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
@@ -223,8 +223,8 @@ def test_user_defined_pieces_are_not_split(to: str, tmp_path: Path) -> None:
     family = Family("tiny", 16, None, 1, "2", vocab=420)
     source = write_meta(tmp_path / "meta", family, hf_tensors(family))
     (source / "tokenizer.model").write_bytes(train_sentencepiece(user_defined_symbols=["<tool>", "llama!"]))
-    conversion = convert(source, tmp_path / "out", to=to, verify=True)
-    assert not any("other ids" in note for note in conversion.notes)
+    outcome = convert(source, tmp_path / "out", to=to, verify=True)
+    assert not any("other ids" in note for note in outcome.notes)
     convert(tmp_path / "out", tmp_path / "hf", to="hf")
     tools = load_tokenizer(source).convert_tokens_to_ids(["<tool>"])
     texts = ("llama <tool>grass", "a llama!<tool> <tool>", "<tool> llama!s")

@@ -96,7 +96,7 @@ def test_json_and_gguf_by_default_when_quantised(meta: Path, tmp_path: Path) -> 
     ],
 )
 @pytest.mark.slow
-def test_invalid_arguments(arguments: tuple[str, ...], message: str, meta: Path, tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(arguments: tuple[str, ...], message: str, meta: Path, tmp_path: Path) -> None:
     run = puna(meta, tmp_path / "out", *arguments)
     assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr, run.stderr
     assert not any(tmp_path.iterdir())
@@ -133,7 +133,9 @@ def test_notes_of_verify_are_shown(meta: Path, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.slow
-def test_absurd_values(file: str, key: str, value: object, to: str, message: str, meta: Path, tmp_path: Path) -> None:
+def test_absurd_values_are_refused(
+    file: str, key: str, value: object, to: str, message: str, meta: Path, tmp_path: Path
+) -> None:
     assert puna(meta, tmp_path / "hf").returncode == 0
     (tmp_path / "hf" / "tokenizer.json").unlink()
     raw = json.loads((tmp_path / "hf" / file).read_text())
@@ -143,7 +145,7 @@ def test_absurd_values(file: str, key: str, value: object, to: str, message: str
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
-def test_an_id_larger_than_any_vocabulary(meta: Path, tmp_path: Path) -> None:
+def test_an_id_larger_than_any_vocabulary_is_refused(meta: Path, tmp_path: Path) -> None:
     """An id in tokenizer.json is refused before memory for all smaller ids is allocated."""
     assert puna(meta, tmp_path / "hf").returncode == 0
     (tmp_path / "hf" / "tokenizer.model").unlink()
@@ -157,7 +159,7 @@ def test_an_id_larger_than_any_vocabulary(meta: Path, tmp_path: Path) -> None:
     assert time.perf_counter() - started < 10
 
 
-def test_a_tokenizer_whose_parts_do_not_fit(meta: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_with_contradictory_parts_is_refused(meta: Path, tmp_path: Path) -> None:
     assert puna(meta, tmp_path / "hf").returncode == 0
     (tmp_path / "hf" / "tokenizer.model").unlink()
     path = tmp_path / "hf" / "tokenizer.json"
@@ -173,7 +175,7 @@ def test_a_tokenizer_whose_parts_do_not_fit(meta: Path, tmp_path: Path) -> None:
     assert run.returncode == 1 and "is not a tokenizer.json" in run.stderr and "Traceback" not in run.stderr, run.stderr
 
 
-def test_a_gguf_without_token_types(meta: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_without_token_types_is_converted(meta: Path, tmp_path: Path) -> None:
     assert puna(meta, tmp_path / "m.gguf", "--to", "gguf").returncode == 0
     file = open_gguf(tmp_path / "m.gguf")
     keys = {key: value for key, value in file.metadata.items() if key != "tokenizer.ggml.token_type"}
@@ -184,7 +186,7 @@ def test_a_gguf_without_token_types(meta: Path, tmp_path: Path) -> None:
     assert len(open_gguf(tmp_path / "out.gguf").metadata["tokenizer.ggml.token_type"]) == 448
 
 
-def test_names_that_are_not_utf8(meta: Path, tmp_path: Path) -> None:
+def test_file_names_that_are_not_utf8_are_accepted(meta: Path, tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"src\xff")
     shutil.copytree(meta, folder)
     for to in ("hf", "gguf"):
@@ -196,7 +198,7 @@ def test_names_that_are_not_utf8(meta: Path, tmp_path: Path) -> None:
         assert run.returncode == 0, run.stderr
 
 
-def test_tokenizer_only(meta: Path, tmp_path: Path) -> None:
+def test_tokenizer_only_writes_no_weights(meta: Path, tmp_path: Path) -> None:
     assert puna(meta, tmp_path / "tok", "--tokenizer-only").returncode == 0
     assert not list((tmp_path / "tok").glob("*.safetensors"))
     assert len(load_tokenizer(tmp_path / "tok")) == 420
@@ -206,7 +208,7 @@ def test_tokenizer_only(meta: Path, tmp_path: Path) -> None:
     assert failed_run.returncode == 1 and not (tmp_path / "none").exists()
 
 
-def test_the_documented_command(meta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_of_the_documentation_runs(meta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     download = tmp_path / "download"  # as for Llama 1: a folder per size, and one tokenizer next to them
     shutil.copytree(meta, download / "7B")
     (download / "7B" / "tokenizer.model").rename(download / "tokenizer.model")

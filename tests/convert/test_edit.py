@@ -89,7 +89,7 @@ def test_heads_are_pooled(heads: int, tmp_path: Path) -> None:
         assert np.allclose(result[name], expected, rtol=1e-6, atol=1e-7), name
 
 
-def test_invalid_numbers_of_heads(tmp_path: Path) -> None:
+def test_invalid_numbers_of_heads_are_refused(tmp_path: Path) -> None:
     folder, _ = source(tmp_path / "in", num_key_value_heads=4)
     for heads in (3, 8):
         with pytest.raises(CheckpointError, match=f"{heads} key-value heads cannot be pooled from 4"):
@@ -116,7 +116,7 @@ def test_a_vocabulary_without_its_special_tokens_is_refused(tmp_path: Path) -> N
         convert(folder, tmp_path / "out", to="hf", vocab_size=80)
 
 
-def test_transformers_computes_the_same(tmp_path: Path) -> None:
+def test_transformers_computes_the_same_logits_after_a_conversion(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from transformers import LlamaForCausalLM
 
@@ -135,29 +135,29 @@ def test_the_plan_lists_the_changes(tmp_path: Path) -> None:
     folder, _ = source(tmp_path / "in", num_key_value_heads=4, hidden_size=128, head_dim=32, intermediate_size=128)
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
     convert(folder, tmp_path / "q.gguf", quantize="q4_0")
-    conversion = convert(tmp_path / "q.gguf", tmp_path / "m.gguf", quantize="q5_0", kv_heads=2, pad_vocab_to=64)
+    outcome = convert(tmp_path / "q.gguf", tmp_path / "m.gguf", quantize="q5_0", kv_heads=2, pad_vocab_to=64)
     formats = [weight.format.name for weight in open_checkpoint(tmp_path / "q.gguf").tensors.values()]
-    assert conversion.conversion.plan.before == {name: formats.count(name) for name in set(formats)}
-    notes = "\n".join(conversion.notes)
+    assert outcome.conversion.plan.before == {name: formats.count(name) for name in set(formats)}
+    notes = "\n".join(outcome.notes)
     assert "q4_0 to q5_0" in notes and "4 key-value heads become 2: the model needs training" in notes
     assert "32 new rows of vocabulary" in notes
 
 
-def test_infinite_values(tmp_path: Path) -> None:
+def test_infinite_values_are_kept_by_casts_and_refused_by_quantising(tmp_path: Path) -> None:
     folder, tensors = source(tmp_path / "in")
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
     tensors["model.layers.1.mlp.up_proj.weight"][0, 4] = float("inf")
     write_folder(folder, LlamaConfig.from_pretrained(folder), tensors)
-    conversion = convert(folder, tmp_path / "out", to="hf", dtype="bfloat16", verify=True)
-    json.dumps(conversion.to_dict(), allow_nan=False)
-    assert conversion.nll == {} and 0 < conversion.conversion.errors["mlp.up_proj.weight"] < 0.01
-    assert any("was not measured: " in note for note in conversion.notes)
+    outcome = convert(folder, tmp_path / "out", to="hf", dtype="bfloat16", verify=True)
+    json.dumps(outcome.to_dict(), allow_nan=False)
+    assert outcome.nll == {} and 0 < outcome.conversion.errors["mlp.up_proj.weight"] < 0.01
+    assert any("was not measured: " in note for note in outcome.notes)
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight: .*not a finite number"):
         convert(folder, tmp_path / "m.gguf", quantize="q4_0")
 
 
-def test_a_context_too_short_to_measure_nll(tmp_path: Path) -> None:
+def test_nll_is_not_measured_in_a_context_of_one_token(tmp_path: Path) -> None:
     folder, _ = source(tmp_path / "in", max_position_embeddings=1)
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
-    conversion = convert(folder, tmp_path / "out", to="hf", verify=True)
-    assert conversion.nll == {} and "a context of 1 tokens leaves nothing to predict" in conversion.notes[-1]
+    outcome = convert(folder, tmp_path / "out", to="hf", verify=True)
+    assert outcome.nll == {} and "a context of 1 tokens leaves nothing to predict" in outcome.notes[-1]

@@ -48,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny(tmp_path_factory.mktemp("gguf") / "tiny")
 
 
-def test_hf_to_gguf_to_hf(model: Path, tmp_path: Path) -> None:
+def test_a_model_survives_conversion_to_gguf_and_back(model: Path, tmp_path: Path) -> None:
     convert(model, tmp_path / "m.gguf", to="gguf", verify=True)
     convert(tmp_path / "m.gguf", tmp_path / "hf", to="hf", verify=True)
     assert bits(model) == bits(tmp_path / "m.gguf") == bits(tmp_path / "hf")
@@ -104,7 +104,7 @@ def test_rope_scaling_survives(rope: dict[str, Any] | None, tmp_path: Path) -> N
         assert after[key] == (value if isinstance(value, str) else pytest.approx(value)), key
 
 
-def test_models_that_gguf_cannot_express(tmp_path: Path) -> None:
+def test_models_that_gguf_cannot_express_are_refused(tmp_path: Path) -> None:
     folder = tiny(tmp_path / "hf", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
     with pytest.raises(CheckpointError, match="'dynamic' depends on the text's length"):
         convert(folder, tmp_path / "m.gguf", to="gguf")
@@ -166,17 +166,17 @@ def sample_ids(model: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("name", sorted({mix.name for mix in MIXES.values()} - {"f32", "f16", "bf16"}))
-def test_every_mix(name: str, model: Path, tmp_path: Path) -> None:
-    conversion = convert(model, tmp_path / "m.gguf", quantize=name.upper(), verify=True)
+def test_every_mix_keeps_errors_below_its_limit(name: str, model: Path, tmp_path: Path) -> None:
+    outcome = convert(model, tmp_path / "m.gguf", quantize=name.upper(), verify=True)
     file = open_gguf(tmp_path / "m.gguf")
     assert file.metadata["general.file_type"] == find_mix(name).file_type
-    assert conversion.conversion.verified == len(open_checkpoint(model).tensors)
+    assert outcome.conversion.verified == len(open_checkpoint(model).tensors)
     limit = {"q2": 0.35, "q3": 0.2, "q4": 0.1, "iq": 0.1, "q5": 0.05, "q6": 0.025, "q8": 0.01}[name[:2].lower()]
-    assert conversion.conversion.errors and all(0 < error < limit for error in conversion.conversion.errors.values())
+    assert outcome.conversion.errors and all(0 < error < limit for error in outcome.conversion.errors.values())
     ids = sample_ids(model)
     before, after = LLM(model), LLM(tmp_path / "m.gguf")
-    assert conversion.nll["before"] == pytest.approx(np.mean(before.nll(ids)), abs=1e-6)
-    assert conversion.nll["after"] == pytest.approx(np.mean(after.nll(ids)), abs=1e-6) != conversion.nll["before"]
+    assert outcome.nll["before"] == pytest.approx(np.mean(before.nll(ids)), abs=1e-6)
+    assert outcome.nll["after"] == pytest.approx(np.mean(after.nll(ids)), abs=1e-6) != outcome.nll["before"]
     expected, result = (llm.logits(ids[:64]) for llm in (before, after))
     assert np.linalg.norm(result - expected) < 2 * limit * np.linalg.norm(expected)
 

@@ -132,7 +132,7 @@ def test_a_gguf_file_is_resumed_if_every_source_file_is_unchanged(
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
-def test_links_at_the_destination(to: str, tmp_path: Path) -> None:
+def test_a_link_at_the_destination_is_replaced_only_with_overwrite(to: str, tmp_path: Path) -> None:
     """A link to nothing or to an empty folder is replaced only with overwrite, and its target is never changed."""
     model = with_tokenizer(tmp_path / "in")
     (tmp_path / "empty").mkdir()
@@ -167,7 +167,7 @@ def test_other_files_in_the_staging_folder_are_safe(tmp_path: Path) -> None:
     assert (partial_folder(tmp_path / "out") / "mine.txt").read_text() == "mine"
 
 
-def test_killed_while_replacing(tmp_path: Path) -> None:
+def test_a_run_killed_while_replacing_leaves_a_model(tmp_path: Path) -> None:
     """A run killed after moving the old model away, before moving the new one in: the next run restores one of them."""
     model, destination = source(tmp_path / "in"), tmp_path / "out"
     convert(model, destination, to="hf")
@@ -232,7 +232,7 @@ def test_a_destination_created_during_the_conversion_is_not_replaced(to: str, tm
     assert plans[0].finished == plans[0].bytes
 
 
-def test_unusable_destinations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_destinations_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = with_tokenizer(tmp_path / "in")
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
@@ -296,7 +296,7 @@ def test_a_source_without_read_permission_is_an_error_that_names_it(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -319,7 +319,7 @@ def test_two_conversions_to_one_destination_are_refused(tmp_path: Path) -> None:
         convert(model, destination, to="hf")
 
 
-def test_existing_destinations(tmp_path: Path) -> None:
+def test_an_existing_destination_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     model, destination = source(tmp_path / "in"), tmp_path / "out"
     destination.mkdir()
     convert(model, destination, to="hf")  # an empty folder is replaced
@@ -350,7 +350,7 @@ def test_a_disk_that_is_too_small_is_an_error_before_writing(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("layout", ["hf", "meta", "gguf"])
-def test_a_disk_that_fills_up(layout: str, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_is_an_error(layout: str, tmp_path: Path) -> None:
     """A limit on file sizes makes a write fail in the middle of a file, like a full disk."""
     model, destination = with_tokenizer(tmp_path / "in"), tmp_path / "out"
     program = (
@@ -383,8 +383,8 @@ def test_a_broken_write_is_found_by_verify(tmp_path: Path, monkeypatch: pytest.M
         convert(model, destination, to="hf", verify=True)
     assert not destination.exists()
     monkeypatch.undo()
-    conversion = convert(model, destination, to="hf")
-    assert conversion.conversion.plan.finished == 0  # a file that failed verification is not reused
+    outcome = convert(model, destination, to="hf")
+    assert outcome.conversion.plan.finished == 0  # a file that failed verification is not reused
     convert(model, tmp_path / "fresh", to="hf")
     assert contents(destination) == contents(tmp_path / "fresh")
 
@@ -440,7 +440,7 @@ def test_a_run_killed_at_a_random_moment_can_be_repeated(tmp_path: Path) -> None
     assert "none" in outcomes and not partial_folder(tmp_path / "out").exists()
 
 
-def test_ctrl_c(tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_conversion(tmp_path: Path) -> None:
     family = FAMILIES[11]
     model = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=40))
     process = subprocess.Popen(

@@ -40,12 +40,12 @@ def load_hf(folder: Path) -> Tensors:
     "family",
     [pytest.param(f, id=f.name, marks=[pytest.mark.slow] if "405b" in f.name else []) for f in FAMILIES],
 )
-def test_meta_to_hf_to_meta(family: Family, tmp_path: Path) -> None:
+def test_a_model_survives_conversion_from_meta_and_back(family: Family, tmp_path: Path) -> None:
     tensors = hf_tensors(family)
     source = write_meta(tmp_path / "meta", family, tensors)
     # Some releases can be detected only at full width, or not at all; for the others no version is given.
     version = family.version if family.name in ("llama1-65b", *TIED, "llama3.3-70b") else None
-    conversion = convert(source, tmp_path / "hf", to="hf", llama_version=version, shard_size="20MB")
+    outcome = convert(source, tmp_path / "hf", to="hf", llama_version=version, shard_size="20MB")
     expected = {name: t for name, t in tensors.items() if name != "lm_head.weight" or family.name not in TIED}
     assert same(load_hf(tmp_path / "hf"), expected)
     config = LlamaConfig.from_pretrained(tmp_path / "hf")
@@ -57,7 +57,7 @@ def test_meta_to_hf_to_meta(family: Family, tmp_path: Path) -> None:
     factor = (config.rope_scaling or {}).get("factor")
     assert factor == {"3.1": 8.0, "3.2": 32.0, "3.3": 8.0}.get(family.version)
     assert config.tie_word_embeddings == (family.name in TIED)
-    assert conversion.conversion.plan.before == conversion.conversion.plan.formats
+    assert outcome.conversion.plan.before == outcome.conversion.plan.formats
 
     convert(tmp_path / "hf", tmp_path / "back", to="meta", shards=family.shards)
     files = sorted((tmp_path / "back").glob("*.pth"))
@@ -103,7 +103,7 @@ def test_a_meta_folder_is_loaded_by_every_backend(tmp_path: Path) -> None:
     [(4096, 11008, 32, 1), (5120, 13824, 40, 2), (6656, 17920, 52, 4), (8192, 22016, 64, 8), (8192, 28672, 8, 8),
      (8192, 22016, 8, 4), (16384, 53248, 8, 8), (2048, 8192, 8, 1), (3200, 8640, 32, 1)],
 )  # fmt: skip
-def test_number_of_published_shards(hidden: int, ffn: int, kv: int, shards: int) -> None:
+def test_the_number_of_published_shards_is_inferred(hidden: int, ffn: int, kv: int, shards: int) -> None:
     heads = {4096: 32, 5120: 40, 6656: 52, 16384: 128, 2048: 32, 3200: 32}.get(hidden, 64)
     config = LlamaConfig(hidden_size=hidden, intermediate_size=ffn, num_attention_heads=heads, num_key_value_heads=kv)
     assert published_shards(config) == shards
@@ -208,6 +208,6 @@ def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
     ],
 )
-def test_models_that_meta_cannot_express(changes: dict[str, object], message: str) -> None:
+def test_models_that_meta_cannot_express_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         params_from_config(LlamaConfig(hidden_size=64, num_attention_heads=4, intermediate_size=96, **changes))

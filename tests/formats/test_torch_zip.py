@@ -206,7 +206,7 @@ PICKLES = {
 
 
 @pytest.mark.parametrize("case", PICKLES)
-def test_handmade_pickles(tmp_path: Path, case: str) -> None:
+def test_handmade_pickles_load_or_are_refused(tmp_path: Path, case: str) -> None:
     raw, message = PICKLES[case]
     path = rezip(tmp_path / "a", {"data.pkl": raw})
     if message is None:

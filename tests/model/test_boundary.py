@@ -54,7 +54,7 @@ LABELS: list[tuple[Tensor, str]] = [
 
 
 @pytest.mark.parametrize(("labels", "text"), LABELS)
-def test_labels_of_a_language_model(model: LlamaForCausalLM, labels: Tensor, text: str) -> None:
+def test_invalid_labels_of_a_language_model_are_errors(model: LlamaForCausalLM, labels: Tensor, text: str) -> None:
     with pytest.raises(RequestError, match=text):
         model(IDS, labels=labels)
 
@@ -76,7 +76,7 @@ CLASSES: list[tuple[int, str | None, Tensor, str]] = [
 
 
 @pytest.mark.parametrize(("count", "problem", "labels", "text"), CLASSES)
-def test_labels_of_a_classifier(count: int, problem: str | None, labels: Tensor, text: str) -> None:
+def test_invalid_labels_of_a_classifier_are_errors(count: int, problem: str | None, labels: Tensor, text: str) -> None:
     classifier = LlamaForSequenceClassification(config_of(num_labels=count, problem_type=problem))
     with pytest.raises(RequestError, match=text):
         classifier(IDS, labels=labels)

@@ -81,7 +81,7 @@ def test_the_loss_is_float32_for_any_dtype_of_the_weights() -> None:
 
 
 @torch.no_grad()
-def test_logits_to_keep() -> None:
+def test_logits_to_keep_selects_tokens() -> None:
     model = small()
     logits = model(IDS).logits
     assert distance(model(IDS, logits_to_keep=1).logits, logits[:, -1:]) <= 1e-6
@@ -119,19 +119,19 @@ def test_exactly_one_of_ids_and_embeddings(count: str) -> None:
 
 
 @pytest.mark.parametrize("invalid", [67, -1])
-def test_ids_outside_the_vocabulary(invalid: int) -> None:
+def test_ids_outside_the_vocabulary_are_errors(invalid: int) -> None:
     with pytest.raises(PunaError, match=rf"holds {invalid}; the embedding has rows 0 to 66.*resize_token_embeddings"):
         small()(torch.tensor([[3, invalid, 4]]))
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 0)])
-def test_ids_of_another_shape(shape: tuple[int, ...]) -> None:
+def test_ids_of_another_shape_are_errors(shape: tuple[int, ...]) -> None:
     with pytest.raises(PunaError, match="batch, tokens"):
         small()(torch.zeros(shape, dtype=torch.long))
 
 
 @pytest.mark.parametrize("shape", [(8,), (3, 9), (1, 2, 9)])
-def test_positions_of_another_shape(shape: tuple[int, ...]) -> None:
+def test_positions_of_another_shape_are_errors(shape: tuple[int, ...]) -> None:
     with pytest.raises(PunaError, match=r"position_ids.*\(2, 9\)"):
         small()(IDS, position_ids=torch.zeros(shape, dtype=torch.long))
 
@@ -142,7 +142,7 @@ def test_the_error_for_an_unknown_activation_lists_the_supported_ones() -> None:
 
 
 @torch.no_grad()
-def test_activation_as_a_callable() -> None:
+def test_an_activation_may_be_a_callable() -> None:
     with_callable, with_name = (
         LlamaForCausalLM(config_of(hidden_act=torch.relu)),
         LlamaForCausalLM(config_of(hidden_act="relu")),
@@ -154,7 +154,7 @@ def test_activation_as_a_callable() -> None:
 # ---- embeddings and weights
 
 
-def test_initial_weights() -> None:
+def test_initial_weights_have_the_configured_deviation() -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config_of(pad_token_id=5, attention_bias=True, mlp_bias=True, initializer_range=0.03))
     for name, parameter in model.named_parameters():
@@ -184,7 +184,7 @@ def test_tied_weights_are_one_parameter_and_can_be_replaced() -> None:
     assert model.lm_head.weight is other.weight
 
 
-def test_getters_and_setters() -> None:
+def test_getters_return_the_modules_and_setters_replace_them() -> None:
     model, other = small(), small()
     assert model.get_input_embeddings() is model.model.embed_tokens is model.model.get_input_embeddings()
     assert model.get_output_embeddings() is model.lm_head
@@ -199,7 +199,9 @@ def test_getters_and_setters() -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("arguments", "rows"), [((70, None), 70), ((None, 32), 96), ((68, 8), 72), ((60, None), 60)])
-def test_resize_token_embeddings(tied: bool, arguments: tuple[int | None, int | None], rows: int) -> None:
+def test_resize_token_embeddings_keeps_the_old_rows(
+    tied: bool, arguments: tuple[int | None, int | None], rows: int
+) -> None:
     model = small(tie_word_embeddings=tied, pad_token_id=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     returned = model.resize_token_embeddings(*arguments)
@@ -344,7 +346,9 @@ LOSSES: list[tuple[int, str | None, Tensor, Any]] = [
 
 
 @pytest.mark.parametrize(("labels", "problem", "target", "expected"), LOSSES)
-def test_classification_losses(labels: int, problem: str | None, target: Tensor, expected: Any) -> None:
+def test_classification_losses_equal_those_of_pytorch(
+    labels: int, problem: str | None, target: Tensor, expected: Any
+) -> None:
     model = classifier(num_labels=labels, problem_type=problem)
     out = model(IDS, labels=target)
     if expected is None:

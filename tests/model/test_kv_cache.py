@@ -85,7 +85,7 @@ def test_tuples_lists_and_empty_caches_are_accepted(model: LlamaForCausalLM, leg
 
 
 @torch.no_grad()
-def test_reorder_crop_pickle() -> None:
+def test_caches_can_be_reordered_cropped_and_pickled() -> None:
     model, _ = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=4))
     ids = torch.randint(3, 67, (3, 8))
     cache = model(ids[:, :6]).past_key_values
@@ -123,6 +123,6 @@ def test_a_cache_of_another_model_or_batch_is_an_error(model: LlamaForCausalLM, 
 @pytest.mark.parametrize(
     ("argument", "default", "expected"), [(None, True, True), (None, False, False), (False, True, False)]
 )
-def test_use_cache(argument: bool | None, default: bool, expected: bool) -> None:
+def test_use_cache_decides_whether_a_cache_is_returned(argument: bool | None, default: bool, expected: bool) -> None:
     model, _ = pair(config_of(use_cache=default))
     assert (model(torch.tensor([[3, 4]]), use_cache=argument).past_key_values is not None) == expected

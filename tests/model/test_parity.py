@@ -35,7 +35,7 @@ def batch(config: Any, side: str, lengths: tuple[int, ...] = LENGTHS) -> tuple[d
 
 
 @pytest.mark.parametrize(("name", "side"), CASES)
-def test_logits_states_attentions_and_loss(name: str, side: str) -> None:
+def test_logits_states_attentions_and_loss_equal_those_of_transformers(name: str, side: str) -> None:
     model, reference = pair(config_of(**CONFIGURATIONS[name]))
     inputs, real = batch(model.config, side)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_logits_states_attentions_and_loss(name: str, side: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "side"), CASES)
-def test_three_chunks_with_a_cache(name: str, side: str) -> None:
+def test_logits_of_three_cached_chunks_equal_those_of_transformers(name: str, side: str) -> None:
     model, reference = pair(config_of(**CONFIGURATIONS[name]), seed=1)
     inputs, real = batch(model.config, side)
     cache, reference_cache = None, DynamicCache(config=reference.config)
@@ -77,7 +77,7 @@ def test_three_chunks_with_a_cache(name: str, side: str) -> None:
 
 @pytest.mark.parametrize("name", ["mqa_tied", "all_biases_tied", "yarn_narrow_heads", "dynamic_mqa", "longrope_gqa4"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients(name: str, checkpointing: bool) -> None:
+def test_gradients_equal_those_of_transformers(name: str, checkpointing: bool) -> None:
     model, reference = pair(config_of(**CONFIGURATIONS[name]), seed=2)
     inputs, _ = batch(model.config, "right")
     model.train()
@@ -93,7 +93,7 @@ def test_gradients(name: str, checkpointing: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", ["inputs_embeds", "mask_4d", "no_mask", "no_positions"])
-def test_other_inputs(mode: str) -> None:
+def test_logits_for_other_inputs_equal_those_of_transformers(mode: str) -> None:
     model, reference = pair(config_of(num_key_value_heads=2), seed=3)
     inputs, real = batch(model.config, "right")
     if mode == "inputs_embeds":
@@ -119,7 +119,7 @@ def test_other_inputs(mode: str) -> None:
     "act",
     sorted(set(ACTIVATIONS) - {"silu", "gelu_new"}),  # these two are in CONFIGURATIONS
 )
-def test_activations(act: str) -> None:
+def test_logits_with_every_activation_equal_those_of_transformers(act: str) -> None:
     model, reference = pair(config_of(hidden_act=act, num_hidden_layers=1), seed=4)
     inputs, real = batch(model.config, "right")
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_the_norm_is_cast_back_before_it_is_scaled(dtype: torch.dtype) -> None:
         assert torch.equal(norm(x), reference(x))
 
 
-def test_base_model_and_tuples() -> None:
+def test_outputs_of_the_base_model_equal_those_of_transformers() -> None:
     model, reference = pair(config_of(num_key_value_heads=2), seed=6)
     ids, mask, positions = ragged(model.config, LENGTHS, "right")
     inputs = {
@@ -170,7 +170,7 @@ def test_base_model_and_tuples() -> None:
 
 
 @pytest.mark.parametrize("labels", [1, 3])
-def test_classification(labels: int) -> None:
+def test_scores_and_losses_equal_those_of_transformers(labels: int) -> None:
     config = config_of(num_labels=labels, pad_token_id=0, num_key_value_heads=2)
     model, reference = pair(config, 7, LlamaForSequenceClassification, "LlamaForSequenceClassification")
     ids, mask, positions = ragged(config, LENGTHS, "right")

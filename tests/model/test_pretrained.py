@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("value", ["cpu", "auto", torch.device("cpu"), {"": "cpu"}, {"": torch.device("cpu")}, None])
-def test_device_map_with_one_device(folder: Path, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_map_may_name_one_device(folder: Path, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model = LlamaForCausalLM.from_pretrained(folder, device_map=value, low_cpu_mem_usage=True)
     assert model.device == torch.device("cpu")
@@ -98,7 +98,7 @@ def test_replaced_fields_take_effect(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_attributes_other_libraries_look_for(kind: Any, folder: Path) -> None:
+def test_attributes_that_other_libraries_read_exist(kind: Any, folder: Path) -> None:
     model = kind(config_of())
     assert model.base_model is model.get_decoder()
     assert model.can_generate() == kind.can_generate() == (kind is LlamaForCausalLM)
@@ -113,7 +113,7 @@ def test_attributes_other_libraries_look_for(kind: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_parameters_without_embeddings(tied: bool) -> None:
+def test_num_parameters_equals_that_of_transformers(tied: bool) -> None:
     model, reference = pair(config_of(tie_word_embeddings=tied))
     for trainable in (False, True):
         for either in (model, reference):
@@ -123,7 +123,7 @@ def test_parameters_without_embeddings(tied: bool) -> None:
         assert model.num_parameters(trainable) == reference.num_parameters(trainable)
 
 
-def test_inputs_that_require_gradients() -> None:
+def test_embedded_inputs_can_require_gradients() -> None:
     model = LlamaForCausalLM(config_of()).requires_grad_(False)
     assert not model(IDS).logits.requires_grad
     model.enable_input_require_grads()

@@ -173,7 +173,7 @@ def test_frequencies_stay_float32_and_are_never_on_the_meta_device() -> None:
     assert not any("inv_freq" in name for name in model.state_dict())
 
 
-def test_a_head_of_one_pair() -> None:
+def test_a_head_of_one_pair_has_frequency_1() -> None:
     """The only frequency is 1 for any base; transformers divides by zero here."""
     config = config_of(head_dim=2, rope_scaling=DYNAMIC, max_position_embeddings=4)
     runs = list(LlamaRotaryEmbedding(config)(torch.arange(9)[None], KVCache()))

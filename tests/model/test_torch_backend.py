@@ -52,7 +52,7 @@ def test_chunks_return_the_logits_of_the_complete_text(name: str) -> None:
     assert close(logits, all_logits(model, IDS)[[0, 1, 2, 3, 4, 5, 6, 7, 13, 14]])
 
 
-def test_a_batch_of_slots_and_freed_slots(backend: TorchBackend) -> None:
+def test_logits_do_not_depend_on_other_slots_of_the_batch(backend: TorchBackend) -> None:
     first, second = IDS[:6], IDS[6:]
     logits = backend.forward([Chunk(0, first, 0, 2), Chunk(9, second, 0, 1)])
     expected = np.concatenate([all_logits(backend.model, first)[-2:], all_logits(backend.model, second)[-1:]])
@@ -65,7 +65,7 @@ def test_a_batch_of_slots_and_freed_slots(backend: TorchBackend) -> None:
     assert backend.forward([]).shape == (0, 67)
 
 
-def test_tokens_of_narrower_integers_and_half_precision(backend: TorchBackend) -> None:
+def test_narrower_integers_and_half_precision_are_accepted(backend: TorchBackend) -> None:
     expected = backend.forward([Chunk(0, IDS, 0, 3)])
     half = TorchBackend(backend.model.to(torch.bfloat16))
     logits = half.forward([Chunk(0, IDS.astype(np.int32), 0, 3)])
@@ -73,7 +73,7 @@ def test_tokens_of_narrower_integers_and_half_precision(backend: TorchBackend) -
     assert np.abs(logits - expected).max() <= 0.05 * np.abs(expected).max()
 
 
-def test_evaluation_mode_and_no_gradients(backend: TorchBackend) -> None:
+def test_the_model_runs_in_evaluation_mode(backend: TorchBackend) -> None:
     model = LlamaForCausalLM(config_of(attention_dropout=0.9)).train()
     dropping = TorchBackend(model)
     assert not model.training
@@ -101,7 +101,7 @@ def test_a_batch_that_cannot_run_leaves_the_caches_unchanged(backend: TorchBacke
     backend.forward([Chunk(0, IDS[3:4], 3), valid])  # succeeds only if both caches are unchanged
 
 
-def test_from_pretrained(tmp_path: Path) -> None:
+def test_from_pretrained_loads_the_model_on_a_device_and_in_a_dtype(tmp_path: Path) -> None:
     model: LlamaForCausalLM = pair(config_of(num_key_value_heads=2))[0]
     model.save_pretrained(tmp_path)
     loaded = TorchBackend.from_pretrained(tmp_path)

@@ -146,7 +146,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     has_generation = (folder / "generation_config.json").exists()
     generation = GenerationConfig.from_pretrained(folder) if has_generation else None
     files = find_weight_files(folder)
-    tensors, head = _validated(folder, config, read_tensors(files), settings)
+    tensors, head = _validate(folder, config, read_tensors(files), settings)
     weights = {name: Weight(name, (tensor,)) for name, tensor in tensors.items()}
     return Checkpoint(folder, "hf", files.paths, config, generation, weights, head, folder)
 
@@ -165,7 +165,7 @@ def _open_meta(folder: Path, version: str | None) -> Checkpoint:
     )
 
 
-def _validated(
+def _validate(
     folder: Path, config: LlamaConfig, stored: dict[str, StoredTensor], settings: Mapping[str, Any] | None
 ) -> tuple[dict[str, StoredTensor | GroupedMatrix], Head]:
     try:

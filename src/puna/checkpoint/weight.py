@@ -94,7 +94,7 @@ class Weight:
         """The packed bytes, flat, with rows in the files' order; a view of the file where possible."""
         if len(self.parts) == 1:
             return self.parts[0].data
-        return self._stored(np.arange(self.shape[0])).reshape(-1)
+        return self._take_stored(np.arange(self.shape[0])).reshape(-1)
 
     def release(self) -> None:
         """Lets the system drop the files' bytes from memory; later accesses read the files again."""
@@ -103,22 +103,22 @@ class Weight:
 
     def take(self, rows: Index) -> Bytes:
         """Returns the packed bytes of the given rows, (rows, bytes per row); each element of a vector is a row."""
-        return self._stored(rows if self.order is None else self.order[rows])
+        return self._take_stored(rows if self.order is None else self.order[rows])
 
     def rows(self) -> Bytes:
         """Returns the packed bytes, (rows, bytes per row), a view of the file if possible; a vector is *one* row."""
-        rows = self._ordered()
+        rows = self._rows_in_order()
         return rows if len(self.shape) > 1 else rows.reshape(1, -1)
 
     def to_float32(self) -> NDArray[np.float32]:
         """Returns the values as a new writable array of `shape`."""
-        return self.format.decode(self._ordered().reshape(-1)).reshape(self.shape)
+        return self.format.decode(self._rows_in_order().reshape(-1)).reshape(self.shape)
 
-    def _ordered(self) -> Bytes:
+    def _rows_in_order(self) -> Bytes:
         rows = self.data.reshape(self.shape[0], -1)
         return rows if self.order is None else rows[self.order]
 
-    def _stored(self, rows: Index) -> Bytes:
+    def _take_stored(self, rows: Index) -> Bytes:
         """Returns the packed bytes of rows numbered in the files' order."""
         if self.axis == 1:
             return np.concatenate([part.take(rows) for part in self.parts], axis=1)

@@ -74,13 +74,13 @@ def choose(
         columns: values per row.
         weighted: whether the quantiser knows the importance of each column (`--calibrate`).
     """
-    preferred = chosen = _preferred(mix, name, config, weighted)
+    preferred = chosen = _preferred_format(mix, name, config, weighted)
     if columns % FORMATS[chosen].values:
         chosen = FALLBACK.get(chosen, _PLAIN)
     return FORMATS[chosen if columns % FORMATS[chosen].values == 0 else _PLAIN], FORMATS[preferred]
 
 
-def _preferred(mix: Mix, name: str, config: LlamaConfig, weighted: bool) -> str:
+def _preferred_format(mix: Mix, name: str, config: LlamaConfig, weighted: bool) -> str:
     """Returns the format for rows of any length."""
     main, kind = mix.main, _SYNONYMS.get(mix.name, mix.name)
     if FORMATS[main].values == 1 or main == "q8_0":

@@ -208,12 +208,12 @@ def _write(target: Target, unfinished: Container[str], folder: Path, progress: P
     for file in target.files:
         if file.name in unfinished:
             with prefetched(file.tensors) as tensors:
-                file.write(folder / file.name, [_reported(tensor, progress) for tensor in tensors])
+                file.write(folder / file.name, [_report_pieces(tensor, progress) for tensor in tensors])
         else:
             progress(file.bytes)
 
 
-def _reported(tensor: NewTensor, progress: Progress) -> NewTensor:
+def _report_pieces(tensor: NewTensor, progress: Progress) -> NewTensor:
     """Returns a tensor whose bytes are reported to `progress` when they have been written."""
 
     def data() -> Iterator[Buffer]:

@@ -51,7 +51,7 @@ def gguf_target(checkpoint: Checkpoint, name: str, options: Options, importance:
             form, preferred = choose(mix, hf, shape[1], config, importance is not None)
             if form != preferred:
                 fallbacks[hf] = form.name
-        tensors[hf] = _converted(weight, form, _importance_of(hf, importance, config), options.threads)
+        tensors[hf] = _cast_or_quantize(weight, form, _importance_of(hf, importance, config), options.threads)
     new = [_new_tensor(name, source, config) for name, source in tensors.items()]
     new += [NewTensor(key, FORMATS["f32"], numbers.shape, numbers) for key, numbers in rope_tensors(config).items()]
     stored = stored_metadata(checkpoint)
@@ -68,7 +68,7 @@ def _importance_of(name: str, importance: Importance | None, config: LlamaConfig
     return (importance or {}).get(measured)
 
 
-def _converted(
+def _cast_or_quantize(
     source: Weight, form: BlockFormat, importance: NDArray[np.float32] | None, threads: int | None
 ) -> RowSource:
     if source.format == form:

@@ -55,7 +55,7 @@ def working_paths(destination: Path) -> tuple[Path, Path, Path]:
 @contextmanager
 def temporary_staging(folder: Path) -> Iterator[Path]:
     """Yields a staging folder inside `folder`, which is created if needed, and removed again if the block fails."""
-    with _created(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
+    with _create_folder(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
         yield Path(staging)
 
 
@@ -121,7 +121,7 @@ def resumable_staging(destination: Path, record: Mapping[str, Any]) -> Iterator[
         StorageError: another process is writing `destination`, or the folder cannot be created or has other files.
     """
     staging = partial_folder(destination)
-    with _created(staging, destination), _locked(staging, destination):
+    with _create_folder(staging, destination), _lock_staging(staging, destination):
         if _completed_files(staging) and not (staging / RECORD).is_file():
             raise StorageError(f"{staging}, the staging folder of {destination}, holds other files; move them")
         try:
@@ -170,7 +170,7 @@ def restore_replaced(destination: Path) -> None:
     old, staging = replaced_path(destination), partial_folder(destination)
     if not old.exists() or is_taken(destination):
         return
-    with _locked(staging, destination) if staging.exists() else nullcontext(), storage_errors(destination):
+    with _lock_staging(staging, destination) if staging.exists() else nullcontext(), storage_errors(destination):
         if not is_taken(destination):
             old.replace(destination)
 
@@ -181,7 +181,7 @@ def is_taken(path: Path) -> bool:
 
 
 @contextmanager
-def _created(folder: Path, destination: Path | None = None) -> Iterator[None]:
+def _create_folder(folder: Path, destination: Path | None = None) -> Iterator[None]:
     """Creates a folder and its parents; if the block fails, removes those that were created and are empty."""
     with storage_errors(destination or folder):
         created = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -197,7 +197,7 @@ def _created(folder: Path, destination: Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(staging: Path, destination: Path) -> Iterator[None]:
+def _lock_staging(staging: Path, destination: Path) -> Iterator[None]:
     """Locks the staging folder for this process; the lock ends with the process, even if it is killed."""
     with storage_errors(destination):
         handle = os.open(staging / LOCK, os.O_CREAT | os.O_RDWR, 0o666)

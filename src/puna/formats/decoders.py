@@ -166,7 +166,7 @@ def _six_bit_scales(packed: Bytes) -> tuple[Floats, Floats]:
     return scales.astype(np.float32), minimums.astype(np.float32)
 
 
-def _scaled(b: NDArray[np.void], q: Floats) -> Floats:
+def _apply_scales(b: NDArray[np.void], q: Floats) -> Floats:
     """Applies the scales and minimums of q4_K and q5_K: q (n, 8, 32) -> (n, 256)."""
     scales, minimums = _six_bit_scales(b["scales"])
     scale, minimum = _column(b["d"]) * scales, _column(b["dmin"]) * minimums  # (n, 8)
@@ -175,14 +175,14 @@ def _scaled(b: NDArray[np.void], q: Floats) -> Floats:
 
 def unpack_q4_k(blocks: Bytes) -> Floats:
     b = _fields(blocks, _Q4_K)
-    return _scaled(b, _nibbles(b["q"], 32).reshape(-1, 8, 32).astype(np.float32))
+    return _apply_scales(b, _nibbles(b["q"], 32).reshape(-1, 8, 32).astype(np.float32))
 
 
 def unpack_q5_k(blocks: Bytes) -> Floats:
     b = _fields(blocks, _Q5_K)
     fifth = b["high"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1  # (n, 8, 32)
     q = _nibbles(b["q"], 32).reshape(-1, 8, 32) | fifth << 4
-    return _scaled(b, q.astype(np.float32))
+    return _apply_scales(b, q.astype(np.float32))
 
 
 def unpack_q6_k(blocks: Bytes) -> Floats:

@@ -198,17 +198,17 @@ class GroupedMatrix:
         fields = [scales]
         if self.format.name == "q4_1":
             fields.append(-scales * self._zeros[:, outputs].T)
-        blocks = [self._rounded(field[:, self.groups[::_BLOCK]]).reshape(*numbers.shape[:2], 2) for field in fields]
+        blocks = [self._pack(field[:, self.groups[::_BLOCK]]).reshape(*numbers.shape[:2], 2) for field in fields]
         return np.concatenate([*blocks, numbers[:, :, 0] | numbers[:, :, 1] << 4], axis=2).reshape(len(outputs), -1)
 
     def _plain(self, outputs: Index) -> Bytes:
         numbers = self.packing.numbers(_words(self.qweight), outputs).astype(np.float32)
         zeros = self._zeros[:, outputs].T[:, self.groups]
-        return self._rounded(_row_scales(self.scales, outputs)[:, self.groups] * (numbers - zeros)).reshape(
+        return self._pack(_row_scales(self.scales, outputs)[:, self.groups] * (numbers - zeros)).reshape(
             len(outputs), -1
         )
 
-    def _rounded(self, values: NDArray[np.float32]) -> Bytes:
+    def _pack(self, values: NDArray[np.float32]) -> Bytes:
         form = self.scales.format
         assert form.pack is not None, "scales are plain numbers"
         packed = form.pack(values)

@@ -235,7 +235,7 @@ def _decode(
         mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
         if streamer is not None:
             streamer.put(token.cpu())
-        unfinished = unfinished & ~_ended(ids, logits, eos, criteria)
+        unfinished = unfinished & ~_ended_rows(ids, logits, eos, criteria)
         if not unfinished.any():
             break
     if streamer is not None:
@@ -257,7 +257,7 @@ def _adjust(
     return warp(logits, settings) if is_random(settings) else logits
 
 
-def _ended(ids: Tensor, logits: Tensor, eos: tuple[int, ...], criteria: Sequence[StoppingCriterion]) -> Tensor:
+def _ended_rows(ids: Tensor, logits: Tensor, eos: tuple[int, ...], criteria: Sequence[StoppingCriterion]) -> Tensor:
     """Returns which rows end with their last token, (rows,)."""
     ended = torch.isin(ids[:, -1], torch.tensor(eos, device=ids.device, dtype=ids.dtype))
     for criterion in criteria:

@@ -33,7 +33,7 @@ class Rope:
         self._width = config.head_dim
         self._kind: str = settings["rope_type"]
         self._original = int(settings.get("original_max_position_embeddings", config.max_position_embeddings))
-        self._plain, self.scale = _fixed(config)
+        self._plain, self.scale = _fixed_frequencies(config)
         self._long: Frequencies | None = None
         if self._kind == "longrope" and settings["short_factor"] != settings["long_factor"]:
             self._long = _longrope(settings["long_factor"], settings, self._width)
@@ -67,7 +67,7 @@ class Rope:
         return inv_freq
 
 
-def _fixed(config: LlamaConfig) -> tuple[Frequencies, float]:
+def _fixed_frequencies(config: LlamaConfig) -> tuple[Frequencies, float]:
     """Returns inv_freq, (head_dim / 2,), for contexts up to the original one, and the factor on cosines and sines."""
     settings = config.rope_parameters
     kind = settings["rope_type"]
