@@ -27,12 +27,13 @@ def compare_nll(
     """
     notes: list[str] = []
     try:
-        return _compare(before, open_checkpoint(target, llama_version), threads, notes), notes
+        return _measure(before, open_checkpoint(target, llama_version), threads, notes), notes
     except PunaError as exc:
         return {}, [*notes, f"the change in negative log-likelihood was not measured: {exc}"]
 
 
-def _compare(before: Checkpoint, after: Checkpoint, threads: int | None, notes: list[str]) -> dict[str, float]:
+def _measure(before: Checkpoint, after: Checkpoint, threads: int | None, notes: list[str]) -> dict[str, float]:
+    """Returns the measurement; adds to `notes`, which keeps them if the measurement fails later."""
     from puna.llm import LLM
 
     text = resources.files("puna").joinpath("sample.txt").read_text("utf-8")

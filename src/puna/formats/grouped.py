@@ -35,7 +35,7 @@ _PER_WORD = 32 // BITS
 _BLOCK = 32
 
 _AT_ONCE = 1 << 20
-"""Values unpacked at once, to bound the temporary arrays."""
+"""Values unpacked at once: the temporary arrays then fit in the second-level cache."""
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Output of each nibble of a word, lowest bits first."""
@@ -220,7 +220,7 @@ class GroupedMatrix:
 
     @property
     def row_memory(self) -> int:
-        """Memory that reading one row needs: its bytes."""
+        """Bytes of a row. Temporary arrays are not included: `_AT_ONCE` bounds them for all rows together."""
         return self.format.size(self.shape) // self.shape[0]
 
     @property
