@@ -18,7 +18,7 @@ TEXTS = [text for text in random_texts(40, seed=5) if text]
 
 
 @pytest.fixture(scope="module")
-def theirs(byte_level_json):
+def reference(byte_level_json):
     """The tokenizer of transformers for the same tokenizer.json."""
     tokenizer = pytest.importorskip("transformers").PreTrainedTokenizerFast.from_pretrained(byte_level_json)
     tokenizer.pad_token = "<plain>"
@@ -26,7 +26,7 @@ def theirs(byte_level_json):
 
 
 @pytest.fixture
-def ours(byte_level_json):
+def fast(byte_level_json):
     tokenizer = load_tokenizer(byte_level_json)
     tokenizer.pad_token = "<plain>"
     return tokenizer
@@ -56,43 +56,43 @@ COLUMNS = {
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("paired", [False, True])
-def test_columns_of_the_fast_tokenizer(ours, theirs, options, side, bos, paired):
-    ours.padding_side = theirs.padding_side = side
-    ours.truncation_side = theirs.truncation_side = "left" if bos else "right"
-    ours.add_bos_token = bos
-    theirs.backend_tokenizer.post_processor = ours.backend_tokenizer.post_processor
+def test_columns_of_the_fast_tokenizer(fast, reference, options, side, bos, paired):
+    fast.padding_side = reference.padding_side = side
+    fast.truncation_side = reference.truncation_side = "left" if bos else "right"
+    fast.add_bos_token = bos
+    reference.backend_tokenizer.post_processor = fast.backend_tokenizer.post_processor
     batch = [TEXTS, TEXTS[::-1]] if paired else [TEXTS]
-    expected = theirs(*batch, **options, **COLUMNS)
-    got = ours(*batch, **options, **COLUMNS)
-    assert got.keys() == expected.keys()
+    expected = reference(*batch, **options, **COLUMNS)
+    result = fast(*batch, **options, **COLUMNS)
+    assert result.keys() == expected.keys()
     for name, column in expected.items():
-        assert [list(row) for row in got[name]] == [list(row) for row in column], name
+        assert [list(row) for row in result[name]] == [list(row) for row in column], name
     for index in (0, 3):
-        assert got.tokens(index) == expected.tokens(index)
-        assert got.word_ids(index) == expected.word_ids(index)
-        assert got.sequence_ids(index) == expected.sequence_ids(index)
+        assert result.tokens(index) == expected.tokens(index)
+        assert result.word_ids(index) == expected.word_ids(index)
+        assert result.sequence_ids(index) == expected.sequence_ids(index)
 
 
-def test_offsets_and_lookups(ours, theirs):
-    theirs.backend_tokenizer.post_processor = ours.backend_tokenizer.post_processor
+def test_offsets_and_lookups(fast, reference):
+    reference.backend_tokenizer.post_processor = fast.backend_tokenizer.post_processor
     text = "the llama 🦙 learns"
-    got, expected = ours(text), theirs(text)
+    result, expected = fast(text), reference(text)
     for char in range(len(text)):
-        assert got.char_to_token(char) == expected.char_to_token(char)
-    for token in range(len(got.input_ids)):
-        assert got.token_to_chars(token) == tuple(expected.token_to_chars(token))
-        assert got.token_to_word(token) == expected.token_to_word(token)
-        assert got.token_to_sequence(0, token) == expected.token_to_sequence(0, token)
-    for word in {w for w in got.word_ids() if w is not None}:
-        assert tuple(got.word_to_tokens(word)) == tuple(expected.word_to_tokens(word))
-    assert got.word_to_tokens(99) is None and got.char_to_token(10**6) is None
+        assert result.char_to_token(char) == expected.char_to_token(char)
+    for token in range(len(result.input_ids)):
+        assert result.token_to_chars(token) == tuple(expected.token_to_chars(token))
+        assert result.token_to_word(token) == expected.token_to_word(token)
+        assert result.token_to_sequence(0, token) == expected.token_to_sequence(0, token)
+    for word in {w for w in result.word_ids() if w is not None}:
+        assert tuple(result.word_to_tokens(word)) == tuple(expected.word_to_tokens(word))
+    assert result.word_to_tokens(99) is None and result.char_to_token(10**6) is None
 
 
-def test_offsets_shift_with_padding_and_truncation(ours):
-    encoded = ours(["the llama learns", "a"], padding=True, return_offsets_mapping=True)
+def test_offsets_shift_with_padding_and_truncation(fast):
+    encoded = fast(["the llama learns", "a"], padding=True, return_offsets_mapping=True)
     assert encoded.char_to_token(1, 0) == len(encoded.input_ids[1]) - 1
     assert encoded.offset_mapping[1][0] == (0, 0)
-    cut = ours("the llama learns", truncation=True, max_length=2)
+    cut = fast("the llama learns", truncation=True, max_length=2)
     assert cut.char_to_token(len("the llama learns") - 1) is None
 
 
@@ -112,14 +112,14 @@ def test_tensors(sp_model, cls):
         tokenizer("a", return_tensors="tf")
 
 
-def test_torch_tensors(ours):
+def test_torch_tensors(fast):
     torch = pytest.importorskip("torch")
-    encoded = ours(["the llama", "a"], padding=True, return_tensors="pt").to("cpu")
+    encoded = fast(["the llama", "a"], padding=True, return_tensors="pt").to("cpu")
     assert isinstance(encoded, BatchEncoding) and encoded.input_ids.dtype == torch.int64
-    assert ours.batch_decode(encoded.input_ids, skip_special_tokens=True)[1].endswith("a")
-    assert ours.decode(encoded["input_ids"][0]) == ours.decode(encoded["input_ids"][0].tolist())
+    assert fast.batch_decode(encoded.input_ids, skip_special_tokens=True)[1].endswith("a")
+    assert fast.decode(encoded["input_ids"][0]) == fast.decode(encoded["input_ids"][0].tolist())
     with pytest.raises(TokenizerError, match="return_tensors='pt'"):
-        ours("a").to("cpu")
+        fast("a").to("cpu")
 
 
 def test_labels_from_targets(tokenizer):
@@ -140,8 +140,8 @@ def test_encode_equals_call(tokenizer):
 def test_texts_split_into_words(tokenizer):
     words = ["the", "llama"]
     separate = [i for word in words for i in tokenizer.encode(word, add_special_tokens=False)]
-    got = tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
-    assert got == separate
+    result = tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    assert result == separate
     assert tokenizer([words], is_split_into_words=True, add_special_tokens=False)["input_ids"] == [separate]
 
 
@@ -290,15 +290,15 @@ def test_the_slow_tokenizer_refuses_what_needs_the_fast_one(sp_model):
         LlamaTokenizer(sp_model)("a", return_offsets_mapping=True)
 
 
-def test_threads_can_share_a_tokenizer(ours):
+def test_threads_can_share_a_tokenizer(fast):
     from concurrent.futures import ThreadPoolExecutor
 
     texts = random_texts(200, seed=6)
-    expected = [ours(text, truncation=True, max_length=5)["input_ids"] for text in texts]
+    expected = [fast(text, truncation=True, max_length=5)["input_ids"] for text in texts]
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(ours, text, truncation=True, max_length=5) for text in texts]
+        jobs = [pool.submit(fast, text, truncation=True, max_length=5) for text in texts]
         random.Random(0).shuffle(texts)
-        splits = [pool.submit(ours, text, split_special_tokens=True) for text in texts]
+        splits = [pool.submit(fast, text, split_special_tokens=True) for text in texts]
     assert [job.result()["input_ids"] for job in jobs] == expected
     assert all(isinstance(job.result(), BatchEncoding) for job in splits)
 

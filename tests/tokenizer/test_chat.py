@@ -40,28 +40,28 @@ VARIABLES = {"tree": [{"v": 1, "c": [{"v": 2, "c": []}, {"v": 3, "c": [{"v": 4, 
 
 
 @pytest.fixture(scope="module")
-def ours(byte_level_json):
+def fast(byte_level_json):
     return load_tokenizer(byte_level_json)
 
 
 @pytest.fixture(scope="module")
-def theirs(byte_level_json):
+def reference(byte_level_json):
     return pytest.importorskip("transformers").PreTrainedTokenizerFast.from_pretrained(byte_level_json)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("prompt", [False, True])
-def test_templates_render_as_in_transformers(ours, theirs, name, prompt):
+def test_templates_render_as_in_transformers(fast, reference, name, prompt):
     options = {
         "chat_template": TEMPLATES[name],
         "add_generation_prompt": prompt,
         "tools": TOOLS,
         "documents": [{"t": "é"}],
     }
-    expected = theirs.apply_chat_template(CHAT, tokenize=False, **options, **VARIABLES)
-    assert ours.apply_chat_template(CHAT, tokenize=False, **options, template_variables=VARIABLES) == expected
-    ids = theirs.apply_chat_template(CHAT, return_dict=False, **options, **VARIABLES)
-    assert ours.apply_chat_template(CHAT, **options, template_variables=VARIABLES) == ids
+    expected = reference.apply_chat_template(CHAT, tokenize=False, **options, **VARIABLES)
+    assert fast.apply_chat_template(CHAT, tokenize=False, **options, template_variables=VARIABLES) == expected
+    ids = reference.apply_chat_template(CHAT, return_dict=False, **options, **VARIABLES)
+    assert fast.apply_chat_template(CHAT, **options, template_variables=VARIABLES) == ids
 
 
 @pytest.mark.parametrize("content", ["Hi", "Hi ", [{"type": "text", "text": "Hi"}]])
@@ -72,23 +72,23 @@ def test_templates_render_as_in_transformers(ours, theirs, name, prompt):
         "{% for m in messages %}{{ (m.content if m.content is string else m.content[0].text) | trim }}</>{% endfor %}",
     ],
 )
-def test_continuing_the_final_message(ours, theirs, template, content):
+def test_continuing_the_final_message(fast, reference, template, content):
     chat = [CHAT[1], {"role": "assistant", "content": content}]
     options = {"chat_template": template, "continue_final_message": True, "tokenize": False}
-    text = ours.apply_chat_template(chat, **options)
-    assert text == theirs.apply_chat_template(chat, **options)
+    text = fast.apply_chat_template(chat, **options)
+    assert text == reference.apply_chat_template(chat, **options)
     assert text.rstrip().endswith("Hi") and chat[1]["content"] == content
 
 
-def test_llama_3_is_detected_by_its_header_tokens(ours):
-    assert ours.default_chat_template == LLAMA_3
-    text = ours.apply_chat_template(CHAT[:2], add_generation_prompt=True, tokenize=False)
+def test_llama_3_is_detected_by_its_header_tokens(fast):
+    assert fast.default_chat_template == LLAMA_3
+    text = fast.apply_chat_template(CHAT[:2], add_generation_prompt=True, tokenize=False)
     assert text == (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     )
-    ids = ours.apply_chat_template(CHAT[:2], add_generation_prompt=True)
-    assert ids == ours.encode(text, add_special_tokens=False) and ids.count(ours.bos_token_id) == 1
+    ids = fast.apply_chat_template(CHAT[:2], add_generation_prompt=True)
+    assert ids == fast.encode(text, add_special_tokens=False) and ids.count(fast.bos_token_id) == 1
 
 
 @pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
@@ -108,14 +108,14 @@ def test_alternation_is_required(sp_model):
         LlamaTokenizer(sp_model).apply_chat_template([CHAT[1], CHAT[1]])
 
 
-def test_returns(ours):
-    ids = ours.apply_chat_template(CHAT)
-    assert ours.apply_chat_template(CHAT, return_tensors="np").tolist() == [ids]
-    assert ours.apply_chat_template(CHAT, return_dict=True)["attention_mask"] == [1] * len(ids)
-    assert ours.apply_chat_template([CHAT, CHAT[:2]])[0] == ids
-    assert ours.apply_chat_template(CHAT, truncation=True, max_length=5) == ids[:5]
+def test_returns(fast):
+    ids = fast.apply_chat_template(CHAT)
+    assert fast.apply_chat_template(CHAT, return_tensors="np").tolist() == [ids]
+    assert fast.apply_chat_template(CHAT, return_dict=True)["attention_mask"] == [1] * len(ids)
+    assert fast.apply_chat_template([CHAT, CHAT[:2]])[0] == ids
+    assert fast.apply_chat_template(CHAT, truncation=True, max_length=5) == ids[:5]
     assert (
-        ours.apply_chat_template(CHAT, chat_template="{{ extra }}", template_variables={"extra": "x"}, tokenize=False)
+        fast.apply_chat_template(CHAT, chat_template="{{ extra }}", template_variables={"extra": "x"}, tokenize=False)
         == "x"
     )
 
@@ -137,28 +137,28 @@ def test_an_unknown_template_name(byte_level_json, templates):
         tokenizer.apply_chat_template(CHAT, "tool-use")
 
 
-def test_template_variables_by_keyword(ours):
+def test_template_variables_by_keyword(fast):
     options = {"chat_template": "{{ enable_thinking }}{{ bos_token }}{{ x }}", "tokenize": False}
-    text = ours.apply_chat_template(CHAT, **options, enable_thinking=True, bos_token="B", template_variables={"x": 1})
+    text = fast.apply_chat_template(CHAT, **options, enable_thinking=True, bos_token="B", template_variables={"x": 1})
     assert text == "TrueB1"
 
 
 @pytest.mark.parametrize("name", ["messages", "puna_steps", "tokenizer_kwargs"])
-def test_template_variables_do_not_hide_the_conversation(ours, name):
+def test_template_variables_do_not_hide_the_conversation(fast, name):
     for options in ({name: []}, {"template_variables": {name: []}}):
         with pytest.raises(ChatTemplateError, match=f"'{name}'.*reserved"):
-            ours.apply_chat_template(CHAT, chat_template="{{ messages | length }}", **options)
+            fast.apply_chat_template(CHAT, chat_template="{{ messages | length }}", **options)
     with pytest.raises(ChatTemplateError, match="'add_generation_prompt'"):
-        ours.apply_chat_template(CHAT, template_variables={"add_generation_prompt": True})
+        fast.apply_chat_template(CHAT, template_variables={"add_generation_prompt": True})
 
 
 @pytest.mark.parametrize("content", [None, [{"type": "text", "text": "Hi"}], 5, {"text": "Hi"}])
-def test_built_in_templates_refuse_content_other_than_text(ours, sp_model, content):
-    for tokenizer in (ours, load_tokenizer(sp_model), LlamaTokenizer(sp_model)):
+def test_built_in_templates_refuse_content_other_than_text(fast, sp_model, content):
+    for tokenizer in (fast, load_tokenizer(sp_model), LlamaTokenizer(sp_model)):
         for chat in ([{"role": "user", "content": content}], [*CHAT[:2], {"role": "assistant", "content": content}]):
             with pytest.raises(ChatTemplateError, match="'content', a string"):
                 tokenizer.apply_chat_template(chat)
-    assert ours.apply_chat_template([{"role": "user", "content": ""}])
+    assert fast.apply_chat_template([{"role": "user", "content": ""}])
 
 
 def test_llama_2_needs_more_than_a_system_message(sp_model):
@@ -210,37 +210,37 @@ def test_a_tokenizer_without_any_template(tmp_path):
         ("{{ tools | tojson }}{{ raise_exception | tojson }}", "TypeError"),
     ],
 )
-def test_templates_that_fail_or_exceed_a_limit(ours, template, message):
+def test_templates_that_fail_or_exceed_a_limit(fast, template, message):
     start = time.monotonic()
     with pytest.raises(ChatTemplateError, match=message):
-        ours.apply_chat_template(CHAT, chat_template=template)
+        fast.apply_chat_template(CHAT, chat_template=template)
     assert time.monotonic() - start < 20
 
 
-def test_formatting_within_the_limits(ours):
+def test_formatting_within_the_limits(fast):
     template = (
         "{{ '%05d' % 123456789 }}{{ '%s' % 10 ** 9 }}{{ 7 % 3 }}{{ 'a'.center(3) }}{{ '{:>3}'.format(1) }}"
         "{{ '%s' | format(10 ** 9) }}{{ '{}'.format(10 ** 9) }}{{ 'a' | center(3) }}{{ 'x\ny' | indent(2) }}"
         "{{ '20240601%s' % 1 }}"
     )
-    text = ours.apply_chat_template(CHAT, chat_template=template, tokenize=False)
+    text = fast.apply_chat_template(CHAT, chat_template=template, tokenize=False)
     assert text == "12345678910000000001 a   110000000001000000000 a x\n  y202406011"
 
 
 @pytest.mark.parametrize("chat", [[], "text", [5], [{"content": "no role"}], [{"role": 5, "content": "x"}], None])
-def test_invalid_conversations(ours, chat):
+def test_invalid_conversations(fast, chat):
     with pytest.raises(ChatTemplateError):
-        ours.apply_chat_template(chat)
+        fast.apply_chat_template(chat)
 
 
-def test_messages_that_cannot_be_continued(ours):
+def test_messages_that_cannot_be_continued(fast):
     for chat, options in (
         ([{"role": "user"}], {}),
         (CHAT, {"add_generation_prompt": True}),
         (CHAT, {"chat_template": "{{ 'fixed' }}"}),
     ):
         with pytest.raises(ChatTemplateError, match="continue_final_message"):
-            ours.apply_chat_template(chat, continue_final_message=True, **options)
+            fast.apply_chat_template(chat, continue_final_message=True, **options)
 
 
 def test_keys_without_a_value_are_dropped():
@@ -249,12 +249,12 @@ def test_keys_without_a_value_are_dropped():
 
 
 @pytest.mark.timing
-def test_a_template_is_compiled_once(ours):
+def test_a_template_is_compiled_once(fast):
     template = "{{ messages | length }}" + "{% if messages %}{{ 1 }}{% endif %}" * 300
     costs = []
     for _ in range(3):
         start = time.process_time()
-        ours.apply_chat_template(CHAT, chat_template=template, tokenize=False)
+        fast.apply_chat_template(CHAT, chat_template=template, tokenize=False)
         costs.append(time.process_time() - start)
     assert min(costs[1:]) < costs[0] / 3
 

@@ -89,11 +89,11 @@ def test_the_classes_behave_as_in_4_34_1(oracle, sp_model):
         job_for(folder, "LlamaTokenizerFast", {"add_eos_token": True}, ADDED[1:2], "longest_first"),
         job_for(folder, "LlamaTokenizerFast", {}, ADDED[1:2], "only_first"),
     ]
-    for job, theirs in zip(jobs, oracle("4.34.1", jobs), strict=True):
-        ours = answer(job)
-        assert ours.keys() == theirs.keys(), theirs
-        for key, values in theirs.items():
-            assert ours[key] == values, (job["cls"], job["arguments"], key)
+    for job, expected in zip(jobs, oracle("4.34.1", jobs), strict=True):
+        result = answer(job)
+        assert result.keys() == expected.keys(), expected
+        for key, values in expected.items():
+            assert result[key] == values, (job["cls"], job["arguments"], key)
 
 
 def rendered_or_refused(template: str, messages: list[dict]) -> str:
@@ -104,7 +104,9 @@ def rendered_or_refused(template: str, messages: list[dict]) -> str:
 
 
 def test_the_built_in_llama_2_template_equals_that_of_4_34_1(oracle, sp_model):
-    (theirs,) = oracle("4.34.1", [{"folder": str(sp_model.parent), "cls": "LlamaTokenizer", "default_template": True}])
+    (expected,) = oracle(
+        "4.34.1", [{"folder": str(sp_model.parent), "cls": "LlamaTokenizer", "default_template": True}]
+    )
     rng = random.Random(4)
     contents = ["hi", " a ", "<<SYS>>x", "", "it's 'q' \\n {{x}} {% if %}\n"]
     rendered = 0
@@ -117,7 +119,7 @@ def test_the_built_in_llama_2_template_equals_that_of_4_34_1(oracle, sp_model):
         messages = [{"role": role, "content": rng.choice(contents)} for role in roles]
         if all(message["role"] == "system" for message in messages):
             continue  # transformers renders nothing, puna refuses
-        for flag, source in ((True, theirs["template"]), (False, theirs["template_without_prompt"])):
+        for flag, source in ((True, expected["template"]), (False, expected["template_without_prompt"])):
             text = rendered_or_refused(source, messages)
             assert rendered_or_refused(llama_2_template(flag), messages) == text, messages
             rendered += not text.startswith("refused")
@@ -152,13 +154,13 @@ def test_other_releases_load_saved_files(oracle, saved, release):
     if release == "4.34.1":  # later releases convert the model of LlamaTokenizer in other ways
         names += ["slow", "slow-new"]
         jobs += [{"folder": str(saved[n][0]), "cls": "LlamaTokenizer", "texts": TEXTS} for n in ("slow", "slow-new")]
-    for name, job, theirs in zip(names, jobs, oracle(release, jobs), strict=True):
+    for name, job, expected in zip(names, jobs, oracle(release, jobs), strict=True):
         tokenizer = saved[name][1]
-        assert "error" not in theirs, theirs
+        assert "error" not in expected, expected
         split = False if name == "sp" else None  # only "sp" reads special tokens in a text as text
-        assert theirs["ids"] == [tokenizer(t, split_special_tokens=split)["input_ids"] for t in job["texts"]], name
-        assert theirs["length"] == len(tokenizer)
-        assert theirs["special"]["pad_token"] == "<pad>"
+        assert expected["ids"] == [tokenizer(t, split_special_tokens=split)["input_ids"] for t in job["texts"]], name
+        assert expected["length"] == len(tokenizer)
+        assert expected["special"]["pad_token"] == "<pad>"
 
 
 def texts_for(name: str) -> list[str]:
@@ -178,7 +180,7 @@ def test_puna_loads_saved_files(saved, name):
 
 @pytest.mark.parametrize(("release", "cls"), [("4.34.1", LlamaTokenizer), ("4.34.1", LlamaTokenizerFast)])
 def test_puna_loads_files_of_4_34_1(oracle, sp_model, tmp_path, release, cls):
-    folder = tmp_path / "theirs"
+    folder = tmp_path / "reference"
     shutil.copytree(sp_model.parent, tmp_path / "source")
     job = {
         "folder": str(tmp_path / "source"),
@@ -188,9 +190,9 @@ def test_puna_loads_files_of_4_34_1(oracle, sp_model, tmp_path, release, cls):
         "texts": TEXTS,
         "save": str(folder),
     }
-    (theirs,) = oracle(release, [job])
+    (expected,) = oracle(release, [job])
     assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "LlamaTokenizer"
     tokenizer = cls.from_pretrained(folder)
-    assert [tokenizer(text)["input_ids"] for text in TEXTS] == theirs["ids"]
+    assert [tokenizer(text)["input_ids"] for text in TEXTS] == expected["ids"]
     if cls is LlamaTokenizerFast:
-        assert [load_tokenizer(folder)(text)["input_ids"] for text in TEXTS] == theirs["ids"]
+        assert [load_tokenizer(folder)(text)["input_ids"] for text in TEXTS] == expected["ids"]
