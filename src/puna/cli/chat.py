@@ -140,7 +140,7 @@ def _run_command(conversation: Conversation, line: str) -> str:
         return "Conversation restarted."
     if name == "/system":
         conversation.reset(argument.strip() or None)
-        return "System message set; conversation restarted."
+        return f"System message {'set' if conversation.system else 'removed'}; conversation restarted."
     if name == "/undo":
         conversation.undo()
         return f"{len(conversation.messages)} messages left."

@@ -29,31 +29,34 @@ def convert(
     to: Annotated[str | None, typer.Option(help="hf, meta or gguf. [default: gguf with --quantize, else hf]")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the source's]")] = None,
     quantize: Annotated[str | None, typer.Option(help="A GGUF format such as q8_0, or a mix such as Q4_K_M.")] = None,
-    shard_size: Annotated[str | None, typer.Option(help="Most bytes per safetensors file. [default: 5GB]")] = None,
+    shard_size: Annotated[str | None, typer.Option(help="Maximum size of a safetensors file. [default: 5GB]")] = None,
     shards: Annotated[
-        int | None, typer.Option(min=1, help="Number of files instead; for meta, of parts of each matrix.")
+        int | None,
+        typer.Option(min=1, help="Number of files, instead of --shard-size; for meta, also of parts of each matrix."),
     ] = None,
     kv_heads: Annotated[int | None, typer.Option(min=1, help="Pool key-value heads to this number.")] = None,
     calibrate: Annotated[
-        Path | None, typer.Option(help="A text on which to measure which inputs matter, for the quantiser.")
+        Path | None, typer.Option(help="Text file that shows --quantize which inputs matter most.")
     ] = None,
-    vocab_size: Annotated[int | None, typer.Option(min=1, help="Rows of embedding and head.")] = None,
-    pad_vocab_to: Annotated[int | None, typer.Option(min=1, help="Round those rows up to a multiple.")] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(min=1, help="Resize embedding and head to this number of rows.")
+    ] = None,
+    pad_vocab_to: Annotated[int | None, typer.Option(min=1, help="Round their rows up to a multiple of this.")] = None,
     llama_version: Annotated[
         str | None, typer.Option(help="Release of Meta's files: 1, 2, code, 3, 3.1, 3.2, 3.3. [default: detected]")
     ] = None,
     instruct: Annotated[bool, typer.Option(help="Add Llama 3's chat template, which Meta's files lack.")] = False,
     tokenizer_only: Annotated[bool, typer.Option("--tokenizer-only", help="Convert no weights.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read back, compare, and measure the change in NLL.")
+        bool, typer.Option("--verify", help="Compare the result with the source; measure the change in NLL.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:
-    """Convert a model between the layouts of Hugging Face, Meta and GGUF, or to another type, or quantise it.
+    """Convert a model to another layout (Hugging Face, Meta, GGUF) or type, or quantise it.
 
-    The result appears under its name when it is complete. Repeat an interrupted command to resume it.
+    DST appears only when the result is complete. Repeat an interrupted command to resume it.
     """
     from puna.checkpoint import locate_model
     from puna.convert import LAYOUTS, convert_tokenizer

@@ -60,7 +60,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         heads, kv_heads, head = (shape[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
         yield "layers", f"{layers}, width {width}, feed-forward {ffn}"
         yield "heads", f"{heads} for queries, {kv_heads} for keys and values, width {head}"
-        yield "output head", f"{report.head}{', shares the embedding' if shape['tie_word_embeddings'] else ''}"
+        shared = ", shares the embedding" if shape["tie_word_embeddings"] else ""
+        yield "output head", f"{report.head or 'unknown'}{shared}"
         yield "rope", _settings(report.rope)
         yield "context", f"{report.context:,} tokens"
     if report.vocabulary:

@@ -20,7 +20,7 @@ Device = Annotated[str | None, typer.Option(help="PyTorch device, such as cuda."
 Dtype = Annotated[str | None, typer.Option(help="Type for computation, such as bfloat16.")]
 Quantize = Annotated[
     str | None,
-    typer.Option(help="Quantize float weights while loading: q8_0, q4_0 or q4_K."),
+    typer.Option(help="Quantise float weights while loading: q8_0, q4_0 or q4_K."),
 ]
 Temperature = Annotated[
     float, typer.Option("--temperature", "-t", help="Sampling temperature; 0 always chooses the most likely token.")
