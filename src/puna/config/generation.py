@@ -147,8 +147,9 @@ class GenerationConfig:
         file = local_path(path, "config", **hub_arguments(overrides))
         overrides = without_hub_arguments(overrides)
         file = file / "generation_config.json" if file.is_dir() else file
+        fields = read_json(file, ConfigError)
         try:
-            return cls.from_dict(read_json(file, ConfigError), **overrides)
+            return cls.from_dict(fields, **overrides)
         except ConfigError as exc:
             raise ConfigError(f"{file}: {exc}") from exc
 

@@ -308,8 +308,9 @@ class LlamaConfig:
     @classmethod
     def from_json_file(cls, path: str | Path) -> LlamaConfig:
         """Reads a configuration file."""
+        fields = read_json(Path(path), ConfigError)
         try:
-            return cls.from_dict(read_json(Path(path), ConfigError))
+            return cls.from_dict(fields)
         except ConfigError as exc:
             raise ConfigError(f"{path}: {exc}") from exc
 
@@ -329,8 +330,9 @@ class LlamaConfig:
         file = file / "config.json" if file.is_dir() else file
         if not file.is_file():
             raise ModelNotFoundError(f"{path} has no config.json; give the folder of a model")
+        fields = read_json(file, ConfigError)
         try:
-            return cls.from_dict(read_json(file, ConfigError), **overrides)
+            return cls.from_dict(fields, **overrides)
         except ConfigError as exc:
             raise ConfigError(f"{file}: {exc}") from exc
 
