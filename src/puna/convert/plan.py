@@ -145,10 +145,12 @@ def _notes(source: Checkpoint, edited: Checkpoint, target: Target) -> list[str]:
     before, after = source.config, edited.config
     if after.num_key_value_heads != before.num_key_value_heads:
         heads = f"{before.num_key_value_heads} key-value heads become {after.num_key_value_heads}"
-        notes.append(f"{heads}: the model needs training before it is good again")
+        notes.append(f"{heads}: the model needs training to recover its quality")
     if after.vocab_size > before.vocab_size:
-        notes.append(f"{after.vocab_size - before.vocab_size} new rows of vocabulary are the mean of the others")
+        notes.append(f"{after.vocab_size - before.vocab_size} new rows of vocabulary are the mean of the existing rows")
     if source.kind == "meta":
         context = after.max_position_embeddings
-        notes.append(f"context of {context} tokens: Meta's files do not contain it, --llama-version sets it")
+        notes.append(
+            f"context of {context} tokens assumed, since Meta's files do not contain it; --llama-version sets it"
+        )
     return [*notes, *target.notes]

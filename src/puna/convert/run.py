@@ -133,7 +133,9 @@ def convert(
         to, dtype, quantize, shard_size, shards, kv_heads, vocab_size, pad_vocab_to, instruct, threads
     )  # fmt: skip
     if calibrate is not None and (quantize is None or FORMATS[find_mix(quantize).main].values == 1):
-        raise RequestError("calibrate weighs the errors of a quantiser; give a format of blocks with quantize too")
+        raise RequestError(
+            "calibrate applies only to quantisation; also set quantize to a mix or block format, such as Q4_K_M"
+        )
     checkpoint = open_checkpoint(path, llama_version)
     text = None if calibrate is None else read_text(checkpoint, Path(calibrate))
     options.check()

@@ -28,7 +28,7 @@ def generation_notes(checkpoint: Checkpoint) -> list[str]:
     """Returns a note on the generation settings that only Hugging Face's layout holds, if there are any."""
     fields = {} if checkpoint.generation_config is None else checkpoint.generation_config.to_dict()
     lost = [f"{name} {value}" for name, value in fields.items() if name not in _HELD_ELSEWHERE]
-    return [f"the layout cannot hold generation_config's {', '.join(lost)}"] if lost else []
+    return [f"the layout cannot hold generation_config's {', '.join(lost)}; they are left out"] if lost else []
 
 
 def stored_metadata(checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -44,4 +44,8 @@ def descriptions(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def description_notes(checkpoint: Checkpoint) -> list[str]:
     """Returns a note on the descriptions that only a GGUF file holds, if there are any."""
     keys = [key.removeprefix("general.") for key in descriptions(stored_metadata(checkpoint)) if key != "general.name"]
-    return [f"the layout cannot hold the file's descriptions of the model ({', '.join(keys)})"] if keys else []
+    return (
+        [f"the layout cannot hold the file's descriptions of the model ({', '.join(keys)}); they are left out"]
+        if keys
+        else []
+    )

@@ -27,7 +27,7 @@ def hf_target(checkpoint: Checkpoint, options: Options) -> Target:
     tensors = plain_tensors(checkpoint, dtype)
     new = [new_tensor(name, source) for name, source in tensors.items()]
     if options.shards is not None and not 0 < options.shards <= len(new):
-        raise CheckpointError(f"{options.shards} shards of {len(new)} tensors; give a number from 1 to {len(new)}")
+        raise CheckpointError(f"{options.shards} shards for {len(new)} tensors; give a number from 1 to {len(new)}")
     shards = split_into_shards(new, "5GB" if options.shard_size is None else options.shard_size, options.shards)
     config = LlamaConfig.from_dict(
         checkpoint.config.to_dict(), dtype=main_type(checkpoint, dtype).torch, architectures=[_CLASSES[checkpoint.head]]

@@ -84,7 +84,7 @@ def _nearest_release(checkpoint: Checkpoint, params: Mapping[str, Any]) -> tuple
     losses = {version: _differences(checkpoint, params, version) for version in (None, *RELEASES)}
     # The factor changes the model's output, the other settings only how the model is used.
     nearest = min(losses, key=lambda version: (_FACTOR in losses[version], len(losses[version])))
-    notes = [f"{name} {values}: Meta's files do not contain it" for name, values in losses[nearest].items()]
+    notes = [f"{name} {values}, since Meta's files do not contain it" for name, values in losses[nearest].items()]
     if nearest is not None:
         notes.append(f"the files do not show their release: `puna convert` reads them with --llama-version {nearest}")
     return nearest, notes
@@ -114,13 +114,13 @@ def _check_divisible(config: LlamaConfig, count: int) -> None:
         raise CheckpointError(f"{count} shards; give a number from 1 to {_MAX_SHARDS}")
     kv = config.num_key_value_heads
     for name, size in (
-        ("heads", config.num_attention_heads),
-        ("feed-forward width", config.intermediate_size),
-        ("width", config.hidden_size),
-        ("vocabulary", config.vocab_size),
+        ("attention heads", config.num_attention_heads),
+        ("feed-forward columns", config.intermediate_size),
+        ("hidden columns", config.hidden_size),
+        ("rows of vocabulary", config.vocab_size),
     ):
         if size % count:
-            raise CheckpointError(f"a {name} of {size} cannot be divided among {count} shards; give another --shards")
+            raise CheckpointError(f"{size} {name} cannot be divided among {count} shards; give another --shards")
     if kv % count and count % kv:
         raise CheckpointError(f"{kv} key-value heads cannot be divided among {count} shards; give another --shards")
 

@@ -34,7 +34,7 @@ class Engine:
         prompt, limit = len(request.prompt_ids), config.context_length
         if prompt + request.max_tokens > limit:
             raise RequestError(
-                f"a prompt of {prompt} tokens and {request.max_tokens} to generate exceed the model's context of "
+                f"the prompt's tokens ({prompt}) and max_tokens ({request.max_tokens}) exceed the model's context of "
                 f"{limit}; "
                 + (f"set max_tokens to {limit - prompt} or less" if prompt < limit else "shorten the prompt")
             )

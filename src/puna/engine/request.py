@@ -105,4 +105,5 @@ def _is_int(value: object) -> bool:
 def _check_between(name: str, value: float, low: float, high: float) -> None:
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not number or not low <= value <= high or value == math.inf:
-        raise RequestError(f"{name} is {value!r}; it must be a number from {low:g} to {high:g}")
+        limits = f"finite number, {low:g} or more" if high == math.inf else f"number from {low:g} to {high:g}"
+        raise RequestError(f"{name} is {value!r}; it must be a {limits}")

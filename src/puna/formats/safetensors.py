@@ -48,7 +48,7 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     size = int.from_bytes(data[:8].tobytes(), "little")
     if size > min(HEADER_LIMIT, len(data) - 8):
         raise CheckpointError(
-            f"{path}: announces a header of {size} bytes; {len(data) - 8} bytes follow and the limit is "
+            f"{path}: the file announces a header of {size} bytes; {len(data) - 8} bytes follow and the limit is "
             f"{HEADER_LIMIT}. The file is truncated or not safetensors; download it again"
         )
     header = _parse_header(path, data[8 : 8 + size].tobytes())

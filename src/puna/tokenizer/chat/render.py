@@ -92,7 +92,9 @@ def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
         raise ChatTemplateError(f"a conversation must be a list of at least one message, got {messages!r:.60}")
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ChatTemplateError(f"{message!r:.60} is not a message: a dictionary with 'role' and 'content'")
+            raise ChatTemplateError(
+                f"{message!r:.60} is not a message; it must be a dictionary with 'role' and 'content'"
+            )
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
 

@@ -144,7 +144,7 @@ def find(path: Path, prefer: str = _JSON) -> tuple[Path, Kind]:
         return path, sniff(path)
     if not path.is_dir():
         raise ModelNotFoundError(
-            f"{path}: no such folder or file; give a local path, or owner/name of the Hugging Face hub"
+            f"{path}: no such folder or file; give a local path, or owner/name on the Hugging Face hub"
         )
     for name in sorted((_JSON, _MODEL), key=lambda name: name != prefer):
         if (path / name).is_file():
@@ -152,7 +152,7 @@ def find(path: Path, prefer: str = _JSON) -> tuple[Path, Kind]:
     files = sorted(path.glob("*.gguf"))
     if len(files) != 1:
         raise TokenizerError(
-            f"{path}: {len(files)} GGUF files and neither {_JSON} nor {_MODEL}; "
+            f"{path}: the folder contains {len(files)} GGUF files, no {_JSON} and no {_MODEL}; "
             + ("give the path of one of the files" if files else "put the tokenizer's files into the folder")
         )
     return files[0], sniff(files[0])
