@@ -252,7 +252,7 @@ def test_invalid_values_in_the_configuration(folder, config):
 def test_missing_files(tmp_path, sp_model, byte_level_json):
     with pytest.raises(ModelNotFoundError, match="hub"):
         load_tokenizer("meta-llama/Llama-2-7b-hf")
-    with pytest.raises(TokenizerError, match="no tokenizer.json and no tokenizer.model"):
+    with pytest.raises(TokenizerError, match=r"no tokenizer.json and no tokenizer.model"):
         load_tokenizer(tmp_path)
     with pytest.raises(TokenizerError, match="LlamaTokenizer needs"):
         LlamaTokenizer.from_pretrained(byte_level_json)

@@ -43,9 +43,7 @@ def find_weight_files(folder: Path) -> WeightFiles:
     if len(others) == 1:  # AutoGPTQ's file name contains the number of bits
         return WeightFiles((others[0],))
     names = ", ".join(f"{name}[.index.json]" for name in WEIGHT_FILES)
-    raise CheckpointError(
-        f"{folder}: no weights: the folder contains none of {names} and no .gguf file. Download it again"
-    )
+    raise CheckpointError(f"{folder}: no weights: the folder contains no {names} or .gguf file. Download it again")
 
 
 def _read_index(folder: Path, index: Path) -> WeightFiles:

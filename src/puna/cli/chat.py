@@ -143,7 +143,7 @@ def _run_command(conversation: Conversation, line: str) -> str:
         return f"System message {'set' if conversation.system else 'removed'}; conversation restarted."
     if name == "/undo":
         conversation.undo()
-        return f"{len(conversation.messages)} messages left."
+        return f"Messages left: {len(conversation.messages)}."
     if name == "/history":
         return "\n".join(f"{message['role']}: {message['content']}" for message in conversation.messages) or "Empty."
     return f"{name} is not a command.\n{HELP}"
