@@ -111,21 +111,20 @@ def get_chat_template(self: AnyTokenizer, chat_template: str | None = None, tool
         ChatTemplateError: there is no template, or none of this name.
     """
     templates = self.chat_template
-    names = sorted(templates) if isinstance(templates, Mapping) else []
-    if chat_template is not None and chat_template not in names and "{" not in chat_template:
-        raise ChatTemplateError(
-            f"chat_template={chat_template!r:.60} is neither Jinja source, which contains '{{', nor the name of a "
-            f"template of this tokenizer ({', '.join(names) or 'it has none'})"
-        )
-    if isinstance(templates, Mapping):
-        if chat_template is None:
-            chat_template = "tool_use" if tools is not None and "tool_use" in templates else "default"
-            if chat_template not in templates:
-                raise ChatTemplateError(f"choose one of the chat templates {', '.join(names)} by name")
-        return templates.get(chat_template, chat_template)
+    named = templates if isinstance(templates, Mapping) else {}
     if chat_template is not None:
-        return chat_template
-    return self.default_chat_template if templates is None else templates
+        if chat_template not in named and "{" not in chat_template:
+            raise ChatTemplateError(
+                f"chat_template={chat_template!r:.60} is neither Jinja source, which contains '{{', nor the name of a "
+                f"template of this tokenizer ({', '.join(sorted(named)) or 'it has none'})"
+            )
+        return named.get(chat_template, chat_template)
+    if not isinstance(templates, Mapping):
+        return self.default_chat_template if templates is None else templates
+    name = "tool_use" if tools is not None and "tool_use" in named else "default"
+    if name not in named:
+        raise ChatTemplateError(f"choose one of the chat templates {', '.join(sorted(named))} by name")
+    return named[name]
 
 
 def apply_chat_template(

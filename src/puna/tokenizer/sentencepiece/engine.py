@@ -256,7 +256,11 @@ class HfStream(TextStream):
     def push_token(self, token: str) -> str:
         """Adds a token by its text."""
         if token in self.added:
-            return self._end_group() + self._separated(token)
+            text = self._show(self._held + self._run.finish())
+            separator = self.separator if self._has_output or self._group_shown else ""
+            self._has_output = True
+            self._start_group()
+            return text + separator + token
         if self._count == 0:
             token = token.removeprefix(SPACE)
         self._count += 1
@@ -283,17 +287,6 @@ class HfStream(TextStream):
         if self.legacy and not self.skipped:
             self._held += text
             return ""
-        return text
-
-    def _end_group(self) -> str:
-        text = self._show(self._held + self._run.finish())
-        self._has_output |= self._group_shown
-        self._start_group()
-        return text
-
-    def _separated(self, token: str) -> str:
-        text = (self.separator if self._has_output else "") + token
-        self._has_output = True
         return text
 
     def _show(self, text: str) -> str:
