@@ -1,11 +1,16 @@
-"""The tokenizer's files in a converted folder: copied if the layouts agree, else written from the loaded tokenizer."""
+"""The tokenizer of a converted model: Hugging Face's files, copied or written; Meta's file; the keys of a GGUF file."""
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
 
 from puna.errors import PunaError, TokenizerError
 from puna.files import atomic_write
@@ -14,17 +19,23 @@ from puna.formats.gguf_writer import Value
 from puna.tokenizer import load_tokenizer
 from puna.tokenizer.chat.templates import LLAMA_3, LLAMA_3_TOKENS
 from puna.tokenizer.fast import LlamaTokenizerFast
-from puna.tokenizer.files.byte_level import write_tiktoken
-from puna.tokenizer.files.gguf import check_count, filled, token_count
+from puna.tokenizer.files.byte_level import name_of, write_tiktoken
+from puna.tokenizer.files.gguf import PREFIX
 from puna.tokenizer.files.recipes import find
-from puna.tokenizer.sentencepiece.proto import PieceType, read_pieces
+from puna.tokenizer.sentencepiece.proto import PieceType, read_pieces, read_spec
 from puna.tokenizer.slow import LlamaTokenizer
+from puna.tokenizer.special import AddedToken
 
 _FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 _FOLDERS = ("additional_chat_templates",)
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+_ADDED_SCORE = -1000.0
+"""Score of tokens beyond the vocabulary, so that no merge produces them (llama.cpp's converter)."""
 
 
 def tokenizer_files(source: Path) -> list[Path]:
@@ -55,10 +66,10 @@ def check_instruct(source: Path, layout: str) -> int:
 def check_rows(source: Path, rows: int) -> None:
     """Raises TokenizerError if a vocabulary truncated to `rows` has fewer rows than the tokenizer has tokens."""
     try:
-        tokens = token_count(load_tokenizer(source).get_vocab())
+        tokens = _token_count(load_tokenizer(source).get_vocab())
     except PunaError:  # then no tokenizer is written, which a note of the target says
         return
-    check_count(tokens, rows)
+    _check_count(tokens, rows)
 
 
 def copy_tokenizer(source: Path, folder: Path) -> bool:
@@ -109,30 +120,6 @@ def write_meta_tokenizer(source: Path, folder: Path) -> list[str]:
     return list(_lost(tokenizer, data))
 
 
-def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, Value]:
-    """Returns the keys under `tokenizer.` of a GGUF file for the tokenizer of a path.
-
-    Args:
-        path: a folder or file; a SentencePiece model is preferred to tokenizer.json; keys of a GGUF file are copied.
-        rows: rows of the model's embedding; the vocabulary is filled up to as many tokens.
-        instruct: add Llama 3's chat template to a tokenizer of Llama 3 without one.
-
-    Raises:
-        TokenizerError: there is no tokenizer, it has more tokens than `rows`, or llama.cpp has no such kind.
-    """
-    file, kind = find(path, prefer="tokenizer.model")
-    if kind == "gguf":
-        stored = open_gguf(file).metadata
-        keys: dict[str, Any] = {key: stored[key] for key in stored if key.startswith("tokenizer.")}
-        return filled(keys | ({"tokenizer.chat_template": LLAMA_3} if instruct else {}), rows)
-    if kind == "sentencepiece":
-        return LlamaTokenizer.from_pretrained(path).gguf_metadata(rows)
-    tokenizer = load_tokenizer(path)
-    if instruct:
-        tokenizer.chat_template = LLAMA_3
-    return tokenizer.gguf_metadata(rows)
-
-
 def _meta_model(source: Path, tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> bytes | None:
     """Returns a SentencePiece model or Llama 3's ranks; None if the vocabulary has tokens in addition to them."""
     file, kind = find(source, prefer="tokenizer.model")
@@ -165,3 +152,173 @@ def _lost(tokenizer: LlamaTokenizer | LlamaTokenizerFast, model: bytes) -> Itera
         ]
         if special:
             yield f"{', '.join(special[:5])} are special tokens, but their pieces in Meta's layout are ordinary ones"
+
+
+def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, Value]:
+    """Returns the keys under `tokenizer.` of a GGUF file, which give the tokenizer's ids in llama.cpp too.
+
+    Args:
+        path: a folder or file; a SentencePiece model is preferred to tokenizer.json; keys of a GGUF file are copied.
+        rows: rows of the model's embedding; the vocabulary is filled up to as many tokens.
+        instruct: add Llama 3's chat template to a tokenizer of Llama 3 without one.
+
+    Raises:
+        TokenizerError: there is no tokenizer, it has more tokens than `rows`, or llama.cpp has no such kind.
+    """
+    file, kind = find(path, prefer="tokenizer.model")
+    if kind == "gguf":
+        stored = open_gguf(file).metadata
+        keys: dict[str, Any] = {key: stored[key] for key in stored if key.startswith("tokenizer.")}
+        return _filled(keys | ({"tokenizer.chat_template": LLAMA_3} if instruct else {}), rows)
+    tokenizer = LlamaTokenizer.from_pretrained(path) if kind == "sentencepiece" else load_tokenizer(path)
+    if instruct and kind != "sentencepiece":
+        tokenizer.chat_template = LLAMA_3
+    _check_count(_token_count(tokenizer.get_vocab()), rows)  # before lists of that length are filled
+    added = tokenizer.added_tokens_decoder
+    if isinstance(tokenizer, LlamaTokenizer):
+        keys = _model_keys(tokenizer.sp_model.serialized_model_proto(), added)
+    else:
+        keys = _pipeline_keys(tokenizer.backend_tokenizer, added, tokenizer.unk_token_id)
+    return _filled(keys | _setting_keys(tokenizer), rows)
+
+
+def _model_keys(model: bytes, added: Mapping[int, AddedToken]) -> dict[str, Value]:
+    """Returns the vocabulary keys of a SentencePiece model and its added tokens."""
+    pieces, scores, types = read_pieces(model)
+    spec = read_spec(model, "the SentencePiece model")
+    return _scored(pieces, scores, types, added) | {
+        f"{PREFIX}add_space_prefix": spec.add_dummy_prefix,
+        f"{PREFIX}remove_extra_whitespaces": spec.remove_extra_whitespaces,
+    }
+
+
+def _pipeline_keys(pipeline: Tokenizer, added: Mapping[int, AddedToken], unk_id: int | None) -> dict[str, Value]:
+    """Returns the vocabulary keys of a pipeline: BPE over bytes, or over characters with bytes as a fallback.
+
+    Raises:
+        TokenizerError: the pipeline is not BPE, or its pre-tokenizer has no name in GGUF.
+    """
+    model = json.loads(pipeline.to_str())["model"]
+    if model.get("type") != "BPE":
+        raise TokenizerError(f"a tokenizer of type {model.get('type')!r}; GGUF files of LLaMA models need BPE")
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    tokens = [_filler(index) for index in range(_token_count(model["vocab"]))]
+    for token, index in model["vocab"].items():
+        tokens[index] = token
+    if model.get("byte_fallback"):
+        return _character_bpe(pipeline, tokens, pairs, added, unk_id)
+    types = [int(PieceType.NORMAL)] * len(tokens)
+    _place(added, tokens, types)
+    return {
+        f"{PREFIX}model": "gpt2",
+        f"{PREFIX}pre": name_of(pipeline.pre_tokenizer, bool(model.get("ignore_merges"))),
+        f"{PREFIX}tokens": tokens,
+        f"{PREFIX}token_type": np.array(types, np.int32),
+        f"{PREFIX}merges": [" ".join(pair) for pair in pairs],
+    }
+
+
+def _place(added: Mapping[int, AddedToken], tokens: list[str], types: list[int]) -> None:
+    """Writes added tokens into the lists of a vocabulary: they replace ordinary tokens or follow the last one."""
+    for index, token in added.items():
+        while len(tokens) <= index:
+            tokens.append(_filler(len(tokens)))
+            types.append(PieceType.UNUSED)
+        if types[index] not in (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.BYTE):
+            tokens[index] = token.content
+            types[index] = PieceType.CONTROL if token.special else PieceType.USER_DEFINED
+
+
+def _character_bpe(
+    pipeline: Tokenizer,
+    tokens: list[str],
+    pairs: list[list[str]],
+    added: Mapping[int, AddedToken],
+    unk_id: int | None,
+) -> dict[str, Value]:
+    """Returns the keys of a SentencePiece vocabulary in a tokenizer.json: the score of a piece is its first merge."""
+    rank: dict[str, int] = {}
+    for number, pair in enumerate(pairs):
+        rank.setdefault("".join(pair), number)
+    last = len(pairs)
+    scores = [-float(rank.get(token, last)) for token in tokens]
+    types = [int(PieceType.BYTE if _BYTE.fullmatch(token) else PieceType.NORMAL) for token in tokens]
+    for index, kind in ((unk_id, PieceType.UNKNOWN), *((i, PieceType.CONTROL) for i in added)):
+        if index is not None and index < len(tokens) and (index not in added or added[index].special):
+            types[index] = int(PieceType.UNKNOWN if index == unk_id else kind)
+            scores[index] = 0.0
+    first = pipeline.encode("a", add_special_tokens=False).tokens
+    return _scored(tokens, scores, types, added) | {f"{PREFIX}add_space_prefix": first[:1] != ["a"]}
+
+
+def _scored(
+    tokens: list[str], scores: list[float], types: list[int], added: Mapping[int, AddedToken]
+) -> dict[str, Value]:
+    """Returns the keys of a "llama" vocabulary."""
+    _place(added, tokens, types)
+    scores += [_ADDED_SCORE] * (len(tokens) - len(scores))
+    # llama.cpp matches user-defined tokens in the unchanged text, where spaces are not U+2581 yet.
+    texts = [
+        token.replace("▁", " ") if kind == PieceType.USER_DEFINED else token
+        for token, kind in zip(tokens, types, strict=True)
+    ]
+    return {
+        f"{PREFIX}model": "llama",
+        f"{PREFIX}pre": "default",
+        f"{PREFIX}tokens": texts,
+        f"{PREFIX}scores": np.array(scores, np.float32),
+        f"{PREFIX}token_type": np.array(types, np.int32),
+    }
+
+
+def _setting_keys(tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> dict[str, Value]:
+    """Returns the keys of special ids, of their use, and of chat templates."""
+    ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "unknown": tokenizer.unk_token_id}
+    ids["padding"] = tokenizer.pad_token_id
+    keys: dict[str, Value] = {f"{PREFIX}{name}_token_id": index for name, index in ids.items() if index is not None}
+    keys[f"{PREFIX}add_bos_token"] = tokenizer.add_bos_token
+    keys[f"{PREFIX}add_eos_token"] = tokenizer.add_eos_token
+    templates = tokenizer.chat_template
+    named = {"default": templates} if isinstance(templates, str) else dict(templates or {})
+    if "default" in named:
+        keys["tokenizer.chat_template"] = named.pop("default")
+    if named:
+        keys["tokenizer.chat_templates"] = list(named)
+        keys |= {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
+    return keys
+
+
+def _token_count(vocabulary: Mapping[str, int]) -> int:
+    """Returns the number of tokens up to the highest id."""
+    return max(vocabulary.values(), default=-1) + 1
+
+
+def _check_count(tokens: int, rows: int) -> None:
+    """Raises TokenizerError if an embedding of `rows` rows has no row for some of the tokens."""
+    if tokens > rows:
+        raise TokenizerError(
+            f"the tokenizer has {tokens} tokens and the embedding {rows} rows, so tokens lack a row; convert with "
+            f"--vocab-size {tokens} or more, or give the model another tokenizer first"
+        )
+
+
+def _filler(index: int) -> str:
+    """Returns a name for an id without a token; no text contains it."""
+    return f"[PAD{index}]"
+
+
+def _filled(keys: dict[str, Any], rows: int) -> dict[str, Value]:
+    """Returns the keys with one token per row of the embedding, as llama.cpp requires."""
+    tokens = list(keys.get(f"{PREFIX}tokens", []))
+    if not tokens:
+        raise TokenizerError("the GGUF file has no tokens; give the folder of the model's own tokenizer")
+    _check_count(len(tokens), rows)
+    missing = range(len(tokens), rows)
+    if missing:
+        keys[f"{PREFIX}tokens"] = tokens + [_filler(index) for index in missing]
+        types = np.asarray(keys.get(f"{PREFIX}token_type", [PieceType.NORMAL] * len(tokens)), np.int32)
+        keys[f"{PREFIX}token_type"] = np.append(types, np.full(len(missing), PieceType.UNUSED, np.int32))
+        if f"{PREFIX}scores" in keys:
+            scores = np.asarray(keys[f"{PREFIX}scores"], np.float32)
+            keys[f"{PREFIX}scores"] = np.append(scores, np.full(len(missing), _ADDED_SCORE, np.float32))
+    return keys

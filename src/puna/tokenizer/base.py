@@ -17,7 +17,6 @@ from puna.tokenizer.arguments import NO_LIMIT, Arguments, CommonArguments, FromP
 from puna.tokenizer.batch import check_side
 from puna.tokenizer.chat.templates import apply_chat_template, default_template, get_chat_template
 from puna.tokenizer.encoding import Encoding, Input
-from puna.tokenizer.files import gguf
 from puna.tokenizer.files.config import save_pretrained
 from puna.tokenizer.files.recipes import Recipe
 from puna.tokenizer.special import (
@@ -35,8 +34,6 @@ from puna.tokenizer.streams import CleanUpStream, TextStream, batch_decode, clea
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
-
-    from puna.formats.gguf_writer import Value
 
 
 class TokenizerBase(ABC):
@@ -369,23 +366,6 @@ class TokenizerBase(ABC):
     @abstractmethod
     def _class_config(self) -> dict[str, Any]:
         """Returns the keys of tokenizer_config.json that depend on the class."""
-
-    def gguf_metadata(self, rows: int) -> dict[str, Value]:
-        """Returns this tokenizer as GGUF metadata, with one token for each of the `rows` of the model's embedding.
-
-        Raises:
-            TokenizerError: there are more tokens than rows, or llama.cpp has no tokenizer of this kind.
-        """
-        gguf.check_count(gguf.token_count(self.get_vocab()), rows)  # before lists of that length are filled
-        ids = {"bos": self.bos_token_id, "eos": self.eos_token_id, "unknown": self.unk_token_id}
-        settings = gguf.settings_metadata(
-            {**ids, "padding": self.pad_token_id}, self.add_bos_token, self.add_eos_token, self.chat_template
-        )
-        return gguf.filled(self._gguf_vocabulary() | settings, rows)
-
-    @abstractmethod
-    def _gguf_vocabulary(self) -> dict[str, Value]:
-        """Returns the vocabulary as GGUF metadata."""
 
     def __repr__(self) -> str:
         return (

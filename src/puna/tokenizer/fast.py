@@ -16,14 +16,11 @@ from puna.tokenizer.base import TokenizerBase
 from puna.tokenizer.encoding import Encoding, Input
 from puna.tokenizer.files import recipes
 from puna.tokenizer.files.config import OWN_IDS
-from puna.tokenizer.files.gguf import pipeline_metadata
 from puna.tokenizer.special import AddedToken, TokenLike, as_added_token
 from puna.tokenizer.streams import TextStream, stream_for
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
-
-    from puna.formats.gguf_writer import Value
 
 
 class LlamaTokenizerFast(TokenizerBase):
@@ -286,9 +283,6 @@ class LlamaTokenizerFast(TokenizerBase):
     def _class_config(self) -> dict[str, Any]:
         # With LlamaTokenizerFast transformers 5 would build its own pipeline instead of reading tokenizer.json.
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
-
-    def _gguf_vocabulary(self) -> dict[str, Value]:
-        return pipeline_metadata(self._tokenizer, self.added_tokens_decoder, self.unk_token_id)
 
 
 def _pipeline(vocab_file: str | Path | None, tokenizer_file: str | Path | None) -> Tokenizer:

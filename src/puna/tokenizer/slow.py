@@ -22,7 +22,6 @@ from puna.errors import TokenizerError
 from puna.tokenizer.arguments import Behaviour, SharedArguments
 from puna.tokenizer.base import TokenizerBase
 from puna.tokenizer.encoding import Encoding, Input, SlowColumns
-from puna.tokenizer.files.gguf import model_metadata
 from puna.tokenizer.files.recipes import Recipe, sentencepiece_recipe
 from puna.tokenizer.sentencepiece.engine import (
     SPACE,
@@ -38,8 +37,6 @@ from puna.tokenizer.streams import TextStream
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
-
-    from puna.formats.gguf_writer import Value
 
 
 class LlamaTokenizer(TokenizerBase):
@@ -316,9 +313,6 @@ class LlamaTokenizer(TokenizerBase):
             "sp_model_kwargs": self.sp_model_kwargs,
             "spaces_between_special_tokens": self.spaces_between_special_tokens,
         }
-
-    def _gguf_vocabulary(self) -> dict[str, Value]:
-        return model_metadata(self.sp_model.serialized_model_proto(), self.added_tokens_decoder)
 
 
 def _pattern(words: Iterable[str]) -> re.Pattern[str] | None:

@@ -1,39 +1,21 @@
-"""Tokenizers in GGUF files, in both directions: SentencePiece vocabularies ("llama") and byte-level BPE ("gpt2").
-
-The written metadata give the same ids in llama.cpp as the tokenizer does in puna.
-"""
+"""Tokenizers in GGUF files: SentencePiece vocabularies ("llama") and byte-level BPE ("gpt2")."""
 
 from __future__ import annotations
 
-import json
 import operator
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from puna.errors import TokenizerError
-from puna.tokenizer.files.byte_level import name_of
-from puna.tokenizer.sentencepiece.proto import PieceType, read_pieces, read_spec, write_model
-from puna.tokenizer.special import AddedToken
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from puna.formats.gguf_writer import Value
-    from puna.tokenizer.arguments import ChatTemplate
+from puna.tokenizer.sentencepiece.proto import PieceType, write_model
 
 PREFIX = "tokenizer.ggml."
 
 LLAMA3_BOS = 128000
 """The id of Llama 3's <|begin_of_text|>."""
-
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-
-_ADDED_SCORE = -1000.0
-"""Score of tokens beyond the vocabulary, so that no merge produces them (llama.cpp's converter)."""
 
 
 @dataclass(frozen=True)
@@ -193,144 +175,3 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int, default: float) 
         raise TokenizerError(f"{key}: {values.shape} values, or some not finite; expected one finite number per token")
     numbers: list[float] = values.tolist()
     return numbers
-
-
-def model_metadata(model: bytes, added: Mapping[int, AddedToken]) -> dict[str, Value]:
-    """Returns the vocabulary keys of a SentencePiece model and its added tokens."""
-    pieces, scores, types = read_pieces(model)
-    spec = read_spec(model, "the SentencePiece model")
-    return _scored(pieces, scores, types, added) | {
-        f"{PREFIX}add_space_prefix": spec.add_dummy_prefix,
-        f"{PREFIX}remove_extra_whitespaces": spec.remove_extra_whitespaces,
-    }
-
-
-def pipeline_metadata(pipeline: Tokenizer, added: Mapping[int, AddedToken], unk_id: int | None) -> dict[str, Value]:
-    """Returns the vocabulary keys of a pipeline: BPE over bytes, or over characters with bytes as a fallback.
-
-    Raises:
-        TokenizerError: the pipeline is not BPE, or its pre-tokenizer has no name in GGUF.
-    """
-    model = json.loads(pipeline.to_str())["model"]
-    if model.get("type") != "BPE":
-        raise TokenizerError(f"a tokenizer of type {model.get('type')!r}; GGUF files of LLaMA models need BPE")
-    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    tokens = [_filler(index) for index in range(token_count(model["vocab"]))]
-    for token, index in model["vocab"].items():
-        tokens[index] = token
-    if model.get("byte_fallback"):
-        return _character_bpe(pipeline, tokens, pairs, added, unk_id)
-    types = [int(PieceType.NORMAL)] * len(tokens)
-    _place(added, tokens, types)
-    return {
-        f"{PREFIX}model": "gpt2",
-        f"{PREFIX}pre": name_of(pipeline.pre_tokenizer, bool(model.get("ignore_merges"))),
-        f"{PREFIX}tokens": tokens,
-        f"{PREFIX}token_type": np.array(types, np.int32),
-        f"{PREFIX}merges": [" ".join(pair) for pair in pairs],
-    }
-
-
-def _place(added: Mapping[int, AddedToken], tokens: list[str], types: list[int]) -> None:
-    """Writes added tokens into the lists of a vocabulary: they replace ordinary tokens or follow the last one."""
-    for index, token in added.items():
-        while len(tokens) <= index:
-            tokens.append(_filler(len(tokens)))
-            types.append(PieceType.UNUSED)
-        if types[index] not in (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.BYTE):
-            tokens[index] = token.content
-            types[index] = PieceType.CONTROL if token.special else PieceType.USER_DEFINED
-
-
-def _character_bpe(
-    pipeline: Tokenizer,
-    tokens: list[str],
-    pairs: list[list[str]],
-    added: Mapping[int, AddedToken],
-    unk_id: int | None,
-) -> dict[str, Value]:
-    """Returns the keys of a SentencePiece vocabulary in a tokenizer.json: the score of a piece is its first merge."""
-    rank: dict[str, int] = {}
-    for number, pair in enumerate(pairs):
-        rank.setdefault("".join(pair), number)
-    last = len(pairs)
-    scores = [-float(rank.get(token, last)) for token in tokens]
-    types = [int(PieceType.BYTE if _BYTE.fullmatch(token) else PieceType.NORMAL) for token in tokens]
-    for index, kind in ((unk_id, PieceType.UNKNOWN), *((i, PieceType.CONTROL) for i in added)):
-        if index is not None and index < len(tokens) and (index not in added or added[index].special):
-            types[index] = int(PieceType.UNKNOWN if index == unk_id else kind)
-            scores[index] = 0.0
-    first = pipeline.encode("a", add_special_tokens=False).tokens
-    return _scored(tokens, scores, types, added) | {f"{PREFIX}add_space_prefix": first[:1] != ["a"]}
-
-
-def _scored(
-    tokens: list[str], scores: list[float], types: list[int], added: Mapping[int, AddedToken]
-) -> dict[str, Value]:
-    """Returns the keys of a "llama" vocabulary."""
-    _place(added, tokens, types)
-    scores += [_ADDED_SCORE] * (len(tokens) - len(scores))
-    # llama.cpp matches user-defined tokens in the unchanged text, where spaces are not U+2581 yet.
-    texts = [
-        token.replace("▁", " ") if kind == PieceType.USER_DEFINED else token
-        for token, kind in zip(tokens, types, strict=True)
-    ]
-    return {
-        f"{PREFIX}model": "llama",
-        f"{PREFIX}pre": "default",
-        f"{PREFIX}tokens": texts,
-        f"{PREFIX}scores": np.array(scores, np.float32),
-        f"{PREFIX}token_type": np.array(types, np.int32),
-    }
-
-
-def settings_metadata(
-    ids: Mapping[str, int | None], add_bos: bool, add_eos: bool, templates: ChatTemplate | None
-) -> dict[str, Value]:
-    """Returns the keys of special ids ("bos", "eos", "unknown", "padding"), of their use, and of chat templates."""
-    keys: dict[str, Value] = {f"{PREFIX}{name}_token_id": index for name, index in ids.items() if index is not None}
-    keys[f"{PREFIX}add_bos_token"] = add_bos
-    keys[f"{PREFIX}add_eos_token"] = add_eos
-    named = {"default": templates} if isinstance(templates, str) else dict(templates or {})
-    if "default" in named:
-        keys["tokenizer.chat_template"] = named.pop("default")
-    if named:
-        keys["tokenizer.chat_templates"] = list(named)
-        keys |= {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
-    return keys
-
-
-def token_count(vocabulary: Mapping[str, int]) -> int:
-    """Returns the number of tokens up to the highest id."""
-    return max(vocabulary.values(), default=-1) + 1
-
-
-def check_count(tokens: int, rows: int) -> None:
-    """Raises TokenizerError if an embedding of `rows` rows has no row for some of the tokens."""
-    if tokens > rows:
-        raise TokenizerError(
-            f"the tokenizer has {tokens} tokens and the embedding {rows} rows, so tokens lack a row; convert with "
-            f"--vocab-size {tokens} or more, or give the model another tokenizer first"
-        )
-
-
-def _filler(index: int) -> str:
-    """Returns a name for an id without a token; no text contains it."""
-    return f"[PAD{index}]"
-
-
-def filled(keys: dict[str, Any], rows: int) -> dict[str, Value]:
-    """Returns the keys with one token per row of the embedding, as llama.cpp requires."""
-    tokens = list(keys.get(f"{PREFIX}tokens", []))
-    if not tokens:
-        raise TokenizerError("the GGUF file has no tokens; give the folder of the model's own tokenizer")
-    check_count(len(tokens), rows)
-    missing = range(len(tokens), rows)
-    if missing:
-        keys[f"{PREFIX}tokens"] = tokens + [_filler(index) for index in missing]
-        types = np.asarray(keys.get(f"{PREFIX}token_type", [PieceType.NORMAL] * len(tokens)), np.int32)
-        keys[f"{PREFIX}token_type"] = np.append(types, np.full(len(missing), PieceType.UNUSED, np.int32))
-        if f"{PREFIX}scores" in keys:
-            scores = np.asarray(keys[f"{PREFIX}scores"], np.float32)
-            keys[f"{PREFIX}scores"] = np.append(scores, np.full(len(missing), _ADDED_SCORE, np.float32))
-    return keys
