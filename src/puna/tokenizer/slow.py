@@ -120,8 +120,7 @@ class LlamaTokenizer(TokenizerBase):
         name = self.vocab_file or "the SentencePiece model"
         without_prefix = self.behaviour == "hf" and not self._keep_prefix_rule
         self.sp_model, spec = open_model(self._proto, name, self.sp_model_kwargs, without_prefix)
-        strips_prefix = spec.add_dummy_prefix or spec.remove_extra_whitespaces
-        self._pieces = Pieces(self.sp_model, strips_prefix, spec.remove_extra_whitespaces)
+        self._pieces = Pieces(self.sp_model, spec)
         self._patterns: dict[bool, re.Pattern[str] | None] = {}
 
     def __getstate__(self) -> dict[str, Any]:

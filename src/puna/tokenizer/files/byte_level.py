@@ -233,14 +233,11 @@ def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes 
     named = (0, 1, 6, 7, 9)  # BOS, EOS, the two header tokens and <|eot_id|>, which Meta's code uses by name
     if any(added[len(base) + at] != special[at] for at in named):
         return None
-    lines = []
-    for rank in range(len(base)):
-        try:
-            token = bytes(CHARACTER_TO_BYTE[character] for character in base[rank])
-        except KeyError:
-            return None
-        lines.append(base64.b64encode(token) + b" %d\n" % rank)
-    return b"".join(lines)
+    try:
+        tokens = [bytes(CHARACTER_TO_BYTE[character] for character in base[rank]) for rank in range(len(base))]
+    except KeyError:
+        return None
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
 
 
 def _special_tokens() -> list[str]:

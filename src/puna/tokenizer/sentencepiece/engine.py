@@ -77,15 +77,17 @@ class Pieces:
     """A SentencePiece vocabulary: ids, texts and types.
 
     Args:
-        sp_model: a loaded `SentencePieceProcessor`.
+        sp_model, spec: the results of `open_model`.
+
+    Attributes:
         strips_prefix: whether decoding removes the space that encoding adds before a text.
         strips_all: whether decoding removes all leading spaces.
     """
 
-    def __init__(self, sp_model: Any, strips_prefix: bool, strips_all: bool) -> None:
+    def __init__(self, sp_model: Any, spec: ModelSpec) -> None:
         self._sp = sp_model
-        self.strips_prefix = strips_prefix
-        self.strips_all = strips_all
+        self.strips_prefix = spec.add_dummy_prefix or spec.remove_extra_whitespaces
+        self.strips_all = spec.remove_extra_whitespaces
         self.count: int = sp_model.get_piece_size()
         self.unk_id: int = sp_model.unk_id()
         self.unk_surface: str = sp_model.decode([self.unk_id])
