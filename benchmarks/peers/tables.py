@@ -28,18 +28,18 @@ def _share(result: Result, work: str) -> str:
 
 def show_block(console: Console, result: Result, repeat: int) -> None:
     """Prints the speeds of every engine in one block, and those of the machine."""
-    works: list[str] = next((engine["works"] for engine in result.engines.values()), [])
+    work_names: list[str] = next((engine["works"] for engine in result.engines.values()), [])
     table = Table(title=f"{result.block}, tokens/s", box=None)
     table.add_column("engine")
-    for column in (*works, "load s", "peak MB"):
+    for column in (*work_names, "load s", "peak MB"):
         table.add_column(column, justify="right")
     for name, engine in result.engines.items():
-        cells = [_cell(result.speed(name, work), repeat) for work in works]
+        cells = [_cell(result.speed(name, work), repeat) for work in work_names]
         table.add_row(
             name, *cells, f"{engine['load_seconds']:.2f}", f"{engine.get('peak_memory_bytes', float('nan')) / 1e6:.0f}"
         )
     if "puna" in result.engines:
-        table.add_row("puna, of the limit", *(_share(result, work) for work in works))
+        table.add_row("puna, share of the limit", *(_share(result, work) for work in work_names))
     console.print(table)
     for name, why in result.failed.items():
         console.print(f"  {name} failed: {why}", style="red", markup=False)
@@ -49,10 +49,10 @@ def show_block(console: Console, result: Result, repeat: int) -> None:
 
 def _show_machine(console: Console, result: Result) -> None:
     speeds = {name: statistics.median(entry[name] for entry in result.machine) for name in ("dram_gb_s", "int8_gops")}
-    separate = sum(entry["cores_ok"] for entry in result.machine)
+    checks_ok = sum(entry["cores_ok"] for entry in result.machine)
     console.print(
-        f"  memory {speeds['dram_gb_s']:.1f} GB/s, int8 {speeds['int8_gops']:.0f} Gop/s (medians); separate cores in "
-        f"{separate} of {len(result.machine)} checks; (n/N): median of n < N undisturbed samples, "
+        f"  memory {speeds['dram_gb_s']:.1f} GB/s, int8 {speeds['int8_gops']:.0f} Gop/s (medians); threads at full "
+        f"speed in {checks_ok} of {len(result.machine)} checks; (n/N): median of n < N undisturbed samples, "
         f"of all samples if n is 0"
     )
 
@@ -76,7 +76,7 @@ def rows(block_results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def show_rows(console: Console, block_results: Sequence[Result], repeat: int) -> None:
     """Prints ratios and their targets: missed targets in yellow, ratios without undisturbed samples dimmed."""
-    table = Table(title="puna compared with the fastest of the engines that a target names", box=None)
+    table = Table(title="puna and the fastest engine compared with it", box=None)
     for column in ("model", "work", "puna", "best", "", "ratio", "target", "undisturbed"):
         table.add_column(column, justify="left" if column in ("model", "work", "") else "right")
     for row in rows(block_results):

@@ -227,7 +227,7 @@ def test_a_closed_pipe_is_silent(tiny_model):
     assert result.stderr == b""
 
 
-def test_a_full_device_is_one_message(tiny_model):
+def test_writing_to_a_full_device_prints_one_message(tiny_model):
     line = f"{PUNA} generate -m {tiny_model} -p 'the llama' --max-tokens 3 > /dev/full"
     result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
@@ -248,7 +248,7 @@ def test_a_full_device_is_one_message(tiny_model):
         ("printf 'a\\n' | PYTHONIOENCODING=ascii {puna} chat -m {tiny} --max-tokens 1", 0, ""),
     ],
 )
-def test_unusual_streams_print_at_most_one_line(tiny_model, line, status, words):
+def test_unusual_streams_and_values_print_no_traceback(tiny_model, line, status, words):
     command = line.format(puna=PUNA, tiny=tiny_model)
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert result.returncode == status, result.stderr

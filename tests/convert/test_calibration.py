@@ -1,4 +1,4 @@
-"""`--calibrate`: the importance of inputs is measured after the plan, and lowers the weighted errors."""
+"""`--calibrate` lowers the weighted errors of quantised matrices; importance is measured after the plan."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def squares(model: Path) -> dict[str, Any]:
-    """Returns the mean squares of the inputs of each matrix on the text."""
+    """Returns, for each matrix, the sum of squares of each of its inputs over the tokens of the text."""
     checkpoint = open_checkpoint(model)
     ids = load_tokenizer(model).encode(TEXT)[:120]
     backend = NativeBackend(checkpoint.config, checkpoint.tensors)
@@ -56,9 +56,11 @@ def test_calibration_lowers_the_weighted_errors(model: Path, tmp_path: Path) -> 
     tied = LlamaConfig.from_pretrained(model).tie_word_embeddings
     ratios = {}
     for name, weights in squares(model).items():
-        stored = "model.embed_tokens.weight" if tied and name == "lm_head.weight" else name
-        expected = before[stored].to_float32()
-        errors = [(((tensors[stored].to_float32() - expected) ** 2) * weights).sum() for tensors in (plain, calibrated)]
+        stored_name = "model.embed_tokens.weight" if tied and name == "lm_head.weight" else name
+        expected = before[stored_name].to_float32()
+        errors = [
+            (((tensors[stored_name].to_float32() - expected) ** 2) * weights).sum() for tensors in (plain, calibrated)
+        ]
         ratios[name] = errors[1] / errors[0]
     assert len(ratios) == 15 and max(ratios.values()) < 1.0, ratios
     assert np.median(list(ratios.values())) < 0.8, ratios
@@ -103,5 +105,5 @@ def test_unusable_texts_are_refused(model: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(RequestError, match=message):
             convert(model, tmp_path / "x.gguf", quantize="q3_K", calibrate=tmp_path / name)
-    with pytest.raises(RequestError, match="give a format of blocks with quantize"):
+    with pytest.raises(RequestError, match="set quantize to a mix or block format"):
         convert(model, tmp_path / "x.gguf", to="gguf", calibrate=tmp_path / "text.txt")

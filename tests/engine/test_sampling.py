@@ -62,7 +62,8 @@ def test_tokens_are_drawn_with_the_probabilities_of_transformers(sampling):
     prompt = (0, 3, 3, 8)
     exact, measured = expected(sampling, logits, prompt), frequencies(sampling, logits, prompt=prompt)
     assert set(np.flatnonzero(measured)) <= set(np.flatnonzero(exact > 0))
-    # The standard deviation of a frequency over 4,000 draws is at most 0.0079; 4.5 of it are exceeded once in 100,000.
+    # A frequency over 4,000 draws has a standard deviation of at most 0.0079. It deviates by more than 4.5 standard
+    # deviations (0.036) about once in 100,000 times.
     assert np.abs(measured - exact).max() < 0.036
 
 
@@ -108,9 +109,9 @@ def kernels(request, monkeypatch):
 
 @pytest.mark.slow
 def test_native_sampling_equals_the_reference_implementation(kernels):
-    """Thousands of random cases. The two may differ only where a draw is within rounding of a boundary."""
+    """Thousands of random cases. Tokens may differ only where float32 rounding changes the result of a draw."""
     random = np.random.default_rng(9)
-    different = 0
+    differences = 0
     for case in range(3000):
         vocab = int(random.choice([1, 2, 5, 60, 700, 4000]))
         logits = random.normal(0, random.choice([0.01, 1, 5, 40]), vocab).astype(np.float32)
@@ -129,14 +130,14 @@ def test_native_sampling_equals_the_reference_implementation(kernels):
         prompt = tuple(random.integers(0, vocab, 3).tolist())
         native, reference = Sampler(sampling, prompt, vocab), ReferenceSampler(sampling, prompt, vocab)
         for _ in range(3):
-            different += native.choose(logits) != reference.choose(logits)
+            differences += native.choose(logits) != reference.choose(logits)
             reference.seen[:] = native.seen
-    assert different <= 9  # of 9,000 draws, those within float32 rounding of a boundary
+    assert differences <= 9  # of 9,000 draws
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1e5, 1e8, 1e12])
 def test_top_k_keeps_the_k_highest_logits_at_any_temperature(temperature, kernels):
-    """At a high temperature different logits have equal weights; the logits still decide."""
+    """At a high temperature different logits have equal weights; top-k still compares the logits."""
     logits = np.random.default_rng(3).normal(0, 4, 32_000).astype(np.float32)
     best = set(np.argsort(logits)[-40:].tolist())
     sampler = Sampler(Sampling(temperature=temperature, top_k=40, seed=5), (1,), len(logits))

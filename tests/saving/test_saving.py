@@ -1,4 +1,4 @@
-"""Saved weights, read by transformers and puna, and saves that fail."""
+"""Transformers and puna read saved weights; a failed save leaves the old weights."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_save_that_fails_leaves_the_old_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("new", "message"),
+    ("tensors", "message"),
     [
         ([("a", "int64", (1,), bytes(8))], "'int64'"),
         ([("a", "q8_0", (32,), bytes(34))], "'q8_0'"),
@@ -89,9 +89,9 @@ def test_a_save_that_fails_leaves_the_old_weights(tmp_path: Path) -> None:
         ([("a", "f32", (2,), bytes(4))], "4 bytes"),
     ],
 )
-def test_invalid_tensors_are_refused(tmp_path: Path, new: Any, message: str) -> None:
+def test_invalid_tensors_are_refused(tmp_path: Path, tensors: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        save_checkpoint(tmp_path / "made" / "here", tiny_config(), new)
+        save_checkpoint(tmp_path / "new" / "folder", tiny_config(), tensors)
     assert not list(tmp_path.iterdir())
 
 

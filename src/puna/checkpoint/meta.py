@@ -20,7 +20,7 @@ from puna.checkpoint.weight import RowSource, Weight
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import StoredTensor
-from puna.formats.mapped import release as forget
+from puna.formats.mapped import release as release_memory
 from puna.formats.torch_zip import open_torch_zip
 
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
@@ -49,13 +49,13 @@ def shard_name(number: int) -> str:
 
 
 def open_meta(folder: Path, version: str | None = None) -> MetaModel:
-    """Opens a folder; reads headers, tensors of which shards have copies, and a head to compare with the embedding.
+    """Opens a folder: reads headers, checks that the shards' copies of a tensor are equal, and detects a tied head.
 
     Args:
         version: one of `RELEASES`; None detects it from the parameters.
 
     Raises:
-        CheckpointError: a shard is missing, damaged, or belongs to another model than other shards or `params.json`.
+        CheckpointError: a shard is missing or damaged, or the files belong to different models.
     """
     if version is not None and version not in RELEASES:
         raise CheckpointError(f"Llama version must be one of {', '.join(RELEASES)}, got {version!r}")
@@ -80,14 +80,14 @@ def open_meta(folder: Path, version: str | None = None) -> MetaModel:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """Returns the shards in order; raises CheckpointError if there are none, one is missing, or `params.json` is."""
+    """Returns the shards in order; raises CheckpointError if any shard or `params.json` is missing."""
     shards = {int(match[1]): path for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))}
     if not shards:
         raise CheckpointError(f"{folder}: {PARAMS}, but no {shard_name(0)}; download the weights too")
     missing = [shard_name(number) for number in range(max(shards)) if number not in shards]
     if missing:
         raise CheckpointError(
-            f"{folder}: {', '.join(missing)[:200]} missing among {len(shards)} shards; download the missing files"
+            f"{folder}: {', '.join(missing)[:200]} missing (found {len(shards)} shards); download the missing files"
         )
     if not (folder / PARAMS).is_file():
         raise CheckpointError(f"{folder}: no {PARAMS}, which describes the model; download it too")
@@ -118,16 +118,16 @@ def _translate(path: Path) -> dict[str, StoredTensor]:
 def _check_same_names(paths: Sequence[Path], shards: Sequence[Shard]) -> None:
     for path, shard in zip(paths[1:], shards[1:], strict=True):
         unmatched = sorted(shard.keys() ^ shards[0].keys())
-        retyped = [name for name in shard if name in shards[0] and shard[name].format != shards[0][name].format]
-        if unmatched or retyped:
+        other_formats = [name for name in shard if name in shards[0] and shard[name].format != shards[0][name].format]
+        if unmatched or other_formats:
             raise CheckpointError(
-                f"{path}: tensor {(unmatched or retyped)[0]!r} differs from {paths[0].name}; the files belong to "
+                f"{path}: tensor {(unmatched or other_formats)[0]!r} differs from {paths[0].name}; the files belong to "
                 "different models"
             )
 
 
 def _vocabulary(folder: Path, params: Params, shards: Sequence[Shard]) -> int:
-    """Returns the rows of the embedding, of which shards hold either some rows or some columns."""
+    """Returns the number of rows of the whole embedding; a shard has a slice of its rows or of its columns."""
     shape = shards[0][EMBEDDING].shape
     hold_rows = len(shape) == 2 and shape[1] == params.dim  # as in Llama 3, and with a single shard
     rows = shape[0] * len(shards) if hold_rows else shape[0]
@@ -154,8 +154,8 @@ def _join(
     if axis == 0 and extent > shape[0] and extent % shape[0] == 0 and len(parts) % (extent // shape[0]) == 0:
         parts = _without_copies(name, parts, extent // shape[0], paths)
         extent = shape[0]
-    across = {part.shape[1 - axis :][:1] for part in parts}  # the other axis must be equal in all slices
-    if extent != shape[axis] or across != {shape[1 - axis :][:1]}:
+    other_axes = {part.shape[1 - axis :][:1] for part in parts}  # the other axis must be the same in all slices
+    if extent != shape[axis] or other_axes != {shape[1 - axis :][:1]}:
         raise CheckpointError(
             f"{paths[0].parent}: tensor {name!r}: {PARAMS} requires the shape {shape}; {len(parts)} shard(s) have "
             f"{', '.join(str(part.shape) for part in parts[:3])}{' ...' if len(parts) > 3 else ''}. "
@@ -164,9 +164,9 @@ def _join(
     return Weight(name, tuple(parts), axis, interleaved_rows(name, config))
 
 
-def _cause(expected: int, each: tuple[int, ...], shards: int) -> str:
-    if each and expected % each[0] == 0 and expected // each[0] > shards:
-        return f"{expected // each[0]} shards would fit: one is missing, or {PARAMS} belongs to another model"
+def _cause(expected: int, slice_size: tuple[int, ...], shards: int) -> str:
+    if slice_size and expected % slice_size[0] == 0 and expected // slice_size[0] > shards:
+        return f"{expected // slice_size[0]} shards would fit: one is missing, or {PARAMS} belongs to another model"
     return f"{PARAMS} or a shard belongs to another model"
 
 
@@ -174,8 +174,8 @@ def _check_copies(name: str, parts: Sequence[StoredTensor], paths: Sequence[Path
     for part, path in zip(parts[1:], paths[1:], strict=True):
         if part.shape != parts[0].shape or not np.array_equal(part.data, parts[0].data):
             raise CheckpointError(
-                f"{path}: {name} differs from {paths[0].name}, but must be equal in all shards of a model; the files "
-                f"belong to different models, or {PARAMS} does"
+                f"{path}: {name} differs from {paths[0].name}, but must be equal in all shards of a model; the shards "
+                f"and {PARAMS} do not all belong to one model"
             )
 
 
@@ -185,7 +185,7 @@ def _without_copies(name: str, parts: list[StoredTensor], copies: int, paths: Se
         group = slice(first, first + copies)
         _check_copies(name, parts[group], paths[group])
         for part in parts[group]:
-            forget(part.raw)
+            release_memory(part.raw)
     return parts[::copies]
 
 

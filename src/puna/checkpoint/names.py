@@ -9,7 +9,7 @@ sizes of `LlamaConfig`:
 
 Row order: if `heads` is set, GGUF and Meta files store the two rows of each rotated pair next to each other (rows 0,
 E/2, 1, E/2 + 1, ... of each head of width E); Hugging Face files store the first rows of all pairs of a head, then the
-second rows. `interleaved_rows` converts.
+second rows. `interleaved_rows` returns the permutation.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ TABLE = (
 _BY_HF = {line.hf: line for line in TABLE}
 
 _SPLIT_INPUTS = ("embed_tokens.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight")
-"""Ends of the names of tensors whose inputs Meta's shards divide. (Llama 3 divides the embedding's rows instead.)"""
+"""Name suffixes of the tensors that Meta's shards split by columns. (Llama 3 splits the embedding by rows instead.)"""
 
 _TO_HF: dict[Dialect, dict[str | None, str]] = {
     "gguf": {line.gguf: line.hf for line in TABLE if line.gguf is not None},
@@ -153,7 +153,7 @@ def expected_tensors(config: LlamaConfig, head: Head) -> Iterator[tuple[str, tup
 
 
 def interleaved_rows(name: str, config: LlamaConfig) -> NDArray[np.intp] | None:
-    """Returns the row in a GGUF or Meta file of each row of Hugging Face's tensor `name`; None if the order is equal.
+    """Maps each row of Hugging Face's tensor `name` to its row in GGUF and Meta files; None if the order is the same.
 
     With E the head's width, row h E + j E/2 + i (head h, half j, pair i) is row h E + 2 i + j of the file.
     """

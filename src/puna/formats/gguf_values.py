@@ -32,7 +32,7 @@ tensors; Llama 3 has 408,403 tokens and merges. The size of the file alone does 
 object takes far more than its bytes in the file."""
 
 _MANY = 1000
-"""Shorter arrays of strings are read one by one, which is fast enough."""
+"""In an array of up to this many strings, the lengths are read one by one, which is fast enough."""
 
 
 class Metadata(Mapping[str, Any]):
@@ -130,27 +130,27 @@ class Cursor:
         return value
 
     def string(self) -> str:
-        """Reads a length of eight bytes and a string."""
+        """Reads a string and the eight-byte length before it."""
         try:
             return str(self.take(self.number("<Q")), "utf-8")
         except UnicodeDecodeError as exc:
             raise _not_text(exc) from exc
 
     def strings(self, count: int) -> PackedStrings:
-        """Skips `count` consecutive strings, each after a length of eight bytes, and records where they end."""
+        """Skips `count` strings, each with an eight-byte length before it, and records where they end."""
         view = self.view[self.position :]
         ends = _fast_ends(self.data[self.position :], count) if count > _MANY else None
         if ends is None:
             ends = self._ends(view, count)
         size = int(ends[-1]) if count else 0
         if size > len(view):
-            raise CheckpointError(f"{count} strings from byte {self.position} end past byte {len(self.data)}, the last")
+            raise CheckpointError(f"{count} strings from byte {self.position} end past byte {len(self.data)} (EOF)")
         self.position += size
         return PackedStrings(view[:size], ends)
 
     @staticmethod
     def _ends(view: memoryview, count: int) -> NDArray[np.int64]:
-        """Returns where each string ends, by reading every length; the last is past the view if any string is."""
+        """Reads every length; returns the end of each string, the last one past the view if a string is incomplete."""
         end, ends, unpack = 0, array("q"), struct.Struct("<Q").unpack_from
         try:
             for _ in range(count):
@@ -167,7 +167,7 @@ def _not_text(exc: UnicodeDecodeError) -> CheckpointError:
 
 @dataclass(frozen=True)
 class PackedStrings:
-    """An array of strings as stored, each after a length of eight bytes, and the offset of each string's end."""
+    """An array of strings as stored, each with an eight-byte length before it, and the offset of each string's end."""
 
     raw: memoryview
     ends: NDArray[np.int64]
@@ -190,11 +190,11 @@ class PackedStrings:
         if not count or len(data) - np.count_nonzero(data) != 7 * count:  # a length of 1 to 255 has seven zero bytes
             return None
         starts = np.concatenate([[0], self.ends[:-1]])
-        kept, marked = np.ones(len(data), np.bool_), data.copy()
-        marked[starts] = 0
+        keep, buffer = np.ones(len(data), np.bool_), data.copy()
+        buffer[starts] = 0
         for offset in range(1, 8):
-            kept[starts + offset] = False
-        text: str = marked[kept][1:].tobytes().decode()
+            keep[starts + offset] = False
+        text: str = buffer[keep][1:].tobytes().decode()
         return text.split("\0")
 
 

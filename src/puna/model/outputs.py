@@ -1,4 +1,4 @@
-"""Outputs of the models: dataclasses that can also be read like tuples and dictionaries, as Hugging Face's.
+"""Outputs of the models: dataclasses that, like Hugging Face's, can also be read as tuples and dictionaries.
 
 `out.logits`, `out["logits"]`, `out[0]`, `out[:2]` and `out.to_tuple()` all work. The last four skip fields that are
 None, so `out[0]` is the loss if labels were given, else the logits.
@@ -70,7 +70,7 @@ class CausalLMOutputWithPast(ModelOutput):
 
     Attributes:
         loss: mean cross-entropy of the next token in nats, float32; None without labels.
-        logits: (batch, tokens kept, vocab_size).
+        logits: (batch, tokens selected by `logits_to_keep`, vocab_size).
         past_key_values, hidden_states, attentions: as in `BaseModelOutputWithPast`.
     """
 
