@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from puna.hub import local_path
 from puna.tokenizer.arguments import Arguments, FromPretrained, checked, split_hub_arguments
-from puna.tokenizer.files.recipes import default_recipe
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -34,6 +33,8 @@ def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTok
         ModelNotFoundError: there is no such folder or file.
         TokenizerError: the path contains no tokenizer, a file is damaged, or an argument is unknown.
     """
+    from puna.tokenizer.files.recipes import default_recipe  # it imports NumPy: 0.1 s, only when a tokenizer is loaded
+
     arguments = checked(arguments)
     recipe = default_recipe(local_path(path, "tokenizer"), str(path), arguments)
     if recipe.pipeline is not None:
