@@ -61,3 +61,7 @@ def fastest(command: list[str], runs: int = 7) -> float:
 @pytest.mark.timing
 def test_start_is_quick(command, limit):
     assert fastest(command) < limit
+
+
+def test_naming_the_tokenizer_functions_loads_nothing_heavy():
+    assert not loaded("from puna import AutoTokenizer, load_tokenizer") & HEAVY

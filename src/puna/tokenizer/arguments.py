@@ -5,12 +5,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from puna.errors import TokenizerError
 from puna.hub import HubArguments, hub_arguments, local_path
-from puna.tokenizer.encoding import Text
 from puna.tokenizer.special import AddedToken, TokenLike
+
+if TYPE_CHECKING:
+    from puna.tokenizer.encoding import Text
 
 NO_LIMIT = int(1e30)
 """`model_max_length` where no limit is known; transformers writes the same number."""
