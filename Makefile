@@ -1,13 +1,13 @@
-# Each target installs what it needs into .venv, at the versions of constraints.txt, and is quick the second time.
+# Each target installs what it needs into .venv, at the versions of constraints.txt; later runs are quick.
 #   make demo      generate text with a real LLaMA model
 #   make test      all tests; TESTS=tests/config runs a part
 #   make test-fast the tests to run while editing, in less than a minute
 #   make test-core the same without PyTorch and transformers, as if they were not installed
 #   make check     formatting, lint, types, and a C++ build without warnings
-#   make kernels   the native kernels of every instruction set against reference implementations
+#   make kernels   compare the native kernels of every instruction set with reference implementations
 #   make arm       the same for 64-bit Arm, under emulation
-#   make sanitize  address, undefined-behaviour and thread sanitizers over the native runtime
-#   make bench     speed relative to transformers
+#   make sanitize  run the native runtime with the address, undefined-behaviour and thread sanitizers
+#   make bench     measure the speed relative to transformers
 #   make peers     install other engines and compare puna with one of them (about 15 minutes)
 #   make clean     remove everything that the other targets created
 
@@ -42,7 +42,7 @@ demo: $(VENV)/.puna $(VENV)/.model
 
 test: test-parallel test-timing
 
-# Without the tests whose limits on time hold only on an idle processor.
+# All tests except those that assert a time limit, which need an idle processor.
 test-parallel: $(READY) $(ORACLES)
 	$(PYTEST) $(PARALLEL) -m "not timing" $(TESTS)
 
@@ -64,13 +64,13 @@ check: $(VENV)/.puna $(VENV)/.dev
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
 	$(call build,native,$(RELEASE),all $(PROGRAMS))
 
-# Every kernel against its reference implementation, for every instruction set of this processor and for AVX-512 emulated,
-# and the bits of batches in all schedules.
+# Compares every kernel with its reference implementation, for every instruction set of this processor and for emulated
+# AVX-512, and the bits of a batch's results in all schedules.
 kernels: $(VENV)/.build
 	$(call build,native,$(RELEASE),$(PROGRAMS))
 	for program in $(PROGRAMS); do build/native/$$program || exit 1; done
 
-# The same for 64-bit Arm, cross-compiled with Debian's g++-aarch64-linux-gnu and run by its qemu-user.
+# The same programs for 64-bit Arm, cross-compiled with Debian's g++-aarch64-linux-gnu and run by its qemu-user.
 QEMU := timeout 900 qemu-aarch64 -L /usr/aarch64-linux-gnu
 arm: $(VENV)/.build
 	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > /dev/null || \
@@ -96,7 +96,7 @@ sanitize-thread: $(VENV)/.build
 bench: $(READY)
 	$(BIN)/python benchmarks/compare_transformers.py
 
-# Engines to compare with, each in its own environment for benchmarks/compare.py, and the first table.
+# Installs other engines, each in its own environment, and prints the first table of benchmarks/compare.py.
 peers: $(READY) .peers/llama/.done .peers/openvino/.done .peers/onnxruntime/.done
 	$(BIN)/python benchmarks/compare.py --only smollm2-q4_1
 
@@ -126,11 +126,11 @@ $(VENV)/.build: $(VENV)/.venv constraints.txt
 	$(INSTALL) scikit-build-core cmake ninja
 	touch $@
 
-# Warnings of a compiler that nobody tried are errors for those who change puna, not for those who use it.
+# Compiler warnings are errors for developers only: a user's compiler may give warnings that no developer has seen.
 WERROR := $(if $(filter-out demo bench peers,$(MAKECMDGOALS)),--config-settings=cmake.define.PUNA_WERROR=ON)
 
-# An editable install has a list of the modules, so it is repeated when a folder gains or loses a file. Compiling creates
-# the __pycache__ folders now, so that the first import does not look like such a change.
+# An editable install stores a list of the modules, so it is repeated when a folder gains or loses a file. Compiling creates
+# the __pycache__ folders now; if the first import created them, that would count as such a change.
 $(VENV)/.puna: $(VENV)/.build $(NATIVE) $(FOLDERS)
 	$(INSTALL) --no-build-isolation --editable . $(WERROR)
 	$(BIN)/python -m compileall -q src
