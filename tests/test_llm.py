@@ -1,4 +1,4 @@
-"""LLM with a tiny model, and with SmolLM2."""
+"""The class `LLM`, with a tiny model and with SmolLM2."""
 
 from __future__ import annotations
 

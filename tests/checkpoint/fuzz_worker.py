@@ -57,7 +57,7 @@ EXTREMES += [2**64 - 1, 2**64 - 8, 2**64 - 32]
 Mutation = Callable[[random.Random, bytes, list[bytes]], bytes]
 
 
-def place(rng: random.Random, raw: bytes) -> int:
+def random_position(rng: random.Random, raw: bytes) -> int:
     """Returns a position, usually in a header: near the start, or (zip directories) near the end."""
     near = min(len(raw), 4096)
     start = rng.choice([0, 0, 0, len(raw) - near, None])
@@ -71,36 +71,36 @@ def keep(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
 def flip(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
     new = bytearray(raw)
     for _ in range(rng.choice([1, 1, 2, 8])):
-        new[min(place(rng, raw), len(raw) - 1)] ^= 1 << rng.randrange(8)
+        new[min(random_position(rng, raw), len(raw) - 1)] ^= 1 << rng.randrange(8)
     return bytes(new)
 
 
 def truncate(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    return raw[: place(rng, raw)]
+    return raw[: random_position(rng, raw)]
 
 
 def splice(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
     """Inserts part of a random seed, or overwrites bytes with it."""
     source = rng.choice(seeds)
-    start, size, at = place(rng, source), rng.choice([1, 4, 8, 24, 100, 2000]), place(rng, raw)
+    start, size, at = random_position(rng, source), rng.choice([1, 4, 8, 24, 100, 2000]), random_position(rng, raw)
     return raw[:at] + source[start : start + size] + raw[at + rng.choice([0, size]) :]
 
 
 def number(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    """Replaces some bytes by an extreme integer."""
+    """Replaces some bytes with an extreme integer."""
     width = rng.choice([1, 2, 4, 8])
     value = rng.choice([*EXTREMES, len(raw), len(raw) - 1, len(raw) + 1, -len(raw)]) % 256**width
-    at = place(rng, raw)
+    at = random_position(rng, raw)
     return raw[:at] + value.to_bytes(width, "little") + raw[at + width :]
 
 
 def blank(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    at, size = place(rng, raw), rng.choice([1, 8, 64, 1000])
+    at, size = random_position(rng, raw), rng.choice([1, 8, 64, 1000])
     return raw[:at] + rng.choice([b"\0", b"\xff", b"A"]) * len(raw[at : at + size]) + raw[at + size :]
 
 
 def delete(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    at = place(rng, raw)
+    at = random_position(rng, raw)
     return raw[:at] + raw[at + rng.choice([1, 2, 4, 8, 32, 500]) :]
 
 
@@ -177,7 +177,7 @@ def json_header(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
         header[name] = rng.choice(invalid)
     text = json.dumps(header).encode()
     if action == 6:
-        text = text[:-1] + b"," + text[1:]  # every name twice
+        text = text[:-1] + b"," + text[1:]  # each name appears twice
     elif action == 7:
         deep = rng.choice([10, 1000, 100_000])
         text = text[:-1] + b',"deep":' + rng.choice([b"[", b'{"a":']) * deep + b"}"

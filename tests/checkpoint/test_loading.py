@@ -69,7 +69,7 @@ def test_gguf_files_are_opened(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert checkpoint.config.dtype == "float32"
     checkpoint.config.dtype = None
     assert checkpoint.config == config
-    assert open_checkpoint(tmp_path).path == tmp_path / "x.gguf"  # the only GGUF file of a folder
+    assert open_checkpoint(tmp_path).path == tmp_path / "x.gguf"  # a folder with exactly one GGUF file is opened too
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0", "BF16", "F16"])
@@ -215,6 +215,7 @@ def ones(*shape: int) -> np.ndarray:
 
 
 def edit(tensors: Tensors, **changes: np.ndarray | None) -> Tensors:
+    """Returns the tensors with some replaced, added or (None) removed; `__` in a keyword represents a dot."""
     new = {**tensors, **{name.replace("__", "."): value for name, value in changes.items()}}
     return {name: value for name, value in new.items() if value is not None}
 

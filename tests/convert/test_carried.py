@@ -1,4 +1,4 @@
-"""Layouts keep special tokens, settings, descriptions and templates, or a note says that they cannot."""
+"""Conversions keep special tokens, settings, descriptions and chat templates, or a note lists those lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LLAMA3: dict[str, Any] = {
 
 
 def model(folder: Path, generation: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """Returns a folder with a SentencePiece tokenizer of 420 pieces; its shape in Meta's layout is read as Llama 2."""
+    """Writes a folder with a SentencePiece tokenizer of 420 pieces; Meta's files of this shape are read as Llama 2."""
     fields = {"vocab_size": 420, "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 2}
     config = tiny_config(**fields | changes)
     write_folder(folder, config, tiny_tensors(config))
@@ -71,7 +71,7 @@ def test_gguf_keeps_the_eos_tokens(
 
 @pytest.mark.parametrize("eos_ids", [(5,), (5, 6), (5, 6, 7)])
 def test_eos_tokens_survive_repeated_conversions(eos_ids: tuple[int, ...], tmp_path: Path) -> None:
-    """Directly from GGUF to GGUF and through another layout, EOT and EOM are not exchanged."""
+    """EOT and EOM are not swapped, neither from GGUF to GGUF nor through another layout."""
     source = model(tmp_path / "hf", {"eos_token_id": list(eos_ids)}, eos_token_id=5)
     convert(source, tmp_path / "1.gguf", to="gguf")
     convert(tmp_path / "1.gguf", tmp_path / "2.gguf", to="gguf")
@@ -84,7 +84,7 @@ def test_eos_tokens_survive_repeated_conversions(eos_ids: tuple[int, ...], tmp_p
     assert read_eos_ids(tmp_path / "back") == eos_ids
 
 
-def test_descriptions_in_a_gguf_file(tmp_path: Path) -> None:
+def test_descriptions_are_copied_to_gguf_files_and_noted_for_other_layouts(tmp_path: Path) -> None:
     """Descriptions are copied to another GGUF file with their types; for other layouts a note lists them."""
     convert(model(tmp_path / "hf"), tmp_path / "m.gguf", to="gguf")
     file = open_gguf(tmp_path / "m.gguf")
@@ -122,7 +122,7 @@ def test_a_copied_gguf_file_keeps_its_file_type(tmp_path: Path) -> None:
     raw = (tmp_path / "s.gguf").read_bytes()
     key = b"general.file_type" + (4).to_bytes(4, "little")
     assert raw.count(key + (2).to_bytes(4, "little")) == 1
-    (tmp_path / "s.gguf").write_bytes(raw.replace(key + b"\2", key + b"\x13"))  # IQ2_XXS, which no mix of puna has
+    (tmp_path / "s.gguf").write_bytes(raw.replace(key + b"\2", key + b"\x13"))  # IQ2_XXS, which puna cannot write
     convert(tmp_path / "s.gguf", tmp_path / "m.gguf", to="gguf")
     assert open_gguf(tmp_path / "m.gguf").metadata["general.file_type"] == 0x13
     convert(tmp_path / "s.gguf", tmp_path / "n.gguf", quantize="Q8_0")
@@ -160,7 +160,9 @@ def test_rope_scaling_survives_metas_layout(theta: float, factor: float, tmp_pat
     source = model(tmp_path / "hf", rope_theta=theta, rope_scaling=scaling, max_position_embeddings=131072)
     outcome = convert(source, tmp_path / "meta", to="meta", verify=True)
     text = "\n".join(outcome.notes)
-    assert outcome.nll["after"] == pytest.approx(outcome.nll["before"], abs=1e-6)  # read as that release
+    assert outcome.nll["after"] == pytest.approx(
+        outcome.nll["before"], abs=1e-6
+    )  # --verify reads the files as this release
     version = "3.2" if factor == 32 else None
     assert ("reads them with --llama-version 3.2" in text) == (version is not None)
     convert(tmp_path / "meta", tmp_path / "back", to="hf", llama_version=version)
@@ -174,7 +176,7 @@ def test_a_factor_that_no_release_has_is_refused() -> None:
         params_from_config(config)
 
 
-def test_a_head_equal_to_the_embedding(tmp_path: Path) -> None:
+def test_a_separate_head_that_equals_the_embedding_is_noted(tmp_path: Path) -> None:
     source = model(tmp_path / "hf")
     config = LlamaConfig.from_pretrained(source)
     tensors = tiny_tensors(config)
@@ -185,7 +187,7 @@ def test_a_head_equal_to_the_embedding(tmp_path: Path) -> None:
     shard = load_torch(tmp_path / "meta" / "consolidated.00.pth")
     assert np.array_equal(shard["output.weight"], tensors["model.embed_tokens.weight"][:210])
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
-    tensors["lm_head.weight"][-1, -1] += 1  # equal except for the last number
+    tensors["lm_head.weight"][-1, -1] += 1  # all numbers but the last are equal
     write_folder(source, config, tensors)
     assert convert(source, tmp_path / "other", to="meta", verify=True).notes == []
 
@@ -219,7 +221,7 @@ def test_tokenizer_settings_that_metas_files_cannot_hold_are_noted(tmp_path: Pat
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
 def test_user_defined_pieces_are_not_split(to: str, tmp_path: Path) -> None:
-    """They are found in a text before any merge: from Meta's files, after conversion, and in transformers."""
+    """User-defined pieces are found before any merge: in Meta's files, in converted files, and by transformers."""
     family = Family("tiny", 16, None, 1, "2", vocab=420)
     source = write_meta(tmp_path / "meta", family, hf_tensors(family))
     (source / "tokenizer.model").write_bytes(train_sentencepiece(user_defined_symbols=["<tool>", "llama!"]))
@@ -238,7 +240,7 @@ def test_user_defined_pieces_are_not_split(to: str, tmp_path: Path) -> None:
 
 
 def test_added_tokens_with_spaces_survive_conversion(tmp_path: Path) -> None:
-    """GGUF holds the plain text, which llama.cpp searches; SentencePiece holds U+2581, unless a piece is equal."""
+    """GGUF stores their spaces as spaces, and SentencePiece as U+2581 if no other piece has that text."""
     source = model(tmp_path / "hf", vocab_size=430)
     tokenizer = LlamaTokenizer.from_pretrained(source, legacy=True)
     tokenizer.add_tokens(["foo bar", "  ", " the"])
@@ -253,7 +255,7 @@ def test_added_tokens_with_spaces_survive_conversion(tmp_path: Path) -> None:
         assert 420 in ids and ids == load_tokenizer(tmp_path / "back").encode("a foo bar b  the")
 
 
-def test_verify_detects_other_token_ids(tmp_path: Path) -> None:
+def test_verify_detects_changed_token_ids(tmp_path: Path) -> None:
     source = model(tmp_path / "hf")
     (source / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": false}')
     text = notes(source, tmp_path / "meta", to="meta", verify=True)

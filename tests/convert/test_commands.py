@@ -16,7 +16,7 @@ import pytest
 from puna import LlamaConfig, convert, load_tokenizer
 from puna.checkpoint import open_checkpoint
 from puna.config import GenerationConfig
-from puna.convert_llama_weights_to_hf import main as page_command
+from puna.convert_llama_weights_to_hf import main as documented_command
 from puna.errors import CheckpointError
 from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import write_gguf
@@ -44,7 +44,7 @@ def meta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_plan_and_result_are_shown(meta: Path, tmp_path: Path) -> None:
     run = puna(meta, tmp_path / "out", "--to", "hf", "--dtype", "bfloat16", "--verify")
     assert run.returncode == 0, run.stderr
-    for shown in (
+    for part in (
         "(meta)",
         "21 f16 -> 21 bf16",
         "in 1 file(s): model.safetensors",
@@ -52,7 +52,7 @@ def test_plan_and_result_are_shown(meta: Path, tmp_path: Path) -> None:
         "memory",
         "context of 4096",
     ):
-        assert shown in run.stderr
+        assert part in run.stderr
     assert "verified   21 tensors" in run.stdout and "NLL" in run.stdout and "lm_head.weight" in run.stdout
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "model.safetensors"}
@@ -60,7 +60,7 @@ def test_plan_and_result_are_shown(meta: Path, tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "out").encode(text) == load_tokenizer(meta).encode(text)
 
 
-def test_json_and_gguf_by_default_when_quantised(meta: Path, tmp_path: Path) -> None:
+def test_quantised_models_are_gguf_files_by_default_and_json_is_printed(meta: Path, tmp_path: Path) -> None:
     run = puna(meta, tmp_path / "m.gguf", "--quantize", "Q4_K_M", "--json")
     report = json.loads(run.stdout)
     assert report["plan"]["layout"] == "gguf" and report["plan"]["kind"] == "meta"
@@ -115,7 +115,7 @@ def test_options_of_one_layout_are_refused_for_others(meta: Path, tmp_path: Path
 def test_notes_of_verify_are_shown(meta: Path, tmp_path: Path) -> None:
     run = puna(meta, tmp_path / "m.gguf", "--quantize", "q8_0", "--verify")
     assert "rounded to 8 bits where weights are quantised" in run.stdout
-    assert "context of" in run.stderr and "context of" not in run.stdout  # once
+    assert "context of" in run.stderr and "context of" not in run.stdout  # only in one of the two streams
     assert puna(meta, tmp_path / "hf").returncode == 0
     path = tmp_path / "hf" / "config.json"
     config = json.loads(path.read_text()) | {"max_position_embeddings": 1}
@@ -133,7 +133,7 @@ def test_notes_of_verify_are_shown(meta: Path, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.slow
-def test_absurd_values_are_refused(
+def test_values_that_cannot_be_written_are_refused(
     file: str, key: str, value: object, to: str, message: str, meta: Path, tmp_path: Path
 ) -> None:
     assert puna(meta, tmp_path / "hf").returncode == 0
@@ -209,7 +209,7 @@ def test_tokenizer_only_writes_no_weights(meta: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_of_the_documentation_runs(meta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    download = tmp_path / "download"  # as for Llama 1: a folder per size, and one tokenizer next to them
+    download = tmp_path / "download"  # as for Llama 1: one folder per size, and a tokenizer next to these folders
     shutil.copytree(meta, download / "7B")
     (download / "7B" / "tokenizer.model").rename(download / "tokenizer.model")
     run = subprocess.run(
@@ -222,11 +222,11 @@ def test_the_command_of_the_documentation_runs(meta: Path, tmp_path: Path, capsy
 
     folders = ["--input_dir", str(download), "--output_dir"]
     size = ["--model_size", "7B"]
-    assert page_command([*folders, str(tmp_path / "v1"), *size, "--llama_version", "1", "--num_shards", "2"]) == 0
+    assert documented_command([*folders, str(tmp_path / "v1"), *size, "--llama_version", "1", "--num_shards", "2"]) == 0
     assert LlamaConfig.from_pretrained(tmp_path / "v1").max_position_embeddings == 2048
-    assert page_command([*folders, str(tmp_path / "guard"), *size, "--llama_version", "Guard-3"]) == 0
+    assert documented_command([*folders, str(tmp_path / "guard"), *size, "--llama_version", "Guard-3"]) == 0
     assert LlamaConfig.from_pretrained(tmp_path / "guard").max_position_embeddings == 4096  # detected
-    assert page_command([*folders, str(tmp_path / "tok"), "--model_size", "tokenizer_only"]) == 0
+    assert documented_command([*folders, str(tmp_path / "tok"), "--model_size", "tokenizer_only"]) == 0
     assert not list((tmp_path / "tok").glob("*.safetensors"))
     capsys.readouterr()
     for arguments, message in (
@@ -236,11 +236,11 @@ def test_the_command_of_the_documentation_runs(meta: Path, tmp_path: Path, capsy
         ([*size, "--push_to_hub"], "--push_to_hub is not supported"),
         ([*size, "--special_tokens", "<a>"], "--special_tokens is not supported"),
     ):
-        assert page_command([*folders, str(tmp_path / "no"), *arguments]) == 1
+        assert documented_command([*folders, str(tmp_path / "no"), *arguments]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
     with pytest.raises(SystemExit):
-        page_command([*folders, str(tmp_path / "no"), *size, "--safe_serialization", "maybe"])
+        documented_command([*folders, str(tmp_path / "no"), *size, "--safe_serialization", "maybe"])
     assert "'maybe' is neither true nor false" in capsys.readouterr().err
 
 
@@ -251,7 +251,7 @@ def test_llama_3_gets_its_chat_template_and_end_tokens(tmp_path: Path) -> None:
     family = next(candidate for candidate in FAMILIES if candidate.name == "llama3.1-405b")
     folder = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=1))
     shutil.copy(ranks, folder / "tokenizer.model")
-    assert page_command(["--input_dir", str(folder), "--output_dir", str(tmp_path / "hf"), "--instruct"]) == 0
+    assert documented_command(["--input_dir", str(folder), "--output_dir", str(tmp_path / "hf"), "--instruct"]) == 0
     checkpoint = open_checkpoint(tmp_path / "hf")
     assert checkpoint.generation_config is not None
     assert checkpoint.generation_config.eos_token_id == [128001, 128008, 128009]
@@ -278,9 +278,9 @@ def test_llama_3_gets_its_chat_template_and_end_tokens(tmp_path: Path) -> None:
     assert run.returncode == 1 and "has a chat template already" in run.stderr
     run = puna(tmp_path / "hf", tmp_path / "m.gguf", "--to", "gguf", "--quantize", "q8_0")
     assert run.returncode == 0, run.stderr
-    again = load_tokenizer(tmp_path / "m.gguf")
+    converted = load_tokenizer(tmp_path / "m.gguf")
     for text in ("Hello, world 12345 don't", "  été\n\n 日本 🦙"):
-        assert again.encode(text) == load_tokenizer(folder).encode(text)
+        assert converted.encode(text) == load_tokenizer(folder).encode(text)
     keys = open_gguf(tmp_path / "m.gguf").metadata
     assert keys["tokenizer.ggml.pre"] == "llama-bpe"
     assert {keys[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")} == {128001, 128008, 128009}

@@ -23,18 +23,19 @@ from tests.conftest import ROOT
 from tests.helpers.tiny_checkpoints import llama_cpp_permute, tiny_config, tiny_tensors, write_folder
 from tests.helpers.vocabularies import random_texts, train_sentencepiece
 
-PEER = ROOT / ".peers" / "llama" / "bin" / "python"
+LLAMA_CPP_PYTHON = ROOT / ".peers" / "llama" / "bin" / "python"
 
 QUANTISED = [name for name, form in FORMATS.items() if form.values > 1]
 
 
-def bits(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+def stored_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Returns the format, shape and bytes of each tensor."""
     tensors = open_checkpoint(path).tensors
     return {name: (w.format.name, w.shape, np.array(w.rows()).tobytes()) for name, w in tensors.items()}
 
 
-def tiny(folder: Path, **changes: Any) -> Path:
-    """Returns a Hugging Face folder with rows of 256 values and a SentencePiece tokenizer of 420 pieces."""
+def write_tiny(folder: Path, **changes: Any) -> Path:
+    """Writes a Hugging Face folder with rows of 256 values and a SentencePiece tokenizer of 420 pieces."""
     config = tiny_config(
         vocab_size=420, hidden_size=256, intermediate_size=512, num_attention_heads=16, num_key_value_heads=4, **changes
     )
@@ -45,13 +46,13 @@ def tiny(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny(tmp_path_factory.mktemp("gguf") / "tiny")
+    return write_tiny(tmp_path_factory.mktemp("gguf") / "tiny")
 
 
 def test_a_model_survives_conversion_to_gguf_and_back(model: Path, tmp_path: Path) -> None:
     convert(model, tmp_path / "m.gguf", to="gguf", verify=True)
     convert(tmp_path / "m.gguf", tmp_path / "hf", to="hf", verify=True)
-    assert bits(model) == bits(tmp_path / "m.gguf") == bits(tmp_path / "hf")
+    assert stored_tensors(model) == stored_tensors(tmp_path / "m.gguf") == stored_tensors(tmp_path / "hf")
     before, after = LlamaConfig.from_pretrained(model), LlamaConfig.from_pretrained(tmp_path / "hf")
     ignored = {"dtype", "torch_dtype", "eos_token_id", "bos_token_id"}
     fields = {key: value for key, value in before.to_dict().items() if key not in ignored}
@@ -92,23 +93,23 @@ ROPES: list[dict[str, Any] | None] = [
 
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"] if rope else "default")
 def test_rope_scaling_survives(rope: dict[str, Any] | None, tmp_path: Path) -> None:
-    folder = tiny(tmp_path / "hf", rope_scaling=rope, rope_theta=500000.0)
+    folder = write_tiny(tmp_path / "hf", rope_scaling=rope, rope_theta=500000.0)
     convert(folder, tmp_path / "m.gguf", to="gguf")
     result = open_checkpoint(tmp_path / "m.gguf").config
     expected = LlamaConfig.from_pretrained(folder)
     assert result.rope_theta == expected.rope_theta
     before, after = expected.rope_scaling or {}, result.rope_scaling or {}
     if before.get("rope_type") == "longrope":
-        before.pop("factor", None)  # it only determines the attention factor
+        before.pop("factor", None)  # `factor` only determines the attention factor
     for key, value in before.items():
         assert after[key] == (value if isinstance(value, str) else pytest.approx(value)), key
 
 
 def test_models_that_gguf_cannot_express_are_refused(tmp_path: Path) -> None:
-    folder = tiny(tmp_path / "hf", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
+    folder = write_tiny(tmp_path / "hf", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
     with pytest.raises(CheckpointError, match="'dynamic' depends on the text's length"):
         convert(folder, tmp_path / "m.gguf", to="gguf")
-    gelu = tiny(tmp_path / "gelu", hidden_act="gelu")
+    gelu = write_tiny(tmp_path / "gelu", hidden_act="gelu")
     with pytest.raises(CheckpointError, match="hidden_act is 'gelu'"):
         convert(gelu, tmp_path / "m.gguf", to="gguf")
     config = tiny_config(vocab_size=400, num_labels=3, architectures=["LlamaForSequenceClassification"])
@@ -132,10 +133,12 @@ def test_a_classification_head_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "added", "bytes"])
-def test_tokenizers_encode_to_the_same_ids(kind: str, tmp_path: Path, tiny_model: Path) -> None:
+def test_tokenizers_encode_to_the_same_ids_after_conversion_to_gguf(
+    kind: str, tmp_path: Path, tiny_model: Path
+) -> None:
     source = tiny_model
     if kind != "bytes":
-        source = tiny(tmp_path / "hf")
+        source = write_tiny(tmp_path / "hf")
         tokenizer = LlamaTokenizer.from_pretrained(source, legacy=True)
         if kind == "added":
             config = tiny_config(vocab_size=430)
@@ -153,7 +156,7 @@ def test_tokenizers_encode_to_the_same_ids(kind: str, tmp_path: Path, tiny_model
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
-    folder = tiny(tmp_path / "hf")
+    folder = write_tiny(tmp_path / "hf")
     with pytest.raises(TokenizerError, match="420 tokens and the embedding 400 rows"):
         convert(folder, tmp_path / "m.gguf", to="gguf", vocab_size=400)
 
@@ -186,18 +189,22 @@ def test_mixes_choose_the_formats_of_llama_cpp() -> None:
     v_proj = "model.layers.{}.self_attn.v_proj.weight"
     down = "model.layers.{}.mlp.down_proj.weight"
 
-    def chosen(mix: str, name: str, columns: int = 4096, weighted: bool = False) -> str:
+    def format_name(mix: str, name: str, columns: int = 4096, weighted: bool = False) -> str:
         return choose(find_mix(mix), name, columns, config, weighted)[0].name
 
-    formats = [chosen("Q4_K_M", v_proj.format(layer)) for layer in (0, 3, 4, 6, 9, 28)]
+    formats = [format_name("Q4_K_M", v_proj.format(layer)) for layer in (0, 3, 4, 6, 9, 28)]
     assert formats == ["q6_K", "q6_K", "q4_K", "q6_K", "q6_K", "q6_K"]
-    assert chosen("q4_k_s", v_proj.format(3)) == "q5_K" and chosen("q4_k_s", v_proj.format(4)) == "q4_K"
-    assert chosen("Q3_K_M", v_proj.format(1)) == "q5_K" and chosen("Q3_K_M", v_proj.format(2)) == "q4_K"
-    assert chosen("Q3_K_M", down.format(1)) == "q5_K" and chosen("Q3_K_M", down.format(20)) == "q4_K"
-    assert chosen("q4_0", down.format(0), weighted=True) == "q4_1" and chosen("q4_0", down.format(0)) == "q4_0"
-    assert chosen("q4_0", "lm_head.weight") == "q6_K" and chosen("q8_0", "lm_head.weight") == "q8_0"
-    assert chosen("q4_0", "lm_head.weight", 576) == "q8_0" and chosen("Q4_K_M", v_proj.format(4), 576) == "q5_0"
-    assert chosen("Q4_K_M", v_proj.format(4), 40) == "f16"
+    assert format_name("q4_k_s", v_proj.format(3)) == "q5_K" and format_name("q4_k_s", v_proj.format(4)) == "q4_K"
+    assert format_name("Q3_K_M", v_proj.format(1)) == "q5_K" and format_name("Q3_K_M", v_proj.format(2)) == "q4_K"
+    assert format_name("Q3_K_M", down.format(1)) == "q5_K" and format_name("Q3_K_M", down.format(20)) == "q4_K"
+    assert (
+        format_name("q4_0", down.format(0), weighted=True) == "q4_1" and format_name("q4_0", down.format(0)) == "q4_0"
+    )
+    assert format_name("q4_0", "lm_head.weight") == "q6_K" and format_name("q8_0", "lm_head.weight") == "q8_0"
+    assert (
+        format_name("q4_0", "lm_head.weight", 576) == "q8_0" and format_name("Q4_K_M", v_proj.format(4), 576) == "q5_0"
+    )
+    assert format_name("Q4_K_M", v_proj.format(4), 40) == "f16"
     with pytest.raises(CheckpointError, match="q9_X"):
         find_mix("q9_X")
 
@@ -205,7 +212,7 @@ def test_mixes_choose_the_formats_of_llama_cpp() -> None:
 def test_quantising_again_is_noted(model: Path, tmp_path: Path) -> None:
     convert(model, tmp_path / "q8.gguf", quantize="q8_0")
     copied = convert(tmp_path / "q8.gguf", tmp_path / "same.gguf", to="gguf")
-    assert bits(tmp_path / "q8.gguf") == bits(tmp_path / "same.gguf") and not copied.notes
+    assert stored_tensors(tmp_path / "q8.gguf") == stored_tensors(tmp_path / "same.gguf") and not copied.notes
     requantised = convert(tmp_path / "q8.gguf", tmp_path / "q4.gguf", quantize="q4_0")
     assert "quantised again" in requantised.notes[0]
     dequantised = convert(tmp_path / "q8.gguf", tmp_path / "hf", to="hf")
@@ -214,7 +221,7 @@ def test_quantising_again_is_noted(model: Path, tmp_path: Path) -> None:
         assert np.array_equal(weight.to_float32(), open_checkpoint(tmp_path / "q8.gguf").tensors[name].to_float32())
 
 
-_LLAMA_CPP = """
+_RUN_LLAMA_CPP = """
 import json, sys
 import numpy as np
 from llama_cpp import Llama
@@ -227,7 +234,7 @@ print(json.dumps({"ids": ids, "logits": np.array(model.scores[: len(ids[0])]).to
 
 
 @pytest.mark.oracle
-@pytest.mark.skipif(not PEER.exists(), reason="llama.cpp is installed by `make peers`")
+@pytest.mark.skipif(not LLAMA_CPP_PYTHON.exists(), reason="llama.cpp is installed by `make peers`")
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16", *QUANTISED, "Q4_K_M"])
 def test_llama_cpp_loads_the_file(name: str, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
@@ -241,7 +248,10 @@ def test_llama_cpp_loads_the_file(name: str, model: Path, tmp_path: Path) -> Non
         "été 日本 🦙",
     ]
     run = subprocess.run(
-        [str(PEER), "-c", _LLAMA_CPP, str(file), json.dumps(texts)], capture_output=True, text=True, check=True
+        [str(LLAMA_CPP_PYTHON), "-c", _RUN_LLAMA_CPP, str(file), json.dumps(texts)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     llama_cpp = json.loads(run.stdout.splitlines()[-1])
     tokenizer = load_tokenizer(file)
@@ -253,12 +263,12 @@ def test_llama_cpp_loads_the_file(name: str, model: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.oracle
-@pytest.mark.skipif(not PEER.exists(), reason="llama.cpp is installed by `make peers`")
+@pytest.mark.skipif(not LLAMA_CPP_PYTHON.exists(), reason="llama.cpp is installed by `make peers`")
 @pytest.mark.parametrize("where", ["model", "tokenizer", "converted_twice"])
 def test_llama_cpp_finds_user_defined_tokens(where: str, tmp_path: Path) -> None:
-    """User-defined tokens, also with spaces, of a SentencePiece model or added to a tokenizer."""
+    """The tokens may contain spaces, and are defined in the SentencePiece model or added to the tokenizer."""
     expected = ["foo bar", "<x>"]
-    folder = tiny(tmp_path / "hf")
+    folder = write_tiny(tmp_path / "hf")
     if where == "model":
         pieces = [token.replace(" ", "▁") for token in expected]
         (folder / "tokenizer.model").write_bytes(train_sentencepiece(user_defined_symbols=pieces))
@@ -276,7 +286,7 @@ def test_llama_cpp_finds_user_defined_tokens(where: str, tmp_path: Path) -> None
     tokens = list(open_gguf(file).metadata["tokenizer.ggml.tokens"])
     ids = [tokens.index(token) for token in expected]
     run = subprocess.run(
-        [str(PEER), "-c", _LLAMA_CPP, str(file), json.dumps(["a foo bar b", "a<x>b"])],
+        [str(LLAMA_CPP_PYTHON), "-c", _RUN_LLAMA_CPP, str(file), json.dumps(["a foo bar b", "a<x>b"])],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     llama_cpp_ids = json.loads(run.stdout.splitlines()[-1])["ids"]

@@ -31,12 +31,12 @@ from tests.helpers.vocabularies import train_sentencepiece
 COMMAND = (sys.executable, "-m", "puna", "convert")
 
 
-def source(folder: Path) -> Path:
+def write_model(folder: Path) -> Path:
     config = tiny_config()
     return write_folder(folder, config, tiny_tensors(config))
 
 
-def with_tokenizer(folder: Path) -> Path:
+def write_model_with_tokenizer(folder: Path) -> Path:
     config = tiny_config(vocab_size=420)
     write_folder(folder, config, tiny_tensors(config))
     (folder / "tokenizer.model").write_bytes(train_sentencepiece())
@@ -64,7 +64,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_an_interrupted_run_is_resumed(tmp_path: Path) -> None:
-    model, destination = source(tmp_path / "in"), tmp_path / "out"
+    model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     convert(model, tmp_path / "uninterrupted", to="hf", shards=4)
     with pytest.raises(StoppedError):
         convert(model, destination, to="hf", shards=4, progress=stop_after(12))
@@ -77,8 +77,8 @@ def test_an_interrupted_run_is_resumed(tmp_path: Path) -> None:
     assert contents(destination) == contents(tmp_path / "uninterrupted") and not partial_folder(destination).exists()
 
 
-def test_another_conversion_to_the_same_folder_starts_from_scratch(tmp_path: Path) -> None:
-    model, destination = source(tmp_path / "in"), tmp_path / "out"
+def test_a_conversion_with_other_options_starts_from_scratch(tmp_path: Path) -> None:
+    model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     with pytest.raises(StoppedError):
         convert(model, destination, to="hf", shards=4, progress=stop_after(12))
     assert partial_folder(destination).exists()
@@ -88,8 +88,8 @@ def test_another_conversion_to_the_same_folder_starts_from_scratch(tmp_path: Pat
     assert {weight.format.name for weight in open_checkpoint(destination).tensors.values()} == {"f16"}
 
 
-def test_a_changed_source_starts_from_scratch(tmp_path: Path) -> None:
-    model, destination = source(tmp_path / "in"), tmp_path / "out"
+def test_a_conversion_of_a_changed_source_starts_from_scratch(tmp_path: Path) -> None:
+    model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     with pytest.raises(StoppedError):
         convert(model, destination, to="hf", shards=4, progress=stop_after(12))
     config = tiny_config()
@@ -100,7 +100,7 @@ def test_a_changed_source_starts_from_scratch(tmp_path: Path) -> None:
 
 
 def stop_before_publishing(model: Path, destination: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stops a conversion to GGUF between the last byte and the renaming."""
+    """Stops a conversion to GGUF after the last byte is written, before the file is renamed."""
 
     def stop(*arguments: object) -> None:
         raise StoppedError
@@ -116,10 +116,10 @@ def stop_before_publishing(model: Path, destination: Path, monkeypatch: pytest.M
 def test_a_gguf_file_is_resumed_if_every_source_file_is_unchanged(
     edited_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, destination = with_tokenizer(tmp_path / "in"), tmp_path / "out"
+    model, destination = write_model_with_tokenizer(tmp_path / "in"), tmp_path / "out"
     stop_before_publishing(model, destination, monkeypatch)
     if edited_file == "tokenizer.model":
-        (model / edited_file).write_bytes((model / edited_file).read_bytes())  # changes the time only
+        (model / edited_file).write_bytes((model / edited_file).read_bytes())  # changes only the modification time
     elif edited_file == "tokenizer_config.json":
         (model / edited_file).write_text('{"chat_template": "{{ messages }}"}')
     elif edited_file == "generation_config.json":
@@ -134,7 +134,7 @@ def test_a_gguf_file_is_resumed_if_every_source_file_is_unchanged(
 @pytest.mark.parametrize("to", ["hf", "gguf"])
 def test_a_link_at_the_destination_is_replaced_only_with_overwrite(to: str, tmp_path: Path) -> None:
     """A link to nothing or to an empty folder is replaced only with overwrite, and its target is never changed."""
-    model = with_tokenizer(tmp_path / "in")
+    model = write_model_with_tokenizer(tmp_path / "in")
     (tmp_path / "empty").mkdir()
     for name in ("nothing", "empty"):
         destination = tmp_path / f"link to {name}"
@@ -148,9 +148,9 @@ def test_a_link_at_the_destination_is_replaced_only_with_overwrite(to: str, tmp_
 
 
 @pytest.mark.parametrize("name", [".out.puna-old", ".out.puna-partial", ".out.puna-partial/model"])
-def test_a_source_in_a_working_folder_is_safe(name: str, tmp_path: Path) -> None:
+def test_a_source_in_a_working_folder_is_refused_and_unchanged(name: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    model = source(tmp_path / name)
+    model = write_model(tmp_path / name)
     before = contents(tmp_path)
     for options in ({"to": "hf"}, {"to": "hf", "overwrite": True}):
         with pytest.raises(StorageError, match="is in a working folder of"):
@@ -158,8 +158,8 @@ def test_a_source_in_a_working_folder_is_safe(name: str, tmp_path: Path) -> None
     assert contents(tmp_path) == before
 
 
-def test_other_files_in_the_staging_folder_are_safe(tmp_path: Path) -> None:
-    model = source(tmp_path / "in")
+def test_other_files_in_the_staging_folder_are_not_deleted(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "in")
     partial_folder(tmp_path / "out").mkdir()
     (partial_folder(tmp_path / "out") / "mine.txt").write_text("mine")
     with pytest.raises(StorageError, match="holds other files"):
@@ -167,9 +167,9 @@ def test_other_files_in_the_staging_folder_are_safe(tmp_path: Path) -> None:
     assert (partial_folder(tmp_path / "out") / "mine.txt").read_text() == "mine"
 
 
-def test_a_run_killed_while_replacing_leaves_a_model(tmp_path: Path) -> None:
-    """A run killed after moving the old model away, before moving the new one in: the next run restores one of them."""
-    model, destination = source(tmp_path / "in"), tmp_path / "out"
+def test_a_run_killed_during_replacement_does_not_lose_the_old_model(tmp_path: Path) -> None:
+    """The run is killed after the old model is moved away; the next run restores it, or with overwrite replaces it."""
+    model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     convert(model, destination, to="hf")
     old = contents(destination)
     destination.rename(replaced_path(destination))
@@ -182,19 +182,19 @@ def test_a_run_killed_while_replacing_leaves_a_model(tmp_path: Path) -> None:
 
 
 def test_an_incomplete_old_model_is_never_restored(tmp_path: Path) -> None:
-    """The old model is renamed before it is deleted; if the run is killed meanwhile, the next run deletes the rest."""
-    model, destination = source(tmp_path / "in"), tmp_path / "out"
+    """The old model is renamed, then deleted; if the deletion is interrupted, the next run completes it."""
+    model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     convert(model, destination, to="hf", shards=3)
     deleted = []
 
-    def killed(path: Path, **options: object) -> None:
+    def stop_after_one_deletion(path: Path, **options: object) -> None:
         if not deleted:
             deleted.append(path)
             (path / "model-00002-of-00003.safetensors").unlink()
             raise StoppedError
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(StoppedError):
-        patched.setattr(shutil, "rmtree", killed)
+        patched.setattr(shutil, "rmtree", stop_after_one_deletion)
         convert(model, destination, to="hf", dtype="float16", overwrite=True)
     assert open_checkpoint(destination).config.dtype == "float16"
     assert len(deleted) == 1 and not replaced_path(destination).exists()
@@ -204,7 +204,7 @@ def test_an_incomplete_old_model_is_never_restored(tmp_path: Path) -> None:
 
 
 def test_the_old_model_is_not_restored_while_another_process_replaces_it(tmp_path: Path) -> None:
-    model, destination = source(tmp_path / "in"), tmp_path / "out"
+    model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     convert(model, destination, to="hf")
     with resumable_staging(destination, {"other": 1}):
         destination.rename(replaced_path(destination))  # the other process does this before it moves the new model in
@@ -215,7 +215,7 @@ def test_the_old_model_is_not_restored_while_another_process_replaces_it(tmp_pat
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
 def test_a_destination_created_during_the_conversion_is_not_replaced(to: str, tmp_path: Path) -> None:
-    model, destination = with_tokenizer(tmp_path / "in"), tmp_path / "out"
+    model, destination = write_model_with_tokenizer(tmp_path / "in"), tmp_path / "out"
 
     def create(plan: object) -> None:
         if to == "hf":
@@ -233,7 +233,7 @@ def test_a_destination_created_during_the_conversion_is_not_replaced(to: str, tm
 
 
 def test_unusable_destinations_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = with_tokenizer(tmp_path / "in")
+    model = write_model_with_tokenizer(tmp_path / "in")
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
     for destination in (".", "..", "../b", tmp_path / "a"):
@@ -246,13 +246,13 @@ def test_unusable_destinations_are_refused(tmp_path: Path, monkeypatch: pytest.M
     for destination in (".lock", ".puna-conversion.json"):
         with pytest.raises(StorageError, match="puna uses this name for its records"):
             convert(model, destination, to="gguf")
-    with pytest.raises(StorageError, match="File name too long"):  # of the staging folder
+    with pytest.raises(StorageError, match="File name too long"):  # the staging folder has a longer name
         convert(model, "x" * 243, to="hf")
     assert not any(Path.cwd().iterdir())
 
 
 def test_an_interrupted_tokenizer_is_written_from_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, destination = with_tokenizer(tmp_path / "in"), tmp_path / "out"
+    model, destination = write_model_with_tokenizer(tmp_path / "in"), tmp_path / "out"
     (model / "chat_template.jinja").write_text("{{ messages }}")
 
     def stop(*arguments: object) -> None:
@@ -268,21 +268,23 @@ def test_an_interrupted_tokenizer_is_written_from_scratch(tmp_path: Path, monkey
     assert contents(destination) == contents(tmp_path / "fresh")
 
 
-def test_a_record_that_cannot_be_written_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_to_write_the_conversion_record_leaves_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(atomic_folder, "write_json", refuse)
     with pytest.raises(StorageError, match="No space left"):
-        convert(source(tmp_path / "in"), tmp_path / "out", to="hf")
+        convert(write_model(tmp_path / "in"), tmp_path / "out", to="hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-def test_a_source_without_read_permission_is_an_error_that_names_it(
+def test_a_source_without_read_permission_is_an_error_that_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error names the source before anything is written. The error is simulated, because root may read any file."""
-    model = with_tokenizer(tmp_path / "in")
+    """The file is named before anything is written. The error is simulated, because root can read any file."""
+    model = write_model_with_tokenizer(tmp_path / "in")
     original_open = Path.open
 
     def refuse(path: Path, *arguments: object, **options: object) -> object:
@@ -296,33 +298,33 @@ def test_a_source_without_read_permission_is_an_error_that_names_it(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(StorageError, match="No locks available"):
-        convert(source(tmp_path / "in"), tmp_path / "out", to="hf")
+        convert(write_model(tmp_path / "in"), tmp_path / "out", to="hf")
 
 
 def test_a_run_that_completed_no_file_leaves_no_files(tmp_path: Path) -> None:
-    model, destination = source(tmp_path / "in"), tmp_path / "deep" / "er" / "out"
+    model, destination = write_model(tmp_path / "in"), tmp_path / "deep" / "er" / "out"
 
     with pytest.raises(StoppedError):
         convert(model, destination, to="hf", progress=stop_after(0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-def test_two_conversions_to_one_destination_are_refused(tmp_path: Path) -> None:
-    model, destination = source(tmp_path / "in"), tmp_path / "out"
+def test_a_second_simultaneous_conversion_to_a_destination_is_refused(tmp_path: Path) -> None:
+    model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     with resumable_staging(destination, {"other": 1}), pytest.raises(StorageError, match="another process is writing"):
         convert(model, destination, to="hf")
 
 
 def test_an_existing_destination_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
-    model, destination = source(tmp_path / "in"), tmp_path / "out"
+    model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     destination.mkdir()
-    convert(model, destination, to="hf")  # an empty folder is replaced
+    convert(model, destination, to="hf")  # an empty folder is replaced without overwrite
     before = contents(destination)
     with pytest.raises(StorageError, match="exists already"):
         convert(model, destination, to="hf", dtype="float16")
@@ -341,7 +343,7 @@ def test_an_existing_destination_is_replaced_only_with_overwrite(tmp_path: Path)
 
 
 def test_a_disk_that_is_too_small_is_an_error_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, destination = source(tmp_path / "in"), tmp_path / "out"
+    model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
     with pytest.raises(StorageError, match=r"needs 0\.07 GB more and the disk has 0\.00 GB free"):
@@ -352,7 +354,7 @@ def test_a_disk_that_is_too_small_is_an_error_before_writing(tmp_path: Path, mon
 @pytest.mark.parametrize("layout", ["hf", "meta", "gguf"])
 def test_a_disk_that_fills_up_is_an_error(layout: str, tmp_path: Path) -> None:
     """A limit on file sizes makes a write fail in the middle of a file, like a full disk."""
-    model, destination = with_tokenizer(tmp_path / "in"), tmp_path / "out"
+    model, destination = write_model_with_tokenizer(tmp_path / "in"), tmp_path / "out"
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
@@ -367,8 +369,8 @@ def test_a_disk_that_fills_up_is_an_error(layout: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-def test_a_broken_write_is_found_by_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, destination = source(tmp_path / "in"), tmp_path / "out"
+def test_verify_detects_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     verify = conversion_run.verify_tensors
 
     def damage_and_verify(path: Path, *arguments: object) -> int:
@@ -391,10 +393,12 @@ def test_a_broken_write_is_found_by_verify(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("where", ["a/b/model", "a/b", "a", "a/b/model/tokenizer.model", "a/link"])
 @pytest.mark.parametrize("tokenizer_only", [False, True])
-def test_no_destination_replaces_the_source(where: str, tokenizer_only: bool, tmp_path: Path) -> None:
-    """The destination is not the model, a parent folder, a file of the model, or a link to one of them."""
+def test_a_destination_that_would_replace_the_source_is_refused(
+    where: str, tokenizer_only: bool, tmp_path: Path
+) -> None:
+    """The destination must not be the model, a folder that contains it, one of its files, or a link to it."""
     (tmp_path / "a" / "b").mkdir(parents=True)
-    model = source(tmp_path / "a" / "b" / "model")
+    model = write_model(tmp_path / "a" / "b" / "model")
     (model / "tokenizer.model").write_bytes(train_sentencepiece())
     (tmp_path / "a" / "link").symlink_to(model)
     before = contents(tmp_path)
@@ -408,7 +412,7 @@ def test_no_destination_replaces_the_source(where: str, tokenizer_only: bool, tm
 
 @pytest.mark.slow
 def test_a_run_killed_at_a_random_moment_can_be_repeated(tmp_path: Path) -> None:
-    """After `kill -9` at random moments there is no model or a complete one, and repeating the command completes it."""
+    """After `kill -9` the destination is absent or complete, and repeating the command completes the conversion."""
     family = FAMILIES[11]  # Llama 3 70B's shape: eight shards, 33 MB
     model = write_meta(tmp_path / "meta", family, hf_tensors(family, layers=12))
     arguments = [str(model), str(tmp_path / "out"), "--to", "hf", "--shards", "9"]
@@ -448,7 +452,7 @@ def test_ctrl_c_stops_a_conversion(tmp_path: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
-    while not partial_folder(tmp_path / "out").exists():  # before that, the command may not handle SIGINT yet
+    while not partial_folder(tmp_path / "out").exists():  # before it exists, the command may not handle SIGINT yet
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

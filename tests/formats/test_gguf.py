@@ -127,7 +127,7 @@ def test_version_2_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_smollm2_is_bit_identical_to_gguf(smollm2: Path) -> None:
+def test_values_of_smollm2_are_bit_identical_to_those_of_the_package_gguf(smollm2: Path) -> None:
     file = open_gguf(smollm2)
     reader = gguf.GGUFReader(smollm2)
     assert [item.name for item in reader.tensors] == list(file.tensors)
@@ -215,7 +215,7 @@ BOMBS = {
         "of 4194304 ar",
     ),
     "several arrays of empty strings": ([strings(2**22)] * 5, "4194304 strings announced .* limit is 2097152"),
-    "strings that only together are too many": ([strings(2**20)] * 3, "1048576 strings announced .* limit is 0"),
+    "arrays with too many strings in all": ([strings(2**20)] * 3, "1048576 strings announced .* limit is 0"),
 }
 
 OPEN = """
@@ -232,7 +232,10 @@ except CheckpointError as exc:
 
 
 def open_in_a_gigabyte(path: Path) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread takes address space
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }  # each thread reserves address space
     command = [sys.executable, "-c", OPEN, str(path)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True).stdout
 
@@ -278,7 +281,7 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("position", [0, 700, 1500])
 def test_long_arrays_of_strings_are_read(tmp_path: Path, special: list[str], position: int) -> None:
-    """The fast search for string lengths agrees with reading them one by one, also for ambiguous bytes."""
+    """The fast search for string lengths finds the same lengths as a search one by one, also in ambiguous bytes."""
     values = [f"token {number}" for number in range(1500)]
     values[position:position] = special
     array = struct.pack("<IQ", 8, len(values)) + b"".join(text(value) for value in values)

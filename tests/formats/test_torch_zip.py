@@ -1,4 +1,4 @@
-"""Compares files of torch.save with `torch.load`, and refuses hand-made hostile files."""
+"""Reads files of torch.save like torch.load, and refuses hostile files made by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from puna.formats.torch_zip import open_torch_zip
 torch = pytest.importorskip("torch")
 
 
-def saved(path: Path, value: Any, **options: Any) -> Path:
+def save(path: Path, value: Any, **options: Any) -> Path:
     torch.save(value, path, **options)
     return path
 
@@ -44,7 +44,7 @@ def state_dict() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_memory_layout_is_read(tmp_path: Path, protocol: int) -> None:
-    path = saved(tmp_path / "a", OrderedDict(state_dict()), pickle_protocol=protocol)
+    path = save(tmp_path / "a", OrderedDict(state_dict()), pickle_protocol=protocol)
     tensors = open_torch_zip(path).tensors
     expected = torch.load(path, weights_only=False)
     assert list(tensors) == list(expected)
@@ -58,13 +58,13 @@ def test_every_memory_layout_is_read(tmp_path: Path, protocol: int) -> None:
 
 def test_a_state_dict_with_metadata_is_read(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
-    tensors = open_torch_zip(saved(tmp_path / "a", module.state_dict())).tensors
+    tensors = open_torch_zip(save(tmp_path / "a", module.state_dict())).tensors
     assert list(tensors) == list(module.state_dict())
     np.testing.assert_array_equal(tensors["0.weight"].to_float32(), module[0].weight.detach().numpy())
 
 
 def test_zip64_files_of_other_writers_are_read(tmp_path: Path) -> None:
-    source = zipfile.ZipFile(saved(tmp_path / "a", {"w": torch.arange(6.0)}))
+    source = zipfile.ZipFile(save(tmp_path / "a", {"w": torch.arange(6.0)}))
     with zipfile.ZipFile(tmp_path / "b", "w") as target:
         for item in source.infolist():
             with target.open(item.filename, "w", force_zip64=True) as file:
@@ -75,7 +75,7 @@ def test_zip64_files_of_other_writers_are_read(tmp_path: Path) -> None:
 
 def test_sizes_in_the_zip64_field_are_read(tmp_path: Path) -> None:
     """Entries beyond 4 GB need the field; a small file may use it too."""
-    raw = bytearray(saved(tmp_path / "a", {"w": torch.arange(6.0)}).read_bytes())
+    raw = bytearray(save(tmp_path / "a", {"w": torch.arange(6.0)}).read_bytes())
     at = raw.index(b"PK\1\2")
     name_size = struct.unpack_from("<H", raw, at + 28)[0]
     compressed_size, uncompressed_size, header_offset = (
@@ -119,19 +119,19 @@ class Evil:
 )
 def test_anything_but_a_state_dict_of_weights_is_refused(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        open_torch_zip(saved(tmp_path / "a", value))
+        open_torch_zip(save(tmp_path / "a", value))
     assert not Path("/tmp/puna-was-here").exists()
 
 
-def test_the_format_before_1_6_is_refused(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a", state_dict(), _use_new_zipfile_serialization=False)
+def test_the_format_of_pytorch_before_1_6_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a", state_dict(), _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=r"before PyTorch 1\.6.*weights_only"):
         open_torch_zip(path)
 
 
 def rezip(path: Path, changes: dict[str, bytes | None], **options: Any) -> Path:
     """Returns a file of torch.save with entries replaced, added or (None) removed."""
-    with zipfile.ZipFile(saved(path, {"w": torch.arange(6.0)})) as source:
+    with zipfile.ZipFile(save(path, {"w": torch.arange(6.0)})) as source:
         entries = {item.filename.split("/", 1)[1]: source.read(item) for item in source.infolist()}
     with zipfile.ZipFile(path, "w", **options) as target:
         for name, data in (entries | changes).items():
@@ -164,7 +164,7 @@ TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
 STORAGE = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0000X\3\0\0\0cpuK\6tQ"
 
 
-def described(
+def tensor_pickle(
     offset: bytes = b"K\0", shape: bytes = b"K\6\x85", strides: bytes = b"K\1\x85", rest: bytes = b"\x89N"
 ) -> bytes:
     return b"\x80\2}X\1\0\0\0w" + TENSOR + b"(" + STORAGE + offset + shape + strides + rest + b"tRs."
@@ -177,29 +177,29 @@ PICKLES = {
     "huge memo": (b"\x80\2}r\xff\xff\xff\xff.", None),
     "unknown opcode": (b"\x80\2i.", "opcode b'i'"),
     "build an instance": (b"\x80\2cos\nsystem\n)\x81.", "os.system"),
-    "global by stack": (b"\x80\4\x8c\x08builtins\x8c\4eval\x93.", "builtins.eval"),
-    "global by inner tuple": (b"\x80\4)\x8c\4eval\x93.", "not text"),
+    "global from the stack": (b"\x80\4\x8c\x08builtins\x8c\4eval\x93.", "builtins.eval"),
+    "global with a tuple as its module": (b"\x80\4)\x8c\4eval\x93.", "not text"),
     "unfinished global": (b"\x80\2cos", "unterminated name"),
     "calling a storage": (b"\x80\2ctorch\nFloatStorage\n)R.", "not a function"),
-    "recall nothing": (b"\x80\2h\7.", "memo item 7"),
-    "pop nothing": (b"\x80\2.", "pops more values than it has pushed"),
+    "recall an empty memo item": (b"\x80\2h\7.", "memo item 7"),
+    "pop from an empty stack": (b"\x80\2.", "pops more values than it has pushed"),
     "pop across a mark": (b"\x80\2}(s.", "pops more"),
-    "unmarked": (b"\x80\2t.", "needs a mark"),
+    "tuple without a mark": (b"\x80\2t.", "needs a mark"),
     "key without value": (b"\x80\2}(K\1u.", "without a value"),
     "tuple as key": (b"\x80\2}()K\1u.", "tuple as a key"),
     "append to a dict": (b"\x80\2}K\1a.", "non-list"),
     "text not UTF-8": (b"\x80\2X\1\0\0\0\xff.", "not UTF-8"),
     "wrong arguments": (b"\x80\2" + TENSOR + b"K\1\x85R.", "wrong arguments"),
     "persistent id": (b"\x80\2K\1Q.", "not a storage's"),
-    "fine": (described(), None),
-    "offset past the end": (described(offset=b"K\1"), "reach element 6"),
-    "negative offset": (described(offset=b"J\xff\xff\xff\xff"), "out of range"),
-    "negative stride": (described(strides=b"J\xff\xff\xff\xff\x85"), "out of range"),
-    "stride past the end": (described(strides=b"K\2\x85"), "reach element 10"),
-    "huge extent": (described(shape=b"\x8a\x08" + b"\xff" * 7 + b"\x7f\x85"), "out of range"),
-    "huge shape": (described(shape=b"J\xff\xff\xff\x7f" * 2 + b"\x86", strides=b"K\0K\0\x86"), "repeat"),
-    "axes disagree": (described(strides=b"K\1K\1\x86"), "disagree"),
-    "shape is a number": (described(shape=b"K\6"), "disagree"),
+    "valid": (tensor_pickle(), None),
+    "offset past the end": (tensor_pickle(offset=b"K\1"), "reach element 6"),
+    "negative offset": (tensor_pickle(offset=b"J\xff\xff\xff\xff"), "out of range"),
+    "negative stride": (tensor_pickle(strides=b"J\xff\xff\xff\xff\x85"), "out of range"),
+    "stride past the end": (tensor_pickle(strides=b"K\2\x85"), "reach element 10"),
+    "huge extent": (tensor_pickle(shape=b"\x8a\x08" + b"\xff" * 7 + b"\x7f\x85"), "out of range"),
+    "huge shape": (tensor_pickle(shape=b"J\xff\xff\xff\x7f" * 2 + b"\x86", strides=b"K\0K\0\x86"), "repeat"),
+    "axes disagree": (tensor_pickle(strides=b"K\1K\1\x86"), "disagree"),
+    "shape is a number": (tensor_pickle(shape=b"K\6"), "disagree"),
     "too large": (b"\x80\2" + b"N" * 2**22 + b".", "the limit is"),
     "name twice": (b"\x80\2}(" + (b"X\1\0\0\0wN") * 2 + b"u.", "'w' twice"),
 }
@@ -235,7 +235,7 @@ def test_a_list_that_contains_itself_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", [b"PK\5\6", b"PK\6\6", b"PK\1\2", b"PK\3\4"])
 def test_each_structure_of_the_zip_is_checked(tmp_path: Path, part: bytes) -> None:
-    raw = bytearray(saved(tmp_path / "a", {"w": torch.arange(6.0)}).read_bytes())
+    raw = bytearray(save(tmp_path / "a", {"w": torch.arange(6.0)}).read_bytes())
     raw[raw.rindex(part) + 1] ^= 0xFF
     (tmp_path / "b").write_bytes(raw)
     with pytest.raises(CheckpointError):
@@ -243,15 +243,15 @@ def test_each_structure_of_the_zip_is_checked(tmp_path: Path, part: bytes) -> No
 
 
 def test_overlapping_and_duplicate_entries_are_refused(tmp_path: Path) -> None:
-    raw = saved(tmp_path / "a", {"w": torch.arange(6.0)}).read_bytes()
+    raw = save(tmp_path / "a", {"w": torch.arange(6.0)}).read_bytes()
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "b", "w") as target:
         target.writestr("a/data.pkl", b"")
         target.writestr("a/data.pkl", b"")
     with pytest.raises(CheckpointError, match="twice"):
         open_torch_zip(tmp_path / "b")
-    grown = bytearray(raw)
+    enlarged = bytearray(raw)
     entry = raw.index(b"PK\1\2")
-    struct.pack_into("<2I", grown, entry + 20, 2000, 2000)
-    (tmp_path / "c").write_bytes(grown)
+    struct.pack_into("<2I", enlarged, entry + 20, 2000, 2000)
+    (tmp_path / "c").write_bytes(enlarged)
     with pytest.raises(CheckpointError, match=r"overlap|ends at"):
         open_torch_zip(tmp_path / "c")

@@ -51,7 +51,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of a complete model, and some files that puna does not need."""
     path = tmp_path_factory.mktemp("model")
     config = tiny_config(vocab_size=420)
@@ -67,38 +67,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def quantised(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Two GGUF files of a model."""
+def gguf_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a model with two GGUF files."""
     path = tmp_path_factory.mktemp("gguf") / "model.gguf"
     config = tiny_config()
     write_gguf(path, config, tiny_tensors(config))
     return {"tiny-Q4_K_M.gguf": path.read_bytes(), "tiny-Q8_0.gguf": path.read_bytes() + bytes(32), "README.md": b"#"}
 
 
-def test_pull_announces_and_downloads_only_the_files_of_a_model(machine: Machine, folder: dict[str, bytes]) -> None:
-    machine.hub.add("owner/tiny", folder)
+def test_pull_announces_and_downloads_only_the_files_of_a_model(
+    machine: Machine, model_files: dict[str, bytes]
+) -> None:
+    machine.hub.add("owner/tiny", model_files)
     run = machine.puna("pull", "owner/tiny")
     assert run.returncode == 0, run.stderr
     path = Path(run.stdout.strip())
-    expected = {name for name in folder if name not in ("README.md", "pytorch_model.bin") and "/" not in name}
+    expected = {name for name in model_files if name not in ("README.md", "pytorch_model.bin") and "/" not in name}
     assert {file.name for file in path.iterdir()} == expected
-    size = sum(len(folder[name]) for name in expected) / 1e6
+    size = sum(len(model_files[name]) for name in expected) / 1e6
     line = run.stderr.splitlines()[0]
     assert line.startswith("downloading owner/tiny (") and f"{len(expected)} files, {size:,.1f} MB, to " in line
-    assert machine.hub.sent == sum(len(folder[name]) for name in expected)
+    assert machine.hub.sent == sum(len(model_files[name]) for name in expected)
     assert open_checkpoint(path).head == "lm"
 
     second = machine.puna("pull", "owner/tiny", "--json")
     assert json.loads(second.stdout) == {"model": "owner/tiny", "path": str(path), "downloaded": []}
-    assert "downloading" not in second.stderr and machine.hub.sent == sum(len(folder[name]) for name in expected)
+    assert "downloading" not in second.stderr and machine.hub.sent == sum(len(model_files[name]) for name in expected)
 
 
 @pytest.mark.slow
-def test_every_command_accepts_names_of_the_hub(machine: Machine, folder: dict[str, bytes]) -> None:
-    machine.hub.add("owner/tiny", folder)
+def test_every_command_accepts_names_of_the_hub(machine: Machine, model_files: dict[str, bytes]) -> None:
+    machine.hub.add("owner/tiny", model_files)
     tokens = machine.puna("tokenize", "--model", "owner/tiny", "the words", "--json")
     assert tokens.returncode == 0 and json.loads(tokens.stdout)["ids"], tokens.stderr
-    small = sum(len(data) for name, data in folder.items() if name.endswith(".json") or name == "tokenizer.model")
+    small = sum(len(data) for name, data in model_files.items() if name.endswith(".json") or name == "tokenizer.model")
     assert machine.hub.sent == small, "a tokenizer needs no weights"
     for arguments in (
         ("inspect", "owner/tiny"),
@@ -131,8 +133,10 @@ except TypeError:
 
 
 @pytest.mark.slow
-def test_classes_accept_names_and_the_arguments_of_transformers(machine: Machine, folder: dict[str, bytes]) -> None:
-    machine.hub.add("owner/tiny", folder, branch="old")
+def test_classes_accept_names_and_the_arguments_of_transformers(
+    machine: Machine, model_files: dict[str, bytes]
+) -> None:
+    machine.hub.add("owner/tiny", model_files, branch="old")
     machine.hub.add("owner/tiny", {"config.json": b"broken"})
     run = machine.run("-c", CLASSES)
     assert run.stdout.strip() == "success", run.stderr
@@ -140,9 +144,9 @@ def test_classes_accept_names_and_the_arguments_of_transformers(machine: Machine
 
 
 @pytest.mark.slow
-def test_an_interrupted_download_is_resumed(machine: Machine, folder: dict[str, bytes]) -> None:
+def test_an_interrupted_download_is_resumed(machine: Machine, model_files: dict[str, bytes]) -> None:
     large = bytes(range(256)) * 160_000
-    machine.hub.add("owner/tiny", {**folder, "model-00002-of-00002.safetensors": large})
+    machine.hub.add("owner/tiny", {**model_files, "model-00002-of-00002.safetensors": large})
     machine.hub.interrupt_after = 25_000_000
     pattern = ("--include", "model-00002*")
     runs = [machine.puna("pull", "owner/tiny", *pattern) for _ in range(2)]
@@ -150,13 +154,13 @@ def test_an_interrupted_download_is_resumed(machine: Machine, folder: dict[str, 
         assert "the partial download is kept. Repeat the command to resume" in runs[0].stderr
     assert runs[1].returncode == 0, runs[1].stderr
     assert (Path(runs[1].stdout.strip()) / "model-00002-of-00002.safetensors").read_bytes() == large
-    # huggingface_hub writes pieces of 10 MB.
+    # huggingface_hub writes pieces of 10 MB; an incomplete piece is downloaded again.
     assert machine.hub.interrupt_after is None and machine.hub.sent <= len(large) + 10_000_000
 
 
 @pytest.mark.slow
-def test_the_cache_is_used_without_the_hub(machine: Machine, folder: dict[str, bytes]) -> None:
-    machine.hub.add("owner/tiny", folder)
+def test_the_cache_is_used_without_the_hub(machine: Machine, model_files: dict[str, bytes]) -> None:
+    machine.hub.add("owner/tiny", model_files)
     command = ("tokenize", "--model", "owner/tiny", "the")
     assert machine.puna("pull", "owner/tiny").returncode == 0
     count = len(machine.hub.requests)
@@ -174,11 +178,11 @@ def test_the_cache_is_used_without_the_hub(machine: Machine, folder: dict[str, b
 
 
 @pytest.mark.slow
-def test_local_paths_never_touch_the_network(machine: Machine, folder: dict[str, bytes]) -> None:
-    machine.hub.add("owner/tiny", folder)
+def test_local_paths_never_touch_the_network(machine: Machine, model_files: dict[str, bytes]) -> None:
+    machine.hub.add("owner/tiny", model_files)
     path = machine.home / "owner" / "tiny"
     path.mkdir(parents=True)
-    for name, data in folder.items():
+    for name, data in model_files.items():
         if "/" not in name:
             (path / name).write_bytes(data)
     assert machine.puna("tokenize", "--model", "owner/tiny", "the").returncode == 0
@@ -189,8 +193,8 @@ def test_local_paths_never_touch_the_network(machine: Machine, folder: dict[str,
 
 
 @pytest.mark.slow
-def test_one_of_several_gguf_files_is_chosen_by_its_name(machine: Machine, quantised: dict[str, bytes]) -> None:
-    machine.hub.add("owner/tiny", quantised)
+def test_one_of_several_gguf_files_is_chosen_by_its_name(machine: Machine, gguf_files: dict[str, bytes]) -> None:
+    machine.hub.add("owner/tiny", gguf_files)
     run = machine.puna("pull", "owner/tiny")
     assert run.returncode == 1
     assert (
@@ -199,7 +203,7 @@ def test_one_of_several_gguf_files_is_chosen_by_its_name(machine: Machine, quant
     )
     run = machine.puna("pull", "owner/tiny:q8_0")
     assert run.returncode == 0 and run.stdout.strip().endswith("tiny-Q8_0.gguf"), run.stderr
-    assert machine.hub.sent == len(quantised["tiny-Q8_0.gguf"])
+    assert machine.hub.sent == len(gguf_files["tiny-Q8_0.gguf"])
     assert machine.puna("inspect", "owner/tiny:Q4_K_M").returncode == 0
     assert (
         "0 GGUF files with 'Q5' in their names; the model has tiny-Q4_K_M.gguf"
@@ -208,10 +212,10 @@ def test_one_of_several_gguf_files_is_chosen_by_its_name(machine: Machine, quant
 
 
 @pytest.mark.slow
-def test_refusals_of_the_hub_are_explained(machine: Machine, folder: dict[str, bytes]) -> None:
-    machine.hub.add("owner/tiny", folder)
-    machine.hub.add("owner/gated", folder, gated=True)
-    machine.hub.add("owner/private", folder, token="hf_secret")
+def test_refusals_of_the_hub_are_explained(machine: Machine, model_files: dict[str, bytes]) -> None:
+    machine.hub.add("owner/tiny", model_files)
+    machine.hub.add("owner/gated", model_files, gated=True)
+    machine.hub.add("owner/private", model_files, token="hf_secret")
     machine.hub.add("owner/empty", {"README.md": b"#", "flax_model.msgpack": b"x"})
     for name, message in (
         ("owner/none", "no such file or folder, and no public model of this name at http"),
@@ -227,8 +231,10 @@ def test_refusals_of_the_hub_are_explained(machine: Machine, folder: dict[str, b
     assert run.returncode == 1 and "no file matches *.onnx; the model has README.md" in run.stderr
 
 
-def test_a_disk_that_is_too_small_is_reported_before_the_download(machine: Machine, folder: dict[str, bytes]) -> None:
-    machine.hub.add("owner/tiny", folder)
+def test_a_disk_that_is_too_small_is_reported_before_the_download(
+    machine: Machine, model_files: dict[str, bytes]
+) -> None:
+    machine.hub.add("owner/tiny", model_files)
     script = (
         "import shutil, sys; from collections import namedtuple\n"
         "shutil.disk_usage = lambda path: namedtuple('Usage', 'total used free')(10, 9, 1)\n"

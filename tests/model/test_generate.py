@@ -1,4 +1,4 @@
-"""`generate()`, compared with transformers for equal weights and seeds, and behaviour that only puna has."""
+"""`generate()`: compared with transformers for equal weights and seeds; also behaviour specific to puna."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_equal_seeds_draw_equal_tokens_and_keep_the_global_state(models: tuple[L
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
-    drawn = model.generate(IDS, do_sample=True, max_new_tokens=15, generator=torch.Generator().manual_seed(7))
-    assert torch.equal(drawn, first)
+    from_generator = model.generate(IDS, do_sample=True, max_new_tokens=15, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(from_generator, first)
     with pytest.raises(PunaError, match="seed 7 and a generator"):
         model.generate(IDS, do_sample=True, seed=7, generator=torch.Generator())
 
@@ -141,29 +141,31 @@ def test_max_length_and_max_new_tokens(models: tuple[LlamaForCausalLM, Any]) -> 
 
 def test_eos_ends_rows_and_the_pad_token_fills_them(models: tuple[LlamaForCausalLM, Any]) -> None:
     model, _ = models
-    free = model.generate(IDS, max_new_tokens=12, eos_token_id=[])[:, 6:]
-    eos = int(free[0, 3])
-    assert eos not in free[0, :3]
+    unstopped = model.generate(IDS, max_new_tokens=12, eos_token_id=[])[:, 6:]
+    eos = int(unstopped[0, 3])
+    assert eos not in unstopped[0, :3]
     result = model.generate(IDS, max_new_tokens=12, eos_token_id=eos, pad_token_id=0)[:, 6:]
-    assert torch.equal(result[0, :4], free[0, :4])
+    assert torch.equal(result[0, :4], unstopped[0, :4])
     assert (result[0, 4:] == 0).all()
     # Without a pad token, EOS pads the shorter rows; the longest row determines the length.
     result = model.generate(IDS[:1], max_new_tokens=12, eos_token_id=[eos, 66])[:, 6:]
-    assert result.tolist() == [free[0, :4].tolist()]
+    assert result.tolist() == [unstopped[0, :4].tolist()]
     result = model.generate(IDS[:1].repeat(2, 1), max_new_tokens=12, eos_token_id=[66, eos])[:, 6:]
-    assert result.tolist() == [free[0, :4].tolist()] * 2
+    assert result.tolist() == [unstopped[0, :4].tolist()] * 2
     longer = model.generate(IDS[:1], max_new_tokens=12, eos_token_id=eos, min_new_tokens=6)[:, 6:]
     assert longer.shape[1] >= 7 or eos not in longer[0]
     assert eos not in longer[0, :6]
 
 
-class Record:
+class RecordingStreamer:
+    """A streamer that records the tensors and the end that it receives."""
+
     def __init__(self) -> None:
-        self.put_: list[Tensor] = []
+        self.tensors: list[Tensor] = []
         self.ended = 0
 
     def put(self, value: Tensor) -> None:
-        self.put_.append(value)
+        self.tensors.append(value)
 
     def end(self) -> None:
         self.ended += 1
@@ -171,26 +173,26 @@ class Record:
 
 def test_streamer_receives_prompt_then_tokens_then_the_end(models: tuple[LlamaForCausalLM, Any]) -> None:
     model, reference = models
-    record, expected = Record(), Record()
+    record, expected = RecordingStreamer(), RecordingStreamer()
     result = model.generate(IDS[:1], max_new_tokens=7, streamer=record)
     reference.generate(IDS[:1], max_new_tokens=7, do_sample=False, pad_token_id=0, streamer=expected)
     assert record.ended == expected.ended == 1
-    assert len(record.put_) == len(expected.put_)
-    assert all(torch.equal(a, b) for a, b in zip(record.put_, expected.put_, strict=True))
-    assert torch.equal(torch.cat([tensor.flatten() for tensor in record.put_]), result[0])
+    assert len(record.tensors) == len(expected.tensors)
+    assert all(torch.equal(a, b) for a, b in zip(record.tensors, expected.tensors, strict=True))
+    assert torch.equal(torch.cat([tensor.flatten() for tensor in record.tensors]), result[0])
 
 
 def test_stopping_criteria_may_stop_all_rows_or_single_rows(models: tuple[LlamaForCausalLM, Any]) -> None:
     model, _ = models
-    free = model.generate(IDS, max_new_tokens=12, eos_token_id=[])
+    unstopped = model.generate(IDS, max_new_tokens=12, eos_token_id=[])
     result = model.generate(IDS, max_new_tokens=12, eos_token_id=[], stopping_criteria=[lambda i, _: i.shape[1] == 10])
-    assert torch.equal(result, free[:, :10])
-    stop_id = int(free[1, 7])
-    assert stop_id != free[1, 6]
+    assert torch.equal(result, unstopped[:, :10])
+    stop_id = int(unstopped[1, 7])
+    assert stop_id != unstopped[1, 6]
     result = model.generate(
         IDS, max_new_tokens=12, eos_token_id=[], pad_token_id=0, stopping_criteria=[lambda i, _: i[:, -1] == stop_id]
     )
-    assert torch.equal(result[1, :8], free[1, :8])
+    assert torch.equal(result[1, :8], unstopped[1, :8])
     assert result.shape[1] > 8
     assert (result[1, 8:] == 0).all()
     criteria = transformers.StoppingCriteriaList([transformers.generation.MaxLengthCriteria(max_length=9)])
@@ -228,7 +230,7 @@ def test_scores_and_cache_are_returned_on_request(models: tuple[LlamaForCausalLM
     assert result.past_key_values.length == result.sequences.shape[1] - 1
 
 
-def test_a_cache_is_continued(models: tuple[LlamaForCausalLM, Any]) -> None:
+def test_generation_continues_a_cache(models: tuple[LlamaForCausalLM, Any]) -> None:
     model, _ = models
     expected = model.generate(IDS, max_new_tokens=8)
     with torch.no_grad():
@@ -239,9 +241,11 @@ def test_a_cache_is_continued(models: tuple[LlamaForCausalLM, Any]) -> None:
     mask = torch.ones_like(IDS)
     rest = model.generate(IDS[:, 4:], past_key_values=cache, attention_mask=mask, max_new_tokens=8)
     assert torch.equal(rest, expected[:, 4:])
-    drawn = model.generate(IDS, past_key_values=cache, max_new_tokens=8, do_sample=True, num_return_sequences=2, seed=1)
-    plain = model.generate(IDS, max_new_tokens=8, do_sample=True, num_return_sequences=2, seed=1)
-    assert torch.equal(drawn, plain)
+    with_cache = model.generate(
+        IDS, past_key_values=cache, max_new_tokens=8, do_sample=True, num_return_sequences=2, seed=1
+    )
+    without_cache = model.generate(IDS, max_new_tokens=8, do_sample=True, num_return_sequences=2, seed=1)
+    assert torch.equal(with_cache, without_cache)
 
 
 def test_a_prompt_that_is_cached_completely_is_an_error(models: tuple[LlamaForCausalLM, Any]) -> None:
@@ -272,7 +276,7 @@ def test_without_a_prompt_the_text_starts_from_bos(models: tuple[LlamaForCausalL
     assert torch.equal(result, model.generate(input_ids=torch.tensor([[1]]), max_new_tokens=4))
 
 
-def test_caching_does_not_change_tokens_beyond_the_original_context_of_dynamic() -> None:
+def test_caching_does_not_change_tokens_beyond_the_original_context_with_dynamic_scaling() -> None:
     model, _ = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=8))
     cached = model.generate(IDS, max_new_tokens=14, eos_token_id=[])
     assert torch.equal(cached, model.generate(IDS, max_new_tokens=14, eos_token_id=[], use_cache=False))

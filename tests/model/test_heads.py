@@ -1,4 +1,4 @@
-"""The classes around the decoder: losses, heads, pooling, embeddings, outputs, initial weights, checkpointing."""
+"""The classes around the decoder: losses, heads, pooling, embeddings, outputs, initial weights, recomputation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.helpers.reference_models import distance, pair, ragged
 IDS = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
-def small(**fields: Any) -> LlamaForCausalLM:
+def small_model(**fields: Any) -> LlamaForCausalLM:
     model: LlamaForCausalLM = pair(config_of(**fields))[0]
     return model
 
@@ -31,7 +31,7 @@ def small(**fields: Any) -> LlamaForCausalLM:
 
 
 def test_outputs_can_be_read_like_dataclasses_tuples_and_mappings() -> None:
-    model = small(use_cache=False)
+    model = small_model(use_cache=False)
     out = model(IDS, labels=IDS)
     assert isinstance(out, CausalLMOutputWithPast)
     assert out[0] is out.loss is out["loss"]
@@ -46,7 +46,7 @@ def test_outputs_can_be_read_like_dataclasses_tuples_and_mappings() -> None:
 
 
 def test_tuples_have_the_documented_order() -> None:
-    model = small()
+    model = small_model()
     flags: dict[str, Any] = {"output_hidden_states": True, "output_attentions": True, "use_cache": True}
     loss, logits, cache, states, weights = model(IDS, labels=IDS, return_dict=False, **flags)
     out = model(IDS, labels=IDS, **flags)
@@ -54,8 +54,8 @@ def test_tuples_have_the_documented_order() -> None:
     assert torch.equal(logits, out.logits)
     assert (len(cache), len(states), len(weights)) == (2, 3, 2)
     assert torch.equal(states[-1], out.hidden_states[-1])
-    assert isinstance(small(return_dict=False)(IDS), tuple)
-    out = small(output_hidden_states=True, output_attentions=True)(IDS)
+    assert isinstance(small_model(return_dict=False)(IDS), tuple)
+    out = small_model(output_hidden_states=True, output_attentions=True)(IDS)
     assert len(out.hidden_states) == 3
     assert out.attentions[0].shape == (2, 4, 9, 9)
 
@@ -64,7 +64,7 @@ def test_tuples_have_the_documented_order() -> None:
 
 
 def test_the_loss_is_0_if_all_labels_are_ignored() -> None:
-    model = small()
+    model = small_model()
     out = model(IDS, labels=torch.full_like(IDS, -100))
     assert out.loss == 0
     out.loss.backward()
@@ -72,7 +72,7 @@ def test_the_loss_is_0_if_all_labels_are_ignored() -> None:
 
 
 def test_the_loss_is_float32_for_any_dtype_of_the_weights() -> None:
-    model = small().to(torch.bfloat16)
+    model = small_model().to(torch.bfloat16)
     out = model(IDS, labels=IDS)
     assert out.logits.dtype == torch.bfloat16
     assert out.loss.dtype == torch.float32
@@ -82,7 +82,7 @@ def test_the_loss_is_float32_for_any_dtype_of_the_weights() -> None:
 
 @torch.no_grad()
 def test_logits_to_keep_selects_tokens() -> None:
-    model = small()
+    model = small_model()
     logits = model(IDS).logits
     assert distance(model(IDS, logits_to_keep=1).logits, logits[:, -1:]) <= 1e-6
     assert distance(model(IDS, num_logits_to_keep=4).logits, logits[:, -4:]) <= 1e-6
@@ -92,8 +92,8 @@ def test_logits_to_keep_selects_tokens() -> None:
 
 
 @torch.no_grad()
-def test_pretraining_tp_sums_the_same_up_to_rounding() -> None:
-    """transformers 4.34 computes each linear layer in slices and sums them; puna ignores pretraining_tp."""
+def test_pretraining_tp_would_change_only_rounding() -> None:
+    """transformers 4.34 computes linear layers in pretraining_tp slices; puna ignores the setting."""
     sizes: dict[str, Any] = {"vocab_size": 68, "num_key_value_heads": 2}
     sliced, unsliced = (LlamaForCausalLM(config_of(pretraining_tp=n, **sizes)).eval() for n in (2, 1))
     sliced.load_state_dict(unsliced.state_dict())
@@ -111,8 +111,8 @@ def test_pretraining_tp_sums_the_same_up_to_rounding() -> None:
 
 
 @pytest.mark.parametrize("count", ["neither", "both"])
-def test_exactly_one_of_ids_and_embeddings(count: str) -> None:
-    model = small()
+def test_exactly_one_of_ids_and_embeddings_is_required(count: str) -> None:
+    model = small_model()
     inputs = {} if count == "neither" else {"input_ids": IDS, "inputs_embeds": model.get_input_embeddings()(IDS)}
     with pytest.raises(PunaError, match=f"exactly one of input_ids or inputs_embeds; {count} was given"):
         model(**inputs)
@@ -121,19 +121,19 @@ def test_exactly_one_of_ids_and_embeddings(count: str) -> None:
 @pytest.mark.parametrize("invalid", [67, -1])
 def test_ids_outside_the_vocabulary_are_errors(invalid: int) -> None:
     with pytest.raises(PunaError, match=rf"holds {invalid}; the embedding has rows 0 to 66.*resize_token_embeddings"):
-        small()(torch.tensor([[3, invalid, 4]]))
+        small_model()(torch.tensor([[3, invalid, 4]]))
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 0)])
-def test_ids_of_another_shape_are_errors(shape: tuple[int, ...]) -> None:
+def test_ids_with_an_invalid_shape_are_errors(shape: tuple[int, ...]) -> None:
     with pytest.raises(PunaError, match="batch, tokens"):
-        small()(torch.zeros(shape, dtype=torch.long))
+        small_model()(torch.zeros(shape, dtype=torch.long))
 
 
 @pytest.mark.parametrize("shape", [(8,), (3, 9), (1, 2, 9)])
-def test_positions_of_another_shape_are_errors(shape: tuple[int, ...]) -> None:
+def test_positions_with_an_invalid_shape_are_errors(shape: tuple[int, ...]) -> None:
     with pytest.raises(PunaError, match=r"position_ids.*\(2, 9\)"):
-        small()(IDS, position_ids=torch.zeros(shape, dtype=torch.long))
+        small_model()(IDS, position_ids=torch.zeros(shape, dtype=torch.long))
 
 
 def test_the_error_for_an_unknown_activation_lists_the_supported_ones() -> None:
@@ -154,7 +154,7 @@ def test_an_activation_may_be_a_callable() -> None:
 # ---- embeddings and weights
 
 
-def test_initial_weights_have_the_configured_deviation() -> None:
+def test_initial_weights_have_the_configured_standard_deviation() -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config_of(pad_token_id=5, attention_bias=True, mlp_bias=True, initializer_range=0.03))
     for name, parameter in model.named_parameters():
@@ -172,9 +172,9 @@ def test_initial_weights_have_the_configured_deviation() -> None:
 
 
 def test_tied_weights_are_one_parameter_and_can_be_replaced() -> None:
-    model = small(tie_word_embeddings=True)
+    model = small_model(tie_word_embeddings=True)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert model.num_parameters() == small().num_parameters() - 67 * 48
+    assert model.num_parameters() == small_model().num_parameters() - 67 * 48
     assert "lm_head.weight" in model.state_dict()
     model.to(torch.float64)
     assert model.lm_head.weight is model.get_input_embeddings().weight
@@ -185,7 +185,7 @@ def test_tied_weights_are_one_parameter_and_can_be_replaced() -> None:
 
 
 def test_getters_return_the_modules_and_setters_replace_them() -> None:
-    model, other = small(), small()
+    model, other = small_model(), small_model()
     assert model.get_input_embeddings() is model.model.embed_tokens is model.model.get_input_embeddings()
     assert model.get_output_embeddings() is model.lm_head
     assert model.get_decoder() is model.model is model.model.get_decoder()
@@ -202,7 +202,7 @@ def test_getters_return_the_modules_and_setters_replace_them() -> None:
 def test_resize_token_embeddings_keeps_the_old_rows(
     tied: bool, arguments: tuple[int | None, int | None], rows: int
 ) -> None:
-    model = small(tie_word_embeddings=tied, pad_token_id=3)
+    model = small_model(tie_word_embeddings=tied, pad_token_id=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     returned = model.resize_token_embeddings(*arguments)
     assert returned is model.get_input_embeddings()
@@ -218,15 +218,15 @@ def test_resize_token_embeddings_keeps_the_old_rows(
     assert model(torch.tensor([[rows - 1]])).logits.shape == (1, 1, rows)
 
 
-def test_resize_keeps_the_padding_token_and_does_nothing_by_default() -> None:
-    model = small(pad_token_id=5)
+def test_resize_without_a_size_does_nothing_and_never_removes_the_padding_token() -> None:
+    model = small_model(pad_token_id=5)
     assert model.resize_token_embeddings() is model.get_input_embeddings()
     with pytest.raises(PunaError, match="new_num_tokens is 5"):
         model.resize_token_embeddings(5)
 
 
 def test_frozen_weights_stay_frozen_when_resized() -> None:
-    model = small()
+    model = small_model()
     model.requires_grad_(False)
     model.resize_token_embeddings(70)
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -241,7 +241,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_no_cache(past: bool
     fields: dict[str, Any] = {"attention_dropout": 0.3, "num_key_value_heads": 2}
     gradients = []
     for checkpointing in (False, True):
-        model = small(**fields).train()
+        model = small_model(**fields).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(1)
@@ -257,7 +257,8 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_no_cache(past: bool
 
 
 def test_gradient_checkpointing_saves_memory_and_is_off_in_evaluation() -> None:
-    def saved(model: LlamaForCausalLM) -> int:
+    def saved_elements(model: LlamaForCausalLM) -> int:
+        """Returns the number of elements that autograd saves for the backward pass."""
         size = 0
 
         def pack(tensor: Tensor) -> Tensor:
@@ -269,19 +270,19 @@ def test_gradient_checkpointing_saves_memory_and_is_off_in_evaluation() -> None:
             model(IDS, labels=IDS)
         return size
 
-    model = small(num_hidden_layers=4).train()
-    plain = saved(model)
+    model = small_model(num_hidden_layers=4).train()
+    plain = saved_elements(model)
     model.gradient_checkpointing_enable()
-    assert saved(model) < plain / 2
+    assert saved_elements(model) < plain / 2
     assert model.eval()(IDS).past_key_values is not None
     model.train().gradient_checkpointing_disable()
-    assert saved(model) == plain
+    assert saved_elements(model) == plain
     with pytest.raises(PunaError, match="use_reentrant"):
         model.gradient_checkpointing_enable({"use_reentrant": True})
 
 
 def test_gradients_reach_trained_layers_under_frozen_embeddings() -> None:
-    model = small().train()
+    model = small_model().train()
     model.requires_grad_(False)
     model.model.layers[0].self_attn.q_proj.weight.requires_grad_(True)
     model.gradient_checkpointing_enable()
@@ -355,7 +356,7 @@ def test_classification_losses_equal_those_of_pytorch(
         assert distance(out.loss, F.binary_cross_entropy_with_logits(out.logits, target.float())) <= 1e-6
     else:
         assert distance(out.loss, expected(out.logits, target)) <= 1e-6
-    assert model.config.problem_type == problem  # one batch must not affect the next
+    assert model.config.problem_type == problem  # the type inferred from one batch is not kept for the next
     loss, logits = model(IDS, labels=target, return_dict=False, use_cache=False)
     assert torch.equal(loss, out.loss)
     assert logits.shape == (2, labels)

@@ -130,17 +130,17 @@ def test_a_model_that_cannot_be_saved_leaves_no_files(
 
 def test_a_save_that_fails_keeps_the_earlier_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    # The shapes are those of the earlier model.
+    # The shapes equal those of the earlier model, so that a mixture of both saves would load.
     model = LlamaForCausalLM(config_of(num_key_value_heads=2, rms_norm_eps=1e-3))
     model.generation_config = GenerationConfig(max_new_tokens=3)
     original = os.fsync
 
-    def full(descriptor: int) -> None:
+    def fail_for_large_files(descriptor: int) -> None:
         original(descriptor)
         if os.fstat(descriptor).st_size > 10_000:
             raise OSError("No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fail_for_large_files)
     with pytest.raises(OSError, match="No space left"):
         model.save_pretrained(folder)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
@@ -197,7 +197,7 @@ def test_models_without_a_head_are_saved_and_loaded(folder: Path, tmp_path: Path
     assert same(LlamaModel.from_pretrained(tmp_path / "transformers"), bare)
 
 
-def test_a_tied_head_is_not_saved_and_an_untied_one_is_an_error(tmp_path: Path) -> None:
+def test_a_tied_head_is_not_saved_and_a_head_with_its_own_weights_is_an_error(tmp_path: Path) -> None:
     model, _ = pair(config_of(tie_word_embeddings=True))
     model.save_pretrained(tmp_path)
     loaded = LlamaForCausalLM.from_pretrained(tmp_path)
@@ -236,7 +236,7 @@ def test_options_apply_and_unknown_ones_are_errors(folder: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager", device="cpu")
     assert model.attn_implementation == "eager"
     model.save_pretrained(folder)
-    assert LlamaForCausalLM.from_pretrained(folder).attn_implementation == "sdpa"  # not saved: it applies to one run
+    assert LlamaForCausalLM.from_pretrained(folder).attn_implementation == "sdpa"  # the argument is not saved
     config = LlamaConfig.from_pretrained(folder, use_cache=False)
     model = LlamaForCausalLM.from_pretrained(folder, config=config)
     assert model.config == config
@@ -261,7 +261,7 @@ def test_a_resized_vocabulary_survives_saving(folder: Path) -> None:
 def test_loading_holds_the_weights_once(dtype: str, tmp_path: Path) -> None:
     config = config_of(hidden_size=256, intermediate_size=512, num_hidden_layers=6, vocab_size=2000)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
-    LlamaForCausalLM.from_pretrained(tmp_path)  # so that imports are not measured
+    LlamaForCausalLM.from_pretrained(tmp_path)  # imports modules, so that their memory is not measured
     tracemalloc.start()  # measures NumPy's memory, which the parameters use if they are not copied
     model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     peak = tracemalloc.get_traced_memory()[1]
@@ -272,7 +272,7 @@ def test_loading_holds_the_weights_once(dtype: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_real_model_in_gguf(smollm2: Path) -> None:
+def test_smollm2_is_loaded_from_gguf(smollm2: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = LlamaForCausalLM.from_pretrained(smollm2, dtype="bfloat16")
