@@ -1,4 +1,4 @@
-"""The modules of src/puna and what each imports, read from their syntax trees."""
+"""The modules of src/puna and the imports of each, read from their syntax trees."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def package_of(path: Path) -> str:
 
 
 def imports(tree: ast.AST) -> list[tuple[str, int]]:
-    """Returns the modules imported in a tree, with their lines; also those in functions and TYPE_CHECKING blocks.
+    """Returns the name and line of each import in a tree, also in functions and TYPE_CHECKING blocks.
 
     `from puna.a import b` yields "puna.a.b": whether b is a module or a name in puna.a is left to the caller.
     """
@@ -47,7 +47,7 @@ def imports(tree: ast.AST) -> list[tuple[str, int]]:
 
 
 def imports_at_load(tree: ast.Module) -> list[str]:
-    """Returns the modules that loading the file imports: not those in functions or under TYPE_CHECKING."""
+    """Returns the imports that run when the file is loaded: none in functions or under TYPE_CHECKING."""
     result: list[str] = []
     pending: list[ast.stmt] = list(tree.body)
     while pending:
@@ -65,7 +65,7 @@ def imports_at_load(tree: ast.Module) -> list[str]:
 def import_graph() -> dict[str, set[str]]:
     """Maps each module to the modules of this package that it imports, wherever the import is written.
 
-    The root `puna` is left out: its names are lazy, and `test_imports.py` limits what may be imported from it.
+    The root `puna` is left out: it loads its names lazily, and `test_imports.py` restricts imports from it.
     """
     names = {module_name(path) for path in modules()} - {"puna"}
     graph: dict[str, set[str]] = {name: set() for name in names}

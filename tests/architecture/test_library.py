@@ -22,7 +22,7 @@ def test_the_library_loads_and_describes_the_machine():
     assert 1 <= here.physical_cores <= here.logical_cores
 
 
-def test_features_agree_with_the_kernel():
+def test_features_agree_with_those_that_linux_reports():
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists() or "flags" not in cpuinfo.read_text():
         pytest.skip("no x86 flags in /proc/cpuinfo")
@@ -36,7 +36,7 @@ def test_the_affinity_mask_limits_the_threads():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     code += "from puna.native import machine; print(machine().physical_cores, machine().logical_cores)"
     if sys.platform != "linux":
-        pytest.skip("affinity masks are Linux's")
+        pytest.skip("only Linux has affinity masks")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == ["1", "1"]
 
 
@@ -64,7 +64,7 @@ def test_a_missing_library_is_an_error(monkeypatch):
 def test_the_library_loads_from_a_wheel_for_every_python(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     command = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run(command, check=True)  # in build/native, so that up-to-date objects are not compiled again
+    subprocess.run(command, check=True)  # pip builds in build/native, so that up-to-date objects are not compiled again
     (wheel,) = tmp_path.glob("*.whl")
     assert "-py3-none-" in wheel.name
     names = zipfile.ZipFile(wheel).namelist()

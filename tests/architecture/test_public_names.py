@@ -1,4 +1,4 @@
-"""The public surface is pinned: a name comes or goes only with a change here and in CHANGELOG.md."""
+"""The public names are pinned: adding or removing one requires a change here and in CHANGELOG.md."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_public_names_are_pinned_and_load():
         _ = puna.GptModel
 
 
-def test_version_is_the_installed_one():
+def test_version_equals_that_of_the_installed_distribution():
     assert puna.__version__ == importlib.metadata.version("puna")
 
 
@@ -55,7 +55,7 @@ sys.meta_path.insert(0, Block())
     return subprocess.run([sys.executable, "-W", "error", "-c", block + code], capture_output=True, text=True)
 
 
-def test_a_class_whose_extra_is_missing_names_the_extra():
+def test_the_error_for_a_missing_extra_names_the_extra():
     run = without_torch("import puna; puna.LlamaForCausalLM")
     assert "MissingExtraError" in run.stderr
     assert "pip install 'puna[torch]'" in run.stderr

@@ -18,7 +18,7 @@ def blocks(language: str) -> list[str]:
     return [body for kind, body in BLOCKS if kind == language]
 
 
-def test_every_block_is_of_a_kind_that_is_checked():
+def test_every_block_is_in_a_language_that_is_tested():
     assert {kind for kind, _ in BLOCKS} == {"console", "python", "sh"}
 
 

@@ -1,4 +1,4 @@
-"""Sizes that keep a package readable: files of about 300 lines, functions of about 30, subpackages where one grows."""
+"""Limits that keep the code readable: lines of a file and of a function, files in a folder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from tests.architecture.source_tree import modules, short_path
 
 FILE_LINES = 400
-"""Limit of a file. About 300 is the aim; the public interface of a Hugging Face class may need more."""
+"""Limit of the lines of a file. About 300 is the aim; the public interface of a Hugging Face class may need more."""
 
 FOLDER_FILES, FOLDER_LINES = 20, 3000
-"""Limits of what one folder holds without its subpackages."""
+"""Limits of the files in a folder and of their lines, without subpackages."""
 
 FUNCTION_LINES, USUAL_FUNCTION_LINES = 60, 30
-"""Limit of a function's body without its docstring, and the limit that 95 of 100 functions keep."""
+"""Limits of the lines of a function without its docstring: for all functions, and for 95 of 100."""
 
 
 @pytest.mark.parametrize("path", modules(), ids=short_path)

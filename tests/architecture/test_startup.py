@@ -41,7 +41,7 @@ def test_native_library_loads_nothing_heavy():
 
 
 def fastest(command: list[str], runs: int = 7) -> float:
-    """Returns the seconds of the shortest of several runs, because other processes delay the others."""
+    """Returns the seconds of the fastest of several runs; other processes slow down the rest."""
     times = []
     for _ in range(runs):
         started = time.perf_counter()

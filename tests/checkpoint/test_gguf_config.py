@@ -69,7 +69,7 @@ def test_llama_3_1_is_recognised(tmp_path: Path, factor: float, width: int, thet
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_other_divisors_are_kept_exactly(tmp_path: Path, seed: int) -> None:
+def test_divisors_of_another_formula_are_kept_exactly(tmp_path: Path, seed: int) -> None:
     divisors = llama3_divisors(64, 500000.0, 8.0)
     divisors = divisors * 1.01 if seed else np.random.default_rng(0).uniform(1, 9, 32).astype(np.float32)
     config = config_of(tmp_path, extra={"rope_freqs.weight": divisors}, head_dim=64, max_position_embeddings=32768)
@@ -86,7 +86,7 @@ def test_divisors_of_one_mean_no_scaling(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [None, "none"])
 @pytest.mark.parametrize("formula", ["llama3", "ones"])
-def test_divisors_with_an_attention_factor(tmp_path: Path, formula: str, kind: str | None) -> None:
+def test_divisors_and_an_attention_factor_are_combined(tmp_path: Path, formula: str, kind: str | None) -> None:
     divisors = llama3_divisors(64, 500000.0, 8.0) if formula == "llama3" else np.ones(32, np.float32)
     keys = {"llama.rope.scaling.attn_factor": 2.0, "llama.rope.scaling.type": kind}
     changes = {"head_dim": 64, "rope_theta": 500000.0, "max_position_embeddings": 32768}
@@ -143,7 +143,7 @@ def test_scaling_keys_are_read(tmp_path: Path, keys: dict[str, Any], expected: d
     assert config_of(tmp_path, keys).rope_scaling == expected
 
 
-def test_yarn_with_its_own_attention_factor(tmp_path: Path) -> None:
+def test_an_explicit_attention_factor_of_yarn_is_read(tmp_path: Path) -> None:
     keys = {
         "llama.rope.scaling.type": "yarn",
         "llama.rope.scaling.factor": 4.0,
@@ -213,12 +213,12 @@ ONES = np.ones(8, np.float32)
         ({"tokenizer.ggml.bos_token_id": "1"}, {}, "must be a token id"),
     ],
 )
-def test_metadata_of_other_models_is_refused(
+def test_unsupported_metadata_is_refused(
     tmp_path: Path, keys: dict[str, Any], extra: dict[str, np.ndarray], message: str
 ) -> None:
-    with pytest.raises(PunaError, match=message) as caught:
+    with pytest.raises(PunaError, match=message) as error:
         config_of(tmp_path, keys, extra)
-    assert isinstance(caught.value, CheckpointError | ConfigError) and "x.gguf" in str(caught.value)
+    assert isinstance(error.value, CheckpointError | ConfigError) and "x.gguf" in str(error.value)
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:

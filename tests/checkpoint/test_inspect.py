@@ -128,7 +128,7 @@ def test_unknown_keys_and_a_truncated_gguf_file_are_reported(tmp_path: Path) -> 
     assert report.errors and "truncated" in report.errors[0] and report.files[0]["bytes"] == 5000
 
 
-def test_paths_without_a_model(tmp_path: Path) -> None:
+def test_paths_without_a_model_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no such file"):
         inspect_checkpoint(tmp_path / "absent")
     report = inspect_checkpoint(tmp_path)

@@ -27,8 +27,8 @@ AWQ = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm",
 PACKINGS = [(GPTQ, "q4_0"), (GPTQ | {"sym": False}, "q4_1"), (AWQ, "q4_1")]
 
 
-def rounded(weight: np.ndarray, symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Quantises a matrix: integers (outputs, inputs), zero points and float16 scales (outputs, groups)."""
+def quantise(weight: np.ndarray, symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns a matrix quantised: integers (outputs, inputs), zero points and float16 scales (outputs, groups)."""
     groups = weight.reshape(len(weight), -1, GROUP)
     if symmetric:
         scale = (np.abs(groups).max(-1) / 7).astype(np.float16).astype(np.float32)
@@ -41,8 +41,8 @@ def rounded(weight: np.ndarray, symmetric: bool) -> tuple[np.ndarray, np.ndarray
     return numbers.reshape(weight.shape).astype(np.int32), zero.astype(np.int32), scale
 
 
-def in_words(numbers: np.ndarray) -> np.ndarray:
-    """Packs eight integers along the first axis into each word, the first in the lowest bits."""
+def pack_words(numbers: np.ndarray) -> np.ndarray:
+    """Packs eight integers along the first axis into each word, the first integer in the lowest bits."""
     words = np.zeros((len(numbers) // 8, *numbers.shape[1:]), np.uint32)
     for k in range(8):
         words |= numbers[k::8].astype(np.uint32) << np.uint32(4 * k)
@@ -56,18 +56,18 @@ def pack(tensors: Tensors, settings: dict[str, Any]) -> tuple[Tensors, Tensors]:
         if not name.endswith("proj.weight"):
             packed[name] = plain[name] = weight.astype(np.float16)
             continue
-        numbers, zero, scale = rounded(weight, settings.get("sym", False))
+        numbers, zero, scale = quantise(weight, settings.get("sym", False))
         plain[name] = (numbers - zero.repeat(GROUP, 1)).astype(np.float32) * scale.repeat(GROUP, 1)
         base = name.removesuffix("weight")
         if settings["quant_method"] == "gptq":
-            packed[base + "qweight"] = in_words(numbers.T)
-            packed[base + "qzeros"] = in_words(zero - 1).T
+            packed[base + "qweight"] = pack_words(numbers.T)
+            packed[base + "qzeros"] = pack_words(zero - 1).T
             packed[base + "g_idx"] = (np.arange(weight.shape[1]) // GROUP).astype(np.int32)
             packed[base + "bias"] = np.zeros(len(weight), np.float16)
         else:
             order = np.arange(len(weight)).reshape(-1, 8)[:, AWQ_ORDER].reshape(-1)
-            packed[base + "qweight"] = in_words(numbers[order]).T
-            packed[base + "qzeros"] = in_words(zero[order]).T
+            packed[base + "qweight"] = pack_words(numbers[order]).T
+            packed[base + "qzeros"] = pack_words(zero[order]).T
         packed[base + "scales"] = scale.astype(np.float16).T
     return packed, plain
 
@@ -95,8 +95,8 @@ def test_a_packed_folder_runs_and_converts(settings: dict[str, Any], name: str, 
     assert checkpoint.tensors["model.layers.1.mlp.down_proj.weight"].format.name == name
     tolerance = 0.0 if name == "q4_0" else 15 * 2**-11
     for key, value in plain.items():
-        off = np.abs(checkpoint.tensors[key].to_float32() - value.astype(np.float32))
-        assert off.max() <= tolerance * np.abs(value).max(), key
+        difference = np.abs(checkpoint.tensors[key].to_float32() - value.astype(np.float32))
+        assert difference.max() <= tolerance * np.abs(value).max(), key
 
     puna.convert(tmp_path / "packed", tmp_path / "model.gguf", to="gguf")
     blocks = open_checkpoint(tmp_path / "model.gguf").tensors
@@ -131,7 +131,7 @@ def test_pytorch_runs_a_packed_folder(settings: dict[str, Any], name: str, tmp_p
     assert np.abs(logits - expected).max() <= (1e-4 if name == "q4_0" else 0.02) * expected.std()
 
 
-def test_old_names_of_the_weights_and_settings_are_read(tmp_path: Path) -> None:
+def test_old_file_names_of_weights_and_settings_are_read(tmp_path: Path) -> None:
     _, plain = write_packed(tmp_path, GPTQ)
     (tmp_path / "model.safetensors").rename(tmp_path / "gptq_model-4bit-32g.safetensors")
     change_config(tmp_path, quantization_config=None)
@@ -160,7 +160,7 @@ def test_inspection_counts_packed_matrices(tmp_path: Path) -> None:
         ({"group_size": 16}, "scales of shape .* do not fit 64 outputs and 96 inputs in groups of 16"),
     ],
 )
-def test_other_packings_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_unsupported_packings_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     write_packed(tmp_path, GPTQ)
     change_config(tmp_path, quantization_config=GPTQ | settings)
     with pytest.raises(CheckpointError, match=message):

@@ -77,7 +77,7 @@ def test_bench_refuses_invalid_arguments(tiny_model, options, text):
 
 
 @pytest.mark.timing
-def test_profile_accounts_for_the_time(tiny_model):
+def test_the_parts_of_a_profile_add_up_to_the_total_time(tiny_model):
     sizes = ["--context", "4", "--tokens", "3", "--prefill", "9", "--repeat", "2"]
     out = as_json("profile", "-m", str(tiny_model), *sizes)
     assert set(out) == {"machine", "prefill", "decode"} and len(out["machine"]) == 4
@@ -105,7 +105,7 @@ def test_the_machine_is_measured():
     assert isinstance(speed.cores_ok, bool)
 
 
-def test_limits_are_those_computed_by_hand():
+def test_limits_equal_those_computed_by_hand():
     config = LlamaConfig(
         vocab_size=100,
         hidden_size=8,
@@ -114,7 +114,8 @@ def test_limits_are_those_computed_by_hand():
         num_attention_heads=2,
         num_key_value_heads=1,
     )
-    # q and o 8 x 8, k and v 8 x 4, three matrices of 8 x 16; token t sees t keys of both heads, twice; the head once.
+    # Weights: q and o 8 x 8, k and v 8 x 4, three matrices of 8 x 16. Attention: token t multiplies t keys and t values
+    # in both heads. The output matrix is multiplied once.
     assert benchmark.products(config, 3) == 2 * (3 * (128 + 64 + 384) + 2 * 8 * (1 + 2 + 3)) + 800
     backend = SimpleNamespace(config=config, weight_bytes=10**8, cache_bytes_per_token=10, integer_weights=True)
     machine = MachineSpeed(dram_gb_s=1e-6, int8_gops=2e-9, bf16_gflops=1.0, cores_ok=True)
@@ -126,7 +127,7 @@ def test_limits_are_those_computed_by_hand():
     assert benchmark.limit(backend, machine, prefill) == pytest.approx(3 * 2 / (2 * benchmark.products(config, 3)))
 
 
-def test_the_limit_of_each_kind_of_kernel_by_hand():
+def test_limits_of_kernels_equal_those_computed_by_hand():
     config = LlamaConfig(
         vocab_size=100,
         hidden_size=8,

@@ -1,4 +1,4 @@
-"""Runs the command as users do: output, JSON, errors, exit statuses, Ctrl-C."""
+"""The command, run as by a user: output, JSON, errors, exit statuses, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_chat_json_answers_each_line(tiny_model):
         (["frobnicate"], 2, "frobnicate"),
     ],
 )
-def test_errors_are_one_message_and_a_status(tiny_model, tmp_path, arguments, status, words):
+def test_errors_print_one_message_and_set_the_exit_status(tiny_model, tmp_path, arguments, status, words):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "empty").write_bytes(b"")
     paths = {"{tiny}": tiny_model, "{binary}": tmp_path / "binary", "{empty}": tmp_path / "empty"}
@@ -206,7 +206,7 @@ def test_errors_are_one_message_and_a_status(tiny_model, tmp_path, arguments, st
     assert result.stdout == ""
 
 
-def test_ctrl_c_ends_generation_with_130(smollm2):
+def test_ctrl_c_ends_generation_with_exit_status_130(smollm2):
     process = subprocess.Popen(
         [PUNA, "generate", "--prompt", "Once upon a time", "--max-tokens", "4000"],
         stdout=subprocess.PIPE,
@@ -220,7 +220,7 @@ def test_ctrl_c_ends_generation_with_130(smollm2):
     assert errors.decode().strip() == "puna: interrupted"
 
 
-def test_a_closed_pipe_is_silent(tiny_model):
+def test_a_closed_pipe_prints_no_error(tiny_model):
     line = f"{PUNA} generate -m {tiny_model} -p 'the llama' --max-tokens 200 | head -c 1"
     result = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60)
     assert result.stdout == b"t"
@@ -268,7 +268,7 @@ def test_characters_that_a_terminal_lacks_are_escaped(tiny_model):
     assert result.stdout.startswith("\\xfc")
 
 
-def test_line_ends_are_not_translated(tiny_model, tmp_path):
+def test_line_endings_are_not_translated(tiny_model, tmp_path):
     (tmp_path / "unix").write_bytes(b"the llama\nlives")
     (tmp_path / "dos").write_bytes(b"the llama\r\nlives")
     unix, dos = (as_json("perplexity", "-m", str(tiny_model), str(tmp_path / name)) for name in ("unix", "dos"))
@@ -284,7 +284,7 @@ def test_chat_in_a_terminal_stops_an_answer_on_ctrl_c(smollm2):
     os.close(terminal)
     screen = b""
 
-    def until(word: bytes, seconds: float = 60) -> None:
+    def wait_for(word: bytes, seconds: float = 60) -> None:
         nonlocal screen
         end = time.monotonic() + seconds
         while word not in screen:
@@ -292,20 +292,20 @@ def test_chat_in_a_terminal_stops_an_answer_on_ctrl_c(smollm2):
             screen += os.read(controller, 4096)
 
     try:
-        until(b"> ")
+        wait_for(b"> ")
         screen = b""
         os.write(controller, b"Write a very long story about a llama.\n")
-        until(b"llama")
+        wait_for(b"llama")
         screen = b""
-        until(b" ")
+        wait_for(b" ")
         time.sleep(1)
         process.send_signal(signal.SIGINT)
-        until(b"> ")
+        wait_for(b"> ")
         screen = b""
         os.write(controller, b"/history\n")
-        until(b"assistant: ")
+        wait_for(b"assistant: ")
         screen = screen.partition(b"assistant: ")[2]
-        until(b"> ")  # keys pressed before the prompt appears may be lost
+        wait_for(b"> ")  # keys pressed before the prompt appears may be lost
         os.write(controller, b"\x04")
         assert process.wait(timeout=20) == 0
     finally:

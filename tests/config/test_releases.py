@@ -89,7 +89,7 @@ def save(folder: Path, **fields) -> LlamaConfig:
 @pytest.mark.oracle
 def test_each_release_reads_the_same_values(release, tmp_path):
     if release != "4.34.1":
-        pytest.importorskip("torch")  # which release 4.57.6 loads from this environment
+        pytest.importorskip("torch")  # release 4.57.6 loads PyTorch from this environment
     cases = {**{name: {"rope_scaling": rope} for name, rope in ROPES.items()}, **VARIANTS}
     configs = {name: save(tmp_path / name, **fields) for name, fields in cases.items()}
     for (name, config), result in zip(configs.items(), read(release, [tmp_path / n for n in cases]), strict=True):

@@ -17,7 +17,7 @@ from tests.helpers.torch_files import DTYPES, HAS_TORCH, Tensors, from_torch, to
 from tests.helpers.vocabularies import train_sentencepiece
 
 
-def source(folder: Path, dtype: str = "float32", **changes: object) -> tuple[Path, Tensors]:
+def write_model(folder: Path, dtype: str = "float32", **changes: object) -> tuple[Path, Tensors]:
     config = tiny_config(dtype=dtype, **changes)
     tensors = {name: tensor.astype(DTYPES[dtype]) for name, tensor in tiny_tensors(config).items()}
     return write_folder(folder, config, tensors), tensors
@@ -45,15 +45,15 @@ def read(folder: Path) -> Tensors:
 @pytest.mark.parametrize("before", DTYPES)
 @pytest.mark.parametrize("after", DTYPES)
 def test_casts_equal_torch_casts(before: str, after: str, tmp_path: Path) -> None:
-    folder, tensors = source(tmp_path / "in", before)
+    folder, tensors = write_model(tmp_path / "in", before)
     convert(folder, tmp_path / "out", to="hf", dtype=after, verify=True)
     result = read(tmp_path / "out")
     assert all(same(result[name], cast(tensor, after)) for name, tensor in tensors.items())
     assert LlamaConfig.from_pretrained(tmp_path / "out").dtype == after
 
 
-def test_float32_norms_get_the_type_of_the_model_if_exact(tmp_path: Path) -> None:
-    folder, tensors = source(tmp_path / "in", "bfloat16")
+def test_float32_norms_are_cast_to_the_type_of_the_model_if_that_is_exact(tmp_path: Path) -> None:
+    folder, tensors = write_model(tmp_path / "in", "bfloat16")
     mixed = {name: t.astype(np.float32) if t.ndim == 1 else t for name, t in tensors.items()}
     mixed["model.norm.weight"] = mixed["model.norm.weight"] + np.float32(1e-4)  # not exact in bfloat16: stays float32
     write_folder(folder, LlamaConfig.from_pretrained(folder), mixed)
@@ -65,7 +65,7 @@ def test_float32_norms_get_the_type_of_the_model_if_exact(tmp_path: Path) -> Non
 
 
 def test_values_too_large_for_a_type_are_refused(tmp_path: Path) -> None:
-    folder, tensors = source(tmp_path / "in")
+    folder, tensors = write_model(tmp_path / "in")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = 70000.0
     write_folder(folder, LlamaConfig.from_pretrained(folder), tensors)
     with pytest.raises(CheckpointError, match=r"up_proj\.weight holds the value 70000.*convert to bfloat16"):
@@ -77,7 +77,7 @@ def test_values_too_large_for_a_type_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_heads_are_pooled(heads: int, tmp_path: Path) -> None:
-    folder, tensors = source(tmp_path / "in", num_key_value_heads=4)
+    folder, tensors = write_model(tmp_path / "in", num_key_value_heads=4)
     convert(folder, tmp_path / "out", to="hf", kv_heads=heads)
     result = read(tmp_path / "out")
     assert LlamaConfig.from_pretrained(tmp_path / "out").num_key_value_heads == heads
@@ -90,7 +90,7 @@ def test_heads_are_pooled(heads: int, tmp_path: Path) -> None:
 
 
 def test_invalid_numbers_of_heads_are_refused(tmp_path: Path) -> None:
-    folder, _ = source(tmp_path / "in", num_key_value_heads=4)
+    folder, _ = write_model(tmp_path / "in", num_key_value_heads=4)
     for heads in (3, 8):
         with pytest.raises(CheckpointError, match=f"{heads} key-value heads cannot be pooled from 4"):
             convert(folder, tmp_path / "out", to="hf", kv_heads=heads)
@@ -98,7 +98,7 @@ def test_invalid_numbers_of_heads_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "multiple", "rows"), [(100, None, 100), (None, 64, 128), (90, 8, 96), (50, None, 50)])
 def test_vocabulary_is_resized(size: int | None, multiple: int | None, rows: int, tmp_path: Path) -> None:
-    folder, tensors = source(tmp_path / "in", "bfloat16")
+    folder, tensors = write_model(tmp_path / "in", "bfloat16")
     convert(folder, tmp_path / "out", to="hf", vocab_size=size, pad_vocab_to=multiple, verify=True)
     result = read(tmp_path / "out")
     assert LlamaConfig.from_pretrained(tmp_path / "out").vocab_size == rows
@@ -111,7 +111,7 @@ def test_vocabulary_is_resized(size: int | None, multiple: int | None, rows: int
 
 
 def test_a_vocabulary_without_its_special_tokens_is_refused(tmp_path: Path) -> None:
-    folder, _ = source(tmp_path / "in", eos_token_id=90)
+    folder, _ = write_model(tmp_path / "in", eos_token_id=90)
     with pytest.raises(CheckpointError, match="loses special token 90"):
         convert(folder, tmp_path / "out", to="hf", vocab_size=80)
 
@@ -120,7 +120,7 @@ def test_transformers_computes_the_same_logits_after_a_conversion(tmp_path: Path
     torch = pytest.importorskip("torch")
     from transformers import LlamaForCausalLM
 
-    folder, _ = source(tmp_path / "in", attention_bias=True, tie_word_embeddings=True)
+    folder, _ = write_model(tmp_path / "in", attention_bias=True, tie_word_embeddings=True)
     convert(folder, tmp_path / "out", to="hf", shards=3)
     ids = torch.arange(60).reshape(3, 20)
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_transformers_computes_the_same_logits_after_a_conversion(tmp_path: Path
 
 
 def test_the_plan_lists_the_changes(tmp_path: Path) -> None:
-    folder, _ = source(tmp_path / "in", num_key_value_heads=4, hidden_size=128, head_dim=32, intermediate_size=128)
+    folder, _ = write_model(tmp_path / "in", num_key_value_heads=4, hidden_size=128, head_dim=32, intermediate_size=128)
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
     convert(folder, tmp_path / "q.gguf", quantize="q4_0")
     outcome = convert(tmp_path / "q.gguf", tmp_path / "m.gguf", quantize="q5_0", kv_heads=2, pad_vocab_to=64)
@@ -144,7 +144,7 @@ def test_the_plan_lists_the_changes(tmp_path: Path) -> None:
 
 
 def test_infinite_values_are_kept_by_casts_and_refused_by_quantising(tmp_path: Path) -> None:
-    folder, tensors = source(tmp_path / "in")
+    folder, tensors = write_model(tmp_path / "in")
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
     tensors["model.layers.1.mlp.up_proj.weight"][0, 4] = float("inf")
     write_folder(folder, LlamaConfig.from_pretrained(folder), tensors)
@@ -157,7 +157,7 @@ def test_infinite_values_are_kept_by_casts_and_refused_by_quantising(tmp_path: P
 
 
 def test_nll_is_not_measured_in_a_context_of_one_token(tmp_path: Path) -> None:
-    folder, _ = source(tmp_path / "in", max_position_embeddings=1)
+    folder, _ = write_model(tmp_path / "in", max_position_embeddings=1)
     (folder / "tokenizer.model").write_bytes(train_sentencepiece(vocab_size=96, byte_fallback=False))
     outcome = convert(folder, tmp_path / "out", to="hf", verify=True)
     assert outcome.nll == {} and "a context of 1 tokens leaves nothing to predict" in outcome.notes[-1]

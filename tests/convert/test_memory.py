@@ -1,4 +1,4 @@
-"""Conversions in bounded memory, of a model many times larger than the bound, between all layouts."""
+"""Conversions between all layouts need bounded memory, less than the size of the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.vocabularies import train_sentencepiece
 pytestmark = pytest.mark.slow
 
 LARGEST = 8192 * 2048 * 2
-"""Bytes of the largest tensor, a feed-forward matrix; the model has twelve of them and 550 MB."""
+"""Bytes of the largest tensor, a feed-forward matrix; the model has twelve such matrices and 550 MB in all."""
 
 MEASURE = """
 import json, re, sys
@@ -82,7 +82,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 )
 @pytest.mark.slow
 def test_memory_is_bounded(source: str, options: dict[str, Any], folders: dict[str, Path], tmp_path: Path) -> None:
-    """Peak memory is within the bound and within the plan."""
+    """The peak memory is below a bound and below the memory that the plan announces."""
     arguments = [str(folders[source]), str(tmp_path / "out"), json.dumps(options)]
     run = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
     peak, announced = map(int, run.stdout.split())
@@ -102,7 +102,7 @@ def wide(folders: dict[str, Path]) -> Path:
     ids=["verify", "verify-q4_0", "calibrate"],
 )
 def test_the_plan_includes_running_models(options: dict[str, Any], wide: Path, tmp_path: Path) -> None:
-    """The plan includes running the model and the logits of a large vocabulary, and is at most twice the peak."""
+    """The plan includes the memory of a forward pass with a large vocabulary, and is at most twice the peak."""
     if "calibrate" in options:
         (tmp_path / "text.txt").write_text("The llama lives in the high grassland. " * 500)
         options = options | {"calibrate": str(tmp_path / "text.txt")}

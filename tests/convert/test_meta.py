@@ -17,7 +17,7 @@ from puna.errors import CheckpointError
 from tests.helpers.meta_models import FAMILIES, TIED, Family, hf_tensors, meta_shards, write_meta
 from tests.helpers.torch_files import DTYPES, Tensors, load_torch, save_torch, to_torch
 
-SMALL = FAMILIES[2]  # four shards, and heads that do not divide evenly by eight
+SMALL = FAMILIES[2]  # four shards, and a number of heads that is not a multiple of eight
 
 
 def same(one: Tensors, other: Tensors) -> bool:
@@ -43,7 +43,7 @@ def load_hf(folder: Path) -> Tensors:
 def test_a_model_survives_conversion_from_meta_and_back(family: Family, tmp_path: Path) -> None:
     tensors = hf_tensors(family)
     source = write_meta(tmp_path / "meta", family, tensors)
-    # Some releases can be detected only at full width, or not at all; for the others no version is given.
+    # These releases cannot be detected from a model of this small width, or at all; the others need no version.
     version = family.version if family.name in ("llama1-65b", *TIED, "llama3.3-70b") else None
     outcome = convert(source, tmp_path / "hf", to="hf", llama_version=version, shard_size="20MB")
     expected = {name: t for name, t in tensors.items() if name != "lm_head.weight" or family.name not in TIED}

@@ -34,20 +34,21 @@ class ReferenceSampler:
         return token
 
     def _draw(self, logits: NDArray[np.float32]) -> int:
-        # Subtracting the maximum keeps the most likely token at 0 where dividing by a tiny temperature overflows.
+        # Division by a tiny temperature may overflow. The maximum is subtracted first, so the most likely token stays
+        # at 0.
         with np.errstate(over="ignore"):
             scaled = (logits.astype(np.float64) - logits.max()) / self.sampling.temperature
         order = np.argsort(-scaled, kind="stable")
         if self.sampling.top_k:
             order = order[: self.sampling.top_k]
         weights = np.exp(scaled[order])
-        passes = np.ones(len(order), dtype=bool)
+        is_kept = np.ones(len(order), dtype=bool)
         if self.sampling.top_p < 1.0:
             probabilities = weights / weights.sum()
-            passes &= np.cumsum(probabilities) - probabilities < self.sampling.top_p
-            passes[0] = True
-        passes &= weights >= self.sampling.min_p * weights[0]
-        by_id = np.sort(order[passes])
+            is_kept &= np.cumsum(probabilities) - probabilities < self.sampling.top_p
+            is_kept[0] = True
+        is_kept &= weights >= self.sampling.min_p * weights[0]
+        by_id = np.sort(order[is_kept])
         probability = np.zeros(len(scaled))
         probability[order] = weights
         cumulative = np.cumsum(probability[by_id])

@@ -181,7 +181,7 @@ def test_sampling_does_not_depend_on_other_requests():
 
 
 class Damaged(Recorder):
-    """A backend whose slot 0 returns NaN logits from its sixth token on."""
+    """A backend whose slot 0 returns NaN logits from the sixth token on."""
 
     def forward(self, batch):
         logits = super().forward(batch)
@@ -194,12 +194,12 @@ class Damaged(Recorder):
 def test_nan_logits_end_only_their_own_request():
     backend = Damaged()
     engine = Engine(backend, 2)
-    damaged, sound = engine.submit(Request((1, 2, 3), 10)), engine.submit(Request((4, 5, 6), 10))
+    damaged, valid = engine.submit(Request((1, 2, 3), 10)), engine.submit(Request((4, 5, 6), 10))
     events = drain(engine)
     failed = [event for event in events if event.error is not None]
     assert [event.request_id for event in failed] == [damaged]
     assert isinstance(failed[0].error, BackendError)
     assert "not finite" in str(failed[0].error)
     assert [event.token for event in events if event.request_id == damaged] == [*expected_answer((1, 2, 3), 3), None]
-    assert [event.token for event in events if event.request_id == sound] == expected_answer((4, 5, 6), 10)
+    assert [event.token for event in events if event.request_id == valid] == expected_answer((4, 5, 6), 10)
     assert not backend.slots

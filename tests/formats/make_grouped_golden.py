@@ -2,8 +2,8 @@
 
     python make_grouped_golden.py AUTO_GPTQ_FOLDER AUTOAWQ_FOLDER
 
-The folders are the unpacked distributions, of which only a few modules are used. Run it in an environment with torch
-and transformers; the tests need neither AutoGPTQ nor AutoAWQ.
+The folders are the unpacked distributions; this program loads only a few of their modules. Run it in an environment
+with torch and transformers; the tests need neither AutoGPTQ nor AutoAWQ.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
         arrays[f"{name}.values"] = values
 
     def clamped(zero: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-        """Weights whose quantised values are between 0 and 15, as after GPTQ."""
+        """Returns weights whose quantised values are between 0 and 15, as after GPTQ."""
         step, offset = scales[:, group], zero[:, group]
         return (torch.clamp(torch.round(weight / step) + offset, 0, 15) - offset) * step
 

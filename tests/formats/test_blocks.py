@@ -64,7 +64,9 @@ def test_tensors_quantised_by_gguf_are_decoded() -> None:
         form = FORMATS[name]
         packed = quants.quantize(values, gguf.GGMLQuantizationType(form.ggml_id))
         tensor = StoredTensor("w", (64, 256), form, packed)
-        assert np.abs(tensor.to_float32() - values).max() < 0.5  # half a step if four bits span eight sigmas
+        assert (
+            np.abs(tensor.to_float32() - values).max() < 0.5
+        )  # half a step, if the 16 levels span eight standard deviations
         np.testing.assert_array_equal(
             tensor.to_float32(), quants.dequantize(packed, gguf.GGMLQuantizationType(form.ggml_id))
         )

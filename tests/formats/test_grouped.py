@@ -46,7 +46,7 @@ def test_values_equal_those_of_the_packers(name: str) -> None:
         assert np.array_equal(values(packed), expected)
     elif packed.format.name == "f16":
         assert np.array_equal(values(packed), expected.astype(np.float16).astype(np.float32))
-    else:  # the minimum, up to 15 scales, is rounded to half a unit of eleven bits
+    else:  # the minimum, up to 15 scales, is rounded to float16, which has eleven bits
         scales = GOLDEN[f"{name}.scales"].astype(np.float32).T.repeat(GROUP, axis=1)
         assert (np.abs(values(packed) - expected) <= 15 * scales / 2**11).all()
         assert np.abs(expected).max() > 100 * (15 * scales / 2**11).min()
@@ -54,7 +54,7 @@ def test_values_equal_those_of_the_packers(name: str) -> None:
     assert np.array_equal(packed.take(order), packed.data.reshape(len(expected), -1)[order])
 
 
-def test_version_2_stores_zeros_without_an_offset() -> None:
+def test_version_2_stores_zero_points_without_an_offset() -> None:
     zeros = GOLDEN["gptq.qzeros"].view(np.uint32) + np.uint32(0x11111111)
     old, parts = matrix("gptq"), {"qzeros": stored(zeros.view(np.int32)), "packing": PACKINGS["gptq", "gptq_v2"]}
     assert np.array_equal(values(dataclasses.replace(old, **parts)), values(old))
@@ -67,7 +67,7 @@ def test_groups_are_consecutive_without_g_idx_and_one_group_may_span_whole_rows(
     assert np.array_equal(values(single_group)[:, :GROUP], values(matrix("gptq"))[:, :GROUP])
 
 
-def test_float32_scales_give_float32_values() -> None:
+def test_matrices_with_float32_scales_are_decoded_to_float32() -> None:
     scales = GOLDEN["gptq.scales"].astype(np.float32)
     packed = matrix("gptq", scales=scales)
     assert packed.format.name == "f32" and np.array_equal(values(packed), GOLDEN["gptq.values"])

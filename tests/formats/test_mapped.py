@@ -1,4 +1,4 @@
-"""`release` returns a mapped file's memory to the system, for views made in different ways."""
+"""`release` returns the memory of a mapped file to the system, for arrays from different file formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = 32 * 2**20
 
 
 def mapped_memory() -> int:
-    """Bytes of mapped files in this process's memory."""
+    """Returns the bytes of mapped files that are in this process's memory."""
     status = Path("/proc/self/status")
     if not status.exists():
         pytest.skip("only Linux shows how much of mapped files is in memory")
@@ -44,7 +44,7 @@ def of_torch(folder: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("view", [plain, of_safetensors, of_torch])
-def test_released_pages_leave_memory_and_come_back(view: Callable[[Path], np.ndarray], tmp_path: Path) -> None:
+def test_released_pages_leave_memory_and_can_be_read_again(view: Callable[[Path], np.ndarray], tmp_path: Path) -> None:
     bytes_ = view(tmp_path)
     before = mapped_memory()
     assert int(bytes_.sum()) == 0

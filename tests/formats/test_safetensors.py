@@ -32,7 +32,7 @@ tensors = st.dictionaries(
 )
 
 
-def make(kind: str, shape: list[int], seed: int) -> np.ndarray:
+def random_array(kind: str, shape: list[int], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, np.float32).astype(TYPES[kind])
 
 
@@ -42,7 +42,7 @@ def make(kind: str, shape: list[int], seed: int) -> np.ndarray:
 def test_puna_and_safetensors_read_each_others_files(
     tmp_path: Path, spec: dict[str, Any], metadata: dict[str, str]
 ) -> None:
-    values = {name: make(*entry) for name, entry in spec.items()}
+    values = {name: random_array(*entry) for name, entry in spec.items()}
     reference_file, puna_file = tmp_path / "safetensors", tmp_path / "puna"
     safetensors.numpy.save_file(values, reference_file, metadata or None)
     new = [NewTensor(n, FORMATS[spec[n][0]], v.shape, raw_bytes(v)) for n, v in values.items()]
@@ -59,12 +59,12 @@ def test_puna_and_safetensors_read_each_others_files(
 
 def test_reading_returns_views_and_writing_holds_one_tensor(tmp_path: Path) -> None:
     alive: list[int] = []
-    most = 0
+    maximum = 0
 
     def produce(index: int) -> bytes:
-        nonlocal most
+        nonlocal maximum
         alive.append(index)
-        most = max(most, len(alive))
+        maximum = max(maximum, len(alive))
         return bytes([index]) * 40
 
     class Tracked(bytes):
@@ -73,7 +73,7 @@ def test_reading_returns_views_and_writing_holds_one_tensor(tmp_path: Path) -> N
 
     new = [NewTensor(f"t{i}", FORMATS["f32"], (10,), lambda i=i: Tracked(produce(i))) for i in range(20)]
     write_safetensors(tmp_path / "a", new)
-    assert most <= 2  # a tensor is produced before the writer's variable releases the previous one
+    assert maximum <= 2  # a tensor is produced before the writer's variable releases the previous one
     file = open_safetensors(tmp_path / "a")
     assert [int(tensor.data[0]) for tensor in file.tensors.values()] == list(range(20))
     assert not file.tensors["t3"].data.flags.owndata and not file.tensors["t3"].data.flags.writeable

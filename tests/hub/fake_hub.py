@@ -34,7 +34,7 @@ class Hub:
     Attributes:
         requests: method and path of each request, in order.
         sent: bytes of files sent.
-        interrupt_after: the next download of more bytes is interrupted after this many.
+        interrupt_after: the next download that is larger than this number of bytes is interrupted after them.
     """
 
     url: str = ""

@@ -31,7 +31,7 @@ def test_queries_that_may_attend_to_no_key_have_zero_outputs_and_gradients(
         "2d": padding,
         "bool": allowed,
         "lowest": torch.zeros(2, 1, 6, 6, dtype=dtype).masked_fill(~allowed, lowest),
-        # the sum that transformers 4.34 computes for a key that is both later and padding
+        # transformers 4.34 adds two masks, for later keys and for padding
         "twice_lowest": torch.zeros(2, 1, 6, 6, dtype=dtype).masked_fill(~allowed, lowest) * 2,
     }
     mask = build_mask(forms[form], torch.zeros(2, 6, 1, dtype=dtype), 0, explicit=eager)
@@ -110,7 +110,7 @@ def test_a_mask_with_four_dimensions_may_differ_by_head() -> None:
         (torch.ones(2, 5, 5), r"\(2, 5, 5\)"),
     ],
 )
-def test_masks_of_another_shape_or_type_are_errors(mask: Tensor, text: str) -> None:
+def test_masks_with_an_invalid_shape_or_type_are_errors(mask: Tensor, text: str) -> None:
     with pytest.raises(PunaError, match=text):
         LlamaForCausalLM(config_of())(torch.full((2, 5), 3), attention_mask=mask)
 

@@ -87,14 +87,16 @@ def test_invalid_labels_of_a_classifier_are_errors(count: int, problem: str | No
     ("field", "value", "text"),
     [("num_key_value_heads", 3, r"num_key_value_heads is 3.*divide"), ("pad_token_id", 67, r"pad_token_id is 67.*66")],
 )
-def test_the_fields_of_a_configuration_are_checked_again(kind: Any, field: str, value: int, text: str) -> None:
+def test_the_fields_of_a_configuration_are_checked_when_a_model_is_built(
+    kind: Any, field: str, value: int, text: str
+) -> None:
     config = config_of()
     setattr(config, field, value)
     with pytest.raises(ConfigError, match=text):
         kind(config)
 
 
-# ---- a tuple as a cache, where positions matter
+# ---- tuples as caches of unrotated keys, which need positions
 
 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=8)])
@@ -112,7 +114,7 @@ def test_a_plain_tuple_without_positions_is_an_error_with_padding(settings: dict
     for incomplete in (tuple(cache), KVCache(tuple(cache))):
         with pytest.raises(RequestError, match=r"positions.*padding.*KVCache"):
             model(past_key_values=incomplete, **step)
-        with pytest.raises(RequestError, match=r"positions.*KVCache"):  # padding without a mask
+        with pytest.raises(RequestError, match=r"positions.*KVCache"):  # the positions show padding
             model(past_key_values=incomplete, **{**step, "attention_mask": None})
 
 
@@ -161,7 +163,7 @@ def test_a_mask_with_a_cache_must_cover_the_ids_or_cached_tokens_and_ids(model: 
 
 
 @pytest.mark.parametrize(("cached", "width"), [(0, 4), (0, 8), (4, 5), (4, 12)])
-def test_prepare_inputs_does_not_truncate_the_prompt(model: LlamaForCausalLM, cached: int, width: int) -> None:
+def test_prepare_inputs_refuses_a_mask_of_another_length(model: LlamaForCausalLM, cached: int, width: int) -> None:
     with torch.no_grad():
         cache = model(IDS[:, :cached]).past_key_values if cached else None
     with pytest.raises(RequestError, match=rf"attention_mask has shape \(2, {width}\)"):

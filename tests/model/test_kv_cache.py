@@ -44,7 +44,7 @@ def plain_keys(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_keys_are_cached_rotated(model: LlamaForCausalLM) -> None:
+def test_cached_keys_are_rotated(model: LlamaForCausalLM) -> None:
     ids = torch.randint(3, 67, (1, 7))
     rotated = rotate(plain_keys(model, ids), angles(torch.arange(7)[None], model.model.rotary_emb.inv_freq, 1.0))
     assert distance(model(ids).past_key_values[0][0], rotated) <= 1e-6
@@ -52,7 +52,7 @@ def test_keys_are_cached_rotated(model: LlamaForCausalLM) -> None:
 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12)])
 @torch.no_grad()
-def test_keys_of_dynamic_and_longrope_are_cached_unrotated_with_their_positions(settings: dict[str, Any]) -> None:
+def test_cached_keys_of_dynamic_and_longrope_are_unrotated_and_have_positions(settings: dict[str, Any]) -> None:
     model, _ = pair(config_of(rope_scaling=settings))
     ids = torch.randint(3, 67, (1, 7))
     cache = model(ids, position_ids=torch.arange(2, 9)[None]).past_key_values

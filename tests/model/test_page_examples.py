@@ -1,4 +1,4 @@
-"""The examples of Hugging Face's LLaMA page, with another import and a smaller model."""
+"""The examples of Hugging Face's LLaMA page, with imports from puna and a smaller model."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.models.llama.modeling_llama import LlamaRMSNorm as Reference
+from transformers.models.llama.modeling_llama import LlamaRMSNorm as ReferenceRMSNorm
 
 from puna.model import LlamaForSequenceClassification
 from puna.model.activations import ACTIVATIONS
@@ -139,9 +139,9 @@ def test_half_precision_stays_close_to_float32(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_norm_is_cast_back_before_it_is_scaled(dtype: torch.dtype) -> None:
+def test_normalised_values_are_cast_back_before_they_are_scaled(dtype: torch.dtype) -> None:
     torch.manual_seed(8)
-    norm, reference = LlamaRMSNorm(64, 1e-5).to(dtype), Reference(64, 1e-5).to(dtype)
+    norm, reference = LlamaRMSNorm(64, 1e-5).to(dtype), ReferenceRMSNorm(64, 1e-5).to(dtype)
     with torch.no_grad():
         norm.weight.normal_()
         reference.weight.copy_(norm.weight)
@@ -170,7 +170,7 @@ def test_outputs_of_the_base_model_equal_those_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("labels", [1, 3])
-def test_scores_and_losses_equal_those_of_transformers(labels: int) -> None:
+def test_scores_and_losses_of_the_classifier_equal_those_of_transformers(labels: int) -> None:
     config = config_of(num_labels=labels, pad_token_id=0, num_key_value_heads=2)
     model, reference = pair(config, 7, LlamaForSequenceClassification, "LlamaForSequenceClassification")
     ids, mask, positions = ragged(config, LENGTHS, "right")

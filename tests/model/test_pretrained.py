@@ -36,7 +36,7 @@ def test_a_device_map_may_name_one_device(folder: Path, value: Any, monkeypatch:
 
 
 @pytest.mark.parametrize("value", ["balanced", {"model": "cpu", "lm_head": "cpu"}, {}, ["cpu"]])
-def test_device_map_without_or_with_several_devices_is_an_error(folder: Path, value: Any) -> None:
+def test_a_device_map_that_does_not_name_exactly_one_device_is_an_error(folder: Path, value: Any) -> None:
     with pytest.raises((RequestError, BackendError), match="device_map"):
         LlamaForCausalLM.from_pretrained(folder, device_map=value)
 
@@ -109,7 +109,7 @@ def test_attributes_that_other_libraries_read_exist(kind: Any, folder: Path) -> 
     assert model.name_or_path == ""
     if kind is not LlamaForSequenceClassification:
         loaded = kind.from_pretrained(folder)
-        assert loaded.__dict__["name_or_path"] == str(folder)  # where PEFT looks
+        assert loaded.__dict__["name_or_path"] == str(folder)  # PEFT reads it there
 
 
 @pytest.mark.parametrize("tied", [False, True])

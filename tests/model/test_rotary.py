@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
 def test_fixed_frequencies_equal_those_of_transformers(name: str, theta: float, head_dim: int) -> None:
     config = config_of(rope_scaling=SETTINGS[name], rope_theta=theta, head_dim=head_dim)
     rotary, reference = LlamaRotaryEmbedding(config), Reference(transformers_config(config))
-    # Two roundings of float32: the interpolation of llama3 is computed in another order.
+    # The limit is two float32 roundings: puna interpolates the frequencies of llama3 in another order.
     assert ((rotary.inv_freq - reference.inv_freq) / reference.inv_freq).abs().max() < 1.3e-7
     positions = torch.tensor([[0, 1, 7, 500]])
     result = rotary(positions, KVCache())
@@ -45,7 +45,10 @@ def test_fixed_frequencies_equal_those_of_transformers(name: str, theta: float, 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=20, attention_factor=1.2)])
 @pytest.mark.parametrize("length", [20, 21, 33])
 def test_logits_of_the_last_position_equal_those_of_transformers(settings: dict[str, Any], length: int) -> None:
-    """Beyond the original context only the last position is compared: transformers uses one length for all."""
+    """Beyond the original context only the last position is compared.
+
+    There transformers rotates all positions with the frequencies of the total length.
+    """
     model, reference = pair(config_of(rope_scaling=settings, num_hidden_layers=1, max_position_embeddings=20))
     ids = torch.randint(3, 67, (2, length))
     with torch.no_grad():
@@ -104,7 +107,7 @@ def _frequencies(c: LlamaConfig, length: int) -> tuple[Tensor, float]:
 
 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=12)])
-def test_frequencies_by_length_match_float64_for_any_chunks_and_batch(settings: dict[str, Any]) -> None:
+def test_logits_with_frequencies_by_length_equal_float64_for_any_chunks_and_batch(settings: dict[str, Any]) -> None:
     config = config_of(rope_scaling=settings, max_position_embeddings=12, num_key_value_heads=2)
     model, _ = pair(config, seed=1)
     texts = [torch.randint(3, 67, (length,)) for length in (25, 9, 17)]
@@ -145,7 +148,7 @@ def test_an_earlier_long_prompt_does_not_affect_logits() -> None:
         assert torch.equal(model(short).logits, before)
 
 
-def test_gradients_beyond_the_original_context() -> None:
+def test_gradients_beyond_the_original_context_equal_finite_differences() -> None:
     model, _ = pair(config_of(rope_scaling=DYNAMIC, max_position_embeddings=8), seed=2)
     ids = torch.randint(3, 67, (2, 12))
     model.train()

@@ -32,9 +32,13 @@ def all_logits(model: LlamaForCausalLM, ids: np.ndarray) -> np.ndarray:
         return model(torch.from_numpy(ids)[None]).logits[0].numpy()
 
 
-@pytest.mark.parametrize("name", ["gqa4", "mqa_tied", "yarn_narrow_heads", "longrope_gqa4", "beyond"])
+@pytest.mark.parametrize("name", ["gqa4", "mqa_tied", "yarn_narrow_heads", "longrope_gqa4", "beyond_the_context"])
 def test_chunks_return_the_logits_of_the_complete_text(name: str) -> None:
-    fields = {"rope_scaling": DYNAMIC, "max_position_embeddings": 8} if name == "beyond" else CONFIGURATIONS[name]
+    fields = (
+        {"rope_scaling": DYNAMIC, "max_position_embeddings": 8}
+        if name == "beyond_the_context"
+        else CONFIGURATIONS[name]
+    )
     model: LlamaForCausalLM = pair(config_of(**fields))[0]
     backend = TorchBackend(model)
     protocol: Backend = backend
@@ -75,9 +79,9 @@ def test_narrower_integers_and_half_precision_are_accepted(backend: TorchBackend
 
 def test_the_model_runs_in_evaluation_mode(backend: TorchBackend) -> None:
     model = LlamaForCausalLM(config_of(attention_dropout=0.9)).train()
-    dropping = TorchBackend(model)
+    with_dropout = TorchBackend(model)
     assert not model.training
-    assert np.array_equal(dropping.forward([Chunk(0, IDS, 0)]), dropping.forward([Chunk(1, IDS, 0)]))
+    assert np.array_equal(with_dropout.forward([Chunk(0, IDS, 0)]), with_dropout.forward([Chunk(1, IDS, 0)]))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,7 @@ def test_from_pretrained_loads_the_model_on_a_device_and_in_a_dtype(tmp_path: Pa
         TorchBackend.from_pretrained(tmp_path, device="nowhere")
 
 
-def test_an_interrupted_step_can_be_run_again(backend: TorchBackend) -> None:
+def test_an_interrupted_step_can_be_repeated(backend: TorchBackend) -> None:
     backend.forward([Chunk(5, IDS[:3], 0)])
     expected = backend.forward([Chunk(5, IDS[3:5], 3)])
     backend.forward([Chunk(5, IDS[:2], 5)])  # tokens of the interrupted step

@@ -20,9 +20,9 @@ class Kind:
     Attributes:
         size: number of values that share a scale.
         levels: values are stored as 0 to levels, or as -levels to levels - 1.
-        small: the largest multiple that represents a scale.
-        steps: the scales that are tried; None: the levels are symmetric.
-        weigh: the weights of errors if there are no importances.
+        small: the largest integer that encodes a scale.
+        steps: numbers added to `levels` to get the scales that are tried; None if levels are symmetric.
+        weigh: the formula for the weights of errors if no importances are given.
     """
 
     size: int
@@ -58,22 +58,22 @@ def weights(name: str, x: np.ndarray, importance: np.ndarray | None) -> np.ndarr
 
 
 def rounded(name: str, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
-    """Returns x, (rows, columns), rounded as by ggml; `weighted`: with the search that it uses for importances."""
+    """Returns x (rows, columns) rounded as by ggml; `weighted` selects the search that ggml uses with importances."""
     kind = KINDS[name]
     if weighted and kind.steps is not None:
         kind = replace(kind, steps=np.arange(-0.9, 0.91, 0.05))
     blocks, weight = x.reshape(-1, kind.size), w.reshape(-1, kind.size)
     if kind.steps is not None:
-        return _lines(kind, blocks, weight, weighted).reshape(x.shape)
+        return _scaled_and_shifted(kind, blocks, weight, weighted).reshape(x.shape)
     scale = _best_scale(kind, name == "iq4_nl", blocks, weight)
     if name == "iq4_nl":
-        scale = _half(scale)[:, None]
-        return (scale * _table(blocks * _inverse(scale))).reshape(x.shape)
+        scale = _rounded_to_float16(scale)[:, None]
+        return (scale * _nearest_in_table(blocks * _inverse(scale))).reshape(x.shape)
     step = _multiples(kind, -kind.small, kind.small - 1, scale, weight, weighted)
     return (step * np.clip(np.rint(blocks * _inverse(step)), -kind.levels, kind.levels - 1)).reshape(x.shape)
 
 
-def _half(value: np.ndarray) -> np.ndarray:
+def _rounded_to_float16(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float16).astype(np.float64)
 
 
@@ -81,17 +81,17 @@ def _inverse(value: np.ndarray) -> np.ndarray:
     return np.divide(1, value, out=np.zeros_like(value), where=value != 0)
 
 
-def _table(at: np.ndarray) -> np.ndarray:
+def _nearest_in_table(at: np.ndarray) -> np.ndarray:
     return TABLE[np.searchsorted((TABLE[1:] + TABLE[:-1]) / 2, at)]
 
 
 def _best_scale(kind: Kind, table: bool, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Computes make_qx_quants, or the search of quantize_row_iq4_nl_impl."""
-    most = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)
+    """Returns the scales that make_qx_quants finds, or quantize_row_iq4_nl_impl with `table`."""
+    largest = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)
     best, scale = np.zeros(len(x)), np.zeros(len(x))
     for step in np.arange(-7, 8) if table else np.arange(-9, 10) * 0.1:
-        at = x * (-(kind.levels + step) * _inverse(most))
-        level = _table(at) if table else np.clip(np.rint(at), -kind.levels, kind.levels - 1)
+        at = x * (-(kind.levels + step) * _inverse(largest))
+        level = _nearest_in_table(at) if table else np.clip(np.rint(at), -kind.levels, kind.levels - 1)
         lx, ll = (w * level * x).sum(1), (w * level**2).sum(1)
         candidate = lx * _inverse(ll)
         scale = np.where(candidate * lx > best, candidate, scale)
@@ -99,39 +99,39 @@ def _best_scale(kind: Kind, table: bool, x: np.ndarray, w: np.ndarray) -> np.nda
     return scale
 
 
-def _lines(kind: Kind, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
-    """Computes make_qkx2_quants, or make_qkx3_quants, which tries more candidates."""
+def _scaled_and_shifted(kind: Kind, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
+    """Returns x rounded by make_qkx2_quants, or by make_qkx3_quants, which tries more candidates."""
     low, high = np.minimum(x.min(1), 0), x.max(1)
-    best, scale, least = np.full(len(x), np.inf), (high - low) / kind.levels, low
+    best, scale, minimum = np.full(len(x), np.inf), (high - low) / kind.levels, low
     sw, sx = w.sum(1), (w * x).sum(1)
     assert kind.steps is not None
     for step in kind.steps:
         inverse = (kind.levels + step) * _inverse(high - low)
         level = np.clip(np.rint(inverse[:, None] * (x - low[:, None])), 0, kind.levels)
         sl, sll, slx = (w * level).sum(1), (w * level**2).sum(1), (w * level * x).sum(1)
-        below = sw * sll - sl**2
-        new_least = (sll * sx - sl * slx) * _inverse(below)
-        new = np.where(new_least > 0, slx * _inverse(sll), (sw * slx - sx * sl) * _inverse(below))
-        new_least = np.minimum(new_least, 0)
-        error = (w * (new[:, None] * level + new_least[:, None] - x) ** 2).sum(1)
-        error = np.where((below > 1e-9 * sw * sll) & (new > 0), error, np.inf)
-        scale, least = np.where(error < best, new, scale), np.where(error < best, new_least, least)
+        determinant = sw * sll - sl**2
+        new_minimum = (sll * sx - sl * slx) * _inverse(determinant)
+        new = np.where(new_minimum > 0, slx * _inverse(sll), (sw * slx - sx * sl) * _inverse(determinant))
+        new_minimum = np.minimum(new_minimum, 0)
+        error = (w * (new[:, None] * level + new_minimum[:, None] - x) ** 2).sum(1)
+        error = np.where((determinant > 1e-9 * sw * sll) & (new > 0), error, np.inf)
+        scale, minimum = np.where(error < best, new, scale), np.where(error < best, new_minimum, minimum)
         best = np.minimum(best, error)
-    step, add = (_multiples(kind, 0, kind.small, value, w, weighted) for value in (scale, -least))
+    step, add = (_multiples(kind, 0, kind.small, value, w, weighted) for value in (scale, -minimum))
     return step * np.clip(np.rint((x + add) * _inverse(step)), 0, kind.levels) - add
 
 
 def _multiples(kind: Kind, low: int, high: int, value: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
-    """Rounds scales to multiples of a unit: a part of the largest; if weighted, the best unit (make_qp_quants)."""
+    """Rounds scales to multiples of a unit: a fraction of the largest scale, or (weighted, make_qp_quants) the best."""
     shared, weight = (one.reshape(-1, 256 // kind.size) for one in (value, w.sum(1)))
-    most = np.take_along_axis(shared, np.abs(shared).argmax(1)[:, None], 1)
+    largest = np.take_along_axis(shared, np.abs(shared).argmax(1)[:, None], 1)
     best, out = np.full((len(shared), 1), np.inf), np.zeros(shared.shape)
     for step in np.arange(-9, 10) * 0.1 if weighted else [0]:
-        unit = most / ((low or high) + step)
+        unit = largest / ((low or high) + step)
         multiples = np.clip(np.rint(shared * _inverse(unit)), low, high)
         if weighted:
             unit = ((weight * shared * multiples).sum(1) * _inverse((weight * multiples**2).sum(1)))[:, None]
         error = (weight * (unit * multiples - shared) ** 2).sum(1, keepdims=True)
-        out = np.where(error < best, _half(unit) * multiples, out)
+        out = np.where(error < best, _rounded_to_float16(unit) * multiples, out)
         best = np.minimum(error, best)
     return out.reshape(-1, 1)

@@ -83,7 +83,7 @@ def test_an_unsupported_activation_is_an_error():
         check_supported(config_of(hidden_act="gelu"))
 
 
-def test_a_missing_tensor_or_one_of_another_shape_is_an_error():
+def test_a_missing_tensor_or_an_invalid_shape_is_an_error():
     config = config_of()
     state = pack_state("f32", random_state(config))
     short = {name: weight for name, weight in state.items() if "layers.1.mlp.up_proj" not in name}

@@ -1,4 +1,4 @@
-"""Every weight format: the values in panels, and the logits, with every build of the kernels."""
+"""Every weight format: values read back from the packed panels, and logits, with every build of the kernels."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ SIZES = {
 }
 
 SUM_TOLERANCE = 2e-6
-"""Relative RMS of one stage. Both passes multiply the same rounded inputs, so that only the order and the precision of
-sums differ. The error of a float32 sum of n products is about sqrt(n) / 2 * 2^-24: 7e-7 for 512 products,
-1.2e-6 for 1536. Measured: up to 5e-7 in float formats and 1.5e-7 in integer formats, whose products are
-summed exactly within a block."""
+"""Limit of the relative RMS error of one stage. The native pass and the reference multiply the same rounded inputs, so
+only the order and the precision of sums differ. The error of a float32 sum of n products is about sqrt(n) / 2 * 2^-24:
+7e-7 for 512 products, 1.2e-6 for 1536. Measured: up to 5e-7 in float formats and 1.5e-7 in integer formats, whose
+products are summed exactly within a block."""
 
 CACHE_TOLERANCE = 1e-4
-"""The same for attention over a rounded cache. Keys and values are computed in both passes, about 2e-7 apart, and then
-rounded: an element differs by one step if the two are on different sides of the midpoint of two values of the type. A
-step is 2^-11 (f16), 2^-8 (bf16) or, in q8_0, 1/127 of the largest of 32 elements. The share of elements that differ is
-2e-7 divided by the step, so that the RMS is about sqrt(2e-7 * step): 1e-5 to 4e-5. Measured: up to 5e-5."""
+"""The same limit for attention over a cache in a smaller type. The two passes compute keys and values that differ by
+about 2e-7, and round them to that type. If a midpoint between two values of the type separates the two results, the
+rounded elements differ by one step. A step is 2^-11 (f16), 2^-8 (bf16) or, in q8_0, 1/127 of the largest of 32
+elements. The share of elements that differ is 2e-7 divided by the step, so that the RMS is about sqrt(2e-7 * step):
+1e-5 to 4e-5. Measured: up to 5e-5."""
 
 
 def check_stages(
@@ -59,7 +60,7 @@ def read_back(backend: NativeBackend, kind: int, layer: int, shape: tuple[int, i
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_panels_hold_the_values_of_the_file(name):
-    """Values are equal bit for bit, also with permuted rows and a last panel that is not full."""
+    """Values are equal bit for bit, also with permuted rows and an incomplete last panel."""
     config = config_of(vocab_size=71, **SIZES)
     tensors = pack_state(name, random_state(config))
     backend = NativeBackend(config, tensors, 2)
@@ -84,7 +85,7 @@ def _kind(key: str) -> int:
     + [pytest.param(name, "f16", marks=pytest.mark.slow) for name in FORMATS if name != "q4_0"]
     + [pytest.param(name, cache, marks=pytest.mark.slow) for name in ("f32", "q6_K") for cache in ("bf16", "q8_0")],
 )
-def test_logits_in_every_format(name, cache, kernels):
+def test_logits_in_every_format_equal_those_of_the_reference(name, cache, kernels):
     config = config_of(vocab_size=71, max_position_embeddings=320, **SIZES)
     tensors = pack_state(name, random_state(config))
     ids = np.random.default_rng(1).integers(0, 71, 300)
@@ -95,8 +96,8 @@ def test_logits_in_every_format(name, cache, kernels):
 
 
 @pytest.mark.parametrize("columns", [32, 96, 288, *(pytest.param(n, marks=pytest.mark.slow) for n in (576, 1536))])
-def test_rows_that_are_not_a_multiple_of_the_activation_scale(columns, kernels):
-    """Hidden sizes such as 576, in formats with blocks of 32 values and in float formats."""
+def test_logits_if_a_row_is_not_a_multiple_of_the_block_that_shares_an_activation_scale(columns, kernels):
+    """Row lengths such as 576, in formats with blocks of 32 values and in float formats."""
     for name in ("q4_0", "q4_1", "q5_1", "q8_0", "iq4_nl", "bf16", "f16"):
         config = config_of(
             vocab_size=50,
@@ -188,7 +189,7 @@ def test_a_nan_scale_makes_the_logits_nan():
 @pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj"])
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00145, 0x7F812345, 0xFFC00001])
 def test_a_nan_weight_makes_the_logits_nan(name, bits, kernels):
-    """Attention's exponentials return NaN for a NaN with any bits."""
+    """The exponential function in attention returns NaN for every bit pattern of NaN."""
     config = config_of(vocab_size=71, **SIZES)
     state = random_state(config)
     state[f"model.layers.0.self_attn.{name}.weight"].view(np.uint32)[0, 3] = bits

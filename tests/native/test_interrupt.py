@@ -21,7 +21,7 @@ TOKENS = 448
 
 @pytest.fixture(scope="module")
 def backend() -> NativeBackend:
-    """A model of twelve layers, whose forward pass takes a good part of a second."""
+    """A model of twelve layers, whose forward pass takes a large fraction of a second."""
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=512,
@@ -46,7 +46,7 @@ def backend() -> NativeBackend:
     return NativeBackend(config, tensors, 1)
 
 
-def read(backend: NativeBackend) -> tuple[np.ndarray, float]:
+def timed_forward(backend: NativeBackend) -> tuple[np.ndarray, float]:
     started = time.perf_counter()
     logits = backend.forward([Chunk(0, np.arange(TOKENS) % 64, 0)])
     return logits, time.perf_counter() - started
@@ -66,27 +66,27 @@ def interrupt_after(seconds: float, sent: list[float] | None = None) -> threadin
 
 @pytest.mark.timing
 def test_an_interrupt_ends_the_pass_and_leaves_a_usable_backend(backend):
-    expected, duration = read(backend)
+    expected, duration = timed_forward(backend)
     sent: list[float] = []
     thread = interrupt_after(duration / 6, sent)
     with pytest.raises(KeyboardInterrupt):
         while True:
-            read(backend)
+            timed_forward(backend)
     delay = time.perf_counter() - sent[0]
     thread.join()
-    assert delay < 0.6 * duration  # a layer takes a twelfth
-    assert (read(backend)[0] == expected).all()
+    assert delay < 0.6 * duration  # each of the twelve layers takes a twelfth of the duration
+    assert (timed_forward(backend)[0] == expected).all()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.slow
 def test_a_handler_that_does_not_raise_changes_nothing(backend):
-    expected, duration = read(backend)
+    expected, duration = timed_forward(backend)
     calls = []
     before = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
     try:
         thread = interrupt_after(duration / 6)
-        logits, _ = read(backend)
+        logits, _ = timed_forward(backend)
         thread.join()
     finally:
         signal.signal(signal.SIGINT, before)
@@ -96,16 +96,16 @@ def test_a_handler_that_does_not_raise_changes_nothing(backend):
 
 @pytest.mark.slow
 def test_ignored_signals_and_passes_in_other_threads_are_not_affected(backend):
-    expected, duration = read(backend)
+    expected, duration = timed_forward(backend)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         thread = interrupt_after(duration / 6)
-        assert (read(backend)[0] == expected).all()
+        assert (timed_forward(backend)[0] == expected).all()
         thread.join()
     finally:
         signal.signal(signal.SIGINT, before)
     results = []
-    worker = threading.Thread(target=lambda: results.append(read(backend)[0]))
+    worker = threading.Thread(target=lambda: results.append(timed_forward(backend)[0]))
     worker.start()
     worker.join()
     assert (results[0] == expected).all()

@@ -1,4 +1,4 @@
-"""Models that do not fit in memory are errors that give the sizes; caches use the remaining memory."""
+"""The error for a model that does not fit in memory gives the sizes; caches use the remaining memory."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_the_cache_uses_the_memory_that_the_weights_leave(monkeypatch):
 GIGABYTE = 10**9
 
 
-def group(folder: Path, version: int, limit: str, used: int, cached: int) -> None:
-    """Writes the files of a control group; half of its page cache is inactive."""
+def write_control_group(folder: Path, version: int, limit: str, used: int, cached: int) -> None:
+    """Writes the memory files of a Linux control group; half of its page cache is inactive."""
     folder.mkdir(parents=True, exist_ok=True)
     prefix = "total_" if version == 1 else ""
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
@@ -100,7 +100,7 @@ def test_page_cache_counts_as_available(line, version, groups, available, tmp_pa
     (tmp_path / "proc" / "self" / "cgroup").write_text(f"9:name=systemd:/x\n{line}\n")
     root = tmp_path / "cgroup" / ("memory" if version == 1 else "")
     for name, (limit, used, cached) in groups.items():
-        group(root / name, version, limit, used * GIGABYTE, cached * GIGABYTE)
+        write_control_group(root / name, version, limit, used * GIGABYTE, cached * GIGABYTE)
     monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
     monkeypatch.setattr(memory, "_GROUPS", tmp_path / "cgroup")
     assert available_memory() == available * GIGABYTE

@@ -1,4 +1,4 @@
-"""Quantising rows: errors no larger than ggml's, bit-identical results everywhere, and clear error messages."""
+"""Quantising rows: errors at most those of ggml, bit-identical results for all threads and kernels, error messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS, COLUMNS = 6, 768
 
 SCALE_ROUNDING = 2.0**-21
 """Squared error, relative to the squared values, that rounding a scale and a minimum to float16 may add: (2^-11)^2
-each. It is the only error if values are constant or one outlier dominates."""
+each. There is no other error if values are constant or one outlier dominates."""
 
 
 def sample(kind: str, columns: int = COLUMNS) -> np.ndarray:
@@ -50,7 +50,7 @@ def run(x: np.ndarray, name: str, importance: np.ndarray | None = None, threads:
     return quantize(x.view(np.uint8), FORMATS["f32"], x.shape[1], FORMATS[name], importance, threads)
 
 
-def decoded(blocks: np.ndarray, name: str) -> np.ndarray:
+def decode(blocks: np.ndarray, name: str) -> np.ndarray:
     return FORMATS[name].decode(blocks.reshape(-1)).reshape(len(blocks), -1)
 
 
@@ -73,7 +73,7 @@ def test_the_error_of_q8_0_is_that_of_ggml(kind):
     x = sample(kind, 736)
     packed, expected = run(x, "q8_0"), quants.quantize(x, gguf.GGMLQuantizationType.Q8_0)
     assert (packed != expected).mean() < 1e-3
-    assert error(x, decoded(packed, "q8_0")) <= 1.001 * error(x, decoded(expected, "q8_0"))
+    assert error(x, decode(packed, "q8_0")) <= 1.001 * error(x, decode(expected, "q8_0"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,7 +84,7 @@ def test_errors_are_at_most_those_of_the_search_in_ggml(name, kind, weighted):
     importance = importance_of() if weighted else None
     weights = reference.weights(name, x.astype(np.float64), importance)
     limit = error(x, reference.rounded(name, x.astype(np.float64), weights, weighted), weights)
-    measured = error(x, decoded(run(x, name, importance), name), weights)
+    measured = error(x, decode(run(x, name, importance), name), weights)
     assert measured <= 1.005 * limit + SCALE_ROUNDING * float((weights * x.astype(np.float64) ** 2).sum())
 
 
@@ -93,27 +93,27 @@ def test_errors_are_at_most_those_of_the_search_in_ggml(name, kind, weighted):
 def test_importance_lowers_the_weighted_error(name, kind):
     x, importance = sample(kind), importance_of()
     weights = importance.astype(np.float64) * np.ones(x.shape)
-    plain, weighted = (error(x, decoded(run(x, name, value), name), weights) for value in (None, importance))
+    plain, weighted = (error(x, decode(run(x, name, value), name), weights) for value in (None, importance))
     assert weighted <= 1.05 * plain + SCALE_ROUNDING * float((weights * x.astype(np.float64) ** 2).sum())
     if kind in ("gaussian", "all positive") and name != "q8_0":  # q8_0 ignores the importance
         assert weighted < 0.75 * plain
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_importance_may_have_any_unit_and_zeros(name):
-    """A factor that is a power of two cancels exactly; columns of importance 0 are still quantised."""
+def test_importance_may_have_any_scale_and_be_zero(name):
+    """A power of two as a common factor cancels exactly; columns of importance 0 are still quantised."""
     x, importance = sample("gaussian"), importance_of()
     assert (run(x, name, importance) == run(x, name, importance * np.float32(2.0**80))).all()
     assert (run(x, name, np.zeros(COLUMNS, np.float32)) == run(x, name, np.ones(COLUMNS, np.float32))).all()
     importance[:256] = 0
-    values = decoded(run(x, name, importance), name)[:, :256]
+    values = decode(run(x, name, importance), name)[:, :256]
     assert error(x[:, :256], values) < 0.2 * error(x[:, :256], np.zeros_like(values))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_results_are_bit_identical_everywhere(name, weighted, monkeypatch):
-    """Bytes are equal for every thread count and instruction set, for single rows, and for equal f16, bf16 and f32."""
+def test_results_are_bit_identical_for_all_threads_and_kernels(name, weighted, monkeypatch):
+    """Bytes do not depend on threads, kernels, other rows, or the float type that stores the same values."""
     x = np.concatenate([sample(kind) for kind in KINDS])
     importance = importance_of() if weighted else None
     expected = run(x, name, importance, 1)
@@ -190,7 +190,7 @@ def test_importance_must_be_finite_and_not_negative(value):
     ],
 )
 def test_the_library_checks_sizes_before_it_reads(change, reason):
-    """All pointers are null, so that reading any would crash."""
+    """All pointers are null: reading from any of them would crash."""
     arguments = {"format": 0, "rows": 1, "cols": 32, "to": 8, "threads": 1} | change
     library = load_library()
     kernels = machine().kernels[0].encode()

@@ -1,4 +1,4 @@
-"""Saves over earlier saves, with an error or a killed process at every step."""
+"""A save that replaces an earlier save, with an error or a killed process at every step."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ class Killed(BaseException):
 
 @dataclass
 class Save:
+    """A model to save; a call saves it in a folder."""
+
     seed: int
     size: int = 10**9
     head: str = "lm"
@@ -42,14 +44,14 @@ class Save:
 
 
 FIRST = Save(1)
-OTHER_CONFIG = {"rms_norm_eps": 1e-3}  # the same shapes: a mixture would load
+OTHER_CONFIG = {"rms_norm_eps": 1e-3}  # with the same shapes, so that a mixture of both saves would load
 CASES = {
     "file over file": (FIRST, Save(2)),
     "file over file of another configuration": (FIRST, Save(2, changes=OTHER_CONFIG)),
     "shards over file": (FIRST, Save(2, 9_000, changes=OTHER_CONFIG)),
     "file over shards": (Save(1, 9_000), Save(2, changes=OTHER_CONFIG)),
-    "several over as many": (Save(1, 9_000), Save(2, 9_000)),
-    "several over more": (Save(1, 6_000), Save(2, 9_000)),
+    "shards over as many shards": (Save(1, 9_000), Save(2, 9_000)),
+    "shards over more shards": (Save(1, 6_000), Save(2, 9_000)),
     "a classifier over a language model": (FIRST, Save(2, head="classification")),
 }
 
@@ -99,7 +101,7 @@ def test_an_error_at_any_step_leaves_the_earlier_save(tmp_path: Path, case: str)
             except OSError as exc:
                 error: OSError | None = exc
             else:
-                error = None  # creating an existing folder may fail
+                error = None  # an error from creating a folder that exists is ignored
         assert content(folder) == (old if error else new) and not list(folder.glob(".*"))
         assert error is None or folder.parent.exists() == (earlier is not None)
         if not failed:
@@ -126,8 +128,8 @@ def test_a_killed_save_never_leaves_a_mixture(tmp_path: Path, case: str, error: 
             except (OSError, Killed):
                 pass
             except CheckpointError as exc:
-                (aside,) = folder.glob(".old-*")
-                assert f"those of the earlier save are in {aside.name}, move them back" in str(exc)
+                (old_folder,) = folder.glob(".old-*")
+                assert f"those of the earlier save are in {old_folder.name}, move them back" in str(exc)
             else:
                 break
         if content(folder) in (old, new):
