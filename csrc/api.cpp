@@ -50,7 +50,7 @@ bool runs(const puna::Kernels& kernels) {
     return &kernels == &puna::kPortable;
 }
 
-// Best first.
+// All kernel builds, best first.
 const puna::Kernels* const kAll[] = {
 #if defined(__x86_64__)
     &puna::kAvx512Bf16, &puna::kAvx512, &puna::kAvx2,
@@ -79,8 +79,8 @@ void check_threads(int32_t threads) {
 }
 
 // While an object of this class exists, SIGINT stops the model's forward pass and then runs the handler that was
-// installed before. The default action, SIG_IGN and handlers with SA_SIGINFO are left in place: then the pass is not
-// stopped.
+// installed before. If the previous action is the default one, SIG_IGN or a handler with SA_SIGINFO, it stays in place,
+// and SIGINT does not stop the pass.
 class Interruptible {
   public:
     Interruptible(puna::Model& model, bool wanted) {

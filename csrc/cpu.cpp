@@ -24,11 +24,11 @@ int hardware_threads() { return std::max(1, static_cast<int>(std::thread::hardwa
 
 #if defined(__linux__)
 
-// The number of processors that equals `limit` microseconds per `period`, rounded up; all processors if either is not a
-// positive number.
+// Converts a quota of `limit` microseconds per `period` microseconds to a number of processors, rounded up. Returns all
+// processors if either is not a positive number.
 int cores_of(const std::string& limit, const std::string& period) {
     const long long part = std::strtoll(limit.c_str(), nullptr, 10), whole = std::strtoll(period.c_str(), nullptr, 10);
-    if (part <= 0 || whole <= 0) return hardware_threads();  // "max" in version 2, -1 in version 1
+    if (part <= 0 || whole <= 0) return hardware_threads();  // "max" (version 2) and -1 (version 1): no quota
     return std::max(1, static_cast<int>(std::min<long long>((part + whole - 1) / whole, hardware_threads())));
 }
 
@@ -63,7 +63,8 @@ int quota_cores() {
     return least;
 }
 
-// Identifies the physical core of a logical processor by the kernel's list of siblings that share it.
+// Returns an identifier of a logical processor's physical core: the kernel's list of the logical processors on that
+// core.
 std::string core_of(int processor) {
     const std::string folder = "/sys/devices/system/cpu/cpu" + std::to_string(processor) + "/topology/";
     std::ifstream file(folder + "thread_siblings_list");

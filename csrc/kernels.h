@@ -1,4 +1,5 @@
-// The table of kernels of one instruction set. All sets share these signatures; kernels_*.inl defines the kernels once.
+// The table of kernels of one instruction set. All sets share these signatures; the files kernels_*.inl define the
+// kernels once for all sets.
 #ifndef PUNA_KERNELS_H
 #define PUNA_KERNELS_H
 
@@ -11,9 +12,10 @@ namespace puna {
 constexpr int kPage = 64;        // tokens in a cache page, and keys in a tile of attention
 constexpr int kPeakBlock = 64;   // values per maximum that `peaks` returns
 constexpr int kMaxQueries = 64;  // queries that one call of `attend` accepts
-constexpr int kSplit = 256;      // positions in one attention sum; longer contexts merge such sums in ascending order
+constexpr int kSplit = 256;      // positions per partial attention sum; partial sums are merged in ascending order
 
-// Consecutive activation blocks that share a scale; with an odd number of blocks the last one has its own.
+// Number of consecutive activation blocks that share a scale. If the number of blocks is odd, the last block has its
+// own.
 constexpr int kScaleBlocks = 2;
 
 // 32 activations of one token, quantised to 8 bits.
@@ -75,18 +77,19 @@ struct Queries {
 // the unit is a panel.
 inline int64_t steps(const Panels& w, int64_t tokens) { return tokens == 1 ? 2 * w.strips() : w.count(); }
 
-// How the scale of a block is found when it is quantised. Levels are integers: -n .. n - 1, or 0 .. n with a minimum.
+// Methods to find a block's scale during quantisation. Levels are integers: -n .. n - 1, or 0 .. n with a minimum.
 enum class SearchKind : int8_t {
     kLargest,    // scale = largest magnitude / n
     kSigned,     // the value of largest magnitude becomes level -n
     kSpan,       // the smallest value becomes level 0, the largest level n
     kBestScale,  // tries several scales; keeps the one with the smallest weighted squared error
-    kBestLine,   // the same for a scale and a minimum
-    kTable,      // the same for a scale of the levels of iq4_nl
+    kBestLine,   // kBestScale for a scale and a minimum
+    kTable,      // kBestScale with the levels of iq4_nl
 };
 
-// Which scales a search tries. kBestScale and kTable: `steps` scales on each side of the first, `step` levels apart.
-// kBestLine: the first scale spans n + first levels, and each of `steps` further ones `step` levels more.
+// The scales that a search tries. kBestScale and kTable: the value of largest magnitude maps to level -n + i * step,
+// for i from -steps to steps, and once to n - 1. kBestLine: the range of the values maps to n + first + i * step
+// levels, for i from 0 to steps.
 struct Search {
     SearchKind kind;
     int size;      // values that share a scale
@@ -99,10 +102,10 @@ struct Search {
 
 struct Kernels {
     const char* name;
-    bool wants_bf16;  // whether the kernels multiply bf16: matrices read Activations::bf16, attention a bf16 cache
+    bool wants_bf16;  // bf16 instructions are used; bf16 matrices then read Activations::bf16
 
-    // out[t][row] = sum over k, ascending, of w[row][k] * x[t][k] (+ bias), for the units [first, last) of
-    // steps(w, tokens). With `add` the result is added to out. A token's result has the same bits for any `tokens`.
+    // out[t][row] = sum over k, ascending, of w[row][k] * x[t][k] (+ bias), for the work units [first, last)
+    // of steps(w, tokens). With `add` the result is added to out. A token's result has the same bits for any `tokens`.
     void (*matmul)(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                    int64_t out_stride, bool add);
 
@@ -142,10 +145,10 @@ struct Kernels {
     void (*read_work)(const uint8_t* from, int64_t bytes, float* sink);
 
     // Quantising sixteen blocks at once; x and weights are [size][16]. `search` writes their scales and, for kBestLine,
-    // what is subtracted from scale * level. It does nothing for kLargest, kSigned and kSpan: see `extremes`.
+    // `least`, with x ~ scale * level - least. It does nothing for kLargest, kSigned and kSpan: see `extremes`.
     void (*search)(const Search& block, const float* x, const float* weights, float* scale, float* least);
-    // Minimum and maximum of each consecutive block of 32 values; from these the scales of kLargest, kSigned and kSpan
-    // follow without a search.
+    // Minimum and maximum of each consecutive block of 32 values; the scales of kLargest, kSigned and kSpan are
+    // computed from these two values, without a search.
     void (*extremes)(const float* x, int64_t blocks, float* low, float* high);
     // Levels of sixteen blocks, [size][16]: (x + least) * inverse rounded to the nearest integer, plus `zero`, clamped
     // to 0 .. top.
@@ -154,8 +157,8 @@ struct Kernels {
     // The same for consecutive blocks of 32 values.
     void (*take_block_levels)(const float* x, int64_t blocks, const float* least, const float* inverse, int zero,
                               int top, uint8_t* out);
-    // Weighted squared error of sixteen blocks whose values become the nearest of l * step - least, with l from -zero
-    // to top - zero.
+    // Weighted squared error of sixteen blocks when each value is replaced by its nearest level l * step - least, with
+    // l from -zero to top - zero.
     void (*measure_error)(const float* x, const float* weights, int size, const float* least, const float* step,
                           int zero, int top, float* error);
     // Indices of the iq4_nl levels nearest to x * inverse, for sixteen blocks, [size][16].

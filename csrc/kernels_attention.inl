@@ -1,9 +1,9 @@
-// Attention over a paged cache with an online softmax (Dao et al., FlashAttention, arXiv:2205.14135). For one page of
-// keys and values after another, each query updates its maximum score, its sum of exponentials and its weighted sum of
+// Attention over a paged cache with an online softmax (Dao et al., FlashAttention, arXiv:2205.14135). For each page of
+// keys and values in turn, each query updates its maximum score, its sum of exponentials and its weighted sum of
 // values. The sums of a query do not depend on the other queries of the call.
 
-// How the lines of a cache matrix are read and multiplied. A line holds kRows rows, interleaved; kBytes bytes of it
-// hold 16 columns. add(line, a, sum) = sum + line * a for a vector of columns, summed over the kRows rows.
+// The following types read and multiply the lines of a cache matrix. A line holds kRows interleaved rows; 16 columns of
+// a line take kBytes bytes. add(line, a, sum) = sum + line * a for a vector of columns, summed over the kRows rows.
 struct LineF32 {
     using Number = float;
     using Vector = V16;
@@ -18,7 +18,7 @@ struct LineF16 {
     PUNA_INLINE Vector at(const uint8_t* from) { return from_f16(reinterpret_cast<const uint16_t*>(from)); }
     PUNA_INLINE V16 add(const Vector& line, const float* a, const V16& sum) { return madd(line, broadcast(*a), sum); }
 };
-// Where the processor multiplies bf16, the other factor is rounded to bf16 as well.
+// On processors with bf16 instructions, the other factor is rounded to bf16 too.
 struct LineBf16 {
     using Vector = U16;
     static constexpr int kRows = 2, kBytes = 64;
@@ -40,9 +40,9 @@ struct LineBf16 {
 };
 constexpr bool kRoundsFactors = sizeof(LineBf16::Number) == 2;
 
-// A matrix in a cache page, or widened from one: `rows` rows in lines of `line` bytes. `next` is the matrix that will
-// be read after it, or null. Pages are scattered in memory, so the hardware prefetcher cannot predict them: while one
-// matrix is multiplied, the next one is prefetched in the order of its addresses.
+// A matrix in a cache page, or a float32 copy of one: `rows` rows in lines of `line` bytes. `next` is the matrix that
+// will be read after it, or null. Pages are scattered in memory, so the hardware prefetcher cannot predict them: while
+// one matrix is multiplied, the next one is prefetched in the order of its addresses.
 struct Lines {
     const uint8_t* from;
     int64_t line;
@@ -50,8 +50,8 @@ struct Lines {
     const uint8_t* next;
 };
 
-// A tile of c = a b, or with kCarry of c = shrink[t] * c + a b: kTokens rows of a, and kGroup vectors of b from vector
-// v on. kAsks: prefetch b.next.
+// Computes a tile of c = a b, or with kCarry of c = shrink[t] * c + a b. The tile covers kTokens rows of a and kGroup
+// vectors of b, starting with vector v. kAsks: also prefetch b.next.
 template <typename Line, int kTokens, int kGroup, bool kCarry, bool kAsks>
 PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, const Lines& b, int64_t v, float* c,
                               int64_t c_stride, const float* shrink) {
@@ -93,7 +93,7 @@ PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, 
         for (int g = 0; g < kGroup; ++g) store(c + t * c_stride + g * kLanes, acc[t][g]);
 }
 
-// kTokens rows of a times all vectors of b.
+// Multiplies kTokens rows of a by all vectors of b.
 template <typename Line, int kTokens, int kGroup, bool kCarry, bool kAsks>
 PUNA_INLINE void product_rows(const typename Line::Number* a, int64_t a_stride, const Lines& b, int64_t vectors,
                               float* c, int64_t c_stride, const float* shrink) {
@@ -140,8 +140,8 @@ static void product(const typename Line::Number* a, int64_t a_stride, int64_t co
 #endif
 }
 
-// The same for a cache type; everything but f16 and bf16 is multiplied as f32. `rounded` has room for count * a_stride
-// bf16 values.
+// Calls `product` for a cache type. f16 and bf16 matrices are multiplied in their own type, all others must be f32.
+// `rounded` has room for count * a_stride bf16 values.
 template <bool kCarry>
 PUNA_INLINE void product_of(CacheType type, const float* a, int64_t a_stride, int64_t count, const Lines& b,
                             int64_t vectors, float* c, int64_t c_stride, const float* shrink, uint16_t* rounded) {
@@ -155,7 +155,8 @@ PUNA_INLINE void product_of(CacheType type, const float* a, int64_t a_stride, in
     }
 }
 
-// Widens `rows` rows of a cache page to floats. `width`: row length, a multiple of 16. q8_0 is not scaled yet.
+// Widens `rows` rows of a cache page to floats. `width`: row length, a multiple of 16. q8_0 values are not multiplied
+// by their scales.
 PUNA_INLINE void widen(const uint8_t* from, CacheType type, int64_t rows, int64_t width, float* to) {
     if (type == CacheType::kBF16) {
         for (int64_t row = 0; row < rows; row += 2)
@@ -171,8 +172,8 @@ PUNA_INLINE void widen(const uint8_t* from, CacheType type, int64_t rows, int64_
         store(to + i, type == CacheType::kF16 ? from_f16(halves + i) : to_floats(from_signed(from + i)));
 }
 
-// Returns a page's keys as float32, [head_dim][kPage], in `scratch` unless the cache holds them in that form. Keys that
-// are cached unrotated are rotated here.
+// Returns a page's keys, rotated, as float32, [head_dim][kPage]. The result points into the cache if the cache holds
+// the keys in this form, else to `scratch`.
 PUNA_INLINE const float* read_keys(const HeadCache& cache, int64_t index, float* scratch) {
     const uint8_t* from = cache.keys + cache.pages[index] * cache.key_stride;
     const int64_t width = cache.head_dim, half = width / 2;
@@ -220,7 +221,8 @@ PUNA_INLINE const float* read_values(const HeadCache& cache, int64_t index, int6
 
 constexpr float kLowest = -3e38f;  // initial maximum score: finite, because -infinity - -infinity would be NaN
 
-// Sets scores after a query's first valid[i] keys of a page to -infinity, and computes the maximum of each query.
+// Sets the scores of query i after its first valid[i] keys of a page to -infinity, and computes the maximum of each
+// query.
 PUNA_INLINE void mask(float* scores, int64_t count, const int64_t* valid, float* highest) {
     for (int64_t i = 0; i < count; ++i) {
         float* const row = scores + i * kPage;
@@ -236,7 +238,8 @@ PUNA_INLINE void mask(float* scores, int64_t count, const int64_t* valid, float*
 }
 
 // Replaces the scores of a page by exponentials relative to each query's new maximum, and updates maximum and total.
-// shrink[i] = exp(old maximum - new maximum): the factor for the query's earlier sums. Arrays hold kMaxQueries numbers.
+// shrink[i] = exp(old maximum - new maximum): the factor for the query's earlier sums. `shrink` must have space for
+// kMaxQueries numbers.
 PUNA_INLINE void soften(float* scores, int64_t count, const int64_t* valid, float* highest, float* total,
                         float* shrink) {
     float here[kMaxQueries], sums[kMaxQueries];
@@ -261,8 +264,9 @@ PUNA_INLINE void soften(float* scores, int64_t count, const int64_t* valid, floa
     }
 }
 
-// Whether queries multiply the cache in its own type. Widening a page once for all queries pays off with more than
-// eight queries, except for f32, which needs no widening, and for bf16 with bf16 instructions. q8_0 is always widened.
+// Whether the cache is multiplied in its own type, without widening it first. Widening a page once for all queries pays
+// off with more than eight queries, except for f32, which needs no widening, and for bf16 with bf16 instructions. q8_0
+// is always widened.
 PUNA_INLINE bool reads_direct(CacheType type, int64_t queries) {
     if (type == CacheType::kF32 || (type == CacheType::kBF16 && kRoundsFactors)) return true;
     return type != CacheType::kQ8_0 && queries <= 8;
@@ -291,7 +295,8 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
             __builtin_prefetch(cache.keys + cache.pages[first / kPage] * cache.key_stride + at, 0, kStreamCache);
     for (int64_t i = 0; i < queries.count * wide; ++i) queries.mixed[i] = 0.0f;
     for (int64_t start = first; start <= last && start < first + kSplit; start += kPage) {
-        // Keys of this page that the last query sees; the number of vectors of scores; whether another page follows.
+        // seen: keys of this page up to the last query's position. vectors: vectors of scores. more: another page
+        // follows.
         const int64_t seen = last + 1 - start < kPage ? last + 1 - start : kPage, index = start / kPage;
         const int64_t vectors = (seen + kLanes - 1) / kLanes;
         const bool more = start + kPage <= last && start + kPage < first + kSplit;
@@ -303,7 +308,7 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
         if (!direct_keys) keys = {as_bytes(read_keys(cache, index, scratch)), kPage * 4, width, nullptr};
         product_of<false>(direct_keys ? cache.type : CacheType::kF32, queries.values, width, queries.count, keys,
                           vectors, scores, kPage, nullptr, rounded);
-        // scores = exp(scores - highest); later keys than a query's own position become 0
+        // scores = exp(scores - highest); keys after a query's own position get 0
         int64_t valid[kMaxQueries];
         for (int64_t i = 0; i < queries.count; ++i) valid[i] = queries.last[i] + 1 - start;
         float shrink[kMaxQueries];

@@ -1,8 +1,8 @@
-// Float weights times activations: for each row one multiply-add per column, in ascending order, into one sum. On
-// processors with bf16 instructions, bf16 weights use one dot product per pair of columns instead.
+// Multiplies float weights by activations. Each output is one sum, with one multiply-add per column in ascending order.
+// On processors with bf16 instructions, bf16 weights use one dot product per pair of columns instead.
 
-// c[t][g] += sum over k, ascending, of a[t][k] * b[k][g], for kTokens rows of a and kGroup vectors of b. Row k of b
-// starts at b + k * b_line, and its vector g at g * b_group floats from there.
+// c[t][g] += sum over k, ascending, of a[t][k] * b[k][g], for kTokens rows of a and kGroup vectors of b. Vector g of
+// row k of b starts at b + k * b_line + g * b_group.
 template <int kTokens, int kGroup>
 PUNA_INLINE void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_line, int64_t b_group,
                           int64_t count, V16 (&c)[kTokens][kGroup]) {
@@ -19,7 +19,7 @@ PUNA_INLINE void multiply(const float* a, int64_t a_stride, const float* b, int6
     }
 }
 
-// Tokens and panels of a tile: its sums fit into the registers.
+// Tokens and panels of a tile, chosen so that its sums fit into the registers.
 #if defined(__AVX512F__)
 constexpr int kFloatTokens = 12, kFloatGroup = 2;
 #elif defined(__AVX2__)
@@ -29,7 +29,8 @@ constexpr int kFloatTokens = 3, kFloatGroup = 1;
 #endif
 constexpr int kChunkColumns = 128;  // columns of a panel that are widened at once; as floats they stay in L1
 
-// How a format is read: kColumns columns of a panel's 16 rows from kBytes bytes.
+// The following types read a float format: read() converts kColumns columns of a panel's 16 rows, stored in kBytes
+// bytes.
 struct F32Format {
     static constexpr int kColumns = 1, kBytes = 64;
     static inline __attribute__((always_inline)) void read(const uint8_t* from, V16* out) {
@@ -51,8 +52,8 @@ struct Bf16Format {
     }
 };
 
-// Multiplies one token by kGroup panels, `apart` panels from each other: enough independent sums to hide the latency of
-// fused multiply-adds.
+// Multiplies one token by kGroup panels that are `apart` panels from each other. With several panels, independent sums
+// hide the latency of fused multiply-adds.
 template <typename F, int kGroup>
 static void float_token(const Panels& w, int64_t panel, int64_t apart, const float* x, float* out, bool add) {
     const int64_t step = apart * w.stride;
@@ -71,7 +72,7 @@ static void float_token(const Panels& w, int64_t panel, int64_t apart, const flo
             for (int c = 0; c < F::kColumns; ++c) sum[g] = madd(weight[c], broadcast(x[k + c]), sum[g]);
         }
     }
-    if (k < w.cols)  // the last column of an odd number in pairs
+    if (k < w.cols)  // columns are stored in pairs, and the last one has no partner
         for (int g = 0; g < kGroup; ++g) {
             V16 weight[2];
             F::read(from + g * step + k / F::kColumns * F::kBytes, weight);
@@ -80,8 +81,8 @@ static void float_token(const Panels& w, int64_t panel, int64_t apart, const flo
     for (int g = 0; g < kGroup; ++g) finish(sum[g], w, panel + g * apart, out, add);
 }
 
-// Multiplies kGroup panels by the tokens [begin, end). Chunks of the panels are widened to float once for all of them;
-// `sums` holds the tokens' sums between chunks.
+// Multiplies kGroup panels by the tokens [begin, end). Each chunk of the panels is widened to float once for all these
+// tokens; `sums` holds the tokens' sums between chunks.
 template <typename F, int kGroup>
 static void float_tokens(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
                          int64_t out_stride, bool add) {
@@ -153,8 +154,8 @@ static void float_matmul(const Panels& w, int64_t first, int64_t last, const Act
 
 #if defined(__AVX512BF16__)
 
-// Multiplies kTokens tokens by kGroup panels, `apart` panels from each other, with one bf16 dot product per pair of
-// columns.
+// Multiplies kTokens tokens by kGroup panels that are `apart` panels from each other, with one bf16 dot product per
+// pair of columns.
 template <int kTokens, int kGroup>
 static void bf16_tile(const Panels& w, int64_t panel, int64_t apart, const uint16_t* x, int64_t x_stride, float* out,
                       int64_t out_stride, bool add) {

@@ -1,8 +1,8 @@
 // Integer weights times 8-bit activations. The products of 32 columns (16 in some K formats) are summed exactly as
-// integers, multiplied by their scales, and added in float32 in ascending order of columns. `add_block` and `add_part`
-// do this for one token as well as for many, so that both round identically.
+// integers, multiplied by their scales, and added in float32 in ascending order of columns. One token and many tokens
+// use the same functions `add_block` and `add_part`, so their results have the same bits.
 //
-// With w = scale * (q - zero) + least, q stored, and x = d * a, a quantised to 8 bits:
+// With weights w = scale * (q - zero) + least, where q is the stored integer, and inputs x = d * a, where a has 8 bits:
 //   sum of w x = d * (scale * (sum of q a - zero * sum of a) + least * sum of a)
 // `dot` computes the inner parenthesis, `add_block` the outer one, and `add_part` multiplies by d.
 
@@ -18,20 +18,21 @@ struct BlockScales {
     V16 scale[2], least[2];
 };
 
-// How the panels of a format are read. kMost: the largest stored value; kZero: its zero point; kHalves: scales belong
-// to 16 columns instead of 32; kLeast: the format has minimums; kTable: stored values are indices of iq4_nl levels.
+// Reads the panels of a format. kMost: the largest stored value; kZero: its zero point; kHalves: scales belong to 16
+// columns instead of 32; kLeast: the format has minimums; kTable: stored values are indices of iq4_nl levels.
 template <Planes kPlanes, int kMostValue, int kZeroPoint, Scales kScaleKind, bool kTable = false>
 struct IntegerFormat {
     static constexpr int kMost = kMostValue, kZero = kZeroPoint;
     static constexpr bool kHalves = kScaleKind == Scales::kSigned || kScaleKind == Scales::kNibbles;
     static constexpr bool kLeast =
         kScaleKind == Scales::kHalfAndLeast || kScaleKind == Scales::kSixBit || kScaleKind == Scales::kNibbles;
-    // Whether unpacking in registers again for every eight tokens is faster than unpacking a panel to memory once.
+    // Whether it is faster to unpack a panel in registers for every eight tokens than to unpack it once to memory.
     static constexpr bool kFewIsBest = kFew8 && kPlanes == Planes::kFour && !kHalves;
     static constexpr int kPlaneBytes = plane_bytes(kPlanes);
 
     static inline __attribute__((always_inline)) Place place(int64_t b) { return place_of(kPlanes, kScaleKind, b); }
-    // The second of two blocks that share a scale of activations: at a constant distance from the first.
+    // Returns the place of the second of two blocks that share an activation scale. Its distance from the first is
+    // constant.
     static inline __attribute__((always_inline)) Place second(const Place& at) {
         constexpr Place first = place_of(kPlanes, kScaleKind, 0), next = place_of(kPlanes, kScaleKind, 1);
         return {at.head, at.scales + (next.scales - first.scales), at.planes + (next.planes - first.planes)};
@@ -81,7 +82,7 @@ struct IntegerFormat {
         return out;
     }
 
-    // Looks up the iq4_nl levels of 4-bit indices. Levels are stored plus 128.
+    // Looks up the iq4_nl levels of 4-bit indices. The table holds each level plus 128.
     static inline __attribute__((always_inline)) U16 levels(const U16& index) {
         alignas(16) static constexpr uint8_t kLevels[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                                             129, 141, 153, 166, 181, 197, 217, 241};
@@ -112,7 +113,7 @@ template <typename F>
 constexpr int kDigits = 1;
 #endif
 
-// Digit `d` of each byte, lowest first; for formats with one digit, the byte.
+// Returns digit `d` of each byte (0 is the lower one). Formats with one digit return the byte.
 template <typename F>
 PUNA_INLINE U16 digit(const U16& bytes, int d) {
     return kDigits<F> == 1 ? bytes : shifted(bytes, 4 * d) & 0x0f0f0f0fu;
@@ -125,7 +126,7 @@ PUNA_INLINE int32_t four_quants(const int8_t* from) {
     return value;
 }
 
-// -(sum of the activations) of a block, or of its 16 columns from 4 kFrom on if kHalves.
+// Returns -(sum of the activations) of a block; if kHalves, of the 16 columns that start with column 4 kFrom.
 template <typename F, int kFrom>
 PUNA_INLINE int32_t minus_sum(const ActivationBlock& block) {
     return F::kHalves ? block.minus_half[kFrom / 4] : block.minus_sum;
@@ -192,7 +193,7 @@ PUNA_INLINE IntReg add_16(IntReg a, IntReg b) {
     return (IntReg)sum;
 }
 
-// The same on AVX2. A pair of products is at most 2 * 127 * (largest weight or digit). kSpan pairs are added in 16 bits
+// `dot` on AVX2. A pair of products is at most 2 * 127 * (largest weight or digit). kSpan pairs are added in 16 bits
 // before they are widened to 32: 2 for six bits, and a whole block for four bits: 8 * 2 * 15 * 127 = 30480 < 32768.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
@@ -234,8 +235,8 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 
 #elif defined(__SSE2__)
 
-// The same on SSE2 with pmaddwd: 16-bit products in pairs. Weights are split into even and odd bytes, and the
-// activations are reordered to 0, 2, 1, 3 to match.
+// `dot` on SSE2, with pmaddwd: it multiplies 16-bit numbers and adds pairs of products. Weights are split into even and
+// odd bytes, and the activations are reordered to 0, 2, 1, 3 to match.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
     begin<F, kFrom>(a, stride, sum);
@@ -266,7 +267,7 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 
 #else
 
-// The same in plain C++, one column at a time.
+// `dot` in plain C++, one column at a time.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
     begin<F, kFrom>(a, stride, sum);
@@ -286,7 +287,7 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 
 #endif
 
-// part[t][g] (+)= scale * sum + least * (sum of activations) for one block; kFirst: replaces `part` instead of adding.
+// Adds scale * sum + least * (sum of activations) of one block to part[t][g]; with kFirst, replaces part[t][g].
 // scales(g) and quad(g, s, digit) read the block of panel g.
 template <typename F, bool kFirst, int kTokens, int kGroup, typename Read, typename Quad>
 PUNA_INLINE void add_block(const Read& scales, const Quad& quad, const ActivationBlock* a, int64_t stride,
@@ -366,7 +367,8 @@ PUNA_INLINE void clear(V16 (&part)[kTokens][kGroup]) {
         for (int g = 0; g < kGroup; ++g) part[t][g] = broadcast(0.0f);
 }
 
-// Completes a row's sum: adds the bias, then stores it or adds it to the output. Rows beyond the matrix are skipped.
+// Completes the sums of a panel's rows: adds the bias, then stores them or adds them to the output. Rows beyond the
+// matrix are skipped.
 PUNA_INLINE void finish(const V16& value, const Panels& w, int64_t panel, float* out, bool add) {
     const int64_t row = panel * kPanel, valid = w.rows - row < kPanel ? w.rows - row : kPanel;
     float* to = out + row;
@@ -376,9 +378,9 @@ PUNA_INLINE void finish(const V16& value, const Panels& w, int64_t panel, float*
     store_some(to, result, valid);
 }
 
-// Half 2 s consists of the first two panels of strip s, s and s + strips(); half 2 s + 1 of the other two, if they
-// exist. Calls body(Number<n>(), panel, apart) for n panels `panel`, `panel` + apart, ...: four for both halves of a
-// strip, else those of one half. Covers the halves [first, last).
+// Processes the half strips [first, last). Half 2 s consists of panels s and s + strips(), half 2 s + 1 of the other
+// two panels of strip s, if they exist. Calls body(Number<n>(), panel, apart) for the n panels `panel`,
+// `panel` + apart, ... If both halves of a strip are to be processed, one call handles its four panels.
 template <typename Body>
 PUNA_INLINE void each_strip(const Panels& w, int64_t first, int64_t last, const Body& body) {
     const int64_t apart = w.strips();
@@ -395,9 +397,9 @@ PUNA_INLINE void each_strip(const Panels& w, int64_t first, int64_t last, const 
     }
 }
 
-// Software prefetch of the memory kDistance bytes after a block: its planes and one more line for scales. A single
-// stream is prefetched kAhead bytes ahead (AVX-512: into L2, and again kNear bytes ahead into L1). With several streams
-// a near prefetch suffices: it triggers the hardware prefetcher.
+// Prefetches memory kDistance bytes ahead of a block: as many lines as the block's planes, and one more for scales. A
+// single stream is prefetched kAhead bytes ahead (AVX-512: into L2, and again kNear bytes ahead into L1). With several
+// streams a near prefetch suffices: it triggers the hardware prefetcher.
 constexpr int kAhead = 8192, kNear = 1024;
 #if defined(__AVX512F__)
 constexpr int kAheadOfStrip = 512;
@@ -410,8 +412,8 @@ PUNA_INLINE void ahead(const uint8_t* block) {
     for (int line = 0; line <= F::kPlaneBytes; line += kLine) __builtin_prefetch(block + kDistance + line, 0, kCache);
 }
 
-// Blocks that share an activation scale, in kPanels panels that are `apart` panels from each other: each block is
-// processed in all panels before the next block, so that the panels are read as parallel streams.
+// Processes blocks that share an activation scale, in kPanels panels that are `apart` panels from each other. Each
+// block is processed in all panels before the next block, so that the panels are read as parallel streams.
 template <typename F, int kBlocks, int kTokens, int kPanels>
 PUNA_INLINE void few_blocks(const Panels& w, int64_t panel, int64_t apart, int64_t first, int count,
                             const ActivationBlock* a, V16 (&acc)[kPanels][kTokens][1]) {
@@ -446,15 +448,15 @@ PUNA_INLINE void few_blocks(const Panels& w, int64_t panel, int64_t apart, int64
     for (int p = 0; p < kPanels; ++p) {
         add_part(part[p], a + first, block_stride(w.cols), acc[p]);
 #if defined(__AVX2__) && !defined(__AVX512F__)
-        // AVX2 has 16 registers and none is free for `acc`. Without this, GCC keeps it in registers and spills others
-        // in every block.
+        // AVX2 has 16 registers, and none is free for `acc`. This statement moves `acc` to memory; otherwise GCC keeps
+        // it in registers and spills others in every block.
         if (kPanels == kStrip && F::kLeast) PUNA_EACH asm("" : "+m"(acc[p][0][0].part[i_]));
 #endif
     }
 }
 
-// Multiplies kPanels panels, `apart` panels from each other, by a few tokens. Weights are unpacked in registers; each
-// byte of a panel is read once.
+// Multiplies kPanels panels that are `apart` panels from each other by a few tokens. Weights are unpacked in registers;
+// each byte of a panel is read once.
 template <typename F, int kTokens, int kPanels = 1>
 static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a, float* out, int64_t out_stride,
                        bool add, int64_t apart = 0) {
@@ -483,8 +485,8 @@ constexpr int kTileTokens = 4, kTileGroup = 1, kFewTokens = 2, kChunkBlocks = 24
 constexpr int kTileTokens = 2, kTileGroup = 1, kFewTokens = 1, kChunkBlocks = 16;
 #endif
 constexpr int kMostFew = kFew8 ? 24 : 2 * kFewTokens;  // with more tokens, unpacking a panel to memory pays off
-constexpr int kFewGroup = 32;                          // tokens that a panel is multiplied by before the next panel
-constexpr int kGroupTokens = 128;                      // tokens whose activations stay in L2 while the panels pass
+constexpr int kFewGroup = 32;                          // tokens by which a panel is multiplied before the next panel
+constexpr int kGroupTokens = 128;                      // tokens per loop over the panels; their activations stay in L2
 
 static_assert(kChunkBlocks % kScaleBlocks == 0, "blocks that share a scale are added together");
 
@@ -518,7 +520,7 @@ PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t b
     }
 }
 
-// Blocks that share an activation scale, from unpacked panels, for kTokens tokens.
+// Processes blocks that share an activation scale, from unpacked panels, for kTokens tokens.
 template <typename F, int kBlocks, int kTokens, int kGroup>
 PUNA_INLINE void tile_blocks(const Unpacked<F, kGroup>& w, int64_t first, int count, const ActivationBlock* a,
                              int64_t stride, V16 (&acc)[kTokens][kGroup]) {
@@ -560,7 +562,7 @@ static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationB
         for (int g = 0; g < kGroup; ++g) store(sums + (t * kGroup + g) * kLanes, acc[t][g]);
 }
 
-// Multiplies kGroup panels by the tokens [begin, end): each chunk of the panels is unpacked once for all of them.
+// Multiplies kGroup panels by the tokens [begin, end): each chunk of the panels is unpacked once for all these tokens.
 // `sums` holds the tokens' sums between chunks.
 template <typename F, int kGroup>
 static void many_tokens(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
@@ -588,8 +590,8 @@ static void many_tokens(const Panels& w, int64_t panel, const Activations& x, in
             finish(load(sums + ((t - begin) * kGroup + g) * kLanes), w, panel + g, out + t * out_stride, add);
 }
 
-// See Kernels::matmul. One token: strips of panels (memory bandwidth is the limit). A few tokens, or any number where
-// it is faster: unpacked in registers. Others: unpacked to memory.
+// See Kernels::matmul. One token: panels are read in strips, because memory bandwidth is the limit. A few tokens, or
+// any number with kFewIsBest: weights are unpacked in registers. Otherwise weights are unpacked to memory.
 template <typename F>
 static void integer_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens,
                            float* out, int64_t out_stride, bool add) {
@@ -627,8 +629,8 @@ static void integer_matmul(const Panels& w, int64_t first, int64_t last, const A
     }
 }
 
-// Converts 32 integers n, given as floats 1.5 * 2^23 + n, to bytes, and sums the first and the last 16. 0x4b400000 is
-// the bit pattern of 1.5 * 2^23, so that subtracting it from the bits leaves n.
+// Converts 32 integers n, given as floats 1.5 * 2^23 + n, to bytes, and computes the sums of the first 16 and of the
+// last 16. 0x4b400000 is the bit pattern of 1.5 * 2^23, so that subtracting it from the bits leaves n.
 #if defined(__AVX2__) && !defined(PUNA_EMULATE)
 PUNA_INLINE void to_quants(const V16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
 #if defined(__AVX512F__)
@@ -645,7 +647,7 @@ PUNA_INLINE void to_quants(const V16 (&rounded)[2], int8_t* to, int32_t (&sum)[2
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
                         _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), order));
 #endif
-    for (int h = 0; h < 2; ++h) {  // the bytes plus 128 are unsigned; their sums minus 16 * 128
+    for (int h = 0; h < 2; ++h) {  // _mm_sad_epu8 sums unsigned bytes, so each byte is increased by 128
         const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(to) + h);
         const __m128i sums = _mm_sad_epu8(_mm_xor_si128(bytes, _mm_set1_epi8(-128)), _mm_setzero_si128());
         sum[h] = _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;

@@ -1,6 +1,6 @@
-// Workloads that run at the processor's arithmetic peak: the multiply-accumulates that the kernels use, on registers,
-// with enough independent sums to hide their latency. The sums are separate variables, not an array, because the
-// compiler keeps arrays in memory here, which lowers the peak.
+// Workloads that run at the processor's arithmetic peak. They execute the kernels' multiply-accumulate instructions on
+// registers, with enough independent sums to hide the latency. The sums are separate variables, not an array, because
+// the compiler keeps arrays in memory here, which lowers the peak.
 
 #define PUNA_SUMS(each) each(0) each(1) each(2) each(3) each(4) each(5) each(6) each(7) each(8) each(9) each(10) each(11)
 constexpr int kSums = 12;
@@ -24,8 +24,8 @@ constexpr int kProducts = kWidth * 2;
 constexpr int kProducts = kWidth;
 #endif
 
-// On AVX2 this matches the kernels of 4-bit weights, except that it never widens the 16-bit sums (the kernels widen
-// once per eight steps, which costs little).
+// On AVX2 these are the instructions of the kernels for 4-bit weights, without the widening of 16-bit sums (the kernels
+// widen once per eight steps, which costs little).
 PUNA_INLINE IntReg multiply_bytes(IntReg sum, WordReg w, IntReg x) {
 #if defined(__AVX512VNNI__)
     return (IntReg)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
@@ -83,7 +83,8 @@ static int64_t float_work(int64_t rounds, float* sink) {
     return rounds * kSums * kWidth * (kWantsBf16 ? 2 : 1);
 }
 
-// Reads `bytes`, a multiple of 256, once, in four parallel streams, which reach a higher bandwidth than one.
+// Reads `bytes` bytes (a multiple of 256) once, in four parallel streams, which reach a higher bandwidth than one
+// stream.
 static void read_work(const uint8_t* from, int64_t bytes, float* sink) {
     U16 sum[4] = {};
     const int64_t share = bytes / 4;

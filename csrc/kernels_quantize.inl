@@ -1,5 +1,5 @@
 // Searches scales for the blocks of quantised formats, sixteen blocks at once: lane b of a vector belongs to block b,
-// so that no sum runs across lanes. No fused multiply-adds: every instruction set rounds identically.
+// so that no sum runs across lanes. Fused multiply-adds are not used, so that every instruction set rounds identically.
 
 // Rounds to the nearest integer, ties to even; |x| < 2^22. Adding 1.5 * 2^23 pushes the fraction out of the float.
 PUNA_INLINE V16 rounded(const V16& x) {
@@ -34,7 +34,7 @@ PUNA_INLINE V16 magnitude(const V16& a) { return higher(a, broadcast(0.0f) - a);
 // Lane-wise clamp.
 PUNA_INLINE V16 limited(const V16& x, const V16& low, const V16& high) { return lower(higher(x, low), high); }
 
-// Blocks of smaller values are treated as 0: the inverse of their scale would overflow.
+// A block whose values are all smaller becomes 0, because the inverse of its scale would overflow.
 constexpr float kTiny = 1e-30f;
 
 // The value of largest magnitude of each block, with its sign; ties: the first.
@@ -47,14 +47,14 @@ PUNA_INLINE V16 largest(const Search& block, const float* x) {
     return found;
 }
 
-// Sums that measure how well levels fit: of weight * level * x, and of weight * level^2.
+// Sums of weight * level * x and of weight * level^2. The best scale for given levels follows from them.
 struct Fit {
     V16 lx, ll;
 };
 
-// Symmetric levels -n .. n - 1 with x ~ scale * level. Tries 2 * tries + 1 inverse scales around the one that maps the
-// largest value to -n, and one that maps it to n - 1. For given levels, the least-squares scale is lx / ll, and it
-// lowers the weighted squared error by lx^2 / ll; the largest reduction wins.
+// Returns the best scales for levels -n .. n - 1 with x ~ scale * level. Tries 2 * tries + 1 inverse scales around the
+// one that maps the largest value to -n, and one that maps it to n - 1. For given levels, the least-squares scale is
+// lx / ll, and it lowers the weighted squared error by lx^2 / ll; the largest reduction wins.
 template <typename Level>
 PUNA_INLINE V16 best_scale(const Search& block, const float* x, const float* w, int tries, const Level& level) {
     const V16 zero = broadcast(0.0f), most = largest(block, x);
@@ -79,8 +79,9 @@ PUNA_INLINE V16 best_scale(const Search& block, const float* x, const float* w, 
     return where_above(magnitude(most), broadcast(kTiny), scale, zero);
 }
 
-// Levels 0 .. n with x ~ scale * level - least, where least is not negative unless block.free. Tries steps + 1 inverse
-// scales. For each one's levels, scale and minimum are fitted by weighted least squares; the smallest error wins.
+// Finds the best scales and minimums for levels 0 .. n with x ~ scale * level - least. `least` may be negative only
+// with block.free. Tries steps + 1 inverse scales. For the levels that an inverse scale yields, scale and minimum are
+// fitted by weighted least squares; the pair with the smallest error wins.
 PUNA_INLINE void best_line(const Search& block, const float* x, const float* w, float* scale, float* least) {
     const V16 zero = broadcast(0.0f), one = broadcast(1.0f), top = broadcast(block.levels);
     V16 low = block.free ? load(x) : zero, high = load(x), sw = zero, sx = zero, sxx = zero;
@@ -108,11 +109,11 @@ PUNA_INLINE void best_line(const Search& block, const float* x, const float* w, 
             sll = sll + wl * l;
             slx = slx + wl * here;
         }
-        // If all levels are equal there is no line: the determinant is 0 up to rounding errors.
+        // If all levels are equal, no line can be fitted: the determinant is 0 up to rounding errors.
         const V16 spread_of_levels = sw * sll, below = spread_of_levels - sl * sl;
         const V16 noise = spread_of_levels * broadcast(4e-6f), divisor = where_above(below, noise, below, one);
         const V16 free_low = over(sll * sx - sl * slx, divisor), free_scale = over(sw * slx - sx * sl, divisor);
-        // With the minimum bound to 0, the scale alone is fitted.
+        // Without block.free, a positive minimum is replaced by 0, and the scale alone is fitted.
         const V16 bound_scale = over(slx, where_above(sll, zero, sll, one));
         const V16 bound = block.free ? broadcast(3e38f) : zero;
         const V16 new_scale = where_above(free_low, bound, bound_scale, free_scale), new_low = lower(free_low, bound);

@@ -1,5 +1,6 @@
-// All kernels of one instruction set. Included by each kernels_*.cpp inside its own namespace. It uses no standard
-// library templates: the linker could keep a single copy of an instance, compiled for the wrong instruction set.
+// All kernels of one instruction set. Included by each kernels_*.cpp inside its own namespace. Standard library
+// templates are not used: the linker keeps one copy of an instance, which could be compiled for the wrong instruction
+// set.
 
 // clang-format off: the order matters
 #include "vec.h"
@@ -124,7 +125,8 @@ static bool peaks(const float* x, int64_t count, float* out) {
 }
 
 static void exponentials(const float* x, int64_t count, float most, double temperature, float* out) {
-    // The inverse of a tiny temperature would overflow; with 1e30, all but the most likely tokens still get weight 0.
+    // The inverse of a tiny temperature could overflow. 1e30 is large enough to give weight 0 to all but the most
+    // likely tokens.
     const float inverse = static_cast<float>(temperature < 1e-30 ? 1e30 : 1.0 / temperature);
     // Clamp differences to finite values: -infinity * 0 would be NaN.
     const V16 times = broadcast(inverse), from = broadcast(most), lowest = broadcast(-3e38f);

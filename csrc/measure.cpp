@@ -14,7 +14,7 @@ namespace puna {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kTurns = 5;                       // measurements, of which the median counts
+constexpr int kTurns = 5;                       // measurements; their median is the result
 constexpr int64_t kBytes = int64_t{256} << 20;  // larger than any cache, so that reads come from memory
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
@@ -31,7 +31,7 @@ double together(int threads, const Body& body) {
         };
         try {
             for (int i = 1; i < threads; ++i) others.emplace_back([&body, i] { body(i); });
-        } catch (...) {  // the system refuses to start more threads
+        } catch (...) {  // the system refused to start a thread
             join();
             throw;
         }

@@ -27,7 +27,7 @@ constexpr int32_t kTileQueries = 32;  // approximate number of queries of a kv h
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Width of all query heads together, or of all key heads.
+// Returns the width of all query heads together (`query`), or of all kv heads.
 int64_t width_of(const puna_shape& shape, bool query) {
     return int64_t{query ? shape.heads : shape.kv_heads} * shape.head_dim;
 }
@@ -41,7 +41,7 @@ Model::Model(const puna_shape& shape, int threads, const Kernels& kernels)
       pool_(threads),
       layers_(static_cast<size_t>(shape.layers)) {}
 
-// The matrix of a kind; for a bias, the matrix that it belongs to.
+// Returns the matrix of a kind; for a bias, the matrix to which the bias belongs.
 Matrix* Model::find(int32_t kind, int32_t layer) {
     if (kind == PUNA_EMBEDDING) return &embedding_;
     if (kind == PUNA_HEAD) return &head_;
@@ -176,7 +176,8 @@ void Model::check() const {
     }
 }
 
-// Without a separate head, the embedding is the head. Otherwise it is not counted: a token reads one row of it.
+// Without a head matrix, the embedding counts as the head. With one, the embedding is not counted, because a token
+// reads only one of its rows.
 void Model::weight_bytes(int64_t* bytes) const {
     std::fill(bytes, bytes + PUNA_PHASES, 0);
     const auto add = [&](int32_t phase, std::initializer_list<const Matrix*> matrices) {
@@ -216,7 +217,7 @@ void Model::take_profile(double* seconds) {
     seconds_.fill(0.0);
 }
 
-// Checks the chunks and lists their tokens and attention tiles. Everything is checked before any cache is written.
+// Checks the chunks and lists their tokens and attention tiles. All checks precede the first write to the cache.
 void Model::collect(const puna_chunk* chunks, int32_t count) {
     tokens_.clear();
     if (count < 1) throw std::invalid_argument("a batch must have at least one chunk");
@@ -343,7 +344,7 @@ size_t Model::find_angles(const puna_chunk& chunk) {
     return at;
 }
 
-// Which forms of their input some matrices read besides float32: quantised blocks, bf16.
+// Sets which forms of their input the matrices read in addition to float32: `integers` (quantised blocks) and `bf16`.
 void Model::wants(std::initializer_list<const Matrix*> readers, bool& integers, bool& bf16) const {
     integers = bf16 = false;
     for (const Matrix* matrix : readers) {
@@ -476,8 +477,8 @@ void Model::attend(int32_t layer) {
     const int64_t items = tiles_.empty() ? 0 : tiles_.back().before + int64_t{tiles_.back().splits} * heads;
     pool_.each(items, items > 64 * pool_.threads() ? 4 : 1, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
-            // In descending order: the last tiles of a prompt attend to the most keys, and starting with them shortens
-            // the tail of the loop.
+            // Items are processed in descending order: the last tiles of a prompt attend to the most keys, and starting
+            // with them shortens the tail of the loop.
             const int64_t turned = items - 1 - item;
             const auto after = std::upper_bound(tiles_.begin(), tiles_.end(), turned,
                                                 [](int64_t value, const Tile& tile) { return value < tile.before; });
@@ -540,7 +541,7 @@ void Model::activate(std::initializer_list<const Matrix*> readers) {
     timed(PUNA_PHASE_ACTIVATION);
 }
 
-// Adds to squares_[place + c] the squares of column c of a matrix input, summed over tokens.
+// Sums the squares of column c of a matrix input over the tokens, and adds the sum to squares_[place + c].
 void Model::observe(const float* x, int64_t cols, int64_t tokens, int64_t place) {
     if (!squares_) return;
     pool_.each(cols, pool_.grain(cols), [&](int64_t begin, int64_t end) {
@@ -550,8 +551,8 @@ void Model::observe(const float* x, int64_t cols, int64_t tokens, int64_t place)
     });
 }
 
-// Keys are stored transposed, so writing one token touches a cache line for each of the E elements (a pair of them in
-// bf16). Prefetches these lines before store_key.
+// Keys are stored transposed, so writing one token touches a cache line for each of the E elements (in bf16, for each
+// pair of elements). Prefetches these lines before store_key.
 void Model::expect_keys(int32_t layer) const {
     const int64_t rows = shape_.head_dim / (cache_type_ == CacheType::kBF16 ? 2 : 1);
     const int64_t key_bytes = key_page_bytes(cache_type_, shape_.head_dim), line = key_bytes / rows;
@@ -590,7 +591,8 @@ void Model::run_layer(Layer& layer, int32_t index) {
     timed(PUNA_PHASE_DOWN);
 }
 
-// Final norm and head of the tokens whose logits are requested. Their rows move to the front of x_ first.
+// Applies the final norm and the head to the tokens whose logits are requested, after moving their rows to the front of
+// x_.
 void Model::heads(const puna_chunk* chunks, int32_t count, float* logits) {
     const int64_t hidden = shape_.hidden_size;
     int64_t rows = 0, at = 0;

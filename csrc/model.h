@@ -49,7 +49,7 @@ class Model {
     // Ends a running forward pass at the next layer boundary; safe to call from a signal handler.
     void stop() { stopping_ = true; }
 
-    // Bytes of the panels that one token reads in each phase; whether the layers' matrices are integers.
+    // See puna_model_weight_bytes and puna_model_integers.
     void weight_bytes(int64_t* bytes) const;
     bool integer_weights() const;
     // See puna_model_observe.
@@ -84,7 +84,7 @@ class Model {
     struct Angles {
         std::vector<float> inv_freq, cos, sin;
         float scale;
-        bool used;  // by a chunk of this pass
+        bool used;  // a chunk of this pass uses this table
     };
     struct Partial {  // online-softmax sums of a tile's queries over one split; see Queries
         float* highest;
@@ -135,7 +135,7 @@ class Model {
     std::vector<Angles> angles_;
     std::vector<size_t> chunk_angles_;  // chunk_angles_[c]: index into angles_ of chunk c
     Buffer<float> x_, normed_, q_, k_, v_, mixed_, gate_, up_, cos_, sin_;
-    Buffer<float> sums_, totals_;  // partial attention: mixed values; highest scores and totals
+    Buffer<float> sums_, totals_;  // partial attention sums: mixed values; maximum scores and totals
     Buffer<ActivationBlock> blocks_;
     Buffer<uint16_t> bf16_;
 

@@ -43,7 +43,7 @@ struct Piece {
 // Spreads bits 0 .. 3 of `bits`: bit i becomes bit 0 of byte i.
 uint32_t spread(uint32_t bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
 
-// Reorders 32 fifth bits, of which bit k belongs to column k, as Planes::kFive stores them.
+// Reorders 32 fifth bits. In `bits`, bit k belongs to column k; the result has the order of Planes::kFive.
 uint32_t fifth_bits(uint32_t bits) {
     uint32_t out = 0;
     for (int s = 0; s < 8; ++s) out |= spread(bits >> 4 * s) << s;
@@ -68,7 +68,7 @@ void take_small(const Value& value, Piece& out) {
     for (int s = 0; s < 4; ++s) out.words[s] = value(s) | value(s + 4) << 4;
 }
 
-// Reads block `b` of 32 columns of a file's block at `from`.
+// Reads 32 columns, starting with column 32 b, of the file's block at `from`.
 void take(Format format, const uint8_t* from, int b, Piece& out) {
     const int part = b / 4, quarter = b % 4;  // the 2-bit planes of K formats hold 128 columns in 32 bytes
     switch (format) {
@@ -157,7 +157,7 @@ void take_scale_bytes(Format format, const uint8_t* from, int b, uint8_t out[2])
         return;
     }
     for (int h = 0; h < 2; ++h) {
-        const int i = 2 * b + h;  // index of 16 columns, of 16 in the block
+        const int i = 2 * b + h;  // index of the group of 16 columns: 0 .. 15
         if (format == kQ2_K) {
             out[h] = from[i];
         } else if (format == kQ6_K) {
@@ -207,7 +207,8 @@ void pack_integer(const Panels& panels, const uint8_t* data, int row, uint8_t* p
     }
 }
 
-// Writes one row of floats into its panel: columns interleaved by row, bf16 in pairs of columns.
+// Writes one row of floats into its panel: element after element, or for bf16 pair after pair, among those of the other
+// rows.
 void pack_float(const Panels& panels, const uint8_t* data, int row, uint8_t* to) {
     const Format format = panels.layout->format;
     for (int64_t k = 0; k < panels.cols; ++k) {

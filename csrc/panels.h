@@ -32,19 +32,21 @@ enum Format : int32_t {
 // The levels of iq4_nl: `kvalues_iq4nl` in ggml-common.h.
 constexpr int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-// An integer panel is one stream, stored in the order in which it is read, because memory delivers long sequential
-// streams fastest. It consists of units: a line (64 bytes) of scales, then the planes of the blocks of 32 columns that
-// these scales belong to: two blocks, or one for kHalfAndLeast, whose scales fill a line. In the K formats, one more
-// line, the head, precedes each 256 columns: see `Scales`.
+// A panel of an integer format is stored in the order in which it is read, because memory delivers long sequential
+// streams fastest. It consists of units. A unit is a line (64 bytes) of scales, followed by the planes of the blocks of
+// 32 columns that the scales belong to: two blocks, or one with kHalfAndLeast, whose scales fill a line. In the K
+// formats, one more line, the head, precedes each 256 columns: see `Scales`.
 //
-// Planes of integer formats: for each block, lines of 16 words of four bytes, one word per row of the panel.
-//   kFour: four lines. Word s holds columns 4 s .. 4 s + 3 in the low nibbles of its bytes, and columns 16 + 4 s .. in
-//          the high nibbles.
+// The planes of an integer format hold the stored values of a block: lines of 16 words of four bytes, one word per row
+// of the panel.
+//   kFour: four lines. A word of line s holds columns 4 s .. 4 s + 3 in the low nibbles of its bytes, and columns
+//          16 + 4 s .. 16 + 4 s + 3 in the high nibbles.
 //   kFive: kFour, then a line of fifth bits: bit s of byte i belongs to column 4 s + i.
 //   kSix:  kFour, then two lines of fifth and sixth bits: in line h, bits 2 f and 2 f + 1 of byte i belong to column
 //          4 (4 h + f) + i.
-//   kEight: eight lines. Word s holds columns 4 s .. 4 s + 3 as signed values plus 128.
-// Planes of floats: f32 and f16 hold the 16 rows of each column; bf16 holds 16 pairs for each pair of columns.
+//   kEight: eight lines. A word of line s holds columns 4 s .. 4 s + 3 as signed values plus 128.
+// Panels of floats have no planes: f32 and f16 hold the 16 rows of each column; bf16 holds, for each pair of columns,
+// the pairs of the 16 rows.
 enum class Planes : int8_t { kFloat, kFour, kFive, kSix, kEight };
 
 // The scales that a panel stores for its 16 rows: once per 256 columns in the head, or once per block of 32 columns.
@@ -82,7 +84,8 @@ struct Place {
 [[gnu::always_inline]] constexpr Place place_of(Planes planes, Scales scales, int64_t block) {
     const int64_t share = scale_bytes(scales), plane = plane_bytes(planes), head = head_bytes(scales);
     const int64_t per = kLine / share, unit = kLine + per * plane;  // blocks in a unit, and bytes of a unit
-    // `block` / 8: which head; `block` / per: which unit. Unsigned divisions by constants become shifts.
+    // block / 8 is the number of the head, block / per the number of the unit. Unsigned divisions by constants become
+    // shifts.
     const int64_t eight = static_cast<int64_t>(static_cast<uint64_t>(block) / 8);
     const int64_t number = static_cast<int64_t>(static_cast<uint64_t>(block) / static_cast<uint64_t>(per));
     const int64_t at = number * unit + (eight + 1) * head, inside = block - number * per;

@@ -20,10 +20,10 @@ namespace puna {
 namespace {
 
 constexpr int kSuper = 256, kGroup = 16;
-// Larger values need scales beyond float16 in every format; squares of smaller ones stay finite.
+// Values above this limit need scales beyond float16 in every format; squares of values below it stay finite.
 constexpr float kLargest = 1e15f;
 constexpr int64_t kWorthAThread = 1 << 16;  // values that take longer to quantise than a thread takes to start
-constexpr double kUnseen = 1e-6;  // added to every importance, relative to their mean, so that no column has weight 0
+constexpr double kUnseen = 1e-6;            // added to importance / mean importance, so that no column has weight 0
 
 // Weight of a squared error when no importance is given, as in ggml: equal, x^2, |x|, or rms of the block + |x|.
 enum class Weights { kNone, kSquare, kMagnitude, kTypical };
@@ -76,8 +76,8 @@ int nearest(float value, int low, int high) {
     return std::min(high, std::max(low, static_cast<int>(std::lrint(value))));
 }
 
-// Rounds `count` scales that share a unit to integers -low .. high. Returns the unit as f16: the one with the smallest
-// weighted squared error among 13 candidates around the unit that maps the largest scale to the end of the range.
+// Rounds `count` scales that share a unit to integers -low .. high. Returns the unit as f16. Of 13 units around the one
+// that maps the largest scale to the end of the range, the unit with the smallest weighted squared error is chosen.
 uint16_t share_unit(const float* scale, const float* weight, int count, int low, int high, int* out) {
     float most = 0.0f;
     for (int b = 0; b < count; ++b)
@@ -106,7 +106,7 @@ uint16_t share_unit(const float* scale, const float* weight, int count, int low,
     return half;
 }
 
-// The largest integer that a scale becomes in a K format. Signed formats (Q3_K, Q6_K) go down to -largest - 1.
+// Returns the largest integer to which a K format rounds a scale. Signed formats (Q3_K, Q6_K) go down to -largest - 1.
 int highest_small(Format format) { return format == kQ2_K ? 15 : format == kQ3_K ? 31 : format == kQ6_K ? 127 : 63; }
 
 // Packs 32 levels into 16 bytes: level i into the low nibble of byte i, level 16 + i into the high nibble.
@@ -181,8 +181,8 @@ struct Quantizer::Group {
     float total[kGroup];        // sum of each block's weights
     float scale[kGroup] = {}, least[kGroup] = {}, inverse[kGroup] = {};
     int small[kGroup] = {}, small_least[kGroup] = {};  // K formats: scale and least in units
-    uint16_t unit[2] = {}, least_unit[2] = {};         // K formats: those units, one for each 256 values
-    // Levels as the kernels write them, [size][16], and block by block, [16][size].
+    uint16_t unit[2] = {}, least_unit[2] = {};         // K formats: units, one for each 256 values
+    // turned: levels as the kernels write them, [size][16]. level: the same levels block by block, [16][size].
     uint8_t turned[32 * kGroup], level[32 * kGroup];
     int64_t blocks;  // number of blocks that are not padding
     const Recipe* recipe;
@@ -197,7 +197,7 @@ bool can_quantize(const Layout& from, const Layout& to) {
 Quantizer::Quantizer(const Kernels& kernels, const Layout& from, const Layout& to, int64_t cols,
                      const float* importance)
     : kernels_(kernels), from_(from), to_(to), cols_(cols), importance_(importance) {
-    // A multiple of the largest group: 16 blocks of 32 values.
+    // Rounds up to a multiple of the largest group: 16 blocks of 32 values.
     const size_t room = static_cast<size_t>((cols + 511) / 512 * 512);
     x_.assign(room, 0.0f);
     if (!importance) return;
@@ -205,7 +205,7 @@ Quantizer::Quantizer(const Kernels& kernels, const Layout& from, const Layout& t
     double mean = 0.0;
     for (int64_t k = 0; k < cols; ++k) mean += importance[k];
     mean /= static_cast<double>(cols);
-    // Relative to the mean, so that the unit of importance does not matter.
+    // Division by the mean makes the result independent of the unit of importance.
     for (int64_t k = 0; k < cols; ++k)
         importance_padded_[static_cast<size_t>(k)] =
             static_cast<float>((mean > 0.0 ? importance[k] / mean : 1.0) + kUnseen);
@@ -300,8 +300,8 @@ void Quantizer::weigh(Group& group, int64_t first) const {
         }
 }
 
-// The scale and minimum of a block were rounded separately and need not be the best pair: tries each one step up and
-// down.
+// The scale and minimum of a block were rounded separately and may not be the best pair. Tries all pairs that differ
+// from them by at most one step each, and keeps the pair with the smallest error.
 void Quantizer::refine(Group& group) const {
     const int size = group.search->size, per = kSuper / size;
     const bool lines = group.search->kind == K::kBestLine;
@@ -332,8 +332,8 @@ void Quantizer::refine(Group& group) const {
     }
 }
 
-// Rounds the scales as the format stores them, computes levels from the rounded scales, and writes the blocks. False if
-// a scale does not fit into f16.
+// Rounds the scales to the format's precision, computes levels from the rounded scales, and writes the blocks. Returns
+// false if a scale does not fit into f16.
 bool Quantizer::pack(Group& group, uint8_t* out) const {
     const int size = group.search->size, per = kSuper / size;
     const Format format = to_.format;

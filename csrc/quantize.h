@@ -12,7 +12,7 @@ namespace puna {
 // Whether rows of `from` (f32, f16 or bf16) can be quantised to `to` (any block format).
 bool can_quantize(const Layout& from, const Layout& to);
 
-// Quantises rows one at a time; each thread needs its own. The result of a row depends on that row alone.
+// Quantises rows one at a time. Each thread needs its own quantiser. The result of a row depends on that row alone.
 class Quantizer {
   public:
     // `importance`: weight of an error in each column, [cols], or null; must outlive the quantiser.

@@ -1,5 +1,6 @@
-// Implements sampling.h without sorting: each filter keeps the tokens whose weight exceeds a threshold, which radix
-// select finds by counting weights by their leading bits. Non-negative floats compare like their bits.
+// Implements sampling.h without sorting: each filter keeps the tokens whose weight reaches a threshold. Radix select
+// finds the threshold by counting weights by their leading bits. This works because non-negative floats have the same
+// order as their bits read as integers.
 
 #include "sampling.h"
 
@@ -18,7 +19,7 @@ namespace {
 
 constexpr float kLargest = std::numeric_limits<float>::max();
 
-// Copies the logits and applies the repetition penalty to those of tokens already seen. Returns false if the logit of a
+// Copies the logits and applies the repetition penalty to the logits of seen tokens. Returns false if the logit of a
 // seen token is not finite; the other logits are checked later.
 bool penalise(const float* logits, int64_t count, const uint8_t* seen, float penalty, std::vector<float>& out) {
     out.assign(logits, logits + count);
@@ -42,7 +43,7 @@ bool penalise(const float* logits, int64_t count, const uint8_t* seen, float pen
 // The tokens that may still be chosen, in order of their ids.
 struct Candidates {
     std::vector<int32_t> ids;    // as long as the vocabulary; the first `count` are used
-    std::vector<float> weights;  // logits; later exponentials, which are non-negative and so compare like their bits
+    std::vector<float> weights;  // logits at first, later their exponentials
     size_t count = 0;
 
     // Sets the candidates to the tokens whose logits are at least `least`. Skips blocks of kPeakBlock logits whose
@@ -60,7 +61,7 @@ struct Candidates {
         }
     }
 
-    // Keeps the tokens whose weight has bits above `least`, and the first `equals` tokens whose bits equal it. The loop
+    // Keeps the tokens whose weight bits are above `least`, and the first `equals` tokens whose bits equal it. The loop
     // has no branches, because they would be mispredicted.
     void keep(uint32_t least, int64_t equals = std::numeric_limits<int64_t>::max()) {
         size_t kept = 0;
@@ -128,9 +129,9 @@ void cut(Candidates& from, bool by_weight, double limit) {
 }
 
 // Keeps the tokens with the `count` highest logits. It compares logits, because at a high temperature different logits
-// have the same weight. `cut` needs non-negative numbers, highest first: the distance most - logit is non-negative (abs
-// removes the sign of -0.0), and subtracting its bits from those of infinity reverses the order. Afterwards the weights
-// hold logit - most.
+// can have the same weight. `cut` needs non-negative numbers, the largest for the most likely token. The distance
+// `most - logit` is non-negative (abs removes the sign of -0.0) and smallest for that token; subtracting its bits from
+// the bits of infinity reverses the order. Afterwards the weights hold logit - most.
 void keep_top(Candidates& from, float most, int64_t count) {
     constexpr uint32_t kInfinity = 0x7f800000u;
     float* const values = from.weights.data();
@@ -145,7 +146,7 @@ void keep_top(Candidates& from, float most, int64_t count) {
 // top_p: the logit whose weight is (1 - top_p) * total / count. The tokens below it weigh less than (1 - top_p) * total
 // together, so top_p removes them all.
 // min_p: the logit whose weight is min_p.
-// With both top_k and top_p, only top_k bounds: top_p needs the weights of all tokens that top_k keeps.
+// With both top_k and top_p, only top_k sets the bound, because top_p needs the weights of all tokens that top_k keeps.
 float floor_of(const std::vector<float>& peaks, int64_t count, float most, double total, const puna_sampling& options) {
     static thread_local std::vector<float> sorted;
     float least = -kLargest;
@@ -160,7 +161,7 @@ float floor_of(const std::vector<float>& peaks, int64_t count, float most, doubl
     if (options.top_p < 1.0)
         weight = top_k > 0 ? 0.0 : std::max(weight, (1.0 - options.top_p) * total / static_cast<double>(count));
     if (weight > 0.0) {
-        constexpr double kSlack = 0.01;  // subtracted from the exponent, for rounding errors
+        constexpr double kSlack = 0.01;  // subtracted from the exponent to allow for rounding errors
         const double logit = most + options.temperature * (std::log(weight) - kSlack);
         if (logit > least) least = std::nextafter(static_cast<float>(logit), -kLargest);
     }

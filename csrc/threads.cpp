@@ -16,8 +16,8 @@ namespace puna {
 
 namespace {
 
-// Polls before a thread sleeps: about 20 microseconds, longer than the gap between two loops of a forward pass, and
-// short enough to leave the processor to other processes.
+// Number of polls before a thread sleeps. They take about 20 microseconds: longer than the gap between two loops of a
+// forward pass, and short enough to leave the processor to other processes.
 constexpr int kSpins = 2000;
 
 inline void pause() {
@@ -33,7 +33,7 @@ inline void pause() {
 Pool::Pool(int threads) : ranges_(static_cast<size_t>(threads)) {
     try {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
-    } catch (...) {  // the system refuses to start more threads
+    } catch (...) {  // the system refused to start a thread
         end();
         throw;
     }

@@ -1,10 +1,11 @@
-// Sixteen numbers at once on every instruction set, as one, two or four registers. Included by each kernels_*.cpp
-// inside its own namespace, so that the linker cannot replace code for one instruction set with code for another.
+// Vectors of sixteen numbers on every instruction set, held in one, two or four registers. Included by each
+// kernels_*.cpp inside its own namespace, so that the linker cannot replace code for one instruction set with code for
+// another.
 
 constexpr int kLanes = 16;
 
 // Locality hint for __builtin_prefetch of streams from memory: 3 = L1, 2 = L2. More cache lines can be in flight to L2
-// than to L1. The AVX2 kernels were measured with L1.
+// than to L1. AVX2 uses L1; L2 was not measured there.
 constexpr int kFirstCache = 3, kSecondCache = 2;
 #if defined(__AVX512F__)
 constexpr int kStreamCache = kSecondCache;
@@ -62,7 +63,7 @@ PUNA_INLINE void store(float* to, const V16& value) {
     PUNA_EACH* reinterpret_cast<Part*>(to + i_ * kWidth) = value.part[i_];
 }
 
-// Not Reg{} + value: 0 + -0 is 0, so the compiler could not drop that addition. value - 0 is value even for -0.
+// The compiler drops value - 0, which equals value even for -0. It could not drop Reg{} + value, because 0 + -0 is 0.
 PUNA_INLINE V16 broadcast(float value) {
     V16 out;
     PUNA_EACH out.part[i_] = value - Reg{};
@@ -112,7 +113,8 @@ PUNA_INLINE V16 higher(const V16& a, const V16& b) {
     return out;
 }
 
-// Reduces a vector to one number by halves: lane i with lane i + 8, then + 4, + 2, + 1; every build uses this order.
+// The next functions reduce a vector to one number. Every build combines lane i first with lane i + 8, then with i + 4,
+// i + 2 and i + 1.
 #if defined(__AVX2__) && !defined(PUNA_EMULATE)
 template <typename Fold>
 PUNA_INLINE float folded(const V16& value, const Fold& fold) {
@@ -336,8 +338,8 @@ PUNA_INLINE void to_f16(uint16_t* to, const V16& value) {
 
 // e^x for x in [-87, 88], within 2 units in the last place; exactly 0 below -87; e^88 above 88; NaN stays NaN. With
 // n = round(x / ln 2) and r = x - n ln 2, |r| <= ln 2 / 2: a polynomial in r (Cephes' expf coefficients) times 2^n,
-// which is applied by adding n to the exponent bits. ln 2 is subtracted in two parts, `high` exact in few bits and
-// `low`.
+// which is applied by adding n to the exponent bits. n ln 2 is subtracted in two parts: `high` has few significant
+// bits, so that n * high is exact; `low` is the rest.
 PUNA_INLINE V16 exponential(const V16& x) {
     const Reg zero = Reg{}, lowest = zero - 87.0f, highest = zero + 88.0f, log2e = zero + 1.44269504f;
     const Reg high = zero - 0.693359375f, low = zero + 2.12194440e-4f, magic = zero + 12582912.0f;  // 1.5 * 2^23

@@ -1,7 +1,8 @@
 /* The C ABI of puna's native library: its only interface to Python (`puna.native`).
  *
- * Rules: types are plain C; no function throws; no function keeps a pointer after it returns, unless its comment says
- * so. A change that breaks callers increases PUNA_ABI_VERSION, which `puna.native` checks when it loads the library.
+ * Rules: types are plain C; no function throws; no function keeps a caller's pointer after it returns, except
+ * puna_model_observe. A change that breaks callers increases PUNA_ABI_VERSION, which `puna.native` checks when it loads
+ * the library.
  */
 #ifndef PUNA_H
 #define PUNA_H
@@ -44,8 +45,8 @@ PUNA_API int32_t puna_logical_cores(void);
  * vector units, so this is the default number of threads. */
 PUNA_API int32_t puna_physical_cores(void);
 
-/* ---- Models. A function of type int32_t returns PUNA_OK, or another code after storing the message that puna_error()
- * returns, unless its comment says otherwise. ---- */
+/* ---- Models. The functions of type int32_t below return PUNA_OK, except puna_model_integers. On failure they store a
+ * message for puna_error() and return another code. ---- */
 
 typedef struct puna_model puna_model;
 
@@ -65,7 +66,7 @@ typedef struct puna_shape {
 /* A tensor in the layout of its file. */
 typedef struct puna_tensor {
     const uint8_t* data;  /* rows, one after another */
-    const int64_t* order; /* order[r]: the stored row that is row r of the tensor; NULL: rows are in order */
+    const int64_t* order; /* order[r]: index of the stored row that becomes row r; NULL: rows are in order */
     int64_t rows;
     int64_t cols;
     int32_t format;   /* ggml type number; vectors must be f32 */
@@ -76,7 +77,7 @@ typedef struct puna_tensor {
 enum {
     PUNA_EMBEDDING = 0,
     PUNA_NORM = 1,
-    PUNA_HEAD = 2, /* optional: without it the embedding is the head */
+    PUNA_HEAD = 2, /* optional; if it is not loaded, the embedding is used as the head */
     PUNA_ATTENTION_NORM = 3,
     PUNA_MLP_NORM = 4,
     PUNA_Q = 5,
@@ -145,23 +146,23 @@ PUNA_API void puna_model_free(puna_model* model);
  * not belong to a layer. */
 PUNA_API int32_t puna_model_load(puna_model* model, int32_t kind, int32_t layer, const puna_tensor* tensor);
 
-/* Bytes that a tensor takes once packed; -1 when the format is unknown, the tensor is empty, or `cols` is not a
+/* Bytes of a tensor after packing; -1 if the format is unknown, the tensor is empty, or `cols` is not a
  * multiple of the format's block size. */
 PUNA_API int64_t puna_packed_bytes(int32_t format, int64_t rows, int64_t cols);
 
 /* Dequantises a packed matrix into `out`, [rows][cols]. */
 PUNA_API int32_t puna_model_read(const puna_model* model, int32_t kind, int32_t layer, float* out);
 
-/* Checks that no tensor is missing and reserves `pages` pages of KV cache. The system commits their memory on first
- * use. */
+/* Checks that all required tensors are loaded, and reserves `pages` pages of KV cache. The system commits their memory
+ * on first use. */
 PUNA_API int32_t puna_model_ready(puna_model* model, int32_t pages);
 
 /* Bytes of keys and values that one token takes in the KV cache, summed over layers. */
 PUNA_API int64_t puna_cache_bytes(const puna_shape* shape);
 
-/* Bytes of packed matrices that a forward pass of one token reads in each phase: PUNA_PHASES numbers. */
+/* Writes the bytes of packed matrices that a forward pass of one token reads in each phase: PUNA_PHASES numbers. */
 PUNA_API void puna_model_weight_bytes(const puna_model* model, int64_t* bytes);
-/* 1 when the layers' matrices are integers (only layer 0's down projection is tested), else 0. */
+/* Returns 1 if the layers' matrices are in an integer format, else 0. Only layer 0's down projection is tested. */
 PUNA_API int32_t puna_model_integers(const puna_model* model);
 
 /* Extends the KV caches by the chunks' tokens and writes logits, [sum of the chunks' `logits`][vocab_size], in the
@@ -172,13 +173,14 @@ PUNA_API int32_t puna_model_integers(const puna_model* model);
 PUNA_API int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, int32_t interruptible,
                               float* logits);
 
-/* Makes each later forward pass add to `squares`, for each matrix input, the squares of its columns summed over tokens.
- * The array holds, for each layer, the input of q, k and v [hidden_size], of o [heads * head_dim], of gate and up
- * [hidden_size] and of down [intermediate_size]; after the layers, the input of the head [hidden_size] (only tokens
- * whose logits are returned). The library keeps the pointer until the next call; NULL ends the observation. */
+/* Starts an observation: each later forward pass squares the elements of every matrix input, sums the squares of each
+ * column over the tokens, and adds the sums to `squares`. The array holds, for each layer, the sums for the input
+ * of q, k and v [hidden_size], of o [heads * head_dim], of gate and up [hidden_size] and of down [intermediate_size];
+ * after the layers, for the input of the head [hidden_size] (only tokens whose logits are returned). The library keeps
+ * the pointer until the next call of this function; NULL ends the observation. */
 PUNA_API void puna_model_observe(puna_model* model, double* squares);
 
-/* Seconds spent in each phase since the last call: PUNA_PHASES numbers. */
+/* Writes the seconds spent in each phase since the previous call of this function: PUNA_PHASES numbers. */
 PUNA_API void puna_model_profile(puna_model* model, double* seconds);
 
 /* How the next token is chosen; see puna.engine.Sampling. */
@@ -192,8 +194,8 @@ typedef struct puna_sampling {
 
 /* Returns the id of the next token, chosen from `count` logits; -1 when a logit is not finite; -2 on any other failure:
  * see puna_error(). `seen` has one byte per token, nonzero for the tokens of the sequence (repetition penalty).
- * `uniform` is a random number in [0, 1): of the tokens that pass the filters, in order of their ids, the first whose
- * cumulative probability exceeds it is chosen. */
+ * `uniform` is a random number in [0, 1). The tokens that pass the filters are ordered by their ids; the first one
+ * whose cumulative probability exceeds `uniform` is chosen. */
 PUNA_API int64_t puna_sample(const char* kernels, const float* logits, int64_t count, const uint8_t* seen,
                              const puna_sampling* options, double uniform);
 

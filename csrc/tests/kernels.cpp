@@ -1,4 +1,4 @@
-// Tests every kernel of every instruction set that this processor runs against a slow reference implementation in
+// Compares every kernel of every instruction set that this processor supports with a slow reference implementation in
 // float64 or exact integers. Prints one line per group; the exit status is 1 if an error exceeds its limit. `kernels
 // quick` runs fewer cases. The program kernels_emulated does the same for AVX-512, emulated in plain C++ (emulate.h),
 // so that it is tested on every processor.
@@ -70,8 +70,8 @@ std::vector<int> scale_fields(Format format) {
     }
 }
 
-// Contents of a matrix and its inputs. By default random; to reach the limits of integer sums, every byte of the file
-// (except its float scales) is `byte`, and every input is `input`.
+// Contents of a matrix and its inputs: random by default. To reach the limits of the integer sums, `byte` sets every
+// byte of the file except the float scales, and `input` sets every input.
 struct Filling {
     int byte = -1;
     float input = 0.0f;
@@ -170,7 +170,7 @@ Inputs make_inputs(const Kernels& kernels, const Layout& layout, int64_t tokens,
 }
 
 // Returns the largest error of a matrix product, relative to the sum of the magnitudes of its terms. Also checks that
-// one token and many give the same bits, and that nothing is written beyond the rows.
+// one token alone and among others gives the same bits, and that nothing is written beyond the rows.
 double check_matrix(const Kernels& kernels, const Layout& layout, int64_t rows, int64_t cols, int64_t tokens,
                     const Filling& filling = {}) {
     const bool with_bias = below(2), add = below(2);
@@ -180,7 +180,7 @@ double check_matrix(const Kernels& kernels, const Layout& layout, int64_t rows, 
     std::vector<float> start(static_cast<size_t>(tokens * stride)), out, single;
     for (float& value : start) value = normal();
     out = single = start;
-    // The units of work are split at a random place, as threads do.
+    // Splits the work units at a random place, as threads do.
     const int64_t last = steps(w.described, tokens), cut = below(static_cast<int>(last) + 1);
     kernels.matmul(w.described, 0, cut, in.view(0), tokens, out.data(), stride, add);
     kernels.matmul(w.described, cut, last, in.view(0), tokens, out.data(), stride, add);
@@ -371,9 +371,10 @@ std::vector<float> as_cached(const std::vector<float>& x, CacheType type) {
     return out;
 }
 
-// The same for q8_0, read from a page. `step`: distance between a token's elements; `scale_step`: between its scales.
-// An element may differ by half a step of its scale, plus four roundings of numbers of up to 127 steps by a relative
-// 2^-24 each: those of the inverse scale, of the element times it, of the scale, and of the product here.
+// Reads a token's q8_0 key or value from a page and checks it. `step`: distance between its elements; `scale_step`:
+// between its scales. An element may differ by half a step of its scale, plus four roundings of numbers of up to 127
+// steps by a relative 2^-24 each: those of the inverse scale, of the element times it, of the scale, and of the product
+// here.
 std::vector<float> from_q8(const char* kernels, const std::vector<float>& x, const int8_t* at, int64_t step,
                            const float* scales, int64_t scale_step) {
     std::vector<float> out(x.size());
@@ -393,9 +394,9 @@ struct Case {
     int64_t length;  // positions
 };
 
-// Returns the largest error of attention, relative to the magnitudes of its terms where these are rounded to bf16.
-// Pages are in reverse order, and memory that is not written is NaN. Also checks that one query and many give the same
-// bits.
+// Returns the largest error of attention: relative to the magnitudes of the terms if these are rounded to bf16, else
+// absolute. Pages are in reverse order, and unwritten memory is NaN. Also checks that a query alone and among others
+// gives the same bits.
 double check_attention(const Kernels& kernels, const Case& one) {
     const int64_t width = one.width, wide = padded_width(width), pages = (one.length + kPage - 1) / kPage;
     const int64_t key_bytes = key_page_bytes(one.type, width), value_bytes = value_page_bytes(one.type, width);
@@ -500,7 +501,7 @@ void check_attentions(const Kernels& kernels) {
                 for (const int64_t length : {1, 17, 64, 65, 300, 600})
                     worst = std::max(worst, check_attention(kernels, {type, width, count, length}));
             }
-        // Where bf16 is multiplied, the weights of the values are rounded to it: by at most 2^-8 of each.
+        // Kernels that multiply bf16 round the weights of the values to bf16, with a relative error of at most 2^-8.
         const bool rounds = kernels.wants_bf16 && type == CacheType::kBF16;
         report(kernels.name, "attention, cache type " + std::to_string(static_cast<int>(type)), worst,
                rounds ? 0x1p-8 : 1e-5);
@@ -509,8 +510,8 @@ void check_attentions(const Kernels& kernels) {
 
 // ---- quantisers
 
-// Every instruction set must produce these bytes: FNV-1a hashes of six quantised rows, without and with importance.
-// tests/native/test_quantize.py measures their error.
+// FNV-1a hashes of six quantised rows, without and with importance; every instruction set must produce them.
+// tests/native/test_quantize.py measures the quantisation error.
 struct Quantised {
     const char* name;
     int32_t format;

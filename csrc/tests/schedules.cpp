@@ -1,6 +1,7 @@
-// Checks that the thread pool does each item of a loop once. Then runs small models through the C ABI in many schedules
-// and checks that every request's logits have the same bits in all of them; `schedules quick` runs fewer. Meant for
-// sanitizer builds (`make sanitize`): it tests memory and threads; numbers are tested in tests/native.
+// Checks that the thread pool runs each item of a loop once. Then runs small models through the C ABI in many schedules
+// (divisions of the prompts into chunks) and checks that all schedules give the same bits of logits. `schedules quick`
+// runs fewer. The program is meant for sanitizer builds (`make sanitize`), which test memory and threads; tests/native
+// tests the numbers.
 
 #include <algorithm>
 #include <cstdio>
@@ -66,7 +67,7 @@ puna_model* make(const Case& one, const char* kernels, int pages) {
     return model;
 }
 
-// Every item of a loop is done exactly once, for any number of items.
+// Checks that every item of a loop is run exactly once, for any number of items.
 void check_pool() {
     for (const int threads : {1, 2, 3, 8}) {
         puna::Pool pool(threads);
@@ -134,7 +135,7 @@ std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int la
 int main(int count, char** arguments) {
     // Odd seeds give short chunks, so that both requests decode in many small batches; even seeds give long chunks, so
     // that one request is prefilled while the other decodes or has ended. Under a sanitizer or an emulator, two seeds
-    // of each kind reach the same code and the same sharing of memory between threads as 16 do.
+    // of each kind suffice: they reach the same code and the same sharing of memory between threads as all 16.
     const uint32_t seeds = count > 1 && std::string(arguments[1]) == "quick" ? 4 : 16;
     check_pool();
     // Shape (sizes, eps, cache, unrotated keys), threads, format.
