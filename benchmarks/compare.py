@@ -3,14 +3,14 @@
     make peers                                            install the other engines, each in its own environment
     python benchmarks/compare.py --prepare                create their models, once (about 20 GB; --only for fewer)
     python benchmarks/compare.py [--json FILE]            run all comparisons
-    python benchmarks/compare.py --only smollm2-q4_1 7b   run some blocks, or all blocks of a shape
+    python benchmarks/compare.py --only smollm2-q4_1 7b   run the named blocks, and all blocks of named shapes
     python benchmarks/compare.py FILE.gguf                compare puna with llama.cpp on any GGUF file
-    python benchmarks/compare.py --start                  measure process start to first token, and memory
+    python benchmarks/compare.py --start                  measure the time from process start to first token, and memory
 
 A block is one comparison: some engines on one model. Each engine runs in its own process, which is stopped while
 another engine works. The engines take turns, so that a slow minute of the machine affects all of them. Each engine has
-its fastest documented settings, which --json records, and none speculates. The machine is measured before and after
-each turn: a sample is disturbed, and does not count, if two threads shared a core or other processes used the
+its fastest documented settings, which --json records, without speculative decoding. The machine is measured before and
+after each turn: a sample is disturbed, and does not count, if two threads shared a core or other processes used the
 processors. Speeds are medians of the undisturbed samples.
 """
 
@@ -43,8 +43,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="BLOCK", help=", ".join(block.name for block in BLOCKS)
     )
-    parser.add_argument("--repeat", type=int, default=5, help="Undisturbed samples of each work.")
-    parser.add_argument("--patience", type=int, default=5, help="Further rounds to replace disturbed samples.")
+    parser.add_argument("--repeat", type=int, default=5, help="Undisturbed samples to collect for each workload.")
+    parser.add_argument(
+        "--patience", type=int, default=5, help="Maximum number of further rounds to replace disturbed samples."
+    )
     parser.add_argument("--threads", type=int, default=2, help="Threads of each engine.")
     parser.add_argument(
         "--models", type=Path, default=Path.home() / ".cache" / "puna" / "benchmarks", help="Folder of the models."
@@ -55,7 +57,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--without", nargs="+", default=[], metavar="ENGINE", help="Engines to leave out.")
     parser.add_argument("--json", type=Path, help="File for all settings and samples.")
     parser.add_argument("--prepare", action="store_true", help="Create the models and stop.")
-    parser.add_argument("--start", "--memory", action="store_true", help="Measure start and memory instead of speed.")
+    parser.add_argument(
+        "--start", "--memory", action="store_true", help="Measure start-up time and memory instead of speed."
+    )
     return parser.parse_args()
 
 
@@ -78,8 +82,8 @@ def select_blocks(arguments: argparse.Namespace) -> list[Block]:
     return [_without(block, tuple(arguments.without)) for block in blocks]
 
 
-def _without(block: Block, left_out: tuple[str, ...]) -> Block:
-    runners = tuple(runner for runner in block.runners if not (left_out and runner.name.startswith(left_out)))
+def _without(block: Block, excluded: tuple[str, ...]) -> Block:
+    runners = tuple(runner for runner in block.runners if not (excluded and runner.name.startswith(excluded)))
     return Block(block.name, block.shape, runners, block.works)
 
 
@@ -101,8 +105,8 @@ def compare(console: Console, blocks: list[Block], paths: Paths, arguments: argp
 
 
 def start(console: Console, blocks: list[Block], paths: Paths, arguments: argparse.Namespace, logs: Path) -> None:
-    """Measures start and memory with the GGUF files of the blocks and prints a table."""
-    table = Table(title="process start to first token", box=None)
+    """Measures start-up time and memory with the GGUF files of the blocks and prints a table."""
+    table = Table(title="from process start to first token", box=None)
     for column in ("model", "what", "seconds", "peak MB"):
         table.add_column(column, justify="left" if column in ("model", "what") else "right")
     report = {}
@@ -120,7 +124,7 @@ def _processor() -> str:
 
 
 def main() -> None:
-    """Creates missing models, then measures speed or start."""
+    """Creates missing models, then measures speed or start-up time."""
     arguments = parse_arguments()
     console = Console()
     if not console.is_terminal:

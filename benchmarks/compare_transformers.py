@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Loads the model three times, measures and prints the table."""
+    """Loads the model three times, measures the speeds and prints the table."""
     arguments = parse_arguments()
     path = locate_model(arguments.model)
     threads = machine().physical_cores
@@ -70,7 +70,7 @@ def main() -> None:
                 if turn:  # the first turn warms up
                     times.setdefault((name, new), []).append(duration)
 
-    # One new token is the prefill; the difference to 1 + N new tokens is the decoding of N tokens.
+    # Generating one token takes the time of the prefill; 1 + N tokens additionally take the decoding of N tokens.
     prefill = {name: statistics.median(times[name, 1]) for name in runs}
     total = {name: statistics.median(times[name, 1 + arguments.decode]) for name in runs}
     speeds = {

@@ -41,7 +41,7 @@ def random_bytes(seed: int, size: int) -> Iterator[np.ndarray]:
 
 
 def write_model(folder: Path, layers: int) -> None:
-    """Writes the 65B's shapes with fewer layers, in Meta's layout."""
+    """Writes a checkpoint with the 65B's shapes and `layers` layers, in Meta's layout."""
     folder.mkdir(parents=True)
     part = DIM // SHARDS
     for shard in range(SHARDS):
@@ -93,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Writes the checkpoint, measures and prints."""
+    """Writes the checkpoint, measures copies and conversions, and prints the results."""
     arguments = parse_arguments()
     source, copy, target = (arguments.folder / name for name in ("meta", "copy", "hf"))
     write_model(source, arguments.layers)

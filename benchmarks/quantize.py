@@ -2,10 +2,10 @@
 
     python benchmarks/quantize.py FOLDER TEXT [--model GGUF] [--formats q8_0,q4_k_m,q4_0] [--repeat 5] [--tokens 20000]
 
-puna first converts the model (by default its default model) to a Hugging Face folder, and that to a float32 GGUF file.
-Then `puna.convert`, the command `puna convert` and llama.cpp (`make .peers/llama/.done`) quantise this file in turns,
-each in its own process with two threads. puna waits until its file is on disk; llama.cpp does not. One turn that does
-not count lets Python compile the modules, as installation or a first run does.
+puna first converts the model to a Hugging Face folder, and this folder to a float32 GGUF file. Then `puna.convert`, the
+command `puna convert` and llama.cpp (`make .peers/llama/.done`) quantise this file in turns, each in its own process
+with two threads. puna waits until its file is on disk; llama.cpp does not. The first turn does not count, because
+Python may compile modules in it.
 
 Afterwards puna scores TEXT with the source and both quantised files: the mean negative log-likelihood of the first
 tokens, in windows of 512. FOLDER needs three times the size of the model in float32.
@@ -43,8 +43,8 @@ print(time.perf_counter() - started)
 def timed(command: list[str], target: Path) -> tuple[float, float]:
     """Runs a command after removing its target.
 
-    Returns the seconds from start to end of the process, and, for Python scripts, the seconds that they print, else
-    the same number again.
+    Returns the seconds from start to end of the process, and the seconds that a Python script prints; for other
+    commands, the same number again.
     """
     target.unlink(missing_ok=True)
     os.sync()
@@ -88,7 +88,7 @@ def measure(commands: dict[Path, list[str]], repeat: int) -> dict[Path, list[tup
 
 
 def main() -> None:
-    """Converts the model, then measures and prints one line per format."""
+    """Converts the model, then measures each format and prints one line for it."""
     arguments = parse_arguments()
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The comparisons: which engines run which model, the work they do, and target ratios of puna's speed to others'."""
+"""The comparisons: models, engines, workloads, and target ratios of puna's speed to that of other engines."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Work:
-    """A measured piece of work.
+    """A workload whose speed is measured.
 
     Attributes:
         do: "prefill" reads a prompt of `tokens` tokens; "decode" generates `tokens` tokens in each sequence.
         tokens: number of tokens per sequence.
         context: tokens in the cache before decoding.
-        sequences: sequences that are decoded at once.
+        sequences: number of sequences decoded at once.
     """
 
     do: str
@@ -45,8 +45,8 @@ class Runner:
         name: shown in tables.
         environment: folder of the engine's virtual environment.
         worker: module of the package `peers` that runs the engine.
-        file: file or folder that it loads, in the folder of the model's shape.
-        options: passed to the worker.
+        file: file or folder that the engine loads, in the folder of the model's shape.
+        options: settings passed to the worker.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Measures how much of the processors other processes used during a sample."""
+"""Measures the share of processor time that other processes used during a sample."""
 
 from __future__ import annotations
 

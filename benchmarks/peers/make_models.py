@@ -2,9 +2,9 @@
 
     python -m peers.make_models NAME FOLDER [--from FILE.gguf]
 
-Runs in OpenVINO's environment (torch, safetensors, gguf). Weights are random, normal with standard deviation 0.02 from
-a fixed seed, and norms are 1; with --from, the weights are those of a GGUF file, dequantised. "7b" is only a Q4_0 file
-of random blocks, written one tensor at a time.
+Runs in OpenVINO's environment (torch, safetensors, gguf). Weights are random: normally distributed with standard
+deviation 0.02, from a fixed seed; norms are 1. With --from, weights are dequantised from a GGUF file. For "7b", only a
+Q4_0 file of random blocks is written, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def read_weights(shape: Shape, source: Path) -> dict[str, torch.Tensor]:
 
 
 def write_folder(shape: Shape, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Writes a Hugging Face folder in bf16. Its tokenizer has tokens t0, t1, ...: some exporters need a tokenizer."""
+    """Writes a Hugging Face folder in bf16, with a tokenizer (t0, t1, ...) because some exporters need one."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{name}.weight": weight.to(torch.bfloat16) for name, weight in weights.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=SHAPES, help="Shape of the model.")
     parser.add_argument("folder", type=Path, help="Folder for the model.")
-    parser.add_argument("--from", dest="source", type=Path, help="GGUF file to take the weights from.")
+    parser.add_argument("--from", dest="source", type=Path, help="GGUF file whose weights to use.")
     arguments = parser.parse_args()
     shape, folder = SHAPES[arguments.name], arguments.folder
     folder.mkdir(parents=True, exist_ok=True)

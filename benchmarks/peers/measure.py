@@ -1,7 +1,8 @@
 """Runs a block: engines take turns, and the machine is measured between turns to detect disturbed samples.
 
-A turn is one work in every engine. A sample is undisturbed ("fit" in the JSON report) if no two threads shared a core
-right before and after its turn, and other processes and guests used little processor time during the sample.
+In one turn, every engine runs one workload once, which yields one sample for each engine. A sample is undisturbed
+("fit" in the JSON report) if no two threads shared a core right before and after its turn, and other processes and
+guests used little processor time during the sample.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Result:
 
     Attributes:
         block: name of the block.
-        engines: settings, load time, peak memory and samples of each work, by engine.
+        engines: settings, load time, peak memory and samples of each workload, by engine.
         failed: message of each engine that failed.
         machine: speeds of the machine before and after each turn.
     """
@@ -84,7 +85,7 @@ class Result:
         return max(speeds, key=lambda entry: entry[1], default=None)
 
     def limit(self, work: str) -> float | None:
-        """Returns puna's tokens per second at the machine's speed: memory bandwidth for decoding, else arithmetic.
+        """Returns the tokens per second that the machine allows: by memory bandwidth for decoding, else by arithmetic.
 
         The machine's speed is the median of this block's measurements. None for decoding if the weights may fit into
         the processor's cache, whose bandwidth is not measured.
@@ -100,10 +101,10 @@ class Result:
 
 
 def run_block(block: Block, paths: Paths, threads: int, repeat: int, patience: int, logs: Path) -> Result:
-    """Runs the engines in turns until each has `repeat` undisturbed samples of each work.
+    """Runs the engines in turns until each has `repeat` undisturbed samples of each workload.
 
     Args:
-        block: what to run.
+        block: engines, model and workloads.
         paths: folders of models and environments.
         threads: threads of each engine.
         repeat: undisturbed samples to collect.
@@ -123,7 +124,7 @@ def run_block(block: Block, paths: Paths, threads: int, repeat: int, patience: i
             ):
                 break
         for name in list(workers):
-            _note_memory(result, workers, name)
+            _record_memory(result, workers, name)
     finally:
         for worker in workers.values():
             worker.close()
@@ -155,7 +156,7 @@ def _load(
 
 
 def _take_turns(result: Result, workers: dict[str, Worker], work: Work, turn: int, threads: int) -> None:
-    """Runs one work in each engine, starting with a different engine each time. Turn 0 warms up and is discarded."""
+    """Runs a workload in each engine, starting with a different engine in each turn. Turn 0 is a warm-up."""
     before = measure_machine(threads)
     names = list(workers)
     samples = {}
@@ -173,7 +174,7 @@ def _take_turns(result: Result, workers: dict[str, Worker], work: Work, turn: in
         result.engines[name]["samples"].setdefault(work.name, []).append(entry)
 
 
-def _note_memory(result: Result, workers: dict[str, Worker], name: str) -> None:
+def _record_memory(result: Result, workers: dict[str, Worker], name: str) -> None:
     try:
         result.engines[name]["peak_memory_bytes"] = workers[name].ask("memory")
     except WorkerError as exc:  # the samples remain valid
@@ -181,7 +182,7 @@ def _note_memory(result: Result, workers: dict[str, Worker], name: str) -> None:
 
 
 def _sample(result: Result, workers: dict[str, Worker], name: str, work: Work) -> dict[str, float] | None:
-    """Returns a sample, or None if the engine ended: it is then removed and its message noted in `failed`."""
+    """Returns a sample. If the engine ended, removes the engine, stores its message in `failed` and returns None."""
     try:
         return workers[name].sample(**asdict(work))
     except WorkerError as exc:

@@ -1,4 +1,4 @@
-"""Creates missing models of the selected blocks. Each step runs in the virtual environment that has its tools."""
+"""Creates missing models of the selected blocks. Each step runs in the virtual environment with the necessary tools."""
 
 from __future__ import annotations
 

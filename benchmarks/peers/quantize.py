@@ -1,6 +1,6 @@
-"""Runs llama.cpp's quantiser: python -m peers.quantize FROM.gguf TO.gguf FORMAT. Prints the seconds of the call.
+"""Runs llama.cpp's quantiser: python -m peers.quantize FROM.gguf TO.gguf FORMAT.
 
-Runs in llama.cpp's environment.
+Prints the seconds of the call. Runs in llama.cpp's environment.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ BATCH = 512
 
 
 class Llama:
-    """A model and a context. llama.cpp repacks weights at load into a faster layout if it has one (its default)."""
+    """A model and a context. When llama.cpp loads weights, it repacks them into a faster layout if it has one."""
 
     def __init__(self, load: dict[str, Any]) -> None:
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
@@ -57,7 +57,7 @@ class Llama:
         return context
 
     def _decode(self, entries: Sequence[tuple[int, int, int]], outputs: int) -> None:
-        """Reads (token, position, sequence) entries; chooses the most likely next token after the last `outputs`."""
+        """Reads (token, position, sequence) entries; chooses the most likely token after each of the last `outputs`."""
         batch = self.batch
         batch.n_tokens = len(entries)
         for at, (token, position, sequence) in enumerate(entries):

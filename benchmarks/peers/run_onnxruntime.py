@@ -13,7 +13,7 @@ from peers.serve import serve
 
 
 class OnnxRuntime:
-    """A model, and a generator for each prompt, which reads the tokens it chooses; min_length prevents an early end."""
+    """A model, and a generator for each prompt, which reads its own tokens; min_length prevents an early end."""
 
     def __init__(self, load: dict[str, Any]) -> None:
         session = {"intra_op_num_threads": load["threads"], "inter_op_num_threads": 1}
@@ -26,7 +26,7 @@ class OnnxRuntime:
         self.settings = {"onnxruntime-genai": og.__version__, **session, "shared past and present buffers": True}
 
     def read(self, ids: Sequence[int], sequences: int) -> None:
-        """See `peers.serve.Engine`. The choice of the first token runs no further forward pass."""
+        """See `peers.serve.Engine`. Choosing the first token needs no further forward pass."""
         self._generator = None
         params = og.GeneratorParams(self.model)
         params.set_search_options(
@@ -38,7 +38,7 @@ class OnnxRuntime:
         self._generator.generate_next_token()
 
     def step(self, token: int, position: int, sequences: int) -> None:
-        """See `peers.serve.Engine`; reads the tokens chosen last instead of `token`."""
+        """See `peers.serve.Engine`. The generator reads the tokens that it chose before; `token` is not used."""
         self._generator.generate_next_token()
 
 

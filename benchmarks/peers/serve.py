@@ -1,7 +1,7 @@
 """The worker's side of the protocol with compare.py: one JSON request per input line, one JSON reply per output line.
 
 This module works for any engine that implements `Engine`. An engine runs `sequences` sequences at once, each with its
-own cache, and each step ends with the choice of the most likely next token of every sequence.
+own cache, and each step ends by choosing the most likely next token of every sequence.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 MAX_TOKENS = 4096
-"""Number of random token ids to read."""
+"""Number of random token ids from which prompts and steps read."""
 
 _DIE_WITH_PARENT = 1
 """PR_SET_PDEATHSIG of prctl(2), so that a stopped worker ends together with compare.py."""
 
 
 class Engine(Protocol):
-    """The interface of an engine. `serve` counts positions and stays within the works announced by "load"."""
+    """The interface of an engine. No workload is longer than those listed in the request "load"."""
 
     settings: dict[str, Any]
     vocab_size: int
@@ -57,7 +57,7 @@ def serve(open_engine: Callable[[dict[str, Any]], Engine]) -> None:
         elif request["do"] == "memory":
             reply = peak_memory()
         else:
-            assert timer is not None, "nothing is loaded"
+            assert timer is not None, "the first request must be load"
             reply = timer.run(request["do"], request["tokens"], request["context"], request["sequences"])
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
@@ -83,7 +83,7 @@ class _Timer:
         timed = {"prefill": self._prefill, "decode": self._decode}[work]
         if work == "decode" and self._cached != (context, sequences):
             self._engine.read(self._ids[:context], sequences)
-        if work == "decode":  # warm up: the first step after a stop is slow in every engine
+        if work == "decode":  # warm up: the first step after SIGCONT is slow in every engine
             self._engine.step(self._ids[context], context, sequences)
         cpu, started = time.process_time(), time.perf_counter()
         timed(tokens, context, sequences)

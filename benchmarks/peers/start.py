@@ -17,7 +17,7 @@ FIRST_PROMPT = Work("prefill", 8)
 
 
 def measure_start(block: Block, paths: Paths, threads: int, repeat: int, logs: Path) -> dict[str, dict[str, Any]]:
-    """Returns seconds and bytes of puna's command line, and of the forward pass of puna and llama.cpp from Python."""
+    """Returns seconds and peak bytes of `puna generate` and of one forward pass of puna and llama.cpp in Python."""
     result: dict[str, dict[str, list[float]]] = {}
     for turn in range(repeat + 1):
         for name, sample in _samples(block, paths, threads, logs).items():
@@ -53,7 +53,7 @@ def _samples(block: Block, paths: Paths, threads: int, logs: Path) -> dict[str, 
 
 
 def _generate(model: Path, threads: int) -> tuple[float, float]:
-    """Runs `puna generate` for one token; returns seconds and peak bytes of the process."""
+    """Runs `puna generate` for one token; returns the seconds and the peak memory in bytes of the process."""
     started = time.perf_counter()
     path = os.pathsep.join(str(Path(part).absolute()) for part in sys.path[1:])
     process = subprocess.Popen(

@@ -27,7 +27,7 @@ def _share(result: Result, work: str) -> str:
 
 
 def show_block(console: Console, result: Result, repeat: int) -> None:
-    """Prints the speeds of every engine in one block, and those of the machine."""
+    """Prints the speeds of every engine in one block and the speeds of the machine."""
     work_names: list[str] = next((engine["works"] for engine in result.engines.values()), [])
     table = Table(title=f"{result.block}, tokens/s", box=None)
     table.add_column("engine")
@@ -41,8 +41,8 @@ def show_block(console: Console, result: Result, repeat: int) -> None:
     if "puna" in result.engines:
         table.add_row("puna, share of the limit", *(_share(result, work) for work in work_names))
     console.print(table)
-    for name, why in result.failed.items():
-        console.print(f"  {name} failed: {why}", style="red", markup=False)
+    for name, message in result.failed.items():
+        console.print(f"  {name} failed: {message}", style="red", markup=False)
     if result.machine:
         _show_machine(console, result)
 
@@ -52,13 +52,13 @@ def _show_machine(console: Console, result: Result) -> None:
     checks_ok = sum(entry["cores_ok"] for entry in result.machine)
     console.print(
         f"  memory {speeds['dram_gb_s']:.1f} GB/s, int8 {speeds['int8_gops']:.0f} Gop/s (medians); threads at full "
-        f"speed in {checks_ok} of {len(result.machine)} checks; (n/N): median of n < N undisturbed samples, "
-        f"of all samples if n is 0"
+        f"speed in {checks_ok} of {len(result.machine)} checks; (n/N): only n of N samples were undisturbed; "
+        f"the speed is their median, or the median of all samples if n is 0"
     )
 
 
 def rows(block_results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Returns the ratios that have a target, as far as they were measured."""
+    """Returns the measured ratios that have a target."""
     blocks = {entry.block: entry for entry in block_results}
     results = []
     for row in ROWS:

@@ -1,4 +1,4 @@
-"""compare.py's side of the protocol: one process per engine, stopped (SIGSTOP) while another engine works."""
+"""Workers as compare.py sees them: one process per engine, stopped (SIGSTOP) while another engine works."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class WorkerError(RuntimeError):
-    """An engine ended. The message has its exit status and the last lines of its output."""
+    """An engine ended. The message contains the exit status and the last lines of the output."""
 
 
 class Worker:
@@ -61,7 +61,7 @@ class Worker:
         return json.loads(line)
 
     def sample(self, do: str, tokens: int, context: int, sequences: int) -> dict[str, float]:
-        """Times one work; returns tokens per second and the share of processor time that other processes used."""
+        """Times one workload; returns tokens per second and the share of processor time that other processes used."""
         before = Clock.now()
         cpu = self._cpu_ticks()
         reply = self.ask(do, tokens=tokens, context=context, sequences=sequences)
