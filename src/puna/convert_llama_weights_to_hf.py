@@ -3,7 +3,7 @@
     python -m puna.convert_llama_weights_to_hf --input_dir /downloaded/llama --model_size 7B --output_dir /output
 
 It does the same as `puna convert INPUT OUTPUT --to hf`. The files determine the sizes of the model: `--model_size` only
-chooses one of several models in a folder, or with `tokenizer_only` skips the weights.
+chooses one of several models in a folder; the value `tokenizer_only` skips the weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SIZES = ("7B", "7Bf", "8B", "8Bf", "1B", "3B", "13B", "13Bf", "30B", "34B", "65
           "tokenizer_only")  # fmt: skip
 
 _GUARD = "Guard-3"
-"""Llama Guard 3, fine-tuned from Llama 3.1 or (1B) from 3.2; puna infers which from the parameters."""
+"""Llama Guard 3, fine-tuned from Llama 3.1 or (1B) from 3.2; puna infers the base from the parameters."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--input_dir", type=Path, required=True, help="folder of Meta's files, or with one such folder per size")
-    add("--model_size", choices=_SIZES, help="model in input_dir, if several; tokenizer_only skips the weights")
+    add("--model_size", choices=_SIZES, help="model to convert if input_dir has several; tokenizer_only: no weights")
     add("--output_dir", type=Path, required=True, help="new folder for the model and tokenizer")
     add("--llama_version", choices=(*RELEASES, _GUARD), help="release, which sets the context [default: inferred]")
     add("--num_shards", type=int, help="expected number of shards [default: any]")

@@ -19,7 +19,7 @@ _SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _SAVED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|generation_config\.json")
-"""Files of an earlier save that are removed if the new one does not replace them."""
+"""Files of an earlier save. Saving removes them if no new file replaces them."""
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -40,16 +40,16 @@ def save_checkpoint(
 
     Args:
         config: written unchanged; the caller makes sure that it matches the tensors.
-        tensors: (name, type, shape, data) of each: the type in puna's or torch's spelling ("bf16", "bfloat16"); data as
-            bytes in C order, or a function that returns them and is called when they are written, so that only one
-            tensor is in memory.
+        tensors: (name, type, shape, data) of each tensor. The type has puna's or torch's name ("bf16", "bfloat16"). The
+            data are bytes in C order, or a function that returns them and is called when they are written, so that
+            only one tensor is in memory.
         generation: None for a model without a language model's head.
         max_shard_size: bytes, or a string such as "5GB" or "200MiB"; a larger tensor gets a separate file.
 
     Raises:
-        CheckpointError: an unknown type, a duplicate name, data that do not fit their shape, or an invalid size.
+        CheckpointError: an unknown type, a duplicate name, data of the wrong size, or an invalid shard size.
         ConfigError: a configuration that JSON cannot hold.
-        StorageError: the disk is full or refuses.
+        StorageError: the disk is full, or a file cannot be written.
     """
     new = [NewTensor(name, _format(name, kind), tuple(shape), data) for name, kind, shape, data in tensors]
     shards = split_into_shards(new, max_shard_size)
@@ -78,7 +78,7 @@ def split_into_shards(
 
     Args:
         max_shard_size: as in `save_checkpoint`.
-        count: the number of files instead, of about equal size; at most the number of tensors.
+        count: the number of files of about equal size, instead of a maximum size; at most the number of tensors.
     """
     names = {tensor.name for tensor in tensors}
     if len(names) != len(tensors):
@@ -116,7 +116,7 @@ def _format(name: str, kind: str) -> BlockFormat:
     form = _BY_NAME.get(kind)
     if form is None or form.safetensors is None:
         names = ", ".join(str(item.torch) for item in FORMATS.values() if item.safetensors is not None)
-        raise CheckpointError(f"tensor {name!r} has the type {kind!r}; safetensors files of puna hold {names}")
+        raise CheckpointError(f"tensor {name!r} has the type {kind!r}; puna writes {names} to safetensors files")
     return form
 
 
@@ -133,7 +133,7 @@ def _split_by_size(tensors: Sequence[NewTensor], limit: int) -> list[list[NewTen
 
 
 def _divide(tensors: Sequence[NewTensor], count: int) -> list[list[NewTensor]]:
-    """Divides the tensors among `count` files by where the middle of each tensor falls; no file is empty."""
+    """Divides the tensors among `count` files by the position of each tensor's middle; no file is empty."""
     total = sum(tensor.size for tensor in tensors)
     shards: list[list[NewTensor]] = [[]]
     before = 0

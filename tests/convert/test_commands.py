@@ -90,8 +90,8 @@ def test_quantised_models_are_gguf_files_by_default_and_json_is_printed(meta: Pa
         (("--to", "meta", "--instruct"), "which Meta's layout cannot hold"),
         (("--instruct",), "the tokenizer lacks <|e"),
         (("--quantize", "q8_0", "--threads", "100000000000"), "threads is 100000000000"),
-        (("--tokenizer-only", "--dtype", "float16"), "--dtype is about weights"),
-        (("--tokenizer-only", "--verify"), "--verify is about weights"),
+        (("--tokenizer-only", "--dtype", "float16"), "--dtype applies to weights"),
+        (("--tokenizer-only", "--verify"), "--verify applies to weights"),
         (("--tokenizer-only", "--to", "meta", "--instruct"), "which Meta's layout cannot hold"),
     ],
 )

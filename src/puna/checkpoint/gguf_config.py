@@ -21,7 +21,7 @@ _NEUTRAL: dict[str, Any] = {
     "llama.embedding_scale": 1.0, "llama.use_parallel_residual": False, "llama.final_logit_softcapping": 0.0,
     "llama.attn_logit_softcapping": 0.0,
 }  # fmt: skip
-"""Keys that change the model, each with its only value in a LLaMA model."""
+"""Keys that would change the computation, each with the only value that puna supports."""
 
 KNOWN_KEYS = frozenset(
     {f"llama.{key}" for key in (
@@ -33,14 +33,14 @@ KNOWN_KEYS = frozenset(
 """Keys under "llama." that this module reads or checks; `gguf_rope` handles those under "llama.rope."."""
 
 END_IDS = ("eos", "eom", "eot")
-"""Names of the tokens that end a text, a message and a turn, in the order of Llama 3's ids. Each ends an answer."""
+"""Names of the tokens that end a text, a message and a turn, in the order of Llama 3's ids. Each ends generation."""
 
 
 def read_gguf_config(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
     """Returns the configurations of a GGUF model.
 
     Raises:
-        CheckpointError: another architecture, or a key that is missing, has the wrong type, or an unsupported value.
+        CheckpointError: the architecture is not llama, or a key is missing or has an unsupported type or value.
         ConfigError: values that `LlamaConfig` refuses.
     """
     try:
@@ -97,7 +97,7 @@ def _check_architecture(keys: GgufKeys) -> None:
     if architecture != "llama":
         raise CheckpointError(f"general.architecture is {architecture[:40]!r}; puna runs only 'llama'")
     if keys.metadata.get("split.count", 0) not in (0, 1):
-        raise CheckpointError("one part of a split model; join the parts with `llama-gguf-split --merge`")
+        raise CheckpointError("the file is one part of a split model; join the parts with `llama-gguf-split --merge`")
     for key, neutral in _NEUTRAL.items():
         if keys.metadata.get(key, neutral) != neutral:
             raise CheckpointError(
@@ -111,10 +111,10 @@ def _head_dim(keys: GgufKeys, hidden: int, heads: int) -> int:
     width = keys.count("llama.attention.key_length", rotated)
     values = keys.count("llama.attention.value_length", width)
     if "llama.rope.dimension_count" in keys.metadata and rotated != width:
-        raise CheckpointError(f"llama.rope.dimension_count is {rotated}; a LLaMA model rotates entire heads, {width}")
+        raise CheckpointError(f"llama.rope.dimension_count is {rotated}; a LLaMA model rotates entire heads: {width}")
     if values != width:
         raise CheckpointError(
-            f"llama.attention.value_length is {values}; in a LLaMA model it equals the width of keys, {width}"
+            f"llama.attention.value_length is {values}; in a LLaMA model it must equal the keys' width, {width}"
         )
     return width
 

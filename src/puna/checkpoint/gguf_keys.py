@@ -15,7 +15,7 @@ _NO_ID = 2**32 - 1
 
 
 class GgufKeys:
-    """Reads values of GGUF metadata; raises CheckpointError for other types, and for missing keys without default."""
+    """Reads typed values of GGUF metadata; raises CheckpointError for a wrong type or a missing key without default."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
@@ -44,7 +44,7 @@ class GgufKeys:
         return value
 
     def token_id(self, key: str) -> int | None:
-        """Returns a token id, or None if the key is missing or its value means that there is no such token."""
+        """Returns a token id, or None if the key is missing or its value is -1 (no such token)."""
         value = self.metadata.get(key)
         if value is None or value in (-1, _NO_ID):
             return None

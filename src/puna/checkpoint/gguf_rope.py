@@ -21,18 +21,18 @@ from puna.formats.blocks import StoredTensor
 FACTOR_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 _PREFIX = "llama.rope."
-_READ = {
+_SUPPORTED = {
     "freq_base", "dimension_count", "scale_linear", "scaling.type", "scaling.factor", "scaling.attn_factor",
     "scaling.original_context_length", "scaling.finetuned", "scaling.yarn_beta_fast", "scaling.yarn_beta_slow",
     "scaling.yarn_ext_factor", "scaling.yarn_attn_factor", "scaling.yarn_log_multiplier",
 }  # fmt: skip
 
-_LOW, _HIGH, _OLD = 1.0, 4.0, 8192
-"""Frequency factors and original context of Llama 3.1 to 3.3, which differ only in `factor` (`apply_scaling`)."""
+_LOW, _HIGH, _CONTEXT = 1.0, 4.0, 8192
+"""`low_freq_factor`, `high_freq_factor` and original context of Llama 3.1 to 3.3, which differ only in `factor`."""
 
 _CLOSE = 1e-5
 """Maximum relative difference between a file's divisors and those computed from a factor. Converters compute in
-float32, whose rounding errors the formula magnifies to 2e-6 at factor 32; other formulas differ by percents."""
+float32, whose rounding errors the formula magnifies to 2e-6 at factor 32; other formulas differ by several percent."""
 
 
 def rope_scaling(
@@ -43,12 +43,12 @@ def rope_scaling(
     Raises:
         CheckpointError: an unknown scaling or key, or two scalings at once.
     """
-    unknown = [key for key in keys.metadata if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) not in _READ]
+    unknown = [key for key in keys.metadata if key.startswith(_PREFIX) and key.removeprefix(_PREFIX) not in _SUPPORTED]
     if unknown:
         raise CheckpointError(
-            f"unknown rotary settings {', '.join(unknown)[:200]}; puna reads {', '.join(sorted(_READ))}"
+            f"unknown rotary settings {', '.join(unknown)[:200]}; puna reads {', '.join(sorted(_SUPPORTED))}"
         )
-    kind = keys.text(f"{_PREFIX}scaling.type", "linear")  # llama.cpp's default, for files older than the key
+    kind = keys.text(f"{_PREFIX}scaling.type", "linear")  # llama.cpp's default if the key is missing
     _refuse_yarn(keys, kind)
     scaled = _from_keys(keys, kind)
     factors = {name: _factors(tensors[name], head_dim) for name in FACTOR_TENSORS if name in tensors}
@@ -62,11 +62,11 @@ def rope_scaling(
         return scaled
     if scaled is not None:
         raise CheckpointError(
-            f"both {_PREFIX}scaling keys ({kind}) and {', '.join(factors)}; only one may scale positions"
+            f"the file has both {_PREFIX}scaling keys ({kind}) and {', '.join(factors)}; it may have only one of them"
         )
     if "rope_freqs.weight" in factors:
         if len(factors) > 1:
-            raise CheckpointError(f"{', '.join(factors)} exclude each other; only rope_freqs or the others may exist")
+            raise CheckpointError(f"{', '.join(factors)}: rope_freqs.weight and LongRoPE's tensors exclude each other")
         return _from_divisors(keys, factors["rope_freqs.weight"], theta)
     return _longrope(keys, factors)
 
@@ -86,7 +86,7 @@ def _from_keys(keys: GgufKeys, kind: str) -> dict[str, Any] | None:
 
 
 def _refuse_attention_factor(keys: GgufKeys, kind: str) -> None:
-    """Raises CheckpointError for an attention factor, which ggml applies to cosines and sines with any scaling."""
+    """Raises CheckpointError for an attention factor, by which ggml multiplies cosines and sines with any scaling."""
     factor = keys.number(f"{_PREFIX}scaling.attn_factor", 1.0)
     if factor != 1:
         raise CheckpointError(
@@ -135,7 +135,7 @@ def _from_divisors(keys: GgufKeys, divisors: NDArray[np.float32], theta: float) 
     attention = keys.number(f"{_PREFIX}scaling.attn_factor", 1.0)
     if attention == 1 and np.all(divisors == 1):
         return None
-    original = keys.count(f"{_PREFIX}scaling.original_context_length", _OLD)
+    original = keys.count(f"{_PREFIX}scaling.original_context_length", _CONTEXT)
     factor = _llama3_factor(divisors, theta, original)
     if attention == 1 and factor is not None:
         return {
@@ -145,8 +145,8 @@ def _from_divisors(keys: GgufKeys, divisors: NDArray[np.float32], theta: float) 
             "high_freq_factor": _HIGH,
             "original_max_position_embeddings": original,
         }
-    # Divisors of another formula. LongRoPE also divides each frequency by a number, with one list for short texts and
-    # one for long texts, and has an attention factor: with the same list twice, it expresses the file exactly.
+    # The divisors follow another formula. LongRoPE divides each frequency too, with a list of divisors for short texts
+    # and another for long texts, and has an attention factor: with the same list twice, it expresses the file exactly.
     factors = _floats(divisors)
     return {
         "rope_type": "longrope",
@@ -159,25 +159,25 @@ def _from_divisors(keys: GgufKeys, divisors: NDArray[np.float32], theta: float) 
 
 
 def _llama3_factor(divisors: NDArray[np.float32], theta: float, original: int) -> float | None:
-    """Returns the `factor` for which Llama 3.1's formula gives `divisors`; None if there is none."""
+    """Returns the `factor` with which Llama 3.1's formula results in `divisors`; None if there is none."""
     pairs = len(divisors)
     wavelength = 2 * math.pi * theta ** (np.arange(pairs) / pairs)
     smooth = np.clip((original / wavelength - _LOW) / (_HIGH - _LOW), 0, 1)  # 1: unchanged, 0: divided by the factor
     index = int(np.argmin(smooth))
     if smooth[index] >= 1:
         return None
-    # Solves the formula 1 / divisor = (1 - smooth) / factor + smooth for the factor where smooth is smallest.
+    # Solves 1 / divisor = (1 - smooth) / factor + smooth for the factor, at the frequency with the smallest smooth.
     inverse = (1 / float(divisors[index]) - float(smooth[index])) / (1 - float(smooth[index]))
     if not 0 < inverse < 0.999999:
         return None
-    factor = float(f"{1 / inverse:.6g}")  # the digits that survive float32
+    factor = float(f"{1 / inverse:.6g}")  # float32 preserves about six digits
     expected = 1 / ((1 - smooth) / factor + smooth)
     return factor if np.allclose(expected, divisors, rtol=_CLOSE, atol=0) else None
 
 
 def _longrope(keys: GgufKeys, factors: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
     if len(factors) != 2:
-        raise CheckpointError(f"only {', '.join(factors)}; LongRoPE needs rope_factors_long.weight and _short.weight")
+        raise CheckpointError(f"missing a partner of {', '.join(factors)}: LongRoPE needs rope_factors_long and _short")
     original = keys.count(f"{_PREFIX}scaling.original_context_length")
     return {
         "rope_type": "longrope",

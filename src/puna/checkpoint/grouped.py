@@ -13,10 +13,10 @@ from puna.formats.blocks import StoredTensor
 from puna.formats.grouped import BITS, PACKINGS, GroupedMatrix, Packing
 
 _OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Settings files of older folders, which have no `quantization_config` in config.json, and their methods."""
+"""Settings files of older folders, whose config.json has no `quantization_config`, and the method of each."""
 
 _DEFAULT_VERSIONS = {"gptq": "gptq", "awq": "gemm"}
-"""The version of each method whose settings name none."""
+"""The version of each method if the settings contain no version."""
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -40,12 +40,12 @@ def read_settings(folder: Path, in_config: Any) -> Mapping[str, Any] | None:
 def join_packed(
     tensors: Mapping[str, StoredTensor], settings: Mapping[str, Any] | None, config: LlamaConfig
 ) -> dict[str, StoredTensor | GroupedMatrix]:
-    """Replaces the parts of each packed matrix by one `GroupedMatrix`; `settings` None: returns `tensors` unchanged.
+    """Replaces the parts of each packed matrix by one `GroupedMatrix`; if `settings` is None, there are none.
 
     AutoGPTQ writes zero biases for models that have no biases; those are dropped.
 
     Raises:
-        CheckpointError: another method, version or number of bits, or parts that are missing or do not fit.
+        CheckpointError: the method, version or number of bits is not supported, or parts are missing or do not fit.
     """
     joined: dict[str, StoredTensor | GroupedMatrix] = dict(tensors)
     if settings is None:
@@ -53,7 +53,7 @@ def join_packed(
     packing = _find_packing(settings)
     bits = settings.get("bits", settings.get("w_bit", BITS))
     if bits != BITS:
-        raise CheckpointError(f"quantised to {str(bits)[:40]} bits; {_REMEDY}")
+        raise CheckpointError(f"the weights are quantised to {str(bits)[:40]} bits; {_REMEDY}")
     size = settings.get("group_size", settings.get("q_group_size", -1))
     if type(size) is not int or not (size == -1 or size > 0):
         raise CheckpointError(f"group_size is {str(size)[:40]}; it must be an integer above 0, or -1 for entire rows")

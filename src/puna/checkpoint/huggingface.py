@@ -14,7 +14,7 @@ from puna.formats.safetensors import open_safetensors
 from puna.formats.torch_zip import open_torch_zip
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of a weight file, in order of preference; instead of each there may be an index of several files."""
+"""Names of a single weight file, in order of preference. Several files have an index NAME.index.json instead."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class WeightFiles:
 
 
 def find_weight_files(folder: Path) -> WeightFiles:
-    """Returns the weight files of a folder: safetensors or else torch, a single file or else an index of several.
+    """Returns the weight files of a folder. Prefers safetensors to torch files, and a single file to an index.
 
-    A folder without these names may have one safetensors file with any name.
+    If there are no such files, a single safetensors file may have any name.
 
     Raises:
         CheckpointError: there are no weights, or the index is damaged or names files that are not in the folder.
@@ -64,8 +64,8 @@ def read_tensors(files: WeightFiles) -> dict[str, StoredTensor]:
     """Returns all tensors of the files, by their stored names.
 
     Raises:
-        CheckpointError: a file is damaged, or its tensors differ from those of the index. Ignored tensors may differ:
-            some indexes or some shards lack them.
+        CheckpointError: a file is damaged, or its tensors differ from the index. Differences in ignored tensors are
+            allowed, since some indexes and some shards lack them.
     """
     tensors: dict[str, StoredTensor] = {}
     for path in files.paths:
@@ -91,8 +91,8 @@ def open_tensor_file(path: Path) -> dict[str, StoredTensor]:
 def _check_shard(weight_map: dict[str, str], path: Path, shard: dict[str, StoredTensor]) -> None:
     for name in shard:
         if weight_map.get(name) != path.name and not is_ignored(name):
-            place = f"is in {weight_map[name]!r}" if name in weight_map else "does not exist"
+            location = f"is in {weight_map[name]!r}" if name in weight_map else "does not exist"
             raise CheckpointError(
-                f"{path}: contains tensor {name!r}, which {place} according to the index; the files do not belong "
+                f"{path}: contains tensor {name!r}, which {location} according to the index; the files do not belong "
                 "together"
             )

@@ -43,7 +43,7 @@ class Report:
         kind: "hf", "gguf" or "meta"; None if the path contains no model that puna can read.
         container: the file format, such as "GGUF v3" or "safetensors".
         files, bytes: name and size of each weight file, and their total size.
-        dtypes: for each format of tensors, their number, parameters and bytes.
+        dtypes: for each format, the number of tensors, of parameters and of bytes.
         architecture: the sizes of `LlamaConfig`, by its field names.
         rope: `rope_parameters` of the configuration.
         vocabulary: "rows" of the embedding and "tokens" of the tokenizer.
@@ -115,7 +115,7 @@ def inspect_checkpoint(path: str | Path) -> Report:
 
 
 def _attempt(report: Report, step: Callable[[], T]) -> T | None:
-    """Returns the step's result; None if it raises a PunaError, whose message is added to the report once."""
+    """Returns the step's result, or None if it raises a PunaError; adds the message to the report once."""
     try:
         return step()
     except PunaError as exc:
@@ -153,7 +153,7 @@ def _check_gguf_keys(report: Report, file: GgufFile) -> None:
     embedding, size = file.tensors.get("token_embd.weight"), file.metadata.get("llama.vocab_size")
     if embedding is not None and size is not None and size != embedding.shape[0]:
         report.warnings.append(
-            f"llama.vocab_size is {size}, but the embedding has {embedding.shape[0]} rows; puna uses the rows"
+            f"llama.vocab_size is {size}, but the embedding has {embedding.shape[0]} rows; puna uses the number of rows"
         )
 
 
@@ -164,7 +164,7 @@ def _folder(report: Report, folder: Path) -> _Content:
     if (folder / "generation_config.json").exists():
         generation = _attempt(report, lambda: GenerationConfig.from_pretrained(folder))
     else:
-        report.warnings.append("no generation_config.json; text ends only at the eos_token_id of config.json")
+        report.warnings.append("no generation_config.json; generation ends only at the eos_token_id of config.json")
     files = _attempt(report, lambda: find_weight_files(folder))
     tensors: Mapping[str, RowSource] = {}
     if files is not None:
@@ -218,12 +218,12 @@ def _describe(report: Report, config: LlamaConfig, tensors: Mapping[str, RowSour
     if config.dtype is not None and stored and config.dtype not in stored and None not in stored:
         kinds = ", ".join(sorted(str(kind) for kind in stored))
         report.warnings.append(
-            f"the configuration's dtype is {config.dtype}, but the weights are {kinds}; conversion may lose range"
+            f"the configuration's dtype is {config.dtype}, but the weights are {kinds}; casting may overflow"
         )
 
 
 def _check_ids(report: Report, config: LlamaConfig, generation: GenerationConfig | None) -> None:
-    """Reports the special tokens; warns of ids beyond the embedding's rows, which the model cannot read."""
+    """Adds the special tokens to the report; warns of ids beyond the embedding's rows, which the model cannot read."""
     eos = config.eos_token_id if generation is None or generation.eos_token_id is None else generation.eos_token_id
     report.special_tokens = {"bos": {"id": config.bos_token_id}, "eos": {"id": eos}, "pad": {"id": config.pad_token_id}}
     for name, entry in report.special_tokens.items():
@@ -232,11 +232,11 @@ def _check_ids(report: Report, config: LlamaConfig, generation: GenerationConfig
         if beyond:
             report.warnings.append(f"{name} token id {beyond[0]} is beyond the vocabulary's {config.vocab_size} rows")
     if eos is None:
-        report.warnings.append("no eos token id; text ends only at the length limit")
+        report.warnings.append("no eos token id; generation ends only at the length limit")
 
 
 def _read_tokenizer(report: Report, path: Path) -> None:
-    from puna.tokenizer import load_tokenizer  # here because the import is slower than everything above
+    from puna.tokenizer import load_tokenizer  # here, since this import takes longer than the rest of the report
 
     try:
         tokenizer = load_tokenizer(path)
@@ -262,7 +262,7 @@ def _read_tokenizer(report: Report, path: Path) -> None:
 
 
 def _compare_id(report: Report, name: str, entry: dict[str, Any], id: int | None, text: str | None) -> None:
-    """Reports the tokenizer's text of a special token; warns if the configuration has another id for the token."""
+    """Adds the tokenizer's text of a special token to the report; warns if the configuration has another id for it."""
     entry["text"] = text
     ids = entry["id"] if isinstance(entry["id"], list) else [entry["id"]]
     if id is not None and entry["id"] is not None and id not in ids:

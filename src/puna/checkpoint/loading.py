@@ -27,15 +27,15 @@ Kind = Literal["hf", "gguf", "meta"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A validated model on disk: `tensors` are exactly those that `config` and `head` require.
+    """A validated model on disk, with exactly the tensors that `config` and `head` require.
 
     Attributes:
         path: the folder or GGUF file.
         kind: "hf", a folder in Hugging Face's layout; "gguf"; or "meta", a folder in Meta's layout.
         files: the weight files.
         generation_config: None if the folder has none.
-        tensors: by Hugging Face's names (with "model." even if the files of a bare model lack it), with q and k rows in
-            Hugging Face's order. A tied head is not among them.
+        tensors: by Hugging Face's names (with "model." even if the files of a bare model lack it), with the rows of q
+            and k in Hugging Face's order. A tied head is left out.
         head: the head of the model: "lm" (also when tied), "classification" (`score.weight`), or "none". A model class
             with another head must initialise it.
         tokenizer: the folder or file from which to load the tokenizer.
@@ -52,7 +52,7 @@ class Checkpoint:
 
     @property
     def generation(self) -> GenerationConfig:
-        """The settings in effect: those of generation_config.json, else those of the model's configuration."""
+        """The settings in effect: from generation_config.json if it exists, else from the model's configuration."""
         return self.generation_config or GenerationConfig.from_model_config(self.config)
 
 
@@ -67,7 +67,7 @@ def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
     Raises:
         ModelNotFoundError: there is no model at `path`.
         CheckpointError: the files are damaged, do not fit the configuration, or have a format that puna does not read.
-        ConfigError: the configuration is not that of a LLaMA model.
+        ConfigError: the configuration does not describe a LLaMA model.
     """
     model = find_model(Path(path))
     if model.is_dir() and not _is_huggingface(model):
@@ -104,7 +104,7 @@ def find_model(path: Path) -> Path:
 
 
 def _is_huggingface(folder: Path) -> bool:
-    """Whether the folder has a config.json and either weights in Hugging Face's layout or no weights in another."""
+    """Whether the folder has a config.json, and weights in Hugging Face's layout or none in any other layout."""
     if not (folder / "config.json").exists():
         return False
     has_weights = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*"))
@@ -131,7 +131,7 @@ def _translate(file: GgufFile) -> dict[str, StoredTensor]:
         if name in FACTOR_TENSORS or is_ignored(name):
             continue
         hf_name = to_hf(name, "gguf")
-        if hf_name is None:  # includes tensors with Hugging Face names, which could replace the real ones
+        if hf_name is None:  # refuses Hugging Face's names too: they could replace a translated tensor
             extra.append(name)
             continue
         assert hf_name not in translated, "the table gives each GGUF name a different Hugging Face name"

@@ -1,4 +1,4 @@
-"""Locates a model: a path of this machine, a model of the hub, or the default model's file."""
+"""Locates a model: a path on this machine, a model on the Hugging Face hub, or the default model's file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _REMEDY = (
 
 
 def locate_model(path: str | Path | None = None, need: hub.Need = "model") -> Path:
-    """Returns the folder or file of a model; a model of the hub is downloaded first.
+    """Returns the folder or file of a model; a model on the hub is downloaded first.
 
     Args:
         path: a path, or owner/name on the hub; None for the default model.
-        need: the part of a model of the hub to download.
+        need: the part of the model to download from the hub.
 
     Raises:
         ModelNotFoundError: the model does not exist; the message says how to get one.

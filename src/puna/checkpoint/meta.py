@@ -1,4 +1,4 @@
-"""Reads Meta's layout: `params.json` and shards `consolidated.00.pth`, `.01.pth`, ... with a slice of each tensor.
+"""Reads Meta's layout: `params.json` and shards `consolidated.00.pth`, `.01.pth`, ... with slices of each matrix.
 
 Slices are joined row by row when a tensor is read, so that the whole model is never in memory. Missing shards and
 shards of different models are detected from shapes and from the norms, of which each shard has a copy.
@@ -83,7 +83,7 @@ def find_shards(folder: Path) -> list[Path]:
     """Returns the shards in order; raises CheckpointError if any shard or `params.json` is missing."""
     shards = {int(match[1]): path for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))}
     if not shards:
-        raise CheckpointError(f"{folder}: {PARAMS}, but no {shard_name(0)}; download the weights too")
+        raise CheckpointError(f"{folder}: contains {PARAMS}, but no {shard_name(0)}; download the weights too")
     missing = [shard_name(number) for number in range(max(shards)) if number not in shards]
     if missing:
         raise CheckpointError(
@@ -180,7 +180,7 @@ def _check_copies(name: str, parts: Sequence[StoredTensor], paths: Sequence[Path
 
 
 def _without_copies(name: str, parts: list[StoredTensor], copies: int, paths: Sequence[Path]) -> list[StoredTensor]:
-    """Drops copies: with fewer key-value heads than shards, each `copies` consecutive shards have the same heads."""
+    """Drops copies: if there are fewer key-value heads than shards, `copies` consecutive shards have the same heads."""
     for first in range(0, len(parts), copies):
         group = slice(first, first + copies)
         _check_copies(name, parts[group], paths[group])
@@ -190,7 +190,7 @@ def _without_copies(name: str, parts: list[StoredTensor], copies: int, paths: Se
 
 
 def same_bytes(one: RowSource, other: RowSource) -> bool:
-    """Whether two matrices have the same bytes. Different ones nearly always differ in the first 16 rows."""
+    """Whether two matrices have the same bytes. Reads 16 rows first: different matrices nearly always differ there."""
     if one.shape != other.shape or one.format != other.format:
         return False
     rows = np.arange(one.shape[0])

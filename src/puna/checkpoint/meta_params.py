@@ -27,7 +27,7 @@ CONTEXT = {"1": 2048, "2": 4096, "code": 16384, "3": 8192, "3.1": 131072, "3.2":
 LLAMA3_VOCABULARY = 128256
 
 _FACTORS = {"3.1": 8.0, "3.2": 32.0}
-"""Rope scaling factors of the releases: 8 is a constant of Meta's code, 32 occurs only in the files of 3.2."""
+"""Rope scaling factors of the releases: 8 is a constant of Meta's code, 32 comes from the files of 3.2."""
 
 _FIELDS = {"dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
            "rope_theta", "use_scaled_rope", "max_batch_size", "max_seq_len"}  # fmt: skip
@@ -38,7 +38,7 @@ _MULTIPLES = ((256, None), (4096, 1.3), (1024, 1.3), (4096, 1.2), (256, 1.5), (2
 
 @dataclass(frozen=True)
 class Params:
-    """The checked content of `params.json`; `heads_kv` defaults to `heads`, and `vocabulary` is None for -1."""
+    """The checked content of `params.json`; `heads_kv` defaults to `heads`; a vocab_size of -1 becomes None."""
 
     dim: int
     layers: int
@@ -62,7 +62,7 @@ def read_params(path: Path) -> Params:
 
 
 def check_params(raw: Mapping[str, Any], path: Path) -> Params:
-    """Checks the content of `params.json` as `read_params` does; `path` is for messages."""
+    """Checks the content of `params.json` (see `read_params`); `path` is used in messages."""
     unknown = sorted(raw.keys() - _FIELDS)
     if unknown:
         raise CheckpointError(
@@ -85,7 +85,7 @@ def check_params(raw: Mapping[str, Any], path: Path) -> Params:
 
     dim, heads = count("dim"), count("n_heads")
     if dim % heads:
-        raise CheckpointError(f"{path}: dim is {dim}, which n_heads, {heads}, does not divide evenly")
+        raise CheckpointError(f"{path}: dim is {dim}; it must be divisible by n_heads, {heads}")
     multiplier = None if raw.get("ffn_dim_multiplier") is None else number("ffn_dim_multiplier", 1.0)
     kv, rows, scaled = raw.get("n_kv_heads"), raw.get("vocab_size", -1), raw.get("use_scaled_rope", False)
     if type(scaled) is not bool:
@@ -120,7 +120,7 @@ def release(params: Params, rows: int) -> str:
         return "3"
     if params.theta > 10000:
         return "code"
-    # norm_eps is 1e-5 in Llama 2 and 1e-6 in Llama 1, except in its 65B: the only model of its width without groups.
+    # Llama 2 has norm_eps 1e-5; Llama 1 has 1e-6, except its 65B, the only model of that width without grouped heads.
     is_first = params.norm_eps < 5e-6 or (params.dim == 8192 and not params.grouped)
     return "1" if is_first else "2"
 
@@ -157,7 +157,7 @@ def config_from_params(
         dtype=dtype,
         architectures=["LlamaForCausalLM"],
     )
-    # <|eom_id|> and <|eot_id|> also end an answer: without them, Llama 3 would continue after its turn of a chat.
+    # <|eom_id|> and <|eot_id|> also end an answer: without them, Llama 3 would continue past its turn in a chat.
     ends = [first + 1, *([first + 8] if params.scaled else []), first + 9] if llama3 else 2
     return config, GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=ends)
 
@@ -177,7 +177,7 @@ def params_from_config(config: LlamaConfig) -> dict[str, Any]:
     if config.num_key_value_heads != config.num_attention_heads:
         params["n_kv_heads"] = config.num_key_value_heads
     params |= {"n_layers": config.num_hidden_layers, "norm_eps": config.rms_norm_eps}
-    if config.rope_theta != 10000.0 or config.rope_scaling is not None:  # use_scaled_rope has another default
+    if config.rope_theta != 10000.0 or config.rope_scaling is not None:  # use_scaled_rope changes the default
         params["rope_theta"] = config.rope_theta
     if config.rope_scaling is not None:
         params["use_scaled_rope"] = True
@@ -185,7 +185,7 @@ def params_from_config(config: LlamaConfig) -> dict[str, Any]:
 
 
 def read_as(params: Mapping[str, Any], rows: int, version: str | None = None) -> tuple[LlamaConfig, GenerationConfig]:
-    """Returns the configurations that a reader of `params` obtains; version None: the inferred release."""
+    """Returns the configurations that a reader of `params` obtains; if `version` is None, the release is inferred."""
     content = check_params(params, Path(PARAMS))
     return config_from_params(content, rows, False, None, version or release(content, rows))
 

@@ -32,11 +32,11 @@ Dialect = Literal["gguf", "meta"]
 
 @dataclass(frozen=True)
 class TensorName:
-    """One line of the table.
+    """One line of `TABLE`.
 
     Attributes:
-        hf, gguf, meta: the names, with `{n}` for the layer; None: that layout has no such tensor.
-        shape: sizes named in the module's docstring.
+        hf, gguf, meta: the names, with `{n}` for the layer; None if that layout has no such tensor.
+        shape: the names of its axes' sizes, explained in the module's docstring.
         heads: if the row order differs between layouts, the heads to which the rows belong.
         when: the condition under which the tensor exists.
     """
@@ -75,7 +75,7 @@ TABLE = (
     TensorName("score.weight", None, None, ("labels", "hidden"), when="classification"),
 )
 # fmt: on
-"""Every tensor of a LLaMA model, in the order of the forward pass."""
+"""Every tensor of a LLaMA model, in the order in which the forward pass uses them."""
 
 _BY_HF = {line.hf: line for line in TABLE}
 
@@ -93,7 +93,7 @@ _IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|rope\.freqs)$")
 
 
 def is_ignored(name: str) -> bool:
-    """Whether the tensor holds rotary frequencies, which old files store and the configuration determines."""
+    """Whether the tensor holds rotary frequencies, which old files store although the configuration determines them."""
     return _IGNORED.search(name) is not None
 
 
@@ -106,7 +106,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-"""The two matrices with a row per token of the vocabulary; one matrix if they are tied."""
+"""The two matrices with one row per token of the vocabulary; if they are tied, only the first exists."""
 
 
 def to_hf(name: str, dialect: Dialect) -> str | None:
@@ -120,12 +120,12 @@ def from_hf(name: str, dialect: Dialect) -> str | None:
     """Returns the GGUF or Meta name of the tensor with Hugging Face's `name`; None if it has none."""
     pattern, layer = _split(name)
     line = _BY_HF.get(pattern)
-    new = None if line is None else line.gguf if dialect == "gguf" else line.meta
-    return None if new is None else new.replace("{n}", layer)
+    other = None if line is None else line.gguf if dialect == "gguf" else line.meta
+    return None if other is None else other.replace("{n}", layer)
 
 
 def meta_split(name: str, shape: tuple[int, ...]) -> Literal[0, 1] | None:
-    """Returns the axis along which Meta's shards divide Hugging Face's tensor `name`; None: each shard has a copy."""
+    """Returns the axis along which Meta's shards divide Hugging Face's tensor `name`; None if each has a copy."""
     return None if len(shape) == 1 else 1 if name.endswith(_SPLIT_INPUTS) else 0
 
 

@@ -14,7 +14,7 @@ from puna.formats.blocks import FORMATS, StoredTensor
 from puna.formats.grouped import GroupedMatrix
 
 _SHOWN = 5
-"""Maximum number of names in an error: with a wrong configuration, hundreds are missing."""
+"""Maximum number of names in an error: with a wrong configuration, hundreds may be missing."""
 
 _TIED_ROWS = 1024
 """Rows of the embedding and of the head that are compared at once."""
@@ -22,11 +22,11 @@ _TIED_ROWS = 1024
 
 def full_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Drops ignored tensors, and renames those of a bare `LlamaModel`: `layers.0...` becomes `model.layers.0...`."""
-    kept = {name: tensor for name, tensor in tensors.items() if not is_ignored(name)}
-    if any(name.startswith("model.") for name in kept):
-        return kept
+    weights = {name: tensor for name, tensor in tensors.items() if not is_ignored(name)}
+    if any(name.startswith("model.") for name in weights):
+        return weights
     heads = ("lm_head.weight", "score.weight")
-    return {name if name in heads else f"model.{name}": tensor for name, tensor in kept.items()}
+    return {name if name in heads else f"model.{name}": tensor for name, tensor in weights.items()}
 
 
 def find_head(config: LlamaConfig, tensors: Mapping[str, RowSource], bare: bool) -> Head:
@@ -72,14 +72,14 @@ def _same_values(one: StoredTensor | GroupedMatrix, other: StoredTensor | Groupe
 
 
 def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, RowSource]) -> None:
-    """Raises CheckpointError unless `tensors` are exactly those that `config` and `head` require."""
+    """Raises CheckpointError if a tensor that `config` and `head` require is missing, or any is extra or unsuitable."""
     missing, expected = [], set()
     for name, shape in expected_tensors(config, head):
         tensor = tensors.get(name)
         expected.add(name)
         if tensor is None:
             missing.append(name)
-            if len(missing) > _SHOWN:  # num_hidden_layers of a damaged configuration may be huge
+            if len(missing) > _SHOWN:  # num_hidden_layers may be huge in a damaged configuration
                 break
         elif tensor.shape != shape:
             raise CheckpointError(

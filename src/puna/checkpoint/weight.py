@@ -27,7 +27,7 @@ class RowSource(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Outermost axis first."""
+        """The shape, outermost axis first."""
         ...
 
     @property
@@ -61,8 +61,8 @@ class Weight:
     Attributes:
         name: Hugging Face's name.
         parts: the tensors that are joined along `axis`: several if Meta's shards divide the tensor, else one.
-        axis: 0, rows of one part follow those of another; 1, each part holds some columns of every row.
-        order: for each row, its index in the files; None if the order is the same. Only whole rows move, so that
+        axis: 0 if each part holds some of the rows, 1 if each part holds some columns of every row.
+        order: for each row, its index in the files; None if the order is the same. Only entire rows move, so that
             quantised blocks stay unchanged.
     """
 

@@ -135,7 +135,7 @@ def _measure(native: NativeBackend, works: list[Work], repeat: int) -> dict[Work
 
 
 def mean_speed(first: MachineSpeed, second: MachineSpeed) -> MachineSpeed:
-    """Combines measurements of the machine before and after: mean bandwidth, and maximum arithmetic speeds."""
+    """Combines two measurements of the machine: the mean bandwidth and the maximum arithmetic speeds."""
     from puna.native.measure import MachineSpeed
 
     return MachineSpeed(
@@ -183,7 +183,7 @@ def _peak_memory() -> int:
 
 
 def _reset_peak() -> None:
-    """Resets the peak memory after the machine was measured; only Linux supports this (proc(5))."""
+    """Resets the peak, since measuring the machine also needs memory; only Linux supports this (proc(5))."""
     from contextlib import suppress
     from pathlib import Path
 

@@ -73,7 +73,7 @@ def convert(
             ("--threads", threads),
         ):  # fmt: skip
             if value is not None:
-                raise RequestError(f"{name} is about weights, but --tokenizer-only converts none; leave one out")
+                raise RequestError(f"{name} applies to weights, but --tokenizer-only converts none; leave one out")
         notes = convert_tokenizer(locate_model(src, "tokenizer"), dst, layout, instruct=instruct, overwrite=overwrite)
         if json:
             print_json({"target": str(dst), "notes": notes})
@@ -95,7 +95,7 @@ def convert(
 
 @contextmanager
 def _callbacks(quiet: bool, verify: bool) -> Iterator[_Callbacks]:
-    """Yields on_plan, progress and calibrating: they show the plan, and on a terminal a progress bar."""
+    """Yields on_plan, progress and calibrating, which show the plan and, on a terminal, a progress bar."""
     if not is_watched():
         yield (lambda plan: None if quiet else _show_plan(plan)), lambda count: None, lambda share: None
         return
@@ -143,7 +143,7 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
 def _show(converted: Converted) -> None:
     conversion = converted.conversion
     for note in converted.notes:
-        if note not in conversion.plan.notes:  # which `_show_plan` has shown
+        if note not in conversion.plan.notes:  # `_show_plan` has shown the plan's notes
             typer.secho(f"note: {note}", fg="yellow")
     if conversion.errors:
         typer.echo("relative rounding error by kind of tensor:")

@@ -25,10 +25,10 @@ Quantize = Annotated[
 Temperature = Annotated[
     float, typer.Option("--temperature", "-t", help="Sampling temperature; 0 always chooses the most likely token.")
 ]
-TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens only; 0: all.")]
+TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens only; 0 means all.")]
 TopP = Annotated[float, typer.Option(help="Sample from the most likely tokens whose probabilities add up to p.")]
 MinP = Annotated[float, typer.Option(help="Exclude tokens less likely than this fraction of the most likely.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Values above 1 make tokens of the text so far less likely.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Values above 1 make tokens that occurred before less likely.")]
 Speculate = Annotated[
     bool, typer.Option("--speculate", help="Guess tokens from earlier text: same answer, faster if text repeats.")
 ]

@@ -23,7 +23,7 @@ def pull(
     """Download a model from the Hugging Face hub and print its path.
 
     Interrupted downloads are resumed. Environment variables: HF_TOKEN gives access to restricted models, HF_HOME sets
-    the folder of the cache, HF_ENDPOINT sets another hub.
+    the folder of the cache, HF_ENDPOINT sets the URL of another hub.
     """
     from puna import hub
 

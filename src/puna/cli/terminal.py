@@ -66,7 +66,7 @@ def _prepare_streams() -> None:
 
 
 def _discard_output() -> None:
-    """Redirects standard output, which cannot be written, to the null device: the final flush would fail as well."""
+    """Redirects standard output to the null device: writing to it failed, so the flush at exit would fail too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -108,7 +108,7 @@ def write(text: str) -> None:
 
 
 def read_text(argument: str, name: str) -> str:
-    """Returns the argument, or standard input if it is `-`; raises RequestError if that is not UTF-8."""
+    """Returns the argument, or for `-` the text of standard input; raises RequestError if it is not UTF-8."""
     if argument != "-":
         return argument
     try:

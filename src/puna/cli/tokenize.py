@@ -14,7 +14,7 @@ from puna.cli.terminal import command, print_json, read_text
 def tokenize(
     text: Annotated[str, typer.Argument(help="Text, or - for standard input.")],
     model: options.Model = None,
-    special: Annotated[bool, typer.Option(help="Add the tokens that begin or end a text, such as BOS.")] = True,
+    special: Annotated[bool, typer.Option(help="Add tokens such as BOS at the start or end of the text.")] = True,
     json: options.Json = False,
 ) -> None:
     """Show the tokens of a text."""

@@ -1,7 +1,7 @@
-"""Conversion of any LLaMA checkpoint into any layout, in memory bounded by pieces of its tensors.
+"""Conversion of any LLaMA checkpoint into any layout, with only a few pieces of tensors in memory at a time.
 
 `run` opens, plans, writes, verifies and publishes. `edit` changes the model's shape; `to_hf`, `to_meta` and `to_gguf`
-decide which files hold which tensors; `lazy_rows` computes tensors while they are read.
+list the files to write and their tensors; `lazy_rows` computes tensors while they are read.
 """
 
 from puna.convert.options import LAYOUTS, Layout, Options

@@ -1,4 +1,4 @@
-"""Calibration: how much each input of a matrix matters, measured on a text, so that the quantiser can weigh errors."""
+"""Calibration: measures on a text how much each input of a matrix matters, so that the quantiser can weight errors."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ WINDOW = 512
 """Tokens in one forward pass."""
 
 _MIN_TOKENS, _MAX_TOKENS = 128, 32_768
-"""Tokens that a text must have, and that are read at most."""
+"""Minimum number of tokens in a text, and maximum number of tokens read from it."""
 
 _CHARACTERS = 2**18
-"""Characters that are read first; more are read if they have too few tokens."""
+"""Characters that are read first; more are read if these have fewer than `_MAX_TOKENS` tokens."""
 
 _UNUSED = 1e-4
-"""Importance of an input that is 0 throughout the text, relative to the mean: on other texts it may matter a little."""
+"""Added to every importance, whose mean is 1: an input that is 0 throughout the text may matter in another."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_text(checkpoint: Checkpoint, path: Path) -> CalibrationText:
 
 
 def _read_tokens(checkpoint: Checkpoint, path: Path) -> tuple[list[int], bool]:
-    """Returns the first tokens of a text, and whether the text has no more."""
+    """Returns the first tokens of a text, and whether they are the entire text."""
     from puna.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(checkpoint.tokenizer)
@@ -96,7 +96,7 @@ def measure_importance(
     """Returns the mean square of the inputs of each matrix on the text; windows of tokens are read independently.
 
     Args:
-        progress: called with the share of the text that was read.
+        progress: called with the fraction of the text that was read.
     """
     from puna.native import NativeBackend
 

@@ -1,4 +1,4 @@
-"""The destination of a conversion: checks of its path, and the record by which an interrupted run is recognised."""
+"""The destination of a conversion: checks of its path, and the record that identifies an interrupted run."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path
         StorageError: the destination cannot be used.
     """
     try:
-        here, current = destination.resolve(), Path.cwd()
-    except (OSError, RuntimeError) as exc:  # a circle of links, or the current folder was deleted
+        resolved, current = destination.resolve(), Path.cwd()
+    except (OSError, RuntimeError) as exc:  # a loop of symbolic links, or the current folder was deleted
         raise StorageError(f"{destination} cannot be written to ({exc}); choose another name") from exc
-    if here in (current, *current.parents):
-        raise StorageError(f"{destination} is the current folder, or contains it; give the name of a new one")
+    if resolved in (current, *current.parents):
+        raise StorageError(f"{destination} is the current folder, or contains it; choose another name")
     if destination.name in (atomic_folder.RECORD, atomic_folder.LOCK):
         raise StorageError(f"{destination}: puna uses this name for its records; choose another")
     working = [path.resolve() for path in atomic_folder.working_paths(destination)]
@@ -52,9 +52,9 @@ def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path
                 f"{source} is in a working folder of {destination}; move it, or choose another name for the result"
             )
         for path in (source, *(source.iterdir() if source.is_dir() else ())):
-            # Both the path as given, since it may be a link in the destination, and the path that it links to.
+            # Checks both the given path, which may be a link inside the destination, and the path to which it links.
             for real in (path.parent.resolve() / path.name, path.resolve()):
-                if here in (real, *real.parents):
+                if resolved in (real, *real.parents):
                     raise StorageError(f"{destination} is, or contains, the model to be converted; choose another name")
     atomic_folder.restore_replaced(destination)
     if atomic_folder.is_taken(destination) and not overwrite:
@@ -73,7 +73,7 @@ def model_record(source: Checkpoint, options: Options, text: CalibrationText | N
 
 
 def files_record(files: Iterable[Path]) -> dict[str, Any]:
-    """Returns puna's version, and path, size and time of change of each file.
+    """Returns puna's version, and the path, size and modification time of each file.
 
     Raises:
         CheckpointError: a file cannot be read.

@@ -86,7 +86,7 @@ class ResizedVocabulary(LazyRows):
 
 
 def edit_checkpoint(checkpoint: Checkpoint, options: Options) -> Checkpoint:
-    """Returns the checkpoint with the edits that `options` request; weights are computed when they are read.
+    """Returns the checkpoint with the edits that `options` request; edited weights are computed when they are read.
 
     Raises:
         CheckpointError: the model cannot have that many heads or vocabulary rows.
@@ -100,7 +100,7 @@ def edit_checkpoint(checkpoint: Checkpoint, options: Options) -> Checkpoint:
 
 
 def pool_heads(checkpoint: Checkpoint, heads: int) -> Checkpoint:
-    """Returns the checkpoint with `heads` key-value heads, which must divide their number."""
+    """Returns the checkpoint with `heads` key-value heads; `heads` must divide the present number."""
     config, count = checkpoint.config, checkpoint.config.num_key_value_heads
     if not 0 < heads <= count or count % heads:
         raise CheckpointError(f"{heads} key-value heads cannot be pooled from {count}; give a divisor of {count}")
@@ -117,15 +117,15 @@ def pool_heads(checkpoint: Checkpoint, heads: int) -> Checkpoint:
 
 
 def resize_vocabulary(checkpoint: Checkpoint, size: int | None, multiple: int | None) -> Checkpoint:
-    """Returns the checkpoint with `size` vocabulary rows (None: as many as it has), rounded up to a `multiple`.
+    """Returns the checkpoint with `size` vocabulary rows (None keeps the number), rounded up to a `multiple`.
 
     Raises:
-        CheckpointError: a size or multiple below 1, or so small that a special token would lose its row.
+        CheckpointError: a size or multiple is below 1, or a special token would lose its row.
         TokenizerError: the tokenizer has more tokens.
     """
     for name, value in (("--vocab-size", size), ("--pad-vocab-to", multiple)):
         if value is not None and not 0 < value < 2**31:
-            raise CheckpointError(f"{name} is {value}; a whole number, 1 or more, is needed")
+            raise CheckpointError(f"{name} is {value}; it must be an integer of at least 1")
     config, count = checkpoint.config, checkpoint.config.vocab_size
     rows = size or count
     rows = -(-rows // (multiple or 1)) * (multiple or 1)
@@ -133,7 +133,7 @@ def resize_vocabulary(checkpoint: Checkpoint, size: int | None, multiple: int | 
         return checkpoint
     needed = max(_special_ids(checkpoint), default=-1) + 1
     if rows < needed:
-        raise CheckpointError(f"a vocabulary of {rows} rows loses special token {needed - 1}; {needed} are needed")
+        raise CheckpointError(f"a vocabulary of {rows} rows loses special token {needed - 1}; give at least {needed}")
     tensors = {
         name: Weight(name, (ResizedVocabulary(as_floats(weight), rows),)) if name in (EMBEDDING, HEAD) else weight
         for name, weight in checkpoint.tensors.items()
@@ -144,7 +144,7 @@ def resize_vocabulary(checkpoint: Checkpoint, size: int | None, multiple: int | 
 
 
 def _special_ids(checkpoint: Checkpoint) -> list[int]:
-    """Returns the ids of the special tokens in the model's and in the generation's configuration."""
+    """Returns the ids of the special tokens in the model's configuration and the generation configuration."""
     config, generation = checkpoint.config, checkpoint.generation
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     ids = [config.bos_token_id, config.pad_token_id, *eos]

@@ -22,7 +22,7 @@ _LAYER = re.compile(r"^model\.layers\.\d+\.")
 
 
 def relative_errors(before: Mapping[str, RowSource], after: Mapping[str, RowSource]) -> dict[str, float]:
-    """Returns the root mean square of the change over that of the values, for each kind of tensor with changed values.
+    """Returns the RMS of the change divided by the RMS of the values, for each kind of tensor whose values changed.
 
     Tensors whose shape was edited are not compared.
     """
@@ -37,7 +37,7 @@ def relative_errors(before: Mapping[str, RowSource], after: Mapping[str, RowSour
             old, new = before[name], after[name]
             rows = _spread(old.shape[0], _ROWS)
             x, y = values(old, rows).astype(np.float64), values(new, rows).astype(np.float64)
-            finite = np.isfinite(x) & np.isfinite(y)  # an infinity is kept, which is not an error
+            finite = np.isfinite(x) & np.isfinite(y)  # conversions keep infinities; they are not errors
             error += float(((x[finite] - y[finite]) ** 2).sum())
             power += float((x[finite] ** 2).sum())
             new.release()

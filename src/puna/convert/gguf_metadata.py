@@ -18,10 +18,10 @@ from puna.errors import CheckpointError
 from puna.formats.gguf_writer import Value
 
 _EOS_KEYS = (END_IDS[0], *reversed(END_IDS[1:]))
-"""Keys of the EOS tokens' ids, in the order in which they are filled."""
+"""Kinds of EOS keys in GGUF, in the order in which they receive the ids of `_eos_ids`."""
 
 _ORIGINAL_CONTEXT = 8192
-"""The original context of Llama 3.1's rope scaling, which readers assume if the file does not contain it."""
+"""The original context of Llama 3.1's rope scaling, which readers assume if the key is missing."""
 
 
 def gguf_metadata(
@@ -30,14 +30,14 @@ def gguf_metadata(
     """Returns all keys and values of the file.
 
     Args:
-        stored: the metadata of a source in GGUF, of which the descriptions are copied.
+        stored: the metadata of a GGUF source, whose descriptions of the model are copied.
         file_type: the value of general.file_type.
         quantised: whether any tensor is quantised.
         instruct: add Llama 3's chat template to the tokenizer.
 
     Raises:
         CheckpointError: GGUF has no key for a property of the model.
-        TokenizerError: the tokenizer cannot be expressed.
+        TokenizerError: GGUF cannot hold the tokenizer.
     """
     config = checkpoint.config
     if config.hidden_act != "silu":
@@ -70,7 +70,7 @@ def gguf_metadata(
 
 
 def _wide(value: Any) -> Value:
-    """Returns a stored value; a float that float32 cannot hold must have been a float64."""
+    """Returns a stored value, as numpy.float64 if float32 cannot hold it: the file stored it as float64."""
     wide: Value = value
     if type(value) is float and math.isfinite(value):
         with np.errstate(over="ignore"):
@@ -79,7 +79,7 @@ def _wide(value: Any) -> Value:
 
 
 def _special_ids(checkpoint: Checkpoint) -> dict[str, Value]:
-    """Returns the keys of the special ids that generation obeys; they replace the tokenizer's."""
+    """Returns the keys and ids of the special tokens that generation uses; they replace the tokenizer's."""
     ids = {"bos": special_id(checkpoint, "bos_token_id"), "padding": special_id(checkpoint, "pad_token_id")}
     ids |= dict(zip(_EOS_KEYS, _eos_ids(checkpoint), strict=False))
     return {f"tokenizer.ggml.{name}_token_id": index for name, index in ids.items() if index is not None}

@@ -22,7 +22,7 @@ PIECE = 16 * 2**20
 """Memory in bytes that the rows of one piece may need while they are read (`row_memory`)."""
 
 RELEASE_EVERY = 4
-"""Pieces after which the mapped memory read so far is released."""
+"""Number of pieces after which their mapped memory is released."""
 
 _ROUNDS_TO_INFINITY = {"f16": 65520.0, "bf16": float(np.uint32(0x7F7F8000).view(np.float32))}
 """Smallest magnitudes that round to infinity: half a step above the largest number of each type."""
@@ -37,7 +37,7 @@ def pieces(source: RowSource, first: int = 0, last: int | None = None, step: int
     """Yields the packed bytes of the rows `first` to `last` - 1 in order, `step` rows at a time.
 
     Args:
-        last: None means all rows.
+        last: None means up to the last row.
         step: None means `rows_per_piece`.
     """
     end = source.shape[0] if last is None else last
@@ -154,7 +154,7 @@ class Cast(LazyRows):
 
 @dataclass(frozen=True)
 class Quantized(LazyRows):
-    """The values in a block format. `importance` weighs the error of each column."""
+    """The values in a block format. `importance` holds the weight of the error in each column."""
 
     to: BlockFormat
     importance: NDArray[np.float32] | None = None
@@ -189,7 +189,7 @@ class Quantized(LazyRows):
 
 
 def columns(source: RowSource, first: int, last: int) -> RowSource:
-    """Returns the columns `first` to `last` - 1; they are sliced before a cast if blocks allow it, to cast less."""
+    """Returns the columns `first` to `last` - 1; slices before a cast if blocks allow it, so that less is cast."""
     if isinstance(source, Cast):
         block = source.source.format.values
         if first % block == 0 and last % block == 0:

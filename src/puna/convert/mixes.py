@@ -1,7 +1,7 @@
 """llama.cpp's mixes of quantised formats: the format of each matrix, chosen as `llama_tensor_get_type` does.
 
-A mix has a main format, and formats of more bits for the matrices that lose most: always for the head, and in the mixes
-named M and L for v_proj and down_proj. If rows are not whole blocks of a format, its fallback is used.
+A mix has a main format, and formats with more bits for the most sensitive matrices: always the head, and in the mixes
+named M and L also v_proj and down_proj. If rows are not a multiple of a format's block, its fallback is used.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from puna.formats.blocks import FORMATS, BlockFormat
 
 @dataclass(frozen=True)
 class Mix:
-    """A line of the table.
+    """A line of `_TABLE`.
 
     Attributes:
-        name: the name in options, which may be in any case of letters.
+        name: the name in options, where upper and lower case are equivalent.
         main: the format of most matrices.
         file_type: `general.file_type` of a GGUF file (llama.h, `llama_ftype`).
     """
@@ -44,7 +44,7 @@ MIXES: dict[str, Mix] = {mix.name.lower(): mix for mix in _TABLE}
 """Every mix by its name in lower case."""
 
 _SYNONYMS = {"q3_K": "q3_K_M", "q4_K": "q4_K_M", "q5_K": "q5_K_M"}
-"""As in llama.cpp, q3_K, q4_K and q5_K alone mean their M."""
+"""As in llama.cpp, q3_K, q4_K and q5_K without a suffix mean the mix with suffix M."""
 
 FALLBACK = {"q2_K": "q4_0", "q3_K": "q4_0", "q4_K": "q5_0", "q5_K": "q5_1", "q6_K": "q8_0"}
 """Formats for rows that are not a multiple of 256, as in llama.cpp's `tensor_type_fallback`."""
@@ -54,7 +54,7 @@ _PLAIN = "f16"
 
 
 def find_mix(name: str) -> Mix:
-    """Returns the mix called `name`, in any case of letters.
+    """Returns the mix called `name`, in upper or lower case.
 
     Raises:
         CheckpointError: there is no such mix.
@@ -81,7 +81,7 @@ def choose(
 
 
 def _preferred_format(mix: Mix, name: str, config: LlamaConfig, weighted: bool) -> str:
-    """Returns the format for rows of any length."""
+    """Returns the format of a matrix, regardless of the length of its rows."""
     main, kind = mix.main, _SYNONYMS.get(mix.name, mix.name)
     if FORMATS[main].values == 1 or main == "q8_0":
         return main
@@ -107,7 +107,7 @@ def _more_bits(layer: int, layers: int) -> bool:
 
 
 def _v_proj(kind: str, main: str, layer: int, layers: int, groups: int) -> str:
-    """Returns the format of v_proj. With many queries per value head the matrix is small and matters most."""
+    """Returns the format of v_proj. If many query heads share a value head, the matrix is small and sensitive."""
     chosen = main
     if kind == "q2_K":
         chosen = "q4_K" if groups >= 4 else "q3_K"

@@ -33,7 +33,7 @@ def compare_nll(
 
 
 def _measure(before: Checkpoint, after: Checkpoint, threads: int | None, notes: list[str]) -> dict[str, float]:
-    """Returns the measurement; adds to `notes`, which keeps them if the measurement fails later."""
+    """Returns the measurement. Adds notes to the caller's list, so that they survive if the measurement fails later."""
     from puna.llm import LLM
 
     text = resources.files("puna").joinpath("sample.txt").read_text("utf-8")
@@ -47,13 +47,13 @@ def _measure(before: Checkpoint, after: Checkpoint, threads: int | None, notes: 
     llm = LLM(after, threads=threads, max_batch=1)
     new = float(np.mean(llm.nll(sample)))
     if llm.tokenizer.encode(text) != ids:
-        notes.append("the tokenizer of the result encodes a sample text to other ids than the source's")
+        notes.append("the converted tokenizer encodes a sample text to ids that differ from the source's")
     if not math.isfinite(old + new):
-        raise RequestError(f"it is {old} before and {new} after")
+        raise RequestError(f"the values are {old} before and {new} after")
     quantised = [any(weight.format.values > 1 for weight in model.tensors.values()) for model in (before, after)]
     if quantised[0] != quantised[1]:
         notes.append(
-            "the change in negative log-likelihood includes that of activations, which are rounded to 8 bits where "
-            "weights are quantised"
+            "the change in negative log-likelihood includes the effect of activations, which are rounded to 8 bits "
+            "where weights are quantised"
         )
     return {"before": old, "tokens": float(len(sample) - 1), "after": new}

@@ -38,13 +38,13 @@ class Options:
         """Checks that every option is in range, has an effect and agrees with the others.
 
         Raises:
-            CheckpointError, BackendError: an option does not.
+            CheckpointError, BackendError: an option is out of range, has no effect, or contradicts another.
         """
         check_threads(self.threads)
         if self.shards is not None and self.shards < 1:
-            raise CheckpointError(f"{self.shards} shards; give a number from 1")
+            raise CheckpointError(f"shards is {self.shards}; it must be at least 1")
         if self.layout == "gguf" and self.shards not in (None, 1):
-            raise CheckpointError("a GGUF file is one file; leave out shards")
+            raise CheckpointError("GGUF models are written as one file; leave out shards")
         if self.shard_size is not None and (self.layout != "hf" or self.shards is not None):
             other = "shards is given too" if self.layout == "hf" else f"the layout is {self.layout}"
             raise CheckpointError(

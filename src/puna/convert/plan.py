@@ -29,7 +29,7 @@ _TOKEN = 1600
 """Bytes of memory that a tokenizer needs per token while it is read and written."""
 
 _PIECES = QUEUED + 2
-"""Pieces in memory at once: one is computed, some wait and one is written."""
+"""Pieces in memory at once: one is computed, some are queued and one is written."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Plan:
 
     Attributes:
         files: name and bytes of each large file.
-        bytes: bytes of all these files; `finished`: of those that an interrupted run has written already.
+        bytes, finished: the size of all these files, and of the files that an interrupted run wrote already.
         free: free bytes on the disk of the target.
-        memory: bytes of memory that the process needs, about.
-        before, formats: number of tensors in each format, in the source and in the target.
+        memory: approximate bytes of memory that the process needs.
+        before, formats: number of tensors in each format: in the source, and in the target.
         fallbacks: formats of the matrices whose rows do not fit the format of the mix, by name.
-        notes: what changes, and what the user might not expect.
+        notes: changes and side effects, for the user.
         llama_version: in Meta's layout, the release to pass when reading the result, if its files do not show it.
     """
 
@@ -78,11 +78,11 @@ def make_plan(
     Args:
         source, edited: the model before and after the edits that the options request.
         unfinished: names of the files that are still to be written.
-        calibrate, verify: whether models will run, for which the process needs memory.
+        calibrate, verify: whether these steps, for which models run, are included in the memory.
     """
     total = sum(file.bytes for file in target.files)
     tokenizer = _TOKEN * source.config.vocab_size
-    running = _running_memory(source, total, calibrate, verify)
+    model_memory = _model_memory(source, total, calibrate, verify)
     return Plan(
         source=str(source.path),
         target=str(destination),
@@ -92,7 +92,7 @@ def make_plan(
         bytes=total,
         finished=sum(file.bytes for file in target.files if file.name not in unfinished),
         free=free_bytes(destination.absolute().parent),
-        memory=_INTERPRETER + max((RELEASE_EVERY + _PIECES) * PIECE, tokenizer, running),
+        memory=_INTERPRETER + max((RELEASE_EVERY + _PIECES) * PIECE, tokenizer, model_memory),
         before=_count_formats(source.tensors),
         formats=_count_formats(target.tensors),
         fallbacks=dict(target.fallbacks),
@@ -112,7 +112,7 @@ def check_space(plan: Plan, destination: Path) -> None:
         )
 
 
-def _running_memory(source: Checkpoint, result: int, calibrate: bool, verify: bool) -> int:
+def _model_memory(source: Checkpoint, result: int, calibrate: bool, verify: bool) -> int:
     """Returns the bytes of memory needed to run models, one at a time: the source to calibrate, and both to verify.
 
     Args:

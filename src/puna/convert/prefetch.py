@@ -1,4 +1,4 @@
-"""Prefetching of the pieces of tensors: one thread computes the next pieces while the caller writes the last ones."""
+"""Prefetching of the pieces of tensors: a thread computes the next pieces while the caller writes earlier ones."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def prefetched(tensors: Sequence[NewTensor]) -> Iterator[list[NewTensor]]:
             if isinstance(item, BaseException):
                 raise item
             yield item
-            # A piece may be a view of the source's file: writing it has mapped pages again that `pieces` had released.
+            # A piece may be a view of the source's file: writing it maps pages again that `pieces` had released.
             release(np.frombuffer(item, np.uint8))
 
     thread = threading.Thread(target=compute, name="puna-convert", daemon=True)

@@ -38,8 +38,8 @@ class Conversion:
     """The written files and their errors.
 
     Attributes:
-        errors: for each kind of tensor whose values changed, the root mean square of the change over that of the
-            values, from a sample of rows.
+        errors: for each kind of tensor whose values changed, the RMS of the change divided by the RMS of the values, on
+            a sample of rows.
         verified: number of tensors that were read back and compared; None without `verify`.
     """
 
@@ -105,12 +105,12 @@ def convert(
         to: "hf", "meta" or "gguf"; None means gguf with `quantize`, else hf.
         dtype: "float32", "float16" or "bfloat16"; None keeps the source's type, and turns quantised weights into
             float32, which holds their values exactly.
-        quantize: a format or mix of GGUF, such as "q8_0" or "Q4_K_M", in any case of letters.
-        shard_size: most bytes per file in Hugging Face's layout: a number, or a string such as "5GB", the default.
-        shards: the number of files instead; in Meta's layout, the number of parts into which matrices are split.
-        kv_heads: pool key and value heads, group by group, to this number.
-        calibrate: a text; the quantiser weighs errors by the size of each matrix's inputs on it.
-        vocab_size: rows of embedding and head: truncated, or extended by copies of their mean.
+        quantize: a format or mix of GGUF, such as "q8_0" or "Q4_K_M", in upper or lower case.
+        shard_size: maximum bytes per file in Hugging Face's layout: a number, or a string such as "5GB", the default.
+        shards: the number of files, instead of `shard_size`; in Meta's layout, also of the parts of each matrix.
+        kv_heads: average groups of key and value heads, to this number of heads.
+        calibrate: path of a text; the quantiser weights errors by the mean square of each matrix's inputs on it.
+        vocab_size: number of rows of embedding and head: truncates them, or appends copies of their mean row.
         pad_vocab_to: round the number of rows up to a multiple.
         verify: read all tensors back and compare them; encode a sample text with both models and measure the change in
             negative log-likelihood.
@@ -120,8 +120,8 @@ def convert(
         instruct: add Llama 3's chat template to the tokenizer; Meta's files have none.
         threads: threads of the quantiser; None means one per physical core.
         on_plan: called with the plan before anything is written.
-        progress: called with the bytes written, or with `verify` read back, since its last call.
-        calibrating: called with the share of the calibration text that was read.
+        progress: called with the number of bytes written (with `verify`, also read back) since its last call.
+        calibrating: called with the fraction of the calibration text that was read.
 
     Raises:
         ModelNotFoundError: there is no model at `source`.

@@ -1,4 +1,4 @@
-"""Settings and metadata of a checkpoint that not every layout can hold, and the notes that say which are lost."""
+"""Settings and metadata of a checkpoint that not every layout can hold, and notes on the lost ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COMPUTED = ("llama.", "tokenizer.", "split.")
 
 
 def special_id(checkpoint: Checkpoint, name: Literal["bos_token_id", "pad_token_id"]) -> int | None:
-    """Returns the id of a special token in the generation configuration, else that in the model's configuration."""
+    """Returns the id of a special token in the generation configuration, else the id in the model's configuration."""
     ids: list[int | None] = [getattr(config, name) for config in (checkpoint.generation, checkpoint.config)]
     return ids[1] if ids[0] is None else ids[0]
 
@@ -37,7 +37,7 @@ def stored_metadata(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 
 def descriptions(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the GGUF metadata that do not affect computation: author, licence, third-party keys."""
+    """Returns the GGUF metadata that does not affect computation: author, licence, third-party keys."""
     return {key: metadata[key] for key in metadata if not key.startswith(_COMPUTED) and key not in _WRITTEN}
 
 

@@ -67,7 +67,7 @@ def new_tensor(name: str, source: RowSource, first: int = 0, last: int | None = 
 
 
 def find_dtype(name: str | None) -> BlockFormat | None:
-    """Returns the plain type called `name` ("bfloat16", "bf16", ...), in any case of letters; None for None.
+    """Returns the plain type called `name` ("bfloat16", "bf16", ...), in upper or lower case; None for None.
 
     Raises:
         CheckpointError: there is no such type.
@@ -93,14 +93,14 @@ def main_type(checkpoint: Checkpoint, dtype: BlockFormat | None) -> BlockFormat:
 
 
 def plain_tensors(checkpoint: Checkpoint, dtype: BlockFormat | None) -> dict[str, RowSource]:
-    """Returns the tensors with plain types, in the order of the table of names; None as `dtype` keeps their types."""
+    """Returns the tensors in plain types, ordered as in `expected_tensors`; a `dtype` of None keeps plain matrices."""
     main = main_type(checkpoint, dtype)
     names = [name for name, _ in expected_tensors(checkpoint.config, checkpoint.head)]
     return {name: _plain(checkpoint.tensors[name], main, dtype) for name in names if name in checkpoint.tensors}
 
 
 def _plain(source: RowSource, main: BlockFormat, dtype: BlockFormat | None) -> RowSource:
-    """Casts a tensor to `main` if the user requested it, if it is quantised, or if a vector keeps its values."""
+    """Casts a tensor to `main` if the user gave a type, if it is quantised, or if it is a vector and stays exact."""
     if source.format == main:
         return source
     if dtype is not None or source.format.values > 1 or (len(source.shape) == 1 and _keeps_values(source, main)):
@@ -109,6 +109,6 @@ def _plain(source: RowSource, main: BlockFormat, dtype: BlockFormat | None) -> R
 
 
 def _keeps_values(source: RowSource, to: BlockFormat) -> bool:
-    """Whether a vector has the same values in another type: GGUF files hold every norm as float32."""
+    """Whether a cast keeps a vector's values exactly, as for norms that a GGUF file widened to float32."""
     numbers = values(source, np.arange(source.shape[0])).reshape(-1)
     return bool(np.array_equal(to.decode(pack(numbers, to).reshape(-1)), numbers, equal_nan=True))

@@ -1,4 +1,4 @@
-"""A GGUF file: metadata as llama.cpp's converter writes them; matrices copied, cast or quantised."""
+"""A GGUF file: metadata as llama.cpp's converter writes it; matrices copied, cast or quantised."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def hf_target(checkpoint: Checkpoint, options: Options) -> Target:
         checkpoint.config.to_dict(), dtype=main_type(checkpoint, dtype).torch, architectures=[_CLASSES[checkpoint.head]]
     )
     for name, settings in (("config.json", config), ("generation_config.json", checkpoint.generation)):
-        json_bytes(settings.to_dict(), name)  # raises for values that JSON cannot hold before anything is written
+        json_bytes(settings.to_dict(), name)  # raises if JSON cannot hold a value, before anything is written
 
     def finish(folder: Path) -> list[str]:
         config.save_pretrained(folder)

@@ -40,7 +40,7 @@ def published_shards(config: LlamaConfig) -> int:
 def meta_target(checkpoint: Checkpoint, options: Options) -> Target:
     """Returns the files of a folder in Meta's layout.
 
-    The number of shards is the requested one, else that of a source in Meta's layout, else the one Meta published.
+    The number of shards is `options.shards`, else that of a source in Meta's layout, else that of Meta's release.
 
     Raises:
         CheckpointError: Meta's format has no equivalent of a property of the model, or the model cannot be divided into
@@ -77,12 +77,12 @@ def meta_target(checkpoint: Checkpoint, options: Options) -> Target:
 
 
 def _nearest_release(checkpoint: Checkpoint, params: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-    """Returns (release, notes): the Llama release whose defaults lose least, and the settings that even it loses.
+    """Returns (release, notes): the Llama release whose defaults lose least, and notes on the settings that are lost.
 
     A release of None means the one that readers detect from the files.
     """
     losses = {version: _differences(checkpoint, params, version) for version in (None, *RELEASES)}
-    # The factor changes the model's output, the other settings only how the model is used.
+    # The factor changes the model's output; the other settings change only its use.
     nearest = min(losses, key=lambda version: (_FACTOR in losses[version], len(losses[version])))
     notes = [f"{name} {values}, since Meta's files do not contain it" for name, values in losses[nearest].items()]
     if nearest is not None:
@@ -91,7 +91,7 @@ def _nearest_release(checkpoint: Checkpoint, params: Mapping[str, Any]) -> tuple
 
 
 def _differences(checkpoint: Checkpoint, params: Mapping[str, Any], version: str | None) -> dict[str, str]:
-    """Returns the settings that differ when the files are read as those of release `version`."""
+    """Returns the settings that differ when the files are read as release `version`."""
     config = checkpoint.config
     read, generation = read_as(params, config.vocab_size, version)
     factor, read_factor = ((one.rope_scaling or {}).get("factor") for one in (config, read))

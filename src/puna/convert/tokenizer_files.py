@@ -58,8 +58,8 @@ def check_instruct(source: Path, layout: str) -> int:
     vocabulary = tokenizer.get_vocab()
     missing = sorted(set(LLAMA_3_TOKENS) - vocabulary.keys())
     if missing or tokenizer.chat_template is not None:
-        why = f"lacks {missing[0]}" if missing else "has a chat template already"
-        raise TokenizerError(f"{source}: instruct adds Llama 3's chat template, but the tokenizer {why}; leave it out")
+        flaw = f"lacks {missing[0]}" if missing else "has a chat template already"
+        raise TokenizerError(f"{source}: instruct adds Llama 3's chat template, but the tokenizer {flaw}; leave it out")
     return vocabulary[LLAMA_3_TOKENS[-1]]
 
 
@@ -67,7 +67,7 @@ def check_rows(source: Path, rows: int) -> None:
     """Raises TokenizerError if a vocabulary truncated to `rows` has fewer rows than the tokenizer has tokens."""
     try:
         tokens = _token_count(load_tokenizer(source).get_vocab())
-    except PunaError:  # then no tokenizer is written, which a note of the target says
+    except PunaError:  # no tokenizer will be written, and a note will say so
         return
     _check_count(tokens, rows)
 
@@ -113,7 +113,7 @@ def write_meta_tokenizer(source: Path, folder: Path) -> list[str]:
         notes = write_hf_tokenizer(source, folder)
         return [
             *notes,
-            "Meta's layout cannot hold the vocabulary: Hugging Face's files are written, which puna reads in it too",
+            "Meta's layout cannot hold the vocabulary: Hugging Face's files are written instead, which puna reads too",
         ]
     with atomic_write(folder / "tokenizer.model") as file:
         file.write(data)
@@ -155,15 +155,15 @@ def _lost(tokenizer: LlamaTokenizer | LlamaTokenizerFast, model: bytes) -> Itera
 
 
 def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, Value]:
-    """Returns the keys under `tokenizer.` of a GGUF file, which give the tokenizer's ids in llama.cpp too.
+    """Returns the keys under `tokenizer.` of a GGUF file, with which llama.cpp encodes to the same ids.
 
     Args:
         path: a folder or file; a SentencePiece model is preferred to tokenizer.json; keys of a GGUF file are copied.
-        rows: rows of the model's embedding; the vocabulary is filled up to as many tokens.
+        rows: rows of the model's embedding; the vocabulary is padded to this number of tokens.
         instruct: add Llama 3's chat template to a tokenizer of Llama 3 without one.
 
     Raises:
-        TokenizerError: there is no tokenizer, it has more tokens than `rows`, or llama.cpp has no such kind.
+        TokenizerError: there is no tokenizer, it has more tokens than `rows`, or llama.cpp lacks its kind.
     """
     file, kind = find(path, prefer="tokenizer.model")
     if kind == "gguf":
@@ -173,7 +173,7 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
     tokenizer = LlamaTokenizer.from_pretrained(path) if kind == "sentencepiece" else load_tokenizer(path)
     if instruct and kind != "sentencepiece":
         tokenizer.chat_template = LLAMA_3
-    _check_count(_token_count(tokenizer.get_vocab()), rows)  # before lists of that length are filled
+    _check_count(_token_count(tokenizer.get_vocab()), rows)  # before it allocates lists of that length
     added = tokenizer.added_tokens_decoder
     if isinstance(tokenizer, LlamaTokenizer):
         keys = _model_keys(tokenizer.sp_model.serialized_model_proto(), added)
@@ -236,7 +236,7 @@ def _character_bpe(
     added: Mapping[int, AddedToken],
     unk_id: int | None,
 ) -> dict[str, Value]:
-    """Returns the keys of a SentencePiece vocabulary in a tokenizer.json: the score of a piece is its first merge."""
+    """Returns the keys of a SentencePiece vocabulary in a tokenizer.json: a piece's score is minus its merge rank."""
     rank: dict[str, int] = {}
     for number, pair in enumerate(pairs):
         rank.setdefault("".join(pair), number)
@@ -272,7 +272,7 @@ def _scored(
 
 
 def _setting_keys(tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> dict[str, Value]:
-    """Returns the keys of special ids, of their use, and of chat templates."""
+    """Returns the keys of special tokens' ids, of their use, and of chat templates."""
     ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "unknown": tokenizer.unk_token_id}
     ids["padding"] = tokenizer.pad_token_id
     keys: dict[str, Value] = {f"{PREFIX}{name}_token_id": index for name, index in ids.items() if index is not None}
@@ -294,7 +294,7 @@ def _token_count(vocabulary: Mapping[str, int]) -> int:
 
 
 def _check_count(tokens: int, rows: int) -> None:
-    """Raises TokenizerError if an embedding of `rows` rows has no row for some of the tokens."""
+    """Raises TokenizerError if there are more tokens than rows of the embedding."""
     if tokens > rows:
         raise TokenizerError(
             f"the tokenizer has {tokens} tokens and the embedding {rows} rows, so tokens lack a row; convert with "
@@ -303,7 +303,7 @@ def _check_count(tokens: int, rows: int) -> None:
 
 
 def _filler(index: int) -> str:
-    """Returns a name for an id without a token; no text contains it."""
+    """Returns a placeholder for an id without a token."""
     return f"[PAD{index}]"
 
 

@@ -15,7 +15,7 @@ from puna.errors import CheckpointError
 
 
 def verify_tensors(path: Path, target: Target, progress: Callable[[int], None]) -> int:
-    """Compares every tensor at `path` with that of the target; returns the number of tensors.
+    """Compares every tensor at `path` with the target's tensor; returns the number of tensors.
 
     Args:
         progress: called with the number of bytes compared since the last call.
@@ -39,7 +39,7 @@ def _compare(path: Path, written: RowSource, expected: RowSource, progress: Call
         kind = f"{written.format.name} {written.shape}"
         raise CheckpointError(f"{written.name} is {kind}, not as intended; convert again")
     step = rows_per_piece(expected)
-    for right, read in zip(pieces(expected), pieces(written, step=step), strict=True):
-        if not np.array_equal(right, read):
+    for expected_bytes, written_bytes in zip(pieces(expected), pieces(written, step=step), strict=True):
+        if not np.array_equal(expected_bytes, written_bytes):
             raise CheckpointError(f"{path}: {written.name} is not as intended; the disk may be failing, convert again")
-        progress(read.nbytes)
+        progress(written_bytes.nbytes)

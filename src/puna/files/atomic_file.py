@@ -1,4 +1,4 @@
-"""A file that is written atomically, folders to save into, and the errors of a disk."""
+"""Atomic writes of files, folders to save into, and errors of the disk."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner may read
+            temporary.chmod(0o666 & ~_umask())  # mkstemp creates files that only their owner may read
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
-    """Returns the permissions that new files lack."""
+    """Returns the process's umask: the permission bits that new files do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -39,7 +39,7 @@ def _umask() -> int:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError of the block, which writes `path`, into a StorageError."""
+    """Context manager for writing `path`: turns an OSError into a StorageError."""
     try:
         yield
     except PunaError:
@@ -67,5 +67,5 @@ def make_folder(path: str | Path) -> Path:
 
 
 def free_bytes(path: Path) -> int:
-    """Returns the free bytes of the disk that will hold `path`, of which any folders may not exist yet."""
+    """Returns the free bytes of the disk that will hold `path`, whose folders may not exist yet."""
     return shutil.disk_usage(next(folder for folder in (path, *path.absolute().parents) if folder.exists())).free

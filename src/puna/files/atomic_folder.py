@@ -14,7 +14,7 @@ Downloads from the hub have the same guarantee from huggingface_hub, which renam
     folder/.saving-*, folder/.old-*    staging folder of new files; old files while the new ones replace them
     .NAME.puna-partial                 staging folder of NAME, with the record and a lock
     .NAME.puna-old                     the old NAME while the new one replaces it
-    .NAME.puna-gone                    the old NAME while it is deleted, or its rest if that was interrupted
+    .NAME.puna-gone                    the old NAME while it is deleted, or what is left if that was interrupted
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def working_paths(destination: Path) -> tuple[Path, Path, Path]:
 
 @contextmanager
 def temporary_staging(folder: Path) -> Iterator[Path]:
-    """Yields a staging folder inside `folder`, which is created if needed, and removed again if the block fails."""
+    """Yields a staging folder inside `folder`; creates `folder` if needed, and removes it again if the block fails."""
     with _create_folder(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as staging:
         yield Path(staging)
 
@@ -64,7 +64,7 @@ def replace_files(staging: Path, folder: Path, names: Sequence[str], outdated: S
 
     The last of `names` is the key file, without which no reader accepts the folder. It leaves first and enters last, so
     that a process killed at any moment leaves the old files, the new files, or a folder that is refused, with the old
-    files in a folder `.old-...` inside. If a single file differs, it is renamed and no such moment exists.
+    files in a folder `.old-...` inside. If only one file differs, a single rename replaces it.
 
     Raises:
         OSError: a file cannot be moved; the old files are restored.
@@ -79,13 +79,13 @@ def replace_files(staging: Path, folder: Path, names: Sequence[str], outdated: S
     leaving = [name for name in (key, *outdated, *entering[:-1]) if name in present]
     old = Path(tempfile.mkdtemp(dir=folder, prefix=".old-"))
     moves = [(folder / name, old / name) for name in leaving] + [(staging / name, folder / name) for name in entering]
-    begun: list[tuple[Path, Path]] = []
+    attempts: list[tuple[Path, Path]] = []
     try:
         for source, target in moves:
-            begun.append((source, target))  # before the move: Ctrl-C may come in between
+            attempts.append((source, target))  # recorded first, since Ctrl-C may come before the move ends
             source.replace(target)
     except BaseException:
-        _undo(begun, old)
+        _undo(attempts, old)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -110,15 +110,15 @@ def _undo(moves: Sequence[tuple[Path, Path]], old: Path) -> None:
 
 @contextmanager
 def resumable_staging(destination: Path, record: Mapping[str, Any]) -> Iterator[Path]:
-    """Yields the staging folder of `destination`, with the files that an interrupted run with this record completed.
+    """Yields the staging folder of `destination`, with the complete files of an interrupted run that had this record.
 
-    It is locked while the block runs, and removed if the block fails before a file is complete.
+    The folder is locked while the block runs, and removed if the block fails before any file is complete.
 
     Args:
         record: everything that determines the files.
 
     Raises:
-        StorageError: another process is writing `destination`, or the folder cannot be created or has other files.
+        StorageError: another process is writing `destination`, or the folder cannot be created or holds foreign files.
     """
     staging = partial_folder(destination)
     with _create_folder(staging, destination), _lock_staging(staging, destination):
@@ -133,7 +133,7 @@ def resumable_staging(destination: Path, record: Mapping[str, Any]) -> Iterator[
                 incomplete.unlink()
             yield staging
         except BaseException:
-            if not _completed_files(staging):  # nothing to resume with
+            if not _completed_files(staging):  # there is nothing to resume
                 shutil.rmtree(staging, ignore_errors=True)
             raise
 
@@ -141,10 +141,10 @@ def resumable_staging(destination: Path, record: Mapping[str, Any]) -> Iterator[
 def publish(staging: Path, destination: Path, single: str | None, overwrite: bool) -> None:
     """Renames the staging folder, or its file `single` if given, to `destination`.
 
-    The old `destination`, an empty folder or with `overwrite` anything, is deleted afterwards.
+    The old `destination` is deleted afterwards; without `overwrite`, only an empty folder is.
 
     Raises:
-        StorageError: without `overwrite`, `destination` exists; or the disk refuses.
+        StorageError: `destination` exists and `overwrite` is false, or a rename fails.
     """
     with storage_errors(destination):
         _sync(staging)
@@ -166,7 +166,7 @@ def publish(staging: Path, destination: Path, single: str | None, overwrite: boo
 
 
 def restore_replaced(destination: Path) -> None:
-    """Restores the old `destination` if a run was killed while it was replaced; raises StorageError if one does now."""
+    """Restores `destination` if a run was killed while replacing it; raises StorageError if one is doing so now."""
     old, staging = replaced_path(destination), partial_folder(destination)
     if not old.exists() or is_taken(destination):
         return
@@ -215,7 +215,7 @@ def _lock_staging(staging: Path, destination: Path) -> Iterator[None]:
 
 
 def _delete_replaced(destination: Path) -> None:
-    """Deletes the old `destination`, renamed before so that an incomplete rest of it is never restored."""
+    """Deletes the old `destination`; renames it first, so that a partly deleted one is never restored."""
     _, old, deleted = working_paths(destination)
     _remove(deleted)
     if old.exists() or old.is_symlink():

@@ -11,8 +11,8 @@ from puna.errors import ConfigError, ModelNotFoundError, PunaError
 from puna.files.atomic_file import atomic_write
 
 JSON_LIMIT = 32 * 2**20
-"""Bytes of the largest JSON file that is read. Indexes and configurations in use have less than 1 MB; as Python objects
-a file needs about twenty times its size."""
+"""Maximum size of a JSON file in bytes. Indexes and configurations in use have less than 1 MB. As Python objects, they
+need about twenty times as much memory."""
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -46,5 +46,5 @@ def read_json(path: Path, error: type[PunaError]) -> dict[str, Any]:
     except (ValueError, RecursionError) as exc:
         raise error(f"{path}: not valid JSON ({exc}); download the file again") from exc
     if not isinstance(value, dict):
-        raise error(f"{path}: contains a JSON {type(value).__name__}; an object is needed")
+        raise error(f"{path}: contains a JSON {type(value).__name__}; it must be an object")
     return value

@@ -50,7 +50,7 @@ class BlockFormat:
     pack: Callable[[Floats], Bytes] | None = None
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Returns the bytes of a tensor; raises CheckpointError if its rows (the last axis) are not entire blocks."""
+        """Returns the bytes of a tensor; raises CheckpointError if its rows (last axis) are not entire blocks."""
         row = shape[-1] if shape else 1
         if row % self.values:
             raise CheckpointError(f"rows of {row} values cannot be packed as {self.name}, in blocks of {self.values}")
@@ -61,7 +61,7 @@ class BlockFormat:
         blocks = data.reshape(-1, self.bytes)
         out = np.empty((len(blocks), self.values), np.float32)
         step = max(1, _CHUNK // self.values)
-        # A damaged scale may be infinite or NaN, and its values with it: callers decide whether that is an error.
+        # A damaged scale may be infinite or NaN, and so are its values then: callers decide whether that is an error.
         with np.errstate(invalid="ignore", over="ignore"):
             for start in range(0, len(blocks), step):
                 out[start : start + step] = self.unpack(blocks[start : start + step])
@@ -74,7 +74,7 @@ class StoredTensor:
 
     Attributes:
         shape: outermost axis first.
-        raw: the bytes, a view of the file; may have any shape and strides whose ravelled order is the order of blocks.
+        raw: the bytes, a view of the file, with any shape and strides such that `ravel` returns the blocks in order.
 
     Raises:
         CheckpointError: too many axes, an axis that is not positive, or a number of bytes that does not fit the shape.
@@ -102,7 +102,7 @@ class StoredTensor:
 
     @property
     def data(self) -> Bytes:
-        """The flat bytes; a view of the file where they are contiguous there, else a copy."""
+        """The flat bytes: a view of the file if they are contiguous in the file, else a copy."""
         return np.ascontiguousarray(self.raw).reshape(-1)
 
     def to_float32(self) -> Floats:
@@ -110,7 +110,7 @@ class StoredTensor:
         return self.format.decode(self.data).reshape(self.shape)
 
     def take(self, rows: NDArray[np.intp]) -> Bytes:
-        """Returns the bytes of rows (of a vector: elements), (rows, bytes per row); a view if they are consecutive."""
+        """Returns the bytes of rows (elements of a vector), (rows, bytes per row); a view if rows are consecutive."""
         raw = self.raw.reshape(self.shape[0], -1) if self.raw.ndim == 1 else self.raw
         consecutive = len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
         selection = raw[int(rows[0]) : int(rows[-1]) + 1] if consecutive else raw[rows]

@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 
 
 def _fields(blocks: Bytes, layout: np.dtype[np.void]) -> NDArray[np.void]:
-    """Blocks as records: (n, bytes) -> (n,) with one field per name of `layout`."""
+    """Views blocks as records: (n, bytes) -> (n,), with the fields of `layout`."""
     return np.ascontiguousarray(blocks).view(layout)[:, 0]
 
 
@@ -27,7 +27,7 @@ def _column(halves: NDArray[np.float16]) -> Floats:
 
 
 def _nibbles(packed: Bytes, run: int) -> Bytes:
-    """Unpacks 4-bit values, (n, k) -> (n, k / run, 2, run): of each `run` bytes the low nibbles, then the high ones."""
+    """Unpacks 4-bit values, (n, k) -> (n, k / run, 2, run): per `run` bytes, the low nibbles come first."""
     runs = packed.reshape(len(packed), -1, 1, run)
     return np.concatenate([runs & 15, runs >> 4], axis=2)
 

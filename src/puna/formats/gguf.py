@@ -26,7 +26,7 @@ _UNSUPPORTED = {
     23: "iq4_xs", 24: "i8", 25: "i16", 26: "i32", 27: "i64", 28: "f64", 29: "iq1_m", 34: "tq1_0", 35: "tq2_0",
     39: "mxfp4", 40: "nvfp4", 41: "q1_0",
 }  # fmt: skip
-"""ggml's other types, for error messages."""
+"""Names of ggml's other types, for error messages."""
 
 _MAX_DIMS = 4
 """GGML_MAX_DIMS."""
@@ -37,7 +37,7 @@ class GgufFile:
     """An open GGUF file.
 
     Attributes:
-        tensors: in the order of the file's descriptions; shapes are reversed, to outermost axis first.
+        tensors: in the order of the file's descriptions; their shapes have the outermost axis first.
     """
 
     path: Path
@@ -72,7 +72,7 @@ def _version(cursor: Cursor) -> int:
         raise CheckpointError(f"begins with {magic!r}, not with GGUF: this is not a GGUF file")
     version = cursor.number("<I")
     if version & 0xFFFF == 0 and version:
-        raise CheckpointError("a big-endian GGUF file; puna reads little-endian files, download or convert to one")
+        raise CheckpointError("the file is big-endian; puna reads only little-endian GGUF files, download one")
     if version not in (2, 3):
         raise CheckpointError(f"GGUF version {version}; puna reads 2 and 3, convert the file with a current llama.cpp")
     return version

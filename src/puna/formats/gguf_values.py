@@ -38,8 +38,8 @@ _MANY = 1000
 class Metadata(Mapping[str, Any]):
     """The metadata of a file: a read-only mapping to numbers, bools, strings, arrays of numbers and lists of strings.
 
-    An array of strings is decoded at its first access, since vocabularies have 10^5 strings and many readers need none;
-    that access raises `CheckpointError` if a string is not UTF-8.
+    An array of strings is decoded at its first access, since many readers do not need the vocabulary's 10^5 strings. The
+    access raises `CheckpointError` if a string is not UTF-8.
     """
 
     def __init__(self, path: Path, values: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ class Cursor:
         return self.view[self.position - size : self.position]
 
     def number(self, code: str) -> int:
-        """Reads a number of the type that `code` has in `struct`."""
+        """Reads a number; `code` is its format in `struct`."""
         value: int = struct.unpack(code, self.take(struct.calcsize(code)))[0]
         return value
 
@@ -184,7 +184,7 @@ class PackedStrings:
         return [raw[end + 8 : after].decode() for end, after in itertools.pairwise([0, *ends])]
 
     def _split(self) -> list[str] | None:
-        """Replaces each length by one zero byte and splits the text there; None if the strings may contain zeros."""
+        """Replaces each length by one zero byte and splits the text there; None if strings may contain zero bytes."""
         data = np.frombuffer(self.raw, np.uint8)
         count = len(self.ends)
         if not count or len(data) - np.count_nonzero(data) != 7 * count:  # a length of 1 to 255 has seven zero bytes

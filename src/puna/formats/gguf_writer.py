@@ -41,8 +41,8 @@ def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[NewT
 
     Args:
         metadata: an int becomes uint32, a negative one int32, or 64 bits if it needs them; a float becomes float32, a
-            `numpy.float64` float64; a NumPy array keeps its element type; any other sequence must be of strings.
-        tensors: in the order in which they are written.
+            `numpy.float64` float64; a NumPy array keeps its element type; any other sequence must contain strings.
+        tensors: the tensors, in the order of the file.
 
     Raises:
         CheckpointError: a duplicate or overlong name, an integer of more than 64 bits, or data of the wrong size.
@@ -103,7 +103,7 @@ def _value(value: Value) -> bytes:
 
 
 def _strings(texts: Sequence[str]) -> bytes:
-    """Returns the joined `_string` of each text; faster, since a vocabulary of 10^5 texts has few different lengths."""
+    """Returns the joined `_string` of all texts; packs each length once, since 10^5 texts have few different ones."""
     raws = [text.encode() for text in texts]
     prefixes = {length: struct.pack("<Q", length) for length in set(map(len, raws))}
     return b"".join([part for raw in raws for part in (prefixes[len(raw)], raw)])

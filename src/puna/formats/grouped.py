@@ -7,7 +7,7 @@ float16 scale s and an integer zero point z:
 
     qweight  int32, eight q per word     GPTQ (inputs / 8, outputs): nibble k of word w is input 8 w + k
                                          AWQ  (inputs, outputs / 8): nibbles are outputs 0 2 4 6 1 3 5 7 of the word
-    qzeros   int32 (groups, outputs / 8) GPTQ: outputs in order, z - 1 (v2: z); AWQ: in the output order of qweight
+    qzeros   int32 (groups, outputs / 8) GPTQ: z - 1 (v2: z), outputs in order; AWQ: z, outputs as in qweight
     scales   float16 (groups, outputs)
     g_idx    int32 (inputs,)             GPTQ only, optional: the group of each input; default: consecutive groups
 
@@ -48,8 +48,8 @@ class Packing:
     Attributes:
         name: the name in messages.
         packed_axis: the axis of `qweight` along which a word holds eight integers: 0 inputs, 1 outputs.
-        numbers: (qweight, indices of n outputs) -> (n, inputs), uint8.
-        zeros: qzeros -> (groups, outputs), uint8.
+        numbers: unpacks q: (qweight, indices of n outputs) -> (n, inputs), uint8.
+        zeros: unpacks z: qzeros -> (groups, outputs), uint8.
     """
 
     name: str
@@ -104,8 +104,8 @@ PACKINGS = {
 class GroupedMatrix:
     """A matrix in one of the packings, whose rows are returned in a format of `FORMATS`.
 
-    The format is q4_0, which is exact, if every zero point is 8, and q4_1, with the minimum -s z rounded to float16, if
-    zero points differ. If the inputs of a block of 32 belong to several groups ("act order"), or the scales are not
+    If every zero point is 8, the format is q4_0, which is exact; otherwise q4_1, with the minimum -s z rounded to
+    float16. If the inputs of a block of 32 belong to several groups ("act order"), or the scales are not
     float16, the values are rounded to the scales' type. Kernels for GPUs also round to float16.
 
     Attributes:
@@ -152,13 +152,13 @@ class GroupedMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(outputs, inputs)."""
+        """The shape, (outputs, inputs)."""
         first, second = self.qweight.shape
         return (second, first * _PER_WORD) if self.packing.packed_axis == 0 else (second * _PER_WORD, first)
 
     @cached_property
     def groups(self) -> Index:
-        """(inputs,): the group of each input."""
+        """The group of each input, (inputs,)."""
         if self.g_idx is None:
             inputs = self.shape[1]
             return np.arange(inputs) // (inputs if self.group_size == -1 else self.group_size)
@@ -192,7 +192,7 @@ class GroupedMatrix:
         return out
 
     def _blocks(self, outputs: Index) -> Bytes:
-        """Returns rows in q4_0 or q4_1: scale, minimum (q4_1), then bytes of the integers k and k + 16 of a block."""
+        """Returns rows in q4_0 or q4_1: scale, minimum (q4_1), and bytes with integers k and k + 16."""
         numbers = self.packing.numbers(_words(self.qweight), outputs).reshape(len(outputs), -1, 2, _BLOCK // 2)
         scales = _row_scales(self.scales, outputs)
         fields = [scales]

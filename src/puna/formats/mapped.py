@@ -1,7 +1,7 @@
 """Maps files into memory as read-only arrays of bytes, and detects their format from the first bytes.
 
 The system reads a page of a mapped file when it is accessed, so opening a checkpoint only reads its header. Reading a
-file that is truncated while it is mapped crashes the process: replace checkpoints by renaming, never rewrite in place.
+file that is truncated while it is mapped crashes the process: replace a checkpoint by renaming, never in place.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def release(view: NDArray[np.uint8]) -> None:
 
 
 def sniff(path: Path) -> Container:
-    """Returns the format of a tensor file, detected from its first bytes, never from its name."""
+    """Returns the format of a tensor file, detected from its first bytes instead of its name."""
     data = map_file(path)
     start = data[:16].tobytes()
     if start[:4] == b"GGUF":

@@ -18,12 +18,12 @@ from puna.errors import CheckpointError
 Global = Callable[..., Any]
 
 PICKLE_LIMIT = 4 * 2**20
-"""Maximum size of a pickle in bytes: 20,000 tensors. A byte of pickle takes at most about a hundred of memory."""
+"""Maximum size of a pickle in bytes, enough for 20,000 tensors. Each byte needs at most about 100 bytes of memory."""
 
 
 @dataclass(frozen=True)
 class StorageClass:
-    """A class of torch storages, by name; the pickle passes it on, but cannot call it."""
+    """The name of a torch storage class. A pickle can pass it as an argument, but cannot call it."""
 
     name: str
 
@@ -137,7 +137,7 @@ def _call(machine: _Machine) -> None:
 
 
 def _build(machine: _Machine) -> None:
-    """Ignores attributes of a state dict: torch sets `_metadata`, the versions of modules, which contains no tensor."""
+    """Ignores attributes of a state dict: torch sets only `_metadata`, the versions of modules."""
     machine.pop()
     machine.top(dict)
 
@@ -159,7 +159,7 @@ def _set(machine: _Machine, items: list[Any]) -> None:
     if len(items) % 2:
         raise CheckpointError(f"the pickle sets a key without a value, at byte {machine.position}")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Only scalars: hashing nested tuples recurses in C, to a depth that the file chooses.
+        # Keys must be scalars: hashing nested tuples recurses in C, to a depth that the file chooses.
         if not isinstance(key, str | int | float | bytes | None):
             raise CheckpointError(f"the pickle has a {type(key).__name__} as a key; keys of a state dict are names")
         if isinstance(key, str) and key in target:
@@ -193,7 +193,7 @@ def _push(value: Callable[[_Machine], Any]) -> _Step:
 
 _OPCODES: dict[bytes, _Step] = {
     b"\x80": lambda m: m.take(1),  # PROTO
-    b"\x95": lambda m: m.take(8),  # FRAME: a hint for readers of streams, ignored
+    b"\x95": lambda m: m.take(8),  # FRAME: its size is only useful when reading a stream
     b"(": lambda m: m.marks.append(len(m.stack)),
     b"0": lambda m: m.pop(),
     b"N": _push(lambda m: None),

@@ -40,7 +40,7 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     """Opens a safetensors file; reads the header, not the tensor data.
 
     Raises:
-        CheckpointError: the header is malformed, or does not assign each byte of the data to exactly one tensor.
+        CheckpointError: the header is malformed, or a byte of the data belongs to no tensor or to several.
     """
     data = map_file(path)
     if len(data) < 8:

@@ -35,7 +35,7 @@ class TorchZipFile:
 
 @dataclass(frozen=True)
 class _Storage:
-    kind: str  # the class
+    kind: str  # the name of its class
     key: str  # the zip entry is data/KEY
     count: int  # elements
 
@@ -52,7 +52,7 @@ def open_torch_zip(path: Path) -> TorchZipFile:
     """Opens a file of `torch.save`; reads the zip's directory and the pickle, not the tensor data.
 
     Raises:
-        CheckpointError: another format, a pickle that needs anything but tensors, or tensors outside the file.
+        CheckpointError: the format differs, or the pickle contains anything but tensors inside the file.
     """
     kind = sniff(path)
     if kind == "torch_legacy":
@@ -114,7 +114,7 @@ def _view(name: str, tensor: _Tensor, entries: dict[str, NDArray[np.uint8]], pre
     if count > tensor.storage.count or last >= tensor.storage.count:
         raise CheckpointError(
             f"shape {tensor.shape}, strides {tensor.strides} and offset {tensor.offset} reach element {last} or repeat "
-            f"elements; its storage has {tensor.storage.count}. Save it with `.contiguous()`"
+            f"elements; the storage has {tensor.storage.count} elements. Save the tensor with `.contiguous()`"
         )
     view = np.lib.stride_tricks.as_strided(
         raw[tensor.offset * form.bytes :],
@@ -128,8 +128,8 @@ def _view(name: str, tensor: _Tensor, entries: dict[str, NDArray[np.uint8]], pre
 def _format(storage: _Storage) -> BlockFormat:
     form = _BY_STORAGE.get(storage.kind)
     if form is None:
-        known = ", ".join(str(item.torch) for item in _BY_STORAGE.values())
-        raise CheckpointError(f"the elements have the type of torch.{storage.kind}; puna reads {known}")
+        supported = ", ".join(str(item.torch) for item in _BY_STORAGE.values())
+        raise CheckpointError(f"the elements are those of a torch.{storage.kind}; puna reads {supported}")
     return form
 
 
@@ -144,7 +144,7 @@ def _persistent(key: Any) -> _Storage:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
-    """`torch._utils._rebuild_tensor` and `_v2`; further arguments are gradient flags and hooks."""
+    """Replaces `torch._utils._rebuild_tensor` and `_v2`; ignores gradient flags and hooks."""
     axes_agree = type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides) <= MAX_AXES
     if not isinstance(storage, _Storage) or not axes_agree:
         raise CheckpointError("the pickle describes a tensor without storage, or with shape and strides that disagree")
@@ -154,7 +154,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Any:
-    """`torch.nn.Parameter` around a tensor; whether the parameter requires gradients does not matter here."""
+    """Replaces `torch._utils._rebuild_parameter`; returns its tensor and ignores gradient flags."""
     return data
 
 

@@ -1,7 +1,7 @@
 """Writes a state dict in the format of `torch.save`, without torch: an uncompressed zip of a pickle and tensor bytes.
 
-The pickle is assembled from opcodes: names, and calls of `torch._utils._rebuild_tensor_v2` on storages, to which
-persistent ids refer (`torch.serialization`). `torch.load(..., weights_only=True)` reads the file, with or without mmap.
+The pickle is assembled from opcodes: for each tensor its name and a call of `torch._utils._rebuild_tensor_v2` on a
+storage with a persistent id (`torch.serialization`). `torch.load(..., weights_only=True)` reads the file, also with mmap.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from puna.files import atomic_write
 from puna.formats.new_tensor import NewTensor
 
 _ALIGNMENT = 64
-"""Alignment of storages in bytes, as in torch's own writer: the tensors of a mapped file are then aligned."""
+"""Alignment of storages in bytes, as in torch's own writer: tensors are then aligned in a mapped file."""
 
 _PADDING = 0x4246
 """Id of the extra field ("FB") that pads an entry to the alignment."""
@@ -25,7 +25,7 @@ _LOCAL_HEADER, _ZIP64_EXTRA = 30, 20
 """Sizes of a zip entry's local header and of its zip64 extra field, in bytes."""
 
 _DATE = (1980, 1, 1, 0, 0, 0)
-"""Zip's earliest date. A constant date makes the same tensors give the same file."""
+"""Zip's earliest date. With a constant date, equal tensors produce equal files."""
 
 
 def write_torch_zip(path: Path, tensors: Sequence[NewTensor]) -> None:
@@ -60,7 +60,7 @@ def state_dict_pickle(tensors: Sequence[NewTensor]) -> bytes:
 
 
 def _tensor(tensor: NewTensor, key: str) -> bytes:
-    """_rebuild_tensor_v2(storage, offset 0, shape, strides, requires_grad False, hooks OrderedDict())."""
+    """Calls _rebuild_tensor_v2(storage, offset 0, shape, strides, requires_grad False, hooks OrderedDict())."""
     storage = tensor.format.torch_storage
     if storage is None:
         raise CheckpointError(f"tensor {tensor.name!r} is {tensor.format.name}, for which torch has no type")

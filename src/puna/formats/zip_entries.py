@@ -1,6 +1,6 @@
 """Locates the entries of a zip written by `torch.save` in a mapped file.
 
-Supports what that writer uses: entries without compression, zip64, data descriptors. Sizes come from the central
+Supports only the features that torch uses: uncompressed entries, zip64, data descriptors. Sizes come from the central
 directory. Section numbers refer to PKWARE's APPNOTE.TXT, which defines the format.
 """
 
@@ -36,7 +36,7 @@ class _Entry:
 
 
 def zip_entries(data: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-    """Returns the bytes of each entry by name, as views of `data`, a whole zip file.
+    """Returns the bytes of each entry by name, as views of `data`, a complete zip file.
 
     Raises:
         CheckpointError: a malformed directory, a compressed or encrypted entry, entries that overlap or exceed the
@@ -124,7 +124,7 @@ def _wide(name: str, extra: bytes, *values: int) -> tuple[int, ...]:
 
 
 def _start(data: NDArray[np.uint8], entry: _Entry) -> int:
-    """Returns the offset of the entry's bytes: after its local header, whose extra field may be padding."""
+    """Returns the offset of the entry's bytes, which follow its local header and the header's extra field."""
     *_, name_size, extra_size = _read(data, _LOCAL, entry.header, b"PK\x03\x04", f"header of {entry.name!r}")
     at = entry.header + _LOCAL.size
     start = at + name_size + extra_size

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: `owner/name` instead of a path, downloaded once into the hub's cache.
+"""Models on the Hugging Face hub: `owner/name` instead of a path, downloaded once into the hub's cache.
 
 A reference is `owner/name`, optionally with `@revision` (a branch, tag or commit) and `:part` (part of the name of one
 GGUF file). A path that exists on this machine is never a reference, so that local paths never touch the network.
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class HubArguments(TypedDict, total=False):
-    """The arguments of transformers for downloads from the hub, with the same meaning. A local path ignores them."""
+    """Arguments for downloads, with the same meaning as in transformers. They have no effect on a local path."""
 
     revision: str | None
     token: str | bool | None
@@ -36,10 +36,10 @@ class HubArguments(TypedDict, total=False):
 
 
 def local_path(path: str | Path, need: Need = "model", subfolder: str = "", **arguments: Unpack[HubArguments]) -> Path:
-    """Returns `path`, or if it names a model of the hub, that model's path in the cache after downloading it.
+    """Returns `path`; if it names a model on the hub, downloads the model and returns its path in the cache.
 
     Args:
-        subfolder: a folder of the model, which is appended to the path.
+        subfolder: a folder inside the model's folder, appended to the path.
 
     Raises:
         ModelNotFoundError: the hub has no such model, or cannot be reached.

@@ -12,10 +12,10 @@ from puna.errors import ModelNotFoundError
 from puna.hub.reference import Reference
 
 Need = Literal["model", "tokenizer", "config"]
-"""The part of a model to download. "tokenizer" and "config" need weights only if no small file contains them."""
+"""The part of a model to download. "tokenizer" and "config" include weights only if no small file has them."""
 
 _SMALL = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*")
-"""Patterns of the files of a model other than its weights; files in other folders are not downloaded."""
+"""Patterns of a model's files other than weights. Files in other folders of the repository are not downloaded."""
 
 _WEIGHTS = (
     ("model.safetensors", "model-*.safetensors"),
@@ -24,7 +24,7 @@ _WEIGHTS = (
     ("consolidated.*.pth",),
     ("*.gguf",),
 )
-"""Patterns of weight files by format, the preferred first. All files of the first format that exists are chosen."""
+"""Patterns of weight files by format, in order of preference. All files of the first existing format are chosen."""
 
 _SHOWN = 30
 """Maximum number of names in an error."""
@@ -32,7 +32,7 @@ _SHOWN = 30
 
 @dataclass(frozen=True)
 class Selection:
-    """The files of a repository that are requested: those for `need`, or those that match `include` instead."""
+    """The requested files of a repository: the files for `need`, or if `include` is given, the files that match it."""
 
     need: Need
     include: tuple[str, ...]
@@ -43,7 +43,7 @@ class Selection:
         """Returns the files to download, from the names of all files.
 
         Raises:
-            ModelNotFoundError: no file fits, or several GGUF files do and the reference names none of them.
+            ModelNotFoundError: no file matches, or several GGUF files match and the reference chooses none of them.
         """
         names = sorted(names)
         if self.include:

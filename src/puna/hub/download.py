@@ -17,7 +17,7 @@ from puna.hub.reference import Reference
 
 @dataclass(frozen=True)
 class Download:
-    """A download before it begins.
+    """A download that has not begun.
 
     Attributes:
         reference: the model.
@@ -69,8 +69,8 @@ def fetch(
         announce: called before a download begins; not called if no file is missing.
         revision: overrides the revision of `reference`.
         token: overrides HF_TOKEN; False sends no token.
-        cache_dir: overrides the cache folder in HF_HOME.
-        force_download: whether to download files again that are already in the cache.
+        cache_dir: overrides the cache folder of HF_HOME.
+        force_download: whether to download even the files that are in the cache.
         local_files_only: whether to use only the cache.
 
     Raises:
@@ -146,12 +146,12 @@ def _snapshot(reference: Reference, names: list[str], cache: Path, token: str | 
 
 
 def _path_in_cache(selection: Selection, cache: Path, unreachable: Exception | None) -> Path:
-    """Returns the path of a model in the cache; `unreachable` is the connection error, None if none was tried."""
+    """Returns the path of a model in the cache; `unreachable` is the connection error, None without an attempt."""
     from huggingface_hub import constants, errors, snapshot_download
 
     reference = selection.reference
     try:
-        # An empty list of patterns returns the folder even if it lacks files; `choose` or the loader reports those.
+        # An empty list of patterns returns the folder even if files are missing; `choose` or the loader reports these.
         snapshot = snapshot_download(
             reference.id, revision=reference.revision, cache_dir=cache, local_files_only=True, allow_patterns=[]
         )
@@ -171,14 +171,14 @@ def _path_in_cache(selection: Selection, cache: Path, unreachable: Exception | N
 
 
 def _not_found_errors() -> tuple[type[Exception], ...]:
-    """Returns the errors for a model or revision that does not exist or to which the user has no access."""
+    """Returns the exception types for a model or revision that does not exist or is not accessible to the user."""
     from huggingface_hub import errors
 
-    return errors.RepositoryNotFoundError, errors.RevisionNotFoundError  # GatedRepoError derives from the first
+    return errors.RepositoryNotFoundError, errors.RevisionNotFoundError  # the first includes GatedRepoError
 
 
 def _request_errors() -> tuple[type[Exception], ...]:
-    """Returns all other errors of a request. The transport error depends on huggingface_hub's HTTP library."""
+    """Returns the exception types of other failures. The transport error depends on huggingface_hub's HTTP library."""
     from huggingface_hub import errors
 
     transport: type[Exception] = getattr(errors, "HTTPError", OSError)

@@ -1,4 +1,4 @@
-"""Parses names of models of the hub: `owner/name`, `owner/name@revision`, `owner/name:part`."""
+"""Parses names of models on the hub: `owner/name`, `owner/name@revision`, `owner/name:part`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REFERENCE = re.compile(
 
 @dataclass(frozen=True)
 class Reference:
-    """A model of the hub: "owner/name", optionally a branch, tag or commit, and part of the name of one GGUF file."""
+    """A model on the hub: "owner/name", optionally a branch, tag or commit, and part of the name of a GGUF file."""
 
     id: str
     revision: str | None = None
