@@ -114,7 +114,7 @@ def _head_dim(keys: GgufKeys, hidden: int, heads: int) -> int:
         raise CheckpointError(f"llama.rope.dimension_count is {rotated}; a LLaMA model rotates entire heads: {width}")
     if values != width:
         raise CheckpointError(
-            f"llama.attention.value_length is {values}; in a LLaMA model it must equal the keys' width, {width}"
+            f"llama.attention.value_length is {values}; in a LLaMA model it must equal the width of keys, {width}"
         )
     return width
 

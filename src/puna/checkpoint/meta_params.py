@@ -85,7 +85,7 @@ def check_params(raw: Mapping[str, Any], path: Path) -> Params:
 
     dim, heads = count("dim"), count("n_heads")
     if dim % heads:
-        raise CheckpointError(f"{path}: dim is {dim}; it must be divisible by n_heads, {heads}")
+        raise CheckpointError(f"{path}: dim is {dim}; n_heads is {heads}, which does not divide it evenly")
     multiplier = None if raw.get("ffn_dim_multiplier") is None else number("ffn_dim_multiplier", 1.0)
     kv, rows, scaled = raw.get("n_kv_heads"), raw.get("vocab_size", -1), raw.get("use_scaled_rope", False)
     if type(scaled) is not bool:

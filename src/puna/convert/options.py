@@ -42,9 +42,9 @@ class Options:
         """
         check_threads(self.threads)
         if self.shards is not None and self.shards < 1:
-            raise CheckpointError(f"shards is {self.shards}; it must be at least 1")
+            raise CheckpointError(f"{self.shards} shards were requested; give at least 1")
         if self.layout == "gguf" and self.shards not in (None, 1):
-            raise CheckpointError("GGUF models are written as one file; leave out shards")
+            raise CheckpointError("a GGUF file is one file; leave out shards")
         if self.shard_size is not None and (self.layout != "hf" or self.shards is not None):
             other = "shards is given too" if self.layout == "hf" else f"the layout is {self.layout}"
             raise CheckpointError(

@@ -1,7 +1,7 @@
 """Writes a state dict in the format of `torch.save`, without torch: an uncompressed zip of a pickle and tensor bytes.
 
 The pickle is assembled from opcodes: for each tensor its name and a call of `torch._utils._rebuild_tensor_v2` on a
-storage with a persistent id (`torch.serialization`). `torch.load(..., weights_only=True)` reads the file, also with mmap.
+storage with a persistent id (`torch.serialization`). `torch.load(..., weights_only=True)` reads it, also with mmap.
 """
 
 from __future__ import annotations
