@@ -16,7 +16,7 @@ SHARED = ROOT.parent / "shared"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the tests that need SHARED where it is absent. The fixture `shared` has the reason for not skipping."""
+    """Deselects the tests that need SHARED where it is absent. The fixture `shared` explains why."""
     if not SHARED.is_dir():
         config.hook.pytest_deselected(items=[item for item in items if _needs_shared(item)])
         items[:] = [item for item in items if not _needs_shared(item)]
@@ -28,7 +28,7 @@ def _needs_shared(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def python_handles_sigint() -> Iterator[None]:
-    """Installs Python's handler of SIGINT, because background jobs of a shell inherit that SIGINT is ignored."""
+    """Installs Python's handler of SIGINT, because a shell starts background jobs with SIGINT ignored."""
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, inherited)
@@ -39,7 +39,7 @@ def shared() -> Path:
     """The folder SHARED.
 
     Where the folder is absent, tests that use it are deselected rather than skipped, because each has a counterpart
-    that proves the same with the committed golden checkpoint.
+    that tests the same behaviour with the committed golden checkpoint.
     """
     return SHARED
 

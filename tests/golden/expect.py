@@ -2,16 +2,16 @@
 
 Usage: python -m tests.golden.expect   (after train.py; takes about a minute on one core)
 
-In tokenizer_4.34.1.json and tokenizer_5.23.0.json: what these releases of transformers make of the vocabulary
-(tests/oracles/record_tokenizer.py). In expected.json:
+tokenizer_4.34.1.json and tokenizer_5.23.0.json contain the results of these releases of transformers for the golden
+vocabulary (see tests/oracles/record_tokenizer.py). expected.json contains:
 
     ids      texts and their token ids: sentencepiece, transformers 4.34.1 and the installed transformers agree on them
-    logits   some rows of logits of one text: transformers in float64 on the float32 weights
+    logits   some rows of logits of one text, computed by transformers in float64 from the float32 weights
     texts    greedy continuations: transformers in float64 and in float32 agree on them. `smallest_gap` is the smallest
              difference between the two largest logits of a step: rounding errors must stay below half of it
-    nll      mean negative log-likelihood of held_out.txt in windows of 256 tokens: transformers in float64
-    smollm2  the same of SmolLM2 on text.txt in windows of 512 tokens: transformers in float32, with
-             its own GGUF reader for configuration and tokenizer, and weights dequantised by the package gguf
+    nll      mean negative log-likelihood (NLL) of held_out.txt in windows of 256 tokens, by transformers in float64
+    smollm2  mean NLL of text.txt for SmolLM2 in windows of 512 tokens, by transformers in float32. transformers reads
+             the configuration and the tokenizer from the GGUF file; the package gguf dequantises the weights
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.conftest import ROOT, smollm2_path
 from tests.golden.files import EXPECTED, HELD_OUT, LAYOUTS, RECORDS, TEXT, TOKENIZER
 from tests.golden.stories import half_split
 
-CONTEXT, LONGEST = 256, 200
+CONTEXT, MAX_NEW_TOKENS = 256, 200
 
 TEXTS = [
     "The llama lives on the high grassland.",
@@ -58,7 +58,7 @@ PROMPTS = [
 
 
 def checked_ids() -> list[dict[str, Any]]:
-    """Returns the ids of each text, on which the three implementations must agree."""
+    """Returns the ids of each text, and asserts that the three implementations agree on them."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER))
     texts = [*TEXTS, *PROMPTS[1:]]
     ids = [processor.encode(text, add_bos=True) for text in texts]
@@ -70,7 +70,7 @@ def checked_ids() -> list[dict[str, Any]]:
 
 
 def ids_of_4_34_1(cls: str, texts: list[str]) -> list[list[int]]:
-    """Returns the ids that a class of transformers 4.34.1 encodes."""
+    """Returns the ids of texts, encoded by a tokenizer class of transformers 4.34.1."""
     job = {"folder": str(LAYOUTS["hf"]), "cls": cls, "texts": texts}
     return run_oracle("4.34.1", "read_tokenizer.py", input=json.dumps({"jobs": [job]}))[0]["ids"]
 
@@ -92,7 +92,7 @@ def logits_of(model: transformers.LlamaForCausalLM, ids: Sequence[int]) -> torch
 
 
 def some_logits(model: transformers.LlamaForCausalLM) -> dict[str, Any]:
-    """Returns rows of the beginning, middle and end of a full context, with nine digits, more than float32 has."""
+    """Returns logits at the beginning, middle and end of a full context, with more digits (nine) than float32 has."""
     ids = encode(HELD_OUT.read_text())[:CONTEXT]
     logits = logits_of(model, ids)
     rows = {str(row): [float(f"{value:.9g}") for value in logits[row].tolist()] for row in (0, 1, 100, CONTEXT - 1)}
@@ -104,10 +104,10 @@ def encode(text: str) -> list[int]:
 
 
 def greedy(model: transformers.LlamaForCausalLM, prompt: str) -> dict[str, Any]:
-    """Decodes greedily without a cache, until EOS (which is not returned) or LONGEST tokens."""
+    """Decodes greedily without a cache, until EOS (which is not returned) or MAX_NEW_TOKENS tokens."""
     prompt_ids = encode(prompt)
     ids, smallest_gap, finish = list(prompt_ids), float("inf"), "length"
-    while len(ids) < len(prompt_ids) + LONGEST:
+    while len(ids) < len(prompt_ids) + MAX_NEW_TOKENS:
         best = logits_of(model, ids)[-1].topk(2)
         smallest_gap = min(smallest_gap, float(best.values[0] - best.values[1]))
         if best.indices[0] == model.config.eos_token_id:
@@ -126,14 +126,14 @@ def greedy(model: transformers.LlamaForCausalLM, prompt: str) -> dict[str, Any]:
 
 
 def nll(model: Any, ids: Sequence[int], window: int) -> dict[str, Any]:
-    """Returns the mean over windows; the first token of a window is not predicted."""
+    """Returns the mean loss of all windows; the first token of a window is not predicted."""
     losses = []
     for start in range(0, len(ids), window):
         part = torch.tensor(ids[start : start + window])
         if len(part) > 1:
             losses.append(cross_entropy(logits_of(model, part.tolist())[:-1].double(), part[1:], reduction="none"))
-    every = torch.cat(losses)
-    return {"tokens": len(every), "nll": float(every.mean())}
+    all_losses = torch.cat(losses)
+    return {"tokens": len(all_losses), "nll": float(all_losses.mean())}
 
 
 def smollm2_nll() -> dict[str, Any]:
@@ -153,7 +153,7 @@ def load_gguf(path: Path) -> transformers.LlamaForCausalLM:
     weights = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(path).tensors}
     table = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # a tied head is not listed
+        for name, parameter in model.named_parameters():  # a tied head is left out
             rows = weights.pop(table.get_name(name, try_suffixes=(".weight",)))
             heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
                 name.split(".")[-2]

@@ -1,7 +1,7 @@
 """Paths of the golden checkpoint: a LLaMA of 0.6 MB trained by train.py, with the values that expect.py recorded.
 
-The files are committed, so that every clone proves the same numbers; no file was written by puna's own code. The text
-was written for these tests. Text and weights have the repository's licence.
+The files are committed, so that every clone is tested against the same numbers. puna's own code wrote none of them. The
+text was written for these tests. Text and weights have the repository's licence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOKENIZER = LAYOUTS["hf"] / "tokenizer.model"
 """SentencePiece BPE with Llama 2's settings and 512 pieces; the Meta folder holds the same file."""
 
 RECORDS = {release: FOLDER / f"tokenizer_{release}.json" for release in ("4.34.1", "5.23.0")}
-"""The results of releases of transformers for the vocabulary."""
+"""The results of two releases of transformers for the golden vocabulary."""
 
 
 def read_expected() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """stories260K: a real, trained LLaMA of one megabyte (A. Karpathy's tinyllamas, MIT), rewritten in other layouts.
 
-This module reads the files; the packages that own the formats write them.
+This module reads the original files. The reference package of each format writes the new files.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read_stories(folder: Path) -> Stories:
         size = int(np.prod(shape))
         tensors[name] = values[at : at + size].reshape(shape)
         at += size
-    assert values.size - at == context * dim // heads  # two unused rope tables of half a head each; tied head
+    assert values.size - at == context * dim // heads  # two unused rope tables, each half a head wide
     pieces, scores = _read_vocabulary(folder / "tok512.bin", vocab)
     return Stories(dim, hidden, layers, heads, kv_heads, vocab, context, tensors, pieces, scores)
 
@@ -73,12 +73,12 @@ def _read_vocabulary(path: Path, size: int) -> tuple[list[str], list[float]]:
 
 
 def piece_kind(index: int) -> int:
-    """SentencePiece's and GGUF's number for the type of a piece: unknown 2, control 3, byte 6, normal 1."""
+    """Returns the code of a piece's type in SentencePiece and GGUF: unknown 2, control 3, byte 6, normal 1."""
     return {0: 2, 1: 3, 2: 3}.get(index, 6 if index < 259 else 1)
 
 
 def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Reorders interleaved rotary rows to Hugging Face's order, pair by pair."""
+    """Reorders interleaved rotary rows to Hugging Face's half-split order."""
     width = rows.shape[0] // heads
     order = [head * width + pair * 2 + part for head in range(heads) for part in (0, 1) for pair in range(width // 2)]
     return np.ascontiguousarray(rows[order])

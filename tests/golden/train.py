@@ -3,9 +3,9 @@
 Usage: python -m tests.golden.train [FOLDER]   (default: checkpoint/ next to this file, which must not exist)
 
 Takes about 40 seconds on one core. The seed is fixed, but another processor or another release of PyTorch rounds
-differently and gives other weights, so expect.py must be run after each training. Every file is written by the package
-that owns its format: transformers (model.safetensors, config.json; release 4.34.1 the tokenizer's files), torch.save,
-gguf and sentencepiece.
+differently and yields other weights, so expect.py must be run after each training. The reference package of each format
+writes its files: transformers (model.safetensors and config.json; release 4.34.1 writes the tokenizer's files),
+torch.save, gguf and sentencepiece.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def train_tokenizer(path: Path) -> None:
 
 
 def read_stories(tokenizer: Path) -> list[list[int]]:
-    """Returns the stories of text.txt, which empty lines separate, as ids with BOS and EOS."""
+    """Returns the ids of each story, with BOS and EOS. Empty lines separate the stories of text.txt."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
     stories = TEXT.read_text().strip().split("\n\n")
     return [processor.encode(story, add_bos=True, add_eos=True) for story in stories]
 
 
 def train(stories: list[list[int]]) -> transformers.LlamaForCausalLM:
-    """Trains until the model knows most of the stories, so that few greedy tokens are near ties."""
+    """Trains until the model has memorised most stories, so that the two largest logits are rarely close."""
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(model_config())
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
@@ -69,10 +69,10 @@ def train(stories: list[list[int]]) -> transformers.LlamaForCausalLM:
     starts = [position for position in range(len(stream) - CONTEXT) if stream[position] == 1]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=STEPS, pct_start=0.1)
     for step in range(STEPS):
-        # Half of the windows start with a story, as prompts do; half anywhere, so that every position is trained.
-        places = torch.randint(len(stream) - CONTEXT, (BATCH,))
-        places[::2] = torch.tensor(starts)[torch.randint(len(starts), (BATCH // 2,))]
-        windows = torch.stack([stream[place : place + CONTEXT + 1] for place in places])
+        # Half of the windows start with a story, as prompts do. The others start anywhere, to train every position.
+        positions = torch.randint(len(stream) - CONTEXT, (BATCH,))
+        positions[::2] = torch.tensor(starts)[torch.randint(len(starts), (BATCH // 2,))]
+        windows = torch.stack([stream[position : position + CONTEXT + 1] for position in positions])
         logits = model(windows[:, :-1]).logits
         loss = cross_entropy(logits.reshape(-1, SIZES.vocab), windows[:, 1:].reshape(-1))
         optimizer.zero_grad()
@@ -102,7 +102,7 @@ def model_config() -> transformers.LlamaConfig:
 
 
 def write_tokenizer_files(model: Path, folder: Path) -> None:
-    """Has transformers 4.34.1 write tokenizer.json and the other files of LlamaTokenizerFast."""
+    """Writes tokenizer.json and the other files of LlamaTokenizerFast with transformers 4.34.1."""
     job = {"folder": str(model.parent), "cls": "LlamaTokenizerFast", "save": str(folder)}
     python = ROOT / ".oracles/4.34.1/bin/python"
     script = ROOT / "tests/oracles/read_tokenizer.py"

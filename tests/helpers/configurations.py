@@ -14,7 +14,7 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
     "rms_norm_eps": 1e-5,
-    "initializer_range": 0.2,  # large, so that differences show
+    "initializer_range": 0.2,  # large weights make errors visible
     "bos_token_id": 1,
     "eos_token_id": 2,
 }

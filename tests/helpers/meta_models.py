@@ -1,7 +1,7 @@
 """Narrow and shallow models of every family in Meta's layout, with the published number of shards.
 
-They are written by torch.save. Slices and the order of rotary rows follow Hugging Face's conversion script and Meta's
-fairscale layers, independently of puna's code.
+torch.save writes the files. The slices of shards and the order of rotary rows follow Hugging Face's conversion script
+and Meta's fairscale layers, independently of puna's code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.helpers.torch_files import DTYPES, Tensors, save_torch
 
 @dataclass(frozen=True)
 class Family:
-    """A published model with heads of `width`; `params` are the fields of its params.json other than the sizes."""
+    """A published model, but with heads of `width`; `params` are the fields of its params.json other than sizes."""
 
     name: str
     heads: int
@@ -114,13 +114,13 @@ def hf_tensors(family: Family, layers: int = 2, seed: int = 0) -> Tensors:
 
 
 def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Reverts `permute` in convert_llama_weights_to_hf.py."""
+    """Inverts `permute` of convert_llama_weights_to_hf.py."""
     rows, columns = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def meta_shards(family: Family, tensors: Tensors) -> list[Tensors]:
-    """Returns the tensors of each consolidated file: fairscale's column- and row-parallel slices."""
+    """Returns the tensors of each consolidated file, sliced as by fairscale's column- and row-parallel layers."""
     count = family.shards
     shards: list[Tensors] = [{} for _ in range(count)]
 
@@ -154,7 +154,7 @@ def meta_shards(family: Family, tensors: Tensors) -> list[Tensors]:
 
 
 def write_meta(folder: Path, family: Family, tensors: Tensors) -> Path:
-    """Writes a folder with the files of Meta's downloads."""
+    """Writes a folder in Meta's layout."""
     folder.mkdir()
     layers = sum(name.endswith("o_proj.weight") for name in tensors)
     (folder / "params.json").write_text(json.dumps(family.params_json(layers)))

@@ -1,4 +1,4 @@
-"""Small models on the native runtime: weights in every format, runs in chunks, comparisons of logits."""
+"""Helpers for small models on the native runtime: weights in every format, runs in chunks, comparison of logits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SPREAD = {
 """Approximate standard deviation of a random block's values, divided by its float16 scale."""
 
 CENTRE = {"q4_1": -7.5, "q5_1": -15.5, "q2_K": 1.5, "q4_K": 7.5, "q5_K": 15.5}
-"""Ratio of the second scale (of the minimums) to the first that centres the values on zero, as in real models."""
+"""Ratio of a block's second scale (of minimums) to its first at which values average zero, as in real models."""
 
 
 @dataclass
@@ -63,7 +63,7 @@ class PackedTensor:
 
 
 def pack(name: str, values: np.ndarray, random: np.random.Generator, *, shuffled: bool = False) -> PackedTensor:
-    """Returns the values in a float format, or in a block format random blocks with about their standard deviation."""
+    """Returns the values in a float format, or random blocks of about the same standard deviation in a block format."""
     block = FORMATS[name]
     if name == "f32":
         data = values.astype(np.float32)
@@ -82,7 +82,7 @@ def pack(name: str, values: np.ndarray, random: np.random.Generator, *, shuffled
 
 
 def pack_state(name: str, state: dict[str, np.ndarray], seed: int = 5) -> dict[str, PackedTensor]:
-    """Returns a model's tensors: matrices in the format, those of q in shuffled order; vectors in float32."""
+    """Returns a model's tensors: matrices in the format (the rows of q in random order), vectors in float32."""
     random = np.random.default_rng(seed)
     return {
         key: pack(name if value.ndim == 2 else "f32", value, random, shuffled=key.endswith("q_proj.weight"))
@@ -91,7 +91,7 @@ def pack_state(name: str, state: dict[str, np.ndarray], seed: int = 5) -> dict[s
 
 
 def run(backend: NativeBackend, ids: np.ndarray, pieces: list[int], slot: int = 0) -> np.ndarray:
-    """Returns the logits of every position; the ids are read in chunks of these sizes."""
+    """Returns the logits of every position; `pieces` has the sizes of the chunks in which the ids are read."""
     rows, start = [], 0
     for size in pieces:
         tokens = ids[start : start + size]

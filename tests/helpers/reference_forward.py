@@ -1,10 +1,10 @@
-"""The forward pass in NumPy float64, with activations and cached values rounded as the native runtime rounds them.
+"""The forward pass in NumPy float64, with activations and cached values rounded as the native runtime uses_bf16 them.
 
-The two passes are compared stage by stage. A pass of its own would diverge: an activation close to the middle between
-two 8-bit levels is rounded to one level from its float32 value and to the other from its float64 value, and a level is
+The two passes are compared stage by stage. An independent pass would diverge: an activation close to the middle between
+two 8-bit levels can be rounded to one level in float32 and to the other in float64, and the distance between levels is
 1/127 of the largest activation. So each stage of the reference starts from the native runtime's own matrix inputs,
-which `NativeBackend.observing` returns exactly: rounded inputs then agree, and what remains is the error of float32
-sums.
+which `NativeBackend.observing` returns exactly. The rounded inputs then agree, and only the error of float32 sums
+remains.
 
 Legend: T tokens, D columns, H heads, K kv heads, E head width.
 """
@@ -24,9 +24,9 @@ from puna.native.rope import Rope
 from tests.helpers.native import PackedTensor
 
 SCALE_COLUMNS = 64
-"""Activations of a token that share one scale: kScaleBlocks blocks of kBlock columns in csrc/kernels.h."""
+"""Number of activations of a token that share one scale: kScaleBlocks blocks of kBlock columns in csrc/kernels.h."""
 PAGE, SPLIT, CACHE_BLOCK = 64, 256, 32
-"""Tokens of a cache page and of an attention split; elements of a q8_0 cache that share a scale."""
+"""Tokens per cache page; tokens per attention split; elements of a q8_0 cache that share a scale."""
 
 
 class Stage(NamedTuple):
@@ -38,29 +38,29 @@ class Stage(NamedTuple):
 
 
 def round_to_8_bits(x: np.ndarray, group: int, kernels: str) -> np.ndarray:
-    """float32 (T, D) to float64: whole multiples of a scale, which `group` columns share; ties to even."""
+    """Rounds float32 (T, D) to integer multiples of a scale per `group` columns, ties to even; returns float64."""
     columns = x.shape[1]
     padded = np.pad(x, ((0, 0), (0, -columns % group))).reshape(len(x), -1, group)
     largest = np.abs(padded).max(-1, keepdims=True)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    products = padded.astype(np.float64) * inverse  # exact: two times 24 bits
+    products = padded.astype(np.float64) * inverse  # exact: factors have 24 bits, float64 has 53
     if kernels == "portable" and platform.machine() not in ("aarch64", "arm64"):
-        products = products.astype(np.float32)  # without a fused multiply-add the product is rounded once more
+        products = products.astype(np.float32)  # without fused multiply-add, products are rounded
     scale = (largest / np.float32(127)).astype(np.float64)
     return (np.rint(products) * scale).reshape(len(x), -1)[:, :columns]
 
 
 def round_to_bf16(x: np.ndarray) -> np.ndarray:
-    """Finite float32 to the nearest bfloat16, ties to even, as float64."""
+    """Rounds finite float32 to the nearest bfloat16, ties to even; returns float64."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(np.float64)
 
 
 def observe(backend: NativeBackend, ids: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Reads the ids one at a time.
+    """Runs the model on one id at a time.
 
-    Returns the magnitude of every matrix's inputs by the matrix's name, float32 (T, D), and the logits. A square of a
-    float32 is exact in float64, and so is its root; the sign is lost.
+    Returns the absolute inputs of every matrix by its name, float32 (T, D), and the logits. The absolute inputs are the
+    square roots of the observed squares: exact, because the square of a float32 is exact in float64.
     """
     rows: list[dict[str, np.ndarray]] = []
     logits = []
@@ -97,9 +97,9 @@ class ReferenceForward:
             norm = stage(f"{at}self_attn.q_proj.weight", self.rms_norm(f"{at}input_layernorm.weight", hidden))
             yield norm
             q, k, v = (self.matrix(f"{at}self_attn.{name}_proj", norm.native) for name in "qkv")
-            mixed = stage(f"{at}self_attn.o_proj.weight", self.attention(q, k, v))
-            yield mixed
-            hidden = hidden + self.matrix(f"{at}self_attn.o_proj", mixed.native)
+            attended = stage(f"{at}self_attn.o_proj.weight", self.attention(q, k, v))
+            yield attended
+            hidden = hidden + self.matrix(f"{at}self_attn.o_proj", attended.native)
             norm = stage(f"{at}mlp.gate_proj.weight", self.rms_norm(f"{at}post_attention_layernorm.weight", hidden))
             yield norm
             gate, up = (self.matrix(f"{at}mlp.{name}_proj", norm.native) for name in ("gate", "up"))
@@ -131,15 +131,15 @@ class ReferenceForward:
         q = self.rotate(q.reshape(tokens, -1, width)) / np.sqrt(width)  # (T, H, E)
         k = self.cached(self.rotate(k.reshape(tokens, -1, width)))  # (T, K, E)
         v = self.cached(v.reshape(tokens, -1, width))
-        rounds = self.cache == "bf16" and self.multiplies_bf16
-        q = round_to_bf16(q) if rounds else q
+        uses_bf16 = self.cache == "bf16" and self.multiplies_bf16
+        q = round_to_bf16(q) if uses_bf16 else q
         group = q.shape[1] // k.shape[1]
         scores = np.einsum("qhe,khe->hqk", q, k.repeat(group, 1))  # (H, T, T)
         scores[:, ~np.tri(tokens, dtype=bool)] = -np.inf
         highest = scores.max(-1, keepdims=True)
         weights = np.exp(scores - highest)
         total = weights.sum(-1, keepdims=True)
-        if rounds:
+        if uses_bf16:
             weights = _rounded_weights(scores, highest)
         return np.einsum("hqk,khe->qhe", weights / total, v.repeat(group, 1)).reshape(tokens, -1)
 
@@ -165,9 +165,9 @@ class ReferenceForward:
 
 
 def _rounded_weights(scores: np.ndarray, highest: np.ndarray) -> np.ndarray:
-    """exp(scores - highest), (H, T, T), each rounded to bfloat16 as when its page is read.
+    """Returns exp(scores - highest), (H, T, T), rounded to bfloat16 like the native runtime.
 
-    The exponent then is relative to the highest score so far of the split, so that is what the rounding depends on.
+    The runtime reads a split page by page, and uses_bf16 a weight relative to the split's highest score so far.
     """
     weights = np.zeros_like(scores)
     for split in range(0, scores.shape[-1], SPLIT):

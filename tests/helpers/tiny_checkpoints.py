@@ -1,6 +1,6 @@
 """Small random models, written as GGUF by the package gguf and as Hugging Face folders by `safetensors` or torch.
 
-Tensors are NumPy arrays; bfloat16 is that of the package ml_dtypes.
+Tensors are NumPy arrays. The package ml_dtypes provides bfloat16.
 """
 
 from __future__ import annotations

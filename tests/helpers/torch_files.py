@@ -1,6 +1,6 @@
-"""Files of torch.save and tensors of torch, for tests that also run where torch is not installed.
+"""Reads and writes the files of torch.save, for tests that also run where torch is not installed.
 
-Tensors are NumPy arrays; bfloat16 is that of the package ml_dtypes.
+Tensors are NumPy arrays. The package ml_dtypes provides bfloat16.
 """
 
 from __future__ import annotations

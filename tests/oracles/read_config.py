@@ -1,7 +1,7 @@
 """Prints the configuration that a release of transformers reads from each folder; runs in that release's environment.
 
-Usage: read_config.py FOLDER... ; prints a JSON list. `rope` is [inverse frequencies, attention factor], or None if the
-release does not compute them from the configuration or the rope type is "default".
+Usage: read_config.py FOLDER... ; prints a JSON list. `rope` is [inverse frequencies, attention factor]. It is
+None if the release does not compute them from the configuration, or if the rope type is "default".
 """
 
 import json
@@ -32,7 +32,7 @@ def rope(config):
 
 
 def read(folder):
-    """Returns the fields read from one folder, or the error that reading raises."""
+    """Returns the fields read from one folder, or the error."""
     try:
         config = LlamaConfig.from_pretrained(folder)
     except Exception as exc:

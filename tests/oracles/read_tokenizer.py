@@ -1,4 +1,4 @@
-"""Prints the results of a release's tokenizers; runs in that release's environment.
+"""Prints the results of tokenizers of one release of transformers; runs in that release's environment.
 
 Reads a JSON object from standard input, `jobs`: a list of {folder, cls, arguments, added, texts, pairs, max_length,
 truncation, sequences, chats, save, default_template}; prints a JSON list of results.

@@ -1,10 +1,11 @@
-"""Runs inside an environment of transformers: prints the results of its tokenizer classes for the golden vocabulary.
+"""Prints results of a release's tokenizer classes for the golden vocabulary; runs in that release's environment.
 
 Usage: PYTHON tests/oracles/record_tokenizer.py FOLDER ; tests/golden/expect.py runs it. FOLDER has tokenizer.model and
 tokenizer.json.
 
-Release 4 has the three classes that puna's follow. Release 5 has one, and reads tokenizer.json in two ways: as the
-file says (`file`), and as its class LlamaTokenizer builds it from the vocabulary (`class`).
+puna's classes follow the three tokenizers of release 4: LlamaTokenizer, with and without `legacy`, and
+LlamaTokenizerFast. Release 5 has two: the pipeline of tokenizer.json (`file`), and the pipeline that its class
+LlamaTokenizer builds from the vocabulary of that file (`class`).
 """
 
 import json
@@ -79,7 +80,7 @@ def record(tokenizer):
         tokenizer.save_pretrained(folder)
         files = sorted(path.name for path in Path(folder).iterdir())
     result = {"padding_side": tokenizer.padding_side, "keys": list(tokenizer("hi")), "files": files}
-    if transformers.__version__ < "5":  # later releases have no template of their own
+    if transformers.__version__ < "5":  # later releases have no default template
         result["chat"] = tokenizer.apply_chat_template(CHAT, tokenize=False)
     return {**result, "r": texts}
 

@@ -1,4 +1,4 @@
-"""Small trained vocabularies, and those of real models if their packages are installed."""
+"""Fixtures: small trained vocabularies, and vocabularies of real models if their packages are installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def package_file(package: str, *path: str) -> Path:
-    """Returns a file of an installed package without importing it; skips the test if it is not installed."""
+    """Returns a file of an installed package without importing it; skips the test if the package is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         pytest.skip(f"the package {package} is not installed")
@@ -82,7 +82,7 @@ def tokenizer(
 
 @pytest.fixture(scope="session")
 def llama3_model() -> Path:
-    """Llama 3's ranks, from the package llama-models."""
+    """Llama 3's tiktoken file, from the package llama-models."""
     return package_file("llama_models", "llama3", "tokenizer.model")
 
 

@@ -1,4 +1,4 @@
-"""Calling a tokenizer: padding, truncation, columns and tensors, compared with transformers 5.23 where it agrees."""
+"""Calling a tokenizer: padding, truncation, columns and tensors. transformers 5.23 is the oracle for most columns."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ COLUMNS = {
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("paired", [False, True])
-def test_columns_of_the_fast_tokenizer(fast, reference, options, side, bos, paired):
+def test_columns_of_the_fast_tokenizer_equal_those_of_transformers(fast, reference, options, side, bos, paired):
     fast.padding_side = reference.padding_side = side
     fast.truncation_side = reference.truncation_side = "left" if bos else "right"
     fast.add_bos_token = bos
@@ -73,7 +73,7 @@ def test_columns_of_the_fast_tokenizer(fast, reference, options, side, bos, pair
         assert result.sequence_ids(index) == expected.sequence_ids(index)
 
 
-def test_offsets_and_lookups(fast, reference):
+def test_character_token_and_word_lookups_equal_those_of_transformers(fast, reference):
     reference.backend_tokenizer.post_processor = fast.backend_tokenizer.post_processor
     text = "the llama 🦙 learns"
     result, expected = fast(text), reference(text)
@@ -92,12 +92,12 @@ def test_offsets_shift_with_padding_and_truncation(fast):
     encoded = fast(["the llama learns", "a"], padding=True, return_offsets_mapping=True)
     assert encoded.char_to_token(1, 0) == len(encoded.input_ids[1]) - 1
     assert encoded.offset_mapping[1][0] == (0, 0)
-    cut = fast("the llama learns", truncation=True, max_length=2)
-    assert cut.char_to_token(len("the llama learns") - 1) is None
+    truncated = fast("the llama learns", truncation=True, max_length=2)
+    assert truncated.char_to_token(len("the llama learns") - 1) is None
 
 
 @pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
-def test_tensors(sp_model, cls):
+def test_numpy_tensors(sp_model, cls):
     tokenizer = cls(sp_model)
     tokenizer.pad_token = "</s>"
     single = tokenizer("the llama", return_tensors="np")
@@ -137,7 +137,7 @@ def test_encode_equals_call(tokenizer):
     assert tokenizer([])["input_ids"] == []
 
 
-def test_texts_split_into_words(tokenizer):
+def test_words_are_encoded_separately(tokenizer):
     words = ["the", "llama"]
     separate = [i for word in words for i in tokenizer.encode(word, add_special_tokens=False)]
     result = tokenizer(words, is_split_into_words=True, add_special_tokens=False)["input_ids"]
@@ -145,7 +145,7 @@ def test_texts_split_into_words(tokenizer):
     assert tokenizer([words], is_split_into_words=True, add_special_tokens=False)["input_ids"] == [separate]
 
 
-def test_pad_collates(tokenizer):
+def test_pad_collates_rows_and_columns(tokenizer):
     rows = [tokenizer("the llama"), tokenizer("a")]
     padded = tokenizer.pad(rows, return_tensors="np")
     direct = tokenizer(["the llama", "a"], padding=True, return_tensors="np")
@@ -164,7 +164,7 @@ def test_the_error_of_pad_names_the_column(tokenizer):
         tokenizer.pad(rows, return_tensors="np")
 
 
-def test_the_padding_side_as_an_argument(tokenizer):
+def test_padding_side_is_an_argument(tokenizer):
     for side in ("left", "right"):
         wide = tokenizer("the llama", padding="max_length", max_length=40, truncation=True, padding_side=side)
         mask = wide["attention_mask"]
@@ -182,7 +182,7 @@ def test_a_batch_of_pairs(tokenizer):
         tokenizer([("a", "b"), "the"])
 
 
-def test_the_vocabulary(tokenizer):
+def test_vocab_equals_get_vocab(tokenizer):
     assert tokenizer.vocab == tokenizer.get_vocab()
 
 
@@ -209,7 +209,7 @@ def test_the_error_without_a_padding_token_says_how_to_add_one(sp_model):
         ({"max_length": 1, "truncation": "only_second"}, "raise max_length"),
     ],
 )
-def test_invalid_options(tokenizer, options, message):
+def test_invalid_options_are_refused(tokenizer, options, message):
     with pytest.raises(TokenizerError, match=message):
         tokenizer("the llama", "learns", **options)
 
@@ -223,14 +223,17 @@ class Strategy(str, enum.Enum):
     NO_TRUNCATION = "do_not_truncate"
 
 
-def test_strategies_as_enumerations(tokenizer):
+def test_strategies_can_be_enumerations(tokenizer):
     padded = tokenizer("a", padding=Strategy.MAX_LENGTH, max_length=9, truncation=Strategy.NO_TRUNCATION)
     assert len(padded["input_ids"]) == 9
-    cut = tokenizer("the llama", "learns", truncation=Strategy.ONLY_FIRST, max_length=7, padding=Strategy.NO_PADDING)
-    assert cut["input_ids"] == tokenizer("the llama", "learns", truncation="only_first", max_length=7)["input_ids"]
+    truncated = tokenizer(
+        "the llama", "learns", truncation=Strategy.ONLY_FIRST, max_length=7, padding=Strategy.NO_PADDING
+    )
+    expected = tokenizer("the llama", "learns", truncation="only_first", max_length=7)
+    assert truncated["input_ids"] == expected["input_ids"]
 
 
-def test_truncation_without_a_known_length_warns(tokenizer):
+def test_truncation_without_a_limit_warns(tokenizer):
     with pytest.warns(UserWarning, match="none is known"):
         assert tokenizer("the llama", truncation=True)["input_ids"] == tokenizer.encode("the llama")
     with pytest.warns(UserWarning, match="pass truncation=True"):
@@ -244,7 +247,7 @@ def test_model_max_length_limits_truncation(sp_model):
 
 
 @pytest.mark.parametrize("text", [5, None, b"bytes", 1.5, {"a": 1}, ["ok", 5], [["nested"]]])
-def test_inputs_that_are_not_text(tokenizer, text):
+def test_inputs_that_are_not_text_are_refused(tokenizer, text):
     with pytest.raises(TokenizerError):
         tokenizer(text)
 
@@ -255,7 +258,7 @@ def test_the_error_names_a_lone_surrogate(tokenizer):
 
 
 @pytest.mark.parametrize("ids", [[-1], [10**6], [2**70], "text", [1.5], [[1], [2]], None, [None]])
-def test_values_that_are_not_ids(tokenizer, ids):
+def test_values_that_are_not_ids_are_refused(tokenizer, ids):
     with pytest.raises(TokenizerError):
         tokenizer.decode(ids)
 
@@ -280,7 +283,7 @@ def test_special_tokens(tokenizer):
         tokenizer.add_tokens([""])
 
 
-def test_the_slow_tokenizer_refuses_what_needs_the_fast_one(sp_model):
+def test_the_slow_tokenizer_refuses_offsets_and_word_ids(sp_model):
     encoded = LlamaTokenizer(sp_model)("the llama")
     assert encoded.encodings is None and not encoded.is_fast
     for use in (encoded.tokens, encoded.word_ids, lambda: encoded.char_to_token(0)):
@@ -304,7 +307,7 @@ def test_threads_can_share_a_tokenizer(fast):
 
 
 def test_each_class_imports_only_its_engine():
-    """LlamaTokenizer imports no `tokenizers`, LlamaTokenizerFast no `sentencepiece`, and neither Jinja nor PyTorch."""
+    """LlamaTokenizer needs no `tokenizers`, LlamaTokenizerFast no `sentencepiece`; neither imports Jinja or PyTorch."""
     import subprocess
 
     for name, absent in (("LlamaTokenizer", "tokenizers"), ("LlamaTokenizerFast", "sentencepiece")):

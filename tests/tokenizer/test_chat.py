@@ -103,12 +103,12 @@ def test_only_the_transformers_classes_add_the_default_system_prompt(sp_model, c
     assert ids[0] == 1 and ids.count(1) == 1
 
 
-def test_alternation_is_required(sp_model):
+def test_roles_must_alternate(sp_model):
     with pytest.raises(ChatTemplateError, match="Conversation roles must alternate user/assistant"):
         LlamaTokenizer(sp_model).apply_chat_template([CHAT[1], CHAT[1]])
 
 
-def test_returns(fast):
+def test_return_types(fast):
     ids = fast.apply_chat_template(CHAT)
     assert fast.apply_chat_template(CHAT, return_tensors="np").tolist() == [ids]
     assert fast.apply_chat_template(CHAT, return_dict=True)["attention_mask"] == [1] * len(ids)
@@ -131,7 +131,7 @@ def test_named_templates(byte_level_json):
 
 
 @pytest.mark.parametrize("templates", [None, "plain text", {"default": "D", "tool_use": "T"}])
-def test_an_unknown_template_name(byte_level_json, templates):
+def test_an_unknown_template_name_is_refused(byte_level_json, templates):
     tokenizer = load_tokenizer(byte_level_json, chat_template=templates)
     with pytest.raises(ChatTemplateError, match=r"'tool-use'.*(default, tool_use|it has none)"):
         tokenizer.apply_chat_template(CHAT, "tool-use")
@@ -144,7 +144,7 @@ def test_template_variables_by_keyword(fast):
 
 
 @pytest.mark.parametrize("name", ["messages", "puna_steps", "tokenizer_kwargs"])
-def test_template_variables_do_not_hide_the_conversation(fast, name):
+def test_reserved_template_variables_are_refused(fast, name):
     for options in ({name: []}, {"template_variables": {name: []}}):
         with pytest.raises(ChatTemplateError, match=f"'{name}'.*reserved"):
             fast.apply_chat_template(CHAT, chat_template="{{ messages | length }}", **options)
@@ -161,12 +161,12 @@ def test_built_in_templates_refuse_content_other_than_text(fast, sp_model, conte
     assert fast.apply_chat_template([{"role": "user", "content": ""}])
 
 
-def test_llama_2_needs_more_than_a_system_message(sp_model):
+def test_llama_2_refuses_a_lone_system_message(sp_model):
     with pytest.raises(ChatTemplateError, match="first user message"):
         load_tokenizer(sp_model).apply_chat_template(CHAT[:1])
 
 
-def test_a_tokenizer_without_any_template(tmp_path):
+def test_a_tokenizer_without_a_template_refuses_chats(tmp_path):
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
@@ -228,12 +228,12 @@ def test_formatting_within_the_limits(fast):
 
 
 @pytest.mark.parametrize("chat", [[], "text", [5], [{"content": "no role"}], [{"role": 5, "content": "x"}], None])
-def test_invalid_conversations(fast, chat):
+def test_invalid_conversations_are_refused(fast, chat):
     with pytest.raises(ChatTemplateError):
         fast.apply_chat_template(chat)
 
 
-def test_messages_that_cannot_be_continued(fast):
+def test_messages_that_cannot_be_continued_are_refused(fast):
     for chat, options in (
         ([{"role": "user"}], {}),
         (CHAT, {"add_generation_prompt": True}),

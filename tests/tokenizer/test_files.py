@@ -44,7 +44,7 @@ def test_tokenizer_json_overrides_the_model_and_the_class_name(folder, byte_leve
             tokenizer = load(folder)
             assert isinstance(tokenizer, LlamaTokenizerFast)
             assert [tokenizer.encode(t) for t in TEXTS] == [reference.encode(t) for t in TEXTS]
-    assert LlamaTokenizer.from_pretrained(folder).vocab_size == 420  # the class needs the model
+    assert LlamaTokenizer.from_pretrained(folder).vocab_size == 420  # the class reads tokenizer.model
 
 
 def test_auto_tokenizer_with_use_fast_false_is_llama_tokenizer(sp_model, byte_level_json):
@@ -53,7 +53,7 @@ def test_auto_tokenizer_with_use_fast_false_is_llama_tokenizer(sp_model, byte_le
         AutoTokenizer.from_pretrained(byte_level_json, use_fast=False)
 
 
-HUB = {
+HUB_ARGUMENTS = {
     "trust_remote_code": True,
     "local_files_only": True,
     "revision": "main",
@@ -66,19 +66,19 @@ HUB = {
 def test_tokenizer_json_is_parsed_once(byte_level_json, monkeypatch):
     from puna.tokenizer.files import recipes
 
-    names = []
+    parsed_paths = []
     read = recipes.read_pipeline
-    monkeypatch.setattr(recipes, "read_pipeline", lambda file: names.append(str(file)) or read(file))
+    monkeypatch.setattr(recipes, "read_pipeline", lambda file: parsed_paths.append(str(file)) or read(file))
     LlamaTokenizerFast.from_pretrained(byte_level_json)
-    assert names == [str(byte_level_json / "tokenizer.json")]
+    assert parsed_paths == [str(byte_level_json / "tokenizer.json")]
 
 
 @pytest.mark.parametrize("cls", [AutoTokenizer, LlamaTokenizer, LlamaTokenizerFast])
 def test_arguments_of_the_hub_have_no_effect_on_a_path(cls, folder):
-    tokenizer = cls.from_pretrained(folder, **HUB, pad_token="</s>")
+    tokenizer = cls.from_pretrained(folder, **HUB_ARGUMENTS, pad_token="</s>")
     assert tokenizer.pad_token == "</s>" and tokenizer.encode("a") == cls.from_pretrained(folder).encode("a")
-    within = cls.from_pretrained(folder.parent, subfolder=folder.name)
-    assert within.encode("a") == tokenizer.encode("a")
+    in_subfolder = cls.from_pretrained(folder.parent, subfolder=folder.name)
+    assert in_subfolder.encode("a") == tokenizer.encode("a")
     with pytest.raises(TokenizerError, match="no_such=1"):
         cls.from_pretrained(folder, no_such=1)
 
@@ -118,13 +118,13 @@ def test_bos_and_eos_with_a_literal_pipeline(byte_level_json, tmp_path, name, ho
     assert load_tokenizer(saved).encode("a") == tokenizer.encode("a")
 
 
-@pytest.mark.parametrize("form", [None, True, False])
+@pytest.mark.parametrize("legacy_format", [None, True, False])
 @pytest.mark.parametrize("split", [None, True, False])
-def test_sentencepiece_ids_survive_saving_twice(sp_model, tmp_path, form, split):
+def test_sentencepiece_ids_survive_saving_twice(sp_model, tmp_path, legacy_format, split):
     arguments = {} if split is None else {"split_special_tokens": split}
     tokenizer = load_tokenizer(sp_model, **arguments)
     ids = [tokenizer.encode(text) for text in ("x</s>", "<s>", "a<s> b")]
-    tokenizer.save_pretrained(tmp_path / "once", form)
+    tokenizer.save_pretrained(tmp_path / "once", legacy_format)
     load_tokenizer(tmp_path / "once").save_pretrained(tmp_path / "twice")
     for folder in ("once", "twice"):
         reloaded = load_tokenizer(tmp_path / folder)
@@ -134,7 +134,7 @@ def test_sentencepiece_ids_survive_saving_twice(sp_model, tmp_path, form, split)
             False,
         )
     ids = LlamaTokenizer.from_pretrained(sp_model).encode("x</s>")
-    if form is not False:
+    if legacy_format is not False:
         assert LlamaTokenizer.from_pretrained(tmp_path / "once").encode("x</s>") == ids
 
 
@@ -146,7 +146,7 @@ def test_splitting_special_tokens_survives_saving(sp_model, tmp_path, cls):
     assert cls.from_pretrained(tmp_path).encode("x</s>") == tokenizer.encode("x</s>")
 
 
-def test_added_tokens_old_and_new_style(folder):
+def test_added_tokens_in_old_and_new_files(folder):
     write_json(folder / "added_tokens.json", {"<old>": 420, "<pad>": 421})
     write_json(folder / "special_tokens_map.json", {"pad_token": "<pad>", "bos_token": {"content": "<s>"}})
     for load in (load_tokenizer, LlamaTokenizer.from_pretrained, LlamaTokenizerFast.from_pretrained):
@@ -242,14 +242,14 @@ def test_bos_and_eos_of_a_tokenizer_json_alone(byte_level_json, tmp_path):
     ],
     ids=str,
 )
-def test_invalid_values_in_the_configuration(folder, config):
+def test_invalid_values_in_the_configuration_are_refused(folder, config):
     write_json(folder / "tokenizer_config.json", config)
     with pytest.raises(TokenizerError) as raised:
         load_tokenizer(folder)
     assert next(iter(config)).split("_")[0] in str(raised.value)
 
 
-def test_missing_files(tmp_path, sp_model, byte_level_json):
+def test_missing_files_and_impossible_saves_are_refused(tmp_path, sp_model, byte_level_json):
     with pytest.raises(ModelNotFoundError, match="hub"):
         load_tokenizer("meta-llama/Llama-2-7b-hf")
     with pytest.raises(TokenizerError, match=r"no tokenizer.json and no tokenizer.model"):
@@ -267,7 +267,7 @@ def test_missing_files(tmp_path, sp_model, byte_level_json):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"{", b"{}", b"[]", b"\x00" * 99, b"GGUF", b"IQ== 0\n", b"IQ== x\n"])
-def test_short_invalid_files(tmp_path, content):
+def test_short_invalid_files_are_refused(tmp_path, content):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(PunaError, match=r"tokenizer\.model"):
         load_tokenizer(tmp_path)

@@ -44,18 +44,18 @@ def metadata_of(path):
 
 
 def pieces_of(processor):
-    every = range(processor.get_piece_size())
+    ids = range(processor.get_piece_size())
     kinds = [
         2 if processor.is_unknown(i) else 3 if processor.is_control(i) else 6 if processor.is_byte(i) else 1
-        for i in every
+        for i in ids
     ]
-    return [processor.id_to_piece(i) for i in every], kinds, [processor.get_score(i) for i in every]
+    return [processor.id_to_piece(i) for i in ids], kinds, [processor.get_score(i) for i in ids]
 
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("extra", [True, False])
 def test_sentencepiece_vocabulary(tmp_path, prefix, extra):
-    """The serialised vocabulary gives the same ids and text as the original model."""
+    """A SentencePiece model built from the GGUF vocabulary gives the same ids and text as the original model."""
     model = train_sentencepiece(add_dummy_prefix=prefix, remove_extra_whitespaces=extra)
     engine = sentencepiece.SentencePieceProcessor(model_proto=model)
     tokens, kinds, scores = pieces_of(engine)
@@ -120,7 +120,7 @@ def test_the_stories_vocabulary(shared, tmp_path):
 
 
 def test_golden_vocabulary():
-    """The golden checkpoint's tokenizer of 512 pieces, by llama2.c's greedy merge as the oracle."""
+    """The golden checkpoint's tokenizer of 512 pieces gives the ids of llama2.c's greedy merge."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER))
     pieces = [processor.id_to_piece(index).replace("▁", " ") for index in range(512)]
     scores = [processor.get_score(index) for index in range(512)]
@@ -135,21 +135,21 @@ def assert_merges_greedily(tokenizer, texts, pieces, scores):
 
 
 def merge_greedily(text, pieces, scores):
-    """llama2.c's encode: characters, or their bytes, then repeatedly the merge with the best score."""
+    """Encodes as llama2.c: starts with characters, or their bytes, and repeats the merge with the best score."""
     ids = {piece: index for index, piece in enumerate(pieces) if index > 258}
     tokens = []
     for character in text:
         tokens += [ids[character]] if character in ids else [byte + 3 for byte in character.encode()]
     spelled = dict(enumerate(pieces))
     while True:
-        best, place = -1e10, None
+        best, best_merge = -1e10, None
         for at in range(len(tokens) - 1):
             index = ids.get(spelled[tokens[at]] + spelled[tokens[at + 1]]) if min(tokens[at : at + 2]) > 258 else None
             if index is not None and scores[index] > best:
-                best, place = scores[index], (at, index)
-        if place is None:
+                best, best_merge = scores[index], (at, index)
+        if best_merge is None:
             return tokens
-        tokens[place[0] : place[0] + 2] = [place[1]]
+        tokens[best_merge[0] : best_merge[0] + 2] = [best_merge[1]]
 
 
 def byte_level_fields(folder, pre="smollm", **changes):
@@ -182,7 +182,7 @@ def test_every_pre_tokenizer_keeps_the_text(byte_level_json, pre):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-CUTS = {
+SPLITS = {
     "gpt-2": ("it's 1234 néé  x", ["it", "'s", " 1234", " néé", " ", " x"]),
     "smollm": ("a 1234  b", ["a", " ", "1", "2", "3", "4", " ", " b"]),
     "llama-bpe": ("I'M 1234567 a\n\n b", ["I", "'M", " ", "123", "456", "7", " a", "\n\n", " b"]),
@@ -195,15 +195,15 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize("pre", CUTS)
-def test_where_texts_are_split(pre):
-    text, expected = CUTS[pre]
+@pytest.mark.parametrize("pre", SPLITS)
+def test_texts_are_split_into_the_expected_words(pre):
+    text, expected = SPLITS[pre]
     steps = [pre_tokenizers.Split(Regex(rule), "isolated") for rule in pre_tokenizer(pre).expressions]
     assert [piece for piece, _ in pre_tokenizers.Sequence(steps).pre_tokenize_str(text)] == expected
 
 
 def digits_then_gpt_2(vocab, merges):
-    """Returns the pipeline of SmolLM's tokenizer.json: Digits(individual_digits), ByteLevel with its own expression."""
+    """Returns the pipeline of SmolLM's tokenizer.json: single digits, then ByteLevel's default expression."""
     reference = Tokenizer(models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges]))
     steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     reference.pre_tokenizer = pre_tokenizers.Sequence(steps)
@@ -251,13 +251,13 @@ def test_special_and_user_defined_tokens(byte_level_json):
     ],
     ids=str,
 )
-def test_invalid_metadata(byte_level_json, changes, message):
+def test_invalid_metadata_is_refused(byte_level_json, changes, message):
     with pytest.raises(TokenizerError, match=message):
         byte_level_tokenizer(byte_level_fields(byte_level_json, **changes))
 
 
 @pytest.mark.parametrize("change", [{"scores": [0.0]}, {"scores": [float("nan")] * 420}, {"tokens": [""] * 420}])
-def test_invalid_sentencepiece_metadata(change):
+def test_invalid_sentencepiece_metadata_is_refused(change):
     tokens, kinds, scores = pieces_of(sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece()))
     fields = {"model": "llama", "tokens": tokens, "token_type": kinds, "scores": scores, **change}
     metadata = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
@@ -304,7 +304,7 @@ def test_smollm2(smollm2):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_a_file_without_a_tokenizer(tmp_path):
+def test_a_file_without_a_tokenizer_is_refused(tmp_path):
     writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

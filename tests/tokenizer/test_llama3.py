@@ -1,4 +1,4 @@
-"""Llama 3's ranks give the ids of tiktoken."""
+"""Tokenizers read from Llama 3's tiktoken files (ranks of byte strings) give the ids of tiktoken."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATTERN = (
 
 
 def any_text(rng: random.Random) -> str:
-    """Returns characters from all of Unicode, with spaces and contractions in between."""
+    """Returns a random text: characters from all of Unicode, mixed with spaces and contractions."""
     planes = [(0x20, 0x300), (0x300, 0x3000), (0x3000, 0xD800), (0xE000, 0x11000), (0x1F000, 0x1FA00)]
     pieces = [
         lambda: chr(rng.randrange(*rng.choice(planes))),
@@ -32,7 +32,7 @@ def any_text(rng: random.Random) -> str:
 
 
 def ranks_file(path):
-    """Writes small ranks: all bytes, then byte strings of `CORPUS` that two other tokens form."""
+    """Writes a small tiktoken file and returns its ranks: all bytes, then joins of two earlier tokens from `CORPUS`."""
     tokens = [bytes((byte,)) for byte in range(256)]
     used = set(tokens)
     counts: dict[bytes, int] = {}
@@ -50,7 +50,7 @@ def ranks_file(path):
 
 
 def compare(tokenizer, ranks, texts):
-    """Compares encoding with tiktoken, and decoding with the text."""
+    """Asserts that ids equal those of tiktoken, and that decoding returns the text."""
     reference = tiktoken.Encoding("reference", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     for text in texts:
         ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -109,7 +109,7 @@ def test_llama_3_chat(llama3):
 
 
 @pytest.mark.parametrize("damage", ["gap", "twice", "no byte", "empty", "letters"])
-def test_damaged_ranks(tmp_path, damage):
+def test_damaged_ranks_are_refused(tmp_path, damage):
     path = tmp_path / "tokenizer.model"
     ranks_file(path)
     lines = path.read_bytes().splitlines()

@@ -1,6 +1,6 @@
-"""Recorded results of transformers 4.34.1 on two vocabularies, and the published vectors.
+"""Two vocabularies give the recorded results of transformers 4.34.1 and the ids of published test vectors.
 
-The vocabularies are that of the golden checkpoint and, where shared/ exists, Llama 2's.
+The vocabularies are those of the golden checkpoint and, if shared/ exists, of Llama 2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLASSES = {
 
 @dataclass
 class Vocabulary:
-    """A SentencePiece model with the record of transformers 4.34.1 on it and published vectors."""
+    """A SentencePiece model, recorded results of transformers 4.34.1 for `texts` texts, and published vectors."""
 
     model: Path
     record: Path
@@ -42,14 +42,14 @@ class Vocabulary:
 
 def vocabularies() -> dict[str, Vocabulary]:
     vectors = [{"text": example["text"], "ids_with_bos": example["ids"]} for example in read_expected()["ids"]]
-    known = {"golden": Vocabulary(TOKENIZER, RECORDS["4.34.1"], 28, vectors, "Why do llamas hum?")}
+    result = {"golden": Vocabulary(TOKENIZER, RECORDS["4.34.1"], 28, vectors, "Why do llamas hum?")}
     folder = SHARED / "fixtures/tokenizers"
     if folder.is_dir():
         vectors = json.loads((folder / "llama2_vectors.json").read_text())
         assert len(vectors) == 20
         model, record = folder / "llama2-tokenizer.model", folder / "llama2_transformers_4.34.1.json"
-        known["llama2"] = Vocabulary(model, record, 20, vectors, "Hello")
-    return known
+        result["llama2"] = Vocabulary(model, record, 20, vectors, "Hello")
+    return result
 
 
 VOCABULARIES = vocabularies()
@@ -112,7 +112,7 @@ def test_the_golden_tokenizer_json_is_read_as_transformers_5_reads_it():
 
 
 def test_the_class_of_transformers_5_differs_only_after_leading_spaces():
-    """Its LlamaTokenizer adds no space in front of a space; 4.34.1 and SentencePiece do."""
+    """LlamaTokenizer of transformers 5 adds no space in front of a space; 4.34.1 and SentencePiece do."""
     record = json.loads(RECORDS["5.23.0"].read_text())["class"]["r"]
     tokenizer = LlamaTokenizerFast(TOKENIZER)
     differing = {text for text, expected in record.items() if tokenizer.encode(text) != expected["ids"]}
@@ -157,7 +157,7 @@ def test_load_tokenizer_reads_special_tokens_as_text_and_adds_no_system_prompt(s
 
 
 def test_dialogue_is_encoded_as_in_meta_s_code(model):
-    """Each pair of turns is BOS, SentencePiece's ids of the turns, and EOS (llama/generation.py, chat_completion)."""
+    """A pair of turns becomes BOS, SentencePiece's ids of the turns and EOS (Meta's llama/generation.py)."""
     tokenizer = load_tokenizer(model)
     turns = ["Hi there", "Hello! How are you?", "Fine"]
     chat = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]

@@ -1,4 +1,4 @@
-"""Other releases of transformers: 4.34.1 gives the same results, and all load saved files with the same ids."""
+"""Release 4.34.1 of transformers gives puna's results, and all tested releases read saved files with the same ids."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_the_built_in_llama_2_template_equals_that_of_4_34_1(oracle, sp_model):
             roles.insert(0, "system")
         messages = [{"role": role, "content": rng.choice(contents)} for role in roles]
         if all(message["role"] == "system" for message in messages):
-            continue  # transformers renders nothing, puna refuses
+            continue  # transformers renders nothing; puna refuses
         for flag, source in ((True, expected["template"]), (False, expected["template_without_prompt"])):
             text = rendered_or_refused(source, messages)
             assert rendered_or_refused(llama_2_template(flag), messages) == text, messages
@@ -128,7 +128,7 @@ def test_the_built_in_llama_2_template_equals_that_of_4_34_1(oracle, sp_model):
 
 @pytest.fixture(scope="module")
 def saved(sp_model, byte_level_json, tmp_path_factory):
-    """Folders that puna saved, each with its tokenizer."""
+    """By name: a folder that puna saved, and its tokenizer."""
     tokenizers = {
         "slow": LlamaTokenizer(sp_model),
         "slow-new": LlamaTokenizer(sp_model, legacy=False, add_eos_token=True),
@@ -157,14 +157,14 @@ def test_other_releases_load_saved_files(oracle, saved, release):
     for name, job, expected in zip(names, jobs, oracle(release, jobs), strict=True):
         tokenizer = saved[name][1]
         assert "error" not in expected, expected
-        split = False if name == "sp" else None  # only "sp" reads special tokens in a text as text
+        split = False if name == "sp" else None  # by default only "sp" reads special tokens as text
         assert expected["ids"] == [tokenizer(t, split_special_tokens=split)["input_ids"] for t in job["texts"]], name
         assert expected["length"] == len(tokenizer)
         assert expected["special"]["pad_token"] == "<pad>"
 
 
 def texts_for(name: str) -> list[str]:
-    """Returns the texts; for "sp" without <unk>, which is always text there and a token in transformers."""
+    """Returns TEXTS; for "sp", those without <unk>, which "sp" always reads as text and transformers as a token."""
     return [text for text in TEXTS if name != "sp" or "<unk>" not in text]
 
 

@@ -1,4 +1,4 @@
-"""Streamed texts, joined, equal the decode of all ids, and none of them splits a character."""
+"""The joined pieces of a stream equal the decoded text, and no piece splits a character."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def streamed(tokenizer, ids: list[int], skip: bool) -> list[str]:
 
 
 def id_sequences(size: int) -> st.SearchStrategy[list[int]]:
-    """Id sequences with special, byte and added tokens overrepresented."""
+    """Generates id sequences in which special, byte and added tokens are frequent."""
     ids = st.one_of(st.integers(0, size - 1), st.integers(0, 2), st.integers(3, 258), st.integers(size - 4, size - 1))
     return st.lists(ids, max_size=16)
 
@@ -31,7 +31,7 @@ def id_sequences(size: int) -> st.SearchStrategy[list[int]]:
 @settings(max_examples=400, deadline=None)
 @given(data=st.data(), skip=st.booleans())
 @pytest.mark.slow
-def test_random_ids(tokenizer, data, skip):
+def test_streamed_random_ids_equal_the_decoded_text(tokenizer, data, skip):
     ids = data.draw(id_sequences(len(tokenizer)))
     assert "".join(streamed(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)
 
@@ -64,7 +64,7 @@ def test_words_are_returned_with_their_token(tokenizer):
 @pytest.mark.parametrize(
     "invalid", [[0xF0, 0x9F], [0x80], [0xC3, 0x28], [0xE2, 0x82, 0xF0], [0xED, 0xA0, 0x80], [0xFF, 0xFE]]
 )
-def test_invalid_bytes(tokenizer, invalid):
+def test_invalid_bytes_are_streamed_as_decoded(tokenizer, invalid):
     vocab = tokenizer.get_vocab()
     spelled = "<0x{:02X}>".format if "<0x80>" in vocab else BYTE_TO_CHARACTER.__getitem__
     ids = [vocab[spelled(byte)] for byte in invalid]

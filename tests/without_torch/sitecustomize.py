@@ -1,7 +1,7 @@
 """Hides PyTorch and transformers, as if they were not installed.
 
-Python imports `sitecustomize` when it starts. `make test-core` puts this folder on the module path, which the processes
-that tests start inherit.
+Python imports `sitecustomize` when it starts. `make test-core` puts this folder on the module path. Processes that
+tests start inherit the path.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class _Finder(PathFinder):
-    """Finds what is installed except the hidden packages."""
+    """Finds installed modules, except those of the hidden packages."""
 
     @classmethod
     def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
