@@ -79,10 +79,10 @@ def select_blocks(arguments: argparse.Namespace) -> list[Block]:
     if arguments.only or not blocks:
         names = set(arguments.only)
         blocks += [block for block in BLOCKS if not names or {block.name, block.shape} & names]
-    return [_without(block, tuple(arguments.without)) for block in blocks]
+    return [_exclude_engines(block, tuple(arguments.without)) for block in blocks]
 
 
-def _without(block: Block, excluded: tuple[str, ...]) -> Block:
+def _exclude_engines(block: Block, excluded: tuple[str, ...]) -> Block:
     runners = tuple(runner for runner in block.runners if not (excluded and runner.name.startswith(excluded)))
     return Block(block.name, block.shape, runners, block.works)
 
@@ -93,10 +93,12 @@ def write(path: Path | None, report: dict[str, Any]) -> None:
         path.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
-def compare(console: Console, blocks: list[Block], paths: Paths, arguments: argparse.Namespace, logs: Path) -> None:
+def compare_speeds(
+    console: Console, blocks: list[Block], paths: Paths, arguments: argparse.Namespace, logs: Path
+) -> None:
     """Measures the speeds of the blocks and prints their tables."""
     results: list[Result] = []
-    header = {"processor": _processor(), "threads": arguments.threads, "repeat": arguments.repeat}
+    header = {"processor": _processor_name(), "threads": arguments.threads, "repeat": arguments.repeat}
     for block in blocks:
         results.append(run_block(block, paths, arguments.threads, arguments.repeat, arguments.patience, logs))
         show_block(console, results[-1], arguments.repeat)
@@ -104,7 +106,9 @@ def compare(console: Console, blocks: list[Block], paths: Paths, arguments: argp
     show_rows(console, results, arguments.repeat)
 
 
-def start(console: Console, blocks: list[Block], paths: Paths, arguments: argparse.Namespace, logs: Path) -> None:
+def compare_start(
+    console: Console, blocks: list[Block], paths: Paths, arguments: argparse.Namespace, logs: Path
+) -> None:
     """Measures start-up time and memory with the GGUF files of the blocks and prints a table."""
     table = Table(title="from process start to first token", box=None)
     for column in ("model", "what", "seconds", "peak MB"):
@@ -114,11 +118,11 @@ def start(console: Console, blocks: list[Block], paths: Paths, arguments: argpar
         report[block.name] = measure_start(block, paths, arguments.threads, arguments.repeat, logs)
         for name, entry in report[block.name].items():
             table.add_row(block.name, name, f"{entry['seconds']:.2f}", f"{entry['bytes'] / 1e6:.0f}")
-        write(arguments.json, {"processor": _processor(), "threads": arguments.threads, "start": report})
+        write(arguments.json, {"processor": _processor_name(), "threads": arguments.threads, "start": report})
     console.print(table)
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
@@ -138,7 +142,7 @@ def main() -> None:
         return
     logs = paths.models / "logs"
     logs.mkdir(exist_ok=True)
-    (start if arguments.start else compare)(console, blocks, paths, arguments, logs)
+    (compare_start if arguments.start else compare_speeds)(console, blocks, paths, arguments, logs)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def write_model(folder: Path, layers: int) -> None:
     (folder / "params.json").write_text(json.dumps(params))
 
 
-def timed(arguments: list[str], target: Path) -> tuple[float, str]:
+def time_command(arguments: list[str], target: Path) -> tuple[float, str]:
     """Removes the target, then returns the seconds that a command and `sync` take, and the command's output."""
     shutil.rmtree(target, ignore_errors=True)
     os.sync()
@@ -104,9 +104,9 @@ def main() -> None:
     copies, conversions, peaks = [], [], []
     try:
         for _ in range(arguments.repeat):
-            copies.append(timed(["cp", "--reflink=never", "-r", str(source), str(copy)], copy)[0])
+            copies.append(time_command(["cp", "--reflink=never", "-r", str(source), str(copy)], copy)[0])
             shutil.rmtree(copy)
-            seconds, output = timed([sys.executable, "-c", _CONVERT, str(source), str(target)], target)
+            seconds, output = time_command([sys.executable, "-c", _CONVERT, str(source), str(target)], target)
             conversions.append(seconds)
             peaks.append(int(output) * 1024)
             print(f"cp {copies[-1]:.1f} s, convert {conversions[-1]:.1f} s, peak {peaks[-1] / 1e6:.0f} MB", flush=True)

@@ -40,7 +40,7 @@ print(time.perf_counter() - started)
 """
 
 
-def timed(command: list[str], target: Path) -> tuple[float, float]:
+def time_command(command: list[str], target: Path) -> tuple[float, float]:
     """Runs a command after removing its target.
 
     Returns the seconds from start to end of the process, and the seconds that a Python script prints; for other
@@ -81,7 +81,7 @@ def measure(commands: dict[Path, list[str]], repeat: int) -> dict[Path, list[tup
     seconds: dict[Path, list[tuple[float, float]]] = {path: [] for path in commands}
     for turn in range(-1, repeat):  # turn -1 warms up
         for path in list(commands)[:: 1 if turn % 2 else -1]:
-            times = timed(commands[path], path)
+            times = time_command(commands[path], path)
             if turn >= 0:
                 seconds[path].append(times)
     return seconds
@@ -112,9 +112,9 @@ def main() -> None:
             arguments.repeat,
         )  # fmt: skip
         line = f"{name}:"
-        for label, path, at in (("call", puna_file, 1), ("process", puna_file, 0), ("command", command_file, 0)):
-            puna_time = statistics.median(times[at] for times in seconds[path])
-            llama_time = statistics.median(times[at] for times in seconds[llama_file])
+        for label, path, index in (("call", puna_file, 1), ("process", puna_file, 0), ("command", command_file, 0)):
+            puna_time = statistics.median(times[index] for times in seconds[path])
+            llama_time = statistics.median(times[index] for times in seconds[llama_file])
             line += f" {label} puna {puna_time:.2f} s, llama.cpp {llama_time:.2f} s, "
             line += f"{llama_time / puna_time:.2f} times as fast;"
         if ids:

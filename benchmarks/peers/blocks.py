@@ -66,55 +66,57 @@ class Block:
     works: tuple[Work, ...]
 
 
-def _puna(file: str) -> Runner:
+def _puna_runner(file: str) -> Runner:
     return Runner("puna", "puna", "run_puna", file)
 
 
-def _llama(file: str) -> tuple[Runner, ...]:
+def _llama_runners(file: str) -> tuple[Runner, ...]:
     return tuple(
         Runner(f"llama.cpp{', flash' if flash else ''}", "llama", "run_llama", file, (("flash", flash),))
         for flash in (False, True)
     )
 
 
-def _openvino(kind: str) -> Runner:
+def _openvino_runner(kind: str) -> Runner:
     return Runner(f"openvino {kind}", "openvino", "run_openvino", f"openvino-{kind}")
 
 
-def _onnxruntime(kind: str) -> Runner:
+def _onnxruntime_runner(kind: str) -> Runner:
     return Runner(f"onnxruntime-genai {kind}", "onnxruntime", "run_onnxruntime", f"onnxruntime-{kind}")
 
 
-def _transformers(dtype: str) -> Runner:
+def _transformers_runner(dtype: str) -> Runner:
     return Runner(f"transformers {dtype}", "onnxruntime", "run_transformers", "hf", (("dtype", dtype),))
 
 
-def _block(shape: str, file: str, works: tuple[Work, ...], *peers: Runner) -> Block:
-    return Block(f"{shape}-{file}", shape, (_puna(f"{file}.gguf"), *_llama(f"{file}.gguf"), *peers), works)
+def _gguf_block(shape: str, file: str, works: tuple[Work, ...], *peers: Runner) -> Block:
+    return Block(
+        f"{shape}-{file}", shape, (_puna_runner(f"{file}.gguf"), *_llama_runners(f"{file}.gguf"), *peers), works
+    )
 
 
 _SINGLE = (PREFILL_512, DECODE_AT_512, DECODE_AT_16)
-_INT4 = (_onnxruntime("int4"), _openvino("int4"))
-_INT8 = (_onnxruntime("int8"), _openvino("int8"))
-_FLOAT = (_openvino("float"), _transformers("bfloat16"), _transformers("float32"))
+_INT4 = (_onnxruntime_runner("int4"), _openvino_runner("int4"))
+_INT8 = (_onnxruntime_runner("int8"), _openvino_runner("int8"))
+_FLOAT = (_openvino_runner("float"), _transformers_runner("bfloat16"), _transformers_runner("float32"))
 BLOCKS = (
-    _block("smollm2", "q4_1", _SINGLE),
-    _block("smollm2", "q4_0", _SINGLE, *_INT4),
-    _block("smollm2", "q8_0", _SINGLE, *_INT8),
-    _block("smollm2", "bf16", _SINGLE, *_FLOAT),
-    _block("1.1b", "q4_0", (*_SINGLE, DECODE_16_SEQUENCES), *_INT4),
-    _block("1.1b", "q4_k_m", _SINGLE, *_INT4),
-    _block("1.1b", "q8_0", _SINGLE, *_INT8),
-    _block("1.1b", "bf16", _SINGLE, *_FLOAT),
-    _block("7b", "q4_0", _SINGLE),
-    _block("15m", "q4_0", _SINGLE, *_INT4),
-    _block("15m", "q8_0", _SINGLE, _INT4[0], *_INT8),
+    _gguf_block("smollm2", "q4_1", _SINGLE),
+    _gguf_block("smollm2", "q4_0", _SINGLE, *_INT4),
+    _gguf_block("smollm2", "q8_0", _SINGLE, *_INT8),
+    _gguf_block("smollm2", "bf16", _SINGLE, *_FLOAT),
+    _gguf_block("1.1b", "q4_0", (*_SINGLE, DECODE_16_SEQUENCES), *_INT4),
+    _gguf_block("1.1b", "q4_k_m", _SINGLE, *_INT4),
+    _gguf_block("1.1b", "q8_0", _SINGLE, *_INT8),
+    _gguf_block("1.1b", "bf16", _SINGLE, *_FLOAT),
+    _gguf_block("7b", "q4_0", _SINGLE),
+    _gguf_block("15m", "q4_0", _SINGLE, *_INT4),
+    _gguf_block("15m", "q8_0", _SINGLE, _INT4[0], *_INT8),
 )
 
 
 def block_of_file(path: Path) -> Block:
     """Returns a block that compares puna with llama.cpp on the user's GGUF file."""
-    return Block(path.name, "", (_puna(str(path)), *_llama(str(path))), _SINGLE)
+    return Block(path.name, "", (_puna_runner(str(path)), *_llama_runners(str(path))), _SINGLE)
 
 
 @dataclass(frozen=True)

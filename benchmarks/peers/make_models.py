@@ -148,11 +148,11 @@ def write_random_q4_0(shape: Shape, path: Path) -> None:
     sizes: list[tuple[int, ...]] = []
     for name, size in tensor_shapes(shape):
         sizes.append(size)
-        quantized = len(size) == 2
-        stored = (size[0], size[1] // 32 * 18) if quantized else size
-        dtype = np.dtype(np.uint8) if quantized else np.dtype(np.float32)
-        bytes_ = int(np.prod(stored)) * dtype.itemsize
-        writer.add_tensor_info(gguf_name(name), stored, dtype, bytes_, types.Q4_0 if quantized else None)
+        is_matrix = len(size) == 2
+        stored_shape = (size[0], size[1] // 32 * 18) if is_matrix else size
+        dtype = np.dtype(np.uint8) if is_matrix else np.dtype(np.float32)
+        bytes_ = int(np.prod(stored_shape)) * dtype.itemsize
+        writer.add_tensor_info(gguf_name(name), stored_shape, dtype, bytes_, types.Q4_0 if is_matrix else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -161,7 +161,7 @@ def _take_turns(result: Result, workers: dict[str, Worker], work: Work, turn: in
     names = list(workers)
     samples = {}
     for name in names[turn % len(names) :] + names[: turn % len(names)]:
-        if sample := _sample(result, workers, name, work):
+        if sample := _take_sample(result, workers, name, work):
             samples[name] = sample
     after = measure_machine(threads)
     if not turn:
@@ -181,7 +181,7 @@ def _record_memory(result: Result, workers: dict[str, Worker], name: str) -> Non
         result.failed[name] = str(exc)
 
 
-def _sample(result: Result, workers: dict[str, Worker], name: str, work: Work) -> dict[str, float] | None:
+def _take_sample(result: Result, workers: dict[str, Worker], name: str, work: Work) -> dict[str, float] | None:
     """Returns a sample. If the engine ended, removes the engine, stores its message in `failed` and returns None."""
     try:
         return workers[name].sample(**asdict(work))

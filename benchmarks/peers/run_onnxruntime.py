@@ -20,7 +20,7 @@ class OnnxRuntime:
         config = og.Config(load["model"])
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.model = og.Model(config)
-        self.vocab_size = json.loads(_text(load["model"], "genai_config.json"))["model"]["vocab_size"]
+        self.vocab_size = json.loads(_read_text(load["model"], "genai_config.json"))["model"]["vocab_size"]
         self._longest = max(work["context"] + work["tokens"] for work in load["works"]) + 8
         self._generator: Any = None
         self.settings = {"onnxruntime-genai": og.__version__, **session, "shared past and present buffers": True}
@@ -42,7 +42,7 @@ class OnnxRuntime:
         self._generator.generate_next_token()
 
 
-def _text(folder: str, name: str) -> str:
+def _read_text(folder: str, name: str) -> str:
     with open(f"{folder}/{name}", encoding="utf-8") as file:  # noqa: PTH123
         return file.read()
 

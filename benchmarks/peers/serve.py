@@ -80,13 +80,13 @@ class _Timer:
 
     def run(self, work: str, tokens: int, context: int, sequences: int) -> dict[str, float]:
         """Returns the wall-clock seconds and the CPU seconds of all threads of this process."""
-        timed = {"prefill": self._prefill, "decode": self._decode}[work]
+        run_work = {"prefill": self._prefill, "decode": self._decode}[work]
         if work == "decode" and self._cached != (context, sequences):
             self._engine.read(self._ids[:context], sequences)
         if work == "decode":  # warm up: the first step after SIGCONT is slow in every engine
             self._engine.step(self._ids[context], context, sequences)
         cpu, started = time.process_time(), time.perf_counter()
-        timed(tokens, context, sequences)
+        run_work(tokens, context, sequences)
         return {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - cpu}
 
     def _prefill(self, tokens: int, _context: int, sequences: int) -> None:

@@ -20,7 +20,7 @@ def measure_start(block: Block, paths: Paths, threads: int, repeat: int, logs: P
     """Returns seconds and peak bytes of `puna generate` and of one forward pass of puna and llama.cpp in Python."""
     result: dict[str, dict[str, list[float]]] = {}
     for turn in range(repeat + 1):
-        for name, sample in _samples(block, paths, threads, logs).items():
+        for name, sample in _measure_runners(block, paths, threads, logs).items():
             if turn:  # the first turn reads the files into the page cache
                 entry = result.setdefault(name, {"seconds": [], "bytes": []})
                 entry["seconds"].append(sample[0])
@@ -31,7 +31,7 @@ def measure_start(block: Block, paths: Paths, threads: int, repeat: int, logs: P
     }
 
 
-def _samples(block: Block, paths: Paths, threads: int, logs: Path) -> dict[str, tuple[float, float]]:
+def _measure_runners(block: Block, paths: Paths, threads: int, logs: Path) -> dict[str, tuple[float, float]]:
     samples = {}
     for runner in block.runners:
         if runner.environment not in ("puna", "llama") or dict(runner.options).get("flash"):

@@ -13,14 +13,14 @@ from peers.blocks import ROWS
 from peers.measure import Result
 
 
-def _cell(speed: tuple[float, int] | None, repeat: int) -> str:
+def _format_speed(speed: tuple[float, int] | None, repeat: int) -> str:
     """Formats a speed; notes the number of undisturbed samples if there are fewer than `repeat`."""
     if speed is None:
         return "-"
     return f"{speed[0]:.1f}" + (f" ({speed[1]}/{repeat})" if speed[1] < repeat else "")
 
 
-def _share(result: Result, work: str) -> str:
+def _format_share(result: Result, work: str) -> str:
     """Returns puna's speed as a share of the machine's limit."""
     speed, limit = result.speed("puna", work), result.limit(work)
     return f"{speed[0] / limit:.0%}" if speed and limit else "-"
@@ -34,12 +34,12 @@ def show_block(console: Console, result: Result, repeat: int) -> None:
     for column in (*work_names, "load s", "peak MB"):
         table.add_column(column, justify="right")
     for name, engine in result.engines.items():
-        cells = [_cell(result.speed(name, work), repeat) for work in work_names]
+        cells = [_format_speed(result.speed(name, work), repeat) for work in work_names]
         table.add_row(
             name, *cells, f"{engine['load_seconds']:.2f}", f"{engine.get('peak_memory_bytes', float('nan')) / 1e6:.0f}"
         )
     if "puna" in result.engines:
-        table.add_row("puna, share of the limit", *(_share(result, work) for work in work_names))
+        table.add_row("puna, share of the limit", *(_format_share(result, work) for work in work_names))
     console.print(table)
     for name, message in result.failed.items():
         console.print(f"  {name} failed: {message}", style="red", markup=False)

@@ -38,7 +38,7 @@ class Worker:
                 env=variables,
             )  # fmt: skip
 
-    def ask(self, do: str, **more: Any) -> Any:
+    def ask(self, do: str, **arguments: Any) -> Any:
         """Resumes the process, sends a request, waits for the reply, and stops the process again.
 
         Raises:
@@ -48,15 +48,15 @@ class Worker:
         assert requests is not None and replies is not None
         self._process.send_signal(signal.SIGCONT)
         try:
-            requests.write(json.dumps({"do": do, **more}) + "\n")
+            requests.write(json.dumps({"do": do, **arguments}) + "\n")
             requests.flush()
             line = replies.readline()
         except BrokenPipeError:
             line = ""
         if not line:
             self._process.wait()
-            last = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
-            raise WorkerError(f"ended with status {self._process.returncode}: {' | '.join(last)}")
+            last_lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+            raise WorkerError(f"ended with status {self._process.returncode}: {' | '.join(last_lines)}")
         self._process.send_signal(signal.SIGSTOP)
         return json.loads(line)
 
