@@ -34,7 +34,7 @@ def package_of(path: Path) -> str:
 def imports(tree: ast.AST) -> list[tuple[str, int]]:
     """Returns the name and line of each import in a tree, also in functions and TYPE_CHECKING blocks.
 
-    `from puna.a import b` yields "puna.a.b": whether b is a module or a name in puna.a is left to the caller.
+    `from puna.a import b` yields "puna.a.b": the caller decides whether b is a module or a name in puna.a.
     """
     result = []
     for node in ast.walk(tree):

@@ -16,7 +16,7 @@ import pytest
 
 from tests.architecture.source_tree import ROOT
 
-HABITS = {
+PATTERNS = {
     r"(?<!there )\b(is|are|was|were) no (?!longer|more|less)": "is not a, are not",
     r"\b(lies|lie|lay|lying) (beside|behind|before|in|on|next|after|one|apart|there|where|as)\b": "is in, follows",
     r"\b(stands?|stood|standing) (behind|before|beside|in|on|there|as|after|alone)\b": "is in, precedes",
@@ -58,7 +58,7 @@ def documents() -> list[Path]:
 
 
 def prose(path: Path) -> list[tuple[int, str]]:
-    """Returns the lines of a file that people read as sentences, with their numbers."""
+    """Returns the numbers and text of the lines with comments, strings or document text."""
     text = path.read_text()
     if path.suffix == ".py":
         kinds = (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))
@@ -71,12 +71,12 @@ def prose(path: Path) -> list[tuple[int, str]]:
     return [(first + offset, line) for first, part in parts for offset, line in enumerate(part.split("\n"))]
 
 
-def habits_in(lines: list[tuple[int, str]]) -> list[tuple[int, str, str]]:
+def find_matches(lines: list[tuple[int, str]]) -> list[tuple[int, str, str]]:
     """Returns the line number, the matched words and the plain form of each match."""
     return [
         (number, match[0], plain)
         for number, line in lines
-        for pattern, plain in HABITS.items()
+        for pattern, plain in PATTERNS.items()
         for match in re.finditer(pattern, line, re.IGNORECASE)
     ]
 
@@ -89,12 +89,12 @@ def test_documents_include_the_main_files():
     assert {"README.md", "Makefile", ".ci/run", "src/puna/llm.py", "csrc/model.cpp"} <= names
 
 
-def test_no_text_matches_a_habit():
-    matches = {path: habits_in(prose(path)) for path in documents()}
+def test_no_text_matches_a_pattern():
+    matches = {path: find_matches(prose(path)) for path in documents()}
     report = [
         f"{path.relative_to(ROOT)}:{number}: {words!r}; write: {plain}"
-        for path, habits in matches.items()
-        for number, words, plain in habits
+        for path, found_in_file in matches.items()
+        for number, words, plain in found_in_file
     ]
     assert not report, "\n".join(report)
 
@@ -110,12 +110,12 @@ def test_no_text_matches_a_habit():
     ],
 )
 def test_patterns_match_their_examples(sentence, count):
-    matched = {number for number, _, _ in habits_in([(1, sentence)])}
+    matched = {number for number, _, _ in find_matches([(1, sentence)])}
     assert len(matched) == count
 
 
 def test_prose_of_python_and_cpp_is_found(tmp_path):
     (tmp_path / "a.py").write_text('beside = 1  # beside\nx = "this is no number"\n')
     (tmp_path / "b.cpp").write_text('int beside;  // beside\nauto s = "this is no number";\n/* two\nlines, anew */\n')
-    assert [line for line, _, _ in habits_in(prose(tmp_path / "a.py"))] == [1, 2]
-    assert [line for line, _, _ in habits_in(prose(tmp_path / "b.cpp"))] == [1, 2, 4]
+    assert [line for line, _, _ in find_matches(prose(tmp_path / "a.py"))] == [1, 2]
+    assert [line for line, _, _ in find_matches(prose(tmp_path / "b.cpp"))] == [1, 2, 4]

@@ -42,7 +42,7 @@ def test_version_equals_that_of_the_installed_distribution():
     assert puna.__version__ == importlib.metadata.version("puna")
 
 
-def without_torch(code: str) -> subprocess.CompletedProcess[str]:
+def run_without_torch(code: str) -> subprocess.CompletedProcess[str]:
     """Runs code in an interpreter where PyTorch cannot be imported."""
     block = """
 import sys
@@ -56,13 +56,13 @@ sys.meta_path.insert(0, Block())
 
 
 def test_the_error_for_a_missing_extra_names_the_extra():
-    run = without_torch("import puna; puna.LlamaForCausalLM")
+    run = run_without_torch("import puna; puna.LlamaForCausalLM")
     assert "MissingExtraError" in run.stderr
     assert "pip install 'puna[torch]'" in run.stderr
 
 
 def test_the_core_works_without_torch(smollm2):
-    run = without_torch(
+    run = run_without_torch(
         "import puna\n"
         "from puna.checkpoint import inspect_checkpoint, open_checkpoint\n"
         f"tokenizer = puna.load_tokenizer({str(smollm2)!r})\n"

@@ -13,7 +13,7 @@ import pytest
 HEAVY = {"torch", "tokenizers", "transformers", "sentencepiece", "jinja2", "numpy"}
 
 
-def loaded(code: str) -> set[str]:
+def loaded_modules(code: str) -> set[str]:
     """Returns the top-level modules loaded after running code in a fresh interpreter."""
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"{code}\nimport sys\nprint(' '.join(sys.modules))"],
@@ -25,22 +25,24 @@ def loaded(code: str) -> set[str]:
 
 
 def test_import_puna_loads_nothing_heavy():
-    modules = loaded("import puna")
+    modules = loaded_modules("import puna")
     assert "puna" in modules
     assert not modules & (HEAVY | {"rich", "typer"})
 
 
 def test_help_loads_nothing_heavy():
-    modules = loaded("import sys; sys.argv = ['puna', '--help']\nfrom puna.cli import app\napp(standalone_mode=False)")
+    modules = loaded_modules(
+        "import sys; sys.argv = ['puna', '--help']\nfrom puna.cli import app\napp(standalone_mode=False)"
+    )
     assert "typer" in modules
     assert not modules & HEAVY
 
 
 def test_native_library_loads_nothing_heavy():
-    assert not loaded("from puna.native import machine; machine()") & HEAVY
+    assert not loaded_modules("from puna.native import machine; machine()") & HEAVY
 
 
-def fastest(command: list[str], runs: int = 7) -> float:
+def minimum_seconds(command: list[str], runs: int = 7) -> float:
     """Returns the seconds of the fastest of several runs; other processes slow down the rest."""
     times = []
     for _ in range(runs):
@@ -60,8 +62,8 @@ def fastest(command: list[str], runs: int = 7) -> float:
 )
 @pytest.mark.timing
 def test_start_is_quick(command, limit):
-    assert fastest(command) < limit
+    assert minimum_seconds(command) < limit
 
 
 def test_naming_the_tokenizer_functions_loads_nothing_heavy():
-    assert not loaded("from puna import AutoTokenizer, load_tokenizer") & HEAVY
+    assert not loaded_modules("from puna import AutoTokenizer, load_tokenizer") & HEAVY

@@ -108,7 +108,7 @@ BYTES: list[Mutation] = [keep, flip, flip, truncate, splice, number, number, bla
 
 
 def gguf_key(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    """Changes a scalar key: another type, an extreme value, or another name of the same length."""
+    """Changes the type, the value or (to one of the same length) the name of a scalar metadata key."""
     keys = [b"llama.block_count", b"llama.attention.head_count", b"llama.embedding_length", b"general.alignment"]
     keys += [b"llama.rope.freq_base", b"llama.attention.layer_norm_rms_epsilon", b"llama.rope.dimension_count"]
     keys += [b"llama.context_length", b"tokenizer.ggml.eos_token_id", b"tokenizer.ggml.tokens", b"general.architecture"]

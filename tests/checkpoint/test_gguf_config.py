@@ -38,7 +38,7 @@ def llama3_divisors(width: int, theta: float, factor: float) -> np.ndarray:
     return np.array(divisors, np.float32)
 
 
-def frequencies(config: LlamaConfig) -> tuple[np.ndarray, float]:
+def reference_frequencies(config: LlamaConfig) -> tuple[np.ndarray, float]:
     """Returns the rotary frequencies and attention factor that transformers computes."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     functions = pytest.importorskip("transformers.modeling_rope_utils").ROPE_INIT_FUNCTIONS
@@ -62,7 +62,7 @@ def test_llama_3_1_is_recognised(tmp_path: Path, factor: float, width: int, thet
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    inverse, scale = frequencies(config)
+    inverse, scale = reference_frequencies(config)
     plain = theta ** -(np.arange(width // 2) * 2 / width)
     np.testing.assert_allclose(inverse, plain / divisors, rtol=1e-5)
     assert scale == 1
@@ -75,7 +75,7 @@ def test_divisors_of_another_formula_are_kept_exactly(tmp_path: Path, seed: int)
     config = config_of(tmp_path, extra={"rope_freqs.weight": divisors}, head_dim=64, max_position_embeddings=32768)
     assert config.rope_scaling is not None and config.rope_scaling["rope_type"] == "longrope"
     np.testing.assert_array_equal(np.float32(config.rope_scaling["short_factor"]), divisors)
-    inverse, scale = frequencies(config)
+    inverse, scale = reference_frequencies(config)
     np.testing.assert_allclose(inverse, 10000.0 ** -(np.arange(32) / 32) / divisors, rtol=1e-6)
     assert scale == 1
 
@@ -90,7 +90,7 @@ def test_divisors_and_an_attention_factor_are_combined(tmp_path: Path, formula: 
     divisors = llama3_divisors(64, 500000.0, 8.0) if formula == "llama3" else np.ones(32, np.float32)
     keys = {"llama.rope.scaling.attn_factor": 2.0, "llama.rope.scaling.type": kind}
     changes = {"head_dim": 64, "rope_theta": 500000.0, "max_position_embeddings": 32768}
-    inverse, scale = frequencies(config_of(tmp_path, keys, {"rope_freqs.weight": divisors}, **changes))
+    inverse, scale = reference_frequencies(config_of(tmp_path, keys, {"rope_freqs.weight": divisors}, **changes))
     np.testing.assert_allclose(inverse, 500000.0 ** -(np.arange(32) / 32) / divisors, rtol=1e-6)
     assert scale == 2
 

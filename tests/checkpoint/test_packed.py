@@ -28,7 +28,7 @@ PACKINGS = [(GPTQ, "q4_0"), (GPTQ | {"sym": False}, "q4_1"), (AWQ, "q4_1")]
 
 
 def quantise(weight: np.ndarray, symmetric: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns a matrix quantised: integers (outputs, inputs), zero points and float16 scales (outputs, groups)."""
+    """Quantises a matrix to integers (outputs, inputs), zero points and float16 scales (outputs, groups)."""
     groups = weight.reshape(len(weight), -1, GROUP)
     if symmetric:
         scale = (np.abs(groups).max(-1) / 7).astype(np.float16).astype(np.float32)
@@ -50,7 +50,7 @@ def pack_words(numbers: np.ndarray) -> np.ndarray:
 
 
 def pack(tensors: Tensors, settings: dict[str, Any]) -> tuple[Tensors, Tensors]:
-    """Returns the tensors of a packed folder, and the same values as floats."""
+    """Returns the packed tensors of a folder, and all tensors as floats."""
     packed, plain = {}, {}
     for name, weight in tensors.items():
         if not name.endswith("proj.weight"):

@@ -45,7 +45,7 @@ def test_work_that_exceeds_the_context_is_skipped_with_a_message(tiny_model):
 
 
 def test_work_that_exceeds_the_memory_is_skipped_with_a_reason():
-    """The cache is counted in pages of 64 tokens per sequence."""
+    """Each sequence occupies complete pages of 64 tokens."""
     config = LlamaConfig(max_position_embeddings=1000)
     works, left_out = benchmark.plan(config, 256, [256, 257, 1001], 2, [62, 63], [1, 2, 4])
     assert [(work.tokens, work.context, work.batch) for work in works] == [
@@ -92,13 +92,13 @@ def test_the_parts_of_a_profile_add_up_to_the_total_time(tiny_model):
     assert matrices == {"qkv", "o", "gate_up", "down", "matrices", "total"}
     assert all(
         measurement["limit_fraction"] is None for measurement in out["decode"].values()
-    )  # stays in the processor's cache
+    )  # a model this small stays in the processor's cache
     table = run("profile", "-m", str(tiny_model), *sizes).stdout
     assert "gate and up" in table and "total" in table
     assert "exceed the model's context" in run("profile", "-m", str(tiny_model), "--prefill", "99999").stderr
 
 
-def test_the_machine_is_measured():
+def test_the_measured_speed_of_the_machine_is_plausible():
     speed = measure_machine(1)
     assert 0.5 < speed.dram_gb_s < 2000
     assert speed.int8_gops > speed.bf16_gflops / 4 > 0.1

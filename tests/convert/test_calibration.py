@@ -67,7 +67,7 @@ def test_calibration_lowers_the_weighted_errors(model: Path, tmp_path: Path) -> 
 
 
 def test_nothing_is_measured_before_the_plan(model: Path, tmp_path: Path) -> None:
-    """Errors come first, then the plan, which includes the memory for the measurement, then the measurement."""
+    """Errors are raised before the plan is reported. The plan includes the memory for the measurement that follows."""
     events: list[Any] = []
     options: dict[str, Any] = {
         "calibrate": tmp_path / "text.txt",

@@ -27,7 +27,7 @@ from tests.helpers.vocabularies import train_sentencepiece
 FAMILY = Family("tiny", 16, None, 2, "2", vocab=420)
 
 
-def puna(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run_convert(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "puna", "convert", *map(str, arguments)], capture_output=True, text=True, check=False
     )
@@ -42,7 +42,7 @@ def meta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_plan_and_result_are_shown(meta: Path, tmp_path: Path) -> None:
-    run = puna(meta, tmp_path / "out", "--to", "hf", "--dtype", "bfloat16", "--verify")
+    run = run_convert(meta, tmp_path / "out", "--to", "hf", "--dtype", "bfloat16", "--verify")
     assert run.returncode == 0, run.stderr
     for part in (
         "(meta)",
@@ -61,7 +61,7 @@ def test_plan_and_result_are_shown(meta: Path, tmp_path: Path) -> None:
 
 
 def test_quantised_models_are_gguf_files_by_default_and_json_is_printed(meta: Path, tmp_path: Path) -> None:
-    run = puna(meta, tmp_path / "m.gguf", "--quantize", "Q4_K_M", "--json")
+    run = run_convert(meta, tmp_path / "m.gguf", "--quantize", "Q4_K_M", "--json")
     report = json.loads(run.stdout)
     assert report["plan"]["layout"] == "gguf" and report["plan"]["kind"] == "meta"
     # rows of 128 are not a multiple of 256
@@ -97,14 +97,14 @@ def test_quantised_models_are_gguf_files_by_default_and_json_is_printed(meta: Pa
 )
 @pytest.mark.slow
 def test_invalid_arguments_are_refused(arguments: tuple[str, ...], message: str, meta: Path, tmp_path: Path) -> None:
-    run = puna(meta, tmp_path / "out", *arguments)
+    run = run_convert(meta, tmp_path / "out", *arguments)
     assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr, run.stderr
     assert not any(tmp_path.iterdir())
 
 
 def test_options_of_one_layout_are_refused_for_others(meta: Path, tmp_path: Path) -> None:
-    assert puna(meta, tmp_path / "hf").returncode == 0
-    run = puna(tmp_path / "hf", tmp_path / "out", "--llama-version", "2")
+    assert run_convert(meta, tmp_path / "hf").returncode == 0
+    run = run_convert(tmp_path / "hf", tmp_path / "out", "--llama-version", "2")
     assert run.returncode == 1 and "a Llama version ('2') applies only to Meta's files" in run.stderr
     assert not (tmp_path / "out").exists()
     with pytest.raises(CheckpointError, match="0 shards"):
@@ -113,14 +113,14 @@ def test_options_of_one_layout_are_refused_for_others(meta: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_notes_of_verify_are_shown(meta: Path, tmp_path: Path) -> None:
-    run = puna(meta, tmp_path / "m.gguf", "--quantize", "q8_0", "--verify")
+    run = run_convert(meta, tmp_path / "m.gguf", "--quantize", "q8_0", "--verify")
     assert "rounded to 8 bits where weights are quantised" in run.stdout
-    assert "context of" in run.stderr and "context of" not in run.stdout  # only in one of the two streams
-    assert puna(meta, tmp_path / "hf").returncode == 0
+    assert "context of" in run.stderr and "context of" not in run.stdout  # shown only with the plan
+    assert run_convert(meta, tmp_path / "hf").returncode == 0
     path = tmp_path / "hf" / "config.json"
     config = json.loads(path.read_text()) | {"max_position_embeddings": 1}
     path.write_text(json.dumps(config))
-    run = puna(tmp_path / "hf", tmp_path / "out", "--verify")
+    run = run_convert(tmp_path / "hf", tmp_path / "out", "--verify")
     assert "was not measured: a context of 1 tokens" in run.stdout and run.returncode == 0
 
 
@@ -136,31 +136,31 @@ def test_notes_of_verify_are_shown(meta: Path, tmp_path: Path) -> None:
 def test_values_that_cannot_be_written_are_refused(
     file: str, key: str, value: object, to: str, message: str, meta: Path, tmp_path: Path
 ) -> None:
-    assert puna(meta, tmp_path / "hf").returncode == 0
+    assert run_convert(meta, tmp_path / "hf").returncode == 0
     (tmp_path / "hf" / "tokenizer.json").unlink()
     raw = json.loads((tmp_path / "hf" / file).read_text())
     (tmp_path / "hf" / file).write_text(json.dumps(raw | {key: value}))
-    run = puna(tmp_path / "hf", tmp_path / "out", "--to", to)
+    run = run_convert(tmp_path / "hf", tmp_path / "out", "--to", to)
     assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr, run.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
 def test_an_id_larger_than_any_vocabulary_is_refused(meta: Path, tmp_path: Path) -> None:
     """An id in tokenizer.json is refused before memory for all smaller ids is allocated."""
-    assert puna(meta, tmp_path / "hf").returncode == 0
+    assert run_convert(meta, tmp_path / "hf").returncode == 0
     (tmp_path / "hf" / "tokenizer.model").unlink()
     path = tmp_path / "hf" / "tokenizer.json"
     raw = json.loads(path.read_text())
     raw["model"]["vocab"]["<0x17>"] = 300_000_000
     path.write_text(json.dumps(raw))
     started = time.perf_counter()
-    run = puna(tmp_path / "hf", tmp_path / "out", "--to", "gguf")
+    run = run_convert(tmp_path / "hf", tmp_path / "out", "--to", "gguf")
     assert run.returncode == 1 and "300000001 tokens and the embedding 420 rows" in run.stderr, run.stderr
     assert time.perf_counter() - started < 10
 
 
 def test_a_tokenizer_with_contradictory_parts_is_refused(meta: Path, tmp_path: Path) -> None:
-    assert puna(meta, tmp_path / "hf").returncode == 0
+    assert run_convert(meta, tmp_path / "hf").returncode == 0
     (tmp_path / "hf" / "tokenizer.model").unlink()
     path = tmp_path / "hf" / "tokenizer.json"
     raw = json.loads(path.read_text())
@@ -171,17 +171,17 @@ def test_a_tokenizer_with_contradictory_parts_is_refused(meta: Path, tmp_path: P
         "special_tokens": {},
     }
     path.write_text(json.dumps(raw))
-    run = puna(tmp_path / "hf", tmp_path / "out", "--to", "gguf")
+    run = run_convert(tmp_path / "hf", tmp_path / "out", "--to", "gguf")
     assert run.returncode == 1 and "is not a tokenizer.json" in run.stderr and "Traceback" not in run.stderr, run.stderr
 
 
 def test_a_gguf_file_without_token_types_is_converted(meta: Path, tmp_path: Path) -> None:
-    assert puna(meta, tmp_path / "m.gguf", "--to", "gguf").returncode == 0
+    assert run_convert(meta, tmp_path / "m.gguf", "--to", "gguf").returncode == 0
     file = open_gguf(tmp_path / "m.gguf")
     keys = {key: value for key, value in file.metadata.items() if key != "tokenizer.ggml.token_type"}
     tensors = [NewTensor(t.name, t.format, t.shape, np.array(t.data)) for t in file.tensors.values()]
     write_gguf(tmp_path / "bare.gguf", keys, tensors)
-    run = puna(tmp_path / "bare.gguf", tmp_path / "out.gguf", "--to", "gguf", "--pad-vocab-to", "64")
+    run = run_convert(tmp_path / "bare.gguf", tmp_path / "out.gguf", "--to", "gguf", "--pad-vocab-to", "64")
     assert run.returncode == 0, run.stderr
     assert len(open_gguf(tmp_path / "out.gguf").metadata["tokenizer.ggml.token_type"]) == 448
 
@@ -199,12 +199,12 @@ def test_file_names_that_are_not_utf8_are_accepted(meta: Path, tmp_path: Path) -
 
 
 def test_tokenizer_only_writes_no_weights(meta: Path, tmp_path: Path) -> None:
-    assert puna(meta, tmp_path / "tok", "--tokenizer-only").returncode == 0
+    assert run_convert(meta, tmp_path / "tok", "--tokenizer-only").returncode == 0
     assert not list((tmp_path / "tok").glob("*.safetensors"))
     assert len(load_tokenizer(tmp_path / "tok")) == 420
-    second_run = puna(meta, tmp_path / "tok", "--tokenizer-only")
+    second_run = run_convert(meta, tmp_path / "tok", "--tokenizer-only")
     assert second_run.returncode == 1 and "exists already" in second_run.stderr
-    failed_run = puna(tmp_path, tmp_path / "none", "--tokenizer-only")
+    failed_run = run_convert(tmp_path, tmp_path / "none", "--tokenizer-only")
     assert failed_run.returncode == 1 and not (tmp_path / "none").exists()
 
 
@@ -225,7 +225,8 @@ def test_the_command_of_the_documentation_runs(meta: Path, tmp_path: Path, capsy
     assert documented_command([*folders, str(tmp_path / "v1"), *size, "--llama_version", "1", "--num_shards", "2"]) == 0
     assert LlamaConfig.from_pretrained(tmp_path / "v1").max_position_embeddings == 2048
     assert documented_command([*folders, str(tmp_path / "guard"), *size, "--llama_version", "Guard-3"]) == 0
-    assert LlamaConfig.from_pretrained(tmp_path / "guard").max_position_embeddings == 4096  # detected
+    # The release is detected: Llama 2.
+    assert LlamaConfig.from_pretrained(tmp_path / "guard").max_position_embeddings == 4096
     assert documented_command([*folders, str(tmp_path / "tok"), "--model_size", "tokenizer_only"]) == 0
     assert not list((tmp_path / "tok").glob("*.safetensors"))
     capsys.readouterr()
@@ -258,10 +259,10 @@ def test_llama_3_gets_its_chat_template_and_end_tokens(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path / "hf")
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
     assert ids[:2] == [128000, 128006] and len(tokenizer) == 128256
-    run = puna(tmp_path / "hf", tmp_path / "back", "--to", "meta", "--json")
+    run = run_convert(tmp_path / "hf", tmp_path / "back", "--to", "meta", "--json")
     assert run.returncode == 0 and json.loads(run.stdout)["notes"] == []
     assert (tmp_path / "back" / "tokenizer.model").read_bytes().split() == ranks.read_bytes().split()
-    run = puna(folder, tmp_path / "direct.gguf", "--to", "gguf", "--quantize", "q8_0", "--instruct")
+    run = run_convert(folder, tmp_path / "direct.gguf", "--to", "gguf", "--quantize", "q8_0", "--instruct")
     assert run.returncode == 0 and load_tokenizer(tmp_path / "direct.gguf").chat_template == tokenizer.chat_template
     convert(folder, tmp_path / "base", to="hf")
     GenerationConfig(bos_token_id=128000, eos_token_id=128001).save_pretrained(tmp_path / "base")
@@ -274,9 +275,9 @@ def test_llama_3_gets_its_chat_template_and_end_tokens(tmp_path: Path) -> None:
     write_gguf(tmp_path / "bare.gguf", keys, tensors)
     convert(tmp_path / "bare.gguf", tmp_path / "chat.gguf", to="gguf", instruct=True)
     assert open_gguf(tmp_path / "chat.gguf").metadata["tokenizer.ggml.eot_token_id"] == 128009
-    run = puna(tmp_path / "direct.gguf", tmp_path / "second.gguf", "--to", "gguf", "--instruct")
+    run = run_convert(tmp_path / "direct.gguf", tmp_path / "second.gguf", "--to", "gguf", "--instruct")
     assert run.returncode == 1 and "has a chat template already" in run.stderr
-    run = puna(tmp_path / "hf", tmp_path / "m.gguf", "--to", "gguf", "--quantize", "q8_0")
+    run = run_convert(tmp_path / "hf", tmp_path / "m.gguf", "--to", "gguf", "--quantize", "q8_0")
     assert run.returncode == 0, run.stderr
     converted = load_tokenizer(tmp_path / "m.gguf")
     for text in ("Hello, world 12345 don't", "  été\n\n 日本 🦙"):

@@ -34,7 +34,7 @@ def same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.dtype == other.dtype and np.array_equal(one, other)
 
 
-def read(folder: Path) -> Tensors:
+def read_tensors(folder: Path) -> Tensors:
     result = {}
     for name, weight in open_checkpoint(folder).tensors.items():
         dtype = DTYPES[str(weight.format.torch)]
@@ -47,7 +47,7 @@ def read(folder: Path) -> Tensors:
 def test_casts_equal_torch_casts(before: str, after: str, tmp_path: Path) -> None:
     folder, tensors = write_model(tmp_path / "in", before)
     convert(folder, tmp_path / "out", to="hf", dtype=after, verify=True)
-    result = read(tmp_path / "out")
+    result = read_tensors(tmp_path / "out")
     assert all(same(result[name], cast(tensor, after)) for name, tensor in tensors.items())
     assert LlamaConfig.from_pretrained(tmp_path / "out").dtype == after
 
@@ -58,7 +58,7 @@ def test_float32_norms_are_cast_to_the_type_of_the_model_if_that_is_exact(tmp_pa
     mixed["model.norm.weight"] = mixed["model.norm.weight"] + np.float32(1e-4)  # not exact in bfloat16: stays float32
     write_folder(folder, LlamaConfig.from_pretrained(folder), mixed)
     convert(folder, tmp_path / "out", to="hf")
-    result = read(tmp_path / "out")
+    result = read_tensors(tmp_path / "out")
     assert result["model.norm.weight"].dtype == np.float32
     mixed.pop("model.norm.weight")
     assert all(same(result[name], tensors[name]) for name in mixed)
@@ -79,7 +79,7 @@ def test_values_too_large_for_a_type_are_refused(tmp_path: Path) -> None:
 def test_heads_are_pooled(heads: int, tmp_path: Path) -> None:
     folder, tensors = write_model(tmp_path / "in", num_key_value_heads=4)
     convert(folder, tmp_path / "out", to="hf", kv_heads=heads)
-    result = read(tmp_path / "out")
+    result = read_tensors(tmp_path / "out")
     assert LlamaConfig.from_pretrained(tmp_path / "out").num_key_value_heads == heads
     for name, tensor in tensors.items():
         expected = tensor
@@ -100,7 +100,7 @@ def test_invalid_numbers_of_heads_are_refused(tmp_path: Path) -> None:
 def test_vocabulary_is_resized(size: int | None, multiple: int | None, rows: int, tmp_path: Path) -> None:
     folder, tensors = write_model(tmp_path / "in", "bfloat16")
     convert(folder, tmp_path / "out", to="hf", vocab_size=size, pad_vocab_to=multiple, verify=True)
-    result = read(tmp_path / "out")
+    result = read_tensors(tmp_path / "out")
     assert LlamaConfig.from_pretrained(tmp_path / "out").vocab_size == rows
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         before, after = tensors[name], result[name]

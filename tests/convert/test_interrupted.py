@@ -133,7 +133,7 @@ def test_a_gguf_file_is_resumed_if_every_source_file_is_unchanged(
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
 def test_a_link_at_the_destination_is_replaced_only_with_overwrite(to: str, tmp_path: Path) -> None:
-    """A link to nothing or to an empty folder is replaced only with overwrite, and its target is never changed."""
+    """A dangling link, or one to an empty folder, is replaced only with overwrite; its target is never changed."""
     model = write_model_with_tokenizer(tmp_path / "in")
     (tmp_path / "empty").mkdir()
     for name in ("nothing", "empty"):

@@ -91,7 +91,7 @@ def test_memory_is_bounded(source: str, options: dict[str, Any], folders: dict[s
 
 @pytest.fixture(scope="module")
 def wide(folders: dict[str, Path]) -> Path:
-    """The same model with a large vocabulary."""
+    """The folder of the same model with a large vocabulary."""
     convert(folders["hf"], folders["hf"].parent / "wide", to="hf", vocab_size=60000)
     return folders["hf"].parent / "wide"
 

@@ -13,7 +13,7 @@ from tests.helpers.native import pack_state
 from tests.helpers.random_weights import random_state
 
 
-def answers(speculate: bool, requests: list[Request], slots: int) -> tuple[list[tuple], int]:
+def run_requests(speculate: bool, requests: list[Request], slots: int) -> tuple[list[tuple], int]:
     """Returns (tokens, finish reasons) of each request, and the number of steps."""
     config = config_of(vocab_size=12, max_position_embeddings=128)
     engine = Engine(NativeBackend(config, pack_state("f32", random_state(config)), 1, slots), slots)
@@ -44,8 +44,8 @@ def test_speculation_needs_fewer_steps_for_the_same_answers(slots):
         )
         stops = frozenset({int(random.integers(0, 12))}) if number % 3 == 0 else frozenset()
         requests.append(Request(prompt, int(random.choice([1, 2, 30, 108])), sampling, stops))
-    plain, plain_steps = answers(False, requests, slots)
-    speculative, speculative_steps = answers(True, requests, slots)
+    plain, plain_steps = run_requests(False, requests, slots)
+    speculative, speculative_steps = run_requests(True, requests, slots)
     assert speculative == plain
     assert speculative_steps < plain_steps
 

@@ -17,11 +17,11 @@ def test_a_failed_write_leaves_the_previous_file(tmp_path, monkeypatch, step):
     path = tmp_path / "config.json"
     write_json(path, {"old": True})
 
-    def full(*arguments, **options):
+    def fail(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(
-        {"fsync": "os.fsync", "mkstemp": "tempfile.mkstemp", "replace": "pathlib.Path.replace"}[step], full
+        {"fsync": "os.fsync", "mkstemp": "tempfile.mkstemp", "replace": "pathlib.Path.replace"}[step], fail
     )
     with pytest.raises(StorageError, match=r"config\.json cannot be written \(No space left on device\)"):
         LlamaConfig().save_pretrained(tmp_path)

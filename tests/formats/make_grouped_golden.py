@@ -46,7 +46,7 @@ def main() -> None:
         arrays.update({f"{name}.{key}": value.clone() for key, value in parts.items()})
         arrays[f"{name}.values"] = values
 
-    def clamped(zero: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    def clamp_to_4_bits(zero: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
         """Returns weights whose quantised values are between 0 and 15, as after GPTQ."""
         step, offset = scales[:, group], zero[:, group]
         return (torch.clamp(torch.round(weight / step) + offset, 0, 15) - offset) * step
@@ -57,7 +57,7 @@ def main() -> None:
         ("gptq_act_order", zeros, shuffled, "qlinear_cuda"),
     ):
         linear = torch.nn.Linear(INPUTS, OUTPUTS, bias=False)
-        linear.weight.data = clamped(zero, group)
+        linear.weight.data = clamp_to_4_bits(zero, group)
         layer = load(module, gptq / f"{module}.py").QuantLinear(
             4, GROUP, INPUTS, OUTPUTS, False, weight_dtype=torch.float16
         )
@@ -77,7 +77,7 @@ def main() -> None:
     packing = load("awq.utils.packing_utils", awq / "utils/packing_utils.py")
     gemm = load("awq.modules.linear.gemm", awq / "modules/linear/gemm.py")
     linear = torch.nn.Linear(INPUTS, OUTPUTS, bias=False)
-    linear.weight.data = clamped(zeros, in_order)
+    linear.weight.data = clamp_to_4_bits(zeros, in_order)
     layer = gemm.WQLinear_GEMM.from_linear(linear, 4, GROUP, scales=scales.T.contiguous(), zeros=zeros.T.contiguous())
     add("awq", layer, packing.dequantize_gemm(layer.qweight, layer.qzeros, layer.scales.float(), 4, GROUP).T)
     np.savez_compressed(

@@ -23,15 +23,18 @@ U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
 
 
 def text(value: str | bytes) -> bytes:
+    """Encodes a string with its length."""
     raw = value.encode() if isinstance(value, str) else value
     return struct.pack("<Q", len(raw)) + raw
 
 
 def key(name: str | bytes, kind: int, value: bytes) -> bytes:
+    """Encodes a metadata key with the type and the bytes of its value."""
     return text(name) + struct.pack("<I", kind) + value
 
 
 def tensor(name: str, dims: tuple[int, ...] = (4,), kind: int = 0, offset: int = 0) -> bytes:
+    """Encodes the description of a tensor."""
     return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
 
 

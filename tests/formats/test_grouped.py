@@ -39,7 +39,7 @@ def values(packed: GroupedMatrix) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_values_equal_those_of_the_packers(name: str) -> None:
+def test_values_equal_those_of_autogptq_and_autoawq(name: str) -> None:
     packed, expected = matrix(name), GOLDEN[f"{name}.values"]
     assert packed.format.name == CASES[name][1] and packed.shape == expected.shape
     if packed.format.name == "q4_0":

@@ -28,22 +28,22 @@ def mapped_memory() -> int:
     return int(match[1]) * 1024
 
 
-def plain(folder: Path) -> np.ndarray:
+def map_plain(folder: Path) -> np.ndarray:
     (folder / "file").write_bytes(bytes(SIZE))
     return map_file(folder / "file")
 
 
-def of_safetensors(folder: Path) -> np.ndarray:
+def map_safetensors(folder: Path) -> np.ndarray:
     safetensors.numpy.save_file({"a": np.zeros(SIZE // 4, np.float32)}, folder / "file")
     return open_safetensors(folder / "file").tensors["a"].raw
 
 
-def of_torch(folder: Path) -> np.ndarray:
+def map_torch(folder: Path) -> np.ndarray:
     save_torch({"a": np.zeros((1024, SIZE // 4096), np.float32)}, folder / "file")
     return open_torch_zip(folder / "file").tensors["a"].raw
 
 
-@pytest.mark.parametrize("view", [plain, of_safetensors, of_torch])
+@pytest.mark.parametrize("view", [map_plain, map_safetensors, map_torch])
 def test_released_pages_leave_memory_and_can_be_read_again(view: Callable[[Path], np.ndarray], tmp_path: Path) -> None:
     bytes_ = view(tmp_path)
     before = mapped_memory()

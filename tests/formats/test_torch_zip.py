@@ -74,7 +74,7 @@ def test_zip64_files_of_other_writers_are_read(tmp_path: Path) -> None:
 
 
 def test_sizes_in_the_zip64_field_are_read(tmp_path: Path) -> None:
-    """Entries beyond 4 GB need the field; a small file may use it too."""
+    """Entries beyond 4 GB need the zip64 field; smaller entries may use it too."""
     raw = bytearray(save(tmp_path / "a", {"w": torch.arange(6.0)}).read_bytes())
     at = raw.index(b"PK\1\2")
     name_size = struct.unpack_from("<H", raw, at + 28)[0]

@@ -34,7 +34,7 @@ class Hub:
     Attributes:
         requests: method and path of each request, in order.
         sent: bytes of files sent.
-        interrupt_after: the next download that is larger than this number of bytes is interrupted after them.
+        interrupt_after: the next download of more bytes stops after this number of bytes; None: no download stops.
     """
 
     url: str = ""
@@ -80,20 +80,20 @@ class _Handler(BaseHTTPRequestHandler):
         if files is None:
             return self._refuse(404, "RevisionNotFound")
         if not is_api:
-            return self._file(repo, commit, files, "/".join(rest[2:]))
+            return self._send_file(repo, commit, files, "/".join(rest[2:]))
         if rest[:1] == ["tree"]:
             tree = [
                 {"type": "file", "path": path, "size": len(data), "oid": _oid(data)} for path, data in files.items()
             ]
-            return self._json(tree)
+            return self._send_json(tree)
         sizes = "blobs" in parse_qs(url.query)
         siblings = [
             {"rfilename": path} | ({"size": len(data), "blobId": _oid(data)} if sizes else {})
             for path, data in files.items()
         ]
-        return self._json({"id": name, "sha": commit, "siblings": siblings, "private": False, "gated": repo.gated})
+        return self._send_json({"id": name, "sha": commit, "siblings": siblings, "private": False, "gated": repo.gated})
 
-    def _file(self, repo: Repo, commit: str, files: dict[str, bytes], path: str) -> None:
+    def _send_file(self, repo: Repo, commit: str, files: dict[str, bytes], path: str) -> None:
         if repo.gated:
             return self._refuse(403, "GatedRepo")
         if path not in files:
@@ -118,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         return None
 
-    def _json(self, content: Any) -> None:
+    def _send_json(self, content: Any) -> None:
         body = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

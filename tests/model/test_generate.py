@@ -158,7 +158,7 @@ def test_eos_ends_rows_and_the_pad_token_fills_them(models: tuple[LlamaForCausal
 
 
 class RecordingStreamer:
-    """A streamer that records the tensors and the end that it receives."""
+    """A streamer that records the tensors that it receives and counts the calls of `end`."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []

@@ -168,7 +168,7 @@ def test_initial_weights_have_the_configured_standard_deviation() -> None:
     assert (model.model.embed_tokens.weight[5] == 0).all()
     assert (model.lm_head.weight[5] != 0).any()
     model(torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
-    assert (model.model.embed_tokens.weight.grad[5] == 0).all()  # padding_idx
+    assert (model.model.embed_tokens.weight.grad[5] == 0).all()  # nn.Embedding excludes padding_idx from the gradient
 
 
 def test_tied_weights_are_one_parameter_and_can_be_replaced() -> None:

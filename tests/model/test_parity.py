@@ -23,7 +23,7 @@ CASES = list(product(CONFIGURATIONS, ("left", "right")))
 
 
 def batch(config: Any, side: str, lengths: tuple[int, ...] = LENGTHS) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns the arguments of forward, and the unmasked positions.
+    """Returns the arguments of forward, and a mask that is true for real tokens.
 
     A text's first token is not a label: with padding on the left it would be predicted from padding, whose logits are
     undefined.

@@ -47,7 +47,7 @@ def test_fixed_frequencies_equal_those_of_transformers(name: str, theta: float, 
 def test_logits_of_the_last_position_equal_those_of_transformers(settings: dict[str, Any], length: int) -> None:
     """Beyond the original context only the last position is compared.
 
-    There transformers rotates all positions with the frequencies of the total length.
+    Beyond it, transformers rotates all positions with the frequencies of the total length.
     """
     model, reference = pair(config_of(rope_scaling=settings, num_hidden_layers=1, max_position_embeddings=20))
     ids = torch.randint(3, 67, (2, length))

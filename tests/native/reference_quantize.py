@@ -19,7 +19,7 @@ class Kind:
 
     Attributes:
         size: number of values that share a scale.
-        levels: values are stored as 0 to levels, or as -levels to levels - 1.
+        levels: the integers are 0 to levels, or -levels to levels - 1.
         small: the largest integer that encodes a scale.
         steps: numbers added to `levels` to get the scales that are tried; None if levels are symmetric.
         weigh: the formula for the weights of errors if no importances are given.

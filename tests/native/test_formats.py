@@ -96,7 +96,7 @@ def test_logits_in_every_format_equal_those_of_the_reference(name, cache, kernel
 
 
 @pytest.mark.parametrize("columns", [32, 96, 288, *(pytest.param(n, marks=pytest.mark.slow) for n in (576, 1536))])
-def test_logits_if_a_row_is_not_a_multiple_of_the_block_that_shares_an_activation_scale(columns, kernels):
+def test_logits_of_rows_that_end_within_an_activation_block(columns, kernels):
     """Row lengths such as 576, in formats with blocks of 32 values and in float formats."""
     for name in ("q4_0", "q4_1", "q5_1", "q8_0", "iq4_nl", "bf16", "f16"):
         config = config_of(

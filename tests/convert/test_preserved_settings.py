@@ -28,7 +28,7 @@ LLAMA3: dict[str, Any] = {
 }  # fmt: skip
 
 
-def model(folder: Path, generation: dict[str, Any] | None = None, **changes: Any) -> Path:
+def write_model(folder: Path, generation: dict[str, Any] | None = None, **changes: Any) -> Path:
     """Writes a folder with a SentencePiece tokenizer of 420 pieces; Meta's files of this shape are read as Llama 2."""
     fields = {"vocab_size": 420, "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 2}
     config = tiny_config(**fields | changes)
@@ -39,7 +39,7 @@ def model(folder: Path, generation: dict[str, Any] | None = None, **changes: Any
     return folder
 
 
-def notes(source: Path, target: Path, **options: Any) -> str:
+def conversion_notes(source: Path, target: Path, **options: Any) -> str:
     return "\n".join(convert(source, target, **options).notes)
 
 
@@ -62,8 +62,8 @@ def read_eos_ids(path: Path) -> tuple[int, ...]:
 def test_gguf_keeps_the_eos_tokens(
     eos: Any, generation: dict[str, Any] | None, eos_ids: tuple[int, ...], tmp_path: Path
 ) -> None:
-    source = model(tmp_path / "hf", generation, eos_token_id=eos)
-    assert notes(source, tmp_path / "m.gguf", to="gguf") == ""
+    source = write_model(tmp_path / "hf", generation, eos_token_id=eos)
+    assert conversion_notes(source, tmp_path / "m.gguf", to="gguf") == ""
     assert read_eos_ids(tmp_path / "m.gguf") == eos_ids
     configured = [eos] if isinstance(eos, int) else eos
     assert set(eos_ids) == set(GenerationConfig(**generation or {"eos_token_id": configured}).eos_token_ids)
@@ -72,7 +72,7 @@ def test_gguf_keeps_the_eos_tokens(
 @pytest.mark.parametrize("eos_ids", [(5,), (5, 6), (5, 6, 7)])
 def test_eos_tokens_survive_repeated_conversions(eos_ids: tuple[int, ...], tmp_path: Path) -> None:
     """EOT and EOM are not swapped, neither from GGUF to GGUF nor through another layout."""
-    source = model(tmp_path / "hf", {"eos_token_id": list(eos_ids)}, eos_token_id=5)
+    source = write_model(tmp_path / "hf", {"eos_token_id": list(eos_ids)}, eos_token_id=5)
     convert(source, tmp_path / "1.gguf", to="gguf")
     convert(tmp_path / "1.gguf", tmp_path / "2.gguf", to="gguf")
     convert(tmp_path / "2.gguf", tmp_path / "back", to="hf")
@@ -86,38 +86,40 @@ def test_eos_tokens_survive_repeated_conversions(eos_ids: tuple[int, ...], tmp_p
 
 def test_descriptions_are_copied_to_gguf_files_and_noted_for_other_layouts(tmp_path: Path) -> None:
     """Descriptions are copied to another GGUF file with their types; for other layouts a note lists them."""
-    convert(model(tmp_path / "hf"), tmp_path / "m.gguf", to="gguf")
+    convert(write_model(tmp_path / "hf"), tmp_path / "m.gguf", to="gguf")
     file = open_gguf(tmp_path / "m.gguf")
     descriptions = {"general.license": "apache-2.0", "general.score": np.float64(0.1), "general.count": -3,
             "my.key": True, "my.large": np.float64(1e300)}  # fmt: skip
     tensors = [NewTensor(t.name, t.format, t.shape, np.array(t.data)) for t in file.tensors.values()]
     write_gguf(tmp_path / "s.gguf", dict(file.metadata) | descriptions, tensors)
-    assert notes(tmp_path / "s.gguf", tmp_path / "t.gguf", to="gguf") == ""
+    assert conversion_notes(tmp_path / "s.gguf", tmp_path / "t.gguf", to="gguf") == ""
     result = open_gguf(tmp_path / "t.gguf").metadata
     assert {key: result[key] for key in descriptions} == descriptions
     for to in ("hf", "meta"):
-        lost = notes(tmp_path / "s.gguf", tmp_path / f"to {to}", to=to)
+        lost = conversion_notes(tmp_path / "s.gguf", tmp_path / f"to {to}", to=to)
         assert "cannot hold the file's descriptions of the model (license, score, count, my.key, my.large)" in lost
 
 
 def test_special_tokens_of_the_generation_config_take_precedence(tmp_path: Path) -> None:
-    source = model(tmp_path / "hf", {"bos_token_id": 3, "pad_token_id": 7, "eos_token_id": 2})
+    source = write_model(tmp_path / "hf", {"bos_token_id": 3, "pad_token_id": 7, "eos_token_id": 2})
     convert(source, tmp_path / "m.gguf", to="gguf")
     convert(tmp_path / "m.gguf", tmp_path / "back", to="hf")
     assert GenerationConfig.from_pretrained(tmp_path / "back") == GenerationConfig.from_pretrained(source)
-    text = notes(source, tmp_path / "meta", to="meta")
+    text = conversion_notes(source, tmp_path / "meta", to="meta")
     assert "bos_token_id 3, read as 1" in text and "pad_token_id 7, read as None" in text
 
 
 def test_settings_without_a_gguf_key_are_noted(tmp_path: Path) -> None:
-    source = model(tmp_path / "hf", {"eos_token_id": [5, 6, 7, 8], "temperature": 0.6, "top_p": 0.9}, eos_token_id=5)
-    text = notes(source, tmp_path / "m.gguf", to="gguf")
+    source = write_model(
+        tmp_path / "hf", {"eos_token_id": [5, 6, 7, 8], "temperature": 0.6, "top_p": 0.9}, eos_token_id=5
+    )
+    text = conversion_notes(source, tmp_path / "m.gguf", to="gguf")
     assert "tokens [6] end answers too" in text and "cannot hold generation_config's temperature 0.6, top_p 0.9" in text
     assert read_eos_ids(tmp_path / "m.gguf") == (5, 7, 8)
 
 
 def test_a_copied_gguf_file_keeps_its_file_type(tmp_path: Path) -> None:
-    source = model(tmp_path / "hf")
+    source = write_model(tmp_path / "hf")
     convert(source, tmp_path / "s.gguf", quantize="Q4_0")
     raw = (tmp_path / "s.gguf").read_bytes()
     key = b"general.file_type" + (4).to_bytes(4, "little")
@@ -148,7 +150,7 @@ def test_a_copied_gguf_file_keeps_its_file_type(tmp_path: Path) -> None:
 def test_settings_that_metas_files_cannot_hold_are_noted(
     changes: dict[str, Any], generation: dict[str, Any] | None, expected: tuple[str, ...], tmp_path: Path
 ) -> None:
-    result = convert(model(tmp_path / "hf", generation, **changes), tmp_path / "meta", to="meta").notes
+    result = convert(write_model(tmp_path / "hf", generation, **changes), tmp_path / "meta", to="meta").notes
     assert len(result) == len(expected), result
     assert all(part in note for part, note in zip(expected, result, strict=True)), result
 
@@ -157,7 +159,7 @@ def test_settings_that_metas_files_cannot_hold_are_noted(
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_rope_scaling_survives_metas_layout(theta: float, factor: float, tmp_path: Path) -> None:
     scaling = LLAMA3 | {"factor": factor}
-    source = model(tmp_path / "hf", rope_theta=theta, rope_scaling=scaling, max_position_embeddings=131072)
+    source = write_model(tmp_path / "hf", rope_theta=theta, rope_scaling=scaling, max_position_embeddings=131072)
     outcome = convert(source, tmp_path / "meta", to="meta", verify=True)
     text = "\n".join(outcome.notes)
     assert outcome.nll["after"] == pytest.approx(
@@ -177,7 +179,7 @@ def test_a_factor_that_no_release_has_is_refused() -> None:
 
 
 def test_a_separate_head_that_equals_the_embedding_is_noted(tmp_path: Path) -> None:
-    source = model(tmp_path / "hf")
+    source = write_model(tmp_path / "hf")
     config = LlamaConfig.from_pretrained(source)
     tensors = tiny_tensors(config)
     write_folder(source, config, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()})
@@ -194,14 +196,14 @@ def test_a_separate_head_that_equals_the_embedding_is_noted(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_added_tokens_survive_metas_layout(fast: bool, tmp_path: Path) -> None:
-    source = model(tmp_path / "hf", vocab_size=424)
+    source = write_model(tmp_path / "hf", vocab_size=424)
     tokenizer = LlamaTokenizer.from_pretrained(source)
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     tokenizer.save_pretrained(source)
     if fast:
         load_tokenizer(source).save_pretrained(source)
         assert (source / "tokenizer.json").exists() and (source / "tokenizer.model").exists()
-    text = notes(source, tmp_path / "meta", to="meta")
+    text = conversion_notes(source, tmp_path / "meta", to="meta")
     assert "Hugging Face's files are written" in text
     for text in ("<|im_start|>user\nHow wide is a llama?<|im_end|>", "The grassland"):
         ids = load_tokenizer(source).encode(text)
@@ -210,11 +212,11 @@ def test_added_tokens_survive_metas_layout(fast: bool, tmp_path: Path) -> None:
 
 
 def test_tokenizer_settings_that_metas_files_cannot_hold_are_noted(tmp_path: Path) -> None:
-    source = model(tmp_path / "hf")
+    source = write_model(tmp_path / "hf")
     tokenizer = LlamaTokenizer.from_pretrained(source, add_bos_token=False, add_eos_token=True)
     tokenizer.add_special_tokens({"additional_special_tokens": ["▁the"]})
     tokenizer.save_pretrained(source)
-    text = notes(source, tmp_path / "meta", to="meta")
+    text = conversion_notes(source, tmp_path / "meta", to="meta")
     assert "Meta's layout cannot hold add_bos_token False and add_eos_token True" in text
     assert "▁the are special tokens" in text
 
@@ -240,8 +242,8 @@ def test_user_defined_pieces_are_not_split(to: str, tmp_path: Path) -> None:
 
 
 def test_added_tokens_with_spaces_survive_conversion(tmp_path: Path) -> None:
-    """GGUF stores their spaces as spaces, and SentencePiece as U+2581 if no other piece has that text."""
-    source = model(tmp_path / "hf", vocab_size=430)
+    """Spaces stay in GGUF files and become U+2581 in SentencePiece models, unless another piece has that text."""
+    source = write_model(tmp_path / "hf", vocab_size=430)
     tokenizer = LlamaTokenizer.from_pretrained(source, legacy=True)
     tokenizer.add_tokens(["foo bar", "  ", " the"])
     tokenizer.save_pretrained(source)
@@ -256,22 +258,22 @@ def test_added_tokens_with_spaces_survive_conversion(tmp_path: Path) -> None:
 
 
 def test_verify_detects_changed_token_ids(tmp_path: Path) -> None:
-    source = model(tmp_path / "hf")
+    source = write_model(tmp_path / "hf")
     (source / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": false}')
-    text = notes(source, tmp_path / "meta", to="meta", verify=True)
+    text = conversion_notes(source, tmp_path / "meta", to="meta", verify=True)
     assert "encodes a sample text to ids that differ" in text
 
 
 def test_metas_layout_cannot_hold_a_chat_template(tmp_path: Path) -> None:
-    source = model(tmp_path / "hf")
+    source = write_model(tmp_path / "hf")
     config = {"tokenizer_class": "LlamaTokenizer", "chat_template": "{{ messages[0]['content'] }}"}
     (source / "tokenizer_config.json").write_text(json.dumps(config))
-    assert "Meta's layout cannot hold the chat template" in notes(source, tmp_path / "meta", to="meta")
+    assert "Meta's layout cannot hold the chat template" in conversion_notes(source, tmp_path / "meta", to="meta")
 
 
 @pytest.mark.parametrize("to", ["hf", "meta", "gguf"])
 def test_a_vocabulary_is_not_truncated_below_its_tokens(to: str, tmp_path: Path) -> None:
-    source = model(tmp_path / "hf", {"eos_token_id": [2, 427]}, vocab_size=430)
+    source = write_model(tmp_path / "hf", {"eos_token_id": [2, 427]}, vocab_size=430)
     with pytest.raises(CheckpointError, match="loses special token 427"):
         convert(source, tmp_path / "out", to=to, vocab_size=424)
     GenerationConfig(eos_token_id=2).save_pretrained(source)
