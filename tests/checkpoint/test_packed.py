@@ -112,9 +112,9 @@ def test_a_packed_folder_runs_and_converts(settings: dict[str, Any], name: str, 
 
     puna.convert(tmp_path / "packed", tmp_path / "hf")
     assert "quantization_config" not in json.loads((tmp_path / "hf" / "config.json").read_text())
-    back = safetensors.numpy.load_file(tmp_path / "hf" / "model.safetensors")
+    converted = safetensors.numpy.load_file(tmp_path / "hf" / "model.safetensors")
     for key, weight in checkpoint.tensors.items():
-        assert np.array_equal(back[key].astype(np.float32), weight.to_float32()), key
+        assert np.array_equal(converted[key].astype(np.float32), weight.to_float32()), key
 
 
 @pytest.mark.parametrize(("settings", "name"), PACKINGS)

@@ -47,11 +47,11 @@ def test_work_that_exceeds_the_context_is_skipped_with_a_message(tiny_model):
 def test_work_that_exceeds_the_memory_is_skipped_with_a_reason():
     """Each sequence occupies complete pages of 64 tokens."""
     config = LlamaConfig(max_position_embeddings=1000)
-    works, left_out = benchmark.plan(config, 256, [256, 257, 1001], 2, [62, 63], [1, 2, 4])
-    assert [(work.tokens, work.context, work.batch) for work in works] == [
+    measurements, skipped = benchmark.plan(config, 256, [256, 257, 1001], 2, [62, 63], [1, 2, 4])
+    assert [(work.tokens, work.context, work.batch) for work in measurements] == [
         (256, 0, 1), (2, 62, 1), (2, 62, 2), (2, 62, 4), (2, 63, 1), (2, 63, 2),
     ]  # fmt: skip
-    reasons = {(work.tokens, work.context, work.batch): reason for work, reason in left_out.items()}
+    reasons = {(work.tokens, work.context, work.batch): reason for work, reason in skipped.items()}
     assert reasons == {
         (257, 0, 1): "needs a cache of 320 tokens, but memory holds 256",
         (1001, 0, 1): "exceeds the model's context of 1000",

@@ -1,4 +1,4 @@
-"""transformers 4.34.1, 4.57.6 and 5.23 read the files that puna saves as puna does, for every field they support."""
+"""transformers 4.34.1, 4.57.6 and 5.23 read the same values as puna from the files that puna saves."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], plans
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Returns the folders of one model in each layout."""
+    """The folders of one model in each layout."""
     if not Path("/proc/self/status").exists():
         pytest.skip("only Linux reports the peak memory of a process")
     root = tmp_path_factory.mktemp("large")

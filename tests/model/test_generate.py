@@ -239,8 +239,8 @@ def test_generation_continues_a_cache(models: tuple[LlamaForCausalLM, Any]) -> N
     assert torch.equal(model.generate(IDS, past_key_values=tuple(cache), max_new_tokens=8), expected)
     # The mask covers cached tokens that are not among the ids.
     mask = torch.ones_like(IDS)
-    rest = model.generate(IDS[:, 4:], past_key_values=cache, attention_mask=mask, max_new_tokens=8)
-    assert torch.equal(rest, expected[:, 4:])
+    continuation = model.generate(IDS[:, 4:], past_key_values=cache, attention_mask=mask, max_new_tokens=8)
+    assert torch.equal(continuation, expected[:, 4:])
     with_cache = model.generate(
         IDS, past_key_values=cache, max_new_tokens=8, do_sample=True, num_return_sequences=2, seed=1
     )

@@ -98,6 +98,6 @@ def test_invalid_tensors_are_refused(tmp_path: Path, tensors: Any, message: str)
 def test_shard_sizes_are_parsed() -> None:
     sizes = [parse_size(size) for size in (5, "5", "5GB", "200MB", "1 kb", "2GiB", "3MiB")]
     assert sizes == [5, 5, 5 * 10**9, 2 * 10**8, 1000, 2 * 2**30, 3 * 2**20]
-    for wrong in ("", "0", "-1", "5TB", "GB", "1.5GB", "B", 0):
+    for invalid in ("", "0", "-1", "5TB", "GB", "1.5GB", "B", 0):
         with pytest.raises(CheckpointError, match="give bytes"):
-            parse_size(wrong)
+            parse_size(invalid)
