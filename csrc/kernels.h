@@ -10,7 +10,7 @@
 namespace puna {
 
 constexpr int kPage = 64;        // tokens in a cache page, and keys in a tile of attention
-constexpr int kPeakBlock = 64;   // values per maximum that `peaks` returns
+constexpr int kPeakBlock = 64;   // `peaks` returns one maximum per so many values
 constexpr int kMaxQueries = 64;  // queries that one call of `attend` accepts
 constexpr int kSplit = 256;      // positions per partial attention sum; partial sums are merged in ascending order
 
@@ -35,7 +35,7 @@ static_assert(sizeof(ActivationBlock) == 64, "one cache line");
 constexpr int64_t block_stride(int64_t cols) { return cols / kBlock | 1; }
 constexpr int64_t bf16_stride(int64_t cols) { return ((cols + 31) / 32 | 1) * 32; }
 
-// Inputs of a matrix, in the forms that its kernel reads. Forms that no matrix reads may be null.
+// Inputs of a matrix, in the forms that its kernel reads. A form that no matrix reads may be null.
 struct Activations {
     const float* values;            // [tokens][cols]
     const uint16_t* bf16;           // [tokens][bf16_stride(cols)]
@@ -65,7 +65,7 @@ struct HeadCache {
 // Queries that share a kv head, and their online-softmax sums over one split: mixed / total is the attention output.
 struct Queries {
     const float* values;  // [count][head_dim], already multiplied by 1 / sqrt(head_dim)
-    const int32_t* last;  // [count] position of each query, which sees keys 0 .. last
+    const int32_t* last;  // [count] position of each query: it attends to keys 0 .. last
     int64_t count;
     float* highest;  // [count] maximum score
     float* total;    // [count] sum of exp(score - highest)
@@ -121,10 +121,10 @@ struct Kernels {
     // gate[i] = silu(gate[i]) * up[i].
     void (*silu_mul)(float* gate, const float* up, int64_t size);
 
-    // Rotates the pairs (x[i], x[i + half]) of one head by the angles whose cosines and sines are given.
+    // Rotates the pairs (x[i], x[i + half]) of one head by angles with the cosines cos[i] and the sines sin[i].
     void (*rotate)(float* x, const float* cos, const float* sin, int64_t half);
 
-    // Write one token's key and value of a kv head into slot `slot` of a page.
+    // Write the key and the value of one token for one kv head into slot `slot` of a page.
     void (*store_key)(const float* key, int64_t head_dim, CacheType type, uint8_t* page, int64_t slot);
     void (*store_value)(const float* value, int64_t head_dim, CacheType type, uint8_t* page, int64_t slot);
 
@@ -135,7 +135,7 @@ struct Kernels {
 
     // out[b] = maximum of values b * kPeakBlock .. (the last block may be shorter). Returns whether all are finite.
     bool (*peaks)(const float* x, int64_t count, float* out);
-    // out[i] = exp((x[i] - most) / temperature), exactly 0 where that is below e^-87. `out` may be `x`.
+    // out[i] = exp((x[i] - most) / temperature); results below e^-87 become exactly 0. `out` may be `x`.
     void (*exponentials)(const float* x, int64_t count, float most, double temperature, float* out);
 
     // Workloads for measuring the machine. The first two multiply-accumulate bytes or floats held in registers and
@@ -144,8 +144,9 @@ struct Kernels {
     int64_t (*float_work)(int64_t rounds, float* sink);
     void (*read_work)(const uint8_t* from, int64_t bytes, float* sink);
 
-    // Quantising sixteen blocks at once; x and weights are [size][16]. `search` writes their scales and, for kBestLine,
-    // `least`, with x ~ scale * level - least. It does nothing for kLargest, kSigned and kSpan: see `extremes`.
+    // The following kernels quantise sixteen blocks at once; x and weights are [size][16]. `search` writes the scales
+    // and, for kBestLine, `least`, with x ~ scale * level - least. It does nothing for kLargest, kSigned and kSpan: see
+    // `extremes`.
     void (*search)(const Search& block, const float* x, const float* weights, float* scale, float* least);
     // Minimum and maximum of each consecutive block of 32 values; the scales of kLargest, kSigned and kSpan are
     // computed from these two values, without a search.
@@ -154,7 +155,7 @@ struct Kernels {
     // to 0 .. top.
     void (*take_levels)(const float* x, int size, const float* least, const float* inverse, int zero, int top,
                         uint8_t* out);
-    // The same for consecutive blocks of 32 values.
+    // take_levels for consecutive blocks of 32 values instead of sixteen transposed blocks.
     void (*take_block_levels)(const float* x, int64_t blocks, const float* least, const float* inverse, int zero,
                               int top, uint8_t* out);
     // Weighted squared error of sixteen blocks when each value is replaced by its nearest level l * step - least, with

@@ -19,7 +19,7 @@ constexpr int64_t kBytes = int64_t{256} << 20;  // larger than any cache, so tha
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// Seconds until all `threads` threads have run body(thread): the median of kTurns measurements.
+// Returns the seconds until all `threads` threads have run body(thread): the median of kTurns measurements.
 template <typename Body>
 double together(int threads, const Body& body) {
     std::vector<double> turns;
@@ -43,8 +43,8 @@ double together(int threads, const Body& body) {
     return turns[kTurns / 2];
 }
 
-// Multiply-accumulates per second of a workload on `threads` threads. A short probe sets the number of rounds so that
-// one measurement takes about 20 milliseconds.
+// Returns the multiply-accumulates per second of a workload on `threads` threads. A short probe sets the number of
+// rounds so that one measurement takes about 20 milliseconds.
 double rate(int64_t (*work)(int64_t, float*), int threads) {
     constexpr int64_t kProbe = 200000;
     float sink;

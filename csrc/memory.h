@@ -14,7 +14,7 @@ template <typename T>
 class Buffer {
   public:
     Buffer() = default;
-    // Throws std::bad_alloc if the system refuses.
+    // Throws std::bad_alloc if the system refuses the memory.
     explicit Buffer(size_t count, bool huge = true) : count_(count) {
         if (count == 0) return;
         if (count > SIZE_MAX / sizeof(T)) throw std::bad_alloc();

@@ -205,7 +205,7 @@ void Model::reserve_pages(int32_t pages) {
     pages_ = pages;
 }
 
-// Adds the time since the previous call to a phase.
+// Adds the time since the previous call of this function to the time of `phase`.
 void Model::timed(int32_t phase) {
     const double here = now();
     seconds_[static_cast<size_t>(phase)] += here - mark_;
@@ -246,7 +246,7 @@ void Model::lay_tiles(const puna_chunk* chunks, int32_t count) {
     tiles_.clear();
     const int32_t group = shape_.heads / shape_.kv_heads;
     int32_t most = std::max(1, kTileQueries / group);
-    while (most * group % 8 && (most + 1) * group <= kMaxQueries) ++most;  // kernels process eight queries at a time
+    while (most * group % 8 && (most + 1) * group <= kMaxQueries) ++most;  // kernels work on eight queries at a time
     int64_t before = 0, offset = 0;
     int32_t at = 0;
     for (int32_t c = 0; c < count; ++c)
@@ -302,7 +302,7 @@ void Model::fill_angles(const puna_chunk* chunks, int32_t count) {
         }
     });
     if (!shape_.unrotated_keys) return;
-    // Extend the tables of each chunk's frequencies to the pages that the chunk reads.
+    // For each chunk, extend the table of its frequencies to the pages that the chunk reads.
     for (Angles& angles : angles_) angles.used = false;
     chunk_angles_.clear();
     for (int32_t c = 0; c < count; ++c) {
@@ -321,8 +321,8 @@ void Model::fill_angles(const puna_chunk* chunks, int32_t count) {
     }
 }
 
-// Returns the index in angles_ of the table of a chunk's frequencies. If there is none, clears a table that no chunk of
-// this pass uses, or adds one.
+// Returns the index in angles_ of the table of a chunk's frequencies. If there is no such table, clears one that no
+// chunk of this pass uses, or adds a new one.
 size_t Model::find_angles(const puna_chunk& chunk) {
     const std::vector<float> inv_freq(chunk.inv_freq, chunk.inv_freq + shape_.head_dim / 2);
     size_t at = 0;
@@ -382,7 +382,7 @@ void Model::project(std::initializer_list<Projection> outs, const Activations& x
     int64_t total = 0;
     for (const Projection& out : outs) total += steps(out.matrix->panels, tokens);
     const int64_t pieces = 16 * pool_.threads();
-    // An even grain, because kernels process the halves of a strip, and panels of some formats, in pairs.
+    // The grain is even, because kernels process the halves of a strip, and the panels of some formats, in pairs.
     const int64_t grain = ((total + pieces - 1) / pieces + 1) / 2 * 2;
     pool_.each(total, grain, [&](int64_t begin, int64_t end) {
         int64_t before = 0;
@@ -426,7 +426,7 @@ void Model::store_keys_values(int32_t layer) {
     timed(PUNA_PHASE_ROPE);
 }
 
-// The partial sums of a tile's queries over one split. Order in memory: [tile][kv head][split][query].
+// Returns the partial sums of a tile's queries over one split. Order in memory: [tile][kv head][split][query].
 Model::Partial Model::partial(const Tile& tile, int64_t head, int64_t split) {
     const int64_t group = shape_.heads / shape_.kv_heads, queries = tile.count * group;
     const int64_t before = tile.offset + (head * tile.splits + split) * queries;
@@ -434,7 +434,8 @@ Model::Partial Model::partial(const Tile& tile, int64_t head, int64_t split) {
             sums_.data() + before * padded_width(shape_.head_dim)};
 }
 
-// Attention of a tile's queries of one kv head over one split. Queries are gathered as [token][head of the group][E].
+// Computes the attention of a tile's queries of one kv head over one split. Queries are gathered as [token][head of the
+// group][E].
 void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t split) {
     const int64_t width = shape_.head_dim, group = shape_.heads / shape_.kv_heads, count = tile.count * group;
     const int64_t key_bytes = key_page_bytes(cache_type_, width), value_bytes = value_page_bytes(cache_type_, width);
@@ -471,7 +472,7 @@ void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t 
                         cache, split, work.data());
 }
 
-// Attention of all tiles. A work item is one split of one kv head of one tile.
+// Computes the attention of all tiles. A work item is one split of one kv head of one tile.
 void Model::attend(int32_t layer) {
     const int64_t heads = shape_.kv_heads;
     const int64_t items = tiles_.empty() ? 0 : tiles_.back().before + int64_t{tiles_.back().splits} * heads;
@@ -563,7 +564,7 @@ void Model::expect_keys(int32_t layer) const {
     }
 }
 
-// One transformer layer: x_ += o(attention(norm(x_))); x_ += down(silu(gate(norm(x_))) * up(norm(x_))).
+// Runs one transformer layer: x_ += o(attention(norm(x_))); x_ += down(silu(gate(norm(x_))) * up(norm(x_))).
 void Model::run_layer(Layer& layer, int32_t index) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
     const int64_t inner = shape_.intermediate_size, q = width_of(shape_, true), kv = width_of(shape_, false);

@@ -36,11 +36,11 @@ class Model {
   public:
     Model(const puna_shape& shape, int threads, const Kernels& kernels);
 
-    // Packs a tensor of a file. Throws std::invalid_argument if its shape differs from the configuration's.
+    // Packs a tensor of a file. Throws std::invalid_argument if the shape of the tensor differs from the configuration.
     void load(int32_t kind, int32_t layer, const puna_tensor& tensor);
     // Dequantises a packed matrix into `out`, [rows][cols].
     void read(int32_t kind, int32_t layer, float* out) const;
-    // Checks that all tensors are loaded. Throws std::invalid_argument naming the first missing one.
+    // Checks that all tensors are loaded. Throws std::invalid_argument, whose message names the first missing one.
     void check() const;
     // Reserves a KV cache of `pages` pages of kPage tokens.
     void reserve_pages(int32_t pages);
@@ -54,7 +54,7 @@ class Model {
     bool integer_weights() const;
     // See puna_model_observe.
     void observe_into(double* squares) { squares_ = squares; }
-    // Seconds spent in each PUNA_PHASE since the last call.
+    // Writes the seconds spent in each PUNA_PHASE since the previous call.
     void take_profile(double* seconds);
 
   private:
@@ -75,7 +75,7 @@ class Model {
         int32_t chunk_index;
         int32_t first;  // index into tokens_
         int32_t count;
-        int32_t splits;  // splits of kSplit positions that the tile's last token sees
+        int32_t splits;  // number of splits (kSplit positions each) up to the tile's last token
         int64_t before;  // sum over earlier tiles of splits * kv heads: index of the tile's first work item
         int64_t offset;  // sum over earlier tiles of splits * queries: index of the tile's first partial sum
     };

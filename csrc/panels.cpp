@@ -34,7 +34,8 @@ uint16_t half(const uint8_t* from) {
     return value;
 }
 
-// The part of a panel that belongs to one row and one block of 32 columns: words of the planes and of the high bits.
+// The part of a panel that belongs to one row and one block of 32 columns: `words` of the main planes, `high` of the
+// planes of fifth and sixth bits.
 struct Piece {
     uint32_t words[8];
     uint32_t high[2];
@@ -55,7 +56,7 @@ void take_four(const uint8_t* q, Piece& out) {
     for (int s = 0; s < 4; ++s) out.words[s] = word(q + 4 * s);
 }
 
-// Reads 32 bytes whose low (or high) nibbles are the block's values.
+// Reads the values of a block from the low (or, with `high`, the high) nibbles of 32 bytes.
 void take_halves(const uint8_t* q, bool high, Piece& out) {
     const int shift = high ? 4 : 0;
     for (int s = 0; s < 4; ++s)
@@ -143,7 +144,7 @@ ScaleFields scale_fields(Format format) {
     }
 }
 
-// The two scale bytes that a K format's panel stores for 32 columns; see Scales.
+// Computes the two bytes of scales that a panel of a K format stores for 32 columns; see Scales.
 void take_scale_bytes(Format format, const uint8_t* from, int b, uint8_t out[2]) {
     if (format == kQ4_K || format == kQ5_K) {  // packed six-bit numbers: a scale and a minimum for each 32 columns
         const uint8_t* s = from + 4;
@@ -162,7 +163,7 @@ void take_scale_bytes(Format format, const uint8_t* from, int b, uint8_t out[2])
             out[h] = from[i];
         } else if (format == kQ6_K) {
             out[h] = from[192 + i];
-        } else {  // Q3_K: six bits, minus 32
+        } else {  // Q3_K: scales have six bits and are stored plus 32
             const uint8_t* s = from + 96;
             const int low = i < 8 ? s[i] & 15 : s[i - 8] >> 4, high = s[8 + i % 4] >> 2 * (i / 4) & 3;
             out[h] = static_cast<uint8_t>((low | high << 4) - 32);
@@ -172,7 +173,7 @@ void take_scale_bytes(Format format, const uint8_t* from, int b, uint8_t out[2])
 
 void put_half(uint8_t* to, int row, uint16_t value) { std::memcpy(to + 2 * row, &value, sizeof value); }
 
-// Writes one row's scales of a file's block into its panel; the file's block starts at block `first` of the panel.
+// Writes the scales of a file's block into row `row` of a panel; the file's block starts at block `first` of the panel.
 void pack_scales(const Layout& layout, const uint8_t* block, int64_t first, int row, uint8_t* panel) {
     const ScaleFields fields = scale_fields(layout.format);
     const Place at = place_of(layout.planes, layout.scales, first);
@@ -265,7 +266,7 @@ float float_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
     return from_bfloat(half(panel + ((k / 2 * kPanel + row) * 2 + k % 2) * 2));
 }
 
-// The stored integer at column k of a row, before its zero point is subtracted. For iq4_nl: the level.
+// Returns the stored integer at column k of a row, before the zero point is subtracted; for iq4_nl, the level.
 int stored_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
     const uint8_t* block = panel + place_of(panels.layout->planes, panels.layout->scales, k / kBlock).planes;
     const int j = static_cast<int>(k % kBlock), s = j / 4, i = j % 4;
@@ -277,7 +278,7 @@ int stored_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
     return panels.layout->format == kIQ4_NL ? kIq4Levels[low] : low;
 }
 
-// The scale and the minimum (negative in the K formats) of a row at column k.
+// Reads the scale of a row at column k, and the minimum (`least`; the K formats store its negative).
 void scales_at(const Panels& panels, const uint8_t* panel, int row, int64_t k, float& scale, float& least) {
     const Layout& layout = *panels.layout;
     const Place at = place_of(layout.planes, layout.scales, k / kBlock);

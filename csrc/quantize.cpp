@@ -1,8 +1,9 @@
 // See quantize.h. Block layouts follow ggml (ggml-common.h).
 //
-// A group is sixteen blocks, each with its own scale, transposed so that a register holds one value of each block.
-// First the scales are searched (kernels_quantize.inl). In the K formats the scales (and minimums) of 256 values are
-// then rounded to small integers times a common f16 unit. The levels are computed last, from the rounded scales.
+// A group is sixteen blocks, each with its own scale. They are transposed, so that a register holds one value of each
+// block. The search for scales (kernels_quantize.inl) comes first. In the K formats the scales (and minimums) of 256
+// values are then rounded to small integers times a common f16 unit. The levels are computed last, from the rounded
+// scales.
 
 #include "quantize.h"
 
@@ -22,10 +23,10 @@ namespace {
 constexpr int kSuper = 256, kGroup = 16;
 // Values above this limit need scales beyond float16 in every format; squares of values below it stay finite.
 constexpr float kLargest = 1e15f;
-constexpr int64_t kWorthAThread = 1 << 16;  // values that take longer to quantise than a thread takes to start
+constexpr int64_t kWorthAThread = 1 << 16;  // quantising so many values takes longer than starting a thread
 constexpr double kUnseen = 1e-6;            // added to importance / mean importance, so that no column has weight 0
 
-// Weight of a squared error when no importance is given, as in ggml: equal, x^2, |x|, or rms of the block + |x|.
+// Weight of a squared error if no importance is given, as in ggml: 1, x^2, |x|, or (rms of the block) + |x|.
 enum class Weights { kNone, kSquare, kMagnitude, kTypical };
 
 struct Recipe {
@@ -84,7 +85,7 @@ uint16_t share_unit(const float* scale, const float* weight, int count, int low,
         if (std::fabs(scale[b]) > std::fabs(most)) most = scale[b];
     std::fill(out, out + count, 0);
     if (std::fabs(most) < 1e-30f) return 0;
-    // The largest scale maps to -low in signed formats, because their range is one step longer on that side.
+    // In signed formats the largest scale maps to -low, because their range is one step longer on the negative side.
     const float end = low > 0 ? static_cast<float>(-low) : static_cast<float>(high);
     float best = 0.0f, unit = most / end;
     for (int step = -6; step <= 6; ++step) {
@@ -236,7 +237,8 @@ const char* Quantizer::row(const uint8_t* from, uint8_t* out) {
     return nullptr;
 }
 
-// Quantises a row whose block scales follow from each block's extremes (kLargest, kSigned, kSpan), without transposing.
+// Quantises a row without transposing: the scale of each block is computed from its extremes (kLargest, kSigned,
+// kSpan).
 const char* Quantizer::plain_row(uint8_t* out) const {
     constexpr int64_t kAtOnce = 16;
     float low[kAtOnce], high[kAtOnce], scale[kAtOnce], least[kAtOnce] = {}, inverse[kAtOnce];
@@ -278,7 +280,8 @@ void Quantizer::weigh(Group& group, int64_t first) const {
         for (int b = 0; b < kGroup; ++b) power[b] += group.x[i * kGroup + b] * group.x[i * kGroup + b];
     std::fill(group.total, group.total + kGroup, 0.0f);
     for (int b = 0; b < kGroup; ++b) power[b] /= static_cast<float>(size);
-    // ggml weighs iq4_nl by the power of each block, the other formats by the power of the row.
+    // ggml uses the mean square of each block in the weights of iq4_nl, and that of the row in the weights of other
+    // formats.
     const bool alone = group.recipe->format == kIQ4_NL;
     for (int i = 0; i < size; ++i)
         for (int b = 0; b < kGroup; ++b) {

@@ -42,7 +42,7 @@ bool penalise(const float* logits, int64_t count, const uint8_t* seen, float pen
 
 // The tokens that may still be chosen, in order of their ids.
 struct Candidates {
-    std::vector<int32_t> ids;    // as long as the vocabulary; the first `count` are used
+    std::vector<int32_t> ids;    // has the size of the vocabulary; the first `count` are used
     std::vector<float> weights;  // logits at first, later their exponentials
     size_t count = 0;
 
@@ -106,7 +106,7 @@ void cut(Candidates& from, bool by_weight, double limit) {
             if (bits >> above == found >> above)
                 table[(bits >> shift & (buckets - 1)) * kWays + i % kWays] += by_weight ? weights[i] : 1.0;
         }
-        // From the highest bucket down, until the limit is reached.
+        // Adds up the buckets from the highest down, until the limit is reached.
         uint32_t lowest = buckets;
         bool reached = false;
         for (uint32_t at = buckets; at-- > 0 && !reached;) {
@@ -189,7 +189,7 @@ int64_t draw(const Candidates& from, double uniform) {
         }
         before += block;
     }
-    size_t last = count - 1;  // reached only through rounding: return the last token whose weight is not 0
+    size_t last = count - 1;  // only rounding leads here: return the last token whose weight is not 0
     while (last > 0 && weights[last] == 0.0f) --last;
     return from.ids[last];
 }

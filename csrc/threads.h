@@ -15,7 +15,7 @@ namespace puna {
 // Each thread starts with its own contiguous range, which it processes piece by piece so that it reads memory
 // sequentially; then it takes pieces of the other threads' ranges. A thread that the system suspends thus delays one
 // piece, not its share of the loop. The result of a piece must not depend on the thread that computes it. Only one
-// thread may call the pool at a time.
+// thread at a time may call the pool.
 class Pool {
   public:
     explicit Pool(int threads);
@@ -26,7 +26,7 @@ class Pool {
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
     // Calls body(begin, end) for pieces that cover [0, count) and returns when all are done. Pieces begin at multiples
-    // of `grain`, except where the threads' ranges meet. The body must not throw.
+    // of `grain` or at the start of a thread's range. The body must not throw.
     template <typename Body>
     void each(int64_t count, int64_t grain, const Body& body) {
         run(
@@ -35,7 +35,7 @@ class Pool {
             &body);
     }
 
-    // A grain that leaves about four pieces per thread.
+    // Returns a grain that splits `count` items into about four pieces per thread.
     int64_t grain(int64_t count) const {
         const int64_t pieces = 4 * threads();
         return count > pieces ? (count + pieces - 1) / pieces : 1;
@@ -63,7 +63,7 @@ class Pool {
     std::atomic<uint64_t> round_{0};  // odd while a loop is open
     std::atomic<int> inside_{0};
     std::atomic<int> sleeping_{0};
-    std::atomic<bool> waiting_{false};  // the caller sleeps until `left_`
+    std::atomic<bool> waiting_{false};  // the caller sleeps on `left_`
     std::atomic<bool> ending_{false};
     std::vector<Range> ranges_;
     int64_t grain_ = 1;
