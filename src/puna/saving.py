@@ -18,7 +18,7 @@ from puna.formats.safetensors import write_safetensors
 _SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
-_SAVED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|generation_config\.json")
+_EARLIER = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|generation_config\.json")
 """Files of an earlier save. Saving removes them if no new file replaces them."""
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -35,8 +35,8 @@ def save_checkpoint(
 ) -> list[Path]:
     """Writes a model into `folder`, which is created if needed; returns the files, config.json last.
 
-    The files of an earlier save are replaced together (`replace_files`): a save that fails leaves them unchanged, and
-    one that is killed never leaves a mixture that loads.
+    The files of an earlier save are replaced together (`replace_files`): a failed save leaves them unchanged, and a
+    killed save never leaves a mixture that loads.
 
     Args:
         config: written unchanged; the caller makes sure that it matches the tensors.
@@ -66,7 +66,7 @@ def save_checkpoint(
             names.append(INDEX)
         names += [_GENERATION] if generation is not None else []
         names.append(_CONFIG)
-        outdated = [path.name for path in target.iterdir() if _SAVED.fullmatch(path.name) and path.name not in names]
+        outdated = [path.name for path in target.iterdir() if _EARLIER.fullmatch(path.name) and path.name not in names]
         replace_files(staging, target, names, outdated)
     return [target / name for name in names]
 
@@ -103,7 +103,7 @@ def weight_index(shards: Mapping[str, Sequence[NewTensor]]) -> dict[str, Any]:
 
 
 def parse_size(size: int | str) -> int:
-    """Returns the bytes of a number or a string with a decimal or binary unit."""
+    """Returns the bytes of a size: a number, or a string with a decimal or binary unit."""
     match = re.fullmatch(r"(\d{1,15})\s*([KMG]?I?B?)", str(size).strip().upper())
     if match is None or match[2] not in _UNITS or int(match[1]) < 1:
         raise CheckpointError(

@@ -160,7 +160,7 @@ ONES = np.ones(8, np.float32)
 @pytest.mark.parametrize(
     ("keys", "extra", "message"),
     [
-        ({"llama.rope.scaling.type": "ntk"}, {}, "puna reads none, linear, yarn"),
+        ({"llama.rope.scaling.type": "ntk"}, {}, "puna reads 'none', 'linear', 'yarn'"),
         ({"llama.rope.scaling.type": 3}, {}, "must be a string"),
         ({"llama.rope.dimension_sections": [1, 2]}, {}, "unknown rotary settings llama.rope.dimension_sections"),
         (

@@ -90,7 +90,7 @@ def test_only_the_beginning_of_a_long_text_is_read(model: Path, tmp_path: Path) 
     (tmp_path / "long.txt").write_text(TEXT * 40)
     (tmp_path / "longer.txt").write_text(TEXT * 80)
     outcome = convert(model, tmp_path / "m.gguf", quantize="q3_K", calibrate=tmp_path / "long.txt")
-    assert f"calibration reads the first 32768 tokens of {tmp_path / 'long.txt'}" in outcome.notes
+    assert f"calibration reads only the first 32768 tokens of {tmp_path / 'long.txt'}" in outcome.notes
     convert(model, tmp_path / "n.gguf", quantize="q3_K", calibrate=tmp_path / "longer.txt")
     assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "n.gguf").read_bytes()
 

@@ -30,7 +30,7 @@ _SUPPORTED = {
 _LOW, _HIGH, _CONTEXT = 1.0, 4.0, 8192
 """`low_freq_factor`, `high_freq_factor` and original context of Llama 3.1 to 3.3, which differ only in `factor`."""
 
-_CLOSE = 1e-5
+_TOLERANCE = 1e-5
 """Maximum relative difference between a file's divisors and those computed from a factor. Converters compute in
 float32, whose rounding errors the formula magnifies to 2e-6 at factor 32; other formulas differ by several percent."""
 
@@ -82,7 +82,7 @@ def _from_keys(keys: GgufKeys, kind: str) -> dict[str, Any] | None:
         return _yarn(keys, factor)
     if kind == "longrope":
         raise CheckpointError(f"longrope scaling with an additional factor {factor}; LlamaConfig cannot express that")
-    raise CheckpointError(f"{_PREFIX}scaling.type is {kind[:40]!r}; puna reads none, linear, yarn and longrope")
+    raise CheckpointError(f"{_PREFIX}scaling.type is {kind[:40]!r}; puna reads 'none', 'linear', 'yarn' and 'longrope'")
 
 
 def _refuse_attention_factor(keys: GgufKeys, kind: str) -> None:
@@ -172,12 +172,12 @@ def _llama3_factor(divisors: NDArray[np.float32], theta: float, original: int) -
         return None
     factor = float(f"{1 / inverse:.6g}")  # float32 preserves about six digits
     expected = 1 / ((1 - smooth) / factor + smooth)
-    return factor if np.allclose(expected, divisors, rtol=_CLOSE, atol=0) else None
+    return factor if np.allclose(expected, divisors, rtol=_TOLERANCE, atol=0) else None
 
 
 def _longrope(keys: GgufKeys, factors: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
     if len(factors) != 2:
-        raise CheckpointError(f"missing a partner of {', '.join(factors)}: LongRoPE needs rope_factors_long and _short")
+        raise CheckpointError(f"LongRoPE needs rope_factors_long and _short; the file has only {', '.join(factors)}")
     original = keys.count(f"{_PREFIX}scaling.original_context_length")
     return {
         "rope_type": "longrope",

@@ -16,7 +16,7 @@ _OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 """Settings files of older folders, whose config.json has no `quantization_config`, and the method of each."""
 
 _DEFAULT_VERSIONS = {"gptq": "gptq", "awq": "gemm"}
-"""The version of each method if the settings contain no version."""
+"""The version to assume for each method if the settings contain none."""
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -40,7 +40,7 @@ def read_settings(folder: Path, in_config: Any) -> Mapping[str, Any] | None:
 def join_packed(
     tensors: Mapping[str, StoredTensor], settings: Mapping[str, Any] | None, config: LlamaConfig
 ) -> dict[str, StoredTensor | GroupedMatrix]:
-    """Replaces the parts of each packed matrix by one `GroupedMatrix`; if `settings` is None, there are none.
+    """Replaces the parts of each packed matrix by one `GroupedMatrix`; without `settings`, nothing is packed.
 
     AutoGPTQ writes zero biases for models that have no biases; those are dropped.
 

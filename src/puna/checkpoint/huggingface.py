@@ -14,7 +14,7 @@ from puna.formats.safetensors import open_safetensors
 from puna.formats.torch_zip import open_torch_zip
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of a single weight file, in order of preference. Several files have an index NAME.index.json instead."""
+"""Names of a single weight file, in order of preference. For several files, NAME.index.json lists them instead."""
 
 
 @dataclass(frozen=True)

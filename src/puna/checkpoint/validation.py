@@ -13,10 +13,10 @@ from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, StoredTensor
 from puna.formats.grouped import GroupedMatrix
 
-_SHOWN = 5
+_MAX_SHOWN = 5
 """Maximum number of names in an error: with a wrong configuration, hundreds may be missing."""
 
-_TIED_ROWS = 1024
+_ROWS_AT_ONCE = 1024
 """Rows of the embedding and of the head that are compared at once."""
 
 
@@ -64,10 +64,10 @@ def drop_tied_head(config: LlamaConfig, tensors: dict[str, StoredTensor | Groupe
 
 def _same_values(one: StoredTensor | GroupedMatrix, other: StoredTensor | GroupedMatrix) -> bool:
     def rows(tensor: StoredTensor | GroupedMatrix, start: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        data = tensor.take(np.arange(start, min(start + _TIED_ROWS, tensor.shape[0])))
+        data = tensor.take(np.arange(start, min(start + _ROWS_AT_ONCE, tensor.shape[0])))
         return tensor.format.decode(data.reshape(-1))
 
-    starts = range(0, one.shape[0] if one.shape else 0, _TIED_ROWS)
+    starts = range(0, one.shape[0] if one.shape else 0, _ROWS_AT_ONCE)
     return all(np.array_equal(rows(one, start), rows(other, start), equal_nan=True) for start in starts)
 
 
@@ -79,7 +79,7 @@ def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, RowSour
         expected.add(name)
         if tensor is None:
             missing.append(name)
-            if len(missing) > _SHOWN:  # num_hidden_layers may be huge in a damaged configuration
+            if len(missing) > _MAX_SHOWN:  # num_hidden_layers may be huge in a damaged configuration
                 break
         elif tensor.shape != shape:
             raise CheckpointError(
@@ -120,5 +120,5 @@ def refuse_extra(extra: list[str]) -> None:
 
 
 def _list(names: list[str]) -> str:
-    shown = ", ".join(repr(name[:80]) for name in names[:_SHOWN])
-    return f"{shown}, ..." if len(names) > _SHOWN else shown
+    shown = ", ".join(repr(name[:80]) for name in names[:_MAX_SHOWN])
+    return f"{shown}, ..." if len(names) > _MAX_SHOWN else shown

@@ -78,7 +78,7 @@ def profile(
 
 
 def _time(native: NativeBackend, ids: NDArray[np.int64], work: Work) -> dict[str, float]:
-    """Returns the seconds spent in each kind of kernel, and "outside" of native calls."""
+    """Returns the seconds spent in each kind of kernel, and as "outside" the remaining seconds."""
     from puna import benchmark
 
     if work.phase == "decode":

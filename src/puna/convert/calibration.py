@@ -26,7 +26,7 @@ _MIN_TOKENS, _MAX_TOKENS = 128, 32_768
 _CHARACTERS = 2**18
 """Characters that are read first; more are read if these have fewer than `_MAX_TOKENS` tokens."""
 
-_UNUSED = 1e-4
+_MIN_IMPORTANCE = 1e-4
 """Added to every importance, whose mean is 1: an input that is 0 throughout the text may matter in another."""
 
 
@@ -57,7 +57,7 @@ def read_text(checkpoint: Checkpoint, path: Path) -> CalibrationText:
         raise RequestError(f"{path} has {len(ids)} tokens; give a text of {_MIN_TOKENS} or more to calibrate on")
     digest = hashlib.sha256(np.asarray(ids, np.int64).tobytes()).hexdigest()
     return CalibrationText(
-        ids, digest, () if complete else (f"calibration reads the first {len(ids)} tokens of {path}",)
+        ids, digest, () if complete else (f"calibration reads only the first {len(ids)} tokens of {path}",)
     )
 
 
@@ -82,7 +82,7 @@ def _read_tokens(checkpoint: Checkpoint, path: Path) -> tuple[list[int], bool]:
 
 
 def quantized_for_calibration(checkpoint: Checkpoint) -> str | None:
-    """Returns the format to which plain weights are quantised for the measurement; None if they are quantised already.
+    """Returns the format to which weights are quantised for the measurement; None if some cannot be or already are.
 
     Eight bits are fast and change the result by a fraction of a percent.
     """
@@ -117,4 +117,4 @@ def measure_importance(
 def _relative(squares: NDArray[np.float64]) -> NDArray[np.float32]:
     """Scales the mean squares of a matrix's inputs to a mean of 1."""
     mean = float(squares.mean()) or 1.0
-    return (squares / mean + _UNUSED).astype(np.float32)
+    return (squares / mean + _MIN_IMPORTANCE).astype(np.float32)

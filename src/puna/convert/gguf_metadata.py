@@ -46,7 +46,7 @@ def gguf_metadata(
     name = path.stem if path.is_file() else path.resolve().name
     name = name.encode("utf-8", "replace").decode()
     keys: dict[str, Value] = {"general.architecture": "llama", "general.type": "model", "general.name": name}
-    keys |= {key: _wide(value) for key, value in descriptions(stored).items()}
+    keys |= {key: _stored_value(value) for key, value in descriptions(stored).items()}
     keys["general.file_type"] = file_type
     if quantised:
         keys["general.quantization_version"] = 2
@@ -69,13 +69,13 @@ def gguf_metadata(
     return keys if checkpoint.kind == "gguf" and not instruct else keys | _special_ids(checkpoint)
 
 
-def _wide(value: Any) -> Value:
+def _stored_value(value: Any) -> Value:
     """Returns a stored value, as numpy.float64 if float32 cannot hold it: the file stored it as float64."""
-    wide: Value = value
+    result: Value = value
     if type(value) is float and math.isfinite(value):
         with np.errstate(over="ignore"):
-            wide = value if float(np.float32(value)) == value else np.float64(value)
-    return wide
+            result = value if float(np.float32(value)) == value else np.float64(value)
+    return result
 
 
 def _special_ids(checkpoint: Checkpoint) -> dict[str, Value]:

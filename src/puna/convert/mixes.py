@@ -1,7 +1,7 @@
 """llama.cpp's mixes of quantised formats: the format of each matrix, chosen as `llama_tensor_get_type` does.
 
 A mix has a main format, and formats with more bits for the most sensitive matrices: always the head, and in the mixes
-named M and L also v_proj and down_proj. If rows are not a multiple of a format's block, its fallback is used.
+named M and L also v_proj and down_proj. If the blocks of a format do not fit the rows, a fallback is used.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def convert(
         quantize: a format or mix of GGUF, such as "q8_0" or "Q4_K_M", in upper or lower case.
         shard_size: maximum bytes per file in Hugging Face's layout: a number, or a string such as "5GB", the default.
         shards: the number of files, instead of `shard_size`; in Meta's layout, also of the parts of each matrix.
-        kv_heads: average groups of key and value heads, to this number of heads.
+        kv_heads: average groups of key and value heads, so that this number of heads remains.
         calibrate: path of a text; the quantiser weights errors by the mean square of each matrix's inputs on it.
         vocab_size: number of rows of embedding and head: truncates them, or appends copies of their mean row.
         pad_vocab_to: round the number of rows up to a multiple.
@@ -126,7 +126,7 @@ def convert(
     Raises:
         ModelNotFoundError: there is no model at `source`.
         CheckpointError: the source is damaged, or the result cannot be expressed in the layout.
-        StorageError: there is no space or permission, or `target` exists already.
+        StorageError: space or a permission is missing, or `target` exists already.
     """
     path = locate_model(source)
     options = Options(

@@ -118,7 +118,7 @@ def resumable_staging(destination: Path, record: Mapping[str, Any]) -> Iterator[
         record: everything that determines the files.
 
     Raises:
-        StorageError: another process is writing `destination`, or the folder cannot be created or holds foreign files.
+        StorageError: another process is writing `destination`, or the folder cannot be created or lacks a record.
     """
     staging = partial_folder(destination)
     with _create_folder(staging, destination), _lock_staging(staging, destination):
@@ -141,7 +141,7 @@ def resumable_staging(destination: Path, record: Mapping[str, Any]) -> Iterator[
 def publish(staging: Path, destination: Path, single: str | None, overwrite: bool) -> None:
     """Renames the staging folder, or its file `single` if given, to `destination`.
 
-    The old `destination` is deleted afterwards; without `overwrite`, only an empty folder is.
+    The old `destination` is deleted afterwards. Without `overwrite`, it may only be an empty folder.
 
     Raises:
         StorageError: `destination` exists and `overwrite` is false, or a rename fails.

@@ -61,7 +61,7 @@ class BlockFormat:
         blocks = data.reshape(-1, self.bytes)
         out = np.empty((len(blocks), self.values), np.float32)
         step = max(1, _CHUNK // self.values)
-        # A damaged scale may be infinite or NaN, and so are its values then: callers decide whether that is an error.
+        # If a damaged scale is infinite or NaN, so are its values: callers decide whether that is an error.
         with np.errstate(invalid="ignore", over="ignore"):
             for start in range(0, len(blocks), step):
                 out[start : start + step] = self.unpack(blocks[start : start + step])

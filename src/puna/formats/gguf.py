@@ -72,7 +72,7 @@ def _version(cursor: Cursor) -> int:
         raise CheckpointError(f"begins with {magic!r}, not with GGUF: this is not a GGUF file")
     version = cursor.number("<I")
     if version & 0xFFFF == 0 and version:
-        raise CheckpointError("the file is big-endian; puna reads only little-endian GGUF files, download one")
+        raise CheckpointError("the file is big-endian; puna reads only little-endian files, download or convert to one")
     if version not in (2, 3):
         raise CheckpointError(f"GGUF version {version}; puna reads 2 and 3, convert the file with a current llama.cpp")
     return version

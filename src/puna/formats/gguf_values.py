@@ -38,8 +38,8 @@ _MANY = 1000
 class Metadata(Mapping[str, Any]):
     """The metadata of a file: a read-only mapping to numbers, bools, strings, arrays of numbers and lists of strings.
 
-    An array of strings is decoded at its first access, since many readers need no vocabulary, of 10^5 strings. The
-    access raises `CheckpointError` if a string is not UTF-8.
+    An array of strings is decoded at its first access, since a vocabulary has 10^5 strings and many readers ignore
+    it; that access raises `CheckpointError` if a string is not UTF-8.
     """
 
     def __init__(self, path: Path, values: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ BITS = 4
 _PER_WORD = 32 // BITS
 _BLOCK = 32
 
-_AT_ONCE = 1 << 20
+_VALUES_AT_ONCE = 1 << 20
 """Values unpacked at once: the temporary arrays then fit in the second-level cache."""
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -185,14 +185,14 @@ class GroupedMatrix:
         """
         width = self.format.size((1, self.shape[1]))
         out = np.empty((len(outputs), width), np.uint8)
-        step = max(_PER_WORD, _AT_ONCE // self.shape[1])
+        step = max(_PER_WORD, _VALUES_AT_ONCE // self.shape[1])
         for start in range(0, len(outputs), step):
             piece = outputs[start : start + step]
             out[start : start + step] = self._plain(piece) if self.format.values == 1 else self._blocks(piece)
         return out
 
     def _blocks(self, outputs: Index) -> Bytes:
-        """Returns rows in q4_0 or q4_1: scale, minimum (q4_1), and bytes with integers k and k + 16."""
+        """Returns rows in q4_0 or q4_1: scale, minimum (q4_1), then integers k and k + 16 in one byte."""
         numbers = self.packing.numbers(_words(self.qweight), outputs).reshape(len(outputs), -1, 2, _BLOCK // 2)
         scales = _row_scales(self.scales, outputs)
         fields = [scales]
@@ -220,7 +220,7 @@ class GroupedMatrix:
 
     @property
     def row_memory(self) -> int:
-        """Bytes of a row. Temporary arrays are not included: `_AT_ONCE` bounds them for all rows together."""
+        """Bytes of a row. Temporary arrays are not included: `_VALUES_AT_ONCE` bounds them for all rows together."""
         return self.format.size(self.shape) // self.shape[0]
 
     @property

@@ -37,7 +37,7 @@ class TorchZipFile:
 class _Storage:
     kind: str  # the name of its class
     key: str  # the zip entry is data/KEY
-    count: int  # elements
+    count: int  # number of elements
 
 
 @dataclass(frozen=True)

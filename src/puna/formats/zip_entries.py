@@ -82,7 +82,7 @@ def _directory(data: NDArray[np.uint8]) -> Iterator[_Entry]:
         name = _name(data[at : at + name_size])
         extra = data[at + name_size : at + name_size + extra_size].tobytes()
         at += name_size + extra_size + comment_size
-        full, packed, header = _wide(name, extra, full, packed, header)
+        full, packed, header = _read_zip64(name, extra, full, packed, header)
         if method != 0 or full != packed or flags & _ENCRYPTED:
             raise CheckpointError(
                 f"the zip entry {name!r} is compressed or encrypted (method {method}, flags {flags:#x}); "
@@ -108,7 +108,7 @@ def _directory_span(data: NDArray[np.uint8]) -> tuple[int, int, int]:
     return count, size, offset
 
 
-def _wide(name: str, extra: bytes, *values: int) -> tuple[int, ...]:
+def _read_zip64(name: str, extra: bytes, *values: int) -> tuple[int, ...]:
     """Returns `values`, with each 0xFFFFFFFF replaced by the next number of the zip64 field (4.5.3) in `extra`."""
     wide = [value == 0xFFFFFFFF for value in values]
     if not any(wide):

@@ -26,7 +26,7 @@ _WEIGHTS = (
 )
 """Patterns of weight files by format, in order of preference. All files of the first existing format are chosen."""
 
-_SHOWN = 30
+_MAX_SHOWN = 30
 """Maximum number of names in an error."""
 
 
@@ -93,4 +93,4 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _list(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "") if names else "no files"
+    return ", ".join(names[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "") if names else "no files"

@@ -146,7 +146,7 @@ def _snapshot(reference: Reference, names: list[str], cache: Path, token: str | 
 
 
 def _path_in_cache(selection: Selection, cache: Path, unreachable: Exception | None) -> Path:
-    """Returns the path of a model in the cache; `unreachable` is the connection error, None without an attempt."""
+    """Returns a model's path in the cache; `unreachable` is the connection error, None if the hub was not tried."""
     from huggingface_hub import constants, errors, snapshot_download
 
     reference = selection.reference
