@@ -65,7 +65,7 @@ def test_meta_names_translate_back() -> None:
         "",
     ],
 )
-def test_other_names_are_not_translated(name: str) -> None:
+def test_invalid_names_are_not_translated(name: str) -> None:
     assert to_hf(name, "gguf") is None
     assert from_hf(name.replace("blk", "model.layers").replace("attn_q", "self_attn.q_proj"), "gguf") is None
 

@@ -88,7 +88,7 @@ def change_config(folder: Path, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize(("settings", "name"), PACKINGS)
-def test_a_packed_folder_runs_and_converts(settings: dict[str, Any], name: str, tmp_path: Path) -> None:
+def test_a_packed_folder_is_run_and_converted(settings: dict[str, Any], name: str, tmp_path: Path) -> None:
     config, plain = write_packed(tmp_path / "packed", settings)
     write_folder(tmp_path / "plain", config, {key: value.astype(np.float32) for key, value in plain.items()})
     checkpoint = open_checkpoint(tmp_path / "packed")

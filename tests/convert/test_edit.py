@@ -30,7 +30,7 @@ def cast(array: np.ndarray, dtype: str) -> np.ndarray:
     return array.astype(DTYPES[dtype])
 
 
-def same(one: np.ndarray, other: np.ndarray) -> bool:
+def are_equal(one: np.ndarray, other: np.ndarray) -> bool:
     return one.dtype == other.dtype and np.array_equal(one, other)
 
 
@@ -48,7 +48,7 @@ def test_casts_equal_torch_casts(before: str, after: str, tmp_path: Path) -> Non
     folder, tensors = write_model(tmp_path / "in", before)
     convert(folder, tmp_path / "out", to="hf", dtype=after, verify=True)
     result = read_tensors(tmp_path / "out")
-    assert all(same(result[name], cast(tensor, after)) for name, tensor in tensors.items())
+    assert all(are_equal(result[name], cast(tensor, after)) for name, tensor in tensors.items())
     assert LlamaConfig.from_pretrained(tmp_path / "out").dtype == after
 
 
@@ -61,7 +61,7 @@ def test_float32_norms_are_cast_to_the_type_of_the_model_if_that_is_exact(tmp_pa
     result = read_tensors(tmp_path / "out")
     assert result["model.norm.weight"].dtype == np.float32
     mixed.pop("model.norm.weight")
-    assert all(same(result[name], tensors[name]) for name in mixed)
+    assert all(are_equal(result[name], tensors[name]) for name in mixed)
 
 
 def test_values_too_large_for_a_type_are_refused(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_vocabulary_is_resized(size: int | None, multiple: int | None, rows: int
     assert LlamaConfig.from_pretrained(tmp_path / "out").vocab_size == rows
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         before, after = tensors[name], result[name]
-        assert after.shape == (rows, 64) and same(after[:96], before[:rows])
+        assert after.shape == (rows, 64) and are_equal(after[:96], before[:rows])
         if rows > 96:
             mean = before.astype(np.float64).mean(0).astype(np.float32).astype(before.dtype)
             assert np.allclose(after[96:].astype(np.float32), mean.astype(np.float32), rtol=1e-2)

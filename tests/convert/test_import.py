@@ -19,7 +19,7 @@ LOADED_BY_COMMAND = (
 
 
 @pytest.mark.parametrize("first", [PACKAGE_FIRST, FUNCTION_FIRST, COMMAND_FIRST, LOADED_BY_COMMAND])
-def test_the_function_is_found_in_any_order(first: str, tmp_path: Path) -> None:
+def test_the_function_is_found_after_any_order_of_imports(first: str, tmp_path: Path) -> None:
     family = FAMILIES[0]
     write_meta(tmp_path / "in", family, hf_tensors(family))
     code = f"""
@@ -33,8 +33,8 @@ import puna.convert.plan
 from puna.convert import plan
 assert plan is sys.modules["puna.convert.plan"]
 puna.convert(sys.argv[1], sys.argv[2] + "3")
-from puna import convert as found
-assert found is puna.convert is convert is sys.modules["puna.convert"].convert
+from puna import convert as imported_last
+assert imported_last is puna.convert is convert is sys.modules["puna.convert"].convert
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code, str(tmp_path / "in"), str(tmp_path / "out")], check=True)
     configs = {(tmp_path / f"out{number}" / "config.json").read_text() for number in (1, 2, 3)}

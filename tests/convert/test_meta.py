@@ -20,7 +20,7 @@ from tests.helpers.torch_files import DTYPES, Tensors, load_torch, save_torch, t
 SMALL = FAMILIES[2]  # four shards, and a number of heads that is not a multiple of eight
 
 
-def same(one: Tensors, other: Tensors) -> bool:
+def are_equal(one: Tensors, other: Tensors) -> bool:
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype
         and one[name].shape == other[name].shape
@@ -47,7 +47,7 @@ def test_a_model_survives_conversion_from_meta_and_back(family: Family, tmp_path
     version = family.version if family.name in ("llama1-65b", *TIED, "llama3.3-70b") else None
     outcome = convert(source, tmp_path / "hf", to="hf", llama_version=version, shard_size="20MB")
     expected = {name: t for name, t in tensors.items() if name != "lm_head.weight" or family.name not in TIED}
-    assert same(load_hf(tmp_path / "hf"), expected)
+    assert are_equal(load_hf(tmp_path / "hf"), expected)
     config = LlamaConfig.from_pretrained(tmp_path / "hf")
     contexts = {"1": 2048, "2": 4096, "code": 16384, "3": 8192, "3.1": 131072, "3.2": 131072, "3.3": 131072}
     assert config.max_position_embeddings == contexts[family.version]
@@ -62,7 +62,7 @@ def test_a_model_survives_conversion_from_meta_and_back(family: Family, tmp_path
     convert(tmp_path / "hf", tmp_path / "back", to="meta", shards=family.shards)
     files = sorted((tmp_path / "back").glob("*.pth"))
     for file, shard in zip(files, meta_shards(family, tensors), strict=True):
-        assert same(load_torch(file, mmap=True), shard)
+        assert are_equal(load_torch(file, mmap=True), shard)
     params = json.loads((tmp_path / "back" / "params.json").read_text())
     original = family.params_json(2)
     assert feed_forward_width(family.dim, params["multiple_of"], params.get("ffn_dim_multiplier")) == family.ffn

@@ -82,6 +82,8 @@ def test_tensors_quantised_by_gguf_are_decoded() -> None:
         ((2**63, 32), 34, "positive axes"),
     ],
 )
-def test_a_tensor_whose_shape_does_not_fit_is_refused(shape: tuple[int, ...], size: int, message: str) -> None:
+def test_a_tensor_whose_shape_does_not_fit_its_bytes_is_refused(
+    shape: tuple[int, ...], size: int, message: str
+) -> None:
     with pytest.raises(CheckpointError, match=message):
         StoredTensor("w", shape, FORMATS["q8_0"], np.zeros(size, np.uint8))

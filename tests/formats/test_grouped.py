@@ -85,7 +85,7 @@ def test_matrices_with_float32_scales_are_decoded_to_float32() -> None:
         ({"g_idx": GOLDEN["gptq.g_idx"][:9]}, "must assign one of"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
+def test_parts_of_inconsistent_shapes_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         matrix("gptq", **changes)
 

@@ -234,7 +234,7 @@ def test_a_list_that_contains_itself_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", [b"PK\5\6", b"PK\6\6", b"PK\1\2", b"PK\3\4"])
-def test_each_structure_of_the_zip_is_checked(tmp_path: Path, part: bytes) -> None:
+def test_damage_to_each_structure_of_the_zip_is_detected(tmp_path: Path, part: bytes) -> None:
     raw = bytearray(save(tmp_path / "a", {"w": torch.arange(6.0)}).read_bytes())
     raw[raw.rindex(part) + 1] ^= 0xFF
     (tmp_path / "b").write_bytes(raw)

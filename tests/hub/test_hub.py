@@ -250,7 +250,7 @@ def test_a_disk_that_is_too_small_is_reported_before_the_download(
 @pytest.mark.parametrize(
     "text", ["name", "a/b/c", "/a/b", "./a/b", "a/../b", "a/b@", "a/b:", "~/a", "a b/c", "a/b:c:d", ""]
 )
-def test_other_texts_are_not_references(text: str) -> None:
+def test_texts_of_another_form_are_not_references(text: str) -> None:
     assert parse(text) is None
     with pytest.raises(RequestError, match="is not a model of the hub; give owner/name"):
         read_reference(text)

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def same(model: torch.nn.Module, other: torch.nn.Module) -> bool:
+def are_equal(model: torch.nn.Module, other: torch.nn.Module) -> bool:
     tensors, expected = model.state_dict(), other.state_dict()
     assert list(tensors) == list(expected)
     return all(
@@ -45,7 +45,7 @@ def test_puna_loads_models_saved_by_transformers(name: str, tmp_path: Path) -> N
     reference.save_pretrained(tmp_path)
     loaded = LlamaForCausalLM.from_pretrained(tmp_path)
     assert not loaded.training
-    assert same(loaded, model)
+    assert are_equal(loaded, model)
     assert distance(loaded(IDS).logits, reference(IDS).logits) <= 1e-5
 
 
@@ -57,13 +57,13 @@ def test_transformers_loads_models_saved_by_puna(name: str, tmp_path: Path) -> N
     model.save_pretrained(tmp_path)
     reference, info = transformers.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
-    assert same(model, reference)
+    assert are_equal(model, reference)
     # transformers also keeps the key `type`.
     assert model.config.rope_parameters.items() <= reference.config.rope_parameters.items()
     assert (reference.generation_config.max_new_tokens, reference.generation_config.eos_token_id) == (7, [2, 5])
     assert distance(model(IDS).logits, reference(IDS).logits) <= 1e-5
     reloaded = LlamaForCausalLM.from_pretrained(tmp_path)
-    assert same(reloaded, model)
+    assert are_equal(reloaded, model)
     assert reloaded.generation_config == model.generation_config
 
 
@@ -87,8 +87,8 @@ def test_shards_are_read_by_both_libraries(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "puna", max_shard_size="20KB")
     reference.save_pretrained(tmp_path / "transformers", max_shard_size="20KB")
     assert len(list((tmp_path / "puna").glob("model-*-of-*.safetensors"))) > 3
-    assert same(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "puna"), reference)
-    assert same(LlamaForCausalLM.from_pretrained(tmp_path / "transformers"), model)
+    assert are_equal(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "puna"), reference)
+    assert are_equal(LlamaForCausalLM.from_pretrained(tmp_path / "transformers"), model)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -101,12 +101,12 @@ def test_dtypes_survive_saving_and_can_be_overridden(dtype: torch.dtype, tmp_pat
     for argument in ("auto", dtype, name):
         loaded = LlamaForCausalLM.from_pretrained(tmp_path, dtype=argument)
         assert loaded.dtype == dtype
-        assert same(loaded, model)
+        assert are_equal(loaded, model)
         assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert same(LlamaForCausalLM.from_pretrained(tmp_path, torch_dtype="auto"), model)
+    assert are_equal(LlamaForCausalLM.from_pretrained(tmp_path, torch_dtype="auto"), model)
     wide = LlamaForCausalLM.from_pretrained(tmp_path)
     assert wide.dtype == torch.float32
-    assert same(wide, model.float())
+    assert are_equal(wide, model.float())
     assert not torch.equal(exact["lm_head.weight"], wide.lm_head.weight)
     with pytest.raises(ConfigError, match=r"int8.*auto.*bfloat16"):
         LlamaForCausalLM.from_pretrained(tmp_path, dtype="int8")
@@ -128,7 +128,7 @@ def test_a_model_that_cannot_be_saved_leaves_no_files(
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_save_that_fails_keeps_the_earlier_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_keeps_the_earlier_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     # The shapes equal those of the earlier model, so that a mixture of both saves would load.
     model = LlamaForCausalLM(config_of(num_key_value_heads=2, rms_norm_eps=1e-3))
@@ -175,9 +175,9 @@ def test_a_missing_head_is_initialised_with_a_warning(folder: Path, tmp_path: Pa
     assert torch.equal(model.model.norm.weight, LlamaModel.from_pretrained(folder, dtype="bfloat16").norm.weight)
     model.float().save_pretrained(tmp_path / "classifier")
     reloaded = LlamaForSequenceClassification.from_pretrained(tmp_path / "classifier")
-    assert same(reloaded, model)
+    assert are_equal(reloaded, model)
     reference = transformers.LlamaForSequenceClassification.from_pretrained(tmp_path / "classifier")
-    assert same(reference, model)
+    assert are_equal(reference, model)
     with pytest.warns(UserWarning, match=r"no lm_head.weight and its score.weight is not used"):
         LlamaForCausalLM.from_pretrained(tmp_path / "classifier")
 
@@ -185,16 +185,16 @@ def test_a_missing_head_is_initialised_with_a_warning(folder: Path, tmp_path: Pa
 def test_models_without_a_head_are_saved_and_loaded(folder: Path, tmp_path: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(folder)
     bare = LlamaModel.from_pretrained(folder)
-    assert same(bare, model.model)
+    assert are_equal(bare, model.model)
     bare.save_pretrained(tmp_path / "bare")
     reference = transformers.LlamaModel.from_pretrained(tmp_path / "bare")
-    assert same(bare, reference)
-    assert same(LlamaModel.from_pretrained(tmp_path / "bare"), bare)
+    assert are_equal(bare, reference)
+    assert are_equal(LlamaModel.from_pretrained(tmp_path / "bare"), bare)
     with pytest.warns(UserWarning, match=r"no lm_head.weight; the head of LlamaForCausalLM"):
         causal_lm = LlamaForCausalLM.from_pretrained(tmp_path / "bare")
-    assert same(causal_lm.model, bare)
+    assert are_equal(causal_lm.model, bare)
     reference.save_pretrained(tmp_path / "transformers")
-    assert same(LlamaModel.from_pretrained(tmp_path / "transformers"), bare)
+    assert are_equal(LlamaModel.from_pretrained(tmp_path / "transformers"), bare)
 
 
 def test_a_tied_head_is_not_saved_and_a_head_with_its_own_weights_is_an_error(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_missing_tensor_is_an_error(tmp_path: Path) -> None:
             LlamaForCausalLM.from_pretrained(tmp_path)
 
 
-def test_options_apply_and_unknown_ones_are_errors(folder: Path) -> None:
+def test_options_take_effect_and_unknown_options_are_errors(folder: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager", device="cpu")
     assert model.attn_implementation == "eager"
     model.save_pretrained(folder)
@@ -253,12 +253,12 @@ def test_a_resized_vocabulary_survives_saving(folder: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(folder)
     model.resize_token_embeddings(80)
     model.save_pretrained(folder)
-    assert same(LlamaForCausalLM.from_pretrained(folder), model)
-    assert same(transformers.LlamaForCausalLM.from_pretrained(folder), model)
+    assert are_equal(LlamaForCausalLM.from_pretrained(folder), model)
+    assert are_equal(transformers.LlamaForCausalLM.from_pretrained(folder), model)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_loading_holds_the_weights_once(dtype: str, tmp_path: Path) -> None:
+def test_loading_needs_memory_for_the_weights_only_once(dtype: str, tmp_path: Path) -> None:
     config = config_of(hidden_size=256, intermediate_size=512, num_hidden_layers=6, vocab_size=2000)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
     LlamaForCausalLM.from_pretrained(tmp_path)  # imports modules, so that their memory is not measured

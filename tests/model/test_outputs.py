@@ -28,11 +28,11 @@ def outputs() -> list[Any]:
     ]
 
 
-def tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """Returns all tensors of an output."""
     if isinstance(value, Tensor):
         return [value]
-    result = [tensor for item in (value if isinstance(value, tuple) else ()) for tensor in tensors(item)]
+    result = [tensor for item in (value if isinstance(value, tuple) else ()) for tensor in tensors_in(item)]
     return result + ([value.positions] if isinstance(value, KVCache) and value.positions is not None else [])
 
 
@@ -40,7 +40,7 @@ def tensors(value: Any) -> list[Tensor]:
 def test_outputs_are_flattened_and_rebuilt(index: int) -> None:
     out = outputs()[index]
     leaves, shape = pytree.tree_flatten(out)
-    expected = [tensor for value in out.to_tuple() for tensor in tensors(value)]
+    expected = [tensor for value in out.to_tuple() for tensor in tensors_in(value)]
     assert [id(leaf) for leaf in leaves if leaf is not None] == [id(tensor) for tensor in expected]
     rebuilt = pytree.tree_unflatten(leaves, shape)
     assert type(rebuilt) is type(out)

@@ -22,7 +22,7 @@ def backend() -> TorchBackend:
     return TorchBackend(pair(config_of(num_key_value_heads=2))[0])
 
 
-def close(logits: np.ndarray, expected: np.ndarray) -> bool:
+def are_close(logits: np.ndarray, expected: np.ndarray) -> bool:
     assert logits.shape == expected.shape
     return float(np.abs(logits - expected).max()) <= 1e-5 * float(np.abs(expected).max())
 
@@ -53,14 +53,14 @@ def test_chunks_return_the_logits_of_the_complete_text(name: str) -> None:
     assert [len(part) for part in rows] == [7, 1, 0, 2]
     logits = np.concatenate(rows)
     assert logits.dtype == np.float32
-    assert close(logits, all_logits(model, IDS)[[0, 1, 2, 3, 4, 5, 6, 7, 13, 14]])
+    assert are_close(logits, all_logits(model, IDS)[[0, 1, 2, 3, 4, 5, 6, 7, 13, 14]])
 
 
 def test_logits_do_not_depend_on_other_slots_of_the_batch(backend: TorchBackend) -> None:
     first, second = IDS[:6], IDS[6:]
     logits = backend.forward([Chunk(0, first, 0, 2), Chunk(9, second, 0, 1)])
     expected = np.concatenate([all_logits(backend.model, first)[-2:], all_logits(backend.model, second)[-1:]])
-    assert close(logits, expected)
+    assert are_close(logits, expected)
     alone = backend.forward([Chunk(1, second, 0, 1)])
     assert np.array_equal(logits[2:], alone)  # bit-identical with and without other chunks in the batch
     backend.free(0)

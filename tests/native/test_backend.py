@@ -17,11 +17,11 @@ from tests.helpers.random_weights import random_state
 from tests.native.shapes import ODD
 
 
-def native(config: LlamaConfig, slots: int = 1) -> NativeBackend:
+def native_backend(config: LlamaConfig, slots: int = 1) -> NativeBackend:
     return NativeBackend(config, pack_state("f32", random_state(config)), 1, slots)
 
 
-def test_kernels_agree(monkeypatch):
+def test_kernel_builds_compute_almost_equal_logits(monkeypatch):
     if len(machine().kernels) < 2:
         pytest.skip("this processor supports only one kernel build")
     config = config_of(**ODD["odd_widths"])
@@ -29,14 +29,14 @@ def test_kernels_agree(monkeypatch):
     logits = {}
     for name in machine().kernels:
         monkeypatch.setenv("PUNA_KERNELS", name)
-        logits[name] = run(native(config), ids, [60])
+        logits[name] = run(native_backend(config), ids, [60])
     for first, second in itertools.pairwise(logits.values()):
         assert relative_rms(first, second) < 2e-6
 
 
 def test_freed_slots_return_their_pages():
     config = config_of(**ODD["long_context"])
-    backend = native(config, slots=2)
+    backend = native_backend(config, slots=2)
     pages = sorted(backend._free_pages)
     ids = np.random.default_rng(3).integers(0, 67, 300)
     backend.forward([Chunk(0, ids, 0), Chunk(1, ids[:70], 0)])
@@ -48,7 +48,7 @@ def test_freed_slots_return_their_pages():
 
 def test_a_chunk_replaces_the_cache_from_its_start_on():
     config = config_of()
-    backend = native(config)
+    backend = native_backend(config)
     ids = np.random.default_rng(3).integers(0, 67, 30)
     backend.forward([Chunk(0, ids[:20], 0)])
     expected = backend.forward([Chunk(0, ids[20:25], 20)])
@@ -69,13 +69,13 @@ def test_a_chunk_replaces_the_cache_from_its_start_on():
 )
 def test_a_batch_that_cannot_run_leaves_the_caches_unchanged(chunk, text):
     config = config_of()
-    backend = native(config)
+    backend = native_backend(config)
     ids = np.array([5, 9, 11, 2])
     backend.forward([Chunk(0, ids[:3], 0)])
     with pytest.raises(RequestError, match=text):
         backend.forward([chunk(ids)])
     repeated = backend.forward([Chunk(0, ids[3:], 3)])
-    assert (repeated == run(native(config), ids, [4])[3:]).all()
+    assert (repeated == run(native_backend(config), ids, [4])[3:]).all()
 
 
 def test_an_unsupported_activation_is_an_error():
@@ -98,4 +98,4 @@ def test_unknown_kernels_are_an_error(monkeypatch):
     monkeypatch.setenv("PUNA_KERNELS", "mmx")
     config = config_of()
     with pytest.raises(BackendError, match="PUNA_KERNELS is 'mmx'"):
-        native(config)
+        native_backend(config)

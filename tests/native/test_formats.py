@@ -147,11 +147,10 @@ def test_quantize_is_refused_with_a_reason():
     state = random_state(narrow)
     with pytest.raises(BackendError, match="rows of 96 values, which q4_K cannot pack"):
         NativeBackend(narrow, pack_state("f32", state), quantize="q4_K")
-    narrow = config_of(vocab_size=71, **SIZES)
-    state = random_state(narrow)
+    state = random_state(config)
     state["model.layers.0.mlp.up_proj.weight"][0, 0] = np.nan
     with pytest.raises(BackendError, match="not a finite number"):
-        NativeBackend(narrow, pack_state("f32", state), quantize="q8_0")
+        NativeBackend(config, pack_state("f32", state), quantize="q8_0")
 
 
 def test_an_unknown_cache_is_refused():

@@ -21,7 +21,7 @@ SCALE_ROUNDING = 2.0**-21
 each. There is no other error if values are constant or one outlier dominates."""
 
 
-def sample(kind: str, columns: int = COLUMNS) -> np.ndarray:
+def sample_values(kind: str, columns: int = COLUMNS) -> np.ndarray:
     random = np.random.default_rng(7)
     x = random.normal(0, 0.02, (ROWS, columns))
     if kind == "heavy-tailed":
@@ -46,7 +46,7 @@ def importance_of(columns: int = COLUMNS) -> np.ndarray:
     return np.exp(np.random.default_rng(8).normal(0, 1.5, columns)).astype(np.float32)
 
 
-def run(x: np.ndarray, name: str, importance: np.ndarray | None = None, threads: int = 2) -> np.ndarray:
+def quantise_f32(x: np.ndarray, name: str, importance: np.ndarray | None = None, threads: int = 2) -> np.ndarray:
     return quantize(x.view(np.uint8), FORMATS["f32"], x.shape[1], FORMATS[name], importance, threads)
 
 
@@ -54,7 +54,7 @@ def decode(blocks: np.ndarray, name: str) -> np.ndarray:
     return FORMATS[name].decode(blocks.reshape(-1)).reshape(len(blocks), -1)
 
 
-def error(x: np.ndarray, values: np.ndarray, weights: np.ndarray | float = 1.0) -> float:
+def squared_error(x: np.ndarray, values: np.ndarray, weights: np.ndarray | float = 1.0) -> float:
     return float((weights * (values.astype(np.float64) - x) ** 2).sum())
 
 
@@ -62,38 +62,40 @@ def error(x: np.ndarray, values: np.ndarray, weights: np.ndarray | float = 1.0) 
 @pytest.mark.parametrize("name", SIMPLE)
 def test_simple_formats_have_the_same_bytes_as_in_ggml(name, kind):
     quants, gguf = pytest.importorskip("gguf.quants"), pytest.importorskip("gguf")
-    x = sample(kind, 736)  # 23 blocks: the last group of 16 is not full
-    assert (run(x, name) == quants.quantize(x, gguf.GGMLQuantizationType[name.upper()])).all()
+    x = sample_values(kind, 736)  # 23 blocks: the last group of 16 is not full
+    assert (quantise_f32(x, name) == quants.quantize(x, gguf.GGMLQuantizationType[name.upper()])).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_error_of_q8_0_is_that_of_ggml(kind):
     """The bytes may differ: values halfway between two levels may be rounded either way."""
     quants, gguf = pytest.importorskip("gguf.quants"), pytest.importorskip("gguf")
-    x = sample(kind, 736)
-    packed, expected = run(x, "q8_0"), quants.quantize(x, gguf.GGMLQuantizationType.Q8_0)
+    x = sample_values(kind, 736)
+    packed, expected = quantise_f32(x, "q8_0"), quants.quantize(x, gguf.GGMLQuantizationType.Q8_0)
     assert (packed != expected).mean() < 1e-3
-    assert error(x, decode(packed, "q8_0")) <= 1.001 * error(x, decode(expected, "q8_0"))
+    assert squared_error(x, decode(packed, "q8_0")) <= 1.001 * squared_error(x, decode(expected, "q8_0"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", reference.KINDS)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_errors_are_at_most_those_of_the_search_in_ggml(name, kind, weighted):
-    x = sample(kind)
+    x = sample_values(kind)
     importance = importance_of() if weighted else None
     weights = reference.weights(name, x.astype(np.float64), importance)
-    limit = error(x, reference.rounded(name, x.astype(np.float64), weights, weighted), weights)
-    measured = error(x, decode(run(x, name, importance), name), weights)
+    limit = squared_error(x, reference.rounded(name, x.astype(np.float64), weights, weighted), weights)
+    measured = squared_error(x, decode(quantise_f32(x, name, importance), name), weights)
     assert measured <= 1.005 * limit + SCALE_ROUNDING * float((weights * x.astype(np.float64) ** 2).sum())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_importance_lowers_the_weighted_error(name, kind):
-    x, importance = sample(kind), importance_of()
+    x, importance = sample_values(kind), importance_of()
     weights = importance.astype(np.float64) * np.ones(x.shape)
-    plain, weighted = (error(x, decode(run(x, name, value), name), weights) for value in (None, importance))
+    plain, weighted = (
+        squared_error(x, decode(quantise_f32(x, name, value), name), weights) for value in (None, importance)
+    )
     assert weighted <= 1.05 * plain + SCALE_ROUNDING * float((weights * x.astype(np.float64) ** 2).sum())
     if kind in ("gaussian", "all positive") and name != "q8_0":  # q8_0 ignores the importance
         assert weighted < 0.75 * plain
@@ -102,54 +104,56 @@ def test_importance_lowers_the_weighted_error(name, kind):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_importance_may_have_any_scale_and_be_zero(name):
     """A power of two as a common factor cancels exactly; columns of importance 0 are still quantised."""
-    x, importance = sample("gaussian"), importance_of()
-    assert (run(x, name, importance) == run(x, name, importance * np.float32(2.0**80))).all()
-    assert (run(x, name, np.zeros(COLUMNS, np.float32)) == run(x, name, np.ones(COLUMNS, np.float32))).all()
+    x, importance = sample_values("gaussian"), importance_of()
+    assert (quantise_f32(x, name, importance) == quantise_f32(x, name, importance * np.float32(2.0**80))).all()
+    assert (
+        quantise_f32(x, name, np.zeros(COLUMNS, np.float32)) == quantise_f32(x, name, np.ones(COLUMNS, np.float32))
+    ).all()
     importance[:256] = 0
-    values = decode(run(x, name, importance), name)[:, :256]
-    assert error(x[:, :256], values) < 0.2 * error(x[:, :256], np.zeros_like(values))
+    values = decode(quantise_f32(x, name, importance), name)[:, :256]
+    assert squared_error(x[:, :256], values) < 0.2 * squared_error(x[:, :256], np.zeros_like(values))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_results_are_bit_identical_for_all_threads_and_kernels(name, weighted, monkeypatch):
     """Bytes do not depend on threads, kernels, other rows, or the float type that stores the same values."""
-    x = np.concatenate([sample(kind) for kind in KINDS])
+    x = np.concatenate([sample_values(kind) for kind in KINDS])
     importance = importance_of() if weighted else None
-    expected = run(x, name, importance, 1)
+    expected = quantise_f32(x, name, importance, 1)
     for kernels in machine().kernels:
         monkeypatch.setenv("PUNA_KERNELS", kernels)
-        assert (run(x, name, importance, 2) == expected).all()
-        assert (run(x[3:4], name, importance, 2) == expected[3:4]).all()
+        assert (quantise_f32(x, name, importance, 2) == expected).all()
+        assert (quantise_f32(x[3:4], name, importance, 2) == expected[3:4]).all()
         f16 = x.astype(np.float16)
         blocks = quantize(f16.view(np.uint8), FORMATS["f16"], COLUMNS, FORMATS[name], importance, 2)
-        assert (blocks == run(f16.astype(np.float32), name, importance)).all()
+        assert (blocks == quantise_f32(f16.astype(np.float32), name, importance)).all()
         bf16 = (x.view(np.uint32) >> 16).astype(np.uint16)
         widened = (bf16.astype(np.uint32) << 16).view(np.float32)
         blocks = quantize(bf16.view(np.uint8), FORMATS["bf16"], COLUMNS, FORMATS[name], importance, 2)
-        assert (blocks == run(widened, name, importance)).all()
+        assert (blocks == quantise_f32(widened, name, importance)).all()
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38, -3e37])
 def test_values_that_no_format_can_hold_are_errors(name, value):
-    x = sample("gaussian")
+    x = sample_values("gaussian")
     x[4, 700] = value
     with pytest.raises(CheckpointError, match="not a finite number" if not np.isfinite(value) else "beyond"):
-        run(x, name)
+        quantise_f32(x, name)
     with pytest.raises(CheckpointError, match="f32 cannot be quantised to"):
-        run(x, name, importance_of())
+        quantise_f32(x, name, importance_of())
 
 
 def test_a_scale_beyond_float16_is_an_error():
-    x = sample("gaussian")
+    x = sample_values("gaussian")
     x[1, 5] = 9e7
     with pytest.raises(CheckpointError, match="scale beyond float16's 65504"):
-        run(x, "q8_0")
+        quantise_f32(x, "q8_0")
 
 
 def test_inconsistent_arguments_are_errors():
-    x, f32, q4 = sample("gaussian").view(np.uint8), FORMATS["f32"], FORMATS["q4_0"]
+    x, f32, q4 = sample_values("gaussian").view(np.uint8), FORMATS["f32"], FORMATS["q4_0"]
     for call, reason in (
         (
             lambda: quantize(x[:, :2944], f32, 736, FORMATS["q6_K"]),
@@ -160,7 +164,7 @@ def test_inconsistent_arguments_are_errors():
         (lambda: quantize(x, f32, COLUMNS, q4, threads=-1), "threads is -1; it must be from 1 to 1024"),
         (lambda: quantize(x, f32, COLUMNS, q4, importance_of(736)), r"importance has shape \(736,\)"),
         (
-            lambda: quantize(run(sample("gaussian"), "q8_0"), FORMATS["q8_0"], COLUMNS, q4),
+            lambda: quantize(quantise_f32(sample_values("gaussian"), "q8_0"), FORMATS["q8_0"], COLUMNS, q4),
             "quantising between these formats is not supported",
         ),
     ):
@@ -173,7 +177,7 @@ def test_importance_must_be_finite_and_not_negative(value):
     importance = importance_of()
     importance[9] = value
     with pytest.raises(CheckpointError, match="an importance is negative or not a finite number"):
-        run(sample("gaussian"), "q4_K", importance)
+        quantise_f32(sample_values("gaussian"), "q4_K", importance)
 
 
 @pytest.mark.parametrize(

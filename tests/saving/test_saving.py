@@ -41,7 +41,7 @@ def test_transformers_and_puna_read_saved_models(tmp_path: Path, size: int | str
         assert torch.equal(model.state_dict()[name], to_torch(tensor))
 
 
-def test_shards_respect_the_limit_and_the_index_adds_up(tmp_path: Path) -> None:
+def test_shards_respect_the_limit_and_the_index_lists_all_tensors(tmp_path: Path) -> None:
     tensors = tiny_tensors(tiny_config())
     *files, index_file, _ = save_checkpoint(tmp_path, tiny_config(), entries(tensors), None, "60KB")
     index = json.loads(index_file.read_text())
