@@ -59,8 +59,8 @@ def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
     if theta <= 0:
         raise CheckpointError(f"metadata key 'llama.rope.freq_base' must be positive, got {theta}")
     head_dim = _head_dim(keys, hidden, heads)
-    ends = [id for name in END_IDS if (id := keys.token_id(f"tokenizer.ggml.{name}_token_id")) is not None]
-    eos = list(dict.fromkeys(ends))
+    end_ids = [id for name in END_IDS if (id := keys.token_id(f"tokenizer.ggml.{name}_token_id")) is not None]
+    eos = list(dict.fromkeys(end_ids))
     bos, pad = keys.token_id("tokenizer.ggml.bos_token_id"), keys.token_id("tokenizer.ggml.padding_token_id")
     config = LlamaConfig(
         vocab_size=_rows(file),
@@ -107,11 +107,11 @@ def _check_architecture(keys: GgufKeys) -> None:
 
 def _head_dim(keys: GgufKeys, hidden: int, heads: int) -> int:
     """Returns a head's width: `key_length`, else `rope.dimension_count`, else `hidden` / `heads`; all must agree."""
-    rotated = keys.count("llama.rope.dimension_count", max(1, hidden // heads))
-    width = keys.count("llama.attention.key_length", rotated)
+    rope_dim = keys.count("llama.rope.dimension_count", max(1, hidden // heads))
+    width = keys.count("llama.attention.key_length", rope_dim)
     values = keys.count("llama.attention.value_length", width)
-    if "llama.rope.dimension_count" in keys.metadata and rotated != width:
-        raise CheckpointError(f"llama.rope.dimension_count is {rotated}; a LLaMA model rotates entire heads: {width}")
+    if "llama.rope.dimension_count" in keys.metadata and rope_dim != width:
+        raise CheckpointError(f"llama.rope.dimension_count is {rope_dim}; a LLaMA model rotates entire heads: {width}")
     if values != width:
         raise CheckpointError(
             f"llama.attention.value_length is {values}; in a LLaMA model it must equal the width of keys, {width}"

@@ -50,7 +50,7 @@ def rope_scaling(
         )
     kind = keys.text(f"{_PREFIX}scaling.type", "linear")  # llama.cpp's default if the key is missing
     _refuse_yarn(keys, kind)
-    scaled = _from_keys(keys, kind)
+    key_scaling = _from_keys(keys, kind)
     factors = {name: _factors(tensors[name], head_dim) for name in FACTOR_TENSORS if name in tensors}
     if not factors:
         if kind == "longrope":
@@ -59,8 +59,8 @@ def rope_scaling(
             )
         if kind != "yarn":
             _refuse_attention_factor(keys, kind)
-        return scaled
-    if scaled is not None:
+        return key_scaling
+    if key_scaling is not None:
         raise CheckpointError(
             f"the file has both {_PREFIX}scaling keys ({kind}) and {', '.join(factors)}; it may have only one of them"
         )

@@ -207,16 +207,16 @@ def _describe(report: Report, config: LlamaConfig, tensors: Mapping[str, RowSour
     report.rope = config.rope_parameters
     report.context = config.context_length
     report.vocabulary = {"rows": config.vocab_size, "tokens": None}
-    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * _CACHE_TOKENS
+    cache_values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * _CACHE_TOKENS
     report.memory = {
         "weights": sum(line["bytes"] for line in report.dtypes.values()),
         "weights_as_float32": 4 * report.parameters,
-        "cache_per_1000_tokens_float32": 4 * cached,
-        "cache_per_1000_tokens_bfloat16": 2 * cached,
+        "cache_per_1000_tokens_float32": 4 * cache_values,
+        "cache_per_1000_tokens_bfloat16": 2 * cache_values,
     }
-    stored = {tensor.format.torch for tensor in tensors.values() if len(tensor.shape) == 2}
-    if config.dtype is not None and stored and config.dtype not in stored and None not in stored:
-        kinds = ", ".join(sorted(str(kind) for kind in stored))
+    dtypes = {tensor.format.torch for tensor in tensors.values() if len(tensor.shape) == 2}
+    if config.dtype is not None and dtypes and config.dtype not in dtypes and None not in dtypes:
+        kinds = ", ".join(sorted(str(kind) for kind in dtypes))
         report.warnings.append(
             f"the configuration's dtype is {config.dtype}, but the weights are {kinds}; casting may overflow"
         )

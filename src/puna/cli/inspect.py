@@ -70,10 +70,10 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "special", ", ".join(_special(name, entry) for name, entry in report.special_tokens.items())
         yield "chat template", {True: "yes", False: "no", None: "unknown"}[report.chat_template]
     if memory := report.memory:
-        stored, wide = size(memory["weights"]), size(memory["weights_as_float32"])
-        narrow, cache = (size(memory[f"cache_per_1000_tokens_{kind}"]) for kind in ("bfloat16", "float32"))
-        yield "memory", f"weights {stored} as stored, {wide} as float32"
-        yield "", f"cache per 1,000 tokens {narrow} as bfloat16, {cache} as float32"
+        as_stored, as_float32 = size(memory["weights"]), size(memory["weights_as_float32"])
+        in_bfloat16, in_float32 = (size(memory[f"cache_per_1000_tokens_{kind}"]) for kind in ("bfloat16", "float32"))
+        yield "memory", f"weights {as_stored} as stored, {as_float32} as float32"
+        yield "", f"cache per 1,000 tokens {in_bfloat16} as bfloat16, {in_float32} as float32"
 
 
 def _count(number: int, noun: str) -> str:

@@ -45,9 +45,9 @@ def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path
         raise StorageError(f"{destination} is the current folder, or contains it; choose another name")
     if destination.name in (atomic_folder.RECORD, atomic_folder.LOCK):
         raise StorageError(f"{destination}: puna uses this name for its records; choose another")
-    working = [path.resolve() for path in atomic_folder.working_paths(destination)]
+    working_paths = [path.resolve() for path in atomic_folder.working_paths(destination)]
     for source in sources:
-        if any(path in (source.resolve(), *source.resolve().parents) for path in working):
+        if any(path in (source.resolve(), *source.resolve().parents) for path in working_paths):
             raise StorageError(
                 f"{source} is in a working folder of {destination}; move it, or choose another name for the result"
             )

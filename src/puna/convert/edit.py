@@ -131,9 +131,9 @@ def resize_vocabulary(checkpoint: Checkpoint, size: int | None, multiple: int | 
     rows = -(-rows // (multiple or 1)) * (multiple or 1)
     if rows == count:
         return checkpoint
-    needed = max(_special_ids(checkpoint), default=-1) + 1
-    if rows < needed:
-        raise CheckpointError(f"a vocabulary of {rows} rows loses special token {needed - 1}; give at least {needed}")
+    minimum = max(_special_ids(checkpoint), default=-1) + 1
+    if rows < minimum:
+        raise CheckpointError(f"a vocabulary of {rows} rows loses special token {minimum - 1}; give at least {minimum}")
     tensors = {
         name: Weight(name, (ResizedVocabulary(as_floats(weight), rows),)) if name in (EMBEDDING, HEAD) else weight
         for name, weight in checkpoint.tensors.items()

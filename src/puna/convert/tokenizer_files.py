@@ -169,7 +169,7 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
     if kind == "gguf":
         stored = open_gguf(file).metadata
         keys: dict[str, Any] = {key: stored[key] for key in stored if key.startswith("tokenizer.")}
-        return _filled(keys | ({"tokenizer.chat_template": LLAMA_3} if instruct else {}), rows)
+        return _fill_rows(keys | ({"tokenizer.chat_template": LLAMA_3} if instruct else {}), rows)
     tokenizer = LlamaTokenizer.from_pretrained(path) if kind == "sentencepiece" else load_tokenizer(path)
     if instruct and kind != "sentencepiece":
         tokenizer.chat_template = LLAMA_3
@@ -179,14 +179,14 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
         keys = _model_keys(tokenizer.sp_model.serialized_model_proto(), added)
     else:
         keys = _pipeline_keys(tokenizer.backend_tokenizer, added, tokenizer.unk_token_id)
-    return _filled(keys | _setting_keys(tokenizer), rows)
+    return _fill_rows(keys | _setting_keys(tokenizer), rows)
 
 
 def _model_keys(model: bytes, added: Mapping[int, AddedToken]) -> dict[str, Value]:
     """Returns the vocabulary keys of a SentencePiece model and its added tokens."""
     pieces, scores, types = read_pieces(model)
     spec = read_spec(model, "the SentencePiece model")
-    return _scored(pieces, scores, types, added) | {
+    return _llama_keys(pieces, scores, types, added) | {
         f"{PREFIX}add_space_prefix": spec.add_dummy_prefix,
         f"{PREFIX}remove_extra_whitespaces": spec.remove_extra_whitespaces,
     }
@@ -202,13 +202,13 @@ def _pipeline_keys(pipeline: Tokenizer, added: Mapping[int, AddedToken], unk_id:
     if model.get("type") != "BPE":
         raise TokenizerError(f"a tokenizer of type {model.get('type')!r}; GGUF files of LLaMA models need BPE")
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    tokens = [_filler(index) for index in range(_token_count(model["vocab"]))]
+    tokens = [_placeholder(index) for index in range(_token_count(model["vocab"]))]
     for token, index in model["vocab"].items():
         tokens[index] = token
     if model.get("byte_fallback"):
         return _character_bpe(pipeline, tokens, pairs, added, unk_id)
     types = [int(PieceType.NORMAL)] * len(tokens)
-    _place(added, tokens, types)
+    _insert_added(added, tokens, types)
     return {
         f"{PREFIX}model": "gpt2",
         f"{PREFIX}pre": name_of(pipeline.pre_tokenizer, bool(model.get("ignore_merges"))),
@@ -218,11 +218,11 @@ def _pipeline_keys(pipeline: Tokenizer, added: Mapping[int, AddedToken], unk_id:
     }
 
 
-def _place(added: Mapping[int, AddedToken], tokens: list[str], types: list[int]) -> None:
+def _insert_added(added: Mapping[int, AddedToken], tokens: list[str], types: list[int]) -> None:
     """Writes added tokens into the lists of a vocabulary: they replace ordinary tokens or follow the last one."""
     for index, token in added.items():
         while len(tokens) <= index:
-            tokens.append(_filler(len(tokens)))
+            tokens.append(_placeholder(len(tokens)))
             types.append(PieceType.UNUSED)
         if types[index] not in (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.BYTE):
             tokens[index] = token.content
@@ -248,14 +248,14 @@ def _character_bpe(
             types[index] = int(PieceType.UNKNOWN if index == unk_id else kind)
             scores[index] = 0.0
     first = pipeline.encode("a", add_special_tokens=False).tokens
-    return _scored(tokens, scores, types, added) | {f"{PREFIX}add_space_prefix": first[:1] != ["a"]}
+    return _llama_keys(tokens, scores, types, added) | {f"{PREFIX}add_space_prefix": first[:1] != ["a"]}
 
 
-def _scored(
+def _llama_keys(
     tokens: list[str], scores: list[float], types: list[int], added: Mapping[int, AddedToken]
 ) -> dict[str, Value]:
     """Returns the keys of a "llama" vocabulary."""
-    _place(added, tokens, types)
+    _insert_added(added, tokens, types)
     scores += [_ADDED_SCORE] * (len(tokens) - len(scores))
     # llama.cpp matches user-defined tokens in the unchanged text, where spaces are not U+2581 yet.
     texts = [
@@ -279,12 +279,12 @@ def _setting_keys(tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> dict[str, V
     keys[f"{PREFIX}add_bos_token"] = tokenizer.add_bos_token
     keys[f"{PREFIX}add_eos_token"] = tokenizer.add_eos_token
     templates = tokenizer.chat_template
-    named = {"default": templates} if isinstance(templates, str) else dict(templates or {})
-    if "default" in named:
-        keys["tokenizer.chat_template"] = named.pop("default")
-    if named:
-        keys["tokenizer.chat_templates"] = list(named)
-        keys |= {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
+    by_name = {"default": templates} if isinstance(templates, str) else dict(templates or {})
+    if "default" in by_name:
+        keys["tokenizer.chat_template"] = by_name.pop("default")
+    if by_name:
+        keys["tokenizer.chat_templates"] = list(by_name)
+        keys |= {f"tokenizer.chat_template.{name}": text for name, text in by_name.items()}
     return keys
 
 
@@ -302,12 +302,12 @@ def _check_count(tokens: int, rows: int) -> None:
         )
 
 
-def _filler(index: int) -> str:
+def _placeholder(index: int) -> str:
     """Returns a placeholder for an id without a token."""
     return f"[PAD{index}]"
 
 
-def _filled(keys: dict[str, Any], rows: int) -> dict[str, Value]:
+def _fill_rows(keys: dict[str, Any], rows: int) -> dict[str, Value]:
     """Returns the keys with one token per row of the embedding, as llama.cpp requires."""
     tokens = list(keys.get(f"{PREFIX}tokens", []))
     if not tokens:
@@ -315,7 +315,7 @@ def _filled(keys: dict[str, Any], rows: int) -> dict[str, Value]:
     _check_count(len(tokens), rows)
     missing = range(len(tokens), rows)
     if missing:
-        keys[f"{PREFIX}tokens"] = tokens + [_filler(index) for index in missing]
+        keys[f"{PREFIX}tokens"] = tokens + [_placeholder(index) for index in missing]
         types = np.asarray(keys.get(f"{PREFIX}token_type", [PieceType.NORMAL] * len(tokens)), np.int32)
         keys[f"{PREFIX}token_type"] = np.append(types, np.full(len(missing), PieceType.UNUSED, np.int32))
         if f"{PREFIX}scores" in keys:
