@@ -218,7 +218,7 @@ def _describe(report: Report, config: LlamaConfig, tensors: Mapping[str, RowSour
     if config.dtype is not None and dtypes and config.dtype not in dtypes and None not in dtypes:
         kinds = ", ".join(sorted(str(kind) for kind in dtypes))
         report.warnings.append(
-            f"the configuration's dtype is {config.dtype}, but the weights are {kinds}; casting may overflow"
+            f"the configuration's dtype is {config.dtype}, but the weights are {kinds}; casting them may overflow"
         )
 
 

@@ -72,7 +72,7 @@ def _same_values(one: StoredTensor | GroupedMatrix, other: StoredTensor | Groupe
 
 
 def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, RowSource]) -> None:
-    """Raises CheckpointError if a tensor that `config` and `head` require is missing, or any is extra or unsuitable."""
+    """Raises CheckpointError if a tensor is missing, unexpected, or has the wrong shape or kind of format."""
     missing, expected = [], set()
     for name, shape in expected_tensors(config, head):
         tensor = tensors.get(name)

@@ -50,7 +50,7 @@ def convert(
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare the result with the source; measure the change in NLL.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at DST.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file or folder at DST.")] = False,
     threads: options.Threads = None,
     json: options.Json = False,
 ) -> None:

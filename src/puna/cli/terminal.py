@@ -95,7 +95,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def size(count: int) -> str:
-    """Formats a number of bytes for people."""
+    """Formats a number of bytes as bytes, MB or GB."""
     if count < 10_000:
         return f"{count} bytes"
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -82,9 +82,9 @@ def _read_tokens(checkpoint: Checkpoint, path: Path) -> tuple[list[int], bool]:
 
 
 def quantized_for_calibration(checkpoint: Checkpoint) -> str | None:
-    """Returns the format to which weights are quantised for the measurement; None if some cannot be or already are.
+    """Returns the format of the weights during the measurement; None means their stored formats.
 
-    Eight bits are fast and change the result by a fraction of a percent.
+    Plain weights are quantised to eight bits, which are fast and change the result by a fraction of a percent.
     """
     plain = all(weight.format.values == 1 and weight.shape[-1] % 32 == 0 for weight in checkpoint.tensors.values())
     return "q8_0" if plain else None

@@ -19,7 +19,7 @@ def compare_nll(
     """Compares the model with the converted one at `target` on a sample text.
 
     Args:
-        llama_version: the release of Meta's files at `target`, if they do not show it.
+        llama_version: the release of Meta's files at `target`, if the files do not determine it.
 
     Returns:
         (nll, notes): mean NLL in nats per token, "before" and "after", and the number of "tokens", or an empty dict if

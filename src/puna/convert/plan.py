@@ -44,7 +44,7 @@ class Plan:
         before, formats: number of tensors in each format: in the source, and in the target.
         fallbacks: formats of the matrices whose rows do not fit the format of the mix, by name.
         notes: changes and side effects, for the user.
-        llama_version: in Meta's layout, the release to pass when reading the result, if its files do not show it.
+        llama_version: in Meta's layout, the release to pass when reading the result, if its files do not determine it.
     """
 
     source: str
@@ -78,7 +78,7 @@ def make_plan(
     Args:
         source, edited: the model before and after the edits that the options request.
         unfinished: names of the files that are still to be written.
-        calibrate, verify: whether these steps, for which models run, are included in the memory.
+        calibrate, verify: whether models will run for these steps, which needs memory.
     """
     total = sum(file.bytes for file in target.files)
     tokenizer = _TOKEN * source.config.vocab_size

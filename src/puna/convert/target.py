@@ -49,7 +49,7 @@ class Target:
         tensors: the tensors that a reader of the files gets, under Hugging Face's names and in its order of rows.
         fallbacks: formats of the matrices whose rows do not fit the format of the mix, by name.
         notes: settings that the layout cannot hold or that its readers interpret differently.
-        llama_version: in Meta's layout, the release to pass when reading the files, if they do not show it.
+        llama_version: in Meta's layout, the release to pass when reading the files, if they do not determine it.
     """
 
     files: tuple[NewFile, ...]

@@ -33,7 +33,7 @@ def gguf_target(checkpoint: Checkpoint, name: str, options: Options, importance:
 
     Raises:
         CheckpointError: GGUF or llama.cpp has no equivalent of a property of the model.
-        TokenizerError: the tokenizer cannot be expressed.
+        TokenizerError: GGUF cannot hold the tokenizer.
     """
     dtype = find_dtype(options.dtype)
     mix = None if options.quantize is None else find_mix(options.quantize)
