@@ -111,7 +111,7 @@ def _head_dim(keys: GgufKeys, hidden: int, heads: int) -> int:
     width = keys.count("llama.attention.key_length", rope_dim)
     values = keys.count("llama.attention.value_length", width)
     if "llama.rope.dimension_count" in keys.metadata and rope_dim != width:
-        raise CheckpointError(f"llama.rope.dimension_count is {rope_dim}, not {width}; a LLaMA model rotates entire heads")
+        raise CheckpointError(f"llama.rope.dimension_count is {rope_dim}, not {width}; LLaMA rotates entire heads")
     if values != width:
         raise CheckpointError(
             f"llama.attention.value_length is {values}; in a LLaMA model it must equal the width of keys, {width}"
