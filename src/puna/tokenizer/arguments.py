@@ -1,4 +1,4 @@
-"""Arguments as callers and configuration files pass them: constructor arguments, texts and token ids."""
+"""Types and checks of the arguments of tokenizers: constructor arguments, texts and token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from puna.tokenizer.encoding import Text
 
 NO_LIMIT = int(1e30)
-"""`model_max_length` where no limit is known; transformers writes the same number."""
+"""`model_max_length` if no limit is known; transformers writes the same number."""
 
 ChatTemplate = str | Mapping[str, str]
 """One template, or several by name ("default", "tool_use", ...)."""
@@ -65,7 +65,7 @@ class Arguments(CommonArguments, total=False):
 
 
 class FromPretrained(Arguments, HubArguments, total=False):
-    """`Arguments`, those of the hub, and `subfolder`, a folder inside the path. Code of a model is never executed."""
+    """`Arguments`, arguments of the hub, and `subfolder`, a folder in the path. Code of a model is never executed."""
 
     subfolder: str
     trust_remote_code: bool | None
@@ -73,7 +73,7 @@ class FromPretrained(Arguments, HubArguments, total=False):
 
 
 def split_hub_arguments(path: str | Path, arguments: FromPretrained) -> tuple[Path, Arguments]:
-    """Returns the local path, downloaded if it names a model of the hub, and the constructor arguments."""
+    """Returns a local path, to which a model of the hub is downloaded, and the constructor arguments."""
     fetching = hub_arguments({"token": arguments.get("use_auth_token"), **arguments})
     folder = local_path(path, "tokenizer", arguments.get("subfolder") or "", **fetching)
     hub_names = FromPretrained.__optional_keys__ - Arguments.__optional_keys__
@@ -81,7 +81,7 @@ def split_hub_arguments(path: str | Path, arguments: FromPretrained) -> tuple[Pa
 
 
 def checked(arguments: Mapping[str, Any]) -> Arguments:
-    """Returns the arguments unchanged if all names are known; for callers without a type checker.
+    """Returns the arguments unchanged if all names are known. Type checkers check the same before a call.
 
     Raises:
         TokenizerError: a name is unknown.
@@ -95,7 +95,7 @@ def checked(arguments: Mapping[str, Any]) -> Arguments:
 
 
 def common_arguments(arguments: Arguments) -> CommonArguments:
-    """Returns the arguments that `LlamaTokenizerFast` accepts: it has no behaviours and no SentencePiece engine."""
+    """Returns the arguments that `LlamaTokenizerFast` also accepts: without those of SentencePiece."""
     return cast(CommonArguments, {k: v for k, v in arguments.items() if k in CommonArguments.__optional_keys__})
 
 
@@ -143,7 +143,7 @@ def _checked_text(text: object) -> str:
 
 
 def as_ids(value: Any) -> list[int]:
-    """Returns one sequence of ids as a list of int: from an integer, a list, an array or a tensor.
+    """Converts one sequence of ids to a list of int. Accepts an integer, a list, an array or a tensor.
 
     Raises:
         TokenizerError: an item is not an integer.

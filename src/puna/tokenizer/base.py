@@ -1,7 +1,7 @@
 """`TokenizerBase`: the interface that `LlamaTokenizer` and `LlamaTokenizerFast` share.
 
-A subclass provides the vocabulary, `_encode` and `_decode`; all other methods build on these. The functions that
-the class body assigns from other modules are methods too.
+A subclass provides the vocabulary, `_encode` and `_decode`; all other methods build on these. Some methods are
+functions of other modules that the class body assigns.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TokenizerBase(ABC):
     _first_keeps_more: ClassVar[bool | None]
     """See `batch.truncate`."""
     _recipe: ClassVar[staticmethod[[Path, Arguments], Recipe]]
-    """Returns the data of a path that this class needs."""
+    """Reads the data from which this class builds the tokenizer of a path."""
 
     bos_token = NamedToken()
     eos_token = NamedToken()
@@ -62,7 +62,7 @@ class TokenizerBase(ABC):
     mask_token_id = NamedTokenId()
 
     def __init__(self, **arguments: Unpack[CommonArguments]) -> None:
-        """Stores the settings that both tokenizers have.
+        """Stores the settings that both tokenizer classes have.
 
         Args:
             clean_up_tokenization_spaces: whether `decode` removes spaces before punctuation and contractions.
@@ -121,11 +121,11 @@ class TokenizerBase(ABC):
 
     @abstractmethod
     def _add(self, tokens: Sequence[AddedToken]) -> int:
-        """Registers tokens; those that the vocabulary lacks get the next ids. Returns the number of new ids."""
+        """Registers tokens; tokens outside the vocabulary get the next ids. Returns the number of new ids."""
 
     @abstractmethod
     def _encode(self, inputs: Sequence[Input]) -> list[Encoding]:
-        """Encodes texts or pairs, neither truncated nor padded; all encoding goes through this method."""
+        """Encodes texts or pairs without truncation and padding; all encoding goes through this method."""
 
     @abstractmethod
     def _decode(self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str:
@@ -163,13 +163,13 @@ class TokenizerBase(ABC):
 
     @property
     def special_tokens_map_extended(self) -> dict[str, AddedToken | list[AddedToken]]:
-        """Name to token, of the special tokens that are set."""
+        """The special tokens that are set: name to token."""
         named: dict[str, AddedToken | list[AddedToken]] = {n: self._named[n] for n in NAMES if n in self._named}
         return named | ({ADDITIONAL: list(self._additional)} if self._additional else {})
 
     @property
     def special_tokens_map(self) -> dict[str, str | list[str]]:
-        """Name to text, of the special tokens that are set."""
+        """The special tokens that are set: name to text."""
         return {
             name: [token.content for token in value] if isinstance(value, list) else value.content
             for name, value in self.special_tokens_map_extended.items()
@@ -272,7 +272,7 @@ class TokenizerBase(ABC):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Returns one sequence, or both of a pair, each with BOS and EOS if they are set to be added."""
+        """Returns one sequence, or a pair, each with BOS and EOS as `add_bos_token` and `add_eos_token` specify."""
         bos, eos = self._bos_and_eos()
         second = [] if token_ids_1 is None else bos + list(token_ids_1) + eos
         return bos + list(token_ids_0) + eos + second
@@ -287,7 +287,7 @@ class TokenizerBase(ABC):
         token_ids_1: list[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """Returns 1 where `build_inputs_with_special_tokens` adds a special token, or where the ids have one."""
+        """Returns 1 for each special token that `build_inputs_with_special_tokens` adds, or that the ids contain."""
         if already_has_special_tokens:
             if token_ids_1 is not None:
                 raise TokenizerError("ids that already have special tokens are one sequence; drop token_ids_1")
@@ -303,7 +303,7 @@ class TokenizerBase(ABC):
 
     @property
     def default_chat_template(self) -> str:
-        """The template used if the files have none: Llama 3's if the vocabulary has its header tokens, or Llama 2's.
+        """The template for files without one: Llama 3's if the vocabulary has its header tokens, otherwise Llama 2's.
 
         Raises:
             ChatTemplateError: the vocabulary fits neither format.
@@ -334,7 +334,7 @@ class TokenizerBase(ABC):
 
         Raises:
             ModelNotFoundError: there is no such folder or file.
-            TokenizerError: the files cannot be read, are for the other class, or an argument is unknown.
+            TokenizerError: the files cannot be read or are for the other class, or an argument is unknown.
         """
         return cls.from_recipe(cls._recipe(*split_hub_arguments(pretrained_model_name_or_path, arguments)))
 

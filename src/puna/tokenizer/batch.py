@@ -37,7 +37,7 @@ _COLUMNS: dict[str, Callable[[Encoding], Any]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Strategies of padding and truncation, None for neither, and the lengths to reach."""
+    """How to pad and truncate: a strategy for each (None: do not), and the lengths."""
 
     padding: str | None = None
     truncation: str | None = None
@@ -72,15 +72,15 @@ def call(
         text, text_pair: a string, or a list of strings for a batch; with `is_split_into_words`, lists of words.
             Without it, a list of two-tuples is a batch of pairs.
         text_target, text_pair_target: as `text` and `text_pair`; their ids become `labels`.
-        add_special_tokens: whether to add BOS and EOS as this tokenizer is set.
+        add_special_tokens: whether to add BOS and EOS, as the settings of this tokenizer specify.
         padding: True or "longest", "max_length", or False.
         truncation: True or "longest_first", "only_first", "only_second", or False.
         max_length: the length to truncate or pad to; `model_max_length` by default.
         pad_to_multiple_of: rounds the padded length up.
         return_tensors: "np", "pt", or None for lists.
-        return_offsets_mapping: also return the characters of each token; on the fast tokenizer only.
+        return_offsets_mapping: also return the character range of each token (`LlamaTokenizerFast` only).
         split_special_tokens: whether special tokens written in the text are encoded as text.
-        padding_side: "left" or "right"; the tokenizer's own by default.
+        padding_side: "left" or "right"; by default, the tokenizer's setting.
 
     Raises:
         TokenizerError: an input is not a text, there is no padding token, or truncation cannot reach the length.
@@ -156,10 +156,10 @@ def pad(
     return_tensors: str | None = None,
     padding_side: str | None = None,
 ) -> BatchEncoding:
-    """Pads encoded inputs: one, a batch, or a list of single ones (the collate function of a data loader).
+    """Pads one encoded input, a batch, or a list of encoded inputs (as the collate function of a data loader).
 
-    Pads the columns `input_ids`, `attention_mask` (with 0), `token_type_ids` (0) and `special_tokens_mask` (1); others
-    are not changed.
+    Pads the columns `input_ids`, `attention_mask` (with 0), `token_type_ids` (0) and `special_tokens_mask` (1); other
+    columns do not change.
 
     Raises:
         TokenizerError: there is no padding token, or a column that is not padded cannot be a tensor.
@@ -207,9 +207,9 @@ def resolve(
     multiple_of: int | None,
     model_max_length: int,
 ) -> Plan:
-    """Reads the Hugging Face spellings of padding and truncation.
+    """Reads the arguments of padding and truncation in Hugging Face's forms.
 
-    As in transformers, `max_length` alone truncates, and a strategy without a known length does nothing; both warn.
+    As in transformers, `max_length` alone truncates, and a strategy without a length has no effect. Both warn.
     """
     if max_length is not None and max_length < 1:
         raise TokenizerError(f"max_length={max_length}; it must be at least 1")
@@ -224,7 +224,7 @@ def resolve(
     if max_length is None and (pad == "max_length" or cut is not None):
         if model_max_length > UNLIMITED:
             warnings.warn(
-                "truncation or padding to a maximum length was requested, but none is known: neither is done; "
+                "truncation or padding to a maximum length was requested, but none is known, so it is skipped; "
                 "pass max_length= or set model_max_length",
                 stacklevel=4,
             )
@@ -254,12 +254,12 @@ def check_side(name: str, value: str) -> str:
 
 
 def truncate(encoding: Encoding, plan: Plan, side: str, first_keeps_more: bool | None) -> Encoding:
-    """Drops tokens of the texts, never special ones, until at most `plan.max_length` are left.
+    """Drops tokens, but no special tokens, until at most `plan.max_length` tokens are left.
 
     Args:
         side: the end that loses tokens, "right" or "left".
-        first_keeps_more: whether the first text keeps one token more, where longest_first leaves an odd number to
-            two texts; None: the longer text does (the rule of `tokenizers`).
+        first_keeps_more: which text keeps one token more if longest_first leaves an odd number of tokens to a pair:
+            True the first, False the second, None the longer (the rule of `tokenizers`).
     """
     excess = len(encoding) - (plan.max_length or 0)
     if plan.truncation is None or plan.max_length is None or excess <= 0:
@@ -281,7 +281,7 @@ def truncate(encoding: Encoding, plan: Plan, side: str, first_keeps_more: bool |
 
 
 def _kept_lengths(lengths: list[int], total: int, strategy: str, first_keeps_more: bool | None) -> tuple[int, int]:
-    """Returns how many tokens of either text to keep, `total` in all; a negative number if that is impossible."""
+    """Returns how many tokens of each text to keep, in sum `total`; a negative number if that is impossible."""
     first, second = lengths
     if strategy == "only_first":  # dropping the whole text is refused, as in transformers
         return total - second or -1, second
@@ -313,7 +313,7 @@ def padded_length(lengths: list[int], plan: Plan) -> int | None:
 
 
 def _as_columns(inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Any]], bool]:
-    """Converts the input of `pad` to columns of one row per sequence; True if it was a single sequence, not a batch."""
+    """Returns the input of `pad` as columns with a row per sequence, and whether it was a single sequence."""
     if not isinstance(inputs, Mapping):
         rows = [{name: _as_list(value) for name, value in item.items()} for item in inputs]
         columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
@@ -336,7 +336,7 @@ def _pad_columns(columns: dict[str, list[Any]], length: int, side: str, pad_id: 
     """Pads the rows of the columns in place.
 
     Raises:
-        TokenizerError: the columns become tensors, and one that is not padded has rows of different lengths.
+        TokenizerError: a column that should become a tensor is not padded, and its rows differ in length.
     """
     fill = {"input_ids": pad_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
     for name in fill.keys() & columns.keys():

@@ -1,7 +1,7 @@
-"""Texts to encode, `Encoding`, one encoded sequence with its columns, and `BatchEncoding`, a dictionary of columns.
+"""`Input` (texts to encode), `Encoding` (one encoded sequence) and `BatchEncoding` (a dictionary of columns).
 
-Truncation and padding do not copy: an `Encoding` refers to the columns that the engine produced and records which of
-their tokens are kept.
+Truncation and padding do not copy: an `Encoding` refers to the columns that the engine produced, and records the
+indexes of the tokens that truncation kept.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class TokenSpan(NamedTuple):
 
 @dataclass(frozen=True)
 class SlowColumns:
-    """The columns of a text or pair that SentencePiece encoded. It reports neither words nor offsets.
+    """The columns of a text or pair encoded by SentencePiece, which reports neither words nor offsets.
 
     Attributes:
         first_length: number of tokens of the first text, without special tokens.
@@ -107,7 +107,7 @@ class Encoding:
     pad_token: str = ""
 
     def padded(self, count: int, side: str, pad_id: int, pad_token: str) -> Encoding:
-        """The same sequence with `count` padding tokens on `side`."""
+        """Returns the same sequence with `count` padding tokens on `side`."""
         left, right = (count, 0) if side == "left" else (0, count)
         return replace(self, left=left, right=right, pad_id=pad_id, pad_token=pad_token)
 
@@ -182,7 +182,7 @@ class BatchEncoding(UserDict[str, Any]):
 
     Args:
         data: the columns.
-        encodings: the sequences that the columns were made from; only the fast tokenizer provides them.
+        encodings: the sequences behind the columns; only the fast tokenizer provides them.
         tensor_type: "np" or "pt" to convert the columns immediately.
         prepend_batch_axis: whether to add a leading batch axis before converting.
     """
@@ -215,12 +215,12 @@ class BatchEncoding(UserDict[str, Any]):
 
     @property
     def is_fast(self) -> bool:
-        """Whether the fast tokenizer returned this."""
+        """Whether the fast tokenizer returned this encoding."""
         return self._encodings is not None
 
     @property
     def encodings(self) -> list[Encoding] | None:
-        """The sequences; None if the slow tokenizer returned this."""
+        """The sequences; None if the slow tokenizer returned this encoding."""
         return self._encodings
 
     @property
@@ -234,7 +234,7 @@ class BatchEncoding(UserDict[str, Any]):
         return self._encodings[batch_index]
 
     def _sequence_and_index(self, first: int, second: int | None, method: str) -> tuple[Encoding, int]:
-        """Reads the arguments `(index)`, of the first sequence, or `(batch, index)`."""
+        """Reads the arguments of a method: `(index)` in the first sequence, or `(batch, index)`."""
         return self._sequence(0 if second is None else first, method), first if second is None else second
 
     def tokens(self, batch_index: int = 0) -> list[str]:

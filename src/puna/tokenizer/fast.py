@@ -1,4 +1,4 @@
-"""`LlamaTokenizerFast`: a pipeline of `tokenizers`, from tokenizer.json, a SentencePiece model, ranks or GGUF."""
+"""`LlamaTokenizerFast`: a pipeline of `tokenizers`, built from any kind of tokenizer file."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class LlamaTokenizerFast(TokenizerBase):
     Args:
         vocab_file: path of a SentencePiece model; converted if there is no `tokenizer_file`.
         tokenizer_file: path of a tokenizer.json.
-        unk_token, bos_token, eos_token, pad_token: special tokens; those that the vocabulary lacks are added to it.
-        added_tokens_decoder: more tokens by id; the ids must be those that the tokens get when they are added.
+        unk_token, bos_token, eos_token, pad_token: special tokens; missing tokens are added to the vocabulary.
+        added_tokens_decoder: more tokens by id; an id must be the next free id when its token is added.
         add_bos_token, add_eos_token: whether to add BOS before a text, and EOS after it.
         from_slow: convert `vocab_file` even if there is a `tokenizer_file`.
         tokenizer_object: a pipeline, instead of either file.
-        literal: keep the pipeline's own post-processor, which adds BOS and EOS or not, until `add_bos_token` or
-            `add_eos_token` is assigned.
+        literal: keep the pipeline's post-processor, which decides whether BOS and EOS are added, until `add_bos_token`
+            or `add_eos_token` is assigned.
 
     Raises:
         TokenizerError: the files cannot be read, or arguments contradict each other.
@@ -99,7 +99,7 @@ class LlamaTokenizerFast(TokenizerBase):
             literal=recipe.literal,
             **common_arguments(recipe.arguments),
         )
-        # Assigned only if they differ, because the assignment rebuilds the post-processor.
+        # The assignment rebuilds the post-processor, so assign only a different value.
         if recipe.add_bos is not None and recipe.add_bos != tokenizer.add_bos_token:
             tokenizer.add_bos_token = recipe.add_bos
         if recipe.add_eos is not None and recipe.add_eos != tokenizer.add_eos_token:
@@ -119,12 +119,12 @@ class LlamaTokenizerFast(TokenizerBase):
             if self._token_id(token.content) != index:
                 raise TokenizerError(
                     f"added token {token.content!r} must have id {index}, but gets id "
-                    f"{self._token_id(token.content)} in the vocabulary of {len(self)} tokens; the configuration is of "
-                    "another vocabulary"
+                    f"{self._token_id(token.content)} in the vocabulary of {len(self)} tokens; the configuration "
+                    "belongs to another vocabulary"
                 )
 
     def _detect_bos_and_eos(self) -> None:
-        """Sets `add_bos_token` and `add_eos_token` to what the pipeline does."""
+        """Sets `add_bos_token` and `add_eos_token` from the tokens that the pipeline adds to an empty text."""
         ids = self._tokenizer.encode("").ids
         self._add_bos = bool(ids) and ids[0] == self.bos_token_id
         self._add_eos = len(ids) > self._add_bos and ids[-1] == self.eos_token_id
@@ -203,7 +203,7 @@ class LlamaTokenizerFast(TokenizerBase):
                 item = inputs[0]
                 return [Encoding(engine.encode(item.text, item.pair, is_pretokenized=words, add_special_tokens=add))]
             encoded = engine.encode_batch(texts, is_pretokenized=words, add_special_tokens=add)
-        except Exception as exc:  # tokenizers raises nothing narrower
+        except Exception as exc:  # tokenizers raises no narrower class
             raise TokenizerError(f"this tokenizer cannot encode the text: {exc}") from exc
         return [Encoding(columns) for columns in encoded]
 
@@ -269,7 +269,7 @@ class LlamaTokenizerFast(TokenizerBase):
         return (write_model_file(model, Path(save_directory), filename_prefix),)
 
     def _pipeline_json(self) -> dict[str, Any]:
-        """Returns tokenizer.json; merges are strings if possible, since `tokenizers` before 0.20 reads no pairs."""
+        """Returns tokenizer.json; merges are strings if possible, since `tokenizers` before 0.20 cannot read pairs."""
         state: dict[str, Any] = json.loads(self._tokenizer.to_str())
         merges = state["model"].get("merges", [])
         if not any(" " in token for pair in merges for token in pair):

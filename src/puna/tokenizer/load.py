@@ -1,4 +1,4 @@
-"""Loading the tokenizer of a path, whatever its kind: the class follows from the content of the files."""
+"""Loads the tokenizer of a path. The content of the files decides which class is used."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTokenizer | LlamaTokenizerFast:
-    """Loads the tokenizer of a folder or file, whatever its kind.
+    """Loads the tokenizer of a folder, a file or the hub; the content of the files decides which class is used.
 
-    tokenizer.json is executed literally, whatever class its configuration names; Llama 3's ranks and both kinds of
-    GGUF vocabulary give the ids of their models. A SentencePiece model gives SentencePiece's own ids, so special tokens
-    written in a text, such as </s>, are text; with `split_special_tokens=False` they are tokens, as in transformers.
-    A chat without a system prompt gets none, and padding is on the left, as generation needs it.
+    tokenizer.json is used literally, for every class that its configuration names. Llama 3's tiktoken files and both
+    kinds of GGUF vocabulary give the ids of their models. A SentencePiece model gives SentencePiece's ids, so special
+    tokens written in a text, such as </s>, are text; with `split_special_tokens=False` they are tokens. No system
+    prompt is added to chats, and padding is on the left, as generation needs it.
 
     Args:
         path: a folder with tokenizer.json, tokenizer.model or one GGUF file; one of these files; or a model of the

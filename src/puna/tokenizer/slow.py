@@ -2,9 +2,9 @@
 
 | behaviour   | special tokens in a text               | text after a special token            | decoding            |
 |-------------|----------------------------------------|---------------------------------------|---------------------|
-| "sp"        | are text, unless requested (templates) | encoded separately, with prefix space | SentencePiece       |
+| "sp"        | are text by default                    | encoded separately, with prefix space | SentencePiece       |
 | "hf-legacy" | are tokens                             | encoded separately, with prefix space | transformers 4.34.1 |
-| "hf"        | are tokens                             | keeps exactly its own leading space   | transformers 4.34.1 |
+| "hf"        | are tokens                             | encoded without a prefix space        | transformers 4.34.1 |
 
 "hf-legacy" is `legacy=True`, the default of `LlamaTokenizer` in transformers; "hf" is `legacy=False`
 (github.com/huggingface/transformers/pull/24565). `load_tokenizer` uses "sp".
@@ -44,13 +44,13 @@ class LlamaTokenizer(TokenizerBase):
 
     Args:
         vocab_file: path of the SentencePiece model.
-        unk_token, bos_token, eos_token, pad_token: special tokens; those that the vocabulary lacks are added to it.
+        unk_token, bos_token, eos_token, pad_token: special tokens; missing tokens are added to the vocabulary.
         sp_model_kwargs: arguments of `SentencePieceProcessor`, such as enable_sampling, nbest_size, alpha.
         add_bos_token, add_eos_token: whether to add BOS before a text, and EOS after it.
         legacy: True for the behaviour "hf-legacy", False for "hf"; None means True.
         behaviour: the name of the behaviour, instead of `legacy`.
         added_tokens_decoder: more tokens by id.
-        from_slow: with legacy False, keep the model's own prefix rule, as transformers does when it converts a model.
+        from_slow: with legacy False, add a prefix space if the model specifies it, as in conversions of transformers.
         model_proto: the bytes of the model, instead of `vocab_file`.
 
     Raises:
@@ -222,14 +222,14 @@ class LlamaTokenizer(TokenizerBase):
         return plain
 
     def _parts(self, text: str, split: bool) -> list[str | int]:
-        """Splits a text at its added tokens: returns the text in between, and the ids of the tokens, in order."""
+        """Splits a text at its added tokens: returns, in order, the texts between the tokens and the tokens' ids."""
         if split not in self._patterns:
             self._patterns[split] = _pattern(self._split_tokens(split))
         parts = _split(text, self._patterns[split], lambda word: self._added.get(self._added_ids.get(word, -1)))
         return [self.convert_tokens_to_ids(part) if is_token else part for part, is_token in parts]
 
     def _split_tokens(self, split: bool) -> set[str]:
-        """Returns the tokens at which to split a text; without special ones if `split`."""
+        """Returns the tokens at which to split a text; without special tokens if `split`."""
         if self.behaviour != "sp":
             return set() if split else set(self._added_ids)
         words = {token.content for token in self._added.values() if not (token.special and split)}
@@ -286,7 +286,7 @@ class LlamaTokenizer(TokenizerBase):
         from puna.tokenizer.fast import LlamaTokenizerFast
         from puna.tokenizer.sentencepiece.convert import convert_model
 
-        # Not normalised: they match in the unchanged text, and text after them is encoded separately, as here.
+        # normalized=False: tokens match in the original text, and text after them is encoded separately, as here.
         added = {index: replace(token, normalized=False) for index, token in self.added_tokens_decoder.items()}
         return LlamaTokenizerFast(
             tokenizer_object=convert_model(self._proto, self.vocab_file or "the SentencePiece model"),
@@ -305,8 +305,8 @@ class LlamaTokenizer(TokenizerBase):
 
     def _class_config(self) -> dict[str, Any]:
         return {
-            # Not LlamaTokenizer if there is a tokenizer.json: transformers 5 would build its own pipeline instead, with
-            # other ids for texts that begin with a space.
+            # With LlamaTokenizer, transformers 5 would ignore tokenizer.json and build its own pipeline, with other ids
+            # for texts that begin with a space.
             "tokenizer_class": "PreTrainedTokenizerFast" if self.behaviour == "sp" else "LlamaTokenizer",
             "legacy": self.legacy,
             "sp_model_kwargs": self.sp_model_kwargs,
@@ -329,7 +329,7 @@ def _split(
         token_of: returns the added token of a word, for its flags, or None.
 
     Returns:
-        The parts in order, none empty, each with whether it is a token.
+        The non-empty parts in order, each with a flag: whether it is a token.
     """
     if pattern is None:
         return [(text, False)] if text else []
@@ -343,9 +343,9 @@ def _split(
 
 
 def _apply_flags(parts: list[tuple[str, bool]], at: int, token: AddedToken) -> None:
-    """Applies the flags of the token at `at`: strips its neighbours, or joins it to one of them as text.
+    """Applies the flags of the token at `at`: strips its neighbours, or joins the token to a neighbour as text.
 
-    As in transformers, a neighbour that is a token counts as a word, and becomes text when the token joins it.
+    As in transformers, a neighbouring token counts as a word, and becomes text if the token is joined to it.
     """
     left, left_is_token = parts[at - 1] if at > 0 else ("", False)
     right, right_is_token = parts[at + 1] if at + 1 < len(parts) else ("", False)

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 TokenLike: TypeAlias = "str | AddedToken | tokenizers.AddedToken"
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""In the order in which a constructor adds the tokens that the vocabulary lacks; transformers uses the same order."""
+"""Constructors add missing tokens to the vocabulary in this order, as in transformers."""
 
 ADDITIONAL = "additional_special_tokens"
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that is split off the text before the text reaches the vocabulary's own rules.
+    """A token that is split off the text before the vocabulary's rules apply.
 
     Attributes:
         content: the text of the token.
@@ -48,16 +48,16 @@ class AddedToken:
         return self.content
 
     def as_special(self) -> AddedToken:
-        """The same token, special."""
+        """Returns the same token, but special."""
         return replace(self, special=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, as in `added_tokens_decoder` of tokenizer_config.json."""
+        """Returns the fields in the form of `added_tokens_decoder` in tokenizer_config.json."""
         return asdict(self)
 
 
 def as_added_token(value: TokenLike, special: bool = False) -> AddedToken:
-    """Converts a string or any AddedToken; a string becomes a special token, or a normalised plain one."""
+    """Converts a string or any AddedToken; a string becomes a special token, or a plain, normalised one."""
     if isinstance(value, AddedToken):
         return value
     if isinstance(value, str):
@@ -92,7 +92,7 @@ def added_token_from_json(value: object, where: str, special: bool = False) -> A
 
 
 def add_tokens(self: AnyTokenizer, new_tokens: TokenLike | Sequence[TokenLike], special_tokens: bool = False) -> int:
-    """Adds tokens at the end of the vocabulary; tokens that it has already are only marked as added.
+    """Adds tokens at the end of the vocabulary; tokens of the vocabulary are only marked as added.
 
     Returns:
         The number of new ids. A model's embeddings must grow by as many rows.
@@ -109,7 +109,7 @@ def add_special_tokens(
     special_tokens_dict: Mapping[str, TokenLike | Sequence[TokenLike]],
     replace_additional_special_tokens: bool = True,
 ) -> int:
-    """Sets special tokens by name and adds those that the vocabulary lacks; returns the number of new ids."""
+    """Sets special tokens by name and adds missing tokens to the vocabulary; returns the number of new ids."""
     count = 0
     for name, value in special_tokens_dict.items():
         if name == ADDITIONAL and isinstance(value, (list, tuple)):

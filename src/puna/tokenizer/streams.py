@@ -1,7 +1,7 @@
-"""Decoding: `decode`, and `StreamDecoder` with the `TextStream`s that it uses to decode token by token.
+"""Decoding of complete sequences (`decode`) and token by token (`StreamDecoder`, based on `TextStream`).
 
-A tokenizer creates a `TextStream` that follows its own rules. The texts that a stream returns, joined, equal the decode
-of all ids; text is held back only while a later token can still change it.
+Each tokenizer creates a `TextStream` with its decoding rules. The texts that a stream returns, joined, equal the
+decoded text of all ids. A stream holds text back only while a later token can still change the text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TextStream(ABC):
 
     @abstractmethod
     def push(self, index: int) -> str:
-        """Adds an id; returns the text that no later id can change, without what was returned before."""
+        """Adds an id; returns the new text that no later id can change."""
 
     @abstractmethod
     def finish(self) -> str:
@@ -45,14 +45,14 @@ class StreamingTokenizer(Protocol):
 class StreamDecoder:
     """Decodes ids as they arrive: the texts of all `push(id)` and `finish()`, joined, equal `tokenizer.decode(ids)`.
 
-    No returned text ends inside a character. It contains U+FFFD only for bytes that are not UTF-8 whatever follows.
+    No returned text ends inside a character. U+FFFD represents only bytes that no later byte can make valid UTF-8.
     """
 
     def __init__(self, tokenizer: StreamingTokenizer, skip_special_tokens: bool = True) -> None:
         self._stream = tokenizer.text_stream(skip_special_tokens)
 
     def push(self, index: int) -> str:
-        """Adds the next id; returns the text that became certain, often empty for a part of a character.
+        """Adds the next id; returns the text that no later id can change: often none for a part of a character.
 
         Raises:
             TokenizerError: the vocabulary has no such id.
@@ -66,7 +66,7 @@ class StreamDecoder:
 
 @dataclass
 class _HoldStream(TextStream):
-    """Holds all ids until the end: for tokenizer.json decoders that may need the complete sequence."""
+    """Holds all ids until the end, for decoders in tokenizer.json that may need the complete sequence."""
 
     decode: Callable[[list[int]], str]
     ids: list[int] = field(default_factory=list)
@@ -80,7 +80,7 @@ class _HoldStream(TextStream):
 
 
 class _BytesStream(TextStream):
-    """The decoder ByteLevel: ids represent bytes of UTF-8. Invalid ones become U+FFFD as Unicode 15, 3.9 recommends."""
+    """The decoder ByteLevel: ids are bytes of UTF-8. Invalid bytes become U+FFFD as Unicode 15, 3.9 recommends."""
 
     def __init__(self, token_of: Callable[[int], str | None]) -> None:
         self._token_of = token_of
@@ -90,7 +90,7 @@ class _BytesStream(TextStream):
         token = self._token_of(index) or ""
         try:
             data = bytes([CHARACTER_TO_BYTE[character] for character in token])
-        except KeyError:  # an added token with characters outside the byte alphabet is plain text
+        except KeyError:  # characters outside the byte alphabet: an added token, which is plain text
             data = token.encode()
         return self._utf8.decode(data)
 
@@ -102,7 +102,7 @@ class _BytesStream(TextStream):
 class _ByteRunStream(TextStream):
     """The decoder Replace, ByteFallback, Fuse, Strip of `tokenizers`: text, with runs of byte tokens in between.
 
-    If a run is not valid UTF-8, each of its bytes becomes U+FFFD; so a run is held back until it ends.
+    If a run is not valid UTF-8, each of its bytes becomes U+FFFD. Runs are therefore held back until they end.
 
     Attributes:
         token_of: as in `stream_for`.
@@ -154,7 +154,7 @@ class CleanUpStream(TextStream):
     """Applies `clean_up` to another stream."""
 
     _PAIRS_IN_ARTEFACTS = frozenset(("n'", "'t", "'m", "'s", "'v", "ve", "'r", "re"))
-    """Pairs of characters without a space that occur inside an artefact; the text is not split between them."""
+    """Pairs of characters without a space inside `_ARTEFACTS`; the text is not split between them."""
 
     def __init__(self, inner: TextStream) -> None:
         self._inner = inner
@@ -229,7 +229,7 @@ def stream_for(
 
     Args:
         token_of: returns the token of an id, or None to leave it out; raises for an unknown id.
-        decode: decodes a complete sequence; used where no stream implements the decoder.
+        decode: decodes a complete sequence; used if no stream implements the decoder.
     """
     state = None if decoder is None else json.loads(decoder.__getstate__())
     steps = state["decoders"] if state and state["type"] == "Sequence" else [state] if state else []

@@ -1,7 +1,7 @@
 """Rendering chat templates: sandboxed Jinja with the extensions of Hugging Face, and limits on what a template may do.
 
-Loops, the length of the output, repetitions, powers and padding are limited. This stops mistakes, not every attack: a
-template that joins text to itself repeatedly can still exhaust the memory.
+Loops, the length of the output, repetitions, powers and padding are limited. The limits stop mistakes but not every
+attack: a template that repeatedly joins text to itself can still exhaust the memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 MAX_LOOP_STEPS = 1_000_000
-"""Limit on the steps of all loops of one rendering; a conversation of 10,000 messages takes fewer."""
+"""Limit on the steps of all loops of one rendering; a conversation of 10,000 messages needs fewer."""
 MAX_CHARACTERS = 100_000_000
 """Limit on the length of the rendered text, and of a string that a template builds by repetition."""
 
@@ -40,7 +40,7 @@ _RESERVED = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", _STEPS,
      "return_assistant_tokens_mask", "tokenizer_kwargs")
 )  # fmt: skip
-"""Template variables that `render_chat` sets, and arguments of transformers that puna does not have."""
+"""Template variables that `render_chat` sets, and arguments of transformers that puna does not support."""
 
 _CONTINUE = "\ue000CONTINUE\ue000 "
 """Marks the end of the final message. A template that trims the message removes the trailing space of the mark."""
@@ -108,7 +108,7 @@ def _descriptions(name: str, items: Sequence[Mapping[str, Any]] | None) -> list[
 
 
 def _marked(content: object) -> Any:
-    """Returns the content with the mark after its text, or after the last text of a list of parts."""
+    """Returns the content with `_CONTINUE` after its text, or after the last text of a list of parts."""
     if isinstance(content, str):
         return content + _CONTINUE
     parts = list(content) if isinstance(content, (list, tuple)) else []
@@ -167,7 +167,7 @@ class _Steps:
 
 @functools.lru_cache(maxsize=64)
 def _compile(source: str) -> jinja2.Template:
-    """Compiles a template; cached, because every turn of a chat renders the same one."""
+    """Compiles a template. Cached, because every turn of a chat renders the same template."""
     import jinja2
 
     try:
@@ -247,11 +247,11 @@ def _check_call(method: types.BuiltinMethodType, args: Sequence[Any], kwargs: Ma
 
 
 _SPECS = re.compile(r"%(?:\([^)]*\))?([-+ #0-9.*]+)|\{[^{}:]*:([^{}]+)")
-"""Matches the text between % and its letter, or between : and } of a field."""
+"""Matches the width and flags of a format: the text between % and its letter, or between : and } of a field."""
 
 
 def _check_widths(template: object, *values: Any) -> None:
-    """Refuses padding over `MAX_WIDTH`: a width in the format, or in its values if it reads widths from them."""
+    """Refuses padding over `MAX_WIDTH`. Widths are in the format, or in values from which the format reads widths."""
     numbers = [digits for spec in _SPECS.findall(str(template)) for digits in re.findall(r"\d+", "".join(spec))]
     widths = [int(digits) if len(digits) < 9 else MAX_WIDTH + 1 for digits in numbers]
     if not template or re.search(r"\*|\{[^{}]*:[^{}]*\{", str(template)):
@@ -269,7 +269,7 @@ def _numbers_in(value: Any) -> list[int]:
 
 
 def _limited(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a filter of Jinja that pads or formats, with a check of the widths."""
+    """Adds a check of the widths to a filter of Jinja that pads or formats."""
 
     @functools.wraps(filter_)
     def checked(value: Any, *args: Any, **kwargs: Any) -> Any:

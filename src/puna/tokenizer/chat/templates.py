@@ -25,7 +25,7 @@ _TEXT_ONLY = """\
   {%- endif -%}
 {%- endfor -%}
 """
-"""Refuses content in parts and tool calls, which would be shown in Python's notation, and turns without content."""
+"""Refuses messages without content, and content in parts, which would be shown in Python's notation."""
 
 _LLAMA_2 = """\
 {%- set ns = namespace(system=DEFAULT_PROMPT) -%}
@@ -72,11 +72,11 @@ LLAMA_3 = (
 """Llama 3's turns: header, blank line, trimmed text, <|eot_id|> (llama3/llama/tokenizer.py, ChatFormat)."""
 
 LLAMA_3_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-"""A vocabulary with all of these tokens is of a model that uses Llama 3's chat format."""
+"""A vocabulary with all of these tokens belongs to a model with Llama 3's chat format."""
 
 
 def llama_2_template(use_default_system_prompt: bool) -> str:
-    """Returns Llama 2's template: the system message is a part of the first turn.
+    """Returns Llama 2's template, in which the system message is part of the first turn.
 
     Args:
         use_default_system_prompt: add Meta's system prompt to a conversation without a system message.
@@ -108,7 +108,7 @@ def get_chat_template(self: AnyTokenizer, chat_template: str | None = None, tool
         tools: if there are tools, a template named "tool_use" is preferred to "default".
 
     Raises:
-        ChatTemplateError: there is no template, or none of this name.
+        ChatTemplateError: there is no template, or no template of this name.
     """
     templates = self.chat_template
     named = templates if isinstance(templates, Mapping) else {}
@@ -144,7 +144,7 @@ def apply_chat_template(
     template_variables: Mapping[str, Any] | None = None,
     **more_variables: Any,
 ) -> Any:
-    """Renders a conversation, or a list of conversations, and encodes the text without adding BOS or EOS to it.
+    """Renders a conversation, or a list of conversations, and encodes the text without adding BOS or EOS.
 
     Args:
         conversation: messages with "role" and "content".
@@ -157,7 +157,7 @@ def apply_chat_template(
             transformers, a variable that the template does not use has no effect.
 
     Returns:
-        Ids as a list, a tensor of shape (1, tokens), text, or a `BatchEncoding`; for a list of conversations, lists.
+        Ids as a list, a tensor of shape (1, tokens), text, or a `BatchEncoding`; for a list of conversations, a list.
 
     Raises:
         ChatTemplateError: there is no template, or it does not compile, fails, or refuses the conversation; or a
@@ -195,9 +195,9 @@ def apply_chat_template(
 
 
 def end_of_turn_ids(tokenizer: AnyTokenizer) -> frozenset[int]:
-    """Returns the special token that the chat template puts after an answer, or nothing.
+    """Returns the id of the special token that the chat template puts after an answer, if there is one.
 
-    Needed because some files do not list it as an end token: early conversions of Llama 3 did not stop at <|eot_id|>.
+    Some files do not list this token as an end token: early conversions of Llama 3 did not stop at <|eot_id|>.
     """
     answer = "42"
     turns = [{"role": "user", "content": "Six times seven?"}, {"role": "assistant", "content": answer}]

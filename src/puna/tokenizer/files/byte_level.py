@@ -1,6 +1,6 @@
-"""Byte-level BPE: the alphabet of bytes, pre-tokenizers by name, pipelines of `tokenizers`, and Llama 3's ranks.
+"""Byte-level BPE: the alphabet of bytes, pre-tokenizers by name, pipelines of `tokenizers`, Llama 3's tiktoken file.
 
-`tokenizers` is imported only when a pipeline is built: the alphabet alone needs nothing.
+`tokenizers` is imported only when a pipeline is built; the alphabet alone does not need it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BYTE_TO_CHARACTER: dict[int, str] = {byte: chr(byte) for byte in _PRINTABLE} | {
     byte: chr(0x100 + index) for index, byte in enumerate(_OTHERS)
 }
 """GPT-2's alphabet, a printable character for each byte (github.com/openai/gpt-2, src/encoder.py, 2019): printable
-bytes of Latin-1 represent themselves, the other 68 are the characters from U+0100 on, in order."""
+bytes of Latin-1 represent themselves; the other 68 bytes are the characters from U+0100 on, in order."""
 
 CHARACTER_TO_BYTE: dict[str, int] = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
 
@@ -52,15 +52,15 @@ _CASED = (
     "\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb"
     "\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
-"""Cased letters as deepseek-llm's tokenizer.json lists them; today's \\p{L&} has more, from a newer Unicode."""
+"""Cased letters, copied from deepseek-llm's tokenizer.json; \\p{L&} of newer Unicode versions has more."""
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """Rules that split a text before BPE: regular expressions, each applied to the pieces of the one before.
+    """Rules that split a text before BPE: regular expressions, each applied to the previous expression's pieces.
 
     Attributes:
-        whole_tokens: a piece that is a token becomes that token, whatever the merges (`ignore_merges`).
+        whole_tokens: a piece that is a token becomes that token without merging (`ignore_merges`).
         adds_bos: whether BOS is added if the file does not specify it.
     """
 
@@ -96,12 +96,12 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
         )
     ),
 }
-"""`tokenizer.ggml.pre` by name. The expressions are those of the models' own tokenizer.json, as in llama.cpp's
-src/llama-vocab.cpp."""
+"""Rules by the value of `tokenizer.ggml.pre`. The expressions come from the models' tokenizer.json files, as in
+llama.cpp's src/llama-vocab.cpp."""
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
-    """Returns the rules of a `tokenizer.ggml.pre`.
+    """Returns the rules for a value of `tokenizer.ggml.pre`.
 
     Raises:
         TokenizerError: the name is unknown. Other rules would silently give other ids.
@@ -132,7 +132,7 @@ def build(
 
     try:
         engine = BPE(vocab, merges, ignore_merges=rules.whole_tokens)
-    except Exception as exc:  # tokenizers raises nothing narrower
+    except Exception as exc:  # tokenizers raises no narrower class
         raise TokenizerError(f"the vocabulary and its merges do not fit together: {exc}") from exc
     pipeline = Tokenizer(engine)
     pipeline.pre_tokenizer = _pipeline_step(rules)
@@ -163,10 +163,10 @@ _PROBES = (
     "3 33 333 3333 33333 333333 3.3 3..3 3...3 1,000,000",
     "I'm you're he'd they've I'LL it'S ’s a'b",
 )
-"""Texts that the rules split differently: digits, capitals, contractions, spaces, lines, scripts, punctuation."""
+"""Texts that different rules split differently: digits, capitals, contractions, spaces, scripts, punctuation."""
 
 _PREFERRED = ("llama-bpe", "smollm", "gpt-2", "qwen2", "tekken")
-"""Names that `name_of` returns rather than another name of the same rules."""
+"""Names that `name_of` prefers if several names have the same rules."""
 
 
 def name_of(step: Any, whole_tokens: bool) -> str:
@@ -177,7 +177,7 @@ def name_of(step: Any, whole_tokens: bool) -> str:
         whole_tokens: whether the pipeline's model has `ignore_merges`.
 
     Raises:
-        TokenizerError: there is none. Another name would silently give other ids.
+        TokenizerError: there is no such name. Another name would silently give other ids.
     """
     splits = [step.pre_tokenize_str(text) for text in _PROBES] if step is not None else None
     for name in (*_PREFERRED, *PRE_TOKENIZERS):
@@ -198,7 +198,7 @@ BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id
 
 
 def read_tiktoken(path: Path) -> Tokenizer:
-    """Reads Llama 3's `tokenizer.model`, lines of a base64 token and its rank, and adds the special tokens.
+    """Reads Llama 3's `tokenizer.model`, whose lines are a base64 token and its rank, and adds special tokens.
 
     Raises:
         TokenizerError: a line is not a base64 token with its rank, or the ranks are not 0, 1, 2, ...
@@ -217,14 +217,14 @@ def read_tiktoken(path: Path) -> Tokenizer:
 
 
 def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes | None:
-    """Writes a vocabulary as ranks, the inverse of `read_tiktoken`.
+    """Returns a vocabulary as a tiktoken file of ranks: the inverse of `read_tiktoken`.
 
     Args:
         vocab: token, in the alphabet above, to id; it may include added tokens.
         added: id to text of the tokens that are not ranks.
 
     Returns:
-        None if Meta's code for Llama 3 would read a different vocabulary from the file.
+        The bytes of the file; None if Meta's code for Llama 3 would read a different vocabulary from them.
     """
     base = {index: token for token, index in vocab.items() if index not in added}
     special = _special_tokens()
@@ -241,7 +241,7 @@ def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes 
 
 
 def _special_tokens() -> list[str]:
-    """Returns the 256 special tokens in the order of their ids, as Hugging Face's Llama 3.1 files name them."""
+    """Returns the 256 special tokens in the order of their ids, with the names of Hugging Face's Llama 3.1 files."""
     named = {
         0: BOS, 1: EOS, 4: PAD, 6: "<|start_header_id|>", 7: "<|end_header_id|>", 8: "<|eom_id|>", 9: "<|eot_id|>",
         10: "<|python_tag|>",
@@ -275,7 +275,7 @@ def merges_of(tokens: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str
     """Returns the merges of a vocabulary: all pairs of its tokens that concatenate to one of `tokens`.
 
     Args:
-        tokens: in the order in which they are formed. Tiktoken merges the pair whose result has the lowest rank,
+        tokens: in the order in which merges form them. Tiktoken merges the pair whose result has the lowest rank,
             SentencePiece the pair whose result has the best score. Pairs with the same result are ordered by their ids.
     """
     merges: list[tuple[str, str]] = []

@@ -14,8 +14,8 @@ from puna.tokenizer.special import ADDITIONAL, NAMES, AddedToken, AnyTokenizer, 
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 OWN_IDS = "behaviour"
-"""A key of tokenizer_config.json that only puna writes: "sp" means SentencePiece's own ids, with which special tokens
-in a text are plain text. `load_tokenizer` reads it; transformers ignores it."""
+"""A key of tokenizer_config.json that only puna writes. "sp" means SentencePiece's own ids: special tokens that a text
+contains are plain text. `load_tokenizer` reads it; transformers ignores it."""
 
 _FLAGS = (
     "add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "legacy", "spaces_between_special_tokens",
@@ -31,14 +31,14 @@ _NOT_KEPT = frozenset(
     ("tokenizer_class", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "tokenizer_object",
      "from_slow", "backend", "is_local", "local_files_only", "init_inputs", "auto_map", "extra_special_tokens")
 )  # fmt: skip
-"""Keys that describe the saving process, or that are not copied to saved files."""
+"""Keys that are not copied to saved files, such as keys that describe the saving process."""
 
 
 def read_folder(folder: Path) -> tuple[Arguments, str]:
-    """Reads the configuration files of a folder; each is optional.
+    """Reads the configuration files of a folder. All of them are optional.
 
     Returns:
-        Constructor arguments, and `tokenizer_class` of tokenizer_config.json or "".
+        Constructor arguments, and `tokenizer_class` of tokenizer_config.json ("" if missing).
 
     Raises:
         TokenizerError: a file is damaged, or has a value of the wrong type.
@@ -157,8 +157,8 @@ def save_pretrained(
 ) -> tuple[str, ...]:
     """Writes files from which puna and transformers 4.34, 4.57 and 5 load a tokenizer with the same ids.
 
-    Except: a `LlamaTokenizer` with a behaviour other than "sp" writes exactly the files of transformers 4.34.1;
-    transformers 5 converts its model to a pipeline with other ids for some texts.
+    There is one exception. A `LlamaTokenizer` with a behaviour other than "sp" writes exactly the files of transformers
+    4.34.1; from these, transformers 5 builds a pipeline that gives other ids for some texts.
 
     Args:
         legacy_format: True leaves tokenizer.json out, False tokenizer.model; None writes both if possible.
@@ -211,7 +211,7 @@ def _config_json(tokenizer: AnyTokenizer) -> dict[str, Any]:
 
 
 def _special_tokens_json(tokens: Mapping[str, AddedToken | list[AddedToken]]) -> dict[str, Any]:
-    """Returns the content of special_tokens_map.json, without the field "special": older releases do not know it."""
+    """Returns the content of special_tokens_map.json, without the field "special", which old releases do not know."""
 
     def fields(token: AddedToken) -> dict[str, Any]:
         return {name: value for name, value in token.to_dict().items() if name != "special"}

@@ -46,7 +46,7 @@ class GgufVocabulary:
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
-    """Reads the metadata that both kinds share.
+    """Reads the metadata that both kinds of vocabulary have.
 
     Raises:
         TokenizerError: a key is missing, has the wrong type or length, or specifies another kind of tokenizer.
@@ -70,7 +70,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
             raise TokenizerError(f"tokenizer.ggml.{key}_token_id = {index}, but there are {len(tokens)} tokens")
         if index >= 0:
             ids[name] = index
-    if model == "llama":  # the ids of all LLaMA models before these keys existed, if the token types agree
+    if model == "llama":  # files older than these keys: LLaMA's ids, if they are control tokens
         for name, index in (("bos", 1), ("eos", 2)):
             if name not in ids and index < len(tokens) and types[index] == PieceType.CONTROL:
                 ids[name] = index
@@ -97,10 +97,10 @@ def sentencepiece_model(vocabulary: GgufVocabulary) -> bytes:
 
 
 def _as_pieces(tokens: list[str], types: list[int]) -> list[str]:
-    """Returns the tokens with the spaces of user-defined ones as U+2581.
+    """Returns the tokens, with U+2581 for each space of a user-defined token.
 
-    llama.cpp matches user-defined tokens in the unchanged text, SentencePiece after spaces have become U+2581. If
-    another token has the new spelling already, the user-defined one keeps its space, and SentencePiece never finds it.
+    llama.cpp matches user-defined tokens in the original text; SentencePiece matches them after it has replaced spaces
+    by U+2581. If another token already has the new spelling, the token keeps its space and never matches.
     """
     used = set(tokens)
     pieces = []
@@ -115,7 +115,7 @@ def _as_pieces(tokens: list[str], types: list[int]) -> list[str]:
 
 
 def merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
-    """Returns the merges of a "gpt2" tokenizer, stored as two tokens and a space, which no token contains."""
+    """Returns the merges of a "gpt2" tokenizer. Each is stored as two tokens with a space in between."""
     texts = _strings(vocabulary.metadata, PREFIX + "merges", None)
     halves = " ".join(texts).split(" ") if texts else []
     if not (set(map(operator.methodcaller("count", " "), texts)) <= {1} and all(halves)):
@@ -127,7 +127,7 @@ def merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
 def pre_name(vocabulary: GgufVocabulary) -> str:
     """Returns the name of the pre-tokenizer of a "gpt2" tokenizer.
 
-    Files converted before April 2024 have none; only those of Llama 3 are recognised, by the first special token.
+    Files converted before April 2024 have no name. Among them, Llama 3's are detected by the first special token.
 
     Raises:
         TokenizerError: there is no name. A guess could give other ids (github.com/ggml-org/llama.cpp/pull/6920).
@@ -164,7 +164,7 @@ def _strings(metadata: Mapping[str, Any], key: str, default: list[str] | None) -
 
 
 def _numbers(metadata: Mapping[str, Any], key: str, count: int, default: float) -> list[float]:
-    """Returns an array of `count` numbers, stored as a list or a numpy array; if missing, `default` for each."""
+    """Returns `count` numbers, stored as a list or a NumPy array; `default` for each if the key is missing."""
     if key not in metadata:
         return [default] * count
     try:

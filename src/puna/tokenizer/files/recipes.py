@@ -27,7 +27,7 @@ Kind = Literal["json", "sentencepiece", "tiktoken", "gguf"]
 _JSON, _MODEL = "tokenizer.json", "tokenizer.model"
 
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d{1,7}\r?\n")
-"""The first line of Llama 3's ranks: a base64 token and its rank."""
+"""The first line of Llama 3's tiktoken file: a base64 token and its rank."""
 
 _BOS_AND_EOS = (
     ("<s>", "</s>"),
@@ -35,7 +35,7 @@ _BOS_AND_EOS = (
     ("<|im_start|>", "<|im_end|>"),
     ("<|endoftext|>", "<|endoftext|>"),
 )
-"""BOS and EOS of models of the LLaMA architecture, for a tokenizer.json alone, which does not name them."""
+"""BOS and EOS of LLaMA models, for a tokenizer.json without configuration files, which would name them."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Recipe:
     """The data of a tokenizer: a SentencePiece model for `LlamaTokenizer`, or a pipeline for `LlamaTokenizerFast`.
 
     Attributes:
-        arguments: constructor arguments; those of the caller override those of the files.
+        arguments: constructor arguments; the caller's arguments override the files.
         vocab_file: the path of a SentencePiece model.
         model_proto: the bytes of a SentencePiece model that is not a file.
-        behaviour: of `LlamaTokenizer`; None derives it from the argument `legacy`.
+        behaviour: the behaviour of `LlamaTokenizer`; if None, it follows from the argument `legacy`.
         pipeline: a pipeline of `tokenizers`.
         literal: whether the pipeline's own post-processor adds BOS and EOS.
         add_bos, add_eos: override the pipeline's own post-processor; None keeps it.
@@ -63,7 +63,7 @@ class Recipe:
 
 
 def default_recipe(path: Path, name: str, arguments: Arguments) -> Recipe:
-    """Returns the recipe of `load_tokenizer`: each kind of file with the ids that its model was trained with.
+    """Returns the recipe of `load_tokenizer`, which gives the ids that the model was trained with.
 
     Args:
         name: the path as the caller wrote it, for `name_or_path`.
@@ -105,7 +105,7 @@ def sentencepiece_recipe(path: Path, arguments: Arguments) -> Recipe:
         vocabulary = _read_gguf(file)
         if vocabulary.model == "llama":
             return _gguf_sentencepiece(vocabulary, all_arguments)
-    raise TokenizerError(f"{file}: no SentencePiece vocabulary, which LlamaTokenizer needs; use AutoTokenizer")
+    raise TokenizerError(f"{file}: LlamaTokenizer needs a SentencePiece vocabulary; use AutoTokenizer for this file")
 
 
 def pipeline_recipe(path: Path, arguments: Arguments) -> Recipe:
@@ -127,7 +127,7 @@ def pipeline_recipe(path: Path, arguments: Arguments) -> Recipe:
     pipeline = read_pipeline(file)
     defaults = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     if any(pipeline.token_to_id(t) is None for name, t in defaults.items() if name not in all_arguments):
-        # The constructor would add its default tokens, and so new ids, to this vocabulary.
+        # The constructor would add its default tokens, with new ids, to this vocabulary.
         return _literal(file, all_arguments, pipeline=pipeline)
     model = file.with_name(_MODEL)
     vocab_file = model if model.is_file() and sniff(model) == "sentencepiece" else None
@@ -191,12 +191,12 @@ def read_pipeline(file: Path) -> Tokenizer:
         return pipeline
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as exc:  # tokenizers raises nothing narrower, and its panics are not an Exception
+    except BaseException as exc:  # tokenizers raises no narrower class; its panics are not an Exception
         raise TokenizerError(f"{file} is not a tokenizer.json ({exc}); download the file again") from exc
 
 
 def _folder_config(path: Path) -> tuple[Arguments, str]:
-    """Returns the arguments in the configuration files of a folder, and the class they name; nothing for a file."""
+    """Returns the arguments in a folder's configuration files, and the class that they name; both empty for a file."""
     return read_folder(path) if path.is_dir() else (Arguments(), "")
 
 
@@ -222,7 +222,7 @@ def _literal(
 
 
 def _guessed_bos_and_eos(pipeline: Tokenizer, config_file: Path) -> Arguments:
-    """Returns BOS and EOS by the ids in config.json, else by the names that LLaMA models use; no other tokens."""
+    """Returns BOS and EOS: the ids in config.json, or the names that LLaMA models use. Other tokens stay unset."""
     config = read_json(config_file, TokenizerError) if config_file.is_file() else {}
     special = {token.content for token in pipeline.get_added_tokens_decoder().values() if token.special}
     bos, eos = next((pair for pair in _BOS_AND_EOS if special.issuperset(pair)), (None, None))
@@ -239,7 +239,7 @@ def _token(pipeline: Tokenizer, index: object) -> str | None:
 
 
 def _tiktoken(file: Path, arguments: Arguments) -> Recipe:
-    """Returns the recipe of Llama 3's ranks; BOS is added, as in Meta's code."""
+    """Returns the recipe of Llama 3's tiktoken file. By default BOS is added, as in Meta's code."""
     return Recipe(
         Arguments(unk_token=None, bos_token=BOS, eos_token=EOS, pad_token=PAD) | arguments,
         pipeline=read_tiktoken(file),
@@ -253,7 +253,7 @@ def _read_gguf(file: Path) -> GgufVocabulary:
     """Reads the vocabulary of a GGUF file.
 
     Raises:
-        TokenizerError: it has no vocabulary, or a damaged one.
+        TokenizerError: the file has no vocabulary, or a damaged vocabulary.
         CheckpointError: the file itself is damaged.
     """
     try:
@@ -284,7 +284,7 @@ def _gguf_sentencepiece(vocabulary: GgufVocabulary, arguments: Arguments, behavi
 
 
 def byte_level_recipe(vocabulary: GgufVocabulary, arguments: Arguments) -> Recipe:
-    """Returns the recipe of a "gpt2" vocabulary: control tokens are special, user-defined ones plain."""
+    """Returns the recipe of a "gpt2" vocabulary: control tokens become special, user-defined tokens plain."""
     from tokenizers import AddedToken
 
     rules = pre_tokenizer(pre_name(vocabulary))

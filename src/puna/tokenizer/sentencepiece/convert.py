@@ -1,4 +1,4 @@
-"""Conversion of a SentencePiece model to a pipeline of `tokenizers`, as transformers 4.34.1 does it for LLaMA."""
+"""Converts a SentencePiece model to a pipeline of `tokenizers`, as transformers 4.34.1 does for LLaMA."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def convert_model(model: bytes, name: str) -> Tokenizer:
     )
     user_defined = _user_defined_pieces(model)
     tokenizer.normalizer, tokenizer.decoder = _normalizer_and_decoder(spec, user_defined)
-    # Added after the normaliser is set: like SentencePiece, `tokenizers` then matches them in the normalised text.
+    # Add these after the normaliser is set. `tokenizers` then matches them in normalised text, like SentencePiece.
     tokenizer.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in user_defined])
     return tokenizer
 
@@ -52,7 +52,7 @@ def convert_model(model: bytes, name: str) -> Tokenizer:
 def _user_defined_pieces(model: bytes) -> list[str]:
     """Returns the pieces that SentencePiece splits off a text before merging; Meta's vocabularies have none.
 
-    Pieces with a space are left out: they never match, since spaces of the text are U+2581 by then.
+    Pieces with a space are left out. They never match, because the spaces of the text have become U+2581.
     """
     pieces, _, types = read_pieces(model)
     return [

@@ -1,7 +1,7 @@
-"""SentencePiece models at run time: opening one, and decoding token by token.
+"""SentencePiece models at run time: opening a model, and decoding token by token.
 
-The decoding rules are those of `SentencePieceProcessor.Decode` (sentencepiece_processor.cc) and, around them, of
-`LlamaTokenizer.convert_tokens_to_string` with `PreTrainedTokenizer._decode` (transformers 4.34.1).
+`Run` follows the rules of `SentencePieceProcessor.Decode` (sentencepiece_processor.cc), and `HfStream` those of
+`LlamaTokenizer.convert_tokens_to_string` and `PreTrainedTokenizer._decode` (transformers 4.34.1).
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def open_model(
         processor.LoadFromSerializedProto(model)
         processor.id_to_piece(list(range(processor.get_piece_size())))
         processor.decode([processor.unk_id()])
-    except (RuntimeError, UnicodeDecodeError) as exc:  # the latter if pieces, or SentencePiece's message, are not UTF-8
-        raise TokenizerError(f"{name}: SentencePiece refuses it ({exc}); download the file again") from exc
+    except (RuntimeError, UnicodeDecodeError) as exc:  # the second: a piece or a message is not UTF-8
+        raise TokenizerError(f"{name}: SentencePiece cannot load the file ({exc}); download the file again") from exc
     return processor, spec
 
 
@@ -112,12 +112,12 @@ class Pieces:
 
     @cached_property
     def control_tokens(self) -> frozenset[str]:
-        """All control pieces: BOS, EOS, and others that the model defines."""
+        """All control pieces: BOS, EOS, and other pieces that the model defines as control pieces."""
         flags = self._sp.is_control(list(range(self.count)))
         return frozenset(self.text(index) for index, flag in enumerate(flags) if flag)
 
     def is_control(self, index: int) -> bool:
-        """Whether the id is of a control piece, for which SentencePiece returns no text."""
+        """Whether the piece of an id is a control piece, for which SentencePiece returns no text."""
         return bool(self._sp.is_control(index))
 
     def byte(self, index: int) -> int | None:
@@ -126,7 +126,7 @@ class Pieces:
 
 
 class Run:
-    """One call of SentencePiece's `Decode`, piece by piece."""
+    """Decodes piece by piece; the joined texts equal one call of SentencePiece's `Decode`."""
 
     def __init__(self, pieces: Pieces) -> None:
         self._pieces = pieces
@@ -151,7 +151,7 @@ class Run:
         return before + self._started(piece.replace(SPACE, " "))
 
     def push_text(self, text: str) -> str:
-        """Adds text that is shown unchanged."""
+        """Adds text that is not a piece; the text is returned unchanged."""
         return self.finish() + self._started(text)
 
     def finish(self) -> str:
@@ -201,7 +201,7 @@ class SpStream(TextStream):
         self._run = Run(self.pieces)
 
     def push(self, index: int) -> str:
-        """Returns the held bytes that the id ended or completed, then the text of the id."""
+        """Returns the text of held bytes that the id completes or ends, and then the text of the id."""
         if index in self.skipped:
             return self._run.push_text("")
         if 0 <= index < self.pieces.count:

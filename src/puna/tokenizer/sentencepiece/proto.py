@@ -1,7 +1,7 @@
 """SentencePiece model files: reading the few protobuf fields that puna needs, and writing a model from a vocabulary.
 
-Field numbers are those of sentencepiece_model.proto (github.com/google/sentencepiece). The `sentencepiece` package
-encodes and decodes; this module avoids a dependency on the `protobuf` package.
+Field numbers come from sentencepiece_model.proto (github.com/google/sentencepiece). The `sentencepiece` package encodes
+and decodes text; this module avoids a dependency on the `protobuf` package.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def read_spec(model: bytes, name: str) -> ModelSpec:
 
 
 def read_pieces(model: bytes) -> tuple[list[str], list[float], list[int]]:
-    """Returns the piece, the score and the type (`PieceType`) of each id, of a model that `read_spec` has accepted."""
+    """Returns pieces, scores and types (`PieceType`) by id. `read_spec` must have accepted the model."""
     pieces: list[str] = []
     scores: list[float] = []
     types: list[int] = []
@@ -85,7 +85,7 @@ def read_pieces(model: bytes) -> tuple[list[str], list[float], list[int]]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yields the fields of a message: the field number, and the value of a varint or the bytes of another type."""
+    """Yields each field of a message: its number, and the value of a varint or the bytes of any other type."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -133,8 +133,8 @@ def write_model(
     """Serialises a BPE vocabulary as a SentencePiece model with the identity normaliser.
 
     Args:
-        pieces, scores, types: one item per id; types are `PieceType`.
-        ids: ids of "unk", "bos", "eos", "pad"; those not given are written as -1.
+        pieces, scores, types: one item for each id; types are values of `PieceType`.
+        ids: ids of "unk", "bos", "eos", "pad"; missing ids are written as -1.
     """
     out = bytearray()
     for piece, score, kind in zip(pieces, scores, types, strict=True):
