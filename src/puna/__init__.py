@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_PACKAGES = {
+_MODULES = {
     "AutoTokenizer": "puna.tokenizer",
     "Completion": "puna.answer",
     "GenerationConfig": "puna.config",
@@ -44,12 +44,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the package of a public name on first use (PEP 562)."""
-    package = _PACKAGES.get(name)
-    if package is None:
+    """Imports the module that defines a public name on first use (PEP 562)."""
+    module = _MODULES.get(name)
+    if module is None:
         raise AttributeError(f"module 'puna' has no attribute {name!r}")
     try:
-        value = getattr(importlib.import_module(package), name)
+        value = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as exc:
         if exc.name != "torch":
             raise
@@ -63,13 +63,13 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """A package whose public names are not replaced by subpackages of the same name (`convert`).
+    """The type of this module: keeps the function `puna.convert` when the package `puna.convert` is imported.
 
-    Importing a subpackage sets it as an attribute of its package, which would hide the function of that name.
+    An import sets the package as an attribute of `puna`, which would replace the function of the same name.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _PACKAGES and isinstance(value, ModuleType)):
+        if not (name in _MODULES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 

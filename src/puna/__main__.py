@@ -8,7 +8,7 @@ import sys
 
 def main() -> None:
     """Runs the command."""
-    # Start-up creates half a million objects that are never freed; the default threshold would scan them repeatedly.
+    # Start-up creates half a million objects that are never freed; the collector would scan them repeatedly.
     gc.set_threshold(100_000)
     try:
         from puna.cli import app

@@ -42,7 +42,7 @@ class Completion:
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Tokens generated per second after the first one; 0 if there is no second one."""
+        """Tokens generated per second after the first token; 0 for an answer of at most one token."""
         return max(0, len(self.ids) - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
 
@@ -52,8 +52,8 @@ class Answer:
     Args:
         request: the request that is answered.
         tokenizer: decodes the ids.
-        stops: strings that end the answer and are not part of it.
-        primed: whether the answer continues the text of the prompt, so that a space between the two is kept.
+        stops: strings that end the answer; they are not part of it.
+        primed: whether the answer continues the text of the prompt, so that a space between prompt and answer is kept.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Answer:
         self.error: BackendError | None = None
         self._stops = stops
         self._text: list[str] = []
-        self._taken = 0  # pieces of `_text` that `take` has returned
+        self._next_piece = 0  # index of the first piece of `_text` that `take` has not returned
         self._pending = ""  # decoded text that may be the beginning of a stop string
         self._times: list[float] = []  # start of the first step, first token, last token; seconds
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
@@ -87,8 +87,8 @@ class Answer:
 
     def take(self) -> list[str]:
         """Returns the pieces of text that became final since the last call."""
-        start, self._taken = self._taken, len(self._text)
-        return self._text[start : self._taken]
+        start, self._next_piece = self._next_piece, len(self._text)
+        return self._text[start : self._next_piece]
 
     def feed(self, event: Event, started: float, ended: float) -> None:
         """Adds the event of a step that ran from `started` to `ended` (seconds), unless the answer has ended."""
@@ -109,7 +109,7 @@ class Answer:
             self._text.append(text)
 
     def completion(self) -> Completion:
-        """Returns the complete answer, or raises the error that it failed with. Call it after the answer has ended."""
+        """Returns the complete answer, or raises the error that ended it. Must be called after the answer has ended."""
         if self.error is not None:
             raise self.error
         assert self.finish_reason is not None
@@ -124,7 +124,7 @@ class Answer:
         )
 
     def _release(self) -> str:
-        """Removes and returns the pending text up to a stop string or the beginning of one; a stop string ends it."""
+        """Removes and returns pending text before a stop string or the start of one. A stop string ends the answer."""
         matches = [index for index in (self._pending.find(stop) for stop in self._stops) if index >= 0]
         if matches:
             self.finish_reason = "stop"
@@ -156,7 +156,7 @@ class Scored:
         self.finished = event.finish_reason is not None
 
     def take(self) -> list[NDArray[np.float32]]:
-        """Returns the logits since the last call: arrays of shape (tokens, vocab_size), in order."""
+        """Returns the logits added since the last call: arrays of shape (tokens, vocab_size), in order."""
         rows, self._rows = self._rows, []
         return rows
 

@@ -24,9 +24,9 @@ class Chunk:
     Attributes:
         slot: the cache that the tokens extend.
         tokens: ids, int64, shape (t,), t >= 1.
-        start: position of the first token. The cache of `slot` must hold all positions before it; the backend drops
-            cached positions from `start` on (left by an interrupted step).
-        logits: number of tokens, counted from the end, whose logits are returned, 0 .. t.
+        start: position of the first token. The cache of `slot` must hold all positions before it. The backend
+            removes later positions from the cache, which an interrupted step may have left.
+        logits: number of final tokens whose logits are returned, 0 to t.
     """
 
     slot: int
@@ -39,7 +39,7 @@ PAGE = 64
 """Number of tokens in a page of a cache."""
 
 Batch = Sequence[Chunk]
-"""A ragged batch: chunks of any lengths, each slot at most once."""
+"""A ragged batch: chunks of any lengths, at most one chunk per slot."""
 
 
 class Backend(Protocol):
@@ -48,7 +48,7 @@ class Backend(Protocol):
     name: str
     config: LlamaConfig
     cache_tokens: int | None
-    """Tokens that all caches together can hold, each rounded up to complete pages; None if there is no limit."""
+    """Maximum number of tokens in all caches together, counting each cache in complete pages; None means no limit."""
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).
@@ -75,7 +75,7 @@ def check_batch(batch: Batch, vocab_size: int, lengths: Mapping[int, int]) -> No
         tokens, start = chunk.tokens, chunk.start
         if tokens.ndim != 1 or not len(tokens):
             raise RequestError(f"slot {chunk.slot}: tokens have shape {tokens.shape}; it must be (t,) with t >= 1")
-        ids = tokens.tolist()  # for the single token of most steps, this is faster than NumPy's min and max
+        ids = tokens.tolist()  # faster than NumPy's min and max for one token, as in most steps
         lowest, highest = min(ids), max(ids)
         if lowest < 0 or highest >= vocab_size:
             token = lowest if lowest < 0 else highest

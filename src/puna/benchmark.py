@@ -61,29 +61,29 @@ def plan(
     context: Sequence[int],
     batch: Sequence[int],
 ) -> tuple[list[Work], dict[Work, str]]:
-    """Returns (workloads that can run, reason why each of the others cannot).
+    """Returns (workloads that can run, the other workloads with the reason why each cannot run).
 
     Args:
         cache_tokens: number of tokens that the caches of all sequences together can hold; None means no limit.
     """
     works = [Work("prefill", tokens, 0, 1) for tokens in prefill]
     works += [Work("decode", decode, length, sequences) for length in context for sequences in batch]
-    left_out = {}
+    reasons = {}
     for work in works:
         length = work.context + work.tokens
         needed = work.batch * -(-length // PAGE) * PAGE
         if length > config.context_length:
-            left_out[work] = f"exceeds the model's context of {config.context_length}"
+            reasons[work] = f"exceeds the model's context of {config.context_length}"
         elif cache_tokens is not None and needed > cache_tokens:
-            left_out[work] = f"needs a cache of {needed} tokens, but memory holds {cache_tokens}"
-    return [work for work in works if work not in left_out], left_out
+            reasons[work] = f"needs a cache of {needed} tokens, but memory holds {cache_tokens}"
+    return [work for work in works if work not in reasons], reasons
 
 
 def run(backend: NativeBackend, works: Sequence[Work], repeat: int) -> Iterator[tuple[Work, float]]:
     """Times all workloads in turn, `repeat` times; yields each workload and its tokens per second."""
     random = np.random.default_rng(0)
     ids = random.integers(0, backend.config.vocab_size, backend.config.context_length)
-    read(backend, ids[: min(64, len(ids))], 0)
+    read(backend, ids[: min(64, len(ids))], 0)  # warm-up
     backend.free(0)
     for _ in range(repeat):
         for work in works:
@@ -91,13 +91,13 @@ def run(backend: NativeBackend, works: Sequence[Work], repeat: int) -> Iterator[
 
 
 def time_work(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> float:
-    """Returns the tokens per second of one run over the first of `ids`."""
-    timed = _time_prefill if work.phase == "prefill" else _time_decode
-    return timed(backend, ids, work)
+    """Runs a workload once, on the first tokens of `ids`, and returns its tokens per second."""
+    time_phase = _time_prefill if work.phase == "prefill" else _time_decode
+    return time_phase(backend, ids, work)
 
 
 def read(backend: NativeBackend, ids: NDArray[np.int64], slot: int) -> None:
-    """Reads `ids` into the cache of a slot, with logits of the last token."""
+    """Runs the model on `ids`, which fills the cache of a slot; computes logits only for the last token."""
     for start in range(0, len(ids), PIECE):
         piece = ids[start : start + PIECE]
         backend.forward([Chunk(slot, piece, start, int(start + len(piece) == len(ids)))])
@@ -126,8 +126,8 @@ def _time_decode(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> 
         read(backend, ids[: work.context], slot)
 
     def decode() -> None:
-        for at in range(work.tokens):
-            step(backend, ids, work.context + at, work.batch)
+        for index in range(work.tokens):
+            step(backend, ids, work.context + index, work.batch)
 
     seconds = _seconds(decode)
     for slot in range(work.batch):
@@ -136,7 +136,7 @@ def _time_decode(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> 
 
 
 MIN_WEIGHT_BYTES = 64_000_000
-"""Smaller models may fit in the processor's cache, whose bandwidth is not measured: their limit is not known."""
+"""Smaller models may fit in the processor's cache, whose bandwidth is not measured, so their limit is not known."""
 
 
 def limit(backend: NativeBackend, machine: MachineSpeed, work: Work) -> float | None:
@@ -153,29 +153,29 @@ def limit(backend: NativeBackend, machine: MachineSpeed, work: Work) -> float | 
 def phase_limits(backend: NativeBackend, machine: MachineSpeed, work: Work) -> dict[str, float]:
     """Returns the minimum seconds that a workload takes in each phase of the forward pass whose limit is known.
 
-    Decoding reads a phase's matrices, or the caches, once per step; reading a prompt multiplies every token.
+    Decoding reads a phase's matrices, or the caches, once per step; reading a prompt multiplies them by every token.
     """
     steps = work.tokens
     if work.phase == "decode":
         if backend.weight_bytes < MIN_WEIGHT_BYTES:
             return {}
-        read = dict(backend.phase_bytes)
-        read["attention"] = round(work.batch * backend.cache_bytes_per_token * (work.context + steps / 2))
-        return {phase: steps * amount / (machine.dram_gb_s * 1e9) for phase, amount in read.items() if amount}
+        amounts = dict(backend.phase_bytes)
+        amounts["attention"] = round(work.batch * backend.cache_bytes_per_token * (work.context + steps / 2))
+        return {phase: steps * amount / (machine.dram_gb_s * 1e9) for phase, amount in amounts.items() if amount}
     peak = (machine.int8_gops if backend.integer_weights else machine.bf16_gflops) * 1e9
     config = backend.config
     heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    cells = {
+    products_per_token = {
         "qkv": config.hidden_size * (heads + 2 * kv_heads),
         "o": config.hidden_size * heads,
         "gate_up": 2 * config.hidden_size * config.intermediate_size,
         "down": config.hidden_size * config.intermediate_size,
     }
-    return {phase: 2 * config.num_hidden_layers * steps * cell / peak for phase, cell in cells.items()}
+    return {phase: 2 * config.num_hidden_layers * steps * count / peak for phase, count in products_per_token.items()}
 
 
 def products(config: LlamaConfig, tokens: int) -> float:
-    """Returns the multiply-accumulates of reading a prompt: linear layers, causal attention, one token's logits."""
+    """Returns the multiply-accumulates needed to read a prompt: linear layers, causal attention, one token's logits."""
     hidden, inner = config.hidden_size, config.intermediate_size
     heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     linear = hidden * (2 * heads + 2 * kv_heads) + 3 * hidden * inner

@@ -1,8 +1,8 @@
-"""All errors that puna raises for wrong input, files or machines.
+"""All errors that puna raises for invalid input, damaged files or unsupported machines.
 
 Each message says what was wrong, the value, the limit and the remedy. All derive from `PunaError`, itself a
-`ValueError`, so that code written for libraries that raise `ValueError` keeps working. Violated assumptions inside puna
-are `assert`s instead.
+`ValueError`, so that code written for libraries that raise `ValueError` keeps working. Internal errors of
+puna fail an `assert` instead.
 """
 
 
@@ -39,7 +39,7 @@ class ModelNotFoundError(PunaError, FileNotFoundError):
 
 
 class StorageError(PunaError, OSError):
-    """A file cannot be written: the disk is full, permission is missing, or a file is in place of a folder."""
+    """A file cannot be written: the disk is full, permission is missing, or a file exists where a folder is needed."""
 
 
 class MissingExtraError(PunaError, ImportError):

@@ -1,4 +1,4 @@
-"""`LLM`: text in, text out, in five lines of Python. The packages below work with token ids."""
+"""`LLM`: generates text from text, in five lines of Python. The engine and the backends use only token ids."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 _NLL_ROWS = 16
-"""Rows of logits that are converted to float64 at a time, since a row is as long as the vocabulary."""
+"""Number of logit rows converted to float64 at a time. It limits memory, since a row is as long as the vocabulary."""
 
 
 class Options(TypedDict, total=False):
@@ -40,8 +40,8 @@ class Options(TypedDict, total=False):
     max_tokens: maximum number of tokens to generate (default 256); None fills the model's context.
     temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `puna.engine.Sampling`; by default, the most
         likely token is chosen.
-    stop: a string, or several, that ends the answer and is not part of it.
-    speculate: guess tokens from earlier parts of the text: the same answer, faster if the text repeats itself.
+    stop: a string or several strings; the answer ends before the first of them that occurs.
+    speculate: guess tokens from earlier text. The answer is the same, but takes less time if the text repeats itself.
     """
 
     max_tokens: int | None
@@ -66,7 +66,7 @@ class LLM:
         device: a PyTorch device such as "cuda"; None means the CPU.
         dtype: the type that PyTorch computes in, such as "bfloat16"; None means float32 on the CPU.
         quantize: format that the native backend quantises float weights to: "q8_0", "q4_0" or "q4_K"; None keeps them.
-        max_batch: maximum number of sequences that run at once, for lists of prompts and for calls in several threads.
+        max_batch: maximum number of sequences that run at once, from lists of prompts or calls in several threads.
 
     Raises:
         ModelNotFoundError: if there is no model at `path`; the message says how to get one.
@@ -94,7 +94,7 @@ class LLM:
         self._backend = _open_backend(checkpoint, backend, threads, device, dtype, quantize, max_batch)
         self._engine = Engine(self._backend, max_batch)
         self._results: dict[int, Answer | Scored] = {}
-        self._lock = threading.RLock()  # guards the engine and the results: one step at a time, from any thread
+        self._lock = threading.RLock()  # only one thread at a time may use the engine and the results
 
     @property
     def config(self) -> LlamaConfig:
@@ -113,7 +113,7 @@ class LLM:
 
         return load_tokenizer(self._tokenizer_path)
 
-    @overload  # mypy reports that an empty list matches both overloads; it is an error when called
+    @overload  # mypy reports that an empty list matches both overloads; calling it so is an error
     def generate(  # type: ignore[overload-overlap]
         self, prompt: str | Sequence[int], **options: Unpack[Options]
     ) -> Completion: ...
@@ -146,14 +146,14 @@ class LLM:
     def stream(self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]) -> Iterator[str]:
         """Yields the answer's text while it is generated; a list of messages is answered as in `chat`.
 
-        Raises the errors of `generate` and `chat`, at the call and not at the first iteration.
+        The call itself raises the errors of `generate` and `chat`, not the first iteration.
         """
         return self.start(prompt, **options)[1]
 
     def start(
         self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]
     ) -> tuple[Answer, Iterator[str]]:
-        """Returns (answer, iterator of `stream`); `answer.completion()` may be called after the iteration."""
+        """Returns (answer, the iterator that `stream` returns). Call `answer.completion()` after the iteration."""
         if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
             messages: Any = prompt
             answer = self._answer(self._render(messages), primed=False, options=options)
@@ -274,7 +274,7 @@ class LLM:
                     self._results.pop(request_id, None)
 
     def _step(self) -> None:
-        """Runs one engine step and passes its events to their results, including those of other threads and streams."""
+        """Runs one engine step and passes each event to its result, also for requests of other threads and streams."""
         with self._lock:
             started = time.perf_counter()
             events = self._engine.step()
@@ -287,7 +287,7 @@ class LLM:
 
 
 def _ids(tokens: Sequence[int]) -> tuple[int, ...]:
-    """Converts a list, tuple, or 1-D array or tensor of token ids; floats and bools are errors."""
+    """Converts token ids in a list, a tuple, a 1-D array or tensor to a tuple; floats and bools are errors."""
     try:
         if isinstance(tokens, bytes | bytearray | Mapping) or any(isinstance(token, bool) for token in tokens):
             raise TypeError
@@ -357,6 +357,6 @@ def _runs_natively(config: LlamaConfig) -> bool:
     try:
         check_supported(config)
     except BackendError as exc:
-        warnings.warn(f"{exc} (which is used now)", stacklevel=4)
+        warnings.warn(f"{exc} (puna does so now)", stacklevel=4)
         return False
     return True

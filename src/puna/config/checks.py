@@ -8,11 +8,11 @@ from typing import Any
 from puna.errors import ConfigError
 
 _INT64_MAX = 2**63 - 1
-"""JSON integers are unbounded; tensor libraries hold at most this."""
+"""The largest integer of tensor libraries; JSON integers are unbounded."""
 
 
 def check_whole(name: str, value: Any, low: int = 1) -> None:
-    """Raises ConfigError unless `value` is an int from `low` to 2^63 - 1 (a bool is not an int here)."""
+    """Raises ConfigError unless `value` is an int from `low` to 2^63 - 1 (bools are rejected)."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _INT64_MAX:
         raise ConfigError(f"{name} is {_display(value)}; it must be a whole number, {low} or more")
 
@@ -37,7 +37,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def absent_if_minus_one(value: Any) -> Any:
-    """Converts the token id -1, which means "no such token" in early conversions, to None; in a list, drops it."""
+    """Replaces the token id -1, "no such token" in early converted checkpoints, by None; removes it from a list."""
     if isinstance(value, list):
         return [item for item in value if item != -1] or None
     return None if value == -1 else value
@@ -50,7 +50,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _display(value: Any) -> str:
-    """Formats the value for an error message: at most 200 characters; huge integers, which repr rejects, in words."""
+    """Formats a value for an error message: truncates it to 200 characters; describes integers too large for repr."""
     if isinstance(value, int) and abs(value) > _INT64_MAX:
         return "a whole number beyond 64 bits"
     shown = repr(value)

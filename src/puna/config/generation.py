@@ -34,13 +34,13 @@ class GenerationConfig:
         use_cache: keep keys and values between steps.
         temperature: divides the logits; 0 chooses the most likely token.
         top_k: sample from the k most likely tokens; 0 means from all.
-        top_p: sample from the most likely tokens whose probabilities add up to this.
+        top_p: sample from the smallest set of most likely tokens with at least this total probability.
         min_p: drop tokens whose probability is below this fraction of the highest one.
         repetition_penalty: divides the positive logits of tokens already in the text, multiplies the negative ones.
         pad_token_id, bos_token_id: token ids.
-        eos_token_id: id, or ids, that end a text.
+        eos_token_id: the id or ids that end a text.
         output_scores, return_dict_in_generate: control what `generate()` returns.
-        extra: fields that are not arguments of this class; kept and written back.
+        extra: all other fields, which are kept as attributes and written back.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -124,7 +124,7 @@ class GenerationConfig:
         check_between("min_p", 0.0 if self.min_p is None else self.min_p, 0.0, 1.0)
         check_between("repetition_penalty", self.repetition_penalty, 0.0, math.inf)
         if self.repetition_penalty == 0:
-            raise ConfigError("repetition_penalty is 0; it must be greater than 0 (1 means none)")
+            raise ConfigError("repetition_penalty is 0; it must be greater than 0 (1 means no penalty)")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             value = getattr(self, name)
             for item in value if isinstance(value, list) else [value]:
@@ -133,7 +133,7 @@ class GenerationConfig:
 
     @classmethod
     def from_model_config(cls, config: LlamaConfig) -> GenerationConfig:
-        """Returns the settings of a model without a `generation_config.json`: its token ids, defaults for the rest."""
+        """Returns the settings of a model without `generation_config.json`: its token ids, otherwise defaults."""
         return cls(pad_token_id=config.pad_token_id, bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
 
     @classmethod
@@ -154,7 +154,7 @@ class GenerationConfig:
             raise ConfigError(f"{file}: {exc}") from exc
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields that differ from the defaults; transformers writes the same ones to files."""
+        """Returns the fields that differ from the defaults; transformers writes the same fields to files."""
         fields = {key: value for key, value in vars(self).items() if key != "extra" and value != _DEFAULTS[key]}
         return {**self.extra, **fields}
 

@@ -12,7 +12,7 @@ _MAX_LABELS = 2**20
 
 
 def read_labels(count: Any, id2label: Any, label2id: Any) -> tuple[dict[int, str], dict[str, int]]:
-    """Returns (id2label, label2id); without arguments, two classes LABEL_0 and LABEL_1.
+    """Returns (id2label, label2id); if all arguments are None, two classes LABEL_0 and LABEL_1.
 
     Raises:
         ConfigError: if an argument is not a mapping, the ids are not 0, 1, ..., or `count` contradicts `id2label`.

@@ -40,17 +40,17 @@ class LlamaConfig:
         use_cache: whether the model returns its keys and values.
         pad_token_id: id of the padding token, whose embedding is initialised to zero. None or -1: no padding token.
         bos_token_id: id that starts a text.
-        eos_token_id: id, or ids, that end a text.
-        pretraining_tp: number of tensor-parallel slices in the original training, which summed their partial results.
+        eos_token_id: the id or ids that end a text.
+        pretraining_tp: number of tensor-parallel slices in the original training; their partial results were summed.
         tie_word_embeddings: whether the output head shares the embedding matrix.
         rope_theta: base of the rotary embeddings.
-        rope_scaling: None, or settings with `rope_type` (also `type`) of linear, dynamic, yarn, llama3 or longrope.
+        rope_scaling: None, or settings whose `rope_type` (or `type`) is linear, dynamic, yarn, llama3 or longrope.
         attention_bias: whether q, k, v and o have biases.
         attention_dropout: probability of dropping an attention weight in training.
         mlp_bias: whether the feed-forward layers have biases.
         head_dim: width E of a head; None means hidden_size / num_attention_heads.
         rope_parameters: `rope_scaling` and `rope_theta` in one mapping, the form of transformers 5.x.
-        num_labels: number of classes of a classification head; by default as many as in `id2label`, else 2.
+        num_labels: number of classes of a classification head; by default the size of `id2label`, or 2 without it.
         id2label, label2id: names of the classes.
         problem_type: "regression", "single_label_classification" or "multi_label_classification".
         dtype: name of the weights' type, such as "bfloat16"; `torch_dtype` is the older name of this argument.
@@ -162,7 +162,7 @@ class LlamaConfig:
 
     @property
     def rope_scaling(self) -> dict[str, Any] | None:
-        """Settings, with the type under `rope_type`; None for plain rotary embeddings. Any form can be assigned."""
+        """Settings with the key `rope_type`; None for plain rotary embeddings. Every supported form can be assigned."""
         return self._rope_scaling
 
     @rope_scaling.setter
@@ -172,8 +172,8 @@ class LlamaConfig:
     @property
     def rope_parameters(self) -> dict[str, Any]:
         """`rope_scaling` and `rope_theta` in one mapping; `rope_type` is "default" for plain rotary embeddings."""
-        written: dict[str, Any] = write_rope(self.rope_theta, self._rope_scaling)["rope_parameters"]
-        return written
+        parameters: dict[str, Any] = write_rope(self.rope_theta, self._rope_scaling)["rope_parameters"]
+        return parameters
 
     @rope_parameters.setter
     def rope_parameters(self, value: Mapping[str, Any]) -> None:
@@ -187,8 +187,8 @@ class LlamaConfig:
     def context_length(self) -> int:
         """Number of tokens that the model can attend to.
 
-        linear and dynamic scaling multiply `max_position_embeddings` by their factor, yarn its original context; with
-        the other types, `max_position_embeddings` is the extended context already.
+        linear and dynamic scaling multiply `max_position_embeddings` by their factor; yarn multiplies its original
+        context; for the other types, `max_position_embeddings` is already the extended context.
         """
         settings = self._rope_scaling or {"rope_type": "default"}
         if settings["rope_type"] in ("linear", "dynamic"):
@@ -288,13 +288,13 @@ class LlamaConfig:
         Raises:
             ConfigError: if the architecture is not llama, or a field is out of range.
         """
-        _refuse_other_architectures(fields)
+        _check_architecture(fields)
         check_consistent(fields)
         arguments = inspect.signature(cls.__init__).parameters
         merged = {
             key: value
             for key, value in fields.items()
-            if value is not None or key not in arguments or key.endswith("_token_id")  # a null id: no such token
+            if value is not None or key not in arguments or key.endswith("_token_id")  # a null id means no token
         }
         if any(key in overrides for key in ROPE_FIELDS):
             merged = override_rope(merged, overrides)
@@ -365,7 +365,7 @@ class LlamaConfig:
         write_json(make_folder(folder) / "config.json", self.to_dict())
 
 
-def _refuse_other_architectures(fields: Mapping[str, Any]) -> None:
+def _check_architecture(fields: Mapping[str, Any]) -> None:
     kind = fields.get("model_type", "llama")
     if kind != "llama":
         raise ConfigError(f"model_type is {kind!r}; puna runs only 'llama'")

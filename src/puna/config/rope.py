@@ -15,7 +15,7 @@ from typing import Any
 from puna.config.checks import check_flag, check_positive, check_whole
 from puna.errors import ConfigError
 
-_YARN = frozenset(
+_YARN_OPTIONS = frozenset(
     {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "finetuned"}
 )  # `finetuned` is informational, written by the authors of YaRN; it does not affect any result.
 
@@ -25,7 +25,7 @@ ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "original_max_po
 ROPE_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "linear": (frozenset({"factor"}), frozenset()),
     "dynamic": (frozenset({"factor"}), frozenset()),
-    "yarn": (frozenset({"factor", "original_max_position_embeddings"}), _YARN),
+    "yarn": (frozenset({"factor", "original_max_position_embeddings"}), _YARN_OPTIONS),
     "llama3": (
         frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
         frozenset(),
@@ -40,18 +40,18 @@ ROPE_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 
 @dataclass(frozen=True)
 class RopeContext:
-    """The model's fields that rope settings are completed from and checked against."""
+    """The model's fields that supply missing rope settings and that limit their values."""
 
     max_position_embeddings: int
     head_dim: int
     original_max_position_embeddings: int | None = None
-    """The top-level key that some files have (as in Phi-3's); it takes precedence over the key in the settings."""
+    """A top-level key in some files (such as Phi-3's); it takes precedence over the same key in the settings."""
 
 
 def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, dict[str, Any] | None]:
     """Reads `rope_theta`, `rope_scaling` and `rope_parameters` from `fields`.
 
-    Returns the base and the settings (their type under the key `rope_type`), or None for plain rotary embeddings.
+    Returns (base, settings). The settings contain `rope_type`; they are None for plain rotary embeddings.
 
     Raises:
         ConfigError: for an unknown type or key, a value out of range, or two forms that contradict each other.
@@ -80,8 +80,8 @@ def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, d
 def check_consistent(fields: Mapping[str, Any]) -> None:
     """Raises ConfigError if `rope_parameters` contradicts `rope_theta` or `rope_scaling`.
 
-    transformers 4.57 writes such files when it re-saves those of 5.x: it copies `rope_parameters` without reading it,
-    and adds a base of 10000 and no scaling.
+    transformers 4.57 writes such files when it saves a configuration of 5.x again: it copies `rope_parameters` without
+    reading it, and adds a `rope_theta` of 10000 and no scaling.
     """
     inner = fields.get("rope_parameters")
     if not isinstance(inner, Mapping):
@@ -110,30 +110,30 @@ def write_rope(theta: float, settings: Mapping[str, Any] | None) -> dict[str, An
     old = dict(settings)
     if old["rope_type"] in ("linear", "dynamic"):
         old = {"type": old["rope_type"], "factor": old["factor"]}
-    written: dict[str, Any] = {
+    forms: dict[str, Any] = {
         "rope_theta": theta,
         "rope_scaling": old,
         "rope_parameters": {**settings, "rope_theta": theta},
     }
     if settings["rope_type"] == "longrope":
-        written["original_max_position_embeddings"] = settings["original_max_position_embeddings"]
-    return written
+        forms["original_max_position_embeddings"] = settings["original_max_position_embeddings"]
+    return forms
 
 
 def override_rope(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `fields` without the rope settings that `overrides` replaces, in whichever form each has them."""
-    kept = {key: value for key, value in fields.items() if key not in ROPE_FIELDS}
+    """Returns `fields` without the rope settings that `overrides` replaces; the two may use different forms."""
+    result = {key: value for key, value in fields.items() if key not in ROPE_FIELDS}
     parameters = fields.get("rope_parameters")
     theta = fields.get("rope_theta", parameters.get("rope_theta") if isinstance(parameters, Mapping) else None)
     if "rope_parameters" not in overrides and "rope_theta" not in overrides and theta is not None:
-        kept["rope_theta"] = theta
+        result["rope_theta"] = theta
     if "rope_parameters" not in overrides and "rope_scaling" not in overrides:
         settings = fields.get("rope_scaling") or parameters
         if isinstance(settings, Mapping):
-            kept["rope_scaling"] = {key: value for key, value in settings.items() if key != "rope_theta"}
+            result["rope_scaling"] = {key: value for key, value in settings.items() if key != "rope_theta"}
         if "original_max_position_embeddings" in fields:
-            kept["original_max_position_embeddings"] = fields["original_max_position_embeddings"]
-    return {key: value for key, value in kept.items() if key not in overrides}
+            result["original_max_position_embeddings"] = fields["original_max_position_embeddings"]
+    return {key: value for key, value in result.items() if key not in overrides}
 
 
 def _read_settings(field: str, inner: dict[str, Any], context: RopeContext) -> dict[str, Any] | None:
@@ -179,25 +179,25 @@ def _add_derived(kind: str, inner: dict[str, Any], context: RopeContext) -> None
 
 
 def _check_values(field: str, kind: str, inner: dict[str, Any], context: RopeContext) -> dict[str, Any]:
-    checked: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in inner.items():
         if key in ("truncate", "finetuned"):
             check_flag(f"{field}.{key}", value)
-            checked[key] = value
+            result[key] = value
         elif key in ("short_factor", "long_factor"):
-            checked[key] = _factors(f"{field}.{key}", value, context.head_dim // 2)
+            result[key] = _factors(f"{field}.{key}", value, context.head_dim // 2)
         elif key == "original_max_position_embeddings":
             check_whole(f"{field}.{key}", value)
-            checked[key] = value
+            result[key] = value
         else:
-            checked[key] = check_positive(f"{field}.{key}", value)
-    factor = checked.get("factor")
+            result[key] = check_positive(f"{field}.{key}", value)
+    factor = result.get("factor")
     if factor is not None and kind != "longrope" and factor <= 1:
         raise ConfigError(f"{field}.factor is {factor}; it must be greater than 1 (leave {field} out for no scaling)")
-    if kind == "llama3" and checked["low_freq_factor"] >= checked["high_freq_factor"]:
-        low, high = checked["low_freq_factor"], checked["high_freq_factor"]
+    if kind == "llama3" and result["low_freq_factor"] >= result["high_freq_factor"]:
+        low, high = result["low_freq_factor"], result["high_freq_factor"]
         raise ConfigError(f"{field}.low_freq_factor is {low}; it must be below high_freq_factor, {high}")
-    return checked
+    return result
 
 
 def _factors(name: str, value: Any, count: int) -> list[float]:

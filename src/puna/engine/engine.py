@@ -92,7 +92,7 @@ class Engine:
         return self._generate(active, tokens[1:], logits)
 
     def _advance_prompt(self, active: ActiveRequest, count: int, logits: NDArray[np.float32]) -> Event:
-        """Records `count` prompt tokens, and chooses the first token of the answer after the last of them.
+        """Records `count` prompt tokens, and chooses the answer's first token after the last prompt token.
 
         A step that is interrupted before this point can be run again: backends drop cached positions from a chunk's
         start on.
@@ -108,13 +108,13 @@ class Engine:
         return Event(active.request_id, token, count, logits if request.prompt_logits else None, reason)
 
     def _generate(self, active: ActiveRequest, guess: tuple[int, ...], logits: NDArray[np.float32]) -> list[Event]:
-        """Chooses tokens while they equal the guess: only then were the next logits computed from the right tokens."""
+        """Chooses tokens while they equal the guess. After a wrong guess, the remaining logits are not valid."""
         events: list[Event] = []
         for row, expected in enumerate((*guess, None)):
             try:
                 token = active.sampler.choose(logits[row])
             except BackendError:
-                if events:  # keep the tokens chosen before; the next step raises the error again
+                if events:  # keep the tokens chosen so far; the next step raises the error again
                     break
                 raise
             active.cached += 1
@@ -127,7 +127,7 @@ class Engine:
         return events
 
     def _accept(self, active: ActiveRequest, token: int | None) -> tuple[int | None, FinishReason | None]:
-        """Adds a token to the answer unless it is a stop id; returns the added token and why the answer ends, if so."""
+        """Adds a token to the answer, unless it is a stop id. Returns (added token or None, finish reason or None)."""
         request = active.request
         reason: FinishReason | None = None
         if token is not None and token in request.stop_ids:
@@ -145,7 +145,7 @@ class Engine:
 
 
 def _logits_needed(active: ActiveRequest, count: int) -> int:
-    """Returns how many rows of logits a chunk needs: all if scored or guessed, else one at the end of the prompt."""
+    """Returns the rows of logits a chunk needs: one per generated or scored token, else one at the prompt's end."""
     if not active.in_prompt or active.request.prompt_logits:
         return count
     complete = active.cached + count >= len(active.request.prompt_ids)

@@ -1,4 +1,4 @@
-"""Speculation by prompt lookup (Saxena, 2023): guesses the tokens that followed the final n-gram before.
+"""Speculation by prompt lookup (Saxena, 2023): guesses the tokens after an earlier occurrence of the last n-gram.
 
 Useful where a text repeats itself: summaries, edits, code. No draft model is needed.
 """
@@ -11,7 +11,7 @@ NGRAM_SIZES = (3, 2)
 """Lengths of the n-grams, in the order in which they are looked up."""
 
 MAX_GUESS = 8
-"""Maximum number of tokens guessed at once; reduced after wrong guesses."""
+"""Maximum number of tokens guessed at once; `Lookup.adapt` lowers the limit after wrong guesses."""
 
 
 class Lookup:
@@ -23,7 +23,7 @@ class Lookup:
         self._limit = MAX_GUESS
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Appends tokens. The final n-gram is not indexed, so that it does not match itself."""
+        """Appends tokens. The last n-gram is not indexed yet, so that it does not match itself."""
         for token in tokens:
             end = len(self._tokens)
             for size in NGRAM_SIZES:
@@ -32,7 +32,7 @@ class Lookup:
             self._tokens.append(token)
 
     def guess(self, limit: int) -> tuple[int, ...]:
-        """Returns up to `limit` tokens that may follow; empty if the final n-grams did not occur before."""
+        """Returns up to `limit` tokens that may follow; empty if the last n-grams have not occurred earlier."""
         for size in NGRAM_SIZES:
             start = self._next.get(tuple(self._tokens[-size:])) if len(self._tokens) >= size else None
             if start is not None:
@@ -40,6 +40,6 @@ class Lookup:
         return ()
 
     def adapt(self, guessed: int, accepted: int) -> None:
-        """Limits the next guess to two tokens more than were accepted of the last one."""
+        """Limits the next guess to the number of accepted tokens of the last guess, plus two."""
         if guessed:
             self._limit = max(1, min(MAX_GUESS, accepted + 2))

@@ -22,11 +22,11 @@ class Sampling:
     Attributes:
         temperature: divides the logits; 0 chooses the most likely token and ignores the next three fields.
         top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the most likely tokens whose probabilities add up to this (Holtzman et al., arXiv:1904.09751).
+        top_p: keep the smallest set of most likely tokens with at least this total probability (arXiv:1904.09751).
         min_p: drop tokens whose probability is below this fraction of the highest one (arXiv:2407.01082).
         repetition_penalty: for tokens already in the sequence, divides positive logits and multiplies negative ones
             (Keskar et al., arXiv:1909.05858); 1 means no penalty.
-        seed: of this request's own random generator; None takes one from the system.
+        seed: seed of the request's own random generator; None uses a random seed from the operating system.
     """
 
     temperature: float = 0.0
@@ -57,8 +57,8 @@ class Request:
         sampling: how tokens are chosen.
         stop_ids: ids that end the answer; they are not part of it.
         prompt_logits: return the logits of every prompt position.
-        speculate: guess the next tokens from earlier occurrences of the last ones, and check several in one step. The
-            answer is the same.
+        speculate: guess the next tokens from earlier text, and check several guesses in one step. The answer does not
+            change.
     """
 
     prompt_ids: tuple[int, ...]
@@ -79,7 +79,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Event:
-    """Progress of one request in one step. A step returns several for a request if it accepts several tokens.
+    """Progress of one request in one step. A step that accepts several tokens returns one event for each.
 
     Attributes:
         request_id: the id returned by `Engine.submit`.

@@ -12,7 +12,7 @@ from puna.native.sampling import NativeSampler
 
 
 class Sampler:
-    """Applies a request's `Sampling` to its logits, in the order of transformers: penalty, temperature, k, p, min-p."""
+    """Applies a request's `Sampling` in the order of transformers: penalty, temperature, top-k, top-p, min-p."""
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], vocab_size: int) -> None:
         self.generator = np.random.default_rng(sampling.seed)

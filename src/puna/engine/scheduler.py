@@ -35,11 +35,11 @@ class ActiveRequest:
         return self.cached < len(self.request.prompt_ids)
 
     def next_tokens(self, limit: int) -> tuple[int, ...]:
-        """Returns the tokens of the next step: up to `limit` of the prompt, or the last generated one and a guess."""
+        """Returns the tokens of the next step: up to `limit` of the prompt, or the last generated token and a guess."""
         if self.in_prompt:
             return self.request.prompt_ids[self.cached : self.cached + limit]
-        left = self.request.max_tokens - len(self.generated) - 1  # a step generates one token more than it guesses
-        guess = self.lookup.guess(left) if self.lookup is not None and left > 0 else ()
+        remaining = self.request.max_tokens - len(self.generated) - 1  # a step generates one token more than it guesses
+        guess = self.lookup.guess(remaining) if self.lookup is not None and remaining > 0 else ()
         return (self.generated[-1], *guess)
 
     def append(self, token: int) -> None:
@@ -57,7 +57,7 @@ def tokens_needed(request: Request) -> int:
 class Scheduler:
     """First come, first served: waiting requests get free slots in order; all active requests share each step.
 
-    A request is admitted when there are free pages for its prompt and its longest answer: it cannot run out of cache.
+    A request is admitted when pages for its prompt and its longest answer are free, so it cannot run out of cache.
 
     Args:
         slots: maximum number of sequences that run at once.
@@ -90,7 +90,7 @@ class Scheduler:
         return self.cache_tokens is None or reserved + tokens_needed(request) <= self.cache_tokens
 
     def plan(self) -> Iterator[tuple[ActiveRequest, tuple[int, ...]]]:
-        """Yields the requests of this step and their tokens: all that are decoding, and prompts within the budget."""
+        """Yields (request, tokens) for a step: all requests that are decoding, and at most `chunk` prompt tokens."""
         budget = self.chunk
         for active in self.active.values():
             if not active.in_prompt:

@@ -1,7 +1,7 @@
 """`NativeBackend`: the forward pass of a batch in one native call, without PyTorch.
 
-A request's logits are bit-identical for any other requests in the batch, any chunks of its prompt, any number of
-threads, and any pages of the cache.
+Every bit of a request's logits is independent of the other requests in the batch, the division of its prompt into
+chunks, the number of threads, and the pages of the cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 _MAX_PIECES = 8
-"""Maximum number of pieces per native call if frequencies depend on the length: each needs a table for its context."""
+"""Maximum number of pieces per native call if frequencies depend on the length: each piece then needs its own table."""
 
 
 class NativeBackend:
@@ -40,7 +40,7 @@ class NativeBackend:
         config: the model's configuration.
         tensors: the model's weights under Hugging Face's names; read one at a time, and released after packing.
         threads: number of threads; None means one per physical core.
-        slots: number of sequences with full context that the cache is sized for; less if memory is short.
+        slots: the cache is sized for this number of sequences of full context, or fewer if memory is short.
         quantize: format that float matrices are quantised to: "q8_0", "q4_0" or "q4_K" (the embedding and the head
             always to q8_0). None keeps the file's values.
         cache: type of cached keys and values, "f16", "bf16", "f32" or "q8_0"; None means float32 for a model stored in
@@ -85,13 +85,13 @@ class NativeBackend:
         self.cache_tokens: int | None = pages * PAGE
 
     def __del__(self) -> None:
-        # Freeing waits for the model's threads, which a forked child does not have; its memory is freed when it exits.
+        # Freeing waits for the model's threads, which a forked child does not have; its exit frees the memory.
         if self.__dict__.get("_model") and self._process == os.getpid():
             self._library.puna_model_free(self._model)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of packed matrices that decoding one token reads: all but an embedding not used as the head."""
+        """Bytes of packed matrices that decoding one token reads: all except an untied embedding."""
         return sum(self.phase_bytes.values())
 
     @property
@@ -116,20 +116,20 @@ class NativeBackend:
     def observing(self) -> Iterator[Callable[[], dict[str, NDArray[np.float64]]]]:
         """Context manager: records, for each matrix, the sum of squares of its inputs. Yields a function.
 
-        The function returns the sums over tokens so far, (columns,), by Hugging Face's name of the matrix. Those of the
-        head (`lm_head.weight`, also if tied) include only tokens whose logits are returned.
+        The function returns the sums over all tokens so far, (columns,), under Hugging Face's names of the matrices.
+        Sums of the head (`lm_head.weight`, also if tied) include only tokens whose logits are returned.
         """
         config = self.config
         width, heads = config.hidden_size, config.num_attention_heads * config.head_dim
         sizes = (width, heads, width, config.intermediate_size)
         squares = np.zeros(config.num_hidden_layers * sum(sizes) + width)
-        readers = (_QKV, ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
+        matrices = (_QKV, ("self_attn.o_proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
 
         def sums() -> dict[str, NDArray[np.float64]]:
             result: dict[str, NDArray[np.float64]] = {}
             start = 0
             for layer in range(config.num_hidden_layers):
-                for names, size in zip(readers, sizes, strict=True):
+                for names, size in zip(matrices, sizes, strict=True):
                     part = squares[start : start + size].copy()
                     result |= {f"model.layers.{layer}.{name}.weight": part for name in names}
                     start += size
@@ -148,7 +148,7 @@ class NativeBackend:
 
         Raises:
             RequestError: if a chunk starts beyond its cache, has an id outside the vocabulary, or needs more pages than
-                are free. No cache has changed then.
+                are free. The caches are then unchanged.
         """
         check_batch(batch, self.config.vocab_size, self._lengths)
         self._allocate_pages(batch)
@@ -180,7 +180,7 @@ class NativeBackend:
         chunks = (NativeChunk * len(pieces))(*(self._native(chunk, inv_freq) for chunk, inv_freq in pieces))
         in_main = threading.current_thread() is threading.main_thread()
         status = STOPPED
-        while status == STOPPED:  # a signal handler that raises leaves this loop; after one that returns, repeat
+        while status == STOPPED:  # a signal interrupted the call: repeat it, unless the handler raises
             status = self._library.puna_forward(self._model, chunks, len(pieces), in_main, logits.ctypes.data)
         self._check(status)
 

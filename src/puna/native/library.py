@@ -130,7 +130,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
 
 @dataclass(frozen=True)
 class Machine:
-    """The processor, as far as this process may use it.
+    """The processor's features, and the cores that this process may use.
 
     Attributes:
         features: names of the instruction sets that the processor and the operating system support.
@@ -150,7 +150,7 @@ def load_library() -> ctypes.CDLL:
     """Loads the native library; later calls return the same object.
 
     Raises:
-        BackendError: if it is missing, cannot be loaded, or belongs to another version of puna.
+        BackendError: if the library is missing, cannot be loaded, or belongs to another version of puna.
     """
     name = "libpuna.dylib" if sys.platform == "darwin" else "libpuna.so"
     path = Path(str(resources.files("puna.native").joinpath(name)))
@@ -185,15 +185,15 @@ def check_threads(threads: object) -> None:
 
 
 def default_threads(threads: int | None) -> int:
-    """Returns `threads`, or the number of physical cores if that is None."""
+    """Returns `threads`, or the number of physical cores if `threads` is None."""
     return machine().physical_cores if threads is None else threads
 
 
 def chosen_kernels() -> str:
-    """Returns the name of the kernels to use: those in the environment variable PUNA_KERNELS, else the best ones.
+    """Returns the name of the kernels to use: the value of the variable PUNA_KERNELS, or else the best kernels.
 
     Raises:
-        BackendError: if the variable names kernels that this machine cannot run.
+        BackendError: if the environment variable names kernels that this machine cannot run.
     """
     available = machine().kernels
     name = os.environ.get(KERNELS_VARIABLE) or available[0]

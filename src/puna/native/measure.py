@@ -9,7 +9,7 @@ from puna.errors import BackendError
 from puna.native.library import NativeMachine, chosen_kernels, default_threads, load_library
 
 CORES_OK = 0.85
-"""Minimum speed of each of several threads, as a fraction of one thread's speed alone, if the cores are undisturbed."""
+"""`cores_ok` needs this speed per thread with all threads running, as a fraction of the speed of one thread alone."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class MachineSpeed:
     """Measured speeds, all threads together.
 
     Attributes:
-        dram_gb_s: memory read sequentially, in GB/s.
-        int8_gops: 2 x multiply-accumulates of bytes per second / 1e9, with the best instructions of the chosen kernels.
-        bf16_gflops: the same of bf16, or of float32 if the processor has no bf16 products.
-        cores_ok: whether all threads together ran at full speed. They do not if other processes use the CPU, or if two
-            virtual cores share a physical one.
+        dram_gb_s: bandwidth of sequential reads from memory, in GB/s.
+        int8_gops: 8-bit multiply-accumulates per second x 2 / 1e9, with the best instructions of the chosen kernels.
+        bf16_gflops: the same for bf16, or for float32 if the processor has no bf16 products.
+        cores_ok: whether each thread ran at full speed while all threads ran. False if other processes use the CPU, or
+            if two virtual cores share a physical one.
     """
 
     dram_gb_s: float

@@ -1,4 +1,4 @@
-"""Memory that this process can still allocate, so that a model that does not fit is rejected before it is read."""
+"""Memory that this process can still allocate. A model too large for it is rejected before its weights are read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from puna.errors import BackendError
 
 CACHE_SHARE = 0.9
-"""Maximum fraction of the memory left by the weights that caches use."""
+"""The caches use at most this fraction of the memory that remains after loading the weights."""
 
 _PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -43,7 +43,7 @@ def cache_pages(weights: int, requested: int, page_bytes: int) -> int:
 
 
 def _available_in_groups() -> list[int]:
-    """Returns the bytes available within the limit of this process's control group, and of each of its parents."""
+    """Returns the bytes available within each limit: of this process's control group and of each parent group."""
     try:
         lines = (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -64,12 +64,12 @@ def _available_in_groups() -> list[int]:
 
 
 def _available_in_group(group: Path, version: int) -> int | None:
-    """See the kernel's "cgroup-v2" (memory.max) and "Memory Resource Controller" (memory.limit_in_bytes)."""
+    """Returns the bytes below the limit. See the kernel's "cgroup-v2" and "Memory Resource Controller" documents."""
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
     try:
         limit, used = (int((group / name).read_text(encoding="ascii")) for name in names)
         lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
-    except (OSError, ValueError):  # no such group, or the limit is "max"
+    except (OSError, ValueError):  # the group does not exist, or its limit is "max"
         return None
     prefix = "total_" if version == 1 else ""
     files = (f"{prefix}inactive_file", f"{prefix}active_file")

@@ -18,7 +18,7 @@ def quantize(
     importance: NDArray[np.float32] | None = None,
     threads: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Quantises rows of floats to a block format: (rows, bytes per row) to (rows, bytes per row).
+    """Quantises rows of floats to a block format. Input and output are bytes, (rows, bytes per row).
 
     Scales are searched as in ggml's quantisers. The bytes of a row depend neither on the number of threads nor on the
     processor.
@@ -26,11 +26,11 @@ def quantize(
     Args:
         rows: values of type `source`, which is f32, f16 or bf16.
         columns: number of values in a row, a multiple of the block size of `target`.
-        importance: (columns,), not negative: the weight of an error in each column.
-        threads: None means one per physical core.
+        importance: (columns,), 0 or more: the weight of errors in each column.
+        threads: number of threads; None means one per physical core.
 
     Raises:
-        CheckpointError: if a row is not a multiple of the block size, a value or an importance is not finite, or the
+        CheckpointError: if `columns` is not a multiple of the block size, a value or importance is not finite, or the
             formats are not supported.
     """
     count = len(rows)

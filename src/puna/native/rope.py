@@ -1,7 +1,7 @@
 """Frequencies of rotary embeddings for the native runtime: the formulas of `puna.model.rope` in NumPy.
 
-Tests compare the two. Sources of the formulas are in `puna.model.rope`. For dynamic and longrope, whose frequencies
-depend on the length of the context, the query at position p uses those of length p + 1, and keys are cached unrotated.
+Tests compare the two modules. `puna.model.rope` cites the sources. For dynamic and longrope, whose frequencies
+depend on the length of the context, the query at position p uses those for length p + 1, and keys are cached unrotated.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Rope:
     def runs(self, start: int, count: int) -> Iterator[tuple[int, int, Frequencies]]:
         """Splits `count` tokens from position `start` on into runs with equal frequencies.
 
-        Yields (first, end, inv_freq): tokens first to end - 1, counted from `start`, and inv_freq, (head_dim / 2,).
+        Yields (first, end, inv_freq (head_dim / 2,)) of the run with tokens first to end - 1, counted from `start`.
         """
         if not self.by_length:
             yield 0, count, self._plain
@@ -106,10 +106,10 @@ def _yarn(plain: Frequencies, settings: dict[str, Any], width: int) -> tuple[Fre
     theta, factor = settings["rope_theta"], settings["factor"]
     original = settings["original_max_position_embeddings"]
 
-    def pair_turning(times: float) -> float:
-        return width * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
+    def pair_index(turns: float) -> float:
+        return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = pair_turning(settings.get("beta_fast", 32.0)), pair_turning(settings.get("beta_slow", 1.0))
+    low, high = pair_index(settings.get("beta_fast", 32.0)), pair_index(settings.get("beta_slow", 1.0))
     if settings.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
@@ -126,5 +126,5 @@ def _yarn_scale(settings: dict[str, Any]) -> float:
     def temperature(weight: float) -> float:
         return 0.1 * weight * math.log(settings["factor"]) + 1.0
 
-    mscale, everywhere = settings.get("mscale"), settings.get("mscale_all_dim")
-    return temperature(mscale) / temperature(everywhere) if mscale and everywhere else temperature(1.0)
+    mscale, mscale_all_dim = settings.get("mscale"), settings.get("mscale_all_dim")
+    return temperature(mscale) / temperature(mscale_all_dim) if mscale and mscale_all_dim else temperature(1.0)

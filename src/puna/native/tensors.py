@@ -1,4 +1,4 @@
-"""Loads weights into the native library: the library's number of each tensor, and the format to quantise it to."""
+"""Loads weights into the native library: chooses each tensor's number in the library and its packed format."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Tensor(Protocol):
 
     @property
     def order(self) -> NDArray[np.intp] | None:
-        """order[r] is the stored row that is row r of the tensor; None if rows are stored in order."""
+        """order[r] is the index in `data` of the tensor's row r; None if rows are stored in order."""
         ...
 
     def to_float32(self) -> NDArray[np.float32]:
@@ -62,14 +62,14 @@ class Tensor(Protocol):
 
 
 def quantized_format(name: str | None, tensors: Mapping[str, Tensor]) -> BlockFormat | None:
-    """Returns the format called `name`, which may be in upper or lower case; None for None.
+    """Returns the format called `name`, ignoring case; None if `name` is None.
 
     Raises:
-        BackendError: if float matrices cannot be quantised to it, or the model has no float matrices.
+        BackendError: if float matrices cannot be quantised to this format, or the model has no float matrices.
     """
     if name is None:
         return None
-    match = next((one for one in QUANTIZED if isinstance(name, str) and one.lower() == name.lower()), None)
+    match = next((item for item in QUANTIZED if isinstance(name, str) and item.lower() == name.lower()), None)
     if match is None:
         raise BackendError(f"quantize is {name!r}; it must be one of {', '.join(QUANTIZED)}")
     stored = sorted({tensor.format.name for tensor in tensors.values() if len(tensor.shape) == 2})
@@ -81,7 +81,7 @@ def quantized_format(name: str | None, tensors: Mapping[str, Tensor]) -> BlockFo
 
 
 def packed_bytes(tensors: Mapping[str, Tensor], quantize: BlockFormat | None) -> int:
-    """Returns the bytes that the matrices take in memory, float matrices quantised to `quantize`."""
+    """Returns the size in memory of the packed matrices, if float matrices are quantised to `quantize`."""
     library = load_library()
     total = 0
     for name, tensor in tensors.items():
@@ -130,7 +130,7 @@ def _layer_and_kind(name: str) -> tuple[int, int]:
 def _target(name: str, tensor: Tensor, quantize: BlockFormat | None) -> BlockFormat | None:
     """Returns the format that a matrix is quantised to while it is packed; None if it is not quantised.
 
-    The embedding and the head become q8_0: they lose most accuracy with four bits, and affect speed least.
+    The embedding and the head are quantised to q8_0, since four bits would lose much accuracy and save little time.
 
     Raises:
         BackendError: if the length of a row is not a multiple of the format's block size.
