@@ -42,7 +42,7 @@ def _quick_gelu(x: Tensor) -> Tensor:
 
 
 def _laplace(x: Tensor) -> Tensor:
-    """Mega (arXiv:2209.10655), section 3.4: the error function that approximates squared ReLU."""
+    """The Laplace activation of Mega (arXiv:2209.10655, section 3.4), which approximates squared ReLU."""
     return 0.5 * (1.0 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2.0))))
 
 

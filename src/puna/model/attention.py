@@ -2,8 +2,8 @@
 
 Legend: B batch, T tokens (queries), S keys (cached and new), H heads, K kv heads, E head width.
 
-A query that may attend to no key (a padding token on the left) gets zeros, in every dtype, forward and backward: its
-row of the mask is set to allow all keys, so that its softmax is finite, and its output is then set to zero.
+If a query may attend to no key (padding on the left), its output and its gradients are zero in every dtype: its row of
+the mask is set to allow all keys, so that its softmax is finite, and its output is then set to zero.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class AttentionMask:
 
     Attributes:
         allowed: bool, True if the query may attend to the key, or float, added to the scores; (B or 1, H or 1, T, S).
-            None: every key is allowed, or `causal` is set.
+            None if every key is allowed, or if `causal` is set.
         empty: (B or 1, H or 1, T, 1), True for queries that may attend to no key; their rows of `allowed` allow all.
             None if there are no such queries.
         causal: plain causal order with T == S, which PyTorch's kernels implement without a mask.
@@ -82,8 +82,8 @@ def build_mask(attention_mask: Tensor | None, x: Tensor, past: int, explicit: bo
 def _read_4d(mask: Tensor, x: Tensor, total: int) -> AttentionMask:
     if mask.shape[0] not in (1, x.shape[0]) or mask.shape[2:] != (x.shape[1], total):
         raise RequestError(
-            f"attention_mask has shape {tuple(mask.shape)}; its last two sizes must be new tokens and cached plus new "
-            f"ones, {(x.shape[1], total)}, its first the batch, {x.shape[0]}, or 1"
+            f"attention_mask has shape {tuple(mask.shape)}; its last two sizes must be the new tokens and all tokens, "
+            f"{(x.shape[1], total)}; its first size must be the batch, {x.shape[0]}, or 1"
         )
     if mask.dtype == torch.bool:
         return _fill_empty_rows(mask, ~mask)
@@ -138,7 +138,7 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float)
 def attend_by_length(
     q: Tensor, k: Tensor, v: Tensor, rope: LengthRotation, mask: AttentionMask, dropout: float, weights: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """`attend` for rope types whose keys are rotated by the query's frequencies: once per run of equal frequencies."""
+    """Calls `attend` for each run of queries with equal frequencies, for rope types that depend on the length."""
     parts = [
         attend(rotate(q[:, :, part], q_angles), rotate(k, k_angles), v, mask.queries(part), dropout, weights)
         for part, q_angles, k_angles in rope

@@ -20,8 +20,8 @@ from puna.model.outputs import BaseModelOutputWithPast
 class TorchBackend:
     """Implements `puna.backend.Backend` with a `LlamaForCausalLM` on any device and in any dtype.
 
-    Chunks run one at a time, so a chunk's logits do not depend on the rest of the batch. Splitting a prompt into
-    other chunks changes them only by rounding.
+    Chunks run one at a time, so a chunk's logits do not depend on the rest of the batch. Splitting a prompt
+    differently changes its logits only by rounding.
 
     Args:
         model: the model, which is put into evaluation mode.
@@ -67,7 +67,7 @@ class TorchBackend:
         """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).
 
         Raises:
-            RequestError: if a chunk starts beyond its cache or has an id outside the vocabulary. No cache has changed.
+            RequestError: if a chunk starts beyond its cache or has an id outside the vocabulary; caches are unchanged.
         """
         check_batch(batch, self.config.vocab_size, {slot: cache.length for slot, cache in self._caches.items()})
         rows = [self._run(chunk) for chunk in batch]

@@ -2,8 +2,8 @@
 
 Legend: B batch, T new tokens, S cached tokens, K kv heads, E head width.
 
-A cache is immutable: forward returns a longer one, so that one prefix can be continued several times. It is also the
-tuple of tuples of Hugging Face's documentation: `cache[layer]` is `(keys, values)`.
+A cache is immutable: forward returns a longer one, so that one prefix can be continued several times. It is a
+tuple of tuples, as in Hugging Face's documentation: `cache[layer]` is `(keys, values)`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
 
     Args:
         layers: per layer (keys, values).
-        positions: (B, S), of the cached tokens; used only by dynamic and longrope, where None means 0, 1, ... and is an
-            error if there is padding.
+        positions: (B, S), the positions of the cached tokens; only dynamic and longrope use them. None means 0, 1, ...,
+            and is an error if there is padding.
     """
 
     positions: Tensor | None
@@ -76,7 +76,7 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
         return self[layer_idx][0].shape[2] if self else 0
 
     def check_positions(self, new: Tensor, attention_mask: Tensor | None) -> None:
-        """Checks a cache without positions, for rope types that need them: they must be 0, 1, ..., without padding.
+        """Checks a cache without positions, if the rope type needs them: its tokens must be at 0, 1, ..., unpadded.
 
         Args:
             new: (B, T), the positions of the new tokens.
@@ -127,7 +127,7 @@ register_node(KVCache, _children, lambda children: KVCache(**children))
 def extend(past: tuple[Tensor, Tensor] | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Appends a layer's new keys and values, (B, K, T, E), to its cached ones, (B, K, S, E).
 
-    Copying moves 2 x cache bytes per decoded token, little compared with the weights, and lets gradients flow.
+    Copying moves 2 x cache bytes per decoded token, few compared with the weights. It lets gradients flow.
     """
     if past is None:
         return k, v

@@ -24,7 +24,7 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Labels of -100 are ignored. If all labels are ignored, the loss is 0, because NaN would ruin a training run.
 
     Raises:
-        RequestError: if labels have another shape or type, or (checked on the CPU) are outside the vocabulary.
+        RequestError: if labels have an invalid shape or type, or (checked only on the CPU) are outside the vocabulary.
     """
     check_classes(labels, tuple(logits.shape[:2]), logits.shape[2])
     targets = labels[:, 1:].flatten().to(logits.device, torch.long)
@@ -83,7 +83,7 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
         result only by rounding.
 
         Args:
-            labels: (B, T), unshifted like `input_ids`, -100 to ignore a position; needs the logits of all tokens.
+            labels: (B, T), aligned with `input_ids`; -100 ignores a position. Needs the logits of all tokens.
             logits_to_keep: number of last tokens whose logits are computed (0: all), or indices (kept,) of the tokens.
             num_logits_to_keep: the older name of `logits_to_keep`.
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_attentions,

@@ -84,14 +84,14 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
         """
         tokens = states.shape[1]
         if attention_mask is not None and attention_mask.dim() == 2:
-            real = attention_mask[:, -tokens:].bool()
+            not_padding = attention_mask[:, -tokens:].bool()
         elif input_ids is not None and self.config.pad_token_id is not None:
-            real = input_ids != self.config.pad_token_id
+            not_padding = input_ids != self.config.pad_token_id
         else:
-            real = states.new_ones(states.shape[:2], dtype=torch.bool)
+            not_padding = states.new_ones(states.shape[:2], dtype=torch.bool)
         index = torch.arange(tokens, device=states.device)
-        last = (index * real.to(states.device)).max(dim=1).values
-        return torch.where(real.any(dim=1).to(states.device), last, tokens - 1)
+        last = (index * not_padding.to(states.device)).max(dim=1).values
+        return torch.where(not_padding.any(dim=1).to(states.device), last, tokens - 1)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits = logits.float()

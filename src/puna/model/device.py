@@ -10,7 +10,7 @@ import torch
 from puna.errors import BackendError, RequestError
 
 DeviceLike = torch.device | str | int
-"""A device as PyTorch accepts it; a number is the index of an accelerator."""
+"""A device in any form that PyTorch accepts; a number is the index of an accelerator."""
 
 
 def open_device(name: DeviceLike, argument: str) -> torch.device:

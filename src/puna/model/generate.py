@@ -1,7 +1,7 @@
 """`model.generate()`: a plain decoding loop in PyTorch, with the arguments of Hugging Face's method.
 
-It does not use the engine. A batch is a rectangle padded on the left; rows that have ended are filled with the padding
-token until all have ended.
+It does not use the engine. Prompts are padded on the left to the same length; rows that have ended are filled with the
+padding token until all rows have ended.
 """
 
 from __future__ import annotations
@@ -87,23 +87,23 @@ def generate(
     """Continues each row of the prompt, greedily or by sampling.
 
     Args:
-        inputs: (B, T) ids of the prompt; `input_ids` is another name. Without a prompt, the text starts with bos.
-        generation_config: settings for which no argument is given; by default the model's.
+        inputs: (B, T) ids of the prompt; `input_ids` is an alias. Without a prompt, the text starts with bos.
+        generation_config: settings used where no argument is given; by default the model's configuration.
         logits_processor: functions that change the logits, called after the penalties and before the temperature.
         stopping_criteria: functions that return which rows have ended, called after each token.
         streamer: receives the prompt and each token; transformers' streamers accept only one row.
         attention_mask: (B, T), 0 for padding, which must be on the left. By default, tokens equal to the pad token are
-            padding, unless that is also an eos token. The mask also covers cached tokens that are not in `inputs`.
+            padding, unless it is also an eos token. Cached tokens that are not in `inputs` need columns, too.
         inputs_embeds: (B, T, D) in place of the ids; the result then contains only the new tokens.
-        past_key_values: cache of the first tokens of `inputs`, or of tokens before them that the mask also covers.
-        max_length: maximum tokens in prompt and answer; max_new_tokens: in the answer, takes precedence.
+        past_key_values: cache of the first tokens of `inputs`, or of tokens before them, which the mask must cover.
+        max_length: maximum tokens in prompt and answer; max_new_tokens, in the answer only, takes precedence.
         min_new_tokens: minimum tokens in the answer; eos tokens are forbidden until then.
         do_sample, temperature, top_k, top_p, min_p, repetition_penalty: as in `GenerationConfig`.
-        num_return_sequences: number of texts per prompt, only with sampling; they are adjacent in the result.
+        num_return_sequences: number of texts per prompt (above 1 only with sampling), adjacent in the result.
         num_beams: must be 1, since beam search is not supported.
-        pad_token_id: fills ended rows (default: the configuration's, else the first eos); bos_token_id, eos_token_id.
+        pad_token_id: fills rows that have ended (default: first eos); bos_token_id, eos_token_id: start and end a text.
         use_cache: keep keys and values between steps instead of computing them again.
-        return_dict_in_generate: return a `GenerateOutput`; output_scores: with the logits of each choice.
+        return_dict_in_generate: return a `GenerateOutput`; output_scores: include the logits of each choice.
         seed: makes sampling repeatable; generator: random generator; without both, PyTorch's global one is used.
         others: arguments of transformers that are not supported; only values that disable them are accepted.
 
@@ -166,7 +166,7 @@ def _read_prompt(
 
 
 def _check_mask(mask: Tensor, rows: int, tokens: int, past: int) -> None:
-    """Raises RequestError unless the mask covers the prompt, or cached tokens before the prompt and the prompt."""
+    """Raises RequestError unless the mask covers the prompt, or cached tokens and the prompt, which ends unpadded."""
     if mask.dim() != 2 or mask.shape[0] != rows or mask.shape[1] not in (tokens, past + tokens):
         raise RequestError(
             f"attention_mask has shape {tuple(mask.shape)}; it must be 2-D, a row for each of {rows} prompts and a "
@@ -187,7 +187,7 @@ def _infer_mask(settings: GenerationConfig, ids: Tensor, tokens: int) -> Tensor:
 def _answer_limit(settings: GenerationConfig, tokens: int, total: int, context: int) -> int:
     """Returns the maximum number of tokens of the answer.
 
-    `tokens` counts the ids of the prompt, `total` also embeddings and cached tokens, which must fit the context too.
+    `tokens` counts the ids of the prompt; `total` also counts embeddings and cached tokens.
     """
     if settings.max_new_tokens is not None:
         if total + settings.max_new_tokens > context:
@@ -247,7 +247,7 @@ def _decode(
 def _adjust(
     logits: Tensor, ids: Tensor, step: int, settings: GenerationConfig, processors: Sequence[LogitsProcessor]
 ) -> Tensor:
-    """Applies the penalties, the caller's processors, and when sampling the temperature and filters."""
+    """Applies the penalties and the caller's processors; for sampling, also the temperature and filters."""
     if settings.repetition_penalty != 1.0:
         logits = penalise_repetition(logits, ids, settings.repetition_penalty)
     if settings.min_new_tokens is not None and step < settings.min_new_tokens and settings.eos_token_ids:
@@ -258,7 +258,7 @@ def _adjust(
 
 
 def _ended_rows(ids: Tensor, logits: Tensor, eos: tuple[int, ...], criteria: Sequence[StoppingCriterion]) -> Tensor:
-    """Returns which rows end with their last token, (rows,)."""
+    """Returns for each row whether its last token ends it: bool, (rows,)."""
     ended = torch.isin(ids[:, -1], torch.tensor(eos, device=ids.device, dtype=ids.dtype))
     for criterion in criteria:
         ended = ended | torch.as_tensor(criterion(ids, logits), device=ids.device)

@@ -154,12 +154,12 @@ class LlamaModel(LlamaPreTrainedModel):
 
         Args:
             input_ids: (B, T) token ids. Exactly one of `input_ids` and `inputs_embeds` must be given.
-            attention_mask: (B, S), 0 for padding; or (B, 1, T, S), bool or added to the scores, including causal order.
-            position_ids: (B, T) or (1, T); by default past, past + 1, ..., even if the mask has padding.
+            attention_mask: (B, S), 0 for padding; or (B, 1, T, S), bool or float, which must include causal order.
+            position_ids: (B, T) or (1, T); by default counted from the cached tokens on, including padding.
             past_key_values: the cache returned by an earlier call, or a tuple of (keys, values) per layer.
             inputs_embeds: (B, T, D) in place of `input_ids`.
-            use_cache, output_attentions, output_hidden_states, return_dict: select what is returned; by default as in
-                the configuration. In training with gradient checkpointing, no cache is returned.
+            use_cache, output_attentions, output_hidden_states, return_dict: select the outputs; by default as in the
+                configuration. In training with gradient checkpointing, no cache is returned.
 
         Raises:
             RequestError: if the inputs do not match each other or the model.
@@ -246,7 +246,7 @@ class LlamaModel(LlamaPreTrainedModel):
         past: tuple[Tensor, Tensor] | None,
         weights: bool,
     ) -> LayerOutput:
-        """Runs a layer, in training possibly with gradient checkpointing: backward recomputes its activations."""
+        """Runs a layer; with gradient checkpointing, the backward pass recomputes its activations."""
         if self._recompute:
             # Re-entrant checkpointing would lose the gradients if the embeddings are frozen, as with LoRA.
             recomputed: LayerOutput = checkpoint(layer, x, rope, mask, past, weights, use_reentrant=False)

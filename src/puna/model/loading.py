@@ -29,7 +29,7 @@ _HEADS = {"lm": "lm_head.weight", "classification": "score.weight", "none": None
 
 
 def choose_dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:
-    """Returns float32 for None; for "auto", the type in which the weights are stored, or float32 if quantised."""
+    """Converts `dtype`: None means float32, "auto" the type of the stored weights (float32 if quantised)."""
     if isinstance(dtype, torch.dtype):
         return dtype
     name = dtype or "float32"
@@ -50,7 +50,7 @@ def load(
 
     Raises:
         CheckpointError: if any other tensor is missing, superfluous or of another shape. This happens only if `config`
-            is not the checkpoint's.
+            is not the checkpoint's own configuration.
     """
     with torch.device("meta"):
         model = kind(config)
@@ -76,9 +76,9 @@ def _compare(kind: type[Model], checkpoint: Checkpoint, expected: dict[str, tupl
     unused_head = stored_head if model_head != stored_head and stored_head in stored else None
     missing = sorted(expected.keys() - stored.keys() - {new_head})
     extra = sorted(stored.keys() - expected.keys() - {unused_head})
-    other = [name for name in expected.keys() & stored.keys() if expected[name] != stored[name]]
-    if missing or extra or other:
-        shapes = [f"{name} is {stored[name]} instead of {expected[name]}" for name in sorted(other)]
+    mismatches = [name for name in expected.keys() & stored.keys() if expected[name] != stored[name]]
+    if missing or extra or mismatches:
+        shapes = [f"{name} is {stored[name]} instead of {expected[name]}" for name in sorted(mismatches)]
         raise CheckpointError(
             f"{checkpoint.path} does not match the given configuration. Missing: {missing[:5]}; superfluous: "
             f"{extra[:5]}; of another shape: {shapes[:5]}. Use the checkpoint's own configuration"

@@ -1,7 +1,7 @@
 """Outputs of the models: dataclasses that, like Hugging Face's, can also be read as tuples and dictionaries.
 
-`out.logits`, `out["logits"]`, `out[0]`, `out[:2]` and `out.to_tuple()` all work. The last four skip fields that are
-None, so `out[0]` is the loss if labels were given, else the logits.
+`out.logits`, `out["logits"]`, `out[0]`, `out[:2]` and `out.to_tuple()` all work. All except `out.logits` skip fields
+that are None, so `out[0]` is the loss if labels were given, else the logits.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def _require_grad(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) ->
 def new_embedding(rows: int, width: int, padding_idx: int | None) -> nn.Embedding:
     """Returns an embedding with uninitialised weights.
 
-    `nn.Embedding(rows, width)` initialises them, which on the meta device makes PyTorch import its compiler (2.5 s).
+    `nn.Embedding(rows, width)` initialises weights, which on the meta device makes PyTorch import its compiler (2.5 s).
     """
     empty = torch.empty(rows, width)
     embedding: nn.Embedding = nn.Embedding.from_pretrained(empty, False, padding_idx)  # type: ignore[no-untyped-call]
@@ -61,7 +61,7 @@ class LlamaPreTrainedModel(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        config.validate()  # fields may have been assigned since its construction
+        config.validate()  # fields may have been assigned after its construction
         self.config = config
         self.name_or_path = ""
         self.generation_config = GenerationConfig.from_model_config(config)
@@ -102,7 +102,7 @@ class LlamaPreTrainedModel(nn.Module):
         force_download: bool = False,
         local_files_only: bool = False,
     ) -> Self:
-        """Loads a model from a Hugging Face folder, a GGUF file or the hub; it is in evaluation mode.
+        """Loads a model from a Hugging Face folder, a GGUF file or the hub, in evaluation mode.
 
         A head that the checkpoint lacks is initialised at random, with a warning.
 
@@ -112,7 +112,7 @@ class LlamaPreTrainedModel(nn.Module):
             dtype: type of the weights in memory: float32 by default, "auto" for the type they are stored in (float32 if
                 they are quantised); `torch_dtype` is the older name.
             device: the device of the weights; the CPU by default.
-            device_map: the form of `device` in transformers: its name, {"": name}, or "auto" (a GPU if there is one).
+            device_map: transformers' form of `device`: a name, {"": name}, or "auto" (a GPU if there is one).
             low_cpu_mem_usage: has no effect: weights are never held twice.
             attn_implementation: "sdpa" (default) or "eager".
             num_labels, id2label, label2id, problem_type: settings of a classification head, which replace those of the
@@ -202,7 +202,7 @@ class LlamaPreTrainedModel(nn.Module):
         return cls.head == "lm"
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Returns the number of parameters; tied ones count once, `exclude_embeddings` also excludes a tied head."""
+        """Returns the number of parameters; tied weights count once. `exclude_embeddings` also excludes a tied head."""
         excluded = self.get_input_embeddings().weight if exclude_embeddings else None
         parameters = (p for p in self.parameters() if p is not excluded)
         return sum(p.numel() for p in parameters if p.requires_grad or not only_trainable)

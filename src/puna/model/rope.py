@@ -7,7 +7,7 @@ rotations are computed in float32 for every dtype, as in Meta's code.
 There are two cases:
 
 * default, linear, yarn, llama3: the frequencies are fixed. Keys are rotated once and cached rotated (`Rotation`).
-* dynamic, longrope: the frequencies depend on the length of the context. The query at position p uses those of length
+* dynamic, longrope: the frequencies depend on the length of the context. The query at position p uses those for length
   p + 1, for itself and for every key it attends to, so keys are cached unrotated (`LengthRotation`). A token's result
   then depends only on the tokens before it: not on the rest of the batch, on how the prompt is split into chunks, or on
   earlier prompts. (transformers uses one length for all tokens of a call, and does not update cached keys.)
@@ -59,7 +59,7 @@ class LengthRotation:
 
 
 def angles(positions: Tensor, inv_freq: Tensor, scaling: float) -> Angles:
-    """Returns cos and sin of positions (B, tokens) * inv_freq (E/2) or (B, 1, E/2)."""
+    """Returns the scaled cos and sin of positions, (B, tokens), times inv_freq, (E/2) or (B, 1, E/2)."""
     phase = positions[:, :, None].float() * inv_freq  # (B, tokens, E/2)
     phase = phase[:, None]  # (B, 1, tokens, E/2)
     return phase.cos() * scaling, phase.sin() * scaling
@@ -88,7 +88,7 @@ class LlamaRotaryEmbedding(nn.Module):
         self.register_buffer("inv_freq", inv_freq, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LlamaRotaryEmbedding:
-        """Moves the frequencies with the model, but keeps float32: `model.to(bfloat16)` must not round them."""
+        """Moves the frequencies with the model, but keeps them in float32: `model.to(bfloat16)` must not round them."""
         float32 = self.inv_freq
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.inv_freq = float32.to(self.inv_freq.device)
@@ -102,7 +102,7 @@ class LlamaRotaryEmbedding(nn.Module):
         return LengthRotation(tuple(self._runs(positions)), positions, keys, self.scaling)
 
     def _runs(self, positions: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Splits the queries at positions (B, T) where the frequencies of any row change."""
+        """Splits the queries, which have positions (B, T), wherever the frequencies of any row change."""
         lengths = positions + 1  # (B, T)
         # Queries in the same group have equal frequencies.
         group = lengths > self.original if self.kind == "longrope" else lengths.clamp(min=self.original)
@@ -160,12 +160,12 @@ def _yarn(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, float]
     theta, width, factor = settings["rope_theta"], config.head_dim, settings["factor"]
     original = settings["original_max_position_embeddings"]
 
-    def pair_turning(times: float) -> float:
-        """Returns the (fractional) index of the pair that rotates `times` times in the original context."""
-        return width * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
+    def pair_index(turns: float) -> float:
+        """Returns the (fractional) index of the pair that rotates `turns` times in the original context."""
+        return width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = pair_turning(settings.get("beta_fast", 32.0))
-    high = pair_turning(settings.get("beta_slow", 1.0))
+    low = pair_index(settings.get("beta_fast", 32.0))
+    high = pair_index(settings.get("beta_slow", 1.0))
     if settings.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
@@ -192,8 +192,8 @@ def _yarn_scaling(settings: dict[str, Any]) -> float:
 def _longrope(settings: dict[str, Any], config: LlamaConfig) -> tuple[Tensor, float]:
     """LongRoPE (arXiv:2402.13753): one factor per pair, in two sets: for contexts up to the original one, and longer.
 
-    Returns the frequencies as (2, E/2): short, long; or as (E/2) if both sets are equal, which is the configuration
-    read from a GGUF file with one divisor per frequency. `LlamaConfig` has set `attention_factor`.
+    Returns the frequencies as (2, E/2): short, long; or as (E/2) if both sets are equal, as in configurations
+    read from GGUF files with one divisor per frequency. `LlamaConfig` has already set `attention_factor`.
     """
     factors = torch.tensor([settings["short_factor"], settings["long_factor"]], dtype=torch.float32, device="cpu")
     inv_freq = 1.0 / (factors * _powers(settings["rope_theta"], config.head_dim))

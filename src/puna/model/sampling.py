@@ -27,7 +27,7 @@ def forbid(logits: Tensor, tokens: tuple[int, ...]) -> Tensor:
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keeps the k most likely tokens, and any that are as likely as the last of them."""
+    """Keeps the k most likely tokens, and all tokens tied with the k-th."""
     if k >= logits.shape[-1]:
         return logits
     threshold = logits.topk(k, dim=-1).values[:, -1:]  # (rows, 1)
@@ -46,7 +46,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Keeps the tokens that are at least p times as likely as the most likely one (arXiv:2407.01082)."""
+    """Keeps tokens with at least p times the probability of the most likely token (arXiv:2407.01082)."""
     probabilities = logits.softmax(dim=-1)
     return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), float("-inf"))
 
