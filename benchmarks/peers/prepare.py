@@ -1,4 +1,4 @@
-"""Creates missing models of the selected blocks. Each step runs in the virtual environment with the necessary tools."""
+"""Creates the missing models of the selected comparisons. Each step uses the virtual environment with its tools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Rig:
     """Creates model files under `models`.
 
     Args:
-        models: folder with one folder for each shape.
+        models: folder with one folder for each model shape ("smollm2", "1.1b", ...).
         peers: folder of the virtual environments that `make peers` installed.
         root: folder that contains this package, for PYTHONPATH.
         original: GGUF file of SmolLM2 (Q4_1).
@@ -25,7 +25,7 @@ class Rig:
         self._models, self._peers, self._root, self._original = models, peers, root, original
 
     def prepare(self, blocks: Iterable[Block]) -> None:
-        """Creates the missing models of the blocks' runners."""
+        """Creates the models that the engines of these comparisons load, if they are missing."""
         for block in blocks:
             for runner in block.runners:
                 if block.shape and not (self._models / block.shape / runner.file).exists():

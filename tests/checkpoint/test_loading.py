@@ -302,7 +302,7 @@ def test_an_index_that_differs_from_its_files_is_refused(tmp_path: Path) -> None
     weight_map = json.loads(index.read_text())["weight_map"]
     files = sorted(set(weight_map.values()))
     for invalid_map, message in (
-        (
+        (  # the index assigns the tensor to the other of the two files
             weight_map | {"model.norm.weight": files[weight_map["model.norm.weight"] == files[0]]},
             "which is in .* according to the index",
         ),

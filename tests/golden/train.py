@@ -3,9 +3,9 @@
 Usage: python -m tests.golden.train [FOLDER]   (default: checkpoint/ next to this file, which must not exist)
 
 Takes about 40 seconds on one core. The seed is fixed, but another processor or another release of PyTorch rounds
-differently and yields other weights, so expect.py must be run after each training. The reference package of each format
-writes its files: transformers (model.safetensors and config.json; release 4.34.1 writes the tokenizer's files),
-torch.save, gguf and sentencepiece.
+differently and yields other weights, so expect.py must be run after each training. The reference package of each
+format writes its file: transformers model.safetensors and config.json, transformers 4.34.1 the other files of the
+tokenizer, sentencepiece tokenizer.model, torch.save Meta's weights, and gguf the GGUF file.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def model_config() -> transformers.LlamaConfig:
     )
 
 
-def write_tokenizer_files(model: Path, folder: Path) -> None:
+def write_tokenizer_files(tokenizer: Path, folder: Path) -> None:
     """Writes tokenizer.json and the other files of LlamaTokenizerFast with transformers 4.34.1."""
-    job = {"folder": str(model.parent), "cls": "LlamaTokenizerFast", "save": str(folder)}
+    job = {"folder": str(tokenizer.parent), "cls": "LlamaTokenizerFast", "save": str(folder)}
     python = ROOT / ".oracles/4.34.1/bin/python"
     script = ROOT / "tests/oracles/read_tokenizer.py"
     subprocess.run(
@@ -115,7 +115,7 @@ def gguf_vocabulary(tokenizer: Path) -> dict[str, Any]:
     """Returns the tokenizer's GGUF metadata, as llama.cpp's converter writes it."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
     ids = range(processor.get_piece_size())
-    kinds = {0: 2, 1: 3, 2: 3}  # unknown 2, control 3, byte 6, normal 1
+    kinds = {0: 2, 1: 3, 2: 3}  # token types: 1 normal, 2 unknown, 3 control, 6 byte
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": [processor.id_to_piece(i) for i in ids],

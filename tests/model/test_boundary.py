@@ -96,7 +96,7 @@ def test_the_fields_of_a_configuration_are_checked_when_a_model_is_built(
         kind(config)
 
 
-# ---- tuples as caches of unrotated keys, which need positions
+# ---- plain tuples as caches: if the cached keys are unrotated and there is padding, the tuple lacks their positions
 
 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=8)])
@@ -153,6 +153,7 @@ def test_errors_name_the_prompt_argument(model: LlamaForCausalLM, arguments: dic
 
 @pytest.mark.parametrize("width", [3, 6, 8, 10, 12])
 def test_a_mask_with_a_cache_must_cover_the_ids_or_cached_tokens_and_ids(model: LlamaForCausalLM, width: int) -> None:
+    """Two widths are valid: the number of ids, and the number of cached tokens plus the number of ids."""
     with torch.no_grad():
         cache = model(IDS[:, :4]).past_key_values
     with pytest.raises(RequestError, match=rf"attention_mask has shape \(2, {width}\).*7 tokens.*4 cached"):

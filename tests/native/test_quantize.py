@@ -1,4 +1,4 @@
-"""Quantising rows: errors at most those of ggml, bit-identical results for all threads and kernels, error messages."""
+"""Quantising rows: errors at most those of ggml, the same bytes for all thread counts and kernels, error messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS, COLUMNS = 6, 768
 
 SCALE_ROUNDING = 2.0**-21
 """Squared error, relative to the squared values, that rounding a scale and a minimum to float16 may add: (2^-11)^2
-each. There is no other error if values are constant or one outlier dominates."""
+each. For constant values, or if one outlier dominates, it is the only error."""
 
 
 def sample_values(kind: str, columns: int = COLUMNS) -> np.ndarray:
@@ -62,7 +62,7 @@ def squared_error(x: np.ndarray, values: np.ndarray, weights: np.ndarray | float
 @pytest.mark.parametrize("name", SIMPLE)
 def test_simple_formats_have_the_same_bytes_as_in_ggml(name, kind):
     quants, gguf = pytest.importorskip("gguf.quants"), pytest.importorskip("gguf")
-    x = sample_values(kind, 736)  # 23 blocks: the last group of 16 is not full
+    x = sample_values(kind, 736)  # 23 blocks; kernels quantise 16 at once, so the last group is not full
     assert (quantise_f32(x, name) == quants.quantize(x, gguf.GGMLQuantizationType[name.upper()])).all()
 
 
