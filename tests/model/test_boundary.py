@@ -152,7 +152,7 @@ def test_errors_name_the_prompt_argument(model: LlamaForCausalLM, arguments: dic
 
 
 @pytest.mark.parametrize("width", [3, 6, 8, 10, 12])
-def test_a_mask_with_a_cache_must_cover_the_ids_or_cached_tokens_and_ids(model: LlamaForCausalLM, width: int) -> None:
+def test_the_width_of_a_mask_with_a_cache_is_checked(model: LlamaForCausalLM, width: int) -> None:
     """Two widths are valid: the number of ids, and the number of cached tokens plus the number of ids."""
     with torch.no_grad():
         cache = model(IDS[:, :4]).past_key_values

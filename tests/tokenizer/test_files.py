@@ -104,8 +104,8 @@ def test_flags_in_the_configuration(folder, byte_level_json, sp_model):
 
 
 @pytest.mark.parametrize(("name", "honoured"), [("LlamaTokenizerFast", True), ("PreTrainedTokenizerFast", False)])
-def test_bos_and_eos_with_a_literal_pipeline(byte_level_json, tmp_path, name, honoured):
-    """As in transformers 4.34.1, only the Llama classes rebuild the post-processor from these flags."""
+def test_only_llama_classes_apply_add_bos_token_to_tokenizer_json(byte_level_json, tmp_path, name, honoured):
+    """As in transformers 4.34.1, the other classes keep the post-processor of the file."""
     shutil.copy(byte_level_json / "tokenizer.json", tmp_path)
     config = json.loads((byte_level_json / "tokenizer_config.json").read_text())
     write_json(tmp_path / "tokenizer_config.json", config | {"tokenizer_class": name, "add_bos_token": True})

@@ -10,7 +10,7 @@ from typing import Any
 
 from puna.checkpoint import Checkpoint
 from puna.checkpoint.weight import RowSource
-from puna.convert.calibration import WINDOW, quantized_for_calibration
+from puna.convert.calibration import WINDOW, CalibrationText, quantized_for_calibration
 from puna.convert.lazy_rows import PIECE, RELEASE_EVERY
 from puna.convert.options import Layout, Options
 from puna.convert.prefetch import QUEUED
@@ -70,7 +70,7 @@ def make_plan(
     options: Options,
     target: Target,
     unfinished: Container[str],
-    calibrate: bool,
+    text: CalibrationText | None,
     verify: bool,
 ) -> Plan:
     """Returns the plan of writing `target`.
@@ -78,11 +78,12 @@ def make_plan(
     Args:
         source, edited: the model before and after the edits that the options request.
         unfinished: names of the files that are still to be written.
-        calibrate, verify: whether models will run for these steps, which needs memory.
+        text: the text on which the source will run to calibrate, which needs memory; None without calibration.
+        verify: whether both models will run, which needs memory.
     """
     total = sum(file.bytes for file in target.files)
     tokenizer = _TOKEN * source.config.vocab_size
-    model_memory = _model_memory(source, total, calibrate, verify)
+    model_memory = _model_memory(source, total, text is not None, verify)
     return Plan(
         source=str(source.path),
         target=str(destination),
@@ -96,7 +97,7 @@ def make_plan(
         before=_count_formats(source.tensors),
         formats=_count_formats(target.tensors),
         fallbacks=dict(target.fallbacks),
-        notes=_notes(source, edited, target),
+        notes=[*_notes(source, edited, target), *(() if text is None else text.notes)],
         llama_version=target.llama_version,
     )
 

@@ -145,8 +145,7 @@ def convert(
     started = time.perf_counter()
     with resumable_staging(destination, model_record(checkpoint, options, text)) as folder:
         unfinished = {file.name for file in output.files if not (folder / file.name).exists()}
-        plan = make_plan(checkpoint, edited, destination, options, output, unfinished, text is not None, verify)
-        plan.notes.extend(() if text is None else text.notes)
+        plan = make_plan(checkpoint, edited, destination, options, output, unfinished, text, verify)
         check_space(plan, destination)
         on_plan(plan)
         if text is not None:

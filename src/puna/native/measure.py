@@ -9,7 +9,7 @@ from puna.errors import BackendError
 from puna.native.library import NativeMachine, chosen_kernels, default_threads, load_library
 
 CORES_OK = 0.85
-"""`cores_ok` needs this speed per thread with all threads running, as a fraction of the speed of one thread alone."""
+"""Minimum for `cores_ok`: speed per thread when all threads run, as a fraction of the speed of one thread alone."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """`Input` (texts to encode), `Encoding` (one encoded sequence) and `BatchEncoding` (a dictionary of columns).
 
-Truncation and padding do not copy: an `Encoding` refers to the columns that the engine produced, and records the
-indexes of the tokens that truncation kept.
+Truncation and padding do not copy: an `Encoding` refers to the columns from `tokenizers` or SentencePiece, and
+records the indexes of the tokens that truncation kept.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class SlowColumns:
 
 @dataclass(frozen=True)
 class Encoding:
-    """One sequence: the engine's columns, the indexes of the kept tokens (None: all), and the padding on each side."""
+    """One sequence: its `Columns`, the indexes of the kept tokens (None: all), and the padding on each side."""
 
     columns: Columns
     kept: tuple[int, ...] | None = None
@@ -234,7 +234,7 @@ class BatchEncoding(UserDict[str, Any]):
         return self._encodings[batch_index]
 
     def _sequence_and_index(self, first: int, second: int | None, method: str) -> tuple[Encoding, int]:
-        """Reads the arguments of a method: `(index)` in the first sequence, or `(batch, index)`."""
+        """Reads the arguments of a method: `(index)` for batch item 0, or `(batch, index)`."""
         return self._sequence(0 if second is None else first, method), first if second is None else second
 
     def tokens(self, batch_index: int = 0) -> list[str]:
@@ -254,29 +254,29 @@ class BatchEncoding(UserDict[str, Any]):
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """The token that covers a character: `(char)` of the first sequence, or `(batch, char)`."""
+        """The token that covers a character; pass `(char)` for batch item 0, or `(batch, char)`."""
         sequence, char = self._sequence_and_index(batch_or_char_index, char_index, "char_to_token")
         return sequence.char_to_token(char, sequence_index)
 
     def token_to_chars(self, batch_or_token_index: int, token_index: int | None = None) -> CharSpan | None:
-        """The characters of a token: `(token)` of the first sequence, or `(batch, token)`; None if special."""
+        """The characters of a token, None if special; pass `(token)` for batch item 0, or `(batch, token)`."""
         sequence, token = self._sequence_and_index(batch_or_token_index, token_index, "token_to_chars")
         return CharSpan(*sequence.offsets[token]) if sequence.sequence_ids[token] is not None else None
 
     def token_to_word(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """The index of the word of a token: `(token)` of the first sequence, or `(batch, token)`."""
+        """The index of the word of a token; pass `(token)` for batch item 0, or `(batch, token)`."""
         sequence, token = self._sequence_and_index(batch_or_token_index, token_index, "token_to_word")
         return sequence.word_ids[token]
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """0 or 1 for the text of a pair that a token is from: `(token)` of the first sequence, or `(batch, token)`."""
+        """0 or 1 for the text of a pair that a token is from; pass `(token)` for batch item 0, or `(batch, token)`."""
         sequence, token = self._sequence_and_index(batch_or_token_index, token_index, "token_to_sequence")
         return sequence.sequence_ids[token]
 
     def word_to_tokens(
         self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
     ) -> TokenSpan | None:
-        """The tokens of a word: `(word)` of the first sequence, or `(batch, word)`."""
+        """The tokens of a word; pass `(word)` for batch item 0, or `(batch, word)`."""
         sequence, word = self._sequence_and_index(batch_or_word_index, word_index, "word_to_tokens")
         return sequence.word_to_tokens(word, sequence_index)
 

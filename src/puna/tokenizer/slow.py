@@ -4,7 +4,7 @@
 |-------------|----------------------------------------|---------------------------------------|---------------------|
 | "sp"        | are text by default                    | encoded separately, with prefix space | SentencePiece       |
 | "hf-legacy" | are tokens                             | encoded separately, with prefix space | transformers 4.34.1 |
-| "hf"        | are tokens                             | encoded without a prefix space        | transformers 4.34.1 |
+| "hf"        | are tokens                             | no space is added or removed          | transformers 4.34.1 |
 
 "hf-legacy" is `legacy=True`, the default of `LlamaTokenizer` in transformers; "hf" is `legacy=False`
 (github.com/huggingface/transformers/pull/24565). `load_tokenizer` uses "sp".

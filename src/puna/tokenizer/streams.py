@@ -38,12 +38,12 @@ class StreamingTokenizer(Protocol):
     """The method of a tokenizer that `StreamDecoder` needs."""
 
     def text_stream(self, skip_special_tokens: bool) -> TextStream:
-        """Returns a new stream that decodes as `decode` does by default."""
+        """Returns a new stream that decodes as `decode(ids, skip_special_tokens)` does."""
         ...
 
 
 class StreamDecoder:
-    """Decodes ids as they arrive: the texts of all `push(id)` and `finish()`, joined, equal `tokenizer.decode(ids)`.
+    """Decodes ids as they arrive: the texts of `push` and `finish`, joined, equal `decode(ids, skip_special_tokens)`.
 
     No returned text ends inside a character. U+FFFD represents only bytes that no later byte can make valid UTF-8.
     """
@@ -52,7 +52,7 @@ class StreamDecoder:
         self._stream = tokenizer.text_stream(skip_special_tokens)
 
     def push(self, index: int) -> str:
-        """Adds the next id; returns the text that no later id can change: often none for a part of a character.
+        """Adds the next id; returns the text that no later id can change, "" while a character is incomplete.
 
         Raises:
             TokenizerError: the vocabulary has no such id.
@@ -80,7 +80,7 @@ class _HoldStream(TextStream):
 
 
 class _BytesStream(TextStream):
-    """The decoder ByteLevel: ids are bytes of UTF-8. Invalid bytes become U+FFFD as Unicode 15, 3.9 recommends."""
+    """The ByteLevel decoder: tokens spell UTF-8 bytes. Invalid bytes become U+FFFD as in Unicode 15, section 3.9."""
 
     def __init__(self, token_of: Callable[[int], str | None]) -> None:
         self._token_of = token_of
@@ -100,7 +100,7 @@ class _BytesStream(TextStream):
 
 @dataclass
 class _ByteRunStream(TextStream):
-    """The decoder Replace, ByteFallback, Fuse, Strip of `tokenizers`: text, with runs of byte tokens in between.
+    """The decoder sequence Replace, ByteFallback, Fuse, Strip of `tokenizers`: text tokens and runs of byte tokens.
 
     If a run is not valid UTF-8, each of its bytes becomes U+FFFD. Runs are therefore held back until they end.
 
@@ -154,7 +154,7 @@ class CleanUpStream(TextStream):
     """Applies `clean_up` to another stream."""
 
     _PAIRS_IN_ARTEFACTS = frozenset(("n'", "'t", "'m", "'s", "'v", "ve", "'r", "re"))
-    """Pairs of characters without a space inside `_ARTEFACTS`; the text is not split between them."""
+    """Adjacent characters other than spaces in `_ARTEFACTS`, such as "n'" in " n't": never split there."""
 
     def __init__(self, inner: TextStream) -> None:
         self._inner = inner
@@ -240,7 +240,7 @@ def stream_for(
 
 
 def _replacements_and_strip(steps: list[dict[str, Any]]) -> tuple[list[tuple[str, str]], bool, int] | None:
-    """Reads the steps Replace..., ByteFallback, Fuse, Strip in this order, each optional; None for all other steps."""
+    """Reads [Replace...] [ByteFallback] [Fuse [Strip]], with ByteFallback or Fuse; None for any other sequence."""
     rest = list(steps)
     replacements = []
     while rest and rest[0]["type"] == "Replace" and "String" in rest[0]["pattern"]:

@@ -89,7 +89,7 @@ def llama_2_template(use_default_system_prompt: bool) -> str:
 
 
 def default_template(token_id: Callable[[str], int | None], use_default_system_prompt: bool) -> str:
-    """Returns `TokenizerBase.default_chat_template`; `token_id` returns the id of a token, or None."""
+    """Chooses the built-in template that fits the vocabulary; `token_id` returns the id of a token, or None."""
     if all(token_id(token) is not None for token in LLAMA_3_TOKENS):
         return LLAMA_3
     if token_id("</s>") is not None:
@@ -157,11 +157,12 @@ def apply_chat_template(
             transformers, a variable that the template does not use has no effect.
 
     Returns:
-        Ids as a list, a tensor of shape (1, tokens), text, or a `BatchEncoding`; for a list of conversations, a list.
+        Ids: a list, or with `return_tensors` a tensor (1, tokens); for several conversations, a list of lists or a
+        tensor (conversations, tokens). With `tokenize=False`, a text or a list; with `return_dict`, a `BatchEncoding`.
 
     Raises:
-        ChatTemplateError: there is no template, or it does not compile, fails, or refuses the conversation; or a
-            variable has a reserved name.
+        ChatTemplateError: there is no template; the template does not compile, fails to render, or refuses the
+            conversation; or a variable has a reserved name.
     """
     source = self.get_chat_template(chat_template, tools)
     not_empty = isinstance(conversation, (list, tuple)) and len(conversation) > 0
