@@ -35,7 +35,7 @@ def stored_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 
 def write_tiny(folder: Path, **changes: Any) -> Path:
-    """Writes a Hugging Face folder with rows of 256 values and a SentencePiece tokenizer of 420 pieces."""
+    """Writes a Hugging Face folder: matrices with rows of 256 values (one K-format block) or 512, and 420 pieces."""
     config = tiny_config(
         vocab_size=420, hidden_size=256, intermediate_size=512, num_attention_heads=16, num_key_value_heads=4, **changes
     )

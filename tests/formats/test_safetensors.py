@@ -1,4 +1,4 @@
-"""Compares safetensors files with the package safetensors, and refuses malformed files."""
+"""puna and the package safetensors read each other's files; puna refuses malformed files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_puna_and_safetensors_read_each_others_files(
         assert value.dtype == values[name].dtype and np.array_equal(value, values[name])
 
 
-def test_reading_returns_views_and_writing_holds_one_tensor_in_memory(tmp_path: Path) -> None:
+def test_reading_returns_views_and_writing_holds_at_most_two_tensors(tmp_path: Path) -> None:
     alive: list[int] = []
     maximum = 0
 

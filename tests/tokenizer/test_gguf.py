@@ -22,7 +22,7 @@ from tests.golden.files import LAYOUTS, TEXT, TOKENIZER
 from tests.helpers.vocabularies import CORPUS, random_texts, train_sentencepiece
 
 TEXTS = [*random_texts(200, seed=9), *CORPUS, "\n".join(CORPUS)]
-MERGED_TEXTS = ["Once upon a time", "Zoë said: é", "\n\n x  y"]
+SHORT_TEXTS = ["Once upon a time", "Zoë said: é", "\n\n x  y"]
 
 
 def write(path, model, tokens, types, **fields):
@@ -116,7 +116,7 @@ def test_the_stories_vocabulary(shared, tmp_path):
     path = write(tmp_path / "m.gguf", "llama", tokens, kinds, token_scores=scores, bos_token_id=1, eos_token_id=2)
     tokenizer = load_tokenizer(path)
     story = (shared / "fixtures/stories260K/expected_greedy_200steps.txt").read_text()
-    assert_merges_greedily(tokenizer, [story, *MERGED_TEXTS], pieces, scores)
+    assert_merges_greedily(tokenizer, [story, *SHORT_TEXTS], pieces, scores)
 
 
 def test_golden_vocabulary():
@@ -125,7 +125,7 @@ def test_golden_vocabulary():
     pieces = [processor.id_to_piece(index).replace("▁", " ") for index in range(512)]
     scores = [processor.get_score(index) for index in range(512)]
     story = TEXT.read_text().split("\n\n")[0]
-    assert_merges_greedily(load_tokenizer(LAYOUTS["gguf"]), [story, *MERGED_TEXTS], pieces, scores)
+    assert_merges_greedily(load_tokenizer(LAYOUTS["gguf"]), [story, *SHORT_TEXTS], pieces, scores)
 
 
 def assert_merges_greedily(tokenizer, texts, pieces, scores):
@@ -210,7 +210,7 @@ def digits_then_gpt_2(vocab, merges):
     return reference
 
 
-def test_smollm_splits_digits_then_like_gpt_2(byte_level_json):
+def test_smollm_splits_off_digits_and_then_splits_like_gpt_2(byte_level_json):
     fields = byte_level_fields(byte_level_json)
     vocab = {token: index for index, token in enumerate(fields["tokenizer.ggml.tokens"])}
     reference = digits_then_gpt_2(vocab, fields["tokenizer.ggml.merges"])

@@ -81,7 +81,7 @@ def _read_tokens(checkpoint: Checkpoint, path: Path) -> tuple[list[int], bool]:
         raise RequestError(f"{path} cannot be read: {exc.strerror}") from exc
 
 
-def quantized_for_calibration(checkpoint: Checkpoint) -> str | None:
+def calibration_format(checkpoint: Checkpoint) -> str | None:
     """Returns the format of the weights during the measurement; None means their stored formats.
 
     Plain weights are quantised to eight bits, which are fast and change the result by a fraction of a percent.
@@ -93,7 +93,9 @@ def quantized_for_calibration(checkpoint: Checkpoint) -> str | None:
 def measure_importance(
     checkpoint: Checkpoint, text: CalibrationText, threads: int | None, progress: Callable[[float], None]
 ) -> Importance:
-    """Returns the mean square of the inputs of each matrix on the text; windows of tokens are read independently.
+    """Returns the importance of each matrix's inputs; the model reads the text in independent windows.
+
+    The importance of an input is its mean square on the text, relative to the mean over the inputs of its matrix.
 
     Args:
         progress: called with the fraction of the text that was read.
@@ -102,7 +104,7 @@ def measure_importance(
 
     window = min(WINDOW, checkpoint.config.context_length)
     starts = range(0, len(text.ids), window)
-    quantize = quantized_for_calibration(checkpoint)
+    quantize = calibration_format(checkpoint)
     backend = NativeBackend(checkpoint.config, checkpoint.tensors, threads, slots=1, quantize=quantize)
     with backend.observing() as totals:
         for number, start in enumerate(starts):

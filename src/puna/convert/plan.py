@@ -10,7 +10,7 @@ from typing import Any
 
 from puna.checkpoint import Checkpoint
 from puna.checkpoint.weight import RowSource
-from puna.convert.calibration import WINDOW, CalibrationText, quantized_for_calibration
+from puna.convert.calibration import WINDOW, CalibrationText, calibration_format
 from puna.convert.lazy_rows import PIECE, RELEASE_EVERY
 from puna.convert.options import Layout, Options
 from puna.convert.prefetch import QUEUED
@@ -125,7 +125,7 @@ def _model_memory(source: Checkpoint, result: int, calibrate: bool, verify: bool
 
     tensors, sizes = source.tensors, [0]
     if calibrate:
-        sizes.append(packed_bytes(tensors, quantized_format(quantized_for_calibration(source), tensors)))
+        sizes.append(packed_bytes(tensors, quantized_format(calibration_format(source), tensors)))
     if verify:
         sizes += [packed_bytes(tensors, None), result]
     logits = 2 * 4 * WINDOW * source.config.vocab_size  # float32, and a copy

@@ -53,18 +53,20 @@ def check_instruct(source: Path, layout: str) -> int:
         TokenizerError: the tokenizer has a template or is not Llama 3's, or the layout cannot hold templates.
     """
     if layout == "meta":
-        raise TokenizerError("instruct adds a chat template, which Meta's layout cannot hold; leave it out")
+        raise TokenizerError("instruct adds a chat template, which Meta's layout cannot hold; convert without instruct")
     tokenizer = load_tokenizer(source)
     vocabulary = tokenizer.get_vocab()
     missing = sorted(set(LLAMA_3_TOKENS) - vocabulary.keys())
     if missing or tokenizer.chat_template is not None:
         flaw = f"lacks {missing[0]}" if missing else "has a chat template already"
-        raise TokenizerError(f"{source}: instruct adds Llama 3's chat template, but the tokenizer {flaw}; leave it out")
+        raise TokenizerError(
+            f"{source}: instruct adds Llama 3's chat template, but the tokenizer {flaw}; omit instruct"
+        )
     return vocabulary[LLAMA_3_TOKENS[-1]]
 
 
 def check_rows(source: Path, rows: int) -> None:
-    """Raises TokenizerError if a vocabulary truncated to `rows` has fewer rows than the tokenizer has tokens."""
+    """Raises TokenizerError if the tokenizer has more tokens than the `rows` rows of the embedding."""
     try:
         tokens = _token_count(load_tokenizer(source).get_vocab())
     except PunaError:  # no tokenizer will be written, and a note will say so
@@ -121,7 +123,7 @@ def write_meta_tokenizer(source: Path, folder: Path) -> list[str]:
 
 
 def _meta_model(source: Path, tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> bytes | None:
-    """Returns a SentencePiece model or Llama 3's ranks; None if the vocabulary has tokens in addition to them."""
+    """Returns the bytes of tokenizer.model (SentencePiece or tiktoken); None if the file cannot hold all tokens."""
     file, kind = find(source, prefer="tokenizer.model")
     if kind == "tiktoken":
         return file.read_bytes()
@@ -173,7 +175,9 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
     tokenizer = LlamaTokenizer.from_pretrained(path) if kind == "sentencepiece" else load_tokenizer(path)
     if instruct and kind != "sentencepiece":
         tokenizer.chat_template = LLAMA_3
-    _check_count(_token_count(tokenizer.get_vocab()), rows)  # before it allocates lists of that length
+    _check_count(
+        _token_count(tokenizer.get_vocab()), rows
+    )  # checked first: the code below allocates lists of this length
     added = tokenizer.added_tokens_decoder
     if isinstance(tokenizer, LlamaTokenizer):
         keys = _model_keys(tokenizer.sp_model.serialized_model_proto(), added)
@@ -272,7 +276,7 @@ def _llama_keys(
 
 
 def _setting_keys(tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> dict[str, Value]:
-    """Returns the keys of special tokens' ids, of their use, and of chat templates."""
+    """Returns the keys for the ids of special tokens, for adding BOS and EOS, and for chat templates."""
     ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "unknown": tokenizer.unk_token_id}
     ids["padding"] = tokenizer.pad_token_id
     keys: dict[str, Value] = {f"{PREFIX}{name}_token_id": index for name, index in ids.items() if index is not None}

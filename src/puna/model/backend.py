@@ -59,7 +59,7 @@ class TorchBackend:
         if threads is not None:
             torch.set_num_threads(threads)
         if target.type == "meta":
-            raise BackendError("device is 'meta', whose tensors have no values; leave it out")
+            raise BackendError("device is 'meta', whose tensors have no values; omit device")
         on_cpu = target.type == "cpu"
         return cls(LlamaForCausalLM.from_pretrained(path, dtype=dtype or (None if on_cpu else "auto"), device=target))
 

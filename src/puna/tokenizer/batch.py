@@ -269,10 +269,10 @@ def truncate(encoding: Encoding, plan: Plan, side: str, first_keeps_more: bool |
     lengths = [len(positions[0]), len(positions[1])]
     kept = _kept_lengths(lengths, sum(lengths) - excess, plan.truncation, first_keeps_more)
     if min(kept) < 0:
-        most = {"only_first": lengths[0] - 1, "only_second": lengths[1] - 1}.get(plan.truncation, sum(lengths))
+        droppable = {"only_first": lengths[0] - 1, "only_second": lengths[1] - 1}.get(plan.truncation, sum(lengths))
         raise TokenizerError(
             f"max_length={plan.max_length}: {excess} tokens are too many, but truncation={plan.truncation!r} can drop "
-            f"only {most}; raise max_length to at least {len(encoding) - most}, or choose another truncation"
+            f"only {droppable}; raise max_length to at least {len(encoding) - droppable}, or choose another truncation"
         )
     dropped: set[int] = set()
     for indexes, count in zip(positions, kept, strict=True):

@@ -76,7 +76,7 @@ class SlowColumns:
 
     @property
     def sequence_ids(self) -> list[int | None]:
-        """0 or 1 for the text that a token is from, None for special tokens."""
+        """0 for tokens of the first text, 1 for tokens of the second, None for special tokens."""
         result: list[int | None] = []
         seen = 0
         for special in self.special_tokens_mask:
@@ -145,7 +145,7 @@ class Encoding:
 
     @property
     def sequence_ids(self) -> list[int | None]:
-        """0 or 1 for the text of a pair that a token is from; None for special tokens and padding."""
+        """0 for tokens of the first text, 1 for tokens of the second, None for special tokens and padding."""
         return self._view(self.columns.sequence_ids, None)
 
     @property
@@ -248,7 +248,7 @@ class BatchEncoding(UserDict[str, Any]):
     words = word_ids
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """0 or 1 for the text of a pair that each token is from; None for special tokens and padding."""
+        """0 for tokens of the first text, 1 for tokens of the second, None for special tokens and padding."""
         return self._sequence(batch_index, "sequence_ids").sequence_ids
 
     def char_to_token(
@@ -269,7 +269,7 @@ class BatchEncoding(UserDict[str, Any]):
         return sequence.word_ids[token]
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
-        """0 or 1 for the text of a pair that a token is from; pass `(token)` for batch item 0, or `(batch, token)`."""
+        """0 or 1: the text that contains a token; pass `(token)` for batch item 0, or `(batch, token)`."""
         sequence, token = self._sequence_and_index(batch_or_token_index, token_index, "token_to_sequence")
         return sequence.sequence_ids[token]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTokenizer | LlamaTokenizerFast:
     """Loads the tokenizer of a folder, a file or the hub; the content of the files decides which class is used.
 
-    tokenizer.json is used literally, for every class that its configuration names. Llama 3's tiktoken files and both
+    A tokenizer.json is used unchanged, whichever class its configuration names. Llama 3's tiktoken files and both
     kinds of GGUF vocabulary give the ids of their models. A SentencePiece model gives SentencePiece's ids, so special
     tokens written in a text, such as </s>, are text; with `split_special_tokens=False` they are tokens. No system
     prompt is added to chats, and padding is on the left, as generation needs it.

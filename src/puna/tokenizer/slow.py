@@ -362,11 +362,11 @@ def _apply_flags(parts: list[tuple[str, bool]], at: int, token: AddedToken) -> N
 
 
 def _behaviour(behaviour: Behaviour | None, legacy: bool | None) -> Behaviour:
-    named: Behaviour = "hf" if legacy is False else "hf-legacy"
+    from_legacy: Behaviour = "hf" if legacy is False else "hf-legacy"
     if behaviour is None:
-        return named
+        return from_legacy
     if behaviour not in ("sp", "hf-legacy", "hf"):
         raise TokenizerError(f"behaviour={behaviour!r}; choose 'sp', 'hf-legacy' or 'hf'")
-    if legacy is not None and behaviour != named:
+    if legacy is not None and behaviour != from_legacy:
         raise TokenizerError(f"behaviour={behaviour!r} and legacy={legacy} contradict each other; drop one")
     return behaviour

@@ -92,7 +92,7 @@ def added_token_from_json(value: object, where: str, special: bool = False) -> A
 
 
 def add_tokens(self: AnyTokenizer, new_tokens: TokenLike | Sequence[TokenLike], special_tokens: bool = False) -> int:
-    """Adds tokens at the end of the vocabulary; tokens of the vocabulary are only marked as added.
+    """Adds tokens at the end of the vocabulary; a token that it already contains keeps its id and is marked as added.
 
     Returns:
         The number of new ids. A model's embeddings must grow by as many rows.
@@ -175,7 +175,7 @@ class NamedTokenId:
 
 
 class AnyTokenizer(Protocol):
-    """The members of `TokenizerBase` that the modules below base.py use."""
+    """The members of `TokenizerBase` that the modules imported by base.py use."""
 
     is_fast: ClassVar[bool]
     _named: dict[str, AddedToken]
