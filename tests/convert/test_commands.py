@@ -76,7 +76,7 @@ def test_quantised_models_are_gguf_files_by_default_and_json_is_printed(meta: Pa
         (("--quantize", "q8_0", "--to", "hf"), "only GGUF files hold quantised weights"),
         (("--quantize", "q8_0", "--dtype", "float16"), "only GGUF files hold quantised weights"),
         (("--dtype", "float8"), "dtype is 'float8'"),
-        (("--to", "gguf", "--shards", "2"), "a GGUF file is one file"),
+        (("--to", "gguf", "--shards", "2"), "a GGUF model is one file"),
         (("--to", "meta", "--shards", "3"), "cannot be divided among 3 shards"),
         (("--to", "hf", "--shards", "99"), "99 shards for 21 tensors"),
         (("--shard-size", "many"), "size of a shard is 'many'"),
@@ -85,7 +85,7 @@ def test_quantised_models_are_gguf_files_by_default_and_json_is_printed(meta: Pa
         (("--calibrate", "x.txt"), "set quantize to a mix or block format"),
         (("--calibrate", "x.txt", "--quantize", "f16"), "set quantize to a mix or block format"),
         (("--calibrate", "x.txt", "--quantize", "q8_0"), "x.txt cannot be read"),
-        (("--to", "meta", "--shard-size", "1GB"), "shard_size applies to Hugging Face's layout"),
+        (("--to", "meta", "--shard-size", "1GB"), "shard_size applies only to Hugging Face's layout"),
         (("--shards", "2", "--shard-size", "1GB"), "shards is given too"),
         (("--to", "meta", "--instruct"), "which Meta's layout cannot hold"),
         (("--instruct",), "the tokenizer lacks <|e"),
@@ -231,7 +231,7 @@ def test_the_command_of_the_documentation_runs(meta: Path, tmp_path: Path, capsy
     assert not list((tmp_path / "tok").glob("*.safetensors"))
     capsys.readouterr()
     for arguments, message in (
-        (["--model_size", "13B"], "no params.json, nor in 13B. It has 7B"),
+        (["--model_size", "13B"], "no params.json, nor in 13B. The folder has 7B"),
         ([*size, "--num_shards", "8"], "2 shards, but --num_shards is 8"),
         ([*size, "--safe_serialization", "False"], "--safe_serialization false is not supported"),
         ([*size, "--push_to_hub"], "--push_to_hub is not supported"),

@@ -68,11 +68,11 @@ class ResizedVocabulary(LazyRows):
 
     @functools.cached_property
     def _mean(self) -> Bytes:
-        count, columns = self.source.shape
+        rows, columns = self.source.shape
         total = np.zeros(columns, np.float64)
         for piece in pieces(self.source):
             total += self.format.decode(piece.reshape(-1)).reshape(-1, columns).sum(axis=0, dtype=np.float64)
-        return pack((total / count).astype(np.float32), self.format).reshape(1, -1)
+        return pack((total / rows).astype(np.float32), self.format).reshape(1, -1)
 
     def take(self, rows: Index) -> Bytes:
         """Returns the given rows."""
@@ -120,12 +120,12 @@ def resize_vocabulary(checkpoint: Checkpoint, size: int | None, multiple: int | 
     """Returns the checkpoint with `size` vocabulary rows (None keeps the number), rounded up to a `multiple`.
 
     Raises:
-        CheckpointError: a size or multiple is below 1, or a special token would lose its row.
+        CheckpointError: a size or multiple is out of range, or a special token would lose its row.
         TokenizerError: the tokenizer has more tokens.
     """
     for name, value in (("--vocab-size", size), ("--pad-vocab-to", multiple)):
         if value is not None and not 0 < value < 2**31:
-            raise CheckpointError(f"{name} is {value}; it must be an integer of at least 1")
+            raise CheckpointError(f"{name} is {value}; it must be an integer from 1 to {2**31 - 1}")
     config, count = checkpoint.config, checkpoint.config.vocab_size
     rows = size or count
     rows = -(-rows // (multiple or 1)) * (multiple or 1)

@@ -18,10 +18,10 @@ from puna.errors import CheckpointError
 from puna.formats.gguf_writer import Value
 
 _EOS_KEYS = (END_IDS[0], *reversed(END_IDS[1:]))
-"""Kinds of EOS keys in GGUF, in the order in which they receive the ids of `_eos_ids`."""
+"""The end tokens for which GGUF has keys, in the order in which `_eos_ids` returns their ids."""
 
 _ORIGINAL_CONTEXT = 8192
-"""The original context of Llama 3.1's rope scaling, which readers assume if the key is missing."""
+"""The original context of Llama 3.1's rope scaling, which readers assume if no key contains it."""
 
 
 def gguf_metadata(
@@ -70,7 +70,7 @@ def gguf_metadata(
 
 
 def _stored_value(value: Any) -> Value:
-    """Returns a stored value, as numpy.float64 if float32 cannot hold it: the file stored it as float64."""
+    """Returns a value of the source's metadata; as numpy.float64 if float32 cannot hold it, as in the source."""
     result: Value = value
     if type(value) is float and math.isfinite(value):
         with np.errstate(over="ignore"):
@@ -131,7 +131,7 @@ def _rope_keys(config: LlamaConfig) -> dict[str, Value]:
 def _yarn_keys(scaling: dict[str, Any], prefix: str) -> dict[str, Value]:
     lost = [key for key in ("mscale", "mscale_all_dim") if scaling.get(key)]
     if lost or scaling.get("truncate") is False:
-        raise CheckpointError(f"yarn scaling with {', '.join(lost) or 'truncate'} set has no keys in GGUF; use hf")
+        raise CheckpointError(f"GGUF has no key for yarn's {', '.join(lost) or 'truncate'}, which is set; use hf")
     factor = float(scaling["factor"])
     keys: dict[str, Value] = {
         f"{prefix}type": "yarn",

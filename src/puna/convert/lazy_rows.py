@@ -1,6 +1,6 @@
-"""Tensors computed while they are read: rows of a source in another type, format or width, a few rows at a time.
+"""Tensors computed while they are read, a few rows at a time: another tensor in another type, format or width.
 
-Each class wraps a source of rows, and `pieces` reads the outermost one. Memory is bounded by the size of a piece,
+Each class wraps another `RowSource`, and `pieces` reads the outermost wrapper. The size of a piece bounds the memory,
 however large the tensor is.
 """
 
@@ -62,7 +62,7 @@ def pack(numbers: NDArray[np.float32], form: BlockFormat) -> Bytes:
 
 @dataclass(frozen=True)
 class LazyRows(ABC):
-    """Base class of the computed tensors: a `RowSource` that has the name, shape and format of another one."""
+    """Base class of the computed tensors: a `RowSource` with the name, shape and format of its source by default."""
 
     source: RowSource
 
@@ -121,7 +121,7 @@ class Columns(LazyRows):
 
 @dataclass(frozen=True)
 class Cast(LazyRows):
-    """The values in another plain type, rounded to nearest. Finite values must stay finite."""
+    """The source's values in another plain type, rounded to nearest. Finite values must stay finite."""
 
     to: BlockFormat
 
@@ -154,7 +154,7 @@ class Cast(LazyRows):
 
 @dataclass(frozen=True)
 class Quantized(LazyRows):
-    """The values in a block format. `importance` holds the weight of the error in each column."""
+    """The source's values in a block format. `importance` holds the weight of the error in each column."""
 
     to: BlockFormat
     importance: NDArray[np.float32] | None = None
@@ -189,7 +189,7 @@ class Quantized(LazyRows):
 
 
 def columns(source: RowSource, first: int, last: int) -> RowSource:
-    """Returns the columns `first` to `last` - 1; slices before a cast if blocks allow it, so that less is cast."""
+    """Returns the columns `first` to `last` - 1; slices before a cast if blocks allow it, to cast fewer values."""
     if isinstance(source, Cast):
         block = source.source.format.values
         if first % block == 0 and last % block == 0:

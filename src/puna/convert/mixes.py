@@ -47,10 +47,10 @@ _SYNONYMS = {"q3_K": "q3_K_M", "q4_K": "q4_K_M", "q5_K": "q5_K_M"}
 """As in llama.cpp, q3_K, q4_K and q5_K without a suffix mean the mix with suffix M."""
 
 FALLBACK = {"q2_K": "q4_0", "q3_K": "q4_0", "q4_K": "q5_0", "q5_K": "q5_1", "q6_K": "q8_0"}
-"""Formats for rows that are not a multiple of 256, as in llama.cpp's `tensor_type_fallback`."""
+"""Formats for rows whose length is not a multiple of 256, as in llama.cpp's `tensor_type_fallback`."""
 
 _PLAIN = "f16"
-"""The format for rows that are not a multiple of 32."""
+"""The format for rows whose length is not a multiple of 32."""
 
 
 def find_mix(name: str) -> Mix:
@@ -68,10 +68,10 @@ def find_mix(name: str) -> Mix:
 def choose(
     mix: Mix, name: str, columns: int, config: LlamaConfig, weighted: bool = False
 ) -> tuple[BlockFormat, BlockFormat]:
-    """Returns (format, preferred) of the matrix with Hugging Face's `name`: they differ if its rows need a fallback.
+    """Returns a matrix's format, and the format that the mix prefers, which differs if the rows need a fallback.
 
     Args:
-        columns: values per row.
+        name, columns: Hugging Face's name of the matrix, and the values per row.
         weighted: whether the quantiser knows the importance of each column (`--calibrate`).
     """
     preferred = chosen = _preferred_format(mix, name, config, weighted)
@@ -101,7 +101,7 @@ def _preferred_format(mix: Mix, name: str, config: LlamaConfig, weighted: bool) 
 
 
 def _more_bits(layer: int, layers: int) -> bool:
-    """Whether the layer is in the first or last eighth, or every third in between."""
+    """Whether a layer gets more bits: each in the first and last eighth, and every third layer in between."""
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 

@@ -22,8 +22,8 @@ def compare_nll(
         llama_version: the release of Meta's files at `target`, if the files do not determine it.
 
     Returns:
-        (nll, notes): mean NLL in nats per token, "before" and "after", and the number of "tokens", or an empty dict if
-        they cannot be measured; and notes for the user.
+        (nll, notes). nll holds the mean NLL in nats per token, "before" and "after", and the number of "tokens"; it is
+        empty if the measurement failed. notes are for the user.
     """
     notes: list[str] = []
     try:
@@ -43,7 +43,7 @@ def _measure(before: Checkpoint, after: Checkpoint, threads: int | None, notes: 
     if len(sample) < 2:
         raise RequestError(f"a context of {llm.config.context_length} tokens leaves nothing to predict")
     old = float(np.mean(llm.nll(sample)))
-    del llm  # before the next one is loaded: memory for one model is enough
+    del llm  # before the other model is loaded: memory for one is enough
     llm = LLM(after, threads=threads, max_batch=1)
     new = float(np.mean(llm.nll(sample)))
     if llm.tokenizer.encode(text) != ids:

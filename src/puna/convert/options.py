@@ -44,11 +44,11 @@ class Options:
         if self.shards is not None and self.shards < 1:
             raise CheckpointError(f"{self.shards} shards were requested; give at least 1")
         if self.layout == "gguf" and self.shards not in (None, 1):
-            raise CheckpointError("a GGUF file is one file; leave out shards")
+            raise CheckpointError(f"shards is {self.shards}, but a GGUF model is one file; leave out shards")
         if self.shard_size is not None and (self.layout != "hf" or self.shards is not None):
             other = "shards is given too" if self.layout == "hf" else f"the layout is {self.layout}"
             raise CheckpointError(
-                f"shard_size applies to Hugging Face's layout without shards, but {other}; leave one out"
+                f"shard_size applies only to Hugging Face's layout without shards, but {other}; leave out shard_size"
             )
         if self.quantize is not None and (self.layout != "gguf" or self.dtype is not None):
             raise CheckpointError(

@@ -42,7 +42,7 @@ class Plan:
         free: free bytes on the disk of the target.
         memory: approximate bytes of memory that the process needs.
         before, formats: number of tensors in each format: in the source, and in the target.
-        fallbacks: formats of the matrices whose rows do not fit the format of the mix, by name.
+        fallbacks: formats of the matrices whose rows do not fit the format of the mix, by matrix name.
         notes: changes and side effects, for the user.
         llama_version: in Meta's layout, the release to pass when reading the result, if its files do not determine it.
     """
@@ -113,11 +113,11 @@ def check_space(plan: Plan, destination: Path) -> None:
         )
 
 
-def _model_memory(source: Checkpoint, result: int, calibrate: bool, verify: bool) -> int:
+def _model_memory(source: Checkpoint, target_bytes: int, calibrate: bool, verify: bool) -> int:
     """Returns the bytes of memory needed to run models, one at a time: the source to calibrate, and both to verify.
 
     Args:
-        result: bytes of the converted tensors.
+        target_bytes: bytes of the converted tensors.
     """
     if source.head != "lm" or not (calibrate or verify):
         return 0
@@ -127,7 +127,7 @@ def _model_memory(source: Checkpoint, result: int, calibrate: bool, verify: bool
     if calibrate:
         sizes.append(packed_bytes(tensors, quantized_format(calibration_format(source), tensors)))
     if verify:
-        sizes += [packed_bytes(tensors, None), result]
+        sizes += [packed_bytes(tensors, None), target_bytes]
     logits = 2 * 4 * WINDOW * source.config.vocab_size  # float32, and a copy
     return max(sizes) + logits
 

@@ -35,7 +35,7 @@ Progress = Callable[[int], None]
 
 @dataclass
 class Conversion:
-    """The written files and their errors.
+    """The written files and the rounding errors of their tensors.
 
     Attributes:
         errors: for each kind of tensor whose values changed, the RMS of the change divided by the RMS of the values, on
@@ -59,7 +59,7 @@ class Converted:
     """The result of `convert`.
 
     Attributes:
-        conversion: the written files and their errors.
+        conversion: the written files and the rounding errors of their tensors.
         nll: with `verify`, the mean negative log-likelihood in nats per token of a sample text, "before" and "after",
             and the number of "tokens"; empty if it was not measured.
         notes: notes for the user.
@@ -111,12 +111,12 @@ def convert(
         kv_heads: average groups of key and value heads, so that this number of heads remains.
         calibrate: path of a text; the quantiser weights errors by the mean square of each matrix's inputs on it.
         vocab_size: number of rows of embedding and head: truncates them, or appends copies of their mean row.
-        pad_vocab_to: round the number of rows up to a multiple.
+        pad_vocab_to: round the number of rows up to a multiple of this number.
         verify: read all tensors back and compare them; encode a sample text with both models and measure the change in
             negative log-likelihood.
         overwrite: replace the file or folder at `target`.
-        llama_version: the release of Meta's files ("1", "2", "code", "3", "3.1", "3.2", "3.3"), if they do not show
-            it; it determines the context.
+        llama_version: the release of Meta's files ("1", "2", "code", "3", "3.1", "3.2", "3.3"), which determines
+            the context length; needed if the files do not show their release.
         instruct: add Llama 3's chat template to the tokenizer; Meta's files have none.
         threads: threads of the quantiser; None means one per physical core.
         on_plan: called with the plan before anything is written.
@@ -141,7 +141,7 @@ def convert(
     options.check()
     destination = model_destination(target, options.layout, overwrite, checkpoint)
     edited = edit_checkpoint(checkpoint, options)
-    output = _find_target(edited, destination, options, None if text is None else {})
+    output = _build_target(edited, destination, options, None if text is None else {})
     started = time.perf_counter()
     with resumable_staging(destination, model_record(checkpoint, options, text)) as folder:
         unfinished = {file.name for file in output.files if not (folder / file.name).exists()}
@@ -150,7 +150,7 @@ def convert(
         on_plan(plan)
         if text is not None:
             importance = measure_importance(checkpoint, text, threads, calibrating)
-            output = _find_target(edited, destination, options, importance)
+            output = _build_target(edited, destination, options, importance)
         _write(output, unfinished, folder, progress)
         with storage_errors(destination):
             conversion = Conversion(plan, notes=output.finish(folder))
@@ -198,7 +198,7 @@ def convert_tokenizer(
     return notes
 
 
-def _find_target(edited: Checkpoint, destination: Path, options: Options, importance: Importance | None) -> Target:
+def _build_target(edited: Checkpoint, destination: Path, options: Options, importance: Importance | None) -> Target:
     if options.layout == "gguf":
         return gguf_target(edited, destination.name, options, importance)
     return meta_target(edited, options) if options.layout == "meta" else hf_target(edited, options)

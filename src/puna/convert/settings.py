@@ -1,4 +1,4 @@
-"""Settings and metadata of a checkpoint that not every layout can hold, and notes on the lost ones."""
+"""Settings and metadata of a checkpoint that not every layout can hold, and notes on those that a conversion loses."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from puna.formats.gguf import open_gguf
 _HELD_ELSEWHERE = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
 """Fields of a generation configuration that the other layouts hold too, or that no reader needs."""
 
-_WRITTEN = tuple(f"general.{key}" for key in ("architecture", "file_type", "quantization_version", "alignment", "type"))
+_GENERAL = tuple(f"general.{key}" for key in ("architecture", "file_type", "quantization_version", "alignment", "type"))
 """GGUF keys of the group `general` that the converter computes."""
 
-_COMPUTED = ("llama.", "tokenizer.", "split.")
+_PREFIXES = ("llama.", "tokenizer.", "split.")
 """Prefixes of the GGUF keys that affect computation; the converter computes them from the model."""
 
 
@@ -38,7 +38,7 @@ def stored_metadata(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 def descriptions(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the GGUF metadata that does not affect computation: author, licence, third-party keys."""
-    return {key: metadata[key] for key in metadata if not key.startswith(_COMPUTED) and key not in _WRITTEN}
+    return {key: metadata[key] for key in metadata if not key.startswith(_PREFIXES) and key not in _GENERAL}
 
 
 def description_notes(checkpoint: Checkpoint) -> list[str]:

@@ -47,7 +47,7 @@ class Target:
         files: the large files.
         finish: writes the small files into a folder and returns notes for the user.
         tensors: the tensors that a reader of the files gets, under Hugging Face's names and in its order of rows.
-        fallbacks: formats of the matrices whose rows do not fit the format of the mix, by name.
+        fallbacks: formats of the matrices whose rows do not fit the format of the mix, by matrix name.
         notes: settings that the layout cannot hold or that its readers interpret differently.
         llama_version: in Meta's layout, the release to pass when reading the files, if they do not determine it.
     """
@@ -93,14 +93,14 @@ def main_type(checkpoint: Checkpoint, dtype: BlockFormat | None) -> BlockFormat:
 
 
 def plain_tensors(checkpoint: Checkpoint, dtype: BlockFormat | None) -> dict[str, RowSource]:
-    """Returns the tensors in plain types, ordered as in `expected_tensors`; a `dtype` of None keeps plain matrices."""
+    """Returns the tensors in plain types, in the order of `expected_tensors`; matrices keep theirs without `dtype`."""
     main = main_type(checkpoint, dtype)
     names = [name for name, _ in expected_tensors(checkpoint.config, checkpoint.head)]
     return {name: _plain(checkpoint.tensors[name], main, dtype) for name in names if name in checkpoint.tensors}
 
 
 def _plain(source: RowSource, main: BlockFormat, dtype: BlockFormat | None) -> RowSource:
-    """Casts a tensor to `main` if the user gave a type, if it is quantised, or if it is a vector and stays exact."""
+    """Casts a tensor to `main` if `dtype` is set, or if it is quantised or a vector that `main` holds exactly."""
     if source.format == main:
         return source
     if dtype is not None or source.format.values > 1 or (len(source.shape) == 1 and _keeps_values(source, main)):

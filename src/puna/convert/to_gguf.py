@@ -29,7 +29,7 @@ def gguf_target(checkpoint: Checkpoint, name: str, options: Options, importance:
     """Returns the GGUF file called `name`.
 
     Args:
-        importance: the importance of the inputs of matrices if it was measured; an empty dict before the measurement.
+        importance: the importance of each matrix's inputs; empty before the measurement, None without calibration.
 
     Raises:
         CheckpointError: GGUF or llama.cpp has no equivalent of a property of the model.
@@ -64,8 +64,8 @@ def gguf_target(checkpoint: Checkpoint, name: str, options: Options, importance:
 
 def _importance_of(name: str, importance: Importance | None, config: LlamaConfig) -> NDArray[np.float32] | None:
     """Returns the importance of a matrix's inputs. A tied head is measured as the head and stored as the embedding."""
-    measured = HEAD if name == EMBEDDING and config.tie_word_embeddings else name
-    return (importance or {}).get(measured)
+    matrix = HEAD if name == EMBEDDING and config.tie_word_embeddings else name
+    return (importance or {}).get(matrix)
 
 
 def _cast_or_quantize(

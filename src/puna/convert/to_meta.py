@@ -82,7 +82,7 @@ def _nearest_release(checkpoint: Checkpoint, params: Mapping[str, Any]) -> tuple
     A release of None means the one that readers detect from the files.
     """
     losses = {version: _differences(checkpoint, params, version) for version in (None, *RELEASES)}
-    # The factor changes the model's output; the other settings change only its use.
+    # The factor changes the model's output; the other settings change only how the model is used.
     nearest = min(losses, key=lambda version: (_FACTOR in losses[version], len(losses[version])))
     notes = [f"{name} {values}, since Meta's files do not contain it" for name, values in losses[nearest].items()]
     if nearest is not None:
