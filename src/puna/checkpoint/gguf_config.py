@@ -106,15 +106,15 @@ def _check_architecture(keys: GgufKeys) -> None:
 
 
 def _head_dim(keys: GgufKeys, hidden: int, heads: int) -> int:
-    """Returns a head's width: `key_length`, else `rope.dimension_count`, else `hidden` / `heads`; all must agree."""
+    """Returns a head's width: `key_length`, else `rope.dimension_count`, else `hidden` / `heads`; keys must agree."""
     rope_dim = keys.count("llama.rope.dimension_count", max(1, hidden // heads))
     width = keys.count("llama.attention.key_length", rope_dim)
-    values = keys.count("llama.attention.value_length", width)
+    value_width = keys.count("llama.attention.value_length", width)
     if "llama.rope.dimension_count" in keys.metadata and rope_dim != width:
-        raise CheckpointError(f"llama.rope.dimension_count is {rope_dim}, not {width}; LLaMA rotates entire heads")
-    if values != width:
+        raise CheckpointError(f"llama.rope.dimension_count is {rope_dim}; LLaMA rotates entire heads, of width {width}")
+    if value_width != width:
         raise CheckpointError(
-            f"llama.attention.value_length is {values}; in a LLaMA model it must equal the width of keys, {width}"
+            f"llama.attention.value_length is {value_width}; in a LLaMA model it must equal the width of keys, {width}"
         )
     return width
 

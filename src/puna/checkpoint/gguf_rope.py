@@ -28,7 +28,7 @@ _SUPPORTED = {
 }  # fmt: skip
 
 _LOW, _HIGH, _CONTEXT = 1.0, 4.0, 8192
-"""`low_freq_factor`, `high_freq_factor` and original context of Llama 3.1 to 3.3, which differ only in `factor`."""
+"""`low_freq_factor`, `high_freq_factor` and original context of all of Llama 3.1 to 3.3; only `factor` differs."""
 
 _TOLERANCE = 1e-5
 """Maximum relative difference between a file's divisors and those computed from a factor. Converters compute in
@@ -159,7 +159,7 @@ def _from_divisors(keys: GgufKeys, divisors: NDArray[np.float32], theta: float) 
 
 
 def _llama3_factor(divisors: NDArray[np.float32], theta: float, original: int) -> float | None:
-    """Returns the `factor` with which Llama 3.1's formula results in `divisors`; None if there is none."""
+    """Returns the `factor` with which Llama 3.1's formula results in `divisors`; None if no factor does."""
     pairs = len(divisors)
     wavelength = 2 * math.pi * theta ** (np.arange(pairs) / pairs)
     smooth = np.clip((original / wavelength - _LOW) / (_HIGH - _LOW), 0, 1)  # 1: unchanged, 0: divided by the factor

@@ -37,7 +37,7 @@ class Checkpoint:
         tensors: by Hugging Face's names (with "model." even if the files of a bare model lack it), with the rows of q
             and k in Hugging Face's order. A tied head is left out.
         head: the head of the model: "lm" (also when tied), "classification" (`score.weight`), or "none". A model class
-            with another head must initialise it.
+            with another head must initialise that head.
         tokenizer: the folder or file from which to load the tokenizer.
     """
 
@@ -73,7 +73,7 @@ def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
     if model.is_dir() and not _is_huggingface(model):
         return _open_meta(model, version)
     if version is not None:
-        raise CheckpointError(f"{model}: a Llama version ({version!r}) applies only to Meta's files; leave it out")
+        raise CheckpointError(f"{model}: a Llama version ({version!r}) applies only to Meta's files; give no version")
     return open_gguf_model(open_gguf(model)) if model.is_file() else _open_folder(model)
 
 

@@ -62,7 +62,7 @@ def open_meta(folder: Path, version: str | None = None) -> MetaModel:
     paths = find_shards(folder)
     params = read_params(folder / PARAMS)
     shards = [_translate(path) for path in paths]
-    _check_same_names(paths, shards)
+    _check_names_and_formats(paths, shards)
     rows = _vocabulary(folder, params, shards)
     dtype = shards[0][EMBEDDING].format.torch
     tied = HEAD not in shards[0]
@@ -115,22 +115,22 @@ def _translate(path: Path) -> dict[str, StoredTensor]:
     return translated
 
 
-def _check_same_names(paths: Sequence[Path], shards: Sequence[Shard]) -> None:
+def _check_names_and_formats(paths: Sequence[Path], shards: Sequence[Shard]) -> None:
     for path, shard in zip(paths[1:], shards[1:], strict=True):
         unmatched = sorted(shard.keys() ^ shards[0].keys())
         other_formats = [name for name in shard if name in shards[0] and shard[name].format != shards[0][name].format]
         if unmatched or other_formats:
             raise CheckpointError(
-                f"{path}: tensor {(unmatched or other_formats)[0]!r} differs from {paths[0].name}; the files belong to "
-                "different models"
+                f"{path}: tensor {(unmatched or other_formats)[0]!r} is missing here or in {paths[0].name}, or the "
+                "formats differ; the files belong to different models"
             )
 
 
 def _vocabulary(folder: Path, params: Params, shards: Sequence[Shard]) -> int:
     """Returns the number of rows of the whole embedding; a shard has a slice of its rows or of its columns."""
     shape = shards[0][EMBEDDING].shape
-    hold_rows = len(shape) == 2 and shape[1] == params.dim  # as in Llama 3, and with a single shard
-    rows = shape[0] * len(shards) if hold_rows else shape[0]
+    split_by_rows = len(shape) == 2 and shape[1] == params.dim  # as in Llama 3, and with a single shard
+    rows = shape[0] * len(shards) if split_by_rows else shape[0]
     if params.vocabulary is not None and params.vocabulary != rows:
         raise CheckpointError(
             f"{folder}: {PARAMS} has vocab_size {params.vocabulary}, but {len(shards)} shard(s) of shape {shape} have "
@@ -190,7 +190,7 @@ def _without_copies(name: str, parts: list[StoredTensor], copies: int, paths: Se
 
 
 def same_bytes(one: RowSource, other: RowSource) -> bool:
-    """Whether two matrices have the same bytes. Reads 16 rows first: different matrices nearly always differ there."""
+    """Whether two matrices have the same bytes. Reads 16 rows first, in which different ones nearly always differ."""
     if one.shape != other.shape or one.format != other.format:
         return False
     rows = np.arange(one.shape[0])

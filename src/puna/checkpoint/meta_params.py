@@ -38,7 +38,7 @@ _MULTIPLES = ((256, None), (4096, 1.3), (1024, 1.3), (4096, 1.2), (256, 1.5), (2
 
 @dataclass(frozen=True)
 class Params:
-    """The checked content of `params.json`; `heads_kv` defaults to `heads`; a vocab_size of -1 becomes None."""
+    """The checked content of `params.json`; `heads_kv` defaults to `heads`; `grouped` means that they differ."""
 
     dim: int
     layers: int
@@ -49,7 +49,7 @@ class Params:
     norm_eps: float
     theta: float
     scaled: bool
-    vocabulary: int | None
+    vocabulary: int | None  # None if vocab_size is -1
 
 
 def read_params(path: Path) -> Params:
@@ -85,7 +85,7 @@ def check_params(raw: Mapping[str, Any], path: Path) -> Params:
 
     dim, heads = count("dim"), count("n_heads")
     if dim % heads:
-        raise CheckpointError(f"{path}: dim is {dim}; n_heads is {heads}, which does not divide it evenly")
+        raise CheckpointError(f"{path}: dim is {dim}; it must be a multiple of n_heads, {heads}")
     multiplier = None if raw.get("ffn_dim_multiplier") is None else number("ffn_dim_multiplier", 1.0)
     kv, rows, scaled = raw.get("n_kv_heads"), raw.get("vocab_size", -1), raw.get("use_scaled_rope", False)
     if type(scaled) is not bool:
@@ -120,9 +120,9 @@ def release(params: Params, rows: int) -> str:
         return "3"
     if params.theta > 10000:
         return "code"
-    # Llama 2 has norm_eps 1e-5; Llama 1 has 1e-6, except its 65B, the only model of that width without grouped heads.
-    is_first = params.norm_eps < 5e-6 or (params.dim == 8192 and not params.grouped)
-    return "1" if is_first else "2"
+    # Llama 2 has norm_eps 1e-5; Llama 1 has 1e-6, except its 65B, the only model of dim 8192 with ungrouped heads.
+    is_llama1 = params.norm_eps < 5e-6 or (params.dim == 8192 and not params.grouped)
+    return "1" if is_llama1 else "2"
 
 
 def config_from_params(
@@ -158,8 +158,8 @@ def config_from_params(
         architectures=["LlamaForCausalLM"],
     )
     # <|eom_id|> and <|eot_id|> also end an answer: without them, Llama 3 would continue past its turn in a chat.
-    ends = [first + 1, *([first + 8] if params.scaled else []), first + 9] if llama3 else 2
-    return config, GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=ends)
+    eos_ids = [first + 1, *([first + 8] if params.scaled else []), first + 9] if llama3 else 2
+    return config, GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=eos_ids)
 
 
 def params_from_config(config: LlamaConfig) -> dict[str, Any]:
