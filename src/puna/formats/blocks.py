@@ -53,7 +53,7 @@ class BlockFormat:
         """Returns the bytes of a tensor; raises CheckpointError if its rows (last axis) are not entire blocks."""
         row = shape[-1] if shape else 1
         if row % self.values:
-            raise CheckpointError(f"rows of {row} values cannot be packed as {self.name}, in blocks of {self.values}")
+            raise CheckpointError(f"rows of {row} values are not entire {self.name} blocks of {self.values} values")
         return math.prod(shape) // self.values * self.bytes
 
     def decode(self, data: Bytes) -> Floats:
@@ -61,7 +61,7 @@ class BlockFormat:
         blocks = data.reshape(-1, self.bytes)
         out = np.empty((len(blocks), self.values), np.float32)
         step = max(1, _CHUNK // self.values)
-        # If a damaged scale is infinite or NaN, so are its values: callers decide whether that is an error.
+        # If a damaged scale is infinite or NaN, so are its block's values: callers decide whether that is an error.
         with np.errstate(invalid="ignore", over="ignore"):
             for start in range(0, len(blocks), step):
                 out[start : start + step] = self.unpack(blocks[start : start + step])

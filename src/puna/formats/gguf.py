@@ -56,7 +56,7 @@ def open_gguf(path: Path) -> GgufFile:
     try:
         version = _version(cursor)
         tensor_count, key_count = cursor.number("<Q"), cursor.number("<Q")
-        # Minimum sizes: 24 bytes for a tensor with an empty name, 13 for a bool with an empty name.
+        # Minimum sizes: 24 bytes for the description of a tensor with an empty name, 13 for a bool with an empty key.
         cursor.expect(tensor_count, 24, "tensors", MAX_NAMES)
         cursor.expect(key_count, 13, "metadata keys", MAX_NAMES)
         metadata = _metadata(cursor, key_count)
@@ -72,7 +72,7 @@ def _version(cursor: Cursor) -> int:
         raise CheckpointError(f"begins with {magic!r}, not with GGUF: this is not a GGUF file")
     version = cursor.number("<I")
     if version & 0xFFFF == 0 and version:
-        raise CheckpointError("the file is big-endian; puna reads only little-endian files, download or convert to one")
+        raise CheckpointError("the file is big-endian; puna reads only little-endian files: download or make one")
     if version not in (2, 3):
         raise CheckpointError(f"GGUF version {version}; puna reads 2 and 3, convert the file with a current llama.cpp")
     return version

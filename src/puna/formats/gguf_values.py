@@ -1,6 +1,6 @@
 """The typed values of a GGUF header: numbers, bools, strings and arrays.
 
-Reading never passes the end of the file, and no count in a damaged or hostile file makes it allocate more memory than
+Reading never passes the end of the file, and no count in a damaged or hostile file makes puna allocate more memory than
 the limits below allow. Sizes and types: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -150,7 +150,7 @@ class Cursor:
 
     @staticmethod
     def _ends(view: memoryview, count: int) -> NDArray[np.int64]:
-        """Reads every length; returns the end of each string, the last one past the view if a string is incomplete."""
+        """Reads every length; returns each string's end. If a string is incomplete, the last end is past the view."""
         end, ends, unpack = 0, array("q"), struct.Struct("<Q").unpack_from
         try:
             for _ in range(count):

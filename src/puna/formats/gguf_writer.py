@@ -40,8 +40,8 @@ def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[NewT
     """Writes a GGUF file atomically, with one piece of a tensor in memory at a time.
 
     Args:
-        metadata: an int becomes uint32, a negative one int32, or 64 bits if it needs them; a float becomes float32, a
-            `numpy.float64` float64; a NumPy array keeps its element type; any other sequence must contain strings.
+        metadata: an int becomes uint32, or int32 if it is negative, or their 64-bit types if it is too large; a float
+            becomes float32, a `numpy.float64` float64; an array keeps its type; other sequences must contain strings.
         tensors: the tensors, in the order of the file.
 
     Raises:
@@ -59,9 +59,9 @@ def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[NewT
 def gguf_header(metadata: Mapping[str, Value], tensors: Sequence[NewTensor]) -> bytes:
     """Returns everything before the tensors' bytes, padding included."""
     names = [tensor.name for tensor in tensors]
-    long = next((name for name in names if len(name.encode()) >= _NAME_LIMIT), None)
-    if long is not None:
-        raise CheckpointError(f"tensor name {long!r} is too long: llama.cpp allows fewer than {_NAME_LIMIT} bytes")
+    overlong = next((name for name in names if len(name.encode()) >= _NAME_LIMIT), None)
+    if overlong is not None:
+        raise CheckpointError(f"tensor name {overlong!r} is too long: llama.cpp allows fewer than {_NAME_LIMIT} bytes")
     if len(set(names)) != len(names):
         raise CheckpointError(f"{len(names)} tensors have only {len(set(names))} names; each tensor needs its own")
     parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
@@ -103,7 +103,7 @@ def _value(value: Value) -> bytes:
 
 
 def _strings(texts: Sequence[str]) -> bytes:
-    """Returns the joined `_string` of all texts; packs each length once, since 10^5 texts have few different ones."""
+    """Returns the joined `_string` of all texts; packs each length once, since many texts have the same length."""
     raws = [text.encode() for text in texts]
     prefixes = {length: struct.pack("<Q", length) for length in set(map(len, raws))}
     return b"".join([part for raw in raws for part in (prefixes[len(raw)], raw)])

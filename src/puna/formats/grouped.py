@@ -192,7 +192,7 @@ class GroupedMatrix:
         return out
 
     def _blocks(self, outputs: Index) -> Bytes:
-        """Returns rows in q4_0 or q4_1: scale, minimum (q4_1), then integers k and k + 16 in one byte."""
+        """Returns rows of q4_0 or q4_1 blocks: scale, minimum (q4_1), 16 bytes with integers k and k + 16."""
         numbers = self.packing.numbers(_words(self.qweight), outputs).reshape(len(outputs), -1, 2, _BLOCK // 2)
         scales = _row_scales(self.scales, outputs)
         fields = [scales]
@@ -214,7 +214,7 @@ class GroupedMatrix:
         packed = form.pack(values)
         if np.isfinite(values).all() and not np.isfinite(form.decode(packed.reshape(-1))).all():
             raise CheckpointError(
-                f"{self.name}: the scales give values beyond {form.torch}'s range; the file is damaged"
+                f"{self.name}: the scales result in values beyond {form.torch}'s range; the file is damaged"
             )
         return packed
 

@@ -69,7 +69,7 @@ def sniff(path: Path) -> Container:
         return "gguf"
     if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return "torch_zip"
-    if start == _TORCH_LEGACY + start[len(_TORCH_LEGACY) :]:
+    if start.startswith(_TORCH_LEGACY):
         return "torch_legacy"
     # safetensors has no magic number: a length of eight bytes, then a JSON object.
     if len(data) >= 9 and start[8:9] == b"{":

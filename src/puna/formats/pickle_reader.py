@@ -42,7 +42,7 @@ class _Machine:
 
     def take(self, size: int) -> bytes:
         if size > len(self.data) - self.position:
-            raise CheckpointError(f"the pickle needs {size} bytes at {self.position}, but has only {len(self.data)}")
+            raise CheckpointError(f"the pickle needs {size} bytes at byte {self.position} of {len(self.data)}")
         self.position += size
         return self.data[self.position - size : self.position]
 

@@ -52,7 +52,7 @@ def open_torch_zip(path: Path) -> TorchZipFile:
     """Opens a file of `torch.save`; reads the zip's directory and the pickle, not the tensor data.
 
     Raises:
-        CheckpointError: the format differs, or the pickle contains anything but tensors inside the file.
+        CheckpointError: the file has another format, or the pickle contains anything but tensors inside the file.
     """
     kind = sniff(path)
     if kind == "torch_legacy":
@@ -72,7 +72,7 @@ def open_torch_zip(path: Path) -> TorchZipFile:
 
 
 def _prefix(entries: dict[str, NDArray[np.uint8]]) -> str:
-    """Returns the folder of the archive's entries, with a slash."""
+    """Returns the folder of the archive's entries, with a slash; refuses TorchScript and big-endian archives."""
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError(f"a zip with {len(pickles)} entries named data.pkl; torch.save writes one")

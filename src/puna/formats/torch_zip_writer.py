@@ -64,12 +64,12 @@ def _tensor(tensor: NewTensor, key: str) -> bytes:
     storage = tensor.format.torch_storage
     if storage is None:
         raise CheckpointError(f"tensor {tensor.name!r} is {tensor.format.name}, for which torch has no type")
-    strides, step = [], 1
+    strides, count = [], 1
     for extent in reversed(tensor.shape):
-        strides.append(step)
-        step *= extent
+        strides.append(count)
+        count *= extent
     persistent = (
-        b"(" + _text("storage") + _global("torch", storage) + _text(key) + _text("cpu") + _integer(step) + b"tQ"
+        b"(" + _text("storage") + _global("torch", storage) + _text(key) + _text("cpu") + _integer(count) + b"tQ"
     )
     flags = b"\x89" + _global("collections", "OrderedDict") + b")R"
     arguments = b"(" + persistent + _integer(0) + _tuple(tensor.shape) + _tuple(strides[::-1]) + flags + b"t"
