@@ -12,7 +12,7 @@ from puna.errors import ModelNotFoundError
 from puna.hub.reference import Reference
 
 Need = Literal["model", "tokenizer", "config"]
-"""The part of a model to download. "tokenizer" and "config" include weights only if no small file has them."""
+"""The part of a model to download. "tokenizer" and "config" include weights only if no small file has that part."""
 
 _SMALL = ("*.json", "*.jinja", "tokenizer.model", "LICENSE*")
 """Patterns of a model's files other than weights. Files in other folders of the repository are not downloaded."""
@@ -24,7 +24,7 @@ _WEIGHTS = (
     ("consolidated.*.pth",),
     ("*.gguf",),
 )
-"""Patterns of weight files by format, in order of preference. All files of the first existing format are chosen."""
+"""Patterns of weight files by format, in order of preference. All files of the first format with a match are chosen."""
 
 _MAX_SHOWN = 30
 """Maximum number of names in an error."""
@@ -56,9 +56,9 @@ class Selection:
         siblings = [name for name in names if PurePosixPath(name).parent == PurePosixPath(self.subfolder)]
         small = [name for name in siblings if _matches(name, _SMALL)]
         file_names = {PurePosixPath(name).name for name in small}
-        is_enough = {"model": False, "tokenizer": bool(file_names & {"tokenizer.json", "tokenizer.model"}),
-                     "config": "config.json" in file_names}[self.need]  # fmt: skip
-        if is_enough and self.reference.part is None:
+        small_suffice = {"model": False, "tokenizer": bool(file_names & {"tokenizer.json", "tokenizer.model"}),
+                         "config": "config.json" in file_names}[self.need]  # fmt: skip
+        if small_suffice and self.reference.part is None:
             return small
         return small + self._weights(siblings, names)
 

@@ -114,10 +114,10 @@ def _list_files(reference: Reference, token: str | bool | None) -> tuple[str, di
 def _plan(reference: Reference, commit: str, files: Mapping[str, int], cache: Path, force: bool) -> Download:
     from huggingface_hub import try_to_load_from_cache
 
-    def is_path_in_cache(name: str) -> bool:
+    def is_in_cache(name: str) -> bool:
         return isinstance(try_to_load_from_cache(reference.id, name, cache_dir=cache, revision=commit), str)
 
-    missing = {name: size for name, size in files.items() if force or not is_path_in_cache(name)}
+    missing = {name: size for name, size in files.items() if force or not is_in_cache(name)}
     return Download(reference, commit, missing, cache)
 
 

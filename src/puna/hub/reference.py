@@ -27,7 +27,7 @@ class Reference:
 
 
 def parse(text: str | Path) -> Reference | None:
-    """Parses a reference; returns None if `text` exists on this machine or does not have the form of a reference."""
+    """Parses a reference; returns None if `text` is an existing path or does not have the form of a reference."""
     try:
         return None if Path(text).exists() else _match(str(text))
     except OSError:  # the path exists, but cannot be read
