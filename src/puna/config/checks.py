@@ -37,7 +37,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def absent_if_minus_one(value: Any) -> Any:
-    """Replaces the token id -1, "no such token" in early converted checkpoints, by None; removes it from a list."""
+    """Replaces the token id -1, "no such token" in early converted checkpoints, by None; removes -1 from a list."""
     if isinstance(value, list):
         return [item for item in value if item != -1] or None
     return None if value == -1 else value

@@ -34,7 +34,7 @@ class LlamaConfig:
         num_attention_heads: number of query heads H.
         num_key_value_heads: number of key and value heads K, a divisor of H. None means H (no grouping).
         hidden_act: activation of the feed-forward layer, a name or a callable.
-        max_position_embeddings: the context that the model was trained for, in tokens.
+        max_position_embeddings: the context length that the model was trained for, in tokens.
         initializer_range: standard deviation of the normal distribution that new weights are drawn from.
         rms_norm_eps: added to the mean square in RMSNorm.
         use_cache: whether the model returns its keys and values.
@@ -300,9 +300,9 @@ class LlamaConfig:
             merged = override_rope(merged, overrides)
         if "num_labels" in overrides:
             merged = {key: value for key, value in merged.items() if key not in ("id2label", "label2id")}
-        for old, new in (("dtype", "torch_dtype"), ("torch_dtype", "dtype")):
-            if old in overrides:
-                merged.pop(new, None)
+        for name, synonym in (("dtype", "torch_dtype"), ("torch_dtype", "dtype")):
+            if name in overrides:
+                merged.pop(synonym, None)
         return cls(**{**merged, **overrides})
 
     @classmethod
@@ -318,8 +318,8 @@ class LlamaConfig:
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> LlamaConfig:
         """Reads `config.json`; `path` may be a folder, the file or a model of the hub.
 
-        `overrides` are fields that take precedence over the file's, and the hub's `revision`, `token`, `cache_dir`,
-        `force_download` and `local_files_only`.
+        `overrides` are fields that take precedence over the file's, or arguments for the hub: `revision`, `token`,
+        `cache_dir`, `force_download` and `local_files_only`.
 
         Raises:
             ModelNotFoundError: if there is no such file.
@@ -381,7 +381,7 @@ def _default_head_dim(hidden_size: int, heads: int) -> int:
     check_whole("num_attention_heads", heads)
     if hidden_size % heads:
         raise ConfigError(
-            f"hidden_size is {hidden_size}; it must be a multiple of num_attention_heads, {heads}; else set head_dim"
+            f"hidden_size is {hidden_size}; it must be a multiple of num_attention_heads, {heads}, or set head_dim"
         )
     return hidden_size // heads
 

@@ -81,7 +81,7 @@ def check_consistent(fields: Mapping[str, Any]) -> None:
     """Raises ConfigError if `rope_parameters` contradicts `rope_theta` or `rope_scaling`.
 
     transformers 4.57 writes such files when it saves a configuration of 5.x again: it copies `rope_parameters` without
-    reading it, and adds a `rope_theta` of 10000 and no scaling.
+    reading it, and adds a `rope_theta` of 10000 and a `rope_scaling` of null.
     """
     inner = fields.get("rope_parameters")
     if not isinstance(inner, Mapping):
