@@ -3,7 +3,7 @@
 A process that is killed at any moment leaves the old content, the new content, or a folder that no reader accepts and
 from which the old content can be restored; it never leaves a mixture that loads. There are two uses:
 
-- `temporary_staging` and `replace_files`: new files replace some files of a folder, which keeps its others
+- `temporary_staging` and `replace_files`: new files replace some files of a folder, which keeps the other files
   (save_pretrained). The staging folder is inside that folder and disappears at the end.
 - `resumable_staging` and `publish`: the destination, a folder or a single file, is replaced as a whole (conversions).
   The staging folder is next to the destination. After an interruption it stays, and a run with the same record resumes
@@ -14,7 +14,7 @@ Downloads from the hub have the same guarantee from huggingface_hub, which renam
     folder/.saving-*, folder/.old-*    staging folder of new files; old files while the new ones replace them
     .NAME.puna-partial                 staging folder of NAME, with the record and a lock
     .NAME.puna-old                     the old NAME while the new one replaces it
-    .NAME.puna-gone                    the old NAME while it is deleted, or what is left if that was interrupted
+    .NAME.puna-gone                    the old NAME while it is deleted, or its remains if the deletion was interrupted
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def temporary_staging(folder: Path) -> Iterator[Path]:
 def replace_files(staging: Path, folder: Path, names: Sequence[str], outdated: Sequence[str]) -> None:
     """Moves the files `names` from `staging` to `folder` and removes the files `outdated` from `folder`.
 
-    The last of `names` is the key file, without which no reader accepts the folder. It leaves first and enters last, so
-    that a process killed at any moment leaves the old files, the new files, or a folder that is refused, with the old
-    files in a folder `.old-...` inside. If only one file differs, a single rename replaces it.
+    The last of `names` is the key file, without which no reader accepts the folder. It is moved out first and in last,
+    so that a process killed at any moment leaves the old files, the new files, or a folder that is refused, with the
+    old files in a folder `.old-...` inside. If only one file differs, a single rename replaces it.
 
     Raises:
         OSError: a file cannot be moved; the old files are restored.
@@ -166,7 +166,7 @@ def publish(staging: Path, destination: Path, single: str | None, overwrite: boo
 
 
 def restore_replaced(destination: Path) -> None:
-    """Restores `destination` if a run was killed while replacing it; raises StorageError if one is doing so now."""
+    """Restores `destination` if a run was killed while replacing it; raises StorageError if a run replaces it now."""
     old, staging = replaced_path(destination), partial_folder(destination)
     if not old.exists() or is_taken(destination):
         return
@@ -182,7 +182,7 @@ def is_taken(path: Path) -> bool:
 
 @contextmanager
 def _create_folder(folder: Path, destination: Path | None = None) -> Iterator[None]:
-    """Creates a folder and its parents; if the block fails, removes those that were created and are empty."""
+    """Creates a folder and its parents; if the block fails, removes the folders created here if they are empty."""
     with storage_errors(destination or folder):
         created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

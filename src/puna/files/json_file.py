@@ -12,7 +12,7 @@ from puna.files.atomic_file import atomic_write
 
 JSON_LIMIT = 32 * 2**20
 """Maximum size of a JSON file in bytes. Indexes and configurations in use have less than 1 MB. As Python objects, they
-need about twenty times as much memory."""
+need about twenty times their size in memory."""
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ def json_bytes(value: Mapping[str, Any], name: str) -> bytes:
 
 
 def read_json(path: Path, error: type[PunaError]) -> dict[str, Any]:
-    """Reads a JSON object; raises `error` with the file's name if the file does not contain one."""
+    """Reads a JSON object; raises `error` with the file's name if the file does not contain a JSON object."""
     try:
         if not path.is_file():
             raise ModelNotFoundError(f"{path}: no such file")
