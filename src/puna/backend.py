@@ -82,6 +82,6 @@ def check_batch(batch: Batch, vocab_size: int, lengths: Mapping[int, int]) -> No
             raise RequestError(f"slot {chunk.slot}: token id {token} is outside the vocabulary, 0 to {vocab_size - 1}")
         cached = lengths.get(chunk.slot, 0)
         if not 0 <= start <= cached:
-            raise RequestError(f"slot {chunk.slot}: tokens start at {start}, but the cache holds {cached}")
+            raise RequestError(f"slot {chunk.slot}: tokens start at {start}, but the cache holds {cached} tokens")
         if not 0 <= chunk.logits <= len(tokens):
             raise RequestError(f"slot {chunk.slot}: logits is {chunk.logits}; it must be 0 to {len(tokens)}")

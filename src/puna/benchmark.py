@@ -73,7 +73,7 @@ def plan(
         length = work.context + work.tokens
         needed = work.batch * -(-length // PAGE) * PAGE
         if length > config.context_length:
-            reasons[work] = f"exceeds the model's context of {config.context_length}"
+            reasons[work] = f"exceeds the model's context of {config.context_length} tokens"
         elif cache_tokens is not None and needed > cache_tokens:
             reasons[work] = f"needs a cache of {needed} tokens, but memory holds {cache_tokens}"
     return [work for work in works if work not in reasons], reasons
@@ -109,9 +109,9 @@ def step(backend: NativeBackend, ids: NDArray[np.int64], position: int, batch: i
     backend.forward(chunks).argmax(axis=-1)
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _seconds(call: Callable[[], None]) -> float:
     started = time.perf_counter()
-    work()
+    call()
     return time.perf_counter() - started
 
 
@@ -153,15 +153,15 @@ def limit(backend: NativeBackend, machine: MachineSpeed, work: Work) -> float | 
 def phase_limits(backend: NativeBackend, machine: MachineSpeed, work: Work) -> dict[str, float]:
     """Returns the minimum seconds that a workload takes in each phase of the forward pass whose limit is known.
 
-    Decoding reads a phase's matrices, or the caches, once per step; reading a prompt multiplies them by every token.
+    Decoding reads a phase's matrices, or the caches, once per step; prefill multiplies the matrices by every token.
     """
-    steps = work.tokens
+    tokens = work.tokens
     if work.phase == "decode":
         if backend.weight_bytes < MIN_WEIGHT_BYTES:
             return {}
         amounts = dict(backend.phase_bytes)
-        amounts["attention"] = round(work.batch * backend.cache_bytes_per_token * (work.context + steps / 2))
-        return {phase: steps * amount / (machine.dram_gb_s * 1e9) for phase, amount in amounts.items() if amount}
+        amounts["attention"] = round(work.batch * backend.cache_bytes_per_token * (work.context + tokens / 2))
+        return {phase: tokens * amount / (machine.dram_gb_s * 1e9) for phase, amount in amounts.items() if amount}
     peak = (machine.int8_gops if backend.integer_weights else machine.bf16_gflops) * 1e9
     config = backend.config
     heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
@@ -171,7 +171,7 @@ def phase_limits(backend: NativeBackend, machine: MachineSpeed, work: Work) -> d
         "gate_up": 2 * config.hidden_size * config.intermediate_size,
         "down": config.hidden_size * config.intermediate_size,
     }
-    return {phase: 2 * config.num_hidden_layers * steps * count / peak for phase, count in products_per_token.items()}
+    return {phase: 2 * config.num_hidden_layers * tokens * count / peak for phase, count in products_per_token.items()}
 
 
 def products(config: LlamaConfig, tokens: int) -> float:

@@ -68,9 +68,9 @@ def _run(options: argparse.Namespace) -> None:
     from puna.convert import convert, convert_tokenizer
 
     for is_unsupported, name, remedy in (
-        (not options.safe_serialization, "--safe_serialization false", "puna always writes safetensors; leave it out"),
+        (not options.safe_serialization, "--safe_serialization false", "puna writes safetensors; omit the option"),
         (options.push_to_hub, "--push_to_hub", "upload the folder with `hf upload`"),
-        (options.special_tokens, "--special_tokens", "the tokenizer keeps its special tokens; leave it out"),
+        (options.special_tokens, "--special_tokens", "the tokenizer keeps its special tokens; omit the option"),
     ):
         if is_unsupported:
             raise RequestError(f"{name} is not supported: {remedy}")
@@ -100,7 +100,7 @@ def _folder(input_dir: Path, size: str | None) -> Path:
     if size is not None and (input_dir / size / "params.json").exists():
         return input_dir / size
     inside = sorted(path.parent.name for path in input_dir.glob("*/params.json")) if input_dir.is_dir() else []
-    remedy = f". It has {', '.join(inside)}: choose one with --model_size" if inside else ""
+    remedy = f". The folder has {', '.join(inside)}: choose one with --model_size" if inside else ""
     raise ModelNotFoundError(f"{input_dir}: no params.json{'' if size is None else f', nor in {size}'}{remedy}")
 
 

@@ -113,7 +113,7 @@ class LLM:
 
         return load_tokenizer(self._tokenizer_path)
 
-    @overload  # mypy reports that an empty list matches both overloads; calling it so is an error
+    @overload  # mypy reports that an empty list matches both overloads; a call with an empty list is an error
     def generate(  # type: ignore[overload-overlap]
         self, prompt: str | Sequence[int], **options: Unpack[Options]
     ) -> Completion: ...
@@ -200,7 +200,7 @@ class LLM:
         return tuple(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
 
     def _answer(self, prompt_ids: tuple[int, ...], *, primed: bool, options: Options) -> Answer:
-        """Builds and checks a request. `primed`: the answer continues the prompt's text, so a leading space is kept."""
+        """Returns the answer to a new request. `primed`: it continues the prompt's text, so a leading space is kept."""
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"unknown option {sorted(unknown)[0]!r}; options are {', '.join(Options.__annotations__)}")
         stop_ids = self._stop_ids if primed else self._stop_ids | self._turn_end_ids
@@ -357,6 +357,6 @@ def _runs_natively(config: LlamaConfig) -> bool:
     try:
         check_supported(config)
     except BackendError as exc:
-        warnings.warn(f"{exc} (puna does so now)", stacklevel=4)
+        warnings.warn(f"{exc} (puna now uses that backend)", stacklevel=4)
         return False
     return True

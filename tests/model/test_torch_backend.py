@@ -87,8 +87,8 @@ def test_the_model_runs_in_evaluation_mode(backend: TorchBackend) -> None:
 @pytest.mark.parametrize(
     ("chunk", "text"),
     [
-        (Chunk(0, IDS[:2], 4), "slot 0: tokens start at 4, but the cache holds 3"),
-        (Chunk(1, IDS[:2], 1), "slot 1: tokens start at 1, but the cache holds 0"),
+        (Chunk(0, IDS[:2], 4), "slot 0: tokens start at 4, but the cache holds 3 tokens"),
+        (Chunk(1, IDS[:2], 1), "slot 1: tokens start at 1, but the cache holds 0 tokens"),
         (Chunk(1, np.array([3, 67]), 0), "token id 67 is outside the vocabulary, 0 to 66"),
         (Chunk(1, np.array([-1, 3]), 0), "token id -1"),
         (Chunk(1, np.array([], np.int64), 0), r"shape \(0,\)"),

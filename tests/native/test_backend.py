@@ -59,7 +59,7 @@ def test_a_chunk_replaces_the_cache_from_its_start_on():
 @pytest.mark.parametrize(
     ("chunk", "text"),
     [
-        (lambda ids: Chunk(0, ids[:2], 4), "tokens start at 4, but the cache holds 3"),
+        (lambda ids: Chunk(0, ids[:2], 4), "tokens start at 4, but the cache holds 3 tokens"),
         (lambda ids: Chunk(1, np.array([3, 67]), 0), "token id 67 is outside the vocabulary, 0 to 66"),
         (lambda ids: Chunk(1, np.array([-1, 3]), 0), "token id -1"),
         (lambda ids: Chunk(1, np.array([], np.int64), 0), r"shape \(0,\)"),
