@@ -34,6 +34,8 @@ class Hub:
     Attributes:
         requests: method and path of each request, in order.
         sent: bytes of files sent.
+        listing: replaces the body of every listing; a string is sent as HTML, an integer as the HTTP status.
+        damage: name of a file that is sent with one bit changed.
         interrupt_after: the next download of more bytes stops after this number of bytes; None: no download stops.
     """
 
@@ -42,6 +44,8 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     sent: int = 0
     interrupt_after: int | None = None
+    listing: dict[str, Any] | str | int | None = None
+    damage: str | None = None
 
     def add(self, name: str, files: dict[str, bytes], branch: str = "main", **settings: Any) -> Repo:
         commit = commit_of(files)
@@ -86,12 +90,17 @@ class _Handler(BaseHTTPRequestHandler):
                 {"type": "file", "path": path, "size": len(data), "oid": _oid(data)} for path, data in files.items()
             ]
             return self._send_json(tree)
+        if isinstance(self.hub.listing, int):
+            return self._refuse(self.hub.listing, "Unavailable")
+        if isinstance(self.hub.listing, str):
+            return self._send(self.hub.listing.encode(), "text/html")
         sizes = "blobs" in parse_qs(url.query)
         siblings = [
             {"rfilename": path} | ({"size": len(data), "blobId": _oid(data)} if sizes else {})
             for path, data in files.items()
         ]
-        return self._send_json({"id": name, "sha": commit, "siblings": siblings, "private": False, "gated": repo.gated})
+        listing = {"id": name, "sha": commit, "siblings": siblings, "private": False, "gated": repo.gated}
+        return self._send_json(listing | (self.hub.listing or {}))
 
     def _send_file(self, repo: Repo, commit: str, files: dict[str, bytes], path: str) -> None:
         if repo.gated:
@@ -110,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return None
+        if path == self.hub.damage:
+            data = data[:-1] + bytes((data[-1] ^ 1,))
         body = data[first:]
         if self.hub.interrupt_after is not None and len(body) > self.hub.interrupt_after:
             body, self.hub.interrupt_after = body[: self.hub.interrupt_after], None
@@ -119,9 +130,11 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _send_json(self, content: Any) -> None:
-        body = json.dumps(content).encode()
+        self._send(json.dumps(content).encode(), "application/json")
+
+    def _send(self, body: bytes, kind: str) -> None:
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":

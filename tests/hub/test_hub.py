@@ -231,6 +231,71 @@ def test_refusals_of_the_hub_are_explained(machine: Machine, model_files: dict[s
     assert run.returncode == 1 and "no file matches *.onnx; the model has README.md" in run.stderr
 
 
+FILE = {"rfilename": "config.json", "size": 9, "blobId": "0" * 40}
+
+
+@pytest.mark.parametrize(
+    ("listing", "message"),
+    [
+        ("<html>log in</html>", "not a list of files"),
+        ({"siblings": [{}]}, "not a list of files"),
+        ({"siblings": [{"rfilename": 7}]}, "7 is not the name of a file"),
+        ({"siblings": [FILE | {"rfilename": "../../outside.json"}]}, "'../../outside.json' is not the name of a file"),
+        ({"siblings": [FILE | {"rfilename": "/outside.json"}]}, "is not the name of a file"),
+        ({"siblings": [FILE | {"rfilename": "a\x1b[2J.json"}]}, "is not the name of a file"),
+        ({"siblings": [FILE | {"size": "9"}]}, "config.json has a size of '9'"),
+        ({"siblings": None}, "the model has no files"),
+        ({"sha": None}, "the commit is None, not 40 hexadecimal digits"),
+        ({"sha": "../../../../outside"}, "the commit is '../../../../outside', not 40 hexadecimal digits"),
+        ({"sha": "main"}, "the commit is 'main', not 40"),
+        (429, "answered with status 429; wait some minutes, or set HF_TOKEN"),
+        (500, "answered with status 500"),
+    ],
+)
+def test_unexpected_answers_of_the_hub_are_errors_of_puna(
+    machine: Machine, listing: dict[str, object] | str | int, message: str
+) -> None:
+    machine.hub.add("owner/tiny", {"config.json": b"{}"})
+    machine.hub.listing = listing
+    run = machine.run("-c", FETCH)
+    assert message in run.stdout, run.stdout + run.stderr
+    assert not [path for path in machine.home.parent.rglob("*") if "outside" in path.name]
+
+
+FETCH = """
+from puna import hub
+from puna.errors import PunaError
+try: print(hub.fetch(hub.Reference("owner/tiny"), "config"))
+except PunaError as exc: print(exc)
+"""
+
+
+def test_a_damaged_download_is_detected_and_repeated(machine: Machine) -> None:
+    machine.hub.add("owner/tiny", {"config.json": b'{"vocab_size": 420}'})
+    machine.hub.damage = "config.json"
+    run = machine.run("-c", FETCH)
+    assert "config.json was damaged during the download" in run.stdout and "download it again" in run.stdout
+    machine.hub.damage = None
+    run = machine.run("-c", FETCH)
+    assert (Path(run.stdout.strip()) / "config.json").read_bytes() == b'{"vocab_size": 420}', run.stderr
+
+
+def test_files_come_from_the_commit_that_was_announced(machine: Machine) -> None:
+    old = machine.hub.add("owner/tiny", {"config.json": b"old"}).branches["main"]
+    machine.hub.add("owner/tiny", {"config.json": b"new"})
+    machine.hub.listing = {"sha": old, "siblings": [{"rfilename": "config.json", "size": 3}]}
+    folder = Path(machine.run("-c", FETCH).stdout.strip())
+    assert folder.name == old and (folder / "config.json").read_bytes() == b"old"
+    offline = machine.run("-c", FETCH, HF_HUB_OFFLINE="1")
+    assert Path(offline.stdout.strip()) == folder, "the commit of the branch is recorded in the cache"
+
+
+@pytest.mark.parametrize("revision", ["../x", "a/../../b", "", "/etc", "a b"])
+def test_revisions_that_are_not_names_are_refused(revision: str) -> None:
+    with pytest.raises(RequestError, match="not the name of a branch"):
+        Reference("owner/tiny").at(revision)
+
+
 def test_a_disk_that_is_too_small_is_reported_before_the_download(
     machine: Machine, model_files: dict[str, bytes]
 ) -> None:

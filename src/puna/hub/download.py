@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from puna.errors import ModelNotFoundError, StorageError
+from puna.errors import ModelNotFoundError, PunaError, StorageError
 from puna.files import free_bytes
 from puna.hub.choice import Need, Selection
+from puna.hub.listing import RemoteFile, UnexpectedAnswerError, list_files
 from puna.hub.reference import Reference
+from puna.hub.snapshot import cached_snapshot, record_branch, snapshot_folder, verify
+from puna.hub.transfer import download_files
 
 
 @dataclass(frozen=True)
@@ -80,45 +82,42 @@ def fetch(
     """
     from huggingface_hub import constants
 
-    reference = Reference(reference.id, revision or reference.revision, reference.part)
+    reference = reference.at(revision)
     selection = Selection(need, tuple(include), subfolder.strip("/"), reference)
     cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
     if local_files_only or constants.HF_HUB_OFFLINE:
         return _path_in_cache(selection, cache, None)
     try:
-        commit, sizes = _list_files(reference, token)
+        listing = list_files(reference, token)
     except _not_found_errors() as exc:
         raise _user_error(exc, reference) from exc
-    except _request_errors() as exc:
+    except _unavailable_errors() as exc:
         return _path_in_cache(selection, cache, exc)
-    names = selection.choose(sizes)
-    download = _plan(reference, commit, {name: sizes[name] for name in names}, cache, force_download)
-    if download.missing:
+    names = selection.choose(listing.files)
+    folder = snapshot_folder(cache, reference, listing.commit)
+    missing = {n: listing.files[n] for n in names if force_download or not (folder / n).is_file()}
+    download = Download(reference, listing.commit, {name: file.size or 0 for name, file in missing.items()}, cache)
+    if missing:
         _check_space(download)
         announce(download)
     try:
-        folder = _snapshot(reference, names, cache, token, force_download)
-    except _request_errors() as exc:
+        if missing:
+            _download(download, missing, token, force_download)
+        record_branch(cache, reference, listing.commit)
+    except PunaError:
+        raise
+    except Exception as exc:  # errors of the disk, of huggingface_hub, of its HTTP and transfer libraries
         raise _user_error(exc, reference) from exc
     return selection.path(folder, names)
 
 
-def _list_files(reference: Reference, token: str | bool | None) -> tuple[str, dict[str, int]]:
-    """Returns the commit of a revision, and the size in bytes of each of its files."""
-    from huggingface_hub import HfApi
-
-    info = HfApi().model_info(reference.id, revision=reference.revision, files_metadata=True, token=token)
-    return str(info.sha), {item.rfilename: int(item.size or 0) for item in info.siblings or []}
-
-
-def _plan(reference: Reference, commit: str, files: Mapping[str, int], cache: Path, force: bool) -> Download:
-    from huggingface_hub import try_to_load_from_cache
-
-    def is_in_cache(name: str) -> bool:
-        return isinstance(try_to_load_from_cache(reference.id, name, cache_dir=cache, revision=commit), str)
-
-    missing = {name: size for name, size in files.items() if force or not is_in_cache(name)}
-    return Download(reference, commit, missing, cache)
+def _download(download: Download, files: Mapping[str, RemoteFile], token: str | bool | None, force: bool) -> None:
+    total = sum(download.missing.values())
+    paths = download_files(
+        download.reference, download.commit, list(files), total, cache=download.cache, token=token, force=force
+    )
+    for path, file in zip(paths, files.values(), strict=True):
+        verify(path, file)
 
 
 def _check_space(download: Download) -> None:
@@ -130,43 +129,19 @@ def _check_space(download: Download) -> None:
         )
 
 
-def _snapshot(reference: Reference, names: list[str], cache: Path, token: str | bool | None, force: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    folder = snapshot_download(
-        reference.id,
-        revision=reference.revision,
-        # allow_patterns are glob patterns, so special characters in file names are escaped.
-        allow_patterns=[re.sub(r"([*?[])", r"[\1]", name) for name in names],
-        cache_dir=cache,
-        token=token,
-        force_download=force,
-    )
-    return Path(str(folder))
-
-
-def _path_in_cache(selection: Selection, cache: Path, unreachable: Exception | None) -> Path:
-    """Returns a model's path in the cache; `unreachable` is the connection error, None if the hub was not tried."""
-    from huggingface_hub import constants, errors, snapshot_download
-
+def _path_in_cache(selection: Selection, cache: Path, failure: Exception | None) -> Path:
+    """Returns a model's path in the cache; `failure` is the error of the hub, None if the hub was not asked."""
     reference = selection.reference
-    try:
-        # An empty list of patterns returns the folder even if files are missing; `choose` or the loader reports these.
-        snapshot = snapshot_download(
-            reference.id, revision=reference.revision, cache_dir=cache, local_files_only=True, allow_patterns=[]
-        )
-    except errors.LocalEntryNotFoundError as exc:
-        reason = "is not used (HF_HUB_OFFLINE or local_files_only)"
-        if unreachable is not None:
-            reason = f"cannot be reached at {constants.ENDPOINT} ({_first_line(unreachable)})"
+    folder = cached_snapshot(cache, reference)
+    if folder is None:
+        reason = "is not used (HF_HUB_OFFLINE or local_files_only)" if failure is None else _failure(failure)
         raise ModelNotFoundError(
             f"{reference}: no such file or folder, no such model in the cache, and the hub {reason}. Check the path "
             "or the network"
-        ) from exc
-    folder = Path(str(snapshot))
+        ) from failure
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    if unreachable is not None:
-        sys.stderr.write(f"the hub cannot be reached ({_first_line(unreachable)}); using {reference} from the cache\n")
+    if failure is not None:
+        sys.stderr.write(f"the hub {_failure(failure)}; using {reference} from the cache\n")
     return selection.path(folder, selection.choose(names))
 
 
@@ -177,12 +152,12 @@ def _not_found_errors() -> tuple[type[Exception], ...]:
     return errors.RepositoryNotFoundError, errors.RevisionNotFoundError  # the first includes GatedRepoError
 
 
-def _request_errors() -> tuple[type[Exception], ...]:
-    """Returns the exception types of other failures. The transport error depends on huggingface_hub's HTTP library."""
+def _unavailable_errors() -> tuple[type[Exception], ...]:
+    """Returns the exception types of a hub that cannot be used now; one depends on huggingface_hub's HTTP library."""
     from huggingface_hub import errors
 
     transport: type[Exception] = getattr(errors, "HTTPError", OSError)
-    return OSError, errors.HfHubHTTPError, transport
+    return UnexpectedAnswerError, OSError, errors.HfHubHTTPError, transport
 
 
 def _user_error(exc: Exception, reference: Reference) -> Exception:
@@ -213,6 +188,22 @@ def _user_error(exc: Exception, reference: Reference) -> Exception:
         f"{reference}: the download failed ({_first_line(exc)}); the partial download is kept. Repeat the command to "
         "resume it"
     )
+
+
+def _failure(exc: Exception) -> str:
+    """Returns the predicate of a sentence about the hub that failed to list a model."""
+    from huggingface_hub import constants
+
+    if isinstance(exc, UnexpectedAnswerError):
+        return (
+            f"at {constants.ENDPOINT} gave an answer that is not a list of files ({_first_line(exc)}); a login page or "
+            "a proxy may have answered instead"
+        )
+    response = getattr(exc, "response", None)
+    if response is not None:
+        wait = "; wait some minutes, or set HF_TOKEN for a higher limit" if response.status_code == 429 else ""
+        return f"at {constants.ENDPOINT} answered with status {response.status_code}{wait}"
+    return f"cannot be reached at {constants.ENDPOINT} ({_first_line(exc)})"
 
 
 def _first_line(exc: Exception) -> str:

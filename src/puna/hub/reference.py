@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from puna.errors import RequestError
 
+_REVISION = r"\w[\w./-]{0,249}"
+
 _REFERENCE = re.compile(
-    r"(?P<id>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[\w./-]{1,250}))?(:(?P<part>[\w.-]{1,96}))?",
+    rf"(?P<id>[A-Za-z0-9][\w.-]{{0,95}}/[A-Za-z0-9][\w.-]{{0,95}})(@(?P<revision>{_REVISION}))?(:(?P<part>[\w.-]{{1,96}}))?",
     re.ASCII,
 )
 
@@ -21,6 +23,18 @@ class Reference:
     id: str
     revision: str | None = None
     part: str | None = None
+
+    def at(self, revision: str | None) -> Reference:
+        """Returns the same model at another revision; None keeps the revision.
+
+        Raises:
+            RequestError: `revision` cannot be the name of a branch, tag or commit.
+        """
+        if revision is None:
+            return self
+        if not isinstance(revision, str) or not re.fullmatch(_REVISION, revision, re.ASCII) or ".." in revision:
+            raise RequestError(f"revision={revision!r:.120} is not the name of a branch, a tag or a commit")
+        return replace(self, revision=revision)
 
     def __str__(self) -> str:
         return self.id + (f"@{self.revision}" if self.revision else "") + (f":{self.part}" if self.part else "")
