@@ -280,6 +280,18 @@ def test_a_damaged_download_is_detected_and_repeated(machine: Machine) -> None:
     assert (Path(run.stdout.strip()) / "config.json").read_bytes() == b'{"vocab_size": 420}', run.stderr
 
 
+@pytest.mark.parametrize("options", [(), ("--tokenizer-only",)])
+def test_nothing_is_downloaded_for_a_conversion_whose_target_exists(
+    machine: Machine, model_files: dict[str, bytes], options: tuple[str, ...]
+) -> None:
+    machine.hub.add("owner/tiny", model_files)
+    (machine.home / "out").mkdir()
+    (machine.home / "out" / "file").touch()
+    run = machine.puna("convert", "owner/tiny", "out", *options)
+    assert run.returncode == 1 and "out exists already" in run.stderr
+    assert machine.hub.requests == []
+
+
 def test_files_come_from_the_commit_that_was_announced(machine: Machine) -> None:
     old = machine.hub.add("owner/tiny", {"config.json": b"old"}).branches["main"]
     machine.hub.add("owner/tiny", {"config.json": b"new"})

@@ -58,7 +58,6 @@ def convert(
 
     DST appears only when the result is complete. Repeat an interrupted command to resume it.
     """
-    from puna.checkpoint import locate_model
     from puna.convert import LAYOUTS, convert_tokenizer
     from puna.convert import convert as convert_model
 
@@ -74,7 +73,7 @@ def convert(
         ):  # fmt: skip
             if value is not None:
                 raise RequestError(f"{name} applies to weights, but --tokenizer-only converts none; leave one out")
-        notes = convert_tokenizer(locate_model(src, "tokenizer"), dst, layout, instruct=instruct, overwrite=overwrite)
+        notes = convert_tokenizer(src, dst, layout, instruct=instruct, overwrite=overwrite)
         if json:
             print_json({"target": str(dst), "notes": notes})
         else:

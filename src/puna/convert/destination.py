@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from puna import __version__
-from puna.checkpoint import Checkpoint
+from puna.checkpoint import Checkpoint, locate_model
 from puna.convert.calibration import CalibrationText
 from puna.convert.options import Layout, Options
 from puna.convert.tokenizer_files import tokenizer_files
 from puna.errors import CheckpointError, StorageError
 from puna.files import atomic_folder, folder_path
+from puna.hub import Need, parse
+
+
+def locate_source(source: str | Path | None, target: str | Path, overwrite: bool, need: Need = "model") -> Path:
+    """Returns the local path of the source; downloads a model of the hub only if `target` can be written."""
+    if source is not None and parse(source) is not None:
+        check_destination(folder_path(target), overwrite, ())
+    return locate_model(source, need)
 
 
 def model_destination(target: str | Path, layout: Layout, overwrite: bool, source: Checkpoint) -> Path:

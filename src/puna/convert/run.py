@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
+from puna.checkpoint import Checkpoint, open_checkpoint
 from puna.convert.calibration import Importance, measure_importance, read_text
-from puna.convert.destination import check_destination, files_record, model_destination, model_record
+from puna.convert.destination import check_destination, files_record, locate_source, model_destination, model_record
 from puna.convert.edit import edit_checkpoint
 from puna.convert.error_report import relative_errors
 from puna.convert.mixes import find_mix
@@ -128,7 +128,7 @@ def convert(
         CheckpointError: the source is damaged, or the result cannot be expressed in the layout.
         StorageError: space or a permission is missing, or `target` exists already.
     """
-    path = locate_model(source)
+    path = locate_source(source, target, overwrite)
     options = Options(
         to, dtype, quantize, shard_size, shards, kv_heads, vocab_size, pad_vocab_to, instruct, threads
     )  # fmt: skip
@@ -169,9 +169,16 @@ def convert(
 
 
 def convert_tokenizer(
-    source: str | Path, target: str | Path, to: Layout | None = None, *, instruct: bool = False, overwrite: bool = False
+    source: str | Path | None,
+    target: str | Path,
+    to: Layout | None = None,
+    *,
+    instruct: bool = False,
+    overwrite: bool = False,
 ) -> list[str]:
     """Writes only the tokenizer of `source` into a new folder, in the files of the layout; returns notes for the user.
+
+    A `source` of None means the default model.
 
     Raises:
         CheckpointError: the layout is GGUF, whose tokenizer is part of the model's file.
@@ -181,7 +188,7 @@ def convert_tokenizer(
     layout = Options(to=to).layout
     if layout == "gguf":
         raise CheckpointError("the tokenizer is part of a GGUF file; convert the model, or give --to hf or meta")
-    source, destination = Path(source), folder_path(target)
+    source, destination = locate_source(source, target, overwrite, "tokenizer"), folder_path(target)
     if instruct:
         check_instruct(source, layout)
     check_destination(destination, overwrite, (source,))
