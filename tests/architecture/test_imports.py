@@ -81,7 +81,7 @@ def test_imports_in_functions_and_for_types_are_part_of_the_graph():
     assert {name for name, _ in imports(tree)} == {"puna.a.X", "puna.b"}
     assert imports_at_load(tree) == []
     graph = import_graph()
-    assert "puna.errors" in graph["puna.files.atomic_folder"]
+    assert "puna.errors" in graph["puna.files.resumable"]
 
 
 @every_module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import random
 import shutil
 import signal
@@ -22,8 +23,8 @@ from puna.config import GenerationConfig
 from puna.convert import convert_tokenizer
 from puna.convert import run as conversion_run
 from puna.errors import CheckpointError, StorageError
-from puna.files import atomic_folder
-from puna.files.atomic_folder import partial_folder, replaced_path, resumable_staging
+from puna.files import resumable
+from puna.files.resumable import publish, resumable_staging, staging_folders
 from tests.helpers.meta_models import FAMILIES, hf_tensors, write_meta
 from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder
 from tests.helpers.vocabularies import train_sentencepiece
@@ -63,25 +64,32 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def only_staging_folder(destination: Path) -> Path:
+    (staging,) = staging_folders(destination)
+    return staging
+
+
 def test_an_interrupted_run_is_resumed(tmp_path: Path) -> None:
     model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     convert(model, tmp_path / "uninterrupted", to="hf", shards=4)
     with pytest.raises(StoppedError):
         convert(model, destination, to="hf", shards=4, progress=stop_after(12))
     assert not destination.exists()
-    completed = sorted(path.name for path in partial_folder(destination).iterdir() if path.suffix == ".safetensors")
+    staging = only_staging_folder(destination)
+    assert staging.stat().st_mode & 0o777 == 0o700 and staging.name not in (".out.puna-partial", ".out.puna-")
+    completed = sorted(path.name for path in (staging / "new").iterdir() if path.suffix == ".safetensors")
     assert 0 < len(completed) < 4
     plans = []
     convert(model, destination, to="hf", shards=4, on_plan=plans.append)
     assert 0 < plans[0].finished < plans[0].bytes
-    assert contents(destination) == contents(tmp_path / "uninterrupted") and not partial_folder(destination).exists()
+    assert contents(destination) == contents(tmp_path / "uninterrupted") and not staging.exists()
 
 
 def test_a_conversion_with_other_options_starts_from_scratch(tmp_path: Path) -> None:
     model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     with pytest.raises(StoppedError):
         convert(model, destination, to="hf", shards=4, progress=stop_after(12))
-    assert partial_folder(destination).exists()
+    only_staging_folder(destination)
     plans = []
     convert(model, destination, to="hf", shards=4, dtype="float16", on_plan=plans.append)
     assert plans[0].finished == 0
@@ -109,7 +117,7 @@ def stop_before_publishing(model: Path, destination: Path, monkeypatch: pytest.M
         patched.setattr(conversion_run, "publish", stop)
         with pytest.raises(StoppedError):
             convert(model, destination, to="gguf", threads=1)
-    assert not destination.exists() and (partial_folder(destination) / destination.name).exists()
+    assert not destination.exists() and (only_staging_folder(destination) / "new" / destination.name).exists()
 
 
 @pytest.mark.parametrize("edited_file", ["tokenizer.model", "tokenizer_config.json", "generation_config.json", ""])
@@ -141,30 +149,113 @@ def test_a_link_at_the_destination_is_replaced_only_with_overwrite(to: str, tmp_
         destination.symlink_to(tmp_path / name)
         with pytest.raises(StorageError, match="exists already"):
             convert(model, destination, to=to)
-        assert destination.is_symlink() and not partial_folder(destination).exists()
+        assert destination.is_symlink() and not staging_folders(destination)
         convert(model, destination, to=to, overwrite=True)
         assert not destination.is_symlink() and open_checkpoint(destination).kind == to
     assert not (tmp_path / "nothing").exists() and not any((tmp_path / "empty").iterdir())
 
 
-@pytest.mark.parametrize("name", [".out.puna-old", ".out.puna-partial", ".out.puna-partial/model"])
-def test_a_source_in_a_working_folder_is_refused_and_unchanged(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    model = write_model(tmp_path / name)
+@pytest.mark.parametrize("where", ["new", "old", "new/model"])
+def test_a_source_in_a_staging_folder_is_refused_and_unchanged(where: str, tmp_path: Path) -> None:
+    interrupted, destination = write_model(tmp_path / "in"), tmp_path / "out"
+    with pytest.raises(StoppedError):
+        convert(interrupted, destination, to="hf", shards=4, progress=stop_after(12))
+    folder = only_staging_folder(destination) / where
+    shutil.rmtree(folder, ignore_errors=True)
+    model = write_model(folder)
     before = contents(tmp_path)
     for options in ({"to": "hf"}, {"to": "hf", "overwrite": True}):
         with pytest.raises(StorageError, match="is in a working folder of"):
-            convert(model, tmp_path / "out", **options)
+            convert(model, destination, **options)
     assert contents(tmp_path) == before
 
 
-def test_other_files_in_the_staging_folder_are_not_deleted(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "in")
-    partial_folder(tmp_path / "out").mkdir()
-    (partial_folder(tmp_path / "out") / "mine.txt").write_text("mine")
-    with pytest.raises(StorageError, match="holds other files"):
-        convert(model, tmp_path / "out", to="hf")
-    assert (partial_folder(tmp_path / "out") / "mine.txt").read_text() == "mine"
+def test_files_of_others_with_similar_names_are_neither_used_nor_changed(tmp_path: Path) -> None:
+    """Folders with the name of a staging folder belong to puna only with the record of this destination and a lock."""
+    model, destination = write_model(tmp_path / "in"), tmp_path / "out"
+    for name in (".out.puna-partial", ".out.puna-old", ".out.puna-gone", ".out.puna-abcdefgh", ".out.tmp", ".out.bak"):
+        (tmp_path / name / "new").mkdir(parents=True)
+        (tmp_path / name / "new" / "model.safetensors").write_text("mine")
+    (tmp_path / ".out.puna-file").write_text("mine")
+    (tmp_path / ".out.puna-other").mkdir()
+    (tmp_path / ".out.puna-other" / ".puna-conversion.json").write_text('{"destination": "another"}')
+    (tmp_path / ".out.puna-link").symlink_to(tmp_path / ".out.puna-partial")
+    before = contents(tmp_path)
+    for overwrite in (False, True):
+        convert(model, destination, to="hf", overwrite=overwrite)
+        after = {name: data for name, data in contents(tmp_path).items() if not name.startswith("out/")}
+        assert after == before
+
+
+def test_a_staging_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, destination = write_model(tmp_path / "in"), tmp_path / "out"
+    with pytest.raises(StoppedError):
+        convert(model, destination, to="hf", shards=4, progress=stop_after(12))
+    staging = only_staging_folder(destination)
+    before = contents(staging)
+    plans = []
+    with monkeypatch.context() as patched:
+        patched.setattr(resumable.os, "geteuid", lambda: staging.stat().st_uid + 1)
+        with pytest.raises(StoppedError):
+            convert(model, destination, to="hf", shards=4, on_plan=plans.append, progress=stop_after(12))
+    assert plans[0].finished == 0 and contents(staging) == before
+
+
+def publish_in_child(destination: Path, folder: bool, overwrite: bool, steps: int) -> bool:
+    """Publishes new content in a child process, which ends at once before file operation number `steps`.
+
+    Returns whether the child reached the end.
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    remaining = steps
+
+    def die(event: str, arguments: object) -> None:
+        nonlocal remaining
+        if event in ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+            remaining -= 1
+            if remaining < 0:
+                os._exit(1)
+
+    with resumable_staging(destination, {"to": "new"}) as new:
+        for name in ("a", "b") if folder else ("out",):
+            (new / name).write_text("new")
+        sys.addaudithook(die)
+        publish(new, destination, None if folder else "out", overwrite)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_killed_at_any_step_of_publishing_loses_and_leaves_nothing(
+    folder: bool, overwrite: bool, tmp_path: Path
+) -> None:
+    new = {"a": b"new", "b": b"new"} if folder else {"out": b"new"}
+    old = dict.fromkeys(new, b"old") if overwrite else {}
+
+    def current(destination: Path) -> dict[str, bytes]:
+        return contents(destination) if folder else contents(destination.parent)
+
+    for steps in range(40):
+        destination = tmp_path / f"{steps}" / "out"
+        (destination if folder and overwrite else destination.parent).mkdir(parents=True)
+        for name, data in old.items():
+            (destination / name if folder else destination).write_bytes(data)
+        is_complete = publish_in_child(destination, folder, overwrite, steps)
+        resumable.recover(destination)
+        files = {name: data for name, data in current(destination).items() if not name.startswith(".")}
+        assert files in (old, new), steps
+        if files == new:
+            assert [path.name for path in destination.parent.iterdir()] == ["out"], steps
+        with resumable_staging(destination, {"to": "new"}) as staging:
+            for name in new:
+                (staging / name).write_text("newer")
+            publish(staging, destination, None if folder else "out", True)
+        assert [path.name for path in destination.parent.iterdir()] == ["out"], steps
+        if is_complete:
+            break
+    assert is_complete and steps > 3
 
 
 def test_a_run_killed_during_replacement_does_not_lose_the_old_model(tmp_path: Path) -> None:
@@ -172,13 +263,18 @@ def test_a_run_killed_during_replacement_does_not_lose_the_old_model(tmp_path: P
     model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     convert(model, destination, to="hf")
     old = contents(destination)
-    destination.rename(replaced_path(destination))
-    with pytest.raises(StorageError, match="exists already"):
-        convert(model, destination, to="hf", dtype="float16")
-    assert contents(destination) == old and not replaced_path(destination).exists()
-    destination.rename(replaced_path(destination))
-    convert(model, destination, to="hf", dtype="float16", overwrite=True)
-    assert contents(destination) != old and not replaced_path(destination).exists()
+    for overwrite in (False, True):
+        with pytest.raises(StoppedError), resumable_staging(destination, {"other": 1}) as new:
+            (new / "file").touch()
+            raise StoppedError
+        destination.rename(only_staging_folder(destination) / "old")
+        if overwrite:
+            convert(model, destination, to="hf", dtype="float16", overwrite=True)
+        else:
+            with pytest.raises(StorageError, match="exists already"):
+                convert(model, destination, to="hf", dtype="float16")
+        assert (contents(destination) == old) is not overwrite
+    assert not staging_folders(destination)
 
 
 def test_an_incomplete_old_model_is_never_restored(tmp_path: Path) -> None:
@@ -187,17 +283,16 @@ def test_an_incomplete_old_model_is_never_restored(tmp_path: Path) -> None:
     convert(model, destination, to="hf", shards=3)
     deleted = []
 
-    def stop_after_one_deletion(path: Path, **options: object) -> None:
-        if not deleted:
-            deleted.append(path)
-            (path / "model-00002-of-00003.safetensors").unlink()
-            raise StoppedError
+    def stop_after_one_file(path: Path, **options: object) -> None:
+        deleted.append(path)
+        (path / "model-00002-of-00003.safetensors").unlink(missing_ok=True)
+        raise StoppedError
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(StoppedError):
-        patched.setattr(shutil, "rmtree", stop_after_one_deletion)
+        patched.setattr(shutil, "rmtree", stop_after_one_file)
         convert(model, destination, to="hf", dtype="float16", overwrite=True)
     assert open_checkpoint(destination).config.dtype == "float16"
-    assert len(deleted) == 1 and not replaced_path(destination).exists()
+    assert deleted[0].name == "deleted"
     destination.rename(tmp_path / "final")
     convert(model, destination, to="hf")
     assert open_checkpoint(destination).config.dtype == "float32" and not deleted[0].exists()
@@ -207,10 +302,16 @@ def test_the_old_model_is_not_restored_while_another_process_replaces_it(tmp_pat
     model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     convert(model, destination, to="hf")
     with resumable_staging(destination, {"other": 1}):
-        destination.rename(replaced_path(destination))  # the other process does this before it moves the new model in
+        # The other process does this before it moves the new model in.
+        destination.rename(only_staging_folder(destination) / "old")
         with pytest.raises(StorageError, match="another process is writing it"):
             convert(model, destination, to="hf")
     assert not destination.exists()
+
+
+def test_long_names_can_be_converted(tmp_path: Path) -> None:
+    convert(write_model(tmp_path / "in"), tmp_path / ("x" * 255), to="hf")
+    assert sorted(path.name[:3] for path in tmp_path.iterdir()) == ["in", "xxx"]
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
@@ -243,11 +344,8 @@ def test_unusable_destinations_are_refused(tmp_path: Path, monkeypatch: pytest.M
     for destination in (tmp_path / "loop", tmp_path / "loop" / "x"):
         with pytest.raises(StorageError, match="loop"):
             convert(model, destination, to="hf")
-    for destination in (".lock", ".puna-conversion.json"):
-        with pytest.raises(StorageError, match="puna uses this name for its records"):
-            convert(model, destination, to="gguf")
-    with pytest.raises(StorageError, match="File name too long"):  # the staging folder has a longer name
-        convert(model, "x" * 243, to="hf")
+    with pytest.raises(StorageError, match="File name too long"):
+        convert(model, "x" * 256, to="hf")
     assert not any(Path.cwd().iterdir())
 
 
@@ -274,7 +372,7 @@ def test_failure_to_write_the_conversion_record_leaves_no_files(
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic_folder, "write_json", refuse)
+    monkeypatch.setattr(resumable, "write_json", refuse)
     with pytest.raises(StorageError, match="No space left"):
         convert(write_model(tmp_path / "in"), tmp_path / "out", to="hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
@@ -345,8 +443,8 @@ def test_an_existing_destination_is_replaced_only_with_overwrite(tmp_path: Path)
 def test_a_disk_that_is_too_small_is_an_error_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
-    with pytest.raises(StorageError, match=r"needs 0\.07 GB more and the disk has 0\.00 GB free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**5))
+    with pytest.raises(StorageError, match=r"needs 0\.00 GB more and the disk has 0\.00 GB free"):
         convert(model, destination, to="hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
@@ -430,10 +528,7 @@ def test_a_run_killed_at_a_random_moment_can_be_repeated(tmp_path: Path) -> None
         process.send_signal(signal.SIGKILL)
         process.wait()
         if (tmp_path / "out").exists():
-            files = contents(tmp_path / "out")
-            files.pop(".puna-conversion.json", None)  # killed between the last renaming and the cleanup
-            files.pop(".lock", None)
-            assert files == expected
+            assert contents(tmp_path / "out") == expected
             shutil.rmtree(tmp_path / "out")
             outcomes.add("complete")
         else:
@@ -441,7 +536,7 @@ def test_a_run_killed_at_a_random_moment_can_be_repeated(tmp_path: Path) -> None
     run = subprocess.run([*COMMAND, *arguments, "--json"], check=True, capture_output=True, text=True)
     assert contents(tmp_path / "out") == expected
     assert json.loads(run.stdout)["plan"]["files"]
-    assert "none" in outcomes and not partial_folder(tmp_path / "out").exists()
+    assert "none" in outcomes and not staging_folders(tmp_path / "out")
 
 
 def test_ctrl_c_stops_a_conversion(tmp_path: Path) -> None:
@@ -452,7 +547,7 @@ def test_ctrl_c_stops_a_conversion(tmp_path: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
-    while not partial_folder(tmp_path / "out").exists():  # before it exists, the command may not handle SIGINT yet
+    while not staging_folders(tmp_path / "out"):  # before it exists, the command may not handle SIGINT yet
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -14,7 +14,7 @@ from puna.convert.calibration import CalibrationText
 from puna.convert.options import Layout, Options
 from puna.convert.tokenizer_files import tokenizer_files
 from puna.errors import CheckpointError, StorageError
-from puna.files import atomic_folder, folder_path
+from puna.files import folder_path, resumable, storage_errors
 from puna.hub import Need, parse
 
 
@@ -51,9 +51,7 @@ def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path
         raise StorageError(f"{destination} cannot be written to ({exc}); choose another name") from exc
     if resolved in (current, *current.parents):
         raise StorageError(f"{destination} is the current folder, or contains it; choose another name")
-    if destination.name in (atomic_folder.RECORD, atomic_folder.LOCK):
-        raise StorageError(f"{destination}: puna uses this name for its records; choose another")
-    working_paths = [path.resolve() for path in atomic_folder.working_paths(destination)]
+    working_paths = [path.resolve() for path in resumable.staging_folders(destination)]
     for source in sources:
         if any(path in (source.resolve(), *source.resolve().parents) for path in working_paths):
             raise StorageError(
@@ -64,8 +62,10 @@ def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path
             for real in (path.parent.resolve() / path.name, path.resolve()):
                 if resolved in (real, *real.parents):
                     raise StorageError(f"{destination} is, or contains, the model to be converted; choose another name")
-    atomic_folder.restore_replaced(destination)
-    if atomic_folder.is_taken(destination) and not overwrite:
+    resumable.recover(destination)
+    with storage_errors(destination):
+        taken = resumable.is_taken(destination)
+    if taken and not overwrite:
         raise StorageError(f"{destination} exists already; choose another name, or give --overwrite to replace it")
 
 

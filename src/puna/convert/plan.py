@@ -17,10 +17,10 @@ from puna.convert.prefetch import QUEUED
 from puna.convert.target import Target
 from puna.errors import StorageError
 from puna.files import free_bytes
-from puna.files.atomic_folder import partial_folder
+from puna.files.resumable import staging_folders
 
-_SMALL_FILES = 64 * 2**20
-"""Bytes on the disk for headers, configurations and the tokenizer, in addition to the tensors."""
+_SMALL_FILES, _TOKEN_ON_DISK = 2**20, 200
+"""Bytes on the disk for headers and configurations, and for each token: Llama 3's tokenizer.json has 134 per token."""
 
 _INTERPRETER = 96 * 2**20
 """Bytes of memory that Python and NumPy need."""
@@ -102,14 +102,18 @@ def make_plan(
     )
 
 
-def check_space(plan: Plan, destination: Path) -> None:
-    """Raises StorageError if the disk is too small for the files that are still to be written."""
-    needed = plan.bytes - plan.finished + _SMALL_FILES
+def check_space(plan: Plan, destination: Path, tokens: int) -> None:
+    """Raises StorageError if the disk is too small for the files that are still to be written.
+
+    Args:
+        tokens: size of the vocabulary, which determines the size of the tokenizer.
+    """
+    needed = plan.bytes - plan.finished + _SMALL_FILES + _TOKEN_ON_DISK * tokens
     if needed > plan.free:
         raise StorageError(
             f"{destination} needs {needed / 1e9:.2f} GB more and the disk has {plan.free / 1e9:.2f} GB free; free "
             "space, or choose another disk. Nothing was written"
-            + (f"; finished files are in {partial_folder(destination)}" if plan.finished else "")
+            + (f"; finished files are in {staging_folders(destination)[0]}" if plan.finished else "")
         )
 
 

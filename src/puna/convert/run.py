@@ -26,7 +26,7 @@ from puna.convert.tokenizer_files import check_instruct, tokenizer_files, write_
 from puna.convert.verification import verify_tensors
 from puna.errors import CheckpointError, RequestError, TokenizerError
 from puna.files import folder_path, storage_errors
-from puna.files.atomic_folder import publish, resumable_staging
+from puna.files.resumable import publish, resumable_staging
 from puna.formats.blocks import FORMATS
 from puna.formats.new_tensor import Buffer, NewTensor
 
@@ -146,7 +146,7 @@ def convert(
     with resumable_staging(destination, model_record(checkpoint, options, text)) as folder:
         unfinished = {file.name for file in output.files if not (folder / file.name).exists()}
         plan = make_plan(checkpoint, edited, destination, options, output, unfinished, text, verify)
-        check_space(plan, destination)
+        check_space(plan, destination, edited.config.vocab_size)
         on_plan(plan)
         if text is not None:
             importance = measure_importance(checkpoint, text, threads, calibrating)

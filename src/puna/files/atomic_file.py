@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -69,3 +69,19 @@ def make_folder(path: str | Path) -> Path:
 def free_bytes(path: Path) -> int:
     """Returns the free bytes of the disk that will hold `path`, whose folders may not exist yet."""
     return shutil.disk_usage(next(folder for folder in (path, *path.absolute().parents) if folder.exists())).free
+
+
+@contextmanager
+def make_parents(folder: Path, destination: Path) -> Iterator[None]:
+    """Creates a folder and its parents; if the block fails, removes the folders created here if they are empty."""
+    with storage_errors(destination):
+        created = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with storage_errors(destination):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in created:
+            with suppress(OSError):
+                path.rmdir()
+        raise
