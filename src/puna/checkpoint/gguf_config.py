@@ -96,8 +96,6 @@ def _check_architecture(keys: GgufKeys) -> None:
     architecture = keys.text("general.architecture", "")
     if architecture != "llama":
         raise CheckpointError(f"general.architecture is {architecture[:40]!r}; puna runs only 'llama'")
-    if keys.metadata.get("split.count", 0) not in (0, 1):
-        raise CheckpointError("the file is one part of a split model; join the parts with `llama-gguf-split --merge`")
     for key, neutral in _NEUTRAL.items():
         if keys.metadata.get(key, neutral) != neutral:
             raise CheckpointError(

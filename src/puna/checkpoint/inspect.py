@@ -129,11 +129,11 @@ _Content = tuple[LlamaConfig | None, GenerationConfig | None, Mapping[str, RowSo
 
 def _gguf(report: Report, path: Path) -> _Content:
     report.kind, report.container = "gguf", "GGUF"
-    _list_files(report, (path,))
     file = _attempt(report, lambda: open_gguf(path))
+    _list_files(report, (path,) if file is None else file.parts)
     if file is None:
         return None, None, {}
-    report.container = f"GGUF v{file.version}"
+    report.container = f"GGUF v{file.version}" + (f", {len(file.parts)} parts" if len(file.parts) > 1 else "")
     configs = _attempt(report, lambda: read_gguf_config(file))
     _check_gguf_keys(report, file)
     return (*(configs or (None, None)), file.tensors)

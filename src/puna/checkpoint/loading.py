@@ -17,6 +17,7 @@ from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head,
 from puna.checkpoint.weight import Weight
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, ModelNotFoundError
+from puna.files import group_parts
 from puna.formats.blocks import StoredTensor
 from puna.formats.gguf import GgufFile, open_gguf
 from puna.formats.grouped import GroupedMatrix
@@ -30,7 +31,7 @@ class Checkpoint:
     """A validated model on disk, with exactly the tensors that `config` and `head` require.
 
     Attributes:
-        path: the folder or GGUF file.
+        path: the folder or GGUF file; for a split model, the first part.
         kind: "hf", a folder in Hugging Face's layout; "gguf"; or "meta", a folder in Meta's layout.
         files: the weight files.
         generation_config: None if the folder has none.
@@ -57,7 +58,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
-    """Opens a folder in Hugging Face's or Meta's layout, a GGUF file, or a folder with one GGUF file.
+    """Opens a folder in Hugging Face's or Meta's layout, a GGUF file, a part of one, or a folder with one GGUF model.
 
     Reads headers and the few tensors that must be compared: norms of Meta's shards, a stored tied head, GPTQ zeros.
 
@@ -88,14 +89,14 @@ def find_model(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise ModelNotFoundError(f"{path}: no such file or folder; give a Hugging Face folder or a GGUF file")
-    files = sorted(path.glob("*.gguf"))
     if _is_huggingface(path):
         return path
-    if len(files) == 1:
-        return files[0]
-    if files:
-        names = ", ".join(file.name for file in files[:5])
-        raise CheckpointError(f"{path}: {len(files)} GGUF files ({names}); give the path of one of them")
+    models = group_parts(file.name for file in path.glob("*.gguf"))
+    if len(models) == 1:
+        return path / models[0][0]
+    if models:
+        names = ", ".join(files[0] for files in models[:5])
+        raise CheckpointError(f"{path}: {len(models)} GGUF files ({names}); give the path of one of them")
     if is_meta_folder(path):
         return path
     raise ModelNotFoundError(
@@ -120,7 +121,7 @@ def open_gguf_model(file: GgufFile) -> Checkpoint:
     except CheckpointError as exc:
         raise CheckpointError(f"{file.path}: {exc}") from exc
     tensors = {name: Weight(name, (tensor,), order=interleaved_rows(name, config)) for name, tensor in stored.items()}
-    return Checkpoint(file.path, "gguf", (file.path,), config, generation, tensors, "lm", file.path)
+    return Checkpoint(file.path, "gguf", file.parts, config, generation, tensors, "lm", file.path)
 
 
 def _translate(file: GgufFile) -> dict[str, StoredTensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from puna.config import LlamaConfig
 from puna.convert.settings import descriptions, generation_notes, special_id
 from puna.convert.tokenizer_files import gguf_tokenizer
 from puna.errors import CheckpointError
+from puna.files import parse_part_name
 from puna.formats.gguf_writer import Value
 
 _EOS_KEYS = (END_IDS[0], *reversed(END_IDS[1:]))
@@ -42,9 +44,7 @@ def gguf_metadata(
     config = checkpoint.config
     if config.hidden_act != "silu":
         raise CheckpointError(f"hidden_act is {config.hidden_act!r}; llama.cpp runs LLaMAs only with silu")
-    path = checkpoint.path
-    name = path.stem if path.is_file() else path.resolve().name
-    name = name.encode("utf-8", "replace").decode()
+    name = _name(checkpoint.path)
     keys: dict[str, Value] = {"general.architecture": "llama", "general.type": "model", "general.name": name}
     keys |= {key: _stored_value(value) for key, value in descriptions(stored).items()}
     keys["general.file_type"] = file_type
@@ -67,6 +67,16 @@ def gguf_metadata(
     keys |= _rope_keys(config) | gguf_tokenizer(checkpoint.tokenizer, config.vocab_size, instruct)
     # The ids of a GGUF source come with its tokenizer; they are complete unless an end-of-turn token was added.
     return keys if checkpoint.kind == "gguf" and not instruct else keys | _special_ids(checkpoint)
+
+
+def _name(path: Path) -> str:
+    """Returns the name of a model: of its folder or file, without the number of a part."""
+    if not path.is_file():
+        name = path.resolve().name
+    else:
+        part = parse_part_name(path.name)
+        name = path.stem if part is None else part.prefix
+    return name.encode("utf-8", "replace").decode()
 
 
 def _stored_value(value: Any) -> Value:

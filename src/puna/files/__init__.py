@@ -1,9 +1,10 @@
-"""Files on disk: files and folders written atomically, and small JSON files read with clear errors."""
+"""Files on disk: written atomically, small JSON files read with clear errors, names of the parts of a split file."""
 
 from puna.files.atomic_file import atomic_write, folder_path, free_bytes, make_folder, storage_errors
 from puna.files.json_file import JSON_LIMIT, json_bytes, read_json, write_json
+from puna.files.part_names import PartName, group_parts, parse_part_name
 
 __all__ = [
-    "JSON_LIMIT", "atomic_write", "folder_path", "free_bytes", "json_bytes", "make_folder", "read_json",
-    "storage_errors", "write_json",
+    "JSON_LIMIT", "PartName", "atomic_write", "folder_path", "free_bytes", "group_parts", "json_bytes", "make_folder",
+    "parse_part_name", "read_json", "storage_errors", "write_json",
 ]  # fmt: skip

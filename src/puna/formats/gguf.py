@@ -1,5 +1,8 @@
 """Reads GGUF files, versions 2 and 3, little-endian: typed metadata, tensor descriptions, aligned tensor data.
 
+A model may be split into parts: files of their own, of which the first holds the metadata, and each the metadata
+`split.no`, `split.count` and `split.tensors.count`. `open_gguf` opens all parts, whichever of them it is given.
+
 Returns plain Python values and views of the mapped file; `checkpoint/` and `tokenizer/` interpret the metadata. The
 format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
@@ -7,7 +10,7 @@ format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.errors import CheckpointError
+from puna.files import parse_part_name
 from puna.formats.blocks import FORMATS, StoredTensor
 from puna.formats.gguf_values import MAX_NAMES, Cursor, Metadata, read_value
 from puna.formats.mapped import map_file
@@ -28,30 +32,101 @@ _UNSUPPORTED = {
 }  # fmt: skip
 """Names of ggml's other types, for error messages."""
 
+_NUMBER, _COUNT, _TOTAL = "split.no", "split.count", "split.tensors.count"
+"""Metadata of each part: its number, from 0; the number of parts; and the number of tensors in all parts together."""
+
+_REMEDY = "the file belongs to another model or was renamed, download all parts again"
+
 _MAX_DIMS = 4
 """GGML_MAX_DIMS."""
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """An open GGUF file.
+    """An open GGUF file, or all parts of a split model.
 
     Attributes:
-        tensors: in the order of the file's descriptions; their shapes have the outermost axis first.
+        path: the file, or the first part.
+        parts: every file, in order.
+        metadata: of the file, or of the first part.
+        tensors: in the order of the files' descriptions; their shapes have the outermost axis first.
     """
 
     path: Path
+    parts: tuple[Path, ...]
     version: int
     metadata: Metadata
     tensors: dict[str, StoredTensor]
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """Opens a GGUF file; reads the header, not the tensor data.
+    """Opens a GGUF file, or a split model of which `path` is any part; reads the headers, not the tensor data.
 
     Raises:
-        CheckpointError: the file is not GGUF 2 or 3, is truncated, or contradicts itself.
+        CheckpointError: a file is not GGUF 2 or 3, is truncated or contradicts itself; or a part is missing or belongs
+            to another model.
     """
+    file = _open_file(path)
+    count = _integer(file, _COUNT, 1)
+    return file if count in (0, 1) else _join(file, count)
+
+
+def _integer(file: GgufFile, key: str, default: int) -> int:
+    value = file.metadata.get(key, default)
+    if type(value) is not int:
+        raise CheckpointError(f"{file.path}: metadata key {key!r} must be an integer; it is {repr(value)[:80]}")
+    return value
+
+
+def _join(file: GgufFile, count: int) -> GgufFile:
+    """Opens the other parts of a model in `count` parts, and joins their tensors."""
+    name = parse_part_name(file.path.name)
+    if name is None or name.count != count:
+        raise CheckpointError(
+            f"{file.path}: the file is one part of a split model ({_COUNT} is {count}), but its name does not end in "
+            f"-00001-of-{count:05}.gguf or the number of another part. Give the parts the names that they were "
+            "published with, or join them with `llama-gguf-split --merge`"
+        )
+    paths = [file.path.with_name(str(replace(name, number=number))) for number in range(1, name.count + 1)]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise CheckpointError(
+            f"{missing[0]}: no such file, but the model has {count} parts, of which {len(missing)} are missing. Put "
+            "all parts into one folder"
+        )
+    parts = [file if path == file.path else _open_file(path) for path in paths]
+    tensors: dict[str, StoredTensor] = {}
+    for number, part in enumerate(parts):
+        _check_part(part, number, parts[0])
+        for tensor in tensors.keys() & part.tensors.keys():
+            raise CheckpointError(f"{part.path}: tensor {tensor!r} is in an earlier part of the model too; {_REMEDY}")
+        tensors |= part.tensors
+    total = _integer(parts[0], _TOTAL, len(tensors))
+    if total != len(tensors):
+        raise CheckpointError(
+            f"{parts[0].path}: {_TOTAL} is {total}, but the {count} parts have {len(tensors)} tensors; {_REMEDY}"
+        )
+    return replace(parts[0], parts=tuple(paths), tensors=tensors)
+
+
+def _check_part(part: GgufFile, number: int, first: GgufFile) -> None:
+    """Raises CheckpointError if a part has another place, or other metadata than the first part."""
+    stored = _integer(part, _NUMBER, -1)
+    if stored != number:
+        state = "missing" if stored == -1 else str(stored)
+        raise CheckpointError(f"{part.path}: {_NUMBER} is {state}, but by its name it is {number}; {_REMEDY}")
+    for key in part.metadata:
+        if key in (_NUMBER, "general.alignment"):  # both describe one file
+            continue
+        values = part.metadata[key], first.metadata.get(key)
+        if type(values[0]) is not type(values[1]) or not np.array_equal(*values):
+            raise CheckpointError(
+                f"{part.path}: the metadata key {key!r} is {str(values[0])[:40]}, but {str(values[1])[:40]} in the "
+                f"first part; {_REMEDY}"
+            )
+
+
+def _open_file(path: Path) -> GgufFile:
     cursor = Cursor(map_file(path))
     try:
         version = _version(cursor)
@@ -63,7 +138,7 @@ def open_gguf(path: Path) -> GgufFile:
         tensors = _tensors(cursor, tensor_count, _alignment(metadata))
     except CheckpointError as exc:
         raise CheckpointError(f"{path}: {exc}") from exc
-    return GgufFile(path, version, Metadata(path, metadata), tensors)
+    return GgufFile(path, (path,), version, Metadata(path, metadata), tensors)
 
 
 def _version(cursor: Cursor) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from puna.errors import ModelNotFoundError
+from puna.files import group_parts, parse_part_name
 from puna.hub.reference import Reference
 
 Need = Literal["model", "tokenizer", "config"]
@@ -64,28 +65,37 @@ class Selection:
 
     def _weights(self, siblings: list[str], names: list[str]) -> list[str]:
         if self.reference.part is not None:
-            files = [name for name in names if name.endswith(".gguf")]
-            matches = [name for name in files if self.reference.part.lower() in PurePosixPath(name).name.lower()]
-            if len(matches) == 1:
-                return matches
-            problem = f"{len(matches)} GGUF files with {self.reference.part!r} in their names"
-            raise ModelNotFoundError(f"{self.reference}: {problem}; the model has {_list(matches or files or names)}")
+            return self._chosen_by_name(names, self.reference.part.lower())
         by_format = ([name for name in siblings if _matches(name, patterns)] for patterns in _WEIGHTS)
         weights = next((files for files in by_format if files), [])
         if not weights:
             raise ModelNotFoundError(f"{self.reference}: no weights that puna reads; the model has {_list(names)}")
-        if len(weights) > 1 and weights[0].endswith(".gguf"):
-            stem = PurePosixPath(weights[0]).stem
+        models = group_parts(weights)
+        if len(models) > 1 and weights[0].endswith(".gguf"):
+            part = parse_part_name(weights[0])
+            stem = PurePosixPath(weights[0]).stem if part is None else part.prefix
             raise ModelNotFoundError(
-                f"{self.reference}: {len(weights)} GGUF files: {_list(weights)}. Choose one by a part of its name, "
-                f"such as {self.reference}:{stem.rpartition('-')[2] or stem}"
+                f"{self.reference}: {len(models)} GGUF files: {_list([files[0] for files in models])}. Choose one by a "
+                f"part of its name, such as {self.reference}:{stem.rpartition('-')[2] or stem}"
             )
         return weights
 
+    def _chosen_by_name(self, names: list[str], part: str) -> list[str]:
+        """Returns the only GGUF file that has `part` in its name, or the parts of the only such split model."""
+        models = group_parts(name for name in names if name.endswith(".gguf"))
+        matches = [files for files in models if any(part in PurePosixPath(name).name.lower() for name in files)]
+        if len(matches) == 1:
+            return matches[0]
+        shown = [files[0] for files in matches or models] or names
+        raise ModelNotFoundError(
+            f"{self.reference}: {len(matches)} GGUF files with {self.reference.part!r} in their names; the model has "
+            f"{_list(shown)}"
+        )
+
     def path(self, folder: Path, chosen: list[str]) -> Path:
-        """Returns the path of the model: its GGUF file if exactly one was chosen, else its folder."""
-        files = [name for name in chosen if name.endswith(".gguf")]
-        return folder / files[0] if len(files) == 1 else folder / self.subfolder
+        """Returns the path of the model: its GGUF file or the first of its parts; its folder unless one was chosen."""
+        models = group_parts(name for name in chosen if name.endswith(".gguf"))
+        return folder / models[0][0] if len(models) == 1 else folder / self.subfolder
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

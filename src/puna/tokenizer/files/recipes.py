@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from puna.errors import ModelNotFoundError, TokenizerError
-from puna.files import read_json
+from puna.files import group_parts, read_json
 from puna.formats.gguf import open_gguf
 from puna.tokenizer.arguments import Arguments, Behaviour
 from puna.tokenizer.files.byte_level import BOS, EOS, PAD, build, pre_tokenizer, read_tiktoken
@@ -149,13 +149,14 @@ def find(path: Path, prefer: str = _JSON) -> tuple[Path, Kind]:
     for name in sorted((_JSON, _MODEL), key=lambda name: name != prefer):
         if (path / name).is_file():
             return path / name, sniff(path / name)
-    files = sorted(path.glob("*.gguf"))
-    if len(files) != 1:
+    models = group_parts(file.name for file in path.glob("*.gguf"))
+    if len(models) != 1:
         raise TokenizerError(
-            f"{path}: the folder contains {len(files)} GGUF files, no {_JSON} and no {_MODEL}; "
-            + ("give the path of one of the files" if files else "put the tokenizer's files into the folder")
+            f"{path}: the folder contains {len(models)} GGUF files, no {_JSON} and no {_MODEL}; "
+            + ("give the path of one of the files" if models else "put the tokenizer's files into the folder")
         )
-    return files[0], sniff(files[0])
+    file = path / models[0][0]
+    return file, sniff(file)
 
 
 def sniff(path: Path) -> Kind:

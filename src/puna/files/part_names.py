@@ -1,0 +1,41 @@
+"""Names of the parts of a split GGUF model: PREFIX-00001-of-00003.gguf, as llama.cpp's gguf-split writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_PATTERN = re.compile(r"(?P<prefix>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class PartName:
+    """The name of one part.
+
+    Attributes:
+        prefix: the text that the names of all parts begin with.
+        number: the number of the part, from 1 to `count`.
+    """
+
+    prefix: str
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.prefix}-{self.number:05}-of-{self.count:05}.gguf"
+
+
+def parse_part_name(name: str) -> PartName | None:
+    """Returns the parsed name of a part; None if `name` is not the name of a part."""
+    match = _PATTERN.fullmatch(name)
+    return None if match is None else PartName(match["prefix"], int(match["number"]), int(match["count"]))
+
+
+def group_parts(names: Iterable[str]) -> list[list[str]]:
+    """Groups the names of GGUF files by model: the parts of a split model, in order, or a single file."""
+    models: dict[tuple[str, int], list[str]] = {}
+    for name in sorted(names):
+        part = parse_part_name(name)
+        models.setdefault((name, 0) if part is None else (part.prefix, part.count), []).append(name)
+    return list(models.values())
