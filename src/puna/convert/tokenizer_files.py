@@ -215,7 +215,7 @@ def _pipeline_keys(pipeline: Tokenizer, added: Mapping[int, AddedToken], unk_id:
     _insert_added(added, tokens, types)
     return {
         f"{PREFIX}model": "gpt2",
-        f"{PREFIX}pre": name_of(pipeline.pre_tokenizer, bool(model.get("ignore_merges"))),
+        f"{PREFIX}pre": name_of(pipeline),
         f"{PREFIX}tokens": tokens,
         f"{PREFIX}token_type": np.array(types, np.int32),
         f"{PREFIX}merges": [" ".join(pair) for pair in pairs],

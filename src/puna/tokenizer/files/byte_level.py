@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,76 +31,37 @@ bytes of Latin-1 represent themselves; the other 68 bytes are the characters fro
 
 CHARACTER_TO_BYTE: dict[str, int] = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
-_CASED = (
-    "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
-    "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
-    "\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77"
-    "\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d"
-    "\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec"
-    "\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d"
-    "\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee"
-    "\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06"
-    "\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb"
-    "\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
-)
-"""Cased letters, copied from deepseek-llm's tokenizer.json; \\p{L&} of newer Unicode versions has more."""
-
 
 @dataclass(frozen=True)
 class PreTokenizer:
     """Rules that split a text before BPE: regular expressions, each applied to the previous expression's pieces.
 
     Attributes:
+        after_bytes: expressions that are applied after the bytes have become characters of GPT-2's alphabet.
         whole_tokens: a piece that is a token becomes that token without merging (`ignore_merges`).
         adds_bos: whether BOS is added if the file does not specify it.
     """
 
     expressions: tuple[str, ...]
+    after_bytes: tuple[str, ...] = ()
     whole_tokens: bool = False
     adds_bos: bool = False
 
 
-_LLAMA3_RULES = PreTokenizer((_LLAMA3,), whole_tokens=True, adds_bos=True)
+@cache
+def pre_tokenizers() -> dict[str, PreTokenizer]:
+    """Returns rules by the value of `tokenizer.ggml.pre`; of the names of equal rules, the most usual one is first.
 
-PRE_TOKENIZERS: dict[str, PreTokenizer] = {
-    "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    "gpt-2": PreTokenizer((_GPT2,)),
-    "llama3": _LLAMA3_RULES,
-    "llama-v3": _LLAMA3_RULES,
-    "llama-bpe": _LLAMA3_RULES,
-    "falcon3": _LLAMA3_RULES,
-    "smaug-bpe": PreTokenizer((_LLAMA3,)),
-    "qwen2": PreTokenizer((_QWEN2,)),
-    "deepseek-r1-qwen": PreTokenizer((_QWEN2,)),
-    "tekken": PreTokenizer((_TEKKEN,), whole_tokens=True, adds_bos=True),
-    "smollm": PreTokenizer((r"\p{N}", _GPT2)),
-    "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
-    "deepseek-coder": PreTokenizer(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
-    "deepseek-llm": PreTokenizer(
-        (
-            "[\r\n]",
-            rf"\s?[{_CASED}]+",
-            "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
-            r"\s+$",
-            _CJK,
-            r"\p{N}+",
-        )
-    ),
-}
-"""Rules by the value of `tokenizer.ggml.pre`. The expressions come from the models' tokenizer.json files, as in
-llama.cpp's src/llama-vocab.cpp."""
+    The names are those of llama.cpp's src/llama-vocab.cpp. The expressions are those of the models' tokenizer.json
+    files, in the syntax of `tokenizers` (Oniguruma); llama.cpp approximates some, and splits falcon3 like Llama 3.
+    """
+    rows = json.loads(Path(__file__).with_name("pre_tokenizers.json").read_text())
+    return {name: _rules(row) for row in rows for name in row["names"]}
+
+
+def _rules(row: dict[str, Any]) -> PreTokenizer:
+    expressions, after_bytes = tuple(row["expressions"]), tuple(row.get("after_bytes", ()))
+    return PreTokenizer(expressions, after_bytes, row.get("whole_tokens", False), row.get("adds_bos", False))
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
@@ -106,12 +70,28 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     Raises:
         TokenizerError: the name is unknown. Other rules would silently give other ids.
     """
-    if name not in PRE_TOKENIZERS:
+    if name not in pre_tokenizers():
         raise TokenizerError(
-            f"tokenizer.ggml.pre = {name!r}: unknown pre-tokenizer; puna knows {', '.join(sorted(PRE_TOKENIZERS))}. "
-            "Use the model's tokenizer.json instead"
+            f"tokenizer.ggml.pre = {name[:80]!r}: unknown pre-tokenizer; puna knows {_names()}. Use the model's "
+            "Hugging Face folder, which has a tokenizer.json, or convert that folder to GGUF again"
         )
-    return PRE_TOKENIZERS[name]
+    return pre_tokenizers()[name]
+
+
+def _names() -> str:
+    return ", ".join(sorted(pre_tokenizers()))
+
+
+def pipeline_step(rules: PreTokenizer) -> Any:
+    """Returns the rules as a pre-tokenizer of `tokenizers`."""
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+
+    def splits(expressions: tuple[str, ...]) -> list[Any]:
+        return [Split(Regex(expression), "isolated", False) for expression in expressions]
+
+    to_bytes = ByteLevel(add_prefix_space=False, use_regex=False)
+    return Sequence([*splits(rules.expressions), to_bytes, *splits(rules.after_bytes)])
 
 
 def build(
@@ -135,60 +115,75 @@ def build(
     except Exception as exc:  # tokenizers raises no narrower class
         raise TokenizerError(f"the vocabulary and its merges do not fit together: {exc}") from exc
     pipeline = Tokenizer(engine)
-    pipeline.pre_tokenizer = _pipeline_step(rules)
+    pipeline.pre_tokenizer = pipeline_step(rules)
     pipeline.decoder = decoders.ByteLevel()
     pipeline.add_special_tokens([token for token in added if token.special])
     pipeline.add_tokens([token for token in added if not token.special])
     return pipeline
 
 
-def _pipeline_step(rules: PreTokenizer) -> Any:
-    """Returns the rules as a pre-tokenizer of `tokenizers`."""
-    from tokenizers import Regex, pre_tokenizers
-
-    steps: list[Any] = [pre_tokenizers.Split(Regex(rule), "isolated", False) for rule in rules.expressions]
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-    return pre_tokenizers.Sequence(steps)
-
-
 _PROBES = (
     "Hello, world! It's 2024; we'll see 1234567 things, won't WE'LL?",
     "  leading and   inner   spaces, trailing  ",
     "\n\n\nlines\r\n\ttabs \n next\n \n  end\n",
-    "x=3.14159 y+=10 'quoted' \"double\" (a[0]) {b} <c/> ##!! ...--- 50% $99 #1 @me",
+    "x=3.14159 y+=10 'quoted' \"double\" (a[0]) {b} <c/> ##!! ...--- 50% $99 #1 @me `c` a/b://",
     "CamelCase HTTPServer snake_case kebab-case ALLCAPS iPhone15Pro",
     "café naïve Übung страна ελλάδα مرحبا שלום",
     "你好世界 123中文 こんにちは 한국어 हिन्दी ไทย",
     "🚀 (normal) 😶\u200d🌫️ ✅ ½ ① ١٢٣ — … “q”",
-    "3 33 333 3333 33333 333333 3.3 3..3 3...3 1,000,000",
-    "I'm you're he'd they've I'LL it'S ’s a'b",
+    "3 33 333 3333 33333 333333 3.3 3..3 3...3 1,000,000 1234a 12345_ 123456é",
+    "I'm you're he'd they've I'LL it'S ’s a'b don't've O'Neill's",
+    "e\u0301a\u0308 k\u0323 \u0301x क्षि !\u0301 a\u0301 b",
+    "…한글。中文，ㄅㄆ！「か」 ハ a!\n b.\n\n c?\r\n",
+    "a   b     c" + " " * 40 + "d" + " " * 700 + "e",
+    "it'sure l'lama  12   345 \n 6",
+    "<sentinel:12>IMGIMGABZ word\u00a0word\u3000word",
 )
-"""Texts that different rules split differently: digits, capitals, contractions, spaces, scripts, punctuation."""
-
-_PREFERRED = ("llama-bpe", "smollm", "gpt-2", "qwen2", "tekken")
-"""Names that `name_of` prefers if several names have the same rules."""
+"""Texts that different rules split differently: digits, capitals, contractions, spaces, scripts, punctuation, marks."""
 
 
-def name_of(step: Any, whole_tokens: bool) -> str:
-    """Returns the `tokenizer.ggml.pre` whose rules split texts as the pre-tokenizer of a pipeline does.
-
-    Args:
-        step: the pre-tokenizer.
-        whole_tokens: whether the pipeline's model has `ignore_merges`.
+def name_of(pipeline: Tokenizer) -> str:
+    """Returns the `tokenizer.ggml.pre` whose rules give the ids of a byte-level BPE pipeline.
 
     Raises:
-        TokenizerError: there is no such name. Another name would silently give other ids.
+        TokenizerError: there is no such name, or the pipeline changes texts first. Another name would silently give
+            other ids.
     """
-    splits = [step.pre_tokenize_str(text) for text in _PROBES] if step is not None else None
-    for name in (*_PREFERRED, *PRE_TOKENIZERS):
-        rules = PRE_TOKENIZERS[name]
-        candidate = _pipeline_step(rules)
-        if rules.whole_tokens == whole_tokens and splits == [candidate.pre_tokenize_str(text) for text in _PROBES]:
-            return name
+    step, normalizer = pipeline.pre_tokenizer, pipeline.normalizer
+    unchanged = [(text, unicodedata.normalize("NFC", text)) for text in _PROBES]  # llama.cpp ignores NFC
+    if normalizer is not None and not all(normalizer.normalize_str(texts[0]) in texts for texts in unchanged):
+        raise TokenizerError(
+            f"the tokenizer changes texts before it splits them ({str(normalizer)[:80]}), which a GGUF file cannot "
+            "express; convert to hf"
+        )
+    splits = None if step is None else [step.pre_tokenize_str(text) for text in _PROBES]
+    names = {rules: name for name, rules in reversed(pre_tokenizers().items())}
+    matches = [
+        rules
+        for rules in reversed(names)
+        if splits == [pipeline_step(rules).pre_tokenize_str(text) for text in _PROBES]
+    ]
+    whole_tokens = bool(json.loads(pipeline.to_str())["model"].get("ignore_merges"))
+    for rules in matches:
+        if rules.whole_tokens == whole_tokens:
+            return names[rules]
+    if matches and _all_tokens_merge(pipeline):
+        return names[matches[0]]
     raise TokenizerError(
         "the tokenizer splits texts differently from every pre-tokenizer that puna can name in a GGUF file "
-        f"({', '.join(sorted(PRE_TOKENIZERS))}); llama.cpp would produce other ids"
+        f"({_names()}); llama.cpp would produce other ids"
     )
+
+
+def _all_tokens_merge(pipeline: Tokenizer) -> bool:
+    """Whether the merges form every token from its bytes, so that `ignore_merges` changes no ids."""
+    from tokenizers import Tokenizer
+
+    content = json.loads(pipeline.to_str())
+    content["model"]["ignore_merges"] = False
+    model = Tokenizer.from_str(json.dumps(content)).model
+    added = {token.content for token in pipeline.get_added_tokens_decoder().values()}
+    return all(len(model.tokenize(token)) == 1 for token in content["model"]["vocab"] if token not in added)
 
 
 RESERVED = 256
