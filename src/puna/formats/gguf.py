@@ -118,7 +118,7 @@ def _check_part(part: GgufFile, number: int, first: GgufFile) -> None:
     for key in part.metadata:
         if key in (_NUMBER, "general.alignment"):  # both describe one file
             continue
-        values = part.metadata[key], first.metadata.get(key)
+        values: tuple[Any, Any] = part.metadata[key], first.metadata.get(key)
         if type(values[0]) is not type(values[1]) or not np.array_equal(*values):
             raise CheckpointError(
                 f"{part.path}: the metadata key {key!r} is {str(values[0])[:40]}, but {str(values[1])[:40]} in the "
