@@ -234,7 +234,7 @@ def test_strategies_can_be_enumerations(tokenizer):
 
 
 def test_truncation_without_a_limit_warns(tokenizer):
-    with pytest.warns(UserWarning, match="none is known"):
+    with pytest.warns(UserWarning, match="no maximum is known"):
         assert tokenizer("the llama", truncation=True)["input_ids"] == tokenizer.encode("the llama")
     with pytest.warns(UserWarning, match="pass truncation=True"):
         assert len(tokenizer("the llama", max_length=2)["input_ids"]) == 2

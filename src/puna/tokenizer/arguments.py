@@ -65,7 +65,7 @@ class Arguments(CommonArguments, total=False):
 
 
 class FromPretrained(Arguments, HubArguments, total=False):
-    """`Arguments`, arguments of the hub, and `subfolder`, a folder in the path. Code of a model is never executed."""
+    """`Arguments`, options of the hub, and `subfolder`, a folder in the path. A model's code is never executed."""
 
     subfolder: str
     trust_remote_code: bool | None
@@ -73,15 +73,15 @@ class FromPretrained(Arguments, HubArguments, total=False):
 
 
 def split_hub_arguments(path: str | Path, arguments: FromPretrained) -> tuple[Path, Arguments]:
-    """Returns a local path, to which a model of the hub is downloaded, and the constructor arguments."""
-    fetching = hub_arguments({"token": arguments.get("use_auth_token"), **arguments})
-    folder = local_path(path, "tokenizer", arguments.get("subfolder") or "", **fetching)
+    """Returns the local path of a model, downloaded first if it is on the hub, and the constructor arguments."""
+    hub_options = hub_arguments({"token": arguments.get("use_auth_token"), **arguments})
+    folder = local_path(path, "tokenizer", arguments.get("subfolder") or "", **hub_options)
     hub_names = FromPretrained.__optional_keys__ - Arguments.__optional_keys__
-    return folder, checked({name: value for name, value in arguments.items() if name not in hub_names})
+    return folder, check_names({name: value for name, value in arguments.items() if name not in hub_names})
 
 
-def checked(arguments: Mapping[str, Any]) -> Arguments:
-    """Returns the arguments unchanged if all names are known. Type checkers check the same before a call.
+def check_names(arguments: Mapping[str, Any]) -> Arguments:
+    """Returns the arguments unchanged if a tokenizer has arguments of these names; type checkers also check them.
 
     Raises:
         TokenizerError: a name is unknown.
@@ -89,13 +89,13 @@ def checked(arguments: Mapping[str, Any]) -> Arguments:
     unknown = sorted(arguments.keys() - Arguments.__optional_keys__)
     if unknown:
         raise TokenizerError(
-            f"{unknown[0]}={arguments[unknown[0]]!r:.60}: a tokenizer has no such argument; leave it out"
+            f"{unknown[0]}={arguments[unknown[0]]!r:.60}: a tokenizer has no such argument; remove it from the call"
         )
     return cast(Arguments, dict(arguments))
 
 
 def common_arguments(arguments: Arguments) -> CommonArguments:
-    """Returns the arguments that `LlamaTokenizerFast` also accepts: without those of SentencePiece."""
+    """Returns the arguments without those that only `LlamaTokenizer` has."""
     return cast(CommonArguments, {k: v for k, v in arguments.items() if k in CommonArguments.__optional_keys__})
 
 
@@ -104,30 +104,30 @@ def split_batch(
 ) -> tuple[list[Text], list[Text | None], bool]:
     """Distinguishes one input from a batch: returns the texts, their pairs, and whether the input is a batch."""
     if isinstance(text, str) or (words and _is_words(text)):
-        return [_checked(text, words)], [None if pair is None else _checked(pair, words)], False
+        return [_check_input(text, words)], [None if pair is None else _check_input(pair, words)], False
     if not isinstance(text, (list, tuple)):
         raise TokenizerError(f"a {type(text).__name__} is not a text; pass a string or a list of strings")
     if pair is None and not words and text and all(isinstance(item, tuple) and len(item) == 2 for item in text):
         text, pair = [item[0] for item in text], [item[1] for item in text]
     if pair is None:
-        return [_checked(item, words) for item in text], [None] * len(text), True
+        return [_check_input(item, words) for item in text], [None] * len(text), True
     if not isinstance(pair, (list, tuple)) or len(pair) != len(text):
-        count = len(pair) if isinstance(pair, (list, tuple)) else "one text"
-        raise TokenizerError(f"text_pair: {count} for a batch of {len(text)}; pass a list of {len(text)}")
-    return [_checked(item, words) for item in text], [_checked(item, words) for item in pair], True
+        count = f"has {len(pair)} texts" if isinstance(pair, (list, tuple)) else "is one text"
+        raise TokenizerError(f"text_pair {count}, but text has {len(text)}; pass a list of {len(text)} texts")
+    return [_check_input(item, words) for item in text], [_check_input(item, words) for item in pair], True
 
 
 def _is_words(text: object) -> bool:
     return isinstance(text, (list, tuple)) and all(isinstance(word, str) for word in text)
 
 
-def _checked(text: object, words: bool) -> Text:
+def _check_input(text: object, words: bool) -> Text:
     if words and isinstance(text, (list, tuple)):
-        return [_checked_text(word) for word in text]
-    return _checked_text(text)
+        return [_check_text(word) for word in text]
+    return _check_text(text)
 
 
-def _checked_text(text: object) -> str:
+def _check_text(text: object) -> str:
     """Returns `text` if it is a string that UTF-8 can represent, else raises TokenizerError."""
     if not isinstance(text, str):
         raise TokenizerError(f"{text!r:.60} is a {type(text).__name__}; only strings can be tokenized")

@@ -44,7 +44,7 @@ class TokenizerBase(ABC):
     _first_keeps_more: ClassVar[bool | None]
     """See `batch.truncate`."""
     _recipe: ClassVar[staticmethod[[Path, Arguments], Recipe]]
-    """Reads the data from which this class builds the tokenizer of a path."""
+    """Reads the recipe from which this class builds the tokenizer of a path."""
 
     bos_token = NamedToken()
     eos_token = NamedToken()
@@ -265,7 +265,7 @@ class TokenizerBase(ABC):
             ("eos_token", self.add_eos_token, self.eos_token_id),
         ):
             if added and index is None:
-                raise TokenizerError(f"add_{name} is set, but this tokenizer has no {name}; set one or turn it off")
+                raise TokenizerError(f"add_{name} is set, but there is no {name}; set {name}, or add_{name}=False")
             ids.append([index] if added and index is not None else [])
         return ids[0], ids[1]
 
@@ -287,7 +287,7 @@ class TokenizerBase(ABC):
         token_ids_1: list[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """Returns 1 for each special token that `build_inputs_with_special_tokens` adds, or that the ids contain."""
+        """Returns 1 for special tokens, which `build_inputs_with_special_tokens` adds or the ids contain, else 0."""
         if already_has_special_tokens:
             if token_ids_1 is not None:
                 raise TokenizerError("ids that already have special tokens are one sequence; drop token_ids_1")
@@ -316,7 +316,7 @@ class TokenizerBase(ABC):
     batch_decode = batch_decode
 
     def text_stream(self, skip_special_tokens: bool) -> TextStream:
-        """Returns a stream for `StreamDecoder`: `decode` with its default settings, token by token."""
+        """Returns a stream for `StreamDecoder` that decodes token by token, as `decode` does by default."""
         stream = self._raw_text_stream(skip_special_tokens)
         return CleanUpStream(stream) if self.clean_up_tokenization_spaces else stream
 
@@ -329,8 +329,8 @@ class TokenizerBase(ABC):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Unpack[FromPretrained]) -> Self:
         """Loads this class from a folder, a file or the hub (owner/name); `arguments` override the files.
 
-        Arguments of transformers that control downloads from its hub have the same meaning; they have no effect on a
-        local path.
+        The arguments with which transformers controls downloads have the same meaning here, and no effect on a local
+        path.
 
         Raises:
             ModelNotFoundError: there is no such folder or file.
@@ -341,7 +341,7 @@ class TokenizerBase(ABC):
     @classmethod
     @abstractmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
-        """Creates a tokenizer from the data of a path."""
+        """Creates a tokenizer from a recipe."""
 
     save_pretrained = save_pretrained
 

@@ -18,7 +18,7 @@ from puna.tokenizer.special import AnyTokenizer
 UNLIMITED = 10**20
 """A `model_max_length` above this is a placeholder (files use 1e30 for "no limit")."""
 
-_LONGEST_PADDED = 2**24
+_MAX_PADDED_LENGTH = 2**24
 """Limit on the padded length: longer than any context, and short enough that a mistake does not exhaust the memory."""
 
 PADDING = ("longest", "max_length", "do_not_pad")
@@ -37,7 +37,7 @@ _COLUMNS: dict[str, Callable[[Encoding], Any]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How to pad and truncate: a strategy for each (None: do not), and the lengths."""
+    """The strategies for padding and truncation (None: not padded, not truncated), and the lengths."""
 
     padding: str | None = None
     truncation: str | None = None
@@ -70,8 +70,8 @@ def call(
 
     Args:
         text, text_pair: a string, or a list of strings for a batch; with `is_split_into_words`, lists of words.
-            Without it, a list of two-tuples is a batch of pairs.
-        text_target, text_pair_target: as `text` and `text_pair`; their ids become `labels`.
+            Without `is_split_into_words`, a list of two-tuples is a batch of pairs.
+        text_target, text_pair_target: as `text` and `text_pair`; next to `text`, their ids become `labels`.
         add_special_tokens: whether to add BOS and EOS, as the settings of this tokenizer specify.
         padding: True or "longest", "max_length", or False.
         truncation: True or "longest_first", "only_first", "only_second", or False.
@@ -98,7 +98,7 @@ def call(
     side = _side(self, padding_side)
     split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
 
-    def encoded(first: Text | Sequence[Text], second: Text | Sequence[Text] | None) -> BatchEncoding:
+    def encode_inputs(first: Text | Sequence[Text], second: Text | Sequence[Text] | None) -> BatchEncoding:
         texts, pairs, batched = split_batch(first, second, is_split_into_words)
         inputs = [Input(t, p, add_special_tokens, split) for t, p in zip(texts, pairs, strict=True)]
         encodings = _finish(self, self._encode(inputs), plan, side)
@@ -109,10 +109,10 @@ def call(
     if text is None:
         if text_target is None:
             raise TokenizerError("nothing to encode: give text= or text_target=")
-        return encoded(text_target, text_pair_target)
-    result = encoded(text, text_pair)
+        return encode_inputs(text_target, text_pair_target)
+    result = encode_inputs(text, text_pair)
     if text_target is not None:
-        result["labels"] = encoded(text_target, text_pair_target)["input_ids"]
+        result["labels"] = encode_inputs(text_target, text_pair_target)["input_ids"]
     return result
 
 
@@ -215,7 +215,7 @@ def resolve(
         raise TokenizerError(f"max_length={max_length}; it must be at least 1")
     if max_length is not None and padding is False and truncation is None:
         warnings.warn(
-            f"max_length={max_length} without truncation=: truncating to it; pass truncation=True or truncation=False",
+            f"max_length={max_length} without truncation= truncates to this length; pass truncation=True or False",
             stacklevel=4,
         )
         truncation = True
@@ -224,7 +224,7 @@ def resolve(
     if max_length is None and (pad == "max_length" or cut is not None):
         if model_max_length > UNLIMITED:
             warnings.warn(
-                "truncation or padding to a maximum length was requested, but none is known, so it is skipped; "
+                "truncation or padding to a maximum length was requested, but skipped, since no maximum is known; "
                 "pass max_length= or set model_max_length",
                 stacklevel=4,
             )
@@ -281,7 +281,7 @@ def truncate(encoding: Encoding, plan: Plan, side: str, first_keeps_more: bool |
 
 
 def _kept_lengths(lengths: list[int], total: int, strategy: str, first_keeps_more: bool | None) -> tuple[int, int]:
-    """Returns how many tokens of each text to keep, in sum `total`; a negative number if that is impossible."""
+    """Returns how many tokens of each text to keep, in sum `total`; a negative number if the sum is impossible."""
     first, second = lengths
     if strategy == "only_first":  # dropping the whole text is refused, as in transformers
         return total - second or -1, second
@@ -307,8 +307,8 @@ def padded_length(lengths: list[int], plan: Plan) -> int | None:
         length = plan.max_length
     if plan.multiple_of:
         length = -(-length // plan.multiple_of) * plan.multiple_of
-    if length > _LONGEST_PADDED:
-        raise TokenizerError(f"padding to {length} tokens; the limit is {_LONGEST_PADDED}; lower max_length")
+    if length > _MAX_PADDED_LENGTH:
+        raise TokenizerError(f"cannot pad to {length} tokens: the limit is {_MAX_PADDED_LENGTH}; lower max_length")
     return length
 
 

@@ -205,7 +205,7 @@ class BatchEncoding(UserDict[str, Any]):
             return self._encodings[item]
         if isinstance(item, slice):
             return {key: value[item] for key, value in self.data.items()}
-        raise KeyError(f"{item!r}: only the fast tokenizer has sequences by index; use a key of {list(self.data)}")
+        raise KeyError(f"{item!r}: only encodings of the fast tokenizer have an index; use a key of {list(self.data)}")
 
     def __getattr__(self, name: str) -> Any:
         data = self.__dict__.get("data", {})  # absent while unpickling

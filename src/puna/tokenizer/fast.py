@@ -81,7 +81,7 @@ class LlamaTokenizerFast(TokenizerBase):
         self._tokenizer = tokenizer_object or _pipeline(vocab_file, None if from_slow else tokenizer_file)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._splitting: Tokenizer | None = None
+        self._splitting_pipeline: Tokenizer | None = None
         self._add_by_id(added_tokens_decoder or {})
         added = self.added_tokens_encoder
         self._add([token for token in self.all_special_tokens_extended if token.content not in added])
@@ -92,7 +92,7 @@ class LlamaTokenizerFast(TokenizerBase):
 
     @classmethod
     def from_recipe(cls, recipe: recipes.Recipe) -> Self:
-        """Creates a tokenizer from the data of a path."""
+        """Creates a tokenizer from a recipe."""
         tokenizer = cls(
             recipe.vocab_file,
             tokenizer_object=recipe.pipeline,
@@ -107,7 +107,7 @@ class LlamaTokenizerFast(TokenizerBase):
         return tokenizer
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_splitting": None}
+        return self.__dict__ | {"_splitting_pipeline": None}
 
     def _add_by_id(self, added: Mapping[int, AddedToken]) -> None:
         """Adds the tokens of a configuration that the pipeline lacks, in the order of their ids."""
@@ -145,7 +145,7 @@ class LlamaTokenizerFast(TokenizerBase):
             pair=single + second,
             special_tokens=[(token, self.convert_tokens_to_ids(token)) for token in dict.fromkeys(bos + eos)],
         )
-        self._splitting = None
+        self._splitting_pipeline = None
 
     @property
     def backend_tokenizer(self) -> Tokenizer:
@@ -188,13 +188,13 @@ class LlamaTokenizerFast(TokenizerBase):
             else:
                 self._tokenizer.add_tokens([added])
         self._special_ids = None
-        self._splitting = None
+        self._splitting_pipeline = None
         return len(self) - old_length
 
     def _encode(self, inputs: Sequence[Input]) -> list[Encoding]:
         if not inputs:
             return []
-        engine = self._splitting_engine() if inputs[0].split_special_tokens else self._tokenizer
+        engine = self._pipeline_for_splitting() if inputs[0].split_special_tokens else self._tokenizer
         texts: list[Any] = [item.text if item.pair is None else (item.text, item.pair) for item in inputs]
         words = not isinstance(inputs[0].text, str)
         add = inputs[0].add_special_tokens
@@ -207,12 +207,12 @@ class LlamaTokenizerFast(TokenizerBase):
             raise TokenizerError(f"this tokenizer cannot encode the text: {exc}") from exc
         return [Encoding(columns) for columns in encoded]
 
-    def _splitting_engine(self) -> Tokenizer:
-        """Returns the pipeline for `split_special_tokens`: a copy, because another thread may be using the original."""
-        if self._splitting is None:
-            self._splitting = Tokenizer.from_str(self._tokenizer.to_str())
-            self._splitting.encode_special_tokens = True
-        return self._splitting
+    def _pipeline_for_splitting(self) -> Tokenizer:
+        """Returns a copy of the pipeline for `split_special_tokens`; other threads may be using the original."""
+        if self._splitting_pipeline is None:
+            self._splitting_pipeline = Tokenizer.from_str(self._tokenizer.to_str())
+            self._splitting_pipeline.encode_special_tokens = True
+        return self._splitting_pipeline
 
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
         """Returns a text, or a pair of texts, as tokens."""

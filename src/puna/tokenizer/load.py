@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from puna.hub import local_path
-from puna.tokenizer.arguments import Arguments, FromPretrained, checked, split_hub_arguments
+from puna.tokenizer.arguments import Arguments, FromPretrained, check_names, split_hub_arguments
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -19,9 +19,9 @@ def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTok
     """Loads the tokenizer of a folder, a file or the hub; the content of the files decides which class is used.
 
     A tokenizer.json is used unchanged, whichever class its configuration names. Llama 3's tiktoken files and both
-    kinds of GGUF vocabulary give the ids of their models. A SentencePiece model gives SentencePiece's ids, so special
-    tokens written in a text, such as </s>, are text; with `split_special_tokens=False` they are tokens. No system
-    prompt is added to chats, and padding is on the left, as generation needs it.
+    kinds of GGUF vocabulary encode to the ids that their models were trained with. A SentencePiece model encodes as in
+    SentencePiece: special tokens written in a text, such as </s>, are text, unless `split_special_tokens=False`. No
+    system prompt is added to chats, and padding is on the left, as generation needs it.
 
     Args:
         path: a folder with tokenizer.json, tokenizer.model or one GGUF file; one of these files; or a model of the
@@ -33,9 +33,9 @@ def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTok
         ModelNotFoundError: there is no such folder or file.
         TokenizerError: the path contains no tokenizer, a file is damaged, or an argument is unknown.
     """
-    from puna.tokenizer.files.recipes import default_recipe  # it imports NumPy: 0.1 s, only when a tokenizer is loaded
+    from puna.tokenizer.files.recipes import default_recipe  # here, because it imports NumPy (0.1 s)
 
-    arguments = checked(arguments)
+    arguments = check_names(arguments)
     recipe = default_recipe(local_path(path, "tokenizer"), str(path), arguments)
     if recipe.pipeline is not None:
         from puna.tokenizer.fast import LlamaTokenizerFast
@@ -53,10 +53,10 @@ class AutoTokenizer:
     def from_pretrained(
         pretrained_model_name_or_path: str | Path, *, use_fast: bool = True, **arguments: Unpack[FromPretrained]
     ) -> LlamaTokenizer | LlamaTokenizerFast:
-        """The same as `load_tokenizer`; with `use_fast=False`, as `LlamaTokenizer.from_pretrained`.
+        """Calls `load_tokenizer`, or with `use_fast=False` `LlamaTokenizer.from_pretrained`.
 
-        Arguments of transformers that control downloads from its hub have the same meaning; they have no effect on a
-        local path.
+        The arguments with which transformers controls downloads have the same meaning here, and no effect on a local
+        path.
         """
         if use_fast:
             path, constructor_arguments = split_hub_arguments(pretrained_model_name_or_path, arguments)

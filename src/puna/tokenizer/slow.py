@@ -113,7 +113,7 @@ class LlamaTokenizer(TokenizerBase):
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
-        """Creates a tokenizer from the data of a path."""
+        """Creates a tokenizer from a recipe."""
         return cls(recipe.vocab_file, behaviour=recipe.behaviour, model_proto=recipe.model_proto, **recipe.arguments)
 
     def _load_engine(self) -> None:
@@ -262,8 +262,8 @@ class LlamaTokenizer(TokenizerBase):
             added = frozenset(index for index, token in self._added.items() if token.special)
             skipped = (special | added) - {self._pieces.unk_id} if skip else frozenset()
             return SpStream(self._pieces, skipped, not skip, self._id_token)
-        beyond = {t for t in self.additional_special_tokens if (self._token_id(t) or 0) >= self.vocab_size}
-        return self._hf_stream(skip, separator, frozenset(self._added_ids) - set(self.all_special_tokens) | beyond)
+        new = {t for t in self.additional_special_tokens if (self._token_id(t) or 0) >= self.vocab_size}
+        return self._hf_stream(skip, separator, frozenset(self._added_ids) - set(self.all_special_tokens) | new)
 
     def _hf_stream(self, skip: bool, separator: str, added: frozenset[str]) -> HfStream:
         return HfStream(
@@ -343,7 +343,7 @@ def _split(
 
 
 def _apply_flags(parts: list[tuple[str, bool]], at: int, token: AddedToken) -> None:
-    """Applies the flags of the token at `at`: strips its neighbours, or joins the token to a neighbour as text.
+    """Applies the flags of the token at `at`: strips the parts next to it, or joins it to one of them as text.
 
     As in transformers, a neighbouring token counts as a word, and becomes text if the token is joined to it.
     """

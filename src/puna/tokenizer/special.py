@@ -48,7 +48,7 @@ class AddedToken:
         return self.content
 
     def as_special(self) -> AddedToken:
-        """Returns the same token, but special."""
+        """Returns the same token, marked as special."""
         return replace(self, special=True)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class AddedToken:
 
 
 def as_added_token(value: TokenLike, special: bool = False) -> AddedToken:
-    """Converts a string or any AddedToken; a string becomes a special token, or a plain, normalised one."""
+    """Converts a string or any AddedToken; a string becomes a special token if `special`, else a normalised one."""
     if isinstance(value, AddedToken):
         return value
     if isinstance(value, str):
@@ -92,10 +92,10 @@ def added_token_from_json(value: object, where: str, special: bool = False) -> A
 
 
 def add_tokens(self: AnyTokenizer, new_tokens: TokenLike | Sequence[TokenLike], special_tokens: bool = False) -> int:
-    """Adds tokens at the end of the vocabulary; a token that it already contains keeps its id and is marked as added.
+    """Adds tokens at the end of the vocabulary; an existing token keeps its id and is marked as added.
 
     Returns:
-        The number of new ids. A model's embeddings must grow by as many rows.
+        The number of new ids. A model's embeddings must grow by the same number of rows.
     """
     values: Sequence[Any] = new_tokens if isinstance(new_tokens, (list, tuple)) else [new_tokens]
     tokens = [as_added_token(token, special_tokens) for token in values]

@@ -75,7 +75,7 @@ def render_chat(
     if continue_final_message:
         if add_generation_prompt:
             raise ChatTemplateError("continue_final_message and add_generation_prompt exclude each other; choose one")
-        turns[-1] = {**turns[-1], "content": _marked(turns[-1].get("content"))}
+        turns[-1] = {**turns[-1], "content": _with_mark(turns[-1].get("content"))}
     values = {
         "messages": turns,
         "tools": _descriptions("tools", tools),
@@ -107,7 +107,7 @@ def _descriptions(name: str, items: Sequence[Mapping[str, Any]] | None) -> list[
     return [dict(item) for item in items]
 
 
-def _marked(content: object) -> Any:
+def _with_mark(content: object) -> Any:
     """Returns the content with `_CONTINUE` after its text, or after the last text of a list of parts."""
     if isinstance(content, str):
         return content + _CONTINUE
@@ -123,7 +123,7 @@ def _up_to_mark(text: str) -> str:
     mark = _CONTINUE.rstrip()
     at = text.rfind(mark)
     if at < 0:
-        raise ChatTemplateError("continue_final_message: the template does not show the last message; leave it out")
+        raise ChatTemplateError("continue_final_message: the template omits the last message; drop this argument")
     return text[:at] if text.startswith(_CONTINUE, at) else text[:at].rstrip()
 
 
@@ -178,11 +178,11 @@ def _compile(source: str) -> jinja2.Template:
 
 @functools.lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
-    """Returns transformers' environment: trim_blocks, lstrip_blocks, loop controls, {% generation %}, three helpers."""
+    """Returns a Jinja environment with the settings, extensions and helper functions of transformers."""
     from jinja2 import ext, nodes, parser, runtime, sandbox, visitor
 
     class Generation(ext.Extension):
-        """`{% generation %}` marks the text of the assistant; rendering shows its body."""
+        """The block `{% generation %}`, which marks the assistant's text; rendering outputs the text."""
 
         tags = {"generation"}  # noqa: RUF012  # the form that Jinja requires
 
@@ -219,7 +219,7 @@ def _environment() -> jinja2.Environment:
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, Generation])
     for name in ("center", "format", "indent"):
-        environment.filters[name] = _limited(environment.filters[name])
+        environment.filters[name] = _with_width_check(environment.filters[name])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
@@ -268,15 +268,15 @@ def _numbers_in(value: Any) -> list[int]:
     return [value] if isinstance(value, int) else []
 
 
-def _limited(filter_: Callable[..., Any]) -> Callable[..., Any]:
+def _with_width_check(filter_: Callable[..., Any]) -> Callable[..., Any]:
     """Adds a check of the widths to a filter of Jinja that pads or formats."""
 
     @functools.wraps(filter_)
-    def checked(value: Any, *args: Any, **kwargs: Any) -> Any:
+    def check_and_filter(value: Any, *args: Any, **kwargs: Any) -> Any:
         _check_widths(value if filter_.__name__ == "do_format" else "", args, kwargs)
         return filter_(value, *args, **kwargs)
 
-    return checked
+    return check_and_filter
 
 
 def _raise_exception(message: str) -> None:

@@ -95,7 +95,7 @@ def default_template(token_id: Callable[[str], int | None], use_default_system_p
     if token_id("</s>") is not None:
         return llama_2_template(use_default_system_prompt)
     raise ChatTemplateError(
-        "this tokenizer has no chat template and its vocabulary fits neither Llama 2's nor Llama 3's; "
+        "this tokenizer has no chat template and its vocabulary fits neither Llama 2's nor Llama 3's template; "
         "pass chat_template= or use plain text"
     )
 
@@ -123,7 +123,7 @@ def get_chat_template(self: AnyTokenizer, chat_template: str | None = None, tool
         return self.default_chat_template if templates is None else templates
     name = "tool_use" if tools is not None and "tool_use" in named else "default"
     if name not in named:
-        raise ChatTemplateError(f"choose one of the chat templates {', '.join(sorted(named))} by name")
+        raise ChatTemplateError(f"no chat template is named 'default'; choose one by name: {', '.join(sorted(named))}")
     return named[name]
 
 
@@ -158,7 +158,7 @@ def apply_chat_template(
 
     Returns:
         Ids: a list, or with `return_tensors` a tensor (1, tokens); for several conversations, a list of lists or a
-        tensor (conversations, tokens). With `tokenize=False`, a text or a list; with `return_dict`, a `BatchEncoding`.
+        tensor (conversations, tokens). With `tokenize=False`, the texts; with `return_dict`, a `BatchEncoding`.
 
     Raises:
         ChatTemplateError: there is no template; the template does not compile, fails to render, or refuses the
@@ -196,7 +196,7 @@ def apply_chat_template(
 
 
 def end_of_turn_ids(tokenizer: AnyTokenizer) -> frozenset[int]:
-    """Returns the id of the special token that the chat template puts after an answer, if there is one.
+    """Returns a set of one id, the special token that the chat template puts after an answer; empty if there is none.
 
     Some files do not list this token as an end token: early conversions of Llama 3 did not stop at <|eot_id|>.
     """

@@ -38,7 +38,7 @@ class PreTokenizer:
 
     Attributes:
         after_bytes: expressions that are applied after the bytes have become characters of GPT-2's alphabet.
-        whole_tokens: a piece that is a token becomes that token without merging (`ignore_merges`).
+        whole_tokens: whether a piece that is a token becomes that token without merging (`ignore_merges`).
         adds_bos: whether BOS is added if the file does not specify it.
     """
 
@@ -187,7 +187,7 @@ def _all_tokens_merge(pipeline: Tokenizer) -> bool:
 
 
 RESERVED = 256
-"""Number of special tokens of Llama 3 and 3.1; their ids follow the ranks (llama_models/llama3/tokenizer.py)."""
+"""Number of special tokens of Llama 3 and 3.1; their ids follow the file's ranks (llama_models/llama3/tokenizer.py)."""
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
 
@@ -201,8 +201,8 @@ def read_tiktoken(path: Path) -> Tokenizer:
     from tokenizers import AddedToken
 
     tokens = _read_ranks(path.read_bytes(), str(path))
-    vocab = {_spelled(token): rank for rank, token in enumerate(tokens)}
-    if len(vocab) != len(tokens) or not all(_spelled(bytes((byte,))) in vocab for byte in range(256)):
+    vocab = {_to_alphabet(token): rank for rank, token in enumerate(tokens)}
+    if len(vocab) != len(tokens) or not all(_to_alphabet(bytes((byte,))) in vocab for byte in range(256)):
         raise TokenizerError(f"{path}: a token appears twice, or a byte has no token; download the file again")
     special = _special_tokens()
     merges = merges_of(vocab, vocab)
@@ -216,7 +216,7 @@ def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes 
 
     Args:
         vocab: token, in the alphabet above, to id; it may include added tokens.
-        added: id to text of the tokens that are not ranks.
+        added: id to text of the tokens that the file does not contain.
 
     Returns:
         The bytes of the file; None if Meta's code for Llama 3 would read a different vocabulary from them.
@@ -270,7 +270,7 @@ def merges_of(tokens: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str
     """Returns the merges of a vocabulary: all pairs of its tokens that concatenate to one of `tokens`.
 
     Args:
-        tokens: in the order in which merges form them. Tiktoken merges the pair whose result has the lowest rank,
+        tokens: the results of merges, in order. Tiktoken merges the pair whose result has the lowest rank,
             SentencePiece the pair whose result has the best score. Pairs with the same result are ordered by their ids.
     """
     merges: list[tuple[str, str]] = []
@@ -282,6 +282,6 @@ def merges_of(tokens: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str
     return merges
 
 
-def _spelled(data: bytes) -> str:
+def _to_alphabet(data: bytes) -> str:
     """Returns the characters of the alphabet that represent the bytes."""
     return data.decode("latin-1").translate(BYTE_TO_CHARACTER)

@@ -75,8 +75,8 @@ def _tokens(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     by_text = {added.content: added for added in decoder.values()}
 
     def token(value: object, name: str) -> AddedToken:
-        read = added_token_from_json(value, f"{folder}: {name}", special=True)
-        return by_text.get(read.content, read) if isinstance(value, str) else read
+        result = added_token_from_json(value, f"{folder}: {name}", special=True)
+        return by_text.get(result.content, result) if isinstance(value, str) else result
 
     values: dict[str, Any] = {name: token(merged[name], name) for name in NAMES if merged.get(name) is not None}
     items = merged.get(ADDITIONAL) or merged.get("extra_special_tokens") or []
@@ -161,7 +161,7 @@ def save_pretrained(
     4.34.1; from these, transformers 5 builds a pipeline that gives other ids for some texts.
 
     Args:
-        legacy_format: True leaves tokenizer.json out, False tokenizer.model; None writes both if possible.
+        legacy_format: True omits tokenizer.json, False omits tokenizer.model; None writes both if possible.
 
     Returns:
         The paths of the files.
@@ -175,9 +175,9 @@ def save_pretrained(
         form = "tokenizer.json" if legacy_format is False else "SentencePiece model"
         raise TokenizerError(f"legacy_format={legacy_format}: this tokenizer has no {form} to save; use None")
     contents = {CONFIG: _config_json(self), SPECIAL: _special_tokens_json(self.special_tokens_map_extended)}
-    beyond = {token.content: index for index, token in self.added_tokens_decoder.items() if index >= self.vocab_size}
-    if beyond and has_model:
-        contents[ADDED] = beyond
+    new_ids = {token.content: index for index, token in self.added_tokens_decoder.items() if index >= self.vocab_size}
+    if new_ids and has_model:
+        contents[ADDED] = new_ids
     make_folder(folder)
     prefix = f"{filename_prefix}-" if filename_prefix else ""
     paths = [str(folder / f"{prefix}{name}") for name in contents]
@@ -211,7 +211,7 @@ def _config_json(tokenizer: AnyTokenizer) -> dict[str, Any]:
 
 
 def _special_tokens_json(tokens: Mapping[str, AddedToken | list[AddedToken]]) -> dict[str, Any]:
-    """Returns the content of special_tokens_map.json, without the field "special", which old releases do not know."""
+    """Returns the content of special_tokens_map.json, without "special", a field unknown to old transformers."""
 
     def fields(token: AddedToken) -> dict[str, Any]:
         return {name: value for name, value in token.to_dict().items() if name != "special"}

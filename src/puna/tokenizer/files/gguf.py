@@ -70,7 +70,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
             raise TokenizerError(f"tokenizer.ggml.{key}_token_id = {index}, but there are {len(tokens)} tokens")
         if index >= 0:
             ids[name] = index
-    if model == "llama":  # files older than these keys: LLaMA's ids, if they are control tokens
+    if model == "llama":  # older files lack these keys: use LLaMA's ids if they are control tokens
         for name, index in (("bos", 1), ("eos", 2)):
             if name not in ids and index < len(tokens) and types[index] == PieceType.CONTROL:
                 ids[name] = index
@@ -83,7 +83,7 @@ def sentencepiece_model(vocabulary: GgufVocabulary) -> bytes:
     types = list(vocabulary.types)
     unknown = [index for index, kind in enumerate(types) if kind == PieceType.UNKNOWN]
     unk = vocabulary.ids.get("unk", unknown[0] if unknown else 0)
-    for index in unknown:  # SentencePiece requires exactly one
+    for index in unknown:  # SentencePiece requires exactly one unknown piece
         types[index] = PieceType.CONTROL
     types[unk] = PieceType.UNKNOWN
     return write_model(
@@ -127,10 +127,10 @@ def merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
 def pre_name(vocabulary: GgufVocabulary) -> str:
     """Returns the name of the pre-tokenizer of a "gpt2" tokenizer.
 
-    Files converted before April 2024 have no name. Among them, Llama 3's are detected by the first special token.
+    Files converted before April 2024 do not name it; those of Llama 3 are detected by their first special token.
 
     Raises:
-        TokenizerError: there is no name. A guess could give other ids (github.com/ggml-org/llama.cpp/pull/6920).
+        TokenizerError: the file has no name; a guess could give other ids (github.com/ggml-org/llama.cpp/pull/6920).
     """
     llama3 = len(vocabulary.tokens) > LLAMA3_BOS and vocabulary.tokens[LLAMA3_BOS] == "<|begin_of_text|>"
     name: str = _get(vocabulary.metadata, PREFIX + "pre", str, "llama-bpe" if llama3 else None)

@@ -176,8 +176,8 @@ def sniff(path: Path) -> Kind:
     if head.startswith(b"\n"):  # field 1 of a protobuf message: the first piece
         return "sentencepiece"
     raise TokenizerError(
-        f"{path} begins with {head[:16]!r}, so it is neither tokenizer.json, a SentencePiece model, Llama 3's ranks "
-        "nor GGUF; download the file again"
+        f"{path} begins with {head[:16]!r}, so it is neither tokenizer.json, a SentencePiece model, Llama 3's "
+        "tiktoken file nor GGUF; download the file again"
     )
 
 
@@ -218,12 +218,12 @@ def _literal(
         pipeline: the content of the file, if it has been read already.
     """
     pipeline = pipeline or read_pipeline(file)
-    named = _guessed_bos_and_eos(pipeline, file.with_name("config.json"))
+    named = _guess_bos_and_eos(pipeline, file.with_name("config.json"))
     return Recipe(named | arguments, pipeline=pipeline, literal=True, add_bos=add_bos, add_eos=add_eos)
 
 
-def _guessed_bos_and_eos(pipeline: Tokenizer, config_file: Path) -> Arguments:
-    """Returns BOS and EOS: the ids in config.json, or the names that LLaMA models use. Other tokens stay unset."""
+def _guess_bos_and_eos(pipeline: Tokenizer, config_file: Path) -> Arguments:
+    """Returns BOS and EOS, from the ids in config.json or the names that LLaMA models use, and no unknown token."""
     config = read_json(config_file, TokenizerError) if config_file.is_file() else {}
     special = {token.content for token in pipeline.get_added_tokens_decoder().values() if token.special}
     bos, eos = next((pair for pair in _BOS_AND_EOS if special.issuperset(pair)), (None, None))
@@ -285,14 +285,14 @@ def _gguf_sentencepiece(vocabulary: GgufVocabulary, arguments: Arguments, behavi
 
 
 def byte_level_recipe(vocabulary: GgufVocabulary, arguments: Arguments) -> Recipe:
-    """Returns the recipe of a "gpt2" vocabulary: control tokens become special, user-defined tokens plain."""
+    """Returns the recipe of a "gpt2" vocabulary: control tokens become special, user-defined tokens added."""
     from tokenizers import AddedToken
 
     rules = pre_tokenizer(pre_name(vocabulary))
     vocab = dict(zip(vocabulary.tokens, range(len(vocabulary.tokens)), strict=True))
     if len(vocab) != len(vocabulary.tokens):
         raise TokenizerError(
-            f"tokenizer.ggml.tokens: only {len(vocab)} of {len(vocabulary.tokens)} tokens differ; download it again"
+            f"tokenizer.ggml.tokens: {len(vocab)} of {len(vocabulary.tokens)} are distinct; download the file again"
         )
     normal = int(PieceType.NORMAL)  # nearly all tokens have this type, and comparing with an enumeration is slow
     special = (PieceType.CONTROL, PieceType.UNKNOWN)

@@ -134,11 +134,11 @@ class Run:
         self._bytes = b""
 
     def push(self, index: int, show_control: bool = False) -> str:
-        """Adds a piece by id."""
+        """Adds the piece of an id; returns the text that is now complete."""
         byte = self._pieces.byte(index)
         if byte is not None:
             self._bytes += bytes((byte,))
-            return self._started(self._characters(final=False))
+            return self._emit(self._characters(final=False))
         if self._pieces.is_control(index):
             return self.push_text(self._pieces.text(index) if show_control else "")
         if index == self._pieces.unk_id:
@@ -148,17 +148,17 @@ class Run:
         if self._at_start and piece.startswith(SPACE):
             piece = piece.lstrip(SPACE) if self._pieces.strips_all else piece[1:]
             self._at_start = self._pieces.strips_all
-        return before + self._started(piece.replace(SPACE, " "))
+        return before + self._emit(piece.replace(SPACE, " "))
 
     def push_text(self, text: str) -> str:
-        """Adds text that is not a piece; the text is returned unchanged."""
-        return self.finish() + self._started(text)
+        """Returns the characters of pending bytes, then text that is not a piece, unchanged."""
+        return self.finish() + self._emit(text)
 
     def finish(self) -> str:
-        """Ends a run of bytes: an incomplete character at its end is invalid."""
-        return self._started(self._characters(final=True))
+        """Ends a run of bytes; returns U+FFFD for each byte of an incomplete character."""
+        return self._emit(self._characters(final=True))
 
-    def _started(self, text: str) -> str:
+    def _emit(self, text: str) -> str:
         if text:
             self._at_start = False
         return text
@@ -201,7 +201,7 @@ class SpStream(TextStream):
         self._run = Run(self.pieces)
 
     def push(self, index: int) -> str:
-        """Returns the text of held bytes that the id completes or ends, and then the text of the id."""
+        """Returns the characters of pending bytes that the id completes or ends, then the text of the id."""
         if index in self.skipped:
             return self._run.push_text("")
         if 0 <= index < self.pieces.count:
@@ -256,7 +256,7 @@ class HfStream(TextStream):
         return "" if index in self.skipped else self.push_token(self.token_of(index))
 
     def push_token(self, token: str) -> str:
-        """Adds a token by its text."""
+        """Does the same as `push`, for a token instead of its id."""
         if token in self.added:
             text = self._show(self._held + self._run.finish())
             separator = self.separator if self._has_output or self._group_shown else ""

@@ -29,7 +29,7 @@ UNIGRAM, BPE = 1, 2
 """`ModelSpec.model_type`; LLaMA models do not use SentencePiece's word and character models (3, 4)."""
 
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
-"""Appended to a model, this sets normalizer_spec.add_dummy_prefix to false: protobuf merges repeated submessages."""
+"""Bytes that, appended to a model, set normalizer_spec.add_dummy_prefix to false: protobuf merges submessages."""
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _TRAINER, _NORMALIZER = 2, 3
