@@ -49,7 +49,7 @@ class TorchBackend:
             path: a folder or a file on this machine.
             threads: number of PyTorch's threads in this process; None keeps PyTorch's setting.
             device: a PyTorch device; None means the CPU.
-            dtype: the type to compute in; None means float32 on the CPU, else the type stored in the file.
+            dtype: the type to compute in; None means float32 on the CPU, and the stored type on other devices.
 
         Raises:
             BackendError: if PyTorch has no such device here.
@@ -64,7 +64,7 @@ class TorchBackend:
         return cls(LlamaForCausalLM.from_pretrained(path, dtype=dtype or (None if on_cpu else "auto"), device=target))
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).
+        """Extends the caches by the batch's tokens; returns the chunks' logits, (rows, vocab_size).
 
         Raises:
             RequestError: if a chunk starts beyond its cache or has an id outside the vocabulary; caches are unchanged.

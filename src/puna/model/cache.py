@@ -1,4 +1,4 @@
-"""`KVCache`: the keys and values of the tokens that the model has read, an argument of forward.
+"""`KVCache`: the keys and values of the tokens that the model has read; forward accepts and returns it.
 
 Legend: B batch, T new tokens, S cached tokens, K kv heads, E head width.
 
@@ -46,7 +46,7 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
         """Converts the argument `past_key_values` to a cache; None is an empty cache.
 
         Raises:
-            RequestError: if it does not match the model or the batch.
+            RequestError: if the cache does not match the model or the batch.
         """
         if past is None:
             return cls()
@@ -76,7 +76,7 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
         return self[layer_idx][0].shape[2] if self else 0
 
     def check_positions(self, new: Tensor, attention_mask: Tensor | None) -> None:
-        """Checks a cache without positions, if the rope type needs them: its tokens must be at 0, 1, ..., unpadded.
+        """Checks that the tokens of a cache without positions are at 0, 1, ..., without padding.
 
         Args:
             new: (B, T), the positions of the new tokens.
@@ -127,7 +127,7 @@ register_node(KVCache, _children, lambda children: KVCache(**children))
 def extend(past: tuple[Tensor, Tensor] | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Appends a layer's new keys and values, (B, K, T, E), to its cached ones, (B, K, S, E).
 
-    Copying moves 2 x cache bytes per decoded token, few compared with the weights. It lets gradients flow.
+    Copying lets gradients flow. It moves twice the cache's bytes per decoded token, few compared with the weights.
     """
     if past is None:
         return k, v

@@ -92,7 +92,7 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
         keep = logits_to_keep if num_logits_to_keep is None else num_logits_to_keep
         check_logits_to_keep(keep)
         if labels is not None and not (isinstance(keep, int) and keep == 0):
-            raise RequestError(f"logits_to_keep is {keep}, but labels need the logits of all tokens; leave it out")
+            raise RequestError(f"logits_to_keep is {keep}, but labels need all tokens' logits; omit logits_to_keep")
         base: BaseModelOutputWithPast = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -127,8 +127,8 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
         """Returns the arguments of forward for the next step: the uncached tokens, with positions from the mask.
 
         Args:
-            input_ids: (B, all tokens so far). The cache may also hold tokens that precede these (a trained prefix) if
-                `attention_mask` covers them.
+            input_ids: (B, all tokens so far). The cache may also hold tokens that precede `input_ids` (a trained
+                prefix) if `attention_mask` covers them.
             past_key_values: the cache.
             attention_mask: (B, cached + new tokens).
             inputs_embeds: replaces `input_ids` while the cache is empty.

@@ -52,7 +52,7 @@ def check_classes(labels: Any, shape: tuple[int, ...], classes: int) -> None:
         return
     invalid = labels[((labels < 0) | (labels >= classes)) & (labels != IGNORED)]
     if invalid.numel():
-        raise RequestError(f"labels holds {int(invalid[0])}; labels must be 0 to {classes - 1}, or {IGNORED} for none")
+        raise RequestError(f"labels holds {int(invalid[0])}; labels must be 0 to {classes - 1}, or {IGNORED} (ignored)")
 
 
 def check_label_shape(labels: Any, shape: tuple[int, ...]) -> None:

@@ -29,7 +29,7 @@ def open_device(name: DeviceLike, argument: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise BackendError(
-            f"{argument} is {name!r}, which PyTorch cannot use here ({reason}); leave it out for the CPU"
+            f"{argument} is {name!r}, which PyTorch cannot use here ({reason}); omit {argument} for the CPU"
         ) from exc
     return device
 

@@ -1,7 +1,7 @@
 """`model.generate()`: a plain decoding loop in PyTorch, with the arguments of Hugging Face's method.
 
-It does not use the engine. Prompts are padded on the left to the same length; rows that have ended are filled with the
-padding token until all rows have ended.
+The loop does not use the engine. Prompts are padded on the left to the same length; rows that have ended are filled
+with the padding token until all rows have ended.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def generate(
         attention_mask: (B, T), 0 for padding, which must be on the left. By default, tokens equal to the pad token are
             padding, unless it is also an eos token. Cached tokens that are not in `inputs` need columns, too.
         inputs_embeds: (B, T, D) in place of the ids; the result then contains only the new tokens.
-        past_key_values: cache of the first tokens of `inputs`, or of tokens before them, which the mask must cover.
-        max_length: maximum tokens in prompt and answer; max_new_tokens, in the answer only, takes precedence.
+        past_key_values: cache of the first tokens of `inputs`, or of earlier tokens, which the mask must then cover.
+        max_length: maximum tokens of prompt plus answer; max_new_tokens limits only the answer and takes precedence.
         min_new_tokens: minimum tokens in the answer; eos tokens are forbidden until then.
         do_sample, temperature, top_k, top_p, min_p, repetition_penalty: as in `GenerationConfig`.
         num_return_sequences: number of texts per prompt (above 1 only with sampling), adjacent in the result.
@@ -166,11 +166,11 @@ def _read_prompt(
 
 
 def _check_mask(mask: Tensor, rows: int, tokens: int, past: int) -> None:
-    """Raises RequestError unless the mask covers the prompt, or cached tokens and the prompt, which ends unpadded."""
+    """Raises RequestError unless the mask covers the prompt (or cached tokens, too) and ends without padding."""
     if mask.dim() != 2 or mask.shape[0] != rows or mask.shape[1] not in (tokens, past + tokens):
         raise RequestError(
             f"attention_mask has shape {tuple(mask.shape)}; it must be 2-D, a row for each of {rows} prompts and a "
-            f"column for each of {tokens} tokens" + (f", or of {past} cached and these tokens" if past else "")
+            f"column for each of {tokens} tokens" + (f", or {past} cached tokens and these" if past else "")
         )
     if not mask[:, -1].all():
         raise RequestError("in attention_mask, a prompt ends in padding; pad on the left (padding_side='left')")

@@ -155,7 +155,7 @@ class LlamaModel(LlamaPreTrainedModel):
         Args:
             input_ids: (B, T) token ids. Exactly one of `input_ids` and `inputs_embeds` must be given.
             attention_mask: (B, S), 0 for padding; or (B, 1, T, S), bool or float, which must include causal order.
-            position_ids: (B, T) or (1, T); by default counted from the cached tokens on, including padding.
+            position_ids: (B, T) or (1, T); by default they follow the cached tokens; padding counts as tokens.
             past_key_values: the cache returned by an earlier call, or a tuple of (keys, values) per layer.
             inputs_embeds: (B, T, D) in place of `input_ids`.
             use_cache, output_attentions, output_hidden_states, return_dict: select the outputs; by default as in the

@@ -1,6 +1,6 @@
 """Outputs of the models: dataclasses that, like Hugging Face's, can also be read as tuples and dictionaries.
 
-`out.logits`, `out["logits"]`, `out[0]`, `out[:2]` and `out.to_tuple()` all work. All except `out.logits` skip fields
+`out.logits`, `out["logits"]`, `out[0]`, `out[:2]` and `out.to_tuple()` all work. All but the first form skip fields
 that are None, so `out[0]` is the loss if labels were given, else the logits.
 """
 

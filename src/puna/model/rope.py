@@ -7,10 +7,10 @@ rotations are computed in float32 for every dtype, as in Meta's code.
 There are two cases:
 
 * default, linear, yarn, llama3: the frequencies are fixed. Keys are rotated once and cached rotated (`Rotation`).
-* dynamic, longrope: the frequencies depend on the length of the context. The query at position p uses those for length
-  p + 1, for itself and for every key it attends to, so keys are cached unrotated (`LengthRotation`). A token's result
-  then depends only on the tokens before it: not on the rest of the batch, on how the prompt is split into chunks, or on
-  earlier prompts. (transformers uses one length for all tokens of a call, and does not update cached keys.)
+* dynamic, longrope: the frequencies depend on the length of the context. The query at position p and
+  all keys that it attends to are rotated with those for length p + 1, so keys are cached unrotated (`LengthRotation`).
+  A token's result then depends only on the tokens before it: not on the rest of the batch, on how the prompt is split
+  into chunks, or on earlier prompts. (transformers uses one length for all tokens of a call and keeps cached keys.)
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class LlamaRotaryEmbedding(nn.Module):
             short, long = self.inv_freq
             return torch.where(length > self.original, long, short)
         # "NTK-aware" scaling that grows with the length (emozilla, 2023, after bloc97; also in YaRN, arXiv:2309.00071,
-        # appendix B.2): the base becomes base * (factor * L / M - (factor - 1)) ^ (E / (E - 2)).
+        # appendix B.2): the base is multiplied by (factor * L / M - (factor - 1)) ^ (E / (E - 2)); M = original.
         width = 2 * self.inv_freq.shape[-1]
         excess = (length - self.original).clamp(min=0).float() / self.original
         stretch = (1 + self.settings["factor"] * excess) ** (width / max(width - 2, 1))
