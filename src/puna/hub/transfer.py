@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +59,9 @@ def download_files(
 @contextmanager
 def _progress_bar(total: int) -> Iterator[Callable[[float], None]]:
     """Yields a function that advances a bar on standard error by a number of bytes; no bar without a terminal."""
-    if not (sys.stderr is not None and sys.stderr.isatty()) or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    if sys.stderr is None or not sys.stderr.isatty() or are_progress_bars_disabled():
         yield lambda count: None
         return
     from rich.console import Console
