@@ -14,6 +14,7 @@ from puna.checkpoint import open_checkpoint
 from puna.checkpoint.meta_params import params_from_config
 from puna.config import GenerationConfig
 from puna.errors import CheckpointError, TokenizerError
+from puna.formats import gguf
 from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import write_gguf
 from puna.formats.new_tensor import NewTensor
@@ -89,7 +90,7 @@ def test_descriptions_are_copied_to_gguf_files_and_noted_for_other_layouts(tmp_p
     convert(write_model(tmp_path / "hf"), tmp_path / "m.gguf", to="gguf")
     file = open_gguf(tmp_path / "m.gguf")
     descriptions = {"general.license": "apache-2.0", "general.score": np.float64(0.1), "general.count": -3,
-            "my.key": True, "my.large": np.float64(1e300)}  # fmt: skip
+            "my.key": True, "my.large": np.float64(1e300), "llama.new.key": 7}  # fmt: skip
     tensors = [NewTensor(t.name, t.format, t.shape, np.array(t.data)) for t in file.tensors.values()]
     write_gguf(tmp_path / "s.gguf", dict(file.metadata) | descriptions, tensors)
     assert conversion_notes(tmp_path / "s.gguf", tmp_path / "t.gguf", to="gguf") == ""
@@ -97,7 +98,30 @@ def test_descriptions_are_copied_to_gguf_files_and_noted_for_other_layouts(tmp_p
     assert {key: result[key] for key in descriptions} == descriptions
     for to in ("hf", "meta"):
         lost = conversion_notes(tmp_path / "s.gguf", tmp_path / f"to {to}", to=to)
-        assert "cannot hold the file's descriptions of the model (license, score, count, my.key, my.large)" in lost
+        names = "license, score, count, my.key, my.large, llama.new.key"
+        assert f"cannot hold the file's descriptions of the model ({names})" in lost
+
+
+def test_a_gguf_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(write_model(tmp_path / "hf"), tmp_path / "m.gguf", to="gguf")
+    read, paths = gguf._open_file, []
+    monkeypatch.setattr(gguf, "_open_file", lambda path: paths.append(path) or read(path))
+    text = tmp_path / "text"
+    text.write_text("The llama hums. " * 50)
+    convert(tmp_path / "m.gguf", tmp_path / "q.gguf", quantize="Q4_0", calibrate=text)
+    assert paths == [tmp_path / "m.gguf"]
+
+
+def test_unknown_keys_of_config_json_are_copied_or_noted(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text())
+    own = {"my_key": [1, {"a": 2}], "my_null": None, "auto_map": {"AutoConfig": "own.Config"}}
+    (source / "config.json").write_text(json.dumps(config | own))
+    assert conversion_notes(source, tmp_path / "copy", to="hf") == ""
+    copy = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert {key: copy[key] for key in own} == own
+    for to in ("gguf", "meta"):
+        assert "cannot hold config.json's my_key, my_null; these" in conversion_notes(source, tmp_path / to, to=to)
 
 
 def test_special_tokens_of_the_generation_config_take_precedence(tmp_path: Path) -> None:

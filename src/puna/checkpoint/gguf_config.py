@@ -6,6 +6,7 @@ module changes the model in a way that `LlamaConfig` cannot express.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from puna.checkpoint.gguf_keys import GgufKeys
@@ -23,7 +24,7 @@ _NEUTRAL: dict[str, Any] = {
 }  # fmt: skip
 """Keys that would change the computation, each with the only value that puna supports."""
 
-KNOWN_KEYS = frozenset(
+_KNOWN_KEYS = frozenset(
     {f"llama.{key}" for key in (
         "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length",
         "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
@@ -31,6 +32,16 @@ KNOWN_KEYS = frozenset(
     )} | set(_NEUTRAL)
 )  # fmt: skip
 """Keys under "llama." that this module reads or checks; `gguf_rope` handles those under "llama.rope."."""
+
+
+def unknown_keys(metadata: Iterable[str]) -> list[str]:
+    """Returns the keys under "llama." that puna does not use."""
+    return [
+        key
+        for key in metadata
+        if key.startswith("llama.") and not key.startswith("llama.rope.") and key not in _KNOWN_KEYS
+    ]
+
 
 END_IDS = ("eos", "eom", "eot")
 """Names of the tokens that end a text, a message and a turn, in the order of Llama 3's ids. Each ends generation."""

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeVar
 
-from puna.checkpoint.gguf_config import KNOWN_KEYS, read_gguf_config
+from puna.checkpoint.gguf_config import read_gguf_config, unknown_keys
 from puna.checkpoint.huggingface import WEIGHT_FILES, find_weight_files, read_tensors
 from puna.checkpoint.loading import Checkpoint, find_model, open_checkpoint
 from puna.checkpoint.meta import is_meta_folder
@@ -146,9 +146,7 @@ def _meta(report: Report, checkpoint: Checkpoint) -> _Content:
 
 
 def _check_gguf_keys(report: Report, file: GgufFile) -> None:
-    llama_keys = [key for key in file.metadata if key.startswith("llama.") and not key.startswith("llama.rope.")]
-    unknown = sorted(set(llama_keys) - KNOWN_KEYS)
-    if unknown:
+    if unknown := sorted(unknown_keys(file.metadata)):
         report.warnings.append(f"unknown metadata keys, ignored: {', '.join(unknown)}")
     embedding, size = file.tensors.get("token_embd.weight"), file.metadata.get("llama.vocab_size")
     if embedding is not None and size is not None and size != embedding.shape[0]:

@@ -40,6 +40,7 @@ class Checkpoint:
         head: the head of the model: "lm" (also when tied), "classification" (`score.weight`), or "none". A model class
             with another head must initialise that head.
         tokenizer: the folder or file from which to load the tokenizer.
+        gguf: the open file of a GGUF model; while it is open, `open_gguf` does not read it again.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Checkpoint:
     tensors: Mapping[str, Weight]
     head: Head
     tokenizer: Path
+    gguf: GgufFile | None = None
 
     @property
     def generation(self) -> GenerationConfig:
@@ -121,7 +123,7 @@ def open_gguf_model(file: GgufFile) -> Checkpoint:
     except CheckpointError as exc:
         raise CheckpointError(f"{file.path}: {exc}") from exc
     tensors = {name: Weight(name, (tensor,), order=interleaved_rows(name, config)) for name, tensor in stored.items()}
-    return Checkpoint(file.path, "gguf", file.parts, config, generation, tensors, "lm", file.path)
+    return Checkpoint(file.path, "gguf", file.parts, config, generation, tensors, "lm", file.path, file)
 
 
 def _translate(file: GgufFile) -> dict[str, StoredTensor]:

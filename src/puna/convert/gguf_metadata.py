@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from puna.checkpoint import Checkpoint
 from puna.checkpoint.gguf_config import END_IDS
 from puna.config import LlamaConfig
-from puna.convert.settings import descriptions, generation_notes, special_id
+from puna.convert.settings import config_notes, descriptions, generation_notes, special_id
 from puna.convert.tokenizer_files import gguf_tokenizer
 from puna.errors import CheckpointError
 from puna.files import parse_part_name
@@ -108,7 +108,7 @@ def gguf_notes(checkpoint: Checkpoint) -> list[str]:
     """Returns notes on the settings that the file cannot hold."""
     lost = _eos_ids(checkpoint)[len(_EOS_KEYS) :]
     notes = [f"tokens {lost} end answers too, but GGUF has no key for them"] if lost else []
-    return [*notes, *generation_notes(checkpoint)]
+    return [*notes, *config_notes(checkpoint), *generation_notes(checkpoint)]
 
 
 def _rope_keys(config: LlamaConfig) -> dict[str, Value]:

@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from puna.checkpoint import Checkpoint
-from puna.formats.gguf import open_gguf
+from puna.checkpoint.gguf_config import unknown_keys
 
 _HELD_ELSEWHERE = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
 """Fields of a generation configuration that the other layouts hold too, or that no reader needs."""
+
+_BOOKKEEPING = frozenset(
+    ("_name_or_path", "transformers_version", "auto_map", "attn_implementation", "_attn_implementation",
+     "_attn_implementation_autoset", "gradient_checkpointing", "use_cache", "quantization_config", "pruned_heads")
+)  # fmt: skip
+"""Keys of config.json on how a file was written or is run by transformers, which other layouts need not hold."""
 
 _GENERAL = tuple(f"general.{key}" for key in ("architecture", "file_type", "quantization_version", "alignment", "type"))
 """GGUF keys of the group `general` that the converter computes."""
@@ -24,6 +30,12 @@ def special_id(checkpoint: Checkpoint, name: Literal["bos_token_id", "pad_token_
     return ids[1] if ids[0] is None else ids[0]
 
 
+def config_notes(checkpoint: Checkpoint) -> list[str]:
+    """Returns a note on the keys of config.json that puna does not use and only Hugging Face's layout holds, if any."""
+    lost = [name for name in checkpoint.config.extra if name not in _BOOKKEEPING]
+    return [f"the layout cannot hold config.json's {', '.join(lost)}; these keys are left out"] if lost else []
+
+
 def generation_notes(checkpoint: Checkpoint) -> list[str]:
     """Returns a note on the generation settings that only Hugging Face's layout holds, if there are any."""
     fields = {} if checkpoint.generation_config is None else checkpoint.generation_config.to_dict()
@@ -33,12 +45,13 @@ def generation_notes(checkpoint: Checkpoint) -> list[str]:
 
 def stored_metadata(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """Returns the metadata of a GGUF file; other layouts have none."""
-    return open_gguf(checkpoint.path).metadata if checkpoint.kind == "gguf" else {}
+    return {} if checkpoint.gguf is None else checkpoint.gguf.metadata
 
 
 def descriptions(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the GGUF metadata that does not affect computation: author, licence, third-party keys."""
-    return {key: metadata[key] for key in metadata if not key.startswith(_PREFIXES) and key not in _GENERAL}
+    """Returns the GGUF metadata that puna does not use: author, licence, third-party keys, unknown keys of llama."""
+    others = [key for key in metadata if not key.startswith(_PREFIXES) and key not in _GENERAL]
+    return {key: metadata[key] for key in (*others, *unknown_keys(metadata))}
 
 
 def description_notes(checkpoint: Checkpoint) -> list[str]:

@@ -16,7 +16,7 @@ from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
 from puna.convert.lazy_rows import columns
 from puna.convert.options import Options
-from puna.convert.settings import description_notes, generation_notes, special_id
+from puna.convert.settings import config_notes, description_notes, generation_notes, special_id
 from puna.convert.target import NewFile, Target, find_dtype, new_tensor, plain_tensors
 from puna.convert.tokenizer_files import write_meta_tokenizer
 from puna.errors import CheckpointError
@@ -59,7 +59,7 @@ def meta_target(checkpoint: Checkpoint, options: Options) -> Target:
     if config.tie_word_embeddings:
         stored[HEAD] = stored[EMBEDDING]  # Meta's code has no tied head: it loads both
     version, notes = _nearest_release(checkpoint, params)
-    notes += [*generation_notes(checkpoint), *description_notes(checkpoint)]
+    notes += [*config_notes(checkpoint), *generation_notes(checkpoint), *description_notes(checkpoint)]
     if not config.tie_word_embeddings and same_bytes(tensors[EMBEDDING], tensors[HEAD]):
         del tensors[HEAD]
         notes.append("head and embedding are equal; readers of Meta's files will treat them as tied")

@@ -59,7 +59,7 @@ def download_files(
 @contextmanager
 def _progress_bar(total: int) -> Iterator[Callable[[float], None]]:
     """Yields a function that advances a bar on standard error by a number of bytes; no bar without a terminal."""
-    from huggingface_hub.utils import are_progress_bars_disabled
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
     if sys.stderr is None or not sys.stderr.isatty() or are_progress_bars_disabled():
         yield lambda count: None
