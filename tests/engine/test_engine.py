@@ -105,7 +105,7 @@ def test_requests_wait_for_free_pages():
 
 def test_a_request_that_never_fits_the_cache_is_an_error():
     engine = Engine(Recorder(cache_tokens=0))
-    with pytest.raises(RequestError, match="need 64 tokens of cache, but memory holds 0"):
+    with pytest.raises(RequestError, match="need a cache of 64 tokens, but memory is enough for 0"):
         engine.submit(Request((1, 2), 3))
 
 
@@ -159,7 +159,7 @@ def test_cancelled_requests_free_their_slots():
         (lambda: Request((-1,), 1), "token id -1"),
         (
             lambda: Request((1,) * 10, 55),
-            r"tokens \(10\) and max_tokens \(55\) .* context of 64; set max_tokens to 54 or less",
+            r"tokens \(10\) and max_tokens \(55\) .* context of 64 tokens; set max_tokens to 54 or less",
         ),
         (lambda: Request((1,) * 65, 0), r"tokens \(65\) .* shorten the prompt"),
     ],

@@ -30,20 +30,20 @@ class Engine:
         config = self.backend.config
         for token in request.prompt_ids:
             if not 0 <= token < config.vocab_size:
-                raise RequestError(f"token id {token} is not in the model's vocabulary of {config.vocab_size}")
+                raise RequestError(f"token id {token} is not in the vocabulary of {config.vocab_size} tokens")
         prompt, limit = len(request.prompt_ids), config.context_length
         if prompt + request.max_tokens > limit:
             raise RequestError(
                 f"the prompt's tokens ({prompt}) and max_tokens ({request.max_tokens}) exceed the model's context of "
-                f"{limit}; "
+                f"{limit} tokens; "
                 + (f"set max_tokens to {limit - prompt} or less" if prompt < limit else "shorten the prompt")
             )
 
         capacity, needed = self.backend.cache_tokens, tokens_needed(request)
         if capacity is not None and needed > capacity:
             raise RequestError(
-                f"a prompt of {prompt} tokens and {request.max_tokens} to generate need {needed} tokens of cache, but "
-                f"memory holds {capacity}; request fewer tokens, or free memory and load the model again"
+                f"a prompt of {prompt} tokens and {request.max_tokens} new ones need a cache of {needed} tokens, but "
+                f"memory is enough for {capacity}; request fewer tokens, or free memory and load the model again"
             )
 
     def submit(self, request: Request) -> int:
@@ -94,8 +94,8 @@ class Engine:
     def _advance_prompt(self, active: ActiveRequest, count: int, logits: NDArray[np.float32]) -> Event:
         """Records `count` prompt tokens, and chooses the answer's first token after the last prompt token.
 
-        A step that is interrupted before this point can be run again: backends drop cached positions from a chunk's
-        start on.
+        A step that is interrupted before this point can be run again: backends discard the cached positions from a
+        chunk's start on.
         """
         request = active.request
         complete = active.cached + count >= len(request.prompt_ids)

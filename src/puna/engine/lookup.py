@@ -1,6 +1,6 @@
-"""Speculation by prompt lookup (Saxena, 2023): guesses the tokens after an earlier occurrence of the last n-gram.
+"""Speculation by prompt lookup (Saxena, 2023): guesses the tokens that followed an earlier copy of the last n-gram.
 
-Useful where a text repeats itself: summaries, edits, code. No draft model is needed.
+Prompt lookup is useful where a text repeats itself: summaries, edits, code. No draft model is needed.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Event:
 
     Attributes:
         request_id: the id returned by `Engine.submit`.
-        token: id generated in this step; None if the step read a chunk of the prompt or a stop id ended the answer.
+        token: id generated in this step; None if the prompt is not complete yet, or a stop id ended the answer.
         prompt_tokens: number of prompt tokens read in this step.
         logits: float32, (prompt_tokens, vocab_size), if the request has `prompt_logits`.
         finish_reason: why the request ended with this step; None while it is active.

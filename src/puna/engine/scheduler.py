@@ -72,14 +72,14 @@ class Scheduler:
         self.cache_tokens = cache_tokens
         self.waiting: deque[tuple[int, Request]] = deque()
         self.active: dict[int, ActiveRequest] = {}
-        self._free = list(range(slots))[::-1]
+        self._free_slots = list(range(slots))[::-1]
 
     def admit(self, vocab_size: int) -> None:
         """Assigns free slots to waiting requests."""
-        while self.waiting and self._free and self._fits(self.waiting[0][1]):
+        while self.waiting and self._free_slots and self._fits(self.waiting[0][1]):
             request_id, request = self.waiting.popleft()
             sampler = Sampler(request.sampling, request.prompt_ids, vocab_size)
-            active = ActiveRequest(request_id, request, self._free.pop(), sampler)
+            active = ActiveRequest(request_id, request, self._free_slots.pop(), sampler)
             if request.speculate and request.max_tokens > 1:
                 active.lookup = Lookup()
                 active.lookup.extend(request.prompt_ids)
@@ -103,7 +103,7 @@ class Scheduler:
     def finish(self, request_id: int) -> ActiveRequest:
         """Removes an active request, frees its slot and returns it."""
         active = self.active.pop(request_id)
-        self._free.append(active.slot)
+        self._free_slots.append(active.slot)
         return active
 
     def forget(self, request_id: int) -> bool:

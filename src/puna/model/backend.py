@@ -64,7 +64,7 @@ class TorchBackend:
         return cls(LlamaForCausalLM.from_pretrained(path, dtype=dtype or (None if on_cpu else "auto"), device=target))
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Extends the caches by the batch's tokens; returns the chunks' logits, (rows, vocab_size).
+        """Extends the caches by the batch's tokens; returns logits, (sum of the chunks' `logits`, vocab_size).
 
         Raises:
             RequestError: if a chunk starts beyond its cache or has an id outside the vocabulary; caches are unchanged.
