@@ -37,7 +37,7 @@ def test_available_memory_is_plausible():
 
 def test_a_model_that_does_not_fit_is_an_error(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
-    with pytest.raises(BackendError, match=r"weights take 0\.00 GB, but only 0\.00 GB of memory are available"):
+    with pytest.raises(BackendError, match=r"weights take 0\.00 GB, but only 0\.00 GB of memory is available"):
         NativeBackend(CONFIG, tensors())
 
 

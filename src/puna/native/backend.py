@@ -30,7 +30,7 @@ CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 _MAX_PIECES = 8
-"""Maximum number of pieces per native call if frequencies depend on the length: each piece then needs its own table."""
+"""Maximum number of pieces per native call if frequencies depend on the length: each then needs a table of angles."""
 
 
 class NativeBackend:
@@ -40,7 +40,7 @@ class NativeBackend:
         config: the model's configuration.
         tensors: the model's weights under Hugging Face's names; read one at a time, and released after packing.
         threads: number of threads; None means one per physical core.
-        slots: the cache is sized for this number of sequences of full context, or fewer if memory is short.
+        slots: number of sequences of full context that the cache has space for; fewer if memory is short.
         quantize: format that float matrices are quantised to: "q8_0", "q4_0" or "q4_K" (the embedding and the head
             always to q8_0). None keeps the file's values.
         cache: type of cached keys and values, "f16", "bf16", "f32" or "q8_0"; None means float32 for a model stored in
@@ -142,7 +142,7 @@ class NativeBackend:
             self._library.puna_model_observe(self._model, None)
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).
+        """Extends the caches by the batch's tokens; returns logits, (sum of the chunks' `logits`, vocab_size).
 
         Ctrl-C interrupts the pass between two layers; the same batch can then be run again.
 
@@ -177,14 +177,14 @@ class NativeBackend:
             yield Chunk(chunk.slot, chunk.tokens[first:last], chunk.start + first, logits), inv_freq
 
     def _run(self, pieces: list[tuple[Chunk, Frequencies]], logits: NDArray[np.float32]) -> None:
-        chunks = (NativeChunk * len(pieces))(*(self._native(chunk, inv_freq) for chunk, inv_freq in pieces))
+        chunks = (NativeChunk * len(pieces))(*(self._native_chunk(chunk, inv_freq) for chunk, inv_freq in pieces))
         in_main = threading.current_thread() is threading.main_thread()
         status = STOPPED
         while status == STOPPED:  # a signal interrupted the call: repeat it, unless the handler raises
             status = self._library.puna_forward(self._model, chunks, len(pieces), in_main, logits.ctypes.data)
         self._check(status)
 
-    def _native(self, chunk: Chunk, inv_freq: Frequencies) -> NativeChunk:
+    def _native_chunk(self, chunk: Chunk, inv_freq: Frequencies) -> NativeChunk:
         """Converts the chunk to its C struct; ctypes keeps the bytes alive as long as the struct."""
         pages = self._pages[chunk.slot]
         return NativeChunk(
@@ -214,7 +214,7 @@ class NativeBackend:
         if total > len(self._free_pages):
             raise RequestError(
                 f"the batch needs {total * PAGE} more tokens of cache, but only {len(self._free_pages) * PAGE} of "
-                f"{self.cache_tokens} are free; end other requests, shorten this one, or use a smaller cache type"
+                f"{self.cache_tokens} are free; end other requests, shorten the batch, or use a smaller cache type"
             )
         for slot, count in needed.items():
             pages = self._pages.setdefault(slot, [])

@@ -198,5 +198,5 @@ def chosen_kernels() -> str:
     available = machine().kernels
     name = os.environ.get(KERNELS_VARIABLE) or available[0]
     if name not in available:
-        raise BackendError(f"{KERNELS_VARIABLE} is {name!r}; this machine runs {', '.join(available)}")
+        raise BackendError(f"{KERNELS_VARIABLE} is {name!r}; this machine can run {', '.join(available)}")
     return name

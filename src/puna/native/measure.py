@@ -31,7 +31,7 @@ class MachineSpeed:
 
 
 def measure_machine(threads: int | None = None) -> MachineSpeed:
-    """Measures with `threads` threads (None: one per physical core); takes about half a second."""
+    """Measures the speeds of `threads` threads (None: one per physical core); takes about half a second."""
     library = load_library()
     speed = NativeMachine()
     if library.puna_measure(chosen_kernels().encode(), default_threads(threads), ctypes.byref(speed)):

@@ -36,7 +36,7 @@ def cache_pages(weights: int, requested: int, page_bytes: int) -> int:
         return requested
     if weights + page_bytes > available:
         raise BackendError(
-            f"the packed weights take {_gigabytes(weights)}, but only {_gigabytes(available)} of memory are available; "
+            f"the packed weights take {_gigabytes(weights)}, but only {_gigabytes(available)} of memory is available; "
             "free memory, or use a smaller or quantised model (--quantize q8_0, q4_0 or q4_K for float files)"
         )
     return max(1, min(requested, int((available - weights) * CACHE_SHARE) // page_bytes))

@@ -60,7 +60,7 @@ class NativeSampler:
         )
         if token == -1:
             raise BackendError(
-                "the model's logits are not finite; its weights are damaged, or its values exceed the range of dtype"
+                "the model's logits are not finite; the weights are damaged, or values exceed the range of dtype"
             )
         if token < 0:
             raise BackendError(f"the native runtime failed: {self._library.puna_error().decode()}")

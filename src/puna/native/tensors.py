@@ -75,7 +75,7 @@ def quantized_format(name: str | None, tensors: Mapping[str, Tensor]) -> BlockFo
     stored = sorted({tensor.format.name for tensor in tensors.values() if len(tensor.shape) == 2})
     if not any(format_name in _FLOATS for format_name in stored):
         raise BackendError(
-            f"quantize is {match!r}, but the model's weights are quantised already ({', '.join(stored)}); leave it out"
+            f"quantize is {match!r}, but the model's weights are quantised already ({', '.join(stored)}); omit quantize"
         )
     return FORMATS[match]
 
@@ -141,6 +141,6 @@ def _target(name: str, tensor: Tensor, quantize: BlockFormat | None) -> BlockFor
     if tensor.shape[-1] % target.values:
         raise BackendError(
             f"{name} has rows of {tensor.shape[-1]} values, which {target.name} cannot pack: its blocks have "
-            f"{target.values}; quantize to a format with smaller blocks, or leave quantize out"
+            f"{target.values}; quantize to a format with smaller blocks, or omit quantize"
         )
     return target
