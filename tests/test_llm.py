@@ -194,7 +194,7 @@ def test_max_tokens_of_none_fills_the_context(llm):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda llm: llm.generate("x" * 4000), "exceed the model's context of 256; shorten the prompt"),
+        (lambda llm: llm.generate("x" * 4000), "exceed the model's context of 256 tokens; shorten the prompt"),
         (lambda llm: llm.generate("the", max_tokens=5000), "set max_tokens to"),
         (lambda llm: llm.generate([5, 10**6]), "token id 1000000"),
         (lambda llm: llm.generate("x", temperature=-1), "temperature is -1"),

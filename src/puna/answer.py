@@ -1,4 +1,4 @@
-"""Results of requests, built from the engine's events: `Answer` and `Completion` (text), `Scored` (prompt logits)."""
+"""Results of requests, built from the engine's events: `Answer` and `Completion` (text), and `PromptLogits`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Answer:
         request: the request that is answered.
         tokenizer: decodes the ids.
         stops: strings that end the answer; they are not part of it.
-        primed: whether the answer continues the text of the prompt, so that a space between prompt and answer is kept.
+        continues_prompt: whether the answer continues the prompt's text: a space between both is kept.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Answer:
         tokenizer: LlamaTokenizer | LlamaTokenizerFast,
         stops: tuple[str, ...],
         *,
-        primed: bool,
+        continues_prompt: bool,
     ) -> None:
         from puna.tokenizer import StreamDecoder
 
@@ -76,7 +76,7 @@ class Answer:
         self._pending = ""  # decoded text that may be the beginning of a stop string
         self._times: list[float] = []  # start of the first step, first token, last token; seconds
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
-        if primed:
+        if continues_prompt:
             for token in request.prompt_ids:
                 self._decoder.push(token)
 
@@ -137,7 +137,7 @@ class Answer:
         return text
 
 
-class Scored:
+class PromptLogits:
     """The logits of a prompt, chunk by chunk.
 
     Args:

@@ -75,7 +75,7 @@ def plan(
         if length > config.context_length:
             reasons[work] = f"exceeds the model's context of {config.context_length} tokens"
         elif cache_tokens is not None and needed > cache_tokens:
-            reasons[work] = f"needs a cache of {needed} tokens, but memory holds {cache_tokens}"
+            reasons[work] = f"needs a cache of {needed} tokens, but memory is enough for {cache_tokens}"
     return [work for work in works if work not in reasons], reasons
 
 

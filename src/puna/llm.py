@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.answer import Answer, Completion, Scored
+from puna.answer import Answer, Completion, PromptLogits
 from puna.backend import Backend
 from puna.config import LlamaConfig
 from puna.engine import Engine, Request, Sampling
@@ -93,7 +93,7 @@ class LLM:
         self.generation_config = checkpoint.generation
         self._backend = _open_backend(checkpoint, backend, threads, device, dtype, quantize, max_batch)
         self._engine = Engine(self._backend, max_batch)
-        self._results: dict[int, Answer | Scored] = {}
+        self._results: dict[int, Answer | PromptLogits] = {}
         self._lock = threading.RLock()  # only one thread at a time may use the engine and the results
 
     @property
@@ -130,9 +130,10 @@ class LLM:
             RequestError: if prompt and answer exceed the context, or an option is out of range.
         """
         if isinstance(prompt, list | tuple) and prompt and all(isinstance(item, str) for item in prompt):
-            return self._complete([self._answer(self._encode(item), primed=True, options=options) for item in prompt])
+            prompts = [self._encode(item) for item in prompt]
+            return self._complete([self._answer(ids, continues_prompt=True, options=options) for ids in prompts])
         ids: Any = prompt
-        return self._complete([self._answer(self._encode(ids), primed=True, options=options)])[0]
+        return self._complete([self._answer(self._encode(ids), continues_prompt=True, options=options)])[0]
 
     def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Completion:
         """Answers a conversation: messages with "role" ("system", "user", "assistant") and "content".
@@ -141,7 +142,7 @@ class LLM:
             ChatTemplateError: if the model has no chat template, or its template rejects the conversation.
             RequestError: as in `generate`.
         """
-        return self._complete([self._answer(self._render(messages), primed=False, options=options)])[0]
+        return self._complete([self._answer(self._render(messages), continues_prompt=False, options=options)])[0]
 
     def stream(self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]) -> Iterator[str]:
         """Yields the answer's text while it is generated; a list of messages is answered as in `chat`.
@@ -156,10 +157,10 @@ class LLM:
         """Returns (answer, the iterator that `stream` returns). Call `answer.completion()` after the iteration."""
         if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
             messages: Any = prompt
-            answer = self._answer(self._render(messages), primed=False, options=options)
+            answer = self._answer(self._render(messages), continues_prompt=False, options=options)
         else:
             ids: Any = prompt
-            answer = self._answer(self._encode(ids), primed=True, options=options)
+            answer = self._answer(self._encode(ids), continues_prompt=True, options=options)
         return answer, self._run(answer)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -182,11 +183,11 @@ class LLM:
         return np.concatenate(losses)
 
     def _prompt_logits(self, ids: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
-        scored = Scored(Request(ids, max_tokens=0, prompt_logits=True))
-        with self._submit([scored]):
-            while not scored.finished:
+        prompt_logits = PromptLogits(Request(ids, max_tokens=0, prompt_logits=True))
+        with self._submit([prompt_logits]):
+            while not prompt_logits.finished:
                 self._step()
-                yield from scored.take()
+                yield from prompt_logits.take()
 
     def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         if not isinstance(prompt, str):
@@ -199,14 +200,14 @@ class LLM:
     def _render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
 
-    def _answer(self, prompt_ids: tuple[int, ...], *, primed: bool, options: Options) -> Answer:
-        """Returns the answer to a new request. `primed`: it continues the prompt's text, so a leading space is kept."""
+    def _answer(self, prompt_ids: tuple[int, ...], *, continues_prompt: bool, options: Options) -> Answer:
+        """Returns the answer to a new request. See `Answer` for `continues_prompt`."""
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"unknown option {sorted(unknown)[0]!r}; options are {', '.join(Options.__annotations__)}")
-        stop_ids = self._stop_ids if primed else self._stop_ids | self._turn_end_ids
+        stop_ids = self._stop_ids if continues_prompt else self._stop_ids | self._turn_end_ids
         request, stop = self._request(prompt_ids, stop_ids, **options)
         self._engine.check(request)
-        return Answer(request, self.tokenizer, stop, primed=primed)
+        return Answer(request, self.tokenizer, stop, continues_prompt=continues_prompt)
 
     def _request(
         self,
@@ -224,7 +225,7 @@ class LLM:
     ) -> tuple[Request, tuple[str, ...]]:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if any(not isinstance(text, str) or not text for text in stops):
-            raise RequestError(f"stop is {stop!r}; it must be a string or several, none of them empty")
+            raise RequestError(f"stop is {stop!r}; it must be a non-empty string or several of them")
         if max_tokens is None:
             max_tokens = max(0, self.config.context_length - len(prompt_ids))
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
@@ -258,7 +259,7 @@ class LLM:
                 raise answer.error
 
     @contextmanager
-    def _submit(self, results: Sequence[Answer] | Sequence[Scored]) -> Iterator[None]:
+    def _submit(self, results: Sequence[Answer] | Sequence[PromptLogits]) -> Iterator[None]:
         """Context manager: submits requests, and removes them from the engine at the end, also after an error."""
         ids = []
         try:

@@ -53,9 +53,9 @@ def test_work_that_exceeds_the_memory_is_skipped_with_a_reason():
     ]  # fmt: skip
     reasons = {(work.tokens, work.context, work.batch): reason for work, reason in skipped.items()}
     assert reasons == {
-        (257, 0, 1): "needs a cache of 320 tokens, but memory holds 256",
+        (257, 0, 1): "needs a cache of 320 tokens, but memory is enough for 256",
         (1001, 0, 1): "exceeds the model's context of 1000 tokens",
-        (2, 63, 4): "needs a cache of 512 tokens, but memory holds 256",
+        (2, 63, 4): "needs a cache of 512 tokens, but memory is enough for 256",
     }
 
 
