@@ -36,7 +36,7 @@ def bench(
     """Measure a model's speed and compare it with the machine's limits.
 
     Generating (decode) is limited by the memory's bandwidth, reading a prompt (prefill) by the processor's arithmetic;
-    both are measured. "in cache" means that the model fits in the processor's cache, so that memory is not the limit.
+    both limits are measured. "in cache" means that the model fits in the processor's cache: memory is not the limit.
     """
     import numpy as np
 
@@ -183,7 +183,7 @@ def _peak_memory() -> int:
 
 
 def _reset_peak() -> None:
-    """Resets the peak, since measuring the machine also needs memory; only Linux supports this (proc(5))."""
+    """Resets the peak memory, since measuring the machine also needs memory; only Linux can (proc(5))."""
     from contextlib import suppress
     from pathlib import Path
 

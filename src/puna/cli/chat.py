@@ -86,7 +86,7 @@ class Conversation:
             self.messages.pop()
 
     def say(self, text: str, *, show: bool) -> dict[str, object]:
-        """Returns the answer to a message; `show` prints it while it is generated, and lets Ctrl-C stop it early."""
+        """Returns the answer to a message as JSON fields; `show` prints the answer at once and lets Ctrl-C stop it."""
         self.messages.append({"role": "user", "content": text})
         content: list[str] = []
         reason = "interrupted"

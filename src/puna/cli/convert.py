@@ -32,7 +32,7 @@ def convert(
     shard_size: Annotated[str | None, typer.Option(help="Maximum size of a safetensors file. [default: 5GB]")] = None,
     shards: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of files, instead of --shard-size; for meta, also of parts of each matrix."),
+        typer.Option(min=1, help="Number of files, instead of --shard-size; for meta, each has a part of each matrix."),
     ] = None,
     kv_heads: Annotated[int | None, typer.Option(min=1, help="Pool key-value heads to this number.")] = None,
     calibrate: Annotated[
@@ -41,7 +41,7 @@ def convert(
     vocab_size: Annotated[
         int | None, typer.Option(min=1, help="Resize embedding and head to this number of rows.")
     ] = None,
-    pad_vocab_to: Annotated[int | None, typer.Option(min=1, help="Round their rows up to a multiple of this.")] = None,
+    pad_vocab_to: Annotated[int | None, typer.Option(min=1, help="Round vocabulary up to a multiple of this.")] = None,
     llama_version: Annotated[
         str | None, typer.Option(help="Release of Meta's files: 1, 2, code, 3, 3.1, 3.2, 3.3. [default: detected]")
     ] = None,
@@ -72,7 +72,7 @@ def convert(
             ("--threads", threads),
         ):  # fmt: skip
             if value is not None:
-                raise RequestError(f"{name} applies to weights, but --tokenizer-only converts none; leave one out")
+                raise RequestError(f"{name} applies to weights, but --tokenizer-only converts none; omit one option")
         notes = convert_tokenizer(src, dst, layout, instruct=instruct, overwrite=overwrite)
         if json:
             print_json({"target": str(dst), "notes": notes})

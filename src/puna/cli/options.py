@@ -27,7 +27,7 @@ Temperature = Annotated[
 ]
 TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens only; 0 means all.")]
 TopP = Annotated[float, typer.Option(help="Sample from the most likely tokens whose probabilities add up to p.")]
-MinP = Annotated[float, typer.Option(help="Exclude tokens less likely than this fraction of the most likely.")]
+MinP = Annotated[float, typer.Option(help="Exclude tokens with less than this fraction of the highest probability.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Values above 1 make tokens that occurred before less likely.")]
 Speculate = Annotated[
     bool, typer.Option("--speculate", help="Guess tokens from earlier text: same answer, faster if text repeats.")

@@ -19,7 +19,7 @@ def perplexity(
     file: Annotated[Path, typer.Argument(help="UTF-8 text file.")],
     model: options.Model = None,
     context: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
-    max_tokens: Annotated[int | None, typer.Option(min=2, help="Read only this many tokens. [default: all]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=2, help="Number of tokens to read. [default: all]")] = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     device: options.Device = None,

@@ -51,12 +51,12 @@ def profile(
 
     with loading(model):
         native = open_native(model, backend, threads, device, dtype, quantize, 1)
-    longest = native.config.context_length
-    if max(context + tokens, prefill) > longest:
+    context_length = native.config.context_length
+    if max(context + tokens, prefill) > context_length:
         raise RequestError(
-            f"{max(context + tokens, prefill)} tokens exceed the model's context of {longest}; choose fewer"
+            f"{max(context + tokens, prefill)} tokens exceed the model's context of {context_length}; choose fewer"
         )
-    ids = np.random.default_rng(0).integers(0, native.config.vocab_size, longest)
+    ids = np.random.default_rng(0).integers(0, native.config.vocab_size, context_length)
     works = [benchmark.Work("prefill", prefill, 0, 1), benchmark.Work("decode", tokens, context, 1)]
     benchmark.read(native, ids[:64], 0)
     native.free(0)

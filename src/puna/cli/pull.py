@@ -29,7 +29,7 @@ def pull(
 
     reference = hub.read_reference(repo)
     if revision is not None and reference.revision is not None:
-        raise RequestError(f"{repo!r} already contains a revision, but --revision is {revision!r}; leave one out")
+        raise RequestError(f"{repo!r} already contains a revision, but --revision is {revision!r}; omit one of them")
     downloads: list[hub.Download] = []
 
     def announce(download: hub.Download) -> None:

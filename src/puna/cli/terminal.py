@@ -66,7 +66,7 @@ def _prepare_streams() -> None:
 
 
 def _discard_output() -> None:
-    """Redirects standard output to the null device: writing to it failed, so the flush at exit would fail too."""
+    """Redirects standard output, to which writing has failed, to the null device: the flush at exit would fail too."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
