@@ -24,8 +24,8 @@ int hardware_threads() { return std::max(1, static_cast<int>(std::thread::hardwa
 
 #if defined(__linux__)
 
-// Converts a quota of `limit` microseconds per `period` microseconds to a number of processors, rounded up. Returns all
-// processors if either is not a positive number.
+// Converts a quota of `limit` microseconds per `period` microseconds to a number of processors, rounded up. Without a
+// positive quota and period, returns the number of all processors.
 int cores_of(const std::string& limit, const std::string& period) {
     const long long part = std::strtoll(limit.c_str(), nullptr, 10), whole = std::strtoll(period.c_str(), nullptr, 10);
     if (part <= 0 || whole <= 0) return hardware_threads();  // "max" (version 2) and -1 (version 1): no quota

@@ -10,12 +10,12 @@
 namespace puna {
 
 constexpr int kPage = 64;        // tokens in a cache page, and keys in a tile of attention
-constexpr int kPeakBlock = 64;   // `peaks` returns one maximum per so many values
+constexpr int kPeakBlock = 64;   // `peaks` returns one maximum per kPeakBlock values
 constexpr int kMaxQueries = 64;  // queries that one call of `attend` accepts
 constexpr int kSplit = 256;      // positions per partial attention sum; partial sums are merged in ascending order
 
-// Number of consecutive activation blocks that share a scale. If the number of blocks is odd, the last block has its
-// own.
+// Number of consecutive activation blocks that share a scale. With an odd number of blocks, the last one has its own
+// scale.
 constexpr int kScaleBlocks = 2;
 
 // 32 activations of one token, quantised to 8 bits.
@@ -30,7 +30,7 @@ struct ActivationBlock {
 };
 static_assert(sizeof(ActivationBlock) == 64, "one cache line");
 
-// Distance from one token's row to the next, in blocks and in bf16 values. It is an odd number of cache lines, because
+// Distance from one token's row to the next, in blocks and in bf16 values: an odd number of cache lines, because
 // rows a power of two apart would compete for the same sets of the L1 cache.
 constexpr int64_t block_stride(int64_t cols) { return cols / kBlock | 1; }
 constexpr int64_t bf16_stride(int64_t cols) { return ((cols + 31) / 32 | 1) * 32; }
@@ -133,7 +133,7 @@ struct Kernels {
     // floats.
     void (*attend)(const Queries& queries, const HeadCache& cache, int64_t split, float* scratch);
 
-    // out[b] = maximum of values b * kPeakBlock .. (the last block may be shorter). Returns whether all are finite.
+    // out[b] = maximum of block b of kPeakBlock values (the last may be shorter). Returns whether all are finite.
     bool (*peaks)(const float* x, int64_t count, float* out);
     // out[i] = exp((x[i] - most) / temperature); results below e^-87 become exactly 0. `out` may be `x`.
     void (*exponentials)(const float* x, int64_t count, float most, double temperature, float* out);
@@ -145,8 +145,8 @@ struct Kernels {
     void (*read_work)(const uint8_t* from, int64_t bytes, float* sink);
 
     // The following kernels quantise sixteen blocks at once; x and weights are [size][16]. `search` writes the scales
-    // and, for kBestLine, `least`, with x ~ scale * level - least. It does nothing for kLargest, kSigned and kSpan: see
-    // `extremes`.
+    // and, for kBestLine, `least`, with x ~ scale * level - least. For kLargest, kSigned and kSpan it does nothing,
+    // because `extremes` suffices.
     void (*search)(const Search& block, const float* x, const float* weights, float* scale, float* least);
     // Minimum and maximum of each consecutive block of 32 values; the scales of kLargest, kSigned and kSpan are
     // computed from these two values, without a search.
@@ -155,7 +155,7 @@ struct Kernels {
     // to 0 .. top.
     void (*take_levels)(const float* x, int size, const float* least, const float* inverse, int zero, int top,
                         uint8_t* out);
-    // take_levels for consecutive blocks of 32 values instead of sixteen transposed blocks.
+    // Does the same as take_levels for consecutive blocks of 32 values instead of sixteen transposed blocks.
     void (*take_block_levels)(const float* x, int64_t blocks, const float* least, const float* inverse, int zero,
                               int top, uint8_t* out);
     // Weighted squared error of sixteen blocks when each value is replaced by its nearest level l * step - least, with

@@ -84,7 +84,7 @@ PUNA_INLINE void product_tile(const typename Line::Number* a, int64_t a_stride, 
             __builtin_prefetch(soon + at, 0, kStreamCache);
         step(k, Number<1>());
     }
-    // With an odd number of rows, the last line holds only one valid row. The other may be NaN and is cleared.
+    // With an odd number of rows, the last line holds only one valid row. The other row may be NaN and is cleared.
     if constexpr (Line::kRows == 2)
         if (b.rows % 2) step(k, Number<0>());
 #pragma GCC unroll 16
@@ -104,8 +104,8 @@ PUNA_INLINE void product_rows(const typename Line::Number* a, int64_t a_stride, 
         product_tile<Line, kTokens, 1, kCarry, kAsks>(a, a_stride, b, v, c + v * kLanes, c_stride, shrink);
 }
 
-// c = a b, or shrink[t] * c + a b, for `count` rows of a, in tiles whose sums fit into the registers. Only the first
-// rows prefetch b.next.
+// c = a b, or shrink[t] * c + a b, for `count` rows of a, in tiles whose sums fit into the registers. Only the tiles of
+// the first rows prefetch b.next.
 template <typename Line, bool kCarry>
 static void product(const typename Line::Number* a, int64_t a_stride, int64_t count, const Lines& b, int64_t vectors,
                     float* c, int64_t c_stride, const float* shrink) {
@@ -289,7 +289,7 @@ static void attend(const Queries& queries, const HeadCache& cache, int64_t split
         queries.highest[i] = kLowest;
         queries.total[i] = 0.0f;
     }
-    // Prefetch the keys of the first page. Those of later pages are prefetched by the product before them.
+    // Prefetch the keys of the first page. The keys of later pages are prefetched by the preceding product.
     if (direct_keys)
         for (int64_t at = 0; at < cache.head_dim * kPage * bytes; at += 64)
             __builtin_prefetch(cache.keys + cache.pages[first / kPage] * cache.key_stride + at, 0, kStreamCache);

@@ -40,7 +40,7 @@ class Model {
     void load(int32_t kind, int32_t layer, const puna_tensor& tensor);
     // Dequantises a packed matrix into `out`, [rows][cols].
     void read(int32_t kind, int32_t layer, float* out) const;
-    // Checks that all tensors are loaded. Throws std::invalid_argument, whose message names the first missing one.
+    // Checks that all tensors are loaded. Throws std::invalid_argument, whose message names the first missing tensor.
     void check() const;
     // Reserves a KV cache of `pages` pages of kPage tokens.
     void reserve_pages(int32_t pages);
@@ -133,7 +133,7 @@ class Model {
     std::vector<Token> tokens_;
     std::vector<Tile> tiles_;
     std::vector<Angles> angles_;
-    std::vector<size_t> chunk_angles_;  // chunk_angles_[c]: index into angles_ of chunk c
+    std::vector<size_t> chunk_angles_;  // chunk_angles_[c]: index in angles_ of the table of chunk c
     Buffer<float> x_, normed_, q_, k_, v_, mixed_, gate_, up_, cos_, sin_;
     Buffer<float> sums_, totals_;  // partial attention sums: mixed values; maximum scores and totals
     Buffer<ActivationBlock> blocks_;

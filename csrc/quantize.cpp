@@ -23,7 +23,7 @@ namespace {
 constexpr int kSuper = 256, kGroup = 16;
 // Values above this limit need scales beyond float16 in every format; squares of values below it stay finite.
 constexpr float kLargest = 1e15f;
-constexpr int64_t kWorthAThread = 1 << 16;  // quantising so many values takes longer than starting a thread
+constexpr int64_t kWorthAThread = 1 << 16;  // quantising this many values takes longer than starting a thread
 constexpr double kUnseen = 1e-6;            // added to importance / mean importance, so that no column has weight 0
 
 // Weight of a squared error if no importance is given, as in ggml: 1, x^2, |x|, or (rms of the block) + |x|.

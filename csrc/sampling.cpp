@@ -128,8 +128,8 @@ void cut(Candidates& from, bool by_weight, double limit) {
     from.keep(found, std::max<int64_t>(1, static_cast<int64_t>(std::ceil((limit - before) / each))));
 }
 
-// Keeps the tokens with the `count` highest logits. It compares logits, because at a high temperature different logits
-// can have the same weight. `cut` needs non-negative numbers, the largest for the most likely token. The distance
+// Keeps the tokens with the `count` highest logits. Compares logits, because at a high temperature different logits can
+// have the same weight. `cut` needs non-negative numbers, the largest for the most likely token. The distance
 // `most - logit` is non-negative (abs removes the sign of -0.0) and smallest for that token; subtracting its bits from
 // the bits of infinity reverses the order. Afterwards the weights hold logit - most.
 void keep_top(Candidates& from, float most, int64_t count) {
