@@ -20,7 +20,7 @@ from puna.config import LlamaConfig
 from puna.native import NativeBackend
 from puna.native.measure import MachineSpeed
 
-PIECE = 512
+CHUNK_TOKENS = 512
 """Maximum number of prompt tokens per forward pass, as in the engine."""
 
 
@@ -98,9 +98,9 @@ def time_work(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> flo
 
 def read(backend: NativeBackend, ids: NDArray[np.int64], slot: int) -> None:
     """Runs the model on `ids`, which fills the cache of a slot; computes logits only for the last token."""
-    for start in range(0, len(ids), PIECE):
-        piece = ids[start : start + PIECE]
-        backend.forward([Chunk(slot, piece, start, int(start + len(piece) == len(ids)))])
+    for start in range(0, len(ids), CHUNK_TOKENS):
+        tokens = ids[start : start + CHUNK_TOKENS]
+        backend.forward([Chunk(slot, tokens, start, int(start + len(tokens) == len(ids)))])
 
 
 def step(backend: NativeBackend, ids: NDArray[np.int64], position: int, batch: int) -> None:

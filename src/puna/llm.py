@@ -201,7 +201,6 @@ class LLM:
         return tuple(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
 
     def _answer(self, prompt_ids: tuple[int, ...], *, continues_prompt: bool, options: Options) -> Answer:
-        """Returns the answer to a new request. See `Answer` for `continues_prompt`."""
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"unknown option {sorted(unknown)[0]!r}; options are {', '.join(Options.__annotations__)}")
         stop_ids = self._stop_ids if continues_prompt else self._stop_ids | self._turn_end_ids

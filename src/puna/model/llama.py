@@ -200,8 +200,8 @@ class LlamaModel(LlamaPreTrainedModel):
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
-            count = "neither" if input_ids is None else "both"
-            raise RequestError(f"You must specify exactly one of input_ids or inputs_embeds; {count} was given")
+            which = "neither" if input_ids is None else "both"
+            raise RequestError(f"You must specify exactly one of input_ids or inputs_embeds; {which} was given")
         if inputs_embeds is not None:
             check_embeddings(inputs_embeds, self.config.hidden_size)
             return inputs_embeds

@@ -27,7 +27,7 @@ _SAVED_ATTRIBUTES = (
     "padding_side", "truncation_side", "use_default_system_prompt",
 )  # fmt: skip
 _OTHERS = ("added_tokens_decoder", "chat_template", "model_input_names", "model_max_length", "sp_model_kwargs")
-_NOT_KEPT = frozenset(
+_NOT_SAVED = frozenset(
     ("tokenizer_class", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "tokenizer_object",
      "from_slow", "backend", "is_local", "local_files_only", "init_inputs", "auto_map", "extra_special_tokens")
 )  # fmt: skip
@@ -55,8 +55,8 @@ def read_folder(folder: Path) -> tuple[Arguments, str]:
     template = _templates(folder, raw.get("chat_template"))
     if template is not None:
         values["chat_template"] = template
-    known = {*NAMES, *_FLAGS, *_SIDES, *_OTHERS, ADDITIONAL} | _NOT_KEPT
-    values["other_config"] = {name: value for name, value in raw.items() if name not in known}
+    own_keys = {*NAMES, *_FLAGS, *_SIDES, *_OTHERS, ADDITIONAL} | _NOT_SAVED
+    values["other_config"] = {name: value for name, value in raw.items() if name not in own_keys}
     values["name_or_path"] = str(folder)
     tokenizer_class = raw.get("tokenizer_class")
     return cast(Arguments, values), tokenizer_class if isinstance(tokenizer_class, str) else ""
