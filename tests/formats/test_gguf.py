@@ -297,6 +297,25 @@ def test_long_arrays_of_strings_are_read(tmp_path: Path, special: list[str], pos
     assert metadata["after"] == "the end"
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["x" * 256 + "\0"],
+        ["\0"],
+        ["a\0" + "x" * 254, "b"],
+        ["x" * 65536 + "\0\0", "y"],
+        ["", "x" * 256],
+        ["x" * 256, "", "y\0"],
+        ["x" * 255, "x" * 257 + "\0", "", "é" * 128],
+    ],
+)
+def test_zero_bytes_in_strings_do_not_split_them(tmp_path: Path, values: list[str]) -> None:
+    """A length of 256 or more has fewer than seven zero bytes, so a string's own zero bytes can bring them to seven."""
+    array = struct.pack("<IQ", STRING, len(values)) + b"".join(text(value) for value in values)
+    path = write(tmp_path / "m.gguf", build_file([key("few", ARRAY, array)], []))
+    assert open_gguf(path).metadata["few"] == values
+
+
 def test_a_truncated_long_array_is_refused(tmp_path: Path) -> None:
     array = struct.pack("<IQ", 8, 1500) + b"".join(text(f"token {number}") for number in range(1500))
     for missing in (1, 9, 400, 8000):

@@ -184,17 +184,20 @@ class PackedStrings:
         return [raw[end + 8 : after].decode() for end, after in itertools.pairwise([0, *ends])]
 
     def _split(self) -> list[str] | None:
-        """Replaces each length by one zero byte and splits the text there; None if strings may contain zero bytes."""
+        """Replaces each length by one zero byte and splits the text there; None if a string contains a zero byte."""
         data = np.frombuffer(self.raw, np.uint8)
         count = len(self.ends)
-        if not count or len(data) - np.count_nonzero(data) != 7 * count:  # a length of 1 to 255 has seven zero bytes
+        if not count:
             return None
         starts = np.concatenate([[0], self.ends[:-1]])
         keep, buffer = np.ones(len(data), np.bool_), data.copy()
         buffer[starts] = 0
         for offset in range(1, 8):
             keep[starts + offset] = False
-        text: str = buffer[keep][1:].tobytes().decode()
+        separated = buffer[keep]
+        if len(separated) - np.count_nonzero(separated) != count:
+            return None
+        text: str = separated[1:].tobytes().decode()
         return text.split("\0")
 
 
