@@ -53,3 +53,9 @@ def train_sentencepiece(**options: Any) -> bytes:
         sentence_iterator=iter(CORPUS * 3), model_writer=model, **{**settings, **options}
     )
     return model.getvalue()
+
+
+def answer_after(prompt: str, whole: str) -> str:
+    """Returns a text without its longest common prefix with the text of the prompt."""
+    differences = (at for at, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b)
+    return whole[next(differences, min(len(prompt), len(whole))) :]

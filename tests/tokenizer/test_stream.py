@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from copy import copy
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders
-from tokenizers.models import BPE
 
 from puna.errors import TokenizerError
-from puna.tokenizer import LlamaTokenizerFast, StreamDecoder, load_tokenizer
+from puna.tokenizer import StreamDecoder
 from puna.tokenizer.files.byte_level import BYTE_TO_CHARACTER
-from puna.tokenizer.streams import clean_up
-from tests.helpers.vocabularies import random_texts
+from tests.helpers.vocabularies import SNIPPETS, answer_after, random_texts
 
 
-def streamed(tokenizer, ids: list[int], skip: bool) -> list[str]:
-    decoder = StreamDecoder(tokenizer, skip_special_tokens=skip)
+def streamed(tokenizer, ids: list[int], skip: bool, prompt: Sequence[int] = ()) -> list[str]:
+    decoder = StreamDecoder(tokenizer, skip, prompt)
     return [*(decoder.push(index) for index in ids), decoder.finish()]
 
 
@@ -74,22 +73,59 @@ def test_invalid_bytes_are_streamed_as_decoded(tokenizer, invalid):
         assert "\ufffd" in text
 
 
-@settings(max_examples=500, deadline=None)
-@given(st.lists(st.sampled_from([*" .,!?'nsmtvredx", "  ", " ' ", " n't", "é"]), max_size=14))
-def test_streams_clean_up_text(byte_level_json, pieces):
-    tokenizer = load_tokenizer(byte_level_json, clean_up_tokenization_spaces=True)
-    ids = tokenizer.encode("".join(pieces), add_special_tokens=False)
-    assert tokenizer.decode(ids) == clean_up("".join(pieces))
-    assert "".join(streamed(tokenizer, ids, True)) == tokenizer.decode(ids, skip_special_tokens=True)
+CLEANED = ["x != y ; cd .. && ls . | wc ' abc ' n't", "a .", "a , b", "don 't we 're"]
 
 
-def test_text_of_an_unknown_decoder_is_held_until_the_end():
-    pipeline = Tokenizer(BPE({"ab": 0, "c": 1, "d": 2}, []))
-    pipeline.decoder = decoders.Metaspace()
-    tokenizer = LlamaTokenizerFast(
-        tokenizer_object=pipeline, literal=True, unk_token=None, bos_token=None, eos_token=None
-    )
-    assert streamed(tokenizer, [0, 1, 2], True) == ["", "", "", "abcd"]
+@pytest.mark.parametrize("text", CLEANED)
+@pytest.mark.parametrize("clean_up", [False, True])
+def test_streams_never_clean_up(tokenizer, text, clean_up):
+    tokenizer = copy(tokenizer)
+    tokenizer.clean_up_tokenization_spaces = clean_up
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    unchanged = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    assert "".join(streamed(tokenizer, ids, False)) == unchanged and text in unchanged
+    assert tokenizer.decode(ids) == unchanged  # as in transformers 5.23, whose LLaMA tokenizers are BPE
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=True) == tokenizer.clean_up_tokenization(unchanged)
+
+
+TEXT = st.lists(st.sampled_from([*SNIPPETS, *CLEANED]), max_size=4).map("".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), text=TEXT, skip=st.booleans())
+@pytest.mark.parametrize("clean_up", [False, True])
+def test_an_answer_is_the_text_after_that_of_its_prompt(tokenizer, clean_up, data, text, skip):
+    """Prompts and answers are ids of texts or random ids, among them incomplete characters and special tokens."""
+    tokenizer = copy(tokenizer)
+    tokenizer.clean_up_tokenization_spaces = clean_up
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    at = data.draw(st.integers(0, len(encoded)))
+    prompt = data.draw(st.sampled_from([[], [1]])) + data.draw(id_sequences(len(tokenizer))) + encoded[:at]
+    ids = encoded[at:] + data.draw(id_sequences(len(tokenizer)))
+
+    def decode(ids):
+        return tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+
+    whole, before = decode(prompt + ids), decode(prompt)
+    answer = answer_after(before, whole)
+    pieces = streamed(tokenizer, ids, skip, prompt)
+    assert "".join(pieces) == answer
+    open_bytes = "\ufffd" in before or any(token.startswith("<0x") for token in tokenizer.convert_ids_to_tokens(prompt))
+    if not open_bytes and (skip or getattr(tokenizer, "behaviour", None) != "hf-legacy"):
+        assert answer == whole.removeprefix(before) and whole.startswith(before)
+    if "\ufffd" not in whole:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_an_answer_owns_the_character_that_it_completes(tokenizer):
+    vocab = tokenizer.get_vocab()
+    spelled = "<0x{:02X}>".format if "<0x80>" in vocab else BYTE_TO_CHARACTER.__getitem__
+    first, *rest = (vocab[spelled(byte)] for byte in "€".encode())
+    a = tokenizer.convert_tokens_to_ids("a")
+    assert "".join(streamed(tokenizer, [*rest, a], True, [a, first])) == "€a"
+    assert "".join(streamed(tokenizer, rest[1:], True, [a, first, rest[0]])) == "€"
+    assert "".join(streamed(tokenizer, [a, a], True, [a, first])) == "aa"
+    assert "".join(streamed(tokenizer, [], True, [a, first])) == ""
 
 
 @pytest.mark.parametrize("index", [-1, 10**6, 2**40])

@@ -30,7 +30,7 @@ from puna.tokenizer.special import (
     add_tokens,
     as_added_token,
 )
-from puna.tokenizer.streams import CleanUpStream, TextStream, batch_decode, clean_up, decode
+from puna.tokenizer.streams import TextStream, batch_decode, clean_up, decode
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -65,7 +65,8 @@ class TokenizerBase(ABC):
         """Stores the settings that both tokenizer classes have.
 
         Args:
-            clean_up_tokenization_spaces: whether `decode` removes spaces before punctuation and contractions.
+            clean_up_tokenization_spaces: whether `decode` removes spaces before punctuation and contractions, unless
+                its argument specifies it; ignored with a BPE vocabulary.
             use_default_system_prompt: whether the built-in Llama 2 template adds Meta's system prompt.
             model_max_length: the length that `truncation=True` truncates to.
             padding_side, truncation_side: "left" or "right".
@@ -132,8 +133,17 @@ class TokenizerBase(ABC):
         """Decodes ids without clean-up."""
 
     @abstractmethod
-    def _raw_text_stream(self, skip_special_tokens: bool) -> TextStream:
-        """Returns a stream that decodes as `_decode` does, with the default spaces_between_special_tokens."""
+    def text_stream(self, skip_special_tokens: bool) -> TextStream:
+        """Returns a new stream that decodes as `decode` does, with its default settings but without clean-up."""
+
+    @abstractmethod
+    def skipped_tokens(self) -> dict[int, str]:
+        """The tokens that `decode(skip_special_tokens=True)` leaves out: id to text."""
+
+    @property
+    @abstractmethod
+    def _cleans_up(self) -> bool:
+        """Whether `decode` cleans up if its argument does not specify it."""
 
     @abstractmethod
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
@@ -314,11 +324,6 @@ class TokenizerBase(ABC):
     apply_chat_template = apply_chat_template
     decode = decode
     batch_decode = batch_decode
-
-    def text_stream(self, skip_special_tokens: bool) -> TextStream:
-        """Returns a stream for `StreamDecoder` that decodes token by token, as `decode` does by default."""
-        stream = self._raw_text_stream(skip_special_tokens)
-        return CleanUpStream(stream) if self.clean_up_tokenization_spaces else stream
 
     @staticmethod
     def clean_up_tokenization(out_string: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, models, processors
 
 from puna.errors import ModelNotFoundError, TokenizerError
 from puna.tokenizer.arguments import SharedArguments, common_arguments
@@ -17,10 +17,14 @@ from puna.tokenizer.encoding import Encoding, Input
 from puna.tokenizer.files import recipes
 from puna.tokenizer.files.config import OWN_IDS
 from puna.tokenizer.special import AddedToken, TokenLike, as_added_token
-from puna.tokenizer.streams import TextStream, stream_for
+from puna.tokenizer.streams import TextStream, decoder_stream
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
+
+
+_FORCED_CLEAN_UP = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+"""A key of tokenizer_config.json in transformers 5."""
 
 
 class LlamaTokenizerFast(TokenizerBase):
@@ -238,15 +242,26 @@ class LlamaTokenizerFast(TokenizerBase):
             self._id_token(index)
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
-    def _raw_text_stream(self, skip_special_tokens: bool) -> TextStream:
-        added = self.added_tokens_decoder.items() if skip_special_tokens else ()
-        skipped = {index for index, token in added if token.special}
+    def skipped_tokens(self) -> dict[int, str]:
+        """The special tokens: id to text."""
+        return {index: token.content for index, token in self.added_tokens_decoder.items() if token.special}
+
+    def text_stream(self, skip_special_tokens: bool) -> TextStream:
+        """Returns a new stream that decodes as `decode` does, without clean-up."""
+        skipped = frozenset(self.skipped_tokens() if skip_special_tokens else ())
 
         def token_of(index: int) -> str | None:
             token = self._id_token(index)
             return None if index in skipped else token
 
-        return stream_for(self._tokenizer.decoder, token_of, lambda ids: self._decode(ids, skip_special_tokens, True))
+        decoder = self._tokenizer.decoder
+        return decoder_stream(decoder, token_of, lambda ids: self._decode(ids, skip_special_tokens, True))
+
+    @property
+    def _cleans_up(self) -> bool:
+        """Whether `decode` cleans up by default: never the text of a BPE vocabulary, unless the files insist."""
+        forced = self.other_config.get(_FORCED_CLEAN_UP) is True
+        return self.clean_up_tokenization_spaces and (forced or not isinstance(self._tokenizer.model, models.BPE))
 
     @property
     def can_save_slow_tokenizer(self) -> bool:

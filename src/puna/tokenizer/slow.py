@@ -242,34 +242,43 @@ class LlamaTokenizer(TokenizerBase):
         first = [0] * len(self.build_inputs_with_special_tokens(token_ids_0))
         return first + ([] if token_ids_1 is None else [1] * len(self.build_inputs_with_special_tokens(token_ids_1)))
 
+    def skipped_tokens(self) -> dict[int, str]:
+        """The special tokens: id to text. In the behaviour "sp" also all control pieces, but not the unknown token."""
+        special = self._special_id_set()
+        if self.behaviour == "sp":
+            added = {index for index, token in self._added.items() if token.special}
+            special = (special | added | self._pieces.control_ids) - {self._pieces.unk_id}
+        return {index: self._id_token(index) for index in special}
+
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Returns the text of tokens, including special tokens."""
         if self.behaviour == "sp":
             return self._decode(self.convert_tokens_to_ids(list(tokens)), False, False)
-        stream = self._hf_stream(False, "", frozenset())
-        return "".join([stream.push_token(token) for token in tokens]) + stream.finish()
+        stream = self._hf_stream(frozenset(), "", frozenset())
+        return "".join([stream.push_token(token) for token in tokens]) + stream.rest()
 
     def _decode(self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str:
         stream = self._stream(skip_special_tokens, " " if spaces_between_special_tokens else "")
-        return "".join([stream.push(index) for index in ids]) + stream.finish()
+        return "".join([stream.push(index) for index in ids]) + stream.rest()
 
-    def _raw_text_stream(self, skip_special_tokens: bool) -> TextStream:
+    def text_stream(self, skip_special_tokens: bool) -> TextStream:
+        """Returns a new stream that decodes as `decode` does, with its default settings but without clean-up."""
         return self._stream(skip_special_tokens, " ")
 
-    def _stream(self, skip: bool, separator: str) -> TextStream:
-        special = self._special_id_set()
-        if self.behaviour == "sp":
-            added = frozenset(index for index, token in self._added.items() if token.special)
-            skipped = (special | added) - {self._pieces.unk_id} if skip else frozenset()
-            return SpStream(self._pieces, skipped, not skip, self._id_token)
-        new = {t for t in self.additional_special_tokens if (self._token_id(t) or 0) >= self.vocab_size}
-        return self._hf_stream(skip, separator, frozenset(self._added_ids) - set(self.all_special_tokens) | new)
+    _cleans_up = False
 
-    def _hf_stream(self, skip: bool, separator: str, added: frozenset[str]) -> HfStream:
+    def _stream(self, skip: bool, separator: str) -> TextStream:
+        skipped = frozenset(self.skipped_tokens() if skip else ())
+        if self.behaviour == "sp":
+            return SpStream(self._pieces, skipped, self._id_token)
+        new = {t for t in self.additional_special_tokens if (self._token_id(t) or 0) >= self.vocab_size}
+        return self._hf_stream(skipped, separator, frozenset(self._added_ids) - set(self.all_special_tokens) | new)
+
+    def _hf_stream(self, skipped: frozenset[int], separator: str, added: frozenset[str]) -> HfStream:
         return HfStream(
             self._pieces,
             self._id_token,
-            skipped=self._special_id_set() if skip else frozenset(),
+            skipped=skipped,
             special=frozenset(self.all_special_tokens),
             added=added,
             separator=separator,

@@ -2,15 +2,20 @@
 
 Each tokenizer creates a `TextStream` with its decoding rules. The texts that a stream returns, joined, equal the
 decoded text of all ids. A stream holds text back only while a later token can still change the text.
+
+`decoder_stream` does this for the decoders of `tokenizers`, which decode a complete list of tokens: each step of a
+decoder turns a list of texts into another list, and the last list is joined. Its rules are those of
+tokenizers/src/decoders in version 0.23.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,26 +35,37 @@ class TextStream(ABC):
         """Adds an id; returns the new text that no later id can change."""
 
     @abstractmethod
-    def finish(self) -> str:
-        """Ends the sequence; returns the remaining text."""
+    def rest(self) -> str:
+        """Returns the text that is held back, as if the sequence ended here; the stream can continue."""
 
 
 class StreamingTokenizer(Protocol):
     """The method of a tokenizer that `StreamDecoder` needs."""
 
     def text_stream(self, skip_special_tokens: bool) -> TextStream:
-        """Returns a new stream that decodes as `decode(ids, skip_special_tokens)` does."""
+        """Returns a new stream that decodes as `decode(ids, skip_special_tokens)` does, without clean-up."""
         ...
 
 
 class StreamDecoder:
-    """Decodes ids as they arrive: the texts of `push` and `finish`, joined, equal `decode(ids, skip_special_tokens)`.
+    """Decodes ids as they arrive: the texts of `push` and `finish`, joined, equal the decoded text of all ids.
 
-    No returned text ends inside a character. U+FFFD represents only bytes that no later byte can make valid UTF-8.
+    The text is that of `decode(ids, skip_special_tokens, clean_up_tokenization_spaces=False)`. No returned text ends
+    inside a character. U+FFFD represents only bytes that no later byte can make valid UTF-8.
+
+    Args:
+        prompt_ids: ids whose text is not returned. The decoder returns `decode(prompt_ids + ids)` without its longest
+            common prefix with `decode(prompt_ids)`. This differs from the text after `decode(prompt_ids)` only if the
+            prompt ends inside a character: if the ids complete the character, they own it; if not, its U+FFFD belong to
+            the prompt.
     """
 
-    def __init__(self, tokenizer: StreamingTokenizer, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: StreamingTokenizer, skip_special_tokens: bool = True, prompt_ids: Iterable[int] = ()
+    ) -> None:
         self._stream = tokenizer.text_stream(skip_special_tokens)
+        pushed = [self._stream.push(index) for index in prompt_ids]
+        self._prompt = self._stream.rest() if pushed else ""  # text of the prompt that the stream has not yet returned
 
     def push(self, index: int) -> str:
         """Adds the next id; returns the text that no later id can change, "" while a character is incomplete.
@@ -57,123 +73,28 @@ class StreamDecoder:
         Raises:
             TokenizerError: the vocabulary has no such id.
         """
-        return self._stream.push(index)
+        text = self._stream.push(index)
+        if not self._prompt:
+            return text
+        shared = _shared(text, self._prompt)
+        self._prompt = self._prompt[shared:] if shared == len(text) else ""
+        return text[shared:]
 
     def finish(self) -> str:
-        """Ends the sequence; returns the text that was held back."""
-        return self._stream.finish()
+        """Returns the text that is held back, as if the sequence ended here."""
+        text = self._stream.rest()
+        return text[_shared(text, self._prompt) :]
 
 
-@dataclass
-class _HoldStream(TextStream):
-    """Holds all ids until the end, for decoders in tokenizer.json that may need the complete sequence."""
-
-    decode: Callable[[list[int]], str]
-    ids: list[int] = field(default_factory=list)
-
-    def push(self, index: int) -> str:
-        self.ids.append(index)
-        return ""
-
-    def finish(self) -> str:
-        return self.decode(self.ids)
+def _shared(first: str, second: str) -> int:
+    """Returns the length of the longest common prefix."""
+    differences = (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(differences, min(len(first), len(second)))
 
 
-class _BytesStream(TextStream):
-    """The ByteLevel decoder: tokens spell UTF-8 bytes. Invalid bytes become U+FFFD as in Unicode 15, section 3.9."""
-
-    def __init__(self, token_of: Callable[[int], str | None]) -> None:
-        self._token_of = token_of
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, index: int) -> str:
-        token = self._token_of(index) or ""
-        try:
-            data = bytes([CHARACTER_TO_BYTE[character] for character in token])
-        except KeyError:  # characters outside the byte alphabet: an added token, which is plain text
-            data = token.encode()
-        return self._utf8.decode(data)
-
-    def finish(self) -> str:
-        return self._utf8.decode(b"", final=True)
-
-
-@dataclass
-class _ByteRunStream(TextStream):
-    """The decoder sequence Replace, ByteFallback, Fuse, Strip of `tokenizers`: text tokens and runs of byte tokens.
-
-    If a run is not valid UTF-8, each of its bytes becomes U+FFFD. Runs are therefore held back until they end.
-
-    Attributes:
-        token_of: as in `stream_for`.
-        replacements: texts to replace in a token, and their replacements.
-        has_bytes: whether tokens such as <0x0A> are bytes.
-        strip: number of spaces to remove at the start of the text.
-    """
-
-    token_of: Callable[[int], str | None]
-    replacements: list[tuple[str, str]]
-    has_bytes: bool
-    strip: int
-    run: bytearray = field(default_factory=bytearray)
-
-    def push(self, index: int) -> str:
-        token = self.token_of(index)
-        if token is None:
-            return ""
-        for old, new in self.replacements:
-            token = token.replace(old, new)
-        if self.has_bytes and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            with suppress(ValueError):
-                self.run.append(int(token[3:5], 16))
-                return ""
-        return self._stripped(self._end_run() + token)
-
-    def finish(self) -> str:
-        return self._stripped(self._end_run())
-
-    def _end_run(self) -> str:
-        try:
-            text = self.run.decode()
-        except UnicodeDecodeError:
-            text = "\ufffd" * len(self.run)
-        self.run.clear()
-        return text
-
-    def _stripped(self, text: str) -> str:
-        while self.strip and text:
-            if text[0] != " ":
-                self.strip = 0
-                break
-            self.strip -= 1
-            text = text[1:]
-        return text
-
-
-class CleanUpStream(TextStream):
-    """Applies `clean_up` to another stream."""
-
-    _PAIRS_IN_ARTEFACTS = frozenset(("n'", "'t", "'m", "'s", "'v", "ve", "'r", "re"))
-    """Adjacent characters other than spaces in `_ARTEFACTS`, such as "n'" in " n't": never split there."""
-
-    def __init__(self, inner: TextStream) -> None:
-        self._inner = inner
-        self._held = ""
-
-    def push(self, index: int) -> str:
-        """Returns the text up to the last position that cannot be inside an artefact."""
-        text = self._held + self._inner.push(index)
-        for at in range(len(text) - 1, 0, -1):
-            pair = text[at - 1 : at + 1]
-            if " " not in pair and pair not in self._PAIRS_IN_ARTEFACTS:
-                self._held = text[at:]
-                return clean_up(text[:at])
-        self._held = text
-        return ""
-
-    def finish(self) -> str:
-        """Returns the remaining text, cleaned up."""
-        return clean_up(self._held + self._inner.finish())
+def overlap(text: str, word: str) -> int:
+    """Returns the length of the longest suffix of `text` that is a proper prefix of `word`."""
+    return next((n for n in range(min(len(text), len(word) - 1), 0, -1) if text.endswith(word[:n])), 0)
 
 
 _ARTEFACTS = (
@@ -201,15 +122,17 @@ def decode(
     Args:
         token_ids: an id, a list, an array or a tensor.
         skip_special_tokens: leave special tokens out.
-        clean_up_tokenization_spaces: None uses the tokenizer's setting.
+        clean_up_tokenization_spaces: remove spaces before punctuation and English contractions. None uses the
+            tokenizer's setting, which has no effect on BPE vocabularies, as in transformers 5.23: their text contains
+            exactly the spaces that the tokens spell.
         spaces_between_special_tokens: `LlamaTokenizer` only: whether to put spaces around added tokens.
 
     Raises:
         TokenizerError: the vocabulary has no such id.
     """
     text = self._decode(as_ids(token_ids), skip_special_tokens, spaces_between_special_tokens)
-    clean = self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else False
-    return clean_up(text) if clean or clean_up_tokenization_spaces else text
+    clean = self._cleans_up if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+    return clean_up(text) if clean else text
 
 
 def batch_decode(
@@ -222,38 +145,243 @@ def batch_decode(
     return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
 
-def stream_for(
+def decoder_stream(
     decoder: Decoder | None, token_of: Callable[[int], str | None], decode: Callable[[list[int]], str]
 ) -> TextStream:
     """Returns a stream that decodes as a decoder of `tokenizers` does; the decoder's JSON form shows its steps.
 
     Args:
         token_of: returns the token of an id, or None to leave it out; raises for an unknown id.
-        decode: decodes a complete sequence; used if no stream implements the decoder.
+        decode: decodes a complete sequence; used if the decoder has a step that may need the complete sequence.
     """
-    state = None if decoder is None else json.loads(decoder.__getstate__())
-    steps = state["decoders"] if state and state["type"] == "Sequence" else [state] if state else []
-    if [step["type"] for step in steps] == ["ByteLevel"]:
-        return _BytesStream(token_of)
-    parts = _replacements_and_strip(steps)
-    return _HoldStream(decode) if parts is None else _ByteRunStream(token_of, *parts)
+    if decoder is None:
+        return _StepStream(token_of, [_EachToken(" ".join)])
+    steps = _steps(_flat(json.loads(decoder.__getstate__())))
+    return _HoldStream(decode) if steps is None else _StepStream(token_of, steps)
 
 
-def _replacements_and_strip(steps: list[dict[str, Any]]) -> tuple[list[tuple[str, str]], bool, int] | None:
-    """Reads [Replace...] [ByteFallback] [Fuse [Strip]], with ByteFallback or Fuse; None for any other sequence."""
-    rest = list(steps)
-    replacements = []
-    while rest and rest[0]["type"] == "Replace" and "String" in rest[0]["pattern"]:
-        replacements.append((rest[0]["pattern"]["String"], rest[0]["content"]))
-        del rest[0]
-    has_bytes = bool(rest) and rest[0]["type"] == "ByteFallback"
-    kinds = [step["type"] for step in rest[has_bytes:]]
-    strip = 0
-    if kinds == ["Fuse", "Strip"]:
-        last = rest[-1]
-        if last["content"] != " " or last["stop"] != 0:
+class _Step(ABC):
+    """One step of a decoder. Attributes are immutable values, so a copy of a step is independent of it."""
+
+    @abstractmethod
+    def push(self, text: str) -> list[str]:
+        """Adds a text; returns the resulting texts that no later text can change.
+
+        The text is a token, or a part of the complete text if an earlier step joins the tokens.
+        """
+
+    @abstractmethod
+    def finish(self) -> list[str]:
+        """Ends the sequence; returns the remaining texts."""
+
+
+class _StepStream(TextStream):
+    """Passes each token through the steps of a decoder."""
+
+    def __init__(self, token_of: Callable[[int], str | None], steps: list[_Step]) -> None:
+        self._token_of = token_of
+        self._steps = steps
+
+    def push(self, index: int) -> str:
+        token = self._token_of(index)
+        if token is None:
+            return ""
+        texts = [token]
+        for step in self._steps:
+            texts = [result for text in texts for result in step.push(text)]
+        return "".join(texts)
+
+    def rest(self) -> str:
+        texts: list[str] = []
+        for step in map(copy, self._steps):
+            texts = [result for text in texts for result in step.push(text)] + step.finish()
+        return "".join(texts)
+
+
+@dataclass
+class _HoldStream(TextStream):
+    """Holds all ids until the end, for decoders that may need the complete sequence."""
+
+    decode: Callable[[list[int]], str]
+    ids: list[int] = field(default_factory=list)
+
+    def push(self, index: int) -> str:
+        self.ids.append(index)
+        return ""
+
+    def rest(self) -> str:
+        return self.decode(self.ids)
+
+
+@dataclass
+class _EachToken(_Step):
+    """A decoder that changes each token by itself; the first and the last token may have their own rules.
+
+    Attributes:
+        decode: decodes a list of tokens; an empty token before or after a token shows that it is not the first or last.
+        last_differs: whether the last token has its own rule, so that a token is held until another follows.
+    """
+
+    decode: Callable[[list[str]], str]
+    last_differs: bool = False
+    before: tuple[str, ...] = ()
+    held: str | None = None
+
+    def push(self, text: str) -> list[str]:
+        if not self.last_differs:
+            return [self._decoded(text)]
+        held, self.held = self.held, text
+        return [] if held is None else [self._decoded(held, "")]
+
+    def finish(self) -> list[str]:
+        return [] if self.held is None else [self._decoded(self.held)]
+
+    def _decoded(self, *tokens: str) -> str:
+        text = self.decode([*self.before, *tokens])
+        self.before = ("",)
+        return text
+
+
+_BYTE = re.compile(r"<0x(\+[0-9A-Fa-f]|[0-9A-Fa-f]{2})>")
+
+
+@dataclass
+class _ByteFallback(_Step):
+    """ByteFallback: a run of tokens such as <0x0A> is UTF-8. If it is not valid, each of its bytes becomes U+FFFD.
+
+    Runs are therefore held back until they end.
+    """
+
+    run: bytes = b""
+
+    def push(self, text: str) -> list[str]:
+        if match := _BYTE.fullmatch(text):
+            self.run += bytes([int(match[1], 16)])
+            return []
+        return [*self.finish(), text]
+
+    def finish(self) -> list[str]:
+        run, self.run = self.run, b""
+        try:
+            return [run.decode()] if run else []
+        except UnicodeDecodeError:
+            return ["\ufffd"] * len(run)
+
+
+@dataclass
+class _ByteLevel(_Step):
+    """ByteLevel: tokens spell UTF-8 bytes. Invalid bytes become U+FFFD as in Unicode 15, section 3.9."""
+
+    held: bytes = b""
+
+    def push(self, text: str) -> list[str]:
+        try:
+            data = bytes([CHARACTER_TO_BYTE[character] for character in text])
+        except KeyError:  # characters outside the byte alphabet: an added token, which is plain text
+            data = text.encode()
+        data = self.held + data
+        decoded, length = codecs.utf_8_decode(data, "replace", False)
+        self.held = data[length:]
+        return [decoded]
+
+    def finish(self) -> list[str]:
+        return [self.held.decode("utf-8", "replace")]
+
+
+@dataclass
+class _StripText(_Step):
+    """Strip, after the tokens are joined: removes up to `start` characters at the start and `stop` at the end."""
+
+    content: str
+    start: int
+    stop: int
+    held: str = ""
+
+    def push(self, text: str) -> list[str]:
+        while self.start and text:
+            if text[0] != self.content:
+                self.start = 0
+                break
+            self.start -= 1
+            text = text[1:]
+        text = self.held + text
+        end = max(len(text.rstrip(self.content)), len(text) - self.stop)
+        self.held = text[end:]
+        return [text[:end]]
+
+    def finish(self) -> list[str]:
+        return []
+
+
+@dataclass
+class _ReplaceText(_Step):
+    """Replace, after the tokens are joined."""
+
+    old: str
+    new: str
+    held: str = ""
+
+    def push(self, text: str) -> list[str]:
+        *before, last = (self.held + text).split(self.old)
+        end = len(last) - overlap(last, self.old)
+        self.held = last[end:]
+        return [self.new.join([*before, last[:end]])]
+
+    def finish(self) -> list[str]:
+        return [self.held]
+
+
+def _flat(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the steps of a decoder in its JSON form; a sequence may contain sequences."""
+    if state["type"] != "Sequence":
+        yield state
+        return
+    for step in state["decoders"]:
+        yield from _flat(step)
+
+
+def _steps(states: Iterable[dict[str, Any]]) -> list[_Step] | None:
+    """Returns the steps of a decoder; None if one of them cannot decode token by token, such as CTC."""
+    steps: list[_Step] = []
+    joined = False  # whether an earlier step has joined the tokens to one text
+    for state in states:
+        if state["type"] == "Fuse":
+            joined = True
+            continue
+        step = _joined_step(state) if joined else _token_step(state)
+        if step is None:
             return None
-        strip = last["start"]
-    elif kinds != ["Fuse"] and not (kinds == [] and has_bytes):
-        return None
-    return replacements, has_bytes, strip
+        steps.append(step)
+        joined = joined or state["type"] == "ByteLevel"
+    return steps
+
+
+def _token_step(state: dict[str, Any]) -> _Step | None:
+    kind = state["type"]
+    if kind == "ByteLevel":
+        return _ByteLevel()
+    if kind == "ByteFallback":
+        return _ByteFallback()
+    if kind == "Strip":  # tokenizers 0.23 panics if `stop` exceeds the length of a token
+        strip = _StripText(state["content"], state["start"], state["stop"])
+        return _EachToken(lambda tokens: "".join(text for token in tokens for text in copy(strip).push(token)))
+    if kind in ("Replace", "Metaspace", "WordPiece", "BPEDecoder"):
+        return _EachToken(_decoder(state).decode, last_differs=kind == "BPEDecoder")
+    return None
+
+
+def _joined_step(state: dict[str, Any]) -> _Step | None:
+    if state["type"] == "Strip":
+        return _StripText(state["content"], state["start"], state["stop"])
+    if state["type"] == "Replace" and state["pattern"].get("String"):
+        return _ReplaceText(state["pattern"]["String"], state["content"])
+    return None
+
+
+def _decoder(state: dict[str, Any]) -> Decoder:
+    """Returns the decoder with this JSON form, as part of a pipeline: `tokenizers` has no other reader for it."""
+    from tokenizers import Tokenizer
+
+    model = {"type": "BPE", "vocab": {}, "merges": []}
+    decoder: Decoder = Tokenizer.from_str(json.dumps({"version": "1.0", "model": model, "decoder": state})).decoder
+    return decoder

@@ -111,10 +111,15 @@ class Pieces:
         return None if index == self.unk_id and piece != self.text(index) else index
 
     @cached_property
-    def control_tokens(self) -> frozenset[str]:
-        """All control pieces: BOS, EOS, and other pieces that the model defines as control pieces."""
+    def control_ids(self) -> frozenset[int]:
+        """The ids of all control pieces: BOS, EOS, and other pieces that the model defines as control pieces."""
         flags = self._sp.is_control(list(range(self.count)))
-        return frozenset(self.text(index) for index, flag in enumerate(flags) if flag)
+        return frozenset(index for index, flag in enumerate(flags) if flag)
+
+    @cached_property
+    def control_tokens(self) -> frozenset[str]:
+        """The texts of all control pieces."""
+        return frozenset(map(self.text, self.control_ids))
 
     def is_control(self, index: int) -> bool:
         """Whether the piece of an id is a control piece, for which SentencePiece returns no text."""
@@ -137,13 +142,13 @@ class Run:
         """Adds the piece of an id; returns the text that is now complete."""
         byte = self._pieces.byte(index)
         if byte is not None:
-            self._bytes += bytes((byte,))
-            return self._emit(self._characters(final=False))
+            text, self._bytes = _characters(self._bytes + bytes((byte,)), final=False)
+            return self._emit(text)
         if self._pieces.is_control(index):
             return self.push_text(self._pieces.text(index) if show_control else "")
         if index == self._pieces.unk_id:
             return self.push_text(self._pieces.unk_surface)
-        before = self.finish()
+        before = self._end_bytes()
         piece = self._pieces.text(index)
         if self._at_start and piece.startswith(SPACE):
             piece = piece.lstrip(SPACE) if self._pieces.strips_all else piece[1:]
@@ -152,39 +157,43 @@ class Run:
 
     def push_text(self, text: str) -> str:
         """Returns the characters of pending bytes, then text that is not a piece, unchanged."""
-        return self.finish() + self._emit(text)
+        return self._end_bytes() + self._emit(text)
 
-    def finish(self) -> str:
+    def rest(self) -> str:
+        """Returns U+FFFD for each byte of an incomplete character; the run can continue."""
+        return _characters(self._bytes, final=True)[0]
+
+    def _end_bytes(self) -> str:
         """Ends a run of bytes; returns U+FFFD for each byte of an incomplete character."""
-        return self._emit(self._characters(final=True))
+        text, self._bytes = self.rest(), b""
+        return self._emit(text)
 
     def _emit(self, text: str) -> str:
         if text:
             self._at_start = False
         return text
 
-    def _characters(self, final: bool) -> str:
-        """Removes complete characters from the front of the bytes and returns them.
 
-        Each invalid byte becomes one U+FFFD, and decoding restarts at the next byte.
-        """
-        out = ""
-        while self._bytes:
-            decoder = codecs.getincrementaldecoder("utf-8")()
-            try:
-                out += decoder.decode(self._bytes, final)
-            except UnicodeDecodeError as exc:
-                out += self._bytes[: exc.start].decode() + "\ufffd"
-                self._bytes = self._bytes[exc.start + 1 :]
-                continue
-            self._bytes = decoder.getstate()[0]
-            break
-        return out
+def _characters(data: bytes, final: bool) -> tuple[str, bytes]:
+    """Returns the complete characters at the front of UTF-8 bytes, and the remaining bytes; none if `final`.
+
+    Each invalid byte becomes one U+FFFD, and decoding restarts at the next byte.
+    """
+    text = ""
+    while data:
+        try:
+            decoded, length = codecs.utf_8_decode(data, "strict", final)
+        except UnicodeDecodeError as exc:
+            text += data[: exc.start].decode() + "\ufffd"
+            data = data[exc.start + 1 :]
+            continue
+        return text + decoded, data[length:]
+    return text, b""
 
 
 @dataclass
 class SpStream(TextStream):
-    """The behaviour "sp": SentencePiece's own text, with special tokens shown unless they are skipped.
+    """The behaviour "sp": SentencePiece's own text, with control pieces shown unless they are skipped.
 
     Attributes:
         skipped: ids to leave out.
@@ -194,7 +203,6 @@ class SpStream(TextStream):
 
     pieces: Pieces
     skipped: Set[int]
-    show_control: bool
     added: Callable[[int], str]
 
     def __post_init__(self) -> None:
@@ -205,14 +213,14 @@ class SpStream(TextStream):
         if index in self.skipped:
             return self._run.push_text("")
         if 0 <= index < self.pieces.count:
-            return self._run.push(index, self.show_control)
-        text = self._run.finish() + self.added(index)
+            return self._run.push(index, show_control=True)
+        text = self._run.push_text(self.added(index))
         self._run = Run(self.pieces)
         return text
 
-    def finish(self) -> str:
+    def rest(self) -> str:
         """Returns U+FFFD for each byte of an incomplete character."""
-        return self._run.finish()
+        return self._run.rest()
 
 
 @dataclass
@@ -258,7 +266,7 @@ class HfStream(TextStream):
     def push_token(self, token: str) -> str:
         """Does the same as `push`, for a token instead of its id."""
         if token in self.added:
-            text = self._show(self._held + self._run.finish())
+            text = self._show(self._held + self._run.rest())
             separator = self.separator if self._has_output or self._group_shown else ""
             self._has_output = True
             self._start_group()
@@ -268,17 +276,15 @@ class HfStream(TextStream):
         self._count += 1
         return self._show(self._special_token(token) if token in self.special else self._piece(token))
 
-    def finish(self) -> str:
+    def rest(self) -> str:
         """Returns the last segment; a group with tokens but without text still gets its separator."""
-        has_tokens, had_output = self._count > 0, self._has_output
-        text = self._show(self._held + self._run.finish())
-        self._held = ""
-        only_separator = has_tokens and had_output and not self._group_shown
-        return text + (self.separator if only_separator else "")
+        text = self._held + self._run.rest()
+        starts_group = self._has_output and self._count > 0 and not self._group_shown
+        return (self.separator if starts_group else "") + text
 
     def _special_token(self, token: str) -> str:
         space = " " if self.legacy and not self._after_special and self._count > 1 else ""
-        text = space + self._held + self._run.finish() + token
+        text = space + self._held + self._run.rest() + token
         self._run, self._held, self._after_special = Run(self.pieces), "", True
         return text
 
