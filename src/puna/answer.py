@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine import Event, FinishReason, Request
-from puna.errors import BackendError
+from puna.errors import BackendError, RequestError
+from puna.tokenizer.streams import StreamDecoder, overlap
 
 if TYPE_CHECKING:
     from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
@@ -52,7 +55,8 @@ class Answer:
     Args:
         request: the request that is answered.
         tokenizer: decodes the ids.
-        stops: strings that end the answer; they are not part of it.
+        stops: strings that end the answer; they are not part of it. A special token in a string matches that token,
+            although the text of the answer does not contain it.
         continues_prompt: whether the answer continues the prompt's text: a space between both is kept.
     """
 
@@ -64,21 +68,17 @@ class Answer:
         *,
         continues_prompt: bool,
     ) -> None:
-        from puna.tokenizer import StreamDecoder
-
         self.request = request
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.error: BackendError | None = None
-        self._stops = stops
+        self._stops = _Stops(stops, tokenizer)
         self._text: list[str] = []
         self._next_piece = 0  # index of the first piece of `_text` that `take` has not returned
         self._pending = ""  # decoded text that may be the beginning of a stop string
+        self._marks: list[tuple[int, str]] = []  # special tokens: number of characters in front, counted from _pending
         self._times: list[float] = []  # start of the first step, first token, last token; seconds
-        self._decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
-        if continues_prompt:
-            for token in request.prompt_ids:
-                self._decoder.push(token)
+        self._decoder = StreamDecoder(tokenizer, True, request.prompt_ids if continues_prompt else ())
 
     @property
     def finished(self) -> bool:
@@ -102,10 +102,12 @@ class Answer:
         if event.token is not None:
             self.ids.append(event.token)
             self._pending += self._decoder.push(event.token)
+        mark = self._stops.mark(event.token if event.stop_id is None else event.stop_id)
         self.finish_reason, self.error = event.finish_reason, event.error
-        if event.finish_reason is not None or event.error is not None:
-            self._pending += self._decoder.finish()
-        if text := self._release():
+        held = self._decoder.finish() if mark or self.finished else ""
+        if mark:
+            self._marks.append((len(self._pending) + len(held), mark))
+        if text := self._release(held):
             self._text.append(text)
 
     def completion(self) -> Completion:
@@ -123,18 +125,98 @@ class Answer:
             last - first,
         )
 
-    def _release(self) -> str:
-        """Removes and returns pending text before a stop string or the start of one. A stop string ends the answer."""
-        matches = [index for index in (self._pending.find(stop) for stop in self._stops) if index >= 0]
-        if matches:
+    def _release(self, held: str) -> str:
+        """Removes and returns pending text before a stop string or the start of one. A stop string ends the answer.
+
+        Args:
+            held: text that follows the pending text if the answer ends here. It is searched after a special token,
+                since a stop string that ends with the token is complete, whatever follows.
+        """
+        text = self._pending + held
+        shown = self._shown(text)
+        ends = [index for index in (text.find(stop) for stop in self._stops.plain) if index >= 0]
+        ends += [_visible(shown[:index]) for index in (shown.find(stop) for stop in self._stops.marked) if index >= 0]
+        if ends:
             self.finish_reason = "stop"
-            end = min(matches)
+            end = min(ends)
         elif self.finished:
-            end = len(self._pending)
+            end = len(text)
         else:
-            end = len(self._pending) - max((_overlap(self._pending, stop) for stop in self._stops), default=0)
-        text, self._pending = self._pending[:end], self._pending[end:]
-        return text
+            shown = self._shown(self._pending)
+            kept = [overlap(self._pending, stop) for stop in self._stops.plain]
+            kept += [_visible(shown[len(shown) - overlap(shown, stop) :]) for stop in self._stops.marked]
+            end = len(self._pending) - max(kept, default=0)
+        self._pending = self._pending[end:]
+        self._marks = [(at - end, mark) for at, mark in self._marks if at >= end][-self._stops.longest :]
+        return text[:end]
+
+    def _shown(self, text: str) -> str:
+        """Returns the text with the marks of special tokens inserted."""
+        parts, start = [], 0
+        for at, mark in self._marks:
+            if at <= len(text):
+                parts += [text[start:at], mark]
+                start = at
+        return "".join([*parts, text[start:]])
+
+
+def check_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the strings of the option `stop`: a string, several strings, or None.
+
+    Raises:
+        RequestError: a value is not a string, is empty, or is not valid Unicode.
+    """
+    values = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    stops = tuple(values) if isinstance(values, Iterable) and not isinstance(values, Mapping) else (None,)
+    if not all(isinstance(text, str) and text and not any(map(_is_surrogate, text)) for text in stops):
+        raise RequestError(
+            f"stop is {stop!r:.80}; it must be None, a string or several strings, each at least one valid character"
+        )
+    return cast(tuple[str, ...], stops)
+
+
+class _Stops:
+    """The stop strings of an answer.
+
+    Text hides special tokens. A string that contains special tokens is therefore also searched for in a text that shows
+    each of them as a mark: a lone surrogate, which no text contains.
+
+    Attributes:
+        plain: the strings.
+        marked: the strings that contain special tokens, with marks instead of these.
+        longest: maximum length of a string in `marked`, at least 1.
+    """
+
+    def __init__(self, stops: tuple[str, ...], tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> None:
+        special = tokenizer.skipped_tokens() if stops else {}
+        contents = sorted(set(special.values()) - {""}, key=len, reverse=True)
+        marks: dict[str, str] = {}
+
+        def mark(match: re.Match[str]) -> str:
+            return marks.setdefault(match[0], chr(_FIRST_MARK + len(marks)))
+
+        pattern = re.compile("|".join(map(re.escape, contents)) or "(?!)")
+        self.plain = stops
+        self.marked = tuple(marked for stop in stops if (marked := pattern.sub(mark, stop)) != stop)
+        self.longest = max(map(len, self.marked), default=1)
+        self._marks = {i: marks.get(text, _OTHER_MARK) for i, text in special.items()} if self.marked else {}
+
+    def mark(self, index: int | None) -> str:
+        """Returns the mark of a special token; "" for other tokens, and for None."""
+        return "" if index is None else self._marks.get(index, "")
+
+
+_FIRST_MARK, _OTHER_MARK = 0xD800, "\udfff"
+"""The mark of the first special token in the stop strings, and that of special tokens that are in none of them."""
+
+
+def _visible(shown: str) -> int:
+    """Returns the number of characters that are not marks."""
+    return sum(not _is_surrogate(character) for character in shown)
+
+
+def _is_surrogate(character: str) -> bool:
+    return "\ud800" <= character <= "\udfff"
 
 
 class PromptLogits:
@@ -159,8 +241,3 @@ class PromptLogits:
         """Returns the logits added since the last call: arrays of shape (tokens, vocab_size), in order."""
         rows, self._rows = self._rows, []
         return rows
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Returns the length of the longest suffix of `text` that is a proper prefix of `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.answer import Answer, Completion, PromptLogits
+from puna.answer import Answer, Completion, PromptLogits, check_stops
 from puna.backend import Backend
 from puna.config import LlamaConfig
 from puna.engine import Engine, Request, Sampling
@@ -40,7 +40,8 @@ class Options(TypedDict, total=False):
     max_tokens: maximum number of tokens to generate (default 256); None fills the model's context.
     temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `puna.engine.Sampling`; by default, the most
         likely token is chosen.
-    stop: a string or several strings; the answer ends before the first of them that occurs.
+    stop: a string or several strings; the answer ends before the first of them that occurs. A special token in a string
+        matches that token, although the text of the answer does not contain it. None means no strings.
     speculate: guess tokens from earlier text. The answer is the same, but takes less time if the text repeats itself.
     """
 
@@ -51,7 +52,7 @@ class Options(TypedDict, total=False):
     min_p: float
     repetition_penalty: float
     seed: int | None
-    stop: str | Sequence[str]
+    stop: str | Sequence[str] | None
     speculate: bool
 
 
@@ -219,16 +220,13 @@ class LLM:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         speculate: bool = False,
     ) -> tuple[Request, tuple[str, ...]]:
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if any(not isinstance(text, str) or not text for text in stops):
-            raise RequestError(f"stop is {stop!r}; it must be a non-empty string or several of them")
         if max_tokens is None:
             max_tokens = max(0, self.config.context_length - len(prompt_ids))
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return Request(prompt_ids, max_tokens, sampling, stop_ids, speculate=speculate), stops
+        return Request(prompt_ids, max_tokens, sampling, stop_ids, speculate=speculate), check_stops(stop)
 
     @functools.cached_property
     def _stop_ids(self) -> frozenset[int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.backend import Backend, Chunk
-from puna.engine.request import Event, FinishReason, Request
+from puna.engine.request import Event, Request
 from puna.engine.scheduler import ActiveRequest, Scheduler, tokens_needed
 from puna.errors import BackendError, RequestError
 
@@ -101,11 +103,11 @@ class Engine:
         complete = active.cached + count >= len(request.prompt_ids)
         token = active.sampler.choose(logits[-1]) if complete and request.max_tokens > 0 else None
         active.cached += count
-        token, reason = self._accept(active, token)
-        if reason is None and complete and request.max_tokens == 0:
-            reason = "length"
+        event = Event(active.request_id, prompt_tokens=count, logits=logits if request.prompt_logits else None)
+        if complete and request.max_tokens == 0:
             self._release(active.request_id)
-        return Event(active.request_id, token, count, logits if request.prompt_logits else None, reason)
+            return replace(event, finish_reason="length")
+        return event if token is None else self._accept(active, token, event)
 
     def _generate(self, active: ActiveRequest, guess: tuple[int, ...], logits: NDArray[np.float32]) -> list[Event]:
         """Chooses tokens while they equal the guess. After a wrong guess, the remaining logits are not valid."""
@@ -118,27 +120,25 @@ class Engine:
                     break
                 raise
             active.cached += 1
-            added, reason = self._accept(active, token)
-            events.append(Event(active.request_id, added, finish_reason=reason))
-            if reason is not None or token != expected:
+            events.append(self._accept(active, token, Event(active.request_id)))
+            if events[-1].finish_reason is not None or token != expected:
                 break
         if active.lookup is not None:
             active.lookup.adapt(len(guess), len(events) - 1)
         return events
 
-    def _accept(self, active: ActiveRequest, token: int | None) -> tuple[int | None, FinishReason | None]:
-        """Adds a token to the answer, unless it is a stop id. Returns (added token or None, finish reason or None)."""
+    def _accept(self, active: ActiveRequest, token: int, event: Event) -> Event:
+        """Adds a token to the answer and to the event, or ends the answer if the token is a stop id."""
         request = active.request
-        reason: FinishReason | None = None
-        if token is not None and token in request.stop_ids:
-            token, reason = None, "stop"
-        elif token is not None:
+        if token in request.stop_ids:
+            event = replace(event, stop_id=token, finish_reason="stop")
+        else:
             active.append(token)
-            if len(active.generated) == request.max_tokens:
-                reason = "length"
-        if reason is not None:
+            last = len(active.generated) == request.max_tokens
+            event = replace(event, token=token, finish_reason="length" if last else None)
+        if event.finish_reason is not None:
             self._release(active.request_id)
-        return token, reason
+        return event
 
     def _release(self, request_id: int) -> None:
         self.backend.free(self.scheduler.finish(request_id).slot)

@@ -88,6 +88,7 @@ class Event:
         logits: float32, (prompt_tokens, vocab_size), if the request has `prompt_logits`.
         finish_reason: why the request ended with this step; None while it is active.
         error: the error that ended the request: its logits were not finite. Other requests are not affected.
+        stop_id: the stop id that ended the answer.
     """
 
     request_id: int
@@ -96,6 +97,7 @@ class Event:
     logits: NDArray[np.float32] | None = None
     finish_reason: FinishReason | None = None
     error: BackendError | None = None
+    stop_id: int | None = None
 
 
 def _is_int(value: object) -> bool:

@@ -1,0 +1,189 @@
+"""Answers: their text never contains the prompt's, and stop strings may contain special tokens."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders
+
+from puna import LLM
+from puna.answer import Answer
+from puna.engine import Event, Request
+from puna.errors import RequestError
+from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
+from tests.helpers.scripted_model import SPECIAL, TOKENS, byte_tokenizer, write_scripted_model
+from tests.helpers.vocabularies import answer_after, train_sentencepiece
+
+START, END, TURN, TOOL = range(4)
+
+
+def ids_of(text: str) -> list[int]:
+    return byte_tokenizer().encode(text).ids
+
+
+def script(text: str) -> dict[int, int]:
+    """Returns which token follows which, so that a prompt with the first token of a text is answered with the rest."""
+    return dict(itertools.pairwise(ids_of(text)))
+
+
+FAST = LlamaTokenizerFast(
+    tokenizer_object=byte_tokenizer(), literal=True, unk_token=None, bos_token=SPECIAL[0], eos_token=SPECIAL[1]
+)
+
+
+def answered(tokenizer, ids: list[int], stops: tuple[str, ...], end: int | None = None) -> tuple[str, str, int]:
+    """Returns the text, the finish reason and the number of tokens of an answer with these ids and this end token."""
+    answer = Answer(Request((0,), 99), tokenizer, stops, continues_prompt=False)
+    pieces = []
+    for index in ids:
+        answer.feed(Event(1, index), 0, 1)
+        pieces += answer.take()
+    answer.feed(Event(1, finish_reason="length" if end is None else "stop", stop_id=end), 0, 1)
+    pieces += answer.take()
+    completion = answer.completion()
+    assert completion.text == "".join(pieces)
+    return completion.text, completion.finish_reason, len(completion.ids)
+
+
+def expected_answer(ids: list[int], stops: tuple[str, ...]) -> tuple[str, str, int]:
+    """Searches after each token for the stop strings, in the text and in a list of characters and special tokens."""
+    for count in range(1, len(ids) + 1):
+        shown: list[object] = []  # characters and ids of special tokens
+        for special, run in itertools.groupby(ids[:count], key=lambda index: index < len(SPECIAL)):
+            run = list(run)
+            shown += run if special else list(FAST.decode(run))
+        text = "".join(item for item in shown if isinstance(item, str))
+        starts = [text.index(stop) for stop in stops if stop in text]
+        for stop in stops:
+            wanted = [index if index < len(SPECIAL) else FAST.decode([index]) for index in ids_of(stop)]
+            if not any(isinstance(item, int) for item in wanted):
+                continue
+            matches = [at for at in range(len(shown)) if shown[at : at + len(wanted)] == wanted]
+            starts += [sum(isinstance(item, str) for item in shown[:at]) for at in matches]
+        if starts:
+            return text[: min(starts)], "stop", count
+    return FAST.decode(ids, skip_special_tokens=True), "length", len(ids)
+
+
+SYMBOLS = st.sampled_from([*"ab", "\n", *SPECIAL[1:]])
+
+
+@settings(max_examples=800, deadline=None)
+@given(text=st.lists(SYMBOLS, max_size=12), stops=st.lists(st.lists(SYMBOLS, min_size=1, max_size=4), max_size=3))
+@example(text=["a", "<|turn|>", "b"], stops=[["a", "b"]])
+@example(text=["a", "<|turn|>", "<|tool|>", "b"], stops=[["a", "<|turn|>", "b"]])
+@example(text=["<|turn|>", "<|turn|>", "a"], stops=[["<|turn|>", "a"]])
+@example(text=["a", "<|turn|>", "b", "a"], stops=[["a", "<|turn|>", "a"], ["b", "a"]])
+def test_stop_strings_match_text_and_special_tokens(text, stops):
+    ids, strings = ids_of("".join(text)), tuple("".join(stop) for stop in stops)
+    assert answered(FAST, ids, strings) == expected_answer(ids, strings)
+
+
+def test_a_stop_string_may_contain_the_end_token():
+    ids = ids_of("some text\n\n")
+    assert answered(FAST, ids, ("\n\n<|end|>",), END) == ("some text", "stop", len(ids))
+    assert answered(FAST, ids, ("\n\n<|turn|>",), END) == ("some text\n\n", "stop", len(ids))
+
+
+def test_a_special_token_that_is_spelled_as_text_is_text():
+    pieces = [TOKENS.index(character) for character in "a<|turn|>b"]
+    assert answered(FAST, pieces, ("<|turn|>",)) == ("a", "stop", len(pieces) - 1)
+    assert answered(FAST, pieces, ()) == ("a<|turn|>b", "length", len(pieces))
+
+
+@pytest.mark.parametrize("stop", ["turn", "|>", "<|tur", "<|turn|>|"])
+def test_a_part_of_a_special_token_stops_nothing(stop):
+    assert answered(FAST, [*ids_of("a"), TURN, *ids_of("b")], (stop,)) == ("ab", "length", 3)
+
+
+@pytest.mark.parametrize("character", ["é", "€", "😀"])
+@pytest.mark.parametrize("kind", ["sp", "hf-legacy", "hf", "fast"])
+def test_a_character_of_byte_tokens_belongs_to_a_stop_string(tmp_path, kind, character):
+    """Byte tokens in front of a special token may be held back, since more bytes could follow."""
+    (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece())
+    file = tmp_path / "tokenizer.model"
+    tokenizer = LlamaTokenizerFast(file) if kind == "fast" else LlamaTokenizer(file, behaviour=kind)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    turn = tokenizer.convert_tokens_to_ids("<turn>")
+    a, b = (tokenizer.convert_tokens_to_ids(piece) for piece in "ab")
+    bytes_ = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in character.encode()]
+    ids = [a, *bytes_, turn, b]
+    assert answered(tokenizer, ids, ("<turn>",)) == (f"a{character}", "stop", len(ids) - 1)
+    assert answered(tokenizer, ids, (f"{character}<turn>",)) == ("a", "stop", len(ids) - 1)
+    assert answered(tokenizer, ids, (f"a{character}<turn>b",)) == ("", "stop", len(ids))
+    assert answered(tokenizer, ids, (f"{character}<turn>c",)) == (
+        tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False), "length", len(ids),
+    )  # fmt: skip
+
+
+def test_control_pieces_of_a_model_are_special_in_stop_strings(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece(control_symbols=["<turn>"]))
+    tokenizer = LlamaTokenizer(tmp_path / "tokenizer.model", behaviour="sp")
+    a, turn = tokenizer.convert_tokens_to_ids(["a", "<turn>"])
+    assert answered(tokenizer, [a, turn, a], ("a<turn>a",)) == ("", "stop", 3)
+    assert answered(tokenizer, [a, turn, a], ("<turn>",)) == ("a", "stop", 2)
+
+
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory):
+    """A model that answers "x" with "yz<|turn|>\\n<|tool|>ab" and then the end token."""
+    template = {"chat_template": "{{ messages[-1].content }}"}
+    folder = tmp_path_factory.mktemp("model") / "turns"
+    return LLM(write_scripted_model(folder, byte_tokenizer(), script("xyz<|turn|>\n<|tool|>ab"), template), "native")
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ("<|turn|>", "yz"),
+        (["<|turn|>", "y"], ""),
+        ("z<|turn|>\n", "y"),
+        ("<|turn|>\n<|tool|>", "yz"),
+        ("\n<|tool|>a", "yz"),
+        ("ab<|end|>", "yz\n"),
+        ("<|turn|>\n<|turn|>", "yz\nab"),
+        (None, "yz\nab"),
+        ([], "yz\nab"),
+    ],
+)
+def test_every_call_stops_at_special_tokens(turns, stop, text):
+    completion = turns.generate("x", stop=stop)
+    assert (completion.text, completion.finish_reason) == (text, "stop")
+    assert turns.chat([{"role": "user", "content": "x"}], stop=stop).text == text
+    assert "".join(turns.stream("x", stop=stop)) == text
+    assert "".join(turns.stream([{"role": "user", "content": "x"}], stop=stop)) == text
+
+
+@pytest.mark.parametrize("stop", [3, [3], "", ["a", ""], [None], {"a": 1}, b"a", 1.5, True, "\ud800", ["a", "b\udfff"]])
+def test_stop_strings_of_a_wrong_type_are_errors(turns, stop):
+    with pytest.raises(RequestError, match=r"stop is .*must be None, a string or several strings"):
+        turns.stream("x", stop=stop)
+
+
+UNUSUAL = {
+    "byte level": decoders.ByteLevel(),
+    "byte level, fuse": decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()]),
+    "ctc": decoders.CTC(),
+    "wordpiece": decoders.WordPiece(),
+    "bpe": decoders.BPEDecoder("y"),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("clean_up", [False, True])
+@pytest.mark.parametrize("name", UNUSUAL)
+@pytest.mark.parametrize("text", ["xyz ,b!", "x .", "x n't", "x😀yé"])
+def test_an_answer_does_not_contain_the_text_of_its_prompt(tmp_path, name, clean_up, text):
+    tokenizer = byte_tokenizer()
+    tokenizer.decoder = UNUSUAL[name]
+    ids = ids_of(text)
+    settings = {"clean_up_tokenization_spaces": clean_up}
+    llm = LLM(write_scripted_model(tmp_path / "m", tokenizer, dict(itertools.pairwise(ids)), settings), "native")
+    for length in range(1, len(ids)):
+        prompt = ids[:length]
+        whole, before = tokenizer.decode(ids), tokenizer.decode(prompt)
+        assert llm.generate(prompt).text == answer_after(before, whole)
+        assert "".join(llm.stream(prompt)) == answer_after(before, whole)
