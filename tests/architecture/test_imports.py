@@ -18,7 +18,7 @@ from tests.architecture.source_tree import (
 
 LAYERS = [
     {"errors"},
-    {"files"},
+    {"files", "templates"},
     {"hub"},
     {"config"},
     {"backend"},

@@ -11,7 +11,7 @@ import pytest
 
 from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.tokenizer import AddedToken
-from puna.tokenizer.chat.render import render_chat
+from puna.tokenizer.chat import render_chat
 from puna.tokenizer.chat.templates import llama_2_template
 from tests.helpers.vocabularies import SNIPPETS, random_texts
 

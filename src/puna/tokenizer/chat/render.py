@@ -1,43 +1,17 @@
-"""Rendering chat templates: sandboxed Jinja with the extensions of Hugging Face, and limits on what a template may do.
-
-Loops, the length of the output, repetitions, powers and padding are limited. The limits stop mistakes but not every
-attack: a template that repeatedly joins text to itself can still exhaust the memory.
-"""
+"""Renders a conversation with a chat template: checks the messages, and marks the message to be continued."""
 
 from __future__ import annotations
 
-import datetime
-import functools
-import inspect
-import json
-import re
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from puna.errors import ChatTemplateError
-
-if TYPE_CHECKING:
-    import jinja2
+from puna.templates import render
 
 Message = Mapping[str, Any]
 
-MAX_LOOP_STEPS = 1_000_000
-"""Limit on the steps of all loops of one rendering; a conversation of 10,000 messages needs fewer."""
-MAX_CHARACTERS = 100_000_000
-"""Limit on the length of the rendered text, and of a string that a template builds by repetition."""
-
-MAX_WIDTH = 10_000
-"""Limit on the width of padding: `'%9d' % x`, `'{:9}'.format(x)`, `center`, `ljust`, `rjust`, `zfill`, `indent`."""
-
-MAX_BITS = 4096
-"""Limit on the size of an integer that a template computes."""
-
-_STEPS = "puna_steps"
-"""The template variable that counts the steps of every loop."""
-
 _RESERVED = frozenset(
-    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", _STEPS,
+    ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
      "return_assistant_tokens_mask", "tokenizer_kwargs")
 )  # fmt: skip
 """Template variables that `render_chat` sets, and arguments of transformers that puna does not support."""
@@ -83,7 +57,7 @@ def render_chat(
         "add_generation_prompt": add_generation_prompt,
         **variables,
     }
-    text = _run(_compile(template), values)
+    text = render(template, values)
     return _up_to_mark(text) if continue_final_message else text
 
 
@@ -125,176 +99,3 @@ def _up_to_mark(text: str) -> str:
     if at < 0:
         raise ChatTemplateError("continue_final_message: the template omits the last message; drop this argument")
     return text[:at] if text.startswith(_CONTINUE, at) else text[:at].rstrip()
-
-
-def _run(template: jinja2.Template, values: Mapping[str, Any]) -> str:
-    import jinja2
-
-    steps = _Steps()
-    pieces: list[str] = []
-    size = 0
-    try:
-        for piece in template.generate({**values, _STEPS: steps}):
-            pieces.append(piece)
-            size += len(piece)
-            if size > MAX_CHARACTERS:
-                raise ChatTemplateError(f"the chat template wrote over {MAX_CHARACTERS} characters; fix the template")
-    except ChatTemplateError:
-        raise
-    except jinja2.TemplateError as exc:
-        raise ChatTemplateError(f"the chat template refuses this conversation: {exc}") from exc
-    except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as exc:
-        raise ChatTemplateError(
-            f"the chat template failed on this conversation: {type(exc).__name__}: {exc}; "
-            "compare the messages with what the template expects"
-        ) from exc
-    return "".join(pieces)
-
-
-class _Steps:
-    """Counts the steps of all loops of one rendering."""
-
-    def __init__(self) -> None:
-        self.left = MAX_LOOP_STEPS
-
-    def __call__(self, items: Iterable[Any]) -> Iterator[Any]:
-        for item in items:
-            self.left -= 1
-            if self.left < 0:
-                raise ChatTemplateError(f"the chat template loops more than {MAX_LOOP_STEPS} times; fix the template")
-            yield item
-
-
-@functools.lru_cache(maxsize=64)
-def _compile(source: str) -> jinja2.Template:
-    """Compiles a template. Cached, because every turn of a chat renders the same template."""
-    import jinja2
-
-    try:
-        return _environment().from_string(source)
-    except (jinja2.TemplateError, RecursionError, MemoryError) as exc:
-        raise ChatTemplateError(f"the chat template does not compile: {exc}; fix it or pass chat_template=") from exc
-
-
-@functools.lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
-    """Returns a Jinja environment with the settings, extensions and helper functions of transformers."""
-    from jinja2 import ext, nodes, parser, runtime, sandbox, visitor
-
-    class Generation(ext.Extension):
-        """The block `{% generation %}`, which marks the assistant's text; rendering outputs the text."""
-
-        tags = {"generation"}  # noqa: RUF012  # the form that Jinja requires
-
-        def parse(self, parser: parser.Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    class CountLoops(visitor.NodeTransformer):
-        def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802  # Jinja's naming rule
-            self.generic_visit(node)
-            node.iter = nodes.Call(nodes.Name(_STEPS, "load"), [node.iter], [], None, None).set_lineno(node.lineno)
-            return node
-
-    class Environment(sandbox.ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**", "%"))
-
-        def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-            tree = super()._parse(source, name, filename)
-            CountLoops().visit(tree)
-            return tree
-
-        def call_binop(self, context: runtime.Context, operator: str, left: Any, right: Any) -> Any:
-            if operator != "%":
-                _check_product(operator, left, right)
-            elif isinstance(left, str):
-                _check_widths(left, right)
-            return super().call_binop(context, operator, left, right)
-
-        def call(__self, __context: runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-            method = inspect.unwrap(__obj)  # the sandbox wraps str.format
-            if isinstance(method, types.BuiltinMethodType) and isinstance(method.__self__, str):
-                _check_call(method, args, kwargs)
-            return super().call(__context, __obj, *args, **kwargs)
-
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, Generation])
-    for name in ("center", "format", "indent"):
-        environment.filters[name] = _with_width_check(environment.filters[name])
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _check_product(operator: str, left: Any, right: Any) -> None:
-    """Refuses repetitions, products and powers that would exhaust the memory."""
-    if isinstance(left, int) and isinstance(right, int):
-        bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
-        if bits > MAX_BITS:
-            raise ChatTemplateError(f"the chat template computes a number of {bits} bits; the limit is {MAX_BITS}")
-    for value, count in ((left, right), (right, left)):
-        if isinstance(value, (str, list, tuple)) and isinstance(count, int) and len(value) * count > MAX_CHARACTERS:
-            raise ChatTemplateError(
-                f"the chat template repeats a value to {len(value) * count} items; fix the template"
-            )
-
-
-def _check_call(method: types.BuiltinMethodType, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    if method.__name__ in ("format", "format_map"):
-        _check_widths(method.__self__, args, kwargs)
-    elif method.__name__ in ("center", "ljust", "rjust", "zfill", "expandtabs"):
-        _check_widths("", args, kwargs)
-
-
-_SPECS = re.compile(r"%(?:\([^)]*\))?([-+ #0-9.*]+)|\{[^{}:]*:([^{}]+)")
-"""Matches the width and flags of a format: the text between % and its letter, or between : and } of a field."""
-
-
-def _check_widths(template: object, *values: Any) -> None:
-    """Refuses padding over `MAX_WIDTH`. Widths are in the format, or in values from which the format reads widths."""
-    numbers = [digits for spec in _SPECS.findall(str(template)) for digits in re.findall(r"\d+", "".join(spec))]
-    widths = [int(digits) if len(digits) < 9 else MAX_WIDTH + 1 for digits in numbers]
-    if not template or re.search(r"\*|\{[^{}]*:[^{}]*\{", str(template)):
-        widths += _numbers_in(values)
-    if max(widths, default=0) > MAX_WIDTH:
-        raise ChatTemplateError(f"the chat template pads text to more than {MAX_WIDTH} characters; fix the template")
-
-
-def _numbers_in(value: Any) -> list[int]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [number for item in value for number in _numbers_in(item)]
-    return [value] if isinstance(value, int) else []
-
-
-def _with_width_check(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds a check of the widths to a filter of Jinja that pads or formats."""
-
-    @functools.wraps(filter_)
-    def check_and_filter(value: Any, *args: Any, **kwargs: Any) -> Any:
-        _check_widths(value if filter_.__name__ == "do_format" else "", args, kwargs)
-        return filter_(value, *args, **kwargs)
-
-    return check_and_filter
-
-
-def _raise_exception(message: str) -> None:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:  # templates may pass it by name
-    return datetime.datetime.now().astimezone().strftime(format)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Returns JSON without Jinja's HTML escapes, which models were not trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
