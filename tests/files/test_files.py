@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import stat
+import subprocess
+import sys
 
 import pytest
 
 from puna import LlamaConfig
-from puna.errors import ConfigError, PunaError, StorageError
-from puna.files import atomic_write, make_folder, read_json, write_json
+from puna.errors import ConfigError, ModelNotFoundError, PunaError, StorageError
+from puna.files import JSON_LIMIT, atomic_write, make_folder, read_file, read_json, write_json
 
 
 @pytest.mark.parametrize("step", ["fsync", "mkstemp", "replace"])
@@ -68,3 +70,52 @@ def test_models_raise_the_same_error_for_folders_that_cannot_be_created(tmp_path
         model.save_pretrained(tmp_path / "file")
     with pytest.raises(StorageError, match="empty"):
         model.save_pretrained("")
+
+
+@pytest.mark.parametrize("item", ["[]", "{}", '{"":0}', "[[]]", "1", '""', "0.5", '"\U0001f999"'])
+def test_reading_json_needs_little_memory(tmp_path, item):
+    path = tmp_path / "config.json"
+    path.write_text(
+        '{"a":[' + (item + ",") * ((JSON_LIMIT - 10) // len(item.encode() + b",")) + "0]}", encoding="utf-8"
+    )
+    code = (
+        "import resource; from pathlib import Path; from puna.errors import ConfigError\n"
+        "from puna.files import read_json\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"try: read_json(Path({str(path)!r}), ConfigError)\n"
+        "except ConfigError as exc: print('JSON values; the limit is 500000' in str(exc))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert run.stdout == "True\nTrue\n"
+
+
+def test_a_json_file_with_the_most_values_needs_little_memory(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"a":[' + "[]," * 240_000 + '"' + "\U0001f999" + "x" * 14_000_000 + '"]}', encoding="utf-8")
+    code = (
+        "import resource; from pathlib import Path; from puna.errors import ConfigError\n"
+        "from puna.files import read_json\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"read_json(Path({str(path)!r}), ConfigError)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000)\n"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True\n"
+
+
+def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+    with pytest.raises(ModelNotFoundError, match="no such file"):
+        read_file(tmp_path / "x", ConfigError, 10)
+    (tmp_path / "x").write_bytes(b"12345678901")
+    with pytest.raises(ConfigError, match="more than 10 bytes"):
+        read_file(tmp_path / "x", ConfigError, 10)
+    assert read_file(tmp_path / "x", ConfigError, 11) == b"12345678901"
+
+    def denied(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "x"))
+
+    for method in ("open", "is_file"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"pathlib.Path.{method}", denied)
+            with pytest.raises(ConfigError, match=r"x: cannot be read \(Permission denied\); check"):
+                read_json(tmp_path / "x", ConfigError)

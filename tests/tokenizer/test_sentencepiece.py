@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 
 import pytest
@@ -142,6 +143,32 @@ def test_sampling_arguments_reach_sentencepiece(sp_model):
     assert len({tuple(tokenizer.encode("the llama carries a pack")) for _ in range(20)}) > 1
     with pytest.raises(TokenizerError, match="no_such"):
         LlamaTokenizer(sp_model, sp_model_kwargs={"no_such": 1})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"model_file": "/etc/passwd"},
+        {"model_file": "/dev/zero"},
+        {"model_proto": "x"},
+        {"out_type": "str"},
+        {"num_threads": 10**6},
+        {"emit_unk_piece": True},
+        {"nbest_size": True},
+        {"nbest_size": 2**40},
+        {"alpha": "0.1"},
+        {"alpha": 1e400},
+        {"alpha": float("nan")},
+        {"reverse": 1},
+        {"add_bos": None},
+    ],
+)
+def test_other_arguments_of_sentencepiece_are_refused(sp_model, tmp_path, arguments):
+    (name,) = arguments
+    (tmp_path / "tokenizer.model").write_bytes(sp_model.read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"sp_model_kwargs": arguments}))
+    with pytest.raises(TokenizerError, match=f"sp_model_kwargs: '?{name}"):
+        load_tokenizer(tmp_path)
 
 
 def test_named_behaviours(sp_model):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from puna.errors import ConfigError, ModelNotFoundError, PunaError
+from puna.errors import ConfigError, PunaError
 from puna.files.atomic_file import atomic_write
+from puna.files.reading import read_file
 
-JSON_LIMIT = 32 * 2**20
-"""Maximum size of a JSON file in bytes. Indexes and configurations in use have less than 1 MB. As Python objects, they
-need about twenty times their size in memory."""
+JSON_LIMIT = 16 * 2**20
+"""Maximum size of a JSON file in bytes. Indexes and configurations in use have less than 1 MB."""
+
+MAX_VALUES = 500_000
+"""Maximum number of values in a JSON file. A value needs up to 100 bytes of memory, and 2 bytes of the file."""
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -31,20 +34,34 @@ def json_bytes(value: Mapping[str, Any], name: str) -> bytes:
 
 
 def read_json(path: Path, error: type[PunaError]) -> dict[str, Any]:
-    """Reads a JSON object; raises `error` with the file's name if the file does not contain a JSON object."""
+    """Reads a JSON object; raises `error` with the file's name if the file does not contain one."""
+    return parse_json(read_file(path, error, JSON_LIMIT), str(path), error)
+
+
+def parse_json(
+    data: bytes,
+    name: str,
+    error: type[PunaError],
+    max_values: int = MAX_VALUES,
+    pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> dict[str, Any]:
+    """Parses a JSON object; raises `error` if `data` is something else, or has more than `max_values` values.
+
+    Args:
+        name: the name of the file, for the message.
+        pairs_hook: `object_pairs_hook` of `json.loads`.
+    """
+    # Every value but the first of a list or object follows a comma, and every key precedes a colon. Characters inside
+    # strings are counted too: few, compared with the limit.
+    values = sum(data.count(character) for character in (b",", b":", b"[", b"{"))
+    if values > max_values:
+        raise error(f"{name}: about {values} JSON values; the limit is {max_values}. Is this the right file?")
     try:
-        if not path.is_file():
-            raise ModelNotFoundError(f"{path}: no such file")
-        size = path.stat().st_size
-        if size > JSON_LIMIT:
-            raise error(f"{path}: {size} bytes of JSON; the limit is {JSON_LIMIT}. Is this the right file?")
-        value = json.loads(path.read_bytes())
+        value = json.loads(data, object_pairs_hook=pairs_hook)
     except PunaError:
         raise
-    except OSError as exc:
-        raise error(f"{path} cannot be read ({exc.strerror}); check its permissions") from exc
     except (ValueError, RecursionError) as exc:
-        raise error(f"{path}: not valid JSON ({exc}); download the file again") from exc
+        raise error(f"{name}: not valid JSON ({exc}); download the file again") from exc
     if not isinstance(value, dict):
-        raise error(f"{path}: contains a JSON {type(value).__name__}; it must be an object")
+        raise error(f"{name}: contains a JSON {type(value).__name__}; it must be an object")
     return value

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.errors import CheckpointError
-from puna.files import atomic_write
+from puna.files import atomic_write, parse_json
 from puna.formats.blocks import FORMATS, I32, BlockFormat, StoredTensor
 from puna.formats.mapped import map_file
 from puna.formats.new_tensor import NewTensor
@@ -67,15 +67,7 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
             names[name] = value
         return names
 
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path}: the header is not JSON ({exc}); download the file again") from exc
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the header must be a JSON object, got a {type(header).__name__}")
-    return header
+    return parse_json(text, f"{path}: the header", CheckpointError, pairs_hook=unique)
 
 
 def _views(path: Path, header: dict[str, Any], data: NDArray[np.uint8]) -> dict[str, StoredTensor]:

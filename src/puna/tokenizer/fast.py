@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 from tokenizers import Tokenizer, models, processors
 
-from puna.errors import ModelNotFoundError, TokenizerError
+from puna.errors import TokenizerError
+from puna.formats.tokenizer_json import library_errors, read_pipeline
 from puna.tokenizer.arguments import SharedArguments, common_arguments
 from puna.tokenizer.base import TokenizerBase
 from puna.tokenizer.encoding import Encoding, Input
@@ -144,11 +145,12 @@ class LlamaTokenizerFast(TokenizerBase):
         eos = [self.eos_token] if self.add_eos_token and self.eos_token else []
         single = [*(f"{token}:0" for token in bos), "$A:0", *(f"{token}:0" for token in eos)]
         second = [*(f"{token}:1" for token in bos), "$B:1", *(f"{token}:1" for token in eos)]
-        self._tokenizer.post_processor = processors.TemplateProcessing(
-            single=single,
-            pair=single + second,
-            special_tokens=[(token, self.convert_tokens_to_ids(token)) for token in dict.fromkeys(bos + eos)],
-        )
+        with library_errors("this tokenizer cannot add BOS and EOS"):
+            self._tokenizer.post_processor = processors.TemplateProcessing(
+                single=single,
+                pair=single + second,
+                special_tokens=[(token, self.convert_tokens_to_ids(token)) for token in dict.fromkeys(bos + eos)],
+            )
         self._splitting_pipeline = None
 
     @property
@@ -175,7 +177,10 @@ class LlamaTokenizerFast(TokenizerBase):
         return {index: as_added_token(token) for index, token in sorted(added.items())}
 
     def _token_id(self, token: str) -> int | None:
-        return self._tokenizer.token_to_id(token)
+        try:
+            return self._tokenizer.token_to_id(token)
+        except UnicodeEncodeError:  # a lone surrogate
+            return None
 
     def _id_token(self, index: int) -> str:
         token = self._tokenizer.id_to_token(index) if 0 <= index < 2**32 else None
@@ -185,12 +190,13 @@ class LlamaTokenizerFast(TokenizerBase):
 
     def _add(self, tokens: Sequence[AddedToken]) -> int:
         old_length = len(self)
-        for token in tokens:
-            added = tokenizers.AddedToken(**token.to_dict())
-            if token.special:
-                self._tokenizer.add_special_tokens([added])
-            else:
-                self._tokenizer.add_tokens([added])
+        with library_errors("the tokens cannot be added"):
+            for token in tokens:
+                added = tokenizers.AddedToken(**token.to_dict())
+                if token.special:
+                    self._tokenizer.add_special_tokens([added])
+                else:
+                    self._tokenizer.add_tokens([added])
         self._special_ids = None
         self._splitting_pipeline = None
         return len(self) - old_length
@@ -202,19 +208,18 @@ class LlamaTokenizerFast(TokenizerBase):
         texts: list[Any] = [item.text if item.pair is None else (item.text, item.pair) for item in inputs]
         words = not isinstance(inputs[0].text, str)
         add = inputs[0].add_special_tokens
-        try:
+        with library_errors("this tokenizer cannot encode the text"):
             if len(texts) == 1:
                 item = inputs[0]
                 return [Encoding(engine.encode(item.text, item.pair, is_pretokenized=words, add_special_tokens=add))]
             encoded = engine.encode_batch(texts, is_pretokenized=words, add_special_tokens=add)
-        except Exception as exc:  # tokenizers raises no narrower class
-            raise TokenizerError(f"this tokenizer cannot encode the text: {exc}") from exc
         return [Encoding(columns) for columns in encoded]
 
     def _pipeline_for_splitting(self) -> Tokenizer:
         """Returns a copy of the pipeline for `split_special_tokens`; other threads may be using the original."""
         if self._splitting_pipeline is None:
-            self._splitting_pipeline = Tokenizer.from_str(self._tokenizer.to_str())
+            with library_errors("this tokenizer cannot be copied"):
+                self._splitting_pipeline = Tokenizer.from_str(self._tokenizer.to_str())
             self._splitting_pipeline.encode_special_tokens = True
         return self._splitting_pipeline
 
@@ -235,12 +240,14 @@ class LlamaTokenizerFast(TokenizerBase):
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Returns the text of tokens."""
         decoder = self._tokenizer.decoder
-        return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
+        with library_errors("this tokenizer cannot decode the tokens"):
+            return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
 
     def _decode(self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str:
         for index in set(ids):
             self._id_token(index)
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        with library_errors("this tokenizer cannot decode the ids"):
+            return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def skipped_tokens(self) -> dict[int, str]:
         """The special tokens: id to text."""
@@ -285,7 +292,8 @@ class LlamaTokenizerFast(TokenizerBase):
 
     def _pipeline_json(self) -> dict[str, Any]:
         """Returns tokenizer.json; merges are strings if possible, since `tokenizers` before 0.20 cannot read pairs."""
-        state: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        with library_errors("this tokenizer cannot be saved"):
+            state: dict[str, Any] = json.loads(self._tokenizer.to_str())
         merges = state["model"].get("merges", [])
         if not any(" " in token for pair in merges for token in pair):
             state["model"]["merges"] = [" ".join(pair) for pair in merges]
@@ -302,10 +310,7 @@ class LlamaTokenizerFast(TokenizerBase):
 
 def _pipeline(vocab_file: str | Path | None, tokenizer_file: str | Path | None) -> Tokenizer:
     if tokenizer_file is not None:
-        path = Path(tokenizer_file)
-        if not path.is_file():
-            raise ModelNotFoundError(f"{path}: no such file; give the path of a tokenizer.json")
-        return recipes.read_pipeline(path)
+        return read_pipeline(Path(tokenizer_file))
     if vocab_file is None:
         raise TokenizerError("LlamaTokenizerFast needs tokenizer_file or vocab_file, or from_pretrained")
     from puna.tokenizer.sentencepiece.convert import convert_model

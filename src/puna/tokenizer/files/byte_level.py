@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.errors import TokenizerError
+from puna.files import read_file
+from puna.formats.tokenizer_json import library_errors
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -110,16 +112,13 @@ def build(
     from tokenizers import Tokenizer, decoders
     from tokenizers.models import BPE
 
-    try:
-        engine = BPE(vocab, merges, ignore_merges=rules.whole_tokens)
-    except Exception as exc:  # tokenizers raises no narrower class
-        raise TokenizerError(f"the vocabulary and its merges do not fit together: {exc}") from exc
-    pipeline = Tokenizer(engine)
-    pipeline.pre_tokenizer = pipeline_step(rules)
-    pipeline.decoder = decoders.ByteLevel()
-    pipeline.add_special_tokens([token for token in added if token.special])
-    pipeline.add_tokens([token for token in added if not token.special])
-    return pipeline
+    with library_errors("the vocabulary and its merges do not fit together"):
+        pipeline = Tokenizer(BPE(vocab, merges, ignore_merges=rules.whole_tokens))
+        pipeline.pre_tokenizer = pipeline_step(rules)
+        pipeline.decoder = decoders.ByteLevel()
+        pipeline.add_special_tokens([token for token in added if token.special])
+        pipeline.add_tokens([token for token in added if not token.special])
+        return pipeline
 
 
 _PROBES = (
@@ -142,6 +141,7 @@ _PROBES = (
 """Texts that different rules split differently: digits, capitals, contractions, spaces, scripts, punctuation, marks."""
 
 
+@library_errors("the tokenizer cannot split texts")
 def name_of(pipeline: Tokenizer) -> str:
     """Returns the `tokenizer.ggml.pre` whose rules give the ids of a byte-level BPE pipeline.
 
@@ -192,6 +192,10 @@ RESERVED = 256
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
 
 
+_RANKS_LIMIT = 32 * 2**20
+"""Maximum size of a tiktoken file in bytes; that of Llama 3 has 2.2 MB."""
+
+
 def read_tiktoken(path: Path) -> Tokenizer:
     """Reads Llama 3's `tokenizer.model`, whose lines are a base64 token and its rank, and adds special tokens.
 
@@ -200,7 +204,7 @@ def read_tiktoken(path: Path) -> Tokenizer:
     """
     from tokenizers import AddedToken
 
-    tokens = _read_ranks(path.read_bytes(), str(path))
+    tokens = _read_ranks(read_file(path, TokenizerError, _RANKS_LIMIT), str(path))
     vocab = {_to_alphabet(token): rank for rank, token in enumerate(tokens)}
     if len(vocab) != len(tokens) or not all(_to_alphabet(bytes((byte,))) in vocab for byte in range(256)):
         raise TokenizerError(f"{path}: a token appears twice, or a byte has no token; download the file again")
@@ -266,6 +270,10 @@ def _read_ranks(data: bytes, name: str) -> list[bytes]:
     return tokens
 
 
+_MAX_TOKEN = 1024
+"""Limit on the characters of a token, since finding its merges takes quadratic time; those in use have up to 256."""
+
+
 def merges_of(tokens: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
     """Returns the merges of a vocabulary: all pairs of its tokens that concatenate to one of `tokens`.
 
@@ -275,6 +283,8 @@ def merges_of(tokens: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str
     """
     merges: list[tuple[str, str]] = []
     for token in tokens:
+        if len(token) > _MAX_TOKEN:
+            raise TokenizerError(f"the token {token[:40]!r}... has {len(token)} characters; the limit is {_MAX_TOKEN}")
         pairs = [(token[:at], token[at:]) for at in range(1, len(token)) if token[:at] in vocab and token[at:] in vocab]
         if len(pairs) > 1:
             pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from puna.errors import TokenizerError
-from puna.files import make_folder, read_json, write_json
+from puna.files import JSON_LIMIT, make_folder, read_file, read_json, write_json
 from puna.tokenizer.arguments import NO_LIMIT, Arguments
 from puna.tokenizer.special import ADDITIONAL, NAMES, AddedToken, AnyTokenizer, added_token_from_json
 
@@ -117,7 +117,7 @@ def _templates(folder: Path, configured: object) -> str | dict[str, str] | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_file(path, TokenizerError, JSON_LIMIT).decode()
     except UnicodeDecodeError as exc:
         raise TokenizerError(f"{path}: not UTF-8 ({exc}); download the file again") from exc
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from puna.errors import ModelNotFoundError, TokenizerError
-from puna.files import group_parts, read_json
+from puna.files import group_parts, read_json, reading_errors
 from puna.formats.gguf import open_gguf
+from puna.formats.tokenizer_json import read_pipeline
 from puna.tokenizer.arguments import Arguments, Behaviour
 from puna.tokenizer.files.byte_level import BOS, EOS, PAD, build, pre_tokenizer, read_tiktoken
 from puna.tokenizer.files.config import OWN_IDS, read_folder
@@ -165,7 +166,7 @@ def sniff(path: Path) -> Kind:
     Raises:
         TokenizerError: the file is not a tokenizer.
     """
-    with path.open("rb") as file:
+    with reading_errors(path, TokenizerError), path.open("rb") as file:
         head = file.read(4096)
     if head.startswith(b"GGUF"):
         return "gguf"
@@ -179,21 +180,6 @@ def sniff(path: Path) -> Kind:
         f"{path} begins with {head[:16]!r}, so it is neither tokenizer.json, a SentencePiece model, Llama 3's "
         "tiktoken file nor GGUF; download the file again"
     )
-
-
-def read_pipeline(file: Path) -> Tokenizer:
-    """Reads a tokenizer.json."""
-    from tokenizers import Tokenizer
-
-    data = file.read_bytes()
-    try:
-        pipeline = Tokenizer.from_str(data.decode())
-        pipeline.encode("")  # fails if the parts of the pipeline do not fit together
-        return pipeline
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as exc:  # tokenizers raises no narrower class; its panics are not an Exception
-        raise TokenizerError(f"{file} is not a tokenizer.json ({exc}); download the file again") from exc
 
 
 def _folder_config(path: Path) -> tuple[Arguments, str]:

@@ -9,12 +9,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE, Unigram
 
 from puna.errors import TokenizerError
+from puna.formats.tokenizer_json import library_errors
 from puna.tokenizer.files.byte_level import merges_of
 from puna.tokenizer.sentencepiece.engine import open_model
 from puna.tokenizer.sentencepiece.proto import BPE as BPE_MODEL
 from puna.tokenizer.sentencepiece.proto import UNIGRAM, ModelSpec, PieceType, read_pieces
 
 
+@library_errors("the SentencePiece model cannot be converted")
 def convert_model(model: bytes, name: str) -> Tokenizer:
     """Converts the bytes of a SentencePiece model.
 

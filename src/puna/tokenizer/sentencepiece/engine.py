@@ -15,12 +15,23 @@ from typing import Any
 
 import sentencepiece
 
-from puna.errors import ModelNotFoundError, TokenizerError
-from puna.files import atomic_write
+from puna.errors import TokenizerError
+from puna.files import atomic_write, read_file
 from puna.tokenizer.sentencepiece.proto import NO_DUMMY_PREFIX, ModelSpec, read_spec
 from puna.tokenizer.streams import TextStream
 
 SPACE = "▁"
+
+_FILE_LIMIT = 64 * 2**20
+"""Maximum size of a tokenizer.model in bytes; those in use have up to 5 MB."""
+
+_MAX_ARGUMENT = 2**31
+"""Limit on numbers in `sp_model_kwargs`: SentencePiece converts them to 32 bits."""
+
+_ARGUMENTS: dict[str, type] = {
+    "enable_sampling": bool, "nbest_size": int, "alpha": float, "add_bos": bool, "add_eos": bool, "reverse": bool,
+}  # fmt: skip
+"""Arguments of `SentencePieceProcessor` that affect ids, with their types. Others open files or change result types."""
 
 
 def read_model(path: Path) -> bytes:
@@ -29,9 +40,7 @@ def read_model(path: Path) -> bytes:
     Raises:
         ModelNotFoundError: there is no such file.
     """
-    if not path.is_file():
-        raise ModelNotFoundError(f"{path}: no such file; give the path of a SentencePiece tokenizer.model")
-    return path.read_bytes()
+    return read_file(path, TokenizerError, _FILE_LIMIT)
 
 
 def write_model_file(model: bytes, folder: Path, prefix: str | None) -> str:
@@ -60,10 +69,8 @@ def open_model(
     spec = read_spec(model, name)
     if without_prefix:
         model, spec = model + NO_DUMMY_PREFIX, replace(spec, add_dummy_prefix=False)
-    try:
-        processor = sentencepiece.SentencePieceProcessor(**(arguments or {}))
-    except TypeError as exc:
-        raise TokenizerError(f"sp_model_kwargs={dict(arguments or {})}: {exc}") from exc
+    _check_arguments(arguments or {})
+    processor = sentencepiece.SentencePieceProcessor(**(arguments or {}))
     try:
         processor.LoadFromSerializedProto(model)
         processor.id_to_piece(list(range(processor.get_piece_size())))
@@ -71,6 +78,17 @@ def open_model(
     except (RuntimeError, UnicodeDecodeError) as exc:  # the second: a piece or a message is not UTF-8
         raise TokenizerError(f"{name}: SentencePiece cannot load the file ({exc}); download the file again") from exc
     return processor, spec
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    for name, value in arguments.items():
+        kind = _ARGUMENTS.get(name)
+        if kind is None:
+            raise TokenizerError(f"sp_model_kwargs: {name!r:.60} is not supported; use {', '.join(_ARGUMENTS)}")
+        is_bool, is_number = isinstance(value, bool), isinstance(value, int if kind is int else (int, float))
+        if is_bool if kind is bool else is_number and not is_bool and abs(value) < _MAX_ARGUMENT:
+            continue
+        raise TokenizerError(f"sp_model_kwargs: {name} = {value!r:.60}; expected a value of type {kind.__name__}")
 
 
 class Pieces:
