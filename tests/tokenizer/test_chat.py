@@ -237,6 +237,7 @@ def test_templates_that_python_cannot_compile(fast, template):
         "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
         "{% set d = {}.fromkeys(range(100000)) %}{% for i in d %}{% for j in d %}{% endfor %}{% endfor %}",
         "{{ 10 ** (10 ** 10) }}",
+        "{{ [1] | slice(10 ** 10) | list | length }}",
         "{% set n = 10 ** 8 %}{{ (7 ** n) % 3 }}",
         "{% set ns = namespace(s='f') %}{% set x = (ns.s * 10 ** 6) | int(base=16) %}"
         "{{ (x // ((ns.s * 500000) | int(base=16))) % 5 }}",
@@ -257,7 +258,6 @@ def test_templates_that_need_too_much_time(fast, template):
         "{{ [1] * 999999999 }}",
         "{{ ('a'.encode() * (10 ** 10)) | length }}",
         "{{ [1] | batch(10 ** 10, 0) | list | length }}",
-        "{{ [1] | slice(10 ** 10) | list | length }}",
         "{{ [1] | tojson(indent=10 ** 10) }}",
         "{{ (1).to_bytes(3 * 10 ** 9, 'big') | length }}",
         "{{ '%0999999999d' % 1 }}",
