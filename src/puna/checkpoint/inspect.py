@@ -18,7 +18,8 @@ from puna.checkpoint.meta import is_meta_folder
 from puna.checkpoint.names import is_ignored
 from puna.checkpoint.weight import RowSource
 from puna.config import GenerationConfig, LlamaConfig
-from puna.errors import MissingExtraError, ModelNotFoundError, PunaError
+from puna.errors import CheckpointError, MissingExtraError, ModelNotFoundError, PunaError
+from puna.files import reading_errors
 from puna.formats.gguf import GgufFile, open_gguf
 from puna.formats.grouped import GroupedMatrix
 
@@ -75,6 +76,7 @@ class Report:
         return asdict(self)
 
 
+@reading_errors(CheckpointError)
 def inspect_checkpoint(path: str | Path) -> Report:
     """Reports on the model at `path`, from its headers and tokenizer.
 

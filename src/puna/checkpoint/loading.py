@@ -17,7 +17,7 @@ from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head,
 from puna.checkpoint.weight import Weight
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, ModelNotFoundError
-from puna.files import group_parts
+from puna.files import group_parts, reading_errors
 from puna.formats.blocks import StoredTensor
 from puna.formats.gguf import GgufFile, open_gguf
 from puna.formats.grouped import GroupedMatrix
@@ -59,6 +59,7 @@ class Checkpoint:
         return self.generation_config or GenerationConfig.from_model_config(self.config)
 
 
+@reading_errors(CheckpointError)
 def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
     """Opens a folder in Hugging Face's or Meta's layout, a GGUF file, a part of one, or a folder with one GGUF model.
 
@@ -80,6 +81,7 @@ def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
     return open_gguf_model(open_gguf(model)) if model.is_file() else _open_folder(model)
 
 
+@reading_errors(CheckpointError)
 def find_model(path: Path) -> Path:
     """Returns the GGUF file at or in `path`, or `path` itself if it is a folder in Hugging Face's or Meta's layout."""
     if path.is_file():

@@ -6,7 +6,6 @@ neither the release of the model nor its context length: `release` infers the re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,12 @@ _FACTORS = {"3.1": 8.0, "3.2": 32.0}
 
 _FIELDS = {"dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
            "rope_theta", "use_scaled_rope", "max_batch_size", "max_seq_len"}  # fmt: skip
+
+_MAX_NUMBER = 1e30
+"""Limit on numbers that are not integers: products with sizes stay finite."""
+
+_MAX_LAYERS = 10_000
+"""Limit on the layers, of which the largest model has 126: every layer's tensors are listed before files are read."""
 
 _MULTIPLES = ((256, None), (4096, 1.3), (1024, 1.3), (4096, 1.2), (256, 1.5), (256, 1.0), (1024, 1.0))
 """`multiple_of` and `ffn_dim_multiplier` of the published models, which `_feed_forward` tries first."""
@@ -79,11 +84,15 @@ def check_params(raw: Mapping[str, Any], path: Path) -> Params:
     def number(name: str, default: float) -> float:
         value = raw.get(name)
         value = default if value is None else value
-        if type(value) not in (int, float) or not (0 < value < math.inf):
-            raise CheckpointError(f"{path}: {name} must be a positive number, got {value!r:.40}")
+        if type(value) not in (int, float) or not (0 < value < _MAX_NUMBER):
+            raise CheckpointError(
+                f"{path}: {name} must be a positive number, got {value!r:.40}; the limit is {_MAX_NUMBER:g}"
+            )
         return float(value)
 
-    dim, heads = count("dim"), count("n_heads")
+    dim, heads, layers = count("dim"), count("n_heads"), count("n_layers")
+    if layers > _MAX_LAYERS:
+        raise CheckpointError(f"{path}: n_layers is {layers}; the limit is {_MAX_LAYERS}. The file is damaged")
     if dim % heads:
         raise CheckpointError(f"{path}: dim is {dim}; it must be a multiple of n_heads, {heads}")
     multiplier = None if raw.get("ffn_dim_multiplier") is None else number("ffn_dim_multiplier", 1.0)
@@ -92,7 +101,7 @@ def check_params(raw: Mapping[str, Any], path: Path) -> Params:
         raise CheckpointError(f"{path}: use_scaled_rope must be true or false, got {scaled!r:.40}")
     return Params(
         dim=dim,
-        layers=count("n_layers"),
+        layers=layers,
         heads=heads,
         heads_kv=heads if kv is None else count("n_kv_heads"),
         grouped=kv is not None and kv != heads,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from puna.cli import options
-from puna.cli.terminal import command, is_watched, print_json, size, stderr_console
+from puna.cli.terminal import command, is_watched, print_json, printable, size, stderr_console
 from puna.errors import RequestError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def convert(
         if json:
             print_json({"target": str(dst), "notes": notes})
         else:
-            typer.echo("\n".join([*notes, f"tokenizer written to {dst}"]))
+            typer.echo("\n".join([*map(printable, notes), f"tokenizer written to {dst}"]))
         return
     with _callbacks(quiet=json, verify=verify) as (on_plan, progress, calibrating):
         converted = convert_model(
@@ -143,7 +143,7 @@ def _show(converted: Converted) -> None:
     conversion = converted.conversion
     for note in converted.notes:
         if note not in conversion.plan.notes:  # `_show_plan` has shown the plan's notes
-            typer.secho(f"note: {note}", fg="yellow")
+            typer.secho(f"note: {printable(note)}", fg="yellow")
     if conversion.errors:
         typer.echo("relative rounding error by kind of tensor:")
         largest = max(conversion.errors.values())

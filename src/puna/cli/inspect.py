@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from puna.cli import options
-from puna.cli.terminal import command, print_json, size
+from puna.cli.terminal import command, print_json, printable, size
 
 if TYPE_CHECKING:
     from puna.checkpoint.inspect import Report
@@ -38,11 +38,11 @@ def inspect(
 
 def _show(report: Report) -> None:
     for name, value in _rows(report):
-        typer.echo(f"{name:<15} {value}")
+        typer.echo(f"{name:<15} {printable(value)}")
     for warning in report.warnings:
-        typer.secho(f"warning: {warning}", fg="yellow")
+        typer.secho(f"warning: {printable(warning)}", fg="yellow")
     for error in report.errors:
-        typer.secho(f"error: {error}", fg="red")
+        typer.secho(f"error: {printable(error)}", fg="red")
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:

@@ -35,7 +35,7 @@ def command(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
             run(*args, **kwargs)
             sys.stdout.flush()
         except PunaError as exc:
-            typer.echo(f"puna: {exc}", err=True)
+            typer.echo(f"puna: {printable(str(exc))}", err=True)
             raise typer.Exit(1) from exc
         except KeyboardInterrupt:
             typer.echo("\npuna: interrupted", err=True)
@@ -47,7 +47,7 @@ def command(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
             typer.echo(f"puna: standard input is not {exc.encoding} text ({exc.reason}); convert it first", err=True)
             raise typer.Exit(1) from exc
         except OSError as exc:
-            typer.echo(f"puna: {exc}", err=True)
+            typer.echo(f"puna: {printable(str(exc))}", err=True)
             _discard_output()
             raise typer.Exit(1) from exc
 
@@ -87,6 +87,11 @@ def loading(model: str | None) -> AbstractContextManager[Any]:
     if not is_watched():
         return nullcontext()
     return stderr_console().status(f"Loading {model or 'the default model'} ...")
+
+
+def printable(text: str) -> str:
+    """Escapes characters other than line ends that a terminal would obey: names in files are chosen by strangers."""
+    return "".join(item if item.isprintable() or item == "\n" else repr(item)[1:-1] for item in text)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from puna.config.checks import absent_if_minus_one, check_between, check_flag, check_whole
 from puna.config.llama import LlamaConfig
 from puna.errors import ConfigError
-from puna.files import make_folder, read_json, write_json
+from puna.files import make_folder, read_json, reading_errors, write_json
 from puna.hub import hub_arguments, local_path, without_hub_arguments
 
 _DEFAULTS: dict[str, Any] = {
@@ -142,6 +142,7 @@ class GenerationConfig:
         return cls(**{**{key: value for key, value in fields.items() if value is not None}, **overrides})
 
     @classmethod
+    @reading_errors(ConfigError)
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> GenerationConfig:
         """Reads `generation_config.json`; `path` may be a folder, the file or a model of the hub."""
         file = local_path(path, "config", **hub_arguments(overrides))

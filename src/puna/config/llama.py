@@ -13,7 +13,7 @@ from puna.config.checks import absent_if_minus_one, check_between, check_flag, c
 from puna.config.labels import read_labels
 from puna.config.rope import ROPE_FIELDS, RopeContext, check_consistent, override_rope, read_rope, write_rope
 from puna.errors import ConfigError, ModelNotFoundError
-from puna.files import make_folder, read_json, write_json
+from puna.files import make_folder, read_json, reading_errors, write_json
 from puna.hub import hub_arguments, local_path, without_hub_arguments
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -315,6 +315,7 @@ class LlamaConfig:
             raise ConfigError(f"{path}: {exc}") from exc
 
     @classmethod
+    @reading_errors(ConfigError)
     def from_pretrained(cls, path: str | Path, **overrides: Any) -> LlamaConfig:
         """Reads `config.json`; `path` may be a folder, the file or a model of the hub.
 

@@ -51,10 +51,21 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from exc
 
 
+_LONGEST_NAME = 255
+"""Maximum length of the name of a file, in bytes, on all usual file systems."""
+
+
 def folder_path(path: str | Path) -> Path:
-    """Returns the path of a folder to save into; raises StorageError for "", which would mean the current folder."""
+    """Returns the path of a folder to save into; raises StorageError for "" and for names that no file can have."""
     if not str(path):
         raise StorageError("the folder's name is empty; give a folder to save into")
+    try:
+        encoded = os.fsencode(path)
+        is_valid = b"\0" not in encoded and max(map(len, encoded.split(b"/"))) <= _LONGEST_NAME
+    except UnicodeEncodeError:  # a lone surrogate
+        is_valid = False
+    if not is_valid:
+        raise StorageError(f"{str(path)!r:.120} cannot be the name of a file; choose another name")
     return Path(path)
 
 

@@ -10,15 +10,15 @@ from puna.errors import ModelNotFoundError, PunaError
 
 
 @contextmanager
-def reading_errors(path: str | Path, error: type[PunaError]) -> Iterator[None]:
-    """Context manager for reading `path`: turns an OSError, such as a missing permission, into `error`."""
+def reading_errors(error: type[PunaError]) -> Iterator[None]:
+    """Context manager and decorator for reading files: turns an OSError, such as a missing permission, into `error`."""
     try:
         yield
     except PunaError:
         raise
     except OSError as exc:
-        where = exc.filename if isinstance(exc.filename, str) else path
-        raise error(f"{where}: cannot be read ({exc.strerror or exc}); check the path and its permissions") from exc
+        path = exc.filename or "the file"
+        raise error(f"{path}: cannot be read ({exc.strerror or exc}); check the path and its permissions") from exc
 
 
 def read_file(path: Path, error: type[PunaError], limit: int) -> bytes:
@@ -28,7 +28,7 @@ def read_file(path: Path, error: type[PunaError], limit: int) -> bytes:
         ModelNotFoundError: there is no such file.
         error: the file cannot be read, is not a plain file, or has more than `limit` bytes.
     """
-    with reading_errors(path, error):
+    with reading_errors(error):
         if not path.is_file():
             raise ModelNotFoundError(f"{path}: no such file")
         with path.open("rb") as file:

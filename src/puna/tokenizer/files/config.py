@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from puna.errors import TokenizerError
-from puna.files import JSON_LIMIT, make_folder, read_file, read_json, write_json
+from puna.files import JSON_LIMIT, folder_path, make_folder, read_file, read_json, write_json
 from puna.tokenizer.arguments import NO_LIMIT, Arguments
 from puna.tokenizer.special import ADDITIONAL, NAMES, AddedToken, AnyTokenizer, added_token_from_json
 
@@ -166,7 +166,7 @@ def save_pretrained(
     Returns:
         The paths of the files.
     """
-    folder = Path(save_directory)
+    folder = folder_path(save_directory)
     if folder.is_file():
         raise TokenizerError(f"{folder} is a file; give a folder to save into")
     pipeline = None if legacy_format else self._pipeline_json()

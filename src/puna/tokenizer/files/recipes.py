@@ -63,6 +63,7 @@ class Recipe:
     add_eos: bool | None = None
 
 
+@reading_errors(TokenizerError)
 def default_recipe(path: Path, name: str, arguments: Arguments) -> Recipe:
     """Returns the recipe of `load_tokenizer`, which gives the ids that the model was trained with.
 
@@ -92,6 +93,7 @@ def default_recipe(path: Path, name: str, arguments: Arguments) -> Recipe:
     return _gguf_sentencepiece(vocabulary, all_arguments, behaviour)
 
 
+@reading_errors(TokenizerError)
 def sentencepiece_recipe(path: Path, arguments: Arguments) -> Recipe:
     """Returns the recipe of `LlamaTokenizer.from_pretrained`.
 
@@ -109,6 +111,7 @@ def sentencepiece_recipe(path: Path, arguments: Arguments) -> Recipe:
     raise TokenizerError(f"{file}: LlamaTokenizer needs a SentencePiece vocabulary; use AutoTokenizer for this file")
 
 
+@reading_errors(TokenizerError)
 def pipeline_recipe(path: Path, arguments: Arguments) -> Recipe:
     """Returns the recipe of `LlamaTokenizerFast.from_pretrained`, which reads every kind of file."""
     file, kind = find(path)
@@ -166,7 +169,7 @@ def sniff(path: Path) -> Kind:
     Raises:
         TokenizerError: the file is not a tokenizer.
     """
-    with reading_errors(path, TokenizerError), path.open("rb") as file:
+    with reading_errors(TokenizerError), path.open("rb") as file:
         head = file.read(4096)
     if head.startswith(b"GGUF"):
         return "gguf"
