@@ -145,9 +145,9 @@ int32_t puna_model_load(puna_model* model, int32_t kind, int32_t layer, const pu
 }
 
 int64_t puna_packed_bytes(int32_t format, int64_t rows, int64_t cols) {
-    const puna::Layout* layout = puna::find_layout(format);
-    if (!layout || rows < 1 || cols < 1 || cols % layout->values) return -1;
-    const puna::Panels panels = puna::describe(*layout, rows, cols);
+    const puna::FormatTraits* traits = puna::find_format(format);
+    if (!traits || rows < 1 || cols < 1 || cols % traits->values) return -1;
+    const puna::Panels panels = puna::describe(*traits, rows, cols);
     return panels.count() * panels.stride;
 }
 
@@ -201,7 +201,7 @@ void puna_model_observe(puna_model* model, double* squares) { model->model.obser
 int32_t puna_quantize(const char* kernels, int32_t threads, const uint8_t* data, int32_t format, int64_t rows,
                       int64_t cols, int32_t to, const float* importance, uint8_t* out) {
     return guarded([&] {
-        const puna::Layout *from = puna::find_layout(format), *target = puna::find_layout(to);
+        const puna::FormatTraits *from = puna::find_format(format), *target = puna::find_format(to);
         check_threads(threads);
         if (!from || !target || !puna::can_quantize(*from, *target))
             throw std::invalid_argument("quantising between these formats is not supported");

@@ -18,17 +18,38 @@ struct BlockScales {
     V16 scale[2], least[2];
 };
 
-// Reads the panels of a format. kMost: the largest stored value; kZero: its zero point; kHalves: scales belong to 16
-// columns instead of 32; kLeast: the format has minimums; kTable: stored values are indices of iq4_nl levels.
-template <Planes kPlanes, int kMostValue, int kZeroPoint, Scales kScaleKind, bool kTable = false>
+#if !defined(__AVX2__) && !defined(__aarch64__)
+// Replaces each byte, which is less than 16, by an entry of `table`. Not inlined, because that would add half a megabyte
+// to the library.
+static __attribute__((noinline)) U16 look_up(const U16& index, const uint8_t* table) {
+    uint8_t bytes[64];
+    store_words(bytes, index);
+    for (uint8_t& byte : bytes) byte = table[byte & 15];
+    return load_words(bytes);
+}
+#endif
+
+// Reads the panels of formats with the same planes and scales. kTable: stored values are indices of the format's levels,
+// which are read plus 128. kMost: the largest stored value (or level plus 128); kZero: its zero point; kHalves: scales
+// belong to 16 columns instead of 32; kLeast: the format has minimums.
+template <Planes kPlanes, Scales kScaleKind, int kZeroPoint, bool kTable = false>
 struct IntegerFormat {
-    static constexpr int kMost = kMostValue, kZero = kZeroPoint;
-    static constexpr bool kHalves = kScaleKind == Scales::kSigned || kScaleKind == Scales::kNibbles;
+    static constexpr int kMost = kTable || kPlanes == Planes::kEight ? 255
+                                 : kPlanes == Planes::kFour          ? 15
+                                 : kPlanes == Planes::kFive          ? 31
+                                                                     : 63;
+    static constexpr int kZero = kTable ? 128 : kZeroPoint;
+    static constexpr bool kHalves = kScaleKind == Scales::kSignedHalves || kScaleKind == Scales::kNibbles;
     static constexpr bool kLeast =
         kScaleKind == Scales::kHalfAndLeast || kScaleKind == Scales::kSixBit || kScaleKind == Scales::kNibbles;
     // Whether it is faster to unpack a panel in registers for every eight tokens than to unpack it once to memory.
     static constexpr bool kFewIsBest = kFew8 && kPlanes == Planes::kFour && !kHalves;
     static constexpr int kPlaneBytes = plane_bytes(kPlanes);
+
+    static constexpr bool reads(const FormatTraits& traits) {
+        return traits.planes == kPlanes && traits.scales == kScaleKind &&
+               (kTable ? traits.levels != nullptr : traits.levels == nullptr && traits.zero == kZeroPoint);
+    }
 
     static inline __attribute__((always_inline)) Place place(int64_t b) { return place_of(kPlanes, kScaleKind, b); }
     // Returns the place of the second of two blocks that share an activation scale. Its distance from the first is
@@ -38,11 +59,25 @@ struct IntegerFormat {
         return {at.head, at.scales + (next.scales - first.scales), at.planes + (next.planes - first.planes)};
     }
 
+    // The table of levels of a matrix, as `quad` reads it; unused without kTable.
+#if defined(__AVX2__)
+    using Table = U16;
+    static inline __attribute__((always_inline)) Table table(const Panels& w) {
+        if constexpr (kTable) return load_words(w.traits->levels->raised);
+        return {};
+    }
+#else
+    using Table = const uint8_t*;
+    static inline __attribute__((always_inline)) Table table(const Panels& w) {
+        return kTable ? w.traits->levels->raised : nullptr;
+    }
+#endif
+
     // Stored values of columns 4 s .. 4 s + 3 of a block, for 16 rows, as bytes. `s` is a constant after unrolling.
-    static inline __attribute__((always_inline)) U16 quad(const uint8_t* block, int s) {
+    static inline __attribute__((always_inline)) U16 quad(const uint8_t* block, int s, const Table& table) {
         if (kPlanes == Planes::kEight) return load_words(block + s * 64);
         const U16 low = shifted(load_words(block + (s & 3) * 64), s < 4 ? 0 : 4) & 0x0f0f0f0fu;
-        if (kTable) return levels(low);
+        if (kTable) return levels(low, table);
         if (kPlanes == Planes::kFour) return low;
         if (kPlanes == Planes::kFive) return low | (shifted(load_words(block + 256), s - 4) & 0x10101010u);
         return low | (shifted(load_words(block + 256 + (s >> 2) * 64), 2 * (s & 3) - 4) & 0x30303030u);
@@ -58,9 +93,19 @@ struct IntegerFormat {
         } else if (kScaleKind == Scales::kHalfAndLeast) {
             out.scale[0] = half(bytes);
             out.least[0] = half(bytes + 32);
-        } else if (kScaleKind == Scales::kSigned) {
-            const V16 d = half(panel + at.head);
-            for (int h = 0; h < 2; ++h) out.scale[h] = d * to_floats(from_signed(bytes + h * 16));
+        } else if (kScaleKind == Scales::kExponent) {
+            // Two factors, because 2^(e - 128) is not always a normal number.
+            const I16 e = from_bytes(bytes);
+            U16 first, second;
+            PUNA_EACH {
+                const IntReg half_of_e = e.part[i_] >> 1;
+                first.part[i_] = (WordReg)((half_of_e + 63) << 23);
+                second.part[i_] = (WordReg)((e.part[i_] - half_of_e + 63) << 23);
+            }
+            out.scale[0] = as_floats(first) * as_floats(second);
+        } else if (kScaleKind == Scales::kSigned || kScaleKind == Scales::kSignedHalves) {
+            const V16 d = load(reinterpret_cast<const float*>(panel + at.head));
+            for (int h = 0; h < 1 + kHalves; ++h) out.scale[h] = d * to_floats(from_signed(bytes + h * 16));
         } else {
             const V16 d = half(panel + at.head), minus = half(panel + at.head + 32) * broadcast(-1.0f);
             if (kScaleKind == Scales::kSixBit) {
@@ -82,23 +127,20 @@ struct IntegerFormat {
         return out;
     }
 
-    // Looks up the iq4_nl levels of 4-bit indices. The table holds each level plus 128.
-    static inline __attribute__((always_inline)) U16 levels(const U16& index) {
-        alignas(16) static constexpr uint8_t kLevels[16] = {1,   24,  45,  63,  79,  93,  106, 118,
-                                                            129, 141, 153, 166, 181, 197, 217, 241};
+    // Looks up the levels of 4-bit indices. Each level is stored plus 128.
+    static inline __attribute__((always_inline)) U16 levels(const U16& index, const Table& table) {
 #if defined(__AVX512F__)
-        const __m512i table = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kLevels)));
-        return U16{{(WordReg)_mm512_shuffle_epi8(table, (__m512i)index.part[0])}};
+        return U16{{(WordReg)_mm512_shuffle_epi8((__m512i)table.part[0], (__m512i)index.part[0])}};
 #elif defined(__AVX2__)
-        const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kLevels)));
         U16 out;
-        PUNA_EACH out.part[i_] = (WordReg)_mm256_shuffle_epi8(table, (__m256i)index.part[i_]);
+        PUNA_EACH out.part[i_] = (WordReg)_mm256_shuffle_epi8((__m256i)table.part[i_], (__m256i)index.part[i_]);
+        return out;
+#elif defined(__aarch64__)
+        U16 out;
+        PUNA_EACH out.part[i_] = (WordReg)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)index.part[i_]);
         return out;
 #else
-        uint8_t bytes[64];
-        store_words(bytes, index);
-        for (uint8_t& byte : bytes) byte = kLevels[byte & 15];
-        return load_words(bytes);
+        return look_up(index, table);
 #endif
     }
 };
@@ -415,8 +457,8 @@ PUNA_INLINE void ahead(const uint8_t* block) {
 // Processes blocks that share an activation scale, in kPanels panels that are `apart` panels from each other. Each
 // block is processed in all panels before the next block, so that the panels are read as parallel streams.
 template <typename F, int kBlocks, int kTokens, int kPanels>
-PUNA_INLINE void few_blocks(const Panels& w, int64_t panel, int64_t apart, int64_t first, int count,
-                            const ActivationBlock* a, V16 (&acc)[kPanels][kTokens][1]) {
+PUNA_INLINE void few_blocks(const Panels& w, const typename F::Table& table, int64_t panel, int64_t apart, int64_t first,
+                            int count, const ActivationBlock* a, V16 (&acc)[kPanels][kTokens][1]) {
     V16 part[kPanels][kTokens][1];
     const auto block = [&](auto is_first, const Place& at, int64_t b) __attribute__((always_inline)) {
 #pragma GCC unroll 8
@@ -431,7 +473,7 @@ PUNA_INLINE void few_blocks(const Panels& w, int64_t panel, int64_t apart, int64
             }
             add_block<F, decltype(is_first)::kValue>(
                 [&](int) __attribute__((always_inline)) { return F::scales(from, at); },
-                [&](int, int s, int d) __attribute__((always_inline)) { return digit<F>(F::quad(planes, s), d); },
+                [&](int, int s, int d) __attribute__((always_inline)) { return digit<F>(F::quad(planes, s, table), d); },
                 a + b, block_stride(w.cols), part[p]);
         }
     };
@@ -461,12 +503,13 @@ template <typename F, int kTokens, int kPanels = 1>
 static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a, float* out, int64_t out_stride,
                        bool add, int64_t apart = 0) {
     V16 acc[kPanels][kTokens][1];
+    const typename F::Table table = F::table(w);
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t) acc[p][t][0] = broadcast(0.0f);  // unrolled: `acc` stays in registers
     each_scale(w.cols / kBlock, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
-        few_blocks<F, decltype(number)::kValue>(w, panel, apart, first, count, a, acc);
+        few_blocks<F, decltype(number)::kValue>(w, table, panel, apart, first, count, a, acc);
     });
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p)
@@ -502,6 +545,7 @@ struct Unpacked {
 template <typename F, int kGroup>
 PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t blocks, Unpacked<F, kGroup>& to) {
     constexpr int kScales = F::kHalves ? 2 : 1;
+    const typename F::Table table = F::table(w);
     for (int g = 0; g < kGroup; ++g) {
         const uint8_t* const from = w.data + (panel + g) * w.stride;
         for (int64_t b = 0; b < blocks; ++b) {
@@ -510,7 +554,7 @@ PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t b
             ahead<F, kAhead, kStreamCache>(block);
 #pragma GCC unroll 8
             for (int s = 0; s < 8; ++s)
-                for (int d = 0; d < kDigits<F>; ++d) store_words(to.quads[b][s][g][d], digit<F>(F::quad(block, s), d));
+                for (int d = 0; d < kDigits<F>; ++d) store_words(to.quads[b][s][g][d], digit<F>(F::quad(block, s, table), d));
             const BlockScales scales = F::scales(from, at);
             for (int h = 0; h < kScales; ++h) {
                 store(to.scale[b][g][h], scales.scale[h]);

@@ -17,60 +17,51 @@ constexpr bool kWantsBf16 = false;
 #endif
 #include "kernels_measure.inl"
 
-// Dispatches on the weight format. The template arguments of IntegerFormat are explained in kernels_integer.inl.
-static void matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
-                   int64_t out_stride, bool add) {
-    using Matmul = void (*)(const Panels&, int64_t, int64_t, const Activations&, int64_t, float*, int64_t, bool);
+using Matmul = void (*)(const Panels&, int64_t, int64_t, const Activations&, int64_t, float*, int64_t, bool);
+
+// Returns the kernel of the first of the `Formats` that reads the panels of a format.
+template <typename... Formats>
+static Matmul integer_kernel(const FormatTraits& traits) {
     Matmul chosen = nullptr;
-    switch (w.layout->format) {
+    static_cast<void>(((Formats::reads(traits) && (chosen = integer_matmul<Formats>, true)) || ...));
+    return chosen;
+}
+
+static Matmul kernel_of(const FormatTraits& traits) {
+    switch (traits.format) {
         case kF32:
-            chosen = float_matmul<F32Format>;
-            break;
+            return float_matmul<F32Format>;
         case kF16:
-            chosen = float_matmul<F16Format>;
-            break;
+            return float_matmul<F16Format>;
         case kBF16:
 #if defined(__AVX512BF16__)
-            chosen = bf16_matmul;
+            return bf16_matmul;
 #else
-            chosen = float_matmul<Bf16Format>;
+            return float_matmul<Bf16Format>;
 #endif
-            break;
-        case kQ8_0:
-            chosen = integer_matmul<IntegerFormat<Planes::kEight, 255, 128, Scales::kHalf>>;
-            break;
-        case kQ4_0:
-            chosen = integer_matmul<IntegerFormat<Planes::kFour, 15, 8, Scales::kHalf>>;
-            break;
-        case kQ4_1:
-            chosen = integer_matmul<IntegerFormat<Planes::kFour, 15, 0, Scales::kHalfAndLeast>>;
-            break;
-        case kQ5_0:
-            chosen = integer_matmul<IntegerFormat<Planes::kFive, 31, 16, Scales::kHalf>>;
-            break;
-        case kQ5_1:
-            chosen = integer_matmul<IntegerFormat<Planes::kFive, 31, 0, Scales::kHalfAndLeast>>;
-            break;
-        case kIQ4_NL:
-            chosen = integer_matmul<IntegerFormat<Planes::kFour, 255, 128, Scales::kHalf, true>>;
-            break;
-        case kQ2_K:
-            chosen = integer_matmul<IntegerFormat<Planes::kFour, 15, 0, Scales::kNibbles>>;
-            break;
-        case kQ3_K:
-            chosen = integer_matmul<IntegerFormat<Planes::kFour, 15, 4, Scales::kSigned>>;
-            break;
-        case kQ4_K:
-            chosen = integer_matmul<IntegerFormat<Planes::kFour, 15, 0, Scales::kSixBit>>;
-            break;
-        case kQ5_K:
-            chosen = integer_matmul<IntegerFormat<Planes::kFive, 31, 0, Scales::kSixBit>>;
-            break;
-        case kQ6_K:
-            chosen = integer_matmul<IntegerFormat<Planes::kSix, 63, 32, Scales::kSigned>>;
-            break;
+        default:
+            return integer_kernel<
+                IntegerFormat<Planes::kEight, Scales::kHalf, 128>,           // Q8_0
+                IntegerFormat<Planes::kFour, Scales::kHalf, 8>,              // Q4_0, TQ1_0, TQ2_0
+                IntegerFormat<Planes::kFour, Scales::kHalfAndLeast, 0>,      // Q4_1
+                IntegerFormat<Planes::kFive, Scales::kHalf, 16>,             // Q5_0
+                IntegerFormat<Planes::kFive, Scales::kHalfAndLeast, 0>,      // Q5_1
+                IntegerFormat<Planes::kFour, Scales::kNibbles, 0>,           // Q2_K
+                IntegerFormat<Planes::kFour, Scales::kSignedHalves, 4>,      // Q3_K
+                IntegerFormat<Planes::kFour, Scales::kSixBit, 0>,            // Q4_K
+                IntegerFormat<Planes::kFive, Scales::kSixBit, 0>,            // Q5_K
+                IntegerFormat<Planes::kSix, Scales::kSignedHalves, 32>,      // Q6_K
+                IntegerFormat<Planes::kFour, Scales::kHalf, 0, true>,        // IQ4_NL
+                IntegerFormat<Planes::kFour, Scales::kSigned, 0, true>,      // IQ4_XS, IQ3_*, IQ2_XXS, IQ1_S
+                IntegerFormat<Planes::kFour, Scales::kSignedHalves, 0, true>,  // IQ2_S, IQ2_XS, IQ1_M
+                IntegerFormat<Planes::kFour, Scales::kExponent, 0, true>     // MXFP4
+                >(traits);
     }
-    chosen(w, first, last, x, tokens, out, out_stride, add);
+}
+
+static void matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
+                   int64_t out_stride, bool add) {
+    kernel_of(*w.traits)(w, first, last, x, tokens, out, out_stride, add);
 }
 
 static void rms_norm(const float* x, const float* weight, float eps, int64_t size, float* out) {

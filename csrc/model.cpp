@@ -76,8 +76,8 @@ Matrix* Model::find(int32_t kind, int32_t layer) {
 
 // Packs rows of the file into panels, quantising them first if requested.
 void Model::pack(Matrix& matrix, const puna_tensor& tensor) {
-    const Layout* from = find_layout(tensor.format);
-    const Layout* to = tensor.quantize < 0 ? from : find_layout(tensor.quantize);
+    const FormatTraits* from = find_format(tensor.format);
+    const FormatTraits* to = tensor.quantize < 0 ? from : find_format(tensor.quantize);
     if (!from || !to) throw std::invalid_argument("the format is not supported");
     if (tensor.cols % from->values || tensor.cols % to->values)
         throw std::invalid_argument("its row length is not a multiple of the block size");
@@ -349,7 +349,7 @@ void Model::wants(std::initializer_list<const Matrix*> readers, bool& integers, 
     integers = bf16 = false;
     for (const Matrix* matrix : readers) {
         integers |= matrix->panels.integer();
-        bf16 |= kernels_.wants_bf16 && matrix->panels.layout->format == kBF16;
+        bf16 |= kernels_.wants_bf16 && matrix->panels.traits->format == kBF16;
     }
 }
 

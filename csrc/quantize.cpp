@@ -190,12 +190,12 @@ struct Quantizer::Group {
     const Search* search;
 };
 
-bool can_quantize(const Layout& from, const Layout& to) {
+bool can_quantize(const FormatTraits& from, const FormatTraits& to) {
     const bool floats = from.format == kF32 || from.format == kF16 || from.format == kBF16;
     return floats && find_recipe(to.format);
 }
 
-Quantizer::Quantizer(const Kernels& kernels, const Layout& from, const Layout& to, int64_t cols,
+Quantizer::Quantizer(const Kernels& kernels, const FormatTraits& from, const FormatTraits& to, int64_t cols,
                      const float* importance)
     : kernels_(kernels), from_(from), to_(to), cols_(cols), importance_(importance) {
     // Rounds up to a multiple of the largest group: 16 blocks of 32 values.
@@ -444,8 +444,8 @@ bool Quantizer::pack(Group& group, uint8_t* out) const {
     return true;
 }
 
-void quantize(const Kernels& kernels, int threads, const Layout& from, const Layout& to, const uint8_t* data,
-              int64_t rows, int64_t cols, const float* importance, uint8_t* out) {
+void quantize(const Kernels& kernels, int threads, const FormatTraits& from, const FormatTraits& to,
+              const uint8_t* data, int64_t rows, int64_t cols, const float* importance, uint8_t* out) {
     for (int64_t k = 0; importance && k < cols; ++k)
         if (!(importance[k] >= 0.0f) || !std::isfinite(importance[k]))
             throw std::invalid_argument("an importance is negative or not a finite number");

@@ -51,22 +51,23 @@ struct Weights {
     Panels described;
 };
 
-// Offsets of the f16 scale, and of the f16 factor of the minimums if there is one, in a file's block.
-std::vector<int> scale_fields(Format format) {
-    switch (format) {
-        case kQ4_1:
-        case kQ5_1:
-        case kQ4_K:
-        case kQ5_K:
-            return {0, 2};
-        case kQ2_K:
-            return {80, 82};
-        case kQ3_K:
-            return {108};
-        case kQ6_K:
-            return {208};
-        default:
-            return {0};
+// Writes an f16 number into a file's block.
+void set_half(uint8_t* block, int at, float value) {
+    const uint16_t half = to_half(value);
+    std::memcpy(block + at, &half, 2);
+}
+
+// Writes random scales, of about a tenth, into a file's block.
+void set_scales(const FormatTraits& traits, uint8_t* block) {
+    if (traits.scale_at >= 0) set_half(block, traits.scale_at, normal(0.1f));
+    if (traits.least_at >= 0) set_half(block, traits.least_at, normal(0.1f));
+    if (traits.scales == Scales::kExponent) block[0] = static_cast<uint8_t>(120 + below(8));
+    if (traits.format == kIQ1_M) {
+        const uint16_t half = to_half(normal(0.1f));
+        for (int i = 0; i < 4; ++i) {
+            uint8_t& to = block[49 + 2 * i];
+            to = static_cast<uint8_t>((to & 15) | (half >> 4 * i & 15) << 4);
+        }
     }
 }
 
@@ -77,32 +78,28 @@ struct Filling {
     float input = 0.0f;
 };
 
-std::vector<uint8_t> file_rows(const Layout& layout, int64_t rows, int64_t cols, int filling) {
-    std::vector<uint8_t> out(static_cast<size_t>(rows * cols / layout.values * layout.bytes));
+std::vector<uint8_t> file_rows(const FormatTraits& traits, int64_t rows, int64_t cols, int filling) {
+    std::vector<uint8_t> out(static_cast<size_t>(rows * cols / traits.values * traits.bytes));
     for (uint8_t& byte : out) byte = static_cast<uint8_t>(filling < 0 ? static_cast<int>(source() & 255) : filling);
-    if (layout.values == 1) {
+    if (traits.values == 1) {
         for (int64_t i = 0; i < rows * cols; ++i) {
             const float value = normal();
             const uint32_t bits = bits_of_float(value);
-            const uint16_t half = layout.format == kF16 ? to_half(value) : static_cast<uint16_t>(bits >> 16);
-            if (layout.format == kF32)
+            const uint16_t half = traits.format == kF16 ? to_half(value) : static_cast<uint16_t>(bits >> 16);
+            if (traits.format == kF32)
                 std::memcpy(out.data() + 4 * i, &value, 4);
             else
                 std::memcpy(out.data() + 2 * i, &half, 2);
         }
         return out;
     }
-    for (size_t at = 0; at < out.size(); at += static_cast<size_t>(layout.bytes))
-        for (const int field : scale_fields(layout.format)) {
-            const uint16_t scale = to_half(normal(0.1f));
-            std::memcpy(out.data() + at + static_cast<size_t>(field), &scale, 2);
-        }
+    for (size_t at = 0; at < out.size(); at += static_cast<size_t>(traits.bytes)) set_scales(traits, out.data() + at);
     return out;
 }
 
 // Packs the rows and dequantises them again. `out.described` points into `out.panels`.
-void pack_rows(const Layout& layout, int64_t rows, int64_t cols, const std::vector<uint8_t>& file, Weights& out) {
-    out.described = describe(layout, rows, cols);
+void pack_rows(const FormatTraits& traits, int64_t rows, int64_t cols, const std::vector<uint8_t>& file, Weights& out) {
+    out.described = describe(traits, rows, cols);
     out.panels.resize(static_cast<size_t>(out.described.count() * out.described.stride) + 4096 + 64);
     const size_t lead = 64 - reinterpret_cast<uintptr_t>(out.panels.data()) % 64;
     for (int64_t p = 0; p < out.described.count(); ++p)
@@ -112,15 +109,14 @@ void pack_rows(const Layout& layout, int64_t rows, int64_t cols, const std::vect
     for (int64_t row = 0; row < rows; ++row) read_row(out.described, row, out.values.data() + row * cols);
 }
 
-Weights make_weights(const Layout& layout, int64_t rows, int64_t cols, bool with_bias, int filling) {
+Weights make_weights(const FormatTraits& traits, int64_t rows, int64_t cols, bool with_bias, int filling) {
     Weights out, scaled;
-    std::vector<uint8_t> file = file_rows(layout, rows, cols, filling);
-    pack_rows(layout, rows, cols, file, out);
-    const std::vector<int> fields = scale_fields(layout.format);
-    if (layout.values > 1 && fields.size() > 1)  // the same matrix without minimums
-        for (size_t at = 0; at < file.size(); at += static_cast<size_t>(layout.bytes))
-            std::memset(file.data() + at + static_cast<size_t>(fields[1]), 0, 2);
-    pack_rows(layout, rows, cols, file, scaled);
+    std::vector<uint8_t> file = file_rows(traits, rows, cols, filling);
+    pack_rows(traits, rows, cols, file, out);
+    if (traits.least_at >= 0)  // the same matrix without minimums
+        for (size_t at = 0; at < file.size(); at += static_cast<size_t>(traits.bytes))
+            set_half(file.data() + at, traits.least_at, 0.0f);
+    pack_rows(traits, rows, cols, file, scaled);
     out.sizes.resize(out.values.size());
     for (size_t i = 0; i < out.values.size(); ++i) {
         const double value = out.values[i], without = scaled.values[i];
@@ -143,7 +139,7 @@ struct Inputs {
     }
 };
 
-Inputs make_inputs(const Kernels& kernels, const Layout& layout, int64_t tokens, int64_t cols, float filling) {
+Inputs make_inputs(const Kernels& kernels, const FormatTraits& traits, int64_t tokens, int64_t cols, float filling) {
     Inputs out;
     out.cols = cols;
     const int64_t per = block_stride(cols), even = bf16_stride(cols);
@@ -154,14 +150,14 @@ Inputs make_inputs(const Kernels& kernels, const Layout& layout, int64_t tokens,
     out.bf16.resize(static_cast<size_t>(tokens * even));
     for (int64_t t = 0; t < tokens; ++t) {
         kernels.to_bf16(out.x.data() + t * cols, cols, out.bf16.data() + t * even);
-        if (layout.planes != Planes::kFloat)
+        if (traits.planes != Planes::kFloat)
             kernels.quantize(out.x.data() + t * cols, cols, out.blocks.data() + t * per);
         for (int64_t k = 0; k < cols; ++k) {
             float& to = out.rounded[static_cast<size_t>(t * cols + k)];
-            if (layout.planes != Planes::kFloat) {
+            if (traits.planes != Planes::kFloat) {
                 const ActivationBlock& block = out.blocks[static_cast<size_t>(t * per + k / kBlock)];
                 to = block.scale * block.quants[k % kBlock];
-            } else if (layout.format == kBF16 && kernels.wants_bf16) {
+            } else if (traits.format == kBF16 && kernels.wants_bf16) {
                 to = from_bfloat(out.bf16[static_cast<size_t>(t * even + k)]);
             }
         }
@@ -171,11 +167,11 @@ Inputs make_inputs(const Kernels& kernels, const Layout& layout, int64_t tokens,
 
 // Returns the largest error of a matrix product, relative to the sum of the magnitudes of its terms. Also checks that
 // one token alone and among others gives the same bits, and that nothing is written beyond the rows.
-double check_matrix(const Kernels& kernels, const Layout& layout, int64_t rows, int64_t cols, int64_t tokens,
+double check_matrix(const Kernels& kernels, const FormatTraits& traits, int64_t rows, int64_t cols, int64_t tokens,
                     const Filling& filling = {}) {
     const bool with_bias = below(2), add = below(2);
-    const Weights w = make_weights(layout, rows, cols, with_bias, filling.byte);
-    const Inputs in = make_inputs(kernels, layout, tokens, cols, filling.input);
+    const Weights w = make_weights(traits, rows, cols, with_bias, filling.byte);
+    const Inputs in = make_inputs(kernels, traits, tokens, cols, filling.input);
     const int64_t stride = rows + 3;
     std::vector<float> start(static_cast<size_t>(tokens * stride)), out, single;
     for (float& value : start) value = normal();
@@ -211,13 +207,10 @@ double check_matrix(const Kernels& kernels, const Layout& layout, int64_t rows, 
 }
 
 void check_matrices(const Kernels& kernels) {
-    const int formats[] = {kF32,  kF16,  kBF16, kQ8_0, kQ4_0, kQ4_1,   kQ5_0,
-                           kQ5_1, kQ2_K, kQ3_K, kQ4_K, kQ5_K, kIQ4_NL, kQ6_K};
-    for (const int format : formats) {
-        const Layout& layout = *find_layout(format);
+    for (const FormatTraits& traits : all_formats()) {
         std::vector<int> widths = {256, 768};
-        if (layout.values == 32) widths = {32, 96, 288, 576};
-        if (layout.values == 1) widths = {1, 7, 33, 100, 256, 300};
+        if (traits.values == 32) widths = {32, 96, 288, 576};
+        if (traits.values == 1) widths = {1, 7, 33, 100, 256, 300};
         double worst = 0.0;
         for (const int cols : widths)
             for (const int rows : {1, 16, 17, 40, 128, 200})
@@ -225,14 +218,14 @@ void check_matrices(const Kernels& kernels) {
                     if (tokens == 65 && rows != 40) continue;
                     if (tokens > 5 && rows > 40) continue;
                     if (quick && (rows == 16 || tokens == 2 || tokens == 7 || cols > 300)) continue;
-                    worst = std::max(worst, check_matrix(kernels, layout, rows, cols, tokens));
+                    worst = std::max(worst, check_matrix(kernels, traits, rows, cols, tokens));
                 }
-        if (layout.planes != Planes::kFloat)
+        if (traits.planes != Planes::kFloat)
             for (const int byte : {0x00, 0x66, 0x7f, 0x80, 0xff})  // 0x66: the iq4_nl level whose digits are largest
                 for (const float input : {-1.0f, 1.0f})
                     for (const int tokens : {1, 2, 13})
-                        worst = std::max(worst, check_matrix(kernels, layout, 17, 256, tokens, {byte, input}));
-        report(kernels.name, "matmul of ggml type " + std::to_string(format), worst, 1e-6);
+                        worst = std::max(worst, check_matrix(kernels, traits, 17, 256, tokens, {byte, input}));
+        report(kernels.name, "matmul of ggml type " + std::to_string(traits.format), worst, 1e-6);
     }
 }
 
@@ -542,9 +535,9 @@ void check_quantisers(const Kernels& kernels) {
     for (float& value : x) value = uniform() * uniform() * uniform();
     for (float& value : importance) value = 1.5f + uniform();
     for (int64_t i = 0; i < kCols; ++i) x[static_cast<size_t>(i)] = i < 300 ? 0.0f : 0.25f;  // constant blocks too
-    const Layout& from = *find_layout(0);
+    const FormatTraits& from = *find_format(0);
     for (const Quantised& one : kQuantised) {
-        const Layout& to = *find_layout(one.format);
+        const FormatTraits& to = *find_format(one.format);
         for (const bool weighted : {false, true}) {
             std::vector<uint8_t> out(static_cast<size_t>(kRows * kCols / to.values * to.bytes));
             quantize(kernels, 1, from, to, reinterpret_cast<const uint8_t*>(x.data()), kRows, kCols,

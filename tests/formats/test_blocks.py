@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import gguf
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from gguf import quants
 
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, BlockFormat, StoredTensor
+from puna.formats.grids import grid
+from tests.helpers.blocks import extreme_blocks
 
 BLOCKS = 2100  # several chunks of `BlockFormat.decode` in each format, the last one incomplete
 
@@ -39,6 +43,61 @@ def test_decoded_values_are_bit_identical_to_gguf(form: BlockFormat) -> None:
     assert finite.mean() > 0.8
     np.testing.assert_array_equal(values[finite].view(np.uint32), expected[finite].view(np.uint32))
     np.testing.assert_array_equal(values, expected)  # also compares infinities and NaN
+
+
+HASHES = {
+    "f32": "c33763050ff3bf27",
+    "f16": "06bb0e5e8b50f3aa",
+    "bf16": "dd077ffc16c72bc5",
+    "q8_0": "cb0691998daaea5a",
+    "q4_0": "53c93f2aca3ad523",
+    "q4_1": "758ee346d6148290",
+    "q5_0": "dafff034e1833465",
+    "q5_1": "ba5d584e72c0534d",
+    "iq4_nl": "e041b7ab65e5056d",
+    "q2_K": "e0f9e450c4c86259",
+    "q3_K": "5d5e9ce99fe599e9",
+    "q4_K": "ba58d85f6dae2207",
+    "q5_K": "5aff13cd7b1884a7",
+    "q6_K": "b11648a759aaa9bb",
+    "iq4_xs": "0ac0e0741ac315dc",
+    "iq3_s": "03db9745627dcf37",
+    "iq3_xxs": "eca6dc419d184948",
+    "iq2_s": "77debb6348e9754e",
+    "iq2_xs": "eb52e06127013a51",
+    "iq2_xxs": "9cf99641d0249bbb",
+    "iq1_m": "3a08cd8c4d688cc0",
+    "iq1_s": "757bbe9ce965e55a",
+    "tq2_0": "bd9c599ccc247e84",
+    "tq1_0": "5a6d25fe91b67e2d",
+    "mxfp4": "26507af0e2fe77b3",
+}
+"""SHA-256, its first 16 digits, of the values that gguf 0.19.0 decodes from 300 `extreme_blocks`."""
+
+
+def digest_of(values: np.ndarray) -> str:
+    """Returns the hash of the bits of float32 values; all NaN count as equal, zeros of either sign do not."""
+    canonical = np.where(np.isnan(values), np.float32(np.nan), values).astype("<f4")
+    return hashlib.sha256(canonical.tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
+def test_values_of_extreme_scales_are_bit_identical_to_recorded_values(form: BlockFormat) -> None:
+    """Needs no oracle; `test_recorded_values_are_those_of_gguf` confirms the recorded values."""
+    assert digest_of(form.decode(extreme_blocks(form, 300).reshape(-1))) == HASHES[form.name]
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
+def test_recorded_values_are_those_of_gguf(form: BlockFormat) -> None:
+    assert digest_of(reference(form, extreme_blocks(form, 300))) == HASHES[form.name]
+
+
+def test_grids_equal_those_of_gguf() -> None:
+    for name in ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq1_s"):
+        kind = getattr(quants, name.upper())
+        kind.init_grid()
+        coordinates = np.searchsorted(kind.grid_map, kind.grid[0, 0])
+        np.testing.assert_array_equal(grid("iq1" if name == "iq1_s" else name), coordinates)
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)

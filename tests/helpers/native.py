@@ -9,39 +9,7 @@ import numpy as np
 from puna.backend import Chunk
 from puna.formats.blocks import FORMATS, BlockFormat
 from puna.native import NativeBackend
-
-SCALES = {
-    "q8_0": [0],
-    "q4_0": [0],
-    "q4_1": [0, 2],
-    "q5_0": [0],
-    "q5_1": [0, 2],
-    "iq4_nl": [0],
-    "q2_K": [80, 82],
-    "q3_K": [108],
-    "q4_K": [0, 2],
-    "q5_K": [0, 2],
-    "q6_K": [208],
-}
-"""Offsets of a block's float16 scales, in bytes."""
-
-SPREAD = {
-    "q8_0": 74,
-    "q4_0": 4.6,
-    "q4_1": 4.6,
-    "q5_0": 9.2,
-    "q5_1": 9.2,
-    "iq4_nl": 66,
-    "q2_K": 13,
-    "q3_K": 42,
-    "q4_K": 250,
-    "q5_K": 500,
-    "q6_K": 1360,
-}
-"""Approximate standard deviation of a random block's values, divided by its float16 scale."""
-
-CENTRE = {"q4_1": -7.5, "q5_1": -15.5, "q2_K": 1.5, "q4_K": 7.5, "q5_K": 15.5}
-"""Ratio of a block's second scale (of minimums) to its first at which values average zero, as in real models."""
+from tests.helpers.blocks import random_blocks
 
 
 @dataclass
@@ -72,11 +40,7 @@ def pack(name: str, values: np.ndarray, random: np.random.Generator, *, shuffled
     elif name == "bf16":
         data = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     else:
-        count = values.size // block.values
-        data = random.integers(0, 256, (count, block.bytes), dtype=np.uint8)
-        scale = random.uniform(0.5, 1.5, (count, 1)) * values.std() / SPREAD[name]
-        for offset, factor in zip(SCALES[name], (1.0, CENTRE.get(name, 0.0)), strict=False):
-            data[:, offset : offset + 2] = (scale * factor).astype(np.float16).view(np.uint8)
+        data = random_blocks(name, block.bytes, values.size // block.values, values.std(), random)
     order = random.permutation(len(values)) if shuffled else None
     return PackedTensor(block, values.shape, np.ascontiguousarray(data).reshape(-1).view(np.uint8), order)
 

@@ -13,6 +13,7 @@ from puna.errors import BackendError
 from puna.formats.blocks import FORMATS
 from puna.native import NativeBackend
 from puna.native.library import NativeTensor, load_library
+from tests.helpers.blocks import extreme_blocks
 from tests.helpers.configurations import config_of
 from tests.helpers.native import PackedTensor, pack, pack_state, relative_rms, run
 from tests.helpers.random_weights import random_state
@@ -72,6 +73,17 @@ def test_panels_hold_the_values_of_the_file(name):
     ):
         expected = tensors[key].to_float32()
         assert (read_back(backend, _kind(key), layer, expected.shape) == expected).all()
+
+
+@pytest.mark.parametrize("name", [form.name for form in FORMATS.values() if form.values > 1])
+def test_panels_hold_values_of_extreme_scales(name):
+    """Scales are zero, subnormal, the largest, infinite and NaN."""
+    config = config_of(vocab_size=71, **SIZES)
+    tensors = pack_state(name, random_state(config))
+    embedding = tensors["model.embed_tokens.weight"]
+    embedding.data = extreme_blocks(embedding.format, embedding.data.size // embedding.format.bytes).reshape(-1)
+    backend = NativeBackend(config, tensors, 2)
+    np.testing.assert_array_equal(read_back(backend, 0, -1, embedding.shape), embedding.to_float32())
 
 
 def _kind(key: str) -> int:

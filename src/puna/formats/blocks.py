@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.errors import CheckpointError
-from puna.formats import decoders
+from puna.formats import decoders, grid_decoders
 from puna.formats.decoders import Bytes, Floats
 from puna.formats.mapped import release
 
@@ -137,6 +137,17 @@ _TABLE = (
     BlockFormat("q4_K", 256, 144, 12, decoders.unpack_q4_k),
     BlockFormat("q5_K", 256, 176, 13, decoders.unpack_q5_k),
     BlockFormat("q6_K", 256, 210, 14, decoders.unpack_q6_k),
+    BlockFormat("iq4_xs", 256, 136, 23, decoders.unpack_iq4_xs),
+    BlockFormat("iq3_s", 256, 110, 21, grid_decoders.unpack_iq3_s),
+    BlockFormat("iq3_xxs", 256, 98, 18, grid_decoders.unpack_iq3_xxs),
+    BlockFormat("iq2_s", 256, 82, 22, grid_decoders.unpack_iq2_s),
+    BlockFormat("iq2_xs", 256, 74, 17, grid_decoders.unpack_iq2_xs),
+    BlockFormat("iq2_xxs", 256, 66, 16, grid_decoders.unpack_iq2_xxs),
+    BlockFormat("iq1_m", 256, 56, 29, grid_decoders.unpack_iq1_m),
+    BlockFormat("iq1_s", 256, 50, 19, grid_decoders.unpack_iq1_s),
+    BlockFormat("tq2_0", 256, 66, 35, decoders.unpack_tq2_0),
+    BlockFormat("tq1_0", 256, 54, 34, decoders.unpack_tq1_0),
+    BlockFormat("mxfp4", 32, 17, 39, decoders.unpack_mxfp4),
 )
 
 FORMATS: dict[str, BlockFormat] = {item.name: item for item in _TABLE}

@@ -17,13 +17,19 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
-def _fields(blocks: Bytes, layout: np.dtype[np.void]) -> NDArray[np.void]:
+def block_fields(blocks: Bytes, layout: np.dtype[np.void]) -> NDArray[np.void]:
     """Views blocks as records: (n, bytes) -> (n,), with the fields of `layout`."""
     return np.ascontiguousarray(blocks).view(layout)[:, 0]
 
 
-def _column(halves: NDArray[np.float16]) -> Floats:
-    return halves.astype(np.float32)[:, None]
+def halves(numbers: NDArray[np.float16]) -> Floats:
+    """Widens the float16 numbers of blocks to a column: (n,) -> (n, 1)."""
+    return numbers.astype(np.float32)[:, None]
+
+
+def two_nibbles(packed: Bytes) -> Bytes:
+    """Unpacks the low and the high nibble of each byte: (n, k) -> (n, 2 k)."""
+    return _nibbles(packed, 1).reshape(len(packed), -1)
 
 
 def _nibbles(packed: Bytes, run: int) -> Bytes:
@@ -81,20 +87,20 @@ _Q5_1 = np.dtype([("d", "<f2"), ("m", "<f2"), ("high", "u1", 4), ("q", "u1", 16)
 
 
 def unpack_q8_0(blocks: Bytes) -> Floats:
-    b = _fields(blocks, _Q8_0)
-    return b["q"].astype(np.float32) * _column(b["d"])
+    b = block_fields(blocks, _Q8_0)
+    return b["q"].astype(np.float32) * halves(b["d"])
 
 
 def unpack_q4_0(blocks: Bytes) -> Floats:
-    b = _fields(blocks, _Q4_0)
+    b = block_fields(blocks, _Q4_0)
     q = _nibbles(b["q"], 16).reshape(-1, 32)
-    return _column(b["d"]) * (q.astype(np.float32) - 8)
+    return halves(b["d"]) * (q.astype(np.float32) - 8)
 
 
 def unpack_q4_1(blocks: Bytes) -> Floats:
-    b = _fields(blocks, _Q4_1)
+    b = block_fields(blocks, _Q4_1)
     q = _nibbles(b["q"], 16).reshape(-1, 32)
-    return _column(b["d"]) * q.astype(np.float32) + _column(b["m"])
+    return halves(b["d"]) * q.astype(np.float32) + halves(b["m"])
 
 
 def _five_bits(b: NDArray[np.void]) -> Floats:
@@ -104,13 +110,13 @@ def _five_bits(b: NDArray[np.void]) -> Floats:
 
 
 def unpack_q5_0(blocks: Bytes) -> Floats:
-    b = _fields(blocks, _Q5_0)
-    return _column(b["d"]) * (_five_bits(b) - 16)
+    b = block_fields(blocks, _Q5_0)
+    return halves(b["d"]) * (_five_bits(b) - 16)
 
 
 def unpack_q5_1(blocks: Bytes) -> Floats:
-    b = _fields(blocks, _Q5_1)
-    return _column(b["d"]) * _five_bits(b) + _column(b["m"])
+    b = block_fields(blocks, _Q5_1)
+    return halves(b["d"]) * _five_bits(b) + halves(b["m"])
 
 
 _IQ4_NL_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
@@ -118,9 +124,20 @@ _IQ4_NL_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 
 
 
 def unpack_iq4_nl(blocks: Bytes) -> Floats:
-    b = _fields(blocks, _Q4_0)
+    b = block_fields(blocks, _Q4_0)
     q = _nibbles(b["q"], 16).reshape(-1, 32)
-    return _column(b["d"]) * _IQ4_NL_VALUES[q]
+    return halves(b["d"]) * _IQ4_NL_VALUES[q]
+
+
+_MXFP4 = np.dtype([("exponent", "u1"), ("q", "u1", 16)])
+_MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+"""Twice the values of OCP's four-bit floats (e2m1); `kvalues_mxfp4` in ggml-common.h."""
+
+
+def unpack_mxfp4(blocks: Bytes) -> Floats:
+    b = block_fields(blocks, _MXFP4)
+    scale = np.ldexp(np.float32(1), b["exponent"].astype(np.int32) - 128)[:, None]  # half of OCP's 2^(exponent - 127)
+    return scale * _MXFP4_VALUES[_nibbles(b["q"], 16).reshape(-1, 32)]
 
 
 # The K formats: 256 values in sub-blocks of 16 or 32. Sub-blocks have small integer scales (and minimums), which are
@@ -134,15 +151,15 @@ _Q6_K = np.dtype([("low", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), 
 
 
 def unpack_q2_k(blocks: Bytes) -> Floats:
-    b = _fields(blocks, _Q2_K)
-    scale = _column(b["d"]) * (b["scales"] & 15).astype(np.float32)  # (n, 16)
-    minimum = _column(b["dmin"]) * (b["scales"] >> 4).astype(np.float32)
+    b = block_fields(blocks, _Q2_K)
+    scale = halves(b["d"]) * (b["scales"] & 15).astype(np.float32)  # (n, 16)
+    minimum = halves(b["dmin"]) * (b["scales"] >> 4).astype(np.float32)
     q = _pairs(b["q"]).reshape(-1, 16, 16).astype(np.float32)
     return (scale[:, :, None] * q - minimum[:, :, None]).reshape(-1, 256)
 
 
 def unpack_q3_k(blocks: Bytes) -> Floats:
-    b = _fields(blocks, _Q3_K)
+    b = block_fields(blocks, _Q3_K)
     # 16 scales of six bits: bytes 0-7 hold the low four bits of each scale, bytes 8-11 the high two.
     low = _nibbles(b["scales"][:, :8], 8).reshape(-1, 16)
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
@@ -151,7 +168,7 @@ def unpack_q3_k(blocks: Bytes) -> Floats:
     # The third bit of value 32 k + j is bit k of byte j of `high`; where it is *clear*, 4 is subtracted.
     third = b["high"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1  # (n, 8, 32)
     q = _pairs(b["q"]).reshape(-1, 8, 32).astype(np.float32) - (4 - (third << 2)).astype(np.float32)
-    return ((_column(b["d"]) * scales)[:, :, None] * q.reshape(-1, 16, 16)).reshape(-1, 256)
+    return ((halves(b["d"]) * scales)[:, :, None] * q.reshape(-1, 16, 16)).reshape(-1, 256)
 
 
 def _six_bit_scales(packed: Bytes) -> tuple[Floats, Floats]:
@@ -169,25 +186,62 @@ def _six_bit_scales(packed: Bytes) -> tuple[Floats, Floats]:
 def _apply_scales(b: NDArray[np.void], q: Floats) -> Floats:
     """Applies the scales and minimums of q4_K and q5_K: q (n, 8, 32) -> (n, 256)."""
     scales, minimums = _six_bit_scales(b["scales"])
-    scale, minimum = _column(b["d"]) * scales, _column(b["dmin"]) * minimums  # (n, 8)
+    scale, minimum = halves(b["d"]) * scales, halves(b["dmin"]) * minimums  # (n, 8)
     return (scale[:, :, None] * q - minimum[:, :, None]).reshape(-1, 256)
 
 
 def unpack_q4_k(blocks: Bytes) -> Floats:
-    b = _fields(blocks, _Q4_K)
+    b = block_fields(blocks, _Q4_K)
     return _apply_scales(b, _nibbles(b["q"], 32).reshape(-1, 8, 32).astype(np.float32))
 
 
 def unpack_q5_k(blocks: Bytes) -> Floats:
-    b = _fields(blocks, _Q5_K)
+    b = block_fields(blocks, _Q5_K)
     fifth = b["high"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1  # (n, 8, 32)
     q = _nibbles(b["q"], 32).reshape(-1, 8, 32) | fifth << 4
     return _apply_scales(b, q.astype(np.float32))
 
 
 def unpack_q6_k(blocks: Bytes) -> Floats:
-    b = _fields(blocks, _Q6_K)
+    b = block_fields(blocks, _Q6_K)
     low = _nibbles(b["low"], 64).reshape(-1, 2, 4, 32)
     q = (low | _pairs(b["high"]) << 4).astype(np.float32) - 32
-    scale = _column(b["d"]) * b["scales"].astype(np.float32)  # (n, 16)
+    scale = halves(b["d"]) * b["scales"].astype(np.float32)  # (n, 16)
     return (scale[:, :, None] * q.reshape(-1, 16, 16)).reshape(-1, 256)
+
+
+_IQ4_XS = np.dtype([("d", "<f2"), ("high", "<u2"), ("low", "u1", 4), ("q", "u1", 128)])
+_TQ1_0 = np.dtype([("q", "u1", 48), ("last", "u1", 4), ("d", "<f2")])
+_TQ2_0 = np.dtype([("q", "u1", 64), ("d", "<f2")])
+
+
+def unpack_iq4_xs(blocks: Bytes) -> Floats:
+    b = block_fields(blocks, _IQ4_XS)
+    high = b["high"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+    scale = halves(b["d"]) * ((two_nibbles(b["low"]) | high << 4).astype(np.float32) - 32)  # (n, 8)
+    q = _nibbles(b["q"], 16).reshape(-1, 8, 32)
+    return (scale[:, :, None] * _IQ4_NL_VALUES[q]).reshape(-1, 256)
+
+
+_POWERS_OF_THREE = np.array([1, 3, 9, 27, 81], np.uint8)
+
+
+def _five_trits(packed: Bytes, run: int, count: int = 5) -> Bytes:
+    """Unpacks digits of base 3, (n, k) -> (n, k * count): per `run` bytes, their first digits come first.
+
+    A byte is the fraction 0.abcde in base 3 times 256, rounded up: digit i is the integer part of 3^(i + 1) times it.
+    """
+    runs = packed.reshape(len(packed), -1, 1, run) * _POWERS_OF_THREE[:count, None]  # modulo 256 drops earlier digits
+    digits: Bytes = (runs.astype(np.uint16) * 3 >> 8).astype(np.uint8)
+    return digits.reshape(len(packed), -1)
+
+
+def unpack_tq1_0(blocks: Bytes) -> Floats:
+    b = block_fields(blocks, _TQ1_0)
+    digits = [_five_trits(b["q"][:, :32], 32), _five_trits(b["q"][:, 32:], 16), _five_trits(b["last"], 4, 4)]
+    return halves(b["d"]) * (np.concatenate(digits, axis=1).astype(np.float32) - 1)
+
+
+def unpack_tq2_0(blocks: Bytes) -> Floats:
+    b = block_fields(blocks, _TQ2_0)
+    return halves(b["d"]) * (_pairs(b["q"]).reshape(-1, 256).astype(np.float32) - 1)

@@ -1,0 +1,319 @@
+// See formats.h. Block layouts of the files follow ggml (ggml-common.h); all numbers are little-endian.
+
+#include "formats.h"
+
+#include <cstring>
+#include <iterator>
+
+#include "grids.h"
+#include "half.h"
+
+namespace puna {
+
+namespace {
+
+uint32_t word(const uint8_t* from) {
+    uint32_t value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+uint16_t half(const uint8_t* from) {
+    uint16_t value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+// Spreads bits 0 .. 3 of `bits`: bit i becomes bit 0 of byte i.
+uint32_t spread(uint32_t bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
+
+// Reorders 32 fifth bits. In `bits`, bit k belongs to column k; the result has the order of Planes::kFive.
+uint32_t fifth_bits(uint32_t bits) {
+    uint32_t out = 0;
+    for (int s = 0; s < 8; ++s) out |= spread(bits >> 4 * s) << s;
+    return out;
+}
+
+// Copies 16 bytes whose nibbles already have the order of Planes::kFour.
+void take_four(const uint8_t* q, Piece& out) {
+    for (int s = 0; s < 4; ++s) out.words[s] = word(q + 4 * s);
+}
+
+// Reads the values of a block from the low (or, with `high`, the high) nibbles of 32 bytes.
+void take_halves(const uint8_t* q, bool high, Piece& out) {
+    const int shift = high ? 4 : 0;
+    for (int s = 0; s < 4; ++s)
+        out.words[s] = (word(q + 4 * s) >> shift & 0x0f0f0f0fu) | (word(q + 16 + 4 * s) >> shift & 0x0f0f0f0fu) << 4;
+}
+
+// Packs 32 small values; value(s) returns the values of columns 4 s .. 4 s + 3 as bytes.
+template <typename Value>
+void take_small(const Value& value, Piece& out) {
+    for (int s = 0; s < 4; ++s) out.words[s] = value(s) | value(s + 4) << 4;
+}
+
+// ---- blocks of 32 values. b is 0.
+
+void read_q4_0(const uint8_t* block, int, Piece& out) { take_four(block + 2, out); }  // also IQ4_NL
+
+void read_q4_1(const uint8_t* block, int, Piece& out) { take_four(block + 4, out); }
+
+void read_q5_0(const uint8_t* block, int, Piece& out) {
+    out.high[0] = fifth_bits(word(block + 2));
+    take_four(block + 6, out);
+}
+
+void read_q5_1(const uint8_t* block, int, Piece& out) {
+    out.high[0] = fifth_bits(word(block + 4));
+    take_four(block + 8, out);
+}
+
+void read_q8_0(const uint8_t* block, int, Piece& out) {
+    for (int s = 0; s < 8; ++s) out.words[s] = word(block + 2 + 4 * s) ^ 0x80808080u;
+}
+
+void read_mxfp4(const uint8_t* block, int, Piece& out) {
+    out.scales[0] = block[0];
+    take_four(block + 1, out);
+}
+
+// ---- K formats: blocks of 256 values. Their 2-bit planes hold 128 columns in 32 bytes.
+
+// Returns two bits of columns 4 s .. 4 s + 3 of block b.
+uint32_t two_bits(const uint8_t* planes, int b, int s) {
+    return word(planes + 32 * (b / 4) + 4 * s) >> 2 * (b % 4) & 0x03030303u;
+}
+
+void read_q2_k(const uint8_t* block, int b, Piece& out) {
+    for (int h = 0; h < 2; ++h) out.scales[h] = block[2 * b + h];
+    take_small([&](int s) { return two_bits(block + 16, b, s); }, out);
+}
+
+void read_q3_k(const uint8_t* block, int b, Piece& out) {
+    const uint8_t* const packed = block + 96;
+    for (int h = 0; h < 2; ++h) {  // scales of six bits, stored plus 32
+        const int i = 2 * b + h, low = i < 8 ? packed[i] & 15 : packed[i - 8] >> 4;
+        const int high = packed[8 + i % 4] >> 2 * (i / 4) & 3;
+        out.scales[h] = static_cast<uint8_t>((low | high << 4) - 32);
+    }
+    take_small([&](int s) { return two_bits(block + 32, b, s) | (word(block + 4 * s) >> b & 0x01010101u) << 2; }, out);
+}
+
+// Scales and minimums of six bits, for each 32 columns, in twelve bytes.
+void read_six_bits(const uint8_t* packed, int b, Piece& out) {
+    if (b < 4) {
+        out.scales[0] = packed[b] & 63;
+        out.scales[1] = packed[4 + b] & 63;
+    } else {
+        out.scales[0] = static_cast<uint8_t>((packed[4 + b] & 15) | packed[b - 4] >> 6 << 4);
+        out.scales[1] = static_cast<uint8_t>(packed[4 + b] >> 4 | packed[b] >> 6 << 4);
+    }
+}
+
+void read_q4_k(const uint8_t* block, int b, Piece& out) {
+    read_six_bits(block + 4, b, out);
+    take_halves(block + 16 + 32 * (b / 2), b % 2, out);
+}
+
+void read_q5_k(const uint8_t* block, int b, Piece& out) {
+    read_six_bits(block + 4, b, out);
+    out.high[0] = 0;
+    for (int s = 0; s < 8; ++s) out.high[0] |= (word(block + 16 + 4 * s) >> b & 0x01010101u) << s;
+    take_halves(block + 48 + 32 * (b / 2), b % 2, out);
+}
+
+void read_q6_k(const uint8_t* block, int b, Piece& out) {
+    for (int h = 0; h < 2; ++h) {
+        out.scales[h] = block[192 + 2 * b + h];
+        out.high[h] = 0;
+        for (int f = 0; f < 4; ++f) out.high[h] |= two_bits(block + 128, b, 4 * h + f) << 2 * f;
+    }
+    take_halves(block + 64 * (b / 4) + 32 * (b % 2), b % 4 >= 2, out);
+}
+
+// ---- formats whose stored values are indices of levels, and ternary formats: blocks of 256 values
+
+constexpr Levels make_levels(const int8_t (&number)[16]) {
+    Levels out{};
+    for (int i = 0; i < 64; ++i) out.raised[i] = static_cast<uint8_t>(number[i % 16] + 128);
+    for (int i = 0; i < 16; ++i) out.number[i] = number[i];
+    return out;
+}
+
+constexpr Levels kLevelsOfIq4 = make_levels(kIq4Levels);
+// In the following tables, bit 3 of the index is the sign. IQ1 has 8 times the numbers -1, 0 and 1, plus or minus 1.
+constexpr Levels kLevelsOfMxfp4 = make_levels({0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12});
+constexpr Levels kLevelsOfIq3Xxs = make_levels({4, 12, 20, 28, 36, 44, 52, 62, -4, -12, -20, -28, -36, -44, -52, -62});
+constexpr Levels kLevelsOfIq3S = make_levels({1, 3, 5, 7, 9, 11, 13, 15, -1, -3, -5, -7, -9, -11, -13, -15});
+constexpr Levels kLevelsOfIq2 = make_levels({8, 25, 43, 0, 0, 0, 0, 0, -8, -25, -43, 0, 0, 0, 0, 0});
+constexpr Levels kLevelsOfIq1 = make_levels({-7, 1, 9, 0, 0, 0, 0, 0, -9, -1, 7, 0, 0, 0, 0, 0});
+
+void read_iq4_xs(const uint8_t* block, int b, Piece& out) {
+    const int low = block[4 + b / 2] >> 4 * (b % 2) & 15, high = half(block + 2) >> 2 * b & 3;
+    out.scales[0] = static_cast<uint8_t>((low | high << 4) - 32);
+    take_four(block + 8 + 16 * b, out);
+}
+
+// The values of the ternary formats, 0 .. 2 (TQ2_0: 0 .. 3), are stored plus 7, so that the zero point is that of Q4_0.
+constexpr uint32_t kSevens = 0x07070707u;
+
+void read_tq2_0(const uint8_t* block, int b, Piece& out) {
+    take_small([&](int s) { return two_bits(block, b, s) + kSevens; }, out);
+}
+
+// A byte holds the digits of a fraction in base 3. The planes hold digits 0 .. 4 of 32 bytes, then those of 16 bytes,
+// then digits 0 .. 3 of four bytes.
+void read_tq1_0(const uint8_t* block, int b, Piece& out) {
+    constexpr uint8_t kPowers[5] = {1, 3, 9, 27, 81};
+    const auto digit = [&](int column) {
+        const uint8_t* byte;
+        int number;
+        if (column < 160)
+            byte = block + column % 32, number = column / 32;
+        else if (column < 240)
+            byte = block + 32 + column % 16, number = (column - 160) / 16;
+        else
+            byte = block + 48 + column % 4, number = (column - 240) / 4;
+        return static_cast<uint32_t>(static_cast<uint8_t>(*byte * kPowers[number]) * 3 >> 8);
+    };
+    take_small(
+        [&](int s) {
+            uint32_t four = 0;
+            for (int i = 0; i < 4; ++i) four |= digit(32 * b + 4 * s + i) << 8 * i;
+            return four + kSevens;
+        },
+        out);
+}
+
+// Packs 32 values of a grid. index(j) is the number of point j, negative(j) has the signs of columns 8 j .. 8 j + 7. A
+// point has the magnitudes of eight columns, or of four with kFine.
+template <Grid kGrid, typename Index, typename Negative>
+void take_points(const Index& index, const Negative& negative, Piece& out) {
+    constexpr bool kFine = kGrid == Grid::kIq3Xxs || kGrid == Grid::kIq3S;
+    const uint32_t* const points = points_of(kGrid);
+    take_small(
+        [&](int s) {
+            const uint32_t at = kFine ? index(s) : 2 * index(s / 2) + static_cast<uint32_t>(s % 2);
+            return points[at] | spread(negative(s / 2) >> 4 * (s % 2)) << 3;
+        },
+        out);
+}
+
+// Returns eight sign bits of which seven are stored: the last one makes the number of set bits even.
+uint32_t eight_signs(uint32_t seven) { return seven | static_cast<uint32_t>(__builtin_popcount(seven) & 1) << 7; }
+
+// d * (0.5 + scale) * 0.25 = (d / 8) * (2 scale + 1), and correspondingly for the other formats.
+uint8_t odd(uint32_t scale) { return static_cast<uint8_t>(2 * scale + 1); }
+
+void read_iq2_xxs(const uint8_t* block, int b, Piece& out) {
+    const uint8_t* const q = block + 2 + 8 * b;
+    const uint32_t signs = word(q + 4);
+    out.scales[0] = odd(signs >> 28);
+    take_points<Grid::kIq2Xxs>([&](int j) { return uint32_t{q[j]}; },
+                               [&](int j) { return eight_signs(signs >> 7 * j & 127); }, out);
+}
+
+// Scales of four bits, for each 16 columns.
+void read_odd_nibbles(uint8_t packed, Piece& out) {
+    for (int h = 0; h < 2; ++h) out.scales[h] = odd(packed >> 4 * h & 15);
+}
+
+void read_iq2_xs(const uint8_t* block, int b, Piece& out) {
+    const uint8_t* const q = block + 2 + 8 * b;
+    read_odd_nibbles(block[66 + b], out);
+    take_points<Grid::kIq2Xs>([&](int j) { return half(q + 2 * j) & 511u; },
+                              [&](int j) { return eight_signs(half(q + 2 * j) >> 9); }, out);
+}
+
+void read_iq2_s(const uint8_t* block, int b, Piece& out) {
+    const uint8_t *const q = block + 2 + 4 * b, *const signs = block + 34 + 4 * b;
+    const uint32_t high = block[66 + b];
+    read_odd_nibbles(block[74 + b], out);
+    take_points<Grid::kIq2S>([&](int j) { return q[j] | (high >> 2 * j & 3) << 8; },
+                             [&](int j) { return uint32_t{signs[j]}; }, out);
+}
+
+void read_iq3_xxs(const uint8_t* block, int b, Piece& out) {
+    const uint8_t* const q = block + 2 + 8 * b;
+    const uint32_t signs = word(block + 66 + 4 * b);
+    out.scales[0] = odd(signs >> 28);
+    take_points<Grid::kIq3Xxs>([&](int j) { return uint32_t{q[j]}; },
+                               [&](int j) { return eight_signs(signs >> 7 * j & 127); }, out);
+}
+
+void read_iq3_s(const uint8_t* block, int b, Piece& out) {
+    const uint8_t *const q = block + 2 + 8 * b, *const signs = block + 74 + 4 * b;
+    const uint32_t high = block[66 + b];
+    out.scales[0] = odd(block[106 + b / 2] >> 4 * (b % 2) & 15);
+    take_points<Grid::kIq3S>([&](int j) { return q[j] | (high >> j & 1) << 8; },
+                             [&](int j) { return uint32_t{signs[j]}; }, out);
+}
+
+void read_iq1_s(const uint8_t* block, int b, Piece& out) {
+    const uint8_t* const q = block + 2 + 4 * b;
+    const uint32_t high = half(block + 34 + 2 * b);
+    out.scales[0] = odd(high >> 12 & 7);
+    take_points<Grid::kIq1>([&](int j) { return q[j] | (high >> 3 * j & 7) << 8; },
+                            [&](int) { return high >> 15 ? 255u : 0u; }, out);
+}
+
+void read_iq1_m(const uint8_t* block, int b, Piece& out) {
+    const uint8_t* const q = block + 4 * b;
+    const uint32_t high = half(block + 32 + 2 * b);  // for each point, three bits of its number and a sign
+    for (int h = 0; h < 2; ++h) {
+        const int i = 2 * b + h;
+        out.scales[h] = odd(half(block + 48 + 2 * (i / 4)) >> 3 * (i % 4) & 7);
+    }
+    take_points<Grid::kIq1>([&](int j) { return q[j] | (high >> 4 * j & 7) << 8; },
+                            [&](int j) { return high >> 4 * j & 8 ? 255u : 0u; }, out);
+}
+
+// clang-format off: columns
+constexpr FormatTraits kFormats[] = {
+    // format, values, bytes, planes, scales, zero, scale_at, least_at, read, levels, unit
+    {kF32, 1, 4, Planes::kFloat, Scales::kNone, 0, -1, -1, nullptr},
+    {kF16, 1, 2, Planes::kFloat, Scales::kNone, 0, -1, -1, nullptr},
+    {kBF16, 1, 2, Planes::kFloat, Scales::kNone, 0, -1, -1, nullptr},
+    {kQ8_0, 32, 34, Planes::kEight, Scales::kHalf, 128, 0, -1, read_q8_0},
+    {kQ4_0, 32, 18, Planes::kFour, Scales::kHalf, 8, 0, -1, read_q4_0},
+    {kQ4_1, 32, 20, Planes::kFour, Scales::kHalfAndLeast, 0, 0, 2, read_q4_1},
+    {kQ5_0, 32, 22, Planes::kFive, Scales::kHalf, 16, 0, -1, read_q5_0},
+    {kQ5_1, 32, 24, Planes::kFive, Scales::kHalfAndLeast, 0, 0, 2, read_q5_1},
+    {kQ2_K, 256, 84, Planes::kFour, Scales::kNibbles, 0, 80, 82, read_q2_k},
+    {kQ3_K, 256, 110, Planes::kFour, Scales::kSignedHalves, 4, 108, -1, read_q3_k},
+    {kQ4_K, 256, 144, Planes::kFour, Scales::kSixBit, 0, 0, 2, read_q4_k},
+    {kQ5_K, 256, 176, Planes::kFive, Scales::kSixBit, 0, 0, 2, read_q5_k},
+    {kQ6_K, 256, 210, Planes::kSix, Scales::kSignedHalves, 32, 208, -1, read_q6_k},
+    {kIQ4_NL, 32, 18, Planes::kFour, Scales::kHalf, 0, 0, -1, read_q4_0, &kLevelsOfIq4},
+    {kIQ4_XS, 256, 136, Planes::kFour, Scales::kSigned, 0, 0, -1, read_iq4_xs, &kLevelsOfIq4},
+    {kIQ3_S, 256, 110, Planes::kFour, Scales::kSigned, 0, 0, -1, read_iq3_s, &kLevelsOfIq3S},
+    {kIQ3_XXS, 256, 98, Planes::kFour, Scales::kSigned, 0, 0, -1, read_iq3_xxs, &kLevelsOfIq3Xxs, 0.25f},
+    {kIQ2_S, 256, 82, Planes::kFour, Scales::kSignedHalves, 0, 0, -1, read_iq2_s, &kLevelsOfIq2, 0.125f},
+    {kIQ2_XS, 256, 74, Planes::kFour, Scales::kSignedHalves, 0, 0, -1, read_iq2_xs, &kLevelsOfIq2, 0.125f},
+    {kIQ2_XXS, 256, 66, Planes::kFour, Scales::kSigned, 0, 0, -1, read_iq2_xxs, &kLevelsOfIq2, 0.125f},
+    {kIQ1_M, 256, 56, Planes::kFour, Scales::kSignedHalves, 0, -1, -1, read_iq1_m, &kLevelsOfIq1, 0.125f},
+    {kIQ1_S, 256, 50, Planes::kFour, Scales::kSigned, 0, 0, -1, read_iq1_s, &kLevelsOfIq1, 0.125f},
+    {kTQ2_0, 256, 66, Planes::kFour, Scales::kHalf, 8, 64, -1, read_tq2_0},
+    {kTQ1_0, 256, 54, Planes::kFour, Scales::kHalf, 8, 52, -1, read_tq1_0},
+    {kMXFP4, 32, 17, Planes::kFour, Scales::kExponent, 0, -1, -1, read_mxfp4, &kLevelsOfMxfp4},
+};
+// clang-format on
+
+}  // namespace
+
+const FormatTraits* find_format(int32_t format) {
+    for (const FormatTraits& traits : kFormats)
+        if (traits.format == format) return &traits;
+    return nullptr;
+}
+
+FormatTable all_formats() { return {std::begin(kFormats), std::end(kFormats)}; }
+
+float read_scale(const FormatTraits& traits, const uint8_t* block) {
+    if (traits.format != kIQ1_M) return from_half(half(block + traits.scale_at)) * traits.unit;
+    uint32_t bits = 0;  // the top four bits of each word of scales are a quarter of the f16 scale
+    for (int i = 0; i < 4; ++i) bits |= half(block + 48 + 2 * i) >> 12 << 4 * i;
+    return from_half(static_cast<uint16_t>(bits)) * traits.unit;
+}
+
+}  // namespace puna
