@@ -43,6 +43,12 @@ _TABLE = (
 MIXES: dict[str, Mix] = {mix.name.lower(): mix for mix in _TABLE}
 """Every mix by its name in lower case."""
 
+_COPIED = {
+    "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24, "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30, "iq1_m": 31,
+    "tq1_0": 36, "tq2_0": 37, "mxfp4": 38,
+}  # fmt: skip
+"""`general.file_type` of the formats that puna copies but does not quantise to."""
+
 _SYNONYMS = {"q3_K": "q3_K_M", "q4_K": "q4_K_M", "q5_K": "q5_K_M"}
 """As in llama.cpp, q3_K, q4_K and q5_K without a suffix mean the mix with suffix M."""
 
@@ -61,8 +67,15 @@ def find_mix(name: str) -> Mix:
     """
     mix = MIXES.get(str(name).lower())
     if mix is None:
-        raise CheckpointError(f"format {name!r} is unknown; puna quantises to {', '.join(m.name for m in _TABLE[3:])}")
+        kind = "is only read and copied" if str(name).lower() in _COPIED else "is unknown"
+        raise CheckpointError(f"format {name!r} {kind}; puna quantises to {', '.join(m.name for m in _TABLE[3:])}")
     return mix
+
+
+def file_type_of(form: BlockFormat) -> int:
+    """Returns `general.file_type` of a GGUF file whose matrices have this format."""
+    name = form.name.lower()
+    return MIXES[name].file_type if name in MIXES else _COPIED[name]
 
 
 def choose(

@@ -15,7 +15,7 @@ from puna.config import LlamaConfig
 from puna.convert.calibration import Importance
 from puna.convert.gguf_metadata import gguf_metadata, gguf_notes, rope_tensors
 from puna.convert.lazy_rows import Cast, Quantized
-from puna.convert.mixes import MIXES, Mix, choose, find_mix
+from puna.convert.mixes import Mix, choose, file_type_of, find_mix
 from puna.convert.options import Options
 from puna.convert.settings import stored_metadata
 from puna.convert.target import NewFile, Target, find_dtype, main_type, new_tensor
@@ -99,4 +99,4 @@ def _file_type(
             return stored
     formats = [source.format for source in tensors.values() if len(source.shape) > 1]
     main = max(formats, key=formats.count) if formats else main_type(checkpoint, dtype)
-    return MIXES[main.name.lower()].file_type
+    return file_type_of(main)

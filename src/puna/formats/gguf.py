@@ -28,9 +28,9 @@ from puna.formats.mapped import map_file
 _BY_ID = {item.ggml_id: item for item in FORMATS.values()}
 
 _UNSUPPORTED = {
-    9: "q8_1", 15: "q8_K", 16: "iq2_xxs", 17: "iq2_xs", 18: "iq3_xxs", 19: "iq1_s", 21: "iq3_s", 22: "iq2_s",
-    23: "iq4_xs", 24: "i8", 25: "i16", 26: "i32", 27: "i64", 28: "f64", 29: "iq1_m", 34: "tq1_0", 35: "tq2_0",
-    39: "mxfp4", 40: "nvfp4", 41: "q1_0",
+    4: "q4_2", 5: "q4_3", 9: "q8_1", 15: "q8_K", 24: "i8", 25: "i16", 26: "i32", 27: "i64", 28: "f64",
+    31: "q4_0_4_4", 32: "q4_0_4_8", 33: "q4_0_8_8", 36: "iq4_nl_4_4", 37: "iq4_nl_4_8", 38: "iq4_nl_8_8",
+    40: "nvfp4", 41: "q1_0",
 }  # fmt: skip
 """Names of ggml's other types, for error messages."""
 
@@ -232,10 +232,10 @@ def _description(cursor: Cursor, alignment: int) -> _Description:
 def _view(item: _Description, data: NDArray[np.uint8]) -> StoredTensor:
     form = _BY_ID.get(item.kind)
     if form is None:
-        kind = _UNSUPPORTED.get(item.kind, "unknown")
+        kind = _UNSUPPORTED.get(item.kind, "unknown to this version of puna")
         raise CheckpointError(
             f"tensor {item.name!r} is stored as ggml type {item.kind} ({kind}); puna reads {', '.join(FORMATS)}. "
-            "Use a file quantised to one of these"
+            "Use a file in one of these formats, for instance one whose name contains Q4_K_M or Q8_0"
         )
     try:
         size = form.size(item.shape)
