@@ -61,12 +61,6 @@ inline __m512i shuffle_epi8(__m512i table, __m512i index) {
     return out;
 }
 
-inline __m512i broadcast_i32x4(__m128i quarter) {
-    __m512i out;
-    for (int i = 0; i < 4; ++i) std::memcpy(reinterpret_cast<char*>(&out) + 16 * i, &quarter, 16);
-    return out;
-}
-
 inline __m512 cvtph_ps(__m256i halves) {
     const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
     const __m256 high = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
@@ -110,7 +104,6 @@ inline __m512 setzero_ps() { return __m512{}; }
 #define _mm512_set1_epi32 puna_emulated::set1_epi32
 #define _mm512_dpbusd_epi32 puna_emulated::dpbusd_epi32
 #define _mm512_shuffle_epi8 puna_emulated::shuffle_epi8
-#define _mm512_broadcast_i32x4 puna_emulated::broadcast_i32x4
 #define _mm512_cvtph_ps puna_emulated::cvtph_ps
 #undef _mm512_cvtps_ph  // a macro in GCC's header when compiling without optimisation
 #define _mm512_cvtps_ph(value, rounding) puna_emulated::cvtps_ph(value)
