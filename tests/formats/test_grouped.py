@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from puna.errors import CheckpointError
+from puna.formats import grouped, parallel
 from puna.formats.blocks import FORMATS, I32, StoredTensor
 from puna.formats.grouped import PACKINGS, GroupedMatrix
 
@@ -93,3 +95,31 @@ def test_parts_of_inconsistent_shapes_are_refused(changes: dict, message: str) -
 def test_scales_too_large_for_the_minimum_are_refused() -> None:
     with pytest.raises(CheckpointError, match="beyond float16"):
         _ = matrix("gptq", scales=np.full_like(GOLDEN["gptq.scales"], 65000)).data
+
+
+def test_rows_are_unpacked_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every piece of rows is unpacked once, and the bytes are those of a single thread."""
+    expected = matrix("awq").data
+    monkeypatch.setattr(parallel, "_processors", lambda: 3)
+    monkeypatch.setattr(grouped, "_VALUES_AT_ONCE", 1)
+    numbers, threads, barrier = PACKINGS["awq", "gemm"].numbers, set(), threading.Barrier(3, timeout=30)
+
+    def recorded(words: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        if threading.get_ident() not in threads:
+            threads.add(threading.get_ident())
+            barrier.wait()  # until three threads are unpacking
+        return numbers(words, outputs)
+
+    packed = dataclasses.replace(matrix("awq"), packing=dataclasses.replace(PACKINGS["awq", "gemm"], numbers=recorded))
+    assert np.array_equal(packed.data, expected) and len(threads) == 3
+
+
+def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_processors", lambda: 3)
+    with pytest.raises(CheckpointError, match="piece 5"):
+        parallel.on_all_threads(_fail_from_five, range(20))
+
+
+def _fail_from_five(piece: int) -> None:
+    if piece >= 5:
+        raise CheckpointError(f"piece {piece}")

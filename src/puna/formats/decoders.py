@@ -136,8 +136,11 @@ _MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -1
 
 def unpack_mxfp4(blocks: Bytes) -> Floats:
     b = block_fields(blocks, _MXFP4)
-    scale = np.ldexp(np.float32(1), b["exponent"].astype(np.int32) - 128)[:, None]  # half of OCP's 2^(exponent - 127)
-    return scale * _MXFP4_VALUES[_nibbles(b["q"], 16).reshape(-1, 32)]
+    scale: Floats = np.ldexp(np.float32(1), b["exponent"].astype(np.int32) - 128)[
+        :, None
+    ]  # half of OCP's 2^(exponent - 127)
+    values: Floats = scale * _MXFP4_VALUES[_nibbles(b["q"], 16).reshape(-1, 32)]
+    return values
 
 
 # The K formats: 256 values in sub-blocks of 16 or 32. Sub-blocks have small integer scales (and minimums), which are

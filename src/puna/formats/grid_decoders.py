@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from puna.formats.decoders import Bytes, Floats, block_fields, halves, two_nibbles
 from puna.formats.grids import grid
 
-Words = NDArray[np.uint16]
+Index = NDArray[np.integer]
 
 _MAGNITUDES = {
     "iq1": (-1, 0, 1),
@@ -33,21 +33,24 @@ _SEVEN_SIGNS = np.array([bits | (bits.bit_count() & 1) << 7 for bits in range(12
 @cache
 def _points(name: str) -> Floats:
     """Returns the values of a grid's points, (points, coordinates)."""
-    return np.array(_MAGNITUDES[name], np.float32)[grid(name)]
+    points: Floats = np.array(_MAGNITUDES[name], np.float32)[grid(name)]
+    return points
 
 
-def _signed(name: str, indices: NDArray[np.integer], signs: Bytes, scale: Floats) -> Floats:
+def _signed(name: str, indices: Index, signs: Bytes, scale: Floats) -> Floats:
     """Returns scale * magnitude * sign: indices (n, points), signs (n, 32), scale (n, groups) -> (n, 256)."""
     negative = np.unpackbits(signs, axis=1, bitorder="little").view(bool)
     values = _points(name)[indices].reshape(len(signs), scale.shape[1], -1) * scale[:, :, None]
     values = values.reshape(len(signs), 256)
-    return np.negative(values, where=negative, out=values)
+    np.negative(values, where=negative, out=values)
+    return values
 
 
 def _seven_signs(words: NDArray[np.uint32]) -> Bytes:
     """Unpacks four times seven sign bits from each word, lowest bits first: (n, 8) -> (n, 32)."""
     seven = words[:, :, None] >> np.array([0, 7, 14, 21], np.uint32) & 127
-    return _SEVEN_SIGNS[seven].reshape(len(words), 32)
+    signs: Bytes = _SEVEN_SIGNS[seven].reshape(len(words), 32)
+    return signs
 
 
 _IQ2_XXS = np.dtype([("d", "<f2"), ("parts", [("q", "u1", 4), ("signs", "<u4")], 8)])
@@ -59,9 +62,10 @@ _IQ1_S = np.dtype([("d", "<f2"), ("q", "u1", 32), ("high", "<u2", 8)])
 _IQ1_M = np.dtype([("q", "u1", 32), ("high", "u1", 16), ("scales", "<u2", 4)])
 
 
-def _scale_plus_half(d: NDArray[np.float16], scales: NDArray[np.integer], factor: float) -> Floats:
+def _scale_plus_half(d: NDArray[np.float16], scales: Index, factor: float) -> Floats:
     """Returns d * (0.5 + scale) * factor, in ggml's order of operations: (n,) and (n, groups) -> (n, groups)."""
-    return halves(d) * (np.float32(0.5) + scales.astype(np.float32)) * np.float32(factor)
+    scale: Floats = halves(d) * (np.float32(0.5) + scales.astype(np.float32)) * np.float32(factor)
+    return scale
 
 
 def unpack_iq2_xxs(blocks: Bytes) -> Floats:
@@ -114,12 +118,12 @@ def unpack_iq1_m(blocks: Bytes) -> Floats:
     return _shifted(_join(b["q"], high & 7), high >> 3, scale)
 
 
-def _join(low: Bytes, high: NDArray[np.unsignedinteger]) -> Words:
+def _join(low: Bytes, high: Index) -> Index:
     """Returns low | high << 8, with `low` (n, points) and `high` of any shape with as many elements."""
     return low | high.astype(np.uint16).reshape(low.shape) << 8
 
 
-def _shifted(indices: Words, down: NDArray[np.unsignedinteger], scale: Floats) -> Floats:
+def _shifted(indices: Index, down: Index, scale: Floats) -> Floats:
     """Returns scale * (coordinate + or - 1/8) of points of iq1's grid.
 
     Args:
@@ -130,4 +134,5 @@ def _shifted(indices: Words, down: NDArray[np.unsignedinteger], scale: Floats) -
     n = len(indices)
     shift = np.where(down == 0, np.float32(0.125), np.float32(-0.125))
     values = _points("iq1")[indices].reshape(n, down.shape[1], -1) + shift[:, :, None]
-    return (scale[:, :, None] * values.reshape(n, scale.shape[1], -1)).reshape(n, 256)
+    scaled: Floats = scale[:, :, None] * values.reshape(n, scale.shape[1], -1)
+    return scaled.reshape(n, 256)

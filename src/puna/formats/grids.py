@@ -21,7 +21,7 @@ def grid(name: str) -> NDArray[np.uint8]:
     """Returns the points of a grid: (points, coordinates)."""
     base, coordinates, bitmap = _BITMAPS[name]
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(bitmap), np.uint8), bitorder="little")
-    points: NDArray[np.uint8] = np.flatnonzero(bits)[:, None] // base ** np.arange(coordinates) % base
+    points = np.flatnonzero(bits)[:, None] // base ** np.arange(coordinates) % base
     return points.astype(np.uint8)
 
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, I32, BlockFormat, StoredTensor
+from puna.formats.parallel import on_all_threads
 
 Bytes = NDArray[np.uint8]
 Index = NDArray[np.intp]
@@ -34,8 +35,8 @@ BITS = 4
 _PER_WORD = 32 // BITS
 _BLOCK = 32
 
-_VALUES_AT_ONCE = 1 << 20
-"""Values unpacked at once: the temporary arrays then fit in the second-level cache."""
+_VALUES_AT_ONCE = 1 << 19
+"""Values that a thread unpacks at once: the temporary arrays then fit in the second-level cache."""
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Output of each nibble of a word, lowest bits first."""
@@ -186,9 +187,12 @@ class GroupedMatrix:
         width = self.format.size((1, self.shape[1]))
         out = np.empty((len(outputs), width), np.uint8)
         step = max(_PER_WORD, _VALUES_AT_ONCE // self.shape[1])
-        for start in range(0, len(outputs), step):
-            piece = outputs[start : start + step]
-            out[start : start + step] = self._plain(piece) if self.format.values == 1 else self._blocks(piece)
+        unpack = self._plain if self.format.values == 1 else self._blocks
+
+        def fill(start: int) -> None:
+            out[start : start + step] = unpack(outputs[start : start + step])
+
+        on_all_threads(fill, range(0, len(outputs), step))
         return out
 
     def _blocks(self, outputs: Index) -> Bytes:
@@ -220,7 +224,7 @@ class GroupedMatrix:
 
     @property
     def row_memory(self) -> int:
-        """Bytes of a row. Temporary arrays are not included: `_VALUES_AT_ONCE` bounds them for all rows together."""
+        """Bytes of a row. Temporary arrays are not included: `_VALUES_AT_ONCE` bounds them for each thread."""
         return self.format.size(self.shape) // self.shape[0]
 
     @property
