@@ -31,6 +31,9 @@ CASES = [
     (WIDE, "q4_K", "f32"),
     (WIDE, "q5_K", "f16"),
     (WIDE, "q6_K", "f16"),
+    (WIDE, "iq4_xs", "f16"),
+    (WIDE, "iq2_xs", "bf16"),
+    (WIDE, "mxfp4", "f16"),
 ]
 KERNELS = machine().kernels
 SCHEDULES = -(-1000 // (len(CASES) * len(KERNELS)))
