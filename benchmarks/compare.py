@@ -25,7 +25,7 @@ from typing import Any
 
 from peers.blocks import BLOCKS, Block, block_of_file
 from peers.measure import Paths, Result, run_block
-from peers.prepare import Rig
+from peers.prepare import ModelBuilder
 from peers.start import measure_start
 from peers.tables import rows, show_block, show_rows
 from rich.console import Console
@@ -135,9 +135,9 @@ def main() -> None:
         console = Console(width=120)
     blocks = select_blocks(arguments)
     paths = Paths(arguments.models.resolve(), arguments.peers.absolute(), HERE)
-    rig = Rig(paths.models, paths.peers, HERE, locate_model(None))
+    builder = ModelBuilder(paths.models, paths.peers, HERE, locate_model(None))
     paths.models.mkdir(parents=True, exist_ok=True)
-    rig.prepare(blocks)
+    builder.prepare(blocks)
     if arguments.prepare:
         return
     logs = paths.models / "logs"

@@ -1,11 +1,11 @@
-"""Compares a conversion with `cp`: a checkpoint with the 65B's shapes, from Meta's layout to Hugging Face's.
+"""Compares the speeds of converting and copying (`cp`) a checkpoint in Meta's layout with the shapes of LLaMA 65B.
 
     python benchmarks/convert.py FOLDER [--layers 3] [--repeat 3] [--tokenizer FILE]
 
 The script writes random weights (float16, 8 shards; 1 GB plus 1.6 GB per layer) into FOLDER. It then alternates between
-`cp --reflink=never` and a conversion, each followed by `sync`, and prints the medians, their ratio, and the peak memory
-of the conversion (VmHWM). The page cache is not cleared between runs. FOLDER needs three times the size of the weights
-and is removed at the end.
+`cp --reflink=never` and a conversion to Hugging Face's layout, each followed by `sync`, and prints the medians, their
+ratio, and the peak memory of the conversion (VmHWM). The page cache is not cleared between runs. FOLDER needs three
+times the size of the weights and is removed at the end.
 """
 
 from __future__ import annotations
@@ -41,18 +41,21 @@ def random_bytes(seed: int, size: int) -> Iterator[np.ndarray]:
 
 
 def write_model(folder: Path, layers: int) -> None:
-    """Writes a checkpoint with the 65B's shapes and `layers` layers, in Meta's layout."""
+    """Writes a checkpoint with the shapes of LLaMA 65B and `layers` layers, in Meta's layout."""
     folder.mkdir(parents=True)
     part = DIM // SHARDS
     for shard in range(SHARDS):
         shapes = {"tok_embeddings.weight": (VOCABULARY, part), "norm.weight": (DIM,),
                   "output.weight": (VOCABULARY // SHARDS, DIM)}  # fmt: skip
         for n in range(layers):
-            at = f"layers.{n}."
-            shapes |= {f"{at}attention_norm.weight": (DIM,), f"{at}ffn_norm.weight": (DIM,)}
-            shapes |= {f"{at}attention.{name}.weight": (part, DIM) for name in ("wq", "wk", "wv")}
-            shapes |= {f"{at}attention.wo.weight": (DIM, part), f"{at}feed_forward.w2.weight": (DIM, FFN // SHARDS)}
-            shapes |= {f"{at}feed_forward.{name}.weight": (FFN // SHARDS, DIM) for name in ("w1", "w3")}
+            prefix = f"layers.{n}."
+            shapes |= {f"{prefix}attention_norm.weight": (DIM,), f"{prefix}ffn_norm.weight": (DIM,)}
+            shapes |= {f"{prefix}attention.{name}.weight": (part, DIM) for name in ("wq", "wk", "wv")}
+            shapes |= {
+                f"{prefix}attention.wo.weight": (DIM, part),
+                f"{prefix}feed_forward.w2.weight": (DIM, FFN // SHARDS),
+            }
+            shapes |= {f"{prefix}feed_forward.{name}.weight": (FFN // SHARDS, DIM) for name in ("w1", "w3")}
         tensors = []
         for index, (name, shape) in enumerate(shapes.items()):
             # Norms have the same seed, and so the same values, in every shard.

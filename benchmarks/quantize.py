@@ -44,7 +44,7 @@ def time_command(command: list[str], target: Path) -> tuple[float, float]:
     """Runs a command after removing its target.
 
     Returns the seconds from start to end of the process, and the seconds that a Python script prints; for other
-    commands, the same number again.
+    commands, the first number twice.
     """
     target.unlink(missing_ok=True)
     os.sync()

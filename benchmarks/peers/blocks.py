@@ -95,28 +95,28 @@ def _gguf_block(shape: str, file: str, works: tuple[Work, ...], *peers: Runner) 
     )
 
 
-_SINGLE = (PREFILL_512, DECODE_AT_512, DECODE_AT_16)
+_ONE_SEQUENCE = (PREFILL_512, DECODE_AT_512, DECODE_AT_16)
 _INT4 = (_onnxruntime_runner("int4"), _openvino_runner("int4"))
 _INT8 = (_onnxruntime_runner("int8"), _openvino_runner("int8"))
 _FLOAT = (_openvino_runner("float"), _transformers_runner("bfloat16"), _transformers_runner("float32"))
 BLOCKS = (
-    _gguf_block("smollm2", "q4_1", _SINGLE),
-    _gguf_block("smollm2", "q4_0", _SINGLE, *_INT4),
-    _gguf_block("smollm2", "q8_0", _SINGLE, *_INT8),
-    _gguf_block("smollm2", "bf16", _SINGLE, *_FLOAT),
-    _gguf_block("1.1b", "q4_0", (*_SINGLE, DECODE_16_SEQUENCES), *_INT4),
-    _gguf_block("1.1b", "q4_k_m", _SINGLE, *_INT4),
-    _gguf_block("1.1b", "q8_0", _SINGLE, *_INT8),
-    _gguf_block("1.1b", "bf16", _SINGLE, *_FLOAT),
-    _gguf_block("7b", "q4_0", _SINGLE),
-    _gguf_block("15m", "q4_0", _SINGLE, *_INT4),
-    _gguf_block("15m", "q8_0", _SINGLE, _INT4[0], *_INT8),
+    _gguf_block("smollm2", "q4_1", _ONE_SEQUENCE),
+    _gguf_block("smollm2", "q4_0", _ONE_SEQUENCE, *_INT4),
+    _gguf_block("smollm2", "q8_0", _ONE_SEQUENCE, *_INT8),
+    _gguf_block("smollm2", "bf16", _ONE_SEQUENCE, *_FLOAT),
+    _gguf_block("1.1b", "q4_0", (*_ONE_SEQUENCE, DECODE_16_SEQUENCES), *_INT4),
+    _gguf_block("1.1b", "q4_k_m", _ONE_SEQUENCE, *_INT4),
+    _gguf_block("1.1b", "q8_0", _ONE_SEQUENCE, *_INT8),
+    _gguf_block("1.1b", "bf16", _ONE_SEQUENCE, *_FLOAT),
+    _gguf_block("7b", "q4_0", _ONE_SEQUENCE),
+    _gguf_block("15m", "q4_0", _ONE_SEQUENCE, *_INT4),
+    _gguf_block("15m", "q8_0", _ONE_SEQUENCE, _INT4[0], *_INT8),
 )
 
 
 def block_of_file(path: Path) -> Block:
     """Returns a block that compares puna with llama.cpp on the user's GGUF file."""
-    return Block(path.name, "", (_puna_runner(str(path)), *_llama_runners(str(path))), _SINGLE)
+    return Block(path.name, "", (_puna_runner(str(path)), *_llama_runners(str(path))), _ONE_SEQUENCE)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Exports a model to OpenVINO: python -m peers.export_openvino NAME HF_FOLDER TARGET FORMAT.
 
-Runs in OpenVINO's environment. Formats: int4 is symmetric, in groups of 128 weights, or of 64 or 32 if 128 does not
-divide the length of every row, with embedding and head in int8, as optimum-intel does by default; int8 is
-optimum-intel's default, asymmetric per channel; float stores float16 constants.
+Runs in OpenVINO's environment. FORMAT is one of
+    int4   symmetric, one scale for 128 weights (64 or 32 if 128 does not divide the length of every row); embedding and
+           head are int8. These are defaults of optimum-intel
+    int8   asymmetric, one scale per channel: optimum-intel's default
+    float  float16 weights
 """
 
 from __future__ import annotations

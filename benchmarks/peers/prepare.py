@@ -11,7 +11,7 @@ from pathlib import Path
 from peers.blocks import Block
 
 
-class Rig:
+class ModelBuilder:
     """Creates model files under `models`.
 
     Args:

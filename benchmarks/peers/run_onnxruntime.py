@@ -13,7 +13,7 @@ from peers.serve import serve
 
 
 class OnnxRuntime:
-    """A model, and a generator for each prompt, which reads its own tokens; min_length prevents an early end."""
+    """A model, and a generator for each prompt that reads the tokens it chooses; min_length prevents an early end."""
 
     def __init__(self, load: dict[str, Any]) -> None:
         session = {"intra_op_num_threads": load["threads"], "inter_op_num_threads": 1}

@@ -13,7 +13,7 @@ from openvino import opset13 as ops
 from peers.serve import serve
 
 
-def last_token_only(model: ov.Model) -> None:
+def limit_head_to_last_token(model: ov.Model) -> None:
     """Limits the head to the last token of each sequence, as OpenVINO GenAI does before it compiles a model."""
     head = model.output("logits").get_node().input_value(0).get_node()
     while head.get_type_name() != "MatMul":
@@ -31,7 +31,7 @@ class OpenVino:
     def __init__(self, load: dict[str, Any]) -> None:
         core = ov.Core()
         model = core.read_model(Path(load["model"]) / "openvino_model.xml")
-        last_token_only(model)
+        limit_head_to_last_token(model)
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": load["threads"], **load["options"]}
         compiled = core.compile_model(model, "CPU", options)
         self.request = compiled.create_infer_request()

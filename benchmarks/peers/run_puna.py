@@ -17,7 +17,7 @@ from puna.native.measure import MachineSpeed
 
 
 class Puna:
-    """The native backend, called as the engine calls it: prompts are read in chunks of 512 tokens."""
+    """puna's native backend, called as `puna.engine` calls it: prompts are read in chunks of 512 tokens."""
 
     def __init__(self, load: dict[str, Any]) -> None:
         checkpoint = open_checkpoint(locate_model(load["model"]))
@@ -27,6 +27,7 @@ class Puna:
         )
         self.vocab_size = checkpoint.config.vocab_size
         self._slots = 0
+        # measure.py multiplies the limits of a machine with all speeds 1 by the measured speed.
         unit = MachineSpeed(1.0, 1.0, 1.0, True)
         self.settings = {
             "backend": "native",

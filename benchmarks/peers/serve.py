@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 MAX_TOKENS = 4096
-"""Number of random token ids from which prompts and steps read."""
+"""Number of random token ids, which prompts and decoding steps share."""
 
 _DIE_WITH_PARENT = 1
 """PR_SET_PDEATHSIG of prctl(2), so that a stopped worker ends together with compare.py."""
