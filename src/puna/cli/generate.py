@@ -2,70 +2,114 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from puna.cli import options
-from puna.cli.terminal import command, loading, print_json, read_text, stderr_console, write
+from puna.cli.loading import Loader
+from puna.cli.prompt import read_prompt
+from puna.cli.terminal import command, is_quiet, is_watched, print_json, stderr_console, write
+from puna.errors import RequestError
 
 if TYPE_CHECKING:
     from puna.answer import Completion
+    from puna.llm import LLM, Options
+
+FIELDS = {
+    "prompt_ids": "token ids of the prompt",
+    "ids": "token ids of the answer",
+    "text": "the answer, without the prompt",
+    "finish_reason": "stop (end token or stop string) or length (maximum number of tokens)",
+    "prefill_tokens_per_second": "speed of reading the prompt",
+    "decode_tokens_per_second": "speed of generating the answer",
+}
 
 
-@command
+@command(
+    {
+        'puna generate "Gravity is" -n 20': "continue a text with at most 20 tokens",
+        'cat notes.txt | puna generate --chat "Summarise:"': "standard input is appended to the prompt",
+        "puna generate -f prompt.txt --json": "read the prompt from a file, print JSON",
+    },
+    FIELDS,
+)
 def generate(
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue, or - for standard input.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT]",
+            help="Text to continue. Files and piped standard input are appended; - is standard input only.",
+        ),
+    ] = None,
+    prompt_option: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The same as PROMPT.")
+    ] = None,
+    file: options.File = None,
     model: options.Model = None,
-    max_tokens: Annotated[int, typer.Option(min=0, help="Maximum number of tokens to generate.")] = 256,
+    max_tokens: options.MaxTokens = None,
+    context: options.Context = None,
     chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a chat message.")] = False,
-    system: Annotated[str | None, typer.Option(help="System message; requires --chat.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; repeatable.")] = None,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message; requires --chat.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Text that ends the answer; repeatable.")
+    ] = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
+    speculate: options.Speculate = False,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
+    max_batch: options.MaxBatch = 1,
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
-    speculate: options.Speculate = False,
     json: options.Json = False,
 ) -> None:
-    """Continue a prompt. The text is printed while it is generated."""
-    from puna.engine import Sampling
-    from puna.llm import LLM
+    """Continue a prompt.
 
+    The prompt and its continuation are printed while tokens are generated; with --quiet, only the continuation.
+    Options of sampling that are left out have the values of the model's generation_config.json; without one, the most
+    likely token is chosen.
+    """
+    if prompt is not None and prompt_option is not None:
+        raise typer.BadParameter("the prompt is given twice; leave out --prompt", param_hint="--prompt")
     if system is not None and not chat:
         raise typer.BadParameter("--system requires --chat", param_hint="--system")
-    text = read_text(prompt, "the prompt")
-    # Refuses invalid values before the model loads.
-    Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    with loading(model):
-        llm = LLM(model, backend, threads, device=device, dtype=dtype, quantize=quantize)
+    settings = options.answer_options(
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed, stop=stop or None, speculate=speculate,
+    )  # fmt: skip
+    text = read_prompt(prompt if prompt_option is None else prompt_option, file or [])
+    if text is None:
+        raise typer.BadParameter(
+            'there is no prompt; give one, such as puna generate "Gravity is", or --file FILE, or pipe a text into '
+            "standard input",
+            param_hint="PROMPT or --prompt",
+        )
+    _, llm = Loader(backend, threads, device, dtype, quantize, max_batch).load(model)
+    answer_prompt(llm, text, chat=chat, system=system, context=context, settings=settings, json=json, echo=not chat)
+
+
+def answer_prompt(
+    llm: LLM, text: str, *, chat: bool, system: str | None, context: int | None, settings: Options, json: bool,
+    echo: bool,
+) -> None:  # fmt: skip
+    """Prints the answer to a prompt, as text or JSON; `echo` prints the prompt first."""
     messages = [] if system is None else [{"role": "system", "content": system}]
-    answer, pieces = llm.start(
-        [*messages, {"role": "user", "content": text}] if chat else text,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop or (),
-        speculate=speculate,
-    )
+    prompt = [*messages, {"role": "user", "content": text}] if chat else text
+    if context is not None:
+        settings = within_context(llm, prompt, context, settings)
+    answer, pieces = llm.start(prompt, **settings)
     if json:
         for _ in pieces:
             pass
         print_json(_report(answer.completion()))
         return
-    if not chat:
+    if echo and not is_quiet():
         write(text)
     for piece in pieces:
         write(piece)
@@ -73,17 +117,37 @@ def generate(
     _print_speed(answer.completion())
 
 
+def within_context(llm: LLM, prompt: str | list[dict[str, str]], context: int, settings: Options) -> Options:
+    """Returns the settings with a maximum number of tokens that keeps prompt and answer within `context`.
+
+    Raises:
+        RequestError: the prompt fills the context, or the model's context is shorter.
+    """
+    tokens = count_tokens(llm, prompt)
+    if context > llm.config.context_length:
+        raise RequestError(
+            f"--context is {context}, but the model's context is {llm.config.context_length}; give at most that"
+        )
+    if tokens >= context:
+        raise RequestError(f"the prompt has {tokens} tokens, which fill the context of {context}; raise --context")
+    limit = settings.get("max_tokens", 256)
+    return {**settings, "max_tokens": context - tokens if limit is None else min(limit, context - tokens)}
+
+
+def count_tokens(llm: LLM, prompt: str | list[dict[str, str]]) -> int:
+    """Returns the number of tokens of a text or a rendered conversation."""
+    if isinstance(prompt, str):
+        return len(llm.tokenizer.encode(prompt))
+    return len(llm.tokenizer.apply_chat_template(prompt, add_generation_prompt=True))
+
+
 def _report(completion: Completion) -> dict[str, object]:
-    names = (
-        "prompt_ids", "ids", "text", "finish_reason", "prefill_tokens_per_second", "decode_tokens_per_second",
-    )  # fmt: skip
-    return {name: getattr(completion, name) for name in names}
+    return {name: getattr(completion, name) for name in FIELDS}
 
 
 def _print_speed(completion: Completion) -> None:
-    if sys.stderr is not None and sys.stderr.isatty():
-        console = stderr_console()
-        console.print(
+    if is_watched():
+        stderr_console().print(
             f"prompt: {len(completion.prompt_ids)} tokens at {completion.prefill_tokens_per_second:.0f}/s, "
             f"answer: {len(completion.ids)} tokens at {completion.decode_tokens_per_second:.0f}/s",
             style="dim",

@@ -9,7 +9,17 @@ from puna.cli import options
 from puna.cli.terminal import command, print_json
 
 
-@command
+@command(
+    {"puna info": "what puna uses on this machine"},
+    {
+        "version": "puna's version",
+        "python, platform": "versions of Python and of the operating system",
+        "cpu_features": "instruction sets of the processor that puna uses",
+        "physical_cores, logical_cores": "numbers of cores",
+        "threads": "default number of threads",
+        "backends": "whether torch and native can run here",
+    },
+)
 def info(json: options.Json = False) -> None:
     """Show the version, and this machine's CPU features, threads and backends."""
     import importlib.util

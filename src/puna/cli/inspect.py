@@ -8,16 +8,50 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from puna.cli import options
+from puna.cli.models import complete_model, locate
 from puna.cli.terminal import command, print_json, printable, size
 
 if TYPE_CHECKING:
     from puna.checkpoint.inspect import Report
 
 
-@command
+FIELDS = {
+    "path": "where the model is",
+    "kind": "hf, gguf or meta; null if there is no model that puna reads",
+    "container": "file format, such as GGUF v3",
+    "files, bytes": "name and size of each weight file; their total size",
+    "parameters": "number of parameters",
+    "dtypes": "for each format, the number of tensors, parameters and bytes",
+    "head": "lm, classification or none",
+    "architecture": "sizes of the model, with the names of LlamaConfig",
+    "rope": "settings of the rotary embedding",
+    "context": "maximum number of tokens",
+    "vocabulary": "rows of the embedding; tokens of the tokenizer",
+    "special_tokens": "for bos, eos and pad, the id and text",
+    "chat_template": "whether there is one; null if unknown",
+    "memory": "bytes of the weights and of the cache of 1,000 tokens",
+    "warnings, errors": "problems despite which the model loads, and problems that prevent it",
+}
+
+
+@command(
+    {
+        "puna inspect": "the default model",
+        "puna inspect model.gguf": "a file",
+        "puna inspect owner/name --json": "a model of the hub, as JSON",
+    },
+    FIELDS,
+)
 def inspect(
     path: Annotated[
-        str | None, typer.Argument(help="Folder, file, or owner/name on the hub. [default: SmolLM2-135M-Instruct]")
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            envvar="PUNA_MODEL",
+            autocompletion=complete_model,
+            help="Folder, file, owner/name on the hub, or a part of a downloaded model's name. [default: "
+            "SmolLM2-135M-Instruct]",
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -25,9 +59,9 @@ def inspect(
 
     The exit status is 1 if an error keeps the model from loading.
     """
-    from puna.checkpoint import inspect_checkpoint, locate_model
+    from puna.checkpoint import inspect_checkpoint
 
-    report = inspect_checkpoint(locate_model(path))
+    report = inspect_checkpoint(locate(path))
     if json:
         print_json(report.to_dict())
     else:

@@ -2,34 +2,105 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from puna.cli.models import complete_model
+from puna.cli.terminal import usage_errors
+
+if TYPE_CHECKING:
+    from puna.llm import Options
+
+MODEL_HELP = "Folder, GGUF file, owner/name on the hub, or a part of a downloaded model's name."
+
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Folder, GGUF file, or owner/name on the hub. [default: SmolLM2-135M-Instruct]"),
-]
+    typer.Option(
+        "--model", "-m", metavar="MODEL", envvar="PUNA_MODEL", autocompletion=complete_model,
+        help=f"{MODEL_HELP} [default: SmolLM2-135M-Instruct]",
+    ),
+]  # fmt: skip
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", autocompletion=complete_model, help=MODEL_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Backend = Annotated[str, typer.Option(help="Execution backend: auto, torch or native.")]
+Backend = Annotated[
+    Literal["auto", "native", "torch"],
+    typer.Option(help="What runs the model: native (C++ on the CPU), torch (PyTorch), or auto: native if it can."),
+]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="Number of CPU threads. [default: one per physical core]"),
+    typer.Option(min=1, max=256, envvar="PUNA_THREADS", help="Number of CPU threads. [default: one per physical core]"),
 ]
-Device = Annotated[str | None, typer.Option(help="PyTorch device, such as cuda.")]
-Dtype = Annotated[str | None, typer.Option(help="Type for computation, such as bfloat16.")]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="PyTorch device, such as cuda.")]
+Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="PyTorch type for computation, such as bfloat16.")]
 Quantize = Annotated[
-    str | None,
-    typer.Option(help="Quantise float weights while loading: q8_0, q4_0 or q4_K."),
+    Literal["q8_0", "q4_0", "q4_K"] | None,
+    typer.Option(case_sensitive=False, metavar="<q8_0|q4_0|q4_K>", help="Quantise float weights while loading."),
+]
+File = Annotated[
+    list[Path] | None,
+    typer.Option("--file", "-f", metavar="FILE", help="UTF-8 file to append to the prompt; repeatable."),
+]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option("--max-tokens", "-n", metavar="N", min=0, help="Maximum number of tokens to generate. [default: 256]"),
+]
+AnswerTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens", "-n", metavar="N", min=1, help="Maximum tokens of an answer. [default: the rest of the context]"
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        "-c",
+        metavar="N",
+        min=2,
+        help="Maximum tokens of prompt and answer together. [default: the model's]",
+    ),
+]
+MaxBatch = Annotated[
+    int,
+    typer.Option(metavar="N", min=1, max=1024, help="Sequences to reserve memory for; one command runs one at a time."),
 ]
 Temperature = Annotated[
-    float, typer.Option("--temperature", "-t", help="Sampling temperature; 0 always chooses the most likely token.")
+    float | None,
+    typer.Option(
+        "--temperature", "-t", metavar="X", help="Sampling temperature; 0 always chooses the most likely token."
+    ),
 ]
-TopK = Annotated[int, typer.Option(help="Sample from the k most likely tokens only; 0 means all.")]
-TopP = Annotated[float, typer.Option(help="Sample from the most likely tokens whose probabilities add up to p.")]
-MinP = Annotated[float, typer.Option(help="Exclude tokens with less than this fraction of the highest probability.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Values above 1 make tokens that occurred before less likely.")]
+TopK = Annotated[int | None, typer.Option(metavar="N", help="Sample from the k most likely tokens only; 0 means all.")]
+TopP = Annotated[
+    float | None, typer.Option(metavar="X", help="Sample from the most likely tokens whose probabilities add up to p.")
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Exclude tokens with less than this fraction of the highest probability."),
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(metavar="X", help="Values above 1 make tokens that occurred before less likely.")
+]
 Speculate = Annotated[
     bool, typer.Option("--speculate", help="Guess tokens from earlier text: same answer, faster if text repeats.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Random seed, for reproducible sampling.")]
+StateFolder = Annotated[Path | None, typer.Option(hidden=True, envvar="XDG_STATE_HOME")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Random seed, for reproducible sampling.")]
+
+
+def answer_options(**values: Any) -> Options:
+    """Returns the options of an answer without those that are None, whose defaults come from the model.
+
+    Raises:
+        typer.BadParameter: a value is out of range.
+    """
+    from puna.engine import Sampling
+
+    names = Sampling.__dataclass_fields__
+    options = {name: value for name, value in values.items() if value is not None}
+    with usage_errors():
+        Sampling(**{name: value for name, value in options.items() if name in names})
+    return cast("Options", options)

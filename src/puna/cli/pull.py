@@ -7,11 +7,22 @@ from typing import Annotated
 import typer
 
 from puna.cli import options
-from puna.cli.terminal import command, print_json
+from puna.cli.terminal import command, is_quiet, print_json, usage_errors
 from puna.errors import RequestError
 
 
-@command
+@command(
+    {
+        "puna pull HuggingFaceTB/SmolLM2-135M-Instruct": "download a model",
+        "puna pull unsloth/SmolLM2-135M-Instruct-GGUF:Q4_K_M": "one of several GGUF files",
+        "puna pull owner/name --revision v1.0": "a branch, tag or commit",
+    },
+    {
+        "model": "the model's name as given",
+        "path": "its folder or GGUF file",
+        "downloaded": "list of the files that were missing, each with name and bytes",
+    },
+)
 def pull(
     repo: Annotated[str, typer.Argument(help="owner/name, or owner/name:Q4_K_M for one of several GGUF files.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. [default: main]")] = None,
@@ -27,14 +38,17 @@ def pull(
     """
     from puna import hub
 
-    reference = hub.read_reference(repo)
-    if revision is not None and reference.revision is not None:
-        raise RequestError(f"{repo!r} already contains a revision, but --revision is {revision!r}; omit one of them")
+    with usage_errors():
+        reference = hub.read_reference(repo)
+        if revision is not None and reference.revision is not None:
+            raise RequestError(
+                f"{repo!r} already contains a revision, but --revision is {revision!r}; omit one of them"
+            )
     downloads: list[hub.Download] = []
 
     def announce(download: hub.Download) -> None:
         downloads.append(download)
-        if not json:
+        if not json and not is_quiet():
             hub.print_download(download)
 
     path = hub.fetch(reference, include=include or (), announce=announce, revision=revision)

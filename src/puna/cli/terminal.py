@@ -7,14 +7,15 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import typer
 
-from puna.errors import PunaError, RequestError
+from puna.errors import PunaError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,34 +25,110 @@ Parameters = ParamSpec("Parameters")
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as in shells: 128 + SIGINT."""
 
+_verbosity = {"quiet": False, "verbose": False}
 
-def command(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Decorates a command: errors print one message and exit with 1, Ctrl-C exits with 130, a closed pipe is silent."""
 
-    @functools.wraps(run)
-    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-        try:
-            _prepare_streams()
-            run(*args, **kwargs)
-            sys.stdout.flush()
-        except PunaError as exc:
-            typer.echo(f"puna: {printable(str(exc))}", err=True)
-            raise typer.Exit(1) from exc
-        except KeyboardInterrupt:
-            typer.echo("\npuna: interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:
-            _discard_output()
-            raise typer.Exit(1) from None
-        except UnicodeDecodeError as exc:
-            typer.echo(f"puna: standard input is not {exc.encoding} text ({exc.reason}); convert it first", err=True)
-            raise typer.Exit(1) from exc
-        except OSError as exc:
-            typer.echo(f"puna: {printable(str(exc))}", err=True)
-            _discard_output()
-            raise typer.Exit(1) from exc
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Sets whether notes are shown (not if `quiet`) and details are (only if `verbose`)."""
+    _verbosity.update(quiet=quiet, verbose=verbose)
 
-    return wrapped
+
+def is_quiet() -> bool:
+    """Whether only results and errors are printed."""
+    return _verbosity["quiet"]
+
+
+def command(
+    examples: Mapping[str, str], fields: Mapping[str, str] | None = None
+) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
+    """Decorates a command: errors print one message and exit with 1, Ctrl-C exits with 130, a closed pipe is silent.
+
+    Args:
+        examples: command lines and what each does, for the help.
+        fields: names and meanings of the fields that --json prints, for the help.
+    """
+
+    def decorate(run: Callable[Parameters, None]) -> Callable[Parameters, None]:
+        @functools.wraps(run)
+        def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+            with _exit_statuses(), _plain_warnings():
+                _prepare_streams()
+                run(*args, **kwargs)
+                sys.stdout.flush()
+
+        wrapped.examples, wrapped.fields = examples, fields or {}  # type: ignore[attr-defined]
+        return wrapped
+
+    return decorate
+
+
+@contextmanager
+def _exit_statuses() -> Iterator[None]:
+    try:
+        yield
+    except PunaError as exc:
+        print_error(str(exc))
+        if _verbosity["verbose"]:
+            import traceback
+
+            typer.echo("".join(traceback.format_exception(exc)).rstrip(), err=True)
+        raise typer.Exit(1) from exc
+    except KeyboardInterrupt:
+        typer.echo("\npuna: interrupted", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        _discard_output()
+        raise typer.Exit(1) from None
+    except UnicodeDecodeError as exc:
+        print_error(f"standard input is not {exc.encoding} text ({exc.reason}); convert it first")
+        raise typer.Exit(1) from exc
+    except OSError as exc:
+        print_error(str(exc))
+        _discard_output()
+        raise typer.Exit(1) from exc
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Prints warnings as notes, without the position in the source."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: note(f"puna: {message}")
+        yield
+
+
+@contextmanager
+def usage_errors(option: str | None = None) -> Iterator[None]:
+    """Context manager for checks of option values: turns a PunaError into an error of the command line (status 2)."""
+    try:
+        yield
+    except PunaError as exc:
+        raise typer.BadParameter(str(exc), param_hint=option) from exc
+
+
+def print_error(message: str) -> None:
+    """Prints an error to standard error."""
+    typer.echo(f"puna: {printable(message)}", err=True)
+
+
+def note(text: str) -> None:
+    """Prints a note to standard error, unless --quiet was given."""
+    if not is_quiet():
+        typer.echo(printable(text), err=True)
+
+
+def detail(text: str) -> None:
+    """Prints a detail to standard error, if --verbose was given."""
+    if _verbosity["verbose"]:
+        typer.echo(printable(text), err=True)
+
+
+def did_you_mean(word: str, names: list[str]) -> str:
+    """Returns " Did you mean ...?" with the names most similar to `word`; "" if none is similar."""
+    import difflib
+
+    lower = {name.lower(): name for name in names}
+    matches = [lower[match] for match in difflib.get_close_matches(word.lower(), list(lower), 3, 0.6)]
+    return f" Did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def _prepare_streams() -> None:
@@ -78,15 +155,13 @@ def stderr_console() -> Console:
 
 
 def is_watched() -> bool:
-    """Whether standard error is a terminal."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    """Whether progress is shown: standard error is a terminal, and --quiet was not given."""
+    return not is_quiet() and sys.stderr is not None and sys.stderr.isatty()
 
 
-def loading(model: str | None) -> AbstractContextManager[Any]:
-    """Returns a context manager that shows a spinner while a model loads, if standard error is a terminal."""
-    if not is_watched():
-        return nullcontext()
-    return stderr_console().status(f"Loading {model or 'the default model'} ...")
+def status(text: str) -> AbstractContextManager[Any]:
+    """Returns a context manager that shows a spinner and a text, if standard error is a terminal."""
+    return stderr_console().status(text) if is_watched() else nullcontext()
 
 
 def printable(text: str) -> str:
@@ -110,13 +185,3 @@ def write(text: str) -> None:
     """Writes text to standard output without buffering."""
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def read_text(argument: str, name: str) -> str:
-    """Returns the argument, or for `-` the text of standard input; raises RequestError if it is not UTF-8."""
-    if argument != "-":
-        return argument
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as exc:
-        raise RequestError(f"{name} from standard input is not UTF-8 ({exc}); convert it first") from exc

@@ -7,10 +7,18 @@ from typing import Annotated
 import typer
 
 from puna.cli import options
-from puna.cli.terminal import command, print_json, read_text
+from puna.cli.models import locate
+from puna.cli.prompt import read_stdin
+from puna.cli.terminal import command, note, print_json
 
 
-@command
+@command(
+    {
+        'puna tokenize "Hello, llama"': "the tokens of a text, with the default model",
+        "puna tokenize -m model.gguf - < text.txt": "the tokens of a file",
+    },
+    {"ids": "token ids", "pieces": "the token of each id, as it is in the vocabulary"},
+)
 def tokenize(
     text: Annotated[str, typer.Argument(help="Text, or - for standard input.")],
     model: options.Model = None,
@@ -18,15 +26,15 @@ def tokenize(
     json: options.Json = False,
 ) -> None:
     """Show the tokens of a text."""
-    from puna.checkpoint import locate_model
     from puna.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(locate_model(model, "tokenizer"))
-    ids = tokenizer.encode(read_text(text, "the text"), add_special_tokens=special)
+    content = read_stdin("the text") if text == "-" else text
+    tokenizer = load_tokenizer(locate(model, "tokenizer"))
+    ids = tokenizer.encode(content, add_special_tokens=special)
     pieces = [tokenizer.convert_ids_to_tokens(token) for token in ids]
     if json:
         print_json({"ids": ids, "pieces": pieces})
         return
     for token, piece in zip(ids, pieces, strict=True):
         typer.echo(f"{token:>7}  {piece!r}")
-    typer.echo(f"{len(ids)} tokens", err=True)
+    note(f"{len(ids)} tokens")

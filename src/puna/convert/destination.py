@@ -25,6 +25,11 @@ def locate_source(source: str | Path | None, target: str | Path, overwrite: bool
     return locate_model(source, need)
 
 
+_MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model", ".gguf", ".jinja"}
+_MAX_LISTED = 5
+"""Maximum number of file names in a note."""
+
+
 def model_destination(target: str | Path, layout: Layout, overwrite: bool, source: Checkpoint) -> Path:
     """Returns the path of the converted model; raises StorageError if it cannot be used (see `check_destination`)."""
     destination = folder_path(target)
@@ -67,6 +72,26 @@ def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path
         taken = resumable.is_taken(destination)
     if taken and not overwrite:
         raise StorageError(f"{destination} exists already; choose another name, or give --overwrite to replace it")
+
+
+def describe_replaced(destination: Path) -> list[str]:
+    """Returns a note that says what `destination` contains now, because it will be replaced; [] if it is free."""
+    if not resumable.is_taken(destination):
+        return []
+    if destination.is_symlink():
+        return [f"replaces {destination}, a link to {destination.readlink()}, which itself stays"]
+    files = [path for path in destination.rglob("*") if path.is_file()] if destination.is_dir() else [destination]
+    size = f"{sum(path.lstat().st_size for path in files) / 1e6:,.1f} MB"
+    if not destination.is_dir():
+        with destination.open("rb") as file:
+            kind = "a GGUF file" if file.read(4) == b"GGUF" else "a file that is not a GGUF file"
+        return [f"replaces {destination}, {kind} of {size}"]
+    other = sorted(str(path.relative_to(destination)) for path in files if path.suffix not in _MODEL_SUFFIXES)
+    listed = ", ".join(other[:_MAX_LISTED]) + (", ..." if len(other) > _MAX_LISTED else "")
+    return [
+        f"replaces the folder {destination} with {len(files)} files ({size})"
+        + (f", of which {len(other)} do not look like parts of a model: {listed}" if other else "")
+    ]
 
 
 def model_record(source: Checkpoint, options: Options, text: CalibrationText | None) -> dict[str, Any]:

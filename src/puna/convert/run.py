@@ -10,7 +10,14 @@ from typing import Any
 
 from puna.checkpoint import Checkpoint, open_checkpoint
 from puna.convert.calibration import Importance, measure_importance, read_text
-from puna.convert.destination import check_destination, files_record, locate_source, model_destination, model_record
+from puna.convert.destination import (
+    check_destination,
+    describe_replaced,
+    files_record,
+    locate_source,
+    model_destination,
+    model_record,
+)
 from puna.convert.edit import edit_checkpoint
 from puna.convert.error_report import relative_errors
 from puna.convert.mixes import find_mix
@@ -95,6 +102,7 @@ def convert(
     on_plan: Callable[[Plan], None] = lambda plan: None,
     progress: Progress = lambda count: None,
     calibrating: Callable[[float], None] = lambda share: None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> Converted:
     """Writes a model in another layout or type. The result appears when it is complete; an interrupted run is resumed.
 
@@ -122,6 +130,7 @@ def convert(
         on_plan: called with the plan before anything is written.
         progress: called with the number of bytes written (with `verify`, also read back) since its last call.
         calibrating: called with the fraction of the calibration text that was read.
+        on_step: called with the name of each step after the plan, when the step begins.
 
     Raises:
         ModelNotFoundError: there is no model at `source`.
@@ -146,25 +155,30 @@ def convert(
     with resumable_staging(destination, model_record(checkpoint, options, text)) as folder:
         unfinished = {file.name for file in output.files if not (folder / file.name).exists()}
         plan = make_plan(checkpoint, edited, destination, options, output, unfinished, text, verify)
+        plan = replace(plan, notes=[*plan.notes, *describe_replaced(destination)])
         check_space(plan, destination, edited.config.vocab_size)
         on_plan(plan)
         if text is not None:
             importance = measure_importance(checkpoint, text, threads, calibrating)
             output = _build_target(edited, destination, options, importance)
+        on_step("Writing")
         _write(output, unfinished, folder, progress)
         with storage_errors(destination):
             conversion = Conversion(plan, notes=output.finish(folder))
         single = destination.name if options.layout == "gguf" else None
         if verify:
+            on_step("Reading back")
             conversion.verified = _verify(output, folder, single, progress)
         publish(folder, destination, single, overwrite)
+    on_step("Measuring rounding errors")
     conversion.errors = relative_errors(checkpoint.tensors, output.tensors)
-    conversion.seconds = time.perf_counter() - started
     converted = Converted(conversion, notes=[*plan.notes, *conversion.notes])
     if verify and checkpoint.head == "lm":
         release = plan.llama_version or (llama_version if options.layout == "meta" else None)
+        on_step("Running both models on a sample text")
         converted.nll, notes = compare_nll(checkpoint, destination, release, threads)
         converted.notes += notes
+    conversion.seconds = time.perf_counter() - started
     return converted
 
 

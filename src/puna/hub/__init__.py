@@ -3,7 +3,7 @@
 A reference is `owner/name`, optionally with `@revision` (a branch, tag or commit) and `:part` (part of the name of one
 GGUF file). A path that exists on this machine is never a reference, so that local paths never touch the network.
 `huggingface_hub` handles tokens, the cache, resumption, HF_ENDPOINT and HF_HUB_OFFLINE. `reference` parses names,
-`choice` chooses files, `download` downloads them.
+`choice` chooses files, `download` downloads them, `cache` lists and deletes them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
+from puna.hub.cache import CachedModel, cached_models, cached_names, find_cached, remove_cached
 from puna.hub.choice import Need
 from puna.hub.download import Download, fetch, print_download
 from puna.hub.reference import Reference, parse, read_reference
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = [
-    "Download", "HubArguments", "Need", "Reference", "fetch", "hub_arguments", "local_path", "parse", "print_download",
-    "read_reference", "without_hub_arguments",
+    "CachedModel", "Download", "HubArguments", "Need", "Reference", "cached_models", "cached_names", "fetch",
+    "find_cached", "hub_arguments", "local_path", "parse", "print_download", "read_reference", "remove_cached",
+    "without_hub_arguments",
 ]  # fmt: skip
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from puna.cli import options
-from puna.cli.terminal import command, loading, print_json, stderr_console
+from puna.cli.measure.disturbance import OtherPrograms, disturbance
+from puna.cli.models import locate
+from puna.cli.terminal import command, is_watched, note, print_json, status, stderr_console, usage_errors
 
 if TYPE_CHECKING:
     from puna.benchmark import Result, Work
@@ -17,13 +19,37 @@ if TYPE_CHECKING:
 
 _BAR = 24
 
+_LEGEND = """
+prefill N     reading a prompt of N tokens, limited by arithmetic
+decode N after C, B sequences
+              generating N tokens for each of B sequences that have C tokens already; the speed is that of all sequences
+              together, limited by the bandwidth of the memory
+of the limit  speed divided by the limit; "in cache": the model may fit in the processor's cache, whose bandwidth is not
+              measured"""
 
-@command
+
+@command(
+    {
+        "puna bench": "the default model, in about a minute",
+        "puna bench -m model.gguf --prefill 512 --context 16 --batch 1 --repeat 3": "only two workloads",
+    },
+    {
+        "model": "the model as given",
+        "machine": "measured limits: dram_gb_s, int8_gops, bf16_gflops; cores_ok: no thread slowed another down",
+        "other_cpu_cores": "cores that other programs used on average; null if unknown",
+        "results": "for each workload: phase, tokens, context, batch, tokens_per_second (median), samples, "
+        "limit_fraction (null if the limit is not known)",
+        "load_seconds, first_token_seconds": "time until the model is loaded, and until its first token",
+        "peak_memory_bytes": "maximum memory of the process",
+    },
+)
 def bench(
     model: options.Model = None,
     prefill: Annotated[str, typer.Option(help="Prompt lengths in tokens, comma-separated.")] = "128,512,2048",
     decode: Annotated[int, typer.Option(min=1, help="Tokens to generate per sequence.")] = 64,
-    context: Annotated[str, typer.Option(help="Tokens already in the cache, comma-separated.")] = "16,512,2048",
+    context: Annotated[
+        str, typer.Option("--context", "-c", help="Tokens already in the cache, comma-separated.")
+    ] = "16,512,2048",
     batch: Annotated[str, typer.Option(help="Sequences generated at once, comma-separated.")] = "1,4,16",
     repeat: Annotated[int, typer.Option(min=1, help="Number of repeats; the median is shown.")] = 5,
     backend: options.Backend = "auto",
@@ -36,7 +62,7 @@ def bench(
     """Measure a model's speed and compare it with the machine's limits.
 
     Generating (decode) is limited by the memory's bandwidth, reading a prompt (prefill) by the processor's arithmetic;
-    both limits are measured. "in cache" means that the model fits in the processor's cache: memory is not the limit.
+    both limits are measured.
     """
     import numpy as np
 
@@ -47,7 +73,8 @@ def bench(
     lengths, contexts = _numbers("--prefill", prefill), _numbers("--context", context)
     sequences = _numbers("--batch", batch)
     started = time.perf_counter()
-    with loading(model):
+    name = model or "the default model"
+    with status(f"Loading {name} ..."):
         native = open_native(model, backend, threads, device, dtype, quantize, max(sequences))
     loaded = time.perf_counter()
     benchmark.read(native, np.array([1]), 0)
@@ -55,10 +82,12 @@ def bench(
     native.free(0)
     works, skipped = benchmark.plan(native.config, native.cache_tokens, lengths, decode, contexts, sequences)
     for work, reason in skipped.items():
-        typer.echo(f"skipped: {_name(work)} {reason}", err=True)
+        note(f"skipped: {_name(work)} {reason}")
     if not works:
         raise RequestError("nothing is left to measure; choose shorter prompts and contexts")
     peak = _peak_memory()
+    note(f"Measuring {len(works)} workloads {repeat} times.")
+    others = OtherPrograms()
     before = measure_machine(threads)
     _reset_peak()
     samples = _measure(native, works, repeat)
@@ -71,6 +100,7 @@ def bench(
     report = {
         "model": str(model or "default"),
         "machine": vars(speed),
+        "other_cpu_cores": others.cores(),
         "results": [_as_json(result) for result in results],
         "load_seconds": loaded - started,
         "first_token_seconds": first - started,
@@ -96,15 +126,14 @@ def open_native(
     Raises:
         BackendError: the options require PyTorch, or the native backend cannot run the model.
     """
-    from puna.checkpoint import locate_model, open_checkpoint
+    from puna.checkpoint import open_checkpoint
     from puna.errors import BackendError
     from puna.native import NativeBackend
 
-    if backend not in ("auto", "native", "torch"):
-        raise BackendError(f"backend must be 'auto', 'torch' or 'native', got {backend!r}")
-    if backend == "torch" or device is not None or dtype not in (None, "float32"):
-        raise BackendError("only the native backend can be measured; leave out --backend torch, --device and --dtype")
-    checkpoint = open_checkpoint(locate_model(model))
+    with usage_errors():
+        if backend == "torch" or device is not None or dtype not in (None, "float32"):
+            raise BackendError("only the native backend can be measured; leave out --backend, --device and --dtype")
+    checkpoint = open_checkpoint(locate(model))
     return NativeBackend(checkpoint.config, checkpoint.tensors, threads, sequences, quantize=quantize)
 
 
@@ -126,7 +155,7 @@ def _measure(native: NativeBackend, works: list[Work], repeat: int) -> dict[Work
     from puna import benchmark
 
     samples: dict[Work, list[float]] = {work: [] for work in works}
-    with Progress(console=stderr_console(), transient=True) as progress:
+    with Progress(console=stderr_console(), transient=True, disable=not is_watched()) as progress:
         task = progress.add_task("measuring", total=repeat * len(works))
         for work, speed in benchmark.run(native, works, repeat):
             samples[work].append(speed)
@@ -211,9 +240,11 @@ def _show(report: dict[str, Any], results: list[Result]) -> None:
     console.print(
         f"machine: memory {machine['dram_gb_s']:.1f} GB/s, int8 {machine['int8_gops']:.0f} Gop/s, "
         f"bf16 or f32 {machine['bf16_gflops']:.0f} Gflop/s"
-        + ("" if machine["cores_ok"] else "; other processes used the CPU during the measurement: run it again")
     )
     console.print(
         f"load {report['load_seconds']:.2f} s, first token {report['first_token_seconds']:.2f} s, "
         f"peak memory {report['peak_memory_bytes'] / 1e6:.0f} MB"
     )
+    note(_LEGEND)
+    if warning := disturbance(report["other_cpu_cores"], machine["cores_ok"]):
+        console.print(warning, style="yellow")

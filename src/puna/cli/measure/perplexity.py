@@ -10,16 +10,36 @@ from typing import Annotated
 import typer
 
 from puna.cli import options
-from puna.cli.terminal import command, loading, print_json, stderr_console
+from puna.cli.loading import Loader
+from puna.cli.prompt import read_file
+from puna.cli.terminal import command, is_watched, print_json, stderr_console
 from puna.errors import RequestError
 
+_WINDOW = 512
+"""Default number of tokens per window."""
 
-@command
+
+@command(
+    {
+        "puna perplexity text.txt": "the default model",
+        "puna perplexity text.txt -m model.gguf -c 1024 --max-tokens 20000": "the beginning of a text, in long windows",
+    },
+    {
+        "tokens": "number of predicted tokens",
+        "nll": "mean negative log-likelihood, in nats per token",
+        "perplexity": "exp(nll)",
+    },
+)
 def perplexity(
     file: Annotated[Path, typer.Argument(help="UTF-8 text file.")],
     model: options.Model = None,
-    context: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
-    max_tokens: Annotated[int | None, typer.Option(min=2, help="Number of tokens to read. [default: all]")] = None,
+    context: Annotated[
+        int | None,
+        typer.Option("--context", "-c", min=2, help="Tokens per window. [default: 512, or the model's context]"),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", min=2, help="Number of tokens to read. [default: all]")
+    ] = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     device: options.Device = None,
@@ -34,17 +54,16 @@ def perplexity(
     """
     from rich.progress import track
 
-    from puna.llm import LLM
-
-    text = _read(file)
-    with loading(model):
-        llm = LLM(model, backend, threads, device=device, dtype=dtype, quantize=quantize)
-    windows = list(_windows(llm.tokenizer.encode(text)[:max_tokens], context))
+    text = read_file(file)
+    _, llm = Loader(backend, threads, device, dtype, quantize).load(model)
+    longest = llm.config.context_length
+    if context is not None and context > longest:
+        raise RequestError(f"--context is {context}, but the model's context is {longest}; give at most that")
+    windows = list(_windows(llm.tokenizer.encode(text)[:max_tokens], context or min(_WINDOW, longest)))
     if not windows:
         raise RequestError(f"{file} has fewer than 2 tokens; there is nothing to predict")
-    console = stderr_console()
     total, count = 0.0, 0
-    for window in track(windows, "Reading", console=console, transient=True, disable=not console.is_terminal):
+    for window in track(windows, "Reading", console=stderr_console(), transient=True, disable=not is_watched()):
         losses = llm.nll(window)
         total, count = total + float(losses.sum()), count + len(losses)
     nll = total / count
@@ -60,12 +79,3 @@ def _windows(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         window = ids[start : start + size]
         if len(window) > 1:
             yield window
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_bytes().decode()  # text mode would translate line ends
-    except UnicodeDecodeError as exc:
-        raise RequestError(f"{file} is not UTF-8 text ({exc}); convert it first") from exc
-    except OSError as exc:
-        raise RequestError(f"{file} cannot be read: {exc.strerror}") from exc

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from puna.cli import options
-from puna.cli.bench import mean_speed, open_native
-from puna.cli.terminal import command, loading, print_json
+from puna.cli.measure.bench import mean_speed, open_native
+from puna.cli.measure.disturbance import OtherPrograms, disturbance
+from puna.cli.terminal import command, note, print_json, status
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,12 +23,38 @@ if TYPE_CHECKING:
 
 _BAR = 10
 
+_LEGEND = """
+embedding     the rows of the tokens in the embedding
+norm          RMS norms
+qkv, o        matrices that make queries, keys and values, and the output of attention
+rope          rotation of queries and keys by position
+attention     products with the cached keys and values
+gate and up, down
+              matrices of the feed-forward network
+activation    SiLU, and the product of gate and up
+head          logits of the next token
+outside       everything outside the forward pass: Python, and the choice of the token
+of limit      speed divided by what memory bandwidth (decode) or arithmetic (prefill) allow"""
 
-@command
+
+@command(
+    {
+        "puna profile": "the default model",
+        "puna profile -m model.gguf -c 4096 --prefill 2048": "with a long context",
+    },
+    {
+        "machine": "list of measured limits, as in puna bench",
+        "other_cpu_cores": "cores that other programs used on average; null if unknown",
+        "prefill, decode": "for each kind of kernel: microseconds_per_token, limit_fraction (null if the limit is not "
+        "known)",
+    },
+)
 def profile(
     model: options.Model = None,
-    context: Annotated[int, typer.Option(min=1, help="Tokens already in the cache when generating.")] = 512,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 32,
+    context: Annotated[
+        int, typer.Option("--context", "-c", min=1, help="Tokens already in the cache when generating.")
+    ] = 512,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens to generate.")] = 32,
     prefill: Annotated[int, typer.Option(min=1, help="Prompt length in tokens.")] = 512,
     repeat: Annotated[int, typer.Option(min=1, help="Number of repeats; medians are shown.")] = 3,
     backend: options.Backend = "auto",
@@ -49,7 +76,7 @@ def profile(
     from puna.errors import RequestError
     from puna.native.measure import measure_machine
 
-    with loading(model):
+    with status(f"Loading {model or 'the default model'} ..."):
         native = open_native(model, backend, threads, device, dtype, quantize, 1)
     context_length = native.config.context_length
     if max(context + tokens, prefill) > context_length:
@@ -62,19 +89,31 @@ def profile(
     native.free(0)
     repeats: list[dict[str, dict[str, tuple[float, float | None]]]] = []
     speeds = []
-    for _ in range(repeat):
+    others = OtherPrograms()
+    started = time.perf_counter()
+    for done in range(repeat):
         phases: dict[str, dict[str, tuple[float, float | None]]] = {}
         for work in works:
-            before = measure_machine(threads)
-            seconds = _time(native, ids, work)
-            speeds.append(mean_speed(before, measure_machine(threads)))
+            with status(_progress(done, repeat, work, time.perf_counter() - started)):
+                before = measure_machine(threads)
+                seconds = _time(native, ids, work)
+                speeds.append(mean_speed(before, measure_machine(threads)))
             phases[work.phase] = _compare_with_limits(native, speeds[-1], work, seconds)
         repeats.append(phases)
     report = _medians(repeats)
+    cores = others.cores()
     if json:
-        print_json({"machine": [vars(speed) for speed in speeds], **report})
-    else:
-        _show(report, speeds)
+        print_json({"machine": [vars(speed) for speed in speeds], "other_cpu_cores": cores, **report})
+        return
+    _show(report, speeds)
+    note(_LEGEND)
+    if warning := disturbance(cores, all(speed.cores_ok for speed in speeds)):
+        typer.secho(warning, fg="yellow")
+
+
+def _progress(done: int, repeat: int, work: Work, seconds: float) -> str:
+    left = f", about {seconds / done * (repeat - done):.0f} s left" if done else ""
+    return f"Measuring {work.phase}, repeat {done + 1} of {repeat}{left} ..."
 
 
 def _time(native: NativeBackend, ids: NDArray[np.int64], work: Work) -> dict[str, float]:

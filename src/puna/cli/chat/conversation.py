@@ -1,0 +1,149 @@
+"""A conversation with a model: its messages, the settings of answers, and the limit of the context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from puna.errors import RequestError
+
+if TYPE_CHECKING:
+    from puna.llm import LLM, Options
+
+Message = dict[str, str]
+
+_RESERVE = 4
+"""Without a maximum for answers, old messages are dropped until 1 / _RESERVE of the context is free for the answer."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer of the model.
+
+    Attributes:
+        finish_reason: "stop", "length", or "interrupted" by Ctrl-C.
+        dropped_messages: number of messages dropped before this answer, because the context was full.
+        prompt_tokens, tokens: number of tokens of the conversation before the answer, and of the answer.
+        prefill_tokens_per_second, decode_tokens_per_second: speeds; None if the answer was interrupted.
+    """
+
+    content: str
+    finish_reason: str
+    dropped_messages: int
+    prompt_tokens: int
+    tokens: int
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+
+
+class Conversation:
+    """The messages of a conversation, and the model that answers them.
+
+    Args:
+        name: the model's name, for the user.
+        settings: options of `LLM.start`.
+        context: maximum number of tokens; None means the model's.
+
+    Raises:
+        RequestError: the model's context is shorter than `context`.
+    """
+
+    def __init__(self, name: str, llm: LLM, settings: Options, system: str | None, context: int | None) -> None:
+        self.settings = settings
+        self.use_model(name, llm, context)
+        self.reset(system)
+
+    def use_model(self, name: str, llm: LLM, context: int | None) -> None:
+        """Continues the conversation with another model or maximum number of tokens."""
+        longest = llm.config.context_length
+        if context is not None and not 1 < context <= longest:
+            raise RequestError(f"context is {context}; {name} takes 2 to {longest} tokens")
+        self.name, self.llm, self.context = name, llm, context or longest
+
+    def reset(self, system: str | None) -> None:
+        """Restarts the conversation, with a system message or none."""
+        self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+
+    @property
+    def system(self) -> str | None:
+        """The system message."""
+        first = self.messages[0] if self.messages else {"role": "", "content": ""}
+        return first["content"] if first["role"] == "system" else None
+
+    def undo(self) -> None:
+        """Removes the last message of the user and its answer."""
+        while self.messages and self.messages[-1]["role"] == "assistant":
+            self.messages.pop()
+        if self.messages and self.messages[-1]["role"] == "user":
+            self.messages.pop()
+
+    def say(self, text: str, show: Callable[[str], None] = lambda piece: None, *, stoppable: bool = False) -> Reply:
+        """Adds a message of the user and the model's answer.
+
+        Args:
+            show: receives the answer in pieces.
+            stoppable: whether Ctrl-C only stops the answer, of which the conversation keeps the beginning.
+
+        Raises:
+            PunaError: the message cannot be answered; the conversation is unchanged.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        messages, tokens, dropped = self._fit(messages)
+        limit = self.context - tokens
+        maximum = self.settings.get("max_tokens")
+        options: Any = {**self.settings, "max_tokens": limit if maximum is None else min(maximum, limit)}
+        answer, pieces = self.llm.start(messages, **options)
+        content: list[str] = []
+        completion = None
+        try:
+            for piece in pieces:
+                content.append(piece)
+                show(piece)
+            completion = answer.completion()
+        except KeyboardInterrupt:
+            if not stoppable:
+                raise
+        finally:
+            with suppress(AttributeError):
+                pieces.close()  # type: ignore[attr-defined]
+        reply = "".join(content)
+        if completion is not None or reply:
+            self.messages = [*messages, {"role": "assistant", "content": reply}]
+        return Reply(
+            reply,
+            "interrupted" if completion is None else completion.finish_reason,
+            dropped,
+            tokens,
+            len(answer.ids),
+            None if completion is None else completion.prefill_tokens_per_second,
+            None if completion is None else completion.decode_tokens_per_second,
+        )
+
+    def dropped_note(self, reply: Reply) -> str:
+        """Returns the note for an answer before which messages were dropped."""
+        return (
+            f"(the context of {self.context} tokens is full: the oldest {reply.dropped_messages} messages were dropped)"
+        )
+
+    def _fit(self, messages: list[Message]) -> tuple[list[Message], int, int]:
+        """Drops the oldest turns until an answer fits; returns (messages, number of tokens, number of dropped ones)."""
+        reserve = min(self.settings.get("max_tokens") or self.context, self.context // _RESERVE)
+        kept, tokens = messages, self._count(messages)
+        while tokens > self.context - reserve and (shorter := _without_oldest_turn(kept)) is not None:
+            kept, tokens = shorter, self._count(shorter)
+        if tokens >= self.context:
+            raise RequestError(
+                f"the message makes {tokens} tokens, but the context has {self.context}; shorten the message"
+            )
+        return kept, tokens, len(messages) - len(kept)
+
+    def _count(self, messages: list[Message]) -> int:
+        return len(self.llm.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
+
+
+def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:
+    """Returns the messages without the oldest user message and its answer; None if only one user message is left."""
+    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    return [*messages[: users[0]], *messages[users[1] :]] if len(users) > 1 else None

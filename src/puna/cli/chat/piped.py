@@ -1,0 +1,85 @@
+"""Chats through pipes: texts separated by NUL characters, or JSON lines. Errors name the message and its line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from puna.cli.chat.conversation import Conversation, Reply
+from puna.cli.chat.transcript import read_messages
+from puna.cli.prompt import decode
+from puna.cli.terminal import note, print_json, write
+from puna.errors import PunaError, RequestError
+
+
+def answer_texts(conversation: Conversation) -> None:
+    """Prints the answer to each message of standard input. NUL characters separate messages; there may be none."""
+    line = number = 1
+    for part in sys.stdin.buffer.read().split(b"\0"):
+        first = line + part[: len(part) - len(part.lstrip())].count(b"\n")
+        if part.strip():
+            with _errors_of_message(number, first):
+                text = decode(part.removesuffix(b"\n"), "the message")
+                reply = conversation.say(text, show=write)
+            write("\n")
+            if reply.dropped_messages:
+                note(conversation.dropped_note(reply))
+            number += 1
+        line += part.count(b"\n")
+
+
+def answer_json_lines(conversation: Conversation) -> None:
+    """Reads messages from each line of standard input; prints the answer to each message of the user as a JSON line.
+
+    A system message at the beginning replaces the system message. A message with the role assistant replaces the
+    model's answer, if it follows one. In a list of messages, only the last is answered.
+    """
+    number = 0
+    for line_number, line in enumerate(sys.stdin.buffer, 1):
+        if not line.strip():
+            continue
+        number += 1
+        with _errors_of_message(number, line_number):
+            *earlier, last = _parse(decode(line, "the message").strip())
+            for message in earlier:
+                _add(conversation, message)
+            if last["role"] != "user":
+                _add(conversation, last)
+                continue
+            print_json(_as_json(conversation.say(last["content"])))
+        sys.stdout.flush()
+
+
+def _parse(line: str) -> list[dict[str, str]]:
+    if not line.startswith(("{", "[", '"')):
+        return read_messages(line)
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as exc:
+        raise RequestError(f"it begins with {line[0]} but is not JSON ({exc})") from exc
+    messages = read_messages(value)
+    if not messages:
+        raise RequestError("the list of messages is empty")
+    return messages
+
+
+def _add(conversation: Conversation, message: dict[str, str]) -> None:
+    previous = conversation.messages[-1]["role"] if conversation.messages else None
+    if previous == message["role"] and previous in ("system", "assistant"):
+        conversation.messages.pop()
+    conversation.messages.append(message)
+
+
+def _as_json(reply: Reply) -> dict[str, object]:
+    return {"role": "assistant", **asdict(reply)}
+
+
+@contextmanager
+def _errors_of_message(number: int, line: int) -> Iterator[None]:
+    try:
+        yield
+    except PunaError as exc:
+        raise RequestError(f"message {number} on line {line}: {exc}") from exc

@@ -1,0 +1,163 @@
+"""The commands of a chat, such as /set and /save."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from puna.cli.chat.conversation import Conversation
+from puna.cli.chat.transcript import load, save
+from puna.cli.loading import Loader
+from puna.cli.terminal import did_you_mean
+from puna.errors import RequestError
+
+LEAVE = ("exit", "quit", "/exit", "/quit", "/bye")
+
+_HELP = """\
+/help                show this help
+/system TEXT         set the system message (no TEXT: remove it) and restart
+/set OPTION VALUE    set an option such as temperature; "default" as VALUE: the model's; /set alone lists all
+/model NAME          continue with another model; /model alone shows the current one
+/save FILE           save the conversation as JSON
+/load FILE           replace the conversation by a saved one
+/reset               restart the conversation
+/undo                remove your last message and its answer
+/history             show the conversation
+/bye                 exit (also exit, /exit or Ctrl-D); Ctrl-C stops an answer or clears the line
+
+Enter sends the message, Alt+Enter starts a new line, and pasted text is one message. Put a space before a message that
+begins with / to send it to the model."""
+
+_TYPES: dict[str, Callable[[str], Any]] = {
+    "temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float, "seed": int,
+    "max_tokens": int, "speculate": lambda text: {"on": True, "off": False}[text], "context": int,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the commands act on: the conversation, and the options that models are loaded with."""
+
+    conversation: Conversation
+    loader: Loader
+
+
+def is_command(text: str) -> bool:
+    """Whether a message is a command: one word after a slash, and one line unless the word is a known command."""
+    match = re.match(r"(/[A-Za-z]+)(\s|$)", text)
+    return match is not None and (match[1] in COMMANDS or "\n" not in text.strip())
+
+
+def run_command(session: Session, text: str) -> str:
+    """Runs a command; returns the message for the user.
+
+    Raises:
+        PunaError: the command failed; the conversation is unchanged.
+    """
+    name, _, argument = text.strip().partition(" ")
+    if name not in COMMANDS:
+        return f"{name} is not a command.{did_you_mean(name, list(COMMANDS))} /help lists the commands."
+    return COMMANDS[name](session, argument.strip())
+
+
+def _reset(session: Session, argument: str) -> str:
+    session.conversation.reset(session.conversation.system)
+    return "Conversation restarted."
+
+
+def _system(session: Session, argument: str) -> str:
+    session.conversation.reset(argument or None)
+    return f"System message {'set' if argument else 'removed'}; conversation restarted."
+
+
+def _undo(session: Session, argument: str) -> str:
+    session.conversation.undo()
+    return f"Messages left: {len(session.conversation.messages)}."
+
+
+def _history(session: Session, argument: str) -> str:
+    messages = session.conversation.messages
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages) or "Empty."
+
+
+def _save(session: Session, argument: str) -> str:
+    path = _file("/save", argument)
+    save(path, session.conversation.messages)
+    return f"{len(session.conversation.messages)} messages saved to {path}."
+
+
+def _load(session: Session, argument: str) -> str:
+    path = _file("/load", argument)
+    session.conversation.messages = load(path)
+    return f"{len(session.conversation.messages)} messages loaded from {path}; /history shows them."
+
+
+def _file(command: str, argument: str) -> Path:
+    if not argument:
+        raise RequestError(f"{command} needs the name of a file, such as {command} chat.json")
+    return Path(argument).expanduser()
+
+
+def _set(session: Session, argument: str) -> str:
+    conversation = session.conversation
+    name, _, text = argument.partition(" ")
+    name, text = name.replace("-", "_"), text.strip()
+    if not name:
+        return "\n".join(f"{option:<20} {_value(conversation, option)}" for option in _TYPES)
+    if name not in _TYPES:
+        raise RequestError(f"{name} is not an option.{did_you_mean(name, list(_TYPES))} /set alone lists all")
+    if not text:
+        return f"{name} is {_value(conversation, name)}."
+    value = None
+    if text != "default":
+        try:
+            value = _TYPES[name](text)
+        except (ValueError, KeyError) as exc:
+            expected = {float: "a number", int: "a whole number"}.get(_TYPES[name], "on or off")  # type: ignore[call-overload]
+            raise RequestError(f"{name} must be {expected}, got {text!r}") from exc
+    if name == "context":
+        conversation.use_model(conversation.name, conversation.llm, value)
+    else:
+        conversation.settings = _checked({**conversation.settings, name: value})
+    return f"{name} is now {_value(conversation, name)}."
+
+
+def _checked(settings: dict[str, Any]) -> Any:
+    """Returns the settings without those that are None; raises RequestError if a value is out of range."""
+    from puna.engine import Sampling
+
+    if settings.get("max_tokens") is not None and settings["max_tokens"] < 1:
+        raise RequestError(f"max_tokens is {settings['max_tokens']}; it must be 1 or more")
+    values = {name: value for name, value in settings.items() if value is not None}
+    Sampling(**{name: value for name, value in values.items() if name in Sampling.__dataclass_fields__})
+    return values
+
+
+def _value(conversation: Conversation, name: str) -> object:
+    if name == "context":
+        return conversation.context
+    value = dict(conversation.settings).get(name, "the model's default")
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+def _model(session: Session, argument: str) -> str:
+    conversation = session.conversation
+    if not argument:
+        return f"The model is {conversation.name} ({conversation.llm.path})."
+    name, llm = session.loader.load(argument)
+    conversation.use_model(name, llm, None)
+    return f"The conversation continues with {describe(conversation)}."
+
+
+def describe(conversation: Conversation) -> str:
+    """Returns the model's name, backend and context."""
+    return f"{conversation.name} ({conversation.llm.backend} backend, context of {conversation.context:,} tokens)"
+
+
+COMMANDS: dict[str, Callable[[Session, str], str]] = {
+    "/help": lambda session, argument: _HELP, "/system": _system, "/set": _set, "/model": _model, "/save": _save,
+    "/load": _load, "/reset": _reset, "/undo": _undo, "/history": _history,
+}  # fmt: skip

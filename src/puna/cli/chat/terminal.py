@@ -1,0 +1,116 @@
+"""The chat in a terminal: reads messages, prints answers with word wrap, and shows the speed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from puna.cli.chat.conversation import Conversation, Reply
+from puna.cli.chat.keyboard import history_file, message_reader
+from puna.cli.chat.slash import COMMANDS, LEAVE, Session, describe, is_command, run_command
+from puna.cli.chat.wrap import WordWrap
+from puna.cli.loading import Loader
+from puna.cli.terminal import is_quiet, printable, stderr_console, write
+from puna.errors import PunaError
+
+if TYPE_CHECKING:
+    from puna.llm import Options
+
+
+_DEFAULTS: Options = {"temperature": 0.7, "top_p": 0.95}
+"""Sampling where neither the user nor the model says anything: small models repeat their most likely text for ever."""
+
+
+def chat_in_terminal(conversation: Conversation, loader: Loader, state: Path | None) -> None:
+    """Answers messages until the user leaves. Errors are shown, and the chat continues."""
+    session = Session(conversation, loader)
+    if not {"temperature", "top_k", "top_p", "min_p"} & conversation.settings.keys():
+        conversation.settings = {**_model_settings(conversation), **conversation.settings}
+    read = message_reader([*COMMANDS, "/bye"], history_file(state))
+    _print_note(f"{describe(conversation)}")
+    _print_note("Enter sends, Alt+Enter starts a new line, /help lists commands, Ctrl-D or /bye leaves.")
+    while True:
+        try:
+            text = read()
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return
+        if text.strip() in LEAVE:
+            return
+        with suppress(KeyboardInterrupt):
+            _respond(session, text)
+
+
+def _model_settings(conversation: Conversation) -> Options:
+    """Returns _DEFAULTS unless the model's generation configuration samples."""
+    return {} if conversation.llm.generation_config.do_sample else _DEFAULTS
+
+
+def _respond(session: Session, text: str) -> None:
+    console = stderr_console()
+    try:
+        if is_command(text):
+            console.print(printable(run_command(session, text)), markup=False, style="dim")
+        elif text.strip():
+            _answer(session.conversation, text.strip())
+    except PunaError as exc:
+        console.print(printable(str(exc)), markup=False, style="red")
+
+
+def _answer(conversation: Conversation, text: str) -> None:
+    wrap = WordWrap(write, _terminal_width) if sys.stdout.isatty() else None
+    with _hidden_keys():
+        try:
+            reply = conversation.say(text, write if wrap is None else wrap.feed, stoppable=True)
+        finally:
+            if wrap is not None:
+                wrap.finish()
+            write("\n")
+    if reply.dropped_messages:
+        _print_note(conversation.dropped_note(reply))
+    _print_note(_summary(conversation, reply))
+
+
+def _summary(conversation: Conversation, reply: Reply) -> str:
+    speed = reply.decode_tokens_per_second
+    stopped = {"interrupted": ", stopped", "length": ", maximum length"}.get(reply.finish_reason, "")
+    used = reply.prompt_tokens + reply.tokens
+    return (
+        f"[{conversation.name}: {reply.tokens} tokens{stopped}{f', {speed:.1f} tok/s' if speed else ''}; context "
+        f"{used:,} of {conversation.context:,}]"
+    )
+
+
+def _print_note(text: str) -> None:
+    if not is_quiet():
+        stderr_console().print(text, markup=False, style="dim")
+
+
+def _terminal_width() -> int:
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80  # 0 in a terminal whose size was never set
+    except OSError:
+        return 80
+
+
+@contextmanager
+def _hidden_keys() -> Iterator[None]:
+    """Keys pressed while an answer is printed are not shown; the next prompt reads them."""
+    import termios
+
+    try:
+        settings = termios.tcgetattr(sys.stdin)
+    except (termios.error, ValueError):
+        yield
+        return
+    hidden = [*settings[:3], settings[3] & ~termios.ECHO, *settings[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, hidden)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, settings)

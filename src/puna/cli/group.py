@@ -1,0 +1,143 @@
+"""The table of commands, and the classes that load a command when it is used and print its help."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.main import get_command
+
+from puna.cli.terminal import set_verbosity
+
+COMMANDS = {
+    "Run a model": {
+        "run": ("run:run", "Chat with a model, or answer one prompt."),
+        "chat": ("chat.command:chat", "Chat with a model; /help lists the commands of a chat."),
+        "generate": ("generate:generate", "Continue a prompt."),
+    },
+    "Models on this machine": {
+        "list": ("list_models:list_models", "List the models that are ready to use."),
+        "pull": ("pull:pull", "Download a model from the Hugging Face hub and print its path."),
+        "rm": ("remove:remove", "Delete a downloaded model."),
+        "convert": (
+            "convert:convert",
+            "Convert a model to another layout (Hugging Face, Meta, GGUF) or type, or quantise it.",
+        ),
+    },
+    "Inspect": {
+        "inspect": ("inspect:inspect", "Show a checkpoint's format, sizes and errors without loading it."),
+        "tokenize": ("tokenize:tokenize", "Show the tokens of a text."),
+        "info": ("info:info", "Show the version, and this machine's CPU features, threads and backends."),
+    },
+    "Measure": {
+        "bench": ("measure.bench:bench", "Measure a model's speed and compare it with the machine's limits."),
+        "profile": ("measure.profile:profile", "Show the time per token of each kernel."),
+        "perplexity": ("measure.perplexity:perplexity", "Measure the perplexity of a model on a text."),
+    },
+}
+"""For each heading: name, "module:function" below `puna.cli`, and the first sentence of the function's docstring."""
+
+_TARGETS = {name: target for commands in COMMANDS.values() for name, (target, _) in commands.items()}
+
+
+class Command(TyperCommand):
+    """A command with the options --quiet and --verbose; its help ends with examples and the fields of its JSON."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [
+            _flag("-q", "--quiet", "Print only the result: no notes, progress or speed."),
+            _flag("-v", "--verbose", "Also print the steps and their times; with an error, where it was raised."),
+        ]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the arguments; explains how to give a model if an argument is left over."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as exc:
+            message = getattr(exc, "message", "")
+            if "unexpected extra argument" in message and any("--model" in param.opts for param in self.params):
+                exc.message = f"{message}; give the model with --model"  # type: ignore[attr-defined]
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command with the requested verbosity."""
+        quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
+        if quiet and verbose:
+            raise typer.BadParameter("--quiet and --verbose contradict each other; leave one out")
+        set_verbosity(quiet=quiet, verbose=verbose)
+        return super().invoke(ctx)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Writes the examples and the fields of the JSON output."""
+        examples: dict[str, str] = getattr(self.callback, "examples", {})
+        fields: dict[str, str] = getattr(self.callback, "fields", {})
+        with formatter.section("Examples"):
+            for line, purpose in examples.items():
+                formatter.write(f"  {line}\n      {purpose}\n")
+        if fields:
+            with formatter.section("Fields of --json"):
+                formatter.write_dl(list(fields.items()))
+
+
+def _flag(short: str, name: str, text: str) -> TyperOption:
+    return TyperOption(param_decls=[short, name], is_flag=True, default=False, help=text)
+
+
+class _Commands(MutableMapping[str, Any]):
+    """Commands by name; a command's module is imported when the command is first looked up."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            module, _, function = _TARGETS[name].partition(":")
+            app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+            app.command(name, cls=Command)(getattr(importlib.import_module(f"puna.cli.{module}"), function))
+            self._loaded[name] = get_command(app)
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_TARGETS)
+
+    def __len__(self) -> int:
+        return len(_TARGETS)
+
+
+class CommandGroup(TyperGroup):
+    """The command `puna`. Its help is plain text, because help drawn by rich takes twice as long."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.commands = _Commands()
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the headings, each with its commands."""
+        for heading, commands in COMMANDS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, text.removesuffix(".")) for name, (_, text) in commands.items()])
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Writes what holds for all commands."""
+        with formatter.section("Environment"):
+            formatter.write_dl(
+                [
+                    ("PUNA_MODEL", "Default of --model."),
+                    ("PUNA_THREADS", "Default of --threads."),
+                    ("HF_HOME, HF_TOKEN", "Folder of downloaded models; access to restricted models of the hub."),
+                ]
+            )
+        with formatter.section("Exit status"):
+            formatter.write_text("0 success, 1 failure, 2 invalid command line, 130 interrupted by Ctrl-C")
+        formatter.write_paragraph()
+        formatter.write_text("puna COMMAND --help shows the options of a command, with examples.")

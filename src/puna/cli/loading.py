@@ -1,0 +1,43 @@
+"""Loads models with the options of a command, and says what it does."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from puna.cli.models import locate, model_name
+from puna.cli.terminal import detail, status
+
+if TYPE_CHECKING:
+    from puna.llm import LLM
+
+
+@dataclass(frozen=True)
+class Loader:
+    """The options with which models are loaded; `LLM` documents them."""
+
+    backend: str = "auto"
+    threads: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    quantize: str | None = None
+    max_batch: int = 1
+
+    def load(self, model: str | None) -> tuple[str, LLM]:
+        """Returns the name to show and the model; a model of the hub is downloaded first."""
+        from puna.llm import LLM
+
+        path = locate(model)
+        name = model_name(model, path)
+        started = time.perf_counter()
+        with status(f"Loading {name} ..."):
+            llm = LLM(
+                path, self.backend, self.threads, device=self.device, dtype=self.dtype, quantize=self.quantize,
+                max_batch=self.max_batch,
+            )  # fmt: skip
+        detail(
+            f"loaded {path} in {time.perf_counter() - started:.2f} s: {llm.backend} backend, context of "
+            f"{llm.config.context_length} tokens"
+        )
+        return name, llm

@@ -1,0 +1,1 @@
+"""Commands that measure: speed, the time of each kernel, and perplexity."""

@@ -1,0 +1,57 @@
+"""`puna rm`: deletes downloaded models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from puna.cli import options
+from puna.cli.models import complete_cached, similar_model
+from puna.cli.terminal import command, note, print_json, size
+from puna.errors import ModelNotFoundError
+
+
+@command(
+    {
+        "puna rm smollm2": "delete a model, after a question; a part of its name is enough",
+        "puna rm owner/name --yes": "without the question",
+    },
+    {"removed": "list of the deleted models, each with name and bytes"},
+)
+def remove(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", autocompletion=complete_cached, help="Names shown by puna list, or parts."),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Delete a downloaded model.
+
+    Only models in the cache of the Hugging Face hub are deleted, with all their revisions.
+    """
+    from puna import hub
+
+    cached = {model.name: model for model in hub.cached_models()}
+    names = list(dict.fromkeys(_name(text) for text in models))
+    for name in names:
+        question = f"Delete {name} ({size(cached[name].bytes)}, {cached[name].format})?"
+        if not yes and not typer.confirm(question, err=True):
+            note("nothing was deleted")
+            raise typer.Exit(1)
+    for name in names:
+        hub.remove_cached(name)
+        if not json:
+            typer.echo(f"deleted {name} ({size(cached[name].bytes)})")
+    if json:
+        print_json({"removed": [{"name": name, "bytes": cached[name].bytes} for name in names]})
+
+
+def _name(text: str) -> str:
+    from puna import hub
+
+    reference = hub.find_cached(text.partition(":")[0])
+    if reference is None:
+        raise ModelNotFoundError(f"{text!r} is not a downloaded model; puna list shows them.{similar_model(text)}")
+    return reference.id
