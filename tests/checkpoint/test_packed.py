@@ -151,7 +151,7 @@ def test_inspection_counts_packed_matrices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bits": 8}, "quantised to 8 bits; puna reads GPTQ and AWQ"),
+        ({"bits": 8}, "quantised to 8 bits according to quantization_config in config.json; puna reads GPTQ and AWQ"),
         ({"checkpoint_format": "marlin"}, r"quantised with gptq \(marlin\)"),
         ({"quant_method": "awq", "version": "gemv"}, r"quantised with awq \(gemv\)"),
         ({"quant_method": "compressed-tensors"}, "quantised with compressed-tensors"),

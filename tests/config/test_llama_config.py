@@ -100,7 +100,7 @@ def test_longrope_factors_are_derived_as_in_the_paper():
         ({"rope_theta": 0}, ["rope_theta is 0", "positive"]),
         ({"rope_scaling": "linear"}, ["rope_scaling is 'linear'"]),
         ({"rope_scaling": {"type": "linear"}}, ["rope_scaling", "lacks factor"]),
-        ({"rope_scaling": {"type": "linear", "factor": 1.0}}, ["factor is 1.0", "greater than 1"]),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, ["factor is 0.5", "at least 1"]),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, ["factor is '2'", "positive number"]),
         ({"rope_scaling": {"type": "spiral", "factor": 2.0}}, ["'spiral'", "linear, dynamic, yarn, llama3, longrope"]),
         ({"rope_scaling": {"factor": 2.0}}, ["unknown rope type None"]),

@@ -94,6 +94,7 @@ def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
         dtype=file.tensors["token_embd.weight"].format.torch,
         architectures=["LlamaForCausalLM"],
     )
+    config.notes += keys.notes
     generation = GenerationConfig(
         pad_token_id=pad, bos_token_id=bos, eos_token_id=eos if len(eos) > 1 else config.eos_token_id
     )
@@ -102,16 +103,30 @@ def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
 
 def _check_architecture(keys: GgufKeys) -> None:
     kind = keys.text("general.type", "model")
+    if kind == "adapter":
+        base = keys.text("general.base_model.0.repo_url", keys.text("general.base_model.0.name", "not named"))
+        raise CheckpointError(
+            f"the file is an adapter (LoRA), not a model; its base model is {base[:200]}. Merge the adapter into the "
+            "base model (`llama-export-lora`), or load the base model without it"
+        )
     if kind != "model":
         raise CheckpointError(f"general.type must be 'model', got {kind[:40]!r}")
     architecture = keys.text("general.architecture", "")
+    experts = keys.metadata.get(f"{architecture}.expert_count", 0)
+    mixture = (
+        f"a mixture of {str(experts)[:40]} experts ({architecture[:40]}.expert_count)"
+        if type(experts) is int and experts > 0
+        else ""
+    )
     if architecture != "llama":
-        raise CheckpointError(f"general.architecture is {architecture[:40]!r}; puna runs only 'llama'")
+        of_experts = f", {mixture}" if mixture else ""
+        raise CheckpointError(f"general.architecture is {architecture[:40]!r}{of_experts}; puna runs only 'llama'")
+    if mixture:
+        raise CheckpointError(f"the model is {mixture}; puna runs only LLaMA models without experts")
     for key, neutral in _NEUTRAL.items():
-        if keys.metadata.get(key, neutral) != neutral:
-            raise CheckpointError(
-                f"metadata key {key!r} is {repr(keys.metadata[key])[:80]}; puna runs only models with {neutral!r}"
-            )
+        value = keys.metadata.get(key, neutral)
+        if not isinstance(value, int | float) or value != neutral:
+            raise CheckpointError(f"metadata key {key!r} is {repr(value)[:80]}; puna runs only models with {neutral!r}")
 
 
 def _head_dim(keys: GgufKeys, hidden: int, heads: int) -> int:

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from puna.config.checks import NO_TOKEN
 from puna.errors import CheckpointError
-
-_NO_ID = 2**32 - 1
-"""-1 as uint32, which some converters write for a token that does not exist."""
 
 
 class GgufKeys:
-    """Reads typed values of GGUF metadata; raises CheckpointError for a wrong type or a missing key without default."""
+    """Reads typed values of GGUF metadata; raises CheckpointError for a wrong type or a missing key without default.
+
+    Attributes:
+        notes: values that change nothing, for the user.
+    """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
+        self.notes: list[str] = []
 
     def count(self, key: str, default: int | None = None) -> int:
         """Returns an integer of at least 1."""
@@ -44,9 +47,12 @@ class GgufKeys:
         return value
 
     def token_id(self, key: str) -> int | None:
-        """Returns a token id, or None if the key is missing or its value is -1 (no such token)."""
+        """Returns a token id; None if the key is missing or its value is -1, signed or unsigned (no such token)."""
         value = self.metadata.get(key)
-        if value is None or value in (-1, _NO_ID):
+        if value is None:
+            return None
+        if type(value) is int and value in NO_TOKEN:
+            self.notes.append(f"{key} {value}: -1 means that there is no such token")
             return None
         if type(value) is not int or value < 0:
             raise CheckpointError(f"metadata key {key!r} must be a token id; it is {_format(value)}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from puna.checkpoint.names import is_ignored
+from puna.checkpoint.adapter import is_adapter_file
+from puna.checkpoint.names import HEAD, is_ignored
 from puna.errors import CheckpointError
-from puna.files import read_json
+from puna.files import has_file, read_json
 from puna.formats.blocks import StoredTensor
 from puna.formats.mapped import sniff
 from puna.formats.safetensors import open_safetensors
@@ -16,30 +18,39 @@ from puna.formats.torch_zip import open_torch_zip
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of a single weight file, in order of preference. For several files, NAME.index.json lists them instead."""
 
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.safetensors|\.bin)", re.DOTALL)
+
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The weight files of a folder, and for several files their index and its map of tensors to files."""
+    """The weight files of a folder, their index and its map of tensors to files if there is one, and notes on them."""
 
     paths: tuple[Path, ...]
     index: Path | None = None
     weight_map: dict[str, str] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def find_weight_files(folder: Path) -> WeightFiles:
     """Returns the weight files of a folder. Prefers safetensors to torch files, and a single file to an index.
 
-    If there are no such files, a single safetensors file may have any name.
+    If there are no such files, a complete set of shards does not need an index, and a single safetensors file may have
+    any name.
 
     Raises:
-        CheckpointError: there are no weights, or the index is damaged or names files that are not in the folder.
+        CheckpointError: there are no weights, a shard is missing, or the index is damaged or names files that the
+            folder does not contain.
     """
     for name in WEIGHT_FILES:
-        if (folder / name).exists():
+        if has_file(folder / name, CheckpointError):
             return WeightFiles((folder / name,))
-        if (folder / f"{name}.index.json").exists():
-            return _read_index(folder, folder / f"{name}.index.json")
-    others = sorted(folder.glob("*.safetensors"))
+        index = folder / f"{name}.index.json"
+        if has_file(index, CheckpointError):
+            return _read_index(folder, index)
+    others = [path for path in sorted(folder.glob("*.safetensors")) if not is_adapter_file(path)]
+    for files in (others, sorted(folder.glob("*.bin"))):
+        if shards := _shards_without_index(folder, files):
+            return WeightFiles(shards, notes=(f"no index lists the {len(shards)} shards; all of them are read",))
     if len(others) == 1:  # AutoGPTQ's file name contains the number of bits
         return WeightFiles((others[0],))
     names = ", ".join(f"{name}[.index.json]" for name in WEIGHT_FILES)
@@ -57,42 +68,73 @@ def _read_index(folder: Path, index: Path) -> WeightFiles:
         if not (folder / name).is_file():
             raise CheckpointError(f"{index}: names {name[:200]!r}, which is not in the folder; download it too")
         paths.append(folder / name)
-    return WeightFiles(tuple(paths), index, weight_map)
+    unlisted = _unlisted_shards(folder, paths)
+    notes = tuple(f"the index lists no tensor of {path.name}, which is read too" for path in unlisted)
+    return WeightFiles(tuple(sorted([*paths, *unlisted])), index, weight_map, notes)
 
 
-def read_tensors(files: WeightFiles) -> dict[str, StoredTensor]:
-    """Returns all tensors of the files, by their stored names.
+def _shards_without_index(folder: Path, files: list[Path]) -> tuple[Path, ...]:
+    """Returns the files that are named as shards, in order.
 
     Raises:
-        CheckpointError: a file is damaged, or its tensors differ from the index. Differences in ignored tensors are
-            allowed, since some indexes and some shards lack them.
+        CheckpointError: shards are missing, or belong to several sets.
+    """
+    matches = {path: match for path in files if (match := _SHARD.fullmatch(path.name))}
+    sets = {(match["stem"], match["count"]): match for match in matches.values()}
+    if len(sets) > 1:
+        names = ", ".join(f"{stem}-...-of-{count}" for stem, count in sorted(sets)[:5])
+        raise CheckpointError(f"{folder}: no index lists the shards, which belong to several sets ({names}); add it")
+    for match in sets.values():
+        numbers = {int(item["number"]) for item in matches.values()}
+        missing = [number for number in range(1, int(match["count"]) + 1) if number not in numbers]
+        if missing:
+            name = f"{match['stem']}-{missing[0]:05}-of-{match['count']}{match['ending']}"
+            raise CheckpointError(
+                f"{folder}: {len(missing)} of {int(match['count'])} shards are missing, such as {name}, and so is the "
+                "index; download them"
+            )
+    return tuple(matches)
+
+
+def _unlisted_shards(folder: Path, paths: list[Path]) -> list[Path]:
+    """Returns the shards that belong to the same set as `paths`, but are not in `paths`."""
+    sets = {(match["stem"], match["count"]) for path in paths if (match := _SHARD.fullmatch(path.name))}
+    matches = [(path, _SHARD.fullmatch(path.name)) for path in folder.iterdir() if path not in paths]
+    return [path for path, match in matches if match is not None and (match["stem"], match["count"]) in sets]
+
+
+def read_tensors(files: WeightFiles) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Returns all tensors of the files, by their stored names, and notes on the differences from the index.
+
+    Raises:
+        CheckpointError: a file is damaged, two files contain the same tensor, or a tensor is not in the file that the
+            index names.
     """
     tensors: dict[str, StoredTensor] = {}
+    unlisted = []
     for path in files.paths:
-        shard = open_tensor_file(path)
-        if files.weight_map is not None:
-            _check_shard(files.weight_map, path, shard)
-        tensors |= shard
-    if files.weight_map is not None:
-        missing = [name for name in files.weight_map if name not in tensors and not is_ignored(name)]
-        if missing:
-            file = files.weight_map[missing[0]]
-            raise CheckpointError(
-                f"{files.index}: tensor {missing[0]!r} is not in {file!r}; the files do not belong together"
-            )
-    return tensors
+        for name, tensor in open_tensor_file(path).items():
+            listed = path.name if files.weight_map is None else files.weight_map.get(name)
+            if listed is None and not is_ignored(name):
+                unlisted.append(name)
+            if name in tensors or listed not in (None, path.name):
+                where = "another file too" if name in tensors else f"{str(listed)[:200]!r} according to the index"
+                raise CheckpointError(
+                    f"{path}: contains tensor {name!r}, which is in {where}; the files do not belong together"
+                )
+            tensors[name] = tensor
+    # A tied head may be listed, although it is not stored; `check_tensors` reports a missing head.
+    missing = [name for name in files.weight_map or () if name not in tensors and name != HEAD and not is_ignored(name)]
+    if missing and files.weight_map is not None:
+        file = files.weight_map[missing[0]]
+        raise CheckpointError(
+            f"{files.index}: tensor {missing[0]!r} is not in {file!r}; the files do not belong together"
+        )
+    example = f"such as {unlisted[0][:80]!r}" if unlisted else ""
+    notes = [f"the index does not list {len(unlisted)} of the tensors, {example}; all are read"] if unlisted else []
+    return tensors, [*files.notes, *notes]
 
 
 def open_tensor_file(path: Path) -> dict[str, StoredTensor]:
     """Returns the tensors of a safetensors or torch file; the content, not the name, determines the format."""
     return open_safetensors(path).tensors if sniff(path) == "safetensors" else open_torch_zip(path).tensors
-
-
-def _check_shard(weight_map: dict[str, str], path: Path, shard: dict[str, StoredTensor]) -> None:
-    for name in shard:
-        if weight_map.get(name) != path.name and not is_ignored(name):
-            location = f"is in {weight_map[name]!r}" if name in weight_map else "does not exist"
-            raise CheckpointError(
-                f"{path}: contains tensor {name!r}, which {location} according to the index; the files do not belong "
-                "together"
-            )

@@ -18,10 +18,11 @@ from puna.checkpoint.meta import is_meta_folder
 from puna.checkpoint.names import is_ignored
 from puna.checkpoint.weight import RowSource
 from puna.config import GenerationConfig, LlamaConfig
-from puna.errors import CheckpointError, MissingExtraError, ModelNotFoundError, PunaError
-from puna.files import reading_errors
+from puna.errors import ChatTemplateError, CheckpointError, MissingExtraError, ModelNotFoundError, PunaError
+from puna.files import has_file, reading_errors
 from puna.formats.gguf import GgufFile, open_gguf
 from puna.formats.grouped import GroupedMatrix
+from puna.formats.torch_zip import open_torch_zip
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class Report:
         vocabulary: "rows" of the embedding and "tokens" of the tokenizer.
         special_tokens: for bos, eos and pad, the "id" and, if the tokenizer has it, the "text".
         memory: bytes of the weights as stored and as float32, and of the cache of 1,000 tokens.
+        notes: settings and tensors that are ignored because they change nothing.
         warnings, errors: problems despite which the model loads, and problems that prevent loading.
     """
 
@@ -68,6 +70,7 @@ class Report:
     special_tokens: dict[str, Any] = field(default_factory=dict)
     chat_template: bool | None = None
     memory: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -94,9 +97,8 @@ def inspect_checkpoint(path: str | Path) -> Report:
         config, generation, tensors = _gguf(report, model)
     elif checkpoint is not None and checkpoint.kind == "meta":
         config, generation, tensors = _meta(report, checkpoint)
-    elif is_meta_folder(model) and not (model / "config.json").exists():
-        report.kind, report.container = "meta", "torch"
-        return report
+    elif is_meta_folder(model) and not has_file(model / "config.json", CheckpointError):
+        config, generation, tensors = None, None, _damaged_meta(report, model)
     else:
         config, generation, tensors = _folder(report, model)
         parts = (part for weight in checkpoint.tensors.values() for part in weight.parts) if checkpoint else ()
@@ -104,6 +106,7 @@ def inspect_checkpoint(path: str | Path) -> Report:
         if checkpoint is not None and packed is not None:
             config, tensors = checkpoint.config, checkpoint.tensors
             report.container = f"{report.container}, {packed.packing.name}"
+    report.notes += checkpoint.notes if checkpoint is not None else config.notes if config is not None else ()
     _count_weights(report, tensors)
     if checkpoint is not None:
         report.head = checkpoint.head
@@ -147,6 +150,18 @@ def _meta(report: Report, checkpoint: Checkpoint) -> _Content:
     return checkpoint.config, checkpoint.generation_config, checkpoint.tensors
 
 
+def _damaged_meta(report: Report, folder: Path) -> dict[str, RowSource]:
+    """Adds the files of a folder in Meta's layout to the report; returns the tensors of those that can be read."""
+    report.kind, report.container = "meta", "torch"
+    paths = tuple(sorted(folder.glob("consolidated.*.pth")))
+    _list_files(report, paths)
+    tensors: dict[str, RowSource] = {}
+    for path in paths:
+        shard = _attempt(report, lambda path=path: open_torch_zip(path).tensors) or {}  # type: ignore[misc]
+        tensors |= {f"{path.name} {name}": tensor for name, tensor in shard.items()}
+    return tensors
+
+
 def _check_gguf_keys(report: Report, file: GgufFile) -> None:
     if unknown := sorted(unknown_keys(file.metadata)):
         report.warnings.append(f"unknown metadata keys, ignored: {', '.join(unknown)}")
@@ -161,7 +176,8 @@ def _folder(report: Report, folder: Path) -> _Content:
     report.kind = "hf"
     config = _attempt(report, lambda: LlamaConfig.from_pretrained(folder))
     generation = None
-    if (folder / "generation_config.json").exists():
+    file = folder / "generation_config.json"
+    if _attempt(report, lambda: has_file(file, CheckpointError)) is not False:
         generation = _attempt(report, lambda: GenerationConfig.from_pretrained(folder))
     else:
         report.warnings.append("no generation_config.json; generation ends only at the eos_token_id of config.json")
@@ -170,7 +186,7 @@ def _folder(report: Report, folder: Path) -> _Content:
     if files is not None:
         report.container = "safetensors" if "safetensors" in (files.index or files.paths[0]).name else "torch"
         _list_files(report, files.paths)
-        tensors = _attempt(report, lambda: read_tensors(files)) or {}
+        tensors = (_attempt(report, lambda: read_tensors(files)) or ({},))[0]
     unused = [name for name in WEIGHT_FILES[1:] if report.container == "safetensors" and (folder / name).exists()]
     if unused:
         report.warnings.append(f"{', '.join(unused)} is ignored; the safetensors files are used instead")
@@ -182,7 +198,7 @@ def _folder(report: Report, folder: Path) -> _Content:
 
 
 def _list_files(report: Report, paths: tuple[Path, ...]) -> None:
-    report.files = [{"name": path.name, "bytes": path.stat().st_size} for path in paths]
+    report.files = [{"name": path.name, "bytes": path.stat().st_size} for path in paths if path.is_file()]
     report.bytes = sum(file["bytes"] for file in report.files)
 
 
@@ -245,7 +261,11 @@ def _read_tokenizer(report: Report, path: Path) -> None:
         return
     report.chat_template = tokenizer.chat_template is not None
     if not report.chat_template:
-        report.warnings.append("no chat template; a chat needs one")
+        try:
+            tokenizer.get_chat_template()
+            report.notes.append("the files have no chat template; chats use the built-in one of Llama 2 or 3")
+        except ChatTemplateError:
+            report.warnings.append("no chat template; a chat needs one")
     tokens = {
         "bos": (tokenizer.bos_token_id, tokenizer.bos_token),
         "eos": (tokenizer.eos_token_id, tokenizer.eos_token),

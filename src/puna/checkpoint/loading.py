@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from puna.checkpoint.adapter import ADAPTER_CONFIG, refuse_adapter
 from puna.checkpoint.gguf_config import read_gguf_config
 from puna.checkpoint.gguf_rope import FACTOR_TENSORS
-from puna.checkpoint.grouped import join_packed, read_settings
+from puna.checkpoint.grouped import Settings, join_packed, read_settings
 from puna.checkpoint.huggingface import find_weight_files, read_tensors
+from puna.checkpoint.leftovers import dropped_note, plain_names
 from puna.checkpoint.meta import is_meta_folder, open_meta
-from puna.checkpoint.names import Head, interleaved_rows, is_ignored, to_hf
+from puna.checkpoint.names import EMBEDDING, Head, interleaved_rows, is_ignored, to_hf
 from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head, full_names, refuse_extra
 from puna.checkpoint.weight import Weight
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, ModelNotFoundError
-from puna.files import group_parts, reading_errors
+from puna.files import group_parts, has_file, reading_errors
 from puna.formats.blocks import StoredTensor
 from puna.formats.gguf import GgufFile, open_gguf
 from puna.formats.grouped import GroupedMatrix
 from puna.formats.mapped import sniff
+from puna.hub import model_folder
 
 Kind = Literal["hf", "gguf", "meta"]
 
@@ -41,6 +44,7 @@ class Checkpoint:
             with another head must initialise that head.
         tokenizer: the folder or file from which to load the tokenizer.
         gguf: the open file of a GGUF model; while it is open, `open_gguf` does not read it again.
+        notes: settings and tensors of the files that are ignored because they change nothing.
     """
 
     path: Path
@@ -52,6 +56,7 @@ class Checkpoint:
     head: Head
     tokenizer: Path
     gguf: GgufFile | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def generation(self) -> GenerationConfig:
@@ -83,7 +88,11 @@ def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
 
 @reading_errors(CheckpointError)
 def find_model(path: Path) -> Path:
-    """Returns the GGUF file at or in `path`, or `path` itself if it is a folder in Hugging Face's or Meta's layout."""
+    """Returns the GGUF file at or in `path`, or the folder of a model in Hugging Face's or Meta's layout.
+
+    The folder is `path` itself, or the folder that `model_folder` finds.
+    """
+    path = model_folder(path)
     if path.is_file():
         kind = sniff(path)
         if kind != "gguf":
@@ -93,6 +102,7 @@ def find_model(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise ModelNotFoundError(f"{path}: no such file or folder; give a Hugging Face folder or a GGUF file")
+    refuse_adapter(path)
     if _is_huggingface(path):
         return path
     models = group_parts(file.name for file in path.glob("*.gguf"))
@@ -110,7 +120,7 @@ def find_model(path: Path) -> Path:
 
 def _is_huggingface(folder: Path) -> bool:
     """Whether the folder has a config.json, and weights in Hugging Face's layout or none in any other layout."""
-    if not (folder / "config.json").exists():
+    if not has_file(folder / "config.json", CheckpointError):
         return False
     has_weights = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*"))
     return has_weights or not (any(folder.glob("*.gguf")) or is_meta_folder(folder))
@@ -120,20 +130,25 @@ def open_gguf_model(file: GgufFile) -> Checkpoint:
     """Returns the model of an open GGUF file, validated."""
     config, generation = read_gguf_config(file)
     try:
-        stored = _translate(file)
+        stored, notes = _translate(file)
         check_tensors(config, "lm", stored)
     except CheckpointError as exc:
         raise CheckpointError(f"{file.path}: {exc}") from exc
     tensors = {name: Weight(name, (tensor,), order=interleaved_rows(name, config)) for name, tensor in stored.items()}
-    return Checkpoint(file.path, "gguf", file.parts, config, generation, tensors, "lm", file.path, file)
+    all_notes = (*config.notes, *notes)
+    return Checkpoint(file.path, "gguf", file.parts, config, generation, tensors, "lm", file.path, file, all_notes)
 
 
-def _translate(file: GgufFile) -> dict[str, StoredTensor]:
-    """Returns the tensors by Hugging Face's names, without rotary factors (see `gguf_rope`) and ignored tensors."""
+def _translate(file: GgufFile) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Returns the tensors by Hugging Face's names, without rotary factors (see `gguf_rope`) and ignored tensors.
+
+    Also returns notes on the ignored tensors.
+    """
     translated: dict[str, StoredTensor] = {}
-    extra = []
+    extra, ignored = [], []
     for name, tensor in file.tensors.items():
         if name in FACTOR_TENSORS or is_ignored(name):
+            ignored += [name] if name not in FACTOR_TENSORS else []
             continue
         hf_name = to_hf(name, "gguf")
         if hf_name is None:  # refuses Hugging Face's names too: they could replace a translated tensor
@@ -142,18 +157,22 @@ def _translate(file: GgufFile) -> dict[str, StoredTensor]:
         assert hf_name not in translated, "the table gives each GGUF name a different Hugging Face name"
         translated[hf_name] = tensor
     refuse_extra(extra)
-    return translated
+    return translated, dropped_note("cached rotary values", ignored)
 
 
 def _open_folder(folder: Path) -> Checkpoint:
     config = LlamaConfig.from_pretrained(folder)
     settings = read_settings(folder, config.extra.pop("quantization_config", None))
-    has_generation = (folder / "generation_config.json").exists()
+    has_generation = has_file(folder / "generation_config.json", CheckpointError)
     generation = GenerationConfig.from_pretrained(folder) if has_generation else None
     files = find_weight_files(folder)
-    tensors, head = _validate(folder, config, read_tensors(files), settings)
+    stored, notes = read_tensors(files)
+    tensors, head, more_notes = _validate(folder, config, stored, settings)
     weights = {name: Weight(name, (tensor,)) for name, tensor in tensors.items()}
-    return Checkpoint(folder, "hf", files.paths, config, generation, weights, head, folder)
+    if has_file(folder / ADAPTER_CONFIG, CheckpointError):
+        notes.append(f"{ADAPTER_CONFIG} ignored, since the folder contains no adapter")
+    all_notes = (*config.notes, *notes, *more_notes)
+    return Checkpoint(folder, "hf", files.paths, config, generation, weights, head, folder, notes=all_notes)
 
 
 def _open_meta(folder: Path, version: str | None) -> Checkpoint:
@@ -163,22 +182,25 @@ def _open_meta(folder: Path, version: str | None) -> Checkpoint:
     except CheckpointError as exc:
         raise CheckpointError(f"{folder}: {exc}") from exc
     # Llama 1's download has one tokenizer for all sizes, next to their folders.
-    is_shared = not (folder / "tokenizer.model").exists() and (folder.parent / "tokenizer.model").exists()
-    tokenizer = folder.parent / "tokenizer.model" if is_shared else folder
+    own, shared = (path / "tokenizer.model" for path in (folder, folder.parent))
+    tokenizer = shared if not has_file(own, CheckpointError) and has_file(shared, CheckpointError) else folder
+    config, generation = model.config, model.generation_config
     return Checkpoint(
-        folder, "meta", model.files, model.config, model.generation_config, model.tensors, "lm", tokenizer
+        folder, "meta", model.files, config, generation, model.tensors, "lm", tokenizer, notes=model.notes
     )
 
 
 def _validate(
-    folder: Path, config: LlamaConfig, stored: dict[str, StoredTensor], settings: Mapping[str, Any] | None
-) -> tuple[dict[str, StoredTensor | GroupedMatrix], Head]:
+    folder: Path, config: LlamaConfig, stored: dict[str, StoredTensor], settings: Settings | None
+) -> tuple[dict[str, StoredTensor | GroupedMatrix], Head, list[str]]:
+    """Returns the tensors of the model by their full names, its head, and notes on what was ignored."""
     try:
-        tensors = join_packed(full_names(stored), settings, config)
-        bare = not any(name.startswith("model.") for name in stored)
+        plain, notes = plain_names(stored, (EMBEDDING, EMBEDDING.removeprefix("model.")))
+        tensors, more_notes = join_packed(full_names(plain), settings, config)
+        bare = not any(name.startswith("model.") for name in plain)
         head = find_head(config, tensors, bare)
         drop_tied_head(config, tensors)
         check_tensors(config, head, tensors)
     except CheckpointError as exc:
         raise CheckpointError(f"{folder}: {exc}") from exc
-    return tensors, head
+    return tensors, head, [*notes, *more_notes]

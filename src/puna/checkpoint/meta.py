@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from puna.checkpoint.leftovers import plain_names
 from puna.checkpoint.meta_params import PARAMS, RELEASES, Params, config_from_params, read_params, release
-from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors, interleaved_rows, is_ignored, meta_split, to_hf
+from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors, interleaved_rows, meta_split, to_hf
 from puna.checkpoint.validation import refuse_extra
 from puna.checkpoint.weight import RowSource, Weight
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError
+from puna.files import has_file
 from puna.formats.blocks import StoredTensor
 from puna.formats.mapped import release as release_memory
 from puna.formats.torch_zip import open_torch_zip
@@ -36,11 +38,12 @@ class MetaModel:
     config: LlamaConfig
     generation_config: GenerationConfig
     tensors: dict[str, Weight]
+    notes: tuple[str, ...] = ()
 
 
 def is_meta_folder(folder: Path) -> bool:
     """Whether the folder has a file of Meta's layout."""
-    return (folder / PARAMS).exists() or any(folder.glob("consolidated.*.pth"))
+    return has_file(folder / PARAMS, CheckpointError) or any(folder.glob("consolidated.*.pth"))
 
 
 def shard_name(number: int) -> str:
@@ -61,8 +64,10 @@ def open_meta(folder: Path, version: str | None = None) -> MetaModel:
         raise CheckpointError(f"Llama version must be one of {', '.join(RELEASES)}, got {version!r}")
     paths = find_shards(folder)
     params = read_params(folder / PARAMS)
-    shards = [_translate(path) for path in paths]
+    translated = [_translate(path) for path in paths]
+    shards = [shard for shard, _ in translated]
     _check_names_and_formats(paths, shards)
+    _check_layers(folder, params, shards[0])
     rows = _vocabulary(folder, params, shards)
     dtype = shards[0][EMBEDDING].format.torch
     tied = HEAD not in shards[0]
@@ -76,7 +81,7 @@ def open_meta(folder: Path, version: str | None = None) -> MetaModel:
     if not tied and same_bytes(tensors[EMBEDDING], tensors[HEAD]):
         config, generation = config_from_params(params, rows, True, dtype, version or release(params, rows))
         del tensors[HEAD]
-    return MetaModel(tuple(paths), config, generation, tensors)
+    return MetaModel(tuple(paths), config, generation, tensors, tuple(translated[0][1]))
 
 
 def find_shards(folder: Path) -> list[Path]:
@@ -89,30 +94,40 @@ def find_shards(folder: Path) -> list[Path]:
         raise CheckpointError(
             f"{folder}: {', '.join(missing)[:200]} missing (found {len(shards)} shards); download the missing files"
         )
-    if not (folder / PARAMS).is_file():
+    if not has_file(folder / PARAMS, CheckpointError):
         raise CheckpointError(f"{folder}: no {PARAMS}, which describes the model; download it too")
     return [shards[number] for number in sorted(shards)]
 
 
-def _translate(path: Path) -> dict[str, StoredTensor]:
-    """Returns a shard's tensors by Hugging Face's names."""
+def _translate(path: Path) -> tuple[dict[str, StoredTensor], list[str]]:
+    """Returns a shard's tensors by Hugging Face's names, and notes on the names and on ignored tensors."""
     translated: dict[str, StoredTensor] = {}
     extra = []
-    for name, tensor in open_torch_zip(path).tensors.items():
-        if is_ignored(name):
-            continue
-        hf_name = to_hf(name, "meta")
-        if hf_name is None:
-            extra.append(name)
-        else:
-            translated[hf_name] = tensor
+    stored = open_torch_zip(path).tensors
     try:
+        plain, notes = plain_names(stored, ("tok_embeddings.weight",))
+        for name, tensor in plain.items():
+            hf_name = to_hf(name, "meta")
+            if hf_name is None:
+                extra.append(name)
+            else:
+                translated[hf_name] = tensor
         refuse_extra(extra)
     except CheckpointError as exc:
         raise CheckpointError(f"{path}: {exc}") from exc
     if EMBEDDING not in translated:
         raise CheckpointError(f"{path}: no tok_embeddings.weight; the file is not a language model, or incomplete")
-    return translated
+    return translated, notes
+
+
+def _check_layers(folder: Path, params: Params, shard: Shard) -> None:
+    """Raises CheckpointError if there are fewer layers than `n_layers`, before a table of all their names is built."""
+    layers = sum(name.endswith(".input_layernorm.weight") for name in shard)
+    if params.layers > layers:
+        raise CheckpointError(
+            f"{folder}: {PARAMS} has n_layers {params.layers}, but the shards have {layers} layers; a shard is "
+            f"incomplete, or {PARAMS} belongs to another model"
+        )
 
 
 def _check_names_and_formats(paths: Sequence[Path], shards: Sequence[Shard]) -> None:

@@ -89,11 +89,16 @@ _TO_HF: dict[Dialect, dict[str | None, str]] = {
 
 _LAYER = re.compile(r"\.(0|[1-9][0-9]{0,8})\.")
 
-_IGNORED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|rope\.freqs)$")
+_IGNORED = re.compile(
+    r"(^|\.)(rotary_emb\.\w*(inv_freq|cos_cached|sin_cached|\bcos|\bsin)|rope\.freqs|freqs_(cis|cos|sin)|causal_mask)$"
+)
 
 
 def is_ignored(name: str) -> bool:
-    """Whether the tensor holds rotary frequencies, which old files store although the configuration determines them."""
+    """Whether the tensor holds rotary frequencies, their cosines and sines, or the causal mask.
+
+    Several programs store them, although the configuration determines them.
+    """
     return _IGNORED.search(name) is not None
 
 
@@ -103,6 +108,11 @@ def _split(name: str) -> tuple[str, str]:
     if match is None or "{" in name:
         return name.replace("{", "{{"), ""
     return f"{name[: match.start()]}.{{n}}.{name[match.end() :]}", match[1]
+
+
+def is_known(name: str) -> bool:
+    """Whether Hugging Face's LLaMA models may have a tensor of this name."""
+    return _split(name)[0] in _BY_HF
 
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from puna.checkpoint.names import Head, expected_tensors, is_ignored
+from puna.checkpoint.names import Head, expected_tensors, is_known
 from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
@@ -21,12 +21,11 @@ _ROWS_AT_ONCE = 1024
 
 
 def full_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Drops ignored tensors, and renames those of a bare `LlamaModel`: `layers.0...` becomes `model.layers.0...`."""
-    weights = {name: tensor for name, tensor in tensors.items() if not is_ignored(name)}
-    if any(name.startswith("model.") for name in weights):
-        return weights
+    """Renames the tensors of a bare `LlamaModel`: `layers.0...` becomes `model.layers.0...`."""
+    if any(name.startswith("model.") for name in tensors):
+        return dict(tensors)
     heads = ("lm_head.weight", "score.weight")
-    return {name if name in heads else f"model.{name}": tensor for name, tensor in weights.items()}
+    return {name if name in heads else f"model.{name}": tensor for name, tensor in tensors.items()}
 
 
 def find_head(config: LlamaConfig, tensors: Mapping[str, RowSource], bare: bool) -> Head:
@@ -97,7 +96,9 @@ def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, RowSour
                 "norms and biases are never quantised, convert the model again"
             )
     if missing:
-        raise CheckpointError(f"missing tensors: {_list(missing)}. {_cause(missing)}")
+        unknown = [name for name in tensors if not is_known(name)]
+        others = f"; there are others instead: {_list(unknown)}" if unknown else ""
+        raise CheckpointError(f"missing tensors: {_list(missing)}{others}. {_cause(missing)}")
     refuse_extra([name for name in tensors if name not in expected])
 
 
@@ -115,7 +116,7 @@ def refuse_extra(extra: list[str]) -> None:
     if extra:
         raise CheckpointError(
             f"tensors that a LLaMA model with this configuration does not have: {_list(extra)}. "
-            "Use a model of the llama architecture, merged with its adapters"
+            "The model has another architecture"
         )
 
 

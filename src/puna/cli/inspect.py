@@ -73,6 +73,8 @@ def inspect(
 def _show(report: Report) -> None:
     for name, value in _rows(report):
         typer.echo(f"{name:<15} {printable(value)}")
+    for note in report.notes:
+        typer.echo(f"note: {printable(note)}")
     for warning in report.warnings:
         typer.secho(f"warning: {printable(warning)}", fg="yellow")
     for error in report.errors:
@@ -97,11 +99,14 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         shared = ", shares the embedding" if shape["tie_word_embeddings"] else ""
         yield "output head", f"{report.head or 'unknown'}{shared}"
         yield "rope", _settings(report.rope)
-        yield "context", f"{report.context:,} tokens"
+        yield "context", _count(report.context, "token")
     if report.vocabulary:
-        tokens = report.vocabulary["tokens"]
-        yield "vocabulary", f"{report.vocabulary['rows']:,} rows, {'no' if tokens is None else f'{tokens:,}'} tokens"
+        rows, tokens = report.vocabulary.get("rows"), report.vocabulary.get("tokens")
+        counts = [_count(rows, "row")] if rows is not None else []
+        yield "vocabulary", ", ".join([*counts, "no tokens" if tokens is None else _count(tokens, "token")])
+    if report.special_tokens:
         yield "special", ", ".join(_special(name, entry) for name, entry in report.special_tokens.items())
+    if report.vocabulary:
         yield "chat template", {True: "yes", False: "no", None: "unknown"}[report.chat_template]
     if memory := report.memory:
         as_stored, as_float32 = size(memory["weights"]), size(memory["weights_as_float32"])
@@ -110,8 +115,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "", f"cache per 1,000 tokens {in_bfloat16} as bfloat16, {in_float32} as float32"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _count(number: int | None, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _settings(rope: dict[str, Any]) -> str:

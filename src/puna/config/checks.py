@@ -10,6 +10,13 @@ from puna.errors import ConfigError
 _INT64_MAX = 2**63 - 1
 """The largest integer of tensor libraries; JSON integers are unbounded."""
 
+NO_TOKEN = (-1, 2**32 - 1, 2**64 - 1)
+"""Ids that mean "no such token": -1, which some converters write as an unsigned integer of 32 or 64 bits."""
+
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+_DTYPE_ALIASES = {"float": "float32", "half": "float16", "double": "float64"}
+"""PyTorch's other names of its types."""
+
 
 def check_whole(name: str, value: Any, low: int = 1) -> None:
     """Raises ConfigError unless `value` is an int from `low` to 2^63 - 1 (bools are rejected)."""
@@ -37,10 +44,24 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def absent_if_minus_one(value: Any) -> Any:
-    """Replaces the token id -1, "no such token" in early converted checkpoints, by None; removes -1 from a list."""
+    """Replaces the token id -1, signed or unsigned, by None; removes it from a list."""
     if isinstance(value, list):
-        return [item for item in value if item != -1] or None
-    return None if value == -1 else value
+        return [item for item in value if item not in NO_TOKEN] or None
+    return None if value in NO_TOKEN else value
+
+
+def dtype_name(dtype: Any) -> str | None:
+    """Returns the name of a type: `dtype` is its name, or a `torch.dtype`, which prints as torch.<name>.
+
+    "auto" means the type of the stored weights. It is not known here, so it becomes None, as if there were no `dtype`.
+    """
+    if dtype is None or dtype == "auto":
+        return None
+    name = str(dtype).removeprefix("torch.")
+    name = _DTYPE_ALIASES.get(name, name)
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype is {_display(dtype)}; it must be one of {', '.join(_DTYPES)}, or 'auto'")
+    return name
 
 
 def _is_finite(value: Any) -> bool:

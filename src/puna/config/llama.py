@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.config.checks import absent_if_minus_one, check_between, check_flag, check_whole
+from puna.config.architecture import check_architecture
+from puna.config.checks import absent_if_minus_one, check_between, check_flag, check_whole, dtype_name
 from puna.config.labels import read_labels
 from puna.config.rope import ROPE_FIELDS, RopeContext, check_consistent, override_rope, read_rope, write_rope
 from puna.errors import ConfigError, ModelNotFoundError
-from puna.files import make_folder, read_json, reading_errors, write_json
+from puna.files import has_file, make_folder, read_json, reading_errors, write_json
 from puna.hub import hub_arguments, local_path, without_hub_arguments
 
-_DTYPES = ("float32", "float16", "bfloat16", "float64")
 _PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
@@ -56,6 +56,9 @@ class LlamaConfig:
         dtype: name of the weights' type, such as "bfloat16"; `torch_dtype` is the older name of this argument.
         architectures: names of the classes the weights were saved from.
         output_attentions, output_hidden_states, return_dict: defaults of the model's forward arguments.
+
+    Attributes:
+        notes: the arguments that change nothing and were therefore left out, in words.
 
     Raises:
         ConfigError: if a field has a value that no LLaMA model can have; the message names field, value and limit.
@@ -135,10 +138,16 @@ class LlamaConfig:
         extra.pop("model_type", None)
         self.extra = extra
         self.validate()
-        self.rope_theta, self._rope_scaling = read_rope(
+        self.rope_theta, self._rope_scaling, rope_notes = read_rope(
             {"rope_theta": rope_theta, "rope_scaling": rope_scaling, "rope_parameters": rope_parameters},
             RopeContext(max_position_embeddings, self.head_dim, original_max_position_embeddings),
         )
+        ids = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        unset = {name: value for name, value in ids.items() if absent_if_minus_one(value) != value}
+        self.notes = [f"{name} {value}: -1 means that there is no such token" for name, value in unset.items()]
+        self.notes += rope_notes
+        if "auto" in (dtype, torch_dtype):
+            self.notes.append("dtype 'auto': the weights' own type is used")
         original = "original_max_position_embeddings"
         if original_max_position_embeddings is not None and original not in (self._rope_scaling or ()):
             extra[original] = original_max_position_embeddings  # unused by this rope type, but written back
@@ -181,7 +190,7 @@ class LlamaConfig:
 
     def _set_rope(self, fields: Mapping[str, Any]) -> None:
         context = RopeContext(self.max_position_embeddings, self.head_dim)
-        self.rope_theta, self._rope_scaling = read_rope(fields, context)
+        self.rope_theta, self._rope_scaling, _ = read_rope(fields, context)
 
     @property
     def context_length(self) -> int:
@@ -205,7 +214,7 @@ class LlamaConfig:
 
     @dtype.setter
     def dtype(self, value: Any) -> None:
-        self._dtype = _dtype_name(value)
+        self._dtype = dtype_name(value)
 
     @property
     def torch_dtype(self) -> str | None:
@@ -214,7 +223,7 @@ class LlamaConfig:
 
     @torch_dtype.setter
     def torch_dtype(self, value: Any) -> None:
-        self._dtype = _dtype_name(value)
+        self._dtype = dtype_name(value)
 
     @property
     def num_labels(self) -> int:
@@ -288,7 +297,7 @@ class LlamaConfig:
         Raises:
             ConfigError: if the architecture is not llama, or a field is out of range.
         """
-        _check_architecture(fields)
+        notes = check_architecture(fields)
         check_consistent(fields)
         arguments = inspect.signature(cls.__init__).parameters
         merged = {
@@ -303,7 +312,9 @@ class LlamaConfig:
         for name, synonym in (("dtype", "torch_dtype"), ("torch_dtype", "dtype")):
             if name in overrides:
                 merged.pop(synonym, None)
-        return cls(**{**merged, **overrides})
+        config = cls(**{**merged, **overrides})
+        config.notes[:0] = notes
+        return config
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> LlamaConfig:
@@ -329,7 +340,7 @@ class LlamaConfig:
         file = local_path(path, "config", **hub_arguments(overrides))
         overrides = without_hub_arguments(overrides)
         file = file / "config.json" if file.is_dir() else file
-        if not file.is_file():
+        if not has_file(file, ConfigError):
             raise ModelNotFoundError(f"{path} has no config.json; give the folder of a model")
         fields = read_json(file, ConfigError)
         try:
@@ -339,7 +350,7 @@ class LlamaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the content of a `config.json` that transformers 4.34 to 5.x and puna read in the same way."""
-        special = ("extra", "id2label", "label2id", "rope_theta", "architectures")
+        special = ("extra", "id2label", "label2id", "rope_theta", "architectures", "notes")
         fields = {key: value for key, value in vars(self).items() if key not in special and not key.startswith("_")}
         fields |= write_rope(self.rope_theta, self._rope_scaling)
         fields |= {"dtype": self.dtype, "torch_dtype": self.dtype}  # the names in transformers 5.x and 4.x
@@ -366,17 +377,6 @@ class LlamaConfig:
         write_json(make_folder(folder) / "config.json", self.to_dict())
 
 
-def _check_architecture(fields: Mapping[str, Any]) -> None:
-    kind = fields.get("model_type", "llama")
-    if kind != "llama":
-        raise ConfigError(f"model_type is {kind!r}; puna runs only 'llama'")
-    names = fields.get("architectures") or []
-    if not isinstance(names, list) or any(
-        not isinstance(name, str) or not name.lower().startswith("llama") for name in names
-    ):
-        raise ConfigError(f"architectures is {names!r}; puna runs only the Llama classes")
-
-
 def _default_head_dim(hidden_size: int, heads: int) -> int:
     check_whole("hidden_size", hidden_size)
     check_whole("num_attention_heads", heads)
@@ -385,13 +385,3 @@ def _default_head_dim(hidden_size: int, heads: int) -> int:
             f"hidden_size is {hidden_size}; it must be a multiple of num_attention_heads, {heads}, or set head_dim"
         )
     return hidden_size // heads
-
-
-def _dtype_name(dtype: Any) -> str | None:
-    """Returns the name of a type; `dtype` is the name or a `torch.dtype`, which prints as torch.<name>."""
-    if dtype is None:
-        return None
-    name = str(dtype).removeprefix("torch.")
-    if name not in _DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}; it must be one of {', '.join(_DTYPES)}")
-    return name

@@ -2,7 +2,8 @@
 
 Reads `rope_theta` with `rope_scaling`, whose type is under `type` or `rope_type` (transformers 4.x), and
 `rope_parameters` (transformers 5.x). Writes all of these, so that every release finds the form it supports. An unknown
-type or key is an error: ignoring it would change every rotation silently.
+type or key is an error: ignoring it would change every rotation silently. A null, a factor of 1 and a key of another
+rope type change nothing; they are left out, with a note.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ ROPE_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 }
 """Keys of each rope type in addition to `rope_type`: (always present after reading, optional)."""
 
+_KNOWN = frozenset({"mrope_section"}).union(*(required | optional for required, optional in ROPE_KEYS.values()))
+"""Keys that transformers uses with some rope type; `mrope_section` only concerns images."""
+
 
 @dataclass(frozen=True)
 class RopeContext:
@@ -48,48 +52,51 @@ class RopeContext:
     """A top-level key in some files (such as Phi-3's); it takes precedence over the same key in the settings."""
 
 
-def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, dict[str, Any] | None]:
+def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, dict[str, Any] | None, list[str]]:
     """Reads `rope_theta`, `rope_scaling` and `rope_parameters` from `fields`.
 
-    Returns (base, settings). The settings contain `rope_type`; they are None for plain rotary embeddings.
+    Returns (base, settings, notes). The settings contain `rope_type`; they are None for plain rotary embeddings. The
+    notes are about settings that change nothing.
 
     Raises:
         ConfigError: for an unknown type or key, a value out of range, or two forms that contradict each other.
     """
     settings = {key: fields[key] for key in ("rope_scaling", "rope_parameters") if fields.get(key) is not None}
     results: list[tuple[float, dict[str, Any] | None]] = []
+    notes: list[str] = []
     for key, value in settings.items():
         if not isinstance(value, Mapping):
             raise ConfigError(
                 f"{key} is {value!r}; it must be an object such as {{'rope_type': 'linear', 'factor': 2}}"
             )
-        inner = dict(value)
+        inner = {name: item for name, item in value.items() if item is not None}
         theta = check_positive("rope_theta", inner.pop("rope_theta", fields.get("rope_theta", 10000.0)))
-        results.append((theta, _read_settings(key, inner, context)))
+        results.append((theta, _read_settings(key, inner, context, notes)))
         if theta <= 1 and (results[-1][1] or {}).get("rope_type") == "yarn":
             raise ConfigError(f"rope_theta is {theta}; yarn needs a base greater than 1")
     if not results:
-        return check_positive("rope_theta", fields.get("rope_theta", 10000.0)), None
+        return check_positive("rope_theta", fields.get("rope_theta", 10000.0)), None, notes
     if results[0] != results[-1]:
         raise ConfigError(
             f"rope_scaling and rope_parameters disagree: {results[0]} and {results[-1]}; keep one of them"
         )
-    return results[0]
+    return *results[0], notes
 
 
 def check_consistent(fields: Mapping[str, Any]) -> None:
-    """Raises ConfigError if `rope_parameters` contradicts `rope_theta` or `rope_scaling`.
+    """Raises ConfigError if `rope_parameters` contradicts `rope_theta` or `rope_scaling`, or heads rotate in part.
 
     transformers 4.57 writes such files when it saves a configuration of 5.x again: it copies `rope_parameters` without
     reading it, and adds a `rope_theta` of 10000 and a `rope_scaling` of null.
     """
+    _check_partial("partial_rotary_factor", fields)
     inner = fields.get("rope_parameters")
     if not isinstance(inner, Mapping):
         return
     theta, base = fields.get("rope_theta"), inner.get("rope_theta")
     if theta is not None and base is not None and theta != base:
         raise ConfigError(f"rope_theta is {theta}, but rope_parameters has {base}; keep one of them")
-    kind = inner.get("rope_type", inner.get("type", "default"))
+    kind = inner.get("rope_type") or inner.get("type") or "default"
     if "rope_scaling" in fields and fields["rope_scaling"] is None and kind != "default":
         raise ConfigError(f"rope_scaling is null, but rope_parameters is of type {kind!r}; keep one of them")
 
@@ -136,30 +143,43 @@ def override_rope(fields: dict[str, Any], overrides: Mapping[str, Any]) -> dict[
     return {key: value for key, value in result.items() if key not in overrides}
 
 
-def _read_settings(field: str, inner: dict[str, Any], context: RopeContext) -> dict[str, Any] | None:
+def _check_partial(name: str, fields: Mapping[str, Any]) -> None:
+    factor = fields.get("partial_rotary_factor")
+    if factor not in (None, 1):
+        raise ConfigError(f"{name} is {str(factor)[:40]}, not 1; it must be 1, since LLaMA rotates complete heads")
+
+
+def _read_settings(field: str, inner: dict[str, Any], context: RopeContext, notes: list[str]) -> dict[str, Any] | None:
+    """Returns the settings in `inner`, which has no nulls; None if they scale nothing. Adds notes to `notes`."""
     old, new = inner.pop("type", None), inner.pop("rope_type", None)
     if old is not None and new is not None and old != new:
         raise ConfigError(f"{field} has type {old!r} and rope_type {new!r}; keep one of them")
     kind = new if new is not None else old
-    if inner.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise ConfigError(f"{field}.partial_rotary_factor is not 1; it must be 1, since LLaMA rotates complete heads")
-    inner = {key: value for key, value in inner.items() if value is not None}
-    if kind == "default" or (kind is None and not inner):
-        if inner:
-            raise ConfigError(f"{field} of type 'default' must have no other keys, got {sorted(inner)}")
-        return None
-    if not isinstance(kind, str) or kind not in ROPE_KEYS:
+    _check_partial(f"{field}.partial_rotary_factor", inner)
+    inner.pop("partial_rotary_factor", None)
+    if kind is None and inner.keys() <= {"factor"} and inner.get("factor", 1) == 1:
+        kind = "default"
+    if kind != "default" and (not isinstance(kind, str) or kind not in ROPE_KEYS):
         supported = ", ".join(["default", *ROPE_KEYS])
         raise ConfigError(f"{field} has the unknown rope type {kind!r}; puna supports {supported}")
-    _add_derived(kind, inner, context)
-    required, optional = ROPE_KEYS[kind]
-    if missing := sorted(required - inner.keys()):
-        raise ConfigError(f"{field} of type {kind!r} lacks {', '.join(missing)}")
-    if unknown := sorted(inner.keys() - required - optional):
+    required, optional = ROPE_KEYS.get(kind, (frozenset(), frozenset()))
+    if unknown := sorted(inner.keys() - _KNOWN):
         raise ConfigError(
             f"{field} of type {kind!r} has unknown keys {', '.join(unknown)}; allowed are {sorted(required | optional)}"
         )
-    return {"rope_type": kind, **_check_values(field, kind, inner, context)}
+    if unused := sorted(inner.keys() - required - optional):
+        notes.append(f"{field} of type {kind!r} does not use {', '.join(unused)}")
+    inner = {key: value for key, value in inner.items() if key not in unused}
+    if kind == "default":
+        return None
+    _add_derived(kind, inner, context)
+    if missing := sorted(required - inner.keys()):
+        raise ConfigError(f"{field} of type {kind!r} lacks {', '.join(missing)}")
+    settings = {"rope_type": kind, **_check_values(field, kind, inner, context)}
+    if kind != "longrope" and settings["factor"] == 1 and settings.get("attention_factor", 1) == 1:
+        notes.append(f"{field} of type {kind!r} has a factor of 1, which scales nothing")
+        return None
+    return settings
 
 
 def _add_derived(kind: str, inner: dict[str, Any], context: RopeContext) -> None:
@@ -192,8 +212,8 @@ def _check_values(field: str, kind: str, inner: dict[str, Any], context: RopeCon
         else:
             result[key] = check_positive(f"{field}.{key}", value)
     factor = result.get("factor")
-    if factor is not None and kind != "longrope" and factor <= 1:
-        raise ConfigError(f"{field}.factor is {factor}; it must be greater than 1 (leave {field} out for no scaling)")
+    if factor is not None and kind != "longrope" and factor < 1:
+        raise ConfigError(f"{field}.factor is {factor}; it must be at least 1 (1 scales nothing)")
     if kind == "llama3" and result["low_freq_factor"] >= result["high_freq_factor"]:
         low, high = result["low_freq_factor"], result["high_freq_factor"]
         raise ConfigError(f"{field}.low_freq_factor is {low}; it must be below high_freq_factor, {high}")

@@ -97,7 +97,7 @@ def make_plan(
         before=_count_formats(source.tensors),
         formats=_count_formats(target.tensors),
         fallbacks=dict(target.fallbacks),
-        notes=[*_notes(source, edited, target), *(() if text is None else text.notes)],
+        notes=[*source.notes, *_notes(source, edited, target), *(() if text is None else text.notes)],
         llama_version=target.llama_version,
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from puna.errors import PunaError, TokenizerError
-from puna.files import atomic_write
+from puna.files import atomic_write, has_file
 from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import Value
 from puna.tokenizer import load_tokenizer
@@ -43,7 +43,8 @@ def tokenizer_files(source: Path) -> list[Path]:
     if not source.is_dir():
         return [source]
     inside = [path for name in _FOLDERS for path in sorted((source / name).glob("*"))]
-    return [path for path in (*(source / name for name in _FILES), *inside) if path.is_file()]
+    files = (*(source / name for name in _FILES), *inside)
+    return [path for path in files if has_file(path, TokenizerError)]
 
 
 def check_instruct(source: Path, layout: str) -> int:
@@ -92,7 +93,7 @@ def write_hf_tokenizer(source: Path, folder: Path, instruct: bool = False) -> li
         source: a path that `load_tokenizer` accepts.
         instruct: add Llama 3's chat template; see `check_instruct`.
     """
-    if not instruct and (source / "config.json").is_file() and copy_tokenizer(source, folder):
+    if not instruct and has_file(source / "config.json", TokenizerError) and copy_tokenizer(source, folder):
         return []
     try:
         tokenizer = load_tokenizer(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,26 @@ def reading_errors(error: type[PunaError]) -> Iterator[None]:
         raise error(f"{path}: cannot be read ({exc.strerror or exc}); check the path and its permissions") from exc
 
 
+def has_file(path: Path, error: type[PunaError]) -> bool:
+    """Whether a file exists.
+
+    A model without one of its optional files has other stop ids, special tokens or templates. So a link whose target is
+    gone (as in a snapshot of the hub's cache after an interrupted download), a folder or a device of this name raises
+    `error`, as does a file whose existence cannot be determined.
+    """
+    with reading_errors(error):
+        if path.is_file():
+            return True
+        if not os.path.lexists(path):
+            return False
+        if path.is_symlink() and not path.exists():
+            raise error(
+                f"{path} is a link to {str(path.readlink())[:200]!r}, which does not exist; download the file again, "
+                "or delete the link if the model has no such file"
+            )
+        raise error(f"{path}: a {'folder' if path.is_dir() else 'special file'}; a plain file is needed")
+
+
 def read_file(path: Path, error: type[PunaError], limit: int) -> bytes:
     """Returns the bytes of a plain file.
 
@@ -29,7 +50,7 @@ def read_file(path: Path, error: type[PunaError], limit: int) -> bytes:
         error: the file cannot be read, is not a plain file, or has more than `limit` bytes.
     """
     with reading_errors(error):
-        if not path.is_file():
+        if not has_file(path, error):
             raise ModelNotFoundError(f"{path}: no such file")
         with path.open("rb") as file:
             data = file.read(limit + 1)

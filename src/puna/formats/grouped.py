@@ -141,7 +141,7 @@ class GroupedMatrix:
             raise CheckpointError(
                 f"{self.name}: scales of shape {self.scales.shape} and qzeros of {self.qzeros.shape} do not fit "
                 f"{outputs} outputs and {inputs} inputs in groups of {self.group_size}, which need "
-                f"{(groups, outputs)} and {packed_groups}. The files do not belong to this quantization_config"
+                f"{(groups, outputs)} and {packed_groups}. The files do not fit the quantisation settings"
             )
         if self.g_idx is not None and (
             self.g_idx.shape != (inputs,) or self.groups.min() < 0 or self.groups.max() >= groups

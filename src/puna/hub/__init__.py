@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from puna.hub.cache import CachedModel, cached_models, cached_names, find_cached, remove_cached
 from puna.hub.choice import Need
 from puna.hub.download import Download, fetch, print_download
+from puna.hub.folders import model_folder
 from puna.hub.reference import Reference, parse, read_reference
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CachedModel", "Download", "HubArguments", "Need", "Reference", "cached_models", "cached_names", "fetch",
-    "find_cached", "hub_arguments", "local_path", "parse", "print_download", "read_reference", "remove_cached",
-    "without_hub_arguments",
+    "find_cached", "hub_arguments", "local_path", "model_folder", "parse", "print_download", "read_reference",
+    "remove_cached", "without_hub_arguments",
 ]  # fmt: skip
 
 
@@ -38,7 +39,9 @@ class HubArguments(TypedDict, total=False):
 
 
 def local_path(path: str | Path, need: Need = "model", subfolder: str = "", **arguments: Unpack[HubArguments]) -> Path:
-    """Returns `path`; if it names a model on the hub, downloads the model and returns its path in the cache.
+    """Returns the local path of a model; a model on the hub is downloaded, and its path in the cache returned.
+
+    A local `path` is returned unchanged, except as `model_folder` says.
 
     Args:
         subfolder: a folder inside the model's folder, appended to the path.
@@ -49,7 +52,7 @@ def local_path(path: str | Path, need: Need = "model", subfolder: str = "", **ar
     """
     reference = parse(path)
     if reference is None:
-        return Path(path) / subfolder
+        return model_folder(Path(path)) / subfolder
     return fetch(reference, need, subfolder=subfolder, **arguments)
 
 

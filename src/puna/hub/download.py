@@ -139,7 +139,7 @@ def _path_in_cache(selection: Selection, cache: Path, failure: Exception | None)
             f"{reference}: no such file or folder, no such model in the cache, and the hub {reason}. Check the path "
             "or the network"
         ) from failure
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
     if failure is not None:
         sys.stderr.write(f"the hub {_failure(failure)}; using {reference} from the cache\n")
     return selection.path(folder, selection.choose(names))

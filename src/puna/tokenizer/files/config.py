@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from puna.errors import TokenizerError
-from puna.files import JSON_LIMIT, folder_path, make_folder, read_file, read_json, write_json
+from puna.files import JSON_LIMIT, folder_path, has_file, make_folder, read_file, read_json, write_json
 from puna.tokenizer.arguments import NO_LIMIT, Arguments
 from puna.tokenizer.special import ADDITIONAL, NAMES, AddedToken, AnyTokenizer, added_token_from_json
 
@@ -44,7 +44,7 @@ def read_folder(folder: Path) -> tuple[Arguments, str]:
         TokenizerError: a file is damaged, or has a value of the wrong type.
     """
     path = folder / CONFIG
-    raw = read_json(path, TokenizerError) if path.is_file() else {}
+    raw = read_json(path, TokenizerError) if has_file(path, TokenizerError) else {}
     types = dict.fromkeys(_FLAGS, bool) | dict.fromkeys(_SIDES, str) | {"model_input_names": list}
     values = {name: _typed(raw, name, path, kind) for name, kind in types.items() if raw.get(name) is not None}
     if raw.get("model_max_length") is not None:
@@ -70,7 +70,7 @@ def _tokens(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         where = f"{folder / CONFIG}: added_tokens_decoder"
         for index, fields in _typed(raw, "added_tokens_decoder", folder / CONFIG, dict).items():
             decoder[_index(index, where)] = added_token_from_json(fields, where)
-    elif (folder / SPECIAL).is_file():
+    elif has_file(folder / SPECIAL, TokenizerError):
         merged |= read_json(folder / SPECIAL, TokenizerError)
     by_text = {added.content: added for added in decoder.values()}
 
@@ -78,13 +78,13 @@ def _tokens(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         result = added_token_from_json(value, f"{folder}: {name}", special=True)
         return by_text.get(result.content, result) if isinstance(value, str) else result
 
-    values: dict[str, Any] = {name: token(merged[name], name) for name in NAMES if merged.get(name) is not None}
+    values: dict[str, Any] = {name: token(merged[name], name) for name in NAMES if merged.get(name) not in (None, "")}
     items = merged.get(ADDITIONAL) or merged.get("extra_special_tokens") or []
     if not isinstance(items, (list, dict)):
         raise TokenizerError(f"{folder}: {ADDITIONAL} = {items!r:.60}; expected a list of tokens")
     if items:
         values[ADDITIONAL] = [token(v, ADDITIONAL) for v in (items.values() if isinstance(items, dict) else items)]
-    if not decoder and (folder / ADDED).is_file():
+    if not decoder and has_file(folder / ADDED, TokenizerError):
         special = {t.content for t in [*(values[n] for n in NAMES if n in values), *values.get(ADDITIONAL, [])]}
         for text, index in read_json(folder / ADDED, TokenizerError).items():
             decoder[_index(index, str(folder / ADDED))] = added_token_from_json(text, ADDED, text in special)
@@ -95,7 +95,7 @@ def _tokens(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _templates(folder: Path, configured: object) -> str | dict[str, str] | None:
     """Reads the chat template or templates; chat_template.jinja overrides the JSON files."""
-    if configured is None and (folder / "chat_template.json").is_file():
+    if configured is None and has_file(folder / "chat_template.json", TokenizerError):
         configured = read_json(folder / "chat_template.json", TokenizerError).get("chat_template")
     if isinstance(configured, list):
         try:
@@ -106,9 +106,13 @@ def _templates(folder: Path, configured: object) -> str | dict[str, str] | None:
         raise TokenizerError(
             f"{folder}: chat_template = {configured!r:.60}; expected a string or a list of named templates"
         )
-    more = {path.stem: _text(path) for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    more_folder = folder / "additional_chat_templates"
+    if not more_folder.is_dir():
+        has_file(more_folder, TokenizerError)  # refuses a link to a missing folder
+    paths = [path for path in sorted(more_folder.glob("*.jinja")) if has_file(path, TokenizerError)]
+    more = {path.stem: _text(path) for path in paths}
     main = folder / "chat_template.jinja"
-    if main.is_file():
+    if has_file(main, TokenizerError):
         configured = {"default": _text(main), **more} if more else _text(main)
     elif more:
         configured = ({"default": configured} if isinstance(configured, str) else configured or {}) | more

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from puna.config.checks import absent_if_minus_one
 from puna.errors import TokenizerError
 from puna.tokenizer.sentencepiece.proto import PieceType, write_model
 
@@ -65,7 +66,9 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
         )
     ids = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        index = _get(metadata, f"{PREFIX}{key}_token_id", int, -1)
+        index = absent_if_minus_one(_get(metadata, f"{PREFIX}{key}_token_id", int, -1))
+        if index is None:
+            continue
         if index >= len(tokens):
             raise TokenizerError(f"tokenizer.ggml.{key}_token_id = {index}, but there are {len(tokens)} tokens")
         if index >= 0:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from puna.errors import ModelNotFoundError, TokenizerError
-from puna.files import group_parts, read_json, reading_errors
+from puna.files import group_parts, has_file, read_json, reading_errors
 from puna.formats.gguf import open_gguf
 from puna.formats.tokenizer_json import read_pipeline
 from puna.tokenizer.arguments import Arguments, Behaviour
@@ -134,7 +134,7 @@ def pipeline_recipe(path: Path, arguments: Arguments) -> Recipe:
         # The constructor would add its default tokens, with new ids, to this vocabulary.
         return _literal(file, all_arguments, pipeline=pipeline)
     model = file.with_name(_MODEL)
-    vocab_file = model if model.is_file() and sniff(model) == "sentencepiece" else None
+    vocab_file = model if has_file(model, TokenizerError) and sniff(model) == "sentencepiece" else None
     return Recipe(all_arguments, vocab_file, pipeline=pipeline)
 
 
@@ -151,7 +151,7 @@ def find(path: Path, prefer: str = _JSON) -> tuple[Path, Kind]:
             f"{path}: no such folder or file; give a local path, or owner/name on the Hugging Face hub"
         )
     for name in sorted((_JSON, _MODEL), key=lambda name: name != prefer):
-        if (path / name).is_file():
+        if has_file(path / name, TokenizerError):
             return path / name, sniff(path / name)
     models = group_parts(file.name for file in path.glob("*.gguf"))
     if len(models) != 1:
@@ -213,7 +213,7 @@ def _literal(
 
 def _guess_bos_and_eos(pipeline: Tokenizer, config_file: Path) -> Arguments:
     """Returns BOS and EOS, from the ids in config.json or the names that LLaMA models use, and no unknown token."""
-    config = read_json(config_file, TokenizerError) if config_file.is_file() else {}
+    config = read_json(config_file, TokenizerError) if has_file(config_file, TokenizerError) else {}
     special = {token.content for token in pipeline.get_added_tokens_decoder().values() if token.special}
     bos, eos = next((pair for pair in _BOS_AND_EOS if special.issuperset(pair)), (None, None))
     return Arguments(

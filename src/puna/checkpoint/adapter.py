@@ -1,0 +1,52 @@
+"""Recognises the folder of an adapter, which people give instead of the folder of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from puna.errors import CheckpointError, PunaError
+from puna.files import has_file, read_json
+
+ADAPTER_CONFIG = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def is_adapter_file(path: Path) -> bool:
+    """Whether the file contains the weights of an adapter, by the names that PEFT gives."""
+    return path.name in _WEIGHTS
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises CheckpointError if a folder contains an adapter, alone or next to a model.
+
+    An `adapter_config.json` next to a model's weights, without an adapter's weights, is not an adapter.
+    """
+    has_config = has_file(folder / ADAPTER_CONFIG, CheckpointError)
+    has_adapter = any(has_file(folder / name, CheckpointError) for name in _WEIGHTS)
+    others = [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
+    has_model = any(not is_adapter_file(path) for path in others)
+    if not has_adapter and (has_model or not has_config):
+        return
+    content = _content(folder) if has_config else {}
+    kind = str(content.get("peft_type") or "PEFT")[:40]
+    base = content.get("base_model_name_or_path")
+    of_base = f" for the base model {str(base)[:200]!r}" if base else ", whose base model is not named"
+    if has_adapter and has_model and has_file(folder / "config.json", CheckpointError):
+        raise CheckpointError(
+            f"{folder}: contains an adapter ({kind}{of_base}) next to a model, and puna applies no adapters. If the "
+            f"adapter is merged into the weights already, delete adapter_model.* and {ADAPTER_CONFIG}; otherwise "
+            "merge it with PEFT (`merge_and_unload()`)"
+        )
+    raise CheckpointError(
+        f"{folder}: an adapter ({kind}){of_base}, not a model. Merge it with PEFT "
+        "(`PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(target)`) and load the target, "
+        "or load the base model without it"
+    )
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json(folder / ADAPTER_CONFIG, CheckpointError)
+    except PunaError:  # the adapter is refused anyway
+        return {}

@@ -1,0 +1,142 @@
+"""Writes the golden checkpoint with changes to its configuration, tensors and files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from tests.golden.files import LAYOUTS
+from tests.helpers.torch_files import Tensors, save_torch
+
+GOLDEN = LAYOUTS["hf"]
+DROP = object()
+"""As the value of a key: the file does not have the key."""
+
+
+@dataclass(frozen=True)
+class Odd:
+    """The golden checkpoint with changes.
+
+    Attributes:
+        config: changed keys of config.json.
+        tensors: changes the tensors.
+        files: the names of the weight files between which the tensors are divided.
+        edit: changes the folder once it is written.
+        like: changed keys of config.json of an ordinary model with the same logits.
+        note: part of a note in the report.
+        reference: whether transformers 5.23 loads the folder too, with the same logits.
+        error: for a folder that is refused, the pattern of the message.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    tensors: Callable[[Tensors], Tensors] = dict
+    files: Sequence[str] = ("model.safetensors",)
+    edit: Callable[[Path], None] = lambda folder: None
+    like: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    reference: bool = True
+    error: str = ""
+
+    def write(self, folder: Path) -> Path:
+        """Writes the folder."""
+        shutil.copytree(GOLDEN, folder)
+        (folder / "model.safetensors").unlink()
+        change(self.config)(folder)
+        write_weights(folder, self.tensors(golden_tensors()), self.files)
+        self.edit(folder)
+        return folder
+
+
+def golden_tensors() -> Tensors:
+    return dict(safetensors.numpy.load_file(GOLDEN / "model.safetensors"))
+
+
+def write_weights(folder: Path, tensors: Tensors, files: Sequence[str]) -> None:
+    """Divides tensors among files; each has consecutive tensors."""
+    names = list(tensors)
+    bounds = [len(names) * number // len(files) for number in range(len(files) + 1)]
+    for file, start, stop in zip(files, bounds, bounds[1:], strict=False):
+        part = {name: tensors[name] for name in names[start:stop]}
+        if file.endswith(".bin"):
+            save_torch(part, folder / file)
+        else:
+            safetensors.numpy.save_file(part, folder / file)
+
+
+def change(fields: dict[str, Any], name: str = "config.json") -> Callable[[Path], None]:
+    """Returns a function that changes keys of a JSON file in a folder."""
+
+    def edit(folder: Path) -> None:
+        path = folder / name
+        content = (json.loads(path.read_text()) if path.exists() else {}) | fields
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not DROP}))
+
+    return edit
+
+
+def all_of(*edits: Callable[[Path], None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        for one in edits:
+            one(folder)
+
+    return edit
+
+
+def delete(*names: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return edit
+
+
+def prefixed(prefix: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def replaced(old: str, new: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()}
+
+
+def plus(**more: np.ndarray) -> Callable[[Tensors], Tensors]:
+    """Returns a function that adds tensors; `__` in a keyword represents a dot."""
+    return lambda tensors: tensors | {name.replace("__", "."): tensor for name, tensor in more.items()}
+
+
+def per_layer(name: str, *shape: int) -> dict[str, np.ndarray]:
+    return {f"model__layers__{n}__{name}": np.zeros(shape, np.float32) for n in range(2)}
+
+
+def index(drop: str = "", more: dict[str, str] | None = None) -> Callable[[Path], None]:
+    """Returns a function that writes the index of a folder's safetensors files.
+
+    Args:
+        drop: text in the name of a tensor or file that is not listed.
+        more: entries that are added.
+    """
+
+    def edit(folder: Path) -> None:
+        files = {path.name: safetensors.numpy.load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+        listed = {
+            name: file
+            for file, tensors in files.items()
+            for name in tensors
+            if not drop or drop not in f"{name} {file}"
+        }
+        content = {"metadata": {}, "weight_map": listed | (more or {})}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+    return edit
+
+
+def padded_rows(tensors: Tensors) -> Tensors:
+    """Adds rows to the embedding and the head, so that their number is a multiple of 64 above the tokenizer's size."""
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    return tensors | {name: np.concatenate([tensors[name], np.full((64, 64), -1, np.float32)]) for name in names}
