@@ -42,7 +42,7 @@ KNOWN_CYCLES = [
     {"puna.model.causal_lm", "puna.model.generate"},
     {"puna.model.llama", "puna.model.loading", "puna.model.pretrained"},
 ]
-"""Annotations in `model/` that name a class of a higher module. Add no others; a redesign of `model/` removes these."""
+"""Import cycles that exist only because annotations in `model/` name classes of modules above. Add no others."""
 
 every_module = pytest.mark.parametrize("path", modules(), ids=short_path)
 

@@ -44,7 +44,7 @@ PATTERNS = {
 
 SUFFIXES = {".py", ".cpp", ".h", ".inl", ".md", ".toml", ".txt", ".yml"}
 NAMES = {"Makefile", "run"}
-LEFT_OUT = ("tests/architecture/test_language.py", "tests/golden/", "LICENSE", "src/puna/sample.txt")
+EXCLUDED_PREFIXES = ("tests/architecture/test_language.py", "tests/golden/", "LICENSE", "src/puna/sample.txt")
 
 _CPP_PROSE = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"", re.S)
 
@@ -52,7 +52,7 @@ _CPP_PROSE = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"", re.S)
 def documents() -> list[Path]:
     """Returns every text file of the repository that people read, except data."""
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    names = [name for name in tracked.split("\0") if name and not name.startswith(LEFT_OUT)]
+    names = [name for name in tracked.split("\0") if name and not name.startswith(EXCLUDED_PREFIXES)]
     paths = [ROOT / name for name in names]
     return [path for path in paths if path.is_file() and (path.suffix in SUFFIXES or path.name in NAMES)]
 
@@ -93,8 +93,8 @@ def test_no_text_matches_a_pattern():
     matches = {path: find_matches(prose(path)) for path in documents()}
     report = [
         f"{path.relative_to(ROOT)}:{number}: {words!r}; write: {plain}"
-        for path, found_in_file in matches.items()
-        for number, words, plain in found_in_file
+        for path, matches_in_file in matches.items()
+        for number, words, plain in matches_in_file
     ]
     assert not report, "\n".join(report)
 

@@ -1,4 +1,4 @@
-"""The native library loads from an editable install (this one) and from a wheel, and reports the machine's features."""
+"""The native library loads from an editable install or a wheel, and reports the features of the machine."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def test_the_affinity_mask_limits_the_threads():
 
 
 def test_a_library_with_another_abi_is_refused(monkeypatch):
-    built = library.ABI_VERSION
+    abi_version = library.ABI_VERSION
     monkeypatch.setattr(library, "ABI_VERSION", 99)
     load_library.cache_clear()
-    with pytest.raises(BackendError, match=f"ABI version {built}; this puna needs 99"):
+    with pytest.raises(BackendError, match=f"ABI version {abi_version}; this puna needs 99"):
         load_library()
     load_library.cache_clear()
 

@@ -11,13 +11,13 @@ import pytest
 from tests.architecture.source_tree import modules, short_path
 
 FILE_LINES = 400
-"""Limit of the lines of a file. About 300 is the aim; the public interface of a Hugging Face class may need more."""
+"""Maximum number of lines in a file. Aim for 300; the public interface of a Hugging Face class may need more."""
 
 FOLDER_FILES, FOLDER_LINES = 20, 3000
-"""Limits of the files in a folder and of their lines, without subpackages."""
+"""Maximum numbers of files in a folder and of lines in these files; subpackages do not count."""
 
 FUNCTION_LINES, USUAL_FUNCTION_LINES = 60, 30
-"""Limits of the lines of a function without its docstring: for all functions, and for 95 of 100."""
+"""Maximum numbers of lines in a function without its docstring: in every function, and in 95 of 100."""
 
 
 @pytest.mark.parametrize("path", modules(), ids=short_path)
@@ -35,7 +35,7 @@ def test_large_packages_have_subpackages():
         assert sum(sizes) <= FOLDER_LINES, f"{folder.name}/ holds {sum(sizes)} lines; make a subpackage"
 
 
-def test_the_tokenizer_keeps_to_22_files():
+def test_the_tokenizer_has_at_most_22_files():
     assert sum(short_path(path).startswith("tokenizer/") for path in modules()) <= 22
 
 

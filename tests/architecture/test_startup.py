@@ -65,5 +65,5 @@ def test_start_is_quick(command, limit):
     assert minimum_seconds(command) < limit
 
 
-def test_naming_the_tokenizer_functions_loads_nothing_heavy():
+def test_importing_the_tokenizer_functions_loads_nothing_heavy():
     assert not loaded_modules("from puna import AutoTokenizer, load_tokenizer") & HEAVY
