@@ -104,11 +104,11 @@ def delete(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
     return raw[:at] + raw[at + rng.choice([1, 2, 4, 8, 32, 500]) :]
 
 
-BYTES: list[Mutation] = [keep, flip, flip, truncate, splice, number, number, blank, delete]
+BYTE_MUTATIONS: list[Mutation] = [keep, flip, flip, truncate, splice, number, number, blank, delete]
 
 
 def gguf_key(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    """Changes the type, the value or (to one of the same length) the name of a scalar metadata key."""
+    """Changes the type, the value or the name of a metadata key; the new name has the same length."""
     keys = [b"llama.block_count", b"llama.attention.head_count", b"llama.embedding_length", b"general.alignment"]
     keys += [b"llama.rope.freq_base", b"llama.attention.layer_norm_rms_epsilon", b"llama.rope.dimension_count"]
     keys += [b"llama.context_length", b"tokenizer.ggml.eos_token_id", b"tokenizer.ggml.tokens", b"general.architecture"]
@@ -217,9 +217,9 @@ def pickled_number(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
 
 
 MUTATIONS: dict[str, list[Mutation]] = {
-    "gguf": [*BYTES, gguf_key, gguf_key, gguf_tensor, gguf_tensor],
-    "safetensors": [*BYTES, json_header, json_header, json_header],
-    "bin": [*BYTES, zip_entry, zip_entry, pickled_number, pickled_number],
+    "gguf": [*BYTE_MUTATIONS, gguf_key, gguf_key, gguf_tensor, gguf_tensor],
+    "safetensors": [*BYTE_MUTATIONS, json_header, json_header, json_header],
+    "bin": [*BYTE_MUTATIONS, zip_entry, zip_entry, pickled_number, pickled_number],
 }
 
 

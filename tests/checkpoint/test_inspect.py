@@ -67,7 +67,7 @@ def test_report_on_a_folder(tmp_path: Path, vocabulary: tuple[Path, int]) -> Non
 
 
 @pytest.mark.parametrize(("ids", "differ"), [((1, 2, None), False), ((1, [7, 2], None), False), ((3, [7, 9], 5), True)])
-def test_ids_that_differ_from_the_tokenizer_are_reported(
+def test_special_token_ids_that_differ_from_the_tokenizer_are_reported(
     tmp_path: Path, vocabulary: tuple[Path, int], ids: Any, differ: bool
 ) -> None:
     model, size = vocabulary

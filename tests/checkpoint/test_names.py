@@ -1,4 +1,4 @@
-"""Compares the table of names with transformers and the package gguf."""
+"""The table of tensor names agrees with transformers and the package gguf."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_names_and_shapes_equal_those_of_transformers(bias: bool, tied: bool, he
     assert dict(expected_tensors(config, head)) == shapes
 
 
-def test_gguf_names_equal_those_of_the_package() -> None:
+def test_gguf_names_equal_those_of_the_package_gguf() -> None:
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 13)
     for name, _ in expected_tensors(tiny_config(num_hidden_layers=13, attention_bias=True, mlp_bias=True), "lm"):
         gguf_name = table.get_name(name, try_suffixes=(".weight", ".bias"))
         assert gguf_name is not None and from_hf(name, "gguf") == gguf_name and to_hf(gguf_name, "gguf") == name
 
 
-def test_meta_names_translate_back() -> None:
+def test_meta_names_are_translated_in_both_directions() -> None:
     for name, _ in expected_tensors(tiny_config(num_hidden_layers=13), "lm"):
         meta = from_hf(name, "meta")
         assert meta is not None and to_hf(meta, "meta") == name

@@ -1,4 +1,4 @@
-"""Folders with GPTQ and AWQ matrices run and are converted like the same model with float weights."""
+"""Models with GPTQ or AWQ matrices run, and can be converted, like the same models with float weights."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def write(writer: gguf.GGUFWriter) -> None:
 
 
 def write_part(path: Path, keys: dict[str, int], tensors: tuple[str, ...], architecture: str = "") -> None:
-    """Writes a part with any keys, and tensors of eight numbers."""
+    """Writes one part with the given metadata keys and tensors; each tensor has eight numbers."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in keys.items():
         (writer.add_int32 if key == TOTAL else writer.add_uint16)(key, value)
@@ -81,7 +81,7 @@ def test_a_split_model_is_converted(tmp_path: Path) -> None:
     puna.convert(parts[1], tmp_path / "single.gguf", to="gguf")
     converted, source = open_gguf(tmp_path / "single.gguf"), open_gguf(parts[0])
     assert not any(key.startswith("split.") for key in converted.metadata)
-    assert converted.metadata["general.name"] == "model", "the name has no number of a part"
+    assert converted.metadata["general.name"] == "model", "the name includes no part number"
     assert converted.tensors.keys() == source.tensors.keys()
     for name, tensor in source.tensors.items():
         assert np.array_equal(converted.tensors[name].data, tensor.data), name
@@ -154,7 +154,7 @@ def test_keys_of_a_wrong_type_are_refused(tmp_path: Path) -> None:
         open_gguf(tmp_path / "a.gguf")
 
 
-def test_a_folder_with_other_files_lists_them(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_with_several_models_lists_their_files(tmp_path: Path) -> None:
     split(tmp_path, split_max_tensors=10)
     shutil.copyfile(LAYOUTS["gguf"], tmp_path / "other.gguf")
     with pytest.raises(CheckpointError, match=r"2 GGUF files \(model-00001-of-0000\d\.gguf, other\.gguf\)"):
