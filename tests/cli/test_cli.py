@@ -1,4 +1,4 @@
-"""The command, run as by a user: output, JSON, errors, exit statuses, Ctrl-C."""
+"""The command `puna`, called like by a user: output, JSON, errors, exit statuses, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_unusual_streams_and_values_print_no_traceback(tiny_model, line, status,
     assert "Traceback" not in result.stderr
 
 
-def test_characters_that_a_terminal_lacks_are_escaped(tiny_model):
+def test_characters_that_the_output_encoding_lacks_are_escaped(tiny_model):
     result = subprocess.run(
         [PUNA, "generate", "-m", str(tiny_model), "-p", "ü", "--max-tokens", "1"],
         capture_output=True,
