@@ -126,7 +126,7 @@ def test_a_padding_id_of_minus_one_means_no_padding_token():
     assert LlamaConfig(pad_token_id=-1).pad_token_id is None
 
 
-def test_other_architectures_are_errors_that_name_them():
+def test_the_error_for_another_architecture_names_it():
     with pytest.raises(ConfigError, match="'mistral'"):
         LlamaConfig.from_dict({"model_type": "mistral"})
     with pytest.raises(ConfigError, match="MistralForCausalLM"):
@@ -227,7 +227,7 @@ def test_files_of_early_conversions_are_read():
     assert json.loads(config.to_json_string())["architectures"] == ["LLaMAForCausalLM"]
 
 
-def test_yarn_multiplies_its_original_context():
+def test_the_context_of_yarn_is_at_least_its_original_context_times_the_factor():
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     assert LlamaConfig(max_position_embeddings=32768, rope_scaling=scaling).context_length == 131072
     assert LlamaConfig(max_position_embeddings=131072, rope_scaling=scaling).context_length == 131072
