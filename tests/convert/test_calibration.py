@@ -1,4 +1,4 @@
-"""`--calibrate` lowers the weighted errors of quantised matrices; importance is measured after the plan."""
+"""`--calibrate` lowers quantisation errors weighted by the squares of the inputs, and is planned before it runs."""
 
 from __future__ import annotations
 

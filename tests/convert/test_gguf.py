@@ -1,4 +1,4 @@
-"""GGUF files written by puna, read by puna, the package gguf, and llama.cpp (if installed by `make peers`)."""
+"""puna, the package gguf and llama.cpp (if installed by `make peers`) read the GGUF files that puna writes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.vocabularies import random_texts, train_sentencepiece
 
 LLAMA_CPP_PYTHON = ROOT / ".peers" / "llama" / "bin" / "python"
 
-QUANTISED = [name for name, form in FORMATS.items() if form.values > 1 and name.lower() in MIXES]
+BLOCK_FORMATS = [name for name, form in FORMATS.items() if form.values > 1 and name.lower() in MIXES]
 
 
 def stored_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -35,7 +35,7 @@ def stored_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 
 def write_tiny(folder: Path, **changes: Any) -> Path:
-    """Writes a Hugging Face folder: matrices with rows of 256 values (one K-format block) or 512, and 420 pieces."""
+    """Writes a Hugging Face folder: 420 tokens; all matrices have rows of 256 weights (one K-format block) or 512."""
     config = tiny_config(
         vocab_size=420, hidden_size=256, intermediate_size=512, num_attention_heads=16, num_key_value_heads=4, **changes
     )
@@ -92,7 +92,7 @@ ROPES: list[dict[str, Any] | None] = [
 
 
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"] if rope else "default")
-def test_rope_scaling_survives(rope: dict[str, Any] | None, tmp_path: Path) -> None:
+def test_rope_scaling_survives_conversion_to_gguf(rope: dict[str, Any] | None, tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "hf", rope_scaling=rope, rope_theta=500000.0)
     convert(folder, tmp_path / "m.gguf", to="gguf")
     result = open_checkpoint(tmp_path / "m.gguf").config
@@ -113,9 +113,9 @@ def test_models_that_gguf_cannot_express_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="hidden_act is 'gelu'"):
         convert(gelu, tmp_path / "m.gguf", to="gguf")
     config = tiny_config(vocab_size=400, num_labels=3, architectures=["LlamaForSequenceClassification"])
-    scored = write_folder(tmp_path / "scored", config, tiny_tensors(config, "classification"))
+    classifier = write_folder(tmp_path / "classifier", config, tiny_tensors(config, "classification"))
     with pytest.raises(CheckpointError, match="head is 'classification'"):
-        convert(scored, tmp_path / "m.gguf", to="gguf")
+        convert(classifier, tmp_path / "m.gguf", to="gguf")
     (gelu / "tokenizer.model").unlink()
     (gelu / "config.json").write_text((gelu / "config.json").read_text().replace("gelu", "silu"))
     with pytest.raises(TokenizerError, match=r"no tokenizer\.json and no tokenizer\.model"):
@@ -125,8 +125,8 @@ def test_models_that_gguf_cannot_express_are_refused(tmp_path: Path) -> None:
 
 def test_a_classification_head_is_kept(tmp_path: Path) -> None:
     config = tiny_config(vocab_size=400, num_labels=3, architectures=["LlamaForSequenceClassification"])
-    scored = write_folder(tmp_path / "scored", config, tiny_tensors(config, "classification"), bin=True)
-    convert(scored, tmp_path / "out", to="hf", dtype="bfloat16")
+    classifier = write_folder(tmp_path / "classifier", config, tiny_tensors(config, "classification"), bin=True)
+    convert(classifier, tmp_path / "out", to="hf", dtype="bfloat16")
     result = open_checkpoint(tmp_path / "out")
     assert result.head == "classification" and result.config.num_labels == 3
     assert result.tensors["score.weight"].format.name == "bf16"
@@ -235,8 +235,8 @@ print(json.dumps({"ids": ids, "logits": np.array(model.scores[: len(ids[0])]).to
 
 @pytest.mark.oracle
 @pytest.mark.skipif(not LLAMA_CPP_PYTHON.exists(), reason="llama.cpp is installed by `make peers`")
-@pytest.mark.parametrize("name", ["f32", "f16", "bf16", *QUANTISED, "Q4_K_M"])
-def test_llama_cpp_loads_the_file(name: str, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16", *BLOCK_FORMATS, "Q4_K_M"])
+def test_llama_cpp_computes_the_same_ids_and_logits(name: str, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     if FORMATS.get(name, FORMATS["q4_K"]).values == 1:
         convert(model, file, to="gguf", dtype=name)

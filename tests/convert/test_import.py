@@ -12,13 +12,13 @@ from tests.helpers.meta_models import FAMILIES, hf_tensors, write_meta
 
 PACKAGE_FIRST = "import puna.convert.plan"
 FUNCTION_FIRST = "from puna import convert\nconvert"
-COMMAND_FIRST = "from puna.cli import app\napp(['convert', '--help'], standalone_mode=False)"
-LOADED_BY_COMMAND = (
+HELP_FIRST = "from puna.cli import app\napp(['convert', '--help'], standalone_mode=False)"
+CONVERSION_FIRST = (
     "from puna.cli import app\napp(['convert', sys.argv[1], sys.argv[2] + '0', '--to', 'hf'], standalone_mode=False)"
 )
 
 
-@pytest.mark.parametrize("first", [PACKAGE_FIRST, FUNCTION_FIRST, COMMAND_FIRST, LOADED_BY_COMMAND])
+@pytest.mark.parametrize("first", [PACKAGE_FIRST, FUNCTION_FIRST, HELP_FIRST, CONVERSION_FIRST])
 def test_the_function_is_found_after_any_order_of_imports(first: str, tmp_path: Path) -> None:
     family = FAMILIES[0]
     write_meta(tmp_path / "in", family, hf_tensors(family))

@@ -171,7 +171,7 @@ def test_a_source_in_a_staging_folder_is_refused_and_unchanged(where: str, tmp_p
 
 
 def test_files_of_others_with_similar_names_are_neither_used_nor_changed(tmp_path: Path) -> None:
-    """Folders with the name of a staging folder belong to puna only with the record of this destination and a lock."""
+    """puna uses a folder named like a staging folder only if it contains a lock and the record of this destination."""
     model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     for name in (".out.puna-partial", ".out.puna-old", ".out.puna-gone", ".out.puna-abcdefgh", ".out.tmp", ".out.bak"):
         (tmp_path / name / "new").mkdir(parents=True)
@@ -228,7 +228,7 @@ def publish_in_child(destination: Path, folder: bool, overwrite: bool, steps: in
 
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_run_killed_at_any_step_of_publishing_loses_and_leaves_nothing(
+def test_a_run_killed_at_any_step_of_publishing_loses_no_model_and_leaves_no_files(
     folder: bool, overwrite: bool, tmp_path: Path
 ) -> None:
     new = {"a": b"new", "b": b"new"} if folder else {"out": b"new"}
@@ -309,7 +309,7 @@ def test_the_old_model_is_not_restored_while_another_process_replaces_it(tmp_pat
     assert not destination.exists()
 
 
-def test_long_names_can_be_converted(tmp_path: Path) -> None:
+def test_a_destination_with_the_longest_possible_name_is_written(tmp_path: Path) -> None:
     convert(write_model(tmp_path / "in"), tmp_path / ("x" * 255), to="hf")
     assert sorted(path.name[:3] for path in tmp_path.iterdir()) == ["in", "xxx"]
 
@@ -349,7 +349,9 @@ def test_unusable_destinations_are_refused(tmp_path: Path, monkeypatch: pytest.M
     assert not any(Path.cwd().iterdir())
 
 
-def test_an_interrupted_tokenizer_is_written_from_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_tokenizer_conversion_starts_from_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, destination = write_model_with_tokenizer(tmp_path / "in"), tmp_path / "out"
     (model / "chat_template.jinja").write_text("{{ messages }}")
 
@@ -419,7 +421,7 @@ def test_a_second_simultaneous_conversion_to_a_destination_is_refused(tmp_path: 
         convert(model, destination, to="hf")
 
 
-def test_an_existing_destination_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
+def test_an_existing_model_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     destination.mkdir()
     convert(model, destination, to="hf")  # an empty folder is replaced without overwrite

@@ -208,6 +208,6 @@ def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
     ],
 )
-def test_models_that_meta_cannot_express_are_refused(changes: dict[str, object], message: str) -> None:
+def test_models_that_metas_layout_cannot_express_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         params_from_config(LlamaConfig(hidden_size=64, num_attention_heads=4, intermediate_size=96, **changes))

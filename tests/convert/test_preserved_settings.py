@@ -1,4 +1,4 @@
-"""Conversions keep special tokens, settings, descriptions and chat templates, or a note lists those lost."""
+"""Conversions keep special tokens, settings, descriptions and chat templates; notes list what a target cannot hold."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_rope_scaling_survives_metas_layout(theta: float, factor: float, tmp_pat
     text = "\n".join(outcome.notes)
     assert outcome.nll["after"] == pytest.approx(
         outcome.nll["before"], abs=1e-6
-    )  # --verify reads the files as this release
+    )  # --verify reads Meta's files as those of the release that has this factor
     version = "3.2" if factor == 32 else None
     assert ("reads them with --llama-version 3.2" in text) == (version is not None)
     convert(tmp_path / "meta", tmp_path / "back", to="hf", llama_version=version)
@@ -196,7 +196,7 @@ def test_rope_scaling_survives_metas_layout(theta: float, factor: float, tmp_pat
     assert result.rope_theta == theta and result.rope_scaling == LlamaConfig.from_pretrained(source).rope_scaling
 
 
-def test_a_factor_that_no_release_has_is_refused() -> None:
+def test_a_rope_factor_that_no_llama_release_has_is_refused() -> None:
     config = tiny_config(rope_scaling=LLAMA3 | {"factor": 16.0}, max_position_embeddings=131072)
     with pytest.raises(CheckpointError, match=r"rope_scaling .*16\.0.*cannot express"):
         params_from_config(config)
@@ -288,7 +288,7 @@ def test_verify_detects_changed_token_ids(tmp_path: Path) -> None:
     assert "encodes a sample text to ids that differ" in text
 
 
-def test_metas_layout_cannot_hold_a_chat_template(tmp_path: Path) -> None:
+def test_a_chat_template_that_metas_layout_cannot_hold_is_noted(tmp_path: Path) -> None:
     source = write_model(tmp_path / "hf")
     config = {"tokenizer_class": "LlamaTokenizer", "chat_template": "{{ messages[0]['content'] }}"}
     (source / "tokenizer_config.json").write_text(json.dumps(config))
