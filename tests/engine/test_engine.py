@@ -77,9 +77,9 @@ def test_greedy_answers_do_not_depend_on_slots_and_chunks():
         events = drain(engine)
         for request_id, (prompt, count) in requests.items():
             assert tokens_of(events, request_id) == expected_answer(prompt, count)
-            own = [event for event in events if event.request_id == request_id]
-            assert sum(event.prompt_tokens for event in own) == len(prompt)
-            assert [event.finish_reason for event in own if event.finish_reason] == ["length"]
+            request_events = [event for event in events if event.request_id == request_id]
+            assert sum(event.prompt_tokens for event in request_events) == len(prompt)
+            assert [event.finish_reason for event in request_events if event.finish_reason] == ["length"]
         assert engine.backend.slots == {}
 
 
@@ -129,7 +129,7 @@ def test_prompt_logits_cover_every_position_in_order():
     assert events[-1].finish_reason == "length"
 
 
-def test_prompt_logits_and_generation_in_one_request():
+def test_one_request_may_return_prompt_logits_and_generate():
     engine = Engine(Recorder(), chunk=2)
     engine.submit(Request((1, 2, 3), 2, prompt_logits=True))
     events = drain(engine)
@@ -180,7 +180,7 @@ def test_sampling_does_not_depend_on_other_requests():
     assert run(0) == run(3)
 
 
-class Damaged(Recorder):
+class BackendWithNan(Recorder):
     """A backend whose slot 0 returns NaN logits from the sixth token on."""
 
     def forward(self, batch):
@@ -192,7 +192,7 @@ class Damaged(Recorder):
 
 
 def test_nan_logits_end_only_their_own_request():
-    backend = Damaged()
+    backend = BackendWithNan()
     engine = Engine(backend, 2)
     damaged, valid = engine.submit(Request((1, 2, 3), 10)), engine.submit(Request((4, 5, 6), 10))
     events = drain(engine)

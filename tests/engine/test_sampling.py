@@ -23,7 +23,7 @@ def frequencies(sampling: Sampling, logits: np.ndarray, count: int = 4000, promp
     return np.bincount(tokens, minlength=len(logits)) / count
 
 
-def expected(sampling: Sampling, logits: np.ndarray, prompt: tuple[int, ...] = ()) -> np.ndarray:
+def transformers_distribution(sampling: Sampling, logits: np.ndarray, prompt: tuple[int, ...] = ()) -> np.ndarray:
     """Returns the distribution that transformers' logits processors compute."""
     torch = pytest.importorskip("torch")
     from transformers.generation import logits_process as reference
@@ -60,7 +60,7 @@ def expected(sampling: Sampling, logits: np.ndarray, prompt: tuple[int, ...] = (
 def test_tokens_are_drawn_with_the_probabilities_of_transformers(sampling):
     logits = np.random.default_rng(0).normal(0, 2, 12).astype(np.float32)
     prompt = (0, 3, 3, 8)
-    exact, measured = expected(sampling, logits, prompt), frequencies(sampling, logits, prompt=prompt)
+    exact, measured = transformers_distribution(sampling, logits, prompt), frequencies(sampling, logits, prompt=prompt)
     assert set(np.flatnonzero(measured)) <= set(np.flatnonzero(exact > 0))
     # A frequency over 4,000 draws has a standard deviation of at most 0.0079. It deviates by more than 4.5 standard
     # deviations (0.036) about once in 100,000 times.

@@ -27,9 +27,9 @@ def run_requests(speculate: bool, requests: list[Request], slots: int) -> tuple[
         steps += 1
     results = []
     for request_id in ids:
-        own = [event for event in events if event.request_id == request_id]
-        reasons = [event.finish_reason for event in own if event.finish_reason]
-        results.append(([event.token for event in own if event.token is not None], reasons))
+        request_events = [event for event in events if event.request_id == request_id]
+        reasons = [event.finish_reason for event in request_events if event.finish_reason]
+        results.append(([event.token for event in request_events if event.token is not None], reasons))
     return results, steps
 
 
@@ -50,7 +50,7 @@ def test_speculation_needs_fewer_steps_for_the_same_answers(slots):
     assert speculative_steps < plain_steps
 
 
-class Damaged(NativeBackend):
+class BackendWithNan(NativeBackend):
     """A backend whose logits are NaN from position 40 on."""
 
     def forward(self, batch):
@@ -67,7 +67,7 @@ class Damaged(NativeBackend):
 @pytest.mark.parametrize("speculate", [False, True])
 def test_tokens_chosen_before_nan_logits_are_kept(speculate):
     config = config_of(vocab_size=12, max_position_embeddings=128)
-    engine = Engine(Damaged(config, pack_state("f32", random_state(config)), 1), 1)
+    engine = Engine(BackendWithNan(config, pack_state("f32", random_state(config)), 1), 1)
     engine.submit(Request(tuple([1, 2, 3, 4, 5] * 4), 100, speculate=speculate))
     events = []
     while engine.busy:
