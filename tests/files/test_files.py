@@ -73,7 +73,7 @@ def test_models_raise_the_same_error_for_folders_that_cannot_be_created(tmp_path
 
 
 @pytest.mark.parametrize("item", ["[]", "{}", '{"":0}', "[[]]", "1", '""', "0.5", '"\U0001f999"'])
-def test_reading_json_needs_little_memory(tmp_path, item):
+def test_a_json_file_with_too_many_values_is_refused_with_little_memory(tmp_path, item):
     path = tmp_path / "config.json"
     path.write_text(
         '{"a":[' + (item + ",") * ((JSON_LIMIT - 10) // len(item.encode() + b",")) + "0]}", encoding="utf-8"
@@ -90,7 +90,7 @@ def test_reading_json_needs_little_memory(tmp_path, item):
     assert run.stdout == "True\nTrue\n"
 
 
-def test_a_json_file_with_the_most_values_needs_little_memory(tmp_path):
+def test_a_json_file_near_the_limits_needs_little_memory(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"a":[' + "[]," * 240_000 + '"' + "\U0001f999" + "x" * 14_000_000 + '"]}', encoding="utf-8")
     code = (
@@ -103,7 +103,7 @@ def test_a_json_file_with_the_most_values_needs_little_memory(tmp_path):
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True\n"
 
 
-def test_files_that_cannot_be_read(tmp_path, monkeypatch):
+def test_errors_for_unreadable_files_state_the_reason(tmp_path, monkeypatch):
     with pytest.raises(ModelNotFoundError, match="no such file"):
         read_file(tmp_path / "x", ConfigError, 10)
     (tmp_path / "x").write_bytes(b"12345678901")
