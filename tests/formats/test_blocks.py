@@ -117,7 +117,7 @@ def test_plain_types_agree_with_torch(name: str) -> None:
     np.testing.assert_array_equal(decoded, values.float().numpy())
 
 
-def test_tensors_quantised_by_gguf_are_decoded() -> None:
+def test_tensors_quantised_by_the_package_gguf_are_decoded() -> None:
     values = np.random.default_rng(1).normal(size=(64, 256)).astype(np.float32)
     for name in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1"):
         form = FORMATS[name]

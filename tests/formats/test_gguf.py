@@ -1,4 +1,4 @@
-"""Reads GGUF files written by the package gguf, and refuses malformed and hostile ones."""
+"""puna reads GGUF files that the package gguf writes, and refuses malformed and hostile files."""
 
 from __future__ import annotations
 
@@ -153,11 +153,11 @@ def test_opening_smollm2_is_quick(smollm2: Path) -> None:
     assert min(times) < 0.1
 
 
-def nested(depth: int) -> bytes:
+def nested_arrays(depth: int) -> bytes:
     return struct.pack("<IQ", ARRAY, 1) * depth + struct.pack("<IQ", U32, 0)
 
 
-HOSTILE = {
+HOSTILE_FILES = {
     "empty": (b"", "empty"),
     "wrong magic number": (b"GGUX" + bytes(40), "not with GGUF"),
     "truncated header": (b"GGUF\3", "bytes follow"),
@@ -182,7 +182,7 @@ HOSTILE = {
         "strings announced",
     ),
     "unknown array type": (build_file([key("a", ARRAY, struct.pack("<IQ", 99, 0))], []), "value type 99"),
-    "deeply nested arrays": (build_file([key("a", ARRAY, nested(100_000))], []), "an array of 1 arrays"),
+    "deeply nested arrays": (build_file([key("a", ARRAY, nested_arrays(100_000))], []), "an array of 1 arrays"),
     "array of arrays": (build_file([key("a", ARRAY, struct.pack("<IQ", ARRAY, 2**60))], []), "an array of 2*"),
     "string length that overflows": (
         build_file([key("a", ARRAY, struct.pack("<IQQQ", STRING, 3, 2**64 - 16, 2**64 - 1) + bytes(64))], []),
@@ -193,7 +193,7 @@ HOSTILE = {
     "text as alignment": (build_file([key("general.alignment", STRING, text("32"))], []), "power of two"),
     "no dimensions": (build_file([], [tensor("t", ())], bytes(16)), "0 dimensions"),
     "five dimensions": (build_file([], [tensor("t", (1,) * 5)], bytes(16)), "5 dimensions"),
-    "a billion dimensions": (build_file([], [text("t") + struct.pack("<I", 2**32 - 1)], bytes(16)), "dimensions"),
+    "2^32 - 1 dimensions": (build_file([], [text("t") + struct.pack("<I", 2**32 - 1)], bytes(16)), "dimensions"),
     "extent 0": (build_file([], [tensor("t", (4, 0))], bytes(16)), "positive axes"),
     "huge extents": (build_file([], [tensor("t", (2**63, 2**63))], bytes(16)), "truncated"),
     "unknown tensor type": (build_file([], [tensor("t", kind=99)], bytes(16)), r"ggml type 99 \(unknown .* Use a file"),
@@ -209,9 +209,9 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("case", HOSTILE_FILES)
 def test_hostile_files_are_refused(tmp_path: Path, case: str) -> None:
-    raw, message = HOSTILE[case]
+    raw, message = HOSTILE_FILES[case]
     with pytest.raises(CheckpointError, match=message):
         open_gguf(write(tmp_path / "hostile.gguf", raw))
 
@@ -288,7 +288,7 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("position", [0, 700, 1500])
 def test_long_arrays_of_strings_are_read(tmp_path: Path, special: list[str], position: int) -> None:
-    """The fast search for string lengths finds the same lengths as a search one by one, also in ambiguous bytes."""
+    """The fast search for string lengths returns the same strings as reading them in turn, also in ambiguous bytes."""
     values = [f"token {number}" for number in range(1500)]
     values[position:position] = special
     array = struct.pack("<IQ", 8, len(values)) + b"".join(text(value) for value in values)
@@ -311,7 +311,7 @@ def test_long_arrays_of_strings_are_read(tmp_path: Path, special: list[str], pos
     ],
 )
 def test_zero_bytes_in_strings_do_not_split_them(tmp_path: Path, values: list[str]) -> None:
-    """A length of 256 or more has fewer than seven zero bytes, so a string's own zero bytes can bring them to seven."""
+    """The fast search takes seven zero bytes for the end of a length; zeros in a long string may look the same."""
     array = struct.pack("<IQ", STRING, len(values)) + b"".join(text(value) for value in values)
     path = write(tmp_path / "m.gguf", build_file([key("few", ARRAY, array)], []))
     assert open_gguf(path).metadata["few"] == values

@@ -25,14 +25,14 @@ CASES = {
 }
 
 
-def stored(array: np.ndarray) -> StoredTensor:
+def stored_tensor(array: np.ndarray) -> StoredTensor:
     form = {"int32": I32, "float16": FORMATS["f16"], "float32": FORMATS["f32"]}[array.dtype.name]
     return StoredTensor("t", array.shape, form, np.ascontiguousarray(array).view(np.uint8).reshape(-1))
 
 
 def matrix(name: str, group_size: int = GROUP, **changes: np.ndarray | None) -> GroupedMatrix:
     parts = {part: GOLDEN.get(f"{name}.{part}") for part in ("qweight", "qzeros", "scales", "g_idx")} | changes
-    tensors = {part: None if array is None else stored(array) for part, array in parts.items()}
+    tensors = {part: None if array is None else stored_tensor(array) for part, array in parts.items()}
     return GroupedMatrix(name, PACKINGS[CASES[name][0]], group_size, **tensors)
 
 
@@ -48,7 +48,7 @@ def test_values_equal_those_of_autogptq_and_autoawq(name: str) -> None:
         assert np.array_equal(values(packed), expected)
     elif packed.format.name == "f16":
         assert np.array_equal(values(packed), expected.astype(np.float16).astype(np.float32))
-    else:  # the minimum, up to 15 scales, is rounded to float16, which has eleven bits
+    else:  # a minimum is up to 15 times a scale, and rounded to the eleven bits of float16
         scales = GOLDEN[f"{name}.scales"].astype(np.float32).T.repeat(GROUP, axis=1)
         assert (np.abs(values(packed) - expected) <= 15 * scales / 2**11).all()
         assert np.abs(expected).max() > 100 * (15 * scales / 2**11).min()
@@ -58,7 +58,7 @@ def test_values_equal_those_of_autogptq_and_autoawq(name: str) -> None:
 
 def test_version_2_stores_zero_points_without_an_offset() -> None:
     zeros = GOLDEN["gptq.qzeros"].view(np.uint32) + np.uint32(0x11111111)
-    old, parts = matrix("gptq"), {"qzeros": stored(zeros.view(np.int32)), "packing": PACKINGS["gptq", "gptq_v2"]}
+    old, parts = matrix("gptq"), {"qzeros": stored_tensor(zeros.view(np.int32)), "packing": PACKINGS["gptq", "gptq_v2"]}
     assert np.array_equal(values(dataclasses.replace(old, **parts)), values(old))
 
 

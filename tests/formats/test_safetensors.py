@@ -25,7 +25,7 @@ def raw_bytes(values: np.ndarray) -> np.ndarray:
     return values.reshape(-1).view(np.uint8)
 
 
-tensors = st.dictionaries(
+tensor_specs = st.dictionaries(
     st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__"),
     st.tuples(st.sampled_from(sorted(TYPES)), st.lists(st.integers(1, 5), max_size=4), st.integers(0, 2**31)),
     max_size=6,
@@ -37,7 +37,7 @@ def random_array(kind: str, shape: list[int], seed: int) -> np.ndarray:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tensors, st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2))
+@given(tensor_specs, st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2))
 @pytest.mark.slow
 def test_puna_and_safetensors_read_each_others_files(
     tmp_path: Path, spec: dict[str, Any], metadata: dict[str, str]
@@ -67,11 +67,11 @@ def test_reading_returns_views_and_writing_holds_at_most_two_tensors(tmp_path: P
         maximum = max(maximum, len(alive))
         return bytes([index]) * 40
 
-    class Tracked(bytes):
+    class TrackedBytes(bytes):
         def __del__(self) -> None:
             alive.pop()
 
-    new = [NewTensor(f"t{i}", FORMATS["f32"], (10,), lambda i=i: Tracked(produce(i))) for i in range(20)]
+    new = [NewTensor(f"t{i}", FORMATS["f32"], (10,), lambda i=i: TrackedBytes(produce(i))) for i in range(20)]
     write_safetensors(tmp_path / "a", new)
     assert maximum <= 2  # a tensor is produced before the writer's variable releases the previous one
     file = open_safetensors(tmp_path / "a")
@@ -116,7 +116,7 @@ def build_file(header: Any, data: bytes = bytes(8)) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-HOSTILE = {
+HOSTILE_FILES = {
     "empty": (b"", "empty"),
     "seven bytes": (bytes(7), "at least 8"),
     "header longer than the file": ((1000).to_bytes(8, "little") + b"{}", "header of 1000 bytes"),
@@ -147,9 +147,9 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("case", HOSTILE_FILES)
 def test_hostile_files_are_refused(tmp_path: Path, case: str) -> None:
-    raw, message = HOSTILE[case]
+    raw, message = HOSTILE_FILES[case]
     (tmp_path / "hostile").write_bytes(raw)
     with pytest.raises(CheckpointError, match=message):
         open_safetensors(tmp_path / "hostile")

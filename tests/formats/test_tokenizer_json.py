@@ -1,4 +1,4 @@
-"""tokenizer.json files that make the library `tokenizers` abort, panic or exhaust the memory."""
+"""Errors for tokenizer.json files with which the library `tokenizers` would abort, panic or exhaust the memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from puna.errors import TokenizerError
 from puna.formats.tokenizer_json import check_pipeline, library_errors, read_pipeline
 from puna.tokenizer import StreamDecoder
 
-MAP = base64.b64encode((8).to_bytes(4, "little") + bytes(8) + b"text\0").decode()
+VALID_CHARSMAP = base64.b64encode((8).to_bytes(4, "little") + bytes(8) + b"text\0").decode()
 
 
 def pipeline(**changes: Any) -> dict[str, Any]:
+    """Returns the content of a byte-level tokenizer.json with some parts replaced."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -39,14 +40,14 @@ def charsmap(text: Any) -> dict[str, Any]:
     return {"type": "Precompiled", "precompiled_charsmap": text}
 
 
-TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+TEXT_PLACEHOLDER = {"Sequence": {"id": "A", "type_id": 0}}
 
 
 def template(pieces: list[Any], **tokens: Any) -> dict[str, Any]:
     return {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": tokens}
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+REFUSED_PARTS: dict[str, tuple[dict[str, Any], str]] = {
     "a map of 4 GB": ({"normalizer": charsmap("/////wAAAAAAAAAA")}, "announces a table of 4294967295"),
     "a map of 2 GB in a sequence": (
         {"normalizer": sequence("normalizers", charsmap("////fwAAAAA="))},
@@ -76,11 +77,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a long prefix": ({"normalizer": {"type": "Prepend", "prepend": "x" * 10**6}}, "1000000 times longer"),
     "a text repeated by templates": (
-        {"post_processor": sequence("processors", *[template([TEXT] * 10)] * 9)},
+        {"post_processor": sequence("processors", *[template([TEXT_PLACEHOLDER] * 10)] * 9)},
         "1000000000 times longer",
     ),
     "many ids of a special token": (
-        {"post_processor": template([TEXT], a={"id": "a", "ids": [1] * 1000, "tokens": ["a"]})},
+        {"post_processor": template([TEXT_PLACEHOLDER], a={"id": "a", "ids": [1] * 1000, "tokens": ["a"]})},
         "1000 times longer",
     ),
     "merges without their prefix": (
@@ -94,9 +95,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REFUSED_PARTS)
 def test_parts_that_abort_or_exhaust_the_memory_are_refused(tmp_path, name):
-    changes, message = REFUSED[name]
+    changes, message = REFUSED_PARTS[name]
     (tmp_path / "tokenizer.json").write_text(json.dumps(pipeline(**changes)))
     with pytest.raises(TokenizerError, match=f"tokenizer.json: .*{message}"):
         load_tokenizer(tmp_path)
@@ -107,10 +108,14 @@ def test_parts_that_abort_or_exhaust_the_memory_are_refused(tmp_path, name):
     [
         {"normalizer": replace({"String": " "}, "▁")},
         {"normalizer": sequence("normalizers", {"type": "Prepend", "prepend": "▁"}, replace({"Regex": " +"}, "▁▁"))},
-        {"normalizer": charsmap(MAP)},
+        {"normalizer": charsmap(VALID_CHARSMAP)},
         {"pre_tokenizer": {"type": "FixedLength", "length": 4}},
         {"decoder": {"type": "Strip", "content": " ", "start": 1, "stop": 0}},
-        {"post_processor": template([{"SpecialToken": {"id": "a", "type_id": 0}}, TEXT], a={"id": "a", "ids": [0]})},
+        {
+            "post_processor": template(
+                [{"SpecialToken": {"id": "a", "type_id": 0}}, TEXT_PLACEHOLDER], a={"id": "a", "ids": [0]}
+            )
+        },
         {"model": {"type": "BPE", "vocab": {"a": 0, "##b": 1}, "merges": ["a ##b"], "continuing_subword_prefix": "##"}},
         {"model": None, "normalizer": 5, "decoder": [], "post_processor": {"single": 3, "special_tokens": [4]}},
     ],
@@ -132,7 +137,7 @@ def test_padding_and_truncation_of_the_file_are_ignored(tmp_path):
     [
         ({"normalizer": replace({"Regex": "(?=)"}, "xx")}, "Hello"),
         ({"normalizer": replace({"Regex": "(x+x+)+y"}, "xx")}, "x" * 40),
-        ({"normalizer": charsmap(MAP)}, "Hello"),
+        ({"normalizer": charsmap(VALID_CHARSMAP)}, "Hello"),
         ({"post_processor": template([{"SpecialToken": {"id": "zz", "type_id": 0}}])}, "Hello"),
         ({"post_processor": template([{"Sequence": {"id": "B", "type_id": 0}}])}, "Hello"),
     ],

@@ -1,4 +1,4 @@
-"""Reads files of torch.save like torch.load, and refuses hostile files made by hand."""
+"""puna reads files of torch.save like torch.load, and refuses hostile files, which the tests build."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def state_dict() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_every_memory_layout_is_read(tmp_path: Path, protocol: int) -> None:
+def test_tensors_with_any_strides_are_read(tmp_path: Path, protocol: int) -> None:
     path = save(tmp_path / "a", OrderedDict(state_dict()), pickle_protocol=protocol)
     tensors = open_torch_zip(path).tensors
     expected = torch.load(path, weights_only=False)
