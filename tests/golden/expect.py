@@ -8,7 +8,7 @@ vocabulary (see tests/oracles/record_tokenizer.py). expected.json contains:
     ids      texts and their token ids: sentencepiece, transformers 4.34.1 and the installed transformers agree on them
     logits   some rows of logits of one text, computed by transformers in float64 from the float32 weights
     texts    greedy continuations: transformers in float64 and in float32 agree on them. `smallest_gap` is the smallest
-             difference between the two largest logits of a step: rounding errors must stay below half of it
+             difference between the two largest logits of a step: rounding errors must stay below half of this gap
     nll      mean negative log-likelihood (NLL) of held_out.txt in windows of 256 tokens, by transformers in float64
     smollm2  mean NLL of text.txt for SmolLM2 in windows of 512 tokens, by transformers in float32. transformers reads
              the configuration and the tokenizer from the GGUF file; the package gguf dequantises the weights
@@ -165,16 +165,16 @@ def load_gguf(path: Path) -> transformers.LlamaForCausalLM:
 
 def main() -> None:
     torch.set_num_threads(1)
-    exact, single = load(torch.float64), load(torch.float32)
-    texts = [greedy(exact, prompt) for prompt in PROMPTS]
-    assert [text["ids"] for text in texts] == [greedy(single, prompt)["ids"] for prompt in PROMPTS]
+    float64_model, float32_model = load(torch.float64), load(torch.float32)
+    texts = [greedy(float64_model, prompt) for prompt in PROMPTS]
+    assert [text["ids"] for text in texts] == [greedy(float32_model, prompt)["ids"] for prompt in PROMPTS]
     expected = {
         "made_with": {name: version(name) for name in ("sentencepiece", "torch", "transformers")},
         "ids": checked_ids(),
         "texts": texts,
-        "nll": nll(exact, encode(HELD_OUT.read_text()), CONTEXT),
+        "nll": nll(float64_model, encode(HELD_OUT.read_text()), CONTEXT),
         "smollm2": smollm2_nll(),
-        "logits": some_logits(exact),
+        "logits": some_logits(float64_model),
     }
     EXPECTED.write_text(as_json(expected) + "\n")
     for release, path in RECORDS.items():

@@ -24,7 +24,7 @@ TOKENIZER = LAYOUTS["hf"] / "tokenizer.model"
 """SentencePiece BPE with Llama 2's settings and 512 pieces; the Meta folder holds the same file."""
 
 RECORDS = {release: FOLDER / f"tokenizer_{release}.json" for release in ("4.34.1", "5.23.0")}
-"""The results of two releases of transformers for the golden vocabulary."""
+"""Files with the results of two releases of transformers for the golden vocabulary."""
 
 
 def read_expected() -> dict[str, Any]:

@@ -69,7 +69,7 @@ def train(stories: list[list[int]]) -> transformers.LlamaForCausalLM:
     starts = [position for position in range(len(stream) - CONTEXT) if stream[position] == 1]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=STEPS, pct_start=0.1)
     for step in range(STEPS):
-        # Half of the windows start with a story, as prompts do. The others start anywhere, to train every position.
+        # Half of the windows start where a story starts, as prompts do. The others start anywhere: all positions train.
         positions = torch.randint(len(stream) - CONTEXT, (BATCH,))
         positions[::2] = torch.tensor(starts)[torch.randint(len(starts), (BATCH // 2,))]
         windows = torch.stack([stream[position : position + CONTEXT + 1] for position in positions])
