@@ -70,7 +70,7 @@ CHAT_TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder: a tiny random LLaMA with a context of 256, a byte-level tokenizer, a chat template."""
+    """A Hugging Face folder: a tiny random LLaMA (context: 256 tokens), a byte-level tokenizer, a chat template."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from puna import LlamaConfig
