@@ -1,4 +1,4 @@
-"""GGUF files in every block format: values, the report, the copy by a conversion, and NLL on both backends."""
+"""GGUF files in every block format: values, inspection, conversion, and NLL on both backends."""
 
 from __future__ import annotations
 
@@ -26,8 +26,20 @@ TOKENIZER = {
     "tokenizer.ggml.scores": [0.0] * 259 + [-float(i) for i in range(161)],
     "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 161,
 }
-NAMES = [name for name, form in FORMATS.items() if form.values > 1]
-COPIED = ["iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s", "tq2_0", "tq1_0", "mxfp4"]
+BLOCK_FORMATS = [name for name, form in FORMATS.items() if form.values > 1]
+READ_ONLY_FORMATS = [
+    "iq4_xs",
+    "iq3_s",
+    "iq3_xxs",
+    "iq2_s",
+    "iq2_xs",
+    "iq2_xxs",
+    "iq1_m",
+    "iq1_s",
+    "tq2_0",
+    "tq1_0",
+    "mxfp4",
+]
 
 
 def write_model(path: Path, name: str) -> tuple[Path, dict[str, np.ndarray]]:
@@ -46,7 +58,7 @@ def write_model(path: Path, name: str) -> tuple[Path, dict[str, np.ndarray]]:
     return write_gguf(path, CONFIG, tensors, keys=TOKENIZER, packed=packed), values
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_a_file_in_a_block_format_is_read_by_both_backends(name: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     path, values = write_model(tmp_path / "m.gguf", name)
@@ -65,7 +77,7 @@ def test_a_file_in_a_block_format_is_read_by_both_backends(name: str, tmp_path: 
     assert np.sqrt(((native - torch) ** 2).mean()) < 0.1 * torch.std()  # rounded activations; measured up to 0.051
 
 
-@pytest.mark.parametrize("name", COPIED)
+@pytest.mark.parametrize("name", READ_ONLY_FORMATS)
 def test_formats_that_are_not_written_are_copied(name: str, tmp_path: Path) -> None:
     path, _ = write_model(tmp_path / "m.gguf", name)
     convert(path, tmp_path / "copy.gguf", to="gguf", verify=True)

@@ -21,7 +21,7 @@ from tests.golden.files import LAYOUTS
 
 
 def as_nobody(call: Callable[[], object]) -> str:
-    """Runs `call` in a process without root's permissions; returns the name of the exception's class, or "none"."""
+    """Runs `call` without root's permissions; returns "none", "puna" for a PunaError, or another exception's text."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -56,8 +56,8 @@ CALLS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def reachable(path: Path) -> None:
-    """Lets other users reach a folder of pytest, which only its owner may enter."""
+def make_reachable(path: Path) -> None:
+    """Lets other users enter a temporary folder of pytest, which only its owner may enter."""
     for parent in (path, *path.parents):
         if parent.name.startswith("pytest-"):
             parent.chmod(0o755)
@@ -66,7 +66,7 @@ def reachable(path: Path) -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_unreadable_folders_and_files_are_puna_errors(tmp_path, name):
-    reachable(tmp_path)
+    make_reachable(tmp_path)
     folder = tmp_path / "model"
     folder.mkdir()
     for file in (LAYOUTS["hf"]).iterdir():
@@ -87,7 +87,7 @@ def test_unreadable_folders_and_files_are_puna_errors(tmp_path, name):
 @pytest.mark.parametrize(
     "path", ["a\0b", "\ud800", "x" * 300, "a/" * 3000, "", "~\x1b[2J", "/dev/null", "/proc/self/mem"]
 )
-def test_names_that_no_model_has(name, path):
+def test_names_that_no_model_has_are_errors(name, path):
     with pytest.raises(PunaError):
         CALLS[name](path)
         assert name == "inspect"
@@ -96,7 +96,7 @@ def test_names_that_no_model_has(name, path):
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 300, "a\0b/c", "\ud800/c", "x" * 300 + "/c"])
 @pytest.mark.parametrize("layout", ["gguf", "hf", "meta"])
-def test_names_that_cannot_be_written(tmp_path, monkeypatch, name, layout):
+def test_names_that_cannot_be_written_are_errors(tmp_path, monkeypatch, name, layout):
     monkeypatch.chdir(tmp_path)
     target = name + ".gguf" if layout == "gguf" else name
     with pytest.raises(StorageError):
@@ -111,7 +111,7 @@ def test_names_that_cannot_be_written(tmp_path, monkeypatch, name, layout):
 @pytest.mark.parametrize(
     "value", ["1e400", "1e308", "1e31", "-1", "0", "NaN", "Infinity", "1" + "0" * 400, '"1"', "[1]"]
 )
-def test_numbers_that_no_model_of_meta_has(tmp_path, field, value):
+def test_numbers_that_no_model_of_meta_has_are_errors(tmp_path, field, value):
     params = json.loads((LAYOUTS["meta"] / "params.json").read_text())
     for file in (LAYOUTS["meta"]).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -130,7 +130,7 @@ def test_two_billion_layers_are_refused_at_once(tmp_path):
         open_checkpoint(tmp_path)
 
 
-def test_the_terminal_does_not_obey_names(tmp_path):
+def test_control_characters_in_names_are_escaped(tmp_path):
     assert printable("é🦙 a\n\x1b[2J\x9b\u202e\t\ud800") == "é🦙 a\n\\x1b[2J\\x9b\\u202e\\t\\ud800"
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "\x1b]0;title\x07llama"}))
     run = CliRunner().invoke(app, ["inspect", str(tmp_path)])
