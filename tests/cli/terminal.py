@@ -14,13 +14,13 @@ import termios
 import time
 
 PROMPT = b"\x1b[?2004h"
-"""The terminal is asked to mark pasted text: the chat waits for a message."""
+"""Enables bracketed paste; the chat writes these bytes when it starts to wait for a message."""
 
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 
 class Terminal:
-    """A running command, with what it has written since the last `wait`."""
+    """A running command; `output` holds the bytes that it has written since the last `wait`."""
 
     def __init__(self, command: list[str], environment: dict[str, str], columns: int = 80) -> None:
         self._controller, terminal = pty.openpty()

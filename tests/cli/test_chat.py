@@ -80,9 +80,9 @@ def test_json_history_replaces_the_models_answer(tiny_model):
     ]
     expected = LLM(tiny_model).chat(history, max_tokens=6).text
     separate = chat(tiny_model, "--json", input="\n".join(map(json.dumps, history))).stdout.splitlines()
-    together = chat(tiny_model, "--json", input=json.dumps(history)).stdout.splitlines()
-    assert json.loads(separate[-1])["content"] == json.loads(together[0])["content"] == expected
-    assert (len(separate), len(together)) == (2, 1)
+    combined = chat(tiny_model, "--json", input=json.dumps(history)).stdout.splitlines()
+    assert json.loads(separate[-1])["content"] == json.loads(combined[0])["content"] == expected
+    assert (len(separate), len(combined)) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -233,11 +233,11 @@ def test_model_continues_the_conversation_with_another_model(conversation, tiny_
         ("help", False),
     ],
 )
-def test_only_commands_are_commands(text, expected):
+def test_commands_are_distinguished_from_messages(text, expected):
     assert is_command(text) == expected
 
 
-def wrapped(text: str, width: int, piece: int) -> str:
+def wrap_text(text: str, width: int, piece: int) -> str:
     output: list[str] = []
     wrap = WordWrap(output.append, lambda: width)
     for start in range(0, len(text), piece):
@@ -259,7 +259,7 @@ def wrapped(text: str, width: int, piece: int) -> str:
     ],
 )
 def test_words_are_wrapped_at_the_width(text, expected, piece):
-    assert wrapped(text, 12, piece) == expected
+    assert wrap_text(text, 12, piece) == expected
 
 
 def test_word_wrap_follows_a_changed_width():

@@ -25,8 +25,8 @@ def chat(tiny_model, tmp_path):
     return start
 
 
-def saved(terminal: Terminal, path: Path) -> list[dict[str, str]]:
-    """Returns the messages of the conversation, saved with /save."""
+def save_messages(terminal: Terminal, path: Path) -> list[dict[str, str]]:
+    """Saves the conversation with /save and returns its messages."""
     terminal.send(f"/save {path}\r".encode())
     terminal.wait(b"saved to")
     terminal.wait(PROMPT)
@@ -40,7 +40,7 @@ def test_pasted_lines_and_new_lines_are_one_message(chat, tiny_model, tmp_path):
         terminal.send(b"\x1b\rhigh\r")
         terminal.wait(b"tok/s")
         terminal.wait(PROMPT)
-        user, assistant = saved(terminal, tmp_path / "chat.json")
+        user, assistant = save_messages(terminal, tmp_path / "chat.json")
         assert user == {"role": "user", "content": "the llama\n  lives\nhigh"}
         assert assistant["content"] == LLM(tiny_model).chat([user], max_tokens=6).text
 
@@ -54,7 +54,7 @@ def test_the_model_and_the_speed_are_shown(chat):
 
 
 @pytest.mark.parametrize("word", [b"exit\r", b"/bye\r", b"\x04"])
-def test_leaving(chat, word):
+def test_each_way_of_leaving_ends_the_process(chat, word):
     with chat() as terminal:
         terminal.wait(PROMPT)
         terminal.send(word)
@@ -69,7 +69,7 @@ def test_ctrl_c_clears_the_line(chat, tmp_path):
         terminal.send(b"the llama\r")
         terminal.wait(b"tok/s")
         terminal.wait(PROMPT)
-        assert saved(terminal, tmp_path / "chat.json")[0]["content"] == "the llama"
+        assert save_messages(terminal, tmp_path / "chat.json")[0]["content"] == "the llama"
 
 
 def test_the_history_is_private_and_survives_the_session(chat, tmp_path):
@@ -87,7 +87,7 @@ def test_the_history_is_private_and_survives_the_session(chat, tmp_path):
         terminal.send(b"\x1b[A\r")  # the up arrow
         terminal.wait(b"tok/s")
         terminal.wait(PROMPT)
-        assert saved(terminal, tmp_path / "chat.json")[0]["content"] == "two\nlines"
+        assert save_messages(terminal, tmp_path / "chat.json")[0]["content"] == "two\nlines"
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs a folder that cannot be written")
@@ -121,13 +121,13 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_continues(smollm2, tmp_path
         terminal.interrupt()
         terminal.wait(b"stopped;")
         terminal.wait(PROMPT)
-        messages = saved(terminal, tmp_path / "chat.json")
+        messages = save_messages(terminal, tmp_path / "chat.json")
         assert [message["role"] for message in messages] == ["user", "assistant"]
         assert "llama" in messages[1]["content"]
         terminal.send(b"Name a planet.\r")
         terminal.wait(b"tok/s")
         terminal.wait(PROMPT)
-        assert len(saved(terminal, tmp_path / "chat.json")) == 4
+        assert len(save_messages(terminal, tmp_path / "chat.json")) == 4
 
 
 def test_answers_are_wrapped_at_the_width_of_the_terminal(smollm2, tmp_path):

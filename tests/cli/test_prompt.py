@@ -107,7 +107,7 @@ def test_run_without_a_prompt_chats(tiny_model):
 
 
 @pytest.mark.parametrize("arguments", [["generate"], ["run", "{tiny}"], ["chat"], ["perplexity", "{text}"]])
-def test_left_out_sampling_options_are_left_to_the_model(tiny_model, tmp_path, monkeypatch, arguments):
+def test_omitted_sampling_options_have_the_defaults_of_the_model(tiny_model, tmp_path, monkeypatch, arguments):
     """The command line passes no sampling options that were not given, so that the model's defaults apply."""
     (tmp_path / "text").write_text("the llama lives")
     passed = []
