@@ -25,7 +25,7 @@ from tests.helpers.vocabularies import random_texts, train_sentencepiece
 
 LLAMA_CPP_PYTHON = ROOT / ".peers" / "llama" / "bin" / "python"
 
-BLOCK_FORMATS = [name for name, form in FORMATS.items() if form.values > 1 and name.lower() in MIXES]
+WRITABLE_FORMATS = [name for name, form in FORMATS.items() if form.values > 1 and name.lower() in MIXES]
 
 
 def stored_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -235,7 +235,7 @@ print(json.dumps({"ids": ids, "logits": np.array(model.scores[: len(ids[0])]).to
 
 @pytest.mark.oracle
 @pytest.mark.skipif(not LLAMA_CPP_PYTHON.exists(), reason="llama.cpp is installed by `make peers`")
-@pytest.mark.parametrize("name", ["f32", "f16", "bf16", *BLOCK_FORMATS, "Q4_K_M"])
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16", *WRITABLE_FORMATS, "Q4_K_M"])
 def test_llama_cpp_computes_the_same_ids_and_logits(name: str, model: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     if FORMATS.get(name, FORMATS["q4_K"]).values == 1:
