@@ -8,7 +8,7 @@ import numpy as np
 
 from puna.formats.blocks import BlockFormat
 
-SCALES = {
+SCALE_OFFSETS = {
     "q8_0": [0],
     "q4_0": [0],
     "q4_1": [0, 2],
@@ -67,7 +67,7 @@ CENTRE = {"q4_1": -7.5, "q5_1": -15.5, "q2_K": 1.5, "q4_K": 7.5, "q5_K": 15.5}
 def set_scales(name: str, blocks: np.ndarray, scale: np.ndarray) -> None:
     """Writes the scale of each block, and in proportion its minimum: blocks (n, bytes), scale (n,) float64."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        for offset, factor in zip(SCALES[name], (1.0, CENTRE.get(name, 0.0)), strict=False):
+        for offset, factor in zip(SCALE_OFFSETS[name], (1.0, CENTRE.get(name, 0.0)), strict=False):
             blocks[:, offset : offset + 2] = (scale * factor).astype("<f2").view(np.uint8).reshape(-1, 2)
         if name == "iq1_m":
             bits = scale.astype(np.float16).view(np.uint16)[:, None] >> np.arange(0, 16, 4, dtype=np.uint16) & 15

@@ -18,7 +18,7 @@ from tests.helpers.torch_files import DTYPES, Tensors, save_torch
 
 @dataclass(frozen=True)
 class Family:
-    """A published model, but with heads of `width`; `params` are the fields of its params.json other than sizes."""
+    """A published model, but with heads of width `width`; `params` holds what its params.json has besides sizes."""
 
     name: str
     heads: int
@@ -59,7 +59,7 @@ class Family:
         return params | {"vocab_size": self.vocab if self.is_llama3 else -1, "norm_eps": 1e-5} | self.params
 
 
-_3: dict[str, Any] = {"vocab": 128256, "width": 2, "dtype": "bfloat16", "multiple_of": 16}
+_LLAMA3: dict[str, Any] = {"vocab": 128256, "width": 2, "dtype": "bfloat16", "multiple_of": 16}
 _THETA, _SCALED = {"rope_theta": 500000.0}, {"rope_theta": 500000.0, "use_scaled_rope": True}
 
 FAMILIES = [
@@ -74,13 +74,13 @@ FAMILIES = [
     Family("code-34b", 64, 8, 4, "code", "bfloat16", multiplier=1.0, params={"rope_theta": 1e6}),
     Family("code-70b", 64, 8, 8, "code", "bfloat16", vocab=336, multiplier=1.3, multiple_of=128,
            params={"rope_theta": 1e6}),
-    Family("llama3-8b", 32, 8, 1, "3", multiplier=1.3, params=_THETA, **_3),
-    Family("llama3-70b", 64, 8, 8, "3", multiplier=1.3, params=_THETA, **_3),
-    Family("llama3.1-405b", 128, 8, 8, "3.1", multiplier=1.2, params=_SCALED, **_3),
-    Family("llama3.1-405b-mp16", 128, 8, 16, "3.1", multiplier=1.2, params=_SCALED, **_3),
-    Family("llama3.2-1b", 32, 8, 1, "3.2", multiplier=1.5, params=_SCALED, **_3),
-    Family("llama3.2-3b", 24, 8, 1, "3.2", multiplier=1.0, params=_SCALED, **_3),
-    Family("llama3.3-70b", 64, 8, 8, "3.3", multiplier=1.3, params=_SCALED, **_3),
+    Family("llama3-8b", 32, 8, 1, "3", multiplier=1.3, params=_THETA, **_LLAMA3),
+    Family("llama3-70b", 64, 8, 8, "3", multiplier=1.3, params=_THETA, **_LLAMA3),
+    Family("llama3.1-405b", 128, 8, 8, "3.1", multiplier=1.2, params=_SCALED, **_LLAMA3),
+    Family("llama3.1-405b-mp16", 128, 8, 16, "3.1", multiplier=1.2, params=_SCALED, **_LLAMA3),
+    Family("llama3.2-1b", 32, 8, 1, "3.2", multiplier=1.5, params=_SCALED, **_LLAMA3),
+    Family("llama3.2-3b", 24, 8, 1, "3.2", multiplier=1.0, params=_SCALED, **_LLAMA3),
+    Family("llama3.3-70b", 64, 8, 8, "3.3", multiplier=1.3, params=_SCALED, **_LLAMA3),
 ]  # fmt: skip
 
 TIED = ("llama3.2-1b", "llama3.2-3b")
@@ -98,17 +98,17 @@ def hf_tensors(family: Family, layers: int = 2, seed: int = 0) -> Tensors:
     tied = family.name in TIED
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy() if tied else draw(family.vocab, family.dim)
     for layer in range(layers):
-        at = f"model.layers.{layer}."
+        prefix = f"model.layers.{layer}."
         tensors |= {
-            f"{at}input_layernorm.weight": draw(family.dim),
-            f"{at}self_attn.q_proj.weight": draw(family.dim, family.dim),
-            f"{at}self_attn.k_proj.weight": draw(kv, family.dim),
-            f"{at}self_attn.v_proj.weight": draw(kv, family.dim),
-            f"{at}self_attn.o_proj.weight": draw(family.dim, family.dim),
-            f"{at}post_attention_layernorm.weight": draw(family.dim),
-            f"{at}mlp.gate_proj.weight": draw(family.ffn, family.dim),
-            f"{at}mlp.up_proj.weight": draw(family.ffn, family.dim),
-            f"{at}mlp.down_proj.weight": draw(family.dim, family.ffn),
+            f"{prefix}input_layernorm.weight": draw(family.dim),
+            f"{prefix}self_attn.q_proj.weight": draw(family.dim, family.dim),
+            f"{prefix}self_attn.k_proj.weight": draw(kv, family.dim),
+            f"{prefix}self_attn.v_proj.weight": draw(kv, family.dim),
+            f"{prefix}self_attn.o_proj.weight": draw(family.dim, family.dim),
+            f"{prefix}post_attention_layernorm.weight": draw(family.dim),
+            f"{prefix}mlp.gate_proj.weight": draw(family.ffn, family.dim),
+            f"{prefix}mlp.up_proj.weight": draw(family.ffn, family.dim),
+            f"{prefix}mlp.down_proj.weight": draw(family.dim, family.ffn),
         }
     return tensors
 

@@ -54,10 +54,10 @@ def pack_state(name: str, state: dict[str, np.ndarray], seed: int = 5) -> dict[s
     }
 
 
-def run(backend: NativeBackend, ids: np.ndarray, pieces: list[int], slot: int = 0) -> np.ndarray:
-    """Returns the logits of every position; `pieces` has the sizes of the chunks in which the ids are read."""
+def run(backend: NativeBackend, ids: np.ndarray, chunk_sizes: list[int], slot: int = 0) -> np.ndarray:
+    """Returns the logits of every position; `chunk_sizes` are the numbers of ids in each chunk."""
     rows, start = [], 0
-    for size in pieces:
+    for size in chunk_sizes:
         tokens = ids[start : start + size]
         rows.append(backend.forward([Chunk(slot, tokens, start, len(tokens))]))
         start += len(tokens)

@@ -1,4 +1,4 @@
-"""The forward pass in NumPy float64, with activations and cached values rounded as the native runtime uses_bf16 them.
+"""The forward pass in NumPy float64, with activations and cached values rounded as in the native runtime.
 
 The two passes are compared stage by stage. An independent pass would diverge: an activation close to the middle between
 two 8-bit levels can be rounded to one level in float32 and to the other in float64, and the distance between levels is
@@ -167,7 +167,7 @@ class ReferenceForward:
 def _rounded_weights(scores: np.ndarray, highest: np.ndarray) -> np.ndarray:
     """Returns exp(scores - highest), (H, T, T), rounded to bfloat16 like the native runtime.
 
-    The runtime reads a split page by page, and uses_bf16 a weight relative to the split's highest score so far.
+    The runtime reads a split page by page, and rounds a weight relative to the split's highest score so far.
     """
     weights = np.zeros_like(scores)
     for split in range(0, scores.shape[-1], SPLIT):

@@ -1,4 +1,4 @@
-"""Models of puna and of transformers with the same random weights, and the difference of their outputs."""
+"""Models of puna and of transformers with the same random weights, and the distance between their outputs."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def write_scripted_model(
         state["lm_head.weight"][follows.get(index, 1), index] = 1
     write_folder(folder, config, state)
     tokenizer.save(str(folder / "tokenizer.json"))
-    named = {"bos_token": tokenizer.id_to_token(0), "eos_token": tokenizer.id_to_token(1)}
-    content = {"tokenizer_class": "PreTrainedTokenizerFast", **named, **(settings or {})}
+    special_tokens = {"bos_token": tokenizer.id_to_token(0), "eos_token": tokenizer.id_to_token(1)}
+    content = {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens, **(settings or {})}
     (folder / "tokenizer_config.json").write_text(json.dumps(content))
     return folder

@@ -55,7 +55,7 @@ def train_sentencepiece(**options: Any) -> bytes:
     return model.getvalue()
 
 
-def answer_after(prompt: str, whole: str) -> str:
-    """Returns a text without its longest common prefix with the text of the prompt."""
-    differences = (at for at, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b)
-    return whole[next(differences, min(len(prompt), len(whole))) :]
+def answer_after(prompt: str, text: str) -> str:
+    """Returns `text` without the longest prefix that it shares with `prompt`."""
+    differences = (at for at, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b)
+    return text[next(differences, min(len(prompt), len(text))) :]
