@@ -33,19 +33,19 @@ class Hub:
 
     Attributes:
         requests: method and path of each request, in order.
-        sent: bytes of files sent.
+        bytes_sent: total size of the files sent.
         listing: replaces the body of every listing; a string is sent as HTML, an integer as the HTTP status.
-        damage: name of a file that is sent with one bit changed.
-        interrupt_after: the next download of more bytes stops after this number of bytes; None: no download stops.
+        damaged_file: name of a file that is sent with one bit changed.
+        interrupt_after: number of bytes after which the next larger download stops; None: no download stops.
     """
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
-    sent: int = 0
+    bytes_sent: int = 0
     interrupt_after: int | None = None
     listing: dict[str, Any] | str | int | None = None
-    damage: str | None = None
+    damaged_file: str | None = None
 
     def add(self, name: str, files: dict[str, bytes], branch: str = "main", **settings: Any) -> Repo:
         commit = commit_of(files)
@@ -119,13 +119,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return None
-        if path == self.hub.damage:
+        if path == self.hub.damaged_file:
             data = data[:-1] + bytes((data[-1] ^ 1,))
         body = data[first:]
         if self.hub.interrupt_after is not None and len(body) > self.hub.interrupt_after:
             body, self.hub.interrupt_after = body[: self.hub.interrupt_after], None
             self.close_connection = True
-        self.hub.sent += len(body)
+        self.hub.bytes_sent += len(body)
         self.wfile.write(body)
         return None
 

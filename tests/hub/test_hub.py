@@ -31,8 +31,8 @@ class Machine:
 
     def environment(self, **changes: str) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        own = {"HF_HOME": str(self.home / "hf"), "HF_ENDPOINT": self.hub.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
-        return inherited | own | changes
+        hub_variables = {"HF_HOME": str(self.home / "hf"), "HF_ENDPOINT": self.hub.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return inherited | hub_variables | changes
 
     def run(self, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -87,12 +87,14 @@ def test_pull_announces_and_downloads_only_the_files_of_a_model(
     size = sum(len(model_files[name]) for name in expected) / 1e6
     line = run.stderr.splitlines()[0]
     assert line.startswith("downloading owner/tiny (") and f"{len(expected)} files, {size:,.1f} MB, to " in line
-    assert machine.hub.sent == sum(len(model_files[name]) for name in expected)
+    assert machine.hub.bytes_sent == sum(len(model_files[name]) for name in expected)
     assert open_checkpoint(path).head == "lm"
 
     second = machine.puna("pull", "owner/tiny", "--json")
     assert json.loads(second.stdout) == {"model": "owner/tiny", "path": str(path), "downloaded": []}
-    assert "downloading" not in second.stderr and machine.hub.sent == sum(len(model_files[name]) for name in expected)
+    assert "downloading" not in second.stderr and machine.hub.bytes_sent == sum(
+        len(model_files[name]) for name in expected
+    )
 
 
 @pytest.mark.slow
@@ -100,8 +102,10 @@ def test_every_command_accepts_names_of_the_hub(machine: Machine, model_files: d
     machine.hub.add("owner/tiny", model_files)
     tokens = machine.puna("tokenize", "--model", "owner/tiny", "the words", "--json")
     assert tokens.returncode == 0 and json.loads(tokens.stdout)["ids"], tokens.stderr
-    small = sum(len(data) for name, data in model_files.items() if name.endswith(".json") or name == "tokenizer.model")
-    assert machine.hub.sent == small, "a tokenizer needs no weights"
+    tokenizer_bytes = sum(
+        len(data) for name, data in model_files.items() if name.endswith(".json") or name == "tokenizer.model"
+    )
+    assert machine.hub.bytes_sent == tokenizer_bytes, "a tokenizer needs no weights"
     for arguments in (
         ("inspect", "owner/tiny"),
         ("generate", "--model", "owner/tiny", "--prompt", "the", "--max-tokens", "2"),
@@ -155,7 +159,7 @@ def test_an_interrupted_download_is_resumed(machine: Machine, model_files: dict[
     assert runs[1].returncode == 0, runs[1].stderr
     assert (Path(runs[1].stdout.strip()) / "model-00002-of-00002.safetensors").read_bytes() == large
     # huggingface_hub writes pieces of 10 MB; an incomplete piece is downloaded again.
-    assert machine.hub.interrupt_after is None and machine.hub.sent <= len(large) + 10_000_000
+    assert machine.hub.interrupt_after is None and machine.hub.bytes_sent <= len(large) + 10_000_000
 
 
 @pytest.mark.slow
@@ -203,7 +207,7 @@ def test_one_of_several_gguf_files_is_chosen_by_its_name(machine: Machine, gguf_
     )
     run = machine.puna("pull", "owner/tiny:q8_0")
     assert run.returncode == 0 and run.stdout.strip().endswith("tiny-Q8_0.gguf"), run.stderr
-    assert machine.hub.sent == len(gguf_files["tiny-Q8_0.gguf"])
+    assert machine.hub.bytes_sent == len(gguf_files["tiny-Q8_0.gguf"])
     assert machine.puna("inspect", "owner/tiny:Q4_K_M").returncode == 0
     assert (
         "0 GGUF files with 'Q5' in their names; the model has tiny-Q4_K_M.gguf"
@@ -272,10 +276,10 @@ except PunaError as exc: print(exc)
 
 def test_a_damaged_download_is_detected_and_repeated(machine: Machine) -> None:
     machine.hub.add("owner/tiny", {"config.json": b'{"vocab_size": 420}'})
-    machine.hub.damage = "config.json"
+    machine.hub.damaged_file = "config.json"
     run = machine.run("-c", FETCH)
     assert "config.json was damaged during the download" in run.stdout and "download it again" in run.stdout
-    machine.hub.damage = None
+    machine.hub.damaged_file = None
     run = machine.run("-c", FETCH)
     assert (Path(run.stdout.strip()) / "config.json").read_bytes() == b'{"vocab_size": 420}', run.stderr
 
@@ -303,7 +307,7 @@ def test_files_come_from_the_commit_that_was_announced(machine: Machine) -> None
 
 
 @pytest.mark.parametrize("revision", ["../x", "a/../../b", "", "/etc", "a b"])
-def test_revisions_that_are_not_names_are_refused(revision: str) -> None:
+def test_revisions_that_are_not_valid_names_are_refused(revision: str) -> None:
     with pytest.raises(RequestError, match="not the name of a branch"):
         Reference("owner/tiny").at(revision)
 
@@ -321,7 +325,7 @@ def test_a_disk_that_is_too_small_is_reported_before_the_download(
     )
     run = machine.run("-c", script)
     assert "owner/tiny needs 0." in run.stdout and "Free some space, or set HF_HOME" in run.stdout, run.stderr
-    assert machine.hub.sent == 0
+    assert machine.hub.bytes_sent == 0
 
 
 @pytest.mark.parametrize(
