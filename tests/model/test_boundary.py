@@ -65,7 +65,7 @@ def test_labels_of_32_bits_are_accepted(model: LlamaForCausalLM) -> None:
     assert torch.equal(model(IDS, labels=labels.int()).loss, model(IDS, labels=labels).loss)
 
 
-CLASSES: list[tuple[int, str | None, Tensor, str]] = [
+CLASSIFIER_LABELS: list[tuple[int, str | None, Tensor, str]] = [
     (3, None, torch.tensor([1]), r"labels has shape \(1,\).*\(2,\)"),
     (3, None, torch.tensor([1, 3]), r"labels holds 3.*0 to 2"),
     (3, "single_label_classification", torch.tensor([1.0, 2.0]), r"labels.*float32"),
@@ -75,7 +75,7 @@ CLASSES: list[tuple[int, str | None, Tensor, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("count", "problem", "labels", "text"), CLASSES)
+@pytest.mark.parametrize(("count", "problem", "labels", "text"), CLASSIFIER_LABELS)
 def test_invalid_labels_of_a_classifier_are_errors(count: int, problem: str | None, labels: Tensor, text: str) -> None:
     classifier = LlamaForSequenceClassification(config_of(num_labels=count, problem_type=problem))
     with pytest.raises(RequestError, match=text):
@@ -171,7 +171,7 @@ def test_prepare_inputs_refuses_a_mask_of_another_length(model: LlamaForCausalLM
         model.prepare_inputs_for_generation(IDS, past_key_values=cache, attention_mask=torch.ones(2, width))
 
 
-UNSUPPORTED: list[tuple[str, Any, Any]] = [
+UNSUPPORTED_ARGUMENTS: list[tuple[str, Any, Any]] = [
     ("min_length", 5, 0),
     ("no_repeat_ngram_size", 2, 0),
     ("early_stopping", True, False),
@@ -186,7 +186,7 @@ UNSUPPORTED: list[tuple[str, Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "neutral"), UNSUPPORTED)
+@pytest.mark.parametrize(("name", "value", "neutral"), UNSUPPORTED_ARGUMENTS)
 def test_unsupported_arguments_and_settings_raise_the_same_error(
     model: LlamaForCausalLM, name: str, value: Any, neutral: Any
 ) -> None:

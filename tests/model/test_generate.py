@@ -107,10 +107,10 @@ def test_temperature_0_is_greedy(models: tuple[LlamaForCausalLM, Any]) -> None:
 def test_a_left_padded_batch_equals_single_texts(models: tuple[LlamaForCausalLM, Any]) -> None:
     model, _ = models
     ids, mask, _ = ragged(model.config, (9, 14, 5), "left")
-    together = model.generate(ids, attention_mask=mask, max_new_tokens=12, eos_token_id=[], pad_token_id=0)
-    for row, keep, result in zip(ids, mask.bool(), together, strict=True):
-        alone = model.generate(row[keep][None], max_new_tokens=12, eos_token_id=[])
-        assert torch.equal(result[-12:], alone[0, -12:])
+    batch = model.generate(ids, attention_mask=mask, max_new_tokens=12, eos_token_id=[], pad_token_id=0)
+    for row, keep, result in zip(ids, mask.bool(), batch, strict=True):
+        single = model.generate(row[keep][None], max_new_tokens=12, eos_token_id=[])
+        assert torch.equal(result[-12:], single[0, -12:])
 
 
 def test_padding_is_inferred_from_the_pad_token_unless_it_is_eos(models: tuple[LlamaForCausalLM, Any]) -> None:
@@ -123,7 +123,7 @@ def test_padding_is_inferred_from_the_pad_token_unless_it_is_eos(models: tuple[L
     assert torch.equal(model.generate(ids, **settings), unmasked)
 
 
-def test_max_length_and_max_new_tokens(models: tuple[LlamaForCausalLM, Any]) -> None:
+def test_max_length_and_max_new_tokens_limit_the_answer(models: tuple[LlamaForCausalLM, Any]) -> None:
     model, _ = models
     settings: dict[str, Any] = {"eos_token_id": []}
     assert model.generate(IDS, **settings).shape == (2, 20)  # the default of transformers
@@ -282,7 +282,7 @@ def test_caching_does_not_change_tokens_beyond_the_original_context_with_dynamic
     assert torch.equal(cached, model.generate(IDS, max_new_tokens=14, eos_token_id=[], use_cache=False))
 
 
-INVALID: list[tuple[dict[str, Any], str]] = [
+INVALID_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"num_beams": 4}, "num_beams is 4.*must be 1"),
     ({"num_return_sequences": 2}, "num_return_sequences is 2.*do_sample"),
     ({"generation_config": GenerationConfig(no_repeat_ngram_size=3)}, "no_repeat_ngram_size is 3.*not supported"),
@@ -295,7 +295,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "text"), INVALID)
+@pytest.mark.parametrize(("arguments", "text"), INVALID_ARGUMENTS)
 def test_invalid_arguments_are_errors(
     models: tuple[LlamaForCausalLM, Any], arguments: dict[str, Any], text: str
 ) -> None:

@@ -204,17 +204,17 @@ def test_resize_token_embeddings_keeps_the_old_rows(
 ) -> None:
     model = small_model(tie_word_embeddings=tied, pad_token_id=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    returned = model.resize_token_embeddings(*arguments)
-    assert returned is model.get_input_embeddings()
-    assert model.config.vocab_size == returned.num_embeddings == model.lm_head.out_features == rows
-    assert returned.padding_idx == 3
+    embedding = model.resize_token_embeddings(*arguments)
+    assert embedding is model.get_input_embeddings()
+    assert model.config.vocab_size == embedding.num_embeddings == model.lm_head.out_features == rows
+    assert embedding.padding_idx == 3
     common = min(67, rows)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         resized = model.state_dict()[name]
         assert resized.shape == (rows, 48)
         assert torch.equal(resized[:common], before[name][:common])
         assert resized[common:].numel() == 0 or resized[common:].std() == pytest.approx(0.2, rel=0.25)
-    assert (model.lm_head.weight is returned.weight) == tied
+    assert (model.lm_head.weight is embedding.weight) == tied
     assert model(torch.tensor([[rows - 1]])).logits.shape == (1, 1, rows)
 
 

@@ -25,7 +25,7 @@ def test_a_model_is_built_from_a_configuration() -> None:
 
 
 @pytest.mark.slow
-def test_generate(smollm2: Path) -> None:
+def test_the_example_of_generate_runs(smollm2: Path) -> None:
     from puna import AutoTokenizer, LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(smollm2)

@@ -135,7 +135,7 @@ def test_embedded_inputs_can_require_gradients() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_names_of_gradient_checkpointing_agree(kind: Any) -> None:
+def test_all_attributes_for_gradient_checkpointing_agree(kind: Any) -> None:
     model = kind(config_of()).train()
     states = [lambda: model.gradient_checkpointing, lambda: model.is_gradient_checkpointing]
     states += [lambda: model.base_model.gradient_checkpointing]

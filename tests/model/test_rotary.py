@@ -45,9 +45,9 @@ def test_fixed_frequencies_equal_those_of_transformers(name: str, theta: float, 
 @pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=20, attention_factor=1.2)])
 @pytest.mark.parametrize("length", [20, 21, 33])
 def test_logits_of_the_last_position_equal_those_of_transformers(settings: dict[str, Any], length: int) -> None:
-    """Beyond the original context only the last position is compared.
+    """Beyond the original context, only the last position is compared.
 
-    Beyond it, transformers rotates all positions with the frequencies of the total length.
+    For such texts, transformers rotates every position with the frequencies of the total length.
     """
     model, reference = pair(config_of(rope_scaling=settings, num_hidden_layers=1, max_position_embeddings=20))
     ids = torch.randint(3, 67, (2, length))
@@ -66,7 +66,7 @@ def reference_logits(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     def norm(x: Tensor, name: str) -> Tensor:
         return x / (x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps).sqrt() * w[name]
 
-    def rotated(x: Tensor, position: int, length: int) -> Tensor:  # (heads, E)
+    def rotate_heads(x: Tensor, position: int, length: int) -> Tensor:  # (heads, E)
         frequencies, scaling = _frequencies(c, length)
         half = c.head_dim // 2
         first, second = x[:, :half], x[:, half:]
@@ -83,8 +83,8 @@ def reference_logits(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
         rows = []
         for p in range(len(ids)):
-            query = rotated(q[p], p, p + 1)
-            keys = torch.stack([rotated(k[j], j, p + 1) for j in range(p + 1)])  # (S, H, E)
+            query = rotate_heads(q[p], p, p + 1)
+            keys = torch.stack([rotate_heads(k[j], j, p + 1) for j in range(p + 1)])  # (S, H, E)
             weights = (torch.einsum("he,she->hs", query, keys) / math.sqrt(c.head_dim)).softmax(-1)
             rows.append(torch.einsum("hs,she->he", weights, v[: p + 1]).flatten())
         x = x + torch.stack(rows) @ w[layer + "self_attn.o_proj.weight"].T
@@ -176,7 +176,7 @@ def test_frequencies_stay_float32_and_are_never_on_the_meta_device() -> None:
     assert not any("inv_freq" in name for name in model.state_dict())
 
 
-def test_a_head_of_one_pair_has_frequency_1() -> None:
+def test_a_head_with_one_rotary_pair_has_frequency_1() -> None:
     """The only frequency is 1 for any base; transformers divides by zero here."""
     config = config_of(head_dim=2, rope_scaling=DYNAMIC, max_position_embeddings=4)
     runs = list(LlamaRotaryEmbedding(config)(torch.arange(9)[None], KVCache()))

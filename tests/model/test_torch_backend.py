@@ -61,11 +61,11 @@ def test_logits_do_not_depend_on_other_slots_of_the_batch(backend: TorchBackend)
     logits = backend.forward([Chunk(0, first, 0, 2), Chunk(9, second, 0, 1)])
     expected = np.concatenate([all_logits(backend.model, first)[-2:], all_logits(backend.model, second)[-1:]])
     assert are_close(logits, expected)
-    alone = backend.forward([Chunk(1, second, 0, 1)])
-    assert np.array_equal(logits[2:], alone)  # bit-identical with and without other chunks in the batch
+    single = backend.forward([Chunk(1, second, 0, 1)])
+    assert np.array_equal(logits[2:], single)  # bit-identical with and without other chunks in the batch
     backend.free(0)
     backend.free(0)
-    assert np.array_equal(backend.forward([Chunk(0, second, 0, 1)]), alone)
+    assert np.array_equal(backend.forward([Chunk(0, second, 0, 1)]), single)
     assert backend.forward([]).shape == (0, 67)
 
 
