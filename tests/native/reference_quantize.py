@@ -1,7 +1,7 @@
 """Reference implementations of ggml's quantisers for the K formats and iq4_nl (ggml-quants.c).
 
-They return dequantised values, not bytes, since the tests compare only errors. Each row of `x` is a block of values
-that share a scale.
+They return dequantised values, not bytes, since the tests compare only errors. In private functions, each
+row of `x` has the values that share a scale.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64)
+IQ4_NL_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64)
 
 
 @dataclass(frozen=True)
@@ -19,23 +19,23 @@ class Kind:
 
     Attributes:
         size: number of values that share a scale.
-        levels: the integers are 0 to levels, or -levels to levels - 1.
-        small: the largest integer that encodes a scale.
+        levels: quantised integers are 0 to levels, or -levels to levels - 1.
+        largest_scale_code: the largest integer that encodes a scale.
         steps: numbers added to `levels` to get the scales that are tried; None if levels are symmetric.
-        weigh: the formula for the weights of errors if no importances are given.
+        weighting: the formula for the weights of errors if no importances are given.
     """
 
     size: int
     levels: int
-    small: int = 0
+    largest_scale_code: int = 0
     steps: np.ndarray | None = None
-    weigh: str = "square"
+    weighting: str = "square"
 
 
 KINDS = {
     "iq4_nl": Kind(32, 127),
     "q2_K": Kind(16, 3, 15, np.arange(-0.5, 1.05, 0.1), "size"),
-    "q3_K": Kind(16, 4, 32, weigh="typical"),
+    "q3_K": Kind(16, 4, 32, weighting="typical"),
     "q4_K": Kind(32, 15, 63, np.arange(-1, 1.05, 0.1), "typical"),
     "q5_K": Kind(32, 31, 63, np.arange(-0.5, 1.05, 0.1), "typical"),
     "q6_K": Kind(16, 32, 128),
@@ -51,29 +51,29 @@ def weights(name: str, x: np.ndarray, importance: np.ndarray | None) -> np.ndarr
         group = x.reshape(len(x), -1, 32 if name == "iq4_nl" else 256)
         power = np.broadcast_to((group**2).mean(2, keepdims=True), group.shape).reshape(x.shape)
         return importance * np.sqrt((1 if name == "q2_K" else 2) * power + x**2)
-    if kind.weigh == "square":
+    if kind.weighting == "square":
         return x**2
     typical = np.sqrt((x.reshape(len(x), -1, kind.size) ** 2).mean(2))
-    return np.abs(x) + (kind.weigh == "typical") * np.repeat(typical, kind.size, 1)
+    return np.abs(x) + (kind.weighting == "typical") * np.repeat(typical, kind.size, 1)
 
 
-def rounded(name: str, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
+def round_like_ggml(name: str, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
     """Returns x (rows, columns) rounded as by ggml; `weighted` selects the search that ggml uses with importances."""
     kind = KINDS[name]
     if weighted and kind.steps is not None:
         kind = replace(kind, steps=np.arange(-0.9, 0.91, 0.05))
     blocks, weight = x.reshape(-1, kind.size), w.reshape(-1, kind.size)
     if kind.steps is not None:
-        return _scaled_and_shifted(kind, blocks, weight, weighted).reshape(x.shape)
+        return _round_with_scale_and_minimum(kind, blocks, weight, weighted).reshape(x.shape)
     scale = _best_scale(kind, name == "iq4_nl", blocks, weight)
     if name == "iq4_nl":
-        scale = _rounded_to_float16(scale)[:, None]
+        scale = _round_to_float16(scale)[:, None]
         return (scale * _nearest_in_table(blocks * _inverse(scale))).reshape(x.shape)
-    step = _multiples(kind, -kind.small, kind.small - 1, scale, weight, weighted)
+    step = _multiples(kind, -kind.largest_scale_code, kind.largest_scale_code - 1, scale, weight, weighted)
     return (step * np.clip(np.rint(blocks * _inverse(step)), -kind.levels, kind.levels - 1)).reshape(x.shape)
 
 
-def _rounded_to_float16(value: np.ndarray) -> np.ndarray:
+def _round_to_float16(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float16).astype(np.float64)
 
 
@@ -82,7 +82,7 @@ def _inverse(value: np.ndarray) -> np.ndarray:
 
 
 def _nearest_in_table(at: np.ndarray) -> np.ndarray:
-    return TABLE[np.searchsorted((TABLE[1:] + TABLE[:-1]) / 2, at)]
+    return IQ4_NL_VALUES[np.searchsorted((IQ4_NL_VALUES[1:] + IQ4_NL_VALUES[:-1]) / 2, at)]
 
 
 def _best_scale(kind: Kind, table: bool, x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ def _best_scale(kind: Kind, table: bool, x: np.ndarray, w: np.ndarray) -> np.nda
     return scale
 
 
-def _scaled_and_shifted(kind: Kind, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
+def _round_with_scale_and_minimum(kind: Kind, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
     """Returns x rounded by make_qkx2_quants, or by make_qkx3_quants, which tries more candidates."""
     low, high = np.minimum(x.min(1), 0), x.max(1)
     best, scale, minimum = np.full(len(x), np.inf), (high - low) / kind.levels, low
@@ -117,7 +117,7 @@ def _scaled_and_shifted(kind: Kind, x: np.ndarray, w: np.ndarray, weighted: bool
         error = np.where((determinant > 1e-9 * sw * sll) & (new > 0), error, np.inf)
         scale, minimum = np.where(error < best, new, scale), np.where(error < best, new_minimum, minimum)
         best = np.minimum(best, error)
-    step, add = (_multiples(kind, 0, kind.small, value, w, weighted) for value in (scale, -minimum))
+    step, add = (_multiples(kind, 0, kind.largest_scale_code, value, w, weighted) for value in (scale, -minimum))
     return step * np.clip(np.rint((x + add) * _inverse(step)), 0, kind.levels) - add
 
 
@@ -132,6 +132,6 @@ def _multiples(kind: Kind, low: int, high: int, value: np.ndarray, w: np.ndarray
         if weighted:
             unit = ((weight * shared * multiples).sum(1) * _inverse((weight * multiples**2).sum(1)))[:, None]
         error = (weight * (unit * multiples - shared) ** 2).sum(1, keepdims=True)
-        out = np.where(error < best, _rounded_to_float16(unit) * multiples, out)
+        out = np.where(error < best, _round_to_float16(unit) * multiples, out)
         best = np.minimum(error, best)
     return out.reshape(-1, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.helpers.configurations import CONFIGURATIONS
 
-ODD = {
+EXTRA_SHAPES = {
     "odd_widths": {"hidden_size": 40, "intermediate_size": 52, "vocab_size": 101, "num_key_value_heads": 2},
     "heads_of_100": {"head_dim": 100, "hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 1},
     "heads_of_48": {"head_dim": 48, "vocab_size": 33},
@@ -12,4 +12,4 @@ ODD = {
     "long_context": {"max_position_embeddings": 512},
     "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
 }
-SHAPES = {name: fields for name, fields in CONFIGURATIONS.items() if name != "linear_gelu"} | ODD
+SHAPES = {name: fields for name, fields in CONFIGURATIONS.items() if name != "linear_gelu"} | EXTRA_SHAPES

@@ -14,7 +14,7 @@ from puna.native import NativeBackend, check_supported, machine
 from tests.helpers.configurations import config_of
 from tests.helpers.native import pack, pack_state, relative_rms, run
 from tests.helpers.random_weights import random_state
-from tests.native.shapes import ODD
+from tests.native.shapes import EXTRA_SHAPES
 
 
 def native_backend(config: LlamaConfig, slots: int = 1) -> NativeBackend:
@@ -24,7 +24,7 @@ def native_backend(config: LlamaConfig, slots: int = 1) -> NativeBackend:
 def test_kernel_builds_compute_almost_equal_logits(monkeypatch):
     if len(machine().kernels) < 2:
         pytest.skip("this processor supports only one kernel build")
-    config = config_of(**ODD["odd_widths"])
+    config = config_of(**EXTRA_SHAPES["odd_widths"])
     ids = np.random.default_rng(3).integers(0, 101, 60)
     logits = {}
     for name in machine().kernels:
@@ -35,7 +35,7 @@ def test_kernel_builds_compute_almost_equal_logits(monkeypatch):
 
 
 def test_freed_slots_return_their_pages():
-    config = config_of(**ODD["long_context"])
+    config = config_of(**EXTRA_SHAPES["long_context"])
     backend = native_backend(config, slots=2)
     pages = sorted(backend._free_pages)
     ids = np.random.default_rng(3).integers(0, 67, 300)
@@ -86,9 +86,9 @@ def test_an_unsupported_activation_is_an_error():
 def test_a_missing_tensor_or_an_invalid_shape_is_an_error():
     config = config_of()
     state = pack_state("f32", random_state(config))
-    short = {name: weight for name, weight in state.items() if "layers.1.mlp.up_proj" not in name}
+    incomplete = {name: weight for name, weight in state.items() if "layers.1.mlp.up_proj" not in name}
     with pytest.raises(BackendError, match="lacks a layer's matrix"):
-        NativeBackend(config, short)
+        NativeBackend(config, incomplete)
     state["model.layers.0.mlp.up_proj.weight"] = pack("f32", np.zeros((3, 4)), np.random.default_rng(0))
     with pytest.raises(BackendError, match=r"up_proj\.weight \(f32, shape \(3, 4\)\): its shape"):
         NativeBackend(config, state)

@@ -108,8 +108,8 @@ def test_logits_in_every_format_equal_those_of_the_reference(name, cache, kernel
 
 
 @pytest.mark.parametrize("columns", [32, 96, 288, *(pytest.param(n, marks=pytest.mark.slow) for n in (576, 1536))])
-def test_logits_of_rows_that_end_within_an_activation_block(columns, kernels):
-    """Row lengths such as 576, in formats with blocks of 32 values and in float formats."""
+def test_logits_with_rows_that_end_within_an_activation_block_equal_the_reference(columns, kernels):
+    """Matrices have rows of lengths such as 576, in formats with blocks of 32 weights and in float formats."""
     for name in ("q4_0", "q4_1", "q5_1", "q8_0", "iq4_nl", "bf16", "f16"):
         config = config_of(
             vocab_size=50,
@@ -128,7 +128,7 @@ def test_logits_of_rows_that_end_within_an_activation_block(columns, kernels):
 
 @pytest.mark.parametrize("target", ["q8_0", "Q4_0", "q4_k"])
 @pytest.mark.parametrize("source", ["f32", "f16", "bf16"])
-def test_quantising_while_packing_is_as_accurate_as_gguf(source, target):
+def test_quantising_while_packing_is_as_accurate_as_the_package_gguf(source, target):
     """The error of q8_0 and q4_0 is that of gguf's quantiser; the error of q4_K is below that of the larger q4_1."""
     quants = pytest.importorskip("gguf.quants")
     types = pytest.importorskip("gguf").GGMLQuantizationType
@@ -165,7 +165,7 @@ def test_quantize_is_refused_with_a_reason():
         NativeBackend(config, pack_state("f32", state), quantize="q8_0")
 
 
-def test_an_unknown_cache_is_refused():
+def test_an_unknown_cache_type_is_refused():
     config = config_of(**SIZES)
     state = random_state(config)
     with pytest.raises(BackendError, match="cache is 'int4'"):
