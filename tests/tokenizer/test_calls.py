@@ -97,7 +97,7 @@ def test_offsets_shift_with_padding_and_truncation(fast):
 
 
 @pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
-def test_numpy_tensors(sp_model, cls):
+def test_batches_are_returned_as_numpy_arrays(sp_model, cls):
     tokenizer = cls(sp_model)
     tokenizer.pad_token = "</s>"
     single = tokenizer("the llama", return_tensors="np")
@@ -112,7 +112,7 @@ def test_numpy_tensors(sp_model, cls):
         tokenizer("a", return_tensors="tf")
 
 
-def test_torch_tensors(fast):
+def test_batches_are_returned_as_torch_tensors(fast):
     torch = pytest.importorskip("torch")
     encoded = fast(["the llama", "a"], padding=True, return_tensors="pt").to("cpu")
     assert isinstance(encoded, BatchEncoding) and encoded.input_ids.dtype == torch.int64
@@ -122,7 +122,7 @@ def test_torch_tensors(fast):
         fast("a").to("cpu")
 
 
-def test_labels_from_targets(tokenizer):
+def test_target_texts_become_labels(tokenizer):
     encoded = tokenizer("the", text_target="llama")
     assert encoded["labels"] == tokenizer("llama")["input_ids"]
     assert tokenizer(text_target="llama")["input_ids"] == encoded["labels"]
@@ -176,7 +176,7 @@ def test_padding_side_is_an_argument(tokenizer):
         tokenizer("a", padding_side="up")
 
 
-def test_a_batch_of_pairs(tokenizer):
+def test_a_list_of_pairs_equals_two_lists(tokenizer):
     assert tokenizer([("a", "b"), ("the", "llama")]).data == tokenizer(["a", "the"], ["b", "llama"]).data
     with pytest.raises(TokenizerError):
         tokenizer([("a", "b"), "the"])
@@ -263,14 +263,14 @@ def test_values_that_are_not_ids_are_refused(tokenizer, ids):
         tokenizer.decode(ids)
 
 
-def test_ids_as_numbers_and_arrays(tokenizer):
+def test_ids_may_be_numbers_or_arrays(tokenizer):
     ids = tokenizer.encode("the llama")
     assert tokenizer.decode(ids[-1]) == tokenizer.decode([ids[-1]]) == tokenizer.decode(np.array([ids[-1]]))
     assert tokenizer.decode(np.array(ids)) == tokenizer.decode(tuple(np.int64(i) for i in ids)) == tokenizer.decode(ids)
     assert tokenizer.batch_decode([ids, ids]) == [tokenizer.decode(ids)] * 2
 
 
-def test_special_tokens(tokenizer):
+def test_special_tokens_are_listed_with_their_ids(tokenizer):
     assert tokenizer.all_special_ids == tokenizer.convert_tokens_to_ids(tokenizer.all_special_tokens)
     assert "<extra>" in tokenizer.additional_special_tokens
     assert tokenizer.additional_special_tokens_ids == [tokenizer.convert_tokens_to_ids("<extra>")]

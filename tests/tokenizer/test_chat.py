@@ -89,7 +89,7 @@ def test_templates_render_as_in_transformers(fast, reference, name, prompt):
         "{% for m in messages %}{{ (m.content if m.content is string else m.content[0].text) | trim }}</>{% endfor %}",
     ],
 )
-def test_continuing_the_final_message(fast, reference, template, content):
+def test_the_final_message_is_continued_as_in_transformers(fast, reference, template, content):
     chat = [CHAT[1], {"role": "assistant", "content": content}]
     options = {"chat_template": template, "continue_final_message": True, "tokenize": False}
     text = fast.apply_chat_template(chat, **options)
@@ -125,7 +125,7 @@ def test_roles_must_alternate(sp_model):
         LlamaTokenizer(sp_model).apply_chat_template([CHAT[1], CHAT[1]])
 
 
-def test_return_types(fast):
+def test_the_requested_type_is_returned(fast):
     ids = fast.apply_chat_template(CHAT)
     assert fast.apply_chat_template(CHAT, return_tensors="np").tolist() == [ids]
     assert fast.apply_chat_template(CHAT, return_dict=True)["attention_mask"] == [1] * len(ids)
@@ -137,7 +137,7 @@ def test_return_types(fast):
     )
 
 
-def test_named_templates(byte_level_json):
+def test_a_template_is_chosen_by_name(byte_level_json):
     tokenizer = load_tokenizer(byte_level_json, chat_template={"default": "D", "tool_use": "T", "rag": "R"})
     assert tokenizer.apply_chat_template(CHAT, tokenize=False) == "D"
     assert tokenizer.apply_chat_template(CHAT, tokenize=False, tools=TOOLS) == "T"
@@ -154,7 +154,7 @@ def test_an_unknown_template_name_is_refused(byte_level_json, templates):
         tokenizer.apply_chat_template(CHAT, "tool-use")
 
 
-def test_template_variables_by_keyword(fast):
+def test_template_variables_may_be_keywords(fast):
     options = {"chat_template": "{{ enable_thinking }}{{ bos_token }}{{ x }}", "tokenize": False}
     text = fast.apply_chat_template(CHAT, **options, enable_thinking=True, bos_token="B", template_variables={"x": 1})
     assert text == "TrueB1"
@@ -210,7 +210,7 @@ def test_a_tokenizer_without_a_template_refuses_chats(tmp_path):
         ("{{ tools | tojson }}{{ raise_exception | tojson }}", "TypeError"),
     ],
 )
-def test_templates_that_fail(fast, template, message):
+def test_templates_that_fail_are_errors(fast, template, message):
     with pytest.raises(ChatTemplateError, match=message):
         fast.apply_chat_template(CHAT, chat_template=template)
 
@@ -224,7 +224,7 @@ def test_templates_that_fail(fast, template, message):
         "{{ " + "(" * 500 + "1" + ")" * 500 + " }}",
     ],
 )
-def test_templates_that_python_cannot_compile(fast, template):
+def test_templates_that_python_cannot_compile_are_errors(fast, template):
     with pytest.raises(ChatTemplateError, match="does not compile"):
         fast.apply_chat_template(CHAT, chat_template=template)
 
@@ -244,7 +244,7 @@ def test_templates_that_python_cannot_compile(fast, template):
         "{{ ('a' * 5000000).count('a' * 2000000 + 'b') }}{{ lipsum(n=10**7) | length }}",
     ],
 )
-def test_templates_that_need_too_much_time(fast, template):
+def test_templates_that_need_too_much_time_are_stopped(fast, template):
     start = time.monotonic()
     with pytest.raises(ChatTemplateError, match=r"more than 1\.5 s|more than 64 MB"):
         fast.apply_chat_template(CHAT, chat_template=template)
@@ -276,7 +276,7 @@ def test_templates_that_need_too_much_time(fast, template):
         "{% set ns = namespace(x='ab') %}{% for i in range(64) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
     ],
 )
-def test_templates_that_need_too_much_memory(fast, template):
+def test_templates_that_need_too_much_memory_are_stopped(fast, template):
     with pytest.raises(ChatTemplateError, match="more than 64 MB of memory"):
         fast.apply_chat_template(CHAT, chat_template=template)
 
@@ -318,7 +318,7 @@ def test_an_interrupted_rendering_leaves_no_process(monkeypatch):
     worker = process._Worker()
     monkeypatch.setattr(process._POOL, "_idle", [worker])
 
-    class Interrupted:
+    class InterruptedPipe:
         def read(self, size):
             raise KeyboardInterrupt
 
@@ -326,7 +326,7 @@ def test_an_interrupted_rendering_leaves_no_process(monkeypatch):
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker._process, "stdout", Interrupted())
+        patch.setattr(worker._process, "stdout", InterruptedPipe())
         with pytest.raises(KeyboardInterrupt):
             render_chat("{{ 1 }}", [{"role": "user"}], variables={})
         assert worker._process.poll() is not None
@@ -353,7 +353,7 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def test_values_of_other_types_become_plain_ones(fast):
+def test_values_of_other_types_are_converted_to_built_in_types(fast):
     class Role(str, Enum):
         USER = "user"
 
@@ -372,7 +372,7 @@ def test_surrogates_reach_the_template_and_come_back():
     assert render_chat("{{ messages[0].content }}", [{"role": "user", "content": "a\ud800"}], variables={}) == "a\ud800"
 
 
-def test_formatting_within_the_limits(fast):
+def test_formatting_within_the_limits_works(fast):
     template = (
         "{{ '%05d' % 123456789 }}{{ '%s' % 10 ** 9 }}{{ 7 % 3 }}{{ 'a'.center(3) }}{{ '{:>3}'.format(1) }}"
         "{{ '%s' | format(10 ** 9) }}{{ '{}'.format(10 ** 9) }}{{ 'a' | center(3) }}{{ 'x\ny' | indent(2) }}"

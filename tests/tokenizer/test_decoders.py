@@ -31,11 +31,11 @@ TEXTS = [
 ]
 BYTES = [*"é€😀".encode(), 0x20, 0x41, 0xFF, 0x80]
 VOCAB = list(dict.fromkeys([*TEXTS, *(f"<0x{b:02X}>" for b in BYTES), *(BYTE_TO_CHARACTER[b] for b in BYTES)]))
-ADDED = [
+ADDED_TOKENS = [
     *(AddedToken(text, special=True) for text in ("<s>", "</s>", "<|im_end|>", "<0x41>")),
     *(AddedToken(text, special=False) for text in ("<plain>", "▁new", " new ")),
 ]
-IDS = st.lists(st.integers(0, len(VOCAB) + len(ADDED) - 2), max_size=8)  # <0x41> is in the vocabulary
+IDS = st.lists(st.integers(0, len(VOCAB) + len(ADDED_TOKENS) - 2), max_size=8)  # <0x41> is in the vocabulary
 
 LLAMA = [Replace("▁", " "), ByteFallback(), Fuse()]
 DECODERS = {
@@ -73,7 +73,7 @@ DECODERS = {
     "ctc": CTC(),
     "ctc, fuse, strip": Sequence([CTC(), Fuse(), Strip(" ", 1, 0)]),
 }  # fmt: skip
-HELD = {
+WHOLE_SEQUENCE_DECODERS = {
     "fuse, byte level", "fuse, metaspace", "fuse, replace a pattern", "ctc", "ctc, fuse, strip",
 }  # fmt: skip
 """Decoders that may need the complete sequence."""
@@ -81,7 +81,7 @@ HELD = {
 
 def pipeline(name: str) -> Tokenizer:
     tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(VOCAB)}, unk_token="<s>"))
-    for token in ADDED:
+    for token in ADDED_TOKENS:
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
     tokenizer.decoder = DECODERS[name]
     return tokenizer
@@ -93,13 +93,13 @@ def tokenizer_with(name: str) -> LlamaTokenizerFast:
     )
 
 
-def streamed(tokenizer, ids: list[int], skip: bool, prompt: list[int]) -> list[str]:
+def stream_pieces(tokenizer, ids: list[int], skip: bool, prompt: list[int]) -> list[str]:
     decoder = StreamDecoder(tokenizer, skip, prompt)
     return [*(decoder.push(index) for index in ids), decoder.finish()]
 
 
 @pytest.fixture(scope="module", params=DECODERS)
-def decoded(request):
+def tokenizer_and_decode(request):
     """A tokenizer, and the function that decodes with `tokenizers`."""
     reference = pipeline(request.param)
 
@@ -118,22 +118,22 @@ def decoded(request):
 @settings(max_examples=120, deadline=None)
 @given(prompt=IDS, ids=IDS, skip=st.booleans())
 @example(prompt=[], ids=[], skip=True)
-def test_the_answer_is_the_text_after_that_of_the_prompt(decoded, prompt, ids, skip):
-    tokenizer, decode = decoded
+def test_the_answer_is_the_text_after_that_of_the_prompt(tokenizer_and_decode, prompt, ids, skip):
+    tokenizer, decode = tokenizer_and_decode
     whole, before = decode(prompt + ids, skip), decode(prompt, skip)
     answer = answer_after(before, whole)
     if whole.startswith(before):
         assert answer == whole.removeprefix(before)
-    pieces = streamed(tokenizer, ids, skip, prompt)
+    pieces = stream_pieces(tokenizer, ids, skip, prompt)
     assert "".join(pieces) == answer
-    assert "".join(streamed(tokenizer, prompt + ids, skip, [])) == whole
+    assert "".join(stream_pieces(tokenizer, prompt + ids, skip, [])) == whole
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_text_is_held_back_only_if_a_later_token_can_change_it(name):
     ids = [VOCAB.index(text) for text in ("a", "A", "漢字", "A", "A", "漢字", "A")]
-    pieces = streamed(tokenizer_with(name), ids, True, [])
-    if name in HELD:
+    pieces = stream_pieces(tokenizer_with(name), ids, True, [])
+    if name in WHOLE_SEQUENCE_DECODERS:
         assert not any(pieces[:-1]) and pieces[-1]
     else:
         assert all(pieces[3:-1])

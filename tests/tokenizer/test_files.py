@@ -94,7 +94,7 @@ def test_the_error_names_an_unknown_argument(sp_model):
         LlamaTokenizerFast(sp_model, legacy=False)
 
 
-def test_flags_in_the_configuration(folder, byte_level_json, sp_model):
+def test_flags_in_the_configuration_are_applied(folder, byte_level_json, sp_model):
     write_json(folder / "tokenizer_config.json", {"add_bos_token": False, "add_eos_token": True, "legacy": False})
     assert load_tokenizer(folder).encode("a")[-1] == 2
     assert load_tokenizer(folder).behaviour == "sp"
@@ -146,7 +146,7 @@ def test_splitting_special_tokens_survives_saving(sp_model, tmp_path, cls):
     assert cls.from_pretrained(tmp_path).encode("x</s>") == tokenizer.encode("x</s>")
 
 
-def test_added_tokens_in_old_and_new_files(folder):
+def test_added_tokens_in_old_and_new_files_are_read(folder):
     write_json(folder / "added_tokens.json", {"<old>": 420, "<pad>": 421})
     write_json(folder / "special_tokens_map.json", {"pad_token": "<pad>", "bos_token": {"content": "<s>"}})
     for load in (load_tokenizer, LlamaTokenizer.from_pretrained, LlamaTokenizerFast.from_pretrained):
@@ -168,7 +168,7 @@ def test_an_added_token_with_an_impossible_id_is_refused(folder):
         LlamaTokenizerFast.from_pretrained(folder)
 
 
-def test_templates_in_files(folder):
+def test_chat_templates_are_read_from_every_file(folder):
     assert load_tokenizer(folder).chat_template is None
     write_json(folder / "chat_template.json", {"chat_template": "json"})
     assert load_tokenizer(folder).chat_template == "json"
@@ -187,7 +187,7 @@ def test_templates_in_files(folder):
     assert load_tokenizer(folder, chat_template="mine").chat_template == "mine"
 
 
-def test_other_settings(folder):
+def test_other_settings_of_the_configuration_are_applied(folder):
     config = {
         "model_max_length": 1e30,
         "padding_side": "left",
@@ -208,7 +208,7 @@ def test_other_settings(folder):
     assert json.loads((folder / "saved/x-tokenizer_config.json").read_text())["my_own_key"] == {"kept": True}
 
 
-def test_bos_and_eos_of_a_tokenizer_json_alone(byte_level_json, tmp_path):
+def test_bos_and_eos_are_found_for_a_tokenizer_json_alone(byte_level_json, tmp_path):
     shutil.copy(byte_level_json / "tokenizer.json", tmp_path)
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == (

@@ -55,7 +55,7 @@ def pieces_of(processor):
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("extra", [True, False])
-def test_sentencepiece_vocabulary(tmp_path, prefix, extra):
+def test_a_sentencepiece_vocabulary_gives_the_ids_of_its_model(tmp_path, prefix, extra):
     """A SentencePiece model built from the GGUF vocabulary gives the same ids and text as the original model."""
     model = train_sentencepiece(add_dummy_prefix=prefix, remove_extra_whitespaces=extra)
     engine = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -80,7 +80,7 @@ def test_sentencepiece_vocabulary(tmp_path, prefix, extra):
     assert [fast.encode(t) for t in CORPUS] == [tokenizer.encode(t) for t in CORPUS]
 
 
-def test_control_and_user_defined_tokens(tmp_path):
+def test_user_defined_tokens_match_text_and_control_tokens_only_on_request(tmp_path):
     model = train_sentencepiece(control_symbols=["<|sys|>"], user_defined_symbols=["<|tab|>"])
     tokens, kinds, scores = pieces_of(sentencepiece.SentencePieceProcessor(model_proto=model))
     kinds[tokens.index("<|tab|>")] = 4
@@ -95,13 +95,13 @@ def test_control_and_user_defined_tokens(tmp_path):
     assert chat[0] == system
 
 
-def test_bos_and_eos_without_keys(tmp_path):
+def test_bos_and_eos_are_found_without_keys(tmp_path):
     tokens, kinds, scores = pieces_of(sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece()))
     tokenizer = load_tokenizer(write(tmp_path / "m.gguf", "llama", tokens, kinds, token_scores=scores))
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>") and tokenizer.encode("a")[0] == 1
 
 
-def test_the_stories_vocabulary(shared, tmp_path):
+def test_the_stories_vocabulary_merges_like_llama2_c(shared, tmp_path):
     """llama2.c's tokenizer of 512 pieces gives the ids of llama2.c's greedy merge."""
     data = (shared / "fixtures/stories260K/tok512.bin").read_bytes()
     pieces, scores, at = [], [], 4
@@ -120,7 +120,7 @@ def test_the_stories_vocabulary(shared, tmp_path):
     assert_merges_greedily(tokenizer, [story, *SHORT_TEXTS], pieces, scores)
 
 
-def test_golden_vocabulary():
+def test_the_golden_vocabulary_merges_like_llama2_c():
     """The golden checkpoint's tokenizer of 512 pieces gives the ids of llama2.c's greedy merge."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(TOKENIZER))
     pieces = [processor.id_to_piece(index).replace("▁", " ") for index in range(512)]
@@ -203,7 +203,7 @@ def test_texts_are_split_into_the_expected_words(pre):
     assert [text[start:end] for start, end in spans] == expected
 
 
-def digits_then_gpt_2(vocab, merges):
+def smollm_pipeline(vocab, merges):
     """Returns the pipeline of SmolLM's tokenizer.json: single digits, then ByteLevel's default expression."""
     reference = Tokenizer(models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges]))
     steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
@@ -214,13 +214,13 @@ def digits_then_gpt_2(vocab, merges):
 def test_smollm_splits_off_digits_and_then_splits_like_gpt_2(byte_level_json):
     fields = byte_level_fields(byte_level_json)
     vocab = {token: index for index, token in enumerate(fields["tokenizer.ggml.tokens"])}
-    reference = digits_then_gpt_2(vocab, fields["tokenizer.ggml.merges"])
+    reference = smollm_pipeline(vocab, fields["tokenizer.ggml.merges"])
     tokenizer = byte_level_tokenizer(fields)
     for text in TEXTS:
         assert tokenizer.encode(text) == reference.encode(text).ids
 
 
-def test_special_and_user_defined_tokens(byte_level_json):
+def test_only_special_tokens_are_skipped_or_split(byte_level_json):
     tokenizer = byte_level_tokenizer(byte_level_fields(byte_level_json))
     assert tokenizer.encode("a<|eot_id|><plain>")[-2:] == [404, 405]
     assert tokenizer.decode([404, 405], skip_special_tokens=True) == "<plain>"
@@ -266,7 +266,7 @@ def test_invalid_sentencepiece_metadata_is_refused(change):
         LlamaTokenizer(model_proto=sentencepiece_model(read_vocabulary(metadata)))
 
 
-def test_several_templates(byte_level_json):
+def test_several_chat_templates_are_read(byte_level_json):
     changes = {
         "tokenizer.chat_template": "D",
         "tokenizer.chat_templates": ["rag"],
@@ -286,7 +286,7 @@ def test_loading_smollm2_is_quick(smollm2):
     assert min(costs) < 0.5
 
 
-def test_smollm2(smollm2):
+def test_smollm2_gives_the_expected_ids(smollm2):
     tokenizer = load_tokenizer(smollm2)
     assert isinstance(tokenizer, LlamaTokenizerFast) and len(tokenizer) == 49152
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
@@ -299,7 +299,7 @@ def test_smollm2(smollm2):
     assert chat[0] == 1 and chat.count(1) == 3 and tokenizer.decode(chat[-4:]) == "<|im_start|>assistant\n"
     metadata = metadata_of(smollm2)
     vocab = {token: index for index, token in enumerate(metadata["tokenizer.ggml.tokens"])}
-    reference = digits_then_gpt_2(vocab, metadata["tokenizer.ggml.merges"])
+    reference = smollm_pipeline(vocab, metadata["tokenizer.ggml.merges"])
     for text in TEXTS:
         assert tokenizer.encode(text, split_special_tokens=True) == reference.encode(text).ids
         assert tokenizer.decode(tokenizer.encode(text)) == text

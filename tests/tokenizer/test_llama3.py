@@ -21,7 +21,7 @@ PATTERN = (
 """From llama_models/llama3/tokenizer.py."""
 
 
-def any_text(rng: random.Random) -> str:
+def random_unicode_text(rng: random.Random) -> str:
     """Returns a random text: characters from all of Unicode, mixed with spaces and contractions."""
     planes = [(0x20, 0x300), (0x300, 0x3000), (0x3000, 0xD800), (0xE000, 0x11000), (0x1F000, 0x1FA00)]
     pieces = [
@@ -31,8 +31,8 @@ def any_text(rng: random.Random) -> str:
     return "".join(rng.choice(pieces)() for _ in range(rng.randint(0, 14)))
 
 
-def ranks_file(path):
-    """Writes a small tiktoken file and returns its ranks: all bytes, then joins of two earlier tokens from `CORPUS`."""
+def write_ranks(path):
+    """Writes a small tiktoken file and returns its ranks: bytes, parts of `CORPUS` that join two earlier tokens."""
     tokens = [bytes((byte,)) for byte in range(256)]
     used = set(tokens)
     counts: dict[bytes, int] = {}
@@ -49,7 +49,7 @@ def ranks_file(path):
     return {token: rank for rank, token in enumerate(tokens)}
 
 
-def compare(tokenizer, ranks, texts):
+def assert_agrees_with_tiktoken(tokenizer, ranks, texts):
     """Asserts that ids equal those of tiktoken, and that decoding returns the text."""
     reference = tiktoken.Encoding("reference", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     for text in texts:
@@ -59,11 +59,13 @@ def compare(tokenizer, ranks, texts):
 
 
 def test_small_ranks_agree_with_tiktoken(tmp_path):
-    ranks = ranks_file(tmp_path / "tokenizer.model")
+    ranks = write_ranks(tmp_path / "tokenizer.model")
     tokenizer = load_tokenizer(tmp_path)
     assert isinstance(tokenizer, LlamaTokenizerFast) and len(tokenizer) == len(ranks) + 256 > 600
     rng = random.Random(10)
-    compare(tokenizer, ranks, [*CORPUS, *random_texts(200), *(any_text(rng) for _ in range(500))])
+    assert_agrees_with_tiktoken(
+        tokenizer, ranks, [*CORPUS, *random_texts(200), *(random_unicode_text(rng) for _ in range(500))]
+    )
     assert tokenizer.encode("a") == [len(ranks), ranks[b"a"]]
     assert LlamaTokenizerFast.from_pretrained(tmp_path).encode("a") == tokenizer.encode("a")
     assert load_tokenizer(tmp_path, add_bos_token=False).encode("a") == [ranks[b"a"]]
@@ -84,11 +86,13 @@ def test_llama_3_agrees_with_tiktoken(llama3, llama3_model):
     lines = (line.split() for line in llama3_model.read_bytes().splitlines())
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     rng = random.Random(11)
-    compare(llama3, ranks, [*CORPUS, "\n".join(CORPUS), " " * 300, *(any_text(rng) for _ in range(3000))])
+    assert_agrees_with_tiktoken(
+        llama3, ranks, [*CORPUS, "\n".join(CORPUS), " " * 300, *(random_unicode_text(rng) for _ in range(3000))]
+    )
 
 
 @pytest.mark.slow
-def test_llama_3_special_tokens(llama3):
+def test_llama_3_has_its_special_tokens(llama3):
     assert (llama3.bos_token_id, llama3.eos_token_id, llama3.pad_token_id) == (128000, 128001, 128004)
     names = ["<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>"]
     assert llama3.convert_tokens_to_ids(names) == [128006, 128007, 128008, 128009, 128010]
@@ -99,7 +103,7 @@ def test_llama_3_special_tokens(llama3):
     assert llama3.encode("hi<|eot_id|>") == [128000, *llama3.encode("hi", add_special_tokens=False), 128009]
 
 
-def test_llama_3_chat(llama3):
+def test_llama_3_renders_its_chat_format(llama3):
     ids = llama3.apply_chat_template([{"role": "user", "content": " Hi "}], add_generation_prompt=True)
     text = (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
@@ -111,7 +115,7 @@ def test_llama_3_chat(llama3):
 @pytest.mark.parametrize("damage", ["gap", "twice", "no byte", "empty", "letters"])
 def test_damaged_ranks_are_refused(tmp_path, damage):
     path = tmp_path / "tokenizer.model"
-    ranks_file(path)
+    write_ranks(path)
     lines = path.read_bytes().splitlines()
     lines = {
         "gap": [*lines[:40], *lines[41:]],
@@ -142,7 +146,7 @@ def test_the_mistral_model_agrees_with_sentencepiece(mistral_model):
     engine = sentencepiece.SentencePieceProcessor(model_file=str(mistral_model))
     tokenizer, fast = load_tokenizer(mistral_model), LlamaTokenizerFast(mistral_model)
     rng = random.Random(12)
-    for text in [*CORPUS, *(any_text(rng) for _ in range(300))]:
+    for text in [*CORPUS, *(random_unicode_text(rng) for _ in range(300))]:
         assert tokenizer.encode(text) == [1, *engine.encode(text)]
         assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == engine.decode(engine.encode(text))
         if text:

@@ -108,7 +108,7 @@ TOKENIZER_JSON: dict[str, list[dict[str, Any]]] = {
 }
 """The pre-tokenizers of tokenizer.json files, by a name that GGUF files use for them."""
 
-LLAMAS = [
+LLAMA_PRE_TOKENIZERS = [
     "default", "gpt-2", "llama-bpe", "llama3", "llama-v3", "smaug-bpe", "falcon3", "deepseek-llm", "deepseek-coder",
     "smollm", "tekken", "pixtral", "qwen2", "deepseek-r1-qwen", "viking", "trillion", "megrez", "midm-2.0",
     "seed-coder", "minerva-7b", "mellum", "a.x-4.0", "minicpm5", "granite-docling",
@@ -131,7 +131,7 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def trained() -> Tokenizer:
+def trained_pipeline() -> Tokenizer:
     """A pipeline trained on texts that were not split, so that its merges cross the boundaries of every rule."""
     pipeline = Tokenizer(models.BPE())
     pipeline.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
@@ -141,9 +141,9 @@ def trained() -> Tokenizer:
     return pipeline
 
 
-def reference(trained: Tokenizer, steps: list[dict[str, Any]], whole_tokens: bool) -> Tokenizer:
+def reference(trained_pipeline: Tokenizer, steps: list[dict[str, Any]], whole_tokens: bool) -> Tokenizer:
     """Returns the pipeline with the pre-tokenizer of a tokenizer.json."""
-    content = json.loads(trained.to_str())
+    content = json.loads(trained_pipeline.to_str())
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
     content["model"]["ignore_merges"] = whole_tokens
     pipeline = Tokenizer.from_str(json.dumps(content))
@@ -151,7 +151,7 @@ def reference(trained: Tokenizer, steps: list[dict[str, Any]], whole_tokens: boo
     return pipeline
 
 
-def write_named(path: Path, pipeline: Tokenizer, pre: str) -> Path:
+def write_gguf_tokenizer(path: Path, pipeline: Tokenizer, pre: str) -> Path:
     content = json.loads(pipeline.to_str())["model"]
     tokens = [*content["vocab"], "<|bos|>"]
     keys: dict[str, Any] = {
@@ -172,21 +172,21 @@ def splits_of(pre: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("pre", TOKENIZER_JSON)
-def test_ids_equal_those_of_the_tokenizer_json(trained: Tokenizer, pre: str, tmp_path: Path) -> None:
-    expected = reference(trained, TOKENIZER_JSON[pre], pre_tokenizer(pre).whole_tokens)
-    tokenizer = load_tokenizer(write_named(tmp_path / "m.gguf", trained, pre))
+def test_ids_equal_those_of_the_tokenizer_json(trained_pipeline: Tokenizer, pre: str, tmp_path: Path) -> None:
+    expected = reference(trained_pipeline, TOKENIZER_JSON[pre], pre_tokenizer(pre).whole_tokens)
+    tokenizer = load_tokenizer(write_gguf_tokenizer(tmp_path / "m.gguf", trained_pipeline, pre))
     unsplit = 0
     for text in TEXTS:
         assert tokenizer.encode(text) == expected.encode(text).ids, text
         assert tokenizer.decode(tokenizer.encode(text)) == text
-        unsplit += tokenizer.encode(text) == trained.encode(text).ids
+        unsplit += tokenizer.encode(text) == trained_pipeline.encode(text).ids
     assert unsplit < len(TEXTS) // 2, "the merges cross the boundaries of the rules"
 
 
 @pytest.mark.parametrize("pre", TOKENIZER_JSON)
-def test_the_name_is_found_for_a_tokenizer_json(trained: Tokenizer, pre: str, tmp_path: Path) -> None:
+def test_the_name_is_found_for_a_tokenizer_json(trained_pipeline: Tokenizer, pre: str, tmp_path: Path) -> None:
     """A converted tokenizer.json names rules that give the same ids."""
-    pipeline = reference(trained, TOKENIZER_JSON[pre], pre_tokenizer(pre).whole_tokens)
+    pipeline = reference(trained_pipeline, TOKENIZER_JSON[pre], pre_tokenizer(pre).whole_tokens)
     folder = tmp_path / "folder"
     folder.mkdir()
     pipeline.save(str(folder / "tokenizer.json"))
@@ -198,17 +198,17 @@ def test_the_name_is_found_for_a_tokenizer_json(trained: Tokenizer, pre: str, tm
         assert converted.encode(text, add_special_tokens=False) == pipeline.encode(text).ids, text
 
 
-def test_every_llama_of_llama_cpp_has_rules(trained: Tokenizer, tmp_path: Path) -> None:
-    for pre in LLAMAS:
-        tokenizer = load_tokenizer(write_named(tmp_path / "m.gguf", trained, pre))
+def test_every_pre_tokenizer_of_llama_models_has_rules(trained_pipeline: Tokenizer, tmp_path: Path) -> None:
+    for pre in LLAMA_PRE_TOKENIZERS:
+        tokenizer = load_tokenizer(write_gguf_tokenizer(tmp_path / "m.gguf", trained_pipeline, pre))
         assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in TEXTS), pre
 
 
-def test_rules_with_the_same_splits_are_the_same(trained: Tokenizer) -> None:
-    """`name_of` distinguishes all rules: it returns rules with equal expressions for every name."""
+def test_name_of_distinguishes_all_rules(trained_pipeline: Tokenizer) -> None:
+    """For the pipeline of every rule, `name_of` returns a name with the same expressions."""
     names = {rules: pre for pre, rules in pre_tokenizers().items()}
     for rules, pre in names.items():
-        pipeline = reference(trained, [], rules.whole_tokens)
+        pipeline = reference(trained_pipeline, [], rules.whole_tokens)
         pipeline.pre_tokenizer = pipeline_step(rules)
         assert splits_of(name_of(pipeline)) == splits_of(pre), pre
 
@@ -227,8 +227,8 @@ def test_ignore_merges_is_compared_only_if_it_matters() -> None:
             assert name_of(pipeline) == expected
 
 
-def test_normalizers_that_change_texts_are_refused(trained: Tokenizer) -> None:
-    pipeline = reference(trained, [GPT2], False)
+def test_normalizers_that_change_texts_are_refused(trained_pipeline: Tokenizer) -> None:
+    pipeline = reference(trained_pipeline, [GPT2], False)
     pipeline.normalizer = NFC()
     assert name_of(pipeline) == "gpt-2"
     pipeline.normalizer = Lowercase()
@@ -236,10 +236,10 @@ def test_normalizers_that_change_texts_are_refused(trained: Tokenizer) -> None:
         name_of(pipeline)
 
 
-def test_unknown_names_are_refused(trained: Tokenizer, tmp_path: Path) -> None:
-    path = write_named(tmp_path / "m.gguf", trained, "my-own")
+def test_unknown_names_are_refused(trained_pipeline: Tokenizer, tmp_path: Path) -> None:
+    path = write_gguf_tokenizer(tmp_path / "m.gguf", trained_pipeline, "my-own")
     with pytest.raises(TokenizerError, match=r"'my-own': unknown pre-tokenizer; puna knows .*viking.*tokenizer\.json"):
         load_tokenizer(path)
-    pipeline = reference(trained, [split("[0-9]{7}"), bytes_only()], False)
+    pipeline = reference(trained_pipeline, [split("[0-9]{7}"), bytes_only()], False)
     with pytest.raises(TokenizerError, match="splits texts differently from every pre-tokenizer"):
         name_of(pipeline)

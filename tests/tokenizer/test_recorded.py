@@ -27,7 +27,7 @@ CLASSES = {
 
 @dataclass
 class Vocabulary:
-    """A SentencePiece model, recorded results of transformers 4.34.1 for `texts` texts, and published vectors."""
+    """A SentencePiece model, a record of transformers 4.34.1 (of as many texts as `texts`), and published vectors."""
 
     model: Path
     record: Path
@@ -66,12 +66,12 @@ def model(vocabulary) -> Path:
 
 
 @pytest.fixture(scope="module", params=sorted(CLASSES))
-def recorded(request, vocabulary):
+def tokenizer_and_record(request, vocabulary):
     return CLASSES[request.param](vocabulary.model), vocabulary.records[request.param]
 
 
-def test_ids_and_decodes(recorded, vocabulary):
-    tokenizer, record = recorded
+def test_ids_and_decoded_texts_equal_the_record(tokenizer_and_record, vocabulary):
+    tokenizer, record = tokenizer_and_record
     assert len(record["r"]) == vocabulary.texts
     for text, expected in record["r"].items():
         ids = tokenizer(text)["input_ids"]
@@ -83,16 +83,16 @@ def test_ids_and_decodes(recorded, vocabulary):
         assert tokenizer.decode(ids, skip_special_tokens=True) == expected["dec_skip"], text
 
 
-def test_padding_side_keys_and_chat(recorded, vocabulary):
-    tokenizer, record = recorded
+def test_padding_side_keys_and_chat_equal_the_record(tokenizer_and_record, vocabulary):
+    tokenizer, record = tokenizer_and_record
     assert tokenizer.padding_side == record["padding_side"]
     assert list(tokenizer("hi")) == record["keys"]
     chat = [{"role": "user", "content": vocabulary.user_message}]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == record["chat"]
 
 
-def test_saved_files_load_again(recorded, tmp_path):
-    tokenizer, record = recorded
+def test_saved_files_load_again(tokenizer_and_record, tmp_path):
+    tokenizer, record = tokenizer_and_record
     paths = tokenizer.save_pretrained(tmp_path)
     assert sorted(Path(path).name for path in paths) == sorted(record["files"])
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(record["files"])
@@ -131,7 +131,7 @@ def test_legacy_is_the_default(shared):
     assert LlamaTokenizer(model).encode("abs</s>USER") == [1, 6425, 2, 3148, 1001]
 
 
-def test_published_vectors(vocabulary):
+def test_ids_equal_the_published_vectors(vocabulary):
     tokenizers = [load_tokenizer(vocabulary.model), *(make(vocabulary.model) for make in CLASSES.values())]
     for vector in vocabulary.vectors:
         for tokenizer in tokenizers:

@@ -1,4 +1,4 @@
-"""Release 4.34.1 of transformers gives puna's results, and all tested releases read saved files with the same ids."""
+"""transformers 4.34.1 gives the same results as puna; all tested releases read the files that puna saves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.vocabularies import SNIPPETS, random_texts
 
 pytestmark = pytest.mark.oracle
 
-ADDED = [
+ADDED_TOKENS = [
     {"content": "<new>", "special": False},
     {"content": "<extra>", "special": True},
     {"content": "<strip>", "special": False, "flags": {"lstrip": True, "rstrip": True}},
@@ -53,7 +53,7 @@ def job_for(folder: Path, cls: str, arguments: dict, added: list, truncation: st
     }
 
 
-def answer(job: dict) -> dict:
+def run_job(job: dict) -> dict:
     """Returns puna's results for a job, as tests/oracles/read_tokenizer.py does for transformers."""
     cls = {"LlamaTokenizer": LlamaTokenizer, "LlamaTokenizerFast": LlamaTokenizerFast}[job["cls"]]
     tokenizer = cls.from_pretrained(job["folder"], **job["arguments"])
@@ -84,13 +84,13 @@ def answer(job: dict) -> dict:
 def test_the_classes_behave_as_in_4_34_1(oracle, sp_model):
     folder = sp_model.parent
     jobs = [
-        job_for(folder, "LlamaTokenizer", {"legacy": True}, ADDED, "longest_first"),
-        job_for(folder, "LlamaTokenizer", {"legacy": False, "add_eos_token": True}, ADDED, "longest_first"),
-        job_for(folder, "LlamaTokenizerFast", {"add_eos_token": True}, ADDED[1:2], "longest_first"),
-        job_for(folder, "LlamaTokenizerFast", {}, ADDED[1:2], "only_first"),
+        job_for(folder, "LlamaTokenizer", {"legacy": True}, ADDED_TOKENS, "longest_first"),
+        job_for(folder, "LlamaTokenizer", {"legacy": False, "add_eos_token": True}, ADDED_TOKENS, "longest_first"),
+        job_for(folder, "LlamaTokenizerFast", {"add_eos_token": True}, ADDED_TOKENS[1:2], "longest_first"),
+        job_for(folder, "LlamaTokenizerFast", {}, ADDED_TOKENS[1:2], "only_first"),
     ]
     for job, expected in zip(jobs, oracle("4.34.1", jobs), strict=True):
-        result = answer(job)
+        result = run_job(job)
         assert result.keys() == expected.keys(), expected
         for key, values in expected.items():
             assert result[key] == values, (job["cls"], job["arguments"], key)
@@ -127,7 +127,7 @@ def test_the_built_in_llama_2_template_equals_that_of_4_34_1(oracle, sp_model):
 
 
 @pytest.fixture(scope="module")
-def saved(sp_model, byte_level_json, tmp_path_factory):
+def saved_folders(sp_model, byte_level_json, tmp_path_factory):
     """By name: a folder that puna saved, and its tokenizer."""
     tokenizers = {
         "slow": LlamaTokenizer(sp_model),
@@ -148,14 +148,16 @@ def saved(sp_model, byte_level_json, tmp_path_factory):
 
 
 @pytest.mark.parametrize("release", ["4.34.1", "4.57.6", "5.23.0"])
-def test_other_releases_load_saved_files(oracle, saved, release):
+def test_other_releases_load_saved_files(oracle, saved_folders, release):
     names = ["fast", "sp", "byte-level"]
-    jobs = [{"folder": str(saved[name][0]), "cls": "AutoTokenizer", "texts": texts_for(name)} for name in names]
+    jobs = [{"folder": str(saved_folders[name][0]), "cls": "AutoTokenizer", "texts": texts_for(name)} for name in names]
     if release == "4.34.1":  # later releases convert the model of LlamaTokenizer in other ways
         names += ["slow", "slow-new"]
-        jobs += [{"folder": str(saved[n][0]), "cls": "LlamaTokenizer", "texts": TEXTS} for n in ("slow", "slow-new")]
+        jobs += [
+            {"folder": str(saved_folders[n][0]), "cls": "LlamaTokenizer", "texts": TEXTS} for n in ("slow", "slow-new")
+        ]
     for name, job, expected in zip(names, jobs, oracle(release, jobs), strict=True):
-        tokenizer = saved[name][1]
+        tokenizer = saved_folders[name][1]
         assert "error" not in expected, expected
         split = False if name == "sp" else None  # by default only "sp" reads special tokens as text
         assert expected["ids"] == [tokenizer(t, split_special_tokens=split)["input_ids"] for t in job["texts"]], name
@@ -169,8 +171,8 @@ def texts_for(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["slow", "slow-new", "fast", "sp", "byte-level"])
-def test_puna_loads_saved_files(saved, name):
-    folder, tokenizer = saved[name]
+def test_puna_loads_saved_files(saved_folders, name):
+    folder, tokenizer = saved_folders[name]
     reloaded = load_tokenizer(folder) if name == "sp" else type(tokenizer).from_pretrained(folder)
     assert [reloaded.encode(text) for text in TEXTS] == [tokenizer.encode(text) for text in TEXTS]
     assert reloaded.special_tokens_map == tokenizer.special_tokens_map
@@ -186,7 +188,7 @@ def test_puna_loads_files_of_4_34_1(oracle, sp_model, tmp_path, release, cls):
         "folder": str(tmp_path / "source"),
         "cls": cls.__name__,
         "arguments": {"add_eos_token": True},
-        "added": ADDED[1:2],
+        "added": ADDED_TOKENS[1:2],
         "texts": TEXTS,
         "save": str(folder),
     }

@@ -102,7 +102,7 @@ def test_a_single_word_token_inside_a_word_is_text(sp_model):
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_methods_of_the_transformers_class(sp_model, legacy):
+def test_methods_equal_those_of_the_transformers_class(sp_model, legacy):
     tokenizer = LlamaTokenizer(sp_model, legacy=legacy, add_eos_token=True)
     assert tokenizer.build_inputs_with_special_tokens([5], [6, 7]) == [1, 5, 2, 1, 6, 7, 2]
     assert tokenizer.get_special_tokens_mask([5], [6, 7]) == [1, 0, 1, 1, 0, 0, 1]
@@ -119,10 +119,10 @@ def test_methods_of_the_transformers_class(sp_model, legacy):
 
 
 def test_save_vocabulary_works_after_the_model_file_was_deleted(sp_model, tmp_path):
-    copied = tmp_path / "m.model"
-    copied.write_bytes(sp_model.read_bytes())
-    tokenizer = LlamaTokenizer(copied, legacy=False)
-    copied.unlink()
+    model_copy = tmp_path / "m.model"
+    model_copy.write_bytes(sp_model.read_bytes())
+    tokenizer = LlamaTokenizer(model_copy, legacy=False)
+    model_copy.unlink()
     (path,) = tokenizer.save_vocabulary(tmp_path, "pre")
     assert path == str(tmp_path / "pre-tokenizer.model")
     assert (tmp_path / "pre-tokenizer.model").read_bytes() == sp_model.read_bytes()
@@ -130,7 +130,7 @@ def test_save_vocabulary_works_after_the_model_file_was_deleted(sp_model, tmp_pa
         tokenizer.save_vocabulary(tmp_path / "nowhere")
 
 
-def test_pickle_and_copy(tokenizer):
+def test_pickled_and_copied_tokenizers_give_the_same_ids(tokenizer):
     for duplicate in (pickle.loads(pickle.dumps(tokenizer)), copy.deepcopy(tokenizer)):
         for text in random_texts(30):
             assert duplicate.encode(text) == tokenizer.encode(text)
@@ -171,7 +171,7 @@ def test_other_arguments_of_sentencepiece_are_refused(sp_model, tmp_path, argume
         load_tokenizer(tmp_path)
 
 
-def test_named_behaviours(sp_model):
+def test_a_behaviour_is_chosen_by_name_or_by_legacy(sp_model):
     assert LlamaTokenizer(sp_model).behaviour == "hf-legacy"
     assert LlamaTokenizer(sp_model, legacy=False).behaviour == "hf"
     assert LlamaTokenizer(sp_model, behaviour="sp").behaviour == load_tokenizer(sp_model).behaviour == "sp"

@@ -16,7 +16,7 @@ from puna.tokenizer.files.byte_level import BYTE_TO_CHARACTER
 from tests.helpers.vocabularies import SNIPPETS, answer_after, random_texts
 
 
-def streamed(tokenizer, ids: list[int], skip: bool, prompt: Sequence[int] = ()) -> list[str]:
+def stream_pieces(tokenizer, ids: list[int], skip: bool, prompt: Sequence[int] = ()) -> list[str]:
     decoder = StreamDecoder(tokenizer, skip, prompt)
     return [*(decoder.push(index) for index in ids), decoder.finish()]
 
@@ -32,14 +32,14 @@ def id_sequences(size: int) -> st.SearchStrategy[list[int]]:
 @pytest.mark.slow
 def test_streamed_random_ids_equal_the_decoded_text(tokenizer, data, skip):
     ids = data.draw(id_sequences(len(tokenizer)))
-    assert "".join(streamed(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)
+    assert "".join(stream_pieces(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20), skip=st.booleans())
 def test_streamed_text_is_complete_and_splits_no_character(tokenizer, text, skip):
     ids = tokenizer.encode(text, add_special_tokens=False)
-    pieces = streamed(tokenizer, ids, skip)
+    pieces = stream_pieces(tokenizer, ids, skip)
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=skip)
     if "\ufffd" not in text:
         assert all("\ufffd" not in piece for piece in pieces)
@@ -48,7 +48,7 @@ def test_streamed_text_is_complete_and_splits_no_character(tokenizer, text, skip
 def test_an_emoji_of_several_tokens_is_returned_once(tokenizer):
     ids = tokenizer.encode("a 🏳️‍🌈 b", add_special_tokens=False)
     assert len(ids) > 8
-    pieces = streamed(tokenizer, ids, True)
+    pieces = stream_pieces(tokenizer, ids, True)
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
     assert "🏳️‍🌈" in "".join(pieces) and "\ufffd" not in "".join(pieces)
 
@@ -56,7 +56,7 @@ def test_an_emoji_of_several_tokens_is_returned_once(tokenizer):
 def test_words_are_returned_with_their_token(tokenizer):
     """Text that no later token can change is returned with its token."""
     ids = tokenizer.encode("the llama can learn simple tasks", add_special_tokens=False)
-    pieces = streamed(tokenizer, ids, True)
+    pieces = stream_pieces(tokenizer, ids, True)
     assert all(pieces[1:-1]) and pieces[-1] == ""
 
 
@@ -69,26 +69,26 @@ def test_invalid_bytes_are_streamed_as_decoded(tokenizer, invalid):
     ids = [vocab[spelled(byte)] for byte in invalid]
     for sequence in (ids, [*ids, 300], [300, *ids, 300], [*ids, 1, *ids]):
         text = tokenizer.decode(sequence, skip_special_tokens=True)
-        assert "".join(streamed(tokenizer, sequence, True)) == text
+        assert "".join(stream_pieces(tokenizer, sequence, True)) == text
         assert "\ufffd" in text
 
 
-CLEANED = ["x != y ; cd .. && ls . | wc ' abc ' n't", "a .", "a , b", "don 't we 're"]
+CLEAN_UP_TEXTS = ["x != y ; cd .. && ls . | wc ' abc ' n't", "a .", "a , b", "don 't we 're"]
 
 
-@pytest.mark.parametrize("text", CLEANED)
+@pytest.mark.parametrize("text", CLEAN_UP_TEXTS)
 @pytest.mark.parametrize("clean_up", [False, True])
 def test_streams_never_clean_up(tokenizer, text, clean_up):
     tokenizer = copy(tokenizer)
     tokenizer.clean_up_tokenization_spaces = clean_up
     ids = tokenizer.encode(text, add_special_tokens=False)
     unchanged = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    assert "".join(streamed(tokenizer, ids, False)) == unchanged and text in unchanged
+    assert "".join(stream_pieces(tokenizer, ids, False)) == unchanged and text in unchanged
     assert tokenizer.decode(ids) == unchanged  # as in transformers 5.23, whose LLaMA tokenizers are BPE
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=True) == tokenizer.clean_up_tokenization(unchanged)
 
 
-TEXT = st.lists(st.sampled_from([*SNIPPETS, *CLEANED]), max_size=4).map("".join)
+TEXT = st.lists(st.sampled_from([*SNIPPETS, *CLEAN_UP_TEXTS]), max_size=4).map("".join)
 
 
 @settings(max_examples=300, deadline=None)
@@ -108,7 +108,7 @@ def test_an_answer_is_the_text_after_that_of_its_prompt(tokenizer, clean_up, dat
 
     whole, before = decode(prompt + ids), decode(prompt)
     answer = answer_after(before, whole)
-    pieces = streamed(tokenizer, ids, skip, prompt)
+    pieces = stream_pieces(tokenizer, ids, skip, prompt)
     assert "".join(pieces) == answer
     open_bytes = "\ufffd" in before or any(token.startswith("<0x") for token in tokenizer.convert_ids_to_tokens(prompt))
     if not open_bytes and (skip or getattr(tokenizer, "behaviour", None) != "hf-legacy"):
@@ -117,15 +117,15 @@ def test_an_answer_is_the_text_after_that_of_its_prompt(tokenizer, clean_up, dat
         assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_an_answer_owns_the_character_that_it_completes(tokenizer):
+def test_a_character_that_an_answer_completes_belongs_to_the_answer(tokenizer):
     vocab = tokenizer.get_vocab()
     spelled = "<0x{:02X}>".format if "<0x80>" in vocab else BYTE_TO_CHARACTER.__getitem__
     first, *rest = (vocab[spelled(byte)] for byte in "€".encode())
     a = tokenizer.convert_tokens_to_ids("a")
-    assert "".join(streamed(tokenizer, [*rest, a], True, [a, first])) == "€a"
-    assert "".join(streamed(tokenizer, rest[1:], True, [a, first, rest[0]])) == "€"
-    assert "".join(streamed(tokenizer, [a, a], True, [a, first])) == "aa"
-    assert "".join(streamed(tokenizer, [], True, [a, first])) == ""
+    assert "".join(stream_pieces(tokenizer, [*rest, a], True, [a, first])) == "€a"
+    assert "".join(stream_pieces(tokenizer, rest[1:], True, [a, first, rest[0]])) == "€"
+    assert "".join(stream_pieces(tokenizer, [a, a], True, [a, first])) == "aa"
+    assert "".join(stream_pieces(tokenizer, [], True, [a, first])) == ""
 
 
 @pytest.mark.parametrize("index", [-1, 10**6, 2**40])
