@@ -1,4 +1,4 @@
-"""Answers: their text never contains the prompt's, and stop strings may contain special tokens."""
+"""An answer never contains the text of its prompt, and stop strings may contain special tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ids_of(text: str) -> list[int]:
 
 
 def script(text: str) -> dict[int, int]:
-    """Returns which token follows which, so that a prompt with the first token of a text is answered with the rest."""
+    """Maps each token of a text to the next, so that a model answers the first token with the rest of the text."""
     return dict(itertools.pairwise(ids_of(text)))
 
 
@@ -34,7 +34,7 @@ FAST = LlamaTokenizerFast(
 )
 
 
-def answered(tokenizer, ids: list[int], stops: tuple[str, ...], end: int | None = None) -> tuple[str, str, int]:
+def decode_answer(tokenizer, ids: list[int], stops: tuple[str, ...], end: int | None = None) -> tuple[str, str, int]:
     """Returns the text, the finish reason and the number of tokens of an answer with these ids and this end token."""
     answer = Answer(Request((0,), 99), tokenizer, stops, continues_prompt=False)
     pieces = []
@@ -49,7 +49,7 @@ def answered(tokenizer, ids: list[int], stops: tuple[str, ...], end: int | None 
 
 
 def expected_answer(ids: list[int], stops: tuple[str, ...]) -> tuple[str, str, int]:
-    """Searches after each token for the stop strings, in the text and in a list of characters and special tokens."""
+    """Searches for stop strings after each token, in the text and in the list of its characters and special tokens."""
     for count in range(1, len(ids) + 1):
         shown: list[object] = []  # characters and ids of special tokens
         for special, run in itertools.groupby(ids[:count], key=lambda index: index < len(SPECIAL)):
@@ -58,10 +58,10 @@ def expected_answer(ids: list[int], stops: tuple[str, ...]) -> tuple[str, str, i
         text = "".join(item for item in shown if isinstance(item, str))
         starts = [text.index(stop) for stop in stops if stop in text]
         for stop in stops:
-            wanted = [index if index < len(SPECIAL) else FAST.decode([index]) for index in ids_of(stop)]
-            if not any(isinstance(item, int) for item in wanted):
+            stop_items = [index if index < len(SPECIAL) else FAST.decode([index]) for index in ids_of(stop)]
+            if not any(isinstance(item, int) for item in stop_items):
                 continue
-            matches = [at for at in range(len(shown)) if shown[at : at + len(wanted)] == wanted]
+            matches = [at for at in range(len(shown)) if shown[at : at + len(stop_items)] == stop_items]
             starts += [sum(isinstance(item, str) for item in shown[:at]) for at in matches]
         if starts:
             return text[: min(starts)], "stop", count
@@ -79,29 +79,29 @@ SYMBOLS = st.sampled_from([*"ab", "\n", *SPECIAL[1:]])
 @example(text=["a", "<|turn|>", "b", "a"], stops=[["a", "<|turn|>", "a"], ["b", "a"]])
 def test_stop_strings_match_text_and_special_tokens(text, stops):
     ids, strings = ids_of("".join(text)), tuple("".join(stop) for stop in stops)
-    assert answered(FAST, ids, strings) == expected_answer(ids, strings)
+    assert decode_answer(FAST, ids, strings) == expected_answer(ids, strings)
 
 
 def test_a_stop_string_may_contain_the_end_token():
     ids = ids_of("some text\n\n")
-    assert answered(FAST, ids, ("\n\n<|end|>",), END) == ("some text", "stop", len(ids))
-    assert answered(FAST, ids, ("\n\n<|turn|>",), END) == ("some text\n\n", "stop", len(ids))
+    assert decode_answer(FAST, ids, ("\n\n<|end|>",), END) == ("some text", "stop", len(ids))
+    assert decode_answer(FAST, ids, ("\n\n<|turn|>",), END) == ("some text\n\n", "stop", len(ids))
 
 
 def test_a_special_token_that_is_spelled_as_text_is_text():
     pieces = [TOKENS.index(character) for character in "a<|turn|>b"]
-    assert answered(FAST, pieces, ("<|turn|>",)) == ("a", "stop", len(pieces) - 1)
-    assert answered(FAST, pieces, ()) == ("a<|turn|>b", "length", len(pieces))
+    assert decode_answer(FAST, pieces, ("<|turn|>",)) == ("a", "stop", len(pieces) - 1)
+    assert decode_answer(FAST, pieces, ()) == ("a<|turn|>b", "length", len(pieces))
 
 
 @pytest.mark.parametrize("stop", ["turn", "|>", "<|tur", "<|turn|>|"])
 def test_a_part_of_a_special_token_stops_nothing(stop):
-    assert answered(FAST, [*ids_of("a"), TURN, *ids_of("b")], (stop,)) == ("ab", "length", 3)
+    assert decode_answer(FAST, [*ids_of("a"), TURN, *ids_of("b")], (stop,)) == ("ab", "length", 3)
 
 
 @pytest.mark.parametrize("character", ["é", "€", "😀"])
 @pytest.mark.parametrize("kind", ["sp", "hf-legacy", "hf", "fast"])
-def test_a_character_of_byte_tokens_belongs_to_a_stop_string(tmp_path, kind, character):
+def test_a_stop_string_may_begin_with_a_character_of_byte_tokens(tmp_path, kind, character):
     """Byte tokens in front of a special token may be held back, since more bytes could follow."""
     (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece())
     file = tmp_path / "tokenizer.model"
@@ -111,10 +111,10 @@ def test_a_character_of_byte_tokens_belongs_to_a_stop_string(tmp_path, kind, cha
     a, b = (tokenizer.convert_tokens_to_ids(piece) for piece in "ab")
     bytes_ = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in character.encode()]
     ids = [a, *bytes_, turn, b]
-    assert answered(tokenizer, ids, ("<turn>",)) == (f"a{character}", "stop", len(ids) - 1)
-    assert answered(tokenizer, ids, (f"{character}<turn>",)) == ("a", "stop", len(ids) - 1)
-    assert answered(tokenizer, ids, (f"a{character}<turn>b",)) == ("", "stop", len(ids))
-    assert answered(tokenizer, ids, (f"{character}<turn>c",)) == (
+    assert decode_answer(tokenizer, ids, ("<turn>",)) == (f"a{character}", "stop", len(ids) - 1)
+    assert decode_answer(tokenizer, ids, (f"{character}<turn>",)) == ("a", "stop", len(ids) - 1)
+    assert decode_answer(tokenizer, ids, (f"a{character}<turn>b",)) == ("", "stop", len(ids))
+    assert decode_answer(tokenizer, ids, (f"{character}<turn>c",)) == (
         tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False), "length", len(ids),
     )  # fmt: skip
 
@@ -123,8 +123,8 @@ def test_control_pieces_of_a_model_are_special_in_stop_strings(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece(control_symbols=["<turn>"]))
     tokenizer = LlamaTokenizer(tmp_path / "tokenizer.model", behaviour="sp")
     a, turn = tokenizer.convert_tokens_to_ids(["a", "<turn>"])
-    assert answered(tokenizer, [a, turn, a], ("a<turn>a",)) == ("", "stop", 3)
-    assert answered(tokenizer, [a, turn, a], ("<turn>",)) == ("a", "stop", 2)
+    assert decode_answer(tokenizer, [a, turn, a], ("a<turn>a",)) == ("", "stop", 3)
+    assert decode_answer(tokenizer, [a, turn, a], ("<turn>",)) == ("a", "stop", 2)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_stop_strings_of_a_wrong_type_are_errors(turns, stop):
         turns.stream("x", stop=stop)
 
 
-UNUSUAL = {
+DECODERS = {
     "byte level": decoders.ByteLevel(),
     "byte level, fuse": decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()]),
     "ctc": decoders.CTC(),
@@ -174,11 +174,11 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("clean_up", [False, True])
-@pytest.mark.parametrize("name", UNUSUAL)
+@pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("text", ["xyz ,b!", "x .", "x n't", "x😀yé"])
 def test_an_answer_does_not_contain_the_text_of_its_prompt(tmp_path, name, clean_up, text):
     tokenizer = byte_tokenizer()
-    tokenizer.decoder = UNUSUAL[name]
+    tokenizer.decoder = DECODERS[name]
     ids = ids_of(text)
     settings = {"clean_up_tokenization_spaces": clean_up}
     llm = LLM(write_scripted_model(tmp_path / "m", tokenizer, dict(itertools.pairwise(ids)), settings), "native")

@@ -65,7 +65,7 @@ def test_chat_renders_the_template(llm):
     assert "".join(llm.stream(messages, max_tokens=8)) == completion.text
 
 
-def test_a_chat_answer_ends_at_the_template_s_end_of_turn(tiny_model, tmp_path):
+def test_a_chat_answer_ends_at_the_end_of_turn_token_of_the_template(tiny_model, tmp_path):
     for file in tiny_model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 3}')
