@@ -130,7 +130,7 @@ class Answer:
 
         Args:
             held: text that follows the pending text if the answer ends here. It is searched after a special token,
-                since a stop string that ends with the token is complete, whatever follows.
+                since no later token can change a stop string that ends with the special token.
         """
         text = self._pending + held
         shown = self._shown(text)

@@ -1,4 +1,4 @@
-"""Reads files of models whole, with limits on their size and clear errors."""
+"""Reads complete files of models into memory, with limits on their size and clear errors."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ staging folder; the next run for this destination restores the old content and r
         .lock                   locked while a process uses the staging folder
         new/                    the new files
         old                     the old NAME while the new one replaces it
-        deleted                 the old NAME while it is deleted, or what is left if that was interrupted
+        deleted                 the old NAME while it is deleted, or its remains if that was interrupted
 
-The name is random and the folder private, so that nobody else can create it in advance. A folder is only taken for a
-staging folder if it belongs to this user and contains the record of this destination, or nothing yet: other files with
-similar names are never touched.
+The name is random and the folder private, so that nobody else can create it in advance. A folder counts as a
+staging folder only if it belongs to this user and contains the record of this destination, or nothing yet: other files
+with similar names are never touched.
 """
 
 from __future__ import annotations

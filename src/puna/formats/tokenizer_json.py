@@ -1,6 +1,6 @@
 """Reads tokenizer.json with the library `tokenizers`, and turns the library's failures into errors of puna.
 
-The library panics, or aborts the whole process, where a file announces sizes that it does not have, or multiplies the
+The library panics, or aborts the whole process, if a file announces tables larger than the file, or multiplies the
 length of a text. `check_pipeline` refuses such files before the library reads them. Other panics, which are not an
 `Exception` in Python, become a TokenizerError.
 """
@@ -32,7 +32,7 @@ _MAX_GROWTH = 64
 becomes U+2581."""
 
 _MAX_COUNT = 1_000_000
-"""Limit on lengths, such as that of the pieces of a text; those in use are small."""
+"""Limit on the settings `length`, `start` and `stop` of a step; real files have small ones."""
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _growth(step: Mapping[str, Any]) -> int:
-    """Returns a factor that is at least the one by which a step makes a text longer."""
+    """Returns an upper bound for the factor by which a step makes a text longer."""
     lengths = [len(value) for name in ("content", "prepend") if isinstance(value := step.get(name), str)]
     tokens = step.get("special_tokens")
     items = tokens.values() if isinstance(tokens, Mapping) else ()

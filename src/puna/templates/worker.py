@@ -52,7 +52,7 @@ def _limit_memory() -> None:
 
 
 def _answer(request: bytes) -> bytes:
-    """Returns one letter and a text: T rendered; C does not compile, R refused, F failed: the reason; M no memory."""
+    """Returns T and the rendered text, M (out of memory), or why after C (not compiled), R (refused) or F (failed)."""
     try:
         source, values = marshal.loads(request)
         try:
