@@ -153,5 +153,17 @@ _TABLE = (
 FORMATS: dict[str, BlockFormat] = {item.name: item for item in _TABLE}
 """Every format of weights, by ggml's name."""
 
+I8 = BlockFormat("i8", 1, 1, 24, decoders.unpack_i8, "I8", "int8", "CharStorage")
+U8 = BlockFormat("u8", 1, 1, -1, decoders.unpack_u8, "U8", "uint8", "ByteStorage")
 I32 = BlockFormat("i32", 1, 4, 26, decoders.unpack_i32, "I32")
-"""32-bit integers: never weights themselves, but GPTQ and AWQ pack 4-bit values into them (`puna.formats.grouped`)."""
+I64 = BlockFormat("i64", 1, 8, 27, decoders.unpack_i64, "I64")
+F8 = BlockFormat("f8_e4m3", 1, 1, -1, decoders.unpack_f8_e4m3, "F8_E4M3")
+
+_OTHERS = {"BOOL": 1, "I16": 2, "U16": 2, "U32": 4, "U64": 8, "F64": 8, "F8_E5M2": 1, "F8_E8M0": 1}
+"""Further types of safetensors files and their bytes, in folders whose quantisation is refused by its name."""
+
+PARTS = (I8, U8, I32, I64, F8, *(
+    BlockFormat(name.lower(), 1, size, -1, decoders.unpack_unknown, name) for name, size in _OTHERS.items()
+))  # fmt: skip
+"""Types that are never weights themselves, but parts of packed matrices (`formats/grouped.py`, `formats/scaled.py`).
+ggml has no u8 and f8."""

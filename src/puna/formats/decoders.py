@@ -13,6 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.errors import CheckpointError
+
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -59,6 +61,32 @@ def unpack_bf16(blocks: Bytes) -> Floats:
 
 def unpack_i32(blocks: Bytes) -> Floats:
     return np.ascontiguousarray(blocks).view("<i4").astype(np.float32)
+
+
+def unpack_i64(blocks: Bytes) -> Floats:
+    return np.ascontiguousarray(blocks).view("<i8").astype(np.float32)
+
+
+def unpack_i8(blocks: Bytes) -> Floats:
+    return np.ascontiguousarray(blocks).view(np.int8).astype(np.float32)
+
+
+def unpack_u8(blocks: Bytes) -> Floats:
+    return np.ascontiguousarray(blocks).astype(np.float32)
+
+
+def unpack_unknown(blocks: Bytes) -> Floats:
+    raise CheckpointError(f"{blocks.shape[1]}-byte elements of a type that is never used for weights")
+
+
+def unpack_f8_e4m3(blocks: Bytes) -> Floats:
+    """A sign, four bits of exponent with bias 7, three bits of significand; no infinities, 0x7f and 0xff are NaN."""
+    codes = np.ascontiguousarray(blocks).astype(np.int32)
+    exponent, significand = codes >> 3 & 15, codes & 7
+    magnitude = np.ldexp(np.where(exponent, significand + 8, significand), np.maximum(exponent, 1) - 10)
+    magnitude[codes & 127 == 127] = np.nan
+    numbers: Floats = np.where(codes < 128, magnitude, -magnitude).astype(np.float32)
+    return numbers
 
 
 def pack_f32(values: Floats) -> Bytes:

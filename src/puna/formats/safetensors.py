@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from puna.errors import CheckpointError
 from puna.files import atomic_write, parse_json
-from puna.formats.blocks import FORMATS, I32, BlockFormat, StoredTensor
+from puna.formats.blocks import FORMATS, PARTS, BlockFormat, StoredTensor
 from puna.formats.mapped import map_file
 from puna.formats.new_tensor import NewTensor
 
 HEADER_LIMIT = 16 * 2**20
 """Maximum size of a header, in bytes. The format allows 100 MB; the 1,138 tensors of the largest LLaMA need 0.2 MB."""
 
-_BY_NAME = {item.safetensors: item for item in (*FORMATS.values(), I32) if item.safetensors is not None}
+_BY_NAME = {item.safetensors: item for item in (*FORMATS.values(), *PARTS) if item.safetensors is not None}
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.errors import CheckpointError
-from puna.formats.blocks import FORMATS, MAX_AXES, BlockFormat, StoredTensor
+from puna.formats.blocks import FORMATS, MAX_AXES, PARTS, BlockFormat, StoredTensor
 from puna.formats.mapped import map_file, sniff
 from puna.formats.pickle_reader import Global, StorageClass, read_pickle
 from puna.formats.zip_entries import zip_entries
 
-_BY_STORAGE = {item.torch_storage: item for item in FORMATS.values() if item.torch_storage is not None}
+_BY_STORAGE = {item.torch_storage: item for item in (*FORMATS.values(), *PARTS) if item.torch_storage is not None}
 
-_OTHER_STORAGES = ("Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "ComplexFloat", "ComplexDouble")
+_OTHER_STORAGES = ("Double", "Long", "Int", "Short", "Bool", "ComplexFloat", "ComplexDouble")
 
 
 @dataclass(frozen=True)
