@@ -11,9 +11,11 @@ import pytest
 
 from puna.checkpoint.bitsandbytes import join_bitsandbytes
 from puna.checkpoint.compressed import join_compressed
+from puna.checkpoint.quantization import Settings
 from puna.errors import CheckpointError
 from puna.formats.blocks import F8, FORMATS, I8, I32, I64, U8, StoredTensor
 from puna.formats.scaled import ScaledMatrix
+from tests.helpers.tiny_checkpoints import tiny_config
 
 GOLDEN = dict(np.load(Path(__file__).with_name("scaled_golden.npz")))
 FORMS = {
@@ -55,14 +57,14 @@ def parts_of(case: str, **changes: np.ndarray | None) -> dict[str, StoredTensor]
 
 
 def compressed(case: str, settings: dict[str, Any] = BLOCKS, **changes: np.ndarray | None) -> ScaledMatrix:
-    joined, _ = join_compressed(parts_of(case, **changes), settings)
+    joined, _ = join_compressed(parts_of(case, **changes), Settings(settings, ""), tiny_config())
     assert list(joined) == ["m.weight"]
     assert isinstance(joined["m.weight"], ScaledMatrix)
     return joined["m.weight"]
 
 
 def bitsandbytes(case: str, **changes: np.ndarray | None) -> ScaledMatrix:
-    joined, _ = join_bitsandbytes(parts_of(case, **changes), {})
+    joined, _ = join_bitsandbytes(parts_of(case, **changes), Settings({}, ""), tiny_config())
     assert list(joined) == ["m.weight"]
     assert isinstance(joined["m.weight"], ScaledMatrix)
     return joined["m.weight"]
@@ -120,20 +122,24 @@ def test_the_number_of_inputs_need_not_fill_words() -> None:
 
 
 def test_scales_of_activations_are_dropped_with_a_note() -> None:
+    none = Settings({}, "")
     settings = {"config_groups": {"group_0": {"weights": {}, "input_activations": {"num_bits": 8}}}}
     tensors = parts_of("naive_int8_channel") | {
         f"m.{name}": stored(f"m.{name}", np.ones(1, np.float32)) for name in ("input_scale", "k_scale")
     }
-    joined, notes = join_compressed(tensors, settings | {"kv_cache_scheme": {"num_bits": 8}})
+    joined, notes = join_compressed(
+        tensors, Settings(settings | {"kv_cache_scheme": {"num_bits": 8}}, ""), tiny_config()
+    )
     assert list(joined) == ["m.weight"]
     assert notes == [
         "puna quantises neither activations nor the cache as compressed-tensors does (input_activations, "
         "kv_cache_scheme)"
     ]
-    assert join_bitsandbytes(parts_of("int8"), {})[1] == [
+    assert join_bitsandbytes(parts_of("int8"), none, tiny_config())[1] == [
         "puna does not quantise activations as bitsandbytes does (LLM.int8())"
     ]
-    assert join_compressed(parts_of("int4_group"), {})[1] == join_bitsandbytes(parts_of("nf4"), {})[1] == []
+    assert join_compressed(parts_of("int4_group"), none, tiny_config())[1] == []
+    assert join_bitsandbytes(parts_of("nf4"), none, tiny_config())[1] == []
 
 
 @pytest.mark.parametrize(

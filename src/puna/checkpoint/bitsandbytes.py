@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
 
+from puna.checkpoint.quantization import Settings
+from puna.checkpoint.weight import RowSource
+from puna.config import LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, I8, U8, BlockFormat, StoredTensor
 from puna.formats.scaled import CODES, Blocks, Codes, Grid, Nested, ScaledMatrix
@@ -22,8 +24,8 @@ _PLAIN = {form.torch: form for form in FORMATS.values() if form.pack is not None
 
 
 def join_bitsandbytes(
-    tensors: Mapping[str, StoredTensor], settings: Mapping[str, Any]
-) -> tuple[dict[str, StoredTensor | ScaledMatrix], list[str]]:
+    tensors: Mapping[str, StoredTensor], settings: Settings, config: LlamaConfig
+) -> tuple[dict[str, RowSource], list[str]]:
     """Replaces the parts of each matrix by one `ScaledMatrix`. The tensors describe themselves, not the settings.
 
     Returns:
@@ -32,7 +34,7 @@ def join_bitsandbytes(
     Raises:
         CheckpointError: parts are missing or do not fit.
     """
-    joined: dict[str, StoredTensor | ScaledMatrix] = dict(tensors)
+    joined: dict[str, RowSource] = dict(tensors)
     for key in tensors:
         name, _, kind = key.partition(_STATE)
         if kind:

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from puna.checkpoint.quantization import Settings
+from puna.checkpoint.weight import RowSource
+from puna.config import LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import F8, FORMATS, I8, I32, I64, StoredTensor
 from puna.formats.scaled import CODES, Codes, Grid, Index, Numbers, PackedGrid, ScaledMatrix
@@ -24,7 +27,7 @@ _ACTIVATIONS = (
 )  # fmt: skip
 """Scales of activations and of the cache, which puna does not quantise."""
 
-REMEDY = "use the unquantised model or a GGUF file"
+_REMEDY = "use the unquantised model or a GGUF file"
 
 _BITS = (4, 8)
 
@@ -32,8 +35,8 @@ Parts = Mapping[str, StoredTensor | None]
 
 
 def join_compressed(
-    tensors: Mapping[str, StoredTensor], settings: Mapping[str, Any]
-) -> tuple[dict[str, StoredTensor | ScaledMatrix], list[str]]:
+    tensors: Mapping[str, StoredTensor], settings: Settings, config: LlamaConfig
+) -> tuple[dict[str, RowSource], list[str]]:
     """Replaces the parts of each matrix by one `ScaledMatrix`.
 
     Returns:
@@ -42,9 +45,9 @@ def join_compressed(
     Raises:
         CheckpointError: a format or a feature is not supported, or parts are missing or do not fit.
     """
-    schemes = list(_schemes(settings))
-    _refuse_features(settings, schemes)
-    joined: dict[str, StoredTensor | ScaledMatrix] = dict(tensors)
+    schemes = list(_schemes(settings.fields))
+    _refuse_features(settings.fields, schemes)
+    joined: dict[str, RowSource] = dict(tensors)
     names = [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]
     names += [name.removesuffix(".weight_packed") for name in tensors if name.endswith(".weight_packed")]
     for name in dict.fromkeys(names):
@@ -55,7 +58,7 @@ def join_compressed(
     for name in activations:
         del joined[name]
     quantised = [key for key in ("input_activations", "output_activations") if any(item.get(key) for item in schemes)]
-    quantised += ["kv_cache_scheme"] if settings.get("kv_cache_scheme") else []
+    quantised += ["kv_cache_scheme"] if settings.fields.get("kv_cache_scheme") else []
     if not activations and not quantised:
         return joined, []
     kinds = ", ".join(quantised) or f"{len(activations)} tensors such as {activations[0]}"
@@ -75,19 +78,19 @@ def _refuse_features(settings: Mapping[str, Any], schemes: list[Mapping[str, Any
         if form is not None and form not in _FORMATS:
             raise CheckpointError(
                 f"quantised with compressed-tensors in the format {str(form)[:40]!r}; puna reads "
-                f"{', '.join(_FORMATS[:4])}. Otherwise {REMEDY}"
+                f"{', '.join(_FORMATS[:4])}. Otherwise {_REMEDY}"
             )
     sparsity = settings.get("sparsity_config") or {}
     if not isinstance(sparsity, dict) or sparsity.get("format", "dense") != "dense":
         raise CheckpointError(
             f"the weights are sparse (compressed-tensors, sparsity_config {str(sparsity)[:80]}), which puna does not "
-            f"read; {REMEDY}"
+            f"read; {_REMEDY}"
         )
     transforms = settings.get("transform_config") or {}
     if not isinstance(transforms, dict) or transforms.get("config_groups"):
         raise CheckpointError(
             "the inputs of the matrices are transformed (compressed-tensors, transform_config), which puna does not "
-            f"do; {REMEDY}"
+            f"do; {_REMEDY}"
         )
     for scheme in schemes:
         weights = scheme.get("weights")
@@ -95,7 +98,7 @@ def _refuse_features(settings: Mapping[str, Any], schemes: list[Mapping[str, Any
         if bits not in _BITS:
             raise CheckpointError(
                 f"the weights are quantised to {str(bits)[:40]} bits with compressed-tensors; puna reads 4 and 8 bits. "
-                f"Otherwise {REMEDY}"
+                f"Otherwise {_REMEDY}"
             )
 
 
@@ -132,7 +135,7 @@ def _integer_codes(name: str, packed: StoredTensor, inputs: int) -> Codes:
             return CODES[f"int{bits}"]
     raise CheckpointError(
         f"the matrix {name} has {packed.shape[1]} words of 32 bits for {inputs} inputs, which are not codes of 4 or 8 "
-        f"bits; {REMEDY}"
+        f"bits; {_REMEDY}"
     )
 
 

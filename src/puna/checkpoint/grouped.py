@@ -1,73 +1,37 @@
-"""Reads the settings of folders with GPTQ or AWQ matrices, and joins the parts of each matrix."""
+"""Joins the parts of GPTQ and AWQ matrices."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from puna.checkpoint.leftovers import dropped_note
-from puna.checkpoint.names import is_known
+from puna.checkpoint.quantization import REMEDY, Settings
+from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
-from puna.files import has_file, read_json
-from puna.formats.blocks import FORMATS, StoredTensor
+from puna.formats.blocks import StoredTensor
 from puna.formats.grouped import BITS, PACKINGS, GroupedMatrix, Packing
-
-_OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""Settings files of older folders, whose config.json has no `quantization_config`, and the method of each."""
 
 _DEFAULT_VERSIONS = {"gptq": "gptq", "awq": "gemm"}
 """The version to assume for each method if the settings contain none."""
 
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
-_REMEDY = "puna reads GPTQ and AWQ (version gemm) with 4 bits; use the unquantised model or a GGUF file"
 
+def join_grouped(
+    tensors: Mapping[str, StoredTensor], settings: Settings, config: LlamaConfig
+) -> tuple[dict[str, RowSource], list[str]]:
+    """Replaces the parts of each packed matrix by one `GroupedMatrix`.
 
-@dataclass(frozen=True)
-class Settings:
-    """The quantisation settings of a folder, with a `quant_method`, and the file or key that they were read from."""
-
-    fields: Mapping[str, Any]
-    source: str
-
-
-def read_settings(folder: Path, in_config: Any) -> Settings | None:
-    """Returns the quantisation settings of a folder; None if it has none.
-
-    Args:
-        in_config: `quantization_config` of config.json; None if it has none.
-    """
-    if in_config is not None:
-        fields = in_config if isinstance(in_config, dict) else {"quant_method": in_config}
-        return Settings(fields, "quantization_config in config.json")
-    for name, method in _OLD_FILES.items():
-        if has_file(folder / name, CheckpointError):
-            return Settings({"quant_method": method} | read_json(folder / name, CheckpointError), name)
-    return None
-
-
-def join_packed(
-    tensors: Mapping[str, StoredTensor], settings: Settings | None, config: LlamaConfig
-) -> tuple[dict[str, StoredTensor | GroupedMatrix], list[str]]:
-    """Replaces the parts of each packed matrix by one `GroupedMatrix`; without `settings`, nothing is packed.
-
-    AutoGPTQ writes zero biases for models that have no biases; those are dropped. If all tensors are the float tensors
-    of a LLaMA model, the settings are stale: a program merged or dequantised the weights and kept them.
+    AutoGPTQ writes zero biases for models that have no biases; those are dropped.
 
     Returns:
         The tensors, and notes for the user.
 
     Raises:
-        CheckpointError: the method, version or number of bits is not supported, or parts are missing or do not fit.
+        CheckpointError: the version or number of bits is not supported, or parts are missing or do not fit.
     """
-    joined: dict[str, StoredTensor | GroupedMatrix] = dict(tensors)
-    if settings is None:
-        return joined, []
-    if all(is_known(name) and tensor.format.name in FORMATS for name, tensor in tensors.items()):
-        return joined, [f"{settings.source} ignored, since the weights are not quantised"]
+    joined: dict[str, RowSource] = dict(tensors)
     packing, size = _find_packing(settings), _group_size(settings)
     zero_biases = []
     for name in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
@@ -88,7 +52,7 @@ def _group_size(settings: Settings) -> int:
     bits = fields.get("bits", fields.get("w_bit", BITS))
     if bits != BITS:
         raise CheckpointError(
-            f"the weights are quantised to {str(bits)[:40]} bits according to {settings.source}; {_REMEDY}"
+            f"the weights are quantised to {str(bits)[:40]} bits according to {settings.source}; {REMEDY}"
         )
     size = fields.get("group_size", fields.get("q_group_size", -1))
     if type(size) is not int or not (size == -1 or size > 0):
@@ -109,11 +73,10 @@ def _matrix(name: str, packing: Packing, size: int, parts: list[StoredTensor | N
 
 
 def _find_packing(settings: Settings) -> Packing:
-    fields = settings.fields
-    method = str(fields.get("quant_method")).lower()
+    fields, method = settings.fields, settings.method
     version = fields.get("version") or fields.get("checkpoint_format") or _DEFAULT_VERSIONS.get(method)
     packing = PACKINGS.get((method, str(version).lower()))
     if packing is None:
-        kind = f"{method[:40]} ({str(version)[:40]})" if version else method[:40]
-        raise CheckpointError(f"quantised with {kind} according to {settings.source}; {_REMEDY}")
+        kind = f"{method} ({str(version)[:40]})" if version else method
+        raise CheckpointError(f"quantised with {kind} according to {settings.source}; {REMEDY}")
     return packing

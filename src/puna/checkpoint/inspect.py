@@ -22,6 +22,7 @@ from puna.errors import ChatTemplateError, CheckpointError, MissingExtraError, M
 from puna.files import has_file, reading_errors
 from puna.formats.gguf import GgufFile, open_gguf
 from puna.formats.grouped import GroupedMatrix
+from puna.formats.scaled import ScaledMatrix
 from puna.formats.torch_zip import open_torch_zip
 
 T = TypeVar("T")
@@ -31,8 +32,8 @@ _CACHE_TOKENS = 1000
 _HARMLESS = frozenset(
     {"architectures", "transformers_version", "_name_or_path", "use_default_system_prompt", "attn_implementation",
      "_attn_implementation", "_attn_implementation_autoset", "pruned_heads", "chunk_size_feed_forward",
-     "is_llama_config", "quantization_config", "rope_interleaved", "max_length", "max_sequence_length",
-     "license", "author"}
+     "is_llama_config", "quantization_config", "compression_config", "quantization", "rope_interleaved", "max_length",
+     "max_sequence_length", "license", "author"}
 )  # fmt: skip
 """Keys of `config.json`, besides `LlamaConfig`'s fields, that do not affect computation or are read elsewhere."""
 
@@ -102,10 +103,10 @@ def inspect_checkpoint(path: str | Path) -> Report:
     else:
         config, generation, tensors = _folder(report, model)
         parts = (part for weight in checkpoint.tensors.values() for part in weight.parts) if checkpoint else ()
-        packed = next((part for part in parts if isinstance(part, GroupedMatrix)), None)
+        packed = next((part for part in parts if isinstance(part, GroupedMatrix | ScaledMatrix)), None)
         if checkpoint is not None and packed is not None:
             config, tensors = checkpoint.config, checkpoint.tensors
-            report.container = f"{report.container}, {packed.packing.name}"
+            report.container = f"{report.container}, {packed.method}"
     report.notes += checkpoint.notes if checkpoint is not None else config.notes if config is not None else ()
     _count_weights(report, tensors)
     if checkpoint is not None:

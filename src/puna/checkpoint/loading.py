@@ -10,19 +10,19 @@ from typing import Literal
 from puna.checkpoint.adapter import ADAPTER_CONFIG, refuse_adapter
 from puna.checkpoint.gguf_config import read_gguf_config
 from puna.checkpoint.gguf_rope import FACTOR_TENSORS
-from puna.checkpoint.grouped import Settings, join_packed, read_settings
 from puna.checkpoint.huggingface import find_weight_files, read_tensors
 from puna.checkpoint.leftovers import dropped_note, plain_names
 from puna.checkpoint.meta import is_meta_folder, open_meta
 from puna.checkpoint.names import EMBEDDING, Head, interleaved_rows, is_ignored, to_hf
+from puna.checkpoint.packed import join_packed, read_settings
+from puna.checkpoint.quantization import Settings
 from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head, full_names, refuse_extra
-from puna.checkpoint.weight import Weight
+from puna.checkpoint.weight import RowSource, Weight
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, ModelNotFoundError
 from puna.files import group_parts, has_file, reading_errors
 from puna.formats.blocks import StoredTensor
 from puna.formats.gguf import GgufFile, open_gguf
-from puna.formats.grouped import GroupedMatrix
 from puna.formats.mapped import sniff
 from puna.hub import model_folder
 
@@ -162,7 +162,7 @@ def _translate(file: GgufFile) -> tuple[dict[str, StoredTensor], list[str]]:
 
 def _open_folder(folder: Path) -> Checkpoint:
     config = LlamaConfig.from_pretrained(folder)
-    settings = read_settings(folder, config.extra.pop("quantization_config", None))
+    settings = read_settings(folder, config.extra)
     has_generation = has_file(folder / "generation_config.json", CheckpointError)
     generation = GenerationConfig.from_pretrained(folder) if has_generation else None
     files = find_weight_files(folder)
@@ -192,7 +192,7 @@ def _open_meta(folder: Path, version: str | None) -> Checkpoint:
 
 def _validate(
     folder: Path, config: LlamaConfig, stored: dict[str, StoredTensor], settings: Settings | None
-) -> tuple[dict[str, StoredTensor | GroupedMatrix], Head, list[str]]:
+) -> tuple[dict[str, RowSource], Head, list[str]]:
     """Returns the tensors of the model by their full names, its head, and notes on what was ignored."""
     try:
         plain, notes = plain_names(stored, (EMBEDDING, EMBEDDING.removeprefix("model.")))

@@ -11,7 +11,6 @@ from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, StoredTensor
-from puna.formats.grouped import GroupedMatrix
 
 _MAX_SHOWN = 5
 """Maximum number of names in an error: with a wrong configuration, hundreds may be missing."""
@@ -44,7 +43,7 @@ def find_head(config: LlamaConfig, tensors: Mapping[str, RowSource], bare: bool)
     return "none" if bare or names == ["LlamaModel"] else "lm"
 
 
-def drop_tied_head(config: LlamaConfig, tensors: dict[str, StoredTensor | GroupedMatrix]) -> None:
+def drop_tied_head(config: LlamaConfig, tensors: dict[str, RowSource]) -> None:
     """Removes a tied model's head from `tensors` if it equals the embedding.
 
     Raises:
@@ -61,8 +60,8 @@ def drop_tied_head(config: LlamaConfig, tensors: dict[str, StoredTensor | Groupe
     del tensors["lm_head.weight"]
 
 
-def _same_values(one: StoredTensor | GroupedMatrix, other: StoredTensor | GroupedMatrix) -> bool:
-    def rows(tensor: StoredTensor | GroupedMatrix, start: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _same_values(one: RowSource, other: RowSource) -> bool:
+    def rows(tensor: RowSource, start: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         data = tensor.take(np.arange(start, min(start + _ROWS_AT_ONCE, tensor.shape[0])))
         return tensor.format.decode(data.reshape(-1))
 

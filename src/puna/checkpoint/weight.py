@@ -17,7 +17,8 @@ Bytes = NDArray[np.uint8]
 class RowSource(Protocol):
     """A tensor that can be read row by row. Each element of a vector is a row.
 
-    Implemented by `StoredTensor`, `GroupedMatrix` and `Weight`, and by the tensors that a conversion computes.
+    Implemented by `StoredTensor`, `GroupedMatrix`, `ScaledMatrix` and `Weight`, and by the tensors that a conversion
+    computes.
     """
 
     @property

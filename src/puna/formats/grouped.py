@@ -152,6 +152,11 @@ class GroupedMatrix:
             )
 
     @property
+    def method(self) -> str:
+        """The name of the method in messages and reports."""
+        return self.packing.name
+
+    @property
     def shape(self) -> tuple[int, int]:
         """The shape, (outputs, inputs)."""
         first, second = self.qweight.shape
