@@ -86,7 +86,7 @@ def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, RowSour
             )
         elif tensor.format.name not in FORMATS:
             raise CheckpointError(
-                f"tensor {tensor.name!r} holds integers ({tensor.format.name}), not weights; the folder may be "
+                f"tensor {tensor.name!r} holds {_kind(tensor)} ({tensor.format.name}), not weights; the folder may be "
                 "quantised with a method that its config.json does not mention"
             )
         elif len(shape) == 1 and tensor.format.values > 1:
@@ -99,6 +99,10 @@ def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, RowSour
         others = f"; there are others instead: {_list(unknown)}" if unknown else ""
         raise CheckpointError(f"missing tensors: {_list(missing)}{others}. {_cause(missing)}")
     refuse_extra([name for name in tensors if name not in expected])
+
+
+def _kind(tensor: RowSource) -> str:
+    return "other floats" if tensor.format.name.startswith("f") else "integers"
 
 
 def _cause(names: list[str]) -> str:
