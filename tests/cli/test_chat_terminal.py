@@ -77,6 +77,7 @@ def test_the_history_is_private_and_survives_the_session(chat, tmp_path):
         terminal.wait(PROMPT)
         terminal.send(b"\x1b[200~two\nlines\x1b[201~\r")
         terminal.wait(b"tok/s")
+        terminal.wait(PROMPT)
         terminal.send(b"\x04")
         terminal.process.wait(timeout=20)
     file = tmp_path / "state/puna/chat_history"

@@ -10,7 +10,7 @@ import typer
 from puna.cli import options
 from puna.cli.conversion import Display
 from puna.cli.models import complete_model, expand, similar_models
-from puna.cli.terminal import command, note, print_json, printable, size, usage_errors
+from puna.cli.terminal import command, is_quiet, print_json, printable, size, usage_errors
 
 if TYPE_CHECKING:
     from puna.convert import Converted
@@ -26,11 +26,11 @@ _BAR = 24
         "puna convert Llama-2-7b folder --to hf --dtype float16": "a folder of Meta's files",
     },
     {
-        "conversion.plan": "source, target, layout, files, bytes, memory, formats and notes",
-        "conversion.seconds": "time of the conversion, with verification",
-        "conversion.errors": "relative rounding error by kind of tensor",
-        "conversion.verified": "number of tensors read back; null without --verify",
-        "nll": "before, after and tokens of the sample text; null without --verify",
+        "plan": "source, target, layout, files, bytes, memory, formats and notes",
+        "seconds": "time of the conversion, with verification",
+        "errors": "relative rounding error by kind of tensor",
+        "verified": "number of tensors read back; null without --verify",
+        "nll": "before, after and tokens of the sample text; empty without --verify",
         "notes": "what could not be carried over, and what was replaced",
         "target, notes": "the only fields with --tokenizer-only",
     },
@@ -39,11 +39,12 @@ def convert(
     src: Annotated[
         str,
         typer.Argument(
+            metavar="SRC",
             autocompletion=complete_model,
             help="A Hugging Face or Meta folder, a GGUF file, owner/name, or a part of a downloaded model's name.",
         ),
     ],
-    dst: Annotated[Path, typer.Argument(help="A new folder, or for GGUF a new file.")],
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="A new folder, or for GGUF a new file.")],
     to: Annotated[
         Literal["hf", "meta", "gguf"] | None, typer.Option(help="Layout. [default: gguf with --quantize, else hf]")
     ] = None,
@@ -83,8 +84,9 @@ def convert(
     """
     from puna.convert import convert as convert_model
     from puna.convert import convert_tokenizer
-    from puna.convert.mixes import find_mix
+    from puna.convert.mixes import check_calibration, find_mix
     from puna.convert.options import Options
+    from puna.saving import parse_size
 
     if tokenizer_only:
         for name, value in (
@@ -104,11 +106,14 @@ def convert(
         else:
             typer.echo("\n".join([*map(printable, notes), f"tokenizer written to {dst}"]))
         return
-    options_of_target = Options(to, dtype, quantize, shard_size, shards, kv_heads, vocab_size, pad_vocab_to, instruct)
     with usage_errors():
-        options_of_target.check()
+        Options(to, dtype, quantize, shard_size, shards).check()
         if quantize is not None:
             find_mix(quantize)
+        if calibrate is not None:
+            check_calibration(quantize)
+        if shard_size is not None:
+            parse_size(shard_size)
     with similar_models(src), Display(verify=verify, show_plan=not json) as display:
         converted = convert_model(
             expand(src), dst, to=to, dtype=dtype, quantize=quantize, shard_size=shard_size, shards=shards,
@@ -124,9 +129,9 @@ def convert(
 
 def _show(converted: Converted) -> None:
     conversion = converted.conversion
-    for text in converted.notes:
+    for text in () if is_quiet() else converted.notes:
         if text not in conversion.plan.notes:  # the display has shown the plan's notes
-            note(f"note: {text}")
+            typer.secho(f"note: {printable(text)}", fg="yellow")
     if conversion.errors:
         typer.echo("relative rounding error by kind of tensor:")
         largest = max(conversion.errors.values())
@@ -141,7 +146,5 @@ def _show(converted: Converted) -> None:
             f"{change / nll['before']:+.2%}) on {nll['tokens']:.0f} tokens"
         )
     plan = conversion.plan
-    typer.echo(
-        f"{plan.target}: {size(plan.bytes)} in {conversion.seconds:.1f} s "
-        f"({size(int((plan.bytes - plan.finished) / max(conversion.seconds, 1e-3)))}/s)"
-    )
+    checked = "" if conversion.verified is None else ", including the verification"
+    typer.echo(f"{plan.target}: {size(plan.bytes)} in {conversion.seconds:.1f} s{checked}")

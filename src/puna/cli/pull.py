@@ -24,7 +24,9 @@ from puna.errors import RequestError
     },
 )
 def pull(
-    repo: Annotated[str, typer.Argument(help="owner/name, or owner/name:Q4_K_M for one of several GGUF files.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="owner/name, or owner/name:Q4_K_M for one of several GGUF files.")
+    ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. [default: main]")] = None,
     include: Annotated[
         list[str] | None, typer.Option(help="Download only the files that match this pattern; repeatable.")

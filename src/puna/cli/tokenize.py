@@ -20,7 +20,7 @@ from puna.cli.terminal import command, note, print_json
     {"ids": "token ids", "pieces": "the token of each id, as it is in the vocabulary"},
 )
 def tokenize(
-    text: Annotated[str, typer.Argument(help="Text, or - for standard input.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text, or - for standard input.")],
     model: options.Model = None,
     special: Annotated[bool, typer.Option(help="Add tokens such as BOS at the start or end of the text.")] = True,
     json: options.Json = False,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from puna.checkpoint.names import EMBEDDING, HEAD
 from puna.config import LlamaConfig
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, RequestError
 from puna.formats.blocks import FORMATS, BlockFormat
 
 
@@ -76,6 +76,14 @@ def file_type_of(form: BlockFormat) -> int:
     """Returns `general.file_type` of a GGUF file whose matrices have this format."""
     name = form.name.lower()
     return MIXES[name].file_type if name in MIXES else _COPIED[name]
+
+
+def check_calibration(quantize: str | None) -> None:
+    """Raises RequestError unless a format or mix is quantised to, whose rounding can be calibrated."""
+    if quantize is None or FORMATS[find_mix(quantize).main].values == 1:
+        raise RequestError(
+            "calibrate applies only to quantisation; also set quantize to a mix or block format, such as Q4_K_M"
+        )
 
 
 def choose(

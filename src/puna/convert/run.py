@@ -20,7 +20,7 @@ from puna.convert.destination import (
 )
 from puna.convert.edit import edit_checkpoint
 from puna.convert.error_report import relative_errors
-from puna.convert.mixes import find_mix
+from puna.convert.mixes import check_calibration
 from puna.convert.nll import compare_nll
 from puna.convert.options import Layout, Options
 from puna.convert.plan import Plan, check_space, make_plan
@@ -31,10 +31,9 @@ from puna.convert.to_hf import hf_target
 from puna.convert.to_meta import meta_target
 from puna.convert.tokenizer_files import check_instruct, tokenizer_files, write_hf_tokenizer, write_meta_tokenizer
 from puna.convert.verification import verify_tensors
-from puna.errors import CheckpointError, RequestError, TokenizerError
+from puna.errors import CheckpointError, TokenizerError
 from puna.files import folder_path, storage_errors
 from puna.files.resumable import publish, resumable_staging
-from puna.formats.blocks import FORMATS
 from puna.formats.new_tensor import Buffer, NewTensor
 
 Progress = Callable[[int], None]
@@ -141,10 +140,8 @@ def convert(
     options = Options(
         to, dtype, quantize, shard_size, shards, kv_heads, vocab_size, pad_vocab_to, instruct, threads
     )  # fmt: skip
-    if calibrate is not None and (quantize is None or FORMATS[find_mix(quantize).main].values == 1):
-        raise RequestError(
-            "calibrate applies only to quantisation; also set quantize to a mix or block format, such as Q4_K_M"
-        )
+    if calibrate is not None:
+        check_calibration(quantize)
     checkpoint = open_checkpoint(path, llama_version)
     text = None if calibrate is None else read_text(checkpoint, Path(calibrate))
     options.check()

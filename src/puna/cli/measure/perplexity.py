@@ -31,7 +31,7 @@ _WINDOW = 512
     },
 )
 def perplexity(
-    file: Annotated[Path, typer.Argument(help="UTF-8 text file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="UTF-8 text file.")],
     model: options.Model = None,
     context: Annotated[
         int | None,

