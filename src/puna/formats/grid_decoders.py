@@ -29,6 +29,9 @@ _MAGNITUDES = {
 _SEVEN_SIGNS = np.array([bits | (bits.bit_count() & 1) << 7 for bits in range(128)], np.uint8)
 """Eight sign bits, of which seven are stored: the last one makes the number of set bits even."""
 
+_SIGNS = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, np.float32(-1), np.float32(1))
+"""Factors of eight values by their eight sign bits, lowest bit first; 1 is negative."""
+
 
 @cache
 def _points(name: str) -> Floats:
@@ -39,11 +42,9 @@ def _points(name: str) -> Floats:
 
 def _signed(name: str, indices: Index, signs: Bytes, scale: Floats) -> Floats:
     """Returns scale * magnitude * sign: indices (n, points), signs (n, 32), scale (n, groups) -> (n, 256)."""
-    negative = np.unpackbits(signs, axis=1, bitorder="little").view(bool)
-    values = _points(name)[indices].reshape(len(signs), scale.shape[1], -1) * scale[:, :, None]
-    values = values.reshape(len(signs), 256)
-    np.negative(values, where=negative, out=values)
-    return values
+    groups = (len(signs), scale.shape[1], -1)
+    values: Floats = scale[:, :, None] * _points(name)[indices].reshape(groups) * _SIGNS[signs].reshape(groups)
+    return values.reshape(-1, 256)
 
 
 def _seven_signs(words: NDArray[np.uint32]) -> Bytes:
