@@ -62,7 +62,9 @@ class Packing:
 def _nibbles(words: NDArray[np.int32]) -> Bytes:
     """Unpacks the eight nibbles of each word, lowest bits first: (..., n) -> (..., n, 8)."""
     pairs = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)
-    numbers = np.stack([pairs & 15, pairs >> 4], axis=-1)
+    numbers = np.empty((*pairs.shape, 2), np.uint8)
+    np.bitwise_and(pairs, 15, out=numbers[..., 0])
+    np.right_shift(pairs, 4, out=numbers[..., 1])
     return numbers.reshape(*words.shape, _PER_WORD)
 
 
@@ -207,8 +209,12 @@ class GroupedMatrix:
         fields = [scales]
         if self.format.name == "q4_1":
             fields.append(-scales * self._zeros[:, outputs].T)
-        blocks = [self._pack(field[:, self.groups[::_BLOCK]]).reshape(*numbers.shape[:2], 2) for field in fields]
-        return np.concatenate([*blocks, numbers[:, :, 0] | numbers[:, :, 1] << 4], axis=2).reshape(len(outputs), -1)
+        blocks = np.empty((*numbers.shape[:2], self.format.bytes), np.uint8)
+        for i, field in enumerate(fields):
+            blocks[:, :, 2 * i : 2 * i + 2] = self._pack(field[:, self.groups[::_BLOCK]]).reshape(*blocks.shape[:2], 2)
+        low, high = numbers[:, :, 0], numbers[:, :, 1]
+        np.bitwise_or(low, np.left_shift(high, 4, out=high), out=blocks[:, :, 2 * len(fields) :])
+        return blocks.reshape(len(outputs), -1)
 
     def _plain(self, outputs: Index) -> Bytes:
         numbers = self.packing.numbers(_words(self.qweight), outputs).astype(np.float32)
