@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,10 @@ OWN_IDS = "behaviour"
 """A key of tokenizer_config.json that only puna writes. "sp" means SentencePiece's own ids: special tokens that a text
 contains are plain text. `load_tokenizer` reads it; transformers ignores it."""
 
+EXTRA = "extra_special_tokens"
+_FILL = "fill_token"
+"""CodeLlama's marker for the gap in a text. Its tokenizer removes the marker, so it is not a token."""
+
 _FLAGS = (
     "add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "legacy", "spaces_between_special_tokens",
     "split_special_tokens", "use_default_system_prompt",
@@ -29,7 +34,7 @@ _SAVED_ATTRIBUTES = (
 _OTHERS = ("added_tokens_decoder", "chat_template", "model_input_names", "model_max_length", "sp_model_kwargs")
 _NOT_SAVED = frozenset(
     ("tokenizer_class", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "tokenizer_object",
-     "from_slow", "backend", "is_local", "local_files_only", "init_inputs", "auto_map", "extra_special_tokens")
+     "from_slow", "backend", "is_local", "local_files_only", "init_inputs", "auto_map", EXTRA)
 )  # fmt: skip
 """Keys that are not copied to saved files, such as keys that describe the saving process."""
 
@@ -65,25 +70,23 @@ def read_folder(folder: Path) -> tuple[Arguments, str]:
 def _tokens(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Reads named, additional and added tokens. As in transformers, added_tokens_decoder replaces the older files."""
     decoder: dict[int, AddedToken] = {}
-    merged = dict(raw)
+    sources = [raw]
     if raw.get("added_tokens_decoder") is not None:
         where = f"{folder / CONFIG}: added_tokens_decoder"
         for index, fields in _typed(raw, "added_tokens_decoder", folder / CONFIG, dict).items():
             decoder[_index(index, where)] = added_token_from_json(fields, where)
     elif has_file(folder / SPECIAL, TokenizerError):
-        merged |= read_json(folder / SPECIAL, TokenizerError)
+        sources.append(read_json(folder / SPECIAL, TokenizerError))
     by_text = {added.content: added for added in decoder.values()}
+    merged = dict(itertools.chain.from_iterable(source.items() for source in sources))
 
     def token(value: object, name: str) -> AddedToken:
         result = added_token_from_json(value, f"{folder}: {name}", special=True)
         return by_text.get(result.content, result) if isinstance(value, str) else result
 
     values: dict[str, Any] = {name: token(merged[name], name) for name in NAMES if merged.get(name) not in (None, "")}
-    items = merged.get(ADDITIONAL) or merged.get("extra_special_tokens") or []
-    if not isinstance(items, (list, dict)):
-        raise TokenizerError(f"{folder}: {ADDITIONAL} = {items!r:.60}; expected a list of tokens")
-    if items:
-        values[ADDITIONAL] = [token(v, ADDITIONAL) for v in (items.values() if isinstance(items, dict) else items)]
+    if items := [token(value, name) for name, value in _more_special_tokens(sources, folder) if value != ""]:
+        values[ADDITIONAL] = list({item.content: item for item in items}.values())
     if not decoder and has_file(folder / ADDED, TokenizerError):
         special = {t.content for t in [*(values[n] for n in NAMES if n in values), *values.get(ADDITIONAL, [])]}
         for text, index in read_json(folder / ADDED, TokenizerError).items():
@@ -91,6 +94,38 @@ def _tokens(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     if decoder:
         values["added_tokens_decoder"] = decoder
     return values
+
+
+def _more_special_tokens(sources: list[dict[str, Any]], folder: Path) -> Iterator[tuple[str, object]]:
+    """Yields the special tokens without a standard name: the key and the token.
+
+    Tokens outside the vocabulary get new ids in the order of transformers 5.23: first tokens with a name of their own,
+    such as image_token, then lists. It ignores additional_special_tokens if extra_special_tokens is a list of tokens.
+    """
+    for source in sources:
+        for name, value in source.items():
+            if name.endswith("_token") and name not in (*NAMES, _FILL) and _is_token(value, source is sources[0]):
+                yield name, value
+    for name in (EXTRA, "model_specific_special_tokens"):
+        for source in sources:
+            if isinstance(items := source.get(name), dict):
+                yield from ((name, value) for value in items.values())
+    for source in sources:
+        for name in (EXTRA, ADDITIONAL):
+            items = source.get(name) or []
+            if not isinstance(items, (list, dict)):
+                raise TokenizerError(f"{folder}: {name} = {items!r:.60}; expected a list of tokens")
+            if isinstance(items, list):
+                yield from ((name, value) for value in items)
+            elif name == ADDITIONAL:
+                yield from ((name, value) for value in items.values())
+
+
+def _is_token(value: object, needs_type: bool) -> bool:
+    """Whether a value of a key such as image_token is a token; only special_tokens_map.json may leave out the type."""
+    return bool(value) and (
+        isinstance(value, str) or (isinstance(value, dict) and ("__type" in value or not needs_type))
+    )
 
 
 def _templates(folder: Path, configured: object) -> str | dict[str, str] | None:
