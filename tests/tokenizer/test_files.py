@@ -162,12 +162,6 @@ def test_added_tokens_in_old_and_new_files_are_read(folder):
         assert tokenizer.sep_token == "<new>" and tokenizer.pad_token is None and "<old>" not in tokenizer.get_vocab()
 
 
-def test_an_added_token_with_an_impossible_id_is_refused(folder):
-    write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": {"999": {"content": "<x>"}}})
-    with pytest.raises(TokenizerError, match="id 999"):
-        LlamaTokenizerFast.from_pretrained(folder)
-
-
 def test_chat_templates_are_read_from_every_file(folder):
     assert load_tokenizer(folder).chat_template is None
     write_json(folder / "chat_template.json", {"chat_template": "json"})

@@ -260,6 +260,7 @@ def _read_tokenizer(report: Report, path: Path) -> None:
     except (PunaError, MissingExtraError) as exc:
         report.warnings.append(f"no usable tokenizer: {exc}")
         return
+    report.notes += tokenizer.notes
     report.chat_template = tokenizer.chat_template is not None
     if not report.chat_template:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +50,8 @@ def library_errors(failure: str) -> Iterator[None]:
         raise TokenizerError(f"{failure}: {str(exc)[:500]}") from exc
 
 
-def read_pipeline(path: Path) -> Tokenizer:
-    """Reads a tokenizer.json, without its padding and truncation.
+def read_pipeline(path: Path) -> tuple[Tokenizer, list[str]]:
+    """Reads a tokenizer.json, without its padding and truncation; returns the pipeline and notes on its tokens.
 
     Raises:
         ModelNotFoundError: there is no such file.
@@ -70,7 +70,21 @@ def read_pipeline(path: Path) -> Tokenizer:
         pipeline.no_padding()
         pipeline.no_truncation()
         pipeline.encode("")  # fails if the parts of the pipeline do not fit together
-        return pipeline
+        listed = [(token["content"], token["id"]) for token in content.get("added_tokens") or ()]
+        return pipeline, numbering_notes(path.name, pipeline, listed)
+
+
+def numbering_notes(file: str, pipeline: Tokenizer, listed: Iterable[tuple[str, int]]) -> list[str]:
+    """Returns a note on the added tokens whose ids in a pipeline are not those that a file lists.
+
+    The library gives a token that the vocabulary lacks the next free id, whatever id a file gives it.
+    """
+    ids = ((token, index, pipeline.token_to_id(token)) for token, index in listed)
+    changes = [f"{token!r:.80} {actual} instead of {index}" for token, index, actual in ids if actual != index]
+    if not changes:
+        return []
+    more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    return [f"{file}: added tokens have other ids than it lists, as in transformers: {', '.join(changes[:3])}{more}"]
 
 
 def check_pipeline(content: Mapping[str, Any]) -> None:

@@ -93,6 +93,7 @@ class TokenizerBase(ABC):
         self.name_or_path = arguments.get("name_or_path", "")
         self._add_bos = self._add_eos = False
         self.other_config = dict(arguments.get("other_config") or {})
+        self.notes: list[str] = []  # remarks on unusual files, for `puna inspect`
 
     @property
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import Tokenizer, models, processors
 
 from puna.errors import TokenizerError
-from puna.formats.tokenizer_json import library_errors, read_pipeline
+from puna.formats.tokenizer_json import library_errors, numbering_notes, read_pipeline
 from puna.tokenizer.arguments import SharedArguments, common_arguments
 from puna.tokenizer.base import TokenizerBase
 from puna.tokenizer.encoding import Encoding, Input
@@ -87,9 +87,15 @@ class LlamaTokenizerFast(TokenizerBase):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._splitting_pipeline: Tokenizer | None = None
-        self._add_by_id(added_tokens_decoder or {})
-        added = self.added_tokens_encoder
-        self._add([token for token in self.all_special_tokens_extended if token.content not in added])
+        listed = added_tokens_decoder or {}
+        _add_listed(self._tokenizer, listed)
+        for index, token in listed.items():
+            if self._token_id(token.content) != index:
+                raise TokenizerError(
+                    f"added token {token.content!r} must have id {index}, but gets id {self._token_id(token.content)}: "
+                    "tokens outside the vocabulary get the next free ids"
+                )
+        self._add_special()
         if literal:
             self._detect_bos_and_eos()
         else:
@@ -97,13 +103,14 @@ class LlamaTokenizerFast(TokenizerBase):
 
     @classmethod
     def from_recipe(cls, recipe: recipes.Recipe) -> Self:
-        """Creates a tokenizer from a recipe."""
-        tokenizer = cls(
-            recipe.vocab_file,
-            tokenizer_object=recipe.pipeline,
-            literal=recipe.literal,
-            **common_arguments(recipe.arguments),
-        )
+        """Creates a tokenizer from a recipe. Ids of added tokens in the files that are not possible become notes."""
+        arguments = common_arguments(recipe.arguments)
+        assert recipe.pipeline is not None
+        listed = arguments.pop("added_tokens_decoder", None) or {}
+        _add_listed(recipe.pipeline, listed)
+        tokenizer = cls(recipe.vocab_file, tokenizer_object=recipe.pipeline, literal=recipe.literal, **arguments)
+        ids = [(token.content, index) for index, token in listed.items()]
+        tokenizer.notes = [*recipe.notes, *numbering_notes("the configuration", recipe.pipeline, ids)]
         # The assignment rebuilds the post-processor, so assign only a different value.
         if recipe.add_bos is not None and recipe.add_bos != tokenizer.add_bos_token:
             tokenizer.add_bos_token = recipe.add_bos
@@ -114,19 +121,12 @@ class LlamaTokenizerFast(TokenizerBase):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_splitting_pipeline": None}
 
-    def _add_by_id(self, added: Mapping[int, AddedToken]) -> None:
-        """Adds the tokens of a configuration that the pipeline lacks, in the order of their ids."""
-        existing = self.added_tokens_decoder
-        for index, token in sorted(added.items()):
-            if index in existing and existing[index].content == token.content:
-                continue
-            self._add([token])
-            if self._token_id(token.content) != index:
-                raise TokenizerError(
-                    f"added token {token.content!r} must have id {index}, but gets id "
-                    f"{self._token_id(token.content)} in the vocabulary of {len(self)} tokens; the configuration "
-                    "belongs to another vocabulary"
-                )
+    def _add_special(self) -> None:
+        """Adds the special tokens that the pipeline lacks; as in transformers, tokens with a name become special."""
+        added = {token.content: token for token in self.added_tokens_decoder.values()}
+        named = {token.content for token in self._named.values()}
+        self._add([token for token in self.all_special_tokens_extended if token.content not in added])
+        self._add([token.as_special() for text, token in added.items() if text in named and not token.special])
 
     def _detect_bos_and_eos(self) -> None:
         """Sets `add_bos_token` and `add_eos_token` from the tokens that the pipeline adds to an empty text."""
@@ -190,13 +190,7 @@ class LlamaTokenizerFast(TokenizerBase):
 
     def _add(self, tokens: Sequence[AddedToken]) -> int:
         old_length = len(self)
-        with library_errors("the tokens cannot be added"):
-            for token in tokens:
-                added = tokenizers.AddedToken(**token.to_dict())
-                if token.special:
-                    self._tokenizer.add_special_tokens([added])
-                else:
-                    self._tokenizer.add_tokens([added])
+        _add_tokens(self._tokenizer, tokens)
         self._special_ids = None
         self._splitting_pipeline = None
         return len(self) - old_length
@@ -308,9 +302,28 @@ class LlamaTokenizerFast(TokenizerBase):
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
+def _add_tokens(pipeline: Tokenizer, tokens: Iterable[AddedToken]) -> None:
+    with library_errors("the tokens cannot be added"):
+        for token in tokens:
+            added = tokenizers.AddedToken(**token.to_dict())
+            if token.special:
+                pipeline.add_special_tokens([added])
+            else:
+                pipeline.add_tokens([added])
+
+
+def _add_listed(pipeline: Tokenizer, listed: Mapping[int, AddedToken]) -> None:
+    """Adds the tokens of a configuration that a pipeline lacks or has with other settings, in the order of their ids.
+
+    The pipeline chooses their ids: those of its own tokens, or the next free ids.
+    """
+    existing = {index: as_added_token(token) for index, token in pipeline.get_added_tokens_decoder().items()}
+    _add_tokens(pipeline, [token for index, token in sorted(listed.items()) if existing.get(index) != token])
+
+
 def _pipeline(vocab_file: str | Path | None, tokenizer_file: str | Path | None) -> Tokenizer:
     if tokenizer_file is not None:
-        return read_pipeline(Path(tokenizer_file))
+        return read_pipeline(Path(tokenizer_file))[0]
     if vocab_file is None:
         raise TokenizerError("LlamaTokenizerFast needs tokenizer_file or vocab_file, or from_pretrained")
     from puna.tokenizer.sentencepiece.convert import convert_model

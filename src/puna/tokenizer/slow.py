@@ -114,7 +114,16 @@ class LlamaTokenizer(TokenizerBase):
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
         """Creates a tokenizer from a recipe."""
-        return cls(recipe.vocab_file, behaviour=recipe.behaviour, model_proto=recipe.model_proto, **recipe.arguments)
+        tokenizer = cls(
+            recipe.vocab_file, behaviour=recipe.behaviour, model_proto=recipe.model_proto, **recipe.arguments
+        )
+        ids = range(tokenizer.vocab_size, max(tokenizer.added_tokens_decoder, default=0))
+        if missing := [index for index in ids if index not in tokenizer.added_tokens_decoder]:
+            tokenizer.notes.append(
+                f"{len(missing)} ids between the added tokens, such as {missing[0]}, have no token; "
+                "transformers 5 numbers the added tokens without gaps"
+            )
+        return tokenizer
 
     def _load_engine(self) -> None:
         name = self.vocab_file or "the SentencePiece model"

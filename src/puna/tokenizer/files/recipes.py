@@ -51,6 +51,7 @@ class Recipe:
         pipeline: a pipeline of `tokenizers`.
         literal: whether the pipeline's own post-processor adds BOS and EOS.
         add_bos, add_eos: override the pipeline's own post-processor; None keeps it.
+        notes: remarks on unusual files, for `puna inspect`.
     """
 
     arguments: Arguments
@@ -61,6 +62,7 @@ class Recipe:
     literal: bool = False
     add_bos: bool | None = None
     add_eos: bool | None = None
+    notes: tuple[str, ...] = ()
 
 
 @reading_errors(TokenizerError)
@@ -117,7 +119,10 @@ def pipeline_recipe(path: Path, arguments: Arguments) -> Recipe:
     file, kind = find(path)
     all_arguments = _from_folder(path, arguments)
     if kind == "sentencepiece":
-        return Recipe(all_arguments, file)
+        from puna.tokenizer.sentencepiece.convert import convert_model
+        from puna.tokenizer.sentencepiece.engine import read_model
+
+        return Recipe(all_arguments, file, pipeline=convert_model(read_model(file), str(file)))
     if kind == "tiktoken":
         return _tiktoken(file, all_arguments)
     if kind == "gguf":
@@ -128,14 +133,14 @@ def pipeline_recipe(path: Path, arguments: Arguments) -> Recipe:
 
         pipeline = convert_model(sentencepiece_model(vocabulary), str(file))
         return Recipe(_gguf_arguments(vocabulary, all_arguments), pipeline=pipeline)
-    pipeline = read_pipeline(file)
+    pipeline, notes = read_pipeline(file)
     defaults = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     if any(pipeline.token_to_id(t) is None for name, t in defaults.items() if name not in all_arguments):
         # The constructor would add its default tokens, with new ids, to this vocabulary.
-        return _literal(file, all_arguments, pipeline=pipeline)
+        return _literal(file, all_arguments, parsed=(pipeline, notes))
     model = file.with_name(_MODEL)
     vocab_file = model if has_file(model, TokenizerError) and sniff(model) == "sentencepiece" else None
-    return Recipe(all_arguments, vocab_file, pipeline=pipeline)
+    return Recipe(all_arguments, vocab_file, pipeline=pipeline, notes=tuple(notes))
 
 
 def find(path: Path, prefer: str = _JSON) -> tuple[Path, Kind]:
@@ -199,16 +204,18 @@ def _literal(
     arguments: Arguments,
     add_bos: bool | None = None,
     add_eos: bool | None = None,
-    pipeline: Tokenizer | None = None,
+    parsed: tuple[Tokenizer, list[str]] | None = None,
 ) -> Recipe:
     """Returns the recipe of an unchanged tokenizer.json.
 
     Args:
-        pipeline: the content of the file, if it has been read already.
+        parsed: the pipeline and the notes of the file, if it has been read already.
     """
-    pipeline = pipeline or read_pipeline(file)
+    pipeline, notes = parsed or read_pipeline(file)
     named = _guess_bos_and_eos(pipeline, file.with_name("config.json"))
-    return Recipe(named | arguments, pipeline=pipeline, literal=True, add_bos=add_bos, add_eos=add_eos)
+    return Recipe(
+        named | arguments, pipeline=pipeline, literal=True, add_bos=add_bos, add_eos=add_eos, notes=tuple(notes)
+    )
 
 
 def _guess_bos_and_eos(pipeline: Tokenizer, config_file: Path) -> Arguments:
