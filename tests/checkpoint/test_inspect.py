@@ -15,6 +15,7 @@ from puna.config import GenerationConfig
 from puna.errors import ModelNotFoundError
 from tests.conftest import SHARED
 from tests.golden.files import TOKENIZER
+from tests.helpers.scripted_model import byte_tokenizer, write_scripted_model
 from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder, write_gguf
 from tests.helpers.torch_files import DTYPES, save_torch
 
@@ -137,3 +138,13 @@ def test_paths_without_a_model_are_errors(tmp_path: Path) -> None:
     save_torch({"a": np.ones(1, np.float32)}, tmp_path / "weights.bin")
     report = inspect_checkpoint(tmp_path / "weights.bin")
     assert "has no configuration" in report.errors[0]
+
+
+def test_renamed_tokens_are_noted(tmp_path: Path) -> None:
+    """The model loads, but the new name of the token is beyond the rows of the embedding, as in transformers."""
+    token = {"content": "<renamed>", "special": True, "normalized": False}
+    settings = {"added_tokens_decoder": {"2": token}}
+    report = inspect_checkpoint(write_scripted_model(tmp_path / "m", byte_tokenizer(), {}, settings))
+    assert report.errors == []
+    assert any("'<renamed>' 260 instead of 2" in note for note in report.notes)
+    assert any("261 tokens, but the embedding has 260 rows" in warning for warning in report.warnings)

@@ -160,8 +160,25 @@ def test_a_panic_while_decoding_is_a_puna_error(tmp_path):
     with pytest.raises(TokenizerError, match="cannot decode"):
         tokenizer.convert_tokens_to_string(["H"])
     stream = StreamDecoder(tokenizer)
+    assert stream.push(ids[0]) + stream.finish() == ""  # streams strip without the library
+
+
+def test_a_panic_while_streaming_is_a_puna_error(tmp_path):
+    strip = {"type": "Strip", "content": "H", "start": 5, "stop": 9}
+    held = sequence("decoders", {"type": "CTC", "pad_token": "", "word_delimiter_token": "|", "cleanup": False}, strip)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(pipeline(decoder=held)))
+    tokenizer = load_tokenizer(tmp_path)
+    stream = StreamDecoder(tokenizer)
     with pytest.raises(TokenizerError, match="cannot decode"):
-        stream.push(ids[0]), stream.finish()
+        stream.push(tokenizer.encode("H")[0]), stream.finish()
+
+
+def test_an_error_in_a_step_of_a_stream_is_a_puna_error(tmp_path):
+    slow = pipeline(decoder=replace({"Regex": "(x+x+)+y"}, "xx"))
+    slow["model"]["vocab"]["x" * 40] = 256
+    (tmp_path / "tokenizer.json").write_text(json.dumps(slow))
+    with pytest.raises(TokenizerError, match="cannot decode"):
+        StreamDecoder(load_tokenizer(tmp_path)).push(256)
 
 
 def test_interrupts_are_not_library_errors():

@@ -19,6 +19,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from puna.formats.tokenizer_json import library_errors
 from puna.tokenizer.arguments import as_ids
 from puna.tokenizer.files.byte_level import CHARACTER_TO_BYTE
 from puna.tokenizer.special import AnyTokenizer
@@ -366,7 +367,8 @@ def _token_step(state: dict[str, Any]) -> _Step | None:
         strip = _StripText(state["content"], state["start"], state["stop"])
         return _EachToken(lambda tokens: "".join(text for token in tokens for text in copy(strip).push(token)))
     if kind in ("Replace", "Metaspace", "WordPiece", "BPEDecoder"):
-        return _EachToken(_decoder(state).decode, last_differs=kind == "BPEDecoder")
+        decode = library_errors("this tokenizer cannot decode the tokens")(_decoder(state).decode)
+        return _EachToken(decode, last_differs=kind == "BPEDecoder")
     return None
 
 
