@@ -26,7 +26,7 @@ ORACLES := .oracles/4.34.1/.done .oracles/4.57.6/.done
 # Builds targets of CMakeLists.txt: $(call build,tree,settings,targets). Trees are folders of build/, one for each set of
 # compiler flags. The package and the wheel test (`build-dir` of pyproject.toml) and the test programs share
 # build/native, so that each source is compiled once. CMake remembers the settings of a tree.
-build = echo "Compiling $(3) ($(1)) ..." && mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(2) \
+build = mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(2) \
 	> build/$(1).log || { cat build/$(1).log; exit 1; }; \
 	$(BIN)/cmake --build build/$(1) --target $(3)
 RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from puna import benchmark
+from puna.cli.measure import disturbance as disturbance_module
+from puna.cli.measure.disturbance import OtherPrograms, disturbance
 from puna.config import LlamaConfig
 from puna.native.measure import MachineSpeed, measure_machine
 from tests.cli.test_cli import as_json, run
@@ -104,6 +108,51 @@ def test_the_parts_of_a_profile_add_up_to_the_total_time(tiny_model):
     table = run("profile", "-m", str(tiny_model), *sizes).stdout
     assert "gate and up" in table and "total" in table
     assert "exceed the model's context" in run("profile", "-m", str(tiny_model), "--prefill", "99999").stderr
+
+
+@pytest.mark.slow
+def test_bench_explains_its_rows(tiny_model):
+    sizes = ["--prefill", "5", "--context", "4", "--decode", "3", "--batch", "1", "--repeat", "1"]
+    result = run("bench", "-m", str(tiny_model), *sizes)
+    assert "Measuring 2 workloads 1 times." in result.stderr
+    assert "prefill N        reading a prompt of N tokens" in result.stderr
+    assert run("bench", "-m", str(tiny_model), *sizes, "-q").stderr == ""
+
+
+def test_the_cores_of_other_programs_are_their_time_divided_by_the_wall_time(monkeypatch):
+    moments = iter([(100.0, 50.0, 20.0), (110.0, 75.0, 30.0)])  # wall, busy, own: others used 15 s in 10 s
+    monkeypatch.setattr(disturbance_module, "_busy_and_own", lambda: next(moments))
+    assert OtherPrograms().cores() == pytest.approx(1.5)
+    moments = iter([(100.0, 50.0, 20.0), (110.0, 59.9, 30.0)])  # clock ticks are coarse: never negative
+    assert OtherPrograms().cores() == 0
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux reports the time of all processors")
+def test_the_times_of_the_system_and_of_this_process_advance():
+    before = disturbance_module._busy_and_own()
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+        pass
+    after = disturbance_module._busy_and_own()
+    assert before is not None and after is not None
+    wall, busy, own = (late - early for early, late in zip(before, after, strict=True))
+    assert own == pytest.approx(0.2, abs=0.1)
+    assert busy > 0.1 and wall > 0.15
+
+
+@pytest.mark.parametrize(
+    ("cores", "cores_ok", "words"),
+    [
+        (0.05, True, None),
+        (None, True, None),
+        (1.25, True, "Other programs used 1.2 CPU cores on average during the measurement"),
+        (0.0, False, "The threads slowed each other down"),
+        (None, False, "The threads slowed each other down"),
+    ],
+)
+def test_a_disturbed_measurement_is_called_disturbed(cores, cores_ok, words):
+    sentence = disturbance(cores, cores_ok)
+    assert sentence is None if words is None else words in sentence
 
 
 def test_the_measured_speed_of_the_machine_is_plausible():

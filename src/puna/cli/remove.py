@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from puna.cli import options
 from puna.cli.models import complete_cached, similar_model
-from puna.cli.terminal import command, note, print_json, size
-from puna.errors import ModelNotFoundError
+from puna.cli.terminal import command, print_json, size
+from puna.errors import ModelNotFoundError, RequestError
 
 
 @command(
@@ -37,15 +38,19 @@ def remove(
     names = list(dict.fromkeys(_name(text) for text in models))
     for name in names:
         question = f"Delete {name} ({size(cached[name].bytes)}, {cached[name].format})?"
-        if not yes and not typer.confirm(question, err=True):
-            note("nothing was deleted")
-            raise typer.Exit(1)
+        if not yes and not _agrees(question):
+            raise RequestError("nothing was deleted; answer y, or give --yes")
     for name in names:
         hub.remove_cached(name)
         if not json:
             typer.echo(f"deleted {name} ({size(cached[name].bytes)})")
     if json:
         print_json({"removed": [{"name": name, "bytes": cached[name].bytes} for name in names]})
+
+
+def _agrees(question: str) -> bool:
+    typer.echo(f"{question} [y/N] ", err=True, nl=False)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _name(text: str) -> str:

@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 _BAR = 24
 
 _LEGEND = """
-prefill N     reading a prompt of N tokens, limited by arithmetic
-decode N after C, B sequences
-              generating N tokens for each of B sequences that have C tokens already; the speed is that of all sequences
-              together, limited by the bandwidth of the memory
-of the limit  speed divided by the limit; "in cache": the model may fit in the processor's cache, whose bandwidth is not
-              measured"""
+prefill N        reading a prompt of N tokens, limited by arithmetic
+decode N after C generating N tokens when the cache holds C, limited by memory
+B sequences      that many at once; the speed is that of all together
+of the limit     speed divided by the limit; "in cache": the model may fit in
+                 the processor's cache, whose bandwidth is not measured"""
 
 
 @command(

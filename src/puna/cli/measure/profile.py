@@ -24,17 +24,18 @@ if TYPE_CHECKING:
 _BAR = 10
 
 _LEGEND = """
-embedding     the rows of the tokens in the embedding
+embedding     looking up the vectors of the tokens
 norm          RMS norms
-qkv, o        matrices that make queries, keys and values, and the output of attention
+qkv, o        matrices before and after attention
 rope          rotation of queries and keys by position
 attention     products with the cached keys and values
 gate and up, down
               matrices of the feed-forward network
 activation    SiLU, and the product of gate and up
 head          logits of the next token
-outside       everything outside the forward pass: Python, and the choice of the token
-of limit      speed divided by what memory bandwidth (decode) or arithmetic (prefill) allow"""
+outside       outside the forward pass: Python, and the choice of the token
+of limit      speed divided by what memory bandwidth (decode) or arithmetic
+              (prefill) allow"""
 
 
 @command(
