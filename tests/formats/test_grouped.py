@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from puna.errors import CheckpointError
-from puna.formats import grouped, parallel
+from puna.formats import parallel
 from puna.formats.blocks import FORMATS, I32, StoredTensor
 from puna.formats.grouped import PACKINGS, GroupedMatrix
 
@@ -101,7 +101,7 @@ def test_rows_are_unpacked_by_several_threads(monkeypatch: pytest.MonkeyPatch) -
     """Every piece of rows is unpacked once, and the bytes are those of a single thread."""
     expected = matrix("awq").data
     monkeypatch.setattr(parallel, "_processors", lambda: 3)
-    monkeypatch.setattr(grouped, "_VALUES_AT_ONCE", 1)
+    monkeypatch.setattr(parallel, "VALUES_AT_ONCE", 1)
     numbers, threads, barrier = PACKINGS["awq", "gemm"].numbers, set(), threading.Barrier(3, timeout=30)
 
     def recorded(words: np.ndarray, outputs: np.ndarray) -> np.ndarray:

@@ -94,7 +94,7 @@ def test_values_equal_those_of_bitsandbytes(case: str) -> None:
 
 
 def test_rows_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("puna.formats.scaled._VALUES_AT_ONCE", 200)
+    monkeypatch.setattr("puna.formats.parallel.VALUES_AT_ONCE", 200)
     for matrix, case in ((compressed("int4_group"), "int4_group"), (bitsandbytes("nf4_odd"), "nf4_odd")):
         check_values(matrix, GOLDEN[f"{case}.values"])
 

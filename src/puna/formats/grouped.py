@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, I32, BlockFormat, StoredTensor
-from puna.formats.parallel import on_all_threads
+from puna.formats.parallel import unpack_rows
 
 Bytes = NDArray[np.uint8]
 Index = NDArray[np.intp]
@@ -34,9 +34,6 @@ Index = NDArray[np.intp]
 BITS = 4
 _PER_WORD = 32 // BITS
 _BLOCK = 32
-
-_VALUES_AT_ONCE = 1 << 19
-"""Values that a thread unpacks at once: the temporary arrays then fit in the second-level cache."""
 
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Output of each nibble of a word, lowest bits first."""
@@ -191,16 +188,8 @@ class GroupedMatrix:
         Raises:
             CheckpointError: a value is too large for float16.
         """
-        width = self.format.size((1, self.shape[1]))
-        out = np.empty((len(outputs), width), np.uint8)
-        step = max(_PER_WORD, _VALUES_AT_ONCE // self.shape[1])
         unpack = self._plain if self.format.values == 1 else self._blocks
-
-        def fill(start: int) -> None:
-            out[start : start + step] = unpack(outputs[start : start + step])
-
-        on_all_threads(fill, range(0, len(outputs), step))
-        return out
+        return unpack_rows(unpack, outputs, self.shape[1], self.row_memory)
 
     def _blocks(self, outputs: Index) -> Bytes:
         """Returns rows of q4_0 or q4_1 blocks: scale, minimum (q4_1), 16 bytes with integers k and k + 16."""
@@ -235,7 +224,7 @@ class GroupedMatrix:
 
     @property
     def row_memory(self) -> int:
-        """Bytes of a row. Temporary arrays are not included: `_VALUES_AT_ONCE` bounds them for each thread."""
+        """Bytes of a row. Temporary arrays are not included: `VALUES_AT_ONCE` bounds them for each thread."""
         return self.format.size(self.shape) // self.shape[0]
 
     @property

@@ -7,10 +7,35 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 Item = TypeVar("Item")
 
 _MAX_THREADS = 16
 """With more threads, memory bandwidth limits the code, and each thread has temporary arrays."""
+
+
+VALUES_AT_ONCE = 1 << 19
+"""Values that a thread unpacks at once: the temporary arrays then fit in the second-level cache."""
+
+
+def unpack_rows(
+    unpack: Callable[[NDArray[np.intp]], NDArray[np.uint8]], rows: NDArray[np.intp], columns: int, width: int
+) -> NDArray[np.uint8]:
+    """Returns rows of `columns` values, (rows, width), of which `unpack` returns some as bytes.
+
+    Each call of `unpack` gets a multiple of eight rows, except for the last rows.
+    """
+    out = np.empty((len(rows), width), np.uint8)
+    step = max(1, VALUES_AT_ONCE // columns // 8) * 8
+
+    def fill(start: int) -> None:
+        piece = rows[start : start + step]
+        out[start : start + step] = unpack(piece).reshape(len(piece), width)
+
+    on_all_threads(fill, range(0, len(rows), step))
+    return out
 
 
 def on_all_threads(function: Callable[[Item], object], items: Sequence[Item]) -> None:

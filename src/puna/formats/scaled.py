@@ -20,13 +20,11 @@ from numpy.typing import NDArray
 
 from puna.errors import CheckpointError
 from puna.formats.blocks import F8, I8, I32, BlockFormat, StoredTensor
+from puna.formats.parallel import unpack_rows
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Index = NDArray[np.intp]
-
-_VALUES_AT_ONCE = 1 << 20
-"""Values computed at once, which bounds the temporary arrays."""
 
 
 @dataclass(frozen=True)
@@ -195,12 +193,7 @@ class ScaledMatrix:
         Raises:
             CheckpointError: a value is too large for the type.
         """
-        out = np.empty((len(outputs), self.row_memory), np.uint8)
-        step = max(1, _VALUES_AT_ONCE // self.shape[1])
-        for start in range(0, len(outputs), step):
-            piece = outputs[start : start + step]
-            out[start : start + step] = self._pack(self._values(piece)).reshape(len(piece), -1)
-        return out
+        return unpack_rows(lambda rows: self._pack(self._values(rows)), outputs, self.shape[1], self.row_memory)
 
     def _values(self, outputs: Index) -> Floats:
         packed = self.packed.data.reshape(self.shape[0], -1)[outputs]
@@ -226,7 +219,7 @@ class ScaledMatrix:
 
     @property
     def row_memory(self) -> int:
-        """Bytes of a row. Temporary arrays are not included: `_VALUES_AT_ONCE` bounds them for all rows together."""
+        """Bytes of a row. Temporary arrays are not included: `VALUES_AT_ONCE` bounds them for each thread."""
         return self.format.size(self.shape) // self.shape[0]
 
     @property
