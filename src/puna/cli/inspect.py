@@ -30,6 +30,7 @@ FIELDS = {
     "special_tokens": "for bos, eos and pad, the id and text",
     "chat_template": "whether there is one; null if unknown",
     "memory": "bytes of the weights and of the cache of 1,000 tokens",
+    "notes": "what the files contain that changes no answer",
     "warnings, errors": "problems despite which the model loads, and problems that prevent it",
 }
 
