@@ -28,8 +28,10 @@ int32_t guarded(const Body& body) {
     } catch (const puna::Stopped& stopped) {
         last_error = stopped.what();
         return PUNA_STOPPED;
+    } catch (const puna::OutOfMemory& refused) {
+        last_error = refused.what();
     } catch (const std::bad_alloc&) {
-        last_error = "there is not enough memory";
+        last_error = "the system refused memory; free memory or raise the limit of this process (ulimit -v)";
     } catch (const std::exception& error) {
         last_error = error.what();
     }
@@ -158,7 +160,7 @@ int32_t puna_model_read(const puna_model* model, int32_t kind, int32_t layer, fl
 int32_t puna_model_ready(puna_model* model, int32_t pages) {
     return guarded([&] {
         model->model.check();
-        model->model.reserve_pages(pages);
+        model->model.limit_pages(pages);
     });
 }
 

@@ -1,25 +1,44 @@
-// A large zeroed array whose memory the system commits on first use. Huge pages (the default) are read faster.
+// Large zeroed arrays whose memory the system commits on first use, and the error if it refuses them.
 #ifndef PUNA_MEMORY_H
 #define PUNA_MEMORY_H
 
 #include <sys/mman.h>
 
 #include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
 #include <new>
 #include <utility>
 
 namespace puna {
 
+// Thrown if the system refuses memory; the message states the amount.
+class OutOfMemory : public std::bad_alloc {
+  public:
+    explicit OutOfMemory(size_t bytes) {
+        std::snprintf(message_, sizeof message_,
+                      "the system refused %.1f MB of memory; free memory, raise the limit of this process (ulimit -v), "
+                      "or use a smaller model, fewer sequences or shorter texts",
+                      static_cast<double>(bytes) / 1e6);
+    }
+    const char* what() const noexcept override { return message_; }
+
+  private:
+    char message_[200];
+};
+
+// Huge pages (the default) are read faster.
 template <typename T>
 class Buffer {
   public:
     Buffer() = default;
-    // Throws std::bad_alloc if the system refuses the memory.
+    // Throws OutOfMemory.
     explicit Buffer(size_t count, bool huge = true) : count_(count) {
         if (count == 0) return;
-        if (count > SIZE_MAX / sizeof(T)) throw std::bad_alloc();
+        if (count > SIZE_MAX / sizeof(T)) throw OutOfMemory(SIZE_MAX);
         void* got = mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE, kFlags, -1, 0);
-        if (got == MAP_FAILED) throw std::bad_alloc();
+        if (got == MAP_FAILED) throw OutOfMemory(count * sizeof(T));
         data_ = static_cast<T*>(got);
         (void)huge;
 #if defined(MADV_HUGEPAGE)
@@ -43,6 +62,24 @@ class Buffer {
     // Grows to at least `count` values; the contents are lost when it grows.
     void reserve(size_t count) {
         if (count > count_) *this = Buffer(count);
+    }
+
+    // Grows to at least `count` values and keeps the contents, which may move. Throws OutOfMemory and changes nothing
+    // if the system refuses the memory.
+    void grow(size_t count) {
+        if (count <= count_) return;
+#if defined(MREMAP_MAYMOVE)
+        if (data_) {  // Linux moves the page table's entries instead of copying the contents
+            void* got = mremap(data_, count_ * sizeof(T), count * sizeof(T), MREMAP_MAYMOVE);
+            if (got == MAP_FAILED) throw OutOfMemory((count - count_) * sizeof(T));
+            data_ = static_cast<T*>(got);
+            count_ = count;
+            return;
+        }
+#endif
+        Buffer larger(count);
+        if (data_) std::memcpy(larger.data_, data_, count_ * sizeof(T));
+        *this = std::move(larger);
     }
 
   private:

@@ -196,13 +196,31 @@ bool Model::integer_weights() const {
     return !layers_.empty() && layers_[0].down.panels.data && layers_[0].down.panels.integer();
 }
 
+void Model::limit_pages(int32_t pages) {
+    if (pages < reserved_) throw std::invalid_argument("the cache cannot shrink");
+    pages_ = pages;
+}
+
+// Reserves memory for the cache's first `pages` pages. Doubles the cache where the system allows it, so that a growing
+// sequence seldom moves it.
+//
 // Cache layout: [page][layer][kv head]. All layers of a page are contiguous, so that short sequences waste little of a
 // huge page.
 void Model::reserve_pages(int32_t pages) {
-    const int64_t heads = int64_t{shape_.layers} * pages * shape_.kv_heads;
-    keys_ = Buffer<uint8_t>(static_cast<size_t>(heads * key_page_bytes(cache_type_, shape_.head_dim)));
-    values_ = Buffer<uint8_t>(static_cast<size_t>(heads * value_page_bytes(cache_type_, shape_.head_dim)));
-    pages_ = pages;
+    if (pages <= reserved_) return;
+    const int64_t heads = int64_t{shape_.layers} * shape_.kv_heads;
+    const auto grow = [&](int64_t count) {
+        keys_.grow(static_cast<size_t>(count * heads * key_page_bytes(cache_type_, shape_.head_dim)));
+        values_.grow(static_cast<size_t>(count * heads * value_page_bytes(cache_type_, shape_.head_dim)));
+        reserved_ = static_cast<int32_t>(count);
+    };
+    const int64_t doubled = std::min<int64_t>(pages_, std::max<int64_t>(pages, 2 * int64_t{reserved_}));
+    try {
+        grow(doubled);
+    } catch (const OutOfMemory&) {
+        if (doubled == pages) throw;
+        grow(pages);
+    }
 }
 
 // Adds the time since the previous call of this function to the time of `phase`.
@@ -220,6 +238,7 @@ void Model::take_profile(double* seconds) {
 // Checks the chunks and lists their tokens and attention tiles. All checks precede the first write to the cache.
 void Model::collect(const puna_chunk* chunks, int32_t count) {
     tokens_.clear();
+    int32_t pages = 0;  // 1 + the highest page number
     if (count < 1) throw std::invalid_argument("a batch must have at least one chunk");
     for (int32_t c = 0; c < count; ++c) {
         const puna_chunk& chunk = chunks[c];
@@ -227,9 +246,11 @@ void Model::collect(const puna_chunk* chunks, int32_t count) {
         if (chunk.start < 0 || chunk.count < 1 || chunk.logits < 0 || chunk.logits > chunk.count || end > INT32_MAX ||
             chunk.page_count < (end + kPage - 1) / kPage)
             throw std::invalid_argument("the sizes of a chunk are inconsistent");
-        for (int32_t p = 0; p < chunk.page_count; ++p)
+        for (int32_t p = 0; p < chunk.page_count; ++p) {
             if (chunk.pages[p] < 0 || chunk.pages[p] >= pages_)
                 throw std::invalid_argument("a page number is out of range");
+            pages = std::max(pages, chunk.pages[p] + 1);
+        }
         for (int32_t t = 0; t < chunk.count; ++t) {
             if (chunk.tokens[t] < 0 || chunk.tokens[t] >= shape_.vocab_size)
                 throw std::invalid_argument("a token id is out of range");
@@ -237,6 +258,7 @@ void Model::collect(const puna_chunk* chunks, int32_t count) {
         }
     }
     lay_tiles(chunks, count);
+    reserve_pages(pages);
     reserve_work();
 }
 

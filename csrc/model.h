@@ -42,8 +42,8 @@ class Model {
     void read(int32_t kind, int32_t layer, float* out) const;
     // Checks that all tensors are loaded. Throws std::invalid_argument, whose message names the first missing tensor.
     void check() const;
-    // Reserves a KV cache of `pages` pages of kPage tokens.
-    void reserve_pages(int32_t pages);
+    // Limits the KV cache to `pages` pages of kPage tokens.
+    void limit_pages(int32_t pages);
     // See puna_forward.
     void forward(const puna_chunk* chunks, int32_t count, float* logits);
     // Ends a running forward pass at the next layer boundary; safe to call from a signal handler.
@@ -95,6 +95,7 @@ class Model {
     Matrix* find(int32_t kind, int32_t layer);
     void pack(Matrix& matrix, const puna_tensor& tensor);
     void collect(const puna_chunk* chunks, int32_t count);
+    void reserve_pages(int32_t pages);
     void reserve_work();
     void lay_tiles(const puna_chunk* chunks, int32_t count);
     void embed();
@@ -127,7 +128,8 @@ class Model {
     std::vector<Layer> layers_;
     std::atomic<bool> stopping_{false};
 
-    int32_t pages_ = 0;
+    int32_t pages_ = 0;     // limit of the cache
+    int32_t reserved_ = 0;  // pages that keys_ and values_ have memory for
     Buffer<uint8_t> keys_, values_;
 
     std::vector<Token> tokens_;

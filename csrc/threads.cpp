@@ -7,6 +7,9 @@
 #include "threads.h"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -33,9 +36,10 @@ inline void pause() {
 Pool::Pool(int threads) : ranges_(static_cast<size_t>(threads)) {
     try {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
-    } catch (...) {  // the system refused to start a thread
+    } catch (const std::exception&) {
         end();
-        throw;
+        throw std::runtime_error("the system refused to start thread " + std::to_string(workers_.size() + 2) + " of " +
+                                 std::to_string(threads) + "; use fewer threads");
     }
 }
 
@@ -80,6 +84,10 @@ void Pool::run(int64_t count, int64_t grain, Function function, const void* cont
         left_.wait(lock, [&] { return inside_ == 0; });
         waiting_ = false;
     }
+    if (failed_) {
+        failed_ = false;
+        std::rethrow_exception(std::exchange(fault_, nullptr));
+    }
 }
 
 void Pool::take_pieces(int thread) {
@@ -90,8 +98,18 @@ void Pool::take_pieces(int thread) {
             const int64_t next = range.next.fetch_add(grain_);
             const int64_t begin = std::max(next, range.begin), end = std::min(next + grain_, range.end);
             if (begin >= end) break;
-            function_(context_, begin, end);
+            call(begin, end);
         }
+    }
+}
+
+// Computes a piece, unless a piece has failed.
+void Pool::call(int64_t begin, int64_t end) {
+    if (failed_) return;
+    try {
+        function_(context_, begin, end);
+    } catch (...) {
+        if (!failed_.exchange(true)) fault_ = std::current_exception();
     }
 }
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -26,7 +27,7 @@ class Pool {
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
     // Calls body(begin, end) for pieces that cover [0, count) and returns when all are done. Pieces begin at multiples
-    // of `grain` or at the start of a thread's range. The body must not throw.
+    // of `grain` or at the start of a thread's range. If bodies throw, one of their exceptions is rethrown at the end.
     template <typename Body>
     void each(int64_t count, int64_t grain, const Body& body) {
         run(
@@ -45,6 +46,7 @@ class Pool {
     using Function = void (*)(const void*, int64_t, int64_t);
 
     void run(int64_t count, int64_t grain, Function function, const void* context);
+    void call(int64_t begin, int64_t end);
     void end();
     void take_pieces(int thread);
     void work(int thread);
@@ -69,6 +71,8 @@ class Pool {
     int64_t grain_ = 1;
     Function function_ = nullptr;
     const void* context_ = nullptr;
+    std::atomic<bool> failed_{false};  // the body threw `fault_`
+    std::exception_ptr fault_;
 };
 
 }  // namespace puna

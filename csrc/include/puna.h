@@ -153,8 +153,8 @@ PUNA_API int64_t puna_packed_bytes(int32_t format, int64_t rows, int64_t cols);
 /* Dequantises a packed matrix into `out`, [rows][cols]. */
 PUNA_API int32_t puna_model_read(const puna_model* model, int32_t kind, int32_t layer, float* out);
 
-/* Checks that all required tensors are loaded, and reserves `pages` pages of KV cache. The system commits their memory
- * on first use. */
+/* Checks that all required tensors are loaded, and limits the KV cache to `pages` pages. Memory is reserved when a
+ * forward pass first uses a page number, for all pages up to it. */
 PUNA_API int32_t puna_model_ready(puna_model* model, int32_t pages);
 
 /* Bytes of keys and values that one token takes in the KV cache, summed over layers. */

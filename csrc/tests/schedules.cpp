@@ -1,12 +1,13 @@
-// Checks that the thread pool runs each item of a loop once. Then runs small models through the C ABI in many schedules
-// (divisions of the prompts into chunks) and checks that all schedules give the same bits of logits. `schedules quick`
-// runs fewer. The program is meant for sanitizer builds (`make sanitize`), which test memory and threads; tests/native
-// tests the numbers.
+// Checks that the thread pool runs each item of a loop once and reports exceptions. Then runs small models through the
+// C ABI in many schedules (divisions of the prompts into chunks) and checks that all schedules give the same bits of
+// logits. `schedules quick` runs fewer. The program is meant for sanitizer builds (`make sanitize`), which test memory
+// and threads; tests/native tests the numbers.
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <random>
 #include <sstream>
 #include <string>
@@ -79,6 +80,16 @@ void check_pool() {
                 });
                 if (std::count(done.begin(), done.end(), 1) != count)
                     fail("an item of a loop was left out, or done twice");
+                if (count == 0) continue;
+                bool thrown = false;
+                try {
+                    pool.each(count, grain, [&](int64_t begin, int64_t end) {
+                        if (begin <= count / 2 && count / 2 < end) throw std::bad_alloc();
+                    });
+                } catch (const std::bad_alloc&) {
+                    thrown = true;
+                }
+                if (!thrown) fail("the exception of an item was lost");
             }
     }
 }
