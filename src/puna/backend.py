@@ -61,6 +61,10 @@ class Backend(Protocol):
         """Frees the cache of `slot`, so that the slot can be used for another sequence."""
         ...
 
+    def close(self) -> None:
+        """Frees the weights and the caches; `forward` is then an error. Calling it again does nothing."""
+        ...
+
 
 def check_batch(batch: Batch, vocab_size: int, lengths: Mapping[int, int]) -> None:
     """Checks a batch before it runs; `lengths` maps slots to the number of cached positions.

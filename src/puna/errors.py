@@ -44,3 +44,19 @@ class StorageError(PunaError, OSError):
 
 class MissingExtraError(PunaError, ImportError):
     """A feature needs an optional dependency; the message names the extra to install."""
+
+
+class MissingNameError(PunaError, AttributeError):
+    """A public name needs an optional dependency; the message names the extra to install.
+
+    `from puna import name` raises a MissingExtraError instead, because Python replaces an AttributeError there by an
+    error without its message.
+    """
+
+
+def show(value: object) -> str:
+    """Returns the start of a value's `repr`, for a message."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # Python refuses to print integers of more than 4,300 digits
+        return "a number of thousands of digits"

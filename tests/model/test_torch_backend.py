@@ -113,6 +113,11 @@ def test_from_pretrained_loads_the_model_on_a_device_and_in_a_dtype(tmp_path: Pa
     assert TorchBackend.from_pretrained(tmp_path, device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
     with pytest.raises(BackendError, match="device is 'nowhere'"):
         TorchBackend.from_pretrained(tmp_path, device="nowhere")
+    before = torch.get_num_threads()
+    for arguments in ({"device": "meta"}, {"device": "nowhere"}, {"dtype": "int8"}):
+        with pytest.raises(PunaError):
+            TorchBackend.from_pretrained(tmp_path, threads=before + 1, **arguments)
+        assert torch.get_num_threads() == before
 
 
 def test_an_interrupted_step_can_be_repeated(backend: TorchBackend) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from puna.native.measure import measure_machine
 from puna.native.memory import available_memory
 from puna.native.quantize import quantize
 from tests.helpers.configurations import config_of
-from tests.helpers.native import pack_state
+from tests.helpers.native import pack_state, run
 from tests.helpers.random_weights import random_state
 
 CONFIG = config_of(max_position_embeddings=512)
@@ -157,3 +158,75 @@ def test_a_forked_child_can_delete_a_model():
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     pytest.fail("the child did not end")
+
+
+def status(name: str) -> int:
+    """Returns a size of this process in bytes, such as VmSize."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+LARGE = config_of(max_position_embeddings=65536, num_hidden_layers=8, num_key_value_heads=4, head_dim=64)
+"""A cache of 1.6 GB for eight sequences; each page of 64 tokens takes 1 MB in float32."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_cache_grows_with_the_sequences_and_keeps_its_contents():
+    weights = pack_state("f32", random_state(LARGE))
+    before = status("VmSize")
+    backend = NativeBackend(LARGE, weights, 1, slots=8)
+    assert backend.cache_tokens > 200_000
+    assert status("VmSize") - before < 3e8
+    ids = np.random.default_rng(3).integers(0, LARGE.vocab_size, 700)
+    pieces = run(backend, ids, [1, 63, 1, 100, 200, 335])  # the cache grows between the chunks
+    assert 5e6 < backend.cache_bytes_per_token * 700 < status("VmSize") - before < 3e8
+    fresh = NativeBackend(LARGE, weights, 1)
+    np.testing.assert_array_equal(run(fresh, ids, [700]), pieces)
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from puna.backend import Chunk
+from puna.errors import BackendError
+from puna.native import NativeBackend, load_library
+from tests.native.test_memory import LARGE, status
+from tests.helpers.native import pack_state, run
+from tests.helpers.random_weights import random_state
+
+load_library()
+weights = pack_state("f32", random_state(LARGE))
+free = int(sys.argv[1])
+try:
+    if sys.argv[2] == "load":
+        resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + free, resource.RLIM_INFINITY))
+    backend = NativeBackend(LARGE, weights, 1, slots=8)
+    if sys.argv[2] == "run":
+        resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + free, resource.RLIM_INFINITY))
+    ids = np.arange(int(sys.argv[3])) % 60
+    backend.forward([Chunk(0, ids, 0, 1)])
+    print("ran", backend.cache_tokens)
+except BackendError as exc:
+    print(exc)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+@pytest.mark.parametrize(
+    ("free", "when", "tokens", "words"),
+    [
+        (500_000, "load", 10, "weights take .* GB, but only 0.00 GB of memory is available; .*ulimit -v"),
+        (200_000_000, "load", 10, r"ran \d+$"),
+        (1_000_000, "run", 1000, "system refused .* MB of memory; .*ulimit -v"),
+    ],
+)
+def test_an_error_for_exhausted_memory_gives_the_amount_and_the_remedy(free, when, tokens, words):
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(free), when, str(tokens)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+    )
+    assert run.returncode == 0, run.stderr
+    assert re.search(words, run.stdout.strip()), run.stdout

@@ -9,11 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from puna.backend import Batch, Chunk, check_batch
+from puna.checkpoint import Checkpoint, open_checkpoint
 from puna.config import LlamaConfig
 from puna.errors import BackendError
 from puna.model.cache import KVCache
 from puna.model.causal_lm import LlamaForCausalLM
 from puna.model.device import choose_device
+from puna.model.loading import choose_dtype, load
 from puna.model.outputs import BaseModelOutputWithPast
 
 
@@ -34,19 +36,20 @@ class TorchBackend:
         self.model = model.eval()
         self.config: LlamaConfig = model.config
         self._caches: dict[int, KVCache] = {}
+        self._closed = False
 
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        model: str | Path | Checkpoint,
         threads: int | None = None,
         device: str | None = None,
         dtype: str | None = None,
     ) -> TorchBackend:
-        """Loads the language model at `path`.
+        """Loads a language model.
 
         Args:
-            path: a folder or a file on this machine.
+            model: a folder or a file on this machine, or an open checkpoint.
             threads: number of PyTorch's threads in this process; None keeps PyTorch's setting.
             device: a PyTorch device; None means the CPU.
             dtype: the type to compute in; None means float32 on the CPU, and the stored type on other devices.
@@ -56,12 +59,14 @@ class TorchBackend:
             CheckpointError, ConfigError, ModelNotFoundError: as in `LlamaForCausalLM.from_pretrained`.
         """
         target = choose_device(device, None)
-        if threads is not None:
-            torch.set_num_threads(threads)
         if target.type == "meta":
             raise BackendError("device is 'meta', whose tensors have no values; omit device")
-        on_cpu = target.type == "cpu"
-        return cls(LlamaForCausalLM.from_pretrained(path, dtype=dtype or (None if on_cpu else "auto"), device=target))
+        checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
+        default = None if target.type == "cpu" else "auto"
+        chosen = choose_dtype(default if dtype is None else str(dtype).removeprefix("torch."), checkpoint)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(load(LlamaForCausalLM, checkpoint, checkpoint.config, chosen, target))
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Extends the caches by the batch's tokens; returns logits, (sum of the chunks' `logits`, vocab_size).
@@ -69,6 +74,8 @@ class TorchBackend:
         Raises:
             RequestError: if a chunk starts beyond its cache or has an id outside the vocabulary; caches are unchanged.
         """
+        if self._closed:
+            raise BackendError("the model is closed; load it again")
         check_batch(batch, self.config.vocab_size, {slot: cache.length for slot, cache in self._caches.items()})
         rows = [self._run(chunk) for chunk in batch]
         return np.concatenate([np.empty((0, self.config.vocab_size), np.float32), *rows])
@@ -76,6 +83,13 @@ class TorchBackend:
     def free(self, slot: int) -> None:
         """Frees the cache of `slot`, if there is one."""
         self._caches.pop(slot, None)
+
+    def close(self) -> None:
+        """Drops the model and the caches."""
+        if not self._closed:
+            self._closed = True
+            self._caches.clear()
+            del self.model
 
     @torch.inference_mode()
     def _run(self, chunk: Chunk) -> NDArray[np.float32]:

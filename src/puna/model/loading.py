@@ -32,7 +32,7 @@ def choose_dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> tor
     """Converts `dtype`: None means float32, "auto" the type of the stored weights (float32 if quantised)."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    name = dtype or "float32"
+    name = "float32" if dtype is None else dtype
     if name == "auto":
         # config.dtype is not reliable: converters wrote float16 for bfloat16 weights (transformers issue 25446).
         name = checkpoint.tensors["model.embed_tokens.weight"].format.torch or "float32"

@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 from puna.backend import PAGE, Batch, Chunk, check_batch
 from puna.config import LlamaConfig
 from puna.errors import BackendError, RequestError
-from puna.native.library import PHASES, STOPPED, NativeChunk, Shape, chosen_kernels, default_threads, load_library
+from puna.native.library import (
+    BF16_KERNELS,
+    PHASES,
+    STOPPED,
+    NativeChunk,
+    Shape,
+    chosen_kernels,
+    default_threads,
+    float32_kernels,
+    load_library,
+)
 from puna.native.memory import cache_pages
 from puna.native.rope import Frequencies, Rope
 from puna.native.tensors import Tensor, load_tensor, packed_bytes, quantized_format
@@ -45,9 +55,12 @@ class NativeBackend:
             always to q8_0). None keeps the file's values.
         cache: type of cached keys and values, "f16", "bf16", "f32" or "q8_0"; None means float32 for a model stored in
             float32, else bfloat16 if the processor has bfloat16 products, else float16.
+        float32: round nothing to fewer bits than float32: quantised matrices take 4 bytes per weight, activations stay
+            in float32, and so does the cache unless `cache` is given.
 
     Raises:
-        BackendError: if the native runtime does not support the model, or the model does not fit in memory.
+        BackendError: if the native runtime does not support the model, the model does not fit in memory, or `float32`
+            contradicts `quantize`.
     """
 
     name = "native"
@@ -61,16 +74,22 @@ class NativeBackend:
         *,
         quantize: str | None = None,
         cache: str | None = None,
+        float32: bool = False,
     ) -> None:
         check_supported(config)
+        if float32 and quantize is not None:
+            raise BackendError(
+                f"quantize is {quantize!r}, but float32 is requested, which rounds nothing; leave one out"
+            )
         self.config = config
         self._library = load_library()
         self._rope = Rope(config)
         target = quantized_format(quantize, tensors)
-        shape = _shape(config, _cache_type(cache, tensors), self._rope.by_length)
+        cache_type = _cache_type("f32" if float32 and cache is None else cache, tensors)
+        shape = _shape(config, cache_type, self._rope.by_length)
         self.cache_bytes_per_token = int(self._library.puna_cache_bytes(ctypes.byref(shape)))
         pages = cache_pages(
-            packed_bytes(tensors, target),
+            packed_bytes(tensors, target, float32),
             slots * -(-config.context_length // PAGE),
             self.cache_bytes_per_token * PAGE,
         )
@@ -78,16 +97,29 @@ class NativeBackend:
         self._free_pages = list(range(pages))[::-1]
         self._pages: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
-        self._model = self._new_model(shape, default_threads(threads))
+        kernels = float32_kernels() if float32 else chosen_kernels()
+        self._pointer = self._new_model(shape, default_threads(threads), kernels)
         for name, tensor in tensors.items():
-            load_tensor(self._model, name, tensor, target)
+            load_tensor(self._model, name, tensor, target, float32)
         self._check(self._library.puna_model_ready(self._model, pages))
         self.cache_tokens: int | None = pages * PAGE
 
     def __del__(self) -> None:
+        if "_pointer" in self.__dict__:
+            self.close()
+
+    def close(self) -> None:
+        """Frees the weights and the caches."""
         # Freeing waits for the model's threads, which a forked child does not have; its exit frees the memory.
-        if self.__dict__.get("_model") and self._process == os.getpid():
-            self._library.puna_model_free(self._model)
+        if self._pointer and self._process == os.getpid():
+            self._library.puna_model_free(self._pointer)
+        self._pointer = 0
+
+    @property
+    def _model(self) -> int:
+        if not self._pointer:
+            raise BackendError("the model is closed; load it again")
+        return self._pointer
 
     @property
     def weight_bytes(self) -> int:
@@ -198,8 +230,8 @@ class NativeBackend:
             self._rope.scale,
         )
 
-    def _new_model(self, shape: Shape, threads: int) -> int:
-        model = self._library.puna_model_new(ctypes.byref(shape), threads, chosen_kernels().encode())
+    def _new_model(self, shape: Shape, threads: int, kernels: str) -> int:
+        model = self._library.puna_model_new(ctypes.byref(shape), threads, kernels.encode())
         if not model:
             raise BackendError(f"the native runtime rejects the model: {self._error()}")
         return int(model)
@@ -241,7 +273,7 @@ def _cache_type(name: str | None, tensors: Mapping[str, Tensor]) -> int:
     if name is None and all(tensor.format.name == "f32" for tensor in tensors.values()):
         name = "f32"
     elif name is None:
-        name = "bf16" if chosen_kernels() == "avx512_bf16" else "f16"
+        name = "bf16" if chosen_kernels() == BF16_KERNELS else "f16"
     if not isinstance(name, str) or name.lower() not in CACHE_TYPES:
         raise BackendError(f"cache is {name!r}; it must be one of {', '.join(CACHE_TYPES)}")
     return CACHE_TYPES[name.lower()]

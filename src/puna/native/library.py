@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from puna.errors import BackendError
+from puna.errors import BackendError, show
 
 ABI_VERSION = 4
 """PUNA_ABI_VERSION in csrc/include/puna.h."""
 
 KERNELS_VARIABLE = "PUNA_KERNELS"
 """Environment variable that forces an instruction set by name, for tests."""
+
+BF16_KERNELS = "avx512_bf16"
+"""Name of the kernels that round activations to bf16 before they multiply them by bf16 weights or a bf16 cache."""
 
 _FEATURES = ("avx2", "fma", "f16c", "avx512", "avx512_vnni", "avx512_bf16", "neon", "dotprod")
 """Names of the PUNA_CPU_* bits, lowest bit first."""
@@ -181,7 +184,7 @@ def machine() -> Machine:
 def check_threads(threads: object) -> None:
     """Raises BackendError unless `threads` is None or a whole number from 1 to 256."""
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 256):
-        raise BackendError(f"threads is {threads!r}; it must be a whole number from 1 to 256")
+        raise BackendError(f"threads is {show(threads)}; it must be a whole number from 1 to 256")
 
 
 def default_threads(threads: int | None) -> int:
@@ -200,3 +203,9 @@ def chosen_kernels() -> str:
     if name not in available:
         raise BackendError(f"{KERNELS_VARIABLE} is {name!r}; this machine can run {', '.join(available)}")
     return name
+
+
+def float32_kernels() -> str:
+    """Returns the kernels to use if activations must not be rounded to bf16."""
+    name = chosen_kernels()
+    return "avx512" if name == BF16_KERNELS else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 from puna.errors import BackendError
@@ -13,16 +14,17 @@ _PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
-    """Returns the bytes that can be allocated without swapping, within the control groups' limits; None if unknown.
+    """Returns the bytes that can be allocated without swapping; None if unknown.
 
-    The page cache counts as available, since the system reclaims it.
+    They are limited by the control groups and by the process's limit (ulimit -v). The page cache counts as available,
+    since the system reclaims it.
     """
     try:
         lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
         kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
-    return min([int(kibibytes) * 1024, *_available_in_groups()])
+    return min([int(kibibytes) * 1024, *_available_in_groups(), *_available_in_process()])
 
 
 def cache_pages(weights: int, requested: int, page_bytes: int) -> int:
@@ -37,9 +39,19 @@ def cache_pages(weights: int, requested: int, page_bytes: int) -> int:
     if weights + page_bytes > available:
         raise BackendError(
             f"the packed weights take {_gigabytes(weights)}, but only {_gigabytes(available)} of memory is available; "
-            "free memory, or use a smaller or quantised model (--quantize q8_0, q4_0 or q4_K for float files)"
+            "free memory, raise the limit of this process (ulimit -v), or use a smaller or quantised model (for float "
+            "files, quantize q8_0, q4_0 or q4_K)"
         )
     return max(1, min(requested, int((available - weights) * CACHE_SHARE) // page_bytes))
+
+
+def _available_in_process() -> list[int]:
+    """Returns the bytes of address space that the process may still map; empty if there is no limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return []
+    pages = int((_PROC / "self" / "statm").read_text(encoding="ascii").split()[0])
+    return [max(0, limit - pages * resource.getpagesize())]
 
 
 def _available_in_groups() -> list[int]:

@@ -80,33 +80,38 @@ def quantized_format(name: str | None, tensors: Mapping[str, Tensor]) -> BlockFo
     return FORMATS[match]
 
 
-def packed_bytes(tensors: Mapping[str, Tensor], quantize: BlockFormat | None) -> int:
-    """Returns the size in memory of the packed matrices, if float matrices are quantised to `quantize`."""
+def packed_bytes(tensors: Mapping[str, Tensor], quantize: BlockFormat | None, float32: bool = False) -> int:
+    """Returns the size in memory of the matrices after `load_tensor` has packed them."""
     library = load_library()
     total = 0
     for name, tensor in tensors.items():
         if len(tensor.shape) == 2:
-            target = _target(name, tensor, quantize) or tensor.format
+            unpacked = FORMATS["f32"] if _is_unpacked(tensor, float32) else tensor.format
+            target = _target(name, tensor, quantize) or unpacked
             total += max(0, library.puna_packed_bytes(target.ggml_id, *tensor.shape))
     return total
 
 
-def load_tensor(model: int, name: str, tensor: Tensor, quantize: BlockFormat | None) -> None:
+def load_tensor(model: int, name: str, tensor: Tensor, quantize: BlockFormat | None, float32: bool = False) -> None:
     """Packs one tensor into `model` and releases it.
+
+    Args:
+        quantize: format that float matrices are quantised to.
+        float32: load quantised matrices as float32, since integer kernels round activations to 8 bits.
 
     Raises:
         BackendError: if the library rejects the tensor.
     """
     layer, kind = _layer_and_kind(name)
     library = load_library()
-    if len(tensor.shape) == 2:
+    if len(tensor.shape) == 2 and not _is_unpacked(tensor, float32):
         data, order = tensor.data, tensor.order
         target = _target(name, tensor, quantize)
         rows, columns = tensor.shape
         source_id, target_id = tensor.format.ggml_id, target.ggml_id if target else -1
     else:
         data, order = tensor.to_float32().view(np.uint8), None
-        rows, columns = 1, tensor.shape[0]
+        rows, columns = (1, *tensor.shape)[-2:]
         source_id, target_id = FORMATS["f32"].ggml_id, -1
     order64 = None if order is None else np.ascontiguousarray(order, np.int64)
     native = NativeTensor(
@@ -116,6 +121,10 @@ def load_tensor(model: int, name: str, tensor: Tensor, quantize: BlockFormat | N
         reason = library.puna_error().decode()
         raise BackendError(f"the native runtime rejects {name} ({tensor.format.name}, shape {tensor.shape}): {reason}")
     tensor.release()
+
+
+def _is_unpacked(tensor: Tensor, float32: bool) -> bool:
+    return float32 and len(tensor.shape) == 2 and tensor.format.name not in _FLOATS
 
 
 def _layer_and_kind(name: str) -> tuple[int, int]:
