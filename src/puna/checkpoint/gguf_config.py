@@ -11,6 +11,7 @@ from typing import Any
 
 from puna.checkpoint.gguf_keys import GgufKeys
 from puna.checkpoint.gguf_rope import rope_scaling
+from puna.checkpoint.gguf_sampling import read_sampling
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, ConfigError
 from puna.formats.gguf import GgufFile
@@ -96,7 +97,10 @@ def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
     )
     config.notes += keys.notes
     generation = GenerationConfig(
-        pad_token_id=pad, bos_token_id=bos, eos_token_id=eos if len(eos) > 1 else config.eos_token_id
+        pad_token_id=pad,
+        bos_token_id=bos,
+        eos_token_id=eos if len(eos) > 1 else config.eos_token_id,
+        **read_sampling(keys),
     )
     return config, generation
 

@@ -17,7 +17,7 @@ from puna.checkpoint.loading import Checkpoint, find_model, open_checkpoint
 from puna.checkpoint.meta import is_meta_folder
 from puna.checkpoint.names import is_ignored
 from puna.checkpoint.weight import RowSource
-from puna.config import GenerationConfig, LlamaConfig
+from puna.config import GenerationConfig, GenerationDefaults, LlamaConfig, generation_notes
 from puna.errors import ChatTemplateError, CheckpointError, MissingExtraError, ModelNotFoundError, PunaError
 from puna.files import has_file, reading_errors
 from puna.formats.gguf import GgufFile, open_gguf
@@ -51,6 +51,7 @@ class Report:
         rope: `rope_parameters` of the configuration.
         vocabulary: "rows" of the embedding and "tokens" of the tokenizer.
         special_tokens: for bos, eos and pad, the "id" and, if the tokenizer has it, the "text".
+        generation: the defaults of `LLM.generate`, as in `puna.config.GenerationDefaults`.
         memory: bytes of the weights as stored and as float32, and of the cache of 1,000 tokens.
         notes: settings and tensors that are ignored because they change nothing.
         warnings, errors: problems despite which the model loads, and problems that prevent loading.
@@ -69,6 +70,7 @@ class Report:
     context: int | None = None
     vocabulary: dict[str, int | None] = field(default_factory=dict)
     special_tokens: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
     chat_template: bool | None = None
     memory: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -116,6 +118,7 @@ def inspect_checkpoint(path: str | Path) -> Report:
     if config is not None:
         _describe(report, config, tensors)
         _check_ids(report, config, generation)
+        _attempt(report, lambda: _describe_generation(report, generation or GenerationConfig.from_model_config(config)))
     _read_tokenizer(report, model if checkpoint is None else checkpoint.tokenizer)
     return report
 
@@ -250,6 +253,16 @@ def _check_ids(report: Report, config: LlamaConfig, generation: GenerationConfig
             report.warnings.append(f"{name} token id {beyond[0]} is beyond the vocabulary's {config.vocab_size} rows")
     if eos is None:
         report.warnings.append("no eos token id; generation ends only at the length limit")
+
+
+def _describe_generation(report: Report, generation: GenerationConfig) -> None:
+    report.generation = asdict(GenerationDefaults.of(generation))
+    report.warnings += generation_notes(generation)
+    if not generation.do_sample and generation.temperature not in (0.0, 1.0):
+        report.notes.append(
+            f"the generation configuration has temperature {generation.temperature}, but not do_sample; as in "
+            "transformers, the most likely token is chosen"
+        )
 
 
 def _read_tokenizer(report: Report, path: Path) -> None:

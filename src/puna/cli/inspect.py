@@ -107,6 +107,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "vocabulary", ", ".join([*counts, "no tokens" if tokens is None else _count(tokens, "token")])
     if report.special_tokens:
         yield "special", ", ".join(_special(name, entry) for name, entry in report.special_tokens.items())
+    if report.generation:
+        yield "generation", _generation(report.generation)
     if report.vocabulary:
         yield "chat template", {True: "yes", False: "no", None: "unknown"}[report.chat_template]
     if memory := report.memory:
@@ -125,6 +127,18 @@ def _settings(rope: dict[str, Any]) -> str:
         f"{key} {value}" for key, value in rope.items() if key != "rope_type" and not isinstance(value, list)
     )
     return f"{rope['rope_type']}: {numbers}"
+
+
+def _generation(defaults: dict[str, Any]) -> str:
+    """Describes the defaults of generation; filters are shown only if the model samples."""
+    neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    filters = ("top_k", "top_p", "min_p")
+    samples = defaults.get("temperature", 0.0) > 0
+    parts = [f"temperature {defaults['temperature']}"] if samples else ["the most likely token"]
+    for name, value in defaults.items():
+        if name != "temperature" and value not in (None, (), neutral.get(name)) and (samples or name not in filters):
+            parts.append(f"{name} {value}")
+    return ", ".join(parts)
 
 
 def _special(name: str, entry: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ class GenerationConfig:
         num_return_sequences: answers per prompt.
         use_cache: keep keys and values between steps.
         temperature: divides the logits; 0 chooses the most likely token.
-        top_k: sample from the k most likely tokens; 0 means from all.
+        top_k: sample from the k most likely tokens; 0, or -1 as in vLLM, means from all.
         top_p: sample from the smallest set of most likely tokens with at least this total probability.
         min_p: drop tokens whose probability is below this fraction of the highest one.
         repetition_penalty: divides the positive logits of tokens already in the text, multiplies the negative ones.
@@ -112,7 +112,7 @@ class GenerationConfig:
 
     def validate(self) -> None:
         """Checks every field; raises a ConfigError that names the field, its value and the limit."""
-        for name, low in (("max_length", 1), ("num_beams", 1), ("num_return_sequences", 1), ("top_k", 0)):
+        for name, low in (("max_length", 1), ("num_beams", 1), ("num_return_sequences", 1), ("top_k", -1)):
             check_whole(name, getattr(self, name), low)
         for name in ("do_sample", "use_cache", "output_scores", "return_dict_in_generate"):
             check_flag(name, getattr(self, name))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from puna.checkpoint import Checkpoint
 from puna.checkpoint.gguf_config import END_IDS
+from puna.checkpoint.gguf_sampling import sampling_fields, write_sampling
 from puna.config import LlamaConfig
 from puna.convert.settings import config_notes, descriptions, generation_notes, special_id
 from puna.convert.tokenizer_files import gguf_tokenizer
@@ -65,6 +66,8 @@ def gguf_metadata(
         "llama.vocab_size": config.vocab_size,
     }
     keys |= _rope_keys(config) | gguf_tokenizer(checkpoint.tokenizer, config.vocab_size, instruct)
+    if checkpoint.kind != "gguf":
+        keys |= write_sampling(checkpoint.generation)
     # The ids of a GGUF source come with its tokenizer; they are complete unless an end-of-turn token was added.
     return keys if checkpoint.kind == "gguf" and not instruct else keys | _special_ids(checkpoint)
 
@@ -108,7 +111,10 @@ def gguf_notes(checkpoint: Checkpoint) -> list[str]:
     """Returns notes on the settings that the file cannot hold."""
     lost = _eos_ids(checkpoint)[len(_EOS_KEYS) :]
     notes = [f"tokens {lost} end answers too, but GGUF has no key for them"] if lost else []
-    return [*notes, *config_notes(checkpoint), *generation_notes(checkpoint)]
+    notes += config_notes(checkpoint)
+    if checkpoint.kind == "gguf":  # its generation settings are copied
+        return notes
+    return [*notes, *generation_notes(checkpoint, sampling_fields(checkpoint.generation))]
 
 
 def _rope_keys(config: LlamaConfig) -> dict[str, Value]:

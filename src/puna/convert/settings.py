@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Literal
 
 from puna.checkpoint import Checkpoint
 from puna.checkpoint.gguf_config import unknown_keys
+from puna.checkpoint.gguf_sampling import SAMPLING_PREFIX
 
 _HELD_ELSEWHERE = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
 """Fields of a generation configuration that the other layouts hold too, or that no reader needs."""
@@ -36,10 +37,14 @@ def config_notes(checkpoint: Checkpoint) -> list[str]:
     return [f"the layout cannot hold config.json's {', '.join(lost)}; these keys are left out"] if lost else []
 
 
-def generation_notes(checkpoint: Checkpoint) -> list[str]:
-    """Returns a note on the generation settings that only Hugging Face's layout holds, if there are any."""
+def generation_notes(checkpoint: Checkpoint, held: Set[str] = frozenset()) -> list[str]:
+    """Returns a note on the generation settings that the layout cannot hold, if there are any.
+
+    Args:
+        held: settings that the layout holds, in addition to the ids of tokens.
+    """
     fields = {} if checkpoint.generation_config is None else checkpoint.generation_config.to_dict()
-    lost = [f"{name} {value}" for name, value in fields.items() if name not in _HELD_ELSEWHERE]
+    lost = [f"{name} {value}" for name, value in fields.items() if name not in _HELD_ELSEWHERE | held]
     return [f"the layout cannot hold generation_config's {', '.join(lost)}; they are left out"] if lost else []
 
 
@@ -55,8 +60,12 @@ def descriptions(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def description_notes(checkpoint: Checkpoint) -> list[str]:
-    """Returns a note on the descriptions that only a GGUF file holds, if there are any."""
-    keys = [key.removeprefix("general.") for key in descriptions(stored_metadata(checkpoint)) if key != "general.name"]
+    """Returns a note on the descriptions that only a GGUF file holds, if there are any.
+
+    Sampling settings are part of the generation configuration.
+    """
+    stored = [key for key in descriptions(stored_metadata(checkpoint)) if not key.startswith(SAMPLING_PREFIX)]
+    keys = [key.removeprefix("general.") for key in stored if key != "general.name"]
     return (
         [f"the layout cannot hold the file's descriptions of the model ({', '.join(keys)}); they are left out"]
         if keys

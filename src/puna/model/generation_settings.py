@@ -7,28 +7,9 @@ from typing import Any
 
 import torch
 
-from puna.config import GenerationConfig
+from puna.config import UNSUPPORTED, GenerationConfig
 from puna.errors import RequestError
 from puna.model.sampling import is_random
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "assistant_model": (None,), "bad_words_ids": (None,), "begin_suppress_tokens": (None,),
-    "cache_implementation": (None, "dynamic"), "constraints": (None,), "custom_generate": (None,),
-    "diversity_penalty": (None, 0.0), "dola_layers": (None,), "early_stopping": (None, False),
-    "encoder_no_repeat_ngram_size": (None, 0), "encoder_repetition_penalty": (None, 1.0), "epsilon_cutoff": (None, 0.0),
-    "eta_cutoff": (None, 0.0), "exponential_decay_length_penalty": (None,), "force_words_ids": (None,),
-    "forced_bos_token_id": (None,), "forced_decoder_ids": (None,), "forced_eos_token_id": (None,),
-    "guidance_scale": (None, 1.0), "length_penalty": (None, 1.0), "low_memory": (None, False), "max_time": (None,),
-    "min_length": (None, 0), "negative_prompt_attention_mask": (None,), "negative_prompt_ids": (None,),
-    "no_repeat_ngram_size": (None, 0), "num_beam_groups": (None, 1), "output_attentions": (None, False),
-    "output_hidden_states": (None, False), "output_logits": (None, False), "penalty_alpha": (None, 0.0),
-    "position_ids": (None,), "prefix_allowed_tokens_fn": (None,), "prompt_lookup_num_tokens": (None,),
-    "remove_invalid_values": (None, False), "renormalize_logits": (None, False), "sequence_bias": (None,),
-    "stop_strings": (None,), "suppress_tokens": (None, []), "synced_gpus": (None, False),
-    "token_healing": (None, False), "tokenizer": (None,), "top_h": (None,), "typical_p": (None, 1.0),
-    "watermarking_config": (None,),
-}  # fmt: skip
-"""Settings and arguments of transformers that are not supported, with the values that disable them."""
 
 
 def merge_settings(base: GenerationConfig, arguments: Mapping[str, Any], others: Mapping[str, Any]) -> GenerationConfig:
@@ -44,7 +25,7 @@ def merge_settings(base: GenerationConfig, arguments: Mapping[str, Any], others:
         ConfigError: if a setting is out of range.
     """
     for name in others:
-        if name not in _NEUTRAL:
+        if name not in UNSUPPORTED:
             raise RequestError(f"generate() has no argument {name!r}; remove it")
     overrides = {name: value for name, value in {**arguments, **others}.items() if value is not None}
     fields = base.to_dict()
@@ -58,7 +39,7 @@ def merge_settings(base: GenerationConfig, arguments: Mapping[str, Any], others:
             f"num_return_sequences is {settings.num_return_sequences}, but without sampling all texts would be equal; "
             "set do_sample=True and a temperature above 0"
         )
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in UNSUPPORTED.items():
         if (value := settings.extra.get(name)) not in neutral:
             shown = " ".join(repr(value).split())
             raise RequestError(

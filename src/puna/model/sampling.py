@@ -55,7 +55,7 @@ def warp(logits: Tensor, settings: GenerationConfig) -> Tensor:
     """Applies temperature, top-k, top-p and min-p, in the order of transformers."""
     if settings.temperature != 1.0:
         logits = logits / settings.temperature
-    if settings.top_k:
+    if settings.top_k > 0:
         logits = keep_top_k(logits, settings.top_k)
     if settings.top_p < 1.0:
         logits = keep_top_p(logits, settings.top_p)

@@ -1,0 +1,84 @@
+"""The defaults that a generation configuration gives to `LLM`, and the settings that it reports as ignored."""
+
+from __future__ import annotations
+
+import pytest
+
+from puna import GenerationConfig
+from puna.config import UNSUPPORTED, GenerationDefaults, generation_notes
+from puna.config.generation_defaults import ignored_settings
+from puna.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {}),
+        ({"eos_token_id": 2, "temperature": 0.7}, {}),  # without do_sample, transformers ignores the temperature
+        ({"do_sample": True}, {"temperature": 1.0, "top_k": 50}),  # the defaults of transformers
+        (
+            {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": -1},
+            {"temperature": 0.6, "top_p": 0.9},
+        ),
+        ({"do_sample": True, "temperature": 0.0, "top_k": 3}, {"top_k": 3}),
+        ({"do_sample": True, "min_p": 0.1, "top_k": 0}, {"temperature": 1.0, "min_p": 0.1}),
+        ({"top_k": 20, "top_p": 0.8}, {"top_k": 20, "top_p": 0.8}),  # used if a call sets a temperature
+        ({"repetition_penalty": 1.3}, {"repetition_penalty": 1.3}),
+        ({"max_new_tokens": 5, "max_length": 40}, {"max_tokens": 5, "max_length": 40}),
+        ({"stop_strings": "END"}, {"stop": ("END",)}),
+        ({"stop_strings": ["a", "b"]}, {"stop": ("a", "b")}),
+    ],
+)
+def test_defaults_are_the_settings_of_the_file(fields, expected):
+    assert GenerationDefaults.of(GenerationConfig.from_dict(fields)) == GenerationDefaults(**expected)
+
+
+@pytest.mark.parametrize("value", [3, ["a", 3], [""], {"a": 1}])
+def test_stop_strings_of_another_type_are_an_error(value):
+    with pytest.raises(ConfigError, match="stop_strings is"):
+        GenerationDefaults.of(GenerationConfig(stop_strings=value))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"suppress_tokens": [11]},
+        {"no_repeat_ngram_size": 2},
+        {"typical_p": 0.9},
+        {"num_beams": 4},
+        {"min_new_tokens": 3},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"bad_words_ids": [[3]]},
+        {"presence_penalty": 0.5},  # unknown to transformers
+        {"general.sampling.mirostat": 2},
+        {"general.sampling.penalty_last_n": 64, "repetition_penalty": 1.1},
+    ],
+)
+def test_settings_that_would_change_answers_are_reported_by_name(fields):
+    config = GenerationConfig(**fields)
+    name, value = next(iter(fields.items()))
+    assert ignored_settings(config) == {name: value}
+    (note,) = generation_notes(config)
+    assert f"{name} ({value!r})" in note
+
+
+def test_settings_that_change_nothing_are_not_reported():
+    neutral = {name: values[-1] for name, values in UNSUPPORTED.items()}
+    harmless = {"transformers_version": "4.57.1", "_from_model_config": True, "output_attentions": True}
+    harmless |= {"cache_implementation": "static", "early_stopping": True, "length_penalty": 2.0}
+    harmless |= {"general.sampling.penalty_last_n": 64, "general.sampling.mirostat_tau": 5.0, "foo": None, "bar": []}
+    for fields in (neutral, harmless):
+        assert generation_notes(GenerationConfig(**fields)) == []
+
+
+def test_an_extreme_repetition_penalty_is_reported():
+    (note,) = generation_notes(GenerationConfig(repetition_penalty=1e5))
+    assert "repetition_penalty is 100000.0" in note
+    assert generation_notes(GenerationConfig(repetition_penalty=1.3)) == []
+
+
+def test_no_default_setting_of_transformers_is_reported():
+    transformers = pytest.importorskip("transformers")
+    fields = vars(transformers.GenerationConfig())
+    assert len(fields) > 60
+    assert generation_notes(GenerationConfig.from_dict(fields)) == []
