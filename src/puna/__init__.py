@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from puna.errors import MissingExtraError
+from puna.errors import MissingExtraError, MissingNameError
 
 if TYPE_CHECKING:
     from puna.answer import Completion
@@ -36,15 +37,23 @@ _MODULES = {
     "load_tokenizer": "puna.tokenizer",
 }
 
-__all__ = [
-    "LLM", "AutoTokenizer", "Completion", "GenerationConfig", "LlamaConfig", "LlamaForCausalLM",
-    "LlamaForSequenceClassification", "LlamaModel", "LlamaTokenizer", "LlamaTokenizerFast", "PunaError", "__version__",
-    "convert", "load_tokenizer",
-]  # fmt: skip
+_NEED_TORCH = frozenset(name for name, module in _MODULES.items() if module == "puna.model")
+
+if TYPE_CHECKING:
+    __all__ = [
+        "LLM", "AutoTokenizer", "Completion", "GenerationConfig", "LlamaConfig", "LlamaForCausalLM",
+        "LlamaForSequenceClassification", "LlamaModel", "LlamaTokenizer", "LlamaTokenizerFast", "PunaError",
+        "__version__", "convert", "load_tokenizer",
+    ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the module that defines a public name on first use (PEP 562)."""
+    """Imports the module that defines a public name on first use (PEP 562).
+
+    `__all__` contains only names that can be imported, so that `from puna import *` works without PyTorch.
+    """
+    if name == "__all__":
+        return [public for public in __dir__() if public not in _NEED_TORCH or _has_torch()]
     module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module 'puna' has no attribute {name!r}")
@@ -53,13 +62,37 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as exc:
         if exc.name != "torch":
             raise
-        raise MissingExtraError(f"puna.{name} needs PyTorch; install it with: pip install 'puna[torch]'") from exc
+        raise MissingNameError(_needs_torch(name)) from exc
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted([*_MODULES, "__version__"])
+
+
+def _has_torch() -> bool:
+    try:
+        return importlib.util.find_spec("torch") is not None
+    except ModuleNotFoundError:  # from an import hook
+        return False
+
+
+def _needs_torch(name: str) -> str:
+    return f"puna.{name} needs PyTorch; install it with: pip install 'puna[torch]'"
+
+
+class _MissingNames:
+    """Raises the error of `from puna import name` if `name` needs PyTorch and PyTorch is not installed.
+
+    Python looks for a module of a name that is not an attribute of the package.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        package, _, public = name.partition(".")
+        if package == "puna" and public in _NEED_TORCH and not _has_torch():
+            raise MissingExtraError(_needs_torch(public))
 
 
 class _Package(ModuleType):
@@ -74,3 +107,4 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+sys.meta_path.append(_MissingNames)

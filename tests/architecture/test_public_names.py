@@ -31,8 +31,10 @@ NEED_TORCH = {"LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"
 
 
 def test_public_names_are_pinned_and_load():
-    assert set(puna.__all__) == set(dir(puna)) == NAMES
-    for name in NAMES if HAS_TORCH else NAMES - NEED_TORCH:
+    available = NAMES if HAS_TORCH else NAMES - NEED_TORCH
+    assert set(puna.__all__) == available
+    assert set(dir(puna)) == NAMES
+    for name in available:
         assert getattr(puna, name) is not None
     with pytest.raises(AttributeError, match="'GptModel'"):
         _ = puna.GptModel
@@ -56,9 +58,36 @@ sys.meta_path.insert(0, Block())
 
 
 def test_the_error_for_a_missing_extra_names_the_extra():
-    run = run_without_torch("import puna; puna.LlamaForCausalLM")
+    for code in ("import puna; puna.LlamaForCausalLM", "from puna import LlamaForCausalLM"):
+        run = run_without_torch(code)
+        assert "puna.LlamaForCausalLM needs PyTorch; install it with: pip install 'puna[torch]'" in run.stderr
     assert "MissingExtraError" in run.stderr
-    assert "pip install 'puna[torch]'" in run.stderr
+
+
+def test_names_that_need_torch_behave_as_absent_without_it():
+    run = run_without_torch(
+        "import inspect, puna, pydoc\n"
+        "assert not hasattr(puna, 'LlamaModel') and hasattr(puna, 'LLM')\n"
+        "assert getattr(puna, 'LlamaModel', 3) == 3\n"
+        "namespace = {}\n"
+        "exec('from puna import *', namespace)\n"
+        "assert namespace['LLM'] is puna.LLM and 'LlamaModel' not in namespace\n"
+        "assert 'generate' in pydoc.render_doc(puna)\n"
+        "assert {name for name, _ in inspect.getmembers(puna)} >= {'LLM', 'LlamaTokenizer'}\n"
+        "try: puna.LlamaModel\n"
+        "except AttributeError as exc: assert isinstance(exc, puna.PunaError)\n"
+        "try: from puna import LlamaModel\n"
+        "except ImportError as exc: assert isinstance(exc, puna.PunaError)\n"
+        "try: from puna import GptModel\n"
+        "except ImportError as exc: print(exc)\n"
+    )
+    assert run.stdout.startswith("cannot import name 'GptModel' from 'puna'"), run.stderr
+
+
+def test_star_imports_every_public_name():
+    namespace: dict[str, object] = {}
+    exec("from puna import *", namespace)
+    assert set(namespace) - {"__builtins__"} == (NAMES if HAS_TORCH else NAMES - NEED_TORCH)
 
 
 def test_the_core_works_without_torch(smollm2):
