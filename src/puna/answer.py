@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
 
 
-@dataclass(frozen=True)
+_NLL_ROWS = 16
+"""Number of logit rows converted to float64 at a time. It limits memory, since a row is as long as the vocabulary."""
+
+
+@dataclass(frozen=True, repr=False)
 class Completion:
-    """A complete answer.
+    """A complete answer. `str()` returns its text.
 
     Attributes:
         text: the generated text, without the prompt.
@@ -37,6 +41,15 @@ class Completion:
     prompt_ids: tuple[int, ...]
     prefill_seconds: float
     decode_seconds: float
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return (
+            f"Completion({self.text!r}, finish_reason={self.finish_reason!r}, {len(self.prompt_ids)} prompt tokens, "
+            f"{len(self.ids)} answer tokens, {self.decode_tokens_per_second:.1f} tokens/s)"
+        )
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -241,3 +254,14 @@ class PromptLogits:
         """Returns the logits added since the last call: arrays of shape (tokens, vocab_size), in order."""
         rows, self._rows = self._rows, []
         return rows
+
+
+def losses(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Returns -log softmax(logits)[target] for each row, in float64."""
+    result = np.empty(len(targets))
+    for start in range(0, len(targets), _NLL_ROWS):
+        rows = logits[start : start + _NLL_ROWS].astype(np.float64)
+        rows -= rows.max(axis=-1, keepdims=True)
+        target_logits = rows[np.arange(len(rows)), targets[start : start + _NLL_ROWS]]
+        result[start : start + _NLL_ROWS] = np.log(np.exp(rows, out=rows).sum(axis=-1)) - target_logits
+    return result

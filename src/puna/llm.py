@@ -3,61 +3,38 @@
 from __future__ import annotations
 
 import functools
-import operator
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.answer import Answer, Completion, PromptLogits, check_stops
-from puna.backend import Backend
-from puna.config import LlamaConfig
-from puna.engine import Engine, Request, Sampling
-from puna.errors import BackendError, MissingExtraError, RequestError
-from puna.native.library import check_threads
+from puna.answer import Answer, Completion, PromptLogits, check_stops, losses
+from puna.backends import memory_errors, open_backend
+from puna.config import LlamaConfig, generation_notes
+from puna.engine import Engine, Request
+from puna.errors import ChatTemplateError, ModelNotFoundError, RequestError, show
+from puna.options import Options, settings_of
+from puna.prompts import Message, is_messages, read_conversations, read_ids, read_tools
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from types import TracebackType
+
+    from typing_extensions import Self, Unpack
 
     from puna.checkpoint import Checkpoint
     from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
 
-Message = Mapping[str, Any]
-
-_NLL_ROWS = 16
-"""Number of logit rows converted to float64 at a time. It limits memory, since a row is as long as the vocabulary."""
-
-
-class Options(TypedDict, total=False):
-    """Keyword arguments of `LLM.generate`, `LLM.chat` and `LLM.stream`.
-
-    max_tokens: maximum number of tokens to generate (default 256); None fills the model's context.
-    temperature, top_k, top_p, min_p, repetition_penalty, seed: as in `puna.engine.Sampling`; by default, the most
-        likely token is chosen.
-    stop: a string or several strings; the answer ends before the first of them that occurs. A special token in a string
-        matches that token, although the text of the answer does not contain it. None means no strings.
-    speculate: guess tokens from earlier text. The answer is the same, but takes less time if the text repeats itself.
-    """
-
-    max_tokens: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int | None
-    stop: str | Sequence[str] | None
-    speculate: bool
+__all__ = ["LLM", "Options"]
 
 
 class LLM:
-    """A LLaMA model that generates text.
+    """A LLaMA model that generates text. As a context manager, it frees the model at the end.
 
     Args:
         path: a folder in Hugging Face's or Meta's layout, a GGUF file, a model of the hub (owner/name), an open
@@ -65,7 +42,10 @@ class LLM:
         backend: "native" (C++ on the CPU), "torch", or "auto": native if it supports the model.
         threads: number of CPU threads; None means one per physical core.
         device: a PyTorch device such as "cuda"; None means the CPU.
-        dtype: the type that PyTorch computes in, such as "bfloat16"; None means float32 on the CPU.
+        dtype: the type to compute in. None: the native backend rounds activations to 8 bits for quantised weights, and
+            to bfloat16 for bfloat16 weights if the processor has instructions for them; PyTorch uses float32 on the
+            CPU, else the stored type. "float32": no rounding to fewer bits; quantised weights take 4 bytes each. Other
+            types, such as "bfloat16", need PyTorch.
         quantize: format that the native backend quantises float weights to: "q8_0", "q4_0" or "q4_K"; None keeps them.
         max_batch: maximum number of sequences that run at once, from lists of prompts or calls in several threads.
 
@@ -88,19 +68,41 @@ class LLM:
     ) -> None:
         from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
 
+        if not (path is None or isinstance(path, str | Path | Checkpoint)):
+            raise ModelNotFoundError(f"path is {show(path)}; it must be a text, a Path, an open checkpoint or None")
         self.path = path.path if isinstance(path, Checkpoint) else locate_model(path)
-        checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(self.path)
-        self._tokenizer_path = checkpoint.tokenizer
+        with memory_errors():
+            checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(self.path)
+            self._backend = open_backend(checkpoint, backend, threads, device, dtype, quantize, max_batch)
+        self.config: LlamaConfig = checkpoint.config
+        """The model's configuration."""
         self.generation_config = checkpoint.generation
-        self._backend = _open_backend(checkpoint, backend, threads, device, dtype, quantize, max_batch)
+        """Settings of generation: its end tokens, and defaults for options that a call leaves out."""
+        self._tokenizer_path = checkpoint.tokenizer
         self._engine = Engine(self._backend, max_batch)
         self._results: dict[int, Answer | PromptLogits] = {}
         self._lock = threading.RLock()  # only one thread at a time may use the engine and the results
+        self._closed = False
+        self._reported = False  # settings that cannot be honoured have been reported
 
-    @property
-    def config(self) -> LlamaConfig:
-        """The model's configuration."""
-        return self._backend.config
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"backend={self.backend!r}, context_length={self.config.context_length}"
+        return f"LLM({str(self.path)!r}, {state})"
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the memory of the weights and the cache. Later requests, and streams in progress, are errors."""
+        with self._lock:
+            self._closed = True
+            self._backend.close()
 
     @property
     def backend(self) -> str:
@@ -123,42 +125,154 @@ class LLM:
     def generate(self, prompt: Sequence[str], **options: Unpack[Options]) -> list[Completion]: ...
 
     def generate(
-        self, prompt: str | Sequence[int] | Sequence[str], **options: Unpack[Options]
+        self,
+        prompt: str | Sequence[int] | Sequence[str],
+        *,
+        max_tokens: int | Literal["auto"] | None = "auto",
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        speculate: bool = False,
     ) -> Completion | list[Completion]:
         """Continues a prompt, which is text or token ids. For a list of texts, returns a list of completions.
+
+        Args:
+            max_tokens: maximum number of tokens to generate. "auto": the model's max_new_tokens, else 256, and never
+                more than fits in the context. None fills the context.
+            temperature: divides the logits; 0 chooses the most likely token, and the next three options do nothing.
+            top_k: choose from the k most likely tokens; 0 means from all.
+            top_p: choose from the smallest set of most likely tokens with at least this total probability.
+            min_p: exclude tokens whose probability is below this fraction of the highest one.
+            repetition_penalty: above 1, tokens that occurred before become less likely.
+            seed: makes sampling repeatable; None uses a random seed.
+            stop: a string or several strings; the answer ends before the first of them that occurs.
+            speculate: guess tokens from earlier text: the same answer, faster if the text repeats itself.
+
+        An option that is None has the value of the model's generation_config.json (for GGUF files,
+        general.sampling.*); without one, the most likely token is chosen.
 
         Raises:
             RequestError: if prompt and answer exceed the context, or an option is out of range.
         """
+        options: Options = {
+            "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop, "speculate": speculate,
+        }  # fmt: skip
         if isinstance(prompt, list | tuple) and prompt and all(isinstance(item, str) for item in prompt):
             prompts = [self._encode(item) for item in prompt]
             return self._complete([self._answer(ids, continues_prompt=True, options=options) for ids in prompts])
         ids: Any = prompt
         return self._complete([self._answer(self._encode(ids), continues_prompt=True, options=options)])[0]
 
-    def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Completion:
+    @overload
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[Options],
+    ) -> Completion: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[Options],
+    ) -> list[Completion]: ...
+
+    def chat(
+        self,
+        messages: str | Sequence[Message] | Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        max_tokens: int | Literal["auto"] | None = "auto",
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        speculate: bool = False,
+    ) -> Completion | list[Completion]:
         """Answers a conversation: messages with "role" ("system", "user", "assistant") and "content".
 
-        Raises:
-            ChatTemplateError: if the model has no chat template, or its template rejects the conversation.
-            RequestError: as in `generate`.
-        """
-        return self._complete([self._answer(self._render(messages), continues_prompt=False, options=options)])[0]
+        Args:
+            messages: the conversation; a text is one user message. For a list of conversations, returns a list of
+                completions. Content is a text or a list of text parts: [{"type": "text", "text": ...}].
+            tools: JSON schemas of functions, for a model whose chat template describes them.
+            max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop, speculate: as in `generate`.
 
-    def stream(self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]) -> Iterator[str]:
+        Raises:
+            ChatTemplateError: if the model has no chat template, or its template rejects the conversation or ignores
+                the tools.
+            RequestError: as in `generate`, or a message has another form.
+        """
+        options: Options = {
+            "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop, "speculate": speculate,
+        }  # fmt: skip
+        conversations, several = read_conversations(messages)
+        prompts = [self._render(conversation, read_tools(tools)) for conversation in conversations]
+        answers = self._complete([self._answer(prompt, continues_prompt=False, options=options) for prompt in prompts])
+        return answers if several else answers[0]
+
+    def stream(
+        self,
+        prompt: str | Sequence[int] | Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        max_tokens: int | Literal["auto"] | None = "auto",
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        speculate: bool = False,
+    ) -> Iterator[str]:
         """Yields the answer's text while it is generated; a list of messages is answered as in `chat`.
 
-        The call itself raises the errors of `generate` and `chat`, not the first iteration.
+        The arguments are those of `generate` and `chat`. The call itself raises their errors, not the first iteration.
         """
-        return self.start(prompt, **options)[1]
+        options: Options = {
+            "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop, "speculate": speculate,
+        }  # fmt: skip
+        return self.start(prompt, tools=tools, **options)[1]
 
     def start(
-        self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]
+        self,
+        prompt: str | Sequence[int] | Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        max_tokens: int | Literal["auto"] | None = "auto",
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        speculate: bool = False,
     ) -> tuple[Answer, Iterator[str]]:
         """Returns (answer, the iterator that `stream` returns). Call `answer.completion()` after the iteration."""
-        if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], Mapping):
-            messages: Any = prompt
-            answer = self._answer(self._render(messages), continues_prompt=False, options=options)
+        options: Options = {
+            "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop, "speculate": speculate,
+        }  # fmt: skip
+        if is_messages(prompt):
+            (messages,), _ = read_conversations(prompt)
+            answer = self._answer(self._render(messages, read_tools(tools)), continues_prompt=False, options=options)
+        elif tools is not None:
+            raise RequestError("tools are given, but the prompt is not a conversation; give a list of messages")
         else:
             ids: Any = prompt
             answer = self._answer(self._encode(ids), continues_prompt=True, options=options)
@@ -170,20 +284,26 @@ class LLM:
         Raises:
             RequestError: if there are no tokens, an id is not in the vocabulary, or the tokens exceed the context.
         """
-        return np.concatenate(list(self._prompt_logits(_ids(token_ids))))
+        with memory_errors():
+            return np.concatenate(list(self._prompt_logits(read_ids(token_ids))))
 
     def nll(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
         """Returns the negative log-likelihood in nats of each token after the first: float64, (T - 1,)."""
-        ids = _ids(token_ids)
-        losses = []
+        ids = read_ids(token_ids)
+        parts = []
         start = 0
         for rows in self._prompt_logits(ids):
             targets = np.asarray(ids[start + 1 : start + 1 + len(rows)], dtype=np.int64)
-            losses.append(_nll(rows[: len(targets)], targets))
+            parts.append(losses(rows[: len(targets)], targets))
             start += len(rows)
-        return np.concatenate(losses)
+        return np.concatenate(parts)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RequestError("this LLM is closed; load the model again")
 
     def _prompt_logits(self, ids: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+        self._check_open()
         prompt_logits = PromptLogits(Request(ids, max_tokens=0, prompt_logits=True))
         with self._submit([prompt_logits]):
             while not prompt_logits.finished:
@@ -192,41 +312,32 @@ class LLM:
 
     def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         if not isinstance(prompt, str):
-            return _ids(prompt)
+            return read_ids(prompt)
         ids = self.tokenizer.encode(prompt)
         if not ids and self.config.bos_token_id is not None:
             ids = [self.config.bos_token_id]  # the model needs at least one token
         return tuple(ids)
 
-    def _render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return tuple(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> tuple[int, ...]:
+        render = functools.partial(self.tokenizer.apply_chat_template, list(messages), add_generation_prompt=True)
+        ids = tuple(render(tools=tools))
+        if tools is not None and ids == tuple(render()):
+            raise ChatTemplateError(
+                "tools are given, but the model's chat template ignores them; leave them out, or describe them in the "
+                "system message"
+            )
+        return ids
 
     def _answer(self, prompt_ids: tuple[int, ...], *, continues_prompt: bool, options: Options) -> Answer:
-        if unknown := options.keys() - Options.__annotations__.keys():
-            raise TypeError(f"unknown option {sorted(unknown)[0]!r}; options are {', '.join(Options.__annotations__)}")
+        self._check_open()
+        for note in [] if self._reported else generation_notes(self.generation_config):
+            warnings.warn(f"{self.path}: {note}", stacklevel=3)
+        self._reported = True
+        settings = settings_of(options, self.generation_config, len(prompt_ids), self._engine.longest)
         stop_ids = self._stop_ids if continues_prompt else self._stop_ids | self._turn_end_ids
-        request, stop = self._request(prompt_ids, stop_ids, **options)
+        request = Request(prompt_ids, settings.max_tokens, settings.sampling, stop_ids, speculate=settings.speculate)
         self._engine.check(request)
-        return Answer(request, self.tokenizer, stop, continues_prompt=continues_prompt)
-
-    def _request(
-        self,
-        prompt_ids: tuple[int, ...],
-        stop_ids: frozenset[int],
-        max_tokens: int | None = 256,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        speculate: bool = False,
-    ) -> tuple[Request, tuple[str, ...]]:
-        if max_tokens is None:
-            max_tokens = max(0, self.config.context_length - len(prompt_ids))
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        return Request(prompt_ids, max_tokens, sampling, stop_ids, speculate=speculate), check_stops(stop)
+        return Answer(request, self.tokenizer, check_stops(settings.stop), continues_prompt=continues_prompt)
 
     @functools.cached_property
     def _stop_ids(self) -> frozenset[int]:
@@ -275,86 +386,11 @@ class LLM:
         """Runs one engine step and passes each event to its result, also for requests of other threads and streams."""
         with self._lock:
             started = time.perf_counter()
-            events = self._engine.step()
+            with memory_errors():
+                events = self._engine.step()
             ended = time.perf_counter()
             for event in events:
                 result = self._results[event.request_id]
                 result.feed(event, started, ended)
                 if result.finished:
                     self._engine.cancel(event.request_id)
-
-
-def _ids(tokens: Sequence[int]) -> tuple[int, ...]:
-    """Converts token ids in a list, a tuple, a 1-D array or tensor to a tuple; floats and bools are errors."""
-    try:
-        if isinstance(tokens, bytes | bytearray | Mapping) or any(isinstance(token, bool) for token in tokens):
-            raise TypeError
-        return tuple(operator.index(token) for token in tokens)
-    except TypeError as exc:
-        raise RequestError(
-            f"the prompt must be text, token ids (whole numbers) or a list of texts, got {str(tokens)[:80]!r}"
-        ) from exc
-
-
-def _nll(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Returns -log softmax(logits)[target] for each row, in float64."""
-    losses = np.empty(len(targets))
-    for start in range(0, len(targets), _NLL_ROWS):
-        rows = logits[start : start + _NLL_ROWS].astype(np.float64)
-        rows -= rows.max(axis=-1, keepdims=True)
-        target_logits = rows[np.arange(len(rows)), targets[start : start + _NLL_ROWS]]
-        losses[start : start + _NLL_ROWS] = np.log(np.exp(rows, out=rows).sum(axis=-1)) - target_logits
-    return losses
-
-
-def _open_backend(
-    checkpoint: Checkpoint,
-    name: str,
-    threads: int | None,
-    device: str | None,
-    dtype: str | None,
-    quantize: str | None,
-    max_batch: int,
-) -> Backend:
-    if name not in ("auto", "torch", "native"):
-        raise BackendError(f"backend is {name!r}; it must be 'auto', 'torch' or 'native'")
-    check_threads(threads)
-    if isinstance(max_batch, bool) or not isinstance(max_batch, int) or not 0 < max_batch <= 1024:
-        raise BackendError(f"max_batch is {max_batch!r}; it must be a whole number from 1 to 1024")
-    if checkpoint.head != "lm":
-        raise BackendError(
-            f"{checkpoint.path} has no language-model head (its head: {checkpoint.head}); it cannot generate text"
-        )
-    needs_torch = device is not None or dtype not in (None, "float32")
-    if name == "native" and needs_torch:
-        raise BackendError("backend 'native' computes in float32 on the CPU; leave out device and dtype")
-    if name == "native" or (name == "auto" and not needs_torch and _runs_natively(checkpoint.config)):
-        from puna.native import NativeBackend
-
-        return NativeBackend(checkpoint.config, checkpoint.tensors, threads, max_batch, quantize=quantize)
-    if quantize is not None:
-        raise BackendError(
-            f"quantize is {quantize!r}, which only the native backend supports; leave out quantize, or backend, device "
-            "and dtype"
-        )
-    try:
-        from puna.model import TorchBackend
-    except ModuleNotFoundError as exc:
-        if exc.name != "torch":
-            raise
-        raise MissingExtraError(
-            "this model, device or dtype needs PyTorch; install it with: pip install 'puna[torch]'"
-        ) from exc
-    return TorchBackend.from_pretrained(checkpoint.path, threads=threads, device=device, dtype=dtype)
-
-
-def _runs_natively(config: LlamaConfig) -> bool:
-    """Returns whether the native backend supports the model; if not, warns with the reason."""
-    from puna.native import check_supported
-
-    try:
-        check_supported(config)
-    except BackendError as exc:
-        warnings.warn(f"{exc} (puna now uses that backend)", stacklevel=4)
-        return False
-    return True

@@ -28,7 +28,7 @@ LAYERS = [
     {"model"},
     {"adapters"},
     {"engine", "training"},
-    {"answer"},
+    {"answer", "backends", "options", "prompts"},
     {"benchmark", "llm"},
     {"convert"},
     {"cli", "convert_llama_weights_to_hf", "server"},

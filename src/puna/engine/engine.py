@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from puna.backend import Backend, Chunk
 from puna.engine.request import Event, Request
 from puna.engine.scheduler import ActiveRequest, Scheduler, tokens_needed
-from puna.errors import BackendError, RequestError
+from puna.errors import BackendError, RequestError, show
 
 
 class Engine:
@@ -27,18 +27,27 @@ class Engine:
         self.scheduler = Scheduler(slots, chunk, backend.cache_tokens)
         self._next_id = 0
 
+    @property
+    def longest(self) -> int:
+        """Maximum number of tokens of a sequence: the model's context, or the cache if that is smaller."""
+        context, cache = self.backend.config.context_length, self.backend.cache_tokens
+        return context if cache is None else min(context, cache)
+
     def check(self, request: Request) -> None:
         """Raises RequestError if an id is not in the vocabulary, or the request exceeds the context or the cache."""
         config = self.backend.config
         for token in request.prompt_ids:
             if not 0 <= token < config.vocab_size:
-                raise RequestError(f"token id {token} is not in the vocabulary of {config.vocab_size} tokens")
+                raise RequestError(f"token id {show(token)} is not in the vocabulary of {config.vocab_size} tokens")
         prompt, limit = len(request.prompt_ids), config.context_length
+        if prompt > limit:
+            raise RequestError(
+                f"the prompt's tokens ({prompt}) exceed the model's context of {limit} tokens; shorten the prompt"
+            )
         if prompt + request.max_tokens > limit:
             raise RequestError(
                 f"the prompt's tokens ({prompt}) and max_tokens ({request.max_tokens}) exceed the model's context of "
-                f"{limit} tokens; "
-                + (f"set max_tokens to {limit - prompt} or less" if prompt < limit else "shorten the prompt")
+                f"{limit} tokens; set max_tokens to {limit - prompt} or less"
             )
 
         capacity, needed = self.backend.cache_tokens, tokens_needed(request)

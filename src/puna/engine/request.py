@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.errors import BackendError, RequestError
+from puna.errors import BackendError, RequestError, show
 
 FinishReason = Literal["stop", "length"]
 """stop: an end token or a stop string was generated; length: max_tokens were generated."""
@@ -42,9 +43,11 @@ class Sampling:
         _check_between("min_p", self.min_p, 0.0, 1.0)
         _check_between("repetition_penalty", self.repetition_penalty, 1e-6, 1e6)
         if not _is_int(self.top_k) or self.top_k < 0:
-            raise RequestError(f"top_k is {self.top_k!r}; it must be a whole number, 0 or more (0 keeps all tokens)")
+            raise RequestError(
+                f"top_k is {show(self.top_k)}; it must be a whole number, 0 or more (0 keeps all tokens)"
+            )
         if self.seed is not None and (not _is_int(self.seed) or self.seed < 0):
-            raise RequestError(f"seed is {self.seed!r}; it must be a whole number, 0 or more")
+            raise RequestError(f"seed is {show(self.seed)}; it must be a whole number, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,10 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise RequestError("the prompt has no tokens; give at least one (the bos token for an empty text)")
-        if not _is_int(self.max_tokens) or self.max_tokens < 0:
-            raise RequestError(f"max_tokens is {self.max_tokens!r}; it must be a whole number, 0 or more")
+        if not _is_int(self.max_tokens) or not 0 <= self.max_tokens < 2**63:
+            raise RequestError(f"max_tokens is {show(self.max_tokens)}; it must be a whole number, 0 or more")
         if not isinstance(self.speculate, bool):
-            raise RequestError(f"speculate is {self.speculate!r}; it must be True or False")
+            raise RequestError(f"speculate is {show(self.speculate)}; it must be True or False")
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def _is_int(value: object) -> bool:
 
 def _check_between(name: str, value: float, low: float, high: float) -> None:
     number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if not number or not low <= value <= high or value == math.inf:
+    too_large = value == math.inf or (isinstance(value, int) and value > sys.float_info.max)
+    if not number or not low <= value <= high or too_large:
         limits = f"finite number, {low:g} or more" if high == math.inf else f"number from {low:g} to {high:g}"
-        raise RequestError(f"{name} is {value!r}; it must be a {limits}")
+        raise RequestError(f"{name} is {show(value)}; it must be a {limits}")

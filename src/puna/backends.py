@@ -1,0 +1,96 @@
+"""`open_backend`: chooses the backend that runs a checkpoint, and loads the checkpoint into it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from puna.backend import Backend
+from puna.config import LlamaConfig
+from puna.errors import BackendError, MissingExtraError, show
+from puna.native.library import check_threads
+
+if TYPE_CHECKING:
+    from puna.checkpoint import Checkpoint
+
+
+def open_backend(
+    checkpoint: Checkpoint,
+    name: str,
+    threads: int | None,
+    device: str | None,
+    dtype: str | None,
+    quantize: str | None,
+    max_batch: int,
+) -> Backend:
+    """Returns a backend with the checkpoint's weights. The arguments are those of `LLM`.
+
+    Raises:
+        BackendError: an argument is invalid, arguments contradict each other, or the backend cannot run the model.
+        MissingExtraError: PyTorch is needed but not installed.
+    """
+    _check_arguments(name, threads, max_batch)
+    if checkpoint.head != "lm":
+        raise BackendError(
+            f"{checkpoint.path} has no language-model head (its head: {checkpoint.head}); it cannot generate text"
+        )
+    needs_torch = device is not None or str(dtype) not in ("None", "float32", "torch.float32")
+    if name == "native" and needs_torch:
+        raise BackendError(
+            f"device is {device!r} and dtype is {dtype!r}, but backend 'native' computes in float32 on the CPU; leave "
+            "out device, and dtype unless it is 'float32'"
+        )
+    if name == "native" or (name == "auto" and not needs_torch and _runs_natively(checkpoint.config)):
+        from puna.native import NativeBackend
+
+        return NativeBackend(
+            checkpoint.config, checkpoint.tensors, threads, max_batch, quantize=quantize, float32=dtype is not None
+        )
+    if quantize is not None:
+        raise BackendError(
+            f"quantize is {quantize!r}, which only the native backend supports; leave out quantize, or backend, device "
+            "and dtype"
+        )
+    try:
+        from puna.model import TorchBackend
+    except ModuleNotFoundError as exc:
+        if exc.name != "torch":
+            raise
+        raise MissingExtraError(
+            "this model, device or dtype needs PyTorch; install it with: pip install 'puna[torch]'"
+        ) from exc
+    return TorchBackend.from_pretrained(checkpoint, threads, device, dtype)
+
+
+def _check_arguments(name: object, threads: object, max_batch: object) -> None:
+    if name not in ("auto", "torch", "native"):
+        raise BackendError(f"backend is {show(name)}; it must be 'auto', 'torch' or 'native'")
+    check_threads(threads)
+    if isinstance(max_batch, bool) or not isinstance(max_batch, int) or not 0 < max_batch <= 1024:
+        raise BackendError(f"max_batch is {show(max_batch)}; it must be a whole number from 1 to 1024")
+
+
+def _runs_natively(config: LlamaConfig) -> bool:
+    """Returns whether the native backend supports the model; if not, warns with the reason."""
+    from puna.native import check_supported
+
+    try:
+        check_supported(config)
+    except BackendError as exc:
+        warnings.warn(f"{exc} (puna now uses that backend)", stacklevel=5)
+        return False
+    return True
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Context manager: turns a MemoryError into a BackendError with the amount."""
+    try:
+        yield
+    except MemoryError as exc:
+        raise BackendError(
+            f"memory is exhausted ({exc or 'the amount is unknown'}); free memory, raise the limit of this process "
+            "(ulimit -v), or use a smaller model or a shorter text"
+        ) from exc

@@ -1,0 +1,102 @@
+"""Prompts and conversations: the arguments of `LLM` as token ids, and as messages for a chat template."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from puna.errors import RequestError, show
+
+Message = Mapping[str, Any]
+
+_MESSAGE = "it must be a message, a dictionary with 'role' and 'content'"
+
+
+def read_ids(tokens: Sequence[int]) -> tuple[int, ...]:
+    """Converts token ids in a list, a tuple, a 1-D array or tensor to a tuple; floats and bools are errors."""
+    try:
+        if isinstance(tokens, str | bytes | bytearray | Mapping | Set):
+            raise TypeError
+        ids = tuple(tokens)
+        if any(isinstance(token, bool) for token in ids):
+            raise TypeError
+        return tuple(operator.index(token) for token in ids)
+    except TypeError as exc:
+        hint = "; messages are for chat or stream" if is_messages(tokens) else ""
+        raise RequestError(
+            f"the prompt must be text, token ids (whole numbers) or a list of texts, got {show(tokens)}{hint}"
+        ) from exc
+
+
+def is_messages(prompt: object) -> bool:
+    """Returns whether a prompt of `LLM.stream` is a conversation."""
+    return isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def read_conversations(messages: object) -> tuple[list[list[dict[str, Any]]], bool]:
+    """Returns the conversations in the argument of `LLM.chat`, and whether it is a list of conversations.
+
+    A text is a conversation of one user message. Content in text parts becomes one text; the parts are separate lines,
+    as in vLLM and llama.cpp.
+
+    Raises:
+        RequestError: the argument is not a conversation; the message names the position.
+    """
+    if isinstance(messages, str):
+        return [[{"role": "user", "content": messages}]], False
+    if not isinstance(messages, list | tuple):
+        raise RequestError(f"messages is {show(messages)}; it must be a text, or a list of messages or conversations")
+    if any(isinstance(item, list | tuple) for item in messages):
+        return [_conversation(f"messages[{index}]", item) for index, item in enumerate(messages)], True
+    return [_conversation("messages", messages)], False
+
+
+def read_tools(tools: object) -> list[dict[str, Any]] | None:
+    """Returns the tools of a conversation; None if there are none.
+
+    Raises:
+        RequestError: a tool is not described by a dictionary.
+    """
+    if tools is None:
+        return None
+    if not isinstance(tools, list | tuple):
+        raise RequestError(f"tools is {show(tools)}; it must be a list of JSON schemas")
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, Mapping):
+            raise RequestError(f"tools[{index}] is {show(tool)}; describe the tool by a JSON schema, a dictionary")
+    return [dict(tool) for tool in tools] or None
+
+
+def _conversation(name: str, messages: object) -> list[dict[str, Any]]:
+    if not isinstance(messages, list | tuple):
+        raise RequestError(f"{name} is {show(messages)}; it must be a list of messages, as the other conversations")
+    if not messages:
+        raise RequestError(f"{name} is empty; a conversation has at least one message")
+    return [_message(f"{name}[{index}]", message) for index, message in enumerate(messages)]
+
+
+def _message(name: str, message: object) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise RequestError(f"{name} is {show(message)}; {_MESSAGE}")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise RequestError(f"{name}['role'] is {show(role)}; {_MESSAGE}")
+    if content is None and message.get("tool_calls"):
+        return dict(message)
+    if isinstance(content, list | tuple) and content:
+        parts = [_text(f"{name}['content'][{index}]", part) for index, part in enumerate(content)]
+        return {**message, "content": "\n".join(parts)}
+    if not isinstance(content, str):
+        raise RequestError(f"{name}['content'] is {show(content)}; it must be a text or a list of text parts")
+    return dict(message)
+
+
+def _text(name: str, part: object) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(text, str):
+        return text
+    if isinstance(kind, str) and kind != "text":
+        raise RequestError(f"{name} is of type {show(kind)}; the model reads only parts of type 'text'")
+    raise RequestError(f"{name} is {show(part)}; it must be {{'type': 'text', 'text': a text}}")
