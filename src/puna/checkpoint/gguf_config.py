@@ -11,7 +11,6 @@ from typing import Any
 
 from puna.checkpoint.gguf_keys import GgufKeys
 from puna.checkpoint.gguf_rope import rope_scaling
-from puna.checkpoint.gguf_sampling import read_sampling
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, ConfigError
 from puna.formats.gguf import GgufFile
@@ -46,6 +45,13 @@ def unknown_keys(metadata: Iterable[str]) -> list[str]:
 
 END_IDS = ("eos", "eom", "eot")
 """Names of the tokens that end a text, a message and a turn, in the order of Llama 3's ids. Each ends generation."""
+
+SAMPLING_PREFIX = "general.sampling."
+
+_SAMPLING = {
+    "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty",
+}  # fmt: skip
+"""Fields of `GenerationConfig` by the names of llama.cpp's keys: `SAMPLING_*` in gguf-py/gguf/constants.py."""
 
 
 def read_gguf_config(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
@@ -153,3 +159,46 @@ def _rows(file: GgufFile) -> int:
     if embedding is None:
         raise CheckpointError("missing tensor 'token_embd.weight'; the file is not a language model, or incomplete")
     return embedding.shape[0]
+
+
+def read_sampling(keys: GgufKeys) -> dict[str, Any]:
+    """Returns the fields that the metadata sets. Other keys of the group keep their names, for `ignored_settings`.
+
+    A file samples if it has a positive temperature, or a filter without a temperature.
+    """
+    names = {key.removeprefix(SAMPLING_PREFIX) for key in keys.metadata if key.startswith(SAMPLING_PREFIX)}
+    fields: dict[str, Any] = {
+        field: keys.number(SAMPLING_PREFIX + name) for name, field in _SAMPLING.items() if name in names
+    }
+    if fields.keys() & {"temperature", "top_k", "top_p", "min_p"}:
+        temperature = max(0.0, fields.get("temperature", 1.0))
+        top_k = max(0, int(fields.get("top_k", 0)))  # GenerationConfig's default would be 50
+        fields |= {"temperature": temperature, "top_k": top_k, "do_sample": temperature > 0}
+    others = {
+        SAMPLING_PREFIX + name: keys.metadata[SAMPLING_PREFIX + name] for name in sorted(names - _SAMPLING.keys())
+    }
+    plain = (bool, int, float, str)
+    return fields | {key: value if isinstance(value, plain) else repr(value)[:80] for key, value in others.items()}
+
+
+def write_sampling(config: GenerationConfig) -> dict[str, int | float]:
+    """Returns the metadata for a configuration that samples; empty otherwise.
+
+    All filters are written, since llama.cpp has its own defaults for those that are not.
+    """
+    if not config.do_sample:
+        return {}
+    values: dict[str, int | float] = {
+        "temp": float(config.temperature),
+        "top_k": max(0, config.top_k),
+        "top_p": float(config.top_p),
+        "min_p": float(config.min_p or 0.0),
+    }
+    if config.repetition_penalty != 1.0:
+        values |= {"penalty_repeat": float(config.repetition_penalty), "penalty_last_n": -1}
+    return {SAMPLING_PREFIX + name: value for name, value in values.items()}
+
+
+def sampling_fields(config: GenerationConfig) -> frozenset[str]:
+    """Returns the fields of `config` that `write_sampling` writes."""
+    return frozenset(("do_sample", *_SAMPLING.values())) if config.do_sample else frozenset()

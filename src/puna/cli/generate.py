@@ -130,8 +130,9 @@ def within_context(llm: LLM, prompt: str | list[dict[str, str]], context: int, s
         )
     if tokens >= context:
         raise RequestError(f"the prompt has {tokens} tokens, which fill the context of {context}; raise --context")
-    limit = settings.get("max_tokens", 256)
-    return {**settings, "max_tokens": context - tokens if limit is None else min(limit, context - tokens)}
+    default = llm.generation_config.max_new_tokens
+    limit = settings.get("max_tokens", 256 if default is None else default)
+    return {**settings, "max_tokens": min(limit, context - tokens) if isinstance(limit, int) else context - tokens}
 
 
 def count_tokens(llm: LLM, prompt: str | list[dict[str, str]]) -> int:

@@ -28,6 +28,7 @@ FIELDS = {
     "context": "maximum number of tokens",
     "vocabulary": "rows of the embedding; tokens of the tokenizer",
     "special_tokens": "for bos, eos and pad, the id and text",
+    "generation": "defaults of an answer: max_tokens, temperature and the other options of sampling, stop",
     "chat_template": "whether there is one; null if unknown",
     "memory": "bytes of the weights and of the cache of 1,000 tokens",
     "notes": "what the files contain that changes no answer",

@@ -33,7 +33,9 @@ Threads = Annotated[
     typer.Option(min=1, max=256, envvar="PUNA_THREADS", help="Number of CPU threads. [default: one per physical core]"),
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="PyTorch device, such as cuda.")]
-Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="PyTorch type for computation, such as bfloat16.")]
+Dtype = Annotated[
+    str | None, typer.Option(metavar="TYPE", help="Type to compute in: float32, or with PyTorch also bfloat16.")
+]
 Quantize = Annotated[
     Literal["q8_0", "q4_0", "q4_K"] | None,
     typer.Option(case_sensitive=False, metavar="<q8_0|q4_0|q4_K>", help="Quantise float weights while loading."),
@@ -45,12 +47,22 @@ File = Annotated[
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")]
 MaxTokens = Annotated[
     int | None,
-    typer.Option("--max-tokens", "-n", metavar="N", min=0, help="Maximum number of tokens to generate. [default: 256]"),
+    typer.Option(
+        "--max-tokens",
+        "-n",
+        metavar="N",
+        min=0,
+        help="Maximum number of tokens to generate. [default: the model's, else 256]",
+    ),
 ]
 AnswerTokens = Annotated[
     int | None,
     typer.Option(
-        "--max-tokens", "-n", metavar="N", min=1, help="Maximum tokens of an answer. [default: the rest of the context]"
+        "--max-tokens",
+        "-n",
+        metavar="N",
+        min=1,
+        help="Maximum tokens of an answer. [default: the model's, else the rest of the context]",
     ),
 ]
 Context = Annotated[

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.checkpoint import Checkpoint
-from puna.checkpoint.gguf_config import END_IDS
-from puna.checkpoint.gguf_sampling import sampling_fields, write_sampling
+from puna.checkpoint.gguf_config import END_IDS, sampling_fields, write_sampling
 from puna.config import LlamaConfig
 from puna.convert.settings import config_notes, descriptions, generation_notes, special_id
 from puna.convert.tokenizer_files import gguf_tokenizer

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Set
 from typing import Any, Literal
 
 from puna.checkpoint import Checkpoint
-from puna.checkpoint.gguf_config import unknown_keys
-from puna.checkpoint.gguf_sampling import SAMPLING_PREFIX
+from puna.checkpoint.gguf_config import SAMPLING_PREFIX, unknown_keys
 
 _HELD_ELSEWHERE = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
 """Fields of a generation configuration that the other layouts hold too, or that no reader needs."""

@@ -92,8 +92,7 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": text}]
         messages, tokens, dropped = self._fit(messages)
         limit = self.context - tokens
-        maximum = self.settings.get("max_tokens")
-        options: Any = {**self.settings, "max_tokens": limit if maximum is None else min(maximum, limit)}
+        options: Any = {**self.settings, "max_tokens": min(self._maximum, limit)}
         answer, pieces = self.llm.start(messages, **options)
         content: list[str] = []
         completion = None
@@ -121,6 +120,12 @@ class Conversation:
             None if completion is None else completion.decode_tokens_per_second,
         )
 
+    @property
+    def _maximum(self) -> int:
+        """Maximum number of tokens of an answer: the setting, else the model's, else the context."""
+        maximum = self.settings.get("max_tokens", self.llm.generation_config.max_new_tokens)
+        return maximum if isinstance(maximum, int) else self.context
+
     def dropped_note(self, reply: Reply) -> str:
         """Returns the note for an answer before which messages were dropped."""
         return (
@@ -129,7 +134,7 @@ class Conversation:
 
     def _fit(self, messages: list[Message]) -> tuple[list[Message], int, int]:
         """Drops the oldest turns until an answer fits; returns (messages, number of tokens, number of dropped ones)."""
-        reserve = min(self.settings.get("max_tokens") or self.context, self.context // _RESERVE)
+        reserve = min(self._maximum, self.context // _RESERVE)
         kept, tokens = messages, self._count(messages)
         while tokens > self.context - reserve and (shorter := _without_oldest_turn(kept)) is not None:
             kept, tokens = shorter, self._count(shorter)

@@ -132,8 +132,12 @@ def open_native(
     with usage_errors():
         if backend == "torch" or device is not None or dtype not in (None, "float32"):
             raise BackendError("only the native backend can be measured; leave out --backend, --device and --dtype")
+        if dtype is not None and quantize is not None:
+            raise BackendError("--dtype float32 rounds no weights; leave out --dtype or --quantize")
     checkpoint = open_checkpoint(locate(model))
-    return NativeBackend(checkpoint.config, checkpoint.tensors, threads, sequences, quantize=quantize)
+    return NativeBackend(
+        checkpoint.config, checkpoint.tensors, threads, sequences, quantize=quantize, float32=dtype is not None
+    )
 
 
 def _numbers(option: str, text: str) -> list[int]:
