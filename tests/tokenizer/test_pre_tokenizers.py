@@ -13,7 +13,7 @@ from tokenizers.normalizers import NFC, Lowercase
 from tokenizers.pre_tokenizers import ByteLevel
 
 from puna import load_tokenizer
-from puna.convert.tokenizer_files import gguf_tokenizer
+from puna.convert.tokenizer_files import gguf_tokenizer, gguf_tokenizer_notes
 from puna.errors import TokenizerError
 from puna.formats.gguf_writer import write_gguf
 from puna.tokenizer.files.byte_level import name_of, pipeline_step, pre_tokenizer, pre_tokenizers
@@ -227,10 +227,16 @@ def test_ignore_merges_is_compared_only_if_it_matters() -> None:
             assert name_of(pipeline) == expected
 
 
-def test_normalizers_that_change_texts_are_refused(trained_pipeline: Tokenizer) -> None:
+def test_normalizers_that_change_texts_are_refused(trained_pipeline: Tokenizer, tmp_path: Path) -> None:
     pipeline = reference(trained_pipeline, [GPT2], False)
+    pipeline.save(str(tmp_path / "tokenizer.json"))
+    assert gguf_tokenizer_notes(tmp_path) == []
     pipeline.normalizer = NFC()
     assert name_of(pipeline) == "gpt-2"
+    pipeline.save(str(tmp_path / "tokenizer.json"))
+    assert gguf_tokenizer_notes(tmp_path) == [
+        "GGUF has no key for the tokenizer's normalizer (NFC): texts with decomposed characters give other ids"
+    ]
     pipeline.normalizer = Lowercase()
     with pytest.raises(TokenizerError, match=r"changes texts before it splits them \(.*Lowercase.*convert to hf"):
         name_of(pipeline)

@@ -14,7 +14,7 @@ from puna.checkpoint import Checkpoint
 from puna.checkpoint.gguf_config import END_IDS, sampling_fields, write_sampling
 from puna.config import LlamaConfig
 from puna.convert.settings import config_notes, descriptions, generation_notes, special_id
-from puna.convert.tokenizer_files import gguf_tokenizer
+from puna.convert.tokenizer_files import gguf_tokenizer, gguf_tokenizer_notes
 from puna.errors import CheckpointError
 from puna.files import parse_part_name
 from puna.formats.gguf_writer import Value
@@ -111,9 +111,10 @@ def gguf_notes(checkpoint: Checkpoint) -> list[str]:
     lost = _eos_ids(checkpoint)[len(_EOS_KEYS) :]
     notes = [f"tokens {lost} end answers too, but GGUF has no key for them"] if lost else []
     notes += config_notes(checkpoint)
-    if checkpoint.kind == "gguf":  # its generation settings are copied
+    if checkpoint.kind == "gguf":  # its generation settings and its tokenizer are copied
         return notes
-    return [*notes, *generation_notes(checkpoint, sampling_fields(checkpoint.generation))]
+    notes += generation_notes(checkpoint, sampling_fields(checkpoint.generation))
+    return [*notes, *gguf_tokenizer_notes(checkpoint.tokenizer)]
 
 
 def _rope_keys(config: LlamaConfig) -> dict[str, Value]:

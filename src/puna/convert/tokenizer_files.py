@@ -34,6 +34,9 @@ _FOLDERS = ("additional_chat_templates",)
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
+_DECOMPOSED = "e\u0301"
+"""A letter and its accent in two characters; NFC turns them into one."""
+
 _ADDED_SCORE = -1000.0
 """Score of tokens beyond the vocabulary, so that no merge produces them (llama.cpp's converter)."""
 
@@ -185,6 +188,15 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
     else:
         keys = _pipeline_keys(tokenizer.backend_tokenizer, added, tokenizer.unk_token_id)
     return _fill_rows(keys | _setting_keys(tokenizer), rows)
+
+
+def gguf_tokenizer_notes(path: Path) -> list[str]:
+    """Returns a note if the tokenizer composes characters (NFC), which readers of GGUF files do not do."""
+    tokenizer = load_tokenizer(path)
+    normalizer = tokenizer.backend_tokenizer.normalizer if isinstance(tokenizer, LlamaTokenizerFast) else None
+    if normalizer is None or normalizer.normalize_str(_DECOMPOSED) == _DECOMPOSED:
+        return []
+    return ["GGUF has no key for the tokenizer's normalizer (NFC): texts with decomposed characters give other ids"]
 
 
 def _model_keys(model: bytes, added: Mapping[int, AddedToken]) -> dict[str, Value]:
