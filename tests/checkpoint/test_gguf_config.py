@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from puna.checkpoint import open_checkpoint
+from puna.checkpoint.gguf_config import read_gguf_config
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError, ConfigError, PunaError
+from puna.formats.gguf import open_gguf
 from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_gguf
 
 
@@ -126,6 +129,8 @@ def test_longrope_is_read(tmp_path: Path) -> None:
         ({"llama.rope.scaling.factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
         ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 2.0}, None),
         ({"llama.rope.scaling.type": "none", "llama.rope.scale_linear": 2.0}, None),
+        ({"llama.rope.scale_linear": 0.0}, None),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 1.0}, None),
         ({"llama.rope.scaling.attn_factor": 1.0, "llama.rope.scaling.yarn_ext_factor": 0.0}, None),
         (
             {
@@ -240,6 +245,21 @@ def test_all_end_tokens_are_read(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tiny_tensors(config), keys=keys))
     assert checkpoint.config.eos_token_id == 7 and checkpoint.config.pad_token_id is None
     assert checkpoint.generation_config is not None and checkpoint.generation_config.eos_token_id == [7, 9]
+
+
+@pytest.mark.parametrize("value", [2**32 - 1, 2**64 - 1, -1])
+def test_an_id_of_minus_one_means_no_token(tmp_path: Path, value: int) -> None:
+    path = write_gguf(tmp_path / "x.gguf", tiny_config(), tiny_tensors(tiny_config()))
+    metadata = dict(open_gguf(path).metadata) | {"tokenizer.ggml.padding_token_id": value}
+    config, generation = read_gguf_config(dataclasses.replace(open_gguf(path), metadata=metadata))
+    assert config.pad_token_id is None and generation.pad_token_id is None
+    assert config.notes == [f"tokenizer.ggml.padding_token_id {value}: -1 means that there is no such token"]
+
+
+def test_the_base_model_of_an_adapter_is_named(tmp_path: Path) -> None:
+    keys = {"general.type": "adapter", "general.base_model.0.name": "Base 1B"}
+    with pytest.raises(CheckpointError, match=r"an adapter .LoRA., not a model; its base model is Base 1B"):
+        config_of(tmp_path, keys)
 
 
 def test_missing_sizes_are_inferred(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from puna.checkpoint import inspect_checkpoint
+from puna.checkpoint import inspect_checkpoint, open_checkpoint
 from puna.config import GenerationConfig
-from puna.errors import ModelNotFoundError
+from puna.errors import CheckpointError, ModelNotFoundError
 from tests.conftest import SHARED
-from tests.golden.files import TOKENIZER
+from tests.golden.files import LAYOUTS, TOKENIZER
 from tests.helpers.scripted_model import byte_tokenizer, write_scripted_model
 from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder, write_gguf
 from tests.helpers.torch_files import DTYPES, save_torch
@@ -128,6 +128,25 @@ def test_unknown_keys_and_a_truncated_gguf_file_are_reported(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[:5000])
     report = inspect_checkpoint(path)
     assert report.errors and "truncated" in report.errors[0] and report.files[0]["bytes"] == 5000
+
+
+def test_the_files_of_a_damaged_meta_folder_are_reported(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(LAYOUTS["meta"], tmp_path / "meta"))
+    (folder / "params.json").write_text('{"dim": 64}')
+    report = inspect_checkpoint(folder)
+    assert "n_heads must be" in report.errors[0] and report.kind == "meta"
+    assert [file["name"] for file in report.files] == ["consolidated.00.pth"] and report.bytes > 500_000
+    assert report.parameters == inspect_checkpoint(LAYOUTS["meta"]).parameters
+    assert report.vocabulary == {"tokens": 512}
+
+
+@pytest.mark.parametrize("layers", [3, 2**31 - 1])
+def test_more_layers_than_meta_s_shards_hold_are_refused_quickly(tmp_path: Path, layers: int) -> None:
+    folder = Path(shutil.copytree(LAYOUTS["meta"], tmp_path / "meta"))
+    params = json.loads((folder / "params.json").read_text())
+    (folder / "params.json").write_text(json.dumps(params | {"n_layers": layers}))
+    with pytest.raises(CheckpointError, match=f"n_layers (is )?{layers}(, but the shards have 2 layers|; the limit)"):
+        open_checkpoint(folder)
 
 
 def test_paths_without_a_model_are_errors(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from puna import LLM, __version__
 from puna.cli import app
-from tests.golden.files import TEXT, read_expected
+from tests.golden.files import LAYOUTS, TEXT, read_expected
 from tests.helpers.torch_files import HAS_TORCH
 
 PUNA = str(Path(sys.executable).with_name("puna"))
@@ -136,6 +137,25 @@ def test_inspect_describes_a_model(tiny_model, smollm2):
     result = run("inspect", str(smollm2))
     assert result.exit_code == 0
     for word in ("GGUF v3", "q4_1", "134,515,008", "49,152", "<|im_start|>", "chat template"):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, ["error:", "'mistral'", "vocabulary"]),
+        ({"num_local_experts": 8}, ["error:", "a mixture of 8 experts", "weights", "vocabulary"]),
+        ({"max_position_embeddings": 1}, ["context         1 token\n"]),
+        ({"pad_token_id": -1}, ["note: pad_token_id -1"]),
+    ],
+)
+def test_inspect_shows_whatever_can_be_read(tmp_path, fields, words):
+    folder = Path(shutil.copytree(LAYOUTS["hf"], tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    result = run("inspect", str(folder))
+    assert result.exit_code == ("error:" in words)
+    for word in words:
         assert word in result.stdout
 
 

@@ -101,6 +101,8 @@ def test_longrope_factors_are_derived_as_in_the_paper():
         ({"rope_scaling": "linear"}, ["rope_scaling is 'linear'"]),
         ({"rope_scaling": {"type": "linear"}}, ["rope_scaling", "lacks factor"]),
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, ["factor is 0.5", "at least 1"]),
+        ({"rope_scaling": {"type": "linear", "factor": 1e300}}, ["factor is 1e+300", "1000000000"]),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 1e-300}}, ["beta_fast is 1e-300"]),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, ["factor is '2'", "positive number"]),
         ({"rope_scaling": {"type": "spiral", "factor": 2.0}}, ["'spiral'", "linear, dynamic, yarn, llama3, longrope"]),
         ({"rope_scaling": {"factor": 2.0}}, ["unknown rope type None"]),

@@ -74,7 +74,10 @@ def rope_scaling(
 def _from_keys(keys: GgufKeys, kind: str) -> dict[str, Any] | None:
     """Returns the scaling that the keys specify, read as in llama.cpp's `llama_model::load_hparams`."""
     factor = keys.number(f"{_PREFIX}scaling.factor", keys.number(f"{_PREFIX}scale_linear", 1.0))
+    factor = factor or 1.0  # llama.cpp reads 0 as 1
     if kind == "none" or (kind in ("linear", "longrope") and factor == 1):
+        return None
+    if kind == "yarn" and factor == keys.number(f"{_PREFIX}scaling.attn_factor", 1.0) == 1:
         return None
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}

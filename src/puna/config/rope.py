@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from puna.config.checks import check_flag, check_positive, check_whole
+from puna.config.checks import check_between, check_flag, check_positive, check_whole
 from puna.errors import ConfigError
 
 _YARN_OPTIONS = frozenset(
@@ -40,6 +40,10 @@ ROPE_KEYS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
 
 _KNOWN = frozenset({"mrope_section"}).union(*(required | optional for required, optional in ROPE_KEYS.values()))
 """Keys that transformers uses with some rope type; `mrope_section` only concerns images."""
+
+
+_LIMIT = 1e9
+"""Maximum of a setting, and of its reciprocal; beyond it, contexts and frequencies overflow."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,7 @@ def _check_values(field: str, kind: str, inner: dict[str, Any], context: RopeCon
             result[key] = value
         else:
             result[key] = check_positive(f"{field}.{key}", value)
+            check_between(f"{field}.{key}", value, 1 / _LIMIT, _LIMIT)
     factor = result.get("factor")
     if factor is not None and kind != "longrope" and factor < 1:
         raise ConfigError(f"{field}.factor is {factor}; it must be at least 1 (1 scales nothing)")

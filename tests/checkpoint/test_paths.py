@@ -1,0 +1,99 @@
+"""Paths that are given for a model: its config.json, its folder in the hub's cache, and folders with dangling links."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from puna import LLM, load_tokenizer
+from puna.checkpoint import inspect_checkpoint, open_checkpoint
+from puna.config import LlamaConfig
+from puna.errors import ModelNotFoundError, PunaError
+from tests.golden.files import LAYOUTS
+
+GOLDEN = LAYOUTS["hf"]
+COMMITS = ["0" * 40, "1" * 40]
+
+OPTIONAL = (
+    "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json",
+    "quantize_config.json", "quant_config.json", "adapter_config.json", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "chat_template.json", "additional_chat_templates",
+)  # fmt: skip
+
+READ_WITHOUT = {
+    "model.safetensors.index.json": "model.safetensors", "tokenizer.model": "tokenizer.json",
+    "special_tokens_map.json": "tokenizer_config.json", "added_tokens.json": "tokenizer_config.json",
+}  # fmt: skip
+"""Files that are read only if another file is missing."""
+
+
+def cache_entry(folder: Path, commits: list[str]) -> Path:
+    """Writes a model as huggingface_hub caches it."""
+    entry = folder / "models--owner--name"
+    (entry / "blobs").mkdir(parents=True)
+    (entry / "snapshots").mkdir()
+    for commit in commits:
+        shutil.copytree(GOLDEN, entry / "snapshots" / commit)
+    (entry / "refs").mkdir()
+    (entry / "refs" / "main").write_text(commits[0] if commits else "")
+    return entry
+
+
+@pytest.mark.parametrize("inside", ["", "snapshots"])
+def test_the_only_snapshot_in_the_cache_is_used(tmp_path: Path, inside: str) -> None:
+    entry = cache_entry(tmp_path, COMMITS[:1])
+    assert open_checkpoint(entry / inside).path == entry / "snapshots" / COMMITS[0]
+    assert load_tokenizer(entry / inside).encode("the llama") == load_tokenizer(GOLDEN).encode("the llama")
+    assert LlamaConfig.from_pretrained(entry / inside).vocab_size == 512
+    assert not inspect_checkpoint(entry / inside).errors
+
+
+def test_several_snapshots_in_the_cache_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=rf"2 snapshots: .*{COMMITS[0]}, .*{COMMITS[1]}\. .*'main' is 0000"):
+        open_checkpoint(cache_entry(tmp_path / "two", COMMITS))
+    with pytest.raises(ModelNotFoundError, match=r"0 snapshots.*Download the model again"):
+        LLM(cache_entry(tmp_path / "none", []))
+
+
+def test_a_configuration_file_stands_for_its_folder() -> None:
+    assert open_checkpoint(GOLDEN / "config.json").path == GOLDEN
+    assert load_tokenizer(GOLDEN / "config.json").encode("the llama") == load_tokenizer(GOLDEN).encode("the llama")
+    assert LLM(GOLDEN / "config.json", "native", threads=1).config == LlamaConfig.from_pretrained(GOLDEN)
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_a_link_to_a_missing_file_is_not_a_missing_file(tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(GOLDEN, tmp_path / "model"))
+    (folder / name).unlink(missing_ok=True)
+    if name in READ_WITHOUT:
+        (folder / READ_WITHOUT[name]).unlink()
+    (folder / name).symlink_to("../../blobs/gone")
+    with pytest.raises(PunaError, match=f"{name} is a link to '../../blobs/gone', which does not exist"):
+        open_checkpoint(folder)
+        load_tokenizer(folder)
+    report = inspect_checkpoint(folder)
+    assert any("is a link to" in line for line in [*report.errors, *report.warnings])
+
+
+@pytest.mark.parametrize("name", ["params.json", "tokenizer.model", "consolidated.00.pth"])
+def test_a_link_to_a_missing_file_of_meta_is_refused(tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(LAYOUTS["meta"], tmp_path / "model"))
+    (folder / name).unlink()
+    (folder / name).symlink_to("gone")
+    with pytest.raises(PunaError, match=f"{name}"):
+        open_checkpoint(folder)
+    assert inspect_checkpoint(folder).errors
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_a_configuration_that_is_not_a_plain_file_is_refused(tmp_path: Path, kind: str) -> None:
+    folder = Path(shutil.copytree(GOLDEN, tmp_path / "model"))
+    path = folder / "generation_config.json"
+    path.unlink()
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(PunaError, match="a plain file is needed"):
+        open_checkpoint(folder)
