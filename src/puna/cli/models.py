@@ -11,6 +11,7 @@ import typer
 
 from puna.cli.terminal import did_you_mean, note
 from puna.errors import ModelNotFoundError
+from puna.files import name_from_path
 
 if TYPE_CHECKING:
     from puna.hub import Need
@@ -101,7 +102,7 @@ def model_name(model: str | None, path: Path) -> str:
     cached = [part for part in parts if part.startswith("models--")]
     if cached and "snapshots" in parts:
         return cached[-1].removeprefix("models--").replace("--", "/", 1)
-    return path.stem if path.suffix == ".gguf" else path.resolve().name or str(path)
+    return name_from_path(path) or str(path)
 
 
 def complete_model(incomplete: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from puna.config import LlamaConfig
 from puna.convert.settings import config_notes, descriptions, generation_notes, special_id
 from puna.convert.tokenizer_files import gguf_tokenizer, gguf_tokenizer_notes
 from puna.errors import CheckpointError
-from puna.files import parse_part_name
+from puna.files import name_from_path
 from puna.formats.gguf_writer import Value
 
 _EOS_KEYS = (END_IDS[0], *reversed(END_IDS[1:]))
@@ -44,7 +43,7 @@ def gguf_metadata(
     config = checkpoint.config
     if config.hidden_act != "silu":
         raise CheckpointError(f"hidden_act is {config.hidden_act!r}; llama.cpp runs LLaMAs only with silu")
-    name = _name(checkpoint.path)
+    name = name_from_path(checkpoint.path).encode("utf-8", "replace").decode()
     keys: dict[str, Value] = {"general.architecture": "llama", "general.type": "model", "general.name": name}
     keys |= {key: _stored_value(value) for key, value in descriptions(stored).items()}
     keys["general.file_type"] = file_type
@@ -69,16 +68,6 @@ def gguf_metadata(
         keys |= write_sampling(checkpoint.generation)
     # The ids of a GGUF source come with its tokenizer; they are complete unless an end-of-turn token was added.
     return keys if checkpoint.kind == "gguf" and not instruct else keys | _special_ids(checkpoint)
-
-
-def _name(path: Path) -> str:
-    """Returns the name of a model: of its folder or file, without the number of a part."""
-    if not path.is_file():
-        name = path.resolve().name
-    else:
-        part = parse_part_name(path.name)
-        name = path.stem if part is None else part.prefix
-    return name.encode("utf-8", "replace").decode()
 
 
 def _stored_value(value: Any) -> Value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 _PATTERN = re.compile(r"(?P<prefix>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
@@ -39,3 +40,11 @@ def group_parts(names: Iterable[str]) -> list[list[str]]:
         part = parse_part_name(name)
         models.setdefault((name, 0) if part is None else (part.prefix, part.count), []).append(name)
     return list(models.values())
+
+
+def name_from_path(path: Path) -> str:
+    """Returns the name of a model: that of its folder or file, without the number of a part."""
+    if not path.is_file():
+        return path.resolve().name
+    part = parse_part_name(path.name)
+    return path.stem if part is None else part.prefix

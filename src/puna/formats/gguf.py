@@ -110,8 +110,8 @@ def _join(file: GgufFile, count: int) -> GgufFile:
     missing = [path for path in paths if not path.exists()]
     if missing:
         raise CheckpointError(
-            f"{missing[0]}: no such file, but the model has {count} parts, of which {len(missing)} are missing. Put "
-            "all parts into one folder"
+            f"{missing[0]}: no such file ({len(missing)} of {count} parts missing). Put all parts of the model into "
+            "one folder"
         )
     parts = [file if path == file.path else _open_file(path) for path in paths]
     tensors: dict[str, StoredTensor] = {}
