@@ -71,6 +71,16 @@ def test_quiet_prints_only_the_answer(tiny_model):
     assert (result.stdout, result.stderr) == (f"{text}\n", "")
 
 
+def test_a_prompt_is_printed_only_if_it_is_an_argument(tiny_model, tmp_path):
+    (tmp_path / "file").write_text("the llama")
+    text = LLM(tiny_model).generate("the llama", max_tokens=6).text
+    model = ["-m", str(tiny_model), "-n", "6"]
+    assert run("generate", "the llama", *model).stdout == f"the llama{text}\n"
+    assert run("generate", "-", *model, input="the llama").stdout == f"the llama{text}\n"
+    assert run("generate", *model, input="the llama\n").stdout == f"{text}\n"
+    assert run("generate", "-f", str(tmp_path / "file"), *model).stdout == f"{text}\n"
+
+
 def test_verbose_prints_the_steps_and_where_an_error_was_raised(tiny_model):
     result = run("generate", "the llama", "-m", str(tiny_model), "-n", "1", "-v")
     assert "native backend, context of 256 tokens" in result.stderr
@@ -93,6 +103,12 @@ def test_the_model_and_the_threads_come_from_the_environment(tiny_model, monkeyp
     monkeypatch.setenv("PUNA_THREADS", "many")
     result = run("generate", "x")
     assert (result.exit_code, "PUNA_THREADS" in result.stderr) == (2, True)
+
+
+def test_empty_variables_of_the_environment_are_ignored(tiny_model, monkeypatch):
+    monkeypatch.setenv("PUNA_MODEL", "")
+    monkeypatch.setenv("PUNA_THREADS", "")
+    assert as_json("generate", "x", "-n", "1", "-m", str(tiny_model))["ids"]
 
 
 def test_run_answers_one_message(tiny_model):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,12 +12,15 @@ import typer
 from puna.cli import options
 from puna.cli.loading import Loader
 from puna.cli.prompt import read_prompt
-from puna.cli.terminal import command, is_quiet, is_watched, print_json, stderr_console, write
+from puna.cli.terminal import command, is_quiet, is_watched, print_json, status, stderr_console, write
 from puna.errors import RequestError
 
 if TYPE_CHECKING:
     from puna.answer import Completion
     from puna.llm import LLM, Options
+
+LONG_PROMPT = 256
+"""Prompts with more tokens take long enough to say so."""
 
 FIELDS = {
     "prompt_ids": "token ids of the prompt",
@@ -71,9 +77,9 @@ def generate(
 ) -> None:
     """Continue a prompt.
 
-    The prompt and its continuation are printed while tokens are generated; with --quiet, only the continuation.
-    Options of sampling that are left out have the values of the model's generation_config.json; without one, the most
-    likely token is chosen.
+    The continuation is printed while it is generated, after the prompt if that is an argument; with --quiet, only the
+    continuation is printed. Options of sampling that are left out have the values of the model's
+    generation_config.json; without one, the most likely token is chosen.
     """
     if prompt is not None and prompt_option is not None:
         raise typer.BadParameter("the prompt is given twice; leave out --prompt", param_hint="--prompt")
@@ -83,7 +89,8 @@ def generate(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=stop or None, speculate=speculate,
     )  # fmt: skip
-    text = read_prompt(prompt if prompt_option is None else prompt_option, file or [])
+    argument = prompt if prompt_option is None else prompt_option
+    text = read_prompt(argument, file or [])
     if text is None:
         raise typer.BadParameter(
             'there is no prompt; give one, such as puna generate "Gravity is", or --file FILE, or pipe a text into '
@@ -91,7 +98,8 @@ def generate(
             param_hint="PROMPT or --prompt",
         )
     _, llm = Loader(backend, threads, device, dtype, quantize, max_batch).load(model)
-    answer_prompt(llm, text, chat=chat, system=system, context=context, settings=settings, json=json, echo=not chat)
+    answer_prompt(llm, text, chat=chat, system=system, context=context, settings=settings, json=json,
+                  echo=not chat and argument in (text, "-"))  # fmt: skip
 
 
 def answer_prompt(
@@ -104,6 +112,7 @@ def answer_prompt(
     if context is not None:
         settings = within_context(llm, prompt, context, settings)
     answer, pieces = llm.start(prompt, **settings)
+    first = first_piece(pieces, len(answer.request.prompt_ids))
     if json:
         for _ in pieces:
             pass
@@ -111,10 +120,17 @@ def answer_prompt(
         return
     if echo and not is_quiet():
         write(text)
-    for piece in pieces:
+    for piece in itertools.chain([first], pieces):
         write(piece)
     write("\n")
     _print_speed(answer.completion())
+
+
+def first_piece(pieces: Iterator[str], prompt_tokens: int) -> str:
+    """Returns the first piece of an answer, "" if there is none; says what takes time while a long prompt is read."""
+    text = f"Reading {prompt_tokens:,} tokens ..."
+    with status(text) if prompt_tokens > LONG_PROMPT else nullcontext():
+        return next(pieces, "")
 
 
 def within_context(llm: LLM, prompt: str | list[dict[str, str]], context: int, settings: Options) -> Options:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from puna.cli.terminal import did_you_mean, note
+from puna.cli.terminal import did_you_mean, is_quiet, note
 from puna.errors import ModelNotFoundError
 from puna.files import name_from_path
 
@@ -43,13 +43,12 @@ def expand(model: str | None, need: Need = "model") -> str | Path | None:
     """
     from puna import hub
 
+    hub.show_progress(not is_quiet())
     if model is None:
         return None
     if not model.strip():
         raise typer.BadParameter(
-            "the model's name is empty; give a folder, a GGUF file or owner/name, or leave the option out for the "
-            "default model",
-            param_hint="--model",
+            "the model's name is empty; give a folder, a GGUF file or owner/name, or leave it out for the default model"
         )
     if _exists(Path(model)) or hub.parse(model) is not None or (reference := hub.find_cached(model)) is None:
         return model

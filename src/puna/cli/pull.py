@@ -46,6 +46,7 @@ def pull(
             raise RequestError(
                 f"{repo!r} already contains a revision, but --revision is {revision!r}; omit one of them"
             )
+    hub.show_progress(not is_quiet())
     downloads: list[hub.Download] = []
 
     def announce(download: hub.Download) -> None:

@@ -56,12 +56,20 @@ def download_files(
             raise
 
 
+_progress = {"shown": True}
+
+
+def show_progress(is_shown: bool) -> None:
+    """Sets whether downloads show their progress on standard error."""
+    _progress["shown"] = is_shown
+
+
 @contextmanager
 def _progress_bar(total: int) -> Iterator[Callable[[float], None]]:
     """Yields a function that advances a bar on standard error by a number of bytes; no bar without a terminal."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
-    if sys.stderr is None or not sys.stderr.isatty() or are_progress_bars_disabled():
+    if not _progress["shown"] or sys.stderr is None or not sys.stderr.isatty() or are_progress_bars_disabled():
         yield lambda count: None
         return
     from rich.console import Console

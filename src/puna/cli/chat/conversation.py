@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from puna.cli.generate import first_piece
 from puna.errors import RequestError
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ class Conversation:
         content: list[str] = []
         completion = None
         try:
-            for piece in pieces:
+            for piece in itertools.chain([first_piece(pieces, tokens)], pieces):
                 content.append(piece)
                 show(piece)
             completion = answer.completion()
