@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -63,6 +64,26 @@ def test_a_configuration_file_stands_for_its_folder() -> None:
     assert open_checkpoint(GOLDEN / "config.json").path == GOLDEN
     assert load_tokenizer(GOLDEN / "config.json").encode("the llama") == load_tokenizer(GOLDEN).encode("the llama")
     assert LLM(GOLDEN / "config.json", "native", threads=1).config == LlamaConfig.from_pretrained(GOLDEN)
+
+
+def test_folders_of_models_in_a_folder_are_named(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN, tmp_path / "checkpoint-500")
+    with pytest.raises(ModelNotFoundError, match=r"give the folder of a model, such as .*checkpoint-500$"):
+        open_checkpoint(tmp_path)
+
+
+def test_the_configuration_of_an_adapter_next_to_a_gguf_file_is_ignored(tmp_path: Path) -> None:
+    shutil.copy(LAYOUTS["gguf"], tmp_path / "model.gguf")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    assert open_checkpoint(tmp_path).kind == "gguf"
+
+
+def test_nulls_in_meta_s_parameters_change_nothing(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(LAYOUTS["meta"], tmp_path / "model"))
+    params = json.loads((folder / "params.json").read_text())
+    nulls = dict.fromkeys(("moe_args", "lora_args", "use_scaled_rope", "ffn_dim_multiplier", "max_seq_len"))
+    (folder / "params.json").write_text(json.dumps(nulls | params))
+    assert open_checkpoint(folder).config == open_checkpoint(LAYOUTS["meta"]).config
 
 
 @pytest.mark.parametrize("name", OPTIONAL)

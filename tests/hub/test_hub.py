@@ -351,6 +351,8 @@ NAMES = ["config.json", "tokenizer.json", "tokenizer_config.json"]
     [
         ([*NAMES, "model.safetensors", "consolidated.safetensors"], "model", "", [*NAMES, "model.safetensors"]),
         ([*NAMES, "gptq_model-4bit.safetensors"], "model", "", [*NAMES, "gptq_model-4bit.safetensors"]),
+        (["adapter_config.json", "adapter_model.bin"], "model", "", None),
+        ([*NAMES, "adapter_model.safetensors", "pytorch_model.bin"], "model", "", [*NAMES, "pytorch_model.bin"]),
         (["params.json", "consolidated.00.pth", "consolidated.01.pth", "tokenizer.model"], "model", "", None),
         ([*NAMES, "pytorch_model.bin", "x.gguf"], "model", "", [*NAMES, "pytorch_model.bin"]),
         ([*NAMES, "model.safetensors"], "tokenizer", "", NAMES),

@@ -10,6 +10,7 @@ from puna.files import has_file, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_MODEL_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.gguf")
 
 
 def is_adapter_file(path: Path) -> bool:
@@ -24,7 +25,7 @@ def refuse_adapter(folder: Path) -> None:
     """
     has_config = has_file(folder / ADAPTER_CONFIG, CheckpointError)
     has_adapter = any(has_file(folder / name, CheckpointError) for name in _WEIGHTS)
-    others = [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
+    others = [path for pattern in _MODEL_WEIGHTS for path in folder.glob(pattern)]
     has_model = any(not is_adapter_file(path) for path in others)
     if not has_adapter and (has_model or not has_config):
         return

@@ -65,7 +65,7 @@ def _read_index(folder: Path, index: Path) -> WeightFiles:
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name or "\\" in name or "\0" in name:
             raise CheckpointError(f"{index}: names the file {name[:200]!r}; puna reads only files inside the folder")
-        if not (folder / name).is_file():
+        if not has_file(folder / name, CheckpointError):
             raise CheckpointError(f"{index}: names {name[:200]!r}, which is not in the folder; download it too")
         paths.append(folder / name)
     unlisted = _unlisted_shards(folder, paths)

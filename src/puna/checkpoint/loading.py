@@ -113,8 +113,10 @@ def find_model(path: Path) -> Path:
         raise CheckpointError(f"{path}: {len(models)} GGUF files ({names}); give the path of one of them")
     if is_meta_folder(path):
         return path
+    inside = ", ".join(str(file.parent) for file in sorted(path.glob("*/config.json"))[:5])
     raise ModelNotFoundError(
         f"{path}: the folder contains neither config.json, params.json nor a .gguf file; give the folder of a model"
+        + (f", such as {inside}" if inside else "")
     )
 
 

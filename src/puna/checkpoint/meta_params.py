@@ -67,7 +67,8 @@ def read_params(path: Path) -> Params:
 
 
 def check_params(raw: Mapping[str, Any], path: Path) -> Params:
-    """Checks the content of `params.json` (see `read_params`); `path` is used in messages."""
+    """Checks the content of `params.json` (see `read_params`); `path` is used in messages. A null means the default."""
+    raw = {name: value for name, value in raw.items() if value is not None}
     unknown = sorted(raw.keys() - _FIELDS)
     if unknown:
         raise CheckpointError(

@@ -27,6 +27,8 @@ _WEIGHTS = (
 )
 """Patterns of weight files by format, in order of preference. All files of the first format with a match are chosen."""
 
+_ADAPTER = ("adapter_model.*",)
+
 _MAX_SHOWN = 30
 """Maximum number of names in an error."""
 
@@ -66,8 +68,10 @@ class Selection:
     def _weights(self, siblings: list[str], names: list[str]) -> list[str]:
         if self.reference.part is not None:
             return self._chosen_by_name(names, self.reference.part.lower())
-        by_format = ([name for name in siblings if _matches(name, patterns)] for patterns in _WEIGHTS)
-        weights = next((files for files in by_format if files), [])
+        others = [name for name in siblings if not _matches(name, _ADAPTER)]
+        by_format = ([name for name in others if _matches(name, patterns)] for patterns in _WEIGHTS)
+        # An adapter is downloaded too: the loader names its base model.
+        weights = next((files for files in by_format if files), [name for name in siblings if name not in others])
         if not weights:
             raise ModelNotFoundError(f"{self.reference}: no weights that puna reads; the model has {_list(names)}")
         models = group_parts(weights)
