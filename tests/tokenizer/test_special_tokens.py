@@ -278,3 +278,32 @@ def test_clean_up_of_other_vocabularies_follows_the_setting(flag):
     ids = tokenizer.encode(TEXT, add_special_tokens=False)
     assert tokenizer.decode(ids) == (clean_up(TEXT) if flag else TEXT)
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=not flag) == (TEXT if flag else clean_up(TEXT))
+
+
+def save_with_added_tokens(model, folder) -> list[str]:
+    """Saves a SentencePiece tokenizer with plain added tokens; returns texts that contain them."""
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_tokens(["<new>", "llama", PunaToken("<strip>", lstrip=True)])
+    tokenizer.save_pretrained(folder)
+    texts = ["a<new>b", " <new> a", "the llama llama", "x  <strip> y", "<new><new>"]
+    reloaded = load_tokenizer(folder)
+    assert [reloaded.encode(text) for text in texts] == [tokenizer.encode(text) for text in texts]
+    return texts
+
+
+def test_saved_files_agree_on_the_settings_of_added_tokens(tmp_path, sp_model):
+    save_with_added_tokens(sp_model, tmp_path)
+    pipeline = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    listed = json.loads((tmp_path / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert {int(index): fields for index, fields in listed.items()} == {
+        token.pop("id"): token for token in pipeline if str(token["id"]) in listed
+    }
+    assert {"420", "421", "422"} <= listed.keys()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("release", ["4.57.6", "5.23.0"])
+def test_transformers_finds_added_tokens_in_saved_files(tmp_path, sp_model, oracle, release):
+    texts = save_with_added_tokens(sp_model, tmp_path)
+    (result,) = oracle(release, [{"folder": str(tmp_path), "cls": "AutoTokenizer", "texts": texts}])
+    assert result["ids"] == [load_tokenizer(tmp_path).encode(text) for text in texts]

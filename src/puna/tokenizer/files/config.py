@@ -213,7 +213,7 @@ def save_pretrained(
     if pipeline is None and not has_model:
         form = "tokenizer.json" if legacy_format is False else "SentencePiece model"
         raise TokenizerError(f"legacy_format={legacy_format}: this tokenizer has no {form} to save; use None")
-    contents = {CONFIG: _config_json(self), SPECIAL: _special_tokens_json(self.special_tokens_map_extended)}
+    contents = {CONFIG: _config_json(self, pipeline), SPECIAL: _special_tokens_json(self.special_tokens_map_extended)}
     new_ids = {token.content: index for index, token in self.added_tokens_decoder.items() if index >= self.vocab_size}
     if new_ids and has_model:
         contents[ADDED] = new_ids
@@ -230,8 +230,17 @@ def save_pretrained(
     return tuple(paths)
 
 
-def _config_json(tokenizer: AnyTokenizer) -> dict[str, Any]:
-    """Returns the content of tokenizer_config.json."""
+def _config_json(tokenizer: AnyTokenizer, pipeline: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns the content of tokenizer_config.json.
+
+    Args:
+        pipeline: the content of the tokenizer.json that is saved with it. Both must give an added token the same
+            settings, since readers use those of tokenizer_config.json.
+    """
+    added = {index: token.to_dict() for index, token in tokenizer.added_tokens_decoder.items()}
+    for token in pipeline["added_tokens"] if pipeline is not None else ():
+        if token["id"] in added:
+            added[token["id"]] |= {name: value for name, value in token.items() if name != "id"}
     config = {name: value for name, value in tokenizer.other_config.items() if name != OWN_IDS}
     # transformers 5 would encode the special tokens of a chat template as text if split_special_tokens were true.
     if tokenizer._has_own_ids and tokenizer.split_special_tokens:
@@ -239,7 +248,7 @@ def _config_json(tokenizer: AnyTokenizer) -> dict[str, Any]:
     elif tokenizer._has_own_ids or tokenizer.split_special_tokens:
         config["split_special_tokens"] = tokenizer.split_special_tokens
     config |= {name: getattr(tokenizer, name) for name in _SAVED_ATTRIBUTES}
-    config["added_tokens_decoder"] = {str(i): token.to_dict() for i, token in tokenizer.added_tokens_decoder.items()}
+    config["added_tokens_decoder"] = {str(index): fields for index, fields in added.items()}
     config |= tokenizer._class_config() | tokenizer.special_tokens_map
     template = tokenizer.chat_template
     if isinstance(template, Mapping):
