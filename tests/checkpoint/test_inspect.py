@@ -167,3 +167,28 @@ def test_renamed_tokens_are_noted(tmp_path: Path) -> None:
     assert report.errors == []
     assert any("'<renamed>' 260 instead of 2" in note for note in report.notes)
     assert any("261 tokens, but the embedding has 260 rows" in warning for warning in report.warnings)
+
+
+def test_the_report_shows_generation_settings(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_folder(tmp_path, config, tiny_tensors(config))
+    settings = {
+        "do_sample": True,
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "suppress_tokens": [4],
+        "foo": 1,
+        "max_new_tokens": 9,
+    }
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    report = inspect_checkpoint(tmp_path)
+    assert {name: report.generation[name] for name in ("temperature", "top_k", "top_p", "max_tokens")} == {
+        "temperature": 0.6, "top_k": 50, "top_p": 0.9, "max_tokens": 9,
+    }  # fmt: skip
+    assert any("suppress_tokens ([4]), foo (1)" in warning for warning in report.warnings)
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.6, "eos_token_id": 2}')
+    report = inspect_checkpoint(tmp_path)
+    assert report.generation["temperature"] == 0.0
+    assert any("temperature 0.6, but not do_sample" in note for note in report.notes)
+    (tmp_path / "generation_config.json").write_text('{"stop_strings": 3}')
+    assert any("stop_strings is 3" in error for error in inspect_checkpoint(tmp_path).errors)

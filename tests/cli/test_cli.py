@@ -290,3 +290,24 @@ def test_line_endings_are_not_translated(tiny_model, tmp_path):
     (tmp_path / "dos").write_bytes(b"the llama\r\nlives")
     unix, dos = (as_json("perplexity", "-m", str(tiny_model), str(tmp_path / name)) for name in ("unix", "dos"))
     assert dos["tokens"] > unix["tokens"]
+
+
+@pytest.mark.filterwarnings("default")
+def test_commands_use_the_model_s_generation_settings(tiny_model, tmp_path):
+    for file in tiny_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = {"do_sample": True, "temperature": 1.5, "top_k": 40, "max_new_tokens": 7, "typical_p": 0.4}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    model = ["--model", str(tmp_path), "--seed", "3"]
+    expected = LLM(tiny_model).generate("the llama", max_tokens=7, temperature=1.5, top_k=40, seed=3).ids
+    assert as_json("generate", "the llama", *model)["ids"] == list(expected)
+    assert as_json("generate", "the llama", "--context", "40", *model)["ids"] == list(expected)
+    greedy = LLM(tiny_model).generate("the llama", max_tokens=12).ids
+    assert as_json("generate", "the llama", "-t", "0", "-n", "12", *model)["ids"] == list(greedy)
+    chat = LLM(tiny_model).chat("the llama", max_tokens=7, temperature=1.5, top_k=40, seed=3)
+    assert json.loads(run("chat", "--json", *model, input="the llama\n").stdout)["content"] == chat.text
+    assert json.loads(run("run", str(tmp_path), "the llama", "--json", "--seed", "3").stdout)["text"] == chat.text
+    result = run("generate", "x", *model)
+    assert result.stderr.count("typical_p (0.4)") == 1
+    shown = run("inspect", str(tmp_path)).stdout
+    assert "temperature 1.5, top_k 40" in shown and "max_tokens 7" in shown and "typical_p (0.4)" in shown

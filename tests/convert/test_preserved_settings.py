@@ -12,7 +12,7 @@ import pytest
 from puna import LlamaConfig, LlamaTokenizer, convert, load_tokenizer
 from puna.checkpoint import open_checkpoint
 from puna.checkpoint.meta_params import params_from_config
-from puna.config import GenerationConfig
+from puna.config import GenerationConfig, GenerationDefaults, generation_notes
 from puna.errors import CheckpointError, TokenizerError
 from puna.formats import gguf
 from puna.formats.gguf import open_gguf
@@ -159,7 +159,7 @@ def test_a_copied_gguf_file_keeps_its_file_type(tmp_path: Path) -> None:
     ("changes", "generation", "expected"),
     [
         ({}, None, ()),
-        ({"max_position_embeddings": 2048}, None, ("reads them with --llama-version 1",)),
+        ({"max_position_embeddings": 2048}, None, ("read with llama_version 1",)),
         ({"max_position_embeddings": 1000}, None, ("context of 1000, read as 4096",)),
         ({"bos_token_id": 7}, None, ("bos_token_id 7, read as 1",)),
         ({"pad_token_id": 3}, None, ("pad_token_id 3, read as None",)),
@@ -190,7 +190,7 @@ def test_rope_scaling_survives_metas_layout(theta: float, factor: float, tmp_pat
         outcome.nll["before"], abs=1e-6
     )  # --verify reads Meta's files as those of the release that has this factor
     version = "3.2" if factor == 32 else None
-    assert ("reads them with --llama-version 3.2" in text) == (version is not None)
+    assert ("read with llama_version 3.2" in text) == (version is not None)
     convert(tmp_path / "meta", tmp_path / "back", to="hf", llama_version=version)
     result = LlamaConfig.from_pretrained(tmp_path / "back")
     assert result.rope_theta == theta and result.rope_scaling == LlamaConfig.from_pretrained(source).rope_scaling
@@ -305,3 +305,22 @@ def test_a_vocabulary_is_not_truncated_below_its_tokens(to: str, tmp_path: Path)
         convert(source, tmp_path / "out", to=to, vocab_size=419)
     convert(source, tmp_path / "out", to=to, vocab_size=420)
     assert open_checkpoint(tmp_path / "out").config.vocab_size == 420
+
+
+def test_sampling_settings_are_kept_in_gguf_files(tmp_path: Path) -> None:
+    settings = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.25, "eos_token_id": 2}
+    source = write_model(tmp_path / "hf", settings)
+    assert "generation_config" not in conversion_notes(source, tmp_path / "m.gguf", to="gguf")
+    stored = open_gguf(tmp_path / "m.gguf").metadata
+    sampling = {key.removeprefix("general.sampling."): stored[key] for key in stored if ".sampling." in key}
+    assert sampling == pytest.approx(
+        {"temp": 0.6, "top_k": 50, "top_p": 0.9, "min_p": 0.0, "penalty_repeat": 1.25, "penalty_last_n": -1}
+    )
+    conversion_notes(tmp_path / "m.gguf", tmp_path / "copy.gguf", to="gguf")
+    conversion_notes(tmp_path / "m.gguf", tmp_path / "back", to="hf")
+    expected = GenerationDefaults.of(GenerationConfig.from_pretrained(source))
+    for path in ("m.gguf", "copy.gguf", "back"):
+        generation = open_checkpoint(tmp_path / path).generation
+        assert GenerationDefaults.of(generation) == expected and generation_notes(generation) == []
+    conversion_notes(write_model(tmp_path / "greedy", {"top_k": 3}), tmp_path / "greedy.gguf", to="gguf")
+    assert not any(".sampling." in key for key in open_gguf(tmp_path / "greedy.gguf").metadata)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,3 +55,20 @@ def test_released_pages_leave_memory_and_can_be_read_again(view: Callable[[Path]
     assert mapped_memory() - before < SIZE // 8
     assert int(bytes_.sum()) == 0
     release(np.zeros(3))  # not mapped: no effect
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_a_file_larger_than_the_address_space_is_an_error(tmp_path):
+    path = tmp_path / "model.gguf"
+    with path.open("wb") as file:
+        file.truncate(3_000_000_000)
+    script = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from puna.formats.mapped import map_file\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000, resource.RLIM_INFINITY))\n"
+        "try: map_file(Path(sys.argv[1]))\n"
+        "except ValueError as exc: print(exc)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
+    assert "the system refused to map 3000.0 MB into memory; raise the limit" in run.stdout, run.stderr

@@ -56,19 +56,19 @@ class GenerationDefaults:
     """Defaults of the options of `LLM.generate`.
 
     Attributes:
+        temperature, top_k, top_p, min_p, repetition_penalty: as in `puna.engine.Sampling`.
         max_tokens: maximum number of tokens of an answer; None if the configuration does not limit answers.
         max_length: maximum number of tokens of prompt and answer together; None if they are not limited.
-        temperature, top_k, top_p, min_p, repetition_penalty: as in `puna.engine.Sampling`.
         stop: strings that end an answer.
     """
 
-    max_tokens: int | None = None
-    max_length: int | None = None
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    max_tokens: int | None = None
+    max_length: int | None = None
     stop: tuple[str, ...] = ()
 
     @classmethod
@@ -86,13 +86,13 @@ class GenerationDefaults:
                 f"stop_strings is {stop!r:.200}; it must be a text or a list of texts, none of them empty"
             )
         return cls(
-            config.max_new_tokens,
-            None if config.max_length == unset.max_length else config.max_length,
             float(config.temperature) if config.do_sample else 0.0,
             max(0, config.top_k) if config.do_sample or config.top_k != unset.top_k else 0,
             float(config.top_p),
             float(config.min_p or 0.0),
             float(config.repetition_penalty),
+            config.max_new_tokens,
+            None if config.max_length == unset.max_length else config.max_length,
             tuple(texts),
         )
 

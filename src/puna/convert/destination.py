@@ -37,7 +37,9 @@ def model_destination(target: str | Path, layout: Layout, overwrite: bool, sourc
         example = destination / (destination.name + ".gguf")
         raise StorageError(f"{destination} is a folder; a GGUF file needs a name, such as {example}")
     if layout != "gguf" and destination.suffix == ".gguf":
-        raise StorageError(f"{destination} would be a folder in layout {layout!r}; for a GGUF file give --to gguf")
+        raise StorageError(
+            f"{destination} would be a folder in layout {layout!r}; for a GGUF file choose the layout gguf (option to)"
+        )
     check_destination(destination, overwrite, (source.path, *source.files, source.tokenizer))
     return destination
 
@@ -71,7 +73,7 @@ def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path
     with storage_errors(destination):
         taken = resumable.is_taken(destination)
     if taken and not overwrite:
-        raise StorageError(f"{destination} exists already; choose another name, or give --overwrite to replace it")
+        raise StorageError(f"{destination} exists already; choose another name, or set overwrite to replace it")
 
 
 def describe_replaced(destination: Path) -> list[str]:

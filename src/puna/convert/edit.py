@@ -123,7 +123,7 @@ def resize_vocabulary(checkpoint: Checkpoint, size: int | None, multiple: int | 
         CheckpointError: a size or multiple is out of range, or a special token would lose its row.
         TokenizerError: the tokenizer has more tokens.
     """
-    for name, value in (("--vocab-size", size), ("--pad-vocab-to", multiple)):
+    for name, value in (("vocab_size", size), ("pad_vocab_to", multiple)):
         if value is not None and not 0 < value < 2**31:
             raise CheckpointError(f"{name} is {value}; it must be an integer from 1 to {2**31 - 1}")
     config, count = checkpoint.config, checkpoint.config.vocab_size

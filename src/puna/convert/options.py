@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 from puna.native.library import check_threads
 
 Layout = Literal["hf", "meta", "gguf"]
@@ -31,7 +31,7 @@ class Options:
     def layout(self) -> Layout:
         """The layout of the result; by default GGUF with `quantize`, else Hugging Face's."""
         if self.to is not None and self.to not in LAYOUTS:
-            raise CheckpointError(f"--to is {self.to!r}; it must be one of {', '.join(LAYOUTS)}")
+            raise CheckpointError(f"to is {show(self.to)}; it must be one of {', '.join(LAYOUTS)}")
         return self.to or ("hf" if self.quantize is None else "gguf")
 
     def check(self) -> None:
@@ -53,5 +53,5 @@ class Options:
         if self.quantize is not None and (self.layout != "gguf" or self.dtype is not None):
             raise CheckpointError(
                 f"quantize is {self.quantize!r}, but only GGUF files hold quantised weights, which have no dtype; use "
-                "--to gguf, without --dtype"
+                "the layout gguf, without dtype"
             )

@@ -156,6 +156,6 @@ def _notes(source: Checkpoint, edited: Checkpoint, target: Target) -> list[str]:
     if source.kind == "meta":
         context = after.max_position_embeddings
         notes.append(
-            f"context of {context} tokens assumed, since Meta's files do not contain it; --llama-version sets it"
+            f"context of {context} tokens assumed, since Meta's files do not contain it; llama_version sets it"
         )
     return [*notes, *target.notes]

@@ -198,7 +198,9 @@ def convert_tokenizer(
     """
     layout = Options(to=to).layout
     if layout == "gguf":
-        raise CheckpointError("the tokenizer is part of a GGUF file; convert the model, or give --to hf or meta")
+        raise CheckpointError(
+            "the tokenizer is part of a GGUF file; convert the model, or choose the layout hf or meta (option to)"
+        )
     source, destination = locate_source(source, target, overwrite, "tokenizer"), folder_path(target)
     if instruct:
         check_instruct(source, layout)

@@ -86,7 +86,7 @@ def _nearest_release(checkpoint: Checkpoint, params: Mapping[str, Any]) -> tuple
     nearest = min(losses, key=lambda version: (_FACTOR in losses[version], len(losses[version])))
     notes = [f"{name} {values}, since Meta's files do not contain it" for name, values in losses[nearest].items()]
     if nearest is not None:
-        notes.append(f"the files do not show their release: `puna convert` reads them with --llama-version {nearest}")
+        notes.append(f"the files do not show their release: they must be read with llama_version {nearest}")
     return nearest, notes
 
 
@@ -120,9 +120,13 @@ def _check_divisible(config: LlamaConfig, count: int) -> None:
         ("rows of vocabulary", config.vocab_size),
     ):
         if size % count:
-            raise CheckpointError(f"{size} {name} cannot be divided among {count} shards; give another --shards")
+            raise CheckpointError(
+                f"{size} {name} cannot be divided among {count} shards; give another number of shards"
+            )
     if kv % count and count % kv:
-        raise CheckpointError(f"{kv} key-value heads cannot be divided among {count} shards; give another --shards")
+        raise CheckpointError(
+            f"{kv} key-value heads cannot be divided among {count} shards; give another number of shards"
+        )
 
 
 def _slices(config: LlamaConfig, tensors: dict[str, RowSource], number: int, count: int) -> Iterator[NewTensor]:

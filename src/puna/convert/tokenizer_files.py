@@ -315,7 +315,7 @@ def _check_count(tokens: int, rows: int) -> None:
     if tokens > rows:
         raise TokenizerError(
             f"the tokenizer has {tokens} tokens and the embedding {rows} rows, so tokens lack a row; convert with "
-            f"--vocab-size {tokens} or more, or give the model another tokenizer first"
+            f"vocab_size {tokens} or more, or give the model another tokenizer first"
         )
 
 

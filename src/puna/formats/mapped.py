@@ -6,6 +6,7 @@ file that is truncated while it is mapped crashes the process: replace a checkpo
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from pathlib import Path
@@ -41,6 +42,11 @@ def map_file(path: Path) -> NDArray[np.uint8]:
     except OSError as exc:
         if isinstance(exc, ModelNotFoundError):
             raise
+        if exc.errno == errno.ENOMEM:
+            raise CheckpointError(
+                f"{path}: the system refused to map {path.stat().st_size / 1e6:.1f} MB into memory; raise the limit "
+                "of this process (ulimit -v)"
+            ) from exc
         raise CheckpointError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
 
 
