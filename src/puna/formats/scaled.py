@@ -202,7 +202,7 @@ class ScaledMatrix:
             zeros = self.zeros.rows(outputs)
             _grouped(values, zeros)[...] -= zeros[:, :, None]
         scales = self.scales.rows(outputs)
-        with np.errstate(over="ignore"):  # `_pack` reports it
+        with np.errstate(over="ignore", invalid="ignore"):  # `_pack` reports it
             _grouped(values, scales)[...] *= scales[:, :, None]
             if self.factor != 1:
                 values *= np.float32(self.factor)
