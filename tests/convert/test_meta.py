@@ -165,7 +165,7 @@ def damage_folder(folder: Path, damage: str) -> None:
         ("another type", "is missing here or in consolidated.00.pth, or the formats differ"),
         ("vision", "vision_chunk_size"),
         ("no params", "no params.json"),
-        ("n_layers=3", "missing tensors"),
+        ("n_layers=3", "n_layers 3, but the shards have 2 layers"),
         ("n_layers=1", "tensors that a LLaMA model with this configuration does not have"),
         ("dim=424", "requires the shape|must be a multiple"),
         ("multiple_of=4096", "params.json requires the shape"),

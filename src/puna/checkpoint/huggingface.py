@@ -63,7 +63,7 @@ def _read_index(folder: Path, index: Path) -> WeightFiles:
         raise CheckpointError(f"{index}: weight_map must map names of tensors to names of files; download it again")
     paths = []
     for name in sorted(set(weight_map.values())):
-        if Path(name).name != name or "\\" in name or "\0" in name:
+        if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
             raise CheckpointError(f"{index}: names the file {name[:200]!r}; puna reads only files inside the folder")
         if not has_file(folder / name, CheckpointError):
             raise CheckpointError(f"{index}: names {name[:200]!r}, which is not in the folder; download it too")
