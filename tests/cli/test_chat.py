@@ -184,6 +184,17 @@ def test_set_changes_options_and_refuses_other_values(conversation):
     assert conversation.settings == {"temperature": 0.5, "speculate": True}
 
 
+def test_the_fallback_applies_only_if_neither_the_user_nor_the_model_samples(conversation):
+    conversation.fallback = {"temperature": 0.7, "top_p": 0.95}
+    assert conversation.options == {"max_tokens": 8, "temperature": 0.7, "top_p": 0.95}
+    assert command(conversation, "/set temperature") == "temperature is 0.7."
+    command(conversation, "/set temperature 0")
+    assert conversation.options == {"max_tokens": 8, "temperature": 0.0}
+    command(conversation, "/set temperature default")
+    conversation.llm.generation_config.do_sample = True
+    assert conversation.options == {"max_tokens": 8}
+
+
 def test_save_and_load_round_trip(conversation, tmp_path):
     conversation.say("the llama\n“lives”")
     messages = list(conversation.messages)
@@ -217,6 +228,7 @@ def test_model_continues_the_conversation_with_another_model(conversation, tiny_
         command(conversation, "/model /nowhere")
     assert "tiny (native backend, context of 256 tokens)" in command(conversation, f"/model {tiny_model}")
     assert conversation.messages == messages
+    assert conversation.say("and then?").content
     assert "The model is tiny" in command(conversation, "/model")
 
 

@@ -124,10 +124,11 @@ def test_rm_deletes_no_paths_and_suggests_names(cache, tiny_in_cache, tiny_model
     assert tiny_in_cache.exists() and tiny_model.exists()
 
 
-def test_names_for_the_user(tiny_in_cache, tiny_model):
+def test_names_for_the_user(tiny_in_cache, tiny_model, tmp_path):
+    (tmp_path / "model.Q4.gguf").write_bytes(b"GGUF")
     assert model_name("tiny", tiny_in_cache) == "Andes/Tiny-Llama"
     assert model_name("x", tiny_model) == "tiny"
-    assert model_name("x", Path("folder/model.Q4.gguf")) == "model.Q4"
+    assert model_name("x", tmp_path / "model.Q4.gguf") == "model.Q4"
     assert model_name(None, Path("any.gguf")) == "SmolLM2-135M-Instruct"
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 
+_SAMPLING = {"temperature", "top_k", "top_p", "min_p"}
+
 _RESERVE = 4
 """Without a maximum for answers, old messages are dropped until 1 / _RESERVE of the context is free for the answer."""
 
@@ -48,12 +50,16 @@ class Conversation:
         settings: options of `LLM.start`.
         context: maximum number of tokens; None means the model's.
 
+    Attributes:
+        fallback: options of sampling for models whose generation configuration does not sample, unless `settings` do.
+
     Raises:
         RequestError: the model's context is shorter than `context`.
     """
 
     def __init__(self, name: str, llm: LLM, settings: Options, system: str | None, context: int | None) -> None:
         self.settings = settings
+        self.fallback: Options = {}
         self.use_model(name, llm, context)
         self.reset(system)
 
@@ -73,6 +79,13 @@ class Conversation:
         """The system message."""
         first = self.messages[0] if self.messages else {"role": "", "content": ""}
         return first["content"] if first["role"] == "system" else None
+
+    @property
+    def options(self) -> Options:
+        """The options of the next answer."""
+        if self.llm.generation_config.do_sample or _SAMPLING & self.settings.keys():
+            return self.settings
+        return {**self.fallback, **self.settings}
 
     def undo(self) -> None:
         """Removes the last message of the user and its answer."""
@@ -94,7 +107,7 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": text}]
         messages, tokens, dropped = self._fit(messages)
         limit = self.context - tokens
-        options: Any = {**self.settings, "max_tokens": min(self._maximum, limit)}
+        options: Any = {**self.options, "max_tokens": min(self._maximum, limit)}
         answer, pieces = self.llm.start(messages, **options)
         content: list[str] = []
         completion = None

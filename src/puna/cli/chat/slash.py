@@ -139,7 +139,7 @@ def _checked(settings: dict[str, Any]) -> Any:
 def _value(conversation: Conversation, name: str) -> object:
     if name == "context":
         return conversation.context
-    value = dict(conversation.settings).get(name, "the model's default")
+    value = dict(conversation.options).get(name, "the model's default")
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
@@ -148,6 +148,7 @@ def _model(session: Session, argument: str) -> str:
     if not argument:
         return f"The model is {conversation.name} ({conversation.llm.path})."
     name, llm = session.loader.load(argument)
+    conversation.llm.close()
     conversation.use_model(name, llm, None)
     return f"The conversation continues with {describe(conversation)}."
 

@@ -21,15 +21,14 @@ if TYPE_CHECKING:
     from puna.llm import Options
 
 
-_DEFAULTS: Options = {"temperature": 0.7, "top_p": 0.95}
-"""Sampling where neither the user nor the model says anything: small models repeat their most likely text for ever."""
+_FALLBACK: Options = {"temperature": 0.7, "top_p": 0.95}
+"""Without sampling, small models repeat their most likely sentence until the context is full."""
 
 
 def chat_in_terminal(conversation: Conversation, loader: Loader, state: Path | None) -> None:
     """Answers messages until the user leaves. Errors are shown, and the chat continues."""
     session = Session(conversation, loader)
-    if not {"temperature", "top_k", "top_p", "min_p"} & conversation.settings.keys():
-        conversation.settings = {**_model_settings(conversation), **conversation.settings}
+    conversation.fallback = _FALLBACK
     read = message_reader([*COMMANDS, "/bye"], history_file(state))
     _print_note(f"{describe(conversation)}")
     _print_note("Enter sends, Alt+Enter starts a new line, /help lists commands, Ctrl-D or /bye leaves.")
@@ -44,11 +43,6 @@ def chat_in_terminal(conversation: Conversation, loader: Loader, state: Path | N
             return
         with suppress(KeyboardInterrupt):
             _respond(session, text)
-
-
-def _model_settings(conversation: Conversation) -> Options:
-    """Returns _DEFAULTS unless the model's generation configuration samples."""
-    return {} if conversation.llm.generation_config.do_sample else _DEFAULTS
 
 
 def _respond(session: Session, text: str) -> None:
