@@ -140,3 +140,8 @@ def test_omitted_sampling_options_have_the_defaults_of_the_model(tiny_model, tmp
     assert result.exit_code == 0, result.output
     assert all(options.keys() <= {"max_tokens", "speculate"} for options in passed)
     assert bool(passed) == (arguments[0] != "perplexity")
+
+
+def test_a_part_of_the_default_models_name_is_enough(smollm2, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert as_json("inspect", "smollm2")["path"] == str(smollm2)

@@ -35,13 +35,16 @@ def locate(model: str | None, need: Need = "model") -> Path:
 
 
 def expand(model: str | None, need: Need = "model") -> str | Path | None:
-    """Returns the path of a downloaded model if `model` is a part of its name, else `model`. Downloads nothing.
+    """Returns the path of a downloaded model, or the default model, if `model` is a part of its name, else `model`.
+
+    Downloads nothing.
 
     Raises:
         ModelNotFoundError: several downloaded models match.
         typer.BadParameter: the name is empty.
     """
     from puna import hub
+    from puna.checkpoint.locate import default_model
 
     hub.show_progress(not is_quiet())
     if model is None:
@@ -50,8 +53,12 @@ def expand(model: str | None, need: Need = "model") -> str | Path | None:
         raise typer.BadParameter(
             "the model's name is empty; give a folder, a GGUF file or owner/name, or leave it out for the default model"
         )
-    if _exists(Path(model)) or hub.parse(model) is not None or (reference := hub.find_cached(model)) is None:
+    if _exists(Path(model)) or hub.parse(model) is not None:
         return model
+    reference = hub.find_cached(model)
+    if reference is None:
+        default = default_model()
+        return default if default is not None and model.lower() in default.stem.lower() else model
     note(f"using {reference} from the cache")
     return hub.fetch(reference, need, local_files_only=True)
 
