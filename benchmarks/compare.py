@@ -3,11 +3,11 @@
     make peers                                            install the other engines, each in its own environment
     python benchmarks/compare.py --prepare                create their models, once (about 20 GB; --only for fewer)
     python benchmarks/compare.py [--json FILE]            run all comparisons
-    python benchmarks/compare.py --only smollm2-q4_1 7b   run the named blocks, and all blocks of named shapes
+    python benchmarks/compare.py --only smollm2-q4_1 7b   run the named comparisons, and all comparisons of named shapes
     python benchmarks/compare.py FILE.gguf                compare puna with llama.cpp on any GGUF file
     python benchmarks/compare.py --start                  measure the time from process start to first token, and memory
 
-A block is one comparison: some engines on one model. Each engine runs in its own process, which is stopped while
+A comparison has some engines and one model. Each engine runs in its own process, which is stopped while
 another engine works. The engines take turns, so that a slow minute of the machine affects all of them. Each engine has
 its fastest documented settings, which --json records, without speculative decoding. The machine is measured before and
 after each turn: a sample is disturbed, and does not count, if two threads shared a core or other processes used the
@@ -23,11 +23,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peers.blocks import BLOCKS, Block, block_of_file
-from peers.measure import Paths, Result, run_block
+from peers.comparisons import COMPARISONS, Comparison, comparison_of_file
+from peers.measure import Paths, Result, run_comparison
 from peers.prepare import ModelBuilder
 from peers.start import measure_start
-from peers.tables import rows, show_block, show_rows
+from peers.tables import rows, show_comparison, show_rows
 from rich.console import Console
 from rich.table import Table
 
@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE.gguf", help="GGUF files to compare on.")
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="BLOCK", help=", ".join(block.name for block in BLOCKS)
+        "--only", nargs="+", default=[], metavar="NAME", help=", ".join(comparison.name for comparison in COMPARISONS)
     )
     parser.add_argument("--repeat", type=int, default=5, help="Undisturbed samples to collect for each workload.")
     parser.add_argument(
@@ -63,28 +63,30 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def select_blocks(arguments: argparse.Namespace) -> list[Block]:
-    """Returns the blocks that the command line names; without names, all of them."""
-    blocks_by_name = {block.name: block for block in BLOCKS}
-    shapes = {block.shape for block in BLOCKS}
-    unknown = [name for name in arguments.only if name not in blocks_by_name and name not in shapes]
+def select_comparisons(arguments: argparse.Namespace) -> list[Comparison]:
+    """Returns the comparisons that the command line names; without names, all of them."""
+    by_name = {comparison.name: comparison for comparison in COMPARISONS}
+    shapes = {comparison.shape for comparison in COMPARISONS}
+    unknown = [name for name in arguments.only if name not in by_name and name not in shapes]
     if unknown:
         raise SystemExit(
-            f"--only {unknown[0]!r} is not a block; blocks are {', '.join(blocks_by_name)}; shapes are "
+            f"--only {unknown[0]!r} is not a comparison; comparisons are {', '.join(by_name)}; shapes are "
             f"{', '.join(sorted(shapes))}"
         )
     if missing := [path for path in arguments.files if not path.is_file()]:
         raise SystemExit(f"{missing[0]} is not a file")
-    blocks = [block_of_file(path.resolve()) for path in arguments.files]
-    if arguments.only or not blocks:
+    comparisons = [comparison_of_file(path.resolve()) for path in arguments.files]
+    if arguments.only or not comparisons:
         names = set(arguments.only)
-        blocks += [block for block in BLOCKS if not names or {block.name, block.shape} & names]
-    return [_exclude_engines(block, tuple(arguments.without)) for block in blocks]
+        comparisons += [
+            comparison for comparison in COMPARISONS if not names or {comparison.name, comparison.shape} & names
+        ]
+    return [_exclude_engines(comparison, tuple(arguments.without)) for comparison in comparisons]
 
 
-def _exclude_engines(block: Block, excluded: tuple[str, ...]) -> Block:
-    runners = tuple(runner for runner in block.runners if not (excluded and runner.name.startswith(excluded)))
-    return Block(block.name, block.shape, runners, block.works)
+def _exclude_engines(comparison: Comparison, excluded: tuple[str, ...]) -> Comparison:
+    runners = tuple(runner for runner in comparison.runners if not (excluded and runner.name.startswith(excluded)))
+    return Comparison(comparison.name, comparison.shape, runners, comparison.works)
 
 
 def write(path: Path | None, report: dict[str, Any]) -> None:
@@ -94,30 +96,30 @@ def write(path: Path | None, report: dict[str, Any]) -> None:
 
 
 def compare_speeds(
-    console: Console, blocks: list[Block], paths: Paths, arguments: argparse.Namespace, logs: Path
+    console: Console, comparisons: list[Comparison], paths: Paths, arguments: argparse.Namespace, logs: Path
 ) -> None:
-    """Measures the speeds of the blocks and prints their tables."""
+    """Measures the speeds of the comparisons and prints their tables."""
     results: list[Result] = []
     header = {"processor": _processor_name(), "threads": arguments.threads, "repeat": arguments.repeat}
-    for block in blocks:
-        results.append(run_block(block, paths, arguments.threads, arguments.repeat, arguments.patience, logs))
-        show_block(console, results[-1], arguments.repeat)
-        write(arguments.json, {**header, "rows": rows(results), "blocks": [asdict(result) for result in results]})
+    for comparison in comparisons:
+        results.append(run_comparison(comparison, paths, arguments.threads, arguments.repeat, arguments.patience, logs))
+        show_comparison(console, results[-1], arguments.repeat)
+        write(arguments.json, {**header, "rows": rows(results), "comparisons": [asdict(result) for result in results]})
     show_rows(console, results, arguments.repeat)
 
 
 def compare_start(
-    console: Console, blocks: list[Block], paths: Paths, arguments: argparse.Namespace, logs: Path
+    console: Console, comparisons: list[Comparison], paths: Paths, arguments: argparse.Namespace, logs: Path
 ) -> None:
-    """Measures start-up time and memory with the GGUF files of the blocks and prints a table."""
+    """Measures start-up time and memory with the GGUF files of the comparisons and prints a table."""
     table = Table(title="from process start to first token", box=None)
     for column in ("model", "what", "seconds", "peak MB"):
         table.add_column(column, justify="left" if column in ("model", "what") else "right")
     report = {}
-    for block in blocks:
-        report[block.name] = measure_start(block, paths, arguments.threads, arguments.repeat, logs)
-        for name, entry in report[block.name].items():
-            table.add_row(block.name, name, f"{entry['seconds']:.2f}", f"{entry['bytes'] / 1e6:.0f}")
+    for comparison in comparisons:
+        report[comparison.name] = measure_start(comparison, paths, arguments.threads, arguments.repeat, logs)
+        for name, entry in report[comparison.name].items():
+            table.add_row(comparison.name, name, f"{entry['seconds']:.2f}", f"{entry['bytes'] / 1e6:.0f}")
         write(arguments.json, {"processor": _processor_name(), "threads": arguments.threads, "start": report})
     console.print(table)
 
@@ -133,16 +135,16 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
-    blocks = select_blocks(arguments)
+    comparisons = select_comparisons(arguments)
     paths = Paths(arguments.models.resolve(), arguments.peers.absolute(), HERE)
     builder = ModelBuilder(paths.models, paths.peers, HERE, locate_model(None))
     paths.models.mkdir(parents=True, exist_ok=True)
-    builder.prepare(blocks)
+    builder.prepare(comparisons)
     if arguments.prepare:
         return
     logs = paths.models / "logs"
     logs.mkdir(exist_ok=True)
-    (compare_start if arguments.start else compare_speeds)(console, blocks, paths, arguments, logs)
+    (compare_start if arguments.start else compare_speeds)(console, comparisons, paths, arguments, logs)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs a block: engines take turns, and the machine is measured between turns to detect disturbed samples.
+"""Runs a comparison: engines take turns, and the machine is measured between turns to detect disturbed samples.
 
 In one turn, every engine runs one workload once, which yields one sample for each engine. A sample is undisturbed
 ("fit" in the JSON report) if no two threads shared a core right before and after its turn, and other processes and
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peers.blocks import Block, Runner, Work
+from peers.comparisons import Comparison, Runner, Work
 from peers.cpu_usage import MAX_SHARE_OF_OTHERS
 from peers.workers import Worker, WorkerError
 from puna.native.measure import measure_machine
@@ -44,23 +44,23 @@ class Paths:
             raise WorkerError(f"{python} is missing; `make peers` installs it")
         return Worker(python, f"peers.{runner.worker}", [str(self.root)], log)
 
-    def model(self, block: Block, runner: Runner) -> Path:
+    def model(self, comparison: Comparison, runner: Runner) -> Path:
         """Returns the file or folder that a runner loads."""
-        return self.models / block.shape / runner.file
+        return self.models / comparison.shape / runner.file
 
 
 @dataclass
 class Result:
-    """Measurements of one block. All fields are written to the JSON report.
+    """Measurements of one comparison. All fields are written to the JSON report.
 
     Attributes:
-        block: name of the block.
+        comparison: name of the comparison.
         engines: settings, load time, peak memory and samples of each workload, by engine.
         failed: message of each engine that failed.
         machine: speeds of the machine before and after each turn.
     """
 
-    block: str
+    comparison: str
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     machine: list[dict[str, Any]] = field(default_factory=list)
@@ -87,8 +87,8 @@ class Result:
     def limit(self, work: str) -> float | None:
         """Returns the tokens per second that the machine allows: by memory bandwidth for decoding, else by arithmetic.
 
-        The machine's speed is the median of this block's measurements. None for decoding if the weights may fit into
-        the processor's cache, whose bandwidth is not measured.
+        The machine's speed is the median of this comparison's measurements. None for decoding if the weights may fit
+        into the processor's cache, whose bandwidth is not measured.
         """
         puna = self.engines["puna"]
         settings, index = puna["settings"], puna["works"].index(work)
@@ -100,27 +100,29 @@ class Result:
         return float(settings["limits_of_unit_machine"][index] * speed)
 
 
-def run_block(block: Block, paths: Paths, threads: int, repeat: int, patience: int, logs: Path) -> Result:
+def run_comparison(
+    comparison: Comparison, paths: Paths, threads: int, repeat: int, patience: int, logs: Path
+) -> Result:
     """Runs the engines in turns until each has `repeat` undisturbed samples of each workload.
 
     Args:
-        block: engines, model and workloads.
+        comparison: engines, model and workloads.
         paths: folders of models and environments.
         threads: threads of each engine.
         repeat: undisturbed samples to collect.
         patience: maximum number of further rounds to replace disturbed samples.
         logs: folder for the output of the engines.
     """
-    result = Result(block.name)
+    result = Result(comparison.name)
     workers: dict[str, Worker] = {}
     try:
-        for runner in block.runners:
-            _load(result, workers, block, runner, paths, threads, logs)
+        for runner in comparison.runners:
+            _load(result, workers, comparison, runner, paths, threads, logs)
         for turn in range(1 + repeat + patience):
-            for work in block.works if workers else ():
+            for work in comparison.works if workers else ():
                 _take_turns(result, workers, work, turn, threads)
             if turn and all(
-                len(result.undisturbed(name, work.name)) >= repeat for name in workers for work in block.works
+                len(result.undisturbed(name, work.name)) >= repeat for name in workers for work in comparison.works
             ):
                 break
         for name in list(workers):
@@ -134,25 +136,25 @@ def run_block(block: Block, paths: Paths, threads: int, repeat: int, patience: i
 def _load(
     result: Result,
     workers: dict[str, Worker],
-    block: Block,
+    comparison: Comparison,
     runner: Runner,
     paths: Paths,
     threads: int,
     logs: Path,
 ) -> None:
-    works = [asdict(work) for work in block.works]
+    works = [asdict(work) for work in comparison.works]
     try:
-        worker = paths.start(runner, logs / f"{block.name}-{runner.name}.log".replace(" ", "-").replace(",", ""))
+        worker = paths.start(runner, logs / f"{comparison.name}-{runner.name}.log".replace(" ", "-").replace(",", ""))
         workers[runner.name] = worker
         reply = worker.ask(
-            "load", model=str(paths.model(block, runner)), threads=threads, options=dict(runner.options), works=works,
-            sequences=max(work.sequences for work in block.works),
+            "load", model=str(paths.model(comparison, runner)), threads=threads, options=dict(runner.options),
+            works=works, sequences=max(work.sequences for work in comparison.works),
         )  # fmt: skip
     except WorkerError as exc:
         workers.pop(runner.name, None)
         result.failed[runner.name] = str(exc)
         return
-    result.engines[runner.name] = {**reply, "works": [work.name for work in block.works], "samples": {}}
+    result.engines[runner.name] = {**reply, "works": [work.name for work in comparison.works], "samples": {}}
 
 
 def _take_turns(result: Result, workers: dict[str, Worker], work: Work, turn: int, threads: int) -> None:

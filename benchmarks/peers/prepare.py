@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from peers.blocks import Block
+from peers.comparisons import Comparison
 
 
 class ModelBuilder:
@@ -24,13 +24,13 @@ class ModelBuilder:
     def __init__(self, models: Path, peers: Path, root: Path, original: Path) -> None:
         self._models, self._peers, self._root, self._original = models, peers, root, original
 
-    def prepare(self, blocks: Iterable[Block]) -> None:
+    def prepare(self, comparisons: Iterable[Comparison]) -> None:
         """Creates the models that the engines of these comparisons load, if they are missing."""
-        for block in blocks:
-            for runner in block.runners:
-                if block.shape and not (self._models / block.shape / runner.file).exists():
-                    print(f"creating {block.shape}/{runner.file}", flush=True)
-                    self._create(block.shape, runner.file)
+        for comparison in comparisons:
+            for runner in comparison.runners:
+                if comparison.shape and not (self._models / comparison.shape / runner.file).exists():
+                    print(f"creating {comparison.shape}/{runner.file}", flush=True)
+                    self._create(comparison.shape, runner.file)
 
     def _create(self, shape: str, file: str) -> None:
         folder = self._models / shape

@@ -10,17 +10,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from peers.blocks import Block, Work
+from peers.comparisons import Comparison, Work
 from peers.measure import Paths
 
 FIRST_PROMPT = Work("prefill", 8)
 
 
-def measure_start(block: Block, paths: Paths, threads: int, repeat: int, logs: Path) -> dict[str, dict[str, Any]]:
+def measure_start(
+    comparison: Comparison, paths: Paths, threads: int, repeat: int, logs: Path
+) -> dict[str, dict[str, Any]]:
     """Returns seconds and peak bytes of `puna generate` and of one forward pass of puna and llama.cpp in Python."""
     result: dict[str, dict[str, list[float]]] = {}
     for turn in range(repeat + 1):
-        for name, sample in _measure_runners(block, paths, threads, logs).items():
+        for name, sample in _measure_runners(comparison, paths, threads, logs).items():
             if turn:  # the first turn reads the files into the page cache
                 entry = result.setdefault(name, {"seconds": [], "bytes": []})
                 entry["seconds"].append(sample[0])
@@ -31,13 +33,13 @@ def measure_start(block: Block, paths: Paths, threads: int, repeat: int, logs: P
     }
 
 
-def _measure_runners(block: Block, paths: Paths, threads: int, logs: Path) -> dict[str, tuple[float, float]]:
+def _measure_runners(comparison: Comparison, paths: Paths, threads: int, logs: Path) -> dict[str, tuple[float, float]]:
     samples = {}
-    for runner in block.runners:
+    for runner in comparison.runners:
         if runner.environment not in ("puna", "llama") or dict(runner.options).get("flash"):
             continue
-        model = paths.model(block, runner)
-        if runner.environment == "puna" and "q4_1" in block.name:
+        model = paths.model(comparison, runner)
+        if runner.environment == "puna" and "q4_1" in comparison.name:
             samples["puna generate"] = _generate(model, threads)
         started = time.perf_counter()
         worker = paths.start(runner, logs / "start.log")

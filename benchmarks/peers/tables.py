@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from peers.blocks import ROWS
+from peers.comparisons import TARGETS
 from peers.measure import Result
 
 
@@ -26,10 +26,10 @@ def _format_share(result: Result, work: str) -> str:
     return f"{speed[0] / limit:.0%}" if speed and limit else "-"
 
 
-def show_block(console: Console, result: Result, repeat: int) -> None:
-    """Prints the speeds of every engine in one block and the speeds of the machine."""
+def show_comparison(console: Console, result: Result, repeat: int) -> None:
+    """Prints the speeds of every engine in one comparison and the speeds of the machine."""
     work_names: list[str] = next((engine["works"] for engine in result.engines.values()), [])
-    table = Table(title=f"{result.block}, tokens/s", box=None)
+    table = Table(title=f"{result.comparison}, tokens/s", box=None)
     table.add_column("engine")
     for column in (*work_names, "load s", "peak MB"):
         table.add_column(column, justify="right")
@@ -59,16 +59,16 @@ def _show_machine(console: Console, result: Result) -> None:
 
 def rows(block_results: Sequence[Result]) -> list[dict[str, Any]]:
     """Returns the measured ratios that have a target."""
-    blocks = {entry.block: entry for entry in block_results}
+    comparisons = {entry.comparison: entry for entry in block_results}
     results = []
-    for row in ROWS:
-        block = blocks.get(row.block)
-        puna = block.speed("puna", row.work.name) if block and "puna" in block.engines else None
-        best = block.best(row.against, row.work.name) if block else None
+    for row in TARGETS:
+        comparison = comparisons.get(row.comparison)
+        puna = comparison.speed("puna", row.work.name) if comparison and "puna" in comparison.engines else None
+        best = comparison.best(row.against, row.work.name) if comparison else None
         if puna is None or best is None:
             continue
         results.append({
-            "block": row.block, "work": row.work.name, "puna": puna[0], "against": best[0], "best": best[1],
+            "comparison": row.comparison, "work": row.work.name, "puna": puna[0], "against": best[0], "best": best[1],
             "ratio": puna[0] / best[1], "at_least": row.target, "fit_samples": min(puna[1], best[2]),
         })  # fmt: skip
     return results
@@ -82,7 +82,7 @@ def show_rows(console: Console, block_results: Sequence[Result], repeat: int) ->
     for row in rows(block_results):
         style = "dim" if not row["fit_samples"] else None if row["ratio"] >= row["at_least"] else "yellow"
         table.add_row(
-            row["block"], row["work"], f"{row['puna']:.1f}", f"{row['best']:.1f}", row["against"],
+            row["comparison"], row["work"], f"{row['puna']:.1f}", f"{row['best']:.1f}", row["against"],
             f"{row['ratio']:.2f} x", f"{row['at_least']:.2f} x", f"{row['fit_samples']}/{repeat}",
             style=style,
         )  # fmt: skip

@@ -96,7 +96,7 @@ def test_json_history_replaces_the_models_answer(tiny_model):
         ("[" * 5000, "is not JSON"),
     ],
 )
-def test_json_lines_of_another_form_are_refused_with_their_number(tiny_model, line, words):
+def test_malformed_json_lines_are_refused_with_their_line_number(tiny_model, line, words):
     result = chat(tiny_model, "--json", input=f'"hi"\n\n{line}\n', status=1)
     assert "puna: message 2 on line 3: " in result.stderr
     assert words in result.stderr
@@ -208,7 +208,7 @@ def test_save_and_load_round_trip(conversation, tmp_path):
     assert conversation.messages == messages
 
 
-def test_save_replaces_no_other_file_and_load_refuses_it(conversation, tmp_path):
+def test_save_and_load_refuse_a_file_that_is_not_a_saved_conversation(conversation, tmp_path):
     (tmp_path / "thesis.txt").write_text("three years of work")
     with pytest.raises(PunaError, match="exists and is not a saved conversation"):
         command(conversation, f"/save {tmp_path}/thesis.txt")
@@ -221,7 +221,7 @@ def test_save_replaces_no_other_file_and_load_refuses_it(conversation, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "three years of work"
 
 
-def test_model_continues_the_conversation_with_another_model(conversation, tiny_model):
+def test_the_model_command_keeps_the_conversation(conversation, tiny_model):
     conversation.say("the llama")
     messages = list(conversation.messages)
     with pytest.raises(PunaError, match="no such file"):

@@ -30,7 +30,7 @@ LLAMA3: dict[str, Any] = {
 
 
 def write_model(folder: Path, generation: dict[str, Any] | None = None, **changes: Any) -> Path:
-    """Writes a folder with a SentencePiece tokenizer of 420 pieces; Meta's files of this shape are read as Llama 2."""
+    """Writes a Hugging Face folder with 420 SentencePiece pieces; converted to Meta's layout, it is read as Llama 2."""
     fields = {"vocab_size": 420, "max_position_embeddings": 4096, "bos_token_id": 1, "eos_token_id": 2}
     config = tiny_config(**fields | changes)
     write_folder(folder, config, tiny_tensors(config))
@@ -188,7 +188,7 @@ def test_rope_scaling_survives_metas_layout(theta: float, factor: float, tmp_pat
     text = "\n".join(outcome.notes)
     assert outcome.nll["after"] == pytest.approx(
         outcome.nll["before"], abs=1e-6
-    )  # --verify reads Meta's files as those of the release that has this factor
+    )  # --verify assumes the Llama release that has this RoPE factor
     version = "3.2" if factor == 32 else None
     assert ("read with llama_version 3.2" in text) == (version is not None)
     convert(tmp_path / "meta", tmp_path / "back", to="hf", llama_version=version)

@@ -32,7 +32,7 @@ class Kind:
     weighting: str = "square"
 
 
-KINDS = {
+FORMATS = {
     "iq4_nl": Kind(32, 127),
     "q2_K": Kind(16, 3, 15, np.arange(-0.5, 1.05, 0.1), "size"),
     "q3_K": Kind(16, 4, 32, weighting="typical"),
@@ -44,7 +44,7 @@ KINDS = {
 
 def weights(name: str, x: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
     """Returns the weight of each squared error in the search; x is (rows, columns)."""
-    kind = KINDS[name]
+    kind = FORMATS[name]
     if importance is not None and name == "q6_K":
         return np.broadcast_to(importance, x.shape)
     if importance is not None:
@@ -59,7 +59,7 @@ def weights(name: str, x: np.ndarray, importance: np.ndarray | None) -> np.ndarr
 
 def round_like_ggml(name: str, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
     """Returns x (rows, columns) rounded as by ggml; `weighted` selects the search that ggml uses with importances."""
-    kind = KINDS[name]
+    kind = FORMATS[name]
     if weighted and kind.steps is not None:
         kind = replace(kind, steps=np.arange(-0.9, 0.91, 0.05))
     blocks, weight = x.reshape(-1, kind.size), w.reshape(-1, kind.size)

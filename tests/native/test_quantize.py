@@ -22,25 +22,25 @@ SCALE_ROUNDING = 2.0**-21
 each. For constant values, or if one outlier dominates, it is the only error."""
 
 
-def sample_values(kind: str, columns: int = COLUMNS) -> np.ndarray:
+def sample_values(distribution: str, columns: int = COLUMNS) -> np.ndarray:
     random = np.random.default_rng(7)
     x = random.normal(0, 0.02, (ROWS, columns))
-    if kind == "heavy-tailed":
+    if distribution == "heavy-tailed":
         x = random.standard_t(2.5, x.shape) * 0.02
-    elif kind == "all positive":
+    elif distribution == "all positive":
         x = np.abs(x) + 0.01
-    elif kind == "constant":
+    elif distribution == "constant":
         x[:] = np.linspace(-0.9, 1.1, ROWS)[:, None]
-    elif kind == "all zero":
+    elif distribution == "all zero":
         x[:] = 0
-    elif kind == "one outlier":
+    elif distribution == "one outlier":
         x[np.arange(ROWS), random.integers(0, columns, ROWS)] = random.uniform(2, 4, ROWS)
-    elif kind == "tiny":
+    elif distribution == "tiny":
         x *= 1e-5
     return x.astype(np.float32)
 
 
-KINDS = ["gaussian", "heavy-tailed", "all positive", "constant", "all zero", "one outlier", "tiny"]
+DISTRIBUTIONS = ["gaussian", "heavy-tailed", "all positive", "constant", "all zero", "one outlier", "tiny"]
 
 
 def importance_of(columns: int = COLUMNS) -> np.ndarray:
@@ -59,29 +59,29 @@ def squared_error(x: np.ndarray, values: np.ndarray, weights: np.ndarray | float
     return float((weights * (values.astype(np.float64) - x) ** 2).sum())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("name", SIMPLE_FORMATS)
-def test_simple_formats_have_the_same_bytes_as_in_ggml(name, kind):
+def test_simple_formats_have_the_same_bytes_as_in_ggml(name, distribution):
     quants, gguf = pytest.importorskip("gguf.quants"), pytest.importorskip("gguf")
-    x = sample_values(kind, 736)  # 23 blocks; kernels quantise 16 at once, so the last group is not full
+    x = sample_values(distribution, 736)  # 23 blocks; kernels quantise 16 at once, so the last group is not full
     assert (quantise_f32(x, name) == quants.quantize(x, gguf.GGMLQuantizationType[name.upper()])).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_error_of_q8_0_is_that_of_ggml(kind):
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_the_error_of_q8_0_is_that_of_ggml(distribution):
     """The bytes may differ: values halfway between two levels may be rounded either way."""
     quants, gguf = pytest.importorskip("gguf.quants"), pytest.importorskip("gguf")
-    x = sample_values(kind, 736)
+    x = sample_values(distribution, 736)
     packed, expected = quantise_f32(x, "q8_0"), quants.quantize(x, gguf.GGMLQuantizationType.Q8_0)
     assert (packed != expected).mean() < 1e-3
     assert squared_error(x, decode(packed, "q8_0")) <= 1.001 * squared_error(x, decode(expected, "q8_0"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", reference.KINDS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("name", reference.FORMATS)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_errors_are_at_most_those_of_the_search_in_ggml(name, kind, weighted):
-    x = sample_values(kind)
+def test_errors_are_at_most_those_of_the_search_in_ggml(name, distribution, weighted):
+    x = sample_values(distribution)
     importance = importance_of() if weighted else None
     weights = reference.weights(name, x.astype(np.float64), importance)
     limit = squared_error(x, reference.round_like_ggml(name, x.astype(np.float64), weights, weighted), weights)
@@ -89,16 +89,16 @@ def test_errors_are_at_most_those_of_the_search_in_ggml(name, kind, weighted):
     assert measured <= 1.005 * limit + SCALE_ROUNDING * float((weights * x.astype(np.float64) ** 2).sum())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("name", WRITABLE_FORMATS)
-def test_importance_lowers_the_weighted_error(name, kind):
-    x, importance = sample_values(kind), importance_of()
+def test_importance_lowers_the_weighted_error(name, distribution):
+    x, importance = sample_values(distribution), importance_of()
     weights = importance.astype(np.float64) * np.ones(x.shape)
     plain, weighted = (
         squared_error(x, decode(quantise_f32(x, name, value), name), weights) for value in (None, importance)
     )
     assert weighted <= 1.05 * plain + SCALE_ROUNDING * float((weights * x.astype(np.float64) ** 2).sum())
-    if kind in ("gaussian", "all positive") and name != "q8_0":  # q8_0 ignores the importance
+    if distribution in ("gaussian", "all positive") and name != "q8_0":  # q8_0 ignores the importance
         assert weighted < 0.75 * plain
 
 
@@ -119,7 +119,7 @@ def test_importance_may_have_any_scale_and_be_zero(name):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_results_are_bit_identical_for_all_thread_counts_and_kernels(name, weighted, monkeypatch):
     """Bytes do not depend on threads, kernels, other rows, or the float type that stores the same values."""
-    x = np.concatenate([sample_values(kind) for kind in KINDS])
+    x = np.concatenate([sample_values(distribution) for distribution in DISTRIBUTIONS])
     importance = importance_of() if weighted else None
     expected = quantise_f32(x, name, importance, 1)
     for kernels in machine().kernels:

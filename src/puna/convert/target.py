@@ -93,7 +93,7 @@ def main_type(checkpoint: Checkpoint, dtype: BlockFormat | None) -> BlockFormat:
 
 
 def plain_tensors(checkpoint: Checkpoint, dtype: BlockFormat | None) -> dict[str, RowSource]:
-    """Returns the tensors in plain types, in the order of `expected_tensors`; matrices keep theirs without `dtype`."""
+    """Returns the tensors in plain types, in the order of `expected_tensors`; a `dtype` of None keeps plain types."""
     main = main_type(checkpoint, dtype)
     names = [name for name, _ in expected_tensors(checkpoint.config, checkpoint.head)]
     return {name: _plain(checkpoint.tensors[name], main, dtype) for name in names if name in checkpoint.tensors}

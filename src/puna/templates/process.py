@@ -55,7 +55,7 @@ class _Worker:
         self._write(marshal.dumps([str(folder) for folder in sys.path]))
 
     def ask(self, request: bytes) -> bytes:
-        """Returns the answer to a request; raises EOFError if the process ends before."""
+        """Returns the answer to a request; raises EOFError if the process ends before it answers."""
         assert self._process.stdout
         self._write(SIZE.pack(len(request)) + request)
         size = self._process.stdout.read(SIZE.size)
@@ -67,7 +67,9 @@ class _Worker:
 
     def _write(self, data: bytes) -> None:
         assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError):  # reading then finds the end of the answers
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # the process has ended: the next read in `ask` finds the end of the file
             self._process.stdin.write(data)
             self._process.stdin.flush()
 

@@ -133,7 +133,7 @@ def pre_name(vocabulary: GgufVocabulary) -> str:
     Files converted before April 2024 do not name it; those of Llama 3 are detected by their first special token.
 
     Raises:
-        TokenizerError: the file has no name; a guess could give other ids (github.com/ggml-org/llama.cpp/pull/6920).
+        TokenizerError: no name; a wrong guess would give wrong ids (github.com/ggml-org/llama.cpp/pull/6920).
     """
     llama3 = len(vocabulary.tokens) > LLAMA3_BOS and vocabulary.tokens[LLAMA3_BOS] == "<|begin_of_text|>"
     name: str = _get(vocabulary.metadata, PREFIX + "pre", str, "llama-bpe" if llama3 else None)
@@ -174,7 +174,9 @@ def _numbers(metadata: Mapping[str, Any], key: str, count: int, default: float) 
         values = np.asarray(metadata[key], dtype=np.float64)
     except (TypeError, ValueError) as exc:
         raise TokenizerError(f"{key}: expected an array of numbers ({exc})") from exc
-    if values.shape != (count,) or not (np.abs(values) <= np.finfo(np.float32).max).all():
-        raise TokenizerError(f"{key}: {values.shape} values, or some not finite; expected one finite number per token")
+    if values.shape != (count,):
+        raise TokenizerError(f"{key} has {values.size} values; expected {count}, one finite number per token")
+    if not (np.abs(values) <= np.finfo(np.float32).max).all():
+        raise TokenizerError(f"{key} has values that are not finite in float32; expected one finite number per token")
     numbers: list[float] = values.tolist()
     return numbers

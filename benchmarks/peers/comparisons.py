@@ -45,7 +45,7 @@ class Runner:
         name: shown in tables.
         environment: folder of the engine's virtual environment.
         worker: module of the package `peers` that runs the engine.
-        file: file or folder that the engine loads, in the folder of the model's shape.
+        file: file or folder that the engine loads, relative to the folder of the model.
         options: settings passed to the worker.
     """
 
@@ -57,8 +57,12 @@ class Runner:
 
 
 @dataclass(frozen=True)
-class Block:
-    """One comparison: engines that take turns on one model."""
+class Comparison:
+    """Engines that take turns on one model.
+
+    Attributes:
+        shape: the dimensions of the model, a key of `SHAPES`; "" for a file of the user.
+    """
 
     name: str
     shape: str
@@ -89,8 +93,8 @@ def _transformers_runner(dtype: str) -> Runner:
     return Runner(f"transformers {dtype}", "onnxruntime", "run_transformers", "hf", (("dtype", dtype),))
 
 
-def _gguf_block(shape: str, file: str, works: tuple[Work, ...], *peers: Runner) -> Block:
-    return Block(
+def _gguf_comparison(shape: str, file: str, works: tuple[Work, ...], *peers: Runner) -> Comparison:
+    return Comparison(
         f"{shape}-{file}", shape, (_puna_runner(f"{file}.gguf"), *_llama_runners(f"{file}.gguf"), *peers), works
     )
 
@@ -99,31 +103,31 @@ _ONE_SEQUENCE = (PREFILL_512, DECODE_AT_512, DECODE_AT_16)
 _INT4 = (_onnxruntime_runner("int4"), _openvino_runner("int4"))
 _INT8 = (_onnxruntime_runner("int8"), _openvino_runner("int8"))
 _FLOAT = (_openvino_runner("float"), _transformers_runner("bfloat16"), _transformers_runner("float32"))
-BLOCKS = (
-    _gguf_block("smollm2", "q4_1", _ONE_SEQUENCE),
-    _gguf_block("smollm2", "q4_0", _ONE_SEQUENCE, *_INT4),
-    _gguf_block("smollm2", "q8_0", _ONE_SEQUENCE, *_INT8),
-    _gguf_block("smollm2", "bf16", _ONE_SEQUENCE, *_FLOAT),
-    _gguf_block("1.1b", "q4_0", (*_ONE_SEQUENCE, DECODE_16_SEQUENCES), *_INT4),
-    _gguf_block("1.1b", "q4_k_m", _ONE_SEQUENCE, *_INT4),
-    _gguf_block("1.1b", "q8_0", _ONE_SEQUENCE, *_INT8),
-    _gguf_block("1.1b", "bf16", _ONE_SEQUENCE, *_FLOAT),
-    _gguf_block("7b", "q4_0", _ONE_SEQUENCE),
-    _gguf_block("15m", "q4_0", _ONE_SEQUENCE, *_INT4),
-    _gguf_block("15m", "q8_0", _ONE_SEQUENCE, _INT4[0], *_INT8),
+COMPARISONS = (
+    _gguf_comparison("smollm2", "q4_1", _ONE_SEQUENCE),
+    _gguf_comparison("smollm2", "q4_0", _ONE_SEQUENCE, *_INT4),
+    _gguf_comparison("smollm2", "q8_0", _ONE_SEQUENCE, *_INT8),
+    _gguf_comparison("smollm2", "bf16", _ONE_SEQUENCE, *_FLOAT),
+    _gguf_comparison("1.1b", "q4_0", (*_ONE_SEQUENCE, DECODE_16_SEQUENCES), *_INT4),
+    _gguf_comparison("1.1b", "q4_k_m", _ONE_SEQUENCE, *_INT4),
+    _gguf_comparison("1.1b", "q8_0", _ONE_SEQUENCE, *_INT8),
+    _gguf_comparison("1.1b", "bf16", _ONE_SEQUENCE, *_FLOAT),
+    _gguf_comparison("7b", "q4_0", _ONE_SEQUENCE),
+    _gguf_comparison("15m", "q4_0", _ONE_SEQUENCE, *_INT4),
+    _gguf_comparison("15m", "q8_0", _ONE_SEQUENCE, _INT4[0], *_INT8),
 )
 
 
-def block_of_file(path: Path) -> Block:
-    """Returns a block that compares puna with llama.cpp on the user's GGUF file."""
-    return Block(path.name, "", (_puna_runner(str(path)), *_llama_runners(str(path))), _ONE_SEQUENCE)
+def comparison_of_file(path: Path) -> Comparison:
+    """Returns the comparison of puna with llama.cpp on the user's GGUF file."""
+    return Comparison(path.name, "", (_puna_runner(str(path)), *_llama_runners(str(path))), _ONE_SEQUENCE)
 
 
 @dataclass(frozen=True)
-class Row:
-    """A target: puna's speed relative to the fastest engine whose name starts with one of `against`."""
+class Target:
+    """The ratio that puna's speed must reach to the fastest engine whose name starts with one of `against`."""
 
-    block: str
+    comparison: str
     work: Work
     against: tuple[str, ...]
     target: float
@@ -132,28 +136,28 @@ class Row:
 _ALL = ("llama.cpp", "onnxruntime-genai", "openvino", "transformers")
 _LLAMA_AND_ONNXRUNTIME = ("llama.cpp", "onnxruntime-genai")
 _OPENVINO = ("openvino",)
-ROWS = (
-    Row("smollm2-q4_1", DECODE_AT_16, ("llama.cpp",), 2.0),
-    Row("smollm2-q4_1", DECODE_AT_512, ("llama.cpp",), 2.2),
-    Row("smollm2-q4_1", PREFILL_512, ("llama.cpp",), 5.0),
-    Row("smollm2-q4_0", DECODE_AT_16, _LLAMA_AND_ONNXRUNTIME, 1.4),
-    Row("smollm2-q4_0", DECODE_AT_512, _LLAMA_AND_ONNXRUNTIME, 1.5),
+TARGETS = (
+    Target("smollm2-q4_1", DECODE_AT_16, ("llama.cpp",), 2.0),
+    Target("smollm2-q4_1", DECODE_AT_512, ("llama.cpp",), 2.2),
+    Target("smollm2-q4_1", PREFILL_512, ("llama.cpp",), 5.0),
+    Target("smollm2-q4_0", DECODE_AT_16, _LLAMA_AND_ONNXRUNTIME, 1.4),
+    Target("smollm2-q4_0", DECODE_AT_512, _LLAMA_AND_ONNXRUNTIME, 1.5),
     *(
-        Row(f"{shape}-{file}", PREFILL_512, _OPENVINO, 1.25)
+        Target(f"{shape}-{file}", PREFILL_512, _OPENVINO, 1.25)
         for shape in ("smollm2", "1.1b")
         for file in ("q4_0", "q8_0")
     ),
-    *(Row(f"1.1b-{file}", DECODE_AT_16, _LLAMA_AND_ONNXRUNTIME, 1.2) for file in ("q4_0", "q4_k_m")),
-    *(Row(f"1.1b-{file}", DECODE_AT_512, _LLAMA_AND_ONNXRUNTIME, 1.3) for file in ("q4_0", "q4_k_m")),
-    *(Row(f"1.1b-{file}", work, _ALL, 1.1) for file in ("q8_0", "bf16") for work in (DECODE_AT_16, DECODE_AT_512)),
-    Row("1.1b-bf16", PREFILL_512, _OPENVINO, 1.15),
-    Row("7b-q4_0", DECODE_AT_512, ("llama.cpp",), 1.3),
-    Row("7b-q4_0", PREFILL_512, ("llama.cpp",), 2.2),
+    *(Target(f"1.1b-{file}", DECODE_AT_16, _LLAMA_AND_ONNXRUNTIME, 1.2) for file in ("q4_0", "q4_k_m")),
+    *(Target(f"1.1b-{file}", DECODE_AT_512, _LLAMA_AND_ONNXRUNTIME, 1.3) for file in ("q4_0", "q4_k_m")),
+    *(Target(f"1.1b-{file}", work, _ALL, 1.1) for file in ("q8_0", "bf16") for work in (DECODE_AT_16, DECODE_AT_512)),
+    Target("1.1b-bf16", PREFILL_512, _OPENVINO, 1.15),
+    Target("7b-q4_0", DECODE_AT_512, ("llama.cpp",), 1.3),
+    Target("7b-q4_0", PREFILL_512, ("llama.cpp",), 2.2),
     *(
-        Row(f"15m-{file}", work, ("onnxruntime-genai int4",), 1.2)
+        Target(f"15m-{file}", work, ("onnxruntime-genai int4",), 1.2)
         for file in ("q4_0", "q8_0")
         for work in (DECODE_AT_16, DECODE_AT_512)
     ),
-    Row("1.1b-q4_0", DECODE_16_SEQUENCES, ("llama.cpp",), 2.0),
-    Row("1.1b-q4_0", DECODE_16_SEQUENCES, _OPENVINO, 1.3),
+    Target("1.1b-q4_0", DECODE_16_SEQUENCES, ("llama.cpp",), 2.0),
+    Target("1.1b-q4_0", DECODE_16_SEQUENCES, _OPENVINO, 1.3),
 )
