@@ -201,6 +201,7 @@ def test_info_json_describes_the_installation():
         (["perplexity", "-m", "{tiny}", "{text}", "-c", "999"], 1, "the model's context is 256; give at most that"),
         (["convert", "{tiny}", "out", "--to", "ggml"], 2, "'hf', 'meta', 'gguf'"),
         (["convert", "{tiny}", "out", "--quantize", "q9"], 2, "'q9' is unknown"),
+        (["convert", "{tiny}", "out", "--quantize", "q8_0", "--calibrate", "{text}s"], 1, "Did you mean {text}?"),
         (["pull", "no-owner"], 2, "is not a model of the hub"),
     ],
 )

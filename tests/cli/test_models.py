@@ -162,6 +162,7 @@ def complete(line: str, environment: dict[str, str], folder: Path) -> list[str]:
     return run.stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash_completes_commands_choices_and_models(tmp_path):
     add(tmp_path / "hub", "Andes/Tiny-Llama", {"config.json": b"{}"})

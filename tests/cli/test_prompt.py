@@ -44,6 +44,7 @@ def test_a_device_on_standard_input_is_not_read(tiny_model):
         assert subprocess.run(command, stdin=endless, timeout=60, capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_pipe_that_stays_open_is_announced(tiny_model):
     reading, writing = os.pipe()
     command = [sys.executable, "-m", "puna", "generate", "say", "-m", str(tiny_model), "-n", "1", "--quiet"]
@@ -84,6 +85,7 @@ def test_a_prompt_is_printed_only_if_it_is_an_argument(tiny_model, tmp_path):
 def test_verbose_prints_the_steps_and_where_an_error_was_raised(tiny_model):
     result = run("generate", "the llama", "-m", str(tiny_model), "-n", "1", "-v")
     assert "native backend, context of 256 tokens" in result.stderr
+    assert "answer: 1 tokens at" in result.stderr
     assert "locate_model" in run("generate", "x", "-m", "/nowhere", "-v").stderr
 
 

@@ -9,8 +9,9 @@ import typer
 
 from puna.cli import options
 from puna.cli.conversion import Display
-from puna.cli.models import complete_model, expand, similar_models
+from puna.cli.models import complete_model, expand, similar_file, similar_models
 from puna.cli.terminal import command, is_quiet, print_json, printable, size, usage_errors
+from puna.errors import RequestError
 
 if TYPE_CHECKING:
     from puna.convert import Converted
@@ -114,6 +115,8 @@ def convert(
             check_calibration(quantize)
         if shard_size is not None:
             parse_size(shard_size)
+    if calibrate is not None and not calibrate.exists():
+        raise RequestError(f"{calibrate} cannot be read: no such file.{similar_file(calibrate)}")
     with similar_models(src), Display(verify=verify, show_plan=not json) as display:
         converted = convert_model(
             expand(src), dst, to=to, dtype=dtype, quantize=quantize, shard_size=shard_size, shards=shards,

@@ -12,7 +12,7 @@ import typer
 from puna.cli import options
 from puna.cli.loading import Loader
 from puna.cli.prompt import read_prompt
-from puna.cli.terminal import command, is_quiet, is_watched, print_json, status, stderr_console, write
+from puna.cli.terminal import command, detail, is_quiet, is_watched, print_json, status, stderr_console, write
 from puna.errors import RequestError
 
 if TYPE_CHECKING:
@@ -163,9 +163,11 @@ def _report(completion: Completion) -> dict[str, object]:
 
 
 def _print_speed(completion: Completion) -> None:
+    text = (
+        f"prompt: {len(completion.prompt_ids)} tokens at {completion.prefill_tokens_per_second:.0f}/s, "
+        f"answer: {len(completion.ids)} tokens at {completion.decode_tokens_per_second:.0f}/s"
+    )
     if is_watched():
-        stderr_console().print(
-            f"prompt: {len(completion.prompt_ids)} tokens at {completion.prefill_tokens_per_second:.0f}/s, "
-            f"answer: {len(completion.ids)} tokens at {completion.decode_tokens_per_second:.0f}/s",
-            style="dim",
-        )
+        stderr_console().print(text, style="dim")
+    else:
+        detail(text)
