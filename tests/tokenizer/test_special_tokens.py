@@ -256,6 +256,7 @@ def test_clean_up_of_a_bpe_tokenizer_depends_on_the_argument_alone(tmp_path, sp_
     for tokenizer in [*tokenizers, load_tokenizer(tmp_path)]:
         ids = tokenizer.encode(TEXT, add_special_tokens=False)
         assert tokenizer.clean_up_tokenization_spaces is bool(flag)
+        assert any("clean_up_tokenization_spaces has no effect" in note for note in tokenizer.notes) is bool(flag)
         assert tokenizer.decode(ids) == tokenizer.batch_decode([ids])[0] == TEXT
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == TEXT
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=True) == clean_up(TEXT) != TEXT

@@ -7,7 +7,7 @@ functions of other modules that the class body assigns.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -124,6 +124,12 @@ class TokenizerBase(ABC):
     @abstractmethod
     def _add(self, tokens: Sequence[AddedToken]) -> int:
         """Registers tokens; tokens outside the vocabulary get the next ids. Returns the number of new ids."""
+
+    def _set_notes(self, notes: Iterable[str]) -> None:
+        """Sets the notes on the files from which this tokenizer was made."""
+        self.notes = list(notes)
+        if self.clean_up_tokenization_spaces and not self._cleans_up:
+            self.notes.append("clean_up_tokenization_spaces has no effect on a BPE vocabulary, as in transformers 5")
 
     @abstractmethod
     def _encode(self, inputs: Sequence[Input]) -> list[Encoding]:

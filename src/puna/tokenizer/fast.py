@@ -110,7 +110,7 @@ class LlamaTokenizerFast(TokenizerBase):
         _add_listed(recipe.pipeline, listed)
         tokenizer = cls(recipe.vocab_file, tokenizer_object=recipe.pipeline, literal=recipe.literal, **arguments)
         ids = [(token.content, index) for index, token in listed.items()]
-        tokenizer.notes = [*recipe.notes, *numbering_notes("the configuration", recipe.pipeline, ids)]
+        tokenizer._set_notes([*recipe.notes, *numbering_notes("the configuration", recipe.pipeline, ids)])
         # The assignment rebuilds the post-processor, so assign only a different value.
         if recipe.add_bos is not None and recipe.add_bos != tokenizer.add_bos_token:
             tokenizer.add_bos_token = recipe.add_bos

@@ -118,11 +118,11 @@ class LlamaTokenizer(TokenizerBase):
             recipe.vocab_file, behaviour=recipe.behaviour, model_proto=recipe.model_proto, **recipe.arguments
         )
         ids = range(tokenizer.vocab_size, max(tokenizer.added_tokens_decoder, default=0))
-        if missing := [index for index in ids if index not in tokenizer.added_tokens_decoder]:
-            tokenizer.notes.append(
-                f"{len(missing)} ids between the added tokens, such as {missing[0]}, have no token; "
-                "transformers 5 numbers the added tokens without gaps"
-            )
+        missing = [index for index in ids if index not in tokenizer.added_tokens_decoder]
+        note = (
+            "ids between the added tokens, such as {}, have no token; transformers 5 numbers added tokens without gaps"
+        )
+        tokenizer._set_notes([f"{len(missing)} {note.format(missing[0])}"] if missing else [])
         return tokenizer
 
     def _load_engine(self) -> None:
@@ -274,7 +274,7 @@ class LlamaTokenizer(TokenizerBase):
         """Returns a new stream that decodes as `decode` does, with its default settings but without clean-up."""
         return self._stream(skip_special_tokens, " ")
 
-    _cleans_up = False
+    _cleans_up = False  # as in transformers 5.23, where this class is a BPE tokenizer
 
     def _stream(self, skip: bool, separator: str) -> TextStream:
         skipped = frozenset(self.skipped_tokens() if skip else ())

@@ -56,9 +56,9 @@ class StreamDecoder:
 
     Args:
         prompt_ids: ids whose text is not returned. The decoder returns `decode(prompt_ids + ids)` without its longest
-            common prefix with `decode(prompt_ids)`. This differs from the text after `decode(prompt_ids)` only if the
-            prompt ends inside a character: if the ids complete the character, they own it; if not, its U+FFFD belong to
-            the prompt.
+            common prefix with `decode(prompt_ids)`. This is the text after `decode(prompt_ids)`, unless the ids change
+            the end of the prompt's text: an incomplete character belongs to the ids that complete it; a run of byte
+            tokens may become invalid; and "hf-legacy" inserts a space before a segment if special tokens are shown.
     """
 
     def __init__(
