@@ -14,7 +14,7 @@ from puna import LLM
 from puna.errors import RequestError
 from tests.helpers.random_weights import random_state
 from tests.helpers.tiny_checkpoints import tiny_config, write_gguf
-from tests.helpers.torch_files import BACKENDS
+from tests.helpers.torch_files import BACKENDS, needs_torch
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 PROMPT = "the llama"
@@ -49,6 +49,16 @@ def test_settings_of_the_file_equal_explicit_options(with_settings, tiny_model, 
     messages = [{"role": "user", "content": PROMPT}]
     chat = plain.chat(messages, max_tokens=30, seed=1, **OPTIONS)
     assert llm.chat(messages, max_tokens=30, seed=1).ids == chat.ids
+
+
+@needs_torch
+def test_both_backends_sample_the_same_answers(with_settings):
+    native, torch = (with_settings(SAMPLED, backend) for backend in ("native", "torch"))
+    for seed in range(5):
+        assert (
+            native.generate(PROMPT, max_tokens=30, seed=seed).ids
+            == torch.generate(PROMPT, max_tokens=30, seed=seed).ids
+        )
 
 
 @backends

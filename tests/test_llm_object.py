@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import subprocess
 import sys
 import weakref
 from dataclasses import replace
@@ -212,3 +213,20 @@ def test_answers_of_requests_are_not_affected_by_a_memory_error(tiny_model, monk
             llm.generate("the llama", max_tokens=9)
     assert isinstance(llm.start("the llama", max_tokens=9)[0], Answer)
     assert llm.generate("the llama", max_tokens=9).ids == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_the_default_model_runs_in_two_gigabytes_of_address_space(smollm2):
+    script = (
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2_000_000 * 1024, resource.RLIM_INFINITY))\n"
+        "from puna import LLM\n"
+        "llm = LLM()\n"
+        "print(llm._backend.cache_tokens, llm.generate('Gravity is', max_tokens=12).text)\n"
+        "print(len(llm.generate([100] * 8000, max_tokens=2, stop=None).ids) <= 2)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    tokens, _, text = run.stdout.splitlines()[0].partition(" ")
+    assert 8192 <= int(tokens) < 16 * 8192, run.stderr
+    assert "physics" in text and run.stdout.endswith("True\n"), run.stderr

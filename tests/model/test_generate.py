@@ -63,6 +63,11 @@ def test_sampling_draws_the_same_tokens_as_transformers(
     assert not torch.equal(result, model.generate(IDS, **common, **settings))
 
 
+def test_top_k_of_minus_one_samples_from_all_tokens(models: tuple[LlamaForCausalLM, Any]) -> None:
+    results = [models[0].generate(IDS, max_new_tokens=20, do_sample=True, top_k=k, seed=3) for k in (-1, 0, 1)]
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[1], results[2])
+
+
 @pytest.mark.parametrize("value", [0.0, 0.05, 0.3, 0.9, 0.999])
 def test_filters_equal_the_logits_processors_of_transformers(value: float) -> None:
     torch.manual_seed(0)

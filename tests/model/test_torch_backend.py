@@ -126,3 +126,25 @@ def test_an_interrupted_step_can_be_repeated(backend: TorchBackend) -> None:
     backend.forward([Chunk(5, IDS[:2], 5)])  # tokens of the interrupted step
     assert (backend.forward([Chunk(5, IDS[3:5], 3)]) == expected).all()
     backend.free(5)
+
+
+def test_exhausted_memory_is_an_error_with_the_amount(backend: TorchBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def allocate(*arguments: object, **options: object) -> torch.Tensor:
+        return torch.empty(2**50, dtype=torch.uint8)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend.model.model, "forward", allocate)
+        with pytest.raises(BackendError, match=r"memory is exhausted \(.*tried to allocate 1125899906842624 bytes"):
+            backend.forward([Chunk(0, IDS, 0)])
+    with monkeypatch.context() as patch:
+        patch.setattr(backend.model.model, "forward", lambda *arguments, **options: torch.zeros(2) @ torch.zeros(3))
+        with pytest.raises(RuntimeError, match="size"):
+            backend.forward([Chunk(0, IDS, 0)])
+    assert backend.forward([Chunk(0, IDS, 0)]).shape == (1, backend.config.vocab_size)
+
+
+def test_a_closed_backend_is_an_error(backend: TorchBackend) -> None:
+    backend.close()
+    backend.close()
+    with pytest.raises(BackendError, match="the model is closed; load it again"):
+        backend.forward([Chunk(0, IDS, 0)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +68,8 @@ class TorchBackend:
         chosen = choose_dtype(default if dtype is None else str(dtype).removeprefix("torch."), checkpoint)
         if threads is not None:
             torch.set_num_threads(threads)
-        return cls(load(LlamaForCausalLM, checkpoint, checkpoint.config, chosen, target))
+        with _memory_errors():
+            return cls(load(LlamaForCausalLM, checkpoint, checkpoint.config, chosen, target))
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
         """Extends the caches by the batch's tokens; returns logits, (sum of the chunks' `logits`, vocab_size).
@@ -77,8 +80,9 @@ class TorchBackend:
         if self._closed:
             raise BackendError("the model is closed; load it again")
         check_batch(batch, self.config.vocab_size, {slot: cache.length for slot, cache in self._caches.items()})
-        rows = [self._run(chunk) for chunk in batch]
-        return np.concatenate([np.empty((0, self.config.vocab_size), np.float32), *rows])
+        with _memory_errors():
+            rows = [self._run(chunk) for chunk in batch]
+            return np.concatenate([np.empty((0, self.config.vocab_size), np.float32), *rows])
 
     def free(self, slot: int) -> None:
         """Frees the cache of `slot`, if there is one."""
@@ -105,3 +109,17 @@ class TorchBackend:
             return np.empty((0, self.config.vocab_size), np.float32)
         logits: NDArray[np.float32] = self.model.lm_head(states).float().cpu().numpy()  # (logits, vocab_size)
         return logits
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turns PyTorch's errors for exhausted memory into a BackendError. On the CPU they have no class."""
+    try:
+        yield
+    except RuntimeError as exc:
+        if not isinstance(exc, torch.OutOfMemoryError) and "allocate memory" not in str(exc):
+            raise
+        raise BackendError(
+            f"memory is exhausted ({str(exc).splitlines()[0]}); free memory, raise the limit of this process (ulimit "
+            "-v), or use a smaller model, a shorter text or a smaller dtype"
+        ) from exc
