@@ -119,6 +119,9 @@ ODD: dict[str, Odd] = {
         },
         note="scales nothing",
     ),
+    "llama3 rope by 1 without its keys": Odd(
+        {**NO_ROPE, "rope_scaling": {"type": "llama3", "factor": 1}}, note="scales nothing", reference=False
+    ),
     "linear rope with keys of yarn": Odd(
         {
             **NO_ROPE,

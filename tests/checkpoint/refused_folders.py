@@ -148,5 +148,9 @@ REFUSED: dict[str, Odd] = {
         tensors=replaced("up_proj.weight", "up_proj.Qidxs"),
         error=r"quip according to quantization_config in config\.json",
     ),
+    "two files without an index": Odd(
+        files=["a.safetensors", "b.safetensors"],
+        error=r"2 safetensors files \(a\.safetensors, b\.safetensors\) without an index",
+    ),
     "no weights": Odd(edit=delete("model.safetensors"), error="no weights"),
 }

@@ -13,7 +13,9 @@ from puna import LLM, load_tokenizer
 from puna.checkpoint import inspect_checkpoint, open_checkpoint
 from puna.config import LlamaConfig
 from puna.errors import ModelNotFoundError, PunaError
+from puna.formats.torch_zip import open_torch_zip
 from tests.golden.files import LAYOUTS
+from tests.helpers.torch_files import save_torch
 
 GOLDEN = LAYOUTS["hf"]
 COMMITS = ["0" * 40, "1" * 40]
@@ -76,6 +78,18 @@ def test_the_configuration_of_an_adapter_next_to_a_gguf_file_is_ignored(tmp_path
     shutil.copy(LAYOUTS["gguf"], tmp_path / "model.gguf")
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     assert open_checkpoint(tmp_path).kind == "gguf"
+
+
+def test_wrappers_of_meta_s_models_are_noted(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(LAYOUTS["meta"], tmp_path / "model"))
+    file = folder / "consolidated.00.pth"
+    tensors = {
+        name: tensor.to_float32() for name, tensor in open_torch_zip(LAYOUTS["meta"] / file.name).tensors.items()
+    }
+    save_torch({f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()}, file)
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.tensors.keys() == open_checkpoint(LAYOUTS["meta"]).tensors.keys()
+    assert any("_orig_mod., module. of a wrapper" in note for note in checkpoint.notes)
 
 
 def test_nulls_in_meta_s_parameters_change_nothing(tmp_path: Path) -> None:

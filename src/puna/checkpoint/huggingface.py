@@ -53,6 +53,12 @@ def find_weight_files(folder: Path) -> WeightFiles:
             return WeightFiles(shards, notes=(f"no index lists the {len(shards)} shards; all of them are read",))
     if len(others) == 1:  # AutoGPTQ's file name contains the number of bits
         return WeightFiles((others[0],))
+    if others:
+        names = ", ".join(path.name for path in others[:5])
+        raise CheckpointError(
+            f"{folder}: {len(others)} safetensors files ({names}) without an index or the names of shards; add "
+            f"{WEIGHT_FILES[0]}.index.json"
+        )
     names = ", ".join(f"{name}[.index.json]" for name in WEIGHT_FILES)
     raise CheckpointError(f"{folder}: no weights: the folder contains no {names} or .gguf file. Download it again")
 

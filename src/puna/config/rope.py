@@ -177,13 +177,16 @@ def _read_settings(field: str, inner: dict[str, Any], context: RopeContext, note
     if kind == "default":
         return None
     _add_derived(kind, inner, context)
-    if missing := sorted(required - inner.keys()):
-        raise ConfigError(f"{field} of type {kind!r} lacks {', '.join(missing)}")
-    settings = {"rope_type": kind, **_check_values(field, kind, inner, context)}
-    if kind != "longrope" and settings["factor"] == 1 and settings.get("attention_factor", 1) == 1:
+    if kind != "longrope" and _is_one(inner.get("factor")) and _is_one(inner.get("attention_factor", 1)):
         notes.append(f"{field} of type {kind!r} has a factor of 1, which scales nothing")
         return None
-    return settings
+    if missing := sorted(required - inner.keys()):
+        raise ConfigError(f"{field} of type {kind!r} lacks {', '.join(missing)}")
+    return {"rope_type": kind, **_check_values(field, kind, inner, context)}
+
+
+def _is_one(value: Any) -> bool:
+    return value == 1 and not isinstance(value, bool)
 
 
 def _add_derived(kind: str, inner: dict[str, Any], context: RopeContext) -> None:
