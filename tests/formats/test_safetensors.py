@@ -76,7 +76,7 @@ def test_reading_returns_views_and_writing_holds_at_most_two_tensors(tmp_path: P
     assert maximum <= 2  # a tensor is produced before the writer's variable releases the previous one
     file = open_safetensors(tmp_path / "a")
     assert [int(tensor.data[0]) for tensor in file.tensors.values()] == list(range(20))
-    assert not file.tensors["t3"].data.flags.owndata and not file.tensors["t3"].data.flags.writeable
+    assert not file.tensors["t3"].raw.flags.owndata and not file.tensors["t3"].raw.flags.writeable
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class Weight:
 
     @property
     def data(self) -> Bytes:
-        """The packed bytes, flat, with rows in the files' order; a view of the file where possible."""
+        """The packed bytes, flat, with rows in the files' order."""
         if len(self.parts) == 1:
             return self.parts[0].data
         return self._take_stored(np.arange(self.shape[0])).reshape(-1)
@@ -107,7 +107,7 @@ class Weight:
         return self._take_stored(rows if self.order is None else self.order[rows])
 
     def rows(self) -> Bytes:
-        """Returns the packed bytes, (rows, bytes per row), a view of the file if possible; a vector is *one* row."""
+        """Returns the packed bytes, (rows, bytes per row); a vector is *one* row."""
         rows = self._rows_in_order()
         return rows if len(self.shape) > 1 else rows.reshape(1, -1)
 

@@ -61,11 +61,13 @@ def folder_path(path: str | Path) -> Path:
         raise StorageError("the folder's name is empty; give a folder to save into")
     try:
         encoded = os.fsencode(path)
-        is_valid = b"\0" not in encoded and max(map(len, encoded.split(b"/"))) <= _LONGEST_NAME
     except UnicodeEncodeError:  # a lone surrogate
-        is_valid = False
-    if not is_valid:
+        encoded = b"\0"
+    if b"\0" in encoded:
         raise StorageError(f"{str(path)!r:.120} cannot be the name of a file; choose another name")
+    longest = max(map(len, encoded.split(b"/")))
+    if longest > _LONGEST_NAME:
+        raise StorageError(f"File name too long: {str(path)!r:.120} has {longest} bytes; the limit is {_LONGEST_NAME}")
     return Path(path)
 
 

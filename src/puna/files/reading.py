@@ -53,7 +53,8 @@ def read_file(path: Path, error: type[PunaError], limit: int) -> bytes:
         if not has_file(path, error):
             raise ModelNotFoundError(f"{path}: no such file")
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(size, limit) + 1)  # allocates this size at once
     if len(data) > limit:
         raise error(f"{path}: more than {limit} bytes; the limit of such files is {limit}. Is this the right file?")
     return data

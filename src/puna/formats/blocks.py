@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from puna.errors import CheckpointError
 from puna.formats import decoders, grid_decoders
 from puna.formats.decoders import Bytes, Floats
-from puna.formats.mapped import release
+from puna.formats.mapped import read_bytes, release
 
 MAX_AXES = 8
 """Maximum number of axes of a tensor; LLaMA weights have one or two."""
@@ -74,7 +74,7 @@ class StoredTensor:
 
     Attributes:
         shape: outermost axis first.
-        raw: the bytes, a view of the file, with any shape and strides such that `ravel` returns the blocks in order.
+        raw: the bytes, a view of a mapped file, of any shape and strides such that `ravel` returns the blocks in order.
 
     Raises:
         CheckpointError: too many axes, an axis that is not positive, or a number of bytes that does not fit the shape.
@@ -102,18 +102,23 @@ class StoredTensor:
 
     @property
     def data(self) -> Bytes:
-        """The flat bytes: a view of the file if they are contiguous in the file, else a copy."""
-        return np.ascontiguousarray(self.raw).reshape(-1)
+        """The flat bytes, read from the file."""
+        return np.ascontiguousarray(read_bytes(self.raw)).reshape(-1)
 
     def to_float32(self) -> Floats:
         """Returns the values as a new array of `shape`."""
         return self.format.decode(self.data).reshape(self.shape)
 
     def take(self, rows: NDArray[np.intp]) -> Bytes:
-        """Returns the bytes of rows (elements of a vector), (rows, bytes per row); a view if rows are consecutive."""
+        """Returns the bytes of rows (elements of a vector), (rows, bytes per row), read from the file."""
         raw = self.raw.reshape(self.shape[0], -1) if self.raw.ndim == 1 else self.raw
         consecutive = len(rows) and int(rows[-1]) - int(rows[0]) == len(rows) - 1 and bool((np.diff(rows) == 1).all())
-        selection = raw[int(rows[0]) : int(rows[-1]) + 1] if consecutive else raw[rows]
+        if consecutive:
+            selection = read_bytes(raw[int(rows[0]) : int(rows[-1]) + 1])
+        elif raw.flags.c_contiguous and len(rows):
+            selection = np.stack([read_bytes(raw[row]) for row in rows])
+        else:
+            selection = raw[rows]
         return selection.reshape(len(rows), math.prod(selection.shape[1:]))
 
     def release(self) -> None:

@@ -182,18 +182,24 @@ class GroupedMatrix:
     def _zeros(self) -> Bytes:
         return self.packing.zeros(_words(self.qzeros))
 
+    @cached_property
+    def _packed(self) -> NDArray[np.int32]:
+        """`qweight`, in memory until `release`: the threads of `take` read other outputs of the same words."""
+        return _words(self.qweight)
+
     def take(self, outputs: Index) -> Bytes:
         """Returns the packed bytes of the given rows, (rows, bytes per row).
 
         Raises:
             CheckpointError: a value is too large for float16.
         """
+        _ = self._packed  # read once, before the threads start
         unpack = self._plain if self.format.values == 1 else self._blocks
         return unpack_rows(unpack, outputs, self.shape[1], self.row_memory)
 
     def _blocks(self, outputs: Index) -> Bytes:
         """Returns rows of q4_0 or q4_1 blocks: scale, minimum (q4_1), 16 bytes with integers k and k + 16."""
-        numbers = self.packing.numbers(_words(self.qweight), outputs).reshape(len(outputs), -1, 2, _BLOCK // 2)
+        numbers = self.packing.numbers(self._packed, outputs).reshape(len(outputs), -1, 2, _BLOCK // 2)
         scales = _row_scales(self.scales, outputs)
         fields = [scales]
         if self.format.name == "q4_1":
@@ -206,7 +212,7 @@ class GroupedMatrix:
         return blocks.reshape(len(outputs), -1)
 
     def _plain(self, outputs: Index) -> Bytes:
-        numbers = self.packing.numbers(_words(self.qweight), outputs).astype(np.float32)
+        numbers = self.packing.numbers(self._packed, outputs).astype(np.float32)
         zeros = self._zeros[:, outputs].T[:, self.groups]
         return self._pack(_row_scales(self.scales, outputs)[:, self.groups] * (numbers - zeros)).reshape(
             len(outputs), -1
@@ -236,6 +242,7 @@ class GroupedMatrix:
         """Lets the system drop the files' bytes from memory; later accesses read the files again."""
         for part in (self.qweight, self.qzeros, self.scales):
             part.release()
+        self.__dict__.pop("_packed", None)
 
 
 def _words(tensor: StoredTensor) -> NDArray[np.int32]:

@@ -1,7 +1,8 @@
 """Maps files into memory as read-only arrays of bytes, and detects their format from the first bytes.
 
-The system reads a page of a mapped file when it is accessed, so opening a checkpoint only reads its header. Reading a
-file that is truncated while it is mapped crashes the process: replace a checkpoint by renaming, never in place.
+An array of a mapped file describes a range of the file without reading it. Accessing the bytes of the array after the
+file has been truncated would crash the process (SIGBUS), so `read_bytes` copies them with a system call that fails
+instead. Only tensors that are not contiguous in a file of `torch.save` are read through the map.
 """
 
 from __future__ import annotations
@@ -23,6 +24,16 @@ _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 """Start of `torch.save`'s format before PyTorch 1.6: the number 0x1950a86a20f9469cfc6c, pickled with protocol 2."""
 
 
+class _MappedFile(mmap.mmap):
+    """A mapped file, with the descriptor from which `read_bytes` reads."""
+
+    descriptor: int
+    path: Path
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
 def map_file(path: Path) -> NDArray[np.uint8]:
     """Returns the bytes of a file, mapped and read-only.
 
@@ -38,7 +49,9 @@ def map_file(path: Path) -> NDArray[np.uint8]:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise CheckpointError(f"{path}: the file is empty; download it again")
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            mapped = _MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped.path, mapped.descriptor = path, os.dup(file.fileno())
+        return np.frombuffer(mapped, np.uint8)
     except OSError as exc:
         if isinstance(exc, ModelNotFoundError):
             raise
@@ -50,27 +63,62 @@ def map_file(path: Path) -> NDArray[np.uint8]:
         raise CheckpointError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
 
 
+def _file_of(view: NDArray[np.uint8]) -> _MappedFile | None:
+    """Returns the mapped file of a view; None for any other array."""
+    base: object = view
+    while base is not None and not isinstance(base, _MappedFile):
+        # Between a view and its array, as_strided inserts a helper object that is not an array.
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    return base
+
+
+def _offset(mapped: _MappedFile, view: NDArray[np.uint8]) -> int:
+    return view.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+
+
+def read_bytes(view: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns a copy of a contiguous view of a mapped file; any other array is returned unchanged.
+
+    Raises:
+        CheckpointError: the file was truncated after it was opened, or cannot be read.
+    """
+    mapped = _file_of(view) if view.flags.c_contiguous else None
+    if mapped is None:
+        return view
+    copy = np.empty(view.shape, np.uint8)
+    left, position = copy.reshape(-1).data, _offset(mapped, view)
+    try:
+        while left:
+            size = os.preadv(mapped.descriptor, [left], position)
+            if size == 0:
+                raise CheckpointError(
+                    f"{mapped.path}: the file ends at byte {position}; it was truncated while it was read. Replace a "
+                    "checkpoint by renaming, never in place"
+                )
+            left, position = left[size:], position + size
+    except OSError as exc:
+        raise CheckpointError(f"{mapped.path}: cannot be read ({exc.strerror or exc})") from exc
+    return copy
+
+
 def release(view: NDArray[np.uint8]) -> None:
     """Lets the system drop the pages of a mapped file under `view` from memory; later accesses read the file again.
 
     Does nothing for an array that is not a view of a mapped file.
     """
-    base: object = view
-    while base is not None and not isinstance(base, mmap.mmap):
-        # Between a view and its array, as_strided inserts a helper object that is not an array.
-        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+    mapped = _file_of(view)
+    if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):
         return
-    start = view.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    start = _offset(mapped, view)
     first, last = -(-start // mmap.PAGESIZE), (start + view.nbytes) // mmap.PAGESIZE  # pages entirely inside the view
     if view.flags.c_contiguous and last > first:
-        base.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+        mapped.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
 def sniff(path: Path) -> Container:
     """Returns the format of a tensor file, detected from its first bytes instead of its name."""
     data = map_file(path)
-    start = data[:16].tobytes()
+    start = read_bytes(data[:16]).tobytes()
     if start[:4] == b"GGUF":
         return "gguf"
     if start[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
@@ -78,7 +126,7 @@ def sniff(path: Path) -> Container:
     if start.startswith(_TORCH_LEGACY):
         return "torch_legacy"
     # safetensors has no magic number: a length of eight bytes, then a JSON object.
-    if len(data) >= 9 and start[8:9] == b"{":
+    if start[8:9] == b"{":
         return "safetensors"
     raise CheckpointError(
         f"{path}: begins with {start[:8].hex(' ')}, which is neither GGUF, safetensors nor PyTorch's zip. Check that "

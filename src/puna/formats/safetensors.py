@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from puna.errors import CheckpointError
 from puna.files import atomic_write, parse_json
 from puna.formats.blocks import FORMATS, PARTS, BlockFormat, StoredTensor
-from puna.formats.mapped import map_file
+from puna.formats.mapped import map_file, read_bytes
 from puna.formats.new_tensor import NewTensor
 
 HEADER_LIMIT = 16 * 2**20
@@ -45,13 +45,13 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     data = map_file(path)
     if len(data) < 8:
         raise CheckpointError(f"{path}: {len(data)} bytes; a safetensors file has at least 8. Download it again")
-    size = int.from_bytes(data[:8].tobytes(), "little")
+    size = int.from_bytes(read_bytes(data[:8]).tobytes(), "little")
     if size > min(HEADER_LIMIT, len(data) - 8):
         raise CheckpointError(
             f"{path}: the file announces a header of {size} bytes; {len(data) - 8} bytes follow and the limit is "
             f"{HEADER_LIMIT}. The file is truncated or not safetensors; download it again"
         )
-    header = _parse_header(path, data[8 : 8 + size].tobytes())
+    header = _parse_header(path, read_bytes(data[8 : 8 + size]).tobytes())
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: __metadata__ must map names to strings")

@@ -11,8 +11,10 @@ are returned in that type, so that they equal the library's bit for bit. Sources
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -187,6 +189,12 @@ class ScaledMatrix:
                 f"needs {outputs * row}. The files do not belong together"
             )
 
+    @cached_property
+    def _stored_rows(self) -> StoredTensor:
+        """`packed` with one row for each output."""
+        values = math.prod(self.packed.shape) // self.shape[0]
+        return replace(self.packed, shape=(self.shape[0], values), raw=self.packed.raw.reshape(-1))
+
     def take(self, outputs: Index) -> Bytes:
         """Returns the packed bytes of the given rows, (rows, bytes per row).
 
@@ -196,7 +204,7 @@ class ScaledMatrix:
         return unpack_rows(lambda rows: self._pack(self._values(rows)), outputs, self.shape[1], self.row_memory)
 
     def _values(self, outputs: Index) -> Floats:
-        packed = self.packed.data.reshape(self.shape[0], -1)[outputs]
+        packed = self._stored_rows.take(outputs)
         values = self.codes.values[self.codes.unpack(packed)[:, : self.shape[1]]]
         if self.zeros is not None:
             zeros = self.zeros.rows(outputs)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, MAX_AXES, PARTS, BlockFormat, StoredTensor
-from puna.formats.mapped import map_file, sniff
+from puna.formats.mapped import map_file, read_bytes, sniff
 from puna.formats.pickle_reader import Global, StorageClass, read_pickle
 from puna.formats.zip_entries import zip_entries
 
@@ -65,7 +65,7 @@ def open_torch_zip(path: Path) -> TorchZipFile:
     try:
         entries = zip_entries(map_file(path))
         prefix = _prefix(entries)
-        root = read_pickle(entries[f"{prefix}data.pkl"].tobytes(), _GLOBALS, _persistent)
+        root = read_pickle(read_bytes(entries[f"{prefix}data.pkl"]).tobytes(), _GLOBALS, _persistent)
         return TorchZipFile(path, _state_dict(root, entries, prefix))
     except CheckpointError as exc:
         raise CheckpointError(f"{path}: {exc}") from exc
@@ -80,8 +80,8 @@ def _prefix(entries: dict[str, NDArray[np.uint8]]) -> str:
     if f"{prefix}constants.pkl" in entries:
         raise CheckpointError("a TorchScript program; save a state dict instead: `model.state_dict()`")
     order = entries.get(f"{prefix}byteorder")
-    if order is not None and order.tobytes() != b"little":
-        raise CheckpointError(f"byte order {order[:16].tobytes()!r}; puna reads little-endian files")
+    if order is not None and read_bytes(order[:16]).tobytes() != b"little":
+        raise CheckpointError(f"byte order {read_bytes(order[:16]).tobytes()!r}; puna reads little-endian files")
     return prefix
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.errors import CheckpointError
+from puna.formats.mapped import read_bytes
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16, signature PK 5 6, followed only by a comment of up to 65,535 bytes
 _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14, PK 6 6
@@ -60,7 +61,7 @@ def _read(data: NDArray[np.uint8], layout: struct.Struct, at: int, magic: bytes,
     """Returns the fields of a structure that follow its signature."""
     if not 0 <= at <= len(data) - layout.size:
         raise CheckpointError(f"the zip's {what} would be at byte {at} of {len(data)}; {_DAMAGED}")
-    signature, *fields = layout.unpack_from(data.data, at)
+    signature, *fields = layout.unpack(read_bytes(data[at : at + layout.size]).data)
     if signature != magic:
         raise CheckpointError(f"the zip's {what} is not at byte {at}; {_DAMAGED}")
     return tuple(fields)
@@ -80,7 +81,7 @@ def _directory(data: NDArray[np.uint8]) -> Iterator[_Entry]:
         if at + name_size + extra_size + comment_size > offset + size:
             raise CheckpointError(f"a zip directory entry ends past byte {offset + size}; {_DAMAGED}")
         name = _name(data[at : at + name_size])
-        extra = data[at + name_size : at + name_size + extra_size].tobytes()
+        extra = read_bytes(data[at + name_size : at + name_size + extra_size]).tobytes()
         at += name_size + extra_size + comment_size
         full, packed, header = _read_zip64(name, extra, full, packed, header)
         if method != 0 or full != packed or flags & _ENCRYPTED:
@@ -93,7 +94,7 @@ def _directory(data: NDArray[np.uint8]) -> Iterator[_Entry]:
 
 def _directory_span(data: NDArray[np.uint8]) -> tuple[int, int, int]:
     """Returns the number of entries, the bytes and the offset of the central directory."""
-    tail = data[-(_END.size + 0xFFFF) :].tobytes()
+    tail = read_bytes(data[-(_END.size + 0xFFFF) :]).tobytes()
     index = tail.rfind(b"PK\x05\x06")
     if index < 0:
         raise CheckpointError(f"no zip directory at the end; {_DAMAGED}")
@@ -102,7 +103,7 @@ def _directory_span(data: NDArray[np.uint8]) -> tuple[int, int, int]:
     if end + _END.size + comment != len(data):
         raise CheckpointError(f"{len(data) - end - _END.size - comment} bytes after the zip's end record; {_DAMAGED}")
     locator = end - _LOCATOR64.size
-    if locator >= 0 and data[locator : locator + 4].tobytes() == b"PK\x06\x07":
+    if locator >= 0 and read_bytes(data[locator : locator + 4]).tobytes() == b"PK\x06\x07":
         _, at, _ = _read(data, _LOCATOR64, locator, b"PK\x06\x07", "zip64 locator")
         *_, count, size, offset = _read(data, _END64, at, b"PK\x06\x06", "zip64 end record")
     return count, size, offset
@@ -138,6 +139,6 @@ def _start(data: NDArray[np.uint8], entry: _Entry) -> int:
 
 def _name(raw: NDArray[np.uint8]) -> str:
     try:
-        return raw.tobytes().decode()
+        return read_bytes(raw).tobytes().decode()
     except UnicodeDecodeError as exc:
         raise CheckpointError(f"a zip entry's name is not UTF-8 ({exc}); {_DAMAGED}") from exc

@@ -100,7 +100,7 @@ def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 def _read(weight: Weight, dtype: torch.dtype) -> Tensor:
     if weight.format.torch is not None and _DTYPES[weight.format.torch] == dtype:
-        return torch.from_numpy(np.array(weight.rows())).view(dtype).view(weight.shape)
+        return torch.from_numpy(np.require(weight.rows(), requirements="W")).view(dtype).view(weight.shape)
     return torch.from_numpy(weight.to_float32()).to(dtype)
 
 

@@ -1,0 +1,95 @@
+"""A file that is truncated while it is read raises an error; reading it through a memory map would end the process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from puna.errors import CheckpointError
+from puna.formats.mapped import map_file, read_bytes
+from tests.golden.files import LAYOUTS
+from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder, write_gguf
+
+BODY = {
+    "LLM": "puna.LLM(checkpoint, backend='native', threads=1)",
+    "float32": "[weight.to_float32() for weight in checkpoint.tensors.values()]",
+    "rows": "[weight.take(np.arange(weight.shape[0])[::-1]) for weight in checkpoint.tensors.values()]",
+    "torch": "puna.LLM(checkpoint, backend='torch')",
+}
+
+
+def run_truncated(file: Path, model: Path, body: str, size: int) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import os, numpy as np, puna\n"
+        "from puna.checkpoint import open_checkpoint\n"
+        f"checkpoint = open_checkpoint({str(model)!r})\n"
+        f"os.truncate({str(file)!r}, {size})\n"
+        f"try: {body}\n"
+        "except puna.PunaError as exc: print('truncated' in str(exc) or 'damaged' in str(exc))\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("body", BODY)
+@pytest.mark.parametrize("layout", ["gguf", "safetensors", "bin", "meta"])
+def test_a_file_truncated_after_it_was_opened(tmp_path, layout, body):
+    if body == "torch":
+        pytest.importorskip("torch")
+    config = tiny_config()
+    tensors = tiny_tensors(config)
+    if layout == "gguf":
+        model = file = write_gguf(tmp_path / "model.gguf", config, tensors)
+    elif layout == "meta":
+        model, file = tmp_path / "meta", tmp_path / "meta/consolidated.00.pth"
+        model.mkdir()
+        for path in LAYOUTS["meta"].iterdir():
+            (model / path.name).write_bytes(path.read_bytes())
+    else:
+        if layout == "bin":
+            pytest.importorskip("torch")
+        model = write_folder(tmp_path / "model", config, tensors, bin=layout == "bin")
+        file = model / ("pytorch_model.bin" if layout == "bin" else "model.safetensors")
+    run = run_truncated(file, model, BODY[body], 20_000)
+    assert (run.returncode, run.stdout) == (0, "True\n"), run.stderr[-2000:]
+
+
+def test_the_vocabulary_of_a_truncated_file_is_still_known(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(LAYOUTS["gguf"].read_bytes())
+    code = (
+        "import os\nfrom pathlib import Path\nfrom puna.formats.gguf import open_gguf\n"
+        f"file = open_gguf(Path({str(path)!r}))\nos.truncate({str(path)!r}, 100)\n"
+        "print(len(list(file.metadata['tokenizer.ggml.tokens'])) > 100)\n"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True\n"
+
+
+def test_reading_a_view(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(bytes(range(256)) * 100)
+    data = map_file(path)
+    view = data[1000:3000].reshape(20, 100)[3:7]
+    copy = read_bytes(view)
+    assert copy.flags.owndata and copy.shape == (4, 100) and np.array_equal(copy, view)
+    assert read_bytes(data[5:5]).size == 0
+    assert read_bytes(copy) is copy
+    assert read_bytes(view.T) is view.T or np.shares_memory(read_bytes(view.T), data)  # not contiguous
+    os.truncate(path, 2000)
+    assert np.array_equal(read_bytes(data[:2000]), np.frombuffer(path.read_bytes(), np.uint8))
+    with pytest.raises(CheckpointError, match="the file ends at byte 2000; it was truncated while it was read"):
+        read_bytes(view[:, :])
+        read_bytes(data[1000:3000])
+
+
+def test_a_mapped_file_closes_its_descriptor(tmp_path):
+    (tmp_path / "x").write_bytes(b"1234")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        data = map_file(tmp_path / "x")
+    del data
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
