@@ -1,5 +1,7 @@
 """The kinds of files that are mutated: each writes one mutated model, and reads it in every way that a user would."""
 
+# ruff: noqa: E501  # tables, one entry a line
+
 from __future__ import annotations
 
 import json

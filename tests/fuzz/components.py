@@ -1,5 +1,7 @@
 """Parts of a tokenizer.json, with ordinary and extreme parameters, and fragments of chat templates."""
 
+# ruff: noqa: E501  # tables, one entry a line
+
 from __future__ import annotations
 
 import random

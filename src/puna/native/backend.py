@@ -97,17 +97,11 @@ class NativeBackend:
         self._free_pages = list(range(pages))[::-1]
         self._pages: dict[int, list[int]] = {}
         self._lengths: dict[int, int] = {}
-<<<<<<< HEAD
         kernels = float32_kernels() if float32 else chosen_kernels()
         self._pointer = self._new_model(shape, default_threads(threads), kernels)
-        for name, tensor in tensors.items():
-            load_tensor(self._model, name, tensor, target, float32)
-=======
-        self._model = self._new_model(shape, default_threads(threads))
         # Each tensor is in memory twice while it is packed. The largest first: then the memory in use is still small.
         for name in sorted(tensors, key=lambda name: -tensors[name].format.size(tensors[name].shape)):
-            load_tensor(self._model, name, tensors[name], target)
->>>>>>> f8d821c (Read tensors with system calls instead of through the map)
+            load_tensor(self._model, name, tensors[name], target, float32)
         self._check(self._library.puna_model_ready(self._model, pages))
         self.cache_tokens: int | None = pages * PAGE
 

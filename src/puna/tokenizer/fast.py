@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import Tokenizer, models, processors
 
 from puna.errors import TokenizerError
-from puna.formats.tokenizer_json import library_errors, numbering_notes, read_pipeline
+from puna.files.tokenizer_json import library_errors, numbering_notes, read_pipeline
 from puna.tokenizer.arguments import SharedArguments, common_arguments
 from puna.tokenizer.base import TokenizerBase
 from puna.tokenizer.encoding import Encoding, Input

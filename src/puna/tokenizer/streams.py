@@ -19,7 +19,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from puna.formats.tokenizer_json import library_errors
+from puna.files.tokenizer_json import library_errors
 from puna.tokenizer.arguments import as_ids
 from puna.tokenizer.files.byte_level import CHARACTER_TO_BYTE
 from puna.tokenizer.special import AnyTokenizer

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna.errors import TokenizerError
 from puna.files import read_file
-from puna.formats.tokenizer_json import library_errors
+from puna.files.tokenizer_json import library_errors
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from puna.errors import ModelNotFoundError, TokenizerError
 from puna.files import group_parts, has_file, read_json, reading_errors
+from puna.files.tokenizer_json import read_pipeline
 from puna.formats.gguf import open_gguf
-from puna.formats.tokenizer_json import read_pipeline
 from puna.tokenizer.arguments import Arguments, Behaviour
 from puna.tokenizer.files.byte_level import BOS, EOS, PAD, build, pre_tokenizer, read_tiktoken
 from puna.tokenizer.files.config import OWN_IDS, read_folder

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE, Unigram
 
 from puna.errors import TokenizerError
-from puna.formats.tokenizer_json import library_errors
+from puna.files.tokenizer_json import library_errors
 from puna.tokenizer.files.byte_level import merges_of
 from puna.tokenizer.sentencepiece.engine import open_model
 from puna.tokenizer.sentencepiece.proto import BPE as BPE_MODEL

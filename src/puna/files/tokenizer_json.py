@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.errors import PunaError, TokenizerError
-from puna.files import parse_json, read_file
+from puna.files.json_file import parse_json
+from puna.files.reading import read_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

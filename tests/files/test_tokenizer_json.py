@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from puna import load_tokenizer
 from puna.errors import TokenizerError
-from puna.formats.tokenizer_json import check_pipeline, library_errors, read_pipeline
+from puna.files.tokenizer_json import check_pipeline, library_errors, read_pipeline
 from puna.tokenizer import StreamDecoder
 
 VALID_CHARSMAP = base64.b64encode((8).to_bytes(4, "little") + bytes(8) + b"text\0").decode()
