@@ -366,6 +366,8 @@ def _token_step(state: dict[str, Any]) -> _Step | None:
     if kind == "Strip":  # tokenizers 0.23 panics if `stop` exceeds the length of a token
         strip = _StripText(state["content"], state["start"], state["stop"])
         return _EachToken(lambda tokens: "".join(text for token in tokens for text in copy(strip).push(token)))
+    if kind == "Replace" and (pattern := state["pattern"].get("String")):  # a call of the library takes 5 us
+        return _EachToken(lambda tokens: "".join(tokens).replace(pattern, state["content"]))
     if kind in ("Replace", "Metaspace", "WordPiece", "BPEDecoder"):
         decode = library_errors("this tokenizer cannot decode the tokens")(_decoder(state).decode)
         return _EachToken(decode, last_differs=kind == "BPEDecoder")
