@@ -6,6 +6,7 @@
 #   make check     formatting, lint, types, and a C++ build without warnings
 #   make kernels   compare the native kernels of every instruction set with reference implementations
 #   make arm       the same for 64-bit Arm, under emulation
+#   make fuzz      read 20,000 mutated files of every kind; COUNT=1000 SEED=2 changes the number and the files
 #   make sanitize  run the native runtime with the address, undefined-behaviour and thread sanitizers
 #   make bench     measure the speed relative to transformers
 #   make peers     install other engines and compare puna with one of them (about 15 minutes)
@@ -32,7 +33,7 @@ build = mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_
 RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
 PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
 
-.PHONY: demo test test-fast test-core test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
+.PHONY: fuzz demo test test-fast test-core test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
 	bench peers clean tools packages oracles native install
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two runs of pip must not write to one environment
@@ -56,6 +57,10 @@ test-fast: $(READY)
 # tests/without_torch hides PyTorch and transformers: tests that need them are skipped, and all others must pass.
 test-core: $(READY)
 	PYTHONPATH=$(abspath tests/without_torch) $(PYTEST) $(PARALLEL) -m "not slow and not timing and not oracle" $(TESTS)
+
+# Each file must load, or raise an error of puna, within 2 GB and 10 seconds.
+fuzz: $(READY)
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz.run --count $(or $(COUNT),20000) --seed $(or $(SEED),1)
 
 check: $(VENV)/.puna $(VENV)/.dev
 	$(BIN)/ruff format --check

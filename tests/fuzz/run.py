@@ -30,9 +30,8 @@ MEMORY = 2 * 2**30
 SECONDS = 10
 """Time for one file."""
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[name] = "1"  # each thread of a BLAS reserves address space
-os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "RUST_BACKTRACE": "0"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread of a BLAS reserves address space
+ENVIRONMENT |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "RUST_BACKTRACE": "0"}
 
 
 def cases(kinds: list[str], seed: int, count: int) -> Iterator[tuple[str, int]]:
@@ -133,6 +132,7 @@ def run(count: int, seed: int, jobs: int, kinds: list[str], folder: Path) -> dic
 
 
 def main() -> int:
+    os.environ |= ENVIRONMENT
     from tests.fuzz.cases import KINDS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
