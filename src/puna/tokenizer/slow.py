@@ -117,12 +117,14 @@ class LlamaTokenizer(TokenizerBase):
         tokenizer = cls(
             recipe.vocab_file, behaviour=recipe.behaviour, model_proto=recipe.model_proto, **recipe.arguments
         )
-        ids = range(tokenizer.vocab_size, max(tokenizer.added_tokens_decoder, default=0))
-        missing = [index for index in ids if index not in tokenizer.added_tokens_decoder]
+        added = tokenizer.added_tokens_decoder
+        ids = range(tokenizer.vocab_size, max(added, default=0))  # may be hundreds of millions in a damaged file
+        missing = len(ids) - sum(index in ids for index in added)
         note = (
             "ids between the added tokens, such as {}, have no token; transformers 5 numbers added tokens without gaps"
         )
-        tokenizer._set_notes([f"{len(missing)} {note.format(missing[0])}"] if missing else [])
+        first = next((index for index in ids if index not in added), None)
+        tokenizer._set_notes([f"{missing} {note.format(first)}"] if missing else [])
         return tokenizer
 
     def _load_engine(self) -> None:
