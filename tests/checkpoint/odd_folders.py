@@ -200,7 +200,7 @@ ODD: dict[str, Odd] = {
     "an index without a shard": Odd(
         files=SHARDS, edit=index(drop=SHARDS[1]), note=f"no tensor of {SHARDS[1]}", reference=False
     ),
-    "a single file with an index": Odd(edit=index()),
+    "a single file with an index": Odd(edit=index(), note="index.json ignored"),
     "a single file with another name": Odd(files=["llama-merged.safetensors"], reference=False),
     "safetensors and torch files": Odd(edit=lambda folder: write_weights(folder, {"x": LORA}, ["pytorch_model.bin"])),
     "Meta's files in the same folder": Odd(
@@ -217,6 +217,9 @@ ODD: dict[str, Odd] = {
         edit=change({"peft_type": "LORA", "base_model_name_or_path": "owner/name"}, "adapter_config.json"),
         note="adapter_config.json ignored",
         reference=False,
+    ),
+    "generation ids of -1": Odd(
+        edit=change({"pad_token_id": -1}, "generation_config.json"), note="generation_config.json: pad_token_id -1"
     ),
     "no generation_config.json": Odd(edit=delete("generation_config.json")),
     # Tokenizers

@@ -42,9 +42,11 @@ def find_weight_files(folder: Path) -> WeightFiles:
             folder does not contain.
     """
     for name in WEIGHT_FILES:
-        if has_file(folder / name, CheckpointError):
-            return WeightFiles((folder / name,))
         index = folder / f"{name}.index.json"
+        if has_file(folder / name, CheckpointError):
+            unused = has_file(index, CheckpointError)
+            notes = (f"{index.name} ignored, since the folder contains {name}",) if unused else ()
+            return WeightFiles((folder / name,), notes=notes)
         if has_file(index, CheckpointError):
             return _read_index(folder, index)
     others = [path for path in sorted(folder.glob("*.safetensors")) if not is_adapter_file(path)]

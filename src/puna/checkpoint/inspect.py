@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from puna.checkpoint.gguf_config import read_gguf_config, unknown_keys
-from puna.checkpoint.huggingface import WEIGHT_FILES, find_weight_files, read_tensors
+from puna.checkpoint.huggingface import find_weight_files, read_tensors
 from puna.checkpoint.loading import Checkpoint, find_model, open_checkpoint
 from puna.checkpoint.meta import is_meta_folder
 from puna.checkpoint.names import is_ignored
@@ -191,9 +191,9 @@ def _folder(report: Report, folder: Path) -> _Content:
         report.container = "safetensors" if "safetensors" in (files.index or files.paths[0]).name else "torch"
         _list_files(report, files.paths)
         tensors = (_attempt(report, lambda: read_tensors(files)) or ({},))[0]
-    unused = [name for name in WEIGHT_FILES[1:] if report.container == "safetensors" and (folder / name).exists()]
+    unused = sorted(path.name for path in folder.glob("pytorch_model*.bin") if report.container == "safetensors")
     if unused:
-        report.warnings.append(f"{', '.join(unused)} is ignored; the safetensors files are used instead")
+        report.warnings.append(f"{', '.join(unused[:3])} ignored; the safetensors files are used instead")
     if config is not None:
         unknown = sorted(config.extra.keys() - _HARMLESS)
         if unknown:

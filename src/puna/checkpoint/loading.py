@@ -19,8 +19,9 @@ from puna.checkpoint.quantization import Settings
 from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head, full_names, refuse_extra
 from puna.checkpoint.weight import RowSource, Weight
 from puna.config import GenerationConfig, LlamaConfig
+from puna.config.checks import minus_one_notes
 from puna.errors import CheckpointError, ModelNotFoundError
-from puna.files import group_parts, has_file, reading_errors
+from puna.files import group_parts, has_file, read_json, reading_errors
 from puna.formats.blocks import StoredTensor
 from puna.formats.gguf import GgufFile, open_gguf
 from puna.formats.mapped import sniff
@@ -165,12 +166,14 @@ def _translate(file: GgufFile) -> tuple[dict[str, StoredTensor], list[str]]:
 def _open_folder(folder: Path) -> Checkpoint:
     config = LlamaConfig.from_pretrained(folder)
     settings = read_settings(folder, config.extra)
-    has_generation = has_file(folder / "generation_config.json", CheckpointError)
-    generation = GenerationConfig.from_pretrained(folder) if has_generation else None
+    file = folder / "generation_config.json"
+    generation = GenerationConfig.from_pretrained(folder) if has_file(file, CheckpointError) else None
     files = find_weight_files(folder)
     stored, notes = read_tensors(files)
     tensors, head, more_notes = _validate(folder, config, stored, settings)
     weights = {name: Weight(name, (tensor,)) for name, tensor in tensors.items()}
+    if generation is not None:
+        notes += [f"{file.name}: {note}" for note in minus_one_notes(read_json(file, CheckpointError))]
     if has_file(folder / ADAPTER_CONFIG, CheckpointError):
         notes.append(f"{ADAPTER_CONFIG} ignored, since the folder contains no adapter")
     all_notes = (*config.notes, *notes, *more_notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from puna.errors import ConfigError
@@ -48,6 +49,13 @@ def absent_if_minus_one(value: Any) -> Any:
     if isinstance(value, list):
         return [item for item in value if item not in NO_TOKEN] or None
     return None if value in NO_TOKEN else value
+
+
+def minus_one_notes(fields: Mapping[str, Any]) -> list[str]:
+    """Returns a note on each token id that `absent_if_minus_one` changes."""
+    ids = {name: fields.get(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    unset = {name: value for name, value in ids.items() if absent_if_minus_one(value) != value}
+    return [f"{name} {value}: -1 means that there is no such token" for name, value in unset.items()]
 
 
 def dtype_name(dtype: Any) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.config.architecture import check_architecture
-from puna.config.checks import absent_if_minus_one, check_between, check_flag, check_whole, dtype_name
+from puna.config.checks import absent_if_minus_one, check_between, check_flag, check_whole, dtype_name, minus_one_notes
 from puna.config.labels import read_labels
 from puna.config.rope import ROPE_FIELDS, RopeContext, check_consistent, override_rope, read_rope, write_rope
 from puna.errors import ConfigError, ModelNotFoundError
@@ -143,8 +143,7 @@ class LlamaConfig:
             RopeContext(max_position_embeddings, self.head_dim, original_max_position_embeddings),
         )
         ids = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
-        unset = {name: value for name, value in ids.items() if absent_if_minus_one(value) != value}
-        self.notes = [f"{name} {value}: -1 means that there is no such token" for name, value in unset.items()]
+        self.notes = minus_one_notes(ids)
         self.notes += rope_notes
         if "auto" in (dtype, torch_dtype):
             self.notes.append("dtype 'auto': the weights' own type is used")
