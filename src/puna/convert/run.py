@@ -156,6 +156,7 @@ def convert(
         check_space(plan, destination, edited.config.vocab_size)
         on_plan(plan)
         if text is not None:
+            on_step("Reading the calibration text")
             importance = measure_importance(checkpoint, text, threads, calibrating)
             output = _build_target(edited, destination, options, importance)
         on_step("Writing")

@@ -12,7 +12,7 @@ import typer
 from puna.cli import options
 from puna.cli.loading import Loader
 from puna.cli.prompt import read_file
-from puna.cli.terminal import command, is_watched, print_json, stderr_console
+from puna.cli.terminal import command, detail, is_watched, print_json, stderr_console
 from puna.errors import RequestError
 
 _WINDOW = 512
@@ -62,6 +62,7 @@ def perplexity(
     windows = list(_windows(llm.tokenizer.encode(text)[:max_tokens], context or min(_WINDOW, longest)))
     if not windows:
         raise RequestError(f"{file} has fewer than 2 tokens; there is nothing to predict")
+    detail(f"reading {sum(map(len, windows))} tokens in {len(windows)} windows")
     total, count = 0.0, 0
     for window in track(windows, "Reading", console=stderr_console(), transient=True, disable=not is_watched()):
         losses = llm.nll(window)

@@ -90,6 +90,7 @@ def profile(
     native.free(0)
     repeats: list[dict[str, dict[str, tuple[float, float | None]]]] = []
     speeds = []
+    note(f"Measuring {prefill} tokens of a prompt and {tokens} generated tokens {repeat} times.")
     others = OtherPrograms()
     started = time.perf_counter()
     for done in range(repeat):
