@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def package_file(package: str, *path: str) -> Path:
-    """Returns a file of an installed package without importing it; skips the test if the package is not installed."""
+    """Returns the path of a file in a package without importing the package; skips the test if it is not installed."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         pytest.skip(f"the package {package} is not installed")
@@ -37,14 +37,14 @@ def sp_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine(sp_model: Path) -> Any:
+def processor(sp_model: Path) -> Any:
     """The `SentencePieceProcessor` of `sp_model`."""
     return sentencepiece.SentencePieceProcessor(model_file=str(sp_model))
 
 
 @pytest.fixture(scope="session")
 def byte_level_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tokenizer.json: byte-level BPE, special and plain added tokens."""
+    """A folder with a tokenizer.json of byte-level BPE that has special tokens and another added token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -66,7 +66,7 @@ def byte_level_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(
     request: pytest.FixtureRequest, sp_model: Path, byte_level_json: Path
 ) -> LlamaTokenizer | LlamaTokenizerFast:
-    """Every kind of tokenizer for a small vocabulary, with a special and a plain added token."""
+    """One tokenizer of each kind for a small vocabulary, with one special and one other added token."""
     result: LlamaTokenizer | LlamaTokenizerFast
     if request.param == "byte-level":
         result = load_tokenizer(byte_level_json)
@@ -94,7 +94,7 @@ def mistral_model() -> Path:
 
 @pytest.fixture(scope="session")
 def oracle() -> Callable[[str, list[dict[str, Any]]], list[dict[str, Any]]]:
-    """Runs jobs in the environment of another release of transformers; see tests/oracles/read_tokenizer.py."""
+    """A function that runs jobs in the environment of one release of transformers (tests/oracles/read_tokenizer.py)."""
 
     def ask(release: str, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         python = ROOT / ".oracles" / release / "bin" / "python"

@@ -166,12 +166,12 @@ def test_the_error_of_pad_names_the_column(tokenizer):
 
 def test_padding_side_is_an_argument(tokenizer):
     for side in ("left", "right"):
-        wide = tokenizer("the llama", padding="max_length", max_length=40, truncation=True, padding_side=side)
-        mask = wide["attention_mask"]
+        padded = tokenizer("the llama", padding="max_length", max_length=40, truncation=True, padding_side=side)
+        mask = padded["attention_mask"]
         assert mask == sorted(mask, reverse=side == "right") and 0 in mask
         assert tokenizer.pad(tokenizer("the llama"), "max_length", 40, padding_side=side)["attention_mask"] == mask
         ids = tokenizer.encode("the llama", padding="max_length", max_length=40, truncation=True, padding_side=side)
-        assert ids == wide["input_ids"]
+        assert ids == padded["input_ids"]
     with pytest.raises(TokenizerError, match="padding_side='up'"):
         tokenizer("a", padding_side="up")
 
@@ -306,8 +306,8 @@ def test_threads_can_share_a_tokenizer(fast):
     assert all(isinstance(job.result(), BatchEncoding) for job in splits)
 
 
-def test_each_class_imports_only_its_engine():
-    """LlamaTokenizer needs no `tokenizers`, LlamaTokenizerFast no `sentencepiece`; neither imports Jinja or PyTorch."""
+def test_each_class_imports_only_its_own_library():
+    """LlamaTokenizer imports `sentencepiece`, LlamaTokenizerFast `tokenizers`; neither imports Jinja or PyTorch."""
     import subprocess
 
     for name, absent in (("LlamaTokenizer", "tokenizers"), ("LlamaTokenizerFast", "sentencepiece")):

@@ -210,7 +210,7 @@ def test_a_tokenizer_without_a_template_refuses_chats(tmp_path):
         ("{{ tools | tojson }}{{ raise_exception | tojson }}", "TypeError"),
     ],
 )
-def test_templates_that_fail_are_errors(fast, template, message):
+def test_a_template_that_fails_raises_an_error(fast, template, message):
     with pytest.raises(ChatTemplateError, match=message):
         fast.apply_chat_template(CHAT, chat_template=template)
 
@@ -224,7 +224,7 @@ def test_templates_that_fail_are_errors(fast, template, message):
         "{{ " + "(" * 500 + "1" + ")" * 500 + " }}",
     ],
 )
-def test_templates_that_python_cannot_compile_are_errors(fast, template):
+def test_a_template_that_python_cannot_compile_raises_an_error(fast, template):
     with pytest.raises(ChatTemplateError, match="does not compile"):
         fast.apply_chat_template(CHAT, chat_template=template)
 
@@ -353,7 +353,7 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def test_values_of_other_types_are_converted_to_built_in_types(fast):
+def test_arrays_mappings_and_enumerations_are_converted_to_built_in_types(fast):
     class Role(str, Enum):
         USER = "user"
 
@@ -368,7 +368,7 @@ def test_values_of_other_types_are_converted_to_built_in_types(fast):
         render_chat("x", [{"role": "user", "content": cyclic}], variables={})
 
 
-def test_surrogates_reach_the_template_and_come_back():
+def test_lone_surrogates_in_messages_are_rendered_unchanged():
     assert render_chat("{{ messages[0].content }}", [{"role": "user", "content": "a\ud800"}], variables={}) == "a\ud800"
 
 
@@ -398,7 +398,7 @@ def test_messages_that_cannot_be_continued_are_refused(fast):
             fast.apply_chat_template(chat, continue_final_message=True, **options)
 
 
-def test_keys_without_a_value_are_dropped():
+def test_message_keys_whose_value_is_none_are_dropped():
     text = render_chat("{{ messages[0] | tojson }}", [{"role": "user", "content": None}], variables={})
     assert json.loads(text) == {"role": "user"}
 

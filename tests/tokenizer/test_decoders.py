@@ -1,4 +1,4 @@
-"""Streams of every decoder of `tokenizers` return the text of `Tokenizer.decode`, also after a prompt."""
+"""For every decoder of `tokenizers`, a stream returns the text of `Tokenizer.decode`, also after a prompt."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ADDED_TOKENS = [
     *(AddedToken(text, special=True) for text in ("<s>", "</s>", "<|im_end|>", "<0x41>")),
     *(AddedToken(text, special=False) for text in ("<plain>", "▁new", " new ")),
 ]
-IDS = st.lists(st.integers(0, len(VOCAB) + len(ADDED_TOKENS) - 2), max_size=8)  # <0x41> is in the vocabulary
+IDS = st.lists(st.integers(0, len(VOCAB) + len(ADDED_TOKENS) - 2), max_size=8)  # the added token <0x41> is in VOCAB too
 
 LLAMA = [Replace("▁", " "), ByteFallback(), Fuse()]
 DECODERS = {
@@ -76,7 +76,7 @@ DECODERS = {
 WHOLE_SEQUENCE_DECODERS = {
     "fuse, byte level", "fuse, metaspace", "fuse, replace a pattern", "ctc", "ctc, fuse, strip",
 }  # fmt: skip
-"""Decoders that may need the complete sequence."""
+"""Decoders that may return all text only at the end of a stream."""
 
 
 def pipeline(name: str) -> Tokenizer:
@@ -118,15 +118,15 @@ def tokenizer_and_decode(request):
 @settings(max_examples=120, deadline=None)
 @given(prompt=IDS, ids=IDS, skip=st.booleans())
 @example(prompt=[], ids=[], skip=True)
-def test_the_answer_is_the_text_after_that_of_the_prompt(tokenizer_and_decode, prompt, ids, skip):
+def test_an_answer_is_the_decoded_text_after_the_text_of_the_prompt(tokenizer_and_decode, prompt, ids, skip):
     tokenizer, decode = tokenizer_and_decode
-    whole, before = decode(prompt + ids, skip), decode(prompt, skip)
-    answer = answer_after(before, whole)
-    if whole.startswith(before):
-        assert answer == whole.removeprefix(before)
+    full_text, prompt_text = decode(prompt + ids, skip), decode(prompt, skip)
+    answer = answer_after(prompt_text, full_text)
+    if full_text.startswith(prompt_text):
+        assert answer == full_text.removeprefix(prompt_text)
     pieces = stream_pieces(tokenizer, ids, skip, prompt)
     assert "".join(pieces) == answer
-    assert "".join(stream_pieces(tokenizer, prompt + ids, skip, [])) == whole
+    assert "".join(stream_pieces(tokenizer, prompt + ids, skip, [])) == full_text
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -28,7 +28,7 @@ def folder(sp_model, tmp_path):
     return tmp_path
 
 
-def test_the_kind_of_a_file_follows_from_its_content(sp_model, byte_level_json, tmp_path):
+def test_the_kind_of_a_tokenizer_file_is_detected_by_its_content(sp_model, byte_level_json, tmp_path):
     shutil.copy(byte_level_json / "tokenizer.json", tmp_path / "tokenizer.model")
     assert load_tokenizer(tmp_path).is_fast
     shutil.copy(sp_model, tmp_path / "anything.bin")
@@ -181,7 +181,7 @@ def test_chat_templates_are_read_from_every_file(folder):
     assert load_tokenizer(folder, chat_template="mine").chat_template == "mine"
 
 
-def test_other_settings_of_the_configuration_are_applied(folder):
+def test_sides_limits_and_unknown_keys_of_the_configuration_are_applied(folder):
     config = {
         "model_max_length": 1e30,
         "padding_side": "left",
@@ -202,7 +202,7 @@ def test_other_settings_of_the_configuration_are_applied(folder):
     assert json.loads((folder / "saved/x-tokenizer_config.json").read_text())["my_own_key"] == {"kept": True}
 
 
-def test_bos_and_eos_are_found_for_a_tokenizer_json_alone(byte_level_json, tmp_path):
+def test_bos_and_eos_are_found_without_tokenizer_config_json(byte_level_json, tmp_path):
     shutil.copy(byte_level_json / "tokenizer.json", tmp_path)
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == (

@@ -54,33 +54,33 @@ def pieces_of(processor):
 
 
 @pytest.mark.parametrize("prefix", [True, False])
-@pytest.mark.parametrize("extra", [True, False])
-def test_a_sentencepiece_vocabulary_gives_the_ids_of_its_model(tmp_path, prefix, extra):
-    """A SentencePiece model built from the GGUF vocabulary gives the same ids and text as the original model."""
-    model = train_sentencepiece(add_dummy_prefix=prefix, remove_extra_whitespaces=extra)
-    engine = sentencepiece.SentencePieceProcessor(model_proto=model)
-    tokens, kinds, scores = pieces_of(engine)
+@pytest.mark.parametrize("remove_spaces", [True, False])
+def test_a_sentencepiece_model_is_rebuilt_from_a_gguf_vocabulary(tmp_path, prefix, remove_spaces):
+    """The SentencePiece model built from a GGUF vocabulary gives the same ids and text as the original model."""
+    model = train_sentencepiece(add_dummy_prefix=prefix, remove_extra_whitespaces=remove_spaces)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    tokens, kinds, scores = pieces_of(processor)
     path = write(
         tmp_path / "m.gguf", "llama", tokens, kinds, token_scores=scores, add_space_prefix=prefix,
         bos_token_id=1, eos_token_id=2, unk_token_id=0, add_bos_token=True, add_eos_token=True, chat_template="T",
     )  # fmt: skip
-    metadata = dict(metadata_of(path)) | {"tokenizer.ggml.remove_extra_whitespaces": extra}
-    written = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(read_vocabulary(metadata)))
+    metadata = dict(metadata_of(path)) | {"tokenizer.ggml.remove_extra_whitespaces": remove_spaces}
+    rebuilt = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(read_vocabulary(metadata)))
     for text in TEXTS:
-        assert written.encode(text) == engine.encode(text)
-        assert written.decode(engine.encode(text)) == engine.decode(engine.encode(text))
-    if extra:
+        assert rebuilt.encode(text) == processor.encode(text)
+        assert rebuilt.decode(processor.encode(text)) == processor.decode(processor.encode(text))
+    if remove_spaces:
         return
     tokenizer = load_tokenizer(path)
     assert isinstance(tokenizer, LlamaTokenizer) and tokenizer.behaviour == "sp" and tokenizer.chat_template == "T"
-    assert tokenizer.encode("the llama") == [1, *engine.encode("the llama"), 2]
-    assert load_tokenizer(path, add_eos_token=False).encode("a") == [1, *engine.encode("a")]
+    assert tokenizer.encode("the llama") == [1, *processor.encode("the llama"), 2]
+    assert load_tokenizer(path, add_eos_token=False).encode("a") == [1, *processor.encode("a")]
     assert LlamaTokenizer.from_pretrained(path).behaviour == "hf-legacy"
     fast = LlamaTokenizerFast.from_pretrained(path)
     assert [fast.encode(t) for t in CORPUS] == [tokenizer.encode(t) for t in CORPUS]
 
 
-def test_user_defined_tokens_match_text_and_control_tokens_only_on_request(tmp_path):
+def test_user_defined_tokens_are_found_in_text_but_control_tokens_only_on_request(tmp_path):
     model = train_sentencepiece(control_symbols=["<|sys|>"], user_defined_symbols=["<|tab|>"])
     tokens, kinds, scores = pieces_of(sentencepiece.SentencePieceProcessor(model_proto=model))
     kinds[tokens.index("<|tab|>")] = 4
@@ -95,7 +95,7 @@ def test_user_defined_tokens_match_text_and_control_tokens_only_on_request(tmp_p
     assert chat[0] == system
 
 
-def test_bos_and_eos_are_found_without_keys(tmp_path):
+def test_bos_and_eos_are_found_without_metadata_keys(tmp_path):
     tokens, kinds, scores = pieces_of(sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece()))
     tokenizer = load_tokenizer(write(tmp_path / "m.gguf", "llama", tokens, kinds, token_scores=scores))
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>") and tokenizer.encode("a")[0] == 1
@@ -136,7 +136,7 @@ def assert_merges_greedily(tokenizer, texts, pieces, scores):
 
 
 def merge_greedily(text, pieces, scores):
-    """Encodes as llama2.c: starts with characters, or their bytes, and repeats the merge with the best score."""
+    """Returns llama2.c's ids: splits into characters or bytes, then repeatedly merges the pair with the best score."""
     ids = {piece: index for index, piece in enumerate(pieces) if index > 258}
     tokens = []
     for character in text:

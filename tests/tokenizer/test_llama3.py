@@ -24,15 +24,15 @@ PATTERN = (
 def random_unicode_text(rng: random.Random) -> str:
     """Returns a random text: characters from all of Unicode, mixed with spaces and contractions."""
     planes = [(0x20, 0x300), (0x300, 0x3000), (0x3000, 0xD800), (0xE000, 0x11000), (0x1F000, 0x1FA00)]
-    pieces = [
+    choices = [
         lambda: chr(rng.randrange(*rng.choice(planes))),
         lambda: rng.choice([" ", "  ", "\n", "\r\n", "\t", "'S", "'ll"]),
     ]
-    return "".join(rng.choice(pieces)() for _ in range(rng.randint(0, 14)))
+    return "".join(rng.choice(choices)() for _ in range(rng.randint(0, 14)))
 
 
 def write_ranks(path):
-    """Writes a small tiktoken file and returns its ranks: bytes, parts of `CORPUS` that join two earlier tokens."""
+    """Writes a small tiktoken file and returns its ranks: all bytes, then parts of `CORPUS` that join two tokens."""
     tokens = [bytes((byte,)) for byte in range(256)]
     used = set(tokens)
     counts: dict[bytes, int] = {}
@@ -58,7 +58,7 @@ def assert_agrees_with_tiktoken(tokenizer, ranks, texts):
         assert tokenizer.decode(ids) == text
 
 
-def test_small_ranks_agree_with_tiktoken(tmp_path):
+def test_ids_of_a_small_ranks_file_equal_those_of_tiktoken(tmp_path):
     ranks = write_ranks(tmp_path / "tokenizer.model")
     tokenizer = load_tokenizer(tmp_path)
     assert isinstance(tokenizer, LlamaTokenizerFast) and len(tokenizer) == len(ranks) + 256 > 600
@@ -82,7 +82,7 @@ def llama3(llama3_model):
 
 
 @pytest.mark.slow
-def test_llama_3_agrees_with_tiktoken(llama3, llama3_model):
+def test_ids_of_llama_3_equal_those_of_tiktoken(llama3, llama3_model):
     lines = (line.split() for line in llama3_model.read_bytes().splitlines())
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     rng = random.Random(11)
@@ -112,17 +112,17 @@ def test_llama_3_renders_its_chat_format(llama3):
     assert llama3.decode(ids) == text and ids[0] == 128000 and ids.count(128000) == 1
 
 
-@pytest.mark.parametrize("damage", ["gap", "twice", "no byte", "empty", "letters"])
+@pytest.mark.parametrize("damage", ["missing rank", "repeated token", "missing byte", "empty token", "not base64"])
 def test_damaged_ranks_are_refused(tmp_path, damage):
     path = tmp_path / "tokenizer.model"
     write_ranks(path)
     lines = path.read_bytes().splitlines()
     lines = {
-        "gap": [*lines[:40], *lines[41:]],
-        "twice": [*lines, base64.b64encode(b"a") + b" %d" % len(lines)],
-        "no byte": [b"%s %d" % (line.split()[0], i) for i, line in enumerate(lines[1:])],
-        "empty": [*lines, b"= %d" % len(lines)],
-        "letters": [*lines[:300], b"*** 300", *lines[301:]],
+        "missing rank": [*lines[:40], *lines[41:]],
+        "repeated token": [*lines, base64.b64encode(b"a") + b" %d" % len(lines)],
+        "missing byte": [b"%s %d" % (line.split()[0], i) for i, line in enumerate(lines[1:])],
+        "empty token": [*lines, b"= %d" % len(lines)],
+        "not base64": [*lines[:300], b"*** 300", *lines[301:]],
     }[damage]
     path.write_bytes(b"\n".join(lines) + b"\n")
     with pytest.raises(TokenizerError, match=r"tokenizer\.model.*download"):
@@ -143,11 +143,13 @@ def test_the_alphabet_equals_that_of_tokenizers():
 def test_the_mistral_model_agrees_with_sentencepiece(mistral_model):
     import sentencepiece
 
-    engine = sentencepiece.SentencePieceProcessor(model_file=str(mistral_model))
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(mistral_model))
     tokenizer, fast = load_tokenizer(mistral_model), LlamaTokenizerFast(mistral_model)
     rng = random.Random(12)
     for text in [*CORPUS, *(random_unicode_text(rng) for _ in range(300))]:
-        assert tokenizer.encode(text) == [1, *engine.encode(text)]
-        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == engine.decode(engine.encode(text))
+        assert tokenizer.encode(text) == [1, *processor.encode(text)]
+        assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == processor.decode(
+            processor.encode(text)
+        )
         if text:
             assert fast.encode(text) == tokenizer.encode(text)

@@ -106,7 +106,7 @@ TOKENIZER_JSON: dict[str, list[dict[str, Any]]] = {
     "laguna": [split(r"[^\n]+|[\n]+"), split(QWEN2), bytes_only()],
     "superbpe": [split(r"\p{N}+"), split(r"(?=(\d{3})+(?!\d))"), bytes_only()],
 }
-"""The pre-tokenizers of tokenizer.json files, by a name that GGUF files use for them."""
+"""By the name that GGUF files use for a pre-tokenizer: its steps in tokenizer.json."""
 
 LLAMA_PRE_TOKENIZERS = [
     "default", "gpt-2", "llama-bpe", "llama3", "llama-v3", "smaug-bpe", "falcon3", "deepseek-llm", "deepseek-coder",
@@ -180,12 +180,14 @@ def test_ids_equal_those_of_the_tokenizer_json(trained_pipeline: Tokenizer, pre:
         assert tokenizer.encode(text) == expected.encode(text).ids, text
         assert tokenizer.decode(tokenizer.encode(text)) == text
         unsplit += tokenizer.encode(text) == trained_pipeline.encode(text).ids
-    assert unsplit < len(TEXTS) // 2, "the merges cross the boundaries of the rules"
+    assert unsplit < len(TEXTS) // 2, "most texts get the same ids without the pre-tokenizer"
 
 
 @pytest.mark.parametrize("pre", TOKENIZER_JSON)
-def test_the_name_is_found_for_a_tokenizer_json(trained_pipeline: Tokenizer, pre: str, tmp_path: Path) -> None:
-    """A converted tokenizer.json names rules that give the same ids."""
+def test_a_name_is_found_for_the_rules_of_a_tokenizer_json(
+    trained_pipeline: Tokenizer, pre: str, tmp_path: Path
+) -> None:
+    """The name in the GGUF keys of a converted tokenizer.json is that of rules that give the same ids."""
     pipeline = reference(trained_pipeline, TOKENIZER_JSON[pre], pre_tokenizer(pre).whole_tokens)
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -214,7 +216,7 @@ def test_name_of_distinguishes_all_rules(trained_pipeline: Tokenizer) -> None:
 
 
 def test_ignore_merges_is_compared_only_if_it_matters() -> None:
-    """Names whose rules have another `ignore_merges` are used if the merges form every token."""
+    """A name whose rules differ only in `ignore_merges` is used if the merges can form every token."""
     alphabet = {character: index for index, character in enumerate(sorted(ByteLevel.alphabet()))}
     vocab = alphabet | {"ab": 256}
     for merges, expected in (([("a", "b")], "tekken"), ([], None)):

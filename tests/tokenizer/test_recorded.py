@@ -1,4 +1,4 @@
-"""Two vocabularies give the recorded results of transformers 4.34.1 and the ids of published test vectors.
+"""For two vocabularies, results equal those recorded from transformers 4.34.1, and ids equal published test vectors.
 
 The vocabularies are those of the golden checkpoint and, if shared/ exists, of Llama 2.
 """
@@ -27,17 +27,17 @@ CLASSES = {
 
 @dataclass
 class Vocabulary:
-    """A SentencePiece model, a record of transformers 4.34.1 (of as many texts as `texts`), and published vectors."""
+    """A SentencePiece model, the path of its results in transformers 4.34.1, and published test vectors."""
 
     model: Path
-    record: Path
-    texts: int
+    record_path: Path
+    text_count: int
     vectors: list[dict[str, Any]]
     user_message: str
 
     @property
     def records(self) -> dict[str, Any]:
-        return json.loads(self.record.read_text())
+        return json.loads(self.record_path.read_text())
 
 
 def vocabularies() -> dict[str, Vocabulary]:
@@ -72,7 +72,7 @@ def tokenizer_and_record(request, vocabulary):
 
 def test_ids_and_decoded_texts_equal_the_record(tokenizer_and_record, vocabulary):
     tokenizer, record = tokenizer_and_record
-    assert len(record["r"]) == vocabulary.texts
+    assert len(record["r"]) == vocabulary.text_count
     for text, expected in record["r"].items():
         ids = tokenizer(text)["input_ids"]
         assert ids == expected["ids"], text
@@ -112,7 +112,7 @@ def test_the_golden_tokenizer_json_is_read_as_transformers_5_reads_it():
 
 
 def test_the_class_of_transformers_5_differs_only_after_leading_spaces():
-    """LlamaTokenizer of transformers 5 adds no space in front of a space; 4.34.1 and SentencePiece do."""
+    """In transformers 5, LlamaTokenizer adds no space to a text that starts with one; 4.34.1 and SentencePiece do."""
     record = json.loads(RECORDS["5.23.0"].read_text())["class"]["r"]
     tokenizer = LlamaTokenizerFast(TOKENIZER)
     differing = {text for text, expected in record.items() if tokenizer.encode(text) != expected["ids"]}

@@ -151,7 +151,7 @@ def saved_folders(sp_model, byte_level_json, tmp_path_factory):
 def test_other_releases_load_saved_files(oracle, saved_folders, release):
     names = ["fast", "sp", "byte-level"]
     jobs = [{"folder": str(saved_folders[name][0]), "cls": "AutoTokenizer", "texts": texts_for(name)} for name in names]
-    if release == "4.34.1":  # later releases convert the model of LlamaTokenizer in other ways
+    if release == "4.34.1":  # later releases convert tokenizer.model differently
         names += ["slow", "slow-new"]
         jobs += [
             {"folder": str(saved_folders[n][0]), "cls": "LlamaTokenizer", "texts": TEXTS} for n in ("slow", "slow-new")
@@ -166,7 +166,7 @@ def test_other_releases_load_saved_files(oracle, saved_folders, release):
 
 
 def texts_for(name: str) -> list[str]:
-    """Returns TEXTS; for "sp", those without <unk>, which "sp" always reads as text and transformers as a token."""
+    """Returns TEXTS, for "sp" only those without "<unk>": "sp" always reads it as text, transformers as a token."""
     return [text for text in TEXTS if name != "sp" or "<unk>" not in text]
 
 

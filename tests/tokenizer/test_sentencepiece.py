@@ -26,16 +26,16 @@ def sp(sp_model):
 
 @settings(max_examples=300, deadline=None)
 @given(TEXT)
-def test_ids_equal_those_of_sentencepiece(sp, engine, text):
-    assert sp.encode(text, add_special_tokens=False) == engine.encode(text)
-    assert sp.encode(text) == [1, *engine.encode(text)]
-    assert sp.tokenize(text) == engine.id_to_piece(engine.encode(text))
+def test_ids_equal_those_of_sentencepiece(sp, processor, text):
+    assert sp.encode(text, add_special_tokens=False) == processor.encode(text)
+    assert sp.encode(text) == [1, *processor.encode(text)]
+    assert sp.tokenize(text) == processor.id_to_piece(processor.encode(text))
 
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.integers(0, 419), max_size=12))
-def test_text_equals_that_of_sentencepiece(sp, engine, ids):
-    assert sp.decode(ids, skip_special_tokens=True) == engine.decode(ids)
+def test_text_equals_that_of_sentencepiece(sp, processor, ids):
+    assert sp.decode(ids, skip_special_tokens=True) == processor.decode(ids)
 
 
 @pytest.mark.parametrize(
@@ -50,16 +50,16 @@ def test_text_equals_that_of_sentencepiece(sp, engine, ids):
     ],
     ids=str,
 )
-def test_models_with_other_settings_match_sentencepiece(options, tmp_path):
+def test_models_with_settings_unlike_llama_s_match_sentencepiece(options, tmp_path):
     path = tmp_path / "m.model"
     path.write_bytes(train_sentencepiece(**{"vocab_size": 380, "hard_vocab_limit": False, **options}))
-    engine = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
     sp = load_tokenizer(path)
     for text in random_texts(200):
-        ids = engine.encode(text)
+        ids = processor.encode(text)
         assert sp.encode(text, add_special_tokens=False) == ids
-        assert sp.decode(ids, skip_special_tokens=True) == engine.decode(ids)
-        assert sp.decode(ids[::-1], skip_special_tokens=True) == engine.decode(ids[::-1])
+        assert sp.decode(ids, skip_special_tokens=True) == processor.decode(ids)
+        assert sp.decode(ids[::-1], skip_special_tokens=True) == processor.decode(ids[::-1])
 
 
 def test_special_tokens_are_shown_unless_skipped(sp):
@@ -68,28 +68,28 @@ def test_special_tokens_are_shown_unless_skipped(sp):
     assert sp.decode([1, 2]) == "<s></s>"
 
 
-def test_special_tokens_in_a_text_are_tokens_on_request(sp, engine):
-    the = engine.encode("the")
+def test_special_tokens_in_a_text_are_tokens_on_request(sp, processor):
+    the = processor.encode("the")
     assert sp.encode("<s>the</s>the", add_special_tokens=False, split_special_tokens=False) == [1, *the, 2, *the]
     assert 2 not in sp.encode("the</s>", add_special_tokens=False)
 
 
-def test_text_after_an_added_token_is_encoded_separately(sp_model, engine):
+def test_text_after_an_added_token_is_encoded_separately(sp_model, processor):
     sp = load_tokenizer(sp_model)
     assert sp.add_tokens(["<new>", "the"]) == 2
     assert sp.add_tokens("<new>") == 0
     assert len(sp) == 422 and sp.vocab_size == 420
-    a, b = engine.encode("a"), engine.encode(" b")
+    a, b = processor.encode("a"), processor.encode(" b")
     assert sp.encode("a<new> b", add_special_tokens=False) == [*a, 420, *b]
     assert sp.decode([*a, 420, *b]) == "a<new> b"
     assert sp.get_vocab()["<new>"] == 420 and sp.get_added_vocab()["the"] == 421
     assert sp.convert_ids_to_tokens([420, 421]) == ["<new>", "the"]
 
 
-def test_added_tokens_strip_whitespace(sp_model, engine):
+def test_added_tokens_strip_whitespace(sp_model, processor):
     tokenizer = LlamaTokenizer(sp_model)
     tokenizer.add_tokens([AddedToken("<left>", lstrip=True), AddedToken("<right>", rstrip=True)])
-    a = engine.encode("a")
+    a = processor.encode("a")
     assert tokenizer.encode("a  <left>a", add_special_tokens=False) == [*a, 420, *a]
     assert tokenizer.encode("a<right>  a", add_special_tokens=False) == [*a, 421, *a]
 
@@ -163,7 +163,7 @@ def test_sampling_arguments_reach_sentencepiece(sp_model):
         {"add_bos": None},
     ],
 )
-def test_other_arguments_of_sentencepiece_are_refused(sp_model, tmp_path, arguments):
+def test_unknown_and_invalid_sp_model_kwargs_are_refused(sp_model, tmp_path, arguments):
     (name,) = arguments
     (tmp_path / "tokenizer.model").write_bytes(sp_model.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"sp_model_kwargs": arguments}))

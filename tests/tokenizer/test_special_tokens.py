@@ -1,4 +1,4 @@
-"""Special and added tokens of every file and form: nothing is lost, and the ids are those of transformers 5.23."""
+"""Special and added tokens in every file and notation are kept, with the ids of transformers 5.23."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ SIZE = len(TOKENS)
 
 
 def typed(text: str, **fields) -> dict:
+    """Returns an added token in the notation of transformers, with the key `__type`."""
     return {"__type": "AddedToken", "content": text, "special": True, "normalized": False, **fields}
 
 
@@ -28,14 +29,14 @@ def write(path, value):
 
 
 def folder_of(path, settings=None, tokens_map=None, edit=None):
-    """Writes a byte-level tokenizer. `edit` changes the content of tokenizer.json."""
+    """Writes a folder with a byte-level tokenizer and returns its path; `edit` changes the JSON of tokenizer.json."""
     path.mkdir(exist_ok=True)
     content = json.loads(byte_tokenizer().to_str())
     if edit is not None:
         edit(content)
     write(path / "tokenizer.json", content)
-    named = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "tokenizer_class": "PreTrainedTokenizerFast"}
-    write(path / "tokenizer_config.json", named | (settings or {}))
+    defaults = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "tokenizer_class": "PreTrainedTokenizerFast"}
+    write(path / "tokenizer_config.json", defaults | (settings or {}))
     if tokens_map is not None:
         write(path / "special_tokens_map.json", tokens_map)
     return path
@@ -63,38 +64,38 @@ EXTRA = {
     "own typed key": {"image_token": typed("<image>"), "tool_token": typed("<|tool|>")},
     "both": {"image_token": "<image>", "extra_special_tokens": ["<|tool|>", "<a>"]},
 }
-BOTH = list(itertools.product(ADDITIONAL, EXTRA))
-LISTED = {str(index): {"content": text, "special": True, "normalized": False} for index, text in enumerate(SPECIAL)}
+COMBINATIONS = list(itertools.product(ADDITIONAL, EXTRA))
+DECODER = {str(index): {"content": text, "special": True, "normalized": False} for index, text in enumerate(SPECIAL)}
 
 
 def new_tokens(additional: str, extra: str) -> list[str]:
-    """The tokens that get new ids, in order: named, extra, additional."""
+    """Returns the tokens that get new ids, in the order of these ids: named, extra, additional."""
     tokens = ["<image>"] if extra.startswith(("named", "own", "both")) else []
     tokens += ["<a>"] if extra in ("list", "typed", "objects", "both") else []
     return tokens + (["<b>"] if additional in ("list", "typed", "objects") else [])
 
 
 @pytest.mark.parametrize(
-    "place", ["config", "config with added tokens", "map", "extra in config", "additional in config"]
+    "location", ["config", "config with added tokens", "map", "extra in config", "additional in config"]
 )
-@pytest.mark.parametrize(("additional", "extra"), BOTH)
-def test_additional_and_extra_special_tokens_are_all_special(tmp_path, additional, extra, place):
+@pytest.mark.parametrize(("additional", "extra"), COMBINATIONS)
+def test_additional_and_extra_special_tokens_are_all_special(tmp_path, additional, extra, location):
     first, second = ADDITIONAL[additional], EXTRA[extra]
     config, tokens_map = {
         "config": (first | second, None),
-        "config with added tokens": (first | second | {"added_tokens_decoder": LISTED}, None),
+        "config with added tokens": (first | second | {"added_tokens_decoder": DECODER}, None),
         "map": ({}, first | second),
         "extra in config": (second, first),
         "additional in config": (first, second),
-    }[place]
+    }[location]
     tokenizer = load_tokenizer(folder_of(tmp_path, config, tokens_map))
     new = new_tokens(additional, extra)
-    if place == "additional in config" and {"<a>", "<b>"} <= set(new):
+    if location == "additional in config" and {"<a>", "<b>"} <= set(new):
         new = [token for token in new if token not in ("<a>", "<b>")] + ["<b>", "<a>"]  # transformers' order
     assert [tokenizer.convert_ids_to_tokens(SIZE + number) for number in range(len(new))] == new
     assert len(tokenizer) == SIZE + len(new)
-    listed = {*(["<|turn|>"] if "<b>" in new else []), *(["<|tool|>"] if set(new) - {"<b>"} else [])}
-    assert set(tokenizer.additional_special_tokens) == listed | set(new)
+    existing = {*(["<|turn|>"] if "<b>" in new else []), *(["<|tool|>"] if set(new) - {"<b>"} else [])}
+    assert set(tokenizer.additional_special_tokens) == existing | set(new)
     text = "x" + "x".join(NAMES)
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert ids.count(TOKENS.index("x")) == len(NAMES)
@@ -102,9 +103,9 @@ def test_additional_and_extra_special_tokens_are_all_special(tmp_path, additiona
     shown = [token for token in ("<a>", "<b>", "<image>") if token not in new]
     assert tokenizer.decode(ids, skip_special_tokens=True).replace("x", "") == "".join(shown)
     tokenizer.save_pretrained(tmp_path / "saved")
-    again = load_tokenizer(tmp_path / "saved")
-    assert again.encode(text) == tokenizer.encode(text)
-    assert set(again.all_special_tokens) == set(tokenizer.all_special_tokens)
+    reloaded = load_tokenizer(tmp_path / "saved")
+    assert reloaded.encode(text) == tokenizer.encode(text)
+    assert set(reloaded.all_special_tokens) == set(tokenizer.all_special_tokens)
 
 
 @pytest.mark.parametrize("name", ["additional_special_tokens", "extra_special_tokens"])
@@ -135,7 +136,7 @@ def rename(*pairs: tuple[int, str], vocab: bool = False):
 
 
 def add(*pairs: tuple[int, str]):
-    """Returns an edit of tokenizer.json that appends added tokens with any ids."""
+    """Returns an edit of tokenizer.json that appends added tokens, given as pairs of id and text."""
 
     def edit(content):
         template = content["added_tokens"][0]
@@ -145,7 +146,8 @@ def add(*pairs: tuple[int, str]):
 
 
 def added(*pairs: tuple[int, str], **fields) -> dict:
-    decoder = LISTED | {str(index): LISTED["0"] | {"content": text} | fields for index, text in pairs}
+    """Returns settings of tokenizer_config.json with the added tokens `SPECIAL` and `pairs` of id and text."""
+    decoder = DECODER | {str(index): DECODER["0"] | {"content": text} | fields for index, text in pairs}
     return {"added_tokens_decoder": decoder}
 
 
@@ -161,6 +163,7 @@ NUMBERED = {
     "twice": (added((260, "<a>"), (261, "<a>")), None, ["<a>"], "'<a>' 260 instead of 261"),
     "many": (added(*((n, f"<{n}>") for n in range(300, 310))), None, [f"<{n}>" for n in range(300, 310)], "and 7 more"),
 }
+"""By name: the settings, the edit of tokenizer.json, the tokens with new ids, and a part of the note."""
 
 
 @pytest.mark.parametrize("case", NUMBERED)
@@ -176,15 +179,18 @@ def test_added_tokens_with_impossible_ids_are_numbered_as_in_transformers(tmp_pa
 
 @pytest.mark.oracle
 def test_transformers_gives_the_same_ids_and_text(tmp_path, oracle):
-    """Where transformers 5.23 loads the files and does not ignore one of the keys."""
+    """Only files that transformers 5.23 loads without ignoring a key are compared."""
     readable = [
         pair
-        for pair in BOTH
+        for pair in COMBINATIONS
         if "objects" not in pair and (pair[0] == "none" or pair[1] not in ("list", "typed", "both"))
     ]
     cases = [(ADDITIONAL[a] | EXTRA[e], None) for a, e in readable] + [case[:2] for case in NUMBERED.values()]
-    cases += [(added((2, "<|turn|>"), special=flag), flags(not flag)) for flag in (True, False)]
-    cases += [({"pad_token": "<|turn|>"}, flags(False)), ({"extra_special_tokens": ["<|turn|>"]}, flags(False))]
+    cases += [(added((2, "<|turn|>"), special=flag), mark_special(not flag)) for flag in (True, False)]
+    cases += [
+        ({"pad_token": "<|turn|>"}, mark_special(False)),
+        ({"extra_special_tokens": ["<|turn|>"]}, mark_special(False)),
+    ]
     cases += [({"clean_up_tokenization_spaces": True, FORCED: forced}, None) for forced in (True, False)]
     folders = [folder_of(tmp_path / str(number), *case[:1], edit=case[1]) for number, case in enumerate(cases)]
     texts = ["".join(NAMES), *NAMES, "a <a>b", "x != y ; n't ' a ' ."]
@@ -202,7 +208,9 @@ def test_transformers_gives_the_same_ids_and_text(tmp_path, oracle):
 FORCED = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
 
 
-def flags(special: bool):
+def mark_special(special: bool):
+    """Returns an edit of tokenizer.json that sets whether the added token 2 is special."""
+
     def edit(content):
         content["added_tokens"][2]["special"] = special
 
@@ -210,19 +218,19 @@ def flags(special: bool):
 
 
 def test_the_configuration_changes_the_settings_of_an_added_token(tmp_path):
-    tokenizer = load_tokenizer(folder_of(tmp_path, added((2, "<|turn|>"), lstrip=True), edit=flags(False)))
+    tokenizer = load_tokenizer(folder_of(tmp_path, added((2, "<|turn|>"), lstrip=True), edit=mark_special(False)))
     token = PunaToken("<|turn|>", lstrip=True, normalized=False, special=True)
     assert tokenizer.added_tokens_decoder[2] == token and not tokenizer.notes
     assert tokenizer.encode("x <|turn|>", add_special_tokens=False) == [TOKENS.index("x"), 2]
 
 
-def test_named_tokens_are_special_whatever_tokenizer_json_says(tmp_path):
-    tokenizer = load_tokenizer(folder_of(tmp_path, {"pad_token": "<|turn|>"}, edit=flags(False)))
+def test_tokens_named_in_the_configuration_are_special_even_if_tokenizer_json_differs(tmp_path):
+    tokenizer = load_tokenizer(folder_of(tmp_path, {"pad_token": "<|turn|>"}, edit=mark_special(False)))
     assert tokenizer.decode([2, TOKENS.index("x")], skip_special_tokens=True) == "x"
 
 
 @pytest.mark.parametrize("kind", ["added_tokens.json", "tokenizer_config.json"])
-def test_gaps_after_a_sentencepiece_model(tmp_path, sp_model, kind):
+def test_gaps_in_the_ids_added_to_a_sentencepiece_model_are_noted(tmp_path, sp_model, kind):
     shutil.copy(sp_model, tmp_path / "tokenizer.model")
     if kind == "added_tokens.json":
         write(tmp_path / kind, {"<a>": 420, "<b>": 999})
@@ -266,7 +274,7 @@ def test_clean_up_of_a_bpe_tokenizer_depends_on_the_argument_alone(tmp_path, sp_
 
 
 @pytest.mark.parametrize("flag", [True, False])
-def test_clean_up_of_other_vocabularies_follows_the_setting(flag):
+def test_clean_up_of_a_word_level_vocabulary_follows_the_setting(flag):
     pipeline = Tokenizer(
         models.WordLevel({word: index for index, word in enumerate([*TEXT.split(), "?"])}, unk_token="?")
     )
@@ -295,11 +303,11 @@ def save_with_added_tokens(model, folder) -> list[str]:
 def test_saved_files_agree_on_the_settings_of_added_tokens(tmp_path, sp_model):
     save_with_added_tokens(sp_model, tmp_path)
     pipeline = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
-    listed = json.loads((tmp_path / "tokenizer_config.json").read_text())["added_tokens_decoder"]
-    assert {int(index): fields for index, fields in listed.items()} == {
-        token.pop("id"): token for token in pipeline if str(token["id"]) in listed
+    decoder = json.loads((tmp_path / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert {int(index): fields for index, fields in decoder.items()} == {
+        token.pop("id"): token for token in pipeline if str(token["id"]) in decoder
     }
-    assert {"420", "421", "422"} <= listed.keys()
+    assert {"420", "421", "422"} <= decoder.keys()
 
 
 @pytest.mark.oracle
