@@ -1,4 +1,4 @@
-"""Loads mutated checkpoints under a memory limit; test_fuzz.py runs this in a separate process.
+"""Loads mutated checkpoints under a memory limit; test_fuzz.py runs this script in a separate process.
 
     python fuzz_worker.py FOLDER KIND COUNT
 
@@ -95,6 +95,7 @@ def number(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
 
 
 def blank(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
+    """Overwrites consecutive bytes with one value."""
     at, size = random_position(rng, raw), rng.choice([1, 8, 64, 1000])
     return raw[:at] + rng.choice([b"\0", b"\xff", b"A"]) * len(raw[at : at + size]) + raw[at + size :]
 
@@ -130,7 +131,7 @@ def gguf_key(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
 
 
 def gguf_tensor(rng: random.Random, raw: bytes, seeds: list[bytes]) -> bytes:
-    """Changes a tensor's description: its dimensions, type, offset or name."""
+    """Changes the header's entry of a tensor: its dimensions, type, offset or name."""
     names = [b"token_embd.weight", b"blk.0.attn_q.weight", b"output_norm.weight", b"blk.0.attn_k.weight"]
     name = rng.choice(names)
     at = raw.find(name)

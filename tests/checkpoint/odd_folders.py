@@ -1,7 +1,7 @@
 """Unusual folders of LLaMA models, modelled on what public repositories and training programs write.
 
-Each is the golden checkpoint with something changed that does not change its answers, or that has the effect of
-ordinary settings.
+Each is the golden checkpoint with an edit that does not change its logits, or changes them as the ordinary settings in
+`like` do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from tests.golden.files import LAYOUTS
 from tests.helpers.changed_folders import (
     DROP,
-    Odd,
+    EditedFolder,
     all_of,
     change,
     delete,
@@ -46,29 +46,29 @@ OLD_DEFAULTS = {
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
 
-ODD: dict[str, Odd] = {
+UNUSUAL: dict[str, EditedFolder] = {
     # config.json: spellings of early and late releases
-    "early spelling of the class": Odd({"architectures": ["LLaMAForCausalLM"]}),
-    "early conversions": Odd(
+    "early spelling of the class": EditedFolder({"architectures": ["LLaMAForCausalLM"]}),
+    "early conversions": EditedFolder(
         {**DECAPODA, "num_key_value_heads": 4} | {"max_position_embeddings": 256}, note="pad_token_id -1"
     ),
-    "defaults of old releases": Odd(OLD_DEFAULTS),
-    "no architectures": Odd({"architectures": DROP}),
-    "null architectures": Odd({"architectures": None}),
-    "FSDP wrapper": Odd({"architectures": ["FSDPLlamaForCausalLM"]}, note="FSDPLlamaForCausalLM"),
-    "PEFT wrapper": Odd({"architectures": ["PeftModelForCausalLM"]}, note="PeftModelForCausalLM"),
-    "custom code": Odd({"auto_map": {"AutoModelForCausalLM": "modeling.Model"}}, reference=False),
-    "torch_dtype auto": Odd({"torch_dtype": "auto", "dtype": DROP}, note="'auto'", reference=False),
-    "dtype auto": Odd({"dtype": "auto"}, note="'auto'", reference=False),
-    "dtype with prefix": Odd({"dtype": "torch.float32"}, reference=False),
-    "dtype float": Odd({"dtype": "float"}),
-    "both dtypes": Odd({"torch_dtype": "float16"}),
-    "no dtype": Odd({"dtype": DROP}),
-    "padding id of unsigned -1": Odd({"pad_token_id": 2**32 - 1}, note="4294967295", reference=False),
-    "null ids": Odd({"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}),
-    "several eos ids": Odd({"eos_token_id": [2, 7]}),
-    "eos ids with -1": Odd({"eos_token_id": [2, -1]}, note="eos_token_id", reference=False),
-    "null heads and widths": Odd(
+    "defaults of old releases": EditedFolder(OLD_DEFAULTS),
+    "no architectures": EditedFolder({"architectures": DROP}),
+    "null architectures": EditedFolder({"architectures": None}),
+    "FSDP wrapper": EditedFolder({"architectures": ["FSDPLlamaForCausalLM"]}, note="FSDPLlamaForCausalLM"),
+    "PEFT wrapper": EditedFolder({"architectures": ["PeftModelForCausalLM"]}, note="PeftModelForCausalLM"),
+    "custom code": EditedFolder({"auto_map": {"AutoModelForCausalLM": "modeling.Model"}}, reference=False),
+    "torch_dtype auto": EditedFolder({"torch_dtype": "auto", "dtype": DROP}, note="'auto'", reference=False),
+    "dtype auto": EditedFolder({"dtype": "auto"}, note="'auto'", reference=False),
+    "dtype with prefix": EditedFolder({"dtype": "torch.float32"}, reference=False),
+    "dtype float": EditedFolder({"dtype": "float"}),
+    "both dtypes": EditedFolder({"torch_dtype": "float16"}),
+    "no dtype": EditedFolder({"dtype": DROP}),
+    "padding id of unsigned -1": EditedFolder({"pad_token_id": 2**32 - 1}, note="4294967295", reference=False),
+    "null ids": EditedFolder({"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}),
+    "several eos ids": EditedFolder({"eos_token_id": [2, 7]}),
+    "eos ids with -1": EditedFolder({"eos_token_id": [2, -1]}, note="eos_token_id", reference=False),
+    "null heads and widths": EditedFolder(
         {"num_key_value_heads": None, "head_dim": None, "num_attention_heads": 8},
         tensors=lambda t: (
             t
@@ -79,14 +79,16 @@ ODD: dict[str, Odd] = {
             }
         ),
     ),
-    "several tensor-parallel slices": Odd({"pretraining_tp": 2}),
-    "no cache": Odd({"use_cache": False}),
-    "name of the original": Odd({"_name_or_path": "owner/name", "transformers_version": "4.28.0.dev0"}),
-    "integer theta": Odd({**NO_ROPE, "rope_theta": 10000, "rope_scaling": None}),
-    "no rope settings": Odd(NO_ROPE),
-    "empty rope settings": Odd({**NO_ROPE, "rope_scaling": {}}),
-    "rope settings of nulls": Odd({**NO_ROPE, "rope_scaling": {"type": None, "factor": None}}, reference=False),
-    "nulls in rope_parameters": Odd(
+    "several tensor-parallel slices": EditedFolder({"pretraining_tp": 2}),
+    "no cache": EditedFolder({"use_cache": False}),
+    "name of the source model": EditedFolder({"_name_or_path": "owner/name", "transformers_version": "4.28.0.dev0"}),
+    "integer theta": EditedFolder({**NO_ROPE, "rope_theta": 10000, "rope_scaling": None}),
+    "no rope settings": EditedFolder(NO_ROPE),
+    "empty rope settings": EditedFolder({**NO_ROPE, "rope_scaling": {}}),
+    "rope settings of nulls": EditedFolder(
+        {**NO_ROPE, "rope_scaling": {"type": None, "factor": None}}, reference=False
+    ),
+    "nulls in rope_parameters": EditedFolder(
         {
             "rope_parameters": {
                 "rope_type": "default",
@@ -97,16 +99,20 @@ ODD: dict[str, Odd] = {
         },
         reference=False,
     ),
-    "default rope with a factor": Odd(
+    "default rope with a factor": EditedFolder(
         {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "factor": 4.0}}, note="does not use factor"
     ),
-    "linear rope by 1": Odd({**NO_ROPE, "rope_scaling": {"type": "linear", "factor": 1.0}}, note="scales nothing"),
-    "dynamic rope by 1": Odd({**NO_ROPE, "rope_scaling": {"type": "dynamic", "factor": 1}}, note="scales nothing"),
-    "yarn by 1": Odd(
+    "linear rope with factor 1": EditedFolder(
+        {**NO_ROPE, "rope_scaling": {"type": "linear", "factor": 1.0}}, note="scales nothing"
+    ),
+    "dynamic rope with factor 1": EditedFolder(
+        {**NO_ROPE, "rope_scaling": {"type": "dynamic", "factor": 1}}, note="scales nothing"
+    ),
+    "yarn with factor 1": EditedFolder(
         {**NO_ROPE, "rope_scaling": {"rope_type": "yarn", "factor": 1.0, "original_max_position_embeddings": 256}},
         note="scales nothing",
     ),
-    "llama3 rope by 1": Odd(
+    "llama3 rope with factor 1": EditedFolder(
         {
             **NO_ROPE,
             "rope_scaling": {
@@ -119,10 +125,10 @@ ODD: dict[str, Odd] = {
         },
         note="scales nothing",
     ),
-    "llama3 rope by 1 without its keys": Odd(
+    "llama3 rope with factor 1 only": EditedFolder(
         {**NO_ROPE, "rope_scaling": {"type": "llama3", "factor": 1}}, note="scales nothing", reference=False
     ),
-    "linear rope with keys of yarn": Odd(
+    "linear rope with keys of yarn": EditedFolder(
         {
             **NO_ROPE,
             "rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 32, "original_max_position_embeddings": 64},
@@ -130,11 +136,11 @@ ODD: dict[str, Odd] = {
         like=LINEAR,
         note="does not use beta_fast",
     ),
-    "linear rope under two names": Odd(
+    "linear rope under two names": EditedFolder(
         {**NO_ROPE, "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2}}, like=LINEAR
     ),
-    "dynamic rope": Odd({**NO_ROPE, "rope_scaling": {"type": "dynamic", "factor": 2.0}}),
-    "yarn with nulls": Odd(
+    "dynamic rope": EditedFolder({**NO_ROPE, "rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+    "yarn with nulls": EditedFolder(
         {
             **NO_ROPE,
             "rope_scaling": {
@@ -155,84 +161,97 @@ ODD: dict[str, Odd] = {
         },
     ),
     # Tensors
-    "rotary frequencies": Odd(tensors=plus(**per_layer("self_attn__rotary_emb__inv_freq", 4)), note="rotary"),
-    "rotary cosines and sines": Odd(
+    "rotary frequencies": EditedFolder(tensors=plus(**per_layer("self_attn__rotary_emb__inv_freq", 4)), note="rotary"),
+    "rotary cosines and sines": EditedFolder(
         tensors=plus(
             **per_layer("self_attn__rotary_emb__cos_cached", 1, 1, 8, 8),
             **per_layer("self_attn__rotary_emb__sin_cached", 1, 1, 8, 8),
         ),
         note="4 tensors with cached rotary values",
     ),
-    "value head": Odd(
+    "value head": EditedFolder(
         tensors=plus(
             v_head__summary__weight=np.ones((1, 64), np.float32), v_head__summary__bias=np.ones(1, np.float32)
         ),
         note="value head",
     ),
-    "DDP": Odd(tensors=prefixed("module."), note="module.", reference=False),
-    "torch.compile": Odd(tensors=prefixed("_orig_mod."), note="_orig_mod.", reference=False),
-    "torch.compile in DDP": Odd(tensors=prefixed("module._orig_mod."), note="module", reference=False),
-    "compiled layers": Odd(tensors=replaced("self_attn.", "_orig_mod.self_attn."), note="_orig_mod.", reference=False),
-    "activation checkpoints": Odd(
+    "DDP": EditedFolder(tensors=prefixed("module."), note="module.", reference=False),
+    "torch.compile": EditedFolder(tensors=prefixed("_orig_mod."), note="_orig_mod.", reference=False),
+    "torch.compile in DDP": EditedFolder(tensors=prefixed("module._orig_mod."), note="module", reference=False),
+    "compiled layers": EditedFolder(
+        tensors=replaced("self_attn.", "_orig_mod.self_attn."), note="_orig_mod.", reference=False
+    ),
+    "activation checkpoints": EditedFolder(
         tensors=replaced(".mlp.", "._checkpoint_wrapped_module.mlp."),
         note="_checkpoint_wrapped_module.",
         reference=False,
     ),
-    "PEFT": Odd(tensors=prefixed("base_model.model."), note="base_model.model.", reference=False),
-    "PEFT in DDP": Odd(tensors=prefixed("module.base_model.model."), note="base_model.model.", reference=False),
-    "base layers of PEFT": Odd(tensors=replaced("q_proj.", "q_proj.base_layer."), note="base_layer.", reference=False),
-    "Lightning": Odd(tensors=prefixed("model."), note="model.", reference=False),
-    "trl in accelerate": Odd(
+    "PEFT": EditedFolder(tensors=prefixed("base_model.model."), note="base_model.model.", reference=False),
+    "PEFT in DDP": EditedFolder(
+        tensors=prefixed("module.base_model.model."), note="base_model.model.", reference=False
+    ),
+    "base layers of PEFT": EditedFolder(
+        tensors=replaced("q_proj.", "q_proj.base_layer."), note="base_layer.", reference=False
+    ),
+    "Lightning": EditedFolder(tensors=prefixed("model."), note="model.", reference=False),
+    "trl in accelerate": EditedFolder(
         tensors=lambda t: prefixed("pretrained_model.")(t) | {"v_head.summary.weight": np.ones((1, 64), np.float32)},
         note="pretrained_model.",
         reference=False,
     ),
-    "more rows than tokens": Odd({"vocab_size": 576}, tensors=padded_rows),
+    "more rows than tokens": EditedFolder({"vocab_size": 576}, tensors=padded_rows),
     # Files
-    "metadata-free safetensors": Odd(),
-    "torch file": Odd(files=["pytorch_model.bin"]),
-    "shards with an index": Odd(files=SHARDS, edit=index()),
-    "shards without an index": Odd(files=SHARDS, note="no index", reference=False),
-    "torch shards without an index": Odd(files=BINS, note="no index", reference=False),
-    "an index without a tensor": Odd(
+    "metadata-free safetensors": EditedFolder(),
+    "torch file": EditedFolder(files=["pytorch_model.bin"]),
+    "shards with an index": EditedFolder(files=SHARDS, edit=index()),
+    "shards without an index": EditedFolder(files=SHARDS, note="no index", reference=False),
+    "torch shards without an index": EditedFolder(files=BINS, note="no index", reference=False),
+    "an index that lacks a tensor": EditedFolder(
         files=SHARDS, edit=index(drop="model.norm"), note="does not list 1 of the tensors"
     ),
-    "an index without a shard": Odd(
+    "an index that lacks a shard": EditedFolder(
         files=SHARDS, edit=index(drop=SHARDS[1]), note=f"no tensor of {SHARDS[1]}", reference=False
     ),
-    "a single file with an index": Odd(edit=index(), note="index.json ignored"),
-    "a single file with another name": Odd(files=["llama-merged.safetensors"], reference=False),
-    "safetensors and torch files": Odd(edit=lambda folder: write_weights(folder, {"x": LORA}, ["pytorch_model.bin"])),
-    "Meta's files in the same folder": Odd(
+    "a single file with an index": EditedFolder(edit=index(), note="index.json ignored"),
+    "a single file with another name": EditedFolder(files=["llama-merged.safetensors"], reference=False),
+    "safetensors and torch files": EditedFolder(
+        edit=lambda folder: write_weights(folder, {"x": LORA}, ["pytorch_model.bin"])
+    ),
+    "Meta's files in the same folder": EditedFolder(
         edit=lambda folder: [shutil.copy(path, folder / path.name) for path in LAYOUTS["meta"].glob("*.pth")] and None
     ),
-    "Meta's files in a subfolder": Odd(
+    "Meta's files in a subfolder": EditedFolder(
         edit=lambda folder: shutil.copytree(LAYOUTS["meta"], folder / "original") and None
     ),
-    "settings of a quantisation that was undone": Odd(
+    "settings of a quantisation that was undone": EditedFolder(
         {"quantization_config": BNB}, note="quantization_config in config.json ignored", reference=False
     ),
-    "GPTQ's settings file": Odd(edit=change({"bits": 4}, "quantize_config.json"), note="quantize_config.json ignored"),
-    "configuration of an adapter that was merged": Odd(
+    "GPTQ's settings file": EditedFolder(
+        edit=change({"bits": 4}, "quantize_config.json"), note="quantize_config.json ignored"
+    ),
+    "configuration of an adapter that was merged": EditedFolder(
         edit=change({"peft_type": "LORA", "base_model_name_or_path": "owner/name"}, "adapter_config.json"),
         note="adapter_config.json ignored",
         reference=False,
     ),
-    "generation ids of -1": Odd(
+    "generation ids of -1": EditedFolder(
         edit=change({"pad_token_id": -1}, "generation_config.json"), note="generation_config.json: pad_token_id -1"
     ),
-    "no generation_config.json": Odd(edit=delete("generation_config.json")),
+    "no generation_config.json": EditedFolder(edit=delete("generation_config.json")),
     # Tokenizers
-    "tokenizer.model only": Odd(  # transformers 5.23 builds a pipeline without BOS, with other ids than SentencePiece
+    # transformers 5.23 builds a pipeline that adds no BOS and gives other ids than SentencePiece
+    "tokenizer.model only": EditedFolder(
         edit=delete("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"), reference=False
     ),
-    "tokenizer.model and its configuration": Odd(edit=delete("tokenizer.json", "special_tokens_map.json")),
-    "tokenizer.json only": Odd(edit=delete("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")),
-    "early name of the tokenizer's class": Odd(
+    "tokenizer.model and its configuration": EditedFolder(edit=delete("tokenizer.json", "special_tokens_map.json")),
+    "tokenizer.json only": EditedFolder(
+        edit=delete("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+    ),
+    "early name of the tokenizer's class": EditedFolder(
         edit=all_of(delete("tokenizer.json"), change({"tokenizer_class": "LLaMATokenizer"}, "tokenizer_config.json")),
         reference=False,
     ),
-    "early tokenizer files": Odd(
+    "early tokenizer files": EditedFolder(
         edit=all_of(
             delete("tokenizer.json", "tokenizer_config.json"),
             change(
@@ -249,7 +268,7 @@ ODD: dict[str, Odd] = {
         ),
         reference=False,
     ),
-    "legacy fields of a tokenizer": Odd(
+    "legacy fields of a tokenizer": EditedFolder(
         edit=change(
             {
                 "sp_model_kwargs": {},
@@ -266,7 +285,7 @@ ODD: dict[str, Odd] = {
             "tokenizer_config.json",
         )
     ),
-    "tokenizer.json with padding and truncation": Odd(
+    "tokenizer.json with padding and truncation": EditedFolder(
         edit=change(
             {
                 "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},

@@ -78,7 +78,7 @@ def test_a_file_in_a_block_format_is_read_by_both_backends(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", READ_ONLY_FORMATS)
-def test_formats_that_are_not_written_are_copied(name: str, tmp_path: Path) -> None:
+def test_tensors_in_read_only_formats_are_copied(name: str, tmp_path: Path) -> None:
     path, _ = write_model(tmp_path / "m.gguf", name)
     convert(path, tmp_path / "copy.gguf", to="gguf", verify=True)
     source, copy = open_gguf(path), open_gguf(tmp_path / "copy.gguf")

@@ -66,13 +66,13 @@ def test_the_rope_scaling_of_llama_3_1_is_recognised(tmp_path: Path, factor: flo
         "original_max_position_embeddings": 8192,
     }
     inverse, scale = reference_frequencies(config)
-    plain = theta ** -(np.arange(width // 2) * 2 / width)
-    np.testing.assert_allclose(inverse, plain / divisors, rtol=1e-5)
+    unscaled = theta ** -(np.arange(width // 2) * 2 / width)
+    np.testing.assert_allclose(inverse, unscaled / divisors, rtol=1e-5)
     assert scale == 1
 
 
 @pytest.mark.parametrize("kind", ["random", "scaled"])
-def test_divisors_of_another_formula_are_kept_exactly(tmp_path: Path, kind: str) -> None:
+def test_divisors_that_do_not_follow_llama_3_1_are_kept_exactly(tmp_path: Path, kind: str) -> None:
     divisors = llama3_divisors(64, 500000.0, 8.0)
     divisors = divisors * 1.01 if kind == "scaled" else np.random.default_rng(0).uniform(1, 9, 32).astype(np.float32)
     config = config_of(tmp_path, extra={"rope_freqs.weight": divisors}, head_dim=64, max_position_embeddings=32768)
@@ -256,7 +256,7 @@ def test_an_id_of_minus_one_means_no_token(tmp_path: Path, value: int) -> None:
     assert config.notes == [f"tokenizer.ggml.padding_token_id {value}: -1 means that there is no such token"]
 
 
-def test_the_base_model_of_an_adapter_is_named(tmp_path: Path) -> None:
+def test_the_error_for_an_adapter_names_its_base_model(tmp_path: Path) -> None:
     keys = {"general.type": "adapter", "general.base_model.0.name": "Base 1B"}
     with pytest.raises(CheckpointError, match=r"an adapter .LoRA., not a model; its base model is Base 1B"):
         config_of(tmp_path, keys)

@@ -21,7 +21,7 @@ from tests.golden.files import LAYOUTS
 
 
 def as_nobody(call: Callable[[], object]) -> str:
-    """Runs `call` without root's permissions; returns "none", "puna" for a PunaError, or another exception's text."""
+    """Runs `call` without root's permissions; returns "none" (no error), "puna" (a PunaError) or the error's text."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -65,7 +65,7 @@ def make_reachable(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_unreadable_folders_and_files_are_puna_errors(tmp_path, name):
+def test_unreadable_folders_and_files_raise_puna_errors(tmp_path, name):
     make_reachable(tmp_path)
     folder = tmp_path / "model"
     folder.mkdir()
@@ -73,12 +73,12 @@ def test_unreadable_folders_and_files_are_puna_errors(tmp_path, name):
         (folder / file.name).write_bytes(file.read_bytes())
     folder.chmod(0)
     try:
-        errors = "none" if name == "inspect" else "puna"  # inspect puts them into the report
-        assert as_nobody(lambda: CALLS[name](folder)) == errors
+        expected = "none" if name == "inspect" else "puna"  # inspect reports errors instead of raising them
+        assert as_nobody(lambda: CALLS[name](folder)) == expected
         folder.chmod(0o755)
         for file in folder.iterdir():
             file.chmod(0)
-        assert as_nobody(lambda: CALLS[name](folder)) == errors
+        assert as_nobody(lambda: CALLS[name](folder)) == expected
     finally:
         folder.chmod(0o755)
 
@@ -87,7 +87,7 @@ def test_unreadable_folders_and_files_are_puna_errors(tmp_path, name):
 @pytest.mark.parametrize(
     "path", ["a\0b", "\ud800", "x" * 300, "a/" * 3000, "", "~\x1b[2J", "/dev/null", "/proc/self/mem"]
 )
-def test_names_that_no_model_has_are_errors(name, path):
+def test_names_that_no_model_has_raise_puna_errors(name, path):
     with pytest.raises(PunaError):
         CALLS[name](path)
         assert name == "inspect"
@@ -96,7 +96,7 @@ def test_names_that_no_model_has_are_errors(name, path):
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 300, "a\0b/c", "\ud800/c", "x" * 300 + "/c"])
 @pytest.mark.parametrize("layout", ["gguf", "hf", "meta"])
-def test_names_that_cannot_be_written_are_errors(tmp_path, monkeypatch, name, layout):
+def test_names_that_cannot_be_written_raise_storage_errors(tmp_path, monkeypatch, name, layout):
     monkeypatch.chdir(tmp_path)
     target = name + ".gguf" if layout == "gguf" else name
     with pytest.raises(StorageError):
@@ -111,7 +111,7 @@ def test_names_that_cannot_be_written_are_errors(tmp_path, monkeypatch, name, la
 @pytest.mark.parametrize(
     "value", ["1e400", "1e308", "1e31", "-1", "0", "NaN", "Infinity", "1" + "0" * 400, '"1"', "[1]"]
 )
-def test_numbers_that_no_model_of_meta_has_are_errors(tmp_path, field, value):
+def test_impossible_numbers_in_params_json_are_refused(tmp_path, field, value):
     params = json.loads((LAYOUTS["meta"] / "params.json").read_text())
     for file in (LAYOUTS["meta"]).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -1,4 +1,4 @@
-"""Reports on valid and on damaged checkpoints."""
+"""Reports of `inspect_checkpoint` on valid and damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_more_layers_than_meta_s_shards_hold_are_refused_quickly(tmp_path: Path,
         open_checkpoint(folder)
 
 
-def test_paths_without_a_model_are_errors(tmp_path: Path) -> None:
+def test_paths_without_a_model_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no such file"):
         inspect_checkpoint(tmp_path / "absent")
     report = inspect_checkpoint(tmp_path)

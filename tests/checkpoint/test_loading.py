@@ -124,7 +124,7 @@ def test_the_head_of_models_saved_by_transformers_is_detected(tmp_path: Path) ->
             assert all(key.startswith(("model.", "lm_head.", "score.")) for key in checkpoint.tensors)
 
 
-def test_content_determines_the_format(tmp_path: Path) -> None:
+def test_the_format_of_a_file_is_detected_by_its_content(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
     write_folder(tmp_path, config, tensors, bin=True)

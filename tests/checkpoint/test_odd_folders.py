@@ -1,4 +1,4 @@
-"""Unusual folders are loaded with the logits and ids of the ordinary model, or refused for the true reason."""
+"""Unusual folders give the logits and ids of an ordinary folder; other folders are refused with the actual reason."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from puna import LLM, load_tokenizer
 from puna.checkpoint import inspect_checkpoint, open_checkpoint
 from puna.errors import PunaError
-from tests.checkpoint.odd_folders import ODD
+from tests.checkpoint.odd_folders import UNUSUAL
 from tests.checkpoint.refused_folders import REFUSED
 from tests.golden.files import read_expected
-from tests.helpers.changed_folders import Odd
+from tests.helpers.changed_folders import EditedFolder
 
 EXPECTED = read_expected()
 TEXTS = {example["text"]: example["ids"] for example in EXPECTED["ids"]}
 IDS = EXPECTED["ids"][0]["ids"] * 8
-"""112 tokens: more than the original context of some settings."""
+"""112 tokens: more than the original context of some RoPE settings."""
 
 TOLERANCE = 3e-6
 """Limit of the difference from transformers, relative to the largest logit (see tests/golden)."""
@@ -32,7 +32,7 @@ TOLERANCE = 3e-6
 @functools.cache
 def ordinary_logits(config: str, folder: Path) -> NDArray[np.float32]:
     """Returns the logits of the golden checkpoint with changed keys of config.json, given as JSON."""
-    odd = Odd(json.loads(config))
+    odd = EditedFolder(json.loads(config))
     return LLM(odd.write(folder), "native", threads=1).logits(IDS)
 
 
@@ -41,9 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("odd")
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", UNUSUAL)
 def test_logits_and_ids_equal_those_of_the_ordinary_model(name: str, folder: Path) -> None:
-    odd = ODD[name]
+    odd = UNUSUAL[name]
     path = odd.write(folder / name)
     logits = LLM(path, "native", threads=1).logits(IDS)
     config = json.dumps(odd.like)
@@ -61,10 +61,10 @@ def _unexpected(notes: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, odd in ODD.items() if odd.reference])
+@pytest.mark.parametrize("name", [name for name, odd in UNUSUAL.items() if odd.reference])
 def test_logits_and_ids_equal_those_of_transformers(name: str, tmp_path: Path) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    path = ODD[name].write(tmp_path / "model")
+    path = UNUSUAL[name].write(tmp_path / "model")
     logits = LLM(path, "native", threads=1).logits(IDS)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -77,7 +77,7 @@ def test_logits_and_ids_equal_those_of_transformers(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_the_true_reason_is_given(name: str, tmp_path: Path) -> None:
+def test_the_error_for_a_refused_folder_gives_the_actual_reason(name: str, tmp_path: Path) -> None:
     path = REFUSED[name].write(tmp_path / "model")
     with pytest.raises(PunaError, match=REFUSED[name].error):
         open_checkpoint(path)

@@ -50,7 +50,7 @@ def pack_words(numbers: np.ndarray) -> np.ndarray:
 
 
 def pack(tensors: Tensors, settings: dict[str, Any]) -> tuple[Tensors, Tensors]:
-    """Returns the packed tensors of a folder, and all tensors as floats."""
+    """Returns the tensors of a folder with packed matrices, and the values of all its weights."""
     packed, plain = {}, {}
     for name, weight in tensors.items():
         if not name.endswith("proj.weight"):

@@ -1,4 +1,4 @@
-"""Paths that are given for a model: its config.json, its folder in the hub's cache, and folders with dangling links."""
+"""Paths of a model: its config.json, its folder in the hub's cache, and folders with dangling links."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ READ_WITHOUT = {
     "model.safetensors.index.json": "model.safetensors", "tokenizer.model": "tokenizer.json",
     "special_tokens_map.json": "tokenizer_config.json", "added_tokens.json": "tokenizer_config.json",
 }  # fmt: skip
-"""Files that are read only if another file is missing."""
+"""Files that are read only if another file, the value, is missing."""
 
 
 def cache_entry(folder: Path, commits: list[str]) -> Path:
-    """Writes a model as huggingface_hub caches it."""
+    """Writes a model as huggingface_hub caches it; returns the folder of the model in the cache."""
     entry = folder / "models--owner--name"
     (entry / "blobs").mkdir(parents=True)
     (entry / "snapshots").mkdir()
@@ -62,13 +62,13 @@ def test_several_snapshots_in_the_cache_are_listed(tmp_path: Path) -> None:
         LLM(cache_entry(tmp_path / "none", []))
 
 
-def test_a_configuration_file_stands_for_its_folder() -> None:
+def test_the_path_of_a_config_json_opens_its_folder() -> None:
     assert open_checkpoint(GOLDEN / "config.json").path == GOLDEN
     assert load_tokenizer(GOLDEN / "config.json").encode("the llama") == load_tokenizer(GOLDEN).encode("the llama")
     assert LLM(GOLDEN / "config.json", "native", threads=1).config == LlamaConfig.from_pretrained(GOLDEN)
 
 
-def test_folders_of_models_in_a_folder_are_named(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_of_models_names_one_of_them(tmp_path: Path) -> None:
     shutil.copytree(GOLDEN, tmp_path / "checkpoint-500")
     with pytest.raises(ModelNotFoundError, match=r"give the folder of a model, such as .*checkpoint-500$"):
         open_checkpoint(tmp_path)
@@ -101,7 +101,7 @@ def test_nulls_in_meta_s_parameters_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_a_link_to_a_missing_file_is_not_a_missing_file(tmp_path: Path, name: str) -> None:
+def test_a_dangling_link_is_an_error_even_for_an_optional_file(tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(GOLDEN, tmp_path / "model"))
     (folder / name).unlink(missing_ok=True)
     if name in READ_WITHOUT:
@@ -115,7 +115,7 @@ def test_a_link_to_a_missing_file_is_not_a_missing_file(tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize("name", ["params.json", "tokenizer.model", "consolidated.00.pth"])
-def test_a_link_to_a_missing_file_of_meta_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_dangling_link_in_a_folder_of_meta_is_refused(tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(LAYOUTS["meta"], tmp_path / "model"))
     (folder / name).unlink()
     (folder / name).symlink_to("gone")

@@ -1,6 +1,6 @@
-"""Folders of compressed-tensors and bitsandbytes run and are converted; other methods are refused by their names.
+"""Folders quantised by compressed-tensors or bitsandbytes run and are converted; errors for other methods name them.
 
-tests/formats/test_scaled.py compares the values of single matrices with the libraries' own.
+tests/formats/test_scaled.py compares the values of single matrices with those of the libraries.
 """
 
 from __future__ import annotations
@@ -97,6 +97,9 @@ CASES = {
 }
 
 
+"""By name: the settings, the function that packs a matrix, its format in puna, and the container in reports."""
+
+
 def write_quantised(folder: Path, case: str) -> tuple[LlamaConfig, Tensors]:
     """Writes a quantised folder; returns the configuration and all values."""
     settings, pack, _, _ = CASES[case]
@@ -165,7 +168,7 @@ def test_inspection_names_the_method(case: str, tmp_path: Path) -> None:
     assert not report.errors and report.container == f"safetensors, {CASES[case][3]}"
     assert report.parameters == sum(value.size for value in plain.values())
     notes = [note for note in report.notes if "quantise" in note]
-    assert len(notes) == (case in ("int8", "bnb8")), "activations are not quantised"
+    assert len(notes) == (case in ("int8", "bnb8")), "only methods that quantise activations have a note"
     assert not any("quantization_config" in warning for warning in report.warnings)
 
 
@@ -212,7 +215,7 @@ FP8 = np.ones((2, 2), ml_dtypes.float8_e4m3fn)
         ("an unknown method", {"quantization_config": {"bits": 4}}, np.ones((2, 2), np.float64)),
     ],
 )
-def test_other_methods_are_refused_by_their_names(
+def test_the_error_for_another_method_names_it(
     name: str, fields: dict[str, Any], tensor: np.ndarray, tmp_path: Path
 ) -> None:
     config = tiny_config()

@@ -1,4 +1,4 @@
-"""GGUF models in several files, written by the package gguf: read like the single file, whichever part is given."""
+"""A GGUF model that the package gguf split into parts is read like the single file, from the path of any part."""
 
 from __future__ import annotations
 
@@ -164,6 +164,7 @@ def test_the_error_for_a_folder_with_several_models_lists_their_files(tmp_path: 
 
 
 def choose(names: list[str], part: str | None = None) -> list[str]:
+    """Returns the files of a repository that are downloaded for the reference owner/name:part."""
     return Selection("model", (), "", Reference("owner/name", part=part)).choose(names)
 
 

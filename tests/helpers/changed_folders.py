@@ -17,22 +17,22 @@ from tests.helpers.torch_files import Tensors, save_torch
 
 GOLDEN = LAYOUTS["hf"]
 DROP = object()
-"""As the value of a key: the file does not have the key."""
+"""As the value of a key, removes the key from the file."""
 
 
 @dataclass(frozen=True)
-class Odd:
-    """The golden checkpoint with changes.
+class EditedFolder:
+    """A folder with the golden checkpoint in which settings, tensors or files are edited.
 
     Attributes:
         config: changed keys of config.json.
-        tensors: changes the tensors.
-        files: the names of the weight files between which the tensors are divided.
-        edit: changes the folder once it is written.
+        tensors: a function that returns the edited tensors.
+        files: the names of the weight files among which the tensors are divided.
+        edit: a function that edits the folder after it is written.
         like: changed keys of config.json of an ordinary model with the same logits.
-        note: part of a note in the report.
+        note: part of a note that `inspect_checkpoint` reports.
         reference: whether transformers 5.23 loads the folder too, with the same logits.
-        error: for a folder that is refused, the pattern of the message.
+        error: the pattern of the message, for a folder that is refused.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Odd:
     error: str = ""
 
     def write(self, folder: Path) -> Path:
-        """Writes the folder."""
+        """Writes the edited checkpoint to `folder`, and returns `folder`."""
         shutil.copytree(GOLDEN, folder)
         (folder / "model.safetensors").unlink()
         change(self.config)(folder)
@@ -59,7 +59,7 @@ def golden_tensors() -> Tensors:
 
 
 def write_weights(folder: Path, tensors: Tensors, files: Sequence[str]) -> None:
-    """Divides tensors among files; each has consecutive tensors."""
+    """Writes the tensors to files, each of which gets consecutive tensors."""
     names = list(tensors)
     bounds = [len(names) * number // len(files) for number in range(len(files) + 1)]
     for file, start, stop in zip(files, bounds, bounds[1:], strict=False):
@@ -82,14 +82,18 @@ def change(fields: dict[str, Any], name: str = "config.json") -> Callable[[Path]
 
 
 def all_of(*edits: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Returns a function that makes several edits in a folder."""
+
     def edit(folder: Path) -> None:
-        for one in edits:
-            one(folder)
+        for part in edits:
+            part(folder)
 
     return edit
 
 
 def delete(*names: str) -> Callable[[Path], None]:
+    """Returns a function that deletes files of a folder."""
+
     def edit(folder: Path) -> None:
         for name in names:
             (folder / name).unlink()
@@ -98,10 +102,12 @@ def delete(*names: str) -> Callable[[Path], None]:
 
 
 def prefixed(prefix: str) -> Callable[[Tensors], Tensors]:
+    """Returns a function that adds a prefix to the names of all tensors."""
     return lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def replaced(old: str, new: str) -> Callable[[Tensors], Tensors]:
+    """Returns a function that replaces a text in the names of all tensors."""
     return lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()}
 
 
@@ -111,6 +117,7 @@ def plus(**more: np.ndarray) -> Callable[[Tensors], Tensors]:
 
 
 def per_layer(name: str, *shape: int) -> dict[str, np.ndarray]:
+    """Returns keyword arguments of `plus`: a tensor of zeros in each layer."""
     return {f"model__layers__{n}__{name}": np.zeros(shape, np.float32) for n in range(2)}
 
 
@@ -118,8 +125,8 @@ def index(drop: str = "", more: dict[str, str] | None = None) -> Callable[[Path]
     """Returns a function that writes the index of a folder's safetensors files.
 
     Args:
-        drop: text in the name of a tensor or file that is not listed.
-        more: entries that are added.
+        drop: a text; tensors whose name, or whose file's name, contains it are not listed.
+        more: entries that are added to the index.
     """
 
     def edit(folder: Path) -> None:
@@ -137,6 +144,6 @@ def index(drop: str = "", more: dict[str, str] | None = None) -> Callable[[Path]
 
 
 def padded_rows(tensors: Tensors) -> Tensors:
-    """Adds rows to the embedding and the head, so that their number is a multiple of 64 above the tokenizer's size."""
+    """Adds 64 rows, which no token uses, to the embedding and the head."""
     names = ("model.embed_tokens.weight", "lm_head.weight")
     return tensors | {name: np.concatenate([tensors[name], np.full((64, 64), -1, np.float32)]) for name in names}
