@@ -67,6 +67,7 @@ def main() -> None:
         layer.scales = layer.scales.half()
         add(name, layer, values)
 
+    # Stubs for the modules that AutoAWQ's modules import and that need a GPU or other packages.
     helpers = types.ModuleType("awq.utils.module")
     helpers.try_import = lambda name: (None, "")
     device = types.ModuleType("awq.utils.utils")

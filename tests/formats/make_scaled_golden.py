@@ -27,7 +27,7 @@ PACKED = {
     "int8_tensor": (8, "tensor", True, torch.bfloat16),
     "int8_group_asymmetric": (8, "group", False, torch.bfloat16),
 }
-"""Bits, strategy, symmetry and type of the scales, of matrices packed into 32-bit words."""
+"""Matrices packed into 32-bit words: bits, strategy, symmetry and type of the scales."""
 
 NAIVE = {
     "naive_int8_channel": ("int", "channel", True, torch.bfloat16),
@@ -37,7 +37,7 @@ NAIVE = {
     "float8_tensor": ("float", "tensor", True, torch.float32),
     "float8_block": ("float", "block", True, torch.bfloat16),
 }
-"""Type, strategy, symmetry and type of the scales, of matrices with one byte per weight."""
+"""Matrices with one byte per weight: type of the weights, strategy, symmetry and type of the scales."""
 
 FOUR_BITS = {
     "nf4": ("nf4", torch.float16, False, torch.uint8, (OUTPUTS, 128)),
@@ -46,7 +46,7 @@ FOUR_BITS = {
     "nf4_storage": ("nf4", torch.bfloat16, False, torch.bfloat16, (OUTPUTS, 128)),
     "fp4": ("fp4", torch.float32, False, torch.uint8, (OUTPUTS, 128)),
 }
-"""Type, dtype, double quantisation, storage type and shape, of bitsandbytes' matrices of four bits.
+"""bitsandbytes' matrices of four bits: type, dtype of the values, double quantisation, storage type and shape.
 
 Blocks of 64 weights end at the end of a row, except in nf4_odd: with AVX-512, bitsandbytes 0.50.2 uses wrong scales for
 rows that are a multiple of 16 but not of 64.
@@ -90,7 +90,7 @@ def compressed_tensors(generator: torch.Generator) -> Arrays:
 
 
 def act_order(generator: torch.Generator) -> Arrays:
-    """Packs with compressed-tensors 0.9.4: groups of inputs in any order, zero points of one byte."""
+    """Returns a matrix packed by compressed-tensors 0.9.4: inputs are in random groups, zero points have one byte."""
     from compressed_tensors.compressors.quantized_compressors.pack_quantized import pack_to_int32
     from compressed_tensors.quantization import QuantizationArgs
     from compressed_tensors.quantization.lifecycle.forward import dequantize

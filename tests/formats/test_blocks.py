@@ -26,7 +26,7 @@ def reference(form: BlockFormat, blocks: np.ndarray) -> np.ndarray:
         return quants.dequantize(blocks, gguf.GGMLQuantizationType(form.ggml_id)).reshape(-1)
 
 
-def test_the_table_agrees_with_ggml() -> None:
+def test_the_table_of_formats_agrees_with_ggml() -> None:
     assert list(FORMATS) == [form.name for form in FORMATS.values()]
     for form in FORMATS.values():
         kind = gguf.GGMLQuantizationType(form.ggml_id)
@@ -72,18 +72,18 @@ HASHES = {
     "tq1_0": "5a6d25fe91b67e2d",
     "mxfp4": "26507af0e2fe77b3",
 }
-"""SHA-256, its first 16 digits, of the values that gguf 0.19.0 decodes from 300 `extreme_blocks`."""
+"""The first 16 digits of the SHA-256 of the values that gguf 0.19.0 decodes from 300 `extreme_blocks`."""
 
 
 def digest_of(values: np.ndarray) -> str:
-    """Returns the hash of the bits of float32 values; all NaN count as equal, zeros of either sign do not."""
+    """Returns the hash of the bits of float32 values; all NaNs count as equal, zeros of different sign do not."""
     canonical = np.where(np.isnan(values), np.float32(np.nan), values).astype("<f4")
     return hashlib.sha256(canonical.tobytes()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
 def test_values_of_extreme_scales_are_bit_identical_to_recorded_values(form: BlockFormat) -> None:
-    """Needs no oracle; `test_recorded_values_are_those_of_gguf` confirms the recorded values."""
+    """This test needs no oracle; `test_recorded_values_are_those_of_gguf` confirms the recorded values."""
     assert digest_of(form.decode(extreme_blocks(form, 300).reshape(-1))) == HASHES[form.name]
 
 

@@ -34,12 +34,12 @@ def key(name: str | bytes, kind: int, value: bytes) -> bytes:
 
 
 def tensor(name: str, dims: tuple[int, ...] = (4,), kind: int = 0, offset: int = 0) -> bytes:
-    """Encodes the description of a tensor."""
+    """Encodes the header's entry of a tensor."""
     return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
 
 
 def strings(count: int) -> bytes:
-    """Returns an array of empty strings."""
+    """Encodes an array of empty strings."""
     return struct.pack("<IQ", STRING, count) + bytes(8 * count)
 
 
@@ -239,6 +239,7 @@ except CheckpointError as exc:
 
 
 def open_in_a_gigabyte(path: Path) -> str:
+    """Opens a file in a process limited to 1 GB; returns the number of metadata items, or the error."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
@@ -288,7 +289,7 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("position", [0, 700, 1500])
 def test_long_arrays_of_strings_are_read(tmp_path: Path, special: list[str], position: int) -> None:
-    """The fast search for string lengths returns the same strings as reading them in turn, also in ambiguous bytes."""
+    """The fast search for string lengths finds the correct strings even if bytes of a string look like a length."""
     values = [f"token {number}" for number in range(1500)]
     values[position:position] = special
     array = struct.pack("<IQ", 8, len(values)) + b"".join(text(value) for value in values)
@@ -311,7 +312,7 @@ def test_long_arrays_of_strings_are_read(tmp_path: Path, special: list[str], pos
     ],
 )
 def test_zero_bytes_in_strings_do_not_split_them(tmp_path: Path, values: list[str]) -> None:
-    """The fast search takes seven zero bytes for the end of a length; zeros in a long string may look the same."""
+    """The fast search looks for lengths, which end with zero bytes; the content of a string may end so too."""
     array = struct.pack("<IQ", STRING, len(values)) + b"".join(text(value) for value in values)
     path = write(tmp_path / "m.gguf", build_file([key("few", ARRAY, array)], []))
     assert open_gguf(path).metadata["few"] == values

@@ -56,7 +56,7 @@ def test_values_equal_those_of_autogptq_and_autoawq(name: str) -> None:
     assert np.array_equal(packed.take(order), packed.data.reshape(len(expected), -1)[order])
 
 
-def test_version_2_stores_zero_points_without_an_offset() -> None:
+def test_gptq_v2_stores_zero_points_without_an_offset() -> None:
     zeros = GOLDEN["gptq.qzeros"].view(np.uint32) + np.uint32(0x11111111)
     old, parts = matrix("gptq"), {"qzeros": stored_tensor(zeros.view(np.int32)), "packing": PACKINGS["gptq", "gptq_v2"]}
     assert np.array_equal(values(dataclasses.replace(old, **parts)), values(old))
@@ -92,7 +92,7 @@ def test_parts_of_inconsistent_shapes_are_refused(changes: dict, message: str) -
         matrix("gptq", **changes)
 
 
-def test_scales_too_large_for_the_minimum_are_refused() -> None:
+def test_scales_too_large_for_a_float16_minimum_are_refused() -> None:
     with pytest.raises(CheckpointError, match="beyond float16"):
         _ = matrix("gptq", scales=np.full_like(GOLDEN["gptq.scales"], 65000)).data
 
@@ -104,13 +104,15 @@ def test_rows_are_unpacked_by_several_threads(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(parallel, "VALUES_AT_ONCE", 1)
     numbers, threads, barrier = PACKINGS["awq", "gemm"].numbers, set(), threading.Barrier(3, timeout=30)
 
-    def recorded(words: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    def recording_numbers(words: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         if threading.get_ident() not in threads:
             threads.add(threading.get_ident())
             barrier.wait()  # until three threads are unpacking
         return numbers(words, outputs)
 
-    packed = dataclasses.replace(matrix("awq"), packing=dataclasses.replace(PACKINGS["awq", "gemm"], numbers=recorded))
+    packed = dataclasses.replace(
+        matrix("awq"), packing=dataclasses.replace(PACKINGS["awq", "gemm"], numbers=recording_numbers)
+    )
     assert np.array_equal(packed.data, expected) and len(threads) == 3
 
 

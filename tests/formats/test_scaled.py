@@ -1,4 +1,7 @@
-"""Compares matrices of compressed-tensors and bitsandbytes with the libraries' own values (make_scaled_golden.py)."""
+"""Compares matrices of compressed-tensors and bitsandbytes with values that these libraries computed.
+
+The program make_scaled_golden.py writes the values.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ BITSANDBYTES = {"int8": "int8", "nf4": "nf4", "nf4_nested": "nf4", "nf4_odd": "n
 BLOCKS = {"config_groups": {"group_0": {"weights": {"num_bits": 8, "block_structure": [8, 32]}}}}
 
 
-def stored(name: str, array: np.ndarray, form: Any = None) -> StoredTensor:
+def stored_tensor(name: str, array: np.ndarray, form: Any = None) -> StoredTensor:
     raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
     return StoredTensor(name, array.shape, form or FORMS[array.dtype.name], raw)
 
@@ -51,12 +54,13 @@ def parts_of(case: str, **changes: np.ndarray | None) -> dict[str, StoredTensor]
     arrays = {key.partition(".")[2]: array for key, array in GOLDEN.items() if key.startswith(f"{case}.")}
     arrays = {key: array for key, array in (arrays | changes).items() if array is not None and key != "values"}
     return {
-        f"m.{key}": stored(f"m.{key}", array, F8 if case.startswith("float8") and key == "weight" else None)
+        f"m.{key}": stored_tensor(f"m.{key}", array, F8 if case.startswith("float8") and key == "weight" else None)
         for key, array in arrays.items()
     }
 
 
 def compressed(case: str, settings: dict[str, Any] = BLOCKS, **changes: np.ndarray | None) -> ScaledMatrix:
+    """Returns the golden matrix that puna reads from its compressed-tensors parts."""
     joined, _ = join_compressed(parts_of(case, **changes), Settings(settings, ""), tiny_config())
     assert list(joined) == ["m.weight"]
     assert isinstance(joined["m.weight"], ScaledMatrix)
@@ -64,6 +68,7 @@ def compressed(case: str, settings: dict[str, Any] = BLOCKS, **changes: np.ndarr
 
 
 def bitsandbytes(case: str, **changes: np.ndarray | None) -> ScaledMatrix:
+    """Returns the golden matrix that puna reads from its bitsandbytes parts."""
     joined, _ = join_bitsandbytes(parts_of(case, **changes), Settings({}, ""), tiny_config())
     assert list(joined) == ["m.weight"]
     assert isinstance(joined["m.weight"], ScaledMatrix)
@@ -76,7 +81,7 @@ def check_values(matrix: ScaledMatrix, expected: np.ndarray) -> None:
     assert np.array_equal(matrix.data.reshape(len(expected), -1), rows)
     order = np.random.default_rng(0).permutation(len(expected))[:5]
     assert np.array_equal(matrix.take(order), rows[order])
-    assert np.unique(expected).size > 20, "the values differ from each other"
+    assert np.unique(expected).size > 20, "the expected matrix has too few different values to detect errors"
 
 
 @pytest.mark.parametrize("case", COMPRESSED)
@@ -111,7 +116,7 @@ def test_a_group_index_of_minus_one_means_consecutive_groups() -> None:
     assert np.array_equal(compressed("int4_group", weight_g_idx=groups).data, compressed("int4_group").data)
 
 
-def test_the_number_of_inputs_need_not_fill_words() -> None:
+def test_the_number_of_inputs_need_not_be_a_multiple_of_eight() -> None:
     """Rows of 4-bit codes are padded to entire words of 32 bits."""
     packed, scale = GOLDEN["int4_channel_asymmetric.weight_packed"], GOLDEN["int4_channel_asymmetric.weight_scale"]
     shape = np.array([24, 90])
@@ -122,10 +127,10 @@ def test_the_number_of_inputs_need_not_fill_words() -> None:
 
 
 def test_scales_of_activations_are_dropped_with_a_note() -> None:
-    none = Settings({}, "")
+    no_settings = Settings({}, "")
     settings = {"config_groups": {"group_0": {"weights": {}, "input_activations": {"num_bits": 8}}}}
     tensors = parts_of("naive_int8_channel") | {
-        f"m.{name}": stored(f"m.{name}", np.ones(1, np.float32)) for name in ("input_scale", "k_scale")
+        f"m.{name}": stored_tensor(f"m.{name}", np.ones(1, np.float32)) for name in ("input_scale", "k_scale")
     }
     joined, notes = join_compressed(
         tensors, Settings(settings | {"kv_cache_scheme": {"num_bits": 8}}, ""), tiny_config()
@@ -135,11 +140,11 @@ def test_scales_of_activations_are_dropped_with_a_note() -> None:
         "puna quantises neither activations nor the cache as compressed-tensors does (input_activations, "
         "kv_cache_scheme)"
     ]
-    assert join_bitsandbytes(parts_of("int8"), none, tiny_config())[1] == [
+    assert join_bitsandbytes(parts_of("int8"), no_settings, tiny_config())[1] == [
         "puna does not quantise activations as bitsandbytes does (LLM.int8())"
     ]
-    assert join_compressed(parts_of("int4_group"), none, tiny_config())[1] == []
-    assert join_bitsandbytes(parts_of("nf4"), none, tiny_config())[1] == []
+    assert join_compressed(parts_of("int4_group"), no_settings, tiny_config())[1] == []
+    assert join_bitsandbytes(parts_of("nf4"), no_settings, tiny_config())[1] == []
 
 
 @pytest.mark.parametrize(
@@ -152,7 +157,7 @@ def test_scales_of_activations_are_dropped_with_a_note() -> None:
         ({"config_groups": {"a": {"weights": {"num_bits": 3}}}}, "quantised to 3 bits with compressed-tensors"),
     ],
 )
-def test_other_features_of_compressed_tensors_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_unsupported_features_of_compressed_tensors_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         compressed("int4_group", settings)
     assert compressed("int4_group", {"sparsity_config": {"format": "dense"}, "transform_config": {"config_groups": {}}})
@@ -178,12 +183,13 @@ HALF = np.ones((24, 96), np.float16)
         ("naive_int8_channel", {"weight_scale": np.full((24, 1), 6e4, np.float16)}, "beyond float16's range"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(case: str, changes: dict[str, Any], message: str) -> None:
+def test_missing_and_inconsistent_parts_are_refused(case: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         assert compressed(case, **changes).data is not None
 
 
 def state(**changes: Any) -> np.ndarray:
+    """Returns the quantisation state of a matrix as bitsandbytes stores it: the bytes of a JSON object."""
     fields = {"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [24, 128]} | changes
     return np.frombuffer(json.dumps(fields).encode(), np.uint8)
 

@@ -1,4 +1,4 @@
-"""puna reads files of torch.save like torch.load, and refuses hostile files, which the tests build."""
+"""puna reads files of torch.save like torch.load, and refuses hostile files, such as pickles that call functions."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_the_format_of_pytorch_before_1_6_is_refused(tmp_path: Path) -> None:
 
 
 def rezip(path: Path, changes: dict[str, bytes | None], **options: Any) -> Path:
-    """Returns a file of torch.save with entries replaced, added or (None) removed."""
+    """Writes a file of torch.save with entries replaced, added or (None) removed; returns its path."""
     with zipfile.ZipFile(save(path, {"w": torch.arange(6.0)})) as source:
         entries = {item.filename.split("/", 1)[1]: source.read(item) for item in source.infolist()}
     with zipfile.ZipFile(path, "w", **options) as target:
@@ -203,6 +203,9 @@ PICKLES = {
     "too large": (b"\x80\2" + b"N" * 2**22 + b".", "the limit is"),
     "name twice": (b"\x80\2}(" + (b"X\1\0\0\0wN") * 2 + b"u.", "'w' twice"),
 }
+
+
+"""By name: a pickle, and a part of the error, or None if the file is read."""
 
 
 @pytest.mark.parametrize("case", PICKLES)

@@ -23,7 +23,11 @@ BODY = {
 }
 
 
+"""By name: code that reads the tensors of an open checkpoint."""
+
+
 def run_truncated(file: Path, model: Path, body: str, size: int) -> subprocess.CompletedProcess[str]:
+    """Opens `model` in a new process, truncates `file` to `size` bytes, and runs `body`."""
     code = (
         "import os, numpy as np, puna\n"
         "from puna.checkpoint import open_checkpoint\n"
@@ -37,7 +41,7 @@ def run_truncated(file: Path, model: Path, body: str, size: int) -> subprocess.C
 
 @pytest.mark.parametrize("body", BODY)
 @pytest.mark.parametrize("layout", ["gguf", "safetensors", "bin", "meta"])
-def test_a_file_truncated_after_it_was_opened(tmp_path, layout, body):
+def test_a_file_truncated_after_it_was_opened_raises_an_error(tmp_path, layout, body):
     if body == "torch":
         pytest.importorskip("torch")
     config = tiny_config()
@@ -58,7 +62,7 @@ def test_a_file_truncated_after_it_was_opened(tmp_path, layout, body):
     assert (run.returncode, run.stdout) == (0, "True\n"), run.stderr[-2000:]
 
 
-def test_the_vocabulary_of_a_truncated_file_is_still_known(tmp_path):
+def test_metadata_can_be_read_after_the_open_file_was_truncated(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(LAYOUTS["gguf"].read_bytes())
     code = (
@@ -69,7 +73,7 @@ def test_the_vocabulary_of_a_truncated_file_is_still_known(tmp_path):
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True\n"
 
 
-def test_reading_a_view(tmp_path):
+def test_a_view_of_a_mapped_file_is_read_into_a_copy(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(bytes(range(256)) * 100)
     data = map_file(path)
