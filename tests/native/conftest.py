@@ -1,4 +1,4 @@
-"""The builds of the native kernels."""
+"""A fixture that runs a test with each build of the native kernels."""
 
 from __future__ import annotations
 

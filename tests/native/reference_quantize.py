@@ -14,8 +14,8 @@ IQ4_NL_VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 3
 
 
 @dataclass(frozen=True)
-class Kind:
-    """The settings of a format's search.
+class Search:
+    """The settings of the search for the scales of a format.
 
     Attributes:
         size: number of values that share a scale.
@@ -33,12 +33,12 @@ class Kind:
 
 
 FORMATS = {
-    "iq4_nl": Kind(32, 127),
-    "q2_K": Kind(16, 3, 15, np.arange(-0.5, 1.05, 0.1), "size"),
-    "q3_K": Kind(16, 4, 32, weighting="typical"),
-    "q4_K": Kind(32, 15, 63, np.arange(-1, 1.05, 0.1), "typical"),
-    "q5_K": Kind(32, 31, 63, np.arange(-0.5, 1.05, 0.1), "typical"),
-    "q6_K": Kind(16, 32, 128),
+    "iq4_nl": Search(32, 127),
+    "q2_K": Search(16, 3, 15, np.arange(-0.5, 1.05, 0.1), "size"),
+    "q3_K": Search(16, 4, 32, weighting="typical"),
+    "q4_K": Search(32, 15, 63, np.arange(-1, 1.05, 0.1), "typical"),
+    "q5_K": Search(32, 31, 63, np.arange(-0.5, 1.05, 0.1), "typical"),
+    "q6_K": Search(16, 32, 128),
 }
 
 
@@ -85,8 +85,8 @@ def _nearest_in_table(at: np.ndarray) -> np.ndarray:
     return IQ4_NL_VALUES[np.searchsorted((IQ4_NL_VALUES[1:] + IQ4_NL_VALUES[:-1]) / 2, at)]
 
 
-def _best_scale(kind: Kind, table: bool, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Returns the scales that make_qx_quants finds, or quantize_row_iq4_nl_impl with `table`."""
+def _best_scale(kind: Search, table: bool, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Returns the scales of ggml's make_qx_quants or, if `table`, of quantize_row_iq4_nl_impl."""
     largest = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)
     best, scale = np.zeros(len(x)), np.zeros(len(x))
     for step in np.arange(-7, 8) if table else np.arange(-9, 10) * 0.1:
@@ -99,7 +99,7 @@ def _best_scale(kind: Kind, table: bool, x: np.ndarray, w: np.ndarray) -> np.nda
     return scale
 
 
-def _round_with_scale_and_minimum(kind: Kind, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
+def _round_with_scale_and_minimum(kind: Search, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
     """Returns x rounded by make_qkx2_quants, or by make_qkx3_quants, which tries more candidates."""
     low, high = np.minimum(x.min(1), 0), x.max(1)
     best, scale, minimum = np.full(len(x), np.inf), (high - low) / kind.levels, low
@@ -121,8 +121,11 @@ def _round_with_scale_and_minimum(kind: Kind, x: np.ndarray, w: np.ndarray, weig
     return step * np.clip(np.rint((x + add) * _inverse(step)), 0, kind.levels) - add
 
 
-def _multiples(kind: Kind, low: int, high: int, value: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
-    """Rounds scales to multiples of a unit: a fraction of the largest scale, or (weighted, make_qp_quants) the best."""
+def _multiples(kind: Search, low: int, high: int, value: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
+    """Rounds scales to multiples of a unit: a fraction of the largest scale or, if `weighted`, the best unit.
+
+    ggml searches for the best unit in make_qp_quants.
+    """
     shared, weight = (one.reshape(-1, 256 // kind.size) for one in (value, w.sum(1)))
     largest = np.take_along_axis(shared, np.abs(shared).argmax(1)[:, None], 1)
     best, out = np.full((len(shared), 1), np.inf), np.zeros(shared.shape)

@@ -1,4 +1,4 @@
-"""Configurations that the native runtime supports; some sizes are not multiples of a register, block or page."""
+"""Configurations that the native runtime supports; some sizes do not fill registers, blocks or pages."""
 
 from __future__ import annotations
 

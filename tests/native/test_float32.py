@@ -1,4 +1,4 @@
-"""`float32=True`: nothing is rounded to fewer bits than float32, whatever the format of the weights."""
+"""With `float32=True`, no value is rounded to fewer bits than float32, whatever the format of the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IDS = np.random.default_rng(1).integers(0, CONFIG.vocab_size, 300)
 
 
 def forward_float64(tensors: dict[str, PackedTensor]) -> np.ndarray:
-    """Returns the logits of every position in float64: the plain forward pass of a model with the default rope type."""
+    """Returns the logits of every position, computed in float64 by a plain forward pass with the default rope type."""
     w = {name: tensor.to_float32().astype(np.float64) for name, tensor in tensors.items()}
     width, heads, group = CONFIG.head_dim, CONFIG.num_attention_heads, 2
     inv_freq = np.float32(CONFIG.rope_theta ** (-np.arange(0, width, 2) / width))

@@ -77,7 +77,7 @@ def test_panels_hold_the_values_of_the_file(name):
 
 @pytest.mark.parametrize("name", [form.name for form in FORMATS.values() if form.values > 1])
 def test_panels_hold_values_of_extreme_scales(name):
-    """Scales are zero, subnormal, the largest, infinite and NaN."""
+    """Scales are zero, subnormal, the largest finite number, infinite and NaN."""
     config = config_of(vocab_size=71, **SIZES)
     tensors = pack_state(name, random_state(config))
     embedding = tensors["model.embed_tokens.weight"]
@@ -87,6 +87,7 @@ def test_panels_hold_values_of_extreme_scales(name):
 
 
 def _kind(key: str) -> int:
+    """Returns the number by which the library identifies the kind of a matrix."""
     return {"embed_tokens": 0, "lm_head": 2, "q_proj": 5, "down_proj": 11}[key.split(".")[-2]]
 
 
@@ -148,7 +149,7 @@ def test_quantising_while_packing_is_as_accurate_as_the_package_gguf(source, tar
     assert error > 0
 
 
-def test_quantize_is_refused_with_a_reason():
+def test_the_error_for_an_unusable_quantize_gives_the_reason():
     config = config_of(vocab_size=71, **SIZES)
     state = random_state(config)
     with pytest.raises(BackendError, match="must be one of q8_0, q4_0, q4_K"):

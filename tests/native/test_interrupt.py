@@ -21,7 +21,7 @@ TOKENS = 448
 
 @pytest.fixture(scope="module")
 def backend() -> NativeBackend:
-    """A model of twelve layers, whose forward pass takes a large fraction of a second."""
+    """A backend with a model of twelve layers, whose forward pass takes a large fraction of a second."""
     config = LlamaConfig(
         vocab_size=64,
         hidden_size=512,
@@ -53,6 +53,8 @@ def timed_forward(backend: NativeBackend) -> tuple[np.ndarray, float]:
 
 
 def interrupt_after(seconds: float, sent: list[float] | None = None) -> threading.Thread:
+    """Starts a thread that sends SIGINT to this process and appends the time of sending to `sent`."""
+
     def send() -> None:
         time.sleep(seconds)
         if sent is not None:
@@ -80,16 +82,16 @@ def test_an_interrupt_ends_the_pass_and_leaves_a_usable_backend(backend):
 
 
 @pytest.mark.slow
-def test_a_handler_that_does_not_raise_changes_nothing(backend):
+def test_a_handler_that_does_not_raise_does_not_change_the_logits(backend):
     expected, duration = timed_forward(backend)
     calls = []
-    before = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
+    previous_handler = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
     try:
         thread = interrupt_after(duration / 6)
         logits, _ = timed_forward(backend)
         thread.join()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)
     assert calls == [1]
     assert (logits == expected).all()
 
@@ -97,13 +99,13 @@ def test_a_handler_that_does_not_raise_changes_nothing(backend):
 @pytest.mark.slow
 def test_ignored_signals_and_passes_in_other_threads_are_not_affected(backend):
     expected, duration = timed_forward(backend)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         thread = interrupt_after(duration / 6)
         assert (timed_forward(backend)[0] == expected).all()
         thread.join()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)
     results = []
     worker = threading.Thread(target=lambda: results.append(timed_forward(backend)[0]))
     worker.start()

@@ -96,6 +96,7 @@ def write_control_group(folder: Path, version: int, limit: str, used: int, cache
     ],
 )
 def test_page_cache_counts_as_available(line, version, groups, available, tmp_path, monkeypatch):
+    """Each group has a limit in bytes, and its used memory and page cache in gigabytes."""
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 64000000 kB\nMemAvailable: 31250000 kB\n")
     (tmp_path / "proc" / "self" / "cgroup").write_text(f"9:name=systemd:/x\n{line}\n")
@@ -160,8 +161,8 @@ def test_a_forked_child_can_delete_a_model():
     pytest.fail("the child did not end")
 
 
-def status(name: str) -> int:
-    """Returns a size of this process in bytes, such as VmSize."""
+def process_bytes(name: str) -> int:
+    """Returns a memory size of this process in bytes, such as VmSize."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
@@ -173,15 +174,15 @@ LARGE = config_of(max_position_embeddings=65536, num_hidden_layers=8, num_key_va
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_cache_grows_with_the_sequences_and_keeps_its_contents():
     weights = pack_state("f32", random_state(LARGE))
-    before = status("VmSize")
+    before = process_bytes("VmSize")
     backend = NativeBackend(LARGE, weights, 1, slots=8)
     assert backend.cache_tokens > 200_000
-    assert status("VmSize") - before < 3e8
+    assert process_bytes("VmSize") - before < 3e8
     ids = np.random.default_rng(3).integers(0, LARGE.vocab_size, 700)
-    pieces = run(backend, ids, [1, 63, 1, 100, 200, 335])  # the cache grows between the chunks
-    assert 5e6 < backend.cache_bytes_per_token * 700 < status("VmSize") - before < 3e8
+    logits = run(backend, ids, [1, 63, 1, 100, 200, 335])  # the cache grows between the chunks
+    assert 5e6 < backend.cache_bytes_per_token * 700 < process_bytes("VmSize") - before < 3e8
     fresh = NativeBackend(LARGE, weights, 1)
-    np.testing.assert_array_equal(run(fresh, ids, [700]), pieces)
+    np.testing.assert_array_equal(run(fresh, ids, [700]), logits)
 
 
 LIMITED = """
@@ -190,7 +191,7 @@ import numpy as np
 from puna.backend import Chunk
 from puna.errors import BackendError
 from puna.native import NativeBackend, load_library
-from tests.native.test_memory import LARGE, status
+from tests.native.test_memory import LARGE, process_bytes
 from tests.helpers.native import pack_state, run
 from tests.helpers.random_weights import random_state
 
@@ -199,10 +200,10 @@ weights = pack_state("f32", random_state(LARGE))
 free = int(sys.argv[1])
 try:
     if sys.argv[2] == "load":
-        resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + free, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (process_bytes("VmSize") + free, resource.RLIM_INFINITY))
     backend = NativeBackend(LARGE, weights, 1, slots=8)
     if sys.argv[2] == "run":
-        resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + free, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (process_bytes("VmSize") + free, resource.RLIM_INFINITY))
     ids = np.arange(int(sys.argv[3])) % 60
     backend.forward([Chunk(0, ids, 0, 1)])
     print("ran", backend.cache_tokens)

@@ -19,7 +19,7 @@ ROWS, COLUMNS = 6, 768
 
 SCALE_ROUNDING = 2.0**-21
 """Squared error, relative to the squared values, that rounding a scale and a minimum to float16 may add: (2^-11)^2
-each. For constant values, or if one outlier dominates, it is the only error."""
+each. For constant values, or if one outlier dominates, this rounding is the only error."""
 
 
 def sample_values(distribution: str, columns: int = COLUMNS) -> np.ndarray:

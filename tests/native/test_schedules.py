@@ -58,7 +58,7 @@ def test_logits_are_bit_identical_in_random_schedules(shape, name, cache, kernel
 
 
 def run_schedule(random: np.random.Generator, backend: NativeBackend, texts: list, expected: list) -> int:
-    """Runs one schedule; returns how many tokens it read."""
+    """Runs the texts in random chunks, checks each row of logits, and returns the number of tokens that ran."""
     lengths = [0] * len(texts)
     while any(length < len(text) for length, text in zip(lengths, texts, strict=True)):
         batch = []
