@@ -164,7 +164,7 @@ def test_the_width_of_a_mask_with_a_cache_is_checked(model: LlamaForCausalLM, wi
 
 
 @pytest.mark.parametrize(("cached", "width"), [(0, 4), (0, 8), (4, 5), (4, 12)])
-def test_prepare_inputs_refuses_a_mask_of_another_length(model: LlamaForCausalLM, cached: int, width: int) -> None:
+def test_prepare_inputs_refuses_a_mask_of_an_invalid_length(model: LlamaForCausalLM, cached: int, width: int) -> None:
     with torch.no_grad():
         cache = model(IDS[:, :cached]).past_key_values if cached else None
     with pytest.raises(RequestError, match=rf"attention_mask has shape \(2, {width}\)"):

@@ -1,4 +1,4 @@
-"""`generate()`: compared with transformers for equal weights and seeds; also behaviour specific to puna."""
+"""`generate()` compared with that of transformers for equal weights and seeds, and behaviour specific to puna."""
 
 from __future__ import annotations
 

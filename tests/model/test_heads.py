@@ -218,7 +218,7 @@ def test_resize_token_embeddings_keeps_the_old_rows(
     assert model(torch.tensor([[rows - 1]])).logits.shape == (1, 1, rows)
 
 
-def test_resize_without_a_size_does_nothing_and_never_removes_the_padding_token() -> None:
+def test_resizing_without_a_size_does_nothing_and_the_padding_token_cannot_be_removed() -> None:
     model = small_model(pad_token_id=5)
     assert model.resize_token_embeddings() is model.get_input_embeddings()
     with pytest.raises(PunaError, match="new_num_tokens is 5"):

@@ -36,7 +36,7 @@ def test_a_cache_is_a_tuple_of_tuples(model: LlamaForCausalLM) -> None:
     assert cache.length == cache.get_seq_length() == 7
 
 
-def plain_keys(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+def unrotated_keys(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     """Returns the first layer's unrotated keys, (1, kv heads, tokens, head_dim)."""
     layer = model.model.layers[0]
     keys = layer.self_attn.k_proj(layer.input_layernorm(model.model.embed_tokens(ids)))
@@ -46,7 +46,7 @@ def plain_keys(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
 @torch.no_grad()
 def test_cached_keys_are_rotated(model: LlamaForCausalLM) -> None:
     ids = torch.randint(3, 67, (1, 7))
-    rotated = rotate(plain_keys(model, ids), angles(torch.arange(7)[None], model.model.rotary_emb.inv_freq, 1.0))
+    rotated = rotate(unrotated_keys(model, ids), angles(torch.arange(7)[None], model.model.rotary_emb.inv_freq, 1.0))
     assert distance(model(ids).past_key_values[0][0], rotated) <= 1e-6
 
 
@@ -57,7 +57,7 @@ def test_cached_keys_of_dynamic_and_longrope_are_unrotated_and_have_positions(se
     ids = torch.randint(3, 67, (1, 7))
     cache = model(ids, position_ids=torch.arange(2, 9)[None]).past_key_values
     assert cache.positions.tolist() == [[2, 3, 4, 5, 6, 7, 8]]
-    assert distance(cache[0][0], plain_keys(model, ids)) <= 1e-6
+    assert distance(cache[0][0], unrotated_keys(model, ids)) <= 1e-6
 
 
 @torch.no_grad()

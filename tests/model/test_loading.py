@@ -217,7 +217,9 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "text"), CHANGES)
-def test_a_configuration_that_does_not_match_is_an_error(folder: Path, change: dict[str, Any], text: str) -> None:
+def test_a_configuration_that_contradicts_the_tensors_is_an_error(
+    folder: Path, change: dict[str, Any], text: str
+) -> None:
     fields = LlamaConfig.from_pretrained(folder).to_dict()
     with pytest.raises(CheckpointError, match=text):
         LlamaForCausalLM.from_pretrained(folder, config=LlamaConfig.from_dict(fields, **change))

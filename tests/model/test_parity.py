@@ -25,8 +25,8 @@ CASES = list(product(CONFIGURATIONS, ("left", "right")))
 def batch(config: Any, side: str, lengths: tuple[int, ...] = LENGTHS) -> tuple[dict[str, Tensor], Tensor]:
     """Returns the arguments of forward, and a mask that is true for real tokens.
 
-    A text's first token is not a label: with padding on the left it would be predicted from padding, whose logits are
-    undefined.
+    A text's first token is not a label: with padding on the left, the token would be predicted from a padding position,
+    whose logits are undefined.
     """
     ids, mask, positions = ragged(config, lengths, side)
     labels = ids.masked_fill((mask == 0) | (positions == 0), -100)
@@ -93,7 +93,7 @@ def test_gradients_equal_those_of_transformers(name: str, checkpointing: bool) -
 
 
 @pytest.mark.parametrize("mode", ["inputs_embeds", "mask_4d", "no_mask", "no_positions"])
-def test_logits_for_other_inputs_equal_those_of_transformers(mode: str) -> None:
+def test_logits_for_embeddings_4d_masks_and_missing_arguments_equal_those_of_transformers(mode: str) -> None:
     model, reference = pair(config_of(num_key_value_heads=2), seed=3)
     inputs, real = batch(model.config, "right")
     if mode == "inputs_embeds":

@@ -14,7 +14,7 @@ from tests.helpers.configurations import config_of
 from tests.helpers.reference_models import pair
 
 IDS = torch.randint(3, 67, (2, 7), generator=torch.Generator().manual_seed(0))
-KINDS = [LlamaModel, LlamaForCausalLM, LlamaForSequenceClassification]
+MODEL_CLASSES = [LlamaModel, LlamaForCausalLM, LlamaForSequenceClassification]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_replaced_fields_take_effect(folder: Path) -> None:
 # ---- attributes
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODEL_CLASSES)
 def test_attributes_that_other_libraries_read_exist(kind: Any, folder: Path) -> None:
     model = kind(config_of())
     assert model.base_model is model.get_decoder()
@@ -109,15 +109,15 @@ def test_attributes_that_other_libraries_read_exist(kind: Any, folder: Path) -> 
     assert model.name_or_path == ""
     if kind is not LlamaForSequenceClassification:
         loaded = kind.from_pretrained(folder)
-        assert loaded.__dict__["name_or_path"] == str(folder)  # PEFT reads it there
+        assert loaded.__dict__["name_or_path"] == str(folder)  # PEFT reads this entry
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_num_parameters_equals_that_of_transformers(tied: bool) -> None:
     model, reference = pair(config_of(tie_word_embeddings=tied))
     for trainable in (False, True):
-        for either in (model, reference):
-            either.lm_head.weight.requires_grad_(False)
+        for each in (model, reference):
+            each.lm_head.weight.requires_grad_(False)
         flags: dict[str, Any] = {"only_trainable": trainable, "exclude_embeddings": True}
         assert model.num_parameters(**flags) == reference.num_parameters(**flags)
         assert model.num_parameters(trainable) == reference.num_parameters(trainable)
@@ -134,7 +134,7 @@ def test_embedded_inputs_can_require_gradients() -> None:
     assert not model(IDS).logits.requires_grad
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODEL_CLASSES)
 def test_all_attributes_for_gradient_checkpointing_agree(kind: Any) -> None:
     model = kind(config_of()).train()
     states = [lambda: model.gradient_checkpointing, lambda: model.is_gradient_checkpointing]
