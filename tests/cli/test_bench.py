@@ -120,7 +120,7 @@ def test_bench_explains_its_rows(tiny_model):
 
 
 def test_the_cores_of_other_programs_are_their_time_divided_by_the_wall_time(monkeypatch):
-    moments = iter([(100.0, 50.0, 20.0), (110.0, 75.0, 30.0)])  # wall, busy, own: others used 15 s in 10 s
+    moments = iter([(100.0, 50.0, 20.0), (110.0, 75.0, 30.0)])  # wall, busy, own: other programs used 15 s in 10 s
     monkeypatch.setattr(disturbance_module, "_busy_and_own", lambda: next(moments))
     assert OtherPrograms().cores() == pytest.approx(1.5)
     moments = iter([(100.0, 50.0, 20.0), (110.0, 59.9, 30.0)])  # clock ticks are coarse: never negative
@@ -150,7 +150,7 @@ def test_the_times_of_the_system_and_of_this_process_advance():
         (None, False, "The threads slowed each other down"),
     ],
 )
-def test_a_disturbed_measurement_is_called_disturbed(cores, cores_ok, words):
+def test_a_sentence_warns_of_a_disturbed_measurement(cores, cores_ok, words):
     sentence = disturbance(cores, cores_ok)
     assert sentence is None if words is None else words in sentence
 

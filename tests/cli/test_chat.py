@@ -1,4 +1,4 @@
-"""`puna chat` with pipes: separated texts and JSON lines; the limit of the context; commands; word wrap."""
+"""`puna chat` with pipes: texts separated by NUL, and JSON lines; the limit of the context; commands; word wrap."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def test_the_oldest_turns_are_dropped_when_the_context_is_full(conversation):
     assert conversation.messages[-2]["content"] == "the llama 7"
     assert all(reply.prompt_tokens + reply.tokens <= 100 for reply in replies)
     assert all(reply.dropped_messages % 2 == 0 for reply in replies)
-    kept = [message["content"] for message in conversation.messages if message["role"] == "user"]
-    assert kept == [f"the llama {number}" for number in range(8 - len(kept), 8)]
+    remaining = [message["content"] for message in conversation.messages if message["role"] == "user"]
+    assert remaining == [f"the llama {number}" for number in range(8 - len(remaining), 8)]
 
 
 def test_a_message_that_cannot_be_answered_leaves_the_conversation_unchanged(conversation):
@@ -163,7 +163,7 @@ def test_commands_change_the_conversation(conversation):
     assert all(name in command(conversation, "/help") for name in COMMANDS)
 
 
-def test_set_changes_options_and_refuses_other_values(conversation):
+def test_set_changes_options_and_refuses_invalid_values(conversation):
     assert command(conversation, "/set temperature 0.5") == "temperature is now 0.5."
     assert command(conversation, "/set speculate on") == "speculate is now on."
     assert command(conversation, "/set max-tokens default") == "max_tokens is now the model's default."

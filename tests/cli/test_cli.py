@@ -1,4 +1,4 @@
-"""The command `puna`, called like by a user: output, JSON, errors, exit statuses, Ctrl-C."""
+"""The command `puna`, run as by a user: output, JSON, errors, exit statuses, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_inspect_describes_a_model(tiny_model, smollm2):
         ({"pad_token_id": -1}, ["note: pad_token_id -1"]),
     ],
 )
-def test_inspect_shows_whatever_can_be_read(tmp_path, fields, words):
+def test_inspect_shows_all_parts_that_can_be_read(tmp_path, fields, words):
     folder = Path(shutil.copytree(LAYOUTS["hf"], tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | fields))

@@ -1,4 +1,4 @@
-"""Downloaded models: `puna list`, `puna rm`, short names, similar names, completion; and `puna` alone."""
+"""Downloaded models: `puna list`, `puna rm`, short names, similar names, completion; `puna` without a command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache of the hub, which must not be asked."""
+    """An empty cache of the hub. The hub itself must not be contacted."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def add(cache: Path, name: str, files: dict[str, bytes]) -> Path:
-    """Adds a model to the cache, laid out as huggingface_hub does; returns its snapshot."""
+    """Adds a model to the cache in huggingface_hub's layout; returns the folder of its snapshot."""
     folder = cache / ("models--" + name.replace("/", "--"))
     snapshot = folder / "snapshots" / COMMIT
     for path in (snapshot, folder / "blobs", folder / "refs", cache / ".locks" / folder.name):
@@ -118,14 +118,14 @@ def test_rm_deletes_without_a_question_and_leaves_other_models(cache, tiny_in_ca
     assert hub.cached_names() == ["Andes/Other"]
 
 
-def test_rm_deletes_no_paths_and_suggests_names(cache, tiny_in_cache, tiny_model):
+def test_rm_does_not_delete_paths_and_suggests_names(cache, tiny_in_cache, tiny_model):
     for name in (str(tiny_model), "..", "../hub", "Andes/Tiny-Lama"):
         assert run("rm", name, "--yes").exit_code == 1
     assert "Did you mean Andes/Tiny-Llama?" in run("rm", "Andes/Tiny-Lama", "--yes").stderr
     assert tiny_in_cache.exists() and tiny_model.exists()
 
 
-def test_names_for_the_user(tiny_in_cache, tiny_model, tmp_path):
+def test_models_have_short_names_for_the_user(tiny_in_cache, tiny_model, tmp_path):
     (tmp_path / "model.Q4.gguf").write_bytes(b"GGUF")
     assert model_name("tiny", tiny_in_cache) == "Andes/Tiny-Llama"
     assert model_name("x", tiny_model) == "tiny"
@@ -133,7 +133,7 @@ def test_names_for_the_user(tiny_in_cache, tiny_model, tmp_path):
     assert model_name(None, Path("any.gguf")) == "SmolLM2-135M-Instruct"
 
 
-def test_puna_alone_says_what_to_do_next(cache, monkeypatch):
+def test_puna_without_a_command_suggests_the_next_command(cache, monkeypatch):
     from puna.checkpoint import locate
 
     monkeypatch.setattr(locate, "default_model", lambda: None)
@@ -148,7 +148,7 @@ def test_puna_alone_says_what_to_do_next(cache, monkeypatch):
 
 
 def complete(line: str, environment: dict[str, str], folder: Path) -> list[str]:
-    """Returns what bash completes at the end of a line, with the installed script."""
+    """Returns the completions that bash offers at the end of a line, with puna's completion script."""
     puna = Path(sys.executable).with_name("puna")
     script = f"""
         source <({puna} --show-completion)

@@ -128,11 +128,11 @@ def test_run_without_a_prompt_chats(tiny_model):
 def test_omitted_sampling_options_have_the_defaults_of_the_model(tiny_model, tmp_path, monkeypatch, arguments):
     """The command line passes no sampling options that were not given, so that the model's defaults apply."""
     (tmp_path / "text").write_text("the llama lives")
-    passed = []
+    recorded = []
     start = LLM.start
 
     def record(self, prompt, **options):
-        passed.append(options)
+        recorded.append(options)
         return start(self, prompt, **options)
 
     monkeypatch.setattr(LLM, "start", record)
@@ -140,8 +140,8 @@ def test_omitted_sampling_options_have_the_defaults_of_the_model(tiny_model, tmp
     names = {"{tiny}": str(tiny_model), "{text}": str(tmp_path / "text")}
     result = run(*[names.get(argument, argument) for argument in arguments], "--context", "30", input="the llama")
     assert result.exit_code == 0, result.output
-    assert all(options.keys() <= {"max_tokens", "speculate"} for options in passed)
-    assert bool(passed) == (arguments[0] != "perplexity")
+    assert all(options.keys() <= {"max_tokens", "speculate"} for options in recorded)
+    assert bool(recorded) == (arguments[0] != "perplexity")
 
 
 def test_a_part_of_the_default_models_name_is_enough(smollm2, tmp_path, monkeypatch):
