@@ -12,7 +12,7 @@ from puna.errors import BackendError
 
 
 class ReferenceSampler:
-    """Has the interface of `puna.engine.sampling.Sampler`."""
+    """A slow sampler with the interface of `puna.engine.sampling.Sampler`."""
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], vocab_size: int) -> None:
         self.sampling = sampling

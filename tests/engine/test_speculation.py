@@ -76,7 +76,7 @@ def test_tokens_chosen_before_nan_logits_are_kept(speculate):
     assert "not finite" in str(events[-1].error)
 
 
-def test_lookup_guesses_the_tokens_that_followed_before():
+def test_lookup_guesses_the_tokens_after_an_earlier_occurrence():
     lookup = Lookup()
     lookup.extend([1, 2, 3, 4, 5, 6, 1, 2, 3])
     assert lookup.guess(8) == (4, 5, 6, 1, 2, 3)
