@@ -36,7 +36,7 @@ class Hub:
         bytes_sent: total size of the files sent.
         listing: replaces the body of every listing; a string is sent as HTML, an integer as the HTTP status.
         damaged_file: name of a file that is sent with one bit changed.
-        interrupt_after: number of bytes after which the next larger download stops; None: no download stops.
+        interrupt_after: the next download of more bytes than this stops after this number; None: no download stops.
     """
 
     url: str = ""
@@ -154,7 +154,7 @@ def _oid(data: bytes) -> str:
 
 @contextmanager
 def run_hub() -> Iterator[Hub]:
-    """Runs the server, at `url`, until the end of the block."""
+    """Runs the server until the end of the `with` block, at the `url` of the returned `Hub`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")

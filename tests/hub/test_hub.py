@@ -182,7 +182,7 @@ def test_the_cache_is_used_without_the_hub(machine: Machine, model_files: dict[s
 
 
 @pytest.mark.slow
-def test_local_paths_never_touch_the_network(machine: Machine, model_files: dict[str, bytes]) -> None:
+def test_local_paths_never_contact_the_hub(machine: Machine, model_files: dict[str, bytes]) -> None:
     machine.hub.add("owner/tiny", model_files)
     path = machine.home / "owner" / "tiny"
     path.mkdir(parents=True)
@@ -256,7 +256,7 @@ FILE = {"rfilename": "config.json", "size": 9, "blobId": "0" * 40}
         (500, "answered with status 500"),
     ],
 )
-def test_unexpected_answers_of_the_hub_are_errors_of_puna(
+def test_unexpected_answers_of_the_hub_raise_puna_errors(
     machine: Machine, listing: dict[str, object] | str | int, message: str
 ) -> None:
     machine.hub.add("owner/tiny", {"config.json": b"{}"})
@@ -296,7 +296,7 @@ def test_nothing_is_downloaded_for_a_conversion_whose_target_exists(
     assert machine.hub.requests == []
 
 
-def test_files_come_from_the_commit_that_was_announced(machine: Machine) -> None:
+def test_files_are_downloaded_from_the_commit_that_was_listed(machine: Machine) -> None:
     old = machine.hub.add("owner/tiny", {"config.json": b"old"}).branches["main"]
     machine.hub.add("owner/tiny", {"config.json": b"new"})
     machine.hub.listing = {"sha": old, "siblings": [{"rfilename": "config.json", "size": 3}]}
@@ -331,7 +331,7 @@ def test_a_disk_that_is_too_small_is_reported_before_the_download(
 @pytest.mark.parametrize(
     "text", ["name", "a/b/c", "/a/b", "./a/b", "a/../b", "a/b@", "a/b:", "~/a", "a b/c", "a/b:c:d", ""]
 )
-def test_texts_of_another_form_are_not_references(text: str) -> None:
+def test_texts_that_are_not_references_are_refused(text: str) -> None:
     assert parse(text) is None
     with pytest.raises(RequestError, match="is not a model of the hub; give owner/name"):
         read_reference(text)
