@@ -46,7 +46,7 @@ def test_new_files_have_the_usual_permissions(tmp_path):
     assert len(modes) == 1
 
 
-def test_folders_that_cannot_be_created_are_named(tmp_path):
+def test_the_error_for_a_folder_that_cannot_be_created_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(StorageError, match="cannot be written"):

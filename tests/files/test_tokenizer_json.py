@@ -120,7 +120,7 @@ def test_parts_that_abort_or_exhaust_the_memory_are_refused(tmp_path, name):
         {"model": None, "normalizer": 5, "decoder": [], "post_processor": {"single": 3, "special_tokens": [4]}},
     ],
 )
-def test_other_parts_pass_the_check(changes):
+def test_harmless_and_unknown_parts_pass_the_check(changes):
     check_pipeline(pipeline(**changes))
 
 
@@ -165,8 +165,10 @@ def test_a_panic_while_decoding_is_a_puna_error(tmp_path):
 
 def test_a_panic_while_streaming_is_a_puna_error(tmp_path):
     strip = {"type": "Strip", "content": "H", "start": 5, "stop": 9}
-    held = sequence("decoders", {"type": "CTC", "pad_token": "", "word_delimiter_token": "|", "cleanup": False}, strip)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(pipeline(decoder=held)))
+    decoder = sequence(
+        "decoders", {"type": "CTC", "pad_token": "", "word_delimiter_token": "|", "cleanup": False}, strip
+    )
+    (tmp_path / "tokenizer.json").write_text(json.dumps(pipeline(decoder=decoder)))
     tokenizer = load_tokenizer(tmp_path)
     stream = StreamDecoder(tokenizer)
     with pytest.raises(TokenizerError, match="cannot decode"):
