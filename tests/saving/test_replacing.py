@@ -23,7 +23,7 @@ from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors
 
 
 class Killed(BaseException):
-    """Simulates a killed process: no code of puna catches it."""
+    """Simulates a killed process: no code of puna catches this exception."""
 
 
 @dataclass
