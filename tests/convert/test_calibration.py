@@ -1,4 +1,4 @@
-"""`--calibrate` lowers quantisation errors weighted by the squares of the inputs, and is planned before it runs."""
+"""`--calibrate` lowers quantisation errors weighted by the squares of the inputs, and runs after the plan is shown."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def squares(model: Path) -> dict[str, Any]:
 def test_calibration_lowers_the_weighted_errors(model: Path, tmp_path: Path) -> None:
     convert(model, tmp_path / "plain.gguf", quantize="q3_K")
     convert(model, tmp_path / "calibrated.gguf", quantize="q3_K", calibrate=tmp_path / "text.txt")
-    before, plain, calibrated = (
+    source, plain, calibrated = (
         open_checkpoint(path).tensors for path in (model, tmp_path / "plain.gguf", tmp_path / "calibrated.gguf")
     )
     tied = LlamaConfig.from_pretrained(model).tie_word_embeddings
     ratios = {}
     for name, weights in squares(model).items():
         stored_name = "model.embed_tokens.weight" if tied and name == "lm_head.weight" else name
-        expected = before[stored_name].to_float32()
+        expected = source[stored_name].to_float32()
         errors = [
             (((tensors[stored_name].to_float32() - expected) ** 2) * weights).sum() for tensors in (plain, calibrated)
         ]

@@ -61,13 +61,13 @@ def test_plan_and_result_are_shown(meta: Path, tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "out").encode(text) == load_tokenizer(meta).encode(text)
 
 
-def test_overwrite_says_what_it_replaces(meta: Path, tmp_path: Path) -> None:
+def test_a_note_describes_the_path_that_overwrite_replaces(meta: Path, tmp_path: Path) -> None:
     (tmp_path / "out.gguf").write_text("three years of work")
     run = run_convert(meta, tmp_path / "out.gguf", "--quantize", "q8_0", "--overwrite")
-    assert f"note       replaces {tmp_path}/out.gguf, a file that is not a GGUF file of 0.0 MB" in run.stderr
+    assert f"note       replaces {tmp_path}/out.gguf (0.0 MB), which is not a GGUF file" in run.stderr
     run = run_convert(meta, tmp_path / "out.gguf", "--quantize", "q8_0", "--overwrite", "--json")
     (note,) = [text for text in json.loads(run.stdout)["notes"] if text.startswith("replaces")]
-    assert "a GGUF file of" in note
+    assert note.endswith("MB), a GGUF file")
     (tmp_path / "folder" / "photos").mkdir(parents=True)
     (tmp_path / "folder" / "photos" / "llama.jpg").write_bytes(b"x")
     (tmp_path / "folder" / "config.json").write_text("{}")
@@ -85,11 +85,11 @@ def test_the_time_of_a_conversion_includes_the_verification(
     compare = run_module.compare_nll
     steps: list[str] = []
 
-    def slowly(*arguments):
+    def slow_compare(*arguments):
         time.sleep(0.3)
         return compare(*arguments)
 
-    monkeypatch.setattr(run_module, "compare_nll", slowly)
+    monkeypatch.setattr(run_module, "compare_nll", slow_compare)
     assert convert(meta, tmp_path / "out", verify=True, on_step=steps.append).conversion.seconds > 0.3
     assert steps == ["Writing", "Reading back", "Measuring rounding errors", "Running both models on a sample text"]
 
@@ -139,7 +139,7 @@ def test_invalid_arguments_are_refused(
     assert not any(tmp_path.iterdir())
 
 
-def test_options_of_one_layout_are_refused_for_others(meta: Path, tmp_path: Path) -> None:
+def test_options_of_one_layout_are_refused_for_other_layouts(meta: Path, tmp_path: Path) -> None:
     assert run_convert(meta, tmp_path / "hf").returncode == 0
     run = run_convert(tmp_path / "hf", tmp_path / "out", "--llama-version", "2")
     assert run.returncode == 1 and "a Llama version ('2') applies only to Meta's files" in run.stderr

@@ -76,7 +76,7 @@ def test_values_too_large_for_a_type_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
-def test_heads_are_pooled(heads: int, tmp_path: Path) -> None:
+def test_key_value_heads_are_pooled(heads: int, tmp_path: Path) -> None:
     folder, tensors = write_model(tmp_path / "in", num_key_value_heads=4)
     convert(folder, tmp_path / "out", to="hf", kv_heads=heads)
     result = read_tensors(tmp_path / "out")

@@ -170,7 +170,7 @@ def test_a_source_in_a_staging_folder_is_refused_and_unchanged(where: str, tmp_p
     assert contents(tmp_path) == before
 
 
-def test_files_of_others_with_similar_names_are_neither_used_nor_changed(tmp_path: Path) -> None:
+def test_files_named_like_staging_folders_are_neither_used_nor_changed(tmp_path: Path) -> None:
     """puna uses a folder named like a staging folder only if it contains a lock and the record of this destination."""
     model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     for name in (".out.puna-partial", ".out.puna-old", ".out.puna-gone", ".out.puna-abcdefgh", ".out.tmp", ".out.bak"):
@@ -302,7 +302,7 @@ def test_the_old_model_is_not_restored_while_another_process_replaces_it(tmp_pat
     model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     convert(model, destination, to="hf")
     with resumable_staging(destination, {"other": 1}):
-        # The other process does this before it moves the new model in.
+        # The other process moves the old model before it renames the new one to the destination.
         destination.rename(only_staging_folder(destination) / "old")
         with pytest.raises(StorageError, match="another process is writing it"):
             convert(model, destination, to="hf")
@@ -380,10 +380,8 @@ def test_failure_to_write_the_conversion_record_leaves_no_files(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-def test_a_source_without_read_permission_is_an_error_that_names_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The file is named before anything is written. The error is simulated, because root can read any file."""
+def test_the_error_for_an_unreadable_source_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is raised before anything is written. It is simulated, because root can read any file."""
     model = write_model_with_tokenizer(tmp_path / "in")
     original_open = Path.open
 
@@ -442,7 +440,7 @@ def test_an_existing_model_is_replaced_only_with_overwrite(tmp_path: Path) -> No
         convert(model, tmp_path / "x.gguf", to="hf")
 
 
-def test_a_disk_that_is_too_small_is_an_error_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_free_space_is_an_error_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, destination = write_model(tmp_path / "in"), tmp_path / "out"
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**5))
@@ -549,7 +547,7 @@ def test_ctrl_c_stops_a_conversion(tmp_path: Path) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
-    while not staging_folders(tmp_path / "out"):  # before it exists, the command may not handle SIGINT yet
+    while not staging_folders(tmp_path / "out"):  # earlier, the command may not handle SIGINT yet
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

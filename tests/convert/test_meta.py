@@ -1,4 +1,4 @@
-"""Reading and writing Meta's layout for every family, compared with torch.save, torch.load and safetensors."""
+"""Meta's layout is read and written for every model family, compared with torch.save, torch.load and safetensors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load_hf(folder: Path) -> Tensors:
 def test_a_model_survives_conversion_from_meta_and_back(family: Family, tmp_path: Path) -> None:
     tensors = hf_tensors(family)
     source = write_meta(tmp_path / "meta", family, tensors)
-    # These releases cannot be detected from a model of this small width, or at all; the others need no version.
+    # These releases cannot be detected, at least not from a model of this small width; the others need no version.
     version = family.version if family.name in ("llama1-65b", *TIED, "llama3.3-70b") else None
     outcome = convert(source, tmp_path / "hf", to="hf", llama_version=version, shard_size="20MB")
     expected = {name: t for name, t in tensors.items() if name != "lm_head.weight" or family.name not in TIED}
@@ -135,7 +135,7 @@ def damage_folder(folder: Path, damage: str) -> None:
         shard.unlink()
     elif damage == "missing at the end":
         (folder / "consolidated.03.pth").unlink()
-    elif damage == "another model's":
+    elif damage == "a shard of another model":
         save_torch(meta_shards(SMALL, hf_tensors(SMALL, seed=1))[2], shard)
     elif damage == "fewer tensors":
         tensors = load_torch(shard)
@@ -160,7 +160,7 @@ def damage_folder(folder: Path, damage: str) -> None:
         ("truncated", "truncated or damaged"),
         ("missing in the middle", "consolidated.02.pth missing"),
         ("missing at the end", "one is missing"),
-        ("another model's", "differs from consolidated.00.pth, but must be equal"),
+        ("a shard of another model", "differs from consolidated.00.pth, but must be equal"),
         ("fewer tensors", "is missing here or in consolidated.00.pth, or the formats differ"),
         ("another type", "is missing here or in consolidated.00.pth, or the formats differ"),
         ("vision", "vision_chunk_size"),

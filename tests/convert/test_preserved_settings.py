@@ -1,4 +1,4 @@
-"""Conversions keep special tokens, settings, descriptions and chat templates; notes list what a target cannot hold."""
+"""Conversions keep special tokens, settings, descriptions and chat templates, or note what the target cannot hold."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def test_descriptions_are_copied_to_gguf_files_and_noted_for_other_layouts(tmp_p
     result = open_gguf(tmp_path / "t.gguf").metadata
     assert {key: result[key] for key in descriptions} == descriptions
     for to in ("hf", "meta"):
-        lost = conversion_notes(tmp_path / "s.gguf", tmp_path / f"to {to}", to=to)
+        notes = conversion_notes(tmp_path / "s.gguf", tmp_path / f"to {to}", to=to)
         names = "license, score, count, my.key, my.large, llama.new.key"
-        assert f"cannot hold the file's descriptions of the model ({names})" in lost
+        assert f"cannot hold the file's descriptions of the model ({names})" in notes
 
 
 def test_a_gguf_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,11 +115,11 @@ def test_a_gguf_source_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_unknown_keys_of_config_json_are_copied_or_noted(tmp_path: Path) -> None:
     source = write_model(tmp_path / "hf")
     config = json.loads((source / "config.json").read_text())
-    own = {"my_key": [1, {"a": 2}], "my_null": None, "auto_map": {"AutoConfig": "own.Config"}}
-    (source / "config.json").write_text(json.dumps(config | own))
+    custom = {"my_key": [1, {"a": 2}], "my_null": None, "auto_map": {"AutoConfig": "own.Config"}}
+    (source / "config.json").write_text(json.dumps(config | custom))
     assert conversion_notes(source, tmp_path / "copy", to="hf") == ""
     copy = json.loads((tmp_path / "copy" / "config.json").read_text())
-    assert {key: copy[key] for key in own} == own
+    assert {key: copy[key] for key in custom} == custom
     for to in ("gguf", "meta"):
         assert "cannot hold config.json's my_key, my_null; these" in conversion_notes(source, tmp_path / to, to=to)
 
@@ -181,7 +181,7 @@ def test_settings_that_metas_files_cannot_hold_are_noted(
 
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
 @pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_rope_scaling_survives_metas_layout(theta: float, factor: float, tmp_path: Path) -> None:
+def test_rope_scaling_survives_conversion_to_metas_layout_and_back(theta: float, factor: float, tmp_path: Path) -> None:
     scaling = LLAMA3 | {"factor": factor}
     source = write_model(tmp_path / "hf", rope_theta=theta, rope_scaling=scaling, max_position_embeddings=131072)
     outcome = convert(source, tmp_path / "meta", to="meta", verify=True)
@@ -219,7 +219,7 @@ def test_a_separate_head_that_equals_the_embedding_is_noted(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_added_tokens_survive_metas_layout(fast: bool, tmp_path: Path) -> None:
+def test_added_tokens_survive_conversion_to_metas_layout(fast: bool, tmp_path: Path) -> None:
     source = write_model(tmp_path / "hf", vocab_size=424)
     tokenizer = LlamaTokenizer.from_pretrained(source)
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
@@ -296,7 +296,7 @@ def test_a_chat_template_that_metas_layout_cannot_hold_is_noted(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("to", ["hf", "meta", "gguf"])
-def test_a_vocabulary_is_not_truncated_below_its_tokens(to: str, tmp_path: Path) -> None:
+def test_an_embedding_is_not_truncated_below_the_tokenizers_tokens(to: str, tmp_path: Path) -> None:
     source = write_model(tmp_path / "hf", {"eos_token_id": [2, 427]}, vocab_size=430)
     with pytest.raises(CheckpointError, match="loses special token 427"):
         convert(source, tmp_path / "out", to=to, vocab_size=424)

@@ -86,8 +86,8 @@ def describe_replaced(destination: Path) -> list[str]:
     size = f"{sum(path.lstat().st_size for path in files) / 1e6:,.1f} MB"
     if not destination.is_dir():
         with destination.open("rb") as file:
-            kind = "a GGUF file" if file.read(4) == b"GGUF" else "a file that is not a GGUF file"
-        return [f"replaces {destination}, {kind} of {size}"]
+            kind = "a GGUF file" if file.read(4) == b"GGUF" else "which is not a GGUF file"
+        return [f"replaces {destination} ({size}), {kind}"]
     other = sorted(str(path.relative_to(destination)) for path in files if path.suffix not in _MODEL_SUFFIXES)
     listed = ", ".join(other[:_MAX_LISTED]) + (", ..." if len(other) > _MAX_LISTED else "")
     return [
