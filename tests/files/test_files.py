@@ -119,3 +119,17 @@ def test_errors_for_unreadable_files_state_the_reason(tmp_path, monkeypatch):
             patch.setattr(f"pathlib.Path.{method}", denied)
             with pytest.raises(ConfigError, match=r"x: cannot be read \(Permission denied\); check"):
                 read_json(tmp_path / "x", ConfigError)
+
+
+def test_a_json_file_that_does_not_fit_in_memory_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"a": "' + "\U0001f999" + "x" * 15_000_000 + '"}', encoding="utf-8")
+    code = (
+        "import resource; from pathlib import Path; from puna.errors import ConfigError\n"
+        "from puna.files import read_json\n"
+        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000, -1))\n"
+        f"try: read_json(Path({str(path)!r}), ConfigError)\n"
+        "except ConfigError as exc: print('more memory than is free' in str(exc))\n"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True\n"

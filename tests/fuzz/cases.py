@@ -272,6 +272,42 @@ def _read_template(rng: random.Random, path: Path) -> None:
     render_chat(text, turns, variables={"bos_token": "<s>"}, add_generation_prompt=True)
 
 
+def _quantised(rng: random.Random, seeds: Path, work: Path) -> Path:
+    source = rng.choice(sorted((seeds / "quantised").iterdir()))
+    for file in source.iterdir():
+        (work / file.name).write_bytes(file.read_bytes())
+    if rng.random() < 0.5:
+        document = json.loads((source / "config.json").read_text())
+        settings = {"quantization_config": document["quantization_config"]}
+        changed = json.loads(json.dumps(settings)) if rng.random() < 0.1 else _changed(rng, settings)
+        (work / "config.json").write_text(json.dumps(document | changed))
+    else:
+        data = (work / "model.safetensors").read_bytes()
+        (work / "model.safetensors").write_bytes(rng.choice(MUTATIONS["safetensors"])(rng, data, [data]))
+    return work
+
+
+def _changed(rng: random.Random, document: dict[str, Any]) -> dict[str, Any]:
+    """Returns a mutated document, or an empty one if its text is not JSON."""
+    try:
+        changed = json.loads(mutate(rng, document, CONFIG_KEYS, CONFIG_VALUES))
+    except (ValueError, RecursionError):
+        return {}
+    return changed if isinstance(changed, dict) else {}
+
+
+def _split(rng: random.Random, seeds: Path, work: Path) -> Path:
+    files = sorted((seeds / "split").iterdir())
+    datas = [file.read_bytes() for file in files]
+    broken = rng.randrange(len(files))
+    for number, (file, data) in enumerate(zip(files, datas, strict=True)):
+        if number == broken:
+            data = rng.choice(MUTATIONS["gguf"])(rng, data, datas)
+        if number != broken or rng.random() > 0.03:
+            (work / file.name).write_bytes(data)
+    return work if rng.random() < 0.5 else work / rng.choice(files).name
+
+
 def _adapter(rng: random.Random, seeds: Path, work: Path) -> Path:
     document = {
         "peft_type": "LORA",
@@ -296,6 +332,8 @@ KINDS: dict[str, Kind] = {
     "params": Kind(
         4, _json_file("meta", ["params.json"], PARAMS_KEYS, [64, 256, 1.3, -1, True, 320, None]), read_model
     ),
+    "quantised": Kind(7, _quantised, read_model),
+    "split": Kind(4, _split, read_model),
     "adapter": Kind(1, _adapter, read_model),
     "pipeline": Kind(14, _pipeline, read_tokenizer),
     "settings": Kind(

@@ -103,31 +103,26 @@ def run(count: int, seed: int, jobs: int, kinds: list[str], folder: Path) -> dic
 
     everything = list(cases(kinds, seed, count))
     random.Random(seed).shuffle(everything)
-    pipes = []
-    for job in range(jobs):
-        read, write = os.pipe()
+    files = [folder / f"results-{job}" for job in range(jobs)]
+    for job, file in enumerate(files):
         if os.fork() == 0:
-            os.close(read)
-            with os.fdopen(write, "w") as pipe:
+            with file.open("w", buffering=1) as lines:
                 for kind, number in everything[job::jobs]:
                     name = f"{kind}-{seed}-{number}"
-                    pipe.write(json.dumps([kind, name, outcome(name, seeds, folder / f"work-{job}")]) + "\n")
+                    lines.write(json.dumps([kind, name, outcome(name, seeds, folder / f"work-{job}")]) + "\n")
             os._exit(0)
-        os.close(write)
-        pipes.append(os.fdopen(read))
+    for _ in files:
+        os.wait()
     results: Counter[str] = Counter()
     messages: set[str] = set()
     failures = []
-    for pipe in pipes:
-        with pipe:
-            for line in pipe:
-                kind, name, text = json.loads(line)
-                results[f"{kind} {text.split(':')[0]}"] += 1
-                messages.add(text)
-                if not text.startswith(("loaded", "refused")):
-                    failures.append(f"{name}: {text}")
-    for _ in pipes:
-        os.wait()
+    for file in files:
+        for line in file.read_text().splitlines():
+            kind, name, text = json.loads(line)
+            results[f"{kind} {text.split(':')[0]}"] += 1
+            messages.add(text)
+            if not text.startswith(("loaded", "refused")):
+                failures.append(f"{name}: {text}")
     return {"results": dict(sorted(results.items())), "different_messages": len(messages), "failures": sorted(failures)}
 
 

@@ -16,6 +16,9 @@ from typing import Any
 
 from puna.config import LlamaConfig
 from tests.checkpoint.test_fuzz import write_seeds as write_tensor_files
+from tests.checkpoint.test_packed import PACKINGS, write_packed
+from tests.checkpoint.test_quantised_folders import CASES, write_quantised
+from tests.checkpoint.test_split_gguf import split
 from tests.golden.files import LAYOUTS
 from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder
 from tests.helpers.vocabularies import train_sentencepiece
@@ -24,6 +27,7 @@ from tests.helpers.vocabularies import train_sentencepiece
 def write_seeds(folder: Path) -> None:
     (folder / "tensors").mkdir(parents=True)
     write_tensor_files(folder / "tensors")
+    (folder / "quantised").mkdir()
     config = small_config()
     write_folder(folder / "sharded", config, tiny_tensors(config), shards=2)
     write_folder(folder / "model", config, tiny_tensors(config))
@@ -34,6 +38,11 @@ def write_seeds(folder: Path) -> None:
     tokens = [*(bytes((byte,)) for byte in range(256)), b"th", b"the", b" l", b" ll", b"ama"]
     lines = [base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens)]
     (folder / "ranks.model").write_bytes(b"".join(lines))
+    for name in CASES:
+        write_quantised(folder / "quantised" / name, name)
+    for number, (settings, _) in enumerate(PACKINGS):
+        write_packed(folder / "quantised" / f"packed-{number}", settings)
+    split(folder / "split", split_max_tensors=8)
     for name, options in SENTENCEPIECE.items():
         (folder / f"{name}.model").write_bytes(train_sentencepiece(**options))
 

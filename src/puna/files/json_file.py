@@ -60,6 +60,8 @@ def parse_json(
         value = json.loads(data, object_pairs_hook=pairs_hook)
     except PunaError:
         raise
+    except MemoryError as exc:
+        raise error(f"{name}: {len(data)} bytes of JSON need more memory than is free") from exc
     except (ValueError, RecursionError) as exc:
         raise error(f"{name}: not valid JSON ({exc}); download the file again") from exc
     if not isinstance(value, dict):

@@ -22,7 +22,7 @@ from puna.files.reading import read_file
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FILE_LIMIT = 128 * 2**20
+FILE_LIMIT = 64 * 2**20
 """Maximum size of a tokenizer.json in bytes; that of Llama 3 has 17 MB."""
 
 _MAX_VALUES = 4_000_000

@@ -41,7 +41,7 @@ class _Worker:
     def __init__(self) -> None:
         try:
             self._process = subprocess.Popen(
-                (sys.executable, "-I", "-S", "-c", _PROGRAM),
+                (sys.executable or "python3", "-I", "-S", "-c", _PROGRAM),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
