@@ -156,6 +156,9 @@ def test_sampling_arguments_reach_sentencepiece(sp_model):
         {"emit_unk_piece": True},
         {"nbest_size": True},
         {"nbest_size": 2**40},
+        {"nbest_size": 513},
+        {"nbest_size": -2},
+        {"alpha": -0.1},
         {"alpha": "0.1"},
         {"alpha": 1e400},
         {"alpha": float("nan")},
@@ -187,3 +190,17 @@ def test_the_error_names_a_missing_file(tmp_path):
         LlamaTokenizer(tmp_path / "absent.model")
     with pytest.raises(TokenizerError, match="vocab_file"):
         LlamaTokenizer()
+
+
+def test_a_model_whose_unknown_piece_has_no_id_is_refused(tmp_path, sp_model):
+    model = sp_model.read_bytes() + b"\x12\x05\xea\x02\x02zz"  # trainer_spec.unk_piece = "zz"
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    with pytest.raises(TokenizerError, match="cannot load"):
+        load_tokenizer(tmp_path)
+
+
+def test_lone_surrogates_are_not_tokens(sp_model):
+    tokenizer = load_tokenizer(sp_model)
+    assert tokenizer.convert_tokens_to_ids(["\ud800"]) == [tokenizer.unk_token_id]
+    with pytest.raises(TokenizerError):
+        tokenizer.encode("a\ud800")

@@ -25,8 +25,8 @@ SPACE = "▁"
 _FILE_LIMIT = 64 * 2**20
 """Maximum size of a tokenizer.model in bytes; those in use have up to 5 MB."""
 
-_MAX_ARGUMENT = 2**31
-"""Limit on numbers in `sp_model_kwargs`: SentencePiece converts them to 32 bits."""
+_LIMITS = {"nbest_size": (-1, 512), "alpha": (0, 1e9)}
+"""Limits of SentencePiece on numbers in `sp_model_kwargs`; -1 samples from all segmentations."""
 
 _ARGUMENTS: dict[str, type] = {
     "enable_sampling": bool, "nbest_size": int, "alpha": float, "add_bos": bool, "add_eos": bool, "reverse": bool,
@@ -75,7 +75,7 @@ def open_model(
         processor.LoadFromSerializedProto(model)
         processor.id_to_piece(list(range(processor.get_piece_size())))
         processor.decode([processor.unk_id()])
-    except (RuntimeError, UnicodeDecodeError) as exc:  # the second: a piece or a message is not UTF-8
+    except Exception as exc:  # the library raises RuntimeError, IndexError, UnicodeDecodeError and others
         raise TokenizerError(f"{name}: SentencePiece cannot load the file ({exc}); download the file again") from exc
     return processor, spec
 
@@ -86,9 +86,11 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
         if kind is None:
             raise TokenizerError(f"sp_model_kwargs: {name!r:.60} is not supported; use {', '.join(_ARGUMENTS)}")
         is_bool, is_number = isinstance(value, bool), isinstance(value, int if kind is int else (int, float))
-        if is_bool if kind is bool else is_number and not is_bool and abs(value) < _MAX_ARGUMENT:
-            continue
-        raise TokenizerError(f"sp_model_kwargs: {name} = {value!r:.60}; expected a value of type {kind.__name__}")
+        if not (is_bool if kind is bool else is_number and not is_bool):
+            raise TokenizerError(f"sp_model_kwargs: {name} = {value!r:.60}; expected a value of type {kind.__name__}")
+        low, high = _LIMITS.get(name, (0, 1))
+        if not low <= value <= high:
+            raise TokenizerError(f"sp_model_kwargs: {name} = {str(value)[:60]}; it must be from {low} to {high:g}")
 
 
 class Pieces:
@@ -125,7 +127,10 @@ class Pieces:
 
     def id_of(self, piece: str) -> int | None:
         """Returns the id of a piece, or None."""
-        index: int = self._sp.piece_to_id(piece)
+        try:
+            index: int = self._sp.piece_to_id(piece)
+        except TypeError:  # a lone surrogate
+            return None
         return None if index == self.unk_id and piece != self.text(index) else index
 
     @cached_property
