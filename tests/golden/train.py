@@ -3,9 +3,10 @@
 Usage: python -m tests.golden.train [FOLDER]   (default: checkpoint/ next to this file, which must not exist)
 
 Takes about 40 seconds on one core. The seed is fixed, but another processor or another release of PyTorch rounds
-differently and yields other weights, so expect.py must be run after each training. The reference package of each
-format writes its file: transformers model.safetensors and config.json, transformers 4.34.1 the other files of the
-tokenizer, sentencepiece tokenizer.model, torch.save Meta's weights, and gguf the GGUF file.
+differently and yields other weights, so expect.py must be run after each training. The reference
+implementation of each format writes the files: model.safetensors and config.json are written by transformers,
+tokenizer.model by sentencepiece, the other tokenizer files by transformers 4.34.1, Meta's weights by torch.save, and
+the GGUF file by the package gguf.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def train(stories: list[list[int]]) -> transformers.LlamaForCausalLM:
     starts = [position for position in range(len(stream) - CONTEXT) if stream[position] == 1]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=STEPS, pct_start=0.1)
     for step in range(STEPS):
-        # Half of the windows start where a story starts, as prompts do. The others start anywhere: all positions train.
+        # Half of the windows start where a story starts, as prompts do. The others start at any token of the texts.
         positions = torch.randint(len(stream) - CONTEXT, (BATCH,))
         positions[::2] = torch.tensor(starts)[torch.randint(len(starts), (BATCH // 2,))]
         windows = torch.stack([stream[position : position + CONTEXT + 1] for position in positions])
