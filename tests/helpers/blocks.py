@@ -1,4 +1,4 @@
-"""Random blocks of the weight formats: bytes with chosen scales."""
+"""Random blocks of the weight formats, with chosen scales."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCALE_OFFSETS = {
     "tq1_0": [52],
     "mxfp4": [],
 }
-"""Offsets of a block's float16 scales, in bytes. iq1_m distributes its scale over four words, mxfp4 has an exponent."""
+"""Offsets of a block's float16 scales, in bytes. iq1_m divides its scale among four words, mxfp4 has an exponent."""
 
 SPREAD = {
     "q8_0": 74,
@@ -61,11 +61,11 @@ SPREAD = {
 """Approximate standard deviation of a random block's values, divided by its first scale."""
 
 CENTRE = {"q4_1": -7.5, "q5_1": -15.5, "q2_K": 1.5, "q4_K": 7.5, "q5_K": 15.5}
-"""Ratio of a block's second scale (of minimums) to its first at which values average zero, as in real models."""
+"""Ratio of a block's second scale, that of minimums, to the first, for values whose mean is zero as in real models."""
 
 
 def set_scales(name: str, blocks: np.ndarray, scale: np.ndarray) -> None:
-    """Writes the scale of each block, and in proportion its minimum: blocks (n, bytes), scale (n,) float64."""
+    """Writes a scale to each block, and a proportional second scale: blocks (n, bytes), scale (n,) float64."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for offset, factor in zip(SCALE_OFFSETS[name], (1.0, CENTRE.get(name, 0.0)), strict=False):
             blocks[:, offset : offset + 2] = (scale * factor).astype("<f2").view(np.uint8).reshape(-1, 2)

@@ -18,7 +18,7 @@ from tests.helpers.torch_files import DTYPES, Tensors, save_torch
 
 @dataclass(frozen=True)
 class Family:
-    """A published model, but with heads of width `width`; `params` holds what its params.json has besides sizes."""
+    """The shape of a published model, with heads of width `width`. `params` are the other keys of params.json."""
 
     name: str
     heads: int
@@ -87,7 +87,7 @@ TIED = ("llama3.2-1b", "llama3.2-3b")
 
 
 def hf_tensors(family: Family, layers: int = 2, seed: int = 0) -> Tensors:
-    """Returns random weights under Hugging Face's names; a tied head is a copy, as in Meta's files."""
+    """Returns random weights under Hugging Face's names; a tied head is a copy of the embedding, as in Meta's files."""
     random = np.random.default_rng(seed)
 
     def draw(*shape: int) -> np.ndarray:

@@ -46,7 +46,7 @@ def pack(name: str, values: np.ndarray, random: np.random.Generator, *, shuffled
 
 
 def pack_state(name: str, state: dict[str, np.ndarray], seed: int = 5) -> dict[str, PackedTensor]:
-    """Returns a model's tensors: matrices in the format (the rows of q in random order), vectors in float32."""
+    """Returns a model's tensors: matrices in the format `name` (rows of q in random order), vectors in float32."""
     random = np.random.default_rng(seed)
     return {
         key: pack(name if value.ndim == 2 else "f32", value, random, shuffled=key.endswith("q_proj.weight"))

@@ -9,7 +9,7 @@ from puna.config import LlamaConfig
 
 
 def random_state(config: LlamaConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns float32 tensors under Hugging Face's names. Norm weights are close to 1, biases not 0."""
+    """Returns float32 tensors under Hugging Face's names. Norm weights are close to 1, and biases are not 0."""
     random = np.random.default_rng(seed)
     state = {}
     for name, shape in expected_tensors(config, "lm"):

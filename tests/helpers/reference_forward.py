@@ -59,8 +59,9 @@ def round_to_bf16(x: np.ndarray) -> np.ndarray:
 def observe(backend: NativeBackend, ids: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Runs the model on one id at a time.
 
-    Returns the absolute inputs of every matrix by its name, float32 (T, D), and the logits. The absolute inputs are the
-    square roots of the observed squares: exact, because the square of a float32 is exact in float64.
+    Returns the absolute values of the inputs of each matrix by its name, float32 (T, D), and the logits. The absolute
+    values are the square roots of the observed squares; they are exact, because the square of a float32 is exact in
+    float64.
     """
     rows: list[dict[str, np.ndarray]] = []
     logits = []
@@ -97,9 +98,9 @@ class ReferenceForward:
             norm = stage(f"{at}self_attn.q_proj.weight", self.rms_norm(f"{at}input_layernorm.weight", hidden))
             yield norm
             q, k, v = (self.matrix(f"{at}self_attn.{name}_proj", norm.native) for name in "qkv")
-            attended = stage(f"{at}self_attn.o_proj.weight", self.attention(q, k, v))
-            yield attended
-            hidden = hidden + self.matrix(f"{at}self_attn.o_proj", attended.native)
+            attention = stage(f"{at}self_attn.o_proj.weight", self.attention(q, k, v))
+            yield attention
+            hidden = hidden + self.matrix(f"{at}self_attn.o_proj", attention.native)
             norm = stage(f"{at}mlp.gate_proj.weight", self.rms_norm(f"{at}post_attention_layernorm.weight", hidden))
             yield norm
             gate, up = (self.matrix(f"{at}mlp.{name}_proj", norm.native) for name in ("gate", "up"))

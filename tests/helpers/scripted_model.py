@@ -1,4 +1,4 @@
-"""A model that answers with a given order of tokens: each token determines the next one."""
+"""A model whose answers are known in advance, because each token determines the next one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKENS = (*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()))
 
 
 def byte_tokenizer() -> Tokenizer:
-    """A byte-level vocabulary of four special tokens and 256 bytes, without merges."""
+    """Returns a byte-level tokenizer with four special tokens and 256 bytes, without merges."""
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(TOKENS)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -30,11 +30,12 @@ def byte_tokenizer() -> Tokenizer:
 def write_scripted_model(
     folder: Path, tokenizer: Tokenizer, follows: Mapping[int, int], settings: Mapping[str, Any] | None = None
 ) -> Path:
-    """Writes a Hugging Face folder.
+    """Writes the Hugging Face folder of a model, and returns its path.
 
     Args:
-        follows: for a token id, the id that follows it; all other ids are followed by id 1, the end token.
-        settings: keys of tokenizer_config.json, besides the class, BOS (id 0) and EOS (id 1).
+        follows: by token id, the id that the model generates after it; after all other ids, the model generates id 1,
+            the end token.
+        settings: keys of tokenizer_config.json in addition to the class, BOS (id 0) and EOS (id 1).
     """
     size = tokenizer.get_vocab_size()
     hidden = -(-size // 8) * 8

@@ -33,7 +33,7 @@ def tiny_tensors(config: LlamaConfig, head: Any = "lm", seed: int = 0) -> Tensor
 
 
 def write_folder(folder: Path, config: LlamaConfig, tensors: Tensors, bin: bool = False, shards: int = 1) -> Path:
-    """Writes a folder in the layout of transformers."""
+    """Writes a folder in Hugging Face's layout, with weights in torch files if `bin`; returns its path."""
     folder.mkdir(exist_ok=True)
     config.save_pretrained(folder)
     name = "pytorch_model.bin" if bin else "model.safetensors"
