@@ -42,7 +42,7 @@ KNOWN_CYCLES = [
     {"puna.model.causal_lm", "puna.model.generate"},
     {"puna.model.llama", "puna.model.loading", "puna.model.pretrained"},
 ]
-"""Import cycles that exist only because annotations in `model/` name classes of modules above. Add no others."""
+"""Import cycles that exist only because annotations in `model/` name classes of higher modules. Do not add cycles."""
 
 every_module = pytest.mark.parametrize("path", modules(), ids=short_path)
 
@@ -87,8 +87,8 @@ def test_imports_in_functions_and_for_types_are_part_of_the_graph():
 @every_module
 def test_the_core_imports_no_torch_and_nothing_imports_transformers(path):
     tree = ast.parse(path.read_text())
-    everywhere = {name.split(".")[0] for name, _ in imports(tree)}
-    assert not everywhere & {"transformers", "safetensors", "gguf", "peft", "accelerate"}
+    imported = {name.split(".")[0] for name, _ in imports(tree)}
+    assert not imported & {"transformers", "safetensors", "gguf", "peft", "accelerate"}
     if package_of(path) not in TORCH_PACKAGES:
         assert "torch" not in {name.split(".")[0] for name in imports_at_load(tree)}
 
@@ -97,8 +97,8 @@ def test_the_core_imports_no_torch_and_nothing_imports_transformers(path):
 def test_only_hub_uses_the_network(path):
     network = {"huggingface_hub", "urllib", "http", "socket", "requests", "httpx"}
     tree = ast.parse(path.read_text())
-    used = {name.split(".")[0] for name, _ in imports(tree)} & network
-    assert used <= ({"huggingface_hub"} if package_of(path) == "hub" else set())
+    network_imports = {name.split(".")[0] for name, _ in imports(tree)} & network
+    assert network_imports <= ({"huggingface_hub"} if package_of(path) == "hub" else set())
     assert not {name.split(".")[0] for name in imports_at_load(tree)} & network
 
 

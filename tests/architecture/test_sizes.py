@@ -17,7 +17,7 @@ FOLDER_FILES, FOLDER_LINES = 20, 3000
 """Maximum numbers of files in a folder and of lines in these files; subpackages do not count."""
 
 FUNCTION_LINES, USUAL_FUNCTION_LINES = 60, 30
-"""Maximum numbers of lines in a function without its docstring: in every function, and in 95 of 100."""
+"""Maximum numbers of lines in a function without its docstring: in any function, and in 95 of 100 functions."""
 
 
 @pytest.mark.parametrize("path", modules(), ids=short_path)

@@ -43,7 +43,7 @@ def test_native_library_loads_nothing_heavy():
 
 
 def minimum_seconds(command: list[str], runs: int = 7) -> float:
-    """Returns the seconds of the fastest of several runs; other processes slow down the rest."""
+    """Returns the seconds of the fastest of several runs, which other processes disturb least."""
     times = []
     for _ in range(runs):
         started = time.perf_counter()
