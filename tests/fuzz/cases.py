@@ -1,4 +1,4 @@
-"""The kinds of files that are mutated: each writes one mutated model, and reads it in every way that a user would."""
+"""The kinds of files that the fuzzer mutates; each kind writes a mutated model, and reads the model as a user would."""
 
 # ruff: noqa: E501  # tables, one entry a line
 
@@ -26,7 +26,7 @@ TEXTS = ["", "Hello llama", "  the  llama\n\0\t<s>x</s>", "é日本語🦙" * 5,
 
 
 def read_model(rng: random.Random, path: Path) -> None:
-    """Reads all tensors of a model; sometimes inspects it, or runs it."""
+    """Reads all tensors of a model, runs it or converts it; sometimes also inspects it."""
     action = rng.randrange(8)
     if action == 0:
         inspect_checkpoint(path).to_dict()
@@ -45,7 +45,7 @@ def read_model(rng: random.Random, path: Path) -> None:
 
 
 def read_tokenizer(rng: random.Random, path: Path) -> None:
-    """Encodes, decodes, streams and saves with a tokenizer of any class."""
+    """Loads a tokenizer with a random class; encodes and decodes texts, and sometimes saves the tokenizer."""
     cls = rng.choice(
         [puna.load_tokenizer] * 4 + [puna.LlamaTokenizer.from_pretrained, puna.LlamaTokenizerFast.from_pretrained]
     )
@@ -69,7 +69,13 @@ def read_tokenizer(rng: random.Random, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: `write` writes a mutated model or tokenizer into an empty folder and returns its path."""
+    """A kind of file.
+
+    Attributes:
+        share: the number of cases of this kind, relative to other kinds.
+        write: writes a mutated model or tokenizer into an empty folder and returns its path.
+        read: reads the model or tokenizer.
+    """
 
     share: int
     write: Callable[[random.Random, Path, Path], Path]
@@ -77,6 +83,8 @@ class Kind:
 
 
 def _tensors(kind: str, name: str) -> Callable[[random.Random, Path, Path], Path]:
+    """Returns a function that writes a mutated file of tensors."""
+
     def write(rng: random.Random, seeds: Path, work: Path) -> Path:
         files = [file.read_bytes() for file in sorted((seeds / "tensors").glob(f"{kind}-*"))]
         if kind == "gguf":
@@ -99,6 +107,7 @@ def _read_gguf(rng: random.Random, path: Path) -> None:
 
 
 def _shard(rng: random.Random, seeds: Path, work: Path) -> Path:
+    """Writes a folder in Meta's layout with a mutated weight file."""
     for file in (seeds / "meta").iterdir():
         (work / file.name).write_bytes(file.read_bytes())
     path = work / "consolidated.00.pth"
@@ -146,7 +155,7 @@ CONFIG_VALUES: list[Any] = [
 def _json_file(
     folder: str, names: list[str], keys: list[str], values: list[Any]
 ) -> Callable[[random.Random, Path, Path], Path]:
-    """Copies a folder of the seeds and mutates one of its JSON files."""
+    """Returns a function that copies a folder of the seeds and mutates one of its JSON files."""
 
     def write(rng: random.Random, seeds: Path, work: Path) -> Path:
         for file in (seeds / folder).iterdir():
@@ -187,6 +196,7 @@ PIPELINE_KEYS = [
 
 
 def _pipeline(rng: random.Random, seeds: Path, work: Path) -> Path:
+    """Writes a tokenizer whose tokenizer.json has random parts."""
     source = seeds / rng.choice(["bytes", "bytes", "hf"])
     for file in source.glob("*.json"):
         if file.name != "config.json":
@@ -208,6 +218,7 @@ def _pipeline(rng: random.Random, seeds: Path, work: Path) -> Path:
 
 
 def _sentencepiece(rng: random.Random, seeds: Path, work: Path) -> Path:
+    """Writes a mutated SentencePiece model or tiktoken file."""
     names = ["bpe", "unigram", "nmt", "user", "word", "char", "ranks"]
     files = [(seeds / f"{name}.model").read_bytes() for name in names]
     data = rng.choice(files)

@@ -1,4 +1,4 @@
-"""Parts of a tokenizer.json, with ordinary and extreme parameters, and fragments of chat templates."""
+"""Random parts of a tokenizer.json, with ordinary and extreme parameters, and random chat templates."""
 
 # ruff: noqa: E501  # tables, one entry a line
 
@@ -23,7 +23,7 @@ REGEXES = [
     r"(?<n>a\g<n>)",
     r"(?i:'s|'t)|\p{N}{1,3}",
 ]
-MAPS = [
+CHARSMAPS = [
     "",
     "AAAA",
     "/////wAAAAAAAAAA",
@@ -41,44 +41,44 @@ BEHAVIOURS = ["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Co
 def component(rng: random.Random, depth: int = 0) -> dict[str, Any]:
     """Returns a random normalizer, pre-tokenizer, decoder, post-processor or model."""
     text, other = rng.choice(STRINGS), rng.choice(STRINGS)
-    number, second = rng.choice(HUGE), rng.choice(HUGE)
-    flag, third = rng.random() < 0.5, rng.random() < 0.5
+    number, other_number = rng.choice(HUGE), rng.choice(HUGE)
+    flag, other_flag = rng.random() < 0.5, rng.random() < 0.5
     pattern: dict[str, str] = rng.choice([{"String": text}, {"Regex": rng.choice(REGEXES)}])
     piece: Any = rng.choice(
         [{"Sequence": {"id": rng.choice("AB"), "type_id": number}}, {"SpecialToken": {"id": text, "type_id": 0}}]
     )
     pieces = [piece] * rng.choice([0, 1, 2, 100]) + [{"Sequence": {"id": "A", "type_id": 0}}]
     tokens = {text: {"id": text, "ids": [number] * rng.choice([0, 1, 50]), "tokens": [text]}}
-    vocab = {text: number, other: second, "a": 0, "b": 1, "ab": 2}
+    vocab = {text: number, other: other_number, "a": 0, "b": 1, "ab": 2}
     options: list[dict[str, Any]] = [
-        {"type": "Precompiled", "precompiled_charsmap": rng.choice(MAPS)},
+        {"type": "Precompiled", "precompiled_charsmap": rng.choice(CHARSMAPS)},
         {"type": "Replace", "pattern": pattern, "content": other},
         {"type": "Prepend", "prepend": text},
         {"type": rng.choice(["NFC", "NFKC", "NFD", "NFKD", "Lowercase", "Nmt", "StripAccents", "ByteLevel"])},
-        {"type": "Strip", "strip_left": flag, "strip_right": third},
-        {"type": "BertNormalizer", "clean_text": flag, "handle_chinese_chars": third, "strip_accents": None, "lowercase": flag},
+        {"type": "Strip", "strip_left": flag, "strip_right": other_flag},
+        {"type": "BertNormalizer", "clean_text": flag, "handle_chinese_chars": other_flag, "strip_accents": None, "lowercase": flag},
         {"type": "FixedLength", "length": number},
         {"type": "Split", "pattern": pattern, "behavior": rng.choice(BEHAVIOURS), "invert": flag},
-        {"type": "ByteLevel", "add_prefix_space": flag, "trim_offsets": third, "use_regex": flag},
+        {"type": "ByteLevel", "add_prefix_space": flag, "trim_offsets": other_flag, "use_regex": flag},
         {"type": "Metaspace", "replacement": text, "prepend_scheme": rng.choice(["always", "never", "first", "x"]), "split": flag},
         {"type": "Digits", "individual_digits": flag},
         {"type": "Punctuation", "behavior": rng.choice(BEHAVIOURS)},
         {"type": "CharDelimiterSplit", "delimiter": text},
         {"type": rng.choice(["Whitespace", "WhitespaceSplit", "UnicodeScripts", "BertPreTokenizer"])},
-        {"type": "Strip", "content": rng.choice(["a", " ", text]), "start": number, "stop": second},
+        {"type": "Strip", "content": rng.choice(["a", " ", text]), "start": number, "stop": other_number},
         {"type": rng.choice(["ByteFallback", "Fuse"])},
         {"type": "WordPiece", "prefix": text, "cleanup": flag},
         {"type": "BPEDecoder", "suffix": text},
         {"type": "CTC", "pad_token": text, "word_delimiter_token": other, "cleanup": flag},
         {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": tokens},
-        {"type": rng.choice(["BertProcessing", "RobertaProcessing"]), "sep": [text, number], "cls": [other, second], "trim_offsets": flag, "add_prefix_space": third},
-        {"type": "BPE", "vocab": vocab, "merges": rng.choice([["a b"], [["a", "b"]], [f"{text} {other}"], ["a"], []]), "unk_token": rng.choice([None, text, "a"]), "dropout": rng.choice([None, 0.5, 2.0, -1.0]), "continuing_subword_prefix": rng.choice([None, text]), "end_of_word_suffix": rng.choice([None, other]), "byte_fallback": flag, "fuse_unk": third, "ignore_merges": flag},
+        {"type": rng.choice(["BertProcessing", "RobertaProcessing"]), "sep": [text, number], "cls": [other, other_number], "trim_offsets": flag, "add_prefix_space": other_flag},
+        {"type": "BPE", "vocab": vocab, "merges": rng.choice([["a b"], [["a", "b"]], [f"{text} {other}"], ["a"], []]), "unk_token": rng.choice([None, text, "a"]), "dropout": rng.choice([None, 0.5, 2.0, -1.0]), "continuing_subword_prefix": rng.choice([None, text]), "end_of_word_suffix": rng.choice([None, other]), "byte_fallback": flag, "fuse_unk": other_flag, "ignore_merges": flag},
         {"type": "Unigram", "unk_id": rng.choice([None, number, 0]), "vocab": [["a", 0.0], [text, rng.choice([-1.0, float("nan"), 1e308])], ["<0x41>", -2.0]], "byte_fallback": flag},
         {"type": "WordPiece", "unk_token": text, "continuing_subword_prefix": other, "max_input_chars_per_word": number, "vocab": vocab},
         {"type": "WordLevel", "vocab": vocab, "unk_token": other},
-        {"strategy": rng.choice([{"Fixed": number}, "BatchLongest"]), "direction": "Right", "pad_to_multiple_of": second, "pad_id": 0, "pad_type_id": 0, "pad_token": text},
-        {"direction": "Right", "max_length": number, "strategy": "LongestFirst", "stride": second},
-        {"id": number, "content": text, "single_word": flag, "lstrip": third, "rstrip": flag, "normalized": third, "special": flag},
+        {"strategy": rng.choice([{"Fixed": number}, "BatchLongest"]), "direction": "Right", "pad_to_multiple_of": other_number, "pad_id": 0, "pad_type_id": 0, "pad_token": text},
+        {"direction": "Right", "max_length": number, "strategy": "LongestFirst", "stride": other_number},
+        {"id": number, "content": text, "single_word": flag, "lstrip": other_flag, "rstrip": flag, "normalized": other_flag, "special": flag},
     ]  # fmt: skip
     if depth < 3 and rng.random() < 0.25:
         key = rng.choice(["normalizers", "pretokenizers", "decoders", "processors"])
@@ -107,6 +107,7 @@ OPERATORS = ["+", "-", "*", "/", "//", "%", "**", "~", "and", "or", "==", "<", "
 
 
 def expression(rng: random.Random, depth: int = 0) -> str:
+    """Returns a random Jinja expression."""
     kind = rng.random()
     if depth > 4 or kind < 0.3:
         return rng.choice(EXPRESSIONS)
@@ -121,7 +122,7 @@ def expression(rng: random.Random, depth: int = 0) -> str:
 
 
 def template(rng: random.Random, depth: int = 0) -> str:
-    """Returns a random chat template; many are wrong, and some need much time or memory."""
+    """Returns a random chat template; many are invalid, and some need much time or memory."""
     parts = []
     for _ in range(rng.choice([1, 2, 4])):
         kind = rng.randrange(12) if depth < 5 else 0

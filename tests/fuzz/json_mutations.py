@@ -1,4 +1,4 @@
-"""Mutations of JSON documents: of values, keys and structure, and of the text."""
+"""Mutations of JSON documents: changes of values, keys and structure, and damage to the encoded text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 RAW = {"@1e400@": "1e400", "@-1e400@": "-1e400", "@big@": "1" + "0" * 400, "@5000@": "9" * 5000, "@-0@": "-0.0"}
-"""Placeholders that become numbers which Python's writer cannot write."""
+"""By placeholder: the text of a number that `json.dumps` cannot write."""
 
 NUMBERS: list[Any] = [0, 1, -1, 2, 3, 7, 32, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53 + 1]
 NUMBERS += [2**62, 2**63 - 1, 2**63, 2**64, 10**30, -(2**31), -(2**63), 0.5, 1.5, -0.5, 1e-300, 1e300, 1e38]
@@ -53,17 +53,17 @@ def any_value(rng: random.Random) -> Any:
 
 def nodes(value: Any) -> list[tuple[Any, Any]]:
     """Returns (container, key or index) of every value inside `value`."""
-    found, todo = [], [value]
-    while todo and len(found) < 20_000:
-        item = todo.pop()
+    result, pending = [], [value]
+    while pending and len(result) < 20_000:
+        item = pending.pop()
         keys: Any = list(item) if isinstance(item, dict) else range(len(item)) if isinstance(item, list) else ()
-        found += [(item, key) for key in keys]
-        todo += [item[key] for key in keys]
-    return found
+        result += [(item, key) for key in keys]
+        pending += [item[key] for key in keys]
+    return result
 
 
 def mutate(rng: random.Random, document: Any, keys: list[str], values: list[Any]) -> bytes:
-    """Returns the text of a changed copy of a document.
+    """Returns the text of a mutated copy of a document.
 
     Args:
         keys: names that the readers of this kind of file know.
@@ -80,11 +80,11 @@ def mutate(rng: random.Random, document: Any, keys: list[str], values: list[Any]
 
 
 def _pick(rng: random.Random, root: Any) -> tuple[Any, Any]:
-    """Returns a random place, more often one near the top."""
-    found = nodes(root)
-    if not found:
+    """Returns the container and the key of a random value, more often of one near the top."""
+    candidates = nodes(root)
+    if not candidates:
         return {"": root}, ""
-    return rng.choice(found[: rng.choice([10, 40, len(found)])])
+    return rng.choice(candidates[: rng.choice([10, 40, len(candidates)])])
 
 
 def _value(rng: random.Random, root: Any, keys: list[str], values: list[Any]) -> None:
@@ -162,7 +162,7 @@ _STRUCTURE: list[Change] = [_value, _value, _value, _value, _near, _near, _near,
 _STRUCTURE += [_add, _add, _swap, _copy_many, _nest]
 
 
-def _cut(rng: random.Random, data: bytes) -> bytes:
+def _truncate(rng: random.Random, data: bytes) -> bytes:
     return data[: rng.randrange(len(data) + 1)]
 
 
@@ -173,7 +173,7 @@ def _flip(rng: random.Random, data: bytes) -> bytes:
     return bytes(new)
 
 
-def _twice(rng: random.Random, data: bytes) -> bytes:
+def _repeat_key(rng: random.Random, data: bytes) -> bytes:
     """Repeats the first key with another value."""
     end = data.find(b":")
     return (
@@ -197,10 +197,11 @@ def _recode(rng: random.Random, data: bytes) -> bytes:
     return text.encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "utf-16-be", "latin-1"]), "replace")
 
 
-def _other(rng: random.Random, data: bytes) -> bytes:
+def _replace(rng: random.Random, data: bytes) -> bytes:
+    """Returns a short document of another type, or the document with bytes before or after it."""
     return rng.choice(
         [b"", b" ", b"null", b"[]", b"5", b'"x"', b"[" * 100_000, b"\0" * 100, b"\xef\xbb\xbf" + data, data + b"x"]
     )
 
 
-_TEXT = [_cut, _flip, _flip, _twice, _twice, _deep, _wide, _recode, _other]
+_TEXT = [_truncate, _flip, _flip, _repeat_key, _repeat_key, _deep, _wide, _recode, _replace]

@@ -1,6 +1,6 @@
 """Reads mutated files in processes with limits: each file must load, or raise an error of puna.
 
-    python -m tests.fuzz.run [--count 20000] [--seed 1] [--jobs 2] [--kinds gguf,config] [--keep FOLDER]
+    python -m tests.fuzz.run [--count 20000] [--seed 1] [--jobs 2] [--kinds gguf,config] [--folder FOLDER]
     python -m tests.fuzz.run --case config-1-17        # one case, with its traceback
 
 Case `KIND-SEED-NUMBER` is the same on every machine.
@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MEMORY = 2 * 2**30
-"""Address space of a process, in bytes."""
+"""Limit of the address space of a process, in bytes."""
 
 SECONDS = 10
-"""Time for one file."""
+"""Time limit for one case, in seconds."""
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread of a BLAS reserves address space
 ENVIRONMENT |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "RUST_BACKTRACE": "0"}
@@ -101,13 +101,13 @@ def run(count: int, seed: int, jobs: int, kinds: list[str], folder: Path) -> dic
         subprocess.run([sys.executable, "-m", "tests.fuzz.seeds", str(seeds)], check=True)
     import tests.fuzz.cases  # noqa: F401  # loaded once, before the processes are forked
 
-    everything = list(cases(kinds, seed, count))
-    random.Random(seed).shuffle(everything)
+    all_cases = list(cases(kinds, seed, count))
+    random.Random(seed).shuffle(all_cases)
     files = [folder / f"results-{job}" for job in range(jobs)]
     for job, file in enumerate(files):
         if os.fork() == 0:
             with file.open("w", buffering=1) as lines:
-                for kind, number in everything[job::jobs]:
+                for kind, number in all_cases[job::jobs]:
                     name = f"{kind}-{seed}-{number}"
                     lines.write(json.dumps([kind, name, outcome(name, seeds, folder / f"work-{job}")]) + "\n")
             os._exit(0)
@@ -135,7 +135,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--folder", type=Path, help="keeps the seeds and the last files")
+    parser.add_argument("--folder", type=Path, help="where the seeds and the last files are kept")
     parser.add_argument("--case", help="reads one case in this process and shows its traceback")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:

@@ -62,6 +62,7 @@ def small_config() -> LlamaConfig:
 
 
 def write_byte_level(folder: Path) -> None:
+    """Writes a byte-level tokenizer with all its configuration files."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     folder.mkdir()
