@@ -1,4 +1,4 @@
-"""The defaults that a generation configuration gives to `LLM`, and the settings that it reports as ignored."""
+"""The defaults of `LLM` from a generation configuration, and the notes on settings that are ignored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_defaults_are_the_settings_of_the_file(fields, expected):
 
 
 @pytest.mark.parametrize("value", [3, ["a", 3], [""], {"a": 1}])
-def test_stop_strings_of_another_type_are_an_error(value):
+def test_stop_strings_of_a_wrong_type_are_an_error(value):
     with pytest.raises(ConfigError, match="stop_strings is"):
         GenerationDefaults.of(GenerationConfig(stop_strings=value))
 
