@@ -49,7 +49,10 @@ def decode_answer(tokenizer, ids: list[int], stops: tuple[str, ...], end: int | 
 
 
 def expected_answer(ids: list[int], stops: tuple[str, ...]) -> tuple[str, str, int]:
-    """Searches for stop strings after each token, in the text and in the list of its characters and special tokens."""
+    """Returns the expected result of `decode_answer`, found by a slow search after each token.
+
+    The stop strings are searched in the text, and in the list of its characters and special tokens.
+    """
     for count in range(1, len(ids) + 1):
         shown: list[object] = []  # characters and ids of special tokens
         for special, run in itertools.groupby(ids[:count], key=lambda index: index < len(SPECIAL)):
@@ -95,7 +98,7 @@ def test_a_special_token_that_is_spelled_as_text_is_text():
 
 
 @pytest.mark.parametrize("stop", ["turn", "|>", "<|tur", "<|turn|>|"])
-def test_a_part_of_a_special_token_stops_nothing(stop):
+def test_a_part_of_a_special_token_does_not_end_the_answer(stop):
     assert decode_answer(FAST, [*ids_of("a"), TURN, *ids_of("b")], (stop,)) == ("ab", "length", 3)
 
 
@@ -184,6 +187,6 @@ def test_an_answer_does_not_contain_the_text_of_its_prompt(tmp_path, name, clean
     llm = LLM(write_scripted_model(tmp_path / "m", tokenizer, dict(itertools.pairwise(ids)), settings), "native")
     for length in range(1, len(ids)):
         prompt = ids[:length]
-        whole, before = tokenizer.decode(ids), tokenizer.decode(prompt)
-        assert llm.generate(prompt).text == answer_after(before, whole)
-        assert "".join(llm.stream(prompt)) == answer_after(before, whole)
+        expected = answer_after(tokenizer.decode(prompt), tokenizer.decode(ids))
+        assert llm.generate(prompt).text == expected
+        assert "".join(llm.stream(prompt)) == expected

@@ -49,7 +49,7 @@ def test_text_parts_become_one_text(llm):
     )
 
 
-def test_other_fields_of_a_message_are_kept():
+def test_fields_of_tool_calls_are_kept():
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}
     result = {"role": "tool", "content": "12", "tool_call_id": 1}
     assert read_conversations([HELLO, call, result]) == ([[HELLO, call, result]], False)
@@ -60,8 +60,8 @@ def test_tools_are_passed_to_the_template(tiny_model):
     llm.tokenizer.chat_template = TOOL_TEMPLATE
     answer = llm.chat([HELLO], tools=[TOOL], max_tokens=1)
     assert '"name": "weather"' in prompt_text(llm, answer)
-    started, _ = llm.start([HELLO], tools=[TOOL], max_tokens=1)
-    assert started.request.prompt_ids == answer.prompt_ids
+    unfinished, _ = llm.start([HELLO], tools=[TOOL], max_tokens=1)
+    assert unfinished.request.prompt_ids == answer.prompt_ids
     assert prompt_text(llm, llm.chat([HELLO], tools=[], max_tokens=1)) == "hello"
 
 

@@ -64,9 +64,9 @@ def test_both_backends_sample_the_same_answers(with_settings):
 @backends
 def test_an_explicit_option_takes_precedence(with_settings, tiny_model, backend):
     plain, llm = LLM(tiny_model, backend), with_settings(SAMPLED, backend)
-    for changed in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 1.0}, {"repetition_penalty": 1.0}, {"top_k": 1}):
-        expected = plain.generate(PROMPT, max_tokens=30, seed=4, **(OPTIONS | changed)).ids
-        assert llm.generate(PROMPT, max_tokens=30, seed=4, **changed).ids == expected
+    for change in ({"temperature": 0.0}, {"top_k": 0}, {"top_p": 1.0}, {"repetition_penalty": 1.0}, {"top_k": 1}):
+        expected = plain.generate(PROMPT, max_tokens=30, seed=4, **(OPTIONS | change)).ids
+        assert llm.generate(PROMPT, max_tokens=30, seed=4, **change).ids == expected
     assert llm.generate(PROMPT, max_tokens=30, seed=4, temperature=None).ids == llm.generate(PROMPT, seed=4).ids[:30]
 
 
@@ -113,7 +113,7 @@ def test_stop_strings_of_the_file_end_an_answer(with_settings, tiny_model):
 )
 def test_the_default_length_adapts_to_the_context(with_settings, backend, settings, prompt, expected):
     llm = with_settings(settings | {"eos_token_id": None}, backend, eos_token_id=None)
-    llm._stop_ids = frozenset()  # the tokenizer's end token too
+    llm._stop_ids = frozenset()  # the tokenizer's end token does not end the answer either
     assert len(llm.generate([5] * prompt).ids) == expected
     assert len(llm.generate([5] * prompt, max_tokens=None).ids) == 256 - prompt
     with pytest.raises(RequestError, match=f"max_tokens to {256 - prompt} or less"):
@@ -139,7 +139,7 @@ def test_settings_that_are_not_supported_are_reported_once_by_name(with_settings
         with_settings({"typical_p": 1.0, "suppress_tokens": None, "foo": None}).generate(PROMPT, max_tokens=1)
 
 
-def test_settings_of_a_gguf_file(tmp_path):
+def test_sampling_settings_of_a_gguf_file_are_the_defaults(tmp_path):
     config = tiny_config(vocab_size=260)
     tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     keys: dict[str, Any] = {

@@ -166,7 +166,7 @@ def test_wrong_arguments_of_the_model_are_errors(tiny_model, arguments, words):
 
 @backends
 @pytest.mark.parametrize(("version", "context"), [("1", 2048), ("code", 16384)])
-def test_an_open_checkpoint_keeps_its_release(tmp_path, backend, version, context):
+def test_the_release_of_an_open_checkpoint_is_kept(tmp_path, backend, version, context):
     family = next(family for family in FAMILIES if family.name == "llama2-7b")
     folder = write_meta(tmp_path / "meta", family, hf_tensors(family))
     assert open_checkpoint(folder).config.context_length == 4096
@@ -177,10 +177,10 @@ def test_an_open_checkpoint_keeps_its_release(tmp_path, backend, version, contex
 
 
 @backends
-def test_an_open_checkpoint_keeps_a_changed_configuration(tiny_model, backend):
+def test_the_edited_configuration_of_an_open_checkpoint_is_kept(tiny_model, backend):
     checkpoint = open_checkpoint(tiny_model)
-    changed = replace(checkpoint, config=LlamaConfig.from_dict({**checkpoint.config.to_dict(), "rms_norm_eps": 0.5}))
-    logits, expected = LLM(changed, backend).logits(range(40)), LLM(changed, "native").logits(range(40))
+    edited = replace(checkpoint, config=LlamaConfig.from_dict({**checkpoint.config.to_dict(), "rms_norm_eps": 0.5}))
+    logits, expected = LLM(edited, backend).logits(range(40)), LLM(edited, "native").logits(range(40))
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     assert np.abs(logits - LLM(checkpoint, backend).logits(range(40))).max() > 0.1
 
@@ -200,7 +200,7 @@ def test_dtype_float32_rounds_nothing_on_the_native_backend(tmp_path):
     assert np.abs(LLM(tmp_path).logits(ids) - expected).max() > 2e-4 * np.abs(expected).max()
 
 
-def test_answers_of_requests_are_not_affected_by_a_memory_error(tiny_model, monkeypatch):
+def test_later_answers_are_not_affected_by_a_memory_error(tiny_model, monkeypatch):
     llm = LLM(tiny_model)
     expected = llm.generate("the llama", max_tokens=9).ids
 
