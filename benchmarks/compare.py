@@ -1,7 +1,7 @@
 """Compares the speed of puna with llama.cpp, onnxruntime-genai, OpenVINO and transformers, and prints ratios.
 
     make peers                                            install the other engines, each in its own environment
-    python benchmarks/compare.py --prepare                create their models, once (about 20 GB; --only for fewer)
+    python benchmarks/compare.py --prepare                create the models, once (about 20 GB; less with --only)
     python benchmarks/compare.py [--json FILE]            run all comparisons
     python benchmarks/compare.py --only smollm2-q4_1 7b   run the named comparisons, and all comparisons of named shapes
     python benchmarks/compare.py FILE.gguf                compare puna with llama.cpp on any GGUF file
@@ -70,8 +70,8 @@ def select_comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     unknown = [name for name in arguments.only if name not in by_name and name not in shapes]
     if unknown:
         raise SystemExit(
-            f"--only {unknown[0]!r} is not a comparison; comparisons are {', '.join(by_name)}; shapes are "
-            f"{', '.join(sorted(shapes))}"
+            f"--only {unknown[0]!r} is neither a comparison nor a shape; comparisons are {', '.join(by_name)}; "
+            f"shapes are {', '.join(sorted(shapes))}"
         )
     if missing := [path for path in arguments.files if not path.is_file()]:
         raise SystemExit(f"{missing[0]} is not a file")

@@ -125,7 +125,7 @@ def comparison_of_file(path: Path) -> Comparison:
 
 @dataclass(frozen=True)
 class Target:
-    """The ratio that puna's speed must reach to the fastest engine whose name starts with one of `against`."""
+    """The minimum ratio of puna's speed to that of the fastest engine whose name starts with one of `against`."""
 
     comparison: str
     work: Work

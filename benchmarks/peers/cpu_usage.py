@@ -31,5 +31,5 @@ def share_of_others(before: Clock, after: Clock, own_seconds: float, ticks_per_s
     total = after.total - before.total
     if total <= 0:
         return 0.0
-    used = after.busy - before.busy + after.stolen - before.stolen
-    return max(0.0, used - own_seconds * ticks_per_second) / total
+    busy = after.busy - before.busy + after.stolen - before.stolen
+    return max(0.0, busy - own_seconds * ticks_per_second) / total

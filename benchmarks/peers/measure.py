@@ -71,7 +71,10 @@ class Result:
         return [sample["tokens_per_second"] for sample in samples if sample["fit"]]
 
     def speed(self, engine: str, work: str) -> tuple[float, int] | None:
-        """Returns (median tokens per second, undisturbed samples); if there are none, the median of all samples."""
+        """Returns the median tokens per second of the undisturbed samples, and their number.
+
+        If there are no undisturbed samples, the median is that of all samples.
+        """
         samples = [sample["tokens_per_second"] for sample in self.engines[engine]["samples"].get(work, [])]
         undisturbed = self.undisturbed(engine, work)
         if not samples:
@@ -79,7 +82,7 @@ class Result:
         return statistics.median(undisturbed or samples), len(undisturbed)
 
     def best(self, prefixes: Sequence[str], work: str) -> tuple[str, float, int] | None:
-        """Returns (name, speed, undisturbed samples) of the fastest engine whose name starts with one of `prefixes`."""
+        """Returns the name and `speed` of the fastest engine whose name starts with one of `prefixes`."""
         names = [name for name in self.engines if name.startswith(tuple(prefixes))]
         speeds = [(name, *speed) for name in names if (speed := self.speed(name, work))]
         return max(speeds, key=lambda entry: entry[1], default=None)

@@ -1,4 +1,4 @@
-"""Creates the missing models of the selected comparisons. Each step uses the virtual environment with its tools."""
+"""Creates the missing models of the selected comparisons. Each step runs in the environment that has its tools."""
 
 from __future__ import annotations
 

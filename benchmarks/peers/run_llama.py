@@ -57,7 +57,7 @@ class Llama:
         return context
 
     def _decode(self, entries: Sequence[tuple[int, int, int]], outputs: int) -> None:
-        """Reads (token, position, sequence) entries; chooses the most likely token after the last `outputs`."""
+        """Reads (token, position, sequence) entries; chooses the most likely token after each of the last `outputs`."""
         batch = self.batch
         batch.n_tokens = len(entries)
         for at, (token, position, sequence) in enumerate(entries):

@@ -1,4 +1,4 @@
-"""Shapes of the compared models. Imported in every environment, so it uses only the standard library."""
+"""Shapes of the compared models. All engines' environments import this module, so it uses only the standard library."""
 
 from __future__ import annotations
 

@@ -57,29 +57,30 @@ def _show_machine(console: Console, result: Result) -> None:
     )
 
 
-def rows(block_results: Sequence[Result]) -> list[dict[str, Any]]:
+def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Returns the measured ratios that have a target."""
-    comparisons = {entry.comparison: entry for entry in block_results}
-    results = []
-    for row in TARGETS:
-        comparison = comparisons.get(row.comparison)
-        puna = comparison.speed("puna", row.work.name) if comparison and "puna" in comparison.engines else None
-        best = comparison.best(row.against, row.work.name) if comparison else None
+    by_comparison = {result.comparison: result for result in results}
+    entries = []
+    for target in TARGETS:
+        result = by_comparison.get(target.comparison)
+        puna = result.speed("puna", target.work.name) if result and "puna" in result.engines else None
+        best = result.best(target.against, target.work.name) if result else None
         if puna is None or best is None:
             continue
-        results.append({
-            "comparison": row.comparison, "work": row.work.name, "puna": puna[0], "against": best[0], "best": best[1],
-            "ratio": puna[0] / best[1], "at_least": row.target, "fit_samples": min(puna[1], best[2]),
+        entries.append({
+            "comparison": target.comparison, "work": target.work.name, "puna": puna[0], "against": best[0],
+            "best": best[1], "ratio": puna[0] / best[1], "at_least": target.target,
+            "fit_samples": min(puna[1], best[2]),
         })  # fmt: skip
-    return results
+    return entries
 
 
-def show_rows(console: Console, block_results: Sequence[Result], repeat: int) -> None:
+def show_rows(console: Console, results: Sequence[Result], repeat: int) -> None:
     """Prints ratios and their targets: missed targets in yellow, ratios without undisturbed samples dimmed."""
     table = Table(title="puna and the fastest engine compared with it", box=None)
     for column in ("model", "work", "puna", "best", "", "ratio", "target", "undisturbed"):
         table.add_column(column, justify="left" if column in ("model", "work", "") else "right")
-    for row in rows(block_results):
+    for row in rows(results):
         style = "dim" if not row["fit_samples"] else None if row["ratio"] >= row["at_least"] else "yellow"
         table.add_row(
             row["comparison"], row["work"], f"{row['puna']:.1f}", f"{row['best']:.1f}", row["against"],

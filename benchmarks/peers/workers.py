@@ -1,4 +1,4 @@
-"""Workers as compare.py sees them: one process per engine, stopped (SIGSTOP) while another engine works."""
+"""compare.py's side of the protocol with workers: one process per engine, stopped (SIGSTOP) while another works."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class WorkerError(RuntimeError):
-    """An engine ended. The message contains the exit status and the last lines of the output."""
+    """The process of an engine ended. The message contains its exit status and the last lines of its output."""
 
 
 class Worker:
