@@ -1,7 +1,7 @@
 // Compares every kernel of every instruction set that this processor supports with a slow reference implementation in
 // float64 or exact integers. Prints one line per group; the exit status is 1 if an error exceeds its limit. `kernels
-// quick` runs fewer cases. The program kernels_emulated does the same for AVX-512, emulated in plain C++ (emulate.h),
-// so that it is tested on every processor.
+// quick` runs fewer cases. The program kernels_emulated tests the AVX-512 kernels on any processor: their
+// instructions are emulated in plain C++ (emulate.h).
 
 #include "kernels.h"
 
@@ -51,13 +51,13 @@ struct Weights {
     Panels described;
 };
 
-// Writes an f16 number into a file's block.
+// Writes an f16 number into a block of a file.
 void set_half(uint8_t* block, int at, float value) {
     const uint16_t half = to_half(value);
     std::memcpy(block + at, &half, 2);
 }
 
-// Writes random scales, of about a tenth, into a file's block.
+// Writes random scales of about 0.1 into a block of a file.
 void set_scales(const FormatTraits& traits, uint8_t* block) {
     if (traits.scale_at >= 0) set_half(block, traits.scale_at, normal(0.1f));
     if (traits.least_at >= 0) set_half(block, traits.least_at, normal(0.1f));
@@ -166,7 +166,7 @@ Inputs make_inputs(const Kernels& kernels, const FormatTraits& traits, int64_t t
 }
 
 // Returns the largest error of a matrix product, relative to the sum of the magnitudes of its terms. Also checks that
-// one token alone and among others gives the same bits, and that nothing is written beyond the rows.
+// a token gives the same bits alone and among others, and that nothing is written beyond the rows.
 double check_matrix(const Kernels& kernels, const FormatTraits& traits, int64_t rows, int64_t cols, int64_t tokens,
                     const Filling& filling = {}) {
     const bool with_bias = below(2), add = below(2);
@@ -366,8 +366,8 @@ std::vector<float> as_cached(const std::vector<float>& x, CacheType type) {
 
 // Reads a token's q8_0 key or value from a page and checks it. `step`: distance between its elements; `scale_step`:
 // between its scales. An element may differ by half a step of its scale, plus four roundings of numbers of up to 127
-// steps by a relative 2^-24 each: those of the inverse scale, of the element times it, of the scale, and of the product
-// here.
+// steps by a relative 2^-24 each: those of the inverse scale, of the element times the inverse, of the scale, and of
+// the product here.
 std::vector<float> from_q8(const char* kernels, const std::vector<float>& x, const int8_t* at, int64_t step,
                            const float* scales, int64_t scale_step) {
     std::vector<float> out(x.size());
@@ -388,8 +388,8 @@ struct Case {
 };
 
 // Returns the largest error of attention: relative to the magnitudes of the terms if these are rounded to bf16, else
-// absolute. Pages are in reverse order, and unwritten memory is NaN. Also checks that a query alone and among others
-// gives the same bits.
+// absolute. Pages are in reverse order, and unwritten memory is NaN. Also checks that a query gives the same bits
+// alone and among others.
 double check_attention(const Kernels& kernels, const Case& one) {
     const int64_t width = one.width, wide = padded_width(width), pages = (one.length + kPage - 1) / kPage;
     const int64_t key_bytes = key_page_bytes(one.type, width), value_bytes = value_page_bytes(one.type, width);
@@ -534,7 +534,7 @@ void check_quantisers(const Kernels& kernels) {
     std::vector<float> x(kRows * kCols), importance(kCols);
     for (float& value : x) value = uniform() * uniform() * uniform();
     for (float& value : importance) value = 1.5f + uniform();
-    for (int64_t i = 0; i < kCols; ++i) x[static_cast<size_t>(i)] = i < 300 ? 0.0f : 0.25f;  // constant blocks too
+    for (int64_t i = 0; i < kCols; ++i) x[static_cast<size_t>(i)] = i < 300 ? 0.0f : 0.25f;  // includes constant blocks
     const FormatTraits& from = *find_format(0);
     for (const Quantised& one : kQuantised) {
         const FormatTraits& to = *find_format(one.format);

@@ -1,7 +1,7 @@
 // Checks that the thread pool runs each item of a loop once and reports exceptions. Then runs small models through the
 // C ABI in many schedules (divisions of the prompts into chunks) and checks that all schedules give the same bits of
-// logits. `schedules quick` runs fewer. The program is meant for sanitizer builds (`make sanitize`), which test memory
-// and threads; tests/native tests the numbers.
+// logits. `schedules quick` runs fewer schedules. The program is meant for sanitizer builds (`make sanitize`), which
+// detect errors of memory and threads; tests/native tests the values of logits.
 
 #include <algorithm>
 #include <cstdio>
@@ -21,7 +21,7 @@ namespace {
 struct Case {
     puna_shape shape;
     int threads;
-    int quantize;  // ggml type number to quantise matrices to; -1: they stay float32
+    int quantize;  // number of the ggml type to which matrices are quantised; -1: they stay float32
 };
 
 struct Model {
