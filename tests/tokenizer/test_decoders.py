@@ -80,6 +80,7 @@ WHOLE_SEQUENCE_DECODERS = {
 
 
 def pipeline(name: str) -> Tokenizer:
+    """Returns a pipeline of `tokenizers` with the vocabulary VOCAB and a decoder."""
     tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(VOCAB)}, unk_token="<s>"))
     for token in ADDED_TOKENS:
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
@@ -88,12 +89,14 @@ def pipeline(name: str) -> Tokenizer:
 
 
 def tokenizer_with(name: str) -> LlamaTokenizerFast:
+    """Returns puna's tokenizer for `pipeline(name)`."""
     return LlamaTokenizerFast(
         tokenizer_object=pipeline(name), literal=True, unk_token=None, bos_token="<s>", eos_token="</s>"
     )
 
 
 def stream_pieces(tokenizer, ids: list[int], skip: bool, prompt: list[int]) -> list[str]:
+    """Returns the texts that a stream returns for each id, and at its end."""
     decoder = StreamDecoder(tokenizer, skip, prompt)
     return [*(decoder.push(index) for index in ids), decoder.finish()]
 

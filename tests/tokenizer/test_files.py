@@ -105,7 +105,7 @@ def test_flags_in_the_configuration_are_applied(folder, byte_level_json, sp_mode
 
 @pytest.mark.parametrize(("name", "honoured"), [("LlamaTokenizerFast", True), ("PreTrainedTokenizerFast", False)])
 def test_only_llama_classes_apply_add_bos_token_to_tokenizer_json(byte_level_json, tmp_path, name, honoured):
-    """As in transformers 4.34.1, the other classes keep the post-processor of the file."""
+    """As in transformers 4.34.1, all other classes keep the post-processor of tokenizer.json."""
     shutil.copy(byte_level_json / "tokenizer.json", tmp_path)
     config = json.loads((byte_level_json / "tokenizer_config.json").read_text())
     write_json(tmp_path / "tokenizer_config.json", config | {"tokenizer_class": name, "add_bos_token": True})
@@ -268,6 +268,7 @@ def test_short_invalid_files_are_refused(tmp_path, content):
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
+    """Returns the data truncated, or with some bytes changed, inserted or deleted."""
     out = bytearray(data)
     kind = rng.random()
     if kind < 0.2:

@@ -45,6 +45,7 @@ def metadata_of(path):
 
 
 def pieces_of(processor):
+    """Returns the texts, GGUF token types and scores of a SentencePiece model's pieces."""
     ids = range(processor.get_piece_size())
     kinds = [
         2 if processor.is_unknown(i) else 3 if processor.is_control(i) else 6 if processor.is_byte(i) else 1
@@ -130,6 +131,7 @@ def test_the_golden_vocabulary_merges_like_llama2_c():
 
 
 def assert_merges_greedily(tokenizer, texts, pieces, scores):
+    """Asserts that ids equal those of `merge_greedily`, and that decoding returns the text."""
     for text in texts:
         assert tokenizer.encode(text) == [1, *merge_greedily(" " + text, pieces, scores)]
         assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
@@ -171,6 +173,7 @@ def byte_level_fields(folder, pre="smollm", **changes):
 
 
 def byte_level_tokenizer(metadata):
+    """Returns the tokenizer that puna builds from GGUF metadata."""
     return LlamaTokenizerFast.from_recipe(byte_level_recipe(read_vocabulary(metadata), {}))
 
 

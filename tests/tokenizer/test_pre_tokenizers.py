@@ -68,10 +68,12 @@ BLOOM = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 
 
 def split(expression: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
+    """Returns a Split step of tokenizer.json."""
     return {"type": "Split", "pattern": {"Regex": expression}, "behavior": behavior, "invert": invert}
 
 
 def bytes_only() -> dict[str, Any]:
+    """Returns a ByteLevel step of tokenizer.json that does not split texts."""
     return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
@@ -152,6 +154,7 @@ def reference(trained_pipeline: Tokenizer, steps: list[dict[str, Any]], whole_to
 
 
 def write_gguf_tokenizer(path: Path, pipeline: Tokenizer, pre: str) -> Path:
+    """Writes a GGUF file with the vocabulary of a pipeline and the name of a pre-tokenizer; returns its path."""
     content = json.loads(pipeline.to_str())["model"]
     tokens = [*content["vocab"], "<|bos|>"]
     keys: dict[str, Any] = {
@@ -168,6 +171,7 @@ def write_gguf_tokenizer(path: Path, pipeline: Tokenizer, pre: str) -> Path:
 
 
 def splits_of(pre: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the expressions with which a pre-tokenizer splits texts, before and after the byte mapping."""
     return pre_tokenizer(pre).expressions, pre_tokenizer(pre).after_bytes
 
 

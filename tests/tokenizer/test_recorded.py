@@ -41,6 +41,7 @@ class Vocabulary:
 
 
 def vocabularies() -> dict[str, Vocabulary]:
+    """Returns the vocabularies whose files exist, by name."""
     vectors = [{"text": example["text"], "ids_with_bos": example["ids"]} for example in read_expected()["ids"]]
     result = {"golden": Vocabulary(TOKENIZER, RECORDS["4.34.1"], 28, vectors, "Why do llamas hum?")}
     folder = SHARED / "fixtures/tokenizers"
@@ -67,6 +68,7 @@ def model(vocabulary) -> Path:
 
 @pytest.fixture(scope="module", params=sorted(CLASSES))
 def tokenizer_and_record(request, vocabulary):
+    """A tokenizer of puna, and the results of the same class in transformers 4.34.1."""
     return CLASSES[request.param](vocabulary.model), vocabulary.records[request.param]
 
 
@@ -112,7 +114,7 @@ def test_the_golden_tokenizer_json_is_read_as_transformers_5_reads_it():
 
 
 def test_the_class_of_transformers_5_differs_only_after_leading_spaces():
-    """In transformers 5, LlamaTokenizer adds no space to a text that starts with one; 4.34.1 and SentencePiece do."""
+    """To a text that starts with a space, LlamaTokenizer of transformers 5 adds no space, unlike that of 4.34.1."""
     record = json.loads(RECORDS["5.23.0"].read_text())["class"]["r"]
     tokenizer = LlamaTokenizerFast(TOKENIZER)
     differing = {text for text, expected in record.items() if tokenizer.encode(text) != expected["ids"]}

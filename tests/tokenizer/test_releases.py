@@ -32,12 +32,14 @@ TEXTS = [
 
 
 def id_sequences(size: int) -> list[list[int]]:
+    """Returns random sequences of ids, in which special and added tokens are frequent."""
     rng = random.Random(2)
     pick = [lambda: rng.randrange(size), lambda: rng.randrange(3), lambda: rng.randrange(size - 4, size)]
     return [[rng.choice(pick)() for _ in range(rng.randint(1, 9))] for _ in range(600)]
 
 
 def job_for(folder: Path, cls: str, arguments: dict, added: list, truncation: str) -> dict:
+    """Returns a job for tests/oracles/read_tokenizer.py."""
     rng = random.Random(3)
     pairs = [["".join(rng.choice(SNIPPETS) for _ in range(rng.randint(1, 9))) for _ in "ab"] for _ in range(100)]
     return {
@@ -97,6 +99,7 @@ def test_the_classes_behave_as_in_4_34_1(oracle, sp_model):
 
 
 def rendered_or_refused(template: str, messages: list[dict]) -> str:
+    """Returns the rendered text, or "refused: " and the error."""
     try:
         return render_chat(template, messages, variables={"bos_token": "<s>", "eos_token": "</s>"})
     except ValueError as exc:

@@ -21,6 +21,7 @@ TEXT = st.lists(st.one_of(st.sampled_from(SNIPPETS), st.text(st.characters(exclu
 
 @pytest.fixture(scope="module")
 def sp(sp_model):
+    """The tokenizer that `load_tokenizer` returns for `sp_model`."""
     return load_tokenizer(sp_model)
 
 

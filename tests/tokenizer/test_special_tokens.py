@@ -290,7 +290,7 @@ def test_clean_up_of_a_word_level_vocabulary_follows_the_setting(flag):
 
 
 def save_with_added_tokens(model, folder) -> list[str]:
-    """Saves a SentencePiece tokenizer with plain added tokens; returns texts that contain them."""
+    """Saves a SentencePiece tokenizer with added tokens that are not special; returns texts that contain them."""
     tokenizer = load_tokenizer(model)
     tokenizer.add_tokens(["<new>", "llama", PunaToken("<strip>", lstrip=True)])
     tokenizer.save_pretrained(folder)

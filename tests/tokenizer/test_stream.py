@@ -17,6 +17,7 @@ from tests.helpers.vocabularies import SNIPPETS, answer_after, random_texts
 
 
 def stream_pieces(tokenizer, ids: list[int], skip: bool, prompt: Sequence[int] = ()) -> list[str]:
+    """Returns the texts that a stream returns for each id, and at its end."""
     decoder = StreamDecoder(tokenizer, skip, prompt)
     return [*(decoder.push(index) for index in ids), decoder.finish()]
 
