@@ -29,6 +29,7 @@ FAMILY = Family("tiny", 16, None, 2, "2", vocab=420)
 
 
 def run_convert(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs `puna convert` with these arguments in a new process."""
     return subprocess.run(
         [sys.executable, "-m", "puna", "convert", *map(str, arguments)], capture_output=True, text=True, check=False
     )

@@ -18,6 +18,7 @@ from tests.helpers.vocabularies import train_sentencepiece
 
 
 def write_model(folder: Path, dtype: str = "float32", **changes: object) -> tuple[Path, Tensors]:
+    """Writes a Hugging Face folder; returns its path and its tensors."""
     config = tiny_config(dtype=dtype, **changes)
     tensors = {name: tensor.astype(DTYPES[dtype]) for name, tensor in tiny_tensors(config).items()}
     return write_folder(folder, config, tensors), tensors
@@ -31,10 +32,12 @@ def cast(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def are_equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Returns whether two arrays have the same type and values."""
     return one.dtype == other.dtype and np.array_equal(one, other)
 
 
 def read_tensors(folder: Path) -> Tensors:
+    """Returns the tensors of a folder in their stored types."""
     result = {}
     for name, weight in open_checkpoint(folder).tensors.items():
         dtype = DTYPES[str(weight.format.torch)]

@@ -61,10 +61,12 @@ def stop_after(count: int) -> Callable[[int], None]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """Returns the bytes of all files in a folder and its subfolders, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def only_staging_folder(destination: Path) -> Path:
+    """Returns the staging folder of a destination, which must have exactly one."""
     (staging,) = staging_folders(destination)
     return staging
 

@@ -21,6 +21,7 @@ SMALL = FAMILIES[2]  # four shards, and a number of heads that is not a multiple
 
 
 def are_equal(one: Tensors, other: Tensors) -> bool:
+    """Returns whether the names, types, shapes and bytes of all tensors are equal."""
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype
         and one[name].shape == other[name].shape
@@ -30,6 +31,7 @@ def are_equal(one: Tensors, other: Tensors) -> bool:
 
 
 def load_hf(folder: Path) -> Tensors:
+    """Returns the tensors of all safetensors files in a folder."""
     tensors: Tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= safetensors.numpy.load_file(file)
@@ -127,6 +129,7 @@ def test_releases_are_detected() -> None:
 
 
 def damage_folder(folder: Path, damage: str) -> None:
+    """Damages a folder in Meta's layout; a damage of the form "key=value" changes params.json."""
     shard = folder / "consolidated.02.pth"
     params = json.loads((folder / "params.json").read_text())
     if damage == "truncated":

@@ -41,6 +41,7 @@ def write_model(folder: Path, generation: dict[str, Any] | None = None, **change
 
 
 def conversion_notes(source: Path, target: Path, **options: Any) -> str:
+    """Converts a model and returns the notes, one per line."""
     return "\n".join(convert(source, target, **options).notes)
 
 
