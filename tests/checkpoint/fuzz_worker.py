@@ -237,6 +237,7 @@ CONFIG_FIELDS += ["rope_scaling", "rope_theta", "architectures"]
 
 
 def mutate_config(rng: random.Random, fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields of config.json with one of them changed."""
     name = rng.choice(CONFIG_FIELDS)
     values: list[Any] = [None, 0, -1, 1, 2, 2**31, 10**30, 1.5, "64", [], {}, True, False, [64]]
     values += [{"type": "linear", "factor": 2.0}, {"rope_type": "llama3"}, ["LlamaModel"], ["MistralModel"]]

@@ -22,6 +22,7 @@ COUNTS = {"gguf": 2000, "safetensors": 1500, "bin": 1500}
 
 
 def write_seeds(folder: Path) -> None:
+    """Writes valid files of each kind, which the fuzzer mutates, and their config.json."""
     torch = pytest.importorskip("torch")
     config = tiny_config(hidden_size=32, intermediate_size=32, head_dim=8, vocab_size=40, num_hidden_layers=1)
     config.save_pretrained(folder)

@@ -21,6 +21,7 @@ from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_gguf
 def config_of(
     path: Path, keys: dict[str, Any] | None = None, extra: dict[str, np.ndarray] | None = None, **changes: Any
 ) -> LlamaConfig:
+    """Returns the configuration that puna reads from a GGUF file with these metadata keys and extra tensors."""
     config = tiny_config(**changes)
     return open_checkpoint(write_gguf(path / "x.gguf", config, tiny_tensors(config), keys=keys, extra=extra)).config
 

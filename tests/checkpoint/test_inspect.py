@@ -41,6 +41,7 @@ if SHARED.is_dir():
 
 @pytest.fixture(params=TOKENIZERS)
 def vocabulary(request: pytest.FixtureRequest) -> tuple[Path, int]:
+    """The path of a SentencePiece model, and its number of pieces."""
     return TOKENIZERS[request.param]
 
 

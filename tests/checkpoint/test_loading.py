@@ -25,6 +25,7 @@ from tests.helpers.torch_files import DTYPES, Tensors
 
 
 def assert_contains(checkpoint: Checkpoint, tensors: Tensors) -> None:
+    """Asserts that the names, shapes and values of a checkpoint's tensors equal those of `tensors`."""
     assert checkpoint.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
         weight = checkpoint.tensors[name]

@@ -57,6 +57,7 @@ def test_logits_and_ids_equal_those_of_the_ordinary_model(name: str, folder: Pat
 
 
 def _unexpected(notes: list[str]) -> list[str]:
+    """Returns the notes that an ordinary folder does not have."""
     return [note for note in notes if "chat template" not in note]
 
 

@@ -73,6 +73,7 @@ def pack(tensors: Tensors, settings: dict[str, Any]) -> tuple[Tensors, Tensors]:
 
 
 def write_packed(folder: Path, settings: dict[str, Any]) -> tuple[LlamaConfig, Tensors]:
+    """Writes a folder with packed matrices; returns the configuration and the values of all weights."""
     config = tiny_config(vocab_size=420, dtype="float16")
     small = {name: weight / 8 if weight.ndim == 2 else weight for name, weight in tiny_tensors(config).items()}
     packed, plain = pack(small, settings)

@@ -61,12 +61,14 @@ def pack_int4(name: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
 
 
 def pack_int8(name: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
+    """Returns the parts of a matrix with a scale per row, and its values in bfloat16."""
     scale = (np.abs(weight).max(1, keepdims=True) / 127).astype(BF16)
     codes = np.clip(np.rint(weight / scale.astype(np.float32)), -128, 127).astype(np.int8)
     return {name: codes, f"{name}_scale": scale}, (codes * scale.astype(np.float32)).astype(BF16)
 
 
 def pack_bnb8(name: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
+    """Returns the parts of an int8 matrix of bitsandbytes, and its values in float32."""
     stats = np.abs(weight).max(1).astype(np.float32)
     codes = np.rint(weight * (127 / stats[:, None])).astype(np.int8)
     values = codes * stats[:, None] * np.float32(7.874015718698502e-3)
@@ -75,6 +77,7 @@ def pack_bnb8(name: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
 
 
 def pack_nf4(name: str, weight: np.ndarray) -> tuple[Tensors, np.ndarray]:
+    """Returns the parts of an nf4 matrix of bitsandbytes, and its values in bfloat16."""
     blocks = weight.reshape(-1, 64)
     absmax = np.abs(blocks).max(1).astype(np.float32)
     codes = np.abs((blocks / absmax[:, None])[..., None] - NF4).argmin(-1).astype(np.uint8)

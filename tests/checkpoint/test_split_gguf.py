@@ -90,7 +90,7 @@ def test_a_split_model_is_converted(tmp_path: Path) -> None:
         puna.convert(parts[1], parts[2], to="gguf", overwrite=True)
 
 
-def test_a_missing_part_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_part_names_it(tmp_path: Path) -> None:
     parts = split(tmp_path, split_max_tensors=5)
     parts[2].unlink()
     for path in (parts[0], parts[1], tmp_path):
