@@ -17,6 +17,7 @@ from tests.cli.test_cli import run
 
 
 def chat(model: Path, *arguments: str, input: str | bytes, status: int = 0):
+    """Runs `puna chat` for answers of at most six tokens, and asserts its exit status."""
     result = run("chat", "-m", str(model), "-n", "6", *arguments, input=input)
     assert result.exit_code == status, result.output
     return result
@@ -146,6 +147,7 @@ def test_ctrl_c_keeps_the_beginning_of_an_answer(conversation):
 
 
 def command(conversation: Conversation, text: str) -> str:
+    """Runs a command of the chat, such as "/history", and returns its output."""
     return run_command(Session(conversation, Loader()), text)
 
 
@@ -250,6 +252,7 @@ def test_commands_are_distinguished_from_messages(text, expected):
 
 
 def wrap_text(text: str, width: int, piece: int) -> str:
+    """Returns a text that was wrapped while it arrived in pieces of `piece` characters."""
     output: list[str] = []
     wrap = WordWrap(output.append, lambda: width)
     for start in range(0, len(text), piece):

@@ -24,10 +24,12 @@ PUNA = str(Path(sys.executable).with_name("puna"))
 
 
 def run(*arguments: str, input: str | None = None):
+    """Runs the command `puna` in this process."""
     return CliRunner().invoke(app, list(arguments), input=input)
 
 
 def as_json(*arguments: str, input: str | None = None) -> dict:
+    """Runs the command `puna` with --json and returns the parsed output."""
     result = run(*arguments, "--json", input=input)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)

@@ -22,10 +22,12 @@ NAMES = {name: text for commands in COMMANDS.values() for name, (_, text) in com
 
 
 def callback(name: str):
+    """Returns the function of a subcommand."""
     return typer.main.get_command(app).commands[name].callback
 
 
 def fields(name: str) -> list[str]:
+    """Returns the documented names of the fields of a subcommand's JSON."""
     return [field for group in callback(name).fields for field in group.split(", ")]
 
 
