@@ -56,6 +56,7 @@ VARIANTS = {
 
 
 def interpreter(release: str) -> str:
+    """Returns the Python interpreter of the environment with a release of transformers."""
     if release == "5.23.0":
         return sys.executable
     python = ROOT / ".oracles" / release / "bin" / "python"
@@ -79,6 +80,7 @@ def read(release: str, folders: list[Path]) -> list[dict]:
 
 
 def save(folder: Path, **fields) -> LlamaConfig:
+    """Saves a model configuration and a generation configuration; returns the former."""
     config = LlamaConfig(**{**SHAPE, **fields})
     config.save_pretrained(folder)
     GenerationConfig(max_new_tokens=17, eos_token_id=[2, 7], do_sample=True, temperature=0.5).save_pretrained(folder)
