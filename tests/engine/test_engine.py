@@ -48,6 +48,7 @@ class Recorder:
 
 
 def expected_answer(prompt: tuple[int, ...], count: int) -> list[int]:
+    """Returns the `count` most likely tokens after a prompt."""
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(next_token(tokens))
@@ -55,6 +56,7 @@ def expected_answer(prompt: tuple[int, ...], count: int) -> list[int]:
 
 
 def drain(engine: Engine) -> list:
+    """Runs the engine until it has no requests; returns all events."""
     events = []
     while engine.busy:
         events += engine.step()
@@ -62,6 +64,7 @@ def drain(engine: Engine) -> list:
 
 
 def tokens_of(events: list, request_id: int) -> list[int]:
+    """Returns the generated tokens of one request."""
     return [event.token for event in events if event.request_id == request_id and event.token is not None]
 
 
