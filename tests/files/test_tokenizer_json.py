@@ -29,14 +29,17 @@ def pipeline(**changes: Any) -> dict[str, Any]:
 
 
 def replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    """Returns a Replace step of tokenizer.json."""
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
 def sequence(kind: str, *steps: dict[str, Any]) -> dict[str, Any]:
+    """Returns a Sequence of steps of tokenizer.json; `kind` is the key of the list, such as "decoders"."""
     return {"type": "Sequence", kind: list(steps)}
 
 
 def charsmap(text: Any) -> dict[str, Any]:
+    """Returns a Precompiled normalizer of tokenizer.json with this character map."""
     return {"type": "Precompiled", "precompiled_charsmap": text}
 
 
@@ -44,6 +47,7 @@ TEXT_PLACEHOLDER = {"Sequence": {"id": "A", "type_id": 0}}
 
 
 def template(pieces: list[Any], **tokens: Any) -> dict[str, Any]:
+    """Returns a TemplateProcessing post-processor of tokenizer.json."""
     return {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": tokens}
 
 
