@@ -20,6 +20,7 @@ INPUTS, OUTPUTS, GROUP = 64, 32, 32
 
 
 def load(name: str, path: Path) -> types.ModuleType:
+    """Loads one file of an unpacked distribution as a module."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -56,11 +56,13 @@ Arrays = dict[str, torch.Tensor]
 
 
 def scales_of(strategy: str, kind: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Returns random scales in the shape of a strategy."""
     shapes = {"group": (OUTPUTS, INPUTS // GROUP), "channel": (OUTPUTS, 1), "tensor": (1,), "block": (3, 3)}
     return (torch.rand(shapes[strategy], generator=generator) * 0.01 + 0.001).to(kind)
 
 
 def compressed_tensors(generator: torch.Generator) -> Arrays:
+    """Returns the matrices of PACKED and NAIVE, packed and unpacked by compressed-tensors 0.20.0."""
     from compressed_tensors.compressors import NaiveQuantizationCompressor, PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
@@ -111,6 +113,7 @@ def act_order(generator: torch.Generator) -> Arrays:
 
 
 def bitsandbytes(generator: torch.Generator) -> Arrays:
+    """Returns an int8 matrix and those of FOUR_BITS, packed and unpacked by bitsandbytes."""
     from bitsandbytes import functional
 
     arrays: Arrays = {}

@@ -22,6 +22,7 @@ def random_blocks(form: BlockFormat, seed: int) -> np.ndarray:
 
 
 def reference(form: BlockFormat, blocks: np.ndarray) -> np.ndarray:
+    """Returns the values of blocks, decoded by the package gguf."""
     with np.errstate(all="ignore"):
         return quants.dequantize(blocks, gguf.GGMLQuantizationType(form.ggml_id)).reshape(-1)
 

@@ -31,12 +31,14 @@ def stored_tensor(array: np.ndarray) -> StoredTensor:
 
 
 def matrix(name: str, group_size: int = GROUP, **changes: np.ndarray | None) -> GroupedMatrix:
+    """Returns a golden matrix as puna reads it, with some parts changed."""
     parts = {part: GOLDEN.get(f"{name}.{part}") for part in ("qweight", "qzeros", "scales", "g_idx")} | changes
     tensors = {part: None if array is None else stored_tensor(array) for part, array in parts.items()}
     return GroupedMatrix(name, PACKINGS[CASES[name][0]], group_size, **tensors)
 
 
 def values(packed: GroupedMatrix) -> np.ndarray:
+    """Returns the decoded values of a matrix."""
     return packed.format.decode(packed.data).reshape(packed.shape)
 
 

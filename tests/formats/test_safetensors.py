@@ -108,10 +108,12 @@ def test_invalid_tensors_are_not_written(tmp_path: Path, new: list[NewTensor], m
 
 
 def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
+    """Returns the entry of a tensor in the header of a safetensors file."""
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
 def build_file(header: Any, data: bytes = bytes(8)) -> bytes:
+    """Returns a safetensors file with this header, an object or its text, and these data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
 

@@ -76,6 +76,7 @@ def bitsandbytes(case: str, **changes: np.ndarray | None) -> ScaledMatrix:
 
 
 def check_values(matrix: ScaledMatrix, expected: np.ndarray) -> None:
+    """Asserts that a matrix has the expected values and type, also for rows in another order."""
     assert matrix.shape == expected.shape and matrix.format == FORMS[expected.dtype.name]
     rows = expected.view(np.uint8).reshape(len(expected), -1)
     assert np.array_equal(matrix.data.reshape(len(expected), -1), rows)

@@ -96,6 +96,8 @@ def test_sizes_in_the_zip64_field_are_read(tmp_path: Path) -> None:
 
 
 class Evil:
+    """An object whose unpickling creates a file."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch /tmp/puna-was-here",)
 
@@ -167,6 +169,7 @@ STORAGE = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0000X\3\0\0\0cpuK\6tQ
 def tensor_pickle(
     offset: bytes = b"K\0", shape: bytes = b"K\6\x85", strides: bytes = b"K\1\x85", rest: bytes = b"\x89N"
 ) -> bytes:
+    """Returns a pickled state dict with one tensor, whose fields are pickle opcodes."""
     return b"\x80\2}X\1\0\0\0w" + TENSOR + b"(" + STORAGE + offset + shape + strides + rest + b"tRs."
 
 
