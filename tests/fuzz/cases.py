@@ -284,42 +284,45 @@ def _read_template(rng: random.Random, path: Path) -> None:
 
 
 def _quantised(rng: random.Random, seeds: Path, work: Path) -> Path:
+    """Writes a quantised folder with a mutated quantization_config or a mutated weight file."""
     source = rng.choice(sorted((seeds / "quantised").iterdir()))
     for file in source.iterdir():
         (work / file.name).write_bytes(file.read_bytes())
     if rng.random() < 0.5:
         document = json.loads((source / "config.json").read_text())
         settings = {"quantization_config": document["quantization_config"]}
-        changed = json.loads(json.dumps(settings)) if rng.random() < 0.1 else _changed(rng, settings)
-        (work / "config.json").write_text(json.dumps(document | changed))
+        mutated = json.loads(json.dumps(settings)) if rng.random() < 0.1 else _mutate_settings(rng, settings)
+        (work / "config.json").write_text(json.dumps(document | mutated))
     else:
         data = (work / "model.safetensors").read_bytes()
         (work / "model.safetensors").write_bytes(rng.choice(MUTATIONS["safetensors"])(rng, data, [data]))
     return work
 
 
-def _changed(rng: random.Random, document: dict[str, Any]) -> dict[str, Any]:
-    """Returns a mutated document, or an empty one if its text is not JSON."""
+def _mutate_settings(rng: random.Random, document: dict[str, Any]) -> dict[str, Any]:
+    """Returns a mutated JSON object, or an empty one if the mutated text is not a JSON object."""
     try:
-        changed = json.loads(mutate(rng, document, CONFIG_KEYS, CONFIG_VALUES))
+        mutated = json.loads(mutate(rng, document, CONFIG_KEYS, CONFIG_VALUES))
     except (ValueError, RecursionError):
         return {}
-    return changed if isinstance(changed, dict) else {}
+    return mutated if isinstance(mutated, dict) else {}
 
 
 def _split(rng: random.Random, seeds: Path, work: Path) -> Path:
+    """Writes a split GGUF model, one part of which is mutated or missing."""
     files = sorted((seeds / "split").iterdir())
-    datas = [file.read_bytes() for file in files]
-    broken = rng.randrange(len(files))
-    for number, (file, data) in enumerate(zip(files, datas, strict=True)):
-        if number == broken:
-            data = rng.choice(MUTATIONS["gguf"])(rng, data, datas)
-        if number != broken or rng.random() > 0.03:
+    contents = [file.read_bytes() for file in files]
+    damaged = rng.randrange(len(files))
+    for number, (file, data) in enumerate(zip(files, contents, strict=True)):
+        if number == damaged:
+            data = rng.choice(MUTATIONS["gguf"])(rng, data, contents)
+        if number != damaged or rng.random() > 0.03:
             (work / file.name).write_bytes(data)
     return work if rng.random() < 0.5 else work / rng.choice(files).name
 
 
 def _adapter(rng: random.Random, seeds: Path, work: Path) -> Path:
+    """Writes a LoRA adapter with a mutated configuration."""
     document = {
         "peft_type": "LORA",
         "base_model_name_or_path": "a/b",

@@ -48,6 +48,7 @@ OTHERS: list[Any] = [
 
 
 def any_value(rng: random.Random) -> Any:
+    """Returns a random value that is interesting in any JSON file."""
     return copy.deepcopy(rng.choice(rng.choice([NUMBERS, TEXTS, OTHERS])))
 
 
@@ -88,6 +89,7 @@ def _pick(rng: random.Random, root: Any) -> tuple[Any, Any]:
 
 
 def _value(rng: random.Random, root: Any, keys: list[str], values: list[Any]) -> None:
+    """Replaces a random value."""
     container, key = _pick(rng, root)
     container[key] = copy.deepcopy(rng.choice(values)) if values and rng.random() < 0.4 else any_value(rng)
 
@@ -184,15 +186,18 @@ def _repeat_key(rng: random.Random, data: bytes) -> bytes:
 
 
 def _deep(rng: random.Random, data: bytes) -> bytes:
+    """Appends a deeply nested value."""
     depth = rng.choice([10, 1000, 100_000])
     return data[:-1] + b', "deep": ' + rng.choice([b"[", b'{"a":']) * depth + b"}"
 
 
 def _wide(rng: random.Random, data: bytes) -> bytes:
+    """Appends a list of two million values."""
     return data[:-1] + b', "wide": [' + rng.choice([b"[],", b"1,", b'{"":0},', b'"",']) * 2_000_000 + b"0]}"
 
 
 def _recode(rng: random.Random, data: bytes) -> bytes:
+    """Encodes the text in another encoding."""
     text = data.decode("utf-8", "replace")
     return text.encode(rng.choice(["utf-16", "utf-32", "utf-8-sig", "utf-16-be", "latin-1"]), "replace")
 
