@@ -87,6 +87,7 @@ def load(dtype: torch.dtype) -> transformers.LlamaForCausalLM:
 
 
 def logits_of(model: transformers.LlamaForCausalLM, ids: Sequence[int]) -> torch.Tensor:
+    """Returns the logits of every position."""
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0]
 

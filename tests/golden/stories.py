@@ -32,6 +32,7 @@ class Stories:
 
 
 def read_stories(folder: Path) -> Stories:
+    """Reads the model and the vocabulary in llama2.c's format."""
     data = (folder / "stories260K.bin").read_bytes()
     dim, hidden, layers, heads, kv_heads, vocab, context = struct.unpack("<7i", data[:28])
     values = np.frombuffer(data, "<f4", offset=28)
@@ -124,6 +125,7 @@ def write_hf(stories: Stories, folder: Path) -> None:
 
 
 def sentencepiece_model(stories: Stories) -> bytes:
+    """Returns the bytes of a tokenizer.model with the vocabulary."""
     from sentencepiece import sentencepiece_model_pb2 as pb2
 
     proto = pb2.ModelProto()
