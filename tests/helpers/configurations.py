@@ -30,6 +30,7 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 2.5}
 
 
 def longrope(head_dim: int, original: int = 64, **more: Any) -> dict[str, Any]:
+    """Returns LongRoPE settings for heads of width `head_dim`."""
     pairs = head_dim // 2
     return {
         "rope_type": "longrope",
@@ -63,4 +64,5 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 def config_of(**fields: Any) -> LlamaConfig:
+    """Returns a small configuration with some fields changed."""
     return LlamaConfig(**{**SIZES, **fields})

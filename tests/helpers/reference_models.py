@@ -14,6 +14,7 @@ from tests.helpers.configurations import SIZES
 
 
 def transformers_config(config: LlamaConfig) -> transformers.LlamaConfig:
+    """Returns the same configuration as an object of transformers."""
     names = [*SIZES, "num_key_value_heads", "hidden_act", "pad_token_id", "tie_word_embeddings", "attention_bias"]
     fields = {name: getattr(config, name) for name in [*names, "mlp_bias", "head_dim", "num_labels"]}
     return transformers.LlamaConfig(**fields, rope_parameters=config.rope_parameters, attn_implementation="eager")

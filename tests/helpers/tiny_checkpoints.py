@@ -19,6 +19,7 @@ from tests.helpers.torch_files import Tensors, save_torch
 
 
 def tiny_config(**changes: Any) -> LlamaConfig:
+    """Returns a small configuration with some fields changed."""
     fields: dict[str, Any] = {
         "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
@@ -28,6 +29,7 @@ def tiny_config(**changes: Any) -> LlamaConfig:
 
 
 def tiny_tensors(config: LlamaConfig, head: Any = "lm", seed: int = 0) -> Tensors:
+    """Returns random float32 tensors for a configuration, under Hugging Face's names."""
     random = np.random.default_rng(seed)
     return {name: random.standard_normal(shape, np.float32) for name, shape in expected_tensors(config, head)}
 
