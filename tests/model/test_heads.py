@@ -23,6 +23,7 @@ IDS = torch.randint(3, 67, (2, 9), generator=torch.Generator().manual_seed(0))
 
 
 def small_model(**fields: Any) -> LlamaForCausalLM:
+    """Returns puna's model of a small configuration with some fields changed."""
     model: LlamaForCausalLM = pair(config_of(**fields))[0]
     return model
 
@@ -294,6 +295,7 @@ def test_gradients_reach_trained_layers_under_frozen_embeddings() -> None:
 
 
 def classifier(**fields: Any) -> LlamaForSequenceClassification:
+    """Returns a random classifier of a small configuration with some fields changed."""
     torch.manual_seed(0)
     return LlamaForSequenceClassification(config_of(**fields)).eval()
 

@@ -31,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def are_equal(model: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Returns whether all tensors of two models are equal; asserts that the names are."""
     tensors, expected = model.state_dict(), other.state_dict()
     assert list(tensors) == list(expected)
     return all(

@@ -18,6 +18,7 @@ OUTPUTS: dict[str, Any] = {"output_hidden_states": True, "output_attentions": Tr
 
 
 def outputs() -> list[Any]:
+    """Returns an output of each class."""
     config = config_of(rope_scaling=DYNAMIC)
     return [
         LlamaModel(config)(IDS, **OUTPUTS),

@@ -95,6 +95,7 @@ def reference_logits(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
 
 
 def _frequencies(c: LlamaConfig, length: int) -> tuple[Tensor, float]:
+    """Returns the rotary frequencies for a text of `length` tokens, and the attention factor."""
     exponents = torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim
     settings = c.rope_parameters
     if settings["rope_type"] == "dynamic":

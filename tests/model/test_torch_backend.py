@@ -23,11 +23,13 @@ def backend() -> TorchBackend:
 
 
 def are_close(logits: np.ndarray, expected: np.ndarray) -> bool:
+    """Returns whether the largest difference is below 1e-5 of the largest expected logit."""
     assert logits.shape == expected.shape
     return float(np.abs(logits - expected).max()) <= 1e-5 * float(np.abs(expected).max())
 
 
 def all_logits(model: LlamaForCausalLM, ids: np.ndarray) -> np.ndarray:
+    """Returns the model's logits of every position."""
     with torch.no_grad():
         return model(torch.from_numpy(ids)[None]).logits[0].numpy()
 
