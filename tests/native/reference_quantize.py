@@ -78,11 +78,13 @@ def _round_to_float16(value: np.ndarray) -> np.ndarray:
 
 
 def _inverse(value: np.ndarray) -> np.ndarray:
+    """Returns 1 / value, or 0 where the value is 0."""
     return np.divide(1, value, out=np.zeros_like(value), where=value != 0)
 
 
-def _nearest_in_table(at: np.ndarray) -> np.ndarray:
-    return IQ4_NL_VALUES[np.searchsorted((IQ4_NL_VALUES[1:] + IQ4_NL_VALUES[:-1]) / 2, at)]
+def _nearest_in_table(x: np.ndarray) -> np.ndarray:
+    """Returns the values of iq4_nl that are nearest to `x`."""
+    return IQ4_NL_VALUES[np.searchsorted((IQ4_NL_VALUES[1:] + IQ4_NL_VALUES[:-1]) / 2, x)]
 
 
 def _best_scale(kind: Search, table: bool, x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -90,8 +92,8 @@ def _best_scale(kind: Search, table: bool, x: np.ndarray, w: np.ndarray) -> np.n
     largest = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)
     best, scale = np.zeros(len(x)), np.zeros(len(x))
     for step in np.arange(-7, 8) if table else np.arange(-9, 10) * 0.1:
-        at = x * (-(kind.levels + step) * _inverse(largest))
-        level = _nearest_in_table(at) if table else np.clip(np.rint(at), -kind.levels, kind.levels - 1)
+        scaled = x * (-(kind.levels + step) * _inverse(largest))
+        level = _nearest_in_table(scaled) if table else np.clip(np.rint(scaled), -kind.levels, kind.levels - 1)
         lx, ll = (w * level * x).sum(1), (w * level**2).sum(1)
         candidate = lx * _inverse(ll)
         scale = np.where(candidate * lx > best, candidate, scale)

@@ -54,6 +54,7 @@ def check_stages(
 
 
 def read_back(backend: NativeBackend, kind: int, layer: int, shape: tuple[int, int]) -> np.ndarray:
+    """Returns the values of a matrix that the backend has packed."""
     out = np.empty(shape, np.float32)
     assert backend._library.puna_model_read(backend._model, kind, layer, out.ctypes.data) == 0
     return out

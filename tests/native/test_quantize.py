@@ -23,6 +23,7 @@ each. For constant values, or if one outlier dominates, this rounding is the onl
 
 
 def sample_values(distribution: str, columns: int = COLUMNS) -> np.ndarray:
+    """Returns random rows of a distribution."""
     random = np.random.default_rng(7)
     x = random.normal(0, 0.02, (ROWS, columns))
     if distribution == "heavy-tailed":
@@ -44,6 +45,7 @@ DISTRIBUTIONS = ["gaussian", "heavy-tailed", "all positive", "constant", "all ze
 
 
 def importance_of(columns: int = COLUMNS) -> np.ndarray:
+    """Returns a random importance for each column."""
     return np.exp(np.random.default_rng(8).normal(0, 1.5, columns)).astype(np.float32)
 
 
