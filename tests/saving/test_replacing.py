@@ -57,6 +57,7 @@ CASES = {
 
 
 def content(folder: Path) -> dict[str, bytes]:
+    """Returns the bytes of all files in a folder, by name; {} if the folder does not exist."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} if folder.exists() else {}
 
 

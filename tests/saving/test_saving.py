@@ -18,6 +18,7 @@ from tests.helpers.torch_files import DTYPES, Tensors, to_torch
 
 
 def entries(tensors: Tensors) -> Iterator[tuple[str, str, tuple[int, ...], Any]]:
+    """Yields the tensors in the form that `save_checkpoint` expects."""
     for name, tensor in tensors.items():
         yield name, tensor.dtype.name, tensor.shape, np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
 
