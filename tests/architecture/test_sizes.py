@@ -40,6 +40,7 @@ def test_the_tokenizer_has_at_most_22_files():
 
 
 def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Returns the number of lines of a function without its signature and docstring."""
     body = function.body[1:] if ast.get_docstring(function) is not None else function.body
     return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
 
