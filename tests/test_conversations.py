@@ -19,6 +19,7 @@ def llm(tiny_model):
 
 
 def prompt_text(llm, completion):
+    """Returns the text of a completion's prompt."""
     return llm.tokenizer.decode(list(completion.prompt_ids))
 
 

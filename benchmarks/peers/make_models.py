@@ -163,6 +163,7 @@ def write_random_q4_0(shape: Shape, path: Path) -> None:
 
 
 def _random_blocks(random: np.random.Generator, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Returns random Q4_0 blocks of a matrix as rows of bytes."""
     blocks = np.empty((size[0], size[1] // 32, 18), np.uint8)
     scales = random.uniform(0.003, 0.0055, blocks.shape[:2]).astype(np.float16)
     blocks[..., :2] = scales[..., None].view(np.uint8)

@@ -145,6 +145,7 @@ def _load(
     threads: int,
     logs: Path,
 ) -> None:
+    """Starts the worker of an engine and loads the model; stores the message in `failed` if this fails."""
     works = [asdict(work) for work in comparison.works]
     try:
         worker = paths.start(runner, logs / f"{comparison.name}-{runner.name}.log".replace(" ", "-").replace(",", ""))

@@ -34,6 +34,7 @@ def measure_start(
 
 
 def _measure_runners(comparison: Comparison, paths: Paths, threads: int, logs: Path) -> dict[str, tuple[float, float]]:
+    """Returns the seconds and peak bytes of each runner; llama.cpp runs without flash attention."""
     samples = {}
     for runner in comparison.runners:
         if runner.environment not in ("puna", "llama") or dict(runner.options).get("flash"):
