@@ -312,8 +312,8 @@ def test_sampling_settings_are_kept_in_gguf_files(tmp_path: Path) -> None:
     settings = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.25, "eos_token_id": 2}
     source = write_model(tmp_path / "hf", settings)
     assert "generation_config" not in conversion_notes(source, tmp_path / "m.gguf", to="gguf")
-    stored = open_gguf(tmp_path / "m.gguf").metadata
-    sampling = {key.removeprefix("general.sampling."): stored[key] for key in stored if ".sampling." in key}
+    metadata = open_gguf(tmp_path / "m.gguf").metadata
+    sampling = {key.removeprefix("general.sampling."): metadata[key] for key in metadata if ".sampling." in key}
     assert sampling == pytest.approx(
         {"temp": 0.6, "top_k": 50, "top_p": 0.9, "min_p": 0.0, "penalty_repeat": 1.25, "penalty_last_n": -1}
     )

@@ -1,4 +1,4 @@
-"""A short, deterministic run of the fuzzer, and checks that it finds failures."""
+"""A short, deterministic run of the fuzzer, and checks that the fuzzer recognises failures."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def test_mutated_files_of_every_kind_load_or_are_refused(tmp_path: Path) -> None
     assert sum(count for name, count in summary["results"].items() if name.endswith("loaded")) > 40
 
 
-def _refused() -> None:
+def _raise_puna_error() -> None:
     raise CheckpointError("damaged")
 
 
-def _foreign() -> None:
+def _raise_other_error() -> None:
     raise KeyError("x")
 
 
@@ -49,8 +49,8 @@ def _foreign() -> None:
     ("action", "result"),
     [
         (lambda: None, "loaded"),
-        (_refused, "refused: CheckpointError: damaged"),
-        (_foreign, "FOREIGN: KeyError: 'x' at "),
+        (_raise_puna_error, "refused: CheckpointError: damaged"),
+        (_raise_other_error, "FOREIGN: KeyError: 'x' at "),
         (lambda: bytearray(3 * 2**30), "FOREIGN: MemoryError: "),
         (os.abort, "ABORT: SIGABRT"),
         (lambda: os._exit(3), "ABORT: exit 3"),

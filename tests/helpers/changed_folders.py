@@ -131,13 +131,13 @@ def index(drop: str = "", more: dict[str, str] | None = None) -> Callable[[Path]
 
     def edit(folder: Path) -> None:
         files = {path.name: safetensors.numpy.load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-        listed = {
+        weight_map = {
             name: file
             for file, tensors in files.items()
             for name in tensors
             if not drop or drop not in f"{name} {file}"
         }
-        content = {"metadata": {}, "weight_map": listed | (more or {})}
+        content = {"metadata": {}, "weight_map": weight_map | (more or {})}
         (folder / "model.safetensors.index.json").write_text(json.dumps(content))
 
     return edit

@@ -168,11 +168,11 @@ def test_chat_templates_are_read_from_every_file(folder):
     assert load_tokenizer(folder).chat_template == "json"
     write_json(folder / "tokenizer_config.json", {"chat_template": "config"})
     assert load_tokenizer(folder).chat_template == "config"
-    named = [{"name": "default", "template": "d"}, {"name": "rag", "template": "r"}]
-    write_json(folder / "tokenizer_config.json", {"chat_template": named})
+    templates = [{"name": "default", "template": "d"}, {"name": "rag", "template": "r"}]
+    write_json(folder / "tokenizer_config.json", {"chat_template": templates})
     assert load_tokenizer(folder).chat_template == {"default": "d", "rag": "r"}
     load_tokenizer(folder).save_pretrained(folder / "saved")
-    assert json.loads((folder / "saved/tokenizer_config.json").read_text())["chat_template"] == named
+    assert json.loads((folder / "saved/tokenizer_config.json").read_text())["chat_template"] == templates
     (folder / "chat_template.jinja").write_text("jinja é")
     assert load_tokenizer(folder).chat_template == "jinja é"
     (folder / "additional_chat_templates").mkdir()

@@ -100,8 +100,8 @@ def test_additional_and_extra_special_tokens_are_all_special(tmp_path, additiona
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert ids.count(TOKENS.index("x")) == len(NAMES)
     assert tokenizer.decode(ids) == text
-    shown = [token for token in ("<a>", "<b>", "<image>") if token not in new]
-    assert tokenizer.decode(ids, skip_special_tokens=True).replace("x", "") == "".join(shown)
+    visible = [token for token in ("<a>", "<b>", "<image>") if token not in new]
+    assert tokenizer.decode(ids, skip_special_tokens=True).replace("x", "") == "".join(visible)
     tokenizer.save_pretrained(tmp_path / "saved")
     reloaded = load_tokenizer(tmp_path / "saved")
     assert reloaded.encode(text) == tokenizer.encode(text)
