@@ -167,7 +167,7 @@ def test_a_source_in_a_staging_folder_is_refused_and_unchanged(where: str, tmp_p
     model = write_model(folder)
     before = contents(tmp_path)
     for options in ({"to": "hf"}, {"to": "hf", "overwrite": True}):
-        with pytest.raises(StorageError, match="is in a working folder of"):
+        with pytest.raises(StorageError, match="is in a staging folder of"):
             convert(model, destination, **options)
     assert contents(tmp_path) == before
 
@@ -481,7 +481,7 @@ def test_verify_detects_a_damaged_file(tmp_path: Path, monkeypatch: pytest.Monke
         return verify(path, *arguments)
 
     monkeypatch.setattr(conversion_run, "verify_tensors", damage_and_verify)
-    with pytest.raises(CheckpointError, match="is not as intended"):
+    with pytest.raises(CheckpointError, match="has wrong values"):
         convert(model, destination, to="hf", verify=True)
     assert not destination.exists()
     monkeypatch.undo()

@@ -1,7 +1,7 @@
 """Conversion of any LLaMA checkpoint into any layout, with only a few pieces of tensors in memory at a time.
 
-`run` opens, plans, writes, verifies and publishes. `edit` changes the model's shape; `to_hf`, `to_meta` and `to_gguf`
-list the files to write and their tensors; `lazy_rows` computes tensors while they are read.
+`run` opens the source, plans the files, writes and verifies them, and renames them to the target. `edit` changes the
+model's shape; `to_hf`, `to_meta` and `to_gguf` list the files and their tensors; `lazy_rows` computes these tensors.
 """
 
 from puna.convert.options import LAYOUTS, Layout, Options

@@ -27,7 +27,7 @@ _CHARACTERS = 2**18
 """Characters that are read first; more are read if these have fewer than `_MAX_TOKENS` tokens."""
 
 _MIN_IMPORTANCE = 1e-4
-"""Added to every importance, whose mean is 1: an input that is 0 throughout the text may matter in another."""
+"""Added to every importance, whose mean is 1: an input that is 0 throughout the text may matter in other texts."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from puna.hub import Need, parse
 
 
 def locate_source(source: str | Path | None, target: str | Path, overwrite: bool, need: Need = "model") -> Path:
-    """Returns the local path of the source; downloads a model of the hub only if `target` can be written."""
+    """Returns the local path of the source; checks `target` before it downloads a model from the hub."""
     if source is not None and parse(source) is not None:
         check_destination(folder_path(target), overwrite, ())
     return locate_model(source, need)
@@ -45,7 +45,7 @@ def model_destination(target: str | Path, layout: Layout, overwrite: bool, sourc
 
 
 def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path]) -> None:
-    """Checks that `destination` is free, or with `overwrite` that replacing it does not delete the source.
+    """Checks that `destination` does not exist, or with `overwrite` that replacing it does not delete the source.
 
     If a run was killed while it replaced the destination, the old content is restored first.
 
@@ -58,11 +58,11 @@ def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path
         raise StorageError(f"{destination} cannot be written to ({exc}); choose another name") from exc
     if resolved in (current, *current.parents):
         raise StorageError(f"{destination} is the current folder, or contains it; choose another name")
-    working_paths = [path.resolve() for path in resumable.staging_folders(destination)]
+    staging = [path.resolve() for path in resumable.staging_folders(destination)]
     for source in sources:
-        if any(path in (source.resolve(), *source.resolve().parents) for path in working_paths):
+        if any(path in (source.resolve(), *source.resolve().parents) for path in staging):
             raise StorageError(
-                f"{source} is in a working folder of {destination}; move it, or choose another name for the result"
+                f"{source} is in a staging folder of {destination}; move it, or choose another name for the result"
             )
         for path in (source, *(source.iterdir() if source.is_dir() else ())):
             # Checks both the given path, which may be a link inside the destination, and the path to which it links.
@@ -71,17 +71,17 @@ def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path
                     raise StorageError(f"{destination} is, or contains, the model to be converted; choose another name")
     resumable.recover(destination)
     with storage_errors(destination):
-        taken = resumable.is_taken(destination)
-    if taken and not overwrite:
+        exists = resumable.is_occupied(destination)
+    if exists and not overwrite:
         raise StorageError(f"{destination} exists already; choose another name, or set overwrite to replace it")
 
 
 def describe_replaced(destination: Path) -> list[str]:
-    """Returns a note that says what `destination` contains now, because it will be replaced; [] if it is free."""
-    if not resumable.is_taken(destination):
+    """Returns a note on the present content of `destination`, which will be replaced; [] if nothing exists there."""
+    if not resumable.is_occupied(destination):
         return []
     if destination.is_symlink():
-        return [f"replaces {destination}, a link to {destination.readlink()}, which itself stays"]
+        return [f"replaces the link {destination}; {destination.readlink()}, to which it points, does not change"]
     files = [path for path in destination.rglob("*") if path.is_file()] if destination.is_dir() else [destination]
     size = f"{sum(path.lstat().st_size for path in files) / 1e6:,.1f} MB"
     if not destination.is_dir():

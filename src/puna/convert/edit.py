@@ -121,7 +121,7 @@ def resize_vocabulary(checkpoint: Checkpoint, size: int | None, multiple: int | 
 
     Raises:
         CheckpointError: a size or multiple is out of range, or a special token would lose its row.
-        TokenizerError: the tokenizer has more tokens.
+        TokenizerError: the tokenizer has more tokens than the new number of rows.
     """
     for name, value in (("vocab_size", size), ("pad_vocab_to", multiple)):
         if value is not None and not 0 < value < 2**31:
@@ -154,8 +154,8 @@ def _special_ids(checkpoint: Checkpoint) -> list[int]:
 
 def add_end_of_turn(checkpoint: Checkpoint, layout: str) -> Checkpoint:
     """Returns the checkpoint with the end-of-turn token of Llama 3's chat template among its EOS tokens."""
-    generation, turn = checkpoint.generation, check_instruct(checkpoint.tokenizer, layout)
-    if turn in generation.eos_token_ids:
+    generation, end_of_turn = checkpoint.generation, check_instruct(checkpoint.tokenizer, layout)
+    if end_of_turn in generation.eos_token_ids:
         return checkpoint
-    eos = [*generation.eos_token_ids, turn]
+    eos = [*generation.eos_token_ids, end_of_turn]
     return replace(checkpoint, generation_config=GenerationConfig.from_dict(generation.to_dict(), eos_token_id=eos))

@@ -37,7 +37,7 @@ def relative_errors(before: Mapping[str, RowSource], after: Mapping[str, RowSour
             old, new = before[name], after[name]
             rows = _spread(old.shape[0], _ROWS)
             x, y = values(old, rows).astype(np.float64), values(new, rows).astype(np.float64)
-            finite = np.isfinite(x) & np.isfinite(y)  # conversions keep infinities; they are not errors
+            finite = np.isfinite(x) & np.isfinite(y)  # a conversion keeps infinities unchanged
             error += float(((x[finite] - y[finite]) ** 2).sum())
             power += float((x[finite] ** 2).sum())
             new.release()

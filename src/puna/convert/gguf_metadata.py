@@ -71,7 +71,7 @@ def gguf_metadata(
 
 
 def _stored_value(value: Any) -> Value:
-    """Returns a value of the source's metadata; as numpy.float64 if float32 cannot hold it, as in the source."""
+    """Returns a value of the source's metadata; a float that float32 cannot hold as numpy.float64, the stored type."""
     result: Value = value
     if type(value) is float and math.isfinite(value):
         with np.errstate(over="ignore"):
@@ -117,11 +117,8 @@ def _rope_keys(config: LlamaConfig) -> dict[str, Value]:
     if kind == "yarn":
         return _yarn_keys(scaling, prefix)
     if kind == "llama3":
-        return (
-            {}
-            if original == _ORIGINAL_CONTEXT
-            else {f"{prefix}original_context_length": int(original or _ORIGINAL_CONTEXT)}
-        )
+        key = f"{prefix}original_context_length"
+        return {} if original == _ORIGINAL_CONTEXT else {key: int(original or _ORIGINAL_CONTEXT)}
     if kind == "longrope":
         return {
             f"{prefix}type": "longrope",
@@ -136,7 +133,7 @@ def _rope_keys(config: LlamaConfig) -> dict[str, Value]:
 def _yarn_keys(scaling: dict[str, Any], prefix: str) -> dict[str, Value]:
     lost = [key for key in ("mscale", "mscale_all_dim") if scaling.get(key)]
     if lost or scaling.get("truncate") is False:
-        raise CheckpointError(f"GGUF has no key for yarn's {', '.join(lost) or 'truncate'}, which is set; use hf")
+        raise CheckpointError(f"GGUF cannot hold yarn's {', '.join(lost) or 'truncate'}, which is set; convert to hf")
     factor = float(scaling["factor"])
     keys: dict[str, Value] = {
         f"{prefix}type": "yarn",

@@ -1,4 +1,4 @@
-"""Tensors computed while they are read, a few rows at a time: another tensor in another type, format or width.
+"""Tensors that are computed, a few rows at a time, when they are read: a source in another type, format or width.
 
 Each class wraps another `RowSource`, and `pieces` reads the outermost wrapper. The size of a piece bounds the memory,
 however large the tensor is.
@@ -189,7 +189,7 @@ class Quantized(LazyRows):
 
 
 def columns(source: RowSource, first: int, last: int) -> RowSource:
-    """Returns the columns `first` to `last` - 1; slices before a cast if blocks allow it, to cast fewer values."""
+    """Returns the columns `first` to `last` - 1; slices before a cast if no block is split, to cast fewer values."""
     if isinstance(source, Cast):
         block = source.source.format.values
         if first % block == 0 and last % block == 0:

@@ -16,7 +16,7 @@ from puna.formats.blocks import FORMATS, BlockFormat
 
 @dataclass(frozen=True)
 class Mix:
-    """A line of `_TABLE`.
+    """A choice of one format per tensor.
 
     Attributes:
         name: the name in options, where upper and lower case are equivalent.
@@ -79,7 +79,7 @@ def file_type_of(form: BlockFormat) -> int:
 
 
 def check_calibration(quantize: str | None) -> None:
-    """Raises RequestError unless a format or mix is quantised to, whose rounding can be calibrated."""
+    """Raises RequestError unless `quantize` is a mix or a block format: calibration has no effect on other rounding."""
     if quantize is None or FORMATS[find_mix(quantize).main].values == 1:
         raise RequestError(
             "calibrate applies only to quantisation; also set quantize to a mix or block format, such as Q4_K_M"
@@ -122,7 +122,7 @@ def _preferred_format(mix: Mix, name: str, config: LlamaConfig, weighted: bool) 
 
 
 def _more_bits(layer: int, layers: int) -> bool:
-    """Whether a layer gets more bits: each in the first and last eighth, and every third layer in between."""
+    """Whether a layer gets more bits: all layers in the first and last eighth, and every third layer in between."""
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 

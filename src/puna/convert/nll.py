@@ -33,7 +33,7 @@ def compare_nll(
 
 
 def _measure(before: Checkpoint, after: Checkpoint, threads: int | None, notes: list[str]) -> dict[str, float]:
-    """Returns the measurement. Adds notes to the caller's list, so that they survive if the measurement fails later."""
+    """Returns the dictionary `nll`. Adds notes to the caller's list, so that they are kept if a later step fails."""
     from puna.llm import LLM
 
     text = resources.files("puna").joinpath("sample.txt").read_text("utf-8")
@@ -49,11 +49,11 @@ def _measure(before: Checkpoint, after: Checkpoint, threads: int | None, notes: 
     if llm.tokenizer.encode(text) != ids:
         notes.append("the converted tokenizer encodes a sample text to ids that differ from the source's")
     if not math.isfinite(old + new):
-        raise RequestError(f"the values are {old} before and {new} after")
+        raise RequestError(f"a value is not finite ({old} before and {new} after the conversion)")
     quantised = [any(weight.format.values > 1 for weight in model.tensors.values()) for model in (before, after)]
     if quantised[0] != quantised[1]:
         notes.append(
-            "the change in negative log-likelihood includes the effect of activations, which are rounded to 8 bits "
-            "where weights are quantised"
+            "the change in negative log-likelihood includes the rounding of activations to 8 bits, which puna applies "
+            "to the inputs of quantised weights"
         )
     return {"before": old, "tokens": float(len(sample) - 1), "after": new}

@@ -35,10 +35,10 @@ class Options:
         return self.to or ("hf" if self.quantize is None else "gguf")
 
     def check(self) -> None:
-        """Checks that every option is in range, has an effect and agrees with the others.
+        """Checks that every option is in range, has an effect and does not contradict another option.
 
         Raises:
-            CheckpointError, BackendError: an option is out of range, has no effect, or contradicts another.
+            CheckpointError, BackendError: an option is out of range, has no effect, or contradicts another option.
         """
         check_threads(self.threads)
         if self.shards is not None and self.shards < 1:

@@ -38,11 +38,11 @@ class Plan:
 
     Attributes:
         files: name and bytes of each large file.
-        bytes, finished: the size of all these files, and of the files that an interrupted run wrote already.
+        bytes, finished: the size of all these files, and of those that an interrupted run finished.
         free: free bytes on the disk of the target.
         memory: approximate bytes of memory that the process needs.
         before, formats: number of tensors in each format: in the source, and in the target.
-        fallbacks: formats of the matrices whose rows do not fit the format of the mix, by matrix name.
+        fallbacks: for each matrix whose rows do not fit the format of the mix, the format that is used instead.
         notes: changes and side effects, for the user.
         llama_version: in Meta's layout, the release to pass when reading the result, if its files do not determine it.
     """
@@ -78,7 +78,7 @@ def make_plan(
     Args:
         source, edited: the model before and after the edits that the options request.
         unfinished: names of the files that are still to be written.
-        text: the text on which the source will run to calibrate, which needs memory; None without calibration.
+        text: the calibration text; None without calibration. Calibration runs the source, which needs memory.
         verify: whether both models will run, which needs memory.
     """
     total = sum(file.bytes for file in target.files)
@@ -113,7 +113,7 @@ def check_space(plan: Plan, destination: Path, tokens: int) -> None:
         raise StorageError(
             f"{destination} needs {needed / 1e9:.2f} GB more and the disk has {plan.free / 1e9:.2f} GB free; free "
             "space, or choose another disk. Nothing was written"
-            + (f"; finished files are in {staging_folders(destination)[0]}" if plan.finished else "")
+            + (f" now; an earlier run's files are in {staging_folders(destination)[0]}" if plan.finished else "")
         )
 
 
@@ -156,6 +156,6 @@ def _notes(source: Checkpoint, edited: Checkpoint, target: Target) -> list[str]:
     if source.kind == "meta":
         context = after.max_position_embeddings
         notes.append(
-            f"context of {context} tokens assumed, since Meta's files do not contain it; llama_version sets it"
+            f"context of {context} tokens assumed, since Meta's files do not contain it; llama_version determines it"
         )
     return [*notes, *target.notes]

@@ -103,27 +103,27 @@ def convert(
     calibrating: Callable[[float], None] = lambda share: None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Converted:
-    """Writes a model in another layout or type. The result appears when it is complete; an interrupted run is resumed.
+    """Writes a model in another layout or type. `target` appears when it is complete; an interrupted run is resumed.
 
     Args:
         source: a folder in Hugging Face's or Meta's layout, or a GGUF file, detected from the content; None means the
             default model.
         target: a new folder, or for GGUF a new file.
         to: "hf", "meta" or "gguf"; None means gguf with `quantize`, else hf.
-        dtype: "float32", "float16" or "bfloat16"; None keeps the source's type, and turns quantised weights into
-            float32, which holds their values exactly.
+        dtype: "float32", "float16" or "bfloat16"; None keeps the source's types, except that "hf" and "meta" turn
+            quantised weights into float32, which holds their values exactly.
         quantize: a format or mix of GGUF, such as "q8_0" or "Q4_K_M", in upper or lower case.
         shard_size: maximum bytes per file in Hugging Face's layout: a number, or a string such as "5GB", the default.
-        shards: the number of files, instead of `shard_size`; in Meta's layout, also of the parts of each matrix.
+        shards: number of files, instead of `shard_size`; in Meta's layout, each file has one slice of every matrix.
         kv_heads: average groups of key and value heads, so that this number of heads remains.
-        calibrate: path of a text; the quantiser weights errors by the mean square of each matrix's inputs on it.
-        vocab_size: number of rows of embedding and head: truncates them, or appends copies of their mean row.
+        calibrate: path of a text; the quantiser weights errors by the mean square of each matrix's inputs for the text.
+        vocab_size: new number of rows of the embedding and the head: drops rows, or appends copies of the mean row.
         pad_vocab_to: round the number of rows up to a multiple of this number.
         verify: read all tensors back and compare them; encode a sample text with both models and measure the change in
             negative log-likelihood.
         overwrite: replace the file or folder at `target`.
-        llama_version: the release of Meta's files ("1", "2", "code", "3", "3.1", "3.2", "3.3"), which determines
-            the context length; needed if the files do not show their release.
+        llama_version: the release of a source in Meta's layout ("1", "2", "code", "3", "3.1", "3.2", "3.3"), which
+            determines the context length; needed if the files do not show their release.
         instruct: add Llama 3's chat template to the tokenizer; Meta's files have none.
         threads: threads of the quantiser; None means one per physical core.
         on_plan: called with the plan before anything is written.
@@ -163,11 +163,11 @@ def convert(
         _write(output, unfinished, folder, progress)
         with storage_errors(destination):
             conversion = Conversion(plan, notes=output.finish(folder))
-        single = destination.name if options.layout == "gguf" else None
+        file_name = destination.name if options.layout == "gguf" else None
         if verify:
             on_step("Reading back")
-            conversion.verified = _verify(output, folder, single, progress)
-        publish(folder, destination, single, overwrite)
+            conversion.verified = _verify(output, folder, file_name, progress)
+        publish(folder, destination, file_name, overwrite)
     on_step("Measuring rounding errors")
     conversion.errors = relative_errors(checkpoint.tensors, output.tensors)
     converted = Converted(conversion, notes=[*plan.notes, *conversion.notes])
@@ -188,7 +188,7 @@ def convert_tokenizer(
     instruct: bool = False,
     overwrite: bool = False,
 ) -> list[str]:
-    """Writes only the tokenizer of `source` into a new folder, in the files of the layout; returns notes for the user.
+    """Writes only the tokenizer of `source` into a new folder, in the layout `to`; returns notes for the user.
 
     A `source` of None means the default model.
 
@@ -246,10 +246,10 @@ def _report_pieces(tensor: NewTensor, progress: Progress) -> NewTensor:
     return replace(tensor, data=data)
 
 
-def _verify(target: Target, folder: Path, single: str | None, progress: Progress) -> int:
+def _verify(target: Target, folder: Path, file_name: str | None, progress: Progress) -> int:
     try:
-        return verify_tensors(folder if single is None else folder / single, target, progress)
+        return verify_tensors(folder if file_name is None else folder / file_name, target, progress)
     except CheckpointError:
-        for file in target.files:  # a later run must not resume with them
+        for file in target.files:  # a later run must not reuse these files
             (folder / file.name).unlink(missing_ok=True)
         raise

@@ -15,7 +15,7 @@ _BOOKKEEPING = frozenset(
     ("_name_or_path", "transformers_version", "auto_map", "attn_implementation", "_attn_implementation",
      "_attn_implementation_autoset", "gradient_checkpointing", "use_cache", "quantization_config", "pruned_heads")
 )  # fmt: skip
-"""Keys of config.json on how a file was written or is run by transformers, which other layouts need not hold."""
+"""Keys of config.json about how transformers wrote or runs the model; the other layouts need not hold them."""
 
 _GENERAL = tuple(f"general.{key}" for key in ("architecture", "file_type", "quantization_version", "alignment", "type"))
 """GGUF keys of the group `general` that the converter computes."""
@@ -53,7 +53,7 @@ def stored_metadata(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 
 def descriptions(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the GGUF metadata that puna does not use: author, licence, third-party keys, unknown keys of llama."""
+    """Returns the GGUF metadata that puna does not use: author, licence, third-party keys, unknown `llama.` keys."""
     others = [key for key in metadata if not key.startswith(_PREFIXES) and key not in _GENERAL]
     return {key: metadata[key] for key in (*others, *unknown_keys(metadata))}
 
@@ -61,12 +61,9 @@ def descriptions(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def description_notes(checkpoint: Checkpoint) -> list[str]:
     """Returns a note on the descriptions that only a GGUF file holds, if there are any.
 
-    Sampling settings are part of the generation configuration.
+    The note omits the sampling settings: `generation_notes` covers them.
     """
     stored = [key for key in descriptions(stored_metadata(checkpoint)) if not key.startswith(SAMPLING_PREFIX)]
     keys = [key.removeprefix("general.") for key in stored if key != "general.name"]
-    return (
-        [f"the layout cannot hold the file's descriptions of the model ({', '.join(keys)}); they are left out"]
-        if keys
-        else []
-    )
+    note = f"the layout cannot hold the file's descriptions of the model ({', '.join(keys)}); they are left out"
+    return [note] if keys else []

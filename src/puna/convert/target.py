@@ -46,8 +46,8 @@ class Target:
     Attributes:
         files: the large files.
         finish: writes the small files into a folder and returns notes for the user.
-        tensors: the tensors that a reader of the files gets, under Hugging Face's names and in its order of rows.
-        fallbacks: formats of the matrices whose rows do not fit the format of the mix, by matrix name.
+        tensors: the tensors that a reader of the files gets, with Hugging Face's names and order of rows.
+        fallbacks: for each matrix whose rows do not fit the format of the mix, the format that is used instead.
         notes: settings that the layout cannot hold or that its readers interpret differently.
         llama_version: in Meta's layout, the release to pass when reading the files, if they do not determine it.
     """

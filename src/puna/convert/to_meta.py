@@ -77,7 +77,7 @@ def meta_target(checkpoint: Checkpoint, options: Options) -> Target:
 
 
 def _nearest_release(checkpoint: Checkpoint, params: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-    """Returns (release, notes): the Llama release whose defaults lose least, and notes on the settings that are lost.
+    """Returns (release, notes): the release whose defaults lose the fewest settings, and notes on the lost settings.
 
     A release of None means the one that readers detect from the files.
     """
@@ -97,15 +97,15 @@ def _differences(checkpoint: Checkpoint, params: Mapping[str, Any], version: str
     factor, read_factor = ((one.rope_scaling or {}).get("factor") for one in (config, read))
     eos, read_eos = ([*sorted(ids)] for ids in (checkpoint.generation.eos_token_ids, generation.eos_token_ids))
     return {
-        name: f"{value}, read as {misread}"
-        for name, value, misread in (
+        name: f"{value}, read as {read_value}"
+        for name, value, read_value in (
             ("context of", config.max_position_embeddings, read.max_position_embeddings),
             (_FACTOR, factor, read_factor),
             ("bos_token_id", special_id(checkpoint, "bos_token_id"), read.bos_token_id),
             ("pad_token_id", special_id(checkpoint, "pad_token_id"), read.pad_token_id),
             ("EOS tokens", eos, read_eos),
         )
-        if value != misread
+        if value != read_value
     }
 
 
@@ -146,7 +146,7 @@ def _slices(config: LlamaConfig, tensors: dict[str, RowSource], number: int, cou
             yield new_tensor(meta, columns(source, number * width, (number + 1) * width))
         else:
             parts = count
-            if ".k_proj." in name or ".v_proj." in name:  # with more shards than heads, consecutive shards share one
+            if ".k_proj." in name or ".v_proj." in name:  # if there are fewer heads, shards share them
                 parts = min(count, config.num_key_value_heads)
             height, part = tensor.shape[0] // parts, number * parts // count
             yield new_tensor(meta, source, part * height, (part + 1) * height)

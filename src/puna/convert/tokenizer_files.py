@@ -123,7 +123,7 @@ def write_meta_tokenizer(source: Path, folder: Path) -> list[str]:
         ]
     with atomic_write(folder / "tokenizer.model") as file:
         file.write(data)
-    return list(_lost(tokenizer, data))
+    return list(_loss_notes(tokenizer, data))
 
 
 def _meta_model(source: Path, tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> bytes | None:
@@ -141,7 +141,7 @@ def _meta_model(source: Path, tokenizer: LlamaTokenizer | LlamaTokenizerFast) ->
     return write_tiktoken(tokenizer.get_vocab(), added)
 
 
-def _lost(tokenizer: LlamaTokenizer | LlamaTokenizerFast, model: bytes) -> Iterator[str]:
+def _loss_notes(tokenizer: LlamaTokenizer | LlamaTokenizerFast, model: bytes) -> Iterator[str]:
     """Yields notes on the properties of a tokenizer that `tokenizer.model` in Meta's layout cannot hold."""
     if tokenizer.chat_template not in (None, LLAMA_3):
         yield "Meta's layout cannot hold the chat template"
@@ -169,7 +169,7 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
         instruct: add Llama 3's chat template to a tokenizer of Llama 3 without one.
 
     Raises:
-        TokenizerError: there is no tokenizer, it has more tokens than `rows`, or llama.cpp lacks its kind.
+        TokenizerError: there is no tokenizer, it has more tokens than `rows`, or llama.cpp does not support its type.
     """
     file, kind = find(path, prefer="tokenizer.model")
     if kind == "gguf":
@@ -179,9 +179,8 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
     tokenizer = LlamaTokenizer.from_pretrained(path) if kind == "sentencepiece" else load_tokenizer(path)
     if instruct and kind != "sentencepiece":
         tokenizer.chat_template = LLAMA_3
-    _check_count(
-        _token_count(tokenizer.get_vocab()), rows
-    )  # checked first: the code below allocates lists of this length
+    # Checked first, since the code below allocates lists of this length.
+    _check_count(_token_count(tokenizer.get_vocab()), rows)
     added = tokenizer.added_tokens_decoder
     if isinstance(tokenizer, LlamaTokenizer):
         keys = _model_keys(tokenizer.sp_model.serialized_model_proto(), added)
@@ -196,7 +195,7 @@ def gguf_tokenizer_notes(path: Path) -> list[str]:
     normalizer = tokenizer.backend_tokenizer.normalizer if isinstance(tokenizer, LlamaTokenizerFast) else None
     if normalizer is None or normalizer.normalize_str(_DECOMPOSED) == _DECOMPOSED:
         return []
-    return ["GGUF has no key for the tokenizer's normalizer (NFC): texts with decomposed characters give other ids"]
+    return ["GGUF has no key for the tokenizer's normalizer (NFC): readers encode decomposed characters differently"]
 
 
 def _model_keys(model: bytes, added: Mapping[int, AddedToken]) -> dict[str, Value]:
@@ -217,7 +216,7 @@ def _pipeline_keys(pipeline: Tokenizer, added: Mapping[int, AddedToken], unk_id:
     """
     model = json.loads(pipeline.to_str())["model"]
     if model.get("type") != "BPE":
-        raise TokenizerError(f"a tokenizer of type {model.get('type')!r}; GGUF files of LLaMA models need BPE")
+        raise TokenizerError(f"the tokenizer's type is {model.get('type')!r}; GGUF files of LLaMA models need BPE")
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     tokens = [_placeholder(index) for index in range(_token_count(model["vocab"]))]
     for token, index in model["vocab"].items():
@@ -271,7 +270,7 @@ def _character_bpe(
 def _llama_keys(
     tokens: list[str], scores: list[float], types: list[int], added: Mapping[int, AddedToken]
 ) -> dict[str, Value]:
-    """Returns the keys of a "llama" vocabulary."""
+    """Returns the keys of a SentencePiece vocabulary, whose `tokenizer.ggml.model` is "llama"."""
     _insert_added(added, tokens, types)
     scores += [_ADDED_SCORE] * (len(tokens) - len(scores))
     # llama.cpp matches user-defined tokens in the unchanged text, where spaces are not U+2581 yet.
@@ -306,7 +305,7 @@ def _setting_keys(tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> dict[str, V
 
 
 def _token_count(vocabulary: Mapping[str, int]) -> int:
-    """Returns the number of tokens up to the highest id."""
+    """Returns the highest id plus 1."""
     return max(vocabulary.values(), default=-1) + 1
 
 

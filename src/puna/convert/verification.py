@@ -27,7 +27,7 @@ def verify_tensors(path: Path, target: Target, progress: Callable[[int], None]) 
     if written.keys() != target.tensors.keys():
         names = sorted(written.keys() ^ target.tensors.keys())
         raise CheckpointError(
-            f"{path}: tensors {names[:5]} are not as intended; the disk may be failing, convert again"
+            f"{path}: tensors {names[:5]} are missing or unexpected; the disk may be failing, convert again"
         )
     for name, expected in target.tensors.items():
         _compare(path, written[name], expected, progress)
@@ -36,10 +36,10 @@ def verify_tensors(path: Path, target: Target, progress: Callable[[int], None]) 
 
 def _compare(path: Path, written: RowSource, expected: RowSource, progress: Callable[[int], None]) -> None:
     if written.format != expected.format or written.shape != expected.shape:
-        kind = f"{written.format.name} {written.shape}"
-        raise CheckpointError(f"{written.name} is {kind}, not as intended; convert again")
+        read, intended = (f"{tensor.format.name} of shape {tensor.shape}" for tensor in (written, expected))
+        raise CheckpointError(f"{path}: {written.name} is {read} instead of {intended}; convert again")
     step = rows_per_piece(expected)
     for expected_bytes, written_bytes in zip(pieces(expected), pieces(written, step=step), strict=True):
         if not np.array_equal(expected_bytes, written_bytes):
-            raise CheckpointError(f"{path}: {written.name} is not as intended; the disk may be failing, convert again")
+            raise CheckpointError(f"{path}: {written.name} has wrong values; the disk may be failing, convert again")
         progress(written_bytes.nbytes)

@@ -2,7 +2,7 @@
 
 The new files are written into a staging folder next to the destination, and published by renaming. A process that is
 killed at any moment leaves the old content or the new content at the destination, or nothing there and both in the
-staging folder; the next run for this destination restores the old content and removes what is left over.
+staging folder; the next run for this destination restores the old content and removes the leftover files.
 
     .NAME.puna-XXXXXXXX/    staging folder of the destination NAME; the X are random
         .puna-conversion.json   the destination's name, and everything that determines the files
@@ -72,8 +72,8 @@ def resumable_staging(destination: Path, record: Mapping[str, Any]) -> Iterator[
             raise
 
 
-def publish(new: Path, destination: Path, single: str | None, overwrite: bool) -> None:
-    """Renames the folder of new files, or its file `single` if given, to `destination`.
+def publish(new: Path, destination: Path, file_name: str | None, overwrite: bool) -> None:
+    """Renames the folder of new files, or its file `file_name` if given, to `destination`.
 
     The old `destination` is deleted afterwards. Without `overwrite`, it may only be an empty folder.
 
@@ -84,12 +84,12 @@ def publish(new: Path, destination: Path, single: str | None, overwrite: bool) -
     old = staging / _OLD
     with storage_errors(destination):
         _sync(new)
-        if not overwrite and is_taken(destination):
+        if not overwrite and is_occupied(destination):
             raise StorageError(f"{destination} was created in the meantime; move it, and repeat the command to resume")
         try:
             if overwrite and (destination.exists() or destination.is_symlink()):
                 destination.replace(old)
-            (new if single is None else new / single).replace(destination)
+            (new if file_name is None else new / file_name).replace(destination)
         except BaseException:
             _restore(old, destination)
             raise
@@ -98,7 +98,7 @@ def publish(new: Path, destination: Path, single: str | None, overwrite: bool) -
 
 
 def recover(destination: Path) -> None:
-    """Completes the work of runs that were killed: restores the old `destination`, and removes what is left over.
+    """Completes the work of runs that were killed: restores the old `destination`, and removes leftover files.
 
     Raises:
         StorageError: another process is replacing `destination` now.
@@ -111,7 +111,7 @@ def recover(destination: Path) -> None:
                     _restore(old, destination)
                     if not _has_files(staging / _NEW):
                         _discard(staging)
-                elif _exists(old) and not is_taken(destination):
+                elif _exists(old) and not is_occupied(destination):
                     raise _in_use(destination)
 
 
@@ -121,7 +121,7 @@ def staging_folders(destination: Path) -> list[Path]:
     return [path for path in sorted(candidates) if _is_staging(path, destination)]
 
 
-def is_taken(path: Path) -> bool:
+def is_occupied(path: Path) -> bool:
     """Whether `path` exists and is not an empty folder; a link to an empty folder counts as existing."""
     return path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir())))
 
@@ -197,7 +197,7 @@ def _in_use(destination: Path) -> StorageError:
 
 
 def _restore(old: Path, destination: Path) -> None:
-    if _exists(old) and not is_taken(destination):
+    if _exists(old) and not is_occupied(destination):
         old.replace(destination)
 
 
