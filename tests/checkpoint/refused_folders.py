@@ -114,11 +114,11 @@ REFUSED: dict[str, EditedFolder] = {
         {"attention_bias": True}, error="missing tensors: 'model.layers.0.self_attn.q_proj.bias'"
     ),
     "a fused projection": EditedFolder(
-        tensors=replaced("q_proj", "qkv_proj"), error="missing tensors.*there are others instead: .*qkv_proj"
+        tensors=replaced("q_proj", "qkv_proj"), error="missing tensors.*there are unknown tensors instead: .*qkv_proj"
     ),
     "a vision tower": EditedFolder(
         tensors=lambda t: prefixed("language_model.")(t) | {"vision_tower.patch.weight": LORA},
-        error="others instead: .*language_model",
+        error="unknown tensors instead: .*language_model",
     ),
     "fewer rows than the vocabulary": EditedFolder(
         {"vocab_size": 576}, error=r"\(512, 64\); the configuration requires \(576, 64\)"
@@ -158,7 +158,7 @@ REFUSED: dict[str, EditedFolder] = {
     ),
     "two files without an index": EditedFolder(
         files=["a.safetensors", "b.safetensors"],
-        error=r"2 safetensors files \(a\.safetensors, b\.safetensors\) without an index",
+        error=r"2 safetensors files \(a\.safetensors, b\.safetensors\), which no index lists",
     ),
     "no weights": EditedFolder(edit=delete("model.safetensors"), error="no weights"),
 }

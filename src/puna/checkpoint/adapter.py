@@ -14,7 +14,7 @@ _MODEL_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.gguf")
 
 
 def is_adapter_file(path: Path) -> bool:
-    """Whether the file contains the weights of an adapter, by the names that PEFT gives."""
+    """Whether the file has a name that PEFT gives to the weights of an adapter."""
     return path.name in _WEIGHTS
 
 
@@ -25,8 +25,8 @@ def refuse_adapter(folder: Path) -> None:
     """
     has_config = has_file(folder / ADAPTER_CONFIG, CheckpointError)
     has_adapter = any(has_file(folder / name, CheckpointError) for name in _WEIGHTS)
-    others = [path for pattern in _MODEL_WEIGHTS for path in folder.glob(pattern)]
-    has_model = any(not is_adapter_file(path) for path in others)
+    weight_files = [path for pattern in _MODEL_WEIGHTS for path in folder.glob(pattern)]
+    has_model = any(not is_adapter_file(path) for path in weight_files)
     if not has_adapter and (has_model or not has_config):
         return
     content = _content(folder) if has_config else {}
@@ -42,7 +42,7 @@ def refuse_adapter(folder: Path) -> None:
     raise CheckpointError(
         f"{folder}: an adapter ({kind}){of_base}, not a model. Merge it with PEFT "
         "(`PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(target)`) and load the target, "
-        "or load the base model without it"
+        "or load the base model without the adapter"
     )
 
 

@@ -26,7 +26,7 @@ _PLAIN = {form.torch: form for form in FORMATS.values() if form.pack is not None
 def join_bitsandbytes(
     tensors: Mapping[str, StoredTensor], settings: Settings, config: LlamaConfig
 ) -> tuple[dict[str, RowSource], list[str]]:
-    """Replaces the parts of each matrix by one `ScaledMatrix`. The tensors describe themselves, not the settings.
+    """Replaces the parts of each matrix by one `ScaledMatrix`, using only the tensors: they contain all parameters.
 
     Returns:
         The tensors, and notes for the user.
@@ -72,8 +72,10 @@ def _eight_bit(name: str, tensors: Mapping[str, StoredTensor]) -> ScaledMatrix:
 
 def _four_bit(name: str, kind: str, tensors: Mapping[str, StoredTensor]) -> ScaledMatrix:
     weight = tensors.get(f"{name}.weight")
-    if kind not in _KINDS or weight is None:
-        raise CheckpointError(f"{name}{_STATE}{kind[:40]}: puna reads nf4 and fp4 with a weight")
+    if kind not in _KINDS:
+        raise CheckpointError(f"{name}{_STATE}{kind[:40]}: the codes must be nf4 or fp4")
+    if weight is None:
+        raise CheckpointError(f"missing tensor '{name}.weight'; download the folder again")
     state = _State(tensors[f"{name}{_STATE}{kind}"])
     shape, block = state.shape(), state.integer("blocksize")
     count = -(-shape[0] * shape[1] // block)
@@ -109,7 +111,7 @@ def _part(
 
 
 class _State:
-    """The settings of a matrix of four bits: JSON in a tensor of bytes."""
+    """The settings of a 4-bit matrix, stored as JSON in a tensor of bytes."""
 
     def __init__(self, tensor: StoredTensor) -> None:
         self.name = tensor.name

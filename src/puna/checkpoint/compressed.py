@@ -1,7 +1,7 @@
 """Joins the parts of matrices that compressed-tensors quantised to integers or floats of 4 or 8 bits.
 
-The tensors describe themselves: the parts and the shapes of a matrix determine its codes, groups and zero points. The
-settings are read for the features that change the result in another way.
+The parts of a matrix and their shapes determine its codes, groups and zero points. The settings are read only to refuse
+features that the tensors do not show.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ def join_compressed(
     activations = [name for name in tensors if name.rpartition(".")[2] in _ACTIVATIONS]
     for name in activations:
         del joined[name]
-    quantised = [key for key in ("input_activations", "output_activations") if any(item.get(key) for item in schemes)]
-    quantised += ["kv_cache_scheme"] if settings.fields.get("kv_cache_scheme") else []
-    if not activations and not quantised:
+    ignored = [key for key in ("input_activations", "output_activations") if any(item.get(key) for item in schemes)]
+    ignored += ["kv_cache_scheme"] if settings.fields.get("kv_cache_scheme") else []
+    if not activations and not ignored:
         return joined, []
-    kinds = ", ".join(quantised) or f"{len(activations)} tensors such as {activations[0]}"
+    kinds = ", ".join(ignored) or f"{len(activations)} tensors such as {activations[0]}"
     return joined, [f"puna quantises neither activations nor the cache as compressed-tensors does ({kinds})"]
 
 
 def _schemes(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yields the groups of settings, each for some of the matrices."""
+    """Yields the entries of `config_groups`: the settings of some of the matrices."""
     groups = settings.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
         if isinstance(group, dict):
@@ -104,8 +104,11 @@ def _refuse_features(settings: Mapping[str, Any], schemes: list[Mapping[str, Any
 
 def _matrix(name: str, parts: Parts, schemes: list[Mapping[str, Any]]) -> ScaledMatrix:
     scale, packed, shape = parts["weight_scale"], parts["weight_packed"] or parts["weight"], parts["weight_shape"]
-    if scale is None or packed is None or len(packed.shape) != 2:
-        raise CheckpointError(f"the matrix {name} lacks its scales or its codes; download the folder again")
+    if scale is None or packed is None:
+        flaw = "its scales" if scale is None else "its codes"
+        raise CheckpointError(f"the matrix {name} lacks {flaw}; download the folder again")
+    if len(packed.shape) != 2:
+        raise CheckpointError(f"tensor {packed.name!r} has the shape {packed.shape}; a packed matrix has two axes")
     if scale.format not in [form for form in FORMATS.values() if form.pack is not None]:
         raise CheckpointError(f"tensor {scale.name!r} is {scale.format.name}; scales must be f32, f16 or bf16")
     if packed.format == I32:
@@ -122,8 +125,8 @@ def _matrix(name: str, parts: Parts, schemes: list[Mapping[str, Any]]) -> Scaled
         )
     if outputs != packed.shape[0] or inputs < 1:
         raise CheckpointError(f"{name}.weight_shape is {(outputs, inputs)}, but {packed.name!r} is {packed.shape}")
-    order = _order(parts["weight_g_idx"], inputs)
-    scales = _grid(scale, (outputs, inputs), order, schemes)
+    groups = _input_groups(parts["weight_g_idx"], inputs)
+    scales = _grid(scale, (outputs, inputs), groups, schemes)
     zeros = _zeros(parts["weight_zero_point"], scales, codes, outputs)
     method = f"compressed-tensors {codes.name}"
     return ScaledMatrix(f"{name}.weight", method, (outputs, inputs), scale.format, codes, packed, scales, zeros)
@@ -139,8 +142,8 @@ def _integer_codes(name: str, packed: StoredTensor, inputs: int) -> Codes:
     )
 
 
-def _order(g_idx: StoredTensor | None, inputs: int) -> Index | None:
-    """Returns the group of each input; None if the groups are consecutive, which -1 means too."""
+def _input_groups(g_idx: StoredTensor | None, inputs: int) -> Index | None:
+    """Returns the group of each input; None if groups are consecutive inputs: `g_idx` is missing or contains -1."""
     if g_idx is None:
         return None
     if g_idx.format != I32 or g_idx.shape != (inputs,):
@@ -149,7 +152,7 @@ def _order(g_idx: StoredTensor | None, inputs: int) -> Index | None:
     return None if groups.min() < 0 else groups
 
 
-def _grid(scale: StoredTensor, shape: tuple[int, int], order: Index | None, schemes: list[Mapping[str, Any]]) -> Grid:
+def _grid(scale: StoredTensor, shape: tuple[int, int], groups: Index | None, schemes: list[Mapping[str, Any]]) -> Grid:
     """Returns the scales: one for the matrix, one for each output, or one for each group of inputs or block."""
     outputs, inputs = shape
     rows = scale.shape[0] if scale.shape else 1
@@ -157,9 +160,9 @@ def _grid(scale: StoredTensor, shape: tuple[int, int], order: Index | None, sche
     if rows == columns == 1:
         return Grid(_with_shape(scale, (1, 1)), outputs)
     if rows == outputs and len(scale.shape) <= 2:
-        if order is not None and order.max() < columns:
-            return Grid(_with_shape(scale, (rows, columns)), 1, order)
-        if order is None and inputs % columns == 0:
+        if groups is not None and groups.max() < columns:
+            return Grid(_with_shape(scale, (rows, columns)), 1, groups)
+        if groups is None and inputs % columns == 0:
             return Grid(_with_shape(scale, (rows, columns)))
     for height, width in _blocks(schemes):
         if scale.shape == (-(-outputs // height), -(-inputs // width)):

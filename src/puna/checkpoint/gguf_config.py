@@ -59,7 +59,7 @@ def read_gguf_config(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
 
     Raises:
         CheckpointError: the architecture is not llama, or a key is missing or has an unsupported type or value.
-        ConfigError: values that `LlamaConfig` refuses.
+        ConfigError: `LlamaConfig` refuses a value.
     """
     try:
         return _read(file)
@@ -162,9 +162,9 @@ def _rows(file: GgufFile) -> int:
 
 
 def read_sampling(keys: GgufKeys) -> dict[str, Any]:
-    """Returns the fields that the metadata sets. Other keys of the group keep their names, for `ignored_settings`.
+    """Returns the fields of `GenerationConfig` that the metadata sets, and other sampling keys under their full names.
 
-    A file samples if it has a positive temperature, or a filter without a temperature.
+    `do_sample` is true if the temperature is positive, or if there is a filter (top_k, top_p, min_p) without it.
     """
     names = {key.removeprefix(SAMPLING_PREFIX) for key in keys.metadata if key.startswith(SAMPLING_PREFIX)}
     fields: dict[str, Any] = {
@@ -184,7 +184,7 @@ def read_sampling(keys: GgufKeys) -> dict[str, Any]:
 def write_sampling(config: GenerationConfig) -> dict[str, int | float]:
     """Returns the metadata for a configuration that samples; empty otherwise.
 
-    All filters are written, since llama.cpp has its own defaults for those that are not.
+    All filters are written, since llama.cpp has other defaults for missing keys.
     """
     if not config.do_sample:
         return {}

@@ -23,7 +23,7 @@ def join_grouped(
 ) -> tuple[dict[str, RowSource], list[str]]:
     """Replaces the parts of each packed matrix by one `GroupedMatrix`.
 
-    AutoGPTQ writes zero biases for models that have no biases; those are dropped.
+    AutoGPTQ writes zero biases for models that have no biases; these zero biases are dropped.
 
     Returns:
         The tensors, and notes for the user.
@@ -47,7 +47,7 @@ def join_grouped(
 
 
 def _group_size(settings: Settings) -> int:
-    """Returns the number of inputs that share a scale, -1 for all; checks the number of bits too."""
+    """Returns the number of inputs that share a scale, -1 for entire rows; also checks the number of bits."""
     fields = settings.fields
     bits = fields.get("bits", fields.get("w_bit", BITS))
     if bits != BITS:

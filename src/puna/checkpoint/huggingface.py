@@ -23,7 +23,7 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<endi
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The weight files of a folder, their index and its map of tensors to files if there is one, and notes on them."""
+    """The weight files of a folder, and, if it has an index, the index and its map from tensor names to file names."""
 
     paths: tuple[Path, ...]
     index: Path | None = None
@@ -34,8 +34,8 @@ class WeightFiles:
 def find_weight_files(folder: Path) -> WeightFiles:
     """Returns the weight files of a folder. Prefers safetensors to torch files, and a single file to an index.
 
-    If there are no such files, a complete set of shards does not need an index, and a single safetensors file may have
-    any name.
+    Without a file named in `WEIGHT_FILES` or its index, the result is a complete set of shards, or the only safetensors
+    file, whatever its name.
 
     Raises:
         CheckpointError: there are no weights, a shard is missing, or the index is damaged or names files that the
@@ -58,8 +58,8 @@ def find_weight_files(folder: Path) -> WeightFiles:
     if others:
         names = ", ".join(path.name for path in others[:5])
         raise CheckpointError(
-            f"{folder}: {len(others)} safetensors files ({names}) without an index or the names of shards; add "
-            f"{WEIGHT_FILES[0]}.index.json"
+            f"{folder}: {len(others)} safetensors files ({names}), which no index lists and which are not named as "
+            f"shards; add {WEIGHT_FILES[0]}.index.json"
         )
     names = ", ".join(f"{name}[.index.json]" for name in WEIGHT_FILES)
     raise CheckpointError(f"{folder}: no weights: the folder contains no {names} or .gguf file. Download it again")
@@ -91,7 +91,7 @@ def _shards_without_index(folder: Path, files: list[Path]) -> tuple[Path, ...]:
     sets = {(match["stem"], match["count"]): match for match in matches.values()}
     if len(sets) > 1:
         names = ", ".join(f"{stem}-...-of-{count}" for stem, count in sorted(sets)[:5])
-        raise CheckpointError(f"{folder}: no index lists the shards, which belong to several sets ({names}); add it")
+        raise CheckpointError(f"{folder}: no index lists the shards, which belong to several sets ({names}); add one")
     for match in sets.values():
         numbers = {int(item["number"]) for item in matches.values()}
         missing = [number for number in range(1, int(match["count"]) + 1) if number not in numbers]

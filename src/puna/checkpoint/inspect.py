@@ -84,7 +84,7 @@ class Report:
 
 @reading_errors(CheckpointError)
 def inspect_checkpoint(path: str | Path) -> Report:
-    """Reports on the model at `path`, from its headers and tokenizer.
+    """Returns a report on the model at `path`; reads only headers, configurations and the tokenizer.
 
     Raises:
         ModelNotFoundError: `path` does not exist. All other errors are in the report.

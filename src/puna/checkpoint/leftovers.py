@@ -35,8 +35,8 @@ def plain_names(tensors: Mapping[str, T], embeddings: Iterable[str]) -> tuple[di
     """Returns the tensors by the names that they had before the model was wrapped, and notes for the user.
 
     Args:
-        embeddings: possible names of the embedding, in order of preference. If another text precedes it, and all other
-            names too, that text is a wrapper's prefix.
+        embeddings: possible names of the embedding, in order of preference. A text that precedes this name and all
+            other names is a wrapper's prefix.
 
     Raises:
         CheckpointError: the tensors contain adapters, or two of them have the same name.
@@ -46,18 +46,18 @@ def plain_names(tensors: Mapping[str, T], embeddings: Iterable[str]) -> tuple[di
     heads = {name for name in weights if _VALUE_HEAD.search(name)}
     notes += dropped_note("a value head of reinforcement learning", heads)
     _refuse_adapters(weights)
-    inner = {name: _INNER.sub("", name) for name in weights if name not in heads}
-    prefix = _prefix(inner.values(), embeddings)
+    shortened = {name: _INNER.sub("", name) for name in weights if name not in heads}
+    prefix = _prefix(shortened.values(), embeddings)
     plain: dict[str, str] = {}
-    for name, shorter in inner.items():
+    for name, shorter in shortened.items():
         if (earlier := plain.setdefault(shorter.removeprefix(prefix), name)) != name:
             raise CheckpointError(
                 f"tensors {earlier[:80]!r} and {name[:80]!r} differ only in the parts that wrappers of training "
                 "programs add to names; delete one of them"
             )
-    parts = sorted({f"{part}." for name in inner for part in _INNER.findall(name)} | ({prefix} - {""}))
+    parts = sorted({f"{part}." for name in shortened for part in _INNER.findall(name)} | ({prefix} - {""}))
     if parts:
-        notes.append(f"names contain {', '.join(parts)[:200]} of a wrapper that saved the model; left out")
+        notes.append(f"left out of names: {', '.join(parts)[:200]} of a wrapper that saved the model")
     return {new: weights[old] for new, old in plain.items()}, notes
 
 

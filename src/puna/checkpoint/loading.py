@@ -42,7 +42,7 @@ class Checkpoint:
         tensors: by Hugging Face's names (with "model." even if the files of a bare model lack it), with the rows of q
             and k in Hugging Face's order. A tied head is left out.
         head: the head of the model: "lm" (also when tied), "classification" (`score.weight`), or "none". A model class
-            with another head must initialise that head.
+            that needs a different head must initialise it.
         tokenizer: the folder or file from which to load the tokenizer.
         gguf: the open file of a GGUF model; while it is open, `open_gguf` does not read it again.
         notes: settings and tensors of the files that are ignored because they change nothing.
@@ -67,7 +67,7 @@ class Checkpoint:
 
 @reading_errors(CheckpointError)
 def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
-    """Opens a folder in Hugging Face's or Meta's layout, a GGUF file, a part of one, or a folder with one GGUF model.
+    """Opens a folder in Hugging Face's or Meta's layout, a GGUF file or part, or a folder with one GGUF model.
 
     Reads headers and the few tensors that must be compared: norms of Meta's shards, a stored tied head, GPTQ zeros.
 
@@ -122,7 +122,7 @@ def find_model(path: Path) -> Path:
 
 
 def _is_huggingface(folder: Path) -> bool:
-    """Whether the folder has a config.json, and weights in Hugging Face's layout or none in any other layout."""
+    """Whether the folder has a config.json, and has weights in Hugging Face's layout or no files of another layout."""
     if not has_file(folder / "config.json", CheckpointError):
         return False
     has_weights = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*"))
@@ -198,7 +198,7 @@ def _open_meta(folder: Path, version: str | None) -> Checkpoint:
 def _validate(
     folder: Path, config: LlamaConfig, stored: dict[str, StoredTensor], settings: Settings | None
 ) -> tuple[dict[str, RowSource], Head, list[str]]:
-    """Returns the tensors of the model by their full names, its head, and notes on what was ignored."""
+    """Returns the tensors of the model by their full names, its head, and notes on ignored tensors and settings."""
     try:
         plain, notes = plain_names(stored, (EMBEDDING, EMBEDDING.removeprefix("model.")))
         tensors, more_notes = join_packed(full_names(plain), settings, config)

@@ -135,14 +135,15 @@ def _check_names_and_formats(paths: Sequence[Path], shards: Sequence[Shard]) -> 
         unmatched = sorted(shard.keys() ^ shards[0].keys())
         other_formats = [name for name in shard if name in shards[0] and shard[name].format != shards[0][name].format]
         if unmatched or other_formats:
+            flaw = "is missing here or in" if unmatched else "differs in format from the one in"
             raise CheckpointError(
-                f"{path}: tensor {(unmatched or other_formats)[0]!r} is missing here or in {paths[0].name}, or the "
-                "formats differ; the files belong to different models"
+                f"{path}: tensor {(unmatched or other_formats)[0]!r} {flaw} {paths[0].name}; the files belong to "
+                "different models"
             )
 
 
 def _vocabulary(folder: Path, params: Params, shards: Sequence[Shard]) -> int:
-    """Returns the number of rows of the whole embedding; a shard has a slice of its rows or of its columns."""
+    """Returns the number of rows of the complete embedding, of which each shard has some of the rows or columns."""
     shape = shards[0][EMBEDDING].shape
     split_by_rows = len(shape) == 2 and shape[1] == params.dim  # as in Llama 3, and with a single shard
     rows = shape[0] * len(shards) if split_by_rows else shape[0]
@@ -205,7 +206,7 @@ def _without_copies(name: str, parts: list[StoredTensor], copies: int, paths: Se
 
 
 def same_bytes(one: RowSource, other: RowSource) -> bool:
-    """Whether two matrices have the same bytes. Reads 16 rows first, in which different ones nearly always differ."""
+    """Whether two matrices have the same bytes. Reads 16 rows first: different matrices nearly always differ there."""
     if one.shape != other.shape or one.format != other.format:
         return False
     rows = np.arange(one.shape[0])

@@ -26,16 +26,16 @@ CONTEXT = {"1": 2048, "2": 4096, "code": 16384, "3": 8192, "3.1": 131072, "3.2":
 LLAMA3_VOCABULARY = 128256
 
 _FACTORS = {"3.1": 8.0, "3.2": 32.0}
-"""Rope scaling factors of the releases: 8 is a constant of Meta's code, 32 comes from the files of 3.2."""
+"""Rope scaling factors of the releases: 8 is a constant of Meta's code, 32 comes from the files of Llama 3.2."""
 
 _FIELDS = {"dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
            "rope_theta", "use_scaled_rope", "max_batch_size", "max_seq_len"}  # fmt: skip
 
 _MAX_NUMBER = 1e30
-"""Limit on numbers that are not integers: products with sizes stay finite."""
+"""Limit on numbers that are not integers, so that their products with sizes stay finite."""
 
 _MAX_LAYERS = 10_000
-"""Limit on the layers, of which the largest model has 126: every layer's tensors are listed before files are read."""
+"""Limit on the layers (the largest release has 126): the tensors of all layers are listed before files are read."""
 
 _MULTIPLES = ((256, None), (4096, 1.3), (1024, 1.3), (4096, 1.2), (256, 1.5), (256, 1.0), (1024, 1.0))
 """`multiple_of` and `ffn_dim_multiplier` of the published models, which `_feed_forward` tries first."""

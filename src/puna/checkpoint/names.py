@@ -1,6 +1,6 @@
 """The tensors of a LLaMA model: their names in Hugging Face, GGUF and Meta files, their shapes, and when they exist.
 
-This table is the only place that knows these names. Shapes are (outputs, inputs), the order of PyTorch's Linear, in the
+All conversions between these names use `TABLE`. Shapes are (outputs, inputs), the order of PyTorch's Linear, in the
 sizes of `LlamaConfig`:
 
     vocab   vocab_size             q       num_attention_heads * head_dim
@@ -32,11 +32,11 @@ Dialect = Literal["gguf", "meta"]
 
 @dataclass(frozen=True)
 class TensorName:
-    """One line of `TABLE`.
+    """The names and shape of a tensor, or of one tensor per layer: a line of `TABLE`.
 
     Attributes:
         hf, gguf, meta: the names, with `{n}` for the layer; None if that layout has no such tensor.
-        shape: the names of its axes' sizes, explained in the module's docstring.
+        shape: for each axis of the tensor, the name of its size (see the module's docstring).
         heads: if the row order differs between layouts, the heads to which the rows belong.
         when: the condition under which the tensor exists.
     """

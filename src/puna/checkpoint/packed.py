@@ -1,4 +1,4 @@
-"""Reads the quantisation settings of a folder and joins the parts of its packed matrices, whatever the method.
+"""Reads the quantisation settings of a folder and joins the parts of its packed matrices, for every method.
 
 To add a method, write a function with the signature of `join_packed`, and add one line to `_METHODS`.
 """
@@ -61,7 +61,7 @@ def join_packed(
     """Replaces the parts of each packed matrix by one tensor; without `settings`, nothing is packed.
 
     If all tensors are the float tensors of a LLaMA model, the settings are stale: a program merged or dequantised the
-    weights and kept them.
+    weights and did not remove the settings.
 
     Returns:
         The tensors, and notes for the user.

@@ -96,13 +96,13 @@ def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, RowSour
             )
     if missing:
         unknown = [name for name in tensors if not is_known(name)]
-        others = f"; there are others instead: {_list(unknown)}" if unknown else ""
+        others = f"; there are unknown tensors instead: {_list(unknown)}" if unknown else ""
         raise CheckpointError(f"missing tensors: {_list(missing)}{others}. {_cause(missing)}")
     refuse_extra([name for name in tensors if name not in expected])
 
 
 def _kind(tensor: RowSource) -> str:
-    return "other floats" if tensor.format.name.startswith("f") else "integers"
+    return "unscaled floats" if tensor.format.name.startswith("f") else "integers"
 
 
 def _cause(names: list[str]) -> str:
