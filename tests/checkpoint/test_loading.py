@@ -338,7 +338,7 @@ def test_paths_without_a_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no weights"):
         open_checkpoint(tmp_path / "hf")
     (tmp_path / "hf" / "model.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match="a folder; a plain file"):
+    with pytest.raises(CheckpointError, match="a folder; give a regular file"):
         open_checkpoint(tmp_path / "hf")
 
 

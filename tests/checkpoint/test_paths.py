@@ -130,5 +130,5 @@ def test_a_configuration_that_is_not_a_plain_file_is_refused(tmp_path: Path, kin
     path = folder / "generation_config.json"
     path.unlink()
     path.mkdir() if kind == "folder" else os.mkfifo(path)
-    with pytest.raises(PunaError, match="a plain file is needed"):
+    with pytest.raises(PunaError, match="give a regular file"):
         open_checkpoint(folder)

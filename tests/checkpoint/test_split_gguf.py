@@ -114,7 +114,7 @@ def test_a_renamed_part_is_refused(tmp_path: Path) -> None:
     parts[1].rename(alone)
     parts[2].rename(parts[1])
     alone.rename(parts[2])
-    message = re.escape(f"{parts[1]}: split.no is 2, but by its name it is 1")
+    message = re.escape(f"{parts[1]}: split.no is 2, but the file's name implies 1")
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(parts[0])
 

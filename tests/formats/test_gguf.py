@@ -269,7 +269,7 @@ def test_strings_that_are_not_utf8_are_refused_when_read(tmp_path: Path) -> None
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="a folder; a plain file is needed"):
+    with pytest.raises(CheckpointError, match="a folder; give a regular file"):
         open_gguf(tmp_path)
     with pytest.raises(ModelNotFoundError, match="no such file"):
         open_gguf(tmp_path / "absent")

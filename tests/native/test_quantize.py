@@ -160,7 +160,7 @@ def test_inconsistent_arguments_are_errors():
     for call, reason in (
         (
             lambda: quantize(x[:, :2944], f32, 736, FORMATS["q6_K"]),
-            "rows of 736 values are not entire q6_K blocks of 256 values",
+            "rows of 736 values cannot be split into q6_K blocks of 256",
         ),
         (lambda: quantize(x, f32, 736, q4), "bytes for 6 rows of 736 f32 values"),
         (lambda: quantize(x[:0], f32, COLUMNS, q4), "is empty or too large, or its row length is not a multiple"),

@@ -37,15 +37,15 @@ def replace_files(staging: Path, folder: Path, names: Sequence[str], outdated: S
         OSError: a file cannot be moved; the old files are restored.
         CheckpointError: the old files cannot be restored either; the message contains their folder.
     """
-    key, present = names[-1], {path.name for path in folder.iterdir()}
+    key, present_names = names[-1], {path.name for path in folder.iterdir()}
     different = [name for name in names if not _same_json(staging / name, folder / name)]
     if len(different) == 1 and not outdated:
         (staging / different[0]).replace(folder / different[0])
         return
-    entering = [*(name for name in different if name != key), key]
-    leaving = [name for name in (key, *outdated, *entering[:-1]) if name in present]
+    new_names = [*(name for name in different if name != key), key]
+    old_names = [name for name in (key, *outdated, *new_names[:-1]) if name in present_names]
     old = Path(tempfile.mkdtemp(dir=folder, prefix=".old-"))
-    moves = [(folder / name, old / name) for name in leaving] + [(staging / name, folder / name) for name in entering]
+    moves = [(folder / name, old / name) for name in old_names] + [(staging / n, folder / n) for n in new_names]
     attempts: list[tuple[Path, Path]] = []
     try:
         for source, target in moves:

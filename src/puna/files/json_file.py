@@ -15,7 +15,7 @@ JSON_LIMIT = 16 * 2**20
 """Maximum size of a JSON file in bytes. Indexes and configurations in use have less than 1 MB."""
 
 MAX_VALUES = 500_000
-"""Maximum number of values in a JSON file. A value needs up to 100 bytes of memory, and 2 bytes of the file."""
+"""Maximum number of values in a JSON file. A value has at least 2 bytes in the file, and up to 100 in memory."""
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -25,9 +25,9 @@ def reading_errors(error: type[PunaError]) -> Iterator[None]:
 def has_file(path: Path, error: type[PunaError]) -> bool:
     """Whether a file exists.
 
-    A model without one of its optional files has other stop ids, special tokens or templates. So a link whose target is
-    gone (as in a snapshot of the hub's cache after an interrupted download), a folder or a device of this name raises
-    `error`, as does a file whose existence cannot be determined.
+    Ignoring an optional file would change the stop ids, special tokens or templates of the model. So a link to a
+    missing file (as in a snapshot of the hub's cache after an interrupted download), a folder or a device of this name
+    raises `error`, as does a file whose existence cannot be determined.
     """
     with reading_errors(error):
         if path.is_file():
@@ -39,15 +39,15 @@ def has_file(path: Path, error: type[PunaError]) -> bool:
                 f"{path} is a link to {str(path.readlink())[:200]!r}, which does not exist; download the file again, "
                 "or delete the link if the model has no such file"
             )
-        raise error(f"{path}: a {'folder' if path.is_dir() else 'special file'}; a plain file is needed")
+        raise error(f"{path}: a {'folder' if path.is_dir() else 'special file'}; give a regular file")
 
 
 def read_file(path: Path, error: type[PunaError], limit: int) -> bytes:
-    """Returns the bytes of a plain file.
+    """Returns the bytes of a regular file.
 
     Raises:
         ModelNotFoundError: there is no such file.
-        error: the file cannot be read, is not a plain file, or has more than `limit` bytes.
+        error: the file cannot be read, is not a regular file, or has more than `limit` bytes.
     """
     with reading_errors(error):
         if not has_file(path, error):
@@ -56,5 +56,5 @@ def read_file(path: Path, error: type[PunaError], limit: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             data = file.read(min(size, limit) + 1)  # allocates this size at once
     if len(data) > limit:
-        raise error(f"{path}: more than {limit} bytes; the limit of such files is {limit}. Is this the right file?")
+        raise error(f"{path}: the file has more than {limit} bytes, the limit here. Is this the right file?")
     return data

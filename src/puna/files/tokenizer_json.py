@@ -1,7 +1,7 @@
 """Reads tokenizer.json with the library `tokenizers`, and turns the library's failures into errors of puna.
 
-The library panics, or aborts the whole process, if a file announces tables larger than the file, or multiplies the
-length of a text. `check_pipeline` refuses such files before the library reads them. Other panics, which are not an
+The library panics, or aborts the whole process, if a file announces tables larger than the file, or makes texts many
+times longer. `check_pipeline` refuses such files before the library reads them. Other panics, which are not an
 `Exception` in Python, become a TokenizerError.
 """
 
@@ -33,7 +33,7 @@ _MAX_GROWTH = 64
 becomes U+2581."""
 
 _MAX_COUNT = 1_000_000
-"""Limit on the settings `length`, `start` and `stop` of a step; real files have small ones."""
+"""Limit on the settings `length`, `start` and `stop` of a step; real files have small values."""
 
 
 @contextmanager
@@ -71,21 +71,21 @@ def read_pipeline(path: Path) -> tuple[Tokenizer, list[str]]:
         pipeline.no_padding()
         pipeline.no_truncation()
         pipeline.encode("")  # fails if the parts of the pipeline do not fit together
-        listed = [(token["content"], token["id"]) for token in content.get("added_tokens") or ()]
-        return pipeline, numbering_notes(path.name, pipeline, listed)
+        ids_in_file = [(token["content"], token["id"]) for token in content.get("added_tokens") or ()]
+        return pipeline, numbering_notes(path.name, pipeline, ids_in_file)
 
 
-def numbering_notes(file: str, pipeline: Tokenizer, listed: Iterable[tuple[str, int]]) -> list[str]:
+def numbering_notes(file: str, pipeline: Tokenizer, ids_in_file: Iterable[tuple[str, int]]) -> list[str]:
     """Returns a note on the added tokens whose ids in a pipeline are not those that a file lists.
 
     The library gives a token that the vocabulary lacks the next free id, whatever id a file gives it.
     """
-    ids = ((token, index, pipeline.token_to_id(token)) for token, index in listed)
+    ids = ((token, index, pipeline.token_to_id(token)) for token, index in ids_in_file)
     changes = [f"{token!r:.80} {actual} instead of {index}" for token, index, actual in ids if actual != index]
     if not changes:
         return []
     more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-    return [f"{file}: added tokens have other ids than it lists, as in transformers: {', '.join(changes[:3])}{more}"]
+    return [f"{file}: ids of added tokens are changed, as in transformers: {', '.join(changes[:3])}{more}"]
 
 
 def check_pipeline(content: Mapping[str, Any]) -> None:

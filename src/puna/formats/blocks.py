@@ -53,7 +53,7 @@ class BlockFormat:
         """Returns the bytes of a tensor; raises CheckpointError if its rows (last axis) are not entire blocks."""
         row = shape[-1] if shape else 1
         if row % self.values:
-            raise CheckpointError(f"rows of {row} values are not entire {self.name} blocks of {self.values} values")
+            raise CheckpointError(f"rows of {row} values cannot be split into {self.name} blocks of {self.values}")
         return math.prod(shape) // self.values * self.bytes
 
     def decode(self, data: Bytes) -> Floats:
@@ -97,7 +97,7 @@ class StoredTensor:
 
     @property
     def row_memory(self) -> int:
-        """Memory that reading one row needs: its bytes."""
+        """Memory in bytes that reading one row needs: the size of the row."""
         return self.format.size(self.shape) // self.shape[0]
 
     @property
@@ -165,10 +165,9 @@ I64 = BlockFormat("i64", 1, 8, 27, decoders.unpack_i64, "I64")
 F8 = BlockFormat("f8_e4m3", 1, 1, -1, decoders.unpack_f8_e4m3, "F8_E4M3")
 
 _OTHERS = {"BOOL": 1, "I16": 2, "U16": 2, "U32": 4, "U64": 8, "F64": 8, "F8_E5M2": 1, "F8_E8M0": 1}
-"""Further types of safetensors files and their bytes, in folders whose quantisation is refused by its name."""
+"""Other types of safetensors files and their bytes: opened without error, so that the error names the quantisation."""
 
 PARTS = (I8, U8, I32, I64, F8, *(
     BlockFormat(name.lower(), 1, size, -1, decoders.unpack_unknown, name) for name, size in _OTHERS.items()
 ))  # fmt: skip
-"""Types that are never weights themselves, but parts of packed matrices (`formats/grouped.py`, `formats/scaled.py`).
-ggml has no u8 and f8."""
+"""Types of the parts of packed matrices (grouped.py and scaled.py), never of weights. ggml has no u8 and f8."""

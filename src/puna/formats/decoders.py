@@ -76,7 +76,7 @@ def unpack_u8(blocks: Bytes) -> Floats:
 
 
 def unpack_unknown(blocks: Bytes) -> Floats:
-    raise CheckpointError(f"{blocks.shape[1]}-byte elements of a type that is never used for weights")
+    raise CheckpointError(f"the elements have {blocks.shape[1]} bytes and a type that is never used for weights")
 
 
 def unpack_f8_e4m3(blocks: Bytes) -> Floats:
@@ -164,9 +164,8 @@ _MXFP4_VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -1
 
 def unpack_mxfp4(blocks: Bytes) -> Floats:
     b = block_fields(blocks, _MXFP4)
-    scale: Floats = np.ldexp(np.float32(1), b["exponent"].astype(np.int32) - 128)[
-        :, None
-    ]  # half of OCP's 2^(exponent - 127)
+    # Half of OCP's scale, 2^(exponent - 127), since the values are doubled.
+    scale: Floats = np.ldexp(np.float32(1), b["exponent"].astype(np.int32) - 128)[:, None]
     values: Floats = scale * _MXFP4_VALUES[_nibbles(b["q"], 16).reshape(-1, 32)]
     return values
 
@@ -260,7 +259,7 @@ _POWERS_OF_THREE = np.array([1, 3, 9, 27, 81], np.uint8)
 def _five_trits(packed: Bytes, run: int, count: int = 5) -> Bytes:
     """Unpacks digits of base 3, (n, k) -> (n, k * count): per `run` bytes, their first digits come first.
 
-    A byte is the fraction 0.abcde in base 3 times 256, rounded up: digit i is the integer part of 3^(i + 1) times it.
+    A byte is 256 * 0.abcde (base 3), rounded up: multiplying by 3 moves the next digit in front of the point.
     """
     runs = packed.reshape(len(packed), -1, 1, run) * _POWERS_OF_THREE[:count, None]  # modulo 256 drops earlier digits
     digits: Bytes = (runs.astype(np.uint16) * 3 >> 8).astype(np.uint8)

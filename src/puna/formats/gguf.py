@@ -1,7 +1,7 @@
 """Reads GGUF files, versions 2 and 3, little-endian: typed metadata, tensor descriptions, aligned tensor data.
 
-A model may be split into parts: files of their own, of which the first holds the metadata, and each the metadata
-`split.no`, `split.count` and `split.tensors.count`. `open_gguf` opens all parts, whichever of them it is given.
+A model may be split into several GGUF files, its parts. The first part holds the metadata; every part has the keys
+`split.no`, `split.count` and `split.tensors.count`. Given any part, `open_gguf` opens all parts.
 
 Returns plain Python values and views of the mapped file; `checkpoint/` and `tokenizer/` interpret the metadata. The
 format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
@@ -130,11 +130,11 @@ def _join(file: GgufFile, count: int) -> GgufFile:
 
 
 def _check_part(part: GgufFile, number: int, first: GgufFile) -> None:
-    """Raises CheckpointError if a part has another place, or other metadata than the first part."""
+    """Raises CheckpointError if the `split.no` of a part is not `number`, or its metadata is not the first part's."""
     stored = _integer(part, _NUMBER, -1)
     if stored != number:
         state = "missing" if stored == -1 else str(stored)
-        raise CheckpointError(f"{part.path}: {_NUMBER} is {state}, but by its name it is {number}; {_REMEDY}")
+        raise CheckpointError(f"{part.path}: {_NUMBER} is {state}, but the file's name implies {number}; {_REMEDY}")
     for key in part.metadata:
         if key in (_NUMBER, "general.alignment"):  # both describe one file
             continue
@@ -168,7 +168,7 @@ def _version(cursor: Cursor) -> int:
         raise CheckpointError(f"begins with {magic!r}, not with GGUF: this is not a GGUF file")
     version = cursor.number("<I")
     if version & 0xFFFF == 0 and version:
-        raise CheckpointError("the file is big-endian; puna reads only little-endian files: download or make one")
+        raise CheckpointError("the file is big-endian; puna reads only little-endian files: download another")
     if version not in (2, 3):
         raise CheckpointError(f"GGUF version {version}; puna reads 2 and 3, convert the file with a current llama.cpp")
     return version

@@ -30,7 +30,7 @@ _BOOL, _STRING, _ARRAY = 7, 8, 9
 MAX_NAMES, _MAX_STRINGS = 2**16, 2**21
 """Maximum number of keys or of tensors, and of strings in all arrays of a file together. The largest LLaMA has 1,138
 tensors; Llama 3 has 408,403 tokens and merges. The size of the file alone does not bound the memory, since a Python
-object takes far more than its bytes in the file."""
+object needs far more memory than the value has bytes in the file."""
 
 _MANY = 1000
 """In an array of up to this many strings, the lengths are read one by one, which is fast enough."""
@@ -76,8 +76,8 @@ def _array(cursor: Cursor) -> PackedStrings | NDArray[Any]:
     kind, count = cursor.number("<I"), cursor.number("<Q")
     if kind == _ARRAY:
         raise CheckpointError(
-            f"an array of {count} arrays; puna reads arrays of numbers and of strings. No LLaMA model needs others: "
-            "the file is damaged, or the key must be removed"
+            f"an array of {count} arrays; puna reads arrays of numbers and of strings. No LLaMA model needs arrays "
+            "of arrays: the file is damaged, or the key must be removed"
         )
     if kind != _STRING:
         return _numbers(cursor, kind, count)
@@ -100,7 +100,7 @@ def _numbers(cursor: Cursor, kind: int, count: int) -> NDArray[Any]:
 
 
 _HEAD = 4 * 2**20
-"""Bytes of a file that are read first. The header of a vocabulary of 128,256 tokens has 8 MB, of smaller ones 2 MB."""
+"""Bytes of a file that are read first. A header with 128,256 tokens has 8 MB; smaller vocabularies need 2 MB."""
 
 
 class Cursor:
@@ -148,7 +148,7 @@ class Cursor:
             raise _not_text(exc) from exc
 
     def strings(self, count: int) -> PackedStrings:
-        """Skips `count` strings, each with an eight-byte length before it, and records where they end."""
+        """Returns `count` strings, each with an eight-byte length before it, without decoding them."""
         while True:
             view = self._view(self.position + 1)[self.position :]
             ends = _fast_ends(np.frombuffer(view, np.uint8), count) if count > _MANY else None
@@ -190,16 +190,16 @@ class PackedStrings:
     def decode(self) -> list[str]:
         """Returns the strings."""
         try:
-            return self._split() or self._one_by_one()
+            return self._decode_together() or self._decode_one_by_one()
         except UnicodeDecodeError as exc:
             raise _not_text(exc) from exc
 
-    def _one_by_one(self) -> list[str]:
+    def _decode_one_by_one(self) -> list[str]:
         raw, ends = bytes(self.raw), self.ends.tolist()
-        return [raw[end + 8 : after].decode() for end, after in itertools.pairwise([0, *ends])]
+        return [raw[start + 8 : end].decode() for start, end in itertools.pairwise([0, *ends])]
 
-    def _split(self) -> list[str] | None:
-        """Replaces each length by one zero byte and splits the text there; None if a string contains a zero byte."""
+    def _decode_together(self) -> list[str] | None:
+        """Splits one text, in which a zero byte replaces each length; returns None if a string contains a zero byte."""
         data = np.frombuffer(self.raw, np.uint8)
         count = len(self.ends)
         if not count:
@@ -217,7 +217,7 @@ class PackedStrings:
 
 
 def _fast_ends(data: NDArray[np.uint8], count: int) -> NDArray[np.int64] | None:
-    """Returns the end of each string, by searching for lengths (a byte, then seven zeros); None if ambiguous."""
+    """Returns the end of each string, by searching for lengths (a byte, then seven zeros); None if that fails."""
     for window in (count * 32, count * 256):
         head = data[: min(window, len(data)) // 8 * 8]
         if len(head) < 16:

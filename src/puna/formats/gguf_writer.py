@@ -40,7 +40,7 @@ def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[NewT
     """Writes a GGUF file atomically, with one piece of a tensor in memory at a time.
 
     Args:
-        metadata: an int becomes uint32, or int32 if it is negative, or their 64-bit types if it is too large; a float
+        metadata: an int becomes uint32, or int32 if it is negative, or uint64 or int64 if 32 bits are too few; a float
             becomes float32, a `numpy.float64` float64; an array keeps its type; other sequences must contain strings.
         tensors: the tensors, in the order of the file.
 
@@ -63,7 +63,7 @@ def gguf_header(metadata: Mapping[str, Value], tensors: Sequence[NewTensor]) -> 
     if overlong is not None:
         raise CheckpointError(f"tensor name {overlong!r} is too long: llama.cpp allows fewer than {_NAME_LIMIT} bytes")
     if len(set(names)) != len(names):
-        raise CheckpointError(f"{len(names)} tensors have only {len(set(names))} names; each tensor needs its own")
+        raise CheckpointError(f"{len(names)} tensors have only {len(set(names))} names; give each a unique name")
     parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
         parts += [_string(key), _value(value)]

@@ -1,8 +1,8 @@
 """Decoders of the formats whose values are points of a grid: iq1, iq2 and iq3. See `puna.formats.decoders`.
 
-A block has 256 values. Their magnitudes are given by indices of a grid's points, and their signs by one bit each
-(iq2, iq3) or by a shift of the whole group (iq1). Groups of 16 or 32 values share a small integer scale, which is
-multiplied by the block's float16 `d`. Sub-blocks have 32 values.
+A block has 256 values. Indices of a grid's points determine the magnitudes. In iq2 and iq3, each value has a sign bit;
+in iq1, the points have signs, and a bit per group of values adds or subtracts 1/8. Groups of 16 or 32 values share a
+small integer scale, which is multiplied by the block's float16 `d`. Sub-blocks have 32 values.
 """
 
 # ruff: noqa: D103 (the docstring above describes every function below)
@@ -24,13 +24,13 @@ _MAGNITUDES = {
     "iq2_xxs": (8, 25, 43), "iq2_xs": (8, 25, 43), "iq2_s": (8, 25, 43),
     "iq3_xxs": (4, 12, 20, 28, 36, 44, 52, 62), "iq3_s": (1, 3, 5, 7, 9, 11, 13, 15),
 }  # fmt: skip
-"""The numbers that the coordinates of a grid's points select; in iq1, they have signs."""
+"""The numbers that the coordinates of a grid's points select; the numbers of iq1 have signs."""
 
 _SEVEN_SIGNS = np.array([bits | (bits.bit_count() & 1) << 7 for bits in range(128)], np.uint8)
-"""Eight sign bits, of which seven are stored: the last one makes the number of set bits even."""
+"""The eight sign bits for each value of the seven stored bits: the last bit makes the number of set bits even."""
 
 _SIGNS = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, np.float32(-1), np.float32(1))
-"""Factors of eight values by their eight sign bits, lowest bit first; 1 is negative."""
+"""Factors of eight values by their eight sign bits, lowest bit first; a bit of 1 means a negative value."""
 
 
 @cache
@@ -111,11 +111,11 @@ def unpack_iq1_s(blocks: Bytes) -> Floats:
 
 def unpack_iq1_m(blocks: Bytes) -> Floats:
     b = block_fields(blocks, _IQ1_M)
-    # The top four bits of each word of scales are a quarter of the float16 d.
+    # The top four bits of the four words of scales, joined, are the float16 d.
     d = np.bitwise_or.reduce(b["scales"] >> 12 << np.array([0, 4, 8, 12], np.uint16), axis=1).view(np.float16)
-    small = (b["scales"][:, :, None] >> np.array([0, 3, 6, 9], np.uint16) & 7).reshape(-1, 16)
+    scales = (b["scales"][:, :, None] >> np.array([0, 3, 6, 9], np.uint16) & 7).reshape(-1, 16)
     high = two_nibbles(b["high"])  # for each point, three bits of its index and the sign of its shift
-    scale = halves(d) * (2 * small + 1).astype(np.float32)
+    scale = halves(d) * (2 * scales + 1).astype(np.float32)
     return _shifted(_join(b["q"], high & 7), high >> 3, scale)
 
 

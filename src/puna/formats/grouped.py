@@ -105,8 +105,8 @@ class GroupedMatrix:
     """A matrix in one of the packings, whose rows are returned in a format of `FORMATS`.
 
     If every zero point is 8, the format is q4_0, which is exact; otherwise q4_1, with the minimum -s z rounded to
-    float16. If the inputs of a block of 32 belong to several groups ("act order"), or the scales are not
-    float16, the values are rounded to the scales' type. Kernels for GPUs also round to float16.
+    float16. If the inputs of a block of 32 belong to several groups ("act order"), or the scales are not float16, the
+    format is the type of the scales, to which values are rounded. Kernels for GPUs also round to float16.
 
     Attributes:
         group_size: number of inputs that share scales and zero points; -1: all inputs.
@@ -184,7 +184,7 @@ class GroupedMatrix:
 
     @cached_property
     def _packed(self) -> NDArray[np.int32]:
-        """`qweight`, in memory until `release`: the threads of `take` read other outputs of the same words."""
+        """`qweight`, in memory until `release`, since the threads of `take` all read from it."""
         return _words(self.qweight)
 
     def take(self, outputs: Index) -> Bytes:

@@ -1,8 +1,8 @@
 """Maps files into memory as read-only arrays of bytes, and detects their format from the first bytes.
 
 An array of a mapped file describes a range of the file without reading it. Accessing the bytes of the array after the
-file has been truncated would crash the process (SIGBUS), so `read_bytes` copies them with a system call that fails
-instead. Only tensors that are not contiguous in a file of `torch.save` are read through the map.
+file has been truncated would crash the process (SIGBUS), so `read_bytes` copies them with a system call, which returns
+an error instead. Only tensors that are not contiguous in a file of `torch.save` are read through the map.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def map_file(path: Path) -> NDArray[np.uint8]:
         if not path.exists():
             raise ModelNotFoundError(f"{path}: no such file")
         if not path.is_file():
-            raise CheckpointError(f"{path}: a {'folder' if path.is_dir() else 'special file'}; a plain file is needed")
+            raise CheckpointError(f"{path}: a {'folder' if path.is_dir() else 'special file'}; give a regular file")
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise CheckpointError(f"{path}: the file is empty; download it again")

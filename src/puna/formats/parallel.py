@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Item = TypeVar("Item")
 
 _MAX_THREADS = 16
-"""With more threads, memory bandwidth limits the code, and each thread has temporary arrays."""
+"""More threads would not be faster, since memory bandwidth is the limit, and each needs temporary arrays."""
 
 
 VALUES_AT_ONCE = 1 << 19
@@ -23,7 +23,7 @@ VALUES_AT_ONCE = 1 << 19
 def unpack_rows(
     unpack: Callable[[NDArray[np.intp]], NDArray[np.uint8]], rows: NDArray[np.intp], columns: int, width: int
 ) -> NDArray[np.uint8]:
-    """Returns rows of `columns` values, (rows, width), of which `unpack` returns some as bytes.
+    """Returns the bytes of `unpack(rows)`, (rows, width); threads unpack some rows, of `columns` values, at a time.
 
     Each call of `unpack` gets a multiple of eight rows, except for the last rows.
     """

@@ -18,7 +18,7 @@ from puna.errors import CheckpointError
 Global = Callable[..., Any]
 
 PICKLE_LIMIT = 4 * 2**20
-"""Maximum size of a pickle in bytes, enough for 20,000 tensors. Each byte needs at most about 100 bytes of memory."""
+"""Maximum size of a pickle in bytes, enough for 20,000 tensors. Reading a pickle needs up to 100 times its size."""
 
 
 @dataclass(frozen=True)

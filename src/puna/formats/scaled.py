@@ -4,8 +4,8 @@ Each code has a value, and groups of weights share a scale and, in some files, a
 
     weight[o, i] = (value of code[o, i] - zero[o, i]) * scale[o, i]
 
-All steps are exact in float32 except the last product, which is rounded to the type that the library returns. The rows
-are returned in that type, so that they equal the library's bit for bit. Sources: `dequantize` of compressed-tensors,
+All steps are exact in float32 except the last product. It is rounded to the type that these libraries return, so that
+the results are identical bit for bit. Sources: `dequantize` of compressed-tensors,
 `int8_vectorwise_dequant` and `dequantize_4bit` of bitsandbytes. To add a type of codes, add one line to `CODES`.
 """
 
@@ -165,8 +165,7 @@ class ScaledMatrix:
         shape: (outputs, inputs).
         format: the type to which the products are rounded.
         packed: the bytes of the codes: `shape[0]` rows of equal length, in order.
-        factor: every product is multiplied by it before it is rounded to `format`; the product itself is rounded to
-            float32.
+        factor: each product, rounded to float32, is multiplied by `factor`, and the result is rounded to `format`.
     """
 
     name: str
@@ -210,7 +209,7 @@ class ScaledMatrix:
             zeros = self.zeros.rows(outputs)
             _grouped(values, zeros)[...] -= zeros[:, :, None]
         scales = self.scales.rows(outputs)
-        with np.errstate(over="ignore", invalid="ignore"):  # `_pack` reports it
+        with np.errstate(over="ignore", invalid="ignore"):  # `_pack` reports infinities
             _grouped(values, scales)[...] *= scales[:, :, None]
             if self.factor != 1:
                 values *= np.float32(self.factor)
@@ -221,7 +220,7 @@ class ScaledMatrix:
         packed = self.format.pack(values)
         if not np.isfinite(self.format.decode(packed.reshape(-1))).all():
             raise CheckpointError(
-                f"{self.name}: the scales give values beyond {self.format.torch}'s range; the file is damaged"
+                f"{self.name}: the scales result in values beyond {self.format.torch}'s range; the file is damaged"
             )
         return packed
 

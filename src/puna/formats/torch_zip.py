@@ -52,7 +52,7 @@ def open_torch_zip(path: Path) -> TorchZipFile:
     """Opens a file of `torch.save`; reads the zip's directory and the pickle, not the tensor data.
 
     Raises:
-        CheckpointError: the file has another format, or the pickle contains anything but tensors inside the file.
+        CheckpointError: the file has another format, or the pickle contains an object that is not a tensor in the file.
     """
     kind = sniff(path)
     if kind == "torch_legacy":
@@ -112,9 +112,10 @@ def _view(name: str, tensor: _Tensor, entries: dict[str, NDArray[np.uint8]], pre
     count = math.prod(tensor.shape)
     last = tensor.offset + sum((extent - 1) * step for extent, step in zip(tensor.shape, tensor.strides, strict=True))
     if count > tensor.storage.count or last >= tensor.storage.count:
+        flaw = "repeat elements" if last < tensor.storage.count else f"reach element {last}"
         raise CheckpointError(
-            f"shape {tensor.shape}, strides {tensor.strides} and offset {tensor.offset} reach element {last} or repeat "
-            f"elements; the storage has {tensor.storage.count} elements. Save the tensor with `.contiguous()`"
+            f"shape {tensor.shape}, strides {tensor.strides} and offset {tensor.offset} {flaw}; the storage has "
+            f"{tensor.storage.count} elements. Save the tensor with `.contiguous()`"
         )
     view = np.lib.stride_tricks.as_strided(
         raw[tensor.offset * form.bytes :],

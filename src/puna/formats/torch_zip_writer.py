@@ -1,7 +1,7 @@
 """Writes a state dict in the format of `torch.save`, without torch: an uncompressed zip of a pickle and tensor bytes.
 
 The pickle is assembled from opcodes: for each tensor its name and a call of `torch._utils._rebuild_tensor_v2` on a
-storage with a persistent id (`torch.serialization`). `torch.load(..., weights_only=True)` reads it, also with mmap.
+storage with a persistent id (`torch.serialization`). `torch.load(..., weights_only=True)` reads the file, also by mmap.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def write_torch_zip(path: Path, tensors: Sequence[NewTensor]) -> None:
 def state_dict_pickle(tensors: Sequence[NewTensor]) -> bytes:
     """Returns the pickle (protocol 2) of an ordered dict of contiguous tensors, each with its own storage."""
     if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise CheckpointError(f"some of {len(tensors)} tensors have the same name; each tensor needs its own")
+        raise CheckpointError(f"some of {len(tensors)} tensors have the same name; give each a unique name")
     # PROTO 2; an empty OrderedDict; MARK
     parts = [b"\x80\x02", _global("collections", "OrderedDict"), b")R", b"("]
     for key, tensor in enumerate(tensors):
@@ -60,7 +60,7 @@ def state_dict_pickle(tensors: Sequence[NewTensor]) -> bytes:
 
 
 def _tensor(tensor: NewTensor, key: str) -> bytes:
-    """Calls _rebuild_tensor_v2(storage, offset 0, shape, strides, requires_grad False, hooks OrderedDict())."""
+    """Returns the call _rebuild_tensor_v2(storage, offset 0, shape, strides, requires_grad False, hooks {})."""
     storage = tensor.format.torch_storage
     if storage is None:
         raise CheckpointError(f"tensor {tensor.name!r} is {tensor.format.name}, for which torch has no type")

@@ -57,13 +57,13 @@ def zip_entries(data: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
     return contents
 
 
-def _read(data: NDArray[np.uint8], layout: struct.Struct, at: int, magic: bytes, what: str) -> tuple[int, ...]:
+def _read(data: NDArray[np.uint8], layout: struct.Struct, position: int, magic: bytes, what: str) -> tuple[int, ...]:
     """Returns the fields of a structure that follow its signature."""
-    if not 0 <= at <= len(data) - layout.size:
-        raise CheckpointError(f"the zip's {what} would be at byte {at} of {len(data)}; {_DAMAGED}")
-    signature, *fields = layout.unpack(read_bytes(data[at : at + layout.size]).data)
+    if not 0 <= position <= len(data) - layout.size:
+        raise CheckpointError(f"the zip's {what} would be at byte {position} of {len(data)}; {_DAMAGED}")
+    signature, *fields = layout.unpack(read_bytes(data[position : position + layout.size]).data)
     if signature != magic:
-        raise CheckpointError(f"the zip's {what} is not at byte {at}; {_DAMAGED}")
+        raise CheckpointError(f"the zip's {what} is not at byte {position}; {_DAMAGED}")
     return tuple(fields)
 
 
@@ -71,18 +71,18 @@ def _directory(data: NDArray[np.uint8]) -> Iterator[_Entry]:
     count, size, offset = _directory_span(data)
     if offset + size > len(data) or count * _CENTRAL.size > size:
         raise CheckpointError(
-            f"the zip's directory of {count} entries, {size} bytes, does not fit at {offset}; {_DAMAGED}"
+            f"the zip's directory of {count} entries, {size} bytes, does not fit at byte {offset}; {_DAMAGED}"
         )
-    at = offset
+    position = offset
     for _ in range(count):
-        fields = _read(data, _CENTRAL, at, b"PK\x01\x02", "directory entry")
+        fields = _read(data, _CENTRAL, position, b"PK\x01\x02", "directory entry")
         _, _, flags, method, _, _, _, packed, full, name_size, extra_size, comment_size, _, _, _, header = fields
-        at += _CENTRAL.size
-        if at + name_size + extra_size + comment_size > offset + size:
+        position += _CENTRAL.size
+        if position + name_size + extra_size + comment_size > offset + size:
             raise CheckpointError(f"a zip directory entry ends past byte {offset + size}; {_DAMAGED}")
-        name = _name(data[at : at + name_size])
-        extra = read_bytes(data[at + name_size : at + name_size + extra_size]).tobytes()
-        at += name_size + extra_size + comment_size
+        name = _name(data[position : position + name_size])
+        extra = read_bytes(data[position + name_size : position + name_size + extra_size]).tobytes()
+        position += name_size + extra_size + comment_size
         full, packed, header = _read_zip64(name, extra, full, packed, header)
         if method != 0 or full != packed or flags & _ENCRYPTED:
             raise CheckpointError(
@@ -104,8 +104,8 @@ def _directory_span(data: NDArray[np.uint8]) -> tuple[int, int, int]:
         raise CheckpointError(f"{len(data) - end - _END.size - comment} bytes after the zip's end record; {_DAMAGED}")
     locator = end - _LOCATOR64.size
     if locator >= 0 and read_bytes(data[locator : locator + 4]).tobytes() == b"PK\x06\x07":
-        _, at, _ = _read(data, _LOCATOR64, locator, b"PK\x06\x07", "zip64 locator")
-        *_, count, size, offset = _read(data, _END64, at, b"PK\x06\x06", "zip64 end record")
+        _, position, _ = _read(data, _LOCATOR64, locator, b"PK\x06\x07", "zip64 locator")
+        *_, count, size, offset = _read(data, _END64, position, b"PK\x06\x06", "zip64 end record")
     return count, size, offset
 
 
@@ -114,25 +114,25 @@ def _read_zip64(name: str, extra: bytes, *values: int) -> tuple[int, ...]:
     wide = [value == 0xFFFFFFFF for value in values]
     if not any(wide):
         return values
-    at = 0
-    while at + 4 <= len(extra):
-        kind, size = struct.unpack_from("<2H", extra, at)
-        if kind == 1 and sum(wide) * 8 <= size and at + 4 + size <= len(extra):
-            read = iter(struct.unpack_from(f"<{sum(wide)}Q", extra, at + 4))
+    position = 0
+    while position + 4 <= len(extra):
+        kind, size = struct.unpack_from("<2H", extra, position)
+        if kind == 1 and sum(wide) * 8 <= size and position + 4 + size <= len(extra):
+            read = iter(struct.unpack_from(f"<{sum(wide)}Q", extra, position + 4))
             return tuple(next(read) if is_wide else value for value, is_wide in zip(values, wide, strict=True))
-        at += 4 + size
+        position += 4 + size
     raise CheckpointError(f"the zip entry {name!r} lacks its 64-bit sizes; {_DAMAGED}")
 
 
 def _start(data: NDArray[np.uint8], entry: _Entry) -> int:
     """Returns the offset of the entry's bytes, which follow its local header and the header's extra field."""
     *_, name_size, extra_size = _read(data, _LOCAL, entry.header, b"PK\x03\x04", f"header of {entry.name!r}")
-    at = entry.header + _LOCAL.size
-    start = at + name_size + extra_size
+    position = entry.header + _LOCAL.size
+    start = position + name_size + extra_size
     end = start + entry.size
     if end > len(data):
         raise CheckpointError(f"the zip entry {entry.name!r} ends at byte {end} of {len(data)}; {_DAMAGED}")
-    if _name(data[at : at + name_size]) != entry.name:
+    if _name(data[position : position + name_size]) != entry.name:
         raise CheckpointError(f"the zip entry {entry.name!r} has another name in its local header; {_DAMAGED}")
     return start
 
