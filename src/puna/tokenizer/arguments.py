@@ -65,7 +65,7 @@ class Arguments(CommonArguments, total=False):
 
 
 class FromPretrained(Arguments, HubArguments, total=False):
-    """`Arguments`, options of the hub, and `subfolder`, a folder in the path. A model's code is never executed."""
+    """`Arguments`, options of the hub, and `subfolder`, relative to the path. A model's code is never executed."""
 
     subfolder: str
     trust_remote_code: bool | None
@@ -81,7 +81,7 @@ def split_hub_arguments(path: str | Path, arguments: FromPretrained) -> tuple[Pa
 
 
 def check_names(arguments: Mapping[str, Any]) -> Arguments:
-    """Returns the arguments unchanged if a tokenizer has arguments of these names; type checkers also check them.
+    """Returns the arguments unchanged if tokenizers have arguments of these names, which type checkers check too.
 
     Raises:
         TokenizerError: a name is unknown.

@@ -304,7 +304,7 @@ class TokenizerBase(ABC):
         token_ids_1: list[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """Returns 1 for special tokens, which `build_inputs_with_special_tokens` adds or the ids contain, else 0."""
+        """Returns 1 for a special token (added by `build_inputs_with_special_tokens` or among the ids), else 0."""
         if already_has_special_tokens:
             if token_ids_1 is not None:
                 raise TokenizerError("ids that already have special tokens are one sequence; drop token_ids_1")
@@ -346,7 +346,7 @@ class TokenizerBase(ABC):
 
         Raises:
             ModelNotFoundError: there is no such folder or file.
-            TokenizerError: the files cannot be read or are for the other class, or an argument is unknown.
+            TokenizerError: the files cannot be read or need the other tokenizer class, or an argument is unknown.
         """
         return cls.from_recipe(cls._recipe(*split_hub_arguments(pretrained_model_name_or_path, arguments)))
 

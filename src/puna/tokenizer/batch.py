@@ -71,7 +71,7 @@ def call(
     Args:
         text, text_pair: a string, or a list of strings for a batch; with `is_split_into_words`, lists of words.
             Without `is_split_into_words`, a list of two-tuples is a batch of pairs.
-        text_target, text_pair_target: as `text` and `text_pair`; next to `text`, their ids become `labels`.
+        text_target, text_pair_target: as `text` and `text_pair`; if `text` is set too, their ids become `labels`.
         add_special_tokens: whether to add BOS and EOS, as the settings of this tokenizer specify.
         padding: True or "longest", "max_length", or False.
         truncation: True or "longest_first", "only_first", "only_second", or False.
@@ -162,7 +162,7 @@ def pad(
     columns do not change.
 
     Raises:
-        TokenizerError: there is no padding token, or a column that is not padded cannot be a tensor.
+        TokenizerError: there is no padding token, or a column that should become a tensor has rows of several lengths.
     """
     side = _side(self, padding_side)
     columns, single = _as_columns(encoded_inputs)
@@ -207,9 +207,9 @@ def resolve(
     multiple_of: int | None,
     model_max_length: int,
 ) -> Plan:
-    """Reads the arguments of padding and truncation in Hugging Face's forms.
+    """Returns the plan that the padding and truncation arguments of transformers specify.
 
-    As in transformers, `max_length` alone truncates, and a strategy without a length has no effect. Both warn.
+    As in transformers, `max_length` alone truncates, and a strategy without a length has no effect. Both cases warn.
     """
     if max_length is not None and max_length < 1:
         raise TokenizerError(f"max_length={max_length}; it must be at least 1")
@@ -220,22 +220,22 @@ def resolve(
         )
         truncation = True
     pad = _strategy("padding", "longest" if padding is True else padding, PADDING)
-    cut = _strategy("truncation", "longest_first" if truncation is True else truncation, TRUNCATION)
-    if max_length is None and (pad == "max_length" or cut is not None):
+    truncation_strategy = _strategy("truncation", "longest_first" if truncation is True else truncation, TRUNCATION)
+    if max_length is None and (pad == "max_length" or truncation_strategy is not None):
         if model_max_length > UNLIMITED:
             warnings.warn(
                 "truncation or padding to a maximum length was requested, but skipped, since no maximum is known; "
                 "pass max_length= or set model_max_length",
                 stacklevel=4,
             )
-            pad, cut = (None if pad == "max_length" else pad), None
+            pad, truncation_strategy = (None if pad == "max_length" else pad), None
         else:
             max_length = model_max_length
-    if pad and cut and multiple_of and max_length is not None and max_length % multiple_of:
+    if pad and truncation_strategy and multiple_of and max_length is not None and max_length % multiple_of:
         raise TokenizerError(
             f"max_length={max_length} is not a multiple of pad_to_multiple_of={multiple_of}; change or drop one of them"
         )
-    return Plan(pad, cut, max_length, multiple_of)
+    return Plan(pad, truncation_strategy, max_length, multiple_of)
 
 
 def _strategy(name: str, value: bool | str | None, choices: tuple[str, ...]) -> str | None:
@@ -254,7 +254,7 @@ def check_side(name: str, value: str) -> str:
 
 
 def truncate(encoding: Encoding, plan: Plan, side: str, first_keeps_more: bool | None) -> Encoding:
-    """Drops tokens, but no special tokens, until at most `plan.max_length` tokens are left.
+    """Returns the encoding with at most `plan.max_length` tokens; special tokens are not dropped.
 
     Args:
         side: the end that loses tokens, "right" or "left".
@@ -281,7 +281,7 @@ def truncate(encoding: Encoding, plan: Plan, side: str, first_keeps_more: bool |
 
 
 def _kept_lengths(lengths: list[int], total: int, strategy: str, first_keeps_more: bool | None) -> tuple[int, int]:
-    """Returns how many tokens of each text to keep, in sum `total`; a negative number if the sum is impossible."""
+    """Returns how many tokens of each text to keep, in sum `total`; a negative number if that is impossible."""
     first, second = lengths
     if strategy == "only_first":  # dropping the whole text is refused, as in transformers
         return total - second or -1, second

@@ -182,7 +182,7 @@ class BatchEncoding(UserDict[str, Any]):
 
     Args:
         data: the columns.
-        encodings: the sequences behind the columns; only the fast tokenizer provides them.
+        encodings: the sequences that the columns contain; only the fast tokenizer provides them.
         tensor_type: "np" or "pt" to convert the columns immediately.
         prepend_batch_axis: whether to add a leading batch axis before converting.
     """
@@ -234,7 +234,7 @@ class BatchEncoding(UserDict[str, Any]):
         return self._encodings[batch_index]
 
     def _sequence_and_index(self, first: int, second: int | None, method: str) -> tuple[Encoding, int]:
-        """Reads the arguments of a method: `(index)` for batch item 0, or `(batch, index)`."""
+        """Returns the sequence and the index for a method's arguments: `(index)` in item 0, or `(batch, index)`."""
         return self._sequence(0 if second is None else first, method), first if second is None else second
 
     def tokens(self, batch_index: int = 0) -> list[str]:
@@ -254,7 +254,7 @@ class BatchEncoding(UserDict[str, Any]):
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
     ) -> int | None:
-        """The token that covers a character; pass `(char)` for batch item 0, or `(batch, char)`."""
+        """The index of the token that covers a character; pass `(char)` for batch item 0, or `(batch, char)`."""
         sequence, char = self._sequence_and_index(batch_or_char_index, char_index, "char_to_token")
         return sequence.char_to_token(char, sequence_index)
 

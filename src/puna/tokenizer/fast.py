@@ -87,9 +87,9 @@ class LlamaTokenizerFast(TokenizerBase):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._splitting_pipeline: Tokenizer | None = None
-        listed = added_tokens_decoder or {}
-        _add_listed(self._tokenizer, listed)
-        for index, token in listed.items():
+        config_tokens = added_tokens_decoder or {}
+        _add_config_tokens(self._tokenizer, config_tokens)
+        for index, token in config_tokens.items():
             if self._token_id(token.content) != index:
                 raise TokenizerError(
                     f"added token {token.content!r} must have id {index}, but gets id {self._token_id(token.content)}: "
@@ -103,13 +103,13 @@ class LlamaTokenizerFast(TokenizerBase):
 
     @classmethod
     def from_recipe(cls, recipe: recipes.Recipe) -> Self:
-        """Creates a tokenizer from a recipe. Ids of added tokens in the files that are not possible become notes."""
+        """Creates a tokenizer from a recipe. Notes report added tokens that cannot have the ids in the files."""
         arguments = common_arguments(recipe.arguments)
         assert recipe.pipeline is not None
-        listed = arguments.pop("added_tokens_decoder", None) or {}
-        _add_listed(recipe.pipeline, listed)
+        config_tokens = arguments.pop("added_tokens_decoder", None) or {}
+        _add_config_tokens(recipe.pipeline, config_tokens)
         tokenizer = cls(recipe.vocab_file, tokenizer_object=recipe.pipeline, literal=recipe.literal, **arguments)
-        ids = [(token.content, index) for index, token in listed.items()]
+        ids = [(token.content, index) for index, token in config_tokens.items()]
         tokenizer._set_notes([*recipe.notes, *numbering_notes("the configuration", recipe.pipeline, ids)])
         # The assignment rebuilds the post-processor, so assign only a different value.
         if recipe.add_bos is not None and recipe.add_bos != tokenizer.add_bos_token:
@@ -260,7 +260,7 @@ class LlamaTokenizerFast(TokenizerBase):
 
     @property
     def _cleans_up(self) -> bool:
-        """Whether `decode` cleans up by default: never the text of a BPE vocabulary, unless the files insist."""
+        """Whether `decode` cleans up by default: never the text of a BPE vocabulary, unless the files force it."""
         forced = self.other_config.get(_FORCED_CLEAN_UP) is True
         return self.clean_up_tokenization_spaces and (forced or not isinstance(self._tokenizer.model, models.BPE))
 
@@ -285,7 +285,7 @@ class LlamaTokenizerFast(TokenizerBase):
         return (write_model_file(model, Path(save_directory), filename_prefix),)
 
     def _pipeline_json(self) -> dict[str, Any]:
-        """Returns tokenizer.json; merges are strings if possible, since `tokenizers` before 0.20 cannot read pairs."""
+        """Returns tokenizer.json, with merges as strings if possible: `tokenizers` before 0.20 cannot read pairs."""
         with library_errors("this tokenizer cannot be saved"):
             state: dict[str, Any] = json.loads(self._tokenizer.to_str())
         merges = state["model"].get("merges", [])
@@ -298,7 +298,7 @@ class LlamaTokenizerFast(TokenizerBase):
         return self.other_config.get(OWN_IDS) == "sp"
 
     def _class_config(self) -> dict[str, Any]:
-        # With LlamaTokenizerFast transformers 5 would build its own pipeline instead of reading tokenizer.json.
+        # With LlamaTokenizerFast, transformers 5 would build its own pipeline instead of reading tokenizer.json.
         return {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
@@ -312,13 +312,13 @@ def _add_tokens(pipeline: Tokenizer, tokens: Iterable[AddedToken]) -> None:
                 pipeline.add_tokens([added])
 
 
-def _add_listed(pipeline: Tokenizer, listed: Mapping[int, AddedToken]) -> None:
+def _add_config_tokens(pipeline: Tokenizer, config_tokens: Mapping[int, AddedToken]) -> None:
     """Adds the tokens of a configuration that a pipeline lacks or has with other settings, in the order of their ids.
 
-    The pipeline chooses their ids: those of its own tokens, or the next free ids.
+    The pipeline chooses the ids: a token that it already has keeps its id, another token gets the next free id.
     """
     existing = {index: as_added_token(token) for index, token in pipeline.get_added_tokens_decoder().items()}
-    _add_tokens(pipeline, [token for index, token in sorted(listed.items()) if existing.get(index) != token])
+    _add_tokens(pipeline, [token for index, token in sorted(config_tokens.items()) if existing.get(index) != token])
 
 
 def _pipeline(vocab_file: str | Path | None, tokenizer_file: str | Path | None) -> Tokenizer:

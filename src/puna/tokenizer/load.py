@@ -21,7 +21,7 @@ def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTok
     A tokenizer.json is used unchanged, whichever class its configuration names. Llama 3's tiktoken files and both
     kinds of GGUF vocabulary encode to the ids that their models were trained with. A SentencePiece model encodes as in
     SentencePiece: special tokens written in a text, such as </s>, are text, unless `split_special_tokens=False`. No
-    system prompt is added to chats, and padding is on the left, as generation needs it.
+    system prompt is added to chats, and padding is on the left, as generation requires.
 
     Args:
         path: a folder with tokenizer.json, tokenizer.model or one GGUF file; one of these files; or a model of the

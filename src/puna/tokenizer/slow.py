@@ -50,7 +50,7 @@ class LlamaTokenizer(TokenizerBase):
         legacy: True for the behaviour "hf-legacy", False for "hf"; None means True.
         behaviour: the name of the behaviour, instead of `legacy`.
         added_tokens_decoder: more tokens by id.
-        from_slow: with legacy False, add a prefix space if the model specifies it, as in conversions of transformers.
+        from_slow: with legacy False, add a prefix space if the model specifies it, like conversions by transformers.
         model_proto: the bytes of the model, instead of `vocab_file`.
 
     Raises:
@@ -354,31 +354,31 @@ def _split(
     if pattern is None:
         return [(text, False)] if text else []
     pieces = pattern.split(text)  # text, token, text, token, ..., text
-    parts = [(piece, at % 2 == 1) for at, piece in enumerate(pieces) if piece]
-    for at, (piece, is_token) in enumerate(parts):
+    parts = [(piece, index % 2 == 1) for index, piece in enumerate(pieces) if piece]
+    for index, (piece, is_token) in enumerate(parts):
         token = token_of(piece) if is_token else None
         if token is not None:
-            _apply_flags(parts, at, token)
+            _apply_flags(parts, index, token)
     return [(piece, is_token) for piece, is_token in parts if piece]
 
 
-def _apply_flags(parts: list[tuple[str, bool]], at: int, token: AddedToken) -> None:
-    """Applies the flags of the token at `at`: strips the parts next to it, or joins it to one of them as text.
+def _apply_flags(parts: list[tuple[str, bool]], index: int, token: AddedToken) -> None:
+    """Applies the flags of the token in part `index`: strips the parts next to the token, or joins it to one as text.
 
     As in transformers, a neighbouring token counts as a word, and becomes text if the token is joined to it.
     """
-    left, left_is_token = parts[at - 1] if at > 0 else ("", False)
-    right, right_is_token = parts[at + 1] if at + 1 < len(parts) else ("", False)
+    left, left_is_token = parts[index - 1] if index > 0 else ("", False)
+    right, right_is_token = parts[index + 1] if index + 1 < len(parts) else ("", False)
     if token.rstrip and right:
-        parts[at + 1] = right.lstrip(), right_is_token
+        parts[index + 1] = right.lstrip(), right_is_token
     if token.lstrip and left:
-        parts[at - 1] = left.rstrip(), left_is_token
+        parts[index - 1] = left.rstrip(), left_is_token
     if token.single_word and left and left[-1] != " ":
-        parts[at - 1] = parts[at - 1][0] + token.content, False
-        parts[at] = "", False
+        parts[index - 1] = parts[index - 1][0] + token.content, False
+        parts[index] = "", False
     elif token.single_word and right and right[0] != " ":
-        parts[at + 1] = token.content + parts[at + 1][0], False
-        parts[at] = "", False
+        parts[index + 1] = token.content + parts[index + 1][0], False
+        parts[index] = "", False
 
 
 def _behaviour(behaviour: Behaviour | None, legacy: bool | None) -> Behaviour:

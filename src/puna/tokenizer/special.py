@@ -57,7 +57,7 @@ class AddedToken:
 
 
 def as_added_token(value: TokenLike, special: bool = False) -> AddedToken:
-    """Converts a string or any AddedToken; a string becomes a special token if `special`, else a normalised one."""
+    """Converts a string or any AddedToken; a string becomes special if `special`, else `normalized`."""
     if isinstance(value, AddedToken):
         return value
     if isinstance(value, str):

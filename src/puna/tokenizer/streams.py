@@ -3,8 +3,8 @@
 Each tokenizer creates a `TextStream` with its decoding rules. The texts that a stream returns, joined, equal the
 decoded text of all ids. A stream holds text back only while a later token can still change the text.
 
-`decoder_stream` does this for the decoders of `tokenizers`, which decode a complete list of tokens: each step of a
-decoder turns a list of texts into another list, and the last list is joined. Its rules are those of
+`decoder_stream` returns the stream of a decoder of `tokenizers`, which itself decodes complete lists of tokens: each
+step turns a list of texts into a new list, and the last list is joined. The rules of the steps are those of
 tokenizers/src/decoders in version 0.23.
 """
 
@@ -89,7 +89,7 @@ class StreamDecoder:
 
 def _shared(first: str, second: str) -> int:
     """Returns the length of the longest common prefix."""
-    differences = (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    differences = (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return next(differences, min(len(first), len(second)))
 
 
@@ -162,7 +162,7 @@ def decoder_stream(
 
 
 class _Step(ABC):
-    """One step of a decoder. Attributes are immutable values, so a copy of a step is independent of it."""
+    """One step of a decoder. Attributes are immutable values, so a copy is independent of the original step."""
 
     @abstractmethod
     def push(self, text: str) -> list[str]:
@@ -383,7 +383,7 @@ def _joined_step(state: dict[str, Any]) -> _Step | None:
 
 
 def _decoder(state: dict[str, Any]) -> Decoder:
-    """Returns the decoder with this JSON form, as part of a pipeline: `tokenizers` has no other reader for it."""
+    """Returns the decoder with this JSON form, which `tokenizers` can read only as part of a pipeline."""
     from tokenizers import Tokenizer
 
     model = {"type": "BPE", "vocab": {}, "merges": []}

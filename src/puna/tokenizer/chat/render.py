@@ -95,7 +95,7 @@ def _with_mark(content: object) -> Any:
 
 def _up_to_mark(text: str) -> str:
     mark = _CONTINUE.rstrip()
-    at = text.rfind(mark)
-    if at < 0:
+    index = text.rfind(mark)
+    if index < 0:
         raise ChatTemplateError("continue_final_message: the template omits the last message; drop this argument")
-    return text[:at] if text.startswith(_CONTINUE, at) else text[:at].rstrip()
+    return text[:index] if text.startswith(_CONTINUE, index) else text[:index].rstrip()

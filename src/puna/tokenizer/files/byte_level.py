@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-_OTHERS = tuple(byte for byte in range(256) if byte not in _PRINTABLE)
+_NOT_PRINTABLE = tuple(byte for byte in range(256) if byte not in _PRINTABLE)
 
 BYTE_TO_CHARACTER: dict[int, str] = {byte: chr(byte) for byte in _PRINTABLE} | {
-    byte: chr(0x100 + index) for index, byte in enumerate(_OTHERS)
+    byte: chr(0x100 + index) for index, byte in enumerate(_NOT_PRINTABLE)
 }
 """GPT-2's alphabet, a printable character for each byte (github.com/openai/gpt-2, src/encoder.py, 2019): printable
 bytes of Latin-1 represent themselves; the other 68 bytes are the characters from U+0100 on, in order."""
@@ -70,7 +70,7 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     """Returns the rules for a value of `tokenizer.ggml.pre`.
 
     Raises:
-        TokenizerError: the name is unknown. Other rules would silently give other ids.
+        TokenizerError: the name is unknown. Guessing the rules could give wrong ids without an error.
     """
     if name not in pre_tokenizers():
         raise TokenizerError(
@@ -102,7 +102,7 @@ def build(
     """Builds a byte-level BPE pipeline.
 
     Args:
-        vocab: token to id; tokens are written in the alphabet above, added tokens as plain text.
+        vocab: token to id; tokens are written in GPT-2's alphabet, added tokens as plain text.
         merges: pairs of tokens, in the order in which they merge.
         added: tokens that are split off the text first.
 
@@ -146,12 +146,12 @@ def name_of(pipeline: Tokenizer) -> str:
     """Returns the `tokenizer.ggml.pre` whose rules give the ids of a byte-level BPE pipeline.
 
     Raises:
-        TokenizerError: there is no such name, or the pipeline changes texts first. Another name would silently give
-            other ids.
+        TokenizerError: there is no such name, or the pipeline changes texts first. A wrong name would give wrong ids
+            without an error.
     """
     step, normalizer = pipeline.pre_tokenizer, pipeline.normalizer
-    unchanged = [(text, unicodedata.normalize("NFC", text)) for text in _PROBES]  # llama.cpp ignores NFC
-    if normalizer is not None and not all(normalizer.normalize_str(texts[0]) in texts for texts in unchanged):
+    allowed = [(text, unicodedata.normalize("NFC", text)) for text in _PROBES]  # llama.cpp does not apply NFC
+    if normalizer is not None and not all(normalizer.normalize_str(texts[0]) in texts for texts in allowed):
         raise TokenizerError(
             f"the tokenizer changes texts before it splits them ({str(normalizer)[:80]}), which a GGUF file cannot "
             "express; convert to hf"
@@ -207,7 +207,8 @@ def read_tiktoken(path: Path) -> Tokenizer:
     tokens = _read_ranks(read_file(path, TokenizerError, _RANKS_LIMIT), str(path))
     vocab = {_to_alphabet(token): rank for rank, token in enumerate(tokens)}
     if len(vocab) != len(tokens) or not all(_to_alphabet(bytes((byte,))) in vocab for byte in range(256)):
-        raise TokenizerError(f"{path}: a token appears twice, or a byte has no token; download the file again")
+        fault = "a token appears twice" if len(vocab) != len(tokens) else "a byte has no token"
+        raise TokenizerError(f"{path}: {fault}; download the file again")
     special = _special_tokens()
     merges = merges_of(vocab, vocab)
     vocab |= {token: len(tokens) + index for index, token in enumerate(special)}
@@ -219,7 +220,7 @@ def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes 
     """Returns a vocabulary as a tiktoken file of ranks: the inverse of `read_tiktoken`.
 
     Args:
-        vocab: token, in the alphabet above, to id; it may include added tokens.
+        vocab: token, in GPT-2's alphabet, to id; it may include added tokens.
         added: id to text of the tokens that the file does not contain.
 
     Returns:
@@ -230,7 +231,7 @@ def write_tiktoken(vocab: Mapping[str, int], added: Mapping[int, str]) -> bytes 
     if sorted(base) != list(range(len(base))) or sorted(added) != list(range(len(base), len(base) + RESERVED)):
         return None
     named = (0, 1, 6, 7, 9)  # BOS, EOS, the two header tokens and <|eot_id|>, which Meta's code uses by name
-    if any(added[len(base) + at] != special[at] for at in named):
+    if any(added[len(base) + index] != special[index] for index in named):
         return None
     try:
         tokens = [bytes(CHARACTER_TO_BYTE[character] for character in base[rank]) for rank in range(len(base))]
@@ -271,7 +272,7 @@ def _read_ranks(data: bytes, name: str) -> list[bytes]:
 
 
 _MAX_TOKEN = 1024
-"""Limit on the characters of a token, since finding its merges takes quadratic time; those in use have up to 256."""
+"""Limit on the characters of a token, since finding its merges takes quadratic time; known ones have up to 256."""
 
 
 def merges_of(tokens: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -285,7 +286,7 @@ def merges_of(tokens: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str
     for token in tokens:
         if len(token) > _MAX_TOKEN:
             raise TokenizerError(f"the token {token[:40]!r}... has {len(token)} characters; the limit is {_MAX_TOKEN}")
-        pairs = [(token[:at], token[at:]) for at in range(1, len(token)) if token[:at] in vocab and token[at:] in vocab]
+        pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in vocab and token[i:] in vocab]
         if len(pairs) > 1:
             pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
         merges += pairs

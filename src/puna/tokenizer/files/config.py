@@ -31,7 +31,7 @@ _SAVED_ATTRIBUTES = (
     "add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "model_input_names", "model_max_length",
     "padding_side", "truncation_side", "use_default_system_prompt",
 )  # fmt: skip
-_OTHERS = ("added_tokens_decoder", "chat_template", "model_input_names", "model_max_length", "sp_model_kwargs")
+_OTHER_ARGUMENTS = ("added_tokens_decoder", "chat_template", "model_input_names", "model_max_length", "sp_model_kwargs")
 _NOT_SAVED = frozenset(
     ("tokenizer_class", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "tokenizer_object",
      "from_slow", "backend", "is_local", "local_files_only", "init_inputs", "auto_map", EXTRA)
@@ -60,8 +60,8 @@ def read_folder(folder: Path) -> tuple[Arguments, str]:
     template = _templates(folder, raw.get("chat_template"))
     if template is not None:
         values["chat_template"] = template
-    own_keys = {*NAMES, *_FLAGS, *_SIDES, *_OTHERS, ADDITIONAL} | _NOT_SAVED
-    values["other_config"] = {name: value for name, value in raw.items() if name not in own_keys}
+    handled_keys = {*NAMES, *_FLAGS, *_SIDES, *_OTHER_ARGUMENTS, ADDITIONAL} | _NOT_SAVED
+    values["other_config"] = {name: value for name, value in raw.items() if name not in handled_keys}
     values["name_or_path"] = str(folder)
     tokenizer_class = raw.get("tokenizer_class")
     return cast(Arguments, values), tokenizer_class if isinstance(tokenizer_class, str) else ""
@@ -99,8 +99,8 @@ def _tokens(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _more_special_tokens(sources: list[dict[str, Any]], folder: Path) -> Iterator[tuple[str, object]]:
     """Yields the special tokens without a standard name: the key and the token.
 
-    Tokens outside the vocabulary get new ids in the order of transformers 5.23: first tokens with a name of their own,
-    such as image_token, then lists. It ignores additional_special_tokens if extra_special_tokens is a list of tokens.
+    Tokens outside the vocabulary get new ids in the order of transformers 5.23: first tokens with their own key, such
+    as image_token, then lists. (transformers ignores `ADDITIONAL` if `EXTRA` is a list of tokens.)
     """
     for source in sources:
         for name, value in source.items():
@@ -128,18 +128,18 @@ def _is_token(value: object, needs_type: bool) -> bool:
     )
 
 
-def _templates(folder: Path, configured: object) -> str | dict[str, str] | None:
+def _templates(folder: Path, templates: object) -> str | dict[str, str] | None:
     """Reads the chat template or templates; chat_template.jinja overrides the JSON files."""
-    if configured is None and has_file(folder / "chat_template.json", TokenizerError):
-        configured = read_json(folder / "chat_template.json", TokenizerError).get("chat_template")
-    if isinstance(configured, list):
+    if templates is None and has_file(folder / "chat_template.json", TokenizerError):
+        templates = read_json(folder / "chat_template.json", TokenizerError).get("chat_template")
+    if isinstance(templates, list):
         try:
-            configured = {str(item["name"]): str(item["template"]) for item in configured}
+            templates = {str(item["name"]): str(item["template"]) for item in templates}
         except (TypeError, KeyError) as exc:
             raise TokenizerError(f"{folder}: chat_template is a list; each item needs 'name' and 'template'") from exc
-    if configured is not None and not isinstance(configured, (str, dict)):
+    if templates is not None and not isinstance(templates, (str, dict)):
         raise TokenizerError(
-            f"{folder}: chat_template = {configured!r:.60}; expected a string or a list of named templates"
+            f"{folder}: chat_template = {templates!r:.60}; expected a string or a list of named templates"
         )
     more_folder = folder / "additional_chat_templates"
     if not more_folder.is_dir():
@@ -148,10 +148,10 @@ def _templates(folder: Path, configured: object) -> str | dict[str, str] | None:
     more = {path.stem: _text(path) for path in paths}
     main = folder / "chat_template.jinja"
     if has_file(main, TokenizerError):
-        configured = {"default": _text(main), **more} if more else _text(main)
+        templates = {"default": _text(main), **more} if more else _text(main)
     elif more:
-        configured = ({"default": configured} if isinstance(configured, str) else configured or {}) | more
-    return configured
+        templates = ({"default": templates} if isinstance(templates, str) else templates or {}) | more
+    return templates
 
 
 def _text(path: Path) -> str:

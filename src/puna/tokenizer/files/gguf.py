@@ -130,10 +130,10 @@ def merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
 def pre_name(vocabulary: GgufVocabulary) -> str:
     """Returns the name of the pre-tokenizer of a "gpt2" tokenizer.
 
-    Files converted before April 2024 do not name it; those of Llama 3 are detected by their first special token.
+    Files converted before April 2024 do not contain it; those of Llama 3 are detected by their first special token.
 
     Raises:
-        TokenizerError: no name; a wrong guess would give wrong ids (github.com/ggml-org/llama.cpp/pull/6920).
+        TokenizerError: the name is missing; a wrong guess would give wrong ids (llama.cpp's pull request 6920).
     """
     llama3 = len(vocabulary.tokens) > LLAMA3_BOS and vocabulary.tokens[LLAMA3_BOS] == "<|begin_of_text|>"
     name: str = _get(vocabulary.metadata, PREFIX + "pre", str, "llama-bpe" if llama3 else None)

@@ -212,14 +212,14 @@ def _literal(
         parsed: the pipeline and the notes of the file, if it has been read already.
     """
     pipeline, notes = parsed or read_pipeline(file)
-    named = _guess_bos_and_eos(pipeline, file.with_name("config.json"))
+    guesses = _guess_bos_and_eos(pipeline, file.with_name("config.json"))
     return Recipe(
-        named | arguments, pipeline=pipeline, literal=True, add_bos=add_bos, add_eos=add_eos, notes=tuple(notes)
+        guesses | arguments, pipeline=pipeline, literal=True, add_bos=add_bos, add_eos=add_eos, notes=tuple(notes)
     )
 
 
 def _guess_bos_and_eos(pipeline: Tokenizer, config_file: Path) -> Arguments:
-    """Returns BOS and EOS, from the ids in config.json or the names that LLaMA models use, and no unknown token."""
+    """Returns BOS and EOS, from the ids in config.json or by the names in `_BOS_AND_EOS`, without an unknown token."""
     config = read_json(config_file, TokenizerError) if has_file(config_file, TokenizerError) else {}
     special = {token.content for token in pipeline.get_added_tokens_decoder().values() if token.special}
     bos, eos = next((pair for pair in _BOS_AND_EOS if special.issuperset(pair)), (None, None))
@@ -281,7 +281,7 @@ def _gguf_sentencepiece(vocabulary: GgufVocabulary, arguments: Arguments, behavi
 
 
 def byte_level_recipe(vocabulary: GgufVocabulary, arguments: Arguments) -> Recipe:
-    """Returns the recipe of a "gpt2" vocabulary: control tokens become special, user-defined tokens added."""
+    """Returns the recipe of a "gpt2" vocabulary: control tokens become special, user-defined tokens added ones."""
     from tokenizers import AddedToken
 
     rules = pre_tokenizer(pre_name(vocabulary))

@@ -67,8 +67,8 @@ def _user_defined_pieces(model: bytes) -> list[str]:
 def _normalizer_and_decoder(spec: ModelSpec, user_defined: list[str]) -> tuple[Any, Any]:
     """Returns the normaliser and the decoder: spaces become U+2581, and a prefix space is added if the model has one.
 
-    `tokenizers` normalises the user-defined pieces too, which must not change them. A text that is exactly one such
-    piece therefore gets no prefix space. SentencePiece encodes a "▁" before it; this is the only known difference.
+    `tokenizers` normalises the user-defined pieces too, but they must not change. A text that is exactly one such piece
+    therefore gets no prefix space. SentencePiece encodes a "▁" before the piece; this is the only known difference.
     """
     normalizer: list[Any] = [normalizers.Replace(" ", "▁")]
     decoder: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]

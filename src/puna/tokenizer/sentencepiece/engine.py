@@ -1,6 +1,6 @@
 """SentencePiece models at run time: opening a model, and decoding token by token.
 
-`Run` follows the rules of `SentencePieceProcessor.Decode` (sentencepiece_processor.cc), and `HfStream` those of
+`PieceDecoder` follows `SentencePieceProcessor.Decode` (sentencepiece_processor.cc); `HfStream` follows
 `LlamaTokenizer.convert_tokens_to_string` and `PreTrainedTokenizer._decode` (transformers 4.34.1).
 """
 
@@ -31,7 +31,7 @@ _LIMITS = {"nbest_size": (-1, 512), "alpha": (0, 1e9)}
 _ARGUMENTS: dict[str, type] = {
     "enable_sampling": bool, "nbest_size": int, "alpha": float, "add_bos": bool, "add_eos": bool, "reverse": bool,
 }  # fmt: skip
-"""Arguments of `SentencePieceProcessor` that affect ids, with their types. Others open files or change result types."""
+"""Arguments of `SentencePieceProcessor` that affect ids, and their types. Others open files or change result types."""
 
 
 def read_model(path: Path) -> bytes:
@@ -153,7 +153,7 @@ class Pieces:
         return int(self.text(index)[3:5], 16) if self._sp.is_byte(index) else None
 
 
-class Run:
+class PieceDecoder:
     """Decodes piece by piece; the joined texts equal one call of SentencePiece's `Decode`."""
 
     def __init__(self, pieces: Pieces) -> None:
@@ -198,7 +198,7 @@ class Run:
 
 
 def _characters(data: bytes, final: bool) -> tuple[str, bytes]:
-    """Returns the complete characters at the front of UTF-8 bytes, and the remaining bytes; none if `final`.
+    """Returns the complete characters at the front of UTF-8 bytes, and the remaining bytes; if `final`, none remain.
 
     Each invalid byte becomes one U+FFFD, and decoding restarts at the next byte.
     """
@@ -229,7 +229,7 @@ class SpStream(TextStream):
     added: Callable[[int], str]
 
     def __post_init__(self) -> None:
-        self._run = Run(self.pieces)
+        self._run = PieceDecoder(self.pieces)
 
     def push(self, index: int) -> str:
         """Returns the characters of pending bytes that the id completes or ends, then the text of the id."""
@@ -238,7 +238,7 @@ class SpStream(TextStream):
         if 0 <= index < self.pieces.count:
             return self._run.push(index, show_control=True)
         text = self._run.push_text(self.added(index))
-        self._run = Run(self.pieces)
+        self._run = PieceDecoder(self.pieces)
         return text
 
     def rest(self) -> str:
@@ -276,7 +276,7 @@ class HfStream(TextStream):
         self._start_group()
 
     def _start_group(self) -> None:
-        self._run = Run(self.pieces)
+        self._run = PieceDecoder(self.pieces)
         self._held = ""
         self._count = 0
         self._after_special = False
@@ -287,7 +287,7 @@ class HfStream(TextStream):
         return "" if index in self.skipped else self.push_token(self.token_of(index))
 
     def push_token(self, token: str) -> str:
-        """Does the same as `push`, for a token instead of its id."""
+        """Returns the text of a token, as `push` does for an id."""
         if token in self.added:
             text = self._show(self._held + self._run.rest())
             separator = self.separator if self._has_output or self._group_shown else ""
@@ -308,7 +308,7 @@ class HfStream(TextStream):
     def _special_token(self, token: str) -> str:
         space = " " if self.legacy and not self._after_special and self._count > 1 else ""
         text = space + self._held + self._run.rest() + token
-        self._run, self._held, self._after_special = Run(self.pieces), "", True
+        self._run, self._held, self._after_special = PieceDecoder(self.pieces), "", True
         return text
 
     def _piece(self, token: str) -> str:

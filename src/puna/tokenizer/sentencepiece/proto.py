@@ -86,39 +86,39 @@ def read_pieces(model: bytes) -> tuple[list[str], list[float], list[int]]:
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Yields each field of a message: its number, and the value of a varint or the bytes of any other type."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
+    position = 0
+    while position < len(data):
+        key, position = _varint(data, position)
         field, wire = key >> 3, key & 7
         if field == 0:
-            raise ValueError(f"field 0 at byte {at}")
+            raise ValueError(f"field 0 at byte {position}")
         if wire == _VARINT:
-            value, at = _varint(data, at)
+            value, position = _varint(data, position)
             yield field, value
             continue
         if wire == _BYTES:
-            size, at = _varint(data, at)
+            size, position = _varint(data, position)
         elif wire in (_FIXED32, _FIXED64):
             size = 4 if wire == _FIXED32 else 8
         else:
-            raise ValueError(f"wire type {wire} at byte {at}")
-        if at + size > len(data):
-            raise ValueError(f"a field of {size} bytes at byte {at}, but only {len(data) - at} bytes follow")
-        yield field, data[at : at + size]
-        at += size
+            raise ValueError(f"wire type {wire} at byte {position}")
+        if position + size > len(data):
+            raise ValueError(f"a field of {size} bytes at byte {position}, but {len(data) - position} bytes follow")
+        yield field, data[position : position + size]
+        position += size
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = data[at]
-        at += 1
+        byte = data[position]
+        position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, at
+            return value, position
         shift += 7
         if shift > 63:
-            raise ValueError(f"a number of more than 64 bits at byte {at}")
+            raise ValueError(f"a number of more than 64 bits at byte {position}")
 
 
 def write_model(
@@ -130,7 +130,7 @@ def write_model(
     remove_extra_whitespaces: bool,
     ids: dict[str, int],
 ) -> bytes:
-    """Serialises a BPE vocabulary as a SentencePiece model with the identity normaliser.
+    """Returns a BPE vocabulary as the bytes of a SentencePiece model with the identity normaliser.
 
     Args:
         pieces, scores, types: one item for each id; types are values of `PieceType`.
