@@ -1,4 +1,4 @@
-"""Chooses which requests run in a step, and with how many tokens each. Policy only: no tensors, no text."""
+"""Chooses which requests run in a step, and how many tokens of each. The module handles neither tensors nor text."""
 
 from __future__ import annotations
 

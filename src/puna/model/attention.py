@@ -106,9 +106,9 @@ def _fill_empty_rows(allowed: Tensor, forbidden: Tensor, dtype: torch.dtype | No
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float, weights: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """softmax(q k' / sqrt(E) + mask) v, with q (B, H, T, E), k and v (B, K, S, E); query head h reads kv head h K // H.
+    """Returns softmax(q k' / sqrt(E) + mask) v, and the attention weights (B, H, T, S) if `weights`.
 
-    Returns (B, H, T, E), and the attention weights (B, H, T, S) if `weights`. The weights need the slower eager
+    q is (B, H, T, E), k and v are (B, K, S, E); query head h reads kv head h K // H. The weights need the slower eager
     implementation, since PyTorch's fused kernels do not return them.
     """
     if weights:

@@ -113,7 +113,7 @@ class TorchBackend:
 
 @contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Turns PyTorch's errors for exhausted memory into a BackendError. On the CPU they have no class."""
+    """Turns PyTorch's errors for exhausted memory into a BackendError. On the CPU, they are plain RuntimeErrors."""
     try:
         yield
     except RuntimeError as exc:

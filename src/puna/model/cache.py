@@ -127,7 +127,7 @@ register_node(KVCache, _children, lambda children: KVCache(**children))
 def extend(past: tuple[Tensor, Tensor] | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Appends a layer's new keys and values, (B, K, T, E), to its cached ones, (B, K, S, E).
 
-    Copying lets gradients flow. It moves twice the cache's bytes per decoded token, few compared with the weights.
+    Copying lets gradients flow. It moves twice the cache's bytes per decoded token, far fewer than the weights have.
     """
     if past is None:
         return k, v

@@ -93,7 +93,7 @@ def generate(
         stopping_criteria: functions that return which rows have ended, called after each token.
         streamer: receives the prompt and each token; transformers' streamers accept only one row.
         attention_mask: (B, T), 0 for padding, which must be on the left. By default, tokens equal to the pad token are
-            padding, unless it is also an eos token. Cached tokens that are not in `inputs` need columns, too.
+            padding, unless it is also an eos token. Cached tokens that are not in `inputs` need columns here, too.
         inputs_embeds: (B, T, D) in place of the ids; the result then contains only the new tokens.
         past_key_values: cache of the first tokens of `inputs`, or of earlier tokens, which the mask must then cover.
         max_length: maximum tokens of prompt plus answer; max_new_tokens limits only the answer and takes precedence.
@@ -166,11 +166,11 @@ def _read_prompt(
 
 
 def _check_mask(mask: Tensor, rows: int, tokens: int, past: int) -> None:
-    """Raises RequestError unless the mask covers the prompt (or cached tokens, too) and ends without padding."""
+    """Raises RequestError unless the mask covers the prompt (or cached tokens, too) and no row ends in padding."""
     if mask.dim() != 2 or mask.shape[0] != rows or mask.shape[1] not in (tokens, past + tokens):
         raise RequestError(
             f"attention_mask has shape {tuple(mask.shape)}; it must be 2-D, a row for each of {rows} prompts and a "
-            f"column for each of {tokens} tokens" + (f", or {past} cached tokens and these" if past else "")
+            f"column for each of {tokens} tokens" + (f", or also for {past} cached tokens" if past else "")
         )
     if not mask[:, -1].all():
         raise RequestError("in attention_mask, a prompt ends in padding; pad on the left (padding_side='left')")

@@ -37,7 +37,7 @@ class LlamaRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., D)."""
+        """Returns the normalised x, (..., D)."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -54,7 +54,7 @@ class LlamaMLP(nn.Module):
         self.act_fn = activation_of(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., D)."""
+        """Returns the output of the network for x, (..., D)."""
         hidden = self.act_fn(self.gate_proj(x)) * self.up_proj(x)  # (..., I)
         out: Tensor = self.down_proj(hidden)
         return out
@@ -81,7 +81,7 @@ class LlamaAttention(nn.Module):
         past: tuple[Tensor, Tensor] | None,
         weights: bool,
     ) -> LayerOutput:
-        """x (B, T, D); past: the layer's cached keys and values, (B, K, S - T, E)."""
+        """Attends from x, (B, T, D), to x and `past`, the layer's cached keys and values, (B, K, S - T, E)."""
         batch, tokens, _ = x.shape
         q = self.q_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
         k = self.k_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
@@ -115,7 +115,7 @@ class LlamaDecoderLayer(nn.Module):
         past: tuple[Tensor, Tensor] | None,
         weights: bool,
     ) -> LayerOutput:
-        """x (B, T, D)."""
+        """Applies the layer to x, (B, T, D)."""
         out, attention, cached = self.self_attn(self.input_layernorm(x), rope, mask, past, weights)
         x = x + out
         x = x + self.mlp(self.post_attention_layernorm(x))

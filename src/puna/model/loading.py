@@ -29,7 +29,7 @@ _HEADS = {"lm": "lm_head.weight", "classification": "score.weight", "none": None
 
 
 def choose_dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:
-    """Converts `dtype`: None means float32, "auto" the type of the stored weights (float32 if quantised)."""
+    """Returns the type that `dtype` names: None means float32, "auto" the stored type (float32 if quantised)."""
     if isinstance(dtype, torch.dtype):
         return dtype
     name = "float32" if dtype is None else dtype

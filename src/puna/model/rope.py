@@ -7,8 +7,8 @@ rotations are computed in float32 for every dtype, as in Meta's code.
 There are two cases:
 
 * default, linear, yarn, llama3: the frequencies are fixed. Keys are rotated once and cached rotated (`Rotation`).
-* dynamic, longrope: the frequencies depend on the length of the context. The query at position p and
-  all keys that it attends to are rotated with those for length p + 1, so keys are cached unrotated (`LengthRotation`).
+* dynamic, longrope: the frequencies depend on the length of the context. The query at position p and all its keys are
+  rotated with the frequencies for length p + 1, so keys are cached unrotated (`LengthRotation`).
   A token's result then depends only on the tokens before it: not on the rest of the batch, on how the prompt is split
   into chunks, or on earlier prompts. (transformers uses one length for all tokens of a call and keeps cached keys.)
 """
@@ -49,7 +49,7 @@ class LengthRotation:
     scaling: float
 
     def __iter__(self) -> Iterator[tuple[slice, Angles, Angles]]:
-        """Yields (slice of the queries, their angles, angles of all keys); lazily, since the latter are large."""
+        """Yields (slice of the queries, their angles, angles of all keys); lazily, since the keys' angles are large."""
         for queries, inv_freq in self.runs:
             yield (
                 queries,
@@ -65,9 +65,9 @@ def angles(positions: Tensor, inv_freq: Tensor, scaling: float) -> Angles:
     return phase.cos() * scaling, phase.sin() * scaling
 
 
-def rotate(x: Tensor, by: Angles) -> Tensor:
-    """Rotates the pairs of x, (B, heads, tokens, E)."""
-    cos, sin = by
+def rotate(x: Tensor, cos_and_sin: Angles) -> Tensor:
+    """Returns x, (B, heads, tokens, E), with rotated pairs."""
+    cos, sin = cos_and_sin
     first, second = x.float().chunk(2, dim=-1)  # (B, heads, tokens, E/2) each
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)  # shape of x
 
