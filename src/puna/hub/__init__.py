@@ -40,9 +40,9 @@ class HubArguments(TypedDict, total=False):
 
 
 def local_path(path: str | Path, need: Need = "model", subfolder: str = "", **arguments: Unpack[HubArguments]) -> Path:
-    """Returns the local path of a model; a model on the hub is downloaded, and its path in the cache returned.
+    """Returns the local path of a model; for a model on the hub, downloads it and returns its path in the cache.
 
-    A local `path` is returned unchanged, except as `model_folder` says.
+    A local `path` is returned unchanged, unless `model_folder` returns the folder of its model.
 
     Args:
         subfolder: a folder inside the model's folder, appended to the path.

@@ -57,20 +57,20 @@ def cached_models() -> list[CachedModel]:
 def find_cached(text: str) -> Reference | None:
     """Finds the model in the cache whose name contains `text`; returns None if there is none.
 
-    Case is ignored. A model whose complete name or owner/name is `text` precedes others. `:part` selects a GGUF file.
+    Case is ignored. A model of exactly this name, with or without owner, precedes others. `:part` selects a GGUF file.
 
     Raises:
         ModelNotFoundError: several models match.
     """
-    wanted, _, part = text.partition(":")
-    key = wanted.lower()
+    name_part, _, part = text.partition(":")
+    key = name_part.lower()
     if not key or key.startswith((".", "/", "~")):
         return None
     names = cached_names()
     exact = [name for name in names if key in (name.lower(), name.lower().partition("/")[2])]
     matches = exact or [name for name in names if key in name.lower()]
     if len(matches) > 1:
-        raise ModelNotFoundError(f"{text!r} matches several downloaded models: {', '.join(matches)}; give more of it")
+        raise ModelNotFoundError(f"{text!r} matches several downloaded models: {', '.join(matches)}; give a full name")
     return Reference(matches[0], None, part or None) if matches else None
 
 

@@ -67,11 +67,11 @@ class Selection:
 
     def _weights(self, siblings: list[str], names: list[str]) -> list[str]:
         if self.reference.part is not None:
-            return self._chosen_by_name(names, self.reference.part.lower())
-        others = [name for name in siblings if not _matches(name, _ADAPTER)]
-        by_format = ([name for name in others if _matches(name, patterns)] for patterns in _WEIGHTS)
+            return self._find_by_name(names, self.reference.part.lower())
+        no_adapters = [name for name in siblings if not _matches(name, _ADAPTER)]
+        by_format = ([name for name in no_adapters if _matches(name, patterns)] for patterns in _WEIGHTS)
         # An adapter is downloaded too: the loader names its base model.
-        weights = next((files for files in by_format if files), [name for name in siblings if name not in others])
+        weights = next((files for files in by_format if files), [name for name in siblings if name not in no_adapters])
         if not weights:
             raise ModelNotFoundError(f"{self.reference}: no weights that puna reads; the model has {_list(names)}")
         models = group_parts(weights)
@@ -84,7 +84,7 @@ class Selection:
             )
         return weights
 
-    def _chosen_by_name(self, names: list[str], part: str) -> list[str]:
+    def _find_by_name(self, names: list[str], part: str) -> list[str]:
         """Returns the only GGUF file that has `part` in its name, or the parts of the only such split model."""
         models = group_parts(name for name in names if name.endswith(".gguf"))
         matches = [files for files in models if any(part in PurePosixPath(name).name.lower() for name in files)]
@@ -97,7 +97,7 @@ class Selection:
         )
 
     def path(self, folder: Path, chosen: list[str]) -> Path:
-        """Returns the path of the model: its GGUF file or the first of its parts; its folder unless one was chosen."""
+        """Returns the path of the model: the chosen GGUF file, or the first of its parts; without one, the folder."""
         models = group_parts(name for name in chosen if name.endswith(".gguf"))
         return folder / models[0][0] if len(models) == 1 else folder / self.subfolder
 

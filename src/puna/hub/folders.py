@@ -1,4 +1,4 @@
-"""Finds the folder of a model from a path that users give instead of it."""
+"""Finds the folder of a model if the user gives its config.json, or its folder in the hub's cache, instead."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from puna.errors import ModelNotFoundError
 
 
 def model_folder(path: Path) -> Path:
-    """Returns the folder of a model: of its `config.json`, or the only snapshot of a model in the hub's cache.
+    """Returns the folder of the `config.json` at `path`, or the only snapshot in a model's folder of the hub's cache.
 
     Any other path is returned unchanged.
 

@@ -40,7 +40,7 @@ CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 _MAX_PIECES = 8
-"""Maximum number of pieces per native call if frequencies depend on the length: each then needs a table of angles."""
+"""Maximum parts of chunks per native call if frequencies depend on the length: each part needs a table of angles."""
 
 
 class NativeBackend:
@@ -99,7 +99,7 @@ class NativeBackend:
         self._lengths: dict[int, int] = {}
         kernels = float32_kernels() if float32 else chosen_kernels()
         self._pointer = self._new_model(shape, default_threads(threads), kernels)
-        # Each tensor is in memory twice while it is packed. The largest first: then the memory in use is still small.
+        # A tensor is in memory twice while it is packed, so the largest are packed first, while little memory is used.
         for name in sorted(tensors, key=lambda name: -tensors[name].format.size(tensors[name].shape)):
             load_tensor(self._model, name, tensors[name], target, float32)
         self._check(self._library.puna_model_ready(self._model, pages))

@@ -28,7 +28,7 @@ _REMEDY = "reinstall puna with: pip install --force-reinstall --no-deps puna"
 
 
 class Shape(ctypes.Structure):
-    """puna_shape."""
+    """The C struct puna_shape."""
 
     _fields_ = (
         ("vocab_size", ctypes.c_int32),
@@ -45,7 +45,7 @@ class Shape(ctypes.Structure):
 
 
 class NativeTensor(ctypes.Structure):
-    """puna_tensor."""
+    """The C struct puna_tensor."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -58,7 +58,7 @@ class NativeTensor(ctypes.Structure):
 
 
 class NativeChunk(ctypes.Structure):
-    """puna_chunk. Arrays are passed as bytes, since getting a NumPy array's address takes several microseconds.
+    """The C struct puna_chunk. Arrays are passed as bytes, since reading a NumPy array's address takes microseconds.
 
     Do not read these fields back: ctypes would stop at the first zero byte.
     """
@@ -76,7 +76,7 @@ class NativeChunk(ctypes.Structure):
 
 
 class NativeSampling(ctypes.Structure):
-    """puna_sampling."""
+    """The C struct puna_sampling."""
 
     _fields_ = (
         ("temperature", ctypes.c_double),
@@ -88,7 +88,7 @@ class NativeSampling(ctypes.Structure):
 
 
 class NativeMachine(ctypes.Structure):
-    """puna_machine."""
+    """The C struct puna_machine."""
 
     _fields_ = (
         ("bytes_per_second", ctypes.c_double),
@@ -99,10 +99,10 @@ class NativeMachine(ctypes.Structure):
 
 
 OK, FAILED, STOPPED = 0, 1, 2
-"""PUNA_OK, PUNA_FAILED, PUNA_STOPPED."""
+"""The statuses PUNA_OK, PUNA_FAILED and PUNA_STOPPED."""
 
 PHASES = ("embedding", "norm", "qkv", "rope", "attention", "o", "gate_up", "activation", "down", "head")
-"""PUNA_PHASE_*, in order."""
+"""Names of the phases PUNA_PHASE_*, in order."""
 
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {

@@ -1,4 +1,4 @@
-"""Memory that this process can still allocate. A model too large for it is rejected before its weights are read."""
+"""Memory that this process can still allocate. A model that needs more is rejected before its weights are read."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _available_in_groups() -> list[int]:
 
 
 def _available_in_group(group: Path, version: int) -> int | None:
-    """Returns the bytes below the limit. See the kernel's "cgroup-v2" and "Memory Resource Controller" documents."""
+    """Returns the bytes that a group may still use. See Linux's "cgroup-v2" and "Memory Resource Controller" pages."""
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version == 1 else ("memory.max", "memory.current")
     try:
         limit, used = (int((group / name).read_text(encoding="ascii")) for name in names)

@@ -1,7 +1,7 @@
 """Frequencies of rotary embeddings for the native runtime: the formulas of `puna.model.rope` in NumPy.
 
-Tests compare the two modules. `puna.model.rope` cites the sources. With dynamic and longrope, whose frequencies
-depend on the length of the context, the query at position p uses those of length p + 1; keys are cached unrotated.
+Tests compare the two modules. `puna.model.rope` cites the sources. With dynamic and longrope, the frequencies depend on
+the length of the context: the query at position p uses those of length p + 1, and keys are cached unrotated.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Tensor(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(rows, columns) of a matrix, (size,) of a vector."""
+        """The shape: (rows, columns) of a matrix, (size,) of a vector."""
         ...
 
     @property
@@ -81,7 +81,7 @@ def quantized_format(name: str | None, tensors: Mapping[str, Tensor]) -> BlockFo
 
 
 def packed_bytes(tensors: Mapping[str, Tensor], quantize: BlockFormat | None, float32: bool = False) -> int:
-    """Returns the size in memory of the matrices after `load_tensor` has packed them."""
+    """Returns the bytes of memory that the matrices need after `load_tensor` has packed them."""
     library = load_library()
     total = 0
     for name, tensor in tensors.items():

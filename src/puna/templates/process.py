@@ -29,7 +29,7 @@ serve()
 """
 
 _MAX_IDLE = 4
-"""Processes that wait for the next rendering; several threads may render at the same time."""
+"""Maximum number of processes that wait for the next rendering: several threads may render at the same time."""
 
 _MAX_DEPTH = 200
 """Maximum depth of nested values. `marshal` supports 2,000."""
@@ -45,7 +45,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C must not reach it
+                start_new_session=True,  # Ctrl-C must not end the process
             )
         except OSError as exc:
             raise ChatTemplateError(
@@ -67,9 +67,7 @@ class _Worker:
 
     def _write(self, data: bytes) -> None:
         assert self._process.stdin
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # the process has ended: the next read in `ask` finds the end of the file
+        with contextlib.suppress(BrokenPipeError):  # the process has ended, which `ask` notices
             self._process.stdin.write(data)
             self._process.stdin.flush()
 

@@ -52,7 +52,7 @@ def _limit_memory() -> None:
 
 
 def _answer(request: bytes) -> bytes:
-    """Returns T and the rendered text, M (out of memory), or why after C (not compiled), R (refused) or F (failed)."""
+    """Returns "T" and the rendered text; "C" (not compiled), "R" (refused) or "F" (failed) and why; or "M" (memory)."""
     try:
         source, values = marshal.loads(request)
         try:
@@ -109,7 +109,7 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _strftime_now(format: str) -> str:  # templates may pass it by name
+def _strftime_now(format: str) -> str:  # templates may pass `format` by name
     return datetime.datetime.now().astimezone().strftime(format)
 
 
