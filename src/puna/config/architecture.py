@@ -33,4 +33,4 @@ def check_architecture(fields: Mapping[str, Any]) -> list[str]:
         raise ConfigError(f"architectures is {str(names)[:200]}; puna runs only the Llama classes")
     if mixture:
         raise ConfigError(f"the model is {mixture}; puna runs only LLaMA models without experts")
-    return [f"architectures names {', '.join(others)[:200]}; model_type 'llama' decides"] if others else []
+    return [f"architectures {', '.join(others)[:200]} ignored, since model_type is 'llama'"] if others else []

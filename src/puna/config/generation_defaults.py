@@ -44,7 +44,7 @@ _SAME_ANSWER = frozenset(
      "prompt_lookup_num_tokens", "remove_invalid_values", "renormalize_logits", "speculation_type", "stop_strings",
      "synced_gpus", "target_lookbehind", "transformers_version", "use_mtp"}
 )  # fmt: skip
-"""Fields outside `GenerationConfig`'s own that do not change an answer of `LLM`, or that it supports.
+"""Fields in `GenerationConfig.extra` that do not change an answer of `LLM`, or that `LLM` supports.
 
 They control speed, memory, and what transformers returns; or they matter only in a beam search, in mirostat or XTC
 sampling, or in models with an encoder.
@@ -98,7 +98,7 @@ class GenerationDefaults:
 
 
 def generation_notes(config: GenerationConfig) -> list[str]:
-    """Returns notes on settings that `LLM` ignores, and on one that makes answers useless."""
+    """Returns notes on settings that `LLM` ignores, and on a repetition penalty that makes answers useless."""
     ignored = ", ".join(f"{name} ({value!r:.80})" for name, value in ignored_settings(config).items())
     notes = [f"LLM does not support these generation settings, and answers without them: {ignored}"] if ignored else []
     if not 0.1 <= config.repetition_penalty <= 10:

@@ -58,7 +58,7 @@ class LlamaConfig:
         output_attentions, output_hidden_states, return_dict: defaults of the model's forward arguments.
 
     Attributes:
-        notes: the arguments that change nothing and were therefore left out, in words.
+        notes: sentences for the user on arguments that have no effect and were left out.
 
     Raises:
         ConfigError: if a field has a value that no LLaMA model can have; the message names field, value and limit.

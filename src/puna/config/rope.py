@@ -90,8 +90,8 @@ def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, d
 def check_consistent(fields: Mapping[str, Any]) -> None:
     """Raises ConfigError if `rope_parameters` contradicts `rope_theta` or `rope_scaling`, or heads rotate in part.
 
-    transformers 4.57 writes such files when it saves a configuration of 5.x again: it copies `rope_parameters` without
-    reading it, and adds a `rope_theta` of 10000 and a `rope_scaling` of null.
+    transformers 4.57 writes contradictions when it saves a configuration of 5.x again: it copies `rope_parameters`
+    without reading it, and adds a `rope_theta` of 10000 and a `rope_scaling` of null.
     """
     _check_partial("partial_rotary_factor", fields)
     inner = fields.get("rope_parameters")
