@@ -44,8 +44,8 @@ def test_an_error_names_the_message_and_its_line(tiny_model):
     result = chat(tiny_model, input=b"a\nb\0\n\0\nc\xff", status=1)
     assert "puna: message 2 on line 4: the message is not UTF-8" in result.stderr
     result = chat(tiny_model, input="hi\0\n\n" + "xyz" * 99, status=1)
-    assert "puna: message 2 on line 3: the message makes " in result.stderr
-    assert "but the context has 256; shorten the message" in result.stderr
+    assert "puna: message 2 on line 3: the conversation would have " in result.stderr
+    assert "the context has 256. Shorten the message" in result.stderr
 
 
 def test_json_lines_have_roles_and_documented_fields(tiny_model):
@@ -179,7 +179,7 @@ def test_set_changes_options_and_refuses_invalid_values(conversation):
         ("/set temperature -1", "temperature is -1.0"),
         ("/set speculate maybe", "speculate must be on or off"),
         ("/set max_tokens 0", "it must be 1 or more"),
-        ("/set context 9999", "takes 2 to 256 tokens"),
+        ("/set context 9999", "supports 2 to 256 tokens"),
     ]:
         with pytest.raises(PunaError, match=words):
             command(conversation, text)

@@ -103,7 +103,7 @@ def test_errors_do_not_end_the_chat(chat):
     with chat() as terminal:
         terminal.wait(PROMPT)
         terminal.send(b"xyz" * 99 + b"\r")
-        terminal.wait(b"shorten the message")
+        terminal.wait(b"Shorten the message")
         terminal.wait(PROMPT)
         terminal.send(b"/set temprature 1\r")
         terminal.wait(b"Did you mean temperature")

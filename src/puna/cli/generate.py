@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from puna.llm import LLM, Options
 
 LONG_PROMPT = 256
-"""Prompts with more tokens take long enough to say so."""
+"""For prompts with more tokens, a status line shows that the prompt is being read."""
 
 FIELDS = {
     "prompt_ids": "token ids of the prompt",
@@ -127,7 +127,7 @@ def answer_prompt(
 
 
 def first_piece(pieces: Iterator[str], prompt_tokens: int) -> str:
-    """Returns the first piece of an answer, "" if there is none; says what takes time while a long prompt is read."""
+    """Returns the first piece of an answer, "" if there is none; shows a status line while a long prompt is read."""
     text = f"Reading {prompt_tokens:,} tokens ..."
     with status(text) if prompt_tokens > LONG_PROMPT else nullcontext():
         return next(pieces, "")
@@ -142,7 +142,7 @@ def within_context(llm: LLM, prompt: str | list[dict[str, str]], context: int, s
     tokens = count_tokens(llm, prompt)
     if context > llm.config.context_length:
         raise RequestError(
-            f"--context is {context}, but the model's context is {llm.config.context_length}; give at most that"
+            f"--context is {context}, but the model's context is {llm.config.context_length}; lower --context"
         )
     if tokens >= context:
         raise RequestError(f"the prompt has {tokens} tokens, which fill the context of {context}; raise --context")

@@ -128,7 +128,7 @@ class CommandGroup(TyperGroup):
                 formatter.write_dl([(name, text.removesuffix(".")) for name, (_, text) in commands.items()])
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Writes what holds for all commands."""
+        """Writes the environment variables and exit statuses of all commands."""
         with formatter.section("Environment"):
             formatter.write_dl(
                 [

@@ -1,4 +1,4 @@
-"""Loads models with the options of a command, and says what it does."""
+"""Loads models with the options of a command, and shows the progress."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def locate(model: str | None, need: Need = "model") -> Path:
     """Returns the path of a model: a path, a model of the hub, or a part of a downloaded model's name.
 
     Args:
-        model: what the user gave; None means the default model.
+        model: the path or name in the command line; None means the default model.
         need: the part of the model to download, if it is not in the cache.
 
     Raises:
@@ -35,7 +35,7 @@ def locate(model: str | None, need: Need = "model") -> Path:
 
 
 def expand(model: str | None, need: Need = "model") -> str | Path | None:
-    """Returns the path of a downloaded model, or the default model, if `model` is a part of its name, else `model`.
+    """Returns the path of the downloaded or default model of which `model` is a part of the name, else `model`.
 
     Downloads nothing.
 

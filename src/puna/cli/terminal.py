@@ -29,7 +29,7 @@ _verbosity = {"quiet": False, "verbose": False}
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
-    """Sets whether notes are shown (not if `quiet`) and details are (only if `verbose`)."""
+    """Sets whether notes are hidden (`quiet`) and whether details are shown (`verbose`)."""
     _verbosity.update(quiet=quiet, verbose=verbose)
 
 
@@ -41,7 +41,7 @@ def is_quiet() -> bool:
 def command(
     examples: Mapping[str, str], fields: Mapping[str, str] | None = None
 ) -> Callable[[Callable[Parameters, None]], Callable[Parameters, None]]:
-    """Decorates a command: errors print one message and exit with 1, Ctrl-C exits with 130, a closed pipe is silent.
+    """Decorates a command: errors print one message and exit with 1, Ctrl-C exits with 130, a closed pipe prints none.
 
     Args:
         examples: command lines and what each does, for the help.
@@ -165,7 +165,7 @@ def status(text: str) -> AbstractContextManager[Any]:
 
 
 def printable(text: str) -> str:
-    """Escapes characters other than line ends that a terminal would obey: names in files are chosen by strangers."""
+    """Escapes characters other than line ends that a terminal would obey: texts in files are not trusted."""
     return "".join(item if item.isprintable() or item == "\n" else repr(item)[1:-1] for item in text)
 
 

@@ -1,4 +1,4 @@
-"""What `puna` prints without a command: the next steps, which depend on the models that are on this machine."""
+"""The text of `puna` without a command: the next steps, which depend on the models that are on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import typer
 
 
 def show_next_steps() -> None:
-    """Says how to chat with the default model or a downloaded one; if there is none, how to get one."""
+    """Prints how to chat with the default model or a downloaded one; if there is none, how to get one."""
     from puna import hub
     from puna.checkpoint.locate import DEFAULT_MODEL, default_model
 

@@ -51,7 +51,7 @@ class Conversation:
         context: maximum number of tokens; None means the model's.
 
     Attributes:
-        fallback: options of sampling for models whose generation configuration does not sample, unless `settings` do.
+        fallback: sampling options that are used if neither the model's generation configuration nor `settings` sample.
 
     Raises:
         RequestError: the model's context is shorter than `context`.
@@ -67,7 +67,7 @@ class Conversation:
         """Continues the conversation with another model or maximum number of tokens."""
         longest = llm.config.context_length
         if context is not None and not 1 < context <= longest:
-            raise RequestError(f"context is {context}; {name} takes 2 to {longest} tokens")
+            raise RequestError(f"context is {context}; {name} supports 2 to {longest} tokens")
         self.name, self.llm, self.context = name, llm, context or longest
 
     def reset(self, system: str | None) -> None:
@@ -99,7 +99,7 @@ class Conversation:
 
         Args:
             show: receives the answer in pieces.
-            stoppable: whether Ctrl-C only stops the answer, of which the conversation keeps the beginning.
+            stoppable: whether Ctrl-C only stops the answer; the conversation then keeps the text so far.
 
         Raises:
             PunaError: the message cannot be answered; the conversation is unchanged.
@@ -148,14 +148,14 @@ class Conversation:
         )
 
     def _fit(self, messages: list[Message]) -> tuple[list[Message], int, int]:
-        """Drops the oldest turns until an answer fits; returns (messages, number of tokens, number of dropped ones)."""
+        """Drops the oldest turns until an answer fits; returns (messages, token count, number of dropped messages)."""
         reserve = min(self._maximum, self.context // _RESERVE)
         kept, tokens = messages, self._count(messages)
         while tokens > self.context - reserve and (shorter := _without_oldest_turn(kept)) is not None:
             kept, tokens = shorter, self._count(shorter)
         if tokens >= self.context:
             raise RequestError(
-                f"the message makes {tokens} tokens, but the context has {self.context}; shorten the message"
+                f"the conversation would have {tokens} tokens; the context has {self.context}. Shorten the message"
             )
         return kept, tokens, len(messages) - len(kept)
 

@@ -78,7 +78,7 @@ def _open_history(file: Path | None) -> History:
 
 
 class _Utf8History(FileHistory):
-    """A history file that replaces what cannot be encoded, and continues in memory if the file cannot be written."""
+    """A history file that replaces characters without UTF-8, and continues in memory if the file cannot be written."""
 
     def load_history_strings(self) -> Iterable[str]:
         """Returns the messages of the file, the latest first; none if it cannot be read."""

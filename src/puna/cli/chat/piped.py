@@ -16,7 +16,7 @@ from puna.errors import PunaError, RequestError
 
 
 def answer_texts(conversation: Conversation) -> None:
-    """Prints the answer to each message of standard input. NUL characters separate messages; there may be none."""
+    """Prints the answer to each message of standard input; NUL characters separate the messages."""
     line = number = 1
     for part in sys.stdin.buffer.read().split(b"\0"):
         first = line + part[: len(part) - len(part.lstrip())].count(b"\n")
@@ -34,7 +34,7 @@ def answer_texts(conversation: Conversation) -> None:
 def answer_json_lines(conversation: Conversation) -> None:
     """Reads messages from each line of standard input; prints the answer to each message of the user as a JSON line.
 
-    A system message at the beginning replaces the system message. A message with the role assistant replaces the
+    A system message at the beginning replaces the one of --system. A message with the role assistant replaces the
     model's answer, if it follows one. In a list of messages, only the last is answered.
     """
     number = 0

@@ -39,7 +39,7 @@ _TYPES: dict[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class Session:
-    """What the commands act on: the conversation, and the options that models are loaded with."""
+    """The conversation on which the commands act, and the options with which models are loaded."""
 
     conversation: Conversation
     loader: Loader
@@ -121,11 +121,11 @@ def _set(session: Session, argument: str) -> str:
     if name == "context":
         conversation.use_model(conversation.name, conversation.llm, value)
     else:
-        conversation.settings = _checked({**conversation.settings, name: value})
+        conversation.settings = _check_settings({**conversation.settings, name: value})
     return f"{name} is now {_value(conversation, name)}."
 
 
-def _checked(settings: dict[str, Any]) -> Any:
+def _check_settings(settings: dict[str, Any]) -> Any:
     """Returns the settings without those that are None; raises RequestError if a value is out of range."""
     from puna.engine import Sampling
 

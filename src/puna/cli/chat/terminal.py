@@ -94,7 +94,7 @@ def _terminal_width() -> int:
 
 @contextmanager
 def _hidden_keys() -> Iterator[None]:
-    """Keys pressed while an answer is printed are not shown; the next prompt reads them."""
+    """Context manager: hides keys that are pressed while an answer is printed; the next prompt reads them."""
     import termios
 
     try:

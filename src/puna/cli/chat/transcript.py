@@ -14,10 +14,10 @@ ROLES = ("system", "user", "assistant")
 
 
 def read_messages(value: Any) -> list[dict[str, str]]:
-    """Returns the messages of a JSON value: a text of the user, a message with role and content, or a list of them.
+    """Returns the messages of a JSON value: a text of the user, a message with role and content, or a list of these.
 
     Raises:
-        RequestError: the value has another form.
+        RequestError: the value is none of these.
     """
     if isinstance(value, list):
         return [message for item in value for message in read_messages(item)]
@@ -34,7 +34,7 @@ def read_messages(value: Any) -> list[dict[str, str]]:
 
 
 def save(path: Path, messages: list[dict[str, str]]) -> None:
-    """Writes a conversation as a JSON list of messages. Replaces only a file that is a conversation too.
+    """Writes a conversation as a JSON list of messages. Replaces an existing file only if it is a saved conversation.
 
     Raises:
         StorageError: the file exists with other content, or cannot be written.
@@ -52,7 +52,7 @@ def load(path: Path) -> list[dict[str, str]]:
     """Reads a conversation: a JSON list of messages, or one message per line.
 
     Raises:
-        RequestError: the file cannot be read or has another form.
+        RequestError: the file cannot be read or is not a saved conversation.
     """
     try:
         with path.open("rb") as file:

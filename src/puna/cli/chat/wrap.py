@@ -25,7 +25,7 @@ class WordWrap:
         self._word = ""
 
     def feed(self, text: str) -> None:
-        """Writes the complete words of `text` and of earlier pieces; the last word waits for its end."""
+        """Writes the complete words of `text` and of earlier pieces; keeps the last word, which may continue."""
         for character in text:
             if character == "\n":
                 self.finish()

@@ -86,7 +86,7 @@ def bench(
         raise RequestError("nothing is left to measure; choose shorter prompts and contexts")
     peak = _peak_memory()
     note(f"Measuring {len(works)} workloads {repeat} times.")
-    others = OtherPrograms()
+    other_programs = OtherPrograms()
     before = measure_machine(threads)
     _reset_peak()
     samples = _measure(native, works, repeat)
@@ -99,7 +99,7 @@ def bench(
     report = {
         "model": str(model or "default"),
         "machine": vars(speed),
-        "other_cpu_cores": others.cores(),
+        "other_cpu_cores": other_programs.cores(),
         "results": [_as_json(result) for result in results],
         "load_seconds": loaded - started,
         "first_token_seconds": first - started,

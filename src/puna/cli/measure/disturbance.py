@@ -29,18 +29,18 @@ def disturbance(cores: float | None, cores_ok: bool) -> str | None:
     if cores is not None and cores > DISTURBED:
         return (
             f"Other programs used {cores:.1f} CPU cores on average during the measurement, so the speeds are too low; "
-            "close them and run it again."
+            "close them and measure again."
         )
     if not cores_ok:
         return (
             "The threads slowed each other down: other programs used the CPU, or two threads share a physical core. "
-            "Close other programs, or lower --threads, and run it again."
+            "Close other programs, or lower --threads, and measure again."
         )
     return None
 
 
 def _busy_and_own() -> tuple[float, float, float] | None:
-    """Returns the seconds that passed, that all processors were busy, and that this process used, since some start."""
+    """Returns the seconds that passed, that all processors were busy, and that this process used, since any start."""
     times = os.times()
     try:
         fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]

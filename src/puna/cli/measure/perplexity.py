@@ -58,7 +58,7 @@ def perplexity(
     _, llm = Loader(backend, threads, device, dtype, quantize).load(model)
     longest = llm.config.context_length
     if context is not None and context > longest:
-        raise RequestError(f"--context is {context}, but the model's context is {longest}; give at most that")
+        raise RequestError(f"--context is {context}, but the model's context is {longest}; lower --context")
     windows = list(_windows(llm.tokenizer.encode(text)[:max_tokens], context or min(_WINDOW, longest)))
     if not windows:
         raise RequestError(f"{file} has fewer than 2 tokens; there is nothing to predict")

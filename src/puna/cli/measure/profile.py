@@ -91,7 +91,7 @@ def profile(
     repeats: list[dict[str, dict[str, tuple[float, float | None]]]] = []
     speeds = []
     note(f"Measuring {prefill} tokens of a prompt and {tokens} generated tokens {repeat} times.")
-    others = OtherPrograms()
+    other_programs = OtherPrograms()
     started = time.perf_counter()
     for done in range(repeat):
         phases: dict[str, dict[str, tuple[float, float | None]]] = {}
@@ -103,7 +103,7 @@ def profile(
             phases[work.phase] = _compare_with_limits(native, speeds[-1], work, seconds)
         repeats.append(phases)
     report = _medians(repeats)
-    cores = others.cores()
+    cores = other_programs.cores()
     if json:
         print_json({"machine": [vars(speed) for speed in speeds], "other_cpu_cores": cores, **report})
         return
