@@ -83,9 +83,9 @@ def _needs_torch(name: str) -> str:
 
 
 class _MissingNames:
-    """Raises the error of `from puna import name` if `name` needs PyTorch and PyTorch is not installed.
+    """An import hook: `from puna import name` raises a clear error if `name` needs PyTorch, which is not installed.
 
-    Python looks for a module of a name that is not an attribute of the package.
+    Python calls the hook because it searches a module `puna.name` if the package has no such attribute.
     """
 
     @staticmethod

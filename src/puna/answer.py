@@ -89,7 +89,7 @@ class Answer:
         self._text: list[str] = []
         self._next_piece = 0  # index of the first piece of `_text` that `take` has not returned
         self._pending = ""  # decoded text that may be the beginning of a stop string
-        self._marks: list[tuple[int, str]] = []  # special tokens: number of characters in front, counted from _pending
+        self._marks: list[tuple[int, str]] = []  # of special tokens: (position in _pending, mark)
         self._times: list[float] = []  # start of the first step, first token, last token; seconds
         self._decoder = StreamDecoder(tokenizer, True, request.prompt_ids if continues_prompt else ())
 
@@ -160,16 +160,16 @@ class Answer:
             kept += [_visible(shown[len(shown) - overlap(shown, stop) :]) for stop in self._stops.marked]
             end = len(self._pending) - max(kept, default=0)
         self._pending = self._pending[end:]
-        self._marks = [(at - end, mark) for at, mark in self._marks if at >= end][-self._stops.longest :]
+        self._marks = [(i - end, mark) for i, mark in self._marks if i >= end][-self._stops.longest :]
         return text[:end]
 
     def _shown(self, text: str) -> str:
         """Returns the text with the marks of special tokens inserted."""
         parts, start = [], 0
-        for at, mark in self._marks:
-            if at <= len(text):
-                parts += [text[start:at], mark]
-                start = at
+        for index, mark in self._marks:
+            if index <= len(text):
+                parts += [text[start:index], mark]
+                start = index
         return "".join([*parts, text[start:]])
 
 
@@ -191,8 +191,8 @@ def check_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 class _Stops:
     """The stop strings of an answer.
 
-    Text hides special tokens. A string that contains special tokens is therefore also searched for in a text that shows
-    each of them as a mark: a lone surrogate, which no text contains.
+    Decoded text does not show special tokens. A string that contains special tokens is therefore also searched for in a
+    text that shows each of them as a mark: a lone surrogate, which no text contains.
 
     Attributes:
         plain: the strings.
@@ -220,7 +220,7 @@ class _Stops:
 
 
 _FIRST_MARK, _OTHER_MARK = 0xD800, "\udfff"
-"""The mark of the first special token in the stop strings, and that of special tokens that are in none of them."""
+"""The mark of the first special token in the stop strings, and that of all special tokens in no stop string."""
 
 
 def _visible(shown: str) -> int:

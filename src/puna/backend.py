@@ -62,7 +62,7 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees the weights and the caches; `forward` is then an error. Calling it again does nothing."""
+        """Frees the weights and the caches; `forward` is then an error. A second call does nothing."""
         ...
 
 

@@ -19,7 +19,7 @@ _SIZES = ("7B", "7Bf", "8B", "8Bf", "1B", "3B", "13B", "13Bf", "30B", "34B", "65
           "tokenizer_only")  # fmt: skip
 
 _GUARD = "Guard-3"
-"""Llama Guard 3, fine-tuned from Llama 3.1 or (1B) from 3.2; puna infers the base from the parameters."""
+"""The release of Llama Guard 3, fine-tuned from Llama 3.1 or (1B) 3.2; puna infers which from the parameters."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -83,7 +83,7 @@ class LLM:
         self._results: dict[int, Answer | PromptLogits] = {}
         self._lock = threading.RLock()  # only one thread at a time may use the engine and the results
         self._closed = False
-        self._reported = False  # settings that cannot be honoured have been reported
+        self._reported = False  # whether a warning has named the unsupported settings
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"backend={self.backend!r}, context_length={self.config.context_length}"
@@ -99,7 +99,7 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Frees the memory of the weights and the cache. Later requests, and streams in progress, are errors."""
+        """Frees the memory of the weights and the cache. Later requests, and streams in progress, raise errors."""
         with self._lock:
             self._closed = True
             self._backend.close()
@@ -153,7 +153,7 @@ class LLM:
             speculate: guess tokens from earlier text: the same answer, faster if the text repeats itself.
 
         An option that is None has the value of the model's generation_config.json (for GGUF files,
-        general.sampling.*); without one, the most likely token is chosen.
+        general.sampling.*); without a value there, the most likely token is chosen.
 
         Raises:
             RequestError: if prompt and answer exceed the context, or an option is out of range.
@@ -212,7 +212,7 @@ class LLM:
         Raises:
             ChatTemplateError: if the model has no chat template, or its template rejects the conversation or ignores
                 the tools.
-            RequestError: as in `generate`, or a message has another form.
+            RequestError: as in `generate`, or a message is malformed.
         """
         options: Options = {
             "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,

@@ -17,7 +17,7 @@ class Options(TypedDict, total=False):
     """Options of `LLM.generate`, `LLM.chat`, `LLM.stream` and `LLM.start`.
 
     An option that is left out or None has the value of the model's generation_config.json (for GGUF files,
-    general.sampling.*); without one, the most likely token is chosen.
+    general.sampling.*); without a value there, the most likely token is chosen.
 
     max_tokens: maximum number of tokens to generate. "auto", the default: the model's max_new_tokens, else 256, and
         never more than fits in the context. None fills the context.
@@ -55,7 +55,7 @@ def settings_of(options: Options, config: GenerationConfig, prompt: int, longest
     Args:
         config: the model's settings, used where there is no option.
         prompt: number of tokens of the prompt.
-        longest: maximum number of tokens of prompt and answer together. Only a number in `options` may exceed it.
+        longest: maximum number of tokens of prompt and answer together. Only a `max_tokens` in `options` may exceed it.
 
     Raises:
         RequestError: an option is out of range.

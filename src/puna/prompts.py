@@ -70,7 +70,7 @@ def read_tools(tools: object) -> list[dict[str, Any]] | None:
 
 def _conversation(name: str, messages: object) -> list[dict[str, Any]]:
     if not isinstance(messages, list | tuple):
-        raise RequestError(f"{name} is {show(messages)}; it must be a list of messages, as the other conversations")
+        raise RequestError(f"{name} is {show(messages)}; it must be a list of messages, like the other conversations")
     if not messages:
         raise RequestError(f"{name} is empty; a conversation has at least one message")
     return [_message(f"{name}[{index}]", message) for index, message in enumerate(messages)]
@@ -81,7 +81,7 @@ def _message(name: str, message: object) -> dict[str, Any]:
         raise RequestError(f"{name} is {show(message)}; {_MESSAGE}")
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str):
-        raise RequestError(f"{name}['role'] is {show(role)}; {_MESSAGE}")
+        raise RequestError(f"{name}['role'] is {show(role)}; it must be a text such as 'user'")
     if content is None and message.get("tool_calls"):
         return dict(message)
     if isinstance(content, list | tuple) and content:

@@ -82,11 +82,11 @@ def split_into_shards(
     """
     names = {tensor.name for tensor in tensors}
     if len(names) != len(tensors):
-        raise CheckpointError(f"{len(tensors)} tensors have only {len(names)} different names; give each its own")
+        raise CheckpointError(f"{len(tensors)} tensors have only {len(names)} different names; give each a unique name")
     shards = _split_by_size(tensors, parse_size(max_shard_size)) if count is None else _divide(tensors, count)
     if len(shards) == 1:
         return {_SINGLE: shards[0]}
-    return {f"model-{at:05}-of-{len(shards):05}.safetensors": shard for at, shard in enumerate(shards, 1)}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, 1)}
 
 
 def write_shard(path: Path, tensors: Sequence[NewTensor]) -> None:
