@@ -311,7 +311,7 @@ FormatTable all_formats() { return {std::begin(kFormats), std::end(kFormats)}; }
 
 float read_scale(const FormatTraits& traits, const uint8_t* block) {
     if (traits.format != kIQ1_M) return from_half(half(block + traits.scale_at)) * traits.unit;
-    uint32_t bits = 0;  // the top four bits of each word of scales are a quarter of the f16 scale
+    uint32_t bits = 0;  // the top four bits of the four words of scales, joined, are the f16 scale
     for (int i = 0; i < 4; ++i) bits |= half(block + 48 + 2 * i) >> 12 << 4 * i;
     return from_half(static_cast<uint16_t>(bits)) * traits.unit;
 }

@@ -59,7 +59,8 @@ enum class Scales : int8_t {
     kSignedHalves,  // head: f32 scale; block: for each 16 columns a signed byte of scale
 };
 
-// The numbers that 4-bit stored values select, and the same plus 128, four times: the size of a vector register.
+// `number`: the numbers that 4-bit stored values select. `raised`: these numbers plus 128, four times, which fills a
+// vector register.
 struct Levels {
     int8_t number[16];
     alignas(64) uint8_t raised[64];

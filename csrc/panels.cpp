@@ -50,7 +50,7 @@ void pack_scales(const FormatTraits& traits, const uint8_t* block, int64_t first
     }
 }
 
-// Bytes of scales of a row and a block.
+// Returns the bytes of the scales that one row has in one block.
 constexpr int piece_scales(Scales scales) {
     return scales == Scales::kHalf || scales == Scales::kHalfAndLeast ? 0 : scale_bytes(scales) / kPanel;
 }
@@ -75,8 +75,7 @@ void pack_integer(const Panels& panels, const uint8_t* data, int row, uint8_t* p
     }
 }
 
-// Writes one row of floats into its panel: element after element, or for bf16 pair after pair, among those of the other
-// rows.
+// Writes one row of floats into its panel: elements, or for bf16 pairs, interleaved with those of the other rows.
 void pack_float(const Panels& panels, const uint8_t* data, int row, uint8_t* to) {
     const Format format = panels.traits->format;
     for (int64_t k = 0; k < panels.cols; ++k) {

@@ -280,8 +280,8 @@ void Quantizer::weigh(Group& group, int64_t first) const {
         for (int b = 0; b < kGroup; ++b) power[b] += group.x[i * kGroup + b] * group.x[i * kGroup + b];
     std::fill(group.total, group.total + kGroup, 0.0f);
     for (int b = 0; b < kGroup; ++b) power[b] /= static_cast<float>(size);
-    // ggml uses the mean square of each block in the weights of iq4_nl, and that of the row in the weights of other
-    // formats.
+    // In the weights of iq4_nl, ggml uses the mean square of each block; in those of other formats, the mean square of
+    // the row.
     const bool alone = group.recipe->format == kIQ4_NL;
     for (int i = 0; i < size; ++i)
         for (int b = 0; b < kGroup; ++b) {
@@ -303,8 +303,8 @@ void Quantizer::weigh(Group& group, int64_t first) const {
         }
 }
 
-// The scale and minimum of a block were rounded separately and may not be the best pair. Tries all pairs that differ
-// from them by at most one step each, and keeps the pair with the smallest error.
+// The scale and minimum of a block were rounded separately and may not be the best pair. Tries all pairs in which each
+// differs from the rounded number by at most one step, and keeps the pair with the smallest error.
 void Quantizer::refine(Group& group) const {
     const int size = group.search->size, per = kSuper / size;
     const bool lines = group.search->kind == K::kBestLine;

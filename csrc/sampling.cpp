@@ -189,7 +189,7 @@ int64_t draw(const Candidates& from, double uniform) {
         }
         before += block;
     }
-    size_t last = count - 1;  // only rounding leads here: return the last token whose weight is not 0
+    size_t last = count - 1;  // reached only after rounding errors: return the last token whose weight is not 0
     while (last > 0 && weights[last] == 0.0f) --last;
     return from.ids[last];
 }

@@ -42,7 +42,7 @@ PUNA_API uint32_t puna_cpu_features(void);
 PUNA_API int32_t puna_logical_cores(void);
 
 /* Physical cores of the processors that puna_logical_cores counts, limited by the same quota. At least 1. Two busy
- * threads on one core share its vector units, so this is the default number of threads. */
+ * threads on one core share its vector units, so the number of cores is the default number of threads. */
 PUNA_API int32_t puna_physical_cores(void);
 
 /* ---- Models. The functions of type int32_t below return PUNA_OK, except puna_model_integers. On failure they store a
