@@ -113,9 +113,23 @@ def test_rm_asks_before_it_deletes(cache, tiny_in_cache):
 
 def test_rm_deletes_without_a_question_and_leaves_other_models(cache, tiny_in_cache):
     add(cache, "Andes/Other", {"config.json": b"{}"})
-    out = as_json("rm", "tiny", "--yes")
+    out = as_json("rm", "andes/tiny-llama", "--yes")
     assert [entry["name"] for entry in out["removed"]] == ["Andes/Tiny-Llama"]
     assert hub.cached_names() == ["Andes/Other"]
+
+
+def test_rm_without_a_question_needs_the_complete_name(cache, tiny_in_cache):
+    for name in ("tiny", "Tiny-Llama", "Andes"):
+        result = run("rm", name, "--yes")
+        assert (result.exit_code, "give Andes/Tiny-Llama, or leave out --yes" in result.stderr) == (1, True)
+    assert tiny_in_cache.exists()
+
+
+@pytest.mark.parametrize("arguments", [["--yes"], []])
+def test_rm_refuses_the_name_of_one_file(cache, tiny_in_cache, arguments):
+    result = run("rm", "Andes/Tiny-Llama:Q8_0", *arguments, input="y\n")
+    assert (result.exit_code, "names one file" in result.stderr) == (1, True)
+    assert tiny_in_cache.exists()
 
 
 def test_rm_does_not_delete_paths_and_suggests_names(cache, tiny_in_cache, tiny_model):

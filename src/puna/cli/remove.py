@@ -16,7 +16,7 @@ from puna.errors import ModelNotFoundError, RequestError
 @command(
     {
         "puna rm smollm2": "delete a model, after a question; a part of its name is enough",
-        "puna rm owner/name --yes": "without the question",
+        "puna rm owner/name --yes": "without the question; needs the complete name",
     },
     {"removed": "list of the deleted models, each with name and bytes"},
 )
@@ -25,7 +25,7 @@ def remove(
         list[str],
         typer.Argument(metavar="MODEL...", autocompletion=complete_cached, help="Names shown by puna list, or parts."),
     ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking; needs complete names.")] = False,
     json: options.Json = False,
 ) -> None:
     """Delete a downloaded model.
@@ -35,7 +35,7 @@ def remove(
     from puna import hub
 
     cached = {model.name: model for model in hub.cached_models()}
-    names = list(dict.fromkeys(_name(text) for text in models))
+    names = list(dict.fromkeys(_name(text, complete=yes) for text in models))
     for name in names:
         question = f"Delete {name} ({size(cached[name].bytes)}, {cached[name].format})?"
         if not yes and not _agrees(question):
@@ -53,10 +53,16 @@ def _agrees(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _name(text: str) -> str:
+def _name(text: str, *, complete: bool) -> str:
+    """Returns the name of the downloaded model; with `complete`, a part of its name is not enough."""
     from puna import hub
 
-    reference = hub.find_cached(text.partition(":")[0])
+    model, separator, _ = text.partition(":")
+    if separator:
+        raise RequestError(f"{text!r} names one file, but puna rm deletes models with all their files; give {model!r}")
+    reference = hub.find_cached(model)
     if reference is None:
         raise ModelNotFoundError(f"{text!r} is not a downloaded model; puna list shows them.{similar_model(text)}")
+    if complete and model.lower() != reference.id.lower():
+        raise RequestError(f"--yes needs the complete name, got {text!r}; give {reference.id}, or leave out --yes")
     return reference.id
