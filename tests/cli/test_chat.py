@@ -54,7 +54,7 @@ def test_json_lines_have_roles_and_documented_fields(tiny_model):
         "",
         '{"role": "user", "content": "the llama"}',
         '"two\\nlines"',
-        "plain",
+        '{"role": "user", "content": [{"type": "text", "text": "plain"}]}',
     ]
     outputs = [json.loads(line) for line in chat(tiny_model, "--json", input="\n".join(lines)).stdout.splitlines()]
     expected = answers(tiny_model, "the llama", "two\nlines", "plain", system="brief")
@@ -86,14 +86,29 @@ def test_json_history_replaces_the_models_answer(tiny_model):
     assert (len(separate), len(combined)) == (2, 1)
 
 
+def test_the_message_of_a_tool_is_answered(tiny_model):
+    call = {"type": "function", "function": {"name": "height", "arguments": {}}}
+    history = [
+        {"role": "user", "content": "the llama"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "high"},
+    ]
+    (line,) = chat(tiny_model, "--json", input=json.dumps(history)).stdout.splitlines()
+    assert json.loads(line)["content"] == LLM(tiny_model).chat(history, max_tokens=6).text
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"role": "user", "content": "hi"', "begins with { but is not JSON"),
-        ('{"role": "tool", "content": "hi"}', "the role is 'tool'; it must be one of system, user, assistant"),
-        ('{"role": "user", "content": 5}', "the content of the user message must be a text, got 5"),
-        ("[]", "the list of messages is empty"),
-        ("[5]", "5 is not a message"),
+        ('{"role": "user", "content": "hi"', "is not JSON"),
+        ("not json", "'not json' is not JSON"),
+        ("null", "messages[0] is None"),
+        ("42", "messages[0] is 42"),
+        ('{"role": "usr", "content": "hi"}', "the role is 'usr'; it must be one of system, user, assistant, tool"),
+        ('{"role": "user", "content": 5}', "messages[0]['content'] is 5"),
+        ("[]", "messages is empty"),
+        ("[5]", "messages[0] is 5"),
+        ('[[{"role": "user", "content": "hi"}]]', "list of lists"),
         ("[" * 5000, "is not JSON"),
     ],
 )

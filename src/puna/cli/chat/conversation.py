@@ -14,7 +14,7 @@ from puna.errors import RequestError
 if TYPE_CHECKING:
     from puna.llm import LLM, Options
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 _SAMPLING = {"temperature", "top_k", "top_p", "min_p"}
 
@@ -78,7 +78,7 @@ class Conversation:
     def system(self) -> str | None:
         """The system message."""
         first = self.messages[0] if self.messages else {"role": "", "content": ""}
-        return first["content"] if first["role"] == "system" else None
+        return str(first["content"]) if first["role"] == "system" else None
 
     @property
     def options(self) -> Options:
@@ -89,22 +89,25 @@ class Conversation:
 
     def undo(self) -> None:
         """Removes the last message of the user and its answer."""
-        while self.messages and self.messages[-1]["role"] == "assistant":
+        while self.messages and self.messages[-1]["role"] not in ("user", "system"):
             self.messages.pop()
         if self.messages and self.messages[-1]["role"] == "user":
             self.messages.pop()
 
-    def say(self, text: str, show: Callable[[str], None] = lambda piece: None, *, stoppable: bool = False) -> Reply:
-        """Adds a message of the user and the model's answer.
+    def say(
+        self, message: str | Message, show: Callable[[str], None] = lambda piece: None, *, stoppable: bool = False
+    ) -> Reply:
+        """Adds a message and the model's answer.
 
         Args:
+            message: a text of the user, or a message with a role.
             show: receives the answer in pieces.
             stoppable: whether Ctrl-C only stops the answer; the conversation then keeps the text so far.
 
         Raises:
             PunaError: the message cannot be answered; the conversation is unchanged.
         """
-        messages = [*self.messages, {"role": "user", "content": text}]
+        messages = [*self.messages, {"role": "user", "content": message} if isinstance(message, str) else message]
         messages, tokens, dropped = self._fit(messages)
         limit = self.context - tokens
         options: Any = {**self.options, "max_tokens": min(self._maximum, limit)}

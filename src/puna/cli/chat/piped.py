@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from puna.cli.chat.conversation import Conversation, Reply
+from puna.cli.chat.conversation import Conversation, Message, Reply
 from puna.cli.chat.transcript import read_messages
 from puna.cli.prompt import decode
 from puna.cli.terminal import note, print_json, write
@@ -32,10 +32,10 @@ def answer_texts(conversation: Conversation) -> None:
 
 
 def answer_json_lines(conversation: Conversation) -> None:
-    """Reads messages from each line of standard input; prints the answer to each message of the user as a JSON line.
+    """Reads messages from each line of standard input; prints the answer to each message of the user or a tool.
 
-    A system message at the beginning replaces the one of --system. A message with the role assistant replaces the
-    model's answer, if it follows one. In a list of messages, only the last is answered.
+    Answers are JSON lines. A system message at the beginning replaces the one of --system. A message with the role
+    assistant replaces the model's answer, if it follows one. In a list of messages, only the last is answered.
     """
     number = 0
     for line_number, line in enumerate(sys.stdin.buffer, 1):
@@ -46,27 +46,22 @@ def answer_json_lines(conversation: Conversation) -> None:
             *earlier, last = _parse(decode(line, "the message").strip())
             for message in earlier:
                 _add(conversation, message)
-            if last["role"] != "user":
+            if last["role"] not in ("user", "tool"):
                 _add(conversation, last)
                 continue
-            print_json(_as_json(conversation.say(last["content"])))
+            print_json(_as_json(conversation.say(last)))
         sys.stdout.flush()
 
 
-def _parse(line: str) -> list[dict[str, str]]:
-    if not line.startswith(("{", "[", '"')):
-        return read_messages(line)
+def _parse(line: str) -> list[Message]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as exc:
-        raise RequestError(f"it begins with {line[0]} but is not JSON ({exc})") from exc
-    messages = read_messages(value)
-    if not messages:
-        raise RequestError("the list of messages is empty")
-    return messages
+        raise RequestError(f"{line[:80]!r} is not JSON ({exc}); put a text in quotes") from exc
+    return read_messages(value)
 
 
-def _add(conversation: Conversation, message: dict[str, str]) -> None:
+def _add(conversation: Conversation, message: Message) -> None:
     previous = conversation.messages[-1]["role"] if conversation.messages else None
     if previous == message["role"] and previous in ("system", "assistant"):
         conversation.messages.pop()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puna.cli.chat.conversation import Conversation
+from puna.cli.chat.conversation import Conversation, Message
 from puna.cli.chat.transcript import load, save
 from puna.cli.loading import Loader
 from puna.cli.terminal import did_you_mean
@@ -80,7 +80,11 @@ def _undo(session: Session, argument: str) -> str:
 
 def _history(session: Session, argument: str) -> str:
     messages = session.conversation.messages
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages) or "Empty."
+    return "\n".join(f"{message['role']}: {_shown(message)}" for message in messages) or "Empty."
+
+
+def _shown(message: Message) -> object:
+    return message.get("tool_calls") if message.get("content") is None else message["content"]
 
 
 def _save(session: Session, argument: str) -> str:

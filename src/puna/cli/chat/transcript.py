@@ -9,31 +9,29 @@ from typing import Any
 from puna.cli.models import similar_file
 from puna.errors import RequestError, StorageError
 from puna.files import JSON_LIMIT, atomic_write
+from puna.prompts import read_conversations
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
-def read_messages(value: Any) -> list[dict[str, str]]:
-    """Returns the messages of a JSON value: a text of the user, a message with role and content, or a list of these.
+def read_messages(value: object) -> list[dict[str, Any]]:
+    """Returns the messages of a JSON value: a text of the user, a message as in `LLM.chat`, or a list of them.
 
     Raises:
-        RequestError: the value is none of these.
+        RequestError: the value has another form.
     """
-    if isinstance(value, list):
-        return [message for item in value for message in read_messages(item)]
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    if not isinstance(value, dict):
-        raise RequestError(f"{json.dumps(value)[:80]} is not a message; it must have the fields role and content")
-    role, content = value.get("role"), value.get("content")
-    if role not in ROLES:
-        raise RequestError(f"the role is {role!r}; it must be one of {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise RequestError(f"the content of the {role} message must be a text, got {json.dumps(content)[:80]}")
-    return [{"role": role, "content": content}]
+    items = value if isinstance(value, list) else [value]
+    messages = [{"role": "user", "content": item} if isinstance(item, str) else item for item in items]
+    conversations, several = read_conversations(messages)
+    if several:
+        raise RequestError("the messages are in a list of lists; give the messages of one conversation")
+    for message in conversations[0]:
+        if message["role"] not in ROLES:
+            raise RequestError(f"the role is {message['role']!r}; it must be one of {', '.join(ROLES)}")
+    return conversations[0]
 
 
-def save(path: Path, messages: list[dict[str, str]]) -> None:
+def save(path: Path, messages: list[dict[str, Any]]) -> None:
     """Writes a conversation as a JSON list of messages. Replaces an existing file only if it is a saved conversation.
 
     Raises:
@@ -48,7 +46,7 @@ def save(path: Path, messages: list[dict[str, str]]) -> None:
         file.write(json.dumps(messages, ensure_ascii=False, indent=1).encode("utf-8", "replace") + b"\n")
 
 
-def load(path: Path) -> list[dict[str, str]]:
+def load(path: Path) -> list[dict[str, Any]]:
     """Reads a conversation: a JSON list of messages, or one message per line.
 
     Raises:
@@ -65,6 +63,6 @@ def load(path: Path) -> list[dict[str, str]]:
             raise ValueError(f"more than {JSON_LIMIT} bytes")
         text = data.decode()
         values = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
-        return read_messages(values)
+        return read_messages(values) if values else []
     except (ValueError, RecursionError) as exc:
         raise RequestError(f"{path} is not a saved conversation ({exc})") from exc
