@@ -308,7 +308,7 @@ def test_commands_use_the_model_s_generation_settings(tiny_model, tmp_path):
     greedy = LLM(tiny_model).generate("the llama", max_tokens=12).ids
     assert as_json("generate", "the llama", "-t", "0", "-n", "12", *model)["ids"] == list(greedy)
     chat = LLM(tiny_model).chat("the llama", max_tokens=7, temperature=1.5, top_k=40, seed=3)
-    assert json.loads(run("chat", "--json", *model, input="the llama\n").stdout)["content"] == chat.text
+    assert json.loads(run("chat", "--json", *model, input='"the llama"\n').stdout)["content"] == chat.text
     assert json.loads(run("run", str(tmp_path), "the llama", "--json", "--seed", "3").stdout)["text"] == chat.text
     result = run("generate", "x", *model)
     assert result.stderr.count("typical_p (0.4)") == 1

@@ -91,7 +91,7 @@ def test_the_documented_fields_are_printed(tiny_model, tmp_path):
         "info": as_json("info"),
         "perplexity": as_json("perplexity", str(tmp_path / "text"), *model),
         "list": as_json("list"),
-        "chat": json.loads(run("chat", "--json", "-n", "1", *model, input="x").stdout),
+        "chat": json.loads(run("chat", "--json", "-n", "1", *model, input='"x"').stdout),
     }
     for name, output in outputs.items():
         assert sorted(output) == sorted(fields(name)), name
