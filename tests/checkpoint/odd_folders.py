@@ -105,9 +105,7 @@ UNUSUAL: dict[str, EditedFolder] = {
     "linear rope with factor 1": EditedFolder(
         {**NO_ROPE, "rope_scaling": {"type": "linear", "factor": 1.0}}, note="scales nothing"
     ),
-    "dynamic rope with factor 1": EditedFolder(
-        {**NO_ROPE, "rope_scaling": {"type": "dynamic", "factor": 1}}, note="scales nothing"
-    ),
+    "dynamic rope with factor 1": EditedFolder({**NO_ROPE, "rope_scaling": {"type": "dynamic", "factor": 1}}),
     "yarn with factor 1": EditedFolder(
         {**NO_ROPE, "rope_scaling": {"rope_type": "yarn", "factor": 1.0, "original_max_position_embeddings": 256}},
         note="scales nothing",

@@ -37,6 +37,8 @@ def test_defaults_equal_those_in_the_documentation_of_transformers():
     [
         ({"type": "linear", "factor": 2}, {"rope_type": "linear", "factor": 2.0}),
         ({"rope_type": "dynamic", "factor": 4.0}, {"rope_type": "dynamic", "factor": 4.0}),
+        ({"type": "dynamic", "factor": 1}, {"rope_type": "dynamic", "factor": 1.0}),
+        ({"type": "linear", "factor": 1}, None),
         ({"rope_type": "linear", "type": "linear", "factor": 2}, {"rope_type": "linear", "factor": 2.0}),
         ({"type": "default"}, None),
         (LLAMA3, LLAMA3),

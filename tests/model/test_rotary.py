@@ -42,8 +42,10 @@ def test_fixed_frequencies_equal_those_of_transformers(name: str, theta: float, 
         assert (angles[:, 0] - expected_angles[..., : head_dim // 2]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=20, attention_factor=1.2)])
-@pytest.mark.parametrize("length", [20, 21, 33])
+@pytest.mark.parametrize(
+    "settings", [DYNAMIC, {"type": "dynamic", "factor": 1}, longrope(12, original=20, attention_factor=1.2)]
+)
+@pytest.mark.parametrize("length", [20, 21, 60])
 def test_logits_of_the_last_position_equal_those_of_transformers(settings: dict[str, Any], length: int) -> None:
     """Beyond the original context, only the last position is compared.
 

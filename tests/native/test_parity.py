@@ -36,10 +36,23 @@ def test_logits_agree_with_pytorch(name, kernels):
 @pytest.mark.parametrize("name", SHAPES)
 def test_frequencies_agree_with_pytorch(name):
     config = config_of(**SHAPES[name])
+    _compare_frequencies(config)
+
+
+def test_dynamic_frequencies_with_factor_1_agree_with_pytorch_beyond_the_maximum():
+    config = config_of(rope_scaling={"rope_type": "dynamic", "factor": 1}, max_position_embeddings=20)
+    _compare_frequencies(config, 60)
+    frequencies = [inv_freq for _, _, inv_freq in Rope(config).runs(0, 40)][-1]
+    width = config.head_dim
+    base = config.rope_theta * 2 ** (width / (width - 2))  # 40 tokens are twice the maximum
+    np.testing.assert_allclose(frequencies, base ** -(np.arange(0, width, 2) / width), rtol=1e-6)
+
+
+def _compare_frequencies(config, length=None):
     rope, reference = Rope(config), LlamaRotaryEmbedding(config)
     assert rope.scale == pytest.approx(reference.scaling)
     assert rope.by_length == reference.by_length
-    for first, last, inv_freq in rope.runs(3, config.context_length - 3):
+    for first, last, inv_freq in rope.runs(3, (length or config.context_length) - 3):
         for position in (3 + first, 3 + last - 1):
             length = torch.tensor([[[position + 1]]])
             expected = reference._for_length(length) if reference.by_length else reference.inv_freq

@@ -2,8 +2,8 @@
 
 Reads `rope_theta` with `rope_scaling`, whose type is under `type` or `rope_type` (transformers 4.x), and
 `rope_parameters` (transformers 5.x). Writes all of these, so that every release finds the form it supports. An unknown
-type or key is an error: ignoring it would change every rotation silently. A null, a factor of 1 and a key of another
-rope type change nothing; they are left out, with a note.
+type or key is an error: ignoring it would change every rotation silently. A null, a factor of 1 with linear, yarn or
+llama3, and a key of another rope type change nothing; they are left out, with a note.
 """
 
 from __future__ import annotations
@@ -177,7 +177,12 @@ def _read_settings(field: str, inner: dict[str, Any], context: RopeContext, note
     if kind == "default":
         return None
     _add_derived(kind, inner, context)
-    if kind != "longrope" and _is_one(inner.get("factor")) and _is_one(inner.get("attention_factor", 1)):
+    # With a factor of 1, dynamic still enlarges the base beyond max_position_embeddings.
+    if (
+        kind not in ("dynamic", "longrope")
+        and _is_one(inner.get("factor"))
+        and _is_one(inner.get("attention_factor", 1))
+    ):
         notes.append(f"{field} of type {kind!r} has a factor of 1, which scales nothing")
         return None
     if missing := sorted(required - inner.keys()):
@@ -221,7 +226,7 @@ def _check_values(field: str, kind: str, inner: dict[str, Any], context: RopeCon
             check_between(f"{field}.{key}", value, 1 / _LIMIT, _LIMIT)
     factor = result.get("factor")
     if factor is not None and kind != "longrope" and factor < 1:
-        raise ConfigError(f"{field}.factor is {factor}; it must be at least 1 (1 scales nothing)")
+        raise ConfigError(f"{field}.factor is {factor}; it must be at least 1")
     if kind == "llama3" and result["low_freq_factor"] >= result["high_freq_factor"]:
         low, high = result["low_freq_factor"], result["high_freq_factor"]
         raise ConfigError(f"{field}.low_freq_factor is {low}; it must be below high_freq_factor, {high}")
