@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ class Hub:
         requests: method and path of each request, in order.
         bytes_sent: total size of the files sent.
         listing: replaces the body of every listing; a string is sent as HTML, an integer as the HTTP status.
-        damaged_file: name of a file that is sent with one bit changed.
+        damaged_files: names of files that are sent with one bit changed.
+        seconds_per_megabyte: how slowly files are sent.
         interrupt_after: the next download of more bytes than this stops after this number; None: no download stops.
     """
 
@@ -45,7 +47,8 @@ class Hub:
     bytes_sent: int = 0
     interrupt_after: int | None = None
     listing: dict[str, Any] | str | int | None = None
-    damaged_file: str | None = None
+    damaged_files: tuple[str, ...] = ()
+    seconds_per_megabyte: float = 0.0
 
     def add(self, name: str, files: dict[str, bytes], branch: str = "main", **settings: Any) -> Repo:
         commit = commit_of(files)
@@ -119,14 +122,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return None
-        if path == self.hub.damaged_file:
+        if path in self.hub.damaged_files:
             data = data[:-1] + bytes((data[-1] ^ 1,))
         body = data[first:]
         if self.hub.interrupt_after is not None and len(body) > self.hub.interrupt_after:
             body, self.hub.interrupt_after = body[: self.hub.interrupt_after], None
             self.close_connection = True
         self.hub.bytes_sent += len(body)
-        self.wfile.write(body)
+        for at in range(0, len(body), 2**18):
+            time.sleep(self.hub.seconds_per_megabyte / 4)
+            try:
+                self.wfile.write(body[at : at + 2**18])
+            except (BrokenPipeError, ConnectionResetError):  # the client was interrupted
+                self.close_connection = True
+                break
         return None
 
     def _send_json(self, content: Any) -> None:

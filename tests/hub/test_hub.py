@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,7 +250,7 @@ FILE = {"rfilename": "config.json", "size": 9, "blobId": "0" * 40}
         ({"siblings": [FILE | {"rfilename": "/outside.json"}]}, "is not the name of a file"),
         ({"siblings": [FILE | {"rfilename": "a\x1b[2J.json"}]}, "is not the name of a file"),
         ({"siblings": [FILE | {"size": "9"}]}, "config.json has a size of '9'"),
-        ({"siblings": None}, "the model has no files"),
+        ({"siblings": None}, "the files are None, not a list"),
         ({"sha": None}, "the commit is None, not 40 hexadecimal digits"),
         ({"sha": "../../../../outside"}, "the commit is '../../../../outside', not 40 hexadecimal digits"),
         ({"sha": "main"}, "the commit is 'main', not 40"),
@@ -276,12 +278,51 @@ except PunaError as exc: print(exc)
 
 def test_a_damaged_download_is_detected_and_repeated(machine: Machine) -> None:
     machine.hub.add("owner/tiny", {"config.json": b'{"vocab_size": 420}'})
-    machine.hub.damaged_file = "config.json"
+    machine.hub.damaged_files = ("config.json",)
     run = machine.run("-c", FETCH)
     assert "config.json was damaged during the download" in run.stdout and "download it again" in run.stdout
-    machine.hub.damaged_file = None
+    machine.hub.damaged_files = ()
     run = machine.run("-c", FETCH)
     assert (Path(run.stdout.strip()) / "config.json").read_bytes() == b'{"vocab_size": 420}', run.stderr
+
+
+@pytest.mark.slow
+def test_no_damaged_file_stays_in_the_cache(machine: Machine, model_files: dict[str, bytes]) -> None:
+    """Two damaged shards, and a file that was truncated in the cache, are downloaded again."""
+    shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    machine.hub.add("owner/tiny", model_files)
+    machine.hub.damaged_files = shards
+    runs = [machine.puna("pull", "owner/tiny") for _ in range(2)]
+    assert all(run.returncode == 1 and "damaged during the download" in run.stderr for run in runs)
+    machine.hub.damaged_files = ()
+    folder = Path(machine.puna("pull", "owner/tiny").stdout.strip())
+    assert all((folder / name).read_bytes() == model_files[name] for name in shards)
+    with (folder / shards[0]).resolve().open("r+b") as file:
+        file.truncate(100)
+    assert machine.puna("pull", "owner/tiny").returncode == 0
+    assert (folder / shards[0]).read_bytes() == model_files[shards[0]]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_download_of_several_files_at_once(machine: Machine, model_files: dict[str, bytes]) -> None:
+    large = {f"model-0000{n}-of-00003.safetensors": bytes([n]) * 20_000_000 for n in (1, 2, 3)}
+    machine.hub.add("owner/tiny", {"config.json": model_files["config.json"], **large})
+    machine.hub.seconds_per_megabyte = 0.5
+    command = [sys.executable, "-m", "puna", "pull", "owner/tiny"]
+    with subprocess.Popen(command, cwd=machine.home, env=machine.environment(), stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None and process.stderr.readline().startswith(b"downloading")
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        assert process.wait(timeout=60) == 130
+    assert time.monotonic() - started < 3, "the files take 10 s each"
+
+
+def test_quiet_commands_print_no_messages_of_the_hub(machine: Machine, model_files: dict[str, bytes]) -> None:
+    machine.hub.add("owner/tiny", model_files)
+    assert machine.puna("tokenize", "-q", "-m", "owner/tiny", "the").stderr == ""
+    machine.hub.listing = 429
+    assert machine.puna("tokenize", "-q", "-m", "owner/tiny", "the").stderr == ""
 
 
 @pytest.mark.parametrize("options", [(), ("--tokenizer-only",)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,10 @@ from pathlib import Path
 from puna.errors import ModelNotFoundError, PunaError, StorageError
 from puna.files import free_bytes
 from puna.hub.choice import Need, Selection
-from puna.hub.listing import RemoteFile, UnexpectedAnswerError, list_files
+from puna.hub.listing import UnexpectedAnswerError, list_files
 from puna.hub.reference import Reference
-from puna.hub.snapshot import cached_snapshot, record_branch, snapshot_folder, verify
-from puna.hub.transfer import download_files
+from puna.hub.snapshot import cached_snapshot, is_complete, record_branch, snapshot_folder
+from puna.hub.transfer import download_files, print_message
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,7 @@ class Download:
 
 def print_download(download: Download) -> None:
     """Prints a download to standard error."""
-    sys.stderr.write(f"{download}\n")
-    sys.stderr.flush()
+    print_message(str(download))
 
 
 def fetch(
@@ -95,29 +93,20 @@ def fetch(
         return _path_in_cache(selection, cache, exc)
     names = selection.choose(listing.files)
     folder = snapshot_folder(cache, reference, listing.commit)
-    missing = {n: listing.files[n] for n in names if force_download or not (folder / n).is_file()}
+    missing = {n: listing.files[n] for n in names if force_download or not is_complete(folder / n, listing.files[n])}
     download = Download(reference, listing.commit, {name: file.size or 0 for name, file in missing.items()}, cache)
     if missing:
         _check_space(download)
         announce(download)
     try:
         if missing:
-            _download(download, missing, token, force_download)
+            download_files(reference, listing.commit, missing, cache=cache, token=token, force=force_download)
         record_branch(cache, reference, listing.commit)
     except PunaError:
         raise
     except Exception as exc:  # errors of the disk, of huggingface_hub, of its HTTP and transfer libraries
         raise _user_error(exc, reference) from exc
     return selection.path(folder, names)
-
-
-def _download(download: Download, files: Mapping[str, RemoteFile], token: str | bool | None, force: bool) -> None:
-    total = sum(download.missing.values())
-    paths = download_files(
-        download.reference, download.commit, list(files), total, cache=download.cache, token=token, force=force
-    )
-    for path, file in zip(paths, files.values(), strict=True):
-        verify(path, file)
 
 
 def _check_space(download: Download) -> None:
@@ -141,7 +130,7 @@ def _path_in_cache(selection: Selection, cache: Path, failure: Exception | None)
         ) from failure
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
     if failure is not None:
-        sys.stderr.write(f"the hub {_failure(failure)}; using {reference} from the cache\n")
+        print_message(f"the hub {_failure(failure)}; using {reference} from the cache")
     return selection.path(folder, selection.choose(names))
 
 

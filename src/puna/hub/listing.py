@@ -58,7 +58,9 @@ def list_files(reference: Reference, token: str | bool | None) -> Listing:
         raise UnexpectedAnswerError(str(exc)) from exc
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
         raise UnexpectedAnswerError(f"the commit is {info.sha!r:.60}, not 40 hexadecimal digits")
-    return Listing(info.sha, dict(_read_file(item) for item in info.siblings or []))
+    if not isinstance(info.siblings, list):
+        raise UnexpectedAnswerError(f"the files are {info.siblings!r:.60}, not a list")
+    return Listing(info.sha, dict(_read_file(item) for item in info.siblings))
 
 
 def _read_file(item: Any) -> tuple[str, RemoteFile]:

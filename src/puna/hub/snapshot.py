@@ -46,6 +46,16 @@ def record_branch(cache: Path, reference: Reference, commit: str) -> None:
         file.write(commit.encode())
 
 
+def is_complete(path: Path, announced: RemoteFile) -> bool:
+    """Whether a file is in the cache with the announced size; deletes a file with another size."""
+    if not path.is_file():
+        return False
+    if announced.size is None or path.stat().st_size == announced.size:
+        return True
+    _delete(path)
+    return False
+
+
 def verify(path: Path, announced: RemoteFile) -> None:
     """Compares a downloaded file with the announced size and digest, or else with the digest that names its blob.
 
@@ -61,9 +71,15 @@ def verify(path: Path, announced: RemoteFile) -> None:
         problem = f"its digest is {actual}, but the hub announced {expected}"
     else:
         return
+    _delete(path)
+    raise CheckpointError(f"{path.name} was damaged during the download ({problem}); it was deleted, download it again")
+
+
+def _delete(path: Path) -> None:
+    """Deletes a file of a snapshot: the link and the blob."""
+    blob = path.resolve()
     path.unlink()
     blob.unlink(missing_ok=True)
-    raise CheckpointError(f"{path.name} was damaged during the download ({problem}); it was deleted, download it again")
 
 
 def _digest(path: Path, size: int, sha256: bool) -> str:

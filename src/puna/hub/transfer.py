@@ -3,65 +3,111 @@
 from __future__ import annotations
 
 import inspect
+import queue
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from puna.hub.listing import RemoteFile
 from puna.hub.reference import Reference
+from puna.hub.snapshot import verify
 
 _FILES_AT_ONCE = 8
 """As in `snapshot_download` of huggingface_hub."""
 
 
+class _StoppedError(Exception):
+    """Ends the other downloads after Ctrl-C or an error; huggingface_hub keeps their partial files."""
+
+
 def download_files(
     reference: Reference,
     commit: str,
-    names: Sequence[str],
-    total: int,
+    files: Mapping[str, RemoteFile],
     *,
     cache: Path,
     token: str | bool | None,
     force: bool,
-) -> list[Path]:
-    """Downloads files of a commit into the cache; resumes interrupted downloads.
-
-    Args:
-        total: bytes of all files.
+) -> None:
+    """Downloads files of a commit into the cache, and verifies each; resumes interrupted downloads.
 
     Raises:
+        CheckpointError: a file was damaged during the download; it is deleted.
         Exception: errors of `huggingface_hub`, its HTTP library, and the disk.
     """
     from huggingface_hub import hf_hub_download
 
-    with _progress_bar(total) as advance, ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+    stopped = threading.Event()
+    with _progress_bar(sum(file.size or 0 for file in files.values())) as show:
+
+        def advance(count: float) -> None:
+            if stopped.is_set():
+                raise _StoppedError
+            show(count)
+
         options: dict[str, Any] = {}
         if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # since huggingface_hub 1.3
             options["tqdm_class"] = _bar_class(advance)
 
-        def download(name: str) -> Path:
-            return Path(
-                hf_hub_download(
-                    reference.id, name, revision=commit, cache_dir=cache, token=token, force_download=force, **options
-                )
+        def download(name: str) -> None:
+            path = hf_hub_download(
+                reference.id, name, revision=commit, cache_dir=cache, token=token, force_download=force, **options
             )
+            verify(Path(path), files[name])
 
-        downloads = [pool.submit(download, name) for name in names]
         try:
-            return [future.result() for future in downloads]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            _run_all(download, list(files), stopped)
+        finally:
+            stopped.set()
+
+
+def _run_all(run: Callable[[str], None], names: Sequence[str], stopped: threading.Event) -> None:
+    """Runs a function for each name, in several threads; raises the first error at once.
+
+    The threads are daemons, so that Ctrl-C ends the process without waiting for the next piece of each download.
+    """
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    results: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    for name in names:
+        waiting.put(name)
+
+    def work() -> None:
+        while not stopped.is_set():
+            try:
+                name = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                run(name)
+                results.put(None)
+            except Exception as exc:
+                results.put(exc)
+
+    for _ in range(min(_FILES_AT_ONCE, len(names))):
+        threading.Thread(target=work, daemon=True).start()
+    for _ in names:
+        error = results.get()
+        if error is not None:
+            raise error
 
 
 _progress = {"shown": True}
 
 
 def show_progress(is_shown: bool) -> None:
-    """Sets whether downloads show their progress on standard error."""
+    """Sets whether downloads show their progress and messages on standard error."""
     _progress["shown"] = is_shown
+
+
+def print_message(text: str) -> None:
+    """Prints a line on standard error, with control characters escaped; nothing after `show_progress(False)`."""
+    if _progress["shown"] and sys.stderr is not None:
+        escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        sys.stderr.write(f"{escaped}\n")
+        sys.stderr.flush()
 
 
 @contextmanager
