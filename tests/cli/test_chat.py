@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -243,10 +244,21 @@ def test_the_model_command_keeps_the_conversation(conversation, tiny_model):
     messages = list(conversation.messages)
     with pytest.raises(PunaError, match="no such file"):
         command(conversation, "/model /nowhere")
-    assert "tiny (native backend, context of 256 tokens)" in command(conversation, f"/model {tiny_model}")
+    assert "tiny (native backend, context of 100 tokens)" in command(conversation, f"/model {tiny_model}")
     assert conversation.messages == messages
     assert conversation.say("and then?").content
     assert "The model is tiny" in command(conversation, "/model")
+    command(conversation, "/set context default")
+    assert "tiny (native backend, context of 256 tokens)" in command(conversation, f"/model {tiny_model}")
+
+
+def test_a_model_whose_context_is_too_short_leaves_the_current_model(conversation, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "short")
+    config = json.loads((tmp_path / "short/config.json").read_text())
+    (tmp_path / "short/config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    with pytest.raises(RequestError, match="context is 100; short supports 2 to 64 tokens"):
+        command(conversation, f"/model {tmp_path}/short")
+    assert conversation.say("the llama").content
 
 
 @pytest.mark.parametrize(

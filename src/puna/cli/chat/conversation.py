@@ -51,6 +51,7 @@ class Conversation:
         context: maximum number of tokens; None means the model's.
 
     Attributes:
+        context: maximum number of tokens: `requested_context`, else the model's.
         fallback: sampling options that are used if neither the model's generation configuration nor `settings` sample.
 
     Raises:
@@ -68,7 +69,7 @@ class Conversation:
         longest = llm.config.context_length
         if context is not None and not 1 < context <= longest:
             raise RequestError(f"context is {context}; {name} supports 2 to {longest} tokens")
-        self.name, self.llm, self.context = name, llm, context or longest
+        self.name, self.llm, self.requested_context, self.context = name, llm, context, context or longest
 
     def reset(self, system: str | None) -> None:
         """Restarts the conversation, with a system message or none."""

@@ -20,7 +20,7 @@ _HELP = """\
 /help                show this help
 /system TEXT         set the system message (no TEXT: remove it) and restart
 /set OPTION VALUE    set an option such as temperature; "default" as VALUE: the model's; /set alone lists all
-/model NAME          continue with another model; /model alone shows the current one
+/model NAME          continue with another model; until it is loaded, both are in memory; /model alone shows the name
 /save FILE           save the conversation as JSON
 /load FILE           replace the conversation by a saved one
 /reset               restart the conversation
@@ -152,8 +152,13 @@ def _model(session: Session, argument: str) -> str:
     if not argument:
         return f"The model is {conversation.name} ({conversation.llm.path})."
     name, llm = session.loader.load(argument)
-    conversation.llm.close()
-    conversation.use_model(name, llm, None)
+    previous = conversation.llm
+    try:
+        conversation.use_model(name, llm, conversation.requested_context)
+    except RequestError:
+        llm.close()
+        raise
+    previous.close()
     return f"The conversation continues with {describe(conversation)}."
 
 
