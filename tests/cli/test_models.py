@@ -13,7 +13,7 @@ import pytest
 
 from puna import LLM, hub
 from puna.checkpoint import DEFAULT_MODEL
-from puna.cli.models import model_name
+from puna.cli.models import locate, model_name
 from tests.cli.test_cli import as_json, run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -141,10 +141,15 @@ def test_rm_does_not_delete_paths_and_suggests_names(cache, tiny_in_cache, tiny_
 
 def test_models_have_short_names_for_the_user(tiny_in_cache, tiny_model, tmp_path):
     (tmp_path / "model.Q4.gguf").write_bytes(b"GGUF")
-    assert model_name("tiny", tiny_in_cache) == "Andes/Tiny-Llama"
-    assert model_name("x", tiny_model) == "tiny"
-    assert model_name("x", tmp_path / "model.Q4.gguf") == "model.Q4"
-    assert model_name(None, Path("any.gguf")) == "SmolLM2-135M-Instruct"
+    assert model_name(tiny_in_cache) == "Andes/Tiny-Llama"
+    assert model_name(tiny_model) == "tiny"
+    assert model_name(tmp_path / "model.Q4.gguf") == "model.Q4"
+
+
+def test_the_default_model_has_one_name_and_is_suggested(cache, smollm2):
+    assert model_name(locate("smollm2")) == model_name(locate(None)) == "SmolLM2-135M-Instruct"
+    assert "Did you mean SmolLM2?" in run("generate", "x", "-m", "smolm2").stderr
+    assert "Did you mean SmolLM2-135M-Instruct?" in run("generate", "x", "-m", "SmolLM2-135-Instruct").stderr
 
 
 def test_puna_without_a_command_suggests_the_next_command(cache, monkeypatch):

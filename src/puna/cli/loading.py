@@ -29,7 +29,7 @@ class Loader:
         from puna.llm import LLM
 
         path = locate(model)
-        name = model_name(model, path)
+        name = model_name(path)
         started = time.perf_counter()
         with status(f"Loading {name} ..."):
             llm = LLM(

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from puna.hub import Need
 
 
+_DEFAULT_NAME = "SmolLM2-135M-Instruct"
+
+
 def locate(model: str | None, need: Need = "model") -> Path:
     """Returns the path of a model: a path, a model of the hub, or a part of a downloaded model's name.
 
@@ -76,11 +79,13 @@ def similar_models(model: str | None) -> Iterator[None]:
 def similar_model(model: str) -> str:
     """Returns " Did you mean ...?" with files and downloaded models whose names are similar; "" if there is none."""
     from puna import hub
+    from puna.checkpoint.locate import default_model
 
     names = hub.cached_names()
     short = {name.partition("/")[2]: name for name in names}
+    defaults = [] if default_model() is None else [_DEFAULT_NAME, _DEFAULT_NAME.partition("-")[0]]
     key = model.partition(":")[0]
-    return similar_file(Path(model)) or did_you_mean(key, names) or did_you_mean(key, list(short))
+    return similar_file(Path(model)) or did_you_mean(key, names) or did_you_mean(key, [*short, *defaults])
 
 
 def similar_file(path: Path) -> str:
@@ -100,10 +105,12 @@ def similar_file(path: Path) -> str:
     return ""
 
 
-def model_name(model: str | None, path: Path) -> str:
+def model_name(path: Path) -> str:
     """Returns the name of a model to show to the user."""
-    if model is None:
-        return "SmolLM2-135M-Instruct"
+    from puna.checkpoint.locate import default_model
+
+    if path == default_model():
+        return _DEFAULT_NAME
     parts = path.absolute().parts
     cached = [part for part in parts if part.startswith("models--")]
     if cached and "snapshots" in parts:
