@@ -60,6 +60,16 @@ def test_each_way_of_leaving_ends_the_process(chat, word):
         assert terminal.process.wait(timeout=20) == 0
 
 
+@pytest.mark.parametrize("sequence", [b"\x1b[31m", b"\x1b[M!!!", b"\x1b[<0;9;9M", b"\x1b[5;3R"])
+def test_escape_sequences_are_ignored(chat, tmp_path, sequence):
+    with chat() as terminal:
+        terminal.wait(PROMPT)
+        terminal.send(b"the " + sequence + b"llama\r")
+        assert "Unhandled exception" not in terminal.wait(b"tok/s")
+        terminal.wait(PROMPT)
+        assert save_messages(terminal, tmp_path / "chat.json")[0]["content"] == "the llama"
+
+
 def test_ctrl_c_clears_the_line(chat, tmp_path):
     with chat() as terminal:
         terminal.wait(PROMPT)

@@ -10,6 +10,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 
@@ -46,6 +47,13 @@ def message_reader(commands: list[str], file: Path | None) -> Callable[[], str]:
     @keys.add("escape", "enter")
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
+
+    # Escape sequences in a text, such as ESC [ 31 m, look like reports of the mouse and the cursor. The bindings of
+    # prompt_toolkit cannot handle them while both are off.
+    @keys.add(Keys.Vt100MouseEvent)
+    @keys.add(Keys.CPRResponse)
+    def _(event: KeyPressEvent) -> None:
+        pass
 
     output = create_output(always_prefer_tty=True)
     if isinstance(output, Vt100_Output):
