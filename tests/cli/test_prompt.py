@@ -45,16 +45,17 @@ def test_a_device_on_standard_input_is_not_read(tiny_model):
 
 
 @pytest.mark.slow
-def test_a_pipe_that_stays_open_is_announced(tiny_model):
+@pytest.mark.parametrize("arguments", [["generate", "say"], ["chat"]])
+def test_a_pipe_that_stays_open_is_announced(tiny_model, arguments):
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "puna", "generate", "say", "-m", str(tiny_model), "-n", "1", "--quiet"]
+    command = [sys.executable, "-m", "puna", *arguments, "-m", str(tiny_model), "-n", "1", "--quiet"]
     noisy = subprocess.Popen(command[:-1], stdin=reading, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     os.close(reading)
     try:
         assert noisy.stderr is not None
         assert noisy.stderr.readline() == b"puna: waiting for standard input; Ctrl-D ends it\n"
         os.close(writing)
-        assert noisy.communicate(timeout=60)[0].startswith(b"say")
+        assert noisy.communicate(timeout=60)[0].startswith(b"say" if "say" in arguments else b"")
     finally:
         noisy.kill()
         noisy.wait()

@@ -44,8 +44,13 @@ def is_piped() -> bool:
 
 def read_stdin(name: str) -> str:
     """Returns the text of standard input; raises RequestError if it is not UTF-8."""
+    return decode(read_stdin_bytes(), f"{name} from standard input")
+
+
+def read_stdin_bytes() -> bytes:
+    """Returns the bytes of standard input; a note says so if they do not arrive."""
     _announce_waiting()
-    return decode(sys.stdin.buffer.read(), f"{name} from standard input")
+    return sys.stdin.buffer.read()
 
 
 def read_file(path: Path) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from puna.cli.chat.conversation import Conversation, Message, Reply
 from puna.cli.chat.transcript import read_messages
-from puna.cli.prompt import decode
+from puna.cli.prompt import decode, read_stdin_bytes
 from puna.cli.terminal import note, print_json, write
 from puna.errors import PunaError, RequestError
 
@@ -18,7 +18,7 @@ from puna.errors import PunaError, RequestError
 def answer_texts(conversation: Conversation) -> None:
     """Prints the answer to each message of standard input; NUL characters separate the messages."""
     line = number = 1
-    for part in sys.stdin.buffer.read().split(b"\0"):
+    for part in read_stdin_bytes().split(b"\0"):
         first = line + part[: len(part) - len(part.lstrip())].count(b"\n")
         if part.strip():
             with _errors_of_message(number, first):
