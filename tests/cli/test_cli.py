@@ -183,6 +183,7 @@ def test_info_json_describes_the_installation():
         (["generate", "-p", "x", "-m", "{tiny}", "--temperature", "-1"], 2, "temperature is -1.0"),
         (["generate", "-p", "x", "-m", "{tiny}", "--max-tokens", "9999"], 1, "context of 256"),
         (["generate", "-p", "x", "-m", "{tiny}", "--backend", "abacus"], 2, "'auto', 'native', 'torch'"),
+        (["generate", "-p", "x", "-m", "/nowhere", "--stop", ""], 2, "--stop: the text is empty"),
         (["generate", "-m", "{tiny}"], 2, "there is no prompt"),
         (["generate", "-p", "x", "--max-tokens", "many"], 2, "--max-tokens"),
         (["perplexity", "-m", "{tiny}", "/nowhere"], 1, "/nowhere cannot be read"),

@@ -111,6 +111,8 @@ def answer_options(**values: Any) -> Options:
     """
     from puna.engine import Sampling
 
+    if "" in (values.get("stop") or []):
+        raise typer.BadParameter("the text is empty; it would end every answer", param_hint="--stop")
     names = Sampling.__dataclass_fields__
     options = {name: value for name, value in values.items() if value is not None}
     with usage_errors():
