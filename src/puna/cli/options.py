@@ -77,7 +77,9 @@ Context = Annotated[
 ]
 MaxBatch = Annotated[
     int,
-    typer.Option(metavar="N", min=1, max=1024, help="Sequences to reserve memory for; one command runs one at a time."),
+    typer.Option(
+        metavar="N", min=1, max=1024, help="Maximum number of sequences at once; one command runs one at a time."
+    ),
 ]
 Temperature = Annotated[
     float | None,
