@@ -11,6 +11,7 @@ import pytest
 from puna import LLM
 from puna.cli.chat.conversation import Conversation
 from puna.cli.chat.slash import COMMANDS, Session, is_command, run_command
+from puna.cli.chat.terminal import chat_in_terminal
 from puna.cli.chat.wrap import WordWrap
 from puna.cli.loading import Loader
 from puna.errors import PunaError, RequestError
@@ -160,6 +161,30 @@ def test_ctrl_c_keeps_the_beginning_of_an_answer(conversation):
     pieces.clear()
     with pytest.raises(KeyboardInterrupt):
         conversation.say("the llama", stop_at_the_third)
+
+
+@pytest.mark.parametrize("part", ["_fit", "start", "first piece"])
+def test_ctrl_c_before_the_answer_is_reported_and_leaves_the_conversation_unchanged(
+    conversation, monkeypatch, capsys, part
+):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    conversation.say("the llama")
+    before = list(conversation.messages)
+    with monkeypatch.context() as patch:
+        if part == "_fit":
+            patch.setattr(conversation, "_fit", interrupt)
+        elif part == "start":
+            patch.setattr(conversation.llm, "start", interrupt)
+        else:
+            patch.setattr("puna.cli.chat.conversation.first_piece", interrupt)
+        texts = iter(["and then?", "/bye"])
+        patch.setattr("puna.cli.chat.terminal.message_reader", lambda *arguments: lambda: next(texts))
+        chat_in_terminal(conversation, Loader(), None)
+    assert "Stopped before an answer; the message is not part of the conversation." in capsys.readouterr().err
+    assert conversation.messages == before
+    assert conversation.say("and then?").content
 
 
 def command(conversation: Conversation, text: str) -> str:

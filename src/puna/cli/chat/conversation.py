@@ -103,7 +103,8 @@ class Conversation:
         Args:
             message: a text of the user, or a message with a role.
             show: receives the answer in pieces.
-            stoppable: whether Ctrl-C only stops the answer; the conversation then keeps the text so far.
+            stoppable: whether Ctrl-C only stops the answer; the conversation then keeps the text so far. Before the
+                first text, Ctrl-C raises KeyboardInterrupt, and the conversation is unchanged.
 
         Raises:
             PunaError: the message cannot be answered; the conversation is unchanged.
@@ -121,14 +122,13 @@ class Conversation:
                 show(piece)
             completion = answer.completion()
         except KeyboardInterrupt:
-            if not stoppable:
+            if not stoppable or not any(content):
                 raise
         finally:
             with suppress(AttributeError):
                 pieces.close()  # type: ignore[attr-defined]
         reply = "".join(content)
-        if completion is not None or reply:
-            self.messages = [*messages, {"role": "assistant", "content": reply}]
+        self.messages = [*messages, {"role": "assistant", "content": reply}]
         return Reply(
             reply,
             "interrupted" if completion is None else completion.finish_reason,

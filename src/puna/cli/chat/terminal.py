@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,8 +41,10 @@ def chat_in_terminal(conversation: Conversation, loader: Loader, state: Path | N
             return
         if text.strip() in LEAVE:
             return
-        with suppress(KeyboardInterrupt):
+        try:
             _respond(session, text)
+        except KeyboardInterrupt:
+            _print_note("Stopped before an answer; the message is not part of the conversation.")
 
 
 def _respond(session: Session, text: str) -> None:
