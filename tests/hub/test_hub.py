@@ -18,6 +18,7 @@ from puna.checkpoint import open_checkpoint
 from puna.errors import ModelNotFoundError, RequestError
 from puna.hub import Reference, parse, read_reference
 from puna.hub.choice import Selection
+from puna.hub.snapshot import unverified_mark
 from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder, write_gguf
 from tests.helpers.vocabularies import train_sentencepiece
 
@@ -316,6 +317,19 @@ def test_ctrl_c_ends_a_download_of_several_files_at_once(machine: Machine, model
         started = time.monotonic()
         assert process.wait(timeout=60) == 130
     assert time.monotonic() - started < 3, "the files take 10 s each"
+
+
+def test_a_file_of_a_process_that_ended_before_verifying_is_verified(machine: Machine) -> None:
+    machine.hub.add("owner/tiny", {"config.json": b'{"vocab_size": 420}'})
+    folder = Path(machine.run("-c", FETCH).stdout.strip())
+    sent = machine.hub.bytes_sent
+    (folder / "config.json").resolve().write_bytes(b'{"vocab_size": 421}')
+    mark = unverified_mark(folder / "config.json")
+    assert mark.parent.is_dir() and not mark.exists()
+    mark.touch()
+    assert machine.run("-c", FETCH).stdout.strip() == str(folder)
+    assert (folder / "config.json").read_bytes() == b'{"vocab_size": 420}' and not mark.exists()
+    assert machine.hub.bytes_sent == 2 * sent
 
 
 def test_quiet_commands_print_no_messages_of_the_hub(machine: Machine, model_files: dict[str, bytes]) -> None:

@@ -12,6 +12,8 @@ import pytest
 from puna import AutoTokenizer, LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.errors import ModelNotFoundError, PunaError, TokenizerError
 from puna.tokenizer import AddedToken
+from puna.tokenizer.arguments import NO_LIMIT
+from puna.tokenizer.files.config import read_folder
 from tests.helpers.vocabularies import random_texts
 
 TEXTS = random_texts(60, seed=7)
@@ -305,3 +307,15 @@ def test_loading_is_fast(byte_level_json, sp_model):
         start = time.process_time()
         load_tokenizer(path)
         assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("length", [0, -1, 0.5, float("nan"), -(10**400), True, "9"])
+def test_a_model_max_length_that_is_not_a_positive_number_is_refused(tmp_path, length):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": length}))
+    with pytest.raises(TokenizerError, match=r"model_max_length = .*; expected a positive number"):
+        read_folder(tmp_path)
+
+
+def test_a_huge_model_max_length_means_no_limit(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 10**400}))
+    assert read_folder(tmp_path)[0]["model_max_length"] == NO_LIMIT

@@ -47,13 +47,28 @@ def record_branch(cache: Path, reference: Reference, commit: str) -> None:
 
 
 def is_complete(path: Path, announced: RemoteFile) -> bool:
-    """Whether a file is in the cache with the announced size; deletes a file with another size."""
+    """Whether a file is in the cache and intact; deletes a damaged file.
+
+    Compares the size, and the digest if the process that downloaded the file ended before it verified the file.
+    """
     if not path.is_file():
         return False
-    if announced.size is None or path.stat().st_size == announced.size:
-        return True
-    _delete(path)
-    return False
+    if announced.size is not None and path.stat().st_size != announced.size:
+        _delete(path)
+        return False
+    if unverified_mark(path).exists():
+        try:
+            verify(path, announced)
+        except CheckpointError:
+            return False
+    return True
+
+
+def unverified_mark(path: Path) -> Path:
+    """Returns the path of an empty file that exists while a file of a snapshot is downloaded and not yet verified."""
+    snapshots = next(folder for folder in path.parents if folder.name == "snapshots")
+    name = "--".join(path.relative_to(snapshots).parts)
+    return snapshots.with_name("unverified") / name
 
 
 def verify(path: Path, announced: RemoteFile) -> None:
@@ -70,6 +85,7 @@ def verify(path: Path, announced: RemoteFile) -> None:
     elif expected and (actual := _digest(blob, size, len(expected) == 64)) != expected:
         problem = f"its digest is {actual}, but the hub announced {expected}"
     else:
+        unverified_mark(path).unlink(missing_ok=True)
         return
     _delete(path)
     raise CheckpointError(f"{path.name} was damaged during the download ({problem}); it was deleted, download it again")
@@ -80,6 +96,7 @@ def _delete(path: Path) -> None:
     blob = path.resolve()
     path.unlink()
     blob.unlink(missing_ok=True)
+    unverified_mark(path).unlink(missing_ok=True)
 
 
 def _digest(path: Path, size: int, sha256: bool) -> str:

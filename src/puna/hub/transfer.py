@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from puna.files import make_folder
 from puna.hub.listing import RemoteFile
 from puna.hub.reference import Reference
-from puna.hub.snapshot import verify
+from puna.hub.snapshot import snapshot_folder, unverified_mark, verify
 
 _FILES_AT_ONCE = 8
 """As in `snapshot_download` of huggingface_hub."""
@@ -53,6 +54,9 @@ def download_files(
             options["tqdm_class"] = _bar_class(advance)
 
         def download(name: str) -> None:
+            mark = unverified_mark(snapshot_folder(cache, reference, commit) / name)
+            make_folder(mark.parent)
+            mark.touch()
             path = hf_hub_download(
                 reference.id, name, revision=commit, cache_dir=cache, token=token, force_download=force, **options
             )

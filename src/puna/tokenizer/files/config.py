@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from puna.errors import TokenizerError
+from puna.errors import TokenizerError, show
 from puna.files import JSON_LIMIT, folder_path, has_file, make_folder, read_file, read_json, write_json
 from puna.tokenizer.arguments import NO_LIMIT, Arguments
 from puna.tokenizer.special import ADDITIONAL, NAMES, AddedToken, AnyTokenizer, added_token_from_json
@@ -173,8 +172,8 @@ def _typed(raw: Mapping[str, Any], name: str, path: Path, kind: type[Any]) -> An
 
 
 def _length(value: object, path: Path) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value < 1:
-        raise TokenizerError(f"{path}: model_max_length = {value!r:.60}; expected a positive number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:  # also refuses NaN
+        raise TokenizerError(f"{path}: model_max_length = {show(value)}; expected a positive number")
     return NO_LIMIT if value > NO_LIMIT else int(value)
 
 
