@@ -49,13 +49,16 @@ class Settings:
     speculate: bool
 
 
-def settings_of(options: Options, config: GenerationConfig, prompt: int, longest: int) -> Settings:
+def settings_of(
+    options: Options, config: GenerationConfig, prompt: int, longest: int, default: int | None = _MAX_TOKENS
+) -> Settings:
     """Returns the settings of a request.
 
     Args:
         config: the model's settings, used where there is no option.
         prompt: number of tokens of the prompt.
         longest: maximum number of tokens of prompt and answer together. Only a `max_tokens` in `options` may exceed it.
+        default: maximum number of tokens of an answer that nothing else limits; None fills `longest`.
 
     Raises:
         RequestError: an option is out of range.
@@ -66,14 +69,14 @@ def settings_of(options: Options, config: GenerationConfig, prompt: int, longest
     values: dict[str, Any] = {name: getattr(defaults, name) for name in names}
     values |= {name: value for name in names if (value := options.get(name)) is not None}
     return Settings(
-        _max_tokens(options.get("max_tokens", "auto"), defaults, prompt, max(0, longest - prompt)),
+        _max_tokens(options.get("max_tokens", "auto"), defaults, prompt, max(0, longest - prompt), default),
         Sampling(**values, seed=options.get("seed")),
         defaults.stop if stop is None else stop,
         options.get("speculate", False),
     )
 
 
-def _max_tokens(requested: Any, defaults: GenerationDefaults, prompt: int, free: int) -> Any:
+def _max_tokens(requested: Any, defaults: GenerationDefaults, prompt: int, free: int, default: int | None) -> Any:
     if requested is None:
         return free
     if not isinstance(requested, str) or requested != "auto":
@@ -82,4 +85,4 @@ def _max_tokens(requested: Any, defaults: GenerationDefaults, prompt: int, free:
         return min(defaults.max_tokens, free)
     if defaults.max_length is not None and defaults.max_length > prompt:
         free = min(free, defaults.max_length - prompt)
-    return min(_MAX_TOKENS, free)
+    return free if default is None else min(default, free)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +98,41 @@ def test_context_limits_prompt_and_answer(tiny_model):
     result = run("generate", "the llama " * 20, "-m", str(tiny_model), "-c", "20")
     assert result.exit_code == 1
     assert "which fill the context of 20; raise --context" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "tokens"),
+    [
+        ({"max_length": 12}, ["generate", "the llama"], 12),
+        ({"max_length": 12}, ["generate", "the llama", "-c", "20"], 12),
+        ({"max_length": 30}, ["generate", "the llama", "-c", "20"], 20),
+        ({"max_length": 4096}, ["chat"], 256),
+        ({}, ["run", "the llama"], 256),
+        ({"max_length": 90}, ["run", "the llama", "-c", "100"], 90),
+        ({"max_length": 90}, ["chat"], 90),
+        ({}, ["chat", "-c", "100"], 100),
+        ({}, ["run", "the llama", "-c", "100"], 100),
+    ],
+)
+def test_every_command_has_the_same_default_maximum(tiny_model, tmp_path, monkeypatch, settings, arguments, tokens):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    requests = []
+    start = LLM.start
+
+    def record(self, prompt, **options):
+        result = start(self, prompt, **options)
+        requests.append(result[0].request)
+        return result
+
+    monkeypatch.setattr(LLM, "start", record)
+    command, *rest = arguments
+    named = [str(model)] if command == "run" else ["-m", str(model)]
+    result = run(command, *named, *rest, "--json", input='"the llama"' if command == "chat" else None)
+    assert result.exit_code == 0, result.output
+    (request,) = requests
+    assert len(request.prompt_ids) + request.max_tokens == tokens
 
 
 def test_the_model_and_the_threads_come_from_the_environment(tiny_model, monkeypatch):

@@ -104,13 +104,18 @@ def generate(
 
 def answer_prompt(
     llm: LLM, text: str, *, chat: bool, system: str | None, context: int | None, settings: Options, json: bool,
-    echo: bool,
+    echo: bool, fill: bool = False,
 ) -> None:  # fmt: skip
-    """Prints the answer to a prompt, as text or JSON; `echo` prints the prompt first."""
+    """Prints the answer to a prompt, as text or JSON; `echo` prints the prompt first.
+
+    With `fill`, the answer may fill the context if neither the settings nor the model limit it.
+    """
     messages = [] if system is None else [{"role": "system", "content": system}]
     prompt = [*messages, {"role": "user", "content": text}] if chat else text
     if context is not None:
-        settings = within_context(llm, prompt, context, settings)
+        settings = within_context(llm, prompt, context, settings, fill)
+    elif fill:
+        settings = {"max_tokens": llm.generation_config.max_new_tokens, **settings}
     answer, pieces = llm.start(prompt, **settings)
     first = first_piece(pieces, len(answer.request.prompt_ids))
     if json:
@@ -133,12 +138,16 @@ def first_piece(pieces: Iterator[str], prompt_tokens: int) -> str:
         return next(pieces, "")
 
 
-def within_context(llm: LLM, prompt: str | list[dict[str, str]], context: int, settings: Options) -> Options:
+def within_context(
+    llm: LLM, prompt: str | list[dict[str, str]], context: int, settings: Options, fill: bool
+) -> Options:
     """Returns the settings with a maximum number of tokens that keeps prompt and answer within `context`.
 
     Raises:
         RequestError: the prompt fills the context, or the model's context is shorter.
     """
+    from puna.options import settings_of
+
     tokens = count_tokens(llm, prompt)
     if context > llm.config.context_length:
         raise RequestError(
@@ -146,9 +155,9 @@ def within_context(llm: LLM, prompt: str | list[dict[str, str]], context: int, s
         )
     if tokens >= context:
         raise RequestError(f"the prompt has {tokens} tokens, which fill the context of {context}; raise --context")
-    default = llm.generation_config.max_new_tokens
-    limit = settings.get("max_tokens", 256 if default is None else default)
-    return {**settings, "max_tokens": min(limit, context - tokens) if isinstance(limit, int) else context - tokens}
+    default = {"default": None} if fill else {}
+    maximum = settings_of(settings, llm.generation_config, tokens, context, **default).max_tokens
+    return {**settings, "max_tokens": min(maximum, context - tokens)}
 
 
 def count_tokens(llm: LLM, prompt: str | list[dict[str, str]]) -> int:

@@ -72,5 +72,5 @@ def run(
         note("puna: the model has no chat template, so it continues the prompt")
         if system is not None:
             raise RequestError("the model has no chat template; leave out --system")
-    settings = {"max_tokens": llm.generation_config.max_new_tokens, **settings}
-    answer_prompt(llm, text, chat=chat, system=system, context=context, settings=settings, json=json, echo=False)
+    answer_prompt(llm, text, chat=chat, system=system, context=context, settings=settings, json=json, echo=False,
+                  fill=True)  # fmt: skip

@@ -111,8 +111,7 @@ class Conversation:
         """
         messages = [*self.messages, {"role": "user", "content": message} if isinstance(message, str) else message]
         messages, tokens, dropped = self._fit(messages)
-        limit = self.context - tokens
-        options: Any = {**self.options, "max_tokens": min(self._maximum, limit)}
+        options: Any = {**self.options, "max_tokens": self._maximum(tokens)}
         answer, pieces = self.llm.start(messages, **options)
         content: list[str] = []
         completion = None
@@ -139,11 +138,12 @@ class Conversation:
             None if completion is None else completion.decode_tokens_per_second,
         )
 
-    @property
-    def _maximum(self) -> int:
-        """Maximum number of tokens of an answer: the setting, else the model's, else the context."""
-        maximum = self.settings.get("max_tokens", self.llm.generation_config.max_new_tokens)
-        return maximum if isinstance(maximum, int) else self.context
+    def _maximum(self, prompt_tokens: int) -> int:
+        """Returns the maximum number of tokens of the answer to a prompt: the setting, else the model's."""
+        from puna.options import settings_of
+
+        settings = settings_of(self.settings, self.llm.generation_config, prompt_tokens, self.context, default=None)
+        return min(settings.max_tokens, self.context - prompt_tokens)
 
     def dropped_note(self, reply: Reply) -> str:
         """Returns the note for an answer before which messages were dropped."""
@@ -153,7 +153,7 @@ class Conversation:
 
     def _fit(self, messages: list[Message]) -> tuple[list[Message], int, int]:
         """Drops the oldest turns until an answer fits; returns (messages, token count, number of dropped messages)."""
-        reserve = min(self._maximum, self.context // _RESERVE)
+        reserve = min(self._maximum(0), self.context // _RESERVE)
         kept, tokens = messages, self._count(messages)
         while tokens > self.context - reserve and (shorter := _without_oldest_turn(kept)) is not None:
             kept, tokens = shorter, self._count(shorter)
