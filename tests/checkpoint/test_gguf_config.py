@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from puna.checkpoint import open_checkpoint
-from puna.checkpoint.gguf_config import read_gguf_config
-from puna.config import LlamaConfig
+from puna.checkpoint.gguf_config import read_gguf_config, read_sampling, write_sampling
+from puna.checkpoint.gguf_keys import GgufKeys
+from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, ConfigError, PunaError
 from puna.formats.gguf import open_gguf
 from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_gguf
@@ -268,3 +269,24 @@ def test_missing_sizes_are_inferred(tmp_path: Path) -> None:
     assert config_of(tmp_path, missing, head_dim=24).head_dim == 24
     assert config_of(tmp_path, missing | {"llama.rope.dimension_count": None}).head_dim == 16
     assert config_of(tmp_path, {"llama.vocab_size": 32000, "llama.rope.freq_base": None}).vocab_size == 96
+
+
+def test_sampling_settings_of_a_file_never_prevent_loading(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {
+        "general.sampling.temp": math.nan,
+        "general.sampling.top_k": "x",
+        "general.sampling.top_p": 1.5,
+        "general.sampling.penalty_repeat": 1.5,
+    }
+    config = tiny_config()
+    generation = open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tiny_tensors(config), keys=keys)).generation
+    assert (generation.temperature, generation.top_k, generation.top_p, generation.do_sample) == (1.0, 50, 1.0, True)
+    assert [note.split()[0] for note in generation.unusable] == ["temperature", "top_k", "top_p"]
+    assert generation.repetition_penalty == 1.5
+
+
+def test_a_repetition_penalty_on_all_tokens_needs_no_further_setting() -> None:
+    fields = read_sampling(GgufKeys(write_sampling(GenerationConfig(do_sample=True, repetition_penalty=1.5))))
+    assert fields["repetition_penalty"] == 1.5
+    assert GenerationConfig(**fields).extra == {}
+    assert read_sampling(GgufKeys({"general.sampling.penalty_last_n": 64})) == {"general.sampling.penalty_last_n": 64}

@@ -12,9 +12,10 @@ import pytest
 from puna import LLM, load_tokenizer
 from puna.checkpoint import inspect_checkpoint, open_checkpoint
 from puna.config import LlamaConfig
-from puna.errors import ModelNotFoundError, PunaError
+from puna.errors import CheckpointError, ModelNotFoundError, PunaError
 from puna.formats.torch_zip import open_torch_zip
 from tests.golden.files import LAYOUTS
+from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_gguf
 from tests.helpers.torch_files import save_torch
 
 GOLDEN = LAYOUTS["hf"]
@@ -132,3 +133,21 @@ def test_a_configuration_that_is_not_a_plain_file_is_refused(tmp_path: Path, kin
     path.mkdir() if kind == "folder" else os.mkfifo(path)
     with pytest.raises(PunaError, match="give a regular file"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["training_args.bin", "m.imatrix.bin", "optimizer.bin"])
+def test_a_bin_file_without_weights_does_not_hide_a_gguf_model(tmp_path: Path, name: str) -> None:
+    config = tiny_config()
+    write_gguf(tmp_path / "m.gguf", config, tiny_tensors(config))
+    config.save_pretrained(tmp_path)
+    (tmp_path / name).write_bytes(b"x")
+    assert open_checkpoint(tmp_path).kind == "gguf"
+
+
+def test_a_damaged_set_of_shards_next_to_a_gguf_model_is_not_hidden(tmp_path: Path) -> None:
+    config = tiny_config()
+    write_gguf(tmp_path / "m.gguf", config, tiny_tensors(config))
+    config.save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="1 of 2 shards are missing"):
+        open_checkpoint(tmp_path)

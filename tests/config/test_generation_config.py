@@ -7,6 +7,7 @@ import json
 import pytest
 
 from puna import GenerationConfig, LlamaConfig
+from puna.config import generation_notes
 from puna.errors import ConfigError
 
 
@@ -57,6 +58,45 @@ def test_errors_name_the_field_and_its_value(fields, words):
         GenerationConfig(**fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"temperature": -1}, "temperature is -1"),
+        ({"temperature": "0.6"}, "temperature is '0.6'"),
+        ({"top_k": 1.5}, "top_k is 1.5"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+        ({"do_sample": "yes"}, "do_sample is 'yes'"),
+        ({"max_length": 0}, "max_length is 0"),
+    ],
+)
+def test_unusable_settings_of_a_file_are_ignored_and_named(tmp_path, fields, words):
+    (tmp_path / "generation_config.json").write_text(json.dumps({**fields, "num_beams": 3}))
+    config = GenerationConfig.from_pretrained(tmp_path)
+    assert config == GenerationConfig(num_beams=3)
+    (note,) = config.unusable
+    assert words in note and "is used" in note
+    assert any(words in line for line in generation_notes(config))
+    with pytest.raises(ConfigError):
+        GenerationConfig.from_pretrained(tmp_path, eos_token_id="2")
+
+
+def test_numbers_of_another_type_are_read_with_a_note(tmp_path):
+    (tmp_path / "generation_config.json").write_text('{"top_k": 40.0, "do_sample": 1}')
+    config = GenerationConfig.from_pretrained(tmp_path)
+    assert config == GenerationConfig(top_k=40, do_sample=True)
+    assert config.notes == ("top_k 40.0 is read as 40", "do_sample 1 is read as True")
+    assert config.unusable == ()
+
+
 def test_a_token_id_of_minus_one_means_none():
     config = GenerationConfig.from_dict({"pad_token_id": -1, "eos_token_id": [2, -1]})
     assert (config.pad_token_id, config.eos_token_ids) == (None, (2,))
+
+
+def test_notes_on_absent_token_ids_name_the_reason():
+    config = GenerationConfig.from_stored({"pad_token_id": -1, "eos_token_id": []})
+    assert config.notes == (
+        "pad_token_id -1: -1 means that there is no such token",
+        "eos_token_id []: an empty list means that there is no such token",
+    )

@@ -48,6 +48,8 @@ END_IDS = ("eos", "eom", "eot")
 
 SAMPLING_PREFIX = "general.sampling."
 
+_LAST_TOKENS = SAMPLING_PREFIX + "penalty_last_n"
+
 _SAMPLING = {
     "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty",
 }  # fmt: skip
@@ -102,12 +104,8 @@ def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
         architectures=["LlamaForCausalLM"],
     )
     config.notes += keys.notes
-    generation = GenerationConfig(
-        pad_token_id=pad,
-        bos_token_id=bos,
-        eos_token_id=eos if len(eos) > 1 else config.eos_token_id,
-        **read_sampling(keys),
-    )
+    ids = {"pad_token_id": pad, "bos_token_id": bos, "eos_token_id": eos if len(eos) > 1 else config.eos_token_id}
+    generation = GenerationConfig.from_stored(ids | read_sampling(keys))
     return config, generation
 
 
@@ -168,17 +166,30 @@ def read_sampling(keys: GgufKeys) -> dict[str, Any]:
     """
     names = {key.removeprefix(SAMPLING_PREFIX) for key in keys.metadata if key.startswith(SAMPLING_PREFIX)}
     fields: dict[str, Any] = {
-        field: keys.number(SAMPLING_PREFIX + name) for name, field in _SAMPLING.items() if name in names
+        field: _number(keys, SAMPLING_PREFIX + name) for name, field in _SAMPLING.items() if name in names
     }
     if fields.keys() & {"temperature", "top_k", "top_p", "min_p"}:
-        temperature = max(0.0, fields.get("temperature", 1.0))
-        top_k = max(0, int(fields.get("top_k", 0)))  # GenerationConfig's default would be 50
-        fields |= {"temperature": temperature, "top_k": top_k, "do_sample": temperature > 0}
+        temperature, top_k = fields.get("temperature", 1.0), fields.get("top_k", 0)
+        if isinstance(temperature, float):
+            temperature = max(0.0, temperature)
+        if isinstance(top_k, float):
+            top_k = max(0, int(top_k))
+        fields |= {"temperature": temperature, "top_k": top_k, "do_sample": temperature != 0}
     others = {
         SAMPLING_PREFIX + name: keys.metadata[SAMPLING_PREFIX + name] for name in sorted(names - _SAMPLING.keys())
     }
+    if others.get(_LAST_TOKENS) == -1:  # all tokens, as `repetition_penalty` means
+        del others[_LAST_TOKENS]
     plain = (bool, int, float, str)
     return fields | {key: value if isinstance(value, plain) else repr(value)[:80] for key, value in others.items()}
+
+
+def _number(keys: GgufKeys, key: str) -> Any:
+    """Returns a number of the metadata; for another value its text, which `GenerationConfig.from_stored` ignores."""
+    try:
+        return keys.number(key)
+    except CheckpointError:
+        return repr(keys.metadata[key])[:80]
 
 
 def write_sampling(config: GenerationConfig) -> dict[str, int | float]:

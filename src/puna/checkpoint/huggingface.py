@@ -65,6 +65,17 @@ def find_weight_files(folder: Path) -> WeightFiles:
     raise CheckpointError(f"{folder}: no weights: the folder contains no {names} or .gguf file. Download it again")
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether `find_weight_files` would read files of the folder, or report files of weights that are incomplete."""
+    names = {*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES)}
+    return any(
+        path.name in names
+        or _SHARD.fullmatch(path.name) is not None
+        or (path.suffix == ".safetensors" and not is_adapter_file(path))
+        for path in folder.iterdir()
+    )
+
+
 def _read_index(folder: Path, index: Path) -> WeightFiles:
     weight_map = read_json(index, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(type(file) is str for file in weight_map.values()):

@@ -10,7 +10,7 @@ from typing import Literal
 from puna.checkpoint.adapter import ADAPTER_CONFIG, refuse_adapter
 from puna.checkpoint.gguf_config import read_gguf_config
 from puna.checkpoint.gguf_rope import FACTOR_TENSORS
-from puna.checkpoint.huggingface import find_weight_files, read_tensors
+from puna.checkpoint.huggingface import find_weight_files, has_weights, read_tensors
 from puna.checkpoint.leftovers import dropped_note, plain_names
 from puna.checkpoint.meta import is_meta_folder, open_meta
 from puna.checkpoint.names import EMBEDDING, Head, interleaved_rows, is_ignored, to_hf
@@ -19,9 +19,8 @@ from puna.checkpoint.quantization import Settings
 from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head, full_names, refuse_extra
 from puna.checkpoint.weight import RowSource, Weight
 from puna.config import GenerationConfig, LlamaConfig
-from puna.config.checks import minus_one_notes
 from puna.errors import CheckpointError, ModelNotFoundError
-from puna.files import group_parts, has_file, read_json, reading_errors
+from puna.files import group_parts, has_file, reading_errors
 from puna.formats.blocks import StoredTensor
 from puna.formats.gguf import GgufFile, open_gguf
 from puna.formats.mapped import sniff
@@ -125,8 +124,7 @@ def _is_huggingface(folder: Path) -> bool:
     """Whether the folder has a config.json, and has weights in Hugging Face's layout or no files of another layout."""
     if not has_file(folder / "config.json", CheckpointError):
         return False
-    has_weights = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*"))
-    return has_weights or not (any(folder.glob("*.gguf")) or is_meta_folder(folder))
+    return has_weights(folder) or not (any(folder.glob("*.gguf")) or is_meta_folder(folder))
 
 
 def open_gguf_model(file: GgufFile) -> Checkpoint:
@@ -173,7 +171,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     tensors, head, more_notes = _validate(folder, config, stored, settings)
     weights = {name: Weight(name, (tensor,)) for name, tensor in tensors.items()}
     if generation is not None:
-        notes += [f"{file.name}: {note}" for note in minus_one_notes(read_json(file, CheckpointError))]
+        notes += [f"{file.name}: {note}" for note in generation.notes]
     if has_file(folder / ADAPTER_CONFIG, CheckpointError):
         notes.append(f"{ADAPTER_CONFIG} ignored, since the folder contains no adapter")
     all_notes = (*config.notes, *notes, *more_notes)

@@ -55,7 +55,8 @@ def minus_one_notes(fields: Mapping[str, Any]) -> list[str]:
     """Returns a note on each token id that `absent_if_minus_one` changes."""
     ids = {name: fields.get(name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     unset = {name: value for name, value in ids.items() if absent_if_minus_one(value) != value}
-    return [f"{name} {value}: -1 means that there is no such token" for name, value in unset.items()]
+    reasons = {name: "an empty list" if value == [] else "-1" for name, value in unset.items()}
+    return [f"{name} {value}: {reasons[name]} means that there is no such token" for name, value in unset.items()]
 
 
 def dtype_name(dtype: Any) -> str | None:

@@ -101,6 +101,7 @@ def generation_notes(config: GenerationConfig) -> list[str]:
     """Returns notes on settings that `LLM` ignores, and on a repetition penalty that makes answers useless."""
     ignored = ", ".join(f"{name} ({value!r:.80})" for name, value in ignored_settings(config).items())
     notes = [f"LLM does not support these generation settings, and answers without them: {ignored}"] if ignored else []
+    notes += [f"in the generation settings, {note}" for note in config.unusable]
     if not 0.1 <= config.repetition_penalty <= 10:
         notes.append(
             f"repetition_penalty is {config.repetition_penalty} in the generation settings; a value so far from 1 "
