@@ -110,7 +110,11 @@ def test_a_renamed_part_is_refused(tmp_path: Path) -> None:
     shutil.copyfile(parts[0], alone)
     with pytest.raises(CheckpointError, match=r"alone\.gguf: the file is one part of a split model .*-00001-of-000"):
         open_checkpoint(alone)
-    alone.unlink()
+    beyond = tmp_path / f"model-00099-of-{len(parts):05}.gguf"
+    alone.rename(beyond)
+    with pytest.raises(CheckpointError, match=r"model-00099-of-.*: the file is one part of a split model"):
+        open_gguf(beyond)
+    beyond.unlink()
     parts[1].rename(alone)
     parts[2].rename(parts[1])
     alone.rename(parts[2])

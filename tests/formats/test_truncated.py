@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def run_truncated(file: Path, model: Path, body: str, size: int) -> subprocess.C
 
 
 @pytest.mark.parametrize("body", BODY)
-@pytest.mark.parametrize("layout", ["gguf", "safetensors", "bin", "meta"])
+@pytest.mark.parametrize("layout", ["gguf", "safetensors", "bin", "transposed bin", "meta"])
 def test_a_file_truncated_after_it_was_opened_raises_an_error(tmp_path, layout, body):
     if body == "torch":
         pytest.importorskip("torch")
@@ -54,10 +55,13 @@ def test_a_file_truncated_after_it_was_opened_raises_an_error(tmp_path, layout, 
         for path in LAYOUTS["meta"].iterdir():
             (model / path.name).write_bytes(path.read_bytes())
     else:
-        if layout == "bin":
-            pytest.importorskip("torch")
-        model = write_folder(tmp_path / "model", config, tensors, bin=layout == "bin")
-        file = model / ("pytorch_model.bin" if layout == "bin" else "model.safetensors")
+        is_bin = layout.endswith("bin")
+        torch = pytest.importorskip("torch") if is_bin else None
+        model = write_folder(tmp_path / "model", config, tensors, bin=is_bin)
+        file = model / ("pytorch_model.bin" if is_bin else "model.safetensors")
+        if torch and layout == "transposed bin":
+            state = torch.load(file, weights_only=True)
+            torch.save({name: x.T.contiguous().T if x.ndim == 2 else x for name, x in state.items()}, file)
     run = run_truncated(file, model, BODY[body], 20_000)
     assert (run.returncode, run.stdout) == (0, "True\n"), run.stderr[-2000:]
 
@@ -82,12 +86,14 @@ def test_a_view_of_a_mapped_file_is_read_into_a_copy(tmp_path):
     assert copy.flags.owndata and copy.shape == (4, 100) and np.array_equal(copy, view)
     assert read_bytes(data[5:5]).size == 0
     assert read_bytes(copy) is copy
-    assert read_bytes(view.T) is view.T or np.shares_memory(read_bytes(view.T), data)  # not contiguous
+    for strided in (view.T, view[::-1], view[1:, 5:90:3], view[::2, ::-1].T):
+        assert np.array_equal(read_bytes(strided), strided) and not np.shares_memory(read_bytes(strided), data)
     os.truncate(path, 2000)
     assert np.array_equal(read_bytes(data[:2000]), np.frombuffer(path.read_bytes(), np.uint8))
     with pytest.raises(CheckpointError, match="the file ends at byte 2000; it was truncated while it was read"):
-        read_bytes(view[:, :])
         read_bytes(data[1000:3000])
+    with pytest.raises(CheckpointError, match="the file ends at byte 2000; it was truncated while it was read"):
+        read_bytes(data[1000:3000].reshape(20, 100).T)
 
 
 def test_a_mapped_file_closes_its_descriptor(tmp_path):
@@ -97,3 +103,18 @@ def test_a_mapped_file_closes_its_descriptor(tmp_path):
         data = map_file(tmp_path / "x")
     del data
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_file_that_cannot_be_opened_completely_raises_one_error(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"1234")
+
+    def fail(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("puna.formats.mapped.os.dup", fail)
+    unraisable = []
+    monkeypatch.setattr("sys.unraisablehook", unraisable.append)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Too many open files"):
+        map_file(tmp_path / "x")
+    gc.collect()
+    assert not unraisable

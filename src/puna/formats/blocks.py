@@ -118,7 +118,7 @@ class StoredTensor:
         elif raw.flags.c_contiguous and len(rows):
             selection = np.stack([read_bytes(raw[row]) for row in rows])
         else:
-            selection = raw[rows]
+            selection = (read_bytes(raw) if len(rows) else raw)[rows]
         return selection.reshape(len(rows), math.prod(selection.shape[1:]))
 
     def release(self) -> None:

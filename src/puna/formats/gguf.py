@@ -100,7 +100,7 @@ def _integer(file: GgufFile, key: str, default: int) -> int:
 def _join(file: GgufFile, count: int) -> GgufFile:
     """Opens the other parts of a model in `count` parts, and joins their tensors."""
     name = parse_part_name(file.path.name)
-    if name is None or name.count != count:
+    if name is None or name.count != count or not 1 <= name.number <= count:
         raise CheckpointError(
             f"{file.path}: the file is one part of a split model ({_COUNT} is {count}), but its name does not end in "
             f"-00001-of-{count:05}.gguf or the number of another part. Give the parts the names that they were "

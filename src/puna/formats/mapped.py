@@ -2,7 +2,7 @@
 
 An array of a mapped file describes a range of the file without reading it. Accessing the bytes of the array after the
 file has been truncated would crash the process (SIGBUS), so `read_bytes` copies them with a system call, which returns
-an error instead. Only tensors that are not contiguous in a file of `torch.save` are read through the map.
+an error instead.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ _TORCH_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 class _MappedFile(mmap.mmap):
     """A mapped file, with the descriptor from which `read_bytes` reads."""
 
-    descriptor: int
+    descriptor = -1  # mapping the file or duplicating its descriptor may fail
     path: Path
 
     def __del__(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
@@ -77,14 +78,22 @@ def _offset(mapped: _MappedFile, view: NDArray[np.uint8]) -> int:
 
 
 def read_bytes(view: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns a copy of a contiguous view of a mapped file; any other array is returned unchanged.
+    """Returns a copy of a view of a mapped file; any other array is returned unchanged.
+
+    A view that is not contiguous keeps its strides: the range of the file that encloses the view is copied.
 
     Raises:
         CheckpointError: the file was truncated after it was opened, or cannot be read.
     """
-    mapped = _file_of(view) if view.flags.c_contiguous else None
-    if mapped is None:
+    mapped = _file_of(view)
+    if mapped is None or view.size == 0:
         return view
+    if not view.flags.c_contiguous:
+        steps = [(extent - 1) * stride for extent, stride in zip(view.shape, view.strides, strict=True)]
+        before, after = -sum(min(step, 0) for step in steps), sum(max(step, 0) for step in steps)
+        start = _offset(mapped, view)
+        span = read_bytes(np.frombuffer(mapped, np.uint8)[start - before : start + after + 1])
+        return np.lib.stride_tricks.as_strided(span[before:], view.shape, view.strides)
     copy = np.empty(view.shape, np.uint8)
     left, position = copy.reshape(-1).data, _offset(mapped, view)
     try:

@@ -1,7 +1,8 @@
 """Reads state dicts saved by `torch.save` (zip format, PyTorch 1.6 and later) as views of the mapped file.
 
 Uses neither torch nor `pickle`: the zip's directory locates the bytes of the storages, and `pickle_reader` returns the
-shape, strides and storage of each tensor. A tensor that is not contiguous is copied when its bytes are read.
+shape, strides and storage of each tensor. The range that encloses a tensor that is not
+contiguous is copied when its bytes are read.
 """
 
 from __future__ import annotations
