@@ -61,7 +61,10 @@ class _Worker:
         size = self._process.stdout.read(SIZE.size)
         if len(size) < SIZE.size:
             raise EOFError
-        answer = self._process.stdout.read(*SIZE.unpack(size))
+        (count,) = SIZE.unpack(size)
+        answer = self._process.stdout.read(count)
+        if len(answer) < count:
+            raise EOFError
         self.has_answered = True
         return answer
 
@@ -81,7 +84,9 @@ class _Worker:
     def abandon(self) -> None:
         """Forgets a process that belongs to the parent of this process."""
         self._process.returncode = 0
-        self._close_pipes()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe
+            pipe.raw.close()  # type: ignore[attr-defined]  # another thread held the buffer's lock at the fork
 
     def _close_pipes(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
@@ -91,11 +96,12 @@ class _Worker:
 
 
 class _Pool:
-    """The processes that wait for a rendering."""
+    """The processes that wait for a rendering, and those that render."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
+        self._busy: set[_Worker] = set()
         self._is_registered = False
 
     def take(self) -> _Worker:
@@ -104,25 +110,34 @@ class _Pool:
                 self._is_registered = True
                 atexit.register(self._close)
                 os.register_at_fork(after_in_child=self._after_fork)
-            if self._idle:
-                return self._idle.pop()
-        return _Worker()
+            worker = self._idle.pop() if self._idle else _Worker()
+            self._busy.add(worker)
+            return worker
 
     def put(self, worker: _Worker) -> None:
         with self._lock:
+            self._busy.discard(worker)
             if len(self._idle) < _MAX_IDLE:
                 self._idle.append(worker)
                 return
-        worker.end()
+        worker.end(at_once=True)
+
+    def end(self, worker: _Worker, at_once: bool = False) -> int:
+        """Ends a process that renders; returns its exit status."""
+        with self._lock:
+            self._busy.discard(worker)
+        return worker.end(at_once)
 
     def _close(self) -> None:
         while self._idle:
-            self._idle.pop().end()
+            self._idle.pop().end(at_once=True)  # a forked process may hold the pipe that would end it
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
-        while self._idle:
-            self._idle.pop().abandon()
+        for worker in (*self._idle, *self._busy):
+            worker.abandon()
+        self._idle.clear()
+        self._busy.clear()
 
 
 _POOL = _Pool()
@@ -160,7 +175,7 @@ def _answer(request: bytes) -> bytes:
         try:
             answer = worker.ask(request)
         except EOFError:
-            status = worker.end()
+            status = _POOL.end(worker)
             if status == -signal.SIGALRM:
                 raise ChatTemplateError(
                     f"the chat template needs more than {SECONDS} s; fix it or pass chat_template="
@@ -172,10 +187,10 @@ def _answer(request: bytes) -> bytes:
                 ) from None
             continue
         except BaseException:  # such as Ctrl-C
-            worker.end(at_once=True)
+            _POOL.end(worker, at_once=True)
             raise
         if answer[:1] == b"M":
-            worker.end(at_once=True)  # the memory of the failed rendering may stay allocated
+            _POOL.end(worker, at_once=True)  # the memory of the failed rendering may stay allocated
         else:
             _POOL.put(worker)
         return answer

@@ -1,0 +1,62 @@
+"""The process that renders chat templates: forks, interruptions and requests that are too large."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from puna.templates import process
+
+FORK = """
+import os, threading, time
+from puna.templates import process
+slow = "{% for i in range(900) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+def render():
+    try: process.render(slow, {})
+    except Exception: pass
+process.render("x", {})
+thread = threading.Thread(target=render)
+thread.start()
+while not process._POOL._busy: time.sleep(0.001)
+worker = next(iter(process._POOL._busy))
+pid = os.fork()
+if pid == 0:
+    print(worker._process.stdin.raw.closed, worker._process.stdout.raw.closed, flush=True)
+    os.close(1)
+    time.sleep(20)
+    os._exit(0)
+thread.join()
+process.render("x", {})
+print(pid, flush=True)
+"""
+
+
+def test_a_process_forked_during_a_rendering_does_not_delay_the_exit():
+    start = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", FORK], stdout=subprocess.PIPE, text=True, check=True, timeout=15)
+    assert time.monotonic() - start < 15
+    states, pid = run.stdout.splitlines()
+    os.kill(int(pid), 9)
+    assert states == "True True"
+
+
+def test_a_truncated_answer_is_not_returned_as_text(monkeypatch):
+    worker = process._Worker()
+    assert worker.ask(process.marshal.dumps(("x", {}))) == b"Tx"
+    output = worker._process.stdout
+
+    class EndingPipe:
+        def read(self, size):
+            return output.read(size) if size == process.SIZE.size else output.read(size)[:-1]
+
+        def close(self):
+            output.close()
+
+    monkeypatch.setattr(worker._process, "stdout", EndingPipe())
+    with pytest.raises(EOFError):
+        worker.ask(process.marshal.dumps(("text", {})))
+    worker.end(at_once=True)
