@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from puna.errors import ChatTemplateError
 from puna.templates import process
 
 FORK = """
@@ -60,3 +62,25 @@ def test_a_truncated_answer_is_not_returned_as_text(monkeypatch):
     with pytest.raises(EOFError):
         worker.ask(process.marshal.dumps(("text", {})))
     worker.end(at_once=True)
+
+
+def test_text_that_is_too_long_is_refused_before_it_is_sent():
+    assert len(process.render("{{ a }}", {"a": "x" * 10_000_000})) == 10_000_000
+    for size in (20_000_000, 70_000_000):
+        with pytest.raises(ChatTemplateError, match=r"have \d+\.\d MB; the limit is 12 MB"):
+            process.render("{{ a }}", {"a": "x" * size})
+
+
+def test_the_process_does_not_inherit_secrets(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    worker = process._Worker()
+    assert worker.ask(process.marshal.dumps(("x", {}))) == b"Tx"
+    environment = Path(f"/proc/{worker._process.pid}/environ").read_bytes()
+    worker.end(at_once=True)
+    assert b"hf_secret" not in environment
+
+
+def test_an_unknown_python_program_is_reported(monkeypatch):
+    monkeypatch.setattr(sys, "executable", None)
+    with pytest.raises(ChatTemplateError, match=r"sys\.executable is not set"):
+        process._Worker()

@@ -28,6 +28,13 @@ from puna.templates.worker import serve
 serve()
 """
 
+_ENVIRONMENT = ("TZ", "LANG", "LC_ALL", "LC_CTYPE", "LC_TIME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+"""Environment variables of the process: those that dates and the start of Python need."""
+
+_MAX_REQUEST = 12 * 2**20
+"""Maximum size of a template and its values, in bytes: rendering needs several copies of the text, of up to four bytes
+a character, within `MEMORY`."""
+
 _MAX_IDLE = 4
 """Maximum number of processes that wait for the next rendering: several threads may render at the same time."""
 
@@ -39,9 +46,12 @@ class _Worker:
     """A process that renders one template at a time."""
 
     def __init__(self) -> None:
+        if not sys.executable:
+            raise ChatTemplateError("chat templates need a Python program, but sys.executable is not set")
         try:
             self._process = subprocess.Popen(
-                (sys.executable or "python3", "-I", "-S", "-c", _PROGRAM),
+                (sys.executable, "-I", "-S", "-c", _PROGRAM),
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},  # without secrets
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -150,7 +160,13 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         ChatTemplateError: the template does not compile, refuses the values, fails, or needs too much time or memory.
     """
     plain = {name: _plain(name, value) for name, value in values.items()}
-    answer = _answer(marshal.dumps((template, plain)))
+    request = marshal.dumps((template, plain))
+    if len(request) > _MAX_REQUEST:
+        raise ChatTemplateError(
+            f"the messages, tools and other values of the chat template have {len(request) / 2**20:.1f} MB; the limit "
+            f"is {_MAX_REQUEST >> 20} MB. Shorten the conversation, or encode its text without a chat template"
+        )
+    answer = _answer(request)
     kind, text = answer[:1], answer[1:].decode("utf-8", "surrogatepass")
     if kind == b"T":
         return text
@@ -164,7 +180,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
             "expects"
         )
     raise ChatTemplateError(
-        f"the chat template needs more than {MEMORY >> 20} MB of memory; fix it or pass chat_template="
+        f"the chat template needs more than {MEMORY >> 20} MB of memory; shorten the chat or pass chat_template="
     )
 
 
