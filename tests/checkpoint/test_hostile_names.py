@@ -59,9 +59,37 @@ CALLS: dict[str, Callable[[Path], object]] = {
 def make_reachable(path: Path) -> None:
     """Lets other users enter a temporary folder of pytest, which only its owner may enter."""
     for parent in (path, *path.parents):
-        if parent.name.startswith("pytest-"):
+        if parent.name.startswith(("pytest-", "popen-")):  # pytest-xdist adds a folder for each process
             parent.chmod(0o755)
     path.chmod(0o755)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_folders_that_cannot_be_read_are_named_in_errors(tmp_path, name):
+    make_reachable(tmp_path)
+    parent = tmp_path / "parent"
+    folder = parent / "model"
+    folder.mkdir(parents=True)
+    try:
+        for mode, blocked in ((0o300, folder), (0, folder), (0, parent)):
+            blocked.chmod(mode)
+            if name in ("open_checkpoint", "inspect") or (mode == 0 and blocked == folder):
+                message = f"{blocked}: cannot be read (Permission denied)"
+                assert as_nobody(lambda: _expect_message(name, folder, message)) == "none"
+            blocked.chmod(0o755)
+    finally:
+        parent.chmod(0o755)
+        folder.chmod(0o755)
+
+
+def _expect_message(name: str, folder: Path, message: str) -> None:
+    try:
+        report = CALLS[name](folder)
+    except PunaError as exc:
+        errors = [str(exc)]
+    else:
+        errors = report.errors  # type: ignore[attr-defined]
+    assert any(error.startswith(message) for error in errors), errors
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -90,7 +90,10 @@ def inspect_checkpoint(path: str | Path) -> Report:
         ModelNotFoundError: `path` does not exist. All other errors are in the report.
     """
     report = Report(str(path))
-    if not Path(path).exists():
+    exists = _attempt(report, lambda: _exists(Path(path)))
+    if exists is None:
+        return report
+    if not exists:
         raise ModelNotFoundError(f"{path}: no such file or folder")
     model = _attempt(report, lambda: find_model(Path(path)))
     if model is None:
@@ -121,6 +124,11 @@ def inspect_checkpoint(path: str | Path) -> Report:
         _attempt(report, lambda: _describe_generation(report, generation or GenerationConfig.from_model_config(config)))
     _read_tokenizer(report, model if checkpoint is None else checkpoint.tokenizer)
     return report
+
+
+@reading_errors(CheckpointError)
+def _exists(path: Path) -> bool:
+    return path.exists()
 
 
 def _attempt(report: Report, step: Callable[[], T]) -> T | None:

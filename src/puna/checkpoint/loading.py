@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,7 @@ def find_model(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise ModelNotFoundError(f"{path}: no such file or folder; give a Hugging Face folder or a GGUF file")
+    os.scandir(path).close()  # glob() ignores a folder that cannot be read
     refuse_adapter(path)
     if _is_huggingface(path):
         return path

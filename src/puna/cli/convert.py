@@ -23,11 +23,12 @@ _BAR = 24
 @command(
     {
         "puna convert model.gguf folder --to hf": "to Hugging Face's layout",
-        "puna convert folder model.gguf --quantize Q4_K_M --verify": "quantise, and compare with the source",
+        "puna convert folder model.gguf --quantize Q4_0 --verify": "quantise, and compare with the source",
         "puna convert Llama-2-7b folder --to hf --dtype float16": "a folder of Meta's files",
     },
     {
         "plan": "source, target, layout, files, bytes, memory, formats and notes",
+        "bytes": "size of the written files, with their headers",
         "seconds": "time of the conversion, with verification",
         "errors": "relative rounding error by kind of tensor",
         "verified": "number of tensors read back; null without --verify",
@@ -150,4 +151,4 @@ def _show(converted: Converted) -> None:
         )
     plan = conversion.plan
     checked = "" if conversion.verified is None else ", including the verification"
-    typer.echo(f"{plan.target}: {size(plan.bytes)} in {conversion.seconds:.1f} s{checked}")
+    typer.echo(f"{plan.target}: {size(conversion.bytes)} in {conversion.seconds:.1f} s{checked}")

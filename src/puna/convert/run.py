@@ -46,11 +46,13 @@ class Conversion:
     Attributes:
         errors: for each kind of tensor whose values changed, the RMS of the change divided by the RMS of the values, on
             a sample of rows.
+        bytes: size of the written files, with their headers.
         verified: number of tensors that were read back and compared; None without `verify`.
     """
 
     plan: Plan
     seconds: float = 0.0
+    bytes: int = 0
     errors: dict[str, float] = field(default_factory=dict)
     verified: int | None = None
     notes: list[str] = field(default_factory=list)
@@ -78,6 +80,17 @@ class Converted:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, for JSON."""
         return self.conversion.to_dict() | {"nll": self.nll, "notes": self.notes}
+
+    def __str__(self) -> str:
+        """Returns the destination, its size, the time, and the result of the verification."""
+        conversion = self.conversion
+        parts = [f"{conversion.plan.target}: {conversion.bytes / 1e6:,.1f} MB in {conversion.seconds:.1f} s"]
+        if conversion.verified is not None:
+            parts.append(f"{conversion.verified} tensors read back as intended")
+        if self.nll:
+            before, after = self.nll["before"], self.nll["after"]
+            parts.append(f"NLL {before:.4f} -> {after:.4f} nats per token on {self.nll['tokens']:.0f} tokens")
+        return "; ".join(parts)
 
 
 def convert(
@@ -168,6 +181,8 @@ def convert(
             on_step("Reading back")
             conversion.verified = _verify(output, folder, file_name, progress)
         publish(folder, destination, file_name, overwrite)
+    written = destination.rglob("*") if destination.is_dir() else [destination]
+    conversion.bytes = sum(path.stat().st_size for path in written if path.is_file())
     on_step("Measuring rounding errors")
     conversion.errors = relative_errors(checkpoint.tensors, output.tensors)
     converted = Converted(conversion, notes=[*plan.notes, *conversion.notes])

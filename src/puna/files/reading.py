@@ -18,8 +18,15 @@ def reading_errors(error: type[PunaError]) -> Iterator[None]:
     except PunaError:
         raise
     except OSError as exc:
-        path = exc.filename or "the file"
+        path = _blocked_folder(exc.filename) if isinstance(exc, PermissionError) else None
+        path = path or exc.filename or "the file"
         raise error(f"{path}: cannot be read ({exc.strerror or exc}); check the path and its permissions") from exc
+
+
+def _blocked_folder(path: object) -> Path | None:
+    """Returns the outermost folder of `path` that this process may not enter; None if it may enter all of them."""
+    parents = Path(path).parents if isinstance(path, str | os.PathLike) else ()
+    return next((folder for folder in reversed(parents) if not os.access(folder, os.X_OK)), None)
 
 
 def has_file(path: Path, error: type[PunaError]) -> bool:
