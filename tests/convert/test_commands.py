@@ -99,6 +99,7 @@ def test_quantised_models_are_gguf_files_by_default_and_json_is_printed(meta: Pa
     run = run_convert(meta, tmp_path / "m.gguf", "--quantize", "Q4_K_M", "--json")
     report = json.loads(run.stdout)
     assert report["plan"]["layout"] == "gguf" and report["plan"]["kind"] == "meta"
+    assert report["bytes"] == (tmp_path / "m.gguf").stat().st_size > report["plan"]["bytes"]
     # rows of 128 weights do not fill the 256 weights of a q4_K block
     assert set(report["plan"]["fallbacks"].values()) == {"q5_0", "q8_0"} and report["errors"]["mlp.up_proj.weight"] > 0
 
