@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_folders_that_cannot_be_read_are_named_in_errors(tmp_path, name):
             blocked.chmod(mode)
             if name in ("open_checkpoint", "inspect") or (mode == 0 and blocked == folder):
                 message = f"{blocked}: cannot be read (Permission denied)"
-                assert as_nobody(lambda: _expect_message(name, folder, message)) == "none"
+                assert as_nobody(partial(_expect_message, name, folder, message)) == "none"
             blocked.chmod(0o755)
     finally:
         parent.chmod(0o755)
