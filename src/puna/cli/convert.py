@@ -48,7 +48,8 @@ def convert(
     ],
     dst: Annotated[Path, typer.Argument(metavar="DST", help="A new folder, or for GGUF a new file.")],
     to: Annotated[
-        Literal["hf", "meta", "gguf"] | None, typer.Option(help="Layout. [default: gguf with --quantize, else hf]")
+        Literal["hf", "meta", "gguf"] | None,
+        typer.Option(help="Layout. [default: gguf with --quantize or if DST ends with .gguf, else hf]"),
     ] = None,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Type of weights. [default: the source's]")

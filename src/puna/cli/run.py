@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -12,7 +15,7 @@ from puna.cli.generate import FIELDS, answer_prompt
 from puna.cli.loading import Loader
 from puna.cli.prompt import read_prompt
 from puna.cli.terminal import command, note
-from puna.errors import RequestError
+from puna.errors import ModelNotFoundError, RequestError
 
 
 @command(
@@ -62,7 +65,8 @@ def run(
     )  # fmt: skip
     loader = Loader(backend, threads, device, dtype, quantize, max_batch)
     if prompt is None and not file:
-        start_chat(loader, model, settings, system, context, json=json, state=state)
+        with _forgotten_model(model):
+            start_chat(loader, model, settings, system, context, json=json, state=state)
         return
     text = read_prompt(prompt, file or [])
     assert text is not None
@@ -74,3 +78,15 @@ def run(
             raise RequestError("the model has no chat template; leave out --system")
     answer_prompt(llm, text, chat=chat, system=system, context=context, settings=settings, json=json, echo=False,
                   fill=True)  # fmt: skip
+
+
+@contextmanager
+def _forgotten_model(model: str) -> Iterator[None]:
+    """Context manager: explains how to use the default model, if the only argument is not a model but a prompt."""
+    try:
+        yield
+    except ModelNotFoundError as exc:
+        if "/" in model:
+            raise
+        hint = f"To answer a prompt with the default model: puna generate --chat {shlex.quote(model)}"
+        raise ModelNotFoundError(f"{str(exc).removesuffix('.')}. {hint}") from exc

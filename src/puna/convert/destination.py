@@ -38,7 +38,7 @@ def model_destination(target: str | Path, layout: Layout, overwrite: bool, sourc
         raise StorageError(f"{destination} is a folder; a GGUF file needs a name, such as {example}")
     if layout != "gguf" and destination.suffix == ".gguf":
         raise StorageError(
-            f"{destination} would be a folder in layout {layout!r}; for a GGUF file choose the layout gguf (option to)"
+            f"{destination} would be a folder in layout {layout!r}; for a GGUF file choose the layout gguf (--to gguf)"
         )
     check_destination(destination, overwrite, (source.path, *source.files, source.tokenizer))
     return destination
@@ -73,7 +73,10 @@ def check_destination(destination: Path, overwrite: bool, sources: Iterable[Path
     with storage_errors(destination):
         exists = resumable.is_occupied(destination)
     if exists and not overwrite:
-        raise StorageError(f"{destination} exists already; choose another name, or set overwrite to replace it")
+        raise StorageError(
+            f"{destination} exists already; choose another name, or replace it with --overwrite "
+            "(overwrite=True in Python)"
+        )
 
 
 def describe_replaced(destination: Path) -> list[str]:

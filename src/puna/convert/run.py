@@ -122,7 +122,7 @@ def convert(
         source: a folder in Hugging Face's or Meta's layout, or a GGUF file, detected from the content; None means the
             default model.
         target: a new folder, or for GGUF a new file.
-        to: "hf", "meta" or "gguf"; None means gguf with `quantize`, else hf.
+        to: "hf", "meta" or "gguf"; None means gguf with `quantize` or if `target` ends with .gguf, else hf.
         dtype: "float32", "float16" or "bfloat16"; None keeps the source's types, except that "hf" and "meta" turn
             quantised weights into float32, which holds their values exactly.
         quantize: a format or mix of GGUF, such as "q8_0" or "Q4_K_M", in upper or lower case.
@@ -151,7 +151,8 @@ def convert(
     """
     path = locate_source(source, target, overwrite)
     options = Options(
-        to, dtype, quantize, shard_size, shards, kv_heads, vocab_size, pad_vocab_to, instruct, threads
+        to or ("gguf" if folder_path(target).suffix == ".gguf" else None),
+        dtype, quantize, shard_size, shards, kv_heads, vocab_size, pad_vocab_to, instruct, threads
     )  # fmt: skip
     if calibrate is not None:
         check_calibration(quantize)
@@ -215,7 +216,7 @@ def convert_tokenizer(
     layout = Options(to=to).layout
     if layout == "gguf":
         raise CheckpointError(
-            "the tokenizer is part of a GGUF file; convert the model, or choose the layout hf or meta (option to)"
+            "the tokenizer is part of a GGUF file; convert the model, or choose the layout hf or meta (--to hf)"
         )
     source, destination = locate_source(source, target, overwrite, "tokenizer"), folder_path(target)
     if instruct:
