@@ -18,8 +18,8 @@ def reading_errors(error: type[PunaError]) -> Iterator[None]:
     except PunaError:
         raise
     except OSError as exc:
-        path = _blocked_folder(exc.filename) if isinstance(exc, PermissionError) else None
-        path = path or exc.filename or "the file"
+        blocked = _blocked_folder(exc.filename) if isinstance(exc, PermissionError) else None
+        path = blocked or exc.filename or "the file"
         raise error(f"{path}: cannot be read ({exc.strerror or exc}); check the path and its permissions") from exc
 
 
