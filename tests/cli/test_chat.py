@@ -206,6 +206,23 @@ def test_commands_change_the_conversation(conversation):
     assert all(name in command(conversation, "/help") for name in COMMANDS)
 
 
+def test_a_filter_keeps_the_temperature_of_the_fallback(conversation):
+    conversation.fallback = {"temperature": 0.7, "top_p": 0.95}
+    command(conversation, "/set top_p 0.5")
+    assert conversation.options == {"temperature": 0.7, "top_p": 0.5, "max_tokens": 8}
+    command(conversation, "/set temperature 0")
+    assert conversation.options == {"temperature": 0.0, "top_p": 0.5, "max_tokens": 8}
+
+
+def test_save_reports_replaced_files_and_missing_folders(conversation, tmp_path):
+    path = tmp_path / "chat.json"
+    assert "in place of" not in command(conversation, f"/save {path}")
+    assert "in place of an earlier conversation" in command(conversation, f"/save {path}")
+    with pytest.raises(PunaError, match=r"the folder .*absent does not exist"):
+        command(conversation, f"/save {tmp_path / 'absent' / 'chat.json'}")
+    assert command(conversation, "/clear") == "Conversation restarted."
+
+
 def test_set_changes_options_and_refuses_invalid_values(conversation):
     assert command(conversation, "/set temperature 0.5") == "temperature is now 0.5."
     assert command(conversation, "/set speculate on") == "speculate is now on."

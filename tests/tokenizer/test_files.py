@@ -248,7 +248,7 @@ def test_invalid_values_in_the_configuration_are_refused(folder, config):
 def test_missing_files_and_impossible_saves_are_refused(tmp_path, sp_model, byte_level_json):
     with pytest.raises(ModelNotFoundError, match="hub"):
         load_tokenizer("meta-llama/Llama-2-7b-hf")
-    with pytest.raises(TokenizerError, match=r"no tokenizer.json and no tokenizer.model"):
+    with pytest.raises(TokenizerError, match=r"has no tokenizer \(tokenizer.json, tokenizer.model or a GGUF"):
         load_tokenizer(tmp_path)
     with pytest.raises(TokenizerError, match="LlamaTokenizer needs"):
         LlamaTokenizer.from_pretrained(byte_level_json)

@@ -91,7 +91,7 @@ def generate(
     )  # fmt: skip
     argument = prompt if prompt_option is None else prompt_option
     text = read_prompt(argument, file or [])
-    if text is None:
+    if not text:
         raise typer.BadParameter(
             'there is no prompt; give one, such as puna generate "Gravity is", or --file FILE, or pipe a text into '
             "standard input",
@@ -128,7 +128,7 @@ def answer_prompt(
     for piece in itertools.chain([first], pieces):
         write(piece)
     write("\n")
-    _print_speed(answer.completion())
+    _print_speed(answer.completion(), llm.config.context_length if context is None else context)
 
 
 def first_piece(pieces: Iterator[str], prompt_tokens: int) -> str:
@@ -171,10 +171,13 @@ def _report(completion: Completion) -> dict[str, object]:
     return {name: getattr(completion, name) for name in FIELDS}
 
 
-def _print_speed(completion: Completion) -> None:
+def _print_speed(completion: Completion, context: int) -> None:
+    used = len(completion.prompt_ids) + len(completion.ids)
+    limit = ", context full" if used >= context else ", maximum length"
     text = (
         f"prompt: {len(completion.prompt_ids)} tokens at {completion.prefill_tokens_per_second:.0f}/s, "
         f"answer: {len(completion.ids)} tokens at {completion.decode_tokens_per_second:.0f}/s"
+        f"{limit if completion.finish_reason == 'length' else ''}"
     )
     if is_watched():
         stderr_console().print(text, style="dim")

@@ -138,6 +138,11 @@ def sniff(path: Path) -> Container:
     if start[8:9] == b"{":
         return "safetensors"
     raise CheckpointError(
-        f"{path}: begins with {start[:8].hex(' ')}, which is neither GGUF, safetensors nor PyTorch's zip. Check that "
+        f"{path}: begins with {_readable(start)}, which is neither GGUF, safetensors nor PyTorch's zip. Check that "
         "the file is complete and not a placeholder such as a Git LFS pointer"
     )
+
+
+def _readable(start: bytes) -> str:
+    """Returns the first bytes of a file, as text if they are ASCII."""
+    return repr(start.decode()) if start and start.isascii() and b"\0" not in start else start[:8].hex(" ")

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
-_SAMPLING = {"temperature", "top_k", "top_p", "min_p"}
-
 _RESERVE = 4
 """Without a maximum for answers, old messages are dropped until 1 / _RESERVE of the context is free for the answer."""
 
@@ -52,7 +50,8 @@ class Conversation:
 
     Attributes:
         context: maximum number of tokens: `requested_context`, else the model's.
-        fallback: sampling options that are used if neither the model's generation configuration nor `settings` sample.
+        fallback: sampling options that are used if the model's generation configuration does not sample and `settings`
+            contain no temperature.
 
     Raises:
         RequestError: the model's context is shorter than `context`.
@@ -84,7 +83,7 @@ class Conversation:
     @property
     def options(self) -> Options:
         """The options of the next answer."""
-        if self.llm.generation_config.do_sample or _SAMPLING & self.settings.keys():
+        if self.llm.generation_config.do_sample or "temperature" in self.settings:
             return self.settings
         return {**self.fallback, **self.settings}
 
@@ -158,8 +157,10 @@ class Conversation:
         while tokens > self.context - reserve and (shorter := _without_oldest_turn(kept)) is not None:
             kept, tokens = shorter, self._count(shorter)
         if tokens >= self.context:
+            more = ", or raise --context" if self.context < self.llm.config.context_length else ""
             raise RequestError(
                 f"the conversation would have {tokens} tokens; the context has {self.context}. Shorten the message"
+                + more
             )
         return kept, tokens, len(messages) - len(kept)
 

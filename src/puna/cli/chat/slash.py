@@ -23,7 +23,7 @@ _HELP = """\
 /model NAME          continue with another model; until it is loaded, both are in memory; /model alone shows the name
 /save FILE           save the conversation as JSON
 /load FILE           replace the conversation by a saved one
-/reset               restart the conversation
+/reset               restart the conversation (also /clear)
 /undo                remove your last message and its answer
 /history             show the conversation
 /bye                 exit (also exit, /exit or Ctrl-D); Ctrl-C stops an answer or clears the line
@@ -89,8 +89,9 @@ def _shown(message: Message) -> object:
 
 def _save(session: Session, argument: str) -> str:
     path = _file("/save", argument)
+    replaced = ", in place of an earlier conversation" if path.exists() else ""
     save(path, session.conversation.messages)
-    return f"{len(session.conversation.messages)} messages saved to {path}."
+    return f"{len(session.conversation.messages)} messages saved to {path}{replaced}."
 
 
 def _load(session: Session, argument: str) -> str:
@@ -169,5 +170,5 @@ def describe(conversation: Conversation) -> str:
 
 COMMANDS: dict[str, Callable[[Session, str], str]] = {
     "/help": lambda session, argument: _HELP, "/system": _system, "/set": _set, "/model": _model, "/save": _save,
-    "/load": _load, "/reset": _reset, "/undo": _undo, "/history": _history,
+    "/load": _load, "/reset": _reset, "/clear": _reset, "/undo": _undo, "/history": _history,
 }  # fmt: skip

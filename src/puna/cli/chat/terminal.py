@@ -74,8 +74,9 @@ def _answer(conversation: Conversation, text: str) -> None:
 
 def _summary(conversation: Conversation, reply: Reply) -> str:
     speed = reply.decode_tokens_per_second
-    stopped = {"interrupted": ", stopped", "length": ", maximum length"}.get(reply.finish_reason, "")
     used = reply.prompt_tokens + reply.tokens
+    limit = ", context full" if used >= conversation.context else ", maximum length"
+    stopped = {"interrupted": ", stopped", "length": limit}.get(reply.finish_reason, "")
     return (
         f"[{conversation.name}: {reply.tokens} tokens{stopped}{f', {speed:.1f} tok/s' if speed else ''}; context "
         f"{used:,} of {conversation.context:,}]"

@@ -37,6 +37,8 @@ def save(path: Path, messages: list[dict[str, Any]]) -> None:
     Raises:
         StorageError: the file exists with other content, or cannot be written.
     """
+    if not path.parent.is_dir():
+        raise StorageError(f"{path} cannot be written: the folder {path.parent} does not exist; choose another folder")
     if path.exists():
         try:
             load(path)
@@ -65,4 +67,5 @@ def load(path: Path) -> list[dict[str, Any]]:
         values = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
         return read_messages(values) if values else []
     except (ValueError, RecursionError) as exc:
-        raise RequestError(f"{path} is not a saved conversation ({exc})") from exc
+        reason = f" ({exc})" if isinstance(exc, RequestError) else ""
+        raise RequestError(f"{path} is not a saved conversation{reason}") from exc

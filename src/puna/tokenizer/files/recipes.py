@@ -161,8 +161,10 @@ def find(path: Path, prefer: str = _JSON) -> tuple[Path, Kind]:
     models = group_parts(file.name for file in path.glob("*.gguf"))
     if len(models) != 1:
         raise TokenizerError(
-            f"{path}: the folder contains {len(models)} GGUF files, no {_JSON} and no {_MODEL}; "
-            + ("give the path of one of the files" if models else "put the tokenizer's files into the folder")
+            f"{path}: the folder contains {len(models)} GGUF files, no {_JSON} and no {_MODEL}; give the path of "
+            "one of the files"
+            if models
+            else f"{path}: the folder has no tokenizer ({_JSON}, {_MODEL} or a GGUF file); add the tokenizer's files"
         )
     file = path / models[0][0]
     return file, sniff(file)
