@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from puna import LLM, Completion, LlamaConfig
+from puna import LLM, Completion, LlamaConfig, convert
 from puna.answer import Answer
 from puna.checkpoint import open_checkpoint
 from puna.errors import BackendError, ModelNotFoundError, PunaError, RequestError
@@ -230,3 +230,37 @@ def test_the_default_model_runs_in_two_gigabytes_of_address_space(smollm2):
     tokens, _, text = run.stdout.splitlines()[0].partition(" ")
     assert 8192 <= int(tokens) < 16 * 8192, run.stderr
     assert "physics" in text and run.stdout.endswith("True\n"), run.stderr
+
+
+@pytest.mark.parametrize("value", [10**5000, 5, b"x"], ids=["huge", "5", "bytes"])
+def test_arguments_of_a_wrong_type_raise_errors_of_puna(tiny_model, tmp_path, value):
+    llm = LLM(tiny_model)
+    calls = [
+        lambda: LLM(tiny_model, dtype=value),
+        lambda: LLM(tiny_model, device=value),
+        lambda: LLM(tiny_model, quantize=value),
+        lambda: llm.generate("the", stop=value, max_tokens=1),
+        lambda: LlamaConfig.from_pretrained("owner/name", revision=value),
+        lambda: llm.tokenizer.apply_chat_template([{"role": "user", "content": "x"}], chat_template=value),
+        lambda: llm.tokenizer.apply_chat_template(value),
+        lambda: open_checkpoint(value),
+        lambda: convert(value, tmp_path / "x"),
+        lambda: convert(tiny_model, value),
+        lambda: convert(tiny_model, tmp_path / "x", shards=str(tiny_model)),
+    ]
+    for call in calls:
+        with pytest.raises(PunaError):
+            call()
+
+
+def test_only_generate_accepts_a_list_of_texts(tiny_model):
+    with pytest.raises(RequestError, match=r"text or token ids.*only generate accepts a list of texts"):
+        LLM(tiny_model).stream(["a", "b"])
+
+
+def test_an_empty_path_and_dtypes_that_llm_does_not_have_are_named(tiny_model):
+    with pytest.raises(ModelNotFoundError, match="path is empty"):
+        LLM("")
+    for dtype in ("auto", "float"):
+        with pytest.raises(BackendError, match=f"dtype is '{dtype}'; it must be one of float32, [a-z0-9, ]*, or None"):
+            LLM(tiny_model, dtype=dtype)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine import Event, FinishReason, Request
-from puna.errors import BackendError, RequestError
+from puna.errors import BackendError, RequestError, show
 from puna.tokenizer.streams import StreamDecoder, overlap
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def check_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     stops = tuple(values) if isinstance(values, Iterable) and not isinstance(values, Mapping) else (None,)
     if not all(isinstance(text, str) and text and not any(map(_is_surrogate, text)) for text in stops):
         raise RequestError(
-            f"stop is {stop!r:.80}; it must be None, a string or several strings, each at least one valid character"
+            f"stop is {show(stop)}; it must be None, a string or several strings, each at least one valid character"
         )
     return cast(tuple[str, ...], stops)
 

@@ -32,6 +32,7 @@ def open_backend(
         MissingExtraError: PyTorch is needed but not installed.
     """
     _check_arguments(name, threads, max_batch)
+    _check_types(device, dtype)
     if checkpoint.head != "lm":
         raise BackendError(
             f"{checkpoint.path} has no language-model head (its head: {checkpoint.head}); it cannot generate text"
@@ -50,7 +51,8 @@ def open_backend(
         )
     if quantize is not None:
         raise BackendError(
-            f"quantize is {quantize!r}, which only the native backend supports; leave out quantize, or backend, device "
+            f"quantize is {show(quantize)}, which only the native backend supports; leave out "
+            "quantize, or backend, device "
             "and dtype"
         )
     try:
@@ -70,6 +72,14 @@ def _check_arguments(name: object, threads: object, max_batch: object) -> None:
     check_threads(threads)
     if isinstance(max_batch, bool) or not isinstance(max_batch, int) or not 0 < max_batch <= 1024:
         raise BackendError(f"max_batch is {show(max_batch)}; it must be a whole number from 1 to 1024")
+
+
+def _check_types(device: object, dtype: object) -> None:
+    if isinstance(device, int | float | bytes):
+        raise BackendError(f"device is {show(device)}; it must be the name of a PyTorch device, such as 'cuda'")
+    names = ("float32", "float16", "bfloat16", "float64")
+    if dtype is not None and (isinstance(dtype, int) or str(dtype).removeprefix("torch.") not in names):
+        raise BackendError(f"dtype is {show(dtype)}; it must be one of {', '.join(names)}, or None")
 
 
 def _runs_natively(config: LlamaConfig) -> bool:

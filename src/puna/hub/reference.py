@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from puna.errors import RequestError
+from puna.errors import RequestError, show
 
 _REVISION = r"\w[\w./-]{0,249}"
 
@@ -33,7 +33,7 @@ class Reference:
         if revision is None:
             return self
         if not isinstance(revision, str) or not re.fullmatch(_REVISION, revision, re.ASCII) or ".." in revision:
-            raise RequestError(f"revision={revision!r:.120} is not the name of a branch, a tag or a commit")
+            raise RequestError(f"revision={show(revision)} is not the name of a branch, a tag or a commit")
         return replace(self, revision=revision)
 
     def __str__(self) -> str:

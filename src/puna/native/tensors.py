@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.errors import BackendError
+from puna.errors import BackendError, show
 from puna.formats.blocks import FORMATS, BlockFormat
 from puna.native.library import NativeTensor, load_library
 
@@ -71,7 +71,7 @@ def quantized_format(name: str | None, tensors: Mapping[str, Tensor]) -> BlockFo
         return None
     match = next((item for item in QUANTIZED if isinstance(name, str) and item.lower() == name.lower()), None)
     if match is None:
-        raise BackendError(f"quantize is {name!r}; it must be one of {', '.join(QUANTIZED)}")
+        raise BackendError(f"quantize is {show(name)}; it must be one of {', '.join(QUANTIZED)}")
     stored = sorted({tensor.format.name for tensor in tensors.values() if len(tensor.shape) == 2})
     if not any(format_name in _FLOATS for format_name in stored):
         raise BackendError(

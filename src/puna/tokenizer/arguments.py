@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
-from puna.errors import TokenizerError
+from puna.errors import TokenizerError, show
 from puna.hub import HubArguments, hub_arguments, local_path
 from puna.tokenizer.special import AddedToken, TokenLike
 
@@ -130,7 +130,7 @@ def _check_input(text: object, words: bool) -> Text:
 def _check_text(text: object) -> str:
     """Returns `text` if it is a string that UTF-8 can represent, else raises TokenizerError."""
     if not isinstance(text, str):
-        raise TokenizerError(f"{text!r:.60} is a {type(text).__name__}; only strings can be tokenized")
+        raise TokenizerError(f"{show(text)} is a {type(text).__name__}; only strings can be tokenized")
     if not text.isascii():
         try:
             text.encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from puna.errors import ChatTemplateError
+from puna.errors import ChatTemplateError, show
 from puna.templates import render
 
 Message = Mapping[str, Any]
@@ -63,11 +63,11 @@ def render_chat(
 
 def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise ChatTemplateError(f"a conversation must be a list of at least one message, got {messages!r:.60}")
+        raise ChatTemplateError(f"a conversation must be a list of at least one message, got {show(messages)}")
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ChatTemplateError(
-                f"{message!r:.60} is not a message; it must be a dictionary with 'role' and 'content'"
+                f"{show(message)} is not a message; it must be a dictionary with 'role' and 'content'"
             )
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
 

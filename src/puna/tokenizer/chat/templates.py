@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from puna.errors import ChatTemplateError
+from puna.errors import ChatTemplateError, show
 from puna.tokenizer.chat.render import Message, render_chat
 from puna.tokenizer.special import AnyTokenizer
 
@@ -113,9 +113,9 @@ def get_chat_template(self: AnyTokenizer, chat_template: str | None = None, tool
     templates = self.chat_template
     named = templates if isinstance(templates, Mapping) else {}
     if chat_template is not None:
-        if chat_template not in named and "{" not in chat_template:
+        if not isinstance(chat_template, str) or (chat_template not in named and "{" not in chat_template):
             raise ChatTemplateError(
-                f"chat_template={chat_template!r:.60} is neither Jinja source, which contains '{{', nor the name of a "
+                f"chat_template={show(chat_template)} is neither Jinja source, which contains '{{', nor the name of a "
                 f"template of this tokenizer ({', '.join(sorted(named)) or 'it has none'})"
             )
         return named.get(chat_template, chat_template)
