@@ -42,7 +42,7 @@ class Options:
         """
         check_threads(self.threads)
         if self.shards is not None and (type(self.shards) is not int or self.shards < 1):
-            raise CheckpointError(f"shards is {show(self.shards)}; it must be a whole number, at least 1")
+            raise CheckpointError(f"{show(self.shards)} shards were requested; give a whole number, at least 1")
         if self.layout == "gguf" and self.shards not in (None, 1):
             raise CheckpointError(f"shards is {self.shards}, but a GGUF model is one file; leave out shards")
         if self.shard_size is not None and (self.layout != "hf" or self.shards is not None):
