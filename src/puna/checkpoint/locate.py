@@ -29,7 +29,7 @@ def locate_model(path: str | Path | None = None, need: hub.Need = "model") -> Pa
         if not isinstance(path, str | Path):
             raise ModelNotFoundError(f"path is {show(path)}; it must be a text or a Path")
         if not str(path):
-            raise ModelNotFoundError(f"the model's path is empty; leave it out for the default model")
+            raise ModelNotFoundError("the model's path is empty; leave it out for the default model")
         local = hub.local_path(path, need)
         if not _exists(local):
             more = _INSTALL if default_model() is None else "use a model that `puna list` shows"
