@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -84,3 +86,16 @@ def test_an_unknown_python_program_is_reported(monkeypatch):
     monkeypatch.setattr(sys, "executable", None)
     with pytest.raises(ChatTemplateError, match=r"sys\.executable is not set"):
         process._Worker()
+
+
+def test_time_in_which_the_process_does_not_run_is_not_counted():
+    worker = process._Worker()
+    assert worker.ask(process.marshal.dumps(("x", {}))) == b"Tx"
+    stop = threading.Timer(0.05, os.kill, (worker._process.pid, signal.SIGSTOP))
+    resume = threading.Timer(2, os.kill, (worker._process.pid, signal.SIGCONT))
+    stop.start()
+    resume.start()
+    slow = "{% for i in range(100) %}{% for j in range(90000) %}{% endfor %}{% endfor %}x"
+    start = time.monotonic()
+    assert worker.ask(process.marshal.dumps((slow, {}))) == b"Tx" and time.monotonic() - start > 1.8
+    worker.end(at_once=True)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import struct
 
 SECONDS = 1.5
-"""Maximum time of one rendering. A conversation of 10,000 messages needs 0.1 s."""
+"""Maximum processor time of one rendering. A conversation of 10,000 messages needs 0.1 s."""
+
+WALL_SECONDS = 7.5
+"""Maximum elapsed time of one rendering: a busy machine may delay it."""
 
 MEMORY = 64 * 2**20
 """Memory for one rendering, in bytes, in addition to the 20 MB of Python and Jinja."""

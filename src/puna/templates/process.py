@@ -192,7 +192,7 @@ def _answer(request: bytes) -> bytes:
             answer = worker.ask(request)
         except EOFError:
             status = _POOL.end(worker)
-            if status == -signal.SIGALRM:
+            if status in (-signal.SIGPROF, -signal.SIGALRM):
                 raise ChatTemplateError(
                     f"the chat template needs more than {SECONDS} s; fix it or pass chat_template="
                 ) from None

@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 from jinja2 import ext, nodes, parser, sandbox
 
-from puna.templates.limits import MEMORY, SECONDS, SIZE
+from puna.templates.limits import MEMORY, SECONDS, SIZE, WALL_SECONDS
 
 _MAX_REASON = 1000
 """Maximum length of an error message, in characters: a template chooses its text."""
@@ -27,14 +27,18 @@ _MAX_REASON = 1000
 
 def serve() -> None:
     """Answers requests on standard input until it is closed."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM, signal.SIGPROF))
     _limit_memory()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while size := requests.read(SIZE.size):
         request = requests.read(*SIZE.unpack(size))
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)  # SIGALRM ends the process, also inside one long C call
+        # Their signals end the process, also inside one long C call.
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
         answer = _answer(request)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         answers.write(SIZE.pack(len(answer)))
         answers.write(answer)
