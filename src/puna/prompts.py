@@ -10,7 +10,10 @@ from puna.errors import RequestError, show
 
 Message = Mapping[str, Any]
 
-_MESSAGE = "it must be a message, a dictionary with 'role' and 'content'"
+_MESSAGE = (
+    "it must be a message, a dictionary with 'role' and 'content'. Give a text, a list of messages such as "
+    "[{'role': 'user', 'content': 'Hi'}], or for several conversations a list of such lists"
+)
 
 
 def read_ids(tokens: Sequence[int]) -> tuple[int, ...]:

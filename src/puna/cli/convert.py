@@ -54,20 +54,32 @@ def convert(
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None, typer.Option(help="Type of weights. [default: the source's]")
     ] = None,
-    quantize: Annotated[str | None, typer.Option(help="A GGUF format such as q8_0, or a mix such as Q4_K_M.")] = None,
-    shard_size: Annotated[str | None, typer.Option(help="Maximum size of a safetensors file. [default: 5GB]")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="A GGUF format such as q8_0, or a mix such as Q4_K_M.")
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Maximum size of a safetensors file. [default: 5GB]")
+    ] = None,
     shards: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of files, instead of --shard-size; for meta, each has a part of each matrix."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Number of files, instead of --shard-size; for meta, each has a part of each matrix.",
+        ),
     ] = None,
-    kv_heads: Annotated[int | None, typer.Option(min=1, help="Pool key-value heads to this number.")] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Pool key-value heads to this number.")
+    ] = None,
     calibrate: Annotated[
-        Path | None, typer.Option(help="Text file that shows --quantize which inputs matter most.")
+        Path | None, typer.Option(metavar="FILE", help="Text file that shows --quantize which inputs matter most.")
     ] = None,
     vocab_size: Annotated[
-        int | None, typer.Option(min=1, help="Resize embedding and head to this number of rows.")
+        int | None, typer.Option(metavar="N", min=1, help="Resize embedding and head to this number of rows.")
     ] = None,
-    pad_vocab_to: Annotated[int | None, typer.Option(min=1, help="Round vocabulary up to a multiple of this.")] = None,
+    pad_vocab_to: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Round vocabulary up to a multiple of this.")
+    ] = None,
     llama_version: Annotated[
         Literal["1", "2", "code", "3", "3.1", "3.2", "3.3"] | None,
         typer.Option(help="Release of Meta's files. [default: detected]"),

@@ -91,7 +91,7 @@ def generate(
     )  # fmt: skip
     argument = prompt if prompt_option is None else prompt_option
     text = read_prompt(argument, file or [])
-    if not text:
+    if text is None or argument == text == "":
         raise typer.BadParameter(
             'there is no prompt; give one, such as puna generate "Gravity is", or --file FILE, or pipe a text into '
             "standard input",

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
-from puna.cli.terminal import set_verbosity
+from puna.cli.terminal import from_environment, set_verbosity
 
 COMMANDS = {
     "Run a model": {
@@ -68,6 +68,9 @@ class Command(TyperCommand):
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
         if quiet and verbose:
             raise typer.BadParameter("--quiet and --verbose contradict each other; leave one out")
+        sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+        from_environment.clear()
+        from_environment.update(str(ctx.params[name]) for name in sources if "ENVIRONMENT" in str(sources[name]))
         set_verbosity(quiet=quiet, verbose=verbose)
         return super().invoke(ctx)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from puna.cli.terminal import did_you_mean, is_quiet, note
+from puna.cli.terminal import did_you_mean, from_environment, is_quiet, note
 from puna.errors import ModelNotFoundError
 from puna.files import name_from_path
 
@@ -76,7 +75,7 @@ def similar_models(model: str | None) -> Iterator[None]:
     try:
         yield
     except ModelNotFoundError as exc:
-        source = f" The name is the value of {VARIABLE}." if model and model == os.environ.get(VARIABLE) else ""
+        source = f" The name is the value of {VARIABLE}." if model in from_environment else ""
         question = "" if model is None else similar_model(model)
         raise ModelNotFoundError(f"{exc}.{source}{question}" if source or question else str(exc)) from exc
 

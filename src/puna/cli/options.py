@@ -30,7 +30,13 @@ Backend = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, max=256, envvar="PUNA_THREADS", help="Number of CPU threads. [default: one per physical core]"),
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=256,
+        envvar="PUNA_THREADS",
+        help="Number of CPU threads. [default: one per physical core]",
+    ),
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="PyTorch device, such as cuda.")]
 Dtype = Annotated[

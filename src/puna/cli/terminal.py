@@ -25,6 +25,9 @@ Parameters = ParamSpec("Parameters")
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as in shells: 128 + SIGINT."""
 
+from_environment: set[str] = set()
+"""Values of the running command's options that come from environment variables."""
+
 _verbosity = {"quiet": False, "verbose": False}
 
 
