@@ -1,4 +1,4 @@
-"""Worker of puna."""
+"""The worker process that measures puna."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Puna:
         )
         self.vocab_size = checkpoint.config.vocab_size
         self._slots = 0
-        # measure.py multiplies the limits of a machine with all speeds 1 by the measured speed.
+        # The maximum tokens per second if all speeds of the machine are 1; measure.py scales them by measured speeds.
         unit = MachineSpeed(1.0, 1.0, 1.0, True)
         self.settings = {
             "backend": "native",

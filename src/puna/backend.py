@@ -24,8 +24,8 @@ class Chunk:
     Attributes:
         slot: the cache that the tokens extend.
         tokens: ids, int64, shape (t,), t >= 1.
-        start: position of the first token. The cache of `slot` must hold all positions before it. The backend
-            removes later positions from the cache, which an interrupted step may have left.
+        start: position of the first token. The cache of `slot` must hold all positions before it. An
+            interrupted step may have left positions from `start` on: the backend removes them.
         logits: number of final tokens whose logits are returned, 0 to t.
     """
 
@@ -51,7 +51,7 @@ class Backend(Protocol):
     """Maximum number of tokens in all caches together, counting each cache in complete pages; None means no limit."""
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Extends the caches by the batch's tokens; returns logits, (sum of `logits` over chunks, vocab_size).
+        """Extends the caches by the batch's tokens; returns logits of shape (sum of the chunks' `logits`, vocab_size).
 
         Rows are in the order of the chunks, and of the tokens in each chunk.
         """

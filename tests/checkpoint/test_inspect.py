@@ -142,7 +142,7 @@ def test_the_files_of_a_damaged_meta_folder_are_reported(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("layers", [3, 2**31 - 1])
-def test_more_layers_than_meta_s_shards_hold_are_refused_quickly(tmp_path: Path, layers: int) -> None:
+def test_a_layer_count_beyond_the_shards_of_a_meta_folder_is_refused_quickly(tmp_path: Path, layers: int) -> None:
     folder = Path(shutil.copytree(LAYOUTS["meta"], tmp_path / "meta"))
     params = json.loads((folder / "params.json").read_text())
     (folder / "params.json").write_text(json.dumps(params | {"n_layers": layers}))
@@ -161,7 +161,7 @@ def test_paths_without_a_model_are_reported(tmp_path: Path) -> None:
 
 
 def test_renamed_tokens_are_noted(tmp_path: Path) -> None:
-    """The model loads, but the new name of the token is beyond the rows of the embedding, as in transformers."""
+    """The model loads, but the renamed token gets a new id, which has no row in the embedding, as in transformers."""
     token = {"content": "<renamed>", "special": True, "normalized": False}
     settings = {"added_tokens_decoder": {"2": token}}
     report = inspect_checkpoint(write_scripted_model(tmp_path / "m", byte_tokenizer(), {}, settings))

@@ -438,7 +438,7 @@ def test_an_existing_model_is_replaced_only_with_overwrite(tmp_path: Path) -> No
             convert(model, path, to="hf", overwrite=True)
     with pytest.raises(StorageError, match="is a folder; a GGUF file needs a name"):
         convert(model, destination, to="gguf")
-    with pytest.raises(StorageError, match=r"choose the layout gguf \(option to\)"):
+    with pytest.raises(StorageError, match=r"choose the layout gguf \(--to gguf\)"):
         convert(model, tmp_path / "x.gguf", to="hf")
 
 

@@ -32,7 +32,7 @@ def random_unicode_text(rng: random.Random) -> str:
 
 
 def write_ranks(path):
-    """Writes a small tiktoken file and returns its ranks: all bytes, then parts of `CORPUS` that join two tokens."""
+    """Writes a small tiktoken file; returns its ranks: every byte, then parts of `CORPUS` made of two tokens."""
     tokens = [bytes((byte,)) for byte in range(256)]
     used = set(tokens)
     counts: dict[bytes, int] = {}

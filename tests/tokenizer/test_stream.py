@@ -1,4 +1,4 @@
-"""The joined pieces of a stream equal the decoded text, and no piece splits a character."""
+"""The joined texts of a stream equal the decoded text, and none of them splits a character."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from puna.tokenizer.files.byte_level import BYTE_TO_CHARACTER
 from tests.helpers.vocabularies import SNIPPETS, answer_after, random_texts
 
 
-def stream_pieces(tokenizer, ids: list[int], skip: bool, prompt: Sequence[int] = ()) -> list[str]:
+def streamed_texts(tokenizer, ids: list[int], skip: bool, prompt: Sequence[int] = ()) -> list[str]:
     """Returns the texts that a stream returns for each id, and at its end."""
     decoder = StreamDecoder(tokenizer, skip, prompt)
     return [*(decoder.push(index) for index in ids), decoder.finish()]
@@ -33,23 +33,23 @@ def id_sequences(size: int) -> st.SearchStrategy[list[int]]:
 @pytest.mark.slow
 def test_streamed_random_ids_equal_the_decoded_text(tokenizer, data, skip):
     ids = data.draw(id_sequences(len(tokenizer)))
-    assert "".join(stream_pieces(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)
+    assert "".join(streamed_texts(tokenizer, ids, skip)) == tokenizer.decode(ids, skip_special_tokens=skip)
 
 
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20), skip=st.booleans())
 def test_streamed_text_is_complete_and_splits_no_character(tokenizer, text, skip):
     ids = tokenizer.encode(text, add_special_tokens=False)
-    pieces = stream_pieces(tokenizer, ids, skip)
+    pieces = streamed_texts(tokenizer, ids, skip)
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=skip)
     if "\ufffd" not in text:
         assert all("\ufffd" not in piece for piece in pieces)
 
 
-def test_an_emoji_of_several_tokens_is_returned_once(tokenizer):
+def test_an_emoji_of_several_tokens_is_streamed_without_replacement_characters(tokenizer):
     ids = tokenizer.encode("a 🏳️‍🌈 b", add_special_tokens=False)
     assert len(ids) > 8
-    pieces = stream_pieces(tokenizer, ids, True)
+    pieces = streamed_texts(tokenizer, ids, True)
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
     assert "🏳️‍🌈" in "".join(pieces) and "\ufffd" not in "".join(pieces)
 
@@ -57,7 +57,7 @@ def test_an_emoji_of_several_tokens_is_returned_once(tokenizer):
 def test_words_are_returned_with_their_token(tokenizer):
     """Text that no later token can change is returned with its token."""
     ids = tokenizer.encode("the llama can learn simple tasks", add_special_tokens=False)
-    pieces = stream_pieces(tokenizer, ids, True)
+    pieces = streamed_texts(tokenizer, ids, True)
     assert all(pieces[1:-1]) and pieces[-1] == ""
 
 
@@ -70,7 +70,7 @@ def test_invalid_bytes_are_streamed_as_decoded(tokenizer, invalid):
     ids = [vocab[spelled(byte)] for byte in invalid]
     for sequence in (ids, [*ids, 300], [300, *ids, 300], [*ids, 1, *ids]):
         text = tokenizer.decode(sequence, skip_special_tokens=True)
-        assert "".join(stream_pieces(tokenizer, sequence, True)) == text
+        assert "".join(streamed_texts(tokenizer, sequence, True)) == text
         assert "\ufffd" in text
 
 
@@ -84,8 +84,8 @@ def test_streams_never_clean_up(tokenizer, text, clean_up):
     tokenizer.clean_up_tokenization_spaces = clean_up
     ids = tokenizer.encode(text, add_special_tokens=False)
     unchanged = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    assert "".join(stream_pieces(tokenizer, ids, False)) == unchanged and text in unchanged
-    assert tokenizer.decode(ids) == unchanged  # as in transformers 5.23, whose LLaMA tokenizers are BPE
+    assert "".join(streamed_texts(tokenizer, ids, False)) == unchanged and text in unchanged
+    assert tokenizer.decode(ids) == unchanged  # the attribute has no effect on BPE, as in transformers 5.23
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=True) == tokenizer.clean_up_tokenization(unchanged)
 
 
@@ -109,7 +109,7 @@ def test_an_answer_is_the_decoded_text_after_the_text_of_its_prompt(tokenizer, c
 
     full_text, prompt_text = decode(prompt + ids), decode(prompt)
     answer = answer_after(prompt_text, full_text)
-    pieces = stream_pieces(tokenizer, ids, skip, prompt)
+    pieces = streamed_texts(tokenizer, ids, skip, prompt)
     assert "".join(pieces) == answer
     has_byte_tokens = any(token.startswith("<0x") for token in tokenizer.convert_ids_to_tokens(prompt))
     if (
@@ -127,10 +127,10 @@ def test_a_character_that_an_answer_completes_belongs_to_the_answer(tokenizer):
     spelled = "<0x{:02X}>".format if "<0x80>" in vocab else BYTE_TO_CHARACTER.__getitem__
     first, *rest = (vocab[spelled(byte)] for byte in "€".encode())
     a = tokenizer.convert_tokens_to_ids("a")
-    assert "".join(stream_pieces(tokenizer, [*rest, a], True, [a, first])) == "€a"
-    assert "".join(stream_pieces(tokenizer, rest[1:], True, [a, first, rest[0]])) == "€"
-    assert "".join(stream_pieces(tokenizer, [a, a], True, [a, first])) == "aa"
-    assert "".join(stream_pieces(tokenizer, [], True, [a, first])) == ""
+    assert "".join(streamed_texts(tokenizer, [*rest, a], True, [a, first])) == "€a"
+    assert "".join(streamed_texts(tokenizer, rest[1:], True, [a, first, rest[0]])) == "€"
+    assert "".join(streamed_texts(tokenizer, [a, a], True, [a, first])) == "aa"
+    assert "".join(streamed_texts(tokenizer, [], True, [a, first])) == ""
 
 
 @pytest.mark.parametrize("index", [-1, 10**6, 2**40])

@@ -1,4 +1,4 @@
-"""The text of `puna` without a command: the next steps, which depend on the models that are on this machine."""
+"""Prints the next steps for `puna` without a command, depending on the models that are on this machine."""
 
 from __future__ import annotations
 

@@ -381,6 +381,6 @@ def _default_head_dim(hidden_size: int, heads: int) -> int:
     check_whole("num_attention_heads", heads)
     if hidden_size % heads:
         raise ConfigError(
-            f"hidden_size is {hidden_size}; it must be a multiple of num_attention_heads, {heads}, or set head_dim"
+            f"hidden_size is {hidden_size}; without head_dim it must be a multiple of num_attention_heads, {heads}"
         )
     return hidden_size // heads

@@ -105,8 +105,8 @@ class Engine:
     def _advance_prompt(self, active: ActiveRequest, count: int, logits: NDArray[np.float32]) -> Event:
         """Records `count` prompt tokens, and chooses the answer's first token after the last prompt token.
 
-        A step that is interrupted before this point can be run again: backends discard the cached positions from a
-        chunk's start on.
+        A step that is interrupted before `active.cached` changes can be run again: backends discard the cached
+        positions from a chunk's start on.
         """
         request = active.request
         complete = active.cached + count >= len(request.prompt_ids)
@@ -154,7 +154,7 @@ class Engine:
 
 
 def _logits_needed(active: ActiveRequest, count: int) -> int:
-    """Returns the rows of logits a chunk needs: one per generated or scored token, else one at the prompt's end."""
+    """Returns how many rows of logits a chunk needs: one per generated or scored token, one at a prompt's end."""
     if not active.in_prompt or active.request.prompt_logits:
         return count
     complete = active.cached + count >= len(active.request.prompt_ids)

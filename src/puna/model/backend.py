@@ -72,7 +72,7 @@ class TorchBackend:
             return cls(load(LlamaForCausalLM, checkpoint, checkpoint.config, chosen, target))
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Extends the caches by the batch's tokens; returns logits, (sum of the chunks' `logits`, vocab_size).
+        """Extends the caches by the batch's tokens; returns logits of shape (sum of the chunks' `logits`, vocab_size).
 
         Raises:
             RequestError: if a chunk starts beyond its cache or has an id outside the vocabulary; caches are unchanged.
