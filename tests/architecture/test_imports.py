@@ -104,7 +104,8 @@ def test_only_hub_uses_the_network(path):
 
 @every_module
 def test_only_native_reads_the_environment(path):
-    if package_of(path) == "native":
+    """`templates/process.py` passes a part of the environment, without secrets, to the process that it starts."""
+    if package_of(path) == "native" or path.parts[-2:] == ("templates", "process.py"):
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
