@@ -30,6 +30,10 @@ ORACLES := .oracles/4.34.1/.done .oracles/4.57.6/.done
 build = mkdir -p build && $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja $(2) \
 	> build/$(1).log || { cat build/$(1).log; exit 1; }; \
 	$(BIN)/cmake --build build/$(1) --target $(3)
+# Before a command: prints the number of compiled files every 15 seconds until the command ends. `sleep` gets no output, so
+# that it does not keep a pipe of make open.
+REPORT = (while sleep 15 > /dev/null 2>&1; do \
+	echo "  $$(find build/native -name '*.o' 2> /dev/null | wc -l) files compiled"; done) & trap "kill $$!" EXIT;
 RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
 PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
 
@@ -138,8 +142,8 @@ WERROR := $(if $(filter-out demo bench peers,$(MAKECMDGOALS)),--config-settings=
 # An editable install stores a list of the modules, so it is repeated when a folder gains or loses a file. Compiling creates
 # the __pycache__ folders now; if the first import created them, that would count as such a change.
 $(VENV)/.puna: $(VENV)/.build $(NATIVE) $(FOLDERS)
-	@echo "Compiling the native runtime and installing puna with its dependencies (about two minutes on two cores) ..."
-	$(INSTALL) --no-build-isolation --editable . $(WERROR)
+	@echo "Compiling the native runtime and installing puna with its dependencies (two to six minutes on two cores) ..."
+	@$(REPORT) $(INSTALL) --no-build-isolation --editable . $(WERROR)
 	$(BIN)/python -m compileall -q src
 	touch $@
 
