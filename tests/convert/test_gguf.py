@@ -118,7 +118,7 @@ def test_models_that_gguf_cannot_express_are_refused(tmp_path: Path) -> None:
         convert(classifier, tmp_path / "m.gguf", to="gguf")
     (gelu / "tokenizer.model").unlink()
     (gelu / "config.json").write_text((gelu / "config.json").read_text().replace("gelu", "silu"))
-    with pytest.raises(TokenizerError, match=r"no tokenizer\.json and no tokenizer\.model"):
+    with pytest.raises(TokenizerError, match="the folder has no tokenizer"):
         convert(gelu, tmp_path / "m.gguf", to="gguf")
     assert not (tmp_path / "m.gguf").exists()
 
