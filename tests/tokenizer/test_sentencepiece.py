@@ -199,6 +199,18 @@ def test_a_model_whose_unknown_piece_has_no_id_is_refused(monkeypatch, sp_model)
         load_tokenizer(sp_model)
 
 
+def test_sampling_with_a_model_that_cannot_sample_is_refused(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    with path.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["the llama lives high"] * 50), model_writer=file, model_type="char", vocab_size=14,
+            hard_vocab_limit=False, minloglevel=2,
+        )  # fmt: skip
+    assert LlamaTokenizer(path).encode("the")
+    with pytest.raises(TokenizerError, match="SentencePiece cannot encode with"):
+        LlamaTokenizer(path, sp_model_kwargs={"enable_sampling": True, "nbest_size": -1, "alpha": 0.1})
+
+
 def test_lone_surrogates_are_not_tokens(sp_model):
     tokenizer = load_tokenizer(sp_model)
     assert tokenizer.convert_tokens_to_ids(["\ud800"]) == [tokenizer.unk_token_id]

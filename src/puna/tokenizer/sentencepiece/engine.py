@@ -77,6 +77,10 @@ def open_model(
         processor.decode([processor.unk_id()])
     except Exception as exc:  # the library raises RuntimeError, IndexError, UnicodeDecodeError and others
         raise TokenizerError(f"{name}: SentencePiece cannot load the file ({exc}); download the file again") from exc
+    try:
+        processor.encode("a")
+    except Exception as exc:  # for example, enable_sampling with a model type that cannot sample
+        raise TokenizerError(f"{name}: SentencePiece cannot encode with {dict(arguments or {})} ({exc})") from exc
     return processor, spec
 
 
