@@ -60,3 +60,8 @@ def show(value: object) -> str:
         return f"{value!r:.80}"
     except ValueError:  # Python refuses to print integers of more than 4,300 digits
         return "a number of thousands of digits"
+
+
+def printable(text: str) -> str:
+    """Escapes characters other than line ends that a terminal would obey: texts in files are not trusted."""
+    return "".join(item if item.isprintable() or item == "\n" else repr(item)[1:-1] for item in text)

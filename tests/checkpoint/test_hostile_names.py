@@ -16,8 +16,7 @@ from puna import load_tokenizer
 from puna.checkpoint import open_checkpoint
 from puna.checkpoint.inspect import inspect_checkpoint
 from puna.cli import app
-from puna.cli.terminal import printable
-from puna.errors import CheckpointError, PunaError, StorageError
+from puna.errors import CheckpointError, PunaError, StorageError, printable
 from tests.golden.files import LAYOUTS
 
 

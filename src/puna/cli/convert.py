@@ -10,8 +10,8 @@ import typer
 from puna.cli import options
 from puna.cli.conversion import Display
 from puna.cli.models import complete_model, expand, similar_file, similar_models
-from puna.cli.terminal import command, is_quiet, print_json, printable, size, usage_errors
-from puna.errors import RequestError
+from puna.cli.terminal import command, is_quiet, print_json, size, usage_errors
+from puna.errors import RequestError, printable
 
 if TYPE_CHECKING:
     from puna.convert import Converted

@@ -9,7 +9,8 @@ import typer
 
 from puna.cli import options
 from puna.cli.models import complete_model, locate
-from puna.cli.terminal import command, print_json, printable, size
+from puna.cli.terminal import command, print_json, size
+from puna.errors import printable
 
 if TYPE_CHECKING:
     from puna.checkpoint.inspect import Report

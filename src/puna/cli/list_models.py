@@ -7,7 +7,8 @@ import time
 import typer
 
 from puna.cli import options
-from puna.cli.terminal import command, note, print_json, printable, size
+from puna.cli.terminal import command, note, print_json, size
+from puna.errors import printable
 
 _UNITS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import typer
 
-from puna.errors import PunaError
+from puna.errors import PunaError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -165,11 +165,6 @@ def is_watched() -> bool:
 def status(text: str) -> AbstractContextManager[Any]:
     """Returns a context manager that shows a spinner and a text, if standard error is a terminal."""
     return stderr_console().status(text) if is_watched() else nullcontext()
-
-
-def printable(text: str) -> str:
-    """Escapes characters other than line ends that a terminal would obey: texts in files are not trusted."""
-    return "".join(item if item.isprintable() or item == "\n" else repr(item)[1:-1] for item in text)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

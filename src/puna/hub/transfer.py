@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from puna.errors import printable
 from puna.files import make_folder
 from puna.hub.listing import RemoteFile
 from puna.hub.reference import Reference
@@ -109,8 +110,7 @@ def show_progress(is_shown: bool) -> None:
 def print_message(text: str) -> None:
     """Prints a line on standard error, with control characters escaped; nothing after `show_progress(False)`."""
     if _progress["shown"] and sys.stderr is not None:
-        escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-        sys.stderr.write(f"{escaped}\n")
+        sys.stderr.write(f"{printable(text)}\n")
         sys.stderr.flush()
 
 

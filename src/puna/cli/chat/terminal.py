@@ -14,8 +14,8 @@ from puna.cli.chat.keyboard import history_file, message_reader
 from puna.cli.chat.slash import COMMANDS, LEAVE, Session, describe, is_command, run_command
 from puna.cli.chat.wrap import WordWrap
 from puna.cli.loading import Loader
-from puna.cli.terminal import is_quiet, printable, stderr_console, write
-from puna.errors import PunaError
+from puna.cli.terminal import is_quiet, stderr_console, write
+from puna.errors import PunaError, printable
 
 if TYPE_CHECKING:
     from puna.llm import Options
