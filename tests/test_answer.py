@@ -79,6 +79,8 @@ SYMBOLS = st.sampled_from([*"ab", "\n", *SPECIAL[1:]])
 @example(text=["a", "<|turn|>", "b"], stops=[["a", "b"]])
 @example(text=["a", "<|turn|>", "<|tool|>", "b"], stops=[["a", "<|turn|>", "b"]])
 @example(text=["<|turn|>", "<|turn|>", "a"], stops=[["<|turn|>", "a"]])
+@example(text=["a", "<|turn|>", "<|end|>", "<|end|>"], stops=[["a", "<|end|>"]])
+@example(text=["a", "<|turn|>", "b", "<|end|>", "<|end|>", "<|end|>"], stops=[["a", "b", "<|end|>"]])
 @example(text=["a", "<|turn|>", "b", "a"], stops=[["a", "<|turn|>", "a"], ["b", "a"]])
 def test_stop_strings_match_text_and_special_tokens(text, stops):
     ids, strings = ids_of("".join(text)), tuple("".join(stop) for stop in stops)

@@ -160,7 +160,10 @@ class Answer:
             kept += [_visible(shown[len(shown) - overlap(shown, stop) :]) for stop in self._stops.marked]
             end = len(self._pending) - max(kept, default=0)
         self._pending = self._pending[end:]
-        self._marks = [(i - end, mark) for i, mark in self._marks if i >= end][-self._stops.longest :]
+        marks = [(i - end, mark) for i, mark in self._marks if i >= end]
+        old, new = marks[: -self._stops.longest], marks[-self._stops.longest :]
+        # A stop string contains at most `longest` marks. Of the older ones, one in each position still separates text.
+        self._marks = [(i, _OTHER_MARK) for i in dict.fromkeys(i for i, _ in old)] + new
         return text[:end]
 
     def _shown(self, text: str) -> str:
