@@ -39,7 +39,7 @@ int32_t guarded(const Body& body) {
 }
 
 // Whether this processor has the instructions of a kernel build.
-bool runs(const puna::Kernels& kernels) {
+bool is_supported(const puna::Kernels& kernels) {
 #if defined(__x86_64__)
     const uint32_t have = puna_cpu_features();
     const uint32_t avx2 = PUNA_CPU_AVX2 | PUNA_CPU_FMA | PUNA_CPU_F16C;
@@ -61,7 +61,7 @@ const puna::Kernels* const kAll[] = {
 
 const puna::Kernels& find_kernels(const char* name) {
     for (const puna::Kernels* one : kAll)
-        if (one->name == std::string(name) && runs(*one)) return *one;
+        if (one->name == std::string(name) && is_supported(*one)) return *one;
     throw std::invalid_argument("this processor has no such kernels: " + std::string(name));
 }
 
@@ -89,30 +89,30 @@ class Interruptible {
         if (!wanted || sigaction(SIGINT, nullptr, &before_) != 0) return;
         if ((before_.sa_flags & SA_SIGINFO) || before_.sa_handler == SIG_DFL || before_.sa_handler == SIG_IGN) return;
         running_ = &model;
-        chained_ = before_.sa_handler;
+        previous_ = before_.sa_handler;
         struct sigaction mine = before_;  // keeps the flags and the mask of the previous handler
         mine.sa_handler = [](int number) {
             if (puna::Model* const one = running_) one->stop();
-            chained_(number);
+            previous_(number);
         };
-        taken_ = sigaction(SIGINT, &mine, nullptr) == 0;
+        installed_ = sigaction(SIGINT, &mine, nullptr) == 0;
     }
     ~Interruptible() {
-        if (taken_) sigaction(SIGINT, &before_, nullptr);
-        if (taken_) running_ = nullptr;
+        if (installed_) sigaction(SIGINT, &before_, nullptr);
+        if (installed_) running_ = nullptr;
     }
     Interruptible(const Interruptible&) = delete;
     Interruptible& operator=(const Interruptible&) = delete;
 
   private:
     static std::atomic<puna::Model*> running_;
-    static void (*chained_)(int);
+    static void (*previous_)(int);
     struct sigaction before_{};
-    bool taken_ = false;
+    bool installed_ = false;
 };
 
 std::atomic<puna::Model*> Interruptible::running_{nullptr};
-void (*Interruptible::chained_)(int) = nullptr;
+void (*Interruptible::previous_)(int) = nullptr;
 
 }  // namespace
 
@@ -124,20 +124,20 @@ const char* puna_kernels(void) {
     static const std::string names = [] {
         std::string all;
         for (const puna::Kernels* kernels : kAll)
-            if (runs(*kernels)) all += (all.empty() ? "" : " ") + std::string(kernels->name);
+            if (is_supported(*kernels)) all += (all.empty() ? "" : " ") + std::string(kernels->name);
         return all;
     }();
     return names.c_str();
 }
 
 puna_model* puna_model_new(const puna_shape* shape, int32_t threads, const char* kernels) {
-    std::unique_ptr<puna_model> made;
+    std::unique_ptr<puna_model> model;
     guarded([&] {
         check_shape(*shape);
         check_threads(threads);
-        made.reset(new puna_model{puna::Model(*shape, threads, find_kernels(kernels))});
+        model.reset(new puna_model{puna::Model(*shape, threads, find_kernels(kernels))});
     });
-    return made.release();
+    return model.release();
 }
 
 void puna_model_free(puna_model* model) { delete model; }

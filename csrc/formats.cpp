@@ -12,95 +12,97 @@ namespace puna {
 
 namespace {
 
-uint32_t word(const uint8_t* from) {
+uint32_t load_u32(const uint8_t* from) {
     uint32_t value;
     std::memcpy(&value, from, sizeof value);
     return value;
 }
 
-uint16_t half(const uint8_t* from) {
+uint16_t load_u16(const uint8_t* from) {
     uint16_t value;
     std::memcpy(&value, from, sizeof value);
     return value;
 }
 
 // Spreads bits 0 .. 3 of `bits`: bit i becomes bit 0 of byte i.
-uint32_t spread(uint32_t bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
+uint32_t spread_bits(uint32_t bits) { return (bits & 15u) * 0x00204081u & 0x01010101u; }
 
 // Reorders 32 fifth bits. In `bits`, bit k belongs to column k; the result has the order of Planes::kFive.
 uint32_t fifth_bits(uint32_t bits) {
     uint32_t out = 0;
-    for (int s = 0; s < 8; ++s) out |= spread(bits >> 4 * s) << s;
+    for (int s = 0; s < 8; ++s) out |= spread_bits(bits >> 4 * s) << s;
     return out;
 }
 
 // Copies 16 bytes whose nibbles already have the order of Planes::kFour.
-void take_four(const uint8_t* q, Piece& out) {
-    for (int s = 0; s < 4; ++s) out.words[s] = word(q + 4 * s);
+void copy_nibbles(const uint8_t* q, RowBlock& out) {
+    for (int s = 0; s < 4; ++s) out.words[s] = load_u32(q + 4 * s);
 }
 
 // Reads the values of a block from the low (or, with `high`, the high) nibbles of 32 bytes.
-void take_halves(const uint8_t* q, bool high, Piece& out) {
+void repack_nibbles(const uint8_t* q, bool high, RowBlock& out) {
     const int shift = high ? 4 : 0;
     for (int s = 0; s < 4; ++s)
-        out.words[s] = (word(q + 4 * s) >> shift & 0x0f0f0f0fu) | (word(q + 16 + 4 * s) >> shift & 0x0f0f0f0fu) << 4;
+        out.words[s] = (load_u32(q + 4 * s) >> shift & 0x0f0f0f0fu) | (load_u32(q + 16 + 4 * s) >> shift & 0x0f0f0f0fu)
+                                                                          << 4;
 }
 
 // Packs 32 small values; value(s) returns the values of columns 4 s .. 4 s + 3 as bytes.
 template <typename Value>
-void take_small(const Value& value, Piece& out) {
+void pack_nibbles(const Value& value, RowBlock& out) {
     for (int s = 0; s < 4; ++s) out.words[s] = value(s) | value(s + 4) << 4;
 }
 
 // ---- blocks of 32 values. b is 0.
 
-void read_q4_0(const uint8_t* block, int, Piece& out) { take_four(block + 2, out); }  // also IQ4_NL
+void read_q4_0(const uint8_t* block, int, RowBlock& out) { copy_nibbles(block + 2, out); }  // also IQ4_NL
 
-void read_q4_1(const uint8_t* block, int, Piece& out) { take_four(block + 4, out); }
+void read_q4_1(const uint8_t* block, int, RowBlock& out) { copy_nibbles(block + 4, out); }
 
-void read_q5_0(const uint8_t* block, int, Piece& out) {
-    out.high[0] = fifth_bits(word(block + 2));
-    take_four(block + 6, out);
+void read_q5_0(const uint8_t* block, int, RowBlock& out) {
+    out.high[0] = fifth_bits(load_u32(block + 2));
+    copy_nibbles(block + 6, out);
 }
 
-void read_q5_1(const uint8_t* block, int, Piece& out) {
-    out.high[0] = fifth_bits(word(block + 4));
-    take_four(block + 8, out);
+void read_q5_1(const uint8_t* block, int, RowBlock& out) {
+    out.high[0] = fifth_bits(load_u32(block + 4));
+    copy_nibbles(block + 8, out);
 }
 
-void read_q8_0(const uint8_t* block, int, Piece& out) {
-    for (int s = 0; s < 8; ++s) out.words[s] = word(block + 2 + 4 * s) ^ 0x80808080u;
+void read_q8_0(const uint8_t* block, int, RowBlock& out) {
+    for (int s = 0; s < 8; ++s) out.words[s] = load_u32(block + 2 + 4 * s) ^ 0x80808080u;
 }
 
-void read_mxfp4(const uint8_t* block, int, Piece& out) {
+void read_mxfp4(const uint8_t* block, int, RowBlock& out) {
     out.scales[0] = block[0];
-    take_four(block + 1, out);
+    copy_nibbles(block + 1, out);
 }
 
 // ---- K formats: blocks of 256 values. Their 2-bit planes hold 128 columns in 32 bytes.
 
 // Returns two bits of columns 4 s .. 4 s + 3 of block b.
 uint32_t two_bits(const uint8_t* planes, int b, int s) {
-    return word(planes + 32 * (b / 4) + 4 * s) >> 2 * (b % 4) & 0x03030303u;
+    return load_u32(planes + 32 * (b / 4) + 4 * s) >> 2 * (b % 4) & 0x03030303u;
 }
 
-void read_q2_k(const uint8_t* block, int b, Piece& out) {
+void read_q2_k(const uint8_t* block, int b, RowBlock& out) {
     for (int h = 0; h < 2; ++h) out.scales[h] = block[2 * b + h];
-    take_small([&](int s) { return two_bits(block + 16, b, s); }, out);
+    pack_nibbles([&](int s) { return two_bits(block + 16, b, s); }, out);
 }
 
-void read_q3_k(const uint8_t* block, int b, Piece& out) {
+void read_q3_k(const uint8_t* block, int b, RowBlock& out) {
     const uint8_t* const packed = block + 96;
     for (int h = 0; h < 2; ++h) {  // scales of six bits, stored plus 32
         const int i = 2 * b + h, low = i < 8 ? packed[i] & 15 : packed[i - 8] >> 4;
         const int high = packed[8 + i % 4] >> 2 * (i / 4) & 3;
         out.scales[h] = static_cast<uint8_t>((low | high << 4) - 32);
     }
-    take_small([&](int s) { return two_bits(block + 32, b, s) | (word(block + 4 * s) >> b & 0x01010101u) << 2; }, out);
+    pack_nibbles([&](int s) { return two_bits(block + 32, b, s) | (load_u32(block + 4 * s) >> b & 0x01010101u) << 2; },
+                 out);
 }
 
 // Scales and minimums of six bits, for each 32 columns, in twelve bytes.
-void read_six_bits(const uint8_t* packed, int b, Piece& out) {
+void read_six_bits(const uint8_t* packed, int b, RowBlock& out) {
     if (b < 4) {
         out.scales[0] = packed[b] & 63;
         out.scales[1] = packed[4 + b] & 63;
@@ -110,33 +112,33 @@ void read_six_bits(const uint8_t* packed, int b, Piece& out) {
     }
 }
 
-void read_q4_k(const uint8_t* block, int b, Piece& out) {
+void read_q4_k(const uint8_t* block, int b, RowBlock& out) {
     read_six_bits(block + 4, b, out);
-    take_halves(block + 16 + 32 * (b / 2), b % 2, out);
+    repack_nibbles(block + 16 + 32 * (b / 2), b % 2, out);
 }
 
-void read_q5_k(const uint8_t* block, int b, Piece& out) {
+void read_q5_k(const uint8_t* block, int b, RowBlock& out) {
     read_six_bits(block + 4, b, out);
     out.high[0] = 0;
-    for (int s = 0; s < 8; ++s) out.high[0] |= (word(block + 16 + 4 * s) >> b & 0x01010101u) << s;
-    take_halves(block + 48 + 32 * (b / 2), b % 2, out);
+    for (int s = 0; s < 8; ++s) out.high[0] |= (load_u32(block + 16 + 4 * s) >> b & 0x01010101u) << s;
+    repack_nibbles(block + 48 + 32 * (b / 2), b % 2, out);
 }
 
-void read_q6_k(const uint8_t* block, int b, Piece& out) {
+void read_q6_k(const uint8_t* block, int b, RowBlock& out) {
     for (int h = 0; h < 2; ++h) {
         out.scales[h] = block[192 + 2 * b + h];
         out.high[h] = 0;
         for (int f = 0; f < 4; ++f) out.high[h] |= two_bits(block + 128, b, 4 * h + f) << 2 * f;
     }
-    take_halves(block + 64 * (b / 4) + 32 * (b % 2), b % 4 >= 2, out);
+    repack_nibbles(block + 64 * (b / 4) + 32 * (b % 2), b % 4 >= 2, out);
 }
 
 // ---- formats whose stored values are indices of levels, and ternary formats: blocks of 256 values
 
 constexpr Levels make_levels(const int8_t (&number)[16]) {
     Levels out{};
-    for (int i = 0; i < 64; ++i) out.raised[i] = static_cast<uint8_t>(number[i % 16] + 128);
-    for (int i = 0; i < 16; ++i) out.number[i] = number[i];
+    for (int i = 0; i < 64; ++i) out.biased[i] = static_cast<uint8_t>(number[i % 16] + 128);
+    for (int i = 0; i < 16; ++i) out.values[i] = number[i];
     return out;
 }
 
@@ -148,22 +150,22 @@ constexpr Levels kLevelsOfIq3S = make_levels({1, 3, 5, 7, 9, 11, 13, 15, -1, -3,
 constexpr Levels kLevelsOfIq2 = make_levels({8, 25, 43, 0, 0, 0, 0, 0, -8, -25, -43, 0, 0, 0, 0, 0});
 constexpr Levels kLevelsOfIq1 = make_levels({-7, 1, 9, 0, 0, 0, 0, 0, -9, -1, 7, 0, 0, 0, 0, 0});
 
-void read_iq4_xs(const uint8_t* block, int b, Piece& out) {
-    const int low = block[4 + b / 2] >> 4 * (b % 2) & 15, high = half(block + 2) >> 2 * b & 3;
+void read_iq4_xs(const uint8_t* block, int b, RowBlock& out) {
+    const int low = block[4 + b / 2] >> 4 * (b % 2) & 15, high = load_u16(block + 2) >> 2 * b & 3;
     out.scales[0] = static_cast<uint8_t>((low | high << 4) - 32);
-    take_four(block + 8 + 16 * b, out);
+    copy_nibbles(block + 8 + 16 * b, out);
 }
 
 // The values of the ternary formats, 0 .. 2 (TQ2_0: 0 .. 3), are stored plus 7, so that the zero point is that of Q4_0.
-constexpr uint32_t kSevens = 0x07070707u;
+constexpr uint32_t kTernaryBias = 0x07070707u;
 
-void read_tq2_0(const uint8_t* block, int b, Piece& out) {
-    take_small([&](int s) { return two_bits(block, b, s) + kSevens; }, out);
+void read_tq2_0(const uint8_t* block, int b, RowBlock& out) {
+    pack_nibbles([&](int s) { return two_bits(block, b, s) + kTernaryBias; }, out);
 }
 
 // A byte holds the digits of a fraction in base 3. The planes hold digits 0 .. 4 of 32 bytes, then those of 16 bytes,
 // then digits 0 .. 3 of four bytes.
-void read_tq1_0(const uint8_t* block, int b, Piece& out) {
+void read_tq1_0(const uint8_t* block, int b, RowBlock& out) {
     constexpr uint8_t kPowers[5] = {1, 3, 9, 27, 81};
     const auto digit = [&](int column) {
         const uint8_t* byte;
@@ -176,11 +178,11 @@ void read_tq1_0(const uint8_t* block, int b, Piece& out) {
             byte = block + 48 + column % 4, number = (column - 240) / 4;
         return static_cast<uint32_t>(static_cast<uint8_t>(*byte * kPowers[number]) * 3 >> 8);
     };
-    take_small(
+    pack_nibbles(
         [&](int s) {
             uint32_t four = 0;
             for (int i = 0; i < 4; ++i) four |= digit(32 * b + 4 * s + i) << 8 * i;
-            return four + kSevens;
+            return four + kTernaryBias;
         },
         out);
 }
@@ -188,97 +190,97 @@ void read_tq1_0(const uint8_t* block, int b, Piece& out) {
 // Packs 32 values of a grid. index(j) is the number of point j, negative(j) has the signs of columns 8 j .. 8 j + 7. A
 // point has the magnitudes of eight columns, or of four with kFine.
 template <Grid kGrid, typename Index, typename Negative>
-void take_points(const Index& index, const Negative& negative, Piece& out) {
+void pack_grid(const Index& index, const Negative& negative, RowBlock& out) {
     constexpr bool kFine = kGrid == Grid::kIq3Xxs || kGrid == Grid::kIq3S;
     const uint32_t* const points = points_of(kGrid);
-    take_small(
+    pack_nibbles(
         [&](int s) {
             const uint32_t at = kFine ? index(s) : 2 * index(s / 2) + static_cast<uint32_t>(s % 2);
-            return points[at] | spread(negative(s / 2) >> 4 * (s % 2)) << 3;
+            return points[at] | spread_bits(negative(s / 2) >> 4 * (s % 2)) << 3;
         },
         out);
 }
 
 // Returns eight sign bits of which seven are stored: the last one makes the number of set bits even.
-uint32_t eight_signs(uint32_t seven) { return seven | static_cast<uint32_t>(__builtin_popcount(seven) & 1) << 7; }
+uint32_t expand_signs(uint32_t seven) { return seven | static_cast<uint32_t>(__builtin_popcount(seven) & 1) << 7; }
 
 // d * (0.5 + scale) * 0.25 = (d / 8) * (2 scale + 1), and correspondingly for the other formats.
-uint8_t odd(uint32_t scale) { return static_cast<uint8_t>(2 * scale + 1); }
+uint8_t odd_scale(uint32_t scale) { return static_cast<uint8_t>(2 * scale + 1); }
 
-void read_iq2_xxs(const uint8_t* block, int b, Piece& out) {
+void read_iq2_xxs(const uint8_t* block, int b, RowBlock& out) {
     const uint8_t* const q = block + 2 + 8 * b;
-    const uint32_t signs = word(q + 4);
-    out.scales[0] = odd(signs >> 28);
-    take_points<Grid::kIq2Xxs>([&](int j) { return uint32_t{q[j]}; },
-                               [&](int j) { return eight_signs(signs >> 7 * j & 127); }, out);
+    const uint32_t signs = load_u32(q + 4);
+    out.scales[0] = odd_scale(signs >> 28);
+    pack_grid<Grid::kIq2Xxs>([&](int j) { return uint32_t{q[j]}; },
+                             [&](int j) { return expand_signs(signs >> 7 * j & 127); }, out);
 }
 
 // Scales of four bits, for each 16 columns.
-void read_odd_nibbles(uint8_t packed, Piece& out) {
-    for (int h = 0; h < 2; ++h) out.scales[h] = odd(packed >> 4 * h & 15);
+void read_odd_nibbles(uint8_t packed, RowBlock& out) {
+    for (int h = 0; h < 2; ++h) out.scales[h] = odd_scale(packed >> 4 * h & 15);
 }
 
-void read_iq2_xs(const uint8_t* block, int b, Piece& out) {
+void read_iq2_xs(const uint8_t* block, int b, RowBlock& out) {
     const uint8_t* const q = block + 2 + 8 * b;
     read_odd_nibbles(block[66 + b], out);
-    take_points<Grid::kIq2Xs>([&](int j) { return half(q + 2 * j) & 511u; },
-                              [&](int j) { return eight_signs(half(q + 2 * j) >> 9); }, out);
+    pack_grid<Grid::kIq2Xs>([&](int j) { return load_u16(q + 2 * j) & 511u; },
+                            [&](int j) { return expand_signs(load_u16(q + 2 * j) >> 9); }, out);
 }
 
-void read_iq2_s(const uint8_t* block, int b, Piece& out) {
+void read_iq2_s(const uint8_t* block, int b, RowBlock& out) {
     const uint8_t *const q = block + 2 + 4 * b, *const signs = block + 34 + 4 * b;
     const uint32_t high = block[66 + b];
     read_odd_nibbles(block[74 + b], out);
-    take_points<Grid::kIq2S>([&](int j) { return q[j] | (high >> 2 * j & 3) << 8; },
-                             [&](int j) { return uint32_t{signs[j]}; }, out);
+    pack_grid<Grid::kIq2S>([&](int j) { return q[j] | (high >> 2 * j & 3) << 8; },
+                           [&](int j) { return uint32_t{signs[j]}; }, out);
 }
 
-void read_iq3_xxs(const uint8_t* block, int b, Piece& out) {
+void read_iq3_xxs(const uint8_t* block, int b, RowBlock& out) {
     const uint8_t* const q = block + 2 + 8 * b;
-    const uint32_t signs = word(block + 66 + 4 * b);
-    out.scales[0] = odd(signs >> 28);
-    take_points<Grid::kIq3Xxs>([&](int j) { return uint32_t{q[j]}; },
-                               [&](int j) { return eight_signs(signs >> 7 * j & 127); }, out);
+    const uint32_t signs = load_u32(block + 66 + 4 * b);
+    out.scales[0] = odd_scale(signs >> 28);
+    pack_grid<Grid::kIq3Xxs>([&](int j) { return uint32_t{q[j]}; },
+                             [&](int j) { return expand_signs(signs >> 7 * j & 127); }, out);
 }
 
-void read_iq3_s(const uint8_t* block, int b, Piece& out) {
+void read_iq3_s(const uint8_t* block, int b, RowBlock& out) {
     const uint8_t *const q = block + 2 + 8 * b, *const signs = block + 74 + 4 * b;
     const uint32_t high = block[66 + b];
-    out.scales[0] = odd(block[106 + b / 2] >> 4 * (b % 2) & 15);
-    take_points<Grid::kIq3S>([&](int j) { return q[j] | (high >> j & 1) << 8; },
-                             [&](int j) { return uint32_t{signs[j]}; }, out);
+    out.scales[0] = odd_scale(block[106 + b / 2] >> 4 * (b % 2) & 15);
+    pack_grid<Grid::kIq3S>([&](int j) { return q[j] | (high >> j & 1) << 8; },
+                           [&](int j) { return uint32_t{signs[j]}; }, out);
 }
 
-void read_iq1_s(const uint8_t* block, int b, Piece& out) {
+void read_iq1_s(const uint8_t* block, int b, RowBlock& out) {
     const uint8_t* const q = block + 2 + 4 * b;
-    const uint32_t high = half(block + 34 + 2 * b);
-    out.scales[0] = odd(high >> 12 & 7);
-    take_points<Grid::kIq1>([&](int j) { return q[j] | (high >> 3 * j & 7) << 8; },
-                            [&](int) { return high >> 15 ? 255u : 0u; }, out);
+    const uint32_t high = load_u16(block + 34 + 2 * b);
+    out.scales[0] = odd_scale(high >> 12 & 7);
+    pack_grid<Grid::kIq1>([&](int j) { return q[j] | (high >> 3 * j & 7) << 8; },
+                          [&](int) { return high >> 15 ? 255u : 0u; }, out);
 }
 
-void read_iq1_m(const uint8_t* block, int b, Piece& out) {
+void read_iq1_m(const uint8_t* block, int b, RowBlock& out) {
     const uint8_t* const q = block + 4 * b;
-    const uint32_t high = half(block + 32 + 2 * b);  // for each point, three bits of its number and a sign
+    const uint32_t high = load_u16(block + 32 + 2 * b);  // for each point, three bits of its number and a sign
     for (int h = 0; h < 2; ++h) {
         const int i = 2 * b + h;
-        out.scales[h] = odd(half(block + 48 + 2 * (i / 4)) >> 3 * (i % 4) & 7);
+        out.scales[h] = odd_scale(load_u16(block + 48 + 2 * (i / 4)) >> 3 * (i % 4) & 7);
     }
-    take_points<Grid::kIq1>([&](int j) { return q[j] | (high >> 4 * j & 7) << 8; },
-                            [&](int j) { return high >> 4 * j & 8 ? 255u : 0u; }, out);
+    pack_grid<Grid::kIq1>([&](int j) { return q[j] | (high >> 4 * j & 7) << 8; },
+                          [&](int j) { return high >> 4 * j & 8 ? 255u : 0u; }, out);
 }
 
 // clang-format off: columns
 constexpr FormatTraits kFormats[] = {
-    // format, values, bytes, planes, scales, zero, scale_at, least_at, read, levels, unit
+    // format, values, bytes, planes, scales, zero, scale_at, min_at, read, levels, scale_factor
     {kF32, 1, 4, Planes::kFloat, Scales::kNone, 0, -1, -1, nullptr},
     {kF16, 1, 2, Planes::kFloat, Scales::kNone, 0, -1, -1, nullptr},
     {kBF16, 1, 2, Planes::kFloat, Scales::kNone, 0, -1, -1, nullptr},
     {kQ8_0, 32, 34, Planes::kEight, Scales::kHalf, 128, 0, -1, read_q8_0},
     {kQ4_0, 32, 18, Planes::kFour, Scales::kHalf, 8, 0, -1, read_q4_0},
-    {kQ4_1, 32, 20, Planes::kFour, Scales::kHalfAndLeast, 0, 0, 2, read_q4_1},
+    {kQ4_1, 32, 20, Planes::kFour, Scales::kHalfAndMin, 0, 0, 2, read_q4_1},
     {kQ5_0, 32, 22, Planes::kFive, Scales::kHalf, 16, 0, -1, read_q5_0},
-    {kQ5_1, 32, 24, Planes::kFive, Scales::kHalfAndLeast, 0, 0, 2, read_q5_1},
+    {kQ5_1, 32, 24, Planes::kFive, Scales::kHalfAndMin, 0, 0, 2, read_q5_1},
     {kQ2_K, 256, 84, Planes::kFour, Scales::kNibbles, 0, 80, 82, read_q2_k},
     {kQ3_K, 256, 110, Planes::kFour, Scales::kSignedHalves, 4, 108, -1, read_q3_k},
     {kQ4_K, 256, 144, Planes::kFour, Scales::kSixBit, 0, 0, 2, read_q4_k},
@@ -310,10 +312,10 @@ const FormatTraits* find_format(int32_t format) {
 FormatTable all_formats() { return {std::begin(kFormats), std::end(kFormats)}; }
 
 float read_scale(const FormatTraits& traits, const uint8_t* block) {
-    if (traits.format != kIQ1_M) return from_half(half(block + traits.scale_at)) * traits.unit;
+    if (traits.format != kIQ1_M) return from_half(load_u16(block + traits.scale_at)) * traits.scale_factor;
     uint32_t bits = 0;  // the top four bits of the four words of scales, joined, are the f16 scale
-    for (int i = 0; i < 4; ++i) bits |= half(block + 48 + 2 * i) >> 12 << 4 * i;
-    return from_half(static_cast<uint16_t>(bits)) * traits.unit;
+    for (int i = 0; i < 4; ++i) bits |= load_u16(block + 48 + 2 * i) >> 12 << 4 * i;
+    return from_half(static_cast<uint16_t>(bits)) * traits.scale_factor;
 }
 
 }  // namespace puna

@@ -51,7 +51,7 @@ enum class Planes : int8_t { kFloat, kFour, kFive, kSix, kEight };
 enum class Scales : int8_t {
     kNone,
     kHalf,          // block: f16 scale
-    kHalfAndLeast,  // block: f16 scale, f16 minimum
+    kHalfAndMin,    // block: f16 scale, f16 minimum
     kExponent,      // block: a byte e; the scale is 2^(e - 128)
     kSixBit,        // head: f16 scale, f16 factor of the minimums; block: a byte of scale, a byte of minimum
     kNibbles,       // head: as kSixBit; block: for each 16 columns a byte, scale in the low nibble, minimum in the high
@@ -59,18 +59,18 @@ enum class Scales : int8_t {
     kSignedHalves,  // head: f32 scale; block: for each 16 columns a signed byte of scale
 };
 
-// `number`: the numbers that 4-bit stored values select. `raised`: these numbers plus 128, four times, which fills a
+// `values`: the numbers that 4-bit stored values select. `biased`: these numbers plus 128, four times, which fills a
 // vector register.
 struct Levels {
-    int8_t number[16];
-    alignas(64) uint8_t raised[64];
+    int8_t values[16];
+    alignas(64) uint8_t biased[64];
 };
 
 constexpr int8_t kIq4Levels[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 // 32 columns of one row in the order of panels: `words` of the main planes, `high` of the planes of fifth and sixth
 // bits, and the bytes of scales (see Scales).
-struct Piece {
+struct RowBlock {
     uint32_t words[8];
     uint32_t high[2];
     uint8_t scales[2];
@@ -84,11 +84,11 @@ struct FormatTraits {
     Planes planes;
     Scales scales;
     int16_t zero;
-    int16_t scale_at, least_at;  // byte offsets of the f16 scale and minimum in the file's block; -1: none
+    int16_t scale_at, min_at;  // byte offsets of the f16 scale and minimum in the file's block; -1: none
     // Reads 32 columns, starting with column 32 b, of a file's block. Null for floats.
-    void (*read)(const uint8_t* block, int b, Piece& out);
+    void (*read)(const uint8_t* block, int b, RowBlock& out);
     const Levels* levels = nullptr;
-    float unit = 1.0f;  // power of two by which kSigned and kSignedHalves multiply the f16 scale
+    float scale_factor = 1.0f;  // power of two by which kSigned and kSignedHalves multiply the f16 scale
 };
 
 // Returns the traits of a format, or null.

@@ -10,7 +10,7 @@
 namespace puna {
 
 constexpr int kPage = 64;        // tokens in a cache page, and keys in a tile of attention
-constexpr int kPeakBlock = 64;   // `peaks` returns one maximum per kPeakBlock values
+constexpr int kMaxBlock = 64;    // `block_max` returns one maximum per kMaxBlock values
 constexpr int kMaxQueries = 64;  // queries that one call of `attend` accepts
 constexpr int kSplit = 256;      // positions per partial attention sum; partial sums are merged in ascending order
 
@@ -20,12 +20,12 @@ constexpr int kScaleBlocks = 2;
 
 // 32 activations of one token, quantised to 8 bits.
 struct ActivationBlock {
-    int8_t quants[kBlock];  // x = scale * quants
-    float scale;            // largest magnitude of the blocks that share this scale / 127
-    float sum;              // sum of the quants, for formats with minimums
-    float half_sum[2];      // sums of the first 16 and of the last 16 quants
-    int32_t minus_sum;      // -(sum of the quants), for formats with a zero point
-    int32_t minus_half[2];  // -(sums of the first 16 and of the last 16 quants)
+    int8_t quants[kBlock];    // x = scale * quants
+    float scale;              // largest magnitude of the blocks that share this scale / 127
+    float sum;                // sum of the quants, for formats with minimums
+    float half_sum[2];        // sums of the first 16 and of the last 16 quants
+    int32_t neg_sum;          // -(sum of the quants), for formats with a zero point
+    int32_t neg_half_sum[2];  // -(sums of the first 16 and of the last 16 quants)
     int32_t unused;
 };
 static_assert(sizeof(ActivationBlock) == 64, "one cache line");
@@ -62,33 +62,34 @@ struct HeadCache {
     const float* sin;
 };
 
-// Queries that share a kv head, and their online-softmax sums over one split: mixed / total is the attention output.
+// Queries that share a kv head, and their online-softmax sums over one split: weighted_values / exp_sum is the
+// attention output.
 struct Queries {
     const float* values;  // [count][head_dim], already multiplied by 1 / sqrt(head_dim)
     const int32_t* last;  // [count] position of each query: it attends to keys 0 .. last
     int64_t count;
-    float* highest;  // [count] maximum score
-    float* total;    // [count] sum of exp(score - highest)
-    float* mixed;    // [count][padded head_dim] sum of exp(score - highest) * value
+    float* max_score;        // [count] maximum score
+    float* exp_sum;          // [count] sum of exp(score - max_score)
+    float* weighted_values;  // [count][padded head_dim] sum of exp(score - max_score) * value
 };
 
 // Number of work units of a matrix product. For one token, memory bandwidth is the limit, and four parallel streams use
 // it better than one: the unit is half a strip (up to two panels), and both halves are read together. For more tokens
 // the unit is a panel.
-inline int64_t steps(const Panels& w, int64_t tokens) { return tokens == 1 ? 2 * w.strips() : w.count(); }
+inline int64_t work_units(const Panels& w, int64_t tokens) { return tokens == 1 ? 2 * w.strips() : w.count(); }
 
 // Methods to find a block's scale during quantisation. Levels are integers: -n .. n - 1, or 0 .. n with a minimum.
 enum class SearchKind : int8_t {
-    kLargest,    // scale = largest magnitude / n
-    kSigned,     // the value of largest magnitude becomes level -n
-    kSpan,       // the smallest value becomes level 0, the largest level n
-    kBestScale,  // tries several scales; keeps the one with the smallest weighted squared error
-    kBestLine,   // kBestScale for a scale and a minimum
-    kTable,      // kBestScale with the levels of iq4_nl
+    kAbsMax,        // scale = largest magnitude / n
+    kSignedAbsMax,  // the value of largest magnitude becomes level -n
+    kMinMax,        // the smallest value becomes level 0, the largest level n
+    kBestScale,     // tries several scales; keeps the one with the smallest weighted squared error
+    kBestAffine,    // kBestScale for a scale and a minimum
+    kTable,         // kBestScale with the levels of iq4_nl
 };
 
 // The scales that a search tries. kBestScale and kTable: the value of largest magnitude maps to level -n + i * step,
-// for i from -steps to steps, and once to n - 1. kBestLine: the range of the values maps to n + first + i * step
+// for i from -steps to steps, and once to n - 1. kBestAffine: the range of the values maps to n + first + i * step
 // levels, for i from 0 to steps.
 struct Search {
     SearchKind kind;
@@ -97,15 +98,16 @@ struct Search {
     int steps = 0;
     float first = 0;
     float step = 0;
-    bool free = false;  // kBestLine: the minimum may be positive
+    bool any_min = false;  // kBestAffine: the minimum may be positive
 };
 
 struct Kernels {
     const char* name;
-    bool wants_bf16;  // bf16 instructions are used; bf16 matrices then read Activations::bf16
+    bool uses_bf16;  // bf16 instructions are used; bf16 matrices then read Activations::bf16
 
     // out[t][row] = sum over k, ascending, of w[row][k] * x[t][k] (+ bias), for the work units [first, last)
-    // of steps(w, tokens). With `add` the result is added to out. A token's result has the same bits for any `tokens`.
+    // of work_units(w, tokens). With `add` the result is added to out. A token's result has the same bits for any
+    // `tokens`.
     void (*matmul)(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                    int64_t out_stride, bool add);
 
@@ -133,8 +135,8 @@ struct Kernels {
     // floats.
     void (*attend)(const Queries& queries, const HeadCache& cache, int64_t split, float* scratch);
 
-    // out[b] = maximum of block b of kPeakBlock values (the last may be shorter). Returns whether all are finite.
-    bool (*peaks)(const float* x, int64_t count, float* out);
+    // out[b] = maximum of block b of kMaxBlock values (the last may be shorter). Returns whether all are finite.
+    bool (*block_max)(const float* x, int64_t count, float* out);
     // out[i] = exp((x[i] - most) / temperature); results below e^-87 become exactly 0. `out` may be `x`.
     void (*exponentials)(const float* x, int64_t count, float most, double temperature, float* out);
 
@@ -145,32 +147,32 @@ struct Kernels {
     void (*read_work)(const uint8_t* from, int64_t bytes, float* sink);
 
     // The following kernels quantise sixteen blocks at once; x and weights are [size][16]. `search` writes the scales
-    // and, for kBestLine, `least`, with x ~ scale * level - least. For kLargest, kSigned and kSpan it does nothing,
-    // because `extremes` suffices.
-    void (*search)(const Search& block, const float* x, const float* weights, float* scale, float* least);
-    // Minimum and maximum of each consecutive block of 32 values; the scales of kLargest, kSigned and kSpan are
+    // and, for kBestAffine, `offset`, with x ~ scale * level - offset. For kAbsMax, kSignedAbsMax and kMinMax it does
+    // nothing, because `block_min_max` suffices.
+    void (*search)(const Search& block, const float* x, const float* weights, float* scale, float* offset);
+    // Minimum and maximum of each consecutive block of 32 values; the scales of kAbsMax, kSignedAbsMax and kMinMax are
     // computed from these two values, without a search.
-    void (*extremes)(const float* x, int64_t blocks, float* low, float* high);
-    // Levels of sixteen blocks, [size][16]: (x + least) * inverse rounded to the nearest integer, plus `zero`, clamped
+    void (*block_min_max)(const float* x, int64_t blocks, float* low, float* high);
+    // Levels of sixteen blocks, [size][16]: (x + offset) * inverse rounded to the nearest integer, plus `zero`, clamped
     // to 0 .. top.
-    void (*take_levels)(const float* x, int size, const float* least, const float* inverse, int zero, int top,
-                        uint8_t* out);
-    // Does the same as take_levels for consecutive blocks of 32 values instead of sixteen transposed blocks.
-    void (*take_block_levels)(const float* x, int64_t blocks, const float* least, const float* inverse, int zero,
-                              int top, uint8_t* out);
-    // Weighted squared error of sixteen blocks when each value is replaced by its nearest level l * step - least, with
+    void (*quantize_levels)(const float* x, int size, const float* offset, const float* inverse, int zero, int top,
+                            uint8_t* out);
+    // Does the same as quantize_levels for consecutive blocks of 32 values instead of sixteen transposed blocks.
+    void (*quantize_block_levels)(const float* x, int64_t blocks, const float* offset, const float* inverse, int zero,
+                                  int top, uint8_t* out);
+    // Weighted squared error of sixteen blocks when each value is replaced by its nearest level l * step - offset, with
     // l from -zero to top - zero.
-    void (*measure_error)(const float* x, const float* weights, int size, const float* least, const float* step,
+    void (*squared_error)(const float* x, const float* weights, int size, const float* offset, const float* step,
                           int zero, int top, float* error);
     // Indices of the iq4_nl levels nearest to x * inverse, for sixteen blocks, [size][16].
-    void (*take_table_levels)(const float* x, int size, const float* inverse, uint8_t* out);
+    void (*quantize_table_levels)(const float* x, int size, const float* inverse, uint8_t* out);
     // Converts `count` values (a multiple of 16) of f32, f16 or bf16 to float. Returns their largest magnitude, or NaN
     // if one is not finite.
     float (*read_floats)(int32_t format, const uint8_t* from, int64_t count, float* out);
 
     // Merges the sums of a later split of one query into those of the earlier splits.
-    void (*merge)(float* highest, float* total, float* mixed, float later_highest, float later_total,
-                  const float* later_mixed, int64_t padded_width);
+    void (*merge)(float* max_score, float* exp_sum, float* weighted_values, float later_max, float later_sum,
+                  const float* later_values, int64_t padded_width);
 };
 
 constexpr int64_t padded_width(int64_t head_dim) { return (head_dim + kPanel - 1) / kPanel * kPanel; }

@@ -5,16 +5,16 @@
 // row k of b starts at b + k * b_line + g * b_group.
 template <int kTokens, int kGroup>
 PUNA_INLINE void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_line, int64_t b_group,
-                          int64_t count, V16 (&c)[kTokens][kGroup]) {
+                          int64_t count, f32x16 (&c)[kTokens][kGroup]) {
     for (int64_t k = 0; k < count; ++k) {
-        V16 line[kGroup];
+        f32x16 line[kGroup];
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) line[g] = load(b + k * b_line + g * b_group);
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
-            const V16 value = broadcast(a[t * a_stride + k]);
+            const f32x16 value = broadcast(a[t * a_stride + k]);
 #pragma GCC unroll 8
-            for (int g = 0; g < kGroup; ++g) c[t][g] = madd(line[g], value, c[t][g]);
+            for (int g = 0; g < kGroup; ++g) c[t][g] = fma(line[g], value, c[t][g]);
         }
     }
 }
@@ -33,52 +33,52 @@ constexpr int kChunkColumns = 128;  // columns of a panel that are widened at on
 // bytes.
 struct F32Format {
     static constexpr int kColumns = 1, kBytes = 64;
-    static inline __attribute__((always_inline)) void read(const uint8_t* from, V16* out) {
+    static inline __attribute__((always_inline)) void read(const uint8_t* from, f32x16* out) {
         out[0] = load(reinterpret_cast<const float*>(from));
     }
 };
 struct F16Format {
     static constexpr int kColumns = 1, kBytes = 32;
-    static inline __attribute__((always_inline)) void read(const uint8_t* from, V16* out) {
-        out[0] = from_f16(reinterpret_cast<const uint16_t*>(from));
+    static inline __attribute__((always_inline)) void read(const uint8_t* from, f32x16* out) {
+        out[0] = f16_to_f32(reinterpret_cast<const uint16_t*>(from));
     }
 };
 struct Bf16Format {
     static constexpr int kColumns = 2, kBytes = 64;
-    static inline __attribute__((always_inline)) void read(const uint8_t* from, V16* out) {
-        const U16 both = load_words(from);
-        out[0] = as_floats(shifted(both, -16));
-        out[1] = as_floats(both & 0xffff0000u);
+    static inline __attribute__((always_inline)) void read(const uint8_t* from, f32x16* out) {
+        const u32x16 both = load_u32(from);
+        out[0] = as_f32(shift_right(both, -16));
+        out[1] = as_f32(both & 0xffff0000u);
     }
 };
 
-// Multiplies one token by kGroup panels that are `apart` panels from each other. With several panels, independent sums
-// hide the latency of fused multiply-adds.
+// Multiplies one token by kGroup panels that are `panel_stride` panels from each other. With several panels,
+// independent sums hide the latency of fused multiply-adds.
 template <typename F, int kGroup>
-static void float_token(const Panels& w, int64_t panel, int64_t apart, const float* x, float* out, bool add) {
-    const int64_t step = apart * w.stride;
-    V16 sum[kGroup];
+static void float_token(const Panels& w, int64_t panel, int64_t panel_stride, const float* x, float* out, bool add) {
+    const int64_t step = panel_stride * w.stride;
+    f32x16 sum[kGroup];
     for (int g = 0; g < kGroup; ++g) sum[g] = broadcast(0.0f);
     const uint8_t* const from = w.data + panel * w.stride;
     int64_t k = 0;
     for (; k + F::kColumns <= w.cols; k += F::kColumns) {
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
-            V16 weight[2];
+            f32x16 weight[2];
             const uint8_t* at = from + g * step + k / F::kColumns * F::kBytes;
-            __builtin_prefetch(at + 1024, 0, kStreamCache);
+            __builtin_prefetch(at + 1024, 0, kStreamLevel);
             F::read(at, weight);
 #pragma GCC unroll 2
-            for (int c = 0; c < F::kColumns; ++c) sum[g] = madd(weight[c], broadcast(x[k + c]), sum[g]);
+            for (int c = 0; c < F::kColumns; ++c) sum[g] = fma(weight[c], broadcast(x[k + c]), sum[g]);
         }
     }
     if (k < w.cols)  // columns are stored in pairs, and the last one has no partner
         for (int g = 0; g < kGroup; ++g) {
-            V16 weight[2];
+            f32x16 weight[2];
             F::read(from + g * step + k / F::kColumns * F::kBytes, weight);
-            sum[g] = madd(weight[0], broadcast(x[k]), sum[g]);
+            sum[g] = fma(weight[0], broadcast(x[k]), sum[g]);
         }
-    for (int g = 0; g < kGroup; ++g) finish(sum[g], w, panel + g * apart, out, add);
+    for (int g = 0; g < kGroup; ++g) store_rows(sum[g], w, panel + g * panel_stride, out, add);
 }
 
 // Multiplies kGroup panels by the tokens [begin, end). Each chunk of the panels is widened to float once for all these
@@ -87,14 +87,14 @@ template <typename F, int kGroup>
 static void float_tokens(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
                          int64_t out_stride, bool add) {
     alignas(64) float chunk[kGroup][kChunkColumns * kLanes];
-    alignas(64) float sums[kGroupTokens * kGroup * kLanes];
+    alignas(64) float sums[kTokenBlock * kGroup * kLanes];
     for (int64_t i = 0; i < (end - begin) * kGroup; ++i) store(sums + i * kLanes, broadcast(0.0f));
     for (int64_t first = 0; first < w.cols; first += kChunkColumns) {
         const int64_t count = w.cols - first < kChunkColumns ? w.cols - first : kChunkColumns;
         for (int g = 0; g < kGroup; ++g) {
             const uint8_t* from = w.data + (panel + g) * w.stride + first / F::kColumns * F::kBytes;
             for (int64_t k = 0; k < count; k += F::kColumns) {
-                V16 weight[2];
+                f32x16 weight[2];
                 F::read(from + k / F::kColumns * F::kBytes, weight);
                 for (int c = 0; c < F::kColumns; ++c) store(chunk[g] + (k + c) * kLanes, weight[c]);
             }
@@ -103,7 +103,7 @@ static void float_tokens(const Panels& w, int64_t panel, const Activations& x, i
         const auto pass = [&](auto tokens) {
             constexpr int kTokens = decltype(tokens)::kValue;
             for (; t + kTokens <= end; t += kTokens) {
-                V16 acc[kTokens][kGroup];
+                f32x16 acc[kTokens][kGroup];
                 float* at = sums + (t - begin) * kGroup * kLanes;
                 for (int i = 0; i < kTokens; ++i)
                     for (int g = 0; g < kGroup; ++g) acc[i][g] = load(at + (i * kGroup + g) * kLanes);
@@ -113,13 +113,13 @@ static void float_tokens(const Panels& w, int64_t panel, const Activations& x, i
                     for (int g = 0; g < kGroup; ++g) store(at + (i * kGroup + g) * kLanes, acc[i][g]);
             }
         };
-        pass(Number<kFloatTokens>());
-        pass(Number<kFloatTokens / 3>());
-        pass(Number<1>());
+        pass(Constant<kFloatTokens>());
+        pass(Constant<kFloatTokens / 3>());
+        pass(Constant<1>());
     }
     for (int64_t t = begin; t < end; ++t)
         for (int g = 0; g < kGroup; ++g)
-            finish(load(sums + ((t - begin) * kGroup + g) * kLanes), w, panel + g, out + t * out_stride, add);
+            store_rows(load(sums + ((t - begin) * kGroup + g) * kLanes), w, panel + g, out + t * out_stride, add);
 }
 
 // See Kernels::matmul.
@@ -127,8 +127,8 @@ template <typename F>
 static void float_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                          int64_t out_stride, bool add) {
     if (tokens == 1) {
-        each_strip(w, first, last, [&](auto panels, int64_t panel, int64_t apart) {
-            float_token<F, decltype(panels)::kValue>(w, panel, apart, x.values, out, add);
+        for_each_strip(w, first, last, [&](auto panels, int64_t panel, int64_t panel_stride) {
+            float_token<F, decltype(panels)::kValue>(w, panel, panel_stride, x.values, out, add);
         });
         return;
     }
@@ -138,12 +138,12 @@ static void float_matmul(const Panels& w, int64_t first, int64_t last, const Act
                 float_token<F, decltype(panels)::kValue>(w, panel, 1, x.values + t * x.cols, out + t * out_stride, add);
         };
         int64_t panel = first;
-        for (; panel + kStrip <= last; panel += kStrip) both(Number<kStrip>(), panel);
-        for (; panel < last; ++panel) both(Number<1>(), panel);
+        for (; panel + kStrip <= last; panel += kStrip) both(Constant<kStrip>(), panel);
+        for (; panel < last; ++panel) both(Constant<1>(), panel);
         return;
     }
-    for (int64_t begin = 0; begin < tokens; begin += kGroupTokens) {
-        const int64_t end = tokens - begin < kGroupTokens ? tokens : begin + kGroupTokens;
+    for (int64_t begin = 0; begin < tokens; begin += kTokenBlock) {
+        const int64_t end = tokens - begin < kTokenBlock ? tokens : begin + kTokenBlock;
         int64_t panel = first;
         for (; panel + kFloatGroup <= last; panel += kFloatGroup)
             float_tokens<F, kFloatGroup>(w, panel, x, begin, end, out, out_stride, add);
@@ -154,12 +154,12 @@ static void float_matmul(const Panels& w, int64_t first, int64_t last, const Act
 
 #if defined(__AVX512BF16__)
 
-// Multiplies kTokens tokens by kGroup panels that are `apart` panels from each other, with one bf16 dot product per
-// pair of columns.
+// Multiplies kTokens tokens by kGroup panels that are `panel_stride` panels from each other, with one bf16 dot product
+// per pair of columns.
 template <int kTokens, int kGroup>
-static void bf16_tile(const Panels& w, int64_t panel, int64_t apart, const uint16_t* x, int64_t x_stride, float* out,
-                      int64_t out_stride, bool add) {
-    const int64_t step = apart * w.stride;
+static void bf16_tile(const Panels& w, int64_t panel, int64_t panel_stride, const uint16_t* x, int64_t x_stride,
+                      float* out, int64_t out_stride, bool add) {
+    const int64_t step = panel_stride * w.stride;
     __m512 acc[kTokens][kGroup];
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) acc[t][g] = _mm512_setzero_ps();
@@ -168,19 +168,20 @@ static void bf16_tile(const Panels& w, int64_t panel, int64_t apart, const uint1
         __m512bh weight[kGroup];
 #pragma GCC unroll 8
         for (int g = 0; g < kGroup; ++g) {
-            __builtin_prefetch(from + g * step + pair * 64 + 512, 0, kStreamCache);
+            __builtin_prefetch(from + g * step + pair * 64 + 512, 0, kStreamLevel);
             weight[g] = (__m512bh)_mm512_loadu_si512(from + g * step + pair * 64);
         }
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
             const __m512bh value =
-                (__m512bh)_mm512_set1_epi32(four_quants(reinterpret_cast<const int8_t*>(x + t * x_stride + 2 * pair)));
+                (__m512bh)_mm512_set1_epi32(load_i32(reinterpret_cast<const int8_t*>(x + t * x_stride + 2 * pair)));
 #pragma GCC unroll 8
             for (int g = 0; g < kGroup; ++g) acc[t][g] = _mm512_dpbf16_ps(acc[t][g], weight[g], value);
         }
     }
     for (int t = 0; t < kTokens; ++t)
-        for (int g = 0; g < kGroup; ++g) finish(V16{{(Reg)acc[t][g]}}, w, panel + g * apart, out + t * out_stride, add);
+        for (int g = 0; g < kGroup; ++g)
+            store_rows(f32x16{{(f32_reg)acc[t][g]}}, w, panel + g * panel_stride, out + t * out_stride, add);
 }
 
 // Multiplies kGroup panels by the tokens [begin, end), in tiles of 12, 4 or 1 tokens.
@@ -194,17 +195,17 @@ static void bf16_panels(const Panels& w, int64_t panel, const Activations& x, in
         for (; t + kTokens <= end; t += kTokens)
             bf16_tile<kTokens, kGroup>(w, panel, 1, x.bf16 + t * stride, stride, out + t * out_stride, out_stride, add);
     };
-    pass(Number<12>());
-    pass(Number<4>());
-    pass(Number<1>());
+    pass(Constant<12>());
+    pass(Constant<4>());
+    pass(Constant<1>());
 }
 
 // See Kernels::matmul.
 static void bf16_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                         int64_t out_stride, bool add) {
     if (tokens == 1) {
-        each_strip(w, first, last, [&](auto panels, int64_t panel, int64_t apart) {
-            bf16_tile<1, decltype(panels)::kValue>(w, panel, apart, x.bf16, 0, out, 0, add);
+        for_each_strip(w, first, last, [&](auto panels, int64_t panel, int64_t panel_stride) {
+            bf16_tile<1, decltype(panels)::kValue>(w, panel, panel_stride, x.bf16, 0, out, 0, add);
         });
         return;
     }
@@ -212,8 +213,8 @@ static void bf16_matmul(const Panels& w, int64_t first, int64_t last, const Acti
     // With two or three tokens, eight panels at once provide enough independent sums.
     if (tokens < 4)
         for (; panel + 8 <= last; panel += 8) bf16_panels<8>(w, panel, x, 0, tokens, out, out_stride, add);
-    for (int64_t begin = 0; begin < tokens; begin += kGroupTokens) {
-        const int64_t end = tokens - begin < kGroupTokens ? tokens : begin + kGroupTokens;
+    for (int64_t begin = 0; begin < tokens; begin += kTokenBlock) {
+        const int64_t end = tokens - begin < kTokenBlock ? tokens : begin + kTokenBlock;
         int64_t p = panel;
         for (; p + 2 <= last; p += 2) bf16_panels<2>(w, p, x, begin, end, out, out_stride, add);
         for (; p < last; ++p) bf16_panels<1>(w, p, x, begin, end, out, out_stride, add);
@@ -225,9 +226,9 @@ static void bf16_matmul(const Panels& w, int64_t first, int64_t last, const Acti
 // See Kernels::to_bf16.
 static void round_to_bf16(const float* x, int64_t cols, uint16_t* out) {
     int64_t k = 0;
-    for (; k + kLanes <= cols; k += kLanes) to_bf16(out + k, load(x + k));
+    for (; k + kLanes <= cols; k += kLanes) store_bf16(out + k, load(x + k));
     if (k == cols) return;
     uint16_t rest[kLanes];
-    to_bf16(rest, load_some(x + k, cols - k));
+    store_bf16(rest, load_partial(x + k, cols - k));
     for (int i = 0; k < cols + cols % 2; ++k, ++i) out[k] = rest[i];
 }

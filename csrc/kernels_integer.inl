@@ -1,49 +1,49 @@
 // Integer weights times 8-bit activations. The products of 32 columns (16 in some K formats) are summed exactly as
 // integers, multiplied by their scales, and added in float32 in ascending order of columns. One token and many tokens
-// use the same functions `add_block` and `add_part`, so their results have the same bits.
+// use the same functions `add_block` and `accumulate`, so their results have the same bits.
 //
-// With weights w = scale * (q - zero) + least, where q is the stored integer, and inputs x = d * a, where a has 8 bits:
-//   sum of w x = d * (scale * (sum of q a - zero * sum of a) + least * sum of a)
-// `dot` computes the inner parenthesis, `add_block` the outer one, and `add_part` multiplies by d.
+// With weights w = scale * (q - zero) + min, where q is the stored integer, and inputs x = d * a, where a has 8 bits:
+//   sum of w x = d * (scale * (sum of q a - zero * sum of a) + min * sum of a)
+// `dot` computes the inner parenthesis, `add_block` the outer one, and `accumulate` multiplies by d.
 
 // Whether the sums of eight tokens fit into registers: AVX-512 has 32, AVX2 and SSE2 have 16.
 #if defined(__AVX512F__)
-constexpr bool kFew8 = true;
+constexpr bool kManyRegisters = true;
 #else
-constexpr bool kFew8 = false;
+constexpr bool kManyRegisters = false;
 #endif
 
 // Scales and minimums of a block, for columns 0 .. 15 and 16 .. 31.
 struct BlockScales {
-    V16 scale[2], least[2];
+    f32x16 scale[2], min[2];
 };
 
 #if !defined(__AVX2__) && !defined(__aarch64__)
-// Replaces each byte, which is less than 16, by an entry of `table`. Not inlined, because that would add half a megabyte
-// to the library.
-static __attribute__((noinline)) U16 look_up(const U16& index, const uint8_t* table) {
+// Replaces each byte, which is less than 16, by an entry of `table`. Not inlined, because that would add half a
+// megabyte to the library.
+static __attribute__((noinline)) u32x16 look_up(const u32x16& index, const uint8_t* table) {
     uint8_t bytes[64];
-    store_words(bytes, index);
+    store_u32(bytes, index);
     for (uint8_t& byte : bytes) byte = table[byte & 15];
-    return load_words(bytes);
+    return load_u32(bytes);
 }
 #endif
 
-// Reads the panels of formats with the same planes and scales. kTable: stored values are indices of the format's levels,
-// which are read plus 128. kMost: the largest stored value (or level plus 128); kZero: its zero point; kHalves: scales
-// belong to 16 columns instead of 32; kLeast: the format has minimums.
+// Reads the panels of formats with the same planes and scales. kTable: stored values are indices of the format's
+// levels, which are read plus 128. kMaxStored: the largest stored value (or level plus 128); kZero: its zero point;
+// kHalfScales: scales belong to 16 columns instead of 32; kHasMin: the format has minimums.
 template <Planes kPlanes, Scales kScaleKind, int kZeroPoint, bool kTable = false>
 struct IntegerFormat {
-    static constexpr int kMost = kTable || kPlanes == Planes::kEight ? 255
-                                 : kPlanes == Planes::kFour          ? 15
-                                 : kPlanes == Planes::kFive          ? 31
-                                                                     : 63;
+    static constexpr int kMaxStored = kTable || kPlanes == Planes::kEight ? 255
+                                      : kPlanes == Planes::kFour          ? 15
+                                      : kPlanes == Planes::kFive          ? 31
+                                                                          : 63;
     static constexpr int kZero = kTable ? 128 : kZeroPoint;
-    static constexpr bool kHalves = kScaleKind == Scales::kSignedHalves || kScaleKind == Scales::kNibbles;
-    static constexpr bool kLeast =
-        kScaleKind == Scales::kHalfAndLeast || kScaleKind == Scales::kSixBit || kScaleKind == Scales::kNibbles;
+    static constexpr bool kHalfScales = kScaleKind == Scales::kSignedHalves || kScaleKind == Scales::kNibbles;
+    static constexpr bool kHasMin =
+        kScaleKind == Scales::kHalfAndMin || kScaleKind == Scales::kSixBit || kScaleKind == Scales::kNibbles;
     // Whether it is faster to unpack a panel in registers for every eight tokens than to unpack it once to memory.
-    static constexpr bool kFewIsBest = kFew8 && kPlanes == Planes::kFour && !kHalves;
+    static constexpr bool kInRegisters = kManyRegisters && kPlanes == Planes::kFour && !kHalfScales;
     static constexpr int kPlaneBytes = plane_bytes(kPlanes);
 
     static constexpr bool reads(const FormatTraits& traits) {
@@ -51,93 +51,96 @@ struct IntegerFormat {
                (kTable ? traits.levels != nullptr : traits.levels == nullptr && traits.zero == kZeroPoint);
     }
 
-    static inline __attribute__((always_inline)) Place place(int64_t b) { return place_of(kPlanes, kScaleKind, b); }
+    static inline __attribute__((always_inline)) BlockOffsets offsets(int64_t b) {
+        return block_offsets(kPlanes, kScaleKind, b);
+    }
     // Returns the place of the second of two blocks that share an activation scale. Its distance from the first is
     // constant.
-    static inline __attribute__((always_inline)) Place second(const Place& at) {
-        constexpr Place first = place_of(kPlanes, kScaleKind, 0), next = place_of(kPlanes, kScaleKind, 1);
+    static inline __attribute__((always_inline)) BlockOffsets next_offsets(const BlockOffsets& at) {
+        constexpr BlockOffsets first = block_offsets(kPlanes, kScaleKind, 0),
+                               next = block_offsets(kPlanes, kScaleKind, 1);
         return {at.head, at.scales + (next.scales - first.scales), at.planes + (next.planes - first.planes)};
     }
 
     // The table of levels of a matrix, as `quad` reads it; unused without kTable.
 #if defined(__AVX2__)
-    using Table = U16;
+    using Table = u32x16;
     static inline __attribute__((always_inline)) Table table(const Panels& w) {
-        if constexpr (kTable) return load_words(w.traits->levels->raised);
+        if constexpr (kTable) return load_u32(w.traits->levels->biased);
         return {};
     }
 #else
     using Table = const uint8_t*;
     static inline __attribute__((always_inline)) Table table(const Panels& w) {
-        return kTable ? w.traits->levels->raised : nullptr;
+        return kTable ? w.traits->levels->biased : nullptr;
     }
 #endif
 
     // Stored values of columns 4 s .. 4 s + 3 of a block, for 16 rows, as bytes. `s` is a constant after unrolling.
-    static inline __attribute__((always_inline)) U16 quad(const uint8_t* block, int s, const Table& table) {
-        if (kPlanes == Planes::kEight) return load_words(block + s * 64);
-        const U16 low = shifted(load_words(block + (s & 3) * 64), s < 4 ? 0 : 4) & 0x0f0f0f0fu;
+    static inline __attribute__((always_inline)) u32x16 quad(const uint8_t* block, int s, const Table& table) {
+        if (kPlanes == Planes::kEight) return load_u32(block + s * 64);
+        const u32x16 low = shift_right(load_u32(block + (s & 3) * 64), s < 4 ? 0 : 4) & 0x0f0f0f0fu;
         if (kTable) return levels(low, table);
         if (kPlanes == Planes::kFour) return low;
-        if (kPlanes == Planes::kFive) return low | (shifted(load_words(block + 256), s - 4) & 0x10101010u);
-        return low | (shifted(load_words(block + 256 + (s >> 2) * 64), 2 * (s & 3) - 4) & 0x30303030u);
+        if (kPlanes == Planes::kFive) return low | (shift_right(load_u32(block + 256), s - 4) & 0x10101010u);
+        return low | (shift_right(load_u32(block + 256 + (s >> 2) * 64), 2 * (s & 3) - 4) & 0x30303030u);
     }
 
-    // Scales of a block. Only index 0 is set unless kHalves, and `least` only if kLeast.
-    static inline __attribute__((always_inline)) BlockScales scales(const uint8_t* panel, const Place& at) {
+    // Scales of a block. Only index 0 is set unless kHalfScales, and `min` only if kHasMin.
+    static inline __attribute__((always_inline)) BlockScales scales(const uint8_t* panel, const BlockOffsets& at) {
         BlockScales out;
-        const auto half = [](const uint8_t* from) { return from_f16(reinterpret_cast<const uint16_t*>(from)); };
+        const auto half = [](const uint8_t* from) { return f16_to_f32(reinterpret_cast<const uint16_t*>(from)); };
         const uint8_t* const bytes = panel + at.scales;
         if (kScaleKind == Scales::kHalf) {
             out.scale[0] = half(bytes);
-        } else if (kScaleKind == Scales::kHalfAndLeast) {
+        } else if (kScaleKind == Scales::kHalfAndMin) {
             out.scale[0] = half(bytes);
-            out.least[0] = half(bytes + 32);
+            out.min[0] = half(bytes + 32);
         } else if (kScaleKind == Scales::kExponent) {
             // Two factors, because 2^(e - 128) is not always a normal number.
-            const I16 e = from_bytes(bytes);
-            U16 first, second;
-            PUNA_EACH {
-                const IntReg half_of_e = e.part[i_] >> 1;
-                first.part[i_] = (WordReg)((half_of_e + 63) << 23);
-                second.part[i_] = (WordReg)((e.part[i_] - half_of_e + 63) << 23);
+            const i32x16 e = widen_u8(bytes);
+            u32x16 first, second;
+            PUNA_EACH_REG {
+                const i32_reg half_of_e = e.reg[i_] >> 1;
+                first.reg[i_] = (u32_reg)((half_of_e + 63) << 23);
+                second.reg[i_] = (u32_reg)((e.reg[i_] - half_of_e + 63) << 23);
             }
-            out.scale[0] = as_floats(first) * as_floats(second);
+            out.scale[0] = as_f32(first) * as_f32(second);
         } else if (kScaleKind == Scales::kSigned || kScaleKind == Scales::kSignedHalves) {
-            const V16 d = load(reinterpret_cast<const float*>(panel + at.head));
-            for (int h = 0; h < 1 + kHalves; ++h) out.scale[h] = d * to_floats(from_signed(bytes + h * 16));
+            const f32x16 d = load(reinterpret_cast<const float*>(panel + at.head));
+            for (int h = 0; h < 1 + kHalfScales; ++h) out.scale[h] = d * to_f32(widen_i8(bytes + h * 16));
         } else {
-            const V16 d = half(panel + at.head), minus = half(panel + at.head + 32) * broadcast(-1.0f);
+            const f32x16 d = half(panel + at.head), minus = half(panel + at.head + 32) * broadcast(-1.0f);
             if (kScaleKind == Scales::kSixBit) {
-                out.scale[0] = d * to_floats(from_bytes(bytes));
-                out.least[0] = minus * to_floats(from_bytes(bytes + 16));
+                out.scale[0] = d * to_f32(widen_u8(bytes));
+                out.min[0] = minus * to_f32(widen_u8(bytes + 16));
                 return out;
             }
             for (int h = 0; h < 2; ++h) {
-                const I16 both = from_bytes(bytes + h * 16);
-                I16 low, high;
-                PUNA_EACH {
-                    low.part[i_] = both.part[i_] & 15;
-                    high.part[i_] = both.part[i_] >> 4;
+                const i32x16 both = widen_u8(bytes + h * 16);
+                i32x16 low, high;
+                PUNA_EACH_REG {
+                    low.reg[i_] = both.reg[i_] & 15;
+                    high.reg[i_] = both.reg[i_] >> 4;
                 }
-                out.scale[h] = d * to_floats(low);
-                out.least[h] = minus * to_floats(high);
+                out.scale[h] = d * to_f32(low);
+                out.min[h] = minus * to_f32(high);
             }
         }
         return out;
     }
 
     // Looks up the levels of 4-bit indices. Each level is stored plus 128.
-    static inline __attribute__((always_inline)) U16 levels(const U16& index, const Table& table) {
+    static inline __attribute__((always_inline)) u32x16 levels(const u32x16& index, const Table& table) {
 #if defined(__AVX512F__)
-        return U16{{(WordReg)_mm512_shuffle_epi8((__m512i)table.part[0], (__m512i)index.part[0])}};
+        return u32x16{{(u32_reg)_mm512_shuffle_epi8((__m512i)table.reg[0], (__m512i)index.reg[0])}};
 #elif defined(__AVX2__)
-        U16 out;
-        PUNA_EACH out.part[i_] = (WordReg)_mm256_shuffle_epi8((__m256i)table.part[i_], (__m256i)index.part[i_]);
+        u32x16 out;
+        PUNA_EACH_REG out.reg[i_] = (u32_reg)_mm256_shuffle_epi8((__m256i)table.reg[i_], (__m256i)index.reg[i_]);
         return out;
 #elif defined(__aarch64__)
-        U16 out;
-        PUNA_EACH out.part[i_] = (WordReg)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)index.part[i_]);
+        u32x16 out;
+        PUNA_EACH_REG out.reg[i_] = (u32_reg)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)index.reg[i_]);
         return out;
 #else
         return look_up(index, table);
@@ -149,7 +152,7 @@ struct IntegerFormat {
 // Weights of more than six bits could overflow these sums, so they are multiplied as two digits of four bits.
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
 template <typename F>
-constexpr int kDigits = F::kMost > 63 ? 2 : 1;
+constexpr int kDigits = F::kMaxStored > 63 ? 2 : 1;
 #else
 template <typename F>
 constexpr int kDigits = 1;
@@ -157,28 +160,28 @@ constexpr int kDigits = 1;
 
 // Returns digit `d` of each byte (0 is the lower one). Formats with one digit return the byte.
 template <typename F>
-PUNA_INLINE U16 digit(const U16& bytes, int d) {
-    return kDigits<F> == 1 ? bytes : shifted(bytes, 4 * d) & 0x0f0f0f0fu;
+PUNA_INLINE u32x16 digit(const u32x16& bytes, int d) {
+    return kDigits<F> == 1 ? bytes : shift_right(bytes, 4 * d) & 0x0f0f0f0fu;
 }
 
 // Four consecutive bytes as one word, to be broadcast to all lanes.
-PUNA_INLINE int32_t four_quants(const int8_t* from) {
+PUNA_INLINE int32_t load_i32(const int8_t* from) {
     int32_t value;
     __builtin_memcpy(&value, from, sizeof value);
     return value;
 }
 
-// Returns -(sum of the activations) of a block; if kHalves, of the 16 columns that start with column 4 kFrom.
+// Returns -(sum of the activations) of a block; if kHalfScales, of the 16 columns that start with column 4 kFrom.
 template <typename F, int kFrom>
-PUNA_INLINE int32_t minus_sum(const ActivationBlock& block) {
-    return F::kHalves ? block.minus_half[kFrom / 4] : block.minus_sum;
+PUNA_INLINE int32_t neg_sum(const ActivationBlock& block) {
+    return F::kHalfScales ? block.neg_half_sum[kFrom / 4] : block.neg_sum;
 }
 
 // Initialises the integer sums to -zero * (sum of the activations), which subtracts the zero point from every weight.
 template <typename F, int kFrom, int kTokens, int kGroup>
-PUNA_INLINE void begin(const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
+PUNA_INLINE void init_sums(const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup]) {
     for (int t = 0; t < kTokens; ++t) {
-        const I16 start = all_equal(F::kZero ? F::kZero * minus_sum<F, kFrom>(a[t * stride]) : 0);
+        const i32x16 start = broadcast_i32(F::kZero ? F::kZero * neg_sum<F, kFrom>(a[t * stride]) : 0);
         for (int g = 0; g < kGroup; ++g) sum[t][g] = start;
     }
 }
@@ -188,89 +191,90 @@ PUNA_INLINE void begin(const ActivationBlock* a, int64_t stride, I16 (&sum)[kTok
 // sum[t][g] = exact sum of (q - zero) * a over columns 4 kFrom .. 4 kTo - 1 of a block. quad(g, s, d) reads the
 // weights.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
-PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup]) {
     constexpr int kChains = kTokens * kGroup < 4 ? 2 : 1;  // enough independent sums to hide the latency of vpdpbusd
-    I16 part[kTokens][kGroup][kChains];
+    i32x16 partial[kTokens][kGroup][kChains];
     for (int t = 0; t < kTokens; ++t) {
-        I16 start = all_equal(0);
+        i32x16 start = broadcast_i32(0);
         if (F::kZero) {  // zero is a power of two: multiply by a shift
-            start = all_equal(minus_sum<F, kFrom>(a[t * stride]));
-            start.part[0] = start.part[0] << __builtin_ctz(F::kZero);
+            start = broadcast_i32(neg_sum<F, kFrom>(a[t * stride]));
+            start.reg[0] = start.reg[0] << __builtin_ctz(F::kZero);
         }
         for (int g = 0; g < kGroup; ++g)
-            for (int c = 0; c < kChains; ++c) part[t][g][c] = c ? all_equal(0) : start;
+            for (int c = 0; c < kChains; ++c) partial[t][g][c] = c ? broadcast_i32(0) : start;
     }
 #pragma GCC unroll 8
     for (int s = kFrom; s < kTo; ++s) {
-        U16 w[kGroup];
+        u32x16 w[kGroup];
 #pragma GCC unroll 4
         for (int g = 0; g < kGroup; ++g) w[g] = quad(g, s, 0);
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
-            const __m512i x = _mm512_set1_epi32(four_quants(a[t * stride].quants + 4 * s));
+            const __m512i x = _mm512_set1_epi32(load_i32(a[t * stride].quants + 4 * s));
 #pragma GCC unroll 4
             for (int g = 0; g < kGroup; ++g) {
-                IntReg& to = part[t][g][s % kChains].part[0];
-                to = (IntReg)_mm512_dpbusd_epi32((__m512i)to, (__m512i)w[g].part[0], x);
+                i32_reg& to = partial[t][g][s % kChains].reg[0];
+                to = (i32_reg)_mm512_dpbusd_epi32((__m512i)to, (__m512i)w[g].reg[0], x);
             }
         }
     }
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) {
-            sum[t][g] = part[t][g][0];
-            if (kChains == 2) sum[t][g] = sum[t][g] + part[t][g][kChains - 1];
+            sum[t][g] = partial[t][g][0];
+            if (kChains == 2) sum[t][g] = sum[t][g] + partial[t][g][kChains - 1];
         }
 }
 
 #elif defined(__AVX2__)
 
-PUNA_INLINE IntReg pairs_8(WordReg a, IntReg b) { return (IntReg)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
-PUNA_INLINE IntReg pairs_16(IntReg a, int factor) {
-    return (IntReg)_mm256_madd_epi16((__m256i)a, _mm256_set1_epi16(static_cast<int16_t>(factor)));
+PUNA_INLINE i32_reg maddubs_i16(u32_reg a, i32_reg b) { return (i32_reg)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
+PUNA_INLINE i32_reg madd_i16(i32_reg a, int factor) {
+    return (i32_reg)_mm256_madd_epi16((__m256i)a, _mm256_set1_epi16(static_cast<int16_t>(factor)));
 }
 // The empty asm keeps the addition in place: otherwise GCC delays all additions of a block and runs out of registers.
-PUNA_INLINE IntReg add_16(IntReg a, IntReg b) {
+PUNA_INLINE i32_reg add_i16(i32_reg a, i32_reg b) {
     __m256i sum = _mm256_add_epi16((__m256i)a, (__m256i)b);
     asm("" : "+x"(sum));
-    return (IntReg)sum;
+    return (i32_reg)sum;
 }
 
 // `dot` on AVX2. A pair of products is at most 2 * 127 * (largest weight or digit). kSpan pairs are added in 16 bits
 // before they are widened to 32: 2 for six bits, and a whole block for four bits: 8 * 2 * 15 * 127 = 30480 < 32768.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
-PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
-    constexpr int kLongest = 32767 / (2 * 127 * (kDigits<F> == 2 ? 15 : F::kMost));  // pairs that fit into 16 bits
-    constexpr int kSpan = kLongest >= 8 ? 8 : kLongest >= 4 ? 4 : 2;
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup]) {
+    constexpr int kMaxPairs =
+        32767 / (2 * 127 * (kDigits<F> == 2 ? 15 : F::kMaxStored));  // pairs that fit into 16 bits
+    constexpr int kSpan = kMaxPairs >= 8 ? 8 : kMaxPairs >= 4 ? 4 : 2;
     constexpr int kRun = kSpan > kTo - kFrom ? kTo - kFrom : kSpan;
-    static_assert(kLongest >= 2, "the weights have six bits at most");
-    begin<F, kFrom>(a, stride, sum);
+    static_assert(kMaxPairs >= 2, "the weights have six bits at maximum");
+    init_sums<F, kFrom>(a, stride, sum);
 #pragma GCC unroll 8
     for (int s = kFrom; s < kTo; s += kRun) {
-        I16 narrow[kDigits<F>][kTokens][kGroup];
+        i32x16 narrow[kDigits<F>][kTokens][kGroup];
 #pragma GCC unroll 8
         for (int i = 0; i < kRun; ++i) {
-            U16 w[kDigits<F>][kGroup];
+            u32x16 w[kDigits<F>][kGroup];
 #pragma GCC unroll 4
             for (int g = 0; g < kGroup; ++g)
                 for (int d = 0; d < kDigits<F>; ++d) w[d][g] = quad(g, s + i, d);
 #pragma GCC unroll 16
             for (int t = 0; t < kTokens; ++t) {
-                const IntReg x = IntReg{} + four_quants(a[t * stride].quants + 4 * (s + i));
+                const i32_reg x = i32_reg{} + load_i32(a[t * stride].quants + 4 * (s + i));
 #pragma GCC unroll 4
                 for (int g = 0; g < kGroup; ++g)
-                    for (int d = 0; d < kDigits<F>; ++d) PUNA_EACH {
-                            const IntReg product = pairs_8(w[d][g].part[i_], x);
-                            IntReg& to = narrow[d][t][g].part[i_];
-                            to = i == 0 ? product : add_16(to, product);
+                    for (int d = 0; d < kDigits<F>; ++d) PUNA_EACH_REG {
+                            const i32_reg product = maddubs_i16(w[d][g].reg[i_], x);
+                            i32_reg& to = narrow[d][t][g].reg[i_];
+                            to = i == 0 ? product : add_i16(to, product);
                         }
             }
         }
-        // Widen: pairs_16 adds neighbouring 16-bit sums, and weights the higher digit by 16.
+        // Widen: madd_i16 adds neighbouring 16-bit sums, and weights the higher digit by 16.
         for (int t = 0; t < kTokens; ++t)
             for (int g = 0; g < kGroup; ++g)
-                for (int d = 0; d < kDigits<F>; ++d) PUNA_EACH {
-                        IntReg& to = sum[t][g].part[i_];
-                        to = to + pairs_16(narrow[d][t][g].part[i_], d ? 16 : 1);
+                for (int d = 0; d < kDigits<F>; ++d) PUNA_EACH_REG {
+                        i32_reg& to = sum[t][g].reg[i_];
+                        to = to + madd_i16(narrow[d][t][g].reg[i_], d ? 16 : 1);
                     }
     }
 }
@@ -280,28 +284,28 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 // `dot` on SSE2, with pmaddwd: it multiplies 16-bit numbers and adds pairs of products. Weights are split into even and
 // odd bytes, and the activations are reordered to 0, 2, 1, 3 to match.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
-PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
-    begin<F, kFrom>(a, stride, sum);
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup]) {
+    init_sums<F, kFrom>(a, stride, sum);
 #pragma GCC unroll 8
     for (int s = kFrom; s < kTo; ++s) {
-        U16 even[kGroup], odd[kGroup];
+        u32x16 even[kGroup], odd[kGroup];
 #pragma GCC unroll 4
         for (int g = 0; g < kGroup; ++g) {
-            const U16 w = quad(g, s, 0);
+            const u32x16 w = quad(g, s, 0);
             even[g] = w & 0x00ff00ffu;
-            odd[g] = shifted(w, 8) & 0x00ff00ffu;
+            odd[g] = shift_right(w, 8) & 0x00ff00ffu;
         }
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
-            const __m128i bytes = _mm_cvtsi32_si128(four_quants(a[t * stride].quants + 4 * s));
+            const __m128i bytes = _mm_cvtsi32_si128(load_i32(a[t * stride].quants + 4 * s));
             const __m128i four = _mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
             const __m128i order = _mm_shufflelo_epi16(four, _MM_SHUFFLE(3, 1, 2, 0));
             const __m128i first = _mm_shuffle_epi32(order, 0), second = _mm_shuffle_epi32(order, 0x55);
 #pragma GCC unroll 4
-            for (int g = 0; g < kGroup; ++g) PUNA_EACH {
-                    const __m128i sums = _mm_madd_epi16((__m128i)even[g].part[i_], first);
-                    sum[t][g].part[i_] =
-                        sum[t][g].part[i_] + (IntReg)sums + (IntReg)_mm_madd_epi16((__m128i)odd[g].part[i_], second);
+            for (int g = 0; g < kGroup; ++g) PUNA_EACH_REG {
+                    const __m128i sums = _mm_madd_epi16((__m128i)even[g].reg[i_], first);
+                    sum[t][g].reg[i_] =
+                        sum[t][g].reg[i_] + (i32_reg)sums + (i32_reg)_mm_madd_epi16((__m128i)odd[g].reg[i_], second);
                 }
         }
     }
@@ -311,17 +315,17 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 
 // `dot` in plain C++, one column at a time.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
-PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, I16 (&sum)[kTokens][kGroup]) {
-    begin<F, kFrom>(a, stride, sum);
+PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup]) {
+    init_sums<F, kFrom>(a, stride, sum);
 #pragma GCC unroll 8
     for (int s = kFrom; s < kTo; ++s)
         for (int g = 0; g < kGroup; ++g) {
-            const U16 w = quad(g, s, 0);
+            const u32x16 w = quad(g, s, 0);
             for (int i = 0; i < 4; ++i) {
-                const U16 column = shifted(w, 8 * i) & 0xffu;
+                const u32x16 column = shift_right(w, 8 * i) & 0xffu;
                 for (int t = 0; t < kTokens; ++t) {
                     const int32_t x = a[t * stride].quants[4 * s + i];
-                    PUNA_EACH sum[t][g].part[i_] = sum[t][g].part[i_] + (IntReg)column.part[i_] * x;
+                    PUNA_EACH_REG sum[t][g].reg[i_] = sum[t][g].reg[i_] + (i32_reg)column.reg[i_] * x;
                 }
             }
         }
@@ -329,12 +333,12 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 
 #endif
 
-// Adds scale * sum + least * (sum of activations) of one block to part[t][g]; with kFirst, replaces part[t][g].
+// Adds scale * sum + min * (sum of activations) of one block to partial[t][g]; with kFirst, replaces partial[t][g].
 // scales(g) and quad(g, s, digit) read the block of panel g.
 template <typename F, bool kFirst, int kTokens, int kGroup, typename Read, typename Quad>
 PUNA_INLINE void add_block(const Read& scales, const Quad& quad, const ActivationBlock* a, int64_t stride,
-                           V16 (&part)[kTokens][kGroup]) {
-    I16 sum[kTokens][kGroup];
+                           f32x16 (&partial)[kTokens][kGroup]) {
+    i32x16 sum[kTokens][kGroup];
     BlockScales by[kGroup];
     const auto read = [&]() __attribute__((always_inline)) {
 #pragma GCC unroll 4
@@ -347,35 +351,35 @@ PUNA_INLINE void add_block(const Read& scales, const Quad& quad, const Activatio
             const ActivationBlock& x = a[t * stride];
 #pragma GCC unroll 4
             for (int g = 0; g < kGroup; ++g) {
-                const V16 product = to_floats(sum[t][g]);
-                V16& to = part[t][g];
-                to = kFirst && h == 0 ? product * by[g].scale[h] : madd(product, by[g].scale[h], to);
-                if (F::kLeast) to = madd(by[g].least[h], broadcast(F::kHalves ? x.half_sum[h] : x.sum), to);
+                const f32x16 product = to_f32(sum[t][g]);
+                f32x16& to = partial[t][g];
+                to = kFirst && h == 0 ? product * by[g].scale[h] : fma(product, by[g].scale[h], to);
+                if (F::kHasMin) to = fma(by[g].min[h], broadcast(F::kHalfScales ? x.half_sum[h] : x.sum), to);
             }
         }
     };
-    if (!F::kHalves) {
+    if (!F::kHalfScales) {
         dot<F, 0, 8>(quad, a, stride, sum);
         read();
-        add(Number<0>());
+        add(Constant<0>());
     } else {
         read();
         dot<F, 0, 4>(quad, a, stride, sum);
-        add(Number<0>());
+        add(Constant<0>());
         dot<F, 4, 8>(quad, a, stride, sum);
-        add(Number<1>());
+        add(Constant<1>());
     }
 }
 
-// acc[t][g] += part[t][g] * activation scale, once all blocks that share this scale are in `part`.
+// acc[t][g] += partial[t][g] * activation scale, once all blocks that share this scale are in `partial`.
 template <int kTokens, int kGroup>
-PUNA_INLINE void add_part(const V16 (&part)[kTokens][kGroup], const ActivationBlock* a, int64_t stride,
-                          V16 (&acc)[kTokens][kGroup]) {
+PUNA_INLINE void accumulate(const f32x16 (&partial)[kTokens][kGroup], const ActivationBlock* a, int64_t stride,
+                            f32x16 (&acc)[kTokens][kGroup]) {
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t) {
-        const V16 d = broadcast(a[t * stride].scale);
+        const f32x16 d = broadcast(a[t * stride].scale);
 #pragma GCC unroll 4
-        for (int g = 0; g < kGroup; ++g) acc[t][g] = madd(part[t][g], d, acc[t][g]);
+        for (int g = 0; g < kGroup; ++g) acc[t][g] = fma(partial[t][g], d, acc[t][g]);
     }
 }
 
@@ -387,149 +391,154 @@ constexpr bool kUnrolled = true;
 constexpr bool kUnrolled = false;
 #endif
 
-// Calls body(first, Number<n>(), n) for each run of n blocks that share a scale; without unrolling Number<0>() replaces
-// Number<n>().
+// Calls body(first, Constant<n>(), n) for each run of n blocks that share a scale; without unrolling Constant<0>()
+// replaces Constant<n>().
 template <typename Body>
-PUNA_INLINE void each_scale(int64_t blocks, const Body& body) {
+PUNA_INLINE void for_each_scale(int64_t blocks, const Body& body) {
     static_assert(kScaleBlocks == 2, "one block may be left");
     int64_t b = 0;
     if constexpr (kUnrolled) {
-        for (; b + kScaleBlocks <= blocks; b += kScaleBlocks) body(b, Number<kScaleBlocks>(), kScaleBlocks);
-        if (b < blocks) body(b, Number<1>(), 1);
+        for (; b + kScaleBlocks <= blocks; b += kScaleBlocks) body(b, Constant<kScaleBlocks>(), kScaleBlocks);
+        if (b < blocks) body(b, Constant<1>(), 1);
     } else {
-        for (; b < blocks; b += kScaleBlocks) body(b, Number<0>(), b + 1 < blocks ? kScaleBlocks : 1);
+        for (; b < blocks; b += kScaleBlocks) body(b, Constant<0>(), b + 1 < blocks ? kScaleBlocks : 1);
     }
 }
 
 template <int kTokens, int kGroup>
-PUNA_INLINE void clear(V16 (&part)[kTokens][kGroup]) {
+PUNA_INLINE void set_zero(f32x16 (&partial)[kTokens][kGroup]) {
 #pragma GCC unroll 16
     for (int t = 0; t < kTokens; ++t)
 #pragma GCC unroll 4
-        for (int g = 0; g < kGroup; ++g) part[t][g] = broadcast(0.0f);
+        for (int g = 0; g < kGroup; ++g) partial[t][g] = broadcast(0.0f);
 }
 
 // Completes the sums of a panel's rows: adds the bias, then stores them or adds them to the output. Rows beyond the
 // matrix are skipped.
-PUNA_INLINE void finish(const V16& value, const Panels& w, int64_t panel, float* out, bool add) {
+PUNA_INLINE void store_rows(const f32x16& value, const Panels& w, int64_t panel, float* out, bool add) {
     const int64_t row = panel * kPanel, valid = w.rows - row < kPanel ? w.rows - row : kPanel;
     float* to = out + row;
-    V16 result = value;
-    if (w.bias) result = result + load_some(w.bias + row, valid);
-    if (add) result = load_some(to, valid) + result;
-    store_some(to, result, valid);
+    f32x16 result = value;
+    if (w.bias) result = result + load_partial(w.bias + row, valid);
+    if (add) result = load_partial(to, valid) + result;
+    store_partial(to, result, valid);
 }
 
 // Processes the half strips [first, last). Half 2 s consists of panels s and s + strips(), half 2 s + 1 of the other
-// two panels of strip s, if they exist. Calls body(Number<n>(), panel, apart) for the n panels `panel`,
-// `panel` + apart, ... If both halves of a strip are to be processed, one call handles its four panels.
+// two panels of strip s, if they exist. Calls body(Constant<n>(), panel, panel_stride) for the n panels `panel`,
+// `panel` + panel_stride, ... If both halves of a strip are to be processed, one call handles its four panels.
 template <typename Body>
-PUNA_INLINE void each_strip(const Panels& w, int64_t first, int64_t last, const Body& body) {
-    const int64_t apart = w.strips();
+PUNA_INLINE void for_each_strip(const Panels& w, int64_t first, int64_t last, const Body& body) {
+    const int64_t panel_stride = w.strips();
     for (int64_t half = first; half < last; ++half) {
-        const int64_t panel = half / 2 + half % 2 * 2 * apart, left = (w.count() - panel + apart - 1) / apart;
+        const int64_t panel = half / 2 + half % 2 * 2 * panel_stride,
+                      left = (w.count() - panel + panel_stride - 1) / panel_stride;
         if (half % 2 == 0 && half + 1 < last && left >= kStrip) {
-            body(Number<kStrip>(), panel, apart);
+            body(Constant<kStrip>(), panel, panel_stride);
             ++half;
         } else if (left >= 2) {
-            body(Number<2>(), panel, apart);
+            body(Constant<2>(), panel, panel_stride);
         } else if (left == 1) {
-            body(Number<1>(), panel, apart);
+            body(Constant<1>(), panel, panel_stride);
         }
     }
 }
 
 // Prefetches memory kDistance bytes ahead of a block: as many lines as the block's planes, and one more for scales. A
-// single stream is prefetched kAhead bytes ahead (AVX-512: into L2, and again kNear bytes ahead into L1). With several
-// streams a near prefetch suffices: it triggers the hardware prefetcher.
-constexpr int kAhead = 8192, kNear = 1024;
+// single stream is prefetched kPrefetchFar bytes ahead (AVX-512: into L2, and again kPrefetchNear bytes ahead into L1).
+// With several streams a near prefetch suffices: it triggers the hardware prefetcher.
+constexpr int kPrefetchFar = 8192, kPrefetchNear = 1024;
 #if defined(__AVX512F__)
-constexpr int kAheadOfStrip = 512;
+constexpr int kPrefetchStrip = 512;
 #else
-constexpr int kAheadOfStrip = 256;
+constexpr int kPrefetchStrip = 256;
 #endif
 template <typename F, int kDistance, int kCache>
-PUNA_INLINE void ahead(const uint8_t* block) {
+PUNA_INLINE void prefetch(const uint8_t* block) {
 #pragma GCC unroll 16
     for (int line = 0; line <= F::kPlaneBytes; line += kLine) __builtin_prefetch(block + kDistance + line, 0, kCache);
 }
 
-// Processes blocks that share an activation scale, in kPanels panels that are `apart` panels from each other. Each
-// block is processed in all panels before the next block, so that the panels are read as parallel streams.
+// Processes blocks that share an activation scale, in kPanels panels that are `panel_stride` panels from each other.
+// Each block is processed in all panels before the next block, so that the panels are read as parallel streams.
 template <typename F, int kBlocks, int kTokens, int kPanels>
-PUNA_INLINE void few_blocks(const Panels& w, const typename F::Table& table, int64_t panel, int64_t apart, int64_t first,
-                            int count, const ActivationBlock* a, V16 (&acc)[kPanels][kTokens][1]) {
-    V16 part[kPanels][kTokens][1];
-    const auto block = [&](auto is_first, const Place& at, int64_t b) __attribute__((always_inline)) {
+PUNA_INLINE void register_blocks(const Panels& w, const typename F::Table& table, int64_t panel, int64_t panel_stride,
+                                 int64_t first, int count, const ActivationBlock* a,
+                                 f32x16 (&acc)[kPanels][kTokens][1]) {
+    f32x16 partial[kPanels][kTokens][1];
+    const auto block = [&](auto is_first, const BlockOffsets& at, int64_t b) __attribute__((always_inline)) {
 #pragma GCC unroll 8
         for (int p = 0; p < kPanels; ++p) {
-            const uint8_t* const from = w.data + (panel + p * apart) * w.stride;
+            const uint8_t* const from = w.data + (panel + p * panel_stride) * w.stride;
             const uint8_t* const planes = from + at.planes;
             if (kPanels > 1) {
-                ahead<F, kAheadOfStrip, kStreamCache>(planes);
+                prefetch<F, kPrefetchStrip, kStreamLevel>(planes);
             } else {
-                ahead<F, kAhead, kStreamCache>(planes);
-                if (kStreamCache != kFirstCache) ahead<F, kNear, kFirstCache>(planes);
+                prefetch<F, kPrefetchFar, kStreamLevel>(planes);
+                if (kStreamLevel != kL1) prefetch<F, kPrefetchNear, kL1>(planes);
             }
             add_block<F, decltype(is_first)::kValue>(
                 [&](int) __attribute__((always_inline)) { return F::scales(from, at); },
-                [&](int, int s, int d) __attribute__((always_inline)) { return digit<F>(F::quad(planes, s, table), d); },
-                a + b, block_stride(w.cols), part[p]);
+                [&](int, int s, int d)
+                    __attribute__((always_inline)) { return digit<F>(F::quad(planes, s, table), d); },
+                a + b, block_stride(w.cols), partial[p]);
         }
     };
     if constexpr (kBlocks > 0) {
-        const Place at = F::place(first);
-        block(Number<1>(), at, first);
-        if constexpr (kBlocks == 2) block(Number<0>(), F::second(at), first + 1);
+        const BlockOffsets at = F::offsets(first);
+        block(Constant<1>(), at, first);
+        if constexpr (kBlocks == 2) block(Constant<0>(), F::next_offsets(at), first + 1);
     } else {
 #pragma GCC unroll 8
-        for (int p = 0; p < kPanels; ++p) clear(part[p]);
-        for (int64_t b = first; b < first + count; ++b) block(Number<0>(), F::place(b), b);
+        for (int p = 0; p < kPanels; ++p) set_zero(partial[p]);
+        for (int64_t b = first; b < first + count; ++b) block(Constant<0>(), F::offsets(b), b);
     }
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
-        add_part(part[p], a + first, block_stride(w.cols), acc[p]);
+        accumulate(partial[p], a + first, block_stride(w.cols), acc[p]);
 #if defined(__AVX2__) && !defined(__AVX512F__)
         // AVX2 has 16 registers, and none is free for `acc`. This statement moves `acc` to memory; otherwise GCC keeps
         // it in registers and spills others in every block.
-        if (kPanels == kStrip && F::kLeast) PUNA_EACH asm("" : "+m"(acc[p][0][0].part[i_]));
+        if (kPanels == kStrip && F::kHasMin) PUNA_EACH_REG asm("" : "+m"(acc[p][0][0].reg[i_]));
 #endif
     }
 }
 
-// Multiplies kPanels panels that are `apart` panels from each other by a few tokens. Weights are unpacked in registers;
-// each byte of a panel is read once.
+// Multiplies kPanels panels that are `panel_stride` panels from each other by a few tokens. Weights are unpacked in
+// registers; each byte of a panel is read once.
 template <typename F, int kTokens, int kPanels = 1>
-static void few_tokens(const Panels& w, int64_t panel, const ActivationBlock* a, float* out, int64_t out_stride,
-                       bool add, int64_t apart = 0) {
-    V16 acc[kPanels][kTokens][1];
+static void register_matmul(const Panels& w, int64_t panel, const ActivationBlock* a, float* out, int64_t out_stride,
+                            bool add, int64_t panel_stride = 0) {
+    f32x16 acc[kPanels][kTokens][1];
     const typename F::Table table = F::table(w);
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t) acc[p][t][0] = broadcast(0.0f);  // unrolled: `acc` stays in registers
-    each_scale(w.cols / kBlock, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
-        few_blocks<F, decltype(number)::kValue>(w, table, panel, apart, first, count, a, acc);
+    for_each_scale(w.cols / kBlock, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
+        register_blocks<F, decltype(number)::kValue>(w, table, panel, panel_stride, first, count, a, acc);
     });
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 8
-        for (int t = 0; t < kTokens; ++t) finish(acc[p][t][0], w, panel + p * apart, out + t * out_stride, add);
+        for (int t = 0; t < kTokens; ++t)
+            store_rows(acc[p][t][0], w, panel + p * panel_stride, out + t * out_stride, add);
 }
 
-// kTileTokens x kTileGroup: tokens and panels of a tile of `many_tokens`. kFewTokens: tokens that `few_tokens`
-// processes at once. kChunkBlocks: blocks of a panel that are unpacked at once; they stay in L1. See
+// kTileTokens x kTileGroup: tokens and panels of a tile of `unpacked_matmul`. kRegisterTokens: tokens that
+// `register_matmul` processes at once. kChunkBlocks: blocks of a panel that are unpacked at once; they stay in L1. See
 // benchmarks/NOTES.md.
 #if defined(__AVX512F__)
-constexpr int kTileTokens = 4, kTileGroup = 2, kFewTokens = 8, kChunkBlocks = 16;
+constexpr int kTileTokens = 4, kTileGroup = 2, kRegisterTokens = 8, kChunkBlocks = 16;
 #elif defined(__AVX2__)
-constexpr int kTileTokens = 4, kTileGroup = 1, kFewTokens = 2, kChunkBlocks = 24;
+constexpr int kTileTokens = 4, kTileGroup = 1, kRegisterTokens = 2, kChunkBlocks = 24;
 #else
-constexpr int kTileTokens = 2, kTileGroup = 1, kFewTokens = 1, kChunkBlocks = 16;
+constexpr int kTileTokens = 2, kTileGroup = 1, kRegisterTokens = 1, kChunkBlocks = 16;
 #endif
-constexpr int kMostFew = kFew8 ? 24 : 2 * kFewTokens;  // with more tokens, unpacking a panel to memory pays off
-constexpr int kFewGroup = 32;                          // tokens by which a panel is multiplied before the next panel
-constexpr int kGroupTokens = 128;                      // tokens per loop over the panels; their activations stay in L2
+constexpr int kMaxRegisterTokens =
+    kManyRegisters ? 24 : 2 * kRegisterTokens;  // with more tokens, unpacking a panel to memory pays off
+constexpr int kRegisterBlock = 32;              // tokens by which a panel is multiplied before the next panel
+constexpr int kTokenBlock = 128;                // tokens per loop over the panels; their activations stay in L2
 
 static_assert(kChunkBlocks % kScaleBlocks == 0, "blocks that share a scale are added together");
 
@@ -538,27 +547,28 @@ template <typename F, int kGroup>
 struct Unpacked {
     alignas(64) uint8_t quads[kChunkBlocks][8][kGroup][kDigits<F>][64];
     alignas(64) float scale[kChunkBlocks][kGroup][2][kLanes];
-    alignas(64) float least[kChunkBlocks][kGroup][2][kLanes];
+    alignas(64) float min[kChunkBlocks][kGroup][2][kLanes];
 };
 
 // Unpacks `blocks` blocks of kGroup panels, starting with block `first`.
 template <typename F, int kGroup>
 PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t blocks, Unpacked<F, kGroup>& to) {
-    constexpr int kScales = F::kHalves ? 2 : 1;
+    constexpr int kScales = F::kHalfScales ? 2 : 1;
     const typename F::Table table = F::table(w);
     for (int g = 0; g < kGroup; ++g) {
         const uint8_t* const from = w.data + (panel + g) * w.stride;
         for (int64_t b = 0; b < blocks; ++b) {
-            const Place at = F::place(first + b);
+            const BlockOffsets at = F::offsets(first + b);
             const uint8_t* block = from + at.planes;
-            ahead<F, kAhead, kStreamCache>(block);
+            prefetch<F, kPrefetchFar, kStreamLevel>(block);
 #pragma GCC unroll 8
             for (int s = 0; s < 8; ++s)
-                for (int d = 0; d < kDigits<F>; ++d) store_words(to.quads[b][s][g][d], digit<F>(F::quad(block, s, table), d));
+                for (int d = 0; d < kDigits<F>; ++d)
+                    store_u32(to.quads[b][s][g][d], digit<F>(F::quad(block, s, table), d));
             const BlockScales scales = F::scales(from, at);
             for (int h = 0; h < kScales; ++h) {
                 store(to.scale[b][g][h], scales.scale[h]);
-                if (F::kLeast) store(to.least[b][g][h], scales.least[h]);
+                if (F::kHasMin) store(to.min[b][g][h], scales.min[h]);
             }
         }
     }
@@ -567,39 +577,39 @@ PUNA_INLINE void unpack(const Panels& w, int64_t panel, int64_t first, int64_t b
 // Processes blocks that share an activation scale, from unpacked panels, for kTokens tokens.
 template <typename F, int kBlocks, int kTokens, int kGroup>
 PUNA_INLINE void tile_blocks(const Unpacked<F, kGroup>& w, int64_t first, int count, const ActivationBlock* a,
-                             int64_t stride, V16 (&acc)[kTokens][kGroup]) {
-    V16 part[kTokens][kGroup];
+                             int64_t stride, f32x16 (&acc)[kTokens][kGroup]) {
+    f32x16 partial[kTokens][kGroup];
     const auto block = [&](auto is_first, int64_t b) __attribute__((always_inline)) {
         add_block<F, decltype(is_first)::kValue>(
             [&](int g) __attribute__((always_inline)) {
                 BlockScales out;
 #pragma GCC unroll 2
-                for (int h = 0; h < 1 + F::kHalves; ++h) {
+                for (int h = 0; h < 1 + F::kHalfScales; ++h) {
                     out.scale[h] = load(w.scale[b][g][h]);
-                    if (F::kLeast) out.least[h] = load(w.least[b][g][h]);
+                    if (F::kHasMin) out.min[h] = load(w.min[b][g][h]);
                 }
                 return out;
             },
-            [&](int g, int s, int d) __attribute__((always_inline)) { return load_words(w.quads[b][s][g][d]); }, a + b,
-            stride, part);
+            [&](int g, int s, int d) __attribute__((always_inline)) { return load_u32(w.quads[b][s][g][d]); }, a + b,
+            stride, partial);
     };
     if constexpr (kBlocks > 0) {
-        block(Number<1>(), first);
-        if constexpr (kBlocks == 2) block(Number<0>(), first + 1);
+        block(Constant<1>(), first);
+        if constexpr (kBlocks == 2) block(Constant<0>(), first + 1);
     } else {
-        clear(part);
-        for (int64_t b = first; b < first + count; ++b) block(Number<0>(), b);
+        set_zero(partial);
+        for (int64_t b = first; b < first + count; ++b) block(Constant<0>(), b);
     }
-    add_part(part, a + first, stride, acc);
+    accumulate(partial, a + first, stride, acc);
 }
 
 // Adds `blocks` unpacked blocks for kTokens tokens to sums[kTokens][kGroup][16].
 template <typename F, int kTokens, int kGroup>
 static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationBlock* a, int64_t stride, float* sums) {
-    V16 acc[kTokens][kGroup];
+    f32x16 acc[kTokens][kGroup];
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) acc[t][g] = load(sums + (t * kGroup + g) * kLanes);
-    each_scale(blocks, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
+    for_each_scale(blocks, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
         tile_blocks<F, decltype(number)::kValue>(w, first, count, a, stride, acc);
     });
     for (int t = 0; t < kTokens; ++t)
@@ -609,10 +619,10 @@ static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationB
 // Multiplies kGroup panels by the tokens [begin, end): each chunk of the panels is unpacked once for all these tokens.
 // `sums` holds the tokens' sums between chunks.
 template <typename F, int kGroup>
-static void many_tokens(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
-                        int64_t out_stride, bool add) {
+static void unpacked_matmul(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end,
+                            float* out, int64_t out_stride, bool add) {
     Unpacked<F, kGroup> unpacked;
-    alignas(64) float sums[kGroupTokens * kGroup * kLanes];
+    alignas(64) float sums[kTokenBlock * kGroup * kLanes];
     const int64_t total = w.cols / kBlock, stride = block_stride(w.cols);
     for (int64_t i = 0; i < (end - begin) * kGroup; ++i) store(sums + i * kLanes, broadcast(0.0f));
     for (int64_t first = 0; first < total; first += kChunkBlocks) {
@@ -625,66 +635,67 @@ static void many_tokens(const Panels& w, int64_t panel, const Activations& x, in
                 tile<F, kTokens, kGroup>(unpacked, blocks, x.blocks + t * stride + first, stride,
                                          sums + (t - begin) * kGroup * kLanes);
         };
-        pass(Number<kTileTokens / kDigits<F>>());
-        if (kTileTokens > 2) pass(Number<2>());
-        pass(Number<1>());
+        pass(Constant<kTileTokens / kDigits<F>>());
+        if (kTileTokens > 2) pass(Constant<2>());
+        pass(Constant<1>());
     }
     for (int64_t t = begin; t < end; ++t)
         for (int g = 0; g < kGroup; ++g)
-            finish(load(sums + ((t - begin) * kGroup + g) * kLanes), w, panel + g, out + t * out_stride, add);
+            store_rows(load(sums + ((t - begin) * kGroup + g) * kLanes), w, panel + g, out + t * out_stride, add);
 }
 
 // See Kernels::matmul. One token: panels are read in strips, because memory bandwidth is the limit. A few tokens, or
-// any number with kFewIsBest: weights are unpacked in registers. Otherwise weights are unpacked to memory.
+// any number with kInRegisters: weights are unpacked in registers. Otherwise weights are unpacked to memory.
 template <typename F>
 static void integer_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens,
                            float* out, int64_t out_stride, bool add) {
     const int64_t stride = block_stride(w.cols);
     if (tokens == 1) {
-        each_strip(w, first, last, [&](auto panels, int64_t panel, int64_t apart) {
-            few_tokens<F, 1, decltype(panels)::kValue>(w, panel, x.blocks, out, 0, add, apart);
+        for_each_strip(w, first, last, [&](auto panels, int64_t panel, int64_t panel_stride) {
+            register_matmul<F, 1, decltype(panels)::kValue>(w, panel, x.blocks, out, 0, add, panel_stride);
         });
         return;
     }
-    if (F::kFewIsBest || tokens <= kMostFew) {
-        for (int64_t begin = 0; begin < tokens; begin += kFewGroup)
+    if (F::kInRegisters || tokens <= kMaxRegisterTokens) {
+        for (int64_t begin = 0; begin < tokens; begin += kRegisterBlock)
             for (int64_t panel = first; panel < last; ++panel) {
-                const int64_t end = tokens - begin < kFewGroup ? tokens : begin + kFewGroup;
+                const int64_t end = tokens - begin < kRegisterBlock ? tokens : begin + kRegisterBlock;
                 int64_t t = begin;
                 const auto pass = [&](auto count) {
                     constexpr int kTokens = decltype(count)::kValue;
                     for (; t + kTokens <= end; t += kTokens)
-                        few_tokens<F, kTokens>(w, panel, x.blocks + t * stride, out + t * out_stride, out_stride, add);
+                        register_matmul<F, kTokens>(w, panel, x.blocks + t * stride, out + t * out_stride, out_stride,
+                                                    add);
                 };
-                if (kFewTokens >= 8) pass(Number<8>());
-                if (kFewTokens >= 4) pass(Number<4>());
-                if (kFewTokens >= 2) pass(Number<2>());
-                pass(Number<1>());
+                if (kRegisterTokens >= 8) pass(Constant<8>());
+                if (kRegisterTokens >= 4) pass(Constant<4>());
+                if (kRegisterTokens >= 2) pass(Constant<2>());
+                pass(Constant<1>());
             }
         return;
     }
-    for (int64_t begin = 0; begin < tokens; begin += kGroupTokens) {
-        const int64_t end = tokens - begin < kGroupTokens ? tokens : begin + kGroupTokens;
+    for (int64_t begin = 0; begin < tokens; begin += kTokenBlock) {
+        const int64_t end = tokens - begin < kTokenBlock ? tokens : begin + kTokenBlock;
         int64_t panel = first;
         for (; panel + kTileGroup <= last; panel += kTileGroup)
-            many_tokens<F, kTileGroup>(w, panel, x, begin, end, out, out_stride, add);
+            unpacked_matmul<F, kTileGroup>(w, panel, x, begin, end, out, out_stride, add);
         if (kTileGroup > 1)
-            for (; panel < last; ++panel) many_tokens<F, 1>(w, panel, x, begin, end, out, out_stride, add);
+            for (; panel < last; ++panel) unpacked_matmul<F, 1>(w, panel, x, begin, end, out, out_stride, add);
     }
 }
 
 // Converts 32 integers n, given as floats 1.5 * 2^23 + n, to bytes, and computes the sums of the first 16 and of the
 // last 16. 0x4b400000 is the bit pattern of 1.5 * 2^23, so that subtracting it from the bits leaves n.
 #if defined(__AVX2__) && !defined(PUNA_EMULATE)
-PUNA_INLINE void to_quants(const V16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
+PUNA_INLINE void round_to_i8(const f32x16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
 #if defined(__AVX512F__)
     for (int h = 0; h < 2; ++h) {
-        const __m512i number = _mm512_sub_epi32((__m512i)rounded[h].part[0], _mm512_set1_epi32(0x4b400000));
+        const __m512i number = _mm512_sub_epi32((__m512i)rounded[h].reg[0], _mm512_set1_epi32(0x4b400000));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + h, _mm512_cvtepi32_epi8(number));
     }
 #else
     const __m256i zero = _mm256_set1_epi32(0x4b400000);
-    const auto number = [&](int h, int i) { return _mm256_sub_epi32((__m256i)rounded[h].part[i], zero); };
+    const auto number = [&](int h, int i) { return _mm256_sub_epi32((__m256i)rounded[h].reg[i], zero); };
     const __m256i first = _mm256_packs_epi32(number(0, 0), number(0, 1));
     const __m256i second = _mm256_packs_epi32(number(1, 0), number(1, 1));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // _mm256_packs_* works on each half of a register
@@ -698,10 +709,10 @@ PUNA_INLINE void to_quants(const V16 (&rounded)[2], int8_t* to, int32_t (&sum)[2
     }
 }
 #else
-PUNA_INLINE void to_quants(const V16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
+PUNA_INLINE void round_to_i8(const f32x16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
     for (int h = 0; h < 2; ++h) {
         int32_t numbers[kLanes];
-        PUNA_EACH* reinterpret_cast<IntPart*>(numbers + i_ * kWidth) = (IntReg)rounded[h].part[i_] - 0x4b400000;
+        PUNA_EACH_REG* reinterpret_cast<i32_mem*>(numbers + i_ * kWidth) = (i32_reg)rounded[h].reg[i_] - 0x4b400000;
         sum[h] = 0;
         for (int i = 0; i < kLanes; ++i) {
             to[h * kLanes + i] = static_cast<int8_t>(numbers[i]);
@@ -712,21 +723,21 @@ PUNA_INLINE void to_quants(const V16 (&rounded)[2], int8_t* to, int32_t (&sum)[2
 #endif
 
 // The largest of sixteen non-negative floats given as bits; NaN counts as larger than any number.
-PUNA_INLINE float largest_of(const U16& bits) {
+PUNA_INLINE float reduce_max_bits(const u32x16& bits) {
 #if defined(__AVX512F__) && !defined(PUNA_EMULATE)
-    const uint32_t most = _mm512_reduce_max_epu32((__m512i)bits.part[0]);
+    const uint32_t maximum = _mm512_reduce_max_epu32((__m512i)bits.reg[0]);
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-    const __m256i eight = _mm256_max_epu32((__m256i)bits.part[0], (__m256i)bits.part[1]);
+    const __m256i eight = _mm256_max_epu32((__m256i)bits.reg[0], (__m256i)bits.reg[1]);
     const __m128i four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
     const __m128i two = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4e));
-    const uint32_t most = static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32(two, 0xb1))));
+    const uint32_t maximum = static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32(two, 0xb1))));
 #else
-    uint32_t lane[kLanes], most = 0;
-    store_words(lane, bits);
-    for (const uint32_t one : lane) most = one > most ? one : most;
+    uint32_t lane[kLanes], maximum = 0;
+    store_u32(lane, bits);
+    for (const uint32_t one : lane) maximum = one > maximum ? one : maximum;
 #endif
     float largest;
-    __builtin_memcpy(&largest, &most, sizeof largest);
+    __builtin_memcpy(&largest, &maximum, sizeof largest);
     return largest;
 }
 
@@ -734,32 +745,32 @@ PUNA_INLINE float largest_of(const U16& bits) {
 // product.
 template <int kBlocks>
 PUNA_INLINE void quantize_blocks(const float* x, ActivationBlock* blocks) {
-    const V16 magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
-    V16 value[2 * kBlocks];
-    U16 magnitude;
-    PUNA_EACH magnitude.part[i_] = WordReg{};
+    const f32x16 magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
+    f32x16 value[2 * kBlocks];
+    u32x16 magnitude;
+    PUNA_EACH_REG magnitude.reg[i_] = u32_reg{};
 #pragma GCC unroll 4
     for (int i = 0; i < 2 * kBlocks; ++i) {
         value[i] = load(x + i * kLanes);
-        PUNA_EACH {
-            const WordReg bits = (WordReg)value[i].part[i_] & 0x7fffffffu, most = magnitude.part[i_];
-            magnitude.part[i_] = bits > most ? bits : most;
+        PUNA_EACH_REG {
+            const u32_reg bits = (u32_reg)value[i].reg[i_] & 0x7fffffffu, maximum = magnitude.reg[i_];
+            magnitude.reg[i_] = bits > maximum ? bits : maximum;
         }
     }
-    const float largest = largest_of(magnitude);
+    const float largest = reduce_max_bits(magnitude);
     const float scale = largest / 127.0f, inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-    const V16 times = broadcast(inverse);
+    const f32x16 times = broadcast(inverse);
 #pragma GCC unroll 2
     for (int b = 0; b < kBlocks; ++b) {
         ActivationBlock& to = blocks[b];
         int32_t sum[2];
-        to_quants({madd(value[2 * b], times, magic), madd(value[2 * b + 1], times, magic)}, to.quants, sum);
+        round_to_i8({fma(value[2 * b], times, magic), fma(value[2 * b + 1], times, magic)}, to.quants, sum);
         to.scale = scale;
-        to.minus_sum = -(sum[0] + sum[1]);
+        to.neg_sum = -(sum[0] + sum[1]);
         to.sum = static_cast<float>(sum[0] + sum[1]);
         for (int h = 0; h < 2; ++h) {
             to.half_sum[h] = static_cast<float>(sum[h]);
-            to.minus_half[h] = -sum[h];
+            to.neg_half_sum[h] = -sum[h];
         }
         to.unused = 0;
     }

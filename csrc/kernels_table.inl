@@ -11,9 +11,9 @@
 // clang-format on
 
 #if defined(__AVX512BF16__)
-constexpr bool kWantsBf16 = true;
+constexpr bool kUsesBf16 = true;
 #else
-constexpr bool kWantsBf16 = false;
+constexpr bool kUsesBf16 = false;
 #endif
 #include "kernels_measure.inl"
 
@@ -40,28 +40,28 @@ static Matmul kernel_of(const FormatTraits& traits) {
             return float_matmul<Bf16Format>;
 #endif
         default:
-            return integer_kernel<
-                IntegerFormat<Planes::kEight, Scales::kHalf, 128>,           // Q8_0
-                IntegerFormat<Planes::kFour, Scales::kHalf, 8>,              // Q4_0, TQ1_0, TQ2_0
-                IntegerFormat<Planes::kFour, Scales::kHalfAndLeast, 0>,      // Q4_1
-                IntegerFormat<Planes::kFive, Scales::kHalf, 16>,             // Q5_0
-                IntegerFormat<Planes::kFive, Scales::kHalfAndLeast, 0>,      // Q5_1
-                IntegerFormat<Planes::kFour, Scales::kNibbles, 0>,           // Q2_K
-                IntegerFormat<Planes::kFour, Scales::kSignedHalves, 4>,      // Q3_K
-                IntegerFormat<Planes::kFour, Scales::kSixBit, 0>,            // Q4_K
-                IntegerFormat<Planes::kFive, Scales::kSixBit, 0>,            // Q5_K
-                IntegerFormat<Planes::kSix, Scales::kSignedHalves, 32>,      // Q6_K
-                IntegerFormat<Planes::kFour, Scales::kHalf, 0, true>,        // IQ4_NL
-                IntegerFormat<Planes::kFour, Scales::kSigned, 0, true>,      // IQ4_XS, IQ3_*, IQ2_XXS, IQ1_S
-                IntegerFormat<Planes::kFour, Scales::kSignedHalves, 0, true>,  // IQ2_S, IQ2_XS, IQ1_M
-                IntegerFormat<Planes::kFour, Scales::kExponent, 0, true>     // MXFP4
-                >(traits);
+            return integer_kernel<IntegerFormat<Planes::kEight, Scales::kHalf, 128>,       // Q8_0
+                                  IntegerFormat<Planes::kFour, Scales::kHalf, 8>,          // Q4_0, TQ1_0, TQ2_0
+                                  IntegerFormat<Planes::kFour, Scales::kHalfAndMin, 0>,    // Q4_1
+                                  IntegerFormat<Planes::kFive, Scales::kHalf, 16>,         // Q5_0
+                                  IntegerFormat<Planes::kFive, Scales::kHalfAndMin, 0>,    // Q5_1
+                                  IntegerFormat<Planes::kFour, Scales::kNibbles, 0>,       // Q2_K
+                                  IntegerFormat<Planes::kFour, Scales::kSignedHalves, 4>,  // Q3_K
+                                  IntegerFormat<Planes::kFour, Scales::kSixBit, 0>,        // Q4_K
+                                  IntegerFormat<Planes::kFive, Scales::kSixBit, 0>,        // Q5_K
+                                  IntegerFormat<Planes::kSix, Scales::kSignedHalves, 32>,  // Q6_K
+                                  IntegerFormat<Planes::kFour, Scales::kHalf, 0, true>,    // IQ4_NL
+                                  IntegerFormat<Planes::kFour, Scales::kSigned, 0, true>,  // IQ4_XS, IQ3_*, IQ2_XXS,
+                                                                                           // IQ1_S
+                                  IntegerFormat<Planes::kFour, Scales::kSignedHalves, 0, true>,  // IQ2_S, IQ2_XS, IQ1_M
+                                  IntegerFormat<Planes::kFour, Scales::kExponent, 0, true>       // MXFP4
+                                  >(traits);
     }
 }
 
 static void matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
                    int64_t out_stride, bool add) {
-    kernel_of(*w.traits)(w, first, last, x, tokens, out, out_stride, add);
+    kernel_of (*w.traits)(w, first, last, x, tokens, out, out_stride, add);
 }
 
 static void rms_norm(const float* x, const float* weight, float eps, int64_t size, float* out) {
@@ -76,13 +76,13 @@ static void rms_norm(const float* x, const float* weight, float eps, int64_t siz
 }
 
 static void silu_mul(float* gate, const float* up, int64_t size) {
-    const V16 minus = broadcast(-1.0f), one = broadcast(1.0f);
+    const f32x16 minus = broadcast(-1.0f), one = broadcast(1.0f);
     for (int64_t i = 0; i < size; i += kLanes) {
-        const V16 x = load_some(gate + i, size - i);
-        const V16 below = exponential(x * minus) + one;  // 1 + e^-x
-        V16 y;
-        PUNA_EACH y.part[i_] = x.part[i_] / below.part[i_];
-        store_some(gate + i, y * load_some(up + i, size - i), size - i);
+        const f32x16 x = load_partial(gate + i, size - i);
+        const f32x16 below = exp(x * minus) + one;  // 1 + e^-x
+        f32x16 y;
+        PUNA_EACH_REG y.reg[i_] = x.reg[i_] / below.reg[i_];
+        store_partial(gate + i, y * load_partial(up + i, size - i), size - i);
     }
 }
 
@@ -94,38 +94,60 @@ static void rotate(float* x, const float* cos, const float* sin, int64_t half) {
     }
 }
 
-static bool peaks(const float* x, int64_t count, float* out) {
-    V16 faults = broadcast(0.0f);  // stays 0 if all values are finite: infinity * 0 is NaN
-    for (int64_t from = 0; from < count; from += kPeakBlock) {
-        const int64_t end = count - from < kPeakBlock ? count : from + kPeakBlock;
-        V16 most = broadcast(x[from]);
+static bool block_max(const float* x, int64_t count, float* out) {
+    f32x16 faults = broadcast(0.0f);  // stays 0 if all values are finite: infinity * 0 is NaN
+    for (int64_t from = 0; from < count; from += kMaxBlock) {
+        const int64_t end = count - from < kMaxBlock ? count : from + kMaxBlock;
+        f32x16 maximum = broadcast(x[from]);
         int64_t i = from;
         for (; i + kLanes <= end; i += kLanes) {
-            const V16 here = load(x + i);
-            faults = madd(here, broadcast(0.0f), faults);
-            most = higher(here, most);
+            const f32x16 here = load(x + i);
+            faults = fma(here, broadcast(0.0f), faults);
+            maximum = max(here, maximum);
         }
-        float highest = highest_of(most);
+        float highest = reduce_max(maximum);
         for (; i < end; ++i) {
             faults = faults + broadcast(x[i] * 0.0f);
             highest = x[i] > highest ? x[i] : highest;
         }
-        out[from / kPeakBlock] = highest;
+        out[from / kMaxBlock] = highest;
     }
-    return sum_of(faults) == 0.0f;
+    return reduce_add(faults) == 0.0f;
 }
 
-static void exponentials(const float* x, int64_t count, float most, double temperature, float* out) {
+static void exponentials(const float* x, int64_t count, float maximum, double temperature, float* out) {
     // The inverse of a tiny temperature could overflow. 1e30 is large enough to give weight 0 to all but the most
     // likely tokens.
     const float inverse = static_cast<float>(temperature < 1e-30 ? 1e30 : 1.0 / temperature);
     // Clamp differences to finite values: -infinity * 0 would be NaN.
-    const V16 times = broadcast(inverse), from = broadcast(most), lowest = broadcast(-3e38f);
+    const f32x16 times = broadcast(inverse), from = broadcast(maximum), lowest = broadcast(-3e38f);
     for (int64_t i = 0; i < count; i += kLanes)
-        store_some(out + i, exponential(higher(load_some(x + i, count - i) - from, lowest) * times), count - i);
+        store_partial(out + i, exp(max(load_partial(x + i, count - i) - from, lowest) * times), count - i);
 }
 
 static constexpr Kernels table(const char* name) {
-    return {name,      kWantsBf16,  matmul, quantize, round_to_bf16, rms_norm,     silu_mul,   rotate,
-            store_key, store_value, attend, peaks,    exponentials,  integer_work, float_work, read_work, search, extremes, take_levels, take_block_levels, measure_error, take_table_levels, read_floats, merge};
+    return {name,
+            kUsesBf16,
+            matmul,
+            quantize,
+            round_to_bf16,
+            rms_norm,
+            silu_mul,
+            rotate,
+            store_key,
+            store_value,
+            attend,
+            block_max,
+            exponentials,
+            integer_work,
+            float_work,
+            read_work,
+            search,
+            block_min_max,
+            quantize_levels,
+            quantize_block_levels,
+            squared_error,
+            quantize_table_levels,
+            read_floats,
+            merge};
 }

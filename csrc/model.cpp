@@ -2,7 +2,7 @@
 //
 //   x_      [N][D]     residual stream        k_, v_      [N][K][E]    keys and values of the new tokens
 //   normed_ [N][D]     input of q, k, v and   gate_, up_  [N][I]       gate_ also holds silu(gate) * up
-//                      of gate, up, head      mixed_      [N][H][E]    attention output, input of o
+//                      of gate, up, head      attention_  [N][H][E]    attention output, input of o
 //   q_      [N][H][E]  queries                cos_, sin_  [N][E / 2]   rotation of each token
 //   blocks_, bf16_     the current matrix input in the other forms of Activations
 //
@@ -224,7 +224,7 @@ void Model::reserve_pages(int32_t pages) {
 }
 
 // Adds the time since the previous call of this function to the time of `phase`.
-void Model::timed(int32_t phase) {
+void Model::add_time(int32_t phase) {
     const double here = now();
     seconds_[static_cast<size_t>(phase)] += here - mark_;
     mark_ = here;
@@ -236,7 +236,7 @@ void Model::take_profile(double* seconds) {
 }
 
 // Checks the chunks and lists their tokens and attention tiles. All checks precede the first write to the cache.
-void Model::collect(const puna_chunk* chunks, int32_t count) {
+void Model::prepare(const puna_chunk* chunks, int32_t count) {
     tokens_.clear();
     int32_t pages = 0;  // 1 + the highest page number
     if (count < 1) throw std::invalid_argument("a batch must have at least one chunk");
@@ -257,14 +257,14 @@ void Model::collect(const puna_chunk* chunks, int32_t count) {
             tokens_.push_back({&chunk, c, static_cast<int32_t>(chunk.tokens[t]), chunk.start + t});
         }
     }
-    lay_tiles(chunks, count);
+    make_tiles(chunks, count);
     reserve_pages(pages);
-    reserve_work();
+    reserve_buffers();
 }
 
 // Splits each chunk into tiles of about kTileQueries queries per kv head. The sums of a query do not depend on its
 // tile, so a tile may begin at any token.
-void Model::lay_tiles(const puna_chunk* chunks, int32_t count) {
+void Model::make_tiles(const puna_chunk* chunks, int32_t count) {
     tiles_.clear();
     const int32_t group = shape_.heads / shape_.kv_heads;
     int32_t most = std::max(1, kTileQueries / group);
@@ -282,17 +282,17 @@ void Model::lay_tiles(const puna_chunk* chunks, int32_t count) {
         }
 }
 
-void Model::reserve_work() {
+void Model::reserve_buffers() {
     const size_t n = tokens_.size(), hidden = static_cast<size_t>(shape_.hidden_size);
     const size_t q = static_cast<size_t>(width_of(shape_, true)), kv = static_cast<size_t>(width_of(shape_, false));
     const size_t inner = static_cast<size_t>(shape_.intermediate_size), widest = std::max({hidden, q, inner});
     for (Buffer<float>* buffer : {&x_, &normed_}) buffer->reserve(n * hidden);
-    for (Buffer<float>* buffer : {&q_, &mixed_}) buffer->reserve(n * q);
+    for (Buffer<float>* buffer : {&q_, &attention_}) buffer->reserve(n * q);
     for (Buffer<float>* buffer : {&k_, &v_}) buffer->reserve(n * kv);
     for (Buffer<float>* buffer : {&gate_, &up_}) buffer->reserve(n * inner);
     for (Buffer<float>* buffer : {&cos_, &sin_}) buffer->reserve(n * static_cast<size_t>(shape_.head_dim / 2));
     blocks_.reserve(n * static_cast<size_t>(block_stride(static_cast<int64_t>(widest))));
-    if (kernels_.wants_bf16) bf16_.reserve(n * static_cast<size_t>(bf16_stride(static_cast<int64_t>(widest))));
+    if (kernels_.uses_bf16) bf16_.reserve(n * static_cast<size_t>(bf16_stride(static_cast<int64_t>(widest))));
     const Tile& last = tiles_.back();
     const int64_t queries = last.offset + int64_t{last.splits} * last.count * shape_.heads;  // summed over splits
     sums_.reserve(static_cast<size_t>(queries * padded_width(shape_.head_dim)));
@@ -367,49 +367,49 @@ size_t Model::find_angles(const puna_chunk& chunk) {
 }
 
 // Sets which forms of their input the matrices read in addition to float32: `integers` (quantised blocks) and `bf16`.
-void Model::wants(std::initializer_list<const Matrix*> readers, bool& integers, bool& bf16) const {
+void Model::input_forms(std::initializer_list<const Matrix*> readers, bool& integers, bool& bf16) const {
     integers = bf16 = false;
     for (const Matrix* matrix : readers) {
         integers |= matrix->panels.integer();
-        bf16 |= kernels_.wants_bf16 && matrix->panels.traits->format == kBF16;
+        bf16 |= kernels_.uses_bf16 && matrix->panels.traits->format == kBF16;
     }
 }
 
 // Converts one token's row to the other forms that the next matrices read.
-void Model::round(const float* x, int64_t cols, int64_t token, bool integers, bool bf16) {
+void Model::convert_row(const float* x, int64_t cols, int64_t token, bool integers, bool bf16) {
     const int64_t blocks = block_stride(cols);
     if (integers) kernels_.quantize(x, cols, blocks_.data() + token * blocks);
     if (bf16) kernels_.to_bf16(x, cols, bf16_.data() + token * bf16_stride(cols));
 }
 
-Activations Model::inputs(const float* x, int64_t cols) { return {x, bf16_.data(), blocks_.data(), cols}; }
+Activations Model::activations(const float* x, int64_t cols) { return {x, bf16_.data(), blocks_.data(), cols}; }
 
 // normed_ = RMSNorm(x_) * weight, in the forms that `readers` read.
 void Model::normalise(const std::vector<float>& weight, std::initializer_list<const Matrix*> readers) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
     bool integers, bf16;
-    wants(readers, integers, bf16);
+    input_forms(readers, integers, bf16);
     pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
             float* const to = normed_.data() + t * hidden;
             kernels_.rms_norm(x_.data() + t * hidden, weight.data(), shape_.rms_norm_eps, hidden, to);
-            round(to, hidden, t, integers, bf16);
+            convert_row(to, hidden, t, integers, bf16);
         }
     });
-    timed(PUNA_PHASE_NORM);
+    add_time(PUNA_PHASE_NORM);
 }
 
 // Multiplies several matrices by the same tokens in one parallel loop over the work units of all of them.
 void Model::project(std::initializer_list<Projection> outs, const Activations& x, int64_t tokens, bool add) {
     int64_t total = 0;
-    for (const Projection& out : outs) total += steps(out.matrix->panels, tokens);
+    for (const Projection& out : outs) total += work_units(out.matrix->panels, tokens);
     const int64_t pieces = 16 * pool_.threads();
     // The grain is even, because kernels process the halves of a strip, and the panels of some formats, in pairs.
     const int64_t grain = ((total + pieces - 1) / pieces + 1) / 2 * 2;
     pool_.each(total, grain, [&](int64_t begin, int64_t end) {
         int64_t before = 0;
         for (const Projection& out : outs) {
-            const int64_t count = steps(out.matrix->panels, tokens);
+            const int64_t count = work_units(out.matrix->panels, tokens);
             const int64_t first = begin > before ? begin - before : 0;
             const int64_t last = end - before < count ? end - before : count;
             if (first < last) kernels_.matmul(out.matrix->panels, first, last, x, tokens, out.out, out.stride, add);
@@ -445,7 +445,7 @@ void Model::store_keys_values(int32_t layer) {
             }
         }
     });
-    timed(PUNA_PHASE_ROPE);
+    add_time(PUNA_PHASE_ROPE);
 }
 
 // Returns the partial sums of a tile's queries over one split. Order in memory: [tile][kv head][split][query].
@@ -490,7 +490,7 @@ void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t 
     const int64_t wide = padded_width(width);
     for (int64_t first = 0; first < count; first += kMaxQueries)
         kernels_.attend({queries + first * width, last.data() + first, std::min<int64_t>(kMaxQueries, count - first),
-                         to.highest + first, to.total + first, to.mixed + first * wide},
+                         to.max_score + first, to.exp_sum + first, to.weighted_values + first * wide},
                         cache, split, work.data());
 }
 
@@ -510,7 +510,7 @@ void Model::attend(int32_t layer) {
             attend_split(layer, tile, inside / tile.splits, inside % tile.splits);
         }
     });
-    timed(PUNA_PHASE_ATTENTION);
+    add_time(PUNA_PHASE_ATTENTION);
 }
 
 // Merges the splits of a tile's queries of one kv head in ascending order, and divides by the totals.
@@ -520,63 +520,63 @@ void Model::merge_head(const Tile& tile, int64_t head) {
     for (int64_t t = 0; t < tile.count; ++t)
         for (int64_t g = 0; g < group; ++g) {
             const int64_t i = t * group + g, token = tile.first + t;
-            float* const mixed = first.mixed + i * wide;
+            float* const values = first.weighted_values + i * wide;
             // A query uses only the splits up to its own position; the tile may have more.
             const int64_t splits = tokens_[static_cast<size_t>(token)].position / kSplit + 1;
             for (int64_t s = 1; s < splits; ++s) {
                 const Partial later = partial(tile, head, s);
-                kernels_.merge(first.highest + i, first.total + i, mixed, later.highest[i], later.total[i],
-                               later.mixed + i * wide, wide);
+                kernels_.merge(first.max_score + i, first.exp_sum + i, values, later.max_score[i], later.exp_sum[i],
+                               later.weighted_values + i * wide, wide);
             }
-            float* const out = mixed_.data() + (token * shape_.heads + head * group + g) * width;
-            for (int64_t e = 0; e < width; ++e) out[e] = mixed[e] / first.total[i];
+            float* const out = attention_.data() + (token * shape_.heads + head * group + g) * width;
+            for (int64_t e = 0; e < width; ++e) out[e] = values[e] / first.exp_sum[i];
         }
 }
 
-// mixed_ = attention output of all tokens, in the forms that `readers` read.
+// attention_ = attention output of all tokens, in the forms that `readers` read.
 void Model::merge_splits(std::initializer_list<const Matrix*> readers) {
     const int64_t tiles = static_cast<int64_t>(tiles_.size()), cols = width_of(shape_, true);
     bool integers, bf16;
-    wants(readers, integers, bf16);
+    input_forms(readers, integers, bf16);
     pool_.each(tiles, pool_.grain(tiles), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             const Tile& tile = tiles_[static_cast<size_t>(i)];
             for (int64_t head = 0; head < shape_.kv_heads; ++head) merge_head(tile, head);
             for (int64_t t = tile.first; t < tile.first + tile.count; ++t)
-                round(mixed_.data() + t * cols, cols, t, integers, bf16);
+                convert_row(attention_.data() + t * cols, cols, t, integers, bf16);
         }
     });
-    timed(PUNA_PHASE_ATTENTION);
+    add_time(PUNA_PHASE_ATTENTION);
 }
 
 // gate_ = silu(gate_) * up_, in the forms that `readers` read.
 void Model::activate(std::initializer_list<const Matrix*> readers) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), inner = shape_.intermediate_size;
     bool integers, bf16;
-    wants(readers, integers, bf16);
+    input_forms(readers, integers, bf16);
     pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
             float* const gate = gate_.data() + t * inner;
             kernels_.silu_mul(gate, up_.data() + t * inner, inner);
-            round(gate, inner, t, integers, bf16);
+            convert_row(gate, inner, t, integers, bf16);
         }
     });
-    timed(PUNA_PHASE_ACTIVATION);
+    add_time(PUNA_PHASE_ACTIVATION);
 }
 
-// Sums the squares of column c of a matrix input over the tokens, and adds the sum to squares_[place + c].
-void Model::observe(const float* x, int64_t cols, int64_t tokens, int64_t place) {
+// Sums the squares of column c of a matrix input over the tokens, and adds the sum to squares_[offset + c].
+void Model::observe(const float* x, int64_t cols, int64_t tokens, int64_t offset) {
     if (!squares_) return;
     pool_.each(cols, pool_.grain(cols), [&](int64_t begin, int64_t end) {
         for (int64_t t = 0; t < tokens; ++t)
             for (int64_t c = begin; c < end; ++c)
-                squares_[place + c] += static_cast<double>(x[t * cols + c]) * x[t * cols + c];
+                squares_[offset + c] += static_cast<double>(x[t * cols + c]) * x[t * cols + c];
     });
 }
 
 // Keys are stored transposed, so writing one token touches a cache line for each of the E elements (in bf16, for each
 // pair of elements). Prefetches these lines before store_key.
-void Model::expect_keys(int32_t layer) const {
+void Model::prefetch_keys(int32_t layer) const {
     const int64_t rows = shape_.head_dim / (cache_type_ == CacheType::kBF16 ? 2 : 1);
     const int64_t key_bytes = key_page_bytes(cache_type_, shape_.head_dim), line = key_bytes / rows;
     for (const Token& token : tokens_) {
@@ -590,33 +590,33 @@ void Model::expect_keys(int32_t layer) const {
 void Model::run_layer(Layer& layer, int32_t index) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
     const int64_t inner = shape_.intermediate_size, q = width_of(shape_, true), kv = width_of(shape_, false);
-    const int64_t place = int64_t{index} * (2 * hidden + q + inner);
-    if (n <= kFewTokens) expect_keys(index);
+    const int64_t offset = int64_t{index} * (2 * hidden + q + inner);
+    if (n <= kFewTokens) prefetch_keys(index);
     normalise(layer.attention_norm, {&layer.q, &layer.k, &layer.v});
-    observe(normed_.data(), hidden, n, place);
+    observe(normed_.data(), hidden, n, offset);
     project({{&layer.q, q_.data(), q}, {&layer.k, k_.data(), kv}, {&layer.v, v_.data(), kv}},
-            inputs(normed_.data(), hidden), n, false);
-    timed(PUNA_PHASE_QKV);
+            activations(normed_.data(), hidden), n, false);
+    add_time(PUNA_PHASE_QKV);
     store_keys_values(index);
     attend(index);
     merge_splits({&layer.o});
-    observe(mixed_.data(), q, n, place + hidden);
-    project({{&layer.o, x_.data(), hidden}}, inputs(mixed_.data(), q), n, true);
-    timed(PUNA_PHASE_O);
+    observe(attention_.data(), q, n, offset + hidden);
+    project({{&layer.o, x_.data(), hidden}}, activations(attention_.data(), q), n, true);
+    add_time(PUNA_PHASE_O);
     normalise(layer.mlp_norm, {&layer.gate, &layer.up});
-    observe(normed_.data(), hidden, n, place + hidden + q);
-    project({{&layer.gate, gate_.data(), inner}, {&layer.up, up_.data(), inner}}, inputs(normed_.data(), hidden), n,
-            false);
-    timed(PUNA_PHASE_GATE_UP);
+    observe(normed_.data(), hidden, n, offset + hidden + q);
+    project({{&layer.gate, gate_.data(), inner}, {&layer.up, up_.data(), inner}}, activations(normed_.data(), hidden),
+            n, false);
+    add_time(PUNA_PHASE_GATE_UP);
     activate({&layer.down});
-    observe(gate_.data(), inner, n, place + 2 * hidden + q);
-    project({{&layer.down, x_.data(), hidden}}, inputs(gate_.data(), inner), n, true);
-    timed(PUNA_PHASE_DOWN);
+    observe(gate_.data(), inner, n, offset + 2 * hidden + q);
+    project({{&layer.down, x_.data(), hidden}}, activations(gate_.data(), inner), n, true);
+    add_time(PUNA_PHASE_DOWN);
 }
 
 // Applies the final norm and the head to the tokens whose logits are requested, after moving their rows to the front of
 // x_.
-void Model::heads(const puna_chunk* chunks, int32_t count, float* logits) {
+void Model::run_head(const puna_chunk* chunks, int32_t count, float* logits) {
     const int64_t hidden = shape_.hidden_size;
     int64_t rows = 0, at = 0;
     for (int32_t c = 0; c < count; ++c) {
@@ -631,24 +631,24 @@ void Model::heads(const puna_chunk* chunks, int32_t count, float* logits) {
     normalise(norm_, {&head});
     observe(normed_.data(), hidden, rows,
             shape_.layers * (2 * hidden + width_of(shape_, true) + shape_.intermediate_size));
-    project({{&head, logits, shape_.vocab_size}}, inputs(normed_.data(), hidden), rows, false);
-    timed(PUNA_PHASE_HEAD);
+    project({{&head, logits, shape_.vocab_size}}, activations(normed_.data(), hidden), rows, false);
+    add_time(PUNA_PHASE_HEAD);
 }
 
 void Model::forward(const puna_chunk* chunks, int32_t count, float* logits) {
     stopping_ = false;
     mark_ = now();
-    collect(chunks, count);
+    prepare(chunks, count);
     embed();
-    timed(PUNA_PHASE_EMBEDDING);
+    add_time(PUNA_PHASE_EMBEDDING);
     fill_angles(chunks, count);
-    timed(PUNA_PHASE_ROPE);
+    add_time(PUNA_PHASE_ROPE);
     for (int32_t layer = 0; layer < shape_.layers; ++layer) {
         if (stopping_) throw Stopped();
         run_layer(layers_[static_cast<size_t>(layer)], layer);
     }
     if (stopping_) throw Stopped();
-    heads(chunks, count, logits);
+    run_head(chunks, count, logits);
 }
 
 }  // namespace puna

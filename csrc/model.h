@@ -87,27 +87,27 @@ class Model {
         bool used;  // a chunk of this pass uses this table
     };
     struct Partial {  // online-softmax sums of a tile's queries over one split; see Queries
-        float* highest;
-        float* total;
-        float* mixed;
+        float* max_score;
+        float* exp_sum;
+        float* weighted_values;
     };
 
     Matrix* find(int32_t kind, int32_t layer);
     void pack(Matrix& matrix, const puna_tensor& tensor);
-    void collect(const puna_chunk* chunks, int32_t count);
+    void prepare(const puna_chunk* chunks, int32_t count);
     void reserve_pages(int32_t pages);
-    void reserve_work();
-    void lay_tiles(const puna_chunk* chunks, int32_t count);
+    void reserve_buffers();
+    void make_tiles(const puna_chunk* chunks, int32_t count);
     void embed();
     size_t find_angles(const puna_chunk& chunk);
     void fill_angles(const puna_chunk* chunks, int32_t count);
     void run_layer(Layer& layer, int32_t index);
     void normalise(const std::vector<float>& weight, std::initializer_list<const Matrix*> readers);
-    void round(const float* x, int64_t cols, int64_t token, bool integers, bool bf16);
-    Activations inputs(const float* x, int64_t cols);
+    void convert_row(const float* x, int64_t cols, int64_t token, bool integers, bool bf16);
+    Activations activations(const float* x, int64_t cols);
     void project(std::initializer_list<Projection> outs, const Activations& x, int64_t tokens, bool add);
-    void observe(const float* x, int64_t cols, int64_t tokens, int64_t place);
-    void expect_keys(int32_t layer) const;
+    void observe(const float* x, int64_t cols, int64_t tokens, int64_t offset);
+    void prefetch_keys(int32_t layer) const;
     void store_keys_values(int32_t layer);
     void attend(int32_t layer);
     void attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t split);
@@ -115,9 +115,9 @@ class Model {
     void merge_splits(std::initializer_list<const Matrix*> readers);
     void merge_head(const Tile& tile, int64_t head);
     void activate(std::initializer_list<const Matrix*> readers);
-    void heads(const puna_chunk* chunks, int32_t count, float* logits);
-    void wants(std::initializer_list<const Matrix*> readers, bool& integers, bool& bf16) const;
-    void timed(int32_t phase);
+    void run_head(const puna_chunk* chunks, int32_t count, float* logits);
+    void input_forms(std::initializer_list<const Matrix*> readers, bool& integers, bool& bf16) const;
+    void add_time(int32_t phase);
 
     puna_shape shape_;
     const Kernels& kernels_;
@@ -136,7 +136,7 @@ class Model {
     std::vector<Tile> tiles_;
     std::vector<Angles> angles_;
     std::vector<size_t> chunk_angles_;  // chunk_angles_[c]: index in angles_ of the table of chunk c
-    Buffer<float> x_, normed_, q_, k_, v_, mixed_, gate_, up_, cos_, sin_;
+    Buffer<float> x_, normed_, q_, k_, v_, attention_, gate_, up_, cos_, sin_;
     Buffer<float> sums_, totals_;  // partial attention sums: mixed values; maximum scores and totals
     Buffer<ActivationBlock> blocks_;
     Buffer<uint16_t> bf16_;

@@ -29,19 +29,19 @@ constexpr int plane_bytes(Planes planes) {
            kLine;
 }
 constexpr int scale_bytes(Scales scales) {
-    return scales == Scales::kHalfAndLeast                            ? kLine
+    return scales == Scales::kHalfAndMin                              ? kLine
            : scales == Scales::kSigned || scales == Scales::kExponent ? kLine / 4
                                                                       : kLine / 2;
 }
 constexpr int head_bytes(Scales scales) { return scales >= Scales::kSixBit ? kLine : 0; }
 
 // Byte offsets in a panel of the parts that belong to one block.
-struct Place {
+struct BlockOffsets {
     int64_t head, scales, planes;
 };
 
 // Always inlined, because the kernels are compiled for several instruction sets.
-[[gnu::always_inline]] constexpr Place place_of(Planes planes, Scales scales, int64_t block) {
+[[gnu::always_inline]] constexpr BlockOffsets block_offsets(Planes planes, Scales scales, int64_t block) {
     const int64_t share = scale_bytes(scales), plane = plane_bytes(planes), head = head_bytes(scales);
     const int64_t per = kLine / share, unit = kLine + per * plane;  // blocks in a unit, and bytes of a unit
     // block / 8 is the number of the head, block / per the number of the unit. Unsigned divisions by constants become

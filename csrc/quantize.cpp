@@ -43,19 +43,29 @@ constexpr const char* kTooLarge = "a value needs a scale beyond float16's 65504"
 
 // Search ranges and steps are ggml's (quantize_row_*_ref, and quantize_row_*_impl with importance).
 constexpr Recipe kRecipes[] = {
-    {kQ8_0, {K::kLargest, 32, 127}, Weights::kNone, {K::kLargest, 32, 127}, 127, 254},
-    {kQ4_0, {K::kSigned, 32, 8}, Weights::kNone, {K::kBestScale, 32, 8, 9, 0, 0.1f}, 8, 15},
-    {kQ5_0, {K::kSigned, 32, 16}, Weights::kNone, {K::kBestScale, 32, 16, 9, 0, 0.1f}, 16, 31},
-    {kQ4_1, {K::kSpan, 32, 15}, Weights::kNone, {K::kBestLine, 32, 15, 36, -0.9f, 0.05f, true}, 0, 15},
-    {kQ5_1, {K::kSpan, 32, 31}, Weights::kNone, {K::kBestLine, 32, 31, 36, -0.9f, 0.05f, true}, 0, 31},
+    {kQ8_0, {K::kAbsMax, 32, 127}, Weights::kNone, {K::kAbsMax, 32, 127}, 127, 254},
+    {kQ4_0, {K::kSignedAbsMax, 32, 8}, Weights::kNone, {K::kBestScale, 32, 8, 9, 0, 0.1f}, 8, 15},
+    {kQ5_0, {K::kSignedAbsMax, 32, 16}, Weights::kNone, {K::kBestScale, 32, 16, 9, 0, 0.1f}, 16, 31},
+    {kQ4_1, {K::kMinMax, 32, 15}, Weights::kNone, {K::kBestAffine, 32, 15, 36, -0.9f, 0.05f, true}, 0, 15},
+    {kQ5_1, {K::kMinMax, 32, 31}, Weights::kNone, {K::kBestAffine, 32, 31, 36, -0.9f, 0.05f, true}, 0, 31},
     {kIQ4_NL, {K::kTable, 32, 127, 7, 0, 1}, Weights::kSquare, {K::kTable, 32, 127, 7, 0, 1}, 0, 15},
-    {kQ2_K, {K::kBestLine, 16, 3, 15, -0.5f, 0.1f}, Weights::kMagnitude, {K::kBestLine, 16, 3, 36, -0.9f, 0.05f}, 0, 3},
+    {kQ2_K,
+     {K::kBestAffine, 16, 3, 15, -0.5f, 0.1f},
+     Weights::kMagnitude,
+     {K::kBestAffine, 16, 3, 36, -0.9f, 0.05f},
+     0,
+     3},
     {kQ3_K, {K::kBestScale, 16, 4, 9, 0, 0.1f}, Weights::kTypical, {K::kBestScale, 16, 4, 9, 0, 0.1f}, 4, 7},
-    {kQ4_K, {K::kBestLine, 32, 15, 20, -1, 0.1f}, Weights::kTypical, {K::kBestLine, 32, 15, 36, -0.9f, 0.05f}, 0, 15},
-    {kQ5_K,
-     {K::kBestLine, 32, 31, 15, -0.5f, 0.1f},
+    {kQ4_K,
+     {K::kBestAffine, 32, 15, 20, -1, 0.1f},
      Weights::kTypical,
-     {K::kBestLine, 32, 31, 36, -0.9f, 0.05f},
+     {K::kBestAffine, 32, 15, 36, -0.9f, 0.05f},
+     0,
+     15},
+    {kQ5_K,
+     {K::kBestAffine, 32, 31, 15, -0.5f, 0.1f},
+     Weights::kTypical,
+     {K::kBestAffine, 32, 31, 36, -0.9f, 0.05f},
      0,
      31},
     {kQ6_K, {K::kBestScale, 16, 32, 9, 0, 0.1f}, Weights::kSquare, {K::kBestScale, 16, 32, 9, 0, 0.1f}, 32, 63},
@@ -80,16 +90,16 @@ int nearest(float value, int low, int high) {
 // Rounds `count` scales that share a unit to integers -low .. high. Returns the unit as f16. Of 13 units around the one
 // that maps the largest scale to the end of the range, the unit with the smallest weighted squared error is chosen.
 uint16_t share_unit(const float* scale, const float* weight, int count, int low, int high, int* out) {
-    float most = 0.0f;
+    float maximum = 0.0f;
     for (int b = 0; b < count; ++b)
-        if (std::fabs(scale[b]) > std::fabs(most)) most = scale[b];
+        if (std::fabs(scale[b]) > std::fabs(maximum)) maximum = scale[b];
     std::fill(out, out + count, 0);
-    if (std::fabs(most) < 1e-30f) return 0;
+    if (std::fabs(maximum) < 1e-30f) return 0;
     // In signed formats the largest scale maps to -low, because their range is one step longer on the negative side.
     const float end = low > 0 ? static_cast<float>(-low) : static_cast<float>(high);
-    float best = 0.0f, unit = most / end;
+    float best = 0.0f, unit = maximum / end;
     for (int step = -6; step <= 6; ++step) {
-        const float inverse = (end + 0.1f * static_cast<float>(step)) / most;
+        const float inverse = (end + 0.1f * static_cast<float>(step)) / maximum;
         float lx = 0.0f, ll = 0.0f;
         for (int b = 0; b < count; ++b) {
             const float level = static_cast<float>(nearest(inverse * scale[b], -low, high));
@@ -127,11 +137,11 @@ void put_fifth_bits(const uint8_t* level, uint8_t* out) {
 }
 
 // Packs the eight six-bit scales and eight minimums of a Q4_K or Q5_K block into 12 bytes.
-void put_six_bits(const int* scale, const int* least, uint8_t* out) {
+void put_six_bits(const int* scale, const int* offset, uint8_t* out) {
     for (int b = 0; b < 4; ++b) {
         out[b] = static_cast<uint8_t>(scale[b] | scale[b + 4] >> 4 << 6);
-        out[4 + b] = static_cast<uint8_t>(least[b] | least[b + 4] >> 4 << 6);
-        out[8 + b] = static_cast<uint8_t>((scale[b + 4] & 15) | (least[b + 4] & 15) << 4);
+        out[4 + b] = static_cast<uint8_t>(offset[b] | offset[b + 4] >> 4 << 6);
+        out[8 + b] = static_cast<uint8_t>((scale[b + 4] & 15) | (offset[b + 4] & 15) << 4);
     }
 }
 
@@ -148,7 +158,7 @@ void put_pairs(const uint8_t* level, int shift, uint8_t* out) {
 }
 
 // Writes a block of 32 values with its own f16 scale and, depending on the format, minimum.
-void put_block(Format format, uint16_t scale, uint16_t least, const uint8_t* level, uint8_t* out) {
+void put_block(Format format, uint16_t scale, uint16_t offset, const uint8_t* level, uint8_t* out) {
     put(out, scale);
     out += 2;
     if (format == kQ8_0) {
@@ -156,7 +166,7 @@ void put_block(Format format, uint16_t scale, uint16_t least, const uint8_t* lev
         return;
     }
     if (format == kQ4_1 || format == kQ5_1) {
-        put(out, least);
+        put(out, offset);
         out += 2;
     }
     if (format == kQ5_0 || format == kQ5_1) {
@@ -180,9 +190,9 @@ struct Quantizer::Group {
     float x[32 * kGroup];       // [size][16]
     float weight[32 * kGroup];  // [size][16]
     float total[kGroup];        // sum of each block's weights
-    float scale[kGroup] = {}, least[kGroup] = {}, inverse[kGroup] = {};
-    int small[kGroup] = {}, small_least[kGroup] = {};  // K formats: scale and least in units
-    uint16_t unit[2] = {}, least_unit[2] = {};         // K formats: units, one for each 256 values
+    float scale[kGroup] = {}, offset[kGroup] = {}, inverse[kGroup] = {};
+    int small[kGroup] = {}, small_offset[kGroup] = {};  // K formats: scale and offset in units
+    uint16_t unit[2] = {}, offset_unit[2] = {};         // K formats: units, one for each 256 values
     // turned: levels as the kernels write them, [size][16]. level: the same levels block by block, [16][size].
     uint8_t turned[32 * kGroup], level[32 * kGroup];
     int64_t blocks;  // number of blocks that are not padding
@@ -213,9 +223,9 @@ Quantizer::Quantizer(const Kernels& kernels, const FormatTraits& from, const For
 }
 
 const char* Quantizer::row(const uint8_t* from, uint8_t* out) {
-    const float most = kernels_.read_floats(from_.format, from, cols_, x_.data());
-    if (std::isnan(most)) return "a value is not a finite number";
-    if (most > kLargest) return kTooLarge;
+    const float maximum = kernels_.read_floats(from_.format, from, cols_, x_.data());
+    if (std::isnan(maximum)) return "a value is not a finite number";
+    if (maximum > kLargest) return kTooLarge;
     if (importance_) {
         double power = 0.0;
         for (const float x : x_) power += static_cast<double>(x) * x;
@@ -224,47 +234,48 @@ const char* Quantizer::row(const uint8_t* from, uint8_t* out) {
     Group group;
     group.recipe = find_recipe(to_.format);
     group.search = importance_ ? &group.recipe->weighted : &group.recipe->plain;
-    if (group.search->kind <= K::kSpan) return plain_row(out);
+    if (group.search->kind <= K::kMinMax) return plain_row(out);
     const int size = group.search->size;
     for (int64_t first = 0; first < cols_; first += size * kGroup) {
         group.blocks = std::min<int64_t>(kGroup, (cols_ - first) / size);
         for (int b = 0; b < kGroup; ++b)
             for (int i = 0; i < size; ++i) group.x[i * kGroup + b] = x_[static_cast<size_t>(first + b * size + i)];
         weigh(group, first);
-        kernels_.search(*group.search, group.x, group.weight, group.scale, group.least);
+        kernels_.search(*group.search, group.x, group.weight, group.scale, group.offset);
         if (!pack(group, out + first / to_.values * to_.bytes)) return kTooLarge;
     }
     return nullptr;
 }
 
-// Quantises a row without transposing: the scale of each block is computed from its extremes (kLargest, kSigned,
-// kSpan).
+// Quantises a row without transposing: the scale of each block is computed from its block_min_max (kAbsMax,
+// kSignedAbsMax, kMinMax).
 const char* Quantizer::plain_row(uint8_t* out) const {
     constexpr int64_t kAtOnce = 16;
-    float low[kAtOnce], high[kAtOnce], scale[kAtOnce], least[kAtOnce] = {}, inverse[kAtOnce];
+    float low[kAtOnce], high[kAtOnce], scale[kAtOnce], offset[kAtOnce] = {}, inverse[kAtOnce];
     uint8_t level[kAtOnce * 32];
     const Recipe& recipe = *find_recipe(to_.format);
     const Search& search = recipe.plain;
     for (int64_t first = 0; first < cols_ / 32; first += kAtOnce) {
         const int64_t count = std::min(kAtOnce, cols_ / 32 - first);
         const float* const x = x_.data() + 32 * first;
-        kernels_.extremes(x, count, low, high);
+        kernels_.block_min_max(x, count, low, high);
         for (int64_t b = 0; b < count; ++b) {
-            if (search.kind == K::kSpan) {
+            if (search.kind == K::kMinMax) {
                 scale[b] = (high[b] - low[b]) / search.levels;
-                least[b] = 0.0f - low[b];
+                offset[b] = 0.0f - low[b];
             } else {
-                scale[b] = search.kind == K::kSigned ? signed_largest(x + 32 * b, low[b], high[b]) / -search.levels
-                                                     : std::max(high[b], -low[b]) / search.levels;
+                scale[b] = search.kind == K::kSignedAbsMax
+                               ? signed_largest(x + 32 * b, low[b], high[b]) / -search.levels
+                               : std::max(high[b], -low[b]) / search.levels;
             }
             // As in ggml, levels are relative to the stored scale if importance is given, else to the unrounded scale.
             inverse[b] = inverse_of(importance_ ? from_half(to_half(scale[b])) : scale[b]);
         }
-        kernels_.take_block_levels(x, count, least, inverse, recipe.zero, recipe.top, level);
+        kernels_.quantize_block_levels(x, count, offset, inverse, recipe.zero, recipe.top, level);
         for (int64_t b = 0; b < count; ++b, out += to_.bytes) {
-            const uint16_t half = to_half(scale[b]), half_least = to_half(0.0f - least[b]);
-            if (infinite(half) || infinite(half_least)) return kTooLarge;
-            put_block(recipe.format, half, half_least, level + 32 * b, out);
+            const uint16_t half = to_half(scale[b]), half_offset = to_half(0.0f - offset[b]);
+            if (infinite(half) || infinite(half_offset)) return kTooLarge;
+            put_block(recipe.format, half, half_offset, level + 32 * b, out);
         }
     }
     return nullptr;
@@ -307,30 +318,30 @@ void Quantizer::weigh(Group& group, int64_t first) const {
 // differs from the rounded number by at most one step, and keeps the pair with the smallest error.
 void Quantizer::refine(Group& group) const {
     const int size = group.search->size, per = kSuper / size;
-    const bool lines = group.search->kind == K::kBestLine;
+    const bool lines = group.search->kind == K::kBestAffine;
     const int high = highest_small(to_.format), low = lines ? 0 : -high - 1;
-    int small[kGroup], small_least[kGroup];
+    int small[kGroup], small_offset[kGroup];
     std::copy(group.small, group.small + kGroup, small);
-    std::copy(group.small_least, group.small_least + kGroup, small_least);
+    std::copy(group.small_offset, group.small_offset + kGroup, small_offset);
     float best[kGroup];
     std::fill(best, best + kGroup, HUGE_VALF);
     for (int way = 0; way < (lines ? 9 : 3); ++way) {
         // 0, 1, -1: the current value comes first, so that it wins ties.
         const int by = (way % 3 + 1) % 3 - 1, below = (way / 3 + 1) % 3 - 1;
-        int here[kGroup], least_here[kGroup];
-        float step[kGroup], least[kGroup], error[kGroup];
+        int here[kGroup], offset_here[kGroup];
+        float step[kGroup], offset[kGroup], error[kGroup];
         for (int b = 0; b < kGroup; ++b) {
             here[b] = std::min(high, std::max(low, small[b] + by));
-            least_here[b] = lines ? std::min(high, std::max(0, small_least[b] + below)) : 0;
+            offset_here[b] = lines ? std::min(high, std::max(0, small_offset[b] + below)) : 0;
             step[b] = from_half(group.unit[b / per]) * static_cast<float>(here[b]);
-            least[b] = from_half(group.least_unit[b / per]) * static_cast<float>(least_here[b]);
+            offset[b] = from_half(group.offset_unit[b / per]) * static_cast<float>(offset_here[b]);
         }
-        kernels_.measure_error(group.x, group.weight, size, least, step, group.recipe->zero, group.recipe->top, error);
+        kernels_.squared_error(group.x, group.weight, size, offset, step, group.recipe->zero, group.recipe->top, error);
         for (int b = 0; b < kGroup; ++b)
             if (error[b] < best[b]) {
                 best[b] = error[b];
                 group.small[b] = here[b];
-                group.small_least[b] = least_here[b];
+                group.small_offset[b] = offset_here[b];
             }
     }
 }
@@ -344,34 +355,36 @@ bool Quantizer::pack(Group& group, uint8_t* out) const {
     const bool searched = importance_ != nullptr || format == kIQ4_NL;
     for (int s = 0; super && s < kGroup / per; ++s) {
         const int at = s * per;
-        const bool lines = group.search->kind == K::kBestLine;
+        const bool lines = group.search->kind == K::kBestAffine;
         const int high = highest_small(format);
         group.unit[s] =
             share_unit(group.scale + at, group.total + at, per, lines ? 0 : high + 1, high, group.small + at);
         if (lines)
-            group.least_unit[s] = share_unit(group.least + at, group.total + at, per, 0, high, group.small_least + at);
+            group.offset_unit[s] =
+                share_unit(group.offset + at, group.total + at, per, 0, high, group.small_offset + at);
     }
     for (int s = 0; super && s < kGroup / per; ++s)
-        if (infinite(group.unit[s]) || infinite(group.least_unit[s])) return false;
+        if (infinite(group.unit[s]) || infinite(group.offset_unit[s])) return false;
     if (super) refine(group);
-    uint16_t half[kGroup], half_least[kGroup];
+    uint16_t half[kGroup], half_offset[kGroup];
     float add[kGroup];
     for (int b = 0; b < kGroup; ++b) {
         half[b] = to_half(group.scale[b]);
-        half_least[b] = to_half(0.0f - group.least[b]);
-        if (!super && (infinite(half[b]) || infinite(half_least[b]))) return false;
+        half_offset[b] = to_half(0.0f - group.offset[b]);
+        if (!super && (infinite(half[b]) || infinite(half_offset[b]))) return false;
         float step = searched ? from_half(half[b]) : group.scale[b];
-        add[b] = searched ? -from_half(half_least[b]) : group.least[b];
+        add[b] = searched ? -from_half(half_offset[b]) : group.offset[b];
         if (super) {
             step = from_half(group.unit[b / per]) * static_cast<float>(group.small[b]);
-            add[b] = from_half(group.least_unit[b / per]) * static_cast<float>(group.small_least[b]);
+            add[b] = from_half(group.offset_unit[b / per]) * static_cast<float>(group.small_offset[b]);
         }
         group.inverse[b] = inverse_of(step);
     }
     if (format == kIQ4_NL)
-        kernels_.take_table_levels(group.x, size, group.inverse, group.turned);
+        kernels_.quantize_table_levels(group.x, size, group.inverse, group.turned);
     else
-        kernels_.take_levels(group.x, size, add, group.inverse, group.recipe->zero, group.recipe->top, group.turned);
+        kernels_.quantize_levels(group.x, size, add, group.inverse, group.recipe->zero, group.recipe->top,
+                                 group.turned);
     for (int b = 0; b < kGroup; ++b)
         for (int i = 0; i < size; ++i) group.level[b * size + i] = group.turned[i * kGroup + b];
 
@@ -380,14 +393,14 @@ bool Quantizer::pack(Group& group, uint8_t* out) const {
     for (int64_t s = 0; s < count; ++s, out += to_.bytes) {
         const uint8_t* const level = group.level + s * to_.values;
         const int* const small = group.small + s * per;
-        const int* const small_least = group.small_least + s * per;
-        if (!super) put_block(format, half[s], half_least[s], level, out);
+        const int* const small_offset = group.small_offset + s * per;
+        if (!super) put_block(format, half[s], half_offset[s], level, out);
         switch (format) {
             case kQ2_K:
-                for (int b = 0; b < per; ++b) out[b] = static_cast<uint8_t>(small[b] | small_least[b] << 4);
+                for (int b = 0; b < per; ++b) out[b] = static_cast<uint8_t>(small[b] | small_offset[b] << 4);
                 put_pairs(level, 0, out + 16);
                 put(out + 80, group.unit[s]);
-                put(out + 82, group.least_unit[s]);
+                put(out + 82, group.offset_unit[s]);
                 break;
             case kQ3_K: {
                 uint8_t* const scales = out + 96;
@@ -409,8 +422,8 @@ bool Quantizer::pack(Group& group, uint8_t* out) const {
             case kQ4_K:
             case kQ5_K: {
                 put(out, group.unit[s]);
-                put(out + 2, group.least_unit[s]);
-                put_six_bits(small, small_least, out + 4);
+                put(out + 2, group.offset_unit[s]);
+                put_six_bits(small, small_offset, out + 4);
                 uint8_t* low = out + 16;
                 if (format == kQ5_K) {
                     for (int j = 0; j < 32; ++j) {

@@ -46,14 +46,14 @@ struct Candidates {
     std::vector<float> weights;  // logits at first, later their exponentials
     size_t count = 0;
 
-    // Sets the candidates to the tokens whose logits are at least `least`. Skips blocks of kPeakBlock logits whose
+    // Sets the candidates to the tokens whose logits are at least `least`. Skips blocks of kMaxBlock logits whose
     // maximum, in `peaks`, is lower.
     void take(const float* logits, int64_t vocab, const std::vector<float>& peaks, float least) {
         count = 0;
         for (size_t block = 0; block < peaks.size(); ++block) {
             if (peaks[block] < least) continue;
-            const int64_t from = static_cast<int64_t>(block) * kPeakBlock;
-            for (int64_t i = from; i < std::min(vocab, from + kPeakBlock); ++i) {
+            const int64_t from = static_cast<int64_t>(block) * kMaxBlock;
+            for (int64_t i = from; i < std::min(vocab, from + kMaxBlock); ++i) {
                 ids[count] = static_cast<int32_t>(i);
                 weights[count] = logits[i];
                 count += logits[i] >= least;
@@ -205,12 +205,12 @@ int64_t sample(const Kernels& kernels, const float* logits, int64_t count, const
         if (!penalise(logits, count, seen, options.repetition_penalty, changed)) return -1;
         logits = changed.data();
     }
-    peaks.resize(static_cast<size_t>((count + kPeakBlock - 1) / kPeakBlock));
-    if (!kernels.peaks(logits, count, peaks.data())) return -1;
+    peaks.resize(static_cast<size_t>((count + kMaxBlock - 1) / kMaxBlock));
+    if (!kernels.block_max(logits, count, peaks.data())) return -1;
     const auto highest = std::max_element(peaks.begin(), peaks.end());
     const float most = *highest;
     if (options.temperature == 0.0)
-        return std::find(logits + (highest - peaks.begin()) * kPeakBlock, logits + count, most) - logits;
+        return std::find(logits + (highest - peaks.begin()) * kMaxBlock, logits + count, most) - logits;
 
     candidates.ids.resize(static_cast<size_t>(count));
     candidates.weights.resize(static_cast<size_t>(count));

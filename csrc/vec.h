@@ -6,14 +6,14 @@ constexpr int kLanes = 16;
 
 // Locality hint for __builtin_prefetch of streams from memory: 3 = L1, 2 = L2. More cache lines can be in flight to L2
 // than to L1. AVX2 uses L1; L2 was not measured there.
-constexpr int kFirstCache = 3, kSecondCache = 2;
+constexpr int kL1 = 3, kL2 = 2;
 #if defined(__AVX512F__)
-constexpr int kStreamCache = kSecondCache;
+constexpr int kStreamLevel = kL2;
 #else
-constexpr int kStreamCache = kFirstCache;
+constexpr int kStreamLevel = kL1;
 #endif
 
-// Lanes of one register; the vector types below consist of kParts registers.
+// Lanes of one register; the vector types below consist of kRegs registers.
 #if defined(__AVX512F__)
 constexpr int kWidth = 16;
 #elif defined(__AVX2__)
@@ -21,128 +21,156 @@ constexpr int kWidth = 8;
 #else
 constexpr int kWidth = 4;
 #endif
-constexpr int kParts = kLanes / kWidth;
+constexpr int kRegs = kLanes / kWidth;
 
-typedef float Part __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-typedef float Reg __attribute__((vector_size(kWidth * 4)));
-typedef int32_t IntPart __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-typedef int32_t IntReg __attribute__((vector_size(kWidth * 4)));
-typedef uint32_t WordPart __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-typedef uint32_t WordReg __attribute__((vector_size(kWidth * 4)));
-typedef uint8_t BytePart __attribute__((vector_size(kWidth), aligned(1), may_alias));
-typedef int8_t SignedPart __attribute__((vector_size(kWidth), aligned(1), may_alias));
-typedef uint16_t HalfPart __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
+typedef float f32_mem __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef float f32_reg __attribute__((vector_size(kWidth * 4)));
+typedef int32_t i32_mem __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef int32_t i32_reg __attribute__((vector_size(kWidth * 4)));
+typedef uint32_t u32_mem __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef uint32_t u32_reg __attribute__((vector_size(kWidth * 4)));
+typedef uint8_t u8_mem __attribute__((vector_size(kWidth), aligned(1), may_alias));
+typedef int8_t i8_mem __attribute__((vector_size(kWidth), aligned(1), may_alias));
+typedef uint16_t u16_mem __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
 
 // An integer as a type, to pass a template argument to a generic lambda.
-template <int kNumber>
-struct Number {
-    static constexpr int kValue = kNumber;
+template <int kInt>
+struct Constant {
+    static constexpr int kValue = kInt;
 };
 
-struct V16 {  // sixteen floats
-    Reg part[kParts];
+struct f32x16 {  // sixteen floats
+    f32_reg reg[kRegs];
 };
-struct I16 {  // sixteen int32
-    IntReg part[kParts];
+struct i32x16 {  // sixteen int32
+    i32_reg reg[kRegs];
 };
-struct U16 {  // sixteen uint32, or sixteen words of four bytes
-    WordReg part[kParts];
+struct u32x16 {  // sixteen uint32, or sixteen words of four bytes
+    u32_reg reg[kRegs];
 };
 
 #define PUNA_INLINE static inline __attribute__((always_inline))
 // Runs the following statement for each register i_ of a vector.
-#define PUNA_EACH _Pragma("GCC unroll 4") for (int i_ = 0; i_ < kParts; ++i_)
+#define PUNA_EACH_REG _Pragma("GCC unroll 4") for (int i_ = 0; i_ < kRegs; ++i_)
 
-PUNA_INLINE V16 load(const float* from) {
-    V16 out;
-    PUNA_EACH out.part[i_] = *reinterpret_cast<const Part*>(from + i_ * kWidth);
+PUNA_INLINE f32x16 load(const float* from) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = *reinterpret_cast<const f32_mem*>(from + i_ * kWidth);
     return out;
 }
 
-PUNA_INLINE void store(float* to, const V16& value) {
-    PUNA_EACH* reinterpret_cast<Part*>(to + i_ * kWidth) = value.part[i_];
+PUNA_INLINE void store(float* to, const f32x16& value) {
+    PUNA_EACH_REG* reinterpret_cast<f32_mem*>(to + i_ * kWidth) = value.reg[i_];
 }
 
-// The compiler drops value - 0, which equals value even for -0. It could not drop Reg{} + value, because 0 + -0 is 0.
-PUNA_INLINE V16 broadcast(float value) {
-    V16 out;
-    PUNA_EACH out.part[i_] = value - Reg{};
+// The compiler drops value - 0, which equals value even for -0. It could not drop f32_reg{} + value, because 0 + -0 is
+// 0.
+PUNA_INLINE f32x16 broadcast(float value) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = value - f32_reg{};
     return out;
 }
 
 // a * b + c, rounded once on AVX2, AVX-512 and Arm; every other build rounds twice.
-PUNA_INLINE Reg fused(Reg a, Reg b, Reg c) {
+PUNA_INLINE f32_reg fma(f32_reg a, f32_reg b, f32_reg c) {
 #if defined(__AVX512F__)
-    return (Reg)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    return (f32_reg)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__)
-    return (Reg)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    return (f32_reg)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #elif defined(__aarch64__)
-    return (Reg)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+    return (f32_reg)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif
 }
 
-PUNA_INLINE V16 madd(const V16& a, const V16& b, const V16& c) {
-    V16 out;
-    PUNA_EACH out.part[i_] = fused(a.part[i_], b.part[i_], c.part[i_]);
+PUNA_INLINE f32x16 fma(const f32x16& a, const f32x16& b, const f32x16& c) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = fma(a.reg[i_], b.reg[i_], c.reg[i_]);
     return out;
 }
 
-PUNA_INLINE V16 operator+(const V16& a, const V16& b) {
-    V16 out;
-    PUNA_EACH out.part[i_] = a.part[i_] + b.part[i_];
+PUNA_INLINE f32x16 operator+(const f32x16& a, const f32x16& b) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = a.reg[i_] + b.reg[i_];
     return out;
 }
 
-PUNA_INLINE V16 operator-(const V16& a, const V16& b) {
-    V16 out;
-    PUNA_EACH out.part[i_] = a.part[i_] - b.part[i_];
+PUNA_INLINE f32x16 operator-(const f32x16& a, const f32x16& b) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = a.reg[i_] - b.reg[i_];
     return out;
 }
 
-PUNA_INLINE V16 operator*(const V16& a, const V16& b) {
-    V16 out;
-    PUNA_EACH out.part[i_] = a.part[i_] * b.part[i_];
+PUNA_INLINE f32x16 operator*(const f32x16& a, const f32x16& b) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = a.reg[i_] * b.reg[i_];
     return out;
 }
 
-PUNA_INLINE V16 higher(const V16& a, const V16& b) {
-    V16 out;
-    PUNA_EACH out.part[i_] = a.part[i_] > b.part[i_] ? a.part[i_] : b.part[i_];
+PUNA_INLINE f32x16 max(const f32x16& a, const f32x16& b) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = a.reg[i_] > b.reg[i_] ? a.reg[i_] : b.reg[i_];
     return out;
 }
+
+// Lane-wise minimum.
+PUNA_INLINE f32x16 min(const f32x16& a, const f32x16& b) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = a.reg[i_] < b.reg[i_] ? a.reg[i_] : b.reg[i_];
+    return out;
+}
+
+// Lane-wise a > b ? yes : no.
+PUNA_INLINE f32x16 select_gt(const f32x16& a, const f32x16& b, const f32x16& yes, const f32x16& no) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = a.reg[i_] > b.reg[i_] ? yes.reg[i_] : no.reg[i_];
+    return out;
+}
+
+// Lane-wise a / b.
+PUNA_INLINE f32x16 div(const f32x16& a, const f32x16& b) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = a.reg[i_] / b.reg[i_];
+    return out;
+}
+
+// Lane-wise |a|.
+PUNA_INLINE f32x16 abs(const f32x16& a) { return max(a, broadcast(0.0f) - a); }
+
+// Lane-wise clamp.
+PUNA_INLINE f32x16 clamp(const f32x16& x, const f32x16& low, const f32x16& high) { return min(max(x, low), high); }
 
 // The next functions reduce a vector to one number. Every build combines lane i first with lane i + 8, then with i + 4,
 // i + 2 and i + 1.
 #if defined(__AVX2__) && !defined(PUNA_EMULATE)
 template <typename Fold>
-PUNA_INLINE float folded(const V16& value, const Fold& fold) {
+PUNA_INLINE float reduce(const f32x16& value, const Fold& fold) {
 #if defined(__AVX512F__)
-    const __m512 all = (__m512)value.part[0];
+    const __m512 all = (__m512)value.reg[0];
     const __m256 eight = fold(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
 #else
-    const __m256 eight = fold((__m256)value.part[0], (__m256)value.part[1]);
+    const __m256 eight = fold((__m256)value.reg[0], (__m256)value.reg[1]);
 #endif
     const __m256 four = fold(eight, _mm256_permute2f128_ps(eight, eight, 1));
     const __m256 two = fold(four, _mm256_permute_ps(four, 0x4e));
     return _mm256_cvtss_f32(fold(two, _mm256_permute_ps(two, 0xb1)));
 }
-PUNA_INLINE float sum_of(const V16& value) {
-    return folded(value, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_add_ps(a, b); });
+PUNA_INLINE float reduce_add(const f32x16& value) {
+    return reduce(value, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_add_ps(a, b); });
 }
-PUNA_INLINE float highest_of(const V16& value) {
-    return folded(value, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_max_ps(a, b); });
+PUNA_INLINE float reduce_max(const f32x16& value) {
+    return reduce(value, [](__m256 a, __m256 b) __attribute__((always_inline)) { return _mm256_max_ps(a, b); });
 }
 #else
-PUNA_INLINE float sum_of(const V16& value) {
+PUNA_INLINE float reduce_add(const f32x16& value) {
     float lane[kLanes];
     store(lane, value);
     for (int width = kLanes / 2; width > 0; width /= 2)
         for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
     return lane[0];
 }
-PUNA_INLINE float highest_of(const V16& value) {
+PUNA_INLINE float reduce_max(const f32x16& value) {
     float lane[kLanes];
     store(lane, value);
     for (int width = kLanes / 2; width > 0; width /= 2)
@@ -152,7 +180,7 @@ PUNA_INLINE float highest_of(const V16& value) {
 #endif
 
 // Loads `count` floats, at most 16; the remaining lanes are 0.
-PUNA_INLINE V16 load_some(const float* from, int64_t count) {
+PUNA_INLINE f32x16 load_partial(const float* from, int64_t count) {
     if (count >= kLanes) return load(from);
     float values[kLanes] = {};
     for (int64_t i = 0; i < count; ++i) values[i] = from[i];
@@ -160,131 +188,131 @@ PUNA_INLINE V16 load_some(const float* from, int64_t count) {
 }
 
 // Stores the first `count` lanes, at most 16.
-PUNA_INLINE void store_some(float* to, const V16& value, int64_t count) {
+PUNA_INLINE void store_partial(float* to, const f32x16& value, int64_t count) {
     if (count >= kLanes) return store(to, value);
     float values[kLanes];
     store(values, value);
     for (int64_t i = 0; i < count; ++i) to[i] = values[i];
 }
 
-PUNA_INLINE U16 load_words(const void* from) {
-    U16 out;
-    PUNA_EACH out.part[i_] = *reinterpret_cast<const WordPart*>(static_cast<const uint8_t*>(from) + i_ * kWidth * 4);
+PUNA_INLINE u32x16 load_u32(const void* from) {
+    u32x16 out;
+    PUNA_EACH_REG out.reg[i_] = *reinterpret_cast<const u32_mem*>(static_cast<const uint8_t*>(from) + i_ * kWidth * 4);
     return out;
 }
 
-PUNA_INLINE void store_words(void* to, const U16& value) {
-    PUNA_EACH* reinterpret_cast<WordPart*>(static_cast<uint8_t*>(to) + i_ * kWidth * 4) = value.part[i_];
+PUNA_INLINE void store_u32(void* to, const u32x16& value) {
+    PUNA_EACH_REG* reinterpret_cast<u32_mem*>(static_cast<uint8_t*>(to) + i_ * kWidth * 4) = value.reg[i_];
 }
 
-PUNA_INLINE U16 operator&(const U16& a, uint32_t mask) {
-    U16 out;
-    PUNA_EACH out.part[i_] = a.part[i_] & (WordReg{} + mask);
+PUNA_INLINE u32x16 operator&(const u32x16& a, uint32_t mask) {
+    u32x16 out;
+    PUNA_EACH_REG out.reg[i_] = a.reg[i_] & (u32_reg{} + mask);
     return out;
 }
 
-PUNA_INLINE U16 operator|(const U16& a, const U16& b) {
-    U16 out;
-    PUNA_EACH out.part[i_] = a.part[i_] | b.part[i_];
+PUNA_INLINE u32x16 operator|(const u32x16& a, const u32x16& b) {
+    u32x16 out;
+    PUNA_EACH_REG out.reg[i_] = a.reg[i_] | b.reg[i_];
     return out;
 }
 
 // Shifts each lane right by `count` bits, or left by -count.
-PUNA_INLINE U16 shifted(const U16& a, int count) {
-    U16 out;
-    PUNA_EACH out.part[i_] = count >= 0 ? a.part[i_] >> count : a.part[i_] << -count;
+PUNA_INLINE u32x16 shift_right(const u32x16& a, int count) {
+    u32x16 out;
+    PUNA_EACH_REG out.reg[i_] = count >= 0 ? a.reg[i_] >> count : a.reg[i_] << -count;
     return out;
 }
 
-PUNA_INLINE V16 as_floats(const U16& bits) {
-    V16 out;
-    PUNA_EACH out.part[i_] = (Reg)bits.part[i_];
+PUNA_INLINE f32x16 as_f32(const u32x16& bits) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = (f32_reg)bits.reg[i_];
     return out;
 }
 
-PUNA_INLINE V16 to_floats(const I16& value) {
-    V16 out;
-    PUNA_EACH out.part[i_] = __builtin_convertvector(value.part[i_], Reg);
+PUNA_INLINE f32x16 to_f32(const i32x16& value) {
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] = __builtin_convertvector(value.reg[i_], f32_reg);
     return out;
 }
 
-PUNA_INLINE I16 operator+(const I16& a, const I16& b) {
-    I16 out;
-    PUNA_EACH out.part[i_] = a.part[i_] + b.part[i_];
+PUNA_INLINE i32x16 operator+(const i32x16& a, const i32x16& b) {
+    i32x16 out;
+    PUNA_EACH_REG out.reg[i_] = a.reg[i_] + b.reg[i_];
     return out;
 }
 
-PUNA_INLINE I16 all_equal(int32_t value) {
-    I16 out;
-    PUNA_EACH out.part[i_] = IntReg{} + value;
+PUNA_INLINE i32x16 broadcast_i32(int32_t value) {
+    i32x16 out;
+    PUNA_EACH_REG out.reg[i_] = i32_reg{} + value;
     return out;
 }
 
 // Widen sixteen bytes, signed bytes, or 16-bit numbers to 32 bits. Written with intrinsics where they exist, because
 // GCC 12 converts a vector of narrow integers element by element.
 #if defined(__AVX512F__) && !defined(PUNA_EMULATE)
-PUNA_INLINE I16 from_bytes(const uint8_t* from) {
-    return I16{{(IntReg)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))}};
+PUNA_INLINE i32x16 widen_u8(const uint8_t* from) {
+    return i32x16{{(i32_reg)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))}};
 }
-PUNA_INLINE I16 from_signed(const uint8_t* from) {
-    return I16{{(IntReg)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))}};
+PUNA_INLINE i32x16 widen_i8(const uint8_t* from) {
+    return i32x16{{(i32_reg)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))}};
 }
-PUNA_INLINE U16 from_halves(const uint16_t* from) {
-    return U16{{(WordReg)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))}};
+PUNA_INLINE u32x16 widen_u16(const uint16_t* from) {
+    return u32x16{{(u32_reg)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))}};
 }
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-PUNA_INLINE I16 from_bytes(const uint8_t* from) {
-    I16 out;
-    PUNA_EACH out.part[i_] = (IntReg)_mm256_cvtepu8_epi32(_mm_loadu_si64(from + i_ * kWidth));
+PUNA_INLINE i32x16 widen_u8(const uint8_t* from) {
+    i32x16 out;
+    PUNA_EACH_REG out.reg[i_] = (i32_reg)_mm256_cvtepu8_epi32(_mm_loadu_si64(from + i_ * kWidth));
     return out;
 }
-PUNA_INLINE I16 from_signed(const uint8_t* from) {
-    I16 out;
-    PUNA_EACH out.part[i_] = (IntReg)_mm256_cvtepi8_epi32(_mm_loadu_si64(from + i_ * kWidth));
+PUNA_INLINE i32x16 widen_i8(const uint8_t* from) {
+    i32x16 out;
+    PUNA_EACH_REG out.reg[i_] = (i32_reg)_mm256_cvtepi8_epi32(_mm_loadu_si64(from + i_ * kWidth));
     return out;
 }
-PUNA_INLINE U16 from_halves(const uint16_t* from) {
-    U16 out;
-    PUNA_EACH out.part[i_] =
-        (WordReg)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i_ * kWidth)));
+PUNA_INLINE u32x16 widen_u16(const uint16_t* from) {
+    u32x16 out;
+    PUNA_EACH_REG out.reg[i_] =
+        (u32_reg)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i_ * kWidth)));
     return out;
 }
 #else
-PUNA_INLINE I16 from_bytes(const uint8_t* from) {
-    I16 out;
-    PUNA_EACH out.part[i_] = __builtin_convertvector(*reinterpret_cast<const BytePart*>(from + i_ * kWidth), IntReg);
+PUNA_INLINE i32x16 widen_u8(const uint8_t* from) {
+    i32x16 out;
+    PUNA_EACH_REG out.reg[i_] = __builtin_convertvector(*reinterpret_cast<const u8_mem*>(from + i_ * kWidth), i32_reg);
     return out;
 }
-PUNA_INLINE I16 from_signed(const uint8_t* from) {
-    I16 out;
-    PUNA_EACH out.part[i_] = __builtin_convertvector(*reinterpret_cast<const SignedPart*>(from + i_ * kWidth), IntReg);
+PUNA_INLINE i32x16 widen_i8(const uint8_t* from) {
+    i32x16 out;
+    PUNA_EACH_REG out.reg[i_] = __builtin_convertvector(*reinterpret_cast<const i8_mem*>(from + i_ * kWidth), i32_reg);
     return out;
 }
-PUNA_INLINE U16 from_halves(const uint16_t* from) {
-    U16 out;
-    PUNA_EACH out.part[i_] = __builtin_convertvector(*reinterpret_cast<const HalfPart*>(from + i_ * kWidth), WordReg);
+PUNA_INLINE u32x16 widen_u16(const uint16_t* from) {
+    u32x16 out;
+    PUNA_EACH_REG out.reg[i_] = __builtin_convertvector(*reinterpret_cast<const u16_mem*>(from + i_ * kWidth), u32_reg);
     return out;
 }
 #endif
 
 // Widens sixteen IEEE half-precision numbers; exact, including subnormals, infinities and NaN.
-PUNA_INLINE V16 from_f16(const uint16_t* from) {
+PUNA_INLINE f32x16 f16_to_f32(const uint16_t* from) {
 #if defined(__AVX512F__)
-    return V16{{(Reg)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))}};
+    return f32x16{{(f32_reg)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))}};
 #elif defined(__AVX2__)
-    V16 out;
-    PUNA_EACH out.part[i_] =
-        (Reg)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i_ * kWidth)));
+    f32x16 out;
+    PUNA_EACH_REG out.reg[i_] =
+        (f32_reg)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i_ * kWidth)));
     return out;
 #else
-    const U16 half = from_halves(from);
-    V16 out;
-    PUNA_EACH {
-        const WordReg bits = half.part[i_];
-        const WordReg magnitude = (bits & 0x7fffu) << 13, special = (bits & 0x7c00u) == 0x7c00u;
-        const Reg value = (Reg)magnitude * 0x1p112f;  // changes the exponent bias from half's to float's
-        const WordReg number = (special & (magnitude | 0x7f800000u)) | (~special & (WordReg)value);
-        out.part[i_] = (Reg)(number | (bits & 0x8000u) << 16);
+    const u32x16 half = widen_u16(from);
+    f32x16 out;
+    PUNA_EACH_REG {
+        const u32_reg bits = half.reg[i_];
+        const u32_reg magnitude = (bits & 0x7fffu) << 13, special = (bits & 0x7c00u) == 0x7c00u;
+        const f32_reg value = (f32_reg)magnitude * 0x1p112f;  // changes the exponent bias from half's to float's
+        const u32_reg number = (special & (magnitude | 0x7f800000u)) | (~special & (u32_reg)value);
+        out.reg[i_] = (f32_reg)(number | (bits & 0x8000u) << 16);
     }
     return out;
 #endif
@@ -292,46 +320,46 @@ PUNA_INLINE V16 from_f16(const uint16_t* from) {
 
 // Rounds to the nearest bf16, ties to even; NaN stays NaN. Subnormal floats become a zero of the same sign, as in
 // vcvtneps2bf16 (Intel SDM, volume 2: denormal inputs are treated as zeros), so that every build rounds identically.
-PUNA_INLINE void to_bf16(uint16_t* to, const V16& value) {
+PUNA_INLINE void store_bf16(uint16_t* to, const f32x16& value) {
 #if defined(__AVX512BF16__) && !defined(PUNA_EMULATE)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)value.part[0]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)value.reg[0]));
 #else
-    PUNA_EACH {
-        const WordReg bits = (WordReg)value.part[i_];
-        const WordReg rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-        const WordReg nan = (bits & 0x7fffffffu) > 0x7f800000u;
-        const WordReg subnormal = (bits & 0x7f800000u) == 0u;
-        const WordReg number = (subnormal & (bits >> 16 & 0x8000u)) | (~subnormal & rounded);
-        const WordReg out = (nan & (bits >> 16 | 0x40u)) | (~nan & number);
+    PUNA_EACH_REG {
+        const u32_reg bits = (u32_reg)value.reg[i_];
+        const u32_reg rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+        const u32_reg nan = (bits & 0x7fffffffu) > 0x7f800000u;
+        const u32_reg subnormal = (bits & 0x7f800000u) == 0u;
+        const u32_reg number = (subnormal & (bits >> 16 & 0x8000u)) | (~subnormal & rounded);
+        const u32_reg out = (nan & (bits >> 16 | 0x40u)) | (~nan & number);
 #if defined(__AVX512F__) && !defined(PUNA_EMULATE)
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16((__m512i)out));
 #else
-        *reinterpret_cast<HalfPart*>(to + i_ * kWidth) = __builtin_convertvector(out, HalfPart);
+        *reinterpret_cast<u16_mem*>(to + i_ * kWidth) = __builtin_convertvector(out, u16_mem);
 #endif
     }
 #endif
 }
 
 // Rounds to the nearest half-precision number, ties to even; magnitudes that round above 65504 become infinity.
-PUNA_INLINE void to_f16(uint16_t* to, const V16& value) {
+PUNA_INLINE void store_f16(uint16_t* to, const f32x16& value) {
 #if defined(__AVX512F__)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)value.part[0], 0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph((__m512)value.reg[0], 0));
 #elif defined(__AVX2__)
-    PUNA_EACH _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i_ * kWidth),
-                               _mm256_cvtps_ph((__m256)value.part[i_], 0));
+    PUNA_EACH_REG _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i_ * kWidth),
+                                   _mm256_cvtps_ph((__m256)value.reg[i_], 0));
 #else
-    PUNA_EACH {
-        const WordReg bits = (WordReg)value.part[i_], sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
+    PUNA_EACH_REG {
+        const u32_reg bits = (u32_reg)value.reg[i_], sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
         // Normal halves: add half a unit in the last place (and the parity bit, for ties) before dropping 13 bits.
         // Subnormal halves: adding 0.5 moves the value into place and rounds it. Too large: infinity. NaN stays NaN.
-        const WordReg normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13;
-        const WordReg small = (WordReg)((Reg)magnitude + 0.5f) - 0x3f000000u;
-        const WordReg is_small = magnitude < 0x38800000u, is_large = magnitude >= 0x477ff000u;
-        const WordReg is_nan = magnitude > 0x7f800000u;
-        WordReg out = (is_small & small) | (~is_small & normal);
+        const u32_reg normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - 0x38000000u) >> 13;
+        const u32_reg small = (u32_reg)((f32_reg)magnitude + 0.5f) - 0x3f000000u;
+        const u32_reg is_small = magnitude < 0x38800000u, is_large = magnitude >= 0x477ff000u;
+        const u32_reg is_nan = magnitude > 0x7f800000u;
+        u32_reg out = (is_small & small) | (~is_small & normal);
         out = (is_large & 0x7c00u) | (~is_large & out);
         out = (is_nan & 0x7e00u) | (~is_nan & out);
-        *reinterpret_cast<HalfPart*>(to + i_ * kWidth) = __builtin_convertvector(out | sign, HalfPart);
+        *reinterpret_cast<u16_mem*>(to + i_ * kWidth) = __builtin_convertvector(out | sign, u16_mem);
     }
 #endif
 }
@@ -340,26 +368,26 @@ PUNA_INLINE void to_f16(uint16_t* to, const V16& value) {
 // n = round(x / ln 2) and r = x - n ln 2, |r| <= ln 2 / 2: a polynomial in r (Cephes' expf coefficients) times 2^n,
 // which is applied by adding n to the exponent bits. n ln 2 is subtracted in two parts: `high` has few significant
 // bits, so that n * high is exact; `low` is the rest.
-PUNA_INLINE V16 exponential(const V16& x) {
-    const Reg zero = Reg{}, lowest = zero - 87.0f, highest = zero + 88.0f, log2e = zero + 1.44269504f;
-    const Reg high = zero - 0.693359375f, low = zero + 2.12194440e-4f, magic = zero + 12582912.0f;  // 1.5 * 2^23
-    V16 out;
-    PUNA_EACH {
-        const IntReg under = x.part[i_] < lowest;
-        Reg v = under ? lowest : x.part[i_];
+PUNA_INLINE f32x16 exp(const f32x16& x) {
+    const f32_reg zero = f32_reg{}, lowest = zero - 87.0f, highest = zero + 88.0f, log2e = zero + 1.44269504f;
+    const f32_reg high = zero - 0.693359375f, low = zero + 2.12194440e-4f, magic = zero + 12582912.0f;  // 1.5 * 2^23
+    f32x16 out;
+    PUNA_EACH_REG {
+        const i32_reg under = x.reg[i_] < lowest;
+        f32_reg v = under ? lowest : x.reg[i_];
         v = v > highest ? highest : v;
-        const Reg shift = fused(v, log2e, magic);
-        const Reg n = shift - magic;
-        const Reg r = fused(n, low, fused(n, high, v));
-        Reg p = fused(zero + 1.9875691500e-4f, r, zero + 1.3981999507e-3f);
-        p = fused(p, r, zero + 8.3334519073e-3f);
-        p = fused(p, r, zero + 4.1665795894e-2f);
-        p = fused(p, r, zero + 1.6666665459e-1f);
-        p = fused(p, r, zero + 5.0000001201e-1f);
-        p = fused(p, r * r, r) + 1.0f;
-        const IntReg exponent = ((IntReg)shift - (IntReg)magic) << 23;
-        const IntReg nan = x.part[i_] != x.part[i_];  // return a NaN unchanged
-        out.part[i_] = nan ? x.part[i_] : under ? zero : (Reg)((IntReg)p + exponent);
+        const f32_reg shift = fma(v, log2e, magic);
+        const f32_reg n = shift - magic;
+        const f32_reg r = fma(n, low, fma(n, high, v));
+        f32_reg p = fma(zero + 1.9875691500e-4f, r, zero + 1.3981999507e-3f);
+        p = fma(p, r, zero + 8.3334519073e-3f);
+        p = fma(p, r, zero + 4.1665795894e-2f);
+        p = fma(p, r, zero + 1.6666665459e-1f);
+        p = fma(p, r, zero + 5.0000001201e-1f);
+        p = fma(p, r * r, r) + 1.0f;
+        const i32_reg exponent = ((i32_reg)shift - (i32_reg)magic) << 23;
+        const i32_reg nan = x.reg[i_] != x.reg[i_];  // return a NaN unchanged
+        out.reg[i_] = nan ? x.reg[i_] : under ? zero : (f32_reg)((i32_reg)p + exponent);
     }
     return out;
 }

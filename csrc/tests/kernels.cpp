@@ -60,7 +60,7 @@ void set_half(uint8_t* block, int at, float value) {
 // Writes random scales of about 0.1 into a block of a file.
 void set_scales(const FormatTraits& traits, uint8_t* block) {
     if (traits.scale_at >= 0) set_half(block, traits.scale_at, normal(0.1f));
-    if (traits.least_at >= 0) set_half(block, traits.least_at, normal(0.1f));
+    if (traits.min_at >= 0) set_half(block, traits.min_at, normal(0.1f));
     if (traits.scales == Scales::kExponent) block[0] = static_cast<uint8_t>(120 + below(8));
     if (traits.format == kIQ1_M) {
         const uint16_t half = to_half(normal(0.1f));
@@ -113,9 +113,9 @@ Weights make_weights(const FormatTraits& traits, int64_t rows, int64_t cols, boo
     Weights out, scaled;
     std::vector<uint8_t> file = file_rows(traits, rows, cols, filling);
     pack_rows(traits, rows, cols, file, out);
-    if (traits.least_at >= 0)  // the same matrix without minimums
+    if (traits.min_at >= 0)  // the same matrix without minimums
         for (size_t at = 0; at < file.size(); at += static_cast<size_t>(traits.bytes))
-            set_half(file.data() + at, traits.least_at, 0.0f);
+            set_half(file.data() + at, traits.min_at, 0.0f);
     pack_rows(traits, rows, cols, file, scaled);
     out.sizes.resize(out.values.size());
     for (size_t i = 0; i < out.values.size(); ++i) {
@@ -157,7 +157,7 @@ Inputs make_inputs(const Kernels& kernels, const FormatTraits& traits, int64_t t
             if (traits.planes != Planes::kFloat) {
                 const ActivationBlock& block = out.blocks[static_cast<size_t>(t * per + k / kBlock)];
                 to = block.scale * block.quants[k % kBlock];
-            } else if (traits.format == kBF16 && kernels.wants_bf16) {
+            } else if (traits.format == kBF16 && kernels.uses_bf16) {
                 to = from_bfloat(out.bf16[static_cast<size_t>(t * even + k)]);
             }
         }
@@ -177,12 +177,13 @@ double check_matrix(const Kernels& kernels, const FormatTraits& traits, int64_t 
     for (float& value : start) value = normal();
     out = single = start;
     // Splits the work units at a random place, as threads do.
-    const int64_t last = steps(w.described, tokens), cut = below(static_cast<int>(last) + 1);
+    const int64_t last = work_units(w.described, tokens), cut = below(static_cast<int>(last) + 1);
     kernels.matmul(w.described, 0, cut, in.view(0), tokens, out.data(), stride, add);
     kernels.matmul(w.described, cut, last, in.view(0), tokens, out.data(), stride, add);
     double worst = 0.0;
     for (int64_t t = 0; t < tokens; ++t) {
-        kernels.matmul(w.described, 0, steps(w.described, 1), in.view(t), 1, single.data() + t * stride, stride, add);
+        kernels.matmul(w.described, 0, work_units(w.described, 1), in.view(t), 1, single.data() + t * stride, stride,
+                       add);
         for (int64_t row = 0; row < rows; ++row) {
             double sum = 0.0, size = 1e-3;
             for (int64_t k = 0; k < cols; ++k) {
@@ -255,9 +256,9 @@ void check_quantize(const Kernels& kernels) {
                 worst = std::max(worst, std::fabs(exact - block.quants[i]) - 0.5);
                 sum[i / 16] += block.quants[i];
             }
-            bool sums = block.minus_sum == -(sum[0] + sum[1]) && block.sum == static_cast<float>(sum[0] + sum[1]);
+            bool sums = block.neg_sum == -(sum[0] + sum[1]) && block.sum == static_cast<float>(sum[0] + sum[1]);
             for (int h = 0; h < 2; ++h)
-                sums = sums && block.minus_half[h] == -sum[h] && block.half_sum[h] == static_cast<float>(sum[h]);
+                sums = sums && block.neg_half_sum[h] == -sum[h] && block.half_sum[h] == static_cast<float>(sum[h]);
             demand(kernels.name, "sums", sums);
         }
     }
@@ -426,7 +427,7 @@ double check_attention(const Kernels& kernels, const Case& one) {
         scratch(static_cast<size_t>(attend_floats(one.count, width)));
     for (float& value : q) value = normal(2.0f / std::sqrt(static_cast<float>(width)));
     // Kernels that multiply bf16 round the queries as well.
-    const bool rounds = kernels.wants_bf16 && one.type == CacheType::kBF16;
+    const bool rounds = kernels.uses_bf16 && one.type == CacheType::kBF16;
     const std::vector<float> asked = rounds ? as_cached(q, one.type) : q;
     for (int64_t i = 0; i < one.count; ++i)
         last[static_cast<size_t>(i)] =
@@ -495,7 +496,7 @@ void check_attentions(const Kernels& kernels) {
                     worst = std::max(worst, check_attention(kernels, {type, width, count, length}));
             }
         // Kernels that multiply bf16 round the weights of the values to bf16, with a relative error of at most 2^-8.
-        const bool rounds = kernels.wants_bf16 && type == CacheType::kBF16;
+        const bool rounds = kernels.uses_bf16 && type == CacheType::kBF16;
         report(kernels.name, "attention, cache type " + std::to_string(static_cast<int>(type)), worst,
                rounds ? 0x1p-8 : 1e-5);
     }
