@@ -70,7 +70,7 @@ check: $(VENV)/.puna $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 	$(call build,native,$(RELEASE),all $(PROGRAMS))
 
 # Compares every kernel with its reference implementation, for every instruction set of this processor and for emulated
