@@ -1,0 +1,10 @@
+"""Adapters: small changes to a model that are stored apart from its weights.
+
+`loading` reads a folder of PEFT (`peft_folder`, `peft_config`, `slots`, `patterns`) or a GGUF file (`gguf_file`) and
+returns an `Adapter`, without PyTorch.
+"""
+
+from puna.adapters.adapter import Adapter, LowRank, Scaling, TokenRows
+from puna.adapters.loading import open_adapter
+
+__all__ = ["Adapter", "LowRank", "Scaling", "TokenRows", "open_adapter"]
