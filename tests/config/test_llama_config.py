@@ -137,6 +137,12 @@ def test_the_error_for_another_architecture_names_it():
         LlamaConfig.from_dict({"architectures": ["MistralForCausalLM"]})
 
 
+@pytest.mark.parametrize("value", [0.0, 1.5, False, "", "LlamaForCausalLM", {}, [None]])
+def test_architectures_is_a_list_of_names(value):
+    with pytest.raises(ConfigError, match="must be a list of class names"):
+        LlamaConfig.from_dict({"model_type": "llama", "architectures": value})
+
+
 def test_unknown_keys_are_kept_and_written_back(tmp_path):
     config = LlamaConfig(**SMALL, my_own_key={"deep": [1, 2]}, self=1, architectures=["LlamaForCausalLM"])
     assert config.my_own_key == {"deep": [1, 2]}

@@ -52,10 +52,14 @@ def any_value(rng: random.Random) -> Any:
     return copy.deepcopy(rng.choice(rng.choice([NUMBERS, TEXTS, OTHERS])))
 
 
+MAX_NODES = 20_000
+"""Largest number of values in a document; repeated copies of a list would otherwise grow it exponentially."""
+
+
 def nodes(value: Any) -> list[tuple[Any, Any]]:
     """Returns (container, key or index) of every value inside `value`."""
     result, pending = [], [value]
-    while pending and len(result) < 20_000:
+    while pending and len(result) < MAX_NODES:
         item = pending.pop()
         keys: Any = list(item) if isinstance(item, dict) else range(len(item)) if isinstance(item, list) else ()
         result += [(item, key) for key in keys]
@@ -73,6 +77,8 @@ def mutate(rng: random.Random, document: Any, keys: list[str], values: list[Any]
     root = copy.deepcopy(document)
     for _ in range(rng.choice([1, 1, 1, 2, 3, 6])):
         rng.choice(_STRUCTURE)(rng, root, keys, values)
+        if len(nodes(root)) >= MAX_NODES:
+            root = copy.deepcopy(document)
     text = json.dumps(root, ensure_ascii=rng.random() < 0.5)
     for name, number in RAW.items():
         text = text.replace(f'"{name}"', number)

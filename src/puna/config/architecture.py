@@ -20,7 +20,8 @@ def check_architecture(fields: Mapping[str, Any]) -> list[str]:
     Raises:
         ConfigError: the model has another architecture, or is a mixture of experts.
     """
-    kind, names = fields.get("model_type"), fields.get("architectures") or []
+    kind, names = fields.get("model_type"), fields.get("architectures")
+    names = [] if names is None else names
     experts = next((key for key in _EXPERTS if type(fields.get(key)) is int and fields[key] > 1), None)
     mixture = "" if experts is None else f"a mixture of {fields[experts]} experts ({experts})"
     if kind not in (None, "llama"):
