@@ -285,14 +285,23 @@ class LLM:
             RequestError: if there are no tokens, an id is not in the vocabulary, or the tokens exceed the context.
         """
         with memory_errors():
-            return np.concatenate(list(self._prompt_logits(read_ids(token_ids))))
+            return np.concatenate(list(self.iter_logits(token_ids)))
+
+    def iter_logits(self, token_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Yields the rows of `logits` in parts, which need little memory; the first iteration raises its errors."""
+        self._check_open()
+        prompt_logits = PromptLogits(Request(read_ids(token_ids), max_tokens=0, prompt_logits=True))
+        with self._submit([prompt_logits]):
+            while not prompt_logits.finished:
+                self._step()
+                yield from prompt_logits.take()
 
     def nll(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
         """Returns the negative log-likelihood in nats of each token after the first: float64, (T - 1,)."""
         ids = read_ids(token_ids)
         parts = []
         start = 0
-        for rows in self._prompt_logits(ids):
+        for rows in self.iter_logits(ids):
             targets = np.asarray(ids[start + 1 : start + 1 + len(rows)], dtype=np.int64)
             parts.append(losses(rows[: len(targets)], targets))
             start += len(rows)
@@ -301,14 +310,6 @@ class LLM:
     def _check_open(self) -> None:
         if self._closed:
             raise RequestError("this LLM is closed; load the model again")
-
-    def _prompt_logits(self, ids: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
-        self._check_open()
-        prompt_logits = PromptLogits(Request(ids, max_tokens=0, prompt_logits=True))
-        with self._submit([prompt_logits]):
-            while not prompt_logits.finished:
-                self._step()
-                yield from prompt_logits.take()
 
     def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         if not isinstance(prompt, str):

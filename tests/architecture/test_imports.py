@@ -28,7 +28,7 @@ LAYERS = [
     {"model"},
     {"adapters"},
     {"engine", "training"},
-    {"answer", "backends", "options", "prompts"},
+    {"answer", "backends", "divergence", "options", "prompts"},
     {"benchmark", "llm"},
     {"convert"},
     {"cli", "convert_llama_weights_to_hf", "server"},
