@@ -118,6 +118,9 @@ def _values(case: str, key: str, shape: list[int], base: dict[str, np.ndarray]) 
     if key.endswith(".base_layer.weight"):
         name = key.removeprefix("base_model.model.").replace(".base_layer", "")
         return base.get(name, base["model.embed_tokens.weight"])
+    if case == "embeddings_kept_tied" and "lm_head.lora_" in key:  # PEFT shares the transposed factors
+        other = "lora_embedding_B" if "lora_A" in key else "lora_embedding_A"
+        return np.ascontiguousarray(_values(case, f"base_model.model.model.embed_tokens.{other}", shape[::-1], base).T)
     seed = zlib.crc32(f"{case} {key.replace('lm_head', 'model.embed_tokens') if 'tied' in case else key}".encode())
     values = np.random.default_rng(seed).standard_normal(shape, np.float32)
     if key.endswith("lora_magnitude_vector"):
