@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
+import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -88,15 +90,34 @@ def test_other_calls_between_two_pieces_do_not_affect_a_stream(llm):
     assert answer.ids == llm.generate("grassland", max_tokens=7).ids
 
 
-def test_deleted_streams_end_their_requests(llm):
-    stream = llm.stream("the llama", max_tokens=100)
+def settle(llm):
+    """Waits until the stepping thread has read all earlier messages, such as those of deleted streams."""
+    llm.generate([1], max_tokens=0)
+
+
+@pytest.fixture
+def slow_llm(llm, monkeypatch):
+    """A model whose forward passes take at least 10 ms, so that an answer takes longer than the test."""
+    forward = llm._backend.forward
+
+    def slow_forward(batch):
+        time.sleep(0.01)
+        return forward(batch)
+
+    monkeypatch.setattr(llm._backend, "forward", slow_forward)
+    return llm
+
+
+def test_deleted_streams_end_their_requests(slow_llm):
+    stream = slow_llm.stream("the llama", max_tokens=100)
     next(stream)
-    assert llm._engine.busy
+    assert slow_llm._engine.busy
     del stream
-    gc.collect()
-    assert not llm._engine.busy
-    llm.stream("never iterated", max_tokens=100)
-    assert not llm._engine.busy
+    settle(slow_llm)
+    assert not slow_llm._engine.busy
+    slow_llm.stream("never iterated", max_tokens=100)
+    settle(slow_llm)
+    assert not slow_llm._engine.busy
 
 
 def test_threads_share_a_model(llm):
@@ -119,15 +140,25 @@ def test_an_interrupt_does_not_affect_other_streams(tiny_model, monkeypatch, int
         "head": (llm._backend.model.lm_head, "forward"),
         "sampler": (Sampler, "choose"),
     }[interrupted]
+    original = getattr(owner, name)
 
     def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
+        if not steps:
+            steps.append("sent")
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.2)  # the main thread does not wait for the end of the step
+            steps.append("continued")
+        return original(*args, **kwargs)
 
+    steps: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            llm.generate("grassland", max_tokens=7)
+            llm.generate("grassland", max_tokens=200)
+    assert steps == ["sent"]
     assert first + "".join(stream) == text
+    settle(llm)
+    assert steps == ["sent", "continued"]
     assert not llm._engine.busy
 
 

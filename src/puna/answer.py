@@ -1,4 +1,4 @@
-"""Results of requests, built from the engine's events: `Answer` and `Completion` (text), and `PromptLogits`."""
+"""Texts built from the engine's events: `Answer` and `Completion`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from puna.engine import Event, FinishReason, Request
-from puna.errors import BackendError, RequestError, show
+from puna.errors import RequestError, show
 from puna.tokenizer.streams import StreamDecoder, overlap
 
 if TYPE_CHECKING:
     from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
-
-
-_NLL_ROWS = 16
-"""Number of logit rows converted to float64 at a time. It limits memory, since a row is as long as the vocabulary."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,7 +77,7 @@ class Answer:
         self.request = request
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None
-        self.error: BackendError | None = None
+        self.error: Exception | None = None
         self._stops = _Stops(stops, tokenizer)
         self._text: list[str] = []
         self._next_piece = 0  # index of the first piece of `_text` that `take` has not returned
@@ -233,38 +226,3 @@ def _visible(shown: str) -> int:
 
 def _is_surrogate(character: str) -> bool:
     return "\ud800" <= character <= "\udfff"
-
-
-class PromptLogits:
-    """The logits of a prompt, chunk by chunk.
-
-    Args:
-        request: a request with `prompt_logits` and no tokens to generate.
-    """
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.finished = False
-        self._rows: list[NDArray[np.float32]] = []
-
-    def feed(self, event: Event, started: float, ended: float) -> None:
-        """Adds the event of a step; the times are ignored."""
-        if event.logits is not None:
-            self._rows.append(event.logits)
-        self.finished = event.finish_reason is not None
-
-    def take(self) -> list[NDArray[np.float32]]:
-        """Returns the logits added since the last call: arrays of shape (tokens, vocab_size), in order."""
-        rows, self._rows = self._rows, []
-        return rows
-
-
-def losses(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Returns -log softmax(logits)[target] for each row, in float64."""
-    result = np.empty(len(targets))
-    for start in range(0, len(targets), _NLL_ROWS):
-        rows = logits[start : start + _NLL_ROWS].astype(np.float64)
-        rows -= rows.max(axis=-1, keepdims=True)
-        target_logits = rows[np.arange(len(rows)), targets[start : start + _NLL_ROWS]]
-        result[start : start + _NLL_ROWS] = np.log(np.exp(rows, out=rows).sum(axis=-1)) - target_logits
-    return result

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from puna.backend import Backend
 from puna.config import LlamaConfig
-from puna.errors import BackendError, MissingExtraError, show
+from puna.errors import BackendError, MissingExtraError, puna_error, show
 from puna.native.library import check_threads
 
 if TYPE_CHECKING:
@@ -100,7 +100,4 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except MemoryError as exc:
-        raise BackendError(
-            f"memory is exhausted ({exc or 'the amount is unknown'}); free memory, raise the limit of this process "
-            "(ulimit -v), or use a smaller model or a shorter text"
-        ) from exc
+        raise puna_error(exc) from exc

@@ -54,6 +54,20 @@ class MissingNameError(PunaError, AttributeError):
     """
 
 
+def puna_error(exc: BaseException) -> PunaError:
+    """Returns a `PunaError` unchanged, and for any other failure of a model a BackendError with that cause."""
+    if isinstance(exc, PunaError):
+        return exc
+    error = BackendError(
+        f"memory is exhausted ({exc or 'the amount is unknown'}); free memory, raise the limit of this process "
+        "(ulimit -v), or use a smaller model or a shorter text"
+        if isinstance(exc, MemoryError)
+        else f"the model failed with {type(exc).__name__}: {exc}"
+    )
+    error.__cause__ = exc
+    return error
+
+
 def show(value: object) -> str:
     """Returns the start of a value's `repr`, for a message."""
     try:

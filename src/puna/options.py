@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from puna.config import GenerationConfig, GenerationDefaults
 from puna.engine import Sampling
@@ -14,29 +16,69 @@ _MAX_TOKENS = 256
 
 
 class Options(TypedDict, total=False):
-    """Options of `LLM.generate`, `LLM.chat`, `LLM.stream` and `LLM.start`.
+    """Options of the methods of `LLM` and `AsyncLLM`: this table is the only place that lists them.
 
-    An option that is left out or None has the value of the model's generation_config.json (for GGUF files,
-    general.sampling.*); without a value there, the most likely token is chosen.
-
-    max_tokens: maximum number of tokens to generate. "auto", the default: the model's max_new_tokens, else 256, and
-        never more than fits in the context. None fills the context.
-    temperature, top_k, top_p, min_p, repetition_penalty: as in `puna.engine.Sampling`.
-    seed: as in `puna.engine.Sampling`; None uses a random seed.
-    stop: a string or several strings; the answer ends before the first of them that occurs. A special token in a string
-        matches that token, although the text of the answer does not contain it.
-    speculate: guess tokens from earlier text. The answer is the same, but takes less time if the text repeats itself.
+    An option has a type, a description and, unless that is None, a default. An option with the name of a field of
+    `puna.engine.Sampling` is passed to it. `shows_options` adds the options to signatures and docstrings.
     """
 
-    max_tokens: int | Literal["auto"] | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
-    seed: int | None
-    stop: str | Sequence[str] | None
-    speculate: bool
+    max_tokens: Annotated[
+        int | Literal["auto"] | None,
+        'maximum number of tokens to generate. "auto": the model\'s max_new_tokens, else 256, and never more than fits '
+        "in the context. None fills the context.",
+        "auto",
+    ]
+    temperature: Annotated[
+        float | None,
+        "divides the logits; 0 chooses the most likely token, and the next three options do nothing.",
+    ]
+    top_k: Annotated[int | None, "choose from the k most likely tokens; 0 means from all."]
+    top_p: Annotated[
+        float | None, "choose from the smallest set of most likely tokens with at least this total probability."
+    ]
+    min_p: Annotated[float | None, "exclude tokens whose probability is below this fraction of the highest one."]
+    repetition_penalty: Annotated[float | None, "above 1, tokens that occurred before become less likely."]
+    seed: Annotated[int | None, "makes sampling repeatable; None uses a random seed."]
+    stop: Annotated[
+        str | Sequence[str] | None,
+        "a string or several strings; the answer ends before the first of them that occurs. A special token in a "
+        "string matches that token, although the text of the answer does not contain it.",
+    ]
+    speculate: Annotated[
+        bool, "guess tokens from earlier text: the same answer, faster if the text repeats itself.", False
+    ]
+
+
+_TYPES = get_type_hints(Options)
+_DETAILS = {name: hint.__metadata__ for name, hint in get_type_hints(Options, include_extras=True).items()}
+"""By option: its description and, if it is not None, its default."""
+
+_SAMPLING = frozenset(field.name for field in fields(Sampling))
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def shows_options(function: Function) -> Function:
+    """Decorator of a function with `**options: Unpack[Options]`: shows the options in its signature and docstring.
+
+    In the docstring, the line "{options}" below "Args:" is replaced.
+    """
+    signature = inspect.signature(function)
+    parameters = [item for item in signature.parameters.values() if item.kind is not item.VAR_KEYWORD]
+    for name, (_, *default) in _DETAILS.items():
+        value = default[0] if default else None
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=_TYPES[name])
+        )
+    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    if function.__doc__ is not None:  # Python's option -OO removes docstrings
+        lines = [_wrapped(f"{name}: {details[0]}") for name, details in _DETAILS.items()]
+        function.__doc__ = function.__doc__.replace(" " * 12 + "{options}", "\n".join(lines))
+    return function
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 112, initial_indent=" " * 12, subsequent_indent=" " * 16)
 
 
 @dataclass(frozen=True)
@@ -62,15 +104,18 @@ def settings_of(
 
     Raises:
         RequestError: an option is out of range.
+        TypeError: there is no such option.
     """
+    for name in options:
+        if name not in _DETAILS:
+            raise TypeError(f"{name!r} is not an option; the options are {', '.join(_DETAILS)}")
     defaults = GenerationDefaults.of(config)
     stop = options.get("stop")
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    values: dict[str, Any] = {name: getattr(defaults, name) for name in names}
-    values |= {name: value for name in names if (value := options.get(name)) is not None}
+    values: dict[str, Any] = {name: getattr(defaults, name) for name in _SAMPLING if hasattr(defaults, name)}
+    values |= {name: value for name, value in options.items() if name in _SAMPLING and value is not None}
     return Settings(
         _max_tokens(options.get("max_tokens", "auto"), defaults, prompt, max(0, longest - prompt), default),
-        Sampling(**values, seed=options.get("seed")),
+        Sampling(**values),
         defaults.stop if stop is None else stop,
         options.get("speculate", False),
     )

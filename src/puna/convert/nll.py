@@ -37,17 +37,16 @@ def _measure(before: Checkpoint, after: Checkpoint, threads: int | None, notes: 
     from puna.llm import LLM
 
     text = resources.files("puna").joinpath("sample.txt").read_text("utf-8")
-    llm = LLM(before, threads=threads, max_batch=1)
-    ids = llm.tokenizer.encode(text)
-    sample = ids[: min(WINDOW, llm.config.context_length)]
-    if len(sample) < 2:
-        raise RequestError(f"a context of {llm.config.context_length} tokens leaves nothing to predict")
-    old = float(np.mean(llm.nll(sample)))
-    del llm  # before the other model is loaded: memory for one is enough
-    llm = LLM(after, threads=threads, max_batch=1)
-    new = float(np.mean(llm.nll(sample)))
-    if llm.tokenizer.encode(text) != ids:
-        notes.append("the converted tokenizer encodes a sample text to ids that differ from the source's")
+    with LLM(before, threads=threads, max_batch=1) as llm:  # freed before the next is loaded: memory for one is enough
+        ids = llm.tokenizer.encode(text)
+        sample = ids[: min(WINDOW, llm.config.context_length)]
+        if len(sample) < 2:
+            raise RequestError(f"a context of {llm.config.context_length} tokens leaves nothing to predict")
+        old = float(np.mean(llm.nll(sample)))
+    with LLM(after, threads=threads, max_batch=1) as llm:
+        new = float(np.mean(llm.nll(sample)))
+        if llm.tokenizer.encode(text) != ids:
+            notes.append("the converted tokenizer encodes a sample text to ids that differ from the source's")
     if not math.isfinite(old + new):
         raise RequestError(f"a value is not finite ({old} before and {new} after the conversion)")
     quantised = [any(weight.format.values > 1 for weight in model.tensors.values()) for model in (before, after)]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from puna.backend import Backend, Chunk
 from puna.engine.request import Event, Request
 from puna.engine.scheduler import ActiveRequest, Scheduler, tokens_needed
-from puna.errors import BackendError, RequestError, show
+from puna.errors import BackendError, PunaError, RequestError, puna_error, show
 
 
 class Engine:
@@ -75,7 +75,10 @@ class Engine:
         return bool(self.scheduler.waiting or self.scheduler.active)
 
     def step(self) -> list[Event]:
-        """Runs one batch and returns the events of its requests; returns [] if there is nothing to run."""
+        """Runs one batch and returns the events of its requests; returns [] if there is nothing to run.
+
+        An error of the backend ends the requests of the batch and is part of their events.
+        """
         self.scheduler.admit(self.backend.config.vocab_size)
         plan = list(self.scheduler.plan())
         if not plan:
@@ -84,15 +87,17 @@ class Engine:
             Chunk(active.slot, np.asarray(tokens, dtype=np.int64), active.cached, _logits_needed(active, len(tokens)))
             for active, tokens in plan
         ]
-        logits = self.backend.forward(batch)
+        try:
+            logits = self.backend.forward(batch)
+        except Exception as exc:  # ends the requests of this batch; the others continue
+            return [self._fail(active.request_id, puna_error(exc)) for active, _ in plan]
         events: list[Event] = []
         row = 0
         for (active, tokens), chunk in zip(plan, batch, strict=True):
             try:
                 events += self._advance(active, tokens, logits[row : row + chunk.logits])
             except BackendError as exc:  # the logits of this request are not finite; the other requests continue
-                self._release(active.request_id)
-                events.append(Event(active.request_id, error=exc))
+                events.append(self._fail(active.request_id, exc))
             row += chunk.logits
         return events
 
@@ -148,6 +153,10 @@ class Engine:
         if event.finish_reason is not None:
             self._release(active.request_id)
         return event
+
+    def _fail(self, request_id: int, error: PunaError) -> Event:
+        self._release(request_id)
+        return Event(request_id, error=error)
 
     def _release(self, request_id: int) -> None:
         self.backend.free(self.scheduler.finish(request_id).slot)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.errors import BackendError, RequestError, show
+from puna.errors import PunaError, RequestError, show
 
 FinishReason = Literal["stop", "length"]
 """stop: an end token or a stop string was generated; length: max_tokens were generated."""
@@ -90,7 +90,7 @@ class Event:
         prompt_tokens: number of prompt tokens read in this step.
         logits: float32, (prompt_tokens, vocab_size), if the request has `prompt_logits`.
         finish_reason: why the request ended with this step; None while it is active.
-        error: the error that ended the request: its logits were not finite. Other requests are not affected.
+        error: the error that ended the request: its logits were not finite, or the backend failed.
         stop_id: the stop id that ended the answer.
     """
 
@@ -99,7 +99,7 @@ class Event:
     prompt_tokens: int = 0
     logits: NDArray[np.float32] | None = None
     finish_reason: FinishReason | None = None
-    error: BackendError | None = None
+    error: PunaError | None = None
     stop_id: int | None = None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +122,7 @@ class Conversation:
             if not stoppable or not any(content):
                 raise
         finally:
-            with suppress(AttributeError):
-                pieces.close()  # type: ignore[attr-defined]
+            pieces.close()
         reply = "".join(content)
         self.messages = [*messages, {"role": "assistant", "content": reply}]
         return Reply(

@@ -1,0 +1,285 @@
+"""`Runner`: steps an engine in a thread of its own, for callers in any thread and in asyncio.
+
+Only the stepping thread uses the engine and the backend. Callers and finalisers put messages into an inbox, which the
+thread reads between two steps; see `puna.engine.stream`. An interrupt or a garbage collection can therefore neither
+disturb a step nor leave a request half submitted.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from puna.engine.engine import Engine
+from puna.engine.request import Event
+from puna.engine.stream import Group, News, Result, Stream, Submission
+from puna.errors import BackendError, PunaError, puna_error
+
+if TYPE_CHECKING:
+    import asyncio
+
+_EXIT_SECONDS = 1.0
+"""Maximum time that the exit of the program waits for the end of a step. The step of a large model may take longer."""
+
+
+class Runner:
+    """Runs the requests of all threads on one engine.
+
+    The stepping thread starts with the first request. It ends, and frees the model, when the runner is closed or
+    deleted. Streams keep their runner alive. In a forked process, whose copy of the runner has no thread, every call is
+    an error.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._process = os.getpid()
+        self.inbox: SimpleQueue[Any] = SimpleQueue()
+        self._stepper = _Stepper(engine, self.inbox)
+        self._stepper.owner = weakref.ref(self, self.inbox.put)  # deleting the runner sends a message
+
+    @property
+    def closed(self) -> bool:
+        """Whether the runner was closed."""
+        return self._stepper.closed
+
+    def check_open(self) -> None:
+        """Raises BackendError if the runner was closed, or belongs to the parent of this process."""
+        if self._stepper.closed:
+            raise _closed_error()
+        if os.getpid() != self._process:
+            raise BackendError(
+                "this process was forked from the one that loaded the model, and the threads that run the model exist "
+                "only there; load the model in this process"
+            )
+
+    def stream(self, result: Result) -> Stream[Any]:
+        """Submits a request; returns a stream of the pieces of its result."""
+        return self._submit(Stream(self, [result], lambda index, piece: piece))
+
+    def stream_batch(self, results: Sequence[Result]) -> Stream[tuple[int, Any]]:
+        """Submits requests together; returns a stream of (index of the request, piece)."""
+        return self._submit(Stream(self, results, lambda index, piece: (index, piece)))
+
+    def submit(self, results: Sequence[Result]) -> Stream[Any]:
+        """Submits requests together; returns a stream without pieces, for `wait` or `wait_async`."""
+        return self._submit(Stream(self, results))
+
+    def close(self) -> None:
+        """Frees the model after the current step, and waits for this. Unfinished requests raise errors."""
+        self._stepper.closed = True
+        if os.getpid() != self._process:
+            self._stepper.engine.backend.close()
+        elif not self._stepper.ended.is_set():
+            self.inbox.put(_STOP)
+            self._start_thread()
+            if threading.current_thread() is not self._stepper.thread:  # a finaliser may run in the stepping thread
+                self._stepper.ended.wait()
+
+    def _submit(self, stream: Stream[Any]) -> Stream[Any]:
+        """Submits the requests of a stream. An exception at any point, such as KeyboardInterrupt, cancels them."""
+        try:
+            self.check_open()
+            if threading.current_thread() is self._stepper.thread:
+                raise BackendError(
+                    "a finaliser (such as __del__) that the garbage collector called in the thread that runs the model "
+                    "requests an answer, for which the thread would wait forever; call the model elsewhere"
+                )
+            self.inbox.put(Submission(stream.group))
+            self._start_thread()
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def _start_thread(self) -> None:
+        """Starts the stepping thread unless it runs. Of two threads that start at once, one ends immediately."""
+        if not self._stepper.is_running.locked():
+            try:
+                threading.Thread(target=self._stepper.run, name="puna", daemon=True).start()
+            except RuntimeError as exc:
+                raise BackendError(f"the thread that runs the model cannot be started: {exc}") from exc
+
+
+_STOP = object()
+"""A message to the stepping thread: end. It also closes the model if `closed` is set."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A request in the engine: a result and its position in a group."""
+
+    group: Group
+    index: int
+    result: Result
+
+    def feed(self, event: Event, started: float, ended: float) -> None:
+        """Adds an event to the result. An exception ends only this request."""
+        try:
+            self.result.feed(event, started, ended)
+        except Exception as exc:
+            self.result.error = puna_error(exc)
+
+    def news(self) -> News | None:
+        """Returns the message to the stream after a step; None if there is nothing to report."""
+        piece, finished = self.group.piece, self.result.finished
+        pieces = () if piece is None else [piece(self.index, item) for item in self.result.take()]
+        return News(pieces, int(finished), self.result.error) if pieces or finished else None
+
+
+class _Stepper:
+    """The state of the stepping thread. It refers to the runner weakly, so that unused models are deleted.
+
+    Attributes:
+        owner: weak reference to the runner; as a message, it means that the runner was deleted.
+        closed: whether the model was closed, by any thread.
+        is_running: locked while a thread runs; never waited for.
+        ended: set when the model has been freed after `closed`.
+        thread: the latest thread that ran.
+    """
+
+    owner: weakref.ref[Runner]
+
+    def __init__(self, engine: Engine, inbox: SimpleQueue[Any]) -> None:
+        self.engine = engine
+        self.inbox = inbox
+        self.closed = False
+        self.is_running = threading.Lock()
+        self.ended = threading.Event()
+        self.thread: threading.Thread | None = None
+        self._process = os.getpid()
+        self._jobs: dict[int, _Job] = {}  # by the engine's ids
+
+    def run(self) -> None:
+        """Serves messages and steps the engine until it is told to end. The target of the thread."""
+        while self.is_running.acquire(blocking=False):
+            self.thread = threading.current_thread()
+            atexit.register(self._stop_at_exit)
+            try:
+                while not self.closed and self._read_inbox():
+                    self._step()
+                if self.closed:
+                    self._close(_closed_error())
+            except BaseException as exc:  # from the engine's own code: its state is not known any more
+                self.closed = True
+                self._close(puna_error(exc))
+            finally:
+                atexit.unregister(self._stop_at_exit)
+                self.is_running.release()
+            # A message that arrived before the release did not start another thread.
+            if not self.closed or self.inbox.empty():
+                return
+
+    def _stop_at_exit(self) -> None:
+        """Ends the thread before Python stops it at an unknown point, for example inside PyTorch."""
+        if os.getpid() == self._process and self.thread is not None:
+            self.inbox.put(_STOP)
+            self.thread.join(_EXIT_SECONDS)
+
+    def _read_inbox(self) -> bool:
+        """Reads all messages; waits for one if there is nothing to step. Returns False if the thread must end."""
+        while not self.inbox.empty() or not self.engine.busy:
+            if not self._handle(self.inbox.get()):
+                return False
+        return True
+
+    def _handle(self, message: Any) -> bool:
+        if message is _STOP or message is self.owner:
+            return False
+        if isinstance(message, Submission):
+            self._submit(message.group)
+        else:
+            self._cancel(message)
+        return True
+
+    def _submit(self, group: Group) -> None:
+        """Submits the requests of a group, unless its stream has been closed or deleted meanwhile."""
+        if group.closed or group() is None:
+            return
+        for index, result in enumerate(group.results):
+            self._submit_request(_Job(group, index, result))
+
+    def _submit_request(self, job: _Job) -> None:
+        try:
+            request_id = self.engine.submit(job.result.request)
+        except Exception as exc:
+            self._publish([(job.group, News(ended=1, error=puna_error(exc)))])
+        else:
+            self._jobs[request_id] = job
+            job.group.ids.append(request_id)
+
+    def _cancel(self, group: Group) -> None:
+        """Ends the requests of a group; a thread that waits for one of them continues."""
+        ids = [request_id for request_id in group.ids if request_id in self._jobs]
+        self._end(ids, [(group, News(ended=len(ids)))] if ids else [])
+
+    def _end(self, ids: Sequence[int], messages: Sequence[tuple[Group, News]]) -> None:
+        """Removes requests, also from the engine, and then sends messages to streams."""
+        try:
+            for request_id in ids:
+                del self._jobs[request_id]
+                self.engine.cancel(request_id)  # does nothing if the request has ended there
+        finally:
+            self._publish(messages)
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        try:
+            events = self.engine.step()
+        except Exception as exc:  # outside the forward pass, whose errors the engine reports as events
+            self._fail(puna_error(exc))
+            return
+        ended = time.perf_counter()
+        touched: dict[int, _Job] = {}
+        for event in events:
+            job = self._jobs.get(event.request_id)
+            if job is not None and not job.result.finished:
+                job.feed(event, started, ended)
+                touched[event.request_id] = job
+        messages = [(job.group, news) for job in touched.values() if (news := job.news()) is not None]
+        self._end([request_id for request_id, job in touched.items() if job.result.finished], messages)
+
+    def _fail(self, error: PunaError) -> None:
+        """Ends all requests with an error."""
+        self._end(list(self._jobs), [(job.group, News(ended=1, error=error)) for job in self._jobs.values()])
+
+    def _close(self, error: PunaError) -> None:
+        """Frees the model, and ends all requests with an error, also those that are submitted at the same time."""
+        groups = [job.group for job in self._jobs.values()]
+        self._jobs.clear()
+        while not self.inbox.empty():
+            message = self.inbox.get()
+            groups += [message.group] * len(message.group.results) if isinstance(message, Submission) else []
+        self._publish([(group, News(ended=1, error=error)) for group in groups])
+        try:
+            self.engine.backend.close()
+        finally:
+            self.ended.set()
+
+    @staticmethod
+    def _publish(messages: Iterable[tuple[Group, News]]) -> None:
+        """Sends messages to streams, and notifies each event loop once."""
+        arrived: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+        for group, news in messages:
+            group.outbox.put(news)
+            if group.listener is not None:
+                loop, event = group.listener
+                arrived.setdefault(loop, []).append(event)
+        for loop, events in arrived.items():
+            with suppress(RuntimeError):  # the event loop is closed, so that nothing can read the stream any more
+                loop.call_soon_threadsafe(_set_all, events)
+
+
+def _set_all(events: Sequence[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
+
+
+def _closed_error() -> BackendError:
+    return BackendError("the model is closed; load it again")

@@ -1,0 +1,175 @@
+"""`TextModel`: the common part of `LLM` and `AsyncLLM`. It loads a model and turns arguments into requests."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from puna.answer import Answer, check_stops
+from puna.backends import memory_errors, open_backend
+from puna.config import LlamaConfig, generation_notes
+from puna.engine import Engine, Request, Runner
+from puna.errors import ChatTemplateError, ModelNotFoundError, RequestError, show
+from puna.options import Options, settings_of
+from puna.prompt_scores import PromptResult
+from puna.prompts import Message, is_messages, read_conversations, read_ids, read_tools
+
+if TYPE_CHECKING:
+    from puna.checkpoint import Checkpoint
+    from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
+
+Scores = TypeVar("Scores", bound=PromptResult)
+
+
+class TextModel:
+    """A LLaMA model that generates text: the base class of `LLM` and `AsyncLLM`."""
+
+    def __init__(
+        self,
+        path: str | Path | Checkpoint | None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        quantize: str | None = None,
+        max_batch: int = 16,
+    ) -> None:
+        """Loads a model.
+
+        Args:
+            path: a folder in Hugging Face's or Meta's layout, a GGUF file, a model of the hub (owner/name), an open
+                checkpoint, or None for the default model.
+            backend: "native" (C++ on the CPU), "torch", or "auto": native if it supports the model.
+            threads: number of CPU threads; None means one per physical core.
+            device: a PyTorch device such as "cuda"; None means the CPU.
+            dtype: the type to compute in. None: the native backend rounds activations to 8 bits for quantised weights,
+                and to bfloat16 for bfloat16 weights if the processor has instructions for them; PyTorch uses float32 on
+                the CPU, else the stored type. "float32": no rounding to fewer bits; quantised weights take 4 bytes
+                each. Other types, such as "bfloat16", need PyTorch.
+            quantize: format that the native backend quantises float weights to: "q8_0", "q4_0" or "q4_K"; None keeps
+                them.
+            max_batch: maximum number of sequences that run at once, from lists of prompts and from concurrent calls.
+
+        Raises:
+            ModelNotFoundError: if there is no model at `path`; the message says how to get one.
+            CheckpointError: if the model's files are incomplete or do not match each other.
+            BackendError: if the backend cannot run here.
+        """
+        from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
+
+        if not (path is None or isinstance(path, str | Path | Checkpoint)):
+            raise ModelNotFoundError(f"path is {show(path)}; it must be a text, a Path, an open checkpoint or None")
+        self.path = path.path if isinstance(path, Checkpoint) else locate_model(path)
+        with memory_errors():
+            checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(self.path)
+            self._backend = open_backend(checkpoint, backend, threads, device, dtype, quantize, max_batch)
+        self.config: LlamaConfig = checkpoint.config
+        """The model's configuration."""
+        self.generation_config = checkpoint.generation
+        """Settings of generation: its end tokens, and defaults for options that a call leaves out."""
+        self._tokenizer_path = checkpoint.tokenizer
+        self._engine = Engine(self._backend, max_batch)
+        self._runner = Runner(self._engine)
+        self._reported = False  # whether a warning has named the unsupported settings
+
+    def __repr__(self) -> str:
+        closed = self._runner.closed
+        state = "closed" if closed else f"backend={self.backend!r}, context_length={self.config.context_length}"
+        return f"{type(self).__name__}({str(self.path)!r}, {state})"
+
+    def close(self) -> None:
+        """Frees the memory of the weights and the cache. Later requests, and streams in progress, raise errors."""
+        self._runner.close()
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs the model, "native" or "torch"."""
+        return self._backend.name
+
+    @functools.cached_property
+    def tokenizer(self) -> LlamaTokenizer | LlamaTokenizerFast:
+        """The model's tokenizer."""
+        from puna.tokenizer import load_tokenizer
+
+        return load_tokenizer(self._tokenizer_path)
+
+    def _continuations(self, prompt: Any, options: Options) -> tuple[list[Answer], bool]:
+        """Returns the answers to be generated for an argument of `generate`, and whether that is a list of texts."""
+        several = isinstance(prompt, list | tuple) and bool(prompt) and all(isinstance(item, str) for item in prompt)
+        prompts = [self._encode(item) for item in prompt] if several else [self._encode(prompt)]
+        return self._answers(prompts, True, options), several
+
+    def _replies(self, messages: Any, tools: Any, options: Options) -> tuple[list[Answer], bool]:
+        """Returns the answers to be generated for arguments of `chat`, and whether these are several conversations."""
+        conversations, several = read_conversations(messages)
+        functions = read_tools(tools)
+        return self._answers([self._render(item, functions) for item in conversations], False, options), several
+
+    def _answer(self, prompt: Any, tools: Any, options: Options) -> Answer:
+        """Returns the answer to be generated for the arguments of `stream`: a prompt or a conversation."""
+        if is_messages(prompt):
+            (messages,), _ = read_conversations(prompt)
+            return self._answers([self._render(messages, read_tools(tools))], False, options)[0]
+        if tools is not None:
+            raise RequestError("tools are given, but the prompt is not a conversation; give a list of messages")
+        return self._answers([self._encode(prompt)], True, options)[0]
+
+    def _checked(self, result: Scores) -> Scores:
+        """Returns a result of prompt logits whose request has been checked."""
+        self._check_open()
+        self._engine.check(result.request)
+        return result
+
+    def _check_open(self) -> None:
+        if self._runner.closed:
+            raise RequestError(f"this {type(self).__name__} is closed; load the model again")
+
+    def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        if not isinstance(prompt, str):
+            return read_ids(prompt)
+        ids = self.tokenizer.encode(prompt)
+        if not ids and self.config.bos_token_id is not None:
+            ids = [self.config.bos_token_id]  # the model needs at least one token
+        return tuple(ids)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> tuple[int, ...]:
+        render = functools.partial(self.tokenizer.apply_chat_template, list(messages), add_generation_prompt=True)
+        ids = tuple(render(tools=tools))
+        if tools is not None and ids == tuple(render()):
+            raise ChatTemplateError(
+                "tools are given, but the model's chat template ignores them; leave them out, or describe them in the "
+                "system message"
+            )
+        return ids
+
+    def _answers(self, prompts: Iterable[tuple[int, ...]], continues_prompt: bool, options: Options) -> list[Answer]:
+        """Returns the answers to be generated for prompts; checks the prompts and the options."""
+        self._check_open()
+        for note in [] if self._reported else generation_notes(self.generation_config):
+            warnings.warn(f"{self.path}: {note}", stacklevel=4)
+        self._reported = True
+        stop_ids = self._stop_ids if continues_prompt else self._stop_ids | self._turn_end_ids
+        answers = []
+        for ids in prompts:
+            settings = settings_of(options, self.generation_config, len(ids), self._engine.longest)
+            request = Request(ids, settings.max_tokens, settings.sampling, stop_ids, speculate=settings.speculate)
+            self._engine.check(request)
+            stops = check_stops(settings.stop)
+            answers.append(Answer(request, self.tokenizer, stops, continues_prompt=continues_prompt))
+        return answers
+
+    @functools.cached_property
+    def _stop_ids(self) -> frozenset[int]:
+        """The ids that end a text according to the generation configuration or the tokenizer."""
+        eos = self.tokenizer.eos_token_id
+        return frozenset(self.generation_config.eos_token_ids) | (frozenset() if eos is None else frozenset({eos}))
+
+    @functools.cached_property
+    def _turn_end_ids(self) -> frozenset[int]:
+        from puna.tokenizer.chat.templates import end_of_turn_ids
+
+        return end_of_turn_ids(self.tokenizer)

@@ -1,0 +1,37 @@
+"""Interrupts of the main thread at random times, as by Ctrl-C."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def aimed_interrupts(seed: int, most: float) -> Iterator[Callable[[Callable[[], object]], bool]]:
+    """Context manager: yields a function that calls another one and raises KeyboardInterrupt in it.
+
+    The interrupt comes after a random time of at most `most` seconds; the function returns whether it came in time. It
+    may come at any bytecode of the call.
+    """
+    source = random.Random(seed)
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+
+    def attempt(call: Callable[[], object]) -> None:
+        signal.setitimer(signal.ITIMER_REAL, source.uniform(1e-6, most))
+        call()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def interrupt(call: Callable[[], object]) -> bool:
+        try:
+            attempt(call)
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    try:
+        yield interrupt
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

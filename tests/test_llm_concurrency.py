@@ -1,0 +1,231 @@
+"""One `LLM` under interrupts, garbage collections, forks and many callers: every answer equals the solo answer."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+import pytest
+
+from puna import LLM
+from tests.helpers.interrupts import aimed_interrupts
+
+PROMPTS = [[5, 6, 7], [9, 8], [40, 41, 42, 43], [100], [7, 7, 7]]
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model):
+    return LLM(tiny_model, "native", threads=1, max_batch=4)
+
+
+def check_nothing_is_left(llm: LLM) -> None:
+    """Asserts that no request is left after all earlier messages have been read."""
+    llm.generate([1], max_tokens=0)
+    assert not llm._engine.busy
+    assert not llm._runner._stepper._jobs
+
+
+@pytest.fixture(scope="module")
+def answers(llm) -> dict[tuple[int, int], tuple[int, ...]]:
+    """Solo answers by (index of the prompt, max_tokens)."""
+    return {
+        (index, count): llm.generate(prompt, max_tokens=count).ids
+        for index, prompt in enumerate(PROMPTS)
+        for count in (4, 20, 60)
+    }
+
+
+@pytest.mark.parametrize("rounds", [300, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["generate", "stream", "nll"])
+def test_interrupts_at_any_point_leave_a_usable_model(llm, answers, rounds, kind):
+    calls = {
+        "generate": lambda: llm.generate(PROMPTS[0], max_tokens=4),
+        "stream": lambda: list(llm.stream(PROMPTS[0], max_tokens=4)),
+        "nll": lambda: llm.nll(PROMPTS[2]),
+    }
+    loss = llm.nll(PROMPTS[2])
+    interrupted = 0
+    with aimed_interrupts(seed=len(kind), most=1e-3) as interrupt:
+        for _ in range(rounds):
+            interrupted += interrupt(calls[kind])
+            check_nothing_is_left(llm)
+        assert interrupted > rounds / 10
+    assert llm.generate(PROMPTS[0], max_tokens=4).ids == answers[0, 4]
+    assert (llm.nll(PROMPTS[2]) == loss).all()
+
+
+def test_interrupts_of_the_main_thread_leave_the_answers_of_other_threads(llm, answers):
+    wrong: list[object] = []
+    stop = threading.Event()
+
+    def ask(number: int) -> None:
+        source = random.Random(number)
+        while not stop.is_set():
+            key = source.randrange(len(PROMPTS)), source.choice([4, 20, 60])
+            if llm.generate(PROMPTS[key[0]], max_tokens=key[1]).ids != answers[key]:
+                wrong.append(key)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    with aimed_interrupts(seed=1, most=2e-3) as interrupt:
+        interrupted = sum(interrupt(lambda: llm.generate(PROMPTS[1], max_tokens=20)) for _ in range(200))
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not wrong
+    assert interrupted > 20
+    check_nothing_is_left(llm)
+
+
+def test_ctrl_c_ends_the_wait_for_a_long_step(llm, monkeypatch):
+    forward = llm._backend.forward
+
+    def long_forward(batch):
+        started.set()
+        time.sleep(0.5)
+        ended.append(True)
+        return forward(batch)
+
+    started = threading.Event()
+    ended: list[bool] = []
+    monkeypatch.setattr(llm._backend, "forward", long_forward)
+
+    def send():
+        started.wait(20)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(PROMPTS[0], max_tokens=100)
+    assert not ended
+    thread.join()
+    check_nothing_is_left(llm)
+    assert len(ended) == 2  # the interrupted step, and that of the check: the request ended after its first step
+
+
+class Cycle:
+    """An object that only the cyclic garbage collector deletes."""
+
+    def __init__(self, stream: object) -> None:
+        self.stream = stream
+        self.itself = self
+
+
+def test_the_garbage_collector_may_delete_streams_at_any_point(llm, answers):
+    thresholds = gc.get_threshold()
+    source = random.Random(0)
+    try:
+        for _ in range(150):
+            gc.disable()
+            for _ in range(2):
+                stream = llm.stream(PROMPTS[1], max_tokens=100)
+                for _ in range(source.randrange(3)):
+                    next(stream, None)
+                Cycle(stream)
+                del stream
+            gc.set_threshold(gc.get_count()[0] + source.randrange(1, 150), 1000, 1000)
+            gc.enable()
+            assert llm.generate(PROMPTS[0], max_tokens=20).ids == answers[0, 20]
+        gc.set_threshold(1, 1, 1)
+        for _ in range(5):
+            Cycle(llm.stream(PROMPTS[1], max_tokens=100))
+            assert llm.generate(PROMPTS[0], max_tokens=20).ids == answers[0, 20]
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.enable()
+    gc.collect()
+    check_nothing_is_left(llm)
+
+
+FORK = """
+import os, sys, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns about forks of processes with threads
+from puna import LLM, PunaError
+llm = LLM(sys.argv[1], "native", threads=1, max_batch=4)
+stop = threading.Event()
+expected = llm.generate([5, 6], max_tokens=20).ids
+wrong = []
+def ask():
+    while not stop.is_set():
+        if llm.generate([5, 6], max_tokens=20).ids != expected: wrong.append(1)
+threads = [threading.Thread(target=ask) for _ in range(4)]
+for thread in threads: thread.start()
+def child(stream):
+    refused = 0
+    for call in (lambda: llm.generate([5], max_tokens=2), lambda: llm.stream([5]), lambda: next(stream),
+                 lambda: llm.nll([1, 2]), lambda: llm.generate("text", max_tokens=2)):
+        try: call()
+        except PunaError as exc: refused += "load the model in this process" in str(exc)
+    if refused != 5: return 1
+    own = LLM(sys.argv[1], "native", threads=1)
+    if own.generate([5, 6], max_tokens=20).ids != expected: return 2
+    own.close()
+    llm.close()
+    return 0
+for number in range(20):
+    stream = llm.stream([7, 8], max_tokens=200)
+    next(stream)
+    pid = os.fork()
+    if not pid:
+        try: status = child(stream)
+        except BaseException: status = 9
+        if number % 2: os._exit(status)
+        sys.exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+stop.set()
+for thread in threads: thread.join()
+assert not wrong
+print("done")
+"""
+
+
+def test_a_forked_process_gets_a_clear_error_and_may_load_the_model_itself(tiny_model):
+    run = subprocess.run(
+        [sys.executable, "-c", FORK, str(tiny_model)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.stdout == "done\n", run.stderr
+
+
+EXIT = """
+import sys, threading
+from puna import LLM
+llm = LLM(sys.argv[1], sys.argv[2], threads=1)
+stream = llm.stream([5, 6], max_tokens=200)
+unread = llm.stream([5, 6], max_tokens=200)
+threading.Thread(target=lambda: llm.generate([1], max_tokens=200), daemon=True).start()
+print(next(stream) is not None)
+"""
+
+
+@pytest.mark.parametrize("backend", ["native", pytest.param("torch", marks=pytest.mark.slow)])
+def test_the_program_may_end_while_requests_run(tiny_model, backend):
+    if backend == "torch":
+        pytest.importorskip("torch")
+    for _ in range(3):
+        run = subprocess.run(
+            [sys.executable, "-c", EXIT, str(tiny_model), backend], capture_output=True, text=True, timeout=60
+        )
+        assert (run.returncode, run.stdout, run.stderr) == (0, "True\n", "")
+
+
+def test_a_deleted_model_frees_its_memory_and_its_thread(tiny_model):
+    before = threading.active_count()
+    for _ in range(5):
+        llm = LLM(tiny_model, "native", threads=1)
+        llm.generate([5], max_tokens=2)
+        thread, backend = llm._runner._stepper.thread, weakref.ref(llm._backend)
+        del llm
+        thread.join(20)
+        assert not thread.is_alive()
+        assert backend() is None
+    assert threading.active_count() == before
