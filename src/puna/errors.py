@@ -70,10 +70,20 @@ def puna_error(exc: BaseException) -> PunaError:
 
 def show(value: object) -> str:
     """Returns the start of a value's `repr`, for a message."""
+    if isinstance(value, int) and abs(value) >= 10**80:
+        return "a whole number of more than 80 digits"
     try:
-        return f"{value!r:.80}"
+        text = repr(value)
     except ValueError:  # Python refuses to print integers of more than 4,300 digits
-        return "a number of thousands of digits"
+        return f"a {type(value).__name__} with a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def show_bytes(count: int) -> str:
+    """Returns a number of bytes as bytes, MB or GB (decimal), for a message."""
+    if count < 10_000:
+        return f"{count} bytes"
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def printable(text: str) -> str:

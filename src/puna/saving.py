@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.config import GenerationConfig, LlamaConfig
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 from puna.files import folder_path, storage_errors, write_json
 from puna.files.atomic_folder import replace_files, temporary_staging
 from puna.formats.blocks import FORMATS, BlockFormat
@@ -107,7 +107,7 @@ def parse_size(size: int | str) -> int:
     match = re.fullmatch(r"(\d{1,15})\s*([KMG]?I?B?)", str(size).strip().upper())
     if match is None or match[2] not in _UNITS or int(match[1]) < 1:
         raise CheckpointError(
-            f"the size of a shard is {size!r}; give bytes, or a number with KB, MB, GB, KiB, MiB or GiB"
+            f"the size of a shard is {show(size)}; give bytes, or a number with KB, MB, GB, KiB, MiB or GiB"
         )
     return int(match[1]) * _UNITS[match[2]]
 
@@ -116,7 +116,7 @@ def _format(name: str, kind: str) -> BlockFormat:
     form = _BY_NAME.get(kind)
     if form is None or form.safetensors is None:
         names = ", ".join(str(item.torch) for item in FORMATS.values() if item.safetensors is not None)
-        raise CheckpointError(f"tensor {name!r} has the type {kind!r}; puna writes {names} to safetensors files")
+        raise CheckpointError(f"tensor {name!r} has the type {show(kind)}; puna writes {names} to safetensors files")
     return form
 
 

@@ -65,7 +65,7 @@ def test_plan_and_result_are_shown(meta: Path, tmp_path: Path) -> None:
 def test_a_note_describes_the_path_that_overwrite_replaces(meta: Path, tmp_path: Path) -> None:
     (tmp_path / "out.gguf").write_text("three years of work")
     run = run_convert(meta, tmp_path / "out.gguf", "--quantize", "q8_0", "--overwrite")
-    assert f"note       replaces {tmp_path}/out.gguf (0.0 MB), which is not a GGUF file" in run.stderr
+    assert f"note       replaces {tmp_path}/out.gguf (19 bytes), which is not a GGUF file" in run.stderr
     run = run_convert(meta, tmp_path / "out.gguf", "--quantize", "q8_0", "--overwrite", "--json")
     (note,) = [text for text in json.loads(run.stdout)["notes"] if text.startswith("replaces")]
     assert note.endswith("MB), a GGUF file")
@@ -176,7 +176,7 @@ def test_notes_of_verify_are_shown(meta: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "key", "value", "to", "message"),
     [
-        ("generation_config.json", "bos_token_id", 10**30, "gguf", "beyond 64 bits"),
+        ("generation_config.json", "bos_token_id", 10**30, "gguf", "it must be a whole number, from 0 to 2^63 - 1"),
         ("config.json", "my_key", float("nan"), "hf", "config.json would contain a value that JSON cannot hold"),
         ("tokenizer_config.json", "added_tokens_decoder", {"300000000": {"content": "<x>"}}, "gguf", "has 300000001"),
     ],

@@ -133,10 +133,18 @@ def test_a_character_that_an_answer_completes_belongs_to_the_answer(tokenizer):
     assert "".join(streamed_texts(tokenizer, [], True, [a, first])) == ""
 
 
-@pytest.mark.parametrize("index", [-1, 10**6, 2**40])
-def test_ids_outside_the_vocabulary_are_refused(tokenizer, index):
-    with pytest.raises(TokenizerError, match=str(index)):
-        StreamDecoder(tokenizer).push(index)
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (-1, "token id -1"), (10**6, "token id 1000000"), (2**40, f"token id {2**40}"), (10**30, f"token id {10**30}"),
+        pytest.param(10**5000, "token id a whole number of more than 80 digits", id="5,000 digits"),
+        (1.5, "integer|float"), ("a", "integer|str"),
+    ],
+)  # fmt: skip
+def test_ids_outside_the_vocabulary_are_refused(tokenizer, index, words):
+    for decode in (StreamDecoder(tokenizer).push, tokenizer.decode, tokenizer.convert_ids_to_tokens):
+        with pytest.raises(TokenizerError, match=words):
+            decode(index)
 
 
 @pytest.mark.timing

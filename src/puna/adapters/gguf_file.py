@@ -63,12 +63,12 @@ def _read(file: GgufFile, config: LlamaConfig, alpha: float) -> Adapter:
         name = to_hf(stored.removesuffix(suffix), "gguf")
         is_norm = not suffix and name is not None and name.endswith("norm.weight")
         if name is None or name not in shapes or len(shapes[name]) != (1 if is_norm else 2):
-            raise CheckpointError(f"tensor {stored[:100]!r} changes nothing that a LLaMA of this size has")
+            raise CheckpointError(f"tensor {show(stored)} changes nothing that a LLaMA of this size has")
         if is_norm:
             _check_shape(tensor, shapes[name])
             replaced[name] = tensor
         elif not suffix:
-            raise CheckpointError(f"tensor {stored[:100]!r} is neither .lora_a, .lora_b nor a norm; export it again")
+            raise CheckpointError(f"tensor {show(stored)} is neither .lora_a, .lora_b nor a norm; export it again")
         else:
             pairs.setdefault(name, {})[suffix] = tensor
     if not pairs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from puna.errors import CheckpointError, PunaError
+from puna.errors import CheckpointError, PunaError, show
 from puna.files import has_file, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -32,7 +32,7 @@ def refuse_adapter(folder: Path) -> None:
     content = _content(folder) if has_config else {}
     kind = str(content.get("peft_type") or "PEFT")[:40]
     base = content.get("base_model_name_or_path")
-    of_base = f" for the base model {str(base)[:200]!r}" if base else ", whose base model is not named"
+    of_base = f" for the base model {show(base)}" if base else ", whose base model is not named"
     if has_adapter and has_model and has_file(folder / "config.json", CheckpointError):
         raise CheckpointError(
             f"{folder}: contains an adapter ({kind}{of_base}) next to a model, and puna applies no adapters. If the "

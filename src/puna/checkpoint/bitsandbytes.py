@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from puna.checkpoint.quantization import Settings
 from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 from puna.formats.blocks import FORMATS, I8, U8, BlockFormat, StoredTensor
 from puna.formats.scaled import CODES, Blocks, Codes, Grid, Nested, ScaledMatrix
 
@@ -151,5 +151,5 @@ class _State:
         return form
 
     def _error(self, key: str, expected: str) -> CheckpointError:
-        value = repr(self.fields.get(key))[:80]
+        value = show(self.fields.get(key))
         return CheckpointError(f"tensor {self.name!r}: {key} is {value}; expected {expected}")

@@ -15,7 +15,7 @@ import numpy as np
 from puna.checkpoint.quantization import Settings
 from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 from puna.formats.blocks import F8, FORMATS, I8, I32, I64, StoredTensor
 from puna.formats.scaled import CODES, Codes, Grid, Index, Numbers, PackedGrid, ScaledMatrix
 
@@ -77,7 +77,7 @@ def _refuse_features(settings: Mapping[str, Any], schemes: list[Mapping[str, Any
     for form in (settings.get("format"), *(scheme.get("format") for scheme in schemes)):
         if form is not None and form not in _FORMATS:
             raise CheckpointError(
-                f"quantised with compressed-tensors in the format {str(form)[:40]!r}; puna reads "
+                f"quantised with compressed-tensors in the format {show(form)}; puna reads "
                 f"{', '.join(_FORMATS[:4])}. Otherwise {_REMEDY}"
             )
     sparsity = settings.get("sparsity_config") or {}

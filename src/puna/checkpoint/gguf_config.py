@@ -12,7 +12,7 @@ from typing import Any
 from puna.checkpoint.gguf_keys import GgufKeys
 from puna.checkpoint.gguf_rope import rope_scaling
 from puna.config import GenerationConfig, LlamaConfig
-from puna.errors import CheckpointError, ConfigError
+from puna.errors import CheckpointError, ConfigError, show
 from puna.formats.gguf import GgufFile
 
 _NEUTRAL: dict[str, Any] = {
@@ -118,7 +118,7 @@ def _check_architecture(keys: GgufKeys) -> None:
             "base model (`llama-export-lora`), or load the base model without it"
         )
     if kind != "model":
-        raise CheckpointError(f"general.type must be 'model', got {kind[:40]!r}")
+        raise CheckpointError(f"general.type must be 'model', got {show(kind)}")
     architecture = keys.text("general.architecture", "")
     experts = keys.metadata.get(f"{architecture}.expert_count", 0)
     mixture = (
@@ -128,13 +128,13 @@ def _check_architecture(keys: GgufKeys) -> None:
     )
     if architecture != "llama":
         of_experts = f", {mixture}" if mixture else ""
-        raise CheckpointError(f"general.architecture is {architecture[:40]!r}{of_experts}; puna runs only 'llama'")
+        raise CheckpointError(f"general.architecture is {show(architecture)}{of_experts}; puna runs only 'llama'")
     if mixture:
         raise CheckpointError(f"the model is {mixture}; puna runs only LLaMA models without experts")
     for key, neutral in _NEUTRAL.items():
         value = keys.metadata.get(key, neutral)
         if not isinstance(value, int | float) or value != neutral:
-            raise CheckpointError(f"metadata key {key!r} is {repr(value)[:80]}; puna runs only models with {neutral!r}")
+            raise CheckpointError(f"metadata key {key!r} is {show(value)}; puna runs only models with {neutral!r}")
 
 
 def _head_dim(keys: GgufKeys, hidden: int, heads: int) -> int:
@@ -181,7 +181,7 @@ def read_sampling(keys: GgufKeys) -> dict[str, Any]:
     if others.get(_LAST_TOKENS) == -1:  # all tokens, as `repetition_penalty` means
         del others[_LAST_TOKENS]
     plain = (bool, int, float, str)
-    return fields | {key: value if isinstance(value, plain) else repr(value)[:80] for key, value in others.items()}
+    return fields | {key: value if isinstance(value, plain) else show(value) for key, value in others.items()}
 
 
 def _number(keys: GgufKeys, key: str) -> Any:
@@ -189,7 +189,7 @@ def _number(keys: GgufKeys, key: str) -> Any:
     try:
         return keys.number(key)
     except CheckpointError:
-        return repr(keys.metadata[key])[:80]
+        return show(keys.metadata[key])
 
 
 def write_sampling(config: GenerationConfig) -> dict[str, int | float]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from puna.config.checks import NO_TOKEN
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 
 
 class GgufKeys:
@@ -27,14 +27,14 @@ class GgufKeys:
         """Returns an integer of at least 1."""
         value = self.metadata.get(key, default)
         if type(value) is not int or value < 1:
-            raise CheckpointError(f"metadata key {key!r} must be an integer of at least 1; it is {_format(value)}")
+            raise CheckpointError(f"metadata key {key!r} must be an integer of at least 1; it is {_shown(value)}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """Returns a finite number; for a float32 the shortest decimal that rounds to it (1e-5, not 9.99999975e-06)."""
         value = self.metadata.get(key, default)
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise CheckpointError(f"metadata key {key!r} must be a finite number; it is {_format(value)}")
+            raise CheckpointError(f"metadata key {key!r} must be a finite number; it is {_shown(value)}")
         with np.errstate(over="ignore"):
             single = np.float32(value)
         return float(str(single)) if float(single) == value else float(value)
@@ -43,7 +43,7 @@ class GgufKeys:
         """Returns a string."""
         value = self.metadata.get(key, default)
         if type(value) is not str:
-            raise CheckpointError(f"metadata key {key!r} must be a string; it is {_format(value)}")
+            raise CheckpointError(f"metadata key {key!r} must be a string; it is {_shown(value)}")
         return value
 
     def token_id(self, key: str) -> int | None:
@@ -55,9 +55,9 @@ class GgufKeys:
             self.notes.append(f"{key} {value}: -1 means that there is no such token")
             return None
         if type(value) is not int or value < 0:
-            raise CheckpointError(f"metadata key {key!r} must be a token id; it is {_format(value)}")
+            raise CheckpointError(f"metadata key {key!r} must be a token id; it is {_shown(value)}")
         return value
 
 
-def _format(value: Any) -> str:
-    return "missing" if value is None else repr(value)[:80]
+def _shown(value: Any) -> str:
+    return "missing" if value is None else show(value)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.checkpoint.gguf_keys import GgufKeys
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 from puna.formats.blocks import StoredTensor
 
 FACTOR_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -85,7 +85,7 @@ def _from_keys(keys: GgufKeys, kind: str) -> dict[str, Any] | None:
         return _yarn(keys, factor)
     if kind == "longrope":
         raise CheckpointError(f"longrope scaling with an additional factor {factor}; LlamaConfig cannot express that")
-    raise CheckpointError(f"{_PREFIX}scaling.type is {kind[:40]!r}; puna reads 'none', 'linear', 'yarn' and 'longrope'")
+    raise CheckpointError(f"{_PREFIX}scaling.type is {show(kind)}; puna reads 'none', 'linear', 'yarn' and 'longrope'")
 
 
 def _refuse_attention_factor(keys: GgufKeys, kind: str) -> None:
@@ -104,7 +104,7 @@ def _refuse_yarn(keys: GgufKeys, kind: str) -> None:
         if value != neutral:
             raise CheckpointError(
                 f"{_PREFIX}scaling.yarn_{key} is {value}; LlamaConfig can express only {neutral} with scaling of type "
-                f"{kind[:40]!r}"
+                f"{show(kind)}"
             )
 
 

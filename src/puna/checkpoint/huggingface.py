@@ -8,7 +8,7 @@ from pathlib import Path
 
 from puna.checkpoint.adapter import is_adapter_file
 from puna.checkpoint.names import HEAD, is_ignored
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 from puna.files import has_file, read_json
 from puna.formats.blocks import StoredTensor
 from puna.formats.mapped import sniff
@@ -83,9 +83,9 @@ def _read_index(folder: Path, index: Path) -> WeightFiles:
     paths = []
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name or name in ("", "..") or "\\" in name or "\0" in name:
-            raise CheckpointError(f"{index}: names the file {name[:200]!r}; puna reads only files inside the folder")
+            raise CheckpointError(f"{index}: names the file {show(name)}; puna reads only files inside the folder")
         if not has_file(folder / name, CheckpointError):
-            raise CheckpointError(f"{index}: names {name[:200]!r}, which is not in the folder; download it too")
+            raise CheckpointError(f"{index}: names {show(name)}, which is not in the folder; download it too")
         paths.append(folder / name)
     unlisted = _unlisted_shards(folder, paths)
     notes = tuple(f"the index lists no tensor of {path.name}, which is read too" for path in unlisted)
@@ -137,7 +137,7 @@ def read_tensors(files: WeightFiles) -> tuple[dict[str, StoredTensor], list[str]
             if listed is None and not is_ignored(name):
                 unlisted.append(name)
             if name in tensors or listed not in (None, path.name):
-                where = "another file too" if name in tensors else f"{str(listed)[:200]!r} according to the index"
+                where = "another file too" if name in tensors else f"{show(listed)} according to the index"
                 raise CheckpointError(
                     f"{path}: contains tensor {name!r}, which is in {where}; the files do not belong together"
                 )
@@ -149,7 +149,7 @@ def read_tensors(files: WeightFiles) -> tuple[dict[str, StoredTensor], list[str]
         raise CheckpointError(
             f"{files.index}: tensor {missing[0]!r} is not in {file!r}; the files do not belong together"
         )
-    example = f"such as {unlisted[0][:80]!r}" if unlisted else ""
+    example = f"such as {show(unlisted[0])}" if unlisted else ""
     notes = [f"the index does not list {len(unlisted)} of the tensors, {example}; all are read"] if unlisted else []
     return tensors, [*files.notes, *notes]
 

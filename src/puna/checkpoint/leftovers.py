@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from puna.checkpoint.names import is_ignored
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def plain_names(tensors: Mapping[str, T], embeddings: Iterable[str]) -> tuple[di
     for name, shorter in shortened.items():
         if (earlier := plain.setdefault(shorter.removeprefix(prefix), name)) != name:
             raise CheckpointError(
-                f"tensors {earlier[:80]!r} and {name[:80]!r} differ only in the parts that wrappers of training "
+                f"tensors {show(earlier)} and {show(name)} differ only in the parts that wrappers of training "
                 "programs add to names; delete one of them"
             )
     parts = sorted({f"{part}." for name in shortened for part in _INNER.findall(name)} | ({prefix} - {""}))
@@ -67,7 +67,7 @@ def dropped_note(description: str, names: Iterable[str]) -> list[str]:
     if not listed:
         return []
     count = f"{len(listed)} tensors" if len(listed) > 1 else "1 tensor"
-    return [f"{count} with {description} ignored, such as {listed[0][:80]!r}"]
+    return [f"{count} with {description} ignored, such as {show(listed[0])}"]
 
 
 def _prefix(names: Iterable[str], embeddings: Iterable[str]) -> str:
@@ -86,5 +86,5 @@ def _refuse_adapters(names: Iterable[str]) -> None:
     if adapters:
         raise CheckpointError(
             f"the files contain adapters that were not merged into the weights: {len(adapters)} tensors, such as "
-            f"{adapters[0][:120]!r}. Merge them with PEFT (`model.merge_and_unload()`) and save the result"
+            f"{show(adapters[0])}. Merge them with PEFT (`model.merge_and_unload()`) and save the result"
         )

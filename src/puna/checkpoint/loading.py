@@ -85,7 +85,9 @@ def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
     if model.is_dir() and not _is_huggingface(model):
         return _open_meta(model, version)
     if version is not None:
-        raise CheckpointError(f"{model}: a Llama version ({version!r}) applies only to Meta's files; give no version")
+        raise CheckpointError(
+            f"{model}: a Llama version ({show(version)}) applies only to Meta's files; give no version"
+        )
     return open_gguf_model(open_gguf(model)) if model.is_file() else _open_folder(model)
 
 

@@ -19,7 +19,7 @@ from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors, interleaved
 from puna.checkpoint.validation import refuse_extra
 from puna.checkpoint.weight import RowSource, Weight
 from puna.config import GenerationConfig, LlamaConfig
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 from puna.files import has_file
 from puna.formats.blocks import StoredTensor
 from puna.formats.mapped import release as release_memory
@@ -61,7 +61,7 @@ def open_meta(folder: Path, version: str | None = None) -> MetaModel:
         CheckpointError: a shard is missing or damaged, or the files belong to different models.
     """
     if version is not None and version not in RELEASES:
-        raise CheckpointError(f"Llama version must be one of {', '.join(RELEASES)}, got {version!r}")
+        raise CheckpointError(f"Llama version must be one of {', '.join(RELEASES)}, got {show(version)}")
     paths = find_shards(folder)
     params = read_params(folder / PARAMS)
     translated = [_translate(path) for path in paths]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.config import GenerationConfig, LlamaConfig
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 from puna.files import read_json
 
 PARAMS = "params.json"
@@ -79,7 +79,7 @@ def check_params(raw: Mapping[str, Any], path: Path) -> Params:
     def count(name: str, default: int | None = None) -> int:
         value = raw.get(name, default)
         if type(value) is not int or not 0 < value < 2**31:
-            raise CheckpointError(f"{path}: {name} must be an integer of at least 1, got {value!r:.40}")
+            raise CheckpointError(f"{path}: {name} must be an integer of at least 1, got {show(value)}")
         return value
 
     def number(name: str, default: float) -> float:
@@ -87,7 +87,7 @@ def check_params(raw: Mapping[str, Any], path: Path) -> Params:
         value = default if value is None else value
         if type(value) not in (int, float) or not (0 < value < _MAX_NUMBER):
             raise CheckpointError(
-                f"{path}: {name} must be a positive number, got {value!r:.40}; the limit is {_MAX_NUMBER:g}"
+                f"{path}: {name} must be a positive number, got {show(value)}; the limit is {_MAX_NUMBER:g}"
             )
         return float(value)
 
@@ -99,7 +99,7 @@ def check_params(raw: Mapping[str, Any], path: Path) -> Params:
     multiplier = None if raw.get("ffn_dim_multiplier") is None else number("ffn_dim_multiplier", 1.0)
     kv, rows, scaled = raw.get("n_kv_heads"), raw.get("vocab_size", -1), raw.get("use_scaled_rope", False)
     if type(scaled) is not bool:
-        raise CheckpointError(f"{path}: use_scaled_rope must be true or false, got {scaled!r:.40}")
+        raise CheckpointError(f"{path}: use_scaled_rope must be true or false, got {show(scaled)}")
     return Params(
         dim=dim,
         layers=layers,
@@ -208,7 +208,7 @@ def _check_expressible(config: LlamaConfig) -> None:
     ) == ("llama3", 1.0, 4.0, 8192)  # fmt: skip
     for is_present, feature in (
         (config.attention_bias or config.mlp_bias, "biases"),
-        (config.hidden_act != "silu", f"the activation {config.hidden_act!r}"),
+        (config.hidden_act != "silu", f"the activation {show(config.hidden_act)}"),
         (
             config.head_dim * config.num_attention_heads != config.hidden_size,
             f"{config.num_attention_heads} heads of width {config.head_dim} at a hidden size of {config.hidden_size}",

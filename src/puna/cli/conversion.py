@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from puna.cli.terminal import is_watched, note, size, stderr_console
+from puna.cli.terminal import is_watched, note, stderr_console
+from puna.errors import show_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -78,15 +79,15 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     yield f"tensors    {before}" + (f" -> {after}" if before != after else "")
     names = [file["name"] for file in plan.files]
     shown = ", ".join(names if len(names) < 4 else [names[0], "...", names[-1]])
-    yield f"writes     {size(plan.bytes)} in {len(names)} file(s): {shown}"
+    yield f"writes     {show_bytes(plan.bytes)} in {len(names)} file(s): {shown}"
     if plan.fallbacks:
         kinds = ", ".join(sorted(set(plan.fallbacks.values())))
         yield f"fallbacks  {len(plan.fallbacks)} matrices get {kinds}, as their rows do not fit the mix (see --json)"
         yield f"{'':<10} the file may be larger than the source"
     if plan.finished:
-        yield f"finished   {size(plan.finished)} by an earlier run, which this one resumes"
-    yield f"disk       {size(plan.free)} free"
-    yield f"memory     about {size(plan.memory)}"
+        yield f"finished   {show_bytes(plan.finished)} by an earlier run, which this one resumes"
+    yield f"disk       {show_bytes(plan.free)} free"
+    yield f"memory     about {show_bytes(plan.memory)}"
     for text in plan.notes:
         yield f"note       {text}"
 

@@ -10,8 +10,8 @@ import typer
 from puna.cli import options
 from puna.cli.conversion import Display
 from puna.cli.models import complete_model, expand, similar_file, similar_models
-from puna.cli.terminal import command, is_quiet, print_json, size, usage_errors
-from puna.errors import RequestError, printable
+from puna.cli.terminal import command, is_quiet, print_json, usage_errors
+from puna.errors import RequestError, printable, show_bytes
 
 if TYPE_CHECKING:
     from puna.convert import Converted
@@ -164,4 +164,4 @@ def _show(converted: Converted) -> None:
         )
     plan = conversion.plan
     checked = "" if conversion.verified is None else ", including the verification"
-    typer.echo(f"{plan.target}: {size(conversion.bytes)} in {conversion.seconds:.1f} s{checked}")
+    typer.echo(f"{plan.target}: {show_bytes(conversion.bytes)} in {conversion.seconds:.1f} s{checked}")

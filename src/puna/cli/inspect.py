@@ -9,8 +9,8 @@ import typer
 
 from puna.cli import options
 from puna.cli.models import complete_model, locate
-from puna.cli.terminal import command, print_json, size
-from puna.errors import printable
+from puna.cli.terminal import command, print_json
+from puna.errors import printable, show_bytes
 
 if TYPE_CHECKING:
     from puna.checkpoint.inspect import Report
@@ -86,13 +86,16 @@ def _show(report: Report) -> None:
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "model", report.path
-    yield "format", f"{report.container or 'unknown'}, {size(report.bytes)} in {_count(len(report.files), 'file')}"
+    yield (
+        "format",
+        f"{report.container or 'unknown'}, {show_bytes(report.bytes)} in {_count(len(report.files), 'file')}",
+    )
     if report.parameters:
         yield "parameters", f"{report.parameters:,}"
         dtypes = report.dtypes.items()
         yield (
             "weights",
-            ", ".join(f"{name} {size(d['bytes'])} in {_count(d['tensors'], 'tensor')}" for name, d in dtypes),
+            ", ".join(f"{name} {show_bytes(d['bytes'])} in {_count(d['tensors'], 'tensor')}" for name, d in dtypes),
         )
     if shape := report.architecture:
         layers, width, ffn = (shape[name] for name in ("num_hidden_layers", "hidden_size", "intermediate_size"))
@@ -114,8 +117,10 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     if report.vocabulary:
         yield "chat template", {True: "yes", False: "no", None: "unknown"}[report.chat_template]
     if memory := report.memory:
-        as_stored, as_float32 = size(memory["weights"]), size(memory["weights_as_float32"])
-        in_bfloat16, in_float32 = (size(memory[f"cache_per_1000_tokens_{kind}"]) for kind in ("bfloat16", "float32"))
+        as_stored, as_float32 = show_bytes(memory["weights"]), show_bytes(memory["weights_as_float32"])
+        in_bfloat16, in_float32 = (
+            show_bytes(memory[f"cache_per_1000_tokens_{kind}"]) for kind in ("bfloat16", "float32")
+        )
         yield "memory", f"weights {as_stored} as stored, {as_float32} as float32"
         yield "", f"cache per 1,000 tokens {in_bfloat16} as bfloat16, {in_float32} as float32"
 

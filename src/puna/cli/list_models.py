@@ -7,8 +7,8 @@ import time
 import typer
 
 from puna.cli import options
-from puna.cli.terminal import command, note, print_json, size
-from puna.errors import printable
+from puna.cli.terminal import command, note, print_json
+from puna.errors import printable, show_bytes
 
 _UNITS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"))
 
@@ -34,14 +34,16 @@ def list_models(json: options.Json = False) -> None:
     rows = [
         (
             model.name,
-            size(model.bytes),
+            show_bytes(model.bytes),
             model.format + ("" if model.complete else ", incomplete"),
             _ago(model.last_used),
         )
         for model in models
     ]
     if default is not None:
-        rows.append(("SmolLM2-135M-Instruct (default)", size(default.stat().st_size), "GGUF Q4_1", "part of a package"))
+        rows.append(
+            ("SmolLM2-135M-Instruct (default)", show_bytes(default.stat().st_size), "GGUF Q4_1", "part of a package")
+        )
     if not rows:
         note("There is no model yet; puna pull owner/name downloads one.")
         return

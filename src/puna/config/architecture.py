@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from puna.errors import ConfigError
+from puna.errors import ConfigError, show
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """Keys of mixtures of experts: Mixtral's and Llama 4's, Qwen's and OLMoE's, DeepSeek's, ERNIE's."""
@@ -26,9 +26,9 @@ def check_architecture(fields: Mapping[str, Any]) -> list[str]:
     mixture = "" if experts is None else f"a mixture of {fields[experts]} experts ({experts})"
     if kind not in (None, "llama"):
         of_experts = f", {mixture}" if mixture else ""
-        raise ConfigError(f"model_type is {str(kind)[:80]!r}{of_experts}; puna runs only 'llama'")
+        raise ConfigError(f"model_type is {show(kind)}{of_experts}; puna runs only 'llama'")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"architectures is {str(names)[:200]!r}; it must be a list of class names")
+        raise ConfigError(f"architectures is {show(names)}; it must be a list of class names")
     others = [name for name in names if not name.lower().startswith("llama")]
     if others and kind is None:
         raise ConfigError(f"architectures is {str(names)[:200]}; puna runs only the Llama classes")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from puna.errors import ConfigError
+from puna.errors import ConfigError, show
 
 _INT64_MAX = 2**63 - 1
 """The largest integer of tensor libraries; JSON integers are unbounded."""
@@ -22,26 +22,27 @@ _DTYPE_ALIASES = {"float": "float32", "half": "float16", "double": "float64"}
 def check_whole(name: str, value: Any, low: int = 1) -> None:
     """Raises ConfigError unless `value` is an int from `low` to 2^63 - 1 (bools are rejected)."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _INT64_MAX:
-        raise ConfigError(f"{name} is {_display(value)}; it must be a whole number, {low} or more")
+        limit = f"from {low} to 2^63 - 1" if isinstance(value, int) and value > _INT64_MAX else f"{low} or more"
+        raise ConfigError(f"{name} is {show(value)}; it must be a whole number, {limit}")
 
 
 def check_between(name: str, value: Any, low: float, high: float) -> None:
     """Raises ConfigError unless `value` is a finite number from `low` to `high`."""
     if not _is_finite(value) or not low <= value <= high:
-        raise ConfigError(f"{name} is {_display(value)}; it must be between {low} and {high}")
+        raise ConfigError(f"{name} is {show(value)}; it must be between {low} and {high}")
 
 
 def check_positive(name: str, value: Any) -> float:
     """Returns `value` as a float; raises ConfigError unless it is a finite number above 0."""
     if not _is_finite(value) or value <= 0:
-        raise ConfigError(f"{name} is {_display(value)}; it must be a positive number")
+        raise ConfigError(f"{name} is {show(value)}; it must be a positive number")
     return float(value)
 
 
 def check_flag(name: str, value: Any) -> None:
     """Raises ConfigError unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise ConfigError(f"{name} is {value!r}; it must be true or false")
+        raise ConfigError(f"{name} is {show(value)}; it must be true or false")
 
 
 def absent_if_minus_one(value: Any) -> Any:
@@ -69,7 +70,7 @@ def dtype_name(dtype: Any) -> str | None:
     name = str(dtype).removeprefix("torch.")
     name = _DTYPE_ALIASES.get(name, name)
     if name not in _DTYPES:
-        raise ConfigError(f"dtype is {_display(dtype)}; it must be one of {', '.join(_DTYPES)}, or 'auto'")
+        raise ConfigError(f"dtype is {show(dtype)}; it must be one of {', '.join(_DTYPES)}, or 'auto'")
     return name
 
 
@@ -77,11 +78,3 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= _INT64_MAX if isinstance(value, int) else math.isfinite(value)
-
-
-def _display(value: Any) -> str:
-    """Formats a value for an error message: truncates it to 200 characters; describes integers too large for repr."""
-    if isinstance(value, int) and abs(value) > _INT64_MAX:
-        return "a whole number beyond 64 bits"
-    shown = repr(value)
-    return shown if len(shown) < 200 else f"{shown[:200]}..."

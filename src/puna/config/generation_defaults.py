@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from puna.config.generation import GenerationConfig
-from puna.errors import ConfigError
+from puna.errors import ConfigError, show
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "assistant_model": (None,), "bad_words_ids": (None, []), "begin_suppress_tokens": (None, []),
@@ -82,9 +82,7 @@ class GenerationDefaults:
         stop = config.extra.get("stop_strings") or []
         texts = [stop] if isinstance(stop, str) else stop
         if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-            raise ConfigError(
-                f"stop_strings is {stop!r:.200}; it must be a text or a list of texts, none of them empty"
-            )
+            raise ConfigError(f"stop_strings is {show(stop)}; it must be a text or a list of texts, none of them empty")
         return cls(
             float(config.temperature) if config.do_sample else 0.0,
             max(0, config.top_k) if config.do_sample or config.top_k != unset.top_k else 0,
@@ -99,7 +97,7 @@ class GenerationDefaults:
 
 def generation_notes(config: GenerationConfig) -> list[str]:
     """Returns notes on settings that `LLM` ignores, and on a repetition penalty that makes answers useless."""
-    ignored = ", ".join(f"{name} ({value!r:.80})" for name, value in ignored_settings(config).items())
+    ignored = ", ".join(f"{name} ({show(value)})" for name, value in ignored_settings(config).items())
     notes = [f"LLM does not support these generation settings, and answers without them: {ignored}"] if ignored else []
     notes += [f"in the generation settings, {note}" for note in config.unusable]
     if not 0.1 <= config.repetition_penalty <= 10:

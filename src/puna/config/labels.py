@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from puna.config.checks import check_whole
-from puna.errors import ConfigError
+from puna.errors import ConfigError, show
 
 _MAX_LABELS = 2**20
 
@@ -41,9 +41,9 @@ def _read_names(id2label: Any) -> dict[int, str]:
     try:
         names = {int(key): value for key, value in id2label.items()}
     except (AttributeError, TypeError, ValueError) as exc:
-        raise ConfigError(f"id2label is {id2label!r}; it must map whole numbers to names") from exc
+        raise ConfigError(f"id2label is {show(id2label)}; it must map whole numbers to names") from exc
     if not names or any(not isinstance(name, str) for name in names.values()):
-        raise ConfigError(f"id2label is {id2label!r}; it must map whole numbers to names")
+        raise ConfigError(f"id2label is {show(id2label)}; it must map whole numbers to names")
     if names.keys() != set(range(len(names))):
         raise ConfigError(f"id2label has the ids {sorted(names)}; they must be 0 to {len(names) - 1}, each once")
     return names
@@ -54,5 +54,5 @@ def _read_ids(label2id: Any) -> dict[str, int]:
         not isinstance(name, str) or isinstance(index, bool) or not isinstance(index, int)
         for name, index in label2id.items()
     ):
-        raise ConfigError(f"label2id is {label2id!r}; it must map names to whole numbers")
+        raise ConfigError(f"label2id is {show(label2id)}; it must map names to whole numbers")
     return dict(label2id)

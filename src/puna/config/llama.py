@@ -13,7 +13,7 @@ from puna.config.architecture import check_architecture
 from puna.config.checks import absent_if_minus_one, check_between, check_flag, check_whole, dtype_name, minus_one_notes
 from puna.config.labels import read_labels
 from puna.config.rope import ROPE_FIELDS, RopeContext, check_consistent, override_rope, read_rope, write_rope
-from puna.errors import ConfigError, ModelNotFoundError
+from puna.errors import ConfigError, ModelNotFoundError, show
 from puna.files import has_file, make_folder, read_json, reading_errors, write_json
 from puna.hub import hub_arguments, local_path, without_hub_arguments
 
@@ -273,9 +273,13 @@ class LlamaConfig:
 
     def _validate_names(self) -> None:
         if not callable(self.hidden_act) and not isinstance(self.hidden_act, str):
-            raise ConfigError(f"hidden_act is {self.hidden_act!r}; it must be the name of an activation or a callable")
+            raise ConfigError(
+                f"hidden_act is {show(self.hidden_act)}; it must be the name of an activation or a callable"
+            )
         if self.problem_type is not None and self.problem_type not in _PROBLEM_TYPES:
-            raise ConfigError(f"problem_type is {self.problem_type!r}; it must be one of {', '.join(_PROBLEM_TYPES)}")
+            raise ConfigError(
+                f"problem_type is {show(self.problem_type)}; it must be one of {', '.join(_PROBLEM_TYPES)}"
+            )
 
     def _validate_ids(self) -> None:
         eos = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
@@ -372,7 +376,9 @@ class LlamaConfig:
         """
         self.validate()
         if not isinstance(self.hidden_act, str):
-            raise ConfigError(f"hidden_act is {self.hidden_act!r}; to be saved, it must be the name of an activation")
+            raise ConfigError(
+                f"hidden_act is {show(self.hidden_act)}; to be saved, it must be the name of an activation"
+            )
         write_json(make_folder(folder) / "config.json", self.to_dict())
 
 

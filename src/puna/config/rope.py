@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from puna.config.checks import check_between, check_flag, check_positive, check_whole
-from puna.errors import ConfigError
+from puna.errors import ConfigError, show
 
 _YARN_OPTIONS = frozenset(
     {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "finetuned"}
@@ -71,7 +71,7 @@ def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, d
     for key, value in settings.items():
         if not isinstance(value, Mapping):
             raise ConfigError(
-                f"{key} is {value!r}; it must be an object such as {{'rope_type': 'linear', 'factor': 2}}"
+                f"{key} is {show(value)}; it must be an object such as {{'rope_type': 'linear', 'factor': 2}}"
             )
         inner = {name: item for name, item in value.items() if item is not None}
         theta = check_positive("rope_theta", inner.pop("rope_theta", fields.get("rope_theta", 10000.0)))
@@ -102,7 +102,7 @@ def check_consistent(fields: Mapping[str, Any]) -> None:
         raise ConfigError(f"rope_theta is {theta}, but rope_parameters has {base}; keep one of them")
     kind = inner.get("rope_type") or inner.get("type") or "default"
     if "rope_scaling" in fields and fields["rope_scaling"] is None and kind != "default":
-        raise ConfigError(f"rope_scaling is null, but rope_parameters is of type {kind!r}; keep one of them")
+        raise ConfigError(f"rope_scaling is null, but rope_parameters is of type {show(kind)}; keep one of them")
 
 
 def write_rope(theta: float, settings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _read_settings(field: str, inner: dict[str, Any], context: RopeContext, note
     """Returns the settings in `inner`, which has no nulls; None if they scale nothing. Adds notes to `notes`."""
     old, new = inner.pop("type", None), inner.pop("rope_type", None)
     if old is not None and new is not None and old != new:
-        raise ConfigError(f"{field} has type {old!r} and rope_type {new!r}; keep one of them")
+        raise ConfigError(f"{field} has type {show(old)} and rope_type {show(new)}; keep one of them")
     kind = new if new is not None else old
     _check_partial(f"{field}.partial_rotary_factor", inner)
     inner.pop("partial_rotary_factor", None)
@@ -165,14 +165,14 @@ def _read_settings(field: str, inner: dict[str, Any], context: RopeContext, note
         kind = "default"
     if kind != "default" and (not isinstance(kind, str) or kind not in ROPE_KEYS):
         supported = ", ".join(["default", *ROPE_KEYS])
-        raise ConfigError(f"{field} has the unknown rope type {kind!r}; puna supports {supported}")
+        raise ConfigError(f"{field} has the unknown rope type {show(kind)}; puna supports {supported}")
     required, optional = ROPE_KEYS.get(kind, (frozenset(), frozenset()))
     if unknown := sorted(inner.keys() - _KNOWN):
         raise ConfigError(
             f"{field} of type {kind!r} has unknown keys {', '.join(unknown)}; allowed are {sorted(required | optional)}"
         )
     if unused := sorted(inner.keys() - required - optional):
-        notes.append(f"{field} of type {kind!r} does not use {', '.join(unused)}")
+        notes.append(f"{field} of type {show(kind)} does not use {', '.join(unused)}")
     inner = {key: value for key, value in inner.items() if key not in unused}
     if kind == "default":
         return None
@@ -183,10 +183,10 @@ def _read_settings(field: str, inner: dict[str, Any], context: RopeContext, note
         and _is_one(inner.get("factor"))
         and _is_one(inner.get("attention_factor", 1))
     ):
-        notes.append(f"{field} of type {kind!r} has a factor of 1, which scales nothing")
+        notes.append(f"{field} of type {show(kind)} has a factor of 1, which scales nothing")
         return None
     if missing := sorted(required - inner.keys()):
-        raise ConfigError(f"{field} of type {kind!r} lacks {', '.join(missing)}")
+        raise ConfigError(f"{field} of type {show(kind)} lacks {', '.join(missing)}")
     return {"rope_type": kind, **_check_values(field, kind, inner, context)}
 
 
@@ -236,5 +236,5 @@ def _check_values(field: str, kind: str, inner: dict[str, Any], context: RopeCon
 def _factors(name: str, value: Any, count: int) -> list[float]:
     if not isinstance(value, list | tuple) or len(value) != count:
         size = len(value) if isinstance(value, list | tuple) else value
-        raise ConfigError(f"{name} must be a list of {count} numbers (half the width of a head); got {size!r}")
+        raise ConfigError(f"{name} must be a list of {count} numbers (half the width of a head); got {show(size)}")
     return [check_positive(name, item) for item in value]

@@ -13,7 +13,7 @@ from puna.checkpoint import Checkpoint, locate_model
 from puna.convert.calibration import CalibrationText
 from puna.convert.options import Layout, Options
 from puna.convert.tokenizer_files import tokenizer_files
-from puna.errors import CheckpointError, StorageError
+from puna.errors import CheckpointError, StorageError, show_bytes
 from puna.files import folder_path, resumable, storage_errors
 from puna.hub import Need, parse
 
@@ -86,7 +86,7 @@ def describe_replaced(destination: Path) -> list[str]:
     if destination.is_symlink():
         return [f"replaces the link {destination}; {destination.readlink()}, to which it points, does not change"]
     files = [path for path in destination.rglob("*") if path.is_file()] if destination.is_dir() else [destination]
-    size = f"{sum(path.lstat().st_size for path in files) / 1e6:,.1f} MB"
+    size = show_bytes(sum(path.lstat().st_size for path in files))
     if not destination.is_dir():
         with destination.open("rb") as file:
             kind = "a GGUF file" if file.read(4) == b"GGUF" else "which is not a GGUF file"

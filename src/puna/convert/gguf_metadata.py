@@ -14,7 +14,7 @@ from puna.checkpoint.gguf_config import END_IDS, sampling_fields, write_sampling
 from puna.config import LlamaConfig
 from puna.convert.settings import config_notes, descriptions, generation_notes, special_id
 from puna.convert.tokenizer_files import gguf_tokenizer, gguf_tokenizer_notes
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 from puna.files import name_from_path
 from puna.formats.gguf_writer import Value
 
@@ -42,7 +42,7 @@ def gguf_metadata(
     """
     config = checkpoint.config
     if config.hidden_act != "silu":
-        raise CheckpointError(f"hidden_act is {config.hidden_act!r}; llama.cpp runs LLaMAs only with silu")
+        raise CheckpointError(f"hidden_act is {show(config.hidden_act)}; llama.cpp runs LLaMAs only with silu")
     name = name_from_path(checkpoint.path).encode("utf-8", "replace").decode()
     keys: dict[str, Value] = {"general.architecture": "llama", "general.type": "model", "general.name": name}
     keys |= {key: _stored_value(value) for key, value in descriptions(stored).items()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from puna.checkpoint.names import EMBEDDING, HEAD
 from puna.config import LlamaConfig
-from puna.errors import CheckpointError, RequestError
+from puna.errors import CheckpointError, RequestError, show
 from puna.formats.blocks import FORMATS, BlockFormat
 
 
@@ -68,7 +68,7 @@ def find_mix(name: str) -> Mix:
     mix = MIXES.get(str(name).lower())
     if mix is None:
         kind = "is only read and copied" if str(name).lower() in _COPIED else "is unknown"
-        raise CheckpointError(f"format {name!r} {kind}; puna quantises to {', '.join(m.name for m in _TABLE[3:])}")
+        raise CheckpointError(f"format {show(name)} {kind}; puna quantises to {', '.join(m.name for m in _TABLE[3:])}")
     return mix
 
 

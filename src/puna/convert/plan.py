@@ -15,7 +15,7 @@ from puna.convert.lazy_rows import PIECE, RELEASE_EVERY
 from puna.convert.options import Layout, Options
 from puna.convert.prefetch import QUEUED
 from puna.convert.target import Target
-from puna.errors import StorageError
+from puna.errors import StorageError, show_bytes
 from puna.files import free_bytes
 from puna.files.resumable import staging_folders
 
@@ -111,7 +111,7 @@ def check_space(plan: Plan, destination: Path, tokens: int) -> None:
     needed = plan.bytes - plan.finished + _SMALL_FILES + _TOKEN_ON_DISK * tokens
     if needed > plan.free:
         raise StorageError(
-            f"{destination} needs {needed / 1e9:.2f} GB more and the disk has {plan.free / 1e9:.2f} GB free; free "
+            f"{destination} needs {show_bytes(needed)} more and the disk has {show_bytes(plan.free)} free; free "
             "space, or choose another disk. Nothing was written"
             + (f" now; an earlier run's files are in {staging_folders(destination)[0]}" if plan.finished else "")
         )

@@ -31,7 +31,7 @@ from puna.convert.to_hf import hf_target
 from puna.convert.to_meta import meta_target
 from puna.convert.tokenizer_files import check_instruct, tokenizer_files, write_hf_tokenizer, write_meta_tokenizer
 from puna.convert.verification import verify_tensors
-from puna.errors import CheckpointError, TokenizerError
+from puna.errors import CheckpointError, TokenizerError, show_bytes
 from puna.files import folder_path, storage_errors
 from puna.files.resumable import publish, resumable_staging
 from puna.formats.new_tensor import Buffer, NewTensor
@@ -84,7 +84,7 @@ class Converted:
     def __str__(self) -> str:
         """Returns the destination, its size, the time, and the result of the verification."""
         conversion = self.conversion
-        parts = [f"{conversion.plan.target}: {conversion.bytes / 1e6:,.1f} MB in {conversion.seconds:.1f} s"]
+        parts = [f"{conversion.plan.target}: {show_bytes(conversion.bytes)} in {conversion.seconds:.1f} s"]
         if conversion.verified is not None:
             parts.append(f"{conversion.verified} tensors read back as intended")
         if self.nll:

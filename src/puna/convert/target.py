@@ -13,7 +13,7 @@ from puna.checkpoint import Checkpoint
 from puna.checkpoint.names import EMBEDDING, expected_tensors
 from puna.checkpoint.weight import RowSource
 from puna.convert.lazy_rows import Cast, pack, pieces, values
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 from puna.formats.blocks import FORMATS, BlockFormat
 from puna.formats.new_tensor import NewTensor
 
@@ -76,7 +76,7 @@ def find_dtype(name: str | None) -> BlockFormat | None:
         return None
     form = _PLAIN_TYPES.get(str(name).lower())
     if form is None:
-        raise CheckpointError(f"dtype is {name!r}; it must be float32, float16 or bfloat16")
+        raise CheckpointError(f"dtype is {show(name)}; it must be float32, float16 or bfloat16")
     return form
 
 

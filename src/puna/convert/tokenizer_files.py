@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from puna.errors import PunaError, TokenizerError
+from puna.errors import PunaError, TokenizerError, show
 from puna.files import atomic_write, has_file
 from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import Value
@@ -216,7 +216,7 @@ def _pipeline_keys(pipeline: Tokenizer, added: Mapping[int, AddedToken], unk_id:
     """
     model = json.loads(pipeline.to_str())["model"]
     if model.get("type") != "BPE":
-        raise TokenizerError(f"the tokenizer's type is {model.get('type')!r}; GGUF files of LLaMA models need BPE")
+        raise TokenizerError(f"the tokenizer's type is {show(model.get('type'))}; GGUF files of LLaMA models need BPE")
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     tokens = [_placeholder(index) for index in range(_token_count(model["vocab"]))]
     for token, index in model["vocab"].items():

@@ -66,10 +66,10 @@ def folder_path(path: str | Path) -> Path:
     except UnicodeEncodeError:  # a lone surrogate
         encoded = b"\0"
     if b"\0" in encoded:
-        raise StorageError(f"{str(path)!r:.120} cannot be the name of a file; choose another name")
+        raise StorageError(f"{show(str(path))} cannot be the name of a file; choose another name")
     longest = max(map(len, encoded.split(b"/")))
     if longest > _LONGEST_NAME:
-        raise StorageError(f"File name too long: {str(path)!r:.120} has {longest} bytes; the limit is {_LONGEST_NAME}")
+        raise StorageError(f"File name too long: {show(str(path))} has {longest} bytes; the limit is {_LONGEST_NAME}")
     return Path(path)
 
 

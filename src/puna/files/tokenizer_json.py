@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.errors import PunaError, TokenizerError
+from puna.errors import PunaError, TokenizerError, show
 from puna.files.json_file import parse_json
 from puna.files.reading import read_file
 
@@ -81,7 +81,7 @@ def numbering_notes(file: str, pipeline: Tokenizer, ids_in_file: Iterable[tuple[
     The library gives a token that the vocabulary lacks the next free id, whatever id a file gives it.
     """
     ids = ((token, index, pipeline.token_to_id(token)) for token, index in ids_in_file)
-    changes = [f"{token!r:.80} {actual} instead of {index}" for token, index, actual in ids if actual != index]
+    changes = [f"{show(token)} {actual} instead of {index}" for token, index, actual in ids if actual != index]
     if not changes:
         return []
     more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
@@ -162,4 +162,4 @@ def _check_prefix(model: Any) -> None:
     for merge in model["merges"]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not (isinstance(pair, list) and pair and isinstance(pair[-1], str) and pair[-1].startswith(prefix)):
-            raise TokenizerError(f"the merge {merge!r:.60} has no continuing_subword_prefix {prefix!r:.40}")
+            raise TokenizerError(f"the merge {show(merge)} has no continuing_subword_prefix {show(prefix)}")

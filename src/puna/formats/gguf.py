@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 from puna.files import parse_part_name
 from puna.formats.blocks import FORMATS, StoredTensor
 from puna.formats.gguf_values import MAX_NAMES, Cursor, Metadata, read_value
@@ -93,7 +93,7 @@ def _states(paths: Sequence[Path]) -> tuple[tuple[int, ...], ...]:
 def _integer(file: GgufFile, key: str, default: int) -> int:
     value = file.metadata.get(key, default)
     if type(value) is not int:
-        raise CheckpointError(f"{file.path}: metadata key {key!r} must be an integer; it is {repr(value)[:80]}")
+        raise CheckpointError(f"{file.path}: metadata key {key!r} must be an integer; it is {show(value)}")
     return value
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.errors import CheckpointError, ModelNotFoundError
+from puna.errors import CheckpointError, ModelNotFoundError, show_bytes
 
 Container = Literal["gguf", "safetensors", "torch_zip", "torch_legacy"]
 
@@ -58,7 +58,7 @@ def map_file(path: Path) -> NDArray[np.uint8]:
             raise
         if exc.errno == errno.ENOMEM:
             raise CheckpointError(
-                f"{path}: the system refused to map {path.stat().st_size / 1e6:.1f} MB into memory; raise the limit "
+                f"{path}: the system refused to map {show_bytes(path.stat().st_size)} into memory; raise the limit "
                 "of this process (ulimit -v)"
             ) from exc
         raise CheckpointError(f"{path}: cannot be read ({exc.strerror or exc})") from exc

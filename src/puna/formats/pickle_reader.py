@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 
 Global = Callable[..., Any]
 
@@ -102,7 +102,7 @@ def _resolve(machine: _Machine, module: Any, name: Any) -> None:
     full = f"{module}.{name}"
     if full not in machine.globals:
         raise CheckpointError(
-            f"the pickle uses the global {full[:200]!r}, which no tensor of float32, float16 or bfloat16 needs. "
+            f"the pickle uses the global {show(full)}, which no tensor of float32, float16 or bfloat16 needs. "
             "Do not trust the file, or save only the state dict"
         )
     machine.stack.append(machine.globals[full])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.errors import CheckpointError
+from puna.errors import CheckpointError, show
 from puna.formats.blocks import FORMATS, MAX_AXES, PARTS, BlockFormat, StoredTensor
 from puna.formats.mapped import map_file, read_bytes, sniff
 from puna.formats.pickle_reader import Global, StorageClass, read_pickle
@@ -93,7 +93,7 @@ def _state_dict(root: Any, entries: dict[str, NDArray[np.uint8]], prefix: str) -
     for name, value in root.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
             kind = type(value).__name__.strip("_")
-            raise CheckpointError(f"entry {str(name)[:80]!r} is a {kind}, not a tensor; save only the state dict")
+            raise CheckpointError(f"entry {show(name)} is a {kind}, not a tensor; save only the state dict")
         try:
             tensors[name] = _view(name, value, entries, prefix)
         except CheckpointError as exc:
@@ -107,7 +107,7 @@ def _view(name: str, tensor: _Tensor, entries: dict[str, NDArray[np.uint8]], pre
     if raw is None or len(raw) != tensor.storage.count * form.bytes:
         state = "is missing" if raw is None else f"has {len(raw)} bytes"
         raise CheckpointError(
-            f"storage {tensor.storage.key[:80]!r} {state}; {tensor.storage.count} {form.torch} elements need "
+            f"storage {show(tensor.storage.key)} {state}; {tensor.storage.count} {form.torch} elements need "
             f"{tensor.storage.count * form.bytes} bytes"
         )
     count = math.prod(tensor.shape)

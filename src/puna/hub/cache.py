@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from puna.errors import ModelNotFoundError
+from puna.errors import ModelNotFoundError, show
 from puna.files import storage_errors
 from puna.hub.reference import Reference
 
@@ -70,7 +70,9 @@ def find_cached(text: str) -> Reference | None:
     exact = [name for name in names if key in (name.lower(), name.lower().partition("/")[2])]
     matches = exact or [name for name in names if key in name.lower()]
     if len(matches) > 1:
-        raise ModelNotFoundError(f"{text!r} matches several downloaded models: {', '.join(matches)}; give a full name")
+        raise ModelNotFoundError(
+            f"{show(text)} matches several downloaded models: {', '.join(matches)}; give a full name"
+        )
     return Reference(matches[0], None, part or None) if matches else None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from puna.errors import ModelNotFoundError, PunaError, StorageError
+from puna.errors import ModelNotFoundError, PunaError, StorageError, show_bytes
 from puna.files import free_bytes
 from puna.hub.choice import Need, Selection
 from puna.hub.listing import UnexpectedAnswerError, list_files
@@ -36,7 +36,7 @@ class Download:
         count, size = len(self.missing), sum(self.missing.values())
         return (
             f"downloading {self.reference} ({self.commit[:12]}): {count} file{'s' * (count != 1)}, "
-            f"{size / 1e6:,.1f} MB, to {self.cache}"
+            f"{show_bytes(size)}, to {self.cache}"
         )
 
 
@@ -113,7 +113,7 @@ def _check_space(download: Download) -> None:
     free, needed = free_bytes(download.cache), sum(download.missing.values())
     if needed > free:
         raise StorageError(
-            f"{download.reference} needs {needed / 1e6:,.1f} MB; {download.cache} has {free / 1e6:,.1f} MB free. Free "
+            f"{download.reference} needs {show_bytes(needed)}; {download.cache} has {show_bytes(free)} free. Free "
             "some space, or set HF_HOME to a folder on a larger disk"
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from puna.errors import show
 from puna.hub.reference import Reference
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -57,18 +58,18 @@ def list_files(reference: Reference, token: str | bool | None) -> Listing:
             raise
         raise UnexpectedAnswerError(str(exc)) from exc
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
-        raise UnexpectedAnswerError(f"the commit is {info.sha!r:.60}, not 40 hexadecimal digits")
+        raise UnexpectedAnswerError(f"the commit is {show(info.sha)}, not 40 hexadecimal digits")
     if not isinstance(info.siblings, list):
-        raise UnexpectedAnswerError(f"the files are {info.siblings!r:.60}, not a list")
+        raise UnexpectedAnswerError(f"the files are {show(info.siblings)}, not a list")
     return Listing(info.sha, dict(_read_file(item) for item in info.siblings))
 
 
 def _read_file(item: Any) -> tuple[str, RemoteFile]:
     name, size = item.rfilename, item.size
     if not isinstance(name, str) or not _is_safe(name):
-        raise UnexpectedAnswerError(f"{name!r:.60} is not the name of a file in a repository")
+        raise UnexpectedAnswerError(f"{show(name)} is not the name of a file in a repository")
     if size is not None and (not isinstance(size, int) or size < 0):
-        raise UnexpectedAnswerError(f"{name} has a size of {size!r:.60}")
+        raise UnexpectedAnswerError(f"{name} has a size of {show(size)}")
     digest = item.lfs.sha256 if item.lfs is not None else item.blob_id
     return name, RemoteFile(size, digest if is_digest(digest) else "")
 

@@ -57,7 +57,7 @@ def read_reference(text: str) -> Reference:
     reference = _match(text)
     if reference is None:
         raise RequestError(
-            f"{text!r:.120} is not a model of the hub; give owner/name, owner/name@revision or owner/name:part"
+            f"{show(text)} is not a model of the hub; give owner/name, owner/name@revision or owner/name:part"
         )
     return reference
 

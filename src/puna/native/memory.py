@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 
-from puna.errors import BackendError
+from puna.errors import BackendError, show_bytes
 
 CACHE_SHARE = 0.9
 """The caches use at most this fraction of the memory that remains after loading the weights."""
@@ -38,7 +38,7 @@ def cache_pages(weights: int, requested: int, page_bytes: int) -> int:
         return requested
     if weights + page_bytes > available:
         raise BackendError(
-            f"the packed weights take {_gigabytes(weights)}, but only {_gigabytes(available)} of memory is available; "
+            f"the packed weights take {show_bytes(weights)}, but only {show_bytes(available)} of memory is available; "
             "free memory, raise the limit of this process (ulimit -v), or use a smaller or quantised model (for float "
             "files, quantize q8_0, q4_0 or q4_K)"
         )
@@ -87,7 +87,3 @@ def _available_in_group(group: Path, version: int) -> int | None:
     files = (f"{prefix}inactive_file", f"{prefix}active_file")
     cached = sum(int(count) for name, _, count in (line.partition(" ") for line in lines) if name in files)
     return max(0, limit - max(0, used - cached))
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

@@ -10,7 +10,7 @@ SECONDS = 1.5
 WALL_SECONDS = 7.5
 """Maximum elapsed time of one rendering: a busy machine may delay it."""
 
-MEMORY = 64 * 2**20
+MEMORY = 64 * 10**6
 """Memory for one rendering, in bytes, in addition to the 20 MB of Python and Jinja."""
 
 SIZE = struct.Struct("<Q")

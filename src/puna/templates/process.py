@@ -18,7 +18,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from puna.errors import ChatTemplateError
+from puna.errors import ChatTemplateError, show_bytes
 from puna.templates.limits import MEMORY, SECONDS, SIZE
 
 _PROGRAM = """\
@@ -31,7 +31,7 @@ serve()
 _ENVIRONMENT = ("TZ", "LANG", "LC_ALL", "LC_CTYPE", "LC_TIME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """Environment variables of the process: those that dates and the start of Python need."""
 
-_MAX_REQUEST = 12 * 2**20
+_MAX_REQUEST = 12 * 10**6
 """Maximum size of a template and its values, in bytes: rendering needs several copies of the text, of up to four bytes
 a character, within `MEMORY`."""
 
@@ -163,8 +163,8 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     request = marshal.dumps((template, plain))
     if len(request) > _MAX_REQUEST:
         raise ChatTemplateError(
-            f"the messages, tools and other values of the chat template have {len(request) / 2**20:.1f} MB; the limit "
-            f"is {_MAX_REQUEST >> 20} MB. Shorten the conversation, or encode its text without a chat template"
+            f"the messages, tools and other values of the chat template have {show_bytes(len(request))}; the limit "
+            f"is {show_bytes(_MAX_REQUEST)}. Shorten the conversation, or encode its text without a chat template"
         )
     answer = _answer(request)
     kind, text = answer[:1], answer[1:].decode("utf-8", "surrogatepass")
@@ -180,7 +180,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
             "expects"
         )
     raise ChatTemplateError(
-        f"the chat template needs more than {MEMORY >> 20} MB of memory; shorten the chat or pass chat_template="
+        f"the chat template needs more than {show_bytes(MEMORY)} of memory; shorten the chat or pass chat_template="
     )
 
 

@@ -89,7 +89,7 @@ def check_names(arguments: Mapping[str, Any]) -> Arguments:
     unknown = sorted(arguments.keys() - Arguments.__optional_keys__)
     if unknown:
         raise TokenizerError(
-            f"{unknown[0]}={arguments[unknown[0]]!r:.60}: a tokenizer has no such argument; remove it from the call"
+            f"{unknown[0]}={show(arguments[unknown[0]])}: a tokenizer has no such argument; remove it from the call"
         )
     return cast(Arguments, dict(arguments))
 

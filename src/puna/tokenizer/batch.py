@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from puna.errors import TokenizerError
+from puna.errors import TokenizerError, show
 from puna.tokenizer.arguments import split_batch
 from puna.tokenizer.encoding import BatchEncoding, Encoding, Input, Text
 from puna.tokenizer.special import AnyTokenizer
@@ -242,14 +242,14 @@ def _strategy(name: str, value: bool | str | None, choices: tuple[str, ...]) -> 
     if value is None or value is False or value == choices[-1]:
         return None
     if value not in choices:
-        raise TokenizerError(f"{name}={value!r}; choose one of {', '.join(choices)}, True or False")
+        raise TokenizerError(f"{name}={show(value)}; choose one of {', '.join(choices)}, True or False")
     return choices[choices.index(value)]  # `value` may be a string enumeration, whose str() differs
 
 
 def check_side(name: str, value: str) -> str:
     """Returns `value` if it is a side, else raises TokenizerError."""
     if value not in ("left", "right"):
-        raise TokenizerError(f"{name}={value!r}; choose 'left' or 'right'")
+        raise TokenizerError(f"{name}={show(value)}; choose 'left' or 'right'")
     return value
 
 

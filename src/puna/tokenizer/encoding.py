@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from puna.errors import MissingExtraError, TokenizerError
+from puna.errors import MissingExtraError, TokenizerError, show
 
 if TYPE_CHECKING:
     import tokenizers
@@ -307,7 +307,7 @@ def _tensor(key: str, value: Any, tensor_type: str) -> Any:
         TokenizerError: the sequences differ in length, or `tensor_type` is unknown.
     """
     if tensor_type not in ("np", "pt"):
-        raise TokenizerError(f"return_tensors={tensor_type!r}; choose 'np' for NumPy or 'pt' for PyTorch")
+        raise TokenizerError(f"return_tensors={show(tensor_type)}; choose 'np' for NumPy or 'pt' for PyTorch")
     try:
         array = np.asarray(value, dtype=np.int64)
     except ValueError as exc:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 from tokenizers import Tokenizer, models, processors
 
-from puna.errors import TokenizerError
+from puna.errors import TokenizerError, show
 from puna.files.tokenizer_json import library_errors, numbering_notes, read_pipeline
 from puna.tokenizer.arguments import SharedArguments, common_arguments
 from puna.tokenizer.base import TokenizerBase
@@ -185,7 +185,7 @@ class LlamaTokenizerFast(TokenizerBase):
     def _id_token(self, index: int) -> str:
         token = self._tokenizer.id_to_token(index) if 0 <= index < 2**32 else None
         if token is None:
-            raise TokenizerError(f"token id {index} is not in this vocabulary of {len(self)} tokens")
+            raise TokenizerError(f"token id {show(index)} is not in this vocabulary of {len(self)} tokens")
         return token
 
     def _add(self, tokens: Sequence[AddedToken]) -> int:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.errors import TokenizerError
+from puna.errors import TokenizerError, show
 from puna.tokenizer.arguments import Behaviour, SharedArguments
 from puna.tokenizer.base import TokenizerBase
 from puna.tokenizer.encoding import Encoding, Input, SlowColumns
@@ -386,7 +386,7 @@ def _behaviour(behaviour: Behaviour | None, legacy: bool | None) -> Behaviour:
     if behaviour is None:
         return from_legacy
     if behaviour not in ("sp", "hf-legacy", "hf"):
-        raise TokenizerError(f"behaviour={behaviour!r}; choose 'sp', 'hf-legacy' or 'hf'")
+        raise TokenizerError(f"behaviour={show(behaviour)}; choose 'sp', 'hf-legacy' or 'hf'")
     if legacy is not None and behaviour != from_legacy:
-        raise TokenizerError(f"behaviour={behaviour!r} and legacy={legacy} contradict each other; drop one")
+        raise TokenizerError(f"behaviour={show(behaviour)} and legacy={legacy} contradict each other; drop one")
     return behaviour

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, cast, overload
 
-from puna.errors import TokenizerError
+from puna.errors import TokenizerError, show
 
 if TYPE_CHECKING:
     import tokenizers
@@ -65,7 +65,7 @@ def as_added_token(value: TokenLike, special: bool = False) -> AddedToken:
     try:
         fields = (value.content, value.single_word, value.lstrip, value.rstrip, value.normalized, value.special)
     except AttributeError:
-        raise TokenizerError(f"{value!r} is not a token; pass a string or an AddedToken") from None
+        raise TokenizerError(f"{show(value)} is not a token; pass a string or an AddedToken") from None
     return AddedToken(*fields)
 
 
@@ -79,13 +79,15 @@ def added_token_from_json(value: object, where: str, special: bool = False) -> A
     if isinstance(value, str):
         return as_added_token(value, special)
     if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
-        raise TokenizerError(f"{where}: {value!r} is not a token; expected a string or an object with 'content'")
+        raise TokenizerError(f"{where}: {show(value)} is not a token; expected a string or an object with 'content'")
     flags = {
         name: value[name] for name in ("single_word", "lstrip", "rstrip", "normalized", "special") if name in value
     }
     for name, flag in flags.items():
         if not isinstance(flag, bool):
-            raise TokenizerError(f"{where}: {name} of token {value['content']!r} is {flag!r}; expected true or false")
+            raise TokenizerError(
+                f"{where}: {name} of token {show(value['content'])} is {show(flag)}; expected true or false"
+            )
     flags.setdefault("special", special)
     flags.setdefault("normalized", not flags["special"])
     return AddedToken(value["content"], **flags)
@@ -123,7 +125,7 @@ def add_special_tokens(
             self._set_named(name, token)
         else:
             raise TokenizerError(
-                f"{name!r}: {value!r} is not a special token; pass one of {', '.join(NAMES)} with a token, "
+                f"{name!r}: {show(value)} is not a special token; pass one of {', '.join(NAMES)} with a token, "
                 f"or {ADDITIONAL} with a list of tokens"
             )
     return count

@@ -72,9 +72,9 @@ class StreamDecoder:
         """Adds the next id; returns the text that no later id can change, "" while a character is incomplete.
 
         Raises:
-            TokenizerError: the vocabulary has no such id.
+            TokenizerError: `index` is not an integer, or the vocabulary has no such id.
         """
-        text = self._stream.push(index)
+        text = self._stream.push(as_ids([index])[0])
         if not self._prompt:
             return text
         shared = _shared(text, self._prompt)

@@ -12,7 +12,7 @@ from puna.cli.chat.conversation import Conversation, Message, Reply
 from puna.cli.chat.transcript import read_messages
 from puna.cli.prompt import decode, read_stdin_bytes
 from puna.cli.terminal import note, print_json, write
-from puna.errors import PunaError, RequestError
+from puna.errors import PunaError, RequestError, show
 
 
 def answer_texts(conversation: Conversation) -> None:
@@ -57,7 +57,7 @@ def _parse(line: str) -> list[Message]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as exc:
-        raise RequestError(f"{line[:80]!r} is not JSON ({exc}); put a text in quotes") from exc
+        raise RequestError(f"{show(line)} is not JSON ({exc}); put a text in quotes") from exc
     return read_messages(value)
 
 

@@ -12,7 +12,7 @@ from puna.cli.chat.conversation import Conversation, Message
 from puna.cli.chat.transcript import load, save
 from puna.cli.loading import Loader
 from puna.cli.terminal import did_you_mean
-from puna.errors import RequestError
+from puna.errors import RequestError, show
 
 LEAVE = ("exit", "quit", "/exit", "/quit", "/bye")
 
@@ -122,7 +122,7 @@ def _set(session: Session, argument: str) -> str:
             value = _TYPES[name](text)
         except (ValueError, KeyError) as exc:
             expected = {float: "a number", int: "a whole number"}.get(_TYPES[name], "on or off")  # type: ignore[call-overload]
-            raise RequestError(f"{name} must be {expected}, got {text!r}") from exc
+            raise RequestError(f"{name} must be {expected}, got {show(text)}") from exc
     if name == "context":
         conversation.use_model(conversation.name, conversation.llm, value)
     else:

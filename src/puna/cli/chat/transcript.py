@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.cli.models import similar_file
-from puna.errors import RequestError, StorageError
+from puna.errors import RequestError, StorageError, show
 from puna.files import JSON_LIMIT, atomic_write
 from puna.prompts import read_conversations
 
@@ -27,7 +27,7 @@ def read_messages(value: object) -> list[dict[str, Any]]:
         raise RequestError("the messages are in a list of lists; give the messages of one conversation")
     for message in conversations[0]:
         if message["role"] not in ROLES:
-            raise RequestError(f"the role is {message['role']!r}; it must be one of {', '.join(ROLES)}")
+            raise RequestError(f"the role is {show(message['role'])}; it must be one of {', '.join(ROLES)}")
     return conversations[0]
 
 

@@ -11,6 +11,7 @@ from puna.cli import options
 from puna.cli.measure.disturbance import OtherPrograms, disturbance
 from puna.cli.models import locate
 from puna.cli.terminal import command, is_watched, note, print_json, status, stderr_console, usage_errors
+from puna.errors import BackendError, RequestError, show, show_bytes
 
 if TYPE_CHECKING:
     from puna.benchmark import Result, Work
@@ -66,7 +67,6 @@ def bench(
     import numpy as np
 
     from puna import benchmark
-    from puna.errors import RequestError
     from puna.native.measure import measure_machine
 
     lengths, contexts = _numbers("--prefill", prefill), _numbers("--context", context)
@@ -126,7 +126,6 @@ def open_native(
         BackendError: the options require PyTorch, or the native backend cannot run the model.
     """
     from puna.checkpoint import open_checkpoint
-    from puna.errors import BackendError
     from puna.native import NativeBackend
 
     with usage_errors():
@@ -147,7 +146,7 @@ def _numbers(option: str, text: str) -> list[int]:
         numbers = []
     if not numbers or min(numbers) < 1 or max(numbers) > 2**20:
         raise typer.BadParameter(
-            f"must be a list of integers from 1 to 1048576, such as 16,512; got {text!r}", param_hint=option
+            f"must be a list of integers from 1 to 1048576, such as 16,512; got {show(text)}", param_hint=option
         )
     return list(dict.fromkeys(numbers))
 
@@ -246,7 +245,7 @@ def _show(report: dict[str, Any], results: list[Result]) -> None:
     )
     console.print(
         f"load {report['load_seconds']:.2f} s, first token {report['first_token_seconds']:.2f} s, "
-        f"peak memory {report['peak_memory_bytes'] / 1e6:.0f} MB"
+        f"peak memory {show_bytes(report['peak_memory_bytes'])}"
     )
     note(_LEGEND)
     if warning := disturbance(report["other_cpu_cores"], machine["cores_ok"]):

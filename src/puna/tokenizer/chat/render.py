@@ -77,7 +77,7 @@ def _descriptions(name: str, items: Sequence[Mapping[str, Any]] | None) -> list[
         return None
     for item in items:
         if not isinstance(item, Mapping):
-            raise ChatTemplateError(f"{name}: {item!r:.60} is not a dictionary; describe it by a JSON schema")
+            raise ChatTemplateError(f"{name}: {show(item)} is not a dictionary; describe it by a JSON schema")
     return [dict(item) for item in items]
 
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from puna.errors import TokenizerError
+from puna.errors import TokenizerError, show
 from puna.files import read_file
 from puna.files.tokenizer_json import library_errors
 
@@ -74,7 +74,7 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     """
     if name not in pre_tokenizers():
         raise TokenizerError(
-            f"tokenizer.ggml.pre = {name[:80]!r}: unknown pre-tokenizer; puna knows {_names()}. Use the model's "
+            f"tokenizer.ggml.pre = {show(name)}: unknown pre-tokenizer; puna knows {_names()}. Use the model's "
             "Hugging Face folder, which has a tokenizer.json, or convert that folder to GGUF again"
         )
     return pre_tokenizers()[name]
@@ -285,7 +285,7 @@ def merges_of(tokens: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str
     merges: list[tuple[str, str]] = []
     for token in tokens:
         if len(token) > _MAX_TOKEN:
-            raise TokenizerError(f"the token {token[:40]!r}... has {len(token)} characters; the limit is {_MAX_TOKEN}")
+            raise TokenizerError(f"the token {show(token)} has {len(token)} characters; the limit is {_MAX_TOKEN}")
         pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in vocab and token[i:] in vocab]
         if len(pairs) > 1:
             pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))

@@ -113,7 +113,7 @@ def _more_special_tokens(sources: list[dict[str, Any]], folder: Path) -> Iterato
         for name in (EXTRA, ADDITIONAL):
             items = source.get(name) or []
             if not isinstance(items, (list, dict)):
-                raise TokenizerError(f"{folder}: {name} = {items!r:.60}; expected a list of tokens")
+                raise TokenizerError(f"{folder}: {name} = {show(items)}; expected a list of tokens")
             if isinstance(items, list):
                 yield from ((name, value) for value in items)
             elif name == ADDITIONAL:
@@ -138,7 +138,7 @@ def _templates(folder: Path, templates: object) -> str | dict[str, str] | None:
             raise TokenizerError(f"{folder}: chat_template is a list; each item needs 'name' and 'template'") from exc
     if templates is not None and not isinstance(templates, (str, dict)):
         raise TokenizerError(
-            f"{folder}: chat_template = {templates!r:.60}; expected a string or a list of named templates"
+            f"{folder}: chat_template = {show(templates)}; expected a string or a list of named templates"
         )
     more_folder = folder / "additional_chat_templates"
     if not more_folder.is_dir():
@@ -167,7 +167,7 @@ def _typed(raw: Mapping[str, Any], name: str, path: Path, kind: type[Any]) -> An
     """Returns the value of a key if it has the type `kind`; items of a list must be strings."""
     value = raw[name]
     if not isinstance(value, kind) or (kind is list and not all(isinstance(item, str) for item in value)):
-        raise TokenizerError(f"{path}: {name} = {value!r:.60}; expected {_EXPECTED[kind]}")
+        raise TokenizerError(f"{path}: {name} = {show(value)}; expected {_EXPECTED[kind]}")
     return value
 
 
@@ -183,7 +183,7 @@ def _index(value: object, where: str) -> int:
     except ValueError:
         index = -1
     if index < 0:
-        raise TokenizerError(f"{where}: {value!r:.60} is not a token id")
+        raise TokenizerError(f"{where}: {show(value)} is not a token id")
     return index
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from puna.config.checks import absent_if_minus_one
-from puna.errors import TokenizerError
+from puna.errors import TokenizerError, show
 from puna.tokenizer.sentencepiece.proto import PieceType, write_model
 
 PREFIX = "tokenizer.ggml."
@@ -55,7 +55,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> GgufVocabulary:
     model = _get(metadata, PREFIX + "model", str, None)
     if model not in ("llama", "gpt2"):
         raise TokenizerError(
-            f"tokenizer.ggml.model = {model!r}; LLaMA models use 'llama' (SentencePiece) or 'gpt2' (byte-level BPE)"
+            f"tokenizer.ggml.model = {show(model)}; LLaMA models use 'llama' (SentencePiece) or 'gpt2' (byte-level BPE)"
         )
     tokens = _strings(metadata, PREFIX + "tokens", None)
     types = list(map(int, _numbers(metadata, PREFIX + "token_type", len(tokens), int(PieceType.NORMAL))))
@@ -123,7 +123,9 @@ def merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
     halves = " ".join(texts).split(" ") if texts else []
     if not (set(map(operator.methodcaller("count", " "), texts)) <= {1} and all(halves)):
         number = next(number for number, text in enumerate(texts) if text.count(" ") != 1 or "" in text.split(" "))
-        raise TokenizerError(f"tokenizer.ggml.merges[{number}] = {texts[number]!r}; expected two tokens and a space")
+        raise TokenizerError(
+            f"tokenizer.ggml.merges[{number}] = {show(texts[number])}; expected two tokens and a space"
+        )
     return list(zip(halves[::2], halves[1::2], strict=True))
 
 
@@ -154,7 +156,7 @@ def _get(metadata: Mapping[str, Any], key: str, kind: type, default: Any) -> Any
     if value is None:
         raise TokenizerError(f"the metadata have no {key}; use a complete file, or the model's tokenizer.json")
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TokenizerError(f"{key} = {value!r:.60}; expected a value of type {kind.__name__}")
+        raise TokenizerError(f"{key} = {show(value)}; expected a value of type {kind.__name__}")
     return value
 
 
@@ -162,7 +164,7 @@ def _strings(metadata: Mapping[str, Any], key: str, default: list[str] | None) -
     values: list[str] = _get(metadata, key, list, default)
     if not set(map(type, values)) <= {str}:
         wrong = next(value for value in values if type(value) is not str)
-        raise TokenizerError(f"{key} contains {wrong!r:.60}; expected strings")
+        raise TokenizerError(f"{key} contains {show(wrong)}; expected strings")
     return values
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from puna.errors import ModelNotFoundError, TokenizerError
+from puna.errors import ModelNotFoundError, TokenizerError, show
 from puna.files import group_parts, has_file, read_json, reading_errors
 from puna.files.tokenizer_json import read_pipeline
 from puna.formats.gguf import open_gguf
@@ -187,7 +187,7 @@ def sniff(path: Path) -> Kind:
     if head.startswith(b"\n"):  # field 1 of a protobuf message: the first piece
         return "sentencepiece"
     raise TokenizerError(
-        f"{path} begins with {head[:16]!r}, so it is neither tokenizer.json, a SentencePiece model, Llama 3's "
+        f"{path} begins with {show(head[:16])}, so it is neither tokenizer.json, a SentencePiece model, Llama 3's "
         "tiktoken file nor GGUF; download the file again"
     )
 

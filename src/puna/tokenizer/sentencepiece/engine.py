@@ -15,7 +15,7 @@ from typing import Any
 
 import sentencepiece
 
-from puna.errors import TokenizerError
+from puna.errors import TokenizerError, show
 from puna.files import atomic_write, read_file
 from puna.tokenizer.sentencepiece.proto import NO_DUMMY_PREFIX, ModelSpec, read_spec
 from puna.tokenizer.streams import TextStream
@@ -88,10 +88,10 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         kind = _ARGUMENTS.get(name)
         if kind is None:
-            raise TokenizerError(f"sp_model_kwargs: {name!r:.60} is not supported; use {', '.join(_ARGUMENTS)}")
+            raise TokenizerError(f"sp_model_kwargs: {show(name)} is not supported; use {', '.join(_ARGUMENTS)}")
         is_bool, is_number = isinstance(value, bool), isinstance(value, int if kind is int else (int, float))
         if not (is_bool if kind is bool else is_number and not is_bool):
-            raise TokenizerError(f"sp_model_kwargs: {name} = {value!r:.60}; expected a value of type {kind.__name__}")
+            raise TokenizerError(f"sp_model_kwargs: {name} = {show(value)}; expected a value of type {kind.__name__}")
         low, high = _LIMITS.get(name, (0, 1))
         if not low <= value <= high:
             raise TokenizerError(f"sp_model_kwargs: {name} = {str(value)[:60]}; it must be from {low} to {high:g}")
@@ -124,7 +124,7 @@ class Pieces:
         """
         if not 0 <= index < self.count:
             raise TokenizerError(
-                f"token id {index}; this vocabulary has ids 0 to {self.count - 1} and its added tokens"
+                f"token id {show(index)}; this vocabulary has ids 0 to {self.count - 1} and its added tokens"
             )
         piece: str = self._sp.id_to_piece(index)
         return piece
