@@ -124,7 +124,7 @@ def test_the_default_length_is_256(with_settings):
     llm = with_settings({}, max_position_embeddings=1000, eos_token_id=None)
     llm._stop_ids = frozenset()
     assert len(llm.generate([5]).ids) == 256
-    llm._backend.cache_tokens = 128
+    llm._engine.pool.pages = 2
     assert len(llm.generate([5]).ids) == 127
 
 

@@ -223,7 +223,7 @@ def test_the_default_model_runs_in_two_gigabytes_of_address_space(smollm2):
         "resource.setrlimit(resource.RLIMIT_AS, (2_000_000 * 1024, resource.RLIM_INFINITY))\n"
         "from puna import LLM\n"
         "llm = LLM()\n"
-        "print(llm._backend.cache_tokens, llm.generate('Gravity is', max_tokens=12).text)\n"
+        "print(llm._backend.pages * 64, llm.generate('Gravity is', max_tokens=12).text)\n"
         "print(len(llm.generate([100] * 8000, max_tokens=2, stop=None).ids) <= 2)\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)

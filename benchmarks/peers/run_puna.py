@@ -9,7 +9,7 @@ import numpy as np
 
 from peers.serve import serve
 from puna import benchmark
-from puna.backend import Chunk
+from puna.backend import Chunk, consecutive_pages
 from puna.checkpoint import locate_model, open_checkpoint
 from puna.native import NativeBackend
 from puna.native.library import chosen_kernels
@@ -26,7 +26,8 @@ class Puna:
             checkpoint.config, checkpoint.tensors, load["threads"], load["sequences"], cache=cache
         )
         self.vocab_size = checkpoint.config.vocab_size
-        self._slots = 0
+        longest = max(work["context"] + work["tokens"] + 1 for work in load["works"])  # 1: the warm-up step
+        self._sequences = [consecutive_pages(longest, number) for number in range(load["sequences"])]
         # The maximum tokens per second if all speeds of the machine are 1; measure.py scales them by measured speeds.
         unit = MachineSpeed(1.0, 1.0, 1.0, True)
         self.settings = {
@@ -47,15 +48,12 @@ class Puna:
 
     def read(self, ids: Sequence[int], sequences: int) -> None:
         """See `peers.serve.Engine`."""
-        for slot in range(self._slots):
-            self.backend.free(slot)
-        for slot in range(sequences):
-            benchmark.read(self.backend, np.array(ids, np.int64), slot)
-        self._slots = sequences
+        for pages in self._sequences[:sequences]:
+            benchmark.read(self.backend, np.array(ids, np.int64), pages)
 
     def step(self, token: int, position: int, sequences: int) -> None:
         """See `peers.serve.Engine`."""
-        chunks = [Chunk(slot, np.array([token], np.int64), position) for slot in range(sequences)]
+        chunks = [Chunk(pages, np.array([token], np.int64), position) for pages in self._sequences[:sequences]]
         self.backend.forward(chunks).argmax(axis=-1)
 
 

@@ -63,7 +63,7 @@ def open_backend(
         raise MissingExtraError(
             "this model, device or dtype needs PyTorch; install it with: pip install 'puna[torch]'"
         ) from exc
-    return TorchBackend.from_pretrained(checkpoint, threads, device, dtype)
+    return TorchBackend.from_pretrained(checkpoint, threads, device, dtype, max_batch)
 
 
 def _check_arguments(name: object, threads: object, max_batch: object) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.backend import PAGE, Chunk
+from puna.backend import PAGE, Chunk, consecutive_pages, page_count
 from puna.config import LlamaConfig
 from puna.native import NativeBackend
 from puna.native.measure import MachineSpeed
@@ -55,7 +55,7 @@ class Result:
 
 def plan(
     config: LlamaConfig,
-    cache_tokens: int | None,
+    pages: int,
     prefill: Sequence[int],
     decode: int,
     context: Sequence[int],
@@ -64,18 +64,18 @@ def plan(
     """Returns (workloads that can run, the other workloads with the reason why each cannot run).
 
     Args:
-        cache_tokens: number of tokens that the caches of all sequences together can hold; None means no limit.
+        pages: number of pages of the cache, which all sequences share.
     """
     works = [Work("prefill", tokens, 0, 1) for tokens in prefill]
     works += [Work("decode", decode, length, sequences) for length in context for sequences in batch]
     reasons = {}
     for work in works:
         length = work.context + work.tokens
-        needed = work.batch * -(-length // PAGE) * PAGE
+        needed = work.batch * page_count(length)
         if length > config.context_length:
             reasons[work] = f"exceeds the model's context of {config.context_length} tokens"
-        elif cache_tokens is not None and needed > cache_tokens:
-            reasons[work] = f"needs a cache of {needed} tokens, but memory is enough for {cache_tokens}"
+        elif needed > pages:
+            reasons[work] = f"needs a cache of {needed * PAGE} tokens, but memory is enough for {pages * PAGE}"
     return [work for work in works if work not in reasons], reasons
 
 
@@ -83,8 +83,7 @@ def run(backend: NativeBackend, works: Sequence[Work], repeat: int) -> Iterator[
     """Times all workloads in turn, `repeat` times; yields each workload and its tokens per second."""
     random = np.random.default_rng(0)
     ids = random.integers(0, backend.config.vocab_size, backend.config.context_length)
-    read(backend, ids[: min(64, len(ids))], 0)  # warm-up
-    backend.free(0)
+    read(backend, ids[: min(64, len(ids))])  # warm-up
     for _ in range(repeat):
         for work in works:
             yield work, time_work(backend, ids, work)
@@ -96,16 +95,24 @@ def time_work(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> flo
     return time_phase(backend, ids, work)
 
 
-def read(backend: NativeBackend, ids: NDArray[np.int64], slot: int) -> None:
-    """Runs the model on `ids`, which fills the cache of a slot; computes logits only for the last token."""
+def read(backend: NativeBackend, ids: NDArray[np.int64], pages: tuple[int, ...] | None = None) -> None:
+    """Runs the model on `ids`, which fills the pages; computes logits only for the last token.
+
+    Without `pages`, the first pages of the cache are used.
+    """
+    pages = consecutive_pages(len(ids)) if pages is None else pages
     for start in range(0, len(ids), CHUNK_TOKENS):
         tokens = ids[start : start + CHUNK_TOKENS]
-        backend.forward([Chunk(slot, tokens, start, int(start + len(tokens) == len(ids)))])
+        backend.forward([Chunk(pages, tokens, start, int(start + len(tokens) == len(ids)))])
 
 
-def step(backend: NativeBackend, ids: NDArray[np.int64], position: int, batch: int) -> None:
-    """Decodes one token of each sequence, including the choice of the most likely next token."""
-    chunks = [Chunk(slot, ids[position : position + 1], position) for slot in range(batch)]
+def step(backend: NativeBackend, ids: NDArray[np.int64], position: int, sequences: Sequence[tuple[int, ...]]) -> None:
+    """Decodes one token of each sequence, including the choice of the most likely next token.
+
+    Args:
+        sequences: the pages of each sequence.
+    """
+    chunks = [Chunk(pages, ids[position : position + 1], position) for pages in sequences]
     backend.forward(chunks).argmax(axis=-1)
 
 
@@ -116,23 +123,19 @@ def _seconds(call: Callable[[], None]) -> float:
 
 
 def _time_prefill(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> float:
-    seconds = _seconds(lambda: read(backend, ids[: work.tokens], 0))
-    backend.free(0)
-    return work.tokens / seconds
+    return work.tokens / _seconds(lambda: read(backend, ids[: work.tokens]))
 
 
 def _time_decode(backend: NativeBackend, ids: NDArray[np.int64], work: Work) -> float:
-    for slot in range(work.batch):
-        read(backend, ids[: work.context], slot)
+    sequences = [consecutive_pages(work.context + work.tokens, number) for number in range(work.batch)]
+    for pages in sequences:
+        read(backend, ids[: work.context], pages)
 
     def decode() -> None:
         for index in range(work.tokens):
-            step(backend, ids, work.context + index, work.batch)
+            step(backend, ids, work.context + index, sequences)
 
-    seconds = _seconds(decode)
-    for slot in range(work.batch):
-        backend.free(slot)
-    return work.tokens * work.batch / seconds
+    return work.tokens * work.batch / _seconds(decode)
 
 
 MIN_WEIGHT_BYTES = 64_000_000

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 import puna
-from puna.backend import Chunk
+from puna.backend import Chunk, consecutive_pages
 from puna.checkpoint import inspect_checkpoint, open_checkpoint
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
@@ -105,7 +105,7 @@ def test_a_packed_folder_is_run_and_converted(settings: dict[str, Any], name: st
         assert np.array_equal(blocks[key].to_float32(), weight.to_float32()), key
     assert blocks["model.layers.0.self_attn.q_proj.weight"].format.name == name
     ids = np.arange(40, dtype=np.int64) % config.vocab_size
-    chunks = [Chunk(0, ids, 0, len(ids))]
+    chunks = [Chunk(consecutive_pages(len(ids)), ids, 0, len(ids))]
     packed_logits, block_logits = (
         NativeBackend(config, weights).forward(chunks) for weights in (checkpoint.tensors, blocks)
     )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import puna
-from puna.backend import Chunk
+from puna.backend import Chunk, consecutive_pages
 from puna.checkpoint import inspect_checkpoint, open_checkpoint
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
@@ -135,7 +135,7 @@ def test_a_quantised_folder_is_run_and_converted(case: str, tmp_path: Path) -> N
 
     write_folder(tmp_path / "plain", config, plain)
     ids = np.arange(40, dtype=np.int64) % config.vocab_size
-    chunks = [Chunk(0, ids, 0, len(ids))]
+    chunks = [Chunk(consecutive_pages(len(ids)), ids, 0, len(ids))]
     logits, expected = (
         np.asarray(NativeBackend(config, open_checkpoint(tmp_path / name).tensors).forward(chunks))
         for name in ("packed", "plain")

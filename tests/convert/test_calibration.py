@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from puna import LlamaConfig, convert, load_tokenizer
-from puna.backend import Chunk
+from puna.backend import Chunk, consecutive_pages
 from puna.checkpoint import open_checkpoint
 from puna.errors import CheckpointError, RequestError, StorageError
 from puna.native import NativeBackend
@@ -43,7 +43,7 @@ def squares(model: Path) -> dict[str, Any]:
     ids = load_tokenizer(model).encode(TEXT)[:120]
     backend = NativeBackend(checkpoint.config, checkpoint.tensors)
     with backend.observing() as totals:
-        backend.forward([Chunk(0, np.asarray(ids, np.int64), 0, len(ids))])
+        backend.forward([Chunk(consecutive_pages(len(ids)), np.asarray(ids, np.int64), 0, len(ids))])
         return totals()
 
 

@@ -5,67 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from puna.config import LlamaConfig
 from puna.engine import Engine, Request, Sampling
 from puna.errors import BackendError, RequestError
-
-VOCAB = 31
-
-
-def next_token(tokens: list[int]) -> int:
-    """Returns the most likely next token, a function of every token and its position."""
-    return sum((position + 3) * token for position, token in enumerate(tokens)) % VOCAB
-
-
-class Recorder:
-    """A backend that records each slot's tokens and checks that chunks continue them."""
-
-    name = "recorder"
-
-    def __init__(self, cache_tokens: int | None = None) -> None:
-        self.cache_tokens = cache_tokens
-        self.config = LlamaConfig(
-            vocab_size=VOCAB, hidden_size=8, num_attention_heads=2, max_position_embeddings=64, intermediate_size=8
-        )
-        self.slots: dict[int, list[int]] = {}
-        self.batches: list[list[int]] = []
-
-    def forward(self, batch):
-        self.batches.append([len(chunk.tokens) for chunk in batch])
-        assert len({chunk.slot for chunk in batch}) == len(batch)
-        rows = []
-        for chunk in batch:
-            cached = self.slots.setdefault(chunk.slot, [])
-            assert chunk.start == len(cached)
-            for index, token in enumerate(chunk.tokens.tolist()):
-                cached.append(token)
-                if index >= len(chunk.tokens) - chunk.logits:
-                    rows.append(np.eye(VOCAB, dtype=np.float32)[next_token(cached)])
-        return np.array(rows, np.float32).reshape(-1, VOCAB)
-
-    def free(self, slot):
-        del self.slots[slot]
-
-
-def expected_answer(prompt: tuple[int, ...], count: int) -> list[int]:
-    """Returns the `count` most likely tokens after a prompt."""
-    tokens = list(prompt)
-    for _ in range(count):
-        tokens.append(next_token(tokens))
-    return tokens[len(prompt) :]
-
-
-def drain(engine: Engine) -> list:
-    """Runs the engine until it has no requests; returns all events."""
-    events = []
-    while engine.busy:
-        events += engine.step()
-    return events
-
-
-def tokens_of(events: list, request_id: int) -> list[int]:
-    """Returns the generated tokens of one request."""
-    return [event.token for event in events if event.request_id == request_id and event.token is not None]
+from tests.engine.recorder import VOCAB, Recorder, drain, expected_answer, next_token, tokens_of
 
 
 def test_greedy_answers_do_not_depend_on_slots_and_chunks():
@@ -83,7 +25,7 @@ def test_greedy_answers_do_not_depend_on_slots_and_chunks():
             request_events = [event for event in events if event.request_id == request_id]
             assert sum(event.prompt_tokens for event in request_events) == len(prompt)
             assert [event.finish_reason for event in request_events if event.finish_reason] == ["length"]
-        assert engine.backend.slots == {}
+        assert engine.pool.available == engine.pool.pages
 
 
 def test_a_step_limits_prompt_tokens_and_lets_other_requests_decode():
@@ -97,7 +39,7 @@ def test_a_step_limits_prompt_tokens_and_lets_other_requests_decode():
 
 
 def test_requests_wait_for_free_pages():
-    engine = Engine(Recorder(cache_tokens=128), slots=4)  # two pages; each request needs one
+    engine = Engine(Recorder(pages=2), slots=4)  # each request needs one page
     for _ in range(5):
         engine.submit(Request((1, 2), 3))
     engine.step()
@@ -107,7 +49,7 @@ def test_requests_wait_for_free_pages():
 
 
 def test_a_request_that_never_fits_the_cache_is_an_error():
-    engine = Engine(Recorder(cache_tokens=0))
+    engine = Engine(Recorder(pages=0))
     with pytest.raises(RequestError, match="need a cache of 64 tokens, but memory is enough for 0"):
         engine.submit(Request((1, 2), 3))
 
@@ -140,7 +82,7 @@ def test_one_request_may_return_prompt_logits_and_generate():
     assert [event.token for event in events if event.token is not None] == expected_answer((1, 2, 3), 2)
 
 
-def test_cancelled_requests_free_their_slots():
+def test_cancelled_requests_free_their_pages():
     engine = Engine(Recorder())
     active, waiting = engine.submit(Request((1, 2), 9)), engine.submit(Request((3,), 2))
     engine.step()
@@ -148,7 +90,7 @@ def test_cancelled_requests_free_their_slots():
     engine.cancel(active)
     engine.cancel(active)
     assert not engine.busy
-    assert engine.backend.slots == {}
+    assert engine.pool.available == engine.pool.pages
     assert engine.step() == []
 
 
@@ -184,12 +126,12 @@ def test_sampling_does_not_depend_on_other_requests():
 
 
 class BackendWithNan(Recorder):
-    """A backend whose slot 0 returns NaN logits from the sixth token on."""
+    """A backend whose logits are NaN for texts that begin with token 1, from the sixth token on."""
 
     def forward(self, batch):
         logits = super().forward(batch)
         for row, chunk in enumerate(batch):
-            if chunk.slot == 0 and len(self.slots[0]) >= 6:
+            if self.cache[chunk.pages[0], 0] == 1 and chunk.start + len(chunk.tokens) >= 6:
                 logits[row] = np.nan
         return logits
 
@@ -205,4 +147,4 @@ def test_nan_logits_end_only_their_own_request():
     assert "not finite" in str(failed[0].error)
     assert [event.token for event in events if event.request_id == damaged] == [*expected_answer((1, 2, 3), 3), None]
     assert [event.token for event in events if event.request_id == valid] == expected_answer((4, 5, 6), 10)
-    assert not backend.slots
+    assert engine.pool.available == engine.pool.pages

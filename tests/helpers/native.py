@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from puna.backend import Chunk
+from puna.backend import Chunk, consecutive_pages
 from puna.formats.blocks import FORMATS, BlockFormat
 from puna.native import NativeBackend
 from tests.helpers.blocks import random_blocks
@@ -54,14 +54,13 @@ def pack_state(name: str, state: dict[str, np.ndarray], seed: int = 5) -> dict[s
     }
 
 
-def run(backend: NativeBackend, ids: np.ndarray, chunk_sizes: list[int], slot: int = 0) -> np.ndarray:
+def run(backend: NativeBackend, ids: np.ndarray, chunk_sizes: list[int]) -> np.ndarray:
     """Returns the logits of every position; `chunk_sizes` are the numbers of ids in each chunk."""
-    rows, start = [], 0
+    rows, start, pages = [], 0, consecutive_pages(len(ids))
     for size in chunk_sizes:
         tokens = ids[start : start + size]
-        rows.append(backend.forward([Chunk(slot, tokens, start, len(tokens))]))
+        rows.append(backend.forward([Chunk(pages, tokens, start, len(tokens))]))
         start += len(tokens)
-    backend.free(slot)
     return np.concatenate(rows)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from puna.backend import Chunk
+from puna.backend import Chunk, consecutive_pages
 from puna.config import LlamaConfig
 from puna.native import NativeBackend
 from puna.native.rope import Rope
@@ -65,11 +65,11 @@ def observe(backend: NativeBackend, ids: np.ndarray) -> tuple[dict[str, np.ndarr
     """
     rows: list[dict[str, np.ndarray]] = []
     logits = []
+    pages = consecutive_pages(len(ids))
     for position, token in enumerate(ids):
         with backend.observing() as squares:
-            logits.append(backend.forward([Chunk(0, np.array([token]), position, 1)]))
+            logits.append(backend.forward([Chunk(pages, np.array([token]), position, 1)]))
             rows.append({name: np.sqrt(sums).astype(np.float32) for name, sums in squares().items()})
-    backend.free(0)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, np.concatenate(logits)
 
 

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from puna.backend import Chunk
+from puna.backend import Chunk, consecutive_pages
 from puna.config import LlamaConfig
 from puna.formats.blocks import FORMATS
 from puna.native import NativeBackend
@@ -49,7 +49,7 @@ def backend() -> NativeBackend:
 def timed_forward(backend: NativeBackend) -> tuple[np.ndarray, float]:
     """Returns the logits of a forward pass, and the seconds that the pass took."""
     started = time.perf_counter()
-    logits = backend.forward([Chunk(0, np.arange(TOKENS) % 64, 0)])
+    logits = backend.forward([Chunk(consecutive_pages(TOKENS), np.arange(TOKENS) % 64, 0)])
     return logits, time.perf_counter() - started
 
 

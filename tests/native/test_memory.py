@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from puna.backend import Chunk
+from puna.backend import Chunk, consecutive_pages
 from puna.errors import BackendError, PunaError, RequestError
 from puna.formats.blocks import FORMATS
 from puna.native import NativeBackend, memory
@@ -50,7 +50,7 @@ def test_packed_bytes_are_minus_one_for_an_invalid_format_or_shape(shape):
 
 def test_the_cache_uses_the_memory_that_the_weights_leave(monkeypatch):
     backend = NativeBackend(CONFIG, tensors(), slots=4)
-    assert backend.cache_tokens == 4 * 512
+    assert backend.pages == 4 * 8
     page = backend.cache_bytes_per_token * 64
     library = backend._library
     weights = sum(
@@ -60,12 +60,12 @@ def test_the_cache_uses_the_memory_that_the_weights_leave(monkeypatch):
     )
     monkeypatch.setattr(memory, "available_memory", lambda: weights + page * 10)
     small = NativeBackend(CONFIG, tensors(), slots=4)
-    assert small.cache_tokens == 9 * 64
+    assert small.pages == 9
     ids = np.arange(512) % 67
-    small.forward([Chunk(0, ids, 0)])
-    with pytest.raises(RequestError, match=r"needs 128 more tokens of cache, but only 64 of 576 are free"):
-        small.forward([Chunk(1, ids[:128], 0)])
-    small.forward([Chunk(1, ids[:64], 0)])
+    small.forward([Chunk(consecutive_pages(512), ids, 0)])
+    with pytest.raises(RequestError, match=r"pages are \(8, 9\); the cache has pages 0 to 8"):
+        small.forward([Chunk((8, 9), ids[:128], 0)])
+    small.forward([Chunk((8,), ids[:64], 0)])
 
 
 GIGABYTE = 10**9
@@ -144,7 +144,7 @@ def test_zero_threads_are_an_error_everywhere():
 
 def test_a_forked_child_can_delete_a_model():
     backend = NativeBackend(CONFIG, tensors(), 2)
-    backend.forward([Chunk(0, np.arange(5), 0)])
+    backend.forward([Chunk((0,), np.arange(5), 0)])
     child = os.fork()
     if child == 0:
         del backend
@@ -176,7 +176,7 @@ def test_the_cache_grows_with_the_sequences_and_keeps_its_contents():
     weights = pack_state("f32", random_state(LARGE))
     before = process_bytes("VmSize")
     backend = NativeBackend(LARGE, weights, 1, slots=8)
-    assert backend.cache_tokens > 200_000
+    assert backend.pages > 3_000
     assert process_bytes("VmSize") - before < 3e8
     ids = np.random.default_rng(3).integers(0, LARGE.vocab_size, 700)
     logits = run(backend, ids, [1, 63, 1, 100, 200, 335])  # the cache grows between the chunks
@@ -188,7 +188,7 @@ def test_the_cache_grows_with_the_sequences_and_keeps_its_contents():
 LIMITED = """
 import resource, sys
 import numpy as np
-from puna.backend import Chunk
+from puna.backend import Chunk, consecutive_pages
 from puna.errors import BackendError
 from puna.native import NativeBackend, load_library
 from tests.native.test_memory import LARGE, process_bytes
@@ -205,8 +205,8 @@ try:
     if sys.argv[2] == "run":
         resource.setrlimit(resource.RLIMIT_AS, (process_bytes("VmSize") + free, resource.RLIM_INFINITY))
     ids = np.arange(int(sys.argv[3])) % 60
-    backend.forward([Chunk(0, ids, 0, 1)])
-    print("ran", backend.cache_tokens)
+    backend.forward([Chunk(consecutive_pages(len(ids)), ids, 0, 1)])
+    print("ran", backend.pages)
 except BackendError as exc:
     print(exc)
 """

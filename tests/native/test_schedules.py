@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from puna.backend import Chunk
+from puna.backend import Chunk, page_count
 from puna.native import NativeBackend, machine
 from tests.helpers.configurations import config_of
 from tests.helpers.native import pack_state, run
@@ -59,22 +59,23 @@ def test_logits_are_bit_identical_in_random_schedules(shape, name, cache, kernel
 
 def run_schedule(random: np.random.Generator, backend: NativeBackend, texts: list, expected: list) -> int:
     """Runs the texts in random chunks, checks each row of logits, and returns the number of tokens that ran."""
+    pages = random.permutation(sum(page_count(len(text)) for text in texts)).tolist()
+    tables = [tuple(pages.pop() for _ in range(page_count(len(text)))) for text in texts]
     lengths = [0] * len(texts)
     while any(length < len(text) for length, text in zip(lengths, texts, strict=True)):
-        batch = []
+        batch, indices = [], []
         for index in random.permutation(len(texts)).tolist():
             unread = len(texts[index]) - lengths[index]
             if unread and random.random() < 0.8:
                 size = int(random.integers(1, min(unread, random.choice([1, 8, 90])) + 1))
                 tokens = texts[index][lengths[index] : lengths[index] + size]
-                batch.append(Chunk(index, tokens, lengths[index], int(random.integers(0, size + 1))))
+                batch.append(Chunk(tables[index], tokens, lengths[index], int(random.integers(0, size + 1))))
+                indices.append(index)
         logits = backend.forward(batch)
         row = 0
-        for chunk in batch:
-            lengths[chunk.slot] += len(chunk.tokens)
-            rows = expected[chunk.slot][lengths[chunk.slot] - chunk.logits : lengths[chunk.slot]]
+        for index, chunk in zip(indices, batch, strict=True):
+            lengths[index] += len(chunk.tokens)
+            rows = expected[index][lengths[index] - chunk.logits : lengths[index]]
             assert (logits[row : row + chunk.logits] == rows).all()
             row += chunk.logits
-    for index in random.permutation(len(texts)).tolist():
-        backend.free(index)
     return sum(lengths)

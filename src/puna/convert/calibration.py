@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.backend import Chunk
+from puna.backend import Chunk, consecutive_pages
 from puna.checkpoint import Checkpoint
 from puna.errors import RequestError
 
@@ -110,8 +110,7 @@ def measure_importance(
         for number, start in enumerate(starts):
             progress(number / len(starts))
             tokens = np.asarray(text.ids[start : start + window], np.int64)
-            backend.forward([Chunk(0, tokens, 0, len(tokens))])
-            backend.free(0)
+            backend.forward([Chunk(consecutive_pages(len(tokens)), tokens, 0, len(tokens))])
         squares = totals()
     return {name: _relative(mean_squares) for name, mean_squares in squares.items()}
 

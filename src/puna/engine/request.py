@@ -62,6 +62,7 @@ class Request:
         prompt_logits: return the logits of every prompt position.
         speculate: guess the next tokens from earlier text, and check several guesses in one step. The answer does not
             change.
+        salt: requests share cached prefixes only with requests of the same salt.
     """
 
     prompt_ids: tuple[int, ...]
@@ -70,6 +71,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     prompt_logits: bool = False
     speculate: bool = False
+    salt: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -88,6 +90,8 @@ class Event:
         request_id: the id returned by `Engine.submit`.
         token: id generated in this step; None if the prompt is not complete yet, or a stop id ended the answer.
         prompt_tokens: number of prompt tokens read in this step.
+        cached_tokens: number of prompt tokens before them that were found in the prefix cache. Over all events of a
+            complete prompt, `prompt_tokens` and `cached_tokens` add up to the prompt's length.
         logits: float32, (prompt_tokens, vocab_size), if the request has `prompt_logits`.
         finish_reason: why the request ended with this step; None while it is active.
         error: the error that ended the request: its logits were not finite, or the backend failed.
@@ -101,6 +105,7 @@ class Event:
     finish_reason: FinishReason | None = None
     error: PunaError | None = None
     stop_id: int | None = None
+    cached_tokens: int = 0
 
 
 def _is_int(value: object) -> bool:

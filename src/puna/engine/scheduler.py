@@ -1,113 +1,205 @@
-"""Chooses which requests run in a step, and how many tokens of each. The module handles neither tensors nor text."""
+"""Chooses which requests run in a step, how many tokens of each, and in which pages. Handles no tensors and no text."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from puna.backend import PAGE
+from puna.backend import PAGE, page_count
 from puna.engine.lookup import Lookup
+from puna.engine.pages import Key, PagePool, PageTable
 from puna.engine.request import Request
 from puna.engine.sampling import Sampler
 
 
 @dataclass
-class ActiveRequest:
-    """A request that has a slot.
+class RunningRequest:
+    """A request that was admitted, and its progress.
 
     Attributes:
-        cached: number of tokens of `prompt_ids` and `generated` that are in the cache.
-        generated: ids chosen so far; the last one is not in the cache yet.
+        table: the pages of its tokens.
+        tokens: the ids of the prompt, then the generated ids.
+        computed: number of tokens whose keys and values are in the pages.
+        reported: number of prompt tokens that events have reported. It is larger than `computed` while the request is
+            computed again after a preemption.
     """
 
     request_id: int
     request: Request
-    slot: int
     sampler: Sampler
-    cached: int = 0
-    generated: list[int] = field(default_factory=list)
+    table: PageTable
+    tokens: list[int] = field(init=False)
+    computed: int = 0
+    reported: int = 0
     lookup: Lookup | None = None
 
-    @property
-    def in_prompt(self) -> bool:
-        """Whether part of the prompt has not been read yet."""
-        return self.cached < len(self.request.prompt_ids)
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt_ids)
+        if self.request.speculate and self.request.max_tokens > 1:
+            self.lookup = Lookup()
+            self.lookup.extend(self.tokens)
 
-    def next_tokens(self, limit: int) -> tuple[int, ...]:
-        """Returns the tokens of the next step: up to `limit` of the prompt, or the last generated token and a guess."""
-        if self.in_prompt:
-            return self.request.prompt_ids[self.cached : self.cached + limit]
-        remaining = self.request.max_tokens - len(self.generated) - 1  # a step generates one token more than it guesses
-        guess = self.lookup.guess(remaining) if self.lookup is not None and remaining > 0 else ()
-        return (self.generated[-1], *guess)
+    @property
+    def generated(self) -> int:
+        """Number of generated tokens."""
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
+    def reading(self) -> bool:
+        """Whether the request computes known tokens: its prompt or, after a preemption, also its generated tokens."""
+        return self.computed < max(len(self.request.prompt_ids), len(self.tokens) - 1)
+
+    @property
+    def reusable(self) -> int:
+        """Maximum number of tokens that may come from cached pages. At least one must be computed, for its logits."""
+        last = len(self.tokens) - 1
+        return min(last, self.reported) if self.request.prompt_logits else last
+
+    def guess(self, space: int) -> tuple[int, ...]:
+        """Returns up to `space` tokens that may follow the last generated one."""
+        # A step generates one token more than it guesses.
+        limit = min(space, self.request.max_tokens - self.generated - 1)
+        return self.lookup.guess(limit) if self.lookup is not None and limit > 0 else ()
 
     def append(self, token: int) -> None:
         """Adds a generated token."""
-        self.generated.append(token)
+        self.tokens.append(token)
         if self.lookup is not None:
             self.lookup.extend((token,))
 
 
 def tokens_needed(request: Request) -> int:
     """Returns the maximum number of cache tokens that a request uses, rounded up to complete pages."""
-    return -(-(len(request.prompt_ids) + request.max_tokens) // PAGE) * PAGE
+    return page_count(len(request.prompt_ids) + request.max_tokens) * PAGE
 
 
 class Scheduler:
-    """First come, first served: waiting requests get free slots in order; all active requests share each step.
+    """First come, first served: requests are admitted in order, and all running requests share each step.
 
-    A request is admitted when pages for its prompt and its longest answer are free, so it cannot run out of cache.
+    A request is admitted when the pages of its next chunk are free; pages for its answer are not reserved. If pages run
+    out, the youngest request loses its pages and waits. Later it computes its prompt and the tokens that it has
+    generated again, and continues with the same random numbers, so its answer does not change. The oldest request
+    always runs, because each request alone fits in the cache.
 
     Args:
         slots: maximum number of sequences that run at once.
-        cache_tokens: number of tokens that all caches together can hold; None means no limit.
         chunk: maximum number of prompt tokens per step, over all requests. It keeps steps short, so that a long prompt
             delays neither the next tokens of other requests nor the response to an interrupt.
+        pool: the pages of the cache.
+
+    Attributes:
+        running: admitted requests by id, the oldest first.
+        waiting: (id, request) of the others, in the order of admission.
+        preemptions: number of times that a request has lost its pages.
     """
 
-    def __init__(self, slots: int, chunk: int, cache_tokens: int | None = None) -> None:
+    def __init__(self, slots: int, chunk: int, pool: PagePool) -> None:
         assert slots > 0 and chunk > 0
+        self.slots = slots
         self.chunk = chunk
-        self.cache_tokens = cache_tokens
+        self.pool = pool
         self.waiting: deque[tuple[int, Request]] = deque()
-        self.active: dict[int, ActiveRequest] = {}
-        self._free_slots = list(range(slots))[::-1]
+        self.running: dict[int, RunningRequest] = {}
+        self.preemptions = 0
+        self._preempted: dict[int, RunningRequest] = {}  # progress of waiting requests that have run before
 
     def admit(self, vocab_size: int) -> None:
-        """Assigns free slots to waiting requests."""
-        while self.waiting and self._free_slots and self._fits(self.waiting[0][1]):
-            request_id, request = self.waiting.popleft()
-            sampler = Sampler(request.sampling, request.prompt_ids, vocab_size)
-            active = ActiveRequest(request_id, request, self._free_slots.pop(), sampler)
-            if request.speculate and request.max_tokens > 1:
-                active.lookup = Lookup()
-                active.lookup.extend(request.prompt_ids)
-            self.active[request_id] = active
+        """Moves requests from `waiting` to `running`, and gives them the pages of their next chunk."""
+        while self.waiting and len(self.running) < self.slots:
+            request_id, request = self.waiting[0]
+            state = self._preempted.get(request_id)
+            if state is None:
+                length, reusable = len(request.prompt_ids), 0 if request.prompt_logits else len(request.prompt_ids) - 1
+                tokens: tuple[int, ...] | list[int] = request.prompt_ids
+            else:
+                tokens, length, reusable = state.tokens, len(state.tokens), state.reusable
+            matches, idle = self.pool.match(request.salt, tokens, reusable)
+            # A preempted request waits for pages for all its tokens, so that it is not preempted again immediately.
+            end = length if state is not None else min(length, matches * PAGE + self.chunk)
+            if page_count(end) - matches + idle > self.pool.available:
+                return
+            self.waiting.popleft()
+            if state is None:
+                sampler = Sampler(request.sampling, request.prompt_ids, vocab_size)
+                state = RunningRequest(request_id, request, sampler, PageTable(self.pool, request.salt))
+            self._preempted.pop(request_id, None)
+            self.running[request_id] = state
+            state.computed = state.table.share(state.tokens, state.reusable)
+            state.table.reserve(end)
 
-    def _fits(self, request: Request) -> bool:
-        reserved = sum(tokens_needed(active.request) for active in self.active.values())
-        return self.cache_tokens is None or reserved + tokens_needed(request) <= self.cache_tokens
+    def plan(self) -> list[tuple[RunningRequest, tuple[int, ...]]]:
+        """Returns (request, tokens) for a step, and takes pages for these tokens.
 
-    def plan(self) -> Iterator[tuple[ActiveRequest, tuple[int, ...]]]:
-        """Yields (request, tokens) for a step: all requests that are decoding, and at most `chunk` prompt tokens."""
+        A step has one token of each request that is decoding, with guesses of the tokens after it, and at most `chunk`
+        tokens of the requests that are reading.
+        """
+        steps = []
         budget = self.chunk
-        for active in self.active.values():
-            if not active.in_prompt:
-                yield active, active.next_tokens(1)
-            elif budget > 0:
-                tokens = active.next_tokens(budget)
-                budget -= len(tokens)
-                yield active, tokens
+        pages_in_progress: set[Key] = set()
+        for active in list(self.running.values()):
+            if active.request_id not in self.running:  # preempted by an older request
+                continue
+            tokens: tuple[int, ...] = ()
+            if self._reads_own_tokens(active, pages_in_progress):
+                tokens = tuple(active.tokens[active.computed : active.computed + budget])
+            elif not active.reading:
+                tokens = (active.tokens[-1], *active.guess(self._space(active) - 1))
+            if tokens and self._reserve(active, active.computed + len(tokens)):
+                steps.append((active, tokens))
+                budget -= len(tokens) if active.reading else 0
+        return steps
 
-    def finish(self, request_id: int) -> ActiveRequest:
-        """Removes an active request, frees its slot and returns it."""
-        active = self.active.pop(request_id)
-        self._free_slots.append(active.slot)
-        return active
+    def finish(self, request_id: int) -> None:
+        """Removes a running request and releases its pages."""
+        self.running.pop(request_id).table.clear()
 
     def forget(self, request_id: int) -> bool:
         """Removes a waiting request; returns whether it was waiting."""
         before = len(self.waiting)
         self.waiting = deque(item for item in self.waiting if item[0] != request_id)
+        self._preempted.pop(request_id, None)
         return len(self.waiting) < before
+
+    def _reads_own_tokens(self, active: RunningRequest, pages_in_progress: set[Key]) -> bool:
+        """Returns whether a request must compute known tokens in this step.
+
+        At the start of a page, it first continues with cached pages. If an older request is computing an equal page, it
+        waits for this page instead of computing it too.
+        """
+        if not (active.reading and self.pool.sharing):
+            return active.reading
+        at_start = active.computed % PAGE == 0
+        if at_start:
+            active.computed = max(active.computed, active.table.share(active.tokens, active.reusable))
+        key = active.table.next_key(active.tokens)
+        if key is None or not active.reading:
+            return active.reading
+        waits = at_start and key in pages_in_progress and not active.request.prompt_logits
+        pages_in_progress.add(key)
+        return not waits
+
+    def _space(self, active: RunningRequest) -> int:
+        """Returns how many tokens fit in a request's pages; in one more page if there are enough for all requests."""
+        extra = PAGE if self.pool.available > len(self.running) else 0
+        return len(active.table.pages) * PAGE + extra - active.computed
+
+    def _reserve(self, active: RunningRequest, length: int) -> bool:
+        """Takes pages for `length` positions, from younger requests if necessary.
+
+        Returns False if the request itself is the youngest and was preempted.
+        """
+        while active.table.missing(length) > self.pool.available:
+            youngest = self.running[next(reversed(self.running))]
+            self._preempt(youngest)
+            if youngest is active:
+                return False
+        active.table.reserve(length)
+        return True
+
+    def _preempt(self, active: RunningRequest) -> None:
+        del self.running[active.request_id]
+        active.table.clear()
+        active.computed = 0
+        self._preempted[active.request_id] = active
+        self.waiting.appendleft((active.request_id, active.request))
+        self.preemptions += 1

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from puna.backend import Batch, Chunk, check_batch
+from puna.backend import Batch, Chunk, check_batch, page_count
 from puna.checkpoint import Checkpoint, open_checkpoint
 from puna.config import LlamaConfig
 from puna.errors import BackendError
-from puna.model.cache import KVCache
 from puna.model.causal_lm import LlamaForCausalLM
 from puna.model.device import choose_device
 from puna.model.loading import choose_dtype, load
 from puna.model.outputs import BaseModelOutputWithPast
+from puna.model.pages import PagedCache
 
 
 class TorchBackend:
@@ -29,15 +29,16 @@ class TorchBackend:
 
     Args:
         model: the model, which is put into evaluation mode.
+        slots: number of sequences of full context that the cache has space for; fewer if memory is short.
     """
 
     name = "torch"
-    cache_tokens: int | None = None
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
+    def __init__(self, model: LlamaForCausalLM, slots: int = 1) -> None:
         self.model = model.eval()
         self.config: LlamaConfig = model.config
-        self._caches: dict[int, KVCache] = {}
+        self._cache = PagedCache(self.config, slots * page_count(self.config.context_length), model.dtype, model.device)
+        self.pages = self._cache.limit
         self._closed = False
 
     @classmethod
@@ -47,6 +48,7 @@ class TorchBackend:
         threads: int | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        slots: int = 1,
     ) -> TorchBackend:
         """Loads a language model.
 
@@ -55,6 +57,7 @@ class TorchBackend:
             threads: number of PyTorch's threads in this process; None keeps PyTorch's setting.
             device: a PyTorch device; None means the CPU.
             dtype: the type to compute in; None means float32 on the CPU, and the stored type on other devices.
+            slots: number of sequences of full context that the cache has space for; fewer if memory is short.
 
         Raises:
             BackendError: if PyTorch has no such device here.
@@ -69,41 +72,34 @@ class TorchBackend:
         if threads is not None:
             torch.set_num_threads(threads)
         with _memory_errors():
-            return cls(load(LlamaForCausalLM, checkpoint, checkpoint.config, chosen, target))
+            return cls(load(LlamaForCausalLM, checkpoint, checkpoint.config, chosen, target), slots)
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Extends the caches by the batch's tokens; returns logits of shape (sum of the chunks' `logits`, vocab_size).
+        """Writes the batch's keys and values; returns logits of shape (sum of the chunks' `logits`, vocab_size).
 
         Raises:
-            RequestError: if a chunk starts beyond its cache or has an id outside the vocabulary; caches are unchanged.
+            RequestError: if the batch is invalid (see `check_batch`). The cache is then unchanged.
         """
         if self._closed:
             raise BackendError("the model is closed; load it again")
-        check_batch(batch, self.config.vocab_size, {slot: cache.length for slot, cache in self._caches.items()})
+        check_batch(batch, self.config.vocab_size, self.pages)
         with _memory_errors():
             rows = [self._run(chunk) for chunk in batch]
             return np.concatenate([np.empty((0, self.config.vocab_size), np.float32), *rows])
 
-    def free(self, slot: int) -> None:
-        """Frees the cache of `slot`, if there is one."""
-        self._caches.pop(slot, None)
-
     def close(self) -> None:
-        """Drops the model and the caches."""
+        """Drops the model and the cache."""
         if not self._closed:
             self._closed = True
-            self._caches.clear()
-            del self.model
+            del self.model, self._cache
 
     @torch.inference_mode()
     def _run(self, chunk: Chunk) -> NDArray[np.float32]:
         ids = torch.from_numpy(chunk.tokens.astype(np.int64))[None].to(self.model.device)  # (1, t)
-        past = self._caches.get(chunk.slot)
-        if past is not None and past.length > chunk.start:
-            past = past.crop(chunk.start)
+        past = self._cache.read(chunk)
         base: BaseModelOutputWithPast = self.model.model(ids, past_key_values=past, use_cache=True, return_dict=True)
         assert base.past_key_values is not None
-        self._caches[chunk.slot] = base.past_key_values
+        self._cache.write(chunk, base.past_key_values)
         states = base.last_hidden_state[0, len(chunk.tokens) - chunk.logits :]  # (logits, D)
         if not chunk.logits:
             return np.empty((0, self.config.vocab_size), np.float32)

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.backend import PAGE, Batch, Chunk, check_batch
+from puna.backend import PAGE, Batch, Chunk, check_batch, page_count
 from puna.config import LlamaConfig
-from puna.errors import BackendError, RequestError
+from puna.errors import BackendError
 from puna.native.library import (
     BF16_KERNELS,
     PHASES,
@@ -88,29 +88,25 @@ class NativeBackend:
         cache_type = _cache_type("f32" if float32 and cache is None else cache, tensors)
         shape = _shape(config, cache_type, self._rope.by_length)
         self.cache_bytes_per_token = int(self._library.puna_cache_bytes(ctypes.byref(shape)))
-        pages = cache_pages(
+        self.pages = cache_pages(
             packed_bytes(tensors, target, float32),
-            slots * -(-config.context_length // PAGE),
+            slots * page_count(config.context_length),
             self.cache_bytes_per_token * PAGE,
         )
         self._process = os.getpid()
-        self._free_pages = list(range(pages))[::-1]
-        self._pages: dict[int, list[int]] = {}
-        self._lengths: dict[int, int] = {}
         kernels = float32_kernels() if float32 else chosen_kernels()
         self._pointer = self._new_model(shape, default_threads(threads), kernels)
         # A tensor is in memory twice while it is packed, so the largest are packed first, while little memory is used.
         for name in sorted(tensors, key=lambda name: -tensors[name].format.size(tensors[name].shape)):
             load_tensor(self._model, name, tensors[name], target, float32)
-        self._check(self._library.puna_model_ready(self._model, pages))
-        self.cache_tokens: int | None = pages * PAGE
+        self._check(self._library.puna_model_ready(self._model, self.pages))
 
     def __del__(self) -> None:
         if "_pointer" in self.__dict__:
             self.close()
 
     def close(self) -> None:
-        """Frees the weights and the caches."""
+        """Frees the weights and the cache."""
         # Freeing waits for the model's threads, which a forked child does not have; its exit frees the memory.
         if self._pointer and self._process == os.getpid():
             self._library.puna_model_free(self._pointer)
@@ -175,16 +171,14 @@ class NativeBackend:
             self._library.puna_model_observe(self._model, None)
 
     def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Extends the caches by the batch's tokens; returns logits, (sum of the chunks' `logits`, vocab_size).
+        """Writes the batch's keys and values; returns logits, (sum of the chunks' `logits`, vocab_size).
 
         Ctrl-C interrupts the pass between two layers; the same batch can then be run again.
 
         Raises:
-            RequestError: if a chunk starts beyond its cache, has an id outside the vocabulary, or needs more pages than
-                are free. The caches are then unchanged.
+            RequestError: if the batch is invalid (see `check_batch`). The cache is then unchanged.
         """
-        check_batch(batch, self.config.vocab_size, self._lengths)
-        self._allocate_pages(batch)
+        check_batch(batch, self.config.vocab_size, self.pages)
         logits = np.empty((sum(chunk.logits for chunk in batch), self.config.vocab_size), np.float32)
         pieces = [piece for chunk in batch for piece in self._pieces(chunk)]
         step = _MAX_PIECES if self._rope.by_length else max(1, len(pieces))
@@ -193,21 +187,14 @@ class NativeBackend:
             group = pieces[first : first + step]
             self._run(group, logits[row:])
             row += sum(chunk.logits for chunk, _ in group)
-        for chunk in batch:
-            self._lengths[chunk.slot] = chunk.start + len(chunk.tokens)
         return logits
-
-    def free(self, slot: int) -> None:
-        """Frees the cache of `slot`, if there is one."""
-        self._free_pages += self._pages.pop(slot, [])[::-1]
-        self._lengths.pop(slot, None)
 
     def _pieces(self, chunk: Chunk) -> Iterator[tuple[Chunk, Frequencies]]:
         """Splits the chunk where the rotary frequencies of its tokens change."""
         end = len(chunk.tokens)
         for first, last, inv_freq in self._rope.runs(chunk.start, end):
             logits = max(0, min(last - first, last - (end - chunk.logits)))
-            yield Chunk(chunk.slot, chunk.tokens[first:last], chunk.start + first, logits), inv_freq
+            yield Chunk(chunk.pages, chunk.tokens[first:last], chunk.start + first, logits), inv_freq
 
     def _run(self, pieces: list[tuple[Chunk, Frequencies]], logits: NDArray[np.float32]) -> None:
         chunks = (NativeChunk * len(pieces))(*(self._native_chunk(chunk, inv_freq) for chunk, inv_freq in pieces))
@@ -219,12 +206,11 @@ class NativeBackend:
 
     def _native_chunk(self, chunk: Chunk, inv_freq: Frequencies) -> NativeChunk:
         """Converts the chunk to its C struct; ctypes keeps the bytes alive as long as the struct."""
-        pages = self._pages[chunk.slot]
         return NativeChunk(
             array("q", chunk.tokens.tolist()).tobytes(),
-            array("i", pages).tobytes(),
+            array("i", chunk.pages).tobytes(),
             len(chunk.tokens),
-            len(pages),
+            len(chunk.pages),
             chunk.start,
             chunk.logits,
             inv_freq.tobytes(),
@@ -236,22 +222,6 @@ class NativeBackend:
         if not model:
             raise BackendError(f"the native runtime rejects the model: {self._error()}")
         return int(model)
-
-    def _allocate_pages(self, batch: Batch) -> None:
-        """Allocates the pages that the batch needs; if too few are free, raises RequestError and allocates none."""
-        needed = {
-            chunk.slot: -(-(chunk.start + len(chunk.tokens)) // PAGE) - len(self._pages.get(chunk.slot, ()))
-            for chunk in batch
-        }
-        total = sum(count for count in needed.values() if count > 0)
-        if total > len(self._free_pages):
-            raise RequestError(
-                f"the batch needs {total * PAGE} more tokens of cache, but only {len(self._free_pages) * PAGE} of "
-                f"{self.cache_tokens} are free; end other requests, shorten the batch, or use a smaller cache type"
-            )
-        for slot, count in needed.items():
-            pages = self._pages.setdefault(slot, [])
-            pages += [self._free_pages.pop() for _ in range(count)]
 
     def _check(self, status: int) -> None:
         if status:

@@ -76,10 +76,9 @@ def bench(
     with status(f"Loading {name} ..."):
         native = open_native(model, backend, threads, device, dtype, quantize, max(sequences))
     loaded = time.perf_counter()
-    benchmark.read(native, np.array([1]), 0)
+    benchmark.read(native, np.array([1]))
     first = time.perf_counter()
-    native.free(0)
-    works, skipped = benchmark.plan(native.config, native.cache_tokens, lengths, decode, contexts, sequences)
+    works, skipped = benchmark.plan(native.config, native.pages, lengths, decode, contexts, sequences)
     for work, reason in skipped.items():
         note(f"skipped: {_name(work)} {reason}")
     if not works:

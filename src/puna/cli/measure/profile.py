@@ -86,8 +86,7 @@ def profile(
         )
     ids = np.random.default_rng(0).integers(0, native.config.vocab_size, context_length)
     works = [benchmark.Work("prefill", prefill, 0, 1), benchmark.Work("decode", tokens, context, 1)]
-    benchmark.read(native, ids[:64], 0)
-    native.free(0)
+    benchmark.read(native, ids[:64])
     repeats: list[dict[str, dict[str, tuple[float, float | None]]]] = []
     speeds = []
     note(f"Measuring {prefill} tokens of a prompt and {tokens} generated tokens {repeat} times.")
@@ -121,19 +120,20 @@ def _progress(done: int, repeat: int, work: Work, seconds: float) -> str:
 def _time(native: NativeBackend, ids: NDArray[np.int64], work: Work) -> dict[str, float]:
     """Returns the seconds spent in each kind of kernel, and as "outside" the remaining seconds."""
     from puna import benchmark
+    from puna.backend import consecutive_pages
 
+    pages = consecutive_pages(work.context + work.tokens)
     if work.phase == "decode":
-        benchmark.read(native, ids[: work.context], 0)
+        benchmark.read(native, ids[: work.context], pages)
     native.profile()
     started = time.perf_counter()
     if work.phase == "decode":
         for index in range(work.tokens):
-            benchmark.step(native, ids, work.context + index, 1)
+            benchmark.step(native, ids, work.context + index, [pages])
     else:
-        benchmark.read(native, ids[: work.tokens], 0)
+        benchmark.read(native, ids[: work.tokens], pages)
     wall = time.perf_counter() - started
     seconds = native.profile()
-    native.free(0)
     seconds["outside"] = max(0.0, wall - sum(seconds.values()))
     return seconds
 
