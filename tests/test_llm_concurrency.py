@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import random
@@ -11,10 +12,13 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from puna import LLM
+from puna import LLM, AsyncLLM, Completion
 from tests.helpers.interrupts import aimed_interrupts
 
 PROMPTS = [[5, 6, 7], [9, 8], [40, 41, 42, 43], [100], [7, 7, 7]]
@@ -145,6 +149,111 @@ def test_the_garbage_collector_may_delete_streams_at_any_point(llm, answers):
         gc.enable()
     gc.collect()
     check_nothing_is_left(llm)
+
+
+class Callers:
+    """50 threads and 500 asyncio tasks, in an event loop of their own, that share a model until a time.
+
+    A third of the requests is cancelled or dropped at random; the other answers must be right.
+    """
+
+    def __init__(self, llm: LLM, expected: dict[tuple[int, int], Completion], seconds: float) -> None:
+        self.llm, self.expected = llm, expected
+        self.async_llm = AsyncLLM.__new__(AsyncLLM)
+        self.async_llm.__dict__ = llm.__dict__  # the same model
+        self.end = time.monotonic() + seconds
+        self.outcomes: Counter[str] = Counter()
+        self.threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(50)]
+        self.threads.append(threading.Thread(target=lambda: asyncio.run(self._ask_in_tasks())))
+
+    def _choose(self, source: random.Random) -> tuple[Completion, dict[str, Any]]:
+        key = source.randrange(len(PROMPTS)), source.choice([4, 20, 60])
+        return self.expected[key], {"prompt": PROMPTS[key[0]], "max_tokens": key[1]}
+
+    def _count(self, kind: str, right: bool) -> None:
+        self.outcomes[f"{kind}: {'right' if right else 'wrong'}"] += 1
+
+    def _ask(self, number: int) -> None:
+        source = random.Random(number)
+        while time.monotonic() < self.end:
+            expected, arguments = self._choose(source)
+            action = source.randrange(6)
+            if action < 2:
+                stream = self.llm.stream(**arguments)
+                for _ in range(source.randrange(4)):
+                    next(stream, None)
+                if action:
+                    Cycle(stream)
+                del stream
+                self.outcomes["dropped"] += 1
+            elif action < 4:
+                self._count("generate", self.llm.generate(**arguments).ids == expected.ids)
+            else:
+                self._count("stream", "".join(self.llm.stream(**arguments)) == expected.text)
+
+    async def _ask_in_tasks(self) -> None:
+        await asyncio.gather(*(self._ask_in_task(number) for number in range(500)))
+
+    async def _ask_in_task(self, number: int) -> None:
+        source = random.Random(1000 + number)
+        while time.monotonic() < self.end:
+            expected, arguments = self._choose(source)
+            action = source.randrange(6)
+            if action == 0:
+                task = asyncio.create_task(self.async_llm.generate(**arguments))
+                await asyncio.sleep(source.random() * 0.05)
+                task.cancel()
+                await asyncio.wait([task])
+                self.outcomes["cancelled" if task.cancelled() else "too late"] += 1
+            elif action == 1:
+                async for _ in self.async_llm.stream(**arguments):
+                    if source.randrange(3):
+                        break
+                self.outcomes["dropped in asyncio"] += 1
+            elif action < 4:
+                self._count("await", (await self.async_llm.generate(**arguments)).ids == expected.ids)
+            else:
+                pieces = [piece async for piece in self.async_llm.stream(**arguments)]
+                self._count("async for", "".join(pieces) == expected.text)
+
+
+@pytest.mark.parametrize("seconds", [4, pytest.param(120, marks=pytest.mark.slow)])
+def test_threads_and_tasks_share_a_model_under_interrupts_and_garbage_collections(tiny_model, answers, seconds):
+    llm = LLM(tiny_model, "native", threads=1, max_batch=16)
+    expected = {key: llm.generate(PROMPTS[key[0]], max_tokens=key[1]) for key in answers}
+    assert {key: completion.ids for key, completion in expected.items()} == answers
+    callers = Callers(llm, expected, seconds)
+    memory: list[int] = []
+    gc_thresholds = gc.get_threshold()
+    gc.set_threshold(1, 10, 10)
+    try:
+        for thread in callers.threads:
+            thread.start()
+        with aimed_interrupts(seed=2, most=0.1) as interrupt:
+            interrupted = 0
+            while time.monotonic() < callers.end:
+                interrupted += interrupt(lambda: llm.generate(PROMPTS[1], max_tokens=60))
+                memory.append(resident_bytes())
+        for thread in callers.threads:
+            thread.join(60)
+            assert not thread.is_alive()
+    finally:
+        gc.set_threshold(*gc_thresholds)
+    gc.collect()
+    check_nothing_is_left(llm)
+    assert not [kind for kind in callers.outcomes if "wrong" in kind], callers.outcomes
+    kinds = {"dropped", "dropped in asyncio", "cancelled", *(f"{kind}: right" for kind in ("generate", "stream"))}
+    assert set(callers.outcomes) >= kinds | {"await: right", "async for: right"}
+    assert interrupted > 0
+    if seconds > 60:
+        quarter = len(memory) // 4
+        assert max(memory[3 * quarter :]) < max(memory[quarter : 2 * quarter]) + 32e6
+
+
+def resident_bytes() -> int:
+    """Returns the resident memory of this process; 0 where /proc does not exist."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
 
 
 FORK = """

@@ -12,6 +12,7 @@ from puna.errors import MissingExtraError, MissingNameError
 
 if TYPE_CHECKING:
     from puna.answer import Completion
+    from puna.async_llm import AsyncLLM
     from puna.config import GenerationConfig, LlamaConfig
     from puna.convert import convert
     from puna.errors import PunaError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "AsyncLLM": "puna.async_llm",
     "AutoTokenizer": "puna.tokenizer",
     "Completion": "puna.answer",
     "GenerationConfig": "puna.config",
@@ -41,7 +43,7 @@ _NEED_TORCH = frozenset(name for name, module in _MODULES.items() if module == "
 
 if TYPE_CHECKING:
     __all__ = [
-        "LLM", "AutoTokenizer", "Completion", "GenerationConfig", "LlamaConfig", "LlamaForCausalLM",
+        "LLM", "AsyncLLM", "AutoTokenizer", "Completion", "GenerationConfig", "LlamaConfig", "LlamaForCausalLM",
         "LlamaForSequenceClassification", "LlamaModel", "LlamaTokenizer", "LlamaTokenizerFast", "PunaError",
         "__version__", "convert", "load_tokenizer",
     ]  # fmt: skip

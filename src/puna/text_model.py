@@ -72,6 +72,7 @@ class TextModel:
         self.generation_config = checkpoint.generation
         """Settings of generation: its end tokens, and defaults for options that a call leaves out."""
         self._tokenizer_path = checkpoint.tokenizer
+        self._tokenizer: LlamaTokenizer | LlamaTokenizerFast | None = None
         self._engine = Engine(self._backend, max_batch)
         self._runner = Runner(self._engine)
         self._reported = False  # whether a warning has named the unsupported settings
@@ -90,12 +91,15 @@ class TextModel:
         """Name of the backend that runs the model, "native" or "torch"."""
         return self._backend.name
 
-    @functools.cached_property
+    @property
     def tokenizer(self) -> LlamaTokenizer | LlamaTokenizerFast:
         """The model's tokenizer."""
-        from puna.tokenizer import load_tokenizer
+        # Not a cached_property: until Python 3.11, it has a lock, which a fork in another thread would leave locked.
+        if self._tokenizer is None:
+            from puna.tokenizer import load_tokenizer
 
-        return load_tokenizer(self._tokenizer_path)
+            self._tokenizer = load_tokenizer(self._tokenizer_path)
+        return self._tokenizer
 
     def _continuations(self, prompt: Any, options: Options) -> tuple[list[Answer], bool]:
         """Returns the answers to be generated for an argument of `generate`, and whether that is a list of texts."""
@@ -152,6 +156,7 @@ class TextModel:
         for note in [] if self._reported else generation_notes(self.generation_config):
             warnings.warn(f"{self.path}: {note}", stacklevel=4)
         self._reported = True
+        tokenizer = self.tokenizer
         stop_ids = self._stop_ids if continues_prompt else self._stop_ids | self._turn_end_ids
         answers = []
         for ids in prompts:
@@ -159,7 +164,7 @@ class TextModel:
             request = Request(ids, settings.max_tokens, settings.sampling, stop_ids, speculate=settings.speculate)
             self._engine.check(request)
             stops = check_stops(settings.stop)
-            answers.append(Answer(request, self.tokenizer, stops, continues_prompt=continues_prompt))
+            answers.append(Answer(request, tokenizer, stops, continues_prompt=continues_prompt))
         return answers
 
     @functools.cached_property

@@ -30,7 +30,7 @@ LAYERS = [
     {"engine", "training"},
     {"answer", "backends", "divergence", "options", "prompt_scores", "prompts"},
     {"text_model"},
-    {"benchmark", "llm"},
+    {"async_llm", "benchmark", "llm"},
     {"convert"},
     {"cli", "convert_llama_weights_to_hf", "server"},
 ]

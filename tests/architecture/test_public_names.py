@@ -13,6 +13,7 @@ from tests.helpers.torch_files import HAS_TORCH
 
 NAMES = {
     "LLM",
+    "AsyncLLM",
     "AutoTokenizer",
     "Completion",
     "GenerationConfig",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna.engine.engine import Engine
 from puna.engine.request import Event
-from puna.engine.stream import Group, News, Result, Stream, Submission
+from puna.engine.stream import SIGNAL_SECONDS, Group, News, Result, Stream, Submission
 from puna.errors import BackendError, PunaError, puna_error
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ class Runner:
             self.inbox.put(_STOP)
             self._start_thread()
             if threading.current_thread() is not self._stepper.thread:  # a finaliser may run in the stepping thread
-                self._stepper.ended.wait()
+                while not self._stepper.ended.wait(SIGNAL_SECONDS):  # notices Ctrl-C, as `Stream` does
+                    pass
 
     def _submit(self, stream: Stream[Any]) -> Stream[Any]:
         """Submits the requests of a stream. An exception at any point, such as KeyboardInterrupt, cancels them."""

@@ -8,10 +8,12 @@ takes no lock that Python code can hold, and may therefore be called by signal h
 from __future__ import annotations
 
 import copy
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from puna.engine.request import Event, Request
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     import asyncio
 
     from typing_extensions import Self
+
+SIGNAL_SECONDS = 0.05
+"""Maximum time until the main thread notices a signal, such as Ctrl-C, while it waits."""
 
 
 class Result(Protocol):
@@ -134,7 +139,7 @@ class Stream(Generic[Item]):
             while self._may_continue():
                 if self._pieces:
                     return self._pieces.popleft()
-                self._receive(self.group.outbox.get())
+                self._receive(self._next_news())
         except BaseException:
             self.close()
             raise
@@ -155,7 +160,7 @@ class Stream(Generic[Item]):
         """Waits until all requests have ended; raises the first error."""
         try:
             while self._unfinished and self._may_continue():
-                self._receive(self.group.outbox.get())
+                self._receive(self._next_news())
         except BaseException:
             self.close()
             raise
@@ -183,6 +188,16 @@ class Stream(Generic[Item]):
             return False
         self._owner.check_open()
         return True
+
+    def _next_news(self) -> News:
+        """Waits for a message. The main thread regularly executes bytecode meanwhile, which handles signals.
+
+        A signal ends a wait of the main thread only if the system delivers it to that thread.
+        """
+        timeout = SIGNAL_SECONDS if threading.current_thread() is threading.main_thread() else None
+        while True:
+            with suppress(Empty):
+                return self.group.outbox.get(timeout=timeout)
 
     async def _arrival(self) -> None:
         """Waits for a message and reads it."""

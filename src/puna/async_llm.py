@@ -1,0 +1,133 @@
+"""`AsyncLLM`: the interface of `LLM` for asyncio, for hundreds of concurrent callers in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from puna.answer import Answer, Completion
+from puna.engine import Stream
+from puna.options import Options, shows_options
+from puna.prompt_scores import PromptLogits, PromptLosses
+from puna.prompts import Message, read_ids
+from puna.text_model import Scores, TextModel
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self, Unpack
+
+
+class AsyncLLM(TextModel):
+    """A LLaMA model for asyncio. The methods have the arguments and errors of those of `LLM`.
+
+    Concurrent calls share forward passes. Cancelling a task ends its requests. Several event loops may use the model.
+    Texts are encoded in threads of asyncio, so that a long prompt or a chat template does not block the event loop.
+    """
+
+    async def __aenter__(self) -> Self:
+        self._check_open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    @overload  # mypy reports that an empty list matches both overloads; a call with an empty list is an error
+    async def generate(  # type: ignore[overload-overlap]
+        self, prompt: str | Sequence[int], **options: Unpack[Options]
+    ) -> Completion: ...
+
+    @overload
+    async def generate(self, prompt: Sequence[str], **options: Unpack[Options]) -> list[Completion]: ...
+
+    @shows_options
+    async def generate(
+        self, prompt: str | Sequence[int] | Sequence[str], **options: Unpack[Options]
+    ) -> Completion | list[Completion]:
+        """Continues a prompt, or the texts of a list; see `LLM.generate`.
+
+        Args:
+            {options}
+        """
+        answers, several = await asyncio.to_thread(self._continuations, prompt, options)
+        return await self._complete(answers) if several else (await self._complete(answers))[0]
+
+    @overload
+    async def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[Options],
+    ) -> Completion: ...
+
+    @overload
+    async def chat(
+        self,
+        messages: Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[Options],
+    ) -> list[Completion]: ...
+
+    @shows_options
+    async def chat(
+        self,
+        messages: str | Sequence[Message] | Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[Options],
+    ) -> Completion | list[Completion]:
+        """Answers a conversation, or the conversations of a list; see `LLM.chat`."""
+        answers, several = await asyncio.to_thread(self._replies, messages, tools, options)
+        return await self._complete(answers) if several else (await self._complete(answers))[0]
+
+    @shows_options
+    async def stream(
+        self,
+        prompt: str | Sequence[int] | Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[str]:
+        """Yields the answer's text while it is generated: `async for piece in llm.stream(prompt)`.
+
+        The arguments are those of `LLM.stream`. The first iteration starts the request, and raises its errors.
+        """
+        _, pieces = await self.start(prompt, tools=tools, **options)
+        async for piece in pieces:
+            yield piece
+
+    @shows_options
+    async def start(
+        self,
+        prompt: str | Sequence[int] | Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[Options],
+    ) -> tuple[Answer, Stream[str]]:
+        """Starts an answer; returns (answer, stream of its text). Call `answer.completion()` after the iteration."""
+        answer = await asyncio.to_thread(self._answer, prompt, tools, options)
+        return answer, self._runner.stream(answer)
+
+    async def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Returns the model's logits after each token: float32, (T, vocab_size)."""
+        return (await self._score(PromptLogits(read_ids(token_ids)))).rows
+
+    async def nll(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
+        """Returns the negative log-likelihood in nats of each token after the first: float64, (T - 1,)."""
+        return (await self._score(PromptLosses(read_ids(token_ids)))).values
+
+    async def _score(self, result: Scores) -> Scores:
+        await self._runner.submit([self._checked(result)]).wait_async()
+        return result
+
+    async def _complete(self, answers: Sequence[Answer]) -> list[Completion]:
+        await self._runner.submit(answers).wait_async()
+        return [answer.completion() for answer in answers]

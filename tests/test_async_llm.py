@@ -1,0 +1,140 @@
+"""`AsyncLLM`: the same answers and errors as `LLM`, in asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from puna import LLM, AsyncLLM
+from puna.errors import BackendError, RequestError
+from puna.options import Options
+from tests.helpers.torch_files import BACKENDS
+
+MESSAGES = [{"role": "user", "content": "the llama"}]
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def models(request, tiny_model):
+    return LLM(tiny_model, request.param), AsyncLLM(tiny_model, request.param)
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(coroutine)
+
+
+async def collect(iterator) -> list:
+    return [item async for item in iterator]
+
+
+def test_answers_equal_those_of_llm(models):
+    llm, async_llm = models
+    options = {"max_tokens": 12, "temperature": 1.5, "seed": 4}
+    assert run(async_llm.generate("the llama", **options)).ids == llm.generate("the llama", **options).ids
+    texts = ["the llama", "grassland"]
+    assert [a.ids for a in run(async_llm.generate(texts, max_tokens=9))] == [
+        a.ids for a in llm.generate(texts, max_tokens=9)
+    ]
+    assert run(async_llm.chat(MESSAGES, max_tokens=9)).text == llm.chat(MESSAGES, max_tokens=9).text
+    conversations = [MESSAGES, MESSAGES]
+    assert [a.ids for a in run(async_llm.chat(conversations, max_tokens=9))] == [
+        a.ids for a in llm.chat(conversations, max_tokens=9)
+    ]
+    for prompt in ("the llama", [5, 6], MESSAGES):
+        pieces = run(collect(async_llm.stream(prompt, max_tokens=20)))
+        assert "".join(pieces) == "".join(llm.stream(prompt, max_tokens=20))
+    ids = [1, 2, 3, 4]
+    assert (run(async_llm.logits(ids)) == llm.logits(ids)).all()
+    assert (run(async_llm.nll(ids)) == llm.nll(ids)).all()
+
+
+def test_start_returns_the_answer_and_its_text(models):
+    async def answer_of(llm):
+        answer, pieces = await llm.start("the llama", max_tokens=20)
+        return "".join(await collect(pieces)), answer.completion()
+
+    text, completion = run(answer_of(models[1]))
+    assert completion.text == text == models[0].generate("the llama", max_tokens=20).text
+
+
+def test_hundreds_of_callers_share_a_model(models):
+    llm, async_llm = models
+    prompts = [[index % 50 + 5, index % 7 + 5] for index in range(300)]
+
+    async def everything():
+        return await asyncio.gather(*(async_llm.generate(prompt, max_tokens=5) for prompt in prompts))
+
+    answers = run(everything())
+    for index in range(0, 300, 50):
+        assert answers[index].ids == llm.generate(prompts[index], max_tokens=5).ids
+
+
+def test_the_event_loop_runs_while_an_answer_is_generated(models):
+    async def count_turns():
+        turns = 0
+        task = asyncio.create_task(models[1].generate([5], max_tokens=200))
+        while not task.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns, await task
+
+    turns, completion = run(count_turns())
+    assert turns > len(completion.ids)
+
+
+def test_errors_are_those_of_llm(models):
+    llm, async_llm = models
+    for arguments, options in [
+        (("x" * 4000,), {}),
+        (("the",), {"max_tokens": 5000}),
+        (("the",), {"temperature": -1}),
+        (([10**6],), {}),
+        ((None,), {}),
+    ]:
+        with pytest.raises(RequestError) as expected:
+            llm.generate(*arguments, **options)
+        for call in (async_llm.generate, lambda *a, **o: collect(async_llm.stream(*a, **o)), async_llm.start):
+            with pytest.raises(RequestError) as error:
+                run(call(*arguments, **options))
+            assert str(error.value) == str(expected.value)
+    with pytest.raises(RequestError, match="token id 1000000"):
+        run(async_llm.nll([10**6]))
+
+
+def test_unknown_options_are_errors(models):
+    llm, async_llm = models
+    with pytest.raises(TypeError, match="'temprature' is not an option; the options are max_tokens, temperature"):
+        llm.generate("the", temprature=1)
+    with pytest.raises(TypeError, match="'temprature' is not an option"):
+        run(async_llm.generate("the", temprature=1))
+
+
+def test_closing(tiny_model):
+    async def use():
+        async with AsyncLLM(tiny_model) as llm:
+            _, pieces = await llm.start("the llama", max_tokens=100)
+            await anext(pieces)
+        assert repr(llm) == f"AsyncLLM({str(tiny_model)!r}, closed)"
+        with pytest.raises(BackendError, match="the model is closed"):
+            await collect(pieces)
+        with pytest.raises(RequestError, match="this AsyncLLM is closed; load the model again"):
+            await llm.generate("the llama")
+        with pytest.raises(RequestError, match="closed"):
+            async with llm:
+                pass
+
+    run(use())
+
+
+def test_signatures_equal_those_of_llm():
+    for name in ("generate", "chat", "stream", "start", "logits", "nll"):
+        parameters = inspect.signature(getattr(LLM, name)).parameters
+        assert inspect.signature(getattr(AsyncLLM, name)).parameters == parameters
+        assert not hasattr(parameters, "options")
+    assert "temperature: divides the logits" in (AsyncLLM.generate.__doc__ or "")
+    methods = {name for name in dir(LLM) if not name.startswith("_")} - {"iter_logits"}
+    assert methods == {name for name in dir(AsyncLLM) if not name.startswith("_")}
+    assert len(Options.__annotations__) >= 9
