@@ -1,0 +1,172 @@
+"""Answers in random schedules on a small cache are equal, bit for bit, to those of each request alone.
+
+The schedules have shared prefixes, several answers to one prompt, preemptions, chunks of all sizes, cancellations,
+speculation, scored prompts and interrupted steps. Counters prove that these have happened.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from puna.backend import PAGE, Backend, Batch
+from puna.checkpoint import open_checkpoint
+from puna.engine import Engine, Event, Request, Sampling
+from puna.native import NativeBackend
+from tests.golden.files import LAYOUTS
+
+VOCAB = 512
+CONTEXT = 256
+
+
+@dataclass
+class Result:
+    """What the events of one request contain."""
+
+    tokens: list[int] = field(default_factory=list)
+    end: object = None  # finish reason and stop id
+    read: int = 0
+    cached: int = 0
+    logits: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        assert event.error is None and self.end is None
+        self.tokens += [] if event.token is None else [event.token]
+        self.read += event.prompt_tokens
+        self.cached += event.cached_tokens
+        self.logits += [] if event.logits is None else [event.logits]
+        self.end = event.finish_reason and (event.finish_reason, event.stop_id)
+
+
+class SmallBackend(NativeBackend):
+    """A native backend with a smaller cache, whose forward pass is interrupted at random before or after it has run."""
+
+    random = np.random.default_rng(0)
+    interrupts = 0.0
+
+    def forward(self, batch: Batch) -> np.ndarray:
+        luck = self.random.random()
+        if luck < self.interrupts / 2:
+            raise KeyboardInterrupt
+        logits = super().forward(batch)
+        if luck < self.interrupts:
+            raise KeyboardInterrupt
+        return logits
+
+
+@pytest.fixture(scope="module")
+def backends() -> Iterator[tuple[SmallBackend, NativeBackend]]:
+    """Two backends with the same model: one for the schedules, and one for requests that run alone."""
+    checkpoints = [open_checkpoint(LAYOUTS["hf"]) for _ in range(2)]
+    small, large = (
+        kind(checkpoint.config, checkpoint.tensors, 1, slots=4)
+        for kind, checkpoint in zip((SmallBackend, NativeBackend), checkpoints, strict=True)
+    )
+    yield small, large
+    small.close()
+    large.close()
+
+
+def run_alone(backend: Backend, request: Request) -> Result:
+    """Runs a request without other requests and without a prefix cache."""
+    engine, result = Engine(backend, 1, CONTEXT, prefix_cache=False), Result()
+    engine.submit(request)
+    while engine.busy:
+        for event in engine.step():
+            result.add(event)
+    assert (result.read, result.cached) == (len(request.prompt_ids), 0)
+    return result
+
+
+def random_requests(random: np.random.Generator, longest: int) -> list[Request]:
+    """Returns requests of up to `longest` tokens; many of them begin with the same tokens."""
+    texts = [random.integers(3, VOCAB, CONTEXT) for _ in range(2)]
+    texts.append(np.tile(random.integers(3, VOCAB, 7), 40)[:CONTEXT])  # repetitive: guesses are often right
+    requests: list[Request] = []
+    while len(requests) < random.integers(3, 9):
+        text = texts[random.integers(0, 3)].copy()
+        text[random.integers(1, CONTEXT) :] = random.integers(3, VOCAB)
+        length = int(random.integers(1, longest))
+        max_tokens = int(random.integers(0, min(longest - length, 90) + 1))
+        for _ in range(random.choice([1, 1, 3])):  # several answers to one prompt
+            sampled = Sampling(0.9, repetition_penalty=float(random.choice([1.0, 1.3])), seed=int(random.integers(99)))
+            requests.append(
+                Request(
+                    tuple(text[:length].tolist()),
+                    max_tokens,
+                    Sampling() if random.random() < 0.4 else sampled,
+                    frozenset(random.integers(3, VOCAB, random.choice([0, 0, 20])).tolist()),
+                    prompt_logits=bool(random.random() < 0.15),
+                    speculate=bool(random.random() < 0.4),
+                    salt=str(random.choice(["", "", "", "other"])),
+                )
+            )
+    return requests
+
+
+def run_schedule(backend: SmallBackend, requests: list[Request], random: np.random.Generator, counts: Counter) -> dict:
+    """Runs requests that arrive and are cancelled at random; returns the results by index, without cancelled ones."""
+    engine = Engine(backend, int(random.integers(1, 6)), prefix_cache=bool(random.random() < 0.9))
+    results: dict[int, Result] = {}
+    waiting, indices = list(enumerate(requests)), {}
+    while waiting or engine.busy:
+        while waiting and random.random() < 0.5:
+            index, request = waiting.pop(0)
+            indices[engine.submit(request)] = index
+            results[index] = Result()
+        engine.scheduler.chunk = int(random.choice([3, 17, 64, 100, 512]))
+        counts["interrupts"] += 1
+        with suppress(KeyboardInterrupt):
+            for event in engine.step():
+                if indices[event.request_id] in results:
+                    results[indices[event.request_id]].add(event)
+            counts["interrupts"] -= 1
+        if random.random() < 0.01:
+            request_id = int(random.choice(list(indices) or [0]))
+            engine.cancel(request_id)
+            results.pop(indices.get(request_id, -1), None)
+            counts["cancelled"] += 1
+    pool = engine.pool
+    assert pool.available == pool.pages
+    assert sorted([*pool._free, *pool._idle, *range(pool._unused, pool.pages)]) == list(range(pool.pages))
+    assert pool._references == {} == engine.scheduler._preempted
+    assert len(pool._page_of) == len(pool._key_of) == len(pool._identities) == len(pool._idle)
+    counts.update(hits=pool.hits, evictions=pool.evictions, preemptions=engine.scheduler.preemptions)
+    return results
+
+
+def check_schedules(backends: tuple[SmallBackend, NativeBackend], seeds: range) -> None:
+    backend, alone = backends
+    counts: Counter = Counter()
+    backend.interrupts = 0.02
+    for seed in seeds:
+        random = backend.random = np.random.default_rng(seed)
+        backend.pages = int(random.integers(2, 9))
+        requests = random_requests(random, min(CONTEXT, backend.pages * PAGE))
+        results = run_schedule(backend, requests, random, counts)
+        for index, result in results.items():
+            request = requests[index]
+            expected = run_alone(alone, request)
+            assert (result.tokens, result.end) == (expected.tokens, expected.end), (seed, index)
+            assert result.read + result.cached == len(request.prompt_ids), (seed, index)
+            assert len(result.logits) == 0 or np.array_equal(
+                np.concatenate(result.logits), np.concatenate(expected.logits)
+            ), (seed, index)
+            assert bool(result.logits) == bool(expected.logits) == request.prompt_logits, (seed, index)
+            counts.update(answers=1, tokens=len(result.tokens), cached=result.cached > 0)
+    for name in ("hits", "evictions", "preemptions", "cancelled", "interrupts", "cached"):
+        assert counts[name] > len(seeds) / 10, counts
+
+
+def test_answers_are_equal_in_random_schedules(backends: tuple[SmallBackend, NativeBackend]) -> None:
+    check_schedules(backends, range(40))
+
+
+@pytest.mark.slow
+def test_answers_are_equal_in_two_thousand_random_schedules(backends: tuple[SmallBackend, NativeBackend]) -> None:
+    check_schedules(backends, range(40, 2000))
