@@ -87,6 +87,21 @@ def test_representations_are_short(tiny_model, backend):
     assert repr(llm) == f"LLM({str(tiny_model)!r}, closed)"
 
 
+@backends
+def test_a_completion_reports_the_reused_tokens_of_its_prompt(tiny_model, backend):
+    prompt = [5 + n % 40 for n in range(150)]
+    with LLM(tiny_model, backend) as llm:
+        first, again = llm.generate(prompt, max_tokens=5), llm.generate([*prompt, 9], max_tokens=5)
+        several = llm.generate(["the llama"] * 2, max_tokens=2)
+    with LLM(tiny_model, backend, prefix_cache=False) as llm:
+        alone = [llm.generate(prompt, max_tokens=5), llm.generate([*prompt, 9], max_tokens=5)]
+    assert [answer.cached_tokens for answer in (first, again, *alone, *several)] == [0, 128, 0, 0, 0, 0]
+    assert [first.ids, again.ids] == [answer.ids for answer in alone]
+    assert Completion("", (), "stop", (1,) * 100, 2.0, 0.0, cached_tokens=60).prefill_tokens_per_second == 20.0
+    with pytest.raises(RequestError, match="prefix_cache is 1; it must be True or False"):
+        LLM(tiny_model, prefix_cache=1)
+
+
 @pytest.mark.parametrize("method", ["generate", "chat", "stream", "start"])
 def test_options_are_in_the_signature(method):
     parameters = inspect.signature(getattr(LLM, method)).parameters

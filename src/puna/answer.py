@@ -26,6 +26,7 @@ class Completion:
         prompt_ids: the token ids of the prompt.
         prefill_seconds: time from the start of the first step to the first token.
         decode_seconds: time from the first token to the last.
+        cached_tokens: number of prompt tokens that were found in the prefix cache and not read again.
     """
 
     text: str
@@ -34,6 +35,7 @@ class Completion:
     prompt_ids: tuple[int, ...]
     prefill_seconds: float
     decode_seconds: float
+    cached_tokens: int = 0
 
     def __str__(self) -> str:
         return self.text
@@ -46,8 +48,9 @@ class Completion:
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        """Prompt tokens read per second."""
-        return len(self.prompt_ids) / self.prefill_seconds if self.prefill_seconds > 0 else 0.0
+        """Prompt tokens read per second, without those found in the prefix cache."""
+        read = len(self.prompt_ids) - self.cached_tokens
+        return read / self.prefill_seconds if self.prefill_seconds > 0 else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
@@ -80,6 +83,7 @@ class Answer:
         self.error: Exception | None = None
         self._stops = _Stops(stops, tokenizer)
         self._text: list[str] = []
+        self._cached_tokens = 0
         self._next_piece = 0  # index of the first piece of `_text` that `take` has not returned
         self._pending = ""  # decoded text that may be the beginning of a stop string
         self._marks: list[tuple[int, str]] = []  # of special tokens: (position in _pending, mark)
@@ -105,6 +109,7 @@ class Answer:
         if not self.ids:
             self._times[1] = ended
         self._times[2] = ended
+        self._cached_tokens += event.cached_tokens
         if event.token is not None:
             self.ids.append(event.token)
             self._pending += self._decoder.push(event.token)
@@ -129,6 +134,7 @@ class Answer:
             self.request.prompt_ids,
             first - started,
             last - first,
+            cached_tokens=self._cached_tokens,
         )
 
     def _release(self, held: str) -> str:

@@ -37,6 +37,7 @@ class TextModel:
         dtype: str | None = None,
         quantize: str | None = None,
         max_batch: int = 16,
+        prefix_cache: bool = True,
     ) -> None:
         """Loads a model.
 
@@ -53,6 +54,7 @@ class TextModel:
             quantize: format that the native backend quantises float weights to: "q8_0", "q4_0" or "q4_K"; None keeps
                 them.
             max_batch: maximum number of sequences that run at once, from lists of prompts and from concurrent calls.
+            prefix_cache: read the common beginning of prompts once, also in later calls. Answers do not change.
 
         Raises:
             ModelNotFoundError: if there is no model at `path`; the message says how to get one.
@@ -63,6 +65,8 @@ class TextModel:
 
         if not (path is None or isinstance(path, str | Path | Checkpoint)):
             raise ModelNotFoundError(f"path is {show(path)}; it must be a text, a Path, an open checkpoint or None")
+        if not isinstance(prefix_cache, bool):
+            raise RequestError(f"prefix_cache is {show(prefix_cache)}; it must be True or False")
         self.path = path.path if isinstance(path, Checkpoint) else locate_model(path)
         with memory_errors():
             checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(self.path)
@@ -73,7 +77,7 @@ class TextModel:
         """Settings of generation: its end tokens, and defaults for options that a call leaves out."""
         self._tokenizer_path = checkpoint.tokenizer
         self._tokenizer: LlamaTokenizer | LlamaTokenizerFast | None = None
-        self._engine = Engine(self._backend, max_batch)
+        self._engine = Engine(self._backend, max_batch, prefix_cache=prefix_cache)
         self._runner = Runner(self._engine)
         self._reported = False  # whether a warning has named the unsupported settings
 
