@@ -39,12 +39,6 @@ LAYERS = [
 LEVEL = {package: level for level, packages in enumerate(LAYERS) for package in packages}
 TORCH_PACKAGES = {"model", "adapters", "training"}
 
-KNOWN_CYCLES = [
-    {"puna.model.causal_lm", "puna.model.generate"},
-    {"puna.model.llama", "puna.model.loading", "puna.model.pretrained"},
-]
-"""Import cycles that exist only because annotations in `model/` name classes of higher modules. Do not add cycles."""
-
 every_module = pytest.mark.parametrize("path", modules(), ids=short_path)
 
 
@@ -69,7 +63,7 @@ def test_imports_go_down(path):
 
 
 def test_imports_form_a_tree_inside_every_package():
-    assert sorted(map(sorted, cycles(import_graph()))) == sorted(map(sorted, KNOWN_CYCLES))
+    assert cycles(import_graph()) == []
 
 
 def test_a_cycle_is_found():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.source_tree import modules, short_path
+from tests.architecture.source_tree import PACKAGE, modules, short_path
 
 FILE_LINES = 400
 """Maximum number of lines in a file. Aim for 300; the public interface of a Hugging Face class may need more."""
@@ -18,6 +18,12 @@ FOLDER_FILES, FOLDER_LINES = 20, 3000
 
 FUNCTION_LINES, USUAL_FUNCTION_LINES = 60, 30
 """Maximum numbers of lines in a function without its docstring: in any function, and in 95 of 100 functions."""
+
+FORWARD_FILES, FORWARD_LINES = ("llama.py", "attention.py", "rope.py"), 500
+"""The files of model/ that contain the forward pass, and the limit of their lines that are not blank.
+
+The other files hold checks of arguments, containers, names of activations, loading, saving and generation.
+"""
 
 
 @pytest.mark.parametrize("path", modules(), ids=short_path)
@@ -33,6 +39,11 @@ def test_large_packages_have_subpackages():
     for folder, sizes in folders.items():
         assert len(sizes) <= FOLDER_FILES, f"{folder.name}/ holds {len(sizes)} files; make a subpackage"
         assert sum(sizes) <= FOLDER_LINES, f"{folder.name}/ holds {sum(sizes)} lines; make a subpackage"
+
+
+def test_the_forward_pass_takes_fewer_than_500_lines_to_read():
+    lines = [line for name in FORWARD_FILES for line in (PACKAGE / "model" / name).read_text().splitlines()]
+    assert sum(bool(line.strip()) for line in lines) < FORWARD_LINES
 
 
 def test_the_tokenizer_has_at_most_22_files():

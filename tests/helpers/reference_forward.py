@@ -19,8 +19,8 @@ import numpy as np
 
 from puna.backend import Chunk, consecutive_pages
 from puna.config import LlamaConfig
+from puna.config.frequencies import RotaryFrequencies
 from puna.native import NativeBackend
-from puna.native.rope import Rope
 from tests.helpers.native import PackedTensor
 
 SCALE_COLUMNS = 64
@@ -146,7 +146,7 @@ class ReferenceForward:
 
     def rotate(self, x: np.ndarray) -> np.ndarray:
         """Applies half-split rotary embedding to x, (T, heads, E); angles are float32 products, as in csrc."""
-        rope = Rope(self.config)
+        rope = RotaryFrequencies(self.config)
         ((_, _, inv_freq),) = rope.runs(0, len(x))
         angle = (np.arange(len(x), dtype=np.float32)[:, None] * inv_freq).astype(np.float64)[:, None]  # (T, 1, E / 2)
         cos, sin = np.cos(angle) * rope.scale, np.sin(angle) * rope.scale

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from puna.config.frequencies import RotaryFrequencies
 from puna.native import NativeBackend
-from puna.native.rope import Rope
 from tests.helpers.configurations import config_of
 from tests.helpers.native import pack, relative_rms, run
 from tests.native.shapes import SHAPES
@@ -42,14 +42,14 @@ def test_frequencies_agree_with_pytorch(name):
 def test_dynamic_frequencies_with_factor_1_agree_with_pytorch_beyond_the_maximum():
     config = config_of(rope_scaling={"rope_type": "dynamic", "factor": 1}, max_position_embeddings=20)
     _compare_frequencies(config, 60)
-    frequencies = [inv_freq for _, _, inv_freq in Rope(config).runs(0, 40)][-1]
+    frequencies = [inv_freq for _, _, inv_freq in RotaryFrequencies(config).runs(0, 40)][-1]
     width = config.head_dim
     base = config.rope_theta * 2 ** (width / (width - 2))  # 40 tokens are twice the maximum
     np.testing.assert_allclose(frequencies, base ** -(np.arange(0, width, 2) / width), rtol=1e-6)
 
 
 def _compare_frequencies(config, length=None):
-    rope, reference = Rope(config), LlamaRotaryEmbedding(config)
+    rope, reference = RotaryFrequencies(config), LlamaRotaryEmbedding(config)
     assert rope.scale == pytest.approx(reference.scaling)
     assert rope.by_length == reference.by_length
     for first, last, inv_freq in rope.runs(3, (length or config.context_length) - 3):

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from puna.errors import RequestError
-from puna.model.rope import LengthRotation, rotate
+from puna.model.checks import check_mask
+
+Pair = tuple[Tensor, Tensor]
+"""A layer's keys and values, each (B, K, S, E)."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,20 @@ class AttentionMask:
             None if self.empty is None else self.empty[:, :, part],
         )
 
+    def by_query(self, batch: int) -> AttentionMask:
+        """Returns the mask of a batch in which each query is a row: (B * T, H or 1, 1, S)."""
+        assert not self.causal, "a causal mask must be explicit to be reshaped"
+
+        def split(mask: Tensor | None) -> Tensor | None:
+            return None if mask is None else mask.expand(batch, -1, -1, -1).transpose(1, 2).flatten(0, 1)[:, :, None]
+
+        return AttentionMask(split(self.allowed), split(self.empty))
+
 
 def build_mask(attention_mask: Tensor | None, x: Tensor, past: int, explicit: bool) -> AttentionMask:
     """Returns the mask of the new tokens x, (B, T, D), which follow `past` cached ones.
+
+    The values of a mask never decide which code runs, because reading them would wait for the device.
 
     Args:
         attention_mask: None; (B, S) with 0 for padding, to which causal order is added; or (B or 1, H or 1, T, S), bool
@@ -58,49 +71,40 @@ def build_mask(attention_mask: Tensor | None, x: Tensor, past: int, explicit: bo
     """
     batch, tokens = x.shape[:2]
     total = past + tokens
-    if attention_mask is not None:
-        attention_mask = attention_mask.to(x.device)
-        if attention_mask.dim() == 4:
-            return _read_4d(attention_mask, x, total)
-        if attention_mask.shape != (batch, total):
-            raise RequestError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; it must cover cached and new tokens, (batch, "
-                f"past + tokens) = {(batch, total)}, or have four dimensions, (batch, 1, tokens, past + tokens)"
-            )
-        attention_mask = attention_mask.bool()
-        if attention_mask.all():
-            attention_mask = None
-    if attention_mask is None and not explicit and tokens == total:
+    if attention_mask is None and not explicit and past == 0:
         return AttentionMask(causal=True)
     if attention_mask is None and tokens == 1:
         return AttentionMask()
-    causal = torch.ones(tokens, total, dtype=torch.bool, device=x.device).tril(past)  # (T, S)
-    allowed = causal[None, None] if attention_mask is None else causal & attention_mask[:, None, None]
-    return _fill_empty_rows(allowed, ~allowed)  # (B or 1, 1, T, S)
-
-
-def _read_4d(mask: Tensor, x: Tensor, total: int) -> AttentionMask:
-    if mask.shape[0] not in (1, x.shape[0]) or mask.shape[2:] != (x.shape[1], total):
-        raise RequestError(
-            f"attention_mask has shape {tuple(mask.shape)}; its last two sizes must be the new tokens and all tokens, "
-            f"{(x.shape[1], total)}; its first size must be the batch, {x.shape[0]}, or 1"
-        )
-    if mask.dtype == torch.bool:
-        return _fill_empty_rows(mask, ~mask)
-    if not mask.is_floating_point():
-        raise RequestError(
-            f"attention_mask is of type {mask.dtype}; with four dimensions it must be bool (True: attend) or float "
-            "(added to the scores)"
-        )
-    # To forbid a key, transformers adds the lowest number of the dtype, or twice that, which is minus infinity.
-    return _fill_empty_rows(mask, mask <= torch.finfo(mask.dtype).min, x.dtype)
+    if attention_mask is not None:
+        check_mask(attention_mask, batch, tokens, total)
+        attention_mask = attention_mask.to(x.device)
+        if attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
+            return _fill_empty_rows(attention_mask, ~attention_mask)
+        if attention_mask.dim() == 4:
+            # To forbid a key, transformers adds the lowest number of the dtype, or twice that, which is minus infinity.
+            forbidden = attention_mask <= torch.finfo(attention_mask.dtype).min
+            return _fill_empty_rows(attention_mask, forbidden, x.dtype)
+    causal = torch.ones(tokens, total, dtype=torch.bool, device=x.device).tril(past)[None, None]  # (1, 1, T, S)
+    if attention_mask is None:
+        return AttentionMask(causal)
+    allowed = causal & attention_mask.bool()[:, None, None]  # (B, 1, T, S)
+    return _fill_empty_rows(allowed, ~allowed)
 
 
 def _fill_empty_rows(allowed: Tensor, forbidden: Tensor, dtype: torch.dtype | None = None) -> AttentionMask:
     empty = forbidden.all(dim=-1, keepdim=True)  # (B, H, T, 1)
-    if empty.any():
-        allowed = allowed.masked_fill(empty, True if dtype is None else 0.0)
-    return AttentionMask(allowed if dtype is None else allowed.to(dtype), empty if empty.any() else None)
+    allowed = allowed.masked_fill(empty, True if dtype is None else 0.0)
+    return AttentionMask(allowed if dtype is None else allowed.to(dtype), empty)
+
+
+def extend(past: Pair | None, k: Tensor, v: Tensor) -> Pair:
+    """Appends a layer's new keys and values, (B, K, T, E), to its cached ones, (B, K, S - T, E).
+
+    Copying lets gradients flow. It moves twice the cache's bytes per decoded token, far fewer than the weights have.
+    """
+    if past is None:
+        return k, v
+    return torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)  # (B, K, S, E)
 
 
 def attend(
@@ -133,15 +137,3 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float)
         weights = weights.masked_fill(mask.empty, 0.0)
     weights = F.dropout(weights, dropout)
     return weights @ v, weights  # (B, H, T, E), (B, H, T, S)
-
-
-def attend_by_length(
-    q: Tensor, k: Tensor, v: Tensor, rope: LengthRotation, mask: AttentionMask, dropout: float, weights: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Calls `attend` for each run of queries with equal frequencies, for rope types that depend on the length."""
-    parts = [
-        attend(rotate(q[:, :, part], q_angles), rotate(k, k_angles), v, mask.queries(part), dropout, weights)
-        for part, q_angles, k_angles in rope
-    ]
-    out = torch.cat([part[0] for part in parts], dim=2)  # (B, H, T, E)
-    return out, torch.cat([part[1] for part in parts if part[1] is not None], dim=2) if weights else None

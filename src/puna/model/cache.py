@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from puna.config import LlamaConfig
-from puna.errors import RequestError
+from puna.model.attention import Pair
+from puna.model.checks import check_cache
 from puna.model.pytree import register_node
 
 LegacyCache = Sequence[Sequence[Tensor]]
 """The form in Hugging Face's documentation: per layer (keys, values), each (B, K, S, E)."""
 
 
-class KVCache(tuple[tuple[Tensor, Tensor], ...]):
+class KVCache(tuple[Pair, ...]):
     """Per layer `(keys, values)`, each (B, K, S, E); an empty cache has no layers.
 
     Keys are stored rotated, except for rope types whose frequencies depend on the length (dynamic, longrope): for
@@ -50,21 +51,9 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
         """
         if past is None:
             return cls()
-        if not isinstance(past, Sequence):
-            raise RequestError(
-                f"past_key_values is a {type(past).__name__}; it must be the KVCache of an earlier call, or a sequence "
-                "of (keys, values), one per layer"
-            )
-        if not past:
-            return cls()
-        cache = past if isinstance(past, KVCache) else cls(past)
-        expected = (batch, config.num_key_value_heads, cache.length, config.head_dim)
-        if len(cache) != config.num_hidden_layers or any(tensor.shape != expected for pair in cache for tensor in pair):
-            raise RequestError(
-                f"past_key_values has {len(cache)} layers, the first of shape {tuple(cache[0][0].shape)}; this model "
-                f"and batch need {config.num_hidden_layers} layers of (batch, kv heads, tokens, head_dim) = {expected}"
-            )
-        return cache
+        shape = (batch, config.num_key_value_heads, config.head_dim)
+        check_cache(past, config.num_hidden_layers, shape)
+        return past if isinstance(past, KVCache) else cls(past)
 
     @property
     def length(self) -> int:
@@ -74,26 +63,6 @@ class KVCache(tuple[tuple[Tensor, Tensor], ...]):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Returns the number of cached tokens; named as in later releases of transformers."""
         return self[layer_idx][0].shape[2] if self else 0
-
-    def check_positions(self, new: Tensor, attention_mask: Tensor | None) -> None:
-        """Checks that the tokens of a cache without positions are at 0, 1, ..., without padding.
-
-        Args:
-            new: (B, T), the positions of the new tokens.
-            attention_mask: the argument of forward; padding is detected only if it has two dimensions.
-
-        Raises:
-            RequestError: if the positions are missing and cannot be 0, 1, ...
-        """
-        if not self or self.positions is not None:
-            return
-        padded = attention_mask is not None and attention_mask.dim() == 2 and not attention_mask[:, : self.length].all()
-        if padded or (new[:, 0] != self.length).any():
-            raise RequestError(
-                f"past_key_values has no positions for its {self.length} tokens, which this rope_type needs, since "
-                "padding or position_ids changed them; pass the KVCache that forward returned, not a tuple, or "
-                "KVCache(layers, positions)"
-            )
 
     def token_positions(self, new: Tensor) -> Tensor:
         """Returns the positions of the cached tokens, (B, S), on the device of `new`, (B, T)."""
@@ -122,13 +91,3 @@ def _children(cache: KVCache) -> dict[str, Any]:
 
 
 register_node(KVCache, _children, lambda children: KVCache(**children))
-
-
-def extend(past: tuple[Tensor, Tensor] | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Appends a layer's new keys and values, (B, K, T, E), to its cached ones, (B, K, S, E).
-
-    Copying lets gradients flow. It moves twice the cache's bytes per decoded token, far fewer than the weights have.
-    """
-    if past is None:
-        return k, v
-    return torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)  # (B, K, S + T, E)

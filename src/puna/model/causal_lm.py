@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from puna.config import LlamaConfig
 from puna.errors import RequestError
+from puna.model.base import default_to
 from puna.model.cache import KVCache, LegacyCache
 from puna.model.checks import IGNORED, check_classes, check_logits_to_keep
 from puna.model.generate import generate
 from puna.model.llama import LlamaModel
 from puna.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from puna.model.pretrained import LlamaPreTrainedModel, default_to
+from puna.model.pretrained import LlamaPreTrainedModel
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
             return_dict=True,
         )
         states = base.last_hidden_state  # (B, T, D)
-        logits: Tensor = self.lm_head(states[:, -keep:] if isinstance(keep, int) else states[:, keep])  # (B, kept, V)
+        logits = self.logits(states[:, -keep:] if isinstance(keep, int) else states[:, keep])  # (B, kept, V)
         out = CausalLMOutputWithPast(
             loss=None if labels is None else next_token_loss(logits, labels),
             logits=logits,
@@ -114,6 +115,11 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
             attentions=base.attentions,
         )
         return out if default_to(return_dict, self.config.use_return_dict) else out.to_tuple()
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Returns the logits, (..., V), of hidden states, (..., D)."""
+        logits: Tensor = self.lm_head(states)
+        return logits
 
     def prepare_inputs_for_generation(
         self,

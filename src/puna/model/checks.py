@@ -1,13 +1,15 @@
 """Checks of tensor arguments. Each is cheap; its error names the argument, its value and the limit.
 
 Values are checked on the CPU only: on an accelerator, reading them would wait for the device, which reports invalid
-indices itself.
+indices itself. While a graph is traced (`torch.compile`, `torch.export`), values are unknown and only shapes and types
+are checked.
 
-Legend: B batch, T tokens, D hidden.
+Legend: B batch, T tokens, S cached and new tokens, D hidden.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,8 +21,25 @@ IGNORED = -100
 """The label of positions that are not predicted; PyTorch's default `ignore_index`."""
 
 
-def check_ids(ids: Any) -> None:
-    """Raises RequestError unless `ids` is an integer tensor (B, T) with B, T >= 1."""
+def is_traced() -> bool:
+    """Returns whether PyTorch traces the calling code into a graph, so that tensors have no values."""
+    return torch.compiler.is_compiling()
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Returns whether values can be read without a wait for the device."""
+    return tensor.device.type == "cpu" and not is_traced()
+
+
+def check_one_input(input_ids: Any, inputs_embeds: Any) -> None:
+    """Raises RequestError unless exactly one of the two arguments is given."""
+    if (input_ids is None) == (inputs_embeds is None):
+        which = "neither" if input_ids is None else "both"
+        raise RequestError(f"You must specify exactly one of input_ids or inputs_embeds; {which} was given")
+
+
+def check_ids(ids: Any, rows: int | None = None) -> None:
+    """Raises RequestError unless `ids` is an integer tensor (B, T), B, T >= 1, with values below `rows`, if given."""
     _check_tensor("input_ids", ids)
     if ids.dim() != 2 or 0 in ids.shape:
         raise RequestError(
@@ -29,6 +48,12 @@ def check_ids(ids: Any) -> None:
         )
     if ids.dtype not in (torch.int32, torch.int64):
         raise RequestError(f"input_ids is of type {ids.dtype}; it must be torch.int64 or torch.int32: use .long()")
+    if rows is not None and _has_values(ids) and not 0 <= ids.min() <= ids.max() < rows:
+        invalid = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise RequestError(
+            f"input_ids holds {invalid}; the embedding has rows 0 to {rows - 1}. If the tokenizer has more tokens "
+            "than the model, call resize_token_embeddings"
+        )
 
 
 def check_embeddings(embeds: Any, width: int) -> None:
@@ -43,12 +68,89 @@ def check_embeddings(embeds: Any, width: int) -> None:
         raise RequestError(f"inputs_embeds is of type {embeds.dtype}; it must have the weights' float type")
 
 
+def check_positions(position_ids: Tensor, batch: int, tokens: int) -> None:
+    """Raises RequestError unless `position_ids` has the shape (B, T), (1, T) or (T,)."""
+    if (
+        position_ids.dim() > 2
+        or position_ids.shape[-1] != tokens
+        or position_ids.numel() not in (tokens, batch * tokens)
+    ):
+        raise RequestError(
+            f"position_ids has shape {tuple(position_ids.shape)}; it must be (batch, tokens) = {(batch, tokens)}, "
+            f"or (1, {tokens})"
+        )
+
+
+def check_mask(mask: Tensor, batch: int, tokens: int, total: int) -> None:
+    """Raises RequestError unless `mask` is (B, S), or (B or 1, H or 1, T, S) of bool or float numbers; S is `total`."""
+    if mask.dim() != 4:
+        if mask.shape != (batch, total):
+            raise RequestError(
+                f"attention_mask has shape {tuple(mask.shape)}; it must cover cached and new tokens, (batch, past + "
+                f"tokens) = {(batch, total)}, or have four dimensions, (batch, 1, tokens, past + tokens)"
+            )
+        return
+    if mask.shape[0] not in (1, batch) or mask.shape[2:] != (tokens, total):
+        raise RequestError(
+            f"attention_mask has shape {tuple(mask.shape)}; its last two sizes must be the new tokens and all tokens, "
+            f"{(tokens, total)}; its first size must be the batch, {batch}, or 1"
+        )
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise RequestError(
+            f"attention_mask is of type {mask.dtype}; with four dimensions it must be bool (True: attend) or float "
+            "(added to the scores)"
+        )
+
+
+def check_cache(past: Any, layers: int, shape: tuple[int, int, int]) -> None:
+    """Raises RequestError unless `past` is empty or has (keys, values) for each layer; `shape` is (B, K, E)."""
+    if not isinstance(past, Sequence):
+        raise RequestError(
+            f"past_key_values is a {type(past).__name__}; it must be the KVCache of an earlier call, or a sequence "
+            "of (keys, values), one per layer"
+        )
+    if not past:
+        return
+    batch, heads, width = shape
+    first = past[0][0].shape
+    expected = (batch, heads, first[2], width)
+    if len(past) != layers or any(tensor.shape != expected for pair in past for tensor in pair):
+        raise RequestError(
+            f"past_key_values has {len(past)} layers, the first of shape {tuple(first)}; this model "
+            f"and batch need {layers} layers of (batch, kv heads, tokens, head_dim) = {expected}"
+        )
+
+
+def check_cached_positions(length: int, new: Tensor, attention_mask: Tensor | None) -> None:
+    """Checks that the `length` tokens of a cache without positions are at 0, 1, ..., without padding.
+
+    Reads values on every device, because another answer would be wrong; such caches are rare.
+
+    Args:
+        length: number of cached tokens.
+        new: (B, T), the positions of the new tokens.
+        attention_mask: the argument of forward; padding is detected only if it has two dimensions.
+
+    Raises:
+        RequestError: if the positions are missing and cannot be 0, 1, ...
+    """
+    if is_traced():
+        return
+    padded = attention_mask is not None and attention_mask.dim() == 2 and not attention_mask[:, :length].all()
+    if padded or (new[:, 0] != length).any():
+        raise RequestError(
+            f"past_key_values has no positions for its {length} tokens, which this rope_type needs, since "
+            "padding or position_ids changed them; pass the KVCache that forward returned, not a tuple, or "
+            "KVCache(layers, positions)"
+        )
+
+
 def check_classes(labels: Any, shape: tuple[int, ...], classes: int) -> None:
     """Raises RequestError unless `labels` is an integer tensor of this shape with values 0 to classes - 1, or -100."""
     check_label_shape(labels, shape)
     if labels.is_floating_point() or labels.is_complex():
         raise RequestError(f"labels are of type {labels.dtype}; classes must be whole numbers: use .long()")
-    if labels.device.type != "cpu":
+    if not _has_values(labels):
         return
     invalid = labels[((labels < 0) | (labels >= classes)) & (labels != IGNORED)]
     if invalid.numel():

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.config import LlamaConfig
+from puna.model.base import default_to
 from puna.model.cache import LegacyCache
 from puna.model.checks import check_classes, check_label_shape
 from puna.model.llama import LlamaModel
 from puna.model.outputs import BaseModelOutputWithPast, SequenceClassifierOutputWithPast
-from puna.model.pretrained import LlamaPreTrainedModel, default_to
+from puna.model.pretrained import LlamaPreTrainedModel
 
 
 class LlamaForSequenceClassification(LlamaPreTrainedModel):

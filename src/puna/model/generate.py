@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from puna.config import GenerationConfig
+from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import RequestError
 from puna.model.cache import KVCache, LegacyCache
 from puna.model.checks import check_embeddings, check_ids
@@ -21,14 +21,36 @@ from puna.model.generation_settings import choose_generator, merge_settings
 from puna.model.outputs import CausalLMOutputWithPast, GenerateOutput
 from puna.model.sampling import choose_token, forbid, is_random, penalise_repetition, warp
 
-if TYPE_CHECKING:
-    from puna.model.causal_lm import LlamaForCausalLM
-
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 """(ids (rows, tokens), logits (rows, vocab)) -> logits; called after the penalties and before the temperature."""
 
 StoppingCriterion = Callable[[Tensor, Any], "bool | Tensor"]
 """(ids (rows, tokens), logits (rows, vocab)) -> whether to stop: a bool for all rows, or one per row, (rows,)."""
+
+
+class LanguageModel(Protocol):
+    """The part of `LlamaForCausalLM` that the loop uses, because it cannot import the class."""
+
+    config: LlamaConfig
+    generation_config: GenerationConfig
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: LegacyCache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+    ) -> dict[str, Any]:
+        """Returns the arguments of the next call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes the logits."""
 
 
 class Streamer(Protocol):
@@ -52,7 +74,7 @@ class _Prompt:
 
 
 def generate(
-    self: LlamaForCausalLM,
+    self: LanguageModel,
     inputs: Tensor | None = None,
     generation_config: GenerationConfig | None = None,
     logits_processor: Sequence[LogitsProcessor] | None = None,
@@ -133,7 +155,7 @@ def generate(
 
 
 def _read_prompt(
-    model: LlamaForCausalLM,
+    model: LanguageModel,
     settings: GenerationConfig,
     ids: Tensor | None,
     embeds: Tensor | None,
@@ -206,7 +228,7 @@ def _answer_limit(settings: GenerationConfig, tokens: int, total: int, context: 
 
 
 def _decode(
-    model: LlamaForCausalLM,
+    model: LanguageModel,
     prompt: _Prompt,
     settings: GenerationConfig,
     processors: Sequence[LogitsProcessor],
@@ -220,10 +242,13 @@ def _decode(
     pad = settings.pad_token_id if settings.pad_token_id is not None else (eos[0] if eos else 0)
     unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     scores: list[Tensor] = []
+    padded = not bool(mask.all())
     if streamer is not None:
         streamer.put(ids.cpu())
     for step in range(limit):
         step_inputs = model.prepare_inputs_for_generation(ids, cache, mask, prompt.embeds, use_cache=settings.use_cache)
+        if not padded:
+            step_inputs["attention_mask"] = None  # plain causal order has faster kernels
         out: CausalLMOutputWithPast = model(**step_inputs, return_dict=True, logits_to_keep=1)
         assert out.logits is not None
         logits = _adjust(out.logits[:, -1].float(), ids, step, settings, processors)

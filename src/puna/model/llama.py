@@ -8,6 +8,8 @@ Legend: B batch, T tokens, S keys (cached and new), D hidden, I intermediate, H 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,17 +17,36 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from puna.config import LlamaConfig
-from puna.errors import RequestError
 from puna.model.activations import activation_of
-from puna.model.attention import AttentionMask, attend, attend_by_length, build_mask
-from puna.model.cache import KVCache, LegacyCache, extend
-from puna.model.checks import check_embeddings, check_ids
+from puna.model.attention import AttentionMask, Pair, build_mask
+from puna.model.base import default_to, new_embedding
+from puna.model.cache import KVCache, LegacyCache
+from puna.model.checks import check_cached_positions, check_embeddings, check_ids, check_one_input, check_positions
 from puna.model.outputs import BaseModelOutputWithPast
-from puna.model.pretrained import LlamaPreTrainedModel, default_to, new_embedding
-from puna.model.rope import LengthRotation, LlamaRotaryEmbedding, Rotation, rotate
+from puna.model.pretrained import LlamaPreTrainedModel
+from puna.model.rope import LlamaRotaryEmbedding, Rope
 
-LayerOutput = tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]
+LayerOutput = tuple[Tensor, Tensor | None, Pair]
 """(hidden states (B, T, D), attention weights (B, H, T, S) or None, the layer's keys and values (B, K, S, E))."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Which intermediate results a forward pass returns in addition to the last hidden states."""
+
+    states: bool = False  # the input of each layer
+    weights: bool = False  # the attention weights of each layer; `Step.eager` must be set
+    cache: bool = False  # keys and values
+
+
+@dataclass(frozen=True)
+class Step:
+    """The inputs of a forward pass that all layers share, and the results to return."""
+
+    rope: Rope
+    mask: AttentionMask
+    trace: Trace = Trace()
+    eager: bool = False  # use the eager implementation of attention, which returns its weights
 
 
 class LlamaRMSNorm(nn.Module):
@@ -73,28 +94,16 @@ class LlamaAttention(nn.Module):
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_bias)
         self.dropout = config.attention_dropout
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: Rotation | LengthRotation,
-        mask: AttentionMask,
-        past: tuple[Tensor, Tensor] | None,
-        weights: bool,
-    ) -> LayerOutput:
+    def forward(self, x: Tensor, step: Step, past: Pair | None) -> LayerOutput:
         """Attends from x, (B, T, D), to x and `past`, the layer's cached keys and values, (B, K, S - T, E)."""
         batch, tokens, _ = x.shape
         q = self.q_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
         k = self.k_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
         v = self.v_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
         dropout = self.dropout if self.training else 0.0
-        if isinstance(rope, Rotation):
-            k, v = extend(past, rotate(k, rope.angles), v)  # (B, K, S, E)
-            out, attention = attend(rotate(q, rope.angles), k, v, mask, dropout, weights)
-        else:
-            k, v = extend(past, k, v)  # (B, K, S, E), keys unrotated
-            out, attention = attend_by_length(q, k, v, rope, mask, dropout, weights)
+        out, weights, cached = step.rope.attend(q, k, v, past, step.mask, dropout, step.eager)
         out = out.transpose(1, 2).reshape(batch, tokens, -1)  # (B, T, H * E)
-        return self.o_proj(out), attention, (k, v)
+        return self.o_proj(out), weights, cached
 
 
 class LlamaDecoderLayer(nn.Module):
@@ -107,19 +116,12 @@ class LlamaDecoderLayer(nn.Module):
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: Rotation | LengthRotation,
-        mask: AttentionMask,
-        past: tuple[Tensor, Tensor] | None,
-        weights: bool,
-    ) -> LayerOutput:
+    def forward(self, x: Tensor, step: Step, past: Pair | None) -> LayerOutput:
         """Applies the layer to x, (B, T, D)."""
-        out, attention, cached = self.self_attn(self.input_layernorm(x), rope, mask, past, weights)
+        out, weights, cached = self.self_attn(self.input_layernorm(x), step, past)
         x = x + out
         x = x + self.mlp(self.post_attention_layernorm(x))
-        return x, attention, cached
+        return x, weights, cached
 
 
 class LlamaModel(LlamaPreTrainedModel):
@@ -154,7 +156,8 @@ class LlamaModel(LlamaPreTrainedModel):
 
         Args:
             input_ids: (B, T) token ids. Exactly one of `input_ids` and `inputs_embeds` must be given.
-            attention_mask: (B, S), 0 for padding; or (B, 1, T, S), bool or float, which must include causal order.
+            attention_mask: (B, S), 0 for padding; or (B, 1, T, S), bool or float, which must include causal order. Omit
+                it without padding: PyTorch's kernels for plain causal order are faster.
             position_ids: (B, T) or (1, T); by default they follow the cached tokens; padding counts as tokens.
             past_key_values: the cache returned by an earlier call, or a tuple of (keys, values) per layer.
             inputs_embeds: (B, T, D) in place of `input_ids`.
@@ -164,92 +167,85 @@ class LlamaModel(LlamaPreTrainedModel):
         Raises:
             RequestError: if the inputs do not match each other or the model.
         """
-        config = self.config
-        x = self._embed(input_ids, inputs_embeds)
-        cache = KVCache.read(past_key_values, config, x.shape[0])
-        positions = self._positions(position_ids, cache.length, x)
-        rope = self.rotary_emb(positions, cache)
-        if isinstance(rope, LengthRotation):
-            cache.check_positions(positions, attention_mask)
-        return_states = default_to(output_hidden_states, config.output_hidden_states)
-        return_weights = default_to(output_attentions, config.output_attentions)
-        return_cache = default_to(use_cache, config.use_cache) and not self._recompute
-        eager = return_weights or self.attn_implementation == "eager"
-        mask = build_mask(attention_mask, x, cache.length, explicit=eager or isinstance(rope, LengthRotation))
-
-        states: list[Tensor] = []
-        weights: list[Tensor] = []
-        cached: list[tuple[Tensor, Tensor]] = []
-        for index, layer in enumerate(self.layers):
-            if return_states:
-                states.append(x)
-            x, attention, pair = self._run(layer, x, rope, mask, cache[index] if cache else None, eager)
-            if return_weights and attention is not None:
-                weights.append(attention)
-            if return_cache:
-                cached.append(pair)
-        x = self.norm(x)
-
-        out = BaseModelOutputWithPast(
-            last_hidden_state=x,
-            past_key_values=KVCache(cached, rope.key_positions) if return_cache else None,
-            hidden_states=(*states, x) if return_states else None,
-            attentions=tuple(weights) if return_weights else None,
-        )
-        return out if default_to(return_dict, config.use_return_dict) else out.to_tuple()
-
-    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            which = "neither" if input_ids is None else "both"
-            raise RequestError(f"You must specify exactly one of input_ids or inputs_embeds; {which} was given")
-        if inputs_embeds is not None:
+        check_one_input(input_ids, inputs_embeds)
+        if input_ids is not None:
+            x = self.embed(input_ids)  # (B, T, D)
+        else:
             check_embeddings(inputs_embeds, self.config.hidden_size)
-            return inputs_embeds
-        assert input_ids is not None
-        check_ids(input_ids)
-        rows = self.embed_tokens.num_embeddings
-        # On an accelerator, this check would wait for the device; there the embedding itself reports invalid ids.
-        if input_ids.device.type == "cpu" and not 0 <= input_ids.min() <= input_ids.max() < rows:
-            invalid = int(input_ids.min()) if input_ids.min() < 0 else int(input_ids.max())
-            raise RequestError(
-                f"input_ids holds {invalid}; the embedding has rows 0 to {rows - 1}. If the tokenizer has more tokens "
-                "than the model, call resize_token_embeddings"
-            )
-        x: Tensor = self.embed_tokens(input_ids)  # (B, T, D)
+            assert inputs_embeds is not None
+            x = inputs_embeds
+        cache = KVCache.read(past_key_values, self.config, x.shape[0])
+        trace = Trace(
+            states=default_to(output_hidden_states, self.config.output_hidden_states),
+            weights=default_to(output_attentions, self.config.output_attentions),
+            cache=default_to(use_cache, self.config.use_cache) and not self._recompute,
+        )
+        out = self.hidden(x, self.step(x, cache, attention_mask, position_ids, trace), cache)
+        return out if default_to(return_dict, self.config.use_return_dict) else out.to_tuple()
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Returns the embeddings, (B, T, D), of ids, (B, T).
+
+        Raises:
+            RequestError: if the ids are not integers, or (checked only on the CPU) outside the vocabulary.
+        """
+        check_ids(input_ids, self.embed_tokens.num_embeddings)
+        x: Tensor = self.embed_tokens(input_ids)
         return x
 
-    def _positions(self, position_ids: Tensor | None, past: int, x: Tensor) -> Tensor:
+    def step(
+        self,
+        x: Tensor,
+        cache: KVCache,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        trace: Trace = Trace(),
+    ) -> Step:
+        """Returns the rotation and the mask of embedded tokens x, (B, T, D), that follow the cached tokens."""
         batch, tokens, _ = x.shape
+        start = cache.length if position_ids is None else None
         if position_ids is None:
-            return torch.arange(past, past + tokens, device=x.device).expand(batch, tokens)
-        if (
-            position_ids.dim() > 2
-            or position_ids.shape[-1] != tokens
-            or position_ids.numel() not in (tokens, x[..., 0].numel())
-        ):
-            raise RequestError(
-                f"position_ids has shape {tuple(position_ids.shape)}; it must be (batch, tokens) = {(batch, tokens)}, "
-                f"or (1, {tokens})"
-            )
-        return position_ids.to(x.device).long().view(-1, tokens).expand(batch, tokens)  # (B, T)
+            positions = torch.arange(cache.length, cache.length + tokens, device=x.device).expand(batch, tokens)
+        else:
+            check_positions(position_ids, batch, tokens)
+            positions = position_ids.to(x.device).long().view(-1, tokens).expand(batch, tokens)  # (B, T)
+        rope: Rope = self.rotary_emb(positions, cache, start)
+        if rope.key_positions is not None and cache and cache.positions is None:
+            check_cached_positions(cache.length, positions, attention_mask)
+        eager = trace.weights or self.attn_implementation == "eager"
+        mask = build_mask(attention_mask, x, cache.length, explicit=eager or rope.key_positions is not None)
+        return Step(rope, mask, trace, eager)
+
+    def hidden(self, x: Tensor, step: Step, cache: Sequence[Pair] = ()) -> BaseModelOutputWithPast:
+        """Applies the layers and the final norm to embedded tokens x, (B, T, D); an empty cache has no layers."""
+        states: list[Tensor] = []
+        weights: list[Tensor] = []
+        cached: list[Pair] = []
+        for index, layer in enumerate(self.layers):
+            if step.trace.states:
+                states.append(x)
+            x, attention, pair = self._run(layer, x, step, cache[index] if cache else None)
+            if step.trace.weights and attention is not None:
+                weights.append(attention)
+            if step.trace.cache:
+                cached.append(pair)
+        x = self.norm(x)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=KVCache(cached, step.rope.key_positions) if step.trace.cache else None,
+            hidden_states=(*states, x) if step.trace.states else None,
+            attentions=tuple(weights) if step.trace.weights else None,
+        )
 
     @property
     def _recompute(self) -> bool:
         return self._gradient_checkpointing and self.training
 
-    def _run(
-        self,
-        layer: nn.Module,
-        x: Tensor,
-        rope: Rotation | LengthRotation,
-        mask: AttentionMask,
-        past: tuple[Tensor, Tensor] | None,
-        weights: bool,
-    ) -> LayerOutput:
+    def _run(self, layer: nn.Module, x: Tensor, step: Step, past: Pair | None) -> LayerOutput:
         """Runs a layer; with gradient checkpointing, the backward pass recomputes its activations."""
         if self._recompute:
             # Re-entrant checkpointing would lose the gradients if the embeddings are frozen, as with LoRA.
-            recomputed: LayerOutput = checkpoint(layer, x, rope, mask, past, weights, use_reentrant=False)
+            recomputed: LayerOutput = checkpoint(layer, x, step, past, use_reentrant=False)
             return recomputed
-        out: LayerOutput = layer(x, rope, mask, past, weights)
+        out: LayerOutput = layer(x, step, past)
         return out

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from puna.checkpoint import Checkpoint, Weight
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError, ConfigError, RequestError
+from puna.model.base import LlamaBase
 from puna.saving import save_checkpoint
 
-if TYPE_CHECKING:
-    from puna.model.pretrained import LlamaPreTrainedModel
-
-Model = TypeVar("Model", bound="LlamaPreTrainedModel")
+Model = TypeVar("Model", bound=LlamaBase)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -104,7 +102,7 @@ def _read(weight: Weight, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(weight.to_float32()).to(dtype)
 
 
-def save(model: LlamaPreTrainedModel, folder: str | Path, max_shard_size: int | str) -> None:
+def save(model: LlamaBase, folder: str | Path, max_shard_size: int | str) -> None:
     """Writes the configurations and the weights (safetensors, in their dtype and under their names) atomically.
 
     A tied head is omitted. generation_config.json is written only for a model with a language-model head.
@@ -130,7 +128,7 @@ def save(model: LlamaPreTrainedModel, folder: str | Path, max_shard_size: int | 
     save_checkpoint(folder, config, _tensors(model), generation, max_shard_size)
 
 
-def _tensors(model: LlamaPreTrainedModel) -> Iterator[tuple[str, str, tuple[int, ...], partial[NDArray[np.uint8]]]]:
+def _tensors(model: LlamaBase) -> Iterator[tuple[str, str, tuple[int, ...], partial[NDArray[np.uint8]]]]:
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue

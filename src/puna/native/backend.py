@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from puna.backend import PAGE, Batch, Chunk, check_batch, page_count
 from puna.config import LlamaConfig
+from puna.config.frequencies import Frequencies, RotaryFrequencies
 from puna.errors import BackendError
 from puna.native.library import (
     BF16_KERNELS,
@@ -31,7 +32,6 @@ from puna.native.library import (
     load_library,
 )
 from puna.native.memory import cache_pages
-from puna.native.rope import Frequencies, Rope
 from puna.native.tensors import Tensor, load_tensor, packed_bytes, quantized_format
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
@@ -83,7 +83,7 @@ class NativeBackend:
             )
         self.config = config
         self._library = load_library()
-        self._rope = Rope(config)
+        self._rope = RotaryFrequencies(config)
         target = quantized_format(quantize, tensors)
         cache_type = _cache_type("f32" if float32 and cache is None else cache, tensors)
         shape = _shape(config, cache_type, self._rope.by_length)
