@@ -10,10 +10,10 @@ import pytest
 
 from puna import LLM
 from puna.cli.chat.conversation import Conversation
-from puna.cli.chat.slash import COMMANDS, Session, is_command, run_command
+from puna.cli.chat.slash import COMMANDS, Session, help_text, is_command, run_command
 from puna.cli.chat.terminal import chat_in_terminal
-from puna.cli.chat.wrap import WordWrap
 from puna.cli.loading import Loader
+from puna.cli.wrap import WordWrap
 from puna.errors import PunaError, RequestError
 from tests.cli.test_cli import run
 
@@ -301,6 +301,39 @@ def test_a_model_whose_context_is_too_short_leaves_the_current_model(conversatio
     with pytest.raises(RequestError, match="context is 100; short supports 2 to 64 tokens"):
         command(conversation, f"/model {tmp_path}/short")
     assert conversation.say("the llama").content
+
+
+def test_one_model_is_in_memory_and_a_failure_restores_the_previous(conversation, tiny_model, tmp_path, monkeypatch):
+    name, previous = conversation.name, conversation.llm
+    load = Loader.load_checkpoint
+    loaded = []
+
+    def observe(loader, name, checkpoint):
+        with pytest.raises(PunaError, match="closed"):
+            previous.generate("x")
+        loaded.append(name)
+        if name == "other":
+            raise PunaError("the weights do not fit in memory")
+        return load(loader, name, checkpoint)
+
+    monkeypatch.setattr(Loader, "load_checkpoint", observe)
+    shutil.copytree(tiny_model, tmp_path / "other")
+    with pytest.raises(PunaError, match="do not fit in memory"):
+        command(conversation, f"/model {tmp_path}/other")
+    assert loaded == ["other", name] and conversation.name == name
+    assert conversation.say("the llama").content
+
+
+@pytest.mark.parametrize("width", [40, 60, 100, 200])
+def test_the_help_is_wrapped_at_words_with_an_indented_column(width):
+    text = help_text(width)
+    commands, _, keys = text.partition("\n\n")
+    assert all(len(line) < width for line in text.splitlines())
+    assert all(line.startswith(("/", " " * 20)) and line[20] != " " for line in commands.splitlines())
+    assert "begins with /" in " ".join(keys.split())
+    assert [line.split()[0] for line in commands.splitlines() if line[0] == "/"] == [
+        *(name for name in COMMANDS if name != "/clear"), "/bye",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -139,6 +140,19 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_continues(smollm2, tmp_path
         terminal.wait(b"tok/s")
         terminal.wait(PROMPT)
         assert len(save_messages(terminal, tmp_path / "chat.json")) == 4
+
+
+@pytest.mark.parametrize("columns", [60, 30])
+def test_generate_breaks_lines_between_words(tiny_model, tmp_path, columns):
+    prompt = "one grassland llama walks over another hill " * 4
+    arguments = [PUNA, "generate", prompt, "-m", str(tiny_model), "-n", "4", "-t", "0"]
+    with Terminal(arguments, {}, columns) as terminal:
+        terminal.wait(b"one grass")
+        lines = f"one grass{terminal.wait(b'prompt: ')}".splitlines()[:-1]
+    exact = subprocess.run(arguments, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True).stdout
+    assert exact.startswith(prompt) and "\n" not in exact[: len(prompt)]
+    assert columns - 15 < max(map(len, lines)) < columns
+    assert " ".join(lines).split() == exact.split()
 
 
 @pytest.mark.slow

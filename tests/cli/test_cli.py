@@ -169,6 +169,14 @@ def test_inspect_reports_errors_and_fails(smollm2, tmp_path):
     assert "error:" in result.stdout
 
 
+@pytest.mark.parametrize("content", [b"hello", b""])
+def test_inspect_reports_only_an_error_for_a_file_that_is_not_a_model(tmp_path, content):
+    (tmp_path / "f.txt").write_bytes(content)
+    result = run("inspect", str(tmp_path / "f.txt"))
+    assert result.exit_code == 1
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["model", "error:"]
+
+
 def test_info_json_describes_the_installation():
     out = as_json("info")
     assert out["version"] == __version__
@@ -187,7 +195,12 @@ def test_info_json_describes_the_installation():
         (["generate", "-p", "x", "-m", "{tiny}", "--backend", "abacus"], 2, "'auto', 'native', 'torch'"),
         (["generate", "-p", "x", "-m", "/nowhere", "--stop", ""], 2, "--stop: the text is empty"),
         (["generate", "-m", "{tiny}"], 2, "there is no prompt"),
-        (["generate", "-p", "x", "--max-tokens", "many"], 2, "--max-tokens"),
+        (["generate", "-p", "x", "--max-tokens", "many"], 2, "'-n': must be a whole number of at least 0, got 'many'"),
+        (["generate", "-p", "x", "--threads", "300"], 2, "must be a whole number from 1 to 256, got '300'"),
+        (["generate", "-p", "x", "--threads", "1.5"], 2, "must be a whole number from 1 to 256, got '1.5'"),
+        (["generate", "-p", "x", "--top-p", "half"], 2, "'--top-p': must be a number, got 'half'"),
+        (["bench", "--repeat", "0"], 2, "must be a whole number of at least 1, got '0'"),
+        (["convert", "a", "b", "--shards", "0"], 2, "must be a whole number of at least 1, got '0'"),
         (["perplexity", "-m", "{tiny}", "/nowhere"], 1, "/nowhere cannot be read"),
         (["perplexity", "-m", "{tiny}", "{binary}"], 1, "not UTF-8"),
         (["perplexity", "-m", "{tiny}", "{empty}"], 1, "nothing to predict"),
@@ -266,7 +279,7 @@ def test_writing_to_a_full_device_prints_one_message(tiny_model):
         ("{puna} info >/dev/full", 1, "puna: [Errno 28]"),
         ("{puna} --help >/dev/full", 1, "puna: [Errno 28]"),
         ("{puna} generate -m {tiny} -p hi -t nan", 2, "temperature is nan"),
-        ("{puna} generate -m {tiny} -p hi --threads 100000", 2, "100000 is not in the range"),
+        ("{puna} generate -m {tiny} -p hi --threads 100000", 2, "from 1 to 256, got '100000'"),
         ("printf '\\xff' | {puna} generate -m {tiny} -p -", 1, "not UTF-8"),
         ("printf 'a\\n' | PYTHONIOENCODING=ascii {puna} chat -m {tiny} --max-tokens 1", 0, ""),
     ],

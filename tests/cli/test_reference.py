@@ -74,6 +74,16 @@ def test_examples_use_existing_options(name):
         assert set(used) <= option_names(name), line
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_values_of_options_are_described_in_plain_english(name):
+    page = " ".join(run(name, "--help").stdout.split())
+    assert not re.search(r"<(int|float|str|path)\b|range|x[<>]=", page)
+    if "--threads" in page:
+        assert "[from 1 to 256]" in page
+    for param in typer.main.get_command(app).commands[name].params:
+        assert "IntRange" not in repr(param.type) and param.type.name not in ("int", "float"), "use options.number"
+
+
 def test_choices_are_shown():
     assert "<auto|native|torch>" in run("generate", "--help").stdout
     assert "<q8_0|q4_0|q4_K>" in run("bench", "--help").stdout

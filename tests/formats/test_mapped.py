@@ -71,4 +71,4 @@ def test_a_file_larger_than_the_address_space_is_an_error(tmp_path):
         "except ValueError as exc: print(exc)\n"
     )
     run = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
-    assert "the system refused to map 3000.0 MB into memory; raise the limit" in run.stdout, run.stderr
+    assert "the system refused to map 3.00 GB into memory; raise the limit" in run.stdout, run.stderr

@@ -113,7 +113,7 @@ class Evil:
         ({"epoch": 3}, "'epoch' is a int"),
         ({"model": {"a": torch.ones(1)}}, "'model' is a dict"),
         ([torch.ones(1)], "holds a list"),
-        ({1: torch.ones(1)}, "entry '1'"),
+        ({1: torch.ones(1)}, "entry 1 is"),
         (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
         ({"a": torch.ones(0, 3)}, "out of range"),
         ({"a": torch.ones(3).to_sparse()}, "_rebuild_sparse_tensor"),

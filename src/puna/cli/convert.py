@@ -62,23 +62,20 @@ def convert(
     ] = None,
     shards: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
+        options.number(
+            low=1,
             help="Number of files, instead of --shard-size; for meta, each has a part of each matrix.",
         ),
     ] = None,
-    kv_heads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Pool key-value heads to this number.")
-    ] = None,
+    kv_heads: Annotated[int | None, options.number(low=1, help="Pool key-value heads to this number.")] = None,
     calibrate: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text file that shows --quantize which inputs matter most.")
     ] = None,
     vocab_size: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Resize embedding and head to this number of rows.")
+        int | None, options.number(low=1, help="Resize embedding and head to this number of rows.")
     ] = None,
     pad_vocab_to: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Round vocabulary up to a multiple of this.")
+        int | None, options.number(low=1, help="Round vocabulary up to a multiple of this.")
     ] = None,
     llama_version: Annotated[
         Literal["1", "2", "code", "3", "3.1", "3.2", "3.3"] | None,

@@ -13,6 +13,7 @@ from puna.cli import options
 from puna.cli.loading import Loader
 from puna.cli.prompt import read_prompt
 from puna.cli.terminal import command, detail, is_quiet, is_watched, print_json, status, stderr_console, write
+from puna.cli.wrap import wrapped_output
 from puna.errors import RequestError
 
 if TYPE_CHECKING:
@@ -112,10 +113,8 @@ def answer_prompt(
     """
     messages = [] if system is None else [{"role": "system", "content": system}]
     prompt = [*messages, {"role": "user", "content": text}] if chat else text
-    if context is not None:
+    if context is not None or (fill and "max_tokens" not in settings):
         settings = within_context(llm, prompt, context, settings, fill)
-    elif fill:
-        settings = {"max_tokens": llm.generation_config.max_new_tokens, **settings}
     answer, pieces = llm.start(prompt, **settings)
     first = first_piece(pieces, len(answer.request.prompt_ids))
     if json:
@@ -123,10 +122,11 @@ def answer_prompt(
             pass
         print_json(_report(answer.completion()))
         return
-    if echo and not is_quiet():
-        write(text)
-    for piece in itertools.chain([first], pieces):
-        write(piece)
+    with wrapped_output() as show:
+        if echo and not is_quiet():
+            show(text)
+        for piece in itertools.chain([first], pieces):
+            show(piece)
     write("\n")
     _print_speed(answer.completion(), llm.config.context_length if context is None else context)
 
@@ -139,22 +139,27 @@ def first_piece(pieces: Iterator[str], prompt_tokens: int) -> str:
 
 
 def within_context(
-    llm: LLM, prompt: str | list[dict[str, str]], context: int, settings: Options, fill: bool
+    llm: LLM, prompt: str | list[dict[str, str]], context: int | None, settings: Options, fill: bool
 ) -> Options:
     """Returns the settings with a maximum number of tokens that keeps prompt and answer within `context`.
+
+    Args:
+        context: None means the model's.
+        fill: whether the answer may fill the context, if neither the settings nor the model limit it.
 
     Raises:
         RequestError: the prompt fills the context, or the model's context is shorter.
     """
     from puna.options import settings_of
 
-    tokens = count_tokens(llm, prompt)
-    if context > llm.config.context_length:
-        raise RequestError(
-            f"--context is {context}, but the model's context is {llm.config.context_length}; lower --context"
-        )
+    tokens, longest = count_tokens(llm, prompt), llm.config.context_length
+    if context is None:
+        context = longest
+    if context > longest:
+        raise RequestError(f"--context is {context}, but the model's context is {longest}; lower --context")
     if tokens >= context:
-        raise RequestError(f"the prompt has {tokens} tokens, which fill the context of {context}; raise --context")
+        remedy = "raise --context" if context < longest else "shorten the prompt"
+        raise RequestError(f"the prompt has {tokens} tokens, which fill the context of {context}; {remedy}")
     default = {"default": None} if fill else {}
     maximum = settings_of(settings, llm.generation_config, tokens, context, **default).max_tokens
     return {**settings, "max_tokens": min(maximum, context - tokens)}

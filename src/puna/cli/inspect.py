@@ -86,10 +86,9 @@ def _show(report: Report) -> None:
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "model", report.path
-    yield (
-        "format",
-        f"{report.container or 'unknown'}, {show_bytes(report.bytes)} in {_count(len(report.files), 'file')}",
-    )
+    if report.files:
+        container, files = report.container or "unknown", _count(len(report.files), "file")
+        yield "format", f"{container}, {show_bytes(report.bytes)} in {files}"
     if report.parameters:
         yield "parameters", f"{report.parameters:,}"
         dtypes = report.dtypes.items()

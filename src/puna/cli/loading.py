@@ -10,6 +10,7 @@ from puna.cli.models import locate, model_name
 from puna.cli.terminal import detail, status
 
 if TYPE_CHECKING:
+    from puna.checkpoint import Checkpoint
     from puna.llm import LLM
 
 
@@ -26,18 +27,28 @@ class Loader:
 
     def load(self, model: str | None) -> tuple[str, LLM]:
         """Returns the name to show and the model; a model of the hub is downloaded first."""
-        from puna.llm import LLM
+        name, checkpoint = self.open(model)
+        return name, self.load_checkpoint(name, checkpoint)
+
+    def open(self, model: str | None) -> tuple[str, Checkpoint]:
+        """Returns the name to show and the open checkpoint, which is checked, but not in memory."""
+        from puna.checkpoint import open_checkpoint
 
         path = locate(model)
-        name = model_name(path)
+        return model_name(path), open_checkpoint(path)
+
+    def load_checkpoint(self, name: str, checkpoint: Checkpoint) -> LLM:
+        """Loads an open checkpoint into memory."""
+        from puna.llm import LLM
+
         started = time.perf_counter()
         with status(f"Loading {name} ..."):
             llm = LLM(
-                path, self.backend, self.threads, device=self.device, dtype=self.dtype, quantize=self.quantize,
+                checkpoint, self.backend, self.threads, device=self.device, dtype=self.dtype, quantize=self.quantize,
                 max_batch=self.max_batch,
             )  # fmt: skip
         detail(
-            f"loaded {path} in {time.perf_counter() - started:.2f} s: {llm.backend} backend, context of "
+            f"loaded {checkpoint.path} in {time.perf_counter() - started:.2f} s: {llm.backend} backend, context of "
             f"{llm.config.context_length} tokens"
         )
-        return name, llm
+        return llm

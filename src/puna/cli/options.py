@@ -9,9 +9,31 @@ import typer
 
 from puna.cli.models import complete_model
 from puna.cli.terminal import usage_errors
+from puna.errors import show
 
 if TYPE_CHECKING:
     from puna.llm import Options
+
+
+def number(
+    *names: str, help: str, kind: type[float] = int, low: float | None = None, high: float | None = None, **other: Any
+) -> Any:
+    """Returns an option of the type `kind`, whose errors and help state the limits in words."""
+    noun = "a whole number" if kind is int else "a number"
+    limits = "" if low is None else f"of at least {low}" if high is None else f"from {low} to {high}"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or (low is not None and value < low) or (high is not None and value > high):
+            raise typer.BadParameter(f"must be {noun}{f' {limits}' if limits else ''}, got {show(text)}")
+        return value
+
+    text = f"{help} [{limits.removeprefix('of ')}]" if limits else help
+    return typer.Option(*names, metavar="N" if kind is int else "X", parser=parse, help=text, **other)
+
 
 MODEL_HELP = "Folder, GGUF file, owner/name on the hub, or a part of a downloaded model's name."
 
@@ -30,13 +52,7 @@ Backend = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        max=256,
-        envvar="PUNA_THREADS",
-        help="Number of CPU threads. [default: one per physical core]",
-    ),
+    number(low=1, high=256, envvar="PUNA_THREADS", help="Number of CPU threads. [default: one per physical core]"),
 ]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="PyTorch device, such as cuda.")]
 Dtype = Annotated[
@@ -53,62 +69,55 @@ File = Annotated[
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")]
 MaxTokens = Annotated[
     int | None,
-    typer.Option(
+    number(
         "--max-tokens",
         "-n",
-        metavar="N",
-        min=0,
+        low=0,
         help="Maximum number of tokens to generate. [default: the model's, else 256]",
     ),
 ]
 AnswerTokens = Annotated[
     int | None,
-    typer.Option(
+    number(
         "--max-tokens",
         "-n",
-        metavar="N",
-        min=1,
+        low=1,
         help="Maximum tokens of an answer. [default: the model's, else the rest of the context]",
     ),
 ]
 Context = Annotated[
     int | None,
-    typer.Option(
+    number(
         "--context",
         "-c",
-        metavar="N",
-        min=2,
+        low=2,
         help="Maximum tokens of prompt and answer together. [default: the model's]",
     ),
 ]
 MaxBatch = Annotated[
     int,
-    typer.Option(
-        metavar="N", min=1, max=1024, help="Maximum number of sequences at once; one command runs one at a time."
-    ),
+    number(low=1, high=1024, help="Maximum number of sequences at once; one command runs one at a time."),
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option(
-        "--temperature", "-t", metavar="X", help="Sampling temperature; 0 always chooses the most likely token."
-    ),
+    number("--temperature", "-t", kind=float, help="Sampling temperature; 0 always chooses the most likely token."),
 ]
-TopK = Annotated[int | None, typer.Option(metavar="N", help="Sample from the k most likely tokens only; 0 means all.")]
+TopK = Annotated[int | None, number(help="Sample from the k most likely tokens only; 0 means all.")]
 TopP = Annotated[
-    float | None, typer.Option(metavar="X", help="Sample from the most likely tokens whose probabilities add up to p.")
+    float | None, number(kind=float, help="Sample from the most likely tokens whose probabilities add up to p.")
 ]
 MinP = Annotated[
     float | None,
-    typer.Option(metavar="X", help="Exclude tokens with less than this fraction of the highest probability."),
+    number(kind=float, help="Exclude tokens with less than this fraction of the highest probability."),
 ]
 RepetitionPenalty = Annotated[
-    float | None, typer.Option(metavar="X", help="Values above 1 make tokens that occurred before less likely.")
+    float | None, number(kind=float, help="Values above 1 make tokens that occurred before less likely.")
 ]
 Speculate = Annotated[
     bool, typer.Option("--speculate", help="Guess tokens from earlier text: same answer, faster if text repeats.")
 ]
 StateFolder = Annotated[Path | None, typer.Option(hidden=True, envvar="XDG_STATE_HOME")]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Random seed, for reproducible sampling.")]
+Seed = Annotated[int | None, number(help="Random seed, for reproducible sampling.")]
 
 
 def answer_options(**values: Any) -> Options:

@@ -27,9 +27,10 @@ def pull(
     repo: Annotated[
         str, typer.Argument(metavar="REPO", help="owner/name, or owner/name:Q4_K_M for one of several GGUF files.")
     ],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. [default: main]")] = None,
+    revision: Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit. [default: main]")] = None,
     include: Annotated[
-        list[str] | None, typer.Option(help="Download only the files that match this pattern; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Download only the files that match this pattern; repeatable."),
     ] = None,
     json: options.Json = False,
 ) -> None:

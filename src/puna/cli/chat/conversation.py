@@ -11,6 +11,7 @@ from puna.cli.generate import first_piece
 from puna.errors import RequestError
 
 if TYPE_CHECKING:
+    from puna.config import LlamaConfig
     from puna.llm import LLM, Options
 
 Message = dict[str, Any]
@@ -64,10 +65,8 @@ class Conversation:
 
     def use_model(self, name: str, llm: LLM, context: int | None) -> None:
         """Continues the conversation with another model or maximum number of tokens."""
-        longest = llm.config.context_length
-        if context is not None and not 1 < context <= longest:
-            raise RequestError(f"context is {context}; {name} supports 2 to {longest} tokens")
-        self.name, self.llm, self.requested_context, self.context = name, llm, context, context or longest
+        self.context = check_context(name, llm.config, context)
+        self.name, self.llm, self.requested_context = name, llm, context
 
     def reset(self, system: str | None) -> None:
         """Restarts the conversation, with a system message or none."""
@@ -164,6 +163,18 @@ class Conversation:
 
     def _count(self, messages: list[Message]) -> int:
         return len(self.llm.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
+
+
+def check_context(name: str, config: LlamaConfig, context: int | None) -> int:
+    """Returns the maximum number of tokens of a conversation with the model `name`; None means the model's.
+
+    Raises:
+        RequestError: the model's context is shorter than `context`.
+    """
+    longest = config.context_length
+    if context is not None and not 1 < context <= longest:
+        raise RequestError(f"context is {context}; {name} supports 2 to {longest} tokens")
+    return context or longest
 
 
 def _without_oldest_turn(messages: list[Message]) -> list[Message] | None:

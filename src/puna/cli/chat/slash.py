@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import re
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from puna.cli.chat.conversation import Conversation, Message
+from puna.cli.chat.conversation import Conversation, Message, check_context
 from puna.cli.chat.transcript import load, save
 from puna.cli.loading import Loader
 from puna.cli.terminal import did_you_mean
+from puna.cli.wrap import terminal_width
 from puna.errors import RequestError, show
+
+if TYPE_CHECKING:
+    from puna.checkpoint import Checkpoint
 
 LEAVE = ("exit", "quit", "/exit", "/quit", "/bye")
 
-_HELP = """\
-/help                show this help
-/system TEXT         set the system message (no TEXT: remove it) and restart
-/set OPTION VALUE    set an option such as temperature; "default" as VALUE: the model's; /set alone lists all
-/model NAME          continue with another model; until it is loaded, both are in memory; /model alone shows the name
-/save FILE           save the conversation as JSON
-/load FILE           replace the conversation by a saved one
-/reset               restart the conversation (also /clear)
-/undo                remove your last message and its answer
-/history             show the conversation
-/bye                 exit (also exit, /exit or Ctrl-D); Ctrl-C stops an answer or clears the line
-
-Enter sends the message, Alt+Enter starts a new line, and pasted text is one message. Put a space before a message that
-begins with / to send it to the model."""
+_HELP = {
+    "/help": "show this help",
+    "/system TEXT": "set the system message (no TEXT: remove it) and restart",
+    "/set OPTION VALUE": 'set an option such as temperature; "default" as VALUE: the model\'s; /set alone lists all',
+    "/model NAME": "continue with another model, which replaces the present one in memory; /model alone shows the name",
+    "/save FILE": "save the conversation as JSON",
+    "/load FILE": "replace the conversation by a saved one",
+    "/reset": "restart the conversation (also /clear)",
+    "/undo": "remove your last message and its answer",
+    "/history": "show the conversation",
+    "/bye": "exit (also exit, /exit or Ctrl-D); Ctrl-C stops an answer or clears the line",
+}
+_KEYS = (
+    "Enter sends the message, Alt+Enter starts a new line, and pasted text is one message. Put a space before a "
+    "message that begins with / to send it to the model."
+)
+_INDENT = 20
+"""Columns of the first column of the help."""
 
 _TYPES: dict[str, Callable[[str], Any]] = {
     "temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float, "seed": int,
@@ -61,6 +71,19 @@ def run_command(session: Session, text: str) -> str:
     if name not in COMMANDS:
         return f"{name} is not a command.{did_you_mean(name, list(COMMANDS))} /help lists the commands."
     return COMMANDS[name](session, argument.strip())
+
+
+def help_text(width: int) -> str:
+    """Returns the help for a terminal of this width, wrapped at words; the second column keeps its indentation."""
+    lines = []
+    for command, purpose in _HELP.items():
+        rows = textwrap.wrap(purpose, max(10, width - 1 - _INDENT))
+        lines += [f"{command if row == rows[0] else '':<{_INDENT}}{row}" for row in rows]
+    return "\n".join([*lines, "", *textwrap.wrap(_KEYS, width - 1)])
+
+
+def _help(session: Session, argument: str) -> str:
+    return help_text(terminal_width(sys.stderr.fileno()))
 
 
 def _reset(session: Session, argument: str) -> str:
@@ -152,15 +175,24 @@ def _model(session: Session, argument: str) -> str:
     conversation = session.conversation
     if not argument:
         return f"The model is {conversation.name} ({conversation.llm.path})."
-    name, llm = session.loader.load(argument)
-    previous = conversation.llm
-    try:
-        conversation.use_model(name, llm, conversation.requested_context)
-    except RequestError:
-        llm.close()
-        raise
-    previous.close()
+    name, checkpoint = session.loader.open(argument)
+    check_context(name, checkpoint.config, conversation.requested_context)
+    _replace_model(session, name, checkpoint)
     return f"The conversation continues with {describe(conversation)}."
+
+
+def _replace_model(session: Session, name: str, checkpoint: Checkpoint) -> None:
+    """Loads a model in place of the present one, so that only one is in memory; if this fails, restores the present."""
+    conversation, loader = session.conversation, session.loader
+    previous_name, previous = loader.open(str(conversation.llm.path))
+    conversation.llm.close()
+    try:
+        llm = loader.load_checkpoint(name, checkpoint)
+    except BaseException:
+        llm = loader.load_checkpoint(previous_name, previous)
+        conversation.use_model(conversation.name, llm, conversation.requested_context)
+        raise
+    conversation.use_model(name, llm, conversation.requested_context)
 
 
 def describe(conversation: Conversation) -> str:
@@ -169,6 +201,6 @@ def describe(conversation: Conversation) -> str:
 
 
 COMMANDS: dict[str, Callable[[Session, str], str]] = {
-    "/help": lambda session, argument: _HELP, "/system": _system, "/set": _set, "/model": _model, "/save": _save,
+    "/help": _help, "/system": _system, "/set": _set, "/model": _model, "/save": _save,
     "/load": _load, "/reset": _reset, "/clear": _reset, "/undo": _undo, "/history": _history,
 }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING
 from puna.cli.chat.conversation import Conversation, Reply
 from puna.cli.chat.keyboard import history_file, message_reader
 from puna.cli.chat.slash import COMMANDS, LEAVE, Session, describe, is_command, run_command
-from puna.cli.chat.wrap import WordWrap
 from puna.cli.loading import Loader
 from puna.cli.terminal import is_quiet, stderr_console, write
+from puna.cli.wrap import wrapped_output
 from puna.errors import PunaError, printable
 
 if TYPE_CHECKING:
@@ -59,13 +58,11 @@ def _respond(session: Session, text: str) -> None:
 
 
 def _answer(conversation: Conversation, text: str) -> None:
-    wrap = WordWrap(write, _terminal_width) if sys.stdout.isatty() else None
     with _hidden_keys():
         try:
-            reply = conversation.say(text, write if wrap is None else wrap.feed, stoppable=True)
+            with wrapped_output() as show:
+                reply = conversation.say(text, show, stoppable=True)
         finally:
-            if wrap is not None:
-                wrap.finish()
             write("\n")
     if reply.dropped_messages:
         _print_note(conversation.dropped_note(reply))
@@ -86,13 +83,6 @@ def _summary(conversation: Conversation, reply: Reply) -> str:
 def _print_note(text: str) -> None:
     if not is_quiet():
         stderr_console().print(text, markup=False, style="dim")
-
-
-def _terminal_width() -> int:
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or 80  # 0 in a terminal whose size was never set
-    except OSError:
-        return 80
 
 
 @contextmanager

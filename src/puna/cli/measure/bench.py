@@ -45,13 +45,17 @@ of the limit     speed divided by the limit; "in cache": the model may fit in
 )
 def bench(
     model: options.Model = None,
-    prefill: Annotated[str, typer.Option(help="Prompt lengths in tokens, comma-separated.")] = "128,512,2048",
-    decode: Annotated[int, typer.Option(min=1, help="Tokens to generate per sequence.")] = 64,
+    prefill: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Prompt lengths in tokens, comma-separated.")
+    ] = "128,512,2048",
+    decode: Annotated[int, options.number(low=1, help="Tokens to generate per sequence.")] = 64,
     context: Annotated[
-        str, typer.Option("--context", "-c", help="Tokens already in the cache, comma-separated.")
+        str, typer.Option("--context", "-c", metavar="N,N,...", help="Tokens already in the cache, comma-separated.")
     ] = "16,512,2048",
-    batch: Annotated[str, typer.Option(help="Sequences generated at once, comma-separated.")] = "1,4,16",
-    repeat: Annotated[int, typer.Option(min=1, help="Number of repeats; the median is shown.")] = 5,
+    batch: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Sequences generated at once, comma-separated.")
+    ] = "1,4,16",
+    repeat: Annotated[int, options.number(low=1, help="Number of repeats; the median is shown.")] = 5,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     device: options.Device = None,

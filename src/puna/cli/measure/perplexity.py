@@ -52,10 +52,10 @@ def perplexity(
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option("--context", "-c", min=2, help="Tokens per window. [default: 512, or the model's context]"),
+        options.number("--context", "-c", low=2, help="Tokens per window. [default: 512, or the model's context]"),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", "-n", min=2, help="Number of tokens to read. [default: all]")
+        int | None, options.number("--max-tokens", "-n", low=2, help="Number of tokens to read. [default: all]")
     ] = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,

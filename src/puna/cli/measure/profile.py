@@ -53,11 +53,11 @@ of limit      speed divided by what memory bandwidth (decode) or arithmetic
 def profile(
     model: options.Model = None,
     context: Annotated[
-        int, typer.Option("--context", "-c", min=1, help="Tokens already in the cache when generating.")
+        int, options.number("--context", "-c", low=1, help="Tokens already in the cache when generating.")
     ] = 512,
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens to generate.")] = 32,
-    prefill: Annotated[int, typer.Option(min=1, help="Prompt length in tokens.")] = 512,
-    repeat: Annotated[int, typer.Option(min=1, help="Number of repeats; medians are shown.")] = 3,
+    tokens: Annotated[int, options.number("--tokens", "-n", low=1, help="Tokens to generate.")] = 32,
+    prefill: Annotated[int, options.number(low=1, help="Prompt length in tokens.")] = 512,
+    repeat: Annotated[int, options.number(low=1, help="Number of repeats; medians are shown.")] = 3,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     device: options.Device = None,

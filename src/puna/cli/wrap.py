@@ -2,8 +2,38 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from puna.cli.terminal import write
+
+
+@contextmanager
+def wrapped_output() -> Iterator[Callable[[str], None]]:
+    """Context manager: yields a function that writes text to standard output.
+
+    A terminal gets line breaks between words, and the last word when the context ends; any other output gets exactly
+    the text.
+    """
+    if not sys.stdout.isatty():
+        yield write
+        return
+    wrap = WordWrap(write, lambda: terminal_width(sys.stdout.fileno()))
+    try:
+        yield wrap.feed
+    finally:
+        wrap.finish()
+
+
+def terminal_width(descriptor: int) -> int:
+    """Returns the number of columns of the terminal of a file descriptor; 80 if the terminal does not report them."""
+    try:
+        return os.get_terminal_size(descriptor).columns or 80
+    except OSError:
+        return 80
 
 
 class WordWrap:
