@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from puna.answer import Completion
     from puna.async_llm import AsyncLLM
     from puna.config import GenerationConfig, LlamaConfig
-    from puna.convert import convert
+    from puna.convert import convert, merge
     from puna.errors import PunaError
     from puna.llm import LLM
     from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
@@ -37,6 +37,7 @@ _MODULES = {
     "PunaError": "puna.errors",
     "convert": "puna.convert",
     "load_tokenizer": "puna.tokenizer",
+    "merge": "puna.convert",
 }
 
 _NEED_TORCH = frozenset(name for name, module in _MODULES.items() if module == "puna.model")
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     __all__ = [
         "LLM", "AsyncLLM", "AutoTokenizer", "Completion", "GenerationConfig", "LlamaConfig", "LlamaForCausalLM",
         "LlamaForSequenceClassification", "LlamaModel", "LlamaTokenizer", "LlamaTokenizerFast", "PunaError",
-        "__version__", "convert", "load_tokenizer",
+        "__version__", "convert", "load_tokenizer", "merge",
     ]  # fmt: skip
 
 

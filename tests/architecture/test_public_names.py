@@ -27,6 +27,7 @@ NAMES = {
     "__version__",
     "convert",
     "load_tokenizer",
+    "merge",
 }
 NEED_TORCH = {"LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"}
 

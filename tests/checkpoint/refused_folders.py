@@ -39,7 +39,7 @@ REFUSED: dict[str, EditedFolder] = {
         edit=all_of(adapter, delete("model.safetensors", "config.json")), error="an adapter .LORA. .*'owner/base'"
     ),
     "an adapter with the base model's configuration": EditedFolder(
-        edit=all_of(adapter, delete("model.safetensors")), error="an adapter .*'owner/base'.*merge_and_unload"
+        edit=all_of(adapter, delete("model.safetensors")), error="an adapter .*'owner/base'.*puna merge BASE"
     ),
     "an adapter without weights": EditedFolder(
         edit=all_of(change(ADAPTER, "adapter_config.json"), delete("model.safetensors")),

@@ -20,6 +20,7 @@ from puna.config import LlamaConfig
 from puna.formats.blocks import FORMATS
 from puna.formats.new_tensor import NewTensor
 from puna.saving import write_shard
+from tests.convert.test_merging import golden_adapter
 from tests.helpers.vocabularies import train_sentencepiece
 
 pytestmark = pytest.mark.slow
@@ -29,9 +30,10 @@ LARGEST = 8192 * 2048 * 2
 
 MEASURE = """
 import json, re, sys
-from puna import convert
+import puna
 plans = []
-convert(sys.argv[1], sys.argv[2], on_plan=plans.append, **json.loads(sys.argv[3]))
+*paths, name, options = sys.argv[1:]
+getattr(puna, name)(*paths, on_plan=plans.append, **json.loads(options))
 print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1], plans[0].memory)
 """
 
@@ -83,10 +85,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.slow
 def test_memory_is_bounded(source: str, options: dict[str, Any], folders: dict[str, Path], tmp_path: Path) -> None:
     """The peak memory is below a bound and below the memory that the plan states."""
-    arguments = [str(folders[source]), str(tmp_path / "out"), json.dumps(options)]
+    arguments = [str(folders[source]), str(tmp_path / "out"), "convert", json.dumps(options)]
     run = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
     peak, planned = map(int, run.stdout.split())
     assert peak * 1024 < min(2 * LARGEST + 200e6, planned), re.sub(r"\s+", " ", run.stderr)
+
+
+@pytest.mark.parametrize(("source", "target"), [("hf", "out"), ("q4_0", "out.gguf")])
+def test_the_memory_of_a_merge_is_bounded(source: str, target: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    adapter = golden_adapter(tmp_path / "adapter", model=folders["hf"])
+    arguments = [str(folders[source]), str(adapter), str(tmp_path / target), "merge", '{"verify": false}']
+    run = subprocess.run([sys.executable, "-c", MEASURE, *arguments], check=True, capture_output=True, text=True)
+    peak, planned = map(int, run.stdout.split())
+    assert peak * 1024 < min(2 * LARGEST + 200e6, planned), run.stderr
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +120,7 @@ def test_the_plan_includes_the_memory_for_running_the_models(
         (tmp_path / "text.txt").write_text("The llama lives in the high grassland. " * 500)
         options = options | {"calibrate": str(tmp_path / "text.txt")}
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(wide), str(tmp_path / "out"), json.dumps(options)],
+        [sys.executable, "-c", MEASURE, str(wide), str(tmp_path / "out"), "convert", json.dumps(options)],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     peak, planned = map(int, run.stdout.split())

@@ -35,14 +35,13 @@ def refuse_adapter(folder: Path) -> None:
     of_base = f" for the base model {show(base)}" if base else ", whose base model is not named"
     if has_adapter and has_model and has_file(folder / "config.json", CheckpointError):
         raise CheckpointError(
-            f"{folder}: contains an adapter ({kind}{of_base}) next to a model, and puna applies no adapters. If the "
-            f"adapter is merged into the weights already, delete adapter_model.* and {ADAPTER_CONFIG}; otherwise "
-            "merge it with PEFT (`merge_and_unload()`)"
+            f"{folder}: contains an adapter ({kind}{of_base}) next to a model. If the adapter is merged into the "
+            f"weights already, delete adapter_model.* and {ADAPTER_CONFIG}; otherwise move these files to a folder of "
+            "their own and merge them with `puna merge`"
         )
     raise CheckpointError(
-        f"{folder}: an adapter ({kind}){of_base}, not a model. Merge it with PEFT "
-        "(`PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(target)`) and load the target, "
-        "or load the base model without the adapter"
+        f"{folder}: an adapter ({kind}){of_base}, not a model. Merge it with `puna merge BASE {folder} OUTPUT` and "
+        "load the result, or load the base model without the adapter"
     )
 
 

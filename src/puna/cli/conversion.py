@@ -94,3 +94,12 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
 
 def _format_counts(formats: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(formats.items(), key=lambda item: -item[1]))
+
+
+def nll_line(nll: dict[str, float]) -> str:
+    """Returns the change in negative log-likelihood, for the report."""
+    change = nll["after"] - nll["before"]
+    return (
+        f"NLL        {nll['before']:.4f} -> {nll['after']:.4f} nats per token ({change:+.4f}, "
+        f"{change / nll['before']:+.2%}) on {nll['tokens']:.0f} tokens"
+    )

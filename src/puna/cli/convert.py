@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from puna.cli import options
-from puna.cli.conversion import Display
+from puna.cli.conversion import Display, nll_line
 from puna.cli.models import complete_model, expand, similar_file, similar_models
 from puna.cli.terminal import command, is_quiet, print_json, usage_errors
 from puna.errors import RequestError, printable, show_bytes
@@ -153,12 +153,8 @@ def _show(converted: Converted) -> None:
             typer.echo(f"  {kind:<34} {error:8.4%}  {'█' * max(1, round(_BAR * error / largest))}")
     if conversion.verified is not None:
         typer.echo(f"verified   {conversion.verified} tensors read back as intended")
-    if nll := converted.nll:
-        change = nll["after"] - nll["before"]
-        typer.echo(
-            f"NLL        {nll['before']:.4f} -> {nll['after']:.4f} nats per token ({change:+.4f}, "
-            f"{change / nll['before']:+.2%}) on {nll['tokens']:.0f} tokens"
-        )
+    if converted.nll:
+        typer.echo(nll_line(converted.nll))
     plan = conversion.plan
     checked = "" if conversion.verified is None else ", including the verification"
     typer.echo(f"{plan.target}: {show_bytes(conversion.bytes)} in {conversion.seconds:.1f} s{checked}")

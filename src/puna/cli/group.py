@@ -26,6 +26,7 @@ COMMANDS = {
             "convert:convert",
             "Convert a model to another layout (Hugging Face, Meta, GGUF) or type, or quantise it.",
         ),
+        "merge": ("merge:merge", "Write a model with the changes of an adapter (LoRA, DoRA, IA3) in its weights."),
     },
     "Inspect": {
         "inspect": ("inspect:inspect", "Show a checkpoint's format, sizes and errors without loading it."),

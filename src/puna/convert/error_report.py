@@ -33,9 +33,9 @@ def relative_errors(before: Mapping[str, RowSource], after: Mapping[str, RowSour
     errors = {}
     for kind, names in kinds.items():
         error = power = 0.0
-        for name in (names[index] for index in _spread(len(names), _TENSORS)):
+        for name in (names[index] for index in spread(len(names), _TENSORS)):
             old, new = before[name], after[name]
-            rows = _spread(old.shape[0], _ROWS)
+            rows = spread(old.shape[0], _ROWS)
             x, y = values(old, rows).astype(np.float64), values(new, rows).astype(np.float64)
             finite = np.isfinite(x) & np.isfinite(y)  # a conversion keeps infinities unchanged
             error += float(((x[finite] - y[finite]) ** 2).sum())
@@ -46,6 +46,6 @@ def relative_errors(before: Mapping[str, RowSource], after: Mapping[str, RowSour
     return errors
 
 
-def _spread(count: int, limit: int) -> NDArray[np.intp]:
+def spread(count: int, limit: int) -> NDArray[np.intp]:
     """Returns up to `limit` numbers from 0 to `count` - 1, evenly spread."""
     return np.linspace(0, count - 1, min(count, limit)).astype(np.intp)

@@ -14,12 +14,13 @@ from puna.errors import PunaError, RequestError
 
 
 def compare_nll(
-    before: Checkpoint, target: Path, llama_version: str | None, threads: int | None
+    before: Checkpoint, target: Path, llama_version: str | None, threads: int | None, sample: str | None = None
 ) -> tuple[dict[str, float], list[str]]:
     """Compares the model with the converted one at `target` on a sample text.
 
     Args:
         llama_version: the release of Meta's files at `target`, if the files do not determine it.
+        sample: a text, of which the first window is read; None means the text of the package.
 
     Returns:
         (nll, notes). nll holds the mean NLL in nats per token, "before" and "after", and the number of "tokens"; it is
@@ -27,16 +28,18 @@ def compare_nll(
     """
     notes: list[str] = []
     try:
-        return _measure(before, open_checkpoint(target, llama_version), threads, notes), notes
+        text = resources.files("puna").joinpath("sample.txt").read_text("utf-8") if sample is None else sample
+        return _measure(before, open_checkpoint(target, llama_version), text, threads, notes), notes
     except PunaError as exc:
         return {}, [*notes, f"the change in negative log-likelihood was not measured: {exc}"]
 
 
-def _measure(before: Checkpoint, after: Checkpoint, threads: int | None, notes: list[str]) -> dict[str, float]:
+def _measure(
+    before: Checkpoint, after: Checkpoint, text: str, threads: int | None, notes: list[str]
+) -> dict[str, float]:
     """Returns the dictionary `nll`. Adds notes to the caller's list, so that they are kept if a later step fails."""
     from puna.llm import LLM
 
-    text = resources.files("puna").joinpath("sample.txt").read_text("utf-8")
     with LLM(before, threads=threads, max_batch=1) as llm:  # freed before the next is loaded: memory for one is enough
         ids = llm.tokenizer.encode(text)
         sample = ids[: min(WINDOW, llm.config.context_length)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.checkpoint import Checkpoint, open_checkpoint
-from puna.convert.calibration import Importance, measure_importance, read_text
+from puna.convert.calibration import CalibrationText, Importance, measure_importance, read_text
 from puna.convert.destination import (
     check_destination,
     describe_replaced,
@@ -93,6 +93,16 @@ class Converted:
         return "; ".join(parts)
 
 
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions that a conversion calls; `puna.convert` documents them."""
+
+    on_plan: Callable[[Plan], None] = lambda plan: None
+    progress: Progress = lambda count: None
+    calibrating: Callable[[float], None] = lambda share: None
+    on_step: Callable[[str], None] = lambda step: None
+
+
 def convert(
     source: str | Path | None,
     target: str | Path,
@@ -158,6 +168,30 @@ def convert(
         check_calibration(quantize)
     checkpoint = open_checkpoint(path, llama_version)
     text = None if calibrate is None else read_text(checkpoint, Path(calibrate))
+    callbacks = Callbacks(on_plan, progress, calibrating, on_step)
+    return write_model(checkpoint, target, options, callbacks, text, llama_version, verify=verify, overwrite=overwrite)
+
+
+def write_model(
+    checkpoint: Checkpoint,
+    target: str | Path,
+    options: Options,
+    callbacks: Callbacks,
+    text: CalibrationText | None = None,
+    llama_version: str | None = None,
+    *,
+    verify: bool,
+    overwrite: bool,
+    original: Checkpoint | None = None,
+    sample: str | None = None,
+) -> Converted:
+    """Writes an open model; `puna.convert` documents the steps.
+
+    Args:
+        text: the calibration text; None without calibration.
+        original: the model that the sample text compares with the result; None means `checkpoint`.
+        sample: the sample text; None means the one of the package.
+    """
     options.check()
     destination = model_destination(target, options.layout, overwrite, checkpoint)
     edited = edit_checkpoint(checkpoint, options)
@@ -168,29 +202,30 @@ def convert(
         plan = make_plan(checkpoint, edited, destination, options, output, unfinished, text, verify)
         plan = replace(plan, notes=[*plan.notes, *describe_replaced(destination)])
         check_space(plan, destination, edited.config.vocab_size)
-        on_plan(plan)
+        callbacks.on_plan(plan)
         if text is not None:
-            on_step("Reading the calibration text")
-            importance = measure_importance(checkpoint, text, threads, calibrating)
+            callbacks.on_step("Reading the calibration text")
+            importance = measure_importance(checkpoint, text, options.threads, callbacks.calibrating)
             output = _build_target(edited, destination, options, importance)
-        on_step("Writing")
-        _write(output, unfinished, folder, progress)
+        callbacks.on_step("Writing")
+        _write(output, unfinished, folder, callbacks.progress)
         with storage_errors(destination):
             conversion = Conversion(plan, notes=output.finish(folder))
         file_name = destination.name if options.layout == "gguf" else None
         if verify:
-            on_step("Reading back")
-            conversion.verified = _verify(output, folder, file_name, progress)
+            callbacks.on_step("Reading back")
+            conversion.verified = _verify(output, folder, file_name, callbacks.progress)
         publish(folder, destination, file_name, overwrite)
     written = destination.rglob("*") if destination.is_dir() else [destination]
     conversion.bytes = sum(path.stat().st_size for path in written if path.is_file())
-    on_step("Measuring rounding errors")
+    callbacks.on_step("Measuring rounding errors")
     conversion.errors = relative_errors(checkpoint.tensors, output.tensors)
     converted = Converted(conversion, notes=[*plan.notes, *conversion.notes])
-    if verify and checkpoint.head == "lm":
+    before = original or checkpoint
+    if verify and before.head == edited.head == "lm":
         release = plan.llama_version or (llama_version if options.layout == "meta" else None)
-        on_step("Running both models on a sample text")
-        converted.nll, notes = compare_nll(checkpoint, destination, release, threads)
+        callbacks.on_step("Running both models on a sample text")
+        converted.nll, notes = compare_nll(before, destination, release, options.threads, sample)
         converted.notes += notes
     conversion.seconds = time.perf_counter() - started
     return converted
