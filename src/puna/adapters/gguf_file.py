@@ -20,6 +20,7 @@ from puna.formats.blocks import StoredTensor
 from puna.formats.gguf import GgufFile
 
 TYPE, KIND, ALPHA = "general.type", "adapter.type", "adapter.lora.alpha"
+BASE = "general.base_model.0.name"
 INVOCATION, PROMPT = "adapter.alora.invocation_tokens", "adapter.lora.prompt_prefix"
 _SUFFIXES = (".lora_a", ".lora_b")
 
@@ -79,7 +80,7 @@ def _read(file: GgufFile, config: LlamaConfig, alpha: float) -> Adapter:
     if prompt := file.metadata.get(PROMPT):
         notes.append(f"the adapter was trained with prompts that begin with {show(prompt)}, which puna does not add")
     low_rank = {name: _low_rank(name, pair, shapes[name], alpha, config) for name, pair in pairs.items()}
-    base = file.metadata.get("general.base_model.0.name")
+    base = file.metadata.get(BASE)
     named = base if isinstance(base, str) else None
     return Adapter(file.path, "lora", config, named, low_rank=low_rank, replaced=replaced, notes=tuple(notes))
 

@@ -24,7 +24,7 @@ from puna.formats.blocks import StoredTensor
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
-_PROMPT = "prompt_embeddings"
+PROMPT = "prompt_embeddings"
 _SHOWN = 5
 """Maximum number of names in an error."""
 
@@ -98,7 +98,7 @@ def _read_prompt(
     if count is None:
         raise CheckpointError("adapter_config.json lacks num_virtual_tokens; download the adapter again")
     shape = (count, config.hidden_size if kind == "prompt" else layers * 2 * heads * width)
-    slot = Slot(_PROMPT, "rows", _PROMPT, shape)
+    slot = Slot(PROMPT, "rows", PROMPT, shape)
     slots = [slot, *saved_slots(settings, config, model_tensors(config, head))]
     found = _check(slots, tensors)
     values = _floats(found.pop(slot))
