@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import resources
 
 import numpy as np
 import pytest
 
-from puna import LLM, LlamaConfig, convert, merge
+from puna import LLM, LlamaConfig, convert, load_tokenizer, merge
 from puna.adapters import open_adapter
 from puna.checkpoint import open_checkpoint
 from puna.checkpoint.names import EMBEDDING, HEAD, expected_tensors
+from puna.convert.calibration import WINDOW
 from puna.convert.lazy_rows import PIECE
 from puna.errors import CheckpointError, ModelNotFoundError, RequestError, StorageError
 from tests.adapters.cases import (
@@ -152,30 +154,25 @@ def test_quantised_matrices_keep_their_formats_and_the_error_is_measured(tmp_pat
         assert measured["error"] == pytest.approx(error, rel=0.3)
         assert measured["change"] == pytest.approx(change, rel=0.3)
     nll = result.converted.nll
-    assert nll["before"] == pytest.approx(float(np.mean(LLM(quantised).nll(sample_ids(quantised)))), abs=1e-6)
-    assert nll["after"] == pytest.approx(float(np.mean(LLM(after).nll(sample_ids(quantised)))), abs=1e-6)
+    assert nll["before"] == pytest.approx(mean_nll(quantised), abs=1e-6)
+    assert nll["after"] == pytest.approx(mean_nll(tmp_path / "merged.gguf"), abs=1e-6)
     assert nll["after"] != nll["before"]
     assert "largest rounding error" in str(result)
 
 
-def sample_ids(path):
-    from importlib import resources
-
-    from puna.convert.calibration import WINDOW
-
-    llm = LLM(path)
-    text = resources.files("puna").joinpath("sample.txt").read_text("utf-8")
-    return llm.tokenizer.encode(text)[: min(WINDOW, llm.config.context_length)]
+def mean_nll(path, text=None):
+    """Returns the mean NLL of a text, by default of the first window of the text of the package."""
+    text = text or resources.files("puna").joinpath("sample.txt").read_text("utf-8")
+    with LLM(path) as llm:
+        return float(np.mean(llm.nll(llm.tokenizer.encode(text)[: min(WINDOW, llm.config.context_length)])))
 
 
 def test_another_text_is_measured(tmp_path, quantised):
     sample = tmp_path / "sample.txt"
     sample.write_text("Once upon a time there was a llama.")
     result = merge(quantised, golden_adapter(tmp_path / "adapter"), tmp_path / "merged.gguf", sample=sample)
-    llm = LLM(quantised)
-    ids = llm.tokenizer.encode(sample.read_text())
-    assert result.converted.nll["tokens"] == len(ids) - 1
-    assert result.converted.nll["before"] == pytest.approx(float(np.mean(llm.nll(ids))), abs=1e-6)
+    assert result.converted.nll["tokens"] == len(load_tokenizer(quantised).encode(sample.read_text())) - 1
+    assert result.converted.nll["before"] == pytest.approx(mean_nll(quantised, sample.read_text()), abs=1e-6)
 
 
 def test_a_quantised_model_becomes_float32_in_a_folder(tmp_path, quantised):

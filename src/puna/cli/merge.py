@@ -10,8 +10,8 @@ import typer
 from puna.cli import options
 from puna.cli.conversion import Display, nll_line
 from puna.cli.models import expand, similar_file, similar_models
-from puna.cli.terminal import command, is_quiet, print_json, size, usage_errors
-from puna.errors import RequestError, printable
+from puna.cli.terminal import command, is_quiet, print_json, usage_errors
+from puna.errors import RequestError, printable, show_bytes
 
 if TYPE_CHECKING:
     from puna.convert import Merged
@@ -103,4 +103,4 @@ def _show(merged: Merged) -> None:
         typer.echo(f"verified   {conversion.verified} tensors read back as intended")
     if merged.converted.nll:
         typer.echo(nll_line(merged.converted.nll))
-    typer.echo(f"{conversion.plan.target}: {size(conversion.bytes)} in {conversion.seconds:.1f} s")
+    typer.echo(f"{conversion.plan.target}: {show_bytes(conversion.bytes)} in {conversion.seconds:.1f} s")
