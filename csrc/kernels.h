@@ -101,15 +101,23 @@ struct Search {
     bool any_min = false;  // kBestAffine: the minimum may be positive
 };
 
+// out[t][row] = sum over k, ascending, of w[row][k] * x[t][k] (+ bias), for some work units of a matrix.
+struct MatmulJob {
+    const Panels& w;
+    const Activations& x;
+    int64_t first, last;  // work units [first, last) of work_units(w, tokens)
+    int64_t tokens;
+    float* out;
+    int64_t out_stride;  // distance from one token's row of `out` to the next
+    bool add;            // add the result to `out` instead of replacing it
+};
+
 struct Kernels {
     const char* name;
     bool uses_bf16;  // bf16 instructions are used; bf16 matrices then read Activations::bf16
 
-    // out[t][row] = sum over k, ascending, of w[row][k] * x[t][k] (+ bias), for the work units [first, last)
-    // of work_units(w, tokens). With `add` the result is added to out. A token's result has the same bits for any
-    // `tokens`.
-    void (*matmul)(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
-                   int64_t out_stride, bool add);
+    // A token's result has the same bits for any number of tokens.
+    void (*matmul)(const MatmulJob& job);
 
     // Quantises `cols` values, a multiple of kBlock, to 8 bits. Each kScaleBlocks blocks share a scale.
     void (*quantize)(const float* x, int64_t cols, ActivationBlock* blocks);
@@ -134,6 +142,10 @@ struct Kernels {
     // queries' sums. Keys after a query's `last` contribute exactly 0. `scratch`: attend_floats(count, head_dim)
     // floats.
     void (*attend)(const Queries& queries, const HeadCache& cache, int64_t split, float* scratch);
+
+    // Merges the sums of a later split of one query into those of the earlier splits.
+    void (*merge)(float* max_score, float* exp_sum, float* weighted_values, float later_max, float later_sum,
+                  const float* later_values, int64_t padded_width);
 
     // out[b] = maximum of block b of kMaxBlock values (the last may be shorter). Returns whether all are finite.
     bool (*block_max)(const float* x, int64_t count, float* out);
@@ -169,10 +181,6 @@ struct Kernels {
     // Converts `count` values (a multiple of 16) of f32, f16 or bf16 to float. Returns their largest magnitude, or NaN
     // if one is not finite.
     float (*read_floats)(int32_t format, const uint8_t* from, int64_t count, float* out);
-
-    // Merges the sums of a later split of one query into those of the earlier splits.
-    void (*merge)(float* max_score, float* exp_sum, float* weighted_values, float later_max, float later_sum,
-                  const float* later_values, int64_t padded_width);
 };
 
 constexpr int64_t padded_width(int64_t head_dim) { return (head_dim + kPanel - 1) / kPanel * kPanel; }

@@ -52,10 +52,12 @@ struct Bf16Format {
     }
 };
 
-// Multiplies one token by kGroup panels that are `panel_stride` panels from each other. With several panels,
+// Multiplies token `token` by kGroup panels that are `panel_stride` panels from each other. With several panels,
 // independent sums hide the latency of fused multiply-adds.
 template <typename F, int kGroup>
-static void float_token(const Panels& w, int64_t panel, int64_t panel_stride, const float* x, float* out, bool add) {
+static void float_token(const MatmulJob& job, int64_t panel, int64_t panel_stride, int64_t token) {
+    const Panels& w = job.w;
+    const float* const x = job.x.values + token * w.cols;
     const int64_t step = panel_stride * w.stride;
     f32x16 sum[kGroup];
     for (int g = 0; g < kGroup; ++g) sum[g] = broadcast(0.0f);
@@ -78,14 +80,14 @@ static void float_token(const Panels& w, int64_t panel, int64_t panel_stride, co
             F::read(from + g * step + k / F::kColumns * F::kBytes, weight);
             sum[g] = fma(weight[0], broadcast(x[k]), sum[g]);
         }
-    for (int g = 0; g < kGroup; ++g) store_rows(sum[g], w, panel + g * panel_stride, out, add);
+    for (int g = 0; g < kGroup; ++g) store_rows(sum[g], job, panel + g * panel_stride, token);
 }
 
 // Multiplies kGroup panels by the tokens [begin, end). Each chunk of the panels is widened to float once for all these
 // tokens; `sums` holds the tokens' sums between chunks.
 template <typename F, int kGroup>
-static void float_tokens(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
-                         int64_t out_stride, bool add) {
+static void float_tokens(const MatmulJob& job, int64_t panel, int64_t begin, int64_t end) {
+    const Panels& w = job.w;
     alignas(64) float chunk[kGroup][kChunkColumns * kLanes];
     alignas(64) float sums[kTokenBlock * kGroup * kLanes];
     for (int64_t i = 0; i < (end - begin) * kGroup; ++i) store(sums + i * kLanes, broadcast(0.0f));
@@ -107,7 +109,7 @@ static void float_tokens(const Panels& w, int64_t panel, const Activations& x, i
                 float* at = sums + (t - begin) * kGroup * kLanes;
                 for (int i = 0; i < kTokens; ++i)
                     for (int g = 0; g < kGroup; ++g) acc[i][g] = load(at + (i * kGroup + g) * kLanes);
-                multiply<kTokens, kGroup>(x.values + t * x.cols + first, x.cols, chunk[0], kLanes,
+                multiply<kTokens, kGroup>(job.x.values + t * w.cols + first, w.cols, chunk[0], kLanes,
                                           kChunkColumns * kLanes, count, acc);
                 for (int i = 0; i < kTokens; ++i)
                     for (int g = 0; g < kGroup; ++g) store(at + (i * kGroup + g) * kLanes, acc[i][g]);
@@ -119,47 +121,47 @@ static void float_tokens(const Panels& w, int64_t panel, const Activations& x, i
     }
     for (int64_t t = begin; t < end; ++t)
         for (int g = 0; g < kGroup; ++g)
-            store_rows(load(sums + ((t - begin) * kGroup + g) * kLanes), w, panel + g, out + t * out_stride, add);
+            store_rows(load(sums + ((t - begin) * kGroup + g) * kLanes), job, panel + g, t);
 }
 
 // See Kernels::matmul.
 template <typename F>
-static void float_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
-                         int64_t out_stride, bool add) {
-    if (tokens == 1) {
-        for_each_strip(w, first, last, [&](auto panels, int64_t panel, int64_t panel_stride) {
-            float_token<F, decltype(panels)::kValue>(w, panel, panel_stride, x.values, out, add);
+static void float_matmul(const MatmulJob& job) {
+    if (job.tokens == 1) {
+        for_each_strip(job, [&](auto panels, int64_t panel, int64_t panel_stride) {
+            float_token<F, decltype(panels)::kValue>(job, panel, panel_stride, 0);
         });
         return;
     }
-    if (tokens == 2) {  // reading each panel twice, the second time from cache, is faster than widening it to memory
+    if (job.tokens ==
+        2) {  // reading each panel twice, the second time from cache, is faster than widening it to memory
         const auto both = [&](auto panels, int64_t panel) {
-            for (int64_t t = 0; t < tokens; ++t)
-                float_token<F, decltype(panels)::kValue>(w, panel, 1, x.values + t * x.cols, out + t * out_stride, add);
+            for (int64_t t = 0; t < job.tokens; ++t) float_token<F, decltype(panels)::kValue>(job, panel, 1, t);
         };
-        int64_t panel = first;
-        for (; panel + kStrip <= last; panel += kStrip) both(Constant<kStrip>(), panel);
-        for (; panel < last; ++panel) both(Constant<1>(), panel);
+        int64_t panel = job.first;
+        for (; panel + kStrip <= job.last; panel += kStrip) both(Constant<kStrip>(), panel);
+        for (; panel < job.last; ++panel) both(Constant<1>(), panel);
         return;
     }
-    for (int64_t begin = 0; begin < tokens; begin += kTokenBlock) {
-        const int64_t end = tokens - begin < kTokenBlock ? tokens : begin + kTokenBlock;
-        int64_t panel = first;
-        for (; panel + kFloatGroup <= last; panel += kFloatGroup)
-            float_tokens<F, kFloatGroup>(w, panel, x, begin, end, out, out_stride, add);
+    for (int64_t begin = 0; begin < job.tokens; begin += kTokenBlock) {
+        const int64_t end = job.tokens - begin < kTokenBlock ? job.tokens : begin + kTokenBlock;
+        int64_t panel = job.first;
+        for (; panel + kFloatGroup <= job.last; panel += kFloatGroup)
+            float_tokens<F, kFloatGroup>(job, panel, begin, end);
         if (kFloatGroup > 1)
-            for (; panel < last; ++panel) float_tokens<F, 1>(w, panel, x, begin, end, out, out_stride, add);
+            for (; panel < job.last; ++panel) float_tokens<F, 1>(job, panel, begin, end);
     }
 }
 
 #if defined(__AVX512BF16__)
 
-// Multiplies kTokens tokens by kGroup panels that are `panel_stride` panels from each other, with one bf16 dot product
-// per pair of columns.
+// Multiplies kTokens tokens, starting with `token`, by kGroup panels that are `panel_stride` panels from each other,
+// with one bf16 dot product per pair of columns.
 template <int kTokens, int kGroup>
-static void bf16_tile(const Panels& w, int64_t panel, int64_t panel_stride, const uint16_t* x, int64_t x_stride,
-                      float* out, int64_t out_stride, bool add) {
-    const int64_t step = panel_stride * w.stride;
+static void bf16_tile(const MatmulJob& job, int64_t panel, int64_t panel_stride, int64_t token) {
+    const Panels& w = job.w;
+    const int64_t step = panel_stride * w.stride, x_stride = bf16_stride(w.cols);
+    const uint16_t* const x = job.x.bf16 + token * x_stride;
     __m512 acc[kTokens][kGroup];
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) acc[t][g] = _mm512_setzero_ps();
@@ -181,19 +183,16 @@ static void bf16_tile(const Panels& w, int64_t panel, int64_t panel_stride, cons
     }
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g)
-            store_rows(f32x16{{(f32_reg)acc[t][g]}}, w, panel + g * panel_stride, out + t * out_stride, add);
+            store_rows(f32x16{{(f32_reg)acc[t][g]}}, job, panel + g * panel_stride, token + t);
 }
 
 // Multiplies kGroup panels by the tokens [begin, end), in tiles of 12, 4 or 1 tokens.
 template <int kGroup>
-static void bf16_panels(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end, float* out,
-                        int64_t out_stride, bool add) {
-    const int64_t stride = bf16_stride(x.cols);
+static void bf16_panels(const MatmulJob& job, int64_t panel, int64_t begin, int64_t end) {
     int64_t t = begin;
     const auto pass = [&](auto tokens) {
         constexpr int kTokens = decltype(tokens)::kValue;
-        for (; t + kTokens <= end; t += kTokens)
-            bf16_tile<kTokens, kGroup>(w, panel, 1, x.bf16 + t * stride, stride, out + t * out_stride, out_stride, add);
+        for (; t + kTokens <= end; t += kTokens) bf16_tile<kTokens, kGroup>(job, panel, 1, t);
     };
     pass(Constant<12>());
     pass(Constant<4>());
@@ -201,23 +200,22 @@ static void bf16_panels(const Panels& w, int64_t panel, const Activations& x, in
 }
 
 // See Kernels::matmul.
-static void bf16_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
-                        int64_t out_stride, bool add) {
-    if (tokens == 1) {
-        for_each_strip(w, first, last, [&](auto panels, int64_t panel, int64_t panel_stride) {
-            bf16_tile<1, decltype(panels)::kValue>(w, panel, panel_stride, x.bf16, 0, out, 0, add);
+static void bf16_matmul(const MatmulJob& job) {
+    if (job.tokens == 1) {
+        for_each_strip(job, [&](auto panels, int64_t panel, int64_t panel_stride) {
+            bf16_tile<1, decltype(panels)::kValue>(job, panel, panel_stride, 0);
         });
         return;
     }
-    int64_t panel = first;
+    int64_t panel = job.first;
     // With two or three tokens, eight panels at once provide enough independent sums.
-    if (tokens < 4)
-        for (; panel + 8 <= last; panel += 8) bf16_panels<8>(w, panel, x, 0, tokens, out, out_stride, add);
-    for (int64_t begin = 0; begin < tokens; begin += kTokenBlock) {
-        const int64_t end = tokens - begin < kTokenBlock ? tokens : begin + kTokenBlock;
+    if (job.tokens < 4)
+        for (; panel + 8 <= job.last; panel += 8) bf16_panels<8>(job, panel, 0, job.tokens);
+    for (int64_t begin = 0; begin < job.tokens; begin += kTokenBlock) {
+        const int64_t end = job.tokens - begin < kTokenBlock ? job.tokens : begin + kTokenBlock;
         int64_t p = panel;
-        for (; p + 2 <= last; p += 2) bf16_panels<2>(w, p, x, begin, end, out, out_stride, add);
-        for (; p < last; ++p) bf16_panels<1>(w, p, x, begin, end, out, out_stride, add);
+        for (; p + 2 <= job.last; p += 2) bf16_panels<2>(job, p, begin, end);
+        for (; p < job.last; ++p) bf16_panels<1>(job, p, begin, end);
     }
 }
 

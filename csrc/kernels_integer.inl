@@ -413,26 +413,26 @@ PUNA_INLINE void set_zero(f32x16 (&partial)[kTokens][kGroup]) {
         for (int g = 0; g < kGroup; ++g) partial[t][g] = broadcast(0.0f);
 }
 
-// Completes the sums of a panel's rows: adds the bias, then stores them or adds them to the output. Rows beyond the
-// matrix are skipped.
-PUNA_INLINE void store_rows(const f32x16& value, const Panels& w, int64_t panel, float* out, bool add) {
-    const int64_t row = panel * kPanel, valid = w.rows - row < kPanel ? w.rows - row : kPanel;
-    float* to = out + row;
+// Completes one token's sums of a panel's rows: adds the bias, then stores them or adds them to the output. Rows beyond
+// the matrix are skipped.
+PUNA_INLINE void store_rows(const f32x16& value, const MatmulJob& job, int64_t panel, int64_t token) {
+    const int64_t row = panel * kPanel, valid = job.w.rows - row < kPanel ? job.w.rows - row : kPanel;
+    float* const to = job.out + token * job.out_stride + row;
     f32x16 result = value;
-    if (w.bias) result = result + load_partial(w.bias + row, valid);
-    if (add) result = load_partial(to, valid) + result;
+    if (job.w.bias) result = result + load_partial(job.w.bias + row, valid);
+    if (job.add) result = load_partial(to, valid) + result;
     store_partial(to, result, valid);
 }
 
-// Processes the half strips [first, last). Half 2 s consists of panels s and s + strips(), half 2 s + 1 of the other
-// two panels of strip s, if they exist. Calls body(Constant<n>(), panel, panel_stride) for the n panels `panel`,
+// Processes the half strips [job.first, job.last). Half 2 s consists of panels s and s + strips(), half 2 s + 1 of the
+// other two panels of strip s, if they exist. Calls body(Constant<n>(), panel, panel_stride) for the n panels `panel`,
 // `panel` + panel_stride, ... If both halves of a strip are to be processed, one call handles its four panels.
 template <typename Body>
-PUNA_INLINE void for_each_strip(const Panels& w, int64_t first, int64_t last, const Body& body) {
-    const int64_t panel_stride = w.strips();
+PUNA_INLINE void for_each_strip(const MatmulJob& job, const Body& body) {
+    const int64_t first = job.first, last = job.last, count = job.w.count(), panel_stride = job.w.strips();
     for (int64_t half = first; half < last; ++half) {
         const int64_t panel = half / 2 + half % 2 * 2 * panel_stride,
-                      left = (w.count() - panel + panel_stride - 1) / panel_stride;
+                      left = (count - panel + panel_stride - 1) / panel_stride;
         if (half % 2 == 0 && half + 1 < last && left >= kStrip) {
             body(Constant<kStrip>(), panel, panel_stride);
             ++half;
@@ -507,8 +507,9 @@ PUNA_INLINE void register_blocks(const Panels& w, const typename F::Table& table
 // Multiplies kPanels panels that are `panel_stride` panels from each other by a few tokens. Weights are unpacked in
 // registers; each byte of a panel is read once.
 template <typename F, int kTokens, int kPanels = 1>
-static void register_matmul(const Panels& w, int64_t panel, const ActivationBlock* a, float* out, int64_t out_stride,
-                            bool add, int64_t panel_stride = 0) {
+static void register_matmul(const MatmulJob& job, int64_t panel, int64_t token, int64_t panel_stride = 0) {
+    const Panels& w = job.w;
+    const ActivationBlock* const a = job.x.blocks + token * block_stride(w.cols);
     f32x16 acc[kPanels][kTokens][1];
     const typename F::Table table = F::table(w);
 #pragma GCC unroll 8
@@ -521,8 +522,7 @@ static void register_matmul(const Panels& w, int64_t panel, const ActivationBloc
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 8
-        for (int t = 0; t < kTokens; ++t)
-            store_rows(acc[p][t][0], w, panel + p * panel_stride, out + t * out_stride, add);
+        for (int t = 0; t < kTokens; ++t) store_rows(acc[p][t][0], job, panel + p * panel_stride, token + t);
 }
 
 // kTileTokens x kTileGroup: tokens and panels of a tile of `unpacked_matmul`. kRegisterTokens: tokens that
@@ -619,8 +619,8 @@ static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationB
 // Multiplies kGroup panels by the tokens [begin, end): each chunk of the panels is unpacked once for all these tokens.
 // `sums` holds the tokens' sums between chunks.
 template <typename F, int kGroup>
-static void unpacked_matmul(const Panels& w, int64_t panel, const Activations& x, int64_t begin, int64_t end,
-                            float* out, int64_t out_stride, bool add) {
+static void unpacked_matmul(const MatmulJob& job, int64_t panel, int64_t begin, int64_t end) {
+    const Panels& w = job.w;
     Unpacked<F, kGroup> unpacked;
     alignas(64) float sums[kTokenBlock * kGroup * kLanes];
     const int64_t total = w.cols / kBlock, stride = block_stride(w.cols);
@@ -632,7 +632,7 @@ static void unpacked_matmul(const Panels& w, int64_t panel, const Activations& x
         const auto pass = [&](auto tokens) {
             constexpr int kTokens = decltype(tokens)::kValue;
             for (; t + kTokens <= end; t += kTokens)
-                tile<F, kTokens, kGroup>(unpacked, blocks, x.blocks + t * stride + first, stride,
+                tile<F, kTokens, kGroup>(unpacked, blocks, job.x.blocks + t * stride + first, stride,
                                          sums + (t - begin) * kGroup * kLanes);
         };
         pass(Constant<kTileTokens / kDigits<F>>());
@@ -641,31 +641,27 @@ static void unpacked_matmul(const Panels& w, int64_t panel, const Activations& x
     }
     for (int64_t t = begin; t < end; ++t)
         for (int g = 0; g < kGroup; ++g)
-            store_rows(load(sums + ((t - begin) * kGroup + g) * kLanes), w, panel + g, out + t * out_stride, add);
+            store_rows(load(sums + ((t - begin) * kGroup + g) * kLanes), job, panel + g, t);
 }
 
 // See Kernels::matmul. One token: panels are read in strips, because memory bandwidth is the limit. A few tokens, or
 // any number with kInRegisters: weights are unpacked in registers. Otherwise weights are unpacked to memory.
 template <typename F>
-static void integer_matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens,
-                           float* out, int64_t out_stride, bool add) {
-    const int64_t stride = block_stride(w.cols);
-    if (tokens == 1) {
-        for_each_strip(w, first, last, [&](auto panels, int64_t panel, int64_t panel_stride) {
-            register_matmul<F, 1, decltype(panels)::kValue>(w, panel, x.blocks, out, 0, add, panel_stride);
+static void integer_matmul(const MatmulJob& job) {
+    if (job.tokens == 1) {
+        for_each_strip(job, [&](auto panels, int64_t panel, int64_t panel_stride) {
+            register_matmul<F, 1, decltype(panels)::kValue>(job, panel, 0, panel_stride);
         });
         return;
     }
-    if (F::kInRegisters || tokens <= kMaxRegisterTokens) {
-        for (int64_t begin = 0; begin < tokens; begin += kRegisterBlock)
-            for (int64_t panel = first; panel < last; ++panel) {
-                const int64_t end = tokens - begin < kRegisterBlock ? tokens : begin + kRegisterBlock;
+    if (F::kInRegisters || job.tokens <= kMaxRegisterTokens) {
+        for (int64_t begin = 0; begin < job.tokens; begin += kRegisterBlock)
+            for (int64_t panel = job.first; panel < job.last; ++panel) {
+                const int64_t end = job.tokens - begin < kRegisterBlock ? job.tokens : begin + kRegisterBlock;
                 int64_t t = begin;
                 const auto pass = [&](auto count) {
                     constexpr int kTokens = decltype(count)::kValue;
-                    for (; t + kTokens <= end; t += kTokens)
-                        register_matmul<F, kTokens>(w, panel, x.blocks + t * stride, out + t * out_stride, out_stride,
-                                                    add);
+                    for (; t + kTokens <= end; t += kTokens) register_matmul<F, kTokens>(job, panel, t);
                 };
                 if (kRegisterTokens >= 8) pass(Constant<8>());
                 if (kRegisterTokens >= 4) pass(Constant<4>());
@@ -674,13 +670,13 @@ static void integer_matmul(const Panels& w, int64_t first, int64_t last, const A
             }
         return;
     }
-    for (int64_t begin = 0; begin < tokens; begin += kTokenBlock) {
-        const int64_t end = tokens - begin < kTokenBlock ? tokens : begin + kTokenBlock;
-        int64_t panel = first;
-        for (; panel + kTileGroup <= last; panel += kTileGroup)
-            unpacked_matmul<F, kTileGroup>(w, panel, x, begin, end, out, out_stride, add);
+    for (int64_t begin = 0; begin < job.tokens; begin += kTokenBlock) {
+        const int64_t end = job.tokens - begin < kTokenBlock ? job.tokens : begin + kTokenBlock;
+        int64_t panel = job.first;
+        for (; panel + kTileGroup <= job.last; panel += kTileGroup)
+            unpacked_matmul<F, kTileGroup>(job, panel, begin, end);
         if (kTileGroup > 1)
-            for (; panel < last; ++panel) unpacked_matmul<F, 1>(w, panel, x, begin, end, out, out_stride, add);
+            for (; panel < job.last; ++panel) unpacked_matmul<F, 1>(job, panel, begin, end);
     }
 }
 

@@ -17,7 +17,7 @@ constexpr bool kUsesBf16 = false;
 #endif
 #include "kernels_measure.inl"
 
-using Matmul = void (*)(const Panels&, int64_t, int64_t, const Activations&, int64_t, float*, int64_t, bool);
+using Matmul = void (*)(const MatmulJob&);
 
 // Returns the kernel of the first of the `Formats` that reads the panels of a format.
 template <typename... Formats>
@@ -59,10 +59,7 @@ static Matmul kernel_of(const FormatTraits& traits) {
     }
 }
 
-static void matmul(const Panels& w, int64_t first, int64_t last, const Activations& x, int64_t tokens, float* out,
-                   int64_t out_stride, bool add) {
-    kernel_of (*w.traits)(w, first, last, x, tokens, out, out_stride, add);
-}
+static void matmul(const MatmulJob& job) { kernel_of (*job.w.traits)(job); }
 
 static void rms_norm(const float* x, const float* weight, float eps, int64_t size, float* out) {
     double part[8] = {};  // eight independent sums hide the latency of additions
@@ -126,28 +123,30 @@ static void exponentials(const float* x, int64_t count, float maximum, double te
 }
 
 static constexpr Kernels table(const char* name) {
-    return {name,
-            kUsesBf16,
-            matmul,
-            quantize,
-            round_to_bf16,
-            rms_norm,
-            silu_mul,
-            rotate,
-            store_key,
-            store_value,
-            attend,
-            block_max,
-            exponentials,
-            integer_work,
-            float_work,
-            read_work,
-            search,
-            block_min_max,
-            quantize_levels,
-            quantize_block_levels,
-            squared_error,
-            quantize_table_levels,
-            read_floats,
-            merge};
+    return {
+        .name = name,
+        .uses_bf16 = kUsesBf16,
+        .matmul = matmul,
+        .quantize = quantize,
+        .to_bf16 = round_to_bf16,
+        .rms_norm = rms_norm,
+        .silu_mul = silu_mul,
+        .rotate = rotate,
+        .store_key = store_key,
+        .store_value = store_value,
+        .attend = attend,
+        .merge = merge,
+        .block_max = block_max,
+        .exponentials = exponentials,
+        .integer_work = integer_work,
+        .float_work = float_work,
+        .read_work = read_work,
+        .search = search,
+        .block_min_max = block_min_max,
+        .quantize_levels = quantize_levels,
+        .quantize_block_levels = quantize_block_levels,
+        .squared_error = squared_error,
+        .quantize_table_levels = quantize_table_levels,
+        .read_floats = read_floats,
+    };
 }

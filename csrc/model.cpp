@@ -412,7 +412,15 @@ void Model::project(std::initializer_list<Projection> outs, const Activations& x
             const int64_t count = work_units(out.matrix->panels, tokens);
             const int64_t first = begin > before ? begin - before : 0;
             const int64_t last = end - before < count ? end - before : count;
-            if (first < last) kernels_.matmul(out.matrix->panels, first, last, x, tokens, out.out, out.stride, add);
+            if (first < last)
+                kernels_.matmul({.w = out.matrix->panels,
+                                 .x = x,
+                                 .first = first,
+                                 .last = last,
+                                 .tokens = tokens,
+                                 .out = out.out,
+                                 .out_stride = out.stride,
+                                 .add = add});
             before += count;
         }
     });

@@ -178,12 +178,30 @@ double check_matrix(const Kernels& kernels, const FormatTraits& traits, int64_t 
     out = single = start;
     // Splits the work units at a random place, as threads do.
     const int64_t last = work_units(w.described, tokens), cut = below(static_cast<int>(last) + 1);
-    kernels.matmul(w.described, 0, cut, in.view(0), tokens, out.data(), stride, add);
-    kernels.matmul(w.described, cut, last, in.view(0), tokens, out.data(), stride, add);
+    const Activations x = in.view(0);
+    const MatmulJob job{.w = w.described,
+                        .x = x,
+                        .first = 0,
+                        .last = cut,
+                        .tokens = tokens,
+                        .out = out.data(),
+                        .out_stride = stride,
+                        .add = add};
+    MatmulJob rest = job;
+    rest.first = cut, rest.last = last;
+    kernels.matmul(job);
+    kernels.matmul(rest);
     double worst = 0.0;
     for (int64_t t = 0; t < tokens; ++t) {
-        kernels.matmul(w.described, 0, work_units(w.described, 1), in.view(t), 1, single.data() + t * stride, stride,
-                       add);
+        const Activations token = in.view(t);
+        kernels.matmul({.w = w.described,
+                        .x = token,
+                        .first = 0,
+                        .last = work_units(w.described, 1),
+                        .tokens = 1,
+                        .out = single.data() + t * stride,
+                        .out_stride = stride,
+                        .add = add});
         for (int64_t row = 0; row < rows; ++row) {
             double sum = 0.0, size = 1e-3;
             for (int64_t k = 0; k < cols; ++k) {
