@@ -5,7 +5,8 @@
 constexpr int kLanes = 16;
 
 // Locality hint for __builtin_prefetch of streams from memory: 3 = L1, 2 = L2. More cache lines can be in flight to L2
-// than to L1. AVX2 uses L1; L2 was not measured there.
+// than to L1. Zen 4 with AVX-512: distant streams are read at 26 GB/s into L1 and at 46 GB/s into L2. AVX2 uses L1; L2
+// was not measured there.
 constexpr int kL1 = 3, kL2 = 2;
 #if defined(__AVX512F__)
 constexpr int kStreamLevel = kL2;
