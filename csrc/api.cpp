@@ -1,8 +1,10 @@
 // The C ABI of models, sampling, quantising and measuring. No exception leaves these functions.
 
+#include <atomic>
 #include <csignal>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -76,43 +78,66 @@ void check_shape(const puna_shape& s) {
 }
 
 void check_threads(int32_t threads) {
-    if (threads < 1 || threads > 1024)
-        throw std::invalid_argument("threads is " + std::to_string(threads) + "; it must be from 1 to 1024");
+    if (threads < 1 || threads > PUNA_MAX_THREADS)
+        throw std::invalid_argument("threads is " + std::to_string(threads) + "; it must be from 1 to " +
+                                    std::to_string(PUNA_MAX_THREADS));
 }
 
-// While an object of this class exists, SIGINT stops the model's forward pass and then runs the handler that was
-// installed before. If the previous action is the default one, SIG_IGN or a handler with SA_SIGINFO, it stays in place,
-// and SIGINT does not stop the pass.
+// While an object of this class exists, SIGINT is counted in interrupts() and then runs the handler that was installed
+// before. If the previous action is the default one, SIG_IGN or a handler with SA_SIGINFO, it stays in place, and
+// SIGINT is not counted. Passes of several threads share the handler: the first installs it, and the last restores the
+// previous one, unless the program has replaced it meanwhile.
 class Interruptible {
   public:
-    Interruptible(puna::Model& model, bool wanted) {
-        if (!wanted || sigaction(SIGINT, nullptr, &before_) != 0) return;
-        if ((before_.sa_flags & SA_SIGINFO) || before_.sa_handler == SIG_DFL || before_.sa_handler == SIG_IGN) return;
-        running_ = &model;
-        previous_ = before_.sa_handler;
-        struct sigaction mine = before_;  // keeps the flags and the mask of the previous handler
-        mine.sa_handler = [](int number) {
-            if (puna::Model* const one = running_) one->stop();
-            previous_(number);
-        };
-        installed_ = sigaction(SIGINT, &mine, nullptr) == 0;
-    }
+    explicit Interruptible(bool requested) : active_(requested && install()), start_(interrupts_) {}
     ~Interruptible() {
-        if (installed_) sigaction(SIGINT, &before_, nullptr);
-        if (installed_) running_ = nullptr;
+        if (active_) uninstall();
     }
     Interruptible(const Interruptible&) = delete;
     Interruptible& operator=(const Interruptible&) = delete;
 
-  private:
-    static std::atomic<puna::Model*> running_;
-    static void (*previous_)(int);
-    struct sigaction before_{};
-    bool installed_ = false;
-};
+    puna::Interrupts interrupts() const { return {active_ ? &interrupts_ : nullptr, start_}; }
 
-std::atomic<puna::Model*> Interruptible::running_{nullptr};
-void (*Interruptible::previous_)(int) = nullptr;
+  private:
+    static void handle(int number) {
+        ++interrupts_;
+        previous_.load()(number);
+    }
+
+    static bool install() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        struct sigaction current{};
+        if (sigaction(SIGINT, nullptr, &current) != 0) return false;
+        if (current.sa_handler != handle) {
+            if ((current.sa_flags & SA_SIGINFO) || current.sa_handler == SIG_DFL || current.sa_handler == SIG_IGN)
+                return false;
+            before_ = current;
+            previous_ = current.sa_handler;
+            current.sa_handler = handle;  // keeps the flags and the mask of the previous handler
+            if (sigaction(SIGINT, &current, nullptr) != 0) return false;
+        }
+        ++passes_;
+        return true;
+    }
+
+    static void uninstall() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        struct sigaction current{};
+        if (--passes_ == 0 && sigaction(SIGINT, nullptr, &current) == 0 && current.sa_handler == handle)
+            sigaction(SIGINT, &before_, nullptr);
+    }
+
+    static inline std::mutex mutex_;  // guards before_ and passes_
+    static inline struct sigaction before_{};
+    static inline int passes_ = 0;
+    static inline std::atomic<void (*)(int)> previous_{nullptr};
+    static inline std::atomic<uint32_t> interrupts_{0};
+    static_assert(std::atomic<void (*)(int)>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free,
+                  "a signal handler must not wait for a lock");
+
+    bool active_;
+    uint32_t start_;
+};
 
 }  // namespace
 
@@ -176,8 +201,8 @@ int32_t puna_model_integers(const puna_model* model) { return model->model.integ
 
 int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, int32_t interruptible, float* logits) {
     return guarded([&] {
-        const Interruptible guard(model->model, interruptible);
-        model->model.forward(chunks, count, logits);
+        const Interruptible guard(interruptible);
+        model->model.forward(chunks, count, logits, guard.interrupts());
     });
 }
 

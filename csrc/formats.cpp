@@ -5,6 +5,7 @@
 #include <cstring>
 #include <iterator>
 
+#include "block_writers.h"
 #include "grids.h"
 #include "half.h"
 
@@ -270,34 +271,62 @@ void read_iq1_m(const uint8_t* block, int b, RowBlock& out) {
                           [&](int j) { return high >> 4 * j & 8 ? 255u : 0u; }, out);
 }
 
-// clang-format off: columns
+// IQ1_M: the top four bits of the four words of scales, joined, are the f16 scale.
+float read_scale_iq1_m(const uint8_t* block) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 4; ++i) bits |= load_u16(block + 48 + 2 * i) >> 12 << 4 * i;
+    return from_half(static_cast<uint16_t>(bits));
+}
+
+// clang-format off: one paragraph per format
 constexpr FormatTraits kFormats[] = {
-    // format, values, bytes, planes, scales, zero, scale_at, min_at, read, levels, scale_factor
-    {kF32, 1, 4, Planes::kFloat, Scales::kNone, 0, -1, -1, nullptr},
-    {kF16, 1, 2, Planes::kFloat, Scales::kNone, 0, -1, -1, nullptr},
-    {kBF16, 1, 2, Planes::kFloat, Scales::kNone, 0, -1, -1, nullptr},
-    {kQ8_0, 32, 34, Planes::kEight, Scales::kHalf, 128, 0, -1, read_q8_0},
-    {kQ4_0, 32, 18, Planes::kFour, Scales::kHalf, 8, 0, -1, read_q4_0},
-    {kQ4_1, 32, 20, Planes::kFour, Scales::kHalfAndMin, 0, 0, 2, read_q4_1},
-    {kQ5_0, 32, 22, Planes::kFive, Scales::kHalf, 16, 0, -1, read_q5_0},
-    {kQ5_1, 32, 24, Planes::kFive, Scales::kHalfAndMin, 0, 0, 2, read_q5_1},
-    {kQ2_K, 256, 84, Planes::kFour, Scales::kNibbles, 0, 80, 82, read_q2_k},
-    {kQ3_K, 256, 110, Planes::kFour, Scales::kSignedHalves, 4, 108, -1, read_q3_k},
-    {kQ4_K, 256, 144, Planes::kFour, Scales::kSixBit, 0, 0, 2, read_q4_k},
-    {kQ5_K, 256, 176, Planes::kFive, Scales::kSixBit, 0, 0, 2, read_q5_k},
-    {kQ6_K, 256, 210, Planes::kSix, Scales::kSignedHalves, 32, 208, -1, read_q6_k},
-    {kIQ4_NL, 32, 18, Planes::kFour, Scales::kHalf, 0, 0, -1, read_q4_0, &kLevelsOfIq4},
-    {kIQ4_XS, 256, 136, Planes::kFour, Scales::kSigned, 0, 0, -1, read_iq4_xs, &kLevelsOfIq4},
-    {kIQ3_S, 256, 110, Planes::kFour, Scales::kSigned, 0, 0, -1, read_iq3_s, &kLevelsOfIq3S},
-    {kIQ3_XXS, 256, 98, Planes::kFour, Scales::kSigned, 0, 0, -1, read_iq3_xxs, &kLevelsOfIq3Xxs, 0.25f},
-    {kIQ2_S, 256, 82, Planes::kFour, Scales::kSignedHalves, 0, 0, -1, read_iq2_s, &kLevelsOfIq2, 0.125f},
-    {kIQ2_XS, 256, 74, Planes::kFour, Scales::kSignedHalves, 0, 0, -1, read_iq2_xs, &kLevelsOfIq2, 0.125f},
-    {kIQ2_XXS, 256, 66, Planes::kFour, Scales::kSigned, 0, 0, -1, read_iq2_xxs, &kLevelsOfIq2, 0.125f},
-    {kIQ1_M, 256, 56, Planes::kFour, Scales::kSignedHalves, 0, -1, -1, read_iq1_m, &kLevelsOfIq1, 0.125f},
-    {kIQ1_S, 256, 50, Planes::kFour, Scales::kSigned, 0, 0, -1, read_iq1_s, &kLevelsOfIq1, 0.125f},
-    {kTQ2_0, 256, 66, Planes::kFour, Scales::kHalf, 8, 64, -1, read_tq2_0},
-    {kTQ1_0, 256, 54, Planes::kFour, Scales::kHalf, 8, 52, -1, read_tq1_0},
-    {kMXFP4, 32, 17, Planes::kFour, Scales::kExponent, 0, -1, -1, read_mxfp4, &kLevelsOfMxfp4},
+    {.format = kF32, .values = 1, .bytes = 4, .planes = Planes::kF32},
+    {.format = kF16, .values = 1, .bytes = 2, .planes = Planes::kF16},
+    {.format = kBF16, .values = 1, .bytes = 2, .planes = Planes::kBf16},
+    {.format = kQ8_0, .values = 32, .bytes = 34, .planes = Planes::kEight, .scales = Scales::kHalf, .zero = 128,
+     .scale_at = 0, .read = read_q8_0, .quantization = &kToQ8_0},
+    {.format = kQ4_0, .values = 32, .bytes = 18, .planes = Planes::kFour, .scales = Scales::kHalf, .zero = 8,
+     .scale_at = 0, .read = read_q4_0, .quantization = &kToQ4_0},
+    {.format = kQ4_1, .values = 32, .bytes = 20, .planes = Planes::kFour, .scales = Scales::kHalfAndMin,
+     .scale_at = 0, .min_at = 2, .read = read_q4_1, .quantization = &kToQ4_1},
+    {.format = kQ5_0, .values = 32, .bytes = 22, .planes = Planes::kFive, .scales = Scales::kHalf, .zero = 16,
+     .scale_at = 0, .read = read_q5_0, .quantization = &kToQ5_0},
+    {.format = kQ5_1, .values = 32, .bytes = 24, .planes = Planes::kFive, .scales = Scales::kHalfAndMin,
+     .scale_at = 0, .min_at = 2, .read = read_q5_1, .quantization = &kToQ5_1},
+    {.format = kQ2_K, .values = 256, .bytes = 84, .planes = Planes::kFour, .scales = Scales::kNibbles,
+     .scale_at = 80, .min_at = 82, .read = read_q2_k, .quantization = &kToQ2_K},
+    {.format = kQ3_K, .values = 256, .bytes = 110, .planes = Planes::kFour, .scales = Scales::kSignedHalves, .zero = 4,
+     .scale_at = 108, .read = read_q3_k, .quantization = &kToQ3_K},
+    {.format = kQ4_K, .values = 256, .bytes = 144, .planes = Planes::kFour, .scales = Scales::kSixBit,
+     .scale_at = 0, .min_at = 2, .read = read_q4_k, .quantization = &kToQ4_K},
+    {.format = kQ5_K, .values = 256, .bytes = 176, .planes = Planes::kFive, .scales = Scales::kSixBit,
+     .scale_at = 0, .min_at = 2, .read = read_q5_k, .quantization = &kToQ5_K},
+    {.format = kQ6_K, .values = 256, .bytes = 210, .planes = Planes::kSix, .scales = Scales::kSignedHalves, .zero = 32,
+     .scale_at = 208, .read = read_q6_k, .quantization = &kToQ6_K},
+    {.format = kIQ4_NL, .values = 32, .bytes = 18, .planes = Planes::kFour, .scales = Scales::kHalf,
+     .scale_at = 0, .read = read_q4_0, .levels = &kLevelsOfIq4, .quantization = &kToIQ4_NL},
+    {.format = kIQ4_XS, .values = 256, .bytes = 136, .planes = Planes::kFour, .scales = Scales::kSigned,
+     .scale_at = 0, .read = read_iq4_xs, .levels = &kLevelsOfIq4},
+    {.format = kIQ3_S, .values = 256, .bytes = 110, .planes = Planes::kFour, .scales = Scales::kSigned,
+     .scale_at = 0, .read = read_iq3_s, .levels = &kLevelsOfIq3S},
+    {.format = kIQ3_XXS, .values = 256, .bytes = 98, .planes = Planes::kFour, .scales = Scales::kSigned,
+     .scale_at = 0, .read = read_iq3_xxs, .levels = &kLevelsOfIq3Xxs, .scale_factor = 0.25f},
+    {.format = kIQ2_S, .values = 256, .bytes = 82, .planes = Planes::kFour, .scales = Scales::kSignedHalves,
+     .scale_at = 0, .read = read_iq2_s, .levels = &kLevelsOfIq2, .scale_factor = 0.125f},
+    {.format = kIQ2_XS, .values = 256, .bytes = 74, .planes = Planes::kFour, .scales = Scales::kSignedHalves,
+     .scale_at = 0, .read = read_iq2_xs, .levels = &kLevelsOfIq2, .scale_factor = 0.125f},
+    {.format = kIQ2_XXS, .values = 256, .bytes = 66, .planes = Planes::kFour, .scales = Scales::kSigned,
+     .scale_at = 0, .read = read_iq2_xxs, .levels = &kLevelsOfIq2, .scale_factor = 0.125f},
+    {.format = kIQ1_M, .values = 256, .bytes = 56, .planes = Planes::kFour, .scales = Scales::kSignedHalves,
+     .read = read_iq1_m, .read_scale = read_scale_iq1_m, .levels = &kLevelsOfIq1, .scale_factor = 0.125f},
+    {.format = kIQ1_S, .values = 256, .bytes = 50, .planes = Planes::kFour, .scales = Scales::kSigned,
+     .scale_at = 0, .read = read_iq1_s, .levels = &kLevelsOfIq1, .scale_factor = 0.125f},
+    {.format = kTQ2_0, .values = 256, .bytes = 66, .planes = Planes::kFour, .scales = Scales::kHalf, .zero = 8,
+     .scale_at = 64, .read = read_tq2_0},
+    {.format = kTQ1_0, .values = 256, .bytes = 54, .planes = Planes::kFour, .scales = Scales::kHalf, .zero = 8,
+     .scale_at = 52, .read = read_tq1_0},
+    {.format = kMXFP4, .values = 32, .bytes = 17, .planes = Planes::kFour, .scales = Scales::kExponent,
+     .read = read_mxfp4, .levels = &kLevelsOfMxfp4},
 };
 // clang-format on
 
@@ -312,10 +341,8 @@ const FormatTraits* find_format(int32_t format) {
 FormatTable all_formats() { return {std::begin(kFormats), std::end(kFormats)}; }
 
 float read_scale(const FormatTraits& traits, const uint8_t* block) {
-    if (traits.format != kIQ1_M) return from_half(load_u16(block + traits.scale_at)) * traits.scale_factor;
-    uint32_t bits = 0;  // the top four bits of the four words of scales, joined, are the f16 scale
-    for (int i = 0; i < 4; ++i) bits |= load_u16(block + 48 + 2 * i) >> 12 << 4 * i;
-    return from_half(static_cast<uint16_t>(bits)) * traits.scale_factor;
+    const float scale = traits.read_scale ? traits.read_scale(block) : from_half(load_u16(block + traits.scale_at));
+    return scale * traits.scale_factor;
 }
 
 }  // namespace puna

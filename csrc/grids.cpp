@@ -3,7 +3,6 @@
 #include "grids.h"
 
 #include <cstddef>
-#include <vector>
 
 namespace puna {
 
@@ -109,33 +108,36 @@ unsigned digit_of(char hexadecimal) {
     return static_cast<unsigned>(hexadecimal <= '9' ? hexadecimal - '0' : hexadecimal - 'a' + 10);
 }
 
-std::vector<uint32_t> unpack(const char* bitmap, Grid grid) {
-    const bool fine = grid == Grid::kIq3Xxs || grid == Grid::kIq3S;
-    const unsigned base = fine ? 8 : 3, words = fine ? 1 : 2;
-    std::vector<uint32_t> out;
-    // Each byte is two digits, the higher one first.
-    for (unsigned nibble = 0; bitmap[nibble] != 0; ++nibble)
-        for (unsigned bit = 0; bit < 4; ++bit) {
-            if (!(digit_of(bitmap[nibble ^ 1]) >> bit & 1)) continue;
-            unsigned number = nibble * 4 + bit;
-            for (unsigned word = 0; word < words; ++word) {
-                uint32_t four = 0;
-                for (unsigned i = 0; i < 4; ++i, number /= base) four |= number % base << 8 * i;
-                out.push_back(four);
+// All grids, in the order of Grid. Their memory is static, so that unpacking them inside a parallel loop cannot fail.
+struct Grids {
+    uint32_t words[6][2 * 2048];  // a grid has at most 2048 points, of one or two words
+
+    Grids() noexcept {
+        for (int grid = 0; grid < 6; ++grid) unpack(kBitmaps[grid], static_cast<Grid>(grid), words[grid]);
+    }
+
+    static void unpack(const char* bitmap, Grid grid, uint32_t* out) noexcept {
+        const bool fine = grid == Grid::kIq3Xxs || grid == Grid::kIq3S;
+        const unsigned base = fine ? 8 : 3, words = fine ? 1 : 2;
+        // Each byte is two digits, the higher one first.
+        for (unsigned nibble = 0; bitmap[nibble] != 0; ++nibble)
+            for (unsigned bit = 0; bit < 4; ++bit) {
+                if (!(digit_of(bitmap[nibble ^ 1]) >> bit & 1)) continue;
+                unsigned number = nibble * 4 + bit;
+                for (unsigned word = 0; word < words; ++word) {
+                    uint32_t four = 0;
+                    for (unsigned i = 0; i < 4; ++i, number /= base) four |= number % base << 8 * i;
+                    *out++ = four;
+                }
             }
-        }
-    return out;
-}
+    }
+};
 
 }  // namespace
 
-const uint32_t* points_of(Grid grid) {
-    static const std::vector<std::vector<uint32_t>> grids = [] {
-        std::vector<std::vector<uint32_t>> all;
-        for (const char* bitmap : kBitmaps) all.push_back(unpack(bitmap, static_cast<Grid>(all.size())));
-        return all;
-    }();
-    return grids[static_cast<size_t>(grid)].data();
+const uint32_t* points_of(Grid grid) noexcept {
+    static const Grids grids;
+    return grids.words[static_cast<size_t>(grid)];
 }
 
 }  // namespace puna

@@ -11,7 +11,7 @@ enum class Grid : int8_t { kIq1, kIq2Xxs, kIq2Xs, kIq2S, kIq3Xxs, kIq3S };
 
 // Returns the coordinates of all points, four in the bytes of a word. A point is two words of kIq1 and kIq2*, and one
 // word of kIq3*. The first call unpacks all grids.
-const uint32_t* points_of(Grid grid);
+const uint32_t* points_of(Grid grid) noexcept;
 
 }  // namespace puna
 

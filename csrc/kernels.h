@@ -78,29 +78,6 @@ struct Queries {
 // the unit is a panel.
 inline int64_t work_units(const Panels& w, int64_t tokens) { return tokens == 1 ? 2 * w.strips() : w.count(); }
 
-// Methods to find a block's scale during quantisation. Levels are integers: -n .. n - 1, or 0 .. n with a minimum.
-enum class SearchKind : int8_t {
-    kAbsMax,        // scale = largest magnitude / n
-    kSignedAbsMax,  // the value of largest magnitude becomes level -n
-    kMinMax,        // the smallest value becomes level 0, the largest level n
-    kBestScale,     // tries several scales; keeps the one with the smallest weighted squared error
-    kBestAffine,    // kBestScale for a scale and a minimum
-    kTable,         // kBestScale with the levels of iq4_nl
-};
-
-// The scales that a search tries. kBestScale and kTable: the value of largest magnitude maps to level -n + i * step,
-// for i from -steps to steps, and once to n - 1. kBestAffine: the range of the values maps to n + first + i * step
-// levels, for i from 0 to steps.
-struct Search {
-    SearchKind kind;
-    int size;      // values that share a scale
-    float levels;  // n
-    int steps = 0;
-    float first = 0;
-    float step = 0;
-    bool any_min = false;  // kBestAffine: the minimum may be positive
-};
-
 // out[t][row] = sum over k, ascending, of w[row][k] * x[t][k] (+ bias), for some work units of a matrix.
 struct MatmulJob {
     const Panels& w;
@@ -180,7 +157,7 @@ struct Kernels {
     void (*quantize_table_levels)(const float* x, int size, const float* inverse, uint8_t* out);
     // Converts `count` values (a multiple of 16) of f32, f16 or bf16 to float. Returns their largest magnitude, or NaN
     // if one is not finite.
-    float (*read_floats)(int32_t format, const uint8_t* from, int64_t count, float* out);
+    float (*read_floats)(Planes type, const uint8_t* from, int64_t count, float* out);
 };
 
 constexpr int64_t padded_width(int64_t head_dim) { return (head_dim + kPanel - 1) / kPanel * kPanel; }
@@ -192,6 +169,18 @@ constexpr int64_t attend_floats(int64_t count, int64_t head_dim) {
 // Bytes of one kv head's keys, and of its values, in one page.
 int64_t key_page_bytes(CacheType type, int64_t head_dim);
 int64_t value_page_bytes(CacheType type, int64_t head_dim);
+
+// Calls body(offset) for each cache line that store_key writes for the token in slot `slot`: offsets of bytes in a
+// page's keys. Keys are transposed, so each of a token's elements (in bf16: each pair) is in another line.
+template <typename Body>
+void for_each_key_line(CacheType type, int64_t head_dim, int64_t slot, const Body& body) {
+    const int64_t pair = type == CacheType::kBF16 ? 2 : 1;
+    const int64_t bytes = type == CacheType::kF32 ? 4 : type == CacheType::kQ8_0 ? 1 : 2 * pair;
+    for (int64_t row = 0; row < head_dim / pair; ++row) body((row * kPage + slot) * bytes);
+    if (type != CacheType::kQ8_0) return;
+    for (int64_t group = 0; group < (head_dim + kBlock - 1) / kBlock; ++group)
+        body(head_dim * kPage + (group * kPage + slot) * 4);
+}
 
 extern const Kernels kPortable;
 #if defined(__x86_64__)

@@ -451,7 +451,7 @@ PUNA_INLINE void for_each_strip(const MatmulJob& job, const Body& body) {
 // measured.
 constexpr int kPrefetchFar = 8192, kPrefetchNear = 1024;
 #if defined(__AVX512F__)
-constexpr int kPrefetchStrip = 512;  // Zen 4: 256, 768 and 1024 are no faster
+constexpr int kPrefetchStrip = 512;  // Zen 4: 256, 768 and 1024 are not faster
 #else
 constexpr int kPrefetchStrip = 256;  // Zen 3, AVX2: 512 or more is 10 to 20 % slower
 #endif

@@ -204,14 +204,14 @@ static void quantize_table_levels(const float* x, int size, const float* inverse
 }
 
 // Converts `count` values to float. Returns their largest magnitude, or NaN if one is not finite.
-static float read_floats(int32_t format, const uint8_t* from, int64_t count, float* out) {
+static float read_floats(Planes type, const uint8_t* from, int64_t count, float* out) {
     f32x16 faults = broadcast(0.0f), maximum = faults;  // `faults` stays 0 if all are finite: infinity * 0 is NaN
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
         f32x16 here;
-        if (format == kF32)
+        if (type == Planes::kF32)
             here = load(reinterpret_cast<const float*>(from + 4 * i));
-        else if (format == kF16)
+        else if (type == Planes::kF16)
             here = f16_to_f32(reinterpret_cast<const uint16_t*>(from + 2 * i));
         else
             here = as_f32(shift_right(widen_u16(reinterpret_cast<const uint16_t*>(from + 2 * i)), -16));

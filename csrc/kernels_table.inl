@@ -28,12 +28,12 @@ static Matmul integer_kernel(const FormatTraits& traits) {
 }
 
 static Matmul kernel_of(const FormatTraits& traits) {
-    switch (traits.format) {
-        case kF32:
+    switch (traits.planes) {
+        case Planes::kF32:
             return float_matmul<F32Format>;
-        case kF16:
+        case Planes::kF16:
             return float_matmul<F16Format>;
-        case kBF16:
+        case Planes::kBf16:
 #if defined(__AVX512BF16__)
             return bf16_matmul;
 #else

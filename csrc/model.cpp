@@ -14,7 +14,6 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <optional>
 
 #include "quantize.h"
 
@@ -22,14 +21,100 @@ namespace puna {
 
 namespace {
 
-constexpr int64_t kFewTokens = 4;     // largest batch whose key slots are prefetched: their cache lines fit into L1
-constexpr int32_t kTileQueries = 32;  // approximate number of queries of a kv head in one tile of attention
+constexpr int64_t kFewTokens = 4;  // largest batch whose key slots are prefetched: their cache lines fit into L1
+// Approximate number of queries of a kv head in one tile of attention: a page is widened once for 32 queries (Zen 3).
+// Other numbers were not recorded.
+constexpr int32_t kTileQueries = 32;
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Returns the width of all query heads together (`query`), or of all kv heads.
-int64_t width_of(const puna_shape& shape, bool query) {
-    return int64_t{query ? shape.heads : shape.kv_heads} * shape.head_dim;
+// A matrix product of a layer, and its bias. The table of these drives loading, checking, observing and measuring.
+struct Op {
+    int32_t kind, bias;  // PUNA_*
+    const char* name;    // of the tensor in a Hugging Face checkpoint
+    Matrix Layer::* matrix;
+    Width rows, cols;
+    Input input;
+    int32_t phase;
+};
+
+constexpr Op kOps[] = {
+    {.kind = PUNA_Q,
+     .bias = PUNA_Q_BIAS,
+     .name = "self_attn.q_proj",
+     .matrix = &Layer::q,
+     .rows = Width::kQuery,
+     .cols = Width::kHidden,
+     .input = Input::kAttentionNorm,
+     .phase = PUNA_PHASE_QKV},
+    {.kind = PUNA_K,
+     .bias = PUNA_K_BIAS,
+     .name = "self_attn.k_proj",
+     .matrix = &Layer::k,
+     .rows = Width::kKeyValue,
+     .cols = Width::kHidden,
+     .input = Input::kAttentionNorm,
+     .phase = PUNA_PHASE_QKV},
+    {.kind = PUNA_V,
+     .bias = PUNA_V_BIAS,
+     .name = "self_attn.v_proj",
+     .matrix = &Layer::v,
+     .rows = Width::kKeyValue,
+     .cols = Width::kHidden,
+     .input = Input::kAttentionNorm,
+     .phase = PUNA_PHASE_QKV},
+    {.kind = PUNA_O,
+     .bias = PUNA_O_BIAS,
+     .name = "self_attn.o_proj",
+     .matrix = &Layer::o,
+     .rows = Width::kHidden,
+     .cols = Width::kQuery,
+     .input = Input::kAttention,
+     .phase = PUNA_PHASE_O},
+    {.kind = PUNA_GATE,
+     .bias = PUNA_GATE_BIAS,
+     .name = "mlp.gate_proj",
+     .matrix = &Layer::gate,
+     .rows = Width::kInner,
+     .cols = Width::kHidden,
+     .input = Input::kMlpNorm,
+     .phase = PUNA_PHASE_GATE_UP},
+    {.kind = PUNA_UP,
+     .bias = PUNA_UP_BIAS,
+     .name = "mlp.up_proj",
+     .matrix = &Layer::up,
+     .rows = Width::kInner,
+     .cols = Width::kHidden,
+     .input = Input::kMlpNorm,
+     .phase = PUNA_PHASE_GATE_UP},
+    {.kind = PUNA_DOWN,
+     .bias = PUNA_DOWN_BIAS,
+     .name = "mlp.down_proj",
+     .matrix = &Layer::down,
+     .rows = Width::kHidden,
+     .cols = Width::kInner,
+     .input = Input::kActivation,
+     .phase = PUNA_PHASE_DOWN},
+};
+
+struct Norm {
+    int32_t kind;  // PUNA_*
+    const char* name;
+    std::vector<float> Layer::* weight;
+};
+
+constexpr Norm kNorms[] = {
+    {.kind = PUNA_ATTENTION_NORM, .name = "input_layernorm", .weight = &Layer::attention_norm},
+    {.kind = PUNA_MLP_NORM, .name = "post_attention_layernorm", .weight = &Layer::mlp_norm},
+};
+
+constexpr Input kInputs[] = {Input::kAttentionNorm, Input::kAttention, Input::kMlpNorm, Input::kActivation};
+
+// The width of an input is the number of columns of the matrices that read it.
+constexpr Width width_of(Input input) {
+    for (const Op& op : kOps)
+        if (op.input == input) return op.cols;
+    return Width::kHidden;
 }
 
 }  // namespace
@@ -41,37 +126,35 @@ Model::Model(const puna_shape& shape, int threads, const Kernels& kernels)
       pool_(threads),
       layers_(static_cast<size_t>(shape.layers)) {}
 
-// Returns the matrix of a kind; for a bias, the matrix to which the bias belongs.
-Matrix* Model::find(int32_t kind, int32_t layer) {
-    if (kind == PUNA_EMBEDDING) return &embedding_;
-    if (kind == PUNA_HEAD) return &head_;
+int64_t Model::width(Width width) const {
+    switch (width) {
+        case Width::kHidden:
+            return shape_.hidden_size;
+        case Width::kQuery:
+            return int64_t{shape_.heads} * shape_.head_dim;
+        case Width::kKeyValue:
+            return int64_t{shape_.kv_heads} * shape_.head_dim;
+        case Width::kInner:
+            return shape_.intermediate_size;
+    }
+    return 0;
+}
+
+Model::Target Model::find(int32_t kind, int32_t layer) {
+    const int64_t hidden = shape_.hidden_size, vocab = shape_.vocab_size;
+    if (kind == PUNA_EMBEDDING) return {.matrix = &embedding_, .rows = vocab, .cols = hidden};
+    if (kind == PUNA_HEAD) return {.matrix = &head_, .rows = vocab, .cols = hidden};
+    if (kind == PUNA_NORM) return {.vector = &norm_, .cols = hidden};
     if (layer < 0 || layer >= shape_.layers) throw std::invalid_argument("the model has no layer of this number");
     Layer& at = layers_[static_cast<size_t>(layer)];
-    switch (kind) {
-        case PUNA_Q:
-        case PUNA_Q_BIAS:
-            return &at.q;
-        case PUNA_K:
-        case PUNA_K_BIAS:
-            return &at.k;
-        case PUNA_V:
-        case PUNA_V_BIAS:
-            return &at.v;
-        case PUNA_O:
-        case PUNA_O_BIAS:
-            return &at.o;
-        case PUNA_GATE:
-        case PUNA_GATE_BIAS:
-            return &at.gate;
-        case PUNA_UP:
-        case PUNA_UP_BIAS:
-            return &at.up;
-        case PUNA_DOWN:
-        case PUNA_DOWN_BIAS:
-            return &at.down;
-        default:
-            throw std::invalid_argument("the kind of tensor is unknown");
+    for (const Norm& norm : kNorms)
+        if (norm.kind == kind) return {.vector = &(at.*norm.weight), .cols = hidden};
+    for (const Op& op : kOps) {
+        Matrix& matrix = at.*op.matrix;
+        if (op.kind == kind) return {.matrix = &matrix, .rows = width(op.rows), .cols = width(op.cols)};
+        if (op.bias == kind) return {.vector = &matrix.bias, .biased = &matrix, .cols = width(op.rows)};
     }
+    throw std::invalid_argument("the kind of tensor is unknown");
 }
 
 // Packs rows of the file into panels, quantising them first if requested.
@@ -90,14 +173,15 @@ void Model::pack(Matrix& matrix, const puna_tensor& tensor) {
     Buffer<uint8_t> rounded(from == to ? 0 : static_cast<size_t>(tensor.rows * row_bytes), false);
     const int64_t file_bytes = tensor.cols / from->values * from->bytes;
     std::atomic<const char*> fault{nullptr};
-    pool_.each(panels.count(), pool_.grain(panels.count()), [&](int64_t begin, int64_t end) {
-        std::optional<Quantizer> quantizer;
-        if (from != to) quantizer.emplace(kernels_, *from, *to, tensor.cols, nullptr);
+    std::vector<Quantizer> quantizers;  // one per thread
+    for (int i = 0; from != to && i < pool_.threads(); ++i)
+        quantizers.emplace_back(kernels_, *from, *to, tensor.cols, nullptr);
+    pool_.each(panels.count(), pool_.grain(panels.count()), [&](int64_t begin, int64_t end, int thread) noexcept {
         for (int64_t panel = begin; panel < end; ++panel) {
             for (int64_t row = panel * kPanel; from != to && row < std::min((panel + 1) * kPanel, tensor.rows); ++row) {
                 const int64_t source = tensor.order ? tensor.order[row] : row;
-                const char* const why =
-                    quantizer->row(tensor.data + source * file_bytes, rounded.data() + row * row_bytes);
+                const char* const why = quantizers[static_cast<size_t>(thread)].row(tensor.data + source * file_bytes,
+                                                                                    rounded.data() + row * row_bytes);
                 if (why) fault = why;
             }
             pack_panel(panels, panel, from == to ? tensor.data : rounded.data(), from == to ? tensor.order : nullptr,
@@ -111,68 +195,34 @@ void Model::pack(Matrix& matrix, const puna_tensor& tensor) {
 }
 
 void Model::load(int32_t kind, int32_t layer, const puna_tensor& tensor) {
-    const int64_t hidden = shape_.hidden_size, inner = shape_.intermediate_size, vocab = shape_.vocab_size;
-    const int64_t q = width_of(shape_, true), kv = width_of(shape_, false);
-    struct Size {
-        int32_t kind;
-        int64_t rows, cols;
-    };
-    const Size sizes[] = {{PUNA_EMBEDDING, vocab, hidden},
-                          {PUNA_HEAD, vocab, hidden},
-                          {PUNA_NORM, 1, hidden},
-                          {PUNA_ATTENTION_NORM, 1, hidden},
-                          {PUNA_MLP_NORM, 1, hidden},
-                          {PUNA_Q, q, hidden},
-                          {PUNA_K, kv, hidden},
-                          {PUNA_V, kv, hidden},
-                          {PUNA_O, hidden, q},
-                          {PUNA_GATE, inner, hidden},
-                          {PUNA_UP, inner, hidden},
-                          {PUNA_DOWN, hidden, inner},
-                          {PUNA_Q_BIAS, 1, q},
-                          {PUNA_K_BIAS, 1, kv},
-                          {PUNA_V_BIAS, 1, kv},
-                          {PUNA_O_BIAS, 1, hidden},
-                          {PUNA_GATE_BIAS, 1, inner},
-                          {PUNA_UP_BIAS, 1, inner},
-                          {PUNA_DOWN_BIAS, 1, hidden}};
-    for (const Size& size : sizes)
-        if (size.kind == kind && (size.rows != tensor.rows || size.cols != tensor.cols))
-            throw std::invalid_argument("its shape differs from the configuration");
-    const bool vector =
-        kind == PUNA_NORM || kind == PUNA_ATTENTION_NORM || kind == PUNA_MLP_NORM || kind >= PUNA_Q_BIAS;
-    if (!vector) return pack(*find(kind, layer), tensor);
+    const Target to = find(kind, layer);
+    if (tensor.rows != to.rows || tensor.cols != to.cols)
+        throw std::invalid_argument("its shape differs from the configuration");
+    if (to.matrix) return pack(*to.matrix, tensor);
     if (tensor.format != kF32) throw std::invalid_argument("a vector must be float32");
     const float* from = reinterpret_cast<const float*>(tensor.data);
-    if (kind == PUNA_NORM) {
-        norm_.assign(from, from + tensor.cols);
-    } else if (kind < PUNA_Q_BIAS) {
-        if (layer < 0 || layer >= shape_.layers) throw std::invalid_argument("the model has no layer of this number");
-        Layer& at = layers_[static_cast<size_t>(layer)];
-        (kind == PUNA_MLP_NORM ? at.mlp_norm : at.attention_norm).assign(from, from + tensor.cols);
-    } else {
-        Matrix& to = *find(kind, layer);
-        to.bias.assign(from, from + tensor.cols);
-        to.panels.bias = to.bias.data();
-    }
+    to.vector->assign(from, from + tensor.cols);
+    if (to.biased) to.biased->panels.bias = to.vector->data();
 }
 
 void Model::read(int32_t kind, int32_t layer, float* out) const {
-    const Panels& panels = const_cast<Model*>(this)->find(kind, layer)->panels;
-    if (!panels.data) throw std::invalid_argument("the tensor is not loaded");
-    for (int64_t row = 0; row < panels.rows; ++row) read_row(panels, row, out + row * panels.cols);
+    const Matrix* const matrix = const_cast<Model*>(this)->find(kind, layer).matrix;
+    if (!matrix) throw std::invalid_argument("only matrices can be read");
+    if (!matrix->panels.data) throw std::invalid_argument("the tensor is not loaded");
+    for (int64_t row = 0; row < matrix->panels.rows; ++row)
+        read_row(matrix->panels, row, out + row * matrix->panels.cols);
 }
 
 void Model::check() const {
-    const auto need = [](bool there, const char* name) {
-        if (!there) throw std::invalid_argument(std::string("the model lacks ") + name);
+    const auto need = [](bool loaded, const std::string& name) {
+        if (!loaded) throw std::invalid_argument("the model lacks " + name);
     };
     need(embedding_.panels.data, "its embedding");
     need(!norm_.empty(), "its final norm");
-    for (const Layer& layer : layers_) {
-        need(!layer.attention_norm.empty() && !layer.mlp_norm.empty(), "a layer's norm");
-        for (const Matrix* matrix : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
-            need(matrix->panels.data, "a layer's matrix");
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        const std::string layer = " of layer " + std::to_string(i);
+        for (const Norm& norm : kNorms) need(!(layers_[i].*norm.weight).empty(), norm.name + layer);
+        for (const Op& op : kOps) need((layers_[i].*op.matrix).panels.data, op.name + layer);
     }
 }
 
@@ -180,16 +230,10 @@ void Model::check() const {
 // reads only one of its rows.
 void Model::weight_bytes(int64_t* bytes) const {
     std::fill(bytes, bytes + PUNA_PHASES, 0);
-    const auto add = [&](int32_t phase, std::initializer_list<const Matrix*> matrices) {
-        for (const Matrix* matrix : matrices) bytes[phase] += static_cast<int64_t>(matrix->values.size());
-    };
-    add(PUNA_PHASE_HEAD, {head_.panels.data ? &head_ : &embedding_});
-    for (const Layer& layer : layers_) {
-        add(PUNA_PHASE_QKV, {&layer.q, &layer.k, &layer.v});
-        add(PUNA_PHASE_O, {&layer.o});
-        add(PUNA_PHASE_GATE_UP, {&layer.gate, &layer.up});
-        add(PUNA_PHASE_DOWN, {&layer.down});
-    }
+    const Matrix& head = head_.panels.data ? head_ : embedding_;
+    bytes[PUNA_PHASE_HEAD] = static_cast<int64_t>(head.values.size());
+    for (const Layer& layer : layers_)
+        for (const Op& op : kOps) bytes[op.phase] += static_cast<int64_t>((layer.*op.matrix).values.size());
 }
 
 bool Model::integer_weights() const {
@@ -284,7 +328,7 @@ void Model::make_tiles(const puna_chunk* chunks, int32_t count) {
 
 void Model::reserve_buffers() {
     const size_t n = tokens_.size(), hidden = static_cast<size_t>(shape_.hidden_size);
-    const size_t q = static_cast<size_t>(width_of(shape_, true)), kv = static_cast<size_t>(width_of(shape_, false));
+    const size_t q = static_cast<size_t>(width(Width::kQuery)), kv = static_cast<size_t>(width(Width::kKeyValue));
     const size_t inner = static_cast<size_t>(shape_.intermediate_size), widest = std::max({hidden, q, inner});
     for (Buffer<float>* buffer : {&x_, &normed_}) buffer->reserve(n * hidden);
     for (Buffer<float>* buffer : {&q_, &attention_}) buffer->reserve(n * q);
@@ -297,11 +341,19 @@ void Model::reserve_buffers() {
     const int64_t queries = last.offset + int64_t{last.splits} * last.count * shape_.heads;  // summed over splits
     sums_.reserve(static_cast<size_t>(queries * padded_width(shape_.head_dim)));
     totals_.reserve(static_cast<size_t>(2 * queries));
+    int64_t most = 0;  // queries of a kv head in the largest tile
+    for (const Tile& tile : tiles_)
+        most = std::max<int64_t>(most, int64_t{tile.count} * shape_.heads / shape_.kv_heads);
+    // Whole cache lines, so that threads do not share any.
+    scratch_stride_ = (attend_floats(most, shape_.head_dim) + most * shape_.head_dim + 15) / 16 * 16;
+    last_stride_ = (most + 15) / 16 * 16;
+    scratch_.reserve(static_cast<size_t>(pool_.threads() * scratch_stride_));
+    last_.reserve(static_cast<size_t>(pool_.threads() * last_stride_));
 }
 
 void Model::embed() {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
-    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
+    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end, int) noexcept {
         for (int64_t t = begin; t < end; ++t)
             read_row(embedding_.panels, tokens_[static_cast<size_t>(t)].id, x_.data() + t * hidden);
     });
@@ -316,7 +368,7 @@ void Model::fill_angles(const puna_chunk* chunks, int32_t count) {
         *cos = static_cast<float>(std::cos(angle)) * chunk.rope_scale;
         *sin = static_cast<float>(std::sin(angle)) * chunk.rope_scale;
     };
-    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
+    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end, int) noexcept {
         for (int64_t t = begin; t < end; ++t) {
             const Token& token = tokens_[static_cast<size_t>(t)];
             for (int64_t i = 0; i < half; ++i)
@@ -334,7 +386,7 @@ void Model::fill_angles(const puna_chunk* chunks, int32_t count) {
         const int64_t last = std::max(first, (int64_t{chunks[c].start} + chunks[c].count + kPage - 1) / kPage);
         for (std::vector<float>* values : {&angles.cos, &angles.sin})
             values->resize(static_cast<size_t>(last * half * kPage));
-        pool_.each(last - first, 1, [&](int64_t begin, int64_t end) {
+        pool_.each(last - first, 1, [&](int64_t begin, int64_t end, int) noexcept {
             for (int64_t at = (first + begin) * half * kPage; at < (first + end) * half * kPage; ++at)
                 turn(chunks[c], at / (half * kPage) * kPage + at % kPage, at / kPage % half, angles.cos.data() + at,
                      angles.sin.data() + at);
@@ -371,7 +423,7 @@ void Model::input_forms(std::initializer_list<const Matrix*> readers, bool& inte
     integers = bf16 = false;
     for (const Matrix* matrix : readers) {
         integers |= matrix->panels.integer();
-        bf16 |= kernels_.uses_bf16 && matrix->panels.traits->format == kBF16;
+        bf16 |= kernels_.uses_bf16 && matrix->panels.traits->planes == Planes::kBf16;
     }
 }
 
@@ -389,7 +441,7 @@ void Model::normalise(const std::vector<float>& weight, std::initializer_list<co
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
     bool integers, bf16;
     input_forms(readers, integers, bf16);
-    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
+    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end, int) noexcept {
         for (int64_t t = begin; t < end; ++t) {
             float* const to = normed_.data() + t * hidden;
             kernels_.rms_norm(x_.data() + t * hidden, weight.data(), shape_.rms_norm_eps, hidden, to);
@@ -403,10 +455,10 @@ void Model::normalise(const std::vector<float>& weight, std::initializer_list<co
 void Model::project(std::initializer_list<Projection> outs, const Activations& x, int64_t tokens, bool add) {
     int64_t total = 0;
     for (const Projection& out : outs) total += work_units(out.matrix->panels, tokens);
-    const int64_t pieces = 16 * pool_.threads();
+    const int64_t pieces = 16 * pool_.threads();  // neighbours were not recorded
     // The grain is even, because kernels process the halves of a strip, and the panels of some formats, in pairs.
     const int64_t grain = ((total + pieces - 1) / pieces + 1) / 2 * 2;
-    pool_.each(total, grain, [&](int64_t begin, int64_t end) {
+    pool_.each(total, grain, [&](int64_t begin, int64_t end, int) noexcept {
         int64_t before = 0;
         for (const Projection& out : outs) {
             const int64_t count = work_units(out.matrix->panels, tokens);
@@ -431,7 +483,7 @@ void Model::store_keys_values(int32_t layer) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), width = shape_.head_dim, half = width / 2;
     const int64_t key_bytes = key_page_bytes(cache_type_, width), value_bytes = value_page_bytes(cache_type_, width);
     const float scale = 1.0f / std::sqrt(static_cast<float>(width));
-    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
+    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end, int) noexcept {
         for (int64_t t = begin; t < end; ++t) {
             const Token& token = tokens_[static_cast<size_t>(t)];
             const float* cos = cos_.data() + t * half;
@@ -466,22 +518,20 @@ Model::Partial Model::partial(const Tile& tile, int64_t head, int64_t split) {
 
 // Computes the attention of a tile's queries of one kv head over one split. Queries are gathered as [token][head of the
 // group][E].
-void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t split) {
+void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t split, int thread) {
     const int64_t width = shape_.head_dim, group = shape_.heads / shape_.kv_heads, count = tile.count * group;
     const int64_t key_bytes = key_page_bytes(cache_type_, width), value_bytes = value_page_bytes(cache_type_, width);
     const int64_t at = int64_t{layer} * shape_.kv_heads + head, stride = int64_t{shape_.layers} * shape_.kv_heads;
-    thread_local Buffer<float> work;
-    thread_local std::vector<int32_t> last;
-    work.reserve(static_cast<size_t>(attend_floats(count, width) + count * width));
-    last.resize(static_cast<size_t>(count));
-    float* const queries = work.data() + attend_floats(count, width);
+    float* const scratch = scratch_.data() + thread * scratch_stride_;
+    float* const queries = scratch + attend_floats(count, width);
+    int32_t* const last = last_.data() + thread * last_stride_;
     for (int64_t t = 0; t < tile.count; ++t)
         for (int64_t g = 0; g < group; ++g) {
             const int64_t token = tile.first + t;
             std::memcpy(queries + (t * group + g) * width,
                         q_.data() + (token * shape_.heads + head * group + g) * width,
                         static_cast<size_t>(width) * sizeof(float));
-            last[static_cast<size_t>(t * group + g)] = tokens_[static_cast<size_t>(token)].position;
+            last[t * group + g] = tokens_[static_cast<size_t>(token)].position;
         }
     const bool unrotated = shape_.unrotated_keys;
     const Angles* angles = unrotated ? &angles_[chunk_angles_[static_cast<size_t>(tile.chunk_index)]] : nullptr;
@@ -497,16 +547,16 @@ void Model::attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t 
     const Partial to = partial(tile, head, split);
     const int64_t wide = padded_width(width);
     for (int64_t first = 0; first < count; first += kMaxQueries)
-        kernels_.attend({queries + first * width, last.data() + first, std::min<int64_t>(kMaxQueries, count - first),
+        kernels_.attend({queries + first * width, last + first, std::min<int64_t>(kMaxQueries, count - first),
                          to.max_score + first, to.exp_sum + first, to.weighted_values + first * wide},
-                        cache, split, work.data());
+                        cache, split, scratch);
 }
 
 // Computes the attention of all tiles. A work item is one split of one kv head of one tile.
 void Model::attend(int32_t layer) {
     const int64_t heads = shape_.kv_heads;
     const int64_t items = tiles_.empty() ? 0 : tiles_.back().before + int64_t{tiles_.back().splits} * heads;
-    pool_.each(items, items > 64 * pool_.threads() ? 4 : 1, [&](int64_t begin, int64_t end) {
+    pool_.each(items, items > 64 * pool_.threads() ? 4 : 1, [&](int64_t begin, int64_t end, int thread) noexcept {
         for (int64_t item = begin; item < end; ++item) {
             // Items are processed in descending order: the last tiles of a prompt attend to the most keys, and starting
             // with them shortens the tail of the loop.
@@ -515,7 +565,7 @@ void Model::attend(int32_t layer) {
                                                 [](int64_t value, const Tile& tile) { return value < tile.before; });
             const Tile& tile = *(after - 1);
             const int64_t inside = turned - tile.before;
-            attend_split(layer, tile, inside / tile.splits, inside % tile.splits);
+            attend_split(layer, tile, inside / tile.splits, inside % tile.splits, thread);
         }
     });
     add_time(PUNA_PHASE_ATTENTION);
@@ -543,10 +593,10 @@ void Model::merge_head(const Tile& tile, int64_t head) {
 
 // attention_ = attention output of all tokens, in the forms that `readers` read.
 void Model::merge_splits(std::initializer_list<const Matrix*> readers) {
-    const int64_t tiles = static_cast<int64_t>(tiles_.size()), cols = width_of(shape_, true);
+    const int64_t tiles = static_cast<int64_t>(tiles_.size()), cols = width(Width::kQuery);
     bool integers, bf16;
     input_forms(readers, integers, bf16);
-    pool_.each(tiles, pool_.grain(tiles), [&](int64_t begin, int64_t end) {
+    pool_.each(tiles, pool_.grain(tiles), [&](int64_t begin, int64_t end, int) noexcept {
         for (int64_t i = begin; i < end; ++i) {
             const Tile& tile = tiles_[static_cast<size_t>(i)];
             for (int64_t head = 0; head < shape_.kv_heads; ++head) merge_head(tile, head);
@@ -562,7 +612,7 @@ void Model::activate(std::initializer_list<const Matrix*> readers) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), inner = shape_.intermediate_size;
     bool integers, bf16;
     input_forms(readers, integers, bf16);
-    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end) {
+    pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end, int) noexcept {
         for (int64_t t = begin; t < end; ++t) {
             float* const gate = gate_.data() + t * inner;
             kernels_.silu_mul(gate, up_.data() + t * inner, inner);
@@ -572,52 +622,65 @@ void Model::activate(std::initializer_list<const Matrix*> readers) {
     add_time(PUNA_PHASE_ACTIVATION);
 }
 
+// Returns the index of a matrix input in the array of puna_model_observe. The input of the head follows the last layer.
+int64_t Model::input_offset(int64_t layer, Input input) const {
+    int64_t before = 0, all = 0;
+    for (const Input other : kInputs) {
+        if (other < input) before += width(width_of(other));
+        all += width(width_of(other));
+    }
+    return layer * all + before;
+}
+
 // Sums the squares of column c of a matrix input over the tokens, and adds the sum to squares_[offset + c].
-void Model::observe(const float* x, int64_t cols, int64_t tokens, int64_t offset) {
+void Model::observe(const float* x, int64_t cols, int64_t offset) {
     if (!squares_) return;
-    pool_.each(cols, pool_.grain(cols), [&](int64_t begin, int64_t end) {
-        for (int64_t t = 0; t < tokens; ++t)
-            for (int64_t c = begin; c < end; ++c)
-                squares_[offset + c] += static_cast<double>(x[t * cols + c]) * x[t * cols + c];
+    const size_t tokens = tokens_.size();
+    pool_.each(cols, pool_.grain(cols), [&](int64_t begin, int64_t end, int) noexcept {
+        for (size_t t = 0; t < tokens; ++t)
+            for (int64_t c = begin; c < end; ++c) {
+                const double value = x[static_cast<int64_t>(t) * cols + c];
+                squares_[offset + c] += value * value;
+            }
     });
 }
 
-// Keys are stored transposed, so writing one token touches a cache line for each of the E elements (in bf16, for each
-// pair of elements). Prefetches these lines before store_key.
+// Prefetches the cache lines that store_key will write.
 void Model::prefetch_keys(int32_t layer) const {
-    const int64_t rows = shape_.head_dim / (cache_type_ == CacheType::kBF16 ? 2 : 1);
-    const int64_t key_bytes = key_page_bytes(cache_type_, shape_.head_dim), line = key_bytes / rows;
+    const int64_t key_bytes = key_page_bytes(cache_type_, shape_.head_dim);
     for (const Token& token : tokens_) {
         const int64_t page = int64_t{token.chunk->pages[token.position / kPage]} * shape_.layers + layer;
-        const uint8_t* at = keys_.data() + page * shape_.kv_heads * key_bytes + token.position % kPage * (line / kPage);
-        for (int64_t row = 0; row < shape_.kv_heads * rows; ++row) __builtin_prefetch(at + row * line, 1);
+        for (int64_t head = 0; head < shape_.kv_heads; ++head) {
+            const uint8_t* const keys = keys_.data() + (page * shape_.kv_heads + head) * key_bytes;
+            for_each_key_line(cache_type_, shape_.head_dim, token.position % kPage,
+                              [&](int64_t offset) { __builtin_prefetch(keys + offset, 1); });
+        }
     }
 }
 
 // Runs one transformer layer: x_ += o(attention(norm(x_))); x_ += down(silu(gate(norm(x_))) * up(norm(x_))).
 void Model::run_layer(Layer& layer, int32_t index) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
-    const int64_t inner = shape_.intermediate_size, q = width_of(shape_, true), kv = width_of(shape_, false);
-    const int64_t offset = int64_t{index} * (2 * hidden + q + inner);
+    const int64_t inner = shape_.intermediate_size, q = width(Width::kQuery), kv = width(Width::kKeyValue);
     if (n <= kFewTokens) prefetch_keys(index);
     normalise(layer.attention_norm, {&layer.q, &layer.k, &layer.v});
-    observe(normed_.data(), hidden, n, offset);
+    observe(normed_.data(), hidden, input_offset(index, Input::kAttentionNorm));
     project({{&layer.q, q_.data(), q}, {&layer.k, k_.data(), kv}, {&layer.v, v_.data(), kv}},
             activations(normed_.data(), hidden), n, false);
     add_time(PUNA_PHASE_QKV);
     store_keys_values(index);
     attend(index);
     merge_splits({&layer.o});
-    observe(attention_.data(), q, n, offset + hidden);
+    observe(attention_.data(), q, input_offset(index, Input::kAttention));
     project({{&layer.o, x_.data(), hidden}}, activations(attention_.data(), q), n, true);
     add_time(PUNA_PHASE_O);
     normalise(layer.mlp_norm, {&layer.gate, &layer.up});
-    observe(normed_.data(), hidden, n, offset + hidden + q);
+    observe(normed_.data(), hidden, input_offset(index, Input::kMlpNorm));
     project({{&layer.gate, gate_.data(), inner}, {&layer.up, up_.data(), inner}}, activations(normed_.data(), hidden),
             n, false);
     add_time(PUNA_PHASE_GATE_UP);
     activate({&layer.down});
-    observe(gate_.data(), inner, n, offset + 2 * hidden + q);
+    observe(gate_.data(), inner, input_offset(index, Input::kActivation));
     project({{&layer.down, x_.data(), hidden}}, activations(gate_.data(), inner), n, true);
     add_time(PUNA_PHASE_DOWN);
 }
@@ -637,14 +700,12 @@ void Model::run_head(const puna_chunk* chunks, int32_t count, float* logits) {
     tokens_.resize(static_cast<size_t>(rows));
     const Matrix& head = head_.panels.data ? head_ : embedding_;
     normalise(norm_, {&head});
-    observe(normed_.data(), hidden, rows,
-            shape_.layers * (2 * hidden + width_of(shape_, true) + shape_.intermediate_size));
+    observe(normed_.data(), hidden, input_offset(shape_.layers, Input::kAttentionNorm));
     project({{&head, logits, shape_.vocab_size}}, activations(normed_.data(), hidden), rows, false);
     add_time(PUNA_PHASE_HEAD);
 }
 
-void Model::forward(const puna_chunk* chunks, int32_t count, float* logits) {
-    stopping_ = false;
+void Model::forward(const puna_chunk* chunks, int32_t count, float* logits, const Interrupts& interrupts) {
     mark_ = now();
     prepare(chunks, count);
     embed();
@@ -652,10 +713,10 @@ void Model::forward(const puna_chunk* chunks, int32_t count, float* logits) {
     fill_angles(chunks, count);
     add_time(PUNA_PHASE_ROPE);
     for (int32_t layer = 0; layer < shape_.layers; ++layer) {
-        if (stopping_) throw Stopped();
+        if (interrupts.any()) throw Stopped();
         run_layer(layers_[static_cast<size_t>(layer)], layer);
     }
-    if (stopping_) throw Stopped();
+    if (interrupts.any()) throw Stopped();
     run_head(chunks, count, logits);
 }
 

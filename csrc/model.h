@@ -27,7 +27,20 @@ struct Layer {
     Matrix q, k, v, o, gate, up, down;
 };
 
-// Thrown by a forward pass that stop() interrupted.
+// Sizes of rows and columns that the shape of a model determines.
+enum class Width : int8_t { kHidden, kQuery, kKeyValue, kInner };
+
+// Inputs of the matrices of a layer, in the order of a forward pass.
+enum class Input : int8_t { kAttentionNorm, kAttention, kMlpNorm, kActivation };
+
+// Counts interrupts. A forward pass ends at the next layer boundary once `count` differs from `start`.
+struct Interrupts {
+    const std::atomic<uint32_t>* count = nullptr;  // null: the pass cannot be interrupted
+    uint32_t start = 0;
+    bool any() const { return count && *count != start; }
+};
+
+// Thrown by a forward pass that was interrupted.
 struct Stopped : std::runtime_error {
     Stopped() : std::runtime_error("the forward pass was stopped") {}
 };
@@ -45,9 +58,7 @@ class Model {
     // Limits the KV cache to `pages` pages of kPage tokens.
     void limit_pages(int32_t pages);
     // See puna_forward.
-    void forward(const puna_chunk* chunks, int32_t count, float* logits);
-    // Ends a running forward pass at the next layer boundary; safe to call from a signal handler.
-    void stop() { stopping_ = true; }
+    void forward(const puna_chunk* chunks, int32_t count, float* logits, const Interrupts& interrupts);
 
     // See puna_model_weight_bytes and puna_model_integers.
     void weight_bytes(int64_t* bytes) const;
@@ -92,7 +103,18 @@ class Model {
         float* weighted_values;
     };
 
-    Matrix* find(int32_t kind, int32_t layer);
+    // A tensor of the model: a matrix, or a vector. `biased`: the matrix to which a bias belongs.
+    struct Target {
+        Matrix* matrix = nullptr;
+        std::vector<float>* vector = nullptr;
+        Matrix* biased = nullptr;
+        int64_t rows = 1;
+        int64_t cols = 0;
+    };
+
+    Target find(int32_t kind, int32_t layer);
+    int64_t width(Width width) const;
+    int64_t input_offset(int64_t layer, Input input) const;
     void pack(Matrix& matrix, const puna_tensor& tensor);
     void prepare(const puna_chunk* chunks, int32_t count);
     void reserve_pages(int32_t pages);
@@ -106,11 +128,11 @@ class Model {
     void convert_row(const float* x, int64_t cols, int64_t token, bool integers, bool bf16);
     Activations activations(const float* x, int64_t cols);
     void project(std::initializer_list<Projection> outs, const Activations& x, int64_t tokens, bool add);
-    void observe(const float* x, int64_t cols, int64_t tokens, int64_t offset);
+    void observe(const float* x, int64_t cols, int64_t offset);
     void prefetch_keys(int32_t layer) const;
     void store_keys_values(int32_t layer);
     void attend(int32_t layer);
-    void attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t split);
+    void attend_split(int32_t layer, const Tile& tile, int64_t head, int64_t split, int thread);
     Partial partial(const Tile& tile, int64_t head, int64_t split);
     void merge_splits(std::initializer_list<const Matrix*> readers);
     void merge_head(const Tile& tile, int64_t head);
@@ -126,7 +148,6 @@ class Model {
     Matrix embedding_, head_;
     std::vector<float> norm_;
     std::vector<Layer> layers_;
-    std::atomic<bool> stopping_{false};
 
     int32_t pages_ = 0;     // limit of the cache
     int32_t reserved_ = 0;  // pages that keys_ and values_ have memory for
@@ -139,6 +160,9 @@ class Model {
     Buffer<float> x_, normed_, q_, k_, v_, attention_, gate_, up_, cos_, sin_;
     Buffer<float> sums_, totals_;  // partial attention sums: mixed values; maximum scores and totals
     Buffer<ActivationBlock> blocks_;
+    Buffer<float> scratch_;  // [threads][scratch_stride_]: scratch of `attend` and gathered queries
+    Buffer<int32_t> last_;   // [threads][last_stride_]: positions of the gathered queries
+    int64_t scratch_stride_ = 0, last_stride_ = 0;
     Buffer<uint16_t> bf16_;
 
     double* squares_ = nullptr;  // see puna_model_observe

@@ -77,11 +77,11 @@ void pack_integer(const Panels& panels, const uint8_t* data, int row, uint8_t* p
 
 // Writes one row of floats into its panel: elements, or for bf16 pairs, interleaved with those of the other rows.
 void pack_float(const Panels& panels, const uint8_t* data, int row, uint8_t* to) {
-    const Format format = panels.traits->format;
+    const Planes type = panels.traits->planes;
     for (int64_t k = 0; k < panels.cols; ++k) {
-        if (format == kF32)
+        if (type == Planes::kF32)
             std::memcpy(to + (k * kPanel + row) * 4, data + k * 4, 4);
-        else if (format == kF16)
+        else if (type == Planes::kF16)
             std::memcpy(to + (k * kPanel + row) * 2, data + k * 2, 2);
         else
             std::memcpy(to + ((k / 2 * kPanel + row) * 2 + k % 2) * 2, data + k * 2, 2);
@@ -91,13 +91,13 @@ void pack_float(const Panels& panels, const uint8_t* data, int row, uint8_t* to)
 // The following functions read a panel back, one value at a time.
 
 float float_at(const Panels& panels, const uint8_t* panel, int row, int64_t k) {
-    const Format format = panels.traits->format;
-    if (format == kF32) {
+    const Planes type = panels.traits->planes;
+    if (type == Planes::kF32) {
         float value;
         std::memcpy(&value, panel + (k * kPanel + row) * 4, 4);
         return value;
     }
-    if (format == kF16) return from_half(load_u16(panel + (k * kPanel + row) * 2));
+    if (type == Planes::kF16) return from_half(load_u16(panel + (k * kPanel + row) * 2));
     return from_bfloat(load_u16(panel + ((k / 2 * kPanel + row) * 2 + k % 2) * 2));
 }
 
@@ -163,7 +163,7 @@ Panels describe(const FormatTraits& traits, int64_t rows, int64_t cols) {
     if (out.integer()) {
         out.stride = block_offsets(traits.planes, traits.scales, cols / kBlock - 1).planes + plane_bytes(traits.planes);
     } else {
-        const int64_t even = traits.format == kBF16 ? (cols + 1) / 2 * 2 : cols;
+        const int64_t even = traits.planes == Planes::kBf16 ? (cols + 1) / 2 * 2 : cols;
         out.stride = (even * kPanel * traits.bytes + kLine - 1) / kLine * kLine;
     }
     return out;

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -20,7 +19,7 @@ namespace puna {
 namespace {
 
 // Number of polls before a thread sleeps. They take about 20 microseconds: longer than the gap between two loops of a
-// forward pass, and short enough to leave the processor to other processes.
+// forward pass, and short enough to leave the processor to other processes. Other numbers were not recorded.
 constexpr int kSpins = 2000;
 
 inline void pause() {
@@ -57,7 +56,7 @@ void Pool::end() {
 void Pool::run(int64_t count, int64_t grain, Function function, const void* context) {
     if (count <= 0) return;
     if (workers_.empty() || count <= grain) {
-        function(context, 0, count);
+        function(context, 0, count, 0);
         return;
     }
     function_ = function;
@@ -84,10 +83,6 @@ void Pool::run(int64_t count, int64_t grain, Function function, const void* cont
         left_.wait(lock, [&] { return inside_ == 0; });
         waiting_ = false;
     }
-    if (failed_) {
-        failed_ = false;
-        std::rethrow_exception(std::exchange(fault_, nullptr));
-    }
 }
 
 void Pool::take_pieces(int thread) {
@@ -98,18 +93,8 @@ void Pool::take_pieces(int thread) {
             const int64_t next = range.next.fetch_add(grain_);
             const int64_t begin = std::max(next, range.begin), end = std::min(next + grain_, range.end);
             if (begin >= end) break;
-            call(begin, end);
+            function_(context_, begin, end, thread);
         }
-    }
-}
-
-// Computes a piece, unless a piece has failed.
-void Pool::call(int64_t begin, int64_t end) {
-    if (failed_) return;
-    try {
-        function_(context_, begin, end);
-    } catch (...) {
-        if (!failed_.exchange(true)) fault_ = std::current_exception();
     }
 }
 

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <exception>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -26,27 +25,31 @@ class Pool {
 
     int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-    // Calls body(begin, end) for pieces that cover [0, count) and returns when all are done. Pieces begin at multiples
-    // of `grain` or at the start of a thread's range. If bodies throw, one of their exceptions is rethrown at the end.
+    // Calls body(begin, end, thread) for pieces that cover [0, count) and returns when all are done. Pieces begin at
+    // multiples of `grain` or at the start of a thread's range. `thread`, below threads(), selects the memory of a
+    // thread. The body must be noexcept: memory is reserved before the loop.
     template <typename Body>
     void each(int64_t count, int64_t grain, const Body& body) {
+        static_assert(std::is_nothrow_invocable_v<const Body&, int64_t, int64_t, int>, "the body must be noexcept");
         run(
             count, grain,
-            [](const void* context, int64_t begin, int64_t end) { (*static_cast<const Body*>(context))(begin, end); },
+            [](const void* context, int64_t begin, int64_t end, int thread) noexcept {
+                (*static_cast<const Body*>(context))(begin, end, thread);
+            },
             &body);
     }
 
-    // Returns a grain that splits `count` items into about four pieces per thread.
+    // Returns a grain that splits `count` items into about four pieces per thread. Zen 4: two to eight are within the
+    // noise.
     int64_t grain(int64_t count) const {
         const int64_t pieces = 4 * threads();
         return count > pieces ? (count + pieces - 1) / pieces : 1;
     }
 
   private:
-    using Function = void (*)(const void*, int64_t, int64_t);
+    using Function = void (*)(const void*, int64_t, int64_t, int) noexcept;
 
     void run(int64_t count, int64_t grain, Function function, const void* context);
-    void call(int64_t begin, int64_t end);
     void end();
     void take_pieces(int thread);
     void work(int thread);
@@ -71,8 +74,6 @@ class Pool {
     int64_t grain_ = 1;
     Function function_ = nullptr;
     const void* context_ = nullptr;
-    std::atomic<bool> failed_{false};  // the body threw `fault_`
-    std::exception_ptr fault_;
 };
 
 }  // namespace puna

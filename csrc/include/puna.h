@@ -96,6 +96,9 @@ enum {
     PUNA_DOWN_BIAS = 18
 };
 
+/* Maximum number of threads of a model or of a function. */
+#define PUNA_MAX_THREADS 256
+
 /* Tokens in one page of the KV cache. */
 #define PUNA_PAGE 64
 

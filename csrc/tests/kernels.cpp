@@ -44,7 +44,7 @@ void demand(const char* kernels, const std::string& what, bool good) {
 
 // ---- matrices
 
-struct Weights {
+struct MatrixUnderTest {
     std::vector<uint8_t> panels;
     std::vector<float> bias, values;  // values: as read_row dequantises them
     std::vector<double> sizes;        // |scale * integer| + |minimum| of each value
@@ -98,7 +98,8 @@ std::vector<uint8_t> file_rows(const FormatTraits& traits, int64_t rows, int64_t
 }
 
 // Packs the rows and dequantises them again. `out.described` points into `out.panels`.
-void pack_rows(const FormatTraits& traits, int64_t rows, int64_t cols, const std::vector<uint8_t>& file, Weights& out) {
+void pack_rows(const FormatTraits& traits, int64_t rows, int64_t cols, const std::vector<uint8_t>& file,
+               MatrixUnderTest& out) {
     out.described = describe(traits, rows, cols);
     out.panels.resize(static_cast<size_t>(out.described.count() * out.described.stride) + 4096 + 64);
     const size_t lead = 64 - reinterpret_cast<uintptr_t>(out.panels.data()) % 64;
@@ -109,8 +110,8 @@ void pack_rows(const FormatTraits& traits, int64_t rows, int64_t cols, const std
     for (int64_t row = 0; row < rows; ++row) read_row(out.described, row, out.values.data() + row * cols);
 }
 
-Weights make_weights(const FormatTraits& traits, int64_t rows, int64_t cols, bool with_bias, int filling) {
-    Weights out, scaled;
+MatrixUnderTest make_weights(const FormatTraits& traits, int64_t rows, int64_t cols, bool with_bias, int filling) {
+    MatrixUnderTest out, scaled;
     std::vector<uint8_t> file = file_rows(traits, rows, cols, filling);
     pack_rows(traits, rows, cols, file, out);
     if (traits.min_at >= 0)  // the same matrix without minimums
@@ -150,14 +151,13 @@ Inputs make_inputs(const Kernels& kernels, const FormatTraits& traits, int64_t t
     out.bf16.resize(static_cast<size_t>(tokens * even));
     for (int64_t t = 0; t < tokens; ++t) {
         kernels.to_bf16(out.x.data() + t * cols, cols, out.bf16.data() + t * even);
-        if (traits.planes != Planes::kFloat)
-            kernels.quantize(out.x.data() + t * cols, cols, out.blocks.data() + t * per);
+        if (!is_float(traits.planes)) kernels.quantize(out.x.data() + t * cols, cols, out.blocks.data() + t * per);
         for (int64_t k = 0; k < cols; ++k) {
             float& to = out.rounded[static_cast<size_t>(t * cols + k)];
-            if (traits.planes != Planes::kFloat) {
+            if (!is_float(traits.planes)) {
                 const ActivationBlock& block = out.blocks[static_cast<size_t>(t * per + k / kBlock)];
                 to = block.scale * block.quants[k % kBlock];
-            } else if (traits.format == kBF16 && kernels.uses_bf16) {
+            } else if (traits.planes == Planes::kBf16 && kernels.uses_bf16) {
                 to = from_bfloat(out.bf16[static_cast<size_t>(t * even + k)]);
             }
         }
@@ -170,7 +170,7 @@ Inputs make_inputs(const Kernels& kernels, const FormatTraits& traits, int64_t t
 double check_matrix(const Kernels& kernels, const FormatTraits& traits, int64_t rows, int64_t cols, int64_t tokens,
                     const Filling& filling = {}) {
     const bool with_bias = below(2), add = below(2);
-    const Weights w = make_weights(traits, rows, cols, with_bias, filling.byte);
+    const MatrixUnderTest w = make_weights(traits, rows, cols, with_bias, filling.byte);
     const Inputs in = make_inputs(kernels, traits, tokens, cols, filling.input);
     const int64_t stride = rows + 3;
     std::vector<float> start(static_cast<size_t>(tokens * stride)), out, single;
@@ -225,27 +225,91 @@ double check_matrix(const Kernels& kernels, const FormatTraits& traits, int64_t 
     return worst;
 }
 
+void check_format(const Kernels& kernels, const FormatTraits& traits) {
+    std::vector<int> widths;
+    for (const int width : {1, 7, 32, 33, 96, 100, 256, 288, 300, 576, 768})
+        if (width % traits.values == 0 && (traits.values > 1 || width % 32 || width == 256)) widths.push_back(width);
+    double worst = 0.0;
+    for (const int cols : widths)
+        for (const int rows : {1, 16, 17, 40, 128, 200})
+            for (const int tokens : {1, 2, 3, 5, 7, 13, 65}) {
+                if (tokens == 65 && rows != 40) continue;
+                if (tokens > 5 && rows > 40) continue;
+                if (quick && (rows == 16 || tokens == 2 || tokens == 7 || cols > 300)) continue;
+                worst = std::max(worst, check_matrix(kernels, traits, rows, cols, tokens));
+            }
+    if (!is_float(traits.planes))
+        for (const int byte : {0x00, 0x66, 0x7f, 0x80, 0xff})  // 0x66: the iq4_nl level whose digits are largest
+            for (const float input : {-1.0f, 1.0f})
+                for (const int tokens : {1, 2, 13})
+                    worst = std::max(worst, check_matrix(kernels, traits, 17, 256, tokens, {byte, input}));
+    report(kernels.name, "matmul of ggml type " + std::to_string(traits.format), worst, 1e-6);
+}
+
 void check_matrices(const Kernels& kernels) {
-    for (const FormatTraits& traits : all_formats()) {
-        std::vector<int> widths = {256, 768};
-        if (traits.values == 32) widths = {32, 96, 288, 576};
-        if (traits.values == 1) widths = {1, 7, 33, 100, 256, 300};
-        double worst = 0.0;
-        for (const int cols : widths)
-            for (const int rows : {1, 16, 17, 40, 128, 200})
-                for (const int tokens : {1, 2, 3, 5, 7, 13, 65}) {
-                    if (tokens == 65 && rows != 40) continue;
-                    if (tokens > 5 && rows > 40) continue;
-                    if (quick && (rows == 16 || tokens == 2 || tokens == 7 || cols > 300)) continue;
-                    worst = std::max(worst, check_matrix(kernels, traits, rows, cols, tokens));
-                }
-        if (traits.planes != Planes::kFloat)
-            for (const int byte : {0x00, 0x66, 0x7f, 0x80, 0xff})  // 0x66: the iq4_nl level whose digits are largest
-                for (const float input : {-1.0f, 1.0f})
-                    for (const int tokens : {1, 2, 13})
-                        worst = std::max(worst, check_matrix(kernels, traits, 17, 256, tokens, {byte, input}));
-        report(kernels.name, "matmul of ggml type " + std::to_string(traits.format), worst, 1e-6);
+    for (const FormatTraits& traits : all_formats()) check_format(kernels, traits);
+}
+
+// ---- a format that only this test knows. This descriptor is all that the runtime needs to pack, read, multiply and
+// quantise it. A block has 32 values of four bits, value i in the nibble i % 2 of byte i / 2, and then an f16 scale.
+
+int toy_level(const uint8_t* block, int i) { return block[i / 2] >> 4 * (i % 2) & 15; }
+
+void read_toy(const uint8_t* block, int, RowBlock& out) {
+    for (int s = 0; s < 4; ++s) {
+        out.words[s] = 0;
+        for (int i = 0; i < 4; ++i) {
+            const int low = toy_level(block, 4 * s + i), high = toy_level(block, 16 + 4 * s + i);
+            out.words[s] |= static_cast<uint32_t>(low | high << 4) << 8 * i;
+        }
     }
+}
+
+void write_toy(const QuantizedBlock& from, uint8_t* block) {
+    for (int i = 0; i < 16; ++i) block[i] = static_cast<uint8_t>(from.level[2 * i] | from.level[2 * i + 1] << 4);
+    std::memcpy(block + 16, &from.scale, 2);
+}
+
+constexpr Quantization kToToy{.plain = {.kind = SearchKind::kSignedAbsMax, .size = 32, .levels = 8},
+                              .weights = Weights::kNone,
+                              .weighted = {.kind = SearchKind::kSignedAbsMax, .size = 32, .levels = 8},
+                              .zero = 8,
+                              .top = 15,
+                              .write = write_toy};
+
+constexpr FormatTraits kToy{.format = static_cast<Format>(1000),
+                            .values = 32,
+                            .bytes = 18,
+                            .planes = Planes::kFour,
+                            .scales = Scales::kHalf,
+                            .zero = 8,
+                            .scale_at = 16,
+                            .read = read_toy,
+                            .quantization = &kToToy};
+
+void check_toy_format(const Kernels& kernels) {
+    constexpr int64_t kRows = 19, kCols = 96;
+    std::vector<float> x(kRows * kCols);
+    for (float& value : x) value = normal();
+    std::vector<uint8_t> file(static_cast<size_t>(kRows * kCols / kToy.values * kToy.bytes));
+    demand(kernels.name, "the toy format can be quantised", can_quantize(*find_format(kF32), kToy));
+    quantize(kernels, 2, *find_format(kF32), kToy, reinterpret_cast<const uint8_t*>(x.data()), kRows, kCols, nullptr,
+             file.data());
+    MatrixUnderTest packed;
+    pack_rows(kToy, kRows, kCols, file, packed);
+    double worst = 0.0;
+    for (size_t i = 0; i < x.size(); ++i) {
+        const uint8_t* const block = file.data() + i / 32 * 18;
+        uint16_t half;
+        std::memcpy(&half, block + 16, 2);
+        const float scale = from_half(half);
+        demand(kernels.name, "the toy format is packed and read",
+               packed.values[i] == scale * static_cast<float>(toy_level(block, static_cast<int>(i % 32)) - 8));
+        // Levels go from -8 to 7: a value near 8 differs by up to one step; the f16 scale differs by 2^-11.
+        worst = std::max(worst, std::fabs(packed.values[i] - static_cast<double>(x[i])) / std::fabs(scale));
+    }
+    report(kernels.name, "quantising to the toy format", worst, 1.01);
+    check_format(kernels, kToy);
 }
 
 // ---- quantising of activations
@@ -520,6 +584,24 @@ void check_attentions(const Kernels& kernels) {
     }
 }
 
+// Checks that for_each_key_line lists exactly the cache lines that store_key changes.
+void check_key_lines(const Kernels& kernels) {
+    for (const CacheType type : {CacheType::kF32, CacheType::kF16, CacheType::kBF16, CacheType::kQ8_0})
+        for (const int64_t width : {8, 20, 64, 80, 128})
+            for (const int64_t slot : {0, 1, 15, 40, 63}) {
+                const size_t lines = static_cast<size_t>(key_page_bytes(type, width) + 63) / 64;
+                std::vector<uint8_t> page(lines * 64);
+                std::vector<bool> expected(lines), changed(lines);
+                kernels.store_key(std::vector<float>(static_cast<size_t>(width), 1.0f).data(), width, type, page.data(),
+                                  slot);
+                for (size_t i = 0; i < page.size(); ++i)
+                    if (page[i]) changed[i / 64] = true;
+                for_each_key_line(type, width, slot,
+                                  [&](int64_t offset) { expected[static_cast<size_t>(offset) / 64] = true; });
+                demand(kernels.name, "the cache lines of a key", expected == changed);
+            }
+}
+
 // ---- quantisers
 
 // FNV-1a hashes of six quantised rows, without and with importance; every instruction set must produce them.
@@ -572,10 +654,12 @@ void check_quantisers(const Kernels& kernels) {
 void check(const Kernels& kernels) {
     check_quantisers(kernels);
     check_matrices(kernels);
+    check_toy_format(kernels);
     check_quantize(kernels);
     check_bf16(kernels);
     check_vectors(kernels);
     check_attentions(kernels);
+    check_key_lines(kernels);
 }
 
 }  // namespace

@@ -99,7 +99,7 @@ def test_a_missing_tensor_or_an_invalid_shape_is_an_error():
     config = config_of()
     state = pack_state("f32", random_state(config))
     incomplete = {name: weight for name, weight in state.items() if "layers.1.mlp.up_proj" not in name}
-    with pytest.raises(BackendError, match="lacks a layer's matrix"):
+    with pytest.raises(BackendError, match=r"lacks mlp\.up_proj of layer 1"):
         NativeBackend(config, incomplete)
     state["model.layers.0.mlp.up_proj.weight"] = pack("f32", np.zeros((3, 4)), np.random.default_rng(0))
     with pytest.raises(BackendError, match=r"up_proj\.weight \(f32, shape \(3, 4\)\): its shape"):

@@ -17,7 +17,7 @@ from puna.backend import Chunk, consecutive_pages
 from puna.errors import BackendError, PunaError, RequestError
 from puna.formats.blocks import FORMATS
 from puna.native import NativeBackend, memory
-from puna.native.library import load_library
+from puna.native.library import MAX_THREADS, check_threads, load_library
 from puna.native.measure import measure_machine
 from puna.native.memory import available_memory
 from puna.native.quantize import quantize
@@ -128,7 +128,7 @@ def test_more_threads_than_the_system_allows_are_an_error():
     )
     lines = run.stdout.splitlines()
     assert run.returncode == 0 and len(lines) == 2, run.stderr
-    assert "threads is 2000; it must be from 1 to 1024" in lines[1]
+    assert "threads is 2000; it must be from 1 to 256" in lines[1]
 
 
 def test_zero_threads_are_an_error_everywhere():
@@ -138,8 +138,18 @@ def test_zero_threads_are_an_error_everywhere():
         lambda: measure_machine(0),
         lambda: quantize(values, FORMATS["f32"], 32, FORMATS["q8_0"], threads=0),
     ):
-        with pytest.raises(PunaError, match="threads is 0; it must be from 1 to 1024"):
+        with pytest.raises(PunaError, match="threads is 0; it must be from 1 to 256"):
             call()
+
+
+def test_python_and_the_library_have_one_limit_of_threads():
+    values = np.zeros((1, 128), np.uint8)
+    quantize(values, FORMATS["f32"], 32, FORMATS["q8_0"], threads=MAX_THREADS)
+    with pytest.raises(PunaError, match=f"must be from 1 to {MAX_THREADS}"):
+        quantize(values, FORMATS["f32"], 32, FORMATS["q8_0"], threads=MAX_THREADS + 1)
+    check_threads(MAX_THREADS)
+    with pytest.raises(BackendError, match=f"from 1 to {MAX_THREADS}"):
+        check_threads(MAX_THREADS + 1)
 
 
 def test_a_forked_child_can_delete_a_model():

@@ -164,7 +164,7 @@ def test_inconsistent_arguments_are_errors():
         ),
         (lambda: quantize(x, f32, 736, q4), "bytes for 6 rows of 736 f32 values"),
         (lambda: quantize(x[:0], f32, COLUMNS, q4), "is empty or too large, or its row length is not a multiple"),
-        (lambda: quantize(x, f32, COLUMNS, q4, threads=-1), "threads is -1; it must be from 1 to 1024"),
+        (lambda: quantize(x, f32, COLUMNS, q4, threads=-1), "threads is -1; it must be from 1 to 256"),
         (lambda: quantize(x, f32, COLUMNS, q4, importance_of(736)), r"importance has shape \(736,\)"),
         (
             lambda: quantize(quantise_f32(sample_values("gaussian"), "q8_0"), FORMATS["q8_0"], COLUMNS, q4),

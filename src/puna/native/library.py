@@ -15,6 +15,9 @@ from puna.errors import BackendError, show
 ABI_VERSION = 4
 """PUNA_ABI_VERSION in csrc/include/puna.h."""
 
+MAX_THREADS = 256
+"""PUNA_MAX_THREADS in csrc/include/puna.h."""
+
 KERNELS_VARIABLE = "PUNA_KERNELS"
 """Environment variable that forces an instruction set by name, for tests."""
 
@@ -182,9 +185,11 @@ def machine() -> Machine:
 
 
 def check_threads(threads: object) -> None:
-    """Raises BackendError unless `threads` is None or a whole number from 1 to 256."""
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= 256):
-        raise BackendError(f"threads is {show(threads)}; it must be a whole number from 1 to 256")
+    """Raises BackendError unless `threads` is None or a whole number from 1 to MAX_THREADS."""
+    if threads is not None and (
+        isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads <= MAX_THREADS
+    ):
+        raise BackendError(f"threads is {show(threads)}; it must be a whole number from 1 to {MAX_THREADS}")
 
 
 def default_threads(threads: int | None) -> int:
