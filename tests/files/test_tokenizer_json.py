@@ -88,6 +88,22 @@ REFUSED_PARTS: dict[str, tuple[dict[str, Any], str]] = {
         {"post_processor": template([TEXT_PLACEHOLDER], a={"id": "a", "ids": [1] * 1000, "tokens": ["a"]})},
         "1000 times longer",
     ),
+    "an id of 2^31 in BPE": (
+        {"model": {"type": "BPE", "vocab": {"a": 0, "b": 2**31}, "merges": []}},
+        "the id 2147483648; the limit is 4000000",
+    ),
+    "an id of 2^31 in WordPiece": (
+        {
+            "model": {
+                "type": "WordPiece",
+                "unk_token": "a",
+                "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 1,
+                "vocab": {"a": 0, "b": 2**31},
+            }
+        },
+        "the id 2147483648; the limit is 4000000",
+    ),
     "merges without their prefix": (
         {"model": {"type": "BPE", "vocab": {"a": 0, "é": 1}, "merges": ["a é"], "continuing_subword_prefix": "z"}},
         "continuing_subword_prefix",

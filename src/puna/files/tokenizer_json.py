@@ -28,6 +28,10 @@ FILE_LIMIT = 64 * 2**20
 _MAX_VALUES = 4_000_000
 """Maximum number of values in a tokenizer.json; that of Llama 3 has 1.1 million."""
 
+_MAX_ID = 4_000_000
+"""Largest id of a token in the vocabulary. When the library saves a vocabulary, it reserves memory for all ids up to
+the largest; the vocabularies of LLaMA models have fewer than 300,000 ids."""
+
 _MAX_GROWTH = 64
 """How much longer normalising, post-processing or decoding may make a text. Pipelines of LLaMA models need 3: the space
 becomes U+2581."""
@@ -100,6 +104,16 @@ def check_pipeline(content: Mapping[str, Any]) -> None:
         for step in _steps(content.get(name)):
             _check_step(name, step)
     _check_prefix(content.get("model"))
+    _check_ids(content.get("model"))
+
+
+def _check_ids(model: Any) -> None:
+    vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
+    for token, index in vocabulary.items() if isinstance(vocabulary, Mapping) else ():
+        if type(index) is int and index > _MAX_ID:
+            raise TokenizerError(
+                f"the vocabulary gives the token {show(token)} the id {show(index)}; the limit is {_MAX_ID}"
+            )
 
 
 def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
