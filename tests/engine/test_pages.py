@@ -68,6 +68,19 @@ def test_one_token_of_a_repeated_prompt_is_computed():
         assert tokens_of(events, 2) == expected_answer(prompt_of(length), 2)
 
 
+def test_a_page_is_shared_only_after_all_its_tokens_were_computed():
+    """The last token of an answer is not computed."""
+    engine = new_engine()
+    prompt = prompt_of(60)
+    engine.submit(Request(prompt, 4))
+    answer = tokens_of(drain(engine), 1)
+    assert (len(prompt) + len(answer), engine.pool.cached) == (64, 0)
+    engine.submit(Request((*prompt, *answer, 3), 4))
+    events = drain(engine)
+    assert cached_tokens(events, 2) == 0
+    assert tokens_of(events, 2) == expected_answer((*prompt, *answer, 3), 4)
+
+
 def test_prompt_logits_cover_a_prompt_that_is_cached():
     engine = new_engine()
     prompt = prompt_of(200)

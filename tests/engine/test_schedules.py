@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -91,8 +91,9 @@ def random_requests(random: np.random.Generator, longest: int) -> list[Request]:
     while len(requests) < random.integers(3, 9):
         text = texts[random.integers(0, 3)].copy()
         text[random.integers(1, CONTEXT) :] = random.integers(3, VOCAB)
-        length = int(random.integers(1, longest))
-        max_tokens = int(random.integers(0, min(longest - length, 90) + 1))
+        length = int(random.choice([random.integers(1, longest), 64, 128, random.integers(60, 70)])) % longest or 1
+        to_page = -length % PAGE  # the answer fills a page
+        max_tokens = min(longest - length, int(random.choice([random.integers(0, 90), to_page, to_page + 1])))
         for _ in range(random.choice([1, 1, 3])):  # several answers to one prompt
             sampled = Sampling(0.9, repetition_penalty=float(random.choice([1.0, 1.3])), seed=int(random.integers(99)))
             requests.append(
@@ -109,11 +110,20 @@ def random_requests(random: np.random.Generator, longest: int) -> list[Request]:
     return requests
 
 
-def run_schedule(backend: SmallBackend, requests: list[Request], random: np.random.Generator, counts: Counter) -> dict:
-    """Runs requests that arrive and are cancelled at random; returns the results by index, without cancelled ones."""
+def next_turn(request: Request, result: Result, longest: int) -> Request:
+    """Returns a request that continues the answer of an earlier one."""
+    prompt = (*request.prompt_ids, *result.tokens, 5)
+    return replace(request, prompt_ids=prompt[:longest], max_tokens=min(longest - len(prompt[:longest]), 20))
+
+
+def run_schedule(backend: Backend, requests: list[Request], random: np.random.Generator, counts: Counter) -> dict:
+    """Runs requests that arrive and are cancelled at random; returns the results by index, without cancelled ones.
+
+    Half of the answers get a second turn, which is added to `requests`.
+    """
     engine = Engine(backend, int(random.integers(1, 6)), prefix_cache=bool(random.random() < 0.9))
     results: dict[int, Result] = {}
-    waiting, indices = list(enumerate(requests)), {}
+    waiting, indices, first_turns = list(enumerate(requests)), {}, len(requests)
     while waiting or engine.busy:
         while waiting and random.random() < 0.5:
             index, request = waiting.pop(0)
@@ -123,8 +133,13 @@ def run_schedule(backend: SmallBackend, requests: list[Request], random: np.rand
         counts["interrupts"] += 1
         with suppress(KeyboardInterrupt):
             for event in engine.step():
-                if indices[event.request_id] in results:
-                    results[indices[event.request_id]].add(event)
+                index = indices[event.request_id]
+                if index in results:
+                    results[index].add(event)
+                    if event.finish_reason and index < first_turns and random.random() < 0.5:
+                        turn = next_turn(requests[index], results[index], min(CONTEXT, backend.pages * PAGE))
+                        waiting.append((len(requests), turn))
+                        requests.append(turn)
             counts["interrupts"] -= 1
         if random.random() < 0.01:
             request_id = int(random.choice(list(indices) or [0]))
@@ -170,3 +185,33 @@ def test_answers_are_equal_in_random_schedules(backends: tuple[SmallBackend, Nat
 @pytest.mark.slow
 def test_answers_are_equal_in_two_thousand_random_schedules(backends: tuple[SmallBackend, NativeBackend]) -> None:
     check_schedules(backends, range(40, 2000))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_answers_of_pytorch_are_most_likely_in_random_schedules(
+    device: str, backends: tuple[SmallBackend, NativeBackend]
+) -> None:
+    """Sharing and recomputation change the logits of PyTorch by rounding, so tokens are compared with native logits."""
+    torch = pytest.importorskip("torch")
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    from puna.model import TorchBackend
+
+    backend = TorchBackend.from_pretrained(LAYOUTS["hf"], device=device, dtype="float32", slots=4)
+    counts: Counter = Counter()
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        backend.pages = int(random.integers(2, 9))
+        requests = random_requests(random, min(CONTEXT, backend.pages * PAGE))
+        requests = [replace(request, sampling=Sampling()) for request in requests]
+        for index, result in run_schedule(backend, requests, random, counts).items():
+            prompt = requests[index].prompt_ids
+            scored = Request((*prompt, *result.tokens), 0, prompt_logits=True)
+            logits = np.concatenate(run_alone(backends[1], scored).logits)
+            chosen = logits[np.arange(len(prompt) - 1, len(scored.prompt_ids) - 1), result.tokens]
+            assert result.end and (chosen > logits[len(prompt) - 1 : -1].max(axis=-1) - 1e-3).all(), (seed, index)
+            assert len(result.logits) == 0 or np.allclose(
+                np.concatenate(result.logits), logits[: len(prompt)], atol=1e-3
+            ), (seed, index)
+            counts.update(answers=1, cached=result.cached > 0)
+    assert min(counts["hits"], counts["evictions"], counts["preemptions"], counts["cached"]) > 0
