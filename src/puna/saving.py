@@ -9,7 +9,7 @@ from typing import Any
 
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, show
-from puna.files import folder_path, storage_errors, write_json
+from puna.files import PartName, folder_path, parse_part_name, storage_errors, write_json
 from puna.files.atomic_folder import replace_files, temporary_staging
 from puna.formats.blocks import FORMATS, BlockFormat
 from puna.formats.new_tensor import Buffer, NewTensor, Producer
@@ -18,9 +18,6 @@ from puna.formats.safetensors import write_safetensors
 _SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
-_EARLIER = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|generation_config\.json")
-"""Files of an earlier save. Saving removes them if no new file replaces them."""
-
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 _BY_NAME = {name: item for item in FORMATS.values() for name in (item.name, item.torch) if name is not None}
@@ -66,9 +63,16 @@ def save_checkpoint(
             names.append(INDEX)
         names += [_GENERATION] if generation is not None else []
         names.append(_CONFIG)
-        outdated = [path.name for path in target.iterdir() if _EARLIER.fullmatch(path.name) and path.name not in names]
+        outdated = [path.name for path in target.iterdir() if _is_of_earlier_save(path.name) and path.name not in names]
         replace_files(staging, target, names, outdated)
     return [target / name for name in names]
+
+
+def _is_of_earlier_save(name: str) -> bool:
+    """Whether saving writes files of this name. Those of an earlier save are removed if no new file replaces them."""
+    part = parse_part_name(name)
+    is_shard = part is not None and (part.prefix, part.ending) == ("model", ".safetensors")
+    return is_shard or name in (_SINGLE, INDEX, _GENERATION)
 
 
 def split_into_shards(
@@ -86,7 +90,7 @@ def split_into_shards(
     shards = _split_by_size(tensors, parse_size(max_shard_size)) if count is None else _divide(tensors, count)
     if len(shards) == 1:
         return {_SINGLE: shards[0]}
-    return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, 1)}
+    return {str(PartName("model", i, len(shards), ".safetensors")): shard for i, shard in enumerate(shards, 1)}
 
 
 def write_shard(path: Path, tensors: Sequence[NewTensor]) -> None:

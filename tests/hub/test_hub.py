@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
+import puna
 from puna.checkpoint import open_checkpoint
 from puna.errors import ModelNotFoundError, RequestError
 from puna.hub import Reference, parse, read_reference
 from puna.hub.choice import Selection
 from puna.hub.snapshot import unverified_mark
+from tests.golden.files import LAYOUTS
+from tests.helpers.split_gguf import split
 from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder, write_gguf
 from tests.helpers.vocabularies import train_sentencepiece
 
@@ -216,6 +219,25 @@ def test_one_of_several_gguf_files_is_chosen_by_its_name(machine: Machine, gguf_
         "0 GGUF files with 'Q5' in their names; the model has tiny-Q4_K_M.gguf"
         in machine.puna("pull", "owner/tiny:Q5").stderr
     )
+
+
+def test_a_split_gguf_model_is_downloaded_with_all_its_parts(
+    machine: Machine, gguf_files: dict[str, bytes], tmp_path: Path
+) -> None:
+    parts = {f"Q8_0/{path.name}": path.read_bytes() for path in split(tmp_path / "parts", split_max_tensors=9)}
+    assert len(parts) == 3
+    machine.hub.add("owner/split", parts | gguf_files)
+    answer = puna.LLM(LAYOUTS["gguf"]).generate("Once upon", max_tokens=8).text
+    for offline in ({}, {"HF_HUB_OFFLINE": "1"}):
+        run = machine.puna("generate", "Once upon", "-m", "owner/split:model-0", "-n", "8", "--json", **offline)
+        assert run.returncode == 0, run.stderr
+        assert json.loads(run.stdout)["text"] == answer
+        assert machine.hub.bytes_sent == sum(map(len, parts.values()))
+    run = machine.puna("inspect", "owner/split:model-0", "--json")
+    report = json.loads(run.stdout)
+    assert [file["name"] for file in report["files"]] == [name.removeprefix("Q8_0/") for name in parts], run.stderr
+    run = machine.puna("pull", "owner/split:model-0")
+    assert run.stdout.strip().endswith("/Q8_0/model-00001-of-00003.gguf")
 
 
 @pytest.mark.slow

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from puna.checkpoint.adapter import is_adapter_file
 from puna.checkpoint.names import HEAD, is_ignored
 from puna.errors import CheckpointError, show
-from puna.files import has_file, read_json
+from puna.files import PartName, has_file, parse_part_name, read_json
 from puna.formats.blocks import StoredTensor
 from puna.formats.mapped import sniff
 from puna.formats.safetensors import open_safetensors
@@ -17,8 +16,6 @@ from puna.formats.torch_zip import open_torch_zip
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of a single weight file, in order of preference. For several files, NAME.index.json lists them instead."""
-
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.safetensors|\.bin)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,7 @@ def has_weights(folder: Path) -> bool:
     """Whether `find_weight_files` would read files of the folder, or report files of weights that are incomplete."""
     names = {*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES)}
     return any(
-        path.name in names
-        or _SHARD.fullmatch(path.name) is not None
-        or (path.suffix == ".safetensors" and not is_adapter_file(path))
+        path.name in names or _shard(path) is not None or (path.suffix == ".safetensors" and not is_adapter_file(path))
         for path in folder.iterdir()
     )
 
@@ -98,28 +93,33 @@ def _shards_without_index(folder: Path, files: list[Path]) -> tuple[Path, ...]:
     Raises:
         CheckpointError: shards are missing, or belong to several sets.
     """
-    matches = {path: match for path in files if (match := _SHARD.fullmatch(path.name))}
-    sets = {(match["stem"], match["count"]): match for match in matches.values()}
+    shards = {path: part for path in files if (part := _shard(path))}
+    sets = {(part.prefix, part.count): part for part in shards.values()}
     if len(sets) > 1:
-        names = ", ".join(f"{stem}-...-of-{count}" for stem, count in sorted(sets)[:5])
+        names = ", ".join(f"{prefix}-...-of-{count:05}" for prefix, count in sorted(sets)[:5])
         raise CheckpointError(f"{folder}: no index lists the shards, which belong to several sets ({names}); add one")
-    for match in sets.values():
-        numbers = {int(item["number"]) for item in matches.values()}
-        missing = [number for number in range(1, int(match["count"]) + 1) if number not in numbers]
+    for part in sets.values():
+        numbers = {item.number for item in shards.values()}
+        missing = [replace(part, number=number) for number in range(1, part.count + 1) if number not in numbers]
         if missing:
-            name = f"{match['stem']}-{missing[0]:05}-of-{match['count']}{match['ending']}"
             raise CheckpointError(
-                f"{folder}: {len(missing)} of {int(match['count'])} shards are missing, such as {name}, and so is the "
+                f"{folder}: {len(missing)} of {part.count} shards are missing, such as {missing[0]}, and so is the "
                 "index; download them"
             )
-    return tuple(matches)
+    return tuple(shards)
+
+
+def _shard(path: Path) -> PartName | None:
+    """Returns the parsed name of a shard; None if the file is not named as a shard."""
+    part = parse_part_name(path.name)
+    return None if part is None or part.ending == ".gguf" else part
 
 
 def _unlisted_shards(folder: Path, paths: list[Path]) -> list[Path]:
     """Returns the shards that belong to the same set as `paths`, but are not in `paths`."""
-    sets = {(match["stem"], match["count"]) for path in paths if (match := _SHARD.fullmatch(path.name))}
-    matches = [(path, _SHARD.fullmatch(path.name)) for path in folder.iterdir() if path not in paths]
-    return [path for path, match in matches if match is not None and (match["stem"], match["count"]) in sets]
+    sets = {(part.prefix, part.count) for path in paths if (part := _shard(path))}
+    others = [path for path in folder.iterdir() if path not in paths]
+    return [path for path in others if (part := _shard(path)) and (part.prefix, part.count) in sets]
 
 
 def read_tensors(files: WeightFiles) -> tuple[dict[str, StoredTensor], list[str]]:

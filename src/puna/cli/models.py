@@ -111,14 +111,15 @@ def similar_file(path: Path) -> str:
 
 def model_name(path: Path) -> str:
     """Returns the name of a model to show to the user."""
+    from puna import hub
     from puna.checkpoint.locate import default_model
 
     if path == default_model():
         return _DEFAULT_NAME
     parts = path.absolute().parts
-    cached = [part for part in parts if part.startswith("models--")]
+    cached = [name for part in parts if (name := hub.cached_model(part)) is not None]
     if cached and "snapshots" in parts:
-        return cached[-1].removeprefix("models--").replace("--", "/", 1)
+        return cached[-1]
     return name_from_path(path) or str(path)
 
 

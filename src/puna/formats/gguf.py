@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.errors import CheckpointError, show
-from puna.files import parse_part_name
+from puna.files import PartName, parse_part_name
 from puna.formats.blocks import FORMATS, StoredTensor
 from puna.formats.gguf_values import MAX_NAMES, Cursor, Metadata, read_value
 from puna.formats.mapped import map_file
@@ -103,7 +103,7 @@ def _join(file: GgufFile, count: int) -> GgufFile:
     if name is None or name.count != count or not 1 <= name.number <= count:
         raise CheckpointError(
             f"{file.path}: the file is one part of a split model ({_COUNT} is {count}), but its name does not end in "
-            f"-00001-of-{count:05}.gguf or the number of another part. Give the parts the names that they were "
+            f"{PartName('', 1, count)} or the number of another part. Give the parts the names that they were "
             "published with, or join them with `llama-gguf-split --merge`"
         )
     paths = [file.path.with_name(str(replace(name, number=number))) for number in range(1, name.count + 1)]

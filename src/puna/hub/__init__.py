@@ -16,15 +16,15 @@ from puna.hub.cache import CachedModel, cached_models, cached_names, find_cached
 from puna.hub.choice import Need
 from puna.hub.download import Download, fetch, print_download
 from puna.hub.folders import model_folder
-from puna.hub.reference import Reference, parse, read_reference
+from puna.hub.reference import Reference, cached_model, parse, read_reference
 from puna.hub.transfer import show_progress
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = [
-    "CachedModel", "Download", "HubArguments", "Need", "Reference", "cached_models", "cached_names", "fetch",
-    "find_cached", "hub_arguments", "local_path", "model_folder", "parse", "print_download", "read_reference",
+    "CachedModel", "Download", "HubArguments", "Need", "Reference", "cached_model", "cached_models", "cached_names",
+    "fetch", "find_cached", "hub_arguments", "local_path", "model_folder", "parse", "print_download", "read_reference",
     "remove_cached", "show_progress", "without_hub_arguments",
 ]  # fmt: skip
 

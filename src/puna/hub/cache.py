@@ -10,9 +10,8 @@ from pathlib import Path
 
 from puna.errors import ModelNotFoundError, show
 from puna.files import storage_errors
-from puna.hub.reference import Reference
+from puna.hub.reference import Reference, cache_name, cached_model
 
-_FOLDER = "models--"
 _FORMATS = {".gguf": "GGUF", ".safetensors": "safetensors", ".bin": "PyTorch", ".pth": "Meta"}
 _QUANTISATION = re.compile(r"(?<![A-Z0-9])(I?Q\d\w*|T?Q\d_\d|B?F16|F32|MXFP4\w*)(?![A-Z0-9])", re.IGNORECASE)
 
@@ -83,7 +82,7 @@ def remove_cached(name: str) -> None:
         StorageError: a file cannot be deleted.
     """
     for folder in (cache_folder(), cache_folder() / ".locks"):
-        path = folder / (_FOLDER + name.replace("/", "--"))
+        path = folder / cache_name(name)
         if path.exists():
             with storage_errors(path):
                 shutil.rmtree(path)
@@ -95,9 +94,9 @@ def _folders() -> Iterator[tuple[str, Path]]:
     except OSError:  # nothing was downloaded yet, or the folder cannot be read
         return
     for folder in folders:
-        owner, separator, name = folder.name.removeprefix(_FOLDER).partition("--")
-        if folder.name.startswith(_FOLDER) and separator and folder.is_dir():
-            yield f"{owner}/{name}", folder
+        name = cached_model(folder.name)
+        if name is not None and folder.is_dir():
+            yield name, folder
 
 
 def _describe(name: str, folder: Path) -> CachedModel:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from puna.errors import RequestError, show
 
+_CACHE_PREFIX = "models--"
 _REVISION = r"\w[\w./-]{0,249}"
 
 _REFERENCE = re.compile(
@@ -46,6 +47,17 @@ def parse(text: str | Path) -> Reference | None:
         return None if Path(text).exists() else _match(str(text))
     except OSError:  # the path exists, but cannot be read
         return None
+
+
+def cache_name(model: str) -> str:
+    """Returns the name of a model's folder in the hub's cache: models--owner--name."""
+    return _CACHE_PREFIX + model.replace("/", "--")
+
+
+def cached_model(folder: str) -> str | None:
+    """Returns owner/name for the name of a model's folder in the hub's cache; None for any other name."""
+    owner, separator, name = folder.removeprefix(_CACHE_PREFIX).partition("--")
+    return f"{owner}/{name}" if folder.startswith(_CACHE_PREFIX) and separator else None
 
 
 def read_reference(text: str) -> Reference:

@@ -12,7 +12,7 @@ from pathlib import Path
 from puna.errors import CheckpointError
 from puna.files import atomic_write, make_folder
 from puna.hub.listing import COMMIT, RemoteFile, is_digest
-from puna.hub.reference import Reference
+from puna.hub.reference import Reference, cache_name
 
 _READ_SIZE = 2**22
 
@@ -109,7 +109,7 @@ def _digest(path: Path, size: int, sha256: bool) -> str:
 
 
 def _repository(cache: Path, reference: Reference) -> Path:
-    return cache / f"models--{reference.id.replace('/', '--')}"
+    return cache / cache_name(reference.id)
 
 
 def _branch_file(cache: Path, reference: Reference) -> Path:
