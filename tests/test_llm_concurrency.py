@@ -30,9 +30,10 @@ def llm(tiny_model):
 
 
 def check_nothing_is_left(llm: LLM) -> None:
-    """Asserts that no request is left after all earlier messages have been read."""
+    """Asserts that no request and no page in use is left after all earlier messages have been read."""
     llm.generate([1], max_tokens=0)
     assert not llm._engine.busy
+    assert llm._engine.pool.available == llm._engine.pool.pages
     assert not llm._runner._stepper._jobs
 
 
