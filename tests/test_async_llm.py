@@ -60,6 +60,40 @@ def test_start_returns_the_answer_and_its_text(models):
     assert completion.text == text == models[0].generate("the llama", max_tokens=20).text
 
 
+def test_a_batch_streams_pieces_with_the_index_of_their_prompt(models):
+    llm, async_llm = models
+    prompts = ["the llama", [5, 6], MESSAGES]
+    expected = [llm.generate(prompt, max_tokens=20).text for prompt in prompts[:2]]
+    expected.append(llm.chat(MESSAGES, max_tokens=20).text)
+    for pieces in (
+        list(llm.stream_batch(prompts, max_tokens=20)),
+        run(collect(async_llm.stream_batch(prompts, max_tokens=20))),
+    ):
+        texts = ["".join(piece for index, piece in pieces if index == number) for number in range(3)]
+        assert texts == expected
+        indices = [index for index, _ in pieces]
+        assert indices != sorted(indices)  # all prompts run at the same time
+    with pytest.raises(RequestError, match="prompts is 'the'; it must be a list"):
+        llm.stream_batch("the")
+    assert list(llm.stream_batch([])) == []
+
+
+def test_an_answer_continues_the_final_message(models):
+    llm, async_llm = models
+    messages = [*MESSAGES, {"role": "assistant", "content": "lives in"}]
+    options = {"continue_final_message": True, "max_tokens": 12}
+    answer = llm.chat(messages, **options)
+    assert list(answer.prompt_ids) == llm.tokenizer.encode("<|user|>the llama<|end|><|assistant|>lives in")
+    prompt = llm.tokenizer.decode(list(answer.prompt_ids), skip_special_tokens=True)
+    assert prompt + answer.text == llm.tokenizer.decode([*answer.prompt_ids, *answer.ids], skip_special_tokens=True)
+    assert "".join(llm.stream(messages, **options)) == answer.text
+    assert run(async_llm.chat(messages, **options)).text == answer.text
+    assert "".join(run(collect(async_llm.stream(messages, **options)))) == answer.text
+    assert llm.chat([messages, messages], **options)[1].text == answer.text
+    with pytest.raises(RequestError, match="continue_final_message is given, but the prompt is not a conversation"):
+        llm.stream("the llama", **options)
+
+
 def test_hundreds_of_callers_share_a_model(models):
     llm, async_llm = models
     prompts = [[index % 50 + 5, index % 7 + 5] for index in range(300)]
@@ -130,11 +164,11 @@ def test_closing(tiny_model):
 
 
 def test_signatures_equal_those_of_llm():
-    for name in ("generate", "chat", "stream", "start", "logits", "nll"):
+    for name in ("generate", "chat", "stream", "stream_batch", "start", "logits", "nll", "score", "iter_logits"):
         parameters = inspect.signature(getattr(LLM, name)).parameters
         assert inspect.signature(getattr(AsyncLLM, name)).parameters == parameters
-        assert not hasattr(parameters, "options")
+        assert "options" not in parameters
     assert "temperature: divides the logits" in (AsyncLLM.generate.__doc__ or "")
-    methods = {name for name in dir(LLM) if not name.startswith("_")} - {"iter_logits"}
+    methods = {name for name in dir(LLM) if not name.startswith("_")}
     assert methods == {name for name in dir(AsyncLLM) if not name.startswith("_")}
     assert len(Options.__annotations__) >= 9

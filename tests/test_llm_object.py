@@ -102,7 +102,7 @@ def test_a_completion_reports_the_reused_tokens_of_its_prompt(tiny_model, backen
         LLM(tiny_model, prefix_cache=1)
 
 
-@pytest.mark.parametrize("method", ["generate", "chat", "stream", "start"])
+@pytest.mark.parametrize("method", ["generate", "chat", "stream", "stream_batch", "start"])
 def test_options_are_in_the_signature(method):
     parameters = inspect.signature(getattr(LLM, method)).parameters
     assert set(parameters) >= set(Options.__annotations__)

@@ -64,6 +64,7 @@ class AsyncLLM(TextModel):
         messages: str | Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[Options],
     ) -> Completion: ...
 
@@ -73,6 +74,7 @@ class AsyncLLM(TextModel):
         messages: Sequence[Sequence[Message]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[Options],
     ) -> list[Completion]: ...
 
@@ -82,10 +84,11 @@ class AsyncLLM(TextModel):
         messages: str | Sequence[Message] | Sequence[Sequence[Message]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[Options],
     ) -> Completion | list[Completion]:
         """Answers a conversation, or the conversations of a list; see `LLM.chat`."""
-        answers, several = await asyncio.to_thread(self._replies, messages, tools, options)
+        answers, several = await asyncio.to_thread(self._replies, messages, tools, options, continue_final_message)
         return await self._complete(answers) if several else (await self._complete(answers))[0]
 
     @shows_options
@@ -94,13 +97,14 @@ class AsyncLLM(TextModel):
         prompt: str | Sequence[int] | Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[Options],
     ) -> AsyncIterator[str]:
         """Yields the answer's text while it is generated: `async for piece in llm.stream(prompt)`.
 
         The arguments are those of `LLM.stream`. The first iteration starts the request, and raises its errors.
         """
-        _, pieces = await self.start(prompt, tools=tools, **options)
+        _, pieces = await self.start(prompt, tools=tools, continue_final_message=continue_final_message, **options)
         async for piece in pieces:
             yield piece
 
@@ -110,21 +114,48 @@ class AsyncLLM(TextModel):
         prompt: str | Sequence[int] | Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[Options],
     ) -> tuple[Answer, Stream[str]]:
         """Starts an answer; returns (answer, stream of its text). Call `answer.completion()` after the iteration."""
-        answer = await asyncio.to_thread(self._answer, prompt, tools, options)
+        answer = await asyncio.to_thread(self._answer, prompt, tools, options, continue_final_message)
         return answer, self._runner.stream(answer)
+
+    @shows_options
+    async def stream_batch(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]] | Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[tuple[int, str]]:
+        """Yields (index of the prompt, piece of its answer); see `LLM.stream_batch`."""
+        answers = await asyncio.to_thread(self._batch, prompts, tools, options)
+        async for item in self._runner.stream_batch(answers):
+            yield item
 
     async def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Returns the model's logits after each token: float32, (T, vocab_size)."""
-        return (await self._score(PromptLogits(read_ids(token_ids)))).rows
+        return (await self._read(PromptLogits(read_ids(token_ids)))).rows
 
     async def nll(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
         """Returns the negative log-likelihood in nats of each token after the first: float64, (T - 1,)."""
-        return (await self._score(PromptLosses(read_ids(token_ids)))).values
+        return (await self._read(PromptLosses(read_ids(token_ids)))).values
 
-    async def _score(self, result: Scores) -> Scores:
+    async def iter_logits(self, token_ids: Sequence[int]) -> AsyncIterator[NDArray[np.float32]]:
+        """Yields the rows of `logits` in parts, which need less memory; the first iteration raises its errors."""
+        for part in self._parts(token_ids):
+            yield (await self._read(part)).rows
+
+    async def score(
+        self, context: str | Sequence[int], continuations: Sequence[str] | Sequence[Sequence[int]]
+    ) -> NDArray[np.float64]:
+        """Returns the log-likelihood in nats of each continuation of a context; see `LLM.score`."""
+        results = await asyncio.to_thread(self._continuation_losses, context, continuations)
+        await self._runner.submit(results).wait_async()
+        return np.array([-result.values.sum() for result in results], np.float64)
+
+    async def _read(self, result: Scores) -> Scores:
         await self._runner.submit([self._checked(result)]).wait_async()
         return result
 

@@ -71,6 +71,7 @@ class LLM(TextModel):
         messages: str | Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[Options],
     ) -> Completion: ...
 
@@ -80,6 +81,7 @@ class LLM(TextModel):
         messages: Sequence[Sequence[Message]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[Options],
     ) -> list[Completion]: ...
 
@@ -89,6 +91,7 @@ class LLM(TextModel):
         messages: str | Sequence[Message] | Sequence[Sequence[Message]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[Options],
     ) -> Completion | list[Completion]:
         """Answers a conversation: messages with "role" ("system", "user", "assistant") and "content".
@@ -97,6 +100,8 @@ class LLM(TextModel):
             messages: the conversation; a text is one user message. For a list of conversations, returns a list of
                 completions. Content is a text or a list of text parts: [{"type": "text", "text": ...}].
             tools: JSON schemas of functions, for a model whose chat template describes them.
+            continue_final_message: continue the last message, the beginning of an answer, instead of answering it. The
+                completion has only the new text.
             {options}
 
         Raises:
@@ -104,7 +109,7 @@ class LLM(TextModel):
                 the tools.
             RequestError: as in `generate`, or a message is malformed.
         """
-        answers, several = self._replies(messages, tools, options)
+        answers, several = self._replies(messages, tools, options, continue_final_message)
         return self._complete(answers) if several else self._complete(answers)[0]
 
     @shows_options
@@ -113,6 +118,7 @@ class LLM(TextModel):
         prompt: str | Sequence[int] | Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[Options],
     ) -> Stream[str]:
         """Yields the answer's text while it is generated; a list of messages is answered as in `chat`.
@@ -120,7 +126,7 @@ class LLM(TextModel):
         The arguments are those of `generate` and `chat`. The call itself raises their errors, not the first iteration.
         The answer ends when the stream is closed or deleted.
         """
-        return self._runner.stream(self._answer(prompt, tools, options))
+        return self._runner.stream(self._answer(prompt, tools, options, continue_final_message))
 
     @shows_options
     def start(
@@ -128,11 +134,26 @@ class LLM(TextModel):
         prompt: str | Sequence[int] | Sequence[Message],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
         **options: Unpack[Options],
     ) -> tuple[Answer, Stream[str]]:
         """Returns (answer, the stream that `stream` returns). Call `answer.completion()` after the iteration."""
-        answer = self._answer(prompt, tools, options)
+        answer = self._answer(prompt, tools, options, continue_final_message)
         return answer, self._runner.stream(answer)
+
+    @shows_options
+    def stream_batch(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]] | Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[Options],
+    ) -> Stream[tuple[int, str]]:
+        """Yields (index of the prompt, piece of its answer) while the answers to several prompts are generated.
+
+        A prompt is a text, token ids or a list of messages, as in `stream`. The answers run as one batch.
+        """
+        return self._runner.stream_batch(self._batch(prompts, tools, options))
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Returns the model's logits after each token: float32, (T, vocab_size).
@@ -140,17 +161,33 @@ class LLM(TextModel):
         Raises:
             RequestError: if there are no tokens, an id is not in the vocabulary, or the tokens exceed the context.
         """
-        return self._score(PromptLogits(read_ids(token_ids))).rows
+        return self._read(PromptLogits(read_ids(token_ids))).rows
 
     def iter_logits(self, token_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """Yields the rows of `logits` in parts; the first iteration raises its errors."""
-        yield self.logits(token_ids)
+        """Yields the rows of `logits` in parts, which need less memory; the first iteration raises its errors."""
+        for part in self._parts(token_ids):
+            yield self._read(part).rows
 
     def nll(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
         """Returns the negative log-likelihood in nats of each token after the first: float64, (T - 1,)."""
-        return self._score(PromptLosses(read_ids(token_ids))).values
+        return self._read(PromptLosses(read_ids(token_ids))).values
 
-    def _score(self, result: Scores) -> Scores:
+    def score(
+        self, context: str | Sequence[int], continuations: Sequence[str] | Sequence[Sequence[int]]
+    ) -> NDArray[np.float64]:
+        """Returns the log-likelihood in nats of each continuation of a context: float64, (number of continuations,).
+
+        The context is read once. A text is encoded together with the context, and its score covers the tokens from the
+        first one that differs from the context's tokens on. An empty context is the BOS token.
+
+        Raises:
+            RequestError: a continuation has no tokens, or exceeds the model's context together with `context`.
+        """
+        results = self._continuation_losses(context, continuations)
+        self._runner.submit(results).wait()
+        return np.array([-result.values.sum() for result in results], np.float64)
+
+    def _read(self, result: Scores) -> Scores:
         self._runner.submit([self._checked(result)]).wait()
         return result
 

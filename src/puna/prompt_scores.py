@@ -18,10 +18,15 @@ _NLL_ROWS = 16
 
 
 class PromptResult(ABC):
-    """The result of a request that reads a prompt and generates nothing."""
+    """The result of a request that reads a prompt and generates nothing.
 
-    def __init__(self, ids: tuple[int, ...]) -> None:
-        self.request = Request(ids, max_tokens=0, prompt_logits=True)
+    Args:
+        ids: the prompt.
+        first: position of the first token whose logits are needed; the tokens before it may come from the prefix cache.
+    """
+
+    def __init__(self, ids: tuple[int, ...], first: int = 0) -> None:
+        self.request = Request(ids, max_tokens=0, prompt_logits=True, logits_from=first)
         self.error: Exception | None = None
         self._rows = 0  # number of tokens whose logits were added
         self._complete = False
@@ -45,29 +50,31 @@ class PromptResult(ABC):
 
     @abstractmethod
     def _add(self, logits: NDArray[np.float32], start: int) -> None:
-        """Adds the logits after the tokens from `start` on."""
+        """Adds logits; `start` is the number of logits before them."""
 
 
 class PromptLogits(PromptResult):
-    """The logits after each token of a prompt: `rows`, float32, (T, vocab_size)."""
+    """The logits after each token of a prompt from `first` on: `rows`, float32, (T - first, vocab_size)."""
 
     rows: NDArray[np.float32]
 
     def _add(self, logits: NDArray[np.float32], start: int) -> None:
         if start == 0:
-            self.rows = np.empty((len(self.request.prompt_ids), logits.shape[1]), np.float32)
+            count = len(self.request.prompt_ids) - self.request.logits_from
+            self.rows = np.empty((count, logits.shape[1]), np.float32)
         self.rows[start : start + len(logits)] = logits
 
 
 class PromptLosses(PromptResult):
-    """The negative log-likelihood in nats of each token of a prompt after the first: `values`, float64, (T - 1,)."""
+    """The negative log-likelihood in nats of each token after `first`: `values`, float64, (T - 1 - first,)."""
 
-    def __init__(self, ids: tuple[int, ...]) -> None:
-        super().__init__(ids)
-        self.values = np.empty(len(ids) - 1)
+    def __init__(self, ids: tuple[int, ...], first: int = 0) -> None:
+        super().__init__(ids, first)
+        self._targets = ids[first + 1 :]
+        self.values = np.empty(len(self._targets))
 
     def _add(self, logits: NDArray[np.float32], start: int) -> None:
-        targets = np.asarray(self.request.prompt_ids[start + 1 : start + 1 + len(logits)], np.int64)
+        targets = np.asarray(self._targets[start : start + len(logits)], np.int64)
         self.values[start : start + len(targets)] = _losses(logits[: len(targets)], targets)
 
 

@@ -32,6 +32,22 @@ def read_ids(tokens: Sequence[int]) -> tuple[int, ...]:
         raise RequestError(f"the prompt must be text or token ids (whole numbers), got {show(tokens)}{hint}") from exc
 
 
+def join_ids(
+    context: tuple[int, ...], joined: tuple[int, ...], separate: tuple[int, ...]
+) -> tuple[tuple[int, ...], int]:
+    """Returns the ids of a context and its continuation, and the number of ids of the context.
+
+    The continuation begins where the ids of both texts joined differ from the context's: a token may contain the end of
+    the context and the beginning of the continuation. If they have no id in common, the separate ids are used.
+
+    Args:
+        context, joined, separate: the ids of the context, of both texts joined, and of the continuation alone.
+    """
+    pairs = enumerate(zip(context, joined, strict=False))
+    shared = next((index for index, (a, b) in pairs if a != b), min(len(context), len(joined)))
+    return (joined, shared) if shared else (context + separate, len(context))
+
+
 def is_messages(prompt: object) -> bool:
     """Returns whether a prompt of `LLM.stream` is a conversation."""
     return isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], Mapping)

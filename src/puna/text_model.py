@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,14 +14,17 @@ from puna.config import LlamaConfig, generation_notes
 from puna.engine import Engine, Request, Runner
 from puna.errors import ChatTemplateError, ModelNotFoundError, RequestError, show
 from puna.options import Options, settings_of
-from puna.prompt_scores import PromptResult
-from puna.prompts import Message, is_messages, read_conversations, read_ids, read_tools
+from puna.prompt_scores import PromptLogits, PromptLosses, PromptResult
+from puna.prompts import Message, is_messages, join_ids, read_conversations, read_ids, read_tools
 
 if TYPE_CHECKING:
     from puna.checkpoint import Checkpoint
     from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
 
 Scores = TypeVar("Scores", bound=PromptResult)
+
+_PART_TOKENS = 512
+"""Number of tokens whose logits `LLM.iter_logits` computes at once: as many as a step of the engine."""
 
 
 class TextModel:
@@ -111,20 +114,65 @@ class TextModel:
         prompts = [self._encode(item) for item in prompt] if several else [self._encode(prompt)]
         return self._answers(prompts, True, options), several
 
-    def _replies(self, messages: Any, tools: Any, options: Options) -> tuple[list[Answer], bool]:
+    def _replies(
+        self, messages: Any, tools: Any, options: Options, continue_final_message: bool
+    ) -> tuple[list[Answer], bool]:
         """Returns the answers to be generated for arguments of `chat`, and whether these are several conversations."""
         conversations, several = read_conversations(messages)
         functions = read_tools(tools)
-        return self._answers([self._render(item, functions) for item in conversations], False, options), several
+        prompts = [self._render(item, functions, continue_final_message) for item in conversations]
+        return self._answers(prompts, continue_final_message, options, self._turn_end_ids), several
 
-    def _answer(self, prompt: Any, tools: Any, options: Options) -> Answer:
+    def _answer(self, prompt: Any, tools: Any, options: Options, continue_final_message: bool = False) -> Answer:
         """Returns the answer to be generated for the arguments of `stream`: a prompt or a conversation."""
         if is_messages(prompt):
-            (messages,), _ = read_conversations(prompt)
-            return self._answers([self._render(messages, read_tools(tools))], False, options)[0]
-        if tools is not None:
-            raise RequestError("tools are given, but the prompt is not a conversation; give a list of messages")
+            return self._replies(prompt, tools, options, continue_final_message)[0][0]
+        for name, value in (("tools", tools), ("continue_final_message", continue_final_message or None)):
+            if value is not None:
+                raise RequestError(f"{name} is given, but the prompt is not a conversation; give a list of messages")
         return self._answers([self._encode(prompt)], True, options)[0]
+
+    def _batch(self, prompts: Any, tools: Any, options: Options) -> list[Answer]:
+        """Returns the answers to be generated for the prompts and conversations of `stream_batch`."""
+        if not isinstance(prompts, list | tuple):
+            raise RequestError(f"prompts is {show(prompts)}; it must be a list of prompts or conversations")
+        return [self._answer(prompt, tools, options) for prompt in prompts]
+
+    def _continuation_losses(self, context: Any, continuations: Any) -> list[PromptLosses]:
+        """Returns the results to be computed for the arguments of `score`."""
+        if not isinstance(continuations, list | tuple):
+            raise RequestError(f"continuations is {show(continuations)}; it must be a list of texts or of token ids")
+        results = []
+        for index, continuation in enumerate(continuations):
+            ids, known = self._join(context, continuation)
+            if len(ids) == known:
+                raise RequestError(
+                    f"continuations[{index}] is {show(continuation)}, which adds no token to the context"
+                )
+            results.append(self._checked(PromptLosses(ids, known - 1)))
+        return results
+
+    def _join(self, context: Any, continuation: Any) -> tuple[tuple[int, ...], int]:
+        """Returns the ids of a context and its continuation, and the number of ids of the context."""
+        first = self._encode(context)
+        if not first:
+            raise RequestError(
+                "the context has no tokens, but the first token of a continuation must follow another one"
+            )
+        if not isinstance(continuation, str):
+            return first + read_ids(continuation), len(first)
+        separate = tuple(self.tokenizer.encode(continuation, add_special_tokens=False))
+        joined = tuple(self.tokenizer.encode(context + continuation)) if isinstance(context, str) else ()
+        return join_ids(first, joined, separate)
+
+    def _parts(self, token_ids: Sequence[int]) -> Iterator[PromptLogits]:
+        """Yields results that together have the logits after each token; each needs memory for a part of them."""
+        ids = read_ids(token_ids)
+        self._checked(PromptLogits(ids))
+        # A part reads the keys and values of the tokens before it from the prefix cache.
+        size = _PART_TOKENS if self._engine.pool.sharing else len(ids)
+        for start in range(0, len(ids), size):
+            yield PromptLogits(ids[: start + size], start)
 
     def _checked(self, result: Scores) -> Scores:
         """Returns a result of prompt logits whose request has been checked."""
@@ -144,8 +192,18 @@ class TextModel:
             ids = [self.config.bos_token_id]  # the model needs at least one token
         return tuple(ids)
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> tuple[int, ...]:
-        render = functools.partial(self.tokenizer.apply_chat_template, list(messages), add_generation_prompt=True)
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        continue_final_message: bool = False,
+    ) -> tuple[int, ...]:
+        render = functools.partial(
+            self.tokenizer.apply_chat_template,
+            list(messages),
+            add_generation_prompt=not continue_final_message,
+            continue_final_message=continue_final_message,
+        )
         ids = tuple(render(tools=tools))
         if tools is not None and ids == tuple(render()):
             raise ChatTemplateError(
@@ -154,14 +212,20 @@ class TextModel:
             )
         return ids
 
-    def _answers(self, prompts: Iterable[tuple[int, ...]], continues_prompt: bool, options: Options) -> list[Answer]:
+    def _answers(
+        self,
+        prompts: Iterable[tuple[int, ...]],
+        continues_prompt: bool,
+        options: Options,
+        turn_end_ids: frozenset[int] = frozenset(),
+    ) -> list[Answer]:
         """Returns the answers to be generated for prompts; checks the prompts and the options."""
         self._check_open()
         for note in [] if self._reported else generation_notes(self.generation_config):
             warnings.warn(f"{self.path}: {note}", stacklevel=4)
         self._reported = True
         tokenizer = self.tokenizer
-        stop_ids = self._stop_ids if continues_prompt else self._stop_ids | self._turn_end_ids
+        stop_ids = self._stop_ids | turn_end_ids
         answers = []
         for ids in prompts:
             settings = settings_of(options, self.generation_config, len(ids), self._engine.longest)

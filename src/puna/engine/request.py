@@ -59,7 +59,8 @@ class Request:
         max_tokens: maximum number of tokens to generate; 0 only reads the prompt.
         sampling: how tokens are chosen.
         stop_ids: ids that end the answer; they are not part of it.
-        prompt_logits: return the logits of every prompt position.
+        prompt_logits: return the logits of prompt positions.
+        logits_from: the first of these positions; tokens before it may come from the prefix cache.
         speculate: guess the next tokens from earlier text, and check several guesses in one step. The answer does not
             change.
         salt: requests share cached prefixes only with requests of the same salt.
@@ -70,6 +71,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
     prompt_logits: bool = False
+    logits_from: int = 0
     speculate: bool = False
     salt: str = ""
 
@@ -78,6 +80,7 @@ class Request:
             raise RequestError("the prompt has no tokens; give at least one (the bos token for an empty text)")
         if not _is_int(self.max_tokens) or not 0 <= self.max_tokens < 2**63:
             raise RequestError(f"max_tokens is {show(self.max_tokens)}; it must be a whole number, 0 or more")
+        assert 0 <= self.logits_from < len(self.prompt_ids)
         if not isinstance(self.speculate, bool):
             raise RequestError(f"speculate is {show(self.speculate)}; it must be True or False")
 
@@ -92,7 +95,8 @@ class Event:
         prompt_tokens: number of prompt tokens read in this step.
         cached_tokens: number of prompt tokens before them that were found in the prefix cache. Over all events of a
             complete prompt, `prompt_tokens` and `cached_tokens` add up to the prompt's length.
-        logits: float32, (prompt_tokens, vocab_size), if the request has `prompt_logits`.
+        logits: float32, (prompt_tokens, vocab_size), if the request has `prompt_logits`. Events then do not count the
+            tokens before `logits_from`.
         finish_reason: why the request ended with this step; None while it is active.
         error: the error that ended the request: its logits were not finite, or the backend failed.
         stop_id: the stop id that ended the answer.

@@ -35,6 +35,7 @@ class RunningRequest:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
+        self.reported = self.request.logits_from
         if self.request.speculate and self.request.max_tokens > 1:
             self.lookup = Lookup()
             self.lookup.extend(self.tokens)
@@ -109,7 +110,8 @@ class Scheduler:
             request_id, request = self.waiting[0]
             state = self._preempted.get(request_id)
             if state is None:
-                length, reusable = len(request.prompt_ids), 0 if request.prompt_logits else len(request.prompt_ids) - 1
+                length = len(request.prompt_ids)
+                reusable = request.logits_from if request.prompt_logits else length - 1
                 tokens: tuple[int, ...] | list[int] = request.prompt_ids
             else:
                 tokens, length, reusable = state.tokens, len(state.tokens), state.reusable
@@ -174,7 +176,7 @@ class Scheduler:
         key = active.table.next_key(active.tokens)
         if key is None or not active.reading:
             return active.reading
-        waits = at_start and key in pages_in_progress and not active.request.prompt_logits
+        waits = at_start and key in pages_in_progress and active.computed + PAGE <= active.reusable
         pages_in_progress.add(key)
         return not waits
 
