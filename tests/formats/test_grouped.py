@@ -94,9 +94,10 @@ def test_parts_of_inconsistent_shapes_are_refused(changes: dict, message: str) -
         matrix("gptq", **changes)
 
 
-def test_scales_too_large_for_a_float16_minimum_are_refused() -> None:
+@pytest.mark.parametrize("scale", [65000, np.inf, np.nan])
+def test_scales_whose_products_are_not_finite_in_float16_are_refused(scale: float) -> None:
     with pytest.raises(CheckpointError, match="beyond float16"):
-        _ = matrix("gptq", scales=np.full_like(GOLDEN["gptq.scales"], 65000)).data
+        _ = matrix("gptq", scales=np.full_like(GOLDEN["gptq.scales"], scale)).data
 
 
 def test_rows_are_unpacked_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:

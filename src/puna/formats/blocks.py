@@ -56,6 +56,24 @@ class BlockFormat:
             raise CheckpointError(f"rows of {row} values cannot be split into {self.name} blocks of {self.values}")
         return math.prod(shape) // self.values * self.bytes
 
+    def row_size(self, shape: tuple[int, ...]) -> int:
+        """Returns the bytes of one row, the first axis, of a tensor."""
+        return self.size(shape) // shape[0]
+
+    def pack_scaled(self, values: Floats, name: str) -> Bytes:
+        """Packs products of scales in a plain format.
+
+        Raises:
+            CheckpointError: a product is beyond the range of the format; the message names the matrix `name`.
+        """
+        assert self.pack is not None, "the format is plain"
+        packed = self.pack(values)
+        if not np.isfinite(self.decode(packed.reshape(-1))).all():
+            raise CheckpointError(
+                f"{name}: the scales result in values beyond {self.torch}'s range; the file is damaged"
+            )
+        return packed
+
     def decode(self, data: Bytes) -> Floats:
         """Unpacks the blocks in flat bytes into a new, flat, writable float32 array."""
         blocks = data.reshape(-1, self.bytes)
@@ -98,7 +116,7 @@ class StoredTensor:
     @property
     def row_memory(self) -> int:
         """Memory in bytes that reading one row needs: the size of the row."""
-        return self.format.size(self.shape) // self.shape[0]
+        return self.format.row_size(self.shape)
 
     @property
     def data(self) -> Bytes:

@@ -219,19 +219,12 @@ class GroupedMatrix:
         )
 
     def _pack(self, values: NDArray[np.float32]) -> Bytes:
-        form = self.scales.format
-        assert form.pack is not None, "scales are plain numbers"
-        packed = form.pack(values)
-        if np.isfinite(values).all() and not np.isfinite(form.decode(packed.reshape(-1))).all():
-            raise CheckpointError(
-                f"{self.name}: the scales result in values beyond {form.torch}'s range; the file is damaged"
-            )
-        return packed
+        return self.scales.format.pack_scaled(values, self.name)
 
     @property
     def row_memory(self) -> int:
         """Bytes of a row. Temporary arrays are not included: `VALUES_AT_ONCE` bounds them for each thread."""
-        return self.format.size(self.shape) // self.shape[0]
+        return self.format.row_size(self.shape)
 
     @property
     def data(self) -> Bytes:

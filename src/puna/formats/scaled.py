@@ -200,7 +200,9 @@ class ScaledMatrix:
         Raises:
             CheckpointError: a value is too large for the type.
         """
-        return unpack_rows(lambda rows: self._pack(self._values(rows)), outputs, self.shape[1], self.row_memory)
+        return unpack_rows(
+            lambda rows: self.format.pack_scaled(self._values(rows), self.name), outputs, self.shape[1], self.row_memory
+        )
 
     def _values(self, outputs: Index) -> Floats:
         packed = self._stored_rows.take(outputs)
@@ -209,25 +211,16 @@ class ScaledMatrix:
             zeros = self.zeros.rows(outputs)
             _grouped(values, zeros)[...] -= zeros[:, :, None]
         scales = self.scales.rows(outputs)
-        with np.errstate(over="ignore", invalid="ignore"):  # `_pack` reports infinities
+        with np.errstate(over="ignore", invalid="ignore"):  # `pack_scaled` reports infinities
             _grouped(values, scales)[...] *= scales[:, :, None]
             if self.factor != 1:
                 values *= np.float32(self.factor)
         return values
 
-    def _pack(self, values: Floats) -> Bytes:
-        assert self.format.pack is not None, "the format is plain"
-        packed = self.format.pack(values)
-        if not np.isfinite(self.format.decode(packed.reshape(-1))).all():
-            raise CheckpointError(
-                f"{self.name}: the scales result in values beyond {self.format.torch}'s range; the file is damaged"
-            )
-        return packed
-
     @property
     def row_memory(self) -> int:
         """Bytes of a row. Temporary arrays are not included: `VALUES_AT_ONCE` bounds them for each thread."""
-        return self.format.size(self.shape) // self.shape[0]
+        return self.format.row_size(self.shape)
 
     @property
     def data(self) -> Bytes:
