@@ -159,6 +159,15 @@ def test_empty_settings_of_later_releases_are_noted(tmp_path):
     assert read(tmp_path, "lora").notes == ()
 
 
+def test_the_patterns_that_unsloth_writes_are_accepted(tmp_path):
+    pattern = (
+        r"(?:.*?(?:language|text).*?(?:self_attn|attention|mlp).*?(?:q_proj|k_proj|v_proj|o_proj).*?)|"
+        r"(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|mlp)\.(?:(?:q_proj|k_proj|up_proj)))"
+    )
+    settings = {"rank_pattern": recorded()["patterns"]["config"]["rank_pattern"], "target_modules": pattern}
+    assert read(tmp_path, "patterns", **settings).low_rank.keys() == read(tmp_path, "patterns").low_rank.keys()
+
+
 def test_matching_a_hostile_pattern_ends(tmp_path):
     start = time.perf_counter()
     with pytest.raises(CheckpointError):

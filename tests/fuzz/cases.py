@@ -19,6 +19,7 @@ from puna.formats.gguf import open_gguf
 from puna.tokenizer import StreamDecoder
 from puna.tokenizer.chat import render_chat
 from tests.checkpoint.fuzz_worker import BYTE_MUTATIONS, MUTATIONS
+from tests.fuzz import adapters
 from tests.fuzz.components import component, template
 from tests.fuzz.json_mutations import mutate
 
@@ -124,7 +125,7 @@ CONFIG_KEYS = [
     "sliding_window", "num_local_experts", "attention_dropout", "type", "rope_type", "factor", "low_freq_factor", "short_factor",
     "original_max_position_embeddings", "long_factor", "beta_fast", "attention_factor", "mscale", "partial_rotary_factor",
     "temperature", "top_p", "top_k", "do_sample", "max_new_tokens", "max_length", "min_p", "repetition_penalty", "suppress_tokens",
-    "stop_strings", "num_beams", "weight_map", "metadata", "r", "lora_alpha", "target_modules", "peft_type", "base_model_name_or_path",
+    "stop_strings", "num_beams", "weight_map", "metadata",
     "bits", "group_size", "quant_method", "desc_act", "checkpoint_format", "version", "load_in_4bit", "bnb_4bit_quant_type",
     "config_groups", "format", "ignore", "kv_cache_scheme",
 ]  # fmt: skip
@@ -321,20 +322,6 @@ def _split(rng: random.Random, seeds: Path, work: Path) -> Path:
     return work if rng.random() < 0.5 else work / rng.choice(files).name
 
 
-def _adapter(rng: random.Random, seeds: Path, work: Path) -> Path:
-    """Writes a LoRA adapter with a mutated configuration."""
-    document = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": "a/b",
-        "r": 8,
-        "lora_alpha": 16,
-        "target_modules": ["q_proj"],
-    }
-    (work / "adapter_config.json").write_bytes(mutate(rng, document, CONFIG_KEYS, CONFIG_VALUES))
-    shutil.copy(seeds / "tensors/safetensors-0", work / "adapter_model.safetensors")
-    return work
-
-
 KINDS: dict[str, Kind] = {
     "gguf": Kind(18, _tensors("gguf", "model.gguf"), _read_gguf),
     "safetensors": Kind(10, _tensors("safetensors", "model.safetensors"), read_model),
@@ -348,7 +335,7 @@ KINDS: dict[str, Kind] = {
     ),
     "quantised": Kind(7, _quantised, read_model),
     "split": Kind(4, _split, read_model),
-    "adapter": Kind(1, _adapter, read_model),
+    "adapter": Kind(5, adapters.write, adapters.read),
     "pipeline": Kind(14, _pipeline, read_tokenizer),
     "settings": Kind(
         7,

@@ -19,6 +19,7 @@ from tests.checkpoint.test_fuzz import write_seeds as write_tensor_files
 from tests.checkpoint.test_packed import PACKINGS, write_packed
 from tests.checkpoint.test_quantised_folders import CASES, write_quantised
 from tests.checkpoint.test_split_gguf import split
+from tests.fuzz.adapters import write_adapter_seeds
 from tests.golden.files import LAYOUTS
 from tests.helpers.tiny_checkpoints import tiny_config, tiny_tensors, write_folder
 from tests.helpers.vocabularies import train_sentencepiece
@@ -43,6 +44,8 @@ def write_seeds(folder: Path) -> None:
     for number, (settings, _) in enumerate(PACKINGS):
         write_packed(folder / "quantised" / f"packed-{number}", settings)
     split(folder / "split", split_max_tensors=8)
+    (folder / "adapters").mkdir()
+    write_adapter_seeds(folder / "adapters")
     for name, options in SENTENCEPIECE.items():
         (folder / f"{name}.model").write_bytes(train_sentencepiece(**options))
 
