@@ -59,7 +59,7 @@ def test_work_that_exceeds_the_context_is_skipped_with_a_message(tiny_model):
 def test_work_that_exceeds_the_memory_is_skipped_with_a_reason():
     """Each sequence occupies complete pages of 64 tokens."""
     config = LlamaConfig(max_position_embeddings=1000)
-    measurements, skipped = benchmark.plan(config, 256, [256, 257, 1001], 2, [62, 63], [1, 2, 4])
+    measurements, skipped = benchmark.plan(config, 4, [256, 257, 1001], 2, [62, 63], [1, 2, 4])
     assert [(work.tokens, work.context, work.batch) for work in measurements] == [
         (256, 0, 1), (2, 62, 1), (2, 62, 2), (2, 62, 4), (2, 63, 1), (2, 63, 2),
     ]  # fmt: skip
