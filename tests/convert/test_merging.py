@@ -175,6 +175,15 @@ def test_another_text_is_measured(tmp_path, quantised):
     assert result.converted.nll["before"] == pytest.approx(mean_nll(quantised, sample.read_text()), abs=1e-6)
 
 
+def test_a_change_that_is_lost_in_rounding_is_noted(tmp_path, quantised):
+    small, large = (golden_adapter(tmp_path / str(size), size=size) for size in (0.002, 0.05))
+    lost = merge(quantised, small, tmp_path / "small.gguf", verify=False)
+    # The two down_proj are f16, since their rows of 172 values have no blocks.
+    assert any("in 12 of 14 changed matrices, the power of the rounding error" in note for note in lost.converted.notes)
+    kept = merge(quantised, large, tmp_path / "large.gguf", verify=False)
+    assert not any("rounding error" in note for note in kept.converted.notes)
+
+
 def test_a_quantised_model_becomes_float32_in_a_folder(tmp_path, quantised):
     adapter = golden_adapter(tmp_path / "adapter")
     merge(quantised, adapter, tmp_path / "merged", verify=False)

@@ -38,8 +38,8 @@ class Merged:
         converted: the written files; `nll` holds the mean negative log-likelihood of a sample text with the base model
             ("before") and with the merged model as written ("after").
         tensors: for each changed matrix, the RMS of its change ("change") and of the rounding error ("error"), each
-            divided by the RMS of the exact merged values, on a sample of rows. If the error exceeds the change, most of
-            the change is lost in rounding.
+            divided by the RMS of the exact merged values, on a sample of rows. If the error is about as large as the
+            change, the change is lost in rounding.
     """
 
     converted: Converted
@@ -108,7 +108,14 @@ def merge(
         original=checkpoint, sample=text,
     )  # fmt: skip
     on_step("Measuring the errors of the changed matrices")
-    return Merged(converted, _measure(checkpoint, opened, merged, open_checkpoint(folder_path(target))))
+    tensors = _measure(checkpoint, opened, merged, open_checkpoint(folder_path(target)))
+    lost = [name for name, item in tensors.items() if 2 * item["error"] ** 2 > item.get("change", math.inf) ** 2]
+    if lost:
+        converted.notes.append(
+            f"in {len(lost)} of {len(tensors)} changed matrices, the power of the rounding error is more than half of "
+            "the change's; merge into float weights, or quantize to a format with more bits"
+        )
+    return Merged(converted, tensors)
 
 
 def _read_text(path: Path) -> str:
