@@ -206,14 +206,15 @@ int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count,
     });
 }
 
-int64_t puna_sample(const char* kernels, const float* logits, int64_t count, const uint8_t* seen,
-                    const puna_sampling* options, double uniform) {
-    int64_t chosen = -2;
-    guarded([&] {
-        if (count < 1 || count > INT32_MAX) throw std::invalid_argument("the number of logits is out of range");
-        chosen = puna::sample(find_kernels(kernels), logits, count, seen, *options, uniform);
+int32_t puna_sample(const char* kernels, int64_t vocab, puna_sample_row* rows, int32_t count) {
+    return guarded([&] {
+        if (vocab < 1 || vocab > INT32_MAX) throw std::invalid_argument("the number of logits is out of range");
+        for (int32_t i = 0; i < count; ++i) {
+            if (rows[i].top_count > vocab || rows[i].given >= vocab)
+                throw std::invalid_argument("a token or the number of log-probabilities exceeds the vocabulary");
+            puna::sample(find_kernels(kernels), vocab, rows[i]);
+        }
     });
-    return chosen;
 }
 
 int32_t puna_measure(const char* kernels, int32_t threads, puna_machine* machine) {

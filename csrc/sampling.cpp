@@ -1,12 +1,13 @@
 // Implements sampling.h without sorting: each filter keeps the tokens whose weight reaches a threshold. Radix select
 // finds the threshold by counting weights by their leading bits. This works because non-negative floats have the same
 // order as their bits read as integers.
+//
+// An option that is off costs no pass over the vocabulary. The most likely token of a row without options takes one.
 
 #include "sampling.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <functional>
 #include <limits>
 #include <vector>
@@ -19,25 +20,41 @@ namespace {
 
 constexpr float kLargest = std::numeric_limits<float>::max();
 
-// Copies the logits and applies the repetition penalty to the logits of seen tokens. Returns false if the logit of a
-// seen token is not finite; the other logits are checked later.
-bool penalise(const float* logits, int64_t count, const uint8_t* seen, float penalty, std::vector<float>& out) {
-    out.assign(logits, logits + count);
-    // Reads eight bytes of `seen` at a time, because most are 0.
-    for (int64_t at = 0; at < count; at += 8) {
-        uint64_t any = 0;
-        const int64_t size = std::min<int64_t>(8, count - at);
-        std::memcpy(&any, seen + at, static_cast<size_t>(size));
-        if (any == 0) continue;
-        for (int64_t i = at; i < at + size; ++i) {
-            if (!seen[i]) continue;
-            float& value = out[static_cast<size_t>(i)];
-            if (!std::isfinite(value)) return false;
-            value = value > 0.0f ? value / penalty : value * penalty;
-            value = std::min(kLargest, std::max(-kLargest, value));  // a penalty below 1 may overflow
+// Adds the bias, then applies the penalties. Both are computed in double precision and rounded once, so that the
+// implementations in PyTorch and NumPy compute the same numbers.
+void change_logits(const puna_sample_row& row, float* logits) {
+    const puna_sampling& options = *row.options;
+    const auto store = [&](int32_t id, double value) {
+        logits[id] = static_cast<float>(std::min<double>(kLargest, std::max<double>(-kLargest, value)));
+    };
+    for (int32_t i = 0; i < row.bias_count; ++i) store(row.bias_ids[i], logits[row.bias_ids[i]] + row.bias[i]);
+    for (int32_t i = 0; i < row.seen_count; ++i) {
+        const int32_t id = row.seen[i], generated = row.generated[i];
+        double value = logits[id];
+        value = value > 0.0 ? value / options.repetition_penalty : value * options.repetition_penalty;
+        if (generated > 0) value -= options.presence_penalty;
+        store(id, value);
+    }
+}
+
+// Moves the logits of the allowed tokens to the front, and writes their ids to `ids`. Returns their number.
+int64_t take_allowed(const uint32_t* allowed, int64_t vocab, float* logits, int32_t* ids) {
+    int64_t kept = 0;
+    for (int64_t word = 0; word * 32 < vocab; ++word) {
+        if (allowed[word] == 0) continue;
+        for (int64_t i = word * 32; i < std::min(vocab, word * 32 + 32); ++i) {
+            ids[kept] = static_cast<int32_t>(i);
+            logits[kept] = logits[i];
+            kept += allowed[word] >> (i - word * 32) & 1u;
         }
     }
-    return true;
+    return kept;
+}
+
+// Writes the maximum of each block of logits to `peaks`. Returns whether all logits are finite.
+bool find_peaks(const Kernels& kernels, const float* logits, int64_t count, std::vector<float>& peaks) {
+    peaks.resize(static_cast<size_t>((count + kMaxBlock - 1) / kMaxBlock));
+    return kernels.block_max(logits, count, peaks.data());
 }
 
 // The tokens that may still be chosen, in order of their ids.
@@ -141,6 +158,56 @@ void keep_top(Candidates& from, float most, int64_t count) {
     for (size_t i = 0; i < from.count; ++i) values[i] = -float_of_bits(kInfinity - bits_of_float(values[i]));
 }
 
+// Keeps the tokens whose surprise, -log p, is closest to the entropy, until their probabilities add up to `mass`, and
+// all tokens that are as close as the last one (locally typical sampling, arXiv:2202.00666, as in transformers).
+// Tokens of weight 0 are dropped. The search halves the range in which the mass is reached; nth_element moves the
+// closer tokens to the front.
+void keep_typical(Candidates& from, double mass) {
+    struct Token {
+        double distance, weight;
+    };
+    static thread_local std::vector<Token> tokens;
+    static thread_local std::vector<double> distances;
+    from.keep(0, 0);
+    const float* weights = from.weights.data();
+    const double total = sum(weights, from.count), log_total = std::log(total);
+    distances.resize(from.count);
+    double entropy = 0.0;
+    for (size_t i = 0; i < from.count; ++i) {
+        distances[i] = log_total - std::log(static_cast<double>(weights[i]));
+        entropy += weights[i] / total * distances[i];
+    }
+    tokens.resize(from.count);
+    for (size_t i = 0; i < from.count; ++i) {
+        distances[i] = std::abs(distances[i] - entropy);
+        tokens[i] = {distances[i], weights[i]};
+    }
+    double before = 0.0;  // weight of the tokens in front of `low`
+    size_t low = 0, high = from.count;
+    while (high - low > 1) {
+        const size_t middle = low + (high - low) / 2;
+        const auto begin = tokens.begin();
+        std::nth_element(begin + static_cast<std::ptrdiff_t>(low), begin + static_cast<std::ptrdiff_t>(middle),
+                         begin + static_cast<std::ptrdiff_t>(high),
+                         [](const Token& a, const Token& b) { return a.distance < b.distance; });
+        double weight = 0.0;
+        for (size_t i = low; i < middle; ++i) weight += tokens[i].weight;
+        if (before + weight >= mass * total) {
+            high = middle;
+        } else {
+            low = middle;
+            before += weight;
+        }
+    }
+    size_t kept = 0;
+    for (size_t i = 0; i < from.count; ++i) {
+        from.ids[kept] = from.ids[i];
+        from.weights[kept] = weights[i];
+        kept += distances[i] <= tokens[low].distance;
+    }
+    from.count = kept;
+}
+
 // Returns a lower bound on the logits of tokens that can pass the filters, so that most tokens need not be examined.
 // top_k: the top_k-th highest block maximum, because at least top_k logits reach it.
 // top_p: the logit whose weight is (1 - top_p) * total / count. The tokens below it weigh less than (1 - top_p) * total
@@ -194,19 +261,10 @@ int64_t draw(const Candidates& from, double uniform) {
     return from.ids[last];
 }
 
-}  // namespace
-
-int64_t sample(const Kernels& kernels, const float* logits, int64_t count, const uint8_t* seen,
+// Returns the index of the token that `options` choose from finite logits with the block maxima `peaks`.
+int64_t choose(const Kernels& kernels, const float* logits, int64_t count, const std::vector<float>& peaks,
                const puna_sampling& options, double uniform) {
-    // Reused between calls: page faults of newly allocated memory would take longer than sampling.
-    static thread_local std::vector<float> changed, peaks;
     static thread_local Candidates candidates;
-    if (options.repetition_penalty != 1.0f) {
-        if (!penalise(logits, count, seen, options.repetition_penalty, changed)) return -1;
-        logits = changed.data();
-    }
-    peaks.resize(static_cast<size_t>((count + kMaxBlock - 1) / kMaxBlock));
-    if (!kernels.block_max(logits, count, peaks.data())) return -1;
     const auto highest = std::max_element(peaks.begin(), peaks.end());
     const float most = *highest;
     if (options.temperature == 0.0)
@@ -227,7 +285,77 @@ int64_t sample(const Kernels& kernels, const float* logits, int64_t count, const
     if (options.top_k > 0) total = sum(weights, candidates.count);
     if (options.top_p < 1.0) cut(candidates, true, options.top_p * total);
     if (options.min_p > 0.0) candidates.keep(bits_of_float(static_cast<float>(options.min_p)));
+    if (options.typical_p < 1.0) keep_typical(candidates, options.typical_p);
     return draw(candidates, uniform);
+}
+
+// Returns the id of the row's token, or -1 if no token is allowed. `peaks` has the block maxima of the row's logits.
+int64_t choose_token(const Kernels& kernels, int64_t vocab, const puna_sample_row& row, std::vector<float>& peaks) {
+    static thread_local std::vector<float> changed;
+    static thread_local std::vector<int32_t> ids;
+    const bool changes = row.bias_count > 0 || row.seen_count > 0;
+    if (!changes && row.allowed == nullptr) return choose(kernels, row.logits, vocab, peaks, *row.options, row.uniform);
+    changed.assign(row.logits, row.logits + vocab);
+    if (changes) change_logits(row, changed.data());
+    int64_t count = vocab;
+    if (row.allowed != nullptr) {
+        ids.resize(static_cast<size_t>(vocab));
+        count = take_allowed(row.allowed, vocab, changed.data(), ids.data());
+        if (count == 0) return -1;
+    }
+    find_peaks(kernels, changed.data(), count, peaks);
+    const int64_t at = choose(kernels, changed.data(), count, peaks, *row.options, row.uniform);
+    return row.allowed != nullptr ? ids[static_cast<size_t>(at)] : at;
+}
+
+// Returns the logarithm of the sum of the exponentials of logits; `most` is the highest one.
+double log_sum(const Kernels& kernels, const float* logits, int64_t count, float most) {
+    static thread_local std::vector<float> weights;
+    weights.resize(static_cast<size_t>(count));
+    kernels.exponentials(logits, count, most, 1.0, weights.data());
+    return most + std::log(sum(weights.data(), weights.size()));
+}
+
+// Writes the `row.top_count` highest log-probabilities, and their ids (ties: lower id first). `log_total` is the
+// logarithm of the sum of all exponentials.
+void write_top(const puna_sample_row& row, int64_t vocab, const std::vector<float>& peaks, double log_total) {
+    static thread_local Candidates candidates;
+    static thread_local std::vector<int32_t> order;
+    puna_sampling only_top_k{};
+    only_top_k.top_p = 1.0;
+    only_top_k.top_k = row.top_count;
+    candidates.ids.resize(static_cast<size_t>(vocab));
+    candidates.weights.resize(static_cast<size_t>(vocab));
+    candidates.take(row.logits, vocab, peaks, floor_of(peaks, vocab, 0.0f, 0.0, only_top_k));
+    order.assign(candidates.ids.begin(), candidates.ids.begin() + static_cast<std::ptrdiff_t>(candidates.count));
+    std::partial_sort(order.begin(), order.begin() + row.top_count, order.end(), [&](int32_t a, int32_t b) {
+        return row.logits[a] != row.logits[b] ? row.logits[a] > row.logits[b] : a < b;
+    });
+    for (int32_t i = 0; i < row.top_count; ++i) {
+        row.top_ids[i] = order[static_cast<size_t>(i)];
+        row.top_logprobs[i] = row.logits[row.top_ids[i]] - log_total;
+    }
+}
+
+}  // namespace
+
+void sample(const Kernels& kernels, int64_t vocab, puna_sample_row& row) {
+    // Reused between calls: page faults of newly allocated memory would take longer than sampling.
+    static thread_local std::vector<float> peaks;
+    row.status = find_peaks(kernels, row.logits, vocab, peaks) ? PUNA_SAMPLE_OK : PUNA_SAMPLE_NOT_FINITE;
+    if (row.status != PUNA_SAMPLE_OK) return;
+    double log_total = 0.0;
+    if (row.top_count >= 0) {
+        log_total = log_sum(kernels, row.logits, vocab, *std::max_element(peaks.begin(), peaks.end()));
+        if (row.top_count > 0) write_top(row, vocab, peaks, log_total);
+    }
+    const int64_t token = row.given >= 0 ? row.given : choose_token(kernels, vocab, row, peaks);
+    if (token < 0) {
+        row.status = PUNA_SAMPLE_NO_TOKEN;
+        return;
+    }
+    row.token = static_cast<int32_t>(token);
+    if (row.top_count >= 0) row.logprob = row.logits[token] - log_total;
 }
 
 }  // namespace puna

@@ -7,9 +7,8 @@
 
 namespace puna {
 
-// See puna_sample. Returns the token id, or -1 if a logit is not finite.
-int64_t sample(const Kernels& kernels, const float* logits, int64_t count, const uint8_t* seen,
-               const puna_sampling& options, double uniform);
+// Chooses the token of one row; see puna_sample_row.
+void sample(const Kernels& kernels, int64_t vocab, puna_sample_row& row);
 
 }  // namespace puna
 

@@ -138,7 +138,7 @@ def test_an_interrupt_does_not_affect_other_streams(tiny_model, monkeypatch, int
     owner, name = {
         "backend": (llm._backend.model.model, "forward"),
         "head": (llm._backend.model.lm_head, "forward"),
-        "sampler": (Sampler, "choose"),
+        "sampler": (Sampler, "prepare"),
     }[interrupted]
     original = getattr(owner, name)
 
@@ -317,3 +317,22 @@ def test_smollm2_answers_questions(smollm2):
     answer = LLM(backend="torch").chat([{"role": "user", "content": "What is the capital of France?"}], max_tokens=40)
     assert "Paris" in answer.text
     assert answer.finish_reason == "stop"
+
+
+def test_logprobs_are_returned_for_each_token(llm):
+    completion = llm.generate([1, 2, 3], max_tokens=5, logprobs=2, temperature=0.8, seed=2)
+    logits = llm.logits([1, 2, 3, *completion.ids])[2:-1].astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    assert [item.token for item in completion.logprobs] == list(completion.ids)
+    for item, row in zip(completion.logprobs, expected, strict=True):
+        assert abs(item.logprob - row[item.token]) < 1e-5
+        assert [token for token, _ in item.top] == np.argsort(-row)[:2].tolist()
+    assert llm.generate([1, 2, 3], max_tokens=5).logprobs is None
+
+
+def test_options_of_sampling_reach_the_engine(llm):
+    free = llm.generate([1, 2, 3], max_tokens=6, temperature=0).ids
+    assert llm.generate([1, 2, 3], max_tokens=6, logit_bias={7: 100}).ids == (7,) * 6
+    assert set(llm.generate([1, 2, 3], max_tokens=6, allowed_token_ids=[5, 6], temperature=1.0).ids) <= {5, 6}
+    assert llm.generate([1, 2, 3], max_tokens=6, stop_token_ids=[free[0]]).ids == ()
+    assert len(llm.generate([1, 2, 3], max_tokens=6, stop_token_ids=[free[0]], min_tokens=6).ids) == 6

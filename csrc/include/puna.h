@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define PUNA_ABI_VERSION 4
+#define PUNA_ABI_VERSION 5
 
 /* Bits of puna_cpu_features(). A bit is set when the processor has the instructions and the operating system saves
  * their registers. */
@@ -186,21 +186,48 @@ PUNA_API void puna_model_observe(puna_model* model, double* squares);
 /* Writes the seconds spent in each phase since the previous call of this function: PUNA_PHASES numbers. */
 PUNA_API void puna_model_profile(puna_model* model, double* seconds);
 
-/* How the next token is chosen; see puna.engine.Sampling. */
+/* How the next token is chosen: the numeric options of puna.config.Sampling, in its order. Each is a double or an
+ * int64_t. */
 typedef struct puna_sampling {
     double temperature; /* 0: the most likely token */
+    int64_t top_k;      /* 0: no limit */
     double top_p;
     double min_p;
-    float repetition_penalty;
-    int32_t top_k; /* 0: no limit */
+    double typical_p; /* 1: off */
+    double repetition_penalty;
+    double presence_penalty;
 } puna_sampling;
 
-/* Returns the id of the next token, chosen from `count` logits; -1 when a logit is not finite; -2 on any other failure:
- * see puna_error(). `seen` has one byte per token, nonzero for the tokens of the sequence (repetition penalty).
- * `uniform` is a random number in [0, 1). The tokens that pass the filters are ordered by their ids; the first one
- * whose cumulative probability exceeds `uniform` is chosen. */
-PUNA_API int64_t puna_sample(const char* kernels, const float* logits, int64_t count, const uint8_t* seen,
-                             const puna_sampling* options, double uniform);
+/* Values of puna_sample_row.status. A row that fails does not affect other rows. */
+enum { PUNA_SAMPLE_OK = 0, PUNA_SAMPLE_NOT_FINITE = 1, PUNA_SAMPLE_NO_TOKEN = 2 };
+
+/* The choice of one token. Log-probabilities are those of the model: of the softmax of the logits before any option
+ * changes them. */
+typedef struct puna_sample_row {
+    const float* logits; /* [vocab], not modified; finite, or else the row fails */
+    const puna_sampling* options;
+    const int32_t* seen;      /* [seen_count]: the distinct tokens of the sequence, needed only for penalties */
+    const int32_t* generated; /* [seen_count]: how often each of them is in the answer */
+    const int32_t* bias_ids;  /* [bias_count], distinct */
+    const double* bias;       /* [bias_count]: added to the logits of bias_ids */
+    const uint32_t* allowed;  /* NULL, or a bit per token, lowest bit first: 1 if it may be chosen */
+    int32_t* top_ids;         /* [top_count], written: the most likely tokens, ties: the lower id first */
+    double* top_logprobs;     /* [top_count], written */
+    double uniform;           /* a random number in [0, 1) */
+    double logprob;           /* written if top_count >= 0: the log-probability of the token */
+    int32_t seen_count;
+    int32_t bias_count;
+    int32_t top_count; /* -1: no log-probabilities; at most `vocab` */
+    int32_t given;     /* -1, or a token that is used instead of a choice */
+    int32_t token;     /* written */
+    int32_t status;    /* written: PUNA_SAMPLE_* */
+} puna_sample_row;
+
+/* Chooses a token for each row. The order is that of transformers: bias, repetition penalty, presence and frequency
+ * penalties, allowed tokens, temperature, top-k, top-p, min-p, typical-p. The tokens that remain are ordered by their
+ * ids; the first one whose cumulative probability exceeds `uniform` is chosen. A row has the same results in every
+ * batch. */
+PUNA_API int32_t puna_sample(const char* kernels, int64_t vocab, puna_sample_row* rows, int32_t count);
 
 /* Quantises a tensor [rows][cols] of f32, f16 or bf16 (`format`, a ggml type number) to the block format `to`.
  * `importance` [cols], not negative: the weight of an error in each column; NULL: ggml's weights for the format. The

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from puna.engine import Event, FinishReason, Request
+from puna.engine import Event, FinishReason, Request, TokenLogprobs
 from puna.errors import RequestError, show
 from puna.tokenizer.streams import StreamDecoder, overlap
 
@@ -27,6 +27,7 @@ class Completion:
         prefill_seconds: time from the start of the first step to the first token.
         decode_seconds: time from the first token to the last.
         cached_tokens: number of prompt tokens that were found in the prefix cache and not read again.
+        logprobs: the log-probabilities at each token of `ids`; None without the option `logprobs`.
     """
 
     text: str
@@ -36,6 +37,7 @@ class Completion:
     prefill_seconds: float
     decode_seconds: float
     cached_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -82,6 +84,7 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
         self._stops = _Stops(stops, tokenizer)
+        self._logprobs: list[TokenLogprobs] = []
         self._text: list[str] = []
         self._cached_tokens = 0
         self._next_piece = 0  # index of the first piece of `_text` that `take` has not returned
@@ -112,6 +115,8 @@ class Answer:
         self._cached_tokens += event.cached_tokens
         if event.token is not None:
             self.ids.append(event.token)
+            if event.logprobs is not None:
+                self._logprobs.append(event.logprobs)
             self._pending += self._decoder.push(event.token)
         mark = self._stops.mark(event.token if event.stop_id is None else event.stop_id)
         self.finish_reason, self.error = event.finish_reason, event.error
@@ -135,6 +140,7 @@ class Answer:
             first - started,
             last - first,
             cached_tokens=self._cached_tokens,
+            logprobs=None if self.request.sampling.logprobs is None else tuple(self._logprobs),
         )
 
     def _release(self, held: str) -> str:

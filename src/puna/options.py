@@ -6,20 +6,19 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-from puna.config import GenerationConfig, GenerationDefaults
-from puna.engine import Sampling
+from puna.config import GenerationConfig, GenerationDefaults, Sampling, SamplingOptions
 
 _MAX_TOKENS = 256
 """Maximum number of tokens of an answer if neither the call nor the model's generation configuration sets one."""
 
 
-class Options(TypedDict, total=False):
-    """Options of the methods of `LLM` and `AsyncLLM`: this table is the only place that lists them.
+class Options(SamplingOptions, total=False):
+    """Options of the methods of `LLM` and `AsyncLLM`: those of `Sampling`, and those below.
 
-    An option has a type, a description and, unless that is None, a default. An option with the name of a field of
-    `puna.engine.Sampling` is passed to it. `shows_options` adds the options to signatures and docstrings.
+    An option has a type, a description and, unless that is None, a default. `shows_options` adds them to signatures and
+    docstrings.
     """
 
     max_tokens: Annotated[
@@ -28,17 +27,6 @@ class Options(TypedDict, total=False):
         "in the context. None fills the context.",
         "auto",
     ]
-    temperature: Annotated[
-        float | None,
-        "divides the logits; 0 chooses the most likely token, and the next three options do nothing.",
-    ]
-    top_k: Annotated[int | None, "choose from the k most likely tokens; 0 means from all."]
-    top_p: Annotated[
-        float | None, "choose from the smallest set of most likely tokens with at least this total probability."
-    ]
-    min_p: Annotated[float | None, "exclude tokens whose probability is below this fraction of the highest one."]
-    repetition_penalty: Annotated[float | None, "above 1, tokens that occurred before become less likely."]
-    seed: Annotated[int | None, "makes sampling repeatable; None uses a random seed."]
     stop: Annotated[
         str | Sequence[str] | None,
         "a string or several strings; the answer ends before the first of them that occurs. A special token in a "

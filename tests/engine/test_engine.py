@@ -148,3 +148,46 @@ def test_nan_logits_end_only_their_own_request():
     assert [event.token for event in events if event.request_id == damaged] == [*expected_answer((1, 2, 3), 3), None]
     assert [event.token for event in events if event.request_id == valid] == expected_answer((4, 5, 6), 10)
     assert engine.pool.available == engine.pool.pages
+
+
+def answer_of(prompt: tuple[int, ...], max_tokens: int, eos: frozenset[int], **options) -> tuple[list[int], int | None]:
+    """Returns the tokens of a request alone, and the id that ended it."""
+    engine = Engine(Recorder())
+    engine.submit(Request(prompt, max_tokens, Sampling(**options), eos))
+    events = []
+    while engine.busy:
+        events += engine.step()
+    return [event.token for event in events if event.token is not None], events[-1].stop_id
+
+
+def test_stop_token_ids_and_ignore_eos_decide_which_ids_end_an_answer():
+    free, _ = answer_of((4, 9), 8, frozenset())
+    eos, other = free[3], free[5]
+    assert len({*free[:6]}) == 6
+    assert answer_of((4, 9), 8, frozenset({eos})) == (free[:3], eos)
+    assert answer_of((4, 9), 8, frozenset({eos}), ignore_eos=True) == (free, None)
+    assert answer_of((4, 9), 8, frozenset({eos}), ignore_eos=True, stop_token_ids=[other]) == (free[:5], other)
+    assert answer_of((4, 9), 8, frozenset({other}), stop_token_ids=[eos]) == (free[:3], eos)
+
+
+def test_min_tokens_delays_the_end_of_an_answer():
+    free, _ = answer_of((4, 9), 8, frozenset())
+    tokens, _ = answer_of((4, 9), 8, frozenset({free[3]}), min_tokens=4)
+    assert tokens[:3] == free[:3] and len(tokens) >= 4 and free[3] not in tokens
+    every = frozenset(range(1, VOCAB))
+    assert answer_of((4, 9), 8, every, min_tokens=3)[0][:3] == [0, 0, 0]  # only token 0 does not end the answer
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"logit_bias": {VOCAB: 1}}, "logit_bias has the id 31; the vocabulary has ids 0 to 30"),
+        ({"allowed_token_ids": [3, 99]}, "allowed_token_ids has the id 99"),
+        ({"stop_token_ids": [31]}, "stop_token_ids has the id 31"),
+        ({"min_tokens": 9}, "min_tokens is 9, but max_tokens is 8"),
+        ({"min_tokens": 1, "allowed_token_ids": [5]}, "allowed_token_ids has only ids that end the answer"),
+    ],
+)
+def test_options_that_do_not_fit_the_request_are_errors(options, words):
+    with pytest.raises(RequestError, match=words):
+        answer_of((4, 9), 8, frozenset({5}), **options)

@@ -269,15 +269,15 @@ def test_a_step_that_fails_after_some_requests_have_advanced_loses_no_events(mon
     engine = new_engine(slots=3)
     for seed in range(3):
         engine.submit(Request(prompt_of(70, seed), 5))
-    choose, calls, events = Sampler.choose, [], []
+    commit, calls, events = Sampler.commit, [], []
 
-    def fails_at_every_fourth_call(self, logits):
+    def fails_at_every_fourth_call(self, token):
         calls.append(1)
         if len(calls) % 4 == 0:
             raise MemoryError
-        return choose(self, logits)
+        commit(self, token)
 
-    monkeypatch.setattr(Sampler, "choose", fails_at_every_fourth_call)
+    monkeypatch.setattr(Sampler, "commit", fails_at_every_fourth_call)
     while engine.busy:
         with suppress(MemoryError):
             events += engine.step()

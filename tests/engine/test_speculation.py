@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,8 @@ def run_requests(speculate: bool, requests: list[Request], slots: int) -> tuple[
     for request_id in ids:
         request_events = [event for event in events if event.request_id == request_id]
         reasons = [event.finish_reason for event in request_events if event.finish_reason]
-        results.append(([event.token for event in request_events if event.token is not None], reasons))
+        tokens = [(event.token, event.logprobs) for event in request_events if event.token is not None]
+        results.append((tokens, reasons))
     return results, steps
 
 
@@ -39,11 +42,16 @@ def test_speculation_needs_fewer_steps_for_the_same_answers(slots):
     requests = []
     for number in range(12):
         prompt = tuple(np.tile(random.integers(0, 12, 5), 4).tolist())
-        sampling = (
-            Sampling() if number % 2 else Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.1, seed=number)
+        options = (
+            {},
+            {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1, "logprobs": 3},
+            {"temperature": 0.8, "typical_p": 0.9, "presence_penalty": 0.3, "logit_bias": {3: 1.5}},
+            {"presence_penalty": -0.5, "allowed_token_ids": tuple(range(0, 12, 2)), "logprobs": 0},
         )
+        sampling = Sampling(**options[number % 4], seed=number)
         stops = frozenset({int(random.integers(0, 12))}) if number % 3 == 0 else frozenset()
-        requests.append(Request(prompt, int(random.choice([1, 2, 30, 108])), sampling, stops))
+        length = int(random.choice([1, 2, 30, 108]))
+        requests.append(Request(prompt, length, replace(sampling, min_tokens=min(length, number)), stops))
     plain, plain_steps = run_requests(False, requests, slots)
     speculative, speculative_steps = run_requests(True, requests, slots)
     assert speculative == plain

@@ -6,5 +6,15 @@
 from puna.config.generation import GenerationConfig
 from puna.config.generation_defaults import UNSUPPORTED, GenerationDefaults, generation_notes
 from puna.config.llama import LlamaConfig
+from puna.config.sampling import Distribution, Sampling, SamplingOptions
 
-__all__ = ["UNSUPPORTED", "GenerationConfig", "GenerationDefaults", "LlamaConfig", "generation_notes"]
+__all__ = [
+    "UNSUPPORTED",
+    "Distribution",
+    "GenerationConfig",
+    "GenerationDefaults",
+    "LlamaConfig",
+    "Sampling",
+    "SamplingOptions",
+    "generation_notes",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from puna.backend import PAGE, Backend, Chunk
 from puna.engine.pages import PagePool
 from puna.engine.request import Event, Request
+from puna.engine.sampling import choose
 from puna.engine.scheduler import RunningRequest, Scheduler, tokens_needed
-from puna.errors import BackendError, PunaError, RequestError, puna_error, show
+from puna.errors import PunaError, RequestError, puna_error, show
+from puna.native.sampling import Choice
 
 
 class Engine:
@@ -47,6 +49,7 @@ class Engine:
         for token in request.prompt_ids:
             if not 0 <= token < config.vocab_size:
                 raise RequestError(f"token id {show(token)} is not in the vocabulary of {config.vocab_size} tokens")
+        request.sampling.check_vocabulary(config.vocab_size)
         prompt, limit = len(request.prompt_ids), config.context_length
         if prompt > limit:
             raise RequestError(
@@ -112,70 +115,100 @@ class Engine:
             for active, _ in plan:
                 self._fail(active, puna_error(exc))
             return
+        turns = []
         row = 0
         for (active, tokens), chunk in zip(plan, batch, strict=True):
-            try:
-                self._advance(active, tokens, logits[row : row + chunk.logits])
-            except BackendError as exc:  # the logits of this request are not finite; the other requests continue
-                self._fail(active, exc)
+            rows = logits[row : row + chunk.logits]
+            if not active.reading:
+                turns.append(_Turn(active, 1, row, tokens[1:]))
+            elif active.computed + len(tokens) == len(active.tokens) and active.request.max_tokens > 0:
+                turns.append(_Turn(active, len(tokens), row + len(rows) - 1, rows=rows))
+            else:
+                self._advance(_Turn(active, len(tokens), row, rows=rows))
             row += chunk.logits
+        self._choose(turns, logits)
 
-    def _advance(self, active: RunningRequest, tokens: tuple[int, ...], logits: NDArray[np.float32]) -> None:
-        """Records the result of a step for one request, which then either continues or ends."""
-        if active.reading:
-            self._read(active, len(tokens), logits)
-        else:
-            self._generate(active, tokens[1:], logits)
-        active.table.register(active.tokens, active.computed)
-        if self._events[-1].finish_reason is not None:
-            self.scheduler.finish(active.request_id)
+    def _choose(self, turns: list[_Turn], logits: NDArray[np.float32]) -> None:
+        """Chooses the tokens of a step, first one of each request.
 
-    def _read(self, active: RunningRequest, count: int, logits: NDArray[np.float32]) -> None:
-        """Records `count` known tokens, and chooses the next token after the last one."""
-        prompt, start, reported = len(active.request.prompt_ids), active.computed, active.reported
-        complete = start + count == len(active.tokens)
-        token = active.sampler.choose(logits[-1]) if complete and active.request.max_tokens > 0 else None
-        active.computed = start + count
-        active.reported = max(reported, min(active.computed, prompt))
-        cached = max(0, min(start, prompt) - reported)
+        A request continues with its next row while its tokens equal the guess. After a wrong guess, the remaining
+        logits of the request are not valid.
+        """
+        while turns:
+            choices = choose([turn.active.sampler for turn in turns], logits, [turn.row for turn in turns])
+            unfinished = []
+            for turn, choice in zip(turns, choices, strict=True):
+                if choice.error is None:
+                    self._advance(turn, choice)
+                    if choice.token == turn.expected and self._events[-1].finish_reason is None:
+                        unfinished.append(_Turn(turn.active, 1, turn.row + 1, turn.guess, turn.accepted + 1))
+                        continue
+                elif turn.accepted == 0:
+                    self._fail(turn.active, choice.error)
+                # An error after accepted tokens is not reported here: it occurs again in the next step.
+                if turn.active.lookup is not None:
+                    turn.active.lookup.adapt(len(turn.guess), turn.accepted)
+            turns = unfinished
+
+    def _advance(self, turn: _Turn, choice: Choice | None = None) -> None:
+        """Records tokens that were computed, and the choice of the token after them. The request continues or ends.
+
+        If an error or an interrupt ends the step before, the next step chooses the same token: see `Sampler`.
+        """
+        active, start, before = turn.active, turn.active.computed, turn.active.reported
+        prompt, computed = len(active.request.prompt_ids), start + turn.count
+        reported, cached = max(before, min(computed, prompt)), max(0, min(start, prompt) - before)
         event = Event(
             active.request_id,
-            prompt_tokens=active.reported - reported - cached,
+            prompt_tokens=reported - before - cached,
             cached_tokens=cached,
-            logits=logits if active.request.prompt_logits and active.reported > reported else None,
+            logits=turn.rows if active.request.prompt_logits and reported > before else None,
         )
-        if token is not None:
-            event = _accept(active, token, event)
-        elif complete:
+        if choice is not None:
+            active.sampler.commit(choice.token)
+        active.computed, active.reported = computed, reported
+        if choice is not None:
+            event = _accept(active, choice.token, replace(event, logprobs=choice.logprobs))
+        elif computed == len(active.tokens):
             event = replace(event, finish_reason="length")
         self._events.append(event)
-
-    def _generate(self, active: RunningRequest, guess: tuple[int, ...], logits: NDArray[np.float32]) -> None:
-        """Chooses tokens while they equal the guess. After a wrong guess, the remaining logits are not valid."""
-        accepted = 0
-        for row, expected in enumerate((*guess, None)):
-            try:
-                token = active.sampler.choose(logits[row])
-            except BackendError:
-                if row:  # keep the tokens chosen so far; the next step raises the error again
-                    break
-                raise
-            active.computed += 1
-            self._events.append(_accept(active, token, Event(active.request_id)))
-            if self._events[-1].finish_reason is not None or token != expected:
-                break
-            accepted += 1
-        if active.lookup is not None:
-            active.lookup.adapt(len(guess), accepted)
+        active.table.register(active.tokens, active.computed)
+        if event.finish_reason is not None:
+            self.scheduler.finish(active.request_id)
 
     def _fail(self, active: RunningRequest, error: PunaError) -> None:
         self._events.append(Event(active.request_id, error=error))
         self.scheduler.finish(active.request_id)
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """Tokens of one request that a step has computed, and the logits from which the next tokens are chosen.
+
+    Attributes:
+        count: number of tokens that were computed before the next choice.
+        row: index of the logits of the next choice.
+        guess: the expected tokens. A row of logits after the first is valid if the choices before it equal the guess.
+        accepted: number of tokens of the guess that were chosen.
+        rows: the logits of the computed tokens, if they are known tokens.
+    """
+
+    active: RunningRequest
+    count: int
+    row: int
+    guess: tuple[int, ...] = ()
+    accepted: int = 0
+    rows: NDArray[np.float32] | None = None
+
+    @property
+    def expected(self) -> int | None:
+        """The token that the next choice must have for the row after it to be valid; None after the last row."""
+        return self.guess[self.accepted] if self.accepted < len(self.guess) else None
+
+
 def _accept(active: RunningRequest, token: int, event: Event) -> Event:
     """Adds a token to the answer and to the event, or ends the answer if the token is a stop id."""
-    if token in active.request.stop_ids:
+    if token in active.request.end_ids:
         return replace(event, stop_id=token, finish_reason="stop")
     active.append(token)
     last = active.generated == active.request.max_tokens

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from puna.errors import BackendError, show
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 """PUNA_ABI_VERSION in csrc/include/puna.h."""
 
 MAX_THREADS = 256
@@ -78,18 +78,6 @@ class NativeChunk(ctypes.Structure):
     )
 
 
-class NativeSampling(ctypes.Structure):
-    """The C struct puna_sampling."""
-
-    _fields_ = (
-        ("temperature", ctypes.c_double),
-        ("top_p", ctypes.c_double),
-        ("min_p", ctypes.c_double),
-        ("repetition_penalty", ctypes.c_float),
-        ("top_k", ctypes.c_int32),
-    )
-
-
 class NativeMachine(ctypes.Structure):
     """The C struct puna_machine."""
 
@@ -125,7 +113,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "puna_model_weight_bytes": (None, (_POINTER, _POINTER)),
     "puna_model_integers": (_INT, (_POINTER,)),
     "puna_forward": (_INT, (_POINTER, _POINTER, _INT, _INT, _POINTER)),
-    "puna_sample": (_LONG, (ctypes.c_char_p, _POINTER, _LONG, _POINTER, _POINTER, ctypes.c_double)),
+    "puna_sample": (_INT, (ctypes.c_char_p, _LONG, _POINTER, _INT)),
     "puna_quantize": (_INT, (ctypes.c_char_p, _INT, _POINTER, _INT, _LONG, _LONG, _INT, _POINTER, _POINTER)),
     "puna_measure": (_INT, (ctypes.c_char_p, _INT, _POINTER)),
     "puna_model_observe": (None, (_POINTER, _POINTER)),

@@ -1,67 +1,180 @@
-"""`NativeSampler`: chooses a token from logits, in the native library."""
+"""Chooses tokens from logits in the native library: one call for all rows of a step."""
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.errors import BackendError
-from puna.native.library import NativeSampling, chosen_kernels, load_library
+from puna.config import Distribution, Sampling
+from puna.errors import BackendError, PunaError, RequestError
+from puna.native.library import OK, chosen_kernels, load_library
 
-_INT32_MAX = 2**31 - 1
+_TYPES: dict[str, type[ctypes.c_double | ctypes.c_int64]] = {"float": ctypes.c_double, "int": ctypes.c_int64}
+"""The type in C of each type of option."""
+
+_NOT_FINITE, _NO_TOKEN = 1, 2
+"""The statuses PUNA_SAMPLE_NOT_FINITE and PUNA_SAMPLE_NO_TOKEN."""
 
 
-class NativeSampler:
-    """Draws tokens with fixed settings.
+class NativeSampling(ctypes.Structure):
+    """The C struct puna_sampling."""
 
-    Args:
-        vocab_size: number of logits.
-        temperature, top_k, top_p, min_p, repetition_penalty: as in `puna.engine.Sampling`.
+    _fields_ = tuple((option.name, _TYPES[str(option.type)]) for option in dataclasses.fields(Distribution))
+
+
+class NativeRow(ctypes.Structure):
+    """The C struct puna_sample_row."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("logits", "options", "seen", "generated", "bias_ids", "bias")),
+        *((name, ctypes.c_void_p) for name in ("allowed", "top_ids", "top_logprobs")),
+        *((name, ctypes.c_double) for name in ("uniform", "logprob")),
+        *((name, ctypes.c_int32) for name in ("seen_count", "bias_count", "top_count", "given", "token", "status")),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprobs:
+    """The model's log-probabilities at one position: those of its logits before any option changes them.
+
+    Attributes:
+        token: id of the token at this position.
+        logprob: its log-probability, in nats.
+        top: (id, log-probability) of the most likely tokens, in descending order.
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        repetition_penalty: float,
-    ) -> None:
-        self._library = load_library()
-        self._kernels = chosen_kernels().encode()
-        self._vocab_size = vocab_size
-        self._options = NativeSampling(temperature, top_p, min_p, repetition_penalty, min(top_k, _INT32_MAX))
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
-    def draw(self, logits: NDArray[np.float32], seen: NDArray[np.bool_], uniform: float) -> int:
-        """Returns the id of a token.
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The result of one row: a token, or the error that prevented the choice."""
+
+    token: int
+    logprobs: TokenLogprobs | None = None
+    error: PunaError | None = None
+
+
+class SampleRow:
+    """The native arguments of one request, which stay in memory between its choices.
+
+    Args:
+        sampling: the request's options.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        options = dataclasses.fields(Distribution)
+        self._options = NativeSampling(*(_native_number(getattr(sampling, option.name)) for option in options))
+        top_count = -1 if sampling.logprobs is None else int(sampling.logprobs)
+        self._arrays: dict[str, NDArray[np.generic]] = {}  # the memory to which the pointers of `native` point
+        self.native = NativeRow(options=ctypes.addressof(self._options), top_count=top_count, given=-1)
+        self._set("bias_ids", np.array(list(sampling.logit_bias), np.int32))
+        self._set("bias", np.array(list(sampling.logit_bias.values()), np.float64))
+        self.native.bias_count = len(sampling.logit_bias)
+        self._set("top_ids", np.zeros(max(0, top_count), np.int32))
+        self._set("top_logprobs", np.zeros(max(0, top_count), np.float64))
+        self._index: dict[int, int] = {}  # token -> its index in `seen` and `generated`
+
+    def _set(self, name: str, array: NDArray[np.generic]) -> None:
+        self._arrays[name] = array
+        setattr(self.native, name, array.ctypes.data)
+
+    def count(self, tokens: Sequence[int], generated: int) -> None:
+        """Adds tokens of the sequence for the penalties. `generated`: 1 for tokens of the answer, else 0."""
+        for token in tokens:
+            index = self._index.setdefault(token, len(self._index))
+            if index >= len(self._arrays.get("seen", ())):
+                for name in ("seen", "generated"):
+                    grown = np.zeros(2 * index + 64, np.int32)
+                    grown[:index] = self._arrays.get(name, grown)[:index]
+                    self._set(name, grown)
+            self._arrays["seen"][index] = token
+            self._arrays["generated"][index] += generated
+        self.native.seen_count = len(self._index)
+
+    def prepare(self, uniform: float, allowed: NDArray[np.uint32] | None) -> None:
+        """Sets the arguments of the next choice.
 
         Args:
-            logits: (vocab_size,), not modified.
-            seen: (vocab_size,), True for the tokens that the repetition penalty applies to.
             uniform: a random number in [0, 1).
-
-        Raises:
-            BackendError: if a logit is not finite.
+            allowed: a bit per token, lowest bit first: 1 if the token may be chosen. None allows all tokens.
         """
-        assert logits.shape == seen.shape == (self._vocab_size,) and logits.dtype == np.float32
-        logits = np.ascontiguousarray(logits)
-        token = int(
-            self._library.puna_sample(
-                self._kernels,
-                logits.ctypes.data,
-                self._vocab_size,
-                seen.ctypes.data,
-                ctypes.byref(self._options),
-                uniform,
-            )
-        )
-        if token == -1:
-            raise BackendError(
+        self.native.uniform = uniform
+        if allowed is not None:
+            self._set("allowed", np.ascontiguousarray(allowed, dtype=np.uint32))
+        else:
+            self.native.allowed = None
+
+    def choice(self, native: NativeRow) -> Choice:
+        """Returns the result that the library wrote to `native`, a copy of `self.native`."""
+        if native.status == _NOT_FINITE:
+            return Choice(-1, error=BackendError(
                 "the model's logits are not finite; the weights are damaged, or values exceed the range of dtype"
-            )
-        if token < 0:
-            raise BackendError(f"the native runtime failed: {self._library.puna_error().decode()}")
-        return token
+            ))  # fmt: skip
+        if native.status == _NO_TOKEN:
+            return Choice(-1, error=RequestError(
+                "no token may be chosen: min_tokens forbids the tokens that end the answer, and allowed_token_ids or "
+                "the grammar all others; lower min_tokens"
+            ))  # fmt: skip
+        if native.top_count < 0:
+            return Choice(native.token)
+        top = zip(self._arrays["top_ids"].tolist(), self._arrays["top_logprobs"].tolist(), strict=True)
+        return Choice(native.token, TokenLogprobs(native.token, native.logprob, tuple(top)))
+
+
+def _native_number(value: Any) -> float:
+    """Returns a number of Python in place of NumPy's; integers are limited to int64."""
+    return min(int(value), 2**63 - 1) if isinstance(value, numbers.Integral) else float(value)
+
+
+def choose_tokens(logits: NDArray[np.float32], rows: Sequence[tuple[int, SampleRow]]) -> list[Choice]:
+    """Returns the choice of each row.
+
+    Args:
+        logits: (T, vocab_size), not modified.
+        rows: (index of the row of logits, the prepared arguments). A SampleRow may occur only once.
+
+    Raises:
+        BackendError: if the call fails. Logits that are not finite only fail their row: see `Choice.error`.
+    """
+    count, vocab_size = logits.shape
+    logits = np.ascontiguousarray(logits, dtype=np.float32)
+    start, stride = logits.ctypes.data, logits.strides[0]
+    array = (NativeRow * len(rows))()
+    for number, (index, row) in enumerate(rows):
+        assert 0 <= index < count and len(row._arrays.get("allowed", range(vocab_size))) * 32 >= vocab_size
+        row.native.logits = start + index * stride
+        array[number] = row.native
+    library = load_library()
+    if library.puna_sample(chosen_kernels().encode(), vocab_size, array, len(rows)) != OK:
+        raise BackendError(f"the native runtime failed: {library.puna_error().decode()}")
+    return [row.choice(native) for native, (_, row) in zip(array, rows, strict=True)]
+
+
+def logprobs_of(logits: NDArray[np.float32], tokens: Sequence[int], top: int) -> list[TokenLogprobs]:
+    """Returns the log-probabilities of given tokens.
+
+    Args:
+        logits: (T, vocab_size).
+        tokens: T ids, one for each row of logits.
+        top: number of most likely tokens to return for each row.
+
+    Raises:
+        BackendError: if logits are not finite.
+    """
+    rows = [SampleRow(Sampling(logprobs=top)) for _ in tokens]
+    for row, token in zip(rows, tokens, strict=True):
+        row.native.given = token
+    choices = choose_tokens(logits, list(enumerate(rows)))
+    for choice in choices:
+        if choice.error is not None:
+            raise choice.error
+    return [choice.logprobs for choice in choices if choice.logprobs is not None]
