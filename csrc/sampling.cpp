@@ -32,6 +32,7 @@ void change_logits(const puna_sample_row& row, float* logits) {
         const int32_t id = row.seen[i], generated = row.generated[i];
         double value = logits[id];
         value = value > 0.0 ? value / options.repetition_penalty : value * options.repetition_penalty;
+        value -= generated * options.frequency_penalty;
         if (generated > 0) value -= options.presence_penalty;
         store(id, value);
     }

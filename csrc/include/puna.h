@@ -196,6 +196,7 @@ typedef struct puna_sampling {
     double typical_p; /* 1: off */
     double repetition_penalty;
     double presence_penalty;
+    double frequency_penalty;
 } puna_sampling;
 
 /* Values of puna_sample_row.status. A row that fails does not affect other rows. */

@@ -75,6 +75,7 @@ class ReferenceSampler:
         for token in np.flatnonzero(self.seen) if sampling.counts_tokens else ():
             penalty = sampling.repetition_penalty
             value = values[token] / penalty if values[token] > 0 else values[token] * penalty
+            value -= self.generated[token] * sampling.frequency_penalty
             value -= sampling.presence_penalty * (self.generated[token] > 0)
             values[token] = np.float32(min(largest, max(-largest, value)))
         return values.astype(np.float32)

@@ -114,6 +114,7 @@ def test_samplers_with_the_same_seed_draw_the_same_tokens():
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
         ({"seed": -3}, "seed is -3"),
         ({"typical_p": 0}, "typical_p is 0"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty is nan"),
         ({"presence_penalty": "2"}, "presence_penalty is '2'"),
         ({"logit_bias": {5: 101}}, "logit_bias of token 5 is 101; it must be a number from -100 to 100"),
         ({"logit_bias": {"5": 1}}, "a token id of logit_bias is '5'"),
@@ -149,6 +150,7 @@ def random_sampling(random: np.random.Generator, vocab: int, seed: int) -> Sampl
         typical_p=float(random.choice([1.0, 1.0, 0.9, 0.3, 0.01])),
         repetition_penalty=float(random.choice([1.0, 1.3, 0.7])),
         presence_penalty=float(random.choice([0.0, 0.5, -1.0])),
+        frequency_penalty=float(random.choice([0.0, 0.0, 0.4, -0.3])),
         logit_bias=dict(zip(others[:3], random.uniform(-3, 3, 3).tolist(), strict=False))
         if random.random() < 0.3
         else {},
@@ -319,6 +321,13 @@ def test_presence_penalty_applies_once_and_only_to_the_answer():
     sampler = Sampler(Sampling(presence_penalty=0.12), (0, 0, 1), 4)
     # 1 - 0.12 = 0.88, so that token 1 is the next; then 0.9 - 0.12 = 0.78, token 0 (0.88), and so on without more.
     assert [draw(sampler, logits) for _ in range(4)] == [0, 1, 0, 0]
+
+
+def test_frequency_penalty_grows_with_the_number_of_times_that_a_token_is_in_the_answer():
+    logits = np.array([1.0, 0.9, 0.85, 0.0], np.float32)
+    sampler = Sampler(Sampling(frequency_penalty=0.12), (0, 0, 1), 4)
+    # The logits of tokens 0, 1 and 2 fall by 0.12 with each choice: 1, 0.9, 0.88, 0.85, 0.78, 0.76.
+    assert [draw(sampler, logits) for _ in range(6)] == [0, 1, 0, 2, 1, 0]
 
 
 def test_logit_bias_is_added_before_the_temperature():

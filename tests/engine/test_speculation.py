@@ -46,7 +46,7 @@ def test_speculation_needs_fewer_steps_for_the_same_answers(slots):
             {},
             {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1, "logprobs": 3},
             {"temperature": 0.8, "typical_p": 0.9, "presence_penalty": 0.3, "logit_bias": {3: 1.5}},
-            {"presence_penalty": -0.5, "allowed_token_ids": tuple(range(0, 12, 2)), "logprobs": 0},
+            {"frequency_penalty": -0.5, "allowed_token_ids": tuple(range(0, 12, 2)), "logprobs": 0},
         )
         sampling = Sampling(**options[number % 4], seed=number)
         stops = frozenset({int(random.integers(0, 12))}) if number % 3 == 0 else frozenset()

@@ -20,7 +20,8 @@ MAX_LOGPROBS = 20
 
 _LIMITS = {
     "temperature": (0.0, math.inf), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "typical_p": (1e-6, 1.0),
-    "repetition_penalty": (1e-6, 1e6), "presence_penalty": (-1e6, 1e6), "logit_bias": (-100.0, 100.0),
+    "repetition_penalty": (1e-6, 1e6), "presence_penalty": (-1e6, 1e6), "frequency_penalty": (-1e6, 1e6),
+    "logit_bias": (-100.0, 100.0),
 }  # fmt: skip
 """Lowest and highest value of each option that is a number."""
 
@@ -40,6 +41,7 @@ class Distribution:
     typical_p: float = 1.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         for name in Distribution.__dataclass_fields__.keys() - {"top_k"}:
@@ -49,7 +51,7 @@ class Distribution:
     @property
     def counts_tokens(self) -> bool:
         """Whether the next token depends on how often each token occurred."""
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,11 @@ class SamplingOptions(TypedDict, total=False):
     ]
     presence_penalty: Annotated[
         float | None, "is subtracted from the logits of tokens that are in the answer, as in OpenAI's API."
+    ]
+    frequency_penalty: Annotated[
+        float | None,
+        "is multiplied by the number of times that a token is in the answer, and subtracted from its logit, as in "
+        "OpenAI's API.",
     ]
     logit_bias: Annotated[
         Mapping[int, float] | None,

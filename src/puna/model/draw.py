@@ -53,6 +53,7 @@ def change_logits(logits: Tensor, sampling: Sampling, seen: Tensor, generated: T
         return logits
     values, penalty = logits.double(), sampling.repetition_penalty
     penalised = torch.where(values > 0, values / penalty, values * penalty)
+    penalised = penalised - generated * sampling.frequency_penalty
     penalised = penalised - sampling.presence_penalty * (generated > 0)
     return torch.where(seen, penalised.clamp(-largest, largest), values).float()
 
