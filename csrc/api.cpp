@@ -49,7 +49,13 @@ bool is_supported(const puna::Kernels& kernels) {
     const uint32_t bf16 = avx512 | PUNA_CPU_AVX512_BF16;
     if (&kernels == &puna::kAvx512Bf16) return (have & bf16) == bf16;
     if (&kernels == &puna::kAvx512) return (have & avx512) == avx512;
+#if defined(PUNA_AVX_VNNI)
+    const uint32_t vnni = avx2 | PUNA_CPU_AVX_VNNI;
+    if (&kernels == &puna::kAvxVnni) return (have & vnni) == vnni;
+#endif
     if (&kernels == &puna::kAvx2) return (have & avx2) == avx2;
+#elif defined(__aarch64__)
+    if (&kernels == &puna::kNeonDotprod) return puna_cpu_features() & PUNA_CPU_DOTPROD;
 #endif
     return &kernels == &puna::kPortable;
 }
@@ -57,7 +63,13 @@ bool is_supported(const puna::Kernels& kernels) {
 // All kernel builds, best first.
 const puna::Kernels* const kAll[] = {
 #if defined(__x86_64__)
-    &puna::kAvx512Bf16, &puna::kAvx512, &puna::kAvx2,
+    &puna::kAvx512Bf16, &puna::kAvx512,
+#if defined(PUNA_AVX_VNNI)
+    &puna::kAvxVnni,
+#endif
+    &puna::kAvx2,
+#elif defined(__aarch64__)
+    &puna::kNeonDotprod,
 #endif
     &puna::kPortable};
 

@@ -10,6 +10,9 @@
 
 #include "puna.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -124,6 +127,11 @@ uint32_t puna_cpu_features(void) {
         features |= PUNA_CPU_AVX512;
     if (__builtin_cpu_supports("avx512vnni")) features |= PUNA_CPU_AVX512_VNNI;
     if (__builtin_cpu_supports("avx512bf16")) features |= PUNA_CPU_AVX512_BF16;
+    // Compilers know this feature's name since GCC 11 only: CPUID leaf 7, subleaf 1, EAX bit 4. Its registers are
+    // AVX2's.
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (features & PUNA_CPU_AVX2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1)
+        features |= PUNA_CPU_AVX_VNNI;
 #elif defined(__aarch64__)
     features |= PUNA_CPU_NEON;
 #if defined(__linux__)

@@ -184,9 +184,14 @@ void for_each_key_line(CacheType type, int64_t head_dim, int64_t slot, const Bod
 
 extern const Kernels kPortable;
 #if defined(__x86_64__)
-extern const Kernels kAvx2;        // needs AVX2, FMA, F16C
+extern const Kernels kAvx2;  // needs AVX2, FMA, F16C
+#if defined(PUNA_AVX_VNNI)
+extern const Kernels kAvxVnni;  // also needs AVX-VNNI; missing if the compiler does not know it
+#endif
 extern const Kernels kAvx512;      // also needs AVX-512 F, BW, DQ, VL, VNNI
 extern const Kernels kAvx512Bf16;  // also needs AVX-512 BF16
+#elif defined(__aarch64__)
+extern const Kernels kNeonDotprod;  // needs FEAT_DotProd
 #endif
 
 }  // namespace puna

@@ -6,6 +6,29 @@
 //   sum of w x = d * (scale * (sum of q a - zero * sum of a) + min * sum of a)
 // `dot` computes the inner parenthesis, `add_block` the outer one, and `accumulate` multiplies by d.
 
+// Adds the four products of each lane's bytes to the lane: VNNI (unsigned weights) or Arm's sdot (signed weights).
+#if defined(__AVX512VNNI__)
+#define PUNA_DOT_BYTES
+PUNA_INLINE i32_reg dot_bytes(i32_reg sum, u32_reg w, i32_reg x) {
+    return (i32_reg)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+}
+#elif defined(__AVXVNNI__)
+#define PUNA_DOT_BYTES
+PUNA_INLINE i32_reg dot_bytes(i32_reg sum, u32_reg w, i32_reg x) {
+    return (i32_reg)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define PUNA_DOT_BYTES
+PUNA_INLINE i32_reg dot_bytes(i32_reg sum, u32_reg w, i32_reg x) {
+    return (i32_reg)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
+}
+#endif
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kSignedBytes = true;
+#else
+constexpr bool kSignedBytes = false;
+#endif
+
 // Whether the sums of eight tokens fit into registers: AVX-512 has 32, AVX2 and SSE2 have 16.
 #if defined(__AVX512F__)
 constexpr bool kManyRegisters = true;
@@ -150,7 +173,7 @@ struct IntegerFormat {
 
 // vpmaddubsw (AVX2) adds two products in 16 bits, and the kernel adds at least two such sums before it widens them.
 // Weights of more than six bits could overflow these sums, so they are multiplied as two digits of four bits.
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#if defined(__AVX2__) && !defined(PUNA_DOT_BYTES)
 template <typename F>
 constexpr int kDigits = F::kMaxStored > 63 ? 2 : 1;
 #else
@@ -186,19 +209,22 @@ PUNA_INLINE void init_sums(const ActivationBlock* a, int64_t stride, i32x16 (&su
     }
 }
 
-#if defined(__AVX512VNNI__)
+#if defined(PUNA_DOT_BYTES)
 
 // sum[t][g] = exact sum of (q - zero) * a over columns 4 kFrom .. 4 kTo - 1 of a block. quad(g, s, d) reads the
 // weights.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup]) {
-    constexpr int kChains = kTokens * kGroup < 4 ? 2 : 1;  // enough independent sums to hide the latency of vpdpbusd
+    constexpr int kChains = kTokens * kGroup < 4 ? 2 : 1;  // enough independent sums to hide the latency of dot_bytes
+    // Signed bytes cannot hold weights above 127; these have the zero point 128, and q - 128 is q with another top bit.
+    constexpr bool kFlip = kSignedBytes && F::kMaxStored > 127;
+    static_assert(!kFlip || F::kZero == 128, "q - zero fits into a signed byte");
     i32x16 partial[kTokens][kGroup][kChains];
     for (int t = 0; t < kTokens; ++t) {
         i32x16 start = broadcast_i32(0);
-        if (F::kZero) {  // zero is a power of two: multiply by a shift
+        if (F::kZero && !kFlip) {  // zero is a power of two: multiply by a shift
             start = broadcast_i32(neg_sum<F, kFrom>(a[t * stride]));
-            start.reg[0] = start.reg[0] << __builtin_ctz(F::kZero);
+            PUNA_EACH_REG start.reg[i_] = start.reg[i_] << __builtin_ctz(F::kZero);
         }
         for (int g = 0; g < kGroup; ++g)
             for (int c = 0; c < kChains; ++c) partial[t][g][c] = c ? broadcast_i32(0) : start;
@@ -207,15 +233,18 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
     for (int s = kFrom; s < kTo; ++s) {
         u32x16 w[kGroup];
 #pragma GCC unroll 4
-        for (int g = 0; g < kGroup; ++g) w[g] = quad(g, s, 0);
+        for (int g = 0; g < kGroup; ++g) {
+            w[g] = quad(g, s, 0);
+            if (kFlip) PUNA_EACH_REG w[g].reg[i_] = w[g].reg[i_] ^ 0x80808080u;
+        }
 #pragma GCC unroll 16
         for (int t = 0; t < kTokens; ++t) {
-            const __m512i x = _mm512_set1_epi32(load_i32(a[t * stride].quants + 4 * s));
+            const i32_reg x = i32_reg{} + load_i32(a[t * stride].quants + 4 * s);
 #pragma GCC unroll 4
-            for (int g = 0; g < kGroup; ++g) {
-                i32_reg& to = partial[t][g][s % kChains].reg[0];
-                to = (i32_reg)_mm512_dpbusd_epi32((__m512i)to, (__m512i)w[g].reg[0], x);
-            }
+            for (int g = 0; g < kGroup; ++g) PUNA_EACH_REG {
+                    i32_reg& to = partial[t][g][s % kChains].reg[i_];
+                    to = dot_bytes(to, w[g].reg[i_], x);
+                }
         }
     }
     for (int t = 0; t < kTokens; ++t)

@@ -17,7 +17,7 @@ constexpr int kSums = 12;
 #endif
 
 // Multiply-accumulates of bytes per register in one step of integer_work.
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(PUNA_DOT_BYTES)
 constexpr int kProducts = kWidth * 4;
 #elif defined(__SSE2__)
 constexpr int kProducts = kWidth * 2;
@@ -28,8 +28,8 @@ constexpr int kProducts = kWidth;
 // On AVX2 these are the instructions of the kernels for 4-bit weights, without the widening of 16-bit sums (the kernels
 // widen once per eight steps, which costs little).
 PUNA_INLINE i32_reg multiply_bytes(i32_reg sum, u32_reg w, i32_reg x) {
-#if defined(__AVX512VNNI__)
-    return (i32_reg)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#if defined(PUNA_DOT_BYTES)
+    return dot_bytes(sum, w, x);
 #elif defined(__AVX2__)
     return add_i16(sum, maddubs_i16(w, x));
 #elif defined(__SSE2__)

@@ -31,6 +31,7 @@ extern "C" {
 #define PUNA_CPU_AVX512_BF16 (1u << 5)
 #define PUNA_CPU_NEON (1u << 6)
 #define PUNA_CPU_DOTPROD (1u << 7)
+#define PUNA_CPU_AVX_VNNI (1u << 8)
 
 /* The PUNA_ABI_VERSION that the library was built with. */
 PUNA_API uint32_t puna_abi_version(void);

@@ -674,8 +674,13 @@ int main(int count, char** arguments) {
 #if defined(__x86_64__)
     const uint32_t have = puna_cpu_features(), avx512 = PUNA_CPU_AVX512 | PUNA_CPU_AVX512_VNNI;
     if (have & PUNA_CPU_AVX2) check(kAvx2);
+#if defined(PUNA_AVX_VNNI)
+    if (have & PUNA_CPU_AVX_VNNI) check(kAvxVnni);
+#endif
     if ((have & avx512) == avx512) check(kAvx512);
     if ((have & avx512) == avx512 && have & PUNA_CPU_AVX512_BF16) check(kAvx512Bf16);
+#elif defined(__aarch64__)
+    if (puna_cpu_features() & PUNA_CPU_DOTPROD) check(kNeonDotprod);
 #endif
 #endif
     if (failures) std::printf("%d checks failed\n", failures);

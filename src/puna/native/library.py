@@ -24,7 +24,7 @@ KERNELS_VARIABLE = "PUNA_KERNELS"
 BF16_KERNELS = "avx512_bf16"
 """Name of the kernels that round activations to bf16 before they multiply them by bf16 weights or a bf16 cache."""
 
-_FEATURES = ("avx2", "fma", "f16c", "avx512", "avx512_vnni", "avx512_bf16", "neon", "dotprod")
+_FEATURES = ("avx2", "fma", "f16c", "avx512", "avx512_vnni", "avx512_bf16", "neon", "dotprod", "avx_vnni")
 """Names of the PUNA_CPU_* bits, lowest bit first."""
 
 _REMEDY = "reinstall puna with: pip install --force-reinstall --no-deps puna"
