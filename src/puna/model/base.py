@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import ConfigError, RequestError
+from puna.model.quantized import PackedMatrix, QuantEmbedding, QuantLinear, dequantize_modules
+
+Self = TypeVar("Self", bound="LlamaBase")
 
 
 class Decoder(Protocol):
@@ -101,10 +104,21 @@ class LlamaBase(nn.Module):
         return cls.head == "lm"
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Returns the number of parameters; tied weights count once. `exclude_embeddings` also excludes a tied head."""
-        excluded = self.get_input_embeddings().weight if exclude_embeddings else None
-        parameters = (p for p in self.parameters() if p is not excluded)
-        return sum(p.numel() for p in parameters if p.requires_grad or not only_trainable)
+        """Returns the number of parameters; tied weights count once. `exclude_embeddings` also excludes a tied head.
+
+        Values of packed matrices count as parameters that cannot be trained.
+        """
+        embeddings = self.get_input_embeddings()
+        excluded = (
+            {id(part) for part in (*embeddings.parameters(), *embeddings.modules())} if exclude_embeddings else ()
+        )
+        sizes = [
+            p.numel() for p in self.parameters() if id(p) not in excluded and (p.requires_grad or not only_trainable)
+        ]
+        if not only_trainable:
+            packed = [m for m in self.modules() if isinstance(m, PackedMatrix) and id(m) not in excluded]
+            sizes += [matrix.rows * matrix.columns for matrix in packed]
+        return sum(sizes)
 
     # ---- embeddings
 
@@ -129,11 +143,27 @@ class LlamaBase(nn.Module):
         """Returns the language-model head; None for a model without one."""
         return None
 
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the language-model head of a model that has one."""
+        raise NotImplementedError
+
     def tie_weights(self) -> None:
         """Makes the head share the embedding matrix if `config.tie_word_embeddings` is set."""
-        head = self.get_output_embeddings()
-        if head is not None and self.config.tie_word_embeddings:
-            head.weight = self.get_input_embeddings().weight
+        head, embeddings = self.get_output_embeddings(), self.get_input_embeddings()
+        if head is None or not self.config.tie_word_embeddings:
+            return
+        if isinstance(embeddings, QuantEmbedding):
+            self.set_output_embeddings(QuantLinear(embeddings.packed))
+        else:
+            head.weight = embeddings.weight
+
+    def dequantize(self: Self) -> Self:
+        """Replaces matrices that stayed packed (`keep_quantized=True`) by float ones of the model's type; returns self.
+
+        The result is the model that `from_pretrained` returns without `keep_quantized`.
+        """
+        dequantize_modules(self, self.dtype)
+        return self
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
@@ -158,6 +188,8 @@ class LlamaBase(nn.Module):
             )
         if rows == old.num_embeddings:
             return old
+        if isinstance(old, QuantEmbedding):
+            raise RequestError("the embeddings are packed and cannot be resized; call dequantize() first")
         new = new_embedding(rows, self.config.hidden_size, padding).to(old.weight)
         self._copy_rows(old, new)
         self.set_input_embeddings(new)

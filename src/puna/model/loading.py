@@ -17,6 +17,7 @@ from puna.checkpoint import Checkpoint, Weight
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError, ConfigError, RequestError
 from puna.model.base import LlamaBase
+from puna.model.quantized import PackedMatrix, QuantEmbedding, QuantLinear
 from puna.saving import save_checkpoint
 
 Model = TypeVar("Model", bound=LlamaBase)
@@ -40,13 +41,20 @@ def choose_dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> tor
 
 
 def load(
-    kind: type[Model], checkpoint: Checkpoint, config: LlamaConfig, dtype: torch.dtype, device: torch.device
+    kind: type[Model],
+    checkpoint: Checkpoint,
+    config: LlamaConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    keep_quantized: bool = False,
 ) -> Model:
     """Returns a model of class `kind` with the checkpoint's weights, in evaluation mode.
 
     A head that the checkpoint lacks is initialised at random, with a warning; a head that `kind` lacks is not loaded.
+    With `keep_quantized`, matrices in blocks stay packed.
 
     Raises:
+        RequestError: if a matrix is in a format that cannot be kept.
         CheckpointError: if any other tensor is missing, superfluous or of another shape. This happens only if `config`
             is not the checkpoint's own configuration.
     """
@@ -59,6 +67,8 @@ def load(
         if full == new_head:
             _set(model, name, torch.empty(parameter.shape, dtype=dtype, device=device))
             model.init_weights(model.get_submodule(name.rpartition(".")[0]))
+        elif keep_quantized and len(parameter.shape) == 2 and checkpoint.tensors[full].format.torch is None:
+            _keep(model, name, checkpoint.tensors[full], dtype, device)
         else:
             _set(model, name, _read(checkpoint.tensors[full], dtype).to(device))
     model.tie_weights()
@@ -96,6 +106,21 @@ def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(model.get_submodule(owner), attribute, nn.Parameter(tensor))
 
 
+def _keep(model: nn.Module, name: str, weight: Weight, dtype: torch.dtype, device: torch.device) -> None:
+    """Replaces the layer of parameter `name` by one with a packed matrix. Biases are set later."""
+    path = name.rpartition(".")[0]
+    owner, _, attribute = path.rpartition(".")
+    layer = model.get_submodule(path)
+    rows = torch.from_numpy(np.require(weight.rows(), requirements="W")).to(device)
+    packed = PackedMatrix(weight.name, weight.format.name, rows, weight.shape[1])
+    if isinstance(layer, nn.Embedding):
+        new: nn.Module = QuantEmbedding(packed, layer.padding_idx, dtype)
+    else:
+        assert isinstance(layer, nn.Linear), "every matrix belongs to an embedding or a linear layer"
+        new = QuantLinear(packed, layer.bias)
+    setattr(model.get_submodule(owner), attribute, new)
+
+
 def _read(weight: Weight, dtype: torch.dtype) -> Tensor:
     if weight.format.torch is not None and _DTYPES[weight.format.torch] == dtype:
         return torch.from_numpy(np.require(weight.rows(), requirements="W")).view(dtype).view(weight.shape)
@@ -108,12 +133,17 @@ def save(model: LlamaBase, folder: str | Path, max_shard_size: int | str) -> Non
     A tied head is omitted. generation_config.json is written only for a model with a language-model head.
 
     Raises:
-        RequestError: if the configuration ties head and embeddings but they are two matrices, one of which would be
-            lost; or the weights are on the meta device.
+        RequestError: if matrices are packed; the configuration ties head and embeddings but they are two matrices, one
+            of which would be lost; or the weights are on the meta device.
         CheckpointError: if the weights have a type that the files cannot hold.
         ConfigError: if the configuration cannot be written as JSON.
         OSError: if the disk is full or cannot be written; an earlier save in `folder` is unchanged.
     """
+    if packed := sum(isinstance(module, PackedMatrix) for module in model.modules()):
+        raise RequestError(
+            f"{packed} matrices of the model are packed, and safetensors files hold float numbers; call dequantize() "
+            "first, or convert the file that they came from (puna convert)"
+        )
     head = model.get_output_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
         raise RequestError(

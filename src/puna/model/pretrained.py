@@ -41,6 +41,7 @@ class LlamaPreTrainedModel(LlamaBase):
         device_map: DeviceLike | Mapping[str, DeviceLike] | None = None,
         low_cpu_mem_usage: bool | None = None,
         attn_implementation: str | None = None,
+        keep_quantized: bool = False,
         num_labels: int | None = None,
         id2label: Mapping[int, str] | None = None,
         label2id: Mapping[str, int] | None = None,
@@ -71,6 +72,9 @@ class LlamaPreTrainedModel(LlamaBase):
             device_map: transformers' form of `device`: a name, {"": name}, or "auto" (a GPU if there is one).
             low_cpu_mem_usage: has no effect: weights are never held twice.
             attn_implementation: "sdpa" (default) or "eager".
+            keep_quantized: keep quantised matrices packed in their format and dequantise each when it is used, so that
+                the model needs about as much memory as its file. Packed matrices are constants, on which adapters can
+                be trained; `dequantize()` converts them to float ones. Formats: Q8_0 to Q4_0 and Q6_K to Q2_K.
             num_labels, id2label, label2id, problem_type: settings of a classification head, which replace those of the
                 configuration.
             use_cache, output_attentions, output_hidden_states, return_dict, pad_token_id, rope_scaling,
@@ -83,7 +87,8 @@ class LlamaPreTrainedModel(LlamaBase):
             CheckpointError: if the files are damaged, or do not match the configuration.
             ConfigError: if the model is not a LLaMA, or an argument is out of range.
             BackendError: if PyTorch has no such device here.
-            RequestError: if arguments contradict each other, or name several devices.
+            RequestError: if arguments contradict each other, or name several devices; or a matrix is in a format that
+                cannot be kept.
         """
         target = choose_device(device, device_map)
         source = local_path(
@@ -107,7 +112,7 @@ class LlamaPreTrainedModel(LlamaBase):
         dtype = dtype if dtype is not None else torch_dtype
         # Passed by name, so that choose_dtype also rejects a torch.dtype that weights cannot have, such as int8.
         dtype = choose_dtype(None if dtype is None else str(dtype).removeprefix("torch."), checkpoint)
-        model = load(cls, checkpoint, config, dtype, target)
+        model = load(cls, checkpoint, config, dtype, target, keep_quantized)
         model.name_or_path = str(path)
         if checkpoint.generation_config is not None:
             model.generation_config = checkpoint.generation_config
@@ -117,6 +122,8 @@ class LlamaPreTrainedModel(LlamaBase):
         self, folder: str | Path, max_shard_size: int | str = "5GB", safe_serialization: bool = True
     ) -> None:
         """Writes config.json, generation_config.json (for a language model) and model.safetensors.
+
+        Packed matrices cannot be saved: call `dequantize()` first, or convert the file that they came from.
 
         Args:
             folder: created if needed.
