@@ -140,7 +140,7 @@ def test_errors_are_those_of_llm(models):
 
 def test_unknown_options_are_errors(models):
     llm, async_llm = models
-    with pytest.raises(TypeError, match="'temprature' is not an option; the options are max_tokens, temperature"):
+    with pytest.raises(TypeError, match="'temprature' is not an option; the options are temperature, top_k"):
         llm.generate("the", temprature=1)
     with pytest.raises(TypeError, match="'temprature' is not an option"):
         run(async_llm.generate("the", temprature=1))

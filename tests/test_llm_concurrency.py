@@ -91,7 +91,9 @@ def test_interrupts_of_the_main_thread_leave_the_answers_of_other_threads(llm, a
     check_nothing_is_left(llm)
 
 
-def test_ctrl_c_ends_the_wait_for_a_long_step(llm, monkeypatch):
+@pytest.mark.parametrize("receiver", ["main thread", "stepping thread"])
+def test_ctrl_c_ends_the_wait_for_a_long_step(llm, monkeypatch, receiver):
+    """The system may deliver a signal to any thread of the process."""
     forward = llm._backend.forward
 
     def long_forward(batch):
@@ -106,7 +108,8 @@ def test_ctrl_c_ends_the_wait_for_a_long_step(llm, monkeypatch):
 
     def send():
         started.wait(20)
-        os.kill(os.getpid(), signal.SIGINT)
+        main = receiver == "main thread"
+        signal.pthread_kill(threading.main_thread().ident if main else llm._runner._stepper.ident, signal.SIGINT)
 
     thread = threading.Thread(target=send)
     thread.start()
@@ -306,6 +309,31 @@ def test_a_forked_process_gets_a_clear_error_and_may_load_the_model_itself(tiny_
     assert run.stdout == "done\n", run.stderr
 
 
+ASYNCIO = """
+import asyncio, os, signal, sys, threading
+from puna import AsyncLLM
+async def main():
+    llm = AsyncLLM(sys.argv[1], "native", threads=1)
+    async def interrupt():
+        await anext((await llm.start([5, 6], max_tokens=200))[1])
+        os.kill(os.getpid(), signal.SIGINT)
+    try:
+        await asyncio.gather(interrupt(), *(llm.generate([5, number], max_tokens=200) for number in range(6, 99)))
+    finally:
+        await llm.generate([1], max_tokens=1)
+        print("idle" if not llm._engine.busy else "busy")
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try: asyncio.run(main())
+except KeyboardInterrupt: print("interrupted")
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.run then raises KeyboardInterrupt at any point")
+def test_ctrl_c_during_asyncio_run_cancels_all_requests(tiny_model):
+    run = subprocess.run([sys.executable, "-c", ASYNCIO, str(tiny_model)], capture_output=True, text=True, timeout=60)
+    assert run.stdout == "idle\ninterrupted\n", run.stderr
+
+
 EXIT = """
 import sys, threading
 from puna import LLM
@@ -329,13 +357,15 @@ def test_the_program_may_end_while_requests_run(tiny_model, backend):
 
 
 def test_a_deleted_model_frees_its_memory_and_its_thread(tiny_model):
-    before = threading.active_count()
     for _ in range(5):
         llm = LLM(tiny_model, "native", threads=1)
         llm.generate([5], max_tokens=2)
-        thread, backend = llm._runner._stepper.thread, weakref.ref(llm._backend)
+        is_running, backend = llm._runner._stepper.is_running, weakref.ref(llm._backend)
+        assert is_running.locked()
         del llm
-        thread.join(20)
-        assert not thread.is_alive()
+        assert is_running.acquire(timeout=20)
+        end = time.monotonic() + 20
+        while backend() is not None and time.monotonic() < end:
+            time.sleep(0.01)
         assert backend() is None
-    assert threading.active_count() == before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("Dummy")]

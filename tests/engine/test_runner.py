@@ -15,6 +15,7 @@ import pytest
 
 from puna.engine import Event, Request, Runner
 from puna.errors import BackendError, RequestError
+from tests.helpers.interrupts import aimed_interrupts
 
 
 class CountingEngine:
@@ -104,6 +105,12 @@ def runner(engine) -> Iterator[Runner]:
 def settle(runner: Runner) -> None:
     """Waits until the stepping thread has read all earlier messages."""
     runner.submit([Tokens(1)]).wait()
+
+
+def wait_for_end(runner: Runner) -> None:
+    """Waits until the stepping thread has ended."""
+    assert runner._stepper.is_running.acquire(timeout=20)
+    runner._stepper.is_running.release()
 
 
 def hold(engine: CountingEngine) -> None:
@@ -253,7 +260,7 @@ def test_an_error_in_the_engine_itself_closes_the_model(engine, runner):
     stream.close()
     with pytest.raises(BackendError, match=r"closed|RuntimeError: broken"):
         list(waiting)
-    assert runner._stepper.ended.wait(20)
+    wait_for_end(runner)
     with pytest.raises(BackendError, match="closed"):
         runner.stream(Tokens(1))
     assert engine.closings == 1
@@ -281,8 +288,7 @@ def test_closing_fails_unfinished_requests_and_ends_the_thread(engine, runner):
     with pytest.raises(BackendError, match="the model is closed; load it again"):
         next(stream)
     assert list(stream) == []
-    runner._stepper.thread.join(20)
-    assert not runner._stepper.thread.is_alive()
+    wait_for_end(runner)
     assert engine.closings == 1
     runner.close()
     with pytest.raises(BackendError, match="closed"):
@@ -310,19 +316,36 @@ def test_a_request_at_the_moment_of_closing_never_hangs(engine):
         assert outcomes == ["ended"] * 3
 
 
+def test_interrupts_of_the_first_request_and_of_closing_leave_a_usable_runner():
+    interrupted = [0, 0]
+    with aimed_interrupts(seed=0, most=3e-4) as interrupt:
+        for _ in range(400):
+            engine = CountingEngine()
+            runner = Runner(engine)
+            interrupted[0] += interrupt(lambda runner=runner: runner.submit([Tokens(3)]).wait())
+            assert list(runner.stream(Tokens(3))) == [0, 1, 2]
+            assert not engine.busy
+            interrupted[1] += interrupt(runner.close)
+            runner.close()
+            assert runner._stepper.freed
+            wait_for_end(runner)
+            assert engine.closings >= 1
+    assert min(interrupted) > 20
+
+
 def test_deleting_the_runner_ends_the_thread_and_frees_the_engine():
     engine = CountingEngine()
     deleted = weakref.ref(engine)
     runner = Runner(engine)
+    is_running = runner._stepper.is_running
     stream = runner.stream(Tokens(50))
-    thread = runner._stepper.thread
     del engine, runner
     assert list(stream) == list(range(50))  # the stream keeps the runner alive
-    thread = thread or stream._owner._stepper.thread
+    assert is_running.locked()
     del stream
-    thread.join(20)
-    assert not thread.is_alive()
+    assert is_running.acquire(timeout=20)
     gc.collect()
+    time.sleep(0.1)
     assert deleted() is None
 
 
@@ -363,7 +386,7 @@ def test_finalisers_in_the_stepping_thread_may_close_the_model_but_not_wait_for_
     errors: list[Exception] = []
 
     def ask():
-        assert threading.current_thread() is runner._stepper.thread
+        assert threading.get_ident() == runner._stepper.ident
         try:
             runner.submit([Tokens(1)]).wait()
         except BackendError as exc:
@@ -374,7 +397,8 @@ def test_finalisers_in_the_stepping_thread_may_close_the_model_but_not_wait_for_
     with pytest.raises(BackendError, match="closed"):
         list(runner.stream(Tokens(10**6)))
     assert "a finaliser" in str(errors[0])
-    assert runner._stepper.ended.wait(20)
+    wait_for_end(runner)
+    assert runner._stepper.freed
 
 
 def test_a_cancelled_task_ends_its_request(engine, runner):

@@ -7,6 +7,7 @@ disturb a step nor leave a request half submitted.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import os
 import threading
@@ -20,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from puna.engine.engine import Engine
 from puna.engine.request import Event
-from puna.engine.stream import SIGNAL_SECONDS, Group, News, Result, Stream, Submission
+from puna.engine.stream import Group, News, Result, Stream, Submission
 from puna.errors import BackendError, PunaError, puna_error
 
 if TYPE_CHECKING:
     import asyncio
+
+_CLOSE_SECONDS = 0.001
+"""Time between two checks whether the model has been freed."""
 
 _EXIT_SECONDS = 1.0
 """Maximum time that the exit of the program waits for the end of a step. The step of a large model may take longer."""
@@ -76,18 +80,18 @@ class Runner:
         self._stepper.closed = True
         if os.getpid() != self._process:
             self._stepper.engine.backend.close()
-        elif not self._stepper.ended.is_set():
+        elif not self._stepper.freed:
             self.inbox.put(_STOP)
             self._start_thread()
-            if threading.current_thread() is not self._stepper.thread:  # a finaliser may run in the stepping thread
-                while not self._stepper.ended.wait(SIGNAL_SECONDS):  # notices Ctrl-C, as `Stream` does
-                    pass
+            # A finaliser may run in the stepping thread. Ctrl-C may end the wait: `sleep` then leaves no lock behind.
+            while not (self._stepper.freed or threading.get_ident() == self._stepper.ident):
+                time.sleep(_CLOSE_SECONDS)
 
     def _submit(self, stream: Stream[Any]) -> Stream[Any]:
         """Submits the requests of a stream. An exception at any point, such as KeyboardInterrupt, cancels them."""
         try:
             self.check_open()
-            if threading.current_thread() is self._stepper.thread:
+            if threading.get_ident() == self._stepper.ident:
                 raise BackendError(
                     "a finaliser (such as __del__) that the garbage collector called in the thread that runs the model "
                     "requests an answer, for which the thread would wait forever; call the model elsewhere"
@@ -103,7 +107,8 @@ class Runner:
         """Starts the stepping thread unless it runs. Of two threads that start at once, one ends immediately."""
         if not self._stepper.is_running.locked():
             try:
-                threading.Thread(target=self._stepper.run, name="puna", daemon=True).start()
+                # `threading.Thread.start` waits for the thread; Ctrl-C during this wait can leave its lock unusable.
+                _thread.start_new_thread(self._stepper.run, ())
             except RuntimeError as exc:
                 raise BackendError(f"the thread that runs the model cannot be started: {exc}") from exc
 
@@ -140,9 +145,9 @@ class _Stepper:
     Attributes:
         owner: weak reference to the runner; as a message, it means that the runner was deleted.
         closed: whether the model was closed, by any thread.
-        is_running: locked while a thread runs; never waited for.
-        ended: set when the model has been freed after `closed`.
-        thread: the latest thread that ran.
+        is_running: locked while a thread runs.
+        freed: whether the model has been freed after `closed`.
+        ident: the identifier of the thread that runs.
     """
 
     owner: weakref.ref[Runner]
@@ -152,15 +157,15 @@ class _Stepper:
         self.inbox = inbox
         self.closed = False
         self.is_running = threading.Lock()
-        self.ended = threading.Event()
-        self.thread: threading.Thread | None = None
+        self.freed = False
+        self.ident: int | None = None
         self._process = os.getpid()
         self._jobs: dict[int, _Job] = {}  # by the engine's ids
 
     def run(self) -> None:
         """Serves messages and steps the engine until it is told to end. The target of the thread."""
         while self.is_running.acquire(blocking=False):
-            self.thread = threading.current_thread()
+            self.ident = threading.get_ident()
             atexit.register(self._stop_at_exit)
             try:
                 while not self.closed and self._read_inbox():
@@ -172,6 +177,7 @@ class _Stepper:
                 self._close(puna_error(exc))
             finally:
                 atexit.unregister(self._stop_at_exit)
+                self.ident = None
                 self.is_running.release()
             # A message that arrived before the release did not start another thread.
             if not self.closed or self.inbox.empty():
@@ -179,9 +185,10 @@ class _Stepper:
 
     def _stop_at_exit(self) -> None:
         """Ends the thread before Python stops it at an unknown point, for example inside PyTorch."""
-        if os.getpid() == self._process and self.thread is not None:
+        if os.getpid() == self._process:
             self.inbox.put(_STOP)
-            self.thread.join(_EXIT_SECONDS)
+            if self.is_running.acquire(timeout=_EXIT_SECONDS):
+                self.is_running.release()
 
     def _read_inbox(self) -> bool:
         """Reads all messages; waits for one if there is nothing to step. Returns False if the thread must end."""
@@ -261,7 +268,7 @@ class _Stepper:
         try:
             self.engine.backend.close()
         finally:
-            self.ended.set()
+            self.freed = True
 
     @staticmethod
     def _publish(messages: Iterable[tuple[Group, News]]) -> None:

@@ -194,7 +194,7 @@ class Stream(Generic[Item]):
 
         A signal ends a wait of the main thread only if the system delivers it to that thread.
         """
-        timeout = SIGNAL_SECONDS if threading.current_thread() is threading.main_thread() else None
+        timeout = SIGNAL_SECONDS if threading.get_ident() == threading.main_thread().ident else None
         while True:
             with suppress(Empty):
                 return self.group.outbox.get(timeout=timeout)

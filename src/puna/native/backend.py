@@ -198,7 +198,7 @@ class NativeBackend:
 
     def _run(self, pieces: list[tuple[Chunk, Frequencies]], logits: NDArray[np.float32]) -> None:
         chunks = (NativeChunk * len(pieces))(*(self._native_chunk(chunk, inv_freq) for chunk, inv_freq in pieces))
-        in_main = threading.current_thread() is threading.main_thread()
+        in_main = threading.get_ident() == threading.main_thread().ident
         status = STOPPED
         while status == STOPPED:  # a signal interrupted the call: repeat it, unless the handler raises
             status = self._library.puna_forward(self._model, chunks, len(pieces), in_main, logits.ctypes.data)
