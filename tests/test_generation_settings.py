@@ -129,14 +129,32 @@ def test_the_default_length_is_256(with_settings):
 
 
 def test_settings_that_are_not_supported_are_reported_once_by_name(with_settings):
-    llm = with_settings({"suppress_tokens": [11], "typical_p": 0.5, "foo_penalty": 3, "min_length": 0})
-    with pytest.warns(UserWarning, match=r"suppress_tokens \(\[11\]\), typical_p \(0\.5\), foo_penalty \(3\)") as seen:
+    llm = with_settings({"suppress_tokens": [11], "epsilon_cutoff": 0.5, "foo_penalty": 3, "min_length": 0})
+    with pytest.warns(
+        UserWarning, match=r"suppress_tokens \(\[11\]\), epsilon_cutoff \(0\.5\), foo_penalty \(3\)"
+    ) as seen:
         llm.generate(PROMPT, max_tokens=1)
     assert len(seen) == 1 and seen[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         llm.generate(PROMPT, max_tokens=1)
-        with_settings({"typical_p": 1.0, "suppress_tokens": None, "foo": None}).generate(PROMPT, max_tokens=1)
+        with_settings({"epsilon_cutoff": 0.0, "suppress_tokens": None, "foo": None}).generate(PROMPT, max_tokens=1)
+
+
+def test_typical_p_and_min_new_tokens_of_the_file_are_defaults(with_settings):
+    llm = with_settings({"do_sample": True, "top_k": 0, "typical_p": 0.3, "min_new_tokens": 4})
+    expected = llm.generate(PROMPT, max_tokens=9, temperature=1.0, typical_p=0.3, min_tokens=4, seed=5).ids
+    assert llm.generate(PROMPT, max_tokens=9, seed=5).ids == expected
+    assert llm.generate(PROMPT, max_tokens=9, seed=5, typical_p=1.0).ids != expected
+    assert llm.generate(PROMPT, max_tokens=2, seed=5).ids == expected[:2]  # min_new_tokens is limited to max_tokens
+    with pytest.raises(RequestError, match="min_tokens is 4, but max_tokens is 2"):
+        llm.generate(PROMPT, max_tokens=2, min_tokens=4)
+
+
+def test_min_new_tokens_forbids_end_tokens(with_settings):
+    first = with_settings({}).generate(PROMPT, max_tokens=1).ids[0]
+    assert with_settings({"eos_token_id": first}).generate(PROMPT, max_tokens=6).ids == ()
+    assert len(with_settings({"eos_token_id": first, "min_new_tokens": 3}).generate(PROMPT, max_tokens=6).ids) >= 3
 
 
 def test_sampling_settings_of_a_gguf_file_are_the_defaults(tmp_path):

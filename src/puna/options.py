@@ -6,6 +6,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from puna.config import GenerationConfig, GenerationDefaults, Sampling, SamplingOptions
@@ -101,8 +102,13 @@ def settings_of(
     stop = options.get("stop")
     values: dict[str, Any] = {name: getattr(defaults, name) for name in _SAMPLING if hasattr(defaults, name)}
     values |= {name: value for name, value in options.items() if name in _SAMPLING and value is not None}
+    max_tokens = _max_tokens(options.get("max_tokens", "auto"), defaults, prompt, max(0, longest - prompt), default)
+    if options.get("min_tokens") is None and isinstance(
+        max_tokens, Integral
+    ):  # only an explicit min_tokens can be refused
+        values["min_tokens"] = max(0, min(defaults.min_tokens, max_tokens))
     return Settings(
-        _max_tokens(options.get("max_tokens", "auto"), defaults, prompt, max(0, longest - prompt), default),
+        max_tokens,
         Sampling(**values),
         defaults.stop if stop is None else stop,
         options.get("speculate", False),

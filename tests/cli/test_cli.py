@@ -315,7 +315,7 @@ def test_line_endings_are_not_translated(tiny_model, tmp_path):
 def test_commands_use_the_model_s_generation_settings(tiny_model, tmp_path):
     for file in tiny_model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    settings = {"do_sample": True, "temperature": 1.5, "top_k": 40, "max_new_tokens": 7, "typical_p": 0.4}
+    settings = {"do_sample": True, "temperature": 1.5, "top_k": 40, "max_new_tokens": 7, "epsilon_cutoff": 0.4}
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     model = ["--model", str(tmp_path), "--seed", "3"]
     expected = LLM(tiny_model).generate("the llama", max_tokens=7, temperature=1.5, top_k=40, seed=3).ids
@@ -327,6 +327,6 @@ def test_commands_use_the_model_s_generation_settings(tiny_model, tmp_path):
     assert json.loads(run("chat", "--json", *model, input='"the llama"\n').stdout)["content"] == chat.text
     assert json.loads(run("run", str(tmp_path), "the llama", "--json", "--seed", "3").stdout)["text"] == chat.text
     result = run("generate", "x", *model)
-    assert result.stderr.count("typical_p (0.4)") == 1
+    assert result.stderr.count("epsilon_cutoff (0.4)") == 1
     shown = run("inspect", str(tmp_path)).stdout
-    assert "temperature 1.5, top_k 40" in shown and "max_tokens 7" in shown and "typical_p (0.4)" in shown
+    assert "temperature 1.5, top_k 40" in shown and "max_tokens 7" in shown and "epsilon_cutoff (0.4)" in shown

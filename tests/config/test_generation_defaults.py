@@ -33,6 +33,17 @@ def test_defaults_are_the_settings_of_the_file(fields, expected):
     assert GenerationDefaults.of(GenerationConfig.from_dict(fields)) == GenerationDefaults(**expected)
 
 
+def test_typical_p_and_min_new_tokens_are_defaults():
+    config = GenerationConfig(typical_p=0.4, min_new_tokens=3)
+    assert GenerationDefaults.of(config) == GenerationDefaults(typical_p=0.4, min_tokens=3)
+    assert generation_notes(config) == []
+    for value in (None, 1.0, 1.5):
+        assert GenerationDefaults.of(GenerationConfig(typical_p=value)).typical_p == 1
+    for value in (0, "x", True):
+        with pytest.raises(ConfigError, match="typical_p is"):
+            GenerationDefaults.of(GenerationConfig(typical_p=value))
+
+
 @pytest.mark.parametrize("value", [3, ["a", 3], [""], {"a": 1}])
 def test_stop_strings_of_a_wrong_type_are_an_error(value):
     with pytest.raises(ConfigError, match="stop_strings is"):
@@ -44,9 +55,8 @@ def test_stop_strings_of_a_wrong_type_are_an_error(value):
     [
         {"suppress_tokens": [11]},
         {"no_repeat_ngram_size": 2},
-        {"typical_p": 0.9},
+        {"epsilon_cutoff": 0.1},
         {"num_beams": 4},
-        {"min_new_tokens": 3},
         {"num_return_sequences": 2, "do_sample": True},
         {"bad_words_ids": [[3]]},
         {"presence_penalty": 0.5},  # unknown to transformers

@@ -137,8 +137,8 @@ def _settings(rope: dict[str, Any]) -> str:
 
 def _generation(defaults: dict[str, Any]) -> str:
     """Describes the defaults of generation; filters are shown only if the model samples."""
-    neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
-    filters = ("top_k", "top_p", "min_p")
+    neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0, "min_tokens": 0}
+    filters = ("top_k", "top_p", "min_p", "typical_p")
     samples = defaults.get("temperature", 0.0) > 0
     parts = [f"temperature {defaults['temperature']}"] if samples else ["the most likely token"]
     for name, value in defaults.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from puna.config.checks import check_positive
 from puna.config.generation import GenerationConfig
 from puna.errors import ConfigError, show
 
@@ -42,7 +43,7 @@ _SAME_ANSWER = frozenset(
      "max_cache_len", "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule",
      "num_beam_groups", "output_attentions", "output_hidden_states", "output_logits", "prefill_chunk_size",
      "prompt_lookup_num_tokens", "remove_invalid_values", "renormalize_logits", "speculation_type", "stop_strings",
-     "synced_gpus", "target_lookbehind", "transformers_version", "use_mtp"}
+     "synced_gpus", "target_lookbehind", "transformers_version", "typical_p", "use_mtp"}
 )  # fmt: skip
 """Fields in `GenerationConfig.extra` that do not change an answer of `LLM`, or that `LLM` supports.
 
@@ -56,7 +57,7 @@ class GenerationDefaults:
     """Defaults of the options of `LLM.generate`.
 
     Attributes:
-        temperature, top_k, top_p, min_p, repetition_penalty: as in `puna.engine.Sampling`.
+        temperature, top_k, top_p, min_p, typical_p, repetition_penalty, min_tokens: as in `Sampling`.
         max_tokens: maximum number of tokens of an answer; None if the configuration does not limit answers.
         max_length: maximum number of tokens of prompt and answer together; None if they are not limited.
         stop: strings that end an answer.
@@ -66,7 +67,9 @@ class GenerationDefaults:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
     repetition_penalty: float = 1.0
+    min_tokens: int = 0
     max_tokens: int | None = None
     max_length: int | None = None
     stop: tuple[str, ...] = ()
@@ -88,11 +91,18 @@ class GenerationDefaults:
             max(0, config.top_k) if config.do_sample or config.top_k != unset.top_k else 0,
             float(config.top_p),
             float(config.min_p or 0.0),
+            _typical_p(config.extra.get("typical_p")),
             float(config.repetition_penalty),
+            config.min_new_tokens or 0,
             config.max_new_tokens,
             None if config.max_length == unset.max_length else config.max_length,
             tuple(texts),
         )
+
+
+def _typical_p(value: Any) -> float:
+    """Returns the setting as a number; 1, which changes nothing, for None and above 1, as in transformers."""
+    return 1.0 if value is None else min(1.0, check_positive("typical_p", value))
 
 
 def generation_notes(config: GenerationConfig) -> list[str]:
@@ -121,5 +131,5 @@ def ignored_settings(config: GenerationConfig) -> dict[str, Any]:
         for name, value in fields.items()
         if value not in (None, {}, []) and value not in UNSUPPORTED.get(name, ()) and value not in _GGUF.get(name, ())
     }
-    neutral = {"min_new_tokens": (None, 0), "num_beams": (1,), "num_return_sequences": (1,)}
+    neutral = {"num_beams": (1,), "num_return_sequences": (1,)}
     return ignored | {name: getattr(config, name) for name, off in neutral.items() if getattr(config, name) not in off}
