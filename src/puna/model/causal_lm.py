@@ -13,7 +13,7 @@ from puna.errors import RequestError
 from puna.model.base import default_to
 from puna.model.cache import KVCache, LegacyCache
 from puna.model.checks import IGNORED, check_classes, check_logits_to_keep
-from puna.model.generate import generate
+from puna.model.generation.generate import generate
 from puna.model.llama import LlamaModel
 from puna.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from puna.model.pretrained import LlamaPreTrainedModel

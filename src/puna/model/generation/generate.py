@@ -17,7 +17,7 @@ from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import RequestError
 from puna.model.cache import KVCache, LegacyCache
 from puna.model.checks import check_embeddings, check_ids
-from puna.model.generation_settings import choose_generator, merge_settings
+from puna.model.generation.settings import choose_generator, merge_settings
 from puna.model.outputs import CausalLMOutputWithPast, GenerateOutput
 from puna.model.sampling import choose_token, forbid, is_random, penalise_repetition, warp
 

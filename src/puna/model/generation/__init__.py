@@ -1,0 +1,1 @@
+"""`model.generate()`: the decoding loop in plain PyTorch, and its settings."""
