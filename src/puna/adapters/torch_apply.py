@@ -22,6 +22,7 @@ from puna.checkpoint.names import EMBEDDING
 from puna.errors import CheckpointError, RequestError
 from puna.model.cache import KVCache
 from puna.model.pretrained import LlamaPreTrainedModel
+from puna.model.quantized import QuantEmbedding, QuantLinear
 
 _LENGTH_ROPES = ("dynamic", "longrope")
 """Rope types that cache unrotated keys; the keys of a prefix are rotated."""
@@ -92,8 +93,21 @@ def _module(model: LlamaPreTrainedModel, name: str) -> nn.Module:
         ) from exc
 
 
+def _matrix(module: nn.Module) -> Tensor:
+    """Returns the matrix of a linear layer; a dequantised copy if the layer keeps it packed."""
+    matrix = module.weight
+    assert isinstance(matrix, Tensor)
+    return matrix
+
+
 def _parameter(model: LlamaPreTrainedModel, name: str) -> nn.Parameter:
-    parameter = getattr(_module(model, name), name.rpartition(".")[2], None)
+    module = _module(model, name)
+    if isinstance(module, QuantLinear | QuantEmbedding):
+        raise RequestError(
+            f"the adapter replaces rows of {name!r}, which the model keeps packed; load it without keep_quantized, or "
+            "call model.dequantize() first"
+        )
+    parameter = getattr(module, name.rpartition(".")[2], None)
     if not isinstance(parameter, nn.Parameter):
         raise CheckpointError(f"the adapter changes {name!r}, which the model does not have; use its base model")
     return parameter
@@ -128,7 +142,7 @@ def _changed(adapter: Adapter, name: str, parameter: Tensor) -> Floats:
 
 def _low_rank_hook(change: LowRank, module: nn.Module) -> Callable[..., Tensor]:
     """Returns a hook that adds scale * (x @ a') @ b' to a linear layer's output, computed in float32."""
-    weight = module.get_parameter("weight")
+    weight = _matrix(module)
     a, b = (torch.from_numpy(part).to(weight.device) for part in (change.a, change.b * np.float32(change.scale)))
     bias = None if change.bias is None else torch.from_numpy(change.bias).to(weight.device)
     factors = None
@@ -150,7 +164,7 @@ def _low_rank_hook(change: LowRank, module: nn.Module) -> Callable[..., Tensor]:
 
 def _scale(applied: AppliedAdapter, module: nn.Module, scaling: Scaling) -> None:
     """Multiplies the inputs or the outputs of a linear layer."""
-    factors = torch.from_numpy(scaling.factors).to(module.get_parameter("weight").device)
+    factors = torch.from_numpy(scaling.factors).to(_matrix(module).device)
 
     def scale_inputs(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return ((inputs[0] * factors).to(inputs[0].dtype), *inputs[1:])
