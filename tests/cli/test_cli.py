@@ -330,3 +330,16 @@ def test_commands_use_the_model_s_generation_settings(tiny_model, tmp_path):
     assert result.stderr.count("epsilon_cutoff (0.4)") == 1
     shown = run("inspect", str(tmp_path)).stdout
     assert "temperature 1.5, top_k 40" in shown and "max_tokens 7" in shown and "epsilon_cutoff (0.4)" in shown
+
+
+def test_options_of_sampling_reach_the_model(tiny_model):
+    model = ["--model", str(tiny_model), "-n", "12"]
+    options = ["--typical-p", "0.5", "--presence-penalty", "1", "--frequency-penalty", "0.5", "-t", "1", "--seed", "4"]
+    expected = LLM(tiny_model).generate("the llama", max_tokens=12, typical_p=0.5, presence_penalty=1,
+                                        frequency_penalty=0.5, temperature=1, seed=4)  # fmt: skip
+    assert as_json("generate", "the llama", *options, *model)["ids"] == list(expected.ids)
+    chat = LLM(tiny_model).chat("the llama", max_tokens=12, typical_p=0.5, presence_penalty=1, frequency_penalty=0.5,
+                                temperature=1, seed=4)  # fmt: skip
+    answer = run("run", str(tiny_model), "the llama", "--json", "-n", "12", *options)
+    assert json.loads(answer.stdout)["text"] == chat.text
+    assert len(as_json("generate", "the llama", "--ignore-eos", "--min-tokens", "12", *model)["ids"]) == 12

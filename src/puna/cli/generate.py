@@ -65,7 +65,12 @@ def generate(
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     min_p: options.MinP = None,
+    typical_p: options.TypicalP = None,
     repetition_penalty: options.RepetitionPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    min_tokens: options.MinTokens = None,
+    ignore_eos: options.IgnoreEos = None,
     seed: options.Seed = None,
     speculate: options.Speculate = False,
     backend: options.Backend = "auto",
@@ -87,8 +92,9 @@ def generate(
     if system is not None and not chat:
         raise typer.BadParameter("--system requires --chat", param_hint="--system")
     settings = options.answer_options(
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, seed=seed, stop=stop or None, speculate=speculate,
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+        min_tokens=min_tokens, ignore_eos=ignore_eos, seed=seed, stop=stop or None, speculate=speculate,
     )  # fmt: skip
     argument = prompt if prompt_option is None else prompt_option
     text = read_prompt(argument, file or [])

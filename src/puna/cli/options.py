@@ -113,6 +113,20 @@ MinP = Annotated[
 RepetitionPenalty = Annotated[
     float | None, number(kind=float, help="Values above 1 make tokens that occurred before less likely.")
 ]
+TypicalP = Annotated[
+    float | None,
+    number(kind=float, help="Sample from the tokens with typical probabilities, which add up to p; 1 means all."),
+]
+PresencePenalty = Annotated[
+    float | None, number(kind=float, help="Values above 0 make tokens that are in the answer less likely.")
+]
+FrequencyPenalty = Annotated[
+    float | None, number(kind=float, help="The same, for each time that a token is in the answer.")
+]
+MinTokens = Annotated[int | None, number(help="Minimum number of tokens of the answer.")]
+IgnoreEos = Annotated[
+    bool | None, typer.Option("--ignore-eos", help="The model's end tokens do not end the answer.", show_default=False)
+]
 Speculate = Annotated[
     bool, typer.Option("--speculate", help="Guess tokens from earlier text: same answer, faster if text repeats.")
 ]

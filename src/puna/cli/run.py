@@ -43,7 +43,10 @@ def run(
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     min_p: options.MinP = None,
+    typical_p: options.TypicalP = None,
     repetition_penalty: options.RepetitionPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
     seed: options.Seed = None,
     speculate: options.Speculate = False,
     backend: options.Backend = "auto",
@@ -60,8 +63,9 @@ def run(
     A model without a chat template continues the prompt instead. Without a prompt, this is puna chat --model MODEL.
     """
     settings = options.answer_options(
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, seed=seed, speculate=speculate,
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+        seed=seed, speculate=speculate,
     )  # fmt: skip
     loader = Loader(backend, threads, device, dtype, quantize, max_batch)
     if prompt is None and not file:

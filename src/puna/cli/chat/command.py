@@ -47,7 +47,10 @@ def chat(
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     min_p: options.MinP = None,
+    typical_p: options.TypicalP = None,
     repetition_penalty: options.RepetitionPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
     seed: options.Seed = None,
     speculate: options.Speculate = False,
     backend: options.Backend = "auto",
@@ -67,8 +70,9 @@ def chat(
     terminal samples with temperature 0.7 and top-p 0.95, and piped messages get the most likely tokens.
     """
     settings = options.answer_options(
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, seed=seed, speculate=speculate,
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+        seed=seed, speculate=speculate,
     )  # fmt: skip
     loader = Loader(backend, threads, device, dtype, quantize, max_batch)
     start_chat(loader, model, settings, system, context, json=json, state=state)

@@ -42,7 +42,8 @@ _INDENT = 20
 """Columns of the first column of the help."""
 
 _TYPES: dict[str, Callable[[str], Any]] = {
-    "temperature": float, "top_k": int, "top_p": float, "min_p": float, "repetition_penalty": float, "seed": int,
+    "temperature": float, "top_k": int, "top_p": float, "min_p": float, "typical_p": float,
+    "repetition_penalty": float, "presence_penalty": float, "frequency_penalty": float, "seed": int,
     "max_tokens": int, "speculate": lambda text: {"on": True, "off": False}[text], "context": int,
 }  # fmt: skip
 
