@@ -194,17 +194,21 @@ def test_values_that_cannot_be_written_are_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
-def test_an_id_larger_than_any_vocabulary_is_refused(meta: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [(3_000_000, "3000001 tokens and the embedding 420 rows"), (300_000_000, "the limit is 4000000")],
+)
+def test_an_id_larger_than_any_vocabulary_is_refused(meta: Path, tmp_path: Path, index: int, message: str) -> None:
     """An id in tokenizer.json is refused before memory for all smaller ids is allocated."""
     assert run_convert(meta, tmp_path / "hf").returncode == 0
     (tmp_path / "hf" / "tokenizer.model").unlink()
     path = tmp_path / "hf" / "tokenizer.json"
     raw = json.loads(path.read_text())
-    raw["model"]["vocab"]["<0x17>"] = 300_000_000
+    raw["model"]["vocab"]["<0x17>"] = index
     path.write_text(json.dumps(raw))
     started = time.perf_counter()
     run = run_convert(tmp_path / "hf", tmp_path / "out", "--to", "gguf")
-    assert run.returncode == 1 and "300000001 tokens and the embedding 420 rows" in run.stderr, run.stderr
+    assert run.returncode == 1 and message in run.stderr, run.stderr
     assert time.perf_counter() - started < 10
 
 
