@@ -14,9 +14,11 @@ constexpr int kMaxBlock = 64;    // `block_max` returns one maximum per kMaxBloc
 constexpr int kMaxQueries = 64;  // queries that one call of `attend` accepts
 constexpr int kSplit = 256;      // positions per partial attention sum; partial sums are merged in ascending order
 
-// Number of consecutive activation blocks that share a scale. With an odd number of blocks, the last one has its own
+// Number of consecutive activation blocks that share a scale when they are multiplied by weights with scales of this
+// kind: two if the scales are quantised (K and IQ formats), for which llama.cpp rounds activations in groups of 256;
+// otherwise one, as in llama.cpp. See benchmarks/NOTES.md. With an odd number of blocks, the last one has its own
 // scale.
-constexpr int kScaleBlocks = 2;
+constexpr int scale_blocks(Scales scales) { return head_bytes(scales) ? 2 : 1; }
 
 // 32 activations of one token, quantised to 8 bits.
 struct ActivationBlock {
@@ -96,8 +98,8 @@ struct Kernels {
     // A token's result has the same bits for any number of tokens.
     void (*matmul)(const MatmulJob& job);
 
-    // Quantises `cols` values, a multiple of kBlock, to 8 bits. Each kScaleBlocks blocks share a scale.
-    void (*quantize)(const float* x, int64_t cols, ActivationBlock* blocks);
+    // Quantises `cols` values, a multiple of kBlock, to 8 bits. Each `scale_blocks` blocks, one or two, share a scale.
+    void (*quantize)(const float* x, int64_t cols, int scale_blocks, ActivationBlock* blocks);
 
     // Rounds to bf16. An odd number of columns is padded with one zero.
     void (*to_bf16)(const float* x, int64_t cols, uint16_t* out);

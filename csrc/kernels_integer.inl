@@ -68,6 +68,7 @@ struct IntegerFormat {
     // Whether it is faster to unpack a panel in registers for every eight tokens than to unpack it once to memory.
     static constexpr bool kInRegisters = kManyRegisters && kPlanes == Planes::kFour && !kHalfScales;
     static constexpr int kPlaneBytes = plane_bytes(kPlanes);
+    static constexpr int kScaleBlocks = scale_blocks(kScaleKind);
 
     static constexpr bool reads(const FormatTraits& traits) {
         return traits.planes == kPlanes && traits.scales == kScaleKind &&
@@ -422,15 +423,17 @@ constexpr bool kUnrolled = false;
 
 // Calls body(first, Constant<n>(), n) for each run of n blocks that share a scale; without unrolling Constant<0>()
 // replaces Constant<n>().
-template <typename Body>
+template <typename F, typename Body>
 PUNA_INLINE void for_each_scale(int64_t blocks, const Body& body) {
-    static_assert(kScaleBlocks == 2, "one block may be left");
+    static_assert(F::kScaleBlocks == 1 || F::kScaleBlocks == 2, "at most one block is left");
     int64_t b = 0;
-    if constexpr (kUnrolled) {
-        for (; b + kScaleBlocks <= blocks; b += kScaleBlocks) body(b, Constant<kScaleBlocks>(), kScaleBlocks);
-        if (b < blocks) body(b, Constant<1>(), 1);
+    if constexpr (!kUnrolled) {
+        for (; b < blocks; b += F::kScaleBlocks) body(b, Constant<0>(), b + 1 < blocks ? F::kScaleBlocks : 1);
+    } else if constexpr (F::kScaleBlocks == 1) {
+        for (; b < blocks; ++b) body(b, Constant<1>(), 1);
     } else {
-        for (; b < blocks; b += kScaleBlocks) body(b, Constant<0>(), b + 1 < blocks ? kScaleBlocks : 1);
+        for (; b + 2 <= blocks; b += 2) body(b, Constant<2>(), 2);
+        if (b < blocks) body(b, Constant<1>(), 1);
     }
 }
 
@@ -549,7 +552,7 @@ static void register_matmul(const MatmulJob& job, int64_t panel, int64_t token, 
     for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t) acc[p][t][0] = broadcast(0.0f);  // unrolled: `acc` stays in registers
-    for_each_scale(w.cols / kBlock, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
+    for_each_scale<F>(w.cols / kBlock, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
         register_blocks<F, decltype(number)::kValue>(w, table, panel, panel_stride, first, count, a, acc);
     });
 #pragma GCC unroll 8
@@ -576,7 +579,7 @@ constexpr int kRegisterBlock = 32;  // tokens by which a panel is multiplied bef
 // Tokens per loop over the panels; their activations stay in L2. Zen 4: other sizes are within the noise.
 constexpr int kTokenBlock = 128;
 
-static_assert(kChunkBlocks % kScaleBlocks == 0, "blocks that share a scale are added together");
+static_assert(kChunkBlocks % 2 == 0, "blocks that share a scale are added together");
 
 // kChunkBlocks blocks of kGroup panels, unpacked to bytes (or digits) and float scales.
 template <typename F, int kGroup>
@@ -645,7 +648,7 @@ static void tile(const Unpacked<F, kGroup>& w, int64_t blocks, const ActivationB
     f32x16 acc[kTokens][kGroup];
     for (int t = 0; t < kTokens; ++t)
         for (int g = 0; g < kGroup; ++g) acc[t][g] = load(sums + (t * kGroup + g) * kLanes);
-    for_each_scale(blocks, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
+    for_each_scale<F>(blocks, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
         tile_blocks<F, decltype(number)::kValue>(w, first, count, a, stride, acc);
     });
     for (int t = 0; t < kTokens; ++t)
@@ -808,9 +811,10 @@ PUNA_INLINE void quantize_blocks(const float* x, ActivationBlock* blocks) {
     }
 }
 
-static void quantize(const float* x, int64_t cols, ActivationBlock* blocks) {
+static void quantize(const float* x, int64_t cols, int scale_blocks, ActivationBlock* blocks) {
     const int64_t count = cols / kBlock;
     int64_t b = 0;
-    for (; b + kScaleBlocks <= count; b += kScaleBlocks) quantize_blocks<kScaleBlocks>(x + b * kBlock, blocks + b);
-    if (b < count) quantize_blocks<1>(x + b * kBlock, blocks + b);
+    if (scale_blocks == 2)
+        for (; b + 2 <= count; b += 2) quantize_blocks<2>(x + b * kBlock, blocks + b);
+    for (; b < count; ++b) quantize_blocks<1>(x + b * kBlock, blocks + b);
 }

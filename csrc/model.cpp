@@ -418,19 +418,21 @@ size_t Model::find_angles(const puna_chunk& chunk) {
     return at;
 }
 
-// Sets which forms of their input the matrices read in addition to float32: `integers` (quantised blocks) and `bf16`.
-void Model::input_forms(std::initializer_list<const Matrix*> readers, bool& integers, bool& bf16) const {
-    integers = bf16 = false;
+// Sets which forms of their input the matrices read in addition to float32: quantised blocks, of which `per_scale`
+// share a scale (0: none are read), and `bf16`.
+void Model::input_forms(std::initializer_list<const Matrix*> readers, int& per_scale, bool& bf16) const {
+    per_scale = 0;
+    bf16 = false;
     for (const Matrix* matrix : readers) {
-        integers |= matrix->panels.integer();
+        if (matrix->panels.integer()) per_scale = std::max(per_scale, scale_blocks(matrix->panels.traits->scales));
         bf16 |= kernels_.uses_bf16 && matrix->panels.traits->planes == Planes::kBf16;
     }
 }
 
 // Converts one token's row to the other forms that the next matrices read.
-void Model::convert_row(const float* x, int64_t cols, int64_t token, bool integers, bool bf16) {
+void Model::convert_row(const float* x, int64_t cols, int64_t token, int per_scale, bool bf16) {
     const int64_t blocks = block_stride(cols);
-    if (integers) kernels_.quantize(x, cols, blocks_.data() + token * blocks);
+    if (per_scale) kernels_.quantize(x, cols, per_scale, blocks_.data() + token * blocks);
     if (bf16) kernels_.to_bf16(x, cols, bf16_.data() + token * bf16_stride(cols));
 }
 
@@ -439,13 +441,14 @@ Activations Model::activations(const float* x, int64_t cols) { return {x, bf16_.
 // normed_ = RMSNorm(x_) * weight, in the forms that `readers` read.
 void Model::normalise(const std::vector<float>& weight, std::initializer_list<const Matrix*> readers) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
-    bool integers, bf16;
-    input_forms(readers, integers, bf16);
+    int per_scale;
+    bool bf16;
+    input_forms(readers, per_scale, bf16);
     pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end, int) noexcept {
         for (int64_t t = begin; t < end; ++t) {
             float* const to = normed_.data() + t * hidden;
             kernels_.rms_norm(x_.data() + t * hidden, weight.data(), shape_.rms_norm_eps, hidden, to);
-            convert_row(to, hidden, t, integers, bf16);
+            convert_row(to, hidden, t, per_scale, bf16);
         }
     });
     add_time(PUNA_PHASE_NORM);
@@ -594,14 +597,15 @@ void Model::merge_head(const Tile& tile, int64_t head) {
 // attention_ = attention output of all tokens, in the forms that `readers` read.
 void Model::merge_splits(std::initializer_list<const Matrix*> readers) {
     const int64_t tiles = static_cast<int64_t>(tiles_.size()), cols = width(Width::kQuery);
-    bool integers, bf16;
-    input_forms(readers, integers, bf16);
+    int per_scale;
+    bool bf16;
+    input_forms(readers, per_scale, bf16);
     pool_.each(tiles, pool_.grain(tiles), [&](int64_t begin, int64_t end, int) noexcept {
         for (int64_t i = begin; i < end; ++i) {
             const Tile& tile = tiles_[static_cast<size_t>(i)];
             for (int64_t head = 0; head < shape_.kv_heads; ++head) merge_head(tile, head);
             for (int64_t t = tile.first; t < tile.first + tile.count; ++t)
-                convert_row(attention_.data() + t * cols, cols, t, integers, bf16);
+                convert_row(attention_.data() + t * cols, cols, t, per_scale, bf16);
         }
     });
     add_time(PUNA_PHASE_ATTENTION);
@@ -610,13 +614,14 @@ void Model::merge_splits(std::initializer_list<const Matrix*> readers) {
 // gate_ = silu(gate_) * up_, in the forms that `readers` read.
 void Model::activate(std::initializer_list<const Matrix*> readers) {
     const int64_t n = static_cast<int64_t>(tokens_.size()), inner = shape_.intermediate_size;
-    bool integers, bf16;
-    input_forms(readers, integers, bf16);
+    int per_scale;
+    bool bf16;
+    input_forms(readers, per_scale, bf16);
     pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end, int) noexcept {
         for (int64_t t = begin; t < end; ++t) {
             float* const gate = gate_.data() + t * inner;
             kernels_.silu_mul(gate, up_.data() + t * inner, inner);
-            convert_row(gate, inner, t, integers, bf16);
+            convert_row(gate, inner, t, per_scale, bf16);
         }
     });
     add_time(PUNA_PHASE_ACTIVATION);

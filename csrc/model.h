@@ -125,7 +125,7 @@ class Model {
     void fill_angles(const puna_chunk* chunks, int32_t count);
     void run_layer(Layer& layer, int32_t index);
     void normalise(const std::vector<float>& weight, std::initializer_list<const Matrix*> readers);
-    void convert_row(const float* x, int64_t cols, int64_t token, bool integers, bool bf16);
+    void convert_row(const float* x, int64_t cols, int64_t token, int per_scale, bool bf16);
     Activations activations(const float* x, int64_t cols);
     void project(std::initializer_list<Projection> outs, const Activations& x, int64_t tokens, bool add);
     void observe(const float* x, int64_t cols, int64_t offset);
@@ -138,7 +138,7 @@ class Model {
     void merge_head(const Tile& tile, int64_t head);
     void activate(std::initializer_list<const Matrix*> readers);
     void run_head(const puna_chunk* chunks, int32_t count, float* logits);
-    void input_forms(std::initializer_list<const Matrix*> readers, bool& integers, bool& bf16) const;
+    void input_forms(std::initializer_list<const Matrix*> readers, int& per_scale, bool& bf16) const;
     void add_time(int32_t phase);
 
     puna_shape shape_;

@@ -151,7 +151,8 @@ Inputs make_inputs(const Kernels& kernels, const FormatTraits& traits, int64_t t
     out.bf16.resize(static_cast<size_t>(tokens * even));
     for (int64_t t = 0; t < tokens; ++t) {
         kernels.to_bf16(out.x.data() + t * cols, cols, out.bf16.data() + t * even);
-        if (!is_float(traits.planes)) kernels.quantize(out.x.data() + t * cols, cols, out.blocks.data() + t * per);
+        if (!is_float(traits.planes))
+            kernels.quantize(out.x.data() + t * cols, cols, scale_blocks(traits.scales), out.blocks.data() + t * per);
         for (int64_t k = 0; k < cols; ++k) {
             float& to = out.rounded[static_cast<size_t>(t * cols + k)];
             if (!is_float(traits.planes)) {
@@ -316,17 +317,17 @@ void check_toy_format(const Kernels& kernels) {
 
 void check_quantize(const Kernels& kernels) {
     double worst = 0.0;
-    for (int turn = 0; turn < 200; ++turn) {
-        const int count = 1 + turn % 5;
+    for (int turn = 0; turn < 400; ++turn) {
+        const int count = 1 + turn % 5, per_scale = 1 + turn / 5 % 2;
         std::vector<float> x(static_cast<size_t>(count) * kBlock);
         for (float& value : x)
             value = turn % 7 == 0 ? static_cast<float>(below(9) - 4) : normal(std::exp(normal(3.0f)));
         if (turn % 11 == 0) std::fill(x.begin(), x.begin() + kBlock, 0.0f);
         std::vector<ActivationBlock> blocks(static_cast<size_t>(count));
-        kernels.quantize(x.data(), count * kBlock, blocks.data());
+        kernels.quantize(x.data(), count * kBlock, per_scale, blocks.data());
         for (int b = 0; b < count; ++b) {
             const ActivationBlock& block = blocks[static_cast<size_t>(b)];
-            const int first = b / kScaleBlocks * kScaleBlocks, last = std::min(first + kScaleBlocks, count);
+            const int first = b / per_scale * per_scale, last = std::min(first + per_scale, count);
             float most = 0.0f;
             for (int i = first * kBlock; i < last * kBlock; ++i)
                 most = std::max(most, std::fabs(x[static_cast<size_t>(i)]));
@@ -345,14 +346,16 @@ void check_quantize(const Kernels& kernels) {
         }
     }
     report(kernels.name, "quantize beyond a half", worst, 2e-5);
-    for (const int at : {5, kBlock + 5, 2 * kBlock + 5}) {
-        float x[3 * kBlock] = {};
-        x[at] = std::numeric_limits<float>::quiet_NaN();
-        ActivationBlock blocks[3];
-        kernels.quantize(x, 3 * kBlock, blocks);
-        demand(kernels.name, "NaN is kept", std::isnan(blocks[at / kBlock].scale));
-        demand(kernels.name, "NaN stays where it is", std::isfinite(blocks[at < 2 * kBlock ? 2 : 0].scale));
-    }
+    for (const int per_scale : {1, 2})
+        for (const int at : {5, kBlock + 5, 2 * kBlock + 5}) {
+            float x[3 * kBlock] = {};
+            x[at] = std::numeric_limits<float>::quiet_NaN();
+            ActivationBlock blocks[3];
+            kernels.quantize(x, 3 * kBlock, per_scale, blocks);
+            for (int b = 0; b < 3; ++b)
+                demand(kernels.name, "NaN reaches the blocks that share its scale",
+                       std::isnan(blocks[b].scale) == (b / per_scale == at / kBlock / per_scale));
+        }
 }
 
 void check_bf16(const Kernels& kernels) {

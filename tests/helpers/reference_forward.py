@@ -23,8 +23,8 @@ from puna.config.frequencies import RotaryFrequencies
 from puna.native import NativeBackend
 from tests.helpers.native import PackedTensor
 
-SCALE_COLUMNS = 64
-"""Number of activations of a token that share one scale: kScaleBlocks blocks of kBlock columns in csrc/kernels.h."""
+SHARED_INPUTS = [("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")]
+"""Matrices of a layer that read the same rounded activations."""
 PAGE, SPLIT, CACHE_BLOCK = 64, 256, 32
 """Tokens per cache page; tokens per attention split; elements of a q8_0 cache that share a scale."""
 
@@ -119,12 +119,24 @@ class ReferenceForward:
         """Multiplies x, (T, D), by a matrix; x is rounded as for the matrix's format."""
         block = self.tensors[f"{name}.weight"].format
         if block.values > 1:
-            rounded = round_to_8_bits(x, SCALE_COLUMNS, self.kernels)
+            rounded = round_to_8_bits(x, self.scale_columns(name), self.kernels)
         elif block.name == "bf16" and self.multiplies_bf16:
             rounded = round_to_bf16(x)
         else:
             rounded = x.astype(np.float64)
         return rounded @ self.weights[f"{name}.weight"].T + self.weights.get(f"{name}.bias", 0.0)
+
+    def scale_columns(self, name: str) -> int:
+        """Returns the number of activations that share a scale: scale_blocks in csrc/kernels.h, times 32.
+
+        The matrices that read the same activations determine it together: it is 64 if the scales of one of them are
+        themselves quantised.
+        """
+        last = name.rpartition(".")[2]
+        readers = next((names for names in SHARED_INPUTS if last in names), (last,))
+        formats = [self.tensors[f"{name.removesuffix(last)}{reader}.weight"].format for reader in readers]
+        two_levels = [block.values == 256 and block.name not in ("tq1_0", "tq2_0") for block in formats]
+        return 64 if any(two_levels) else 32
 
     def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Computes causal attention over the cache; (T, H E), (T, K E), (T, K E) -> (T, H E)."""

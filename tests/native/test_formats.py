@@ -109,6 +109,17 @@ def test_logits_in_every_format_equal_those_of_the_reference(name, cache, kernel
     assert (run(backend, ids, [100, 1, 2, 3, 4, 5, 7, 12, 64] + [1] * 102) == logits).all()
 
 
+@pytest.mark.parametrize("names", [("q8_0", "q4_K"), ("q6_K", "q5_1", "bf16"), ("f32", "mxfp4", "iq2_s")])
+def test_matrices_of_several_formats_share_one_rounded_input(names, kernels):
+    config = config_of(vocab_size=71, max_position_embeddings=320, **SIZES)
+    packed = [pack_state(name, random_state(config)) for name in names]
+    tensors = {key: packed[index % len(packed)][key] for index, key in enumerate(packed[0])}
+    ids = np.random.default_rng(3).integers(0, 71, 70)
+    backend = NativeBackend(config, tensors, 2, cache="f32")
+    logits = check_stages(backend, config, tensors, ids, kernels, "f32")
+    assert (run(backend, ids, [len(ids)]) == logits).all()
+
+
 @pytest.mark.parametrize("columns", [32, 96, 288, *(pytest.param(n, marks=pytest.mark.slow) for n in (576, 1536))])
 def test_logits_with_rows_that_end_within_an_activation_block_equal_the_reference(columns, kernels):
     """Matrices have rows of lengths such as 576, in formats with blocks of 32 weights and in float formats."""
