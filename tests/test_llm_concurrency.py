@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,41 @@ except KeyboardInterrupt: print("interrupted")
 def test_ctrl_c_during_asyncio_run_cancels_all_requests(tiny_model):
     run = subprocess.run([sys.executable, "-c", ASYNCIO, str(tiny_model)], capture_output=True, text=True, timeout=60)
     assert run.stdout == "idle\ninterrupted\n", run.stderr
+
+
+FORK_DURING_CHAT = """
+import os, sys, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from puna import LLM
+from puna.tokenizer.chat import templates
+entered, leave, original = threading.Event(), threading.Event(), templates.end_of_turn_ids
+def slow(tokenizer):
+    entered.set()
+    leave.wait()
+    return original(tokenizer)
+templates.end_of_turn_ids = slow
+llm = LLM(sys.argv[1], "native", threads=1)
+thread = threading.Thread(target=lambda: llm.chat("a", max_tokens=2))
+thread.start()
+entered.wait()
+pid = os.fork()
+if not pid:
+    templates.end_of_turn_ids = original
+    os._exit(len(LLM(sys.argv[1], "native", threads=1).chat("a", max_tokens=2).ids) > 2)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+leave.set()
+thread.join()
+"""
+
+
+def test_a_process_that_is_forked_while_another_thread_computes_a_property_does_not_wait_for_it(tiny_model):
+    command = [sys.executable, "-c", FORK_DURING_CHAT, str(tiny_model)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.communicate(timeout=60)[0] == "0\n"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 EXIT = """

@@ -13,6 +13,7 @@ from puna.backends import memory_errors, open_backend
 from puna.config import LlamaConfig, generation_notes
 from puna.engine import Engine, Request, Runner
 from puna.errors import ChatTemplateError, ModelNotFoundError, RequestError, show
+from puna.lazy import cached_property
 from puna.options import Options, settings_of
 from puna.prompt_scores import PromptLogits, PromptLosses, PromptResult
 from puna.prompts import Message, is_messages, join_ids, read_conversations, read_ids, read_tools
@@ -79,7 +80,6 @@ class TextModel:
         self.generation_config = checkpoint.generation
         """Settings of generation: its end tokens, and defaults for options that a call leaves out."""
         self._tokenizer_path = checkpoint.tokenizer
-        self._tokenizer: LlamaTokenizer | LlamaTokenizerFast | None = None
         self._engine = Engine(self._backend, max_batch, prefix_cache=prefix_cache)
         self._runner = Runner(self._engine)
         self._reported = False  # whether a warning has named the unsupported settings
@@ -98,15 +98,12 @@ class TextModel:
         """Name of the backend that runs the model, "native" or "torch"."""
         return self._backend.name
 
-    @property
+    @cached_property
     def tokenizer(self) -> LlamaTokenizer | LlamaTokenizerFast:
         """The model's tokenizer."""
-        # Not a cached_property: until Python 3.11, it has a lock, which a fork in another thread would leave locked.
-        if self._tokenizer is None:
-            from puna.tokenizer import load_tokenizer
+        from puna.tokenizer import load_tokenizer
 
-            self._tokenizer = load_tokenizer(self._tokenizer_path)
-        return self._tokenizer
+        return load_tokenizer(self._tokenizer_path)
 
     def _continuations(self, prompt: Any, options: Options) -> tuple[list[Answer], bool]:
         """Returns the answers to be generated for an argument of `generate`, and whether that is a list of texts."""
@@ -235,13 +232,13 @@ class TextModel:
             answers.append(Answer(request, tokenizer, stops, continues_prompt=continues_prompt))
         return answers
 
-    @functools.cached_property
+    @cached_property
     def _stop_ids(self) -> frozenset[int]:
         """The ids that end a text according to the generation configuration or the tokenizer."""
         eos = self.tokenizer.eos_token_id
         return frozenset(self.generation_config.eos_token_ids) | (frozenset() if eos is None else frozenset({eos}))
 
-    @functools.cached_property
+    @cached_property
     def _turn_end_ids(self) -> frozenset[int]:
         from puna.tokenizer.chat.templates import end_of_turn_ids
 

@@ -17,7 +17,7 @@ from tests.architecture.source_tree import (
 )
 
 LAYERS = [
-    {"errors"},
+    {"errors", "lazy"},
     {"files", "templates"},
     {"hub"},
     {"config"},

@@ -10,6 +10,7 @@ from tests.architecture.source_tree import ROOT
 PLACES = {
     r"!r:\.\d|repr\([^()]*\)\[:|\[:\d+\]!r|text\[:80\]": ("errors.py", "show() formats a value for a message"),
     r"/ (1e[69]|2\*\*[23]0):": ("errors.py", "show_bytes() formats a number of bytes"),
+    r"functools.*cached_property": ("lazy.py", "cached_property there has no lock, which a fork could leave locked"),
     r"\"models--": ("hub/reference.py", "cache_name() and cached_model() convert names of folders in the hub's cache"),
     r"\{5\}\)?-of-|:05\}-of-\{": ("files/part_names.py", "PartName is the name of a part or shard"),
 }

@@ -7,7 +7,6 @@ A pooled model needs training to recover its quality.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from puna.convert.lazy_rows import LazyRows, as_floats, pack, pieces, values
 from puna.convert.options import Options
 from puna.convert.tokenizer_files import check_instruct, check_rows
 from puna.errors import CheckpointError
+from puna.lazy import cached_property
 
 _KEY_VALUE = re.compile(r"\.self_attn\.[kv]_proj\.(weight|bias)$")
 
@@ -66,7 +66,7 @@ class ResizedVocabulary(LazyRows):
         """The source's shape with `count` rows."""
         return (self.count, *self.source.shape[1:])
 
-    @functools.cached_property
+    @cached_property
     def _mean(self) -> Bytes:
         rows, columns = self.source.shape
         total = np.zeros(columns, np.float64)

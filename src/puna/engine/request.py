@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from puna.config import Sampling
 from puna.errors import PunaError, RequestError, show
+from puna.lazy import cached_property
 from puna.native.sampling import TokenLogprobs
 
 FinishReason = Literal["stop", "length"]
@@ -62,7 +62,7 @@ class Request:
                 f"({sampling.min_tokens}) forbids; set min_tokens to 0, or allow further ids"
             )
 
-    @functools.cached_property
+    @cached_property
     def end_ids(self) -> frozenset[int]:
         """The ids that end the answer."""
         return self.sampling.end_ids(self.stop_ids)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from puna.errors import CheckpointError
 from puna.formats.blocks import FORMATS, I32, BlockFormat, StoredTensor
 from puna.formats.parallel import unpack_rows
+from puna.lazy import cached_property
 
 Bytes = NDArray[np.uint8]
 Index = NDArray[np.intp]

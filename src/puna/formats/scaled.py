@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from puna.errors import CheckpointError
 from puna.formats.blocks import F8, I8, I32, BlockFormat, StoredTensor
 from puna.formats.parallel import unpack_rows
+from puna.lazy import cached_property
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]

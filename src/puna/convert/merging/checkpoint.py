@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from puna.convert.mixes import MIXES
 from puna.errors import CheckpointError
 from puna.files import has_file
 from puna.formats.blocks import FORMATS, BlockFormat, StoredTensor
+from puna.lazy import cached_property
 
 Kept = Literal["formats", "plain types", "nothing"]
 """Which changed tensors get the format of the base model's tensor: all, or plain ones, or none; others are float32."""
@@ -47,7 +47,7 @@ class MergedRows(LazyRows):
         """The source's memory, four float32 arrays, and two float64 arrays of the low-rank change."""
         return self.source.row_memory + (4 * 4 + 2 * 8) * math.prod(self.shape[1:])
 
-    @functools.cached_property
+    @cached_property
     def _column_norms(self) -> NDArray[np.float32] | None:
         change = self.adapter.low_rank.get(self.key)
         if change is None or change.magnitude is None or self.key != EMBEDDING:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import sentencepiece
 
 from puna.errors import TokenizerError, show
 from puna.files import atomic_write, read_file
+from puna.lazy import cached_property
 from puna.tokenizer.sentencepiece.proto import NO_DUMMY_PREFIX, ModelSpec, read_spec
 from puna.tokenizer.streams import TextStream
 
