@@ -5,6 +5,8 @@ Each message says what was wrong, the value, the limit and the remedy. All deriv
 puna fail an `assert` instead.
 """
 
+import traceback
+
 
 class PunaError(ValueError):
     """Base class of all puna errors."""
@@ -66,6 +68,25 @@ def puna_error(exc: BaseException) -> PunaError:
     )
     error.__cause__ = exc
     return error
+
+
+def detached_error(exc: BaseException) -> PunaError:
+    """Does the same as `puna_error` for an error that another thread raises again, and removes its tracebacks.
+
+    Tracebacks keep the variables of all running functions in memory: the model, and the tensors of a step that may have
+    exhausted the memory. The cause of the error shows them as text.
+    """
+    error = puna_error(exc)
+    cause = error.__cause__
+    if cause is not None:
+        cause.__cause__ = _TracebackText("\n" + "".join(traceback.format_exception(cause)))
+        cause.__context__ = cause.__traceback__ = None
+    error.__context__ = error.__traceback__ = None
+    return error
+
+
+class _TracebackText(Exception):  # noqa: N818
+    """The text of removed tracebacks."""
 
 
 def show(value: object) -> str:

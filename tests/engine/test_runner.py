@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import gc
+import subprocess
+import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +19,7 @@ import pytest
 
 from puna.engine import Event, Request, Runner
 from puna.errors import BackendError, RequestError
+from tests.architecture.source_tree import ROOT
 from tests.helpers.interrupts import aimed_interrupts
 
 
@@ -113,6 +118,14 @@ def wait_for_end(runner: Runner) -> None:
     runner._stepper.is_running.release()
 
 
+def wait_until(condition) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("the condition does not hold after 20 s")
+
+
 def hold(engine: CountingEngine) -> None:
     """Makes the engine wait in its next step."""
     engine.gate.clear()
@@ -208,6 +221,32 @@ def test_closing_a_stream_ends_an_iteration_in_another_thread(engine, runner):
         assert not thread.is_alive()
 
 
+def test_closing_a_stream_before_its_request_is_submitted_ends_an_iteration(engine, runner):
+    hold(engine)
+    first = runner.stream(Tokens(3))
+    assert engine.stepping.wait(20)
+    stream, other = runner.stream(Tokens(5)), runner.stream(Tokens(5))
+    thread = threading.Thread(target=lambda: list(stream), daemon=True)
+    thread.start()
+
+    async def iterate() -> list[int]:
+        task = asyncio.create_task(_collect(other))
+        await asyncio.sleep(0.05)
+        stream.close()
+        other.close()
+        engine.gate.set()
+        return await asyncio.wait_for(task, 20)
+
+    assert asyncio.run(iterate()) == []
+    thread.join(20)
+    assert not thread.is_alive()
+    assert list(first) == [0, 1, 2]
+
+
+async def _collect(stream):
+    return [item async for item in stream]
+
+
 def test_several_threads_that_read_one_stream_all_end(runner):
     stream = runner.stream(Tokens(300))
     pieces: list[int] = []
@@ -247,6 +286,39 @@ def test_an_error_of_a_step_ends_its_requests_and_leaves_a_usable_engine(engine,
             list(stream)
         assert isinstance(caught.value.__cause__, MemoryError)
     assert list(runner.stream(Tokens(4))) == [0, 1, 2, 3]
+
+
+def test_an_error_keeps_neither_the_model_nor_the_variables_of_the_step_in_memory():
+    class Tensor:
+        pass
+
+    def fail():
+        tensor = Tensor()
+        tensors.add(tensor)
+        raise MemoryError("3 GiB")
+
+    tensors: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    engine = CountingEngine()
+    engine.on_step = fail
+    runner = Runner(engine)
+    deleted = weakref.ref(runner._stepper)  # it refers to the model
+    gc.collect()
+    gc.disable()
+    try:
+        text = ""
+        try:
+            runner.submit([Tokens(10)]).wait()
+        except BackendError as exc:
+            text = "".join(traceback.format_exception(exc))
+            assert not tensors
+        assert "3 GiB" in text
+        assert "in fail" in text
+        is_running = runner._stepper.is_running
+        del engine, runner
+        assert is_running.acquire(timeout=20)
+        wait_until(lambda: deleted() is None)
+    finally:
+        gc.enable()
 
 
 def test_an_error_in_the_engine_itself_closes_the_model(engine, runner):
@@ -331,6 +403,41 @@ def test_interrupts_of_the_first_request_and_of_closing_leave_a_usable_runner():
             wait_for_end(runner)
             assert engine.closings >= 1
     assert min(interrupted) > 20
+
+
+def test_closing_frees_the_model_although_no_thread_can_be_started(engine, monkeypatch):
+    def refuse(*arguments):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    runner = Runner(engine)
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    with pytest.raises(BackendError, match="cannot be started"):
+        runner.submit([Tokens(3)])
+    runner.close()
+    assert engine.closings == 1
+    with pytest.raises(BackendError, match="closed"):
+        runner.submit([Tokens(3)])
+
+
+EXIT = """
+import sys, time
+from tests.engine.test_runner import CountingEngine, Runner, Tokens
+engine = CountingEngine()
+engine.backend.name = sys.argv[1]
+def work():
+    time.sleep(4)
+    print("completed", flush=True)
+engine.on_step = work
+stream = Runner(engine).stream(Tokens(10))
+assert engine.stepping.wait(20)
+"""
+
+
+@pytest.mark.parametrize(("backend", "output"), [("torch", "completed\n"), ("native", "")])
+def test_the_exit_of_the_program_waits_for_a_long_step_of_pytorch(backend, output):
+    command = [sys.executable, "-c", EXIT, backend]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (run.returncode, run.stdout, run.stderr) == (0, output, "")
 
 
 def test_deleting_the_runner_ends_the_thread_and_frees_the_engine():

@@ -12,7 +12,7 @@ from puna.engine.pages import PagePool
 from puna.engine.request import Event, Request
 from puna.engine.sampling import choose
 from puna.engine.scheduler import RunningRequest, Scheduler, tokens_needed
-from puna.errors import PunaError, RequestError, puna_error, show
+from puna.errors import PunaError, RequestError, detached_error, show
 from puna.native.sampling import Choice
 
 
@@ -112,8 +112,9 @@ class Engine:
         try:
             logits = self.backend.forward(batch)
         except Exception as exc:  # ends the requests of this batch; the others continue
+            error = detached_error(exc)
             for active, _ in plan:
-                self._fail(active, puna_error(exc))
+                self._fail(active, error)
             return
         turns = []
         row = 0

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from puna.engine.engine import Engine
 from puna.engine.request import Event
 from puna.engine.stream import Group, News, Result, Stream, Submission
-from puna.errors import BackendError, PunaError, puna_error
+from puna.errors import BackendError, PunaError, detached_error
 
 if TYPE_CHECKING:
     import asyncio
@@ -31,7 +31,10 @@ _CLOSE_SECONDS = 0.001
 """Time between two checks whether the model has been freed."""
 
 _EXIT_SECONDS = 1.0
-"""Maximum time that the exit of the program waits for the end of a step. The step of a large model may take longer."""
+"""Maximum time that the exit of the program waits for the end of a native step, which may take longer.
+
+A step of PyTorch is always completed: PyTorch aborts the program when Python stops a thread that runs it.
+"""
 
 
 class Runner:
@@ -82,7 +85,10 @@ class Runner:
             self._stepper.engine.backend.close()
         elif not self._stepper.freed:
             self.inbox.put(_STOP)
-            self._start_thread()
+            try:
+                self._start_thread()
+            except BackendError:  # since Python 3.12, no thread can be started at the exit of the program
+                self._stepper.run()  # frees the model, and ends
             # A finaliser may run in the stepping thread. Ctrl-C may end the wait: `sleep` then leaves no lock behind.
             while not (self._stepper.freed or threading.get_ident() == self._stepper.ident):
                 time.sleep(_CLOSE_SECONDS)
@@ -130,7 +136,7 @@ class _Job:
         try:
             self.result.feed(event, started, ended)
         except Exception as exc:
-            self.result.error = puna_error(exc)
+            self.result.error = detached_error(exc)
 
     def news(self) -> News | None:
         """Returns the message to the stream after a step; None if there is nothing to report."""
@@ -174,7 +180,7 @@ class _Stepper:
                     self._close(_closed_error())
             except BaseException as exc:  # from the engine's own code: its state is not known any more
                 self.closed = True
-                self._close(puna_error(exc))
+                self._close(detached_error(exc))
             finally:
                 atexit.unregister(self._stop_at_exit)
                 self.ident = None
@@ -187,7 +193,7 @@ class _Stepper:
         """Ends the thread before Python stops it at an unknown point, for example inside PyTorch."""
         if os.getpid() == self._process:
             self.inbox.put(_STOP)
-            if self.is_running.acquire(timeout=_EXIT_SECONDS):
+            if self.is_running.acquire(timeout=_EXIT_SECONDS if self.engine.backend.name == "native" else -1):
                 self.is_running.release()
 
     def _read_inbox(self) -> bool:
@@ -209,6 +215,7 @@ class _Stepper:
     def _submit(self, group: Group) -> None:
         """Submits the requests of a group, unless its stream has been closed or deleted meanwhile."""
         if group.closed or group() is None:
+            self._publish([(group, News(ended=len(group.results)))])  # another thread may wait for the stream
             return
         for index, result in enumerate(group.results):
             self._submit_request(_Job(group, index, result))
@@ -217,7 +224,7 @@ class _Stepper:
         try:
             request_id = self.engine.submit(job.result.request)
         except Exception as exc:
-            self._publish([(job.group, News(ended=1, error=puna_error(exc)))])
+            self._publish([(job.group, News(ended=1, error=detached_error(exc)))])
         else:
             self._jobs[request_id] = job
             job.group.ids.append(request_id)
@@ -241,7 +248,7 @@ class _Stepper:
         try:
             events = self.engine.step()
         except Exception as exc:  # outside the forward pass, whose errors the engine reports as events
-            self._fail(puna_error(exc))
+            self._fail(detached_error(exc))
             return
         ended = time.perf_counter()
         touched: dict[int, _Job] = {}
