@@ -29,6 +29,16 @@ backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
 @backends
+def test_an_answer_whose_stream_was_closed_is_not_complete(tiny_model, backend):
+    with LLM(tiny_model, backend) as llm:
+        answer, stream = llm.start("the llama", max_tokens=200, ignore_eos=True)
+        next(stream)
+        stream.close()
+        with pytest.raises(RequestError, match="the answer is not complete"):
+            answer.completion()
+
+
+@backends
 def test_a_closed_model_answers_with_an_error(tiny_model, backend):
     with LLM(tiny_model, backend) as llm:
         stream = llm.stream("the llama", max_tokens=50)

@@ -127,10 +127,18 @@ class Answer:
             self._text.append(text)
 
     def completion(self) -> Completion:
-        """Returns the complete answer, or raises the error that ended it. Must be called after the answer has ended."""
+        """Returns the complete answer, or raises the error that ended it.
+
+        Raises:
+            RequestError: the answer is not complete: its stream has not been read to the end, or was closed before.
+        """
         if self.error is not None:
             raise self.error
-        assert self.finish_reason is not None
+        if self.finish_reason is None:
+            raise RequestError(
+                f"the answer is not complete (it has {len(self.ids)} tokens); read its stream to the end, and close "
+                "it only afterwards"
+            )
         started, first, last = self._times
         return Completion(
             "".join(self._text),
