@@ -37,7 +37,7 @@ REPORT = (while sleep 15 > /dev/null 2>&1; do \
 RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
 PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
 
-.PHONY: fuzz demo test test-fast test-core test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
+.PHONY: fuzz demo soak test test-fast test-core test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
 	bench peers clean tools packages oracles native install
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two runs of pip must not write to one environment
@@ -49,7 +49,11 @@ test: test-parallel test-timing
 
 # All tests except those that assert a time limit, which need an idle processor.
 test-parallel: $(READY) $(ORACLES)
-	$(PYTEST) $(PARALLEL) -m "not timing" $(TESTS)
+	$(PYTEST) $(PARALLEL) -m "not timing and not soak" $(TESTS)
+
+# Rare faults of concurrency and scheduling; takes about four minutes.
+soak: $(READY)
+	$(PYTEST) $(PARALLEL) -m soak $(TESTS)
 
 # pytest exits with 5 if it selects no test, as with TESTS=tests/config.
 test-timing: $(READY) $(ORACLES)

@@ -222,7 +222,7 @@ class Callers:
                 self._count("async for", "".join(pieces) == expected.text)
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [4, pytest.param(120, marks=[pytest.mark.slow, pytest.mark.soak])])
 def test_threads_and_tasks_share_a_model_under_interrupts_and_garbage_collections(tiny_model, answers, seconds):
     llm = LLM(tiny_model, "native", threads=1, max_batch=16)
     expected = {key: llm.generate(PROMPTS[key[0]], max_tokens=key[1]) for key in answers}

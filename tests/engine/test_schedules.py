@@ -183,8 +183,14 @@ def test_answers_are_equal_in_random_schedules(backends: tuple[SmallBackend, Nat
 
 
 @pytest.mark.slow
+def test_answers_are_equal_in_more_random_schedules(backends: tuple[SmallBackend, NativeBackend]) -> None:
+    check_schedules(backends, range(40, 240))
+
+
+@pytest.mark.slow
+@pytest.mark.soak
 def test_answers_are_equal_in_two_thousand_random_schedules(backends: tuple[SmallBackend, NativeBackend]) -> None:
-    check_schedules(backends, range(40, 2000))
+    check_schedules(backends, range(240, 2000))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

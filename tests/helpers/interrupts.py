@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -13,10 +14,13 @@ def aimed_interrupts(seed: int, most: float) -> Iterator[Callable[[Callable[[], 
     """Context manager: yields a function that calls another one and raises KeyboardInterrupt in it.
 
     The interrupt comes after a random time of at most `most` seconds; the function returns whether it came in time. It
-    may come at any bytecode of the call.
+    may come at any bytecode of the call. Callbacks of the garbage collector, such as hypothesis's, are removed for this
+    time: Python would ignore an interrupt inside them.
     """
     source = random.Random(seed)
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
 
     def attempt(call: Callable[[], object]) -> None:
         signal.setitimer(signal.ITIMER_REAL, source.uniform(1e-6, most))
@@ -35,3 +39,4 @@ def aimed_interrupts(seed: int, most: float) -> Iterator[Callable[[Callable[[], 
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+        gc.callbacks[:] = callbacks
