@@ -60,14 +60,14 @@ class Llama:
         """Reads (token, position, sequence) entries; chooses the most likely token after each of the last `outputs`."""
         batch = self.batch
         batch.n_tokens = len(entries)
-        for at, (token, position, sequence) in enumerate(entries):
-            batch.token[at], batch.pos[at] = token, position
-            batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
-            batch.logits[at] = at >= len(entries) - outputs
+        for index, (token, position, sequence) in enumerate(entries):
+            batch.token[index], batch.pos[index] = token, position
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, sequence
+            batch.logits[index] = index >= len(entries) - outputs
         if status := llama_cpp.llama_decode(self.context, batch):
             raise SystemExit(f"llama_decode returned {status}")
-        for at in range(len(entries) - outputs, len(entries)):
-            row = llama_cpp.llama_get_logits_ith(self.context, at)
+        for index in range(len(entries) - outputs, len(entries)):
+            row = llama_cpp.llama_get_logits_ith(self.context, index)
             np.ctypeslib.as_array(row, (self.vocab_size,)).argmax()
 
     def read(self, ids: Sequence[int], sequences: int) -> None:
@@ -77,7 +77,7 @@ class Llama:
             for start in range(0, len(ids), BATCH):
                 piece = ids[start : start + BATCH]
                 last = start + len(piece) == len(ids)
-                self._decode([(token, start + at, sequence) for at, token in enumerate(piece)], int(last))
+                self._decode([(token, start + offset, sequence) for offset, token in enumerate(piece)], int(last))
 
     def step(self, token: int, position: int, sequences: int) -> None:
         """See `peers.serve.Engine`."""

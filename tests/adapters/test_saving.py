@@ -1,4 +1,4 @@
-"""Adapters survive being saved as folders of PEFT and as GGUF files; PEFT and the package gguf read the files."""
+"""Adapters survive being saved as PEFT folders and as GGUF files; PEFT and the package gguf read the files."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def are_equal(model: torch.nn.Module, other: torch.nn.Module) -> bool:
-    """Returns whether all tensors of two models are equal; asserts that the names are."""
+    """Returns whether all tensors of two models are equal; asserts that both have the same names."""
     tensors, expected = model.state_dict(), other.state_dict()
     assert list(tensors) == list(expected)
     return all(
@@ -105,10 +105,10 @@ def test_dtypes_survive_saving_and_can_be_overridden(dtype: torch.dtype, tmp_pat
         assert are_equal(loaded, model)
         assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
     assert are_equal(LlamaForCausalLM.from_pretrained(tmp_path, torch_dtype="auto"), model)
-    wide = LlamaForCausalLM.from_pretrained(tmp_path)
-    assert wide.dtype == torch.float32
-    assert are_equal(wide, model.float())
-    assert not torch.equal(exact["lm_head.weight"], wide.lm_head.weight)
+    as_float32 = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert as_float32.dtype == torch.float32
+    assert are_equal(as_float32, model.float())
+    assert not torch.equal(exact["lm_head.weight"], as_float32.lm_head.weight)
     with pytest.raises(ConfigError, match=r"int8.*auto.*bfloat16"):
         LlamaForCausalLM.from_pretrained(tmp_path, dtype="int8")
 

@@ -88,7 +88,10 @@ def _nearest_in_table(x: np.ndarray) -> np.ndarray:
 
 
 def _best_scale(kind: Search, table: bool, x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Returns the scales of ggml's make_qx_quants or, if `table`, of quantize_row_iq4_nl_impl."""
+    """Returns the scales of ggml's make_qx_quants or, if `table`, of quantize_row_iq4_nl_impl.
+
+    As there, `lx` and `ll` are the weighted sums of level * x and level * level.
+    """
     largest = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)
     best, scale = np.zeros(len(x)), np.zeros(len(x))
     for step in np.arange(-7, 8) if table else np.arange(-9, 10) * 0.1:
@@ -102,7 +105,11 @@ def _best_scale(kind: Search, table: bool, x: np.ndarray, w: np.ndarray) -> np.n
 
 
 def _round_with_scale_and_minimum(kind: Search, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
-    """Returns x rounded by make_qkx2_quants, or by make_qkx3_quants, which tries more candidates."""
+    """Returns x rounded by make_qkx2_quants or, if `weighted`, by make_qkx3_quants, which tries more candidates.
+
+    The sums have ggml's names: `sw`, `sx`, `sl`, `sll` and `slx` are the weighted sums of 1, x, level, level * level and
+    level * x.
+    """
     low, high = np.minimum(x.min(1), 0), x.max(1)
     best, scale, minimum = np.full(len(x), np.inf), (high - low) / kind.levels, low
     sw, sx = w.sum(1), (w * x).sum(1)

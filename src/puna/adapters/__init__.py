@@ -1,6 +1,6 @@
 """Adapters: small changes to a model that are stored apart from its weights.
 
-`loading` reads a folder of PEFT (`peft_folder`, `peft_config`, `slots`, `patterns`) or a GGUF file (`gguf_file`) and
+`loading` reads a PEFT folder (`peft_folder`, `peft_config`, `slots`, `patterns`) or a GGUF file (`gguf_file`) and
 returns an `Adapter`, without PyTorch; `saving` writes one (`peft_writer`, `gguf_writer`). `changes` applies an adapter
 to rows of weights in NumPy, `torch_apply` to a model in PyTorch.
 """

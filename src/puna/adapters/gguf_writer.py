@@ -64,6 +64,6 @@ def _check(adapter: Adapter) -> list[str]:
     if found:
         raise CheckpointError(
             f"a GGUF adapter cannot hold {', '.join(found)}; merge the adapter into the model with `puna merge`, or "
-            "save it as a folder of PEFT"
+            "save it as a PEFT folder"
         )
     return [f"{len(copies)} matrices of the base model, stored with the adapter, are left out"] if copies else []

@@ -1,4 +1,4 @@
-"""`open_adapter`: reads an adapter from a folder of PEFT or a GGUF file."""
+"""`open_adapter`: reads an adapter from a PEFT folder or a GGUF file."""
 
 from __future__ import annotations
 

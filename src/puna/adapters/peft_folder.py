@@ -1,4 +1,4 @@
-"""Reads an adapter from a folder of PEFT: adapter_config.json and adapter_model.safetensors or .bin."""
+"""Reads an adapter from a PEFT folder: adapter_config.json and adapter_model.safetensors or .bin."""
 
 from __future__ import annotations
 

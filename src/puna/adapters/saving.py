@@ -1,4 +1,4 @@
-"""`save_adapter`: writes an adapter as a folder of PEFT or as a GGUF file."""
+"""`save_adapter`: writes an adapter as a PEFT folder or as a GGUF file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def save_adapter(adapter: Adapter, path: str | Path) -> list[str]:
     """Writes an adapter; returns notes for the user.
 
     Args:
-        path: a GGUF file, if it ends with .gguf, else a folder of PEFT. An adapter that exists there is replaced.
+        path: a GGUF file, if it ends with .gguf, else a PEFT folder. An adapter that exists there is replaced.
 
     Raises:
         CheckpointError: the format cannot express the adapter.

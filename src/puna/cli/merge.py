@@ -39,7 +39,7 @@ _SHOWN = 8
 )
 def merge(
     model: options.ModelArgument,
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A folder of PEFT, or a GGUF adapter.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A PEFT folder, or a GGUF adapter.")],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="A new folder, or for GGUF a new file.")],
     to: Annotated[
         Literal["hf", "gguf"] | None,

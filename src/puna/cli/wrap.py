@@ -15,8 +15,8 @@ from puna.cli.terminal import write
 def wrapped_output() -> Iterator[Callable[[str], None]]:
     """Context manager: yields a function that writes text to standard output.
 
-    A terminal gets line breaks between words, and the last word when the context ends; any other output gets exactly
-    the text.
+    On a terminal, lines break between words, and the last word is written when the context ends. To any other output,
+    the text is written unchanged.
     """
     if not sys.stdout.isatty():
         yield write

@@ -150,7 +150,7 @@ class Encoding:
 
     @property
     def word_ids(self) -> list[int | None]:
-        """The index of the pre-tokenizer's word that a token is from."""
+        """For each token, the index of its word, as the pre-tokenizer splits the text."""
         return self._view(self.columns.word_ids, None)
 
     @property
@@ -242,7 +242,7 @@ class BatchEncoding(UserDict[str, Any]):
         return self._sequence(batch_index, "tokens").tokens
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """The index of the pre-tokenizer's word that each token is from."""
+        """For each token, the index of its word, as the pre-tokenizer splits the text."""
         return self._sequence(batch_index, "word_ids").word_ids
 
     words = word_ids

@@ -84,9 +84,9 @@ def perplexity(
         raise RequestError(f"{file} has fewer than 2 tokens; there is nothing to predict")
     detail(f"reading {sum(map(len, windows))} tokens in {len(windows)} windows")
     if reference is None:
-        nll, differences = _mean_nll(llm, _shown(windows)), None
+        nll, differences = _mean_nll(llm, _with_progress(windows)), None
     else:
-        nll, differences = _compare(llm, reference, _shown(windows))
+        nll, differences = _compare(llm, reference, _with_progress(windows))
     result = {"tokens": sum(map(len, windows)) - len(windows), "nll": nll, "perplexity": math.exp(nll)}
     if json:
         print_json({**result, "against": differences})
@@ -151,7 +151,7 @@ def _windows(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
             yield window
 
 
-def _shown(windows: Sequence[Sequence[int]]) -> Iterable[Sequence[int]]:
+def _with_progress(windows: Sequence[Sequence[int]]) -> Iterable[Sequence[int]]:
     """Returns the windows, and shows the progress of an iteration over them."""
     from rich.progress import track
 

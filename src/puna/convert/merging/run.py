@@ -80,7 +80,7 @@ def merge(
 
     Args:
         model: the base model: a folder in Hugging Face's or Meta's layout, or a GGUF file; None means the default.
-        adapter: a folder of PEFT, or a GGUF adapter.
+        adapter: a PEFT folder, or a GGUF adapter.
         target: a new folder, or for GGUF a new file.
         to, dtype, quantize, shard_size, overwrite, threads, on_plan, progress, on_step: as in `puna.convert`.
         verify: read all tensors back, and measure the change in negative log-likelihood of a sample text.
