@@ -107,8 +107,8 @@ def _best_scale(kind: Search, table: bool, x: np.ndarray, w: np.ndarray) -> np.n
 def _round_with_scale_and_minimum(kind: Search, x: np.ndarray, w: np.ndarray, weighted: bool) -> np.ndarray:
     """Returns x rounded by make_qkx2_quants or, if `weighted`, by make_qkx3_quants, which tries more candidates.
 
-    The sums have ggml's names: `sw`, `sx`, `sl`, `sll` and `slx` are the weighted sums of 1, x, level, level * level and
-    level * x.
+    The sums have ggml's names: `sw`, `sx`, `sl`, `sll` and `slx` are the weighted sums of 1, x, level, level squared
+    and level * x.
     """
     low, high = np.minimum(x.min(1), 0), x.max(1)
     best, scale, minimum = np.full(len(x), np.inf), (high - low) / kind.levels, low

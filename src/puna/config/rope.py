@@ -88,7 +88,7 @@ def read_rope(fields: Mapping[str, Any], context: RopeContext) -> tuple[float, d
 
 
 def check_consistent(fields: Mapping[str, Any]) -> None:
-    """Raises ConfigError if `rope_parameters` contradicts `rope_theta` or `rope_scaling`, or only a part of each head rotates.
+    """Raises ConfigError if `rope_parameters` contradicts other keys, or only a part of each head rotates.
 
     transformers 4.57 writes contradictions when it saves a configuration of 5.x again: it copies `rope_parameters`
     without reading it, and adds a `rope_theta` of 10000 and a `rope_scaling` of null.
