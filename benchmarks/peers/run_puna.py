@@ -54,7 +54,7 @@ class Puna:
     def step(self, token: int, position: int, sequences: int) -> None:
         """See `peers.serve.Engine`."""
         chunks = [Chunk(pages, np.array([token], np.int64), position) for pages in self._sequences[:sequences]]
-        self.backend.forward(chunks).argmax(axis=-1)
+        self.backend.forward(chunks).logits.argmax(axis=-1)
 
 
 if __name__ == "__main__":

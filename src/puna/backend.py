@@ -1,14 +1,16 @@
-"""The interface between the engine and an execution backend: `Batch` in, float32 logits out.
+"""The interface between the engine and an execution backend: `Batch` in, float32 logits and hidden states out.
 
 A backend owns the weights and the memory of the key-value cache, which is divided into pages of 64 tokens. The engine
 chooses the pages of each sequence, so a backend knows nothing about sequences.
+
+Legend: t tokens of a chunk, D hidden_size, L layers, K kv heads, E head_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,17 +32,54 @@ class Chunk:
         tokens: ids, int64, shape (t,), t >= 1.
         start: position of the first token. The pages may hold later positions from an interrupted step or from wrong
             guesses: the chunk replaces them.
-        logits: number of final tokens whose logits are returned, 0 to t.
+        rows: number of final tokens whose output is returned, 0 to t.
+        output: the output of these tokens: the logits, or the hidden states after the final norm.
+        embeddings: inputs of the first layer, (t, D), instead of the embeddings of `tokens`; the ids in `tokens` then
+            only need to be in the vocabulary.
+        adapter: a number returned by `Backend.load_adapter`; 0 means no adapter.
     """
 
     pages: tuple[int, ...]
     tokens: NDArray[np.int64]
     start: int
-    logits: int = 1
+    rows: int = 1
+    output: Literal["logits", "hidden"] = "logits"
+    embeddings: NDArray[np.float32] | None = None
+    adapter: int = 0
 
 
 Batch = Sequence[Chunk]
 """A ragged batch: chunks of any lengths. No two chunks may write to the same page."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Results of a batch: rows in the order of the chunks, and of the tokens in each chunk.
+
+    Attributes:
+        logits: (rows of chunks whose output is "logits", vocab_size).
+        hidden: (rows of chunks whose output is "hidden", D).
+    """
+
+    logits: NDArray[np.float32]
+    hidden: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """An adapter's change of one matrix product: y = row_scale * (W x + b a x) + the model's bias + bias.
+
+    Attributes:
+        a: (rank, inputs); the rank may be 0.
+        b: (outputs, rank), multiplied by the adapter's scale.
+        bias: (outputs,), or None.
+        row_scale: (outputs,), for DoRA and IA3; None means 1.
+    """
+
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
+    bias: NDArray[np.float32] | None = None
+    row_scale: NDArray[np.float32] | None = None
 
 
 class Backend(Protocol):
@@ -51,10 +90,44 @@ class Backend(Protocol):
     pages: int
     """Number of pages of the cache; they are numbered from 0. Memory is allocated when a page is first used."""
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Writes the batch's keys and values; returns logits of shape (sum of the chunks' `logits`, vocab_size).
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page: the keys and values of PAGE tokens in all layers."""
+        ...
 
-        Rows are in the order of the chunks, and of the tokens in each chunk.
+    def forward(self, batch: Batch) -> Outputs:
+        """Writes the batch's keys and values; returns the outputs that its chunks request."""
+        ...
+
+    def load_adapter(self, products: Mapping[str, LowRank]) -> int:
+        """Loads changes of matrix products, by Hugging Face's names of the matrices; returns a number above 0.
+
+        Raises:
+            BackendError: if the backend cannot apply one of them.
+        """
+        ...
+
+    def drop_adapter(self, number: int) -> None:
+        """Frees an adapter."""
+        ...
+
+    def read_pages(self, pages: Sequence[int]) -> NDArray[np.uint8]:
+        """Returns the contents of pages, (n, page_bytes). Their layout depends on the backend and the cache's type."""
+        ...
+
+    def write_pages(self, pages: Sequence[int], data: NDArray[np.uint8]) -> None:
+        """Restores pages that `read_pages` has returned; `data` is (n, page_bytes)."""
+        ...
+
+    def fill_pages(self, pages: Sequence[int], keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Stores the keys and values of the first T tokens of a sequence with these pages.
+
+        Args:
+            keys: (L, K, T, E), with the rotation of their positions.
+            values: (L, K, T, E).
+
+        Raises:
+            BackendError: if the cache holds keys without rotation, as for rope types that depend on the length.
         """
         ...
 
@@ -74,32 +147,54 @@ def consecutive_pages(tokens: int, sequence: int = 0) -> tuple[int, ...]:
     return tuple(range(sequence * count, (sequence + 1) * count))
 
 
-def check_batch(batch: Batch, vocab_size: int, pages: int) -> None:
-    """Checks a batch before it runs, on a cache of `pages` pages.
+def check_batch(batch: Batch, config: LlamaConfig, pages: int, adapters: Container[int] = ()) -> None:
+    """Checks a batch before it runs, on a cache of `pages` pages and with these numbers of loaded adapters.
 
     Raises:
-        RequestError: if a chunk has an id outside the vocabulary or too few pages, a page does not exist, or two chunks
-            write to the same page.
+        RequestError: if a chunk has an id outside the vocabulary, embeddings of a wrong shape, too few pages or an
+            unknown adapter, a page does not exist, or two chunks write to the same page.
     """
     writers: dict[int, int] = {}
     for index, chunk in enumerate(batch):
-        tokens, start, end = chunk.tokens, chunk.start, chunk.start + len(chunk.tokens)
-        if tokens.ndim != 1 or not len(tokens):
-            raise RequestError(f"chunk {index}: tokens have shape {tokens.shape}; it must be (t,) with t >= 1")
-        ids = tokens.tolist()  # faster than NumPy's min and max for one token, as in most steps
-        lowest, highest = min(ids), max(ids)
-        if lowest < 0 or highest >= vocab_size:
-            token = lowest if lowest < 0 else highest
-            raise RequestError(f"chunk {index}: token id {token} is outside the vocabulary, 0 to {vocab_size - 1}")
-        if start < 0 or end > len(chunk.pages) * PAGE:
-            raise RequestError(
-                f"chunk {index}: positions {start} to {end - 1} are outside its {len(chunk.pages)} pages of {PAGE} "
-                "tokens"
-            )
-        if not 0 <= min(chunk.pages) <= max(chunk.pages) < pages:
-            raise RequestError(f"chunk {index}: pages are {chunk.pages}; the cache has pages 0 to {pages - 1}")
-        for page in chunk.pages[start // PAGE : page_count(end)]:
+        _check_chunk(index, chunk, config, pages)
+        if chunk.adapter != 0 and chunk.adapter not in adapters:
+            raise RequestError(f"chunk {index}: there is no adapter {chunk.adapter}; load it with load_adapter")
+        for page in chunk.pages[chunk.start // PAGE : page_count(chunk.start + len(chunk.tokens))]:
             if writers.setdefault(page, index) != index:
                 raise RequestError(f"chunks {writers[page]} and {index} write to page {page}; a page has one writer")
-        if not 0 <= chunk.logits <= len(tokens):
-            raise RequestError(f"chunk {index}: logits is {chunk.logits}; it must be 0 to {len(tokens)}")
+
+
+def _check_chunk(index: int, chunk: Chunk, config: LlamaConfig, pages: int) -> None:
+    tokens, start, end = chunk.tokens, chunk.start, chunk.start + len(chunk.tokens)
+    if tokens.ndim != 1 or not len(tokens):
+        raise RequestError(f"chunk {index}: tokens have shape {tokens.shape}; it must be (t,) with t >= 1")
+    ids = tokens.tolist()  # faster than NumPy's min and max for one token, as in most steps
+    lowest, highest = min(ids), max(ids)
+    if lowest < 0 or highest >= config.vocab_size:
+        token = lowest if lowest < 0 else highest
+        raise RequestError(f"chunk {index}: token id {token} is outside the vocabulary, 0 to {config.vocab_size - 1}")
+    if start < 0 or end > len(chunk.pages) * PAGE:
+        raise RequestError(
+            f"chunk {index}: positions {start} to {end - 1} are outside its {len(chunk.pages)} pages of {PAGE} tokens"
+        )
+    if not 0 <= min(chunk.pages) <= max(chunk.pages) < pages:
+        raise RequestError(f"chunk {index}: pages are {chunk.pages}; the cache has pages 0 to {pages - 1}")
+    if not 0 <= chunk.rows <= len(tokens):
+        raise RequestError(f"chunk {index}: rows is {chunk.rows}; it must be 0 to {len(tokens)}")
+    embeddings, shape = chunk.embeddings, (len(tokens), config.hidden_size)
+    if embeddings is not None and (embeddings.shape != shape or embeddings.dtype != np.float32):
+        raise RequestError(
+            f"chunk {index}: embeddings are {embeddings.dtype} of shape {embeddings.shape}; they must be float32 of "
+            f"shape {shape}"
+        )
+
+
+def split_outputs(batch: Batch, rows: Sequence[NDArray[np.float32]], config: LlamaConfig) -> Outputs:
+    """Returns the outputs of a batch from the rows of each of its chunks."""
+    parts: dict[str, list[NDArray[np.float32]]] = {
+        "logits": [np.empty((0, config.vocab_size), np.float32)],
+        "hidden": [np.empty((0, config.hidden_size), np.float32)],
+    }
+    for chunk, part in zip(batch, rows, strict=True):
+        parts[chunk.output].append(part)
+    return Outputs(np.concatenate(parts["logits"]), np.concatenate(parts["hidden"]))

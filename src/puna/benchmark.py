@@ -113,7 +113,7 @@ def step(backend: NativeBackend, ids: NDArray[np.int64], position: int, sequence
         sequences: the pages of each sequence.
     """
     chunks = [Chunk(pages, ids[position : position + 1], position) for pages in sequences]
-    backend.forward(chunks).argmax(axis=-1)
+    backend.forward(chunks).logits.argmax(axis=-1)
 
 
 def _seconds(call: Callable[[], None]) -> float:

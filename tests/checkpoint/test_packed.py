@@ -107,7 +107,7 @@ def test_a_packed_folder_is_run_and_converted(settings: dict[str, Any], name: st
     ids = np.arange(40, dtype=np.int64) % config.vocab_size
     chunks = [Chunk(consecutive_pages(len(ids)), ids, 0, len(ids))]
     packed_logits, block_logits = (
-        NativeBackend(config, weights).forward(chunks) for weights in (checkpoint.tensors, blocks)
+        NativeBackend(config, weights).forward(chunks).logits for weights in (checkpoint.tensors, blocks)
     )
     assert np.array_equal(np.asarray(packed_logits), np.asarray(block_logits))
 

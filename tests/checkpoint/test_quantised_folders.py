@@ -137,7 +137,7 @@ def test_a_quantised_folder_is_run_and_converted(case: str, tmp_path: Path) -> N
     ids = np.arange(40, dtype=np.int64) % config.vocab_size
     chunks = [Chunk(consecutive_pages(len(ids)), ids, 0, len(ids))]
     logits, expected = (
-        np.asarray(NativeBackend(config, open_checkpoint(tmp_path / name).tensors).forward(chunks))
+        np.asarray(NativeBackend(config, open_checkpoint(tmp_path / name).tensors).forward(chunks).logits)
         for name in ("packed", "plain")
     )
     assert np.array_equal(logits, expected)

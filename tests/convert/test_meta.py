@@ -94,7 +94,7 @@ def test_a_meta_folder_is_loaded_by_every_backend(tmp_path: Path) -> None:
 
     checkpoint = open_checkpoint(folder)
     native = NativeBackend(checkpoint.config, checkpoint.tensors)
-    logits = native.forward([Chunk((0,), ids[0].numpy(), 0, 20)])
+    logits = native.forward([Chunk((0,), ids[0].numpy(), 0, 20)]).logits
     with torch.no_grad():
         expected = reference(ids[:1]).logits[0]
     assert torch.allclose(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from puna.backend import PAGE, check_batch
+from puna.backend import PAGE, Outputs, check_batch
 from puna.config import LlamaConfig
 from puna.engine import Engine
 
@@ -30,7 +30,7 @@ class Recorder:
         self.batches: list[list[int]] = []
 
     def forward(self, batch):
-        check_batch(batch, VOCAB, self.pages)
+        check_batch(batch, self.config, self.pages)
         self.batches.append([len(chunk.tokens) for chunk in batch])
         rows = []
         for chunk in batch:
@@ -39,9 +39,10 @@ class Recorder:
             for index, token in enumerate(chunk.tokens.tolist()):
                 self.cache[chunk.pages[len(cached) // PAGE], len(cached) % PAGE] = token
                 cached.append(token)
-                if index >= len(chunk.tokens) - chunk.logits:
+                if index >= len(chunk.tokens) - chunk.rows:
                     rows.append(np.eye(VOCAB, dtype=np.float32)[next_token(cached)])
-        return np.array(rows, np.float32).reshape(-1, VOCAB)
+        logits = np.array(rows, np.float32).reshape(-1, VOCAB)
+        return Outputs(logits, np.empty((0, self.config.hidden_size), np.float32))
 
     def close(self):
         pass

@@ -129,11 +129,11 @@ class BackendWithNan(Recorder):
     """A backend whose logits are NaN for texts that begin with token 1, from the sixth token on."""
 
     def forward(self, batch):
-        logits = super().forward(batch)
+        outputs = super().forward(batch)
         for row, chunk in enumerate(batch):
             if self.cache[chunk.pages[0], 0] == 1 and chunk.start + len(chunk.tokens) >= 6:
-                logits[row] = np.nan
-        return logits
+                outputs.logits[row] = np.nan
+        return outputs
 
 
 def test_nan_logits_end_only_their_own_request():

@@ -251,10 +251,10 @@ def test_a_failed_forward_pass_can_be_repeated(monkeypatch):
     forward, random, events = engine.backend.forward, np.random.default_rng(0), []
 
     def interrupted(batch):
-        logits = forward(batch)
+        outputs = forward(batch)
         if random.random() < 0.3:
             raise KeyboardInterrupt
-        return logits
+        return outputs
 
     monkeypatch.setattr(engine.backend, "forward", interrupted)
     while engine.busy:

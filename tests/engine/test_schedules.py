@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from puna.backend import PAGE, Backend, Batch
+from puna.backend import PAGE, Backend, Batch, Outputs
 from puna.checkpoint import open_checkpoint
 from puna.engine import Engine, Event, Request, Sampling
 from puna.native import NativeBackend
@@ -49,14 +49,14 @@ class SmallBackend(NativeBackend):
     random = np.random.default_rng(0)
     interrupts = 0.0
 
-    def forward(self, batch: Batch) -> np.ndarray:
+    def forward(self, batch: Batch) -> Outputs:
         luck = self.random.random()
         if luck < self.interrupts / 2:
             raise KeyboardInterrupt
-        logits = super().forward(batch)
+        outputs = super().forward(batch)
         if luck < self.interrupts:
             raise KeyboardInterrupt
-        return logits
+        return outputs
 
 
 @pytest.fixture(scope="module")

@@ -62,14 +62,14 @@ class BackendWithNan(NativeBackend):
     """A backend whose logits are NaN from position 40 on."""
 
     def forward(self, batch):
-        logits = super().forward(batch)
+        outputs = super().forward(batch)
         row = 0
         for chunk in batch:
-            for index in range(chunk.logits):
-                if chunk.start + len(chunk.tokens) - chunk.logits + index >= 40:
-                    logits[row + index] = np.nan
-            row += chunk.logits
-        return logits
+            for index in range(chunk.rows):
+                if chunk.start + len(chunk.tokens) - chunk.rows + index >= 40:
+                    outputs.logits[row + index] = np.nan
+            row += chunk.rows
+        return outputs
 
 
 @pytest.mark.parametrize("speculate", [False, True])

@@ -64,7 +64,7 @@ def test_ids_equal_those_of_sentencepiece_and_transformers(path, example):
 
 def test_logits_equal_those_of_transformers(llm):
     ids = EXPECTED["logits"]["ids"]
-    logits = llm._backend.forward([Chunk(consecutive_pages(len(ids)), np.array(ids), 0, len(ids))])
+    logits = llm._backend.forward([Chunk(consecutive_pages(len(ids)), np.array(ids), 0, len(ids))]).logits
     for row, expected in EXPECTED["logits"]["rows"].items():
         difference = np.abs(logits[int(row)] - np.array(expected)).max()
         assert difference < LOGITS_TOLERANCE * np.abs(expected).max(), row

@@ -59,7 +59,7 @@ def run(backend: NativeBackend, ids: np.ndarray, chunk_sizes: list[int]) -> np.n
     rows, start, pages = [], 0, consecutive_pages(len(ids))
     for size in chunk_sizes:
         tokens = ids[start : start + size]
-        rows.append(backend.forward([Chunk(pages, tokens, start, len(tokens))]))
+        rows.append(backend.forward([Chunk(pages, tokens, start, len(tokens))]).logits)
         start += len(tokens)
     return np.concatenate(rows)
 

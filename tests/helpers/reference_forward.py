@@ -68,7 +68,7 @@ def observe(backend: NativeBackend, ids: np.ndarray) -> tuple[dict[str, np.ndarr
     pages = consecutive_pages(len(ids))
     for position, token in enumerate(ids):
         with backend.observing() as squares:
-            logits.append(backend.forward([Chunk(pages, np.array([token]), position, 1)]))
+            logits.append(backend.forward([Chunk(pages, np.array([token]), position, 1)]).logits)
             rows.append({name: np.sqrt(sums).astype(np.float32) for name, sums in squares().items()})
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, np.concatenate(logits)
 

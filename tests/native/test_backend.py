@@ -42,8 +42,8 @@ def test_sequences_can_share_full_pages():
     expected = run(native_backend(backend.config), other, [168])
     backend.forward([Chunk((3, 1, 0, 5), ids, 0)])
     shared, rest = (3, 1, 2), other[128:]
-    assert (backend.forward([Chunk(shared, rest, 128, 40)]) == expected[128:]).all()
-    both = backend.forward([Chunk((3, 1, 0, 5), ids[199:], 199), Chunk((3, 1, 4), rest, 128, 40)])
+    assert (backend.forward([Chunk(shared, rest, 128, 40)]).logits == expected[128:]).all()
+    both = backend.forward([Chunk((3, 1, 0, 5), ids[199:], 199), Chunk((3, 1, 4), rest, 128, 40)]).logits
     assert (both[0] == run(native_backend(backend.config), ids, [200])[-1]).all()
     assert (both[1:] == expected[128:]).all()
 
@@ -53,9 +53,9 @@ def test_a_chunk_replaces_the_cache_from_its_start_on():
     backend = native_backend(config)
     ids = np.random.default_rng(3).integers(0, 67, 30)
     backend.forward([Chunk((0,), ids[:20], 0)])
-    expected = backend.forward([Chunk((0,), ids[20:25], 20)])
+    expected = backend.forward([Chunk((0,), ids[20:25], 20)]).logits
     backend.forward([Chunk((0,), ids[:5], 25)])
-    assert (backend.forward([Chunk((0,), ids[20:25], 20)]) == expected).all()
+    assert (backend.forward([Chunk((0,), ids[20:25], 20)]).logits == expected).all()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_chunk_replaces_the_cache_from_its_start_on():
         (lambda ids: Chunk((1,), np.array([3, 67]), 0), "token id 67 is outside the vocabulary, 0 to 66"),
         (lambda ids: Chunk((1,), np.array([-1, 3]), 0), "token id -1"),
         (lambda ids: Chunk((1,), np.array([], np.int64), 0), r"shape \(0,\)"),
-        (lambda ids: Chunk((1,), ids[:2], 0, 3), "logits is 3; it must be 0 to 2"),
+        (lambda ids: Chunk((1,), ids[:2], 0, 3), "rows is 3; it must be 0 to 2"),
         (lambda ids: Chunk((2,), ids[:2], 0), r"pages are \(2,\); the cache has pages 0 to 1"),
         (lambda ids: Chunk((-1,), ids[:2], 0), r"pages are \(-1,\)"),
     ],
@@ -79,7 +79,7 @@ def test_a_batch_that_cannot_run_leaves_the_cache_unchanged(chunk, text):
     backend.forward([Chunk((0,), ids[:3], 0)])
     with pytest.raises(RequestError, match=text):
         backend.forward([chunk(ids), Chunk((0,), ids[:2], 0)])
-    repeated = backend.forward([Chunk((0,), ids[3:], 3)])
+    repeated = backend.forward([Chunk((0,), ids[3:], 3)]).logits
     assert (repeated == run(native_backend(config), ids, [4])[3:]).all()
 
 

@@ -206,7 +206,7 @@ def test_a_nan_scale_makes_the_logits_nan():
     tensors = pack_state("q8_0", state)
     weight: PackedTensor = tensors["model.layers.0.mlp.up_proj.weight"]
     weight.data[:2] = [0xFF, 0x7F]
-    logits = NativeBackend(config, tensors).forward([Chunk((0,), np.array([3]), 0)])
+    logits = NativeBackend(config, tensors).forward([Chunk((0,), np.array([3]), 0)]).logits
     assert np.isnan(logits).all()
 
 
@@ -217,7 +217,7 @@ def test_a_nan_weight_makes_the_logits_nan(name, bits, kernels):
     config = config_of(vocab_size=71, **SIZES)
     state = random_state(config)
     state[f"model.layers.0.self_attn.{name}.weight"].view(np.uint32)[0, 3] = bits
-    logits = NativeBackend(config, pack_state("f32", state)).forward([Chunk((0,), np.arange(3), 0)])
+    logits = NativeBackend(config, pack_state("f32", state)).forward([Chunk((0,), np.arange(3), 0)]).logits
     assert np.isnan(logits).all()
 
 

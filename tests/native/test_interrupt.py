@@ -49,7 +49,7 @@ def backend() -> NativeBackend:
 def timed_forward(backend: NativeBackend) -> tuple[np.ndarray, float]:
     """Returns the logits of a forward pass, and the seconds that the pass took."""
     started = time.perf_counter()
-    logits = backend.forward([Chunk(consecutive_pages(TOKENS), np.arange(TOKENS) % 64, 0)])
+    logits = backend.forward([Chunk(consecutive_pages(TOKENS), np.arange(TOKENS) % 64, 0)]).logits
     return logits, time.perf_counter() - started
 
 

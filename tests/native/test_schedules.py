@@ -71,11 +71,11 @@ def run_schedule(random: np.random.Generator, backend: NativeBackend, texts: lis
                 tokens = texts[index][lengths[index] : lengths[index] + size]
                 batch.append(Chunk(tables[index], tokens, lengths[index], int(random.integers(0, size + 1))))
                 indices.append(index)
-        logits = backend.forward(batch)
+        logits = backend.forward(batch).logits
         row = 0
         for index, chunk in zip(indices, batch, strict=True):
             lengths[index] += len(chunk.tokens)
-            rows = expected[index][lengths[index] - chunk.logits : lengths[index]]
-            assert (logits[row : row + chunk.logits] == rows).all()
-            row += chunk.logits
+            rows = expected[index][lengths[index] - chunk.rows : lengths[index]]
+            assert (logits[row : row + chunk.rows] == rows).all()
+            row += chunk.rows
     return sum(lengths)

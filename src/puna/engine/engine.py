@@ -105,12 +105,12 @@ class Engine:
                 tuple(active.table.pages),
                 np.asarray(tokens, dtype=np.int64),
                 active.computed,
-                _logits_needed(active, len(tokens)),
+                _rows_needed(active, len(tokens)),
             )
             for active, tokens in plan
         ]
         try:
-            logits = self.backend.forward(batch)
+            logits = self.backend.forward(batch).logits
         except Exception as exc:  # ends the requests of this batch; the others continue
             error = detached_error(exc)
             for active, _ in plan:
@@ -119,14 +119,14 @@ class Engine:
         turns = []
         row = 0
         for (active, tokens), chunk in zip(plan, batch, strict=True):
-            rows = logits[row : row + chunk.logits]
+            rows = logits[row : row + chunk.rows]
             if not active.reading:
                 turns.append(_Turn(active, 1, row, tokens[1:]))
             elif active.computed + len(tokens) == len(active.tokens) and active.request.max_tokens > 0:
                 turns.append(_Turn(active, len(tokens), row + len(rows) - 1, rows=rows))
             else:
                 self._advance(_Turn(active, len(tokens), row, rows=rows))
-            row += chunk.logits
+            row += chunk.rows
         self._choose(turns, logits)
 
     def _choose(self, turns: list[_Turn], logits: NDArray[np.float32]) -> None:
@@ -216,8 +216,8 @@ def _accept(active: RunningRequest, token: int, event: Event) -> Event:
     return replace(event, token=token, finish_reason="length" if last else None)
 
 
-def _logits_needed(active: RunningRequest, count: int) -> int:
-    """Returns how many rows of logits a chunk needs: one per generated or scored token, one after the last token."""
+def _rows_needed(active: RunningRequest, count: int) -> int:
+    """Returns how many rows of output a chunk needs: one per generated or scored token, one after the last token."""
     if not active.reading:
         return count
     end = active.computed + count

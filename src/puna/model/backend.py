@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from puna.backend import Batch, Chunk, check_batch, page_count
+from puna.backend import PAGE, Batch, Chunk, LowRank, Outputs, check_batch, page_count, split_outputs
 from puna.checkpoint import Checkpoint, open_checkpoint
 from puna.config import LlamaConfig
 from puna.errors import BackendError
@@ -74,18 +74,44 @@ class TorchBackend:
         with _memory_errors():
             return cls(load(LlamaForCausalLM, checkpoint, checkpoint.config, chosen, target), slots)
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Writes the batch's keys and values; returns logits of shape (sum of the chunks' `logits`, vocab_size).
+    def forward(self, batch: Batch) -> Outputs:
+        """Writes the batch's keys and values; returns the outputs that its chunks request.
 
         Raises:
             RequestError: if the batch is invalid (see `check_batch`). The cache is then unchanged.
         """
         if self._closed:
             raise BackendError("the model is closed; load it again")
-        check_batch(batch, self.config.vocab_size, self.pages)
+        check_batch(batch, self.config, self.pages)
         with _memory_errors():
-            rows = [self._run(chunk) for chunk in batch]
-            return np.concatenate([np.empty((0, self.config.vocab_size), np.float32), *rows])
+            return split_outputs(batch, [self._run(chunk) for chunk in batch], self.config)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page of the cache."""
+        config = self.config
+        heads = config.num_hidden_layers * config.num_key_value_heads
+        return 2 * heads * PAGE * config.head_dim * self.model.dtype.itemsize
+
+    def load_adapter(self, products: Mapping[str, LowRank]) -> int:
+        """Not supported yet."""
+        raise BackendError("the torch backend does not support adapters yet; use backend='native'")
+
+    def drop_adapter(self, number: int) -> None:
+        """Not supported yet."""
+        raise BackendError("the torch backend does not support adapters yet; use backend='native'")
+
+    def read_pages(self, pages: Sequence[int]) -> NDArray[np.uint8]:
+        """Not supported yet."""
+        raise BackendError("the torch backend does not support reading pages of the cache; use backend='native'")
+
+    def write_pages(self, pages: Sequence[int], data: NDArray[np.uint8]) -> None:
+        """Not supported yet."""
+        raise BackendError("the torch backend does not support writing pages of the cache; use backend='native'")
+
+    def fill_pages(self, pages: Sequence[int], keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Not supported yet."""
+        raise BackendError("the torch backend does not support prefixes yet; use backend='native'")
 
     def close(self) -> None:
         """Drops the model and the cache."""
@@ -95,16 +121,22 @@ class TorchBackend:
 
     @torch.inference_mode()
     def _run(self, chunk: Chunk) -> NDArray[np.float32]:
-        ids = torch.from_numpy(chunk.tokens.astype(np.int64))[None].to(self.model.device)  # (1, t)
+        device = self.model.device
+        inputs: dict[str, torch.Tensor] = {}
+        if chunk.embeddings is None:
+            inputs["input_ids"] = torch.from_numpy(chunk.tokens.astype(np.int64))[None].to(device)  # (1, t)
+        else:
+            inputs["inputs_embeds"] = torch.from_numpy(chunk.embeddings)[None].to(device, self.model.dtype)  # (1, t, D)
         past = self._cache.read(chunk)
-        base: BaseModelOutputWithPast = self.model.model(ids, past_key_values=past, use_cache=True, return_dict=True)
+        base: BaseModelOutputWithPast = self.model.model(
+            **inputs, past_key_values=past, use_cache=True, return_dict=True
+        )
         assert base.past_key_values is not None
         self._cache.write(chunk, base.past_key_values)
-        states = base.last_hidden_state[0, len(chunk.tokens) - chunk.logits :]  # (logits, D)
-        if not chunk.logits:
-            return np.empty((0, self.config.vocab_size), np.float32)
-        logits: NDArray[np.float32] = self.model.lm_head(states).float().cpu().numpy()  # (logits, vocab_size)
-        return logits
+        states = base.last_hidden_state[0, len(chunk.tokens) - chunk.rows :]  # (rows, D)
+        rows = self.model.lm_head(states) if chunk.output == "logits" else states
+        result: NDArray[np.float32] = rows.float().cpu().numpy()
+        return result
 
 
 @contextmanager

@@ -10,13 +10,13 @@ import ctypes
 import os
 import threading
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.backend import PAGE, Batch, Chunk, check_batch, page_count
+from puna.backend import PAGE, Batch, Chunk, LowRank, Outputs, check_batch, page_count
 from puna.config import LlamaConfig
 from puna.config.frequencies import Frequencies, RotaryFrequencies
 from puna.errors import BackendError
@@ -170,31 +170,59 @@ class NativeBackend:
         finally:
             self._library.puna_model_observe(self._model, None)
 
-    def forward(self, batch: Batch) -> NDArray[np.float32]:
-        """Writes the batch's keys and values; returns logits, (sum of the chunks' `logits`, vocab_size).
+    def forward(self, batch: Batch) -> Outputs:
+        """Writes the batch's keys and values; returns the outputs that its chunks request.
 
         Ctrl-C interrupts the pass between two layers; the same batch can then be run again.
 
         Raises:
             RequestError: if the batch is invalid (see `check_batch`). The cache is then unchanged.
         """
-        check_batch(batch, self.config.vocab_size, self.pages)
-        logits = np.empty((sum(chunk.logits for chunk in batch), self.config.vocab_size), np.float32)
+        check_batch(batch, self.config, self.pages)
+        for chunk in batch:
+            if chunk.output != "logits" or chunk.embeddings is not None:
+                raise BackendError("the native backend supports neither hidden states nor embeddings yet")
+        logits = np.empty((sum(chunk.rows for chunk in batch), self.config.vocab_size), np.float32)
         pieces = [piece for chunk in batch for piece in self._pieces(chunk)]
         step = _MAX_PIECES if self._rope.by_length else max(1, len(pieces))
         row = 0
         for first in range(0, len(pieces), step):
             group = pieces[first : first + step]
             self._run(group, logits[row:])
-            row += sum(chunk.logits for chunk, _ in group)
-        return logits
+            row += sum(chunk.rows for chunk, _ in group)
+        return Outputs(logits, np.empty((0, self.config.hidden_size), np.float32))
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page of the cache."""
+        return self.cache_bytes_per_token * PAGE
+
+    def load_adapter(self, products: Mapping[str, LowRank]) -> int:
+        """Not supported yet."""
+        raise BackendError("the native backend does not support adapters yet")
+
+    def drop_adapter(self, number: int) -> None:
+        """Not supported yet."""
+        raise BackendError("the native backend does not support adapters yet")
+
+    def read_pages(self, pages: Sequence[int]) -> NDArray[np.uint8]:
+        """Not supported yet."""
+        raise BackendError("the native backend does not support reading pages of the cache yet")
+
+    def write_pages(self, pages: Sequence[int], data: NDArray[np.uint8]) -> None:
+        """Not supported yet."""
+        raise BackendError("the native backend does not support writing pages of the cache yet")
+
+    def fill_pages(self, pages: Sequence[int], keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
+        """Not supported yet."""
+        raise BackendError("the native backend does not support prefixes yet")
 
     def _pieces(self, chunk: Chunk) -> Iterator[tuple[Chunk, Frequencies]]:
         """Splits the chunk where the rotary frequencies of its tokens change."""
         end = len(chunk.tokens)
         for first, last, inv_freq in self._rope.runs(chunk.start, end):
-            logits = max(0, min(last - first, last - (end - chunk.logits)))
-            yield Chunk(chunk.pages, chunk.tokens[first:last], chunk.start + first, logits), inv_freq
+            rows = max(0, min(last - first, last - (end - chunk.rows)))
+            yield Chunk(chunk.pages, chunk.tokens[first:last], chunk.start + first, rows), inv_freq
 
     def _run(self, pieces: list[tuple[Chunk, Frequencies]], logits: NDArray[np.float32]) -> None:
         chunks = (NativeChunk * len(pieces))(*(self._native_chunk(chunk, inv_freq) for chunk, inv_freq in pieces))
@@ -212,7 +240,7 @@ class NativeBackend:
             len(chunk.tokens),
             len(chunk.pages),
             chunk.start,
-            chunk.logits,
+            chunk.rows,
             inv_freq.tobytes(),
             self._rope.scale,
         )
