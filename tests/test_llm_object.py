@@ -118,7 +118,7 @@ def test_options_are_in_the_signature(method):
     assert set(parameters) >= set(Options.__annotations__)
     assert all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in Options.__annotations__:
-        assert parameters[name].default == {"max_tokens": "auto", "speculate": False}.get(name)
+        assert parameters[name].default == {"max_tokens": "auto", "speculate": False, "n": 1}.get(name)
         assert f"{name}" in (LLM.generate.__doc__ or "")
 
 

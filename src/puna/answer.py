@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from puna.engine import Event, FinishReason, Request, TokenLogprobs
 from puna.errors import RequestError, show
+from puna.native.sampling import logprobs_of
 from puna.tokenizer.streams import StreamDecoder, overlap
 
 if TYPE_CHECKING:
@@ -28,6 +33,11 @@ class Completion:
         decode_seconds: time from the first token to the last.
         cached_tokens: number of prompt tokens that were found in the prefix cache and not read again.
         logprobs: the log-probabilities at each token of `ids`; None without the option `logprobs`.
+        mean_logprob: mean log-probability in nats of the tokens of `ids` and the end token; None without the options
+            `logprobs` and `best_of`, and for an answer without tokens.
+        prompt_logprobs: the log-probabilities at each token of `prompt_ids`, None for the first token; None without the
+            option `prompt_logprobs`.
+        alternatives: the further answers to the prompt, if the option `n` is above 1.
     """
 
     text: str
@@ -38,6 +48,9 @@ class Completion:
     decode_seconds: float
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    mean_logprob: float | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    alternatives: tuple[Completion, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -69,6 +82,8 @@ class Answer:
         stops: strings that end the answer; they are not part of it. A special token in a string matches that token,
             although the text of the answer does not contain it.
         continues_prompt: whether the answer continues the prompt's text: a space between both is kept.
+        prompt_logprobs: number of most likely tokens in the log-probabilities of the prompt. Its request has
+            `prompt_logits`, and is the one whose log-probabilities are computed; None for no log-probabilities.
     """
 
     def __init__(
@@ -78,6 +93,7 @@ class Answer:
         stops: tuple[str, ...],
         *,
         continues_prompt: bool,
+        prompt_logprobs: int | None = None,
     ) -> None:
         self.request = request
         self.ids: list[int] = []
@@ -85,6 +101,9 @@ class Answer:
         self.error: Exception | None = None
         self._stops = _Stops(stops, tokenizer)
         self._logprobs: list[TokenLogprobs] = []
+        self._stop_logprob: tuple[float, ...] = ()  # log-probability of the end token
+        self._prompt_top = prompt_logprobs
+        self._prompt_logprobs: list[TokenLogprobs | None] = [None]
         self._text: list[str] = []
         self._cached_tokens = 0
         self._next_piece = 0  # index of the first piece of `_text` that `take` has not returned
@@ -113,11 +132,15 @@ class Answer:
             self._times[1] = ended
         self._times[2] = ended
         self._cached_tokens += event.cached_tokens
+        if self._prompt_top is not None and event.logits is not None:
+            self._add_prompt(event.logits, self._prompt_top)
         if event.token is not None:
             self.ids.append(event.token)
             if event.logprobs is not None:
                 self._logprobs.append(event.logprobs)
             self._pending += self._decoder.push(event.token)
+        elif event.logprobs is not None:
+            self._stop_logprob = (event.logprobs.logprob,)
         mark = self._stops.mark(event.token if event.stop_id is None else event.stop_id)
         self.finish_reason, self.error = event.finish_reason, event.error
         held = self._decoder.finish() if mark or self.finished else ""
@@ -140,6 +163,7 @@ class Answer:
                 "it only afterwards"
             )
         started, first, last = self._times
+        chosen = [item.logprob for item in self._logprobs] + [*self._stop_logprob]
         return Completion(
             "".join(self._text),
             tuple(self.ids),
@@ -149,7 +173,15 @@ class Answer:
             last - first,
             cached_tokens=self._cached_tokens,
             logprobs=None if self.request.sampling.logprobs is None else tuple(self._logprobs),
+            mean_logprob=math.fsum(chosen) / len(chosen) if chosen else None,
+            prompt_logprobs=None if self._prompt_top is None else tuple(self._prompt_logprobs),
         )
+
+    def _add_prompt(self, logits: NDArray[np.float32], top: int) -> None:
+        """Adds the log-probabilities of the prompt's tokens that follow these logits."""
+        start = len(self._prompt_logprobs)
+        tokens = self.request.prompt_ids[start : start + len(logits)]
+        self._prompt_logprobs += logprobs_of(logits[: len(tokens)], tokens, top)
 
     def _release(self, held: str) -> str:
         """Removes and returns pending text before a stop string or the start of one. A stop string ends the answer.
@@ -187,6 +219,48 @@ class Answer:
                 parts += [text[start:index], mark]
                 start = index
         return "".join([*parts, text[start:]])
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The answers to one prompt.
+
+    Attributes:
+        answers: the candidates, one per random generator. Only the first reads the complete prompt for its
+            log-probabilities.
+        n: number of answers to return.
+        ranked: whether these are the candidates with the highest mean log-probabilities, the best first.
+        logprobs: whether completions have log-probabilities; the ranking needs them in any case.
+        equal: whether all candidates are equal, because no random number is used.
+    """
+
+    answers: tuple[Answer, ...]
+    n: int
+    ranked: bool
+    logprobs: bool
+    equal: bool
+
+    @property
+    def required(self) -> tuple[Answer, ...]:
+        """The answers from which `completion` takes those to return."""
+        return self.answers[:1] if self.equal else self.answers
+
+    def completion(self) -> Completion:
+        """Returns the first answer with the others as its alternatives, once the required answers are complete.
+
+        Raises the errors of `Answer.completion`.
+        """
+        completions = [answer.completion() for answer in self.required]
+        prompt_logprobs = completions[0].prompt_logprobs
+        if self.ranked:
+            completions.sort(key=lambda item: item.mean_logprob or 0.0, reverse=True)
+        if self.equal:
+            completions = [completions[0] for _ in range(self.n)]
+        first, *others = (
+            replace(item, logprobs=item.logprobs if self.logprobs else None, prompt_logprobs=prompt_logprobs)
+            for item in completions[: self.n]
+        )
+        return replace(first, alternatives=tuple(others))
 
 
 def check_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:

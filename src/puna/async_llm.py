@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.answer import Answer, Completion
+from puna.answer import Answer, Candidates, Completion
 from puna.engine import Stream
 from puna.options import Options, shows_options
 from puna.prompt_scores import PromptLogits, PromptLosses
@@ -55,8 +55,8 @@ class AsyncLLM(TextModel):
         Args:
             {options}
         """
-        answers, several = await asyncio.to_thread(self._continuations, prompt, options)
-        return await self._complete(answers) if several else (await self._complete(answers))[0]
+        candidates, several = await asyncio.to_thread(self._continuations, prompt, options)
+        return await self._complete(candidates) if several else (await self._complete(candidates))[0]
 
     @overload
     async def chat(
@@ -88,8 +88,8 @@ class AsyncLLM(TextModel):
         **options: Unpack[Options],
     ) -> Completion | list[Completion]:
         """Answers a conversation, or the conversations of a list; see `LLM.chat`."""
-        answers, several = await asyncio.to_thread(self._replies, messages, tools, options, continue_final_message)
-        return await self._complete(answers) if several else (await self._complete(answers))[0]
+        candidates, several = await asyncio.to_thread(self._replies, messages, tools, options, continue_final_message)
+        return await self._complete(candidates) if several else (await self._complete(candidates))[0]
 
     @shows_options
     async def stream(
@@ -129,7 +129,7 @@ class AsyncLLM(TextModel):
         tools: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[Options],
     ) -> AsyncIterator[tuple[int, str]]:
-        """Yields (index of the prompt, piece of its answer); see `LLM.stream_batch`."""
+        """Yields (index of the answer, piece of its text); see `LLM.stream_batch`."""
         answers = await asyncio.to_thread(self._batch, prompts, tools, options)
         async for item in self._runner.stream_batch(answers):
             yield item
@@ -159,6 +159,6 @@ class AsyncLLM(TextModel):
         await self._runner.submit([self._checked(result)]).wait_async()
         return result
 
-    async def _complete(self, answers: Sequence[Answer]) -> list[Completion]:
-        await self._runner.submit(answers).wait_async()
-        return [answer.completion() for answer in answers]
+    async def _complete(self, prompts: Sequence[Candidates]) -> list[Completion]:
+        await self._runner.submit([answer for candidates in prompts for answer in candidates.required]).wait_async()
+        return [candidates.completion() for candidates in prompts]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.answer import Answer, Completion
+from puna.answer import Answer, Candidates, Completion
 from puna.engine import Stream
 from puna.options import Options, shows_options
 from puna.prompt_scores import PromptLogits, PromptLosses
@@ -62,8 +62,8 @@ class LLM(TextModel):
         Raises:
             RequestError: if prompt and answer exceed the context, or an option is out of range.
         """
-        answers, several = self._continuations(prompt, options)
-        return self._complete(answers) if several else self._complete(answers)[0]
+        candidates, several = self._continuations(prompt, options)
+        return self._complete(candidates) if several else self._complete(candidates)[0]
 
     @overload
     def chat(
@@ -109,8 +109,8 @@ class LLM(TextModel):
                 the tools.
             RequestError: as in `generate`, or a message is malformed.
         """
-        answers, several = self._replies(messages, tools, options, continue_final_message)
-        return self._complete(answers) if several else self._complete(answers)[0]
+        candidates, several = self._replies(messages, tools, options, continue_final_message)
+        return self._complete(candidates) if several else self._complete(candidates)[0]
 
     @shows_options
     def stream(
@@ -149,9 +149,10 @@ class LLM(TextModel):
         tools: Sequence[Mapping[str, Any]] | None = None,
         **options: Unpack[Options],
     ) -> Stream[tuple[int, str]]:
-        """Yields (index of the prompt, piece of its answer) while the answers to several prompts are generated.
+        """Yields (index of the answer, piece of its text) while the answers to several prompts are generated.
 
-        A prompt is a text, token ids or a list of messages, as in `stream`. The answers run as one batch.
+        A prompt is a text, token ids or a list of messages, as in `stream`. The answers run as one batch. With the
+        option `n`, answer j to prompt i has the index i * n + j.
         """
         return self._runner.stream_batch(self._batch(prompts, tools, options))
 
@@ -191,6 +192,6 @@ class LLM(TextModel):
         self._runner.submit([self._checked(result)]).wait()
         return result
 
-    def _complete(self, answers: Sequence[Answer]) -> list[Completion]:
-        self._runner.submit(answers).wait()
-        return [answer.completion() for answer in answers]
+    def _complete(self, prompts: Sequence[Candidates]) -> list[Completion]:
+        self._runner.submit([answer for candidates in prompts for answer in candidates.required]).wait()
+        return [candidates.completion() for candidates in prompts]

@@ -9,10 +9,14 @@ from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-from puna.config import GenerationConfig, GenerationDefaults, Sampling, SamplingOptions
+from puna.config import MAX_LOGPROBS, GenerationConfig, GenerationDefaults, Sampling, SamplingOptions
+from puna.errors import RequestError, show
 
 _MAX_TOKENS = 256
 """Maximum number of tokens of an answer if neither the call nor the model's generation configuration sets one."""
+
+MAX_ANSWERS = 1024
+"""Maximum of `n` and `best_of`."""
 
 
 class Options(SamplingOptions, total=False):
@@ -35,6 +39,23 @@ class Options(SamplingOptions, total=False):
     ]
     speculate: Annotated[
         bool, "guess tokens from earlier text: the same answer, faster if the text repeats itself.", False
+    ]
+    n: Annotated[
+        int,
+        "number of answers to the prompt, at most 1024; `Completion.alternatives` has all but the first. The prompt is "
+        "read once. Answer i draws its random numbers from (seed, i), and the first answer is that of n=1. At "
+        "temperature 0, all answers are equal. `stream` and `start` return one answer.",
+        1,
+    ]
+    best_of: Annotated[
+        int | None,
+        "generate this number of answers, at least n, and return the n answers with the highest mean log-probability "
+        "per token (`Completion.mean_logprob`), the best first. Not for streams.",
+    ]
+    prompt_logprobs: Annotated[
+        int | None,
+        "return the log-probability of each token of the prompt after the first, and this number of most likely tokens "
+        "with theirs, at most 20, in `Completion.prompt_logprobs`. The complete prompt is then read.",
     ]
 
 
@@ -72,18 +93,39 @@ def _wrapped(text: str) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one request; see `Options`."""
+    """The settings of the answers to one prompt; see `Options`."""
 
     max_tokens: int
     sampling: Sampling
     stop: str | Sequence[str]
     speculate: bool
+    n: int = 1
+    best_of: int | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_between("n", self.n, 1, MAX_ANSWERS)
+        if self.best_of is not None:
+            _check_between("best_of", self.best_of, 1, MAX_ANSWERS)
+            if self.best_of < self.n:
+                raise RequestError(
+                    f"best_of is {self.best_of}, but n is {self.n}, the number of answers to return; raise best_of or "
+                    "lower n"
+                )
+        if self.prompt_logprobs is not None:
+            _check_between("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+
+
+def _check_between(name: str, value: Any, low: int, high: int) -> None:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not low <= value <= high:
+        raise RequestError(f"{name} is {show(value)}; it must be a whole number from {low} to {high}")
 
 
 def settings_of(
     options: Options, config: GenerationConfig, prompt: int, longest: int, default: int | None = _MAX_TOKENS
 ) -> Settings:
-    """Returns the settings of a request.
+    """Returns the settings of the answers to a prompt.
 
     Args:
         config: the model's settings, used where there is no option.
@@ -112,6 +154,9 @@ def settings_of(
         Sampling(**values),
         defaults.stop if stop is None else stop,
         options.get("speculate", False),
+        options.get("n", 1),
+        options.get("best_of"),
+        options.get("prompt_logprobs"),
     )
 
 

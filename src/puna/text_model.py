@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from puna.answer import Answer, check_stops
+from puna.answer import Answer, Candidates, check_stops
 from puna.backends import memory_errors, open_backend
 from puna.config import LlamaConfig, generation_notes
 from puna.engine import Engine, Request, Runner
@@ -105,35 +106,53 @@ class TextModel:
 
         return load_tokenizer(self._tokenizer_path)
 
-    def _continuations(self, prompt: Any, options: Options) -> tuple[list[Answer], bool]:
+    def _continuations(self, prompt: Any, options: Options) -> tuple[list[Candidates], bool]:
         """Returns the answers to be generated for an argument of `generate`, and whether that is a list of texts."""
         several = isinstance(prompt, list | tuple) and bool(prompt) and all(isinstance(item, str) for item in prompt)
         prompts = [self._encode(item) for item in prompt] if several else [self._encode(prompt)]
-        return self._answers(prompts, True, options), several
+        return self._candidates(prompts, True, options), several
 
     def _replies(
         self, messages: Any, tools: Any, options: Options, continue_final_message: bool
-    ) -> tuple[list[Answer], bool]:
+    ) -> tuple[list[Candidates], bool]:
         """Returns the answers to be generated for arguments of `chat`, and whether these are several conversations."""
         conversations, several = read_conversations(messages)
         functions = read_tools(tools)
         prompts = [self._render(item, functions, continue_final_message) for item in conversations]
-        return self._answers(prompts, continue_final_message, options, self._turn_end_ids), several
+        return self._candidates(prompts, continue_final_message, options, self._turn_end_ids), several
 
     def _answer(self, prompt: Any, tools: Any, options: Options, continue_final_message: bool = False) -> Answer:
         """Returns the answer to be generated for the arguments of `stream`: a prompt or a conversation."""
+        answers = self._streamed(prompt, tools, options, continue_final_message)
+        if len(answers) > 1:
+            raise RequestError(
+                f"n is {len(answers)}, but this stream has the text of one answer; use stream_batch, generate or chat"
+            )
+        return answers[0]
+
+    def _streamed(self, prompt: Any, tools: Any, options: Options, continue_final_message: bool) -> tuple[Answer, ...]:
+        """Returns the answers to be generated for a prompt or a conversation whose answers are streamed."""
         if is_messages(prompt):
-            return self._replies(prompt, tools, options, continue_final_message)[0][0]
-        for name, value in (("tools", tools), ("continue_final_message", continue_final_message or None)):
-            if value is not None:
-                raise RequestError(f"{name} is given, but the prompt is not a conversation; give a list of messages")
-        return self._answers([self._encode(prompt)], True, options)[0]
+            ((candidates,), _) = self._replies(prompt, tools, options, continue_final_message)
+        else:
+            for name, value in (("tools", tools), ("continue_final_message", continue_final_message or None)):
+                if value is not None:
+                    raise RequestError(
+                        f"{name} is given, but the prompt is not a conversation; give a list of messages"
+                    )
+            (candidates,) = self._candidates([self._encode(prompt)], True, options)
+        if len(candidates.answers) > candidates.n:
+            raise RequestError(
+                f"best_of is {len(candidates.answers)}, but the best answers are known only at the end of all of them; "
+                "use generate or chat, or leave out best_of"
+            )
+        return candidates.answers
 
     def _batch(self, prompts: Any, tools: Any, options: Options) -> list[Answer]:
         """Returns the answers to be generated for the prompts and conversations of `stream_batch`."""
         if not isinstance(prompts, list | tuple):
             raise RequestError(f"prompts is {show(prompts)}; it must be a list of prompts or conversations")
-        return [self._answer(prompt, tools, options) for prompt in prompts]
+        return [answer for prompt in prompts for answer in self._streamed(prompt, tools, options, False)]
 
     def _continuation_losses(self, context: Any, continuations: Any) -> list[PromptLosses]:
         """Returns the results to be computed for the arguments of `score`."""
@@ -209,28 +228,47 @@ class TextModel:
             )
         return ids
 
-    def _answers(
+    def _candidates(
         self,
         prompts: Iterable[tuple[int, ...]],
         continues_prompt: bool,
         options: Options,
         turn_end_ids: frozenset[int] = frozenset(),
-    ) -> list[Answer]:
+    ) -> list[Candidates]:
         """Returns the answers to be generated for prompts; checks the prompts and the options."""
         self._check_open()
         for note in [] if self._reported else generation_notes(self.generation_config):
             warnings.warn(f"{self.path}: {note}", stacklevel=4)
         self._reported = True
-        tokenizer = self.tokenizer
         stop_ids = self._stop_ids | turn_end_ids
-        answers = []
-        for ids in prompts:
-            settings = settings_of(options, self.generation_config, len(ids), self._engine.longest)
-            request = Request(ids, settings.max_tokens, settings.sampling, stop_ids, speculate=settings.speculate)
-            self._engine.check(request)
-            stops = check_stops(settings.stop)
-            answers.append(Answer(request, tokenizer, stops, continues_prompt=continues_prompt))
-        return answers
+        return [self._candidates_of(ids, stop_ids, continues_prompt, options) for ids in prompts]
+
+    def _candidates_of(
+        self, ids: tuple[int, ...], stop_ids: frozenset[int], continues_prompt: bool, options: Options
+    ) -> Candidates:
+        """Returns the answers to be generated for one prompt."""
+        settings = settings_of(options, self.generation_config, len(ids), self._engine.longest)
+        sampling, top = settings.sampling, settings.prompt_logprobs
+        if settings.best_of is not None and sampling.logprobs is None:
+            sampling = replace(sampling, logprobs=0)
+        request = Request(
+            ids, settings.max_tokens, sampling, stop_ids, prompt_logits=top is not None, speculate=settings.speculate
+        )
+        self._engine.check(request)
+        new_answer = functools.partial(
+            Answer, tokenizer=self.tokenizer, stops=check_stops(settings.stop), continues_prompt=continues_prompt
+        )
+        others = range(1, settings.n if settings.best_of is None else settings.best_of)
+        return Candidates(
+            (
+                new_answer(request, prompt_logprobs=top),
+                *(new_answer(replace(request, candidate=number, prompt_logits=False)) for number in others),
+            ),
+            settings.n,
+            ranked=settings.best_of is not None,
+            logprobs=settings.sampling.logprobs is not None,
+            equal=sampling.temperature == 0,
+        )
 
     @cached_property
     def _stop_ids(self) -> frozenset[int]:

@@ -6,9 +6,10 @@
 from puna.config.generation import GenerationConfig
 from puna.config.generation_defaults import UNSUPPORTED, GenerationDefaults, generation_notes
 from puna.config.llama import LlamaConfig
-from puna.config.sampling import Distribution, Sampling, SamplingOptions
+from puna.config.sampling import MAX_LOGPROBS, Distribution, Sampling, SamplingOptions
 
 __all__ = [
+    "MAX_LOGPROBS",
     "UNSUPPORTED",
     "Distribution",
     "GenerationConfig",

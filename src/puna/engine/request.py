@@ -31,6 +31,8 @@ class Request:
         speculate: guess the next tokens from earlier text, and check several guesses in one step. The answer does not
             change.
         salt: requests share cached prefixes only with requests of the same salt.
+        candidate: number of the answer, among several answers to one prompt; each number draws other random numbers
+            from the same seed.
     """
 
     prompt_ids: tuple[int, ...]
@@ -41,6 +43,7 @@ class Request:
     logits_from: int = 0
     speculate: bool = False
     salt: str = ""
+    candidate: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

@@ -22,13 +22,20 @@ class Sampler:
         prompt_ids: ids that the repetition penalty counts.
         vocab_size: number of logits.
         end_ids: ids that end the answer, which `min_tokens` forbids at first.
+        candidate: see `Request`. Number 0 draws the numbers of the seed itself, the others those of its descendants,
+            which no other seed has.
 
     Attributes:
         grammar: a bit per token, lowest bit first, 1 if the grammar allows the token next; None without a grammar.
     """
 
     def __init__(
-        self, sampling: Sampling, prompt_ids: Sequence[int], vocab_size: int, end_ids: Iterable[int] = ()
+        self,
+        sampling: Sampling,
+        prompt_ids: Sequence[int],
+        vocab_size: int,
+        end_ids: Iterable[int] = (),
+        candidate: int = 0,
     ) -> None:
         self.sampling = sampling
         self.grammar: NDArray[np.uint32] | None = None
@@ -36,7 +43,8 @@ class Sampler:
         if sampling.counts_tokens:
             self.row.count(prompt_ids, generated=0)
         self._generated = 0
-        self._generator = np.random.default_rng(sampling.seed)
+        descent = (candidate,) if candidate else ()
+        self._generator = np.random.default_rng(np.random.SeedSequence(sampling.seed, spawn_key=descent))
         self._uniform: float | None = None  # the random number of the next choice
         every = np.ones(vocab_size, bool)
         allowed = sampling.allowed_token_ids

@@ -122,7 +122,7 @@ class Scheduler:
                 return
             self.waiting.popleft()
             if state is None:
-                sampler = Sampler(request.sampling, request.prompt_ids, vocab_size, request.end_ids)
+                sampler = Sampler(request.sampling, request.prompt_ids, vocab_size, request.end_ids, request.candidate)
                 state = RunningRequest(request_id, request, sampler, PageTable(self.pool, request.salt))
             self._preempted.pop(request_id, None)
             self.running[request_id] = state
