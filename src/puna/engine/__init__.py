@@ -1,10 +1,21 @@
 """The decode loop over token ids: `Engine.step()`, its requests and its events; `Runner`, which steps it."""
 
 from puna.config import Sampling
+from puna.engine.adapter import LoadedAdapter
 from puna.engine.engine import Engine
 from puna.engine.request import Event, FinishReason, Request
 from puna.engine.runner import Runner
 from puna.engine.stream import Stream
 from puna.native.sampling import TokenLogprobs
 
-__all__ = ["Engine", "Event", "FinishReason", "Request", "Runner", "Sampling", "Stream", "TokenLogprobs"]
+__all__ = [
+    "Engine",
+    "Event",
+    "FinishReason",
+    "LoadedAdapter",
+    "Request",
+    "Runner",
+    "Sampling",
+    "Stream",
+    "TokenLogprobs",
+]

@@ -50,17 +50,18 @@ class Engine:
             if not 0 <= token < config.vocab_size:
                 raise RequestError(f"token id {show(token)} is not in the vocabulary of {config.vocab_size} tokens")
         request.sampling.check_vocabulary(config.vocab_size)
-        prompt, limit = len(request.prompt_ids), config.context_length
+        limit, prompt = config.context_length, len(request.first_tokens)
+        parts = [f"the prompt's tokens ({len(request.prompt_ids)})"]
+        if request.virtual_tokens:
+            parts.append(f"the adapter's virtual tokens ({request.virtual_tokens})")
         if prompt > limit:
-            raise RequestError(
-                f"the prompt's tokens ({prompt}) exceed the model's context of {limit} tokens; shorten the prompt"
-            )
+            raise RequestError(f"{_listed(parts)} exceed the model's context of {limit} tokens; shorten the prompt")
         if prompt + request.max_tokens > limit:
+            parts.append(f"max_tokens ({request.max_tokens})")
             raise RequestError(
-                f"the prompt's tokens ({prompt}) and max_tokens ({request.max_tokens}) exceed the model's context of "
-                f"{limit} tokens; set max_tokens to {limit - prompt} or less"
+                f"{_listed(parts)} exceed the model's context of {limit} tokens; set max_tokens to "
+                f"{limit - prompt} or less"
             )
-
         capacity, needed = self.pool.pages * PAGE, tokens_needed(request)
         if needed > capacity:
             raise RequestError(
@@ -92,24 +93,35 @@ class Engine:
         step, requests that have not advanced run again in the next step, which also returns the events of the others.
         """
         self.scheduler.admit(self.backend.config.vocab_size)
+        for active in list(self.scheduler.running.values()):
+            self._fill_prefix(active)
         plan = self.scheduler.plan()
         if plan:
             self._run(plan)
         events, self._events = self._events, []
         return events
 
+    def _fill_prefix(self, active: RunningRequest) -> None:
+        """Gives a request that has just been admitted the pages of its adapter's prefix.
+
+        Complete pages are filled by the first request and shared; each request has its own copy of the last page.
+        """
+        adapter = active.request.adapter
+        if adapter is None or active.computed >= adapter.prefix_length:
+            return
+        try:
+            start = active.table.share(active.tokens, active.reusable)  # another request may have filled pages
+            adapter.fill(self.backend, active.table.pages, start)
+        except Exception as exc:  # ends this request only
+            self._fail(active, detached_error(exc))
+            return
+        active.computed = max(start, adapter.prefix_length)
+        active.table.register(active.tokens, active.computed)
+
     def _run(self, plan: list[tuple[RunningRequest, tuple[int, ...]]]) -> None:
         """Runs a batch and appends the events of its requests to `_events`."""
-        batch = [
-            Chunk(
-                tuple(active.table.pages),
-                np.asarray(tokens, dtype=np.int64),
-                active.computed,
-                _rows_needed(active, len(tokens)),
-            )
-            for active, tokens in plan
-        ]
         try:
+            batch = [_chunk(active, tokens) for active, tokens in plan]
             logits = self.backend.forward(batch).logits
         except Exception as exc:  # ends the requests of this batch; the others continue
             error = detached_error(exc)
@@ -157,7 +169,7 @@ class Engine:
         If an error or an interrupt ends the step before, the next step chooses the same token: see `Sampler`.
         """
         active, start, before = turn.active, turn.active.computed, turn.active.reported
-        prompt, computed = len(active.request.prompt_ids), start + turn.count
+        prompt, computed = active.prompt_end, start + turn.count
         reported, cached = max(before, min(computed, prompt)), max(0, min(start, prompt) - before)
         event = Event(
             active.request_id,
@@ -216,11 +228,28 @@ def _accept(active: RunningRequest, token: int, event: Event) -> Event:
     return replace(event, token=token, finish_reason="length" if last else None)
 
 
+def _listed(parts: list[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+
+
+def _chunk(active: RunningRequest, tokens: tuple[int, ...]) -> Chunk:
+    """Returns the chunk of a request in a step."""
+    adapter = active.request.adapter
+    return Chunk(
+        tuple(active.table.pages),
+        np.asarray(tokens, dtype=np.int64),
+        active.computed,
+        _rows_needed(active, len(tokens)),
+        embeddings=None if adapter is None else adapter.embeddings(tokens, active.computed),
+        adapter=0 if adapter is None else adapter.number,
+    )
+
+
 def _rows_needed(active: RunningRequest, count: int) -> int:
     """Returns how many rows of output a chunk needs: one per generated or scored token, one after the last token."""
     if not active.reading:
         return count
     end = active.computed + count
-    if active.request.prompt_logits and active.reported < len(active.request.prompt_ids):
+    if active.request.prompt_logits and active.reported < active.prompt_end:
         return max(0, end - max(active.computed, active.reported))
     return 1 if end == len(active.tokens) and active.request.max_tokens > 0 else 0

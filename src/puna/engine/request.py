@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.config import Sampling
+from puna.engine.adapter import LoadedAdapter
 from puna.errors import PunaError, RequestError, show
 from puna.lazy import cached_property
 from puna.native.sampling import TokenLogprobs
@@ -30,9 +31,10 @@ class Request:
         logits_from: the first of these positions; tokens before it may come from the prefix cache.
         speculate: guess the next tokens from earlier text, and check several guesses in one step. The answer does not
             change.
-        salt: requests share cached prefixes only with requests of the same salt.
+        salt: requests share cached prefixes only with requests of the same salt and the same adapter.
         candidate: number of the answer, among several answers to one prompt; each number draws other random numbers
             from the same seed.
+        adapter: changes the model for this request.
     """
 
     prompt_ids: tuple[int, ...]
@@ -44,6 +46,7 @@ class Request:
     speculate: bool = False
     salt: str = ""
     candidate: int = 0
+    adapter: LoadedAdapter | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -69,6 +72,26 @@ class Request:
     def end_ids(self) -> frozenset[int]:
         """The ids that end the answer."""
         return self.sampling.end_ids(self.stop_ids)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Number of virtual tokens of the adapter, which precede the prompt."""
+        return 0 if self.adapter is None else self.adapter.virtual_tokens
+
+    @property
+    def prefix_length(self) -> int:
+        """Number of virtual tokens whose keys and values the adapter has."""
+        return 0 if self.adapter is None else self.adapter.prefix_length
+
+    @cached_property
+    def first_tokens(self) -> tuple[int, ...]:
+        """The ids of the virtual tokens, which are 0, and of the prompt."""
+        return (0,) * self.virtual_tokens + self.prompt_ids
+
+    @property
+    def page_salt(self) -> str:
+        """The salt of the pages: the request's, and the adapter's digest."""
+        return self.salt if self.adapter is None else f"{self.adapter.digest} {self.salt}"
 
 
 @dataclass(frozen=True)

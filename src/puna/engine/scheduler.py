@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from puna.backend import PAGE, page_count
@@ -18,10 +19,10 @@ class RunningRequest:
 
     Attributes:
         table: the pages of its tokens.
-        tokens: the ids of the prompt, then the generated ids.
+        tokens: the ids of the adapter's virtual tokens (0), of the prompt, and then the generated ids.
         computed: number of tokens whose keys and values are in the pages.
-        reported: number of prompt tokens that events have reported. It is larger than `computed` while the request is
-            computed again after a preemption.
+        reported: number of virtual and prompt tokens that events have reported. It is larger than `computed` while the
+            request is computed again after a preemption.
     """
 
     request_id: int
@@ -34,27 +35,38 @@ class RunningRequest:
     lookup: Lookup | None = None
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.request.prompt_ids)
-        self.reported = self.request.logits_from
+        self.tokens = list(self.request.first_tokens)
+        self.reported = self.request.virtual_tokens + self.request.logits_from
         if self.request.speculate and self.request.max_tokens > 1:
             self.lookup = Lookup()
-            self.lookup.extend(self.tokens)
+            self.lookup.extend(self.request.prompt_ids)
+
+    @property
+    def prompt_end(self) -> int:
+        """Number of virtual and prompt tokens."""
+        return len(self.request.first_tokens)
 
     @property
     def generated(self) -> int:
         """Number of generated tokens."""
-        return len(self.tokens) - len(self.request.prompt_ids)
+        return len(self.tokens) - self.prompt_end
 
     @property
     def reading(self) -> bool:
         """Whether the request computes known tokens: its prompt or, after a preemption, also its generated tokens."""
-        return self.computed < max(len(self.request.prompt_ids), len(self.tokens) - 1)
+        return self.computed < max(self.prompt_end, len(self.tokens) - 1)
 
     @property
     def reusable(self) -> int:
         """Maximum number of tokens that may come from cached pages. At least one must be computed, for its logits."""
         last = len(self.tokens) - 1
         return min(last, self.reported) if self.request.prompt_logits else last
+
+    def next_known(self, limit: int) -> tuple[int, ...]:
+        """Returns up to `limit` known tokens that are computed next; a chunk has no text next to a soft prompt."""
+        virtual = self.request.virtual_tokens
+        end = self.computed + limit
+        return tuple(self.tokens[self.computed : min(end, virtual) if self.computed < virtual else end])
 
     def guess(self, space: int) -> tuple[int, ...]:
         """Returns up to `space` tokens that may follow the last generated one."""
@@ -71,7 +83,7 @@ class RunningRequest:
 
 def tokens_needed(request: Request) -> int:
     """Returns the maximum number of cache tokens that a request uses, rounded up to complete pages."""
-    return page_count(len(request.prompt_ids) + request.max_tokens) * PAGE
+    return page_count(len(request.first_tokens) + request.max_tokens) * PAGE
 
 
 class Scheduler:
@@ -110,20 +122,21 @@ class Scheduler:
             request_id, request = self.waiting[0]
             state = self._preempted.get(request_id)
             if state is None:
-                length = len(request.prompt_ids)
-                reusable = request.logits_from if request.prompt_logits else length - 1
-                tokens: tuple[int, ...] | list[int] = request.prompt_ids
+                tokens: Sequence[int] = request.first_tokens
+                length = len(tokens)
+                reusable = request.virtual_tokens + request.logits_from if request.prompt_logits else length - 1
             else:
                 tokens, length, reusable = state.tokens, len(state.tokens), state.reusable
-            matches, idle = self.pool.match(request.salt, tokens, reusable)
+            matches, idle = self.pool.match(request.page_salt, tokens, reusable)
             # A preempted request waits for pages for all its tokens, so that it is not preempted again immediately.
-            end = length if state is not None else min(length, matches * PAGE + self.chunk)
+            start = max(matches * PAGE, request.prefix_length)
+            end = length if state is not None else min(length, start + self.chunk)
             if page_count(end) - matches + idle > self.pool.available:
                 return
             self.waiting.popleft()
             if state is None:
                 sampler = Sampler(request.sampling, request.prompt_ids, vocab_size, request.end_ids, request.candidate)
-                state = RunningRequest(request_id, request, sampler, PageTable(self.pool, request.salt))
+                state = RunningRequest(request_id, request, sampler, PageTable(self.pool, request.page_salt))
             self._preempted.pop(request_id, None)
             self.running[request_id] = state
             state.computed = state.table.share(state.tokens, state.reusable)
@@ -143,7 +156,7 @@ class Scheduler:
                 continue
             tokens: tuple[int, ...] = ()
             if self._reads_own_tokens(active, pages_in_progress):
-                tokens = tuple(active.tokens[active.computed : active.computed + budget])
+                tokens = active.next_known(budget)
             elif not active.reading:
                 tokens = (active.tokens[-1], *active.guess(self._space(active) - 1))
             if tokens and self._reserve(active, active.computed + len(tokens)):
@@ -165,18 +178,18 @@ class Scheduler:
     def _reads_own_tokens(self, active: RunningRequest, pages_in_progress: set[Key]) -> bool:
         """Returns whether a request must compute known tokens in this step.
 
-        At the start of a page, it first continues with cached pages. If an older request is computing an equal page, it
-        waits for this page instead of computing it too.
+        At the start of a page, or after a prefix, it first continues with cached pages. If an older request is
+        computing an equal page, it waits for this page instead of computing it too.
         """
         if not (active.reading and self.pool.sharing):
             return active.reading
-        at_start = active.computed % PAGE == 0
+        at_start = active.computed % PAGE == 0 or active.computed == active.request.prefix_length
         if at_start:
             active.computed = max(active.computed, active.table.share(active.tokens, active.reusable))
         key = active.table.next_key(active.tokens)
         if key is None or not active.reading:
             return active.reading
-        waits = at_start and key in pages_in_progress and active.computed + PAGE <= active.reusable
+        waits = at_start and key in pages_in_progress and page_count(active.computed + 1) * PAGE <= active.reusable
         pages_in_progress.add(key)
         return not waits
 
