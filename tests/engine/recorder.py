@@ -44,6 +44,12 @@ class Recorder:
         logits = np.array(rows, np.float32).reshape(-1, VOCAB)
         return Outputs(logits, np.empty((0, self.config.hidden_size), np.float32))
 
+    def read_pages(self, pages):
+        return self.cache[list(pages)].view(np.uint8)
+
+    def write_pages(self, pages, data):
+        self.cache[list(pages)] = data.view(self.cache.dtype)
+
     def close(self):
         pass
 

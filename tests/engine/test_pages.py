@@ -10,6 +10,7 @@ import pytest
 from puna.engine import Engine, Request, Sampling
 from puna.engine.pages import PagePool, PageTable
 from puna.engine.sampling import Sampler
+from puna.errors import BackendError
 from tests.engine.recorder import VOCAB, Recorder, drain, expected_answer, next_token, tokens_of
 
 
@@ -41,9 +42,9 @@ def test_a_request_reads_only_what_follows_the_shared_prefix():
     events = drain(engine)
     assert tokens_of(events, first) == expected_answer(longer, 3)
     assert tokens_of(events, second) == expected_answer(shorter, 3)
-    assert (cached_tokens(events, first), cached_tokens(events, second)) == (192, 128)
-    assert engine.backend.batches[0] == [10, 23]
-    assert engine.pool.hits == 3 + 2
+    assert (cached_tokens(events, first), cached_tokens(events, second)) == (200, 150)
+    assert engine.backend.batches[0] == [2, 1]
+    assert (engine.pool.hits, engine.pool.copies) == (3 + 2, 2)
 
 
 def test_the_generated_tokens_of_an_earlier_request_are_shared_too():
@@ -53,12 +54,12 @@ def test_the_generated_tokens_of_an_earlier_request_are_shared_too():
     answer = tokens_of(drain(engine), 1)
     turn = (*prompt, *answer, 3, 9)
     events = [engine.submit(Request(turn, 4)), *drain(engine)][1:]
-    assert cached_tokens(events, 2) == 128
+    assert cached_tokens(events, 2) == 149  # the last token of the answer was not computed
     assert tokens_of(events, 2) == expected_answer(turn, 4)
 
 
 def test_one_token_of_a_repeated_prompt_is_computed():
-    for length, reused in [(64, 0), (65, 64), (128, 64), (129, 128)]:
+    for length, reused in [(8, 0), (9, 8), (64, 63), (65, 64), (72, 64), (73, 72), (128, 127), (129, 128)]:
         engine = new_engine()
         engine.submit(Request(prompt_of(length), 0))
         drain(engine)
@@ -74,10 +75,10 @@ def test_a_page_is_shared_only_after_all_its_tokens_were_computed():
     prompt = prompt_of(60)
     engine.submit(Request(prompt, 4))
     answer = tokens_of(drain(engine), 1)
-    assert (len(prompt) + len(answer), engine.pool.cached) == (64, 0)
+    assert (len(prompt) + len(answer), engine.pool.cached) == (64, 1)
     engine.submit(Request((*prompt, *answer, 3), 4))
     events = drain(engine)
-    assert cached_tokens(events, 2) == 0
+    assert (cached_tokens(events, 2), engine.pool.hits, engine.pool.copies) == (63, 0, 1)
     assert tokens_of(events, 2) == expected_answer((*prompt, *answer, 3), 4)
 
 
@@ -92,15 +93,16 @@ def test_prompt_logits_cover_a_prompt_that_is_cached():
         assert logits.argmax(-1).tolist() == [next_token(list(prompt[: n + 1])) for n in range(200)]
 
 
-@pytest.mark.parametrize(("salt", "prefix_cache", "hits"), [("", True, 3), ("x", True, 0), ("", False, 0)])
-def test_pages_are_shared_only_if_salts_are_equal_and_sharing_is_enabled(salt, prefix_cache, hits):
+@pytest.mark.parametrize(
+    ("salt", "prefix_cache", "hits", "cached"), [("", True, 3, 4), ("x", True, 0, 8), ("", False, 0, 0)]
+)
+def test_pages_are_shared_only_if_salts_are_equal_and_sharing_is_enabled(salt, prefix_cache, hits, cached):
     engine = new_engine(prefix_cache=prefix_cache)
-    engine.submit(Request(prompt_of(200), 2))
+    engine.submit(Request(prompt_of(210), 2))
     drain(engine)
-    engine.submit(Request(prompt_of(200), 2, salt=salt))
+    engine.submit(Request(prompt_of(210), 2, salt=salt))
     drain(engine)
-    assert engine.pool.hits == hits
-    assert engine.pool.cached == {3: 3, 0: 6 if prefix_cache else 0}[hits]
+    assert (engine.pool.hits, engine.pool.copies, engine.pool.cached) == (hits, hits > 0, cached)
 
 
 def test_equal_prompts_that_arrive_together_are_read_once():
@@ -112,8 +114,8 @@ def test_equal_prompts_that_arrive_together_are_read_once():
     for number, (engine_alone, request_id) in enumerate(zip(alone, ids, strict=True)):
         engine_alone.submit(Request(prompt, 5, Sampling(temperature=1.0, seed=number)))
         assert tokens_of(events, request_id) == tokens_of(drain(engine_alone), 1)
-    assert [cached_tokens(events, request_id) for request_id in ids] == [0] + [256] * 7
-    assert computed_tokens(engine) == 300 + 7 * 44 + 8 * 4
+    assert [cached_tokens(events, request_id) for request_id in ids] == [0] + [299] * 7
+    assert computed_tokens(engine) == 300 + 7 * 1 + 8 * 4
 
 
 def test_prompts_that_differ_after_a_common_page_wait_only_for_that_page():
@@ -125,6 +127,101 @@ def test_prompts_that_differ_after_a_common_page_wait_only_for_that_page():
     events = drain(engine)
     assert engine.backend.batches[:2] == [[264], [1, 200]]
     assert [tokens_of(events, n) for n in (1, 2)] == [expected_answer(first, 2), expected_answer(second, 2)]
+
+
+def test_a_page_is_copied_up_to_the_first_token_that_differs():
+    engine = new_engine()
+    prompt = prompt_of(100)
+    engine.submit(Request(prompt, 1))
+    drain(engine)
+    for number, (common, reused) in enumerate([(30, 30), (8, 8), (7, 0), (70, 64), (80, 80)], 2):
+        other = (*prompt[:common], (prompt[common] + number) % VOCAB, *prompt_of(30, number))
+        engine.submit(Request(other, 3))
+        events = drain(engine)
+        assert cached_tokens(events, number) == reused
+        assert tokens_of(events, number) == expected_answer(other, 3)
+    assert engine.pool.copies == 3
+
+
+def test_a_page_is_copied_while_its_owner_fills_it():
+    engine = new_engine()
+    prompt = prompt_of(40)
+    engine.submit(Request(prompt, 100, Sampling(temperature=1.0, seed=1)))
+    engine.step()
+    engine.submit(Request(prompt, 100, Sampling(temperature=1.0, seed=2)))
+    events = drain(engine)
+    assert (engine.backend.batches[1], cached_tokens(events, 2)) == ([1, 1], 39)
+    alone = new_engine()
+    alone.submit(Request(prompt, 100, Sampling(temperature=1.0, seed=2)))
+    assert tokens_of(events, 2) == tokens_of(drain(alone), 1)
+
+
+def test_pages_are_copied_without_free_pages_beyond_the_limit():
+    """The page to be copied may be the only one that could be evicted for the copy; then the tokens are computed."""
+    engine = new_engine(pages=2, slots=2)
+    engine.submit(Request(prompt_of(40, 1), 1))
+    drain(engine)
+    engine.submit(Request(prompt_of(20, 2), 40))
+    engine.step()
+    engine.submit(Request(prompt_of(40, 1), 5))
+    events = drain(engine)
+    assert tokens_of(events, 3) == expected_answer(prompt_of(40, 1), 5)
+    assert (engine.pool.copies, engine.pool.available) == (0, 2)
+
+
+def test_a_page_that_cannot_be_copied_is_computed(monkeypatch):
+    engine = new_engine()
+    engine.submit(Request(prompt_of(100), 1))
+    drain(engine)
+
+    def fail(pages, data):
+        raise BackendError("no memory")
+
+    monkeypatch.setattr(engine.backend, "write_pages", fail)
+    engine.submit(Request(prompt_of(100), 3))
+    events = drain(engine)
+    assert (cached_tokens(events, 2), engine.pool.copies) == (64, 0)
+    assert tokens_of(events, 2) == expected_answer(prompt_of(100), 3)
+
+
+def test_pages_of_a_request_that_failed_are_not_shared(monkeypatch):
+    engine = new_engine()
+    forward = engine.backend.forward
+    monkeypatch.setattr(engine.backend, "forward", lambda batch: forward(batch) * np.float32(np.nan))
+    engine.submit(Request(prompt_of(200), 3))
+    events = drain(engine)
+    assert "not finite" in str(events[-1].error)
+    assert (engine.pool.cached, engine.pool.available) == (0, engine.pool.pages)
+    monkeypatch.undo()
+    engine.submit(Request(prompt_of(200), 3))
+    events = drain(engine)
+    assert (cached_tokens(events, 2), tokens_of(events, 2)) == (0, expected_answer(prompt_of(200), 3))
+
+
+def test_other_requests_continue_in_pages_of_a_request_that_failed():
+    engine = new_engine()
+    prompt = prompt_of(130)
+    engine.submit(Request(prompt, 300))
+    engine.step()
+    engine.submit(Request(prompt, 300))
+    events = engine.step()
+    engine.scheduler.finish(1, valid=False)
+    assert engine.pool.find(("", prompt[:64])) is None
+    assert tokens_of(events + drain(engine), 2) == expected_answer(prompt, 300)
+    assert engine.pool.available == engine.pool.pages
+
+
+def test_a_waiting_request_is_matched_again_only_after_pages_have_changed(monkeypatch):
+    engine = new_engine(pages=2, slots=2)
+    engine.submit(Request(prompt_of(70, 1), 40))
+    engine.step()
+    engine.submit(Request(prompt_of(70, 2), 40))
+    matches = []
+    match = engine.pool.match
+    monkeypatch.setattr(engine.pool, "match", lambda *arguments: matches.append(1) or match(*arguments))
+    events = drain(engine)
+    assert tokens_of(events, 2) == expected_answer(prompt_of(70, 2), 40)
+    assert len(matches) == 2  # when it arrived, and when the first request had ended
 
 
 def test_requests_reserve_no_pages_for_their_answers():

@@ -33,7 +33,7 @@ class Engine:
 
     def __init__(self, backend: Backend, slots: int = 1, chunk: int = 512, prefix_cache: bool = True) -> None:
         self.backend = backend
-        self.pool = PagePool(backend.pages, prefix_cache)
+        self.pool = PagePool(backend.pages, prefix_cache, self._copy_page)
         self.scheduler = Scheduler(slots, chunk, self.pool)
         self._next_id = 0
         self._events: list[Event] = []  # of requests that have advanced in the current step
@@ -188,10 +188,16 @@ class Engine:
         active.table.register(active.tokens, active.computed)
         if event.finish_reason is not None:
             self.scheduler.finish(active.request_id)
+        elif start < prompt <= computed:
+            active.table.register_part(active.tokens, computed)
 
     def _fail(self, active: RunningRequest, error: PunaError) -> None:
+        """Ends a request with an error. Its pages may hold NaN, so later requests do not use them."""
         self._events.append(Event(active.request_id, error=error))
-        self.scheduler.finish(active.request_id)
+        self.scheduler.finish(active.request_id, valid=False)
+
+    def _copy_page(self, source: int, target: int) -> None:
+        self.backend.write_pages([target], self.backend.read_pages([source]))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """`PagePool`: assigns the pages of the cache to sequences, and finds pages again by their tokens.
 
-A page that is full never changes, and its keys and values depend only on its tokens and the tokens before them. It is
-therefore registered under its tokens and the page before it, and every sequence that begins with the same tokens can
-read it. Pages are counted, not copied; the backend only sees their numbers.
+The keys and values of a page depend only on its tokens and the tokens before them. A page is therefore registered under
+its tokens and the page before it. A full page never changes, so every sequence that begins with the same tokens reads
+it; such pages are counted, not copied. The last page of a sequence is registered too, although it is not full. If a
+sequence shares only the first tokens of a page, it continues in a copy of this page.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from puna.backend import PAGE, page_count
+from puna.errors import PunaError
 
 Parent = int | str
 """What precedes a page: the identity of the page before it or, for the first page, the salt of the sequence."""
 
 Key = tuple[Parent, tuple[int, ...]]
-"""(parent, tokens) of a full page. Equal keys mean equal tokens from position 0 on: dictionaries compare all ids."""
+"""(parent, tokens) of a page. Equal keys mean equal tokens from position 0 on: dictionaries compare all ids."""
+
+MIN_COPY = 8
+"""Minimum number of tokens for which a page is copied. Fewer tokens are computed: that takes about as long."""
 
 KEPT_TOKENS, KEPT_SHARE = 8192, 4
 """Registered pages that no sequence uses are kept for this many tokens, or for the pool's size / KEPT_SHARE if that is
@@ -30,27 +35,33 @@ class PagePool:
 
     Args:
         pages: number of pages of the backend's cache.
-        sharing: whether full pages are registered and shared.
+        sharing: whether pages are registered and shared.
+        copy: copies the contents of a page to another page.
 
     Attributes:
         hits: number of times that a sequence has used a registered page instead of computing it.
+        copies: number of times that a sequence has continued in a copy of a registered page.
         evictions: number of registered pages whose contents were given up.
+        changes: number of changes of references and registered pages.
     """
 
-    def __init__(self, pages: int, sharing: bool = True) -> None:
+    def __init__(self, pages: int, sharing: bool = True, copy: Callable[[int, int], None] | None = None) -> None:
         self.pages = pages
         self.sharing = sharing
+        self.copy = copy
         self.hits = 0
+        self.copies = 0
         self.evictions = 0
+        self.changes = 0
         self._kept = max(KEPT_TOKENS // PAGE, pages // KEPT_SHARE)
         # Low numbers are used first, because backends allocate memory up to the highest number used.
         self._free: list[int] = []  # a heap of the numbers that were used before
         self._unused = 0  # numbers from here on have never been used
         self._references: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()  # registered, not referenced; least recently used first
-        self._page_of: dict[Key, int] = {}
+        self._pages_after: dict[Parent, dict[tuple[int, ...], int]] = {}  # parent -> tokens -> page
         self._key_of: dict[int, Key] = {}
-        self._identities: dict[int, int] = {}
+        self._identities: dict[int, int] = {}  # of pages that are or were registered, until they are taken again
         self._next_identity = itertools.count(1)
 
     @property
@@ -71,15 +82,27 @@ class PagePool:
             page, self._unused = self._unused, self._unused + 1
         else:
             page = self._evict()
+        self._identities.pop(page, None)
         self._references[page] = 1
+        self.changes += 1
         return page
 
     def find(self, key: Key) -> int | None:
         """Returns the page that is registered under `key`."""
-        return self._page_of.get(key)
+        parent, tokens = key
+        return self._pages_after.get(parent, {}).get(tokens)
+
+    def find_similar(self, key: Key) -> tuple[int, int]:
+        """Returns (the number of a key's first tokens that a registered page holds, that page), at its maximum."""
+        parent, tokens = key
+        best, source = 0, -1
+        for ids, page in self._pages_after.get(parent, {}).items():
+            if ids[: best + 1] == tokens[: best + 1]:
+                best, source = common_length(ids, tokens), page
+        return best, source
 
     def identity(self, page: int) -> int:
-        """Returns the identity of a registered page: the parent of the pages after it. It is never used again."""
+        """Returns the identity of a full page that was registered: the parent of the pages after it. It is unique."""
         return self._identities[page]
 
     def match(self, salt: str, tokens: Sequence[int], limit: int) -> tuple[int, int]:
@@ -103,6 +126,7 @@ class PagePool:
         """Adds a reference to a registered page."""
         self._references[page] = self._references.get(page, 0) + 1
         self._idle.pop(page, None)
+        self.changes += 1
 
     def register(self, page: int, key: Key) -> int:
         """Registers a full page of a sequence; returns the page that the sequence must use from now on.
@@ -110,14 +134,43 @@ class PagePool:
         Two sequences may have computed equal pages at the same time. Then the second one uses the first one's page, so
         that all pages after it have the same parent.
         """
+        self.unregister(page)
         registered = self.find(key)
         if registered is not None:
             self.share(registered)
             self.release([page])
             return registered
-        self._page_of[key], self._key_of[page] = page, key
+        self._add(page, key)
         self._identities[page] = next(self._next_identity)
         return page
+
+    def register_part(self, page: int, key: Key) -> None:
+        """Registers a page that holds the tokens of `key`, unless another registered page holds them.
+
+        The page may change after these tokens.
+        """
+        self.unregister(page)
+        if self.find_similar(key)[0] < len(key[1]):
+            self._add(page, key)
+
+    def unregister(self, page: int) -> None:
+        """Removes a referenced page from the registered pages; does nothing if it is not one of them."""
+        if page in self._key_of:
+            parent, tokens = self._key_of.pop(page)
+            del self._pages_after[parent][tokens]
+            if not self._pages_after[parent]:
+                del self._pages_after[parent]
+            self.changes += 1
+
+    def copy_part(self, source: int, target: int) -> bool:
+        """Copies a registered page to a referenced page; returns False if the backend cannot copy it."""
+        assert self.copy is not None
+        try:
+            self.copy(source, target)
+        except PunaError:  # memory, for example: the tokens are computed instead, and the forward pass reports the error
+            return False
+        self.copies += 1
+        return True
 
     def release(self, pages: Sequence[int]) -> None:
         """Removes a reference from each page of a sequence. Registered pages are kept until they are evicted.
@@ -134,10 +187,17 @@ class PagePool:
                     heapq.heappush(self._free, page)
         while len(self._idle) > self._kept:
             heapq.heappush(self._free, self._evict())
+        self.changes += 1
+
+    def _add(self, page: int, key: Key) -> None:
+        parent, tokens = key
+        self._pages_after.setdefault(parent, {})[tokens] = page
+        self._key_of[page] = key
+        self.changes += 1
 
     def _evict(self) -> int:
         page, _ = self._idle.popitem(last=False)
-        del self._page_of[self._key_of.pop(page)], self._identities[page]
+        self.unregister(page)
         self.evictions += 1
         return page
 
@@ -155,29 +215,28 @@ class PageTable:
         self._salt = salt
         self._registered = 0  # number of registered pages; they are the first ones
 
-    def next_key(self, tokens: Sequence[int]) -> Key | None:
-        """Returns the key of the page after the registered ones; None if `tokens` do not fill this page."""
+    def next_key(self, tokens: Sequence[int], limit: int) -> Key:
+        """Returns the key of the page after the full registered ones, which holds the tokens before `limit`."""
         start = self._registered * PAGE
-        if start + PAGE > len(tokens):
-            return None
         parent = self._pool.identity(self.pages[self._registered - 1]) if self._registered else self._salt
-        return parent, tuple(tokens[start : start + PAGE])
+        return parent, tuple(tokens[start : min(start + PAGE, limit)])
 
     def share(self, tokens: Sequence[int], limit: int) -> int:
         """Continues the registered pages with those of other sequences; returns the number of tokens in all of them.
 
+        The page after them must not be in use.
+
         Args:
-            limit: maximum number of tokens in registered pages.
+            limit: maximum number of tokens to share.
         """
         while (self._registered + 1) * PAGE <= limit:
-            key = self.next_key(tokens)
-            page = None if key is None else self._pool.find(key)
+            page = self._pool.find(self.next_key(tokens, limit))
             if page is None:
                 break
             self._pool.share(page)
             self._pool.hits += 1
             self._replace(page)
-        return self._registered * PAGE
+        return self._registered * PAGE + self._share_part(self.next_key(tokens, limit))
 
     def missing(self, length: int) -> int:
         """Returns how many pages the first `length` positions still need."""
@@ -191,15 +250,40 @@ class PageTable:
     def register(self, tokens: Sequence[int], length: int) -> None:
         """Registers the pages that are full now that the cache holds `length` positions."""
         while self._pool.sharing and (self._registered + 1) * PAGE <= length:
-            key = self.next_key(tokens)
-            assert key is not None
+            key = self.next_key(tokens, length)
             self.pages[self._registered] = self._pool.register(self.pages[self._registered], key)
             self._registered += 1
+
+    def register_part(self, tokens: Sequence[int], length: int) -> None:
+        """Registers the page that is not full, if it holds enough tokens to be copied."""
+        if self._pool.sharing and length - self._registered * PAGE >= MIN_COPY:
+            self._pool.register_part(self.pages[self._registered], self.next_key(tokens, length))
+
+    def unregister(self) -> None:
+        """Removes all pages from the registered ones, because their contents may be wrong."""
+        for page in self.pages:
+            self._pool.unregister(page)
 
     def clear(self) -> None:
         """Releases all pages."""
         pages, self.pages, self._registered = self.pages, [], 0
         self._pool.release(pages)
+
+    def _share_part(self, key: Key) -> int:
+        """Copies the page that holds most of a key's tokens to the next page; returns the number of these tokens."""
+        pool = self._pool
+        count, source = pool.find_similar(key) if pool.copy is not None and len(key[1]) >= MIN_COPY else (0, -1)
+        if count < MIN_COPY:
+            return 0
+        pool.share(source)  # so that taking a page does not evict the source
+        try:
+            if len(self.pages) == self._registered:
+                if not pool.available:
+                    return 0
+                self.pages.append(pool.take())
+            return count if pool.copy_part(source, self.pages[self._registered]) else 0
+        finally:
+            pool.release([source])
 
     def _replace(self, page: int) -> None:
         """Uses `page` as the next registered page, in place of a reserved one if there is one."""
@@ -207,3 +291,9 @@ class PageTable:
         self.pages[self._registered : self._registered + 1] = [page]
         self._registered += 1
         self._pool.release(reserved)
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Returns the number of tokens with which both sequences begin."""
+    pairs = zip(first, second, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from puna.backend import PAGE, page_count
 from puna.engine.lookup import Lookup
-from puna.engine.pages import Key, PagePool, PageTable
+from puna.engine.pages import MIN_COPY, PagePool, PageTable, Parent, common_length
 from puna.engine.request import Request
 from puna.engine.sampling import Sampler
 
@@ -55,6 +55,11 @@ class RunningRequest:
     def reading(self) -> bool:
         """Whether the request computes known tokens: its prompt or, after a preemption, also its generated tokens."""
         return self.computed < max(self.prompt_end, len(self.tokens) - 1)
+
+    @property
+    def at_start(self) -> bool:
+        """Whether the next page has no tokens yet, or only virtual ones."""
+        return self.computed % PAGE == 0 or self.computed == self.request.prefix_length
 
     @property
     def reusable(self) -> int:
@@ -115,11 +120,14 @@ class Scheduler:
         self.running: dict[int, RunningRequest] = {}
         self.preemptions = 0
         self._preempted: dict[int, RunningRequest] = {}  # progress of waiting requests that have run before
+        self._refused = (0, 0)  # the first waiting request that did not fit, and the pool's changes at that time
 
     def admit(self, vocab_size: int) -> None:
         """Moves requests from `waiting` to `running`, and gives them the pages of their next chunk."""
         while self.waiting and len(self.running) < self.slots:
             request_id, request = self.waiting[0]
+            if self._refused == (request_id, self.pool.changes):
+                return
             state = self._preempted.get(request_id)
             if state is None:
                 tokens: Sequence[int] = request.first_tokens
@@ -132,6 +140,7 @@ class Scheduler:
             start = max(matches * PAGE, request.prefix_length)
             end = length if state is not None else min(length, start + self.chunk)
             if page_count(end) - matches + idle > self.pool.available:
+                self._refused = request_id, self.pool.changes
                 return
             self.waiting.popleft()
             if state is None:
@@ -150,12 +159,12 @@ class Scheduler:
         """
         steps = []
         budget = self.chunk
-        pages_in_progress: set[Key] = set()
+        in_progress: dict[Parent, list[tuple[int, ...]]] = {}  # tokens of pages that this step computes
         for active in list(self.running.values()):
             if active.request_id not in self.running:  # preempted by an older request
                 continue
             tokens: tuple[int, ...] = ()
-            if self._reads_own_tokens(active, pages_in_progress):
+            if self._reads_own_tokens(active, in_progress):
                 tokens = active.next_known(budget)
             elif not active.reading:
                 tokens = (active.tokens[-1], *active.guess(self._space(active) - 1))
@@ -164,9 +173,18 @@ class Scheduler:
                 budget -= len(tokens) if active.reading else 0
         return steps
 
-    def finish(self, request_id: int) -> None:
-        """Removes a running request and releases its pages."""
-        self.running.pop(request_id).table.clear()
+    def finish(self, request_id: int, valid: bool = True) -> None:
+        """Removes a running request and releases its pages.
+
+        Args:
+            valid: whether other requests may use its pages.
+        """
+        active = self.running.pop(request_id)
+        if valid:
+            active.table.register_part(active.tokens, active.computed)
+        else:
+            active.table.unregister()
+        active.table.clear()
 
     def forget(self, request_id: int) -> bool:
         """Removes a waiting request; returns whether it was waiting."""
@@ -175,23 +193,25 @@ class Scheduler:
         self._preempted.pop(request_id, None)
         return len(self.waiting) < before
 
-    def _reads_own_tokens(self, active: RunningRequest, pages_in_progress: set[Key]) -> bool:
+    def _reads_own_tokens(self, active: RunningRequest, in_progress: dict[Parent, list[tuple[int, ...]]]) -> bool:
         """Returns whether a request must compute known tokens in this step.
 
         At the start of a page, or after a prefix, it first continues with cached pages. If an older request is
-        computing an equal page, it waits for this page instead of computing it too.
+        computing at least half of the tokens that the request needs in this page, it waits for them instead of
+        computing them too.
         """
         if not (active.reading and self.pool.sharing):
             return active.reading
-        at_start = active.computed % PAGE == 0 or active.computed == active.request.prefix_length
-        if at_start:
+        if active.at_start:
             active.computed = max(active.computed, active.table.share(active.tokens, active.reusable))
-        key = active.table.next_key(active.tokens)
-        if key is None or not active.reading:
-            return active.reading
-        waits = at_start and key in pages_in_progress and page_count(active.computed + 1) * PAGE <= active.reusable
-        pages_in_progress.add(key)
-        return not waits
+        parent, tokens = active.table.next_key(active.tokens, len(active.tokens))
+        others = in_progress.setdefault(parent, [])
+        _, shareable = active.table.next_key(active.tokens, active.reusable)
+        known = active.computed % PAGE  # virtual tokens of a prefix
+        least = known + max(MIN_COPY, (len(shareable) - known + 1) // 2)
+        waits = active.at_start and any(common_length(other, shareable) >= least for other in others)
+        others.append(tokens)
+        return active.reading and not waits  # the cached pages may have been the last tokens to read
 
     def _space(self, active: RunningRequest) -> int:
         """Returns how many tokens fit in a request's pages; in one more page if there are enough for all requests."""
@@ -212,8 +232,7 @@ class Scheduler:
         return True
 
     def _preempt(self, active: RunningRequest) -> None:
-        del self.running[active.request_id]
-        active.table.clear()
+        self.finish(active.request_id)
         active.computed = 0
         self._preempted[active.request_id] = active
         self.waiting.appendleft((active.request_id, active.request))
