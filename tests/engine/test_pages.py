@@ -122,11 +122,11 @@ def test_prompts_that_differ_after_a_common_page_wait_only_for_that_page():
     engine = new_engine(slots=2, chunk=512)
     common = prompt_of(64)
     first, second = (*common, *prompt_of(200, 1)), (*common, *prompt_of(200, 2))
-    engine.submit(Request(first, 2))
+    engine.submit(Request(first, 1))
     engine.submit(Request(second, 2))
     events = drain(engine)
-    assert engine.backend.batches[:2] == [[264], [1, 200]]
-    assert [tokens_of(events, n) for n in (1, 2)] == [expected_answer(first, 2), expected_answer(second, 2)]
+    assert engine.backend.batches[:2] == [[264], [200]]
+    assert [tokens_of(events, n) for n in (1, 2)] == [expected_answer(first, 1), expected_answer(second, 2)]
 
 
 def test_a_page_is_copied_up_to_the_first_token_that_differs():
@@ -150,7 +150,7 @@ def test_a_page_is_copied_while_its_owner_fills_it():
     engine.step()
     engine.submit(Request(prompt, 100, Sampling(temperature=1.0, seed=2)))
     events = drain(engine)
-    assert (engine.backend.batches[1], cached_tokens(events, 2)) == ([1, 1], 39)
+    assert (engine.backend.batches[1:3], cached_tokens(events, 2)) == ([[1], [1, 1]], 39)
     alone = new_engine()
     alone.submit(Request(prompt, 100, Sampling(temperature=1.0, seed=2)))
     assert tokens_of(events, 2) == tokens_of(drain(alone), 1)

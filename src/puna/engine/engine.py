@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,14 +27,23 @@ class Engine:
         chunk: maximum number of prompt tokens per step.
         prefix_cache: let requests that begin with the same tokens use the same pages of the cache, also after the first
             of them has ended. The answers do not change.
+        clock: returns the time in seconds, by which the scheduler measures steps.
 
     Attributes:
         pool: the pages of the cache.
         scheduler: the running and the waiting requests.
     """
 
-    def __init__(self, backend: Backend, slots: int = 1, chunk: int = 512, prefix_cache: bool = True) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        slots: int = 1,
+        chunk: int = 512,
+        prefix_cache: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.backend = backend
+        self._clock = clock
         self.pool = PagePool(backend.pages, prefix_cache, self._copy_page)
         self.scheduler = Scheduler(slots, chunk, self.pool)
         self._next_id = 0
@@ -92,12 +103,16 @@ class Engine:
         An error of the backend ends the requests of the batch and is part of their events. If an interrupt ends the
         step, requests that have not advanced run again in the next step, which also returns the events of the others.
         """
+        started = self._clock()
         self.scheduler.admit(self.backend.config.vocab_size)
         for active in list(self.scheduler.running.values()):
             self._fill_prefix(active)
         plan = self.scheduler.plan()
         if plan:
-            self._run(plan)
+            read = sum(len(tokens) for active, tokens in plan if active.reading)
+            decoded = sum(len(tokens) for active, tokens in plan if not active.reading)
+            if self._run(plan):
+                self.scheduler.times.record(decoded, read, self._clock() - started)
         events, self._events = self._events, []
         return events
 
@@ -111,15 +126,16 @@ class Engine:
             return
         try:
             start = active.table.share(active.tokens, active.reusable)  # another request may have filled pages
-            adapter.fill(self.backend, active.table.pages, start)
+            if start < adapter.prefix_length:
+                adapter.fill(self.backend, active.table.pages, start // PAGE * PAGE)
         except Exception as exc:  # ends this request only
             self._fail(active, detached_error(exc))
             return
         active.computed = max(start, adapter.prefix_length)
         active.table.register(active.tokens, active.computed)
 
-    def _run(self, plan: list[tuple[RunningRequest, tuple[int, ...]]]) -> None:
-        """Runs a batch and appends the events of its requests to `_events`."""
+    def _run(self, plan: list[tuple[RunningRequest, tuple[int, ...]]]) -> bool:
+        """Runs a batch and appends the events of its requests to `_events`; returns whether the backend has run it."""
         try:
             batch = [_chunk(active, tokens) for active, tokens in plan]
             logits = self.backend.forward(batch).logits
@@ -127,7 +143,7 @@ class Engine:
             error = detached_error(exc)
             for active, _ in plan:
                 self._fail(active, error)
-            return
+            return False
         turns = []
         row = 0
         for (active, tokens), chunk in zip(plan, batch, strict=True):
@@ -140,6 +156,7 @@ class Engine:
                 self._advance(_Turn(active, len(tokens), row, rows=rows))
             row += chunk.rows
         self._choose(turns, logits)
+        return True
 
     def _choose(self, turns: list[_Turn], logits: NDArray[np.float32]) -> None:
         """Chooses the tokens of a step, first one of each request.
@@ -159,8 +176,6 @@ class Engine:
                 elif turn.accepted == 0:
                     self._fail(turn.active, choice.error)
                 # An error after accepted tokens is not reported here: it occurs again in the next step.
-                if turn.active.lookup is not None:
-                    turn.active.lookup.adapt(len(turn.guess), turn.accepted)
             turns = unfinished
 
     def _advance(self, turn: _Turn, choice: Choice | None = None) -> None:

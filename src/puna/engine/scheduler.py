@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from puna.backend import PAGE, page_count
-from puna.engine.lookup import Lookup
+from puna.engine.lookup import Lookup, guess_lengths
 from puna.engine.pages import MIN_COPY, PagePool, PageTable, Parent, common_length
 from puna.engine.request import Request
 from puna.engine.sampling import Sampler
+from puna.engine.step_times import StepTimes
 
 
 @dataclass
@@ -38,8 +39,7 @@ class RunningRequest:
         self.tokens = list(self.request.first_tokens)
         self.reported = self.request.virtual_tokens + self.request.logits_from
         if self.request.speculate and self.request.max_tokens > 1:
-            self.lookup = Lookup()
-            self.lookup.extend(self.request.prompt_ids)
+            self.lookup = Lookup(self.tokens, self.request.virtual_tokens)
 
     @property
     def prompt_end(self) -> int:
@@ -75,15 +75,18 @@ class RunningRequest:
 
     def guess(self, space: int) -> tuple[int, ...]:
         """Returns up to `space` tokens that may follow the last generated one."""
+        if self.lookup is None:
+            return ()
+        self.lookup.index()
         # A step generates one token more than it guesses.
         limit = min(space, self.request.max_tokens - self.generated - 1)
-        return self.lookup.guess(limit) if self.lookup is not None and limit > 0 else ()
+        return self.lookup.guess(limit) if limit > 0 else ()
 
     def append(self, token: int) -> None:
         """Adds a generated token."""
-        self.tokens.append(token)
         if self.lookup is not None:
-            self.lookup.extend((token,))
+            self.lookup.observe(token)
+        self.tokens.append(token)
 
 
 def tokens_needed(request: Request) -> int:
@@ -99,13 +102,16 @@ class Scheduler:
     generated again, and continues with the same random numbers, so its answer does not change. The oldest request
     always runs, because each request alone fits in the cache.
 
+    Measured times of steps decide how many prompt tokens a step reads while other requests are decoding, and whether it
+    guesses tokens. The answers do not depend on either.
+
     Args:
         slots: maximum number of sequences that run at once.
-        chunk: maximum number of prompt tokens per step, over all requests. It keeps steps short, so that a long prompt
-            delays neither the next tokens of other requests nor the response to an interrupt.
+        chunk: maximum number of prompt tokens per step, over all requests. It keeps the response to an interrupt short.
         pool: the pages of the cache.
 
     Attributes:
+        times: predicts the times of steps.
         running: admitted requests by id, the oldest first.
         waiting: (id, request) of the others, in the order of admission.
         preemptions: number of times that a request has lost its pages.
@@ -116,6 +122,7 @@ class Scheduler:
         self.slots = slots
         self.chunk = chunk
         self.pool = pool
+        self.times = StepTimes()
         self.waiting: deque[tuple[int, Request]] = deque()
         self.running: dict[int, RunningRequest] = {}
         self.preemptions = 0
@@ -154,11 +161,14 @@ class Scheduler:
     def plan(self) -> list[tuple[RunningRequest, tuple[int, ...]]]:
         """Returns (request, tokens) for a step, and takes pages for these tokens.
 
-        A step has one token of each request that is decoding, with guesses of the tokens after it, and at most `chunk`
-        tokens of the requests that are reading.
+        A step has one token of each request that is decoding, and some tokens of the requests that are reading. If no
+        request is reading, it also has guesses of the next tokens.
         """
         steps = []
-        budget = self.chunk
+        decoding = [active for active in self.running.values() if not active.reading]
+        alone = len(decoding) == len(self.running)
+        budget = self.times.budget(len(decoding), self.chunk) if decoding and not alone else self.chunk
+        guesses = self._guesses(decoding) if alone else {}
         in_progress: dict[Parent, list[tuple[int, ...]]] = {}  # tokens of pages that this step computes
         for active in list(self.running.values()):
             if active.request_id not in self.running:  # preempted by an older request
@@ -167,7 +177,7 @@ class Scheduler:
             if self._reads_own_tokens(active, in_progress):
                 tokens = active.next_known(budget)
             elif not active.reading:
-                tokens = (active.tokens[-1], *active.guess(self._space(active) - 1))
+                tokens = (active.tokens[-1], *guesses.get(active.request_id, ()))
             if tokens and self._reserve(active, active.computed + len(tokens)):
                 steps.append((active, tokens))
                 budget -= len(tokens) if active.reading else 0
@@ -212,6 +222,13 @@ class Scheduler:
         waits = active.at_start and any(common_length(other, shareable) >= least for other in others)
         others.append(tokens)
         return active.reading and not waits  # the cached pages may have been the last tokens to read
+
+    def _guesses(self, decoding: Sequence[RunningRequest]) -> dict[int, tuple[int, ...]]:
+        """Returns the tokens that a step guesses, by the requests' ids."""
+        guesses = [(active, active.guess(self._space(active) - 1)) for active in decoding if active.lookup is not None]
+        chances = [(active.lookup.accuracy, len(guess)) for active, guess in guesses if active.lookup is not None]
+        lengths = guess_lengths(chances, len(decoding), self.times)
+        return {active.request_id: guess[:n] for (active, guess), n in zip(guesses, lengths, strict=True) if n}
 
     def _space(self, active: RunningRequest) -> int:
         """Returns how many tokens fit in a request's pages; in one more page if there are enough for all requests."""

@@ -1,0 +1,87 @@
+"""`StepTimes`: predicts the time of a step from the times of the steps before it."""
+
+from __future__ import annotations
+
+MAX_SLOWDOWN = 2.0
+"""Time of a step that also reads a prompt, as a multiple of the same step without the prompt."""
+
+MIN_READ = 4
+"""Minimum number of prompt tokens per step. Each chunk of a prompt reads the cache of all tokens before it."""
+
+_TILE = 8
+"""Backends compute tokens in tiles of this size, so that the last tile of a step should be full."""
+
+_RECENT_STEPS = 64
+"""A measured time is used for this many steps: the contexts and the load of the machine change."""
+
+_EFFICIENT_READ = 16
+"""Minimum number of tokens for which a prompt alone shows the time per prompt token, not the time of the weights."""
+
+_WEIGHT = 0.3
+"""Weight of the latest step in an average."""
+
+
+class StepTimes:
+    """Averages of measured times: of steps that only decode, by their number of tokens, and per prompt token."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._decoding: dict[int, tuple[float, int]] = {}  # number of tokens -> (seconds, number of the latest step)
+        self._per_prompt_token: float | None = None
+
+    def record(self, decoded: int, read: int, seconds: float) -> None:
+        """Adds the time of a step that has decoded `decoded` tokens and read `read` prompt tokens."""
+        self._steps += 1
+        if not read:
+            known = self.plain(decoded)
+            self._decoding[decoded] = (_average(known, seconds), self._steps)
+            return
+        without = self._nearest(decoded) if decoded else 0.0
+        if without is not None and (decoded or read >= _EFFICIENT_READ):
+            self._per_prompt_token = _average(self._per_prompt_token, max(0.0, seconds - without) / read)
+
+    def plain(self, tokens: int) -> float | None:
+        """Returns the seconds of a step that decodes `tokens` tokens; None if no recent step has."""
+        seconds, step = self._decoding.get(tokens, (0.0, 0))
+        return seconds if step and self._steps - step <= _RECENT_STEPS else None
+
+    def predict(self, counts: range) -> list[float]:
+        """Returns the seconds of steps that decode these numbers of tokens, in ascending order; the first is known.
+
+        Times between measured ones are interpolated. Above, the time is at least that of as many prompt tokens.
+        """
+        known = [(count, seconds) for count in sorted(self._decoding) if (seconds := self.plain(count)) is not None]
+        times = []
+        for count in counts:
+            below = [pair for pair in known if pair[0] <= count][-1]
+            above = next((pair for pair in known if pair[0] > count), None)
+            if above is None:
+                times.append(max(below[1], (self._per_prompt_token or 0.0) * count if count > below[0] else 0.0))
+            else:
+                share = (count - below[0]) / (above[0] - below[0])
+                times.append(below[1] + share * (above[1] - below[1]))
+        return times
+
+    def budget(self, decoded: int, limit: int) -> int:
+        """Returns how many prompt tokens, at most `limit`, a step may read that also decodes `decoded` tokens.
+
+        If no recent step shows the time of decoding, the next step must do so: it reads nothing.
+        """
+        without = self._nearest(decoded)
+        if without is None:
+            return 0
+        if not self._per_prompt_token:
+            return min(limit, _EFFICIENT_READ)
+        count = int((MAX_SLOWDOWN - 1) * without / self._per_prompt_token)
+        count -= (decoded + count) % _TILE if count >= _TILE else 0
+        return min(limit, max(MIN_READ, count))
+
+    def _nearest(self, tokens: int) -> float | None:
+        """Returns the seconds of a step that decodes `tokens` tokens, or fewer, but at least half of them."""
+        counts = [count for count in self._decoding if tokens <= 2 * count <= 2 * tokens]
+        return max((seconds for count in counts if (seconds := self.plain(count)) is not None), default=None)
+
+
+def _average(known: float | None, latest: float) -> float:
+    """Returns the new average. One extremely slow step, for example while the machine was busy, changes it little."""
+    return latest if not known else known + _WEIGHT * (min(latest, 2 * known) - known)

@@ -1,0 +1,194 @@
+"""Decisions by measured step times, on a fake backend that advances a simulated clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from puna.engine import Engine, Request
+from puna.engine.lookup import guess_lengths
+from puna.engine.step_times import MAX_SLOWDOWN, StepTimes
+from tests.engine.recorder import VOCAB, Recorder
+
+
+def memory_bound(tokens: int) -> float:
+    """A large model: the time of the weights, until the products of more than ten tokens take longer."""
+    return max(0.020, 0.002 * tokens)
+
+
+def compute_bound(tokens: int) -> float:
+    return 0.001 + 0.002 * tokens
+
+
+def in_tiles(tokens: int) -> float:
+    """Tokens are computed in tiles of eight."""
+    return 0.010 + 0.012 * (-(-tokens // 8))
+
+
+COSTS = [memory_bound, compute_bound, in_tiles]
+
+
+class TimedBackend(Recorder):
+    """A backend whose forward pass takes `cost(tokens)` seconds of a simulated clock, with some noise.
+
+    Args:
+        repeats: whether answers repeat the 12 tokens before, otherwise they only depend on the number of tokens.
+    """
+
+    def __init__(self, cost: Callable[[int], float], noise: float = 0.0, repeats: float = 0.0) -> None:
+        super().__init__(pages=400, context=8192)
+        self.now = 0.0
+        self.cost = cost
+        self.noise = noise
+        self.repeats = repeats
+        self.random = np.random.default_rng(0)
+        self.texts = np.random.default_rng(1).integers(0, VOCAB, 8192)
+        if repeats:
+            for position in range(24, 8192):
+                if self.random.random() < repeats:
+                    self.texts[position] = self.texts[position - 12]
+
+    def forward(self, batch):
+        seconds = self.cost(sum(len(chunk.tokens) for chunk in batch))
+        self.now += seconds * (1 + self.noise * self.random.exponential())
+        self.batches.append([len(chunk.tokens) for chunk in batch])
+        rows = []
+        for chunk in batch:
+            for index in range(len(chunk.tokens) - chunk.logits, len(chunk.tokens)):
+                rows.append(np.eye(VOCAB, dtype=np.float32)[self.texts[(chunk.start + index + 1) % 8192]])
+        return np.array(rows, np.float32).reshape(-1, VOCAB)
+
+    def engine(self, slots: int = 1) -> Engine:
+        return Engine(self, slots, prefix_cache=False, clock=lambda: self.now)
+
+
+def text(backend: TimedBackend, count: int) -> tuple[int, ...]:
+    return tuple(backend.texts[:count].tolist())
+
+
+def time_to_first_token(backend: TimedBackend, engine: Engine, prompt: tuple[int, ...]) -> tuple[float, list[float]]:
+    """Submits a prompt; returns the time to its first token, and the times of the steps until then."""
+    request_id, ends = engine.submit(Request(prompt, 1)), [backend.now]
+    while True:
+        events = engine.step()
+        ends.append(backend.now)
+        if any(event.request_id == request_id and event.token is not None for event in events):
+            return ends[-1] - ends[0], [end - start for start, end in pairwise(ends)]
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_long_prompt_slows_the_other_requests_by_a_bounded_factor(cost, noise):
+    backend = TimedBackend(cost, noise)
+    engine = backend.engine(9)
+    alone, _ = time_to_first_token(backend, engine, text(backend, 4000))
+    for _ in range(8):
+        engine.submit(Request(text(backend, 30), 4000))
+    undisturbed = []
+    for _ in range(200):
+        start = backend.now
+        engine.step()
+        undisturbed.append(backend.now - start)
+    undisturbed = undisturbed[10:]
+    batches = len(backend.batches)
+    together, disturbed = time_to_first_token(backend, engine, text(backend, 4000))
+    assert all(batch[:8] == [1] * 8 for batch in backend.batches[batches:])  # nobody waits
+    assert np.percentile(disturbed, 99) <= 2.5 * np.percentile(undisturbed, 99)
+    assert together <= 1.3 * alone + len(disturbed) * np.mean(undisturbed)
+
+
+def test_a_prompt_alone_is_read_in_full_chunks():
+    backend = TimedBackend(compute_bound)
+    engine = backend.engine(2)
+    time_to_first_token(backend, engine, text(backend, 1100))
+    assert backend.batches == [[512], [512], [76]]
+
+
+def test_the_budget_follows_the_load_of_the_machine():
+    backend = TimedBackend(compute_bound)
+    engine = backend.engine(2)
+    engine.submit(Request(text(backend, 30), 4000))
+    for _ in range(10):
+        engine.step()
+    engine.submit(Request(text(backend, 8000), 1))
+    for _ in range(50):
+        engine.step()
+    backend.cost = lambda tokens: 0.001 * len(backend.batches[-1]) + 0.006 * tokens  # prompt tokens take three times
+    for _ in range(300):
+        engine.step()
+    for batch in backend.batches[-100:]:
+        assert len(batch) == 1 or backend.cost(sum(batch)) <= 1.3 * MAX_SLOWDOWN * backend.cost(1) or batch[1] == 4
+
+
+def run_answer(cost: Callable[[int], float], repeats: float, speculate: bool, noise: float = 0.05) -> tuple:
+    """Returns (time, tokens, share of the tokens that were guessed) of an answer of 1,000 tokens."""
+    backend = TimedBackend(cost, noise, repeats)
+    engine = backend.engine()
+    engine.submit(Request(text(backend, 300), 1000, speculate=speculate))
+    tokens = []
+    while engine.busy:
+        tokens += [event.token for event in engine.step()]
+    return backend.now, tokens, 1 - (len(backend.batches) - 1) / 999
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("repeats", [0.0, 0.3, 0.7, 0.95, 1.0])
+def test_speculation_is_never_slower_than_plain_decoding(cost, repeats):
+    plain, expected, _ = run_answer(cost, repeats, False)
+    seconds, tokens, _ = run_answer(cost, repeats, True)
+    assert tokens == expected
+    assert seconds <= plain / 0.98
+
+
+@pytest.mark.parametrize("cost", [memory_bound, in_tiles])
+def test_speculation_pays_for_text_that_repeats_itself(cost):
+    plain, _, _ = run_answer(cost, 1.0, False)
+    seconds, _, guessed = run_answer(cost, 1.0, True)
+    assert guessed > 0.7
+    assert seconds < plain / 2
+
+
+def test_speculation_switches_itself_off_and_on():
+    """The text repeats itself from position 1000 on; from position 2000 on, guesses save no time."""
+    backend = TimedBackend(memory_bound, 0.05)
+    for position in range(1000, 3300):
+        backend.texts[position] = backend.texts[position - 12]
+    engine = backend.engine()
+    engine.submit(Request(text(backend, 300), 3000, speculate=True))
+    positions, position = [], 300
+    while engine.busy:
+        if position > 2000:
+            backend.cost = lambda tokens: 0.0025 * tokens - 0.0005
+        position += len(engine.step())
+        positions.append((position, backend.batches[-1][0]))
+    guesses = [np.mean([count - 1 for at, count in positions if low < at <= low + 350]) for low in (600, 1050, 2900)]
+    assert guesses[0] < 0.5
+    assert guesses[1] > 4
+    assert guesses[2] < 0.2
+
+
+def test_guesses_are_shared_by_the_requests_with_the_best_chances():
+    times = StepTimes()
+    assert guess_lengths([(0.9, 8)], 1, times) == [0]  # the time without guesses is not known
+    times.record(2, 0, 0.020)
+    times.record(4, 0, 0.021)
+    times.record(18, 0, 0.100)
+    lengths = guess_lengths([(0.95, 8), (0.1, 8)], 2, times)
+    assert lengths[0] > lengths[1] == 0
+    assert guess_lengths([(0.1, 8), (0.05, 8)], 2, times) == [0, 0]
+    assert guess_lengths([], 2, times) == []
+
+
+def test_times_between_measured_ones_are_interpolated():
+    times = StepTimes()
+    times.record(0, 512, 1.024)
+    times.record(1, 0, 0.010)
+    times.record(5, 0, 0.014)
+    assert times.predict(range(1, 6)) == pytest.approx([0.010, 0.011, 0.012, 0.013, 0.014])
+    assert times.predict(range(6, 9)) == pytest.approx([0.014, 0.014, 0.016])
+    for _ in range(200):
+        times.record(1, 0, 0.010)
+    assert times.plain(5) is None  # measured too long ago
