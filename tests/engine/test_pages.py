@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from puna.backend import Outputs
 from puna.engine import Engine, Request, Sampling
 from puna.engine.pages import PagePool, PageTable
 from puna.engine.sampling import Sampler
@@ -16,6 +18,10 @@ from tests.engine.recorder import VOCAB, Recorder, drain, expected_answer, next_
 
 def prompt_of(count: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(np.random.default_rng(seed).integers(0, VOCAB, count).tolist())
+
+
+def with_nan(outputs: Outputs) -> Outputs:
+    return replace(outputs, logits=outputs.logits * np.float32(np.nan))
 
 
 def new_engine(pages: int = 100, slots: int = 4, **options: int) -> Engine:
@@ -187,7 +193,7 @@ def test_a_page_that_cannot_be_copied_is_computed(monkeypatch):
 def test_pages_of_a_request_that_failed_are_not_shared(monkeypatch):
     engine = new_engine()
     forward = engine.backend.forward
-    monkeypatch.setattr(engine.backend, "forward", lambda batch: forward(batch) * np.float32(np.nan))
+    monkeypatch.setattr(engine.backend, "forward", lambda batch: with_nan(forward(batch)))
     engine.submit(Request(prompt_of(200), 3))
     events = drain(engine)
     assert "not finite" in str(events[-1].error)

@@ -1,7 +1,8 @@
 """Answers in random schedules on a small cache are equal, bit for bit, to those of each request alone.
 
 The schedules have shared prefixes, several answers to one prompt, preemptions, chunks of all sizes, cancellations,
-speculation, scored prompts and interrupted steps. Counters prove that these have happened.
+speculation, scored prompts, log-probabilities, several threads and interrupted steps. The measured times of steps,
+which decide how many tokens a step has, are random. Counters prove that all of these have happened.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, count
 
 import numpy as np
 import pytest
 
 from puna.backend import PAGE, Backend, Batch, Outputs
 from puna.checkpoint import open_checkpoint
-from puna.engine import Engine, Event, Request, Sampling
+from puna.engine import Engine, Event, Request, Sampling, TokenLogprobs
 from puna.native import NativeBackend
 from tests.golden.files import LAYOUTS
 
@@ -33,6 +35,7 @@ class Result:
     read: int = 0
     cached: int = 0
     logits: list[np.ndarray] = field(default_factory=list)
+    logprobs: list[TokenLogprobs | None] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
         assert event.error is None and self.end is None
@@ -40,6 +43,7 @@ class Result:
         self.read += event.prompt_tokens
         self.cached += event.cached_tokens
         self.logits += [] if event.logits is None else [event.logits]
+        self.logprobs += [] if event.logprobs is None else [event.logprobs]
         self.end = event.finish_reason and (event.finish_reason, event.stop_id)
 
 
@@ -61,12 +65,10 @@ class SmallBackend(NativeBackend):
 
 @pytest.fixture(scope="module")
 def backends() -> Iterator[tuple[SmallBackend, NativeBackend]]:
-    """Two backends with the same model: one for the schedules, and one for requests that run alone."""
+    """Two backends with the same model: one for the schedules, and one for requests that run alone, in one thread."""
     checkpoints = [open_checkpoint(LAYOUTS["hf"]) for _ in range(2)]
-    small, large = (
-        kind(checkpoint.config, checkpoint.tensors, 1, slots=4)
-        for kind, checkpoint in zip((SmallBackend, NativeBackend), checkpoints, strict=True)
-    )
+    small = SmallBackend(checkpoints[0].config, checkpoints[0].tensors, 2, slots=4)
+    large = NativeBackend(checkpoints[1].config, checkpoints[1].tensors, 1, slots=4)
     yield small, large
     small.close()
     large.close()
@@ -96,11 +98,12 @@ def random_requests(random: np.random.Generator, longest: int) -> list[Request]:
         max_tokens = min(longest - length, int(random.choice([random.integers(0, 90), to_page, to_page + 1])))
         for _ in range(random.choice([1, 1, 3])):  # several answers to one prompt
             sampled = Sampling(0.9, repetition_penalty=float(random.choice([1.0, 1.3])), seed=int(random.integers(99)))
+            sampling = Sampling() if random.random() < 0.4 else sampled
             requests.append(
                 Request(
                     tuple(text[:length].tolist()),
                     max_tokens,
-                    Sampling() if random.random() < 0.4 else sampled,
+                    replace(sampling, logprobs=random.choice([None, 0, 3])),
                     frozenset(random.integers(3, VOCAB, random.choice([0, 0, 20])).tolist()),
                     prompt_logits=bool(random.random() < 0.15),
                     speculate=bool(random.random() < 0.4),
@@ -121,7 +124,8 @@ def run_schedule(backend: Backend, requests: list[Request], random: np.random.Ge
 
     Half of the answers get a second turn, which is added to `requests`.
     """
-    engine = Engine(backend, int(random.integers(1, 6)), prefix_cache=bool(random.random() < 0.9))
+    clock = accumulate(random.exponential() for _ in count()).__next__
+    engine = Engine(backend, int(random.integers(1, 6)), prefix_cache=bool(random.random() < 0.9), clock=clock)
     results: dict[int, Result] = {}
     waiting, indices, first_turns = list(enumerate(requests)), {}, len(requests)
     while waiting or engine.busy:
@@ -132,7 +136,10 @@ def run_schedule(backend: Backend, requests: list[Request], random: np.random.Ge
         engine.scheduler.chunk = int(random.choice([3, 17, 64, 100, 512]))
         counts["interrupts"] += 1
         with suppress(KeyboardInterrupt):
-            for event in engine.step():
+            events = engine.step()
+            generated = [event.request_id for event in events if event.token is not None]
+            counts["guessed"] += len(generated) - len(set(generated))
+            for event in events:
                 index = indices[event.request_id]
                 if index in results:
                     results[index].add(event)
@@ -150,8 +157,12 @@ def run_schedule(backend: Backend, requests: list[Request], random: np.random.Ge
     assert pool.available == pool.pages
     assert sorted([*pool._free, *pool._idle, *range(pool._unused, pool.pages)]) == list(range(pool.pages))
     assert pool._references == {} == engine.scheduler._preempted
-    assert len(pool._page_of) == len(pool._key_of) == len(pool._identities) == len(pool._idle)
-    counts.update(hits=pool.hits, evictions=pool.evictions, preemptions=engine.scheduler.preemptions)
+    registered = [page for pages in pool._pages_after.values() for page in pages.values()]
+    assert sorted(registered) == sorted(pool._key_of) == sorted(pool._idle)
+    assert sorted(pool._identities) == sorted(page for page, (_, ids) in pool._key_of.items() if len(ids) == PAGE)
+    counts.update(
+        hits=pool.hits, copies=pool.copies, evictions=pool.evictions, preemptions=engine.scheduler.preemptions
+    )
     return results
 
 
@@ -168,13 +179,14 @@ def check_schedules(backends: tuple[SmallBackend, NativeBackend], seeds: range) 
             request = requests[index]
             expected = run_alone(alone, request)
             assert (result.tokens, result.end) == (expected.tokens, expected.end), (seed, index)
+            assert result.logprobs == expected.logprobs, (seed, index)
             assert result.read + result.cached == len(request.prompt_ids), (seed, index)
             assert len(result.logits) == 0 or np.array_equal(
                 np.concatenate(result.logits), np.concatenate(expected.logits)
             ), (seed, index)
             assert bool(result.logits) == bool(expected.logits) == request.prompt_logits, (seed, index)
-            counts.update(answers=1, tokens=len(result.tokens), cached=result.cached > 0)
-    for name in ("hits", "evictions", "preemptions", "cancelled", "interrupts", "cached"):
+            counts.update(answers=1, tokens=len(result.tokens), cached=result.cached > 0, logprobs=len(result.logprobs))
+    for name in ("hits", "evictions", "preemptions", "guessed", "logprobs", "cancelled", "interrupts", "cached"):
         assert counts[name] > len(seeds) / 10, counts
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
 
 from puna.engine import Engine, Request, Sampling
-from puna.engine.lookup import MAX_GUESS, Lookup
+from puna.engine.lookup import Lookup
 from puna.native import NativeBackend
 from tests.helpers.configurations import config_of
 from tests.helpers.native import pack_state
@@ -16,9 +17,10 @@ from tests.helpers.random_weights import random_state
 
 
 def run_requests(speculate: bool, requests: list[Request], slots: int) -> tuple[list[tuple], int]:
-    """Returns (tokens, finish reasons) of each request, and the number of steps."""
+    """Returns (tokens, finish reasons) of each request, and the number of steps, which seem to take equally long."""
     config = config_of(vocab_size=12, max_position_embeddings=128)
-    engine = Engine(NativeBackend(config, pack_state("f32", random_state(config)), 1, slots), slots)
+    backend = NativeBackend(config, pack_state("f32", random_state(config)), 1, slots)
+    engine = Engine(backend, slots, clock=count().__next__)
     ids = [
         engine.submit(Request(r.prompt_ids, r.max_tokens, r.sampling, r.stop_ids, speculate=speculate))
         for r in requests
@@ -75,7 +77,8 @@ class BackendWithNan(NativeBackend):
 @pytest.mark.parametrize("speculate", [False, True])
 def test_tokens_chosen_before_nan_logits_are_kept(speculate):
     config = config_of(vocab_size=12, max_position_embeddings=128)
-    engine = Engine(BackendWithNan(config, pack_state("f32", random_state(config)), 1), 1)
+    backend = BackendWithNan(config, pack_state("f32", random_state(config)), 1)
+    engine = Engine(backend, 1, clock=count().__next__)
     engine.submit(Request(tuple([1, 2, 3, 4, 5] * 4), 100, speculate=speculate))
     events = []
     while engine.busy:
@@ -85,14 +88,47 @@ def test_tokens_chosen_before_nan_logits_are_kept(speculate):
 
 
 def test_lookup_guesses_the_tokens_after_an_earlier_occurrence():
-    lookup = Lookup()
-    lookup.extend([1, 2, 3, 4, 5, 6, 1, 2, 3])
+    tokens = [1, 2, 3, 4, 5, 6, 1, 2, 3]
+    lookup = Lookup(tokens)
+    assert lookup.guess(8) == ()  # nothing is indexed yet
+    lookup.index()
     assert lookup.guess(8) == (4, 5, 6, 1, 2, 3)
     assert lookup.guess(2) == (4, 5)
-    lookup.extend([9])
+    tokens.append(9)
+    lookup.index()
     assert lookup.guess(8) == ()
-    lookup.adapt(6, 0)
-    lookup.extend([5, 6])
-    assert lookup.guess(8) == (1, 2)
-    lookup.adapt(2, 2)
-    assert MAX_GUESS >= 4 and len(lookup.guess(8)) == 4
+    tokens += [5, 6]
+    lookup.index()
+    assert lookup.guess(8) == (1, 2, 3, 9, 5, 6)
+
+
+def test_lookup_measures_its_accuracy_without_using_its_guesses():
+    tokens = [1, 2, 3, 4] * 3
+    lookup = Lookup(tokens)
+    lookup.index()
+    before = lookup.accuracy
+    lookup.observe(1)
+    assert before < lookup.accuracy < 1
+    for _ in range(100):
+        lookup.observe(9)
+    assert lookup.accuracy < 0.01
+    tokens.append(77)
+    lookup.observe(5)  # no guess: nothing to compare
+    assert 0 < lookup.accuracy < 0.01
+
+
+def test_a_long_prompt_is_indexed_in_parts():
+    tokens = [*range(5000), 0, 1]
+    lookup = Lookup(tokens)
+    guesses = []
+    for _ in range(6):
+        lookup.index()
+        guesses.append(lookup.guess(2))
+    assert guesses == [(2, 3)] * 6
+    tokens[-2:] = [4000, 4001]
+    lookup = Lookup(tokens)
+    for _ in range(3):
+        lookup.index()
+    assert lookup.guess(1) == ()
+    lookup.index()
+    assert lookup.guess(1) == (4002,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class Engine:
     ) -> None:
         self.backend = backend
         self._clock = clock
-        self.pool = PagePool(backend.pages, prefix_cache, self._copy_page)
+        self.pool = PagePool(backend.pages, prefix_cache, partial(_copy_page, backend))
         self.scheduler = Scheduler(slots, chunk, self.pool)
         self._next_id = 0
         self._events: list[Event] = []  # of requests that have advanced in the current step
@@ -211,9 +212,6 @@ class Engine:
         self._events.append(Event(active.request_id, error=error))
         self.scheduler.finish(active.request_id, valid=False)
 
-    def _copy_page(self, source: int, target: int) -> None:
-        self.backend.write_pages([target], self.backend.read_pages([source]))
-
 
 @dataclass(frozen=True)
 class _Turn:
@@ -238,6 +236,10 @@ class _Turn:
     def expected(self) -> int | None:
         """The token that the next choice must have for the row after it to be valid; None after the last row."""
         return self.guess[self.accepted] if self.accepted < len(self.guess) else None
+
+
+def _copy_page(backend: Backend, source: int, target: int) -> None:
+    backend.write_pages([target], backend.read_pages([source]))
 
 
 def _accept(active: RunningRequest, token: int, event: Event) -> Event:

@@ -86,7 +86,7 @@ def guess_lengths(guesses: Sequence[tuple[float, int]], decoding: int, times: St
     plain = times.plain(decoding) if chances else None
     if not plain:
         return lengths
-    # The chance that a guessed token is accepted decreases within a guess, so that sorting keeps the order of its tokens.
+    # The chance that a token is accepted decreases within a guess, so that sorting keeps the order of its tokens.
     chances.sort(key=lambda chance: (-chance[0], chance[1]))
     expected, best, count = float(decoding), MIN_GAIN * decoding / plain, 0
     for added, seconds in enumerate(times.predict(range(decoding + 1, decoding + len(chances) + 1)), 1):

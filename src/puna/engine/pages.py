@@ -61,7 +61,7 @@ class PagePool:
         self._idle: OrderedDict[int, None] = OrderedDict()  # registered, not referenced; least recently used first
         self._pages_after: dict[Parent, dict[tuple[int, ...], int]] = {}  # parent -> tokens -> page
         self._key_of: dict[int, Key] = {}
-        self._identities: dict[int, int] = {}  # of pages that are or were registered, until they are taken again
+        self._identities: dict[int, int] = {}  # of full pages that are registered, or were and are still in use
         self._next_identity = itertools.count(1)
 
     @property
@@ -82,7 +82,6 @@ class PagePool:
             page, self._unused = self._unused, self._unused + 1
         else:
             page = self._evict()
-        self._identities.pop(page, None)
         self._references[page] = 1
         self.changes += 1
         return page
@@ -167,7 +166,9 @@ class PagePool:
         assert self.copy is not None
         try:
             self.copy(source, target)
-        except PunaError:  # memory, for example: the tokens are computed instead, and the forward pass reports the error
+        except (
+            PunaError
+        ):  # memory, for example: the tokens are computed instead, and the forward pass reports the error
             return False
         self.copies += 1
         return True
@@ -184,6 +185,7 @@ class PagePool:
                 if page in self._key_of:
                     self._idle[page] = None
                 else:
+                    self._identities.pop(page, None)
                     heapq.heappush(self._free, page)
         while len(self._idle) > self._kept:
             heapq.heappush(self._free, self._evict())
@@ -198,6 +200,7 @@ class PagePool:
     def _evict(self) -> int:
         page, _ = self._idle.popitem(last=False)
         self.unregister(page)
+        self._identities.pop(page, None)
         self.evictions += 1
         return page
 
