@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -241,7 +242,12 @@ def test_log_probabilities_of_the_prompt_do_not_depend_on_the_batch(tiny_model):
 def test_prompt_logits_that_are_not_finite_end_the_request_with_an_error(tiny_model, monkeypatch):
     llm = LLM(tiny_model)
     forward = llm._backend.forward
-    monkeypatch.setattr(llm._backend, "forward", lambda batch: forward(batch) * np.float32(np.nan))
+
+    def damaged(batch):
+        outputs = forward(batch)
+        return replace(outputs, logits=outputs.logits * np.float32(np.nan))
+
+    monkeypatch.setattr(llm._backend, "forward", damaged)
     with pytest.raises(BackendError, match="logits are not finite"):
         llm.generate(PROMPT, prompt_logprobs=1, max_tokens=0)
     monkeypatch.undo()

@@ -13,6 +13,7 @@ from puna.errors import MissingExtraError, MissingNameError
 if TYPE_CHECKING:
     from puna.answer import Completion
     from puna.async_llm import AsyncLLM
+    from puna.classification import Classification
     from puna.config import GenerationConfig, LlamaConfig
     from puna.convert import convert, merge
     from puna.errors import PunaError
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "AsyncLLM": "puna.async_llm",
     "AutoTokenizer": "puna.tokenizer",
+    "Classification": "puna.classification",
     "Completion": "puna.answer",
     "GenerationConfig": "puna.config",
     "LLM": "puna.llm",
@@ -44,9 +46,9 @@ _NEED_TORCH = frozenset(name for name, module in _MODULES.items() if module == "
 
 if TYPE_CHECKING:
     __all__ = [
-        "LLM", "AsyncLLM", "AutoTokenizer", "Completion", "GenerationConfig", "LlamaConfig", "LlamaForCausalLM",
-        "LlamaForSequenceClassification", "LlamaModel", "LlamaTokenizer", "LlamaTokenizerFast", "PunaError",
-        "__version__", "convert", "load_tokenizer", "merge",
+        "LLM", "AsyncLLM", "AutoTokenizer", "Classification", "Completion", "GenerationConfig", "LlamaConfig",
+        "LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel", "LlamaTokenizer", "LlamaTokenizerFast",
+        "PunaError", "__version__", "convert", "load_tokenizer", "merge",
     ]  # fmt: skip
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.answer import Answer, Candidates, Completion
+from puna.classification import Classification
 from puna.engine import Stream
 from puna.options import Options, shows_options
 from puna.prompt_scores import PromptLogits, PromptLosses
@@ -154,6 +155,26 @@ class AsyncLLM(TextModel):
         results = await asyncio.to_thread(self._continuation_losses, context, continuations)
         await self._runner.submit(results).wait_async()
         return np.array([-result.values.sum() for result in results], np.float64)
+
+    async def embed(
+        self,
+        inputs: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        pooling: Literal["last", "mean"] = "last",
+        normalize: bool = False,
+    ) -> NDArray[np.float32]:
+        """Returns the embeddings of texts: float32, (N, D); see `LLM.embed`."""
+        results = await asyncio.to_thread(self._pooled, inputs, pooling, normalize)
+        await self._runner.submit(results).wait_async()
+        return np.stack([result.state for result in results])
+
+    async def classify(
+        self, inputs: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
+    ) -> list[Classification]:
+        """Returns the labels of texts, one `Classification` for each input; see `LLM.classify`."""
+        head, results = await asyncio.to_thread(self._classified, inputs)
+        await self._runner.submit(results).wait_async()
+        return [head.classify(result.state) for result in results]
 
     async def _read(self, result: Scores) -> Scores:
         await self._runner.submit([self._checked(result)]).wait_async()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from puna.backend import Backend
+from puna.checkpoint.names import SCORE
 from puna.config import LlamaConfig
-from puna.errors import BackendError, MissingExtraError, puna_error, show
+from puna.errors import BackendError, MissingExtraError, RequestError, puna_error, show
 from puna.native.library import check_threads
 
 if TYPE_CHECKING:
@@ -27,16 +30,15 @@ def open_backend(
 ) -> Backend:
     """Returns a backend with the checkpoint's weights. The arguments are those of `LLM`.
 
+    Without a language-model head, the backend computes hidden states, but no meaningful logits.
+
     Raises:
         BackendError: an argument is invalid, arguments contradict each other, or the backend cannot run the model.
         MissingExtraError: PyTorch is needed but not installed.
     """
     _check_arguments(name, threads, max_batch)
     _check_types(device, dtype)
-    if checkpoint.head != "lm":
-        raise BackendError(
-            f"{checkpoint.path} has no language-model head (its head: {checkpoint.head}); it cannot generate text"
-        )
+    checkpoint = _with_tied_head(checkpoint)
     needs_torch = device is not None or str(dtype) not in ("None", "float32", "torch.float32")
     if name == "native" and needs_torch:
         raise BackendError(
@@ -64,6 +66,25 @@ def open_backend(
             "this model, device or dtype needs PyTorch; install it with: pip install 'puna[torch]'"
         ) from exc
     return TorchBackend.from_pretrained(checkpoint, threads, device, dtype, max_batch)
+
+
+def check_language_model(path: Path, head: str) -> None:
+    """Raises RequestError if a model with this head is not a language model."""
+    if head != "lm":
+        methods = "embed() or classify()" if head == "classification" else "embed()"
+        raise RequestError(
+            f"{path} has no language-model head (its head: {head}), so that it can neither generate text nor compute "
+            f"logits; use {methods}, or load a language model"
+        )
+
+
+def _with_tied_head(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns a checkpoint as one with a language-model head: another head is replaced by the embedding."""
+    if checkpoint.head == "lm":
+        return checkpoint
+    config = LlamaConfig.from_dict(checkpoint.config.to_dict(), tie_word_embeddings=True)
+    tensors = {name: weight for name, weight in checkpoint.tensors.items() if name != SCORE}
+    return replace(checkpoint, config=config, tensors=tensors, head="lm")
 
 
 def _check_arguments(name: object, threads: object, max_batch: object) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.answer import Answer, Candidates, Completion
+from puna.classification import Classification
 from puna.engine import Stream
 from puna.options import Options, shows_options
 from puna.prompt_scores import PromptLogits, PromptLosses
@@ -187,6 +188,44 @@ class LLM(TextModel):
         results = self._continuation_losses(context, continuations)
         self._runner.submit(results).wait()
         return np.array([-result.values.sum() for result in results], np.float64)
+
+    def embed(
+        self,
+        inputs: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        pooling: Literal["last", "mean"] = "last",
+        normalize: bool = False,
+    ) -> NDArray[np.float32]:
+        """Returns the embeddings of texts: float32, (N, D), where D is the model's hidden size.
+
+        An embedding is made of the hidden states after the final norm, the `last_hidden_state` of `LlamaModel`.
+
+        Args:
+            inputs: a text or token ids, or a list of N of these; one input has the shape (1, D).
+            pooling: "last": the state of the last token. "mean": the mean of all tokens' states, BOS included.
+            normalize: divide each embedding by its length, so that the dot product of two is their cosine.
+
+        Raises:
+            RequestError: there are no inputs, an input has no tokens or exceeds the context, or `pooling` is unknown.
+        """
+        results = self._pooled(inputs, pooling, normalize)
+        self._runner.submit(results).wait()
+        return np.stack([result.state for result in results])
+
+    def classify(self, inputs: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]) -> list[Classification]:
+        """Returns the labels of texts, one `Classification` for each input, of a LlamaForSequenceClassification.
+
+        The head is applied to the last token of an input that is not the padding token, as in transformers.
+
+        Args:
+            inputs: a text or token ids, or a list of these.
+
+        Raises:
+            RequestError: the model has no classification head, or an input is not valid, as in `embed`.
+        """
+        head, results = self._classified(inputs)
+        self._runner.submit(results).wait()
+        return [head.classify(result.state) for result in results]
 
     def _read(self, result: Scores) -> Scores:
         self._runner.submit([self._checked(result)]).wait()

@@ -1,4 +1,4 @@
-"""Results computed from the logits of a prompt, chunk by chunk: `PromptLogits` and `PromptLosses`.
+"""Results computed from the output of a prompt, chunk by chunk: `PromptLogits`, `PromptLosses`, `PromptState`.
 
 The stepping thread feeds them. It copies or reduces each chunk of logits itself, because chunks that wait for a slow
 consumer could exceed the memory: a chunk of 512 tokens has 262 MB with a vocabulary of 128,000 tokens.
@@ -6,12 +6,15 @@ consumer could exceed the memory: a chunk of 512 tokens has 262 MB with a vocabu
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.engine import Event, Request
+from puna.errors import BackendError
 
 _NLL_ROWS = 16
 """Number of logit rows converted to float64 at a time. It limits memory, since a row is as long as the vocabulary."""
@@ -22,13 +25,15 @@ class PromptResult(ABC):
 
     Args:
         ids: the prompt.
-        first: position of the first token whose logits are needed; the tokens before it may come from the prefix cache.
+        first: position of the first token whose output is needed; the tokens before it may come from the prefix cache.
+        hidden: whether the output is the hidden states, not the logits.
     """
 
-    def __init__(self, ids: tuple[int, ...], first: int = 0) -> None:
-        self.request = Request(ids, max_tokens=0, prompt_logits=True, logits_from=first)
+    def __init__(self, ids: tuple[int, ...], first: int = 0, *, hidden: bool = False) -> None:
+        output: Literal["tokens", "hidden"] = "hidden" if hidden else "tokens"
+        self.request = Request(ids, max_tokens=0, prompt_logits=not hidden, output=output, logits_from=first)
         self.error: Exception | None = None
-        self._rows = 0  # number of tokens whose logits were added
+        self._rows = 0  # number of tokens whose output was added
         self._complete = False
 
     @property
@@ -39,9 +44,10 @@ class PromptResult(ABC):
     def feed(self, event: Event, started: float, ended: float) -> None:
         """Adds the event of a step; the times are ignored."""
         self.error = event.error
-        if event.logits is not None:
-            self._add(event.logits, self._rows)
-            self._rows += len(event.logits)
+        rows = event.logits if event.hidden is None else event.hidden
+        if rows is not None:
+            self._add(rows, self._rows)
+            self._rows += len(rows)
         self._complete = event.finish_reason is not None
 
     def take(self) -> tuple[()]:
@@ -49,8 +55,8 @@ class PromptResult(ABC):
         return ()
 
     @abstractmethod
-    def _add(self, logits: NDArray[np.float32], start: int) -> None:
-        """Adds logits; `start` is the number of logits before them."""
+    def _add(self, rows: NDArray[np.float32], start: int) -> None:
+        """Adds the output of the next tokens; `start` is the number of rows before them."""
 
 
 class PromptLogits(PromptResult):
@@ -58,11 +64,11 @@ class PromptLogits(PromptResult):
 
     rows: NDArray[np.float32]
 
-    def _add(self, logits: NDArray[np.float32], start: int) -> None:
+    def _add(self, rows: NDArray[np.float32], start: int) -> None:
         if start == 0:
             count = len(self.request.prompt_ids) - self.request.logits_from
-            self.rows = np.empty((count, logits.shape[1]), np.float32)
-        self.rows[start : start + len(logits)] = logits
+            self.rows = np.empty((count, rows.shape[1]), np.float32)
+        self.rows[start : start + len(rows)] = rows
 
 
 class PromptLosses(PromptResult):
@@ -73,9 +79,36 @@ class PromptLosses(PromptResult):
         self._targets = ids[first + 1 :]
         self.values = np.empty(len(self._targets))
 
-    def _add(self, logits: NDArray[np.float32], start: int) -> None:
-        targets = np.asarray(self._targets[start : start + len(logits)], np.int64)
-        self.values[start : start + len(targets)] = _losses(logits[: len(targets)], targets)
+    def _add(self, rows: NDArray[np.float32], start: int) -> None:
+        targets = np.asarray(self._targets[start : start + len(rows)], np.int64)
+        self.values[start : start + len(targets)] = _losses(rows[: len(targets)], targets)
+
+
+class PromptState(PromptResult):
+    """The mean of the hidden states of a prompt's tokens from `first` on, divided by its length if `normalize`."""
+
+    def __init__(self, ids: tuple[int, ...], first: int, normalize: bool = False) -> None:
+        super().__init__(ids, first, hidden=True)
+        self._normalize = normalize
+        self._sum: NDArray[np.float64] | None = None
+
+    def _add(self, rows: NDArray[np.float32], start: int) -> None:
+        if not np.isfinite(rows).all():
+            raise BackendError(
+                "the model's hidden states are not finite; the weights are damaged, or values exceed the range of dtype"
+            )
+        if self._sum is None:
+            self._sum = np.zeros(rows.shape[1])
+        for row in rows:  # one after another, so that the division into chunks does not change a bit
+            self._sum += row
+
+    @property
+    def state(self) -> NDArray[np.float32]:
+        """The result, once it is complete: float32, (D,)."""
+        assert self._sum is not None
+        mean = self._sum / self._rows
+        length = math.sqrt((mean * mean).sum()) if self._normalize else 1.0
+        return (mean / (length or 1.0)).astype(np.float32)
 
 
 def _losses(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from puna.errors import RequestError, show
@@ -30,6 +30,23 @@ def read_ids(tokens: Sequence[int]) -> tuple[int, ...]:
         if isinstance(tokens, list | tuple) and tokens and all(isinstance(item, str) for item in tokens):
             hint = "; only generate accepts a list of texts"
         raise RequestError(f"the prompt must be text or token ids (whole numbers), got {show(tokens)}{hint}") from exc
+
+
+def split_inputs(inputs: Any) -> list[Any]:
+    """Returns the texts and lists of token ids in the argument of `LLM.embed` and `LLM.classify`.
+
+    Raises:
+        RequestError: there are none.
+    """
+    if isinstance(inputs, str):
+        return [inputs]
+    if isinstance(inputs, bytes | bytearray | Mapping | Set) or not isinstance(inputs, Iterable):
+        raise RequestError(f"inputs is {show(inputs)}; it must be a text, a list of texts, or token ids")
+    items = list(inputs)
+    if not items:
+        raise RequestError("inputs is empty; give at least one text or list of token ids")
+    several = isinstance(items[0], Sequence) or getattr(items[0], "ndim", 0) > 0
+    return items if several else [items]
 
 
 def join_ids(

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from puna.answer import Answer, Candidates, check_stops
-from puna.backends import memory_errors, open_backend
+from puna.backends import check_language_model, memory_errors, open_backend
+from puna.checkpoint.names import SCORE
+from puna.classification import ClassificationHead, last_token
 from puna.config import LlamaConfig, generation_notes
 from puna.engine import Engine, Request, Runner
 from puna.errors import ChatTemplateError, ModelNotFoundError, RequestError, show
 from puna.lazy import cached_property
 from puna.options import Options, settings_of
-from puna.prompt_scores import PromptLogits, PromptLosses, PromptResult
-from puna.prompts import Message, is_messages, join_ids, read_conversations, read_ids, read_tools
+from puna.prompt_scores import PromptLogits, PromptLosses, PromptResult, PromptState
+from puna.prompts import Message, is_messages, join_ids, read_conversations, read_ids, read_tools, split_inputs
 
 if TYPE_CHECKING:
     from puna.checkpoint import Checkpoint
@@ -81,6 +83,10 @@ class TextModel:
         self.generation_config = checkpoint.generation
         """Settings of generation: its end tokens, and defaults for options that a call leaves out."""
         self._tokenizer_path = checkpoint.tokenizer
+        self._head = checkpoint.head
+        self._classification_head: ClassificationHead | None = None
+        if checkpoint.head == "classification":
+            self._classification_head = ClassificationHead.of(self.config, checkpoint.tensors[SCORE].to_float32())
         self._engine = Engine(self._backend, max_batch, prefix_cache=prefix_cache)
         self._runner = Runner(self._engine)
         self._reported = False  # whether a warning has named the unsupported settings
@@ -181,6 +187,36 @@ class TextModel:
         joined = tuple(self.tokenizer.encode(context + continuation)) if isinstance(context, str) else ()
         return join_ids(first, joined, separate)
 
+    def _pooled(self, inputs: Any, pooling: Any, normalize: Any) -> list[PromptState]:
+        """Returns the results to be computed for the arguments of `embed`."""
+        if not isinstance(pooling, str) or pooling not in ("last", "mean"):
+            raise RequestError(f"pooling is {show(pooling)}; it must be 'last' or 'mean'")
+        if not isinstance(normalize, bool):
+            raise RequestError(f"normalize is {show(normalize)}; it must be True or False")
+        results = []
+        for item in split_inputs(inputs):
+            ids = self._encode(item)
+            first = 0 if pooling == "mean" else max(0, len(ids) - 1)
+            results.append(self._checked(PromptState(ids, first, normalize)))
+        return results
+
+    def _classified(
+        self, inputs: Any, head: ClassificationHead | None = None
+    ) -> tuple[ClassificationHead, list[PromptState]]:
+        """Returns the head, by default the model's, and the results to be computed for the argument of `classify`."""
+        head = head or self._classification_head
+        if head is None:
+            raise RequestError(
+                f"{self.path} has no classification head (its head: {self._head}); load a "
+                "LlamaForSequenceClassification, or use generate"
+            )
+        results = []
+        for item in split_inputs(inputs):
+            ids = self._encode(item)
+            last = last_token(ids, self.config.pad_token_id)
+            results.append(self._checked(PromptState(ids[: last + 1], max(0, last))))
+        return head, results
+
     def _parts(self, token_ids: Sequence[int]) -> Iterator[PromptLogits]:
         """Yields results that together have the logits after each token; each needs memory for a part of them."""
         ids = read_ids(token_ids)
@@ -191,8 +227,10 @@ class TextModel:
             yield PromptLogits(ids[: start + size], start)
 
     def _checked(self, result: Scores) -> Scores:
-        """Returns a result of prompt logits whose request has been checked."""
+        """Returns a result of a prompt whose request has been checked."""
         self._check_open()
+        if result.request.output == "tokens":
+            check_language_model(self.path, self._head)
         self._engine.check(result.request)
         return result
 
@@ -237,6 +275,7 @@ class TextModel:
     ) -> list[Candidates]:
         """Returns the answers to be generated for prompts; checks the prompts and the options."""
         self._check_open()
+        check_language_model(self.path, self._head)
         for note in [] if self._reported else generation_notes(self.generation_config):
             warnings.warn(f"{self.path}: {note}", stacklevel=4)
         self._reported = True

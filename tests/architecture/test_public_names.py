@@ -15,6 +15,7 @@ NAMES = {
     "LLM",
     "AsyncLLM",
     "AutoTokenizer",
+    "Classification",
     "Completion",
     "GenerationConfig",
     "LlamaConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from puna.backend import PAGE, Outputs, check_batch
+from puna.backend import PAGE, check_batch, split_outputs
 from puna.config import LlamaConfig
 from puna.engine import Engine
 
@@ -17,7 +17,10 @@ def next_token(tokens: list[int]) -> int:
 
 
 class Recorder:
-    """A backend that stores tokens in its pages, and whose logits are a function of all tokens of a sequence."""
+    """A backend that stores tokens in its pages, and whose outputs are a function of all tokens of a sequence.
+
+    A hidden state begins with the number of tokens and the most likely next token.
+    """
 
     name = "recorder"
 
@@ -32,17 +35,22 @@ class Recorder:
     def forward(self, batch):
         check_batch(batch, self.config, self.pages)
         self.batches.append([len(chunk.tokens) for chunk in batch])
-        rows = []
-        for chunk in batch:
-            cached = self.cache[list(chunk.pages)].reshape(-1)[: chunk.start].tolist()
-            assert -1 not in cached
-            for index, token in enumerate(chunk.tokens.tolist()):
-                self.cache[chunk.pages[len(cached) // PAGE], len(cached) % PAGE] = token
-                cached.append(token)
-                if index >= len(chunk.tokens) - chunk.rows:
-                    rows.append(np.eye(VOCAB, dtype=np.float32)[next_token(cached)])
-        logits = np.array(rows, np.float32).reshape(-1, VOCAB)
-        return Outputs(logits, np.empty((0, self.config.hidden_size), np.float32))
+        return split_outputs(batch, [self._rows(chunk) for chunk in batch], self.config)
+
+    def _rows(self, chunk):
+        width = VOCAB if chunk.output == "logits" else self.config.hidden_size
+        rows = np.zeros((chunk.rows, width), np.float32)
+        cached = self.cache[list(chunk.pages)].reshape(-1)[: chunk.start].tolist()
+        assert -1 not in cached
+        for index, token in enumerate(chunk.tokens.tolist()):
+            self.cache[chunk.pages[len(cached) // PAGE], len(cached) % PAGE] = token
+            cached.append(token)
+            row = index - (len(chunk.tokens) - chunk.rows)
+            if row >= 0 and chunk.output == "logits":
+                rows[row, next_token(cached)] = 1
+            elif row >= 0:
+                rows[row, :2] = len(cached), next_token(cached)
+        return rows
 
     def read_pages(self, pages):
         return self.cache[list(pages)].view(np.uint8)

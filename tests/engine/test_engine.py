@@ -75,6 +75,26 @@ def test_prompt_logits_cover_every_position_in_order():
     assert events[-1].finish_reason == "length"
 
 
+def test_a_batch_may_have_hidden_states_and_logits():
+    engine = Engine(Recorder(context=256), slots=4, chunk=40)
+    prompts = [tuple(range(1, 30)), (5, 6, 7), tuple(range(2, 26)), (9, 9)]
+    first = engine.submit(Request(prompts[0], 0, output="hidden"))
+    second = engine.submit(Request(prompts[1], 6))
+    third = engine.submit(Request(prompts[2], 0, output="hidden", logits_from=20))
+    fourth = engine.submit(Request(prompts[3], 0, prompt_logits=True))
+    events = drain(engine)
+    assert len(engine.backend.batches[0]) > 2
+    for request_id, prompt, start in ((first, prompts[0], 0), (third, prompts[2], 20)):
+        rows = np.concatenate([e.hidden for e in events if e.request_id == request_id and e.hidden is not None])
+        expected = [(n + 1, next_token(list(prompt[: n + 1]))) for n in range(start, len(prompt))]
+        assert rows[:, :2].tolist() == [list(row) for row in expected]
+    assert tokens_of(events, second) == expected_answer(prompts[1], 6)
+    logits = np.concatenate([e.logits for e in events if e.request_id == fourth])
+    assert logits.argmax(-1).tolist() == [next_token([9]), next_token([9, 9])]
+    assert all(e.logits is None for e in events if e.request_id in (first, second, third))
+    assert all(e.hidden is None for e in events if e.request_id in (second, fourth))
+
+
 def test_one_request_may_return_prompt_logits_and_generate():
     engine = Engine(Recorder(), chunk=2)
     engine.submit(Request((1, 2, 3), 2, prompt_logits=True))

@@ -279,6 +279,20 @@ def test_a_preempted_request_returns_each_row_of_prompt_logits_once():
     assert tokens_of(events, 2) == expected_answer(prompt, 100)
 
 
+@pytest.mark.parametrize("first", [0, 40, 200])
+def test_a_preempted_request_returns_each_hidden_state_once(first):
+    engine = new_engine(pages=5, slots=3, chunk=32)
+    for seed in range(2):
+        engine.submit(Request(prompt_of(60, seed), 80))
+        engine.step()
+    prompt = prompt_of(250, 2)
+    engine.submit(Request(prompt, 0, output="hidden", logits_from=first))
+    events = drain(engine)
+    rows = np.concatenate([event.hidden for event in events if event.hidden is not None])
+    assert engine.scheduler.preemptions > 0
+    assert rows[:, :2].tolist() == [[n + 1, next_token(list(prompt[: n + 1]))] for n in range(first, 250)]
+
+
 def test_a_cancelled_request_that_was_preempted_leaves_nothing():
     engine = new_engine(pages=4, slots=2)
     for seed in range(2):

@@ -13,9 +13,9 @@ import numpy as np
 from puna.adapters.adapter import Adapter, Floats, Kind, LowRank, Scaling, TokenRows
 from puna.adapters.patterns import pattern_value
 from puna.adapters.peft_config import read_peft_config
-from puna.adapters.slots import SCORE, HeadKind, Slot, adapter_slots, model_tensors, saved_slots, token_ids
+from puna.adapters.slots import HeadKind, Slot, adapter_slots, model_tensors, saved_slots, token_ids
 from puna.checkpoint.huggingface import open_tensor_file
-from puna.checkpoint.names import EMBEDDING, HEAD
+from puna.checkpoint.names import EMBEDDING, HEAD, SCORE
 from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError

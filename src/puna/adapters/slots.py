@@ -18,7 +18,6 @@ from puna.errors import CheckpointError, show
 
 Part = Literal["a", "b", "magnitude", "bias", "factors", "rows", "replaced"]
 HeadKind = Literal["lm", "classification"]
-SCORE = "score.weight"
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def is_known(name: str) -> bool:
     return _split(name)[0] in _BY_HF
 
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD, SCORE = "model.embed_tokens.weight", "lm_head.weight", "score.weight"
 """The two matrices with one row per token of the vocabulary; if they are tied, only the first exists."""
 
 

@@ -17,6 +17,8 @@ COMMANDS = {
         "run": ("run:run", "Chat with a model, or answer one prompt."),
         "chat": ("chat.command:chat", "Chat with a model; /help lists the commands of a chat."),
         "generate": ("generate:generate", "Continue a prompt."),
+        "embed": ("texts.embed:embed", "Print the embeddings of texts."),
+        "classify": ("texts.classify:classify", "Print the labels of texts."),
     },
     "Models on this machine": {
         "list": ("list_models:list_models", "List the models that are ready to use."),
@@ -30,7 +32,7 @@ COMMANDS = {
     },
     "Inspect": {
         "inspect": ("inspect:inspect", "Show a checkpoint's format, sizes and errors without loading it."),
-        "tokenize": ("tokenize:tokenize", "Show the tokens of a text."),
+        "tokenize": ("texts.tokenize:tokenize", "Show the tokens of a text."),
         "info": ("info:info", "Show the version, and this machine's CPU features, threads and backends."),
     },
     "Measure": {

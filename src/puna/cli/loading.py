@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loader:
-    """The options with which models are loaded; `LLM` documents them."""
+    """The options with which models are loaded; `LLM` documents them.
+
+    Attributes:
+        generates: refuse a model that cannot generate text.
+    """
 
     backend: str = "auto"
     threads: int | None = None
@@ -24,6 +28,7 @@ class Loader:
     dtype: str | None = None
     quantize: str | None = None
     max_batch: int = 1
+    generates: bool = True
 
     def load(self, model: str | None) -> tuple[str, LLM]:
         """Returns the name to show and the model; a model of the hub is downloaded first."""
@@ -39,8 +44,11 @@ class Loader:
 
     def load_checkpoint(self, name: str, checkpoint: Checkpoint) -> LLM:
         """Loads an open checkpoint into memory."""
+        from puna.backends import check_language_model
         from puna.llm import LLM
 
+        if self.generates:
+            check_language_model(checkpoint.path, checkpoint.head)
         started = time.perf_counter()
         with status(f"Loading {name} ..."):
             llm = LLM(

@@ -139,24 +139,26 @@ class Engine:
         """Runs a batch and appends the events of its requests to `_events`; returns whether the backend has run it."""
         try:
             batch = [_chunk(active, tokens) for active, tokens in plan]
-            logits = self.backend.forward(batch).logits
+            outputs = self.backend.forward(batch)
         except Exception as exc:  # ends the requests of this batch; the others continue
             error = detached_error(exc)
             for active, _ in plan:
                 self._fail(active, error)
             return False
         turns = []
-        row = 0
+        arrays = {"logits": outputs.logits, "hidden": outputs.hidden}
+        next_row = {"logits": 0, "hidden": 0}
         for (active, tokens), chunk in zip(plan, batch, strict=True):
-            rows = logits[row : row + chunk.rows]
+            row = next_row[chunk.output]
+            rows = arrays[chunk.output][row : row + chunk.rows]
             if not active.reading:
                 turns.append(_Turn(active, 1, row, tokens[1:]))
             elif active.computed + len(tokens) == len(active.tokens) and active.request.max_tokens > 0:
                 turns.append(_Turn(active, len(tokens), row + len(rows) - 1, rows=rows))
             else:
                 self._advance(_Turn(active, len(tokens), row, rows=rows))
-            row += chunk.rows
-        self._choose(turns, logits)
+            next_row[chunk.output] += chunk.rows
+        self._choose(turns, outputs.logits)
         return True
 
     def _choose(self, turns: list[_Turn], logits: NDArray[np.float32]) -> None:
@@ -187,11 +189,14 @@ class Engine:
         active, start, before = turn.active, turn.active.computed, turn.active.reported
         prompt, computed = active.prompt_end, start + turn.count
         reported, cached = max(before, min(computed, prompt)), max(0, min(start, prompt) - before)
+        rows = turn.rows if active.request.returns_rows and reported > before else None
+        hidden = active.request.output == "hidden"
         event = Event(
             active.request_id,
             prompt_tokens=reported - before - cached,
             cached_tokens=cached,
-            logits=turn.rows if active.request.prompt_logits and reported > before else None,
+            logits=None if hidden else rows,
+            hidden=rows if hidden else None,
         )
         if choice is not None:
             active.sampler.commit(choice.token)
@@ -263,6 +268,7 @@ def _chunk(active: RunningRequest, tokens: tuple[int, ...]) -> Chunk:
         np.asarray(tokens, dtype=np.int64),
         active.computed,
         _rows_needed(active, len(tokens)),
+        "hidden" if active.request.output == "hidden" else "logits",
         embeddings=None if adapter is None else adapter.embeddings(tokens, active.computed),
         adapter=0 if adapter is None else adapter.number,
     )
@@ -273,6 +279,6 @@ def _rows_needed(active: RunningRequest, count: int) -> int:
     if not active.reading:
         return count
     end = active.computed + count
-    if active.request.prompt_logits and active.reported < active.prompt_end:
+    if active.request.returns_rows and active.reported < active.prompt_end:
         return max(0, end - max(active.computed, active.reported))
     return 1 if end == len(active.tokens) and active.request.max_tokens > 0 else 0

@@ -28,6 +28,7 @@ class Request:
         sampling: how tokens are chosen.
         stop_ids: the model's end tokens, which end the answer and are not part of it; see also `end_ids`.
         prompt_logits: return the logits of prompt positions.
+        output: "hidden" returns the hidden states of prompt positions; no tokens are generated.
         logits_from: the first of these positions; tokens before it may come from the prefix cache.
         speculate: guess the next tokens from earlier text, and check several guesses in one step. The answer does not
             change.
@@ -42,6 +43,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
     prompt_logits: bool = False
+    output: Literal["tokens", "hidden"] = "tokens"
     logits_from: int = 0
     speculate: bool = False
     salt: str = ""
@@ -54,6 +56,7 @@ class Request:
         if not _is_int(self.max_tokens) or not 0 <= self.max_tokens < 2**63:
             raise RequestError(f"max_tokens is {show(self.max_tokens)}; it must be a whole number, 0 or more")
         assert 0 <= self.logits_from < len(self.prompt_ids)
+        assert self.output == "tokens" or (self.max_tokens == 0 and not self.prompt_logits)
         if not isinstance(self.speculate, bool):
             raise RequestError(f"speculate is {show(self.speculate)}; it must be True or False")
         sampling, allowed = self.sampling, self.sampling.allowed_token_ids
@@ -67,6 +70,11 @@ class Request:
                 "allowed_token_ids has only ids that end the answer, which min_tokens "
                 f"({sampling.min_tokens}) forbids; set min_tokens to 0, or allow further ids"
             )
+
+    @property
+    def returns_rows(self) -> bool:
+        """Whether events have rows of output for the prompt positions from `logits_from` on."""
+        return self.prompt_logits or self.output == "hidden"
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -106,6 +114,8 @@ class Event:
             complete prompt, `prompt_tokens` and `cached_tokens` add up to the prompt's length.
         logits: float32, (prompt_tokens, vocab_size), if the request has `prompt_logits`. Events then do not count the
             tokens before `logits_from`.
+        hidden: the same for a request whose output is "hidden": the states after the final norm, float32,
+            (prompt_tokens, D).
         finish_reason: why the request ended with this step; None while it is active.
         error: the error that ended the request: its logits were not finite, no token was allowed, or the backend
             failed.
@@ -122,6 +132,7 @@ class Event:
     stop_id: int | None = None
     cached_tokens: int = 0
     logprobs: TokenLogprobs | None = None
+    hidden: NDArray[np.float32] | None = None
 
 
 def _is_int(value: object) -> bool:

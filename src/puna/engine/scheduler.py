@@ -65,7 +65,7 @@ class RunningRequest:
     def reusable(self) -> int:
         """Maximum number of tokens that may come from cached pages. At least one must be computed, for its logits."""
         last = len(self.tokens) - 1
-        return min(last, self.reported) if self.request.prompt_logits else last
+        return min(last, self.reported) if self.request.returns_rows else last
 
     def next_known(self, limit: int) -> tuple[int, ...]:
         """Returns up to `limit` known tokens that are computed next; a chunk has no text next to a soft prompt."""
@@ -139,7 +139,7 @@ class Scheduler:
             if state is None:
                 tokens: Sequence[int] = request.first_tokens
                 length = len(tokens)
-                reusable = request.virtual_tokens + request.logits_from if request.prompt_logits else length - 1
+                reusable = request.virtual_tokens + request.logits_from if request.returns_rows else length - 1
             else:
                 tokens, length, reusable = state.tokens, len(state.tokens), state.reusable
             matches, idle = self.pool.match(request.page_salt, tokens, reusable)

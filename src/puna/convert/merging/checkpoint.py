@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from puna.adapters import Adapter
 from puna.adapters.changes import change_bias, change_rows, changed_column_norms
-from puna.adapters.slots import SCORE
 from puna.checkpoint import Checkpoint, Weight
-from puna.checkpoint.names import EMBEDDING, HEAD, Head, expected_tensors
+from puna.checkpoint.names import EMBEDDING, HEAD, SCORE, Head, expected_tensors
 from puna.checkpoint.weight import Bytes, Index, RowSource
 from puna.config import LlamaConfig
 from puna.convert.lazy_rows import Cast, LazyRows, Quantized, as_floats, rows_per_piece, values

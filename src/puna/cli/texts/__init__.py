@@ -1,0 +1,1 @@
+"""Commands that read texts without answering them: `puna tokenize`, `puna embed` and `puna classify`."""
