@@ -23,6 +23,8 @@ class Recorder:
     """
 
     name = "recorder"
+    numerics = "recorder"
+    page_bytes = PAGE * 8
 
     def __init__(self, pages: int = 100, context: int = 64) -> None:
         self.pages = pages

@@ -33,10 +33,10 @@ class CountingEngine:
         self.stepping = threading.Event()
         self.on_step = lambda: None
         self.closings = 0
-        self.backend = SimpleNamespace(close=self._close)
+        self.backend = SimpleNamespace(name="counting")
         self._last = 0
 
-    def _close(self):
+    def close(self):
         self.closings += 1
 
     def submit(self, request):

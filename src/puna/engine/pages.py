@@ -3,24 +3,33 @@
 The keys and values of a page depend only on its tokens and the tokens before them. A page is therefore registered under
 its tokens and the page before it. A full page never changes, so every sequence that begins with the same tokens reads
 it; such pages are counted, not copied. The last page of a sequence is registered too, although it is not full. If a
-sequence shares only the first tokens of a page, it continues in a copy of this page.
+sequence shares only the first tokens of a page, it continues in a copy of this page. With a `DiskCache`, full pages are
+also written to files, in which later processes find them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
-import itertools
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from puna.backend import PAGE, page_count
+from puna.engine.disk_cache import DiskCache
 from puna.errors import PunaError
 
-Parent = int | str
-"""What precedes a page: the identity of the page before it or, for the first page, the salt of the sequence."""
+Identity = bytes
+"""Digest of a full page's tokens and all tokens before them, or of a salt. It is the same in every process."""
 
-Key = tuple[Parent, tuple[int, ...]]
-"""(parent, tokens) of a page. Equal keys mean equal tokens from position 0 on: dictionaries compare all ids."""
+Key = tuple[Identity, tuple[int, ...]]
+"""(parent, tokens) of a page; the parent is the page before it or, for the first page, the salt of the sequence.
+
+Equal keys mean equal tokens from position 0 on: dictionaries compare all ids of a page.
+"""
 
 MIN_COPY = 8
 """Minimum number of tokens for which a page is copied. Fewer tokens are computed: that takes about as long."""
@@ -37,6 +46,7 @@ class PagePool:
         pages: number of pages of the backend's cache.
         sharing: whether pages are registered and shared.
         copy: copies the contents of a page to another page.
+        disk: files of registered pages.
 
     Attributes:
         hits: number of times that a sequence has used a registered page instead of computing it.
@@ -45,10 +55,17 @@ class PagePool:
         changes: number of changes of references and registered pages.
     """
 
-    def __init__(self, pages: int, sharing: bool = True, copy: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        pages: int,
+        sharing: bool = True,
+        copy: Callable[[int, int], None] | None = None,
+        disk: DiskCache | None = None,
+    ) -> None:
         self.pages = pages
         self.sharing = sharing
         self.copy = copy
+        self.disk = disk
         self.hits = 0
         self.copies = 0
         self.evictions = 0
@@ -59,10 +76,10 @@ class PagePool:
         self._unused = 0  # numbers from here on have never been used
         self._references: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()  # registered, not referenced; least recently used first
-        self._pages_after: dict[Parent, dict[tuple[int, ...], int]] = {}  # parent -> tokens -> page
+        self._pages_after: dict[Identity, dict[tuple[int, ...], int]] = {}  # parent -> tokens -> page
         self._key_of: dict[int, Key] = {}
-        self._identities: dict[int, int] = {}  # of full pages that are registered, or were and are still in use
-        self._next_identity = itertools.count(1)
+        self._identities: dict[int, Identity] = {}  # of full pages that are registered, or were and are still in use
+        self._unsaved: set[int] = set()  # registered pages that the disk cache had no time to write
 
     @property
     def available(self) -> int:
@@ -100,8 +117,12 @@ class PagePool:
                 best, source = common_length(ids, tokens), page
         return best, source
 
-    def identity(self, page: int) -> int:
-        """Returns the identity of a full page that was registered: the parent of the pages after it. It is unique."""
+    def root(self, salt: str) -> Identity:
+        """Returns the parent of the first pages of all sequences with this salt."""
+        return _digest(self.disk.fingerprint if self.disk is not None else b"", salt.encode())
+
+    def identity(self, page: int) -> Identity:
+        """Returns the identity of a full page that was registered: the parent of the pages after it."""
         return self._identities[page]
 
     def match(self, salt: str, tokens: Sequence[int], limit: int) -> tuple[int, int]:
@@ -110,7 +131,7 @@ class PagePool:
         Args:
             limit: number of tokens that the pages may hold.
         """
-        parent: Parent = salt
+        parent = self.root(salt)
         count = idle = 0
         while (count + 1) * PAGE <= limit:
             page = self.find((parent, tuple(tokens[count * PAGE : (count + 1) * PAGE])))
@@ -126,6 +147,8 @@ class PagePool:
         self._references[page] = self._references.get(page, 0) + 1
         self._idle.pop(page, None)
         self.changes += 1
+        if page in self._unsaved:
+            self._save(page)
 
     def register(self, page: int, key: Key) -> int:
         """Registers a full page of a sequence; returns the page that the sequence must use from now on.
@@ -140,8 +163,21 @@ class PagePool:
             self.release([page])
             return registered
         self._add(page, key)
-        self._identities[page] = next(self._next_identity)
+        self._identities[page] = _digest_of(key)
+        self._save(page)
         return page
+
+    def load(self, key: Key, seconds: float) -> NDArray[np.uint8] | None:
+        """Returns the contents of a full page from the disk, if reading takes less than `seconds`; else None."""
+        return self.disk.load(_digest_of(key), *key, seconds) if self.disk is not None else None
+
+    def restore(self, page: int, key: Key, data: NDArray[np.uint8]) -> None:
+        """Replaces the contents of a page of a sequence by those that `load` has returned, and registers it."""
+        assert self.disk is not None
+        self.unregister(page)
+        self.disk.restore(page, data)
+        self._add(page, key)
+        self._identities[page] = _digest_of(key)
 
     def register_part(self, page: int, key: Key) -> None:
         """Registers a page that holds the tokens of `key`, unless another registered page holds them.
@@ -159,16 +195,22 @@ class PagePool:
             del self._pages_after[parent][tokens]
             if not self._pages_after[parent]:
                 del self._pages_after[parent]
+            self._unsaved.discard(page)
             self.changes += 1
+
+    def discard(self, pages: Sequence[int]) -> None:
+        """Removes pages from the registered ones, and from the disk, because their contents may be wrong."""
+        if self.disk is not None:
+            self.disk.remove([self._identities[page] for page in pages if page in self._identities])
+        for page in pages:
+            self.unregister(page)
 
     def copy_part(self, source: int, target: int) -> bool:
         """Copies a registered page to a referenced page; returns False if the backend cannot copy it."""
         assert self.copy is not None
         try:
             self.copy(source, target)
-        except (
-            PunaError
-        ):  # memory, for example: the tokens are computed instead, and the forward pass reports the error
+        except PunaError:  # memory, for example: the tokens are computed instead, and the forward pass reports it
             return False
         self.copies += 1
         return True
@@ -178,6 +220,8 @@ class PagePool:
 
         The last pages are the first to be evicted: a page cannot be found without the pages before it.
         """
+        if self.disk is not None and (used := [self._identities[page] for page in pages if page in self._identities]):
+            self.disk.touch(used[::-1])
         for page in reversed(pages):
             self._references[page] -= 1
             if not self._references[page]:
@@ -204,6 +248,11 @@ class PagePool:
         self.evictions += 1
         return page
 
+    def _save(self, page: int) -> None:
+        if self.disk is not None:
+            saved = self.disk.save(page, self._identities[page], *self._key_of[page])
+            (self._unsaved.discard if saved else self._unsaved.add)(page)
+
 
 class PageTable:
     """The pages of one sequence.
@@ -215,13 +264,13 @@ class PageTable:
     def __init__(self, pool: PagePool, salt: str) -> None:
         self.pages: list[int] = []
         self._pool = pool
-        self._salt = salt
+        self._root = pool.root(salt)
         self._registered = 0  # number of registered pages; they are the first ones
 
     def next_key(self, tokens: Sequence[int], limit: int) -> Key:
         """Returns the key of the page after the full registered ones, which holds the tokens before `limit`."""
         start = self._registered * PAGE
-        parent = self._pool.identity(self.pages[self._registered - 1]) if self._registered else self._salt
+        parent = self._pool.identity(self.pages[self._registered - 1]) if self._registered else self._root
         return parent, tuple(tokens[start : min(start + PAGE, limit)])
 
     def share(self, tokens: Sequence[int], limit: int) -> int:
@@ -240,6 +289,21 @@ class PageTable:
             self._pool.hits += 1
             self._replace(page)
         return self._registered * PAGE + self._share_part(self.next_key(tokens, limit))
+
+    @property
+    def full(self) -> int:
+        """Number of tokens in the registered full pages."""
+        return self._registered * PAGE
+
+    def restore(self, key: Key, data: NDArray[np.uint8]) -> None:
+        """Uses contents from the disk for the page after the registered ones, which is reserved.
+
+        Args:
+            key: the page's key, of `next_key`.
+            data: the contents that `PagePool.load` has returned.
+        """
+        self._pool.restore(self.pages[self._registered], key, data)
+        self._registered += 1
 
     def missing(self, length: int) -> int:
         """Returns how many pages the first `length` positions still need."""
@@ -264,8 +328,7 @@ class PageTable:
 
     def unregister(self) -> None:
         """Removes all pages from the registered ones, because their contents may be wrong."""
-        for page in self.pages:
-            self._pool.unregister(page)
+        self._pool.discard(self.pages)
 
     def clear(self) -> None:
         """Releases all pages."""
@@ -300,3 +363,12 @@ def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Returns the number of tokens with which both sequences begin."""
     pairs = zip(first, second, strict=False)
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+
+
+def _digest_of(key: Key) -> Identity:
+    parent, tokens = key
+    return _digest(parent, array("q", tokens).tobytes())
+
+
+def _digest(parent: Identity, data: bytes) -> Identity:
+    return hashlib.blake2b(data, key=parent, digest_size=32).digest()

@@ -82,7 +82,7 @@ class Runner:
         """Frees the model after the current step, and waits for this. Unfinished requests raise errors."""
         self._stepper.closed = True
         if os.getpid() != self._process:
-            self._stepper.engine.backend.close()
+            self._stepper.engine.close()
         elif not self._stepper.freed:
             self.inbox.put(_STOP)
             try:
@@ -273,7 +273,7 @@ class _Stepper:
             groups += [message.group] * len(message.group.results) if isinstance(message, Submission) else []
         self._publish([(group, News(ended=1, error=error)) for group in groups])
         try:
-            self.engine.backend.close()
+            self.engine.close()
         finally:
             self.freed = True
 

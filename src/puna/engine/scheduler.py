@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from puna.backend import PAGE, page_count
 from puna.engine.lookup import Lookup, guess_lengths
-from puna.engine.pages import MIN_COPY, PagePool, PageTable, Parent, common_length
+from puna.engine.pages import MIN_COPY, Identity, PagePool, PageTable, common_length
 from puna.engine.request import Request
 from puna.engine.sampling import Sampler
 from puna.engine.step_times import StepTimes
@@ -169,7 +169,7 @@ class Scheduler:
         alone = len(decoding) == len(self.running)
         budget = self.times.budget(len(decoding), self.chunk) if decoding and not alone else self.chunk
         guesses = self._guesses(decoding) if alone else {}
-        in_progress: dict[Parent, list[tuple[int, ...]]] = {}  # tokens of pages that this step computes
+        in_progress: dict[Identity, list[tuple[int, ...]]] = {}  # tokens of pages that this step computes
         for active in list(self.running.values()):
             if active.request_id not in self.running:  # preempted by an older request
                 continue
@@ -203,17 +203,19 @@ class Scheduler:
         self._preempted.pop(request_id, None)
         return len(self.waiting) < before
 
-    def _reads_own_tokens(self, active: RunningRequest, in_progress: dict[Parent, list[tuple[int, ...]]]) -> bool:
+    def _reads_own_tokens(self, active: RunningRequest, in_progress: dict[Identity, list[tuple[int, ...]]]) -> bool:
         """Returns whether a request must compute known tokens in this step.
 
         At the start of a page, or after a prefix, it first continues with cached pages. If an older request is
         computing at least half of the tokens that the request needs in this page, it waits for them instead of
-        computing them too.
+        computing them too. While it reads pages from the disk, it computes none.
         """
         if not (active.reading and self.pool.sharing):
             return active.reading
         if active.at_start:
             active.computed = max(active.computed, active.table.share(active.tokens, active.reusable))
+        if self.pool.disk is not None and self._read_disk(active):
+            return False
         parent, tokens = active.table.next_key(active.tokens, len(active.tokens))
         others = in_progress.setdefault(parent, [])
         _, shareable = active.table.next_key(active.tokens, active.reusable)
@@ -222,6 +224,27 @@ class Scheduler:
         waits = active.at_start and any(common_length(other, shareable) >= least for other in others)
         others.append(tokens)
         return active.reading and not waits  # the cached pages may have been the last tokens to read
+
+    def _read_disk(self, active: RunningRequest) -> bool:
+        """Continues a request with pages from the disk; returns whether there were any.
+
+        A step reads about as many tokens as it would compute: reading is faster, so the step stays short. The request
+        may have been preempted.
+        """
+        table = active.table
+        limit = min(active.reusable, table.full + max(self.chunk, PAGE))
+        found = False
+        while (end := table.full + PAGE) <= limit:
+            key = table.next_key(active.tokens, end)
+            data = self.pool.load(key, self.times.per_prompt_token * PAGE)
+            if data is None:
+                break
+            found = True
+            if not self._reserve(active, end):
+                break
+            table.restore(key, data)
+            active.computed = max(active.computed, end)
+        return found
 
     def _guesses(self, decoding: Sequence[RunningRequest]) -> dict[int, tuple[int, ...]]:
         """Returns the tokens that a step guesses, by the requests' ids."""

@@ -40,6 +40,11 @@ class StepTimes:
         if without is not None and (decoded or read >= _EFFICIENT_READ):
             self._per_prompt_token = _average(self._per_prompt_token, max(0.0, seconds - without) / read)
 
+    @property
+    def per_prompt_token(self) -> float:
+        """Seconds that reading one token of a prompt takes; infinite before it was measured."""
+        return self._per_prompt_token or float("inf")
+
     def plain(self, tokens: int) -> float | None:
         """Returns the seconds of a step that decodes `tokens` tokens; None if no recent step has."""
         seconds, step = self._decoding.get(tokens, (0.0, 0))

@@ -14,8 +14,12 @@ from puna.errors import PunaError, StorageError, show
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a temporary file next to `path`; renames it to `path` when it is complete and on the disk."""
+def atomic_write(path: Path, private: bool = False) -> Iterator[IO[bytes]]:
+    """Opens a temporary file next to `path`; renames it to `path` when it is complete and on the disk.
+
+    Args:
+        private: only the file's owner may read it.
+    """
     with storage_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         temporary = Path(name)
@@ -24,7 +28,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())  # mkstemp creates files that only their owner may read
+            if not private:  # mkstemp creates private files
+                temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
