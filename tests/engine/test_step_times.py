@@ -192,3 +192,13 @@ def test_times_between_measured_ones_are_interpolated():
     for _ in range(200):
         times.record(1, 0, 0.010)
     assert times.plain(5) is None  # measured too long ago
+
+
+def test_prompt_tokens_that_take_almost_no_time_do_not_overflow():
+    """On a busy machine, steps that only decode may repeatedly be slower than steps that also read a prompt."""
+    times = StepTimes()
+    times.record(decoded=0, read=64, seconds=0.1)
+    for _ in range(3000):
+        times.record(decoded=4, read=0, seconds=0.02)
+        times.record(decoded=4, read=16, seconds=0.01)
+    assert times.budget(4, limit=512) == 508

@@ -77,7 +77,8 @@ class StepTimes:
             return 0
         if not self._per_prompt_token:
             return min(limit, _EFFICIENT_READ)
-        count = int((MAX_SLOWDOWN - 1) * without / self._per_prompt_token)
+        # The measured time per token may become so small that the quotient is infinite.
+        count = int(min(limit, (MAX_SLOWDOWN - 1) * without / self._per_prompt_token))
         count -= (decoded + count) % _TILE if count >= _TILE else 0
         return min(limit, max(MIN_READ, count))
 
