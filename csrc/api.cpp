@@ -211,11 +211,33 @@ void puna_model_weight_bytes(const puna_model* model, int64_t* bytes) { model->m
 
 int32_t puna_model_integers(const puna_model* model) { return model->model.integer_weights(); }
 
-int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, int32_t interruptible, float* logits) {
+int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, int32_t interruptible, float* logits,
+                     float* hidden) {
     return guarded([&] {
         const Interruptible guard(interruptible);
-        model->model.forward(chunks, count, logits, guard.interrupts());
+        model->model.forward(chunks, count, logits, hidden, guard.interrupts());
     });
+}
+
+int32_t puna_adapter_load(puna_model* model, const puna_low_rank* changes, int32_t count, int32_t* number) {
+    return guarded([&] { *number = model->model.load_adapter(changes, count); });
+}
+
+int32_t puna_adapter_drop(puna_model* model, int32_t number) {
+    return guarded([&] { model->model.drop_adapter(number); });
+}
+
+int32_t puna_pages_read(const puna_model* model, const int32_t* pages, int32_t count, uint8_t* out) {
+    return guarded([&] { model->model.read_pages(pages, count, out); });
+}
+
+int32_t puna_pages_write(puna_model* model, const int32_t* pages, int32_t count, const uint8_t* data) {
+    return guarded([&] { model->model.write_pages(pages, count, data); });
+}
+
+int32_t puna_pages_fill(puna_model* model, const int32_t* pages, int32_t count, int32_t tokens, const float* keys,
+                        const float* values) {
+    return guarded([&] { model->model.fill_pages(pages, count, tokens, keys, values); });
 }
 
 int32_t puna_sample(const char* kernels, int64_t vocab, puna_sample_row* rows, int32_t count) {

@@ -267,6 +267,54 @@ void Model::reserve_pages(int32_t pages) {
     }
 }
 
+// Checks page numbers, and returns 1 + the highest.
+int32_t Model::check_pages(const int32_t* pages, int32_t count) const {
+    int32_t end = 0;
+    for (int32_t p = 0; p < count; ++p) {
+        if (pages[p] < 0 || pages[p] >= pages_) throw std::invalid_argument("a page number is out of range");
+        end = std::max(end, pages[p] + 1);
+    }
+    return end;
+}
+
+// A page in `out` or `data`: the keys of all layers, then the values of all layers.
+void Model::read_pages(const int32_t* pages, int32_t count, uint8_t* out) const {
+    if (check_pages(pages, count) > reserved_) throw std::invalid_argument("a page has not been written yet");
+    const int64_t heads = int64_t{shape_.layers} * shape_.kv_heads;
+    const int64_t key_bytes = heads * key_page_bytes(cache_type_, shape_.head_dim);
+    const int64_t value_bytes = heads * value_page_bytes(cache_type_, shape_.head_dim);
+    for (int32_t p = 0; p < count; ++p) {
+        out = std::copy_n(keys_.data() + pages[p] * key_bytes, key_bytes, out);
+        out = std::copy_n(values_.data() + pages[p] * value_bytes, value_bytes, out);
+    }
+}
+
+void Model::write_pages(const int32_t* pages, int32_t count, const uint8_t* data) {
+    reserve_pages(check_pages(pages, count));
+    const int64_t heads = int64_t{shape_.layers} * shape_.kv_heads;
+    const int64_t key_bytes = heads * key_page_bytes(cache_type_, shape_.head_dim);
+    const int64_t value_bytes = heads * value_page_bytes(cache_type_, shape_.head_dim);
+    for (int32_t p = 0; p < count; ++p, data += key_bytes + value_bytes) {
+        std::copy_n(data, key_bytes, keys_.data() + pages[p] * key_bytes);
+        std::copy_n(data + key_bytes, value_bytes, values_.data() + pages[p] * value_bytes);
+    }
+}
+
+void Model::fill_pages(const int32_t* pages, int32_t count, int32_t tokens, const float* keys, const float* values) {
+    if (tokens < 0 || tokens > int64_t{count} * kPage)
+        throw std::invalid_argument("the tokens do not fit in the pages");
+    reserve_pages(check_pages(pages, count));
+    const int64_t width = shape_.head_dim, heads = shape_.kv_heads;
+    const int64_t key_bytes = key_page_bytes(cache_type_, width), value_bytes = value_page_bytes(cache_type_, width);
+    for (int64_t layer = 0; layer < shape_.layers; ++layer)
+        for (int64_t head = 0; head < heads; ++head)
+            for (int64_t t = 0; t < tokens; ++t, keys += width, values += width) {
+                const int64_t at = (int64_t{pages[t / kPage]} * shape_.layers + layer) * heads + head;
+                kernels_.store_key(keys, width, cache_type_, keys_.data() + at * key_bytes, t % kPage);
+                kernels_.store_value(values, width, cache_type_, values_.data() + at * value_bytes, t % kPage);
+            }
+}
+
 // Adds the time since the previous call of this function to the time of `phase`.
 void Model::add_time(int32_t phase) {
     const double here = now();
@@ -287,20 +335,23 @@ void Model::prepare(const puna_chunk* chunks, int32_t count) {
     for (int32_t c = 0; c < count; ++c) {
         const puna_chunk& chunk = chunks[c];
         const int64_t end = int64_t{chunk.start} + chunk.count;
-        if (chunk.start < 0 || chunk.count < 1 || chunk.logits < 0 || chunk.logits > chunk.count || end > INT32_MAX ||
+        if (chunk.start < 0 || chunk.count < 1 || chunk.rows < 0 || chunk.rows > chunk.count || end > INT32_MAX ||
             chunk.page_count < (end + kPage - 1) / kPage)
             throw std::invalid_argument("the sizes of a chunk are inconsistent");
-        for (int32_t p = 0; p < chunk.page_count; ++p) {
-            if (chunk.pages[p] < 0 || chunk.pages[p] >= pages_)
-                throw std::invalid_argument("a page number is out of range");
-            pages = std::max(pages, chunk.pages[p] + 1);
-        }
+        if (chunk.output != PUNA_OUTPUT_LOGITS && chunk.output != PUNA_OUTPUT_HIDDEN)
+            throw std::invalid_argument("the output of a chunk is unknown");
+        if (chunk.adapter != 0 && !adapters_.count(chunk.adapter))
+            throw std::invalid_argument("there is no adapter of this number");
+        pages = std::max(pages, check_pages(chunk.pages, chunk.page_count));
         for (int32_t t = 0; t < chunk.count; ++t) {
             if (chunk.tokens[t] < 0 || chunk.tokens[t] >= shape_.vocab_size)
                 throw std::invalid_argument("a token id is out of range");
-            tokens_.push_back({&chunk, c, static_cast<int32_t>(chunk.tokens[t]), chunk.start + t});
+            const float* const embeddings = chunk.embeddings;
+            tokens_.push_back({&chunk, c, chunk.tokens[t], chunk.start + t,
+                               embeddings ? embeddings + int64_t{t} * shape_.hidden_size : nullptr});
         }
     }
+    make_segments();
     make_tiles(chunks, count);
     reserve_pages(pages);
     reserve_buffers();
@@ -354,8 +405,13 @@ void Model::reserve_buffers() {
 void Model::embed() {
     const int64_t n = static_cast<int64_t>(tokens_.size()), hidden = shape_.hidden_size;
     pool_.each(n, pool_.grain(n), [&](int64_t begin, int64_t end, int) noexcept {
-        for (int64_t t = begin; t < end; ++t)
-            read_row(embedding_.panels, tokens_[static_cast<size_t>(t)].id, x_.data() + t * hidden);
+        for (int64_t t = begin; t < end; ++t) {
+            const Token& token = tokens_[static_cast<size_t>(t)];
+            if (token.embedding)
+                std::copy_n(token.embedding, hidden, x_.data() + t * hidden);
+            else
+                read_row(embedding_.panels, token.id, x_.data() + t * hidden);
+        }
     });
 }
 
@@ -426,6 +482,7 @@ void Model::input_forms(std::initializer_list<const Matrix*> readers, int& per_s
     for (const Matrix* matrix : readers) {
         if (matrix->panels.integer()) per_scale = std::max(per_scale, scale_blocks(matrix->panels.traits->scales));
         bf16 |= kernels_.uses_bf16 && matrix->panels.traits->planes == Planes::kBf16;
+        bf16 |= reads_bf16(*matrix);
     }
 }
 
@@ -454,29 +511,43 @@ void Model::normalise(const std::vector<float>& weight, std::initializer_list<co
     add_time(PUNA_PHASE_NORM);
 }
 
-// Multiplies several matrices by the same tokens in one parallel loop over the work units of all of them.
-void Model::project(std::initializer_list<Projection> outs, const Activations& x, int64_t tokens, bool add) {
+// Multiplies several matrices by the same tokens in one parallel loop over the work units of all of them, and applies
+// the adapters' changes to matrices of a layer (-1: none). With `add`, adds the results to `out`.
+void Model::project(std::initializer_list<Projection> outs, int32_t layer, const Activations& x, int64_t tokens,
+                    bool add) {
     int64_t total = 0;
     for (const Projection& out : outs) total += work_units(out.matrix->panels, tokens);
     const int64_t pieces = 16 * pool_.threads();  // neighbours were not recorded
     // The grain is even, because kernels process the halves of a strip, and the panels of some formats, in pairs.
     const int64_t grain = ((total + pieces - 1) / pieces + 1) / 2 * 2;
+    plan_products(outs, layer);
+    const bool adapted = !products_.empty();
+    // The sum w x + b a x is complete before it is added, since an adapter may scale it.
+    const bool separate = add && adapted;
+    if (separate) added_.reserve(static_cast<size_t>(tokens * outs.begin()->stride));
     pool_.each(total, grain, [&](int64_t begin, int64_t end, int) noexcept {
+        if (adapted) multiply_inner(x);
         int64_t before = 0;
+        size_t index = 0;
         for (const Projection& out : outs) {
             const int64_t count = work_units(out.matrix->panels, tokens);
             const int64_t first = begin > before ? begin - before : 0;
             const int64_t last = end - before < count ? end - before : count;
-            if (first < last)
+            const Projection to{out.matrix, separate ? added_.data() : out.out, out.stride, out.kind};
+            if (first < last) {
                 kernels_.matmul({.w = out.matrix->panels,
                                  .x = x,
                                  .first = first,
                                  .last = last,
                                  .tokens = tokens,
-                                 .out = out.out,
-                                 .out_stride = out.stride,
-                                 .add = add});
+                                 .out = to.out,
+                                 .out_stride = to.stride,
+                                 .add = add && !separate});
+                if (adapted) add_products(to, index, first, last, tokens);
+                if (separate) add_rows(to, out.out, first, last, tokens);
+            }
             before += count;
+            ++index;
         }
     });
 }
@@ -670,47 +741,53 @@ void Model::run_layer(Layer& layer, int32_t index) {
     if (n <= kFewTokens) prefetch_keys(index);
     normalise(layer.attention_norm, {&layer.q, &layer.k, &layer.v});
     observe(normed_.data(), hidden, input_offset(index, Input::kAttentionNorm));
-    project({{&layer.q, q_.data(), q}, {&layer.k, k_.data(), kv}, {&layer.v, v_.data(), kv}},
-            activations(normed_.data(), hidden), n, false);
+    project({{&layer.q, q_.data(), q, PUNA_Q}, {&layer.k, k_.data(), kv, PUNA_K}, {&layer.v, v_.data(), kv, PUNA_V}},
+            index, activations(normed_.data(), hidden), n, false);
     add_time(PUNA_PHASE_QKV);
     store_keys_values(index);
     attend(index);
     merge_splits({&layer.o});
     observe(attention_.data(), q, input_offset(index, Input::kAttention));
-    project({{&layer.o, x_.data(), hidden}}, activations(attention_.data(), q), n, true);
+    project({{&layer.o, x_.data(), hidden, PUNA_O}}, index, activations(attention_.data(), q), n, true);
     add_time(PUNA_PHASE_O);
     normalise(layer.mlp_norm, {&layer.gate, &layer.up});
     observe(normed_.data(), hidden, input_offset(index, Input::kMlpNorm));
-    project({{&layer.gate, gate_.data(), inner}, {&layer.up, up_.data(), inner}}, activations(normed_.data(), hidden),
-            n, false);
+    project({{&layer.gate, gate_.data(), inner, PUNA_GATE}, {&layer.up, up_.data(), inner, PUNA_UP}}, index,
+            activations(normed_.data(), hidden), n, false);
     add_time(PUNA_PHASE_GATE_UP);
     activate({&layer.down});
     observe(gate_.data(), inner, input_offset(index, Input::kActivation));
-    project({{&layer.down, x_.data(), hidden}}, activations(gate_.data(), inner), n, true);
+    project({{&layer.down, x_.data(), hidden, PUNA_DOWN}}, index, activations(gate_.data(), inner), n, true);
     add_time(PUNA_PHASE_DOWN);
 }
 
-// Applies the final norm and the head to the tokens whose logits are requested, after moving their rows to the front of
-// x_.
-void Model::run_head(const puna_chunk* chunks, int32_t count, float* logits) {
-    const int64_t hidden = shape_.hidden_size;
+// Applies the final norm to the tokens whose outputs are requested, and the head to those of them whose logits are.
+void Model::run_head(const puna_chunk* chunks, int32_t count, float* logits, float* hidden) {
+    const int64_t width = shape_.hidden_size;
+    // Rows are moved to the front of x_, those of logits in the order of the chunks. The rows of hidden states are
+    // normalised and copied before.
     int64_t rows = 0, at = 0;
-    for (int32_t c = 0; c < count; ++c) {
-        for (int32_t t = chunks[c].count - chunks[c].logits; t < chunks[c].count; ++t, ++rows)
-            std::memmove(x_.data() + rows * hidden, x_.data() + (at + t) * hidden,
-                         static_cast<size_t>(hidden) * sizeof(float));
-        at += chunks[c].count;
-    }
+    for (int32_t c = 0; c < count; at += chunks[c++].count)
+        for (int64_t t = at + chunks[c].count - chunks[c].rows; t < at + chunks[c].count; ++t) {
+            if (chunks[c].output == PUNA_OUTPUT_HIDDEN) {
+                kernels_.rms_norm(x_.data() + t * width, norm_.data(), shape_.rms_norm_eps, width, hidden);
+                hidden += width;
+            } else {
+                std::memmove(x_.data() + rows++ * width, x_.data() + t * width,
+                             static_cast<size_t>(width) * sizeof(float));
+            }
+        }
     if (rows == 0) return;
     tokens_.resize(static_cast<size_t>(rows));
     const Matrix& head = head_.panels.data ? head_ : embedding_;
     normalise(norm_, {&head});
-    observe(normed_.data(), hidden, input_offset(shape_.layers, Input::kAttentionNorm));
-    project({{&head, logits, shape_.vocab_size}}, activations(normed_.data(), hidden), rows, false);
+    observe(normed_.data(), width, input_offset(shape_.layers, Input::kAttentionNorm));
+    project({{&head, logits, shape_.vocab_size, PUNA_HEAD}}, -1, activations(normed_.data(), width), rows, false);
     add_time(PUNA_PHASE_HEAD);
 }
 
-void Model::forward(const puna_chunk* chunks, int32_t count, float* logits, const Interrupts& interrupts) {
+void Model::forward(const puna_chunk* chunks, int32_t count, float* logits, float* hidden,
+                    const Interrupts& interrupts) {
     mark_ = now();
     prepare(chunks, count);
     embed();
@@ -722,7 +799,7 @@ void Model::forward(const puna_chunk* chunks, int32_t count, float* logits, cons
         run_layer(layers_[static_cast<size_t>(layer)], layer);
     }
     if (interrupts.any()) throw Stopped();
-    run_head(chunks, count, logits);
+    run_head(chunks, count, logits, hidden);
 }
 
 }  // namespace puna

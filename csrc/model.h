@@ -4,10 +4,13 @@
 
 #include <array>
 #include <atomic>
+#include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "adapter.h"
 #include "kernels.h"
 #include "memory.h"
 #include "puna.h"
@@ -58,7 +61,16 @@ class Model {
     // Limits the KV cache to `pages` pages of kPage tokens.
     void limit_pages(int32_t pages);
     // See puna_forward.
-    void forward(const puna_chunk* chunks, int32_t count, float* logits, const Interrupts& interrupts);
+    void forward(const puna_chunk* chunks, int32_t count, float* logits, float* hidden, const Interrupts& interrupts);
+
+    // See puna_adapter_load and puna_adapter_drop.
+    int32_t load_adapter(const puna_low_rank* changes, int32_t count);
+    void drop_adapter(int32_t number);
+
+    // See puna_pages_read, puna_pages_write and puna_pages_fill.
+    void read_pages(const int32_t* pages, int32_t count, uint8_t* out) const;
+    void write_pages(const int32_t* pages, int32_t count, const uint8_t* data);
+    void fill_pages(const int32_t* pages, int32_t count, int32_t tokens, const float* keys, const float* values);
 
     // See puna_model_weight_bytes and puna_model_integers.
     void weight_bytes(int64_t* bytes) const;
@@ -74,11 +86,26 @@ class Model {
         int32_t chunk_index;
         int32_t id;
         int32_t position;
+        const float* embedding;  // input of the first layer; null: the embedding of `id`
     };
     struct Projection {
         const Matrix* matrix;
         float* out;
         int64_t stride;
+        int32_t kind;  // PUNA_*
+    };
+    // Consecutive tokens with the same adapter.
+    struct Segment {
+        const Adapter* adapter;
+        int64_t first, count;  // tokens
+    };
+    // The change of one product for the tokens of a segment.
+    struct Product {
+        const LowRank* change;
+        const Segment* segment;
+        size_t index;           // of the product among those of the loop
+        int64_t first_item;     // index of its first item of a x
+        size_t floats, halves;  // index of its first value in inner_ and in inner_bf16_
     };
     // Consecutive tokens of one chunk whose attention is computed together.
     struct Tile {
@@ -118,6 +145,7 @@ class Model {
     void pack(Matrix& matrix, const puna_tensor& tensor);
     void prepare(const puna_chunk* chunks, int32_t count);
     void reserve_pages(int32_t pages);
+    int32_t check_pages(const int32_t* pages, int32_t count) const;
     void reserve_buffers();
     void make_tiles(const puna_chunk* chunks, int32_t count);
     void embed();
@@ -127,7 +155,14 @@ class Model {
     void normalise(const std::vector<float>& weight, std::initializer_list<const Matrix*> readers);
     void convert_row(const float* x, int64_t cols, int64_t token, int per_scale, bool bf16);
     Activations activations(const float* x, int64_t cols);
-    void project(std::initializer_list<Projection> outs, const Activations& x, int64_t tokens, bool add);
+    void project(std::initializer_list<Projection> outs, int32_t layer, const Activations& x, int64_t tokens, bool add);
+    void make_segments();
+    void plan_products(std::initializer_list<Projection> outs, int32_t layer);
+    void multiply_inner(const Activations& x);
+    void add_products(const Projection& out, size_t index, int64_t first, int64_t last, int64_t tokens);
+    void add_rows(const Projection& from, float* out, int64_t first, int64_t last, int64_t tokens) const;
+    const FormatTraits& change_format(const Panels& w) const;
+    bool reads_bf16(const Matrix& matrix) const;
     void observe(const float* x, int64_t cols, int64_t offset);
     void prefetch_keys(int32_t layer) const;
     void store_keys_values(int32_t layer);
@@ -137,7 +172,7 @@ class Model {
     void merge_splits(std::initializer_list<const Matrix*> readers);
     void merge_head(const Tile& tile, int64_t head);
     void activate(std::initializer_list<const Matrix*> readers);
-    void run_head(const puna_chunk* chunks, int32_t count, float* logits);
+    void run_head(const puna_chunk* chunks, int32_t count, float* logits, float* hidden);
     void input_forms(std::initializer_list<const Matrix*> readers, int& per_scale, bool& bf16) const;
     void add_time(int32_t phase);
 
@@ -148,6 +183,8 @@ class Model {
     Matrix embedding_, head_;
     std::vector<float> norm_;
     std::vector<Layer> layers_;
+    std::map<int32_t, std::unique_ptr<Adapter>> adapters_;  // by number
+    int32_t last_adapter_ = 0;
 
     int32_t pages_ = 0;     // limit of the cache
     int32_t reserved_ = 0;  // pages that keys_ and values_ have memory for
@@ -164,6 +201,13 @@ class Model {
     Buffer<int32_t> last_;   // [threads][last_stride_]: positions of the gathered queries
     int64_t scratch_stride_ = 0, last_stride_ = 0;
     Buffer<uint16_t> bf16_;
+
+    std::vector<Segment> segments_;
+    std::vector<Product> products_;  // of the current loop, in the order of their items
+    Buffer<float> inner_, added_;    // a x, [tokens][rank] per product; w x + b a x of products that are added to x_
+    Buffer<uint16_t> inner_bf16_;    // [tokens][bf16_stride(rank)] per product
+    int64_t items_ = 0;              // of a x, in the current loop
+    std::atomic<int64_t> next_item_{0}, items_done_{0};
 
     double* squares_ = nullptr;  // see puna_model_observe
     std::array<double, PUNA_PHASES> seconds_{};

@@ -32,6 +32,14 @@ inline void pause() {
 
 }  // namespace
 
+void wait_for(const std::atomic<int64_t>& count, int64_t target) {
+    for (int spins = 0; count.load(std::memory_order_acquire) != target;)
+        if (++spins < kSpins)
+            pause();
+        else
+            std::this_thread::yield();  // the system has suspended the other thread
+}
+
 Pool::Pool(int threads) : ranges_(static_cast<size_t>(threads)) {
     try {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });

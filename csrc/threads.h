@@ -76,6 +76,9 @@ class Pool {
     const void* context_ = nullptr;
 };
 
+// Waits until `count` is `target`: other threads of the same loop increase it, without waiting for this thread.
+void wait_for(const std::atomic<int64_t>& count, int64_t target);
+
 }  // namespace puna
 
 #endif

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define PUNA_ABI_VERSION 5
+#define PUNA_ABI_VERSION 6
 
 /* Bits of puna_cpu_features(). A bit is set when the processor has the instructions and the operating system saves
  * their registers. */
@@ -103,16 +103,22 @@ enum {
 /* Tokens in one page of the KV cache. */
 #define PUNA_PAGE 64
 
+/* What puna_forward returns for a chunk: logits, or hidden states after the final norm. */
+enum { PUNA_OUTPUT_LOGITS = 0, PUNA_OUTPUT_HIDDEN = 1 };
+
 /* Consecutive tokens of one sequence; see puna.backend.Chunk. */
 typedef struct puna_chunk {
-    const int64_t* tokens;
-    const int32_t* pages; /* pages[n] holds positions n * PUNA_PAGE .. n * PUNA_PAGE + PUNA_PAGE - 1 */
-    int32_t count;        /* number of tokens */
+    const int32_t* tokens;   /* [count] */
+    const float* embeddings; /* NULL, or the inputs of the first layer, [count][hidden_size] */
+    const int32_t* pages;    /* pages[n] holds positions n * PUNA_PAGE .. n * PUNA_PAGE + PUNA_PAGE - 1 */
+    const float* inv_freq;   /* rotary frequencies, [head_dim / 2] */
+    float rope_scale;        /* factor on the cosines and sines */
+    int32_t count;           /* number of tokens */
     int32_t page_count;
-    int32_t start;         /* position of the first token */
-    int32_t logits;        /* number of tokens, counted from the end, whose logits are returned */
-    const float* inv_freq; /* rotary frequencies, [head_dim / 2] */
-    float rope_scale;      /* factor on the cosines and sines */
+    int32_t start;   /* position of the first token */
+    int32_t rows;    /* number of tokens, counted from the end, whose output is returned */
+    int32_t output;  /* PUNA_OUTPUT_* */
+    int32_t adapter; /* a number of puna_adapter_load; 0: none */
 } puna_chunk;
 
 /* Return codes. PUNA_STOPPED: a signal interrupted the forward pass; see puna_forward. */
@@ -169,13 +175,40 @@ PUNA_API void puna_model_weight_bytes(const puna_model* model, int64_t* bytes);
 /* Returns 1 if the layers' matrices are in an integer format, else 0. Only layer 0's down projection is tested. */
 PUNA_API int32_t puna_model_integers(const puna_model* model);
 
-/* Extends the KV caches by the chunks' tokens and writes logits, [sum of the chunks' `logits`][vocab_size], in the
- * order of the chunks. With `interruptible`, a SIGINT for which the process has a handler ends the pass at the next
- * layer boundary: the handler is called and the result is PUNA_STOPPED. Pass 1 only in the thread that receives
- * signals. After PUNA_STOPPED, cached positions before each chunk's `start` are unchanged, so the same call can be
- * repeated. */
+/* Extends the KV caches by the chunks' tokens. Writes logits, [rows of the chunks with logits][vocab_size], and hidden
+ * states, [rows of the chunks with hidden states][hidden_size], each in the order of the chunks. With `interruptible`,
+ * a SIGINT for which the process has a handler ends the pass at the next layer boundary: the handler is called and the
+ * result is PUNA_STOPPED. Pass 1 only in the thread that receives signals. After PUNA_STOPPED, cached positions before
+ * each chunk's `start` are unchanged, so the same call can be repeated. */
 PUNA_API int32_t puna_forward(puna_model* model, const puna_chunk* chunks, int32_t count, int32_t interruptible,
-                              float* logits);
+                              float* logits, float* hidden);
+
+/* An adapter's change of one matrix product: y = row_scale * (w x + b a x) + the model's bias + bias. */
+typedef struct puna_low_rank {
+    const float* a;         /* [rank][columns of the matrix] */
+    const float* b;         /* [rows of the matrix][rank] */
+    const float* bias;      /* NULL, or [rows of the matrix] */
+    const float* row_scale; /* NULL, or [rows of the matrix] */
+    int32_t kind;           /* PUNA_Q to PUNA_DOWN; each matrix at most once */
+    int32_t layer;
+    int32_t rank; /* 0: no product b a x */
+} puna_low_rank;
+
+/* Packs an adapter into the model's memory, and writes its number, which is above 0. The matrices must be loaded. */
+PUNA_API int32_t puna_adapter_load(puna_model* model, const puna_low_rank* changes, int32_t count, int32_t* number);
+
+/* Frees an adapter. */
+PUNA_API int32_t puna_adapter_drop(puna_model* model, int32_t number);
+
+/* Copies pages of the KV cache to `out`, or `data` to pages: PUNA_PAGE * puna_cache_bytes() bytes for each page. Their
+ * layout depends on the shape of the model only. */
+PUNA_API int32_t puna_pages_read(const puna_model* model, const int32_t* pages, int32_t count, uint8_t* out);
+PUNA_API int32_t puna_pages_write(puna_model* model, const int32_t* pages, int32_t count, const uint8_t* data);
+
+/* Stores the keys and values of the first tokens of a sequence, [layers][kv_heads][tokens][head_dim], in its pages.
+ * Keys are stored unchanged: rotated, unless the model has unrotated_keys. */
+PUNA_API int32_t puna_pages_fill(puna_model* model, const int32_t* pages, int32_t count, int32_t tokens,
+                                 const float* keys, const float* values);
 
 /* Starts an observation: each later forward pass squares the elements of every matrix input, sums the squares of each
  * column over the tokens, and adds the sums to `squares`. The array holds, for each layer, the sums for the input

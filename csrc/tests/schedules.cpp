@@ -1,7 +1,8 @@
 // Checks that the thread pool runs each item of a loop once. Then runs small models through the
 // C ABI in many schedules (divisions of the prompts into chunks) and checks that all schedules give the same bits of
-// logits. `schedules quick` runs fewer schedules. The program is meant for sanitizer builds (`make sanitize`), which
-// detect errors of memory and threads; tests/native tests the values of logits.
+// logits and hidden states, also of requests with adapters. `schedules quick` runs fewer schedules. The program is
+// meant for sanitizer builds (`make sanitize`), which detect errors of memory and threads; tests/native tests the
+// values of logits.
 
 #include <algorithm>
 #include <cstdio>
@@ -44,6 +45,35 @@ void load(puna_model* model, int kind, int layer, int64_t rows, int64_t cols, st
     if (puna_model_load(model, kind, layer, &tensor)) fail("load");
 }
 
+// Loads two adapters with random changes of all products. Their numbers are 1 and 2; only the second scales rows.
+void load_adapters(puna_model* model, const puna_shape& s) {
+    std::mt19937 random(6);
+    std::normal_distribution<float> normal(0.0f, 0.1f);
+    const int q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
+    const int hidden = s.hidden_size, inner = s.intermediate_size;
+    const int sizes[][2] = {{q, hidden},     {kv, hidden},    {kv, hidden},   {hidden, q},
+                            {inner, hidden}, {inner, hidden}, {hidden, inner}};
+    for (int32_t number = 1; number <= 2; ++number) {
+        std::vector<std::vector<float>> values;
+        std::vector<puna_low_rank> changes;
+        const auto next = [&](int count) {
+            values.emplace_back(static_cast<size_t>(count));
+            for (float& value : values.back()) value = normal(random);
+            return values.back().data();
+        };
+        for (int layer = 0; layer < s.layers; ++layer)
+            for (int kind = PUNA_Q; kind <= PUNA_DOWN; ++kind) {
+                const int rows = sizes[kind - PUNA_Q][0], cols = sizes[kind - PUNA_Q][1];
+                const int rank = number == 1 ? 16 : kind == PUNA_K ? 0 : 19;
+                changes.push_back({next(rank * cols), next(rows * rank), kind == PUNA_O ? next(rows) : nullptr,
+                                   number == 2 ? next(rows) : nullptr, kind, layer, rank});
+            }
+        int32_t loaded = 0;
+        if (puna_adapter_load(model, changes.data(), static_cast<int32_t>(changes.size()), &loaded) || loaded != number)
+            fail("adapter");
+    }
+}
+
 puna_model* make(const Case& one, const char* kernels, int pages) {
     std::mt19937 random(5);
     const puna_shape& s = one.shape;
@@ -65,6 +95,7 @@ puna_model* make(const Case& one, const char* kernels, int pages) {
         load(model, PUNA_DOWN, layer, s.hidden_size, s.intermediate_size, random, one.quantize);
     }
     if (puna_model_ready(model, pages)) fail("ready");
+    load_adapters(model, s);
     return model;
 }
 
@@ -89,14 +120,17 @@ void check_pool() {
     }
 }
 
-constexpr int kPages = 8, kLength = 150, kRequests = 2;
+constexpr int kPages = 8, kLength = 100, kRequests = 4;
 
-// Runs `kRequests` prompts together, in random chunks of up to `largest` tokens. Returns all logits, request by
-// request.
+// Runs `kRequests` prompts together, in random chunks of up to `largest` tokens. Requests 1 to 3 have the adapters 1,
+// 2 and 1; request 3 begins with given embeddings and returns hidden states. Returns all outputs, request by request.
 std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int largest) {
     std::mt19937 random(seed);
     const size_t vocab = static_cast<size_t>(one.shape.vocab_size);
-    std::vector<int64_t> tokens[kRequests];
+    const size_t hidden_size = static_cast<size_t>(one.shape.hidden_size);
+    std::vector<float> embeddings(hidden_size * kLength);
+    for (size_t i = 0; i < embeddings.size(); ++i) embeddings[i] = 0.1f * static_cast<float>(i % 7);
+    std::vector<int32_t> tokens[kRequests];
     std::vector<int32_t> pages[kRequests];
     for (int r = 0; r < kRequests; ++r) {
         for (int t = 0; t < kLength; ++t) tokens[r].push_back((t * 7 + r) % one.shape.vocab_size);
@@ -105,7 +139,8 @@ std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int la
     }
     std::vector<float> inv_freq(static_cast<size_t>(one.shape.head_dim / 2));
     for (size_t i = 0; i < inv_freq.size(); ++i) inv_freq[i] = 1.0f / static_cast<float>(i + 1);
-    std::vector<float> all(vocab * kLength * kRequests);
+    const size_t widest = std::max(vocab, hidden_size);
+    std::vector<float> all(widest * kLength * kRequests);
     int done[kRequests] = {};
     for (bool busy = true; busy;) {
         std::vector<puna_chunk> chunks;
@@ -114,22 +149,37 @@ std::vector<float> run(puna_model* model, const Case& one, uint32_t seed, int la
             if (done[r] == kLength) continue;
             const int count =
                 std::min<int>(kLength - done[r], 1 + static_cast<int>(random() % static_cast<unsigned>(largest)));
-            chunks.push_back({tokens[r].data() + done[r], pages[r].data(), count, kPages / kRequests, done[r], count,
-                              inv_freq.data(), 1.0f});
+            const bool embedded = r == 3 && done[r] < 40;
+            chunks.push_back(
+                {.tokens = tokens[r].data() + done[r],
+                 .embeddings = embedded ? embeddings.data() + static_cast<size_t>(done[r]) * hidden_size : nullptr,
+                 .pages = pages[r].data(),
+                 .inv_freq = inv_freq.data(),
+                 .rope_scale = 1.0f,
+                 .count = embedded ? std::min(count, 40 - done[r]) : count,
+                 .page_count = kPages / kRequests,
+                 .start = done[r],
+                 .rows = embedded ? std::min(count, 40 - done[r]) : count,
+                 .output = r == 3 ? PUNA_OUTPUT_HIDDEN : PUNA_OUTPUT_LOGITS,
+                 .adapter = r % 2 ? 1 : r});
             owners.push_back(r);
         }
         busy = !chunks.empty();
         if (!busy) break;
         size_t rows = 0;
         for (const puna_chunk& chunk : chunks) rows += static_cast<size_t>(chunk.count);
-        std::vector<float> logits(rows * vocab);
-        if (puna_forward(model, chunks.data(), static_cast<int32_t>(chunks.size()), 0, logits.data())) fail("forward");
-        const float* from = logits.data();
+        std::vector<float> logits(rows * vocab), hidden(rows * hidden_size);
+        if (puna_forward(model, chunks.data(), static_cast<int32_t>(chunks.size()), 0, logits.data(), hidden.data()))
+            fail("forward");
+        const float *from = logits.data(), *from_hidden = hidden.data();
         for (size_t c = 0; c < chunks.size(); ++c) {
             const int r = owners[c];
-            const size_t size = static_cast<size_t>(chunks[c].count) * vocab;
-            std::memcpy(all.data() + static_cast<size_t>(r * kLength + done[r]) * vocab, from, size * sizeof(float));
-            from += size;
+            const bool is_hidden = chunks[c].output == PUNA_OUTPUT_HIDDEN;
+            const size_t width = is_hidden ? hidden_size : vocab, size = static_cast<size_t>(chunks[c].count) * width;
+            const float*& source = is_hidden ? from_hidden : from;
+            std::memcpy(all.data() + static_cast<size_t>(r * kLength) * widest + static_cast<size_t>(done[r]) * width,
+                        source, size * sizeof(float));
+            source += size;
             done[r] += chunks[c].count;
         }
     }

@@ -225,5 +225,5 @@ def test_an_empty_batch_is_refused():
     config = config_of(vocab_size=71, **SIZES)
     state = random_state(config)
     backend = NativeBackend(config, pack_state("f32", state))
-    assert backend._library.puna_forward(backend._model, None, 0, 0, None) == 1
+    assert backend._library.puna_forward(backend._model, None, 0, 0, None, None) == 1
     assert b"a batch must have at least one chunk" in backend._library.puna_error()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -57,8 +59,13 @@ def test_logits_are_bit_identical_in_random_schedules(shape, name, cache, kernel
         assert run_schedule(random, backends[number % 3], texts, expected) == sum(map(len, texts))
 
 
-def run_schedule(random: np.random.Generator, backend: NativeBackend, texts: list, expected: list) -> int:
-    """Runs the texts in random chunks, checks each row of logits, and returns the number of tokens that ran."""
+def run_schedule(
+    random: np.random.Generator, backend: NativeBackend, texts: list, expected: list, adapters: Sequence[int] = ()
+) -> int:
+    """Runs the texts in random chunks, checks each row of logits, and returns the number of tokens that ran.
+
+    Text i has the adapter adapters[i], or none if there are no adapters.
+    """
     pages = random.permutation(sum(page_count(len(text)) for text in texts)).tolist()
     tables = [tuple(pages.pop() for _ in range(page_count(len(text)))) for text in texts]
     lengths = [0] * len(texts)
@@ -69,7 +76,8 @@ def run_schedule(random: np.random.Generator, backend: NativeBackend, texts: lis
             if unread and random.random() < 0.8:
                 size = int(random.integers(1, min(unread, random.choice([1, 8, 90])) + 1))
                 tokens = texts[index][lengths[index] : lengths[index] + size]
-                batch.append(Chunk(tables[index], tokens, lengths[index], int(random.integers(0, size + 1))))
+                rows, adapter = int(random.integers(0, size + 1)), adapters[index] if adapters else 0
+                batch.append(Chunk(tables[index], tokens, lengths[index], rows, adapter=adapter))
                 indices.append(index)
         logits = backend.forward(batch).logits
         row = 0

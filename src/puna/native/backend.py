@@ -12,6 +12,7 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 from puna.backend import PAGE, Batch, Chunk, LowRank, Outputs, check_batch, page_count
 from puna.config import LlamaConfig
 from puna.config.frequencies import Frequencies, RotaryFrequencies
-from puna.errors import BackendError
+from puna.errors import BackendError, RequestError
+from puna.native.adapters import load_adapter
 from puna.native.library import (
     BF16_KERNELS,
+    OUTPUTS,
     PHASES,
     STOPPED,
     NativeChunk,
@@ -100,6 +103,7 @@ class NativeBackend:
         for name in sorted(tensors, key=lambda name: -tensors[name].format.size(tensors[name].shape)):
             load_tensor(self._model, name, tensors[name], target, float32)
         self._check(self._library.puna_model_ready(self._model, self.pages))
+        self._adapters: set[int] = set()
 
     def __del__(self) -> None:
         if "_pointer" in self.__dict__:
@@ -178,71 +182,119 @@ class NativeBackend:
         Raises:
             RequestError: if the batch is invalid (see `check_batch`). The cache is then unchanged.
         """
-        check_batch(batch, self.config, self.pages)
-        for chunk in batch:
-            if chunk.output != "logits" or chunk.embeddings is not None:
-                raise BackendError("the native backend supports neither hidden states nor embeddings yet")
-        logits = np.empty((sum(chunk.rows for chunk in batch), self.config.vocab_size), np.float32)
+        check_batch(batch, self.config, self.pages, self._adapters)
+        counts = {output: sum(chunk.rows for chunk in batch if chunk.output == output) for output in OUTPUTS}
+        logits = np.empty((counts["logits"], self.config.vocab_size), np.float32)
+        hidden = np.empty((counts["hidden"], self.config.hidden_size), np.float32)
         pieces = [piece for chunk in batch for piece in self._pieces(chunk)]
         step = _MAX_PIECES if self._rope.by_length else max(1, len(pieces))
-        row = 0
+        rows = dict.fromkeys(OUTPUTS, 0)
         for first in range(0, len(pieces), step):
             group = pieces[first : first + step]
-            self._run(group, logits[row:])
-            row += sum(chunk.rows for chunk, _ in group)
-        return Outputs(logits, np.empty((0, self.config.hidden_size), np.float32))
+            self._run(group, logits[rows["logits"] :], hidden[rows["hidden"] :])
+            for chunk, _ in group:
+                rows[chunk.output] += chunk.rows
+        return Outputs(logits, hidden)
+
+    def load_adapter(self, products: Mapping[str, LowRank]) -> int:
+        """Loads changes of the layers' projections, by Hugging Face's names of the matrices; returns their number.
+
+        If the changed matrix is in an integer format or in bfloat16, the factors are rounded to bfloat16. Do not call
+        this while `forward` runs.
+
+        Raises:
+            BackendError: if a name is not that of a projection, or the shape of a factor differs from the model's.
+        """
+        number = load_adapter(self._model, self.config, products)
+        self._adapters.add(number)
+        return number
+
+    def drop_adapter(self, number: int) -> None:
+        """Frees an adapter. Do not call this while `forward` runs."""
+        self._check(self._library.puna_adapter_drop(self._model, number))
+        self._adapters.discard(number)
 
     @property
     def page_bytes(self) -> int:
         """Bytes of a page of the cache."""
         return self.cache_bytes_per_token * PAGE
 
-    def load_adapter(self, products: Mapping[str, LowRank]) -> int:
-        """Not supported yet."""
-        raise BackendError("the native backend does not support adapters yet")
-
-    def drop_adapter(self, number: int) -> None:
-        """Not supported yet."""
-        raise BackendError("the native backend does not support adapters yet")
-
     def read_pages(self, pages: Sequence[int]) -> NDArray[np.uint8]:
-        """Not supported yet."""
-        raise BackendError("the native backend does not support reading pages of the cache yet")
+        """Returns the contents of pages, (n, page_bytes): the keys of all layers, then the values of all layers."""
+        data = np.empty((len(pages), self.page_bytes), np.uint8)
+        numbers = self._page_numbers(pages)
+        self._check(self._library.puna_pages_read(self._model, numbers, len(pages), data.ctypes.data))
+        return data
 
     def write_pages(self, pages: Sequence[int], data: NDArray[np.uint8]) -> None:
-        """Not supported yet."""
-        raise BackendError("the native backend does not support writing pages of the cache yet")
+        """Restores pages that `read_pages` has returned, also in another process with the same model and cache type."""
+        _check_array("data", data, np.uint8, (len(pages), self.page_bytes))
+        data, numbers = np.ascontiguousarray(data), self._page_numbers(pages)
+        self._check(self._library.puna_pages_write(self._model, numbers, len(pages), data.ctypes.data))
 
     def fill_pages(self, pages: Sequence[int], keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
-        """Not supported yet."""
-        raise BackendError("the native backend does not support prefixes yet")
+        """Stores the keys and values of the first T tokens of a sequence; see `puna.backend.Backend.fill_pages`."""
+        if self._rope.by_length:
+            raise BackendError(
+                "the keys of this model's rope type depend on the length of the text, so that given keys (a prefix) "
+                "cannot be used; use an adapter of another kind"
+            )
+        config, tokens = self.config, keys.shape[2] if keys.ndim == 4 else 0
+        shape = (config.num_hidden_layers, config.num_key_value_heads, tokens, config.head_dim)
+        _check_array("keys", keys, np.float32, shape)
+        _check_array("values", values, np.float32, shape)
+        if tokens > len(pages) * PAGE:
+            raise RequestError(f"{tokens} tokens do not fit in {len(pages)} pages of {PAGE} tokens")
+        keys, values, numbers = np.ascontiguousarray(keys), np.ascontiguousarray(values), self._page_numbers(pages)
+        self._check(
+            self._library.puna_pages_fill(
+                self._model, numbers, len(pages), tokens, keys.ctypes.data, values.ctypes.data
+            )
+        )
+
+    def _page_numbers(self, pages: Sequence[int]) -> bytes:
+        for page in pages:
+            if not 0 <= page < self.pages:
+                raise RequestError(f"page is {page}; the cache has pages 0 to {self.pages - 1}")
+        return array("i", pages).tobytes()
 
     def _pieces(self, chunk: Chunk) -> Iterator[tuple[Chunk, Frequencies]]:
         """Splits the chunk where the rotary frequencies of its tokens change."""
         end = len(chunk.tokens)
         for first, last, inv_freq in self._rope.runs(chunk.start, end):
+            if last - first == end:
+                yield chunk, inv_freq
+                return
             rows = max(0, min(last - first, last - (end - chunk.rows)))
-            yield Chunk(chunk.pages, chunk.tokens[first:last], chunk.start + first, rows), inv_freq
+            embeddings = None if chunk.embeddings is None else chunk.embeddings[first:last]
+            tokens, start = chunk.tokens[first:last], chunk.start + first
+            yield replace(chunk, tokens=tokens, start=start, rows=rows, embeddings=embeddings), inv_freq
 
-    def _run(self, pieces: list[tuple[Chunk, Frequencies]], logits: NDArray[np.float32]) -> None:
+    def _run(
+        self, pieces: list[tuple[Chunk, Frequencies]], logits: NDArray[np.float32], hidden: NDArray[np.float32]
+    ) -> None:
         chunks = (NativeChunk * len(pieces))(*(self._native_chunk(chunk, inv_freq) for chunk, inv_freq in pieces))
         in_main = threading.get_ident() == threading.main_thread().ident
+        outputs = logits.ctypes.data, hidden.ctypes.data
         status = STOPPED
         while status == STOPPED:  # a signal interrupted the call: repeat it, unless the handler raises
-            status = self._library.puna_forward(self._model, chunks, len(pieces), in_main, logits.ctypes.data)
+            status = self._library.puna_forward(self._model, chunks, len(pieces), in_main, *outputs)
         self._check(status)
 
     def _native_chunk(self, chunk: Chunk, inv_freq: Frequencies) -> NativeChunk:
         """Converts the chunk to its C struct; ctypes keeps the bytes alive as long as the struct."""
         return NativeChunk(
-            array("q", chunk.tokens.tolist()).tobytes(),
+            array("i", chunk.tokens.tolist()).tobytes(),
+            None if chunk.embeddings is None else chunk.embeddings.tobytes(),
             array("i", chunk.pages).tobytes(),
+            inv_freq.tobytes(),
+            self._rope.scale,
             len(chunk.tokens),
             len(chunk.pages),
             chunk.start,
             chunk.rows,
-            inv_freq.tobytes(),
-            self._rope.scale,
+            OUTPUTS[chunk.output],
+            chunk.adapter,
         )
 
     def _new_model(self, shape: Shape, threads: int, kernels: str) -> int:
@@ -291,3 +343,10 @@ def _shape(config: LlamaConfig, cache: int, unrotated_keys: bool) -> Shape:
         cache,
         unrotated_keys,
     )
+
+
+def _check_array(name: str, data: NDArray[np.generic], dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+    if data.shape != shape or data.dtype != dtype:
+        raise RequestError(
+            f"{name} is {data.dtype} of shape {data.shape}; it must be {dtype.__name__} of shape {shape}"
+        )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from puna.errors import BackendError, show
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 """PUNA_ABI_VERSION in csrc/include/puna.h."""
 
 MAX_THREADS = 256
@@ -68,13 +68,34 @@ class NativeChunk(ctypes.Structure):
 
     _fields_ = (
         ("tokens", ctypes.c_char_p),
+        ("embeddings", ctypes.c_char_p),
         ("pages", ctypes.c_char_p),
+        ("inv_freq", ctypes.c_char_p),
+        ("rope_scale", ctypes.c_float),
         ("count", ctypes.c_int32),
         ("page_count", ctypes.c_int32),
         ("start", ctypes.c_int32),
-        ("logits", ctypes.c_int32),
-        ("inv_freq", ctypes.c_char_p),
-        ("rope_scale", ctypes.c_float),
+        ("rows", ctypes.c_int32),
+        ("output", ctypes.c_int32),
+        ("adapter", ctypes.c_int32),
+    )
+
+
+OUTPUTS = {"logits": 0, "hidden": 1}
+"""The numbers PUNA_OUTPUT_*."""
+
+
+class NativeLowRank(ctypes.Structure):
+    """The C struct puna_low_rank."""
+
+    _fields_ = (
+        ("a", ctypes.c_void_p),
+        ("b", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("row_scale", ctypes.c_void_p),
+        ("kind", ctypes.c_int32),
+        ("layer", ctypes.c_int32),
+        ("rank", ctypes.c_int32),
     )
 
 
@@ -112,7 +133,12 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "puna_cache_bytes": (_LONG, (_POINTER,)),
     "puna_model_weight_bytes": (None, (_POINTER, _POINTER)),
     "puna_model_integers": (_INT, (_POINTER,)),
-    "puna_forward": (_INT, (_POINTER, _POINTER, _INT, _INT, _POINTER)),
+    "puna_forward": (_INT, (_POINTER, _POINTER, _INT, _INT, _POINTER, _POINTER)),
+    "puna_adapter_load": (_INT, (_POINTER, _POINTER, _INT, _POINTER)),
+    "puna_adapter_drop": (_INT, (_POINTER, _INT)),
+    "puna_pages_read": (_INT, (_POINTER, ctypes.c_char_p, _INT, _POINTER)),
+    "puna_pages_write": (_INT, (_POINTER, ctypes.c_char_p, _INT, _POINTER)),
+    "puna_pages_fill": (_INT, (_POINTER, ctypes.c_char_p, _INT, _INT, _POINTER, _POINTER)),
     "puna_sample": (_INT, (ctypes.c_char_p, _LONG, _POINTER, _INT)),
     "puna_quantize": (_INT, (ctypes.c_char_p, _INT, _POINTER, _INT, _LONG, _LONG, _INT, _POINTER, _POINTER)),
     "puna_measure": (_INT, (ctypes.c_char_p, _INT, _POINTER)),

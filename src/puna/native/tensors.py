@@ -16,8 +16,8 @@ from puna.native.library import NativeTensor, load_library
 QUANTIZED = ("q8_0", "q4_0", "q4_K")
 """Formats that float matrices can be quantised to while they are packed."""
 
-_OUTSIDE_LAYERS = {"model.embed_tokens.weight": 0, "model.norm.weight": 1, "lm_head.weight": 2}
-_IN_LAYER = {
+OUTSIDE_LAYERS = {"model.embed_tokens.weight": 0, "model.norm.weight": 1, "lm_head.weight": 2}
+IN_LAYER = {
     "input_layernorm.weight": 3, "post_attention_layernorm.weight": 4, "self_attn.q_proj.weight": 5,
     "self_attn.k_proj.weight": 6, "self_attn.v_proj.weight": 7, "self_attn.o_proj.weight": 8, "mlp.gate_proj.weight": 9,
     "mlp.up_proj.weight": 10, "mlp.down_proj.weight": 11, "self_attn.q_proj.bias": 12, "self_attn.k_proj.bias": 13,
@@ -102,7 +102,7 @@ def load_tensor(model: int, name: str, tensor: Tensor, quantize: BlockFormat | N
     Raises:
         BackendError: if the library rejects the tensor.
     """
-    layer, kind = _layer_and_kind(name)
+    layer, kind = layer_and_kind(name)
     library = load_library()
     if len(tensor.shape) == 2 and not _is_unpacked(tensor, float32):
         data, order = tensor.data, tensor.order
@@ -127,13 +127,13 @@ def _is_unpacked(tensor: Tensor, float32: bool) -> bool:
     return float32 and len(tensor.shape) == 2 and tensor.format.name not in _FLOATS
 
 
-def _layer_and_kind(name: str) -> tuple[int, int]:
+def layer_and_kind(name: str) -> tuple[int, int]:
     """Returns (layer, number of the kind); layer -1 for tensors outside the layers."""
-    kind = _OUTSIDE_LAYERS.get(name)
+    kind = OUTSIDE_LAYERS.get(name)
     if kind is not None:
         return -1, kind
     number, _, rest = name.removeprefix("model.layers.").partition(".")
-    return int(number), _IN_LAYER[rest]
+    return int(number), IN_LAYER[rest]
 
 
 def _target(name: str, tensor: Tensor, quantize: BlockFormat | None) -> BlockFormat | None:
@@ -146,7 +146,7 @@ def _target(name: str, tensor: Tensor, quantize: BlockFormat | None) -> BlockFor
     """
     if quantize is None or tensor.format.name not in _FLOATS:
         return None
-    target = FORMATS["q8_0"] if name in _OUTSIDE_LAYERS else quantize
+    target = FORMATS["q8_0"] if name in OUTSIDE_LAYERS else quantize
     if tensor.shape[-1] % target.values:
         raise BackendError(
             f"{name} has rows of {tensor.shape[-1]} values, which {target.name} cannot pack: its blocks have "
