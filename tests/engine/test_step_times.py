@@ -203,4 +203,4 @@ def test_prompt_tokens_that_take_almost_no_time_do_not_overflow():
     for _ in range(3000):
         times.record(decoded=4, read=0, seconds=0.02)
         times.record(decoded=4, read=16, seconds=0.01)
-    assert times.budget(4, limit=512) == 508
+    assert times.budget(4, 1, limit=512) == 508
