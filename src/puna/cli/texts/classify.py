@@ -33,7 +33,8 @@ def classify(
 ) -> None:
     """Print the labels of texts.
 
-    The model is a LlamaForSequenceClassification, or a model with an adapter that classifies. Each line has a label, its score and the text.
+    The model is a LlamaForSequenceClassification, or has an adapter that classifies. Each line has a label, its score
+    and the text.
     """
     inputs = read_texts(texts)
     _, llm = Loader(backend, threads, device, dtype, quantize, max_batch=16, generates=False, adapter=adapter).load(
