@@ -9,9 +9,10 @@ import pytest
 
 from puna import LLM, AsyncLLM, LlamaConfig
 from puna.errors import BackendError, CheckpointError, ModelNotFoundError, RequestError
-from tests.adapters.cases import CASES, IDS, LOGITS, base_config, write_base, write_case
+from tests.adapters.cases import CASES, IDS, LOGITS, base_config, base_tensors, write_base, write_case
 from tests.helpers.adapters import KINDS, write_random_adapter
-from tests.helpers.torch_files import BACKENDS, HAS_TORCH
+from tests.helpers.tiny_checkpoints import write_folder
+from tests.helpers.torch_files import HAS_TORCH
 
 TEXT_CASES = [case for case in CASES if CASES[case][0] != "classes"]
 NOT_NATIVE = {
@@ -38,7 +39,7 @@ def llm(tiny_model, folders):
         yield model
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["native"])
 @pytest.mark.parametrize("case", TEXT_CASES)
 def test_logits_equal_those_of_peft(tmp_path, case, backend):
     """The expected logits are recorded; tests/adapters/test_torch.py compares them with those that PEFT computes."""
@@ -235,3 +236,59 @@ def test_a_prefix_for_frequencies_that_depend_on_the_length_is_an_error(tmp_path
     scaled.save_pretrained(model)
     with pytest.raises(RequestError, match="rope type 'dynamic', whose keys depend on the length"):
         LLM(model, "native", adapters={"it": write_case(tmp_path / "adapter", "prefix")})
+
+
+@pytest.mark.parametrize("backend", ["native"])
+@pytest.mark.parametrize("case", ["classes", "prompt_classes"])
+def test_labels_equal_those_of_peft(tmp_path, case, backend):
+    folder, expected = write_case(tmp_path / "adapter", case), np.load(LOGITS)[case]
+    arguments = {"backend": backend, "dtype": "float32", "adapters": {"it": folder}}
+    with LLM(write_base(tmp_path / "classifier", "classes"), **arguments) as llm:
+        (result,) = llm.classify(IDS[0].tolist(), adapter="it")
+        np.testing.assert_allclose(result.logits, expected, atol=1e-5 * np.abs(expected).max())
+        assert llm.classify(IDS[0].tolist())[0].logits != pytest.approx(result.logits, abs=1e-2)
+    # An adapter of a classifier has a head of its own, so that its base model may be a language model.
+    tensors = base_tensors("classes")
+    tensors["lm_head.weight"] = tensors.pop("score.weight")[np.zeros(48, int)]
+    language_model = write_folder(tmp_path / "language", base_config("plain"), tensors)
+    with LLM(language_model, **arguments) as llm:
+        (result,) = llm.classify(IDS[0].tolist(), adapter="it")
+        np.testing.assert_allclose(result.logits, expected, atol=1e-5 * np.abs(expected).max())
+        with pytest.raises(RequestError, match="has no classification head"):
+            llm.classify(IDS[0].tolist())
+
+
+def test_embeddings_use_the_adapter(llm, tiny_model, folders):
+    texts = [PROMPT, PROMPT[:30]]
+    for kind in ("lora", "long_prompt", "prefix", "classes"):
+        for pooling in ("last", "mean"):
+            result = llm.embed(texts, pooling=pooling, adapter=kind)
+            assert np.abs(result - llm.embed(texts, pooling=pooling)).max() > 1e-2
+            np.testing.assert_array_equal(result[1:], llm.embed(PROMPT[:30], pooling=pooling, adapter=kind))
+    for method in (llm.embed, llm.classify):
+        with pytest.raises(RequestError, match="adapter is 'x'"):
+            method("Hi", adapter="x")
+
+    async def run():
+        async with AsyncLLM(tiny_model, "native", adapters=folders) as model:
+            return await model.embed(texts, adapter="prefix"), await model.classify(texts, adapter="classes")
+
+    embeddings, labels = asyncio.run(run())
+    np.testing.assert_array_equal(embeddings, llm.embed(texts, adapter="prefix"))
+    assert labels == llm.classify(texts, adapter="classes")
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
+def test_states_equal_those_of_the_pytorch_model(llm, tiny_model, folders):
+    import torch
+
+    from puna import LlamaModel
+    from puna.adapters import open_adapter
+    from puna.adapters.torch_apply import apply_adapter
+
+    model = LlamaModel.from_pretrained(tiny_model).eval()
+    for kind in ("lora", "long_prompt", "prefix"):
+        with apply_adapter(model, open_adapter(folders[kind], model.config)), torch.no_grad():
+            states = model(torch.tensor([PROMPT])).last_hidden_state[0, -len(PROMPT) :].numpy()
+        np.testing.assert_allclose(llm.embed(PROMPT, adapter=kind)[0], states[-1], atol=1e-4)
+        np.testing.assert_allclose(llm.embed(PROMPT, pooling="mean", adapter=kind)[0], states.mean(0), atol=1e-4)
