@@ -27,6 +27,7 @@ def open_backend(
     dtype: str | None,
     quantize: str | None,
     max_batch: int,
+    keep_quantized: bool = False,
 ) -> Backend:
     """Returns a backend with the checkpoint's weights. The arguments are those of `LLM`.
 
@@ -40,6 +41,13 @@ def open_backend(
     _check_types(device, dtype)
     checkpoint = _with_tied_head(checkpoint)
     needs_torch = device is not None or str(dtype) not in ("None", "float32", "torch.float32")
+    if keep_quantized and dtype is not None and not needs_torch:  # the native backend would load float32 weights
+        if name == "native":
+            raise BackendError(
+                f"keep_quantized is True, but with dtype {dtype!r} backend 'native' dequantises the weights; leave out "
+                "dtype, which keeps them packed, or use backend='torch'"
+            )
+        needs_torch = True
     if name == "native" and needs_torch:
         raise BackendError(
             f"device is {device!r} and dtype is {dtype!r}, but backend 'native' computes in float32 on the CPU; leave "
@@ -65,7 +73,7 @@ def open_backend(
         raise MissingExtraError(
             "this model, device or dtype needs PyTorch; install it with: pip install 'puna[torch]'"
         ) from exc
-    return TorchBackend.from_pretrained(checkpoint, threads, device, dtype, max_batch)
+    return TorchBackend.from_pretrained(checkpoint, threads, device, dtype, max_batch, keep_quantized)
 
 
 def check_language_model(path: Path, head: str) -> None:

@@ -58,15 +58,16 @@ def test_chunks_return_the_logits_of_the_complete_text(name: str) -> None:
     assert are_close(logits, all_logits(model, IDS)[[0, 1, 2, 3, 4, 5, 6, 7, 13, 14]])
 
 
-def test_logits_do_not_depend_on_other_chunks_of_the_batch(backend: TorchBackend) -> None:
+def test_logits_depend_on_other_chunks_of_the_batch_only_by_rounding(backend: TorchBackend) -> None:
     first, second = IDS[:6], IDS[6:]
     logits = backend.forward([Chunk((0,), first, 0, 2), Chunk((3,), second, 0, 1)]).logits
     expected = np.concatenate([all_logits(backend.model, first)[-2:], all_logits(backend.model, second)[-1:]])
     assert are_close(logits, expected)
     single = backend.forward([Chunk((1,), second, 0, 1)]).logits
-    assert np.array_equal(logits[2:], single)  # bit-identical with and without other chunks in the batch
+    assert are_close(logits[2:], single)
     assert np.array_equal(backend.forward([Chunk((0,), second, 0, 1)]).logits, single)
     assert backend.forward([]).logits.shape == (0, 67)
+    assert backend.forward([Chunk((0,), second, 0, 0)]).logits.shape == (0, 67)
 
 
 def test_narrower_integers_and_half_precision_are_accepted(backend: TorchBackend) -> None:
@@ -149,11 +150,11 @@ def test_exhausted_memory_is_an_error_with_the_amount(backend: TorchBackend, mon
         return torch.empty(2**50, dtype=torch.uint8)
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend.model.model, "forward", allocate)
+        patch.setattr(backend.model.model, "hidden", allocate)
         with pytest.raises(BackendError, match=r"memory is exhausted \(.*tried to allocate 1125899906842624 bytes"):
             backend.forward([Chunk((0,), IDS, 0)])
     with monkeypatch.context() as patch:
-        patch.setattr(backend.model.model, "forward", lambda *arguments, **options: torch.zeros(2) @ torch.zeros(3))
+        patch.setattr(backend.model.model, "hidden", lambda *arguments, **options: torch.zeros(2) @ torch.zeros(3))
         with pytest.raises(RuntimeError, match="size"):
             backend.forward([Chunk((0,), IDS, 0)])
     assert backend.forward([Chunk((0,), IDS, 0)]).logits.shape == (1, backend.config.vocab_size)

@@ -36,7 +36,6 @@ def run(
         ),
     ] = None,
     file: options.File = None,
-    adapter: options.Adapter = None,
     system: options.System = None,
     max_tokens: options.AnswerTokens = None,
     context: options.Context = None,
@@ -66,9 +65,9 @@ def run(
     settings = options.answer_options(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
-        seed=seed, speculate=speculate, adapter=adapter,
+        seed=seed, speculate=speculate,
     )  # fmt: skip
-    loader = Loader(backend, threads, device, dtype, quantize, max_batch, adapter=adapter)
+    loader = Loader(backend, threads, device, dtype, quantize, max_batch)
     if prompt is None and not file:
         with _forgotten_model(model):
             start_chat(loader, model, settings, system, context, json=json, state=state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,23 +10,33 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from puna.backend import PAGE, Batch, Chunk, LowRank, Outputs, check_batch, page_count, split_outputs
+from puna.backend import Batch, Chunk, LowRank, Outputs, check_batch, page_count, split_outputs
 from puna.checkpoint import Checkpoint, open_checkpoint
 from puna.config import LlamaConfig
 from puna.errors import BackendError
+from puna.model.attention import AttentionMask
 from puna.model.causal_lm import LlamaForCausalLM
 from puna.model.device import choose_device
+from puna.model.llama import Step
 from puna.model.loading import choose_dtype, load
-from puna.model.outputs import BaseModelOutputWithPast
-from puna.model.pages import PagedCache
+from puna.model.paged.adapters import Adapters, segments_of
+from puna.model.paged.cache import PagedCache
+from puna.model.paged.decode import ROWS, DecodeGraphs
+from puna.model.paged.ragged import group_chunks, ragged_rope
 
 
 class TorchBackend:
     """Implements `puna.backend.Backend` with a `LlamaForCausalLM` on any device and in any dtype.
 
-    Chunks run one at a time, so a chunk's logits do not depend on the rest of the batch. Splitting a prompt
-    differently changes its logits only by rounding.
+    A batch is one forward pass: projections see the tokens of all chunks as rows of one matrix, and attention groups
+    chunks of equal length. PyTorch's kernels round differently for other numbers of rows, so the logits of a chunk
+    depend on the rest of the batch by rounding.
+
+    On a GPU, steps in which each sequence decodes one token are CUDA graphs (see `DecodeGraphs`). The first step with
+    1, with up to 16, up to 64 and up to 256 sequences compiles its graph, which takes some seconds. Other steps, those
+    with adapters, and models of the rope types dynamic and longrope run without graphs.
 
     Args:
         model: the model, which is put into evaluation mode.
@@ -39,6 +50,8 @@ class TorchBackend:
         self.config: LlamaConfig = model.config
         self._cache = PagedCache(self.config, slots * page_count(self.config.context_length), model.dtype, model.device)
         self.pages = self._cache.limit
+        self._adapters = Adapters(model)
+        self._graphs = DecodeGraphs(model, self._cache) if _can_capture(model) else None
         self._closed = False
 
     @classmethod
@@ -49,6 +62,7 @@ class TorchBackend:
         device: str | None = None,
         dtype: str | None = None,
         slots: int = 1,
+        keep_quantized: bool = False,
     ) -> TorchBackend:
         """Loads a language model.
 
@@ -58,9 +72,11 @@ class TorchBackend:
             device: a PyTorch device; None means the CPU.
             dtype: the type to compute in; None means float32 on the CPU, and the stored type on other devices.
             slots: number of sequences of full context that the cache has space for; fewer if memory is short.
+            keep_quantized: keep quantised matrices packed in their format and dequantise each when it is used.
 
         Raises:
             BackendError: if PyTorch has no such device here.
+            RequestError: if a matrix is in a format that cannot be kept packed.
             CheckpointError, ConfigError, ModelNotFoundError: as in `LlamaForCausalLM.from_pretrained`.
         """
         target = choose_device(device, None)
@@ -72,71 +88,119 @@ class TorchBackend:
         if threads is not None:
             torch.set_num_threads(threads)
         with _memory_errors():
-            return cls(load(LlamaForCausalLM, checkpoint, checkpoint.config, chosen, target), slots)
+            return cls(load(LlamaForCausalLM, checkpoint, checkpoint.config, chosen, target, keep_quantized), slots)
 
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page: the keys and values of PAGE tokens in all layers."""
+        return self._cache.page_bytes
+
+    @torch.inference_mode()
     def forward(self, batch: Batch) -> Outputs:
         """Writes the batch's keys and values; returns the outputs that its chunks request.
 
         Raises:
             RequestError: if the batch is invalid (see `check_batch`). The cache is then unchanged.
         """
-        if self._closed:
-            raise BackendError("the model is closed; load it again")
-        check_batch(batch, self.config, self.pages)
+        self._check_open()
+        check_batch(batch, self.config, self.pages, self._adapters.loaded)
         with _memory_errors():
-            return split_outputs(batch, [self._run(chunk) for chunk in batch], self.config)
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of a page of the cache."""
-        config = self.config
-        heads = config.num_hidden_layers * config.num_key_value_heads
-        return 2 * heads * PAGE * config.head_dim * self.model.dtype.itemsize
+            if self._graphs is not None and 0 < len(batch) <= ROWS[-1] and all(map(_decodes, batch)):
+                return Outputs(self._graphs.run(batch), np.empty((0, self.config.hidden_size), np.float32))
+            return split_outputs(batch, self._run(batch) if batch else [], self.config)
 
     def load_adapter(self, products: Mapping[str, LowRank]) -> int:
-        """Not supported yet."""
-        raise BackendError("the torch backend does not support adapters yet; use backend='native'")
+        """Loads changes of matrix products, by Hugging Face's names of the matrices; returns a number above 0.
+
+        Raises:
+            BackendError: if the model has no such matrix product, or its matrix has another shape.
+        """
+        self._check_open()
+        with _memory_errors():
+            return self._adapters.load(products)
 
     def drop_adapter(self, number: int) -> None:
-        """Not supported yet."""
-        raise BackendError("the torch backend does not support adapters yet; use backend='native'")
+        """Frees an adapter."""
+        self._adapters.loaded.pop(number, None)
 
     def read_pages(self, pages: Sequence[int]) -> NDArray[np.uint8]:
-        """Not supported yet."""
-        raise BackendError("the torch backend does not support reading pages of the cache; use backend='native'")
+        """Returns the contents of pages, (n, page_bytes), in a layout that depends on the dtype."""
+        self._check_open()
+        return self._cache.read(pages)
 
     def write_pages(self, pages: Sequence[int], data: NDArray[np.uint8]) -> None:
-        """Not supported yet."""
-        raise BackendError("the torch backend does not support writing pages of the cache; use backend='native'")
+        """Restores pages that `read_pages` has returned; `data` is (n, page_bytes)."""
+        self._check_open()
+        self._cache.write(pages, data)
 
     def fill_pages(self, pages: Sequence[int], keys: NDArray[np.float32], values: NDArray[np.float32]) -> None:
-        """Not supported yet."""
-        raise BackendError("the torch backend does not support prefixes yet; use backend='native'")
+        """Stores rotated keys and values, each (L, K, T, E), of the first T tokens of a sequence with these pages.
+
+        Raises:
+            BackendError: if the cache holds keys without rotation, as for rope types that depend on the length.
+        """
+        self._check_open()
+        if self.model.model.rotary_emb.by_length:
+            raise BackendError(
+                "the rope type of this model depends on the length of the text, and its cache holds keys without "
+                "rotation; a prefix has rotated keys. Use the adapter's base model, or an adapter of another kind"
+            )
+        self._cache.fill(pages, keys, values)
 
     def close(self) -> None:
         """Drops the model and the cache."""
         if not self._closed:
             self._closed = True
-            del self.model, self._cache
+            del self.model, self._cache, self._adapters, self._graphs
 
-    @torch.inference_mode()
-    def _run(self, chunk: Chunk) -> NDArray[np.float32]:
-        device = self.model.device
-        inputs: dict[str, torch.Tensor] = {}
-        if chunk.embeddings is None:
-            inputs["input_ids"] = torch.from_numpy(chunk.tokens.astype(np.int64))[None].to(device)  # (1, t)
-        else:
-            inputs["inputs_embeds"] = torch.from_numpy(chunk.embeddings)[None].to(device, self.model.dtype)  # (1, t, D)
-        past = self._cache.read(chunk)
-        base: BaseModelOutputWithPast = self.model.model(
-            **inputs, past_key_values=past, use_cache=True, return_dict=True
-        )
-        assert base.past_key_values is not None
-        self._cache.write(chunk, base.past_key_values)
-        states = base.last_hidden_state[0, len(chunk.tokens) - chunk.rows :]  # (rows, D)
-        rows = self.model.lm_head(states) if chunk.output == "logits" else states
-        result: NDArray[np.float32] = rows.float().cpu().numpy()
-        return result
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendError("the model is closed; load it again")
+
+    def _run(self, batch: Batch) -> list[NDArray[np.float32]]:
+        """Returns the rows of each chunk's output."""
+        self._cache.reserve(1 + max(max(chunk.pages) for chunk in batch))
+        decoder = self.model.model
+        groups = group_chunks(batch, decoder.rotary_emb.by_length)
+        order = [index for group in groups for index in group]
+        chunks = [batch[index] for index in order]
+        rope = ragged_rope([[batch[index] for index in group] for group in groups], decoder.rotary_emb)
+        with self._adapters.applied(segments_of((len(chunk.tokens), chunk.adapter) for chunk in chunks)):
+            out = decoder.hidden(self._embed(chunks), Step(rope, AttentionMask()), self._cache.layers)
+        states = torch.split(out.last_hidden_state[0], [len(chunk.tokens) for chunk in chunks])
+        kept = {index: part[len(part) - batch[index].rows :] for index, part in zip(order, states, strict=True)}
+        scored = [index for index in order if batch[index].output == "logits"]
+        if scored:
+            with self._adapters.applied(segments_of((batch[index].rows, batch[index].adapter) for index in scored)):
+                logits = self.model.logits(torch.cat([kept[index] for index in scored])).float().cpu()
+            kept.update(zip(scored, torch.split(logits, [batch[index].rows for index in scored]), strict=True))
+        return [kept[index].float().cpu().numpy() for index in range(len(batch))]
+
+    def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Returns the inputs of the first layer, (1, N, D)."""
+        tokens = np.concatenate([chunk.tokens for chunk in chunks]).astype(np.int64)
+        ids = torch.from_numpy(tokens).to(self.model.device)
+        x = self.model.model.embed(ids[None])
+        for chunk, part in zip(chunks, torch.split(x[0], [len(chunk.tokens) for chunk in chunks]), strict=True):
+            if chunk.embeddings is not None:
+                part.copy_(torch.from_numpy(chunk.embeddings))
+        return x
+
+
+def _decodes(chunk: Chunk) -> bool:
+    """Returns whether a graph of `DecodeGraphs` can compute the chunk."""
+    plain = chunk.output == "logits" and chunk.embeddings is None and not chunk.adapter
+    return plain and len(chunk.tokens) == chunk.rows == 1
+
+
+def _can_capture(model: LlamaForCausalLM) -> bool:
+    """Returns whether `DecodeGraphs` can run the model."""
+    return (
+        model.device.type == "cuda"
+        and model.dtype.itemsize <= 4
+        and not model.model.rotary_emb.by_length
+        and importlib.util.find_spec("triton") is not None
+    )
 
 
 @contextmanager
