@@ -92,14 +92,6 @@ def test_trailing_padding_is_not_read(llm):
     assert last_token([9, 9], 9) == 1
 
 
-def test_another_head_may_classify_the_states_of_the_model(llm, tiny_model):
-    language_model = LLM(tiny_model, llm.backend)
-    head, results = language_model._classified(TEXTS, llm._classification_head)
-    language_model._runner.submit(results).wait()
-    expected = [item.logits for item in llm.classify(TEXTS)]
-    assert [head.classify(result.state).logits for result in results] == [pytest.approx(e, abs=1e-5) for e in expected]
-
-
 def test_a_classifier_generates_nothing(llm):
     words = r"no language-model head \(its head: classification\), .*; use embed\(\) or classify\(\), or load"
     calls = [llm.generate, llm.chat, llm.stream, llm.start, lambda text: llm.stream_batch([text])]

@@ -191,6 +191,9 @@ class Answer:
                 since no later token can change a stop string that ends with the special token.
         """
         text = self._pending + held
+        if not self._stops.plain:
+            self._pending = ""
+            return text
         shown = self._shown(text)
         ends = [index for index in (text.find(stop) for stop in self._stops.plain) if index >= 0]
         ends += [_visible(shown[:index]) for index in (shown.find(stop) for stop in self._stops.marked) if index >= 0]

@@ -135,24 +135,30 @@ class AsyncLLM(TextModel):
         async for item in self._runner.stream_batch(answers):
             yield item
 
-    async def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    async def logits(self, token_ids: Sequence[int], *, adapter: str | None = None) -> NDArray[np.float32]:
         """Returns the model's logits after each token: float32, (T, vocab_size)."""
-        return (await self._read(PromptLogits(read_ids(token_ids)))).rows
+        return (await self._read(PromptLogits(read_ids(token_ids), adapter=self._adapters.for_text(adapter)))).rows
 
-    async def nll(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
+    async def nll(self, token_ids: Sequence[int], *, adapter: str | None = None) -> NDArray[np.float64]:
         """Returns the negative log-likelihood in nats of each token after the first: float64, (T - 1,)."""
-        return (await self._read(PromptLosses(read_ids(token_ids)))).values
+        return (await self._read(PromptLosses(read_ids(token_ids), adapter=self._adapters.for_text(adapter)))).values
 
-    async def iter_logits(self, token_ids: Sequence[int]) -> AsyncIterator[NDArray[np.float32]]:
+    async def iter_logits(
+        self, token_ids: Sequence[int], *, adapter: str | None = None
+    ) -> AsyncIterator[NDArray[np.float32]]:
         """Yields the rows of `logits` in parts, which need less memory; the first iteration raises its errors."""
-        for part in self._parts(token_ids):
+        for part in self._parts(token_ids, adapter):
             yield (await self._read(part)).rows
 
     async def score(
-        self, context: str | Sequence[int], continuations: Sequence[str] | Sequence[Sequence[int]]
+        self,
+        context: str | Sequence[int],
+        continuations: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        adapter: str | None = None,
     ) -> NDArray[np.float64]:
         """Returns the log-likelihood in nats of each continuation of a context; see `LLM.score`."""
-        results = await asyncio.to_thread(self._continuation_losses, context, continuations)
+        results = await asyncio.to_thread(self._continuation_losses, context, continuations, adapter)
         await self._runner.submit(results).wait_async()
         return np.array([-result.values.sum() for result in results], np.float64)
 
@@ -162,17 +168,21 @@ class AsyncLLM(TextModel):
         *,
         pooling: Literal["last", "mean"] = "last",
         normalize: bool = False,
+        adapter: str | None = None,
     ) -> NDArray[np.float32]:
         """Returns the embeddings of texts: float32, (N, D); see `LLM.embed`."""
-        results = await asyncio.to_thread(self._pooled, inputs, pooling, normalize)
+        results = await asyncio.to_thread(self._pooled, inputs, pooling, normalize, adapter)
         await self._runner.submit(results).wait_async()
         return np.stack([result.state for result in results])
 
     async def classify(
-        self, inputs: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
+        self,
+        inputs: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        adapter: str | None = None,
     ) -> list[Classification]:
         """Returns the labels of texts, one `Classification` for each input; see `LLM.classify`."""
-        head, results = await asyncio.to_thread(self._classified, inputs)
+        head, results = await asyncio.to_thread(self._classified, inputs, adapter)
         await self._runner.submit(results).wait_async()
         return [head.classify(result.state) for result in results]
 

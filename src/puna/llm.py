@@ -157,25 +157,29 @@ class LLM(TextModel):
         """
         return self._runner.stream_batch(self._batch(prompts, tools, options))
 
-    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def logits(self, token_ids: Sequence[int], *, adapter: str | None = None) -> NDArray[np.float32]:
         """Returns the model's logits after each token: float32, (T, vocab_size).
 
         Raises:
             RequestError: if there are no tokens, an id is not in the vocabulary, or the tokens exceed the context.
         """
-        return self._read(PromptLogits(read_ids(token_ids))).rows
+        return self._read(PromptLogits(read_ids(token_ids), adapter=self._adapters.for_text(adapter))).rows
 
-    def iter_logits(self, token_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+    def iter_logits(self, token_ids: Sequence[int], *, adapter: str | None = None) -> Iterator[NDArray[np.float32]]:
         """Yields the rows of `logits` in parts, which need less memory; the first iteration raises its errors."""
-        for part in self._parts(token_ids):
+        for part in self._parts(token_ids, adapter):
             yield self._read(part).rows
 
-    def nll(self, token_ids: Sequence[int]) -> NDArray[np.float64]:
+    def nll(self, token_ids: Sequence[int], *, adapter: str | None = None) -> NDArray[np.float64]:
         """Returns the negative log-likelihood in nats of each token after the first: float64, (T - 1,)."""
-        return self._read(PromptLosses(read_ids(token_ids))).values
+        return self._read(PromptLosses(read_ids(token_ids), adapter=self._adapters.for_text(adapter))).values
 
     def score(
-        self, context: str | Sequence[int], continuations: Sequence[str] | Sequence[Sequence[int]]
+        self,
+        context: str | Sequence[int],
+        continuations: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        adapter: str | None = None,
     ) -> NDArray[np.float64]:
         """Returns the log-likelihood in nats of each continuation of a context: float64, (number of continuations,).
 
@@ -185,7 +189,7 @@ class LLM(TextModel):
         Raises:
             RequestError: a continuation has no tokens, or exceeds the model's context together with `context`.
         """
-        results = self._continuation_losses(context, continuations)
+        results = self._continuation_losses(context, continuations, adapter)
         self._runner.submit(results).wait()
         return np.array([-result.values.sum() for result in results], np.float64)
 
@@ -195,6 +199,7 @@ class LLM(TextModel):
         *,
         pooling: Literal["last", "mean"] = "last",
         normalize: bool = False,
+        adapter: str | None = None,
     ) -> NDArray[np.float32]:
         """Returns the embeddings of texts: float32, (N, D), where D is the model's hidden size.
 
@@ -204,26 +209,34 @@ class LLM(TextModel):
             inputs: a text or token ids, or a list of N of these; one input has the shape (1, D).
             pooling: "last": the state of the last token. "mean": the mean of all tokens' states, BOS included.
             normalize: divide each embedding by its length, so that the dot product of two is their cosine.
+            adapter: name of an adapter of `LLM(adapters=...)`. The states are those of the tokens of the input.
 
         Raises:
             RequestError: there are no inputs, an input has no tokens or exceeds the context, or `pooling` is unknown.
         """
-        results = self._pooled(inputs, pooling, normalize)
+        results = self._pooled(inputs, pooling, normalize, adapter)
         self._runner.submit(results).wait()
         return np.stack([result.state for result in results])
 
-    def classify(self, inputs: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]) -> list[Classification]:
+    def classify(
+        self,
+        inputs: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        adapter: str | None = None,
+    ) -> list[Classification]:
         """Returns the labels of texts, one `Classification` for each input, of a LlamaForSequenceClassification.
 
         The head is applied to the last token of an input that is not the padding token, as in transformers.
 
         Args:
             inputs: a text or token ids, or a list of these.
+            adapter: name of an adapter of `LLM(adapters=...)`; its classification head, if it has one, replaces the
+                model's.
 
         Raises:
-            RequestError: the model has no classification head, or an input is not valid, as in `embed`.
+            RequestError: there is no classification head, or an input is not valid, as in `embed`.
         """
-        head, results = self._classified(inputs)
+        head, results = self._classified(inputs, adapter)
         self._runner.submit(results).wait()
         return [head.classify(result.state) for result in results]
 

@@ -40,6 +40,9 @@ class Options(SamplingOptions, total=False):
     speculate: Annotated[
         bool, "guess tokens from earlier text: the same answer, faster if the text repeats itself.", False
     ]
+    adapter: Annotated[
+        str | None, "name of an adapter of `LLM(adapters=...)`, which changes the model for this request."
+    ]
     n: Annotated[
         int,
         "number of answers to the prompt, at most 1024; `Completion.alternatives` has all but the first. The prompt is "

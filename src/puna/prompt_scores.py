@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.engine import Event, Request
+from puna.engine import Event, LoadedAdapter, Request
 from puna.errors import BackendError
 
 _NLL_ROWS = 16
@@ -26,12 +26,17 @@ class PromptResult(ABC):
     Args:
         ids: the prompt.
         first: position of the first token whose output is needed; the tokens before it may come from the prefix cache.
+        adapter: changes the model for this request.
         hidden: whether the output is the hidden states, not the logits.
     """
 
-    def __init__(self, ids: tuple[int, ...], first: int = 0, *, hidden: bool = False) -> None:
+    def __init__(
+        self, ids: tuple[int, ...], first: int = 0, adapter: LoadedAdapter | None = None, *, hidden: bool = False
+    ) -> None:
         output: Literal["tokens", "hidden"] = "hidden" if hidden else "tokens"
-        self.request = Request(ids, max_tokens=0, prompt_logits=not hidden, output=output, logits_from=first)
+        self.request = Request(
+            ids, max_tokens=0, prompt_logits=not hidden, output=output, logits_from=first, adapter=adapter
+        )
         self.error: Exception | None = None
         self._rows = 0  # number of tokens whose output was added
         self._complete = False
@@ -74,8 +79,8 @@ class PromptLogits(PromptResult):
 class PromptLosses(PromptResult):
     """The negative log-likelihood in nats of each token after `first`: `values`, float64, (T - 1 - first,)."""
 
-    def __init__(self, ids: tuple[int, ...], first: int = 0) -> None:
-        super().__init__(ids, first)
+    def __init__(self, ids: tuple[int, ...], first: int = 0, adapter: LoadedAdapter | None = None) -> None:
+        super().__init__(ids, first, adapter)
         self._targets = ids[first + 1 :]
         self.values = np.empty(len(self._targets))
 
@@ -87,8 +92,10 @@ class PromptLosses(PromptResult):
 class PromptState(PromptResult):
     """The mean of the hidden states of a prompt's tokens from `first` on, divided by its length if `normalize`."""
 
-    def __init__(self, ids: tuple[int, ...], first: int, normalize: bool = False) -> None:
-        super().__init__(ids, first, hidden=True)
+    def __init__(
+        self, ids: tuple[int, ...], first: int, normalize: bool = False, adapter: LoadedAdapter | None = None
+    ) -> None:
+        super().__init__(ids, first, adapter, hidden=True)
         self._normalize = normalize
         self._sum: NDArray[np.float64] | None = None
 

@@ -17,6 +17,7 @@ from puna.config import LlamaConfig, generation_notes
 from puna.engine import Engine, Request, Runner
 from puna.errors import ChatTemplateError, ModelNotFoundError, RequestError, show
 from puna.lazy import cached_property
+from puna.model_adapters import ModelAdapters
 from puna.options import Options, settings_of
 from puna.prompt_scores import PromptLogits, PromptLosses, PromptResult, PromptState
 from puna.prompts import Message, is_messages, join_ids, read_conversations, read_ids, read_tools, split_inputs
@@ -45,6 +46,7 @@ class TextModel:
         quantize: str | None = None,
         max_batch: int = 16,
         prefix_cache: bool = True,
+        adapters: Mapping[str, str | Path] | None = None,
         keep_quantized: bool = False,
     ) -> None:
         """Loads a model.
@@ -63,14 +65,15 @@ class TextModel:
                 them.
             max_batch: maximum number of sequences that run at once, from lists of prompts and from concurrent calls.
             prefix_cache: read the common beginning of prompts once, also in later calls. Answers do not change.
+            adapters: folders of PEFT or GGUF adapters, by the names that the option `adapter` of a request refers to.
             keep_quantized: with PyTorch, keep quantised matrices packed and dequantise each when it is used, so that
                 the model needs no more memory than its file. The native backend always keeps them packed, except with
                 dtype="float32".
 
         Raises:
             ModelNotFoundError: if there is no model at `path`; the message says how to get one.
-            CheckpointError: if the model's files are incomplete or do not match each other.
-            BackendError: if the backend cannot run here.
+            CheckpointError: if the files of the model or an adapter are incomplete or do not match each other.
+            BackendError: if the backend cannot run here, or cannot apply an adapter.
         """
         from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
 
@@ -85,6 +88,7 @@ class TextModel:
             self._backend = open_backend(
                 checkpoint, backend, threads, device, dtype, quantize, max_batch, keep_quantized
             )
+            self._adapters = ModelAdapters(adapters, checkpoint, self._backend)
         self.config: LlamaConfig = checkpoint.config
         """The model's configuration."""
         self.generation_config = checkpoint.generation
@@ -111,6 +115,11 @@ class TextModel:
     def backend(self) -> str:
         """Name of the backend that runs the model, "native" or "torch"."""
         return self._backend.name
+
+    def longest_text(self, adapter: str | None = None) -> int:
+        """Returns the maximum number of tokens of a text: the model's context without the adapter's virtual tokens."""
+        loaded = self._adapters.loaded(adapter)
+        return self.config.context_length - (0 if loaded is None else loaded.virtual_tokens)
 
     @cached_property
     def tokenizer(self) -> LlamaTokenizer | LlamaTokenizerFast:
@@ -167,8 +176,9 @@ class TextModel:
             raise RequestError(f"prompts is {show(prompts)}; it must be a list of prompts or conversations")
         return [answer for prompt in prompts for answer in self._streamed(prompt, tools, options, False)]
 
-    def _continuation_losses(self, context: Any, continuations: Any) -> list[PromptLosses]:
+    def _continuation_losses(self, context: Any, continuations: Any, adapter: str | None) -> list[PromptLosses]:
         """Returns the results to be computed for the arguments of `score`."""
+        loaded = self._adapters.for_text(adapter)
         if not isinstance(continuations, list | tuple):
             raise RequestError(f"continuations is {show(continuations)}; it must be a list of texts or of token ids")
         results = []
@@ -178,7 +188,7 @@ class TextModel:
                 raise RequestError(
                     f"continuations[{index}] is {show(continuation)}, which adds no token to the context"
                 )
-            results.append(self._checked(PromptLosses(ids, known - 1)))
+            results.append(self._checked(PromptLosses(ids, known - 1, loaded)))
         return results
 
     def _join(self, context: Any, continuation: Any) -> tuple[tuple[int, ...], int]:
@@ -194,44 +204,46 @@ class TextModel:
         joined = tuple(self.tokenizer.encode(context + continuation)) if isinstance(context, str) else ()
         return join_ids(first, joined, separate)
 
-    def _pooled(self, inputs: Any, pooling: Any, normalize: Any) -> list[PromptState]:
+    def _pooled(self, inputs: Any, pooling: Any, normalize: Any, adapter: str | None) -> list[PromptState]:
         """Returns the results to be computed for the arguments of `embed`."""
         if not isinstance(pooling, str) or pooling not in ("last", "mean"):
             raise RequestError(f"pooling is {show(pooling)}; it must be 'last' or 'mean'")
         if not isinstance(normalize, bool):
             raise RequestError(f"normalize is {show(normalize)}; it must be True or False")
+        loaded = self._adapters.loaded(adapter)
         results = []
         for item in split_inputs(inputs):
             ids = self._encode(item)
             first = 0 if pooling == "mean" else max(0, len(ids) - 1)
-            results.append(self._checked(PromptState(ids, first, normalize)))
+            results.append(self._checked(PromptState(ids, first, normalize, loaded)))
         return results
 
-    def _classified(
-        self, inputs: Any, head: ClassificationHead | None = None
-    ) -> tuple[ClassificationHead, list[PromptState]]:
-        """Returns the head, by default the model's, and the results to be computed for the argument of `classify`."""
-        head = head or self._classification_head
+    def _classified(self, inputs: Any, adapter: str | None) -> tuple[ClassificationHead, list[PromptState]]:
+        """Returns the head of the adapter or the model, and the results to be computed for `classify`."""
+        chosen, head = self._adapters.get(adapter), self._classification_head
+        if chosen is not None and chosen.score is not None:
+            head = ClassificationHead.of(chosen.config, chosen.score)
         if head is None:
             raise RequestError(
                 f"{self.path} has no classification head (its head: {self._head}); load a "
-                "LlamaForSequenceClassification, or use generate"
+                "LlamaForSequenceClassification, or an adapter with a classification head, or use generate"
             )
+        loaded = self._adapters.loaded(adapter)
         results = []
         for item in split_inputs(inputs):
             ids = self._encode(item)
             last = last_token(ids, self.config.pad_token_id)
-            results.append(self._checked(PromptState(ids[: last + 1], max(0, last))))
+            results.append(self._checked(PromptState(ids[: last + 1], max(0, last), adapter=loaded)))
         return head, results
 
-    def _parts(self, token_ids: Sequence[int]) -> Iterator[PromptLogits]:
+    def _parts(self, token_ids: Sequence[int], adapter: str | None) -> Iterator[PromptLogits]:
         """Yields results that together have the logits after each token; each needs memory for a part of them."""
-        ids = read_ids(token_ids)
-        self._checked(PromptLogits(ids))
+        ids, loaded = read_ids(token_ids), self._adapters.for_text(adapter)
+        self._checked(PromptLogits(ids, adapter=loaded))
         # A part reads the keys and values of the tokens before it from the prefix cache.
         size = _PART_TOKENS if self._engine.pool.sharing else len(ids)
         for start in range(0, len(ids), size):
-            yield PromptLogits(ids[: start + size], start)
+            yield PromptLogits(ids[: start + size], start, loaded)
 
     def _checked(self, result: Scores) -> Scores:
         """Returns a result of a prompt whose request has been checked."""
@@ -293,13 +305,16 @@ class TextModel:
         self, ids: tuple[int, ...], stop_ids: frozenset[int], continues_prompt: bool, options: Options
     ) -> Candidates:
         """Returns the answers to be generated for one prompt."""
-        settings = settings_of(options, self.generation_config, len(ids), self._engine.longest)
+        adapter = self._adapters.for_text(options.get("adapter"))
+        longest = self._engine.longest - (0 if adapter is None else adapter.virtual_tokens)
+        settings = settings_of(options, self.generation_config, len(ids), longest)
         sampling, top = settings.sampling, settings.prompt_logprobs
         if settings.best_of is not None and sampling.logprobs is None:
             sampling = replace(sampling, logprobs=0)
         request = Request(
-            ids, settings.max_tokens, sampling, stop_ids, prompt_logits=top is not None, speculate=settings.speculate
-        )
+            ids, settings.max_tokens, sampling, stop_ids, prompt_logits=top is not None, speculate=settings.speculate,
+            adapter=adapter,
+        )  # fmt: skip
         self._engine.check(request)
         new_answer = functools.partial(
             Answer, tokenizer=self.tokenizer, stops=check_stops(settings.stop), continues_prompt=continues_prompt

@@ -28,7 +28,7 @@ LAYERS = [
     {"model"},
     {"adapters"},
     {"engine", "training"},
-    {"answer", "backends", "classification", "divergence", "options", "prompt_scores", "prompts"},
+    {"answer", "backends", "classification", "divergence", "model_adapters", "options", "prompt_scores", "prompts"},
     {"text_model"},
     {"async_llm", "benchmark", "llm"},
     {"convert"},

@@ -186,7 +186,17 @@ def check_schedules(backends: tuple[SmallBackend, NativeBackend], seeds: range) 
             ), (seed, index)
             assert bool(result.logits) == bool(expected.logits) == request.prompt_logits, (seed, index)
             counts.update(answers=1, tokens=len(result.tokens), cached=result.cached > 0, logprobs=len(result.logprobs))
-    for name in ("hits", "evictions", "preemptions", "guessed", "logprobs", "cancelled", "interrupts", "cached"):
+    for name in (
+        "hits",
+        "copies",
+        "evictions",
+        "preemptions",
+        "guessed",
+        "logprobs",
+        "cancelled",
+        "interrupts",
+        "cached",
+    ):
         assert counts[name] > len(seeds) / 10, counts
 
 

@@ -147,8 +147,8 @@ def test_speculation_is_never_slower_than_plain_decoding(cost, repeats):
 def test_speculation_pays_for_text_that_repeats_itself(cost):
     plain, _, _ = run_answer(cost, 1.0, False)
     seconds, _, guessed = run_answer(cost, 1.0, True)
-    assert guessed > 0.7
-    assert seconds < plain / 2
+    assert guessed > 0.8
+    assert seconds < plain / 4
 
 
 def test_speculation_switches_itself_off_and_on():
@@ -172,23 +172,25 @@ def test_speculation_switches_itself_off_and_on():
 
 def test_guesses_are_shared_by_the_requests_with_the_best_chances():
     times = StepTimes()
-    assert guess_lengths([(0.9, 8)], 1, times) == [0]  # the time without guesses is not known
+    assert guess_lengths([(0.9, 7)], 1, times) == [0]  # the time without guesses is not known
     times.record(2, 0, 0.020)
     times.record(4, 0, 0.021)
-    times.record(18, 0, 0.100)
-    lengths = guess_lengths([(0.95, 8), (0.1, 8)], 2, times)
-    assert lengths[0] > lengths[1] == 0
-    assert guess_lengths([(0.1, 8), (0.05, 8)], 2, times) == [0, 0]
+    times.record(8, 0, 0.050)
+    times.record(16, 0, 0.100)
+    assert guess_lengths([(0.95, 7), (0.1, 7)], 2, times) == [2, 0]
+    times.record(8, 0, 0.001)  # the average decreases
+    assert guess_lengths([(0.95, 7), (0.1, 7)], 2, times) == [6, 0]
+    assert guess_lengths([(0.95, 7), (0.9, 7)], 2, times) == [4, 2]
+    assert guess_lengths([(0.95, 1), (0.1, 7)], 2, times) == [1, 1]
+    assert guess_lengths([(0.1, 7), (0.05, 7)], 2, times) == [0, 0]
     assert guess_lengths([], 2, times) == []
 
 
-def test_times_between_measured_ones_are_interpolated():
+def test_times_that_were_not_measured_are_predicted():
     times = StepTimes()
     times.record(0, 512, 1.024)
-    times.record(1, 0, 0.010)
     times.record(5, 0, 0.014)
-    assert times.predict(range(1, 6)) == pytest.approx([0.010, 0.011, 0.012, 0.013, 0.014])
-    assert times.predict(range(6, 9)) == pytest.approx([0.014, 0.014, 0.016])
+    assert (times.predict(5), times.predict(8)) == pytest.approx((0.014, 0.016))
     for _ in range(200):
         times.record(1, 0, 0.010)
     assert times.plain(5) is None  # measured too long ago
@@ -201,4 +203,4 @@ def test_prompt_tokens_that_take_almost_no_time_do_not_overflow():
     for _ in range(3000):
         times.record(decoded=4, read=0, seconds=0.02)
         times.record(decoded=4, read=16, seconds=0.01)
-    assert times.budget(4, limit=512) == 508
+    assert times.budget(4, 1, limit=512) == 508

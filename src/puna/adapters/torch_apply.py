@@ -18,14 +18,12 @@ from torch import Tensor, nn
 
 from puna.adapters.adapter import Adapter, Floats, LowRank, Scaling
 from puna.adapters.changes import change_rows, changed_column_norms
+from puna.adapters.runtime import check_prefix
 from puna.checkpoint.names import EMBEDDING
 from puna.errors import CheckpointError, RequestError
 from puna.model.cache import KVCache
 from puna.model.pretrained import LlamaPreTrainedModel
 from puna.model.quantized import QuantEmbedding, QuantLinear
-
-_LENGTH_ROPES = ("dynamic", "longrope")
-"""Rope types that cache unrotated keys; the keys of a prefix are rotated."""
 
 
 class AppliedAdapter:
@@ -182,12 +180,7 @@ def _add_virtual_tokens(applied: AppliedAdapter, model: LlamaPreTrainedModel, ad
     """Makes calls without a cache start with the soft prompt or the prefix."""
     if adapter.virtual_tokens == 0:
         return
-    rope = (model.config.rope_scaling or {}).get("rope_type")
-    if adapter.prefix is not None and rope in _LENGTH_ROPES:
-        raise RequestError(
-            f"the model has rope type {rope!r}, whose keys depend on the length of the text; a prefix stores keys for "
-            "one length. Use the adapter's base model, or an adapter of another kind"
-        )
+    check_prefix(adapter, model.config)
 
     def prepend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         names = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels")

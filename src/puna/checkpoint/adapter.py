@@ -40,8 +40,8 @@ def refuse_adapter(folder: Path) -> None:
             "their own and merge them with `puna merge`"
         )
     raise CheckpointError(
-        f"{folder}: an adapter ({kind}){of_base}, not a model. Merge it with `puna merge BASE {folder} OUTPUT` and "
-        "load the result, or load the base model without the adapter"
+        f"{folder}: an adapter ({kind}){of_base}, not a model. Load the base model with `--adapter {folder}` or "
+        f"LLM(BASE, adapters=...), or merge both with `puna merge BASE {folder} OUTPUT`"
     )
 
 

@@ -54,6 +54,7 @@ def generate(
     ] = None,
     file: options.File = None,
     model: options.Model = None,
+    adapter: options.Adapter = None,
     max_tokens: options.MaxTokens = None,
     context: options.Context = None,
     chat: Annotated[bool, typer.Option("--chat", help="Send the prompt as a chat message.")] = False,
@@ -95,6 +96,7 @@ def generate(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
         min_tokens=min_tokens, ignore_eos=ignore_eos, seed=seed, stop=stop or None, speculate=speculate,
+        adapter=adapter,
     )  # fmt: skip
     argument = prompt if prompt_option is None else prompt_option
     text = read_prompt(argument, file or [])
@@ -104,7 +106,7 @@ def generate(
             "standard input",
             param_hint="PROMPT or --prompt",
         )
-    _, llm = Loader(backend, threads, device, dtype, quantize, max_batch).load(model)
+    _, llm = Loader(backend, threads, device, dtype, quantize, max_batch, adapter=adapter).load(model)
     answer_prompt(llm, text, chat=chat, system=system, context=context, settings=settings, json=json,
                   echo=not chat and argument in (text, "-"))  # fmt: skip
 
@@ -134,7 +136,7 @@ def answer_prompt(
         for piece in itertools.chain([first], pieces):
             show(piece)
     write("\n")
-    _print_speed(answer.completion(), llm.config.context_length if context is None else context)
+    _print_speed(answer.completion(), llm.longest_text(settings.get("adapter")) if context is None else context)
 
 
 def first_piece(pieces: Iterator[str], prompt_tokens: int) -> str:
@@ -158,7 +160,7 @@ def within_context(
     """
     from puna.options import settings_of
 
-    tokens, longest = count_tokens(llm, prompt), llm.config.context_length
+    tokens, longest = count_tokens(llm, prompt), llm.longest_text(settings.get("adapter"))
     if context is None:
         context = longest
     if context > longest:

@@ -20,6 +20,7 @@ class Loader:
 
     Attributes:
         generates: refuse a model that cannot generate text.
+        adapter: path of an adapter to load, which is also its name.
     """
 
     backend: str = "auto"
@@ -29,6 +30,7 @@ class Loader:
     quantize: str | None = None
     max_batch: int = 1
     generates: bool = True
+    adapter: str | None = None
 
     def load(self, model: str | None) -> tuple[str, LLM]:
         """Returns the name to show and the model; a model of the hub is downloaded first."""
@@ -53,7 +55,7 @@ class Loader:
         with status(f"Loading {name} ..."):
             llm = LLM(
                 checkpoint, self.backend, self.threads, device=self.device, dtype=self.dtype, quantize=self.quantize,
-                max_batch=self.max_batch,
+                max_batch=self.max_batch, adapters=None if self.adapter is None else {self.adapter: self.adapter},
             )  # fmt: skip
         detail(
             f"loaded {checkpoint.path} in {time.perf_counter() - started:.2f} s: {llm.backend} backend, context of "

@@ -62,6 +62,10 @@ Quantize = Annotated[
     Literal["q8_0", "q4_0", "q4_K"] | None,
     typer.Option(case_sensitive=False, metavar="<q8_0|q4_0|q4_K>", help="Quantise float weights while loading."),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Folder of a PEFT adapter, or GGUF adapter, that changes the model."),
+]
 File = Annotated[
     list[Path] | None,
     typer.Option("--file", "-f", metavar="FILE", help="UTF-8 file to append to the prompt; repeatable."),

@@ -36,6 +36,7 @@ def run(
         ),
     ] = None,
     file: options.File = None,
+    adapter: options.Adapter = None,
     system: options.System = None,
     max_tokens: options.AnswerTokens = None,
     context: options.Context = None,
@@ -65,9 +66,9 @@ def run(
     settings = options.answer_options(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
-        seed=seed, speculate=speculate,
+        seed=seed, speculate=speculate, adapter=adapter,
     )  # fmt: skip
-    loader = Loader(backend, threads, device, dtype, quantize, max_batch)
+    loader = Loader(backend, threads, device, dtype, quantize, max_batch, adapter=adapter)
     if prompt is None and not file:
         with _forgotten_model(model):
             start_chat(loader, model, settings, system, context, json=json, state=state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from puna.backend import PAGE, Backend, Chunk
 from puna.engine.disk_cache import DiskCache
 from puna.engine.pages import PagePool
-from puna.engine.request import Event, Request
+from puna.engine.request import Event, FinishReason, Request
 from puna.engine.sampling import choose
 from puna.engine.scheduler import RunningRequest, Scheduler, tokens_needed
 from puna.errors import PunaError, RequestError, detached_error, show
@@ -201,22 +201,25 @@ class Engine:
         active, start, before = turn.active, turn.active.computed, turn.active.reported
         prompt, computed = active.prompt_end, start + turn.count
         reported, cached = max(before, min(computed, prompt)), max(0, min(start, prompt) - before)
-        rows = turn.rows if active.request.returns_rows and reported > before else None
-        hidden = active.request.output == "hidden"
-        event = Event(
-            active.request_id,
-            prompt_tokens=reported - before - cached,
-            cached_tokens=cached,
-            logits=None if hidden else rows,
-            hidden=rows if hidden else None,
-        )
         if choice is not None:
             active.sampler.commit(choice.token)
         active.computed, active.reported = computed, reported
         if choice is not None:
-            event = _accept(active, choice.token, replace(event, logprobs=choice.logprobs))
-        elif computed == len(active.tokens):
-            event = replace(event, finish_reason="length")
+            token, stop_id, reason = _accept(active, choice.token)
+        else:
+            token, stop_id, reason = None, None, "length" if computed == len(active.tokens) else None
+        rows = turn.rows if active.request.returns_rows and reported > before else None
+        event = Event(
+            active.request_id,
+            token,
+            prompt_tokens=reported - before - cached,
+            cached_tokens=cached,
+            logits=rows if active.request.output != "hidden" else None,
+            hidden=rows if active.request.output == "hidden" else None,
+            finish_reason=reason,
+            stop_id=stop_id,
+            logprobs=None if choice is None else choice.logprobs,
+        )
         self._events.append(event)
         active.table.register(active.tokens, active.computed)
         if event.finish_reason is not None:
@@ -259,13 +262,12 @@ def _copy_page(backend: Backend, source: int, target: int) -> None:
     backend.write_pages([target], backend.read_pages([source]))
 
 
-def _accept(active: RunningRequest, token: int, event: Event) -> Event:
-    """Adds a token to the answer and to the event, or ends the answer if the token is a stop id."""
+def _accept(active: RunningRequest, token: int) -> tuple[int | None, int | None, FinishReason | None]:
+    """Adds a token to the answer, or ends the answer if it is a stop id; returns (token, stop id, finish reason)."""
     if token in active.request.end_ids:
-        return replace(event, stop_id=token, finish_reason="stop")
+        return None, token, "stop"
     active.append(token)
-    last = active.generated == active.request.max_tokens
-    return replace(event, token=token, finish_reason="length" if last else None)
+    return token, None, "length" if active.generated == active.request.max_tokens else None
 
 
 def _listed(parts: list[str]) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from puna.engine.step_times import StepTimes
+from puna.engine.step_times import TILE, StepTimes
 
 NGRAM_SIZES = (3, 2)
 """Lengths of the n-grams, in the order in which they are looked up."""
 
-MAX_GUESS = 8
-"""Maximum number of tokens guessed at once."""
+MAX_GUESS = 7
+"""Maximum number of tokens guessed at once; together with the token before them, they fill a tile."""
 
 MIN_GAIN = 1.1
 """Minimum ratio of the expected tokens per second with and without guesses. It covers errors of the prediction."""
@@ -22,8 +22,8 @@ MIN_GAIN = 1.1
 _INDEXED_PER_STEP = 1024
 """Maximum number of tokens that one step indexes, so that a long prompt does not delay other requests."""
 
-_WEIGHT = 0.1
-"""Weight of the latest token in the share of correct guesses."""
+_FIRST_ACCURACY, _FIRST_WEIGHT, _WEIGHT = 0.3, 0.3, 0.1
+"""The accuracy that is expected of a request's first guess; the weights of its first and of its later tokens."""
 
 
 class Lookup:
@@ -39,33 +39,37 @@ class Lookup:
     """
 
     def __init__(self, tokens: Sequence[int], start: int = 0) -> None:
-        self.accuracy = 0.5
+        self.accuracy = _FIRST_ACCURACY
+        self._weight = _FIRST_WEIGHT
         self._tokens = tokens
         self._start = start
         self._indexed = start  # n-grams that end before this position are in the index
         self._next: dict[tuple[int, ...], int] = {}  # n-gram -> position after its latest occurrence
+        self._match: int | None = None  # the position after an earlier occurrence of the last n-gram
 
     def index(self) -> None:
         """Indexes tokens that were appended. The last n-gram is not indexed yet, so that it does not match itself."""
-        tokens, end = self._tokens, min(len(self._tokens), self._indexed + _INDEXED_PER_STEP)
-        for position in range(self._indexed, end):
+        tokens, first = self._tokens, self._indexed
+        self._indexed = min(len(tokens), first + _INDEXED_PER_STEP)
+        for position in range(first, self._indexed):
             for size in NGRAM_SIZES:
                 if position - size >= self._start:
                     self._next[tuple(tokens[position - size : position])] = position
-        self._indexed = end
+        matches = (self._next.get(tuple(tokens[-size:])) for size in NGRAM_SIZES)
+        self._match = next((match for match in matches if match is not None), None)
 
     def guess(self, limit: int) -> tuple[int, ...]:
         """Returns up to `limit` tokens that may follow; empty if the last n-grams have not occurred earlier."""
-        for size in NGRAM_SIZES:
-            start = self._next.get(tuple(self._tokens[-size:])) if len(self._tokens) >= size else None
-            if start is not None:
-                return tuple(self._tokens[start : start + min(limit, MAX_GUESS)])
-        return ()
+        start = self._match
+        return () if start is None else tuple(self._tokens[start : start + min(limit, MAX_GUESS)])
 
     def observe(self, token: int) -> None:
         """Compares the guess with the token that is about to be appended."""
-        if guess := self.guess(1):
-            self.accuracy += _WEIGHT * ((guess[0] == token) - self.accuracy)
+        if self._match is not None:
+            correct = self._tokens[self._match] == token
+            self.accuracy += self._weight * (correct - self.accuracy)
+            self._weight = max(_WEIGHT, 0.8 * self._weight)
+            self._match = self._match + 1 if correct else None
 
 
 def guess_lengths(guesses: Sequence[tuple[float, int]], decoding: int, times: StepTimes) -> list[int]:
@@ -78,21 +82,25 @@ def guess_lengths(guesses: Sequence[tuple[float, int]], decoding: int, times: St
         decoding: number of requests that decode in the step.
     """
     lengths = [0] * len(guesses)
-    chances = [
-        (accuracy**length, length, index)
+    # The chance that a token is accepted decreases within a guess, so that sorting keeps the order of its tokens.
+    chances = sorted(
+        (-(accuracy**length), length, index)
         for index, (accuracy, longest) in enumerate(guesses)
         for length in range(1, longest + 1)
-    ]
-    plain = times.plain(decoding) if chances else None
-    if not plain:
+    )
+    if -sum(chance for chance, _, _ in chances) < (MIN_GAIN - 1) * decoding or not (plain := times.plain(decoding)):
         return lengths
-    # The chance that a token is accepted decreases within a guess, so that sorting keeps the order of its tokens.
-    chances.sort(key=lambda chance: (-chance[0], chance[1]))
-    expected, best, count = float(decoding), MIN_GAIN * decoding / plain, 0
-    for added, seconds in enumerate(times.predict(range(decoding + 1, decoding + len(chances) + 1)), 1):
-        expected += chances[added - 1][0]
-        if expected / seconds > best:
-            best, count = expected / seconds, added
+    best, count = MIN_GAIN * decoding / plain, 0
+    for tokens in _efficient_counts(decoding, decoding + len(chances)):
+        added = tokens - decoding
+        rate = (decoding - sum(chance for chance, _, _ in chances[:added])) / max(plain, times.predict(tokens))
+        if rate > best:
+            best, count = rate, added
     for _, _, index in chances[:count]:
         lengths[index] += 1
     return lengths
+
+
+def _efficient_counts(above: int, last: int) -> list[int]:
+    """Returns the numbers of tokens from `above` + 1 to `last` that fill tiles. Few numbers need few measured times."""
+    return [count for count in (2, 4, *range(TILE, last + 1, TILE)) if above < count <= last]

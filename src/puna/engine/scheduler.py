@@ -21,6 +21,7 @@ class RunningRequest:
     Attributes:
         table: the pages of its tokens.
         tokens: the ids of the adapter's virtual tokens (0), of the prompt, and then the generated ids.
+        prompt_end: number of virtual and prompt tokens.
         computed: number of tokens whose keys and values are in the pages.
         reported: number of virtual and prompt tokens that events have reported. It is larger than `computed` while the
             request is computed again after a preemption.
@@ -31,20 +32,17 @@ class RunningRequest:
     sampler: Sampler
     table: PageTable
     tokens: list[int] = field(init=False)
+    prompt_end: int = field(init=False)
     computed: int = 0
     reported: int = 0
     lookup: Lookup | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.first_tokens)
+        self.prompt_end = len(self.tokens)
         self.reported = self.request.virtual_tokens + self.request.logits_from
         if self.request.speculate and self.request.max_tokens > 1:
             self.lookup = Lookup(self.tokens, self.request.virtual_tokens)
-
-    @property
-    def prompt_end(self) -> int:
-        """Number of virtual and prompt tokens."""
-        return len(self.request.first_tokens)
 
     @property
     def generated(self) -> int:
@@ -166,9 +164,9 @@ class Scheduler:
         """
         steps = []
         decoding = [active for active in self.running.values() if not active.reading]
-        alone = len(decoding) == len(self.running)
-        budget = self.times.budget(len(decoding), self.chunk) if decoding and not alone else self.chunk
-        guesses = self._guesses(decoding) if alone else {}
+        reading = len(self.running) - len(decoding)
+        budget = self.times.budget(len(decoding), reading, self.chunk) if decoding and reading else self.chunk
+        guesses = {} if reading else self._guesses(decoding)
         in_progress: dict[Identity, list[tuple[int, ...]]] = {}  # tokens of pages that this step computes
         for active in list(self.running.values()):
             if active.request_id not in self.running:  # preempted by an older request
@@ -248,10 +246,13 @@ class Scheduler:
 
     def _guesses(self, decoding: Sequence[RunningRequest]) -> dict[int, tuple[int, ...]]:
         """Returns the tokens that a step guesses, by the requests' ids."""
-        guesses = [(active, active.guess(self._space(active) - 1)) for active in decoding if active.lookup is not None]
-        chances = [(active.lookup.accuracy, len(guess)) for active, guess in guesses if active.lookup is not None]
-        lengths = guess_lengths(chances, len(decoding), self.times)
-        return {active.request_id: guess[:n] for (active, guess), n in zip(guesses, lengths, strict=True) if n}
+        guesses = [
+            (active.request_id, active.lookup.accuracy, guess)
+            for active in decoding
+            if active.lookup is not None and (guess := active.guess(self._space(active) - 1))
+        ]
+        lengths = guess_lengths([(accuracy, len(guess)) for _, accuracy, guess in guesses], len(decoding), self.times)
+        return {request_id: guess[:n] for (request_id, _, guess), n in zip(guesses, lengths, strict=True) if n}
 
     def _space(self, active: RunningRequest) -> int:
         """Returns how many tokens fit in a request's pages; in one more page if there are enough for all requests."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 MAX_SLOWDOWN = 2.0
-"""Time of a step that also reads a prompt, as a multiple of the same step without the prompt."""
+"""Time of a step that also reads prompts, as a multiple of the same step without them.
+
+If more requests are reading than decoding, reading gets proportionally more time.
+"""
 
 MIN_READ = 4
 """Minimum number of prompt tokens per step. Each chunk of a prompt reads the cache of all tokens before it."""
 
-_TILE = 8
+TILE = 8
 """Backends compute tokens in tiles of this size, so that the last tile of a step should be full."""
 
-_RECENT_STEPS = 64
+_RECENT_STEPS = 128
 """A measured time is used for this many steps: the contexts and the load of the machine change."""
 
 _EFFICIENT_READ = 16
@@ -50,36 +53,28 @@ class StepTimes:
         seconds, step = self._decoding.get(tokens, (0.0, 0))
         return seconds if step and self._steps - step <= _RECENT_STEPS else None
 
-    def predict(self, counts: range) -> list[float]:
-        """Returns the seconds of steps that decode these numbers of tokens, in ascending order; the first is known.
+    def predict(self, tokens: int) -> float:
+        """Returns the seconds of a step that decodes `tokens` tokens; of reading as many if no recent step has."""
+        seconds = self.plain(tokens)
+        return (self._per_prompt_token or 0.0) * tokens if seconds is None else seconds
 
-        Times between measured ones are interpolated. Above, the time is at least that of as many prompt tokens.
-        """
-        known = [(count, seconds) for count in sorted(self._decoding) if (seconds := self.plain(count)) is not None]
-        times = []
-        for count in counts:
-            below = [pair for pair in known if pair[0] <= count][-1]
-            above = next((pair for pair in known if pair[0] > count), None)
-            if above is None:
-                times.append(max(below[1], (self._per_prompt_token or 0.0) * count if count > below[0] else 0.0))
-            else:
-                share = (count - below[0]) / (above[0] - below[0])
-                times.append(below[1] + share * (above[1] - below[1]))
-        return times
-
-    def budget(self, decoded: int, limit: int) -> int:
+    def budget(self, decoded: int, reading: int, limit: int) -> int:
         """Returns how many prompt tokens, at most `limit`, a step may read that also decodes `decoded` tokens.
 
         If no recent step shows the time of decoding, the next step must do so: it reads nothing.
+
+        Args:
+            reading: number of requests that are reading.
         """
         without = self._nearest(decoded)
         if without is None:
             return 0
         if not self._per_prompt_token:
             return min(limit, _EFFICIENT_READ)
+        seconds = (MAX_SLOWDOWN - 1) * without * max(1, reading / decoded)
         # The measured time per token may become so small that the quotient is infinite.
-        count = int(min(limit, (MAX_SLOWDOWN - 1) * without / self._per_prompt_token))
-        count -= (decoded + count) % _TILE if count >= _TILE else 0
+        count = int(min(limit, seconds / self._per_prompt_token))
+        count -= (decoded + count) % TILE if count >= TILE else 0
         return min(limit, max(MIN_READ, count))
 
     def _nearest(self, tokens: int) -> float | None:

@@ -40,6 +40,7 @@ FIELDS = {
 )
 def chat(
     model: options.Model = None,
+    adapter: options.Adapter = None,
     system: options.System = None,
     max_tokens: options.AnswerTokens = None,
     context: options.Context = None,
@@ -72,9 +73,9 @@ def chat(
     settings = options.answer_options(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
-        seed=seed, speculate=speculate,
+        seed=seed, speculate=speculate, adapter=adapter,
     )  # fmt: skip
-    loader = Loader(backend, threads, device, dtype, quantize, max_batch)
+    loader = Loader(backend, threads, device, dtype, quantize, max_batch, adapter=adapter)
     start_chat(loader, model, settings, system, context, json=json, state=state)
 
 

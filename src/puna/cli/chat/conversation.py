@@ -65,7 +65,7 @@ class Conversation:
 
     def use_model(self, name: str, llm: LLM, context: int | None) -> None:
         """Continues the conversation with another model or maximum number of tokens."""
-        self.context = check_context(name, llm.config, context)
+        self.context = min(check_context(name, llm.config, context), llm.longest_text(self.settings.get("adapter")))
         self.name, self.llm, self.requested_context = name, llm, context
 
     def reset(self, system: str | None) -> None:

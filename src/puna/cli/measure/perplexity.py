@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,9 @@ from puna.cli.terminal import command, detail, is_watched, print_json, stderr_co
 from puna.errors import RequestError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from puna.llm import LLM
 
 _WINDOW = 512
@@ -42,6 +46,7 @@ _WINDOW = 512
 def perplexity(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="UTF-8 text file.")],
     model: options.Model = None,
+    adapter: options.Adapter = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -70,13 +75,13 @@ def perplexity(
     predicted.
 
     --against compares the predictions with those of a reference model, as llama-perplexity --kl-divergence does. Both
-    models are in memory at once. --dtype and --quantize affect only --model: the reference model runs in float32 and
-    rounds no activations.
+    models are in memory at once. --dtype, --quantize and --adapter affect only --model: the reference model runs in
+    float32 and rounds no activations.
     """
     text = read_file(file)
-    _, llm = Loader(backend, threads, device, dtype, quantize).load(model)
+    _, llm = Loader(backend, threads, device, dtype, quantize, adapter=adapter).load(model)
     reference = None if against is None else _load_reference(llm, Loader(backend, threads, device, "float32"), against)
-    longest = min(loaded.config.context_length for loaded in (llm, reference or llm))
+    longest = min(llm.longest_text(adapter), (reference or llm).longest_text())
     if context is not None and context > longest:
         raise RequestError(f"--context is {context}, but the model's context is {longest}; lower --context")
     windows = list(_windows(llm.tokenizer.encode(text)[:max_tokens], context or min(_WINDOW, longest)))
@@ -84,9 +89,9 @@ def perplexity(
         raise RequestError(f"{file} has fewer than 2 tokens; there is nothing to predict")
     detail(f"reading {sum(map(len, windows))} tokens in {len(windows)} windows")
     if reference is None:
-        nll, differences = _mean_nll(llm, _with_progress(windows)), None
+        nll, differences = _mean_nll(llm, adapter, _with_progress(windows)), None
     else:
-        nll, differences = _compare(llm, reference, _with_progress(windows))
+        nll, differences = _compare(_Adapted(llm, adapter), reference, _with_progress(windows))
     result = {"tokens": sum(map(len, windows)) - len(windows), "nll": nll, "perplexity": math.exp(nll)}
     if json:
         print_json({**result, "against": differences})
@@ -114,19 +119,31 @@ def _load_reference(llm: LLM, loader: Loader, name: str) -> LLM:
     return reference
 
 
-def _mean_nll(llm: LLM, windows: Iterable[Sequence[int]]) -> float:
+@dataclass(frozen=True)
+class _Adapted:
+    """A model with an adapter or none, for `measure_divergence`."""
+
+    llm: LLM
+    adapter: str | None
+
+    def iter_logits(self, token_ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Yields the logits after each token in parts: float32, (tokens, vocab_size)."""
+        return self.llm.iter_logits(token_ids, adapter=self.adapter)
+
+
+def _mean_nll(llm: LLM, adapter: str | None, windows: Iterable[Sequence[int]]) -> float:
     total, count = 0.0, 0
     for window in windows:
-        losses = llm.nll(window)
+        losses = llm.nll(window, adapter=adapter)
         total, count = total + float(losses.sum()), count + len(losses)
     return total / count
 
 
-def _compare(llm: LLM, reference: LLM, windows: Iterable[Sequence[int]]) -> tuple[float, dict[str, float]]:
+def _compare(model: _Adapted, reference: LLM, windows: Iterable[Sequence[int]]) -> tuple[float, dict[str, float]]:
     """Returns the mean negative log-likelihood and the differences from the reference model."""
     from puna.divergence import measure_divergence
 
-    divergence = measure_divergence(llm, reference, windows)
+    divergence = measure_divergence(model, reference, windows)
     return float(divergence.nll.mean()), divergence.summary()
 
 

@@ -23,6 +23,7 @@ from puna.cli.texts.inputs import Texts, read_texts
 def classify(
     texts: Texts = None,
     model: options.Model = None,
+    adapter: options.Adapter = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     device: options.Device = None,
@@ -32,11 +33,14 @@ def classify(
 ) -> None:
     """Print the labels of texts.
 
-    The model is a LlamaForSequenceClassification. Each line has a label, its score and the text.
+    The model is a LlamaForSequenceClassification, or has an adapter that classifies. Each line has a label, its score
+    and the text.
     """
     inputs = read_texts(texts)
-    _, llm = Loader(backend, threads, device, dtype, quantize, max_batch=16, generates=False).load(model)
-    results = llm.classify(inputs)
+    _, llm = Loader(backend, threads, device, dtype, quantize, max_batch=16, generates=False, adapter=adapter).load(
+        model
+    )
+    results = llm.classify(inputs, adapter=adapter)
     if json:
         scores = [list(map(list, zip(result.labels, result.scores, strict=True))) for result in results]
         labels = [result.label for result in results]

@@ -23,6 +23,7 @@ from puna.cli.texts.inputs import Texts, read_texts
 def embed(
     texts: Texts = None,
     model: options.Model = None,
+    adapter: options.Adapter = None,
     pooling: Annotated[
         Literal["last", "mean"], typer.Option(help="The state of the last token, or the mean of all tokens' states.")
     ] = "last",
@@ -39,8 +40,10 @@ def embed(
     An embedding is made of the model's hidden states after the final norm.
     """
     inputs = read_texts(texts)
-    _, llm = Loader(backend, threads, device, dtype, quantize, max_batch=16, generates=False).load(model)
-    embeddings = llm.embed(inputs, pooling=pooling, normalize=normalize)
+    _, llm = Loader(backend, threads, device, dtype, quantize, max_batch=16, generates=False, adapter=adapter).load(
+        model
+    )
+    embeddings = llm.embed(inputs, pooling=pooling, normalize=normalize, adapter=adapter)
     if json:
         print_json({"embeddings": [[float(str(number)) for number in row] for row in embeddings]})
         return
