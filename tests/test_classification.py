@@ -13,7 +13,7 @@ from puna.checkpoint import inspect_checkpoint
 from puna.classification import ClassificationHead, last_token
 from puna.errors import RequestError
 from tests.helpers.classifiers import write_classifier
-from tests.helpers.torch_files import needs_torch
+from tests.helpers.torch_files import BACKENDS, needs_torch
 
 LONG = [5 + n % 40 for n in range(150)]
 TEXTS = ["the llama", "grassland", "in the high grassland lives the llama", "x"]
@@ -28,7 +28,7 @@ def folder(tiny_model, tmp_path_factory):
     return write_classifier(tiny_model, tmp_path_factory.mktemp("classifiers") / "three", 3, pad_token_id=9)
 
 
-@pytest.fixture(scope="module", params=[pytest.param("torch", marks=needs_torch)])
+@pytest.fixture(scope="module", params=BACKENDS)
 def llm(request, folder):
     return LLM(folder, request.param)
 
@@ -52,7 +52,7 @@ def test_scores_equal_those_of_a_pipeline_of_transformers(tiny_model, tmp_path, 
     transformers = pytest.importorskip("transformers")
     folder = write_classifier(tiny_model, tmp_path / "model", labels, problem_type=problem, pad_token_id=9)
     pipeline = transformers.pipeline("text-classification", str(folder), top_k=None, device="cpu")
-    for text, result in zip(TEXTS, LLM(folder, "torch").classify(TEXTS), strict=True):
+    for text, result in zip(TEXTS, LLM(folder).classify(TEXTS), strict=True):
         expected = {item["label"]: item["score"] for item in pipeline([text])[0]}
         assert dict(zip(result.labels, result.scores, strict=True)) == pytest.approx(expected, abs=1e-5)
         assert result.label == max(expected, key=lambda label: expected[label])
@@ -133,11 +133,10 @@ def test_inspect_names_the_head(folder):
     assert any("cannot generate text" in warning for warning in report.warnings)
 
 
-@needs_torch
 def test_a_tied_configuration_changes_nothing(tiny_model, tmp_path):
     """A classifier has no head that could be tied; its configuration may claim one."""
     tied = write_classifier(tiny_model, tmp_path / "tied", 3, tie_word_embeddings=True)
     plain = write_classifier(tiny_model, tmp_path / "plain", 3)
     assert json.loads((tied / "config.json").read_text())["tie_word_embeddings"]
-    assert LLM(tied, "torch").classify(TEXTS) == LLM(plain, "torch").classify(TEXTS)
-    assert LLM(plain, "torch").config.tie_word_embeddings is False
+    assert LLM(tied).classify(TEXTS) == LLM(plain).classify(TEXTS)
+    assert LLM(plain).config.tie_word_embeddings is False

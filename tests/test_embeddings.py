@@ -13,13 +13,13 @@ from puna.engine import Event
 from puna.errors import BackendError, RequestError
 from puna.prompt_scores import PromptState
 from tests.helpers.classifiers import write_classifier
-from tests.helpers.torch_files import needs_torch
+from tests.helpers.torch_files import BACKENDS, needs_torch
 
 LONG = [5 + n % 40 for n in range(150)]
 TEXTS = ["the llama", "grassland", "in the high grassland lives the llama", "x"]
 
 
-@pytest.fixture(scope="module", params=[pytest.param("torch", marks=needs_torch)])
+@pytest.fixture(scope="module", params=BACKENDS)
 def llm(request, tiny_model):
     return LLM(tiny_model, request.param)
 

@@ -164,6 +164,7 @@ class Callers:
 
     def __init__(self, llm: LLM, expected: dict[tuple[int, int], Completion], seconds: float) -> None:
         self.llm, self.expected = llm, expected
+        self.embeddings = llm.embed(PROMPTS, pooling="mean")
         self.async_llm = AsyncLLM.__new__(AsyncLLM)
         self.async_llm.__dict__ = llm.__dict__  # the same model
         self.end = time.monotonic() + seconds
@@ -182,7 +183,7 @@ class Callers:
         source = random.Random(number)
         while time.monotonic() < self.end:
             expected, arguments = self._choose(source)
-            action = source.randrange(6)
+            action = source.randrange(8)
             if action < 2:
                 stream = self.llm.stream(**arguments)
                 for _ in range(source.randrange(4)):
@@ -193,6 +194,14 @@ class Callers:
                 self.outcomes["dropped"] += 1
             elif action < 4:
                 self._count("generate", self.llm.generate(**arguments).ids == expected.ids)
+            elif action == 4:
+                pieces = self.llm.stream_batch([arguments["prompt"]] * 2, max_tokens=60, temperature=1.5, n=4)
+                for _ in range(source.randrange(9)):
+                    next(pieces, None)
+                del pieces
+                self.outcomes["dropped of n"] += 1
+            elif action == 5:
+                self._count("embed", (self.llm.embed(PROMPTS, pooling="mean") == self.embeddings).all())
             else:
                 self._count("stream", "".join(self.llm.stream(**arguments)) == expected.text)
 
@@ -247,8 +256,9 @@ def test_threads_and_tasks_share_a_model_under_interrupts_and_garbage_collection
     gc.collect()
     check_nothing_is_left(llm)
     assert not [kind for kind in callers.outcomes if "wrong" in kind], callers.outcomes
-    kinds = {"dropped", "dropped in asyncio", "cancelled", *(f"{kind}: right" for kind in ("generate", "stream"))}
-    assert set(callers.outcomes) >= kinds | {"await: right", "async for: right"}
+    kinds = {"dropped", "dropped of n", "dropped in asyncio", "cancelled"}
+    kinds |= {f"{kind}: right" for kind in ("generate", "stream", "embed", "await", "async for")}
+    assert set(callers.outcomes) >= kinds
     assert interrupted > 0
     if seconds > 60:
         quarter = len(memory) // 4

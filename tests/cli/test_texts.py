@@ -8,9 +8,7 @@ import pytest
 from puna import LLM
 from tests.cli.test_cli import as_json, run
 from tests.helpers.classifiers import write_classifier
-from tests.helpers.torch_files import needs_torch
 
-pytestmark = needs_torch
 TEXTS = ["the llama", "grassland", "x"]
 
 
@@ -20,7 +18,7 @@ def classifier(tiny_model, tmp_path_factory):
 
 
 def test_embed_prints_the_numbers_of_each_text(tiny_model):
-    model, llm = ["-m", str(tiny_model), "--backend", "torch"], LLM(tiny_model, "torch")
+    model, llm = ["-m", str(tiny_model)], LLM(tiny_model)
     expected = llm.embed(TEXTS)
     out = as_json("embed", *TEXTS, *model)
     assert (np.array(out["embeddings"], np.float32) == expected).all()
@@ -31,19 +29,19 @@ def test_embed_prints_the_numbers_of_each_text(tiny_model):
 
 
 def test_classify_prints_the_label_of_each_text(classifier):
-    results = LLM(classifier, "torch").classify(TEXTS)
-    out = as_json("classify", *TEXTS, "-m", str(classifier), "--backend", "torch")
+    results = LLM(classifier).classify(TEXTS)
+    out = as_json("classify", *TEXTS, "-m", str(classifier))
     assert [item["label"] for item in out["results"]] == [result.label for result in results]
     assert [dict(item["scores"]) for item in out["results"]] == [
         dict(zip(result.labels, result.scores, strict=True)) for result in results
     ]
-    lines = run("classify", *TEXTS, "-m", str(classifier), "--backend", "torch").stdout.splitlines()
+    lines = run("classify", *TEXTS, "-m", str(classifier)).stdout.splitlines()
     assert lines == [f"{r.label}\t{max(r.scores):.4f}\t{text}" for text, r in zip(TEXTS, results, strict=True)]
 
 
 @pytest.mark.parametrize("command", ["embed", "classify"])
 def test_each_line_of_standard_input_is_a_text(classifier, command):
-    model = ["-m", str(classifier), "--backend", "torch"]
+    model = ["-m", str(classifier)]
     assert as_json(command, *model, input="\n".join(TEXTS) + "\n") == as_json(command, *TEXTS, *model)
     result = run(command, *model, input="")
     assert result.exit_code == 2

@@ -1,8 +1,8 @@
 """Answers in random schedules on a small cache are equal, bit for bit, to those of each request alone.
 
 The schedules have shared prefixes, several answers to one prompt, preemptions, chunks of all sizes, cancellations,
-speculation, scored prompts, log-probabilities, several threads and interrupted steps. The measured times of steps,
-which decide how many tokens a step has, are random. Counters prove that all of these have happened.
+speculation, scored prompts, hidden states, log-probabilities, several threads and interrupted steps. The measured times
+of steps, which decide how many tokens a step has, are random. Counters prove that all of these have happened.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Result:
     cached: int = 0
     logits: list[np.ndarray] = field(default_factory=list)
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    hidden: list[np.ndarray] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
         assert event.error is None and self.end is None
@@ -44,6 +45,7 @@ class Result:
         self.cached += event.cached_tokens
         self.logits += [] if event.logits is None else [event.logits]
         self.logprobs += [] if event.logprobs is None else [event.logprobs]
+        self.hidden += [] if event.hidden is None else [event.hidden]
         self.end = event.finish_reason and (event.finish_reason, event.stop_id)
 
 
@@ -81,7 +83,7 @@ def run_alone(backend: Backend, request: Request) -> Result:
     while engine.busy:
         for event in engine.step():
             result.add(event)
-    assert (result.read, result.cached) == (len(request.prompt_ids), 0)
+    assert (result.read, result.cached) == (len(request.prompt_ids) - request.logits_from, 0)
     return result
 
 
@@ -110,13 +112,19 @@ def random_requests(random: np.random.Generator, longest: int) -> list[Request]:
                     salt=str(random.choice(["", "", "", "other"])),
                 )
             )
+            if random.random() < 0.1:
+                first = int(random.choice([0, length // 2, length - 1]))
+                requests[-1] = replace(
+                    requests[-1], max_tokens=0, prompt_logits=False, output="hidden", logits_from=first
+                )
     return requests
 
 
 def next_turn(request: Request, result: Result, longest: int) -> Request:
     """Returns a request that continues the answer of an earlier one."""
     prompt = (*request.prompt_ids, *result.tokens, 5)
-    return replace(request, prompt_ids=prompt[:longest], max_tokens=min(longest - len(prompt[:longest]), 20))
+    max_tokens = min(longest - len(prompt[:longest]), 20)
+    return replace(request, prompt_ids=prompt[:longest], max_tokens=max_tokens, output="tokens", logits_from=0)
 
 
 def run_schedule(backend: Backend, requests: list[Request], random: np.random.Generator, counts: Counter) -> dict:
@@ -180,23 +188,17 @@ def check_schedules(backends: tuple[SmallBackend, NativeBackend], seeds: range) 
             expected = run_alone(alone, request)
             assert (result.tokens, result.end) == (expected.tokens, expected.end), (seed, index)
             assert result.logprobs == expected.logprobs, (seed, index)
-            assert result.read + result.cached == len(request.prompt_ids), (seed, index)
-            assert len(result.logits) == 0 or np.array_equal(
-                np.concatenate(result.logits), np.concatenate(expected.logits)
-            ), (seed, index)
+            assert result.read + result.cached == len(request.prompt_ids) - request.logits_from, (seed, index)
+            for rows, expected_rows in ((result.logits, expected.logits), (result.hidden, expected.hidden)):
+                assert len(rows) == 0 or np.array_equal(np.concatenate(rows), np.concatenate(expected_rows)), (
+                    seed, index
+                )  # fmt: skip
             assert bool(result.logits) == bool(expected.logits) == request.prompt_logits, (seed, index)
-            counts.update(answers=1, tokens=len(result.tokens), cached=result.cached > 0, logprobs=len(result.logprobs))
-    for name in (
-        "hits",
-        "copies",
-        "evictions",
-        "preemptions",
-        "guessed",
-        "logprobs",
-        "cancelled",
-        "interrupts",
-        "cached",
-    ):
+            assert bool(result.hidden) == bool(expected.hidden) == (request.output == "hidden"), (seed, index)
+            counts.update(answers=1, tokens=len(result.tokens), cached=result.cached > 0)
+            counts.update(logprobs=len(result.logprobs), hidden=len(result.hidden))
+    names = "hits copies evictions preemptions guessed logprobs hidden cancelled interrupts cached"
+    for name in names.split():
         assert counts[name] > len(seeds) / 10, counts
 
 
@@ -241,5 +243,8 @@ def test_answers_of_pytorch_are_most_likely_in_random_schedules(
             assert len(result.logits) == 0 or np.allclose(
                 np.concatenate(result.logits), logits[: len(prompt)], atol=1e-3
             ), (seed, index)
+            if result.hidden:
+                expected_hidden = np.concatenate(run_alone(backends[1], requests[index]).hidden)
+                assert np.allclose(np.concatenate(result.hidden), expected_hidden, atol=1e-3), (seed, index)
             counts.update(answers=1, cached=result.cached > 0)
     assert min(counts["hits"], counts["evictions"], counts["preemptions"], counts["cached"]) > 0
