@@ -38,7 +38,10 @@ class Options(SamplingOptions, total=False):
         "string matches that token, although the text of the answer does not contain it.",
     ]
     speculate: Annotated[
-        bool, "guess tokens from earlier text: the same answer, faster if the text repeats itself.", False
+        bool | None,
+        "guess tokens from earlier text: the same answer, faster if the text repeats itself. None: do so with the "
+        "native backend; with PyTorch, answers may then change by rounding.",
+        None,
     ]
     adapter: Annotated[
         str | None, "name of an adapter of `LLM(adapters=...)`, which changes the model for this request."
@@ -101,7 +104,7 @@ class Settings:
     max_tokens: int
     sampling: Sampling
     stop: str | Sequence[str]
-    speculate: bool
+    speculate: bool | None
     n: int = 1
     best_of: int | None = None
     prompt_logprobs: int | None = None
@@ -156,7 +159,7 @@ def settings_of(
         max_tokens,
         Sampling(**values),
         defaults.stop if stop is None else stop,
-        options.get("speculate", False),
+        options.get("speculate"),
         options.get("n", 1),
         options.get("best_of"),
         options.get("prompt_logprobs"),

@@ -311,8 +311,9 @@ class TextModel:
         sampling, top = settings.sampling, settings.prompt_logprobs
         if settings.best_of is not None and sampling.logprobs is None:
             sampling = replace(sampling, logprobs=0)
+        speculate = self.backend == "native" if settings.speculate is None else settings.speculate
         request = Request(
-            ids, settings.max_tokens, sampling, stop_ids, prompt_logits=top is not None, speculate=settings.speculate,
+            ids, settings.max_tokens, sampling, stop_ids, prompt_logits=top is not None, speculate=speculate,
             adapter=adapter,
         )  # fmt: skip
         self._engine.check(request)

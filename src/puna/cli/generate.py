@@ -73,7 +73,7 @@ def generate(
     min_tokens: options.MinTokens = None,
     ignore_eos: options.IgnoreEos = None,
     seed: options.Seed = None,
-    speculate: options.Speculate = False,
+    speculate: options.Speculate = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     max_batch: options.MaxBatch = 1,

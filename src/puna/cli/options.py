@@ -132,7 +132,12 @@ IgnoreEos = Annotated[
     bool | None, typer.Option("--ignore-eos", help="The model's end tokens do not end the answer.", show_default=False)
 ]
 Speculate = Annotated[
-    bool, typer.Option("--speculate", help="Guess tokens from earlier text: same answer, faster if text repeats.")
+    bool | None,
+    typer.Option(
+        "--speculate/--no-speculate",
+        help="Guess tokens from earlier text: same answer, faster if text repeats. Default: on, off with PyTorch.",
+        show_default=False,
+    ),
 ]
 StateFolder = Annotated[Path | None, typer.Option(hidden=True, envvar="XDG_STATE_HOME")]
 Seed = Annotated[int | None, number(help="Random seed, for reproducible sampling.")]

@@ -53,7 +53,7 @@ def chat(
     presence_penalty: options.PresencePenalty = None,
     frequency_penalty: options.FrequencyPenalty = None,
     seed: options.Seed = None,
-    speculate: options.Speculate = False,
+    speculate: options.Speculate = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     max_batch: options.MaxBatch = 1,
