@@ -7,8 +7,10 @@ of steps, which decide how many tokens a step has, are random. Counters prove th
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count
@@ -18,7 +20,7 @@ import pytest
 
 from puna.backend import PAGE, Backend, Batch, Outputs
 from puna.checkpoint import open_checkpoint
-from puna.engine import Engine, Event, Request, Sampling, TokenLogprobs
+from puna.engine import Engine, Event, Request, Runner, Sampling, TokenLogprobs
 from puna.native import NativeBackend
 from tests.golden.files import LAYOUTS
 
@@ -200,6 +202,84 @@ def check_schedules(backends: tuple[SmallBackend, NativeBackend], seeds: range) 
     names = "hits copies evictions preemptions guessed logprobs hidden cancelled interrupts cached"
     for name in names.split():
         assert counts[name] > len(seeds) / 10, counts
+
+
+class CollectedResult:
+    """Collects the events of a request that runs in the thread of a `Runner`."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.error: Exception | None = None
+        self.result = Result()
+
+    @property
+    def finished(self) -> bool:
+        return self.error is not None or self.result.end is not None
+
+    def feed(self, event: Event, started: float, ended: float) -> None:
+        self.error = event.error
+        if event.error is None:
+            self.result.add(event)
+
+    def take(self) -> list[str]:
+        return []
+
+
+def submit_all(runner: Runner, results: list[tuple[CollectedResult, bool]]) -> None:
+    """Runs requests one after the other; cancels a request if the second value is True."""
+    for result, is_cancelled in results:
+        stream = runner.submit([result])
+        if is_cancelled:
+            stream.close()
+        else:
+            stream.wait()
+
+
+def run_in_threads(engine: Engine, requests: list[Request], random: np.random.Generator) -> list[CollectedResult]:
+    """Runs requests that eight threads submit; returns the results without those of cancelled requests."""
+    results = [(CollectedResult(request), bool(random.random() < 0.2)) for request in requests]
+    runner = Runner(engine)
+    stepper = runner._stepper
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(submit_all, [runner] * 8, [results[number::8] for number in range(8)]))
+    del runner
+    while stepper.is_running.locked():
+        time.sleep(0.001)
+    return [result for result, is_cancelled in results if not is_cancelled]
+
+
+def check_threads(backends: tuple[SmallBackend, NativeBackend], seeds: range) -> None:
+    backend, alone = backends
+    backend.interrupts = 0.0
+    counts: Counter = Counter()
+    for seed in seeds:
+        random = np.random.default_rng(seed)
+        backend.pages = int(random.integers(2, 9))
+        requests = random_requests(random, min(CONTEXT, backend.pages * PAGE)) * 2
+        clock = accumulate(np.random.default_rng(seed).exponential() for _ in count()).__next__
+        engine = Engine(backend, int(random.integers(1, 6)), clock=clock)
+        results = run_in_threads(engine, requests, random)
+        for index, collected in enumerate(results):
+            expected = run_alone(alone, collected.request)
+            assert collected.error is None and collected.finished, (seed, index, collected.error)
+            assert (collected.result.tokens, collected.result.end) == (expected.tokens, expected.end), (seed, index)
+            assert collected.result.logprobs == expected.logprobs, (seed, index)
+        counts.update(hits=engine.pool.hits, copies=engine.pool.copies, preemptions=engine.scheduler.preemptions)
+        counts.update(cancelled=len(requests) - len(results))
+        assert engine.pool.available == engine.pool.pages
+    assert min(counts[name] for name in ("hits", "copies", "preemptions", "cancelled")) > len(seeds) / 10, counts
+
+
+def test_answers_are_equal_for_several_threads(backends: tuple[SmallBackend, NativeBackend]) -> None:
+    check_threads(backends, range(15))
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_answers_are_equal_for_several_threads_in_more_schedules(
+    backends: tuple[SmallBackend, NativeBackend],
+) -> None:
+    check_threads(backends, range(15, 500))
 
 
 def test_answers_are_equal_in_random_schedules(backends: tuple[SmallBackend, NativeBackend]) -> None:
