@@ -93,7 +93,7 @@ def test_trailing_padding_is_not_read(llm):
 
 
 def test_a_classifier_generates_nothing(llm):
-    words = r"no language-model head \(its head: classification\), .*; use embed\(\) or classify\(\), or load"
+    words = r"no language-model head \(its head: classification\), .*; use embed or classify, or load"
     calls = [llm.generate, llm.chat, llm.stream, llm.start, lambda text: llm.stream_batch([text])]
     calls += [lambda text: llm.nll([1, 2]), lambda text: llm.logits([1]), lambda text: llm.score("a", ["b"])]
     calls.append(lambda text: next(llm.iter_logits([1, 2])))

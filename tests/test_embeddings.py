@@ -158,7 +158,7 @@ def test_a_model_without_a_head_only_computes_embeddings(llm, tiny_model, tmp_pa
     for pooling in ("last", "mean"):
         assert_equal(llm, bare.embed(TEXTS, pooling=pooling), llm.embed(TEXTS, pooling=pooling))
     for call in (bare.generate, bare.chat, bare.stream, lambda text: bare.nll([1, 2]), lambda text: bare.logits([1])):
-        with pytest.raises(RequestError, match=r"no language-model head \(its head: none\).* use embed\(\), or load"):
+        with pytest.raises(RequestError, match=r"no language-model head \(its head: none\).* use embed, or load"):
             call("the llama")
     with pytest.raises(RequestError, match=r"no classification head \(its head: none\)"):
         bare.classify("the llama")

@@ -79,7 +79,7 @@ def open_backend(
 def check_language_model(path: Path, head: str) -> None:
     """Raises RequestError if a model with this head is not a language model."""
     if head != "lm":
-        methods = "embed() or classify()" if head == "classification" else "embed()"
+        methods = "embed or classify" if head == "classification" else "embed"
         raise RequestError(
             f"{path} has no language-model head (its head: {head}), so that it can neither generate text nor compute "
             f"logits; use {methods}, or load a language model"

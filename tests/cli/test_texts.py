@@ -49,7 +49,7 @@ def test_each_line_of_standard_input_is_a_text(classifier, command):
 
 
 def test_commands_refuse_models_without_the_head_that_they_need(classifier, tiny_model):
-    for arguments in (["generate", "hi"], ["run", str(classifier), "hi"], ["chat"]):
+    for arguments in (["generate", "hi"], ["run", str(classifier), "hi"], ["chat"], ["bench"], ["profile"]):
         model = [] if arguments[0] == "run" else ["-m", str(classifier)]
         result = run(*arguments, *model, input="hi\n")
         assert result.exit_code == 1

@@ -127,7 +127,9 @@ def open_native(
 
     Raises:
         BackendError: the options require PyTorch, or the native backend cannot run the model.
+        RequestError: the model has no language-model head.
     """
+    from puna.backends import check_language_model
     from puna.checkpoint import open_checkpoint
     from puna.native import NativeBackend
 
@@ -137,6 +139,7 @@ def open_native(
         if dtype is not None and quantize is not None:
             raise BackendError("--dtype float32 rounds no weights; leave out --dtype or --quantize")
     checkpoint = open_checkpoint(locate(model))
+    check_language_model(checkpoint.path, checkpoint.head)
     return NativeBackend(
         checkpoint.config, checkpoint.tensors, threads, sequences, quantize=quantize, float32=dtype is not None
     )
