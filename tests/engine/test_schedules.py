@@ -226,7 +226,7 @@ class CollectedResult:
 
 
 def submit_all(runner: Runner, results: list[tuple[CollectedResult, bool]]) -> None:
-    """Runs requests one after the other; cancels a request if the second value is True."""
+    """Runs requests one after another; cancels a request if the second value is True."""
     for result, is_cancelled in results:
         stream = runner.submit([result])
         if is_cancelled:
