@@ -204,3 +204,20 @@ def test_prompt_tokens_that_take_almost_no_time_do_not_overflow():
         times.record(decoded=4, read=0, seconds=0.02)
         times.record(decoded=4, read=16, seconds=0.01)
     assert times.budget(4, 1, limit=512) == 508
+
+
+def test_a_prompt_is_read_in_large_parts_if_a_step_has_a_fixed_cost() -> None:
+    """As on a GPU: steps that only decode take 1 ms, and all others 15 ms."""
+    backend = TimedBackend(lambda tokens: 0.001 if tokens == 1 else 0.015 + 0.00003 * tokens)
+    engine = backend.engine(2)
+    engine.submit(Request(text(backend, 600), 4000))
+    for _ in range(30):
+        engine.step()
+    backend.batches.clear()
+    time_to_first_token(backend, engine, text(backend, 4000))
+    assert sum(len(batch) > 1 for batch in backend.batches) < 20
+    engine.submit(Request(text(backend, 4000), 1))
+    backend.batches.clear()
+    while len(engine.scheduler.running) + len(engine.scheduler.waiting) > 1:
+        engine.step()
+    assert sum(len(batch) > 1 for batch in backend.batches) < 12

@@ -20,6 +20,10 @@ _RECENT_STEPS = 128
 _EFFICIENT_READ = 16
 """Minimum number of tokens for which a prompt alone shows the time per prompt token, not the time of the weights."""
 
+_SMALL_READ, _FIXED_COST = 64, 4.0
+"""If a token costs this many times more in reads of fewer tokens than in larger ones, the time of a step hardly depends
+on the number of tokens. On a GPU, a step that only decodes is one CUDA graph; others are launched by kernel."""
+
 _WEIGHT = 0.3
 """Weight of the latest step in an average."""
 
@@ -31,6 +35,8 @@ class StepTimes:
         self._steps = 0
         self._decoding: dict[int, tuple[float, int]] = {}  # number of tokens -> (seconds, number of the latest step)
         self._per_prompt_token: float | None = None
+        self._small_reads: tuple[float | None, int] = (None, 0)  # (seconds per token, number of the latest step)
+        self._large_reads: float | None = None  # seconds per token
 
     def record(self, decoded: int, read: int, seconds: float) -> None:
         """Adds the time of a step that has decoded `decoded` tokens and read `read` prompt tokens."""
@@ -41,7 +47,12 @@ class StepTimes:
             return
         without = self._nearest(decoded) if decoded else 0.0
         if without is not None and (decoded or read >= _EFFICIENT_READ):
-            self._per_prompt_token = _average(self._per_prompt_token, max(0.0, seconds - without) / read)
+            latest = max(0.0, seconds - without) / read
+            self._per_prompt_token = _average(self._per_prompt_token, latest)
+            if read < _SMALL_READ:
+                self._small_reads = _average(self._small_reads[0], latest), self._steps
+            else:
+                self._large_reads = _average(self._large_reads, latest)
 
     @property
     def per_prompt_token(self) -> float:
@@ -71,11 +82,21 @@ class StepTimes:
             return 0
         if not self._per_prompt_token:
             return min(limit, _EFFICIENT_READ)
+        if self._has_fixed_cost():
+            return limit
         seconds = (MAX_SLOWDOWN - 1) * without * max(1, reading / decoded)
         # The measured time per token may become so small that the quotient is infinite.
         count = int(min(limit, seconds / self._per_prompt_token))
         count -= (decoded + count) % TILE if count >= TILE else 0
         return min(limit, max(MIN_READ, count))
+
+    def _has_fixed_cost(self) -> bool:
+        """Returns whether small reads recently took about as long as large ones."""
+        small, step = self._small_reads
+        if small is not None and self._steps - step > _RECENT_STEPS:
+            self._small_reads = None, 0  # measured again
+            return False
+        return bool(small and self._large_reads and small > _FIXED_COST * self._large_reads)
 
     def _nearest(self, tokens: int) -> float | None:
         """Returns the seconds of a step that decodes `tokens` tokens, or fewer, but at least half of them."""
