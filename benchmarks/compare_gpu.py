@@ -132,11 +132,12 @@ def load_models(shape: str, context: int, device: torch.device) -> tuple[LlamaFo
     """Returns the model as a class of puna and of transformers; they share the weights."""
     config = LlamaConfig(**SHAPES[shape], max_position_embeddings=context, dtype="bfloat16")
     torch.manual_seed(0)
-    reference = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config.to_dict()))
+    with device:
+        reference = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config.to_dict()))
     rotary = reference.model.rotary_emb
     frequencies = rotary.inv_freq.clone()
-    reference = reference.to(device, torch.bfloat16).eval()
-    rotary.inv_freq = frequencies.to(device)  # `from_pretrained` does not round them either
+    reference = reference.to(torch.bfloat16).eval()
+    rotary.inv_freq = frequencies  # `from_pretrained` does not round them either
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     model.load_state_dict(reference.state_dict(), assign=True)
@@ -162,7 +163,7 @@ def main() -> None:
     model, reference = load_models(arguments.shape, arguments.context + arguments.new, device)
     backend = TorchBackend(model, max(arguments.rows))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    table = Table(title=f"tokens per second on {name}, torch {torch.__version__}, {transformers.__version__=!s}")
+    table = Table(title=f"tokens/s on {name}, torch {torch.__version__}, transformers {transformers.__version__}")
     for column in ("sequences", "backend", "engine", "transformers"):
         table.add_column(column, justify="right")
     for rows in arguments.rows:
