@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,9 @@ class Completion:
     Attributes:
         text: the generated text, without the prompt.
         ids: the generated token ids, without the end token.
-        finish_reason: "stop" (an end token or a stop string) or "length".
+        finish_reason: "stop" (an end token, a stop string, or the end of the grammar), "length" (max_tokens), or
+            "invalid": the text does not follow the call's schema, expression, grammar or choice, because a stop string
+            ended it or a JSON object repeats a key.
         prompt_ids: the token ids of the prompt.
         prefill_seconds: time from the start of the first step to the first token.
         decode_seconds: time from the first token to the last.
@@ -73,6 +75,14 @@ class Completion:
         return max(0, len(self.ids) - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
 
+class TextRule(Protocol):
+    """A rule that the text of an answer must follow."""
+
+    def matches(self, text: str) -> bool:
+        """Returns whether a text follows the rule."""
+        ...
+
+
 class Answer:
     """An answer that is being generated.
 
@@ -84,6 +94,7 @@ class Answer:
         continues_prompt: whether the answer continues the prompt's text: a space between both is kept.
         prompt_logprobs: number of most likely tokens in the log-probabilities of the prompt. Its request has
             `prompt_logits`, and is the one whose log-probabilities are computed; None for no log-probabilities.
+        rule: the rule that the text must follow, of which `request` has the grammar.
     """
 
     def __init__(
@@ -94,8 +105,10 @@ class Answer:
         *,
         continues_prompt: bool,
         prompt_logprobs: int | None = None,
+        rule: TextRule | None = None,
     ) -> None:
         self.request = request
+        self._rule = rule
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
@@ -148,6 +161,8 @@ class Answer:
             self._marks.append((len(self._pending) + len(held), mark))
         if text := self._release(held):
             self._text.append(text)
+        if self.finish_reason == "stop" and self._rule is not None and not self._rule.matches("".join(self._text)):
+            self.finish_reason = "invalid"
 
     def completion(self) -> Completion:
         """Returns the complete answer, or raises the error that ended it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
@@ -37,6 +37,17 @@ class Options(SamplingOptions, total=False):
         "a string or several strings; the answer ends before the first of them that occurs. A special token in a "
         "string matches that token, although the text of the answer does not contain it.",
     ]
+    json_schema: Annotated[
+        Mapping[str, Any] | str | bool | None,
+        "the answer is JSON that is valid under this schema, a dictionary or its JSON text; True allows any object. "
+        "Keywords that are not supported are errors. This option and the next three need puna[grammar]; a call may "
+        "have one of them.",
+    ]
+    regex: Annotated[
+        str | None, "the answer is a text that this regular expression matches completely, in Rust's syntax."
+    ]
+    grammar: Annotated[str | None, "the answer follows this context-free grammar, in llguidance's variant of Lark."]
+    choice: Annotated[Sequence[str] | None, "the answer is one of these texts."]
     speculate: Annotated[
         bool | None,
         "guess tokens from earlier text: the same answer, faster if the text repeats itself. None: do so with the "

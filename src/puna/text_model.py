@@ -15,7 +15,8 @@ from puna.checkpoint.names import SCORE
 from puna.classification import ClassificationHead, last_token
 from puna.config import LlamaConfig, generation_notes
 from puna.engine import Engine, Request, Runner
-from puna.errors import ChatTemplateError, ModelNotFoundError, RequestError, show
+from puna.errors import ChatTemplateError, MissingExtraError, ModelNotFoundError, RequestError, show
+from puna.grammars.rules import read_rule
 from puna.lazy import cached_property
 from puna.model_adapters import ModelAdapters
 from puna.options import Options, settings_of
@@ -24,6 +25,7 @@ from puna.prompts import Message, is_messages, join_ids, read_conversations, rea
 
 if TYPE_CHECKING:
     from puna.checkpoint import Checkpoint
+    from puna.grammars.compile import AnswerRule, Compiler
     from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
 
 Scores = TypeVar("Scores", bound=PromptResult)
@@ -299,10 +301,16 @@ class TextModel:
             warnings.warn(f"{self.path}: {note}", stacklevel=4)
         self._reported = True
         stop_ids = self._stop_ids | turn_end_ids
-        return [self._candidates_of(ids, stop_ids, continues_prompt, options) for ids in prompts]
+        rule = self._rule(options)
+        return [self._candidates_of(ids, stop_ids, continues_prompt, options, rule) for ids in prompts]
 
     def _candidates_of(
-        self, ids: tuple[int, ...], stop_ids: frozenset[int], continues_prompt: bool, options: Options
+        self,
+        ids: tuple[int, ...],
+        stop_ids: frozenset[int],
+        continues_prompt: bool,
+        options: Options,
+        rule: AnswerRule | None,
     ) -> Candidates:
         """Returns the answers to be generated for one prompt."""
         adapter = self._adapters.for_text(options.get("adapter"))
@@ -314,11 +322,14 @@ class TextModel:
         speculate = self.backend == "native" if settings.speculate is None else settings.speculate
         request = Request(
             ids, settings.max_tokens, sampling, stop_ids, prompt_logits=top is not None, speculate=speculate,
-            adapter=adapter,
+            adapter=adapter, grammar=None if rule is None else rule.grammar(ids if continues_prompt else ()),
         )  # fmt: skip
         self._engine.check(request)
+        stops = check_stops(settings.stop)
+        if stops and rule is not None and not rule.checks_text:
+            raise RequestError("stop strings cannot be combined with a grammar that contains special tokens")
         new_answer = functools.partial(
-            Answer, tokenizer=self.tokenizer, stops=check_stops(settings.stop), continues_prompt=continues_prompt
+            Answer, tokenizer=self.tokenizer, stops=stops, continues_prompt=continues_prompt, rule=rule
         )
         others = range(1, settings.n if settings.best_of is None else settings.best_of)
         return Candidates(
@@ -331,6 +342,23 @@ class TextModel:
             logprobs=settings.sampling.logprobs is not None,
             equal=sampling.temperature == 0,
         )
+
+    def _rule(self, options: Options) -> AnswerRule | None:
+        """Returns the rule that the answer must follow; None if there is none."""
+        rule = read_rule(options)
+        return None if rule is None else self._compiler.compile(rule)
+
+    @cached_property
+    def _compiler(self) -> Compiler:
+        try:
+            from puna.grammars.compile import Compiler
+        except ModuleNotFoundError as exc:
+            if exc.name != "llguidance":
+                raise
+            raise MissingExtraError(
+                "structured output needs llguidance; install it with: pip install 'puna[grammar]'"
+            ) from exc
+        return Compiler(self.tokenizer, self.config.vocab_size)
 
     @cached_property
     def _stop_ids(self) -> frozenset[int]:

@@ -28,7 +28,10 @@ LAYERS = [
     {"model"},
     {"adapters"},
     {"engine", "training"},
-    {"answer", "backends", "classification", "divergence", "model_adapters", "options", "prompt_scores", "prompts"},
+    {
+        "answer", "backends", "classification", "divergence", "grammars", "model_adapters", "options", "prompt_scores",
+        "prompts",
+    },  # fmt: skip
     {"text_model"},
     {"async_llm", "benchmark", "llm"},
     {"convert"},

@@ -259,11 +259,38 @@ def test_a_row_that_fails_does_not_affect_the_others():
     assert isinstance(second.error, BackendError)
 
 
+class FixedGrammar:
+    """A state of a grammar that allows always the same tokens."""
+
+    error, complete = None, False
+
+    def __init__(self, words: list[int], accepts: bool = False) -> None:
+        self.allowed = np.array(words, np.uint32)
+        self.accepts = accepts
+
+    def commit(self, token: int) -> None:
+        pass
+
+
 def test_no_allowed_token_is_an_error():
-    sampler = Sampler(Sampling(min_tokens=1), (), 40, (END,))
-    sampler.grammar = np.array([1 << END, 0], np.uint32)
+    sampler = Sampler(Sampling(min_tokens=1, allowed_token_ids=(END,)), (), 40, (END,))
     with pytest.raises(RequestError, match="no token may be chosen"):
         draw(sampler, np.zeros(40, np.float32))
+
+
+def test_no_token_of_a_grammar_is_an_error_that_says_why():
+    logits = np.zeros(40, np.float32)
+    sampler = Sampler(Sampling(min_tokens=1), (), 40, (END,))
+    sampler.grammar = FixedGrammar([1 << END, 0], accepts=True)
+    with pytest.raises(RequestError, match=r"to end before it has min_tokens \(1\)"):
+        draw(sampler, logits)
+    sampler = Sampler(Sampling(allowed_token_ids=(3,)), (), 40)
+    sampler.grammar = FixedGrammar([1 << 4, 0])
+    with pytest.raises(RequestError, match="no token can continue the answer in its grammar"):
+        draw(sampler, logits)
+    sampler.grammar.error = "too many items"
+    with pytest.raises(RequestError, match="cannot continue in its grammar: too many items"):
+        draw(sampler, logits)
 
 
 def test_a_row_has_the_same_result_in_every_batch():
@@ -340,9 +367,9 @@ def test_allowed_token_ids_and_the_grammar_limit_the_choice():
     logits = np.arange(40, dtype=np.float32)
     sampler = Sampler(Sampling(allowed_token_ids=(3, 33, 35)), (), 40)
     assert draw(sampler, logits) == 35
-    sampler.grammar = np.array([0xFFFFFFFF, 0b0111], np.uint32)  # ids 0 to 34
+    sampler.grammar = FixedGrammar([0xFFFFFFFF, 0b0111])  # ids 0 to 34
     assert draw(sampler, logits) == 33
-    sampler.grammar = np.array([0xFFFFFFFF, 0], np.uint32)
+    sampler.grammar = FixedGrammar([0xFFFFFFFF, 0])
     assert draw(sampler, logits) == 3
     tokens = {
         draw(Sampler(Sampling(temperature=1e9, allowed_token_ids=(3, 33), seed=i), (), 40), logits) for i in range(99)

@@ -27,7 +27,8 @@ FIELDS = {
     "prompt_ids": "token ids of the prompt",
     "ids": "token ids of the answer",
     "text": "the answer, without the prompt",
-    "finish_reason": "stop (end token or stop string) or length (maximum number of tokens)",
+    "finish_reason": "stop (end token or stop string), length (maximum number of tokens), or invalid (not as the "
+    "schema, expression or grammar requires)",
     "prefill_tokens_per_second": "speed of reading the prompt",
     "decode_tokens_per_second": "speed of generating the answer",
 }
@@ -36,6 +37,7 @@ FIELDS = {
 @command(
     {
         'puna generate "Gravity is" -n 20': "continue a text with at most 20 tokens",
+        """puna generate --chat "Is 7 prime?" --choice yes --choice no""": "choose one of two answers",
         'cat notes.txt | puna generate --chat "Summarise:"': "standard input is appended to the prompt",
         "puna generate -f prompt.txt --json": "read the prompt from a file, print JSON",
     },
@@ -73,6 +75,10 @@ def generate(
     min_tokens: options.MinTokens = None,
     ignore_eos: options.IgnoreEos = None,
     seed: options.Seed = None,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.Grammar = None,
+    choice: options.Choice = None,
     speculate: options.Speculate = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
@@ -97,6 +103,7 @@ def generate(
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
         min_tokens=min_tokens, ignore_eos=ignore_eos, seed=seed, stop=stop or None, speculate=speculate,
         adapter=adapter,
+        json_schema=json_schema, regex=regex, grammar=grammar, choice=choice or None,
     )  # fmt: skip
     argument = prompt if prompt_option is None else prompt_option
     text = read_prompt(argument, file or [])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from puna.cli.models import complete_model
+from puna.cli.prompt import read_file
 from puna.cli.terminal import usage_errors
 from puna.errors import show
 
@@ -139,6 +140,17 @@ Speculate = Annotated[
         show_default=False,
     ),
 ]
+JsonSchema = Annotated[
+    str | None,
+    typer.Option("--json-schema", metavar="FILE|JSON", help="The answer is JSON that is valid under this schema."),
+]
+Regex = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="The answer is a text that this regular expression matches.")
+]
+Grammar = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The answer follows this grammar, in Lark's syntax.")
+]
+Choice = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="The answer is one of these texts; repeatable.")]
 StateFolder = Annotated[Path | None, typer.Option(hidden=True, envvar="XDG_STATE_HOME")]
 Seed = Annotated[int | None, number(help="Random seed, for reproducible sampling.")]
 
@@ -150,11 +162,17 @@ def answer_options(**values: Any) -> Options:
         typer.BadParameter: a value is out of range.
     """
     from puna.engine import Sampling
+    from puna.grammars.rules import read_rule
 
     if "" in (values.get("stop") or []):
         raise typer.BadParameter("the text is empty; it would end every answer", param_hint="--stop")
     names = Sampling.__dataclass_fields__
     options = {name: value for name, value in values.items() if value is not None}
+    if "grammar" in options:
+        options["grammar"] = read_file(options["grammar"])
+    if not options.get("json_schema", "{").lstrip().startswith("{"):
+        options["json_schema"] = read_file(Path(options["json_schema"]))
     with usage_errors():
+        read_rule(options)
         Sampling(**{name: value for name, value in options.items() if name in names})
     return cast("Options", options)

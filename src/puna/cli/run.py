@@ -49,6 +49,10 @@ def run(
     presence_penalty: options.PresencePenalty = None,
     frequency_penalty: options.FrequencyPenalty = None,
     seed: options.Seed = None,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.Grammar = None,
+    choice: options.Choice = None,
     speculate: options.Speculate = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
@@ -67,6 +71,7 @@ def run(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
         seed=seed, speculate=speculate, adapter=adapter,
+        json_schema=json_schema, regex=regex, grammar=grammar, choice=choice or None,
     )  # fmt: skip
     loader = Loader(backend, threads, device, dtype, quantize, max_batch, adapter=adapter)
     if prompt is None and not file:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from puna.backend import PAGE, Backend, Chunk
 from puna.engine.disk_cache import DiskCache
+from puna.engine.grammar import Masks
 from puna.engine.pages import PagePool
 from puna.engine.request import Event, FinishReason, Request
 from puna.engine.sampling import choose
@@ -51,6 +52,7 @@ class Engine:
         disk = disk if prefix_cache else None
         self.pool = PagePool(backend.pages, prefix_cache, partial(_copy_page, backend), disk)
         self.scheduler = Scheduler(slots, chunk, self.pool)
+        self._masks = Masks()
         self._next_id = 0
         self._events: list[Event] = []  # of requests that have advanced in the current step
 
@@ -180,7 +182,9 @@ class Engine:
         logits of the request are not valid.
         """
         while turns:
-            choices = choose([turn.active.sampler for turn in turns], logits, [turn.row for turn in turns])
+            samplers = [turn.active.sampler for turn in turns]
+            self._masks.compute([sampler.grammar for sampler in samplers if sampler.grammar is not None])
+            choices = choose(samplers, logits, [turn.row for turn in turns])
             unfinished = []
             for turn, choice in zip(turns, choices, strict=True):
                 if choice.error is None:
@@ -263,10 +267,15 @@ def _copy_page(backend: Backend, source: int, target: int) -> None:
 
 
 def _accept(active: RunningRequest, token: int) -> tuple[int | None, int | None, FinishReason | None]:
-    """Adds a token to the answer, or ends the answer if it is a stop id; returns (token, stop id, finish reason)."""
+    """Adds a token to the answer, or ends the answer if it is a stop id; returns (token, stop id, finish reason).
+
+    The answer also ends with the last token of its grammar, or with `max_tokens`.
+    """
     if token in active.request.end_ids:
         return None, token, "stop"
     active.append(token)
+    if active.sampler.complete:
+        return token, None, "stop"
     return token, None, "length" if active.generated == active.request.max_tokens else None
 
 

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from puna.config import Sampling
 from puna.engine.adapter import LoadedAdapter
+from puna.engine.grammar import Grammar
 from puna.errors import PunaError, RequestError, show
 from puna.lazy import cached_property
 from puna.native.sampling import TokenLogprobs
 
-FinishReason = Literal["stop", "length"]
-"""stop: an end token or a stop string was generated; length: max_tokens were generated."""
+FinishReason = Literal["stop", "length", "invalid"]
+"""stop: an end token or a stop string was generated, or the grammar allows no further token; length: max_tokens were
+generated; invalid: the answer ended, but its text does not follow its grammar."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Request:
         candidate: number of the answer, among several answers to one prompt; each number draws other random numbers
             from the same seed.
         adapter: changes the model for this request.
+        grammar: the grammar of the answer; None allows all tokens. End tokens may be chosen where the answer may end.
     """
 
     prompt_ids: tuple[int, ...]
@@ -49,6 +52,7 @@ class Request:
     salt: str = ""
     candidate: int = 0
     adapter: LoadedAdapter | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

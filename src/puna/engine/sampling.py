@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from puna.config import Sampling
+from puna.engine.grammar import Grammar, GrammarState, token_bits
+from puna.errors import RequestError
 from puna.native.sampling import Choice, SampleRow, choose_tokens
 
 
@@ -24,9 +27,7 @@ class Sampler:
         end_ids: ids that end the answer, which `min_tokens` forbids at first.
         candidate: see `Request`. Number 0 draws the numbers of the seed itself, the others those of its descendants,
             which no other seed has.
-
-    Attributes:
-        grammar: a bit per token, lowest bit first, 1 if the grammar allows the token next; None without a grammar.
+        grammar: the grammar of the answer.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class Sampler:
         vocab_size: int,
         end_ids: Iterable[int] = (),
         candidate: int = 0,
+        grammar: Grammar | None = None,
     ) -> None:
         self.sampling = sampling
-        self.grammar: NDArray[np.uint32] | None = None
+        self.grammar = None if grammar is None else GrammarState(grammar, token_bits(vocab_size, end_ids))
         self.row = SampleRow(sampling)
         if sampling.counts_tokens:
             self.row.count(prompt_ids, generated=0)
@@ -46,16 +48,22 @@ class Sampler:
         descent = (candidate,) if candidate else ()
         self._generator = np.random.default_rng(np.random.SeedSequence(sampling.seed, spawn_key=descent))
         self._uniform: float | None = None  # the random number of the next choice
-        every = np.ones(vocab_size, bool)
         allowed = sampling.allowed_token_ids
-        self._allowed = None if allowed is None else _bits(~_without(every, allowed))
-        self._before_end = _bits(_without(every, end_ids)) if sampling.min_tokens > 0 else None
+        self._allowed = None if allowed is None else token_bits(vocab_size, allowed)
+        self._before_end = ~token_bits(vocab_size, end_ids) if sampling.min_tokens > 0 else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the grammar requires the answer to end here."""
+        return self.grammar is not None and self.grammar.complete and self._generated >= self.sampling.min_tokens
 
     def prepare(self) -> SampleRow:
         """Returns the native arguments of the next choice."""
         if self._uniform is None:
             self._uniform = 0.0 if self.sampling.temperature == 0 else float(self._generator.random())
-        masks = [mask for mask in (self._allowed, self.grammar) if mask is not None]
+        masks = [] if self._allowed is None else [self._allowed]
+        if self.grammar is not None:
+            masks.append(self.grammar.allowed)
         if self._before_end is not None and self._generated < self.sampling.min_tokens:
             masks.append(self._before_end)
         self.row.prepare(self._uniform, np.bitwise_and.reduce(masks) if masks else None)
@@ -65,24 +73,36 @@ class Sampler:
         """Records a chosen token. The next choice uses a new random number."""
         if self.sampling.counts_tokens:
             self.row.count((token,), generated=1)
+        if self.grammar is not None:
+            self.grammar.commit(token)
         self._generated += 1
         self._uniform = None
 
 
 def choose(samplers: Sequence[Sampler], logits: NDArray[np.float32], rows: Sequence[int]) -> list[Choice]:
-    """Returns the choice of each sampler from its row of logits, which have shape (T, vocab_size)."""
-    return choose_tokens(logits, [(row, sampler.prepare()) for sampler, row in zip(samplers, rows, strict=True)])
+    """Returns the choice of each sampler from its row of logits, which have shape (T, vocab_size).
+
+    The masks of grammars must have been computed before: see `Masks`.
+    """
+    choices = choose_tokens(logits, [(row, sampler.prepare()) for sampler, row in zip(samplers, rows, strict=True)])
+    return [_explained(sampler, choice) for sampler, choice in zip(samplers, choices, strict=True)]
 
 
-def _without(tokens: NDArray[np.bool_], ids: Iterable[int]) -> NDArray[np.bool_]:
-    """Returns a copy that is False for `ids`."""
-    copy: NDArray[np.bool_] = tokens.copy()
-    copy[[token for token in ids if token < len(copy)]] = False
-    return copy
-
-
-def _bits(tokens: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    """Returns a bit per token, lowest bit first; the last word is filled with zeros."""
-    padded = np.zeros(-(-len(tokens) // 32) * 32, bool)
-    padded[: len(tokens)] = tokens
-    return np.packbits(padded, bitorder="little").view("<u4").astype(np.uint32)
+def _explained(sampler: Sampler, choice: Choice) -> Choice:
+    """Returns the choice; the error that no token is allowed names the part of the grammar in it."""
+    grammar = sampler.grammar
+    if grammar is None or not isinstance(choice.error, RequestError):
+        return choice
+    if grammar.error is not None:
+        text = f"the answer cannot continue in its grammar: {grammar.error}"
+    elif grammar.accepts:
+        text = (
+            f"the grammar requires the answer to end before it has min_tokens ({sampler.sampling.min_tokens}) tokens; "
+            "lower min_tokens"
+        )
+    else:
+        text = (
+            "no token can continue the answer in its grammar; the tokens of allowed_token_ids may be too few, or the "
+            "grammar contains a token that ends the answer"
+        )
+    return replace(choice, error=RequestError(text))

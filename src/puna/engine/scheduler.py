@@ -149,7 +149,14 @@ class Scheduler:
                 return
             self.waiting.popleft()
             if state is None:
-                sampler = Sampler(request.sampling, request.prompt_ids, vocab_size, request.end_ids, request.candidate)
+                sampler = Sampler(
+                    request.sampling,
+                    request.prompt_ids,
+                    vocab_size,
+                    request.end_ids,
+                    request.candidate,
+                    request.grammar,
+                )
                 state = RunningRequest(request_id, request, sampler, PageTable(self.pool, request.page_salt))
             self._preempted.pop(request_id, None)
             self.running[request_id] = state

@@ -1,0 +1,1 @@
+"""Structured output: JSON schemas, regular expressions, grammars and choices, compiled by the library llguidance."""

@@ -1,0 +1,128 @@
+"""`Compiler`: compiles the rules of answers for one vocabulary. `AnswerRule`: a compiled rule."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from puna.engine.grammar import Grammar, GrammarState, Masks, Matcher
+from puna.errors import RequestError
+from puna.grammars.check import check_rule
+from puna.grammars.library import byte_tokenizer, make_matcher
+from puna.grammars.rules import Rule, unique_keys
+from puna.grammars.vocabulary import Vocabulary
+from puna.lazy import cached_property
+
+if TYPE_CHECKING:
+    from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
+
+_CACHED_RULES = 64
+"""Number of compiled rules that are kept for later requests."""
+
+
+class Compiler:
+    """Compiles rules for one vocabulary.
+
+    Args:
+        vocab_size: the model's number of logits.
+    """
+
+    def __init__(self, tokenizer: LlamaTokenizer | LlamaTokenizerFast, vocab_size: int) -> None:
+        self._vocabulary = Vocabulary(tokenizer, vocab_size)
+        self._rules: OrderedDict[Rule, AnswerRule] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compile(self, rule: Rule) -> AnswerRule:
+        """Returns a compiled rule.
+
+        Raises:
+            RequestError: the rule is invalid, not supported, or too large.
+        """
+        with self._lock:
+            compiled = self._rules.pop(rule, None)
+        if compiled is None:
+            check_rule(rule.kind, rule.grammar, self._vocabulary.special)
+            compiled = AnswerRule(rule, self._vocabulary)
+        with self._lock:
+            self._rules[rule] = compiled
+            if len(self._rules) > _CACHED_RULES:
+                self._rules.popitem(last=False)
+        return compiled
+
+
+class AnswerRule:
+    """A compiled rule.
+
+    Args:
+        rule: a rule that `check_rule` accepts.
+        vocabulary: the tokens of the answers.
+    """
+
+    def __init__(self, rule: Rule, vocabulary: Vocabulary) -> None:
+        self._rule = rule
+        self._vocabulary = vocabulary
+        self._matcher = self._compiled()
+
+    def grammar(self, prompt_ids: Sequence[int]) -> Grammar:
+        """Returns the grammar of an answer.
+
+        Args:
+            prompt_ids: the prompt that the text of the answer continues, or nothing for a chat answer.
+
+        Raises:
+            RequestError: no token of the vocabulary can begin the answer.
+        """
+        return self._after_space if self._vocabulary.removes_space(prompt_ids) else self._plain
+
+    @cached_property
+    def _plain(self) -> Grammar:
+        return self._checked(Grammar(((self._matcher, None),), self._vocabulary.size))
+
+    @cached_property
+    def _after_space(self) -> Grammar:
+        spaced = self._compiled(after_space=True)
+        without_space, unchanged = self._vocabulary.first_tokens
+        return self._checked(Grammar(((spaced, without_space), (self._matcher, unchanged)), self._vocabulary.size))
+
+    @cached_property
+    def _byte_matcher(self) -> Matcher | None:
+        """The matcher of texts; None if the grammar contains special tokens, which the text of an answer hides."""
+        matcher, error = make_matcher(self._rule.grammar, byte_tokenizer())
+        return None if error else matcher
+
+    @property
+    def checks_text(self) -> bool:
+        """Whether `matches` can check a text. A text hides the special tokens that a grammar may contain."""
+        return self._byte_matcher is not None
+
+    def matches(self, text: str) -> bool:
+        """Returns whether a text follows the rule. Objects in JSON must not repeat a key."""
+        if self._byte_matcher is None:
+            return True
+        try:
+            if self._rule.kind == "json_schema":
+                json.loads(text, object_pairs_hook=unique_keys)
+            matcher = self._byte_matcher.deep_copy()
+            return all(map(matcher.consume_token, text.encode())) and matcher.is_accepting()
+        except (ValueError, RecursionError):
+            return False
+
+    def _compiled(self, after_space: bool = False) -> Matcher:
+        matcher, error = make_matcher(self._rule.grammar, self._vocabulary.library, after_space)
+        if error is not None:
+            raise RequestError(f"{self._rule.kind} cannot be used: {error}")
+        return matcher
+
+    def _checked(self, grammar: Grammar) -> Grammar:
+        state = GrammarState(grammar, np.zeros(-(-(grammar.size - 1) // 32), np.uint32))
+        Masks().compute([state])
+        if not (state.allowed.any() or state.accepts):
+            raise RequestError(
+                f"{self._rule.kind} cannot be used: no token of the model's vocabulary can begin such an answer"
+            )
+        return grammar

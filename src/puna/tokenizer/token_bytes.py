@@ -1,0 +1,82 @@
+"""The bytes that each token adds to a text, for grammars: they allow or forbid tokens by their bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from puna.errors import TokenizerError
+from puna.tokenizer.files.byte_level import CHARACTER_TO_BYTE
+from puna.tokenizer.sentencepiece.engine import SPACE
+from puna.tokenizer.slow import LlamaTokenizer
+
+if TYPE_CHECKING:
+    from puna.tokenizer.fast import LlamaTokenizerFast
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+_JOINED = frozenset({"Fuse", "ByteFallback", "Replace", "Strip", "Metaspace"})
+"""The steps of decoders of SentencePiece vocabularies. They decode each token by itself, except at the text's ends."""
+
+
+def token_bytes(tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> list[bytes | None]:
+    """Returns by id the bytes that a token adds to a text that has begun.
+
+    At the beginning of a text, some tokenizers remove a space from the first token; see `StreamDecoder`. The bytes are
+    None for special tokens, for the unknown token, for ids without a token, and for added tokens of a
+    `LlamaTokenizer`, because their text depends on the tokens around them.
+
+    Raises:
+        TokenizerError: the text of a token depends on the tokens around it.
+    """
+    excluded = {*tokenizer.skipped_tokens(), *tokenizer.all_special_ids, tokenizer.unk_token_id}
+    if isinstance(tokenizer, LlamaTokenizer):
+        pieces = tokenizer._pieces
+        excluded |= {*tokenizer.added_tokens_decoder, *pieces.control_ids, pieces.unk_id}
+        return [None if index in excluded else pieces.text_bytes(index) or None for index in range(pieces.count)]
+    spelling = _decoder_bytes(tokenizer)
+    tokens = {index: token for token, index in tokenizer.get_vocab().items()}
+    # The text of an added token may be its normalised content.
+    tokens |= {index: tokenizer.convert_ids_to_tokens(index) for index in tokenizer.added_tokens_decoder}
+    result: list[bytes | None] = [None] * (max(tokens, default=-1) + 1)
+    for index, token in tokens.items():
+        if index not in excluded:
+            result[index] = spelling(token) or None
+    return result
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    match = _BYTE.fullmatch(token)
+    return bytes([int(match[1], 16)]) if match else token.replace(SPACE, " ").encode()
+
+
+def _decoder_bytes(tokenizer: LlamaTokenizerFast) -> Callable[[str], bytes]:
+    """Returns the function from a token to its bytes for the decoder of `tokenizers`."""
+    decoder = tokenizer.backend_tokenizer.decoder
+    state: dict[str, Any] = {"type": "none"} if decoder is None else json.loads(decoder.__getstate__())
+    steps = state["decoders"] if state["type"] == "Sequence" else [state]
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"]:
+        return _byte_level_bytes
+    replacements = {SPACE: " "} if "Metaspace" in kinds else {}
+    for step in steps:
+        if step["type"] == "Replace":
+            replacements[step["pattern"].get("String")] = step["content"]
+    # A step `Strip` may remove characters only at the beginning of the joined text.
+    strips = [(kinds[:index], step) for index, step in enumerate(steps) if step["type"] == "Strip"]
+    joined = all("Fuse" in before and step["stop"] == 0 for before, step in strips)
+    if not (_JOINED.issuperset(kinds) and joined and replacements == {SPACE: " "}):
+        raise TokenizerError(
+            f"grammars are not supported with this tokenizer: its decoder ({', '.join(kinds)}) may decode a token "
+            "differently next to other tokens"
+        )
+    return _sentencepiece_bytes if "ByteFallback" in kinds else lambda token: token.replace(SPACE, " ").encode()
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    try:
+        return bytes([CHARACTER_TO_BYTE[character] for character in token])
+    except KeyError:  # characters outside the byte alphabet: an added token, which is plain text
+        return token.encode()
