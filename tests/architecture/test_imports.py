@@ -29,9 +29,16 @@ LAYERS = [
     {"adapters"},
     {"engine", "training"},
     {
-        "answer", "backends", "classification", "divergence", "grammars", "model_adapters", "options", "prompt_scores",
+        "answer",
+        "backends",
+        "classification",
+        "divergence",
+        "grammars",
+        "model_adapters",
+        "options",
+        "prompt_scores",
         "prompts",
-    },  # fmt: skip
+    },
     {"text_model"},
     {"async_llm", "benchmark", "llm"},
     {"convert"},

@@ -14,8 +14,8 @@ import pytest
 from puna.engine.grammar import GrammarState, Masks, token_bits
 from puna.errors import RequestError
 from puna.grammars.rules import read_rule
+from puna.grammars.token_bytes import token_bytes
 from puna.tokenizer import LlamaTokenizer, StreamDecoder, load_tokenizer
-from puna.tokenizer.token_bytes import token_bytes
 from tests.golden.files import LAYOUTS, TOKENIZER
 from tests.grammars.schemas import REFUSED, SCHEMAS
 

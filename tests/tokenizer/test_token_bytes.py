@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from puna.errors import TokenizerError
+from puna.grammars.token_bytes import token_bytes
 from puna.tokenizer import LlamaTokenizerFast, StreamDecoder
-from puna.tokenizer.token_bytes import token_bytes
 
 
 def test_the_bytes_of_tokens_are_the_text_after_a_prompt(tokenizer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -36,7 +35,6 @@ def check_rule(name: str, rule: Mapping[str, Any], special: Sequence[str]) -> No
         process = subprocess.run(
             (sys.executable, "-I", "-S", "-c", _PROGRAM, json.dumps([str(folder) for folder in sys.path])),
             input=json.dumps({"rule": rule, "special": list(special)}).encode(),
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},  # without secrets
             capture_output=True,
             start_new_session=True,  # Ctrl-C must not end the process with a message
             check=False,
@@ -57,9 +55,6 @@ def check_rule(name: str, rule: Mapping[str, Any], special: Sequence[str]) -> No
         f"{name} is too large: compiling it needs too much {_RESOURCES.get(-process.returncode, 'memory')}; simplify it"
     )
 
-
-_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-"""Environment variables that the start of Python may need."""
 
 _RESOURCES: dict[int, str] = {
     signal.SIGPROF: "time",

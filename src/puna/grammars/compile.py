@@ -67,6 +67,9 @@ class AnswerRule:
         self._rule = rule
         self._vocabulary = vocabulary
         self._matcher = self._compiled()
+        # A text hides the special tokens that a grammar may contain; the matcher of bytes then has an error.
+        matcher, error = make_matcher(rule.grammar, byte_tokenizer())
+        self._byte_matcher: Matcher | None = None if error else matcher
 
     def grammar(self, prompt_ids: Sequence[int]) -> Grammar:
         """Returns the grammar of an answer.
@@ -89,15 +92,9 @@ class AnswerRule:
         without_space, unchanged = self._vocabulary.first_tokens
         return self._checked(Grammar(((spaced, without_space), (self._matcher, unchanged)), self._vocabulary.size))
 
-    @cached_property
-    def _byte_matcher(self) -> Matcher | None:
-        """The matcher of texts; None if the grammar contains special tokens, which the text of an answer hides."""
-        matcher, error = make_matcher(self._rule.grammar, byte_tokenizer())
-        return None if error else matcher
-
     @property
     def checks_text(self) -> bool:
-        """Whether `matches` can check a text. A text hides the special tokens that a grammar may contain."""
+        """Whether `matches` can check a text."""
         return self._byte_matcher is not None
 
     def matches(self, text: str) -> bool:

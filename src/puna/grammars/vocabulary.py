@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from puna.engine.grammar import token_bits
 from puna.errors import RequestError
 from puna.grammars.library import make_tokenizer
+from puna.grammars.token_bytes import token_bytes
 from puna.lazy import cached_property
 from puna.tokenizer.streams import StreamDecoder
-from puna.tokenizer.token_bytes import token_bytes
 
 if TYPE_CHECKING:
     from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast

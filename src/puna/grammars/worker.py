@@ -14,7 +14,7 @@ from puna.grammars.library import byte_tokenizer, error_text, make_matcher
 SECONDS = 2.0
 """Maximum processor time of the process, of which 0.05 s are used to start it."""
 
-WALL_SECONDS = 20.0
+WALL_SECONDS = 60.0
 """Maximum elapsed time: a busy machine may delay the process."""
 
 MEMORY = 512 * 10**6

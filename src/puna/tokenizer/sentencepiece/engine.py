@@ -156,11 +156,6 @@ class Pieces:
         """Returns the byte that a byte piece represents; None for other pieces."""
         return int(self.text(index)[3:5], 16) if self._sp.is_byte(index) else None
 
-    def text_bytes(self, index: int) -> bytes:
-        """Returns the bytes that a piece adds to a text that has begun."""
-        byte = self.byte(index)
-        return self.text(index).replace(SPACE, " ").encode() if byte is None else bytes((byte,))
-
 
 class PieceDecoder:
     """Decodes piece by piece; the joined texts equal one call of SentencePiece's `Decode`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import TYPE_CHECKING, Any
 
 from puna.errors import TokenizerError
@@ -33,9 +33,7 @@ def token_bytes(tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> list[bytes | 
     """
     excluded = {*tokenizer.skipped_tokens(), *tokenizer.all_special_ids, tokenizer.unk_token_id}
     if isinstance(tokenizer, LlamaTokenizer):
-        pieces = tokenizer._pieces
-        excluded |= {*tokenizer.added_tokens_decoder, *pieces.control_ids, pieces.unk_id}
-        return [None if index in excluded else pieces.text_bytes(index) or None for index in range(pieces.count)]
+        return _piece_bytes(tokenizer.sp_model, excluded | tokenizer.added_tokens_decoder.keys())
     spelling = _decoder_bytes(tokenizer)
     tokens = {index: token for token, index in tokenizer.get_vocab().items()}
     # The text of an added token may be its normalised content.
@@ -45,6 +43,20 @@ def token_bytes(tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> list[bytes | 
         if index not in excluded:
             result[index] = spelling(token) or None
     return result
+
+
+def _piece_bytes(model: Any, excluded: Set[int | None]) -> list[bytes | None]:
+    """Returns the bytes of the pieces of a `SentencePieceProcessor`."""
+    ids = list(range(model.get_piece_size()))
+    kinds = zip(model.id_to_piece(ids), model.is_byte(ids), model.is_control(ids), model.is_unknown(ids), strict=True)
+    return [
+        None
+        if control or unknown or index in excluded
+        else bytes([int(piece[3:5], 16)])
+        if byte
+        else piece.replace(SPACE, " ").encode() or None
+        for index, (piece, byte, control, unknown) in enumerate(kinds)
+    ]
 
 
 def _sentencepiece_bytes(token: str) -> bytes:
