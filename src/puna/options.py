@@ -44,7 +44,9 @@ class Options(SamplingOptions, total=False):
         "have one of them.",
     ]
     regex: Annotated[
-        str | None, "the answer is a text that this regular expression matches completely, in Rust's syntax."
+        str | None,
+        "the answer is a text that this regular expression matches completely. The syntax is that of Rust's regex, but "
+        "\\d means 0 to 9.",
     ]
     grammar: Annotated[str | None, "the answer follows this context-free grammar, in llguidance's variant of Lark."]
     choice: Annotated[Sequence[str] | None, "the answer is one of these texts."]
