@@ -65,8 +65,9 @@ struct IntegerFormat {
     static constexpr bool kHalfScales = kScaleKind == Scales::kSignedHalves || kScaleKind == Scales::kNibbles;
     static constexpr bool kHasMin =
         kScaleKind == Scales::kHalfAndMin || kScaleKind == Scales::kSixBit || kScaleKind == Scales::kNibbles;
-    // Whether it is faster to unpack a panel in registers for every eight tokens than to unpack it once to memory.
-    static constexpr bool kInRegisters = kManyRegisters && kPlanes == Planes::kFour && !kHalfScales;
+    // Whether it is faster to unpack panels in registers for every tile of tokens than to unpack them once to memory.
+    static constexpr bool kInRegisters =
+        kManyRegisters && !kHalfScales && (kPlanes == Planes::kFour || kPlanes == Planes::kEight);
     static constexpr int kPlaneBytes = plane_bytes(kPlanes);
     static constexpr int kScaleBlocks = scale_blocks(kScaleKind);
 
@@ -108,6 +109,20 @@ struct IntegerFormat {
         if (kPlanes == Planes::kFour) return low;
         if (kPlanes == Planes::kFive) return low | (shift_right(load_u32(block + 256), s - 4) & 0x10101010u);
         return low | (shift_right(load_u32(block + 256 + (s >> 2) * 64), 2 * (s & 3) - 4) & 0x30303030u);
+    }
+
+    // Returns the same as `quad`, but reads the plane again for the upper nibbles. Otherwise the compiler keeps the
+    // planes of a block in registers, which are all needed in a large tile.
+    static inline __attribute__((always_inline)) u32x16 quad_again(const uint8_t* block, int s, const Table& table) {
+#if defined(__AVX512F__) && !defined(PUNA_EMULATE)
+        if ((kTable || kPlanes == Planes::kFour) && s >= 4) {
+            u32x16 high;
+            asm("vpsrld $4, %1, %0" : "=v"(high.reg[0]) : "m"(*reinterpret_cast<const u32_mem*>(block + (s & 3) * 64)));
+            high = high & 0x0f0f0f0fu;
+            return kTable ? levels(high, table) : high;
+        }
+#endif
+        return quad(block, s, table);
     }
 
     // Scales of a block. Only index 0 is set unless kHalfScales, and `min` only if kHasMin.
@@ -495,13 +510,13 @@ PUNA_INLINE void prefetch(const uint8_t* block) {
     for (int line = 0; line <= F::kPlaneBytes; line += kLine) __builtin_prefetch(block + kDistance + line, 0, kCache);
 }
 
-// Processes blocks that share an activation scale, in kPanels panels that are `panel_stride` panels from each other.
-// Each block is processed in all panels before the next block, so that the panels are read as parallel streams.
-template <typename F, int kBlocks, int kTokens, int kPanels>
-PUNA_INLINE void register_blocks(const Panels& w, const typename F::Table& table, int64_t panel, int64_t panel_stride,
-                                 int64_t first, int count, const ActivationBlock* a,
-                                 f32x16 (&acc)[kPanels][kTokens][1]) {
-    f32x16 partial[kPanels][kTokens][1];
+// Processes blocks that share an activation scale, for one token and kPanels panels that are `panel_stride` panels from
+// each other. Each block is processed in all panels before the next block, so that the panels are read as parallel
+// streams.
+template <typename F, int kBlocks, int kPanels>
+PUNA_INLINE void strip_blocks(const Panels& w, const typename F::Table& table, int64_t panel, int64_t panel_stride,
+                              int64_t first, int count, const ActivationBlock* a, f32x16 (&acc)[kPanels][1][1]) {
+    f32x16 partial[kPanels][1][1];
     const auto block = [&](auto is_first, const BlockOffsets& at, int64_t b) __attribute__((always_inline)) {
 #pragma GCC unroll 8
         for (int p = 0; p < kPanels; ++p) {
@@ -517,7 +532,7 @@ PUNA_INLINE void register_blocks(const Panels& w, const typename F::Table& table
                 [&](int) __attribute__((always_inline)) { return F::scales(from, at); },
                 [&](int, int s, int d)
                     __attribute__((always_inline)) { return digit<F>(F::quad(planes, s, table), d); },
-                a + b, block_stride(w.cols), partial[p]);
+                a + b, 0, partial[p]);
         }
     };
     if constexpr (kBlocks > 0) {
@@ -531,7 +546,7 @@ PUNA_INLINE void register_blocks(const Panels& w, const typename F::Table& table
     }
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
-        accumulate(partial[p], a + first, block_stride(w.cols), acc[p]);
+        accumulate(partial[p], a + first, 0, acc[p]);
 #if defined(__AVX2__) && !defined(__AVX512F__)
         // AVX2 has 16 registers, and none is free for `acc`. This statement moves `acc` to memory; otherwise GCC keeps
         // it in registers and spills others in every block.
@@ -540,42 +555,87 @@ PUNA_INLINE void register_blocks(const Panels& w, const typename F::Table& table
     }
 }
 
-// Multiplies kPanels panels that are `panel_stride` panels from each other by a few tokens. Weights are unpacked in
-// registers; each byte of a panel is read once.
-template <typename F, int kTokens, int kPanels = 1>
-static void register_matmul(const MatmulJob& job, int64_t panel, int64_t token, int64_t panel_stride = 0) {
+// Multiplies kPanels panels that are `panel_stride` panels from each other by one token. Each byte is read once.
+template <typename F, int kPanels>
+static void strip_matmul(const MatmulJob& job, int64_t panel, int64_t panel_stride) {
     const Panels& w = job.w;
-    const ActivationBlock* const a = job.x.blocks + token * block_stride(w.cols);
-    f32x16 acc[kPanels][kTokens][1];
+    f32x16 acc[kPanels][1][1];
     const typename F::Table table = F::table(w);
 #pragma GCC unroll 8
-    for (int p = 0; p < kPanels; ++p)
-#pragma GCC unroll 8
-        for (int t = 0; t < kTokens; ++t) acc[p][t][0] = broadcast(0.0f);  // unrolled: `acc` stays in registers
+    for (int p = 0; p < kPanels; ++p) acc[p][0][0] = broadcast(0.0f);  // unrolled: `acc` stays in registers
     for_each_scale<F>(w.cols / kBlock, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
-        register_blocks<F, decltype(number)::kValue>(w, table, panel, panel_stride, first, count, a, acc);
+        strip_blocks<F, decltype(number)::kValue>(w, table, panel, panel_stride, first, count, job.x.blocks, acc);
     });
 #pragma GCC unroll 8
-    for (int p = 0; p < kPanels; ++p)
-#pragma GCC unroll 8
-        for (int t = 0; t < kTokens; ++t) store_rows(acc[p][t][0], job, panel + p * panel_stride, token + t);
+    for (int p = 0; p < kPanels; ++p) store_rows(acc[p][0][0], job, panel + p * panel_stride, 0);
 }
 
-// kTileTokens x kTileGroup: tokens and panels of a tile of `unpacked_matmul`. kRegisterTokens: tokens that
-// `register_matmul` processes at once. kChunkBlocks: blocks of a panel that are unpacked at once; they stay in L1.
+// Processes blocks that share an activation scale, for kTokens tokens and kGroup neighbouring panels, the first of
+// which starts at `from`.
+template <typename F, int kBlocks, int kTokens, int kGroup>
+PUNA_INLINE void register_blocks(const uint8_t* from, int64_t panel_bytes, const typename F::Table& table,
+                                 int64_t first, int count, const ActivationBlock* a, int64_t stride,
+                                 f32x16 (&acc)[kTokens][kGroup]) {
+    f32x16 partial[kTokens][kGroup];
+    const auto block = [&](auto is_first, const BlockOffsets& at, int64_t b) __attribute__((always_inline)) {
+        add_block<F, decltype(is_first)::kValue>(
+            [&](int g) __attribute__((always_inline)) { return F::scales(from + g * panel_bytes, at); },
+            [&](int g, int s, int d) __attribute__((always_inline)) {
+                return digit<F>(F::quad_again(from + g * panel_bytes + at.planes, s, table), d);
+            },
+            a + b, stride, partial);
+    };
+    if constexpr (kBlocks > 0) {
+        const BlockOffsets at = F::offsets(first);
+        block(Constant<1>(), at, first);
+        if constexpr (kBlocks == 2) block(Constant<0>(), F::next_offsets(at), first + 1);
+    } else {
+        set_zero(partial);
+        for (int64_t b = first; b < first + count; ++b) block(Constant<0>(), F::offsets(b), b);
+    }
+    accumulate(partial, a + first, stride, acc);
+}
+
+// Multiplies kGroup neighbouring panels by kTokens tokens. Weights are unpacked in registers, and each activation is
+// loaded once for all panels. `ahead`: memory that is read later; `lines` cache lines of it are prefetched per block.
+template <typename F, int kTokens, int kGroup>
+static void register_matmul(const MatmulJob& job, int64_t panel, int64_t token, const uint8_t* ahead, int lines) {
+    const Panels& w = job.w;
+    const int64_t stride = block_stride(w.cols);
+    const ActivationBlock* const a = job.x.blocks + token * stride;
+    f32x16 acc[kTokens][kGroup];
+    const typename F::Table table = F::table(w);
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t)
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroup; ++g) acc[t][g] = broadcast(0.0f);  // unrolled: `acc` stays in registers
+    for_each_scale<F>(w.cols / kBlock, [&](int64_t first, auto number, int count) __attribute__((always_inline)) {
+        for (int i = 0; i < lines * F::kScaleBlocks; ++i, ahead += kLine) __builtin_prefetch(ahead, 0, kStreamLevel);
+        register_blocks<F, decltype(number)::kValue>(w.data + panel * w.stride, w.stride, table, first, count, a,
+                                                     stride, acc);
+    });
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t)
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroup; ++g) store_rows(acc[t][g], job, panel + g, token + t);
+}
+
+// kTileTokens x kTileGroup: tokens and panels of a tile of `unpacked_matmul`. kRegisterTokens x kRegisterGroup: the
+// same of `register_matmul`. kChunkBlocks: blocks of a panel that are unpacked at once; they stay in L1.
 #if defined(__AVX512F__)
-// Zen 4. Tiles of 6 x 2 and 4 x 3: no gain. Eight tokens in registers instead of six: Q4_1 with 16 tokens 222 to 325
-// Gop/s. Other sizes of chunks: below the noise.
-constexpr int kTileTokens = 4, kTileGroup = 2, kRegisterTokens = 8, kChunkBlocks = 16;
+// Zen 5: see benchmarks/NOTES.md. Zen 4: other sizes of chunks are below the noise.
+constexpr int kTileTokens = 4, kTileGroup = 2, kRegisterTokens = 4, kRegisterGroup = 3, kChunkBlocks = 16;
 #elif defined(__AVX2__)
 // Zen 3. Tiles of 3, 5 or 6 tokens: the same or slower. 16 blocks instead of 24: 2 to 4 % slower with rows of 576.
-constexpr int kTileTokens = 4, kTileGroup = 1, kRegisterTokens = 2, kChunkBlocks = 24;
+constexpr int kTileTokens = 4, kTileGroup = 1, kRegisterTokens = 2, kRegisterGroup = 1, kChunkBlocks = 24;
 #else  // not measured
-constexpr int kTileTokens = 2, kTileGroup = 1, kRegisterTokens = 1, kChunkBlocks = 16;
+constexpr int kTileTokens = 2, kTileGroup = 1, kRegisterTokens = 1, kRegisterGroup = 1, kChunkBlocks = 16;
 #endif
 // With more tokens than kMaxRegisterTokens, unpacking a panel to memory pays off. Neighbours were not recorded.
 constexpr int kMaxRegisterTokens = kManyRegisters ? 24 : 2 * kRegisterTokens;
-constexpr int kRegisterBlock = 32;  // tokens by which a panel is multiplied before the next panel; not recorded
+// Tokens by which panels are multiplied before the next panels. Zen 5, 512 tokens: 32 instead of 64 is 3 % slower; 128
+// is as fast, but activations of 5,632 columns would not fit into L2.
+constexpr int kRegisterBlock = 64;
 // Tokens per loop over the panels; their activations stay in L2. Zen 4: other sizes are within the noise.
 constexpr int kTokenBlock = 128;
 
@@ -683,30 +743,50 @@ static void unpacked_matmul(const MatmulJob& job, int64_t panel, int64_t begin, 
             store_rows(load(sums + ((t - begin) * kGroup + g) * kLanes), job, panel + g, t);
 }
 
+// Multiplies kGroup neighbouring panels by the tokens [begin, end), in tiles of kRegisterTokens or fewer. Every tile
+// prefetches its share of the panels that follow, so that memory is read evenly.
+template <typename F, int kGroup>
+static void register_tiles(const MatmulJob& job, int64_t panel, int64_t begin, int64_t end) {
+    const int64_t tiles = (end - begin + kRegisterTokens - 1) / kRegisterTokens;
+    const int64_t blocks = job.w.cols / kBlock, bytes = kGroup * job.w.stride;
+    const int lines = static_cast<int>((bytes / kLine + tiles * blocks - 1) / (tiles * blocks));
+    const uint8_t* ahead = job.w.data + panel * job.w.stride + bytes;
+    int64_t t = begin;
+    const auto pass = [&](auto count) {
+        constexpr int kTokens = decltype(count)::kValue;
+        for (; t + kTokens <= end; t += kTokens, ahead += lines * blocks * kLine)
+            register_matmul<F, kTokens, kGroup>(job, panel, t, ahead, lines);
+    };
+    if (kRegisterTokens >= 4) pass(Constant<4>());
+    if (kRegisterTokens >= 2) pass(Constant<2>());
+    pass(Constant<1>());
+}
+
 // See Kernels::matmul. One token: panels are read in strips, because memory bandwidth is the limit. A few tokens, or
 // any number with kInRegisters: weights are unpacked in registers. Otherwise weights are unpacked to memory.
 template <typename F>
 static void integer_matmul(const MatmulJob& job) {
     if (job.tokens == 1) {
         for_each_strip(job, [&](auto panels, int64_t panel, int64_t panel_stride) {
-            register_matmul<F, 1, decltype(panels)::kValue>(job, panel, 0, panel_stride);
+            strip_matmul<F, decltype(panels)::kValue>(job, panel, panel_stride);
         });
         return;
     }
     if (F::kInRegisters || job.tokens <= kMaxRegisterTokens) {
-        for (int64_t begin = 0; begin < job.tokens; begin += kRegisterBlock)
-            for (int64_t panel = job.first; panel < job.last; ++panel) {
-                const int64_t end = job.tokens - begin < kRegisterBlock ? job.tokens : begin + kRegisterBlock;
-                int64_t t = begin;
-                const auto pass = [&](auto count) {
-                    constexpr int kTokens = decltype(count)::kValue;
-                    for (; t + kTokens <= end; t += kTokens) register_matmul<F, kTokens>(job, panel, t);
-                };
-                if (kRegisterTokens >= 8) pass(Constant<8>());
-                if (kRegisterTokens >= 4) pass(Constant<4>());
-                if (kRegisterTokens >= 2) pass(Constant<2>());
-                pass(Constant<1>());
-            }
+        for (int64_t begin = 0; begin < job.tokens; begin += kRegisterBlock) {
+            const int64_t end = job.tokens - begin < kRegisterBlock ? job.tokens : begin + kRegisterBlock;
+            int64_t panel = job.first;
+            const auto pass = [&](auto panels, int64_t keep) {
+                constexpr int kGroup = decltype(panels)::kValue;
+                for (; panel + kGroup + keep <= job.last; panel += kGroup)
+                    register_tiles<F, kGroup>(job, panel, begin, end);
+            };
+            // The sums of three panels fit into the registers unless blocks share a scale.
+            if constexpr (kRegisterGroup >= 3 && F::kScaleBlocks == 1)
+                pass(Constant<3>(), (job.last - job.first) % 3 == 1 ? 1 : 0);  // the last four panels are two pairs
+            if constexpr (kRegisterGroup >= 2) pass(Constant<2>(), 0);
+            pass(Constant<1>(), 0);
+        }
         return;
     }
     for (int64_t begin = 0; begin < job.tokens; begin += kTokenBlock) {

@@ -518,8 +518,9 @@ void Model::project(std::initializer_list<Projection> outs, int32_t layer, const
     int64_t total = 0;
     for (const Projection& out : outs) total += work_units(out.matrix->panels, tokens);
     const int64_t pieces = 16 * pool_.threads();  // neighbours were not recorded
-    // The grain is even, because kernels process the halves of a strip, and the panels of some formats, in pairs.
-    const int64_t grain = ((total + pieces - 1) / pieces + 1) / 2 * 2;
+    // Kernels process the halves of a strip in pairs, and panels in groups of two or three.
+    const int64_t unit = tokens > 1 && total >= 3 * pieces ? 6 : 2;
+    const int64_t grain = ((total + pieces - 1) / pieces + unit - 1) / unit * unit;
     plan_products(outs, layer);
     const bool adapted = !products_.empty();
     // The sum w x + b a x is complete before it is added, since an adapter may scale it.
