@@ -17,6 +17,7 @@ from typing import Any
 from peers.comparisons import Comparison, Runner, Work
 from peers.cpu_usage import MAX_SHARE_OF_OTHERS
 from peers.workers import Worker, WorkerError
+from puna.benchmark import Demand
 from puna.native.measure import measure_machine
 
 
@@ -88,19 +89,21 @@ class Result:
         return max(speeds, key=lambda entry: entry[1], default=None)
 
     def limit(self, work: str) -> float | None:
-        """Returns the tokens per second that the machine allows: by memory bandwidth for decoding, else by arithmetic.
+        """Returns the tokens per second that the machine allows: by memory bandwidth and by arithmetic.
 
-        The machine's speed is the median of this comparison's measurements. None for decoding if the weights may fit
-        into the processor's cache, whose bandwidth is not measured.
+        The machine's speeds are the medians of this comparison's measurements. None for decoding if the weights may
+        fit into the processor's cache, whose bandwidth is not measured.
         """
         puna = self.engines["puna"]
-        settings, index = puna["settings"], puna["works"].index(work)
-        decoding = work.startswith("decode")
-        if settings["limits_of_unit_machine"][index] is None:
+        settings = puna["settings"]
+        needed = settings["demands"][puna["works"].index(work)]
+        if needed is None:
             return None
         peak = "int8_gops" if settings["integer_weights"] else "bf16_gflops"
-        speed = statistics.median(entry["dram_gb_s" if decoding else peak] for entry in self.machine)
-        return float(settings["limits_of_unit_machine"][index] * speed)
+        bandwidth, arithmetic = (
+            statistics.median(entry[name] for entry in self.machine) * 1e9 for name in ("dram_gb_s", peak)
+        )
+        return Demand(**needed).limit(bandwidth, arithmetic)
 
 
 def run_comparison(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from puna.backend import Chunk, consecutive_pages
 from puna.checkpoint import locate_model, open_checkpoint
 from puna.native import NativeBackend
 from puna.native.library import chosen_kernels
-from puna.native.measure import MachineSpeed
 
 
 class Puna:
@@ -28,21 +28,21 @@ class Puna:
         self.vocab_size = checkpoint.config.vocab_size
         longest = max(work["context"] + work["tokens"] + 1 for work in load["works"])  # 1: the warm-up step
         self._sequences = [consecutive_pages(longest, number) for number in range(load["sequences"])]
-        # The maximum tokens per second if all speeds of the machine are 1; measure.py scales them by measured speeds.
-        unit = MachineSpeed(1.0, 1.0, 1.0, True)
         self.settings = {
             "backend": "native",
             "kernels": chosen_kernels(),
             "cache": cache or "default",
             "weight_bytes": self.backend.weight_bytes,
             "integer_weights": self.backend.integer_weights,
-            "limits_of_unit_machine": [
-                benchmark.limit(
-                    self.backend,
-                    unit,
-                    benchmark.Work(work["do"], work["tokens"], work["context"], work["sequences"]),
-                )
+            # Bytes and operations per token, from which measure.py computes the limit of each workload.
+            "demands": [
+                demand and asdict(demand)
                 for work in load["works"]
+                for demand in [
+                    benchmark.demand(
+                        self.backend, benchmark.Work(work["do"], work["tokens"], work["context"], work["sequences"])
+                    )
+                ]
             ],
         }
 

@@ -1,7 +1,8 @@
 """Speed of a model on this machine, compared with the machine's limits. Calls `Backend.forward` directly.
 
-The limits: each decoding step reads all packed weights and the caches once, so memory bandwidth limits its speed;
-reading a prompt takes a known number of multiply-accumulates, so the processor's peak rate limits its speed.
+The limits: each decoding step reads all packed weights and the caches once, so memory bandwidth limits its speed, or
+the processor's peak rate if many sequences share the step; reading a prompt takes a known number of
+multiply-accumulates, so the peak rate limits its speed.
 """
 
 from __future__ import annotations
@@ -142,15 +143,41 @@ MIN_WEIGHT_BYTES = 64_000_000
 """Smaller models may fit in the processor's cache, whose bandwidth is not measured, so their limit is not known."""
 
 
+@dataclass(frozen=True)
+class Demand:
+    """Bytes that are read from memory and arithmetic operations, both per token of a workload."""
+
+    bytes: float
+    operations: float
+
+    def limit(self, bytes_per_second: float, operations_per_second: float) -> float:
+        """Returns the maximum tokens per second: the roofline of a machine with these speeds."""
+        return 1 / max(self.bytes / bytes_per_second, self.operations / operations_per_second)
+
+
+def demand(backend: NativeBackend, work: Work) -> Demand | None:
+    """Returns the demand of a workload; None for decoding if the weights may fit in the processor's cache.
+
+    Decoding reads the weights once per step, and multiplies them by the tokens of all sequences. The bytes of prefill
+    are not counted, because arithmetic takes much longer.
+    """
+    if work.phase == "prefill":
+        return Demand(0, 2 * products(backend.config, work.tokens) / work.tokens)
+    if backend.weight_bytes < MIN_WEIGHT_BYTES:
+        return None
+    context, config = work.context + work.tokens / 2, backend.config
+    attention = 2 * config.num_attention_heads * config.head_dim * context * config.num_hidden_layers
+    return Demand(
+        backend.weight_bytes / work.batch + backend.cache_bytes_per_token * context,
+        2 * (_matrix_products(config) + attention + config.hidden_size * config.vocab_size),
+    )
+
+
 def limit(backend: NativeBackend, machine: MachineSpeed, work: Work) -> float | None:
-    """Returns the maximum tokens per second that memory bandwidth or arithmetic allow; None if it is not known."""
-    if work.phase == "decode":
-        if backend.weight_bytes < MIN_WEIGHT_BYTES:
-            return None
-        cache = backend.cache_bytes_per_token * (work.context + work.tokens / 2)
-        return work.batch * machine.dram_gb_s * 1e9 / (backend.weight_bytes + work.batch * cache)
-    peak = (machine.int8_gops if backend.integer_weights else machine.bf16_gflops) * 1e9
-    return work.tokens * peak / (2 * products(backend.config, work.tokens))
+    """Returns the maximum tokens per second that memory bandwidth and arithmetic allow; None if it is not known."""
+    needed = demand(backend, work)
+    peak = machine.int8_gops if backend.integer_weights else machine.bf16_gflops
+    return None if needed is None else needed.limit(machine.dram_gb_s * 1e9, peak * 1e9)
 
 
 def phase_limits(backend: NativeBackend, machine: MachineSpeed, work: Work) -> dict[str, float]:
@@ -179,8 +206,12 @@ def phase_limits(backend: NativeBackend, machine: MachineSpeed, work: Work) -> d
 
 def products(config: LlamaConfig, tokens: int) -> float:
     """Returns the multiply-accumulates needed to read a prompt: linear layers, causal attention, one token's logits."""
+    attention = 2 * config.num_attention_heads * config.head_dim * (tokens + 1) / 2 * config.num_hidden_layers
+    return tokens * (_matrix_products(config) + attention) + config.hidden_size * config.vocab_size
+
+
+def _matrix_products(config: LlamaConfig) -> int:
+    """Returns the multiply-accumulates of a token in the matrices of all layers."""
     hidden, inner = config.hidden_size, config.intermediate_size
     heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    linear = hidden * (2 * heads + 2 * kv_heads) + 3 * hidden * inner
-    attention = 2 * heads * (tokens + 1) / 2
-    return config.num_hidden_layers * tokens * (linear + attention) + hidden * config.vocab_size
+    return config.num_hidden_layers * (hidden * (2 * heads + 2 * kv_heads) + 3 * hidden * inner)

@@ -178,6 +178,11 @@ def test_limits_equal_those_computed_by_hand():
     machine = MachineSpeed(dram_gb_s=1e-6, int8_gops=2e-9, bf16_gflops=1.0, cores_ok=True)
     decode = benchmark.Work("decode", 4, 18, 2)
     assert benchmark.limit(backend, machine, decode) == pytest.approx(2 * 1000 / (10**8 + 2 * 200))
+    # A decoded token attends to 18 + 4 / 2 tokens. With 10**6 sequences, arithmetic is the limit.
+    operations = 2 * (2 * (128 + 64 + 384 + 2 * 8 * 20) + 800)
+    many = benchmark.Work("decode", 4, 18, 10**6)
+    assert benchmark.limit(backend, machine, many) == pytest.approx(2 / operations)
+    assert benchmark.demand(backend, decode) == benchmark.Demand(10**8 / 2 + 200, operations)
     backend.weight_bytes = 10**6
     assert benchmark.limit(backend, machine, decode) is None
     prefill = benchmark.Work("prefill", 3, 0, 1)

@@ -23,7 +23,8 @@ _BAR = 24
 _LEGEND = """
 prefill N        reading a prompt of N tokens, limited by arithmetic
 decode N after C generating N tokens when the cache holds C, limited by memory
-B sequences      that many at once; the speed is that of all together
+B sequences      that many at once; the speed is that of all together; with many
+                 sequences, arithmetic is the limit
 of the limit     speed divided by the limit; "in cache": the model may fit in
                  the processor's cache, whose bandwidth is not measured"""
 
