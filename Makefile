@@ -10,6 +10,7 @@
 #   make sanitize  run the native runtime with the address, undefined-behaviour and thread sanitizers
 #   make bench     measure the speed relative to transformers
 #   make peers     install other engines and compare puna with one of them (about 15 minutes)
+#   make limits    compare puna with the machine's limits, and shared prefixes, streams and adapters with single requests
 #   make clean     remove everything that the other targets created
 
 PYTHON ?= python3
@@ -38,7 +39,7 @@ RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
 PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
 
 .PHONY: fuzz demo soak test test-fast test-core test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
-	bench peers clean tools packages oracles native install
+	bench peers limits clean tools packages oracles native install
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two runs of pip must not write to one environment
 
@@ -119,6 +120,10 @@ peers: $(READY) .peers/llama/.done .peers/openvino/.done .peers/onnxruntime/.don
 	CMAKE_ARGS="-DGGML_NATIVE=ON" .peers/$*/bin/pip --disable-pip-version-check --quiet install --requirement $<
 	.peers/$*/bin/pip --quiet uninstall --yes torchvision
 	touch $@
+
+limits: $(READY) .peers/llama/.done .peers/openvino/.done
+	$(BIN)/python benchmarks/compare.py --limits --repeat 5 --patience 1
+	for work in prefix streams adapters; do $(BIN)/python benchmarks/serving.py $$work || exit 1; done
 
 clean:
 	rm -rf $(VENV) .oracles .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@
     python benchmarks/compare.py [--json FILE]            run all comparisons
     python benchmarks/compare.py --only smollm2-q4_1 7b   run the named comparisons, and all comparisons of named shapes
     python benchmarks/compare.py FILE.gguf                compare puna with llama.cpp on any GGUF file
+    python benchmarks/compare.py --limits                 only compare with the machine's limits, and 16 sequences
     python benchmarks/compare.py --start                  measure the time from process start to first token, and memory
 
 A comparison has some engines and one model. Each engine runs in its own process, which is stopped while
@@ -23,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peers.comparisons import COMPARISONS, Comparison, comparison_of_file
+from peers.comparisons import COMPARISONS, LIMITS, Comparison, comparison_of_file
 from peers.measure import Paths, Result, run_comparison
 from peers.prepare import ModelBuilder
 from peers.start import measure_start
@@ -56,6 +57,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--without", nargs="+", default=[], metavar="ENGINE", help="Engines to leave out.")
     parser.add_argument("--json", type=Path, help="File for all settings and samples.")
+    parser.add_argument(
+        "--limits",
+        action="store_true",
+        help="Only compare puna with the machine's limits, and with llama.cpp and OpenVINO on 16 sequences.",
+    )
     parser.add_argument("--prepare", action="store_true", help="Create the models and stop.")
     parser.add_argument(
         "--start", "--memory", action="store_true", help="Measure start-up time and memory instead of speed."
@@ -65,8 +71,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def select_comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     """Returns the comparisons that the command line names; without names, all of them."""
-    by_name = {comparison.name: comparison for comparison in COMPARISONS}
-    shapes = {comparison.shape for comparison in COMPARISONS}
+    known = LIMITS if arguments.limits else COMPARISONS
+    by_name = {comparison.name: comparison for comparison in known}
+    shapes = {comparison.shape for comparison in known}
     unknown = [name for name in arguments.only if name not in by_name and name not in shapes]
     if unknown:
         raise SystemExit(
@@ -78,9 +85,7 @@ def select_comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     comparisons = [comparison_of_file(path.resolve()) for path in arguments.files]
     if arguments.only or not comparisons:
         names = set(arguments.only)
-        comparisons += [
-            comparison for comparison in COMPARISONS if not names or {comparison.name, comparison.shape} & names
-        ]
+        comparisons += [comparison for comparison in known if not names or {comparison.name, comparison.shape} & names]
     return [_exclude_engines(comparison, tuple(arguments.without)) for comparison in comparisons]
 
 

@@ -23,7 +23,7 @@ constexpr int scale_blocks(Scales scales) { return head_bytes(scales) ? 2 : 1; }
 // 32 activations of one token, quantised to 8 bits.
 struct ActivationBlock {
     int8_t quants[kBlock];    // x = scale * quants
-    float scale;              // largest magnitude of the blocks that share this scale / 127
+    float scale;              // largest magnitude of the blocks that share this scale / 128, or the negative of that
     float sum;                // sum of the quants, for formats with minimums
     float half_sum[2];        // sums of the first 16 and of the last 16 quants
     int32_t neg_sum;          // -(sum of the quants), for formats with a zero point
@@ -98,7 +98,8 @@ struct Kernels {
     // A token's result has the same bits for any number of tokens.
     void (*matmul)(const MatmulJob& job);
 
-    // Quantises `cols` values, a multiple of kBlock, to 8 bits. Each `scale_blocks` blocks, one or two, share a scale.
+    // Quantises `cols` values, a multiple of kBlock, to 8 bits. Each `scale_blocks` blocks, one or two, share a scale,
+    // with which the value of largest magnitude becomes -128.
     void (*quantize)(const float* x, int64_t cols, int scale_blocks, ActivationBlock* blocks);
 
     // Rounds to bf16. An odd number of columns is padded with one zero.

@@ -366,7 +366,7 @@ PUNA_INLINE void narrow_row(const float* from, int64_t width, CacheType type, co
         float block[kBlock] = {};
         for (int64_t i = 0; i < count; ++i) block[i] = from[e + i];
         ActivationBlock rounded;
-        quantize(block, kBlock, 1, &rounded);
+        quantize_blocks<1, false>(block, &rounded);
         for (int64_t i = 0; i < count; ++i) put(e + i, static_cast<uint8_t>(rounded.quants[i]));
         put_scale(e / kBlock, rounded.scale);
     }

@@ -283,12 +283,12 @@ PUNA_INLINE i32_reg add_i16(i32_reg a, i32_reg b) {
     return (i32_reg)sum;
 }
 
-// `dot` on AVX2. A pair of products is at most 2 * 127 * (largest weight or digit). kSpan pairs are added in 16 bits
-// before they are widened to 32: 2 for six bits, and a whole block for four bits: 8 * 2 * 15 * 127 = 30480 < 32768.
+// `dot` on AVX2. A pair of products is at most 2 * 128 * (largest weight or digit). kSpan pairs are added in 16 bits
+// before they are widened to 32: 2 for six bits, and a whole block for four bits: 8 * 2 * 15 * 128 = 30720 < 32768.
 template <typename F, int kFrom, int kTo, int kTokens, int kGroup, typename Quad>
 PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride, i32x16 (&sum)[kTokens][kGroup]) {
     constexpr int kMaxPairs =
-        32767 / (2 * 127 * (kDigits<F> == 2 ? 15 : F::kMaxStored));  // pairs that fit into 16 bits
+        32767 / (2 * 128 * (kDigits<F> == 2 ? 15 : F::kMaxStored));  // pairs that fit into 16 bits
     constexpr int kSpan = kMaxPairs >= 8 ? 8 : kMaxPairs >= 4 ? 4 : 2;
     constexpr int kRun = kSpan > kTo - kFrom ? kTo - kFrom : kSpan;
     static_assert(kMaxPairs >= 2, "the weights have six bits at maximum");
@@ -799,14 +799,15 @@ static void integer_matmul(const MatmulJob& job) {
     }
 }
 
-// Converts 32 integers n, given as floats 1.5 * 2^23 + n, to bytes, and computes the sums of the first 16 and of the
-// last 16. 0x4b400000 is the bit pattern of 1.5 * 2^23, so that subtracting it from the bits leaves n.
+// Converts 32 integers n, given as floats 1.5 * 2^23 + n, to bytes (128 becomes 127), and computes the sums of the
+// first 16 and of the last 16. 0x4b400000 is the bit pattern of 1.5 * 2^23, so that subtracting it from the bits leaves
+// n.
 #if defined(__AVX2__) && !defined(PUNA_EMULATE)
 PUNA_INLINE void round_to_i8(const f32x16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
 #if defined(__AVX512F__)
     for (int h = 0; h < 2; ++h) {
         const __m512i number = _mm512_sub_epi32((__m512i)rounded[h].reg[0], _mm512_set1_epi32(0x4b400000));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + h, _mm512_cvtepi32_epi8(number));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + h, _mm512_cvtsepi32_epi8(number));
     }
 #else
     const __m256i zero = _mm256_set1_epi32(0x4b400000);
@@ -830,7 +831,7 @@ PUNA_INLINE void round_to_i8(const f32x16 (&rounded)[2], int8_t* to, int32_t (&s
         PUNA_EACH_REG* reinterpret_cast<i32_mem*>(numbers + i_ * kWidth) = (i32_reg)rounded[h].reg[i_] - 0x4b400000;
         sum[h] = 0;
         for (int i = 0; i < kLanes; ++i) {
-            to[h * kLanes + i] = static_cast<int8_t>(numbers[i]);
+            to[h * kLanes + i] = static_cast<int8_t>(numbers[i] > 127 ? 127 : numbers[i]);
             sum[h] += to[h * kLanes + i];
         }
     }
@@ -856,9 +857,27 @@ PUNA_INLINE float reduce_max_bits(const u32x16& bits) {
     return largest;
 }
 
-// Quantises kBlocks blocks that share a scale. If one of their values is NaN, the scale is NaN, and so is every
-// product.
-template <int kBlocks>
+// Whether one of the values equals x.
+PUNA_INLINE bool any_equal(const f32x16& values, float x) {
+#if defined(__AVX512F__) && !defined(PUNA_EMULATE)
+    return _mm512_cmp_ps_mask((__m512)values.reg[0], _mm512_set1_ps(x), _CMP_EQ_OQ) != 0;
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256 same = _mm256_set1_ps(x);
+    return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps((__m256)values.reg[0], same, _CMP_EQ_OQ),
+                                           _mm256_cmp_ps((__m256)values.reg[1], same, _CMP_EQ_OQ))) != 0;
+#else
+    float lane[kLanes];
+    store(lane, values);
+    bool any = false;
+    for (const float one : lane) any |= one == x;
+    return any;
+#endif
+}
+
+// Quantises kBlocks blocks that share a scale. The largest magnitude becomes 127, or with kFullRange -128: the scale
+// then has the opposite sign of the value, and steps are 0.8 % smaller. If one of the values is NaN, the scale is NaN,
+// and so is every product.
+template <int kBlocks, bool kFullRange>
 PUNA_INLINE void quantize_blocks(const float* x, ActivationBlock* blocks) {
     const f32x16 magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
     f32x16 value[2 * kBlocks];
@@ -873,7 +892,14 @@ PUNA_INLINE void quantize_blocks(const float* x, ActivationBlock* blocks) {
         }
     }
     const float largest = reduce_max_bits(magnitude);
-    const float scale = largest / 127.0f, inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    float steps = 127.0f;
+    if (kFullRange) {
+        steps = -128.0f;
+#pragma GCC unroll 4
+        for (int i = 0; i < 2 * kBlocks; ++i)
+            if (any_equal(value[i], -largest)) steps = 128.0f;
+    }
+    const float scale = largest / steps, inverse = largest > 0.0f ? steps / largest : 0.0f;
     const f32x16 times = broadcast(inverse);
 #pragma GCC unroll 2
     for (int b = 0; b < kBlocks; ++b) {
@@ -895,6 +921,6 @@ static void quantize(const float* x, int64_t cols, int scale_blocks, ActivationB
     const int64_t count = cols / kBlock;
     int64_t b = 0;
     if (scale_blocks == 2)
-        for (; b + 2 <= count; b += 2) quantize_blocks<2>(x + b * kBlock, blocks + b);
-    for (; b < count; ++b) quantize_blocks<1>(x + b * kBlock, blocks + b);
+        for (; b + 2 <= count; b += 2) quantize_blocks<2, true>(x + b * kBlock, blocks + b);
+    for (; b < count; ++b) quantize_blocks<1, true>(x + b * kBlock, blocks + b);
 }

@@ -328,14 +328,16 @@ void check_quantize(const Kernels& kernels) {
         for (int b = 0; b < count; ++b) {
             const ActivationBlock& block = blocks[static_cast<size_t>(b)];
             const int first = b / per_scale * per_scale, last = std::min(first + per_scale, count);
-            float most = 0.0f;
-            for (int i = first * kBlock; i < last * kBlock; ++i)
-                most = std::max(most, std::fabs(x[static_cast<size_t>(i)]));
-            demand(kernels.name, "scale", block.scale == most / 127.0f);
+            float most = 0.0f;  // the value of largest magnitude; the negative one if both signs occur
+            for (int i = first * kBlock; i < last * kBlock; ++i) {
+                const float value = x[static_cast<size_t>(i)];
+                if (std::fabs(value) > std::fabs(most) || value == -std::fabs(most)) most = value;
+            }
+            demand(kernels.name, "scale", block.scale == most / -128.0f);
             int sum[2] = {0, 0};
             for (int i = 0; i < kBlock; ++i) {
                 const double value = x[static_cast<size_t>(b * kBlock + i)];
-                const double exact = most > 0.0f ? value * 127.0 / most : 0.0;
+                const double exact = most != 0.0f ? std::min(value * -128.0 / most, 127.0) : 0.0;
                 worst = std::max(worst, std::fabs(exact - block.quants[i]) - 0.5);
                 sum[i / 16] += block.quants[i];
             }

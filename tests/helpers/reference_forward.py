@@ -2,7 +2,7 @@
 
 The two passes are compared stage by stage. An independent pass would diverge: an activation close to the middle between
 two 8-bit levels can be rounded to one level in float32 and to the other in float64, and the distance between levels is
-1/127 of the largest activation. So each stage of the reference starts from the native runtime's own matrix inputs,
+1/128 of the largest activation. So each stage of the reference starts from the native runtime's own matrix inputs,
 which `NativeBackend.observing` returns exactly. The rounded inputs then agree, and only the error of float32 sums
 remains.
 
@@ -37,17 +37,22 @@ class Stage(NamedTuple):
     expected: np.ndarray
 
 
-def round_to_8_bits(x: np.ndarray, group: int, kernels: str) -> np.ndarray:
-    """Rounds float32 (T, D) to integer multiples of a scale per `group` columns, ties to even; returns float64."""
+def round_to_8_bits(x: np.ndarray, group: int, kernels: str, full_range: bool) -> np.ndarray:
+    """Rounds float32 (T, D) to integer multiples of a scale per `group` columns, ties to even; returns float64.
+
+    With `full_range`, the value of largest magnitude becomes -128, the negative one if both signs occur; else 127.
+    """
     columns = x.shape[1]
     padded = np.pad(x, ((0, 0), (0, -columns % group))).reshape(len(x), -1, group)
     largest = np.abs(padded).max(-1, keepdims=True)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    negative = (padded == -largest).any(-1, keepdims=True)
+    steps = np.where(negative, np.float32(128), np.float32(-128)) if full_range else np.full_like(largest, 127)
+    inverse = np.divide(steps, largest, out=np.zeros_like(largest), where=largest > 0)
     products = padded.astype(np.float64) * inverse  # exact: factors have 24 bits, float64 has 53
     if kernels == "portable" and platform.machine() not in ("aarch64", "arm64"):
         products = products.astype(np.float32)  # without fused multiply-add, products are rounded
-    scale = (largest / np.float32(127)).astype(np.float64)
-    return (np.rint(products) * scale).reshape(len(x), -1)[:, :columns]
+    scale = (largest / steps).astype(np.float64)
+    return (np.minimum(np.rint(products), 127) * scale).reshape(len(x), -1)[:, :columns]
 
 
 def round_to_bf16(x: np.ndarray) -> np.ndarray:
@@ -119,7 +124,7 @@ class ReferenceForward:
         """Multiplies x, (T, D), by a matrix; x is rounded as for the matrix's format."""
         block = self.tensors[f"{name}.weight"].format
         if block.values > 1:
-            rounded = round_to_8_bits(x, self.scale_columns(name), self.kernels)
+            rounded = round_to_8_bits(x, self.scale_columns(name), self.kernels, full_range=True)
         elif block.name == "bf16" and self.multiplies_bf16:
             rounded = round_to_bf16(x)
         else:
@@ -173,7 +178,7 @@ class ReferenceForward:
             return round_to_bf16(x)
         if self.cache == "q8_0":
             rows = x.astype(np.float32).reshape(-1, self.config.head_dim)
-            return round_to_8_bits(rows, CACHE_BLOCK, self.kernels).reshape(x.shape)
+            return round_to_8_bits(rows, CACHE_BLOCK, self.kernels, full_range=False).reshape(x.shape)
         return x
 
 
