@@ -136,7 +136,7 @@ def test_an_interrupt_does_not_affect_other_streams(tiny_model, monkeypatch, int
     stream = llm.stream("the llama", max_tokens=30)
     first = next(stream)
     owner, name = {
-        "backend": (llm._backend.model.model, "forward"),
+        "backend": (llm._backend, "forward"),
         "head": (llm._backend.model.lm_head, "forward"),
         "sampler": (Sampler, "prepare"),
     }[interrupted]
