@@ -102,7 +102,7 @@ def measure_speculation(model: str | None, repeat: int) -> None:
             for speculate, seconds in times.items():
                 started = time.perf_counter()
                 result = llm.chat(
-                    [[{"role": "user", "content": text}]] * count,
+                    [[{"role": "user", "content": f"{text} It is {age} years old."}] for age in range(count)],
                     max_tokens=200, ignore_eos=True, temperature=temperature, seed=turn, speculate=speculate,
                 )  # fmt: skip
                 answers.add(tuple(answer.ids for answer in result))
@@ -120,7 +120,8 @@ def measure_streams(model: str | None, repeat: int) -> None:
     ids = [tuple(alone.tokenizer.encode(prompt)) for prompt in prompts]
 
     async def read(prompt: tuple[int, ...]) -> None:
-        async for _ in llm.stream(prompt, max_tokens=STREAM_TOKENS, ignore_eos=True, temperature=0.0):
+        options = {"max_tokens": STREAM_TOKENS, "ignore_eos": True, "temperature": 0.0, "speculate": False}
+        async for _ in llm.stream(prompt, **options):
             pass
 
     async def read_all() -> None:
