@@ -22,7 +22,7 @@ MIN_GAIN = 1.1
 _INDEXED_PER_STEP = 1024
 """Maximum number of tokens that one step indexes, so that a long prompt does not delay other requests."""
 
-_FIRST_ACCURACY, _FIRST_WEIGHT, _WEIGHT = 0.3, 0.3, 0.1
+_FIRST_ACCURACY, _FIRST_WEIGHT, _WEIGHT = 0.2, 0.3, 0.1
 """The accuracy that is expected of a request's first guess; the weights of its first and of its later tokens."""
 
 
