@@ -6,9 +6,12 @@
 // wait for each other once more in each product.
 
 #include <algorithm>
+#include <cstring>
+#include <optional>
 #include <utility>
 
 #include "model.h"
+#include "quantize.h"
 
 namespace puna {
 
@@ -30,7 +33,7 @@ Panels rows_of(const Panels& w, int64_t first, int64_t count) {
 Activations rows_from(const Activations& x, int64_t first) {
     return {.values = x.values + first * x.cols,
             .bf16 = x.bf16 ? x.bf16 + first * bf16_stride(x.cols) : nullptr,
-            .blocks = nullptr,
+            .blocks = x.blocks ? x.blocks + first * block_stride(x.cols) : nullptr,
             .cols = x.cols};
 }
 
@@ -48,35 +51,43 @@ void for_each_rows(const Panels& w, int64_t first, int64_t last, int64_t tokens,
     }
 }
 
-// Packs a matrix [rows][cols] of float32 in the format of `panels`.
+// Packs a matrix [rows][cols] of float32 in the format of `panels`: float32, bf16 or a block format.
 void pack_floats(const Kernels& kernels, const Panels& panels, const float* values, uint8_t* to) {
-    if (panels.traits->planes == Planes::kF32) {
-        for (int64_t p = 0; p < panels.count(); ++p)
-            pack_panel(panels, p, reinterpret_cast<const uint8_t*>(values), nullptr, to);
-        return;
+    const int64_t bytes = panels.cols / panels.traits->values * panels.traits->bytes;
+    std::vector<uint8_t> rounded(static_cast<size_t>(panels.rows * bytes + 2));  // to_bf16 writes pairs
+    std::optional<Quantizer> quantizer;
+    if (panels.integer()) quantizer.emplace(kernels, *find_format(kF32), *panels.traits, panels.cols, nullptr);
+    for (int64_t row = 0; row < panels.rows; ++row) {
+        const float* const from = values + row * panels.cols;
+        uint8_t* const out = rounded.data() + row * bytes;
+        if (panels.traits->planes == Planes::kBf16)
+            kernels.to_bf16(from, panels.cols, reinterpret_cast<uint16_t*>(out));
+        else if (!quantizer)
+            std::memcpy(out, from, static_cast<size_t>(bytes));
+        else if (const char* const why = quantizer->row(reinterpret_cast<const uint8_t*>(from), out))
+            throw std::invalid_argument(std::string("it cannot be quantised: ") + why);
     }
-    std::vector<uint16_t> rounded(static_cast<size_t>(panels.rows * panels.cols + 1));  // to_bf16 writes pairs
-    for (int64_t row = 0; row < panels.rows; ++row)
-        kernels.to_bf16(values + row * panels.cols, panels.cols, rounded.data() + row * panels.cols);
-    for (int64_t p = 0; p < panels.count(); ++p)
-        pack_panel(panels, p, reinterpret_cast<const uint8_t*>(rounded.data()), nullptr, to);
+    for (int64_t p = 0; p < panels.count(); ++p) pack_panel(panels, p, rounded.data(), nullptr, to);
 }
 
 }  // namespace
 
-// Kernels that round their inputs to 8 bits or to bf16 need no more than bf16 in the factors of a change, which are
-// read twice as fast as float32.
-const FormatTraits& Model::change_format(const Panels& w) const {
-    const bool rounds = w.integer() || (kernels_.uses_bf16 && w.traits->planes == Planes::kBf16);
-    return *find_format(rounds ? kBF16 : kF32);
+// The formats of a and b. Where the kernel of w rounds its inputs, a has the format that reads them in the same form,
+// and b has bf16: they are read in half of the time of float32, or less.
+const FormatTraits& Model::format_of_a(const Panels& w) const {
+    const bool bf16 = kernels_.uses_bf16 && w.traits->planes == Planes::kBf16;
+    return *find_format(w.integer() ? kQ8_0 : bf16 ? kBF16 : kF32);
+}
+const FormatTraits& Model::format_of_b(const Panels& w) const {
+    return *find_format(&format_of_a(w) == find_format(kF32) ? kF32 : kBF16);
 }
 
 int32_t Model::load_adapter(const puna_low_rank* changes, int32_t count) {
     auto adapter = std::make_unique<Adapter>();
     adapter->layers.resize(layers_.size());
     int64_t bytes = 0;
-    const auto place = [&](const Matrix& matrix, int64_t rows, int64_t cols) {
-        const Panels panels = describe(change_format(matrix.panels), rows, cols);
+    const auto place = [&](const FormatTraits& format, int64_t rows, int64_t cols) {
+        const Panels panels = describe(format, rows, cols);
         bytes += panels.count() * panels.stride;
         return panels;
     };
@@ -92,8 +103,8 @@ int32_t Model::load_adapter(const puna_low_rank* changes, int32_t count) {
         LowRank& to = change_of(change);
         if (!to.empty()) throw std::invalid_argument("an adapter changes a matrix twice");
         if (change.rank > 0) {
-            to.a = place(*target.matrix, change.rank, target.cols);
-            to.b = place(*target.matrix, target.rows, change.rank);
+            to.a = place(format_of_a(target.matrix->panels), change.rank, target.cols);
+            to.b = place(format_of_b(target.matrix->panels), target.rows, change.rank);
         }
         if (change.row_scale) to.row_scale.assign(change.row_scale, change.row_scale + target.rows);
         if (!change.row_scale && !change.bias) continue;
@@ -139,11 +150,6 @@ void Model::make_segments() {
     }
 }
 
-// Whether an adapter of this batch reads the inputs of `matrix` as bf16.
-bool Model::reads_bf16(const Matrix& matrix) const {
-    return kernels_.uses_bf16 && !segments_.empty() && change_format(matrix.panels).planes == Planes::kBf16;
-}
-
 // Lists the adapters' changes of several products of a layer, and reserves memory for their inner products a x.
 void Model::plan_products(std::initializer_list<Projection> outs, int32_t layer) {
     products_.clear();
@@ -173,7 +179,9 @@ void Model::plan_products(std::initializer_list<Projection> outs, int32_t layer)
 
 // Computes items of a x until none are left. An item is a panel of one product's a, for all tokens of its segment.
 void Model::multiply_inner(const Activations& x) {
-    for (;;) {
+    // Each piece of a loop comes here. Only reading the counter, once it has reached its end, keeps its cache line
+    // shared.
+    while (next_item_.load(std::memory_order_relaxed) < items_) {
         const int64_t item = next_item_.fetch_add(1, std::memory_order_relaxed);
         if (item >= items_) return;
         const auto after = std::upper_bound(products_.begin(), products_.end(), item,
@@ -193,12 +201,26 @@ void Model::multiply_inner(const Activations& x) {
                          .out = out,
                          .out_stride = a.rows,
                          .add = false});
-        if (kernels_.uses_bf16 && a.traits->planes == Planes::kBf16)
+        if (kernels_.uses_bf16 && product.change->b.traits->planes == Planes::kBf16)
             for (int64_t t = 0; t < segment.count; ++t)
                 kernels_.to_bf16(out + t * a.rows, part.rows,
                                  inner_bf16_.data() + product.halves +
                                      static_cast<size_t>(t * bf16_stride(a.rows) + panel * kPanel));
         items_done_.fetch_add(1, std::memory_order_release);
+    }
+}
+
+// Prefetches the rows of b for the work units [first, last) of w; the product w x hides the latency. Zen 4: see
+// benchmarks/NOTES.md.
+void Model::prefetch_products(const Panels& w, size_t index, int64_t first, int64_t last, int64_t tokens) const {
+    for (const Product& product : products_) {
+        const Panels& b = product.change->b;
+        if (product.index != index || b.rows == 0) continue;
+        for_each_rows(w, first, last, tokens, [&](int64_t row, int64_t count) {
+            const uint8_t* const from = b.data + row / kPanel * b.stride;
+            const int64_t bytes = (count + kPanel - 1) / kPanel * b.stride;
+            for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at);
+        });
     }
 }
 

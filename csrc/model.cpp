@@ -482,7 +482,6 @@ void Model::input_forms(std::initializer_list<const Matrix*> readers, int& per_s
     for (const Matrix* matrix : readers) {
         if (matrix->panels.integer()) per_scale = std::max(per_scale, scale_blocks(matrix->panels.traits->scales));
         bf16 |= kernels_.uses_bf16 && matrix->panels.traits->planes == Planes::kBf16;
-        bf16 |= reads_bf16(*matrix);
     }
 }
 
@@ -536,6 +535,7 @@ void Model::project(std::initializer_list<Projection> outs, int32_t layer, const
             const int64_t last = end - before < count ? end - before : count;
             const Projection to{out.matrix, separate ? added_.data() : out.out, out.stride, out.kind};
             if (first < last) {
+                if (adapted) prefetch_products(out.matrix->panels, index, first, last, tokens);
                 kernels_.matmul({.w = out.matrix->panels,
                                  .x = x,
                                  .first = first,

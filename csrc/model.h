@@ -159,10 +159,11 @@ class Model {
     void make_segments();
     void plan_products(std::initializer_list<Projection> outs, int32_t layer);
     void multiply_inner(const Activations& x);
+    void prefetch_products(const Panels& w, size_t index, int64_t first, int64_t last, int64_t tokens) const;
     void add_products(const Projection& out, size_t index, int64_t first, int64_t last, int64_t tokens);
     void add_rows(const Projection& from, float* out, int64_t first, int64_t last, int64_t tokens) const;
-    const FormatTraits& change_format(const Panels& w) const;
-    bool reads_bf16(const Matrix& matrix) const;
+    const FormatTraits& format_of_a(const Panels& w) const;
+    const FormatTraits& format_of_b(const Panels& w) const;
     void observe(const float* x, int64_t cols, int64_t offset);
     void prefetch_keys(int32_t layer) const;
     void store_keys_values(int32_t layer);
@@ -207,9 +208,11 @@ class Model {
     Buffer<float> inner_, added_;    // a x, [tokens][rank] per product; w x + b a x of products that are added to x_
     Buffer<uint16_t> inner_bf16_;    // [tokens][bf16_stride(rank)] per product
     int64_t items_ = 0;              // of a x, in the current loop
-    std::atomic<int64_t> next_item_{0}, items_done_{0};
+    // In cache lines of their own, because threads change them while they read other members.
+    alignas(64) std::atomic<int64_t> next_item_{0};
+    alignas(64) std::atomic<int64_t> items_done_{0};
 
-    double* squares_ = nullptr;  // see puna_model_observe
+    alignas(64) double* squares_ = nullptr;  // see puna_model_observe
     std::array<double, PUNA_PHASES> seconds_{};
     double mark_ = 0.0;
 };

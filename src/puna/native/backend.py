@@ -199,8 +199,9 @@ class NativeBackend:
     def load_adapter(self, products: Mapping[str, LowRank]) -> int:
         """Loads changes of the layers' projections, by Hugging Face's names of the matrices; returns their number.
 
-        If the changed matrix is in an integer format or in bfloat16, the factors are rounded to bfloat16. Do not call
-        this while `forward` runs.
+        The factors are rounded where the matrix's kernel rounds its inputs: `a` to 8 bits (q8_0) and `b` to bfloat16 if
+        the matrix is in an integer format, both to bfloat16 if the matrix is in bfloat16 and the processor has bfloat16
+        products. Do not call this while `forward` runs.
 
         Raises:
             BackendError: if a name is not that of a projection, or the shape of a factor differs from the model's.
