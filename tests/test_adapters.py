@@ -9,10 +9,11 @@ import pytest
 
 from puna import LLM, AsyncLLM, LlamaConfig
 from puna.errors import BackendError, CheckpointError, ModelNotFoundError, RequestError
+from puna.prompt_scores import PromptLogits
 from tests.adapters.cases import CASES, IDS, LOGITS, base_config, base_tensors, write_base, write_case
 from tests.helpers.adapters import KINDS, write_random_adapter
 from tests.helpers.tiny_checkpoints import write_folder
-from tests.helpers.torch_files import HAS_TORCH
+from tests.helpers.torch_files import BACKENDS, HAS_TORCH
 
 TEXT_CASES = [case for case in CASES if CASES[case][0] != "classes"]
 NOT_NATIVE = {
@@ -39,7 +40,7 @@ def llm(tiny_model, folders):
         yield model
 
 
-@pytest.mark.parametrize("backend", ["native"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", TEXT_CASES)
 def test_logits_equal_those_of_peft(tmp_path, case, backend):
     """The expected logits are recorded; tests/adapters/test_torch.py compares them with those that PEFT computes."""
@@ -238,7 +239,7 @@ def test_a_prefix_for_frequencies_that_depend_on_the_length_is_an_error(tmp_path
         LLM(model, "native", adapters={"it": write_case(tmp_path / "adapter", "prefix")})
 
 
-@pytest.mark.parametrize("backend", ["native"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", ["classes", "prompt_classes"])
 def test_labels_equal_those_of_peft(tmp_path, case, backend):
     folder, expected = write_case(tmp_path / "adapter", case), np.load(LOGITS)[case]
@@ -292,3 +293,20 @@ def test_states_equal_those_of_the_pytorch_model(llm, tiny_model, folders):
             states = model(torch.tensor([PROMPT])).last_hidden_state[0, -len(PROMPT) :].numpy()
         np.testing.assert_allclose(llm.embed(PROMPT, adapter=kind)[0], states[-1], atol=1e-4)
         np.testing.assert_allclose(llm.embed(PROMPT, pooling="mean", adapter=kind)[0], states.mean(0), atol=1e-4)
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
+def test_replaced_tensors_change_only_the_requests_of_their_adapter(tmp_path):
+    cases = [None, "saved", "saved_network", "lora", "copy", "prefix"]
+    model = write_base(tmp_path / "base", "plain")
+    paths = {case: write_case(tmp_path / case, case) for case in cases if case not in (None, "copy")}
+    paths["copy"] = write_case(tmp_path / "copy", "saved")
+    ids = tuple(IDS[0].tolist())
+    with LLM(model, "torch", adapters=paths, prefix_cache=False) as llm:
+        alone = [llm.logits(ids, adapter=case) for case in cases]
+        results = [PromptLogits(ids, adapter=llm._adapters.loaded(case)) for case in cases]
+        llm._runner.submit(results).wait()
+    for index, (result, expected) in enumerate(zip(results, alone, strict=True)):
+        np.testing.assert_allclose(result.rows, expected, atol=1e-5)
+        others = [np.abs(other - expected).max() for other in alone[index + 1 :]]
+        assert sum(difference < 1e-2 for difference in others) == (cases[index] == "saved")  # the copy of it is equal

@@ -99,8 +99,14 @@ class Backend(Protocol):
         """Writes the batch's keys and values; returns the outputs that its chunks request."""
         ...
 
-    def load_adapter(self, products: Mapping[str, LowRank]) -> int:
-        """Loads changes of matrix products, by Hugging Face's names of the matrices; returns a number above 0.
+    def load_adapter(
+        self, products: Mapping[str, LowRank], replaced: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> int:
+        """Loads the changes of an adapter, by Hugging Face's names of the tensors; returns a number above 0.
+
+        Args:
+            products: changes of matrix products.
+            replaced: complete matrices and norms. `products` of a replaced matrix have only a bias.
 
         Raises:
             BackendError: if the backend cannot apply one of them.

@@ -116,7 +116,9 @@ def _load(name: str, path: str | Path, checkpoint: Checkpoint, backend: Backend)
     _check_vocabulary(adapter, checkpoint)
     check_prefix(adapter, checkpoint.config)
     changes = runtime_changes(adapter, checkpoint.tensors, may_replace=backend.name != "native")
-    number = backend.load_adapter(changes.products) if changes.products else 0
+    number = 0
+    if changes.products or changes.replaced:
+        number = backend.load_adapter(changes.products, changes.replaced)
     loaded = LoadedAdapter(
         adapter_digest(adapter), number, None if changes.embedding is None else changes.embedding.rows,
         adapter.prompt, adapter.prefix,

@@ -206,7 +206,9 @@ def test_adapters_change_only_their_chunks(bias: bool) -> None:
 def test_adapters_of_another_model_are_errors() -> None:
     backend = TorchBackend(model_of())
     low = LowRank(np.zeros((2, 64), np.float32), np.zeros((64, 2), np.float32))
-    with pytest.raises(BackendError, match=r"changes 'model.layers.9.self_attn.q_proj.weight', which is not a matrix"):
+    with pytest.raises(
+        BackendError, match=r"changes 'model.layers.9.self_attn.q_proj.weight', which the model does not"
+    ):
         backend.load_adapter({"model.layers.9.self_attn.q_proj.weight": low})
     with pytest.raises(BackendError, match=r"changes 'model.embed_tokens.weight', which is not a matrix product"):
         backend.load_adapter({"model.embed_tokens.weight": low})

@@ -109,15 +109,17 @@ class TorchBackend:
                 return Outputs(self._graphs.run(batch), np.empty((0, self.config.hidden_size), np.float32))
             return split_outputs(batch, self._run(batch) if batch else [], self.config)
 
-    def load_adapter(self, products: Mapping[str, LowRank]) -> int:
-        """Loads changes of matrix products, by Hugging Face's names of the matrices; returns a number above 0.
+    def load_adapter(
+        self, products: Mapping[str, LowRank], replaced: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> int:
+        """Loads changes of matrix products and complete tensors, by Hugging Face's names; returns a number above 0.
 
         Raises:
-            BackendError: if the model has no such matrix product, or its matrix has another shape.
+            BackendError: if the model has no such tensor, or it has another shape.
         """
         self._check_open()
         with _memory_errors():
-            return self._adapters.load(products)
+            return self._adapters.load(products, replaced or {})
 
     def drop_adapter(self, number: int) -> None:
         """Frees an adapter."""

@@ -196,7 +196,9 @@ class NativeBackend:
                 rows[chunk.output] += chunk.rows
         return Outputs(logits, hidden)
 
-    def load_adapter(self, products: Mapping[str, LowRank]) -> int:
+    def load_adapter(
+        self, products: Mapping[str, LowRank], replaced: Mapping[str, NDArray[np.float32]] | None = None
+    ) -> int:
         """Loads changes of the layers' projections, by Hugging Face's names of the matrices; returns their number.
 
         The factors are rounded where the matrix's kernel rounds its inputs: `a` to 8 bits (q8_0) and `b` to bfloat16 if
@@ -204,8 +206,11 @@ class NativeBackend:
         products. Do not call this while `forward` runs.
 
         Raises:
-            BackendError: if a name is not that of a projection, or the shape of a factor differs from the model's.
+            BackendError: if a name is not that of a projection, the shape of a factor differs from the model's, or the
+                adapter replaces tensors.
         """
+        if replaced:
+            raise BackendError(f"the native backend cannot replace {next(iter(replaced))!r}; use backend='torch'")
         number = load_adapter(self._model, self.config, products)
         self._adapters.add(number)
         return number

@@ -1,10 +1,12 @@
-"""Adapters of `TorchBackend`: low-rank products that are added to the tokens of some chunks.
+"""Adapters of `TorchBackend`: low-rank products and replaced tensors, which change the tokens of some chunks.
 
 Legend: N tokens of the batch, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from puna.backend import LowRank
 from puna.errors import BackendError
+from puna.model.causal_lm import LlamaForCausalLM
 
 Segment = tuple[slice, int]
 """Consecutive tokens of a batch, and the number of their adapter."""
@@ -31,8 +34,9 @@ class Product:
     bias: Tensor | None
     row_scale: Tensor | None
 
-    def change(self, x: Tensor, output: Tensor, model_bias: Tensor | None) -> Tensor:
+    def change(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
         """Returns a layer's changed output, (n, O), for its inputs, (n, I), and its output without the adapter."""
+        model_bias = layer.bias if isinstance(layer, nn.Linear) else None
         delta = F.linear(F.linear(x.float(), self.a), self.b)
         changed = output.float() + delta
         if self.row_scale is not None:
@@ -41,32 +45,53 @@ class Product:
         return (changed if self.bias is None else changed + self.bias).to(output.dtype)
 
 
-class Adapters:
-    """The loaded adapters of a model, by number."""
+@dataclass(frozen=True)
+class Replacement:
+    """Values that replace the weight of a linear layer or a norm."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.loaded: dict[int, dict[str, Product]] = {}
+    weight: Tensor
+
+    def change(self, layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        """Returns the output of the layer with this weight, (n, O), for its inputs, (n, I)."""
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, self.weight, layer.bias)
+        other = copy.copy(layer)  # without the hooks of the layer
+        other._parameters, other._forward_hooks = {"weight": nn.Parameter(self.weight, False)}, OrderedDict()
+        result: Tensor = other(x)
+        return result
+
+
+Change = Product | Replacement
+
+
+class Adapters:
+    """The loaded adapters of a model, by number: the changes of each layer in the order in which they apply."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        self.loaded: dict[int, dict[str, list[Change]]] = {}
         self._model = model
         self._last = 0
 
-    def load(self, products: Mapping[str, LowRank]) -> int:
-        """Loads changes by the names of the matrices; returns a new number.
+    def load(self, products: Mapping[str, LowRank], replaced: Mapping[str, NDArray[np.float32]]) -> int:
+        """Loads changes by the names of the tensors; returns a new number.
 
         Raises:
-            BackendError: if the model has no such matrix, or it has another shape.
+            BackendError: if the model has no such tensor, or it has another shape.
         """
-        tensors = {name: self._product(name, low) for name, low in products.items()}
+        changes: dict[str, list[Change]] = {name: [self._replacement(name, new)] for name, new in replaced.items()}
+        for name, low in products.items():
+            changes.setdefault(name, []).append(self._product(name, low))
         self._last += 1
-        self.loaded[self._last] = tensors
+        self.loaded[self._last] = changes
         return self._last
 
     @contextmanager
     def applied(self, segments: Sequence[Segment]) -> Iterator[None]:
-        """Context manager: the model's linear layers add the products of each segment's adapter."""
-        changes: dict[str, list[tuple[slice, Product]]] = {}
+        """Context manager: the model's layers apply the changes of each segment's adapter."""
+        changes: dict[str, list[tuple[slice, Change]]] = {}
         for rows, number in segments:
-            for name, product in self.loaded.get(number, {}).items():
-                changes.setdefault(name, []).append((rows, product))
+            for name, parts in self.loaded.get(number, {}).items():
+                changes.setdefault(name, []).extend((rows, part) for part in parts)
         hooks = [self._layer(name).register_forward_hook(_hook(parts)) for name, parts in changes.items()]
         try:
             yield
@@ -74,17 +99,30 @@ class Adapters:
             for hook in hooks:
                 hook.remove()
 
-    def _layer(self, name: str) -> nn.Linear:
+    def _layer(self, name: str) -> nn.Module:
         try:
-            layer = self._model.get_submodule(name.removesuffix(".weight"))
-        except AttributeError:
-            layer = None
-        if not isinstance(layer, nn.Linear):
-            raise BackendError(f"the adapter changes {name!r}, which is not a matrix product of the model")
-        return layer
+            return self._model.get_submodule(name.removesuffix(".weight"))
+        except AttributeError as exc:
+            raise BackendError(f"the adapter changes {name!r}, which the model does not have") from exc
+
+    def _replacement(self, name: str, values: NDArray[np.float32]) -> Replacement:
+        layer = self._layer(name)
+        if isinstance(layer, nn.Linear):
+            expected: tuple[int, ...] = (layer.out_features, layer.in_features)
+        else:
+            expected = tuple(parameter.shape[0] for parameter in layer.parameters())
+        if values.shape != expected:
+            raise BackendError(
+                f"the adapter's {name!r} has the shape {values.shape}; the model needs {expected}. Use the adapter's "
+                "base model"
+            )
+        model = next(self._model.parameters())
+        return Replacement(torch.from_numpy(values).to(model.device, self._model.dtype))
 
     def _product(self, name: str, low: LowRank) -> Product:
         layer = self._layer(name)
+        if not isinstance(layer, nn.Linear):
+            raise BackendError(f"the adapter changes {name!r}, which is not a matrix product of the model")
         expected = (layer.out_features, layer.in_features)
         if (low.b.shape[0], low.a.shape[1]) != expected or low.a.shape[0] != low.b.shape[1]:
             raise BackendError(
@@ -112,12 +150,12 @@ def segments_of(rows: Iterable[tuple[int, int]]) -> list[Segment]:
     return [segment for segment in segments if segment[1]]
 
 
-def _hook(parts: Sequence[tuple[slice, Product]]) -> Callable[..., Tensor]:
-    def add(layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _hook(parts: Sequence[tuple[slice, Change]]) -> Callable[..., Tensor]:
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """`inputs` is (1, N, I) or, in the head, (N, I)."""
         x, changed = inputs[0], output.clone()
-        for rows, product in parts:
-            changed[..., rows, :] = product.change(x[..., rows, :], output[..., rows, :], layer.bias)
+        for rows, part in parts:
+            changed[..., rows, :] = part.change(layer, x[..., rows, :], changed[..., rows, :])
         return changed
 
     return add
