@@ -1,15 +1,16 @@
 """Answers in random schedules on a small cache are equal, bit for bit, to those of each request alone.
 
-The schedules have shared prefixes, several answers to one prompt, preemptions, chunks of all sizes, cancellations,
-speculation, scored prompts, hidden states, log-probabilities, several threads and interrupted steps. The measured times
-of steps, which decide how many tokens a step has, are random. Counters prove that all of these have happened.
+The schedules have adapters, shared prefixes, several answers to one prompt, preemptions, chunks of all sizes,
+cancellations, speculation, scored prompts, hidden states, log-probabilities, several threads and interrupted steps. The
+measured times of steps, which decide how many tokens a step has, are random. Counters prove that all of these have
+happened.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,9 +21,11 @@ import pytest
 
 from puna.backend import PAGE, Backend, Batch, Outputs
 from puna.checkpoint import open_checkpoint
-from puna.engine import Engine, Event, Request, Runner, Sampling, TokenLogprobs
+from puna.engine import Engine, Event, LoadedAdapter, Request, Runner, Sampling, TokenLogprobs
+from puna.model_adapters import ModelAdapters
 from puna.native import NativeBackend
 from tests.golden.files import LAYOUTS
+from tests.helpers.adapters import KINDS, write_random_adapter
 
 VOCAB = 512
 CONTEXT = 256
@@ -67,8 +70,12 @@ class SmallBackend(NativeBackend):
         return outputs
 
 
+Backends = tuple[SmallBackend, NativeBackend]
+Adapters = Sequence[LoadedAdapter | None]
+
+
 @pytest.fixture(scope="module")
-def backends() -> Iterator[tuple[SmallBackend, NativeBackend]]:
+def backends() -> Iterator[Backends]:
     """Two backends with the same model: one for the schedules, and one for requests that run alone, in one thread."""
     checkpoints = [open_checkpoint(LAYOUTS["hf"]) for _ in range(2)]
     small = SmallBackend(checkpoints[0].config, checkpoints[0].tensors, 2, slots=4)
@@ -76,6 +83,17 @@ def backends() -> Iterator[tuple[SmallBackend, NativeBackend]]:
     yield small, large
     small.close()
     large.close()
+
+
+@pytest.fixture(scope="module")
+def adapters(backends: Backends, tmp_path_factory: pytest.TempPathFactory) -> Adapters:
+    """Adapters of several kinds, which both backends have loaded under the same numbers, and None."""
+    checkpoint, folder = open_checkpoint(LAYOUTS["hf"]), tmp_path_factory.mktemp("adapters")
+    kinds = [kind for kind in KINDS if kind not in ("classes", "long_prefix")]
+    paths = {kind: write_random_adapter(folder / kind, checkpoint.config, kind) for kind in kinds}
+    first, second = ([ModelAdapters(paths, checkpoint, backend).loaded(kind) for kind in kinds] for backend in backends)
+    assert [adapter and adapter.number for adapter in first] == [adapter and adapter.number for adapter in second]
+    return [None, None, None, *first]
 
 
 def run_alone(backend: Backend, request: Request) -> Result:
@@ -89,16 +107,18 @@ def run_alone(backend: Backend, request: Request) -> Result:
     return result
 
 
-def random_requests(random: np.random.Generator, longest: int) -> list[Request]:
-    """Returns requests of up to `longest` tokens; many of them begin with the same tokens."""
+def random_requests(random: np.random.Generator, positions: int, adapters: Adapters = (None,)) -> list[Request]:
+    """Returns requests of up to this number of positions; many of them begin with the same tokens."""
     texts = [random.integers(3, VOCAB, CONTEXT) for _ in range(2)]
     texts.append(np.tile(random.integers(3, VOCAB, 7), 40)[:CONTEXT])  # repetitive: guesses are often right
     requests: list[Request] = []
     while len(requests) < random.integers(3, 9):
         text = texts[random.integers(0, 3)].copy()
         text[random.integers(1, CONTEXT) :] = random.integers(3, VOCAB)
+        adapter = adapters[random.integers(len(adapters))]
+        longest = positions - (adapter.virtual_tokens if adapter else 0)
         length = int(random.choice([random.integers(1, longest), 64, 128, random.integers(60, 70)])) % longest or 1
-        to_page = -length % PAGE  # the answer fills a page
+        to_page = -(positions - longest + length) % PAGE  # the answer fills a page
         max_tokens = min(longest - length, int(random.choice([random.integers(0, 90), to_page, to_page + 1])))
         for _ in range(random.choice([1, 1, 3])):  # several answers to one prompt
             sampled = Sampling(0.9, repetition_penalty=float(random.choice([1.0, 1.3])), seed=int(random.integers(99)))
@@ -112,6 +132,7 @@ def random_requests(random: np.random.Generator, longest: int) -> list[Request]:
                     prompt_logits=bool(random.random() < 0.15),
                     speculate=bool(random.random() < 0.4),
                     salt=str(random.choice(["", "", "", "other"])),
+                    adapter=adapter,
                 )
             )
             if random.random() < 0.1:
@@ -122,8 +143,9 @@ def random_requests(random: np.random.Generator, longest: int) -> list[Request]:
     return requests
 
 
-def next_turn(request: Request, result: Result, longest: int) -> Request:
+def next_turn(request: Request, result: Result, positions: int) -> Request:
     """Returns a request that continues the answer of an earlier one."""
+    longest = positions - request.virtual_tokens
     prompt = (*request.prompt_ids, *result.tokens, 5)
     max_tokens = min(longest - len(prompt[:longest]), 20)
     return replace(request, prompt_ids=prompt[:longest], max_tokens=max_tokens, output="tokens", logits_from=0)
@@ -176,14 +198,14 @@ def run_schedule(backend: Backend, requests: list[Request], random: np.random.Ge
     return results
 
 
-def check_schedules(backends: tuple[SmallBackend, NativeBackend], seeds: range) -> None:
+def check_schedules(backends: Backends, adapters: Adapters, seeds: range) -> None:
     backend, alone = backends
     counts: Counter = Counter()
     backend.interrupts = 0.02
     for seed in seeds:
         random = backend.random = np.random.default_rng(seed)
         backend.pages = int(random.integers(2, 9))
-        requests = random_requests(random, min(CONTEXT, backend.pages * PAGE))
+        requests = random_requests(random, min(CONTEXT, backend.pages * PAGE), adapters)
         results = run_schedule(backend, requests, random, counts)
         for index, result in results.items():
             request = requests[index]
@@ -199,7 +221,8 @@ def check_schedules(backends: tuple[SmallBackend, NativeBackend], seeds: range) 
             assert bool(result.hidden) == bool(expected.hidden) == (request.output == "hidden"), (seed, index)
             counts.update(answers=1, tokens=len(result.tokens), cached=result.cached > 0)
             counts.update(logprobs=len(result.logprobs), hidden=len(result.hidden))
-    names = "hits copies evictions preemptions guessed logprobs hidden cancelled interrupts cached"
+            counts.update(adapted=request.adapter is not None and result.cached > 0)
+    names = "hits copies evictions preemptions guessed logprobs hidden cancelled interrupts cached adapted"
     for name in names.split():
         assert counts[name] > len(seeds) / 10, counts
 
@@ -248,7 +271,7 @@ def run_in_threads(engine: Engine, requests: list[Request], random: np.random.Ge
     return [result for result, is_cancelled in results if not is_cancelled]
 
 
-def check_threads(backends: tuple[SmallBackend, NativeBackend], seeds: range) -> None:
+def check_threads(backends: Backends, seeds: range) -> None:
     backend, alone = backends
     backend.interrupts = 0.0
     counts: Counter = Counter()
@@ -270,37 +293,35 @@ def check_threads(backends: tuple[SmallBackend, NativeBackend], seeds: range) ->
     assert min(counts[name] for name in ("hits", "copies", "preemptions", "cancelled")) > len(seeds) / 10, counts
 
 
-def test_answers_are_equal_for_several_threads(backends: tuple[SmallBackend, NativeBackend]) -> None:
+def test_answers_are_equal_for_several_threads(backends: Backends) -> None:
     check_threads(backends, range(15))
 
 
 @pytest.mark.slow
 @pytest.mark.soak
 def test_answers_are_equal_for_several_threads_in_more_schedules(
-    backends: tuple[SmallBackend, NativeBackend],
+    backends: Backends,
 ) -> None:
     check_threads(backends, range(15, 500))
 
 
-def test_answers_are_equal_in_random_schedules(backends: tuple[SmallBackend, NativeBackend]) -> None:
-    check_schedules(backends, range(40))
+def test_answers_are_equal_in_random_schedules(backends: Backends, adapters: Adapters) -> None:
+    check_schedules(backends, adapters, range(40))
 
 
 @pytest.mark.slow
-def test_answers_are_equal_in_more_random_schedules(backends: tuple[SmallBackend, NativeBackend]) -> None:
-    check_schedules(backends, range(40, 240))
+def test_answers_are_equal_in_more_random_schedules(backends: Backends, adapters: Adapters) -> None:
+    check_schedules(backends, adapters, range(40, 240))
 
 
 @pytest.mark.slow
 @pytest.mark.soak
-def test_answers_are_equal_in_two_thousand_random_schedules(backends: tuple[SmallBackend, NativeBackend]) -> None:
-    check_schedules(backends, range(240, 2000))
+def test_answers_are_equal_in_two_thousand_random_schedules(backends: Backends, adapters: Adapters) -> None:
+    check_schedules(backends, adapters, range(240, 2000))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_answers_of_pytorch_are_most_likely_in_random_schedules(
-    device: str, backends: tuple[SmallBackend, NativeBackend]
-) -> None:
+def test_answers_of_pytorch_are_most_likely_in_random_schedules(device: str, backends: Backends) -> None:
     """Sharing and recomputation change the logits of PyTorch by rounding, so tokens are compared with native logits."""
     torch = pytest.importorskip("torch")
     if device == "cuda" and not torch.cuda.is_available():
