@@ -87,6 +87,12 @@ class Backend(Protocol):
 
     name: str
     config: LlamaConfig
+
+    @property
+    def numerics(self) -> str:
+        """All that determines the contents of pages except the weights, the configuration and the tokens."""
+        ...
+
     pages: int
     """Number of pages of the cache; they are numbered from 0. Memory is allocated when a page is first used."""
 

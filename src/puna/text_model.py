@@ -14,7 +14,7 @@ from puna.backends import check_language_model, memory_errors, open_backend
 from puna.checkpoint.names import SCORE
 from puna.classification import ClassificationHead, last_token
 from puna.config import LlamaConfig, generation_notes
-from puna.engine import Engine, Request, Runner
+from puna.engine import Engine, Request, Runner, open_disk_cache
 from puna.errors import ChatTemplateError, MissingExtraError, ModelNotFoundError, RequestError, show
 from puna.grammars.rules import read_rule
 from puna.lazy import cached_property
@@ -48,6 +48,8 @@ class TextModel:
         quantize: str | None = None,
         max_batch: int = 16,
         prefix_cache: bool = True,
+        prefix_cache_dir: str | Path | None = None,
+        prefix_cache_bytes: int = 8 << 30,
         adapters: Mapping[str, str | Path] | None = None,
         keep_quantized: bool = False,
     ) -> None:
@@ -67,6 +69,10 @@ class TextModel:
                 them.
             max_batch: maximum number of sequences that run at once, from lists of prompts and from concurrent calls.
             prefix_cache: read the common beginning of prompts once, also in later calls. Answers do not change.
+            prefix_cache_dir: folder that keeps the prefixes of prompts and answers for later processes, which must load
+                equal weights with equal options on a similar machine. Several processes may use the folder at once. The
+                files contain no text, but the texts can be computed from them. None keeps prefixes in memory only.
+            prefix_cache_bytes: maximum size of the files in `prefix_cache_dir`; the least recently used are removed.
             adapters: folders of PEFT or GGUF adapters, by the names that the option `adapter` of a request refers to.
             keep_quantized: with PyTorch, keep quantised matrices packed and dequantise each when it is used, so that
                 the model needs no more memory than its file. The native backend always keeps them packed, except with
@@ -76,6 +82,7 @@ class TextModel:
             ModelNotFoundError: if there is no model at `path`; the message says how to get one.
             CheckpointError: if the files of the model or an adapter are incomplete or do not match each other.
             BackendError: if the backend cannot run here, or cannot apply an adapter.
+            StorageError: if every user may write to `prefix_cache_dir`, or its limit is too low for one page.
         """
         from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
 
@@ -84,6 +91,8 @@ class TextModel:
         for name, value in (("prefix_cache", prefix_cache), ("keep_quantized", keep_quantized)):
             if not isinstance(value, bool):
                 raise RequestError(f"{name} is {show(value)}; it must be True or False")
+        if prefix_cache_dir is not None and not prefix_cache:
+            raise RequestError(f"prefix_cache_dir is {show(prefix_cache_dir)}, but prefix_cache is False; omit one")
         self.path = path.path if isinstance(path, Checkpoint) else locate_model(path)
         with memory_errors():
             checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(self.path)
@@ -100,7 +109,8 @@ class TextModel:
         self._classification_head: ClassificationHead | None = None
         if checkpoint.head == "classification":
             self._classification_head = ClassificationHead.of(self.config, checkpoint.tensors[SCORE].to_float32())
-        self._engine = Engine(self._backend, max_batch, prefix_cache=prefix_cache)
+        disk = open_disk_cache(prefix_cache_dir, prefix_cache_bytes, checkpoint, self._backend)
+        self._engine = Engine(self._backend, max_batch, prefix_cache=prefix_cache, disk=disk)
         self._runner = Runner(self._engine)
         self._reported = False  # whether a warning has named the unsupported settings
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from puna.engine import Engine, Request
-from puna.engine import disk_cache as disk_cache_module
-from puna.engine.disk_cache import DiskCache
+from puna.engine.disk import DiskCache
+from puna.engine.disk import cache as disk_cache_module
 from puna.errors import StorageError
 from tests.engine.recorder import Recorder, drain, expected_answer, tokens_of
 from tests.engine.test_pages import cached_tokens, computed_tokens, prompt_of

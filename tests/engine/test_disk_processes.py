@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from puna.engine import Engine, Request
-from puna.engine.disk_cache import DiskCache
+from puna.engine.disk import DiskCache
 from tests.engine.recorder import Recorder, drain, expected_answer, tokens_of
 from tests.engine.test_disk_cache import SlowClock
 from tests.engine.test_pages import prompt_of

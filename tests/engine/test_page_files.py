@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from puna.engine.page_files import PageFiles, page_header
+from puna.engine.disk.page_files import PageFiles, page_header
 from puna.errors import StorageError
 
 SIZE = 4096
@@ -211,7 +211,7 @@ def test_half_of_the_free_space_is_left(files, monkeypatch):
         return space["bytes"] - sum(path.stat().st_size for path in files.folder.iterdir())
 
     files.limit = 16 * len(other_file(0))  # so that the folder is scanned before each file
-    monkeypatch.setattr("puna.engine.page_files.free_bytes", free)
+    monkeypatch.setattr("puna.engine.disk.page_files.free_bytes", free)
     write(files, *range(15))
     assert numbers_in(files) == list(range(5, 15))
     space["bytes"] = len(other_file(0))

@@ -2,12 +2,14 @@
 
 The schedules have adapters, shared prefixes, several answers to one prompt, preemptions, chunks of all sizes,
 cancellations, speculation, scored prompts, hidden states, log-probabilities, several threads and interrupted steps. The
-measured times of steps, which decide how many tokens a step has, are random. Counters prove that all of these have
-happened.
+measured times of steps, which decide how many tokens a step has, are random. Some engines find prefixes that an
+earlier one has written to the disk, and some of these files are damaged. Counters prove that all of these
+have happened.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,15 +17,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from puna.backend import PAGE, Backend, Batch, Outputs
 from puna.checkpoint import open_checkpoint
-from puna.engine import Engine, Event, LoadedAdapter, Request, Runner, Sampling, TokenLogprobs
+from puna.engine import DiskCache, Engine, Event, LoadedAdapter, Request, Runner, Sampling, TokenLogprobs
 from puna.model_adapters import ModelAdapters
 from puna.native import NativeBackend
+from tests.engine.test_disk_cache import damage_files
 from tests.golden.files import LAYOUTS
 from tests.helpers.adapters import KINDS, write_random_adapter
 
@@ -151,13 +155,20 @@ def next_turn(request: Request, result: Result, positions: int) -> Request:
     return replace(request, prompt_ids=prompt[:longest], max_tokens=max_tokens, output="tokens", logits_from=0)
 
 
-def run_schedule(backend: Backend, requests: list[Request], random: np.random.Generator, counts: Counter) -> dict:
+def run_schedule(
+    backend: Backend,
+    requests: list[Request],
+    random: np.random.Generator,
+    counts: Counter,
+    disk: DiskCache | None = None,
+) -> dict:
     """Runs requests that arrive and are cancelled at random; returns the results by index, without cancelled ones.
 
     Half of the answers get a second turn, which is added to `requests`.
     """
     clock = accumulate(random.exponential() for _ in count()).__next__
-    engine = Engine(backend, int(random.integers(1, 6)), prefix_cache=bool(random.random() < 0.9), clock=clock)
+    sharing = bool(random.random() < 0.9)
+    engine = Engine(backend, int(random.integers(1, 6)), prefix_cache=sharing, clock=clock, disk=disk)
     results: dict[int, Result] = {}
     waiting, indices, first_turns = list(enumerate(requests)), {}, len(requests)
     while waiting or engine.busy:
@@ -198,7 +209,25 @@ def run_schedule(backend: Backend, requests: list[Request], random: np.random.Ge
     return results
 
 
-def check_schedules(backends: Backends, adapters: Adapters, seeds: range) -> None:
+def run_restarts(
+    backend: Backend, requests: list[Request], random: np.random.Generator, counts: Counter, folder: Path
+) -> dict:
+    """Runs some of the requests, and then the others with a new engine that finds the files of the first one."""
+    results: dict[int, Result] = {}
+    first, second = requests[::2], requests[1::2]
+    requests.clear()
+    for part in (first, second):
+        disk = DiskCache(folder, int(random.choice([100, 1000])) * backend.page_bytes, bytes(32), backend)
+        part_results = run_schedule(backend, part, random, counts, disk)
+        results |= {len(requests) + index: result for index, result in part_results.items()}
+        requests += part
+        disk.close()
+        counts.update(restored=disk.hits, saved=disk.saved)
+        damage_files(sorted(folder.iterdir()), random)
+    return results
+
+
+def check_schedules(backends: Backends, adapters: Adapters, seeds: range, folder: Path) -> None:
     backend, alone = backends
     counts: Counter = Counter()
     backend.interrupts = 0.02
@@ -206,7 +235,11 @@ def check_schedules(backends: Backends, adapters: Adapters, seeds: range) -> Non
         random = backend.random = np.random.default_rng(seed)
         backend.pages = int(random.integers(2, 9))
         requests = random_requests(random, min(CONTEXT, backend.pages * PAGE), adapters)
-        results = run_schedule(backend, requests, random, counts)
+        if seed % 3:
+            results = run_schedule(backend, requests, random, counts)
+        else:
+            results = run_restarts(backend, requests, random, counts, folder / str(seed))
+            shutil.rmtree(folder / str(seed))
         for index, result in results.items():
             request = requests[index]
             expected = run_alone(alone, request)
@@ -222,7 +255,7 @@ def check_schedules(backends: Backends, adapters: Adapters, seeds: range) -> Non
             counts.update(answers=1, tokens=len(result.tokens), cached=result.cached > 0)
             counts.update(logprobs=len(result.logprobs), hidden=len(result.hidden))
             counts.update(adapted=request.adapter is not None and result.cached > 0)
-    names = "hits copies evictions preemptions guessed logprobs hidden cancelled interrupts cached adapted"
+    names = "hits copies evictions preemptions guessed logprobs hidden cancelled interrupts cached adapted restored"
     for name in names.split():
         assert counts[name] > len(seeds) / 10, counts
 
@@ -305,19 +338,21 @@ def test_answers_are_equal_for_several_threads_in_more_schedules(
     check_threads(backends, range(15, 500))
 
 
-def test_answers_are_equal_in_random_schedules(backends: Backends, adapters: Adapters) -> None:
-    check_schedules(backends, adapters, range(40))
+def test_answers_are_equal_in_random_schedules(backends: Backends, adapters: Adapters, tmp_path: Path) -> None:
+    check_schedules(backends, adapters, range(40), tmp_path)
 
 
 @pytest.mark.slow
-def test_answers_are_equal_in_more_random_schedules(backends: Backends, adapters: Adapters) -> None:
-    check_schedules(backends, adapters, range(40, 240))
+def test_answers_are_equal_in_more_random_schedules(backends: Backends, adapters: Adapters, tmp_path: Path) -> None:
+    check_schedules(backends, adapters, range(40, 240), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.soak
-def test_answers_are_equal_in_two_thousand_random_schedules(backends: Backends, adapters: Adapters) -> None:
-    check_schedules(backends, adapters, range(240, 2000))
+def test_answers_are_equal_in_two_thousand_random_schedules(
+    backends: Backends, adapters: Adapters, tmp_path: Path
+) -> None:
+    check_schedules(backends, adapters, range(240, 2000), tmp_path)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -83,6 +83,7 @@ def generate(
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     max_batch: options.MaxBatch = 1,
+    prefix_cache_dir: options.PrefixCacheDir = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
@@ -113,7 +114,7 @@ def generate(
             "standard input",
             param_hint="PROMPT or --prompt",
         )
-    _, llm = Loader(backend, threads, device, dtype, quantize, max_batch, adapter=adapter).load(model)
+    _, llm = Loader(backend, threads, device, dtype, quantize, max_batch, prefix_cache_dir, adapter=adapter).load(model)
     answer_prompt(llm, text, chat=chat, system=system, context=context, settings=settings, json=json,
                   echo=not chat and argument in (text, "-"))  # fmt: skip
 

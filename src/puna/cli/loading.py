@@ -10,6 +10,8 @@ from puna.cli.models import locate, model_name
 from puna.cli.terminal import detail, status
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from puna.checkpoint import Checkpoint
     from puna.llm import LLM
 
@@ -29,6 +31,7 @@ class Loader:
     dtype: str | None = None
     quantize: str | None = None
     max_batch: int = 1
+    prefix_cache_dir: Path | None = None
     generates: bool = True
     adapter: str | None = None
 
@@ -55,7 +58,8 @@ class Loader:
         with status(f"Loading {name} ..."):
             llm = LLM(
                 checkpoint, self.backend, self.threads, device=self.device, dtype=self.dtype, quantize=self.quantize,
-                max_batch=self.max_batch, adapters=None if self.adapter is None else {self.adapter: self.adapter},
+                max_batch=self.max_batch, prefix_cache_dir=self.prefix_cache_dir,
+                adapters=None if self.adapter is None else {self.adapter: self.adapter},
             )  # fmt: skip
         detail(
             f"loaded {checkpoint.path} in {time.perf_counter() - started:.2f} s: {llm.backend} backend, context of "

@@ -67,6 +67,13 @@ Adapter = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="Folder of a PEFT adapter, or GGUF adapter, that changes the model."),
 ]
+PrefixCacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder that keeps the read prompts (at most 8 GiB), so that later commands continue from them.",
+    ),
+]  # fmt: skip
 File = Annotated[
     list[Path] | None,
     typer.Option("--file", "-f", metavar="FILE", help="UTF-8 file to append to the prompt; repeatable."),

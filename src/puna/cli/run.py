@@ -57,6 +57,7 @@ def run(
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     max_batch: options.MaxBatch = 1,
+    prefix_cache_dir: options.PrefixCacheDir = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
@@ -73,7 +74,7 @@ def run(
         seed=seed, speculate=speculate, adapter=adapter,
         json_schema=json_schema, regex=regex, grammar=grammar, choice=choice or None,
     )  # fmt: skip
-    loader = Loader(backend, threads, device, dtype, quantize, max_batch, adapter=adapter)
+    loader = Loader(backend, threads, device, dtype, quantize, max_batch, prefix_cache_dir, adapter=adapter)
     if prompt is None and not file:
         with _forgotten_model(model):
             start_chat(loader, model, settings, system, context, json=json, state=state)

@@ -2,7 +2,7 @@
 
 from puna.config import Sampling
 from puna.engine.adapter import LoadedAdapter
-from puna.engine.disk_cache import DiskCache
+from puna.engine.disk import DiskCache, open_disk_cache
 from puna.engine.engine import Engine
 from puna.engine.request import Event, FinishReason, Request
 from puna.engine.runner import Runner
@@ -20,4 +20,5 @@ __all__ = [
     "Sampling",
     "Stream",
     "TokenLogprobs",
+    "open_disk_cache",
 ]

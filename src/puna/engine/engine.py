@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.backend import PAGE, Backend, Chunk
-from puna.engine.disk_cache import DiskCache
+from puna.engine.disk import DiskCache
 from puna.engine.grammar import Masks
 from puna.engine.pages import PagePool
 from puna.engine.request import Event, FinishReason, Request

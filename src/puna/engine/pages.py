@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.backend import PAGE, page_count
-from puna.engine.disk_cache import DiskCache
+from puna.engine.disk import DiskCache
 from puna.errors import PunaError
 
 Identity = bytes

@@ -109,6 +109,14 @@ class TorchBackend:
                 return Outputs(self._graphs.run(batch), np.empty((0, self.config.hidden_size), np.float32))
             return split_outputs(batch, self._run(batch) if batch else [], self.config)
 
+    @property
+    def numerics(self) -> str:
+        """All that determines the contents of pages except the weights, the configuration and the tokens.
+
+        Rounding also depends on the batch, so pages of other processes are equal only up to rounding.
+        """
+        return f"{self.name} {torch.__version__} {self.model.device} {self.model.dtype}"
+
     def load_adapter(
         self, products: Mapping[str, LowRank], replaced: Mapping[str, NDArray[np.float32]] | None = None
     ) -> int:

@@ -32,7 +32,9 @@ from puna.native.library import (
     chosen_kernels,
     default_threads,
     float32_kernels,
+    library_digest,
     load_library,
+    machine,
 )
 from puna.native.memory import cache_pages
 from puna.native.tensors import Tensor, load_tensor, packed_bytes, quantized_format
@@ -98,6 +100,7 @@ class NativeBackend:
         )
         self._process = os.getpid()
         kernels = float32_kernels() if float32 else chosen_kernels()
+        self._options = f"{kernels} cache={cache_type} quantize={target and target.name} float32={float32}"
         self._pointer = self._new_model(shape, default_threads(threads), kernels)
         # A tensor is in memory twice while it is packed, so the largest are packed first, while little memory is used.
         for name in sorted(tensors, key=lambda name: -tensors[name].format.size(tensors[name].shape)):
@@ -121,6 +124,15 @@ class NativeBackend:
         if not self._pointer:
             raise BackendError("the model is closed; load it again")
         return self._pointer
+
+    @property
+    def numerics(self) -> str:
+        """All that determines the contents of pages except the weights, the configuration and the tokens.
+
+        NumPy computes the rotary frequencies.
+        """
+        features = ",".join(machine().features)
+        return f"{self.name} {self._options} {library_digest()} {features} numpy={np.__version__}"
 
     @property
     def weight_bytes(self) -> int:

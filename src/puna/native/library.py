@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import os
+import platform
 import sys
 from dataclasses import dataclass
 from importlib import resources
@@ -172,8 +174,7 @@ def load_library() -> ctypes.CDLL:
     Raises:
         BackendError: if the library is missing, cannot be loaded, or belongs to another version of puna.
     """
-    name = "libpuna.dylib" if sys.platform == "darwin" else "libpuna.so"
-    path = Path(str(resources.files("puna.native").joinpath(name)))
+    path = _library_path()
     try:
         library = ctypes.CDLL(str(path))
     except OSError as exc:
@@ -189,6 +190,13 @@ def load_library() -> ctypes.CDLL:
 
 
 @functools.cache
+def library_digest() -> str:
+    """Returns a digest of the native library's file and of the system's C library, whose `cos` and `sin` it calls."""
+    digest = hashlib.blake2b(_library_path().read_bytes(), digest_size=32).hexdigest()
+    return f"{digest} {' '.join(platform.libc_ver())} {platform.machine()}"
+
+
+@functools.cache
 def machine() -> Machine:
     """Returns the processor's features and the cores that this process may use."""
     library = load_library()
@@ -196,6 +204,11 @@ def machine() -> Machine:
     features = tuple(name for bit, name in enumerate(_FEATURES) if bits >> bit & 1)
     kernels = tuple(library.puna_kernels().decode().split())
     return Machine(features, kernels, library.puna_physical_cores(), library.puna_logical_cores())
+
+
+def _library_path() -> Path:
+    name = "libpuna.dylib" if sys.platform == "darwin" else "libpuna.so"
+    return Path(str(resources.files("puna.native").joinpath(name)))
 
 
 def check_threads(threads: object) -> None:

@@ -57,6 +57,7 @@ def chat(
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     max_batch: options.MaxBatch = 1,
+    prefix_cache_dir: options.PrefixCacheDir = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
@@ -75,7 +76,7 @@ def chat(
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
         seed=seed, speculate=speculate, adapter=adapter,
     )  # fmt: skip
-    loader = Loader(backend, threads, device, dtype, quantize, max_batch, adapter=adapter)
+    loader = Loader(backend, threads, device, dtype, quantize, max_batch, prefix_cache_dir, adapter=adapter)
     start_chat(loader, model, settings, system, context, json=json, state=state)
 
 

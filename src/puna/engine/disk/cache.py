@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.backend import PAGE, Backend
-from puna.engine.page_files import PageFiles, page_header
+from puna.engine.disk.page_files import PageFiles, page_header
 from puna.errors import PunaError, StorageError, show_bytes
 
 _QUEUE_BYTES = 64 << 20
@@ -177,10 +177,12 @@ class _Writer:
         self._inbox.put(message)
         if not self._started:
             self._started = True
+            atexit.register(self.close)  # not in the new thread, which may begin when the program has ended
             try:
                 _thread.start_new_thread(self._run, ())
             except RuntimeError as exc:  # since Python 3.12, no thread can be started at the exit of the program
                 self._started = False
+                atexit.unregister(self.close)
                 self.fail(str(exc))
 
     def fail(self, reason: str) -> None:
@@ -204,7 +206,6 @@ class _Writer:
         self._failed = True
 
     def _run(self) -> None:
-        atexit.register(self.close)
         try:
             while (message := self._inbox.get()) is not None:
                 if not self._failed:
