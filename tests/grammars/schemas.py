@@ -28,6 +28,22 @@ SCHEMAS: dict[str, tuple[Any, list[str], list[str]]] = {
         ["0.5", "1", "2.25"],
         ["0.49", "2.26", "-1", "3"],
     ),
+    "excluded bounds": (
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+        ["0.5", "0.001", "0.99"],
+        ["0", "0.0", "-0", "1", "1.0"],
+    ),
+    "excluded fractions": (
+        {"type": "number", "exclusiveMinimum": 0.5, "maximum": 0.75},
+        ["0.51", "0.75"],
+        ["0.5", "0.50", "0.76"],
+    ),
+    "properties named as keywords": (
+        {"type": "object", "properties": {"exclusiveMinimum": {"const": 0}, "maximum": {"const": 0.5}},
+         "required": ["exclusiveMinimum", "maximum"], "additionalProperties": False},
+        ['{"exclusiveMinimum":0,"maximum":0.5}'],
+        ["{}"],
+    ),
     "multiple": ({"type": "integer", "multipleOf": 7}, ["0", "7", "-14", "49"], ["1", "8", "50"]),
     "string": ({"type": "string"}, ['""', '"é\\n"', '"日本"', '"a\\"b"'], ["a", '"a', '"a\n"', '"\\x"']),
     "length": ({"type": "string", "minLength": 2, "maxLength": 3}, ['"ab"', '"éö日"'], ['"a"', '"abcd"', '""']),
@@ -86,6 +102,12 @@ SCHEMAS: dict[str, tuple[Any, list[str], list[str]]] = {
         ["{}", '{"points":[{}]}', '{"points":[{"x":1}'],
     ),
     "annotations": ({"type": "null", "title": "t", "description": "d", "default": 1}, ["null"], ["1"]),
+    "draft 4, included bound": (
+        {"$schema": "http://json-schema.org/draft-04/schema#", "type": "number", "minimum": 0, "maximum": 0.5,
+         "exclusiveMinimum": False},
+        ["0", "0.5"],
+        ["0.6", "-0.1"],
+    ),
     "draft 4": (
         {"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 3, "exclusiveMinimum": True, "maximum": 9},
         ["4"],
@@ -109,6 +131,13 @@ REFUSED: dict[str, Any] = {
     "required property 'a'": {"type": "object", "required": ["a"], "additionalProperties": False},
     "x-guidance": {"x-guidance": {"lenient": True}, "type": "null"},
     "12345678901234567890": {"const": 12345678901234567890},
+    "exclusiveMinimum 0 and another bound": {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
+    "exclusiveMinimum 2": {"allOf": [{"type": "number", "exclusiveMinimum": 2.0}, {"exclusiveMaximum": 2.75}]},
+    "exclusiveMaximum 0": {"items": {"type": "number", "minimum": -0.5, "exclusiveMaximum": 0}},
+    "exclusiveMinimum 7": {
+        "$schema": "http://json-schema.org/draft-04/schema#", "type": "number", "minimum": 7, "maximum": 7.5,
+        "exclusiveMinimum": True,
+    },
     "9007199254740993": {"type": "integer", "minimum": 9007199254740993},
 }  # fmt: skip
 """A part of the error's message: the schema that is refused with it."""

@@ -45,6 +45,8 @@ def test_the_text_of_a_schema_is_that_of_its_dictionary():
         ({"regex": "(?x) a # b"}, "flag x"),
         ({"regex": "a" * (MAX_BYTES + 1)}, "the limit is"),
         ({"grammar": b"start: x"}, "grammar is b'start"),
+        ({"grammar": "start: x\nx[max_tokens=5]: /a*/"}, "attribute max_tokens, which is not supported"),
+        ({"grammar": 'start: x\n ?x [stop="]", temperature = 0.5]: /a*/'}, "the option temperature of the request"),
         ({"choice": []}, r"choice is \[\]"),
         ({"choice": "yes"}, "choice is 'yes'"),
         ({"choice": ["a", ""]}, "each at least one character"),

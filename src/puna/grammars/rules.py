@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeGuard
 
 from puna.errors import RequestError, show, show_bytes
 
@@ -31,6 +32,12 @@ _STRICT = {
 }
 """Options of llguidance's compiler of schemas."""
 
+
+_ATTRIBUTE = re.compile(r"^\s*\??\w+\s*\[.*?\b(temperature|max_tokens)\s*=", re.MULTILINE)
+"""An attribute of a rule in a grammar. The engine would ignore a temperature, and cannot count the tokens of a text."""
+
+_ATTRIBUTE = re.compile(r"^\s*\??\w+\s*\[.*?\b(temperature|max_tokens)\s*=", re.MULTILINE)
+"""An attribute of a rule of a grammar that has no effect, or that the text of an answer does not show."""
 
 _ASCII_DIGITS = "d"
 """Makes \\d mean 0 to 9, as in JSON schemas: models choose surprising digits of other scripts."""
@@ -72,7 +79,7 @@ def read_rule(options: Mapping[str, Any]) -> Rule | None:
     if len(values) > 1:
         raise RequestError(f"{' and '.join(values)} are given; an answer can follow only one of {', '.join(OPTIONS)}")
     ((kind, value),) = values.items()
-    text = {"json_schema": _schema, "regex": _regex, "grammar": _text, "choice": _choices}[kind](kind, value)
+    text = {"json_schema": _schema, "regex": _regex, "grammar": _grammar, "choice": _choices}[kind](kind, value)
     size = len(_encoded(kind, text))
     if size > MAX_BYTES:
         raise RequestError(f"{kind} has {show_bytes(size)}; the limit is {show_bytes(MAX_BYTES)}")
@@ -102,7 +109,42 @@ def _schema(name: str, value: Any) -> str:
     largest = max(map(abs, numbers), default=0)
     if largest > _MAX_INTEGER:  # llguidance rounds such numbers to float64
         raise RequestError(f"{name} has the number {show(largest)}; the largest number that is exact is {_MAX_INTEGER}")
+    _check_bounds(name, json.loads(text))
     return text
+
+
+def _check_bounds(name: str, schema: Any) -> None:
+    """Refuses an excluded integer and another bound less than 1 from it: llguidance would allow the integer.
+
+    The bounds of a number may be in different parts of a schema, so each is compared with all others.
+    """
+    low, excluded_low = _bounds(schema, "minimum", "exclusiveMinimum")
+    high, excluded_high = _bounds(schema, "maximum", "exclusiveMaximum")
+    near = [("exclusiveMinimum", value) for value in excluded_low & {math.floor(x) for x in high if x != int(x)}]
+    near += [("exclusiveMaximum", value) for value in excluded_high & {math.ceil(x) for x in low if x != int(x)}]
+    for key, value in near:
+        raise RequestError(
+            f"{name} has {key} {show(value)} and another bound less than 1 from it, which is not supported for an "
+            "integer; replace it by an inclusive bound next to it"
+        )
+
+
+def _bounds(schema: Any, inclusive: str, exclusive: str) -> tuple[set[float], set[float]]:
+    """Returns all bounds in a schema under two keywords, and those of them that are excluded."""
+    bounds, excluded, parts = set[float](), set[float](), [schema]
+    while parts:
+        part = parts.pop()
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        if isinstance(part, dict):
+            bound, limit = part.get(inclusive), part.get(exclusive)
+            limit = bound if limit is True else limit  # draft 4
+            bounds |= {value for value in (bound, limit) if _is_number(value)}
+            excluded |= {limit} if _is_number(limit) else set()
+    return bounds, excluded
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,6 +164,17 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise RequestError(f"{name} is {show(value)}; it must be a text that is not empty")
     return value
+
+
+def _grammar(name: str, value: Any) -> str:
+    text = _text(name, value)
+    attribute = _ATTRIBUTE.search(text)
+    if attribute is not None:
+        raise RequestError(
+            f"{name} has a rule with the attribute {attribute[1]}, which is not supported; remove it, or use the "
+            f"option {attribute[1]} of the request"
+        )
+    return text
 
 
 def _regex(name: str, value: Any) -> str:
