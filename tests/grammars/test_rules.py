@@ -32,6 +32,7 @@ def test_the_text_of_a_schema_is_that_of_its_dictionary():
     [
         ({"regex": "a", "choice": ["a"]}, "regex and choice are given"),
         ({"json_schema": False}, "json_schema is False"),
+        ({"json_schema": "true"}, "json_schema is 'true'"),
         ({"json_schema": [1]}, r"json_schema is \[1\]"),
         ({"json_schema": "{"}, "json_schema is not JSON"),
         ({"json_schema": '{"a": NaN}'}, "NaN is not a JSON number"),
@@ -45,6 +46,10 @@ def test_the_text_of_a_schema_is_that_of_its_dictionary():
         ({"regex": "(?x) a # b"}, "flag x"),
         ({"regex": "a" * (MAX_BYTES + 1)}, "the limit is"),
         ({"grammar": b"start: x"}, "grammar is b'start"),
+        (
+            {"grammar": 'start: "a" %json {"type": "number", "exclusiveMinimum": 3, "maximum": 3.5} "b"'},
+            "grammar has exclusiveMinimum 3 and another bound",
+        ),
         ({"grammar": "start: x\nx[max_tokens=5]: /a*/"}, "attribute max_tokens, which is not supported"),
         ({"grammar": 'start: x\n ?x [stop="]", temperature = 0.5]: /a*/'}, "the option temperature of the request"),
         ({"choice": []}, r"choice is \[\]"),

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeGuard
 
@@ -86,7 +87,8 @@ def read_rule(options: Mapping[str, Any]) -> Rule | None:
     return Rule(kind, text)
 
 
-def _schema(name: str, value: Any) -> str:
+def _schema(name: str, given: Any) -> str:
+    value = given
     if value is True:
         value = _ANY_OBJECT
     if isinstance(value, str):
@@ -96,7 +98,7 @@ def _schema(name: str, value: Any) -> str:
             raise RequestError(f"{name} is not JSON: {exc}") from exc
     if not isinstance(value, Mapping):
         raise RequestError(
-            f"{name} is {show(value)}; it must be a JSON schema, as a dictionary or JSON text, or True for any object"
+            f"{name} is {show(given)}; it must be a JSON schema, as a dictionary or JSON text, or True for any object"
         )
     if "x-guidance" in value:
         raise RequestError(f"{name} has the key 'x-guidance', which is not a keyword of JSON schemas; remove it")
@@ -174,6 +176,11 @@ def _grammar(name: str, value: Any) -> str:
             f"{name} has a rule with the attribute {attribute[1]}, which is not supported; remove it, or use the "
             f"option {attribute[1]} of the request"
         )
+    for start in re.finditer(r"%json\s*", text):
+        schema = None
+        with suppress(ValueError, RecursionError):  # llguidance reports errors of the syntax, with their positions
+            schema, _ = json.JSONDecoder().raw_decode(text, start.end())
+        _check_bounds(name, schema)
     return text
 
 
