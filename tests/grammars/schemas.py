@@ -33,6 +33,12 @@ SCHEMAS: dict[str, tuple[Any, list[str], list[str]]] = {
         ["0.5", "0.001", "0.99"],
         ["0", "0.0", "-0", "1", "1.0"],
     ),
+    "excluded integer farther from 0": (
+        {"anyOf": [{"type": "number", "minimum": 0.5, "exclusiveMaximum": 1},
+                   {"type": "number", "exclusiveMinimum": -2, "maximum": -1.25}]},
+        ["0.5", "0.99", "-1.25", "-1.99"],
+        ["1", "1.0", "-2", "-2.0", "-1.2"],
+    ),
     "excluded fractions": (
         {"type": "number", "exclusiveMinimum": 0.5, "maximum": 0.75},
         ["0.51", "0.75"],

@@ -116,14 +116,16 @@ def _schema(name: str, given: Any) -> str:
 
 
 def _check_bounds(name: str, schema: Any) -> None:
-    """Refuses an excluded integer and another bound less than 1 from it: llguidance would allow the integer.
+    """Refuses an excluded integer and another bound less than 1 farther from 0: llguidance would allow the integer.
 
     The bounds of a number may be in different parts of a schema, so each is compared with all others.
     """
     low, excluded_low = _bounds(schema, "minimum", "exclusiveMinimum")
     high, excluded_high = _bounds(schema, "maximum", "exclusiveMaximum")
-    near = [("exclusiveMinimum", value) for value in excluded_low & {math.floor(x) for x in high if x != int(x)}]
-    near += [("exclusiveMaximum", value) for value in excluded_high & {math.ceil(x) for x in low if x != int(x)}]
+    above = {math.floor(x) for x in high if x != int(x)}
+    below = {math.ceil(x) for x in low if x != int(x)}
+    near = [("exclusiveMinimum", value) for value in excluded_low & above if value >= 0]
+    near += [("exclusiveMaximum", value) for value in excluded_high & below if value <= 0]
     for key, value in near:
         raise RequestError(
             f"{name} has {key} {show(value)} and another bound less than 1 from it, which is not supported for an "
