@@ -10,7 +10,7 @@ import pytest
 
 from puna.backend import Outputs
 from puna.engine import Engine, Request
-from puna.engine.lookup import guess_lengths
+from puna.engine.lookup import guess_length
 from puna.engine.step_times import MAX_SLOWDOWN, StepTimes
 from tests.engine.recorder import VOCAB, Recorder
 
@@ -170,20 +170,34 @@ def test_speculation_switches_itself_off_and_on():
     assert guesses[2] < 0.2
 
 
-def test_guesses_are_shared_by_the_requests_with_the_best_chances():
+def test_a_guess_is_as_long_as_measured_times_and_its_chances_justify():
     times = StepTimes()
-    assert guess_lengths([(0.9, 7)], 1, times) == [0]  # the time without guesses is not known
-    times.record(2, 0, 0.020)
-    times.record(4, 0, 0.021)
-    times.record(8, 0, 0.050)
-    times.record(16, 0, 0.100)
-    assert guess_lengths([(0.95, 7), (0.1, 7)], 2, times) == [2, 0]
-    times.record(8, 0, 0.001)  # the average decreases
-    assert guess_lengths([(0.95, 7), (0.1, 7)], 2, times) == [6, 0]
-    assert guess_lengths([(0.95, 7), (0.9, 7)], 2, times) == [4, 2]
-    assert guess_lengths([(0.95, 1), (0.1, 7)], 2, times) == [1, 1]
-    assert guess_lengths([(0.1, 7), (0.05, 7)], 2, times) == [0, 0]
-    assert guess_lengths([], 2, times) == []
+    assert guess_length(0.9, 7, times) == 0  # the time without a guess is not known
+    times.record(1, 0, 0.020)
+    times.record(4, 0, 0.024)
+    times.record(8, 0, 0.100)
+    assert guess_length(0.95, 7, times) == 3
+    assert guess_length(0.95, 2, times) == 1
+    assert guess_length(0.05, 7, times) == 0
+    assert guess_length(0.95, 0, times) == 0
+    for _ in range(20):
+        times.record(8, 0, 0.024)  # the average decreases
+    assert guess_length(0.95, 7, times) == 7
+
+
+def test_requests_that_run_together_are_not_guessed():
+    backend = TimedBackend(memory_bound, repeats=1.0)
+    engine = backend.engine(2)
+    for length, count in ((300, 100), (300, 200)):
+        engine.submit(Request(text(backend, length), count, speculate=True))
+    while len(engine.scheduler.running) + len(engine.scheduler.waiting) > 1:
+        engine.step()
+    alone = len(backend.batches)
+    assert backend.batches[10:alone] == [[1, 1]] * (alone - 10)
+    assert alone > 90
+    while engine.busy:
+        engine.step()
+    assert max(max(batch) for batch in backend.batches[alone:]) == 8
 
 
 def test_times_that_were_not_measured_are_predicted():

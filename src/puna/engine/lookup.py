@@ -1,7 +1,7 @@
 """Speculation by prompt lookup (Saxena, 2023): guesses the tokens that followed an earlier copy of the last n-gram.
 
 Prompt lookup is useful where a text repeats itself: summaries, edits, code. No draft model is needed. A wrong guess
-costs time, because a step with more tokens takes longer; `guess_lengths` therefore compares expected gain and cost.
+costs time, because a step with more tokens takes longer; `guess_length` therefore compares expected gain and cost.
 """
 
 from __future__ import annotations
@@ -72,35 +72,26 @@ class Lookup:
             self._match = self._match + 1 if correct else None
 
 
-def guess_lengths(guesses: Sequence[tuple[float, int]], decoding: int, times: StepTimes) -> list[int]:
-    """Returns the lengths of guesses that maximise the expected tokens per second of a step.
+def guess_length(accuracy: float, longest: int, times: StepTimes) -> int:
+    """Returns the length of a guess that maximises the expected tokens per second of a step with one request.
 
-    The time of a step without guesses must be known from a recent step; otherwise all lengths are 0.
+    The time of a step without a guess must be known from a recent step; otherwise the length is 0.
 
     Args:
-        guesses: (accuracy, maximum length) of each request.
-        decoding: number of requests that decode in the step.
+        accuracy: the chance that a guessed token is correct if those before it are.
+        longest: maximum length.
     """
-    lengths = [0] * len(guesses)
-    # The chance that a token is accepted decreases within a guess, so that sorting keeps the order of its tokens.
-    chances = sorted(
-        (-(accuracy**length), length, index)
-        for index, (accuracy, longest) in enumerate(guesses)
-        for length in range(1, longest + 1)
-    )
-    if -sum(chance for chance, _, _ in chances) < (MIN_GAIN - 1) * decoding or not (plain := times.plain(decoding)):
-        return lengths
-    best, count = MIN_GAIN * decoding / plain, 0
-    for tokens in _efficient_counts(decoding, decoding + len(chances)):
-        added = tokens - decoding
-        rate = (decoding - sum(chance for chance, _, _ in chances[:added])) / max(plain, times.predict(tokens))
+    chances = [accuracy**length for length in range(1, longest + 1)]
+    if sum(chances) < MIN_GAIN - 1 or not (plain := times.plain(1)):
+        return 0
+    best, result = MIN_GAIN / plain, 0
+    for tokens in _efficient_counts(longest + 1):
+        rate = (1 + sum(chances[: tokens - 1])) / max(plain, times.predict(tokens))
         if rate > best:
-            best, count = rate, added
-    for _, _, index in chances[:count]:
-        lengths[index] += 1
-    return lengths
+            best, result = rate, tokens - 1
+    return result
 
 
-def _efficient_counts(above: int, last: int) -> list[int]:
-    """Returns the numbers of tokens from `above` + 1 to `last` that fill tiles. Few numbers need few measured times."""
-    return [count for count in (2, 4, *range(TILE, last + 1, TILE)) if above < count <= last]
+def _efficient_counts(last: int) -> list[int]:
+    """Returns the numbers of tokens up to `last` that fill tiles. Few numbers need few measured times."""
+    return [count for count in (2, 4, *range(TILE, last + 1, TILE)) if count <= last]

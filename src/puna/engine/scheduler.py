@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from puna.backend import PAGE, page_count
-from puna.engine.lookup import Lookup, guess_lengths
+from puna.engine.lookup import Lookup, guess_length
 from puna.engine.pages import MIN_COPY, Identity, PagePool, PageTable, common_length
 from puna.engine.request import Request
 from puna.engine.sampling import Sampler
@@ -166,14 +166,14 @@ class Scheduler:
     def plan(self) -> list[tuple[RunningRequest, tuple[int, ...]]]:
         """Returns (request, tokens) for a step, and takes pages for these tokens.
 
-        A step has one token of each request that is decoding, and some tokens of the requests that are reading. If no
-        request is reading, it also has guesses of the next tokens.
+        A step has one token of each request that is decoding, and some tokens of the requests that are reading. If only
+        one request runs, it also has guesses of the next tokens.
         """
         steps = []
         decoding = [active for active in self.running.values() if not active.reading]
         reading = len(self.running) - len(decoding)
         budget = self.times.budget(len(decoding), reading, self.chunk) if decoding and reading else self.chunk
-        guesses = {} if reading else self._guesses(decoding)
+        guess = self._guess(decoding[0]) if len(self.running) == len(decoding) == 1 else ()
         in_progress: dict[Identity, list[tuple[int, ...]]] = {}  # tokens of pages that this step computes
         for active in list(self.running.values()):
             if active.request_id not in self.running:  # preempted by an older request
@@ -182,7 +182,7 @@ class Scheduler:
             if self._reads_own_tokens(active, in_progress):
                 tokens = active.next_known(budget)
             elif not active.reading:
-                tokens = (active.tokens[-1], *guesses.get(active.request_id, ()))
+                tokens = (active.tokens[-1], *guess)
             if tokens and self._reserve(active, active.computed + len(tokens)):
                 steps.append((active, tokens))
                 budget -= len(tokens) if active.reading else 0
@@ -251,15 +251,16 @@ class Scheduler:
             active.computed = max(active.computed, end)
         return found
 
-    def _guesses(self, decoding: Sequence[RunningRequest]) -> dict[int, tuple[int, ...]]:
-        """Returns the tokens that a step guesses, by the requests' ids."""
-        guesses = [
-            (active.request_id, active.lookup.accuracy, guess)
-            for active in decoding
-            if active.lookup is not None and (guess := active.guess(self._space(active) - 1))
-        ]
-        lengths = guess_lengths([(accuracy, len(guess)) for _, accuracy, guess in guesses], len(decoding), self.times)
-        return {request_id: guess[:n] for (request_id, _, guess), n in zip(guesses, lengths, strict=True) if n}
+    def _guess(self, active: RunningRequest) -> tuple[int, ...]:
+        """Returns the tokens that a step guesses for its only request.
+
+        Steps with several requests guess nothing: the requests already share the time of reading the weights, and the
+        measured gain was below zero for texts that do not repeat themselves (benchmarks/NOTES.md).
+        """
+        if active.lookup is None:
+            return ()
+        guess = active.guess(self._space(active) - 1)
+        return guess[: guess_length(active.lookup.accuracy, len(guess), self.times)]
 
     def _space(self, active: RunningRequest) -> int:
         """Returns how many tokens fit in a request's pages; in one more page if there are enough for all requests."""
