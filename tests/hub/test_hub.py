@@ -318,12 +318,28 @@ def test_no_damaged_file_stays_in_the_cache(machine: Machine, model_files: dict[
     runs = [machine.puna("pull", "owner/tiny") for _ in range(2)]
     assert all(run.returncode == 1 and "damaged during the download" in run.stderr for run in runs)
     machine.hub.damaged_files = ()
-    folder = Path(machine.puna("pull", "owner/tiny").stdout.strip())
+    repeated = machine.puna("pull", "owner/tiny")
+    assert repeated.returncode == 0, repeated.stderr
+    folder = Path(repeated.stdout.strip())
     assert all((folder / name).read_bytes() == model_files[name] for name in shards)
     with (folder / shards[0]).resolve().open("r+b") as file:
         file.truncate(100)
     assert machine.puna("pull", "owner/tiny").returncode == 0
     assert (folder / shards[0]).read_bytes() == model_files[shards[0]]
+
+
+def test_damaged_data_of_an_interrupted_download_is_replaced(machine: Machine, gguf_files: dict[str, bytes]) -> None:
+    """The process ended after the blob was written and before the link to the blob was created."""
+    name = "tiny-Q8_0.gguf"
+    machine.hub.add("owner/tiny", {name: gguf_files[name]})
+    path = Path(machine.puna("pull", "owner/tiny").stdout.strip())
+    blob = path.resolve()
+    path.unlink()
+    unverified_mark(path).touch()
+    blob.write_bytes(bytes(len(gguf_files[name])))
+    run = machine.puna("pull", "owner/tiny")
+    assert run.returncode == 0, run.stderr
+    assert path.read_bytes() == gguf_files[name] and not unverified_mark(path).exists()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from puna.errors import printable
+from puna.errors import CheckpointError, printable
 from puna.files import make_folder
 from puna.hub.listing import RemoteFile
 from puna.hub.reference import Reference
@@ -36,6 +36,8 @@ def download_files(
 ) -> None:
     """Downloads files of a commit into the cache, and verifies each; resumes interrupted downloads.
 
+    If a resumed file is damaged, it is downloaded once more from scratch.
+
     Raises:
         CheckpointError: a file was damaged during the download; it is deleted.
         Exception: errors of `huggingface_hub`, its HTTP library, and the disk.
@@ -54,8 +56,19 @@ def download_files(
         if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # since huggingface_hub 1.3
             options["tqdm_class"] = _bar_class(advance)
 
+        folder = snapshot_folder(cache, reference, commit)
+
         def download(name: str) -> None:
-            mark = unverified_mark(snapshot_folder(cache, reference, commit) / name)
+            was_interrupted = unverified_mark(folder / name).exists()
+            try:
+                download_once(name)
+            except CheckpointError:
+                if not was_interrupted:
+                    raise
+                download_once(name)  # the damage may be in data that an interrupted process left in the cache
+
+        def download_once(name: str) -> None:
+            mark = unverified_mark(folder / name)
             make_folder(mark.parent)
             mark.touch()
             path = hf_hub_download(
