@@ -40,8 +40,9 @@ class Options(SamplingOptions, total=False):
     json_schema: Annotated[
         Mapping[str, Any] | str | bool | None,
         "the answer is JSON that is valid under this schema, a dictionary or its JSON text; True allows any object. "
-        "Keywords that are not supported are errors. This option and the next three need puna[grammar]; a call may "
-        "have one of them.",
+        "Keywords of JSON Schema that are not supported are errors; unknown keywords are ignored, as JSON Schema "
+        "prescribes, so check their spelling. This option and the next three need puna[grammar]; a call may have one "
+        "of them.",
     ]
     regex: Annotated[
         str | None,
