@@ -339,7 +339,11 @@ class TextModel:
         if stops and rule is not None and not rule.checks_text:
             raise RequestError("stop strings cannot be combined with a grammar that contains special tokens")
         new_answer = functools.partial(
-            Answer, tokenizer=self.tokenizer, stops=stops, continues_prompt=continues_prompt, rule=rule
+            Answer,
+            tokenizer=self.tokenizer,
+            stops=stops,
+            continues_prompt=continues_prompt,
+            rule=rule if rule is not None and (stops or rule.checks_all_answers) else None,
         )
         others = range(1, settings.n if settings.best_of is None else settings.best_of)
         return Candidates(

@@ -25,6 +25,7 @@ from tests.helpers.torch_files import BACKENDS
 
 pytest.importorskip("llguidance")
 from puna.engine.grammar import Grammar, token_bits
+from puna.grammars.compile import AnswerRule
 from puna.grammars.library import make_matcher, make_tokenizer
 from puna.grammars.rules import read_rule
 
@@ -167,6 +168,20 @@ def test_a_stop_string_inside_a_document_makes_the_answer_invalid(tiny):
     assert completion.finish_reason in ("stop", "length")
     with pytest.raises(RequestError, match="stop strings cannot be combined"):
         tiny.generate("the", grammar='start: "a" <|user|>', stop="b")
+
+
+def test_an_answer_in_an_ambiguous_grammar_is_not_parsed_again(tiny, monkeypatch):
+    """Parsing takes minutes for a long answer, and would delay all other requests."""
+    checked = []
+    monkeypatch.setattr(AnswerRule, "matches", lambda self, text: checked.append(text) or True)
+    grammar = 'start: e\ne: e e | "x" | "y"'
+    letter, end = tiny.tokenizer.encode("x", add_special_tokens=False)[0], tiny.tokenizer.eos_token_id
+    options = {"max_tokens": 20, "min_tokens": 5, "logit_bias": {letter: 50, end: 45}, "grammar": grammar}
+    assert not tiny.generate("the", **options, temperature=0).text.strip("xy")
+    assert tiny.generate("the", **{**options, "logit_bias": {end: 50}}, temperature=0).finish_reason == "stop"
+    assert checked == []
+    assert tiny.generate("the", **{**options, "logit_bias": {end: 50}}, temperature=0, stop="xyxyxyxy").text
+    assert len(checked) == 1
 
 
 def test_an_object_that_repeats_a_key_is_invalid(tiny):

@@ -97,6 +97,15 @@ class AnswerRule:
         """Whether `matches` can check a text."""
         return self._byte_matcher is not None
 
+    @property
+    def checks_all_answers(self) -> bool:
+        """Whether `matches` is useful for an answer that no stop string has truncated.
+
+        The tokens of every answer are checked when they are chosen. The second check finds repeated keys of JSON. For
+        an ambiguous grammar, its time increases fast: 0.3 s for 300 bytes, 4.7 s for 600.
+        """
+        return self._rule.kind != "grammar"
+
     def matches(self, text: str) -> bool:
         """Returns whether a text follows the rule. Objects in JSON must not repeat a key."""
         if self._byte_matcher is None:

@@ -35,9 +35,6 @@ _STRICT = {
 
 
 _ATTRIBUTE = re.compile(r"^\s*\??\w+\s*\[.*?\b(temperature|max_tokens)\s*=", re.MULTILINE)
-"""An attribute of a rule in a grammar. The engine would ignore a temperature, and cannot count the tokens of a text."""
-
-_ATTRIBUTE = re.compile(r"^\s*\??\w+\s*\[.*?\b(temperature|max_tokens)\s*=", re.MULTILINE)
 """An attribute of a rule of a grammar that has no effect, or that the text of an answer does not show."""
 
 _ASCII_DIGITS = "d"
