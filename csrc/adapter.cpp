@@ -171,8 +171,8 @@ void Model::plan_products(std::initializer_list<Projection> outs, int32_t layer)
             ++index;
         }
     }
-    inner_.reserve(floats);
-    if (kernels_.uses_bf16) inner_bf16_.reserve(halves);
+    inner_.grow_discarding(floats);
+    if (kernels_.uses_bf16) inner_bf16_.grow_discarding(halves);
     next_item_ = 0;
     items_done_ = 0;
 }

@@ -28,12 +28,11 @@ class OutOfMemory : public std::bad_alloc {
     char message_[200];
 };
 
-// Huge pages (the default) are read faster.
 template <typename T>
 class Buffer {
   public:
     Buffer() = default;
-    // Throws OutOfMemory.
+    // `huge` asks the system for huge pages, which are faster to read. Throws OutOfMemory.
     explicit Buffer(size_t count, bool huge = true) : count_(count) {
         if (count == 0) return;
         if (count > SIZE_MAX / sizeof(T)) throw OutOfMemory(SIZE_MAX);
@@ -59,8 +58,8 @@ class Buffer {
     const T* data() const { return data_; }
     size_t size() const { return count_; }
 
-    // Grows to at least `count` values; the contents are lost when it grows.
-    void reserve(size_t count) {
+    // Grows to at least `count` values; if it grows, the contents are lost and all values are zero.
+    void grow_discarding(size_t count) {
         if (count > count_) *this = Buffer(count);
     }
 

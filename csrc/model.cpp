@@ -381,25 +381,25 @@ void Model::reserve_buffers() {
     const size_t n = tokens_.size(), hidden = static_cast<size_t>(shape_.hidden_size);
     const size_t q = static_cast<size_t>(width(Width::kQuery)), kv = static_cast<size_t>(width(Width::kKeyValue));
     const size_t inner = static_cast<size_t>(shape_.intermediate_size), widest = std::max({hidden, q, inner});
-    for (Buffer<float>* buffer : {&x_, &normed_}) buffer->reserve(n * hidden);
-    for (Buffer<float>* buffer : {&q_, &attention_}) buffer->reserve(n * q);
-    for (Buffer<float>* buffer : {&k_, &v_}) buffer->reserve(n * kv);
-    for (Buffer<float>* buffer : {&gate_, &up_}) buffer->reserve(n * inner);
-    for (Buffer<float>* buffer : {&cos_, &sin_}) buffer->reserve(n * static_cast<size_t>(shape_.head_dim / 2));
-    blocks_.reserve(n * static_cast<size_t>(block_stride(static_cast<int64_t>(widest))));
-    if (kernels_.uses_bf16) bf16_.reserve(n * static_cast<size_t>(bf16_stride(static_cast<int64_t>(widest))));
+    for (Buffer<float>* buffer : {&x_, &normed_}) buffer->grow_discarding(n * hidden);
+    for (Buffer<float>* buffer : {&q_, &attention_}) buffer->grow_discarding(n * q);
+    for (Buffer<float>* buffer : {&k_, &v_}) buffer->grow_discarding(n * kv);
+    for (Buffer<float>* buffer : {&gate_, &up_}) buffer->grow_discarding(n * inner);
+    for (Buffer<float>* buffer : {&cos_, &sin_}) buffer->grow_discarding(n * static_cast<size_t>(shape_.head_dim / 2));
+    blocks_.grow_discarding(n * static_cast<size_t>(block_stride(static_cast<int64_t>(widest))));
+    if (kernels_.uses_bf16) bf16_.grow_discarding(n * static_cast<size_t>(bf16_stride(static_cast<int64_t>(widest))));
     const Tile& last = tiles_.back();
     const int64_t queries = last.offset + int64_t{last.splits} * last.count * shape_.heads;  // summed over splits
-    sums_.reserve(static_cast<size_t>(queries * padded_width(shape_.head_dim)));
-    totals_.reserve(static_cast<size_t>(2 * queries));
+    sums_.grow_discarding(static_cast<size_t>(queries * padded_width(shape_.head_dim)));
+    totals_.grow_discarding(static_cast<size_t>(2 * queries));
     int64_t most = 0;  // queries of a kv head in the largest tile
     for (const Tile& tile : tiles_)
         most = std::max<int64_t>(most, int64_t{tile.count} * shape_.heads / shape_.kv_heads);
     // Whole cache lines, so that threads do not share any.
     scratch_stride_ = (attend_floats(most, shape_.head_dim) + most * shape_.head_dim + 15) / 16 * 16;
     last_stride_ = (most + 15) / 16 * 16;
-    scratch_.reserve(static_cast<size_t>(pool_.threads() * scratch_stride_));
-    last_.reserve(static_cast<size_t>(pool_.threads() * last_stride_));
+    scratch_.grow_discarding(static_cast<size_t>(pool_.threads() * scratch_stride_));
+    last_.grow_discarding(static_cast<size_t>(pool_.threads() * last_stride_));
 }
 
 void Model::embed() {
@@ -524,7 +524,7 @@ void Model::project(std::initializer_list<Projection> outs, int32_t layer, const
     const bool adapted = !products_.empty();
     // The sum w x + b a x is complete before it is added, since an adapter may scale it.
     const bool separate = add && adapted;
-    if (separate) added_.reserve(static_cast<size_t>(tokens * outs.begin()->stride));
+    if (separate) added_.grow_discarding(static_cast<size_t>(tokens * outs.begin()->stride));
     pool_.each(total, grain, [&](int64_t begin, int64_t end, int) noexcept {
         if (adapted) multiply_inner(x);
         int64_t before = 0;
