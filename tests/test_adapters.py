@@ -178,7 +178,7 @@ def test_virtual_tokens_count_in_the_context(llm):
         llm.logits([5] * 246, adapter="prompt")
 
 
-def test_an_unknown_name_is_an_error_that_lists_the_adapters(llm, tiny_model):
+def test_the_error_for_an_unknown_name_lists_the_adapters(llm, tiny_model):
     for call in (
         lambda: llm.generate("Hi", adapter="lorra"), lambda: llm.chat("Hi", adapter="lorra"),
         lambda: llm.stream("Hi", adapter="lorra"), lambda: llm.stream_batch(["Hi"], adapter="lorra"),

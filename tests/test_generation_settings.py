@@ -128,7 +128,7 @@ def test_the_default_length_is_256(with_settings):
     assert len(llm.generate([5]).ids) == 127
 
 
-def test_settings_that_are_not_supported_are_reported_once_by_name(with_settings):
+def test_a_single_warning_names_the_unsupported_settings(with_settings):
     llm = with_settings({"suppress_tokens": [11], "epsilon_cutoff": 0.5, "foo_penalty": 3, "min_length": 0})
     with pytest.warns(
         UserWarning, match=r"suppress_tokens \(\[11\]\), epsilon_cutoff \(0\.5\), foo_penalty \(3\)"

@@ -292,7 +292,7 @@ def test_only_generate_accepts_a_list_of_texts(tiny_model):
         LLM(tiny_model).stream(["a", "b"])
 
 
-def test_an_empty_path_and_dtypes_that_llm_does_not_have_are_named(tiny_model):
+def test_an_empty_path_and_unknown_dtypes_are_refused(tiny_model):
     with pytest.raises(ModelNotFoundError, match="path is empty"):
         LLM("")
     for dtype in ("auto", "float"):

@@ -2,7 +2,7 @@
 
 Runs in OpenVINO's environment. FORMAT is one of
     int4   symmetric, one scale for 128 weights (64 or 32 if 128 does not divide the length of every row); embedding and
-           head are int8. These are defaults of optimum-intel
+           head are int8. The 128 weights and int8 are defaults of optimum-intel
     int8   asymmetric, one scale per channel: optimum-intel's default
     float  float16 weights
 """

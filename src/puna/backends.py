@@ -44,8 +44,8 @@ def open_backend(
     if keep_quantized and dtype is not None and not needs_torch:  # the native backend would load float32 weights
         if name == "native":
             raise BackendError(
-                f"keep_quantized is True, but with dtype {dtype!r} backend 'native' dequantises the weights; leave out "
-                "dtype, which keeps them packed, or use backend='torch'"
+                f"keep_quantized is True, but with dtype {dtype!r} backend 'native' dequantises the weights; to keep "
+                "them packed, leave out dtype or use backend='torch'"
             )
         needs_torch = True
     if name == "native" and needs_torch:
@@ -61,9 +61,8 @@ def open_backend(
         )
     if quantize is not None:
         raise BackendError(
-            f"quantize is {show(quantize)}, which only the native backend supports; leave out "
-            "quantize, or backend, device "
-            "and dtype"
+            f"quantize is {show(quantize)}, which only the native backend supports; either leave out "
+            "quantize, or leave out all of backend, device and dtype"
         )
     try:
         from puna.model import TorchBackend
@@ -87,7 +86,10 @@ def check_language_model(path: Path, head: str) -> None:
 
 
 def _with_tied_head(checkpoint: Checkpoint) -> Checkpoint:
-    """Returns a checkpoint as one with a language-model head: another head is replaced by the embedding."""
+    """Returns the checkpoint with a language-model head.
+
+    If it has none, the embedding serves as the head; a classification head is removed.
+    """
     if checkpoint.head == "lm":
         return checkpoint
     config = LlamaConfig.from_dict(checkpoint.config.to_dict(), tie_word_embeddings=True)
@@ -118,7 +120,9 @@ def _runs_natively(config: LlamaConfig) -> bool:
     try:
         check_supported(config)
     except BackendError as exc:
-        warnings.warn(f"{exc} (puna now uses that backend)", stacklevel=5)
+        warnings.warn(
+            f"{exc} (puna chose this backend automatically; pass backend='torch' to avoid this warning)", stacklevel=5
+        )
         return False
     return True
 

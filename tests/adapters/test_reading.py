@@ -1,4 +1,4 @@
-"""Folders of PEFT are read completely; incomplete, foreign and unsupported ones are refused by name."""
+"""Folders of PEFT are read completely; the error names what is missing, foreign or unsupported."""
 
 from __future__ import annotations
 

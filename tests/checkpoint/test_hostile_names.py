@@ -65,7 +65,7 @@ def make_reachable(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_folders_that_cannot_be_read_are_named_in_errors(tmp_path, name):
+def test_the_error_names_a_folder_that_cannot_be_read(tmp_path, name):
     make_reachable(tmp_path)
     parent = tmp_path / "parent"
     folder = parent / "model"

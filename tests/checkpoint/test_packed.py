@@ -190,5 +190,5 @@ def test_integer_weights_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
     tensors = tiny_tensors(config)
     tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.int32)
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight' holds integers"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight' is stored as i32"):
         open_checkpoint(write_folder(tmp_path, config, tensors))

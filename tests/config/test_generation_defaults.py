@@ -64,7 +64,7 @@ def test_stop_strings_of_a_wrong_type_are_an_error(value):
         {"general.sampling.penalty_last_n": 64, "repetition_penalty": 1.1},
     ],
 )
-def test_settings_that_would_change_answers_are_reported_by_name(fields):
+def test_a_note_names_a_setting_that_would_change_answers(fields):
     config = GenerationConfig(**fields)
     name, value = next(iter(fields.items()))
     assert ignored_settings(config) == {name: value}
@@ -87,7 +87,7 @@ def test_an_extreme_repetition_penalty_is_reported():
     assert generation_notes(GenerationConfig(repetition_penalty=1.3)) == []
 
 
-def test_no_default_setting_of_transformers_is_reported():
+def test_default_settings_of_transformers_are_not_reported():
     transformers = pytest.importorskip("transformers")
     fields = vars(transformers.GenerationConfig())
     assert len(fields) > 60

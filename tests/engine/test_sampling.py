@@ -182,7 +182,10 @@ def torch_token(reference: ReferenceSampler, logits: np.ndarray) -> int:
 
 
 def compare_implementations(cases: int, seed: int, *, with_torch: bool) -> tuple[int, int]:
-    """Compares three choices of each case with the reference implementation; returns (choices, close choices)."""
+    """Compares up to three choices of each case with the reference implementation.
+
+    Returns the number of choices and the number of close ones, where rounding may change the token.
+    """
     random = np.random.default_rng(seed)
     choices = close = 0
     for case in range(cases):
@@ -272,13 +275,13 @@ class FixedGrammar:
         pass
 
 
-def test_no_allowed_token_is_an_error():
+def test_having_no_allowed_token_is_an_error():
     sampler = Sampler(Sampling(min_tokens=1, allowed_token_ids=(END,)), (), 40, (END,))
     with pytest.raises(RequestError, match="no token may be chosen"):
         draw(sampler, np.zeros(40, np.float32))
 
 
-def test_no_token_of_a_grammar_is_an_error_that_says_why():
+def test_the_error_says_why_the_grammar_leaves_no_token():
     logits = np.zeros(40, np.float32)
     sampler = Sampler(Sampling(min_tokens=1), (), 40, (END,))
     sampler.grammar = FixedGrammar([1 << END, 0], accepts=True)
@@ -343,14 +346,16 @@ def test_logprobs_of_given_tokens():
 def test_presence_penalty_applies_once_and_only_to_the_answer():
     logits = np.array([1.0, 0.9, 0.85, 0.0], np.float32)
     sampler = Sampler(Sampling(presence_penalty=0.12), (0, 0, 1), 4)
-    # 1 - 0.12 = 0.88, so that token 1 is the next; then 0.9 - 0.12 = 0.78, token 0 (0.88), and so on without more.
+    # Token 0 falls to 0.88, so token 1 (0.9) is next and falls to 0.78. Then token 0 (0.88) wins every time, since it
+    # is not penalised again.
     assert [draw(sampler, logits) for _ in range(4)] == [0, 1, 0, 0]
 
 
 def test_frequency_penalty_grows_with_the_number_of_times_that_a_token_is_in_the_answer():
     logits = np.array([1.0, 0.9, 0.85, 0.0], np.float32)
     sampler = Sampler(Sampling(frequency_penalty=0.12), (0, 0, 1), 4)
-    # The logits of tokens 0, 1 and 2 fall by 0.12 with each choice: 1, 0.9, 0.88, 0.85, 0.78, 0.76.
+    # Each choice lowers the chosen token's logit by 0.12. The highest logits at each step are 1 (token 0), 0.9 (1),
+    # 0.88 (0), 0.85 (2), 0.78 (1), 0.76 (0).
     assert [draw(sampler, logits) for _ in range(6)] == [0, 1, 0, 2, 1, 0]
 
 

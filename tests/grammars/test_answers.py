@@ -150,7 +150,7 @@ def test_min_tokens_beyond_the_grammar_is_an_error(tiny):
         tiny.generate("the", regex="x{3}", min_tokens=4)
 
 
-def test_no_token_in_the_grammar_is_an_error(tiny):
+def test_having_no_token_that_continues_the_grammar_is_an_error(tiny):
     x, y = (tiny.tokenizer.encode(text, add_special_tokens=False)[0] for text in "xy")
     assert tiny.generate("the", regex="x+y", allowed_token_ids=[x, y], max_tokens=40, logit_bias={y: 50}).text == "xy"
     with pytest.raises(RequestError, match="no token can continue the answer in its grammar"):

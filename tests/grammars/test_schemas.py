@@ -139,7 +139,7 @@ def _is_valid(checker: Any, text: str) -> bool:
 
 
 @pytest.mark.parametrize("part", REFUSED)
-def test_what_is_not_supported_is_refused_by_name(fixture, part):
+def test_the_error_names_an_unsupported_keyword(fixture, part):
     with pytest.raises(RequestError, match=f"(?s)json_schema.*{part}"):
         fixture.rule(json_schema=REFUSED[part])
 

@@ -102,8 +102,8 @@ def _parameter(model: LlamaPreTrainedModel, name: str) -> nn.Parameter:
     module = _module(model, name)
     if isinstance(module, QuantLinear | QuantEmbedding):
         raise RequestError(
-            f"the adapter replaces rows of {name!r}, which the model keeps packed; load it without keep_quantized, or "
-            "call model.dequantize() first"
+            f"the adapter replaces rows of {name!r}, which the model keeps packed; load the model without "
+            "keep_quantized, or call model.dequantize() first"
         )
     parameter = getattr(module, name.rpartition(".")[2], None)
     if not isinstance(parameter, nn.Parameter):

@@ -30,8 +30,11 @@ def full_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
 def find_head(config: LlamaConfig, tensors: Mapping[str, RowSource], bare: bool) -> Head:
     """Returns the head of a checkpoint.
 
-    A checkpoint without a head is a bare model only if its names lack "model." (`bare`) or `architectures` is
-    LlamaModel. Otherwise it is a causal model whose head is missing, which `check_tensors` reports.
+    Without a tensor of a head:
+    - a tied model has the head "lm";
+    - `architectures` LlamaForSequenceClassification means "classification";
+    - tensor names without "model." (`bare`), or `architectures` LlamaModel, mean "none";
+    - anything else is "lm", and `check_tensors` reports the missing head.
     """
     if "score.weight" in tensors:
         return "classification"
@@ -70,7 +73,12 @@ def _same_values(one: RowSource, other: RowSource) -> bool:
 
 
 def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, RowSource]) -> None:
-    """Raises CheckpointError if a tensor is missing, unexpected, or has the wrong shape or kind of format."""
+    """Compares the tensors with those that the configuration requires.
+
+    Raises:
+        CheckpointError: a tensor is missing or unexpected, has the wrong shape, is stored in a type that cannot hold
+            weights, or is a quantised vector.
+    """
     missing, expected = [], set()
     for name, shape in expected_tensors(config, head):
         tensor = tensors.get(name)
@@ -86,8 +94,8 @@ def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, RowSour
             )
         elif tensor.format.name not in FORMATS:
             raise CheckpointError(
-                f"tensor {tensor.name!r} holds {_kind(tensor)} ({tensor.format.name}), not weights; the folder may be "
-                "quantised with a method that its config.json does not mention"
+                f"tensor {tensor.name!r} is stored as {tensor.format.name}, a type that alone cannot be read as "
+                "weights; the folder may be quantised with a method that its config.json does not mention"
             )
         elif len(shape) == 1 and tensor.format.values > 1:
             raise CheckpointError(
@@ -99,10 +107,6 @@ def check_tensors(config: LlamaConfig, head: Head, tensors: Mapping[str, RowSour
         others = f"; there are unknown tensors instead: {_list(unknown)}" if unknown else ""
         raise CheckpointError(f"missing tensors: {_list(missing)}{others}. {_cause(missing)}")
     refuse_extra([name for name in tensors if name not in expected])
-
-
-def _kind(tensor: RowSource) -> str:
-    return "unscaled floats" if tensor.format.name.startswith("f") else "integers"
 
 
 def _cause(names: list[str]) -> str:

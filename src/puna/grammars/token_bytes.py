@@ -17,26 +17,31 @@ if TYPE_CHECKING:
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
-_JOINED = frozenset({"Fuse", "ByteFallback", "Replace", "Strip", "Metaspace"})
-"""The steps of decoders of SentencePiece vocabularies. They decode each token by itself, except at the text's ends."""
+_PER_TOKEN_STEPS = frozenset({"Fuse", "ByteFallback", "Replace", "Strip", "Metaspace"})
+"""Decoder steps of SentencePiece-style tokenizers.
+
+With the settings that `_decoder_bytes` checks, a decoder of only these steps decodes each token independently of its
+neighbours, except at the start and end of the text.
+"""
 
 
 def token_bytes(tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> list[bytes | None]:
-    """Returns by id the bytes that a token adds to a text that has begun.
+    """Returns a list indexed by token id: the bytes that the token adds when it is not the first token of the text.
 
     At the beginning of a text, some tokenizers remove a space from the first token; see `StreamDecoder`. The bytes are
     None for special tokens, for the unknown token, for ids without a token, and for added tokens of a
     `LlamaTokenizer`, because their text depends on the tokens around them.
 
     Raises:
-        TokenizerError: the text of a token depends on the tokens around it.
+        TokenizerError: the decoder of a fast tokenizer may decode ordinary tokens differently next to others.
     """
     excluded = {*tokenizer.skipped_tokens(), *tokenizer.all_special_ids, tokenizer.unk_token_id}
     if isinstance(tokenizer, LlamaTokenizer):
         return _piece_bytes(tokenizer.sp_model, excluded | tokenizer.added_tokens_decoder.keys())
     spelling = _decoder_bytes(tokenizer)
     tokens = {index: token for token, index in tokenizer.get_vocab().items()}
-    # The text of an added token may be its normalised content.
+    # `get_vocab` returns the content of an added token, but `decode` uses the normalised content, as
+    # `convert_ids_to_tokens` does.
     tokens |= {index: tokenizer.convert_ids_to_tokens(index) for index in tokenizer.added_tokens_decoder}
     result: list[bytes | None] = [None] * (max(tokens, default=-1) + 1)
     for index, token in tokens.items():
@@ -65,7 +70,7 @@ def _sentencepiece_bytes(token: str) -> bytes:
 
 
 def _decoder_bytes(tokenizer: LlamaTokenizerFast) -> Callable[[str], bytes]:
-    """Returns the function from a token to its bytes for the decoder of `tokenizers`."""
+    """Returns a function that maps a token to its bytes, as the tokenizer's decoder (of `tokenizers`) decodes it."""
     decoder = tokenizer.backend_tokenizer.decoder
     state: dict[str, Any] = {"type": "none"} if decoder is None else json.loads(decoder.__getstate__())
     steps = state["decoders"] if state["type"] == "Sequence" else [state]
@@ -79,7 +84,7 @@ def _decoder_bytes(tokenizer: LlamaTokenizerFast) -> Callable[[str], bytes]:
     # A step `Strip` may remove characters only at the beginning of the joined text.
     strips = [(kinds[:index], step) for index, step in enumerate(steps) if step["type"] == "Strip"]
     joined = all("Fuse" in before and step["stop"] == 0 for before, step in strips)
-    if not (_JOINED.issuperset(kinds) and joined and replacements == {SPACE: " "}):
+    if not (_PER_TOKEN_STEPS.issuperset(kinds) and joined and replacements == {SPACE: " "}):
         raise TokenizerError(
             f"grammars are not supported with this tokenizer: its decoder ({', '.join(kinds)}) may decode a token "
             "differently next to other tokens"
