@@ -13,7 +13,7 @@ import pytest
 from puna.engine import Engine, Request
 from puna.engine.disk import DiskCache
 from puna.engine.disk import cache as disk_cache_module
-from puna.errors import StorageError
+from puna.errors import BackendError, StorageError
 from tests.engine.recorder import Recorder, drain, expected_answer, tokens_of
 from tests.engine.test_pages import cached_tokens, computed_tokens, prompt_of
 
@@ -158,6 +158,44 @@ def test_pages_from_the_disk_fit_in_a_small_cache(start):
     assert second.scheduler.preemptions > 0
     assert second.pool.disk.hits > 10
     assert second.pool.available == 7
+
+
+def test_a_page_that_another_request_computes_meanwhile_is_registered_once(start):
+    """Two requests compute a page at the same time, in small steps; the first one writes it to the disk."""
+    engine, prompt = start(pages=8, slots=2, chunk=12), prompt_of(100)
+    answer(engine, (*prompt[:20], *prompt_of(20, 1)))  # both requests continue in a copy of this page
+    for path in page_files(engine):
+        path.unlink()
+    ids = [engine.submit(Request(prompt, 4)) for _ in range(2)]
+    events = []
+    while engine.busy:
+        events += engine.step()
+        wait_for_writer(engine)
+    assert all(tokens_of(events, request_id) == expected_answer(prompt, 4) for request_id in ids)
+    for text in range(2, 6):  # evicts the page
+        answer(engine, prompt_of(400, text))
+
+
+def test_pages_that_the_backend_cannot_write_are_computed(start, monkeypatch):
+    first, prompt = start(), prompt_of(200)
+    answer(first, prompt)
+    first.close()
+    second = start()
+    with monkeypatch.context() as patch:
+        patch.setattr(second.backend, "write_pages", refuse_memory)
+        answer(second, prompt)
+    assert computed_tokens(second) == 200 + 2
+    assert answer(second, prompt) > 0
+
+
+def refuse_memory(pages, data):
+    raise BackendError("no memory")
+
+
+def wait_for_writer(engine: Engine) -> None:
+    writer = engine.pool.disk._writer
+    while writer._taken < writer._put:
+        time.sleep(0.0005)
 
 
 def page_files(start_engine: Engine) -> list:
@@ -334,10 +372,10 @@ def damage_files(paths: list, random: np.random.Generator) -> None:
     for path, original in zip(paths, contents, strict=True):
         kind = random.integers(12)
         content = bytearray(original)
-        if kind == 0:
+        if kind == 0 and content:  # a file may be empty from an earlier round
             content[random.integers(len(content))] ^= 1 << random.integers(8)
         elif kind == 1:
-            content = content[: random.integers(len(content))]
+            content = content[: random.integers(len(content) + 1)]
         elif kind == 2:
             content = bytearray(contents[random.integers(len(paths))])
         elif kind == 3:

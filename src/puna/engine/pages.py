@@ -171,13 +171,20 @@ class PagePool:
         """Returns the contents of a full page from the disk, if reading takes less than `seconds`; else None."""
         return self.disk.load(_digest_of(key), *key, seconds) if self.disk is not None else None
 
-    def restore(self, page: int, key: Key, data: NDArray[np.uint8]) -> None:
-        """Replaces the contents of a page of a sequence by those that `load` has returned, and registers it."""
-        assert self.disk is not None
+    def restore(self, page: int, key: Key, data: NDArray[np.uint8]) -> bool:
+        """Replaces the contents of a page of a sequence by those that `load` has returned, and registers it.
+
+        Returns False if the backend cannot write the page. No other page may be registered under the key.
+        """
+        assert self.disk is not None and self.find(key) is None
         self.unregister(page)
-        self.disk.restore(page, data)
+        try:
+            self.disk.restore(page, data)
+        except PunaError:  # memory, for example: the tokens are computed instead, and the forward pass reports it
+            return False
         self._add(page, key)
         self._identities[page] = _digest_of(key)
+        return True
 
     def register_part(self, page: int, key: Key) -> None:
         """Registers a page that holds the tokens of `key`, unless another registered page holds them.
@@ -295,15 +302,18 @@ class PageTable:
         """Number of tokens in the registered full pages."""
         return self._registered * PAGE
 
-    def restore(self, key: Key, data: NDArray[np.uint8]) -> None:
+    def restore(self, key: Key, data: NDArray[np.uint8]) -> bool:
         """Uses contents from the disk for the page after the registered ones, which is reserved.
+
+        Returns False if the backend cannot write them.
 
         Args:
             key: the page's key, of `next_key`.
             data: the contents that `PagePool.load` has returned.
         """
-        self._pool.restore(self.pages[self._registered], key, data)
-        self._registered += 1
+        restored = self._pool.restore(self.pages[self._registered], key, data)
+        self._registered += restored
+        return restored
 
     def missing(self, length: int) -> int:
         """Returns how many pages the first `length` positions still need."""

@@ -241,13 +241,16 @@ class Scheduler:
         found = False
         while (end := table.full + PAGE) <= limit:
             key = table.next_key(active.tokens, end)
+            if self.pool.find(key) is not None:  # another request has computed it: the page table shares it later
+                break
             data = self.pool.load(key, self.times.per_prompt_token * PAGE)
             if data is None:
                 break
-            found = True
             if not self._reserve(active, end):
+                return True
+            if not table.restore(key, data):
                 break
-            table.restore(key, data)
+            found = True
             active.computed = max(active.computed, end)
         return found
 
