@@ -249,3 +249,9 @@ def test_random_schedules_with_adapters_on_a_small_cache():
         counts["fills"] += len(engine.backend.fills)
         assert engine.pool.available == engine.pool.pages
     assert min(counts["cached"], counts["preemptions"], counts["fills"]) >= 50, counts
+
+
+def test_no_salt_of_a_request_equals_that_of_an_adapter():
+    adapter = LoadedAdapter("one", 1)
+    salts = [Request((1,), 1, adapter=adapter).page_salt, *(Request((1,), 1, salt=s).page_salt for s in ("one ", ""))]
+    assert len(set(salts)) == 3

@@ -102,8 +102,8 @@ class Request:
 
     @property
     def page_salt(self) -> str:
-        """The salt of the pages: the request's, and the adapter's digest."""
-        return self.salt if self.adapter is None else f"{self.adapter.digest} {self.salt}"
+        """The salt of the pages: the adapter's digest, which has no spaces, or nothing, and the request's salt."""
+        return f"{'' if self.adapter is None else self.adapter.digest} {self.salt}"
 
 
 @dataclass(frozen=True)
