@@ -155,8 +155,9 @@ class ChangedTensor:
     def rows(self, indices: Sequence[int]) -> Floats:
         """Returns rows of the changed tensor, (n, I)."""
         rows, place = np.unique(np.asarray(indices, np.intp), return_inverse=True)
-        changed = change_rows(self.adapter, self.name, _values(self._source, rows), rows, self._column_norms)
-        return np.ascontiguousarray(changed[place])
+        # One row at a time: the bits of a product in NumPy depend on its number of rows.
+        changed = [self._changed_rows(row) for row in rows.reshape(-1, 1)]
+        return np.concatenate(changed)[place]
 
     @property
     def _bias_name(self) -> str:
@@ -215,8 +216,10 @@ class ChangedTensor:
 
     def _pieces(self) -> Iterator[Floats]:
         """Yields the changed rows in order, (n, I)."""
-        for rows in _row_pieces(self._source):
-            yield change_rows(self.adapter, self.name, _values(self._source, rows), rows, self._column_norms)
+        return map(self._changed_rows, _row_pieces(self._source))
+
+    def _changed_rows(self, rows: Index) -> Floats:
+        return change_rows(self.adapter, self.name, _values(self._source, rows), rows, self._column_norms)
 
 
 def _scaled(product: LowRank, factors: Floats, bias: Floats | None) -> LowRank:
