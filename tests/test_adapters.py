@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from puna.errors import BackendError, CheckpointError, ModelNotFoundError, Reque
 from puna.prompt_scores import PromptLogits
 from tests.adapters.cases import CASES, IDS, LOGITS, base_config, base_tensors, write_base, write_case
 from tests.helpers.adapters import KINDS, write_random_adapter
+from tests.helpers.random_weights import random_state
 from tests.helpers.tiny_checkpoints import write_folder
 from tests.helpers.torch_files import BACKENDS, HAS_TORCH
 
@@ -310,3 +312,12 @@ def test_replaced_tensors_change_only_the_requests_of_their_adapter(tmp_path):
         np.testing.assert_allclose(result.rows, expected, atol=1e-5)
         others = [np.abs(other - expected).max() for other in alone[index + 1 :]]
         assert sum(difference < 1e-2 for difference in others) == (cases[index] == "saved")  # the copy of it is equal
+
+
+def test_values_that_cannot_be_quantised_are_reported_with_the_path(tiny_model, tmp_path):
+    config = LlamaConfig.from_pretrained(tiny_model)
+    config.hidden_size, config.head_dim = 64, 16
+    model = write_folder(shutil.copytree(tiny_model, tmp_path / "model"), config, random_state(config, seed=12))
+    folder = write_random_adapter(tmp_path / "large", config, "lora", scale=1e30)
+    with pytest.raises(BackendError, match=f"^{folder}: the native runtime rejects the adapter"):
+        LLM(model, "native", quantize="q8_0", adapters={"a": folder})

@@ -118,7 +118,10 @@ def _load(name: str, path: str | Path, checkpoint: Checkpoint, backend: Backend)
     changes = runtime_changes(adapter, checkpoint.tensors, may_replace=backend.name != "native")
     number = 0
     if changes.products or changes.replaced:
-        number = backend.load_adapter(changes.products, changes.replaced)
+        try:
+            number = backend.load_adapter(changes.products, changes.replaced)
+        except BackendError as exc:
+            raise BackendError(f"{adapter.path}: {exc}") from exc
     loaded = LoadedAdapter(
         adapter_digest(adapter), number, None if changes.embedding is None else changes.embedding.rows,
         adapter.prompt, adapter.prefix,

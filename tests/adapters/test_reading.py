@@ -141,8 +141,10 @@ def test_a_resized_vocabulary_is_read(tmp_path, tied):
         ({"target_modules": ["Wqkv"]}, "select no module"),
         ({"target_modules": "(a+)+b"}, "repeats a group"),
         ({"target_modules": ".*.*.*.*.*.*.*.*.*x"}, "more than 8 repetitions"),
-        ({"target_modules": "([a-z]*"}, "not a valid regular expression"),
+        ({"target_modules": "([a-z]*"}, r"/adapter_config.json: target_modules has .* not a valid regular expression"),
+        ({"target_modules": ["q_proj"], "layers_to_transform": [99]}, r"config.json: layers_to_\w+ is \[99\].* 2"),
         ({"lora_alpha": "16"}, "lora_alpha is '16'"),
+        ({"lora_alpha": 1e300}, "it must be a number below 1e30"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern"),
         ({"trainable_token_indices": [48]}, "token 48.*48 tokens"),
         ({"trainable_token_indices": {"wte": [4]}}, "'wte'"),
@@ -198,10 +200,28 @@ def test_a_larger_model_needs_more_tensors(tmp_path):
         open_adapter(write_case(tmp_path, "lora", target_modules=["q_proj", "up_proj"]), config)
 
 
+def test_wrong_shapes_are_reported_before_missing_tensors(tmp_path):
+    config = base_config("plain").from_dict(base_config("plain").to_dict(), num_hidden_layers=3, hidden_size=64)
+    with pytest.raises(CheckpointError, match=r"has the shape .* Use the adapter's base model"):
+        open_adapter(write_case(tmp_path, "lora"), config)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_a_damaged_file_is_named_once(tmp_path, name):
+    folder = write_case(tmp_path, "lora")
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / name).write_bytes(b"PK\3\4" + bytes(96) if name.endswith(".bin") else b"\xd0\x3c" + bytes(98))
+    with pytest.raises(CheckpointError) as caught:
+        open_adapter(folder, base_config("plain"))
+    assert str(caught.value).count(str(folder / name)) == 1
+
+
 def test_paths_without_an_adapter_are_refused(tmp_path):
     config = base_config("plain")
     with pytest.raises(ModelNotFoundError, match="no such file"):
         open_adapter(tmp_path / "absent", config)
+    with pytest.raises(ModelNotFoundError, match="the path of an adapter is empty"):
+        open_adapter("", config)
     with pytest.raises(ModelNotFoundError, match=r"neither adapter_config.json nor"):
         open_adapter(tmp_path, config)
     folder = write_case(tmp_path / "lora", "lora")

@@ -211,6 +211,8 @@ def test_info_json_describes_the_installation():
         (["generate", "-p", "x", "--temprature", "1"], 2, "--temperature"),
         (["generate", "-p", "x", "-m", ""], 2, "the model's name is empty"),
         (["generate", "x", "-p", "y"], 2, "given twice"),
+        (["generate", "x", "--adapter", "a", "--adapter", "b"], 2, "--adapter is given twice"),
+        (["embed", "x", "--adapter", ""], 2, "'--adapter': the path is empty"),
         (["generate", "-p", "x", "-q", "-v"], 2, "contradict each other"),
         (["generate", "-f", "{binary}-"], 1, "Did you mean {binary}?"),
         (["generate", "-p", "x", "-m", "{tiny}-"], 1, "Did you mean {tiny}?"),

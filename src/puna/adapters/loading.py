@@ -30,6 +30,8 @@ def open_adapter(path: str | Path, config: LlamaConfig) -> Adapter:
     """
     if not isinstance(path, str | Path):
         raise ModelNotFoundError(f"the path of an adapter is {show(path)}; it must be a text or a Path")
+    if path == "":
+        raise ModelNotFoundError("the path of an adapter is empty; give the folder of an adapter or a GGUF file")
     path = Path(path)
     if path.is_dir():
         if has_file(path / CONFIG, CheckpointError):

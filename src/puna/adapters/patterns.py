@@ -21,8 +21,8 @@ _REPEATS = 8
 
 
 @functools.lru_cache(256)
-def _compile(pattern: str) -> re.Pattern[str]:
-    """Compiles a pattern of a file, which is not trusted: the time of matching must be limited.
+def _compile(setting: str, pattern: str) -> re.Pattern[str]:
+    """Compiles a pattern of adapter_config.json, which is not trusted: the time of matching must be limited.
 
     Raises:
         CheckpointError: the pattern is invalid, repeats a group (matching can take exponential time), or is long.
@@ -31,43 +31,46 @@ def _compile(pattern: str) -> re.Pattern[str]:
     repeats = len(re.findall(r"[*+]|\{\d*,\}", plain))
     if len(pattern) > _LENGTH or repeats > _REPEATS or re.search(r"\)[*+{]", plain):
         raise CheckpointError(
-            f"the pattern {show(pattern)} is longer than {_LENGTH} characters, repeats a group, or has more than "
+            f"{setting} has the pattern {show(pattern)}, which is longer than {_LENGTH} characters, "
+            "repeats a group, or has more than "
             f"{_REPEATS} repetitions, so that matching may not end; list the names of the modules instead"
         )
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as exc:
-        raise CheckpointError(f"the pattern {show(pattern)} is not a valid regular expression: {exc}") from exc
+        raise CheckpointError(
+            f"{setting} has the pattern {show(pattern)}, which is not a valid regular expression: {exc}"
+        ) from exc
 
 
-def pattern_value(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """Returns the value of the first pattern that matches the end of the module's name (`rank_pattern`)."""
-    for pattern, value in patterns.items():
-        if _compile(rf"(.*\.)?({pattern})$").match(module):
+def pattern_value(settings: Mapping[str, Any], setting: str, module: str, default: Any) -> Any:
+    """Returns the value of the first pattern of a setting, such as `rank_pattern`, that matches a module's end."""
+    for pattern, value in settings.get(setting, {}).items():
+        if _compile(setting, rf"(.*\.)?({pattern})$").match(module):
             return value
     return default
 
 
-def matches(names: str | Iterable[str], module: str) -> bool:
+def matches(setting: str, names: str | Iterable[str], module: str) -> bool:
     """Whether a module is selected by a regular expression, or by a list of names or of the ends of names."""
     if isinstance(names, str):
-        return _compile(names).fullmatch(module) is not None
+        return _compile(setting, names).fullmatch(module) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def is_target(settings: Mapping[str, Any], module: str) -> bool:
     """Whether the adapter changes a module, according to adapter_config.json."""
-    if (excluded := settings.get("exclude_modules")) and matches(excluded, module):
+    if (excluded := settings.get("exclude_modules")) and matches("exclude_modules", excluded, module):
         return False
     if any(f".{name}." in f".{module}." for name in settings.get("modules_to_save") or ()):
         return False
     parameters = [name.removesuffix(".weight") for name in settings.get("target_parameters") or ()]
     targets = settings["target_modules"]
-    if parameters and matches(parameters, module):
+    if parameters and matches("target_parameters", parameters, module):
         return True
     if isinstance(targets, str) or module in targets:
-        return matches(targets, module)
-    return matches(targets, module) and _in_layers(settings, module)
+        return matches("target_modules", targets, module)
+    return matches("target_modules", targets, module) and _in_layers(settings, module)
 
 
 def _in_layers(settings: Mapping[str, Any], module: str) -> bool:
@@ -77,6 +80,6 @@ def _in_layers(settings: Mapping[str, Any], module: str) -> bool:
         return True
     patterns = settings.get("layers_pattern") or [r"[^.]*"]
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if match := _compile(rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.").match(module):
+        if match := _compile("layers_pattern", rf"(?:^|.*?\.){pattern}\.(?P<layer>\d+)\.").match(module):
             return int(match["layer"]) in ([layers] if isinstance(layers, int) else layers)
     return False

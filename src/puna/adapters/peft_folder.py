@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from puna.adapters.adapter import Adapter, Floats, Kind, LowRank, Scaling, TokenRows
 from puna.adapters.patterns import pattern_value
-from puna.adapters.peft_config import read_peft_config
+from puna.adapters.peft_config import CONFIG, read_peft_config
 from puna.adapters.slots import HeadKind, Slot, adapter_slots, model_tensors, saved_slots, token_ids
 from puna.checkpoint.huggingface import open_tensor_file
 from puna.checkpoint.names import EMBEDDING, HEAD, SCORE
@@ -39,7 +40,7 @@ def open_peft_folder(folder: Path, config: LlamaConfig) -> Adapter:
     file = next((folder / name for name in WEIGHTS if has_file(folder / name, CheckpointError)), None)
     if file is None:
         raise CheckpointError(f"{folder}: contains neither {WEIGHTS[0]} nor {WEIGHTS[1]}; download the adapter again")
-    try:
+    with _errors_name(file):
         tensors = _relative_names(open_tensor_file(file))
         head: HeadKind = "classification" if settings.get("task_type") == "SEQ_CLS" or SCORE in tensors else "lm"
         config = _adapted_config(config, tensors)
@@ -47,10 +48,19 @@ def open_peft_folder(folder: Path, config: LlamaConfig) -> Adapter:
             adapter = _read_prompt(folder, kind, settings, config, head, tensors)
         else:
             adapter = _read_changes(folder, kind, settings, config, head, tensors)
-    except CheckpointError as exc:
-        raise CheckpointError(f"{file}: {exc}") from exc
     base = settings.get("base_model_name_or_path")
     return replace(adapter, base=base or None, notes=tuple(notes))
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    """Adds the path of the file at fault to a CheckpointError whose message does not begin with a path."""
+    try:
+        yield
+    except CheckpointError as exc:
+        if str(exc).startswith((f"{path}: ", f"{path.with_name(CONFIG)}: ")):
+            raise
+        raise CheckpointError(f"{path}: {exc}") from exc
 
 
 def _relative_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -114,7 +124,9 @@ def _read_changes(
     tensors: Mapping[str, StoredTensor],
 ) -> Adapter:  # fmt: skip
     """Returns an adapter that changes matrices."""
-    found = _check(adapter_slots(kind, settings, config, head), tensors)
+    with _errors_name(folder / CONFIG):
+        slots = adapter_slots(kind, settings, config, head)
+    found = _check(slots, tensors)
     parts: dict[str, dict[str, Floats]] = {}
     replaced: dict[str, RowSource] = {}
     for slot, tensor in found.items():
@@ -150,7 +162,7 @@ def _low_rank(name: str, parts: Mapping[str, Floats], settings: Mapping[str, Any
     if name == EMBEDDING:
         a, b = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
     module = name.removesuffix(".weight")
-    alpha = pattern_value(settings.get("alpha_pattern", {}), module, settings.get("lora_alpha", 8))
+    alpha = pattern_value(settings, "alpha_pattern", module, settings.get("lora_alpha", 8))
     scale = alpha / (math.sqrt(len(a)) if settings.get("use_rslora") else len(a))
     bias = parts.get("bias")
     return LowRank(a, b, scale, parts.get("magnitude"), None if bias is None else bias * np.float32(scale))
@@ -158,6 +170,16 @@ def _low_rank(name: str, parts: Mapping[str, Floats], settings: Mapping[str, Any
 
 def _check(slots: list[Slot], tensors: Mapping[str, StoredTensor]) -> dict[Slot, StoredTensor]:
     """Returns the tensor of each slot; raises CheckpointError if one is missing, unknown, or not as required."""
+    found = {slot: tensors[slot.key] for slot in slots if slot.key in tensors}
+    for slot, tensor in found.items():
+        if tensor.shape != slot.shape:
+            empty = ". The file holds shards of a distributed run; gather the parameters before saving"
+            raise CheckpointError(
+                f"tensor {tensor.name!r} has the shape {tensor.shape}; the model and adapter_config.json require "
+                f"{slot.shape}" + (empty if len(tensor.shape) < len(slot.shape) else ". Use the adapter's base model")
+            )
+        if tensor.format.name not in ("f32", "f16", "bf16"):
+            raise CheckpointError(f"tensor {tensor.name!r} is {tensor.format.name}; it must be f32, f16 or bf16")
     missing = [slot.key for slot in slots if slot.required and slot.key not in tensors]
     unknown = sorted(tensors.keys() - {slot.key for slot in slots})
     if missing:
@@ -172,16 +194,6 @@ def _check(slots: list[Slot], tensors: Mapping[str, StoredTensor]) -> dict[Slot,
             f"tensors that this adapter of a LLaMA does not have: {_listed(unknown)}. The adapter belongs to another "
             "model, or adapter_config.json to another adapter"
         )
-    found = {slot: tensors[slot.key] for slot in slots if slot.key in tensors}
-    for slot, tensor in found.items():
-        if tensor.shape != slot.shape:
-            empty = ". The file holds shards of a distributed run; gather the parameters before saving"
-            raise CheckpointError(
-                f"tensor {tensor.name!r} has the shape {tensor.shape}; the model and adapter_config.json require "
-                f"{slot.shape}" + (empty if len(tensor.shape) < len(slot.shape) else ". Use the adapter's base model")
-            )
-        if tensor.format.name not in ("f32", "f16", "bf16"):
-            raise CheckpointError(f"tensor {tensor.name!r} is {tensor.format.name}; it must be f32, f16 or bf16")
     return found
 
 

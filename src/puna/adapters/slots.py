@@ -55,6 +55,13 @@ def adapter_slots(kind: Kind, settings: Mapping[str, Any], config: LlamaConfig, 
     slots = list(_changes(kind, settings, config, shapes))
     tokens = list(_token_slots(kind, settings, config))
     if not slots and not tokens:
+        layers = settings.get("layers_to_transform")
+        numbers = layers if isinstance(layers, list) else [] if layers is None else [layers]
+        if numbers and min(numbers) >= config.num_hidden_layers:
+            raise CheckpointError(
+                f"layers_to_transform is {show(layers)}, but the model has {config.num_hidden_layers} layers, numbered "
+                "from 0. Use the adapter's base model"
+            )
         targets = settings.get("target_parameters") or settings["target_modules"]
         raise CheckpointError(
             f"target_modules {show(targets)} select no module of a LLaMA; the adapter belongs to another architecture"
@@ -86,20 +93,24 @@ def _changes(
             yield from _low_rank(settings, module, outputs, inputs)
         elif module != embedding:
             inner = settings["feedforward_modules"]
-            is_inner = matches(inner, module) if isinstance(inner, str) else module.endswith(tuple(inner))
+            is_inner = (
+                matches("feedforward_modules", inner, module)
+                if isinstance(inner, str)
+                else module.endswith(tuple(inner))
+            )
             yield Slot(f"{module}.ia3_l", "factors", f"{module}.weight", (1, inputs) if is_inner else (outputs, 1))
 
 
 def _is_target(settings: Mapping[str, Any], module: str) -> bool:
     if str(settings["target_modules"]).lower() == "all-linear":
         excluded = settings.get("exclude_modules")
-        return module.startswith("model.layers.") and not (excluded and matches(excluded, module))
+        return module.startswith("model.layers.") and not (excluded and matches("exclude_modules", excluded, module))
     return is_target(settings, module)
 
 
 def _low_rank(settings: Mapping[str, Any], module: str, outputs: int, inputs: int) -> Iterator[Slot]:
     """Yields the two factors of a matrix, and DoRA's magnitudes or the bias."""
-    weight, rank = f"{module}.weight", pattern_value(settings.get("rank_pattern", {}), module, settings.get("r", 8))
+    weight, rank = f"{module}.weight", pattern_value(settings, "rank_pattern", module, settings.get("r", 8))
     if weight == EMBEDDING:  # PEFT stores the factors of the transposed matrix
         yield Slot(f"{module}.lora_embedding_A", "b", weight, (rank, outputs))
         yield Slot(f"{module}.lora_embedding_B", "a", weight, (inputs, rank))

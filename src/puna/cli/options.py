@@ -36,6 +36,12 @@ def number(
     return typer.Option(*names, metavar="N" if kind is int else "X", parser=parse, help=text, **other)
 
 
+def _not_empty(path: str | None) -> str | None:
+    if path == "":
+        raise typer.BadParameter("the path is empty")
+    return path
+
+
 MODEL_HELP = "Folder, GGUF file, owner/name on the hub, or a part of a downloaded model's name."
 
 Model = Annotated[
@@ -65,7 +71,11 @@ Quantize = Annotated[
 ]
 Adapter = Annotated[
     str | None,
-    typer.Option(metavar="PATH", help="Folder of a PEFT adapter, or GGUF adapter, that changes the model."),
+    typer.Option(
+        metavar="PATH",
+        callback=_not_empty,
+        help="Folder of a PEFT adapter, or GGUF adapter, that changes the model; only one.",
+    ),
 ]
 PrefixCacheDir = Annotated[
     Path | None,
