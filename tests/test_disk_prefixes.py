@@ -169,10 +169,11 @@ def test_a_folder_that_cannot_be_created_is_a_warning(tmp_path):
 @pytest.mark.parametrize(("options", "error", "message"), [
     ({"prefix_cache_dir": "x", "prefix_cache": False}, RequestError, "prefix_cache_dir is 'x', but prefix_cache is"),
     ({"prefix_cache_dir": ""}, StorageError, "the folder's name is empty"),
-    ({"prefix_cache_dir": 5}, StorageError, "is 5; it must be a text or a Path"),
+    ({"prefix_cache_dir": 5}, StorageError, "prefix_cache_dir is 5; it must be a text, a Path"),
     ({"prefix_cache_bytes": "1"}, RequestError, "prefix_cache_bytes is '1'; it must be a whole number"),
+    ({"prefix_cache_bytes": 1}, RequestError, "prefix_cache_bytes is 1, but there is no prefix_cache_dir"),
     ({"prefix_cache_bytes": True}, RequestError, "prefix_cache_bytes is True"),
-    ({"prefix_cache_dir": "x", "prefix_cache_bytes": 1000}, StorageError, "prefix_cache_bytes is 1000 bytes, but a"),
+    ({"prefix_cache_dir": "x", "prefix_cache_bytes": 1000}, StorageError, "prefix_cache_bytes is 1000 bytes, but the"),
 ])  # fmt: skip
 def test_invalid_arguments(options, error, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

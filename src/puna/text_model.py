@@ -14,7 +14,7 @@ from puna.backends import check_language_model, memory_errors, open_backend
 from puna.checkpoint.names import SCORE
 from puna.classification import ClassificationHead, last_token
 from puna.config import LlamaConfig, generation_notes
-from puna.engine import Engine, Request, Runner, open_disk_cache
+from puna.engine import DEFAULT_DISK_BYTES, Engine, Request, Runner, open_disk_cache
 from puna.errors import ChatTemplateError, MissingExtraError, ModelNotFoundError, RequestError, show
 from puna.grammars.rules import read_rule
 from puna.lazy import cached_property
@@ -49,7 +49,7 @@ class TextModel:
         max_batch: int = 16,
         prefix_cache: bool = True,
         prefix_cache_dir: str | Path | None = None,
-        prefix_cache_bytes: int = 8 << 30,
+        prefix_cache_bytes: int = DEFAULT_DISK_BYTES,
         adapters: Mapping[str, str | Path] | None = None,
         keep_quantized: bool = False,
     ) -> None:
@@ -82,7 +82,7 @@ class TextModel:
             ModelNotFoundError: if there is no model at `path`; the message says how to get one.
             CheckpointError: if the files of the model or an adapter are incomplete or do not match each other.
             BackendError: if the backend cannot run here, or cannot apply an adapter.
-            StorageError: if every user may write to `prefix_cache_dir`, or its limit is too low for one page.
+            StorageError: if every user may write to `prefix_cache_dir`, or its limit is less than two pages.
         """
         from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
 

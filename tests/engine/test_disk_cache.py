@@ -271,7 +271,7 @@ def test_a_failure_of_the_disk_is_a_warning_and_answers_continue(start, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.warns(UserWarning, match="not written any more, only read: .*No space left on device") as caught:
+    with pytest.warns(UserWarning, match="new prefixes are not saved there: .*No space left on device") as caught:
         answer(engine, prompt_of(500))
         engine.pool.disk.close()
     assert len(caught) == 1
@@ -296,7 +296,7 @@ def test_a_folder_that_cannot_be_written_is_read(start, monkeypatch):
     answer(first, prompt)
     first.close()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.warns(UserWarning, match="only read: .* cannot be written"):
+    with pytest.warns(UserWarning, match="only read; .* no permission to write to the folder"):
         second = start()
     assert answer(second, (*prompt, *prompt_of(200, 2))) == 192
     second.close()
@@ -305,7 +305,8 @@ def test_a_folder_that_cannot_be_written_is_read(start, monkeypatch):
 
 def test_a_limit_below_two_pages_is_refused(start):
     with pytest.raises(
-        StorageError, match=r"prefix_cache_bytes is 1023 bytes, but a page of 64 tokens .* set it to 1024"
+        StorageError,
+        match=r"prefix_cache_bytes is 1023 bytes, but .* two pages of 64 tokens, .* set it to 1024",
     ):
         start(limit=2 * PAGE_BYTES - 1)
 

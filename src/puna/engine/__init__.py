@@ -2,7 +2,7 @@
 
 from puna.config import Sampling
 from puna.engine.adapter import LoadedAdapter
-from puna.engine.disk import DiskCache, open_disk_cache
+from puna.engine.disk import DEFAULT_DISK_BYTES, DiskCache, open_disk_cache
 from puna.engine.engine import Engine
 from puna.engine.request import Event, FinishReason, Request
 from puna.engine.runner import Runner
@@ -10,6 +10,7 @@ from puna.engine.stream import Stream
 from puna.native.sampling import TokenLogprobs
 
 __all__ = [
+    "DEFAULT_DISK_BYTES",
     "DiskCache",
     "Engine",
     "Event",

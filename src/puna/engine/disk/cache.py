@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from puna.backend import PAGE, Backend
 from puna.engine.disk.page_files import PageFiles, page_header
-from puna.errors import PunaError, StorageError, show_bytes
+from puna.errors import PunaError, StorageError
 
 _QUEUE_BYTES = 64 << 20
 """Maximum bytes of pages that wait for the writing thread; pages above it are saved when they are used again."""
@@ -55,15 +55,15 @@ class DiskCache:
 
     Raises:
         OSError: the folder cannot be created.
-        StorageError: the folder cannot be used, or `limit` is less than a page.
+        StorageError: the folder cannot be used, or `limit` is less than two pages.
     """
 
     def __init__(self, folder: str | Path, limit: int, fingerprint: bytes, backend: Backend) -> None:
         size = backend.page_bytes
         if limit < 2 * size:
             raise StorageError(
-                f"prefix_cache_bytes is {show_bytes(limit)}, but a page of {PAGE} tokens of this model has "
-                f"{show_bytes(size)}; set it to {2 * size} or more"
+                f"prefix_cache_bytes is {limit} bytes, but the folder must have space for two pages of {PAGE} tokens, "
+                f"which have {2 * size} bytes for this model; set it to {2 * size} or more"
             )
         self.fingerprint = fingerprint
         self.hits = 0
@@ -72,7 +72,7 @@ class DiskCache:
         self._files = PageFiles(folder, limit)
         self._writer = _Writer(self._files)
         if not os.access(folder, os.W_OK | os.X_OK):
-            self._writer.fail(f"{folder} cannot be written (permission denied)")
+            self._writer.fail(f"no permission to write to the folder {folder}")
         self._reading = 0.0  # seconds to read a page, averaged
 
     def __del__(self) -> None:
@@ -189,7 +189,7 @@ class _Writer:
         """Stops writing for good, with a warning."""
         self._failed = True
         with suppress(UserWarning):  # warnings may be errors, which would end the thread
-            warnings.warn(f"prefix_cache_dir is not written any more, only read: {reason}", stacklevel=3)
+            warnings.warn(f"prefix_cache_dir is only read; new prefixes are not saved there: {reason}", stacklevel=3)
 
     def stop(self) -> None:
         """Ends the thread after the messages in the queue."""

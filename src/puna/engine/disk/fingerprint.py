@@ -11,6 +11,7 @@ import hashlib
 import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from puna import __version__
@@ -21,9 +22,10 @@ from puna.files import folder_path
 from puna.native.library import machine
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from puna.checkpoint import Checkpoint, Weight
+
+DEFAULT_DISK_BYTES = 8 << 30
+"""Maximum bytes of the files if `LLM` has no argument `prefix_cache_bytes`."""
 
 _MAX_THREADS = 4
 """Each thread holds one tensor in memory. BLAKE2 reads 1.3 GB/s per thread on an EPYC with AVX-512."""
@@ -35,21 +37,30 @@ def open_disk_cache(
     """Returns the disk cache of a model; None without a folder or, with a warning, if the folder cannot be created.
 
     Raises:
-        RequestError: `limit` is not a whole number.
-        StorageError: every user may write to the folder, or `limit` is less than a page.
+        RequestError: `limit` is not a whole number, or is given without a folder.
+        StorageError: every user may write to the folder, or `limit` is less than two pages.
     """
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise RequestError(f"prefix_cache_bytes is {show(limit)}; it must be a whole number")
     if folder is None:
+        if limit != DEFAULT_DISK_BYTES:
+            raise RequestError(
+                f"prefix_cache_bytes is {limit}, but there is no prefix_cache_dir, whose size it limits; give a folder "
+                "as prefix_cache_dir, or omit prefix_cache_bytes"
+            )
         return None
+    if not isinstance(folder, str | Path):
+        raise StorageError(f"prefix_cache_dir is {show(folder)}; it must be a text, a Path or None")
     path = folder_path(folder)
     try:
         return DiskCache(path, limit, model_fingerprint(checkpoint, backend), backend)
     except StorageError:
         raise
     except OSError as exc:
+        is_file = isinstance(exc, FileExistsError)
+        problem = "is a file, not a folder" if is_file else f"cannot be created ({exc.strerror})"
         warnings.warn(
-            f"prefix_cache_dir: {path} cannot be created ({exc.strerror}); prefixes are kept in memory only",
+            f"prefix_cache_dir: {path} {problem}; prefixes are kept in memory only",
             stacklevel=4,
         )
         return None
