@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Coroutine
 from typing import Any
 
@@ -106,17 +107,26 @@ def test_hundreds_of_callers_share_a_model(models):
         assert answers[index].ids == llm.generate(prompts[index], max_tokens=5).ids
 
 
-def test_the_event_loop_runs_while_an_answer_is_generated(models):
-    async def count_turns():
-        turns = 0
-        task = asyncio.create_task(models[1].generate([5], max_tokens=200))
-        while not task.done():
-            await asyncio.sleep(0)
-            turns += 1
-        return turns, await task
+def test_the_event_loop_runs_while_an_answer_is_generated(models, monkeypatch):
+    """Each forward pass waits until the loop has run once more."""
+    llm, async_llm = models
+    turn, forward = threading.Event(), async_llm._backend.forward
 
-    turns, completion = run(count_turns())
-    assert turns > len(completion.ids)
+    def forward_after_a_turn(batch):
+        turn.clear()
+        assert turn.wait(30), "the event loop does not run"
+        return forward(batch)
+
+    monkeypatch.setattr(async_llm._backend, "forward", forward_after_a_turn)
+
+    async def generate():
+        task = asyncio.create_task(async_llm.generate([5], max_tokens=20))
+        while not task.done():
+            turn.set()
+            await asyncio.sleep(0)
+        return await task
+
+    assert run(generate()).ids == llm.generate([5], max_tokens=20).ids
 
 
 def test_errors_are_those_of_llm(models):
