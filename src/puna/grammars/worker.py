@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
 import sys
 import threading
-from pathlib import Path
 
 from puna.grammars.library import byte_tokenizer, error_text, make_matcher
+from puna.templates.limits import limit_memory
 
 SECONDS = 2.0
 """Maximum processor time of the process, of which 0.05 s are used to start it."""
@@ -32,7 +31,7 @@ def main() -> None:
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
     request = json.load(sys.stdin)
-    _limit_memory()
+    limit_memory(MEMORY)
     threading.stack_size(_STACK)
     thread = threading.Thread(target=_compile, args=(request["rule"], request["special"]))
     thread.start()
@@ -46,13 +45,3 @@ def _compile(rule: dict[str, object], special: list[str]) -> None:
         error = f"no text follows it ({error_text(matcher)})" if matcher.is_error() else None
     sys.stdout.write("ok" if error is None else f"error {error}")
     sys.stdout.flush()
-
-
-def _limit_memory() -> None:
-    statistics = Path("/proc/self/statm")
-    if statistics.exists():  # Linux; the limit has no effect on macOS
-        used = int(statistics.read_text().split()[0]) * resource.getpagesize()
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        limit = used + MEMORY if hard == resource.RLIM_INFINITY else min(used + MEMORY, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -10,16 +10,14 @@ import datetime
 import functools
 import json
 import marshal
-import resource
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import jinja2
 from jinja2 import ext, nodes, parser, sandbox
 
-from puna.templates.limits import MEMORY, SECONDS, SIZE, WALL_SECONDS
+from puna.templates.limits import MEMORY, SECONDS, SIZE, WALL_SECONDS, limit_memory
 
 _MAX_REASON = 1000
 """Maximum length of an error message, in characters: a template chooses its text."""
@@ -30,7 +28,7 @@ def serve() -> None:
     for number in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM, signal.SIGPROF))
-    _limit_memory()
+    limit_memory(MEMORY)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while size := requests.read(SIZE.size):
         request = requests.read(*SIZE.unpack(size))
@@ -43,16 +41,6 @@ def serve() -> None:
         answers.write(SIZE.pack(len(answer)))
         answers.write(answer)
         answers.flush()
-
-
-def _limit_memory() -> None:
-    statistics = Path("/proc/self/statm")
-    if statistics.exists():  # Linux; the limit has no effect on macOS
-        used = int(statistics.read_text().split()[0]) * resource.getpagesize()
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        limit = used + MEMORY if hard == resource.RLIM_INFINITY else min(used + MEMORY, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _answer(request: bytes) -> bytes:
