@@ -13,6 +13,7 @@ from puna.engine import Event
 from puna.errors import BackendError, RequestError
 from puna.prompt_scores import PromptState
 from tests.helpers.classifiers import write_classifier
+from tests.helpers.forward_passes import observe_batches
 from tests.helpers.torch_files import BACKENDS, needs_torch
 
 LONG = [5 + n % 40 for n in range(150)]
@@ -28,13 +29,7 @@ def llm(request, tiny_model):
 def computed(llm, monkeypatch) -> list[list[int]]:
     """Receives the number of tokens of each chunk of each forward pass."""
     counts: list[list[int]] = []
-    forward = llm._backend.forward
-
-    def counting_forward(batch):
-        counts.append([len(chunk.tokens) for chunk in batch])
-        return forward(batch)
-
-    monkeypatch.setattr(llm._backend, "forward", counting_forward)
+    observe_batches(llm, monkeypatch, lambda batch: counts.append([len(chunk.tokens) for chunk in batch]))
     return counts
 
 

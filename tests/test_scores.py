@@ -10,6 +10,7 @@ import pytest
 from puna import LLM, AsyncLLM, text_model
 from puna.errors import RequestError
 from puna.prompts import join_ids
+from tests.helpers.forward_passes import observe_batches
 from tests.helpers.torch_files import BACKENDS
 
 IDS = [int(number) for number in np.random.default_rng(0).integers(5, 250, 200)]
@@ -24,13 +25,7 @@ def llm(request, tiny_model):
 def computed(llm, monkeypatch) -> list[int]:
     """Receives the number of tokens of each forward pass."""
     counts: list[int] = []
-    forward = llm._backend.forward
-
-    def counting_forward(batch):
-        counts.append(sum(len(chunk.tokens) for chunk in batch))
-        return forward(batch)
-
-    monkeypatch.setattr(llm._backend, "forward", counting_forward)
+    observe_batches(llm, monkeypatch, lambda batch: counts.append(sum(len(chunk.tokens) for chunk in batch)))
     return counts
 
 

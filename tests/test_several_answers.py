@@ -15,6 +15,7 @@ from puna import LLM, AsyncLLM
 from puna.config import Sampling
 from puna.engine.sampling import Sampler
 from puna.errors import BackendError, RequestError
+from tests.helpers.forward_passes import observe_batches
 from tests.helpers.torch_files import BACKENDS
 
 PROMPT = [5 + n % 40 for n in range(150)]
@@ -30,13 +31,7 @@ def llm(request, tiny_model):
 def computed(llm, monkeypatch) -> list[int]:
     """Receives the number of tokens of each forward pass."""
     counts: list[int] = []
-    forward = llm._backend.forward
-
-    def counting_forward(batch):
-        counts.append(sum(len(chunk.tokens) for chunk in batch))
-        return forward(batch)
-
-    monkeypatch.setattr(llm._backend, "forward", counting_forward)
+    observe_batches(llm, monkeypatch, lambda batch: counts.append(sum(len(chunk.tokens) for chunk in batch)))
     return counts
 
 
