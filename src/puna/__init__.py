@@ -9,47 +9,27 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from puna.errors import MissingExtraError, MissingNameError
+from puna.names import MODULES, NEED_TORCH
 
 if TYPE_CHECKING:
-    from puna.answer import Completion
-    from puna.async_llm import AsyncLLM
-    from puna.classification import Classification
-    from puna.config import GenerationConfig, LlamaConfig
-    from puna.convert import convert, merge
-    from puna.errors import PunaError
-    from puna.llm import LLM
-    from puna.model import LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
-    from puna.tokenizer import AutoTokenizer, LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
+    from puna.answer import Completion as Completion
+    from puna.async_llm import AsyncLLM as AsyncLLM
+    from puna.classification import Classification as Classification
+    from puna.config import GenerationConfig as GenerationConfig
+    from puna.config import LlamaConfig as LlamaConfig
+    from puna.convert import convert as convert
+    from puna.convert import merge as merge
+    from puna.errors import PunaError as PunaError
+    from puna.llm import LLM as LLM
+    from puna.model import LlamaForCausalLM as LlamaForCausalLM
+    from puna.model import LlamaForSequenceClassification as LlamaForSequenceClassification
+    from puna.model import LlamaModel as LlamaModel
+    from puna.tokenizer import AutoTokenizer as AutoTokenizer
+    from puna.tokenizer import LlamaTokenizer as LlamaTokenizer
+    from puna.tokenizer import LlamaTokenizerFast as LlamaTokenizerFast
+    from puna.tokenizer import load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
-
-_MODULES = {
-    "AsyncLLM": "puna.async_llm",
-    "AutoTokenizer": "puna.tokenizer",
-    "Classification": "puna.classification",
-    "Completion": "puna.answer",
-    "GenerationConfig": "puna.config",
-    "LLM": "puna.llm",
-    "LlamaConfig": "puna.config",
-    "LlamaForCausalLM": "puna.model",
-    "LlamaForSequenceClassification": "puna.model",
-    "LlamaModel": "puna.model",
-    "LlamaTokenizer": "puna.tokenizer",
-    "LlamaTokenizerFast": "puna.tokenizer",
-    "PunaError": "puna.errors",
-    "convert": "puna.convert",
-    "load_tokenizer": "puna.tokenizer",
-    "merge": "puna.convert",
-}
-
-_NEED_TORCH = frozenset(name for name, module in _MODULES.items() if module == "puna.model")
-
-if TYPE_CHECKING:
-    __all__ = [
-        "LLM", "AsyncLLM", "AutoTokenizer", "Classification", "Completion", "GenerationConfig", "LlamaConfig",
-        "LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel", "LlamaTokenizer", "LlamaTokenizerFast",
-        "PunaError", "__version__", "convert", "load_tokenizer", "merge",
-    ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -58,8 +38,8 @@ def __getattr__(name: str) -> Any:
     `__all__` contains only names that can be imported, so that `from puna import *` works without PyTorch.
     """
     if name == "__all__":
-        return [public for public in __dir__() if public not in _NEED_TORCH or _has_torch()]
-    module = _MODULES.get(name)
+        return [public for public in __dir__() if public not in NEED_TORCH or _has_torch()]
+    module = MODULES.get(name)
     if module is None:
         raise AttributeError(f"module 'puna' has no attribute {name!r}")
     try:
@@ -73,7 +53,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*_MODULES, "__version__"])
+    return sorted([*MODULES, "__version__"])
 
 
 def _has_torch() -> bool:
@@ -96,7 +76,7 @@ class _MissingNames:
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> None:
         package, _, public = name.partition(".")
-        if package == "puna" and public in _NEED_TORCH and not _has_torch():
+        if package == "puna" and public in NEED_TORCH and not _has_torch():
             raise MissingExtraError(_needs_torch(public))
 
 
@@ -107,7 +87,7 @@ class _Package(ModuleType):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _MODULES and isinstance(value, ModuleType)):
+        if not (name in MODULES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 

@@ -1,36 +1,39 @@
-"""The public names are pinned: adding or removing one requires a change here and in CHANGELOG.md."""
+"""Public names are listed twice, for imports and for type checkers: changing one requires both, and CHANGELOG.md."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import puna
+from puna.names import MODULES
 from tests.helpers.torch_files import HAS_TORCH
 
-NAMES = {
-    "LLM",
-    "AsyncLLM",
-    "AutoTokenizer",
-    "Classification",
-    "Completion",
-    "GenerationConfig",
-    "LlamaConfig",
-    "LlamaForCausalLM",
-    "LlamaForSequenceClassification",
-    "LlamaModel",
-    "LlamaTokenizer",
-    "LlamaTokenizerFast",
-    "PunaError",
-    "__version__",
-    "convert",
-    "load_tokenizer",
-    "merge",
-}
-NEED_TORCH = {"LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"}
+
+def names_of_type_checkers() -> dict[str, str]:
+    """Returns the module of each name that `puna/__init__.py` imports for type checkers."""
+    tree = ast.parse(Path(puna.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    modules = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            assert alias.name == alias.asname, f"write `{alias.name} as {alias.name}`, which exports the name"
+            modules[alias.name] = node.module
+    return modules
+
+
+NAMES = {*names_of_type_checkers(), "__version__"}
+NEED_TORCH = {name for name, module in names_of_type_checkers().items() if module.startswith("puna.model")}
+
+
+def test_both_lists_of_public_names_agree():
+    assert names_of_type_checkers() == MODULES
 
 
 def test_public_names_are_pinned_and_load():

@@ -1,0 +1,24 @@
+"""The public names of puna, by the module that defines them. `puna/__init__.py` imports each one on first use.
+
+A name is added here and, for type checkers, in the imports of `puna/__init__.py`; a test compares the two.
+"""
+
+from __future__ import annotations
+
+_NAMES = {
+    "puna.answer": "Completion",
+    "puna.async_llm": "AsyncLLM",
+    "puna.classification": "Classification",
+    "puna.config": "GenerationConfig LlamaConfig",
+    "puna.convert": "convert merge",
+    "puna.errors": "PunaError",
+    "puna.llm": "LLM",
+    "puna.model": "LlamaForCausalLM LlamaForSequenceClassification LlamaModel",
+    "puna.tokenizer": "AutoTokenizer LlamaTokenizer LlamaTokenizerFast load_tokenizer",
+}
+
+MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+"""The module that defines each public name."""
+
+NEED_TORCH = frozenset(name for name, module in MODULES.items() if module.split(".")[:2] == ["puna", "model"])
+"""The names that cannot be imported without PyTorch."""
