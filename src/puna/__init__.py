@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from puna.model import LlamaForCausalLM as LlamaForCausalLM
     from puna.model import LlamaForSequenceClassification as LlamaForSequenceClassification
     from puna.model import LlamaModel as LlamaModel
+    from puna.model import LlamaPreTrainedModel as LlamaPreTrainedModel
+    from puna.model.outputs import BaseModelOutputWithPast as BaseModelOutputWithPast
+    from puna.model.outputs import CausalLMOutputWithPast as CausalLMOutputWithPast
+    from puna.model.outputs import ModelOutput as ModelOutput
+    from puna.model.outputs import SequenceClassifierOutputWithPast as SequenceClassifierOutputWithPast
+    from puna.tokenizer import AddedToken as AddedToken
     from puna.tokenizer import AutoTokenizer as AutoTokenizer
+    from puna.tokenizer import BatchEncoding as BatchEncoding
     from puna.tokenizer import LlamaTokenizer as LlamaTokenizer
     from puna.tokenizer import LlamaTokenizerFast as LlamaTokenizerFast
     from puna.tokenizer import load_tokenizer as load_tokenizer

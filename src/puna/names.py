@@ -13,8 +13,9 @@ _NAMES = {
     "puna.convert": "convert merge",
     "puna.errors": "PunaError",
     "puna.llm": "LLM",
-    "puna.model": "LlamaForCausalLM LlamaForSequenceClassification LlamaModel",
-    "puna.tokenizer": "AutoTokenizer LlamaTokenizer LlamaTokenizerFast load_tokenizer",
+    "puna.model": "LlamaForCausalLM LlamaForSequenceClassification LlamaModel LlamaPreTrainedModel",
+    "puna.model.outputs": "BaseModelOutputWithPast CausalLMOutputWithPast ModelOutput SequenceClassifierOutputWithPast",
+    "puna.tokenizer": "AddedToken AutoTokenizer BatchEncoding LlamaTokenizer LlamaTokenizerFast load_tokenizer",
 }
 
 MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -9,10 +9,13 @@ from puna.model.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     GenerateOutput,
+    ModelOutput,
     SequenceClassifierOutputWithPast,
 )
+from puna.model.pretrained import LlamaPreTrainedModel
 
 __all__ = [
     "BaseModelOutputWithPast", "CausalLMOutputWithPast", "GenerateOutput", "KVCache", "LlamaForCausalLM",
-    "LlamaForSequenceClassification", "LlamaModel", "SequenceClassifierOutputWithPast", "TorchBackend",
+    "LlamaForSequenceClassification", "LlamaModel", "LlamaPreTrainedModel", "ModelOutput",
+    "SequenceClassifierOutputWithPast", "TorchBackend",
 ]  # fmt: skip

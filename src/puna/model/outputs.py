@@ -1,4 +1,4 @@
-"""Outputs of the models: dataclasses that, like Hugging Face's, can also be read as tuples and dictionaries.
+"""Outputs of the models: dataclasses that are also ordered dictionaries and can be read as tuples, like Hugging Face's.
 
 `out.logits`, `out["logits"]`, `out[0]`, `out[:2]` and `out.to_tuple()` all work. All but the first form skip fields
 that are None, so `out[0]` is the loss if labels were given, else the logits.
@@ -6,19 +6,26 @@ that are None, so `out[0]` is the loss if labels were given, else the logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from torch import Tensor
 
+from puna.errors import RequestError
 from puna.model.cache import KVCache
 from puna.model.pytree import register_node
 
 
-@dataclass(eq=False)
-class ModelOutput(Mapping[str, Any]):
-    """Base class of the outputs; iterating yields the names of the fields that are not None.
+class ModelOutput(OrderedDict[str, Any]):
+    """Base class of the outputs; a subclass is a dataclass whose fields have defaults.
+
+    The keys are the names of the fields that are not None, in the order of their declaration. Assigning a field or an
+    item changes both; assigning None removes the key. Items may have other names than the fields.
+
+    If only the first field is given, and it is a mapping or an iterable of (name, value) pairs, it holds the fields:
+    `type(out)(dict(out))` is a copy. Libraries that convert or move the tensors of an output rebuild it in this way.
 
     Every output is registered as a node of PyTorch's pytrees (`torch.utils._pytree`), so that code that looks for
     tensors in a module's output, such as the hooks of `fully_shard`, finds them. `KVCache` is registered, too.
@@ -26,24 +33,88 @@ class ModelOutput(Mapping[str, Any]):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        register_node(cls, lambda out: {name: getattr(out, name) for name in out}, lambda fields: cls(**fields))
+        _register(cls)
 
-    def __getitem__(self, key: str | int | slice) -> Any:
-        if isinstance(key, str):
-            if key not in list(self):
-                raise KeyError(f"{type(self).__name__} has no field {key!r}; it has {', '.join(self)}")
-            return getattr(self, key)
-        return self.to_tuple()[key]
+    def __post_init__(self) -> None:
+        """Replaces the first field by the pairs that it holds; dataclasses call this after `__init__`."""
+        first = next(iter(self._fields()))
+        pairs = _pairs(self[first]) if list(self) == [first] else None
+        if pairs is not None:
+            self[first] = None
+            for name, value in pairs:
+                self[name] = value
 
-    def __iter__(self) -> Iterator[str]:
-        return (field.name for field in fields(self) if getattr(self, field.name) is not None)
+    @classmethod
+    def _fields(cls) -> Iterable[str]:
+        """Returns the names of the declared fields, in order."""
+        return getattr(cls, "__dataclass_fields__", {})
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self:
+            raise KeyError(f"{type(self).__name__} has no field {key!r}; it has {', '.join(self)}")
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setattr__(key, value)
+        if value is not None:
+            super().__setitem__(key, value)
+        elif key in self:
+            super().__delitem__(key)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._fields() or name in self:
+            self[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def __delitem__(self, key: str) -> NoReturn:
+        raise RequestError(f"{type(self).__name__} does not allow deletion; set {key!r} to None instead")
+
+    def _no_change(self, *arguments: Any, **keywords: Any) -> NoReturn:
+        raise RequestError(f"{type(self).__name__} has fixed fields; assign an attribute or an item instead")
+
+    clear = pop = popitem = setdefault = update = _no_change
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies the fields, then other items."""
+        return _rebuild, (type(self), dict(self))
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """Returns the fields that are not None, in the order of their declaration."""
-        return tuple(getattr(self, name) for name in self)
+        """Returns the values that are not None, in the order of the keys."""
+        return tuple(self.values())
+
+
+def _rebuild(kind: type[ModelOutput], items: dict[str, Any]) -> ModelOutput:
+    out = kind()
+    for name, value in items.items():
+        out[name] = value
+    return out
+
+
+def _register(kind: type[ModelOutput]) -> None:
+    register_node(kind, dict, lambda items: _rebuild(kind, items))
+
+
+_register(ModelOutput)
+
+
+def _pairs(value: Any) -> Iterable[tuple[str, Any]] | None:
+    """Returns the (name, value) pairs that `value` holds; None if it is a value itself.
+
+    Raises:
+        RequestError: if some elements are pairs and others are not.
+    """
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, Tensor | str) or not isinstance(value, Iterable):
+        return None
+    elements = list(value)
+    good = [isinstance(e, tuple | list) and len(e) == 2 and isinstance(e[0], str) for e in elements]
+    if elements and good[0] and not all(good):
+        raise RequestError(f"{elements[good.index(False)]!r} is not a (name, value) pair, but earlier elements are")
+    return elements if elements and good[0] else None
 
 
 @dataclass(eq=False)
@@ -58,7 +129,7 @@ class BaseModelOutputWithPast(ModelOutput):
         attentions: per layer (batch, heads, tokens, keys), the weights after softmax (and dropout, in training).
     """
 
-    last_hidden_state: Tensor
+    last_hidden_state: Tensor = None  # type: ignore[assignment]  # None only while a library rebuilds the output
     past_key_values: KVCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -109,6 +180,6 @@ class GenerateOutput(ModelOutput):
         past_key_values: the cache after the last step.
     """
 
-    sequences: Tensor
+    sequences: Tensor = None  # type: ignore[assignment]
     scores: tuple[Tensor, ...] | None = None
     past_key_values: KVCache | None = None

@@ -21,15 +21,15 @@ def register_node(
         build: returns an instance with these parts.
     """
 
-    def flatten(node: Node) -> tuple[list[Any], tuple[str, ...]]:
+    def flatten(node: Node) -> tuple[list[Any], list[str]]:
         parts = children(node)
-        return list(parts.values()), tuple(parts)
+        return list(parts.values()), list(parts)
 
-    def flatten_with_keys(node: Node) -> tuple[list[tuple[_pytree.KeyEntry, Any]], tuple[str, ...]]:
+    def flatten_with_keys(node: Node) -> tuple[list[tuple[_pytree.KeyEntry, Any]], list[str]]:
         parts = children(node)
-        return [(_pytree.GetAttrKey(name), part) for name, part in parts.items()], tuple(parts)
+        return [(_pytree.GetAttrKey(name), part) for name, part in parts.items()], list(parts)
 
-    def unflatten(parts: Iterable[Any], names: tuple[str, ...]) -> Node:
+    def unflatten(parts: Iterable[Any], names: list[str]) -> Node:
         return build(dict(zip(names, parts, strict=True)))
 
     _pytree.register_pytree_node(
