@@ -13,7 +13,7 @@ from transformers.generation import logits_process as reference_processors
 from puna.config import GenerationConfig
 from puna.errors import PunaError
 from puna.model import KVCache, LlamaForCausalLM
-from puna.model.outputs import GenerateOutput
+from puna.model.generation.outputs import GenerateDecoderOnlyOutput
 from puna.model.sampling import forbid, keep_min_p, keep_top_k, keep_top_p, penalise_repetition
 from tests.helpers.configurations import CONFIGURATIONS, DYNAMIC, config_of
 from tests.helpers.reference_models import distance, pair, ragged
@@ -228,7 +228,7 @@ def test_scores_and_cache_are_returned_on_request(models: tuple[LlamaForCausalLM
     settings: dict[str, Any] = {"max_new_tokens": 6, "output_scores": True, "return_dict_in_generate": True}
     settings |= {"repetition_penalty": 1.3, "eos_token_id": 2, "pad_token_id": 0}
     result, expected = model.generate(IDS, **settings), reference.generate(IDS, do_sample=False, **settings)
-    assert isinstance(result, GenerateOutput)
+    assert isinstance(result, GenerateDecoderOnlyOutput)
     assert torch.equal(result.sequences, expected.sequences)
     for scores, expected_scores in zip(result.scores, expected.scores, strict=True):
         assert distance(scores, expected_scores) <= 1e-5

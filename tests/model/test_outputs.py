@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from puna.model import KVCache, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
-from puna.model.outputs import GenerateOutput, ModelOutput
+from puna.model.generation.outputs import GenerateDecoderOnlyOutput
+from puna.model.outputs import ModelOutput
 from tests.helpers.configurations import DYNAMIC, config_of
 
 IDS = torch.randint(3, 67, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -31,7 +32,7 @@ def outputs() -> list[Any]:
         LlamaForCausalLM(config)(IDS, labels=IDS, **OUTPUTS),
         LlamaForCausalLM(config)(IDS, use_cache=False),
         LlamaForSequenceClassification(config)(IDS, **OUTPUTS),
-        GenerateOutput(IDS, scores=(torch.ones(2, 67),)),
+        GenerateDecoderOnlyOutput(IDS, scores=(torch.ones(2, 67),)),
     ]
 
 

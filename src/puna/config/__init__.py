@@ -5,6 +5,7 @@
 
 from puna.config.generation import GenerationConfig
 from puna.config.generation_defaults import UNSUPPORTED, GenerationDefaults, generation_notes
+from puna.config.generation_mode import GenerationMode
 from puna.config.llama import LlamaConfig
 from puna.config.sampling import MAX_LOGPROBS, Distribution, Sampling, SamplingOptions
 
@@ -14,6 +15,7 @@ __all__ = [
     "Distribution",
     "GenerationConfig",
     "GenerationDefaults",
+    "GenerationMode",
     "LlamaConfig",
     "Sampling",
     "SamplingOptions",

@@ -4,11 +4,11 @@ from puna.model.backend import TorchBackend
 from puna.model.cache import KVCache
 from puna.model.causal_lm import LlamaForCausalLM
 from puna.model.classification import LlamaForSequenceClassification
+from puna.model.generation.outputs import GenerateOutput
 from puna.model.llama import LlamaModel
 from puna.model.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
-    GenerateOutput,
     ModelOutput,
     SequenceClassifierOutputWithPast,
 )

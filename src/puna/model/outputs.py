@@ -167,19 +167,3 @@ class SequenceClassifierOutputWithPast(ModelOutput):
     past_key_values: KVCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass(eq=False)
-class GenerateOutput(ModelOutput):
-    """Output of `generate(return_dict_in_generate=True)`.
-
-    Attributes:
-        sequences: (batch x num_return_sequences, prompt + new tokens), int64.
-        scores: per new token (batch x num_return_sequences, vocab_size), the logits that the token was chosen from, if
-            `output_scores` was set.
-        past_key_values: the cache after the last step.
-    """
-
-    sequences: Tensor = None  # type: ignore[assignment]
-    scores: tuple[Tensor, ...] | None = None
-    past_key_values: KVCache | None = None

@@ -1,4 +1,4 @@
-"""Chooses the next token from logits: penalties, filters and the random draw.
+"""Chooses the next token from logits: penalties and filters.
 
 All functions take logits of shape (rows, vocabulary), float32, and do not modify them.
 """
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from puna.config import GenerationConfig
-from puna.errors import RequestError
 
 
 def penalise_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
@@ -67,21 +66,3 @@ def warp(logits: Tensor, settings: GenerationConfig) -> Tensor:
 def is_random(settings: GenerationConfig) -> bool:
     """Returns whether tokens are drawn at random; with temperature 0 they are not, regardless of `do_sample`."""
     return settings.do_sample and settings.temperature > 0
-
-
-def choose_token(logits: Tensor, settings: GenerationConfig, generator: torch.Generator | None) -> Tensor:
-    """Returns the next token of each row, (rows,).
-
-    Raises:
-        RequestError: if the largest logit of a row is NaN or infinite.
-    """
-    best = logits.amax(dim=-1)  # (rows,); NaN if any logit is NaN
-    if not best.isfinite().all():
-        row = int((~best.isfinite()).nonzero()[0, 0])
-        raise RequestError(
-            f"the largest logit of row {row} is {float(best[row])}; it must be finite. Check the weights (NaN? too "
-            "large for float16?), logits_processor, and whether temperature is close to 0"
-        )
-    if not is_random(settings):
-        return logits.argmax(dim=-1)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(1)

@@ -6,79 +6,29 @@ with the padding token until all rows have ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from puna.config import GenerationConfig, LlamaConfig
+from puna.config import GenerationConfig
 from puna.errors import RequestError
-from puna.model.cache import KVCache, LegacyCache
-from puna.model.checks import check_embeddings, check_ids
-from puna.model.generation.settings import choose_generator, merge_settings
-from puna.model.outputs import CausalLMOutputWithPast, GenerateOutput
-from puna.model.sampling import choose_token, forbid, is_random, penalise_repetition, warp
-
-LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
-"""(ids (rows, tokens), logits (rows, vocab)) -> logits; called after the penalties and before the temperature."""
-
-StoppingCriterion = Callable[[Tensor, Any], "bool | Tensor"]
-"""(ids (rows, tokens), logits (rows, vocab)) -> whether to stop: a bool for all rows, or one per row, (rows,)."""
-
-
-class LanguageModel(Protocol):
-    """The part of `LlamaForCausalLM` that the loop uses, because it cannot import the class."""
-
-    config: LlamaConfig
-    generation_config: GenerationConfig
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        past_key_values: LegacyCache | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        use_cache: bool | None = None,
-    ) -> dict[str, Any]:
-        """Returns the arguments of the next call."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Computes the logits."""
-
-
-class Streamer(Protocol):
-    """Receives the prompt and then each new token. transformers' streamers have this interface."""
-
-    def put(self, value: Tensor) -> None:
-        """Receives the prompt's ids, (rows, tokens), then one new id per row, (rows,); on the CPU."""
-
-    def end(self) -> None:
-        """Called when the text has ended."""
-
-
-@dataclass
-class _Prompt:
-    """The prompt, with one row for each text to generate."""
-
-    ids: Tensor  # (rows, tokens), int64; (rows, 0) if only embeddings were given
-    embeds: Tensor | None  # (rows, tokens, D)
-    mask: Tensor  # (rows, cached + tokens)
-    cache: LegacyCache | None
+from puna.model.cache import LegacyCache
+from puna.model.generation.loop import Criterion, Decoding, LanguageModel, Processor, Streamer, TorchForward
+from puna.model.generation.outputs import GenerateOutput
+from puna.model.generation.prompt import read_prompt
+from puna.model.generation.settings import choose_generator, generation_mode, merge_settings
+from puna.model.generation.strategies.table import STRATEGIES
+from puna.model.sampling import forbid, is_random, penalise_repetition, warp
 
 
 def generate(
     self: LanguageModel,
     inputs: Tensor | None = None,
     generation_config: GenerationConfig | None = None,
-    logits_processor: Sequence[LogitsProcessor] | None = None,
-    stopping_criteria: Sequence[StoppingCriterion] | None = None,
+    logits_processor: Sequence[Processor] | None = None,
+    stopping_criteria: Sequence[Criterion] | None = None,
     streamer: Streamer | None = None,
     *,
     input_ids: Tensor | None = None,
@@ -147,63 +97,24 @@ def generate(
     if inputs is not None and input_ids is not None:
         raise RequestError("the prompt was given twice, as inputs and as input_ids; keep one of them")
     ids = inputs if inputs is not None else input_ids
-    prompt = _read_prompt(self, settings, ids, inputs_embeds, attention_mask, past_key_values)
-    generator = choose_generator(seed, generator, self.device)
+    given = read_prompt(
+        settings, self.config.hidden_size, self.device, ids, inputs_embeds, attention_mask, past_key_values
+    )
+    prompt = given.repeat(settings.num_return_sequences)
+    decoding = Decoding(
+        self,
+        settings,
+        prompt,
+        _answer_limit(settings, prompt.ids.shape[1], prompt.mask.shape[1], self.config.context_length),
+        _processors(settings, prompt.ids.shape[1], logits_processor or ()),
+        stopping_criteria or (),
+        streamer,
+        choose_generator(seed, generator, self.device),
+        TorchForward(self, prompt, settings.use_cache),
+    )
     with torch.no_grad():
-        out = _decode(self, prompt, settings, logits_processor or (), stopping_criteria or (), streamer, generator)
+        out = STRATEGIES[generation_mode(settings)](decoding)
     return out if settings.return_dict_in_generate else out.sequences
-
-
-def _read_prompt(
-    model: LanguageModel,
-    settings: GenerationConfig,
-    ids: Tensor | None,
-    embeds: Tensor | None,
-    mask: Tensor | None,
-    cache: LegacyCache | None,
-) -> _Prompt:
-    if ids is not None and embeds is not None:
-        raise RequestError("the prompt was given twice, as ids and as inputs_embeds; keep one of them")
-    if ids is None and embeds is None:
-        if settings.bos_token_id is None:
-            raise RequestError("there is neither a prompt nor a bos_token_id to start from; give one of them")
-        ids = torch.tensor([[settings.bos_token_id]], device=model.device)
-    if embeds is not None:
-        check_embeddings(embeds, model.config.hidden_size)
-        if not settings.use_cache:
-            raise RequestError("inputs_embeds with use_cache=False is not supported; set use_cache=True")
-        ids, tokens = embeds.new_zeros((embeds.shape[0], 0), dtype=torch.long), embeds.shape[1]
-    else:
-        assert ids is not None
-        check_ids(ids)
-        tokens = ids.shape[1]
-    if mask is None:
-        mask = _infer_mask(settings, ids, tokens)
-    _check_mask(mask, ids.shape[0], tokens, cache[0][0].shape[2] if cache else 0)
-    copies = settings.num_return_sequences
-    rows = torch.arange(ids.shape[0], device=ids.device).repeat_interleave(copies)
-    if cache and copies > 1:
-        cache = (cache if isinstance(cache, KVCache) else KVCache(cache)).reorder(rows)
-    return _Prompt(ids[rows], None if embeds is None else embeds[rows], mask.to(ids.device)[rows].long(), cache)
-
-
-def _check_mask(mask: Tensor, rows: int, tokens: int, past: int) -> None:
-    """Raises RequestError unless the mask covers the prompt (or cached tokens, too) and no row ends in padding."""
-    if mask.dim() != 2 or mask.shape[0] != rows or mask.shape[1] not in (tokens, past + tokens):
-        raise RequestError(
-            f"attention_mask has shape {tuple(mask.shape)}; it must be 2-D, a row for each of {rows} prompts and a "
-            f"column for each of {tokens} tokens" + (f", or also for {past} cached tokens" if past else "")
-        )
-    if not mask[:, -1].all():
-        raise RequestError("in attention_mask, a prompt ends in padding; pad on the left (padding_side='left')")
-
-
-def _infer_mask(settings: GenerationConfig, ids: Tensor, tokens: int) -> Tensor:
-    pad = settings.pad_token_id
-    if pad is None or pad in settings.eos_token_ids or not ids.shape[1]:
-        return ids.new_ones((ids.shape[0], tokens))
-    mask: Tensor = (ids != pad).long()
-    return mask
 
 
 def _answer_limit(settings: GenerationConfig, tokens: int, total: int, context: int) -> int:
@@ -227,64 +138,19 @@ def _answer_limit(settings: GenerationConfig, tokens: int, total: int, context: 
     return settings.max_length - tokens
 
 
-def _decode(
-    model: LanguageModel,
-    prompt: _Prompt,
-    settings: GenerationConfig,
-    processors: Sequence[LogitsProcessor],
-    criteria: Sequence[StoppingCriterion],
-    streamer: Streamer | None,
-    generator: torch.Generator | None,
-) -> GenerateOutput:
-    ids, mask, cache = prompt.ids, prompt.mask, prompt.cache
-    limit = _answer_limit(settings, ids.shape[1], mask.shape[1], model.config.context_length)
-    eos = settings.eos_token_ids
-    pad = settings.pad_token_id if settings.pad_token_id is not None else (eos[0] if eos else 0)
-    unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    scores: list[Tensor] = []
-    padded = not bool(mask.all())
-    if streamer is not None:
-        streamer.put(ids.cpu())
-    for step in range(limit):
-        step_inputs = model.prepare_inputs_for_generation(ids, cache, mask, prompt.embeds, use_cache=settings.use_cache)
-        if not padded:
-            step_inputs["attention_mask"] = None  # plain causal order has faster kernels
-        out: CausalLMOutputWithPast = model(**step_inputs, return_dict=True, logits_to_keep=1)
-        assert out.logits is not None
-        logits = _adjust(out.logits[:, -1].float(), ids, step, settings, processors)
-        cache = out.past_key_values
-        if settings.output_scores:
-            scores.append(logits)
-        token = torch.where(unfinished, choose_token(logits, settings, generator), pad)  # (rows,)
-        ids = torch.cat((ids, token[:, None]), dim=1)
-        mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
-        if streamer is not None:
-            streamer.put(token.cpu())
-        unfinished = unfinished & ~_ended_rows(ids, logits, eos, criteria)
-        if not unfinished.any():
-            break
-    if streamer is not None:
-        streamer.end()
-    all_scores = tuple(scores) if settings.output_scores else None
-    return GenerateOutput(ids, all_scores, cache if isinstance(cache, KVCache) else None)
-
-
-def _adjust(
-    logits: Tensor, ids: Tensor, step: int, settings: GenerationConfig, processors: Sequence[LogitsProcessor]
-) -> Tensor:
-    """Applies the penalties and the caller's processors; for sampling, also the temperature and filters."""
+def _processors(settings: GenerationConfig, tokens: int, others: Sequence[Processor]) -> list[Processor]:
+    """Returns the penalties, the caller's processors, and for sampling the temperature and filters, in this order."""
+    processors: list[Processor] = []
     if settings.repetition_penalty != 1.0:
-        logits = penalise_repetition(logits, ids, settings.repetition_penalty)
-    if settings.min_new_tokens is not None and step < settings.min_new_tokens and settings.eos_token_ids:
-        logits = forbid(logits, settings.eos_token_ids)
-    for processor in processors:
-        logits = processor(ids, logits)
-    return warp(logits, settings) if is_random(settings) else logits
+        processors.append(lambda ids, logits: penalise_repetition(logits, ids, settings.repetition_penalty))
+    if settings.min_new_tokens is not None and settings.eos_token_ids:
+        first = tokens + settings.min_new_tokens
 
+        def forbid_eos(ids: Tensor, logits: Tensor) -> Tensor:
+            return forbid(logits, settings.eos_token_ids) if ids.shape[1] < first else logits
 
-def _ended_rows(ids: Tensor, logits: Tensor, eos: tuple[int, ...], criteria: Sequence[StoppingCriterion]) -> Tensor:
-    """Returns for each row whether its last token ends it: bool, (rows,)."""
-    ended = torch.isin(ids[:, -1], torch.tensor(eos, device=ids.device, dtype=ids.dtype))
-    for criterion in criteria:
-        ended = ended | torch.as_tensor(criterion(ids, logits), device=ids.device)
-    return ended
+        processors.append(forbid_eos)
+    processors += others
+    if is_random(settings):
+        processors.append(lambda ids, logits: warp(logits, settings))
+    return processors

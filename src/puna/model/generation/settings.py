@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from puna.config import UNSUPPORTED, GenerationConfig
+from puna.config import UNSUPPORTED, GenerationConfig, GenerationMode
 from puna.errors import RequestError
 from puna.model.sampling import is_random
 
@@ -47,6 +47,11 @@ def merge_settings(base: GenerationConfig, arguments: Mapping[str, Any], others:
                 f"({neutral[-1]!r} disables it)"
             )
     return settings
+
+
+def generation_mode(settings: GenerationConfig) -> GenerationMode:
+    """Returns the strategy of a call with these settings."""
+    return GenerationMode.SAMPLE if is_random(settings) else GenerationMode.GREEDY_SEARCH
 
 
 def choose_generator(

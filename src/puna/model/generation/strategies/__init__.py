@@ -1,0 +1,1 @@
+"""Decoding strategies: each is one function that continues a prompt; `table.py` maps a mode to its function."""

@@ -1,0 +1,11 @@
+"""Greedy search: the most likely token at each step."""
+
+from __future__ import annotations
+
+from puna.model.generation.loop import Decoding, decode
+from puna.model.generation.outputs import GenerateDecoderOnlyOutput
+
+
+def greedy_search(decoding: Decoding) -> GenerateDecoderOnlyOutput:
+    """Continues each row of the prompt with the most likely tokens."""
+    return decode(decoding, lambda scores: scores.argmax(dim=-1))
