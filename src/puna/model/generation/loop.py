@@ -61,13 +61,24 @@ class Streamer(Protocol):
 class Forward(Protocol):
     """The model as the strategies use it: a forward pass, and operations on the cache that it returns."""
 
-    def forward(self, ids: Tensor, mask: Tensor, cache: Any, keep: int = 1) -> CausalLMOutputWithPast:
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        cache: Any,
+        keep: int = 1,
+        *,
+        attentions: bool = False,
+        hidden_states: bool = False,
+    ) -> CausalLMOutputWithPast:
         """Computes the logits of the last `keep` tokens, (rows, keep, vocab).
 
         Args:
             ids: (rows, tokens), all tokens so far, with those in the cache.
             mask: (rows, cached + new tokens), 0 for padding.
             cache: `past_key_values` of an earlier output, or of the prompt; None for no cached tokens.
+            keep: number of last tokens whose logits are computed.
+            attentions, hidden_states: whether the output has them.
         """
 
     def reorder(self, cache: Any, rows: Tensor) -> Any:
@@ -92,12 +103,22 @@ class TorchForward:
         self._padded = not bool(prompt.mask.all())
         self._use_cache = use_cache
 
-    def forward(self, ids: Tensor, mask: Tensor, cache: Any, keep: int = 1) -> CausalLMOutputWithPast:
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        cache: Any,
+        keep: int = 1,
+        *,
+        attentions: bool = False,
+        hidden_states: bool = False,
+    ) -> CausalLMOutputWithPast:
         """See `Forward`."""
         arguments = self._model.prepare_inputs_for_generation(ids, cache, mask, self._embeds, use_cache=self._use_cache)
         if not self._padded:
             arguments["attention_mask"] = None  # plain causal order has faster kernels
-        out: CausalLMOutputWithPast = self._model(**arguments, return_dict=True, logits_to_keep=keep)
+        wanted = {"output_attentions": attentions, "output_hidden_states": hidden_states}
+        out: CausalLMOutputWithPast = self._model(**arguments, **wanted, return_dict=True, logits_to_keep=keep)
         return out
 
     def reorder(self, cache: Any, rows: Tensor) -> Any:
@@ -114,6 +135,9 @@ class Collected:
     """The optional outputs of a call; the settings decide which lists are filled."""
 
     scores: list[Tensor] = field(default_factory=list)  # per new token (rows, vocab)
+    logits: list[Tensor] = field(default_factory=list)  # per new token (rows, vocab)
+    attentions: list[tuple[Tensor, ...]] = field(default_factory=list)  # per forward pass a tensor for each layer
+    hidden_states: list[tuple[Tensor, ...]] = field(default_factory=list)  # per forward pass a tensor for each layer
 
 
 @dataclass
@@ -152,6 +176,7 @@ class Decoding:
 
     def process(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Returns the scores that the next token is chosen from: logits, (rows, vocab), after all processors."""
+        logits = logits.clone()  # a processor may change its argument
         for processor in self.processors:
             logits = processor(ids, logits)
         return logits
@@ -164,10 +189,34 @@ class Decoding:
             ended = ended | torch.as_tensor(criterion(ids, scores), device=ids.device)
         return ended
 
+    def requests(self, output: str) -> bool:
+        """Returns whether the settings request an optional output, such as "scores"."""
+        return bool(getattr(self.settings, f"output_{output}", False))
+
+    def record(self, scores: Tensor, logits: Tensor, out: CausalLMOutputWithPast) -> None:
+        """Collects the optional outputs of one step.
+
+        Args:
+            scores: (rows, vocab), the processed scores.
+            logits: (rows, vocab), the logits of the model.
+            out: the output of the forward pass.
+        """
+        values = {
+            "scores": scores, "logits": logits, "attentions": out.attentions, "hidden_states": out.hidden_states
+        }  # fmt: skip
+        for name, value in values.items():
+            if self.requests(name):
+                getattr(self.collected, name).append(value)
+
+    def optional_outputs(self, cache: Any) -> dict[str, Any]:
+        """Returns the fields of an output that `record` collected, and the cache."""
+        names = ("scores", "logits", "attentions", "hidden_states")
+        collected = {name: tuple(getattr(self.collected, name)) for name in names if self.requests(name)}
+        return {**collected, "past_key_values": cache if isinstance(cache, KVCache) else None}
+
     def output(self, ids: Tensor, cache: Any) -> GenerateDecoderOnlyOutput:
         """Returns the texts, `ids`, with the optional outputs that the settings request."""
-        scores = tuple(self.collected.scores) if self.settings.output_scores else None
-        return GenerateDecoderOnlyOutput(ids, scores, past_key_values=cache if isinstance(cache, KVCache) else None)
+        return GenerateDecoderOnlyOutput(ids, **self.optional_outputs(cache))
 
 
 def step(decoding: Decoding, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any, CausalLMOutputWithPast]:
@@ -182,7 +231,9 @@ def step(decoding: Decoding, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Ten
     Returns:
         The logits of the next token, (rows, vocab), float32; the new cache; the complete output of the model.
     """
-    out = decoding.runner.forward(ids, mask, cache)
+    out = decoding.runner.forward(
+        ids, mask, cache, attentions=decoding.requests("attentions"), hidden_states=decoding.requests("hidden_states")
+    )
     assert out.logits is not None
     return out.logits[:, -1].float(), out.past_key_values, out
 
@@ -199,10 +250,9 @@ def decode(decoding: Decoding, choose: Callable[[Tensor], Tensor]) -> GenerateDe
     if decoding.streamer is not None:
         decoding.streamer.put(ids.cpu())
     for _ in range(decoding.limit):
-        logits, cache, _ = step(decoding, ids, mask, cache)
+        logits, cache, out = step(decoding, ids, mask, cache)
         scores = decoding.process(ids, logits)
-        if decoding.settings.output_scores:
-            decoding.collected.scores.append(scores)
+        decoding.record(scores, logits, out)
         check_finite(scores)
         token = torch.where(unfinished, choose(scores), decoding.pad)  # (rows,)
         ids = torch.cat((ids, token[:, None]), dim=1)
