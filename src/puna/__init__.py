@@ -22,13 +22,17 @@ if TYPE_CHECKING:
     from puna.errors import PunaError as PunaError
     from puna.llm import LLM as LLM
     from puna.model import LlamaForCausalLM as LlamaForCausalLM
+    from puna.model import LlamaForQuestionAnswering as LlamaForQuestionAnswering
     from puna.model import LlamaForSequenceClassification as LlamaForSequenceClassification
+    from puna.model import LlamaForTokenClassification as LlamaForTokenClassification
     from puna.model import LlamaModel as LlamaModel
     from puna.model import LlamaPreTrainedModel as LlamaPreTrainedModel
     from puna.model.outputs import BaseModelOutputWithPast as BaseModelOutputWithPast
     from puna.model.outputs import CausalLMOutputWithPast as CausalLMOutputWithPast
     from puna.model.outputs import ModelOutput as ModelOutput
+    from puna.model.outputs import QuestionAnsweringModelOutput as QuestionAnsweringModelOutput
     from puna.model.outputs import SequenceClassifierOutputWithPast as SequenceClassifierOutputWithPast
+    from puna.model.outputs import TokenClassifierOutput as TokenClassifierOutput
     from puna.tokenizer import AddedToken as AddedToken
     from puna.tokenizer import AutoTokenizer as AutoTokenizer
     from puna.tokenizer import BatchEncoding as BatchEncoding

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from puna.backend import Backend
-from puna.checkpoint.names import SCORE
+from puna.checkpoint.names import HEADS
 from puna.config import LlamaConfig
 from puna.errors import BackendError, MissingExtraError, RequestError, puna_error, show
 from puna.native.library import check_threads
@@ -88,12 +88,12 @@ def check_language_model(path: Path, head: str) -> None:
 def _with_tied_head(checkpoint: Checkpoint) -> Checkpoint:
     """Returns the checkpoint with a language-model head.
 
-    If it has none, the embedding serves as the head; a classification head is removed.
+    If it has none, the embedding serves as the head; a head of another kind is removed.
     """
     if checkpoint.head == "lm":
         return checkpoint
     config = LlamaConfig.from_dict(checkpoint.config.to_dict(), tie_word_embeddings=True)
-    tensors = {name: weight for name, weight in checkpoint.tensors.items() if name != SCORE}
+    tensors = {name: weight for name, weight in checkpoint.tensors.items() if name not in HEADS[checkpoint.head]}
     return replace(checkpoint, config=config, tensors=tensors, head="lm")
 
 

@@ -13,8 +13,10 @@ _NAMES = {
     "puna.convert": "convert merge",
     "puna.errors": "PunaError",
     "puna.llm": "LLM",
-    "puna.model": "LlamaForCausalLM LlamaForSequenceClassification LlamaModel LlamaPreTrainedModel",
-    "puna.model.outputs": "BaseModelOutputWithPast CausalLMOutputWithPast ModelOutput SequenceClassifierOutputWithPast",
+    "puna.model": "LlamaForCausalLM LlamaForQuestionAnswering LlamaForSequenceClassification "
+    "LlamaForTokenClassification LlamaModel LlamaPreTrainedModel",
+    "puna.model.outputs": "BaseModelOutputWithPast CausalLMOutputWithPast ModelOutput QuestionAnsweringModelOutput "
+    "SequenceClassifierOutputWithPast TokenClassifierOutput",
     "puna.tokenizer": "AddedToken AutoTokenizer BatchEncoding LlamaTokenizer LlamaTokenizerFast load_tokenizer",
 }
 

@@ -5,7 +5,7 @@ sizes of `LlamaConfig`:
 
     vocab   vocab_size             q       num_attention_heads * head_dim
     hidden  hidden_size            kv      num_key_value_heads * head_dim
-    ffn     intermediate_size      labels  num_labels
+    ffn     intermediate_size      labels  num_labels           ends    2, the start and the end of an answer
 
 Row order: if `heads` is set, GGUF and Meta files store the two rows of each rotated pair next to each other (rows 0,
 E/2, 1, E/2 + 1, ... of each head of width E); Hugging Face files store the first rows of all pairs of a head, then the
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from puna.config import LlamaConfig
 
-Head = Literal["lm", "classification", "none"]
-"""The layer after the hidden states: logits over the vocabulary, scores of classes, or none (a bare `LlamaModel`)."""
+Head = Literal["lm", "classification", "token_classification", "question_answering", "none"]
+"""The layer after the hidden states: logits over the vocabulary; scores of the classes of a text, or of each token;
+scores of each token as the start and the end of an answer; or none (a bare `LlamaModel`)."""
 
 Dialect = Literal["gguf", "meta"]
 
@@ -46,7 +47,7 @@ class TensorName:
     meta: str | None
     shape: tuple[str, ...]
     heads: Literal["q", "k"] | None = None
-    when: Literal["always", "lm", "classification", "attention_bias", "mlp_bias"] = "always"
+    when: Literal["always", "score", "attention_bias", "mlp_bias"] | Head = "always"
 
 
 _L, _B, _M = "model.layers.{n}.", "blk.{n}.", "layers.{n}."
@@ -72,7 +73,10 @@ TABLE = (
     TensorName(_L + "mlp.down_proj.bias", _B + "ffn_down.bias", None, ("hidden",), when="mlp_bias"),
     TensorName("model.norm.weight", "output_norm.weight", "norm.weight", ("hidden",)),
     TensorName("lm_head.weight", "output.weight", "output.weight", ("vocab", "hidden"), when="lm"),
-    TensorName("score.weight", None, None, ("labels", "hidden"), when="classification"),
+    TensorName("score.weight", None, None, ("labels", "hidden"), when="score"),
+    TensorName("score.bias", None, None, ("labels",), when="token_classification"),
+    TensorName("qa_outputs.weight", None, None, ("ends", "hidden"), when="question_answering"),
+    TensorName("qa_outputs.bias", None, None, ("ends",), when="question_answering"),
 )
 # fmt: on
 """Every tensor of a LLaMA model, in the order in which the forward pass uses them."""
@@ -119,6 +123,30 @@ EMBEDDING, HEAD, SCORE = "model.embed_tokens.weight", "lm_head.weight", "score.w
 """The two matrices with one row per token of the vocabulary; if they are tied, only the first exists."""
 
 
+HEADS: dict[Head, frozenset[str]] = {
+    "lm": frozenset({HEAD}),
+    "classification": frozenset({SCORE}),
+    "token_classification": frozenset({SCORE, "score.bias"}),
+    "question_answering": frozenset({"qa_outputs.weight", "qa_outputs.bias"}),
+    "none": frozenset(),
+}
+"""The tensors of each head."""
+
+CLASSES: dict[Head, str] = {
+    "lm": "LlamaForCausalLM",
+    "classification": "LlamaForSequenceClassification",
+    "token_classification": "LlamaForTokenClassification",
+    "question_answering": "LlamaForQuestionAnswering",
+    "none": "LlamaModel",
+}
+"""Hugging Face's name of the class with each head."""
+
+
+def file_name(name: str, head: Head) -> str:
+    """Returns the name of a tensor in the files of a model with this head: question answering has another prefix."""
+    return f"transformer.{name.removeprefix('model.')}" if head == "question_answering" and "qa_" not in name else name
+
+
 def to_hf(name: str, dialect: Dialect) -> str | None:
     """Returns Hugging Face's name of a tensor that is called `name` in GGUF or Meta files; None if it is unknown."""
     pattern, layer = _split(name)
@@ -144,7 +172,9 @@ def expected_tensors(config: LlamaConfig, head: Head) -> Iterator[tuple[str, tup
     exists = {
         "always": True,
         "lm": head == "lm" and not config.tie_word_embeddings,
-        "classification": head == "classification",
+        "score": head in ("classification", "token_classification"),
+        "token_classification": head == "token_classification",
+        "question_answering": head == "question_answering",
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,
     }
@@ -155,6 +185,7 @@ def expected_tensors(config: LlamaConfig, head: Head) -> Iterator[tuple[str, tup
         "q": config.num_attention_heads * config.head_dim,
         "kv": config.num_key_value_heads * config.head_dim,
         "labels": config.num_labels,
+        "ends": 2,
     }
     lines = [(line.hf, tuple(sizes[axis] for axis in line.shape)) for line in TABLE if exists[line.when]]
     yield from ((name, shape) for name, shape in lines if "{n}" not in name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from puna.checkpoint.names import Head, expected_tensors, is_known
+from puna.checkpoint.names import CLASSES, HEADS, Head, expected_tensors, is_known
 from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
@@ -20,11 +20,14 @@ _ROWS_AT_ONCE = 1024
 
 
 def full_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Renames the tensors of a bare `LlamaModel`: `layers.0...` becomes `model.layers.0...`."""
+    """Renames `layers.0...`, of a bare `LlamaModel`, and `transformer.layers.0...` to `model.layers.0...`."""
     if any(name.startswith("model.") for name in tensors):
         return dict(tensors)
-    heads = ("lm_head.weight", "score.weight")
-    return {name if name in heads else f"model.{name}": tensor for name, tensor in tensors.items()}
+    heads = {name for names in HEADS.values() for name in names}
+    return {
+        name if name in heads else f"model.{name.removeprefix('transformer.')}": tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def find_head(config: LlamaConfig, tensors: Mapping[str, RowSource], bare: bool) -> Head:
@@ -32,18 +35,19 @@ def find_head(config: LlamaConfig, tensors: Mapping[str, RowSource], bare: bool)
 
     Without a tensor of a head:
     - a tied model has the head "lm";
-    - `architectures` LlamaForSequenceClassification means "classification";
+    - `architectures` may name the class of another head;
     - tensor names without "model." (`bare`), or `architectures` LlamaModel, mean "none";
     - anything else is "lm", and `check_tensors` reports the missing head.
     """
-    if "score.weight" in tensors:
-        return "classification"
+    for head in ("question_answering", "token_classification", "classification"):
+        if HEADS[head] <= tensors.keys():
+            return head
     if "lm_head.weight" in tensors or config.tie_word_embeddings:
         return "lm"
-    names = config.architectures or []
-    if names == ["LlamaForSequenceClassification"]:
-        return "classification"
-    return "none" if bare or names == ["LlamaModel"] else "lm"
+    for head, name in CLASSES.items():
+        if config.architectures == [name]:
+            return head
+    return "none" if bare else "lm"
 
 
 def drop_tied_head(config: LlamaConfig, tensors: dict[str, RowSource]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from puna.checkpoint import Checkpoint
+from puna.checkpoint.names import CLASSES, file_name
 from puna.config import LlamaConfig
 from puna.convert.options import Options
 from puna.convert.settings import description_notes
@@ -13,8 +14,6 @@ from puna.convert.tokenizer_files import write_hf_tokenizer
 from puna.errors import CheckpointError
 from puna.files import json_bytes, write_json
 from puna.saving import INDEX, split_into_shards, weight_index, write_shard
-
-_CLASSES = {"lm": "LlamaForCausalLM", "classification": "LlamaForSequenceClassification", "none": "LlamaModel"}
 
 
 def hf_target(checkpoint: Checkpoint, options: Options) -> Target:
@@ -25,12 +24,12 @@ def hf_target(checkpoint: Checkpoint, options: Options) -> Target:
     """
     dtype = find_dtype(options.dtype)
     tensors = plain_tensors(checkpoint, dtype)
-    new = [new_tensor(name, source) for name, source in tensors.items()]
+    new = [new_tensor(file_name(name, checkpoint.head), source) for name, source in tensors.items()]
     if options.shards is not None and not 0 < options.shards <= len(new):
         raise CheckpointError(f"{options.shards} shards for {len(new)} tensors; give a number from 1 to {len(new)}")
     shards = split_into_shards(new, "5GB" if options.shard_size is None else options.shard_size, options.shards)
     config = LlamaConfig.from_dict(
-        checkpoint.config.to_dict(), dtype=main_type(checkpoint, dtype).torch, architectures=[_CLASSES[checkpoint.head]]
+        checkpoint.config.to_dict(), dtype=main_type(checkpoint, dtype).torch, architectures=[CLASSES[checkpoint.head]]
     )
     for name, settings in (("config.json", config), ("generation_config.json", checkpoint.generation)):
         json_bytes(settings.to_dict(), name)  # raises if JSON cannot hold a value, before anything is written

@@ -10,12 +10,16 @@ from puna.model.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
     ModelOutput,
+    QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
 )
 from puna.model.pretrained import LlamaPreTrainedModel
+from puna.model.token_heads import LlamaForQuestionAnswering, LlamaForTokenClassification
 
 __all__ = [
     "BaseModelOutputWithPast", "CausalLMOutputWithPast", "GenerateOutput", "KVCache", "LlamaForCausalLM",
-    "LlamaForSequenceClassification", "LlamaModel", "LlamaPreTrainedModel", "ModelOutput",
-    "SequenceClassifierOutputWithPast", "TorchBackend",
+    "LlamaForQuestionAnswering", "LlamaForSequenceClassification", "LlamaForTokenClassification", "LlamaModel",
+    "LlamaPreTrainedModel", "ModelOutput", "QuestionAnsweringModelOutput", "SequenceClassifierOutputWithPast",
+    "TokenClassifierOutput", "TorchBackend",
 ]  # fmt: skip

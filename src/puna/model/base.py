@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from puna.checkpoint.names import Head
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import ConfigError, RequestError
 from puna.model.quantized import PackedMatrix, QuantEmbedding, QuantLinear, dequantize_modules
@@ -56,7 +57,7 @@ class LlamaBase(nn.Module):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer"]  # read by other libraries that shard models
-    head: ClassVar[Literal["lm", "classification", "none"]] = "none"
+    head: ClassVar[Head] = "none"
     """The kind of head, with the same names as `Checkpoint.head`."""
 
     def __init__(self, config: LlamaConfig) -> None:

@@ -19,18 +19,26 @@ from puna.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from puna.model.pretrained import LlamaPreTrainedModel
 
 
+def mean_cross_entropy(logits: Tensor, targets: Tensor, ignored: int = IGNORED) -> Tensor:
+    """Returns the mean cross-entropy (nats, float32) of logits (N, V) and targets (N,) that are not `ignored`.
+
+    If all targets are ignored, the loss is 0, because NaN would ruin a training run.
+    """
+    targets = targets.to(logits.device, torch.long)
+    total = F.cross_entropy(logits.float(), targets, ignore_index=ignored, reduction="sum")
+    return total / (targets != ignored).sum().clamp(min=1)
+
+
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns the mean cross-entropy (nats, float32) of logits (B, T, V) at t and labels (B, T) at t + 1.
 
-    Labels of -100 are ignored. If all labels are ignored, the loss is 0, because NaN would ruin a training run.
+    Labels of -100 are ignored.
 
     Raises:
         RequestError: if labels have an invalid shape or type, or (checked only on the CPU) are outside the vocabulary.
     """
     check_classes(labels, tuple(logits.shape[:2]), logits.shape[2])
-    targets = labels[:, 1:].flatten().to(logits.device, torch.long)
-    total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
+    return mean_cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
 class LlamaForCausalLM(LlamaPreTrainedModel):

@@ -102,6 +102,16 @@ def check_mask(mask: Tensor, batch: int, tokens: int, total: int) -> None:
         )
 
 
+def check_answer_positions(positions: Any, batch: int) -> None:
+    """Raises RequestError unless `positions` is an integer tensor (B,) or (B, 1)."""
+    _check_tensor("start_positions or end_positions", positions)
+    if positions.shape not in ((batch,), (batch, 1)) or positions.is_floating_point():
+        raise RequestError(
+            f"start_positions or end_positions has shape {tuple(positions.shape)} and type {positions.dtype}; it must "
+            f"be an integer tensor (batch,) = ({batch},)"
+        )
+
+
 def check_cache(past: Any, layers: int, shape: tuple[int, int, int]) -> None:
     """Raises RequestError unless `past` is empty or has (keys, values) for each layer; `shape` is (B, K, E)."""
     if not isinstance(past, Sequence):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puna.checkpoint import Checkpoint, Weight
+from puna.checkpoint.names import HEADS
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError, ConfigError, RequestError
 from puna.model.base import LlamaBase
@@ -23,8 +24,6 @@ from puna.saving import save_checkpoint
 Model = TypeVar("Model", bound=LlamaBase)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-
-_HEADS = {"lm": "lm_head.weight", "classification": "score.weight", "none": None}
 
 
 def choose_dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:
@@ -60,42 +59,51 @@ def load(
     """
     with torch.device("meta"):
         model = kind(config)
-    prefix = "model." if kind.head == "none" else ""
-    parameters = {prefix + name: (name, parameter) for name, parameter in model.named_parameters()}
+    parameters = {_full_name(kind, name): (name, parameter) for name, parameter in model.named_parameters()}
     new_head = _compare(kind, checkpoint, {name: tuple(parameter.shape) for name, (_, parameter) in parameters.items()})
     for full, (name, parameter) in parameters.items():
-        if full == new_head:
+        if full in new_head:
             _set(model, name, torch.empty(parameter.shape, dtype=dtype, device=device))
-            model.init_weights(model.get_submodule(name.rpartition(".")[0]))
         elif keep_quantized and len(parameter.shape) == 2 and checkpoint.tensors[full].format.torch is None:
             _keep(model, name, checkpoint.tensors[full], dtype, device)
         else:
             _set(model, name, _read(checkpoint.tensors[full], dtype).to(device))
+    for path in {name.rpartition(".")[0] for name in new_head}:
+        model.init_weights(model.get_submodule(path))
     model.tie_weights()
     model.to(device)  # moves the rotary frequencies
     return model.eval()
 
 
-def _compare(kind: type[Model], checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> str | None:
-    """Checks that the checkpoint has the expected tensors; returns the name of a head to initialise at random."""
+def _full_name(kind: type[LlamaBase], name: str) -> str:
+    """Returns the name in a checkpoint of a parameter of a model of class `kind`."""
+    if kind.head == "none":
+        return f"model.{name}"
+    prefix = f"{kind.base_model_prefix}."
+    return f"model.{name.removeprefix(prefix)}" if name.startswith(prefix) else name
+
+
+def _compare(kind: type[Model], checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> set[str]:
+    """Checks that the checkpoint has the expected tensors; returns the names of a head to initialise at random."""
     stored = {name: weight.shape for name, weight in checkpoint.tensors.items()}
-    model_head, stored_head = _HEADS[kind.head], _HEADS[checkpoint.head]
-    new_head = model_head if model_head != stored_head and model_head in expected else None
-    unused_head = stored_head if model_head != stored_head and stored_head in stored else None
-    missing = sorted(expected.keys() - stored.keys() - {new_head})
-    extra = sorted(stored.keys() - expected.keys() - {unused_head})
-    mismatches = [name for name in expected.keys() & stored.keys() if expected[name] != stored[name]]
+    differs = kind.head != checkpoint.head
+    new_head = set(HEADS[kind.head] & expected.keys()) if differs else set()
+    unused_head = set(HEADS[checkpoint.head] & stored.keys()) if differs else set()
+    missing = sorted(expected.keys() - stored.keys() - new_head)
+    extra = sorted(stored.keys() - expected.keys() - unused_head)
+    compared = (expected.keys() & stored.keys()) - new_head
+    mismatches = [name for name in compared if expected[name] != stored[name]]
     if missing or extra or mismatches:
         shapes = [f"{name} is {stored[name]} instead of {expected[name]}" for name in sorted(mismatches)]
         raise CheckpointError(
             f"{checkpoint.path} does not match the given configuration. Missing: {missing[:5]}; superfluous: "
             f"{extra[:5]}; of another shape: {shapes[:5]}. Use the checkpoint's own configuration"
         )
-    if new_head is not None:
-        note = "" if unused_head is None else f" and its {unused_head} is not used"
+    if new_head:
+        note = f" and its {', '.join(sorted(unused_head))} is not used" if unused_head else ""
         warnings.warn(
-            f"{checkpoint.path} has no {new_head}{note}; the head of {kind.__name__} is initialised at random and must "
-            "be trained",
+            f"{checkpoint.path} has no {', '.join(sorted(new_head))}{note}; the head of {kind.__name__} is initialised "
+            "at random and must be trained",
             stacklevel=4,
         )
     return new_head

@@ -167,3 +167,36 @@ class SequenceClassifierOutputWithPast(ModelOutput):
     past_key_values: KVCache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class TokenClassifierOutput(ModelOutput):
+    """Output of `LlamaForTokenClassification`.
+
+    Attributes:
+        loss: float32; None without labels.
+        logits: (batch, tokens, num_labels).
+        hidden_states, attentions: as in `BaseModelOutputWithPast`.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class QuestionAnsweringModelOutput(ModelOutput):
+    """Output of `LlamaForQuestionAnswering`.
+
+    Attributes:
+        loss: mean of the cross-entropies of the start and the end, float32; None without positions.
+        start_logits, end_logits: (batch, tokens), of the first and the last token of the answer.
+        hidden_states, attentions: as in `BaseModelOutputWithPast`.
+    """
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
