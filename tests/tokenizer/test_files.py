@@ -51,8 +51,33 @@ def test_tokenizer_json_overrides_the_model_and_the_class_name(folder, byte_leve
 
 def test_auto_tokenizer_with_use_fast_false_is_llama_tokenizer(sp_model, byte_level_json):
     assert AutoTokenizer.from_pretrained(sp_model, use_fast=False).behaviour == "hf-legacy"
-    with pytest.raises(TokenizerError, match="LlamaTokenizer needs"):
-        AutoTokenizer.from_pretrained(byte_level_json, use_fast=False)
+    with pytest.warns(UserWarning, match="no SentencePiece vocabulary"):
+        tokenizer = AutoTokenizer.from_pretrained(byte_level_json, use_fast=False)
+    assert tokenizer.is_fast
+    with pytest.raises(TokenizerError, match="from_pretrained"):
+        AutoTokenizer()
+    with pytest.raises(TokenizerError, match="tokenizer_type is 'bert'"):
+        AutoTokenizer.from_pretrained(sp_model, tokenizer_type="bert")
+    AutoTokenizer.register(dict, fast_tokenizer_class=LlamaTokenizerFast)  # has no effect
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "LlamaTokenizerFast", None])
+def test_auto_tokenizer_reads_special_tokens_in_a_text_and_load_tokenizer_does_not(folder, name):
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": name})
+    auto, own = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    assert isinstance(auto, LlamaTokenizerFast)
+    assert auto.encode("a</s>b") == LlamaTokenizerFast.from_pretrained(folder).encode("a</s>b")
+    assert 2 in auto.encode("a</s>b") and 2 not in own.encode("a</s>b")
+
+
+@pytest.mark.parametrize("settings", [{"tokenizer_class": "PreTrainedTokenizerFast"}, {"padding_side": "left"}, {}])
+def test_auto_tokenizer_equals_that_of_transformers_for_other_classes(byte_level_json, tmp_path, settings):
+    transformers = pytest.importorskip("transformers")
+    shutil.copy(byte_level_json / "tokenizer.json", tmp_path)
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    ours, theirs = AutoTokenizer.from_pretrained(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.padding_side == theirs.padding_side
+    assert [ours.encode(text) for text in TEXTS] == [theirs.encode(text) for text in TEXTS]
 
 
 HUB_ARGUMENTS = {

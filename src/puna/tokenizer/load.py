@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from puna.errors import TokenizerError, show
 from puna.hub import local_path
 from puna.tokenizer.arguments import Arguments, FromPretrained, check_names, split_hub_arguments
 
@@ -49,18 +51,55 @@ def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTok
 class AutoTokenizer:
     """`AutoTokenizer.from_pretrained`, for code written against transformers."""
 
+    def __init__(self) -> None:
+        raise TokenizerError("AutoTokenizer has no instances; call AutoTokenizer.from_pretrained(path)")
+
     @staticmethod
     def from_pretrained(
-        pretrained_model_name_or_path: str | Path, *, use_fast: bool = True, **arguments: Unpack[FromPretrained]
+        pretrained_model_name_or_path: str | Path,
+        *,
+        config: object = None,
+        use_fast: bool = True,
+        tokenizer_type: str = "llama",
+        **arguments: Unpack[FromPretrained],
     ) -> LlamaTokenizer | LlamaTokenizerFast:
-        """Calls `load_tokenizer`, or with `use_fast=False` `LlamaTokenizer.from_pretrained`.
+        """Loads a tokenizer as transformers does: with `LlamaTokenizerFast.from_pretrained` for the files of LLaMA.
 
-        The arguments with which transformers controls downloads have the same meaning here, and no effect on a local
-        path.
+        Special tokens written in a text, such as </s>, are tokens; `load_tokenizer` keeps SentencePiece's own ids
+        instead. A tokenizer.json of another class than LLaMA's is used unchanged.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a file or a model of the hub (owner/name).
+            config: has no effect: the tokenizer's own files decide.
+            tokenizer_type: must be "llama".
+            use_fast: with False, the result is `LlamaTokenizer.from_pretrained`. Files without a SentencePiece
+                vocabulary have only the fast tokenizer, which is returned with a warning.
+            arguments: constructor arguments, which override the files. The arguments with which transformers controls
+                downloads have the same meaning here, and no effect on a local path.
+
+        Raises:
+            ModelNotFoundError: there is no such folder or file.
+            TokenizerError: the path contains no tokenizer, a file is damaged, or an argument is unknown.
         """
-        if use_fast:
-            path, constructor_arguments = split_hub_arguments(pretrained_model_name_or_path, arguments)
-            return load_tokenizer(path, **constructor_arguments)
-        from puna.tokenizer.slow import LlamaTokenizer
+        from puna.tokenizer.files.recipes import auto_recipe, has_sentencepiece
 
-        return LlamaTokenizer.from_pretrained(pretrained_model_name_or_path, **arguments)
+        if tokenizer_type != "llama":
+            raise TokenizerError(f"tokenizer_type is {show(tokenizer_type)}; puna has tokenizers for 'llama' only")
+        path, constructor_arguments = split_hub_arguments(pretrained_model_name_or_path, arguments)
+        if not use_fast and has_sentencepiece(path):
+            from puna.tokenizer.slow import LlamaTokenizer
+
+            return LlamaTokenizer.from_pretrained(path, **constructor_arguments)
+        if not use_fast:
+            warnings.warn(
+                f"{pretrained_model_name_or_path} has no SentencePiece vocabulary; use_fast=False has no effect, and "
+                "the result is a LlamaTokenizerFast",
+                stacklevel=2,
+            )
+        from puna.tokenizer.fast import LlamaTokenizerFast
+
+        return LlamaTokenizerFast.from_recipe(auto_recipe(path, constructor_arguments))
+
+    @staticmethod
+    def register(config_class: type, *tokenizer_classes: type | None, **arguments: Any) -> None:
+        """Does nothing: files of other models' tokenizers are not read. For code written against transformers."""

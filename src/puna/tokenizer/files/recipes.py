@@ -39,6 +39,10 @@ _BOS_AND_EOS = (
 """BOS and EOS of LLaMA models, for a tokenizer.json without configuration files, which would name them."""
 
 
+_LLAMA_CLASSES = frozenset({"LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast"})
+"""The classes that in transformers rebuild a pipeline's post-processor from add_bos_token and add_eos_token."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The data of a tokenizer: a SentencePiece model for `LlamaTokenizer`, or a pipeline for `LlamaTokenizerFast`.
@@ -79,9 +83,7 @@ def default_recipe(path: Path, name: str, arguments: Arguments) -> Recipe:
     if kind == "json":
         if config.get("other_config", {}).get(OWN_IDS) == "sp":
             all_arguments.setdefault("split_special_tokens", True)
-        # In transformers only these two classes rebuild the post-processor from add_bos_token and add_eos_token.
-        rebuilds = tokenizer_class.removesuffix("Fast") in ("LlamaTokenizer", "CodeLlamaTokenizer")
-        flags = config | arguments if rebuilds else arguments
+        flags = config | arguments if tokenizer_class in _LLAMA_CLASSES else arguments
         return _literal(file, all_arguments, flags.get("add_bos_token"), flags.get("add_eos_token"))
     if kind == "tiktoken":
         return _tiktoken(file, all_arguments)
@@ -93,6 +95,27 @@ def default_recipe(path: Path, name: str, arguments: Arguments) -> Recipe:
     if vocabulary.model == "gpt2":
         return byte_level_recipe(vocabulary, all_arguments)
     return _gguf_sentencepiece(vocabulary, all_arguments, behaviour)
+
+
+@reading_errors(TokenizerError)
+def auto_recipe(path: Path, arguments: Arguments) -> Recipe:
+    """Returns the recipe of `AutoTokenizer.from_pretrained`.
+
+    A tokenizer.json of a class that is not LLaMA's is used unchanged and pads on the right, as in transformers;
+    otherwise the recipe is that of `LlamaTokenizerFast.from_pretrained`.
+    """
+    file, kind = find(path)
+    tokenizer_class = _folder_config(path)[1]
+    if kind != "json" or tokenizer_class in ("", *_LLAMA_CLASSES):
+        return pipeline_recipe(path, arguments)
+    all_arguments = Arguments(padding_side="right") | _from_folder(path, arguments)
+    return _literal(file, all_arguments, arguments.get("add_bos_token"), arguments.get("add_eos_token"))
+
+
+def has_sentencepiece(path: Path) -> bool:
+    """Whether `LlamaTokenizer.from_pretrained` can load the path."""
+    file, kind = find(path, prefer=_MODEL)
+    return kind == "sentencepiece" or (kind == "gguf" and _read_gguf(file).model == "llama")
 
 
 @reading_errors(TokenizerError)
