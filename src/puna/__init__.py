@@ -27,6 +27,68 @@ if TYPE_CHECKING:
     from puna.model import LlamaForTokenClassification as LlamaForTokenClassification
     from puna.model import LlamaModel as LlamaModel
     from puna.model import LlamaPreTrainedModel as LlamaPreTrainedModel
+    from puna.model.generation.criteria import ConfidenceCriteria as ConfidenceCriteria
+    from puna.model.generation.criteria import EosTokenCriteria as EosTokenCriteria
+    from puna.model.generation.criteria import MaxLengthCriteria as MaxLengthCriteria
+    from puna.model.generation.criteria import MaxNewTokensCriteria as MaxNewTokensCriteria
+    from puna.model.generation.criteria import MaxTimeCriteria as MaxTimeCriteria
+    from puna.model.generation.criteria import StoppingCriteria as StoppingCriteria
+    from puna.model.generation.criteria import StoppingCriteriaList as StoppingCriteriaList
+    from puna.model.generation.criteria import StopStringCriteria as StopStringCriteria
+    from puna.model.generation.criteria import validate_stopping_criteria as validate_stopping_criteria
+    from puna.model.generation.processors import (
+        ClassifierFreeGuidanceLogitsProcessor as ClassifierFreeGuidanceLogitsProcessor,
+    )
+    from puna.model.generation.processors import (
+        EncoderNoRepeatNGramLogitsProcessor as EncoderNoRepeatNGramLogitsProcessor,
+    )
+    from puna.model.generation.processors import (
+        EncoderRepetitionPenaltyLogitsProcessor as EncoderRepetitionPenaltyLogitsProcessor,
+    )
+    from puna.model.generation.processors import EpsilonLogitsWarper as EpsilonLogitsWarper
+    from puna.model.generation.processors import EtaLogitsWarper as EtaLogitsWarper
+    from puna.model.generation.processors import ExponentialDecayLengthPenalty as ExponentialDecayLengthPenalty
+    from puna.model.generation.processors import ForcedBOSTokenLogitsProcessor as ForcedBOSTokenLogitsProcessor
+    from puna.model.generation.processors import ForcedEOSTokenLogitsProcessor as ForcedEOSTokenLogitsProcessor
+    from puna.model.generation.processors import ForceTokensLogitsProcessor as ForceTokensLogitsProcessor
+    from puna.model.generation.processors import HammingDiversityLogitsProcessor as HammingDiversityLogitsProcessor
+    from puna.model.generation.processors import InfNanRemoveLogitsProcessor as InfNanRemoveLogitsProcessor
+    from puna.model.generation.processors import LogitNormalization as LogitNormalization
+    from puna.model.generation.processors import LogitsProcessor as LogitsProcessor
+    from puna.model.generation.processors import LogitsProcessorList as LogitsProcessorList
+    from puna.model.generation.processors import LogitsWarper as LogitsWarper
+    from puna.model.generation.processors import MinLengthLogitsProcessor as MinLengthLogitsProcessor
+    from puna.model.generation.processors import MinNewTokensLengthLogitsProcessor as MinNewTokensLengthLogitsProcessor
+    from puna.model.generation.processors import MinPLogitsWarper as MinPLogitsWarper
+    from puna.model.generation.processors import NoBadWordsLogitsProcessor as NoBadWordsLogitsProcessor
+    from puna.model.generation.processors import NoRepeatNGramLogitsProcessor as NoRepeatNGramLogitsProcessor
+    from puna.model.generation.processors import PrefixConstrainedLogitsProcessor as PrefixConstrainedLogitsProcessor
+    from puna.model.generation.processors import RepetitionPenaltyLogitsProcessor as RepetitionPenaltyLogitsProcessor
+    from puna.model.generation.processors import SequenceBiasLogitsProcessor as SequenceBiasLogitsProcessor
+    from puna.model.generation.processors import (
+        SuppressTokensAtBeginLogitsProcessor as SuppressTokensAtBeginLogitsProcessor,
+    )
+    from puna.model.generation.processors import SuppressTokensLogitsProcessor as SuppressTokensLogitsProcessor
+    from puna.model.generation.processors import SynthIDTextWatermarkingConfig as SynthIDTextWatermarkingConfig
+    from puna.model.generation.processors import (
+        SynthIDTextWatermarkLogitsProcessor as SynthIDTextWatermarkLogitsProcessor,
+    )
+    from puna.model.generation.processors import TemperatureLogitsWarper as TemperatureLogitsWarper
+    from puna.model.generation.processors import TopHLogitsWarper as TopHLogitsWarper
+    from puna.model.generation.processors import TopKLogitsWarper as TopKLogitsWarper
+    from puna.model.generation.processors import TopPLogitsWarper as TopPLogitsWarper
+    from puna.model.generation.processors import TypicalLogitsWarper as TypicalLogitsWarper
+    from puna.model.generation.processors import (
+        UnbatchedClassifierFreeGuidanceLogitsProcessor as UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    )
+    from puna.model.generation.processors import WatermarkDetector as WatermarkDetector
+    from puna.model.generation.processors import WatermarkDetectorOutput as WatermarkDetectorOutput
+    from puna.model.generation.processors import WatermarkingConfig as WatermarkingConfig
+    from puna.model.generation.processors import WatermarkLogitsProcessor as WatermarkLogitsProcessor
+    from puna.model.generation.streamers import AsyncTextIteratorStreamer as AsyncTextIteratorStreamer
+    from puna.model.generation.streamers import BaseStreamer as BaseStreamer
+    from puna.model.generation.streamers import TextIteratorStreamer as TextIteratorStreamer
+    from puna.model.generation.streamers import TextStreamer as TextStreamer
     from puna.model.outputs import BaseModelOutputWithPast as BaseModelOutputWithPast
     from puna.model.outputs import CausalLMOutputWithPast as CausalLMOutputWithPast
     from puna.model.outputs import ModelOutput as ModelOutput

@@ -15,6 +15,24 @@ _NAMES = {
     "puna.llm": "LLM",
     "puna.model": "LlamaForCausalLM LlamaForQuestionAnswering LlamaForSequenceClassification "
     "LlamaForTokenClassification LlamaModel LlamaPreTrainedModel",
+    "puna.model.generation.criteria": (
+        "ConfidenceCriteria EosTokenCriteria MaxLengthCriteria MaxNewTokensCriteria MaxTimeCriteria "
+        "StopStringCriteria StoppingCriteria StoppingCriteriaList validate_stopping_criteria"
+    ),
+    "puna.model.generation.processors": (
+        "ClassifierFreeGuidanceLogitsProcessor EncoderNoRepeatNGramLogitsProcessor "
+        "EncoderRepetitionPenaltyLogitsProcessor EpsilonLogitsWarper EtaLogitsWarper ExponentialDecayLengthPenalty "
+        "ForceTokensLogitsProcessor ForcedBOSTokenLogitsProcessor ForcedEOSTokenLogitsProcessor "
+        "HammingDiversityLogitsProcessor InfNanRemoveLogitsProcessor LogitNormalization LogitsProcessor "
+        "LogitsProcessorList LogitsWarper MinLengthLogitsProcessor MinNewTokensLengthLogitsProcessor MinPLogitsWarper "
+        "NoBadWordsLogitsProcessor NoRepeatNGramLogitsProcessor PrefixConstrainedLogitsProcessor "
+        "RepetitionPenaltyLogitsProcessor SequenceBiasLogitsProcessor SuppressTokensAtBeginLogitsProcessor "
+        "SuppressTokensLogitsProcessor SynthIDTextWatermarkLogitsProcessor SynthIDTextWatermarkingConfig "
+        "TemperatureLogitsWarper TopHLogitsWarper TopKLogitsWarper TopPLogitsWarper TypicalLogitsWarper "
+        "UnbatchedClassifierFreeGuidanceLogitsProcessor WatermarkDetector WatermarkDetectorOutput "
+        "WatermarkLogitsProcessor WatermarkingConfig"
+    ),
+    "puna.model.generation.streamers": "AsyncTextIteratorStreamer BaseStreamer TextIteratorStreamer TextStreamer",
     "puna.model.outputs": "BaseModelOutputWithPast CausalLMOutputWithPast ModelOutput QuestionAnsweringModelOutput "
     "SequenceClassifierOutputWithPast TokenClassifierOutput",
     "puna.tokenizer": "AddedToken AutoTokenizer BatchEncoding LlamaTokenizer LlamaTokenizerFast load_tokenizer",

@@ -8,13 +8,11 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers.generation import logits_process as reference_processors
 
 from puna.config import GenerationConfig
 from puna.errors import PunaError
 from puna.model import KVCache, LlamaForCausalLM
 from puna.model.generation.outputs import GenerateDecoderOnlyOutput
-from puna.model.sampling import forbid, keep_min_p, keep_top_k, keep_top_p, penalise_repetition
 from tests.helpers.configurations import CONFIGURATIONS, DYNAMIC, config_of
 from tests.helpers.reference_models import distance, pair, ragged
 
@@ -66,28 +64,6 @@ def test_sampling_draws_the_same_tokens_as_transformers(
 def test_top_k_of_minus_one_samples_from_all_tokens(models: tuple[LlamaForCausalLM, Any]) -> None:
     results = [models[0].generate(IDS, max_new_tokens=20, do_sample=True, top_k=k, seed=3) for k in (-1, 0, 1)]
     assert torch.equal(results[0], results[1]) and not torch.equal(results[1], results[2])
-
-
-@pytest.mark.parametrize("value", [0.0, 0.05, 0.3, 0.9, 0.999])
-def test_filters_equal_the_logits_processors_of_transformers(value: float) -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(5, 40) * 3
-    logits[0, :10] = logits[0, 10]  # ties
-    ids = torch.randint(0, 40, (5, 12))
-    p = reference_processors
-    assert torch.equal(keep_top_p(logits, value), p.TopPLogitsWarper(value)(ids, logits))
-    assert torch.equal(keep_min_p(logits, value), p.MinPLogitsWarper(value)(ids, logits))
-    for k in (1, 3, 10, 40, 100):
-        assert torch.equal(keep_top_k(logits, k), p.TopKLogitsWarper(k)(ids, logits))
-    penalty = p.RepetitionPenaltyLogitsProcessor(0.5 + value)
-    assert torch.equal(penalise_repetition(logits, ids, 0.5 + value), penalty(ids, logits.clone()))
-    assert torch.equal(forbid(logits, (3, 7)), p.SuppressTokensLogitsProcessor([3, 7])(ids, logits))
-
-
-def test_top_p_at_an_exact_boundary_equals_transformers() -> None:
-    logits = torch.tensor([[1.0, 1, 1, 1], [0, 0, -1e4, -1e4]])  # probabilities of exactly 1/4 and 1/2
-    for p in (0.25, 0.5, 0.75):
-        assert torch.equal(keep_top_p(logits, p), reference_processors.TopPLogitsWarper(p)(None, logits))
 
 
 def test_equal_seeds_draw_equal_tokens_and_keep_the_global_state(models: tuple[LlamaForCausalLM, Any]) -> None:

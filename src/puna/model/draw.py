@@ -2,7 +2,7 @@
 
 Tensors have one row per sequence: B rows, V token ids. Probabilities are computed in float64. The native library uses
 float32, so the chosen tokens differ if a random number or a limit is within 2e-6 of a cumulative probability, which
-is rare. `model.generate()` has its own options: see sampling.py.
+is rare. `model.generate()` has its own options: see generation/processors/.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from puna.errors import RequestError
 from puna.model.cache import LegacyCache
 from puna.model.generation.loop import Criterion, Decoding, LanguageModel, Processor, Streamer, TorchForward
 from puna.model.generation.outputs import GenerateOutput
+from puna.model.generation.processors.build import Context, build_processors
 from puna.model.generation.prompt import read_prompt
 from puna.model.generation.settings import choose_generator, generation_mode, merge_settings
 from puna.model.generation.strategies.table import STRATEGIES
-from puna.model.sampling import forbid, is_random, penalise_repetition, warp
 
 
 def generate(
@@ -101,12 +101,15 @@ def generate(
         settings, self.config.hidden_size, self.device, ids, inputs_embeds, attention_mask, past_key_values
     )
     prompt = given.repeat(settings.num_return_sequences)
+    tokens = prompt.ids.shape[1]
+    limit = _answer_limit(settings, tokens, prompt.mask.shape[1], self.config.context_length)
+    context = Context(prompt.ids, tokens + limit, self.config.vocab_size, prompt.mask, self)
     decoding = Decoding(
         self,
         settings,
         prompt,
-        _answer_limit(settings, prompt.ids.shape[1], prompt.mask.shape[1], self.config.context_length),
-        _processors(settings, prompt.ids.shape[1], logits_processor or ()),
+        limit,
+        build_processors(settings, context, logits_processor or ()),
         stopping_criteria or (),
         streamer,
         choose_generator(seed, generator, self.device),
@@ -136,21 +139,3 @@ def _answer_limit(settings: GenerationConfig, tokens: int, total: int, context: 
             f"the prompt has {tokens} tokens and max_length is {settings.max_length}; set max_new_tokens instead"
         )
     return settings.max_length - tokens
-
-
-def _processors(settings: GenerationConfig, tokens: int, others: Sequence[Processor]) -> list[Processor]:
-    """Returns the penalties, the caller's processors, and for sampling the temperature and filters, in this order."""
-    processors: list[Processor] = []
-    if settings.repetition_penalty != 1.0:
-        processors.append(lambda ids, logits: penalise_repetition(logits, ids, settings.repetition_penalty))
-    if settings.min_new_tokens is not None and settings.eos_token_ids:
-        first = tokens + settings.min_new_tokens
-
-        def forbid_eos(ids: Tensor, logits: Tensor) -> Tensor:
-            return forbid(logits, settings.eos_token_ids) if ids.shape[1] < first else logits
-
-        processors.append(forbid_eos)
-    processors += others
-    if is_random(settings):
-        processors.append(lambda ids, logits: warp(logits, settings))
-    return processors

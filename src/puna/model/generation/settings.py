@@ -9,7 +9,6 @@ import torch
 
 from puna.config import UNSUPPORTED, GenerationConfig, GenerationMode
 from puna.errors import RequestError
-from puna.model.sampling import is_random
 
 
 def merge_settings(base: GenerationConfig, arguments: Mapping[str, Any], others: Mapping[str, Any]) -> GenerationConfig:
@@ -52,6 +51,11 @@ def merge_settings(base: GenerationConfig, arguments: Mapping[str, Any], others:
 def generation_mode(settings: GenerationConfig) -> GenerationMode:
     """Returns the strategy of a call with these settings."""
     return GenerationMode.SAMPLE if is_random(settings) else GenerationMode.GREEDY_SEARCH
+
+
+def is_random(settings: GenerationConfig) -> bool:
+    """Returns whether tokens are drawn at random; with temperature 0 they are not, regardless of `do_sample`."""
+    return settings.do_sample and settings.temperature > 0
 
 
 def choose_generator(

@@ -1,0 +1,124 @@
+"""The base classes of logits processors, and the list that applies them in order.
+
+A processor is a function `(input_ids (rows, tokens), scores (rows, vocabulary)) -> scores` that does not modify its
+arguments. The classes of this package hold arguments and have the names and signatures of those of transformers; the
+functions next to them do the arithmetic.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puna.errors import RequestError
+
+Processor = Callable[..., Tensor]
+"""A `LogitsProcessor`, or any function with the same arguments. transformers' own processors are accepted, too."""
+
+EndTokens = int | list[int] | Tensor
+"""The id or ids of end tokens, as the constructors accept them."""
+
+
+class LogitsProcessor:
+    """Base class of objects that change the scores of the next token."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Returns the changed scores.
+
+        Args:
+            input_ids: (rows, tokens): the tokens of each row so far.
+            scores: (rows, vocabulary): logits, or log-probabilities in a beam search.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define __call__; only subclasses that define it can be called"
+        )
+
+
+class LogitsWarper(LogitsProcessor):
+    """Base class of processors that are used only for sampling. transformers 5 has no such distinction."""
+
+
+class LogitsProcessorList(list[Any]):
+    """Processors that are applied in order."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Returns the scores after all processors.
+
+        Args:
+            kwargs: further arguments for the processors whose signature has them, such as `current_tokens`.
+
+        Raises:
+            RequestError: a processor needs an argument that is missing.
+        """
+        for processor in self:
+            scores = processor(input_ids, scores, **_further_arguments(processor, kwargs))
+        return scores
+
+
+def _further_arguments(processor: Processor, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments that the processor accepts in addition to the ids and the scores."""
+    call: Any = processor.__call__  # type: ignore[operator]
+    parameters = list(inspect.signature(call).parameters.values())[2:]
+    if not parameters:
+        return {}
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    missing = [p.name for p in named if p.default is p.empty and p.name not in arguments]
+    if missing:
+        raise RequestError(
+            f"{type(processor).__name__} needs the arguments {', '.join(missing)}, which were not passed to the logits "
+            "processors; pass them to LogitsProcessorList, or use the processor with the strategy that passes them"
+        )
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return arguments
+    return {p.name: arguments[p.name] for p in named if p.name in arguments}
+
+
+def forbid(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Sets the scores of `tokens`, (n,), to minus infinity; ids outside the vocabulary have no effect."""
+    return scores.masked_fill(_listed(scores, tokens), float("-inf"))
+
+
+def force(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Sets the scores of `tokens`, (n,), to 0 and all others to minus infinity."""
+    return torch.full_like(scores, float("-inf")).masked_fill(_listed(scores, tokens), 0.0)
+
+
+def _listed(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Returns whether each token of the vocabulary is in `tokens`: bool, (vocabulary,)."""
+    return torch.isin(torch.arange(scores.shape[-1], device=scores.device), tokens.to(scores.device))
+
+
+def end_tokens(eos_token_id: EndTokens, device: Any = "cpu") -> Tensor:
+    """Returns the ids of end tokens as a tensor, (n,).
+
+    Raises:
+        RequestError: an id is negative or not an integer.
+    """
+    ids = token_tensor(eos_token_id, device)
+    if ids.is_floating_point() or (ids < 0).any():
+        raise RequestError(f"eos_token_id is {eos_token_id}; it must be an integer or a list of integers, 0 or greater")
+    return ids
+
+
+def token_tensor(tokens: EndTokens | Sequence[int], device: Any = "cpu") -> Tensor:
+    """Returns one or several ids as a tensor, (n,)."""
+    if isinstance(tokens, Tensor):
+        return tokens.reshape(-1)
+    several = [tokens] if isinstance(tokens, int) else list(tokens)
+    return torch.tensor(several, device=device) if several else torch.zeros(0, dtype=torch.long, device=device)
+
+
+def check_integer(name: str, value: Any, lowest: int) -> None:
+    """Raises RequestError unless `value` is an integer that is at least `lowest`."""
+    if not isinstance(value, int) or value < lowest:
+        raise RequestError(f"{name} is {value!r}; it must be an integer, {lowest} or greater")
+
+
+def check_positive_float(name: str, value: Any, hint: str = "") -> None:
+    """Raises RequestError unless `value` is a float greater than 0."""
+    if not isinstance(value, float) or not value > 0:
+        raise RequestError(f"{name} is {value!r}; it must be a float greater than 0{hint}")
