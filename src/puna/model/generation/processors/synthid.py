@@ -127,7 +127,7 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
 
 
 def hash_tokens(start: Tensor, tokens: Tensor) -> Tensor:
-    """Adds the last dimension of `tokens` to hashes, one after the other; the other dimensions are broadcast."""
+    """Adds the last dimension of `tokens` to hashes, one after another; the other dimensions are broadcast."""
     for column in tokens.unbind(-1):
         start = (start + column) * _MULTIPLIER + _INCREMENT
     return start
