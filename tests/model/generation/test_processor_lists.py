@@ -113,6 +113,15 @@ def test_an_object_of_the_caller_replaces_one_of_the_same_class() -> None:
     assert built({"eos_token_id": 2}, custom=[foreign, own]) == [foreign, own]
 
 
+def test_empty_lists_and_missing_values_have_no_effect() -> None:
+    names = ("sequence_bias", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids")
+    assert built({name: [] for name in names}) == []
+    settings = GenerationConfig(do_sample=True, top_k=0)
+    for name in ("temperature", "top_k", "top_p", "num_beams", "repetition_penalty", "use_cache", "typical_p"):
+        setattr(settings, name, None)
+    assert build_processors(settings, Context(IDS, 9, 67)) == []
+
+
 def test_options_that_need_others_are_errors() -> None:
     with pytest.raises(PunaError, match=r"exponential_decay_length_penalty is .* set eos_token_id"):
         built({"exponential_decay_length_penalty": (1, 1.1)})

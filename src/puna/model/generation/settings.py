@@ -55,7 +55,7 @@ def generation_mode(settings: GenerationConfig) -> GenerationMode:
 
 def is_random(settings: GenerationConfig) -> bool:
     """Returns whether tokens are drawn at random; with temperature 0 they are not, regardless of `do_sample`."""
-    return settings.do_sample and settings.temperature > 0
+    return bool(settings.do_sample) and settings.temperature != 0
 
 
 def choose_generator(

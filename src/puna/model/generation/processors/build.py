@@ -114,13 +114,13 @@ def _guidance(settings: GenerationConfig, context: Context) -> Iterator[Processo
             context.model,
             context.negative_prompt_ids,
             context.negative_prompt_attention_mask,
-            settings.use_cache,
+            settings.use_cache is not False,
         )
-    if (biases := _option(settings, "sequence_bias")) is not None:
+    if biases := _option(settings, "sequence_bias"):
         yield SequenceBiasLogitsProcessor(biases)
     if penalty := _option(settings, "diversity_penalty"):
         groups = _option(settings, "num_beam_groups") or 1
-        yield HammingDiversityLogitsProcessor(float(penalty), settings.num_beams, groups)
+        yield HammingDiversityLogitsProcessor(float(penalty), settings.num_beams or 1, groups)
 
 
 def _repetition(settings: GenerationConfig, context: Context) -> Iterator[Processor]:
@@ -140,7 +140,7 @@ def _repetition(settings: GenerationConfig, context: Context) -> Iterator[Proces
         context, "encoder_no_repeat_ngram_size", "it has no effect"
     ):
         yield EncoderNoRepeatNGramLogitsProcessor(size, ids)
-    if (words := _option(settings, "bad_words_ids")) is not None:
+    if words := _option(settings, "bad_words_ids"):
         yield NoBadWordsLogitsProcessor(words, list(settings.eos_token_ids))
 
 
@@ -152,7 +152,7 @@ def _lengths(settings: GenerationConfig, context: Context) -> Iterator[Processor
     if ends and settings.min_new_tokens:
         yield MinNewTokensLengthLogitsProcessor(length, settings.min_new_tokens, ends, device)
     if context.prefix_allowed_tokens_fn is not None:
-        beams = settings.num_beams // (_option(settings, "num_beam_groups") or 1)
+        beams = (settings.num_beams or 1) // (_option(settings, "num_beam_groups") or 1)
         yield PrefixConstrainedLogitsProcessor(context.prefix_allowed_tokens_fn, beams)
     if (token := _option(settings, "forced_bos_token_id")) is not None:
         yield ForcedBOSTokenLogitsProcessor(token)
@@ -173,9 +173,9 @@ def _tokens(settings: GenerationConfig, context: Context) -> Iterator[Processor]
     """Yields the processors that suppress or force single tokens."""
     device, begin = context.prompt_ids.device, context.prompt_ids.shape[1]
     forced = _option(settings, "forced_decoder_ids")
-    if (suppressed := _option(settings, "suppress_tokens")) is not None:
+    if suppressed := _option(settings, "suppress_tokens"):
         yield SuppressTokensLogitsProcessor(suppressed, device)
-    if (suppressed := _option(settings, "begin_suppress_tokens")) is not None:
+    if suppressed := _option(settings, "begin_suppress_tokens"):
         if begin <= 1 and _option(settings, "forced_bos_token_id") is not None:
             begin += 1
         begin += forced[-1][0] if forced else 0
@@ -186,7 +186,7 @@ def _tokens(settings: GenerationConfig, context: Context) -> Iterator[Processor]
 
 def _warpers(settings: GenerationConfig) -> Iterator[Processor]:
     """Yields the temperature and the filters. A beam search keeps enough tokens for a beam that does not end."""
-    keep = max(len(settings.eos_token_ids), 1) + 1 if settings.num_beams > 1 else 1
+    keep = max(len(settings.eos_token_ids), 1) + 1 if (settings.num_beams or 1) > 1 else 1
     if settings.temperature not in (None, 1):
         yield TemperatureLogitsWarper(float(settings.temperature))
     if (top_h := _option(settings, "top_h")) is not None:
