@@ -85,6 +85,16 @@ if TYPE_CHECKING:
     from puna.model.generation.processors import WatermarkDetectorOutput as WatermarkDetectorOutput
     from puna.model.generation.processors import WatermarkingConfig as WatermarkingConfig
     from puna.model.generation.processors import WatermarkLogitsProcessor as WatermarkLogitsProcessor
+    from puna.model.generation.strategies.constrained_scorer import (
+        ConstrainedBeamSearchScorer as ConstrainedBeamSearchScorer,
+    )
+    from puna.model.generation.strategies.constraints import Constraint as Constraint
+    from puna.model.generation.strategies.constraints import ConstraintListState as ConstraintListState
+    from puna.model.generation.strategies.constraints import DisjunctiveConstraint as DisjunctiveConstraint
+    from puna.model.generation.strategies.constraints import PhrasalConstraint as PhrasalConstraint
+    from puna.model.generation.strategies.hypotheses import BeamHypotheses as BeamHypotheses
+    from puna.model.generation.strategies.scorers import BeamScorer as BeamScorer
+    from puna.model.generation.strategies.scorers import BeamSearchScorer as BeamSearchScorer
     from puna.model.generation.streamers import AsyncTextIteratorStreamer as AsyncTextIteratorStreamer
     from puna.model.generation.streamers import BaseStreamer as BaseStreamer
     from puna.model.generation.streamers import TextIteratorStreamer as TextIteratorStreamer

@@ -32,6 +32,12 @@ _NAMES = {
         "UnbatchedClassifierFreeGuidanceLogitsProcessor WatermarkDetector WatermarkDetectorOutput "
         "WatermarkLogitsProcessor WatermarkingConfig"
     ),
+    "puna.model.generation.strategies.constrained_scorer": "ConstrainedBeamSearchScorer",
+    "puna.model.generation.strategies.constraints": (
+        "Constraint ConstraintListState DisjunctiveConstraint PhrasalConstraint"
+    ),
+    "puna.model.generation.strategies.hypotheses": "BeamHypotheses",
+    "puna.model.generation.strategies.scorers": "BeamScorer BeamSearchScorer",
     "puna.model.generation.streamers": "AsyncTextIteratorStreamer BaseStreamer TextIteratorStreamer TextStreamer",
     "puna.model.outputs": "BaseModelOutputWithPast CausalLMOutputWithPast ModelOutput QuestionAnsweringModelOutput "
     "SequenceClassifierOutputWithPast TokenClassifierOutput",
