@@ -17,7 +17,7 @@ from tests.architecture.source_tree import (
 )
 
 LAYERS = [
-    {"errors", "lazy", "names"},
+    {"compat", "errors", "lazy", "names"},
     {"files", "templates"},
     {"hub"},
     {"config"},

@@ -1,5 +1,6 @@
 """The PyTorch model: the readable reference implementation of LLaMA, used for training, on GPUs and in parity tests."""
 
+from puna.compat.transformers_bases import inherit_when_imported
 from puna.model.backend import TorchBackend
 from puna.model.cache import KVCache
 from puna.model.causal_lm import LlamaForCausalLM
@@ -16,6 +17,8 @@ from puna.model.outputs import (
 )
 from puna.model.pretrained import LlamaPreTrainedModel
 from puna.model.token_heads import LlamaForQuestionAnswering, LlamaForTokenClassification
+
+inherit_when_imported(LlamaPreTrainedModel, "transformers.modeling_utils", "PreTrainedModel")
 
 __all__ = [
     "BaseModelOutputWithPast", "CausalLMOutputWithPast", "GenerateOutput", "KVCache", "LlamaForCausalLM",

@@ -61,7 +61,7 @@ class LlamaBase(nn.Module):
     """The kind of head, with the same names as `Checkpoint.head`."""
 
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not super(): transformers' base class may be next, and has another signature
         config.validate()  # fields may have been assigned after its construction
         self.config = config
         self.name_or_path = ""

@@ -27,8 +27,10 @@ def is_traced() -> bool:
 
 
 def _has_values(tensor: Tensor) -> bool:
-    """Returns whether values can be read without a wait for the device."""
-    return tensor.device.type == "cpu" and not is_traced()
+    """Returns whether values can be read without a wait for the device; those inside `torch.func.vmap` never can."""
+    return (
+        tensor.device.type == "cpu" and not is_traced() and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def check_one_input(input_ids: Any, inputs_embeds: Any) -> None:

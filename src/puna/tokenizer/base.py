@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from puna.compat.transformers_bases import inherit_when_imported
 from puna.errors import TokenizerError
 from puna.tokenizer import batch
 from puna.tokenizer.arguments import NO_LIMIT, Arguments, CommonArguments, FromPretrained, as_ids, split_hub_arguments
@@ -385,3 +386,6 @@ class TokenizerBase(ABC):
             f"model_max_length={self.model_max_length}, padding_side={self.padding_side!r}, "
             f"special_tokens={self.special_tokens_map})"
         )
+
+
+inherit_when_imported(TokenizerBase, "transformers.tokenization_utils_base", "PreTrainedTokenizerBase")
