@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from puna.answer import Completion as Completion
     from puna.async_llm import AsyncLLM as AsyncLLM
     from puna.classification import Classification as Classification
+    from puna.compat.seed import set_seed as set_seed
     from puna.config import GenerationConfig as GenerationConfig
     from puna.config import LlamaConfig as LlamaConfig
+    from puna.config.auto import AutoConfig as AutoConfig
     from puna.convert import convert as convert
     from puna.convert import merge as merge
     from puna.errors import PunaError as PunaError
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
     from puna.model import LlamaForTokenClassification as LlamaForTokenClassification
     from puna.model import LlamaModel as LlamaModel
     from puna.model import LlamaPreTrainedModel as LlamaPreTrainedModel
+    from puna.model.auto import AutoModel as AutoModel
+    from puna.model.auto import AutoModelForCausalLM as AutoModelForCausalLM
+    from puna.model.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
+    from puna.model.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
+    from puna.model.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
     from puna.model.generation.criteria import ConfidenceCriteria as ConfidenceCriteria
     from puna.model.generation.criteria import EosTokenCriteria as EosTokenCriteria
     from puna.model.generation.criteria import MaxLengthCriteria as MaxLengthCriteria

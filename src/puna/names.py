@@ -9,6 +9,8 @@ _NAMES = {
     "puna.answer": "Completion",
     "puna.async_llm": "AsyncLLM",
     "puna.classification": "Classification",
+    "puna.compat.seed": "set_seed",
+    "puna.config.auto": "AutoConfig",
     "puna.config": "GenerationConfig LlamaConfig",
     "puna.convert": "convert merge",
     "puna.errors": "PunaError",
@@ -39,6 +41,8 @@ _NAMES = {
     "puna.model.generation.strategies.hypotheses": "BeamHypotheses",
     "puna.model.generation.strategies.scorers": "BeamScorer BeamSearchScorer",
     "puna.model.generation.streamers": "AsyncTextIteratorStreamer BaseStreamer TextIteratorStreamer TextStreamer",
+    "puna.model.auto": "AutoModel AutoModelForCausalLM AutoModelForQuestionAnswering "
+    "AutoModelForSequenceClassification AutoModelForTokenClassification",
     "puna.model.outputs": "BaseModelOutputWithPast CausalLMOutputWithPast ModelOutput QuestionAnsweringModelOutput "
     "SequenceClassifierOutputWithPast TokenClassifierOutput",
     "puna.tokenizer": "AddedToken AutoTokenizer BatchEncoding LlamaTokenizer LlamaTokenizerFast load_tokenizer",

@@ -17,8 +17,8 @@ from tests.architecture.source_tree import (
 )
 
 LAYERS = [
-    {"compat", "errors", "lazy", "names"},
-    {"files", "templates"},
+    {"errors", "lazy", "names"},
+    {"compat", "files", "templates"},
     {"hub"},
     {"config"},
     {"backend"},

@@ -1,1 +1,1 @@
-"""Parts that exist only for compatibility with transformers and the libraries that use it. Needs no other package."""
+"""Parts that exist only for compatibility with transformers and the libraries that use it."""
