@@ -9,7 +9,7 @@ Legend: t tokens of a chunk, D hidden_size, L layers, K kv heads, E head_dim.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -46,6 +46,16 @@ class Chunk:
     output: Literal["logits", "hidden"] = "logits"
     embeddings: NDArray[np.float32] | None = None
     adapter: int = 0
+
+    def part(self, first: int, end: int) -> Chunk:
+        """Returns the chunk of the tokens from `first` to `end`; its outputs are those of the same tokens."""
+        return replace(
+            self,
+            tokens=self.tokens[first:end],
+            start=self.start + first,
+            rows=max(0, min(end - first, end - (len(self.tokens) - self.rows))),
+            embeddings=None if self.embeddings is None else self.embeddings[first:end],
+        )
 
 
 Batch = Sequence[Chunk]

@@ -14,6 +14,7 @@ from puna.model.base import default_to
 from puna.model.cache import KVCache, LegacyCache
 from puna.model.checks import IGNORED, check_classes, check_logits_to_keep
 from puna.model.generation.generate import generate
+from puna.model.generation.native.choice import native_generation
 from puna.model.llama import LlamaModel
 from puna.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from puna.model.pretrained import LlamaPreTrainedModel
@@ -54,6 +55,9 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
         self.tie_weights()
 
     generate = generate
+    native_generation = native_generation
+    generation_path: str | None = None
+    """How the last call of `generate()` computed: "native", or "torch: " and the reason."""
 
     def get_decoder(self) -> LlamaModel:
         """Returns the `LlamaModel`."""

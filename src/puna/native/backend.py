@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import weakref
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,26 +98,21 @@ class NativeBackend:
             slots * page_count(config.context_length),
             self.cache_bytes_per_token * PAGE,
         )
-        self._process = os.getpid()
         kernels = float32_kernels() if float32 else chosen_kernels()
         self._options = f"{kernels} cache={cache_type} quantize={target and target.name} float32={float32}"
         self._pointer = self._new_model(shape, default_threads(threads), kernels)
+        self._free = weakref.finalize(self, _free_model, self._library, self._pointer, os.getpid())
+        self._free.atexit = False  # the process frees its memory, and other threads may still compute
         # A tensor is in memory twice while it is packed, so the largest are packed first, while little memory is used.
         for name in sorted(tensors, key=lambda name: -tensors[name].format.size(tensors[name].shape)):
             load_tensor(self._model, name, tensors[name], target, float32)
         self._check(self._library.puna_model_ready(self._model, self.pages))
         self._adapters: set[int] = set()
 
-    def __del__(self) -> None:
-        if "_pointer" in self.__dict__:
-            self.close()
-
     def close(self) -> None:
         """Frees the weights and the cache."""
-        # Freeing waits for the model's threads, which a forked child does not have; its exit frees the memory.
-        if self._pointer and self._process == os.getpid():
-            self._library.puna_model_free(self._pointer)
         self._pointer = 0
+        self._free()
 
     @property
     def _model(self) -> int:
@@ -278,15 +273,9 @@ class NativeBackend:
 
     def _pieces(self, chunk: Chunk) -> Iterator[tuple[Chunk, Frequencies]]:
         """Splits the chunk where the rotary frequencies of its tokens change."""
-        end = len(chunk.tokens)
-        for first, last, inv_freq in self._rope.runs(chunk.start, end):
-            if last - first == end:
-                yield chunk, inv_freq
-                return
-            rows = max(0, min(last - first, last - (end - chunk.rows)))
-            embeddings = None if chunk.embeddings is None else chunk.embeddings[first:last]
-            tokens, start = chunk.tokens[first:last], chunk.start + first
-            yield replace(chunk, tokens=tokens, start=start, rows=rows, embeddings=embeddings), inv_freq
+        count = len(chunk.tokens)
+        for first, end, inv_freq in self._rope.runs(chunk.start, count):
+            yield (chunk if end - first == count else chunk.part(first, end)), inv_freq
 
     def _run(
         self, pieces: list[tuple[Chunk, Frequencies]], logits: NDArray[np.float32], hidden: NDArray[np.float32]
@@ -328,6 +317,12 @@ class NativeBackend:
     def _error(self) -> str:
         message: bytes = self._library.puna_error()
         return message.decode()
+
+
+def _free_model(library: ctypes.CDLL, pointer: int, process: int) -> None:
+    # Freeing waits for the model's threads, which a forked child does not have; its exit frees the memory.
+    if process == os.getpid():
+        library.puna_model_free(pointer)
 
 
 def check_supported(config: LlamaConfig) -> None:

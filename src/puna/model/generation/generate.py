@@ -15,7 +15,8 @@ from torch import Tensor
 from puna.config import GenerationConfig
 from puna.errors import RequestError
 from puna.model.cache import LegacyCache
-from puna.model.generation.loop import Criterion, Decoding, LanguageModel, Processor, Streamer, TorchForward
+from puna.model.generation.loop import Criterion, Decoding, LanguageModel, Processor, Streamer
+from puna.model.generation.native.choice import choose_forward
 from puna.model.generation.outputs import GenerateOutput
 from puna.model.generation.processors.build import Context, build_processors
 from puna.model.generation.prompt import read_prompt
@@ -104,18 +105,19 @@ def generate(
     tokens = prompt.ids.shape[1]
     limit = _answer_limit(settings, tokens, prompt.mask.shape[1], self.config.context_length)
     context = Context(prompt.ids, tokens + limit, self.config.vocab_size, prompt.mask, self)
-    decoding = Decoding(
-        self,
-        settings,
-        prompt,
-        limit,
-        build_processors(settings, context, logits_processor or ()),
-        stopping_criteria or (),
-        streamer,
-        choose_generator(seed, generator, self.device),
-        TorchForward(self, prompt, settings.use_cache),
-    )
     with torch.no_grad():
+        runner, self.generation_path = choose_forward(self, settings, prompt, limit)
+        decoding = Decoding(
+            self,
+            settings,
+            prompt,
+            limit,
+            build_processors(settings, context, logits_processor or ()),
+            stopping_criteria or (),
+            streamer,
+            choose_generator(seed, generator, self.device),
+            runner,
+        )
         out = STRATEGIES[generation_mode(settings)](decoding)
     return out if settings.return_dict_in_generate else out.sequences
 

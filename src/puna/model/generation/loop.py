@@ -28,6 +28,8 @@ class LanguageModel(Protocol):
 
     config: LlamaConfig
     generation_config: GenerationConfig
+    generation_path: str | None
+    """Which path the last call took: "native", or "torch: " and the reason."""
 
     @property
     def device(self) -> torch.device:
