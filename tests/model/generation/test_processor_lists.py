@@ -55,7 +55,7 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"sequence_bias": [[[5], 1.5], [[9, 4, 3], 2.0]], "encoder_repetition_penalty": 1.2, "repetition_penalty": 1.3,
      "no_repeat_ngram_size": 2, "encoder_no_repeat_ngram_size": 3, "bad_words_ids": [[3], [6, 4]], "min_length": 8,
-     "min_new_tokens": 2, "forced_bos_token_id": 3, "forced_eos_token_id": 2, "remove_invalid_values": True,
+     "forced_bos_token_id": 3, "forced_eos_token_id": 2, "remove_invalid_values": True,
      "exponential_decay_length_penalty": (0, 1.2), "suppress_tokens": [4], "begin_suppress_tokens": [6],
      "renormalize_logits": True, "eos_token_id": 2},
     {"guidance_scale": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0,
@@ -111,6 +111,17 @@ def test_an_object_of_the_caller_replaces_one_of_the_same_class() -> None:
     with pytest.warns(UserWarning, match="MinLengthLogitsProcessor was passed to generate"):
         assert built(options, custom=[foreign])[1] is foreign
     assert built({"eos_token_id": 2}, custom=[foreign, own]) == [foreign, own]
+
+
+def test_a_minimum_of_new_tokens_replaces_the_minimum_length() -> None:
+    with pytest.warns(UserWarning, match="min_length is 8 and min_new_tokens 1; min_new_tokens takes precedence"):
+        both = built({"min_length": 8, "min_new_tokens": 1, "eos_token_id": 2})
+    assert both[0].min_length == 6 and both[1].min_new_tokens == 1  # as transformers prepares them
+    assert both(IDS, SCORES)[:, 2].isneginf().all()
+    assert torch.equal(both(torch.cat((IDS, IDS), dim=1), SCORES), SCORES)
+    embeddings = built({"min_length": 8, "eos_token_id": 2}, IDS[:, :0], attention_mask=torch.ones(2, 5))
+    assert embeddings[0].min_length == 3
+    assert built({"min_length": 5, "eos_token_id": 2}, IDS[:, :0], attention_mask=torch.ones(2, 5)) == []
 
 
 def test_empty_lists_and_missing_values_have_no_effect() -> None:

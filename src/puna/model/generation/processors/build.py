@@ -147,7 +147,7 @@ def _repetition(settings: GenerationConfig, context: Context) -> Iterator[Proces
 def _lengths(settings: GenerationConfig, context: Context) -> Iterator[Processor]:
     """Yields the processors for minimum lengths and the first and last tokens."""
     ends, device, length = list(settings.eos_token_ids), context.prompt_ids.device, context.prompt_ids.shape[1]
-    if ends and (minimum := _option(settings, "min_length")):
+    if ends and (minimum := _minimum_length(settings, context)):
         yield MinLengthLogitsProcessor(minimum, ends, device)
     if ends and settings.min_new_tokens:
         yield MinNewTokensLengthLogitsProcessor(length, settings.min_new_tokens, ends, device)
@@ -203,6 +203,21 @@ def _warpers(settings: GenerationConfig) -> Iterator[Processor]:
         yield EpsilonLogitsWarper(cutoff, min_tokens_to_keep=keep)
     if (cutoff := _option(settings, "eta_cutoff")) is not None and 0 < cutoff < 1:
         yield EtaLogitsWarper(cutoff, min_tokens_to_keep=keep)
+
+
+def _minimum_length(settings: GenerationConfig, context: Context) -> int:
+    """Returns the minimum number of ids in a row; `min_new_tokens` replaces `min_length`, and embeddings count."""
+    minimum: int = _option(settings, "min_length") or 0
+    if (added := settings.min_new_tokens) is not None:
+        if minimum:
+            warnings.warn(
+                f"min_length is {minimum} and min_new_tokens {added}; min_new_tokens takes precedence. Remove one",
+                stacklevel=4,
+            )
+        return context.prompt_ids.shape[1] + added
+    if context.prompt_ids.shape[1] == 0 and context.attention_mask is not None:
+        minimum -= context.attention_mask.shape[1]
+    return max(minimum, 0)
 
 
 def _option(settings: GenerationConfig, name: str) -> Any:
