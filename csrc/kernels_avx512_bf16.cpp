@@ -11,6 +11,7 @@
 
 namespace puna {
 namespace avx512_bf16 {
+#define PUNA_INTEGER_MATMUL kAvx512.matmul
 #include "kernels_table.inl"
 }  // namespace avx512_bf16
 

@@ -6,29 +6,6 @@
 //   sum of w x = d * (scale * (sum of q a - zero * sum of a) + min * sum of a)
 // `dot` computes the inner parenthesis, `add_block` the outer one, and `accumulate` multiplies by d.
 
-// Adds the four products of each lane's bytes to the lane: VNNI (unsigned weights) or Arm's sdot (signed weights).
-#if defined(__AVX512VNNI__)
-#define PUNA_DOT_BYTES
-PUNA_INLINE i32_reg dot_bytes(i32_reg sum, u32_reg w, i32_reg x) {
-    return (i32_reg)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
-}
-#elif defined(__AVXVNNI__)
-#define PUNA_DOT_BYTES
-PUNA_INLINE i32_reg dot_bytes(i32_reg sum, u32_reg w, i32_reg x) {
-    return (i32_reg)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
-}
-#elif defined(__ARM_FEATURE_DOTPROD)
-#define PUNA_DOT_BYTES
-PUNA_INLINE i32_reg dot_bytes(i32_reg sum, u32_reg w, i32_reg x) {
-    return (i32_reg)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
-}
-#endif
-#if defined(__ARM_FEATURE_DOTPROD)
-constexpr bool kSignedBytes = true;
-#else
-constexpr bool kSignedBytes = false;
-#endif
-
 // Whether the sums of eight tokens fit into registers: AVX-512 has 32, AVX2 and SSE2 have 16.
 #if defined(__AVX512F__)
 constexpr bool kManyRegisters = true;
@@ -203,13 +180,6 @@ PUNA_INLINE u32x16 digit(const u32x16& bytes, int d) {
     return kDigits<F> == 1 ? bytes : shift_right(bytes, 4 * d) & 0x0f0f0f0fu;
 }
 
-// Four consecutive bytes as one word, to be broadcast to all lanes.
-PUNA_INLINE int32_t load_i32(const int8_t* from) {
-    int32_t value;
-    __builtin_memcpy(&value, from, sizeof value);
-    return value;
-}
-
 // Returns -(sum of the activations) of a block; if kHalfScales, of the 16 columns that start with column 4 kFrom.
 template <typename F, int kFrom>
 PUNA_INLINE int32_t neg_sum(const ActivationBlock& block) {
@@ -271,17 +241,6 @@ PUNA_INLINE void dot(const Quad& quad, const ActivationBlock* a, int64_t stride,
 }
 
 #elif defined(__AVX2__)
-
-PUNA_INLINE i32_reg maddubs_i16(u32_reg a, i32_reg b) { return (i32_reg)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
-PUNA_INLINE i32_reg madd_i16(i32_reg a, int factor) {
-    return (i32_reg)_mm256_madd_epi16((__m256i)a, _mm256_set1_epi16(static_cast<int16_t>(factor)));
-}
-// The empty asm keeps the addition in place: otherwise GCC delays all additions of a block and runs out of registers.
-PUNA_INLINE i32_reg add_i16(i32_reg a, i32_reg b) {
-    __m256i sum = _mm256_add_epi16((__m256i)a, (__m256i)b);
-    asm("" : "+x"(sum));
-    return (i32_reg)sum;
-}
 
 // `dot` on AVX2. A pair of products is at most 2 * 128 * (largest weight or digit). kSpan pairs are added in 16 bits
 // before they are widened to 32: 2 for six bits, and a whole block for four bits: 8 * 2 * 15 * 128 = 30720 < 32768.
@@ -460,37 +419,6 @@ PUNA_INLINE void set_zero(f32x16 (&partial)[kTokens][kGroup]) {
         for (int g = 0; g < kGroup; ++g) partial[t][g] = broadcast(0.0f);
 }
 
-// Completes one token's sums of a panel's rows: adds the bias, then stores them or adds them to the output. Rows beyond
-// the matrix are skipped.
-PUNA_INLINE void store_rows(const f32x16& value, const MatmulJob& job, int64_t panel, int64_t token) {
-    const int64_t row = panel * kPanel, valid = job.w.rows - row < kPanel ? job.w.rows - row : kPanel;
-    float* const to = job.out + token * job.out_stride + row;
-    f32x16 result = value;
-    if (job.w.bias) result = result + load_partial(job.w.bias + row, valid);
-    if (job.add) result = load_partial(to, valid) + result;
-    store_partial(to, result, valid);
-}
-
-// Processes the half strips [job.first, job.last). Half 2 s consists of panels s and s + strips(), half 2 s + 1 of the
-// other two panels of strip s, if they exist. Calls body(Constant<n>(), panel, panel_stride) for the n panels `panel`,
-// `panel` + panel_stride, ... If both halves of a strip are to be processed, one call handles its four panels.
-template <typename Body>
-PUNA_INLINE void for_each_strip(const MatmulJob& job, const Body& body) {
-    const int64_t first = job.first, last = job.last, count = job.w.count(), panel_stride = job.w.strips();
-    for (int64_t half = first; half < last; ++half) {
-        const int64_t panel = half / 2 + half % 2 * 2 * panel_stride,
-                      left = (count - panel + panel_stride - 1) / panel_stride;
-        if (half % 2 == 0 && half + 1 < last && left >= kStrip) {
-            body(Constant<kStrip>(), panel, panel_stride);
-            ++half;
-        } else if (left >= 2) {
-            body(Constant<2>(), panel, panel_stride);
-        } else if (left == 1) {
-            body(Constant<1>(), panel, panel_stride);
-        }
-    }
-}
-
 // Distances of prefetches in bytes. A single stream is prefetched kPrefetchFar ahead (AVX-512: into L2, and again
 // kPrefetchNear ahead into L1). With the four streams of a strip a near prefetch suffices: it triggers the hardware
 // prefetcher. Zen 4, AVX-512: 4 KB and 16 KB instead of 8 KB make no difference; without the second prefetch Q4_K is 15
@@ -636,8 +564,6 @@ constexpr int kMaxRegisterTokens = kManyRegisters ? 24 : 2 * kRegisterTokens;
 // Tokens by which panels are multiplied before the next panels. Zen 5, 512 tokens: 32 instead of 64 is 3 % slower; 128
 // is as fast, but activations of 5,632 columns would not fit into L2.
 constexpr int kRegisterBlock = 64;
-// Tokens per loop over the panels; their activations stay in L2. Zen 4: other sizes are within the noise.
-constexpr int kTokenBlock = 128;
 
 static_assert(kChunkBlocks % 2 == 0, "blocks that share a scale are added together");
 
@@ -799,128 +725,29 @@ static void integer_matmul(const MatmulJob& job) {
     }
 }
 
-// Converts 32 integers n, given as floats 1.5 * 2^23 + n, to bytes (128 becomes 127), and computes the sums of the
-// first 16 and of the last 16. 0x4b400000 is the bit pattern of 1.5 * 2^23, so that subtracting it from the bits leaves
-// n.
-#if defined(__AVX2__) && !defined(PUNA_EMULATE)
-PUNA_INLINE void round_to_i8(const f32x16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
-#if defined(__AVX512F__)
-    for (int h = 0; h < 2; ++h) {
-        const __m512i number = _mm512_sub_epi32((__m512i)rounded[h].reg[0], _mm512_set1_epi32(0x4b400000));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to) + h, _mm512_cvtsepi32_epi8(number));
-    }
-#else
-    const __m256i zero = _mm256_set1_epi32(0x4b400000);
-    const auto number = [&](int h, int i) { return _mm256_sub_epi32((__m256i)rounded[h].reg[i], zero); };
-    const __m256i first = _mm256_packs_epi32(number(0, 0), number(0, 1));
-    const __m256i second = _mm256_packs_epi32(number(1, 0), number(1, 1));
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // _mm256_packs_* works on each half of a register
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                        _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), order));
-#endif
-    for (int h = 0; h < 2; ++h) {  // _mm_sad_epu8 sums unsigned bytes, so each byte is increased by 128
-        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(to) + h);
-        const __m128i sums = _mm_sad_epu8(_mm_xor_si128(bytes, _mm_set1_epi8(-128)), _mm_setzero_si128());
-        sum[h] = _mm_cvtsi128_si32(sums) + _mm_extract_epi16(sums, 4) - 16 * 128;
-    }
-}
-#else
-PUNA_INLINE void round_to_i8(const f32x16 (&rounded)[2], int8_t* to, int32_t (&sum)[2]) {
-    for (int h = 0; h < 2; ++h) {
-        int32_t numbers[kLanes];
-        PUNA_EACH_REG* reinterpret_cast<i32_mem*>(numbers + i_ * kWidth) = (i32_reg)rounded[h].reg[i_] - 0x4b400000;
-        sum[h] = 0;
-        for (int i = 0; i < kLanes; ++i) {
-            to[h * kLanes + i] = static_cast<int8_t>(numbers[i] > 127 ? 127 : numbers[i]);
-            sum[h] += to[h * kLanes + i];
-        }
-    }
-}
-#endif
-
-// The largest of sixteen non-negative floats given as bits; NaN counts as larger than any number.
-PUNA_INLINE float reduce_max_bits(const u32x16& bits) {
-#if defined(__AVX512F__) && !defined(PUNA_EMULATE)
-    const uint32_t maximum = _mm512_reduce_max_epu32((__m512i)bits.reg[0]);
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-    const __m256i eight = _mm256_max_epu32((__m256i)bits.reg[0], (__m256i)bits.reg[1]);
-    const __m128i four = _mm_max_epu32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    const __m128i two = _mm_max_epu32(four, _mm_shuffle_epi32(four, 0x4e));
-    const uint32_t maximum = static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(two, _mm_shuffle_epi32(two, 0xb1))));
-#else
-    uint32_t lane[kLanes], maximum = 0;
-    store_u32(lane, bits);
-    for (const uint32_t one : lane) maximum = one > maximum ? one : maximum;
-#endif
-    float largest;
-    __builtin_memcpy(&largest, &maximum, sizeof largest);
-    return largest;
+// Returns the kernel of the first of the `Formats` that reads the panels of a format.
+template <typename... Formats>
+static auto integer_kernel(const FormatTraits& traits) {
+    void (*chosen)(const MatmulJob&) = nullptr;
+    static_cast<void>(((Formats::reads(traits) && (chosen = integer_matmul<Formats>, true)) || ...));
+    return chosen;
 }
 
-// Whether one of the values equals x.
-PUNA_INLINE bool any_equal(const f32x16& values, float x) {
-#if defined(__AVX512F__) && !defined(PUNA_EMULATE)
-    return _mm512_cmp_ps_mask((__m512)values.reg[0], _mm512_set1_ps(x), _CMP_EQ_OQ) != 0;
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-    const __m256 same = _mm256_set1_ps(x);
-    return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps((__m256)values.reg[0], same, _CMP_EQ_OQ),
-                                           _mm256_cmp_ps((__m256)values.reg[1], same, _CMP_EQ_OQ))) != 0;
-#else
-    float lane[kLanes];
-    store(lane, values);
-    bool any = false;
-    for (const float one : lane) any |= one == x;
-    return any;
-#endif
-}
-
-// Quantises kBlocks blocks that share a scale. The largest magnitude becomes 127, or with kFullRange -128: the scale
-// then has the opposite sign of the value, and steps are 0.8 % smaller. If one of the values is NaN, the scale is NaN,
-// and so is every product.
-template <int kBlocks, bool kFullRange>
-PUNA_INLINE void quantize_blocks(const float* x, ActivationBlock* blocks) {
-    const f32x16 magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
-    f32x16 value[2 * kBlocks];
-    u32x16 magnitude;
-    PUNA_EACH_REG magnitude.reg[i_] = u32_reg{};
-#pragma GCC unroll 4
-    for (int i = 0; i < 2 * kBlocks; ++i) {
-        value[i] = load(x + i * kLanes);
-        PUNA_EACH_REG {
-            const u32_reg bits = (u32_reg)value[i].reg[i_] & 0x7fffffffu, maximum = magnitude.reg[i_];
-            magnitude.reg[i_] = bits > maximum ? bits : maximum;
-        }
-    }
-    const float largest = reduce_max_bits(magnitude);
-    float steps = 127.0f;
-    if (kFullRange) {
-        steps = -128.0f;
-#pragma GCC unroll 4
-        for (int i = 0; i < 2 * kBlocks; ++i)
-            if (any_equal(value[i], -largest)) steps = 128.0f;
-    }
-    const float scale = largest / steps, inverse = largest > 0.0f ? steps / largest : 0.0f;
-    const f32x16 times = broadcast(inverse);
-#pragma GCC unroll 2
-    for (int b = 0; b < kBlocks; ++b) {
-        ActivationBlock& to = blocks[b];
-        int32_t sum[2];
-        round_to_i8({fma(value[2 * b], times, magic), fma(value[2 * b + 1], times, magic)}, to.quants, sum);
-        to.scale = scale;
-        to.neg_sum = -(sum[0] + sum[1]);
-        to.sum = static_cast<float>(sum[0] + sum[1]);
-        for (int h = 0; h < 2; ++h) {
-            to.half_sum[h] = static_cast<float>(sum[h]);
-            to.neg_half_sum[h] = -sum[h];
-        }
-        to.unused = 0;
-    }
-}
-
-static void quantize(const float* x, int64_t cols, int scale_blocks, ActivationBlock* blocks) {
-    const int64_t count = cols / kBlock;
-    int64_t b = 0;
-    if (scale_blocks == 2)
-        for (; b + 2 <= count; b += 2) quantize_blocks<2, true>(x + b * kBlock, blocks + b);
-    for (; b < count; ++b) quantize_blocks<1, true>(x + b * kBlock, blocks + b);
+static auto integer_matmul_of(const FormatTraits& traits) {
+    return integer_kernel<IntegerFormat<Planes::kEight, Scales::kHalf, 128>,             // Q8_0
+                          IntegerFormat<Planes::kFour, Scales::kHalf, 8>,                // Q4_0, TQ1_0, TQ2_0
+                          IntegerFormat<Planes::kFour, Scales::kHalfAndMin, 0>,          // Q4_1
+                          IntegerFormat<Planes::kFive, Scales::kHalf, 16>,               // Q5_0
+                          IntegerFormat<Planes::kFive, Scales::kHalfAndMin, 0>,          // Q5_1
+                          IntegerFormat<Planes::kFour, Scales::kNibbles, 0>,             // Q2_K
+                          IntegerFormat<Planes::kFour, Scales::kSignedHalves, 4>,        // Q3_K
+                          IntegerFormat<Planes::kFour, Scales::kSixBit, 0>,              // Q4_K
+                          IntegerFormat<Planes::kFive, Scales::kSixBit, 0>,              // Q5_K
+                          IntegerFormat<Planes::kSix, Scales::kSignedHalves, 32>,        // Q6_K
+                          IntegerFormat<Planes::kFour, Scales::kHalf, 0, true>,          // IQ4_NL
+                          IntegerFormat<Planes::kFour, Scales::kSigned, 0, true>,        // IQ4_XS, IQ3_*, IQ2_XXS,
+                                                                                         // IQ1_S
+                          IntegerFormat<Planes::kFour, Scales::kSignedHalves, 0, true>,  // IQ2_S, IQ2_XS, IQ1_M
+                          IntegerFormat<Planes::kFour, Scales::kExponent, 0, true>       // MXFP4
+                          >(traits);
 }

@@ -1,10 +1,18 @@
 // All kernels of one instruction set. Included by each kernels_*.cpp inside its own namespace. Standard library
 // templates are not used: the linker keeps one copy of an instance, which could be compiled for the wrong instruction
 // set.
+//
+// A build can define PUNA_INTEGER_MATMUL as the `matmul` of another build whose integer kernels are the same. These
+// kernels take most of the time to compile.
 
 // clang-format off: the order matters
 #include "vec.h"
+#include "kernels_products.inl"
+#include "kernels_matrices.inl"
+#include "kernels_activations.inl"
+#if !defined(PUNA_INTEGER_MATMUL)
 #include "kernels_integer.inl"
+#endif
 #include "kernels_float.inl"
 #include "kernels_attention.inl"
 #include "kernels_quantize.inl"
@@ -19,14 +27,6 @@ constexpr bool kUsesBf16 = false;
 
 using Matmul = void (*)(const MatmulJob&);
 
-// Returns the kernel of the first of the `Formats` that reads the panels of a format.
-template <typename... Formats>
-static Matmul integer_kernel(const FormatTraits& traits) {
-    Matmul chosen = nullptr;
-    static_cast<void>(((Formats::reads(traits) && (chosen = integer_matmul<Formats>, true)) || ...));
-    return chosen;
-}
-
 static Matmul kernel_of(const FormatTraits& traits) {
     switch (traits.planes) {
         case Planes::kF32:
@@ -40,22 +40,11 @@ static Matmul kernel_of(const FormatTraits& traits) {
             return float_matmul<Bf16Format>;
 #endif
         default:
-            return integer_kernel<IntegerFormat<Planes::kEight, Scales::kHalf, 128>,       // Q8_0
-                                  IntegerFormat<Planes::kFour, Scales::kHalf, 8>,          // Q4_0, TQ1_0, TQ2_0
-                                  IntegerFormat<Planes::kFour, Scales::kHalfAndMin, 0>,    // Q4_1
-                                  IntegerFormat<Planes::kFive, Scales::kHalf, 16>,         // Q5_0
-                                  IntegerFormat<Planes::kFive, Scales::kHalfAndMin, 0>,    // Q5_1
-                                  IntegerFormat<Planes::kFour, Scales::kNibbles, 0>,       // Q2_K
-                                  IntegerFormat<Planes::kFour, Scales::kSignedHalves, 4>,  // Q3_K
-                                  IntegerFormat<Planes::kFour, Scales::kSixBit, 0>,        // Q4_K
-                                  IntegerFormat<Planes::kFive, Scales::kSixBit, 0>,        // Q5_K
-                                  IntegerFormat<Planes::kSix, Scales::kSignedHalves, 32>,  // Q6_K
-                                  IntegerFormat<Planes::kFour, Scales::kHalf, 0, true>,    // IQ4_NL
-                                  IntegerFormat<Planes::kFour, Scales::kSigned, 0, true>,  // IQ4_XS, IQ3_*, IQ2_XXS,
-                                                                                           // IQ1_S
-                                  IntegerFormat<Planes::kFour, Scales::kSignedHalves, 0, true>,  // IQ2_S, IQ2_XS, IQ1_M
-                                  IntegerFormat<Planes::kFour, Scales::kExponent, 0, true>       // MXFP4
-                                  >(traits);
+#if defined(PUNA_INTEGER_MATMUL)
+            return PUNA_INTEGER_MATMUL;
+#else
+            return integer_matmul_of(traits);
+#endif
     }
 }
 
