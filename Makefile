@@ -48,9 +48,10 @@ demo: $(VENV)/.puna $(VENV)/.model
 
 test: test-parallel test-timing
 
-# All tests except those that assert a time limit, which need an idle processor.
+# All tests except those that assert a time limit, which need an idle processor. PASSED=FILE leaves out the tests that
+# test-core recorded in this file.
 test-parallel: $(READY) $(ORACLES)
-	$(PYTEST) $(PARALLEL) -m "not timing and not soak" $(TESTS)
+	$(PYTEST) $(PARALLEL) -m "not timing and not soak" $(if $(PASSED),--leave-out=$(PASSED)) $(TESTS)
 
 # Rare faults of concurrency and scheduling; takes about four minutes.
 soak: $(READY)
@@ -64,8 +65,10 @@ test-fast: $(READY)
 	$(PYTEST) $(PARALLEL) -m "not slow and not timing and not oracle" $(TESTS)
 
 # tests/without_torch hides PyTorch and transformers: tests that need them are skipped, and all others must pass.
+# PASSED=FILE records the tests that passed.
 test-core: $(READY)
-	PYTHONPATH=$(abspath tests/without_torch) $(PYTEST) $(PARALLEL) -m "not slow and not timing and not oracle" $(TESTS)
+	PYTHONPATH=$(abspath tests/without_torch) $(PYTEST) $(PARALLEL) -m "not slow and not timing and not oracle" \
+		$(if $(PASSED),--record-passed=$(PASSED)) $(TESTS)
 
 # Each file must load, or raise an error of puna, within 2 GB and 10 seconds.
 fuzz: $(READY)
@@ -96,16 +99,17 @@ arm: $(VENV)/.build
 
 sanitize: sanitize-address sanitize-thread
 
+COMMA := ,
 SANITIZE := -DPUNA_SANITIZE
 sanitize-address: $(VENV)/.build
-	$(call build,sanitize-address,$(SANITIZE)=address,schedules kernels)
+	$(call build,sanitize-address,$(SANITIZE)=address$(COMMA)undefined,schedules kernels)
 	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/schedules quick
 	UBSAN_OPTIONS=halt_on_error=1 build/sanitize-address/kernels
 
 # setarch -R: some systems randomise addresses more widely than the thread sanitizer supports.
 sanitize-thread: $(VENV)/.build
 	$(call build,sanitize-thread,$(SANITIZE)=thread,schedules)
-	UBSAN_OPTIONS=halt_on_error=1 setarch -R build/sanitize-thread/schedules quick
+	setarch -R build/sanitize-thread/schedules quick best
 
 bench: $(READY)
 	$(BIN)/python benchmarks/compare_transformers.py

@@ -15,11 +15,41 @@ SHARED = ROOT.parent / "shared"
 """Downloaded models and data, in a folder next to the checkout. Most clones do not have it."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options with which .ci/run runs a test without PyTorch or with it, but not twice."""
+    parser.addoption("--record-passed", metavar="FILE", help="write the names of the tests that pass to this file")
+    parser.addoption("--leave-out", metavar="FILE", help="do not run the tests named in this file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the recorder of passed tests, in the process that receives the reports of all workers."""
+    file = config.getoption("--record-passed")
+    if file and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Recorder(Path(file)))
+
+
+class _Recorder:
+    """Writes the name of each test that passes as a line of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            self._file.write(report.nodeid + "\n")
+
+    def pytest_unconfigure(self) -> None:
+        self._file.close()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the tests that need SHARED where it is absent. The fixture `shared` explains why."""
-    if not SHARED.is_dir():
-        config.hook.pytest_deselected(items=[item for item in items if _needs_shared(item)])
-        items[:] = [item for item in items if not _needs_shared(item)]
+    """Deselects the tests that need SHARED where it is absent (see the fixture `shared`), and those of --leave-out."""
+    file = config.getoption("--leave-out")
+    names = set(Path(file).read_text(encoding="utf-8").splitlines()) if file else set()
+    removed = [item for item in items if item.nodeid in names or (_needs_shared(item) and not SHARED.is_dir())]
+    config.hook.pytest_deselected(items=removed)
+    kept = set(items) - set(removed)
+    items[:] = [item for item in items if item in kept]
 
 
 def _needs_shared(item: pytest.Item) -> bool:

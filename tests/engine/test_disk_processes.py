@@ -46,7 +46,7 @@ def start_process(folder: Path, seed: int, limit: int, count: int) -> int:
         os._exit(status)
 
 
-@pytest.mark.parametrize("rounds", [40, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [40, pytest.param(300, marks=pytest.mark.soak)])
 def test_a_process_that_is_killed_at_any_moment_leaves_a_usable_cache(tmp_path, rounds):
     random, killed = np.random.default_rng(0), 0
     for seed in range(rounds):
