@@ -70,7 +70,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
         entries.append({
             "comparison": target.comparison, "work": target.work.name, "puna": puna[0], "against": best[0],
             "best": best[1], "ratio": puna[0] / best[1], "at_least": target.target,
-            "fit_samples": min(puna[1], best[2]),
+            "undisturbed_samples": min(puna[1], best[2]),
         })  # fmt: skip
     return entries
 
@@ -81,10 +81,10 @@ def show_rows(console: Console, results: Sequence[Result], repeat: int) -> None:
     for column in ("model", "work", "puna", "best", "", "ratio", "target", "undisturbed"):
         table.add_column(column, justify="left" if column in ("model", "work", "") else "right")
     for row in rows(results):
-        style = "dim" if not row["fit_samples"] else None if row["ratio"] >= row["at_least"] else "yellow"
+        style = "dim" if not row["undisturbed_samples"] else None if row["ratio"] >= row["at_least"] else "yellow"
         table.add_row(
             row["comparison"], row["work"], f"{row['puna']:.1f}", f"{row['best']:.1f}", row["against"],
-            f"{row['ratio']:.2f} x", f"{row['at_least']:.2f} x", f"{row['fit_samples']}/{repeat}",
+            f"{row['ratio']:.2f} x", f"{row['at_least']:.2f} x", f"{row['undisturbed_samples']}/{repeat}",
             style=style,
         )  # fmt: skip
     if table.row_count:

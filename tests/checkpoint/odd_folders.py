@@ -1,7 +1,7 @@
 """Unusual folders of LLaMA models, modelled on what public repositories and training programs write.
 
 Each is the golden checkpoint with an edit that does not change its logits, or changes them as the ordinary settings in
-`like` do.
+`equivalent` do.
 """
 
 from __future__ import annotations
@@ -131,11 +131,11 @@ UNUSUAL: dict[str, EditedFolder] = {
             **NO_ROPE,
             "rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 32, "original_max_position_embeddings": 64},
         },
-        like=LINEAR,
+        equivalent=LINEAR,
         note="does not use beta_fast",
     ),
     "linear rope under two names": EditedFolder(
-        {**NO_ROPE, "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2}}, like=LINEAR
+        {**NO_ROPE, "rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 2}}, equivalent=LINEAR
     ),
     "dynamic rope": EditedFolder({**NO_ROPE, "rope_scaling": {"type": "dynamic", "factor": 2.0}}),
     "yarn with nulls": EditedFolder(
@@ -149,7 +149,7 @@ UNUSUAL: dict[str, EditedFolder] = {
                 "finetuned": True,
             },
         },
-        like={
+        equivalent={
             "rope_parameters": {
                 "rope_type": "yarn",
                 "factor": 4.0,

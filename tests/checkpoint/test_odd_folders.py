@@ -46,7 +46,7 @@ def test_logits_and_ids_equal_those_of_the_ordinary_model(name: str, folder: Pat
     odd = UNUSUAL[name]
     path = odd.write(folder / name)
     logits = LLM(path, "native", threads=1).logits(IDS)
-    config = json.dumps(odd.like)
+    config = json.dumps(odd.equivalent)
     assert np.array_equal(logits[:, :512], ordinary_logits(config, folder / f"{len(config)} ordinary"))
     tokenizer = load_tokenizer(path)
     for text, ids in TEXTS.items():

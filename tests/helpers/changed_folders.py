@@ -29,7 +29,7 @@ class EditedFolder:
         tensors: a function that returns the edited tensors.
         files: the names of the weight files among which the tensors are divided.
         edit: a function that edits the folder after it is written.
-        like: changed keys of config.json of an ordinary model with the same logits.
+        equivalent: changed keys of config.json of an ordinary model with the same logits.
         note: part of a note that `inspect_checkpoint` reports.
         reference: whether transformers 5.23 loads the folder too, with the same logits.
         error: the pattern of the message, for a folder that is refused.
@@ -39,7 +39,7 @@ class EditedFolder:
     tensors: Callable[[Tensors], Tensors] = dict
     files: Sequence[str] = ("model.safetensors",)
     edit: Callable[[Path], None] = lambda folder: None
-    like: dict[str, Any] = field(default_factory=dict)
+    equivalent: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     reference: bool = True
     error: str = ""

@@ -1,6 +1,7 @@
 """Streamers: objects that receive the tokens of `generate()` while it runs, with the names of transformers.
 
-`puna.tokenizer.streams` decodes token by token without these heuristics; `LLM` uses it.
+Like those of transformers, they print up to the last space, because a later token can change the end of the text.
+`LLM` uses `puna.tokenizer.streams` instead, which decides exactly which characters are complete.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class TextStreamer(BaseStreamer):
         self.on_finalized_text(text, stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Receives complete text; `stream_end` shows the last call."""
+        """Receives complete text; `stream_end` is True in the last call."""
         sys.stdout.write(text + "\n" if stream_end else text)
         sys.stdout.flush()
 
