@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -59,10 +60,16 @@ class LogitsProcessorList(list[Any]):
         return scores
 
 
+@lru_cache(maxsize=256)
+def _further_parameters(kind: type[Any]) -> tuple[inspect.Parameter, ...]:
+    """Returns the parameters of a class's `__call__` after self, the ids and the scores."""
+    return tuple(inspect.signature(kind.__call__).parameters.values())[3:]
+
+
 def _further_arguments(processor: Processor, arguments: dict[str, Any]) -> dict[str, Any]:
     """Returns the arguments that the processor accepts in addition to the ids and the scores."""
-    call: Any = processor.__call__  # type: ignore[operator]
-    parameters = list(inspect.signature(call).parameters.values())[2:]
+    kind: Any = type(processor)
+    parameters = _further_parameters(kind)
     if not parameters:
         return {}
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
@@ -79,17 +86,18 @@ def _further_arguments(processor: Processor, arguments: dict[str, Any]) -> dict[
 
 def forbid(scores: Tensor, tokens: Tensor) -> Tensor:
     """Sets the scores of `tokens`, (n,), to minus infinity; ids outside the vocabulary have no effect."""
-    return scores.masked_fill(_listed(scores, tokens), float("-inf"))
+    return scores.index_fill(-1, _in_vocabulary(scores, tokens), float("-inf"))
 
 
 def force(scores: Tensor, tokens: Tensor) -> Tensor:
     """Sets the scores of `tokens`, (n,), to 0 and all others to minus infinity."""
-    return torch.full_like(scores, float("-inf")).masked_fill(_listed(scores, tokens), 0.0)
+    return torch.full_like(scores, float("-inf")).index_fill(-1, _in_vocabulary(scores, tokens), 0.0)
 
 
-def _listed(scores: Tensor, tokens: Tensor) -> Tensor:
-    """Returns whether each token of the vocabulary is in `tokens`: bool, (vocabulary,)."""
-    return torch.isin(torch.arange(scores.shape[-1], device=scores.device), tokens.to(scores.device))
+def _in_vocabulary(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Returns the tokens, (n,), for which there are scores."""
+    tokens = tokens[(tokens >= 0) & (tokens < scores.shape[-1])]
+    return tokens.to(scores.device)
 
 
 def end_tokens(eos_token_id: EndTokens, device: Any = "cpu") -> Tensor:

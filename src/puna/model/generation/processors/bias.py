@@ -92,7 +92,9 @@ def add_biases(scores: Tensor, ids: Tensor, groups: Sequence[BiasGroup]) -> Tens
             continue
         end = ids[:, None, ids.shape[1] - length :]  # (rows, 1, length)
         matches = (end == group.prefixes).all(dim=-1)  # (rows, n)
-        total.index_add_(1, group.tokens, torch.where(matches, group.biases, 0.0).to(total.dtype))
+        total.scatter_add_(
+            1, group.tokens.expand(len(ids), -1), torch.where(matches, group.biases, 0.0).to(total.dtype)
+        )
     return scores + total
 
 

@@ -177,7 +177,7 @@ def keep_top_h(scores: Tensor, h: float, candidates: int = _TOP_H_CANDIDATES, va
     terms = -probabilities * probabilities.log()
     kept = terms.cumsum(dim=-1) <= entropy(top)[:, None] * h
     kept[:, 0] = True
-    return scores.masked_fill(~torch.zeros_like(scores, dtype=torch.bool).scatter(1, order, kept), value)
+    return torch.full_like(scores, value).scatter(1, order, torch.where(kept, top, value))
 
 
 def keep_typical(scores: Tensor, mass: float, value: float = REMOVED, keep: int = 1) -> Tensor:
