@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from puna.model.generation.processors import WatermarkDetectorOutput as WatermarkDetectorOutput
     from puna.model.generation.processors import WatermarkingConfig as WatermarkingConfig
     from puna.model.generation.processors import WatermarkLogitsProcessor as WatermarkLogitsProcessor
+    from puna.model.generation.processors import top_k_top_p_filtering as top_k_top_p_filtering
     from puna.model.generation.strategies.constrained_scorer import (
         ConstrainedBeamSearchScorer as ConstrainedBeamSearchScorer,
     )

@@ -32,7 +32,7 @@ _NAMES = {
         "SuppressTokensLogitsProcessor SynthIDTextWatermarkLogitsProcessor SynthIDTextWatermarkingConfig "
         "TemperatureLogitsWarper TopHLogitsWarper TopKLogitsWarper TopPLogitsWarper TypicalLogitsWarper "
         "UnbatchedClassifierFreeGuidanceLogitsProcessor WatermarkDetector WatermarkDetectorOutput "
-        "WatermarkLogitsProcessor WatermarkingConfig"
+        "WatermarkLogitsProcessor WatermarkingConfig top_k_top_p_filtering"
     ),
     "puna.model.generation.strategies.constrained_scorer": "ConstrainedBeamSearchScorer",
     "puna.model.generation.strategies.constraints": (

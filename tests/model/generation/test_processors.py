@@ -182,3 +182,13 @@ def test_top_p_at_an_exact_boundary_equals_transformers() -> None:
     logits = torch.tensor([[1.0, 1, 1, 1], [0, 0, -1e4, -1e4]])  # probabilities of exactly 1/4 and 1/2
     for p in (0.25, 0.5, 0.75):
         assert torch.equal(puna.TopPLogitsWarper(p)(IDS, logits), reference.TopPLogitsWarper(p)(IDS, logits))
+
+
+@pytest.mark.parametrize(("k", "p", "keep"), [(0, 1.0, 1), (5, 0.7, 1), (2, 0.1, 4), (0, 0.5, 1), (3, 2.0, 1)])
+def test_top_k_top_p_filtering_applies_both_filters(k: int, p: float, keep: int) -> None:
+    expected = make_scores("random")
+    if k:
+        expected = reference.TopKLogitsWarper(k, -9.0, keep)(IDS, expected)
+    if p <= 1:
+        expected = reference.TopPLogitsWarper(p, -9.0, keep)(IDS, expected)
+    assert torch.equal(puna.top_k_top_p_filtering(make_scores("random"), k, p, -9.0, keep), expected)

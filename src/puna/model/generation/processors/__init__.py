@@ -11,6 +11,7 @@ from puna.model.generation.processors.filters import (
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
+    top_k_top_p_filtering,
 )
 from puna.model.generation.processors.guidance import (
     ClassifierFreeGuidanceLogitsProcessor,
@@ -60,5 +61,5 @@ __all__ = [
     "SynthIDTextWatermarkLogitsProcessor", "SynthIDTextWatermarkingConfig", "TemperatureLogitsWarper",
     "TopHLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "TypicalLogitsWarper",
     "UnbatchedClassifierFreeGuidanceLogitsProcessor", "WatermarkDetector", "WatermarkDetectorOutput",
-    "WatermarkLogitsProcessor", "WatermarkingConfig",
+    "WatermarkLogitsProcessor", "WatermarkingConfig", "top_k_top_p_filtering",
 ]  # fmt: skip

@@ -143,6 +143,19 @@ class EtaLogitsWarper(LogitsWarper):
         return keep_above(scores, limit[:, None], self.filter_value, self.min_tokens_to_keep)
 
 
+def top_k_top_p_filtering(
+    logits: Tensor, top_k: int = 0, top_p: float = 1.0, filter_value: float = REMOVED, min_tokens_to_keep: int = 1
+) -> Tensor:
+    """Applies top-k, unless it is 0, then top-p; a function of transformers 4.34 that 5 does not have.
+
+    Args:
+        logits: (rows, vocabulary).
+    """
+    if top_k > 0:
+        logits = keep_top_k(logits, max(top_k, min_tokens_to_keep), filter_value)
+    return keep_top_p(logits, top_p, filter_value, min_tokens_to_keep) if 0 <= top_p <= 1 else logits
+
+
 def keep_top_k(scores: Tensor, k: int, value: float = REMOVED) -> Tensor:
     """Keeps the k most likely tokens, and all tokens tied with the k-th."""
     return scores.masked_fill(scores < _kth(scores, k), value)
