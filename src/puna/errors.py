@@ -24,6 +24,10 @@ class TokenizerError(PunaError):
     """A tokenizer file cannot be read, or a tokenizer does not support the requested operation."""
 
 
+class TokenizerFeatureError(TokenizerError, NotImplementedError):
+    """The class of this tokenizer does not support the requested operation; the message names the class that does."""
+
+
 class ChatTemplateError(TokenizerError):
     """A chat template is missing, cannot be compiled, or rejects the conversation."""
 

@@ -47,7 +47,9 @@ def test_the_forward_pass_takes_fewer_than_500_lines_to_read():
 
 
 def test_the_tokenizer_has_at_most_22_files():
-    assert sum(short_path(path).startswith("tokenizer/") for path in modules()) <= 22
+    """Apart from `__init__` files and tokenizer/huggingface/, which exists only for compatibility."""
+    paths = [short_path(path) for path in modules() if path.name != "__init__.py"]
+    assert sum(path.startswith("tokenizer/") and not path.startswith("tokenizer/huggingface/") for path in paths) <= 22
 
 
 def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

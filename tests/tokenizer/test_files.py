@@ -106,19 +106,29 @@ def test_arguments_of_the_hub_have_no_effect_on_a_path(cls, folder):
     assert tokenizer.pad_token == "</s>" and tokenizer.encode("a") == cls.from_pretrained(folder).encode("a")
     in_subfolder = cls.from_pretrained(folder.parent, subfolder=folder.name)
     assert in_subfolder.encode("a") == tokenizer.encode("a")
-    with pytest.raises(TokenizerError, match="no_such=1"):
-        cls.from_pretrained(folder, no_such=1)
 
 
-def test_the_error_names_an_unknown_argument(sp_model):
+@pytest.mark.parametrize("cls", [AutoTokenizer, LlamaTokenizer, LlamaTokenizerFast])
+def test_unknown_arguments_are_kept(cls, folder, tmp_path):
+    tokenizer = cls.from_pretrained(folder, use_fast=True, random_argument=True)
+    assert tokenizer.init_kwargs["random_argument"] is True
+    tokenizer.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["random_argument"] is True
+    again = cls.from_pretrained(tmp_path, random_argument=False)
+    assert again.init_kwargs["random_argument"] is False and "use_fast" not in again.init_kwargs
+
+
+def test_constructors_keep_unknown_arguments(sp_model):
+    for cls in (LlamaTokenizer, LlamaTokenizerFast):
+        tokenizer = cls(sp_model, foo=1, max_len=8)
+        assert tokenizer.init_kwargs["foo"] == 1 and not hasattr(tokenizer, "foo")
+        assert tokenizer.model_max_length == 8
+
+
+def test_load_tokenizer_names_an_unknown_argument(sp_model):
     for arguments in ({"no_such": 1}, {"revision": "main"}):
         with pytest.raises(TokenizerError, match=next(iter(arguments))):
             load_tokenizer(sp_model, **arguments)
-    for cls in (LlamaTokenizer, LlamaTokenizerFast):
-        with pytest.raises(TypeError, match="modelmax_length"):
-            cls(sp_model, modelmax_length=8)
-    with pytest.raises(TypeError, match="legacy"):
-        LlamaTokenizerFast(sp_model, legacy=False)
 
 
 def test_flags_in_the_configuration_are_applied(folder, byte_level_json, sp_model):

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from puna.tokenizer.encoding import BatchEncoding
+    from puna.tokenizer.calls.batch_encoding import BatchEncoding
     from puna.tokenizer.fast import LlamaTokenizerFast
     from puna.tokenizer.load import AutoTokenizer, load_tokenizer
     from puna.tokenizer.slow import LlamaTokenizer
@@ -30,7 +30,7 @@ __all__ = [
 _MODULES = {
     "AddedToken": "special",
     "AutoTokenizer": "load",
-    "BatchEncoding": "encoding",
+    "BatchEncoding": "calls.batch_encoding",
     "LlamaTokenizer": "slow",
     "LlamaTokenizerFast": "fast",
     "StreamDecoder": "streams",

@@ -12,13 +12,13 @@ from puna.hub import HubArguments, hub_arguments, local_path
 from puna.tokenizer.special import AddedToken, TokenLike
 
 if TYPE_CHECKING:
-    from puna.tokenizer.encoding import Text
+    from puna.tokenizer.calls.encoding import Text
 
 NO_LIMIT = int(1e30)
 """`model_max_length` if no limit is known; transformers writes the same number."""
 
-ChatTemplate = str | Mapping[str, str]
-"""One template, or several by name ("default", "tool_use", ...)."""
+ChatTemplate = str | Mapping[str, str] | Sequence[Mapping[str, str]]
+"""One template, or several by name ("default", "tool_use", ...), or a list of {"name": ..., "template": ...}."""
 
 Behaviour = Literal["sp", "hf-legacy", "hf"]
 """How `LlamaTokenizer` reads special tokens and spaces; see slow.py."""
@@ -72,12 +72,31 @@ class FromPretrained(Arguments, HubArguments, total=False):
     use_auth_token: str | bool | None
 
 
-def split_hub_arguments(path: str | Path, arguments: FromPretrained) -> tuple[Path, Arguments]:
-    """Returns the local path of a model, downloaded first if it is on the hub, and the constructor arguments."""
+_IGNORED = frozenset(
+    ("use_fast", "proxies", "resume_download", "mirror", "config", "tokenizer_type", "code_revision", "_commit_hash",
+     "_from_auto", "gguf_file", "trust_remote_code", "use_auth_token", "subfolder")
+)  # fmt: skip
+"""Arguments of transformers' `from_pretrained` that are not settings of a tokenizer."""
+
+
+def split_hub_arguments(path: str | Path, arguments: Mapping[str, Any]) -> tuple[Path, Arguments, dict[str, Any]]:
+    """Returns the local path of a model, downloaded first if it is on the hub, and the arguments of a constructor.
+
+    Returns:
+        The path; the arguments that tokenizers have; the others, which transformers keeps in `init_kwargs`.
+    """
     hub_options = hub_arguments({"token": arguments.get("use_auth_token"), **arguments})
     folder = local_path(path, "tokenizer", arguments.get("subfolder") or "", **hub_options)
-    hub_names = FromPretrained.__optional_keys__ - Arguments.__optional_keys__
-    return folder, check_names({name: value for name, value in arguments.items() if name not in hub_names})
+    if arguments.get("gguf_file"):
+        folder = folder / arguments["gguf_file"]
+    rest = {
+        name: v for name, v in arguments.items() if name not in _IGNORED and name not in HubArguments.__optional_keys__
+    }
+    known = Arguments.__optional_keys__
+    constructor = cast(Arguments, {name: value for name, value in rest.items() if name in known})
+    if "max_len" in rest:
+        constructor.setdefault("model_max_length", rest.pop("max_len"))
+    return folder, constructor, {name: value for name, value in rest.items() if name not in known}
 
 
 def check_names(arguments: Mapping[str, Any]) -> Arguments:
@@ -99,35 +118,48 @@ def common_arguments(arguments: Arguments) -> CommonArguments:
     return cast(CommonArguments, {k: v for k, v in arguments.items() if k in CommonArguments.__optional_keys__})
 
 
-def split_batch(
-    text: Text | Sequence[Text], pair: Text | Sequence[Text] | None, words: bool
-) -> tuple[list[Text], list[Text | None], bool]:
-    """Distinguishes one input from a batch: returns the texts, their pairs, and whether the input is a batch."""
-    if isinstance(text, str) or (words and _is_words(text)):
-        return [_check_input(text, words)], [None if pair is None else _check_input(pair, words)], False
-    if not isinstance(text, (list, tuple)):
+def split_batch(text: Any, pair: Any, words: bool) -> tuple[list[tuple[Any, Any]], bool]:
+    """Distinguishes one input from a batch: returns texts with their pairs (or None), and whether there is a batch."""
+    is_list = isinstance(text, (list, tuple))
+    if not is_list and not isinstance(text, str):
         raise TokenizerError(f"a {type(text).__name__} is not a text; pass a string or a list of strings")
-    if pair is None and not words and text and all(isinstance(item, tuple) and len(item) == 2 for item in text):
-        text, pair = [item[0] for item in text], [item[1] for item in text]
+    if not is_list or (words and not (text and isinstance(text[0], (list, tuple)))):
+        return [(text, pair)], False
     if pair is None:
-        return [_check_input(item, words) for item in text], [None] * len(text), True
+        return [split_pair(item, words) for item in text], True
     if not isinstance(pair, (list, tuple)) or len(pair) != len(text):
         count = f"has {len(pair)} texts" if isinstance(pair, (list, tuple)) else "is one text"
         raise TokenizerError(f"text_pair {count}, but text has {len(text)}; pass a list of {len(text)} texts")
-    return [_check_input(item, words) for item in text], [_check_input(item, words) for item in pair], True
+    return list(zip(text, pair, strict=True)), True
 
 
-def _is_words(text: object) -> bool:
-    return isinstance(text, (list, tuple)) and all(isinstance(word, str) for word in text)
+def split_pair(item: Any, words: bool) -> tuple[Any, Any]:
+    """Returns the two texts of an item of a batch if it is a list or tuple of two, else the item and None."""
+    if not isinstance(item, (list, tuple)) or not item or isinstance(item[0], int):
+        return item, None
+    if words and not isinstance(item[0], (list, tuple)):
+        return item, None
+    if len(item) != 2:
+        raise TokenizerError(f"{show(item)} has {len(item)} items; in a batch, a list or tuple of two texts is a pair")
+    return item[0], item[1]
 
 
-def _check_input(text: object, words: bool) -> Text:
-    if words and isinstance(text, (list, tuple)):
-        return [_check_text(word) for word in text]
-    return _check_text(text)
+def check_text(text: object, words: bool) -> Text:
+    """Returns a text that can be encoded: a string, or a list of words, tokens or token ids.
+
+    Raises:
+        TokenizerError: the text has another type, or characters that UTF-8 cannot represent.
+    """
+    if isinstance(text, str):
+        return _check_string(text)
+    if isinstance(text, (list, tuple)):
+        if text and not words and not isinstance(text[0], str):
+            return as_ids(text)
+        return [_check_string(word) for word in text]
+    raise TokenizerError(f"{show(text)} is a {type(text).__name__}; only strings can be tokenized")
 
 
-def _check_text(text: object) -> str:
+def _check_string(text: object) -> str:
     """Returns `text` if it is a string that UTF-8 can represent, else raises TokenizerError."""
     if not isinstance(text, str):
         raise TokenizerError(f"{show(text)} is a {type(text).__name__}; only strings can be tokenized")

@@ -6,22 +6,23 @@ functions of other modules that the class body assigns.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from puna.compat.transformers_bases import inherit_when_imported
 from puna.errors import TokenizerError
-from puna.tokenizer import batch
 from puna.tokenizer.arguments import NO_LIMIT, Arguments, CommonArguments, FromPretrained, as_ids, split_hub_arguments
-from puna.tokenizer.batch import check_side
-from puna.tokenizer.chat.templates import apply_chat_template, default_template, get_chat_template
-from puna.tokenizer.encoding import Encoding, Input
+from puna.tokenizer.calls import batch, lengths
+from puna.tokenizer.calls.encoding import Call, Encoding, Input
+from puna.tokenizer.chat.templates import apply_chat_template, default_template, get_chat_template, named_templates
 from puna.tokenizer.files.config import save_pretrained
 from puna.tokenizer.files.recipes import Recipe
+from puna.tokenizer.huggingface.interface import SuperclassInterface
 from puna.tokenizer.special import (
     ADDITIONAL,
+    EXTRA,
     NAMES,
     AddedToken,
     NamedToken,
@@ -31,19 +32,21 @@ from puna.tokenizer.special import (
     add_tokens,
     as_added_token,
 )
-from puna.tokenizer.streams import TextStream, batch_decode, clean_up, decode
+from puna.tokenizer.streams import TextStream
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 
-class TokenizerBase(ABC):
+class TokenizerBase(SuperclassInterface):
     """Base class of `LlamaTokenizer` and `LlamaTokenizerFast`."""
 
     is_fast: ClassVar[bool]
-    default_padding_side: ClassVar[str]
-    _first_keeps_more: ClassVar[bool | None]
-    """See `batch.truncate`."""
+    model_input_names: list[str] = ["input_ids", "attention_mask"]  # noqa: RUF012  # as in transformers
+    padding_side = "right"
+    truncation_side = "right"
+    _infill_names: ClassVar[tuple[str, ...]] = ()
+    """Arguments of a call that Code Llama's tokenizers have in addition."""
     _recipe: ClassVar[staticmethod[[Path, Arguments], Recipe]]
     """Reads the recipe from which this class builds the tokenizer of a path."""
 
@@ -73,27 +76,34 @@ class TokenizerBase(ABC):
             padding_side, truncation_side: "left" or "right".
             split_special_tokens: whether special tokens written in a text are encoded as text.
             chat_template: Jinja source, or several templates by name.
-            other_config: other keys of tokenizer_config.json; `save_pretrained` writes them back.
+            other_config: other keys of tokenizer_config.json; `save_pretrained` writes them back. As in transformers,
+                arguments with other names are such keys too.
         """
-        if unknown := arguments.keys() - CommonArguments.__optional_keys__:
-            raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}")
-        values: Mapping[str, Any] = arguments
+        values: dict[str, Any] = {**arguments}
+        other = dict(values.pop("other_config", None) or {})
+        other |= {name: values.pop(name) for name in values.keys() - CommonArguments.__optional_keys__}
+        self.init_kwargs = values | other
         self._named = {n: as_added_token(values[n], special=True) for n in NAMES if values.get(n) is not None}
-        self._additional = [as_added_token(token, special=True) for token in values.get(ADDITIONAL) or ()]
+        more = other.pop(EXTRA, None) if values.get(ADDITIONAL) is None else values[ADDITIONAL]
+        items = more.values() if isinstance(more, Mapping) else more or ()
+        self._additional_special_tokens: list[AddedToken] | None = [as_added_token(t, special=True) for t in items]
         self._special_ids: frozenset[int] | None = None
-        self.clean_up_tokenization_spaces: bool = arguments["clean_up_tokenization_spaces"]
-        self.use_default_system_prompt: bool = arguments["use_default_system_prompt"]
-        limit = arguments.get("model_max_length")
+        self.clean_up_tokenization_spaces: bool = values["clean_up_tokenization_spaces"]
+        self.use_default_system_prompt: bool = values["use_default_system_prompt"]
+        limit = other.pop("max_len", None) if values.get("model_max_length") is None else values["model_max_length"]
         self.model_max_length = NO_LIMIT if limit is None else int(limit)
-        side = arguments.get("padding_side")
-        self.padding_side = check_side("padding_side", self.default_padding_side if side is None else side)
-        self.truncation_side = check_side("truncation_side", arguments.get("truncation_side", "right"))
-        self.model_input_names = list(arguments.get("model_input_names", ("input_ids", "attention_mask")))
-        self.split_special_tokens = bool(arguments.get("split_special_tokens"))
-        self.chat_template = arguments.get("chat_template")
-        self.name_or_path = arguments.get("name_or_path", "")
+        for name in ("padding_side", "truncation_side"):
+            side = values.get(name)
+            setattr(self, name, lengths.check_side(name, getattr(type(self), name) if side is None else side))
+        self.model_input_names = list(values.get("model_input_names") or type(self).model_input_names)
+        self.split_special_tokens = bool(values.get("split_special_tokens"))
+        self.chat_template = named_templates(values.get("chat_template"))
+        self.name_or_path = values.get("name_or_path", "")
+        self.verbose = bool(other.pop("verbose", False))
+        self._processor_class = other.get("processor_class")
         self._add_bos = self._add_eos = False
-        self.other_config = dict(arguments.get("other_config") or {})
+        self.other_config = other
+        self.deprecation_warnings: dict[str, bool] = {}  # notices that were logged, by key
         self.notes: list[str] = []  # remarks on unusual files, for `puna inspect`
 
     @property
@@ -133,8 +143,16 @@ class TokenizerBase(ABC):
             self.notes.append("clean_up_tokenization_spaces has no effect on a BPE vocabulary, as in transformers 5")
 
     @abstractmethod
-    def _encode(self, inputs: Sequence[Input]) -> list[Encoding]:
-        """Encodes texts or pairs without truncation and padding; all encoding goes through this method."""
+    def _encode(self, inputs: Sequence[Input], call: Call) -> list[Encoding]:
+        """Encodes and truncates texts or pairs, without padding; all encoding goes through this method."""
+
+    def _infill(self, item: Input, arguments: Mapping[str, Any]) -> Input:
+        """Splits a text at Code Llama's marker; `arguments` are those in `_infill_names`."""
+        return item
+
+    @abstractmethod
+    def _report_unknown(self, arguments: Mapping[str, Any]) -> None:
+        """Reports arguments of a call that have unknown names."""
 
     @abstractmethod
     def _decode(self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str:
@@ -165,25 +183,21 @@ class TokenizerBase(ABC):
             self._named[name] = as_added_token(value, special=True)
 
     @property
-    def additional_special_tokens(self) -> list[str]:
-        """Special tokens without a name such as `bos_token`."""
-        return [token.content for token in self._additional]
+    def additional_special_tokens(self) -> list[str] | None:
+        """Special tokens without a name such as `bos_token`; None if None was assigned."""
+        tokens = self._additional_special_tokens
+        return None if tokens is None else [token.content for token in tokens]
 
     @additional_special_tokens.setter
     def additional_special_tokens(self, value: Sequence[TokenLike] | None) -> None:
         self._special_ids = None
-        self._additional = [as_added_token(token, special=True) for token in value or ()]
-
-    @property
-    def additional_special_tokens_ids(self) -> list[int]:
-        """The ids of `additional_special_tokens` that are in the vocabulary."""
-        return self._known_ids(self.additional_special_tokens)
+        self._additional_special_tokens = None if value is None else [as_added_token(t, special=True) for t in value]
 
     @property
     def special_tokens_map_extended(self) -> dict[str, AddedToken | list[AddedToken]]:
         """The special tokens that are set: name to token."""
         named: dict[str, AddedToken | list[AddedToken]] = {n: self._named[n] for n in NAMES if n in self._named}
-        return named | ({ADDITIONAL: list(self._additional)} if self._additional else {})
+        return named | ({ADDITIONAL: list(self._additional_special_tokens)} if self._additional_special_tokens else {})
 
     @property
     def special_tokens_map(self) -> dict[str, str | list[str]]:
@@ -197,7 +211,8 @@ class TokenizerBase(ABC):
     def all_special_tokens_extended(self) -> list[AddedToken]:
         """Every special token once, in the order of the names."""
         unique: dict[str, AddedToken] = {}
-        for token in (*(self._named[name] for name in NAMES if name in self._named), *self._additional):
+        named = (self._named[name] for name in NAMES if name in self._named)
+        for token in (*named, *(self._additional_special_tokens or ())):
             unique.setdefault(token.content, token)
         return list(unique.values())
 
@@ -208,11 +223,9 @@ class TokenizerBase(ABC):
 
     @property
     def all_special_ids(self) -> list[int]:
-        """The id of every special token."""
-        return self._known_ids(self.all_special_tokens)
-
-    def _known_ids(self, tokens: Sequence[str]) -> list[int]:
-        return [index for index in map(self._token_id, tokens) if index is not None]
+        """The id of every special token; that of the unknown token for a token outside the vocabulary."""
+        ids: list[int | None] = self.convert_tokens_to_ids(self.all_special_tokens)
+        return [index for index in ids if index is not None]
 
     def _special_id_set(self) -> frozenset[int]:
         if self._special_ids is None:
@@ -222,22 +235,10 @@ class TokenizerBase(ABC):
     add_tokens = add_tokens
     add_special_tokens = add_special_tokens
 
-    @property
-    def vocab(self) -> dict[str, int]:
-        """Token to id, added tokens included."""
-        return self.get_vocab()
-
-    @property
-    def added_tokens_encoder(self) -> dict[str, int]:
-        """Added token to id, ascending by id."""
-        return {token.content: index for index, token in self.added_tokens_decoder.items()}
-
-    def get_added_vocab(self) -> dict[str, int]:
-        """Added token to id."""
-        return self.added_tokens_encoder
-
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str] | None) -> Any:
         """Returns the id of a token, or the ids of several; `unk_token_id` for a token outside the vocabulary."""
+        if tokens is None:
+            return None
         if isinstance(tokens, str):
             index = self._token_id(tokens)
             return self.unk_token_id if index is None else index
@@ -315,9 +316,14 @@ class TokenizerBase(ABC):
         second = [] if token_ids_1 is None else bos + [0] * len(token_ids_1) + eos
         return bos + [0] * len(token_ids_0) + eos + second
 
-    __call__ = encode_plus = batch_encode_plus = batch.call
+    __call__ = batch.call
     encode = batch.encode
-    pad = batch.pad
+    encode_plus = batch.encode_plus
+    batch_encode_plus = batch.batch_encode_plus
+    prepare_for_model = batch.prepare_for_model
+    pad = lengths.pad
+    truncate_sequences = lengths.truncate_sequences
+    _id_columns = lengths.id_columns
 
     @property
     def default_chat_template(self) -> str:
@@ -330,13 +336,8 @@ class TokenizerBase(ABC):
 
     get_chat_template = get_chat_template
     apply_chat_template = apply_chat_template
-    decode = decode
-    batch_decode = batch_decode
-
-    @staticmethod
-    def clean_up_tokenization(out_string: str) -> str:
-        """Removes spaces before punctuation and English contractions."""
-        return clean_up(out_string)
+    decode = batch.decode
+    batch_decode = batch.batch_decode
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **arguments: Unpack[FromPretrained]) -> Self:
@@ -349,7 +350,15 @@ class TokenizerBase(ABC):
             ModelNotFoundError: there is no such folder or file.
             TokenizerError: the files cannot be read or need the other tokenizer class, or an argument is unknown.
         """
-        return cls.from_recipe(cls._recipe(*split_hub_arguments(pretrained_model_name_or_path, arguments)))
+        path, constructor_arguments, other = split_hub_arguments(pretrained_model_name_or_path, arguments)
+        tokenizer = cls.from_recipe(cls._recipe(path, constructor_arguments))
+        tokenizer.keep_arguments(other)
+        return tokenizer
+
+    def keep_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Keeps arguments that are not settings of a tokenizer; `save_pretrained` writes them, as in transformers."""
+        self.other_config |= arguments
+        self.init_kwargs |= arguments
 
     @classmethod
     @abstractmethod
@@ -379,13 +388,6 @@ class TokenizerBase(ABC):
     @abstractmethod
     def _class_config(self) -> dict[str, Any]:
         """Returns the keys of tokenizer_config.json that depend on the class."""
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(name_or_path={self.name_or_path!r}, vocab_size={self.vocab_size}, "
-            f"model_max_length={self.model_max_length}, padding_side={self.padding_side!r}, "
-            f"special_tokens={self.special_tokens_map})"
-        )
 
 
 inherit_when_imported(TokenizerBase, "transformers.tokenization_utils_base", "PreTrainedTokenizerBase")

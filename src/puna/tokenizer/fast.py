@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import tokenizers
 from tokenizers import Tokenizer, models, processors
 
 from puna.errors import TokenizerError, show
 from puna.files.tokenizer_json import library_errors, numbering_notes, read_pipeline
-from puna.tokenizer.arguments import SharedArguments, common_arguments
+from puna.tokenizer.arguments import SharedArguments, as_ids, common_arguments
 from puna.tokenizer.base import TokenizerBase
-from puna.tokenizer.encoding import Encoding, Input
+from puna.tokenizer.calls.encoding import Call, Encoding, Input
+from puna.tokenizer.calls.lengths import windows
 from puna.tokenizer.files import recipes
 from puna.tokenizer.files.config import OWN_IDS
+from puna.tokenizer.huggingface.interface import SlowClass
 from puna.tokenizer.special import AddedToken, TokenLike, as_added_token
 from puna.tokenizer.streams import TextStream, decoder_stream
 
@@ -47,10 +49,9 @@ class LlamaTokenizerFast(TokenizerBase):
     """
 
     is_fast = True
-    default_padding_side = "left"
+    padding_side = "left"
     vocab_files_names = {"vocab_file": "tokenizer.model", "tokenizer_file": "tokenizer.json"}  # noqa: RUF012
-    slow_tokenizer_class = "LlamaTokenizer"
-    _first_keeps_more = None
+    slow_tokenizer_class = SlowClass()
     _recipe = staticmethod(recipes.pipeline_recipe)
 
     def __init__(
@@ -83,6 +84,7 @@ class LlamaTokenizerFast(TokenizerBase):
         )
         self.vocab_file = None if vocab_file is None else str(vocab_file)
         self.literal = literal
+        self.init_kwargs |= {"add_bos_token": add_bos_token, "add_eos_token": add_eos_token}
         self._tokenizer = tokenizer_object or _pipeline(vocab_file, None if from_slow else tokenizer_file)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -126,7 +128,7 @@ class LlamaTokenizerFast(TokenizerBase):
         added = {token.content: token for token in self.added_tokens_decoder.values()}
         named = {token.content for token in self._named.values()}
         self._add([token for token in self.all_special_tokens_extended if token.content not in added])
-        self._add([token.as_special() for text, token in added.items() if text in named and not token.special])
+        self._add([t.with_flags(special=True) for text, t in added.items() if text in named and not t.special])
 
     def _detect_bos_and_eos(self) -> None:
         """Sets `add_bos_token` and `add_eos_token` from the tokens that the pipeline adds to an empty text."""
@@ -195,19 +197,26 @@ class LlamaTokenizerFast(TokenizerBase):
         self._splitting_pipeline = None
         return len(self) - old_length
 
-    def _encode(self, inputs: Sequence[Input]) -> list[Encoding]:
-        if not inputs:
-            return []
-        engine = self._pipeline_for_splitting() if inputs[0].split_special_tokens else self._tokenizer
-        texts: list[Any] = [item.text if item.pair is None else (item.text, item.pair) for item in inputs]
-        words = not isinstance(inputs[0].text, str)
-        add = inputs[0].add_special_tokens
+    def _encode(self, inputs: Sequence[Input], call: Call) -> list[Encoding]:
+        if any(isinstance(item.text, list) and not item.words for item in inputs):
+            pairs = [(as_ids(item.text), None if item.pair is None else as_ids(item.pair)) for item in inputs]
+            return [Encoding(self._id_columns(ids, pair, call)) for ids, pair in pairs]
+        columns = self._encode_texts(inputs, call) if inputs else []
+        return [windows(Encoding(item), call.plan, self.truncation_side, call.overflow) for item in columns]
+
+    def _encode_texts(self, inputs: Sequence[Input], call: Call) -> list[tokenizers.Encoding]:
+        return self._run(self._pipeline_for_splitting() if call.split else self._tokenizer, inputs, call)
+
+    def _run(self, pipeline: Tokenizer, inputs: Sequence[Input], call: Call) -> list[tokenizers.Encoding]:
+        words, add = not isinstance(inputs[0].text, str), call.add_special_tokens
         with library_errors("this tokenizer cannot encode the text"):
-            if len(texts) == 1:
-                item = inputs[0]
-                return [Encoding(engine.encode(item.text, item.pair, is_pretokenized=words, add_special_tokens=add))]
-            encoded = engine.encode_batch(texts, is_pretokenized=words, add_special_tokens=add)
-        return [Encoding(columns) for columns in encoded]
+            if len(inputs) == 1:
+                text, pair = inputs[0].text, inputs[0].pair
+                return [
+                    pipeline.encode(cast(str, text), cast(Any, pair), is_pretokenized=words, add_special_tokens=add)
+                ]
+            texts: list[Any] = [item.text if item.pair is None else (item.text, item.pair) for item in inputs]
+            return pipeline.encode_batch(texts, is_pretokenized=words, add_special_tokens=add)
 
     def _pipeline_for_splitting(self) -> Tokenizer:
         """Returns a copy of the pipeline for `split_special_tokens`; other threads may be using the original."""
@@ -217,15 +226,21 @@ class LlamaTokenizerFast(TokenizerBase):
             self._splitting_pipeline.encode_special_tokens = True
         return self._splitting_pipeline
 
-    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
-        """Returns a text, or a pair of texts, as tokens."""
-        return self(text, pair, add_special_tokens=add_special_tokens).tokens()
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
+    ) -> list[str]:
+        """Returns a text, or a pair of texts, as tokens; `options` are arguments of a call."""
+        return self.encode_plus(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
 
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
         """Returns 0 for each id of the first sequence and 1 for each of the second, without special tokens."""
         return [0] * len(token_ids_0) + [1] * len(token_ids_1 or [])
+
+    def _report_unknown(self, arguments: Mapping[str, Any]) -> None:
+        if arguments:
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {min(arguments)!r}")
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Returns how many tokens are added to a text or pair."""

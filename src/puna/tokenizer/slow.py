@@ -12,16 +12,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from puna.errors import TokenizerError, show
 from puna.tokenizer.arguments import Behaviour, SharedArguments
 from puna.tokenizer.base import TokenizerBase
-from puna.tokenizer.encoding import Encoding, Input, SlowColumns
+from puna.tokenizer.calls.encoding import Call, Encoding, Input, Text
+from puna.tokenizer.calls.splitting import split_at_tokens, split_pattern
 from puna.tokenizer.files.recipes import Recipe, sentencepiece_recipe
 from puna.tokenizer.sentencepiece.engine import (
     SPACE,
@@ -32,7 +33,7 @@ from puna.tokenizer.sentencepiece.engine import (
     read_model,
     write_model_file,
 )
-from puna.tokenizer.special import AddedToken, TokenLike
+from puna.tokenizer.special import LOGGER, AddedToken, TokenLike
 from puna.tokenizer.streams import TextStream
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ class LlamaTokenizer(TokenizerBase):
     """
 
     is_fast = False
-    default_padding_side = "right"
     vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012  # as in transformers
-    _first_keeps_more = True
     _recipe = staticmethod(sentencepiece_recipe)
     _has_model = True
 
@@ -94,12 +93,21 @@ class LlamaTokenizer(TokenizerBase):
             use_default_system_prompt=use_default_system_prompt,
             **shared,
         )
+        if legacy is None and behaviour is None:
+            _report_legacy(type(self).__name__)
         self.behaviour = _behaviour(behaviour, legacy)
         self.legacy = self.behaviour != "hf"
         if shared.get("split_special_tokens") is None:
             self.split_special_tokens = self.behaviour == "sp"
         self.vocab_file = None if vocab_file is None else str(vocab_file)
         self.sp_model_kwargs = dict(sp_model_kwargs or {})
+        self.init_kwargs |= {
+            "add_bos_token": add_bos_token,
+            "add_eos_token": add_eos_token,
+            "sp_model_kwargs": self.sp_model_kwargs,
+            "spaces_between_special_tokens": spaces_between_special_tokens,
+            "legacy": self.legacy,
+        }
         self._set_bos_and_eos(add_bos_token, add_eos_token)
         self.spaces_between_special_tokens = spaces_between_special_tokens
         if model_proto is None and self.vocab_file is None:
@@ -177,7 +185,7 @@ class LlamaTokenizer(TokenizerBase):
             if index is None:
                 index, next_id = next_id, next_id + 1
             if token.special and token.content not in special:
-                self._additional.append(token)
+                self._additional_special_tokens = [*(self._additional_special_tokens or ()), token]
             self._added[index] = token
             self._added_ids[token.content] = index
         self._special_ids = None
@@ -185,58 +193,74 @@ class LlamaTokenizer(TokenizerBase):
         return len(self) - old_length
 
     def tokenize(
-        self, text: str, add_special_tokens: bool = False, split_special_tokens: bool | None = None
+        self, text: str, add_special_tokens: bool = False, split_special_tokens: bool | None = None, **options: Any
     ) -> list[str]:
-        """Returns the text as tokens; as in transformers, `add_special_tokens` has no effect."""
+        """Returns the text as tokens; as in transformers, `add_special_tokens` and other options have no effect."""
+        self._report_unknown({name: value for name, value in options.items() if name != "is_split_into_words"})
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
-        return [self._id_token(index) for index in self._text_ids(text, split)]
+        tokens = self._text_tokens(text, split, str)
+        return [self._id_token(token) if isinstance(token, int) else token for token in tokens]
 
-    def _encode(self, inputs: Sequence[Input]) -> list[Encoding]:
-        return [self._encode_one(item) for item in inputs]
+    def _encode(self, inputs: Sequence[Input], call: Call) -> list[Encoding]:
+        return [self._encode_one(item, call) for item in inputs]
 
-    def _encode_one(self, item: Input) -> Encoding:
-        first = self._input_ids(item.text, item.split_special_tokens)
-        second = None if item.pair is None else self._input_ids(item.pair, item.split_special_tokens)
-        if item.add_special_tokens:
-            ids = self.build_inputs_with_special_tokens(first, second)
-            special = self.get_special_tokens_mask(first, second)
-            types = self.create_token_type_ids_from_sequences(first, second)
-        else:
-            ids = first + (second or [])
-            special = [0] * len(ids)
-            types = [0] * len(first) + [1] * len(second or [])
-        return Encoding(SlowColumns(ids, types, special, len(first), self._id_token))
+    def _encode_one(self, item: Input, call: Call) -> Encoding:
+        first = self._input_ids(item.text, item)
+        return Encoding(self._id_columns(first, None if item.pair is None else self._input_ids(item.pair, item), call))
 
-    def _input_ids(self, text: str | Sequence[str], split: bool) -> list[int]:
-        words = [text] if isinstance(text, str) else text
-        return [index for word in words for index in self._text_ids(word, split)]
+    def _input_ids(self, text: Text, item: Input) -> list[int]:
+        if isinstance(text, str):
+            return self._text_ids(text, item.split_special_tokens)
+        ids = [token for token in text if isinstance(token, int)]
+        if len(ids) == len(text):
+            return ids
+        if not item.words:
+            return list(self.convert_tokens_to_ids([str(token) for token in text]))
+        return [index for word in text for index in self._text_ids(str(word), item.split_special_tokens)]
 
     def _text_ids(self, text: str, split: bool) -> list[int]:
         """Returns the ids of a text; if `split`, special tokens in it are encoded as text."""
-        if self.behaviour != "hf" or not text:
-            return [index for part in self._parts(text, split) for index in self._part_ids(part)]
-        ids = [i for part in self._parts(SPACE + text.replace(SPACE, " "), split) for i in self._part_ids(part)]
-        if len(ids) > 1 and ids[0] == self._pieces.id_of(SPACE) and ids[1] in self._special_id_set():
-            return ids[1:]
-        return ids
+        return self._text_tokens(text, split, int)
 
-    def _part_ids(self, part: str | int) -> list[int]:
+    def _text_tokens(self, text: str, split: bool, kind: type) -> list[Any]:
+        """Returns the ids of a text, or with `kind=str` its pieces and the ids of its added tokens."""
+        if self.behaviour != "hf" or not text:
+            return [token for part in self._parts(text, split) for token in self._part_tokens(part, kind)]
+        parts = self._parts(SPACE + text.replace(SPACE, " "), split)
+        tokens = [token for part in parts for token in self._part_tokens(part, kind)]
+        space = SPACE if kind is str else self._pieces.id_of(SPACE)
+        return tokens[1:] if len(tokens) > 1 and tokens[0] == space and tokens[1] in self._special_id_set() else tokens
+
+    def _part_tokens(self, part: str | int, kind: type) -> list[Any]:
         if isinstance(part, int):
             return [part]
         if self.behaviour == "hf" and part.startswith((SPACE, " ")):
             # SentencePiece drops a leading space even without the dummy prefix. Like transformers, encode the unknown
             # token in front of the part, then remove its pieces.
-            unk = self.unk_token or ""
-            ids: list[int] = self.sp_model.encode(unk + part)
-            return ids[len(self.sp_model.encode(unk)) :]
-        plain: list[int] = self.sp_model.encode(part)
+            tokens: list[Any] = self.sp_model.encode((self.unk_token or "") + part, out_type=kind)
+            return tokens[self.unk_token_length :]
+        plain: list[Any] = self.sp_model.encode(part, out_type=kind)
         return plain
+
+    @property
+    def unk_token_length(self) -> int:
+        """The number of pieces of the unknown token's text."""
+        return len(self.sp_model.encode(self.unk_token or ""))
+
+    def get_spm_processor(self, from_slow: bool = False) -> Any:
+        """Returns a new `SentencePieceProcessor` of the vocabulary; `from_slow` keeps the rule of the prefix space."""
+        without_prefix = self.behaviour == "hf" and not from_slow
+        return open_model(
+            self._proto, self.vocab_file or "the SentencePiece model", self.sp_model_kwargs, without_prefix
+        )[0]
 
     def _parts(self, text: str, split: bool) -> list[str | int]:
         """Splits a text at its added tokens: returns, in order, the texts between the tokens and the tokens' ids."""
         if split not in self._patterns:
-            self._patterns[split] = _pattern(self._split_tokens(split))
-        parts = _split(text, self._patterns[split], lambda word: self._added.get(self._added_ids.get(word, -1)))
+            self._patterns[split] = split_pattern(self._split_tokens(split))
+        parts = split_at_tokens(
+            text, self._patterns[split], lambda word: self._added.get(self._added_ids.get(word, -1))
+        )
         return [self.convert_tokens_to_ids(part) if is_token else part for part, is_token in parts]
 
     def _split_tokens(self, split: bool) -> set[str]:
@@ -245,6 +269,10 @@ class LlamaTokenizer(TokenizerBase):
             return set() if split else set(self._added_ids)
         words = {token.content for token in self._added.values() if not (token.special and split)}
         return (words if split else words | self._pieces.control_tokens) - {self.unk_token}
+
+    def _report_unknown(self, arguments: Mapping[str, Any]) -> None:
+        if arguments:  # like transformers, whose fast tokenizer refuses them
+            LOGGER.warning("Keyword arguments %s not recognized.", dict(arguments))
 
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -282,7 +310,7 @@ class LlamaTokenizer(TokenizerBase):
         skipped = frozenset(self.skipped_tokens() if skip else ())
         if self.behaviour == "sp":
             return SpStream(self._pieces, skipped, self._id_token)
-        new = {t for t in self.additional_special_tokens if (self._token_id(t) or 0) >= self.vocab_size}
+        new = {t for t in self.additional_special_tokens or () if (self._token_id(t) or 0) >= self.vocab_size}
         return self._hf_stream(skipped, separator, frozenset(self._added_ids) - set(self.all_special_tokens) | new)
 
     def _hf_stream(self, skipped: frozenset[int], separator: str, added: frozenset[str]) -> HfStream:
@@ -307,7 +335,7 @@ class LlamaTokenizer(TokenizerBase):
         from puna.tokenizer.sentencepiece.convert import convert_model
 
         # normalized=False: tokens match in the original text, and text after them is encoded separately, as here.
-        added = {index: replace(token, normalized=False) for index, token in self.added_tokens_decoder.items()}
+        added = {index: token.with_flags(normalized=False) for index, token in self.added_tokens_decoder.items()}
         return LlamaTokenizerFast(
             tokenizer_object=convert_model(self._proto, self.vocab_file or "the SentencePiece model"),
             added_tokens_decoder=added,
@@ -334,51 +362,14 @@ class LlamaTokenizer(TokenizerBase):
         }
 
 
-def _pattern(words: Iterable[str]) -> re.Pattern[str] | None:
-    """Returns a pattern that matches any of `words`, the longest first; None without words."""
-    longest_first = sorted(set(words) - {""}, key=lambda word: (-len(word), word))
-    return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
-
-
-def _split(
-    text: str, pattern: re.Pattern[str] | None, token_of: Callable[[str], AddedToken | None]
-) -> list[tuple[str, bool]]:
-    """Splits a text at the matches of `pattern`, by the rules of transformers 4.34.1.
-
-    Args:
-        token_of: returns the added token of a word, for its flags, or None.
-
-    Returns:
-        The non-empty parts in order, each with a flag: whether it is a token.
-    """
-    if pattern is None:
-        return [(text, False)] if text else []
-    pieces = pattern.split(text)  # text, token, text, token, ..., text
-    parts = [(piece, index % 2 == 1) for index, piece in enumerate(pieces) if piece]
-    for index, (piece, is_token) in enumerate(parts):
-        token = token_of(piece) if is_token else None
-        if token is not None:
-            _apply_flags(parts, index, token)
-    return [(piece, is_token) for piece, is_token in parts if piece]
-
-
-def _apply_flags(parts: list[tuple[str, bool]], index: int, token: AddedToken) -> None:
-    """Applies the flags of the token in part `index`: strips the parts next to the token, or joins it to one as text.
-
-    As in transformers, a neighbouring token counts as a word, and becomes text if the token is joined to it.
-    """
-    left, left_is_token = parts[index - 1] if index > 0 else ("", False)
-    right, right_is_token = parts[index + 1] if index + 1 < len(parts) else ("", False)
-    if token.rstrip and right:
-        parts[index + 1] = right.lstrip(), right_is_token
-    if token.lstrip and left:
-        parts[index - 1] = left.rstrip(), left_is_token
-    if token.single_word and left and left[-1] != " ":
-        parts[index - 1] = parts[index - 1][0] + token.content, False
-        parts[index] = "", False
-    elif token.single_word and right and right[0] != " ":
-        parts[index + 1] = token.content + parts[index + 1][0], False
-        parts[index] = "", False
+@functools.cache
+def _report_legacy(name: str) -> None:
+    """Logs once per process that the default behaviour is the legacy one, as transformers does."""
+    LOGGER.warning(
+        "%s uses the legacy behaviour, which adds a space to text after a special token; legacy=False does not, and "
+        "legacy=True chooses the legacy behaviour without this notice (github.com/huggingface/transformers/pull/24565)",
+        name,
+    )
 
 
 def _behaviour(behaviour: Behaviour | None, legacy: bool | None) -> Behaviour:

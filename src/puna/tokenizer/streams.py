@@ -1,4 +1,4 @@
-"""Decoding of complete sequences (`decode`) and token by token (`StreamDecoder`, based on `TextStream`).
+"""Decoding token by token (`StreamDecoder`, based on `TextStream`).
 
 Each tokenizer creates a `TextStream` with its decoding rules. The texts that a stream returns, joined, equal the
 decoded text of all ids. A stream holds text back only while a later token can still change the text.
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from puna.files.tokenizer_json import library_errors
 from puna.tokenizer.arguments import as_ids
 from puna.tokenizer.files.byte_level import CHARACTER_TO_BYTE
-from puna.tokenizer.special import AnyTokenizer
 
 if TYPE_CHECKING:
     from tokenizers.decoders import Decoder
@@ -109,41 +108,6 @@ def clean_up(text: str) -> str:
     for artefact, clean in _ARTEFACTS:
         text = text.replace(artefact, clean)
     return text
-
-
-def decode(
-    self: AnyTokenizer,
-    token_ids: Any,
-    skip_special_tokens: bool = False,
-    clean_up_tokenization_spaces: bool | None = None,
-    spaces_between_special_tokens: bool = True,
-) -> str:
-    """Returns the text of one sequence of ids.
-
-    Args:
-        token_ids: an id, a list, an array or a tensor.
-        skip_special_tokens: leave special tokens out.
-        clean_up_tokenization_spaces: remove spaces before punctuation and English contractions. None uses the
-            tokenizer's setting, which has no effect on BPE vocabularies, as in transformers 5.23: their text contains
-            exactly the spaces that the tokens spell.
-        spaces_between_special_tokens: `LlamaTokenizer` only: whether to put spaces around added tokens.
-
-    Raises:
-        TokenizerError: the vocabulary has no such id.
-    """
-    text = self._decode(as_ids(token_ids), skip_special_tokens, spaces_between_special_tokens)
-    clean = self._cleans_up if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
-    return clean_up(text) if clean else text
-
-
-def batch_decode(
-    self: AnyTokenizer,
-    sequences: Any,
-    skip_special_tokens: bool = False,
-    clean_up_tokenization_spaces: bool | None = None,
-) -> list[str]:
-    """Returns the text of each sequence of ids."""
-    return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in sequences]
 
 
 def decoder_stream(

@@ -100,6 +100,13 @@ def default_template(token_id: Callable[[str], int | None], use_default_system_p
     )
 
 
+def named_templates(templates: Any) -> Any:
+    """Returns a list of {"name": ..., "template": ...} as a dictionary, and other values unchanged."""
+    if isinstance(templates, (list, tuple)):
+        return {str(item["name"]): str(item["template"]) for item in templates}
+    return templates
+
+
 def get_chat_template(self: AnyTokenizer, chat_template: str | None = None, tools: Sequence[Any] | None = None) -> str:
     """Returns the source of the template that `apply_chat_template` renders.
 
@@ -110,7 +117,7 @@ def get_chat_template(self: AnyTokenizer, chat_template: str | None = None, tool
     Raises:
         ChatTemplateError: there is no template, or no template of this name.
     """
-    templates = self.chat_template
+    templates: str | Mapping[str, str] | None = named_templates(self.chat_template)
     named = templates if isinstance(templates, Mapping) else {}
     if chat_template is not None:
         if not isinstance(chat_template, str) or (chat_template not in named and "{" not in chat_template):

@@ -166,6 +166,11 @@ def pipeline_recipe(path: Path, arguments: Arguments) -> Recipe:
     return Recipe(all_arguments, vocab_file, pipeline=pipeline, notes=tuple(notes))
 
 
+def is_code_llama(path: Path) -> bool:
+    """Whether a folder's configuration names Code Llama's tokenizer."""
+    return _folder_config(path)[1].removesuffix("Fast") == "CodeLlamaTokenizer"
+
+
 def find(path: Path, prefer: str = _JSON) -> tuple[Path, Kind]:
     """Returns the tokenizer file of a path, and its kind.
 
