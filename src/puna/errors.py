@@ -20,6 +20,10 @@ class CheckpointError(PunaError):
     """A checkpoint file is truncated, corrupt or malicious, or does not match its configuration."""
 
 
+class ShapeError(CheckpointError, RuntimeError):
+    """Tensors of a checkpoint have other shapes than those of the model; a RuntimeError, as in transformers."""
+
+
 class TokenizerError(PunaError):
     """A tokenizer file cannot be read, or a tokenizer does not support the requested operation."""
 
@@ -34,6 +38,10 @@ class ChatTemplateError(TokenizerError):
 
 class RequestError(PunaError):
     """A generation request is too long, or an option is out of range or not supported."""
+
+
+class ArgumentError(PunaError, TypeError):
+    """A function has no argument of this name, or the argument has the wrong type."""
 
 
 class BackendError(PunaError):
@@ -102,6 +110,12 @@ def show(value: object) -> str:
     except ValueError:  # Python refuses to print integers of more than 4,300 digits
         return f"a {type(value).__name__} with a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def first_line(exc: BaseException) -> str:
+    """Returns the first line of an exception's text, or the name of its type, for a message."""
+    lines = str(exc).strip().splitlines()
+    return lines[0][:200] if lines else type(exc).__name__
 
 
 def show_bytes(count: int) -> str:

@@ -1,21 +1,21 @@
-"""A model saved as a Hugging Face folder: configurations, and safetensors files with an index if there are several."""
+"""A model saved as a Hugging Face folder: configurations, and weight files with an index if there are several."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import CheckpointError, show
-from puna.files import PartName, folder_path, parse_part_name, storage_errors, write_json
+from puna.files import PartName, folder_path, storage_errors, write_json
 from puna.files.atomic_folder import replace_files, temporary_staging
+from puna.files.weight_files import SAFETENSORS, WeightFiles
 from puna.formats.blocks import FORMATS, BlockFormat
 from puna.formats.new_tensor import Buffer, NewTensor, Producer
 from puna.formats.safetensors import write_safetensors
 
-_SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -29,6 +29,8 @@ def save_checkpoint(
     tensors: Iterable[tuple[str, str, tuple[int, ...], Buffer | Producer]],
     generation: GenerationConfig | None = None,
     max_shard_size: int | str = "5GB",
+    files: WeightFiles = SAFETENSORS,
+    write: Callable[[Path, Sequence[NewTensor]], None] | None = None,
 ) -> list[Path]:
     """Writes a model into `folder`, which is created if needed; returns the files, config.json last.
 
@@ -42,55 +44,71 @@ def save_checkpoint(
             only one tensor is in memory.
         generation: None for a model without a language model's head.
         max_shard_size: bytes, or a string such as "5GB" or "200MiB"; a larger tensor gets a separate file.
+        files: the names of the weight files. With names of PyTorch files, safetensors files of an earlier save are
+            removed, because every reader would prefer them.
+        write: writes a weight file; by default as safetensors.
 
     Raises:
         CheckpointError: an unknown type, a duplicate name, data of the wrong size, or an invalid shard size.
         ConfigError: a configuration that JSON cannot hold.
         StorageError: the disk is full, or a file cannot be written.
     """
-    new = [NewTensor(name, _format(name, kind), tuple(shape), data) for name, kind, shape, data in tensors]
-    shards = split_into_shards(new, max_shard_size)
+    new = [new_tensor(name, kind, shape, data) for name, kind, shape, data in tensors]
+    shards = split_into_shards(new, max_shard_size, files=files)
     target = folder_path(folder)
     with storage_errors(target), temporary_staging(target) as staging:
         config.save_pretrained(staging)
         if generation is not None:
             generation.save_pretrained(staging)
         for name, shard in shards.items():
-            write_shard(staging / name, shard)
+            (write or write_shard)(staging / name, shard)
         names = list(shards)
         if len(shards) > 1:
-            write_json(staging / INDEX, weight_index(shards))
-            names.append(INDEX)
+            write_json(staging / files.index, weight_index(shards))
+            names.append(files.index)
         names += [_GENERATION] if generation is not None else []
         names.append(_CONFIG)
-        outdated = [path.name for path in target.iterdir() if _is_of_earlier_save(path.name) and path.name not in names]
+        outdated = [
+            path.name for path in target.iterdir() if _is_of_earlier_save(path.name, files) and path.name not in names
+        ]
         replace_files(staging, target, names, outdated)
     return [target / name for name in names]
 
 
-def _is_of_earlier_save(name: str) -> bool:
-    """Whether saving writes files of this name. Those of an earlier save are removed if no new file replaces them."""
-    part = parse_part_name(name)
-    is_shard = part is not None and (part.prefix, part.ending) == ("model", ".safetensors")
-    return is_shard or name in (_SINGLE, INDEX, _GENERATION)
+def _is_of_earlier_save(name: str, files: WeightFiles) -> bool:
+    """Whether a file is left over from an earlier save if no new file replaces it."""
+    return files.include(name) or SAFETENSORS.with_variant(files.variant).include(name) or name == _GENERATION
+
+
+def new_tensor(name: str, kind: str, shape: tuple[int, ...], data: Buffer | Producer) -> NewTensor:
+    """Returns a tensor to write; its type has puna's or torch's name.
+
+    Raises:
+        CheckpointError: the files cannot hold this type.
+    """
+    return NewTensor(name, _format(name, kind), tuple(shape), data)
 
 
 def split_into_shards(
-    tensors: Sequence[NewTensor], max_shard_size: int | str, count: int | None = None
+    tensors: Sequence[NewTensor],
+    max_shard_size: int | str,
+    count: int | None = None,
+    files: WeightFiles = SAFETENSORS,
 ) -> dict[str, list[NewTensor]]:
     """Returns the names of a model's files, and the tensors of each in order.
 
     Args:
         max_shard_size: as in `save_checkpoint`.
         count: the number of files of about equal size, instead of a maximum size; at most the number of tensors.
+        files: the names of the files.
     """
     names = {tensor.name for tensor in tensors}
     if len(names) != len(tensors):
         raise CheckpointError(f"{len(tensors)} tensors have only {len(names)} different names; give each a unique name")
     shards = _split_by_size(tensors, parse_size(max_shard_size)) if count is None else _divide(tensors, count)
     if len(shards) == 1:
-        return {_SINGLE: shards[0]}
-    return {str(PartName("model", i, len(shards), ".safetensors")): shard for i, shard in enumerate(shards, 1)}
+        return {files.single: shards[0]}
+    return {str(PartName(files.stem, i, len(shards), files.ending)): shard for i, shard in enumerate(shards, 1)}
 
 
 def write_shard(path: Path, tensors: Sequence[NewTensor]) -> None:
@@ -120,7 +138,7 @@ def _format(name: str, kind: str) -> BlockFormat:
     form = _BY_NAME.get(kind)
     if form is None or form.safetensors is None:
         names = ", ".join(str(item.torch) for item in FORMATS.values() if item.safetensors is not None)
-        raise CheckpointError(f"tensor {name!r} has the type {show(kind)}; puna writes {names} to safetensors files")
+        raise CheckpointError(f"tensor {name!r} has the type {show(kind)}; puna writes {names} to weight files")
     return form
 
 

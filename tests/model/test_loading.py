@@ -244,12 +244,12 @@ def test_options_take_effect_and_unknown_options_are_errors(folder: Path) -> Non
     model = LlamaForCausalLM.from_pretrained(folder, config=config)
     assert model.config == config
     assert model.config is not config
-    with pytest.raises(PunaError, match="safe_serialization"):
-        model.save_pretrained(folder, safe_serialization=False)
     with pytest.raises(ModelNotFoundError):
         LlamaForCausalLM.from_pretrained(folder / "nothing")
-    with pytest.raises(TypeError, match="load_in_8bit"):
+    with pytest.raises(PunaError, match=r"load_in_8bit is True.*puna convert --quantize"):
         LlamaForCausalLM.from_pretrained(folder, load_in_8bit=True)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'dtpye'; did you mean dtype"):
+        LlamaForCausalLM.from_pretrained(folder, dtpye="auto")
 
 
 def test_a_resized_vocabulary_survives_saving(folder: Path) -> None:

@@ -35,9 +35,13 @@ def test_a_device_map_may_name_one_device(folder: Path, value: Any, monkeypatch:
     assert model.generate(IDS, max_new_tokens=1).shape[0] == 2
 
 
-@pytest.mark.parametrize("value", ["balanced", {"model": "cpu", "lm_head": "cpu"}, {}, ["cpu"]])
-def test_a_device_map_that_does_not_name_exactly_one_device_is_an_error(folder: Path, value: Any) -> None:
-    with pytest.raises((RequestError, BackendError), match="device_map"):
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [({}, "must map"), (["cpu"], "device_map is"), ({"model": "cpu"}, "any device for.*lm_head"),
+     ({"": "cpu", "modle": "cpu"}, r"keys \['modle'\]"), ({"": "disk"}, "offload_folder")],
+)  # fmt: skip
+def test_an_invalid_device_map_is_an_error(folder: Path, value: Any, text: str) -> None:
+    with pytest.raises((RequestError, BackendError), match=text):
         LlamaForCausalLM.from_pretrained(folder, device_map=value)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from puna.checkpoint.adapter import is_adapter_file
 from puna.checkpoint.names import HEAD, is_ignored
-from puna.errors import CheckpointError, show
+from puna.checkpoint.reading import DEFAULT, Reading
+from puna.errors import CheckpointError, ModelNotFoundError, show
 from puna.files import PartName, has_file, parse_part_name, read_json
 from puna.formats.blocks import StoredTensor
 from puna.formats.mapped import sniff
@@ -28,7 +29,7 @@ class WeightFiles:
     notes: tuple[str, ...] = ()
 
 
-def find_weight_files(folder: Path) -> WeightFiles:
+def find_weight_files(folder: Path, reading: Reading = DEFAULT) -> WeightFiles:
     """Returns the weight files of a folder. Prefers safetensors to torch files, and a single file to an index.
 
     Without a file named in `WEIGHT_FILES` or its index, the result is a complete set of shards, or the only safetensors
@@ -37,17 +38,27 @@ def find_weight_files(folder: Path) -> WeightFiles:
     Raises:
         CheckpointError: there are no weights, a shard is missing, or the index is damaged or names files that the
             folder does not contain.
+        ModelNotFoundError: the folder has no weights of the variant or kind that `reading` selects.
     """
-    for name in WEIGHT_FILES:
-        index = folder / f"{name}.index.json"
+    selected = [name for name in WEIGHT_FILES if reading.use_safetensors in (None, name.endswith(".safetensors"))]
+    for name in selected:
+        name, index_name = _with_variant(name, reading.variant), _with_variant(f"{name}.index.json", reading.variant)
+        index = folder / index_name
         if has_file(folder / name, CheckpointError):
             unused = has_file(index, CheckpointError)
             notes = (f"{index.name} ignored, since the folder contains {name}",) if unused else ()
             return WeightFiles((folder / name,), notes=notes)
         if has_file(index, CheckpointError):
             return _read_index(folder, index)
+    if reading.variant is not None or reading.use_safetensors is False:
+        names = " or ".join(_with_variant(name, reading.variant) for name in selected)
+        present = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")))
+        raise ModelNotFoundError(
+            f"{folder} does not appear to have a file named {names}; its weight files are: {present or 'none'}. Choose "
+            "one of them with variant and use_safetensors, or omit both"
+        )
     others = [path for path in sorted(folder.glob("*.safetensors")) if not is_adapter_file(path)]
-    for files in (others, sorted(folder.glob("*.bin"))):
+    for files in (others, [] if reading.use_safetensors else sorted(folder.glob("*.bin"))):
         if shards := _shards_without_index(folder, files):
             return WeightFiles(shards, notes=(f"no index lists the {len(shards)} shards; all of them are read",))
     if len(others) == 1:  # AutoGPTQ's file name contains the number of bits
@@ -58,8 +69,14 @@ def find_weight_files(folder: Path) -> WeightFiles:
             f"{folder}: {len(others)} safetensors files ({names}), which no index lists and which are not named as "
             f"shards; add {WEIGHT_FILES[0]}.index.json"
         )
-    names = ", ".join(f"{name}[.index.json]" for name in WEIGHT_FILES)
+    names = ", ".join(f"{name}[.index.json]" for name in selected)
     raise CheckpointError(f"{folder}: no weights: the folder contains no {names} or .gguf file. Download it again")
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    """Returns the name of a file with a variant before its last ending: model.fp16.safetensors."""
+    stem, _, ending = name.rpartition(".")
+    return name if variant is None else f"{stem}.{variant}.{ending}"
 
 
 def has_weights(folder: Path) -> bool:

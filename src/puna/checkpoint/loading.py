@@ -17,9 +17,11 @@ from puna.checkpoint.meta import is_meta_folder, open_meta
 from puna.checkpoint.names import EMBEDDING, Head, interleaved_rows, is_ignored, to_hf
 from puna.checkpoint.packed import join_packed, read_settings
 from puna.checkpoint.quantization import Settings
+from puna.checkpoint.reading import DEFAULT, Reading
 from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head, full_names, refuse_extra
 from puna.checkpoint.weight import RowSource, Weight
 from puna.config import GenerationConfig, LlamaConfig
+from puna.config.pruning import pruned_heads
 from puna.errors import CheckpointError, ModelNotFoundError, show
 from puna.files import group_parts, has_file, reading_errors
 from puna.formats.blocks import StoredTensor
@@ -66,13 +68,14 @@ class Checkpoint:
 
 
 @reading_errors(CheckpointError)
-def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
+def open_checkpoint(path: str | Path, version: str | None = None, reading: Reading = DEFAULT) -> Checkpoint:
     """Opens a folder in Hugging Face's or Meta's layout, a GGUF file or part, or a folder with one GGUF model.
 
     Reads headers and the few tensors that must be compared: norms of Meta's shards, a stored tied head, GPTQ zeros.
 
     Args:
         version: the release of Meta's files ("1", "2", "code", "3", "3.1", ...); None detects it from the parameters.
+        reading: options for a Hugging Face folder.
 
     Raises:
         ModelNotFoundError: there is no model at `path`.
@@ -81,21 +84,26 @@ def open_checkpoint(path: str | Path, version: str | None = None) -> Checkpoint:
     """
     if not isinstance(path, str | Path):
         raise ModelNotFoundError(f"path is {show(path)}; it must be a text or a Path")
-    model = find_model(Path(path))
-    if model.is_dir() and not _is_huggingface(model):
+    model = find_model(Path(path), reading.config is not None)
+    is_huggingface = model.is_dir() and (_is_huggingface(model) or (reading.config is not None and has_weights(model)))
+    if not is_huggingface and (reading.variant is not None or reading.use_safetensors or reading.key_mapping):
+        raise CheckpointError(
+            f"{model}: variant, use_safetensors and key_mapping apply only to Hugging Face folders; omit them"
+        )
+    if model.is_dir() and not is_huggingface:
         return _open_meta(model, version)
     if version is not None:
         raise CheckpointError(
             f"{model}: a Llama version ({show(version)}) applies only to Meta's files; give no version"
         )
-    return open_gguf_model(open_gguf(model)) if model.is_file() else _open_folder(model)
+    return _open_folder(model, reading) if is_huggingface else open_gguf_model(open_gguf(model))
 
 
 @reading_errors(CheckpointError)
-def find_model(path: Path) -> Path:
+def find_model(path: Path, has_config: bool = False) -> Path:
     """Returns the GGUF file at or in `path`, or the folder of a model in Hugging Face's or Meta's layout.
 
-    The folder is `path` itself, or the folder that `model_folder` finds.
+    The folder is `path` itself, or the folder that `model_folder` finds. With `has_config`, it needs no config.json.
     """
     path = model_folder(path)
     if path.is_file():
@@ -109,7 +117,7 @@ def find_model(path: Path) -> Path:
         raise ModelNotFoundError(f"{path}: no such file or folder; give a Hugging Face folder or a GGUF file")
     os.scandir(path).close()  # glob() ignores a folder that cannot be read
     refuse_adapter(path)
-    if _is_huggingface(path):
+    if _is_huggingface(path) or (has_config and has_weights(path)):
         return path
     models = group_parts(file.name for file in path.glob("*.gguf"))
     if len(models) == 1:
@@ -167,14 +175,20 @@ def _translate(file: GgufFile) -> tuple[dict[str, StoredTensor], list[str]]:
     return translated, dropped_note("cached rotary values", ignored)
 
 
-def _open_folder(folder: Path) -> Checkpoint:
-    config = LlamaConfig.from_pretrained(folder)
+def _open_folder(folder: Path, reading: Reading) -> Checkpoint:
+    has_config = reading.config is None or has_file(folder / "config.json", CheckpointError)
+    config = LlamaConfig.from_pretrained(folder) if has_config or reading.config is None else reading.config
+    if pruned_heads(config) and not reading.pruned_heads:
+        raise CheckpointError(
+            f"{folder}: attention heads were removed from this model (pruned_heads in config.json); only puna's "
+            "PyTorch classes, such as LlamaForCausalLM, can load it"
+        )
     settings = read_settings(folder, config.extra)
     file = folder / "generation_config.json"
     generation = GenerationConfig.from_pretrained(folder) if has_file(file, CheckpointError) else None
-    files = find_weight_files(folder)
+    files = find_weight_files(folder, reading)
     stored, notes = read_tensors(files)
-    tensors, head, more_notes = _validate(folder, config, stored, settings)
+    tensors, head, more_notes = _validate(folder, config, stored, settings, reading)
     weights = {name: Weight(name, (tensor,)) for name, tensor in tensors.items()}
     if generation is not None:
         notes += [f"{file.name}: {note}" for note in generation.notes]
@@ -200,16 +214,18 @@ def _open_meta(folder: Path, version: str | None) -> Checkpoint:
 
 
 def _validate(
-    folder: Path, config: LlamaConfig, stored: dict[str, StoredTensor], settings: Settings | None
+    folder: Path, config: LlamaConfig, stored: dict[str, StoredTensor], settings: Settings | None, reading: Reading
 ) -> tuple[dict[str, RowSource], Head, list[str]]:
     """Returns the tensors of the model by their full names, its head, and notes on ignored tensors and settings."""
     try:
-        plain, notes = plain_names(stored, (EMBEDDING, EMBEDDING.removeprefix("model.")))
+        plain, notes = plain_names(reading.rename(stored), (EMBEDDING, EMBEDDING.removeprefix("model.")))
         tensors, more_notes = join_packed(full_names(plain), settings, config)
         bare = not any(name.startswith("model.") for name in plain)
-        head = find_head(config, tensors, bare)
+        own = {name: tensors.pop(name) for name in reading.heads & tensors.keys()}
+        head = find_head(config, tensors, bare, reading.head)
         drop_tied_head(config, tensors)
         check_tensors(config, head, tensors)
+        tensors.update(own)
     except CheckpointError as exc:
         raise CheckpointError(f"{folder}: {exc}") from exc
     return tensors, head, [*notes, *more_notes]

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.config import LlamaConfig
+from puna.config.pruning import pruned_heads, remaining_heads
 
 Head = Literal["lm", "classification", "token_classification", "question_answering", "none"]
 """The layer after the hidden states: logits over the vocabulary; scores of the classes of a text, or of each token;
@@ -178,7 +179,7 @@ def expected_tensors(config: LlamaConfig, head: Head) -> Iterator[tuple[str, tup
         "attention_bias": config.attention_bias,
         "mlp_bias": config.mlp_bias,
     }
-    sizes = {
+    sizes: dict[str, int] = {
         "vocab": config.vocab_size,
         "hidden": config.hidden_size,
         "ffn": config.intermediate_size,
@@ -187,10 +188,17 @@ def expected_tensors(config: LlamaConfig, head: Head) -> Iterator[tuple[str, tup
         "labels": config.num_labels,
         "ends": 2,
     }
-    lines = [(line.hf, tuple(sizes[axis] for axis in line.shape)) for line in TABLE if exists[line.when]]
-    yield from ((name, shape) for name, shape in lines if "{n}" not in name)
+    for line in TABLE:
+        if exists[line.when] and "{n}" not in line.hf:
+            yield line.hf, tuple(sizes[axis] for axis in line.shape)
+    pruned = pruned_heads(config)
     for layer in range(config.num_hidden_layers):
-        yield from ((name.replace("{n}", str(layer)), shape) for name, shape in lines if "{n}" in name)
+        if pruned:
+            queries, keys = remaining_heads(config, layer)
+            sizes |= {"q": len(queries) * config.head_dim, "kv": len(keys) * config.head_dim}
+        for line in TABLE:
+            if exists[line.when] and "{n}" in line.hf:
+                yield line.hf.replace("{n}", str(layer)), tuple(sizes[axis] for axis in line.shape)
 
 
 def interleaved_rows(name: str, config: LlamaConfig) -> NDArray[np.intp] | None:

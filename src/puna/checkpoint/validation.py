@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,7 +11,9 @@ from puna.checkpoint.names import CLASSES, HEADS, Head, expected_tensors, is_kno
 from puna.checkpoint.weight import RowSource
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError
-from puna.formats.blocks import FORMATS, StoredTensor
+from puna.formats.blocks import FORMATS
+
+Tensor = TypeVar("Tensor")
 
 _MAX_SHOWN = 5
 """Maximum number of names in an error: with a wrong configuration, hundreds may be missing."""
@@ -19,7 +22,7 @@ _ROWS_AT_ONCE = 1024
 """Rows of the embedding and of the head that are compared at once."""
 
 
-def full_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def full_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames `layers.0...`, of a bare `LlamaModel`, and `transformer.layers.0...` to `model.layers.0...`."""
     if any(name.startswith("model.") for name in tensors):
         return dict(tensors)
@@ -30,11 +33,15 @@ def full_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     }
 
 
-def find_head(config: LlamaConfig, tensors: Mapping[str, RowSource], bare: bool) -> Head:
+def find_head(config: LlamaConfig, tensors: Mapping[str, RowSource], bare: bool, reader: Head | None = None) -> Head:
     """Returns the head of a checkpoint.
+
+    Args:
+        reader: the head of the class that reads the files, if known.
 
     Without a tensor of a head:
     - a tied model has the head "lm";
+    - it is "none" if the reader needs another head than "lm";
     - `architectures` may name the class of another head;
     - tensor names without "model." (`bare`), or `architectures` LlamaModel, mean "none";
     - anything else is "lm", and `check_tensors` reports the missing head.
@@ -44,6 +51,8 @@ def find_head(config: LlamaConfig, tensors: Mapping[str, RowSource], bare: bool)
             return head
     if "lm_head.weight" in tensors or config.tie_word_embeddings:
         return "lm"
+    if reader not in (None, "lm"):
+        return "none"
     for head, name in CLASSES.items():
         if config.architectures == [name]:
             return head

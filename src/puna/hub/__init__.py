@@ -39,13 +39,21 @@ class HubArguments(TypedDict, total=False):
     local_files_only: bool
 
 
-def local_path(path: str | Path, need: Need = "model", subfolder: str = "", **arguments: Unpack[HubArguments]) -> Path:
+def local_path(
+    path: str | Path,
+    need: Need = "model",
+    subfolder: str = "",
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    **arguments: Unpack[HubArguments],
+) -> Path:
     """Returns the local path of a model; for a model on the hub, downloads it and returns its path in the cache.
 
     A local `path` is returned unchanged, unless `model_folder` returns the folder of its model.
 
     Args:
         subfolder: a folder inside the model's folder, appended to the path.
+        variant, use_safetensors: select the weight files to download.
 
     Raises:
         ModelNotFoundError: the hub has no such model, or cannot be reached.
@@ -54,7 +62,7 @@ def local_path(path: str | Path, need: Need = "model", subfolder: str = "", **ar
     reference = parse(path)
     if reference is None:
         return model_folder(Path(path)) / subfolder
-    return fetch(reference, need, subfolder=subfolder, **arguments)
+    return fetch(reference, need, subfolder=subfolder, variant=variant, use_safetensors=use_safetensors, **arguments)
 
 
 def hub_arguments(arguments: Mapping[str, Any]) -> HubArguments:

@@ -35,12 +35,18 @@ _MAX_SHOWN = 30
 
 @dataclass(frozen=True)
 class Selection:
-    """The requested files of a repository: the files for `need`, or if `include` is given, the files that match it."""
+    """The requested files of a repository: the files for `need`, or if `include` is given, the files that match it.
+
+    With `variant`, the weights are those of model.VARIANT.safetensors; `use_safetensors` chooses safetensors files
+    (True) or PyTorch files (False).
+    """
 
     need: Need
     include: tuple[str, ...]
     subfolder: str
     reference: Reference
+    variant: str | None = None
+    use_safetensors: bool | None = None
 
     def choose(self, names: Iterable[str]) -> list[str]:
         """Returns the files to download, from the names of all files.
@@ -69,7 +75,7 @@ class Selection:
         if self.reference.part is not None:
             return self._find_by_name(names, self.reference.part.lower())
         no_adapters = [name for name in siblings if not _matches(name, _ADAPTER)]
-        by_format = ([name for name in no_adapters if _matches(name, patterns)] for patterns in _WEIGHTS)
+        by_format = ([name for name in no_adapters if _matches(name, patterns)] for patterns in self._patterns())
         # An adapter is downloaded too: the loader names its base model.
         weights = next((files for files in by_format if files), [name for name in siblings if name not in no_adapters])
         if not weights:
@@ -83,6 +89,18 @@ class Selection:
                 f"part of its name, such as {self.reference}:{stem.rpartition('-')[2] or stem}"
             )
         return weights
+
+    def _patterns(self) -> Iterable[tuple[str, ...]]:
+        """Returns the patterns of weight files, in order of preference."""
+        if self.use_safetensors is None and self.variant is None:
+            return _WEIGHTS
+        stem = "{}" if self.variant is None else f"{{}}.{self.variant}"
+        names = (("model", ".safetensors", True), ("pytorch_model", ".bin", False))
+        return [
+            (f"{stem.format(name)}{ending}", f"{stem.format(name)}-*{ending}")
+            for name, ending, is_safe in names
+            if self.use_safetensors in (None, is_safe)
+        ]
 
     def _find_by_name(self, names: list[str], part: str) -> list[str]:
         """Returns the only GGUF file that has `part` in its name, or the parts of the only such split model."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from puna.errors import ModelNotFoundError, PunaError, StorageError, show_bytes
+from puna.errors import ModelNotFoundError, PunaError, StorageError, first_line, show_bytes
 from puna.files import free_bytes
 from puna.hub.choice import Need, Selection
 from puna.hub.listing import UnexpectedAnswerError, list_files
@@ -51,6 +51,8 @@ def fetch(
     *,
     include: Iterable[str] = (),
     subfolder: str = "",
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
     announce: Callable[[Download], None] = print_download,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -66,6 +68,7 @@ def fetch(
         need: the part of the model to download.
         include: glob patterns of the files to download; overrides `need`.
         subfolder: the folder of the model's files in the repository.
+        variant, use_safetensors: select the weight files; see `Selection`.
         announce: called before a download begins; not called if no file is missing.
         revision: overrides the revision of `reference`.
         token: overrides HF_TOKEN; False sends no token.
@@ -81,7 +84,7 @@ def fetch(
     from huggingface_hub import constants
 
     reference = reference.at(revision)
-    selection = Selection(need, tuple(include), subfolder.strip("/"), reference)
+    selection = Selection(need, tuple(include), subfolder.strip("/"), reference, variant, use_safetensors)
     cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
     if local_files_only or constants.HF_HUB_OFFLINE:
         return _path_in_cache(selection, cache, None)
@@ -174,7 +177,7 @@ def _user_error(exc: Exception, reference: Reference) -> Exception:
             "the name; for a private model, set HF_TOKEN"
         )
     return ModelNotFoundError(
-        f"{reference}: the download failed ({_first_line(exc)}); the partial download is kept. Repeat the command to "
+        f"{reference}: the download failed ({first_line(exc)}); the partial download is kept. Repeat the command to "
         "resume it"
     )
 
@@ -185,16 +188,11 @@ def _failure(exc: Exception) -> str:
 
     if isinstance(exc, UnexpectedAnswerError):
         return (
-            f"at {constants.ENDPOINT} gave an answer that is not a list of files ({_first_line(exc)}); a login page or "
+            f"at {constants.ENDPOINT} gave an answer that is not a list of files ({first_line(exc)}); a login page or "
             "a proxy may have answered instead"
         )
     response = getattr(exc, "response", None)
     if response is not None:
         wait = "; wait some minutes, or set HF_TOKEN for a higher limit" if response.status_code == 429 else ""
         return f"at {constants.ENDPOINT} answered with status {response.status_code}{wait}"
-    return f"cannot be reached at {constants.ENDPOINT} ({_first_line(exc)})"
-
-
-def _first_line(exc: Exception) -> str:
-    lines = str(exc).strip().splitlines()
-    return lines[0][:200] if lines else type(exc).__name__
+    return f"cannot be reached at {constants.ENDPOINT} ({first_line(exc)})"

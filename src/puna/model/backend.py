@@ -18,9 +18,10 @@ from puna.config import LlamaConfig
 from puna.errors import BackendError
 from puna.model.attention import AttentionMask
 from puna.model.causal_lm import LlamaForCausalLM
-from puna.model.device import choose_device
+from puna.model.device import open_device
+from puna.model.huggingface.placement import Placement
 from puna.model.llama import Step
-from puna.model.loading import choose_dtype, load
+from puna.model.loading import checkpoint_loading, choose_dtype, load
 from puna.model.paged.adapters import Adapters, segments_of
 from puna.model.paged.cache import PagedCache
 from puna.model.paged.decode import ROWS, DecodeGraphs
@@ -79,16 +80,20 @@ class TorchBackend:
             RequestError: if a matrix is in a format that cannot be kept packed.
             CheckpointError, ConfigError, ModelNotFoundError: as in `LlamaForCausalLM.from_pretrained`.
         """
-        target = choose_device(device, None)
+        target = open_device("cpu" if device is None else device, "device")
         if target.type == "meta":
             raise BackendError("device is 'meta', whose tensors have no values; omit device")
         checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(model)
         default = None if target.type == "cpu" else "auto"
-        chosen = choose_dtype(default if dtype is None else str(dtype).removeprefix("torch."), checkpoint)
+        chosen = choose_dtype(default if dtype is None else dtype, checkpoint.tensors)
         if threads is not None:
             torch.set_num_threads(threads)
         with _memory_errors():
-            return cls(load(LlamaForCausalLM, checkpoint, checkpoint.config, chosen, target, keep_quantized), slots)
+            loading = checkpoint_loading(
+                LlamaForCausalLM, checkpoint, checkpoint.config, chosen, Placement({"": target}),
+                keep_quantized=keep_quantized,
+            )  # fmt: skip
+            return cls(load(loading)[0], slots)
 
     @property
     def page_bytes(self) -> int:

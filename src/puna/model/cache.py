@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from puna.config import LlamaConfig
+from puna.config.pruning import cached_heads
 from puna.model.attention import Pair
 from puna.model.checks import check_cache
 from puna.model.pytree import register_node
@@ -51,8 +52,7 @@ class KVCache(tuple[Pair, ...]):
         """
         if past is None:
             return cls()
-        shape = (batch, config.num_key_value_heads, config.head_dim)
-        check_cache(past, config.num_hidden_layers, shape)
+        check_cache(past, batch, cached_heads(config), config.head_dim)
         return past if isinstance(past, KVCache) else cls(past)
 
     @property

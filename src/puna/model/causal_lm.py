@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +46,14 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
     """`LlamaModel` and a linear head over the vocabulary."""
 
     head = "lm"
+    _tied_weights_keys: ClassVar[list[str] | None] = ["lm_head.weight"]
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
         self.model = LlamaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.init_weights(self.lm_head)
-        self.tie_weights()
+        self.vocab_size = config.vocab_size
+        self.post_init()
 
     generate = generate
     native_generation = native_generation
@@ -62,10 +63,6 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
     def get_decoder(self) -> LlamaModel:
         """Returns the `LlamaModel`."""
         return self.model
-
-    def set_decoder(self, decoder: LlamaModel) -> None:
-        """Replaces the `LlamaModel`."""
-        self.model = decoder
 
     def get_output_embeddings(self) -> nn.Linear:
         """Returns the head."""

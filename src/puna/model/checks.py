@@ -114,8 +114,8 @@ def check_answer_positions(positions: Any, batch: int) -> None:
         )
 
 
-def check_cache(past: Any, layers: int, shape: tuple[int, int, int]) -> None:
-    """Raises RequestError unless `past` is empty or has (keys, values) for each layer; `shape` is (B, K, E)."""
+def check_cache(past: Any, batch: int, heads: Sequence[int], width: int) -> None:
+    """Raises RequestError unless `past` is empty or has (keys, values) for each layer; `heads` has K for each layer."""
     if not isinstance(past, Sequence):
         raise RequestError(
             f"past_key_values is a {type(past).__name__}; it must be the KVCache of an earlier call, or a sequence "
@@ -123,13 +123,14 @@ def check_cache(past: Any, layers: int, shape: tuple[int, int, int]) -> None:
         )
     if not past:
         return
-    batch, heads, width = shape
     first = past[0][0].shape
-    expected = (batch, heads, first[2], width)
-    if len(past) != layers or any(tensor.shape != expected for pair in past for tensor in pair):
+    expected = [(batch, count, first[2], width) for count in heads]
+    if len(past) != len(heads) or any(
+        t.shape != shape for pair, shape in zip(past, expected, strict=True) for t in pair
+    ):
         raise RequestError(
             f"past_key_values has {len(past)} layers, the first of shape {tuple(first)}; this model "
-            f"and batch need {layers} layers of (batch, kv heads, tokens, head_dim) = {expected}"
+            f"and batch need {len(heads)} layers of (batch, kv heads, tokens, head_dim) = {expected[0]}"
         )
 
 

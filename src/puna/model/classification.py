@@ -27,7 +27,7 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
         self.num_labels = config.num_labels
         self.model = LlamaModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
-        self.init_weights(self.score)
+        self.post_init()
 
     def get_decoder(self) -> LlamaModel:
         """Returns the `LlamaModel`."""

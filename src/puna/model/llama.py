@@ -8,8 +8,9 @@ Legend: B batch, T tokens, S keys (cached and new), D hidden, I intermediate, H 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,6 +85,8 @@ class LlamaMLP(nn.Module):
 class LlamaAttention(nn.Module):
     """Self-attention with rotary positions; H query heads share K kv heads (grouped queries, arXiv:2305.13245)."""
 
+    kv_heads: Tensor | None
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -93,6 +96,7 @@ class LlamaAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_bias)
         self.dropout = config.attention_dropout
+        self.register_buffer("kv_heads", None, persistent=False)  # the kv head of each query head, if groups differ
 
     def forward(self, x: Tensor, step: Step, past: Pair | None) -> LayerOutput:
         """Attends from x, (B, T, D), to x and `past`, the layer's cached keys and values, (B, K, S - T, E)."""
@@ -100,6 +104,8 @@ class LlamaAttention(nn.Module):
         q = self.q_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
         k = self.k_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
         v = self.v_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
+        if self.kv_heads is not None:
+            k, v = k[:, self.kv_heads], v[:, self.kv_heads]  # (B, H, T, E)
         dropout = self.dropout if self.training else 0.0
         out, weights, cached = step.rope.attend(q, k, v, past, step.mask, dropout, step.eager)
         out = out.transpose(1, 2).reshape(batch, tokens, -1)  # (B, T, H * E)
@@ -129,12 +135,15 @@ class LlamaModel(LlamaPreTrainedModel):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
         self._gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., LayerOutput] = partial(checkpoint, use_reentrant=False)
+        self._checkpointed_layers = 1  # every n-th layer is recomputed
         self.embed_tokens = new_embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(LlamaDecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
-        self.apply(self.init_weights)
+        self.post_init()
 
     def get_decoder(self) -> LlamaModel:
         """Returns this model."""
@@ -224,7 +233,11 @@ class LlamaModel(LlamaPreTrainedModel):
         for index, layer in enumerate(self.layers):
             if step.trace.states:
                 states.append(x)
-            x, attention, pair = self._run(layer, x, step, cache[index] if cache else None)
+            run = (
+                self._gradient_checkpointing_func if self._recompute and not index % self._checkpointed_layers else None
+            )
+            past = cache[index] if cache else None
+            x, attention, pair = layer(x, step, past) if run is None else run(layer, x, step, past)
             if step.trace.weights and attention is not None:
                 weights.append(attention)
             if step.trace.cache:
@@ -239,13 +252,5 @@ class LlamaModel(LlamaPreTrainedModel):
 
     @property
     def _recompute(self) -> bool:
+        """Whether the backward pass recomputes the activations of layers: gradient checkpointing, in training."""
         return self._gradient_checkpointing and self.training
-
-    def _run(self, layer: nn.Module, x: Tensor, step: Step, past: Pair | None) -> LayerOutput:
-        """Runs a layer; with gradient checkpointing, the backward pass recomputes its activations."""
-        if self._recompute:
-            # Re-entrant checkpointing would lose the gradients if the embeddings are frozen, as with LoRA.
-            recomputed: LayerOutput = checkpoint(layer, x, step, past, use_reentrant=False)
-            return recomputed
-        out: LayerOutput = layer(x, step, past)
-        return out

@@ -1,125 +1,239 @@
-"""Loads weights from a checkpoint into a model, and saves a model to a folder, one tensor at a time."""
+"""Loads weights from a checkpoint, or from a state dict, into a new model, one tensor at a time."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from puna.checkpoint import Checkpoint, Weight
-from puna.checkpoint.names import HEADS
 from puna.config import LlamaConfig
-from puna.errors import CheckpointError, ConfigError, RequestError
+from puna.errors import CheckpointError, ConfigError, ShapeError
 from puna.model.base import LlamaBase
+from puna.model.huggingface.placement import Placement, check_names, infer
 from puna.model.quantized import PackedMatrix, QuantEmbedding, QuantLinear
-from puna.saving import save_checkpoint
 
 Model = TypeVar("Model", bound=LlamaBase)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def choose_dtype(dtype: torch.dtype | str | None, checkpoint: Checkpoint) -> torch.dtype:
-    """Returns the type that `dtype` names: None means float32, "auto" the stored type (float32 if quantised)."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    name = "float32" if dtype is None else dtype
+def choose_dtype(dtype: torch.dtype | str | None, tensors: Mapping[str, Weight | Tensor]) -> torch.dtype:
+    """Returns the type that `dtype` names: None means float32, "auto" the stored type (float32 if quantised).
+
+    Raises:
+        ConfigError: if weights cannot have this type.
+    """
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     if name == "auto":
         # config.dtype is not reliable: converters wrote float16 for bfloat16 weights (transformers issue 25446).
-        name = checkpoint.tensors["model.embed_tokens.weight"].format.torch or "float32"
+        embedding = tensors["model.embed_tokens.weight"]
+        stored = embedding.format.torch if isinstance(embedding, Weight) else str(embedding.dtype)
+        name = (stored or "float32").removeprefix("torch.")
     if name not in _DTYPES:
         raise ConfigError(f"dtype is {name!r}; it must be 'auto', a torch.dtype or one of {', '.join(_DTYPES)}")
     return _DTYPES[name]
 
 
-def load(
-    kind: type[Model],
-    checkpoint: Checkpoint,
-    config: LlamaConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    keep_quantized: bool = False,
-) -> Model:
-    """Returns a model of class `kind` with the checkpoint's weights, in evaluation mode.
+@dataclass
+class Loading(Generic[Model]):
+    """A model to load.
 
-    A head that the checkpoint lacks is initialised at random, with a warning; a head that `kind` lacks is not loaded.
-    With `keep_quantized`, matrices in blocks stay packed.
+    Attributes:
+        kind: the class of the model.
+        tensors: the weights by their full names, with "model." before those of a bare `LlamaModel`.
+        config: the configuration of the model.
+        dtype: the type of the weights in memory.
+        placement: the devices; or the arguments of `infer`.
+        source: the path of the checkpoint, for messages.
+        keep_quantized: whether matrices in blocks stay packed.
+        ignore_mismatched_sizes: whether tensors of other shapes are initialised at random.
+        arguments, options: further arguments of the class.
+    """
+
+    kind: type[Model]
+    tensors: Mapping[str, Weight | Tensor]
+    config: LlamaConfig
+    dtype: torch.dtype
+    placement: Placement | dict[str, Any]
+    source: str | Path = "the state dict"
+    keep_quantized: bool = False
+    ignore_mismatched_sizes: bool = False
+    arguments: tuple[Any, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Comparison:
+    """The differences between the tensors of a checkpoint and of a model, as `output_loading_info` returns them.
+
+    Attributes:
+        missing: parameters of the model's head that the checkpoint lacks; they are initialised at random.
+        unexpected: tensors of another head, which are not loaded.
+        mismatched: (name, stored shape, shape in the model) of tensors that are initialised at random.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[tuple[str, torch.Size, torch.Size]]
+
+    @property
+    def new(self) -> list[str]:
+        """The parameters to initialise."""
+        return [*self.missing, *(name for name, _, _ in self.mismatched)]
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Returns the lists by the names that they have in transformers."""
+        return {
+            "missing_keys": self.missing,
+            "unexpected_keys": self.unexpected,
+            "mismatched_keys": self.mismatched,
+            "error_msgs": [],
+        }
+
+
+def load(loading: Loading[Model]) -> tuple[Model, Comparison]:
+    """Returns a model with the weights of a checkpoint, in evaluation mode, and what it did not load.
+
+    A head that the checkpoint lacks is initialised at random, with a warning; a head that the class lacks is not
+    loaded.
 
     Raises:
-        RequestError: if a matrix is in a format that cannot be kept.
-        CheckpointError: if any other tensor is missing, superfluous or of another shape. This happens only if `config`
-            is not the checkpoint's own configuration.
+        RequestError: if a matrix is in a format that cannot be kept, or a device map does not fit the model.
+        ShapeError: if a tensor has another shape.
+        CheckpointError: if any other tensor is missing or superfluous. This happens only if the configuration is not
+            that of the checkpoint.
     """
-    with torch.device("meta"):
-        model = kind(config)
-    parameters = {_full_name(kind, name): (name, parameter) for name, parameter in model.named_parameters()}
-    new_head = _compare(kind, checkpoint, {name: tuple(parameter.shape) for name, (_, parameter) in parameters.items()})
-    for full, (name, parameter) in parameters.items():
-        if full in new_head:
-            _set(model, name, torch.empty(parameter.shape, dtype=dtype, device=device))
-        elif keep_quantized and len(parameter.shape) == 2 and checkpoint.tensors[full].format.torch is None:
-            _keep(model, name, checkpoint.tensors[full], dtype, device)
-        else:
-            _set(model, name, _read(checkpoint.tensors[full], dtype).to(device))
-    for path in {name.rpartition(".")[0] for name in new_head}:
-        model.init_weights(model.get_submodule(path))
+    model = _construct(loading)
+    tensors = model.state_dict()
+    names = {_full_name(model, name): name for name in tensors}
+    shapes = {full: tensors[name].shape for full, name in names.items()}
+    if loading.config.tie_word_embeddings:
+        shapes.pop("lm_head.weight", None)
+    comparison = compare(shapes, loading)
+    placement = loading.placement
+    if not isinstance(placement, Placement):
+        placement = infer(model, loading.dtype, placement)
+    if list(placement.devices) != [""]:
+        check_names(model, placement)
+    _initialise(model, [names[full] for full in comparison.new], loading.dtype, placement)
+    for full in shapes:
+        if full not in comparison.new:
+            _load_tensor(model, names[full], loading.tensors[full], loading, placement)
     model.tie_weights()
-    model.to(device)  # moves the rotary frequencies
-    return model.eval()
+    placement.finish(model)
+    return model.eval(), comparison
 
 
-def _full_name(kind: type[LlamaBase], name: str) -> str:
-    """Returns the name in a checkpoint of a parameter of a model of class `kind`."""
-    if kind.head == "none":
+def _full_name(model: LlamaBase, name: str) -> str:
+    """Returns the name in a checkpoint of a tensor of a model: "model." precedes the names of the decoder's tensors."""
+    prefix = model.base_model_prefix
+    if not hasattr(model, prefix):
         return f"model.{name}"
-    prefix = f"{kind.base_model_prefix}."
-    return f"model.{name.removeprefix(prefix)}" if name.startswith(prefix) else name
+    return f"model.{name.removeprefix(f'{prefix}.')}" if name.startswith(f"{prefix}.") else name
 
 
-def _compare(kind: type[Model], checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]) -> set[str]:
-    """Checks that the checkpoint has the expected tensors; returns the names of a head to initialise at random."""
-    stored = {name: weight.shape for name, weight in checkpoint.tensors.items()}
-    differs = kind.head != checkpoint.head
-    new_head = set(HEADS[kind.head] & expected.keys()) if differs else set()
-    unused_head = set(HEADS[checkpoint.head] & stored.keys()) if differs else set()
-    missing = sorted(expected.keys() - stored.keys() - new_head)
-    extra = sorted(stored.keys() - expected.keys() - unused_head)
-    compared = (expected.keys() & stored.keys()) - new_head
-    mismatches = [name for name in compared if expected[name] != stored[name]]
-    if missing or extra or mismatches:
-        shapes = [f"{name} is {stored[name]} instead of {expected[name]}" for name in sorted(mismatches)]
-        raise CheckpointError(
-            f"{checkpoint.path} does not match the given configuration. Missing: {missing[:5]}; superfluous: "
-            f"{extra[:5]}; of another shape: {shapes[:5]}. Use the checkpoint's own configuration"
+def _load_tensor(
+    model: LlamaBase, name: str, weight: Weight | Tensor, loading: Loading[Any], placement: Placement
+) -> None:
+    is_packed = loading.keep_quantized and isinstance(weight, Weight) and weight.format.torch is None
+    if is_packed and len(weight.shape) == 2:
+        assert isinstance(weight, Weight)
+        _keep(model, name, weight, loading.dtype, placement)
+    else:
+        _set(model, name, placement.put(name, _read(weight, loading.dtype)))
+
+
+def _construct(loading: Loading[Model]) -> Model:
+    """Returns the model without memory for its weights.
+
+    A class defined outside puna may have parts that its constructor initialises; its weights are in memory twice.
+    """
+    device = "meta" if loading.kind.__module__.startswith("puna.") else "cpu"
+    with torch.device(device):
+        model = loading.kind(loading.config, *loading.arguments, **loading.options)
+    return model if device == "meta" else model.to(loading.dtype)
+
+
+def compare(shapes: Mapping[str, torch.Size], loading: Loading[Any]) -> Comparison:
+    """Compares the tensors of a checkpoint with `shapes`, those of a model; warns about initialised parameters.
+
+    Raises:
+        CheckpointError: as in `load`.
+    """
+    stored = {name: torch.Size(tensor.shape) for name, tensor in loading.tensors.items()}
+    missing, extra = sorted(shapes.keys() - stored.keys()), sorted(stored.keys() - shapes.keys())
+    mismatched = [
+        (name, stored[name], shape) for name, shape in shapes.items() if name in stored and stored[name] != shape
+    ]
+    tied = "lm_head.weight" if loading.config.tie_word_embeddings and loading.kind.head == "lm" else ""
+    absent = [name for name in missing if name.startswith("model.")]
+    superfluous = [name for name in extra if name.startswith("model.") or name == tied]
+    _refuse(loading, absent, superfluous, [] if loading.ignore_mismatched_sizes else mismatched)
+    remedy = f"of {loading.kind.__name__} is initialised at random and must be trained"
+    if missing:
+        unused = f" and its {', '.join(extra)} is not used" if extra else ""
+        _warn(f"{loading.source} has no {', '.join(missing)}{unused}; the head {remedy}")
+    for name, old, new in mismatched:
+        _warn(f"{loading.source}: the shapes did not match: {name} is {tuple(old)}; {name}, {tuple(new)}, {remedy}")
+    return Comparison(missing, extra, mismatched)
+
+
+def _refuse(
+    loading: Loading[Any],
+    missing: Iterable[str],
+    extra: Iterable[str],
+    mismatched: Iterable[tuple[str, torch.Size, torch.Size]],
+) -> None:
+    missing, extra = list(missing), list(extra)
+    shapes = [f"{name} is {tuple(stored)} instead of {tuple(expected)}" for name, stored, expected in mismatched]
+    if missing or extra or shapes:
+        kind = ShapeError if shapes and not missing and not extra else CheckpointError
+        remedy = ", or ignore_mismatched_sizes=True to initialise these at random" if kind is ShapeError else ""
+        raise kind(
+            f"{loading.source} does not match the given configuration. Missing: {missing[:5]}; superfluous: "
+            f"{extra[:5]}; of another shape: {shapes[:5]}. Use the checkpoint's own configuration{remedy}"
         )
-    if new_head:
-        note = f" and its {', '.join(sorted(unused_head))} is not used" if unused_head else ""
-        warnings.warn(
-            f"{checkpoint.path} has no {', '.join(sorted(new_head))}{note}; the head of {kind.__name__} is initialised "
-            "at random and must be trained",
-            stacklevel=4,
-        )
-    return new_head
+
+
+def _warn(text: str) -> None:
+    """Warns at the line that called `from_pretrained`."""
+    warnings.warn(text, stacklevel=5)
+
+
+def _initialise(model: LlamaBase, names: Iterable[str], dtype: torch.dtype, placement: Placement) -> None:
+    """Creates parameters that are not loaded, and initialises them; a constructor may have done so already."""
+    for path in {name.rpartition(".")[0] for name in names if model.get_parameter(name).is_meta}:
+        layer = model.get_submodule(path)
+        for attribute, parameter in list(layer.named_parameters(recurse=False)):
+            _set(layer, attribute, torch.empty(parameter.shape, dtype=dtype))
+        model._init_weights(layer)
+    for name in names:
+        _set(model, name, placement.put(name, model.get_parameter(name).detach()))
 
 
 def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
     owner, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(owner), attribute, nn.Parameter(tensor))
+    module = model.get_submodule(owner)
+    if attribute in module._buffers:
+        module._buffers[attribute] = tensor
+    else:
+        old = getattr(module, attribute)
+        setattr(module, attribute, nn.Parameter(tensor, old.requires_grad))
 
 
-def _keep(model: nn.Module, name: str, weight: Weight, dtype: torch.dtype, device: torch.device) -> None:
+def _keep(model: nn.Module, name: str, weight: Weight, dtype: torch.dtype, placement: Placement) -> None:
     """Replaces the layer of parameter `name` by one with a packed matrix. Biases are set later."""
     path = name.rpartition(".")[0]
     owner, _, attribute = path.rpartition(".")
     layer = model.get_submodule(path)
-    rows = torch.from_numpy(np.require(weight.rows(), requirements="W")).to(device)
+    rows = placement.put(name, torch.from_numpy(np.require(weight.rows(), requirements="W")))
     packed = PackedMatrix(weight.name, weight.format.name, rows, weight.shape[1])
     if isinstance(layer, nn.Embedding):
         new: nn.Module = QuantEmbedding(packed, layer.padding_idx, dtype)
@@ -129,50 +243,21 @@ def _keep(model: nn.Module, name: str, weight: Weight, dtype: torch.dtype, devic
     setattr(model.get_submodule(owner), attribute, new)
 
 
-def _read(weight: Weight, dtype: torch.dtype) -> Tensor:
+def _read(weight: Weight | Tensor, dtype: torch.dtype) -> Tensor:
+    if isinstance(weight, Tensor):
+        return weight.detach().to(dtype, copy=True)
     if weight.format.torch is not None and _DTYPES[weight.format.torch] == dtype:
         return torch.from_numpy(np.require(weight.rows(), requirements="W")).view(dtype).view(weight.shape)
     return torch.from_numpy(weight.to_float32()).to(dtype)
 
 
-def save(model: LlamaBase, folder: str | Path, max_shard_size: int | str) -> None:
-    """Writes the configurations and the weights (safetensors, in their dtype and under their names) atomically.
-
-    A tied head is omitted. generation_config.json is written only for a model with a language-model head.
-
-    Raises:
-        RequestError: if matrices are packed; the configuration ties head and embeddings but they are two matrices, one
-            of which would be lost; or the weights are on the meta device.
-        CheckpointError: if the weights have a type that the files cannot hold.
-        ConfigError: if the configuration cannot be written as JSON.
-        OSError: if the disk is full or cannot be written; an earlier save in `folder` is unchanged.
-    """
-    if packed := sum(isinstance(module, PackedMatrix) for module in model.modules()):
-        raise RequestError(
-            f"{packed} matrices of the model are packed, and safetensors files hold float numbers; call dequantize() "
-            "first, or convert the file that they came from (puna convert)"
-        )
-    head = model.get_output_embeddings()
-    if model.config.tie_word_embeddings and head is not None and head.weight is not model.get_input_embeddings().weight:
-        raise RequestError(
-            "config.tie_word_embeddings is True, but the head is a separate matrix; call tie_weights(), or set "
-            "config.tie_word_embeddings to False"
-        )
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
-        raise RequestError("the weights are on the meta device and have no values; load or initialise them first")
-    fields = {key: value for key, value in model.config.to_dict().items() if key != "attn_implementation"}
-    config = LlamaConfig.from_dict(fields, dtype=model.dtype, architectures=[type(model).__name__])
-    generation = model.generation_config if model.head == "lm" else None
-    save_checkpoint(folder, config, _tensors(model), generation, max_shard_size)
-
-
-def _tensors(model: LlamaBase) -> Iterator[tuple[str, str, tuple[int, ...], partial[NDArray[np.uint8]]]]:
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
-            continue
-        yield name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), partial(_bytes, tensor)
-
-
-def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    packed: NDArray[np.uint8] = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
-    return packed
+def checkpoint_loading(
+    kind: type[Model],
+    checkpoint: Checkpoint,
+    config: LlamaConfig,
+    dtype: torch.dtype,
+    placement: Placement | dict[str, Any],
+    **options: Any,
+) -> Loading[Model]:
+    """Returns the description of a model to load from an open checkpoint; `options` are further fields of `Loading`."""
+    return Loading(kind, checkpoint.tensors, config, dtype, placement, checkpoint.path, **options)

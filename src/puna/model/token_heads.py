@@ -36,7 +36,7 @@ class LlamaForTokenClassification(LlamaPreTrainedModel):
         rates = (getattr(config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
         self.dropout = nn.Dropout(next((rate for rate in rates if rate is not None), 0.1))
         self.score = nn.Linear(config.hidden_size, config.num_labels)
-        self.init_weights(self.score)
+        self.post_init()
 
     def get_decoder(self) -> LlamaModel:
         """Returns the `LlamaModel`."""
@@ -94,7 +94,7 @@ class LlamaForQuestionAnswering(LlamaPreTrainedModel):
         super().__init__(config)
         self.transformer = LlamaModel(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
-        self.init_weights(self.qa_outputs)
+        self.post_init()
 
     def get_decoder(self) -> LlamaModel:
         """Returns the `LlamaModel`."""
