@@ -11,13 +11,12 @@ from typing import Literal
 from puna.checkpoint.adapter import ADAPTER_CONFIG, refuse_adapter
 from puna.checkpoint.gguf_config import read_gguf_config
 from puna.checkpoint.gguf_rope import FACTOR_TENSORS
-from puna.checkpoint.huggingface import find_weight_files, has_weights, read_tensors
+from puna.checkpoint.huggingface import DEFAULT, Reading, find_weight_files, has_weights, read_tensors
 from puna.checkpoint.leftovers import dropped_note, plain_names
 from puna.checkpoint.meta import is_meta_folder, open_meta
 from puna.checkpoint.names import EMBEDDING, Head, interleaved_rows, is_ignored, to_hf
 from puna.checkpoint.packed import join_packed, read_settings
 from puna.checkpoint.quantization import Settings
-from puna.checkpoint.reading import DEFAULT, Reading
 from puna.checkpoint.validation import check_tensors, drop_tied_head, find_head, full_names, refuse_extra
 from puna.checkpoint.weight import RowSource, Weight
 from puna.config import GenerationConfig, LlamaConfig

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.checkpoint import Checkpoint, open_checkpoint
-from puna.checkpoint.reading import Reading
+from puna.checkpoint.huggingface import Reading
 from puna.checkpoint.validation import full_names
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import ArgumentError, CheckpointError, RequestError, show

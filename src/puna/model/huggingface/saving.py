@@ -16,13 +16,12 @@ from torch import Tensor
 
 from puna.config import LlamaConfig
 from puna.errors import ArgumentError, RequestError
-from puna.files.weight_files import PYTORCH, SAFETENSORS, WeightFiles
 from puna.formats.new_tensor import NewTensor
 from puna.hub.upload import upload_files
 from puna.model.huggingface.arguments import choose_token
 from puna.model.huggingface.information import Information
 from puna.model.quantized import PackedMatrix
-from puna.saving import new_tensor, save_checkpoint, split_into_shards
+from puna.saving import PYTORCH, SAFETENSORS, WeightFiles, new_tensor, save_checkpoint, split_into_shards
 
 SaveFunction = Callable[[dict[str, Tensor], Path], Any]
 

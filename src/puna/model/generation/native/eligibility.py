@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from puna.checkpoint.names import expected_tensors
 from puna.config import LlamaConfig
+from puna.config.pruning import pruned_heads
 from puna.model.checks import is_traced
 from puna.model.generation.native.weights import FORMAT_NAMES
 from puna.model.llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaModel, LlamaRMSNorm
@@ -80,6 +81,8 @@ def _replaced_methods(module: nn.Module) -> Iterator[str]:
 
 def reason_of_parameters(model: nn.Module, parameters: Mapping[str, Tensor], config: LlamaConfig) -> str | None:
     """Checks names, shapes and types of the parameters, and the settings that the modules have copied."""
+    if pruned_heads(config):
+        return "attention heads were pruned"
     expected = dict(expected_tensors(config, "lm")) | {"lm_head.weight": (config.vocab_size, config.hidden_size)}
     for name in expected.keys() ^ parameters.keys():
         return f"the parameter {name} is {'missing' if name in expected else 'additional'}"
