@@ -92,26 +92,28 @@ int32_t Model::load_adapter(const puna_low_rank* changes, int32_t count) {
         return panels;
     };
     const auto change_of = [&](const puna_low_rank& change) -> LowRank& {
+        if (change.kind == PUNA_HEAD) return adapter->head;
         return adapter->layers[static_cast<size_t>(change.layer)][static_cast<size_t>(change.kind - PUNA_Q)];
     };
     for (int32_t i = 0; i < count; ++i) {
         const puna_low_rank& change = changes[i];
         const Target target = find(change.kind, change.layer);
-        if (change.kind < PUNA_Q || change.kind > PUNA_DOWN)
-            throw std::invalid_argument("an adapter can change only the projections of the layers");
+        if (change.kind != PUNA_HEAD && (change.kind < PUNA_Q || change.kind > PUNA_DOWN))
+            throw std::invalid_argument("an adapter can change only the projections of the layers and the head");
+        const Matrix& matrix = change.kind == PUNA_HEAD ? head() : *target.matrix;
         if (change.rank < 0 || change.rank > 1 << 16) throw std::invalid_argument("a rank is out of range");
         LowRank& to = change_of(change);
         if (!to.empty()) throw std::invalid_argument("an adapter changes a matrix twice");
         if (change.rank > 0) {
-            to.a = place(format_of_a(target.matrix->panels), change.rank, target.cols);
-            to.b = place(format_of_b(target.matrix->panels), target.rows, change.rank);
+            to.a = place(format_of_a(matrix.panels), change.rank, target.cols);
+            to.b = place(format_of_b(matrix.panels), target.rows, change.rank);
         }
         if (change.row_scale) to.row_scale.assign(change.row_scale, change.row_scale + target.rows);
         if (!change.row_scale && !change.bias) continue;
         // row_scale must not multiply the bias of the model, which the product w x includes.
         to.shift.assign(static_cast<size_t>(target.rows), 0.0f);
         for (size_t row = 0; row < to.shift.size(); ++row) {
-            const double own = target.matrix->bias.empty() ? 0.0 : static_cast<double>(target.matrix->bias[row]);
+            const double own = matrix.bias.empty() ? 0.0 : static_cast<double>(matrix.bias[row]);
             const double scale = change.row_scale ? static_cast<double>(change.row_scale[row]) : 1.0;
             to.shift[row] = static_cast<float>(own * (1.0 - scale) + (change.bias ? change.bias[row] : 0.0));
         }
@@ -150,17 +152,19 @@ void Model::make_segments() {
     }
 }
 
-// Lists the adapters' changes of several products of a layer, and reserves memory for their inner products a x.
+// Lists the adapters' changes of several products of a layer (-1: of the head), and reserves memory for their inner
+// products a x.
 void Model::plan_products(std::initializer_list<Projection> outs, int32_t layer) {
     products_.clear();
     items_ = 0;
-    if (layer < 0) return;
     size_t floats = 0, halves = 0;
     for (const Segment& segment : segments_) {
         size_t index = 0;
         for (const Projection& out : outs) {
-            const auto& changes = segment.adapter->layers[static_cast<size_t>(layer)];
-            const LowRank& change = changes[static_cast<size_t>(out.kind - PUNA_Q)];
+            const Adapter& adapter = *segment.adapter;
+            const LowRank& change =
+                layer < 0 ? adapter.head
+                          : adapter.layers[static_cast<size_t>(layer)][static_cast<size_t>(out.kind - PUNA_Q)];
             if (!change.empty()) {
                 products_.push_back({&change, &segment, index, items_, floats, halves});
                 const size_t tokens = static_cast<size_t>(segment.count);

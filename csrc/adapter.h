@@ -23,6 +23,7 @@ struct LowRank {
 struct Adapter {
     Buffer<uint8_t> panels;
     std::vector<std::array<LowRank, kProducts>> layers;
+    LowRank head;
 };
 
 }  // namespace puna

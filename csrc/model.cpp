@@ -230,8 +230,7 @@ void Model::check() const {
 // reads only one of its rows.
 void Model::weight_bytes(int64_t* bytes) const {
     std::fill(bytes, bytes + PUNA_PHASES, 0);
-    const Matrix& head = head_.panels.data ? head_ : embedding_;
-    bytes[PUNA_PHASE_HEAD] = static_cast<int64_t>(head.values.size());
+    bytes[PUNA_PHASE_HEAD] = static_cast<int64_t>(head().values.size());
     for (const Layer& layer : layers_)
         for (const Op& op : kOps) bytes[op.phase] += static_cast<int64_t>((layer.*op.matrix).values.size());
 }
@@ -511,7 +510,7 @@ void Model::normalise(const std::vector<float>& weight, std::initializer_list<co
 }
 
 // Multiplies several matrices by the same tokens in one parallel loop over the work units of all of them, and applies
-// the adapters' changes to matrices of a layer (-1: none). With `add`, adds the results to `out`.
+// the adapters' changes to matrices of a layer (-1: to the head). With `add`, adds the results to `out`.
 void Model::project(std::initializer_list<Projection> outs, int32_t layer, const Activations& x, int64_t tokens,
                     bool add) {
     int64_t total = 0;
@@ -765,8 +764,8 @@ void Model::run_layer(Layer& layer, int32_t index) {
 // Applies the final norm to the tokens whose outputs are requested, and the head to those of them whose logits are.
 void Model::run_head(const puna_chunk* chunks, int32_t count, float* logits, float* hidden) {
     const int64_t width = shape_.hidden_size;
-    // Rows are moved to the front of x_, those of logits in the order of the chunks. The rows of hidden states are
-    // normalised and copied before.
+    // Rows of logits are moved to the front of x_ and tokens_, in the order of the chunks. The rows of hidden states
+    // are normalised and copied before.
     int64_t rows = 0, at = 0;
     for (int32_t c = 0; c < count; at += chunks[c++].count)
         for (int64_t t = at + chunks[c].count - chunks[c].rows; t < at + chunks[c].count; ++t) {
@@ -774,16 +773,17 @@ void Model::run_head(const puna_chunk* chunks, int32_t count, float* logits, flo
                 kernels_.rms_norm(x_.data() + t * width, norm_.data(), shape_.rms_norm_eps, width, hidden);
                 hidden += width;
             } else {
+                tokens_[static_cast<size_t>(rows)] = tokens_[static_cast<size_t>(t)];
                 std::memmove(x_.data() + rows++ * width, x_.data() + t * width,
                              static_cast<size_t>(width) * sizeof(float));
             }
         }
     if (rows == 0) return;
     tokens_.resize(static_cast<size_t>(rows));
-    const Matrix& head = head_.panels.data ? head_ : embedding_;
-    normalise(norm_, {&head});
+    if (!segments_.empty()) make_segments();
+    normalise(norm_, {&head()});
     observe(normed_.data(), width, input_offset(shape_.layers, Input::kAttentionNorm));
-    project({{&head, logits, shape_.vocab_size, PUNA_HEAD}}, -1, activations(normed_.data(), width), rows, false);
+    project({{&head(), logits, shape_.vocab_size, PUNA_HEAD}}, -1, activations(normed_.data(), width), rows, false);
     add_time(PUNA_PHASE_HEAD);
 }
 

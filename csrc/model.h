@@ -157,6 +157,7 @@ class Model {
     Activations activations(const float* x, int64_t cols);
     void project(std::initializer_list<Projection> outs, int32_t layer, const Activations& x, int64_t tokens, bool add);
     void make_segments();
+    const Matrix& head() const { return head_.panels.data ? head_ : embedding_; }
     void plan_products(std::initializer_list<Projection> outs, int32_t layer);
     void multiply_inner(const Activations& x);
     void prefetch_products(const Panels& w, size_t index, int64_t first, int64_t last, int64_t tokens) const;

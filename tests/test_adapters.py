@@ -19,9 +19,7 @@ from tests.helpers.torch_files import BACKENDS, HAS_TORCH
 
 TEXT_CASES = [case for case in CASES if CASES[case][0] != "classes"]
 NOT_NATIVE = {
-    "dora": "lm_head", "embeddings": "lm_head", "embeddings_kept_tied": "lm_head", "tokens_tied": "lm_head",
-    "tokens_of_both": "lm_head", "only_tokens_tied": "lm_head", "saved": "lm_head",
-    "saved_network": "mlp.down_proj", "ia3_biased": "input_layernorm",
+    "saved": "lm_head", "saved_network": "mlp.down_proj", "ia3_biased": "input_layernorm",
 }  # fmt: skip
 """The cases that the native backend refuses, and the tensor that the error names."""
 

@@ -189,9 +189,9 @@ typedef struct puna_low_rank {
     const float* b;         /* [rows of the matrix][rank] */
     const float* bias;      /* NULL, or [rows of the matrix] */
     const float* row_scale; /* NULL, or [rows of the matrix] */
-    int32_t kind;           /* PUNA_Q to PUNA_DOWN; each matrix at most once */
-    int32_t layer;
-    int32_t rank; /* 0: no product b a x */
+    int32_t kind;           /* PUNA_Q to PUNA_DOWN, or PUNA_HEAD; each matrix at most once */
+    int32_t layer;          /* ignored for PUNA_HEAD */
+    int32_t rank;           /* 0: no product b a x */
 } puna_low_rank;
 
 /* Packs an adapter into the model's memory, and writes its number, which is above 0. The matrices must be loaded. */

@@ -24,26 +24,36 @@ PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self
 
 
 def random_adapter(
-    config: LlamaConfig, rank: int, seed: int, parts: tuple[str, ...] = (), names: tuple[str, ...] = PROJECTIONS
+    config: LlamaConfig,
+    rank: int,
+    seed: int,
+    parts: tuple[str, ...] = (),
+    names: tuple[str, ...] = PROJECTIONS,
+    head: bool = False,
 ) -> dict[str, LowRank]:
-    """Returns changes of `names` in all layers; `parts` can have "bias" and "row_scale"."""
+    """Returns changes of `names` in all layers, and of the head; `parts` can have "bias" and "row_scale"."""
     random = np.random.default_rng(seed)
     hidden, inner, width = config.hidden_size, config.intermediate_size, config.head_dim
     q, kv = config.num_attention_heads * width, config.num_key_value_heads * width
     attention, mlp = ((q, hidden), (kv, hidden), (kv, hidden), (hidden, q)), ((inner, hidden),) * 2
     sizes = dict(zip(PROJECTIONS, (*attention, *mlp, (hidden, inner)), strict=True))
+    matrices = {
+        f"model.layers.{layer}.{name}.weight": sizes[name]
+        for layer in range(config.num_hidden_layers)
+        for name in names
+    }
+    if head:
+        matrices["lm_head.weight"] = (config.vocab_size, hidden)
 
     def normal(*shape: int, mean: float = 0.0, spread: float = 0.1) -> np.ndarray:
         return (mean + spread * random.standard_normal(shape)).astype(np.float32)
 
     return {
-        f"model.layers.{layer}.{name}.weight": LowRank(
+        name: LowRank(
             normal(rank, columns), normal(rows, rank, spread=0.2),
             normal(rows) if "bias" in parts else None, normal(rows, mean=1.0) if "row_scale" in parts else None,
         )
-        for layer in range(config.num_hidden_layers)
-        for name in names
-        for rows, columns in [sizes[name]]
+        for name, (rows, columns) in matrices.items()
     }  # fmt: skip
 
 
@@ -68,7 +78,7 @@ def test_logits_equal_those_of_changed_weights(name, rank, parts, kernels):
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
     ids = np.random.default_rng(1).integers(0, model.config.vocab_size, min(70, model.config.context_length))
-    adapter = random_adapter(model.config, rank, 2, parts)
+    adapter = random_adapter(model.config, rank, 2, parts, head=True)
     backend = NativeBackend(model.config, state, 2)
     before = run_with(backend, ids, 0)
     number = backend.load_adapter(adapter)
@@ -77,7 +87,7 @@ def test_logits_equal_those_of_changed_weights(name, rank, parts, kernels):
         layer = model.get_submodule(key.removesuffix(".weight"))
         scale = 1.0 if change.row_scale is None else torch.from_numpy(change.row_scale).double()[:, None]
         product = torch.from_numpy(change.b.astype(np.float64) @ change.a)
-        layer.weight.data = scale * (layer.weight.data + product)
+        layer.weight = torch.nn.Parameter(scale * (layer.weight.data + product))  # a tied embedding is unchanged
         if change.bias is not None:
             bias = torch.from_numpy(change.bias).double()
             layer.bias = torch.nn.Parameter(bias if layer.bias is None else layer.bias.data + bias)
@@ -131,11 +141,11 @@ def test_requests_with_five_adapters_and_without_get_the_bits_they_get_alone(sha
     tensors = pack_state(name, random_state(config))
     backends = [NativeBackend(config, tensors, threads, slots=6, cache=cache) for threads in (1, 2, 3)]
     adapters = [
-        random_adapter(config, 16, 1),
+        random_adapter(config, 16, 1, head=True),
         random_adapter(config, 1, 2, ("bias",)),
         random_adapter(config, 40, 3, ("row_scale",), PROJECTIONS[::2]),
         random_adapter(config, 7, 4, ("bias", "row_scale"), PROJECTIONS[3:]),
-        random_adapter(config, 0, 5, ("row_scale",), PROJECTIONS[1:3]),
+        random_adapter(config, 0, 5, ("row_scale",), PROJECTIONS[1:3], head=True),
     ]
     for backend in backends:
         assert [backend.load_adapter(adapter) for adapter in adapters] == [1, 2, 3, 4, 5]
@@ -166,7 +176,7 @@ def test_a_dropped_adapter_cannot_be_used_and_the_others_remain():
     ("name", "change", "text"),
     [
         ("model.embed_tokens.weight", {}, "changes model.embed_tokens.weight, but the native backend can change only"),
-        ("lm_head.weight", {}, "changes lm_head.weight, but the native backend can change only"),
+        ("lm_head.weight", {"a": np.ones((4, 3), np.float32)}, r"a for lm_head.weight has shape \(4, 3\)"),
         ("model.norm.weight", {}, "changes model.norm.weight, but"),
         ("model.layers.0.input_layernorm.weight", {}, "changes model.layers.0.input_layernorm.weight, but"),
         ("model.layers.9.self_attn.q_proj.weight", {}, "but the model has 2 layers"),

@@ -19,7 +19,7 @@ def load_adapter(model: int, config: LlamaConfig, products: Mapping[str, LowRank
     """Packs the changes of matrix products into `model`; returns the adapter's number.
 
     Raises:
-        BackendError: if a change is not of a layer's projection, or its shape differs from the model's.
+        BackendError: if a change is not of a layer's projection or of the head, or its shape differs from the model's.
     """
     library = load_library()
     arrays: list[NDArray[np.float32]] = []  # kept until the library has copied them
@@ -48,21 +48,8 @@ def load_adapter(model: int, config: LlamaConfig, products: Mapping[str, LowRank
 
 
 def _check(name: str, change: LowRank, config: LlamaConfig) -> None:
-    """Raises BackendError unless the change is of a projection of a layer and has the projection's shape."""
-    number, _, rest = name.removeprefix("model.layers.").partition(".")
-    if not rest.endswith("_proj.weight") or rest not in IN_LAYER:
-        raise BackendError(
-            f"the adapter changes {name}, but the native backend can change only the projections of the layers; use "
-            "backend='torch', or merge the adapter into the model with puna merge"
-        )
-    if not number.isdigit() or int(number) >= config.num_hidden_layers:
-        raise BackendError(f"the adapter changes {name}, but the model has {config.num_hidden_layers} layers")
-    heads, kv_heads = (count * config.head_dim for count in (config.num_attention_heads, config.num_key_value_heads))
-    hidden, inner = config.hidden_size, config.intermediate_size
-    rows, columns = {
-        "q": (heads, hidden), "k": (kv_heads, hidden), "v": (kv_heads, hidden), "o": (hidden, heads),
-        "gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner),
-    }[rest.partition(".")[2].removesuffix("_proj.weight")]  # fmt: skip
+    """Raises BackendError unless the change is of a projection or of the head, and has the matrix's shape."""
+    rows, columns = _shape(name, config)
     expected = {"a": (len(change.a), columns), "b": (rows, len(change.a)), "bias": (rows,), "row_scale": (rows,)}
     for part, shape in expected.items():
         values = getattr(change, part)
@@ -71,3 +58,27 @@ def _check(name: str, change: LowRank, config: LlamaConfig) -> None:
                 f"the adapter's {part} for {name} has shape {values.shape}; the model needs {shape}; use the base "
                 "model that the adapter was trained on"
             )
+
+
+def _shape(name: str, config: LlamaConfig) -> tuple[int, int]:
+    """Returns the shape of the matrix `name`.
+
+    Raises:
+        BackendError: if it is neither a projection of a layer nor the head.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    if name == "lm_head.weight":
+        return config.vocab_size, hidden
+    number, _, rest = name.removeprefix("model.layers.").partition(".")
+    if not rest.endswith("_proj.weight") or rest not in IN_LAYER:
+        raise BackendError(
+            f"the adapter changes {name}, but the native backend can change only the projections of the layers and the "
+            "head; use backend='torch', or merge the adapter into the model with puna merge"
+        )
+    if not number.isdigit() or int(number) >= config.num_hidden_layers:
+        raise BackendError(f"the adapter changes {name}, but the model has {config.num_hidden_layers} layers")
+    heads, kv_heads = (count * config.head_dim for count in (config.num_attention_heads, config.num_key_value_heads))
+    return {
+        "q": (heads, hidden), "k": (kv_heads, hidden), "v": (kv_heads, hidden), "o": (hidden, heads),
+        "gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner),
+    }[rest.partition(".")[2].removesuffix("_proj.weight")]  # fmt: skip
