@@ -67,7 +67,7 @@ def test_gguf_files_are_opened(tmp_path: Path, changes: dict[str, Any]) -> None:
     checkpoint = open_checkpoint(write_gguf(tmp_path / "x.gguf", config, tensors))
     assert checkpoint.kind == "gguf" and checkpoint.head == "lm" and checkpoint.files == (tmp_path / "x.gguf",)
     assert_contains(checkpoint, tensors)
-    assert checkpoint.config.dtype == "float32"
+    assert checkpoint.config.dtype_name == "float32"
     checkpoint.config.dtype = None
     assert checkpoint.config == config
     assert open_checkpoint(tmp_path).path == tmp_path / "x.gguf"  # a folder with exactly one GGUF file is opened too

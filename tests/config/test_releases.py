@@ -107,7 +107,7 @@ def _check_fields(name, config, result):
     for field, value in result.items():
         if field in ("rope", "rope_scaling", "generation", "id2label", "label2id"):
             continue
-        assert value == getattr(config, field), (name, field)
+        assert value == getattr(config, "dtype_name" if field == "dtype" else field), (name, field)
     assert {int(key): value for key, value in result["id2label"].items()} == config.id2label
     assert result["label2id"] == config.label2id
     assert result["generation"] == {

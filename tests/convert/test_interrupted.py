@@ -293,11 +293,11 @@ def test_an_incomplete_old_model_is_never_restored(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patched, pytest.raises(StoppedError):
         patched.setattr(shutil, "rmtree", stop_after_one_file)
         convert(model, destination, to="hf", dtype="float16", overwrite=True)
-    assert open_checkpoint(destination).config.dtype == "float16"
+    assert open_checkpoint(destination).config.dtype_name == "float16"
     assert deleted[0].name == "deleted"
     destination.rename(tmp_path / "final")
     convert(model, destination, to="hf")
-    assert open_checkpoint(destination).config.dtype == "float32" and not deleted[0].exists()
+    assert open_checkpoint(destination).config.dtype_name == "float32" and not deleted[0].exists()
 
 
 def test_the_old_model_is_not_restored_while_another_process_replaces_it(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_model_survives_conversion_from_meta_and_back(family: Family, tmp_path
     config = LlamaConfig.from_pretrained(tmp_path / "hf")
     contexts = {"1": 2048, "2": 4096, "code": 16384, "3": 8192, "3.1": 131072, "3.2": 131072, "3.3": 131072}
     assert config.max_position_embeddings == contexts[family.version]
-    assert config.dtype == family.dtype
+    assert config.dtype_name == family.dtype
     assert config.num_key_value_heads == family.kv_heads and config.intermediate_size == family.ffn
     assert config.rope_theta == family.params.get("rope_theta", 10000.0)
     factor = (config.rope_scaling or {}).get("factor")

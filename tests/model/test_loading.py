@@ -98,7 +98,7 @@ def test_dtypes_survive_saving_and_can_be_overridden(dtype: torch.dtype, tmp_pat
     exact = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     name = str(dtype).removeprefix("torch.")
     model.to(dtype).save_pretrained(tmp_path)
-    assert LlamaConfig.from_pretrained(tmp_path).dtype == name
+    assert LlamaConfig.from_pretrained(tmp_path).dtype_name == name
     for argument in ("auto", dtype, name):
         loaded = LlamaForCausalLM.from_pretrained(tmp_path, dtype=argument)
         assert loaded.dtype == dtype
@@ -161,7 +161,7 @@ def test_dtype_auto_reads_the_type_of_the_weights_not_the_configuration(folder: 
     loaded = LlamaForCausalLM.from_pretrained(folder, dtype="auto")
     assert loaded.dtype == torch.bfloat16
     loaded.save_pretrained(folder)
-    assert LlamaConfig.from_pretrained(folder).dtype == "bfloat16"
+    assert LlamaConfig.from_pretrained(folder).dtype == torch.bfloat16
 
 
 def test_a_missing_head_is_initialised_with_a_warning(folder: Path, tmp_path: Path) -> None:

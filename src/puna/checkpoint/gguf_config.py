@@ -103,6 +103,7 @@ def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
         dtype=file.tensors["token_embd.weight"].format.torch,
         architectures=["LlamaForCausalLM"],
     )
+    config.validate()
     config.notes += keys.notes
     ids = {"pad_token_id": pad, "bos_token_id": bos, "eos_token_id": eos if len(eos) > 1 else config.eos_token_id}
     generation = GenerationConfig.from_stored(ids | read_sampling(keys))

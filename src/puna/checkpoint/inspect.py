@@ -186,7 +186,7 @@ def _check_gguf_keys(report: Report, file: GgufFile) -> None:
 
 def _folder(report: Report, folder: Path) -> _Content:
     report.kind = "hf"
-    config = _attempt(report, lambda: LlamaConfig.from_pretrained(folder))
+    config = _attempt(report, lambda: LlamaConfig.from_checkpoint(folder))
     generation = None
     file = folder / "generation_config.json"
     if _attempt(report, lambda: has_file(file, CheckpointError)) is not False:
@@ -243,10 +243,10 @@ def _describe(report: Report, config: LlamaConfig, tensors: Mapping[str, RowSour
         "cache_per_1000_tokens_bfloat16": 2 * cache_values,
     }
     dtypes = {tensor.format.torch for tensor in tensors.values() if len(tensor.shape) == 2}
-    if config.dtype is not None and dtypes and config.dtype not in dtypes and None not in dtypes:
+    if config.dtype_name is not None and dtypes and config.dtype_name not in dtypes and None not in dtypes:
         kinds = ", ".join(sorted(str(kind) for kind in dtypes))
         report.warnings.append(
-            f"the configuration's dtype is {config.dtype}, but the weights are {kinds}; casting them may overflow"
+            f"the configuration's dtype is {config.dtype_name}, but the weights are {kinds}; casting them may overflow"
         )
 
 

@@ -176,13 +176,13 @@ def _translate(file: GgufFile) -> tuple[dict[str, StoredTensor], list[str]]:
 
 def _open_folder(folder: Path, reading: Reading) -> Checkpoint:
     has_config = reading.config is None or has_file(folder / "config.json", CheckpointError)
-    config = LlamaConfig.from_pretrained(folder) if has_config or reading.config is None else reading.config
+    config = LlamaConfig.from_checkpoint(folder) if has_config or reading.config is None else reading.config
     if pruned_heads(config) and not reading.pruned_heads:
         raise CheckpointError(
             f"{folder}: attention heads were removed from this model (pruned_heads in config.json); only puna's "
             "PyTorch classes, such as LlamaForCausalLM, can load it"
         )
-    settings = read_settings(folder, config.extra)
+    settings = read_settings(folder, vars(config))
     file = folder / "generation_config.json"
     generation = GenerationConfig.from_pretrained(folder) if has_file(file, CheckpointError) else None
     files = find_weight_files(folder, reading)

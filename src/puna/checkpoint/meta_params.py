@@ -167,6 +167,7 @@ def config_from_params(
         dtype=dtype,
         architectures=["LlamaForCausalLM"],
     )
+    config.validate()
     # <|eom_id|> and <|eot_id|> also end an answer: without them, Llama 3 would continue past its turn in a chat.
     eos_ids = [first + 1, *([first + 8] if params.scaled else []), first + 9] if llama3 else 2
     return config, GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=eos_ids)

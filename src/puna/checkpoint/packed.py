@@ -41,7 +41,7 @@ def read_settings(folder: Path, config: dict[str, Any]) -> Settings | None:
     """Returns the quantisation settings of a folder; None if it has none.
 
     Args:
-        config: the keys of config.json that `LlamaConfig` does not have; the settings are removed from it.
+        config: the keys of config.json; the settings are removed from it.
     """
     values = {key: config.pop(key, None) for key in _KEYS}
     for key, value in values.items():

@@ -11,7 +11,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 """Keys of mixtures of experts: Mixtral's and Llama 4's, Qwen's and OLMoE's, DeepSeek's, ERNIE's."""
 
 
-def check_architecture(fields: Mapping[str, Any]) -> list[str]:
+def check_architecture(fields: Mapping[str, Any], model_type: str = "llama") -> list[str]:
     """Checks the content of a `config.json`; returns notes on names that have no effect.
 
     As in transformers, `model_type` decides. `architectures` often names a wrapper of the training program
@@ -24,7 +24,7 @@ def check_architecture(fields: Mapping[str, Any]) -> list[str]:
     names = [] if names is None else names
     experts = next((key for key in _EXPERTS if type(fields.get(key)) is int and fields[key] > 1), None)
     mixture = "" if experts is None else f"a mixture of {fields[experts]} experts ({experts})"
-    if kind not in (None, "llama"):
+    if kind not in (None, "llama", model_type):
         of_experts = f", {mixture}" if mixture else ""
         raise ConfigError(f"model_type is {show(kind)}{of_experts}; puna runs only 'llama'")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -34,4 +34,4 @@ def check_architecture(fields: Mapping[str, Any]) -> list[str]:
         raise ConfigError(f"architectures is {str(names)[:200]}; puna runs only the Llama classes")
     if mixture:
         raise ConfigError(f"the model is {mixture}; puna runs only LLaMA models without experts")
-    return [f"architectures {', '.join(others)[:200]} ignored, since model_type is 'llama'"] if others else []
+    return [f"architectures {', '.join(others)[:200]} ignored, since model_type is {kind!r}"] if others else []

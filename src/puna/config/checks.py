@@ -78,3 +78,33 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= _INT64_MAX if isinstance(value, int) else math.isfinite(value)
+
+
+def torch_dtype(name: str | None) -> Any:
+    """Returns the `torch.dtype` of this name; the name itself if PyTorch is not installed."""
+    if name is None:
+        return None
+    try:
+        import torch
+    except ImportError:
+        return name
+    return getattr(torch, name)
+
+
+def text_value(name: str, text: str, current: Any) -> Any:
+    """Converts the text of an attribute's new value to the type of its current value.
+
+    Raises:
+        ConfigError: the text does not represent a value of this type, or the type has no texts.
+    """
+    if isinstance(current, bool):
+        for value, words in ((True, ("true", "1", "y", "yes")), (False, ("false", "0", "n", "no"))):
+            if text.lower() in words:
+                return value
+        raise ConfigError(f"{name}={show(text)}: the value must be true or false")
+    if not isinstance(current, int | float | str):
+        raise ConfigError(f"{name} is {show(current)}; only numbers, booleans and strings can be set from a text")
+    try:
+        return type(current)(text)
+    except ValueError as exc:
+        raise ConfigError(f"{name}={show(text)}: the value must be a number, such as {current!r}") from exc

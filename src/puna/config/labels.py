@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +12,13 @@ from puna.errors import ConfigError, show
 _MAX_LABELS = 2**20
 
 
-def read_labels(count: Any, id2label: Any, label2id: Any) -> tuple[dict[int, str], dict[str, int]]:
+def read_labels(count: Any, id2label: Any, label2id: Any) -> tuple[dict[int, str], dict[str, Any]]:
     """Returns (id2label, label2id); if all arguments are None, two classes LABEL_0 and LABEL_1.
 
+    A `count` that contradicts `id2label` is ignored, with a warning.
+
     Raises:
-        ConfigError: if an argument is not a mapping, the ids are not 0, 1, ..., or `count` contradicts `id2label`.
+        ConfigError: if an argument is not a mapping, or the ids are not 0, 1, ...
     """
     ids = None if label2id is None else _read_ids(label2id)
     if id2label is not None:
@@ -25,7 +28,9 @@ def read_labels(count: Any, id2label: Any, label2id: Any) -> tuple[dict[int, str
     else:
         names = _default_names(2 if count is None else count)
     if count is not None and count != len(names):
-        raise ConfigError(f"num_labels is {count}, but id2label has {len(names)} entries; give one of them")
+        warnings.warn(
+            f"num_labels={count} ignored, since id2label has {len(names)} entries; give one of them", stacklevel=5
+        )
     return names, {name: index for index, name in names.items()} if ids is None else ids
 
 
@@ -49,10 +54,8 @@ def _read_names(id2label: Any) -> dict[int, str]:
     return names
 
 
-def _read_ids(label2id: Any) -> dict[str, int]:
-    if not isinstance(label2id, Mapping) or any(
-        not isinstance(name, str) or isinstance(index, bool) or not isinstance(index, int)
-        for name, index in label2id.items()
-    ):
+def _read_ids(label2id: Any) -> dict[str, Any]:
+    """Returns a copy; the ids are not used, so that any form of them is kept, such as texts."""
+    if not isinstance(label2id, Mapping):
         raise ConfigError(f"label2id is {show(label2id)}; it must map names to whole numbers")
     return dict(label2id)

@@ -9,7 +9,7 @@ llama3, and a key of another rope type change nothing; they are left out, with a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,62 @@ _KNOWN = frozenset({"mrope_section"}).union(*(required | optional for required, 
 
 _LIMIT = 1e9
 """Maximum of a setting, and of its reciprocal; beyond it, contexts and frequencies overflow."""
+
+
+class RopeSettings(dict[str, Any]):
+    """Settings with the key `rope_type`, which can also be read, assigned and compared as `type`, its name in 4.34."""
+
+    def __init__(self, settings: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
+        super().__init__({_current_name(key): value for key, value in dict(settings).items()})
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(_current_name(key))
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(_current_name(key), value)
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(_current_name(key))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and dict(self) == {_current_name(key): value for key, value in other.items()}
+
+    __hash__ = None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Returns the value of a key, or `default`."""
+        return super().get(_current_name(key), default)
+
+
+class RopeParameters(RopeSettings):
+    """Settings with `rope_type` and `rope_theta`; assigning a key changes the configuration that they belong to."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+        assign: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        super().__init__(settings)
+        self._assign = assign
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.update({key: value})
+
+    def update(self, *others: Any, **values: Any) -> None:
+        """Assigns keys; the settings must be complete afterwards."""
+        changed = RopeSettings(self)
+        for key, value in dict(*others, **values).items():
+            changed[key] = value
+        if self._assign is not None:
+            self._assign({"rope_parameters": dict(changed)})
+        super().update(changed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RopeSettings, (dict(self),)
+
+
+def _current_name(key: Any) -> Any:
+    return "rope_type" if key == "type" else key
 
 
 @dataclass(frozen=True)
@@ -187,7 +243,7 @@ def _read_settings(field: str, inner: dict[str, Any], context: RopeContext, note
         return None
     if missing := sorted(required - inner.keys()):
         raise ConfigError(f"{field} of type {show(kind)} lacks {', '.join(missing)}")
-    return {"rope_type": kind, **_check_values(field, kind, inner, context)}
+    return RopeSettings({"rope_type": kind, **_check_values(field, kind, inner, context)})
 
 
 def _is_one(value: Any) -> bool:

@@ -140,7 +140,9 @@ def resize_vocabulary(checkpoint: Checkpoint, size: int | None, multiple: int | 
     }
     if rows < count:
         check_rows(checkpoint.tokenizer, rows)
-    return replace(checkpoint, config=LlamaConfig.from_dict(config.to_dict(), vocab_size=rows), tensors=tensors)
+    config = LlamaConfig.from_dict(config.to_dict(), vocab_size=rows)
+    config.validate()
+    return replace(checkpoint, config=config, tensors=tensors)
 
 
 def _special_ids(checkpoint: Checkpoint) -> list[int]:

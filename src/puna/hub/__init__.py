@@ -8,10 +8,12 @@ GGUF file). A path that exists on this machine is never a reference, so that loc
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
+from puna.errors import RequestError
 from puna.hub.cache import CachedModel, cached_models, cached_names, find_cached, remove_cached
 from puna.hub.choice import Need
 from puna.hub.download import Download, fetch, print_download
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CachedModel", "Download", "HubArguments", "Need", "Reference", "cached_model", "cached_models", "cached_names",
-    "fetch", "find_cached", "hub_arguments", "local_path", "model_folder", "parse", "print_download", "read_reference",
-    "remove_cached", "show_progress", "without_hub_arguments",
+    "fetch", "file_arguments", "find_cached", "hub_arguments", "local_path", "model_folder", "parse", "print_download",
+    "read_reference", "remove_cached", "show_progress", "without_hub_arguments",
 ]  # fmt: skip
 
 
@@ -73,3 +75,31 @@ def hub_arguments(arguments: Mapping[str, Any]) -> HubArguments:
 def without_hub_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keyword arguments that are not in `HubArguments`."""
     return {name: value for name, value in arguments.items() if name not in HubArguments.__optional_keys__}
+
+
+_WITHOUT_EFFECT = (
+    "proxies", "resume_download", "trust_remote_code", "user_agent", "mirror", "local_dir", "_from_auto",
+    "_from_pipeline", "_commit_hash",
+)  # fmt: skip
+"""Arguments of `from_pretrained` in transformers that change nothing here; the environment names the proxies."""
+
+
+def file_arguments(arguments: Mapping[str, Any]) -> tuple[HubArguments, str, dict[str, Any]]:
+    """Splits keyword arguments of a `from_pretrained` that reads one small file.
+
+    Returns:
+        The arguments for downloads, `subfolder`, and those that do not concern reading the file.
+
+    Raises:
+        RequestError: both `token` and its older name, `use_auth_token`, are given.
+    """
+    others = dict(arguments)
+    if others.get("use_auth_token") is not None:
+        if others.get("token") is not None:
+            raise RequestError("token and use_auth_token are both given; use only token")
+        warnings.warn("use_auth_token is deprecated; use token instead", FutureWarning, stacklevel=4)
+        others["token"] = others["use_auth_token"]
+    others.pop("use_auth_token", None)
+    subfolder = others.pop("subfolder", "") or ""
+    hub = hub_arguments(others)
+    return hub, subfolder, {k: v for k, v in without_hub_arguments(others).items() if k not in _WITHOUT_EFFECT}
