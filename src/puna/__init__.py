@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from puna.compat.seed import set_seed as set_seed
     from puna.config import GenerationConfig as GenerationConfig
     from puna.config import LlamaConfig as LlamaConfig
+    from puna.config import PretrainedConfig as PretrainedConfig
     from puna.config.auto import AutoConfig as AutoConfig
     from puna.convert import convert as convert
     from puna.convert import merge as merge

@@ -11,7 +11,7 @@ _NAMES = {
     "puna.classification": "Classification",
     "puna.compat.seed": "set_seed",
     "puna.config.auto": "AutoConfig",
-    "puna.config": "GenerationConfig LlamaConfig",
+    "puna.config": "GenerationConfig LlamaConfig PretrainedConfig",
     "puna.convert": "convert merge",
     "puna.errors": "PunaError",
     "puna.llm": "LLM",

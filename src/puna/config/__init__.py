@@ -7,6 +7,7 @@ from puna.config.generation import GenerationConfig
 from puna.config.generation_defaults import UNSUPPORTED, GenerationDefaults, generation_notes
 from puna.config.generation_mode import GenerationMode
 from puna.config.llama import LlamaConfig
+from puna.config.pretrained import PretrainedConfig
 from puna.config.sampling import MAX_LOGPROBS, Distribution, Sampling, SamplingOptions
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "GenerationDefaults",
     "GenerationMode",
     "LlamaConfig",
+    "PretrainedConfig",
     "Sampling",
     "SamplingOptions",
     "generation_notes",
