@@ -313,6 +313,28 @@ def test_settings_of_generation_are_found_in_the_model_configuration():
     assert dict(config.extra) == {"max_length": 9, "do_sample": True}
 
 
+def test_the_file_is_uploaded_with_the_arguments_of_the_hub(tmp_path, monkeypatch):
+    calls = []
+
+    def upload(folder, names, repo_id, **options):
+        calls.append((repo_id, [(folder / name).read_text() for name in names], options))
+        return "commit"
+
+    monkeypatch.setattr("puna.config.pretrained.upload_files", upload)
+    config = LlamaConfig(**SMALL)
+    assert config.push_to_hub("a/b", private=True, use_temp_dir=True, commit_message=None) == "commit"
+    config.save_pretrained(tmp_path / "mine", push_to_hub=True, token="t", revision="dev")
+    config.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="c/d", commit_message="new")
+    text = [config.to_json_string()]
+    assert calls == [
+        ("a/b", text, {"private": True, "token": None, "revision": None}),
+        ("mine", text, {"token": "t", "revision": "dev"}),
+        ("c/d", text, {"commit_message": "new", "token": None, "revision": None}),
+    ]
+    with pytest.raises(RequestError, match="colour: push_to_hub has no such arguments"):
+        config.push_to_hub("a/b", colour=1)
+
+
 def test_deprecated_arguments_warn():
     with pytest.warns(FutureWarning, match="gradient_checkpointing_enable"):
         assert LlamaConfig(gradient_checkpointing=True).gradient_checkpointing

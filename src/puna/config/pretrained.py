@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from puna.config.attributes import ConfigAttributes
 from puna.config.base_defaults import DEFAULTS
-from puna.errors import ConfigError, ModelNotFoundError, show
+from puna.errors import ConfigError, ModelNotFoundError, RequestError, show
 from puna.files import has_file, json_bytes, make_folder, read_json, reading_errors, write_json
 from puna.hub import file_arguments, local_path
+from puna.hub.upload import upload_files
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,7 +59,7 @@ class PretrainedConfig(ConfigAttributes):
         force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
-        revision: str = "main",
+        revision: str | None = None,
         **kwargs: Any,
     ) -> Self: ...
 
@@ -240,6 +242,19 @@ class PretrainedConfig(ConfigAttributes):
         """
         folder = make_folder(save_directory)
         self.to_json_file(folder / "config.json")
+        if push_to_hub:
+            _upload(folder, kwargs.pop("repo_id", folder.resolve().name), kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Uploads `config.json` to a model of the hub; returns huggingface_hub's CommitInfo.
+
+        Args:
+            repo_id: `owner/name`, or a name in the user's namespace.
+            kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message` and `commit_description`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.to_json_file(Path(folder) / "config.json")
+            return _upload(Path(folder), repo_id, kwargs)
 
 
 def _compared(fields: dict[str, Any]) -> dict[str, Any]:
@@ -259,6 +274,16 @@ def _with_layer_numbers(pruned: Mapping[Any, Any]) -> dict[int, Any]:
         return {int(layer): heads for layer, heads in pruned.items()}
     except (TypeError, ValueError) as exc:
         raise ConfigError(f"pruned_heads is {show(pruned)}; its keys must be numbers of layers") from exc
+
+
+def _upload(folder: Path, repo_id: str, arguments: dict[str, Any]) -> Any:
+    known, _, others = file_arguments(arguments)  # `token`, and its older name
+    names = ("commit_message", "commit_description", "private", "create_pr")
+    if unknown := sorted(others.keys() - {*names, "use_temp_dir"}):
+        raise RequestError(f"{', '.join(unknown)}: push_to_hub has no such arguments; it has {', '.join(names)}")
+    options = {name: value for name, value in others.items() if name in names and value is not None}
+    options |= {name: known.get(name) for name in ("token", "revision")}
+    return upload_files(folder, ["config.json"], repo_id, **options)
 
 
 def _file_name(path: str | Path) -> Path:

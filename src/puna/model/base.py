@@ -83,8 +83,7 @@ class LlamaBase(nn.Module):
             self.generation_config = GenerationConfig.from_model_config(config)
         else:
             self.generation_config = None  # type: ignore[assignment]
-        chosen = getattr(config, "_attn_implementation", None) or config.extra.get("attn_implementation")
-        self.attn_implementation = check_attention(chosen or "sdpa")
+        self.attn_implementation = check_attention(config._attn_implementation or "sdpa")
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialises a linear layer or embedding; does nothing to other modules and on the meta device.

@@ -167,7 +167,7 @@ class FromPretrained(LlamaBase):
         remaining_arguments(None, {name: value for name, value in special.items() if name == names[3]})
         if implementation := special.get("attn_implementation"):
             config = deepcopy(config)
-            config.extra["attn_implementation"] = implementation
+            config._attn_implementation = implementation
         model = cls(config, **options)
         return model if dtype in (None, "auto") else model.to(choose_dtype(dtype, {}))
 

@@ -145,7 +145,6 @@ class Training(LlamaBase):
         if not getattr(self.config, "gradient_checkpointing", False):
             return
         self.gradient_checkpointing_enable()
-        self.config.extra.pop("gradient_checkpointing", None)
         vars(self.config).pop("gradient_checkpointing", None)
 
     def enable_input_require_grads(self) -> None:
