@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding as Reference
 
-from puna.config import LlamaConfig
 from puna.model import KVCache, LlamaForCausalLM
 from puna.model.rope import LlamaRotaryEmbedding, Rotation
 from tests.helpers.configurations import DYNAMIC, LLAMA3, YARN, config_of, longrope
+from tests.helpers.reference_float64 import reference_logits
 from tests.helpers.reference_models import distance, pair, transformers_config
 
 SETTINGS: dict[str, Any] = {
@@ -59,80 +60,92 @@ def test_logits_of_the_last_position_equal_those_of_transformers(settings: dict[
     assert distance(result[:, first:], expected[:, first:]) <= 1e-5
 
 
-def reference_logits(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
-    """Returns the logits (T, V) of ids (T,) in float64, computed for one query at a time."""
-    c = model.config
-    w = {name: tensor.double() for name, tensor in model.state_dict().items()}
-    x = w["model.embed_tokens.weight"][ids]
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return x / (x.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps).sqrt() * w[name]
-
-    def rotate_heads(x: Tensor, position: int, length: int) -> Tensor:  # (heads, E)
-        frequencies, scaling = _frequencies(c, length)
-        half = c.head_dim // 2
-        first, second = x[:, :half], x[:, half:]
-        cos, sin = (position * frequencies).cos() * scaling, (position * frequencies).sin() * scaling
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=1)
-
-    for n in range(c.num_hidden_layers):
-        layer = f"model.layers.{n}."
-        h = norm(x, layer + "input_layernorm.weight")
-        q, k, v = (
-            (h @ w[f"{layer}self_attn.{part}_proj.weight"].T).view(len(ids), -1, c.head_dim) for part in ("q", "k", "v")
-        )
-        group = c.num_attention_heads // c.num_key_value_heads
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        rows = []
-        for p in range(len(ids)):
-            query = rotate_heads(q[p], p, p + 1)
-            keys = torch.stack([rotate_heads(k[j], j, p + 1) for j in range(p + 1)])  # (S, H, E)
-            weights = (torch.einsum("he,she->hs", query, keys) / math.sqrt(c.head_dim)).softmax(-1)
-            rows.append(torch.einsum("hs,she->he", weights, v[: p + 1]).flatten())
-        x = x + torch.stack(rows) @ w[layer + "self_attn.o_proj.weight"].T
-        h = norm(x, layer + "post_attention_layernorm.weight")
-        gate, up = (h @ w[f"{layer}mlp.{part}_proj.weight"].T for part in ("gate", "up"))
-        x = x + (gate * gate.sigmoid() * up) @ w[layer + "mlp.down_proj.weight"].T
-    return norm(x, "model.norm.weight") @ w["lm_head.weight"].T
+BY_LENGTH = pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=12)])
 
 
-def _frequencies(c: LlamaConfig, length: int) -> tuple[Tensor, float]:
-    """Returns the rotary frequencies for a text of `length` tokens, and the attention factor."""
-    exponents = torch.arange(0, c.head_dim, 2, dtype=torch.float64) / c.head_dim
-    settings = c.rope_parameters
-    if settings["rope_type"] == "dynamic":
-        longest, factor = c.max_position_embeddings, settings["factor"]
-        stretch = factor * max(length, longest) / longest - (factor - 1)
-        return (settings["rope_theta"] * stretch ** (c.head_dim / (c.head_dim - 2))) ** -exponents, 1.0
-    beyond = length > settings["original_max_position_embeddings"]
-    factors = torch.tensor(settings["long_factor" if beyond else "short_factor"], dtype=torch.float64)
-    return settings["rope_theta"] ** -exponents / factors, settings["attention_factor"]
+class Texts:
+    """A model whose frequencies change after 12 tokens, texts, and the texts' logits in float64."""
+
+    def __init__(self, settings: dict[str, Any], lengths: tuple[int, ...] = (25, 9, 17)) -> None:
+        longest = 12 if settings["rope_type"] == "dynamic" else 48
+        config = config_of(rope_scaling=settings, max_position_embeddings=longest, num_key_value_heads=2)
+        self.model, _ = pair(config, seed=1)
+        self.lengths = lengths
+        state = {name: tensor.numpy() for name, tensor in self.model.state_dict().items()}
+        self.texts = [torch.randint(3, 67, (length,)) for length in lengths]
+        self.expected = [torch.from_numpy(reference_logits(config, state, text.numpy())) for text in self.texts]
+
+    def padded(self, side: str, more: int = 0) -> tuple[Tensor, Tensor]:
+        """Returns the ids and the mask of a batch; the longest text has `more` tokens of padding, too."""
+        width = max(self.lengths) + more
+        paddings = [(width - n, 0) if side == "left" else (0, width - n) for n in self.lengths]
+        ids = [pad(text, padding) for text, padding in zip(self.texts, paddings, strict=True)]
+        mask = [pad(torch.ones(n).long(), padding) for n, padding in zip(self.lengths, paddings, strict=True)]
+        return torch.stack(ids), torch.stack(mask)
+
+    def check(self, logits: Tensor, mask: Tensor) -> None:
+        """Compares the logits of all tokens that are not padding."""
+        for row, keep, expected in zip(logits, mask.bool(), self.expected, strict=True):
+            assert distance(row[keep].double(), expected) <= 1e-5
 
 
-@pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=12)])
-def test_logits_with_frequencies_by_length_equal_float64_for_any_chunks_and_batch(settings: dict[str, Any]) -> None:
-    config = config_of(rope_scaling=settings, max_position_embeddings=12, num_key_value_heads=2)
-    model, _ = pair(config, seed=1)
-    texts = [torch.randint(3, 67, (length,)) for length in (25, 9, 17)]
-    expected = [reference_logits(model, text) for text in texts]
-    ids = torch.stack([torch.nn.functional.pad(text, (25 - len(text), 0)) for text in texts])
-    mask = torch.stack([(torch.arange(25) >= 25 - len(text)).long() for text in texts])
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = None
-    chunks = []
-    with torch.no_grad():
-        fused = model(ids, attention_mask=mask, position_ids=positions).logits.double()
-        eager = model(ids, attention_mask=mask, position_ids=positions, output_attentions=True).logits.double()
-        for start, stop in ((0, 11), (11, 20), (20, 21), (21, 25)):
-            step = model(ids[:, start:stop], mask[:, :stop], positions[:, start:stop], cache)
-            cache = step.past_key_values
-            chunks.append(step.logits.double())
-    for logits in (fused, eager, torch.cat(chunks, dim=1)):
-        for row, text_logits in zip(logits, expected, strict=True):
-            assert distance(row[-len(text_logits) :], text_logits) <= 1e-5
+@BY_LENGTH
+@pytest.mark.parametrize("positions", ["default", "with padding", "from the mask"])
+@pytest.mark.parametrize(("side", "more"), [("left", 0), ("left", 7), ("right", 0), ("right", 7)])
+@torch.no_grad()
+def test_logits_equal_float64_for_any_padding_batch_and_chunks(
+    settings: dict[str, Any], positions: str, side: str, more: int
+) -> None:
+    texts = Texts(settings)
+    model = texts.model
+    ids, mask = texts.padded(side, more)
+    counted = {"with padding": torch.ones_like(mask), "from the mask": mask}.get(positions)
+    position_ids = None if counted is None else (counted.cumsum(1) - 1).clamp(min=0)
+    texts.check(model(ids, mask, position_ids).logits, mask)
+    texts.check(model(ids, mask, position_ids, output_attentions=True).logits, mask)
+    cache, chunks = None, []
+    for start, stop in pairwise((0, 11, 20, 21, 25, ids.shape[1])):
+        if start < stop:
+            part = None if position_ids is None else position_ids[:, start:stop]
+            out = model(ids[:, start:stop], mask[:, :stop], part, cache)
+            cache = out.past_key_values
+            chunks.append(out.logits)
+    texts.check(torch.cat(chunks, dim=1), mask)
 
 
-@pytest.mark.parametrize("settings", [DYNAMIC, longrope(12, original=12)])
+@BY_LENGTH
+@torch.no_grad()
+def test_a_float_or_bool_mask_of_padding_is_read_as_integers_are(settings: dict[str, Any]) -> None:
+    texts = Texts(settings)
+    ids, mask = texts.padded("left", 5)
+    for dtype in (torch.bool, torch.float32):
+        texts.check(texts.model(ids, mask.to(dtype)).logits, mask)
+
+
+@BY_LENGTH
+@pytest.mark.parametrize("path", ["native", "torch", "without cache"])
+def test_generated_tokens_equal_float64_for_any_padding_and_batch(settings: dict[str, Any], path: str) -> None:
+    texts = Texts(settings, (14, 3, 9, 13, 12))
+    model = texts.model
+    model.native_generation = path == "native"
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    ids, mask = texts.padded("left", 3)
+    options: dict[str, Any] = {
+        "max_new_tokens": model.config.context_length - ids.shape[1],
+        "eos_token_id": [],
+        "pad_token_id": 0,
+    }
+    options["use_cache"] = path != "without cache"
+    result = model.generate(ids, attention_mask=mask, **options)
+    assert model.generation_path.startswith(path.partition(" ")[0].replace("without", "torch"))
+    for row, text in zip(result, texts.texts, strict=True):
+        answer = row[ids.shape[1] :]
+        assert torch.equal(model.generate(text[None], **options)[0, len(text) :], answer)
+        logits = reference_logits(model.config, state, torch.cat((text, answer)).numpy())[len(text) - 1 : -1]
+        assert (logits.max(-1) - logits[range(len(answer)), answer] < 1e-4 * abs(logits).max()).all()
+
+
+@BY_LENGTH
 def test_positions_of_a_tuple_of_unrotated_keys_start_at_0(settings: dict[str, Any]) -> None:
     model, _ = pair(config_of(rope_scaling=settings, max_position_embeddings=12))
     ids = torch.randint(3, 67, (1, 20))

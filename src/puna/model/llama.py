@@ -167,7 +167,8 @@ class LlamaModel(LlamaPreTrainedModel):
             input_ids: (B, T) token ids. Exactly one of `input_ids` and `inputs_embeds` must be given.
             attention_mask: (B, S), 0 for padding; or (B, 1, T, S), bool or float, which must include causal order. Omit
                 it without padding: PyTorch's kernels for plain causal order are faster.
-            position_ids: (B, T) or (1, T); by default they follow the cached tokens; padding counts as tokens.
+            position_ids: (B, T) or (1, T); by default they follow the cached tokens; padding counts as tokens
+                (but not in the length of the context, which determines the frequencies of dynamic and longrope).
             past_key_values: the cache returned by an earlier call, or a tuple of (keys, values) per layer.
             inputs_embeds: (B, T, D) in place of `input_ids`.
             use_cache, output_attentions, output_hidden_states, return_dict: select the outputs; by default as in the
@@ -218,11 +219,11 @@ class LlamaModel(LlamaPreTrainedModel):
         else:
             check_positions(position_ids, batch, tokens)
             positions = position_ids.to(x.device).long().view(-1, tokens).expand(batch, tokens)  # (B, T)
-        rope: Rope = self.rotary_emb(positions, cache, start)
+        eager = trace.weights or self.attn_implementation == "eager"
+        mask = build_mask(attention_mask, x, cache.length, explicit=eager or self.rotary_emb.by_length)
+        rope: Rope = self.rotary_emb(positions, cache, start, attention_mask)
         if rope.key_positions is not None and cache and cache.positions is None:
             check_cached_positions(cache.length, positions, attention_mask)
-        eager = trace.weights or self.attn_implementation == "eager"
-        mask = build_mask(attention_mask, x, cache.length, explicit=eager or rope.key_positions is not None)
         return Step(rope, mask, trace, eager)
 
     def hidden(self, x: Tensor, step: Step, cache: Sequence[Pair] = ()) -> BaseModelOutputWithPast:

@@ -7,8 +7,8 @@ A head is E/2 pairs (x[i], x[i + E/2]); pair i of the token at position p is rot
 code. There are two cases:
 
 * default, linear, yarn, llama3: the frequencies are fixed. Keys are rotated once and cached rotated (`Rotation`).
-* dynamic, longrope: the frequencies depend on the length of the context. The query at position p and all its keys are
-  rotated with the frequencies for length p + 1, so keys are cached unrotated (`LengthRotation`, `QueryRotation`).
+* dynamic, longrope: the frequencies depend on the length of the context: the number of tokens up to the query. The
+  query and all its keys are rotated with them, so keys are cached unrotated (`LengthRotation`, `QueryRotation`).
 """
 
 from __future__ import annotations
@@ -143,6 +143,20 @@ def rotate(x: Tensor, cos_and_sin: Angles) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)  # shape of x
 
 
+def _context_lengths(positions: Tensor, start: int | None, attention_mask: Tensor | None) -> Tensor:
+    """Returns the number of tokens up to each new token, (B or 1, T): its position + 1, but at most those in the mask.
+
+    Outside graphs, the numbers are read if T is above 1. That waits for an accelerator unless they are on the CPU.
+    """
+    tokens = positions.shape[1]
+    if attention_mask is not None and attention_mask.dim() == 2:
+        count = attention_mask.to(positions.device).long().cumsum(dim=1)[:, -tokens:]
+        return torch.minimum(count, positions + 1).clamp(min=1)
+    if start is None or is_traced():
+        return positions + 1
+    return torch.arange(start + 1, start + 1 + tokens)[None]
+
+
 class LlamaRotaryEmbedding(nn.Module):
     """Computes from positions the angles that queries and keys are rotated by."""
 
@@ -164,31 +178,34 @@ class LlamaRotaryEmbedding(nn.Module):
         self.inv_freq = float32.to(self.inv_freq.device)
         return self
 
-    def forward(self, positions: Tensor, cache: KVCache, start: int | None = None) -> Rope:
+    def forward(
+        self, positions: Tensor, cache: KVCache, start: int | None = None, attention_mask: Tensor | None = None
+    ) -> Rope:
         """Returns the rotation of new tokens at `positions`, (B, T), which follow the tokens in the cache.
 
         Args:
             positions: (B, T).
             cache: the cached tokens.
-            start: set if every row of `positions` is start, start + 1, ... Otherwise dynamic and longrope read the
-                positions, outside graphs and unless T is 1; on an accelerator, that waits for the device.
+            start: set if every row of `positions` is start, start + 1, ...
+            attention_mask: the argument of the model; dynamic and longrope do not count its padding.
         """
         if not self.by_length:
             return Rotation(angles(positions, self.inv_freq, self.scaling))
         keys = torch.cat((cache.token_positions(positions), positions), dim=1)  # (B, S)
+        lengths = _context_lengths(positions, start, attention_mask)  # (B or 1, T)
         if is_traced():
-            return QueryRotation(self._for_length(positions[:, :, None] + 1), positions, keys, self.scaling)
+            inv_freq = self._for_length(lengths[:, :, None])  # (B, T, E/2)
+            return QueryRotation(inv_freq, positions, keys, self.scaling)
         runs = tuple(
-            (part, self._for_length(positions[:, part][:, :1, None] + 1)) for part in self._runs(positions, start)
+            (part, self._for_length(lengths[:, part][:, :1, None].to(positions.device))) for part in self._runs(lengths)
         )
         return LengthRotation(runs, positions, keys, self.scaling)
 
-    def _runs(self, positions: Tensor, start: int | None) -> Iterator[slice]:
-        """Splits the T queries wherever the frequencies of any row change."""
-        tokens = positions.shape[1]
+    def _runs(self, lengths: Tensor) -> Iterator[slice]:
+        """Splits the T queries wherever the frequencies of any row change; `lengths` is (B or 1, T)."""
+        tokens = lengths.shape[1]
         edges = [0, tokens]
         if tokens > 1:
-            lengths = (positions if start is None else torch.arange(start, start + tokens)[None]) + 1  # (B or 1, T)
             # Queries in the same group have equal frequencies.
             group = lengths > self.original if self.inv_freq.dim() == 2 else lengths.clamp(min=self.original)
             edges[1:1] = ((group[:, 1:] != group[:, :-1]).any(dim=0).nonzero().flatten() + 1).tolist()
