@@ -100,10 +100,8 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
                 f"negative_prompt_ids has the shape {tuple(ids.shape)} and its mask {tuple(mask.shape)}, for {rows} "
                 "rows; both need the same shape and one row for each prompt"
             )
-        copies = rows // len(ids)
-        return (
-            (ids.repeat_interleave(copies, dim=0), mask.repeat_interleave(copies, dim=0)) if copies > 1 else (ids, mask)
-        )
+        ids, mask = (tensor.to(input_ids.device).repeat_interleave(rows // len(ids), dim=0) for tensor in (ids, mask))
+        return ids, mask
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
