@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from puna import GenerationConfig
-from puna.config import UNSUPPORTED, GenerationDefaults, generation_notes
+from puna.config import GenerationDefaults, generation_notes
 from puna.config.generation_defaults import ignored_settings
 from puna.errors import ConfigError
 
@@ -34,14 +34,14 @@ def test_defaults_are_the_settings_of_the_file(fields, expected):
 
 
 def test_typical_p_and_min_new_tokens_are_defaults():
-    config = GenerationConfig(typical_p=0.4, min_new_tokens=3)
+    config = GenerationConfig.from_dict({"typical_p": 0.4, "min_new_tokens": 3})
     assert GenerationDefaults.of(config) == GenerationDefaults(typical_p=0.4, min_tokens=3)
     assert generation_notes(config) == []
     for value in (None, 1.0, 1.5):
-        assert GenerationDefaults.of(GenerationConfig(typical_p=value)).typical_p == 1
+        assert GenerationDefaults.of(GenerationConfig.from_stored({"typical_p": value})).typical_p == 1
     for value in (0, "x", True):
         with pytest.raises(ConfigError, match="typical_p is"):
-            GenerationDefaults.of(GenerationConfig(typical_p=value))
+            GenerationDefaults.of(GenerationConfig.from_stored({"typical_p": value}))
 
 
 @pytest.mark.parametrize("value", [3, ["a", 3], [""], {"a": 1}])
@@ -65,7 +65,7 @@ def test_stop_strings_of_a_wrong_type_are_an_error(value):
     ],
 )
 def test_a_note_names_a_setting_that_would_change_answers(fields):
-    config = GenerationConfig(**fields)
+    config = GenerationConfig.from_stored(fields)
     name, value = next(iter(fields.items()))
     assert ignored_settings(config) == {name: value}
     (note,) = generation_notes(config)
@@ -73,12 +73,16 @@ def test_a_note_names_a_setting_that_would_change_answers(fields):
 
 
 def test_settings_that_change_nothing_are_not_reported():
-    neutral = {name: values[-1] for name, values in UNSUPPORTED.items()}
+    neutral = {"bad_words_ids": [], "begin_suppress_tokens": [], "diversity_penalty": 0.0, "guidance_scale": 1.0,
+               "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "epsilon_cutoff": 0.0,
+               "eta_cutoff": 0.0, "force_words_ids": [], "forced_decoder_ids": [], "min_length": 0, "num_beams": 1,
+               "no_repeat_ngram_size": 0, "penalty_alpha": 0.0, "sequence_bias": {}, "suppress_tokens": [],
+               "token_healing": False, "typical_p": 1.0, "num_return_sequences": 1}  # fmt: skip
     harmless = {"transformers_version": "4.57.1", "_from_model_config": True, "output_attentions": True}
     harmless |= {"cache_implementation": "static", "early_stopping": True, "length_penalty": 2.0}
     harmless |= {"general.sampling.penalty_last_n": 64, "general.sampling.mirostat_tau": 5.0, "foo": None, "bar": []}
     for fields in (neutral, harmless):
-        assert generation_notes(GenerationConfig(**fields)) == []
+        assert generation_notes(GenerationConfig.from_stored(fields)) == []
 
 
 def test_an_extreme_repetition_penalty_is_reported():

@@ -4,7 +4,8 @@
 """
 
 from puna.config.generation import GenerationConfig
-from puna.config.generation_defaults import UNSUPPORTED, GenerationDefaults, generation_notes
+from puna.config.generation_defaults import GenerationDefaults, generation_notes
+from puna.config.generation_fields import GenerationOptions
 from puna.config.generation_mode import GenerationMode
 from puna.config.llama import LlamaConfig
 from puna.config.pretrained import PretrainedConfig
@@ -12,11 +13,11 @@ from puna.config.sampling import MAX_LOGPROBS, Distribution, Sampling, SamplingO
 
 __all__ = [
     "MAX_LOGPROBS",
-    "UNSUPPORTED",
     "Distribution",
     "GenerationConfig",
     "GenerationDefaults",
     "GenerationMode",
+    "GenerationOptions",
     "LlamaConfig",
     "PretrainedConfig",
     "Sampling",

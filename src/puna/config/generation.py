@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import copy
+import json
+import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from puna.config.checks import absent_if_minus_one, check_between, check_flag, check_whole, minus_one_notes
+from puna.config.checks import absent_if_minus_one, minus_one_notes
+from puna.config.generation_checks import check_relations, minor_issues
+from puna.config.generation_fields import DEFAULTS, METADATA, TOKEN_IDS, check_field, convert_value, id_list, plain
+from puna.config.generation_mode import GenerationMode, select_mode
 from puna.config.llama import LlamaConfig
 from puna.errors import ConfigError
-from puna.files import make_folder, read_json, reading_errors, write_json
+from puna.files import json_bytes, make_folder, read_json, reading_errors, write_json
 from puna.hub import hub_arguments, local_path, without_hub_arguments
 
-_DEFAULTS: dict[str, Any] = {
-    "max_length": 20, "max_new_tokens": None, "min_new_tokens": None, "do_sample": False, "num_beams": 1,
-    "num_return_sequences": 1, "use_cache": True, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None,
-    "repetition_penalty": 1.0, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "output_scores": False,
-    "return_dict_in_generate": False,
-}  # fmt: skip
+Self = TypeVar("Self", bound="GenerationConfig")
 
-_LOWEST = {
-    "max_length": 1, "num_beams": 1, "num_return_sequences": 1, "top_k": -1, "max_new_tokens": 0, "min_new_tokens": 0,
-}  # fmt: skip
-"""Minimum of each field that is a whole number."""
+_FILE = "generation_config.json"
+
+_INTERNAL = ("_notes", "_unusable", "_assigned", "_original_object_hash", "_commit_hash")
+"""Attributes that are not part of the settings."""
 
 
 class GenerationConfig:
-    """Default settings of `generate()`. Only fields that differ from the defaults of transformers are written to files.
+    """Default settings of `generate()`. Only fields that differ from the defaults are written to files.
+
+    All fields of transformers 4.34 to 5.23 are attributes; `generation_fields.py` lists the others and their defaults.
+    None disables a filter or penalty, and means the default of any other field.
 
     Args:
         max_length: maximum number of tokens in prompt and answer together; `max_new_tokens` takes precedence.
         max_new_tokens: maximum number of tokens in the answer.
-        min_new_tokens: minimum number of tokens in the answer; eos tokens are forbidden until then.
+        min_length, min_new_tokens: minimum number of tokens; eos tokens are forbidden until then.
+        max_time: seconds after which no further token is generated.
+        stop_strings: texts that end an answer; `generate()` then also needs the `tokenizer`.
         do_sample: sample instead of choosing the most likely token.
         num_beams: number of beams of a beam search; 1 means no beam search.
+        early_stopping: whether a beam search ends with `num_beams` complete texts; "never" waits for the best ones.
         num_return_sequences: answers per prompt.
         use_cache: keep keys and values between steps.
         temperature: divides the logits; 0 chooses the most likely token.
@@ -44,71 +50,66 @@ class GenerationConfig:
         repetition_penalty: divides the positive logits of tokens already in the text, multiplies the negative ones.
         pad_token_id, bos_token_id: token ids.
         eos_token_id: the id or ids that end a text.
-        output_scores, return_dict_in_generate: control what `generate()` returns.
-        extra: all other fields, which are kept as attributes and written back.
+        return_dict_in_generate: return an output object with the parts that `output_scores`, `output_logits`,
+            `output_attentions` and `output_hidden_states` select.
+        fields: the fields above and all others. Fields with other names are kept as attributes and written back.
 
     Raises:
-        ConfigError: if a value is out of range.
+        ConfigError: if a value is out of range, or fields contradict each other.
+
+    Warns:
+        UserWarning: if a setting has no effect because of another one.
     """
 
-    def __init__(
-        self,
-        /,
-        max_length: int = 20,
-        max_new_tokens: int | None = None,
-        min_new_tokens: int | None = None,
-        do_sample: bool = False,
-        num_beams: int = 1,
-        num_return_sequences: int = 1,
-        use_cache: bool = True,
-        temperature: float = 1.0,
-        top_k: int = 50,
-        top_p: float = 1.0,
-        min_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        pad_token_id: int | None = None,
-        bos_token_id: int | None = None,
-        eos_token_id: int | list[int] | None = None,
-        output_scores: bool = False,
-        return_dict_in_generate: bool = False,
-        **extra: Any,
-    ) -> None:
-        self.max_length = max_length
-        self.max_new_tokens = max_new_tokens
-        self.min_new_tokens = min_new_tokens
-        self.do_sample = do_sample
-        self.num_beams = num_beams
-        self.num_return_sequences = num_return_sequences
-        self.use_cache = use_cache
-        self.temperature = temperature
-        self.top_k = top_k
-        self.top_p = top_p
-        self.min_p = min_p
-        self.repetition_penalty = repetition_penalty
-        self.pad_token_id = absent_if_minus_one(pad_token_id)
-        self.bos_token_id = absent_if_minus_one(bos_token_id)
-        self.eos_token_id = absent_if_minus_one(eos_token_id)
-        self.output_scores = output_scores
-        self.return_dict_in_generate = return_dict_in_generate
-        self.extra = extra
+    _assigned: frozenset[str]
+    _original_object_hash: int | None
+
+    def __init__(self, /, **fields: Any) -> None:
+        self._assign(fields)
+        check_relations(vars(self))
+        self._warn(None)
+
+    def _assign(self, fields: Mapping[str, Any]) -> None:
+        """Sets all fields: those in `fields`, and the defaults of the others."""
         self._notes: list[str] = []
         self._unusable: list[str] = []
-        self.validate()
+        self._original_object_hash = None
+        for name, default in {**DEFAULTS, **METADATA}.items():
+            object.__setattr__(self, name, copy.copy(default))
+        self._assigned = frozenset()
+        from_model = bool(fields.get("_from_model_config"))  # a model's configuration has many other fields
+        for name, value in fields.items():
+            if name in DEFAULTS or name in METADATA or not from_model:
+                setattr(self, name, absent_if_minus_one(value) if name in TOKEN_IDS else value)
+        for name in DEFAULTS:
+            check_field(name, getattr(self, name))
 
-    if not TYPE_CHECKING:
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if not name.startswith("_"):
+            object.__setattr__(self, "_assigned", self._assigned | {name})  # copies share the earlier set
+
+    if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            if name not in ("extra", "_notes", "_unusable") and name in self.extra:
-                return self.extra[name]
-            raise AttributeError(f"GenerationConfig has no field {name!r}")
+            """Returns a field."""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()
+        return isinstance(other, GenerationConfig) and self._identity() == other._identity()
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash(json.dumps(plain(self._identity()), sort_keys=True, default=repr))
 
     def __repr__(self) -> str:
-        return f"GenerationConfig({', '.join(f'{key}={value!r}' for key, value in self.to_dict().items())})"
+        return f"{type(self).__name__} {self.to_json_string(ignore_metadata=True)}"
+
+    def _identity(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in _INTERNAL and name not in METADATA}
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The attributes that are not fields of transformers."""
+        return {name: value for name, value in self._identity().items() if name not in DEFAULTS}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -123,97 +124,213 @@ class GenerationConfig:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The ids that end a text; empty if there are none."""
-        if self.eos_token_id is None:
-            return ()
-        return tuple(self.eos_token_id) if isinstance(self.eos_token_id, list) else (self.eos_token_id,)
+        return tuple(id_list(absent_if_minus_one(self.eos_token_id)))
 
-    def validate(self) -> None:
-        """Checks every field; raises a ConfigError that names the field, its value and the limit."""
-        for name in _DEFAULTS:
-            _check_field(name, getattr(self, name))
+    def is_assigned(self, name: str) -> bool:
+        """Returns whether a field was given to the constructor, read from a file or set later."""
+        return name in self._assigned
+
+    def get_generation_mode(self, assistant_model: Any = None) -> GenerationMode:
+        """Returns the decoding strategy that the settings select, with or without an assistant model."""
+        return select_mode(vars(self), assistant_model is not None)
+
+    def validate(
+        self, is_init: bool = False, strict: bool = False, user_set_attributes: Collection[str] | None = None
+    ) -> None:
+        """Checks all fields.
+
+        Args:
+            is_init: accepted because earlier releases of transformers have it; has no effect.
+            strict: raise an error if a setting has no effect because of another one, instead of a warning.
+            user_set_attributes: warn only about these fields; by default about all.
+
+        Raises:
+            ConfigError: if a value is out of range, or fields contradict each other; names field, value and limit.
+        """
+        for name in DEFAULTS:
+            value = getattr(self, name)
+            check_field(name, absent_if_minus_one(value) if name in TOKEN_IDS else value)
+        check_relations(vars(self))
+        if strict and (issues := minor_issues(vars(self), user_set_attributes)):
+            raise ConfigError("; ".join(issues.values()))
+        self._warn(user_set_attributes)
+
+    def _warn(self, names: Collection[str] | None) -> None:
+        for issue in minor_issues(vars(self), names).values():
+            warnings.warn(issue, UserWarning, stacklevel=3)
+
+    def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **fields: Any) -> dict[str, Any]:
+        """Sets the fields that exist; returns those that do not.
+
+        Args:
+            defaults_only: set only fields that have not been assigned a value other than None.
+            allow_custom_entries: also set attributes that do not exist.
+            fields: the new values.
+
+        Raises:
+            ConfigError: if a value is out of range.
+        """
+        unused = {}
+        for name, value in fields.items():
+            if not hasattr(self, name) and not allow_custom_entries:
+                unused[name] = value
+            elif not (defaults_only and name in self._assigned and getattr(self, name) is not None):
+                check_field(name, absent_if_minus_one(value) if name in TOKEN_IDS else value)
+                setattr(self, name, value)
+        return unused
+
+    # ---- other forms
 
     @classmethod
-    def from_model_config(cls, config: LlamaConfig) -> GenerationConfig:
-        """Returns the settings of a model without `generation_config.json`: its token ids, otherwise defaults."""
-        return cls(pad_token_id=config.pad_token_id, bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id)
+    def from_model_config(cls: type[Self], model_config: LlamaConfig | Mapping[str, Any]) -> Self:
+        """Returns the settings in a model's configuration: token ids, and fields such as `max_length` in old files."""
+        fields = model_config if isinstance(model_config, Mapping) else model_config.to_dict()
+        config = cls.from_stored({name: value for name, value in fields.items() if name in DEFAULTS})
+        defaults = {name for name in config._assigned if getattr(config, name) == DEFAULTS[name]}
+        config._assigned -= defaults  # a model's configuration also contains fields that nobody has set
+        config._from_model_config = True
+        return config
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any], **overrides: Any) -> GenerationConfig:
-        """Builds a configuration from the content of a `generation_config.json`; a null means the default."""
-        return cls(**{**{key: value for key, value in fields.items() if value is not None}, **overrides})
+    def from_dict(cls: type[Self], config_dict: Mapping[str, Any], **fields: Any) -> Any:
+        """Builds a configuration from the content of a `generation_config.json`; a null means the default.
+
+        Args:
+            config_dict: the content of the file.
+            fields: override the content. `return_unused_kwargs=True` returns (configuration, unused fields); as in
+                transformers, no field is unused, because unknown ones become attributes.
+
+        Raises:
+            ConfigError: if a value is out of range, or fields contradict each other.
+        """
+        with_unused = fields.pop("return_unused_kwargs", False)
+        ignored = ("_from_auto", "_from_pipeline")
+        config = cls.__new__(cls)
+        present = {name: value for name, value in config_dict.items() if value is not None}
+        config._assign({**present, **{name: value for name, value in fields.items() if name not in ignored}})
+        check_relations(vars(config))
+        unused = {name: value for name, value in fields.items() if not hasattr(config, name) and name not in ignored}
+        return (config, unused) if with_unused else config
 
     @classmethod
-    def from_stored(cls, fields: Mapping[str, Any], **overrides: Any) -> GenerationConfig:
+    def from_stored(cls: type[Self], content: Mapping[str, Any], **overrides: Any) -> Self:
         """Builds a configuration from the content of a model's file.
 
         Settings without a valid value are ignored and named in `unusable`, so that they do not prevent loading. Wrong
         token ids, and wrong `overrides`, are errors.
         """
         usable: dict[str, Any] = {}
-        notes, unusable = minus_one_notes(fields), []
-        for name, value in fields.items():
+        notes, unusable = minus_one_notes(content), []
+        for name, value in content.items():
             if value is None:
                 continue
-            usable[name] = _convert_value(name, value)
+            usable[name] = convert_value(name, value)
             if type(usable[name]) is not type(value):
                 notes.append(f"{name} {value!r} is read as {usable[name]!r}")
-            if name in _DEFAULTS and not name.endswith("_token_id"):
+            if name in DEFAULTS and name not in TOKEN_IDS:
                 try:
-                    _check_field(name, usable[name])
+                    check_field(name, usable[name])
                 except ConfigError as exc:
                     del usable[name]
-                    unusable.append(f"{exc}; the default, {_DEFAULTS[name]!r}, is used")
-        config = cls(**{**usable, **overrides})
+                    unusable.append(f"{exc}; the default, {DEFAULTS[name]!r}, is used")
+        config = cls.__new__(cls)
+        config._assign({**usable, **overrides})
         config._notes, config._unusable = notes, unusable
+        config._original_object_hash = hash(config)
         return config
 
     @classmethod
     @reading_errors(ConfigError)
-    def from_pretrained(cls, path: str | Path, **overrides: Any) -> GenerationConfig:
-        """Reads `generation_config.json`; `path` may be a folder, the file or a model of the hub."""
-        file = local_path(path, "config", **hub_arguments(overrides))
-        overrides = without_hub_arguments(overrides)
-        file = file / "generation_config.json" if file.is_dir() else file
-        fields = read_json(file, ConfigError)
+    def from_pretrained(
+        cls: type[Self],
+        pretrained_model_name: str | Path,
+        config_file_name: str | Path | None = None,
+        subfolder: str = "",
+        return_unused_kwargs: bool = False,
+        **fields: Any,
+    ) -> Any:
+        """Reads `generation_config.json`.
+
+        Args:
+            pretrained_model_name: a folder, the file or a model of the hub.
+            config_file_name: another name of the file.
+            subfolder: the folder of the file inside the model's folder.
+            return_unused_kwargs: return (configuration, unused fields), see `from_dict`.
+            fields: override the file's fields; and the arguments of the hub: revision, token, cache_dir,
+                force_download, local_files_only.
+        """
+        path = local_path(pretrained_model_name, "config", subfolder, **hub_arguments(fields))
+        overrides = {name: value for name, value in without_hub_arguments(fields).items() if name not in _IGNORED}
+        file = path / (config_file_name or _FILE) if path.is_dir() else path
+        content = read_json(file, ConfigError)
         try:
-            return cls.from_stored(fields, **overrides)
+            config = cls.from_stored(content, **overrides)
         except ConfigError as exc:
             raise ConfigError(f"{file}: {exc}") from exc
+        return (config, {}) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields that differ from the defaults; transformers writes the same fields to files."""
-        fields = {name: getattr(self, name) for name, default in _DEFAULTS.items() if getattr(self, name) != default}
-        return {**self.extra, **fields}
+        """Returns all fields and attributes, as a deep copy."""
+        fields = {name: value for name, value in vars(self).items() if name not in _INTERNAL}
+        return copy.deepcopy(fields)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `generation_config.json` into `folder`, which is created if needed."""
-        self.validate()
-        write_json(make_folder(folder) / "generation_config.json", self.to_dict())
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Returns the fields and attributes that differ from the defaults; these are written to files."""
+        defaults = {**DEFAULTS, **METADATA}
+        return {
+            name: value for name, value in self.to_dict().items() if name not in defaults or value != defaults[name]
+        }
+
+    def to_json_string(
+        self, use_diff: bool = True, ignore_metadata: bool = False, keys_to_pop: Collection[str] | None = None
+    ) -> str:
+        """Returns the fields as indented JSON, sorted by name.
+
+        Args:
+            use_diff: only fields that differ from the defaults.
+            ignore_metadata: without the fields that do not affect generation.
+            keys_to_pop: names of fields to leave out.
+
+        Raises:
+            ConfigError: if JSON cannot hold a value.
+        """
+        fields = self.to_diff_dict() if use_diff else self.to_dict()
+        omitted = {*(METADATA if ignore_metadata else ()), *(keys_to_pop or ())}
+        content = {name: plain(value, name) for name, value in sorted(fields.items()) if name not in omitted}
+        return json_bytes(content, _FILE).decode()
+
+    def to_json_file(
+        self, json_file_path: str | Path, use_diff: bool = True, keys_to_pop: Collection[str] | None = None
+    ) -> None:
+        """Writes `to_json_string()` to a file, atomically."""
+        write_json(Path(json_file_path), json.loads(self.to_json_string(use_diff, keys_to_pop=keys_to_pop)))
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        config_file_name: str | Path | None = None,
+        push_to_hub: bool = False,
+        **hub_options: Any,
+    ) -> None:
+        """Writes `generation_config.json`.
+
+        Args:
+            save_directory: the folder, which is created if needed.
+            config_file_name: another name of the file.
+            push_to_hub: must be False.
+            hub_options: options of an upload.
+
+        Raises:
+            ConfigError: if the settings are not valid.
+
+        Warns:
+            UserWarning: if a setting has no effect because of another one, and a setting has changed since the
+                configuration was read.
+        """
+        unchanged = self._original_object_hash == hash(self)
+        self.validate(user_set_attributes=() if unchanged else None)
+        self.to_json_file(make_folder(save_directory) / (config_file_name or _FILE), keys_to_pop=("compile_config",))
 
 
-def _check_field(name: str, value: Any) -> None:
-    """Raises ConfigError unless the field can have this value."""
-    if name in _LOWEST:
-        if value is not None or _DEFAULTS[name] is not None:
-            check_whole(name, value, _LOWEST[name])
-    elif isinstance(_DEFAULTS[name], bool):
-        check_flag(name, value)
-    elif name in ("top_p", "min_p"):
-        check_between(name, 0.0 if value is None and name == "min_p" else value, 0.0, 1.0)
-    elif name in ("temperature", "repetition_penalty"):
-        check_between(name, value, 0.0, math.inf)
-        if name == "repetition_penalty" and value == 0:
-            raise ConfigError("repetition_penalty is 0; it must be greater than 0 (1 means no penalty)")
-    else:
-        for item in value if isinstance(value, list) else [value]:
-            if item is not None:
-                check_whole(name, item, 0)
-
-
-def _convert_value(name: str, value: Any) -> Any:
-    """Returns an integer for a float such as 50.0, and a bool for 0 or 1, where the field has that type."""
-    if name in _LOWEST and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(_DEFAULTS.get(name), bool) and not isinstance(value, bool) and value in (0, 1):
-        return bool(value)
-    return value
+_IGNORED = ("proxies", "resume_download", "_from_auto", "_from_pipeline", "_from_model_config", "use_auth_token")
+"""Arguments of `from_pretrained` in transformers that have no effect here."""

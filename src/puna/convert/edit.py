@@ -160,4 +160,6 @@ def add_end_of_turn(checkpoint: Checkpoint, layout: str) -> Checkpoint:
     if end_of_turn in generation.eos_token_ids:
         return checkpoint
     eos = [*generation.eos_token_ids, end_of_turn]
-    return replace(checkpoint, generation_config=GenerationConfig.from_dict(generation.to_dict(), eos_token_id=eos))
+    # The new ids differ from those of the model's configuration, which readers would otherwise use again.
+    edited = GenerationConfig.from_stored(generation.to_diff_dict(), eos_token_id=eos, _from_model_config=False)
+    return replace(checkpoint, generation_config=edited)

@@ -42,7 +42,7 @@ def generation_notes(checkpoint: Checkpoint, held: Set[str] = frozenset()) -> li
     Args:
         held: settings that the layout holds, in addition to the ids of tokens.
     """
-    fields = {} if checkpoint.generation_config is None else checkpoint.generation_config.to_dict()
+    fields = {} if checkpoint.generation_config is None else checkpoint.generation_config.to_diff_dict()
     lost = [f"{name} {value}" for name, value in fields.items() if name not in _HELD_ELSEWHERE | held]
     return [f"the layout cannot hold generation_config's {', '.join(lost)}; they are left out"] if lost else []
 

@@ -31,8 +31,8 @@ def hf_target(checkpoint: Checkpoint, options: Options) -> Target:
     config = LlamaConfig.from_dict(
         checkpoint.config.to_dict(), dtype=main_type(checkpoint, dtype).torch, architectures=[CLASSES[checkpoint.head]]
     )
-    for name, settings in (("config.json", config), ("generation_config.json", checkpoint.generation)):
-        json_bytes(settings.to_dict(), name)  # raises if JSON cannot hold a value, before anything is written
+    json_bytes(config.to_dict(), "config.json")  # raises if JSON cannot hold a value, before anything is written
+    checkpoint.generation.to_json_string()  # raises in the same way
 
     def finish(folder: Path) -> list[str]:
         config.save_pretrained(folder)

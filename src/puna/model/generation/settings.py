@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from puna.config import UNSUPPORTED, GenerationConfig, GenerationMode
+from puna.config import GenerationConfig, GenerationMode
 from puna.errors import RequestError
 
 
@@ -24,7 +24,7 @@ def merge_settings(base: GenerationConfig, arguments: Mapping[str, Any], others:
         ConfigError: if a setting is out of range.
     """
     for name in others:
-        if name not in UNSUPPORTED:
+        if name not in base.to_dict():
             raise RequestError(f"generate() has no argument {name!r}; remove it")
     overrides = {name: value for name, value in {**arguments, **others}.items() if value is not None}
     fields = base.to_dict()
@@ -38,13 +38,6 @@ def merge_settings(base: GenerationConfig, arguments: Mapping[str, Any], others:
             f"num_return_sequences is {settings.num_return_sequences}, but without sampling all texts would be equal; "
             "set do_sample=True and a temperature above 0"
         )
-    for name, neutral in UNSUPPORTED.items():
-        if (value := settings.extra.get(name)) not in neutral:
-            shown = " ".join(repr(value).split())
-            raise RequestError(
-                f"{name} is {shown[:100]}, which is not supported; remove it from the call or its generation_config "
-                f"({neutral[-1]!r} disables it)"
-            )
     return settings
 
 
