@@ -36,7 +36,7 @@ def write_model(folder: Path, generation: dict[str, Any] | None = None, **change
     write_folder(folder, config, tiny_tensors(config))
     (folder / "tokenizer.model").write_bytes(train_sentencepiece())
     if generation is not None:
-        GenerationConfig(**generation).save_pretrained(folder)
+        GenerationConfig.from_stored(generation).save_pretrained(folder)
     return folder
 
 

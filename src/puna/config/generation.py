@@ -14,7 +14,7 @@ from puna.config.generation_checks import check_relations, minor_issues
 from puna.config.generation_fields import DEFAULTS, METADATA, TOKEN_IDS, check_field, convert_value, id_list, plain
 from puna.config.generation_mode import GenerationMode, select_mode
 from puna.config.llama import LlamaConfig
-from puna.errors import ConfigError
+from puna.errors import ConfigError, RequestError
 from puna.files import json_bytes, make_folder, read_json, reading_errors, write_json
 from puna.hub import hub_arguments, local_path, without_hub_arguments
 
@@ -317,8 +317,7 @@ class GenerationConfig:
         Args:
             save_directory: the folder, which is created if needed.
             config_file_name: another name of the file.
-            push_to_hub: must be False.
-            hub_options: options of an upload.
+            push_to_hub: must be False, since uploads are not supported; hub_options: options of an upload.
 
         Raises:
             ConfigError: if the settings are not valid.
@@ -327,6 +326,8 @@ class GenerationConfig:
             UserWarning: if a setting has no effect because of another one, and a setting has changed since the
                 configuration was read.
         """
+        if push_to_hub or hub_options:
+            raise RequestError("uploads to the hub are not supported; save the file and upload it")
         unchanged = self._original_object_hash == hash(self)
         self.validate(user_set_attributes=() if unchanged else None)
         self.to_json_file(make_folder(save_directory) / (config_file_name or _FILE), keys_to_pop=("compile_config",))

@@ -133,11 +133,11 @@ def _answer_limit(settings: GenerationConfig, tokens: int, total: int, context: 
                 f"{total} tokens and max_new_tokens {settings.max_new_tokens} exceed the model's context of "
                 f"{context}; set max_new_tokens to {max(0, context - total)} or less"
             )
-        return settings.max_new_tokens
+        return int(settings.max_new_tokens)
     if settings.max_length > context:
         raise RequestError(f"max_length is {settings.max_length}; it must be at most the model's context, {context}")
     if tokens >= settings.max_length:
         raise RequestError(
             f"the prompt has {tokens} tokens and max_length is {settings.max_length}; set max_new_tokens instead"
         )
-    return settings.max_length - tokens
+    return int(settings.max_length) - tokens

@@ -30,7 +30,7 @@ def merge_settings(base: GenerationConfig, arguments: Mapping[str, Any], others:
     fields = base.to_dict()
     if "max_length" in overrides and "max_new_tokens" not in overrides:
         fields.pop("max_new_tokens", None)
-    settings = GenerationConfig.from_dict({**fields, **overrides})
+    settings: GenerationConfig = GenerationConfig.from_dict({**fields, **overrides})
     if settings.num_beams > 1:
         raise RequestError(f"num_beams is {settings.num_beams}; it must be 1, since beam search is not supported")
     if settings.num_return_sequences > 1 and not is_random(settings):
