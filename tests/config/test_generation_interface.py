@@ -85,8 +85,8 @@ def test_a_copy_is_independent():
     config = GenerationConfig(max_length=9)
     duplicate = copy.copy(config)
     duplicate.top_k = 7
-    assert config.top_k == 50 and not config.is_assigned("top_k") and duplicate.is_assigned("top_k")
-    assert config.is_assigned("max_length") and not GenerationConfig().is_assigned("max_length")
+    assert config.top_k == 50 and "top_k" not in config.assigned and "top_k" in duplicate.assigned
+    assert "max_length" in config.assigned and GenerationConfig().assigned == ()
 
 
 def test_to_dict_has_all_fields_and_to_diff_dict_those_that_differ():
@@ -151,7 +151,7 @@ def test_settings_in_the_model_configuration_are_read():
     config = GenerationConfig.from_model_config(model_config=model)
     assert (config.do_sample, config.temperature, config.top_k, config.use_cache) == (True, 0.7, 7, False)
     assert (config.max_length, config.eos_token_ids, config._from_model_config) == (9, (2, 3), True)
-    assert config.is_assigned("max_length") and not config.is_assigned("num_beams")
+    assert "max_length" in config.assigned and "num_beams" not in config.assigned
     assert GenerationConfig.from_model_config({"max_length": 9, "vocab_size": 5}).to_diff_dict() == {
         "max_length": 9, "_from_model_config": True
     }  # fmt: skip

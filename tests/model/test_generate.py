@@ -107,7 +107,8 @@ def test_padding_is_inferred_from_the_pad_token_unless_it_is_eos(models: tuple[L
 def test_max_length_and_max_new_tokens_limit_the_answer(models: tuple[LlamaForCausalLM, Any]) -> None:
     model, _ = models
     settings: dict[str, Any] = {"eos_token_id": []}
-    assert model.generate(IDS, **settings).shape == (2, 20)  # the default of transformers
+    with pytest.warns(UserWarning, match="default max_length of 20"):  # the default of transformers
+        assert model.generate(IDS, **settings).shape == (2, 20)
     assert model.generate(IDS, max_length=9, **settings).shape == (2, 9)
     assert model.generate(IDS, max_length=9, max_new_tokens=5, **settings).shape == (2, 11)
     assert model.generate(IDS, max_new_tokens=0, **settings).shape == (2, 6)
@@ -116,8 +117,9 @@ def test_max_length_and_max_new_tokens_limit_the_answer(models: tuple[LlamaForCa
     # The argument takes precedence over the configuration.
     assert model.generate(IDS, defaults, max_length=8).shape == (2, 8)
     assert defaults.max_new_tokens == 4
-    with pytest.raises(PunaError, match=r"prompt has 6 tokens and max_length is 6.*max_new_tokens"):
-        model.generate(IDS, max_length=6)
+    for length in (4, 6):
+        with pytest.warns(UserWarning, match=rf"prompt has 6 tokens and max_length is {length}.*max_new_tokens"):
+            assert torch.equal(model.generate(IDS, max_length=length), model.generate(IDS, max_new_tokens=1))
 
 
 def test_eos_ends_rows_and_the_pad_token_fills_them(models: tuple[LlamaForCausalLM, Any]) -> None:
@@ -177,7 +179,8 @@ def test_stopping_criteria_may_stop_all_rows_or_single_rows(models: tuple[LlamaF
     assert result.shape[1] > 8
     assert (result[1, 8:] == 0).all()
     criteria = transformers.StoppingCriteriaList([transformers.generation.MaxLengthCriteria(max_length=9)])
-    assert model.generate(IDS, max_new_tokens=12, eos_token_id=[], stopping_criteria=criteria).shape == (2, 9)
+    with pytest.warns(UserWarning, match="MaxLengthCriteria was passed"):
+        assert model.generate(IDS, max_new_tokens=12, eos_token_id=[], stopping_criteria=criteria).shape == (2, 9)
 
 
 def test_logits_processors_run_before_the_temperature(models: tuple[LlamaForCausalLM, Any]) -> None:
@@ -264,15 +267,18 @@ def test_caching_does_not_change_tokens_beyond_the_original_context_with_dynamic
 
 
 INVALID_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
-    ({"num_beams": 4}, "num_beams is 4.*must be 1"),
     ({"num_return_sequences": 2}, "num_return_sequences is 2.*do_sample"),
-    ({"generation_config": GenerationConfig(no_repeat_ngram_size=3)}, "no_repeat_ngram_size is 3.*not supported"),
-    ({"generation_config": GenerationConfig(typical_p=0.9)}, "typical_p"),
     ({"temperature": -1.0}, "temperature is -1.0"),
-    ({"attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0]] * 2)}, "pad on the left"),
     ({"attention_mask": torch.ones(3, 6)}, r"\(3, 6\).*each of 2 prompts"),
     ({"input_ids": IDS}, "given twice"),
-    ({"inputs_embeds": torch.zeros(2, 6, 48)}, "given twice"),
+    ({"inputs_embeds": torch.zeros(3, 6, 48)}, "2 rows of ids and 3 of inputs_embeds"),
+    ({"custom_generate": "owner/name"}, "custom_generate is 'owner/name'"),
+    ({"cache_implementation": "paged"}, "cache_implementation is 'paged'.*'static'"),
+    ({"token_healing": True}, "token_healing is True"),
+    ({"max_new_token": 4}, "no argument 'max_new_token'.*did you mean 'max_new_tokens'"),
+    ({"temprature": 0.4}, "did you mean 'temperature'"),
+    ({"streamer": object(), "num_beams": 2}, "streamer cannot be used with beam search"),
+    ({"generation_config": 3}, "generation_config is 3"),
 ]
 
 
@@ -281,7 +287,7 @@ def test_invalid_arguments_are_errors(
     models: tuple[LlamaForCausalLM, Any], arguments: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(PunaError, match=text):
-        models[0].generate(IDS, **arguments)
+        models[0].generate(IDS, **{"max_new_tokens": 3, **arguments})
 
 
 def test_values_that_disable_a_setting_are_accepted(models: tuple[LlamaForCausalLM, Any]) -> None:

@@ -61,7 +61,7 @@ class GenerationConfig:
         UserWarning: if a setting has no effect because of another one.
     """
 
-    _assigned: frozenset[str]
+    _assigned: tuple[str, ...]
     _original_object_hash: int | None
 
     def __init__(self, /, **fields: Any) -> None:
@@ -76,7 +76,7 @@ class GenerationConfig:
         self._original_object_hash = None
         for name, default in {**DEFAULTS, **METADATA}.items():
             object.__setattr__(self, name, copy.copy(default))
-        self._assigned = frozenset()
+        self._assigned = ()
         from_model = bool(fields.get("_from_model_config"))  # a model's configuration has many other fields
         for name, value in fields.items():
             if name in DEFAULTS or name in METADATA or not from_model:
@@ -86,8 +86,8 @@ class GenerationConfig:
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-        if not name.startswith("_"):
-            object.__setattr__(self, "_assigned", self._assigned | {name})  # copies share the earlier set
+        if not name.startswith("_") and name not in self._assigned:
+            object.__setattr__(self, "_assigned", (*self._assigned, name))  # copies share the earlier tuple
 
     if TYPE_CHECKING:
 
@@ -126,9 +126,10 @@ class GenerationConfig:
         """The ids that end a text; empty if there are none."""
         return tuple(id_list(absent_if_minus_one(self.eos_token_id)))
 
-    def is_assigned(self, name: str) -> bool:
-        """Returns whether a field was given to the constructor, read from a file or set later."""
-        return name in self._assigned
+    @property
+    def assigned(self) -> tuple[str, ...]:
+        """The fields that were given to the constructor, read from a file or set later, in this order."""
+        return self._assigned
 
     def get_generation_mode(self, assistant_model: Any = None) -> GenerationMode:
         """Returns the decoding strategy that the settings select, with or without an assistant model."""
@@ -186,8 +187,8 @@ class GenerationConfig:
         """Returns the settings in a model's configuration: token ids, and fields such as `max_length` in old files."""
         fields = model_config if isinstance(model_config, Mapping) else model_config.to_dict()
         config = cls.from_stored({name: value for name, value in fields.items() if name in DEFAULTS})
-        defaults = {name for name in config._assigned if getattr(config, name) == DEFAULTS[name]}
-        config._assigned -= defaults  # a model's configuration also contains fields that nobody has set
+        # A model's configuration also contains fields that nobody has set.
+        config._assigned = tuple(name for name in config._assigned if getattr(config, name) != DEFAULTS[name])
         config._from_model_config = True
         return config
 

@@ -126,7 +126,8 @@ def ignored_settings(config: GenerationConfig) -> dict[str, Any]:
     A field that transformers does not have counts too, since its effect is unknown.
     """
     used = {*_SUPPORTED, *_SAME_ANSWER, *METADATA}
-    fields = {name: value for name, value in config.to_diff_dict().items() if name not in used}
+    changed = config.to_diff_dict()
+    fields = {name: changed[name] for name in config.assigned if name in changed and name not in used}
     if _value(config, "repetition_penalty") == 1.0:
         fields.pop("general.sampling.penalty_last_n", None)
     return {

@@ -18,6 +18,7 @@ from puna.config import LlamaConfig
 from puna.config.pruning import cached_heads
 from puna.model.attention import Pair
 from puna.model.checks import check_cache
+from puna.model.foreign_cache import read_layers
 from puna.model.pytree import register_node
 
 LegacyCache = Sequence[Sequence[Tensor]]
@@ -50,10 +51,16 @@ class KVCache(tuple[Pair, ...]):
         Raises:
             RequestError: if the cache does not match the model or the batch.
         """
+        past = read_layers(past)
         if past is None:
             return cls()
         check_cache(past, batch, cached_heads(config), config.head_dim)
-        return past if isinstance(past, KVCache) else cls(past)
+        return cls.of(past)
+
+    @classmethod
+    def of(cls, layers: Iterable[Sequence[Tensor]]) -> KVCache:
+        """Returns a cache unchanged, with its positions; converts other sequences of (keys, values)."""
+        return layers if isinstance(layers, KVCache) else cls(layers)
 
     @property
     def length(self) -> int:

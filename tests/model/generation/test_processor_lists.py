@@ -29,7 +29,7 @@ def models() -> tuple[LlamaForCausalLM, Any]:
 
 def built(options: dict[str, Any], ids: Tensor = IDS, custom: Any = (), **facts: Any) -> puna.LogitsProcessorList:
     """Returns the processors for options and a maximum length of 9."""
-    return build_processors(GenerationConfig(**options), Context(ids, 9, 67, **facts), custom)
+    return build_processors(GenerationConfig.from_stored(options), Context(ids, 9, 67, **facts), custom)
 
 
 def reference_built(model: Any, options: dict[str, Any], ids: Tensor = IDS, **arguments: Any) -> Any:

@@ -1,27 +1,54 @@
-"""`model.generate()`: a plain decoding loop in PyTorch, with the arguments of Hugging Face's method.
+"""`model.generate()`: continues texts with PyTorch, with the arguments of Hugging Face's method.
 
-The loop does not use the engine. Prompts are padded on the left to the same length; rows that have ended are filled
-with the padding token until all rows have ended.
+It does not use the engine. Prompts are padded on the left to the same length; rows that have ended are filled with the
+padding token until all rows have ended. The strategies are in `strategies/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from puna.config import GenerationConfig
-from puna.errors import RequestError
+from puna.config import GenerationConfig, GenerationOptions
+from puna.errors import RequestError, show
 from puna.model.cache import LegacyCache
-from puna.model.generation.loop import Criterion, Decoding, LanguageModel, Processor, Streamer
+from puna.model.foreign_cache import extend, read_layers
+from puna.model.generation.criteria import Criterion, build_criteria
+from puna.model.generation.lengths import maximum_length
+from puna.model.generation.loop import Decoding, LanguageModel, Streamer
 from puna.model.generation.native.choice import choose_forward
-from puna.model.generation.outputs import GenerateOutput
+from puna.model.generation.outputs import GenerateDecoderOnlyOutput, GenerateOutput
+from puna.model.generation.processors.base import Processor
 from puna.model.generation.processors.build import Context, build_processors
-from puna.model.generation.prompt import read_prompt
-from puna.model.generation.settings import choose_generator, generation_mode, merge_settings
+from puna.model.generation.prompt import Prompt, PromptArguments, read_prompt
+from puna.model.generation.settings import check_names, choose_generator, generation_mode, merge_settings
 from puna.model.generation.strategies.table import STRATEGIES
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class GenerateOptions(GenerationOptions, total=False):
+    """The keyword arguments of `generate()`: the fields of `GenerationConfig` and the inputs of the model."""
+
+    input_ids: Tensor | None
+    attention_mask: Tensor | None
+    inputs_embeds: Tensor | None
+    past_key_values: LegacyCache | None
+    position_ids: Tensor | None
+    tokenizer: Any
+    assistant_tokenizer: Any
+    seed: int | None
+    generator: torch.Generator | None
+    trust_remote_code: bool | None
+
+
+_FORWARD_ONLY = ("labels", "return_dict", "logits_to_keep", "num_logits_to_keep", "cache_position")
+"""Arguments of forward that `generate()` sets itself, or that have no effect on the answer; values are ignored."""
 
 
 def generate(
@@ -30,114 +57,146 @@ def generate(
     generation_config: GenerationConfig | None = None,
     logits_processor: Sequence[Processor] | None = None,
     stopping_criteria: Sequence[Criterion] | None = None,
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
+    synced_gpus: bool | None = None,
+    assistant_model: LanguageModel | None = None,
     streamer: Streamer | None = None,
-    *,
-    input_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    inputs_embeds: Tensor | None = None,
-    past_key_values: LegacyCache | None = None,
-    max_length: int | None = None,
-    max_new_tokens: int | None = None,
-    min_new_tokens: int | None = None,
-    do_sample: bool | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    num_return_sequences: int | None = None,
-    num_beams: int | None = None,
-    pad_token_id: int | None = None,
-    bos_token_id: int | None = None,
-    eos_token_id: int | list[int] | None = None,
-    use_cache: bool | None = None,
-    output_scores: bool | None = None,
-    return_dict_in_generate: bool | None = None,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    **others: Any,
+    negative_prompt_ids: Tensor | None = None,
+    negative_prompt_attention_mask: Tensor | None = None,
+    use_model_defaults: bool | None = None,
+    custom_generate: None = None,
+    **options: Unpack[GenerateOptions],
 ) -> Tensor | GenerateOutput:
-    """Continues each row of the prompt, greedily or by sampling.
+    """Continues each row of the prompt: greedily, by sampling, or with another strategy that the settings select.
 
     Args:
         inputs: (B, T) ids of the prompt; `input_ids` is an alias. Without a prompt, the text starts with bos.
-        generation_config: settings used where no argument is given; by default the model's configuration.
-        logits_processor: functions that change the logits, called after the penalties and before the temperature.
+        generation_config: settings in place of the model's. The model's token ids are used where it has none.
+        logits_processor: functions that change the scores, called after those of the settings.
         stopping_criteria: functions that return which rows have ended, called after each token.
-        streamer: receives the prompt and each token; transformers' streamers accept only one row.
-        attention_mask: (B, T), 0 for padding, which must be on the left. By default, tokens equal to the pad token are
-            padding, unless it is also an eos token. Cached tokens that are not in `inputs` need columns here, too.
-        inputs_embeds: (B, T, D) in place of the ids; the result then contains only the new tokens.
-        past_key_values: cache of the first tokens of `inputs`, or of earlier tokens, which the mask must then cover.
-        max_length: maximum tokens of prompt plus answer; max_new_tokens limits only the answer and takes precedence.
-        min_new_tokens: minimum tokens in the answer; eos tokens are forbidden until then.
-        do_sample, temperature, top_k, top_p, min_p, repetition_penalty: as in `GenerationConfig`.
-        num_return_sequences: number of texts per prompt (above 1 only with sampling), adjacent in the result.
-        num_beams: must be 1, since beam search is not supported.
-        pad_token_id: fills rows that have ended (default: first eos); bos_token_id, eos_token_id: start and end a text.
-        use_cache: keep keys and values between steps instead of computing them again.
-        return_dict_in_generate: return a `GenerateOutput`; output_scores: include the logits of each choice.
-        seed: makes sampling repeatable; generator: random generator; without both, PyTorch's global one is used.
-        others: arguments of transformers that are not supported; only values that disable them are accepted.
+        prefix_allowed_tokens_fn: returns the tokens that may follow the ids of a row: (prompt index, ids) -> ids.
+        synced_gpus: continue until all processes of `torch.distributed` have finished, for sharded models.
+        assistant_model: a smaller model with the same vocabulary, which drafts tokens.
+        streamer: receives the prompt and each token; one prompt without beams.
+        negative_prompt_ids, negative_prompt_attention_mask: for `guidance_scale`.
+        use_model_defaults: take settings that `generation_config` does not set from the model.
+        custom_generate: must be None.
+        options: the fields of `GenerationConfig`, which override `generation_config`. None disables a filter or
+            penalty, and restores the default of any other field. And:
+            attention_mask: (B, T), 0 for padding, which belongs on the left. By default, tokens equal to the pad token
+            are padding, unless it is also an eos token. Cached tokens that are not in `inputs` need columns, too.
+            inputs_embeds: (B, T, D) in place of the ids; without ids, the result contains only the new tokens.
+            past_key_values: cache of the first tokens of `inputs`, or of earlier tokens, which the mask must then
+            cover; the `DynamicCache` of transformers is accepted and extended.
+            position_ids: (B, T), by default counted from the mask. tokenizer: for `stop_strings`.
+            seed: makes sampling repeatable; generator: random generator; without both, PyTorch's global one is used.
 
     Returns:
-        (B x num_return_sequences, tokens) ids of prompt and answer, padded on the right; or a `GenerateOutput`.
+        (B x num_return_sequences, tokens) ids of prompt and answer, padded on the right; or, with
+        `return_dict_in_generate`, a `GenerateDecoderOnlyOutput` or `GenerateBeamDecoderOnlyOutput`.
 
     Raises:
         RequestError: if arguments contradict each other or are not supported.
         ConfigError: if a setting is out of range.
+
+    Warns:
+        UserWarning: about arguments that are surely not intended, such as a prompt longer than `max_length`.
     """
-    arguments = {
-        "max_length": max_length, "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens,
-        "do_sample": do_sample, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "repetition_penalty": repetition_penalty, "num_return_sequences": num_return_sequences, "num_beams": num_beams,
-        "pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id,
-        "use_cache": use_cache, "output_scores": output_scores, "return_dict_in_generate": return_dict_in_generate,
-    }  # fmt: skip
-    settings = merge_settings(generation_config or self.generation_config, arguments, others)
-    if inputs is not None and input_ids is not None:
-        raise RequestError("the prompt was given twice, as inputs and as input_ids; keep one of them")
-    ids = inputs if inputs is not None else input_ids
-    given = read_prompt(
-        settings, self.config.hidden_size, self.device, ids, inputs_embeds, attention_mask, past_key_values
+    if custom_generate is not None:
+        raise RequestError(
+            f"custom_generate is {show(custom_generate)}; code of other repositories is not run. Call the function "
+            "yourself with the model"
+        )
+    chosen, arguments = _split(self, options)
+    settings = merge_settings(self, generation_config, chosen, use_model_defaults)
+    strategy = _strategy(settings, assistant_model, streamer)
+    random = choose_generator(arguments.get("seed"), arguments.get("generator"), self.device)
+    prompt = _read_prompt(self, settings, inputs, arguments)
+    tokens, longest = prompt.ids.shape[1], maximum_length(settings, prompt.ids.shape[1])
+    criteria = build_criteria(
+        settings, longest, stopping_criteria or (), arguments.get("tokenizer"), self.config.context_length
     )
-    prompt = given.repeat(settings.num_return_sequences)
-    tokens = prompt.ids.shape[1]
-    limit = _answer_limit(settings, tokens, prompt.mask.shape[1], self.config.context_length)
-    context = Context(prompt.ids, tokens + limit, self.config.vocab_size, prompt.mask, self)
+    limit = 0 if settings.max_new_tokens == 0 else max(1, (criteria.max_length or longest) - tokens)
+    context = Context(
+        prompt.ids, tokens + limit, self.config.vocab_size, prompt.mask, self, negative_prompt_ids,
+        negative_prompt_attention_mask, prefix_allowed_tokens_fn,
+    )  # fmt: skip
+    if prompt.embeds is not None:
+        settings.use_cache = True  # the embeddings are the inputs of the first forward pass only
     with torch.no_grad():
         runner, self.generation_path = choose_forward(self, settings, prompt, limit)
-        decoding = Decoding(
-            self,
-            settings,
-            prompt,
-            limit,
-            build_processors(settings, context, logits_processor or ()),
-            stopping_criteria or (),
-            streamer,
-            choose_generator(seed, generator, self.device),
-            runner,
-        )
-        out = STRATEGIES[generation_mode(settings)](decoding)
+    decoding = Decoding(
+        self,
+        settings,
+        prompt,
+        limit,
+        build_processors(settings, context, logits_processor or ()),
+        criteria,
+        streamer,
+        random,
+        runner,
+        synced=bool(synced_gpus),
+    )
+    with torch.no_grad():
+        out = strategy(decoding) if limit else GenerateDecoderOnlyOutput(prompt.ids)
+    _extend_cache(arguments.get("past_key_values"), out)
     return out if settings.return_dict_in_generate else out.sequences
 
 
-def _answer_limit(settings: GenerationConfig, tokens: int, total: int, context: int) -> int:
-    """Returns the maximum number of tokens of the answer.
+def _strategy(
+    settings: GenerationConfig, assistant: Any, streamer: Streamer | None
+) -> Callable[[Decoding], GenerateOutput]:
+    mode = generation_mode(settings, assistant)
+    if streamer is not None and settings.num_beams > 1:
+        raise RequestError("streamer cannot be used with beam search; set num_beams=1")
+    if mode not in STRATEGIES:
+        raise RequestError(f"the settings select {mode.value}, which is not supported; use sampling or greedy search")
+    return STRATEGIES[mode]
 
-    `tokens` counts the ids of the prompt; `total` also counts embeddings and cached tokens.
+
+def _split(model: LanguageModel, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the keywords of a call that are settings, and the others.
+
+    Raises:
+        RequestError: if there is no such argument; None is accepted for any name, as in transformers.
     """
-    if settings.max_new_tokens is not None:
-        if total + settings.max_new_tokens > context:
-            raise RequestError(
-                f"{total} tokens and max_new_tokens {settings.max_new_tokens} exceed the model's context of "
-                f"{context}; set max_new_tokens to {max(0, context - total)} or less"
-            )
-        return int(settings.max_new_tokens)
-    if settings.max_length > context:
-        raise RequestError(f"max_length is {settings.max_length}; it must be at most the model's context, {context}")
-    if tokens >= settings.max_length:
-        raise RequestError(
-            f"the prompt has {tokens} tokens and max_length is {settings.max_length}; set max_new_tokens instead"
-        )
-    return int(settings.max_length) - tokens
+    fields = GenerationConfig().to_dict().keys() | model.generation_config.extra.keys()
+    own = {*GenerateOptions.__annotations__, *_FORWARD_ONLY, *inspect.signature(model.forward).parameters}
+    settings = {name: value for name, value in options.items() if name in fields}
+    others = {name: value for name, value in options.items() if name not in fields}
+    check_names([name for name, value in others.items() if value is not None], [*sorted(own | fields), *_METHOD])
+    return settings, others
+
+
+_METHOD = tuple(inspect.signature(generate).parameters)[1:-1]
+
+
+def _extra(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments that only the forward pass of a subclass knows."""
+    own = {*GenerateOptions.__annotations__, *_FORWARD_ONLY}
+    return {name: value for name, value in arguments.items() if name not in own and value is not None}
+
+
+def _read_prompt(
+    model: LanguageModel, settings: GenerationConfig, inputs: Tensor | None, arguments: Mapping[str, Any]
+) -> Prompt:
+    """Returns the prompt, with one row for each text or beam."""
+    ids = arguments.get("input_ids")
+    if inputs is not None and ids is not None:
+        raise RequestError("the prompt was given twice, as inputs and as input_ids; keep one of them")
+    given = PromptArguments(
+        ids if inputs is None else inputs,
+        arguments.get("inputs_embeds"),
+        arguments.get("attention_mask"),
+        read_layers(arguments.get("past_key_values")) or None,
+        arguments.get("position_ids"),
+        _extra(arguments),
+    )
+    prompt = read_prompt(settings, model.config.hidden_size, model.device, given)
+    return prompt.repeat(max(settings.num_beams, settings.num_return_sequences))
+
+
+def _extend_cache(given: Any, out: GenerateOutput) -> None:
+    """Adds the new tokens to the caller's cache object, if it is one of transformers."""
+    if out.past_key_values and read_layers(given) is not given:
+        extend(given, out.past_key_values)

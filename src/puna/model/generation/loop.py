@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import RequestError
 from puna.model.cache import KVCache, LegacyCache
+from puna.model.generation.criteria import StoppingCriteriaList
 from puna.model.generation.outputs import GenerateDecoderOnlyOutput
+from puna.model.generation.processors.base import LogitsProcessorList
 from puna.model.generation.prompt import Prompt
 from puna.model.outputs import CausalLMOutputWithPast
-
-Processor = Callable[[Tensor, Tensor], Tensor]
-"""(ids (rows, tokens), scores (rows, vocab)) -> scores."""
-
-Criterion = Callable[[Tensor, Any], "bool | Tensor"]
-"""(ids (rows, tokens), scores (rows, vocab)) -> whether to stop: a bool for all rows, or one per row, (rows,)."""
 
 
 class LanguageModel(Protocol):
@@ -34,6 +30,9 @@ class LanguageModel(Protocol):
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes the logits; its signature lists the arguments that the model uses."""
 
     def prepare_inputs_for_generation(
         self,
@@ -102,8 +101,10 @@ class TorchForward:
     def __init__(self, model: LanguageModel, prompt: Prompt, use_cache: bool = True) -> None:
         self._model = model
         self._embeds = prompt.embeds
+        self._positions = prompt.positions
         self._padded = not bool(prompt.mask.all())
         self._use_cache = use_cache
+        self._extra = dict(prompt.extra)
 
     def forward(
         self,
@@ -116,20 +117,35 @@ class TorchForward:
         hidden_states: bool = False,
     ) -> CausalLMOutputWithPast:
         """See `Forward`."""
-        arguments = self._model.prepare_inputs_for_generation(ids, cache, mask, self._embeds, use_cache=self._use_cache)
+        arguments = self._model.prepare_inputs_for_generation(
+            ids,
+            past_key_values=cache,
+            attention_mask=mask,
+            inputs_embeds=self._embeds,
+            position_ids=self._uncached_positions(mask.shape[1], cache),
+            use_cache=self._use_cache,
+        )
         if not self._padded:
             arguments["attention_mask"] = None  # plain causal order has faster kernels
-        wanted = {"output_attentions": attentions, "output_hidden_states": hidden_states}
-        out: CausalLMOutputWithPast = self._model(**arguments, **wanted, return_dict=True, logits_to_keep=keep)
+        arguments |= {"output_attentions": attentions, "output_hidden_states": hidden_states, **self._extra}
+        out: CausalLMOutputWithPast = self._model(**arguments, return_dict=True, logits_to_keep=keep)
         return out
+
+    def _uncached_positions(self, total: int, cache: Any) -> Tensor | None:
+        """Returns the positions of the tokens that are not cached: those of the prompt, then counted on."""
+        if self._positions is None:
+            return None
+        answer = torch.arange(1, total - self._positions.shape[1] + 1, device=self._positions.device)
+        positions = torch.cat((self._positions, self._positions[:, -1:] + answer), dim=1)  # (rows, total)
+        return positions[:, cache[0][0].shape[2] if cache else 0 :]
 
     def reorder(self, cache: Any, rows: Tensor) -> Any:
         """See `Forward`."""
-        return cache if cache is None else KVCache(cache).reorder(rows)
+        return cache if cache is None else KVCache.of(cache).reorder(rows)
 
     def crop(self, cache: Any, length: int) -> Any:
         """See `Forward`."""
-        return cache if cache is None else KVCache(cache).crop(length)
+        return cache if cache is None else KVCache.of(cache).crop(length)
 
 
 @dataclass
@@ -152,23 +168,25 @@ class Decoding:
         prompt: the prompts, with one row for each text or beam.
         limit: maximum number of new tokens.
         processors: change the logits before a token is chosen.
-        criteria: end rows, in addition to the limit and the eos tokens.
+        criteria: end rows: the maximum length, the eos tokens, and the caller's criteria.
         streamer: receives the prompt and each token.
         generator: the random generator; None for PyTorch's global one.
         runner: computes the forward passes.
         collected: the optional outputs.
+        synced: whether all processes of `torch.distributed` make the same number of forward passes.
     """
 
     model: LanguageModel
     settings: GenerationConfig
     prompt: Prompt
     limit: int
-    processors: Sequence[Processor]
-    criteria: Sequence[Criterion]
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
     streamer: Streamer | None
     generator: torch.Generator | None
     runner: Forward
     collected: Collected = field(default_factory=Collected)
+    synced: bool = False
 
     @property
     def pad(self) -> int:
@@ -178,22 +196,28 @@ class Decoding:
 
     def process(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Returns the scores that the next token is chosen from: logits, (rows, vocab), after all processors."""
-        logits = logits.clone()  # a processor may change its argument
-        for processor in self.processors:
-            logits = processor(ids, logits)
-        return logits
+        return self.processors(ids, logits.clone())  # a processor may change its argument
 
     def ended(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Returns for each row whether its last token ends it: bool, (rows,)."""
-        eos = torch.tensor(self.settings.eos_token_ids, device=ids.device, dtype=ids.dtype)
-        ended = torch.isin(ids[:, -1], eos)
-        for criterion in self.criteria:
-            ended = ended | torch.as_tensor(criterion(ids, scores), device=ids.device)
-        return ended
+        """Returns for each row whether its last token ends it: bool, (rows,).
+
+        As in transformers, criteria receive the scores of all steps if the call returns them.
+        """
+        ended: Tensor = self.criteria(ids, tuple(self.collected.scores) if self.requests("scores") else scores)
+        return ended.as_subclass(Tensor)
+
+    def all_finished(self, finished: bool) -> bool:
+        """Returns whether this process, and with `synced` all others, have finished."""
+        if not self.synced or not distributed.is_initialized():
+            return finished
+        unfinished = torch.tensor(0.0 if finished else 1.0, device=self.prompt.ids.device)
+        distributed.all_reduce(unfinished)
+        return not bool(unfinished)
 
     def requests(self, output: str) -> bool:
         """Returns whether the settings request an optional output, such as "scores"."""
-        return bool(getattr(self.settings, f"output_{output}", False))
+        settings = self.settings
+        return bool(settings.return_dict_in_generate and getattr(settings, f"output_{output}"))
 
     def record(self, scores: Tensor, logits: Tensor, out: CausalLMOutputWithPast) -> None:
         """Collects the optional outputs of one step.
@@ -251,8 +275,12 @@ def decode(decoding: Decoding, choose: Callable[[Tensor], Tensor]) -> GenerateDe
     unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     if decoding.streamer is not None:
         decoding.streamer.put(ids.cpu())
-    for _ in range(decoding.limit):
+    finished = False
+    while not decoding.all_finished(finished):
         logits, cache, out = step(decoding, ids, mask, cache)
+        if finished:  # only other processes are not finished: the same forward pass is repeated
+            cache = decoding.runner.crop(cache, mask.shape[1] - 1)
+            continue
         scores = decoding.process(ids, logits)
         decoding.record(scores, logits, out)
         check_finite(scores)
@@ -262,8 +290,7 @@ def decode(decoding: Decoding, choose: Callable[[Tensor], Tensor]) -> GenerateDe
         if decoding.streamer is not None:
             decoding.streamer.put(token.cpu())
         unfinished = unfinished & ~decoding.ended(ids, scores)
-        if not unfinished.any():
-            break
+        finished = not bool(unfinished.any())
     if decoding.streamer is not None:
         decoding.streamer.end()
     return decoding.output(ids, cache)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +14,19 @@ from torch import Tensor
 from puna.config import GenerationConfig
 from puna.errors import RequestError
 from puna.model.cache import KVCache, LegacyCache
-from puna.model.checks import check_embeddings, check_ids
+from puna.model.checks import check_embeddings, check_ids, check_positions
+
+
+@dataclass(frozen=True)
+class PromptArguments:
+    """The arguments of a call that make up its prompt; see `generate`."""
+
+    ids: Tensor | None = None
+    embeds: Tensor | None = None
+    mask: Tensor | None = None
+    cache: LegacyCache | None = None
+    positions: Tensor | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -22,80 +38,98 @@ class Prompt:
         embeds: (rows, tokens, D), which replace the ids in the first forward pass; None without embeddings.
         mask: (rows, cached + tokens), int64; 0 for padding.
         cache: the cache to continue; None without one.
+        positions: (rows, cached + tokens), the positions of the tokens; None for those that follow from the mask.
+        extra: further arguments of each forward pass, of a subclass of the model that accepts them.
     """
 
     ids: Tensor
     embeds: Tensor | None
     mask: Tensor
     cache: LegacyCache | None
+    positions: Tensor | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def repeat(self, copies: int) -> Prompt:
         """Returns a prompt with `copies` adjacent copies of each row."""
         if copies == 1:
             return self
         rows = torch.arange(len(self.ids), device=self.ids.device).repeat_interleave(copies)
-        cache = self.cache
-        if cache:
-            cache = (cache if isinstance(cache, KVCache) else KVCache(cache)).reorder(rows)
+        cache = KVCache.of(self.cache).reorder(rows) if self.cache else None
         embeds = None if self.embeds is None else self.embeds[rows]
-        return Prompt(self.ids[rows], embeds, self.mask[rows], cache)
+        positions = None if self.positions is None else self.positions[rows]
+        return Prompt(self.ids[rows], embeds, self.mask[rows], cache, positions, self.extra)
 
 
-def read_prompt(
-    settings: GenerationConfig,
-    width: int,
-    device: torch.device,
-    ids: Tensor | None,
-    embeds: Tensor | None,
-    mask: Tensor | None,
-    cache: LegacyCache | None,
-) -> Prompt:
-    """Returns the prompt of a call, with one row for each prompt.
+def read_prompt(settings: GenerationConfig, width: int, device: torch.device, given: PromptArguments) -> Prompt:
+    """Returns the prompt of a call, with one row for each prompt, on the device of the model.
 
     Args:
-        settings: the token ids bos, eos and pad, and `use_cache`.
+        settings: the token ids bos, eos and pad.
         width: the width of the model's embeddings.
-        device: where a prompt that consists only of bos is created.
-        ids, embeds, mask, cache: the arguments `inputs`, `inputs_embeds`, `attention_mask` and `past_key_values`.
+        device: the device of the model.
+        given: the arguments.
 
     Raises:
         RequestError: if the arguments contradict each other.
     """
-    if ids is not None and embeds is not None:
-        raise RequestError("the prompt was given twice, as ids and as inputs_embeds; keep one of them")
-    if ids is None and embeds is None:
-        if settings.bos_token_id is None:
-            raise RequestError("there is neither a prompt nor a bos_token_id to start from; give one of them")
-        ids = torch.tensor([[settings.bos_token_id]], device=device)
+    ids, embeds, cache = given.ids, given.embeds, given.cache
     if embeds is not None:
         check_embeddings(embeds, width)
-        if not settings.use_cache:
-            raise RequestError("inputs_embeds with use_cache=False is not supported; set use_cache=True")
-        ids, tokens = embeds.new_zeros((embeds.shape[0], 0), dtype=torch.long), embeds.shape[1]
-    else:
-        assert ids is not None
+        if ids is None:
+            ids = embeds.new_zeros((embeds.shape[0], 0), dtype=torch.long)
+    elif ids is None:
+        if settings.bos_token_id is None:
+            raise RequestError("there is neither a prompt nor a bos_token_id to start from; give one of them")
+        rows = 1 if given.mask is None else len(given.mask)
+        ids = torch.full((rows, 1), settings.bos_token_id)
+    if embeds is None:
         check_ids(ids)
-        tokens = ids.shape[1]
-    if mask is None:
-        mask = _infer_mask(settings, ids, tokens)
+    elif ids.shape[0] != embeds.shape[0]:
+        raise RequestError(f"the prompt has {len(ids)} rows of ids and {len(embeds)} of inputs_embeds")
+    tokens = ids.shape[1] if embeds is None else embeds.shape[1]
+    mask = _infer_mask(settings, ids, tokens) if given.mask is None else given.mask
     _check_mask(mask, ids.shape[0], tokens, cache[0][0].shape[2] if cache else 0)
-    return Prompt(ids, embeds, mask.to(ids.device).long(), cache)
+    _warn_about_right_padding(settings, ids, given.mask)
+    positions = given.positions
+    if positions is not None:
+        check_positions(positions, ids.shape[0], mask.shape[1])
+        positions = positions.to(device).long().expand(mask.shape)
+    embeds = None if embeds is None else embeds.to(device)
+    return Prompt(ids.to(device).long(), embeds, mask.to(device).long(), cache, positions, given.extra)
 
 
 def _check_mask(mask: Tensor, rows: int, tokens: int, past: int) -> None:
-    """Raises RequestError unless the mask covers the prompt (or cached tokens, too) and no row ends in padding."""
+    """Raises RequestError unless the mask covers the prompt, or cached tokens, too."""
     if mask.dim() != 2 or mask.shape[0] != rows or mask.shape[1] not in (tokens, past + tokens):
         raise RequestError(
             f"attention_mask has shape {tuple(mask.shape)}; it must be 2-D, a row for each of {rows} prompts and a "
             f"column for each of {tokens} tokens" + (f", or also for {past} cached tokens" if past else "")
         )
-    if not mask[:, -1].all():
-        raise RequestError("in attention_mask, a prompt ends in padding; pad on the left (padding_side='left')")
 
 
 def _infer_mask(settings: GenerationConfig, ids: Tensor, tokens: int) -> Tensor:
-    pad = settings.pad_token_id
-    if pad is None or pad in settings.eos_token_ids or not ids.shape[1]:
-        return ids.new_ones((ids.shape[0], tokens))
-    mask: Tensor = (ids != pad).long()
-    return mask
+    """Returns the mask of a prompt without one: pad tokens are padding, unless the pad token also ends texts."""
+    pad, ends = settings.pad_token_id, settings.eos_token_ids
+    if pad is not None and pad not in ends and ids.shape[1] == tokens:
+        mask: Tensor = (ids != pad).long()
+        return mask
+    if len(ids) > 1 and ends and ids.shape[1]:
+        logging.getLogger(__name__).warning(
+            "generate() was called with several prompts and without attention_mask, and padding cannot be detected, "
+            "because the pad token is not set or also ends texts; pass the attention_mask"
+        )
+    return ids.new_ones((ids.shape[0], tokens))
+
+
+def _warn_about_right_padding(settings: GenerationConfig, ids: Tensor, mask: Tensor | None) -> None:
+    if mask is not None:
+        padded = not bool(mask[:, -1].all())
+    else:
+        pad, ends = settings.pad_token_id, settings.eos_token_ids
+        padded = pad is not None and pad not in ends and ids.shape[1] > 0 and bool((ids[:, -1] == pad).any())
+    if padded:
+        warnings.warn(
+            "a prompt ends in padding (right padding); the answer would continue the padding and be wrong. Pad on the "
+            "left: tokenizer.padding_side = 'left'",
+            stacklevel=4,
+        )

@@ -1,49 +1,152 @@
-"""The settings of a call of `generate()`: a generation configuration overridden by the call's arguments."""
+"""The settings of a call of `generate()`: the model's, those of the passed configuration, and the call's keywords."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import copy
+import difflib
+import logging
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
 
 import torch
 
-from puna.config import GenerationConfig, GenerationMode
-from puna.errors import RequestError
+from puna.config import GenerationConfig, GenerationMode, LlamaConfig
+from puna.errors import RequestError, show
+
+_ENDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+_CACHES = (
+    None, "dynamic", "static", "offloaded", "offloaded_static", "quantized", "sliding_window", "hybrid",
+    "hybrid_chunked", "offloaded_hybrid", "offloaded_hybrid_chunked",
+)  # fmt: skip
+"""The caches of transformers. They differ in speed and memory; here all are the same cache, without quantisation."""
+
+_UNSUPPORTED = {
+    "token_healing": "append no partial word to the prompt instead",
+    "use_mtp": "the model has no layers that predict several tokens",
+    "speculation_type": "pass an assistant_model instead",
+}
+"""Settings that would change the result or need other weights, with the remedy."""
+
+_NEVER_NONE = (
+    "max_length", "do_sample", "num_beams", "num_beam_groups", "num_return_sequences", "return_dict_in_generate",
+)  # fmt: skip
+"""Fields for which None means the default; for a filter or penalty, None disables it."""
 
 
-def merge_settings(base: GenerationConfig, arguments: Mapping[str, Any], others: Mapping[str, Any]) -> GenerationConfig:
-    """Returns the configuration overridden by the call's arguments.
+class ConfiguredModel(Protocol):
+    """A model with its configurations."""
+
+    config: LlamaConfig
+    generation_config: GenerationConfig
+
+
+def merge_settings(
+    model: ConfiguredModel,
+    given: Any,
+    options: Mapping[str, Any],
+    use_model_defaults: bool | None = None,
+) -> GenerationConfig:
+    """Returns the settings of a call, as a new object.
 
     Args:
-        base: the defaults.
-        arguments: the arguments in the signature of `generate()`; None keeps the default.
-        others: the arguments that are not in the signature.
+        model: its settings are the defaults.
+        given: the argument `generation_config`: None, a `GenerationConfig`, or one of transformers. The model's token
+            ids complete it; other settings of the model are used only with `use_model_defaults`.
+        options: the keywords of the call that are settings; they override all others.
+        use_model_defaults: whether all settings of the model are used that `given` does not set.
 
     Raises:
-        RequestError: if an argument is unknown, or a setting is not supported.
-        ConfigError: if a setting is out of range.
+        RequestError: if a setting is not supported.
+        ConfigError: if a setting is out of range, or settings contradict each other.
     """
-    for name in others:
-        if name not in base.to_dict():
-            raise RequestError(f"generate() has no argument {name!r}; remove it")
-    overrides = {name: value for name, value in {**arguments, **others}.items() if value is not None}
-    fields = base.to_dict()
-    if "max_length" in overrides and "max_new_tokens" not in overrides:
-        fields.pop("max_new_tokens", None)
-    settings: GenerationConfig = GenerationConfig.from_dict({**fields, **overrides})
-    if settings.num_beams > 1:
-        raise RequestError(f"num_beams is {settings.num_beams}; it must be 1, since beam search is not supported")
-    if settings.num_return_sequences > 1 and not is_random(settings):
-        raise RequestError(
-            f"num_return_sequences is {settings.num_return_sequences}, but without sampling all texts would be equal; "
-            "set do_sample=True and a temperature above 0"
+    settings = _base_settings(model, given, use_model_defaults)
+    options = {name: value for name, value in options.items() if name != "max_length" or value is not None}
+    settings.update(allow_custom_entries=True, **options)
+    if "max_length" in options and options.get("max_new_tokens") is None:
+        settings.max_new_tokens = None
+    if settings.use_cache is None:
+        settings.use_cache = model.config.use_cache
+    defaults = GenerationConfig()
+    for name in _NEVER_NONE:
+        if getattr(settings, name) is None:
+            setattr(settings, name, getattr(defaults, name))
+    named = set(options) - ({"temperature"} if settings.temperature == 0 else set())
+    settings.validate(user_set_attributes=named)
+    if settings.temperature == 0:
+        settings.do_sample = False
+        settings.validate(user_set_attributes=())
+    _check_supported(settings)
+    if "max_length" in options and options.get("max_new_tokens") is not None:
+        logging.getLogger(__name__).warning(
+            "generate() was called with max_new_tokens (%s) and max_length (%s); max_new_tokens takes precedence",
+            settings.max_new_tokens,
+            settings.max_length,
         )
     return settings
 
 
-def generation_mode(settings: GenerationConfig) -> GenerationMode:
+def _base_settings(model: ConfiguredModel, given: Any, use_model_defaults: bool | None) -> GenerationConfig:
+    """Returns a copy of the given configuration, completed from the model's; without one, a copy of the model's."""
+    own = model_settings(model)
+    if given is None:
+        return copy.deepcopy(own)
+    if not isinstance(given, GenerationConfig):
+        if not hasattr(given, "to_dict"):
+            raise RequestError(f"generation_config is {show(given)}; it must be a GenerationConfig")
+        given = GenerationConfig.from_dict(given.to_dict())
+    settings: GenerationConfig = copy.deepcopy(given)
+    names = own.assigned if use_model_defaults else ()
+    for name in (*_ENDS, *names):
+        if getattr(settings, name, None) is None or name not in settings.assigned:
+            setattr(settings, name, getattr(own, name))
+    return settings
+
+
+def model_settings(model: ConfiguredModel) -> GenerationConfig:
+    """Returns the model's generation configuration.
+
+    If the model's configuration has changed since its generation configuration was derived from it, and that has not
+    been changed itself, it is derived again: scripts set `model.config.max_length` to control generation.
+    """
+    own = model.generation_config
+    if own._from_model_config and own._original_object_hash == hash(own):
+        current = GenerationConfig.from_model_config(model.config)
+        if current != own:
+            warnings.warn(
+                "the model's configuration was changed to control generation; this still works, but set "
+                "model.generation_config instead",
+                stacklevel=5,
+            )
+            model.generation_config = own = current
+    return own
+
+
+def _check_supported(settings: GenerationConfig) -> None:
+    for name, remedy in _UNSUPPORTED.items():
+        if (value := getattr(settings, name)) not in (None, False):
+            raise RequestError(f"{name} is {show(value)}, which is not supported; {remedy}")
+    if settings.cache_implementation not in _CACHES:
+        names = ", ".join(repr(name) for name in _CACHES)
+        raise RequestError(
+            f"cache_implementation is {show(settings.cache_implementation)}; it must be one of {names}, which all give "
+            "the same result"
+        )
+
+
+def check_names(names: Collection[str], known: Collection[str]) -> None:
+    """Raises RequestError for a keyword that `generate()` does not have; suggests the nearest name."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean {near[0]!r}?" if near else "remove it"
+            raise RequestError(f"generate() has no argument {name!r}, and the model does not use it; {remedy}")
+
+
+def generation_mode(settings: GenerationConfig, assistant: Any = None) -> GenerationMode:
     """Returns the strategy of a call with these settings."""
-    return GenerationMode.SAMPLE if is_random(settings) else GenerationMode.GREEDY_SEARCH
+    return settings.get_generation_mode(assistant)
 
 
 def is_random(settings: GenerationConfig) -> bool:

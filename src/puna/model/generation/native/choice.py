@@ -91,6 +91,10 @@ def _reason_of_call(settings: GenerationConfig, prompt: Prompt) -> str | None:
         return "use_cache is False"
     if prompt.cache is not None:
         return "past_key_values is given"
+    if prompt.positions is not None:
+        return "position_ids is given"
+    if prompt.extra:
+        return f"{', '.join(prompt.extra)} is given"
     if settings.return_dict_in_generate:
         return "return_dict_in_generate is True, and the output contains past_key_values"
     if generation_mode(settings) in _NEED_THE_MODULE:

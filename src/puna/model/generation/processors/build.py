@@ -214,7 +214,7 @@ def _minimum_length(settings: GenerationConfig, context: Context) -> int:
                 f"min_length is {minimum} and min_new_tokens {added}; min_new_tokens takes precedence. Remove one",
                 stacklevel=4,
             )
-        return context.prompt_ids.shape[1] + added
+        return context.prompt_ids.shape[1] + int(added)
     if context.prompt_ids.shape[1] == 0 and context.attention_mask is not None:
         minimum -= context.attention_mask.shape[1]
     return max(minimum, 0)
