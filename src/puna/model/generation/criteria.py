@@ -197,9 +197,9 @@ def build_criteria(
     built: list[Criterion] = []
     if max_length is not None:
         built.append(MaxLengthCriteria(max_length, max_position_embeddings))
-    if (limit := getattr(settings, "max_time", None)) is not None:
+    if (limit := settings.max_time) is not None:
         built.append(MaxTimeCriteria(limit))
-    if (strings := getattr(settings, "stop_strings", None)) is not None:
+    if (strings := settings.stop_strings) is not None:
         if tokenizer is None:
             raise RequestError(
                 f"stop_strings is {strings!r}, which needs the model's tokenizer; pass it as generate(tokenizer=...)"
@@ -207,9 +207,8 @@ def build_criteria(
         built.append(StopStringCriteria(tokenizer, strings))
     if settings.eos_token_ids:
         built.append(EosTokenCriteria(list(settings.eos_token_ids)))
-    threshold = getattr(settings, "assistant_confidence_threshold", None)
-    if getattr(settings, "is_assistant", False) and threshold:
-        built.append(ConfidenceCriteria(threshold))
+    if settings.is_assistant and settings.assistant_confidence_threshold:
+        built.append(ConfidenceCriteria(settings.assistant_confidence_threshold))
     return StoppingCriteriaList(merge_lists(built, custom))
 
 

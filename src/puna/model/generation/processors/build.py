@@ -99,16 +99,16 @@ def build_processors(
     result = merge_lists(built, custom)
     if is_random(settings):
         result += _warpers(settings)
-    if (watermark := _option(settings, "watermarking_config")) is not None:
+    if (watermark := settings.watermarking_config) is not None:
         result.append(watermark_processor(watermark, context.vocab_size, context.prompt_ids.device))
-    if _option(settings, "renormalize_logits"):
+    if settings.renormalize_logits:
         result.append(LogitNormalization())
     return LogitsProcessorList(result)
 
 
 def _guidance(settings: GenerationConfig, context: Context) -> Iterator[Processor]:
     """Yields the processors that change scores for sequences: guidance, bias, diversity."""
-    if (scale := _option(settings, "guidance_scale")) not in (None, 1):
+    if (scale := settings.guidance_scale) not in (None, 1):
         yield UnbatchedClassifierFreeGuidanceLogitsProcessor(
             scale,
             context.model,
@@ -116,31 +116,31 @@ def _guidance(settings: GenerationConfig, context: Context) -> Iterator[Processo
             context.negative_prompt_attention_mask,
             settings.use_cache is not False,
         )
-    if biases := _option(settings, "sequence_bias"):
+    if biases := settings.sequence_bias:
         yield SequenceBiasLogitsProcessor(biases)
-    if penalty := _option(settings, "diversity_penalty"):
-        groups = _option(settings, "num_beam_groups") or 1
+    if penalty := settings.diversity_penalty:
+        groups = settings.num_beam_groups or 1
         yield HammingDiversityLogitsProcessor(float(penalty), settings.num_beams or 1, groups)
 
 
 def _repetition(settings: GenerationConfig, context: Context) -> Iterator[Processor]:
     """Yields the processors that compare with the tokens so far."""
     ids = context.prompt_ids
-    if (penalty := _option(settings, "encoder_repetition_penalty")) not in (None, 1) and _has_ids(
+    if (penalty := settings.encoder_repetition_penalty) not in (None, 1) and _has_ids(
         context, "encoder_repetition_penalty", "it has no effect"
     ):
         yield EncoderRepetitionPenaltyLogitsProcessor(float(penalty), ids)
     if (penalty := settings.repetition_penalty) not in (None, 1):
         _has_ids(context, "repetition_penalty", "it counts only tokens of the answer")
         yield RepetitionPenaltyLogitsProcessor(float(penalty), _padding(context))
-    if size := _option(settings, "no_repeat_ngram_size"):
+    if size := settings.no_repeat_ngram_size:
         _has_ids(context, "no_repeat_ngram_size", "it counts only tokens of the answer")
         yield NoRepeatNGramLogitsProcessor(size)
-    if (size := _option(settings, "encoder_no_repeat_ngram_size")) and _has_ids(
+    if (size := settings.encoder_no_repeat_ngram_size) and _has_ids(
         context, "encoder_no_repeat_ngram_size", "it has no effect"
     ):
         yield EncoderNoRepeatNGramLogitsProcessor(size, ids)
-    if words := _option(settings, "bad_words_ids"):
+    if words := settings.bad_words_ids:
         yield NoBadWordsLogitsProcessor(words, list(settings.eos_token_ids))
 
 
@@ -152,15 +152,15 @@ def _lengths(settings: GenerationConfig, context: Context) -> Iterator[Processor
     if ends and settings.min_new_tokens:
         yield MinNewTokensLengthLogitsProcessor(length, settings.min_new_tokens, ends, device)
     if context.prefix_allowed_tokens_fn is not None:
-        beams = (settings.num_beams or 1) // (_option(settings, "num_beam_groups") or 1)
+        beams = (settings.num_beams or 1) // (settings.num_beam_groups or 1)
         yield PrefixConstrainedLogitsProcessor(context.prefix_allowed_tokens_fn, beams)
-    if (token := _option(settings, "forced_bos_token_id")) is not None:
+    if (token := settings.forced_bos_token_id) is not None:
         yield ForcedBOSTokenLogitsProcessor(token)
-    if (tokens := _option(settings, "forced_eos_token_id")) is not None:
+    if (tokens := settings.forced_eos_token_id) is not None:
         yield ForcedEOSTokenLogitsProcessor(context.max_length, tokens, device)
-    if _option(settings, "remove_invalid_values"):
+    if settings.remove_invalid_values:
         yield InfNanRemoveLogitsProcessor()
-    if (decay := _option(settings, "exponential_decay_length_penalty")) is not None:
+    if (decay := settings.exponential_decay_length_penalty) is not None:
         if not ends:
             raise RequestError(
                 f"exponential_decay_length_penalty is {decay}, but there is no eos_token_id whose score it could "
@@ -172,11 +172,11 @@ def _lengths(settings: GenerationConfig, context: Context) -> Iterator[Processor
 def _tokens(settings: GenerationConfig, context: Context) -> Iterator[Processor]:
     """Yields the processors that suppress or force single tokens."""
     device, begin = context.prompt_ids.device, context.prompt_ids.shape[1]
-    forced = _option(settings, "forced_decoder_ids")
-    if suppressed := _option(settings, "suppress_tokens"):
+    forced = settings.forced_decoder_ids
+    if suppressed := settings.suppress_tokens:
         yield SuppressTokensLogitsProcessor(suppressed, device)
-    if suppressed := _option(settings, "begin_suppress_tokens"):
-        if begin <= 1 and _option(settings, "forced_bos_token_id") is not None:
+    if suppressed := settings.begin_suppress_tokens:
+        if begin <= 1 and settings.forced_bos_token_id is not None:
             begin += 1
         begin += forced[-1][0] if forced else 0
         yield SuppressTokensAtBeginLogitsProcessor(suppressed, begin, device)
@@ -189,7 +189,7 @@ def _warpers(settings: GenerationConfig) -> Iterator[Processor]:
     keep = max(len(settings.eos_token_ids), 1) + 1 if (settings.num_beams or 1) > 1 else 1
     if settings.temperature not in (None, 1):
         yield TemperatureLogitsWarper(float(settings.temperature))
-    if (top_h := _option(settings, "top_h")) is not None:
+    if (top_h := settings.top_h) is not None:
         yield TopHLogitsWarper(top_h)
     if settings.top_k is not None and settings.top_k > 0:
         yield TopKLogitsWarper(settings.top_k, min_tokens_to_keep=keep)
@@ -197,17 +197,17 @@ def _warpers(settings: GenerationConfig) -> Iterator[Processor]:
         yield TopPLogitsWarper(settings.top_p, min_tokens_to_keep=keep)
     if settings.min_p is not None:
         yield MinPLogitsWarper(settings.min_p, min_tokens_to_keep=keep)
-    if (mass := _option(settings, "typical_p")) is not None and mass < 1:
+    if (mass := settings.typical_p) is not None and mass < 1:
         yield TypicalLogitsWarper(mass, min_tokens_to_keep=keep)
-    if (cutoff := _option(settings, "epsilon_cutoff")) is not None and 0 < cutoff < 1:
+    if (cutoff := settings.epsilon_cutoff) is not None and 0 < cutoff < 1:
         yield EpsilonLogitsWarper(cutoff, min_tokens_to_keep=keep)
-    if (cutoff := _option(settings, "eta_cutoff")) is not None and 0 < cutoff < 1:
+    if (cutoff := settings.eta_cutoff) is not None and 0 < cutoff < 1:
         yield EtaLogitsWarper(cutoff, min_tokens_to_keep=keep)
 
 
 def _minimum_length(settings: GenerationConfig, context: Context) -> int:
     """Returns the minimum number of ids in a row; `min_new_tokens` replaces `min_length`, and embeddings count."""
-    minimum: int = _option(settings, "min_length") or 0
+    minimum: int = settings.min_length or 0
     if (added := settings.min_new_tokens) is not None:
         if minimum:
             warnings.warn(
@@ -218,11 +218,6 @@ def _minimum_length(settings: GenerationConfig, context: Context) -> int:
     if context.prompt_ids.shape[1] == 0 and context.attention_mask is not None:
         minimum -= context.attention_mask.shape[1]
     return max(minimum, 0)
-
-
-def _option(settings: GenerationConfig, name: str) -> Any:
-    """Returns a setting, or None if the configuration does not have it."""
-    return getattr(settings, name, None)
 
 
 def _has_ids(context: Context, name: str, effect: str) -> bool:
