@@ -52,6 +52,10 @@ OTHER = {
 """A value other than its default for each attribute of every configuration, and one attribute more."""
 
 
+def test_variables_are_those_of_release_4_34():
+    assert vars(PretrainedConfig()) == BASE_4_34
+
+
 @pytest.mark.parametrize(("name", "value"), BASE_4_34.items())
 def test_every_configuration_has_the_attributes_of_release_4_34(name, value):
     assert getattr(PretrainedConfig(), name) == value

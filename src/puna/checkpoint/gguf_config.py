@@ -104,7 +104,7 @@ def _read(file: GgufFile) -> tuple[LlamaConfig, GenerationConfig]:
         architectures=["LlamaForCausalLM"],
     )
     config.validate()
-    config.notes += keys.notes
+    config.add_notes(keys.notes)
     ids = {"pad_token_id": pad, "bos_token_id": bos, "eos_token_id": eos if len(eos) > 1 else config.eos_token_id}
     generation = GenerationConfig.from_stored(ids | read_sampling(keys))
     return config, generation

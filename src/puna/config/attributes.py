@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,15 +30,14 @@ _SHARED_FIELDS = frozenset(
 class ConfigAttributes:
     """Base class of configurations. Every argument becomes an attribute; unset attributes have their defaults.
 
+    `vars` of a configuration has the keys that it has in transformers 4.34.
+
     Args:
         num_labels: number of classes of a classification head; by default the size of `id2label`, or 2 without it.
         id2label, label2id: names of the classes.
         dtype: name of the weights' type, such as "bfloat16", or a `torch.dtype`; `torch_dtype` is its older name.
         name_or_path: where the configuration came from.
         attn_implementation: "sdpa" or "eager".
-
-    Attributes:
-        notes: sentences for the user on arguments that have no effect and were left out.
     """
 
     model_type: ClassVar[str] = ""
@@ -52,7 +51,7 @@ class ConfigAttributes:
     base_model_tp_plan: ClassVar[dict[str, Any] | None] = None
     base_model_pp_plan: ClassVar[dict[str, Any] | None] = None
     _auto_class: ClassVar[str | None] = None
-    _unsaved: ClassVar[frozenset[str]] = frozenset({"notes", "attn_implementation", "_dtype", "_commit_hash"})
+    _unsaved: ClassVar[frozenset[str]] = frozenset({"_notes", "attn_implementation", "_commit_hash"})
     """Attributes of an instance that are not written to files under their own name."""
 
     return_dict: bool
@@ -81,15 +80,15 @@ class ConfigAttributes:
         name_or_path: Any = "",
         **kwargs: Any,
     ) -> None:
-        self.notes: list[str] = []
         self.dtype = dtype if dtype is not None else torch_dtype
         if "auto" in (dtype, torch_dtype):
-            self.notes.append("dtype 'auto': the weights' own type is used")
+            self.add_notes(["dtype 'auto': the weights' own type is used"])
         for name, default in DEFAULTS.items():
             setattr(self, name, kwargs.pop(name, copy.copy(default)))
         self.id2label, self.label2id = read_labels(num_labels, id2label, label2id)
         self._name_or_path = str(kwargs.pop("_name_or_path", name_or_path))
         self._commit_hash = kwargs.pop("_commit_hash", None)
+        self.transformers_version = kwargs.pop("transformers_version", None)
         kwargs.pop("model_type", None)
         if kwargs.pop("xla_device", None) is not None:
             warnings.warn("xla_device has no effect; remove it from the configuration", stacklevel=3)
@@ -126,9 +125,10 @@ class ConfigAttributes:
     @property
     def extra(self) -> Mapping[str, Any]:
         """The attributes that puna's models do not use, unless they have the default of every configuration."""
-        hidden = self.field_names() | (self._unsaved - {"attn_implementation"}) | {"_name_or_path"}
+        hidden = self.field_names() | (self._unsaved - {"attn_implementation"}) | {"_name_or_path", "torch_dtype"}
         values = {name: value for name, value in vars(self).items() if name not in hidden}
-        defaults = {name for name, value in values.items() if name in DEFAULTS and value == DEFAULTS[name]}
+        initial = {**DEFAULTS, "transformers_version": None}
+        defaults = {name for name, value in values.items() if name in initial and value == initial[name]}
         return MappingProxyType({name: value for name, value in values.items() if name not in defaults})
 
     @classmethod
@@ -141,16 +141,17 @@ class ConfigAttributes:
     @property
     def dtype_name(self) -> str | None:
         """Name of the weights' type, such as "bfloat16"."""
-        return self._dtype
+        name: str | None = vars(self)["torch_dtype"]
+        return name
 
     @property
     def dtype(self) -> Any:
         """The weights' type: a `torch.dtype`, or its name if PyTorch is not installed. Either can be assigned."""
-        return torch_dtype(self._dtype)
+        return torch_dtype(self.dtype_name)
 
     @dtype.setter
     def dtype(self, value: Any) -> None:
-        self._dtype = dtype_name(value)
+        vars(self)["torch_dtype"] = dtype_name(value)
 
     @property
     def torch_dtype(self) -> Any:
@@ -160,6 +161,16 @@ class ConfigAttributes:
     @torch_dtype.setter
     def torch_dtype(self, value: Any) -> None:
         self.dtype = value
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the user on arguments that have no effect and were left out."""
+        return tuple(vars(self).get("_notes", ()))
+
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Adds sentences to `notes`."""
+        if notes := (*self.notes, *notes):
+            self._notes = notes
 
     @property
     def name_or_path(self) -> str:

@@ -34,6 +34,6 @@ UNUSED: dict[str, Any] = {
 DEFAULTS: dict[str, Any] = {
     **FORWARD, **UNUSED, **GENERATION,
     "tie_word_embeddings": True, "pruned_heads": {}, "architectures": None, "problem_type": None,
-    "bos_token_id": None, "pad_token_id": None, "eos_token_id": None, "transformers_version": None,
+    "bos_token_id": None, "pad_token_id": None, "eos_token_id": None,
 }  # fmt: skip
 """All attributes that a `PretrainedConfig` has and that are plain values."""

@@ -132,7 +132,7 @@ class LlamaConfig(PretrainedConfig):
             RopeContext(max_position_embeddings, self.head_dim, original_max_position_embeddings),
         )
         ids = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
-        self.notes += minus_one_notes(ids) + rope_notes
+        self.add_notes(minus_one_notes(ids) + rope_notes)
         original = "original_max_position_embeddings"
         if original_max_position_embeddings is not None and original not in (self._rope_scaling or ()):
             setattr(self, original, original_max_position_embeddings)  # unused by this rope type, but written back
@@ -292,7 +292,7 @@ class LlamaConfig(PretrainedConfig):
         if any(key in overrides for key in ROPE_FIELDS):
             fields = override_rope(dict(fields), overrides)
         config = super()._build(fields, overrides)
-        config.notes[:0] = notes
+        config.add_notes(notes)
         return config
 
     def to_dict(self) -> dict[str, Any]:

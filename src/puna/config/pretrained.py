@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _BOOKKEEPING = frozenset({"_name_or_path", "transformers_version"})
 """Where a configuration came from; this neither affects the model nor the equality of two configurations."""
 
-_ARGUMENTS = DEFAULTS.keys() | {"num_labels", "dtype", "torch_dtype", "attn_implementation"}
+_ARGUMENTS = DEFAULTS.keys() | {"transformers_version", "num_labels", "dtype", "torch_dtype", "attn_implementation"}
 """Arguments of every configuration."""
 
 
@@ -183,7 +183,7 @@ class PretrainedConfig(ConfigAttributes):
     def to_dict(self) -> dict[str, Any]:
         """Returns all attributes in the form in which a `config.json` holds them."""
         fields = {name: _plain(value) for name, value in vars(self).items() if name not in self._unsaved}
-        fields |= {"dtype": self._dtype, "torch_dtype": self._dtype}  # the names in transformers 5.x and 4.x
+        fields |= dict.fromkeys(("dtype", "torch_dtype"), self.dtype_name)  # the names in transformers 5.x and 4.x
         return {"model_type": self.model_type, **fields}
 
     def to_diff_dict(self) -> dict[str, Any]:
