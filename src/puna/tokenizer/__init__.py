@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from puna.tokenizer.calls.batch_encoding import BatchEncoding
     from puna.tokenizer.fast import LlamaTokenizerFast
+    from puna.tokenizer.huggingface.code_llama import CodeLlamaTokenizer, CodeLlamaTokenizerFast
     from puna.tokenizer.load import AutoTokenizer, load_tokenizer
     from puna.tokenizer.slow import LlamaTokenizer
     from puna.tokenizer.special import AddedToken
@@ -21,6 +22,8 @@ __all__ = [
     "AddedToken",
     "AutoTokenizer",
     "BatchEncoding",
+    "CodeLlamaTokenizer",
+    "CodeLlamaTokenizerFast",
     "LlamaTokenizer",
     "LlamaTokenizerFast",
     "StreamDecoder",
@@ -31,6 +34,8 @@ _MODULES = {
     "AddedToken": "special",
     "AutoTokenizer": "load",
     "BatchEncoding": "calls.batch_encoding",
+    "CodeLlamaTokenizer": "huggingface.code_llama",
+    "CodeLlamaTokenizerFast": "huggingface.code_llama",
     "LlamaTokenizer": "slow",
     "LlamaTokenizerFast": "fast",
     "StreamDecoder": "streams",

@@ -19,6 +19,7 @@ from puna.tokenizer.calls.lengths import windows
 from puna.tokenizer.files import recipes
 from puna.tokenizer.files.config import OWN_IDS
 from puna.tokenizer.huggingface.interface import SlowClass
+from puna.tokenizer.huggingface.training import set_truncation_and_padding, train_new_from_iterator
 from puna.tokenizer.special import AddedToken, TokenLike, as_added_token
 from puna.tokenizer.streams import TextStream, decoder_stream
 
@@ -161,6 +162,23 @@ class LlamaTokenizerFast(TokenizerBase):
         return self._tokenizer
 
     @property
+    def decoder(self) -> Any:
+        """The decoder of the pipeline."""
+        return self._tokenizer.decoder
+
+    train_new_from_iterator = train_new_from_iterator
+    set_truncation_and_padding = set_truncation_and_padding
+
+    def _new_arguments(self) -> dict[str, Any]:
+        """Returns the constructor arguments of a tokenizer with the same settings, without its tokens."""
+        names = (
+            *("add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "use_default_system_prompt", "literal"),
+            *("model_max_length", "padding_side", "truncation_side", "model_input_names", "split_special_tokens"),
+            *("chat_template", "other_config"),
+        )
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def vocab_size(self) -> int:
         """Size of the vocabulary without added tokens."""
         return self._tokenizer.get_vocab_size(with_added_tokens=False)
@@ -209,6 +227,9 @@ class LlamaTokenizerFast(TokenizerBase):
 
     def _run(self, pipeline: Tokenizer, inputs: Sequence[Input], call: Call) -> list[tokenizers.Encoding]:
         words, add = not isinstance(inputs[0].text, str), call.add_special_tokens
+        if pipeline.truncation is not None or pipeline.padding is not None:  # set by the caller
+            pipeline.no_truncation()
+            pipeline.no_padding()
         with library_errors("this tokenizer cannot encode the text"):
             if len(inputs) == 1:
                 text, pair = inputs[0].text, inputs[0].pair

@@ -88,13 +88,13 @@ class AutoTokenizer:
             ModelNotFoundError: there is no such folder or file.
             TokenizerError: the path contains no tokenizer, or a file is damaged.
         """
-        from puna.tokenizer.files.recipes import auto_recipe, has_sentencepiece
+        from puna.tokenizer.files.recipes import auto_recipe, has_sentencepiece, is_code_llama
 
         if tokenizer_type != "llama":
             raise TokenizerError(f"tokenizer_type is {show(tokenizer_type)}; puna has tokenizers for 'llama' only")
         path, constructor_arguments, other = split_hub_arguments(pretrained_model_name_or_path, arguments)
         classes: Any = importlib.import_module("puna.tokenizer")
-        name = "LlamaTokenizer"
+        name = "CodeLlamaTokenizer" if is_code_llama(path) else "LlamaTokenizer"
         if not use_fast and has_sentencepiece(path):
             slow: type[LlamaTokenizer] = getattr(classes, name)
             return slow.from_pretrained(path, **constructor_arguments, **other)
