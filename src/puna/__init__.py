@@ -117,6 +117,8 @@ if TYPE_CHECKING:
     from puna.tokenizer import AddedToken as AddedToken
     from puna.tokenizer import AutoTokenizer as AutoTokenizer
     from puna.tokenizer import BatchEncoding as BatchEncoding
+    from puna.tokenizer import CodeLlamaTokenizer as CodeLlamaTokenizer
+    from puna.tokenizer import CodeLlamaTokenizerFast as CodeLlamaTokenizerFast
     from puna.tokenizer import LlamaTokenizer as LlamaTokenizer
     from puna.tokenizer import LlamaTokenizerFast as LlamaTokenizerFast
     from puna.tokenizer import load_tokenizer as load_tokenizer

@@ -45,7 +45,8 @@ _NAMES = {
     "AutoModelForSequenceClassification AutoModelForTokenClassification",
     "puna.model.outputs": "BaseModelOutputWithPast CausalLMOutputWithPast ModelOutput QuestionAnsweringModelOutput "
     "SequenceClassifierOutputWithPast TokenClassifierOutput",
-    "puna.tokenizer": "AddedToken AutoTokenizer BatchEncoding LlamaTokenizer LlamaTokenizerFast load_tokenizer",
+    "puna.tokenizer": "AddedToken AutoTokenizer BatchEncoding CodeLlamaTokenizer CodeLlamaTokenizerFast LlamaTokenizer "
+    "LlamaTokenizerFast load_tokenizer",
 }
 
 MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

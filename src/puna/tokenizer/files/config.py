@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from puna.errors import TokenizerError, show
-from puna.files import JSON_LIMIT, folder_path, has_file, make_folder, read_file, read_json, write_json
+from puna.files import JSON_LIMIT, atomic_write, folder_path, has_file, make_folder, read_file, read_json, write_json
+from puna.hub.upload import upload_files
 from puna.tokenizer.arguments import NO_LIMIT, Arguments
-from puna.tokenizer.special import ADDITIONAL, NAMES, AddedToken, AnyTokenizer, added_token_from_json
+from puna.tokenizer.special import ADDITIONAL, EXTRA, LOGGER, NAMES, AddedToken, AnyTokenizer, added_token_from_json
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 OWN_IDS = "behaviour"
 """A key of tokenizer_config.json that only puna writes. "sp" means SentencePiece's own ids: special tokens that a text
 contains are plain text. `load_tokenizer` reads it; transformers ignores it."""
 
-EXTRA = "extra_special_tokens"
 _FILL = "fill_token"
 """CodeLlama's marker for the gap in a text. Its tokenizer removes the marker, so it is not a token."""
 
@@ -36,6 +36,11 @@ _NOT_SAVED = frozenset(
      "from_slow", "backend", "is_local", "local_files_only", "init_inputs", "auto_map", EXTRA)
 )  # fmt: skip
 """Keys that are not copied to saved files, such as keys that describe the saving process."""
+
+
+_NO_EFFECT = ("use_auth_token", "use_temp_dir", "max_shard_size", "safe_serialization", "save_jinja_files",
+              "organization", "repo_url", "working_dir")  # fmt: skip
+"""Other arguments of transformers' `save_pretrained` and `push_to_hub`; those for weights have no effect here."""
 
 
 def read_folder(folder: Path) -> tuple[Arguments, str]:
@@ -192,6 +197,8 @@ def save_pretrained(
     save_directory: str | Path,
     legacy_format: bool | None = None,
     filename_prefix: str | None = None,
+    push_to_hub: bool = False,
+    **options: Any,
 ) -> tuple[str, ...]:
     """Writes files from which puna and transformers 4.34, 4.57 and 5 load a tokenizer with the same ids.
 
@@ -200,6 +207,10 @@ def save_pretrained(
 
     Args:
         legacy_format: True omits tokenizer.json, False omits tokenizer.model; None writes both if possible.
+        filename_prefix: the names of the files begin with it and a hyphen.
+        push_to_hub: also upload the files to the repository `repo_id`, by default the name of the folder.
+        options: `save_jinja_files=True` writes chat templates to files of their own; the others are those of
+            `push_to_hub`, such as `repo_id`, `token` and `commit_message`.
 
     Returns:
         The paths of the files.
@@ -216,8 +227,11 @@ def save_pretrained(
     new_ids = {token.content: index for index, token in self.added_tokens_decoder.items() if index >= self.vocab_size}
     if new_ids and has_model:
         contents[ADDED] = new_ids
+    upload = upload_arguments(options)
     make_folder(folder)
     prefix = f"{filename_prefix}-" if filename_prefix else ""
+    if options.get("save_jinja_files"):
+        _write_templates(contents[CONFIG].pop("chat_template", None), folder, prefix)
     paths = [str(folder / f"{prefix}{name}") for name in contents]
     for path, content in zip(paths, contents.values(), strict=True):
         write_json(Path(path), content)
@@ -226,7 +240,35 @@ def save_pretrained(
     if pipeline is not None:
         paths.append(str(folder / f"{prefix}tokenizer.json"))
         write_json(Path(paths[-1]), pipeline)
+    if push_to_hub:
+        names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.jinja"))]
+        repository = upload.pop("repo_id", folder.resolve().name)
+        upload_files(folder, [*(Path(path).name for path in paths), *names], repository, **upload)
     return tuple(paths)
+
+
+def upload_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `upload_files` among those of `push_to_hub`; logs unknown names."""
+    known = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+    result = {name: options[name] for name in known if options.get(name) is not None}
+    if options.get("use_auth_token") is not None:
+        result.setdefault("token", options["use_auth_token"])
+    unknown = options.keys() - {*known, *_NO_EFFECT}
+    if unknown:
+        LOGGER.warning("Keyword arguments %s not recognized.", sorted(unknown))
+    return {"commit_message": "Upload tokenizer", **result}
+
+
+def _write_templates(templates: Any, folder: Path, prefix: str) -> None:
+    """Writes one template to chat_template.jinja, and others to additional_chat_templates/NAME.jinja."""
+    named = [{"name": "default", "template": templates}] if isinstance(templates, str) else templates or []
+    for item in named:
+        more = make_folder(folder / f"{prefix}additional_chat_templates") if item["name"] != "default" else folder
+        name = f"{prefix}chat_template.jinja" if item["name"] == "default" else f"{item['name']}.jinja"
+        if Path(name).name != name:
+            raise TokenizerError(f"chat template {item['name']!r}: a file cannot have this name; rename the template")
+        with atomic_write(more / name) as file:
+            file.write(item["template"].encode())
 
 
 def _config_json(tokenizer: AnyTokenizer, pipeline: dict[str, Any] | None) -> dict[str, Any]:
@@ -254,7 +296,12 @@ def _config_json(tokenizer: AnyTokenizer, pipeline: dict[str, Any] | None) -> di
         config["chat_template"] = [{"name": name, "template": source} for name, source in template.items()]
     elif template is not None:
         config["chat_template"] = template
-    return dict(sorted(config.items()))
+    return {name: _json_value(value) for name, value in sorted(config.items())}
+
+
+def _json_value(value: Any) -> Any:
+    """Returns tokens in the form of transformers, and other values unchanged."""
+    return {**value.to_dict(), "__type": "AddedToken"} if isinstance(value, AddedToken) else value
 
 
 def _special_tokens_json(tokens: Mapping[str, AddedToken | list[AddedToken]]) -> dict[str, Any]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import tempfile
 import warnings
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from puna.errors import TokenizerError
+from puna.hub.upload import upload_files
+from puna.tokenizer.files.config import upload_arguments
 from puna.tokenizer.special import ADDITIONAL, LOGGER, NAMES, AddedToken, AnyTokenizer, StoredToken, TokenLike
 from puna.tokenizer.streams import clean_up
 
@@ -218,6 +222,18 @@ class SuperclassInterface(ABC):  # noqa: B024  # TokenizerBase has the abstract 
     def register_for_auto_class(cls, auto_class: str | type = "AutoTokenizer") -> None:
         """Remembers the name of an Auto class. Nothing depends on it, because puna executes no code of checkpoints."""
         cls._auto_class = auto_class if isinstance(auto_class, str) else auto_class.__name__
+
+    def push_to_hub(self: AnyTokenizer, repo_id: str, **options: Any) -> Any:
+        """Saves the tokenizer into a temporary folder and uploads its files as one commit; returns the CommitInfo.
+
+        Args:
+            repo_id: the repository, owner/name; created if needed.
+            options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr`, `tags`.
+        """
+        upload = upload_arguments(options)
+        with tempfile.TemporaryDirectory() as folder:
+            names = [Path(path).name for path in self.save_pretrained(folder)]
+            return upload_files(folder, names, repo_id, **upload)
 
 
 class SlowClass:
