@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
 import puna
+from puna.errors import PunaError
 from puna.model import LlamaForCausalLM
 from tests.helpers.configurations import config_of
 from tests.helpers.reference_models import pair, ragged
@@ -85,6 +86,35 @@ def test_tokens_and_scores_equal_those_of_transformers(
     if not options.get("do_sample"):
         changed = outputs(models_pair, ids, attention_mask=mask, **options)[0].sequences
         assert changed.shape != plain.shape or not torch.equal(changed, plain), "the option has an effect"
+
+
+OVERFLOW: dict[str, Any] = {
+    "min_new_tokens": 5, "remove_invalid_values": True, "exponential_decay_length_penalty": (0, 3.0), "eos_token_id": 9
+}  # fmt: skip
+
+
+def test_a_penalty_that_overflows_still_chooses_a_token(models_pair: tuple[LlamaForCausalLM, Any]) -> None:
+    ids = torch.tensor([[1, 5, 6], [9, 8, 7]])
+    result, expected = outputs(models_pair, ids, **OVERFLOW)
+    assert torch.equal(result.sequences, expected.sequences)
+    with pytest.raises(PunaError, match="the largest logit of row 0 is inf"):
+        models_pair[0].generate(ids, do_sample=True, max_new_tokens=14, **OVERFLOW)
+
+
+def test_scores_without_a_token_to_choose_are_errors(models_pair: tuple[LlamaForCausalLM, Any]) -> None:
+    def forbid_all(ids: Tensor, scores: Tensor) -> Tensor:
+        return torch.full_like(scores, float("-inf")) if ids.shape[1] > 4 else scores
+
+    def end_first_row(ids: Tensor, scores: Any, **others: Any) -> Tensor:
+        return torch.tensor([ids.shape[1] > 4, False])
+
+    ids = torch.tensor([[1, 5, 6], [9, 8, 7]])
+    for value in ("-inf", "inf", "nan"):
+        change = lambda ids, scores: scores.index_fill(1, torch.arange(67), float(value))  # noqa: B023, E731
+        with pytest.raises(PunaError, match=f"the largest logit of row 0 is {value}"):
+            models_pair[0].generate(ids, logits_processor=[change], do_sample=value == "inf", max_new_tokens=3)
+    with pytest.raises(PunaError, match="the largest logit of row 1 is -inf"):
+        models_pair[0].generate(ids, logits_processor=[forbid_all], stopping_criteria=[end_first_row], max_new_tokens=3)
 
 
 @pytest.mark.parametrize("scale", [1.7, 0.3])

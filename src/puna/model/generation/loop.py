@@ -16,6 +16,7 @@ from puna.model.generation.criteria import StoppingCriteriaList
 from puna.model.generation.outputs import GenerateDecoderOnlyOutput
 from puna.model.generation.processors.base import LogitsProcessorList
 from puna.model.generation.prompt import Prompt
+from puna.model.generation.settings import is_random
 from puna.model.outputs import CausalLMOutputWithPast
 
 
@@ -283,7 +284,7 @@ def decode(decoding: Decoding, choose: Callable[[Tensor], Tensor]) -> GenerateDe
             continue
         scores = decoding.process(ids, logits)
         decoding.record(scores, logits, out)
-        check_finite(scores)
+        check_scores(scores, logits, unfinished, is_random(decoding.settings))
         token = torch.where(unfinished, choose(scores), decoding.pad)  # (rows,)
         ids = torch.cat((ids, token[:, None]), dim=1)
         mask = torch.cat((mask, mask.new_ones(len(mask), 1)), dim=1)
@@ -296,11 +297,28 @@ def decode(decoding: Decoding, choose: Callable[[Tensor], Tensor]) -> GenerateDe
     return decoding.output(ids, cache)
 
 
-def check_finite(scores: Tensor) -> None:
-    """Raises RequestError if the largest score of a row, (rows, vocab), is NaN or infinite."""
+def check_scores(scores: Tensor, logits: Tensor, unfinished: Tensor, random: bool) -> None:
+    """Checks that each row has a token to choose.
+
+    A score of infinity that a processor has computed from finite logits is the highest one, but has no probability.
+
+    Args:
+        scores: (rows, vocab).
+        logits: (rows, vocab), the logits of the model.
+        unfinished: bool, (rows,).
+        random: whether tokens are drawn; then finished rows need valid scores, too.
+
+    Raises:
+        RequestError: if the largest score of a row is NaN or infinite.
+    """
     best = scores.amax(dim=-1)  # (rows,); NaN if any score is NaN
-    if not best.isfinite().all():
-        row = int((~best.isfinite()).nonzero()[0, 0])
+    valid = best.isfinite()
+    if valid.all():
+        return
+    if not random:
+        valid = valid | ~unfinished | (best.isposinf() & logits.amax(dim=-1).isfinite())
+    if not valid.all():
+        row = int((~valid).nonzero()[0, 0])
         raise RequestError(
             f"the largest logit of row {row} is {float(best[row])}; it must be finite. Check the weights (NaN? too "
             "large for float16?), logits_processor, and whether temperature is close to 0"
