@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache, StaticCache
 
 from puna.errors import PunaError
 from puna.model import KVCache, LlamaForCausalLM
@@ -117,6 +118,41 @@ def test_a_cache_of_another_model_or_batch_is_an_error(model: LlamaForCausalLM, 
         model(torch.randint(3, 67, (2, 4)), past_key_values=[(torch.zeros(2, 2, 3, 12),) * 2])
     with pytest.raises(PunaError, match="past_key_values is a int"):
         model(torch.randint(3, 67, (2, 4)), past_key_values=3)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@torch.no_grad()
+def test_a_cache_of_transformers_is_changed_in_place_and_returned(kind: str) -> None:
+    model, reference = pair(config_of(num_key_value_heads=2))
+    ids = torch.randint(3, 67, (2, 8))
+    ours, theirs = (
+        DynamicCache() if kind == "dynamic" else StaticCache(config=reference.config, max_cache_len=20)
+        for _ in range(2)
+    )
+    for part in (ids[:, :5], ids[:, 5:7], ids[:, 7:]):
+        out = model(part, past_key_values=ours)
+        expected = reference(part, past_key_values=theirs)
+        assert out.past_key_values is ours
+        assert ours.get_seq_length() == theirs.get_seq_length()
+        assert distance(out.logits, expected.logits) <= 1e-5
+    for one, other in zip(ours.layers, theirs.layers, strict=True):
+        assert distance(one.keys, other.keys) <= 1e-5
+        assert distance(one.values, other.values) <= 1e-5
+
+
+@torch.no_grad()
+def test_generate_continues_a_cache_of_transformers() -> None:
+    """A chat whose cache the caller keeps, as in the documentation of transformers."""
+    model, reference = pair(config_of(num_key_value_heads=2, max_position_embeddings=64))
+    histories = [torch.randint(3, 67, (1, 4), generator=torch.Generator().manual_seed(1))] * 2
+    caches = [DynamicCache(), DynamicCache()]
+    for _ in range(3):
+        for index, each in enumerate((model, reference)):
+            options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+            out = each.generate(histories[index], past_key_values=caches[index], **options)
+            histories[index] = torch.cat((out, torch.tensor([[7, 8]])), dim=1)
+        assert torch.equal(histories[0], histories[1])
+        assert caches[0].get_seq_length() == caches[1].get_seq_length()
 
 
 @pytest.mark.parametrize(

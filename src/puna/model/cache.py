@@ -18,11 +18,13 @@ from puna.config import LlamaConfig
 from puna.config.pruning import cached_heads
 from puna.model.attention import Pair
 from puna.model.checks import check_cache
-from puna.model.foreign_cache import read_layers
+from puna.model.foreign_cache import is_foreign, read_layers, store
 from puna.model.pytree import register_node
 
 LegacyCache = Sequence[Sequence[Tensor]]
-"""The form in Hugging Face's documentation: per layer (keys, values), each (B, K, S, E)."""
+"""The form in Hugging Face's documentation: per layer (keys, values), each (B, K, S, E).
+
+A cache object of transformers is also accepted; see `foreign_cache.py`."""
 
 
 class KVCache(tuple[Pair, ...]):
@@ -40,7 +42,7 @@ class KVCache(tuple[Pair, ...]):
     positions: Tensor | None
 
     def __new__(cls, layers: Iterable[Sequence[Tensor]] = (), positions: Tensor | None = None) -> KVCache:  # noqa: D102
-        cache = super().__new__(cls, tuple((keys, values) for keys, values in layers))
+        cache = super().__new__(cls, tuple((keys, values) for keys, values in read_layers(layers)))
         cache.positions = positions
         return cache
 
@@ -90,6 +92,16 @@ class KVCache(tuple[Pair, ...]):
         """Returns a cache of the first `length` tokens."""
         layers = [(keys[:, :, :length], values[:, :, :length]) for keys, values in self]
         return KVCache(layers, None if self.positions is None else self.positions[:, :length])
+
+
+def returned(cache: KVCache | None, past: LegacyCache | None) -> KVCache | None:
+    """Returns the cache after a call, which extends `past`; if that is a cache of transformers, stores it there."""
+    return store(past, cache) if cache is not None and is_foreign(past) else cache
+
+
+def cached_tokens(past: LegacyCache | None) -> int:
+    """Returns the number of tokens in the argument `past_key_values`."""
+    return 0 if past is None else KVCache(past).length
 
 
 def _children(cache: KVCache) -> dict[str, Any]:

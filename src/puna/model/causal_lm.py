@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from puna.config import LlamaConfig
 from puna.errors import RequestError
 from puna.model.base import default_to
-from puna.model.cache import KVCache, LegacyCache
+from puna.model.cache import KVCache, LegacyCache, cached_tokens
 from puna.model.checks import IGNORED, check_classes, check_logits_to_keep
 from puna.model.generation.generate import generate
 from puna.model.generation.native.choice import native_generation
@@ -143,30 +143,29 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
 
         Args:
             input_ids: (B, all tokens so far). The cache may also hold tokens that precede `input_ids` (a trained
-                prefix) if `attention_mask` covers them.
+                prefix). If `attention_mask` does not cover them, the caller extends it before it calls forward.
             past_key_values: the cache.
             attention_mask: (B, cached + new tokens).
             inputs_embeds: replaces `input_ids` while the cache is empty.
 
         Raises:
-            RequestError: if all tokens are cached, or the mask does not match the prompt.
+            RequestError: if the mask does not match the prompt.
         """
-        past = past_key_values[0][0].shape[2] if past_key_values else 0
+        past = cached_tokens(past_key_values)
         embeds = inputs_embeds if inputs_embeds is not None and not past else None
         tokens = input_ids.shape[1]
         total = tokens if attention_mask is None else attention_mask.shape[1]
-        if embeds is None and total <= past:
-            raise RequestError(f"the prompt has {total} tokens and {past} are cached; at least one must not be cached")
         if embeds is None and attention_mask is not None and not tokens <= total <= past + tokens:
             raise RequestError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}; with {tokens} ids and {past} cached tokens "
                 f"its width must be {tokens}, or up to {past + tokens} if cached tokens are not among the ids"
             )
+        new = max(1, total - past)  # with a prefix outside the mask, the last token is the new one
         if position_ids is None and attention_mask is not None:
             position_ids = attention_mask.long().cumsum(-1) - 1
-            position_ids = position_ids.masked_fill(attention_mask == 0, 1)[:, past:]
+            position_ids = position_ids.masked_fill(attention_mask == 0, 1)[:, -new:]
         return {
-            "input_ids": input_ids[:, past - total :] if embeds is None else None,
+            "input_ids": input_ids[:, -new:] if embeds is None else None,
             "inputs_embeds": embeds,
             "position_ids": position_ids,
             "past_key_values": past_key_values,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Layers = Sequence[Sequence[Tensor]]
@@ -20,7 +21,7 @@ def read_layers(cache: Any) -> Any:
     An empty cache object has no layers. The layout differs between releases: 5.x and late 4.x have `layers`, earlier
     ones `key_cache` and `value_cache`.
     """
-    if isinstance(cache, tuple | list) or not hasattr(cache, "get_seq_length"):
+    if not is_foreign(cache):
         return cache
     length = int(cache.get_seq_length())
     if not length:
@@ -38,10 +39,22 @@ def extend(cache: Any, layers: Layers) -> None:
     generate() of transformers changes the cache that it is given, and chat programs pass the same object again. A cache
     of fixed size, and one with other rows, are not changed.
     """
-    length = int(cache.get_seq_length())
     held = read_layers(cache)
     same_rows = not held or held[0][0].shape[0] == layers[0][0].shape[0]
     if getattr(cache, "is_compileable", False) or not same_rows:
         return
+    store(cache, layers)
+
+
+def is_foreign(cache: object) -> bool:
+    """Returns whether `cache` has the methods of a cache object of transformers."""
+    return not isinstance(cache, tuple | list) and hasattr(cache, "get_seq_length") and hasattr(cache, "update")
+
+
+def store(cache: Any, layers: Layers) -> Any:
+    """Adds the tokens of `layers` that follow those in `cache`, an object of transformers; returns `cache`."""
+    length = int(cache.get_seq_length())
     for index, (keys, values) in enumerate(layers):
-        cache.update(keys[:, :, length:], values[:, :, length:], index)
+        positions = torch.arange(length, keys.shape[2], device=keys.device)  # only StaticCache before 5.0 reads them
+        cache.update(keys[:, :, length:], values[:, :, length:], index, {"cache_position": positions})
+    return cache

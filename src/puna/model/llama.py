@@ -89,6 +89,7 @@ class LlamaAttention(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
+        self.config = config
         self.head_dim = config.head_dim
         queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.attention_bias)
@@ -98,8 +99,14 @@ class LlamaAttention(nn.Module):
         self.dropout = config.attention_dropout
         self.register_buffer("kv_heads", None, persistent=False)  # the kv head of each query head, if groups differ
 
-    def forward(self, x: Tensor, step: Step, past: Pair | None) -> LayerOutput:
-        """Attends from x, (B, T, D), to x and `past`, the layer's cached keys and values, (B, K, S - T, E)."""
+    def forward(
+        self, hidden_states: Tensor, step: Step, past: Pair | None, position_embeddings: Rope | None = None
+    ) -> LayerOutput:
+        """Attends from x, the hidden states (B, T, D), to x and `past`, the cached keys and values, (B, K, S - T, E).
+
+        `position_embeddings` is `step.rope`: modules that wrap this one (PEFT's adaption prompt) know only that name.
+        """
+        x = hidden_states
         batch, tokens, _ = x.shape
         q = self.q_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
         k = self.k_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
@@ -124,7 +131,8 @@ class LlamaDecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, step: Step, past: Pair | None) -> LayerOutput:
         """Applies the layer to x, (B, T, D)."""
-        out, weights, cached = self.self_attn(self.input_layernorm(x), step, past)
+        normed = self.input_layernorm(x)
+        out, weights, cached = self.self_attn(hidden_states=normed, step=step, past=past, position_embeddings=step.rope)
         x = x + out
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x, weights, cached
@@ -191,6 +199,8 @@ class LlamaModel(LlamaPreTrainedModel):
             cache=default_to(use_cache, self.config.use_cache) and not self._recompute,
         )
         out = self.hidden(x, self.step(x, cache, attention_mask, position_ids, trace), cache)
+        if out.past_key_values is not None:
+            out.past_key_values = out.past_key_values.returned(past_key_values)
         return out if default_to(return_dict, self.config.use_return_dict) else out.to_tuple()
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -199,7 +209,7 @@ class LlamaModel(LlamaPreTrainedModel):
         Raises:
             RequestError: if the ids are not integers, or (checked only on the CPU) outside the vocabulary.
         """
-        check_ids(input_ids, self.embed_tokens.num_embeddings)
+        check_ids(input_ids, getattr(self.embed_tokens, "num_embeddings", None))  # adapters wrap the module
         x: Tensor = self.embed_tokens(input_ids)
         return x
 

@@ -58,6 +58,10 @@ class Rotation:
     angles: Angles
     key_positions: None = None  # cached keys are rotated already
 
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yields cos and sin for all of a head, (B, T, E) each: the form of transformers' position embeddings."""
+        return (torch.cat((half, half), dim=-1)[:, 0] for half in self.angles)
+
     def attend(  # noqa: D102
         self, q: Tensor, k: Tensor, v: Tensor, past: Pair | None, mask: AttentionMask, dropout: float, weights: bool
     ) -> tuple[Tensor, Tensor | None, Pair]:

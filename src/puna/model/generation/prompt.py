@@ -105,6 +105,10 @@ def _check_mask(mask: Tensor, rows: int, tokens: int, past: int) -> None:
             f"attention_mask has shape {tuple(mask.shape)}; it must be 2-D, a row for each of {rows} prompts and a "
             f"column for each of {tokens} tokens" + (f", or also for {past} cached tokens" if past else "")
         )
+    if mask.shape[1] <= past:
+        raise RequestError(
+            f"the prompt has {mask.shape[1]} tokens and {past} are cached; at least one must not be cached"
+        )
 
 
 def _infer_mask(settings: GenerationConfig, ids: Tensor, tokens: int) -> Tensor:
