@@ -21,7 +21,7 @@ from puna.config import LlamaConfig
 from puna.model.activations import activation_of
 from puna.model.attention import AttentionMask, Pair, build_mask
 from puna.model.base import default_to, new_embedding
-from puna.model.cache import KVCache, LegacyCache
+from puna.model.cache import KVCache, LegacyCache, returned
 from puna.model.checks import check_cached_positions, check_embeddings, check_ids, check_one_input, check_positions
 from puna.model.outputs import BaseModelOutputWithPast
 from puna.model.pretrained import LlamaPreTrainedModel
@@ -99,13 +99,8 @@ class LlamaAttention(nn.Module):
         self.dropout = config.attention_dropout
         self.register_buffer("kv_heads", None, persistent=False)  # the kv head of each query head, if groups differ
 
-    def forward(
-        self, hidden_states: Tensor, step: Step, past: Pair | None, position_embeddings: Rope | None = None
-    ) -> LayerOutput:
-        """Attends from x, the hidden states (B, T, D), to x and `past`, the cached keys and values, (B, K, S - T, E).
-
-        `position_embeddings` is `step.rope`: modules that wrap this one (PEFT's adaption prompt) know only that name.
-        """
+    def forward(self, hidden_states: Tensor, step: Step, past: Pair | None, **unused: Any) -> LayerOutput:
+        """Attends from x, (B, T, D), to x and `past`, the layer's cached keys and values, (B, K, S - T, E)."""
         x = hidden_states
         batch, tokens, _ = x.shape
         q = self.q_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
@@ -132,6 +127,7 @@ class LlamaDecoderLayer(nn.Module):
     def forward(self, x: Tensor, step: Step, past: Pair | None) -> LayerOutput:
         """Applies the layer to x, (B, T, D)."""
         normed = self.input_layernorm(x)
+        # Modules that wrap attention, such as PEFT's adaption prompt, know the states and the angles by these names.
         out, weights, cached = self.self_attn(hidden_states=normed, step=step, past=past, position_embeddings=step.rope)
         x = x + out
         x = x + self.mlp(self.post_attention_layernorm(x))
@@ -177,7 +173,7 @@ class LlamaModel(LlamaPreTrainedModel):
                 it without padding: PyTorch's kernels for plain causal order are faster.
             position_ids: (B, T) or (1, T); by default they follow the cached tokens; padding counts as tokens
                 (but not in the length of the context, which determines the frequencies of dynamic and longrope).
-            past_key_values: the cache returned by an earlier call, or a tuple of (keys, values) per layer.
+            past_key_values: the returned cache of an earlier call; (keys, values) per layer; or one of transformers.
             inputs_embeds: (B, T, D) in place of `input_ids`.
             use_cache, output_attentions, output_hidden_states, return_dict: select the outputs; by default as in the
                 configuration. In training with gradient checkpointing, no cache is returned.
@@ -199,8 +195,7 @@ class LlamaModel(LlamaPreTrainedModel):
             cache=default_to(use_cache, self.config.use_cache) and not self._recompute,
         )
         out = self.hidden(x, self.step(x, cache, attention_mask, position_ids, trace), cache)
-        if out.past_key_values is not None:
-            out.past_key_values = out.past_key_values.returned(past_key_values)
+        out.past_key_values = returned(out.past_key_values, past_key_values)
         return out if default_to(return_dict, self.config.use_return_dict) else out.to_tuple()
 
     def embed(self, input_ids: Tensor) -> Tensor:
