@@ -30,11 +30,6 @@ if TYPE_CHECKING:
     from puna.model import LlamaForTokenClassification as LlamaForTokenClassification
     from puna.model import LlamaModel as LlamaModel
     from puna.model import LlamaPreTrainedModel as LlamaPreTrainedModel
-    from puna.model.auto import AutoModel as AutoModel
-    from puna.model.auto import AutoModelForCausalLM as AutoModelForCausalLM
-    from puna.model.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
-    from puna.model.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
-    from puna.model.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
     from puna.model.generation.criteria import ConfidenceCriteria as ConfidenceCriteria
     from puna.model.generation.criteria import EosTokenCriteria as EosTokenCriteria
     from puna.model.generation.criteria import MaxLengthCriteria as MaxLengthCriteria
@@ -108,6 +103,11 @@ if TYPE_CHECKING:
     from puna.model.generation.streamers import BaseStreamer as BaseStreamer
     from puna.model.generation.streamers import TextIteratorStreamer as TextIteratorStreamer
     from puna.model.generation.streamers import TextStreamer as TextStreamer
+    from puna.model.huggingface.auto import AutoModel as AutoModel
+    from puna.model.huggingface.auto import AutoModelForCausalLM as AutoModelForCausalLM
+    from puna.model.huggingface.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
+    from puna.model.huggingface.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
+    from puna.model.huggingface.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
     from puna.model.outputs import BaseModelOutputWithPast as BaseModelOutputWithPast
     from puna.model.outputs import CausalLMOutputWithPast as CausalLMOutputWithPast
     from puna.model.outputs import ModelOutput as ModelOutput

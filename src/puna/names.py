@@ -41,7 +41,7 @@ _NAMES = {
     "puna.model.generation.strategies.hypotheses": "BeamHypotheses",
     "puna.model.generation.strategies.scorers": "BeamScorer BeamSearchScorer",
     "puna.model.generation.streamers": "AsyncTextIteratorStreamer BaseStreamer TextIteratorStreamer TextStreamer",
-    "puna.model.auto": "AutoModel AutoModelForCausalLM AutoModelForQuestionAnswering "
+    "puna.model.huggingface.auto": "AutoModel AutoModelForCausalLM AutoModelForQuestionAnswering "
     "AutoModelForSequenceClassification AutoModelForTokenClassification",
     "puna.model.outputs": "BaseModelOutputWithPast CausalLMOutputWithPast ModelOutput QuestionAnsweringModelOutput "
     "SequenceClassifierOutputWithPast TokenClassifierOutput",

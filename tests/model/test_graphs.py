@@ -11,7 +11,7 @@ from torch.utils import _pytree
 
 from puna.errors import RequestError
 from puna.model import CausalLMOutputWithPast, KVCache, LlamaForCausalLM, LlamaForSequenceClassification
-from puna.model.llama import Trace
+from puna.model.step import Trace
 from tests.helpers.configurations import DYNAMIC, LLAMA3, config_of, longrope
 from tests.helpers.reference_models import distance
 

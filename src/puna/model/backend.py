@@ -20,12 +20,12 @@ from puna.model.attention import AttentionMask
 from puna.model.causal_lm import LlamaForCausalLM
 from puna.model.device import open_device
 from puna.model.huggingface.placement import Placement
-from puna.model.llama import Step
 from puna.model.loading import checkpoint_loading, choose_dtype, load
 from puna.model.paged.adapters import Adapters, segments_of
 from puna.model.paged.cache import PagedCache
 from puna.model.paged.decode import ROWS, DecodeGraphs
 from puna.model.paged.ragged import group_chunks, ragged_rope
+from puna.model.step import Step
 
 
 class TorchBackend:

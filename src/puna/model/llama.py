@@ -9,7 +9,6 @@ Legend: B batch, T tokens, S keys (cached and new), D hidden, I intermediate, H 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,35 +18,17 @@ from torch.utils.checkpoint import checkpoint
 
 from puna.config import LlamaConfig
 from puna.model.activations import activation_of
-from puna.model.attention import AttentionMask, Pair, build_mask
+from puna.model.attention import Pair, build_mask
 from puna.model.base import default_to, new_embedding
 from puna.model.cache import KVCache, LegacyCache, returned
 from puna.model.checks import check_cached_positions, check_embeddings, check_ids, check_one_input, check_positions
 from puna.model.outputs import BaseModelOutputWithPast
 from puna.model.pretrained import LlamaPreTrainedModel
 from puna.model.rope import LlamaRotaryEmbedding, Rope
+from puna.model.step import NO_TRACE, Step, Trace
 
 LayerOutput = tuple[Tensor, Tensor | None, Pair]
 """(hidden states (B, T, D), attention weights (B, H, T, S) or None, the layer's keys and values (B, K, S, E))."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Which intermediate results a forward pass returns in addition to the last hidden states."""
-
-    states: bool = False  # the input of each layer
-    weights: bool = False  # the attention weights of each layer; `Step.eager` must be set
-    cache: bool = False  # keys and values
-
-
-@dataclass(frozen=True)
-class Step:
-    """The inputs of a forward pass that all layers share, and the results to return."""
-
-    rope: Rope
-    mask: AttentionMask
-    trace: Trace = Trace()
-    eager: bool = False  # use the eager implementation of attention, which returns its weights
 
 
 class LlamaRMSNorm(nn.Module):
@@ -100,12 +81,11 @@ class LlamaAttention(nn.Module):
         self.register_buffer("kv_heads", None, persistent=False)  # the kv head of each query head, if groups differ
 
     def forward(self, hidden_states: Tensor, step: Step, past: Pair | None, **unused: Any) -> LayerOutput:
-        """Attends from x, (B, T, D), to x and `past`, the layer's cached keys and values, (B, K, S - T, E)."""
-        x = hidden_states
-        batch, tokens, _ = x.shape
-        q = self.q_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
-        k = self.k_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
-        v = self.v_proj(x).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
+        """Attends from the states, (B, T, D), to them and `past`, the cached keys and values, (B, K, S - T, E)."""
+        batch, tokens, _ = hidden_states.shape
+        q = self.q_proj(hidden_states).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
+        k = self.k_proj(hidden_states).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
+        v = self.v_proj(hidden_states).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)
         if self.kv_heads is not None:
             k, v = k[:, self.kv_heads], v[:, self.kv_heads]  # (B, H, T, E)
         dropout = self.dropout if self.training else 0.0
@@ -214,7 +194,7 @@ class LlamaModel(LlamaPreTrainedModel):
         cache: KVCache,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        trace: Trace = Trace(),
+        trace: Trace = NO_TRACE,
     ) -> Step:
         """Returns the rotation and the mask of embedded tokens x, (B, T, D), that follow the cached tokens."""
         batch, tokens, _ = x.shape
@@ -239,9 +219,8 @@ class LlamaModel(LlamaPreTrainedModel):
         for index, layer in enumerate(self.layers):
             if step.trace.states:
                 states.append(x)
-            run = (
-                self._gradient_checkpointing_func if self._recompute and not index % self._checkpointed_layers else None
-            )
+            recomputed = self._recompute and not index % self._checkpointed_layers
+            run = self._gradient_checkpointing_func if recomputed else None
             past = cache[index] if cache else None
             x, attention, pair = layer(x, step, past) if run is None else run(layer, x, step, past)
             if step.trace.weights and attention is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from puna.config import GenerationConfig, GenerationOptions
 from puna.errors import RequestError, show
-from puna.model.cache import LegacyCache
+from puna.model.cache import KVCache, LegacyCache
 from puna.model.foreign_cache import extend, read_layers
 from puna.model.generation.criteria import Criterion, build_criteria
 from puna.model.generation.lengths import maximum_length
@@ -188,7 +188,7 @@ def _read_prompt(
         ids if inputs is None else inputs,
         arguments.get("inputs_embeds"),
         arguments.get("attention_mask"),
-        read_layers(arguments.get("past_key_values")) or None,
+        None if arguments.get("past_key_values") is None else KVCache.of(read_layers(arguments["past_key_values"])),
         arguments.get("position_ids"),
         _extra(arguments),
     )

@@ -22,11 +22,11 @@ from puna.backend import PAGE, Chunk, page_count
 from puna.model.attention import AttentionMask, Pair
 from puna.model.cache import KVCache
 from puna.model.causal_lm import LlamaForCausalLM
-from puna.model.llama import Step
 from puna.model.paged.attention import attend_pages
 from puna.model.paged.cache import PagedCache
 from puna.model.quantized import PackedMatrix
 from puna.model.rope import Angles, Rotation, rotate
+from puna.model.step import Step
 
 ROWS = (1, 16, 64, 256)
 """Sizes of graphs. Up to some hundred rows, a step takes about the time in which the weights are read, so that unused

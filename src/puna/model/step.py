@@ -1,0 +1,30 @@
+"""`Step` and `Trace`: the inputs of a forward pass that all layers share, and the results that it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from puna.model.attention import AttentionMask
+from puna.model.rope import Rope
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Which intermediate results a forward pass returns in addition to the last hidden states."""
+
+    states: bool = False  # the input of each layer
+    weights: bool = False  # the attention weights of each layer; `Step.eager` must be set
+    cache: bool = False  # keys and values
+
+
+NO_TRACE = Trace()
+
+
+@dataclass(frozen=True)
+class Step:
+    """The inputs of a forward pass that all layers share, and the results to return."""
+
+    rope: Rope
+    mask: AttentionMask
+    trace: Trace = NO_TRACE
+    eager: bool = False  # use the eager implementation of attention, which returns its weights
