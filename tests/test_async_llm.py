@@ -150,7 +150,10 @@ def test_errors_are_those_of_llm(models):
 
 def test_unknown_options_are_errors(models):
     llm, async_llm = models
-    with pytest.raises(TypeError, match="'temprature' is not an option; the options are temperature, top_k"):
+    with pytest.raises(
+        TypeError,
+        match=r"'temprature' is not an option; the options are temperature, top_k.*; did you mean 'temperature'\?",
+    ):
         llm.generate("the", temprature=1)
     with pytest.raises(TypeError, match="'temprature' is not an option"):
         run(async_llm.generate("the", temprature=1))

@@ -6,6 +6,7 @@ puna fail an `assert` instead.
 """
 
 import traceback
+from collections.abc import Iterable
 
 
 class PunaError(ValueError):
@@ -128,3 +129,11 @@ def show_bytes(count: int) -> str:
 def printable(text: str) -> str:
     """Escapes characters other than line ends that a terminal would obey: texts in files are not trusted."""
     return "".join(item if item.isprintable() or item == "\n" else repr(item)[1:-1] for item in text)
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """Returns "; did you mean ...?" with the name most similar to an unknown one; "" if none is similar."""
+    import difflib  # only for errors: the import takes time at the start of every command
+
+    near = difflib.get_close_matches(name, list(known), 1) if isinstance(name, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""

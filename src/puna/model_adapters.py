@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from puna.backend import Backend
 from puna.engine import LoadedAdapter
-from puna.errors import BackendError, RequestError, show
+from puna.errors import BackendError, RequestError, show, suggestion
 
 if TYPE_CHECKING:
     from puna.adapters import Adapter
@@ -97,12 +96,8 @@ class ModelAdapters:
             raise RequestError(
                 f"adapter is {show(name)}, but no adapter is loaded; load the model with adapters={{name: path}}"
             )
-        near = difflib.get_close_matches(name, names, 1) if isinstance(name, str) else []
         shown = ", ".join(map(show, names[:_MAX_NAMES])) + (", ..." if len(names) > _MAX_NAMES else "")
-        raise RequestError(
-            f"adapter is {show(name)}; the loaded adapters are {shown}"
-            + (f". Did you mean {near[0]!r}?" if near else "")
-        )
+        raise RequestError(f"adapter is {show(name)}; the loaded adapters are {shown}{suggestion(name, names)}")
 
 
 def _load(name: str, path: str | Path, checkpoint: Checkpoint, backend: Backend) -> ModelAdapter:

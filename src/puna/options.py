@@ -10,7 +10,7 @@ from numbers import Integral
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from puna.config import MAX_LOGPROBS, GenerationConfig, GenerationDefaults, Sampling, SamplingOptions
-from puna.errors import RequestError, show
+from puna.errors import RequestError, show, suggestion
 
 _MAX_TOKENS = 256
 """Maximum number of tokens of an answer if neither the call nor the model's generation configuration sets one."""
@@ -159,7 +159,9 @@ def settings_of(
     """
     for name in options:
         if name not in _DETAILS:
-            raise TypeError(f"{name!r} is not an option; the options are {', '.join(_DETAILS)}")
+            raise TypeError(
+                f"{name!r} is not an option; the options are {', '.join(_DETAILS)}{suggestion(name, _DETAILS)}"
+            )
     defaults = GenerationDefaults.of(config)
     stop = options.get("stop")
     values: dict[str, Any] = {name: getattr(defaults, name) for name in _SAMPLING if hasattr(defaults, name)}

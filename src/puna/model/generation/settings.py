@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
 import warnings
 from collections.abc import Collection, Mapping
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from puna.config import GenerationConfig, GenerationMode, LlamaConfig
-from puna.errors import RequestError, show
+from puna.errors import RequestError, show, suggestion
 
 _ENDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -139,9 +138,8 @@ def check_names(names: Collection[str], known: Collection[str]) -> None:
     """Raises RequestError for a keyword that `generate()` does not have; suggests the nearest name."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            remedy = f"did you mean {near[0]!r}?" if near else "remove it"
-            raise RequestError(f"generate() has no argument {name!r}, and the model does not use it; {remedy}")
+            remedy = suggestion(name, known) or "; remove it"
+            raise RequestError(f"generate() has no argument {name!r}, and the model does not use it{remedy}")
 
 
 def generation_mode(settings: GenerationConfig, assistant: Any = None) -> GenerationMode:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from copy import deepcopy
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +15,7 @@ from puna.checkpoint import Checkpoint, open_checkpoint
 from puna.checkpoint.huggingface import Reading
 from puna.checkpoint.validation import full_names
 from puna.config import GenerationConfig, LlamaConfig
-from puna.errors import ArgumentError, CheckpointError, RequestError, show
+from puna.errors import ArgumentError, CheckpointError, RequestError, show, suggestion
 from puna.hub import HubArguments, local_path, parse
 from puna.model.base import LlamaBase
 from puna.model.device import DeviceLike
@@ -193,8 +192,7 @@ def _check_known(kind: type[LlamaBase], arguments: Mapping[str, Any]) -> None:
         return
     name = next(iter(arguments))
     known = [*inspect.signature(FromPretrained.from_pretrained).parameters, *inspect.signature(LlamaConfig).parameters]
-    similar = get_close_matches(name, known, 1)
-    hint = f"; did you mean {similar[0]}?" if similar else ", and the configuration has no such field"
+    hint = suggestion(name, known) or ", and the configuration has no such field"
     raise ArgumentError(f"{kind.__name__}.from_pretrained() got an unexpected keyword argument {name!r}{hint}")
 
 
