@@ -13,6 +13,7 @@ from puna.errors import RequestError
 from puna.model.base import default_to
 from puna.model.cache import KVCache, LegacyCache, cached_tokens
 from puna.model.checks import IGNORED, check_classes, check_logits_to_keep
+from puna.model.generation.direct import DirectMethods
 from puna.model.generation.generate import generate
 from puna.model.generation.native.choice import native_generation
 from puna.model.llama import LlamaModel
@@ -42,7 +43,7 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return mean_cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
-class LlamaForCausalLM(LlamaPreTrainedModel):
+class LlamaForCausalLM(LlamaPreTrainedModel, DirectMethods):
     """`LlamaModel` and a linear head over the vocabulary."""
 
     head = "lm"

@@ -117,8 +117,9 @@ def generate(
         settings, longest, stopping_criteria or (), arguments.get("tokenizer"), self.config.context_length
     )
     limit = 0 if settings.max_new_tokens == 0 else max(1, (criteria.max_length or longest) - tokens)
+    group = prompt.first_group(settings.num_beams, settings.num_beam_groups)  # processors see one group at a time
     context = Context(
-        prompt.ids, tokens + limit, self.config.vocab_size, prompt.mask, self, negative_prompt_ids,
+        group.ids, tokens + limit, self.config.vocab_size, group.mask, self, negative_prompt_ids,
         negative_prompt_attention_mask, prefix_allowed_tokens_fn,
     )  # fmt: skip
     if prompt.embeds is not None:
@@ -136,6 +137,8 @@ def generate(
         random,
         runner,
         synced=bool(synced_gpus),
+        assistant=assistant_model,
+        tokenizers=(arguments.get("tokenizer"), arguments.get("assistant_tokenizer")),
     )
     with torch.no_grad():
         out = strategy(decoding) if limit else GenerateDecoderOnlyOutput(prompt.ids)
@@ -149,8 +152,6 @@ def _strategy(
     mode = generation_mode(settings, assistant)
     if streamer is not None and settings.num_beams > 1:
         raise RequestError("streamer cannot be used with beam search; set num_beams=1")
-    if mode not in STRATEGIES:
-        raise RequestError(f"the settings select {mode.value}, which is not supported; use sampling or greedy search")
     return STRATEGIES[mode]
 
 

@@ -46,6 +46,9 @@ class LanguageModel(Protocol):
     ) -> dict[str, Any]:
         """Returns the arguments of the next call."""
 
+    def get_output_embeddings(self) -> Any:
+        """Returns the head, which computes logits from hidden states."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Computes the logits."""
 
@@ -175,6 +178,8 @@ class Decoding:
         runner: computes the forward passes.
         collected: the optional outputs.
         synced: whether all processes of `torch.distributed` make the same number of forward passes.
+        assistant: the model that drafts tokens in assisted generation.
+        tokenizers: those of the model and of the assistant, if they differ.
     """
 
     model: LanguageModel
@@ -188,6 +193,8 @@ class Decoding:
     runner: Forward
     collected: Collected = field(default_factory=Collected)
     synced: bool = False
+    assistant: LanguageModel | None = None
+    tokenizers: tuple[Any, Any] = (None, None)
 
     @property
     def pad(self) -> int:
@@ -195,9 +202,12 @@ class Decoding:
         pad, eos = self.settings.pad_token_id, self.settings.eos_token_ids
         return pad if pad is not None else (eos[0] if eos else 0)
 
-    def process(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Returns the scores that the next token is chosen from: logits, (rows, vocab), after all processors."""
-        return self.processors(ids, logits.clone())  # a processor may change its argument
+    def process(self, ids: Tensor, logits: Tensor, **context: Any) -> Tensor:
+        """Returns the scores that the next token is chosen from: logits, (rows, vocab), after all processors.
+
+        `context` has further arguments for the processors whose signature has them.
+        """
+        return self.processors(ids, logits.clone(), **context)  # a processor may change its argument
 
     def ended(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Returns for each row whether its last token ends it: bool, (rows,).
@@ -214,6 +224,11 @@ class Decoding:
         unfinished = torch.tensor(0.0 if finished else 1.0, device=self.prompt.ids.device)
         distributed.all_reduce(unfinished)
         return not bool(unfinished)
+
+    def wait_for_others(self, ids: Tensor, mask: Tensor, cache: Any) -> None:
+        """With `synced`, repeats the forward pass of the last token until all other processes have finished."""
+        while not self.all_finished(True):
+            self.runner.forward(ids, mask, cache)
 
     def requests(self, output: str) -> bool:
         """Returns whether the settings request an optional output, such as "scores"."""
@@ -265,12 +280,17 @@ def step(decoding: Decoding, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Ten
     return out.logits[:, -1].float(), out.past_key_values, out
 
 
-def decode(decoding: Decoding, choose: Callable[[Tensor], Tensor]) -> GenerateDecoderOnlyOutput:
+def decode(
+    decoding: Decoding,
+    choose: Callable[[Tensor], Tensor],
+    forward: Callable[[Decoding, Tensor, Tensor, Any], tuple[Tensor, Any, CausalLMOutputWithPast]] = step,
+) -> GenerateDecoderOnlyOutput:
     """Continues each row on its own until it ends.
 
     Args:
         decoding: the call.
         choose: returns the next tokens, (rows,), from scores, (rows, vocab).
+        forward: makes one forward pass, as `step` does.
     """
     ids, mask, cache = decoding.prompt.ids, decoding.prompt.mask, decoding.prompt.cache
     unfinished = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
@@ -278,12 +298,13 @@ def decode(decoding: Decoding, choose: Callable[[Tensor], Tensor]) -> GenerateDe
         decoding.streamer.put(ids.cpu())
     finished = False
     while not decoding.all_finished(finished):
-        logits, cache, out = step(decoding, ids, mask, cache)
+        logits, cache, out = forward(decoding, ids, mask, cache)
         if finished:  # only other processes are not finished: the same forward pass is repeated
             cache = decoding.runner.crop(cache, mask.shape[1] - 1)
             continue
         scores = decoding.process(ids, logits)
-        decoding.record(scores, logits, out)
+        assert out.logits is not None
+        decoding.record(scores, out.logits[:, -1].float(), out)
         check_scores(scores, logits, unfinished, is_random(decoding.settings))
         token = torch.where(unfinished, choose(scores), decoding.pad)  # (rows,)
         ids = torch.cat((ids, token[:, None]), dim=1)

@@ -49,6 +49,14 @@ class Prompt:
     positions: Tensor | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
+    def first_group(self, beams: int, groups: int) -> Prompt:
+        """Returns the rows of the first group of beams of each prompt, which has `beams` rows."""
+        if groups == 1:
+            return self
+        rows = torch.arange(len(self.ids), device=self.ids.device)
+        rows = rows[rows % beams < beams // groups]
+        return Prompt(self.ids[rows], None, self.mask[rows], None)
+
     def repeat(self, copies: int) -> Prompt:
         """Returns a prompt with `copies` adjacent copies of each row."""
         if copies == 1:
