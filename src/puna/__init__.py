@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from puna.config import LlamaConfig as LlamaConfig
     from puna.config import PretrainedConfig as PretrainedConfig
     from puna.config.auto import AutoConfig as AutoConfig
+    from puna.config.watermarks import SynthIDTextWatermarkingConfig as SynthIDTextWatermarkingConfig
+    from puna.config.watermarks import WatermarkingConfig as WatermarkingConfig
     from puna.convert import convert as convert
     from puna.convert import merge as merge
     from puna.errors import PunaError as PunaError
@@ -72,7 +74,6 @@ if TYPE_CHECKING:
         SuppressTokensAtBeginLogitsProcessor as SuppressTokensAtBeginLogitsProcessor,
     )
     from puna.model.generation.processors import SuppressTokensLogitsProcessor as SuppressTokensLogitsProcessor
-    from puna.model.generation.processors import SynthIDTextWatermarkingConfig as SynthIDTextWatermarkingConfig
     from puna.model.generation.processors import (
         SynthIDTextWatermarkLogitsProcessor as SynthIDTextWatermarkLogitsProcessor,
     )
@@ -86,7 +87,6 @@ if TYPE_CHECKING:
     )
     from puna.model.generation.processors import WatermarkDetector as WatermarkDetector
     from puna.model.generation.processors import WatermarkDetectorOutput as WatermarkDetectorOutput
-    from puna.model.generation.processors import WatermarkingConfig as WatermarkingConfig
     from puna.model.generation.processors import WatermarkLogitsProcessor as WatermarkLogitsProcessor
     from puna.model.generation.processors import top_k_top_p_filtering as top_k_top_p_filtering
     from puna.model.generation.strategies.constrained_scorer import (

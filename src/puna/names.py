@@ -12,6 +12,7 @@ _NAMES = {
     "puna.compat.seed": "set_seed",
     "puna.config.auto": "AutoConfig",
     "puna.config": "GenerationConfig LlamaConfig PretrainedConfig",
+    "puna.config.watermarks": "SynthIDTextWatermarkingConfig WatermarkingConfig",
     "puna.convert": "convert merge",
     "puna.errors": "PunaError",
     "puna.llm": "LLM",
@@ -29,10 +30,10 @@ _NAMES = {
         "LogitsProcessorList LogitsWarper MinLengthLogitsProcessor MinNewTokensLengthLogitsProcessor MinPLogitsWarper "
         "NoBadWordsLogitsProcessor NoRepeatNGramLogitsProcessor PrefixConstrainedLogitsProcessor "
         "RepetitionPenaltyLogitsProcessor SequenceBiasLogitsProcessor SuppressTokensAtBeginLogitsProcessor "
-        "SuppressTokensLogitsProcessor SynthIDTextWatermarkLogitsProcessor SynthIDTextWatermarkingConfig "
+        "SuppressTokensLogitsProcessor SynthIDTextWatermarkLogitsProcessor "
         "TemperatureLogitsWarper TopHLogitsWarper TopKLogitsWarper TopPLogitsWarper TypicalLogitsWarper "
         "UnbatchedClassifierFreeGuidanceLogitsProcessor WatermarkDetector WatermarkDetectorOutput "
-        "WatermarkLogitsProcessor WatermarkingConfig top_k_top_p_filtering"
+        "WatermarkLogitsProcessor top_k_top_p_filtering"
     ),
     "puna.model.generation.strategies.constrained_scorer": "ConstrainedBeamSearchScorer",
     "puna.model.generation.strategies.constraints": (

@@ -14,6 +14,7 @@ from puna.config.generation_checks import check_relations, minor_issues
 from puna.config.generation_fields import DEFAULTS, METADATA, TOKEN_IDS, check_field, convert_value, id_list, plain
 from puna.config.generation_mode import GenerationMode, select_mode
 from puna.config.llama import LlamaConfig
+from puna.config.watermarks import read_watermarking_config
 from puna.errors import ConfigError, RequestError
 from puna.files import json_bytes, make_folder, read_json, reading_errors, write_json
 from puna.hub import hub_arguments, local_path, without_hub_arguments
@@ -85,7 +86,7 @@ class GenerationConfig:
             check_field(name, getattr(self, name))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
+        object.__setattr__(self, name, read_watermarking_config(value) if name == "watermarking_config" else value)
         if not name.startswith("_") and name not in self._assigned:
             object.__setattr__(self, "_assigned", (*self._assigned, name))  # copies share the earlier tuple
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from puna.config.checks import check_between, check_flag, check_whole
+from puna.config.watermarks import read_watermarking_config
 from puna.errors import ConfigError, show
 
 DEFAULTS: dict[str, Any] = {
@@ -85,6 +86,11 @@ def check_field(name: str, value: Any) -> None:
         check_between(name, value, 0.0, math.inf)
         if name == "repetition_penalty" and value == 0:
             raise ConfigError("repetition_penalty is 0; it must be greater than 0 (1 means no penalty)")
+    elif name == "watermarking_config":
+        config = read_watermarking_config(value)
+        if not hasattr(config, "validate"):
+            raise ConfigError(f"watermarking_config is {show(value)}; it must be a WatermarkingConfig or a dictionary")
+        config.validate()
     elif name in TOKEN_IDS:
         for item in id_list(value):
             check_whole(name, item, 0)

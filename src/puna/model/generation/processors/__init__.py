@@ -47,7 +47,6 @@ from puna.model.generation.processors.watermark import (
     WatermarkDetectorOutput,
     WatermarkLogitsProcessor,
 )
-from puna.model.generation.processors.watermark_config import SynthIDTextWatermarkingConfig, WatermarkingConfig
 
 __all__ = [
     "ClassifierFreeGuidanceLogitsProcessor", "EncoderNoRepeatNGramLogitsProcessor",
@@ -58,8 +57,8 @@ __all__ = [
     "MinNewTokensLengthLogitsProcessor", "MinPLogitsWarper", "NoBadWordsLogitsProcessor",
     "NoRepeatNGramLogitsProcessor", "PrefixConstrainedLogitsProcessor", "RepetitionPenaltyLogitsProcessor",
     "SequenceBiasLogitsProcessor", "SuppressTokensAtBeginLogitsProcessor", "SuppressTokensLogitsProcessor",
-    "SynthIDTextWatermarkLogitsProcessor", "SynthIDTextWatermarkingConfig", "TemperatureLogitsWarper",
+    "SynthIDTextWatermarkLogitsProcessor", "TemperatureLogitsWarper",
     "TopHLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "TypicalLogitsWarper",
     "UnbatchedClassifierFreeGuidanceLogitsProcessor", "WatermarkDetector", "WatermarkDetectorOutput",
-    "WatermarkLogitsProcessor", "WatermarkingConfig", "top_k_top_p_filtering",
+    "WatermarkLogitsProcessor", "top_k_top_p_filtering",
 ]  # fmt: skip

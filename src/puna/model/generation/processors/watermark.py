@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from puna.config.watermarks import WatermarkingConfig
 from puna.errors import RequestError
 from puna.model.generation.processors.base import LogitsProcessor
-from puna.model.generation.processors.watermark_config import WatermarkingConfig
 
 _TABLE_SIZE = 1_000_003
 _REJECTION_STEPS = 40
