@@ -13,7 +13,7 @@ from puna.files.tokenizer_json import library_errors
 from puna.tokenizer.files.byte_level import merges_of
 from puna.tokenizer.sentencepiece.engine import open_model
 from puna.tokenizer.sentencepiece.proto import BPE as BPE_MODEL
-from puna.tokenizer.sentencepiece.proto import UNIGRAM, ModelSpec, PieceType, read_pieces
+from puna.tokenizer.sentencepiece.proto import UNIGRAM, ModelSpec, user_defined_pieces
 
 
 @library_errors("the SentencePiece model cannot be converted")
@@ -42,26 +42,18 @@ def convert_model(model: bytes, name: str) -> Tokenizer:
         engine = BPE(vocab, merges, unk_token=unk, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(engine)
     tokenizer.add_special_tokens(
-        [AddedToken(pieces[i], normalized=False, special=True) for i in ids if sp.is_control(i) or sp.is_unknown(i)]
+        [
+            AddedToken(piece, normalized=False, special=True)
+            for piece, control, unknown in zip(pieces, sp.is_control(ids), sp.is_unknown(ids), strict=True)
+            if control or unknown
+        ]
     )
-    user_defined = _user_defined_pieces(model)
+    # Pieces with a space never match, because the spaces of the text have become U+2581.
+    user_defined = [piece for piece in user_defined_pieces(model) if piece and " " not in piece]
     tokenizer.normalizer, tokenizer.decoder = _normalizer_and_decoder(spec, user_defined)
     # Add these after the normaliser is set. `tokenizers` then matches them in normalised text, like SentencePiece.
     tokenizer.add_tokens([AddedToken(piece, normalized=True, special=False) for piece in user_defined])
     return tokenizer
-
-
-def _user_defined_pieces(model: bytes) -> list[str]:
-    """Returns the pieces that SentencePiece splits off a text before merging; Meta's vocabularies have none.
-
-    Pieces with a space are left out. They never match, because the spaces of the text have become U+2581.
-    """
-    pieces, _, types = read_pieces(model)
-    return [
-        piece
-        for piece, kind in zip(pieces, types, strict=True)
-        if kind == PieceType.USER_DEFINED and piece and " " not in piece
-    ]
 
 
 def _normalizer_and_decoder(spec: ModelSpec, user_defined: list[str]) -> tuple[Any, Any]:
