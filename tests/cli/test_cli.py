@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from puna import LLM, __version__
+from puna import LLM, LlamaTokenizer, __version__
 from puna.cli import app
 from tests.golden.files import LAYOUTS, TEXT, read_expected
 from tests.helpers.torch_files import HAS_TORCH
@@ -82,6 +82,35 @@ def test_tokenize_shows_ids_and_pieces(tiny_model):
     assert out["ids"] == LLM(tiny_model).tokenizer.encode("the llama")
     assert "".join(out["pieces"]) == "theĠllama"
     assert run("tokenize", "-m", str(tiny_model), "the llama").stdout.count("\n") == len(out["ids"])
+
+
+def test_tokenize_explains_a_vocabulary_of_sentencepiece(tmp_path):
+    from tests.helpers.vocabularies import train_sentencepiece
+
+    model = tmp_path / "tokenizer.model"
+    model.write_bytes(train_sentencepiece())
+    text = "the</s>llama é"
+    out = as_json("tokenize", "-m", str(model), "--explain", text)
+    assert out["bytes"][0] is None and bytes.fromhex("".join(out["bytes"][1:])).decode() == f" {text}"
+    legacy, new = LlamaTokenizer(model, legacy=True).encode(text), LlamaTokenizer(model, legacy=False).encode(text)
+    behaviours = out["behaviours"]
+    assert list(behaviours) == ["sp", "hf-legacy", "hf", "tokenizer.json"]
+    assert behaviours["sp"]["ids"] == out["ids"] and behaviours["sp"]["difference"] is None
+    assert [behaviours[name]["ids"] for name in ("hf-legacy", "hf")] == [legacy, new]
+    assert behaviours["hf-legacy"]["difference"] == next(
+        i for i, p in enumerate(zip(out["ids"], legacy, strict=False)) if len({*p}) > 1
+    )
+    page = run("tokenize", "-m", str(model), "--explain", text).stdout
+    assert "hf-legacy: " in page and "different from token" in page and "20 74 68 65" in page
+    same = run("tokenize", "-m", str(model), "--explain", "the llama").stdout
+    assert same.count("the same tokens") == 3
+
+
+def test_tokenize_explains_a_vocabulary_with_one_behaviour(tiny_model):
+    out = as_json("tokenize", "-m", str(tiny_model), "--explain", "the llama")
+    assert list(out["behaviours"]) == ["tokenizer.json"] and out["behaviours"]["tokenizer.json"]["ids"] == out["ids"]
+    page = run("tokenize", "-m", str(tiny_model), "--explain", "the llama").stdout
+    assert "only this behaviour" in page
 
 
 def test_perplexity_follows_its_definition(tiny_model, tmp_path):

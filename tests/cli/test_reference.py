@@ -96,7 +96,7 @@ def test_the_documented_fields_are_printed(tiny_model, tmp_path):
     outputs = {
         "generate": as_json("generate", "x", "-n", "1", *model),
         "run": as_json("run", str(tiny_model), "x", "-n", "1"),
-        "tokenize": as_json("tokenize", "x", *model),
+        "tokenize": as_json("tokenize", "x", "--explain", *model),
         "inspect": as_json("inspect", str(tiny_model)),
         "info": as_json("info"),
         "perplexity": as_json("perplexity", str(tmp_path / "text"), *model),
