@@ -248,7 +248,7 @@ def test_options_take_effect_and_unknown_options_are_errors(folder: Path) -> Non
         LlamaForCausalLM.from_pretrained(folder / "nothing")
     with pytest.raises(PunaError, match=r"load_in_8bit is True.*puna convert --quantize"):
         LlamaForCausalLM.from_pretrained(folder, load_in_8bit=True)
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'dtpye'; did you mean dtype"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'dtpye'; did you mean 'dtype'"):
         LlamaForCausalLM.from_pretrained(folder, dtpye="auto")
 
 
