@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.config import LlamaConfig
 from puna.errors import RequestError
 from puna.model.base import default_to
 from puna.model.cache import KVCache, LegacyCache, cached_tokens
-from puna.model.checks import IGNORED, check_classes, check_logits_to_keep
+from puna.model.checks import check_logits_to_keep
 from puna.model.generation.direct import DirectMethods
 from puna.model.generation.generate import generate
 from puna.model.generation.native.choice import native_generation
@@ -21,32 +19,11 @@ from puna.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from puna.model.pretrained import LlamaPreTrainedModel
 
 
-def mean_cross_entropy(logits: Tensor, targets: Tensor, ignored: int = IGNORED) -> Tensor:
-    """Returns the mean cross-entropy (nats, float32) of logits (N, V) and targets (N,) that are not `ignored`.
-
-    If all targets are ignored, the loss is 0, because NaN would ruin a training run.
-    """
-    targets = targets.to(logits.device, torch.long)
-    total = F.cross_entropy(logits.float(), targets, ignore_index=ignored, reduction="sum")
-    return total / (targets != ignored).sum().clamp(min=1)
-
-
-def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the mean cross-entropy (nats, float32) of logits (B, T, V) at t and labels (B, T) at t + 1.
-
-    Labels of -100 are ignored.
-
-    Raises:
-        RequestError: if labels have an invalid shape or type, or (checked only on the CPU) are outside the vocabulary.
-    """
-    check_classes(labels, tuple(logits.shape[:2]), logits.shape[2])
-    return mean_cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-
-
 class LlamaForCausalLM(LlamaPreTrainedModel, DirectMethods):
     """`LlamaModel` and a linear head over the vocabulary."""
 
     head = "lm"
+    accepts_loss_kwargs: ClassVar[bool] = True
     _tied_weights_keys: ClassVar[list[str] | None] = ["lm_head.weight"]
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -87,6 +64,8 @@ class LlamaForCausalLM(LlamaPreTrainedModel, DirectMethods):
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_logits_to_keep: int | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        **arguments: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Computes the logits of the next token, in the dtype of the weights.
 
@@ -97,9 +76,14 @@ class LlamaForCausalLM(LlamaPreTrainedModel, DirectMethods):
             labels: (B, T), aligned with `input_ids`; -100 ignores a position. Needs the logits of all tokens.
             logits_to_keep: number of last tokens whose logits are computed (0: all), or indices (kept,) of the tokens.
             num_logits_to_keep: the older name of `logits_to_keep`.
+            num_items_in_batch: the number to divide the summed loss by, if several batches form one step.
+            arguments: further arguments of `loss_function` (`shift_labels`, `ignore_index`) or `LlamaModel.forward`.
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_attentions,
                 output_hidden_states, return_dict: as in `LlamaModel.forward`.
         """
+        of_loss: dict[str, Any] = {
+            name: arguments.pop(name) for name in ("shift_labels", "ignore_index") if name in arguments
+        }
         keep = logits_to_keep if num_logits_to_keep is None else num_logits_to_keep
         check_logits_to_keep(keep)
         if labels is not None and not (isinstance(keep, int) and keep == 0):
@@ -114,11 +98,16 @@ class LlamaForCausalLM(LlamaPreTrainedModel, DirectMethods):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            **arguments,
         )
         states = base.last_hidden_state  # (B, T, D)
         logits = self.logits(states[:, -keep:] if isinstance(keep, int) else states[:, keep])  # (B, kept, V)
+        loss = None
+        if labels is not None or of_loss.get("shift_labels") is not None:
+            of_loss |= {"vocab_size": self.config.vocab_size, "num_items_in_batch": num_items_in_batch}
+            loss = self.loss_function(logits=logits, labels=labels, **of_loss)
         out = CausalLMOutputWithPast(
-            loss=None if labels is None else next_token_loss(logits, labels),
+            loss=loss,
             logits=logits,
             past_key_values=base.past_key_values,
             hidden_states=base.hidden_states,

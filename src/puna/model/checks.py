@@ -9,13 +9,13 @@ Legend: B batch, T tokens, S cached and new tokens, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from puna.errors import RequestError
+from puna.errors import ArgumentError, RequestError
 
 IGNORED = -100
 """The label of positions that are not predicted; PyTorch's default `ignore_index`."""
@@ -33,11 +33,13 @@ def _has_values(tensor: Tensor) -> bool:
     )
 
 
-def check_one_input(input_ids: Any, inputs_embeds: Any) -> None:
-    """Raises RequestError unless exactly one of the two arguments is given."""
+def check_one_input(input_ids: Any, inputs_embeds: Any, width: int) -> None:
+    """Raises RequestError unless exactly one argument is given, and embeddings are floats (B, T, width), B, T >= 1."""
     if (input_ids is None) == (inputs_embeds is None):
         which = "neither" if input_ids is None else "both"
         raise RequestError(f"You must specify exactly one of input_ids or inputs_embeds; {which} was given")
+    if inputs_embeds is not None:
+        check_embeddings(inputs_embeds, width)
 
 
 def check_ids(ids: Any, rows: int | None = None) -> None:
@@ -81,6 +83,30 @@ def check_positions(position_ids: Tensor, batch: int, tokens: int) -> None:
             f"position_ids has shape {tuple(position_ids.shape)}; it must be (batch, tokens) = {(batch, tokens)}, "
             f"or (1, {tokens})"
         )
+
+
+def check_further(arguments: Mapping[str, Any], cached: int, tokens: int) -> None:
+    """Checks the arguments of forward that change nothing: None, the default in transformers, and two others.
+
+    `num_items_in_batch` is for the loss. `cache_position`, (T,), must be `cached`, `cached` + 1, ...; its values are
+    checked only on the CPU.
+
+    Raises:
+        ArgumentError: an argument is unknown.
+        RequestError: `cache_position` has other values.
+    """
+    for name, value in arguments.items():
+        if value is None or name == "num_items_in_batch":
+            continue
+        if name != "cache_position":
+            raise ArgumentError(f"forward() got an unexpected keyword argument {name!r}; omit it")
+        _check_tensor(name, value)
+        expected = torch.arange(cached, cached + tokens)
+        if value.shape != expected.shape or (_has_values(value) and not torch.equal(value.long(), expected)):
+            raise RequestError(
+                f"cache_position has shape {tuple(value.shape)}; new tokens always follow the cache, so it must be "
+                f"{cached} to {cached + tokens - 1}. Omit it, and pass position_ids for other positions"
+            )
 
 
 def check_mask(mask: Tensor, batch: int, tokens: int, total: int) -> None:

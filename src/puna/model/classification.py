@@ -13,6 +13,7 @@ from puna.model.base import default_to
 from puna.model.cache import LegacyCache
 from puna.model.checks import check_classes, check_label_shape
 from puna.model.llama import LlamaModel
+from puna.model.losses import mean_cross_entropy
 from puna.model.outputs import BaseModelOutputWithPast, SequenceClassifierOutputWithPast
 from puna.model.pretrained import LlamaPreTrainedModel
 
@@ -45,6 +46,8 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        **arguments: Any,
     ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
         """Computes the logits of the labels, (B, num_labels).
 
@@ -52,8 +55,9 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
             labels: (B,) classes for cross-entropy; (B,) or (B, num_labels) numbers for the mean squared error of a
                 regression; or (B, num_labels) floats 0 and 1 for several labels per text. `config.problem_type` selects
                 the loss; by default it is regression if num_labels is 1, else it depends on the type of `labels`.
+            num_items_in_batch: the number to divide the summed cross-entropy by, if several batches form one step.
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_attentions,
-                output_hidden_states, return_dict: as in `LlamaModel.forward`.
+                output_hidden_states, return_dict, arguments: as in `LlamaModel.forward`.
         """
         base: BaseModelOutputWithPast = self.model(
             input_ids,
@@ -65,12 +69,13 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            **arguments,
         )
         states = base.last_hidden_state  # (B, T, D)
         last = self._last_tokens(input_ids, attention_mask, states)
         logits: Tensor = self.score(states[torch.arange(len(states), device=states.device), last])  # (B, labels)
         out = SequenceClassifierOutputWithPast(
-            loss=None if labels is None else self._loss(logits, labels.to(logits.device)),
+            loss=None if labels is None else self._loss(logits, labels.to(logits.device), num_items_in_batch),
             logits=logits,
             past_key_values=base.past_key_values,
             hidden_states=base.hidden_states,
@@ -94,7 +99,7 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
         last = (index * not_padding.to(states.device)).max(dim=1).values
         return torch.where(not_padding.any(dim=1).to(states.device), last, tokens - 1)
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor, count: Tensor | float | None) -> Tensor:
         logits = logits.float()
         column = (len(logits), 1)
         problem = self.config.problem_type
@@ -109,6 +114,6 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
         if problem == "single_label_classification":
             labels = labels[:, 0] if labels.shape == column else labels
             check_classes(labels, (len(logits),), logits.shape[1])
-            return F.cross_entropy(logits, labels.long())
+            return mean_cross_entropy(logits, labels, count=count)
         check_label_shape(labels, tuple(logits.shape))
         return F.binary_cross_entropy_with_logits(logits, labels.float())

@@ -21,7 +21,7 @@ from puna.model.activations import activation_of
 from puna.model.attention import Pair, build_mask
 from puna.model.base import default_to, new_embedding
 from puna.model.cache import KVCache, LegacyCache, returned
-from puna.model.checks import check_cached_positions, check_embeddings, check_ids, check_one_input, check_positions
+from puna.model.checks import check_cached_positions, check_further, check_ids, check_one_input, check_positions
 from puna.model.outputs import BaseModelOutputWithPast
 from puna.model.pretrained import LlamaPreTrainedModel
 from puna.model.rope import LlamaRotaryEmbedding, Rope
@@ -144,6 +144,7 @@ class LlamaModel(LlamaPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **arguments: Any,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Computes the hidden states of the tokens.
 
@@ -157,18 +158,16 @@ class LlamaModel(LlamaPreTrainedModel):
             inputs_embeds: (B, T, D) in place of `input_ids`.
             use_cache, output_attentions, output_hidden_states, return_dict: select the outputs; by default as in the
                 configuration. In training with gradient checkpointing, no cache is returned.
+            arguments: arguments of later releases of transformers that change nothing, such as `cache_position`.
 
         Raises:
             RequestError: if the inputs do not match each other or the model.
+            ArgumentError: if an argument is unknown.
         """
-        check_one_input(input_ids, inputs_embeds)
-        if input_ids is not None:
-            x = self.embed(input_ids)  # (B, T, D)
-        else:
-            check_embeddings(inputs_embeds, self.config.hidden_size)
-            assert inputs_embeds is not None
-            x = inputs_embeds
+        check_one_input(input_ids, inputs_embeds, self.config.hidden_size)
+        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         cache = KVCache.read(past_key_values, self.config, x.shape[0])
+        check_further(arguments, cache.length, x.shape[1])
         trace = Trace(
             states=default_to(output_hidden_states, self.config.output_hidden_states),
             weights=default_to(output_attentions, self.config.output_attentions),
@@ -178,7 +177,7 @@ class LlamaModel(LlamaPreTrainedModel):
         out.past_key_values = returned(out.past_key_values, past_key_values)
         return out if default_to(return_dict, self.config.use_return_dict) else out.to_tuple()
 
-    def embed(self, input_ids: Tensor) -> Tensor:
+    def embed(self, input_ids: Tensor | None) -> Tensor:
         """Returns the embeddings, (B, T, D), of ids, (B, T).
 
         Raises:

@@ -13,9 +13,9 @@ from puna.config import LlamaConfig
 from puna.errors import RequestError
 from puna.model.base import default_to
 from puna.model.cache import LegacyCache
-from puna.model.causal_lm import mean_cross_entropy
 from puna.model.checks import check_answer_positions, check_classes
 from puna.model.llama import LlamaModel
+from puna.model.losses import mean_cross_entropy
 from puna.model.outputs import BaseModelOutputWithPast, QuestionAnsweringModelOutput, TokenClassifierOutput
 from puna.model.pretrained import LlamaPreTrainedModel
 
@@ -54,13 +54,16 @@ class LlamaForTokenClassification(LlamaPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        **arguments: Any,
     ) -> TokenClassifierOutput | tuple[Any, ...]:
         """Computes the logits of the labels of each token, (B, T, num_labels).
 
         Args:
             labels: (B, T) classes for cross-entropy; -100 ignores a token.
+            num_items_in_batch: the number to divide the summed loss by, if several batches form one step.
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_attentions,
-                output_hidden_states, return_dict: as in `LlamaModel.forward`.
+                output_hidden_states, return_dict, arguments: as in `LlamaModel.forward`.
         """
         base: BaseModelOutputWithPast = self.model(
             input_ids,
@@ -72,12 +75,13 @@ class LlamaForTokenClassification(LlamaPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            **arguments,
         )
         logits: Tensor = self.score(self.dropout(base.last_hidden_state))  # (B, T, labels)
         loss = None
         if labels is not None:
             check_classes(labels, tuple(logits.shape[:2]), logits.shape[2])
-            loss = mean_cross_entropy(logits.flatten(0, 1), labels.flatten())
+            loss = mean_cross_entropy(logits.flatten(0, 1), labels.flatten(), count=num_items_in_batch)
         out = TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=base.hidden_states, attentions=base.attentions
         )
@@ -112,14 +116,17 @@ class LlamaForQuestionAnswering(LlamaPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        **arguments: Any,
     ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
         """Computes the logits of the answer's first and last token, each (B, T).
 
         Args:
             start_positions, end_positions: (B,) or (B, 1), the first and the last token of each answer, for the loss.
                 Positions from T on are ignored: the answer was truncated. Negative ones count as 0.
+            num_items_in_batch: the number to divide the summed loss by, if several batches form one step.
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, output_attentions,
-                output_hidden_states, return_dict: as in `LlamaModel.forward`.
+                output_hidden_states, return_dict, arguments: as in `LlamaModel.forward`.
 
         Raises:
             RequestError: if only one of the positions is given, or their shape or type is invalid.
@@ -133,10 +140,11 @@ class LlamaForQuestionAnswering(LlamaPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            **arguments,
         )
         start, end = self.qa_outputs(base.last_hidden_state).unbind(-1)  # (B, T) each
         out = QuestionAnsweringModelOutput(
-            loss=_answer_loss(start, end, start_positions, end_positions),
+            loss=_answer_loss(start, end, start_positions, end_positions, num_items_in_batch),
             start_logits=start.contiguous(),
             end_logits=end.contiguous(),
             hidden_states=base.hidden_states,
@@ -146,7 +154,11 @@ class LlamaForQuestionAnswering(LlamaPreTrainedModel):
 
 
 def _answer_loss(
-    start: Tensor, end: Tensor, start_positions: Tensor | None, end_positions: Tensor | None
+    start: Tensor,
+    end: Tensor,
+    start_positions: Tensor | None,
+    end_positions: Tensor | None,
+    count: Tensor | float | None,
 ) -> Tensor | None:
     """Returns the mean cross-entropy of the starts and the ends of answers, for logits (B, T)."""
     if start_positions is None and end_positions is None:
@@ -158,5 +170,5 @@ def _answer_loss(
         check_answer_positions(positions, len(logits))
         tokens = logits.shape[1]
         targets = positions.flatten().clamp(0, tokens)
-        losses.append(mean_cross_entropy(logits, targets, ignored=tokens))
+        losses.append(mean_cross_entropy(logits, targets, tokens, count))
     return (losses[0] + losses[1]) / 2

@@ -15,6 +15,7 @@ from puna.errors import BackendError, RequestError, show
 from puna.model.base import LlamaBase, check_attention
 from puna.model.checks import is_traced
 from puna.model.huggingface.masks import causal_mask, extended, layer_masks
+from puna.model.losses import next_token_loss
 from puna.model.quantized import PackedMatrix, dequantize_modules
 
 _DUMMY_INPUTS = [[7, 6, 0, 0, 1], [1, 2, 3, 0, 0], [0, 0, 0, 4, 5]]
@@ -39,6 +40,7 @@ class Information(LlamaBase):
     supports_context_parallel = False
     tp_size = fsdp_size = tp_plan = ep_plan = pp_plan = fsdp_plan = None
     use_kernels = False
+    accepts_loss_kwargs: ClassVar[bool] = False  # of the Trainer: whether every loss divides by num_items_in_batch
 
     _auto_class: ClassVar[str | None] = None
     _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer"]  # read by other libraries that shard models
@@ -72,6 +74,24 @@ class Information(LlamaBase):
     def can_record_outputs(self) -> dict[str, Any]:
         """Empty: forward returns hidden states and attention weights itself, without hooks."""
         return {}
+
+    @property
+    def loss_function(self) -> Callable[..., Tensor]:
+        """The function that computes the loss of a causal language model; another one can be assigned.
+
+        It is called as `loss_function(logits=, labels=, vocab_size=, num_items_in_batch=)`, as in transformers 5.x.
+
+        Raises:
+            AttributeError: if the class has another head.
+        """
+        if not self.can_generate():
+            raise AttributeError(f"{type(self).__name__} computes its loss in forward() and has no loss_function")
+        function: Callable[..., Tensor] = vars(self).get("_loss_function", next_token_loss)
+        return function
+
+    @loss_function.setter
+    def loss_function(self, value: Callable[..., Tensor]) -> None:
+        self._loss_function = value
 
     # ---- size and cost
 
