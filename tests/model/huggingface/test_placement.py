@@ -1,0 +1,83 @@
+"""`device_map`: several devices with accelerate. Without a GPU, the devices are the CPU and the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from puna.errors import MissingExtraError, RequestError
+from puna.model import LlamaForCausalLM
+from puna.model.huggingface import placement
+from tests.helpers.configurations import config_of
+
+pytest.importorskip("accelerate")
+
+IDS = torch.randint(3, 67, (2, 7), generator=torch.Generator().manual_seed(0))
+MAP = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk",
+       "model.norm": "cpu", "lm_head": "disk"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor]:
+    folder: Path = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config_of()).eval()
+    model.save_pretrained(folder)
+    return folder, model(IDS).logits
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [("auto", {"": torch.device("cpu")}), ("cpu", {"": torch.device("cpu")}), ({"": "cpu"}, {"": "cpu"}),
+     ({"model": "cpu", "lm_head": "cpu"}, {"model": "cpu", "lm_head": "cpu"})],
+)  # fmt: skip
+def test_a_map_to_one_device(saved: Any, given: Any, shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    model = LlamaForCausalLM.from_pretrained(saved[0], device_map=given)
+    assert model.hf_device_map == shown
+    assert torch.equal(model(IDS).logits, saved[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*offloaded")
+def test_weights_on_the_disk_are_read_when_they_are_needed(saved: Any, tmp_path: Path) -> None:
+    folder, logits = saved
+    model = LlamaForCausalLM.from_pretrained(folder, device_map=MAP, offload_folder=tmp_path / "off")
+    assert model.hf_device_map == MAP
+    assert model.lm_head.weight.is_meta
+    assert (tmp_path / "off" / "lm_head.weight.dat").stat().st_size == 4 * 67 * 48
+    assert torch.equal(model(IDS).logits, logits)
+    assert model.generate(IDS, max_new_tokens=2).shape == (2, 9)
+    with pytest.warns(UserWarning, match="loads all of them into memory"):
+        model.save_pretrained(tmp_path / "again")
+    assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path / "again")(IDS).logits, logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*offloaded")
+@pytest.mark.parametrize("strategy", ["auto", "sequential"])
+def test_an_automatic_map_respects_the_memory_of_each_device(saved: Any, tmp_path: Path, strategy: str) -> None:
+    model = LlamaForCausalLM.from_pretrained(
+        saved[0], device_map=strategy, max_memory={"cpu": 150_000}, offload_folder=tmp_path
+    )
+    assert set(model.hf_device_map.values()) == {"cpu", "disk"}
+    assert torch.equal(model(IDS).logits, saved[1])
+
+
+def test_a_disk_needs_a_folder_and_several_devices_need_accelerate(
+    saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RequestError, match="offload_folder is not given"):
+        LlamaForCausalLM.from_pretrained(saved[0], device_map=MAP)
+    monkeypatch.setattr(placement, "has_accelerate", lambda: False)
+    with pytest.raises(MissingExtraError, match="pip install accelerate"):
+        LlamaForCausalLM.from_pretrained(saved[0], device_map=MAP, offload_folder=tmp_path)
+
+
+def test_shared_matrices_must_be_on_one_device(tmp_path: Path) -> None:
+    LlamaForCausalLM(config_of(tie_word_embeddings=True)).save_pretrained(tmp_path)
+    with pytest.raises(RequestError, match="share a matrix"):
+        LlamaForCausalLM.from_pretrained(tmp_path, device_map=MAP, offload_folder=tmp_path / "off")
