@@ -18,8 +18,7 @@ from puna.config import LlamaConfig
 from puna.errors import BackendError
 from puna.model.attention import AttentionMask
 from puna.model.causal_lm import LlamaForCausalLM
-from puna.model.device import open_device
-from puna.model.huggingface.placement import Placement
+from puna.model.huggingface.placement import Placement, open_device
 from puna.model.loading import checkpoint_loading, choose_dtype, load
 from puna.model.paged.adapters import Adapters, segments_of
 from puna.model.paged.cache import PagedCache

@@ -108,7 +108,8 @@ def test_invalid_arguments_are_errors(arguments: dict[str, Any], text: str) -> N
 
 @pytest.mark.parametrize("kind", [LlamaModel, LlamaForCausalLM, LlamaForSequenceClassification])
 def test_the_configuration_turns_it_on_once(kind: type[Any]) -> None:
-    model = new_model(kind, gradient_checkpointing=True)
+    with pytest.warns(FutureWarning, match="gradient_checkpointing_enable"):
+        model = new_model(kind, gradient_checkpointing=True)
     assert model.is_gradient_checkpointing
     assert "gradient_checkpointing" not in model.config.to_dict()
     assert kind.supports_gradient_checkpointing

@@ -18,9 +18,8 @@ from puna.config import GenerationConfig, LlamaConfig
 from puna.errors import ArgumentError, CheckpointError, RequestError, show, suggestion
 from puna.hub import HubArguments, local_path, parse
 from puna.model.base import LlamaBase
-from puna.model.device import DeviceLike
 from puna.model.huggingface.arguments import choose_token, remaining_arguments
-from puna.model.huggingface.placement import DeviceMap, choose_placement
+from puna.model.huggingface.placement import DeviceLike, DeviceMap, choose_placement
 from puna.model.loading import Loading, choose_dtype, load
 
 Self = TypeVar("Self", bound="FromPretrained")
