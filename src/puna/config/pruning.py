@@ -19,7 +19,7 @@ def pruned_heads(config: LlamaConfig) -> dict[int, list[int]]:
     Raises:
         ConfigError: if a layer or head does not exist, or a layer has no remaining head.
     """
-    return check_pruned_heads(config, getattr(config, "pruned_heads", None) or {})
+    return check_pruned_heads(config, config.pruned_heads or {})
 
 
 def check_pruned_heads(config: LlamaConfig, heads: Mapping[Any, Iterable[int]]) -> dict[int, list[int]]:

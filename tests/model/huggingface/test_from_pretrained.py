@@ -87,7 +87,7 @@ def test_other_implementations_of_attention_are_refused(saved: Any, name: str) -
 
 
 def test_unknown_arguments_are_errors_that_suggest_a_name(saved: Any) -> None:
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'torch_dtpye'; did you mean torch_dtype"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'torch_dtpye'; did you mean '?torch_dtype"):
         LlamaForCausalLM.from_pretrained(saved[0], torch_dtpye="auto")
     with pytest.raises(ArgumentError, match=r"'zzz', and the configuration has no such field"):
         LlamaForCausalLM.from_pretrained(saved[0], zzz=1)

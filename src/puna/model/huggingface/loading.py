@@ -205,7 +205,7 @@ def _own_tensors(
              "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": None}  # fmt: skip
     fields, rest = split_overrides(config or LlamaConfig(), options)
     small = LlamaConfig.from_dict({} if config is None else config.to_dict(), **{**fields, **sizes})
-    vars(small)["pruned_heads"] = {}
+    small.pruned_heads = {}
     with torch.device("meta"):
         model: nn.Module = kind(small, *arguments, **rest)
     known = ("model.", "lm_head.", "score.")

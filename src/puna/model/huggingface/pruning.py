@@ -54,9 +54,9 @@ class Pruning(LlamaBase):
             _check_projections(attention)
         config = copy(self.config)
         for layer, attention in attentions.items():
-            vars(config)["pruned_heads"] = {layer: sorted({*heads[layer], *getattr(attention, "pruned_heads", ())})}
+            config.pruned_heads = {layer: sorted({*heads[layer], *getattr(attention, "pruned_heads", ())})}
             _prune(attention, config, layer)
-        vars(self.config)["pruned_heads"] = {**pruned_heads(self.config), **heads}
+        self.config.pruned_heads = {**pruned_heads(self.config), **heads}
 
 
 def _check_projections(attention: Any) -> None:
