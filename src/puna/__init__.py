@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from puna.config import LlamaConfig as LlamaConfig
     from puna.config import PretrainedConfig as PretrainedConfig
     from puna.config.auto import AutoConfig as AutoConfig
+    from puna.config.generation_mode import GenerationMode as GenerationMode
     from puna.config.watermarks import SynthIDTextWatermarkingConfig as SynthIDTextWatermarkingConfig
     from puna.config.watermarks import WatermarkingConfig as WatermarkingConfig
     from puna.convert import convert as convert
@@ -41,6 +42,14 @@ if TYPE_CHECKING:
     from puna.model.generation.criteria import StoppingCriteriaList as StoppingCriteriaList
     from puna.model.generation.criteria import StopStringCriteria as StopStringCriteria
     from puna.model.generation.criteria import validate_stopping_criteria as validate_stopping_criteria
+    from puna.model.generation.mixin import GenerationMixin as GenerationMixin
+    from puna.model.generation.outputs import BeamSampleDecoderOnlyOutput as BeamSampleDecoderOnlyOutput
+    from puna.model.generation.outputs import BeamSearchDecoderOnlyOutput as BeamSearchDecoderOnlyOutput
+    from puna.model.generation.outputs import ContrastiveSearchDecoderOnlyOutput as ContrastiveSearchDecoderOnlyOutput
+    from puna.model.generation.outputs import GenerateBeamDecoderOnlyOutput as GenerateBeamDecoderOnlyOutput
+    from puna.model.generation.outputs import GenerateDecoderOnlyOutput as GenerateDecoderOnlyOutput
+    from puna.model.generation.outputs import GreedySearchDecoderOnlyOutput as GreedySearchDecoderOnlyOutput
+    from puna.model.generation.outputs import SampleDecoderOnlyOutput as SampleDecoderOnlyOutput
     from puna.model.generation.processors import (
         ClassifierFreeGuidanceLogitsProcessor as ClassifierFreeGuidanceLogitsProcessor,
     )

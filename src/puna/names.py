@@ -22,6 +22,12 @@ _NAMES = {
         "ConfidenceCriteria EosTokenCriteria MaxLengthCriteria MaxNewTokensCriteria MaxTimeCriteria "
         "StopStringCriteria StoppingCriteria StoppingCriteriaList validate_stopping_criteria"
     ),
+    "puna.config.generation_mode": "GenerationMode",
+    "puna.model.generation.mixin": "GenerationMixin",
+    "puna.model.generation.outputs": (
+        "BeamSampleDecoderOnlyOutput BeamSearchDecoderOnlyOutput ContrastiveSearchDecoderOnlyOutput "
+        "GenerateBeamDecoderOnlyOutput GenerateDecoderOnlyOutput GreedySearchDecoderOnlyOutput SampleDecoderOnlyOutput"
+    ),
     "puna.model.generation.processors": (
         "ClassifierFreeGuidanceLogitsProcessor EncoderNoRepeatNGramLogitsProcessor "
         "EncoderRepetitionPenaltyLogitsProcessor EpsilonLogitsWarper EtaLogitsWarper ExponentialDecayLengthPenalty "

@@ -15,15 +15,16 @@ from puna.config.generation_fields import DEFAULTS, METADATA, TOKEN_IDS, check_f
 from puna.config.generation_mode import GenerationMode, select_mode
 from puna.config.llama import LlamaConfig
 from puna.config.watermarks import read_watermarking_config
-from puna.errors import ConfigError, RequestError
+from puna.errors import ConfigError
 from puna.files import json_bytes, make_folder, read_json, reading_errors, write_json
 from puna.hub import hub_arguments, local_path, without_hub_arguments
+from puna.hub.upload import upload_files
 
 Self = TypeVar("Self", bound="GenerationConfig")
 
 _FILE = "generation_config.json"
 
-_INTERNAL = ("_notes", "_unusable", "_assigned", "_original_object_hash", "_commit_hash")
+_INTERNAL = ("_notes", "_unusable", "_assigned", "_original_object_hash", "_derived_hash", "_commit_hash")
 """Attributes that are not part of the settings."""
 
 
@@ -63,7 +64,8 @@ class GenerationConfig:
     """
 
     _assigned: tuple[str, ...]
-    _original_object_hash: int | None
+    _original_object_hash: int | None  # when it was read
+    _derived_hash: int | None  # when it was derived from the configuration of a model
 
     def __init__(self, /, **fields: Any) -> None:
         self._assign(fields)
@@ -74,7 +76,7 @@ class GenerationConfig:
         """Sets all fields: those in `fields`, and the defaults of the others."""
         self._notes: list[str] = []
         self._unusable: list[str] = []
-        self._original_object_hash = None
+        self._original_object_hash = self._derived_hash = None
         for name, default in {**DEFAULTS, **METADATA}.items():
             object.__setattr__(self, name, copy.copy(default))
         self._assigned = ()
@@ -131,6 +133,11 @@ class GenerationConfig:
     def assigned(self) -> tuple[str, ...]:
         """The fields that were given to the constructor, read from a file or set later, in this order."""
         return self._assigned
+
+    @property
+    def follows_model(self) -> bool:
+        """Whether the settings were derived from a model's configuration and have not been changed since."""
+        return self._derived_hash is not None and self._derived_hash == hash(self)
 
     def get_generation_mode(self, assistant_model: Any = None) -> GenerationMode:
         """Returns the decoding strategy that the settings select, with or without an assistant model."""
@@ -190,7 +197,7 @@ class GenerationConfig:
         config = cls.from_stored({name: value for name, value in fields.items() if name in DEFAULTS})
         # A model's configuration also contains fields that nobody has set.
         config._assigned = tuple(name for name in config._assigned if getattr(config, name) != DEFAULTS[name])
-        config._from_model_config = True
+        config._from_model_config, config._derived_hash = True, config._original_object_hash
         return config
 
     @classmethod
@@ -319,7 +326,8 @@ class GenerationConfig:
         Args:
             save_directory: the folder, which is created if needed.
             config_file_name: another name of the file.
-            push_to_hub: must be False, since uploads are not supported; hub_options: options of an upload.
+            push_to_hub: also upload the file, as one commit.
+            hub_options: `repo_id`, by default the folder's name; `token`, `private`, `commit_message`, ...
 
         Raises:
             ConfigError: if the settings are not valid.
@@ -328,11 +336,13 @@ class GenerationConfig:
             UserWarning: if a setting has no effect because of another one, and a setting has changed since the
                 configuration was read.
         """
-        if push_to_hub or hub_options:
-            raise RequestError("uploads to the hub are not supported; save the file and upload it")
         unchanged = self._original_object_hash == hash(self)
         self.validate(user_set_attributes=() if unchanged else None)
-        self.to_json_file(make_folder(save_directory) / (config_file_name or _FILE), keys_to_pop=("compile_config",))
+        file = make_folder(save_directory) / (config_file_name or _FILE)
+        self.to_json_file(file, keys_to_pop=("compile_config",))
+        if push_to_hub:
+            repository = hub_options.pop("repo_id", file.parent.resolve().name)
+            upload_files(file.parent, [file.name], repository, **hub_options)
 
 
 _IGNORED = ("proxies", "resume_download", "_from_auto", "_from_pipeline", "_from_model_config", "use_auth_token")

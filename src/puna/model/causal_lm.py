@@ -11,15 +11,13 @@ from puna.errors import RequestError
 from puna.model.base import default_to
 from puna.model.cache import KVCache, LegacyCache, cached_tokens
 from puna.model.checks import check_logits_to_keep
-from puna.model.generation.direct import DirectMethods
-from puna.model.generation.generate import generate
-from puna.model.generation.native.choice import native_generation
+from puna.model.generation.mixin import GenerationMixin
 from puna.model.llama import LlamaModel
 from puna.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from puna.model.pretrained import LlamaPreTrainedModel
 
 
-class LlamaForCausalLM(LlamaPreTrainedModel, DirectMethods):
+class LlamaForCausalLM(GenerationMixin, LlamaPreTrainedModel):
     """`LlamaModel` and a linear head over the vocabulary."""
 
     head = "lm"
@@ -32,11 +30,6 @@ class LlamaForCausalLM(LlamaPreTrainedModel, DirectMethods):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.vocab_size = config.vocab_size
         self.post_init()
-
-    generate = generate
-    native_generation = native_generation
-    generation_path: str | None = None
-    """How the last call of `generate()` computed: "native", or "torch: " and the reason."""
 
     def get_decoder(self) -> LlamaModel:
         """Returns the `LlamaModel`."""

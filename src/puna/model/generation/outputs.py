@@ -61,3 +61,13 @@ class GenerateBeamDecoderOnlyOutput(ModelOutput):
 
 
 GenerateOutput = GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput
+
+GenerateNonBeamOutput = GenerateDecoderOnlyOutput
+GenerateBeamOutput = GenerateBeamDecoderOnlyOutput
+
+# transformers 4.34 has one class for each strategy; later releases keep these names for two classes.
+GreedySearchDecoderOnlyOutput = GenerateDecoderOnlyOutput
+SampleDecoderOnlyOutput = GenerateDecoderOnlyOutput
+ContrastiveSearchDecoderOnlyOutput = GenerateDecoderOnlyOutput
+BeamSearchDecoderOnlyOutput = GenerateBeamDecoderOnlyOutput
+BeamSampleDecoderOnlyOutput = GenerateBeamDecoderOnlyOutput

@@ -110,7 +110,7 @@ def model_settings(model: ConfiguredModel) -> GenerationConfig:
     been changed itself, it is derived again: scripts set `model.config.max_length` to control generation.
     """
     own = model.generation_config
-    if own._from_model_config and own._original_object_hash == hash(own):
+    if own.follows_model:
         current = GenerationConfig.from_model_config(model.config)
         if current != own:
             warnings.warn(

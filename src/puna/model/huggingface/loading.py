@@ -15,6 +15,7 @@ from puna.checkpoint import Checkpoint, open_checkpoint
 from puna.checkpoint.huggingface import Reading
 from puna.checkpoint.validation import full_names
 from puna.config import GenerationConfig, LlamaConfig
+from puna.config.generation_fields import DEFAULTS
 from puna.errors import ArgumentError, CheckpointError, RequestError, show, suggestion
 from puna.hub import HubArguments, local_path, parse
 from puna.model.base import LlamaBase
@@ -146,7 +147,10 @@ class FromPretrained(LlamaBase):
         model, comparison = load(loading)
         model.name_or_path = "" if path is None else str(path)
         if model.can_generate() and checkpoint is not None and checkpoint.generation_config is not None:
-            model.generation_config = checkpoint.generation_config
+            stored = checkpoint.generation_config
+            if stored != GenerationConfig.from_model_config(checkpoint.config):  # else it follows the configuration
+                model.generation_config = stored
+                stored.update(**{name: value for name, value in given.items() if name in DEFAULTS})
         if model.can_generate() and generation_config is not None:
             model.generation_config = generation_config
         return (model, comparison.to_dict()) if output_loading_info else model  # type: ignore[return-value]
