@@ -62,7 +62,7 @@ class Prompt:
         if copies == 1:
             return self
         rows = torch.arange(len(self.ids), device=self.ids.device).repeat_interleave(copies)
-        cache = KVCache.of(self.cache).reorder(rows) if self.cache else None
+        cache = KVCache.of(self.cache).reorder(rows) if self.cache else self.cache
         embeds = None if self.embeds is None else self.embeds[rows]
         positions = None if self.positions is None else self.positions[rows]
         return Prompt(self.ids[rows], embeds, self.mask[rows], cache, positions, self.extra)
