@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 
 from puna import GenerationConfig
-from puna.errors import ConfigError, PunaError, RequestError
+from puna.errors import ConfigError, RequestError
 from puna.model import KVCache, LlamaForCausalLM
 from puna.model.generation.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from tests.helpers.configurations import CONFIGURATIONS, config_of
@@ -424,25 +424,3 @@ def test_synced_processes_make_the_same_number_of_passes(
     expected = models[0].generate(IDS, max_new_tokens=3, return_dict_in_generate=True, eos_token_id=None)
     assert torch.equal(result.sequences, expected.sequences)
     assert result.past_key_values.length == expected.past_key_values.length
-
-
-# ---- the direct methods of transformers 4
-
-
-def test_the_direct_methods_give_the_tokens_of_generate(models: tuple[LlamaForCausalLM, Any]) -> None:
-    model = models[0]
-    criteria = transformers.StoppingCriteriaList([transformers.generation.MaxLengthCriteria(max_length=12)])
-    expected = model.generate(IDS, max_length=12, pad_token_id=0, eos_token_id=[2, 9])
-    result = model.greedy_search(IDS, stopping_criteria=criteria, pad_token_id=0, eos_token_id=[2, 9])
-    assert torch.equal(result, expected)
-    with pytest.warns(UserWarning, match="max_length is deprecated"):
-        assert torch.equal(model.greedy_search(IDS, max_length=12, pad_token_id=0, eos_token_id=[2, 9]), expected)
-    warpers = transformers.LogitsProcessorList([transformers.TopKLogitsWarper(3)])
-    torch.manual_seed(5)
-    out = model.sample(IDS, logits_warper=warpers, stopping_criteria=criteria, return_dict_in_generate=True,
-                       output_scores=True, attention_mask=ONES, pad_token_id=0)  # fmt: skip
-    torch.manual_seed(5)
-    assert torch.equal(out.sequences, model.generate(IDS, do_sample=True, top_k=3, max_length=12, pad_token_id=0))
-    assert len(out.scores) == out.sequences.shape[1] - 6
-    with pytest.raises(PunaError, match="no argument num_beams"):
-        model.greedy_search(IDS, num_beams=2)
