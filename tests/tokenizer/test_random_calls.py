@@ -1,4 +1,4 @@
-"""Random calls of padding, truncation, windows and ids give the results of transformers 4.34.1."""
+"""Random texts, and random calls of padding, truncation, windows and ids, give the results of transformers 4.34.1."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 
 import puna
+from puna import load_tokenizer
 from tests.helpers.vocabularies import SNIPPETS
 from tests.oracles import tokenizer_calls
 
@@ -104,17 +106,22 @@ class Calls:
         return {"tokenizer": name, "attributes": sides, "method": method, "arguments": arguments, "options": options}
 
 
-def compare(vocab: Path, count: int, seed: int) -> None:
+def ask(request: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Returns puna's results of the calls, and those of transformers 4.34.1."""
     python = ROOT / ".oracles" / "4.34.1" / "bin" / "python"
     if not python.exists():
         pytest.skip("no environment for transformers 4.34.1; make test sets it up")
-    calls = Calls(seed)
-    request = {"tokenizers": tokenizers(vocab), "calls": [calls.call() for _ in range(count)]}
     script = str(ROOT / "tests" / "oracles" / "tokenizer_calls.py")
     run = subprocess.run([python, script], input=json.dumps(request), capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-2000:]
     expected = json.loads(run.stdout.splitlines()[-1])
-    results = json.loads(json.dumps(tokenizer_calls.run(puna, request)))
+    return json.loads(json.dumps(tokenizer_calls.run(puna, request))), expected
+
+
+def compare(vocab: Path, count: int, seed: int) -> None:
+    calls = Calls(seed)
+    request = {"tokenizers": tokenizers(vocab), "calls": [calls.call() for _ in range(count)]}
+    results, expected = ask(request)
     failed = expected.count("error")
     assert failed < count / 5
     for call, result, reference in zip(request["calls"], results, expected, strict=True):
@@ -130,3 +137,37 @@ def test_random_calls_equal_those_of_4_34_1(sp_model):
 @pytest.mark.slow
 def test_many_random_calls_equal_those_of_4_34_1(sp_model):
     compare(sp_model, 2000, seed=2)
+
+
+def compare_texts(vocab: Path, count: int, seed: int) -> None:
+    """Encodes texts with each behaviour, and decodes random ids."""
+    calls = Calls(seed)
+    texts = [calls.text(20) for _ in range(count)]
+    ids = [[calls.rng.randrange(420) for _ in range(calls.rng.randint(1, 9))] for _ in range(count // 4)]
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(vocab))
+    own = load_tokenizer(vocab, add_bos_token=False)
+    assert [own.encode(text) for text in texts] == processor.encode(texts)
+    requests = [("encode", text) for text in texts] + [("decode", sequence) for sequence in ids]
+    request = {
+        "tokenizers": {name: value for name, value in tokenizers(vocab).items() if name != "fast-eos"},
+        "calls": [
+            {"tokenizer": name, "attributes": {}, "method": method, "arguments": [argument], "options": {}}
+            for name in ("legacy", "new", "fast")
+            for method, argument in requests
+        ],
+    }
+    results, expected = ask(request)
+    assert expected.count("error") == 0
+    for call, result, reference in zip(request["calls"], results, expected, strict=True):
+        assert result == reference, call
+
+
+@pytest.mark.oracle
+def test_random_texts_equal_those_of_4_34_1_and_sentencepiece(sp_model):
+    compare_texts(sp_model, 1000, seed=3)
+
+
+@pytest.mark.oracle
+@pytest.mark.slow
+def test_many_random_texts_equal_those_of_4_34_1_and_sentencepiece(sp_model):
+    compare_texts(sp_model, 10_000, seed=4)
