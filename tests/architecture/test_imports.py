@@ -54,6 +54,7 @@ OPTIONAL = {
     "model/huggingface/embeddings.py": {"accelerate"},
     "model/huggingface/placement.py": {"accelerate"},
     "model/huggingface/saving.py": {"accelerate"},
+    "tokenizer/chat/templates.py": {"transformers"},
 }
 """Modules that may import another library inside a function, because the caller's arguments require it."""
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
-from puna.errors import ChatTemplateError
+from puna.errors import ChatTemplateError, TokenizerError
 from puna.templates import process
 from puna.tokenizer.chat import render_chat
 from puna.tokenizer.chat.templates import DEFAULT_SYSTEM_PROMPT, LLAMA_3
@@ -162,9 +162,8 @@ def test_template_variables_may_be_keywords(fast):
 
 @pytest.mark.parametrize("name", ["messages", "return_assistant_tokens_mask", "tokenizer_kwargs"])
 def test_reserved_template_variables_are_refused(fast, name):
-    for options in ({name: []}, {"template_variables": {name: []}}):
-        with pytest.raises(ChatTemplateError, match=f"'{name}'.*reserved"):
-            fast.apply_chat_template(CHAT, chat_template="{{ messages | length }}", **options)
+    with pytest.raises(ChatTemplateError, match=f"'{name}'.*reserved"):
+        fast.apply_chat_template(CHAT, chat_template="{{ messages | length }}", template_variables={name: []})
     with pytest.raises(ChatTemplateError, match="'add_generation_prompt'"):
         fast.apply_chat_template(CHAT, template_variables={"add_generation_prompt": True})
 
@@ -432,3 +431,95 @@ def test_rendering_imports_jinja_in_its_own_process(byte_level_json):
         "t.apply_chat_template([{'role': 'user', 'content': 'x'}]); assert 'jinja2' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+MARKED = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}</>"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}"
+)
+DIALOGUE = [
+    {"role": "user", "content": "the llama"},
+    {"role": "assistant", "content": "learns simple tasks"},
+    {"role": "user", "content": "and"},
+    {"role": "assistant", "content": "widely used"},
+]
+
+
+@pytest.mark.parametrize("tensors", [None, "np"])
+@pytest.mark.parametrize("several", [False, True])
+def test_the_mask_of_the_assistant_equals_that_of_transformers(fast, reference, several, tensors):
+    chat = [DIALOGUE, DIALOGUE[:2]] if several else DIALOGUE
+    options = {"chat_template": MARKED, "return_assistant_tokens_mask": True, "return_dict": True}
+    options |= {"return_tensors": tensors} if tensors and not several else {}
+    result, expected = (tokenizer.apply_chat_template(chat, **options) for tokenizer in (fast, reference))
+    assert (
+        [*map(list, result["assistant_masks"])] == [*map(list, expected["assistant_masks"])]
+        if several or tensors
+        else (result["assistant_masks"] == expected["assistant_masks"])
+    )
+    row, mask = (
+        list(np.ravel(result[name][0] if several else result[name])) for name in ("input_ids", "assistant_masks")
+    )
+    text = fast.decode([index for index, flag in zip(row, mask, strict=True) if flag])
+    assert text == "learns simple tasks</>widely used</>"
+
+
+def test_the_mask_of_the_assistant_has_requirements(fast, sp_model):
+    for tokenizer, options in (
+        (fast, {"return_dict": False}),
+        (fast, {"return_dict": True, "tokenize": False}),
+        (LlamaTokenizer(sp_model), {"return_dict": True}),
+    ):
+        with pytest.raises(ChatTemplateError, match="fast tokenizer"):
+            tokenizer.apply_chat_template(DIALOGUE, MARKED, return_assistant_tokens_mask=True, **options)
+    with pytest.raises(ChatTemplateError, match="sanitize_control_tokens"):
+        fast.apply_chat_template(DIALOGUE, MARKED, sanitize_control_tokens=True)
+
+
+def test_arguments_of_the_call_are_passed_to_the_tokenizer(fast, reference):
+    options = {"chat_template": MARKED, "return_dict": True}
+    expected = reference.apply_chat_template(
+        DIALOGUE, **options, tokenizer_kwargs={"return_special_tokens_mask": True, "return_attention_mask": False}
+    )
+    ours = {"return_special_tokens_mask": True, "return_attention_mask": False}
+    assert fast.apply_chat_template(DIALOGUE, **options, tokenizer_kwargs=ours).data == expected.data
+    assert fast.apply_chat_template(DIALOGUE, **options, **ours).data == expected.data  # as 4.34
+
+
+def test_a_conversation_may_be_an_object(fast):
+    class Conversation:
+        messages = DIALOGUE
+
+    expected = fast.apply_chat_template(conversation=DIALOGUE, chat_template=MARKED)
+    assert fast.apply_chat_template(Conversation(), MARKED) == expected
+    assert fast.apply_chat_template([Conversation(), Conversation()], MARKED) == [expected] * 2
+
+
+def test_functions_are_described_as_in_transformers(fast, reference):
+    def altitude(place: str):
+        """
+        Returns the altitude of a place.
+
+        Args:
+            place: the name of the place
+        """
+
+    options = {"chat_template": "{{ tools | tojson }}", "tools": [altitude], "tokenize": False}
+    assert fast.apply_chat_template(DIALOGUE, **options) == reference.apply_chat_template(DIALOGUE, **options)
+
+
+def test_templates_may_be_a_list(byte_level_json):
+    templates = [{"name": "default", "template": "{{ 1 }}"}, {"name": "tool_use", "template": "{{ 2 }}"}]
+    tokenizer = LlamaTokenizerFast.from_pretrained(byte_level_json, chat_template=templates)
+    assert tokenizer.chat_template == {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
+    tokenizer.chat_template = templates
+    assert tokenizer.get_chat_template() == "{{ 1 }}" and tokenizer.get_chat_template(tools=[]) == "{{ 2 }}"
+
+
+def test_a_message_is_encoded_after_its_conversation(fast):
+    fast.chat_template = MARKED
+    ids = [fast.encode_message_with_chat_template(DIALOGUE[i], DIALOGUE[:i]) for i in range(4)]
+    assert [index for part in ids for index in part] == fast.apply_chat_template(DIALOGUE)
+    with pytest.raises(TokenizerError, match="separately"):
+        fast.encode_message_with_chat_template(DIALOGUE[0], add_generation_prompt=True)
+    fast.chat_template = None

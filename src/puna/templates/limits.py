@@ -1,4 +1,4 @@
-"""Limits on rendering a chat template, and the framing of messages to and from the process that renders."""
+"""Limits on rendering a chat template, and the interface of the process that renders."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ WALL_SECONDS = 7.5
 
 MEMORY = 64 * 10**6
 """Memory for one rendering, in bytes, in addition to the 20 MB of Python and Jinja."""
+
+GENERATION_START, GENERATION_END = "puna_generation_start", "puna_generation_end"
+"""Variables whose values are shown at the start and the end of {% generation %} blocks; by default nothing is."""
 
 SIZE = struct.Struct("<Q")
 """Precedes each request and each answer: the number of bytes that follow."""

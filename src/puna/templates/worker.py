@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from jinja2 import ext, nodes, parser, sandbox
 
-from puna.templates.limits import MEMORY, SECONDS, SIZE, WALL_SECONDS, limit_memory
+from puna.templates.limits import GENERATION_END, GENERATION_START, MEMORY, SECONDS, SIZE, WALL_SECONDS, limit_memory
 
 _MAX_REASON = 1000
 """Maximum length of an error message, in characters: a template chooses its text."""
@@ -76,13 +76,15 @@ def _compile(source: str) -> jinja2.Template:
 
 
 class _Generation(ext.Extension):
-    """`{% generation %}` marks the text of the assistant; rendering shows its body."""
+    """`{% generation %}` marks the text of the assistant; rendering shows its body between two variables."""
 
     tags = {"generation"}  # noqa: RUF012  # the form that Jinja requires
 
     def parse(self, parser: parser.Parser) -> list[nodes.Node]:
         next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        start, end = (nodes.Output([nodes.Name(name, "load")]) for name in (GENERATION_START, GENERATION_END))
+        return [start, *body, end]
 
 
 @functools.lru_cache(maxsize=1)

@@ -11,19 +11,10 @@ from typing import Any
 from puna.errors import TokenizerError, TokenizerFeatureError
 from puna.tokenizer.arguments import as_ids, check_text, split_batch, split_pair
 from puna.tokenizer.calls.batch_encoding import BatchEncoding
-from puna.tokenizer.calls.encoding import Call, Encoding, Input, SlowColumns, Text
+from puna.tokenizer.calls.encoding import DEFAULTS, Call, Encoding, Input, SlowColumns, Text
 from puna.tokenizer.calls.lengths import DEPRECATED, check_side, notice, pad_encodings, resolve
 from puna.tokenizer.special import LOGGER, AnyTokenizer
 from puna.tokenizer.streams import clean_up
-
-DEFAULTS: dict[str, Any] = {
-    "add_special_tokens": True, "padding": False, "truncation": None, "max_length": None, "stride": 0,
-    "is_split_into_words": False, "pad_to_multiple_of": None, "return_tensors": None, "return_token_type_ids": None,
-    "return_attention_mask": None, "return_overflowing_tokens": False, "return_special_tokens_mask": False,
-    "return_offsets_mapping": False, "return_length": False, "verbose": True,
-    "split_special_tokens": None, "padding_side": None,
-}  # fmt: skip
-"""The arguments of a call after its texts, in the order of transformers 4.34, and their defaults."""
 
 _IGNORED = ("sanitize_control_tokens",)
 """Arguments of transformers 5 that change nothing if they are false."""

@@ -24,6 +24,16 @@ Text: TypeAlias = str | Sequence[str] | Sequence[int]
 """One text: a string, words, tokens or token ids."""
 
 
+DEFAULTS: dict[str, Any] = {
+    "add_special_tokens": True, "padding": False, "truncation": None, "max_length": None, "stride": 0,
+    "is_split_into_words": False, "pad_to_multiple_of": None, "return_tensors": None, "return_token_type_ids": None,
+    "return_attention_mask": None, "return_overflowing_tokens": False, "return_special_tokens_mask": False,
+    "return_offsets_mapping": False, "return_length": False, "verbose": True,
+    "split_special_tokens": None, "padding_side": None,
+}  # fmt: skip
+"""The arguments of a call after its texts, in the order of transformers 4.34, and their defaults."""
+
+
 @dataclass(frozen=True)
 class Input:
     """A text or a pair, and how to encode it.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from puna.errors import ChatTemplateError, show
-from puna.templates import render
+from puna.templates import GENERATION_END, GENERATION_START, render
 
 Message = Mapping[str, Any]
 
@@ -14,7 +14,10 @@ _RESERVED = frozenset(
     ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
      "return_assistant_tokens_mask", "tokenizer_kwargs")
 )  # fmt: skip
-"""Template variables that `render_chat` sets, and arguments of transformers that puna does not support."""
+"""Template variables that `render_chat` sets, and arguments of `apply_chat_template`."""
+
+_START, _END = "\ue000GENERATION\ue001", "\ue001GENERATION\ue000"
+"""Mark the text of the assistant while it is rendered."""
 
 _CONTINUE = "\ue000CONTINUE\ue000 "
 """Marks the end of the final message. A template that trims the message removes the trailing space of the mark."""
@@ -59,6 +62,26 @@ def render_chat(
     }
     text = render(template, values)
     return _up_to_mark(text) if continue_final_message else text
+
+
+def render_marked(
+    template: str, messages: Sequence[Message], *, variables: Mapping[str, Any], **options: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """Renders one conversation; also returns the character ranges of the template's {% generation %} blocks.
+
+    Args:
+        variables, options: the arguments of `render_chat`.
+    """
+    marks = {GENERATION_START: _START, GENERATION_END: _END}
+    text, spans = "", []
+    for index, part in enumerate(
+        render_chat(template, messages, variables={**variables, **marks}, **options).split(_START)
+    ):
+        inside, _, after = part.partition(_END) if index else ("", "", part)
+        if index:
+            spans.append((len(text), len(text) + len(inside)))
+        text += inside + after
+    return text, spans
 
 
 def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:

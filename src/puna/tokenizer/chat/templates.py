@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from puna.errors import ChatTemplateError, show
-from puna.tokenizer.chat.render import Message, render_chat
+from puna.tokenizer.calls.encoding import DEFAULTS
+from puna.tokenizer.chat.render import render_chat, render_marked
 from puna.tokenizer.special import AnyTokenizer
 
 DEFAULT_SYSTEM_PROMPT = (
@@ -136,7 +137,7 @@ def get_chat_template(self: AnyTokenizer, chat_template: str | None = None, tool
 
 def apply_chat_template(
     self: AnyTokenizer,
-    conversation: Sequence[Message] | Sequence[Sequence[Message]],
+    conversation: Any,
     chat_template: str | None = None,
     add_generation_prompt: bool = False,
     tokenize: bool = True,
@@ -145,23 +146,32 @@ def apply_chat_template(
     max_length: int | None = None,
     return_tensors: str | None = None,
     return_dict: bool = False,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Any] | None = None,
     documents: Sequence[Mapping[str, Any]] | None = None,
     continue_final_message: bool = False,
+    return_assistant_tokens_mask: bool = False,
+    tokenizer_kwargs: Mapping[str, Any] | None = None,
+    sanitize_control_tokens: bool = False,
     template_variables: Mapping[str, Any] | None = None,
     **more_variables: Any,
 ) -> Any:
     """Renders a conversation, or a list of conversations, and encodes the text without adding BOS or EOS.
 
     Args:
-        conversation: messages with "role" and "content".
+        conversation: messages with "role" and "content", or an object whose `messages` they are.
         chat_template: a template, or the name of one of this tokenizer's templates.
         add_generation_prompt: end with the header of the assistant's answer.
         tokenize: False returns the text.
         return_dict: return a `BatchEncoding` with all columns instead of the ids.
+        tools: JSON descriptions; a Python function is described by transformers' `get_json_schema`.
         continue_final_message: do not close the last message, so that the model continues it.
+        return_assistant_tokens_mask: add the column `assistant_masks`, which is 1 for the tokens of the template's
+            {% generation %} blocks; needs `return_dict=True` and the fast tokenizer.
+        tokenizer_kwargs: more arguments of the call of the tokenizer.
+        sanitize_control_tokens: must be False.
         template_variables, more_variables: more variables for the template, such as enable_thinking=True; as in
-            transformers, a variable that the template does not use has no effect.
+            transformers, a variable that the template does not use has no effect. Names of arguments of a call of the
+            tokenizer, such as return_attention_mask, are passed to the call, as in transformers 4.34.
 
     Returns:
         Ids: a list, or with `return_tensors` a tensor (1, tokens); for several conversations, a list of lists or a
@@ -171,35 +181,73 @@ def apply_chat_template(
         ChatTemplateError: there is no template; the template does not compile, fails to render, or refuses the
             conversation; or a variable has a reserved name.
     """
-    source = self.get_chat_template(chat_template, tools)
-    not_empty = isinstance(conversation, (list, tuple)) and len(conversation) > 0
-    batched = not_empty and isinstance(conversation[0], (list, tuple))
-    conversations: Sequence[Any] = conversation if batched else [conversation]
-    texts = [
-        render_chat(
-            source,
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tools=tools,
-            documents=documents,
-            variables={**self.special_tokens_map, **(template_variables or {}), **more_variables},
+    if sanitize_control_tokens:
+        raise ChatTemplateError("sanitize_control_tokens is not supported; remove special tokens from the messages")
+    masked = return_assistant_tokens_mask
+    if (masked and not (return_dict and tokenize and self.is_fast)) or (masked and continue_final_message):
+        raise ChatTemplateError(
+            "return_assistant_tokens_mask needs tokenize=True, return_dict=True, the fast tokenizer and no "
+            "continue_final_message"
         )
-        for messages in conversations
-    ]
-    text: Any = texts if batched else texts[0]
+    source = self.get_chat_template(chat_template, tools)
+    conversations, batched = _conversations(conversation)
+    call = {name: more_variables.pop(name) for name in [*more_variables] if name in DEFAULTS}
+    options: dict[str, Any] = {
+        "add_generation_prompt": add_generation_prompt,
+        "continue_final_message": continue_final_message,
+        "tools": None if tools is None else [_description(tool) for tool in tools],
+        "documents": documents,
+        "variables": {**self.special_tokens_map, **(template_variables or {}), **more_variables},
+    }
+    texts, spans = [], []
+    for messages in conversations:
+        text, marked = (
+            render_marked(source, messages, **options) if masked else (render_chat(source, messages, **options), [])
+        )
+        texts.append(text)
+        spans.append(marked)
     if not tokenize:
-        return text
-    encoded = self(
-        text,
-        add_special_tokens=False,
-        split_special_tokens=False,
-        padding=padding,
-        truncation=truncation,
-        max_length=max_length,
-        return_tensors=return_tensors,
-    )
+        return texts if batched else texts[0]
+    call |= {"padding": padding, "truncation": truncation, "max_length": max_length} | dict(tokenizer_kwargs or {})
+    fixed = {"add_special_tokens": False, "split_special_tokens": False, "return_tensors": return_tensors}
+    encoded = self(texts if batched else texts[0], **(fixed | call))
+    if masked:
+        masks = [_mask(encoded, index, marked) for index, marked in enumerate(spans)]
+        encoded["assistant_masks"] = masks if batched or return_tensors else masks[0]
+        encoded.convert_to_tensors(return_tensors)
     return encoded if return_dict else encoded["input_ids"]
+
+
+def _conversations(conversation: Any) -> tuple[list[Any], bool]:
+    """Returns lists of messages, and whether there are several conversations."""
+    first = conversation[0] if isinstance(conversation, (list, tuple)) and conversation else None
+    batched = isinstance(first, (list, tuple)) or hasattr(first, "messages")
+    return [getattr(item, "messages", item) for item in (conversation if batched else [conversation])], batched
+
+
+def _description(tool: Any) -> Any:
+    """Returns the JSON description of a tool; transformers describes a Python function by its docstring."""
+    if not callable(tool):
+        return tool
+    try:
+        from transformers.utils.chat_template_utils import get_json_schema
+    except ImportError as exc:
+        raise ChatTemplateError(
+            f"tools: {show(tool)} is a function; pass its JSON description, or install transformers, which describes it"
+        ) from exc
+    return get_json_schema(cast("Callable[..., Any]", tool))
+
+
+def _mask(encoded: Any, index: int, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Returns 1 for the tokens of one row that are in the character ranges `spans`, else 0."""
+    mask = [0] * len(encoded.encodings[index])
+    for start, end in spans:
+        first, last = (encoded.char_to_token(index, char) for char in (start, end - 1))
+        if first is None:
+            break
+        stop = len(mask) if last is None else last + 1
+        mask[first:stop] = [1] * (stop - first)
+    return mask
 
 
 def end_of_turn_ids(tokenizer: AnyTokenizer) -> frozenset[int]:
