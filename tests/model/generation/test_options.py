@@ -160,3 +160,26 @@ def test_stop_strings_end_rows_as_in_transformers(models_pair: tuple[LlamaForCau
         same_outputs(result, expected)
         lengths.add(result.sequences.shape[1])
     assert len(lengths) > 1
+
+
+FILTERS: list[dict[str, Any]] = [
+    {"typical_p": 0.8}, {"top_k": 0, "top_p": 0.8}, {"top_h": 0.8, "repetition_penalty": 1.3}, {"temperature": 0.5},
+    {"min_p": 0.05, "eta_cutoff": 0.01, "renormalize_logits": True, "suppress_tokens": [5, 6]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", FILTERS)
+def test_sampled_drafts_lead_to_the_tokens_of_transformers(options: dict[str, Any]) -> None:
+    main, draft = (
+        pair(config_of(num_key_value_heads=2, initializer_range=0.15, num_hidden_layers=layers), seed=8)
+        for layers in (2, 1)
+    )
+    for seed in range(4):
+        results = []
+        for model, assistant in zip(main, draft, strict=True):
+            torch.manual_seed(seed)
+            common = {"do_sample": True, "max_new_tokens": 12, "pad_token_id": 0, **options}
+            ids = torch.tensor([[1, 5, 6, 7]])
+            mask = torch.ones_like(ids)
+            results.append(model.generate(ids, attention_mask=mask, assistant_model=assistant, **common))
+        assert torch.equal(*results)

@@ -96,14 +96,18 @@ def build_processors(
         *_lengths(settings, context),
         *_tokens(settings, context),
     ]
-    result = merge_lists(built, custom)
-    if is_random(settings):
-        result += _warpers(settings)
+    last = last_processors(settings, context.vocab_size, context.prompt_ids.device)
+    return LogitsProcessorList([*merge_lists(built, custom), *last])
+
+
+def last_processors(settings: GenerationConfig, vocab_size: int, device: Any) -> LogitsProcessorList:
+    """Returns the processors that follow the caller's: for sampling, a watermark, and log-probabilities."""
+    result = LogitsProcessorList(_warpers(settings) if is_random(settings) else ())
     if (watermark := settings.watermarking_config) is not None:
-        result.append(watermark_processor(watermark, context.vocab_size, context.prompt_ids.device))
+        result.append(watermark_processor(watermark, vocab_size, device))
     if settings.renormalize_logits:
         result.append(LogitNormalization())
-    return LogitsProcessorList(result)
+    return result
 
 
 def _guidance(settings: GenerationConfig, context: Context) -> Iterator[Processor]:

@@ -19,6 +19,7 @@ from puna.errors import RequestError
 from puna.model.generation.loop import Decoding, Forward, TorchForward, check_scores
 from puna.model.generation.native.choice import choose_forward
 from puna.model.generation.outputs import GenerateDecoderOnlyOutput
+from puna.model.generation.processors.build import last_processors
 from puna.model.generation.prompt import Prompt
 from puna.model.generation.settings import is_random
 from puna.model.generation.strategies.candidates import (
@@ -249,8 +250,18 @@ def _assistant_source(
         if schedule == "heuristic":
             assistant.generation_config.num_assistant_tokens = draft.tokens
 
-    process = _unchanged if translated else decoding.process
+    process = _unchanged if translated else _draft_process(decoding)
     return AssistantCandidates(forward, mask, draft, process, choose), store_length
+
+
+def _draft_process(decoding: Decoding) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns the function that changes the assistant's logits.
+
+    The last processors are applied twice, as in transformers, so that the same tokens are drawn for a seed. The
+    distribution of the answers does not depend on that of the drafts.
+    """
+    last = last_processors(decoding.settings, decoding.model.config.vocab_size, decoding.prompt.ids.device)
+    return lambda ids, logits: last(ids, decoding.process(ids, logits))
 
 
 def _unchanged(ids: Tensor, logits: Tensor) -> Tensor:
