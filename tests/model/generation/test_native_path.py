@@ -76,6 +76,29 @@ def test_tokens_equal_those_of_pytorch(settings: dict[str, Any]) -> None:
     both_paths(new_model(), IDS, **settings)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5},
+        {"num_beams": 4, "do_sample": True, "temperature": 1.2},
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.7},
+        {"num_beams": 3, "force_words_ids": [[11, 12]]},
+        {"guidance_scale": 1.5},
+        {"no_repeat_ngram_size": 2, "suppress_tokens": [5, 6]},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*")
+def test_strategies_give_the_tokens_of_pytorch(settings: dict[str, Any]) -> None:
+    mask = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [1] * 9, [0] + [1] * 8])
+    both_paths(new_model(), IDS, attention_mask=mask, max_new_tokens=50, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"prompt_lookup_num_tokens": 4}, {"assistant_model": new_model(5)}])
+@pytest.mark.filterwarnings("ignore:.*")
+def test_assisted_generation_gives_the_tokens_of_pytorch(settings: dict[str, Any]) -> None:
+    both_paths(new_model(), IDS[:1].repeat(1, 2), max_new_tokens=40, **settings)
+
+
 def test_tokens_after_embeddings_equal_those_of_pytorch() -> None:
     model = new_model()
     embeds = torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(0))
