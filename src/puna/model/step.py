@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from puna.model.attention import AttentionMask
+from puna.model.pytree import moved
 from puna.model.rope import Rope
 
 
@@ -28,3 +31,8 @@ class Step:
     mask: AttentionMask
     trace: Trace = NO_TRACE
     eager: bool = False  # use the eager implementation of attention, which returns its weights
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Step:
+        """Returns the step on another device; accelerate calls this method if layers are on several devices."""
+        step: Step = moved(self, torch.device(device), non_blocking)
+        return step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import torch
 from torch import Tensor
 
 from puna.errors import MissingExtraError, RequestError
-from puna.model import LlamaForCausalLM
+from puna.model import KVCache, LlamaForCausalLM, LlamaModel
 from puna.model.huggingface import placement
-from tests.helpers.configurations import config_of
+from tests.helpers.configurations import DYNAMIC, config_of, longrope
 
 pytest.importorskip("accelerate")
 
@@ -81,3 +83,25 @@ def test_shared_matrices_must_be_on_one_device(tmp_path: Path) -> None:
     LlamaForCausalLM(config_of(tie_word_embeddings=True)).save_pretrained(tmp_path)
     with pytest.raises(RequestError, match="share a matrix"):
         LlamaForCausalLM.from_pretrained(tmp_path, device_map=MAP, offload_folder=tmp_path / "off")
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Returns the tensors in tuples and dataclasses."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value if isinstance(value, tuple) else vars(value).values() if is_dataclass(value) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+@pytest.mark.parametrize("rope", [None, DYNAMIC, longrope(12)])
+def test_accelerate_moves_the_inputs_that_layers_share(rope: Any) -> None:
+    model = LlamaModel(config_of(rope_scaling=rope))
+    mask = torch.ones_like(IDS)
+    mask[0, :2] = 0
+    step = model.step(model.embed(IDS), KVCache(), mask)
+    assert len(tensors_of(step)) >= 4
+    moved = importlib.import_module("accelerate.utils").send_to_device(step, "meta")
+    assert type(moved) is type(step) and type(moved.rope) is type(step.rope)
+    assert len(tensors_of(moved)) == len(tensors_of(step))
+    assert all(tensor.is_meta for tensor in tensors_of(moved))
+    assert not any(tensor.is_meta for tensor in tensors_of(step))
