@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from puna import LlamaForCausalLM
 from puna.errors import PunaError
+from puna.model.generation.loop import Decoding
 from puna.model.generation.strategies.assisted import early_exit_model, speculative_sampling
 from puna.model.generation.strategies.candidates import PromptLookup
 from puna.model.generation.strategies.dola import early_layers
@@ -141,6 +143,77 @@ def test_prompts_of_a_batch_equal_single_prompts(model: LlamaForCausalLM, name: 
     for row, result in zip(ids, batch, strict=True):
         single = model.generate(row[None], **options)[0]
         assert torch.equal(result[: len(single)], single)
+
+
+class FirstOfPair(transformers.StoppingCriteria):
+    """A criterion of transformers that ends some rows before others."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        return (input_ids[:, -1] > 50) & (input_ids[:, -2] < 45)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "criterion": {"stopping_criteria": transformers.StoppingCriteriaList([FirstOfPair()]), "num_return_sequences": 3},
+    "allowed_tokens": {"prefix_allowed_tokens_fn": lambda row, ids: list(range(10 + 20 * row, 40 + 20 * row))},
+    "bad_words": {"bad_words_ids": [[5, 6], [7]]},
+    "forced_end": {"forced_eos_token_id": 2},
+    "decay": {"exponential_decay_length_penalty": (2, 1.5)},
+    "guidance": {"guidance_scale": 1.5},
+    "bias": {"sequence_bias": [[[5], 3.0]]},
+    "sampling": {"do_sample": True, "min_p": 0.05, "typical_p": 0.9, "renormalize_logits": True},
+    "without_cache": {"use_cache": False},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_beam_search_equal_those_of_transformers(models: Pair, name: str) -> None:
+    ids, mask, _ = ragged(models[0].config, (6, 4), "left")
+    results = []
+    for model in models:
+        torch.manual_seed(1)
+        options = {"num_beams": 3, "eos_token_id": [2, 4, 5], "pad_token_id": 3, "max_new_tokens": 10, **OPTIONS[name]}
+        results.append(model.generate(ids, attention_mask=mask, **options).tolist())
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True}])
+def test_beams_continue_embeddings_as_transformers_does(models: Pair, sampling: dict[str, Any]) -> None:
+    ids, mask, _ = ragged(models[0].config, (6, 4), "left")
+    embeds = models[0].model.embed_tokens(ids)
+    results = []
+    for model in models:
+        torch.manual_seed(1)
+        options = {"num_beams": 3, "eos_token_id": [2, 4, 5], "pad_token_id": 3, "max_new_tokens": 10, **sampling}
+        results.append(model.generate(inputs_embeds=embeds, attention_mask=mask, **options).tolist())
+    assert results[0] == results[1]
+
+
+def test_texts_that_a_criterion_ends_are_padded_without_end_tokens(model: LlamaForCausalLM) -> None:
+    ids, mask, _ = ragged(model.config, (6, 4), "left")
+    options = {**NEW, "num_beams": 2, "pad_token_id": 5, "stopping_criteria": [FirstOfPair()], "max_new_tokens": 15}
+    result = model.generate(ids, attention_mask=mask, **options)
+    assert result[1, 10:].tolist() == [5] * 9  # transformers 5 has -1 here, which no tokenizer can decode
+
+
+@pytest.mark.parametrize("options", [*WITHOUT_BEAMS.values(), *WITH_BEAMS.values()], ids=[*WITHOUT_BEAMS, *WITH_BEAMS])
+def test_a_finished_process_makes_the_forward_passes_of_the_others(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    if options.get("low_memory"):
+        pytest.skip("the number of passes depends on the candidates")
+    expected = model.generate(PROMPT, **NEW, **options)
+    rounds: list[bool] = []
+    passes: list[int] = []
+
+    def all_finished(decoding: Decoding, finished: bool) -> bool:
+        assert decoding.synced
+        rounds.append(finished)
+        return finished and len(rounds) > 14  # another process makes 14 passes
+
+    monkeypatch.setattr(Decoding, "all_finished", all_finished)
+    monkeypatch.setattr(model, "forward", _counted(model.forward, passes))
+    assert torch.equal(model.generate(PROMPT, **NEW, **options, synced_gpus=True), expected)
+    assert len(passes) == 14 and rounds[-1]
 
 
 def test_processors_with_a_value_per_row_work_in_groups(model: LlamaForCausalLM) -> None:

@@ -281,6 +281,7 @@ def early_exit_model(model: Any, layers: int) -> Any:
     config = copy.copy(model.config)
     config.num_hidden_layers = layers
     for module in (early, decoder):
+        module.__dict__.pop("forward", None)  # a replaced method, such as one with hooks, calls the complete model
         module._modules = dict(module._modules)
         module.config = config
     decoder._modules["layers"] = nn.ModuleList(decoder.layers[:layers])
