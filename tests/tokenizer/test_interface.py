@@ -131,6 +131,9 @@ def test_private_names_that_collators_read(tokenizer):
         tokenizer.max_len_single_sentence = 5
     assert type(tokenizer).model_input_names == ["input_ids", "attention_mask"]
     assert type(tokenizer).padding_side == tokenizer.padding_side and type(tokenizer).truncation_side == "right"
+    assert type(tokenizer).max_model_input_sizes == (
+        {} if tokenizer.is_fast else {"hf-internal-testing/llama-tokenizer": 2048}
+    )
     assert set(type(tokenizer).pretrained_vocab_files_map) == {"vocab_file", "tokenizer_file"}
 
 

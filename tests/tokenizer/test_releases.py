@@ -168,6 +168,13 @@ def test_other_releases_load_saved_files(oracle, saved_folders, release):
         assert expected["special"]["pad_token"] == "<pad>"
 
 
+def test_auto_tokenizer_of_4_34_1_loads_folders_without_tokenizer_json(oracle, sp_model, tmp_path):
+    tokenizer = LlamaTokenizerFast(sp_model)
+    tokenizer.save_pretrained(tmp_path, legacy_format=True)
+    (expected,) = oracle("4.34.1", [{"folder": str(tmp_path), "cls": "AutoTokenizer", "texts": TEXTS}])
+    assert expected["ids"] == [tokenizer(text)["input_ids"] for text in TEXTS]
+
+
 def texts_for(name: str) -> list[str]:
     """Returns TEXTS, for "sp" only those without "<unk>": "sp" always reads it as text, transformers as a token."""
     return [text for text in TEXTS if name != "sp" or "<unk>" not in text]

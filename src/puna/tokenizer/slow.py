@@ -60,6 +60,7 @@ class LlamaTokenizer(TokenizerBase):
 
     is_fast = False
     vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012  # as in transformers
+    max_model_input_sizes = {"hf-internal-testing/llama-tokenizer": 2048}  # noqa: RUF012  # as in transformers
     _recipe = staticmethod(sentencepiece_recipe)
     _has_model = True
 

@@ -291,6 +291,8 @@ def _config_json(tokenizer: AnyTokenizer, pipeline: dict[str, Any] | None) -> di
     config |= {name: getattr(tokenizer, name) for name in _SAVED_ATTRIBUTES}
     config["added_tokens_decoder"] = {str(index): fields for index, fields in added.items()}
     config |= tokenizer._class_config() | tokenizer.special_tokens_map
+    if pipeline is None and config["tokenizer_class"] == "PreTrainedTokenizerFast":
+        config["tokenizer_class"] = "LlamaTokenizer"  # the other class reads only tokenizer.json
     template = tokenizer.chat_template
     if isinstance(template, Mapping):
         config["chat_template"] = [{"name": name, "template": source} for name, source in template.items()]
