@@ -43,6 +43,7 @@ def test_models_and_tokenizers_are_instances_of_transformers_classes() -> None:
     assert isinstance(model, transformers.PreTrainedModel)
     assert isinstance(model.model, transformers.PreTrainedModel)
     assert issubclass(puna.LlamaForSequenceClassification, transformers.PreTrainedModel)
+    assert isinstance(model(torch.tensor([[3]])), transformers.utils.ModelOutput)
     for tokenizer in (puna.LlamaTokenizer, puna.LlamaTokenizerFast):
         assert issubclass(tokenizer, transformers.PreTrainedTokenizerBase)
     assert type(model) is LlamaForCausalLM is model.__class__

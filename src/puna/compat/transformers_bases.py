@@ -44,7 +44,7 @@ def _append_base(kind: type, module: ModuleType, name: str) -> None:
     if not isinstance(base, type) or issubclass(kind, base):
         return
     before = {name: inspect.getattr_static(kind, name) for name in dir(kind) if name not in _OF_EACH_CLASS}
-    kind.__bases__ = (*kind.__bases__, base)
+    kind.__bases__ = (*(each for each in kind.__bases__ if not issubclass(base, each)), base)
     for name, value in before.items():
         if inspect.getattr_static(kind, name) is not value:
             setattr(kind, name, value)

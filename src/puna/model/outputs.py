@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from puna.compat.transformers_bases import inherit_when_imported
 from puna.errors import RequestError
 from puna.model.cache import KVCache
 from puna.model.pytree import register_node
@@ -29,10 +30,12 @@ class ModelOutput(OrderedDict[str, Any]):
 
     Every output is registered as a node of PyTorch's pytrees (`torch.utils._pytree`), so that code that looks for
     tensors in a module's output, such as the hooks of `fully_shard`, finds them. `KVCache` is registered, too.
+
+    The methods name `OrderedDict` and not `super()`, because transformers' class may be the next one.
     """
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        super().__init_subclass__(**arguments)
+        OrderedDict.__init_subclass__(**arguments)
         _register(cls)
 
     def __post_init__(self) -> None:
@@ -54,20 +57,20 @@ class ModelOutput(OrderedDict[str, Any]):
             return self.to_tuple()[key]
         if key not in self:
             raise KeyError(f"{type(self).__name__} has no field {key!r}; it has {', '.join(self)}")
-        return super().__getitem__(key)
+        return OrderedDict.__getitem__(self, key)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        super().__setattr__(key, value)
+        object.__setattr__(self, key, value)
         if value is not None:
-            super().__setitem__(key, value)
+            OrderedDict.__setitem__(self, key, value)
         elif key in self:
-            super().__delitem__(key)
+            OrderedDict.__delitem__(self, key)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._fields() or name in self:
             self[name] = value
         else:
-            super().__setattr__(name, value)
+            object.__setattr__(self, name, value)
 
     def __delitem__(self, key: str) -> NoReturn:
         raise RequestError(f"{type(self).__name__} does not allow deletion; set {key!r} to None instead")
@@ -98,6 +101,7 @@ def _register(kind: type[ModelOutput]) -> None:
 
 
 _register(ModelOutput)
+inherit_when_imported(ModelOutput, "transformers.utils.generic", "ModelOutput")
 
 
 def _pairs(value: Any) -> Iterable[tuple[str, Any]] | None:
