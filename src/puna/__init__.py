@@ -117,6 +117,7 @@ if TYPE_CHECKING:
     from puna.model.huggingface.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
     from puna.model.huggingface.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
     from puna.model.huggingface.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
+    from puna.model.huggingface.pipelines import pipeline as pipeline
     from puna.model.outputs import BaseModelOutputWithPast as BaseModelOutputWithPast
     from puna.model.outputs import CausalLMOutputWithPast as CausalLMOutputWithPast
     from puna.model.outputs import ModelOutput as ModelOutput

@@ -50,6 +50,7 @@ _NAMES = {
     "puna.model.generation.streamers": "AsyncTextIteratorStreamer BaseStreamer TextIteratorStreamer TextStreamer",
     "puna.model.huggingface.auto": "AutoModel AutoModelForCausalLM AutoModelForQuestionAnswering "
     "AutoModelForSequenceClassification AutoModelForTokenClassification",
+    "puna.model.huggingface.pipelines": "pipeline",
     "puna.model.outputs": "BaseModelOutputWithPast CausalLMOutputWithPast ModelOutput QuestionAnsweringModelOutput "
     "SequenceClassifierOutputWithPast TokenClassifierOutput",
     "puna.tokenizer": "AddedToken AutoTokenizer BatchEncoding CodeLlamaTokenizer CodeLlamaTokenizerFast LlamaTokenizer "

@@ -52,6 +52,7 @@ TORCH_PACKAGES = {"model", "adapters", "training"}
 OTHER_LIBRARIES = {"transformers", "safetensors", "gguf", "peft", "accelerate"}
 OPTIONAL = {
     "model/huggingface/embeddings.py": {"accelerate"},
+    "model/huggingface/pipelines.py": {"transformers"},
     "model/huggingface/placement.py": {"accelerate"},
     "model/huggingface/saving.py": {"accelerate"},
     "tokenizer/chat/templates.py": {"transformers"},

@@ -78,6 +78,11 @@ class _AutoModel:
         )
 
     @classmethod
+    def has_class(cls, model: object) -> bool:
+        """Returns whether `model` is of a class that this class loads."""
+        return isinstance(model, tuple(cls._classes.values()))
+
+    @classmethod
     def register(cls, config_class: type[Any], model_class: type[Any], exist_ok: bool = False) -> None:
         """Makes `from_config`, and `from_pretrained` with `config`, use `model_class` for a class of configurations.
 
