@@ -21,6 +21,7 @@ class LlamaForCausalLM(GenerationMixin, LlamaPreTrainedModel):
     """`LlamaModel` and a linear head over the vocabulary."""
 
     head = "lm"
+    loss_type = "ForCausalLM"
     accepts_loss_kwargs: ClassVar[bool] = True
     _tied_weights_keys: ClassVar[list[str] | None] = ["lm_head.weight"]
 

@@ -22,6 +22,7 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
     """`LlamaModel` with a linear head over the labels, applied to the last token of each text."""
 
     head = "classification"
+    loss_type = "ForSequenceClassification"
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)

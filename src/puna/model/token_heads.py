@@ -28,6 +28,7 @@ class LlamaForTokenClassification(LlamaPreTrainedModel):
     """
 
     head = "token_classification"
+    loss_type = "ForTokenClassification"
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
@@ -92,6 +93,7 @@ class LlamaForQuestionAnswering(LlamaPreTrainedModel):
     """`LlamaModel` with a linear head that scores each token as the first and as the last of the answer."""
 
     head = "question_answering"
+    loss_type = "ForQuestionAnswering"
     base_model_prefix = "transformer"  # the prefix of names in files, as in transformers
 
     def __init__(self, config: LlamaConfig) -> None:

@@ -40,6 +40,7 @@ class Information(LlamaBase):
     supports_context_parallel = False
     tp_size = fsdp_size = tp_plan = ep_plan = pp_plan = fsdp_plan = None
     use_kernels = False
+    loss_type: str | None = None  # transformers' name of the loss, by which the Trainer counts the tokens of a step
     accepts_loss_kwargs: ClassVar[bool] = False  # of the Trainer: whether every loss divides by num_items_in_batch
 
     _auto_class: ClassVar[str | None] = None
