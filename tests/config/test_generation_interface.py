@@ -244,3 +244,19 @@ def test_a_setting_without_effect_is_a_warning(fields, tmp_path):
 
 def test_contrastive_search_uses_top_k_without_sampling():
     GenerationConfig(penalty_alpha=0.6, top_k=4)
+
+
+def test_a_configuration_can_be_uploaded(tmp_path, monkeypatch):
+    uploads = []
+    monkeypatch.setattr(
+        "puna.config.generation.upload_files", lambda *args, **options: uploads.append((*args, options))
+    )
+    config = GenerationConfig(max_length=9)
+    config.save_pretrained(tmp_path / "tiny")
+    assert not uploads
+    config.save_pretrained(tmp_path / "tiny", push_to_hub=True)
+    config.save_pretrained(tmp_path / "tiny", "a.json", push_to_hub=True, repo_id="me/other", token="t")
+    assert uploads == [
+        (tmp_path / "tiny", ["generation_config.json"], "tiny", {}),
+        (tmp_path / "tiny", ["a.json"], "me/other", {"token": "t"}),
+    ]

@@ -414,6 +414,7 @@ def test_synced_processes_make_the_same_number_of_passes(
         unfinished += float(len(passes) <= 8)
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     calls: list[int] = []
     handle = models[0].register_forward_pre_hook(lambda *_: calls.append(1))
@@ -424,3 +425,20 @@ def test_synced_processes_make_the_same_number_of_passes(
     expected = models[0].generate(IDS, max_new_tokens=3, return_dict_in_generate=True, eos_token_id=None)
     assert torch.equal(result.sequences, expected.sequences)
     assert result.past_key_values.length == expected.past_key_values.length
+
+
+def test_models_that_fsdp_has_sharded_are_synced_by_default(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reductions: list[float] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: reductions.append(float(tensor)))
+    model.generate(IDS, max_new_tokens=2)
+    assert not reductions
+    model.model.layers[0].__class__ = type("FSDPLlamaDecoderLayer", (type(model.model.layers[0]),), {})
+    model.generate(IDS, max_new_tokens=2, eos_token_id=None)
+    assert reductions == [1.0, 1.0, 0.0]
+    reductions.clear()
+    model.generate(IDS, max_new_tokens=2, synced_gpus=False)
+    assert not reductions

@@ -19,7 +19,7 @@ from puna.model.cache import KVCache, LegacyCache
 from puna.model.foreign_cache import extend, read_layers
 from puna.model.generation.criteria import Criterion, build_criteria
 from puna.model.generation.lengths import maximum_length
-from puna.model.generation.loop import Decoding, LanguageModel, Streamer
+from puna.model.generation.loop import Decoding, LanguageModel, Streamer, is_sharded
 from puna.model.generation.native.choice import choose_forward
 from puna.model.generation.outputs import GenerateDecoderOnlyOutput, GenerateOutput
 from puna.model.generation.processors.base import Processor
@@ -75,7 +75,8 @@ def generate(
         logits_processor: functions that change the scores, called after those of the settings.
         stopping_criteria: functions that return which rows have ended, called after each token.
         prefix_allowed_tokens_fn: returns the tokens that may follow the ids of a row: (prompt index, ids) -> ids.
-        synced_gpus: continue until all processes of `torch.distributed` have finished, for sharded models.
+        synced_gpus: continue until all processes of `torch.distributed` have finished; by default for models that
+            FSDP has sharded, whose forward passes need all processes.
         assistant_model: a smaller model with the same vocabulary, which drafts tokens.
         streamer: receives the prompt and each token; one prompt without beams.
         negative_prompt_ids, negative_prompt_attention_mask: for `guidance_scale`.
@@ -136,7 +137,7 @@ def generate(
         streamer,
         random,
         runner,
-        synced=bool(synced_gpus),
+        synced=is_sharded(self) if synced_gpus is None else synced_gpus,
         assistant=assistant_model,
         tokenizers=(arguments.get("tokenizer"), arguments.get("assistant_tokenizer")),
     )

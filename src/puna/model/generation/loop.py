@@ -261,6 +261,13 @@ class Decoding:
         return GenerateDecoderOnlyOutput(ids, **self.optional_outputs(cache))
 
 
+def is_sharded(model: Any) -> bool:
+    """Returns whether FSDP has distributed the weights over several processes."""
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() < 2:
+        return False
+    return any(type(module).__name__.startswith(("FSDP", "FullyShardedDataParallel")) for module in model.modules())
+
+
 def step(decoding: Decoding, ids: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any, CausalLMOutputWithPast]:
     """Makes one forward pass.
 
