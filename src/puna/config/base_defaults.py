@@ -37,3 +37,17 @@ DEFAULTS: dict[str, Any] = {
     "bos_token_id": None, "pad_token_id": None, "eos_token_id": None,
 }  # fmt: skip
 """All attributes that a `PretrainedConfig` has and that are plain values."""
+
+LLAMA_TENSOR_PLAN: dict[str, str] = {
+    **{f"layers.*.{name}": "colwise" for name in (
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")},
+    **{f"layers.*.{name}": "rowwise" for name in ("self_attn.o_proj", "mlp.down_proj")},
+}  # fmt: skip
+"""How other libraries split the matrices of a LLaMA model among devices; puna does not use it."""
+
+LLAMA_PIPELINE_PLAN: dict[str, tuple[list[str], list[str]]] = {
+    "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+    "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+    "norm": (["hidden_states"], ["hidden_states"]),
+}
+"""Inputs and outputs of the modules, for libraries that divide a model into stages; puna does not use it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from puna.config.architecture import check_architecture
+from puna.config.base_defaults import LLAMA_PIPELINE_PLAN, LLAMA_TENSOR_PLAN
 from puna.config.checks import absent_if_minus_one, check_between, check_flag, check_whole, minus_one_notes
 from puna.config.pretrained import PretrainedConfig
 from puna.config.rope import (
@@ -71,6 +72,8 @@ class LlamaConfig(PretrainedConfig):
 
     model_type = "llama"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    base_model_tp_plan = LLAMA_TENSOR_PLAN
+    base_model_pp_plan = LLAMA_PIPELINE_PLAN
     _unsaved = PretrainedConfig._unsaved | {"_head_dim", "_rope_scaling"}
 
     def __init__(
