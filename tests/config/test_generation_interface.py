@@ -176,7 +176,8 @@ def test_the_mode_is_that_of_transformers(fields, mode):
     assert GenerationConfig(**fields).get_generation_mode() == mode
     assert transformers.GenerationConfig(**fields).get_generation_mode() == mode
     if mode in ("greedy_search", "sample"):
-        assert GenerationConfig(**fields).get_generation_mode(object()) is GenerationMode.ASSISTED_GENERATION
+        assisted = GenerationConfig(**fields).get_generation_mode(assistant_model=object())
+        assert assisted is GenerationMode.ASSISTED_GENERATION
 
 
 CONTRADICTIONS = [

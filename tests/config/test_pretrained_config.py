@@ -131,7 +131,10 @@ def test_types_are_those_of_torch():
     config.torch_dtype = torch.bfloat16
     assert json.loads(config.to_json_string())["dtype"] == "bfloat16"
     nested = {"torch_dtype": torch.float32, "inner": {"dtype": torch.float16, "other": 1}, "dtype": None}
+    again = copy.deepcopy(nested)
     config.dict_torch_dtype_to_str(nested)
+    config.dict_dtype_to_str(again)
+    assert again == nested
     assert nested == {"torch_dtype": "float32", "inner": {"dtype": "float16", "other": 1}, "dtype": None}
 
 
@@ -329,11 +332,13 @@ def test_the_file_is_uploaded_with_the_arguments_of_the_hub(tmp_path, monkeypatc
     assert config.push_to_hub("a/b", private=True, use_temp_dir=True, commit_message=None) == "commit"
     config.save_pretrained(tmp_path / "mine", push_to_hub=True, token="t", revision="dev")
     config.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="c/d", commit_message="new")
+    config.push_to_hub("e/f", commit_description="more", create_pr=True)
     text = [config.to_json_string()]
     assert calls == [
         ("a/b", text, {"private": True, "token": None, "revision": None}),
         ("mine", text, {"token": "t", "revision": "dev"}),
         ("c/d", text, {"commit_message": "new", "token": None, "revision": None}),
+        ("e/f", text, {"commit_description": "more", "create_pr": True, "token": None, "revision": None}),
     ]
     with pytest.raises(RequestError, match="colour: push_to_hub has no such arguments"):
         config.push_to_hub("a/b", colour=1)

@@ -22,7 +22,7 @@ def pair(sp_model, byte_level_json, tmp_path, request):
 @pytest.mark.parametrize("pair", ["sp", "byte-level"], indirect=True)
 def test_trained_tokenizers_equal_those_of_transformers(pair):
     ours, reference = pair
-    options = {"new_special_tokens": ["<new>"], "show_progress": False}
+    options = {"new_special_tokens": ["<new>"], "show_progress": False, "length": 2 * len(CORPUS)}
     trained = ours.train_new_from_iterator(CORPUS * 2, 350, **options)
     expected = reference.train_new_from_iterator(CORPUS * 2, 350, **options)
     assert type(trained) is type(ours) and len(trained) == 350

@@ -177,6 +177,13 @@ def test_saving_can_also_push(hub: type[Hub], tmp_path: Path) -> None:
     assert calls["card"] is None
 
 
+def test_the_files_that_are_pushed_have_the_requested_format_and_size(hub: type[Hub]) -> None:
+    new_model().push_to_hub("tiny", max_shard_size="20KB", safe_serialization=False, commit_description="more")
+    _, names, options = dict(hub.calls)["commit"]
+    assert "pytorch_model.bin.index.json" in names and options["commit_description"] == "more"
+    assert sum(name.startswith("pytorch_model-") for name in names) > 1
+
+
 def test_errors_of_the_hub_have_a_remedy(hub: type[Hub]) -> None:
     hub.error = OSError("no route")
     with pytest.raises(StorageError, match=r"uploading to 'tiny' failed.*no route"):
