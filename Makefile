@@ -11,6 +11,7 @@
 #   make bench     measure the speed relative to transformers
 #   make peers     install other engines and compare puna with one of them (about 15 minutes)
 #   make limits    compare puna with the machine's limits, and shared prefixes, streams and adapters with single requests
+#   make compatibility  write docs/compatibility.md from the tests
 #   make clean     remove everything that the other targets created
 
 PYTHON ?= python3
@@ -38,7 +39,7 @@ REPORT = (while sleep 15 > /dev/null 2>&1; do \
 RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
 PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
 
-.PHONY: fuzz demo soak test test-fast test-core test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
+.PHONY: compatibility fuzz demo soak test test-fast test-core test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
 	bench peers limits clean tools packages oracles native install
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two runs of pip must not write to one environment
@@ -69,6 +70,9 @@ test-fast: $(READY)
 test-core: $(READY)
 	PYTHONPATH=$(abspath tests/without_torch) $(PYTEST) $(PARALLEL) -m "not slow and not timing and not oracle" \
 		$(if $(PASSED),--record-passed=$(PASSED)) $(TESTS)
+
+compatibility: $(READY)
+	$(BIN)/python -m tests.compatibility.page
 
 # Each file must load, or raise an error of puna, within 2 GB and 10 seconds.
 fuzz: $(READY)

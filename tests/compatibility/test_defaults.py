@@ -1,0 +1,78 @@
+"""Attributes have the values of transformers, and the documented default of every argument changes nothing."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.compatibility.calls import call, has_call
+from tests.compatibility.objects import new_object, recorded
+from tests.compatibility.reasons import reason
+from tests.compatibility.record import describe
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def attributes() -> Iterator[tuple[str, str, list[Any]]]:
+    """Returns (class, name, values in each release) for attributes that puna has and that need no reason."""
+    for cls, names in recorded().items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            instance = new_object(cls)
+        for name, releases in names.items():
+            values = [entry["default"] for entry in releases.values() if "default" in entry]
+            if values and hasattr(instance, name) and reason(cls, name) is None:
+                yield cls, name, values
+
+
+def arguments() -> Iterator[tuple[str, str, str, Any]]:
+    """Returns (class, method, argument, default) for the optional arguments that need no reason."""
+    for cls, names in recorded().items():
+        for method, releases in names.items():
+            seen = set()
+            for release in releases.values():
+                for argument, default in release.get("arguments", {}).items():
+                    key = (argument, json.dumps(default))
+                    plain = not (isinstance(default, str) and default.startswith("<"))
+                    usable = plain and has_call(cls, method, argument) and reason(cls, f"{method}({argument})") is None
+                    if usable and reason(cls, method) is None and key not in seen:
+                        seen.add(key)
+                        yield cls, method, argument, default
+
+
+@pytest.mark.parametrize(("cls", "name", "values"), list(attributes()))
+def test_attributes_have_the_value_of_a_release(cls, name, values):
+    value = describe(getattr(new_object(cls), name))
+    assert any(value == other and type(value) is type(other) for other in values) or _same_kind(value, values)
+
+
+@pytest.mark.parametrize(("cls", "method", "argument", "default"), list(arguments()))
+def test_the_default_of_an_argument_changes_nothing(cls, method, argument, default, tmp_path):
+    with torch.random.fork_rng():
+        expected = _plain(call(cls, method, tmp_path))
+    assert _plain(call(cls, method, tmp_path, **{argument: default})) == expected
+
+
+def _same_kind(value: Any, others: list[Any]) -> bool:
+    """Whether both are objects that JSON cannot hold; their contents are tested elsewhere."""
+    return isinstance(value, str) and value.startswith("<") and any(str(other).startswith("<") for other in others)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a result in a form that can be compared: only the shape of random weights is."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, torch.nn.Module):
+        return {name: tuple(tensor.shape) for name, tensor in value.state_dict().items()}
+    if isinstance(value, dict) or hasattr(value, "keys"):
+        return {key: _plain(item) for key, item in dict(value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool | int | float | str | type(None)) or hasattr(value, "to_diff_dict"):
+        return value
+    return type(value)
