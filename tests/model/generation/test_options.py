@@ -174,12 +174,16 @@ def test_sampled_drafts_lead_to_the_tokens_of_transformers(options: dict[str, An
         pair(config_of(num_key_value_heads=2, initializer_range=0.15, num_hidden_layers=layers), seed=8)
         for layers in (2, 1)
     )
-    for seed in (0, 1, 3):
-        results = []
+    compared = 0
+    for seed in range(5):
+        results: list[Tensor] = []
         for model, assistant in zip(main, draft, strict=True):
             torch.manual_seed(seed)
-            common = {"do_sample": True, "max_new_tokens": 12, "pad_token_id": 0, **options}
+            common = {"do_sample": True, "max_new_tokens": 12, "pad_token_id": 66, **options}
             ids = torch.tensor([[1, 5, 6, 7]])
             mask = torch.ones_like(ids)
             results.append(model.generate(ids, attention_mask=mask, assistant_model=assistant, **common))
-        assert torch.equal(*results)
+        if 66 not in results[1]:  # the assistant of transformers reads a generated pad token as padding
+            assert torch.equal(*results)
+            compared += 1
+    assert compared >= 3
