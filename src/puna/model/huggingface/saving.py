@@ -9,17 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from puna.config import LlamaConfig
 from puna.errors import ArgumentError, RequestError
 from puna.formats.new_tensor import NewTensor
 from puna.hub.upload import upload_files
+from puna.model.huggingface.adapters import has_adapters, save_active_adapter
 from puna.model.huggingface.arguments import choose_token
 from puna.model.huggingface.information import Information
+from puna.model.huggingface.tensors import tensor_bytes, tensor_description
 from puna.model.quantized import PackedMatrix
 from puna.saving import PYTORCH, SAFETENSORS, WeightFiles, new_tensor, save_checkpoint, split_into_shards
 
@@ -66,7 +66,8 @@ class Saving(Information):
                 in the folder, because every program would prefer them. True is the default of transformers since 4.35.
             variant: written into the names of the weight files: model.VARIANT.safetensors.
             token: overrides HF_TOKEN for `push_to_hub`.
-            save_peft_format: has no effect: adapters are saved by PEFT.
+            save_peft_format: if the model has adapters (`add_adapter`), only the active one is written, with names that
+                PEFT requires; False leaves out their prefix.
             options: `repo_id`, `commit_message`, `private`, `create_pr`, `revision`, ... of `push_to_hub`;
                 `use_auth_token`, the older name of `token`; `save_config`, the older name of `is_main_process`.
 
@@ -88,6 +89,11 @@ class Saving(Information):
         upload = _upload_arguments(options)
         if Path(save_directory).is_file():
             raise RequestError(f"{save_directory} is a file; save_directory must be a folder")
+        if has_adapters(self):
+            if is_main_process:
+                written = save_active_adapter(self, save_directory, save_peft_format, safe_serialization)
+                self._push(push_to_hub, save_directory, written, token, upload)
+            return
         tensors = self._tensors_to_save(state_dict)
         files = (SAFETENSORS if safe_serialization else PYTORCH).with_variant(variant)
         write = None if safe_serialization else partial(_write_torch, tensors, save_function)
@@ -99,13 +105,19 @@ class Saving(Information):
         self.config.architectures = [type(self).__name__.removeprefix("FSDP")]
         fields = {key: value for key, value in self.config.to_dict().items() if key != "attn_implementation"}
         config = LlamaConfig.from_dict(fields)
-        new = [(name, *_description(tensor), partial(_bytes, tensor)) for name, tensor in tensors.items()]
+        new = [(name, *tensor_description(tensor), partial(tensor_bytes, tensor)) for name, tensor in tensors.items()]
         generation = self.generation_config if self.can_generate() else None
         names = save_checkpoint(save_directory, config, new, generation, max_shard_size, files, write)
-        if push_to_hub:
-            upload.setdefault("repo_id", Path(save_directory).resolve().name)
+        self._push(push_to_hub, save_directory, names, token, upload)
+
+    def _push(
+        self, requested: bool, folder: str | Path, files: Sequence[Path], token: Any, upload: dict[str, Any]
+    ) -> None:
+        """Uploads the files of a save if that was requested."""
+        if requested:
+            upload.setdefault("repo_id", Path(folder).resolve().name)
             tags = [*(self.model_tags or []), *upload.pop("tags", ())]
-            upload_files(save_directory, [path.name for path in names], token=token, tags=tags, **upload)
+            upload_files(folder, [path.name for path in files], token=token, tags=tags, **upload)
 
     def push_to_hub(
         self,
@@ -209,15 +221,6 @@ def _share_values(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() or (one.shape == other.shape and torch.equal(one, other))
 
 
-def _description(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
-    return str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-
-
-def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
-    packed: NDArray[np.uint8] = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
-    return packed
-
-
 def _write_torch(tensors: Mapping[str, Tensor], save: SaveFunction, path: Path, shard: Sequence[NewTensor]) -> None:
     """Writes one file with `torch.save` or the user's function."""
     save({item.name: tensors[item.name].detach().contiguous() for item in shard}, path)
@@ -229,7 +232,9 @@ def _write_and_discard(
     max_shard_size: int | str,
     write: Callable[[Path, Sequence[NewTensor]], None],
 ) -> None:
-    new = [new_tensor(name, *_description(tensor), partial(_bytes, tensor)) for name, tensor in tensors.items()]
+    new = [
+        new_tensor(name, *tensor_description(tensor), partial(tensor_bytes, tensor)) for name, tensor in tensors.items()
+    ]
     with tempfile.TemporaryDirectory() as folder:
         for name, shard in split_into_shards(new, max_shard_size, files=files).items():
             write(Path(folder) / name, shard)
