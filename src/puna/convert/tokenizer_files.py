@@ -17,11 +17,12 @@ from puna.files import atomic_write, has_file
 from puna.formats.gguf import open_gguf
 from puna.formats.gguf_writer import Value
 from puna.tokenizer import load_tokenizer
+from puna.tokenizer.arguments import Arguments
 from puna.tokenizer.chat.templates import LLAMA_3, LLAMA_3_TOKENS
 from puna.tokenizer.fast import LlamaTokenizerFast
 from puna.tokenizer.files.byte_level import name_of, write_tiktoken
 from puna.tokenizer.files.gguf import PREFIX
-from puna.tokenizer.files.recipes import find
+from puna.tokenizer.files.recipes import find, sentencepiece_recipe
 from puna.tokenizer.sentencepiece.proto import PieceType, read_pieces, read_spec
 from puna.tokenizer.slow import LlamaTokenizer
 from puna.tokenizer.special import AddedToken
@@ -176,7 +177,7 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
         stored = open_gguf(file).metadata
         keys: dict[str, Any] = {key: stored[key] for key in stored if key.startswith("tokenizer.")}
         return _fill_rows(keys | ({"tokenizer.chat_template": LLAMA_3} if instruct else {}), rows)
-    tokenizer = LlamaTokenizer.from_pretrained(path) if kind == "sentencepiece" else load_tokenizer(path)
+    tokenizer = _slow_tokenizer(path) if kind == "sentencepiece" else load_tokenizer(path)
     if instruct and kind != "sentencepiece":
         tokenizer.chat_template = LLAMA_3
     # Checked first, since the code below allocates lists of this length.
@@ -187,6 +188,13 @@ def gguf_tokenizer(path: Path, rows: int, instruct: bool = False) -> dict[str, V
     else:
         keys = _pipeline_keys(tokenizer.backend_tokenizer, added, tokenizer.unk_token_id)
     return _fill_rows(keys | _setting_keys(tokenizer), rows)
+
+
+def _slow_tokenizer(path: Path) -> LlamaTokenizer:
+    """Loads `LlamaTokenizer` without its notice about the default of `legacy`."""
+    recipe = sentencepiece_recipe(path, Arguments())
+    recipe.arguments.setdefault("legacy", True)
+    return LlamaTokenizer.from_recipe(recipe)
 
 
 def gguf_tokenizer_notes(path: Path) -> list[str]:
