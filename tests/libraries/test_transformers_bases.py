@@ -46,6 +46,8 @@ def test_models_and_tokenizers_are_instances_of_transformers_classes() -> None:
     assert isinstance(model(torch.tensor([[3]])), transformers.utils.ModelOutput)
     for tokenizer in (puna.LlamaTokenizer, puna.LlamaTokenizerFast):
         assert issubclass(tokenizer, transformers.PreTrainedTokenizerBase)
+    assert issubclass(puna.LlamaTokenizerFast, transformers.PreTrainedTokenizerFast)
+    assert issubclass(puna.LlamaTokenizer, transformers.PreTrainedTokenizer)
     assert type(model) is LlamaForCausalLM is model.__class__
     assert pickle.loads(pickle.dumps(model)).state_dict().keys() == model.state_dict().keys()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import tokenizers
 from tokenizers import Tokenizer, models, processors
 
+from puna.compat.transformers_bases import inherit_when_imported
 from puna.errors import TokenizerError, show
 from puna.files.tokenizer_json import library_errors, numbering_notes, read_pipeline
 from puna.tokenizer.arguments import SharedArguments, as_ids, common_arguments
@@ -366,3 +367,10 @@ def _pipeline(vocab_file: str | Path | None, tokenizer_file: str | Path | None) 
     from puna.tokenizer.sentencepiece.engine import read_model
 
     return convert_model(read_model(Path(vocab_file)), str(vocab_file))
+
+
+for _module, _name in (  # of transformers 4 and 5
+    ("transformers.tokenization_utils_fast", "PreTrainedTokenizerFast"),
+    ("transformers.tokenization_utils_tokenizers", "TokenizersBackend"),
+):
+    inherit_when_imported(LlamaTokenizerFast, _module, _name)

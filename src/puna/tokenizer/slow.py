@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from puna.compat.transformers_bases import inherit_when_imported
 from puna.errors import TokenizerError, show
 from puna.tokenizer.arguments import Behaviour, SharedArguments
 from puna.tokenizer.base import TokenizerBase
@@ -382,3 +383,10 @@ def _behaviour(behaviour: Behaviour | None, legacy: bool | None) -> Behaviour:
     if legacy is not None and behaviour != from_legacy:
         raise TokenizerError(f"behaviour={show(behaviour)} and legacy={legacy} contradict each other; drop one")
     return behaviour
+
+
+for _module, _name in (  # of transformers 4 and 5
+    ("transformers.tokenization_utils", "PreTrainedTokenizer"),
+    ("transformers.tokenization_python", "PythonBackend"),
+):
+    inherit_when_imported(LlamaTokenizer, _module, _name)
