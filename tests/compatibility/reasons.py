@@ -65,8 +65,9 @@ REASONS: dict[str, str] = {
         "get_correct_experts_implementation", "get_experts_implementation", "set_experts_implementation")},
     **{f"Llama*.{name}": _CODE for name in (
         "get_init_context", "kernel_config", "set_use_kernels", "mark_tied_weights_as_initialized",
-        "get_expanded_tied_weights_keys", "all_tied_weights_keys", "smart_apply", "loss_function", "loss_type")},
+        "get_expanded_tied_weights_keys", "all_tied_weights_keys", "smart_apply")},
     "Llama*.warnings_issued": _CODE,
+    "LlamaForSequenceClassification.loss_function": "the loss follows from `config.problem_type`",
     "Llama*.from_pretrained(fusion_config)": "the PyTorch model has no fused modules; the native runtime fuses its own",
     "Llama*.from_pretrained(disable_mmap)": "weights are copied from the file once, which mapping would not change",
     "Llama*.save_pretrained(save_original_format)": "tensors always have the names of the file format",

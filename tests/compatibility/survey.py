@@ -83,7 +83,7 @@ def _row(cls: str, name: str, words: tuple[str, ...], releases: dict[str, Any], 
     shown = (_entry(releases.get(RELEASES[0])), _entry(releases.get(RELEASES[1])))
     text = reason(cls, name) or reason(cls, name.partition("(")[0])
     if ours == ABSENT or text is not None:
-        return Row(cls, name, shown, ours, text)
+        return Row(cls, name, shown, ABSENT if ours == "accepted" else ours, text)
     test = find(words, _FOLDERS[cls])
     return Row(cls, name, shown, ours, _shared_test(cls, name, releases, ours) if test is None else str(test))
 
