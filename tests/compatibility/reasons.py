@@ -67,6 +67,7 @@ REASONS: dict[str, str] = {
         "get_init_context", "kernel_config", "set_use_kernels", "mark_tied_weights_as_initialized",
         "get_expanded_tied_weights_keys", "all_tied_weights_keys", "smart_apply")},
     "Llama*.warnings_issued": _CODE,
+    "Llama*Model.loss_function": "a model without a head has no loss",
     "LlamaForSequenceClassification.loss_function": "the loss follows from `config.problem_type`",
     "Llama*.from_pretrained(fusion_config)": "the PyTorch model has no fused modules; the native runtime fuses its own",
     "Llama*.from_pretrained(disable_mmap)": "weights are copied from the file once, which mapping would not change",
