@@ -255,7 +255,7 @@ def test_an_id_of_minus_one_means_no_token(tmp_path: Path, value: int) -> None:
     metadata = dict(open_gguf(path).metadata) | {"tokenizer.ggml.padding_token_id": value}
     config, generation = read_gguf_config(dataclasses.replace(open_gguf(path), metadata=metadata))
     assert config.pad_token_id is None and generation.pad_token_id is None
-    assert config.notes == [f"tokenizer.ggml.padding_token_id {value}: -1 means that there is no such token"]
+    assert list(config.notes) == [f"tokenizer.ggml.padding_token_id {value}: -1 means that there is no such token"]
 
 
 def test_the_error_for_an_adapter_names_its_base_model(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def survey() -> list[Row]:
 def _rows(cls: str, names: dict[str, dict[str, Any]], instance: Any) -> Iterator[Row]:
     for name, releases in names.items():
         called = name in ("__init__", "__call__")
-        value = getattr(type(instance) if called else instance, name, _MISSING)
+        value = _own(type(instance) if called else instance, name)
         if not called:
             yield _row(cls, name, (name,), releases, ABSENT if value is _MISSING else _shown(value))
         if value is _MISSING or not callable(value):
@@ -77,6 +77,20 @@ def _rows(cls: str, names: dict[str, dict[str, Any]], instance: Any) -> Iterator
             required = any(entry["default"] == "<required>" for entry in defaults.values())
             words = (argument,) if called else (name,) if required else (name, argument)
             yield _row(cls, f"{name}({argument})", words, defaults, _argument(value, argument))
+
+
+def _own(value: Any, name: str) -> Any:
+    """Returns an attribute, unless it belongs to a class of transformers.
+
+    Puna's classes derive from those of transformers once a program, such as another test, has imported both.
+    """
+    cls = value if inspect.isclass(value) else type(value)
+    owner = next((base for base in inspect.getmro(cls) if name in vars(base)), None)
+    static = None if owner is None else vars(owner)[name]
+    function = getattr(static, "__func__", getattr(static, "fget", static))
+    if any(str(getattr(each, "__module__", "")).startswith("transformers.") for each in (owner, function)):
+        return _MISSING
+    return getattr(value, name, _MISSING)
 
 
 def _row(cls: str, name: str, words: tuple[str, ...], releases: dict[str, Any], ours: str) -> Row:
