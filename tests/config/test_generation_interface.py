@@ -256,8 +256,28 @@ def test_a_configuration_can_be_uploaded(tmp_path, monkeypatch):
     config.save_pretrained(tmp_path / "tiny")
     assert not uploads
     config.save_pretrained(tmp_path / "tiny", push_to_hub=True)
-    config.save_pretrained(tmp_path / "tiny", "a.json", push_to_hub=True, repo_id="me/other", token="t")
+    with pytest.warns(FutureWarning, match="its new name is token"):
+        config.save_pretrained(
+            tmp_path / "tiny", "a.json", push_to_hub=True, repo_id="other", organization="me", use_auth_token="t"
+        )
+    message = {"commit_message": "Upload config"}
     assert uploads == [
-        (tmp_path / "tiny", ["generation_config.json"], "tiny", {}),
-        (tmp_path / "tiny", ["a.json"], "me/other", {"token": "t"}),
+        (tmp_path / "tiny", ["generation_config.json"], {"repo_id": "tiny"} | message),
+        (tmp_path / "tiny", ["a.json"], {"repo_id": "me/other", "token": "t"} | message),
     ]
+    with pytest.raises(TypeError, match="push_to_hub has no argument colour"):
+        config.save_pretrained(tmp_path / "tiny", push_to_hub=True, colour=1)
+
+
+def test_the_older_name_of_the_token_reaches_the_hub(tmp_path, monkeypatch):
+    received = []
+
+    def local_path(name, need, subfolder, **arguments):
+        received.append(arguments)
+        return tmp_path
+
+    monkeypatch.setattr("puna.config.generation.local_path", local_path)
+    GenerationConfig(max_length=9).save_pretrained(tmp_path)
+    with pytest.warns(FutureWarning, match="its new name is token"):
+        config = GenerationConfig.from_pretrained("me/private", use_auth_token="t", _from_model_config=True)
+    assert received == [{"token": "t"}] and config.max_length == 9 and not config.extra

@@ -12,7 +12,7 @@ import pytest
 from puna import LlamaConfig
 from puna.config.base_defaults import DEFAULTS
 from puna.config.pretrained import PretrainedConfig
-from puna.errors import ConfigError, ModelNotFoundError, RequestError
+from puna.errors import ArgumentError, ConfigError, ModelNotFoundError, RequestError
 
 SMALL = {"hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 2, "intermediate_size": 96}
 
@@ -165,7 +165,10 @@ def test_arguments_of_reading_have_the_names_and_order_of_transformers(tmp_path)
         LlamaConfig.from_pretrained(tmp_path)
     with pytest.raises(OSError, match="absent has no config"):
         LlamaConfig.from_pretrained(tmp_path, subfolder="absent")
-    with pytest.raises(RequestError, match="use only token"):
+    with (
+        pytest.warns(FutureWarning, match="use_auth_token"),
+        pytest.raises(RequestError, match="set only the argument"),
+    ):
         LlamaConfig.from_pretrained(tmp_path, token="a", use_auth_token="b")
 
 
@@ -335,12 +338,12 @@ def test_the_file_is_uploaded_with_the_arguments_of_the_hub(tmp_path, monkeypatc
     config.push_to_hub("e/f", commit_description="more", create_pr=True)
     text = [config.to_json_string()]
     assert calls == [
-        ("a/b", text, {"private": True, "token": None, "revision": None}),
-        ("mine", text, {"token": "t", "revision": "dev"}),
-        ("c/d", text, {"commit_message": "new", "token": None, "revision": None}),
-        ("e/f", text, {"commit_description": "more", "create_pr": True, "token": None, "revision": None}),
+        ("a/b", text, {"commit_message": "Upload config", "private": True}),
+        ("mine", text, {"commit_message": "Upload config", "token": "t", "revision": "dev"}),
+        ("c/d", text, {"commit_message": "new"}),
+        ("e/f", text, {"commit_message": "Upload config", "commit_description": "more", "create_pr": True}),
     ]
-    with pytest.raises(RequestError, match="colour: push_to_hub has no such arguments"):
+    with pytest.raises(ArgumentError, match="push_to_hub has no argument colour"):
         config.push_to_hub("a/b", colour=1)
 
 

@@ -279,16 +279,19 @@ def test_uploads_use_the_saved_files(tokenizer, tmp_path, monkeypatch, caplog):
     uploads = []
     for module in (config, interface):
         monkeypatch.setattr(
-            module, "upload_files", lambda folder, names, *a, **k: uploads.append((sorted(names), a, k))
+            module, "upload_files", lambda folder, names, repo_id, **k: uploads.append((sorted(names), repo_id, k))
         )
     tokenizer.save_pretrained(tmp_path / "name", push_to_hub=False, token=None)
     assert uploads == []
     tokenizer.chat_template = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}
     tokenizer.save_pretrained(tmp_path / "name", push_to_hub=True, private=True, save_jinja_files=True)
-    tokenizer.push_to_hub("owner/name", commit_message="m", use_temp_dir=True, use_auth_token="t", strange=1)
+    with pytest.warns(FutureWarning, match="its new name is token"):
+        tokenizer.push_to_hub(
+            "name", organization="owner", commit_message="m", use_temp_dir=True, use_auth_token="t", strange=1
+        )
     (names, repository, options), (more, other, message) = uploads
-    assert repository == ("name",) and options == {"commit_message": "Upload tokenizer", "private": True}
+    assert repository == "name" and options == {"commit_message": "Upload tokenizer", "private": True}
     assert {"tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja"} <= set(names)
-    assert other == ("owner/name",) and message == {"commit_message": "m", "token": "t"} and "strange" in caplog.text
+    assert other == "owner/name" and message == {"commit_message": "m", "token": "t"} and "strange" in caplog.text
     assert "tokenizer_config.json" in more
     assert type(tokenizer).from_pretrained(tmp_path / "name").chat_template == tokenizer.chat_template

@@ -17,8 +17,8 @@ from puna.config.llama import LlamaConfig
 from puna.config.watermarks import read_watermarking_config
 from puna.errors import ConfigError
 from puna.files import json_bytes, make_folder, read_json, reading_errors, write_json
-from puna.hub import hub_arguments, local_path, without_hub_arguments
-from puna.hub.upload import upload_files
+from puna.hub import file_arguments, local_path
+from puna.hub.upload import upload_arguments, upload_files
 
 Self = TypeVar("Self", bound="GenerationConfig")
 
@@ -268,8 +268,9 @@ class GenerationConfig:
             fields: override the file's fields; and the arguments of the hub: revision, token, cache_dir,
                 force_download, local_files_only.
         """
-        path = local_path(pretrained_model_name, "config", subfolder, **hub_arguments(fields))
-        overrides = {name: value for name, value in without_hub_arguments(fields).items() if name not in _IGNORED}
+        arguments, _, overrides = file_arguments(fields)
+        overrides.pop("_from_model_config", None)
+        path = local_path(pretrained_model_name, "config", subfolder, **arguments)
         file = path / (config_file_name or _FILE) if path.is_dir() else path
         content = read_json(file, ConfigError)
         try:
@@ -331,6 +332,7 @@ class GenerationConfig:
 
         Raises:
             ConfigError: if the settings are not valid.
+            ArgumentError: if `hub_options` has an unknown name.
 
         Warns:
             UserWarning: if a setting has no effect because of another one, and a setting has changed since the
@@ -341,9 +343,5 @@ class GenerationConfig:
         file = make_folder(save_directory) / (config_file_name or _FILE)
         self.to_json_file(file, keys_to_pop=("compile_config",))
         if push_to_hub:
-            repository = hub_options.pop("repo_id", file.parent.resolve().name)
-            upload_files(file.parent, [file.name], repository, **hub_options)
-
-
-_IGNORED = ("proxies", "resume_download", "_from_auto", "_from_pipeline", "_from_model_config", "use_auth_token")
-"""Arguments of `from_pretrained` in transformers that have no effect here."""
+            options = {"repo_id": file.parent.resolve().name, "commit_message": "Upload config"}
+            upload_files(file.parent, [file.name], **options | upload_arguments(hub_options))

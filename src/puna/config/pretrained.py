@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from puna.config.attributes import ConfigAttributes
 from puna.config.base_defaults import DEFAULTS
-from puna.errors import ConfigError, ModelNotFoundError, RequestError, show
+from puna.errors import ConfigError, ModelNotFoundError, show
 from puna.files import has_file, json_bytes, make_folder, read_json, reading_errors, write_json
 from puna.hub import file_arguments, local_path
-from puna.hub.upload import upload_files
+from puna.hub.upload import upload_arguments, upload_files
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -243,7 +243,7 @@ class PretrainedConfig(ConfigAttributes):
         folder = make_folder(save_directory)
         self.to_json_file(folder / "config.json")
         if push_to_hub:
-            _upload(folder, kwargs.pop("repo_id", folder.resolve().name), kwargs)
+            _upload(folder, {"repo_id": folder.resolve().name, **kwargs})
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Uploads `config.json` to a model of the hub; returns huggingface_hub's CommitInfo.
@@ -251,10 +251,15 @@ class PretrainedConfig(ConfigAttributes):
         Args:
             repo_id: `owner/name`, or a name in the user's namespace.
             kwargs: `private`, `token`, `revision`, `create_pr`, `commit_message` and `commit_description`.
+
+        Raises:
+            ArgumentError: an argument is unknown.
+            RequestError: the hub refused the upload.
+            StorageError: the hub cannot be reached.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.to_json_file(Path(folder) / "config.json")
-            return _upload(Path(folder), repo_id, kwargs)
+            return _upload(Path(folder), {"repo_id": repo_id, **kwargs})
 
 
 def _compared(fields: dict[str, Any]) -> dict[str, Any]:
@@ -276,14 +281,8 @@ def _with_layer_numbers(pruned: Mapping[Any, Any]) -> dict[int, Any]:
         raise ConfigError(f"pruned_heads is {show(pruned)}; its keys must be numbers of layers") from exc
 
 
-def _upload(folder: Path, repo_id: str, arguments: dict[str, Any]) -> Any:
-    known, _, others = file_arguments(arguments)  # `token`, and its older name
-    names = ("commit_message", "commit_description", "private", "create_pr")
-    if unknown := sorted(others.keys() - {*names, "use_temp_dir"}):
-        raise RequestError(f"{', '.join(unknown)}: push_to_hub has no such arguments; it has {', '.join(names)}")
-    options = {name: value for name, value in others.items() if name in names and value is not None}
-    options |= {name: known.get(name) for name in ("token", "revision")}
-    return upload_files(folder, ["config.json"], repo_id, **options)
+def _upload(folder: Path, arguments: Mapping[str, Any]) -> Any:
+    return upload_files(folder, ["config.json"], **{"commit_message": "Upload config"} | upload_arguments(arguments))
 
 
 def _file_name(path: str | Path) -> Path:

@@ -8,17 +8,16 @@ GGUF file). A path that exists on this machine is never a reference, so that loc
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from puna.errors import RequestError
 from puna.hub.cache import CachedModel, cached_models, cached_names, find_cached, remove_cached
 from puna.hub.choice import Need
 from puna.hub.download import Download, fetch, print_download
 from puna.hub.folders import model_folder
 from puna.hub.reference import Reference, cached_model, parse, read_reference
+from puna.hub.token import choose_token
 from puna.hub.transfer import show_progress
 
 if TYPE_CHECKING:
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CachedModel", "Download", "HubArguments", "Need", "Reference", "cached_model", "cached_models", "cached_names",
-    "fetch", "file_arguments", "find_cached", "hub_arguments", "local_path", "model_folder", "parse", "print_download",
-    "read_reference", "remove_cached", "show_progress", "without_hub_arguments",
+    "choose_token", "fetch", "file_arguments", "find_cached", "hub_arguments", "local_path", "model_folder", "parse",
+    "print_download", "read_reference", "remove_cached", "show_progress", "without_hub_arguments",
 ]  # fmt: skip
 
 
@@ -94,12 +93,8 @@ def file_arguments(arguments: Mapping[str, Any]) -> tuple[HubArguments, str, dic
         RequestError: both `token` and its older name, `use_auth_token`, are given.
     """
     others = dict(arguments)
-    if others.get("use_auth_token") is not None:
-        if others.get("token") is not None:
-            raise RequestError("token and use_auth_token are both given; use only token")
-        warnings.warn("use_auth_token is deprecated; use token instead", FutureWarning, stacklevel=4)
-        others["token"] = others["use_auth_token"]
-    others.pop("use_auth_token", None)
+    if (token := choose_token(others.get("token"), others.pop("use_auth_token", None))) is not None:
+        others["token"] = token
     subfolder = others.pop("subfolder", "") or ""
     hub = hub_arguments(others)
     return hub, subfolder, {k: v for k, v in without_hub_arguments(others).items() if k not in _WITHOUT_EFFECT}

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from puna.errors import PunaError, RequestError, StorageError, first_line, show
+from puna.errors import ArgumentError, PunaError, RequestError, StorageError, first_line, show
+from puna.hub.token import choose_token
+
+_ARGUMENTS = (
+    "repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags"
+)  # fmt: skip
+_REMOVED = {"repo_url", "repo_path_or_name"}
+_OLDER_NAMES = {"use_auth_token", "organization", *_REMOVED}
+_NO_EFFECT = {
+    "use_temp_dir", "working_dir", "max_shard_size", "safe_serialization", "save_original_format", "save_jinja_files"
+}  # fmt: skip
+"""Other arguments of `save_pretrained` and `push_to_hub` in transformers, which do not concern the upload."""
 
 _CARD = """---
 library_name: transformers
@@ -77,6 +88,34 @@ def upload_files(
         ) from exc
     except (OSError, getattr(errors, "HTTPError", OSError)) as exc:
         raise StorageError(f"uploading to {show(repo_id)} failed ({first_line(exc)}); check the network") from exc
+
+
+def unknown_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Returns the names that are not arguments of a `save_pretrained` or `push_to_hub` of transformers."""
+    return sorted(options.keys() - {*_ARGUMENTS, *_OLDER_NAMES, *_NO_EFFECT})
+
+
+def upload_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `upload_files` among those of a `push_to_hub` of transformers 4.34 to 5.x.
+
+    Args:
+        options: None means the default. `use_auth_token` is the older name of `token`; `organization` is the owner of
+            `repo_id`. Arguments for weights are accepted, because one call may save several parts of a model.
+
+    Raises:
+        ArgumentError: there is no such argument.
+        RequestError: an argument has been replaced by `repo_id`, or the token is given twice.
+    """
+    if others := unknown_arguments(options):
+        raise ArgumentError(f"push_to_hub has no argument {', '.join(others)}; it has {', '.join(_ARGUMENTS)}")
+    if old := sorted(options.keys() & _REMOVED):
+        raise RequestError(f"{old[0]} is no longer supported by the hub; pass repo_id, owner/name")
+    values = {name: options.get(name) for name in _ARGUMENTS}
+    values["token"] = choose_token(values["token"], options.get("use_auth_token"))
+    owner, repository = options.get("organization"), values["repo_id"]
+    if owner is not None and repository is not None:
+        values["repo_id"] = f"{owner}/{repository}"
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _card(repository: str, tags: Sequence[str], token: str | bool | None) -> str:

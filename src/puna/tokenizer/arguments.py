@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from puna.errors import TokenizerError, show
-from puna.hub import HubArguments, hub_arguments, local_path
+from puna.hub import HubArguments, choose_token, hub_arguments, local_path
 from puna.tokenizer.special import AddedToken, TokenLike
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def split_hub_arguments(path: str | Path, arguments: Mapping[str, Any]) -> tuple
     Returns:
         The path; the arguments that tokenizers have; the others, which transformers keeps in `init_kwargs`.
     """
-    hub_options = hub_arguments({"token": arguments.get("use_auth_token"), **arguments})
+    token = choose_token(arguments.get("token"), arguments.get("use_auth_token"))
+    hub_options = hub_arguments({**arguments, "token": token})
     folder = local_path(path, "tokenizer", arguments.get("subfolder") or "", **hub_options)
     if arguments.get("gguf_file"):
         folder = folder / arguments["gguf_file"]

@@ -63,17 +63,3 @@ def remaining_arguments(path: object, arguments: Mapping[str, Any]) -> dict[str,
         warnings.warn("trust_remote_code has no effect: puna downloads no code", stacklevel=3)
     ignored = _NO_EFFECT | _REFUSED.keys() | {"proxies"}
     return {name: value for name, value in arguments.items() if name not in ignored}
-
-
-def choose_token(token: str | bool | None, use_auth_token: str | bool | None) -> str | bool | None:
-    """Returns the hub's token; `use_auth_token` is the older name of `token`.
-
-    Raises:
-        RequestError: both are given.
-    """
-    if use_auth_token is None:
-        return token
-    warnings.warn("use_auth_token is deprecated; its new name is token", FutureWarning, stacklevel=3)
-    if token is not None:
-        raise RequestError("`token` and `use_auth_token` are both specified. Please set only the argument `token`")
-    return use_auth_token

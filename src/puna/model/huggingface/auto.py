@@ -8,8 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-import torch
-
 from puna.config import LlamaConfig
 from puna.errors import ConfigError, show
 from puna.model.causal_lm import LlamaForCausalLM
@@ -58,13 +56,7 @@ class _AutoModel:
         """
         for name in ("trust_remote_code", "code_revision"):
             keywords.pop(name, None)
-        dtypes = [keywords.pop(name, None) for name in ("dtype", "torch_dtype")]
-        dtype = dtypes[0] if dtypes[0] is not None else dtypes[1]
-        implementation = keywords.pop("attn_implementation", None)
-        if implementation is not None:
-            config = type(config).from_dict(config.to_dict(), attn_implementation=implementation)
-        model = cls._model_class(type(config))(config, **keywords)
-        return model if dtype is None else model.to(_dtype(config.dtype if dtype == "auto" else dtype))
+        return cls._model_class(type(config))._from_config(config, **keywords)
 
     @classmethod
     def _model_class(cls, config_class: type[Any]) -> type[Any]:
@@ -95,13 +87,6 @@ class _AutoModel:
                 "already; pass exist_ok=True to replace it"
             )
         cls._classes[config_class] = model_class
-
-
-def _dtype(dtype: Any) -> torch.dtype:
-    value = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(value, torch.dtype) or not value.is_floating_point:
-        raise ConfigError(f"dtype is {show(dtype)}; it must be a float type of PyTorch, such as 'bfloat16', or 'auto'")
-    return value
 
 
 class AutoModel(_AutoModel):

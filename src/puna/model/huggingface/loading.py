@@ -17,9 +17,9 @@ from puna.checkpoint.validation import full_names
 from puna.config import GenerationConfig, LlamaConfig
 from puna.config.generation_fields import DEFAULTS
 from puna.errors import ArgumentError, CheckpointError, RequestError, show, suggestion
-from puna.hub import HubArguments, local_path, parse
+from puna.hub import HubArguments, choose_token, local_path, parse
 from puna.model.base import LlamaBase
-from puna.model.huggingface.arguments import choose_token, remaining_arguments
+from puna.model.huggingface.arguments import remaining_arguments
 from puna.model.huggingface.placement import DeviceLike, DeviceMap, choose_placement
 from puna.model.loading import Loading, choose_dtype, load
 
@@ -160,18 +160,19 @@ class FromPretrained(LlamaBase):
         """Returns a model with random weights, as `AutoModel.from_config` calls it.
 
         Args:
-            options: `dtype` (or `torch_dtype`), the type of the weights, float32 by default; `attn_implementation`; any
-                other argument is passed to the class.
+            options: `dtype` (or `torch_dtype`), the type of the weights: float32 by default, "auto" for that of the
+                configuration; `attn_implementation`; any other argument is passed to the class.
         """
         names = ("dtype", "torch_dtype", "attn_implementation", "use_flash_attention_2", "trust_remote_code")
         special = {name: options.pop(name) for name in names if name in options}
         dtype = special.get("dtype") or special.get("torch_dtype")
+        dtype = config.dtype if dtype == "auto" else dtype
         remaining_arguments(None, {name: value for name, value in special.items() if name == names[3]})
         if implementation := special.get("attn_implementation"):
             config = deepcopy(config)
-            config._attn_implementation = implementation
+            config.attn_implementation = implementation
         model = cls(config, **options)
-        return model if dtype in (None, "auto") else model.to(choose_dtype(dtype, {}))
+        return model if dtype is None else model.to(choose_dtype(dtype, {}))
 
 
 def split_overrides(config: LlamaConfig, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

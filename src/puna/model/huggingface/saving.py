@@ -13,22 +13,16 @@ import torch
 from torch import Tensor
 
 from puna.config import LlamaConfig
-from puna.errors import ArgumentError, RequestError
+from puna.errors import RequestError
 from puna.formats.new_tensor import NewTensor
-from puna.hub.upload import upload_files
+from puna.hub.upload import upload_arguments, upload_files
 from puna.model.huggingface.adapters import has_adapters, save_active_adapter
-from puna.model.huggingface.arguments import choose_token
 from puna.model.huggingface.information import Information
 from puna.model.huggingface.tensors import tensor_bytes, tensor_description
 from puna.model.quantized import PackedMatrix
 from puna.saving import PYTORCH, SAFETENSORS, WeightFiles, new_tensor, save_checkpoint, split_into_shards
 
 SaveFunction = Callable[[dict[str, Tensor], Path], Any]
-
-_UPLOAD = {"commit_message", "commit_description", "private", "create_pr", "revision", "tags", "repo_id"}
-"""Arguments that `save_pretrained` and `push_to_hub` pass to `upload_files`."""
-
-_NO_EFFECT = {"save_original_format", "use_temp_dir", "working_dir", "safe_serialization", "max_shard_size"}
 
 
 class Saving(Information):
@@ -85,14 +79,13 @@ class Saving(Information):
                 "distributed_checkpoint is True, which puna does not support; use torch.distributed.checkpoint"
             )
         is_main_process = options.pop("save_config", is_main_process)
-        token = choose_token(token, options.pop("use_auth_token", None))
-        upload = _upload_arguments(options)
+        upload = upload_arguments({**options, "token": token})
         if Path(save_directory).is_file():
             raise RequestError(f"{save_directory} is a file; save_directory must be a folder")
         if has_adapters(self):
             if is_main_process:
                 written = save_active_adapter(self, save_directory, save_peft_format, safe_serialization)
-                self._push(push_to_hub, save_directory, written, token, upload)
+                self._push(push_to_hub, save_directory, written, upload)
             return
         tensors = self._tensors_to_save(state_dict)
         files = (SAFETENSORS if safe_serialization else PYTORCH).with_variant(variant)
@@ -108,16 +101,16 @@ class Saving(Information):
         new = [(name, *tensor_description(tensor), partial(tensor_bytes, tensor)) for name, tensor in tensors.items()]
         generation = self.generation_config if self.can_generate() else None
         names = save_checkpoint(save_directory, config, new, generation, max_shard_size, files, write)
-        self._push(push_to_hub, save_directory, names, token, upload)
+        self._push(push_to_hub, save_directory, names, upload)
 
-    def _push(
-        self, requested: bool, folder: str | Path, files: Sequence[Path], token: Any, upload: dict[str, Any]
-    ) -> None:
-        """Uploads the files of a save if that was requested."""
-        if requested:
-            upload.setdefault("repo_id", Path(folder).resolve().name)
-            tags = [*(self.model_tags or []), *upload.pop("tags", ())]
-            upload_files(folder, [path.name for path in files], token=token, tags=tags, **upload)
+    def _push(self, requested: bool, folder: str | Path, files: Sequence[Path], upload: dict[str, Any]) -> Any:
+        """Uploads the files of a save if that was requested; returns the CommitInfo."""
+        if not requested:
+            return None
+        tags = upload.get("tags", ())
+        tags = dict.fromkeys([*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags)])
+        arguments = {"repo_id": Path(folder).resolve().name, **upload, "tags": list(tags)}
+        return upload_files(folder, [path.name for path in files], **arguments)
 
     def push_to_hub(
         self,
@@ -152,22 +145,15 @@ class Saving(Information):
             RequestError: the hub refused the upload.
             StorageError: the hub cannot be reached.
         """
-        token = choose_token(token, options.pop("use_auth_token", None))
-        owner = options.pop("organization", None)
-        _upload_arguments(options)
-        added = [tags] if isinstance(tags, str) else list(tags or [])
-        upload: dict[str, Any] = {
-            "commit_message": commit_message, "commit_description": commit_description, "private": private,
-            "create_pr": create_pr, "revision": revision,
-        }  # fmt: skip
+        upload = upload_arguments(
+            {
+                **options, "repo_id": repo_id, "commit_message": commit_message, "private": private, "token": token,
+                "create_pr": create_pr, "revision": revision, "commit_description": commit_description, "tags": tags,
+            }
+        )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size or "5GB", safe_serialization=safe_serialization)
-            names = sorted(path.name for path in Path(folder).iterdir())
-            all_tags = [*(self.model_tags or []), *(tag for tag in added if tag not in (self.model_tags or []))]
-            return upload_files(
-                folder, names, repo_id if owner is None else f"{owner}/{repo_id}", token=token, tags=all_tags,
-                **{name: value for name, value in upload.items() if value is not None},
-            )  # fmt: skip
+            return self._push(True, folder, sorted(Path(folder).iterdir()), upload)
 
     def _tensors_to_save(self, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """Returns the tensors by their names in the files, without a tied head."""
@@ -202,19 +188,6 @@ class Saving(Information):
         )
         loaded: dict[str, Tensor] = get_state_dict_offloaded_model(self)
         return {name: loaded.get(name, tensor) for name, tensor in tensors.items()}
-
-
-def _upload_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of `upload_files`.
-
-    Raises:
-        ArgumentError: an argument is unknown.
-    """
-    if unknown := options.keys() - _UPLOAD - _NO_EFFECT - {"repo_url", "repo_path_or_name"}:
-        raise ArgumentError(f"unknown arguments {sorted(unknown)}; the known ones are {', '.join(sorted(_UPLOAD))}")
-    if old := options.keys() & {"repo_url", "repo_path_or_name"}:
-        raise RequestError(f"{sorted(old)[0]} is no longer supported by the hub; pass repo_id, owner/name")
-    return {name: value for name, value in options.items() if name in _UPLOAD and value is not None}
 
 
 def _share_values(one: Tensor, other: Tensor) -> bool:

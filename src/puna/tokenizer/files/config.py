@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from puna.errors import TokenizerError, show
 from puna.files import JSON_LIMIT, atomic_write, folder_path, has_file, make_folder, read_file, read_json, write_json
-from puna.hub.upload import upload_files
+from puna.hub.upload import unknown_arguments, upload_arguments, upload_files
 from puna.tokenizer.arguments import NO_LIMIT, Arguments
 from puna.tokenizer.special import ADDITIONAL, EXTRA, LOGGER, NAMES, AddedToken, AnyTokenizer, added_token_from_json
 
@@ -36,11 +36,6 @@ _NOT_SAVED = frozenset(
      "from_slow", "backend", "is_local", "local_files_only", "init_inputs", "auto_map", EXTRA)
 )  # fmt: skip
 """Keys that are not copied to saved files, such as keys that describe the saving process."""
-
-
-_NO_EFFECT = ("use_auth_token", "use_temp_dir", "max_shard_size", "safe_serialization", "save_jinja_files",
-              "organization", "repo_url", "working_dir")  # fmt: skip
-"""Other arguments of transformers' `save_pretrained` and `push_to_hub`; those for weights have no effect here."""
 
 
 def read_folder(folder: Path) -> tuple[Arguments, str]:
@@ -227,7 +222,7 @@ def save_pretrained(
     new_ids = {token.content: index for index, token in self.added_tokens_decoder.items() if index >= self.vocab_size}
     if new_ids and has_model:
         contents[ADDED] = new_ids
-    upload = upload_arguments(options)
+    upload = upload_options(options)
     make_folder(folder)
     prefix = f"{filename_prefix}-" if filename_prefix else ""
     if options.get("save_jinja_files"):
@@ -242,21 +237,17 @@ def save_pretrained(
         write_json(Path(paths[-1]), pipeline)
     if push_to_hub:
         names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.jinja"))]
-        repository = upload.pop("repo_id", folder.resolve().name)
-        upload_files(folder, [*(Path(path).name for path in paths), *names], repository, **upload)
+        upload = {"repo_id": folder.resolve().name, **upload}
+        upload_files(folder, [*(Path(path).name for path in paths), *names], **upload)
     return tuple(paths)
 
 
-def upload_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+def upload_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of `upload_files` among those of `push_to_hub`; logs unknown names."""
-    known = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
-    result = {name: options[name] for name in known if options.get(name) is not None}
-    if options.get("use_auth_token") is not None:
-        result.setdefault("token", options["use_auth_token"])
-    unknown = options.keys() - {*known, *_NO_EFFECT}
-    if unknown:
-        LOGGER.warning("Keyword arguments %s not recognized.", sorted(unknown))
-    return {"commit_message": "Upload tokenizer", **result}
+    if unknown := unknown_arguments(options):
+        LOGGER.warning("Keyword arguments %s not recognized.", unknown)
+    known = {name: value for name, value in options.items() if name not in unknown}
+    return {"commit_message": "Upload tokenizer", **upload_arguments(known)}
 
 
 def _write_templates(templates: Any, folder: Path, prefix: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from puna.errors import TokenizerError
 from puna.hub.upload import upload_files
-from puna.tokenizer.files.config import upload_arguments
+from puna.tokenizer.files.config import upload_options
 from puna.tokenizer.special import ADDITIONAL, LOGGER, NAMES, AddedToken, AnyTokenizer, StoredToken, TokenLike
 from puna.tokenizer.streams import clean_up
 
@@ -230,10 +230,10 @@ class SuperclassInterface(ABC):  # noqa: B024  # TokenizerBase has the abstract 
             repo_id: the repository, owner/name; created if needed.
             options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr`, `tags`.
         """
-        upload = upload_arguments(options)
+        upload = upload_options({"repo_id": repo_id, **options})
         with tempfile.TemporaryDirectory() as folder:
             names = [Path(path).name for path in self.save_pretrained(folder)]
-            return upload_files(folder, names, repo_id, **upload)
+            return upload_files(folder, names, **upload)
 
 
 class SlowClass:
