@@ -33,6 +33,10 @@ class TokenizerFeatureError(TokenizerError, NotImplementedError):
     """The class of this tokenizer does not support the requested operation; the message names the class that does."""
 
 
+class TokenIdError(TokenizerError, IndexError):
+    """The vocabulary has no token with this id; an `IndexError` too, as in transformers and SentencePiece."""
+
+
 class ChatTemplateError(TokenizerError):
     """A chat template is missing, cannot be compiled, or rejects the conversation."""
 

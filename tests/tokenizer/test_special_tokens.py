@@ -316,3 +316,55 @@ def test_transformers_finds_added_tokens_in_saved_files(tmp_path, sp_model, orac
     texts = save_with_added_tokens(sp_model, tmp_path)
     (result,) = oracle(release, [{"folder": str(tmp_path), "cls": "AutoTokenizer", "texts": texts}])
     assert result["ids"] == [load_tokenizer(tmp_path).encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
+def test_a_special_token_with_flags_is_special_once_added(sp_model, cls):
+    tokenizer = cls(sp_model, pad_token=PunaToken("[PAD]", lstrip=True))
+    pad = tokenizer.added_tokens_decoder[tokenizer.pad_token_id]
+    assert (pad.special, pad.lstrip, pad.normalized) == (True, True, not tokenizer.is_fast)
+    assert tokenizer.decode([tokenizer.pad_token_id, 60], skip_special_tokens=True).strip() == tokenizer.decode([60])
+
+
+@pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
+def test_removed_ends_stay_removed_in_saved_files(tmp_path, sp_model, cls):
+    tokenizer = cls(sp_model, add_bos_token=False)
+    tokenizer.bos_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    loaded = cls.from_pretrained(tmp_path)
+    assert (loaded.bos_token, loaded.eos_token, loaded.unk_token) == (None, None, "<unk>")
+    assert cls.from_pretrained(tmp_path, eos_token="<unk>").eos_token == "<unk>"
+
+
+@pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
+def test_an_end_that_is_added_to_texts_cannot_be_removed_by_a_file(tmp_path, sp_model, cls):
+    cls(sp_model).save_pretrained(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"bos_token": None, "eos_token": None}))
+    loaded = cls.from_pretrained(tmp_path)
+    assert (loaded.bos_token, loaded.eos_token) == ("<s>", None)
+    assert loaded.encode("a")[0] == loaded.bos_token_id
+
+
+@pytest.mark.parametrize("cls", [LlamaTokenizer, LlamaTokenizerFast])
+@pytest.mark.parametrize("index", [-1, 10**6])
+def test_ids_outside_the_vocabulary_are_an_index_error_too(sp_model, cls, index):
+    with pytest.raises(IndexError, match=str(index)) as error:
+        cls(sp_model).convert_ids_to_tokens(index)
+    assert isinstance(error.value, TokenizerError)
+
+
+def test_special_tokens_that_match_normalised_text_keep_their_text(tmp_path, sp_model):
+    pipeline = json.loads(LlamaTokenizerFast(sp_model).backend_tokenizer.to_str())
+    for token in pipeline["added_tokens"]:
+        token["normalized"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(pipeline))
+    tokenizer = LlamaTokenizerFast(tokenizer_file=tmp_path / "tokenizer.json")
+    ids = [1, *tokenizer.encode("the llama", add_special_tokens=False), 2]
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["<unk>", "<s>", "</s>"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "the llama"
+    assert tokenizer.decode(ids) == "<s> the llama</s>"
+    stream = tokenizer.text_stream(skip_special_tokens=True)
+    assert "".join(map(stream.push, ids)) + stream.rest() == "the llama"
+    tokenizer.add_tokens(["[new]"])
+    assert tokenizer.decode([len(tokenizer) - 1, 2], skip_special_tokens=True) == "[new]"

@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import Tokenizer, models, processors
 
 from puna.compat.transformers_bases import inherit_when_imported
-from puna.errors import TokenizerError, show
+from puna.errors import TokenIdError, TokenizerError, show
 from puna.files.tokenizer_json import library_errors, numbering_notes, read_pipeline
 from puna.tokenizer.arguments import SharedArguments, as_ids, common_arguments
 from puna.tokenizer.base import TokenizerBase
@@ -21,7 +21,7 @@ from puna.tokenizer.files import recipes
 from puna.tokenizer.files.config import OWN_IDS
 from puna.tokenizer.huggingface.interface import SlowClass
 from puna.tokenizer.huggingface.training import set_truncation_and_padding, train_new_from_iterator
-from puna.tokenizer.special import AddedToken, TokenLike, as_added_token
+from puna.tokenizer.special import AddedToken, TokenLike, as_added_token, as_special
 from puna.tokenizer.streams import TextStream, decoder_stream
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class LlamaTokenizerFast(TokenizerBase):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._splitting_pipeline: Tokenizer | None = None
+        self._prefixed: dict[int, str] | None = None
         config_tokens = added_tokens_decoder or {}
         _add_config_tokens(self._tokenizer, config_tokens)
         for index, token in config_tokens.items():
@@ -129,7 +130,7 @@ class LlamaTokenizerFast(TokenizerBase):
         """Adds the special tokens that the pipeline lacks; as in transformers, tokens with a name become special."""
         added = {token.content: token for token in self.added_tokens_decoder.values()}
         named = {token.content for token in self._named.values()}
-        self._add([token for token in self.all_special_tokens_extended if token.content not in added])
+        self._add([as_special(self, t) for t in self.all_special_tokens_extended if t.content not in added])
         self._add([t.with_flags(special=True) for text, t in added.items() if text in named and not t.special])
 
     def _detect_bos_and_eos(self) -> None:
@@ -205,14 +206,22 @@ class LlamaTokenizerFast(TokenizerBase):
 
     def _id_token(self, index: int) -> str:
         token = self._tokenizer.id_to_token(index) if 0 <= index < 2**32 else None
+        token = self._added_texts().get(index, token)
         if token is None:
-            raise TokenizerError(f"token id {show(index)} is not in this vocabulary of {len(self)} tokens")
+            raise TokenIdError(f"token id {show(index)} is not in this vocabulary of {len(self)} tokens")
         return token
+
+    def _added_texts(self) -> dict[int, str]:
+        """The texts of added tokens that `tokenizers` 0.22 and later show with the normaliser's prefix ("▁<s>")."""
+        if self._prefixed is None:
+            added = self._tokenizer.get_added_tokens_decoder()
+            self._prefixed = {i: t.content for i, t in added.items() if self._tokenizer.id_to_token(i) != t.content}
+        return self._prefixed
 
     def _add(self, tokens: Sequence[AddedToken]) -> int:
         old_length = len(self)
         _add_tokens(self._tokenizer, tokens)
-        self._special_ids = None
+        self._special_ids = self._prefixed = None
         self._splitting_pipeline = None
         return len(self) - old_length
 
@@ -277,6 +286,9 @@ class LlamaTokenizerFast(TokenizerBase):
     def _decode(self, ids: list[int], skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str:
         for index in set(ids):
             self._id_token(index)
+        if self._added_texts():
+            skipped = self.skipped_tokens() if skip_special_tokens else {}
+            return self.convert_tokens_to_string([self._id_token(index) for index in ids if index not in skipped])
         with library_errors("this tokenizer cannot decode the ids"):
             return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 

@@ -34,7 +34,7 @@ from puna.tokenizer.sentencepiece.engine import (
     read_model,
     write_model_file,
 )
-from puna.tokenizer.special import LOGGER, AddedToken, TokenLike
+from puna.tokenizer.special import LOGGER, AddedToken, TokenLike, as_special
 from puna.tokenizer.streams import TextStream
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ class LlamaTokenizer(TokenizerBase):
         self._load_engine()
         self._added = dict(added_tokens_decoder or {})
         self._added_ids = {token.content: index for index, token in self._added.items()}
-        self._add([token for token in self.all_special_tokens_extended if token.content not in self._added_ids])
+        missing = [t for t in self.all_special_tokens_extended if t.content not in self._added_ids]
+        self._add([as_special(self, token) for token in missing])
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
@@ -271,6 +272,10 @@ class LlamaTokenizer(TokenizerBase):
             return set() if split else set(self._added_ids)
         words = {token.content for token in self._added.values() if not (token.special and split)}
         return (words if split else words | self._pieces.control_tokens) - {self.unk_token}
+
+    def prepare_for_tokenization(self, text: str, **options: Any) -> tuple[str, dict[str, Any]]:
+        """Returns its arguments: LLaMA texts need no preparation. Only for compatibility."""
+        return text, options
 
     def _report_unknown(self, arguments: Mapping[str, Any]) -> None:
         if arguments:  # like transformers, whose fast tokenizer refuses them

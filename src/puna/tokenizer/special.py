@@ -155,10 +155,10 @@ def add_tokens(self: AnyTokenizer, new_tokens: TokenLike | Sequence[TokenLike], 
     ]
     if any(not token.content for token in tokens):
         raise TokenizerError("an added token is empty; its text must have at least one character")
-    return self._add([_as_special(self, token) for token in tokens] if special_tokens else tokens)
+    return self._add([as_special(self, token) for token in tokens] if special_tokens else tokens)
 
 
-def _as_special(self: AnyTokenizer, token: AddedToken) -> AddedToken:
+def as_special(self: AnyTokenizer, token: AddedToken) -> AddedToken:
     """Returns the token, marked as special. As in transformers, the slow tokenizer does not change `normalized`."""
     if token.special:
         return token
@@ -188,13 +188,13 @@ def add_special_tokens(
     added: dict[str, AddedToken] = {}
     for name, value in special_tokens_dict.items():
         if name in (ADDITIONAL, EXTRA) and isinstance(value, (list, tuple)):
-            tokens = [_as_special(self, as_added_token(token, special=True)) for token in value]
+            tokens = [as_special(self, as_added_token(token, special=True)) for token in value]
             kept = [] if replaces else self.special_tokens_map_extended.get(ADDITIONAL, [])
             self.additional_special_tokens = list(
                 {str(t): t for t in (*cast("list[AddedToken]", kept), *tokens)}.values()
             )
         elif name in NAMES and not isinstance(value, (list, tuple)):
-            tokens = [_as_special(self, as_added_token(cast("TokenLike", value), special=True))]
+            tokens = [as_special(self, as_added_token(cast("TokenLike", value), special=True))]
             self._set_named(name, tokens[0])
         else:
             raise TokenizerError(

@@ -30,6 +30,8 @@ _SAVED_ATTRIBUTES = (
     "add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "model_input_names", "model_max_length",
     "padding_side", "truncation_side", "use_default_system_prompt",
 )  # fmt: skip
+_ENDS = ("bos_token", "eos_token")
+"""Tokens that a file can remove with null, as in transformers 4.34, unless the tokenizer has to add them to texts."""
 _OTHER_ARGUMENTS = ("added_tokens_decoder", "chat_template", "model_input_names", "model_max_length", "sp_model_kwargs")
 _NOT_SAVED = frozenset(
     ("tokenizer_class", "name_or_path", "tokenizer_file", "vocab_file", "special_tokens_map_file", "tokenizer_object",
@@ -55,6 +57,7 @@ def read_folder(folder: Path) -> tuple[Arguments, str]:
         values["model_max_length"] = _length(raw["model_max_length"], path)
     if raw.get("sp_model_kwargs"):
         values["sp_model_kwargs"] = _typed(raw, "sp_model_kwargs", path, dict)
+    values |= {n: None for n in _ENDS if n in raw and raw[n] is None and raw.get(f"add_{n}", n == _ENDS[0]) is False}
     values |= _tokens(raw, folder)
     template = _templates(folder, raw.get("chat_template"))
     if template is not None:
@@ -281,7 +284,7 @@ def _config_json(tokenizer: AnyTokenizer, pipeline: dict[str, Any] | None) -> di
         config["split_special_tokens"] = tokenizer.split_special_tokens
     config |= {name: getattr(tokenizer, name) for name in _SAVED_ATTRIBUTES}
     config["added_tokens_decoder"] = {str(index): fields for index, fields in added.items()}
-    config |= tokenizer._class_config() | tokenizer.special_tokens_map
+    config |= tokenizer._class_config() | dict.fromkeys(_ENDS) | tokenizer.special_tokens_map
     if pipeline is None and config["tokenizer_class"] == "PreTrainedTokenizerFast":
         config["tokenizer_class"] = "LlamaTokenizer"  # the other class reads only tokenizer.json
     template = tokenizer.chat_template

@@ -14,7 +14,7 @@ from typing import Any
 
 import sentencepiece
 
-from puna.errors import TokenizerError, show
+from puna.errors import TokenIdError, TokenizerError, show
 from puna.files import atomic_write, read_file
 from puna.lazy import cached_property
 from puna.tokenizer.sentencepiece.proto import NO_DUMMY_PREFIX, ModelSpec, read_spec
@@ -120,10 +120,10 @@ class Pieces:
         """Returns the piece of an id.
 
         Raises:
-            TokenizerError: there is no such id.
+            TokenIdError: there is no such id.
         """
         if not 0 <= index < self.count:
-            raise TokenizerError(
+            raise TokenIdError(
                 f"token id {show(index)}; this vocabulary has ids 0 to {self.count - 1} and its added tokens"
             )
         piece: str = self._sp.id_to_piece(index)
