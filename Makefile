@@ -54,8 +54,8 @@ test: test-parallel test-timing
 test-parallel: $(READY) $(ORACLES)
 	$(PYTEST) $(PARALLEL) -m "not timing and not soak" $(if $(PASSED),--leave-out=$(PASSED)) $(TESTS)
 
-# Rare faults of concurrency and scheduling; takes about four minutes.
-soak: $(READY)
+# Rare faults of concurrency and scheduling, and longer random comparisons with transformers; takes about five minutes.
+soak: $(READY) $(ORACLES)
 	$(PYTEST) $(PARALLEL) -m soak $(TESTS)
 
 # pytest exits with 5 if it selects no test, as with TESTS=tests/config.

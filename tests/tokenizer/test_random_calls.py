@@ -135,6 +135,7 @@ def test_random_calls_equal_those_of_4_34_1(sp_model):
 
 @pytest.mark.oracle
 @pytest.mark.slow
+@pytest.mark.soak
 def test_many_random_calls_equal_those_of_4_34_1(sp_model):
     compare(sp_model, 2000, seed=2)
 
@@ -169,5 +170,6 @@ def test_random_texts_equal_those_of_4_34_1_and_sentencepiece(sp_model):
 
 @pytest.mark.oracle
 @pytest.mark.slow
+@pytest.mark.soak
 def test_many_random_texts_equal_those_of_4_34_1_and_sentencepiece(sp_model):
     compare_texts(sp_model, 10_000, seed=4)

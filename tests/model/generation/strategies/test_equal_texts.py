@@ -138,6 +138,7 @@ def test_direct_methods_return_the_recorded_texts_of_transformers_4(name: str, i
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.oracle
 @pytest.mark.parametrize("family", FAMILIES)
 def test_texts_of_random_calls_equal_those_of_transformers(family: str, tmp_path: Path) -> None:
