@@ -174,7 +174,7 @@ def _needs_torch(name: str) -> str:
 class _MissingNames:
     """An import hook: `from puna import name` raises a clear error if `name` needs PyTorch, which is not installed.
 
-    Python calls the hook because it searches a module `puna.name` if the package has no such attribute.
+    Python calls the hook because it searches for a module `puna.name` if the package has no such attribute.
     """
 
     @staticmethod

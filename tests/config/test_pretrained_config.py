@@ -192,8 +192,8 @@ def test_attributes_are_updated_from_dictionaries_and_texts():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("absent=1", "'absent=1' is not NAME=VALUE"),
-        ("vocab_size", "'vocab_size' is not NAME=VALUE"),
+        ("absent=1", "'absent=1' must be NAME=VALUE"),
+        ("vocab_size", "'vocab_size' must be NAME=VALUE"),
         ("use_cache=maybe", "use_cache='maybe': the value must be true or false"),
         ("vocab_size=many", "vocab_size='many': the value must be a number, such as 32000"),
         ("pruned_heads=1", "pruned_heads is {}; only numbers, booleans and strings"),

@@ -30,14 +30,14 @@ class Reading:
     """Options of a reader of Hugging Face folders.
 
     Attributes:
-        head: the head of the class that reads. If the files have no language-model head and the class needs none, none
-            is missed. None: the configuration or the files decide.
-        heads: names of the class's own tensors, which no other model has.
+        head: the head of the class to load. If it is not "lm", the files may lack a language-model head. None: the
+            configuration or the files decide.
+        heads: names of the tensors that only the class to load has: those of its head.
         config: used if the folder has no config.json.
         variant: part of the names of the weight files, as in model.fp16.safetensors.
         use_safetensors: True reads only safetensors files, False only PyTorch files; None prefers safetensors.
         key_mapping: regular expressions and the texts that replace their matches in the stored names.
-        pruned_heads: whether the reader supports a model from which attention heads were removed.
+        pruned_heads: whether the class to load supports a model from which attention heads were removed.
     """
 
     head: Head | None = None
@@ -49,7 +49,7 @@ class Reading:
     pruned_heads: bool = False
 
     def rename(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the tensors with the names that `key_mapping` makes of theirs.
+        """Returns the tensors with their names changed by `key_mapping`.
 
         Raises:
             CheckpointError: a pattern is invalid, or two tensors get the same name.
@@ -69,7 +69,9 @@ def _replace(pattern: str, replacement: str, name: str) -> str:
     try:
         return re.sub(pattern, replacement, name)
     except (re.error, IndexError) as exc:
-        text = f"key_mapping has the pattern {show(pattern)} for {show(replacement)}: {exc}; correct it"
+        text = (
+            f"key_mapping has the pattern {show(pattern)} with the replacement {show(replacement)}: {exc}; correct it"
+        )
         raise CheckpointError(text) from exc
 
 

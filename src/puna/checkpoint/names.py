@@ -164,7 +164,7 @@ def from_hf(name: str, dialect: Dialect) -> str | None:
 
 
 def meta_split(name: str, shape: tuple[int, ...]) -> Literal[0, 1] | None:
-    """Returns the axis along which Meta's shards divide Hugging Face's tensor `name`; None if each has a copy."""
+    """Returns the axis along which Meta's shards divide Hugging Face's tensor `name`; None if all have a copy."""
     return None if len(shape) == 1 else 1 if name.endswith(_SPLIT_INPUTS) else 0
 
 

@@ -1,7 +1,7 @@
 """Makes classes subclasses of transformers' base classes once both are imported; exists only for compatibility.
 
-Libraries such as trl and `transformers.Trainer` treat a model or a tokenizer only as such if it is an instance of
-`transformers.PreTrainedModel` or `PreTrainedTokenizerBase`. puna does not import transformers. Instead, the class of
+Libraries such as trl and `transformers.Trainer` accept only models and tokenizers that are instances of
+`transformers.PreTrainedModel` and `PreTrainedTokenizerBase`. puna does not import transformers. Instead, the class of
 transformers is appended to the bases of puna's class when the program imports both, in either order. Every attribute
 that puna's class had before keeps its value, so that transformers provides only attributes that puna lacks.
 """
@@ -15,11 +15,11 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-_OF_EACH_CLASS = frozenset(
+_NOT_RESTORED = frozenset(
     {"__class__", "__dict__", "__doc__", "__module__", "__weakref__", "__annotations__", "__abstractmethods__",
      "__init_subclass__", "__subclasshook__", "__slots__"}
 )  # fmt: skip
-"""Attributes that every class has, or that work only on the class that defines them."""
+"""Attributes that do not keep their values: every class has them, or they work only on the class that defines them."""
 
 _PENDING: dict[str, list[tuple[type, str]]] = {}
 """For each module that is not imported yet: (puna's class, name of the base class in the module)."""
@@ -43,7 +43,7 @@ def _append_base(kind: type, module: ModuleType, name: str) -> None:
     base = getattr(module, name, None)
     if not isinstance(base, type) or issubclass(kind, base):
         return
-    before = {name: inspect.getattr_static(kind, name) for name in dir(kind) if name not in _OF_EACH_CLASS}
+    before = {name: inspect.getattr_static(kind, name) for name in dir(kind) if name not in _NOT_RESTORED}
     kind.__bases__ = (*(each for each in kind.__bases__ if not issubclass(base, each)), base)
     for name, value in before.items():
         if inspect.getattr_static(kind, name) is not value:

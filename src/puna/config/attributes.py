@@ -106,7 +106,7 @@ class ConfigAttributes:
         """Sets an attribute that the class does not name."""
         current = getattr(type(self), name, None)
         if isinstance(current, property) and current.fset is None:
-            vars(self)[name] = value  # written back, but not readable
+            vars(self)[name] = value  # saved to files, but not readable as an attribute
         elif isinstance(current, property) or current is None or not (callable(current) or name in _RESERVED):
             setattr(self, name, value)
         else:
@@ -124,7 +124,7 @@ class ConfigAttributes:
 
     @property
     def extra(self) -> Mapping[str, Any]:
-        """The attributes that puna's models do not use, unless they have the default of every configuration."""
+        """The attributes that puna's models do not use and that differ from the defaults of every configuration."""
         hidden = self.field_names() | (self._unsaved - {"attn_implementation"}) | {"_name_or_path", "torch_dtype"}
         values = {name: value for name, value in vars(self).items() if name not in hidden}
         initial = {**DEFAULTS, "transformers_version": None}
@@ -205,7 +205,7 @@ class ConfigAttributes:
         self.attn_implementation = value
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:
-        """Returns this configuration; only models with several parts have other ones."""
+        """Returns this configuration; only multimodal models have a separate one for text."""
         return self
 
     def generation_parameters(self) -> dict[str, Any]:
@@ -229,10 +229,10 @@ class ConfigAttributes:
         """Sets attributes as in "hidden_size=64,use_cache=false"; each value has the type of the current value.
 
         Raises:
-            ConfigError: an attribute does not exist, or its value is not a number, a boolean or a string.
+            ConfigError: an attribute does not exist, or its current value is not a number, a boolean or a string.
         """
         for item in update_str.split(","):
             name, equals, text = item.partition("=")
             if not equals or not hasattr(self, name):
-                raise ConfigError(f"{show(item)} is not NAME=VALUE with an attribute of the configuration as its name")
+                raise ConfigError(f"{show(item)} must be NAME=VALUE, where NAME is an attribute of the configuration")
             setattr(self, name, text_value(name, text, getattr(self, name)))

@@ -12,7 +12,7 @@ from puna.errors import ConfigError, show
 class AutoConfig:
     """Reads the configuration of a model; the only type of model is "llama", unless others are registered."""
 
-    _registered: dict[str, type[Any]] = {"llama": LlamaConfig}  # noqa: RUF012  # shared by all uses, as in transformers
+    _types: dict[str, type[Any]] = {"llama": LlamaConfig}  # noqa: RUF012  # one registry for the whole process, as in transformers
 
     def __init__(self) -> None:
         raise ConfigError("AutoConfig has no instances; call AutoConfig.from_pretrained(path)")
@@ -35,16 +35,16 @@ class AutoConfig:
         Raises:
             ConfigError: if the type is unknown, or a field has a value that the model cannot have.
         """
-        if model_type not in cls._registered:
+        if model_type not in cls._types:
             raise ConfigError(
-                f"model_type is {show(model_type)}; puna has {', '.join(map(repr, cls._registered))}. Use transformers "
-                "for other models"
+                f"model_type is {show(model_type)}; it must be one of {', '.join(map(repr, cls._types))}. Use "
+                "transformers for other models"
             )
-        return cls._registered[model_type](**fields)
+        return cls._types[model_type](**fields)
 
     @classmethod
     def register(cls, model_type: str, config: type[Any], exist_ok: bool = False) -> None:
-        """Adds a class of configurations for `for_model`. Files of other types than "llama" are still not read.
+        """Adds a configuration class to those that `for_model` creates; `from_pretrained` reads only "llama" files.
 
         Raises:
             ConfigError: if the type exists already and `exist_ok` is False, or the class has another `model_type`.
@@ -54,6 +54,6 @@ class AutoConfig:
                 f"the class has the model_type {show(config.model_type)}, but {show(model_type)} was given; use the "
                 "same for both"
             )
-        if model_type in cls._registered and not exist_ok:
+        if model_type in cls._types and not exist_ok:
             raise ConfigError(f"model_type {show(model_type)} is registered already; pass exist_ok=True to replace it")
-        cls._registered[model_type] = config
+        cls._types[model_type] = config

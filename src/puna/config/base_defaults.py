@@ -1,7 +1,7 @@
-"""Defaults of the attributes that every configuration of Hugging Face has, in addition to those of its own model.
+"""Defaults of the attributes that all configurations of Hugging Face have, whatever the model.
 
-They exist for code written against Hugging Face's classes, which reads them without checking that they are present.
-They are the attributes of `PretrainedConfig` in transformers 4.34; 5.x has a part of them, with the same defaults.
+Code written against Hugging Face's classes reads these attributes without checking that they are present. The table
+contains those of `PretrainedConfig` in transformers 4.34; 5.x has some of them, with the same defaults.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GENERATION: dict[str, Any] = {
 FORWARD: dict[str, Any] = {
     "return_dict": True, "output_hidden_states": False, "output_attentions": False, "torchscript": False,
 }  # fmt: skip
-"""Defaults of arguments of `forward`, and of its kind of output."""
+"""Defaults of the arguments of `forward` that select its outputs, and the type of its output."""
 
 UNUSED: dict[str, Any] = {
     "use_bfloat16": False, "tf_legacy_loss": False, "is_encoder_decoder": False, "is_decoder": False,

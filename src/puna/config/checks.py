@@ -95,7 +95,7 @@ def text_value(name: str, text: str, current: Any) -> Any:
     """Converts the text of an attribute's new value to the type of its current value.
 
     Raises:
-        ConfigError: the text does not represent a value of this type, or the type has no texts.
+        ConfigError: the text does not represent a value of this type, or values of this type cannot be set from a text.
     """
     if isinstance(current, bool):
         for value, words in ((True, ("true", "1", "y", "yes")), (False, ("false", "0", "n", "no"))):

@@ -32,7 +32,7 @@ class GenerationConfig:
     """Default settings of `generate()`. Only fields that differ from the defaults are written to files.
 
     All fields of transformers 4.34 to 5.23 are attributes; `generation_fields.py` lists the others and their defaults.
-    None disables a filter or penalty, and means the default of any other field.
+    None disables a filter or penalty; for any other field, None means its default.
 
     Args:
         max_length: maximum number of tokens in prompt and answer together; `max_new_tokens` takes precedence.
@@ -54,7 +54,7 @@ class GenerationConfig:
         eos_token_id: the id or ids that end a text.
         return_dict_in_generate: return an output object with the parts that `output_scores`, `output_logits`,
             `output_attentions` and `output_hidden_states` select.
-        fields: the fields above and all others. Fields with other names are kept as attributes and written back.
+        fields: the fields above and all others. Fields with other names become attributes and are saved, too.
 
     Raises:
         ConfigError: if a value is out of range, or fields contradict each other.
@@ -116,7 +116,7 @@ class GenerationConfig:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on values of a file that were read in another form, which changes nothing."""
+        """Notes on values of a file that were converted to another type, without a change of their meaning."""
         return tuple(self._notes)
 
     @property
@@ -169,7 +169,7 @@ class GenerationConfig:
             warnings.warn(issue, UserWarning, stacklevel=3)
 
     def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **fields: Any) -> dict[str, Any]:
-        """Sets the fields that exist; returns those that do not.
+        """Sets the fields that exist; returns the arguments that are not fields.
 
         Args:
             defaults_only: set only fields that have not been assigned a value other than None.
@@ -262,10 +262,10 @@ class GenerationConfig:
 
         Args:
             pretrained_model_name: a folder, the file or a model of the hub.
-            config_file_name: another name of the file.
+            config_file_name: the name of the file, by default generation_config.json.
             subfolder: the folder of the file inside the model's folder.
             return_unused_kwargs: return (configuration, unused fields), see `from_dict`.
-            fields: override the file's fields; and the arguments of the hub: revision, token, cache_dir,
+            fields: override the file's fields; and arguments for the hub: revision, token, cache_dir,
                 force_download, local_files_only.
         """
         arguments, _, overrides = file_arguments(fields)
@@ -326,7 +326,7 @@ class GenerationConfig:
 
         Args:
             save_directory: the folder, which is created if needed.
-            config_file_name: another name of the file.
+            config_file_name: the name of the file, by default generation_config.json.
             push_to_hub: also upload the file, as one commit.
             hub_options: `repo_id`, by default the folder's name; `token`, `private`, `commit_message`, ...
 

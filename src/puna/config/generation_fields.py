@@ -42,7 +42,7 @@ DEFAULTS: dict[str, Any] = {
     # compilation and other
     "compile_config": None, "disable_compile": False, "continuous_batching_config": None, "generation_kwargs": {},
 }  # fmt: skip
-"""The fields of transformers 4.34 to 5.23 and their defaults: those of 4.57, where it has the field.
+"""The fields of transformers 4.34 to 5.23 and their defaults, which are those of 4.57 if it has the field.
 
 5.x stores None for most fields and uses the same defaults when a text is generated.
 """

@@ -32,7 +32,7 @@ class LlamaConfig(PretrainedConfig):
     """Configuration of a LLaMA model.
 
     Arguments and defaults are those of Hugging Face's `LlamaConfig` (4.34, with the later `attention_dropout`,
-    `mlp_bias` and `head_dim`). Other arguments are kept as attributes and written back. `validate` checks that the
+    `mlp_bias` and `head_dim`). Other arguments become attributes and are saved, too. `validate` checks that the
     fields fit together; models and checkpoints call it.
 
     Args:
@@ -138,7 +138,7 @@ class LlamaConfig(PretrainedConfig):
         self.add_notes(minus_one_notes(ids) + rope_notes)
         original = "original_max_position_embeddings"
         if original_max_position_embeddings is not None and original not in (self._rope_scaling or ()):
-            setattr(self, original, original_max_position_embeddings)  # unused by this rope type, but written back
+            setattr(self, original, original_max_position_embeddings)  # unused by this rope type, but saved
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, absent_if_minus_one(value) if name in _TOKEN_IDS else value)

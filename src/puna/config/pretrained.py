@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _BOOKKEEPING = frozenset({"_name_or_path", "transformers_version"})
-"""Where a configuration came from; this neither affects the model nor the equality of two configurations."""
+"""Where a configuration came from; this affects neither the model nor the equality of two configurations."""
 
 _ARGUMENTS = DEFAULTS.keys() | {"transformers_version", "num_labels", "dtype", "torch_dtype", "attn_implementation"}
 """Arguments of every configuration."""
@@ -36,7 +36,7 @@ class PretrainedConfig(ConfigAttributes):
     """Base class of configurations; see `ConfigAttributes` for its arguments."""
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and _compared(self.to_dict()) == _compared(other.to_dict())
+        return type(other) is type(self) and _comparable(self.to_dict()) == _comparable(other.to_dict())
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -124,15 +124,15 @@ class PretrainedConfig(ConfigAttributes):
     def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
         """Builds a configuration from the content of a `config.json`; the fields in `kwargs` take precedence.
 
-        Args that are not fields are ignored with a warning, or returned with `return_unused_kwargs=True`.
+        Arguments that are not fields are ignored with a warning, or returned with `return_unused_kwargs=True`.
 
         Raises:
             ConfigError: if a field is out of range.
         """
         return_unused = kwargs.pop("return_unused_kwargs", False)
-        known = {name: value for name, value in kwargs.items() if name in config_dict or cls._has_field(name)}
-        unused = {name: value for name, value in kwargs.items() if name not in known}
-        config = cls._build(config_dict, known)
+        overrides = {name: value for name, value in kwargs.items() if name in config_dict or cls._has_field(name)}
+        unused = {name: value for name, value in kwargs.items() if name not in overrides}
+        config = cls._build(config_dict, overrides)
         if return_unused:
             return config, unused
         if unused:
@@ -234,8 +234,8 @@ class PretrainedConfig(ConfigAttributes):
 
         Args:
             save_directory: the folder.
-            push_to_hub: upload the file too; `kwargs` are the arguments of `push_to_hub`, whose `repo_id` is the name
-                of the folder unless it is given.
+            push_to_hub: upload the file too; `kwargs` are the arguments of `push_to_hub`, where `repo_id` is by default
+                the name of the folder.
 
         Raises:
             ConfigError: if a field cannot be written, such as a callable.
@@ -262,7 +262,7 @@ class PretrainedConfig(ConfigAttributes):
             return _upload(Path(folder), {"repo_id": repo_id, **kwargs})
 
 
-def _compared(fields: dict[str, Any]) -> dict[str, Any]:
+def _comparable(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in _BOOKKEEPING}
 
 

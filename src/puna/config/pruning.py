@@ -23,7 +23,7 @@ def pruned_heads(config: LlamaConfig) -> dict[int, list[int]]:
 
 
 def check_pruned_heads(config: LlamaConfig, heads: Mapping[Any, Iterable[int]]) -> dict[int, list[int]]:
-    """Returns a valid form of a mapping from layers, which may be text (JSON has no other keys), to removed heads."""
+    """Checks a mapping from layers to removed heads; returns it with integers and sorted heads (JSON keys are text)."""
     result = {}
     if not isinstance(heads, Mapping):
         raise ConfigError(f"pruned_heads is {show(heads)}; it must map layers to lists of heads, such as {{0: [1, 2]}}")
@@ -57,12 +57,12 @@ def remaining_heads(config: LlamaConfig, layer: int) -> tuple[list[int], list[in
     return queries, sorted({head // group for head in queries})
 
 
-def read_heads(config: LlamaConfig, queries: Iterable[int]) -> list[int]:
+def kv_indices(config: LlamaConfig, queries: Iterable[int]) -> list[int]:
     """Returns, for each remaining query head, the position of its kv head among the remaining kv heads."""
     group = config.num_attention_heads // config.num_key_value_heads
-    read = [head // group for head in queries]
-    order = sorted(set(read))
-    return [order.index(head) for head in read]
+    kv_heads = [head // group for head in queries]
+    order = sorted(set(kv_heads))
+    return [order.index(head) for head in kv_heads]
 
 
 def cached_heads(config: LlamaConfig) -> list[int]:
@@ -74,10 +74,10 @@ def cached_heads(config: LlamaConfig) -> list[int]:
     heads = [config.num_key_value_heads] * config.num_hidden_layers
     for layer in pruned_heads(config):
         queries, keys = remaining_heads(config, layer)
-        heads[layer] = len(keys) if has_equal_groups(read_heads(config, queries)) else len(queries)
+        heads[layer] = len(keys) if has_equal_groups(kv_indices(config, queries)) else len(queries)
     return heads
 
 
-def has_equal_groups(read: list[int]) -> bool:
+def has_equal_groups(indices: list[int]) -> bool:
     """Whether every kv head is read by the same number of consecutive query heads."""
-    return len({read.count(head) for head in read}) == 1
+    return len({indices.count(head) for head in indices}) == 1

@@ -16,7 +16,7 @@ _LARGEST_TABLE = 2**24
 
 
 class BaseWatermarkingConfig(ABC):
-    """The methods of both configurations."""
+    """Base class of the two watermark configurations."""
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:

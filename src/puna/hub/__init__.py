@@ -80,7 +80,7 @@ _WITHOUT_EFFECT = (
     "proxies", "resume_download", "trust_remote_code", "user_agent", "mirror", "local_dir", "_from_auto",
     "_from_pipeline", "_commit_hash",
 )  # fmt: skip
-"""Arguments of `from_pretrained` in transformers that change nothing here; the environment names the proxies."""
+"""Arguments of `from_pretrained` in transformers that change nothing here; proxies are read from the environment."""
 
 
 def file_arguments(arguments: Mapping[str, Any]) -> tuple[HubArguments, str, dict[str, Any]]:

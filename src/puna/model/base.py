@@ -52,7 +52,7 @@ def check_attention(name: object) -> str:
 
 
 class LlamaBase(nn.Module):
-    """Everything that the forward passes of the models have in common.
+    """Base class of all models: the configuration, initial weights, device, type and embeddings.
 
     Args:
         config: the model's configuration; its fields are checked again.

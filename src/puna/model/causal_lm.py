@@ -75,7 +75,7 @@ class LlamaForCausalLM(GenerationMixin, LlamaPreTrainedModel):
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_attentions,
                 output_hidden_states, return_dict: as in `LlamaModel.forward`.
         """
-        of_loss: dict[str, Any] = {
+        loss_arguments: dict[str, Any] = {
             name: arguments.pop(name) for name in ("shift_labels", "ignore_index") if name in arguments
         }
         keep = logits_to_keep if num_logits_to_keep is None else num_logits_to_keep
@@ -97,9 +97,9 @@ class LlamaForCausalLM(GenerationMixin, LlamaPreTrainedModel):
         states = base.last_hidden_state  # (B, T, D)
         logits = self.logits(states[:, -keep:] if isinstance(keep, int) else states[:, keep])  # (B, kept, V)
         loss = None
-        if labels is not None or of_loss.get("shift_labels") is not None:
-            of_loss |= {"vocab_size": self.config.vocab_size, "num_items_in_batch": num_items_in_batch}
-            loss = self.loss_function(logits=logits, labels=labels, **of_loss)
+        if labels is not None or loss_arguments.get("shift_labels") is not None:
+            loss_arguments |= {"vocab_size": self.config.vocab_size, "num_items_in_batch": num_items_in_batch}
+            loss = self.loss_function(logits=logits, labels=labels, **loss_arguments)
         out = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

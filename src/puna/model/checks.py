@@ -86,10 +86,10 @@ def check_positions(position_ids: Tensor, batch: int, tokens: int) -> None:
 
 
 def check_further(arguments: Mapping[str, Any], cached: int, tokens: int) -> None:
-    """Checks the arguments of forward that change nothing: None, the default in transformers, and two others.
+    """Checks the remaining arguments of forward, none of which changes the hidden states.
 
-    `num_items_in_batch` is for the loss. `cache_position`, (T,), must be `cached`, `cached` + 1, ...; its values are
-    checked only on the CPU.
+    Accepted are any argument that is None, as by default in transformers; `num_items_in_batch`, an argument of the
+    loss; and `cache_position`, (T,), which must be `cached`, `cached` + 1, ... (values are checked only on the CPU).
 
     Raises:
         ArgumentError: an argument is unknown.
@@ -163,7 +163,7 @@ def check_cache(past: Any, batch: int, heads: Sequence[int], width: int) -> None
 def check_cached_positions(length: int, new: Tensor, attention_mask: Tensor | None) -> None:
     """Checks that the `length` tokens of a cache without positions are at 0, 1, ..., without padding.
 
-    Reads values on every device, because another answer would be wrong; such caches are rare.
+    Reads values on every device, because the results would otherwise be wrong; such caches are rare.
 
     Args:
         length: number of cached tokens.

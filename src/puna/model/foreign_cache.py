@@ -36,11 +36,11 @@ def read_layers(cache: Any) -> Any:
 def extend(cache: Any, layers: Layers) -> None:
     """Appends the tokens of `layers` that a cache object of transformers does not have yet.
 
-    generate() of transformers changes the cache that it is given, and chat programs pass the same object again. A cache
+    transformers' generate() changes its cache argument in place, and chat programs pass the same object again. A cache
     of fixed size, and one with other rows, are not changed.
     """
-    held = read_layers(cache)
-    same_rows = not held or held[0][0].shape[0] == layers[0][0].shape[0]
+    cached = read_layers(cache)
+    same_rows = not cached or cached[0][0].shape[0] == layers[0][0].shape[0]
     if getattr(cache, "is_compileable", False) or not same_rows:
         return
     store(cache, layers)

@@ -61,14 +61,14 @@ def tokenize(
     from puna.tokenizer.explain import explain as encode_with_each
 
     table = token_bytes(tokenizer)
-    known = [table[index] if index < len(table) else None for index in ids]
+    contents = [table[index] if index < len(table) else None for index in ids]
     encoded = encode_with_each(local_path(path, "tokenizer"), content, special)
     if json:
         behaviours = {name: vars(item) for name, item in encoded.items()}
-        spelled = [None if data is None else data.hex() for data in known]
-        print_json({"ids": ids, "pieces": pieces, "bytes": spelled, "behaviours": behaviours})
+        hexadecimal = [None if data is None else data.hex() for data in contents]
+        print_json({"ids": ids, "pieces": pieces, "bytes": hexadecimal, "behaviours": behaviours})
         return
-    for token, piece, data in zip(ids, pieces, known, strict=True):
+    for token, piece, data in zip(ids, pieces, contents, strict=True):
         typer.echo(f"{token:>7}  {piece!r:<20} {'special' if data is None else data.hex(' ')}")
     _show_behaviours(encoded)
 

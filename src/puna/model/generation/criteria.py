@@ -28,7 +28,7 @@ Criterion = Callable[..., Any]
 class Ended(Tensor):
     """Which rows have ended: bool, (rows,).
 
-    In a condition, its value is whether all rows have ended. Code for transformers 4 expects one bool, and code for
+    In a condition, it is true if all rows have ended. Code for transformers 4 expects one bool, and code for
     transformers 5 a tensor. Operations return ordinary tensors.
     """
 
@@ -152,7 +152,7 @@ class ConfidenceCriteria(StoppingCriteria):
 
 
 class StoppingCriteriaList(list[Any]):
-    """Criteria of which one is enough to end a row."""
+    """A list of criteria; a row ends as soon as one of them ends it."""
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Returns which rows have ended, (rows,)."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class DirectOptions(TypedDict, total=False):
-    """The keyword arguments that all methods have: settings, which replace those of the model, and inputs."""
+    """The keyword arguments that all methods have: settings, which override those of the model, and inputs."""
 
     max_length: int | None
     pad_token_id: int | None
@@ -69,7 +69,7 @@ Result = Tensor | GenerateOutput
 
 
 class DirectMethods:
-    """The methods. All return ids, (rows, tokens), or with `return_dict_in_generate` an output with more fields."""
+    """One method for each strategy. Each returns ids, (rows, tokens), or with `return_dict_in_generate` an output."""
 
     def greedy_search(
         self: Any,
@@ -197,13 +197,13 @@ def _run(strategy: Callable[[Decoding], GenerateOutput], decoding: Decoding) -> 
 def _decoding(
     model: LanguageModel, ids: Tensor, processors: Processors, criteria: Criteria, options: DirectOptions, **more: Any
 ) -> Decoding:
-    """Returns the call of a strategy: the model's settings, replaced by those of the call."""
+    """Returns the inputs of a strategy. Settings of the call override the model's."""
     for name in options:
         if name not in DirectOptions.__annotations__:
             raise RequestError(f"there is no argument {name!r}; remove it")
     settings = copy.deepcopy(model.generation_config)
-    given = {name: options.get(name) for name in _SETTINGS}
-    for name, value in {**given, **more}.items():
+    changes = {name: options.get(name) for name in _SETTINGS}
+    for name, value in {**changes, **more}.items():
         if value is not None:
             setattr(settings, name, value)
     inputs = PromptArguments(
@@ -230,8 +230,8 @@ def _decoding(
     )
 
 
-def _criteria(ends: tuple[int, ...], given: Criteria, max_length: int | None) -> StoppingCriteriaList:
-    criteria = StoppingCriteriaList(given or ())
+def _criteria(ends: tuple[int, ...], custom: Criteria, max_length: int | None) -> StoppingCriteriaList:
+    criteria = StoppingCriteriaList(custom or ())
     if max_length is not None:
         warnings.warn(
             "max_length is deprecated in this method; pass stopping_criteria=[MaxLengthCriteria(max_length)]",

@@ -80,7 +80,7 @@ def generate(
         assistant_model: a smaller model with the same vocabulary, which drafts tokens.
         streamer: receives the prompt and each token; one prompt without beams.
         negative_prompt_ids, negative_prompt_attention_mask: for `guidance_scale`.
-        use_model_defaults: take settings that `generation_config` does not set from the model.
+        use_model_defaults: whether the model's settings are used where `generation_config` sets none.
         custom_generate: must be None.
         options: the fields of `GenerationConfig`, which override `generation_config`. None disables a filter or
             penalty, and restores the default of any other field. And:
@@ -101,15 +101,15 @@ def generate(
         ConfigError: if a setting is out of range.
 
     Warns:
-        UserWarning: about arguments that are surely not intended, such as a prompt longer than `max_length`.
+        UserWarning: about arguments that are probably a mistake, such as a prompt longer than `max_length`.
     """
     if custom_generate is not None:
         raise RequestError(
             f"custom_generate is {show(custom_generate)}; code of other repositories is not run. Call the function "
             "yourself with the model"
         )
-    chosen, arguments = _split(self, options)
-    settings = merge_settings(self, generation_config, chosen, use_model_defaults)
+    changes, arguments = _split(self, options)
+    settings = merge_settings(self, generation_config, changes, use_model_defaults)
     strategy = _strategy(settings, assistant_model, streamer)
     random = choose_generator(arguments.get("seed"), arguments.get("generator"), self.device)
     prompt = _read_prompt(self, settings, inputs, arguments)
@@ -174,7 +174,7 @@ _METHOD = tuple(inspect.signature(generate).parameters)[1:-1]
 
 
 def _extra(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments that only the forward pass of a subclass knows."""
+    """Returns the arguments that only the forward method of a subclass accepts."""
     own = {*GenerateOptions.__annotations__, *_FORWARD_ONLY}
     return {name: value for name, value in arguments.items() if name not in own and value is not None}
 
@@ -186,7 +186,7 @@ def _read_prompt(
     ids = arguments.get("input_ids")
     if inputs is not None and ids is not None:
         raise RequestError("the prompt was given twice, as inputs and as input_ids; keep one of them")
-    given = PromptArguments(
+    prompt_arguments = PromptArguments(
         ids if inputs is None else inputs,
         arguments.get("inputs_embeds"),
         arguments.get("attention_mask"),
@@ -194,11 +194,11 @@ def _read_prompt(
         arguments.get("position_ids"),
         _extra(arguments),
     )
-    prompt = read_prompt(settings, model.config.hidden_size, model.device, given)
+    prompt = read_prompt(settings, model.config.hidden_size, model.device, prompt_arguments)
     return prompt.repeat(max(settings.num_beams, settings.num_return_sequences))
 
 
-def _extend_cache(given: Any, out: GenerateOutput) -> None:
+def _extend_cache(cache: Any, out: GenerateOutput) -> None:
     """Adds the new tokens to the caller's cache object, if it is one of transformers."""
-    if out.past_key_values and read_layers(given) is not given:
-        extend(given, out.past_key_values)
+    if out.past_key_values and read_layers(cache) is not cache:
+        extend(cache, out.past_key_values)

@@ -8,7 +8,7 @@ from puna.config import GenerationConfig
 
 
 def maximum_length(settings: GenerationConfig, tokens: int) -> int:
-    """Returns the maximum number of ids in prompt and answer together; warns about lengths that are surely unwanted.
+    """Returns the maximum number of ids in prompt and answer together; warns about lengths that are probably a mistake.
 
     At least one token is generated, unless `max_new_tokens` is 0.
 

@@ -94,7 +94,7 @@ class Forward(Protocol):
 
 
 class TorchForward:
-    """`Forward` with the PyTorch module.
+    """`Forward`, implemented by the PyTorch module.
 
     Args:
         model: the module.
@@ -136,7 +136,7 @@ class TorchForward:
         return out
 
     def _uncached_positions(self, total: int, cache: Any) -> Tensor | None:
-        """Returns the positions of the tokens that are not cached: those of the prompt, then counted on."""
+        """Returns the positions of the uncached tokens: those given for the prompt, then consecutive numbers."""
         if self._positions is None:
             return None
         answer = torch.arange(1, total - self._positions.shape[1] + 1, device=self._positions.device)
@@ -172,7 +172,7 @@ class Decoding:
         prompt: the prompts, with one row for each text or beam.
         limit: maximum number of new tokens.
         processors: change the logits before a token is chosen.
-        criteria: end rows: the maximum length, the eos tokens, and the caller's criteria.
+        criteria: decide which rows have ended: maximum length, eos tokens, and the caller's criteria.
         streamer: receives the prompt and each token.
         generator: the random generator; None for PyTorch's global one.
         runner: computes the forward passes.
@@ -328,7 +328,7 @@ def decode(
 def check_scores(scores: Tensor, logits: Tensor, unfinished: Tensor, random: bool) -> None:
     """Checks that each row has a token to choose.
 
-    A score of infinity that a processor has computed from finite logits is the highest one, but has no probability.
+    A processor may raise a score to infinity: the token can then be chosen as the most likely one, but not drawn.
 
     Args:
         scores: (rows, vocab).

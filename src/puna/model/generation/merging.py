@@ -10,7 +10,7 @@ from typing import Any
 def merge_lists(built: Iterable[Any], custom: Iterable[Any]) -> list[Any]:
     """Returns both lists joined; the caller's object replaces one of the same class, with a warning.
 
-    A class of transformers counts as the same class as that with its name here.
+    A class of transformers counts as the class of the same name in puna.
     """
     custom = list(custom)
     merged = []

@@ -12,8 +12,8 @@ from torch import Tensor
 from puna.model.cache import KVCache
 from puna.model.outputs import ModelOutput
 
-PerToken = tuple[tuple[Tensor, ...], ...]
-"""Per forward pass a tensor for each layer."""
+LayersPerPass = tuple[tuple[Tensor, ...], ...]
+"""For each forward pass, a tensor for each layer."""
 
 
 @dataclass(eq=False)
@@ -32,8 +32,8 @@ class GenerateDecoderOnlyOutput(ModelOutput):
     sequences: Tensor = None  # type: ignore[assignment]
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
-    attentions: PerToken | None = None
-    hidden_states: PerToken | None = None
+    attentions: LayersPerPass | None = None
+    hidden_states: LayersPerPass | None = None
     past_key_values: KVCache | None = None
 
 
@@ -55,8 +55,8 @@ class GenerateBeamDecoderOnlyOutput(ModelOutput):
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
     beam_indices: Tensor | None = None
-    attentions: PerToken | None = None
-    hidden_states: PerToken | None = None
+    attentions: LayersPerPass | None = None
+    hidden_states: LayersPerPass | None = None
     past_key_values: KVCache | None = None
 
 

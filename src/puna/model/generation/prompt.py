@@ -50,7 +50,7 @@ class Prompt:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def first_group(self, beams: int, groups: int) -> Prompt:
-        """Returns the rows of the first group of beams of each prompt, which has `beams` rows."""
+        """Returns the rows of the first group of beams of each prompt. Each prompt has `beams` rows."""
         if groups == 1:
             return self
         rows = torch.arange(len(self.ids), device=self.ids.device)
@@ -68,19 +68,19 @@ class Prompt:
         return Prompt(self.ids[rows], embeds, self.mask[rows], cache, positions, self.extra)
 
 
-def read_prompt(settings: GenerationConfig, width: int, device: torch.device, given: PromptArguments) -> Prompt:
+def read_prompt(settings: GenerationConfig, width: int, device: torch.device, arguments: PromptArguments) -> Prompt:
     """Returns the prompt of a call, with one row for each prompt, on the device of the model.
 
     Args:
         settings: the token ids bos, eos and pad.
         width: the width of the model's embeddings.
         device: the device of the model.
-        given: the arguments.
+        arguments: the prompt as the caller passed it.
 
     Raises:
         RequestError: if the arguments contradict each other.
     """
-    ids, embeds, cache = given.ids, given.embeds, given.cache
+    ids, embeds, cache = arguments.ids, arguments.embeds, arguments.cache
     if embeds is not None:
         check_embeddings(embeds, width)
         if ids is None:
@@ -88,26 +88,26 @@ def read_prompt(settings: GenerationConfig, width: int, device: torch.device, gi
     elif ids is None:
         if settings.bos_token_id is None:
             raise RequestError("there is neither a prompt nor a bos_token_id to start from; give one of them")
-        rows = 1 if given.mask is None else len(given.mask)
+        rows = 1 if arguments.mask is None else len(arguments.mask)
         ids = torch.full((rows, 1), settings.bos_token_id)
     if embeds is None:
         check_ids(ids)
     elif ids.shape[0] != embeds.shape[0]:
         raise RequestError(f"the prompt has {len(ids)} rows of ids and {len(embeds)} of inputs_embeds")
     tokens = ids.shape[1] if embeds is None else embeds.shape[1]
-    mask = _infer_mask(settings, ids, tokens) if given.mask is None else given.mask
+    mask = _infer_mask(settings, ids, tokens) if arguments.mask is None else arguments.mask
     _check_mask(mask, ids.shape[0], tokens, cache[0][0].shape[2] if cache else 0)
-    _warn_about_right_padding(settings, ids, given.mask)
-    positions = given.positions
+    _warn_about_right_padding(settings, ids, arguments.mask)
+    positions = arguments.positions
     if positions is not None:
         check_positions(positions, ids.shape[0], mask.shape[1])
         positions = positions.to(device).long().expand(mask.shape)
     embeds = None if embeds is None else embeds.to(device)
-    return Prompt(ids.to(device).long(), embeds, mask.to(device).long(), cache, positions, given.extra)
+    return Prompt(ids.to(device).long(), embeds, mask.to(device).long(), cache, positions, arguments.extra)
 
 
 def _check_mask(mask: Tensor, rows: int, tokens: int, past: int) -> None:
-    """Raises RequestError unless the mask covers the prompt, or cached tokens, too."""
+    """Raises RequestError unless the mask covers the prompt, with or without the cached tokens."""
     if mask.dim() != 2 or mask.shape[0] != rows or mask.shape[1] not in (tokens, past + tokens):
         raise RequestError(
             f"attention_mask has shape {tuple(mask.shape)}; it must be 2-D, a row for each of {rows} prompts and a "
@@ -120,7 +120,7 @@ def _check_mask(mask: Tensor, rows: int, tokens: int, past: int) -> None:
 
 
 def _infer_mask(settings: GenerationConfig, ids: Tensor, tokens: int) -> Tensor:
-    """Returns the mask of a prompt without one: pad tokens are padding, unless the pad token also ends texts."""
+    """Returns a mask for a prompt that has none: pad tokens are padding, unless the pad token also ends texts."""
     pad, ends = settings.pad_token_id, settings.eos_token_ids
     if pad is not None and pad not in ends and ids.shape[1] == tokens:
         mask: Tensor = (ids != pad).long()

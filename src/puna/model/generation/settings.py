@@ -13,7 +13,7 @@ import torch
 from puna.config import GenerationConfig, GenerationMode, LlamaConfig
 from puna.errors import RequestError, show, suggestion
 
-_ENDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 _CACHES = (
     None, "dynamic", "static", "offloaded", "offloaded_static", "quantized", "sliding_window", "hybrid",
@@ -43,7 +43,7 @@ class ConfiguredModel(Protocol):
 
 def merge_settings(
     model: ConfiguredModel,
-    given: Any,
+    config: Any,
     options: Mapping[str, Any],
     use_model_defaults: bool | None = None,
 ) -> GenerationConfig:
@@ -51,16 +51,16 @@ def merge_settings(
 
     Args:
         model: its settings are the defaults.
-        given: the argument `generation_config`: None, a `GenerationConfig`, or one of transformers. The model's token
+        config: the argument `generation_config`: None, a `GenerationConfig`, or one of transformers. The model's token
             ids complete it; other settings of the model are used only with `use_model_defaults`.
         options: the keywords of the call that are settings; they override all others.
-        use_model_defaults: whether all settings of the model are used that `given` does not set.
+        use_model_defaults: whether the model's settings are used where `config` sets none.
 
     Raises:
         RequestError: if a setting is not supported.
         ConfigError: if a setting is out of range, or settings contradict each other.
     """
-    settings = _base_settings(model, given, use_model_defaults)
+    settings = _base_settings(model, config, use_model_defaults)
     options = {name: value for name, value in options.items() if name != "max_length" or value is not None}
     settings.update(allow_custom_entries=True, **options)
     if "max_length" in options and options.get("max_new_tokens") is None:
@@ -71,8 +71,8 @@ def merge_settings(
     for name in _NEVER_NONE:
         if getattr(settings, name) is None:
             setattr(settings, name, getattr(defaults, name))
-    named = set(options) - ({"temperature"} if settings.temperature == 0 else set())
-    settings.validate(user_set_attributes=named)
+    fields = set(options) - ({"temperature"} if settings.temperature == 0 else set())
+    settings.validate(user_set_attributes=fields)
     if settings.temperature == 0:
         settings.do_sample = False
         settings.validate(user_set_attributes=())
@@ -86,18 +86,18 @@ def merge_settings(
     return settings
 
 
-def _base_settings(model: ConfiguredModel, given: Any, use_model_defaults: bool | None) -> GenerationConfig:
-    """Returns a copy of the given configuration, completed from the model's; without one, a copy of the model's."""
+def _base_settings(model: ConfiguredModel, config: Any, use_model_defaults: bool | None) -> GenerationConfig:
+    """Returns a copy of `config`, completed from the model's settings; if it is None, a copy of the model's."""
     own = model_settings(model)
-    if given is None:
+    if config is None:
         return copy.deepcopy(own)
-    if not isinstance(given, GenerationConfig):
-        if not hasattr(given, "to_dict"):
-            raise RequestError(f"generation_config is {show(given)}; it must be a GenerationConfig")
-        given = GenerationConfig.from_dict(given.to_dict())
-    settings: GenerationConfig = copy.deepcopy(given)
+    if not isinstance(config, GenerationConfig):
+        if not hasattr(config, "to_dict"):
+            raise RequestError(f"generation_config is {show(config)}; it must be a GenerationConfig")
+        config = GenerationConfig.from_dict(config.to_dict())
+    settings: GenerationConfig = copy.deepcopy(config)
     names = own.assigned if use_model_defaults else ()
-    for name in (*_ENDS, *names):
+    for name in (*_SPECIAL_TOKENS, *names):
         if getattr(settings, name, None) is None or name not in settings.assigned:
             setattr(settings, name, getattr(own, name))
     return settings
@@ -106,8 +106,8 @@ def _base_settings(model: ConfiguredModel, given: Any, use_model_defaults: bool 
 def model_settings(model: ConfiguredModel) -> GenerationConfig:
     """Returns the model's generation configuration.
 
-    If the model's configuration has changed since its generation configuration was derived from it, and that has not
-    been changed itself, it is derived again: scripts set `model.config.max_length` to control generation.
+    An unchanged generation configuration that was derived from the model's configuration is derived again if the latter
+    has changed, because scripts set `model.config.max_length` to control generation.
     """
     own = model.generation_config
     if own.follows_model:

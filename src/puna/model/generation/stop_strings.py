@@ -26,7 +26,7 @@ class StopStrings:
         strings: the stop strings.
 
     Attributes:
-        window: the number of last tokens that decide.
+        window: the number of last tokens that must be examined.
 
     Raises:
         RequestError: a string is empty, or no token of the vocabulary can end any of the strings.

@@ -1,5 +1,5 @@
-"""`prune_heads`: removes attention heads from the projections q, k, v and o. transformers describes it, for LLaMA too,
-but its releases end with an error.
+"""`prune_heads`: removes attention heads from the projections q, k, v and o. transformers documents the
+method for LLaMA, too, but calling it there raises an error.
 
 A removed query head contributes nothing: the result equals that of a model whose columns of o for this head are zero.
 A kv head is removed with the last query head that reads it (grouped queries).
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.config import LlamaConfig
-from puna.config.pruning import check_pruned_heads, has_equal_groups, pruned_heads, read_heads, remaining_heads
+from puna.config.pruning import check_pruned_heads, has_equal_groups, kv_indices, pruned_heads, remaining_heads
 from puna.errors import RequestError
 from puna.model.base import LlamaBase
 
@@ -27,7 +27,7 @@ class Pruning(LlamaBase):
         """Removes query heads, and the kv heads that no remaining head reads, from attention layers.
 
         The removed heads are recorded in `config.pruned_heads`, which `save_pretrained` writes and `from_pretrained`
-        reads. Only the classes of this package run a pruned model: its files are refused by the other programs.
+        reads. Only the classes of this package run a pruned model; other programs refuse its files.
 
         Args:
             heads_to_prune: for each layer the query heads to remove, numbered as before any pruning, such as
@@ -86,9 +86,9 @@ def _prune(attention: Any, config: LlamaConfig, layer: int) -> None:
     _select(attention.k_proj, kv_rows, 0)
     _select(attention.v_proj, kv_rows, 0)
     _select(attention.o_proj, q_rows, 1)
-    read = read_heads(config, queries)
+    indices = kv_indices(config, queries)
     device = "cpu" if attention.q_proj.weight.is_meta else attention.q_proj.weight.device
-    repeated = None if has_equal_groups(read) else torch.tensor(read, device=device)
+    repeated = None if has_equal_groups(indices) else torch.tensor(indices, device=device)
     attention.register_buffer("kv_heads", repeated, persistent=False)
     attention.pruned_heads = removed
 

@@ -1,7 +1,7 @@
 """Chooses how a call of `generate()` computes: natively from the module's weights, or with the PyTorch module.
 
-The native runtime is used if it gives the results of the module; `model.generation_path` tells which one it was. It
-packs the weights once, in one copy of their size, and again after they have changed.
+The native runtime is used if it computes what the module computes; `model.generation_path` names the path of the last
+call. The weights are packed once, into a copy of the same size, and again after they have changed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Whether `generate()` may use the native runtime: only if it computes exactly what the PyTorch module computes.
 
-Each function returns the first reason for PyTorch, or None.
+Each function returns the first reason to use PyTorch instead, or None.
 """
 
 from __future__ import annotations

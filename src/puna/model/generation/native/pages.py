@@ -61,7 +61,7 @@ class SharedPages:
         self._users: Counter[int] = Counter()
 
     def new(self) -> int:
-        """Takes a free page and counts one user."""
+        """Returns a free page, which then has one user."""
         page = self._pool.take()
         self.use((page,))
         return page
@@ -71,7 +71,7 @@ class SharedPages:
         return self._users[page] > 1
 
     def use(self, pages: Iterable[int]) -> None:
-        """Counts a sequence that uses these pages."""
+        """Adds a sequence to the users of these pages."""
         self._users.update(pages)
 
     def drop(self, pages: Iterable[int]) -> None:

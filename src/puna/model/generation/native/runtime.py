@@ -48,7 +48,7 @@ class NativeRuntime:
         self.pool = PagePool(self._backend.pages)
 
     def logits(self, chunks: list[Chunk]) -> NDArray[np.float32]:
-        """Computes the logits of the chunks' last tokens, (sum of `rows`, V). Calls of several threads take turns."""
+        """Computes the logits of the chunks' last tokens, (sum of `rows`, V). Threads run one after another."""
         with self._lock:
             return np.concatenate([self._backend.forward(group).logits for group in _groups(chunks)])
 
@@ -59,7 +59,7 @@ class NativeRuntime:
 
 
 class NativeForward:
-    """`Forward` with the native runtime, for one call of `generate()`.
+    """`Forward`, implemented by the native runtime, for one call of `generate()`.
 
     Padding is dropped: each row is a sequence of its own tokens, at positions 0, 1, .... Rows with equal prompts are
     computed once.
@@ -94,21 +94,23 @@ class NativeForward:
         kept = new[:, -keep:] if keep else new
         rows: list[int] = kept.sum(1).tolist()
         inputs = self._inputs(ids, new, first=not cache.get_seq_length())
-        chosen, copies = _distinct(inputs) if not cache.get_seq_length() else (range(len(inputs)), range(len(inputs)))
-        taken: list[int] = []
+        chosen, copies = (
+            _distinct_inputs(inputs) if not cache.get_seq_length() else (range(len(inputs)), range(len(inputs)))
+        )
+        new_pages: list[int] = []
         try:
             chunks = []
             for row in chosen:
                 tokens, embeddings = inputs[row]
                 sequence = cache.sequences[row]
-                pages = self._extend(sequence, len(tokens), taken)
+                pages = self._extend(sequence, len(tokens), new_pages)
                 chunks.append(Chunk(pages, tokens, sequence.length, rows[row], embeddings=embeddings))
             logits = torch.from_numpy(self._runtime.logits(chunks))
             sequences = [CachedRow(chunk.pages, chunk.start + len(chunk.tokens)) for chunk in chunks]
             extended = NativeCache(self._shared, tuple(sequences[copy] for copy in copies), mask)
         finally:
-            self._shared.drop(taken)  # the new cache counts as another user of these pages
-        return CausalLMOutputWithPast(logits=_spread(logits, chunks, copies, kept), past_key_values=extended)  # type: ignore[arg-type]
+            self._shared.drop(new_pages)  # the new cache counts as another user of these pages
+        return CausalLMOutputWithPast(logits=_expand_to_rows(logits, chunks, copies, kept), past_key_values=extended)  # type: ignore[arg-type]
 
     def reorder(self, cache: NativeCache | None, rows: Tensor) -> NativeCache | None:
         """See `Forward`."""
@@ -127,19 +129,19 @@ class NativeForward:
         check_ids(ids, self._config.vocab_size)
         return [(row[keep].long().numpy(), None) for row, keep in zip(ids, new, strict=True)]
 
-    def _extend(self, sequence: CachedRow, count: int, taken: list[int]) -> tuple[int, ...]:
-        """Returns pages of the sequence with space for `count` more tokens, and adds new pages to `taken`.
+    def _extend(self, sequence: CachedRow, count: int, new_pages: list[int]) -> tuple[int, ...]:
+        """Returns pages of the sequence with space for `count` more tokens, and adds new ones to `new_pages`.
 
         A page is full, or only one sequence writes to it: a page that is shared and not full is copied.
         """
         pages = list(sequence.pages)
         if sequence.length % PAGE and self._shared.is_shared(pages[-1]):
-            taken.append(self._shared.new())
-            self._runtime.copy_page(pages[-1], taken[-1])
-            pages[-1] = taken[-1]
+            new_pages.append(self._shared.new())
+            self._runtime.copy_page(pages[-1], new_pages[-1])
+            pages[-1] = new_pages[-1]
         for _ in range(page_count(sequence.length + count) - len(pages)):
-            taken.append(self._shared.new())
-            pages.append(taken[-1])
+            new_pages.append(self._shared.new())
+            pages.append(new_pages[-1])
         return tuple(pages)
 
 
@@ -147,7 +149,7 @@ _Input = tuple[NDArray[np.int64], NDArray[np.float32] | None]
 """The new tokens of a row, (t,), and embeddings that replace them, (t, D)."""
 
 
-def _distinct(inputs: list[_Input]) -> tuple[list[int], list[int]]:
+def _distinct_inputs(inputs: list[_Input]) -> tuple[list[int], list[int]]:
     """Returns the first row of each distinct input, and for each row the index of its input in this list."""
     chosen: list[int] = []
     indices: dict[tuple[bytes, bytes], int] = {}
@@ -179,7 +181,7 @@ def _groups(chunks: list[Chunk]) -> Iterator[list[Chunk]]:
         yield group
 
 
-def _spread(logits: Tensor, chunks: list[Chunk], copies: Sequence[int], kept: Tensor) -> Tensor:
+def _expand_to_rows(logits: Tensor, chunks: list[Chunk], copies: Sequence[int], kept: Tensor) -> Tensor:
     """Returns the logits of all rows, (R, keep, V), from the chunks' logits, (sum of `rows`, V); 0 where not `kept`."""
     if len(chunks) == len(kept) and bool(kept.all()):
         return logits.view(*kept.shape, -1)

@@ -1,7 +1,7 @@
 """The base classes of logits processors, and the list that applies them in order.
 
 A processor is a function `(input_ids (rows, tokens), scores (rows, vocabulary)) -> scores` that does not modify its
-arguments. The classes of this package hold arguments and have the names and signatures of those of transformers; the
+arguments. The classes of this package only hold arguments; their names and signatures are those of transformers. The
 functions next to them do the arithmetic.
 """
 
@@ -116,8 +116,8 @@ def token_tensor(tokens: EndTokens | Sequence[int], device: Any = "cpu") -> Tens
     """Returns one or several ids as a tensor, (n,)."""
     if isinstance(tokens, Tensor):
         return tokens.reshape(-1)
-    several = [tokens] if isinstance(tokens, int) else list(tokens)
-    return torch.tensor(several, device=device) if several else torch.zeros(0, dtype=torch.long, device=device)
+    ids = [tokens] if isinstance(tokens, int) else list(tokens)
+    return torch.tensor(ids, device=device) if ids else torch.zeros(0, dtype=torch.long, device=device)
 
 
 def check_integer(name: str, value: Any, lowest: int) -> None:

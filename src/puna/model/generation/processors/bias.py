@@ -1,4 +1,4 @@
-"""Processors that change or forbid tokens which complete given sequences."""
+"""Processors that change or forbid the tokens that would complete certain sequences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from puna.model.generation.processors.base import EndTokens, LogitsProcessor, en
 
 
 class SequenceBiasLogitsProcessor(LogitsProcessor):
-    """Adds a bias to the last token of sequences, where a row ends with the tokens before it.
+    """Adds a bias to the score of each token that would complete a biased sequence at the end of a row.
 
     Args:
         sequence_bias: a dictionary from tuples of token ids to floats, or a list of `[token ids, float]`.
@@ -121,7 +121,7 @@ def _read_biases(sequence_bias: Any) -> dict[tuple[int, ...], float]:
 
 
 def _are_ids(sequence: Sequence[Any]) -> bool:
-    """Returns whether all values are integers that are not negative, and there is at least one."""
+    """Returns whether the sequence contains at least one value, and only integers that are not negative."""
     return bool(sequence) and all(isinstance(index, Integral) and int(index) >= 0 for index in sequence)
 
 

@@ -64,7 +64,7 @@ class Context:
         max_length: the maximum number of ids in a row, of prompt and answer.
         vocab_size: the model's vocabulary size.
         attention_mask: (rows, tokens), 0 for padding, which the repetition penalty ignores; columns of cached tokens
-            that are not in `prompt_ids` may precede.
+            that are not in `prompt_ids` may precede those of the prompt.
         model: computes the scores of negative prompts.
         negative_prompt_ids, negative_prompt_attention_mask: for `guidance_scale`.
         prefix_allowed_tokens_fn: returns the tokens that may follow.
@@ -128,7 +128,7 @@ def _guidance(settings: GenerationConfig, context: Context) -> Iterator[Processo
 
 
 def _repetition(settings: GenerationConfig, context: Context) -> Iterator[Processor]:
-    """Yields the processors that compare with the tokens so far."""
+    """Yields the processors that depend on the tokens of the row or the prompt."""
     ids = context.prompt_ids
     if (penalty := settings.encoder_repetition_penalty) not in (None, 1) and _has_ids(
         context, "encoder_repetition_penalty", "it has no effect"
@@ -189,7 +189,7 @@ def _tokens(settings: GenerationConfig, context: Context) -> Iterator[Processor]
 
 
 def _warpers(settings: GenerationConfig) -> Iterator[Processor]:
-    """Yields the temperature and the filters. A beam search keeps enough tokens for a beam that does not end."""
+    """Yields the temperature and the filters, which in a beam search leave a token that does not end the text."""
     keep = max(len(settings.eos_token_ids), 1) + 1 if (settings.num_beams or 1) > 1 else 1
     if settings.temperature not in (None, 1):
         yield TemperatureLogitsWarper(float(settings.temperature))

@@ -1,7 +1,7 @@
 """Warpers: the temperature, and filters that remove unlikely tokens before one is sampled.
 
-The functions change no argument. They set the scores of removed tokens to `value` and keep at least `keep` tokens
-with the highest scores.
+The functions do not modify their arguments. They set the scores of removed tokens to `value`, and keep at least the
+`keep` tokens with the highest scores.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class EpsilonLogitsWarper(LogitsWarper):
     def __init__(self, epsilon: float, filter_value: float = REMOVED, min_tokens_to_keep: int = 1) -> None:
         self.epsilon = _check_cutoff("epsilon_cutoff", epsilon)
         self.filter_value = filter_value
-        self.min_tokens_to_keep = _check_kept(min_tokens_to_keep)
+        self.min_tokens_to_keep = _check_minimum(min_tokens_to_keep)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns the changed scores."""
@@ -134,7 +134,7 @@ class EtaLogitsWarper(LogitsWarper):
     ) -> None:
         self.epsilon = torch.tensor(_check_cutoff("eta_cutoff", epsilon), device=device)
         self.filter_value = filter_value
-        self.min_tokens_to_keep = _check_kept(min_tokens_to_keep)
+        self.min_tokens_to_keep = _check_minimum(min_tokens_to_keep)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns the changed scores."""
@@ -196,13 +196,13 @@ def keep_top_h(scores: Tensor, h: float, candidates: int = _TOP_H_CANDIDATES, va
 def keep_typical(scores: Tensor, mass: float, value: float = REMOVED, keep: int = 1) -> Tensor:
     """Keeps the tokens whose surprise is closest to the entropy, with a total probability of at least `mass`.
 
-    All tokens that are as close as the last of them are kept, too, and the first `keep` in any case.
+    Ties with the last of these tokens are kept, too, and always the closest `keep` tokens.
     """
     logs = scores.log_softmax(dim=-1)
     entropies = -(logs * logs.exp()).nansum(dim=-1, keepdim=True)
     distances, order = (-logs - entropies).abs().sort(dim=-1)
-    reached = scores.gather(-1, order).softmax(dim=-1).cumsum(dim=-1)
-    last = (reached < mass).sum(dim=-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
+    cumulative = scores.gather(-1, order).softmax(dim=-1).cumsum(dim=-1)
+    last = (cumulative < mass).sum(dim=-1, keepdim=True).clamp(max=scores.shape[-1] - 1)
     unlikely = distances > distances.gather(1, last)
     unlikely[:, :keep] = False
     return scores.masked_fill(unlikely.scatter(1, order, unlikely), value)
@@ -231,6 +231,6 @@ def _check_cutoff(name: str, value: Any) -> float:
     return number
 
 
-def _check_kept(value: Any) -> int:
+def _check_minimum(value: Any) -> int:
     check_integer("min_tokens_to_keep", int(value), 1)
     return int(value)

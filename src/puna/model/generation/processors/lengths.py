@@ -1,4 +1,4 @@
-"""Processors that depend on the number of tokens: minimum lengths, forced first and last tokens, a decay of length."""
+"""Processors that depend on the number of tokens: minimum lengths, forced first and last tokens, a length penalty."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
 
 
 class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
-    """Allows only end tokens as the last token, when a row has one token less than `max_length`."""
+    """Allows only end tokens as the last token, when a row has one token fewer than `max_length`."""
 
     def __init__(self, max_length: int, eos_token_id: EndTokens, device: Any = "cpu") -> None:
         self.max_length = max_length

@@ -1,4 +1,4 @@
-"""Processors that penalise or forbid tokens because of the tokens that a row or the prompt has."""
+"""Processors that penalise, encourage or forbid tokens that already occur in the row or the prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
 
     Args:
         penalty: greater than 1 discourages repetition, less than 1 encourages it.
-        prompt_ignore_length: number of tokens at the start of each row that are not counted: an integer, or (rows,).
+        prompt_ignore_length: number of tokens at the start of each row that do not count: an integer, or (rows,).
     """
 
     def __init__(self, penalty: float, prompt_ignore_length: int | Tensor | None = None) -> None:
@@ -50,7 +50,7 @@ class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
 
     Args:
         penalty: greater than 1 encourages the prompt's tokens, less than 1 discourages them.
-        encoder_input_ids: (prompts, tokens); each prompt is used for rows / prompts adjacent rows.
+        encoder_input_ids: (prompts, tokens); every prompt has the same number of adjacent rows.
     """
 
     def __init__(self, penalty: float, encoder_input_ids: Tensor) -> None:
@@ -60,11 +60,11 @@ class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns the changed scores."""
-        return penalise_tokens(scores, _for_rows(self.encoder_input_ids, len(scores)), self.penalty)
+        return penalise_tokens(scores, _repeat_for_rows(self.encoder_input_ids, len(scores)), self.penalty)
 
 
 class NoRepeatNGramLogitsProcessor(LogitsProcessor):
-    """Forbids tokens that would complete an n-gram which the row already has."""
+    """Forbids tokens that would complete an n-gram that the row already contains."""
 
     def __init__(self, ngram_size: int) -> None:
         check_integer("ngram_size", ngram_size, 1)
@@ -79,7 +79,7 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
     """Forbids tokens that would complete an n-gram of the prompt.
 
     Args:
-        encoder_input_ids: (prompts, tokens) or (tokens,); each prompt is used for rows / prompts adjacent rows.
+        encoder_input_ids: (prompts, tokens) or (tokens,); every prompt has the same number of adjacent rows.
     """
 
     def __init__(self, encoder_ngram_size: int, encoder_input_ids: Tensor) -> None:
@@ -89,7 +89,7 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns the changed scores."""
-        return forbid_ngrams(scores, input_ids, _for_rows(self.encoder_input_ids, len(scores)), self.ngram_size)
+        return forbid_ngrams(scores, input_ids, _repeat_for_rows(self.encoder_input_ids, len(scores)), self.ngram_size)
 
 
 def penalise_tokens(scores: Tensor, ids: Tensor, penalty: float) -> Tensor:
@@ -101,8 +101,8 @@ def penalise_tokens(scores: Tensor, ids: Tensor, penalty: float) -> Tensor:
     vocabulary = scores.shape[-1]
     padded = torch.nn.functional.pad(scores, (0, 1))  # the last column absorbs ids outside the vocabulary
     ids = ids.to(scores.device).clamp(max=vocabulary)
-    seen = padded.gather(1, ids)
-    return padded.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))[:, :vocabulary]
+    old = padded.gather(1, ids)
+    return padded.scatter(1, ids, torch.where(old < 0, old * penalty, old / penalty))[:, :vocabulary]
 
 
 def forbid_ngrams(scores: Tensor, ids: Tensor, source: Tensor, size: int) -> Tensor:
@@ -118,6 +118,6 @@ def forbid_ngrams(scores: Tensor, ids: Tensor, source: Tensor, size: int) -> Ten
     return scores.masked_fill(forbidden[:, :vocabulary], float("-inf"))
 
 
-def _for_rows(prompts: Tensor, rows: int) -> Tensor:
+def _repeat_for_rows(prompts: Tensor, rows: int) -> Tensor:
     """Repeats each prompt, (prompts, tokens), for its adjacent rows: (rows, tokens)."""
     return prompts.repeat_interleave(rows // len(prompts), dim=0) if rows > len(prompts) else prompts

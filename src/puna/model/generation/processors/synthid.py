@@ -127,7 +127,7 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
 
 
 def hash_tokens(start: Tensor, tokens: Tensor) -> Tensor:
-    """Adds the last dimension of `tokens` to hashes, one after another; the other dimensions are broadcast."""
+    """Extends the hashes `start` by the tokens in the last dimension of `tokens`; the others are broadcast."""
     for column in tokens.unbind(-1):
         start = (start + column) * _MULTIPLIER + _INCREMENT
     return start
@@ -139,8 +139,8 @@ def run_tournament(scores: Tensor, bits: Tensor) -> Tensor:
     Probabilities of 0 become the lowest finite number.
     """
     probabilities = scores.softmax(dim=1)
-    for won in bits.unbind(2):
-        probabilities = probabilities * (1 + won - (won * probabilities).sum(dim=1, keepdim=True))
+    for bit in bits.unbind(2):
+        probabilities = probabilities * (1 + bit - (bit * probabilities).sum(dim=1, keepdim=True))
     logs = probabilities.log()
     return torch.where(logs.isfinite(), logs, torch.finfo(logs.dtype).min)
 

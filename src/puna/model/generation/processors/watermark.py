@@ -1,7 +1,7 @@
 """Watermarks of generated text (arXiv:2306.04634): a secret part of the vocabulary, the green tokens, is preferred.
 
-The green tokens of a step depend on a key and on the previous tokens. `WatermarkDetector` counts them in a text. They
-are the same as in transformers, which uses the code of the paper.
+The green tokens of a step depend on a key and on the previous tokens. `WatermarkDetector` counts them in a
+text. The choice of green tokens is that of transformers, which uses the code of the paper.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class WatermarkLogitsProcessor(LogitsProcessor):
         vocab_size: the model's vocabulary size.
         device: the device of the scores; the green tokens differ between kinds of devices.
         greenlist_ratio: fraction of the vocabulary that is green, between 0 and 1.
-        bias: the preference.
-        hashing_key: the secret.
+        bias: added to the scores of green tokens.
+        hashing_key: the secret key.
         seeding_scheme: "lefthash": the green tokens depend on the previous token; "selfhash": also on the token itself.
         context_width: number of previous tokens that are hashed.
     """

@@ -34,7 +34,7 @@ from puna.model.outputs import CausalLMOutputWithPast
 
 
 def assisted_decoding(decoding: Decoding) -> GenerateDecoderOnlyOutput:
-    """Continues the prompt, greedily or by sampling, with candidates from the source that the settings name."""
+    """Continues the prompt, greedily or by sampling, with candidates from the source that the settings select."""
     _check(decoding)
     ids, mask, cache = decoding.prompt.ids, decoding.prompt.mask, decoding.prompt.cache
     last = ids.shape[1] + decoding.limit
@@ -54,7 +54,7 @@ def assisted_decoding(decoding: Decoding) -> GenerateDecoderOnlyOutput:
         tokens, ended = _until_end(decoding, ids, tokens[:, : last - ids.shape[1]], scores)
         _record(decoding, ids.shape[1], tokens.shape[1], scores, logits, out)
         ids, mask = torch.cat((ids, tokens), dim=1), _extend(mask, tokens.shape[1])
-        cache = decoding.runner.crop(out.past_key_values, mask.shape[1] - 1)  # the last token has not been read
+        cache = decoding.runner.crop(out.past_key_values, mask.shape[1] - 1)  # the last token is not cached yet
         source.update(candidates.shape[1], min(accepted, tokens.shape[1] - 1))
         ended = ended or ids.shape[1] >= last
         if decoding.streamer is not None:
@@ -135,9 +135,9 @@ def _process(decoding: Decoding, text: Tensor, logits: Tensor) -> Tensor:
     """Returns the scores of the candidates and the token after them, (1, C + 1, V), after all processors."""
     first = text.shape[1] - logits.shape[1] + 1
     scores = [decoding.process(text[:, : first + index], logits[:, index]) for index in range(logits.shape[1])]
-    running = torch.ones(1, dtype=torch.bool, device=text.device)
+    unfinished = torch.ones(1, dtype=torch.bool, device=text.device)
     for index, position in enumerate(scores):
-        check_scores(position, logits[:, index], running, is_random(decoding.settings))
+        check_scores(position, logits[:, index], unfinished, is_random(decoding.settings))
     return torch.stack(scores, dim=1)
 
 
@@ -154,10 +154,10 @@ def _record(
 ) -> None:
     """Collects the optional outputs of `count` new tokens as if each had been computed in its own forward pass.
 
-    The first forward pass also read the prompt, and its part of the outputs has a row for each token of it.
+    The outputs of the first forward pass also have a row for each token of the prompt; the first new token keeps them.
     """
-    read = out.hidden_states or out.attentions
-    rows = read[0].shape[-2] if read else logits.shape[1]
+    layers = out.hidden_states or out.attentions
+    rows = layers[0].shape[-2] if layers else logits.shape[1]
     for index in range(count):
         end = rows - logits.shape[1] + index + 1
         start = 0 if index == 0 else end - 1
@@ -215,7 +215,7 @@ def candidate_source(decoding: Decoding) -> tuple[Candidates, Callable[[], None]
 
 
 def _assistant_forward(decoding: Decoding, assistant: Any, prompt: Prompt) -> Forward:
-    """Returns the forward pass of the assistant, which has read nothing of the prompt."""
+    """Returns the forward pass of the assistant, whose cache is empty at first."""
     own = Prompt(prompt.ids, None, prompt.mask[:, -prompt.ids.shape[1] :], None)
     forward, _ = choose_forward(assistant, decoding.settings, own, decoding.limit)
     return forward

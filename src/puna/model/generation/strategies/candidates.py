@@ -1,4 +1,4 @@
-"""Candidate tokens for assisted generation: drafts of a smaller model, or tokens that followed the same words before.
+"""Candidate tokens for assisted generation: drafts of a smaller model, or tokens from earlier in the text.
 
 Legend: T tokens so far, C candidates, V vocabulary. Assisted generation has one row.
 """
@@ -36,7 +36,7 @@ class DraftSettings:
 
     Attributes:
         tokens: number of tokens of a draft.
-        adaptive: add 2 to it when all candidates were accepted, and subtract 1 otherwise.
+        adaptive: add 2 to `tokens` when all candidates were accepted, and subtract 1 otherwise.
         threshold: a draft ends after a token whose probability is below this; None: no limit.
         ends: the tokens that end a text, and therefore a draft.
     """
@@ -110,7 +110,7 @@ class TranslatedCandidates:
     Args:
         assistant: drafts tokens of its own vocabulary.
         tokenizer: the tokenizer of the model.
-        assistant_tokenizer: that of the assistant.
+        assistant_tokenizer: the tokenizer of the assistant.
     """
 
     def __init__(self, assistant: AssistantCandidates, tokenizer: Any, assistant_tokenizer: Any) -> None:
@@ -144,19 +144,18 @@ def _common_start(first: list[int], second: list[int]) -> int:
 
 
 class PromptLookup:
-    """The tokens that followed the last words where they occur earlier in the text.
+    """Proposes the tokens that followed an earlier occurrence of the text's last tokens.
 
     Args:
         tokens: maximum number of candidates.
-        words: maximum number of last tokens that are searched for; shorter ends of the text are searched for if
-            longer ones do not occur.
+        ngram: maximum number of last tokens to search for; fewer are searched for if there is no earlier occurrence.
         ends: the tokens that end a text; a candidate list ends before them.
         vocabulary: V.
         process: the processors; a candidate that they forbid, and those after it, are left out.
     """
 
-    def __init__(self, tokens: int, words: int, ends: tuple[int, ...], vocabulary: int, process: Scores) -> None:
-        self._tokens, self._words, self._ends = tokens, words, ends
+    def __init__(self, tokens: int, ngram: int, ends: tuple[int, ...], vocabulary: int, process: Scores) -> None:
+        self._tokens, self._ngram, self._ends = tokens, ngram, ends
         self._vocabulary, self._process = vocabulary, process
 
     def propose(self, ids: Tensor, limit: int) -> tuple[Tensor, None]:
@@ -164,12 +163,12 @@ class PromptLookup:
         text = ids[0].tolist()
         if limit <= 0:
             return ids[:, :0], None
-        for size in range(min(self._words, len(text) - 1), 0, -1):
+        for size in range(min(self._ngram, len(text) - 1), 0, -1):
             for start in range(len(text) - size):
                 if text[start : start + size] == text[-size:]:
-                    found = self._allowed(ids, text[start + size : start + size + self._tokens])
-                    if found:
-                        return ids.new_tensor([self._before_end(found)]), None
+                    candidates = self._allowed(ids, text[start + size : start + size + self._tokens])
+                    if candidates:
+                        return ids.new_tensor([self._before_end(candidates)]), None
         return ids[:, :0], None
 
     def update(self, proposed: int, accepted: int) -> None:

@@ -1,4 +1,4 @@
-"""`ConstrainedBeamSearchScorer`: prefers beams that have made progress through constraints; transformers' class.
+"""`ConstrainedBeamSearchScorer`: prefers beams that have made progress through constraints; a class of transformers.
 
 After each step, the beams are grouped into banks by their progress. The beams of the next step are the best beam of
 each bank, most progress first, then the second best of each bank, and so on (arXiv:1804.06609).
@@ -45,7 +45,7 @@ class ConstrainedBeamSearchScorer(HypothesisScorer):
     Args:
         batch_size, num_beams, device, length_penalty, do_early_stopping, num_beam_hyps_to_keep, max_length: as in
             `BeamSearchScorer`.
-        constraints: what every text must contain.
+        constraints: every text must satisfy all of them.
         num_beam_groups: must be 1.
 
     Raises:
@@ -145,29 +145,31 @@ class ConstrainedBeamSearchScorer(HypothesisScorer):
         states = self.make_constraint_states(len(texts))
         for text, state in zip(texts, states, strict=True):
             state.reset(text)
-        found = _Continuations(texts, states)
+        additions = _Continuations(texts, states)
         for row in range(batch_idx * len(sent_beam_indices), (batch_idx + 1) * len(sent_beam_indices)):
-            self._advance(found, row, input_ids[row].tolist(), vocab_scores[row], push_progress)
-        if not found.tokens:
+            self._advance(additions, row, input_ids[row].tolist(), vocab_scores[row], push_progress)
+        if not additions.tokens:
             return sent_beam_scores, sent_beam_tokens, sent_beam_indices
-        scores = torch.cat((sent_beam_scores, torch.stack(found.scores)))
-        tokens = torch.cat((sent_beam_tokens, sent_beam_tokens.new_tensor(found.tokens)))
-        rows = torch.cat((sent_beam_indices, sent_beam_indices.new_tensor(found.rows)))
-        best = _alternate(scores, [state.get_bank() for state in found.states])[: len(sent_beam_indices)]
+        scores = torch.cat((sent_beam_scores, torch.stack(additions.scores)))
+        tokens = torch.cat((sent_beam_tokens, sent_beam_tokens.new_tensor(additions.tokens)))
+        rows = torch.cat((sent_beam_indices, sent_beam_indices.new_tensor(additions.rows)))
+        best = _interleave_banks(scores, [state.get_bank() for state in additions.states])[: len(sent_beam_indices)]
         return scores[best], tokens[best], rows[best]
 
-    def _advance(self, found: _Continuations, row: int, text: list[int], scores: Tensor, push_progress: bool) -> None:
+    def _advance(
+        self, additions: _Continuations, row: int, text: list[int], scores: Tensor, push_progress: bool
+    ) -> None:
         """Adds the continuations of one beam that advance the constraints."""
         state = self.make_constraint_states(1)[0]
         state.reset(text)
         if not state.completed:
             for token in state.advance() or ():
-                continued = state.copy(stateful=True)
-                continued.add(token)
-                found.add([*text, token], continued, row, scores[token])
+                next_state = state.copy(stateful=True)
+                next_state.add(token)
+                additions.add([*text, token], next_state, row, scores[token])
         elif push_progress:
             score, best = scores.max(dim=0)
-            found.add([*text, int(best)], state, row, score)
+            additions.add([*text, int(best)], state, row, score)
 
     def _open_rows(self, input_ids: Tensor, index: int) -> list[int]:
         """Returns the running beams that satisfy all constraints; all beams if there are too few of them."""
@@ -178,13 +180,13 @@ class ConstrainedBeamSearchScorer(HypothesisScorer):
         return complete + [row for row in rows if row not in complete]
 
 
-def _alternate(scores: Tensor, banks: list[int]) -> Tensor:
+def _interleave_banks(scores: Tensor, banks: list[int]) -> Tensor:
     """Returns the order of continuations: the best of each bank, most progress first, then the second best of each."""
     weights = torch.tensor(banks, device=scores.device)
     order = (weights * BANK_WEIGHT + scores).sort(descending=True).indices.tolist()
     ranks: list[int] = []  # rank of each continuation in its bank
-    for place, index in enumerate(order):
-        same_bank = place > 0 and banks[index] == banks[order[place - 1]]
+    for position, index in enumerate(order):
+        same_bank = position > 0 and banks[index] == banks[order[position - 1]]
         ranks.append(ranks[-1] + 1 if same_bank else 0)
     return torch.tensor(
         [index for _, index in sorted(zip(ranks, order, strict=True), key=lambda pair: pair[0])], device=scores.device

@@ -1,4 +1,4 @@
-"""Constraints of beam search: tokens that a text must contain; transformers' classes and their methods.
+"""Constraints of beam search: tokens that a text must contain, with the classes and methods of transformers.
 
 A constraint is an automaton. `update(token)` feeds it the tokens of a text one at a time until it is completed, and
 `advance()` returns the tokens that bring it closer to completion.
@@ -76,7 +76,7 @@ class Constraint(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Returns to the state without progress."""
+        """Removes all progress."""
 
     @abstractmethod
     def remaining(self) -> int:

@@ -97,7 +97,7 @@ def _all_at_once(decoding: Decoding, text: _Text, tokens: Tensor) -> tuple[Tenso
 
 
 def _one_at_a_time(decoding: Decoding, text: _Text, tokens: Tensor) -> tuple[Tensor, None]:
-    """Computes each candidate in a forward pass of its own, and keeps only its hidden state."""
+    """Computes each candidate in a separate forward pass, and keeps only its hidden state."""
     states = [
         _states(_forward(decoding, *_append(text, tokens[:, rank : rank + 1]), text.out.past_key_values))
         for rank in range(tokens.shape[1])

@@ -1,7 +1,7 @@
-"""Beam scorers: they choose the beams of the next step and keep finished texts; transformers' classes.
+"""Beam scorers: they choose the beams of the next step and keep finished texts, with the classes of transformers.
 
 `process` receives the best continuations of one step, `finalize` returns the finished texts. Diverse and constrained
-beam search use them, and code that calls `model.beam_search` with a scorer of its own.
+beam search use them, and so does code that passes a scorer to `model.beam_search`.
 """
 
 from __future__ import annotations

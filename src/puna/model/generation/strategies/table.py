@@ -26,4 +26,4 @@ STRATEGIES: dict[GenerationMode, Callable[[Decoding], GenerateOutput]] = {
     GenerationMode.ASSISTED_GENERATION: assisted_decoding,
     GenerationMode.DOLA_GENERATION: dola_decoding,
 }
-"""A strategy generates up to `decoding.limit` tokens and returns the texts, and what `decoding.collected` holds."""
+"""A strategy generates up to `decoding.limit` tokens; it returns the texts and the optional outputs in `collected`."""
