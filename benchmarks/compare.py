@@ -71,9 +71,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def select_comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     """Returns the comparisons that the command line names; without names, all of them."""
-    known = LIMITS if arguments.limits else COMPARISONS
-    by_name = {comparison.name: comparison for comparison in known}
-    shapes = {comparison.shape for comparison in known}
+    table = LIMITS if arguments.limits else COMPARISONS
+    by_name = {comparison.name: comparison for comparison in table}
+    shapes = {comparison.shape for comparison in table}
     unknown = [name for name in arguments.only if name not in by_name and name not in shapes]
     if unknown:
         raise SystemExit(
@@ -85,7 +85,7 @@ def select_comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     comparisons = [comparison_of_file(path.resolve()) for path in arguments.files]
     if arguments.only or not comparisons:
         names = set(arguments.only)
-        comparisons += [comparison for comparison in known if not names or {comparison.name, comparison.shape} & names]
+        comparisons += [comparison for comparison in table if not names or {comparison.name, comparison.shape} & names]
     return [_exclude_engines(comparison, tuple(arguments.without)) for comparison in comparisons]
 
 

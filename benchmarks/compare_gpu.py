@@ -98,10 +98,10 @@ def run_engine(backend: TorchBackend, work: Work) -> float:
         while len(engine.scheduler.running) == work.rows:
             generated += len(engine.step())
 
-    taken = work.seconds(decode)
+    seconds = work.seconds(decode)
     while engine.busy:
         engine.step()
-    return generated / taken
+    return generated / seconds
 
 
 class Reference:

@@ -209,7 +209,7 @@ class Model {
     Buffer<float> inner_, added_;    // a x, [tokens][rank] per product; w x + b a x of products that are added to x_
     Buffer<uint16_t> inner_bf16_;    // [tokens][bf16_stride(rank)] per product
     int64_t items_ = 0;              // of a x, in the current loop
-    // In cache lines of their own, because threads change them while they read other members.
+    // In separate cache lines, because threads change them while they read other members.
     alignas(64) std::atomic<int64_t> next_item_{0};
     alignas(64) std::atomic<int64_t> items_done_{0};
 

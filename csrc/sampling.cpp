@@ -2,7 +2,7 @@
 // finds the threshold by counting weights by their leading bits. This works because non-negative floats have the same
 // order as their bits read as integers.
 //
-// An option that is off costs no pass over the vocabulary. The most likely token of a row without options takes one.
+// Options that are off do not read the vocabulary. A row without options is read once, for the most likely token.
 
 #include "sampling.h"
 

@@ -82,7 +82,7 @@ def test_logits_of_a_long_text_equal_those_of_the_pytorch_model(llm, tiny_model,
         np.testing.assert_array_equal(llm.logits(ids, adapter=kind), result)
 
 
-def test_requests_of_a_mixed_batch_have_the_bits_of_each_alone(tiny_model, folders):
+def test_each_request_of_a_mixed_batch_returns_exactly_what_it_returns_alone(tiny_model, folders):
     kinds = [None, *NAMES]
     prompts = [PROMPT[: 8 * index + 1] for index in range(len(kinds))]
     options = {"max_tokens": 30, "temperature": 0.8, "seed": 5, "logprobs": 3, "ignore_eos": True}
@@ -92,8 +92,8 @@ def test_requests_of_a_mixed_batch_have_the_bits_of_each_alone(tiny_model, folde
             alone.append(llm.generate(prompt, adapter=kind, **options))
     with LLM(tiny_model, "native", adapters=folders) as llm:
         for _ in range(2):
-            started = [llm.start(prompt, adapter=kind, **options) for prompt, kind in zip(prompts, kinds, strict=True)]
-            for (answer, pieces), expected in zip(started, alone, strict=True):
+            answers = [llm.start(prompt, adapter=kind, **options) for prompt, kind in zip(prompts, kinds, strict=True)]
+            for (answer, pieces), expected in zip(answers, alone, strict=True):
                 assert "".join(pieces) == expected.text
                 assert (answer.completion().ids, answer.completion().logprobs) == (expected.ids, expected.logprobs)
     assert len({completion.ids for completion in alone}) == len(kinds)
@@ -109,7 +109,7 @@ def test_equal_prompts_share_pages_only_under_the_same_adapter(tiny_model, folde
     assert [completion.ids for completion in again] == [completion.ids for completion in first]
 
 
-def test_two_names_of_the_same_contents_share_pages(tiny_model, folders, tmp_path):
+def test_two_adapters_with_equal_contents_share_pages(tiny_model, folders, tmp_path):
     copy = write_random_adapter(tmp_path / "copy", LlamaConfig.from_pretrained(tiny_model), "lora")
     with LLM(tiny_model, "native", adapters={"one": folders["lora"], "two": copy}) as llm:
         assert llm.generate(PROMPT, max_tokens=1, adapter="one").cached_tokens == 0
@@ -248,7 +248,7 @@ def test_labels_equal_those_of_peft(tmp_path, case, backend):
         (result,) = llm.classify(IDS[0].tolist(), adapter="it")
         np.testing.assert_allclose(result.logits, expected, atol=1e-5 * np.abs(expected).max())
         assert llm.classify(IDS[0].tolist())[0].logits != pytest.approx(result.logits, abs=1e-2)
-    # An adapter of a classifier has a head of its own, so that its base model may be a language model.
+    # An adapter that classifies contains the classification head, so the base model may be a language model.
     tensors = base_tensors("classes")
     tensors["lm_head.weight"] = tensors.pop("score.weight")[np.zeros(48, int)]
     language_model = write_folder(tmp_path / "language", base_config("plain"), tensors)
@@ -309,7 +309,9 @@ def test_replaced_tensors_change_only_the_requests_of_their_adapter(tmp_path):
     for index, (result, expected) in enumerate(zip(results, alone, strict=True)):
         np.testing.assert_allclose(result.rows, expected, atol=1e-5)
         others = [np.abs(other - expected).max() for other in alone[index + 1 :]]
-        assert sum(difference < 1e-2 for difference in others) == (cases[index] == "saved")  # the copy of it is equal
+        assert sum(difference < 1e-2 for difference in others) == (
+            cases[index] == "saved"
+        )  # "copy" is a copy of "saved"
 
 
 def test_values_that_cannot_be_quantised_are_reported_with_the_path(tiny_model, tmp_path):

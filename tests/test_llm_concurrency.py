@@ -157,7 +157,7 @@ def test_the_garbage_collector_may_delete_streams_at_any_point(llm, answers):
 
 
 class Callers:
-    """50 threads and 500 asyncio tasks, in an event loop of their own, that share a model until a time.
+    """50 threads, and 500 asyncio tasks in a separate event loop, that share a model for a limited time.
 
     A third of the requests is cancelled or dropped at random; the other answers must be right.
     """

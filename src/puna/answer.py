@@ -156,10 +156,10 @@ class Answer:
             self._stop_logprob = (event.logprobs.logprob,)
         mark = self._stops.mark(event.token if event.stop_id is None else event.stop_id)
         self.finish_reason, self.error = event.finish_reason, event.error
-        held = self._decoder.finish() if mark or self.finished else ""
+        rest = self._decoder.finish() if mark or self.finished else ""
         if mark:
-            self._marks.append((len(self._pending) + len(held), mark))
-        if text := self._release(held):
+            self._marks.append((len(self._pending) + len(rest), mark))
+        if text := self._release(rest):
             self._text.append(text)
         if self.finish_reason == "stop" and self._rule is not None and not self._rule.matches("".join(self._text)):
             self.finish_reason = "invalid"

@@ -32,7 +32,7 @@ class ModelAdapter:
         loaded: what requests refer to.
         config: the configuration of the adapted model, with the adapter's number of labels.
         head: the head that the adapter was trained with.
-        score: the matrix of its own classification head, (num_labels, D); None if it has none.
+        score: the matrix of the adapter's classification head, (num_labels, D); None if it has none.
     """
 
     name: str

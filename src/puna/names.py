@@ -1,6 +1,6 @@
 """The public names of puna, by the module that defines them. `puna/__init__.py` imports each one on first use.
 
-A name is added here and, for type checkers, in the imports of `puna/__init__.py`; a test compares the two.
+Add a new name here and, for type checkers, to the imports in `puna/__init__.py`; a test compares the two.
 """
 
 from __future__ import annotations

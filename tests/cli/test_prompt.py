@@ -131,8 +131,8 @@ def test_the_default_maximum_number_of_tokens(tiny_model, tmp_path, monkeypatch,
 
     monkeypatch.setattr(LLM, "start", record)
     command, *rest = arguments
-    named = [str(model)] if command == "run" else ["-m", str(model)]
-    result = run(command, *named, *rest, "--json", input='"the llama"' if command == "chat" else None)
+    model_arguments = [str(model)] if command == "run" else ["-m", str(model)]
+    result = run(command, *model_arguments, *rest, "--json", input='"the llama"' if command == "chat" else None)
     assert result.exit_code == 0, result.output
     (request,) = requests
     assert len(request.prompt_ids) + request.max_tokens == tokens

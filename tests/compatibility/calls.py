@@ -121,7 +121,7 @@ def call(cls: str, method: str, folder: Path, **more: Any) -> Any:
     """Calls a method of a new object with the arguments of the table and more arguments; returns its result."""
     instance = new_object(cls)
     function: Callable[..., Any] = type(instance) if method == "__init__" else getattr(instance, method)
-    given = {name: str(folder / "a") if value is _FOLDER else value for name, value in CALLS[cls][method].items()}
+    arguments = {name: str(folder / "a") if value is _FOLDER else value for name, value in CALLS[cls][method].items()}
     if method == "save_vocabulary":
         (folder / "a").mkdir(exist_ok=True)
-    return function(**given, **more)
+    return function(**arguments, **more)

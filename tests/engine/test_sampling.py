@@ -332,12 +332,12 @@ def test_logprobs_are_those_of_the_unchanged_logits(top, kernels):
     np.testing.assert_allclose([value for _, value in choice.logprobs.top], np.sort(expected)[::-1][:top], atol=1e-6)
 
 
-def test_logprobs_of_given_tokens():
+def test_logprobs_of_certain_tokens():
     logits = np.random.default_rng(6).normal(0, 2, (4, 50)).astype(np.float32)
     expected = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
-    found = logprobs_of(logits, [4, 0, 49, 7], 2)
-    assert [item.token for item in found] == [4, 0, 49, 7]
-    np.testing.assert_allclose([item.logprob for item in found], expected[range(4), [4, 0, 49, 7]], atol=1e-6)
+    result = logprobs_of(logits, [4, 0, 49, 7], 2)
+    assert [item.token for item in result] == [4, 0, 49, 7]
+    np.testing.assert_allclose([item.logprob for item in result], expected[range(4), [4, 0, 49, 7]], atol=1e-6)
     logits[2, 1] = np.inf
     with pytest.raises(BackendError, match="not finite"):
         logprobs_of(logits, [4, 0, 49, 7], 2)

@@ -464,7 +464,7 @@ def test_the_mask_of_the_assistant_equals_that_of_transformers(fast, reference, 
     assert text == "learns simple tasks</>widely used</>"
 
 
-def test_the_mask_of_the_assistant_has_requirements(fast, sp_model):
+def test_unsupported_options_of_the_assistant_mask_are_refused(fast, sp_model):
     for tokenizer, options in (
         (fast, {"return_dict": False}),
         (fast, {"return_dict": True, "tokenize": False}),
@@ -516,7 +516,7 @@ def test_templates_may_be_a_list(byte_level_json):
     assert tokenizer.get_chat_template() == "{{ 1 }}" and tokenizer.get_chat_template(tools=[]) == "{{ 2 }}"
 
 
-def test_a_message_is_encoded_after_its_conversation(fast):
+def test_a_message_is_encoded_as_the_continuation_of_a_conversation(fast):
     fast.chat_template = MARKED
     ids = [fast.encode_message_with_chat_template(DIALOGUE[i], DIALOGUE[:i]) for i in range(4)]
     assert [index for part in ids for index in part] == fast.apply_chat_template(DIALOGUE)

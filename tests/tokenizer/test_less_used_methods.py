@@ -1,4 +1,4 @@
-"""Methods of transformers' tokenizers that do the same as others under another name or in smaller steps."""
+"""Tokenizer methods of transformers that duplicate other methods, or do one step of them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def tokenizer(request):
     return request.param.from_pretrained(CHECKPOINT, pad_token="</s>")
 
 
-def test_batches_and_single_texts_have_methods_of_their_own(tokenizer):
+def test_batches_and_single_texts_have_separate_methods(tokenizer):
     texts = ["one day", "a"]
-    both = tokenizer.batch_encode_plus(batch_text_or_text_pairs=texts, padding=True)
-    assert dict(both) == dict(tokenizer(texts, padding=True))
+    batch = tokenizer.batch_encode_plus(batch_text_or_text_pairs=texts, padding=True)
+    assert dict(batch) == dict(tokenizer(texts, padding=True))
     assert dict(tokenizer.encode_plus(texts[0])) == dict(tokenizer(texts[0]))
 
 

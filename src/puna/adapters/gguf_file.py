@@ -64,7 +64,9 @@ def _read(file: GgufFile, config: LlamaConfig, alpha: float) -> Adapter:
         name = to_hf(stored.removesuffix(suffix), "gguf")
         is_norm = not suffix and name is not None and name.endswith("norm.weight")
         if name is None or name not in shapes or len(shapes[name]) != (1 if is_norm else 2):
-            raise CheckpointError(f"tensor {show(stored)} changes nothing that a LLaMA of this size has")
+            raise CheckpointError(
+                f"tensor {show(stored)} does not belong to any matrix or norm of a LLaMA of this size"
+            )
         if is_norm:
             _check_shape(tensor, shapes[name])
             replaced[name] = tensor
@@ -81,8 +83,8 @@ def _read(file: GgufFile, config: LlamaConfig, alpha: float) -> Adapter:
         notes.append(f"the adapter was trained with prompts that begin with {show(prompt)}, which puna does not add")
     low_rank = {name: _low_rank(name, pair, shapes[name], alpha, config) for name, pair in pairs.items()}
     base = file.metadata.get(BASE)
-    named = base if isinstance(base, str) else None
-    return Adapter(file.path, "lora", config, named, low_rank=low_rank, replaced=replaced, notes=tuple(notes))
+    base_model = base if isinstance(base, str) else None
+    return Adapter(file.path, "lora", config, base_model, low_rank=low_rank, replaced=replaced, notes=tuple(notes))
 
 
 def _low_rank(

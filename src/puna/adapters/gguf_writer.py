@@ -60,10 +60,10 @@ def _check(adapter: Adapter) -> list[str]:
         "a classification head": adapter.head == "classification",
         "a change of a tied head": adapter.config.tie_word_embeddings and HEAD in adapter.low_rank,
     }
-    found = [text for text, present in others.items() if present]
-    if found:
+    unsupported = [text for text, present in others.items() if present]
+    if unsupported:
         raise CheckpointError(
-            f"a GGUF adapter cannot hold {', '.join(found)}; merge the adapter into the model with `puna merge`, or "
-            "save it as a PEFT folder"
+            f"a GGUF adapter cannot hold {', '.join(unsupported)}; merge the adapter into the model with `puna merge`, "
+            "or save it as a PEFT folder"
         )
     return [f"{len(copies)} matrices of the base model, stored with the adapter, are left out"] if copies else []

@@ -40,7 +40,7 @@ def open_peft_folder(folder: Path, config: LlamaConfig) -> Adapter:
     file = next((folder / name for name in WEIGHTS if has_file(folder / name, CheckpointError)), None)
     if file is None:
         raise CheckpointError(f"{folder}: contains neither {WEIGHTS[0]} nor {WEIGHTS[1]}; download the adapter again")
-    with _errors_name(file):
+    with _naming_file(file):
         tensors = _relative_names(open_tensor_file(file))
         head: HeadKind = "classification" if settings.get("task_type") == "SEQ_CLS" or SCORE in tensors else "lm"
         config = _adapted_config(config, tensors)
@@ -53,7 +53,7 @@ def open_peft_folder(folder: Path, config: LlamaConfig) -> Adapter:
 
 
 @contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
+def _naming_file(path: Path) -> Iterator[None]:
     """Adds the path of the file at fault to a CheckpointError whose message does not begin with a path."""
     try:
         yield
@@ -73,7 +73,9 @@ def _relative_names(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTens
             name = name.removesuffix(".weight")
         full = f"model.{name}" if is_bare else name
         if full in result:
-            raise CheckpointError(f"tensors {result[full].name!r} and {stored!r} have the same place in the model")
+            raise CheckpointError(
+                f"tensors {result[full].name!r} and {stored!r} belong to the same tensor of the model"
+            )
         result[full] = tensors[stored]
     return result
 
@@ -102,7 +104,7 @@ def _read_prompt(
     folder: Path, kind: Kind, settings: Mapping[str, Any], config: LlamaConfig, head: HeadKind,
     tensors: Mapping[str, StoredTensor],
 ) -> Adapter:  # fmt: skip
-    """Returns a soft prompt or a prefix, and with it a trained head."""
+    """Returns an adapter that is a soft prompt or a prefix, with the trained head if there is one."""
     layers, heads, width = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
     count = settings.get("num_virtual_tokens")
     if count is None:
@@ -110,13 +112,13 @@ def _read_prompt(
     shape = (count, config.hidden_size if kind == "prompt" else layers * 2 * heads * width)
     slot = Slot(PROMPT, "rows", PROMPT, shape)
     slots = [slot, *saved_slots(settings, config, model_tensors(config, head))]
-    found = _check(slots, tensors)
-    values = _floats(found.pop(slot))
-    changed = {item.weight: tensor for item, tensor in found.items()}
+    matches = _check(slots, tensors)
+    values = _floats(matches.pop(slot))
+    replaced = {item.weight: tensor for item, tensor in matches.items()}
     if kind == "prompt":
-        return Adapter(folder, kind, config, head=head, prompt=values, replaced=changed)
+        return Adapter(folder, kind, config, head=head, prompt=values, replaced=replaced)
     prefix = values.reshape(count, layers, 2, heads, width).transpose(1, 2, 3, 0, 4)
-    return Adapter(folder, kind, config, head=head, prefix=np.ascontiguousarray(prefix), replaced=changed)
+    return Adapter(folder, kind, config, head=head, prefix=np.ascontiguousarray(prefix), replaced=replaced)
 
 
 def _read_changes(
@@ -124,18 +126,18 @@ def _read_changes(
     tensors: Mapping[str, StoredTensor],
 ) -> Adapter:  # fmt: skip
     """Returns an adapter that changes matrices."""
-    with _errors_name(folder / CONFIG):
+    with _naming_file(folder / CONFIG):
         slots = adapter_slots(kind, settings, config, head)
-    found = _check(slots, tensors)
+    matches = _check(slots, tensors)
     parts: dict[str, dict[str, Floats]] = {}
     replaced: dict[str, RowSource] = {}
-    for slot, tensor in found.items():
+    for slot, tensor in matches.items():
         if slot.part == "replaced":
             replaced[slot.weight] = tensor
         else:
             parts.setdefault(slot.weight, {})[slot.part] = _floats(tensor)
     if config.tie_word_embeddings and head == "lm":
-        for slot, tensor in found.items():  # the matrix of the base model, which both layers use
+        for slot, tensor in matches.items():  # the matrix of the base model, which both layers use
             if slot.key.endswith(".base_layer.weight"):
                 replaced = {EMBEDDING: tensor, HEAD: tensor} | replaced
     ids = token_ids(kind, settings, config)
@@ -169,32 +171,32 @@ def _low_rank(name: str, parts: Mapping[str, Floats], settings: Mapping[str, Any
 
 
 def _check(slots: list[Slot], tensors: Mapping[str, StoredTensor]) -> dict[Slot, StoredTensor]:
-    """Returns the tensor of each slot; raises CheckpointError if one is missing, unknown, or not as required."""
-    found = {slot: tensors[slot.key] for slot in slots if slot.key in tensors}
-    for slot, tensor in found.items():
+    """Returns the tensor of each slot; raises CheckpointError if one is missing, unknown or unsuitable."""
+    matches = {slot: tensors[slot.key] for slot in slots if slot.key in tensors}
+    for slot, tensor in matches.items():
         if tensor.shape != slot.shape:
-            empty = ". The file holds shards of a distributed run; gather the parameters before saving"
+            sharded = ". The file holds shards of a distributed run; gather the parameters before saving"
             raise CheckpointError(
                 f"tensor {tensor.name!r} has the shape {tensor.shape}; the model and adapter_config.json require "
-                f"{slot.shape}" + (empty if len(tensor.shape) < len(slot.shape) else ". Use the adapter's base model")
+                f"{slot.shape}" + (sharded if len(tensor.shape) < len(slot.shape) else ". Use the adapter's base model")
             )
         if tensor.format.name not in ("f32", "f16", "bf16"):
             raise CheckpointError(f"tensor {tensor.name!r} is {tensor.format.name}; it must be f32, f16 or bf16")
     missing = [slot.key for slot in slots if slot.required and slot.key not in tensors]
     unknown = sorted(tensors.keys() - {slot.key for slot in slots})
     if missing:
-        others = f"; there are unknown tensors instead: {_listed(unknown)}" if unknown else ""
+        others = f"; there are unknown tensors instead: {_list_names(unknown)}" if unknown else ""
         raise CheckpointError(
             f"the adapter is incomplete: {len(missing)} of {sum(slot.required for slot in slots)} tensors that "
-            f"adapter_config.json requires are missing: {_listed(missing)}{others}. Save the adapter again, or use the "
-            "configuration of the adapter's base model"
+            f"adapter_config.json requires are missing: {_list_names(missing)}{others}. Save the adapter again, or use "
+            "the configuration of the adapter's base model"
         )
     if unknown:
         raise CheckpointError(
-            f"tensors that this adapter of a LLaMA does not have: {_listed(unknown)}. The adapter belongs to another "
-            "model, or adapter_config.json to another adapter"
+            f"tensors that this adapter of a LLaMA does not have: {_list_names(unknown)}. The adapter belongs to "
+            "another model, or adapter_config.json to another adapter"
         )
-    return found
+    return matches
 
 
 def _floats(tensor: StoredTensor) -> Floats:
@@ -204,6 +206,6 @@ def _floats(tensor: StoredTensor) -> Floats:
     return values
 
 
-def _listed(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     shown = ", ".join(repr(name[:100]) for name in names[:_SHOWN])
     return f"{shown}, ..." if len(names) > _SHOWN else shown

@@ -171,7 +171,7 @@ class ChangedTensor:
 
     @cached_property
     def _is_replaced(self) -> bool:
-        """Whether the adapter has values of its own for the complete tensor."""
+        """Whether the adapter replaces all values of the tensor."""
         new, old = self.adapter.replaced.get(self.name), self.tensors.get(self.name)
         old = self.tensors[EMBEDDING] if old is None else old
         if new is None or new.shape != old.shape:

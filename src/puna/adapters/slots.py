@@ -68,11 +68,11 @@ def adapter_slots(kind: Kind, settings: Mapping[str, Any], config: LlamaConfig, 
         )
     slots += [*tokens, *saved_slots(settings, config, shapes), *_base_layers(slots, config, shapes)]
     slots += _bias_slots(settings, slots, shapes)
-    known = {slot.key for slot in slots}
+    keys = {slot.key for slot in slots}
     return slots + [  # stored if the vocabulary was resized
         Slot(name, "replaced", name, shapes[name], required=False)
         for name in (EMBEDDING, HEAD)
-        if name in shapes and name not in known
+        if name in shapes and name not in keys
     ]
 
 
@@ -186,12 +186,12 @@ def _base_layers(slots: list[Slot], config: LlamaConfig, shapes: Mapping[str, tu
 def _bias_slots(settings: Mapping[str, Any], slots: list[Slot], shapes: Mapping[str, tuple[int, ...]]) -> list[Slot]:
     """Returns the trained biases of the model itself (`bias`), which exist only if the model has biases."""
     kind = settings.get("bias", "none")
-    changed = {slot.weight.removesuffix(".weight") for slot in slots if slot.part in ("a", "b")}
-    found = []
+    modules = {slot.weight.removesuffix(".weight") for slot in slots if slot.part in ("a", "b")}
+    biases = []
     for name, shape in shapes.items():
         module = name.removesuffix(".bias")
-        if kind == "none" or module == name or (kind == "lora_only" and module not in changed):
+        if kind == "none" or module == name or (kind == "lora_only" and module not in modules):
             continue
-        key = f"{module}.base_layer.bias" if module in changed else name
-        found.append(Slot(key, "replaced", name, shape))
-    return found
+        key = f"{module}.base_layer.bias" if module in modules else name
+        biases.append(Slot(key, "replaced", name, shape))
+    return biases

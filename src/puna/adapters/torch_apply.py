@@ -184,24 +184,24 @@ def _add_virtual_tokens(applied: AppliedAdapter, model: LlamaPreTrainedModel, ad
 
     def prepend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         names = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "labels")
-        given = dict(zip(names, args, strict=False)) | kwargs
-        if given.get("past_key_values"):
-            return (), given
-        return (), given | dict(_with_virtual_tokens(model, adapter, given))
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        if arguments.get("past_key_values"):
+            return (), arguments
+        return (), arguments | dict(_with_virtual_tokens(model, adapter, arguments))
 
     applied.add(model.register_forward_pre_hook(prepend, with_kwargs=True).remove)
 
 
 def _with_virtual_tokens(
-    model: LlamaPreTrainedModel, adapter: Adapter, given: dict[str, Any]
+    model: LlamaPreTrainedModel, adapter: Adapter, arguments: dict[str, Any]
 ) -> Iterator[tuple[str, Any]]:
     """Yields the arguments of forward that change: embeddings or cache, mask, positions and labels."""
-    count, ids, embeds = adapter.virtual_tokens, given.get("input_ids"), given.get("inputs_embeds")
+    count, ids, embeds = adapter.virtual_tokens, arguments.get("input_ids"), arguments.get("inputs_embeds")
     first = embeds if ids is None else ids
     if first is None:
         return  # forward reports the missing argument
     batch, device = first.shape[0], first.device
-    mask, positions, labels = (given.get(name) for name in ("attention_mask", "position_ids", "labels"))
+    mask, positions, labels = (arguments.get(name) for name in ("attention_mask", "position_ids", "labels"))
     if mask is not None:
         yield "attention_mask", torch.cat([mask.new_ones(batch, count), mask], dim=1)  # (B, N + T)
     if adapter.prefix is not None:

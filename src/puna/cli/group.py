@@ -58,7 +58,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parses the arguments; explains how to give a model if an argument is left over; refuses two adapters."""
-        given = list(args)
+        all_args = list(args)
         try:
             rest = super().parse_args(ctx, args)
         except Exception as exc:
@@ -66,7 +66,7 @@ class Command(TyperCommand):
             if "unexpected extra argument" in message and any("--model" in param.opts for param in self.params):
                 exc.message = f"{message}; give the model with --model"  # type: ignore[attr-defined]
             raise
-        _, _, order = self.make_parser(ctx).parse_args(given)
+        _, _, order = self.make_parser(ctx).parse_args(all_args)
         if sum(param.name == "adapter" for param in order) > 1:
             raise typer.BadParameter("--adapter is given twice; a model runs with one adapter")
         return rest

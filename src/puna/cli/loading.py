@@ -21,8 +21,8 @@ class Loader:
     """The options with which models are loaded; `LLM` documents them.
 
     Attributes:
-        generates: refuse a model that cannot generate text.
-        adapter: path of an adapter to load, which is also its name.
+        generates: whether the command generates text; models that cannot are refused.
+        adapter: path of an adapter to load; the path is also the name of the adapter.
     """
 
     backend: str = "auto"
@@ -54,7 +54,7 @@ class Loader:
 
         if self.generates:
             check_language_model(checkpoint.path, checkpoint.head)
-        started = time.perf_counter()
+        start = time.perf_counter()
         with status(f"Loading {name} ..."):
             llm = LLM(
                 checkpoint, self.backend, self.threads, device=self.device, dtype=self.dtype, quantize=self.quantize,
@@ -62,7 +62,7 @@ class Loader:
                 adapters=None if self.adapter is None else {self.adapter: self.adapter},
             )  # fmt: skip
         detail(
-            f"loaded {checkpoint.path} in {time.perf_counter() - started:.2f} s: {llm.backend} backend, context of "
+            f"loaded {checkpoint.path} in {time.perf_counter() - start:.2f} s: {llm.backend} backend, context of "
             f"{llm.config.context_length} tokens"
         )
         return llm

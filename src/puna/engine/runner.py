@@ -1,4 +1,4 @@
-"""`Runner`: steps an engine in a thread of its own, for callers in any thread and in asyncio.
+"""`Runner`: steps an engine in a separate thread, for callers in any thread and in asyncio.
 
 Only the stepping thread uses the engine and the backend. Callers and finalisers put messages into an inbox, which the
 thread reads between two steps; see `puna.engine.stream`. An interrupt or a garbage collection can therefore neither

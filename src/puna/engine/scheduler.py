@@ -224,8 +224,8 @@ class Scheduler:
         parent, tokens = active.table.next_key(active.tokens, len(active.tokens))
         others = in_progress.setdefault(parent, [])
         _, shareable = active.table.next_key(active.tokens, active.reusable)
-        known = active.computed % PAGE  # virtual tokens of a prefix
-        least = known + max(MIN_COPY, (len(shareable) - known + 1) // 2)
+        virtual = active.computed % PAGE  # tokens of a prefix
+        least = virtual + max(MIN_COPY, (len(shareable) - virtual + 1) // 2)
         waits = active.at_start and any(common_length(other, shareable) >= least for other in others)
         others.append(tokens)
         return active.reading and not waits  # the cached pages may have been the last tokens to read
@@ -238,7 +238,7 @@ class Scheduler:
         """
         table = active.table
         limit = min(active.reusable, table.full + max(self.chunk, PAGE))
-        found = False
+        has_read = False
         while (end := table.full + PAGE) <= limit:
             key = table.next_key(active.tokens, end)
             if self.pool.find(key) is not None:  # another request has computed it: the page table shares it later
@@ -250,9 +250,9 @@ class Scheduler:
                 return True
             if not table.restore(key, data):
                 break
-            found = True
+            has_read = True
             active.computed = max(active.computed, end)
-        return found
+        return has_read
 
     def _guess(self, active: RunningRequest) -> tuple[int, ...]:
         """Returns the tokens that a step guesses for its only request.

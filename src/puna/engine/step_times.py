@@ -42,8 +42,8 @@ class StepTimes:
         """Adds the time of a step that has decoded `decoded` tokens and read `read` prompt tokens."""
         self._steps += 1
         if not read:
-            known = self.plain(decoded)
-            self._decoding[decoded] = (_average(known, seconds), self._steps)
+            average = self.plain(decoded)
+            self._decoding[decoded] = (_average(average, seconds), self._steps)
             return
         without = self._nearest(decoded) if decoded else 0.0
         if without is not None and (decoded or read >= _EFFICIENT_READ):
@@ -104,6 +104,6 @@ class StepTimes:
         return max((seconds for count in counts if (seconds := self.plain(count)) is not None), default=None)
 
 
-def _average(known: float | None, latest: float) -> float:
+def _average(old: float | None, latest: float) -> float:
     """Returns the new average. One extremely slow step, for example while the machine was busy, changes it little."""
-    return latest if not known else known + _WEIGHT * (min(latest, 2 * known) - known)
+    return latest if not old else old + _WEIGHT * (min(latest, 2 * old) - old)

@@ -66,8 +66,8 @@ class AnswerRule:
     def __init__(self, rule: Rule, vocabulary: Vocabulary) -> None:
         self._rule = rule
         self._vocabulary = vocabulary
-        self._matcher = self._compiled()
-        # A text hides the special tokens that a grammar may contain; the matcher of bytes then has an error.
+        self._matcher = self._new_matcher()
+        # A grammar may contain special tokens, which cannot be recognised in a text: there is then no matcher of bytes.
         matcher, error = make_matcher(rule.grammar, byte_tokenizer())
         self._byte_matcher: Matcher | None = None if error else matcher
 
@@ -84,13 +84,13 @@ class AnswerRule:
 
     @cached_property
     def _plain(self) -> Grammar:
-        return self._checked(Grammar(((self._matcher, None),), self._vocabulary.size))
+        return self._check_start(Grammar(((self._matcher, None),), self._vocabulary.size))
 
     @cached_property
     def _after_space(self) -> Grammar:
-        spaced = self._compiled(after_space=True)
+        spaced = self._new_matcher(after_space=True)
         without_space, unchanged = self._vocabulary.first_tokens
-        return self._checked(Grammar(((spaced, without_space), (self._matcher, unchanged)), self._vocabulary.size))
+        return self._check_start(Grammar(((spaced, without_space), (self._matcher, unchanged)), self._vocabulary.size))
 
     @property
     def checks_text(self) -> bool:
@@ -118,13 +118,13 @@ class AnswerRule:
         except (ValueError, RecursionError):
             return False
 
-    def _compiled(self, after_space: bool = False) -> Matcher:
+    def _new_matcher(self, after_space: bool = False) -> Matcher:
         matcher, error = make_matcher(self._rule.grammar, self._vocabulary.library, after_space)
         if error is not None:
             raise RequestError(f"{self._rule.kind} cannot be used: {error}")
         return matcher
 
-    def _checked(self, grammar: Grammar) -> Grammar:
+    def _check_start(self, grammar: Grammar) -> Grammar:
         state = GrammarState(grammar, np.zeros(-(-(grammar.size - 1) // 32), np.uint32))
         Masks().compute([state])
         if not (state.allowed.any() or state.accepts):

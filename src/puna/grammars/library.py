@@ -61,10 +61,10 @@ class _Tokens:
     bos_token_id = None
 
     def __init__(self, tokens: Iterable[bytes | str]) -> None:
-        named = [*tokens, "<|end of answer|>"]
-        self.special_token_ids = [index for index, token in enumerate(named) if isinstance(token, str)]
-        self.tokens = [_SPECIAL + token.encode() if isinstance(token, str) else token for token in named]
-        self.eos_token_id = len(named) - 1
+        all_tokens = [*tokens, "<|end of answer|>"]
+        self.special_token_ids = [index for index, token in enumerate(all_tokens) if isinstance(token, str)]
+        self.tokens = [_SPECIAL + token.encode() if isinstance(token, str) else token for token in all_tokens]
+        self.eos_token_id = len(all_tokens) - 1
 
     def __call__(self, text: bytes) -> NoReturn:
         raise AssertionError("grammars need no encoded text")

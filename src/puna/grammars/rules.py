@@ -84,8 +84,8 @@ def read_rule(options: Mapping[str, Any]) -> Rule | None:
     return Rule(kind, text)
 
 
-def _schema(name: str, given: Any) -> str:
-    value = given
+def _schema(name: str, argument: Any) -> str:
+    value = argument
     if value is True:
         value = _ANY_OBJECT
     if isinstance(value, str):
@@ -95,7 +95,8 @@ def _schema(name: str, given: Any) -> str:
             raise RequestError(f"{name} is not JSON: {exc}") from exc
     if not isinstance(value, Mapping):
         raise RequestError(
-            f"{name} is {show(given)}; it must be a JSON schema, as a dictionary or JSON text, or True for any object"
+            f"{name} is {show(argument)}; it must be a JSON schema, as a dictionary or JSON text, or True for any "
+            "object"
         )
     if "x-guidance" in value:
         raise RequestError(f"{name} has the key 'x-guidance', which is not a keyword of JSON schemas; remove it")

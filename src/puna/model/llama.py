@@ -81,7 +81,7 @@ class LlamaAttention(nn.Module):
         self.register_buffer("kv_heads", None, persistent=False)  # the kv head of each query head, if groups differ
 
     def forward(self, hidden_states: Tensor, step: Step, past: Pair | None, **unused: Any) -> LayerOutput:
-        """Attends from the states, (B, T, D), to them and `past`, the cached keys and values, (B, K, S - T, E)."""
+        """Attends from the states, (B, T, D), to each other and to `past`, cached keys and values, (B, K, S - T, E)."""
         batch, tokens, _ = hidden_states.shape
         q = self.q_proj(hidden_states).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H, T, E)
         k = self.k_proj(hidden_states).view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (B, K, T, E)

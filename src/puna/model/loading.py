@@ -16,7 +16,7 @@ from puna.checkpoint import Checkpoint, Weight
 from puna.config import LlamaConfig
 from puna.errors import CheckpointError, ConfigError, ShapeError
 from puna.model.base import LlamaBase
-from puna.model.huggingface.placement import Placement, check_names, infer
+from puna.model.huggingface.placement import Placement, check_names, infer_placement
 from puna.model.quantized import PackedMatrix, QuantEmbedding, QuantLinear
 
 Model = TypeVar("Model", bound=LlamaBase)
@@ -50,10 +50,10 @@ class Loading(Generic[Model]):
         tensors: the weights by their full names, with "model." before those of a bare `LlamaModel`.
         config: the configuration of the model.
         dtype: the type of the weights in memory.
-        placement: the devices; or the arguments of `infer`.
+        placement: the devices; or the arguments of `infer_placement`.
         source: the path of the checkpoint, for messages.
-        keep_quantized: whether matrices in blocks stay packed.
-        ignore_mismatched_sizes: whether tensors of other shapes are initialised at random.
+        keep_quantized: whether matrices in quantised formats stay packed.
+        ignore_mismatched_sizes: whether tensors with another shape are initialised at random.
         arguments, options: further arguments of the class.
     """
 
@@ -99,7 +99,7 @@ class Comparison:
 
 
 def load(loading: Loading[Model]) -> tuple[Model, Comparison]:
-    """Returns a model with the weights of a checkpoint, in evaluation mode, and what it did not load.
+    """Returns a model with the weights of a checkpoint, in evaluation mode, and its differences from the checkpoint.
 
     A head that the checkpoint lacks is initialised at random, with a warning; a head that the class lacks is not
     loaded.
@@ -119,7 +119,7 @@ def load(loading: Loading[Model]) -> tuple[Model, Comparison]:
     comparison = compare(shapes, loading)
     placement = loading.placement
     if not isinstance(placement, Placement):
-        placement = infer(model, loading.dtype, placement)
+        placement = infer_placement(model, loading.dtype, placement)
     if list(placement.devices) != [""]:
         check_names(model, placement)
     _initialise(model, [names[full] for full in comparison.new], loading.dtype, placement)
@@ -145,15 +145,15 @@ def _load_tensor(
     is_packed = loading.keep_quantized and isinstance(weight, Weight) and weight.format.torch is None
     if is_packed and len(weight.shape) == 2:
         assert isinstance(weight, Weight)
-        _keep(model, name, weight, loading.dtype, placement)
+        _keep_packed(model, name, weight, loading.dtype, placement)
     else:
-        _set(model, name, placement.put(name, _read(weight, loading.dtype)))
+        _set_tensor(model, name, placement.put(name, _read(weight, loading.dtype)))
 
 
 def _construct(loading: Loading[Model]) -> Model:
     """Returns the model without memory for its weights.
 
-    A class defined outside puna may have parts that its constructor initialises; its weights are in memory twice.
+    The constructor of a class defined outside puna may initialise weights, so these get memory, too.
     """
     device = "meta" if loading.kind.__module__.startswith("puna.") else "cpu"
     with torch.device(device):
@@ -212,13 +212,13 @@ def _initialise(model: LlamaBase, names: Iterable[str], dtype: torch.dtype, plac
     for path in {name.rpartition(".")[0] for name in names if model.get_parameter(name).is_meta}:
         layer = model.get_submodule(path)
         for attribute, parameter in list(layer.named_parameters(recurse=False)):
-            _set(layer, attribute, torch.empty(parameter.shape, dtype=dtype))
+            _set_tensor(layer, attribute, torch.empty(parameter.shape, dtype=dtype))
         model._init_weights(layer)
     for name in names:
-        _set(model, name, placement.put(name, model.get_parameter(name).detach()))
+        _set_tensor(model, name, placement.put(name, model.get_parameter(name).detach()))
 
 
-def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+def _set_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
     owner, _, attribute = name.rpartition(".")
     module = model.get_submodule(owner)
     if attribute in module._buffers:
@@ -228,7 +228,7 @@ def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
         setattr(module, attribute, nn.Parameter(tensor, old.requires_grad))
 
 
-def _keep(model: nn.Module, name: str, weight: Weight, dtype: torch.dtype, placement: Placement) -> None:
+def _keep_packed(model: nn.Module, name: str, weight: Weight, dtype: torch.dtype, placement: Placement) -> None:
     """Replaces the layer of parameter `name` by one with a packed matrix. Biases are set later."""
     path = name.rpartition(".")[0]
     owner, _, attribute = path.rpartition(".")

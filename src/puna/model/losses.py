@@ -19,8 +19,8 @@ def mean_cross_entropy(
     If all targets are ignored, the loss is 0, because NaN would ruin a training run.
 
     Args:
-        count: the number to divide the sum by, instead of the number of targets: that of all targets of a step, if the
-            step accumulates gradients of several batches.
+        count: divides the sum, instead of the number of targets. If a step accumulates the gradients of several
+            batches, it is the number of targets in all of them.
     """
     targets = targets.to(logits.device, torch.long)
     total = F.cross_entropy(logits.float(), targets, ignore_index=ignored, reduction="sum")
@@ -50,10 +50,10 @@ def next_token_loss(
     Raises:
         RequestError: if labels have an invalid shape or type, or (checked only on the CPU) are outside the vocabulary.
     """
-    given: Any = labels if shift_labels is None else shift_labels
-    if isinstance(given, Tensor) and ignore_index != IGNORED:
-        given = given.masked_fill(given == ignore_index, IGNORED)
-    check_classes(given, tuple(logits.shape[:2]), logits.shape[2])
+    targets: Any = labels if shift_labels is None else shift_labels
+    if isinstance(targets, Tensor) and ignore_index != IGNORED:
+        targets = targets.masked_fill(targets == ignore_index, IGNORED)
+    check_classes(targets, tuple(logits.shape[:2]), logits.shape[2])
     if shift_labels is None:
-        logits, given = logits[:, :-1], given[:, 1:]
-    return mean_cross_entropy(logits.flatten(0, 1), given.flatten(), count=num_items_in_batch)
+        logits, targets = logits[:, :-1], targets[:, 1:]
+    return mean_cross_entropy(logits.flatten(0, 1), targets.flatten(), count=num_items_in_batch)

@@ -31,7 +31,7 @@ class ModelOutput(OrderedDict[str, Any]):
     Every output is registered as a node of PyTorch's pytrees (`torch.utils._pytree`), so that code that looks for
     tensors in a module's output, such as the hooks of `fully_shard`, finds them. `KVCache` is registered, too.
 
-    The methods name `OrderedDict` and not `super()`, because transformers' class may be the next one.
+    The methods name `OrderedDict` and not `super()`, because transformers' class may be the next base.
     """
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -115,10 +115,10 @@ def _pairs(value: Any) -> Iterable[tuple[str, Any]] | None:
     if isinstance(value, Tensor | str) or not isinstance(value, Iterable):
         return None
     elements = list(value)
-    good = [isinstance(e, tuple | list) and len(e) == 2 and isinstance(e[0], str) for e in elements]
-    if elements and good[0] and not all(good):
-        raise RequestError(f"{elements[good.index(False)]!r} is not a (name, value) pair, but earlier elements are")
-    return elements if elements and good[0] else None
+    is_pair = [isinstance(e, tuple | list) and len(e) == 2 and isinstance(e[0], str) for e in elements]
+    if elements and is_pair[0] and not all(is_pair):
+        raise RequestError(f"{elements[is_pair.index(False)]!r} is not a (name, value) pair, but earlier elements are")
+    return elements if elements and is_pair[0] else None
 
 
 @dataclass(eq=False)

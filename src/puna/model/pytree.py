@@ -12,14 +12,14 @@ from torch.utils import _pytree  # private, but PyTorch 2.5, the oldest release 
 Node = TypeVar("Node")
 
 
-def moved(value: Any, device: torch.device, non_blocking: bool = False) -> Any:
+def move(value: Any, device: torch.device, non_blocking: bool = False) -> Any:
     """Returns a value with the tensors of its tuples and dataclasses on another device."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=non_blocking)
     if isinstance(value, tuple):
-        return tuple(moved(item, device, non_blocking) for item in value)
+        return tuple(move(item, device, non_blocking) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        parts = {item.name: moved(getattr(value, item.name), device, non_blocking) for item in fields(value)}
+        parts = {item.name: move(getattr(value, item.name), device, non_blocking) for item in fields(value)}
         return replace(value, **parts)
     return value
 

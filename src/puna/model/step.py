@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from puna.model.attention import AttentionMask
-from puna.model.pytree import moved
+from puna.model.pytree import move
 from puna.model.rope import Rope
 
 
@@ -34,5 +34,5 @@ class Step:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Step:
         """Returns the step on another device; accelerate calls this method if layers are on several devices."""
-        step: Step = moved(self, torch.device(device), non_blocking)
+        step: Step = move(self, torch.device(device), non_blocking)
         return step

@@ -68,5 +68,5 @@ def save_checkpoint(
 
 
 def _is_of_earlier_save(name: str, files: WeightFiles) -> bool:
-    """Whether a file is left over from an earlier save if no new file replaces it."""
+    """Whether the name is one that an earlier save with other options may have written."""
     return files.include(name) or SAFETENSORS.with_variant(files.variant).include(name) or name == _GENERATION

@@ -24,7 +24,7 @@ class WeightFiles:
         """Returns the names of a variant.
 
         Raises:
-            CheckpointError: the variant is not part of a file name.
+            CheckpointError: the variant cannot be part of a file name.
         """
         if variant is not None and not re.fullmatch(r"[\w.-]+", str(variant)):
             raise CheckpointError(f"variant is {show(variant)}; it must consist of letters, digits, '.', '-' and '_'")
@@ -47,7 +47,7 @@ class WeightFiles:
         return f"{self.prefix}{self.ending}.index.{variant}json"
 
     def include(self, name: str) -> bool:
-        """Whether a file has one of these names."""
+        """Whether `name` is one of these names."""
         part = parse_part_name(name)
         is_shard = part is not None and (part.prefix, part.ending) == (self.stem, self.ending)
         return is_shard or name in (self.single, self.index)

@@ -19,7 +19,7 @@ MEANINGS = {
     "hf": "LlamaTokenizer(legacy=False): special tokens are tokens; no space is added or removed after them",
     "tokenizer.json": "the pipeline in tokenizer.json, or the one that LlamaTokenizerFast builds (AutoTokenizer)",
 }
-"""The behaviours, in the order of their tables."""
+"""A description of each behaviour, in the order of the output."""
 
 _SENTENCEPIECE: tuple[Behaviour, ...] = ("sp", "hf-legacy", "hf")
 

@@ -24,7 +24,7 @@ def load_tokenizer(path: str | Path, **arguments: Unpack[Arguments]) -> LlamaTok
     A tokenizer.json is used unchanged, whichever class its configuration names. Llama 3's tiktoken files and both
     kinds of GGUF vocabulary encode to the ids that their models were trained with. A SentencePiece model encodes as in
     SentencePiece: special tokens written in a text, such as </s>, are text, unless `split_special_tokens=False`
-    (`AutoTokenizer` takes them for tokens). No system prompt is added to chats, and padding is on the left, as
+    (`AutoTokenizer` treats them as tokens). No system prompt is added to chats, and padding is on the left, as
     generation requires.
 
     Args:

@@ -70,8 +70,8 @@ class AddedToken:
 
     def with_flags(self, **flags: bool) -> AddedToken:
         """Returns a copy with other flags; an unspecified `normalized` stays unspecified."""
-        known = {name: getattr(self, name) for name in _FIELDS} | {"normalized": self._normalized}
-        return AddedToken(**(known | flags))
+        fields = {name: getattr(self, name) for name in _FIELDS} | {"normalized": self._normalized}
+        return AddedToken(**(fields | flags))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields in the form of `added_tokens_decoder` in tokenizer_config.json."""
@@ -208,7 +208,7 @@ def add_special_tokens(
 class NamedToken:
     """Attribute: the text of a special token, or None.
 
-    As in transformers, a token outside the vocabulary can be assigned; a log message then says which id it has.
+    As in transformers, a token outside the vocabulary can be assigned; a log message then states its id.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:

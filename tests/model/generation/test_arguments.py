@@ -283,12 +283,12 @@ def test_configurations_of_transformers_are_accepted(models: tuple[LlamaForCausa
 
 def test_use_model_defaults_takes_all_settings_of_the_model(model: LlamaForCausalLM) -> None:
     model.generation_config = GenerationConfig(max_new_tokens=7, do_sample=True, top_k=1, eos_token_id=2)
-    given = GenerationConfig(repetition_penalty=1.3)
-    result = model.generate(IDS, given, use_model_defaults=True)
+    config = GenerationConfig(repetition_penalty=1.3)
+    result = model.generate(IDS, config, use_model_defaults=True)
     assert torch.equal(result, model.generate(IDS, repetition_penalty=1.3, max_new_tokens=7))
     with pytest.warns(UserWarning, match="default max_length"):
-        assert model.generate(IDS, given).shape[1] > 13
-    assert given.to_diff_dict() == {"repetition_penalty": 1.3}
+        assert model.generate(IDS, config).shape[1] > 13
+    assert config.to_diff_dict() == {"repetition_penalty": 1.3}
 
 
 def test_changes_of_the_model_configuration_reach_generate(model: LlamaForCausalLM) -> None:

@@ -87,12 +87,12 @@ def test_stop_strings_end_at_the_same_tokens_as_in_transformers(
 
 
 def test_some_stop_strings_occur(tokenizers: tuple[Any, list[Any]]) -> None:
-    found = [
+    occurring = [
         strings
         for strings in STOPS
         if any(ends_of(puna.StopStringCriteria(tokenizers[1][0], strings), ids) for ids in rows(tokenizers[0]))
     ]
-    assert len(found) >= 7
+    assert len(occurring) >= 7
 
 
 def test_several_rows_end_on_their_own(tokenizers: tuple[Any, list[Any]]) -> None:

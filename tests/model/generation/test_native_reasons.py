@@ -20,8 +20,8 @@ from tests.helpers.configurations import config_of
 from tests.helpers.native_generation import IDS, both_paths, new_model
 
 
-class Doubled(LlamaForCausalLM):
-    """A model whose forward pass is not puna's."""
+class WithReversedLogits(LlamaForCausalLM):
+    """A model that changes the logits of puna's forward pass."""
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
         out = super().forward(*arguments, **options)
@@ -29,7 +29,7 @@ class Doubled(LlamaForCausalLM):
         return out
 
 
-class WithPrompt(LlamaForCausalLM):
+class WithClampedIds(LlamaForCausalLM):
     """A model that changes the inputs of its forward pass."""
 
     def prepare_inputs_for_generation(self, *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -37,15 +37,15 @@ class WithPrompt(LlamaForCausalLM):
         return inputs | {"input_ids": inputs["input_ids"].clamp(max=40)}
 
 
-class Named(LlamaForCausalLM):
+class WithAnotherMethod(LlamaForCausalLM):
     """A subclass that does not change the forward pass."""
 
     def name(self) -> str:
         return "named"
 
 
-class Low(nn.Linear):
-    """A linear layer with another product."""
+class RoundedLinear(nn.Linear):
+    """A linear layer that rounds its outputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).round(decimals=1)
@@ -67,7 +67,8 @@ REASONS: dict[str, tuple[Callable[[LlamaForCausalLM], object], str]] = {
     "forward of the model": (_wrap, "LlamaForCausalLM has another forward"),
     "compiled": (lambda m: m.model.compile(), "model has another _compiled_call_impl"),
     "another layer class": (
-        lambda m: _set(m.model.layers[1].mlp, "up_proj", Low(48, 80, bias=False)), "up_proj is a Low",
+        lambda m: _set(m.model.layers[1].mlp, "up_proj", RoundedLinear(48, 80, bias=False)),
+        "up_proj is a RoundedLinear",
     ),
     "bias of the head": (lambda m: _set(m, "lm_head", nn.Linear(48, 67)), "lm_head.bias is additional"),
     "fewer layers": (lambda m: _set(m.model, "layers", m.model.layers[:1]), "model.layers.1"),
@@ -101,7 +102,8 @@ def test_modules_that_compute_something_else_use_pytorch(
 
 
 @pytest.mark.parametrize(
-    ("cls", "reason"), [(Doubled, "another forward()"), (WithPrompt, "another prepare_inputs_for_generation()")]
+    ("cls", "reason"),
+    [(WithReversedLogits, "another forward()"), (WithClampedIds, "another prepare_inputs_for_generation()")],
 )
 def test_a_subclass_with_another_forward_pass_uses_pytorch(cls: type[LlamaForCausalLM], reason: str) -> None:
     model = cls(config_of())
@@ -110,7 +112,7 @@ def test_a_subclass_with_another_forward_pass_uses_pytorch(cls: type[LlamaForCau
 
 
 def test_a_subclass_with_other_methods_uses_the_native_runtime() -> None:
-    both_paths(Named(config_of()), IDS)
+    both_paths(WithAnotherMethod(config_of()), IDS)
 
 
 def test_a_method_that_is_replaced_in_the_class_uses_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +188,7 @@ def test_a_cache_that_does_not_fit_in_memory_uses_pytorch(monkeypatch: pytest.Mo
     assert model.generation_path == "torch: the keys and values do not fit in memory"
 
 
-def test_ids_outside_the_vocabulary_have_the_error_of_forward() -> None:
+def test_ids_outside_the_vocabulary_raise_the_same_error_as_in_forward() -> None:
     model = new_model()
     with pytest.raises(RequestError, match="input_ids holds 99; the embedding has rows 0 to 66"):
         model.generate(torch.tensor([[3, 99]]), max_new_tokens=2)

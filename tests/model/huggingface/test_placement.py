@@ -33,15 +33,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("given", "shown"),
+    ("device_map", "expected"),
     [("auto", {"": torch.device("cpu")}), ("cpu", {"": torch.device("cpu")}), ({"": "cpu"}, {"": "cpu"}),
      ({"model": "cpu", "lm_head": "cpu"}, {"model": "cpu", "lm_head": "cpu"})],
 )  # fmt: skip
-def test_a_map_to_one_device(saved: Any, given: Any, shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_to_one_device(saved: Any, device_map: Any, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    model = LlamaForCausalLM.from_pretrained(saved[0], device_map=given)
-    assert model.hf_device_map == shown
+    model = LlamaForCausalLM.from_pretrained(saved[0], device_map=device_map)
+    assert model.hf_device_map == expected
     assert torch.equal(model(IDS).logits, saved[1])
 
 

@@ -25,7 +25,12 @@ class OtherPrograms:
 
 
 def disturbance(cores: float | None, cores_ok: bool) -> str | None:
-    """Returns a sentence for the user if other programs disturbed a measurement, else None."""
+    """Returns a sentence for the user if other programs disturbed a measurement, else None.
+
+    Args:
+        cores: the result of `OtherPrograms.cores`.
+        cores_ok: whether each thread ran at full speed while the others were running.
+    """
     if cores is not None and cores > DISTURBED:
         return (
             f"Other programs used {cores:.1f} CPU cores on average during the measurement, so the speeds are too low; "
@@ -40,7 +45,7 @@ def disturbance(cores: float | None, cores_ok: bool) -> str | None:
 
 
 def _busy_and_own() -> tuple[float, float, float] | None:
-    """Returns the seconds that passed, that all processors were busy, and that this process used, since any start."""
+    """Returns three times in seconds since a fixed moment: elapsed, busy (all processors), used by this process."""
     times = os.times()
     try:
         fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:]

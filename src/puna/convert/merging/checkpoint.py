@@ -116,7 +116,7 @@ def _adapter_files(adapter: Adapter) -> list[Any]:
 
 
 def _merged_config(checkpoint: Checkpoint, adapter: Adapter) -> LlamaConfig:
-    """Returns the configuration with the biases that the adapter adds, and with a head of its own if it differs."""
+    """Returns the configuration with the biases that the adapter adds; untied if the adapter makes the head differ."""
     changes: dict[str, Any] = {}
     for weight, change in adapter.low_rank.items():
         if change.bias is None:

@@ -100,15 +100,15 @@ def merge(
     options = Options(layout, dtype, quantize, shard_size, threads=threads)
     options.check()
     checkpoint = open_checkpoint(locate_source(model, target, overwrite))
-    opened = open_adapter(adapter, checkpoint.config)
+    source = open_adapter(adapter, checkpoint.config)
     kept: Kept = "nothing" if dtype or quantize else "formats" if layout == "gguf" else "plain types"
-    merged = merge_checkpoint(checkpoint, opened, kept)
+    merged = merge_checkpoint(checkpoint, source, kept)
     converted = write_model(
         merged, target, options, Callbacks(on_plan, progress, on_step=on_step), verify=verify, overwrite=overwrite,
         original=checkpoint, sample=text,
     )  # fmt: skip
     on_step("Measuring the errors of the changed matrices")
-    tensors = _measure(checkpoint, opened, merged, open_checkpoint(folder_path(target)))
+    tensors = _measure(checkpoint, source, merged, open_checkpoint(folder_path(target)))
     lost = [name for name, item in tensors.items() if 2 * item["error"] ** 2 > item.get("change", math.inf) ** 2]
     if lost:
         converted.notes.append(

@@ -1,6 +1,6 @@
-"""Saves adapters that `add_adapter` or `load_adapter` put into a model.
+"""Saves adapters that `add_adapter` or `load_adapter` added to a model.
 
-These methods are those of transformers, from which a model inherits them once transformers is imported, as PEFT does.
+Both are methods of transformers, which a model inherits once transformers is imported. PEFT imports it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def save_active_adapter(model: Any, folder: str | Path, peft_format: bool, safe_
     """Writes the active adapter as a folder of PEFT, as transformers does; returns the files.
 
     Args:
-        model: has adapters.
+        model: a model with adapters.
         folder: created if needed.
         peft_format: whether "base_model.model." precedes the names of tensors, which PEFT requires.
         safe_serialization: whether the file is adapter_model.safetensors or adapter_model.bin.

@@ -15,7 +15,7 @@ _NO_EFFECT = {
     "disable_mmap", "tqdm_class", "_from_auto", "_from_pipeline", "_commit_hash", "adapter_name",
     "trust_remote_code", "code_revision", "user_agent",
 }  # fmt: skip
-"""Weights are never held twice, files are never unpickled, no code is downloaded, and downloads always resume."""
+"""Ignored: weights are never in memory twice, nothing is unpickled, no code is downloaded, downloads resume."""
 
 _QUANTISED = (
     "quantise the model once with `puna convert --quantize` and load the file with keep_quantized=True; a checkpoint "

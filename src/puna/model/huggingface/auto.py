@@ -1,4 +1,4 @@
-"""`AutoModel` and its relatives, for code written against transformers; exists only for compatibility.
+"""`AutoModel` and the other Auto classes of models, for code written for transformers; only for compatibility.
 
 Each loads the LLaMA class of its task. The architecture that config.json names does not matter, as in transformers.
 """
@@ -52,7 +52,7 @@ class _AutoModel:
                 configuration), and `attn_implementation`. Others are passed to the class.
 
         Raises:
-            ConfigError: if the configuration is not of a LLaMA, nor of a registered class.
+            ConfigError: if the class of the configuration is neither LLaMA's nor registered.
         """
         for name in ("trust_remote_code", "code_revision"):
             keywords.pop(name, None)

@@ -19,8 +19,8 @@ def rows_like(old: Tensor, count: int) -> Tensor:
     """Returns new rows of a matrix (rows, width) from a normal distribution around the mean of its rows.
 
     The covariance is that of the old rows times 1e-9, so that the new tokens hardly change the probabilities of others
-    (Hewitt, "Initializing new word embeddings for pretrained language models", 2021). If that matrix is not positive
-    definite, all new rows are the mean.
+    (Hewitt, "Initializing new word embeddings for pretrained language models", 2021). If this covariance is not
+    positive definite, all new rows are the mean.
     """
     wide = old.detach().float()
     mean = wide.mean(dim=0)
@@ -90,7 +90,7 @@ class Embeddings(LlamaBase):
             RequestError: if the number of rows is below 1 or does not include the padding id.
         """
         old = self.get_input_embeddings()
-        rows = _rounded(old.num_embeddings if new_num_tokens is None else int(new_num_tokens), pad_to_multiple_of)
+        rows = _round_up(old.num_embeddings if new_num_tokens is None else int(new_num_tokens), pad_to_multiple_of)
         padding = self.config.pad_token_id
         if rows < 1 or (padding is not None and rows <= padding):
             raise RequestError(
@@ -115,8 +115,10 @@ class Embeddings(LlamaBase):
         pad_to_multiple_of: int | None = None,
         mean_resizing: bool = False,
     ) -> nn.Embedding:
-        """Returns embeddings of another number of rows; the same object if the number does not change."""
-        rows = _rounded(old_embeddings.num_embeddings if new_num_tokens is None else new_num_tokens, pad_to_multiple_of)
+        """Returns embeddings with another number of rows; the same object if the number does not change."""
+        rows = _round_up(
+            old_embeddings.num_embeddings if new_num_tokens is None else new_num_tokens, pad_to_multiple_of
+        )
         if rows == old_embeddings.num_embeddings:
             return old_embeddings
         if not isinstance(old_embeddings, nn.Embedding):
@@ -134,7 +136,7 @@ class Embeddings(LlamaBase):
         transposed: bool = False,
         mean_resizing: bool = False,
     ) -> nn.Linear:
-        """Returns a head of another number of rows; the same object if the number does not change."""
+        """Returns a head with another number of rows; the same object if the number does not change."""
         if transposed:
             raise RequestError("transposed is True; LLaMA's head has the shape (vocabulary, hidden): omit the argument")
         if new_num_tokens in (None, old_lm_head.out_features):
@@ -172,7 +174,7 @@ def _move_hook(module: nn.Module, hook: Any) -> None:
     add_hook_to_module(module, hook)
 
 
-def _rounded(rows: int, multiple: int | None) -> int:
+def _round_up(rows: int, multiple: int | None) -> int:
     if multiple is None:
         return rows
     if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:

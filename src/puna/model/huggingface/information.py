@@ -25,8 +25,8 @@ _DUMMY_INPUTS = [[7, 6, 0, 0, 1], [1, 2, 3, 0, 0], [0, 0, 0, 4, 5]]
 class Information(LlamaBase):
     """Attributes and methods of `PreTrainedModel` that describe a model.
 
-    `supports_*` and `_supports_*` say what puna's models can do. Attributes of tensor parallelism are empty: apply
-    PyTorch's `fully_shard` or `parallelize_module` to the model instead.
+    `supports_*` and `_supports_*` state the features of puna's models. Attributes of tensor parallelism are empty:
+    apply PyTorch's `fully_shard` or `parallelize_module` to the model instead.
     """
 
     config_class = LlamaConfig
@@ -316,8 +316,8 @@ class Information(LlamaBase):
 
     def add_model_tags(self, tags: list[str] | str) -> None:
         """Adds tags to those that `push_to_hub` writes into the model card."""
-        known = list(self.model_tags or [])
-        self.model_tags = known + [tag for tag in ([tags] if isinstance(tags, str) else tags) if tag not in known]
+        old = list(self.model_tags or [])
+        self.model_tags = old + [tag for tag in ([tags] if isinstance(tags, str) else tags) if tag not in old]
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str | type = "AutoModel") -> None:

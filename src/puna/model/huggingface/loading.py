@@ -73,7 +73,7 @@ class FromPretrained(LlamaBase):
                 is downloaded; None with `config` and `state_dict`.
             model_args: further arguments of a class that is derived from puna's classes.
             config: replaces the checkpoint's configuration; a LlamaConfig, or the path or name of one.
-            ignore_mismatched_sizes: initialise tensors whose shapes differ at random, with a warning.
+            ignore_mismatched_sizes: initialise at random, with a warning, each tensor that has another shape.
             use_safetensors: True reads only safetensors files, False only PyTorch files, which are never unpickled.
             dtype: type of the weights in memory: float32 by default, "auto" for the type they are stored in (float32 if
                 they are quantised); `torch_dtype` is the older name.
@@ -115,18 +115,18 @@ class FromPretrained(LlamaBase):
                 cannot be kept.
             TypeError: if an argument is unknown.
         """
-        path, given = pretrained_model_name_or_path, overrides
+        path = pretrained_model_name_or_path
         hub: HubArguments = {
             "revision": revision, "token": choose_token(token, use_auth_token), "cache_dir": cache_dir,
             "force_download": force_download, "local_files_only": local_files_only,
         }  # fmt: skip
-        given = remaining_arguments(path, given)
+        arguments = remaining_arguments(path, overrides)
         if path is not None and parse(path) is not None:  # before the download
-            _check_known(cls, split_overrides(LlamaConfig(), given)[1])
+            _check_known(cls, split_overrides(LlamaConfig(), arguments)[1])
         if config is not None and not isinstance(config, LlamaConfig):
             config = LlamaConfig.from_pretrained(config, **hub)
         placement = choose_placement(device, device_map, max_memory, offload_folder, offload_buffers)
-        own_heads = frozenset(_own_tensors(cls, config, model_args, given))
+        own_heads = frozenset(_own_tensors(cls, config, model_args, arguments))
         reading = Reading(cls.head, own_heads, config, variant, use_safetensors, key_mapping or {}, pruned_heads=True)
         checkpoint = None
         if path is not None:
@@ -135,14 +135,23 @@ class FromPretrained(LlamaBase):
         base = config if config is not None else None if checkpoint is None else checkpoint.config
         if base is None:
             raise RequestError("the path is None; pass config and state_dict, or the path of a model")
-        fields, rest = split_overrides(base, given)
+        fields, rest = split_overrides(base, arguments)
         _check_known(cls, rest)
         merged = LlamaConfig.from_dict(base.to_dict(), **fields)
         tensors = _tensors(checkpoint, state_dict, reading, merged)
-        chosen = choose_dtype(dtype if dtype is not None else torch_dtype, tensors)
+        weights_dtype = choose_dtype(dtype if dtype is not None else torch_dtype, tensors)
         source = "the state dict" if state_dict is not None or checkpoint is None else checkpoint.path
         loading = Loading(
-            cls, tensors, merged, chosen, placement, source, keep_quantized, ignore_mismatched_sizes, model_args, rest
+            cls,
+            tensors,
+            merged,
+            weights_dtype,
+            placement,
+            source,
+            keep_quantized,
+            ignore_mismatched_sizes,
+            model_args,
+            rest,
         )
         model, comparison = load(loading)
         model.name_or_path = "" if path is None else str(path)
@@ -150,7 +159,7 @@ class FromPretrained(LlamaBase):
             stored = checkpoint.generation_config
             if stored != GenerationConfig.from_model_config(checkpoint.config):  # else it follows the configuration
                 model.generation_config = stored
-                stored.update(**{name: value for name, value in given.items() if name in DEFAULTS})
+                stored.update(**{name: value for name, value in arguments.items() if name in DEFAULTS})
         if model.can_generate() and generation_config is not None:
             model.generation_config = generation_config
         return (model, comparison.to_dict()) if output_loading_info else model  # type: ignore[return-value]
@@ -176,10 +185,7 @@ class FromPretrained(LlamaBase):
 
 
 def split_overrides(config: LlamaConfig, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the arguments that replace fields of the configuration, and the others; None replaces nothing.
-
-    None still means "no token" for ids of tokens, and no scaling for `rope_scaling`.
-    """
+    """Returns the arguments that replace fields of the configuration, and the others; None replaces nothing."""
     names = inspect.signature(LlamaConfig).parameters
     fields = {
         name: value
@@ -233,12 +239,12 @@ def _tensors(
     """Returns the tensors to load by their full names.
 
     Raises:
-        RequestError: there are neither files nor a state dict.
+        RequestError: neither a path nor a state dict was passed.
         CheckpointError: the state dict has a head that differs from the embedding that the configuration ties it to.
     """
     if state_dict is None:
         if checkpoint is None:
-            raise RequestError("the path is None and state_dict too; pass the path of a model, or its tensors")
+            raise RequestError("the path and state_dict are both None; pass the path of a model, or its tensors")
         return checkpoint.tensors
     if wrong := [name for name, tensor in state_dict.items() if not isinstance(tensor, Tensor)]:
         raise RequestError(f"state_dict has {show(wrong[0])}, which is not a tensor; pass model.state_dict()")

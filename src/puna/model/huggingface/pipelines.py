@@ -76,8 +76,8 @@ def pipeline(
     task = _find_task(task, model)
     if isinstance(model, str | Path):
         options = {"device_map": device_map, "dtype": dtype, "torch_dtype": torch_dtype, "config": config}
-        given = {name: value for name, value in options.items() if value is not None}
-        path, model = model, _CLASSES[task].from_pretrained(model, **given, **hub, **(model_kwargs or {}))
+        set_options = {name: value for name, value in options.items() if value is not None}
+        path, model = model, _CLASSES[task].from_pretrained(model, **set_options, **hub, **(model_kwargs or {}))
     else:
         path = getattr(model, "name_or_path", "")
     if tokenizer is None or isinstance(tokenizer, str | Path):
@@ -96,5 +96,5 @@ def _find_task(task: str | None, model: object) -> str:
         task = next((name for name, auto in _CLASSES.items() if auto.has_class(model)), None)
     name = _SYNONYMS.get(task or "", task)
     if name not in _CLASSES:
-        raise RequestError(f"task is {show(task)}; puna's models do {', '.join(map(repr, _CLASSES))}")
+        raise RequestError(f"task is {show(task)}; puna's models support {', '.join(map(repr, _CLASSES))}")
     return name

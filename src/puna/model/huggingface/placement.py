@@ -48,7 +48,7 @@ class Placement:
     """The device of each module.
 
     Attributes:
-        devices: names of modules and their devices; "" is the model. The longest matching name counts. "disk" means
+        devices: names of modules and their devices; "" is the model. The longest matching name applies. "disk" means
             that a module's weights stay in files of `offload_folder`.
         hf_device_map: the map that the model's attribute of this name shows; None if the user gave no map.
         offload_folder: the folder of weights that are kept on the disk.
@@ -70,7 +70,7 @@ class Placement:
         return self.devices[name]
 
     def put(self, name: str, tensor: Tensor) -> Tensor:
-        """Returns the tensor on its device; writes a tensor of the disk to its file, and returns it without values."""
+        """Returns the tensor on its device; a tensor for the disk is written to a file, and returned without values."""
         device = self.device_of(name)
         if device != "disk":
             return tensor.to(device)
@@ -115,7 +115,7 @@ def choose_placement(
 ) -> Placement | dict[str, Any]:
     """Returns the placement that the arguments of `from_pretrained` describe.
 
-    For an automatic map it returns the arguments of `infer`, which needs the model.
+    For an automatic map it returns the arguments of `infer_placement`, which needs the model.
 
     Raises:
         RequestError: if `device` and `device_map` are both given, or the map is invalid.
@@ -133,8 +133,8 @@ def choose_placement(
             and torch.cuda.device_count() < 2
             and not (torch.cuda.is_available() and has_accelerate())
         ):
-            only = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            return Placement({"": only}, {"": only})
+            single = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return Placement({"": single}, {"": single})
         return {"strategy": device_map, "max_memory": max_memory, "folder": folder, "offload_buffers": offload_buffers}
     if not isinstance(device_map, Mapping):
         name: Any = device_map
@@ -162,11 +162,11 @@ def _read_map(device_map: Mapping[str, DeviceLike], folder: Path | None, offload
     return Placement(devices, dict(device_map), folder, offload_buffers)
 
 
-def infer(model: nn.Module, dtype: torch.dtype, arguments: Mapping[str, Any]) -> Placement:
-    """Returns a placement of a model that has no weights yet, by the memory that its devices have.
+def infer_placement(model: nn.Module, dtype: torch.dtype, arguments: Mapping[str, Any]) -> Placement:
+    """Returns the placement for an automatic map, which depends on the memory of the devices.
 
     Args:
-        model: on the meta device.
+        model: a model on the meta device, which has no weights yet.
         dtype: the type that the weights will have.
         arguments: as `choose_placement` returned them.
     """
@@ -190,8 +190,8 @@ def check_names(model: nn.Module, placement: Placement) -> None:
     """Checks that a map names modules of the model and covers it.
 
     Raises:
-        RequestError: a name is not that of a module or parameter, or a parameter has no device, or a matrix that is
-            shared has two.
+        RequestError: a name is not that of a module or parameter, a parameter has no device, or two layers that share a
+            matrix are on different devices.
     """
     names = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     if unknown := sorted(placement.devices.keys() - names):

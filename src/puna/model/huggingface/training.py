@@ -94,10 +94,10 @@ class Training(LlamaBase):
         """Sets gradient checkpointing, with the signatures of 4.34, `(module, value)`, and of later releases.
 
         Args:
-            enable: whether it is on; in 4.34, a module: only `LlamaModel` has such a state, others are ignored.
-            gradient_checkpointing_func: called with a layer and its inputs; in 4.34, the value.
+            enable: whether it is on; in 4.34, a module; modules other than `LlamaModel` are ignored.
+            gradient_checkpointing_func: called with a layer and its inputs; in 4.34, whether it is on.
             every_n_layers: only every n-th layer is computed again.
-            value: 4.34's name of the value.
+            value: 4.34's name for whether it is on.
         """
         decoder: Any = self.get_decoder()
         if isinstance(enable, nn.Module):
@@ -141,7 +141,7 @@ class Training(LlamaBase):
         return self.gradient_checkpointing
 
     def _backward_compatibility_gradient_checkpointing(self) -> None:
-        """Turns gradient checkpointing on if the configuration says so, and removes the field, as transformers does."""
+        """Turns gradient checkpointing on if the configuration has this field, and removes it, as in transformers."""
         if not getattr(self.config, "gradient_checkpointing", False):
             return
         self.gradient_checkpointing_enable()

@@ -172,32 +172,32 @@ def prepare_for_model(
     return _slow_result(pad_encodings(self, [encoding], settings.plan, settings.side), False, settings, axis)
 
 
-def _settings(self: AnyTokenizer, given: Mapping[str, Any]) -> Call:
-    arguments = DEFAULTS | dict(given)
+def _settings(self: AnyTokenizer, passed: Mapping[str, Any]) -> Call:
+    arguments = DEFAULTS | dict(passed)
     infill = {name: arguments.pop(name) for name in self._infill_names if name in arguments}
     unknown = arguments.keys() - DEFAULTS.keys() - set(DEPRECATED)
     unknown -= {name for name in _IGNORED if not arguments.get(name)}
     self._report_unknown({name: arguments[name] for name in sorted(unknown)})
-    names, asked = self.model_input_names, arguments
+    names = self.model_input_names
     columns = {
         "input_ids": True,
-        "token_type_ids": asked["return_token_type_ids"],
-        "attention_mask": asked["return_attention_mask"],
-        "special_tokens_mask": asked["return_special_tokens_mask"],
-        "offset_mapping": asked["return_offsets_mapping"],
-        "length": asked["return_length"],
+        "token_type_ids": arguments["return_token_type_ids"],
+        "attention_mask": arguments["return_attention_mask"],
+        "special_tokens_mask": arguments["return_special_tokens_mask"],
+        "offset_mapping": arguments["return_offsets_mapping"],
+        "length": arguments["return_length"],
     }
-    split, side = asked["split_special_tokens"], asked["padding_side"]
+    split, side = arguments["split_special_tokens"], arguments["padding_side"]
     return Call(
         plan=resolve(self, arguments),
-        add_special_tokens=asked["add_special_tokens"],
-        words=asked["is_split_into_words"],
+        add_special_tokens=arguments["add_special_tokens"],
+        words=arguments["is_split_into_words"],
         split=self.split_special_tokens if split is None else split,
         columns=[name for name, flag in columns.items() if (name in names if flag is None else flag)],
-        overflow=asked["return_overflowing_tokens"],
-        tensors=asked["return_tensors"],
+        overflow=arguments["return_overflowing_tokens"],
+        tensors=arguments["return_tensors"],
         side=check_side("padding_side", self.padding_side if side is None else side),
-        verbose=asked["verbose"],
+        verbose=arguments["verbose"],
         infill=infill,
     )
 
@@ -224,7 +224,7 @@ def _input(self: AnyTokenizer, text: Any, pair: Any, batched: bool, settings: Ca
             raise TokenizerError("the fast tokenizer takes strings, not tokens; pass the text or the ids of the tokens")
         text, pair = text
     if self.is_fast and not batched and not pair:
-        pair = None  # as in transformers, whose fast tokenizer takes an empty pair for none
+        pair = None  # as in transformers, whose fast tokenizer treats an empty pair as no pair
     text, pair = check_text(text, settings.words), None if pair is None else check_text(pair, settings.words)
     item = Input(text, pair, settings.add_special_tokens, settings.split, settings.words)
     return self._infill(item, settings.infill) if self._infill_names else item
@@ -241,7 +241,7 @@ def _report_length(self: AnyTokenizer, encoding: Encoding, settings: Call) -> No
 
 
 def _fast_result(encodings: list[Encoding], batched: bool, settings: Call) -> BatchEncoding:
-    """Returns the columns with a row per window; one text without tensors and windows has no rows."""
+    """Returns the columns with a row per window; for one text, without tensors or windows, just its row."""
     samples = [index for index, e in enumerate(encodings) for _ in range(1 + len(e.overflowing))]
     rows = [window for encoding in encodings for window in (encoding, *encoding.overflowing)]
     data = {name: [_COLUMNS[name](row) for row in rows] for name in settings.columns}

@@ -40,7 +40,7 @@ class Input:
 
     Attributes:
         words: whether a list of strings contains words, which are encoded one by one, or tokens.
-        infill: whether a pair of texts is a prefix and a suffix, between which Code Llama shall write.
+        infill: whether a pair of texts is a prefix and a suffix, between which Code Llama writes.
         suffix_first: whether the suffix comes first in the ids of such a pair.
     """
 

@@ -22,7 +22,7 @@ PADDING = ("longest", "max_length", "do_not_pad")
 TRUNCATION = ("longest_first", "only_first", "only_second", "do_not_truncate")
 
 DEPRECATED = ("pad_to_max_length", "truncation_strategy")
-"""Arguments of old scripts, which `resolve` translates."""
+"""Arguments of early releases of transformers, which `resolve` translates."""
 
 
 def notice(self: AnyTokenizer, key: str, message: str) -> None:
@@ -132,7 +132,7 @@ def windows(encoding: Encoding, plan: Plan, side: str, all_windows: bool) -> Enc
 
 
 def _ranges(count: int, size: int, stride: int, side: str) -> Iterator[tuple[int, int]]:
-    """Yields windows of `size` of `count` tokens; of an empty window, all tokens are the rest."""
+    """Yields (start, end) of windows of `size` of `count` tokens; if `size` is 0, an empty one and one with all."""
     if size >= count or size == 0:
         yield 0, size if size < count else count
         if size < count:
@@ -148,11 +148,11 @@ def _ranges(count: int, size: int, stride: int, side: str) -> Iterator[tuple[int
 
 
 def _kept_lengths(lengths: Sequence[int], total: int, strategy: str, ties_to_first: bool = False) -> tuple[int, int]:
-    """Returns how many tokens of each text to keep, in sum `total`; a negative number if that is impossible.
+    """Returns how many tokens of each text to keep, `total` altogether; a negative number if that is impossible.
 
     Args:
-        ties_to_first: which of two equally long texts keeps an odd token of "longest_first". Of other texts, with
-            `ties_to_first` the first, else the longer.
+        ties_to_first: if "longest_first" truncates both texts to an odd total, whether the first text keeps one token
+            more; otherwise the longer one does (of equally long ones, the second).
     """
     first, second = lengths
     if total == 0:
@@ -192,7 +192,7 @@ def truncate_sequences(
         lengths = [len(ids), len(pair_ids)]
         total = max(sum(lengths) - count, 0)
         first, second = _kept_lengths(lengths, total, strategy, ties_to_first=True)
-        return _cut(ids, lengths[0] - first, side), _cut(pair_ids, lengths[1] - second, side), []
+        return _shorten(ids, lengths[0] - first, side), _shorten(pair_ids, lengths[1] - second, side), []
     is_first = strategy in ("only_first", "longest_first")
     target = ids if is_first else pair_ids
     if target is None or strategy is None:
@@ -206,7 +206,7 @@ def truncate_sequences(
         return ids, pair_ids, []
     shown = min(len(target), stride + count)
     overflow = target[:shown] if side == "left" else target[-shown:]
-    kept = _cut(target, count, side)
+    kept = _shorten(target, count, side)
     return (kept, pair_ids, overflow) if is_first else (ids, kept, overflow)
 
 
@@ -224,16 +224,16 @@ def id_columns(self: AnyTokenizer, ids: list[int], pair_ids: list[int] | None, c
         count = total - plan.max_length
         ids, pair_ids, overflow = self.truncate_sequences(ids, pair_ids, count, plan.truncation, plan.stride)
     if call.add_special_tokens:
-        first, whole = (self.build_inputs_with_special_tokens(ids, pair) for pair in (None, pair_ids))
+        first, both = (self.build_inputs_with_special_tokens(ids, pair) for pair in (None, pair_ids))
         special = self.get_special_tokens_mask(ids, pair_ids)
     else:
-        first, whole = ids, ids + (pair_ids or [])
-        special = [0] * len(whole)
-    types = [0] * len(first) + [1] * (len(whole) - len(first))
-    return SlowColumns(whole, types, special, len(ids), self._id_token, overflow, total)
+        first, both = ids, ids + (pair_ids or [])
+        special = [0] * len(both)
+    types = [0] * len(first) + [1] * (len(both) - len(first))
+    return SlowColumns(both, types, special, len(ids), self._id_token, overflow, total)
 
 
-def _cut(ids: list[int], count: int, side: str) -> list[int]:
+def _shorten(ids: list[int], count: int, side: str) -> list[int]:
     return ids[count:] if side == "left" else ids[: len(ids) - count]
 
 

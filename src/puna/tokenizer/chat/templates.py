@@ -158,7 +158,7 @@ def apply_chat_template(
     """Renders a conversation, or a list of conversations, and encodes the text without adding BOS or EOS.
 
     Args:
-        conversation: messages with "role" and "content", or an object whose `messages` they are.
+        conversation: messages with "role" and "content", or an object with the attribute `messages`.
         chat_template: a template, or the name of one of this tokenizer's templates.
         add_generation_prompt: end with the header of the assistant's answer.
         tokenize: False returns the text.

@@ -201,13 +201,13 @@ def save_pretrained(
     """Writes files from which puna and transformers 4.34, 4.57 and 5 load a tokenizer with the same ids.
 
     There is one exception. A `LlamaTokenizer` with a behaviour other than "sp" writes exactly the files of transformers
-    4.34.1; from these, transformers 5 builds a pipeline that gives other ids for some texts.
+    4.34.1; from these, transformers 5 builds a pipeline with other ids for some texts.
 
     Args:
         legacy_format: True omits tokenizer.json, False omits tokenizer.model; None writes both if possible.
-        filename_prefix: the names of the files begin with it and a hyphen.
+        filename_prefix: precedes the names of the files, with a hyphen.
         push_to_hub: also upload the files to the repository `repo_id`, by default the name of the folder.
-        options: `save_jinja_files=True` writes chat templates to files of their own; the others are those of
+        options: `save_jinja_files=True` writes chat templates to separate files; the others are those of
             `push_to_hub`, such as `repo_id`, `token` and `commit_message`.
 
     Returns:

@@ -129,7 +129,7 @@ class CodeLlamaTokenizer(Infilling, LlamaTokenizer):
 
     Args:
         prefix_token, middle_token, suffix_token, eot_token: the tokens of infilling.
-        fill_token: marks the gap in a text; None turns the search for it off.
+        fill_token: marks the gap in a text; None: texts have no gaps.
         suffix_first: whether the suffix comes first.
         shared: the arguments of `LlamaTokenizer`.
     """
@@ -158,8 +158,8 @@ class CodeLlamaTokenizer(Infilling, LlamaTokenizer):
         pad_token: TokenLike | None = None,
         **shared: Any,
     ) -> None:
-        given = (prefix_token, middle_token, suffix_token, eot_token, fill_token, suffix_first)
-        settings, rest = _settings(given, additional_special_tokens, shared)
+        values = (prefix_token, middle_token, suffix_token, eot_token, fill_token, suffix_first)
+        settings, rest = _settings(values, additional_special_tokens, shared)
         for name in ("legacy", "behaviour", "spaces_between_special_tokens", "from_slow"):
             rest.pop(name, None)
         super().__init__(
@@ -233,8 +233,8 @@ class CodeLlamaTokenizerFast(Infilling, LlamaTokenizerFast):
         suffix_first: bool = False,
         **shared: Any,
     ) -> None:
-        given = (prefix_token, middle_token, suffix_token, eot_token, fill_token, suffix_first)
-        settings, rest = _settings(given, additional_special_tokens, shared)
+        values = (prefix_token, middle_token, suffix_token, eot_token, fill_token, suffix_first)
+        settings, rest = _settings(values, additional_special_tokens, shared)
         self._gap_pipelines: dict[tuple[bool, bool], Tokenizer] = {}
         super().__init__(
             vocab_file,
@@ -309,12 +309,12 @@ class CodeLlamaTokenizerFast(Infilling, LlamaTokenizerFast):
 
 
 def _settings(
-    given: tuple[Any, ...], additional: Any, shared: Mapping[str, Any]
+    values: tuple[Any, ...], additional: Any, shared: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the settings of infilling, which files override, and the other arguments of the constructor."""
     rest = dict(shared)
     rest["other_config"] = other = dict(rest.get("other_config") or {})
-    settings = _split_settings(other, dict(zip(_SETTINGS, given, strict=True)))
+    settings = _split_settings(other, dict(zip(_SETTINGS, values, strict=True)))
     tokens = [*(additional or ()), *(settings[name] for name in _TOKENS[:4] if settings[name] is not None)]
     rest[ADDITIONAL] = list({str(token): token for token in reversed(tokens)}.values())[::-1]
     return settings, rest
