@@ -3,8 +3,8 @@
 Both run the same weights of a LLaMA with 1.1 billion parameters. transformers decodes with a static cache of exactly
 the needed length and a forward pass that is compiled with CUDA graphs (`mode="reduce-overhead"`); its loop chooses
 tokens on the GPU and never waits for them. Two loops run puna: "backend" calls `TorchBackend.forward` and chooses the
-most likely tokens on the CPU, "engine" also schedules and samples as `LLM` does. The loops take turns after a turn that
-compiles; the table shows medians of `--repeat` turns.
+most likely tokens on the CPU, "engine" also schedules and samples as `LLM` does. The loops run in turn: once to
+compile, then `--repeat` times; the table shows the medians of the latter.
 
     python benchmarks/compare_gpu.py [--rows 1 16] [--context 512] [--new 128] [--repeat 5]
 """
@@ -42,7 +42,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Work:
-    """What every loop does: `rows` sequences of `context` tokens generate `new` tokens."""
+    """The task of every loop: `rows` sequences of `context` tokens generate `new` tokens."""
 
     rows: int
     context: int

@@ -51,7 +51,7 @@ class Display:
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0], count)
 
-    def calibrating(self, share: float) -> None:
+    def on_calibration(self, share: float) -> None:
         """Shows how much of the calibration text was read."""
         self._describe(f"Reading the calibration text, {share:.0%}")
 
@@ -82,7 +82,7 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     yield f"writes     {show_bytes(plan.bytes)} in {len(names)} file(s): {shown}"
     if plan.fallbacks:
         kinds = ", ".join(sorted(set(plan.fallbacks.values())))
-        yield f"fallbacks  {len(plan.fallbacks)} matrices get {kinds}, as their rows do not fit the mix (see --json)"
+        yield f"fallbacks  {len(plan.fallbacks)} matrices get {kinds}: their rows do not fit other formats (see --json)"
         yield f"{'':<10} the file may be larger than the source"
     if plan.finished:
         yield f"finished   {show_bytes(plan.finished)} by an earlier run, which this one resumes"

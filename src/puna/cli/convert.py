@@ -133,7 +133,8 @@ def convert(
             expand(src), dst, to=to, dtype=dtype, quantize=quantize, shard_size=shard_size, shards=shards,
             kv_heads=kv_heads, calibrate=calibrate, vocab_size=vocab_size, pad_vocab_to=pad_vocab_to, verify=verify,
             overwrite=overwrite, llama_version=llama_version, instruct=instruct, threads=threads,
-            on_plan=display.on_plan, progress=display.advance, calibrating=display.calibrating, on_step=display.on_step,
+            on_plan=display.on_plan, progress=display.advance, calibrating=display.on_calibration,
+            on_step=display.on_step,
         )  # fmt: skip
     if json:
         print_json(converted.to_dict())

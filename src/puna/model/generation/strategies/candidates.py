@@ -104,8 +104,8 @@ class AssistantCandidates:
 class TranslatedCandidates:
     """Drafts of an assistant model with another tokenizer: the text is decoded and encoded again, in both directions.
 
-    The candidates are the tokens that the assistant's text adds; there are none if it changes the tokens before them.
-    They are not used for speculative sampling, because their distribution is not known.
+    The candidates are the tokens that the draft adds to the text; there are none if the draft changes earlier tokens.
+    Speculative sampling does not use such candidates, because their distribution is not known.
 
     Args:
         assistant: drafts tokens of its own vocabulary.
@@ -120,12 +120,12 @@ class TranslatedCandidates:
     def propose(self, ids: Tensor, limit: int) -> tuple[Tensor, None]:
         """See `Candidates`."""
         text = self._tokenizer.decode(ids[0].tolist(), skip_special_tokens=True)
-        words: list[int] = self._assistant_tokenizer(text)["input_ids"]
-        if limit <= 0 or not words:
+        assistant_ids: list[int] = self._assistant_tokenizer(text)["input_ids"]
+        if limit <= 0 or not assistant_ids:
             return ids[:, :0], None
-        self._assistant.forget(_common_start(words, self._previous))
-        draft, _ = self._assistant.propose(ids.new_tensor([words]), limit)
-        self._previous = words + draft[0].tolist()
+        self._assistant.forget(_common_start(assistant_ids, self._previous))
+        draft, _ = self._assistant.propose(ids.new_tensor([assistant_ids]), limit)
+        self._previous = assistant_ids + draft[0].tolist()
         longer = self._assistant_tokenizer.decode(self._previous, skip_special_tokens=True)
         before, after = self._tokenizer(text)["input_ids"], self._tokenizer(longer)["input_ids"]
         if _common_start(before, after) < len(before):
