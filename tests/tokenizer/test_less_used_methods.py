@@ -53,8 +53,3 @@ def test_the_sentencepiece_processor_can_be_built_again():
     slow = LlamaTokenizer.from_pretrained(CHECKPOINT)
     processor = slow.get_spm_processor(from_slow=True)
     assert processor.get_piece_size() == slow.vocab_size
-
-
-def test_texts_need_no_preparation():
-    slow = LlamaTokenizer.from_pretrained(CHECKPOINT)
-    assert slow.prepare_for_tokenization(" a", is_split_into_words=True) == (" a", {"is_split_into_words": True})

@@ -273,10 +273,6 @@ class LlamaTokenizer(TokenizerBase):
         words = {token.content for token in self._added.values() if not (token.special and split)}
         return (words if split else words | self._pieces.control_tokens) - {self.unk_token}
 
-    def prepare_for_tokenization(self, text: str, **options: Any) -> tuple[str, dict[str, Any]]:
-        """Returns its arguments: LLaMA texts need no preparation. Only for compatibility."""
-        return text, options
-
     def _report_unknown(self, arguments: Mapping[str, Any]) -> None:
         if arguments:  # like transformers, whose fast tokenizer refuses them
             LOGGER.warning("Keyword arguments %s not recognized.", dict(arguments))
