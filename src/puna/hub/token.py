@@ -20,5 +20,5 @@ def choose_token(token: str | bool | None, use_auth_token: str | bool | None) ->
         return token
     warnings.warn("use_auth_token is deprecated; its new name is token", FutureWarning, stacklevel=3)
     if token is not None:
-        raise RequestError("`token` and `use_auth_token` are both specified. Please set only the argument `token`")
+        raise RequestError("token and use_auth_token, its older name, are both given; keep token")
     return use_auth_token

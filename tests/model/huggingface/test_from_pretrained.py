@@ -227,7 +227,7 @@ def test_a_gguf_file_in_a_folder_is_named() -> None:
 def test_use_auth_token_is_the_older_name_of_token(saved: Any) -> None:
     with pytest.warns(FutureWarning, match="its new name is token"):
         LlamaForCausalLM.from_pretrained(saved[0], use_auth_token=False)
-    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="both specified"):
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="are both given; keep token"):
         LlamaForCausalLM.from_pretrained(saved[0], use_auth_token="a", token="b")
 
 
