@@ -27,7 +27,9 @@ def model() -> LlamaForCausalLM:
 
 INPUTS: list[tuple[dict[str, Any], str]] = [
     ({"input_ids": IDS.float()}, r"input_ids.*float32.*int64"),
-    ({"input_ids": IDS.tolist()}, r"input_ids is a list.*tensor"),
+    ({"input_ids": IDS.tolist()}, r"input_ids is a list.*torch.tensor"),
+    ({"input_ids": {"input_ids": IDS}}, r"input_ids is a dict.*\*\*inputs"),
+    ({"input_ids": "a text"}, r"input_ids is a str.*tokenizer\("),
     ({"input_ids": IDS[:0]}, r"input_ids has shape \(0, 7\).*1 row"),
     ({"inputs_embeds": torch.zeros(2, 7, 40)}, r"inputs_embeds has shape \(2, 7, 40\).*\(batch, tokens, 48\)"),
     ({"inputs_embeds": torch.zeros(7, 48)}, r"inputs_embeds has shape \(7, 48\)"),

@@ -210,7 +210,6 @@ def test_a_tied_head_is_not_saved_and_a_head_with_its_own_weights_is_an_error(tm
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"num_hidden_layers": 3}, r"Missing: \['model.layers.2"),
-    ({"num_hidden_layers": 1}, r"superfluous: \['model.layers.1"),
     ({"intermediate_size": 96}, r"mlp.down_proj.weight is \(48, 80\) instead of \(48, 96\)"),
     ({"attention_bias": True}, r"Missing: .*bias"),
     ({"tie_word_embeddings": True}, r"superfluous: \['lm_head.weight'\]"),
@@ -224,6 +223,16 @@ def test_a_configuration_that_contradicts_the_tensors_is_an_error(
     fields = LlamaConfig.from_pretrained(folder).to_dict()
     with pytest.raises(CheckpointError, match=text):
         LlamaForCausalLM.from_pretrained(folder, config=LlamaConfig.from_dict(fields, **change))
+
+
+def test_fewer_layers_than_the_checkpoint_has_are_loaded_with_a_warning(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="num_hidden_layers is 1; the further layers"):
+        model, info = LlamaForCausalLM.from_pretrained(folder, num_hidden_layers=1, output_loading_info=True)
+    assert len(model.model.layers) == 1 and not info["missing_keys"]
+    assert {name.split(".")[2] for name in info["unexpected_keys"]} == {"1"}
+    complete = LlamaForCausalLM.from_pretrained(folder)
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, complete.model.layers[0].mlp.up_proj.weight)
+    assert torch.equal(model.lm_head.weight, complete.lm_head.weight)
 
 
 def test_a_missing_tensor_is_an_error(tmp_path: Path) -> None:

@@ -217,5 +217,12 @@ def check_logits_to_keep(keep: Any) -> None:
 
 
 def _check_tensor(name: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise RequestError(f"{name} is a {type(value).__name__}; it must be a tensor: use torch.tensor(...)")
+    if isinstance(value, Tensor):
+        return
+    if isinstance(value, Mapping):
+        remedy = "pass the tokenizer's result as keywords, model(**inputs), made with return_tensors='pt'"
+    elif isinstance(value, str):
+        remedy = "use tokenizer(text, return_tensors='pt').input_ids"
+    else:
+        remedy = "use torch.tensor(...)"
+    raise RequestError(f"{name} is a {type(value).__name__}; it must be a tensor: {remedy}")

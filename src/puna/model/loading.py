@@ -174,15 +174,26 @@ def compare(shapes: Mapping[str, torch.Size], loading: Loading[Any]) -> Comparis
     ]
     tied = "lm_head.weight" if loading.config.tie_word_embeddings and loading.kind.head == "lm" else ""
     absent = [name for name in missing if name.startswith("model.")]
-    superfluous = [name for name in extra if name.startswith("model.") or name == tied]
+    unused_layers = [name for name in extra if _layer(name) >= loading.config.num_hidden_layers]
+    superfluous = [name for name in extra if name not in unused_layers and (name.startswith("model.") or name == tied)]
     _refuse(loading, absent, superfluous, [] if loading.ignore_mismatched_sizes else mismatched)
+    if unused_layers:
+        count = loading.config.num_hidden_layers
+        _warn(f"{loading.source}: num_hidden_layers is {count}; the further layers of the checkpoint are not loaded")
     remedy = f"of {loading.kind.__name__} is initialised at random and must be trained"
     if missing:
-        unused = f" and its {', '.join(extra)} is not used" if extra else ""
+        heads = [name for name in extra if name not in unused_layers]
+        unused = f" and its {', '.join(heads)} is not used" if heads else ""
         _warn(f"{loading.source} has no {', '.join(missing)}{unused}; the head {remedy}")
     for name, old, new in mismatched:
         _warn(f"{loading.source}: the shapes did not match: {name} is {tuple(old)}; {name}, {tuple(new)}, {remedy}")
     return Comparison(missing, extra, mismatched)
+
+
+def _layer(name: str) -> int:
+    """Returns the number of the layer that a tensor belongs to, -1 if to none."""
+    parts = name.split(".")
+    return int(parts[2]) if parts[:2] == ["model", "layers"] and parts[2].isdecimal() else -1
 
 
 def _refuse(
