@@ -193,3 +193,14 @@ def test_errors_of_the_hub_have_a_remedy(hub: type[Hub]) -> None:
         new_model().push_to_hub("tiny")
     with pytest.raises(RequestError, match="pass repo_id"):
         new_model().push_to_hub("tiny", repo_url="https://example.com")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device without space")
+def test_a_full_disk_is_a_storage_error_for_pytorch_files_too(tmp_path: Path) -> None:
+    def save(tensors: dict[str, Tensor], path: Path) -> None:
+        path.symlink_to("/dev/full")
+        torch.save(tensors, path)
+
+    with pytest.raises(StorageError, match=r"pytorch_model.bin cannot be written.*Free space"):
+        new_model().save_pretrained(tmp_path / "model", safe_serialization=False, save_function=save)
+    assert not (tmp_path / "model").exists()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from puna.config import LlamaConfig
-from puna.errors import RequestError
+from puna.errors import RequestError, StorageError
 from puna.formats.new_tensor import NewTensor
 from puna.hub.upload import upload_arguments, upload_files
 from puna.model.huggingface.adapters import has_adapters, save_active_adapter
@@ -196,7 +196,16 @@ def _share_values(one: Tensor, other: Tensor) -> bool:
 
 def _write_torch(tensors: Mapping[str, Tensor], save: SaveFunction, path: Path, shard: Sequence[NewTensor]) -> None:
     """Writes one file with `torch.save` or the user's function."""
-    save({item.name: tensors[item.name].detach().contiguous() for item in shard}, path)
+    try:
+        save({item.name: tensors[item.name].detach().contiguous() for item in shard}, path)
+    except RuntimeError as exc:
+        # torch.save does not raise OSError if the disk is full: its zip writer reports the position of the file
+        if "inline_container" not in str(exc) and "PytorchStreamWriter" not in str(exc):
+            raise
+        raise StorageError(
+            f"{path.name} cannot be written ({exc}); the previous content is unchanged. Free space, or choose another "
+            "folder"
+        ) from exc
 
 
 def _write_and_discard(
