@@ -15,7 +15,8 @@ _RESPONSE = "parses answers with templates of transformers 5; `puna serve` parse
 
 REASONS: dict[str, str] = {
     # Configurations
-    "LlamaConfig.*per_layer*": _PER_LAYER,
+    "LlamaConfig.*per_layer_a*": _PER_LAYER,
+    "LlamaConfig.serialize_explicit_per_layer_config": _PER_LAYER,
     "LlamaConfig.is_heterogeneous": _PER_LAYER,
     "LlamaConfig.base_model_ep_plan": "LLaMA models have no experts",
     "LlamaConfig.base_model_fsdp_plan": _PARALLEL,

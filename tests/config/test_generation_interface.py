@@ -281,3 +281,14 @@ def test_the_older_name_of_the_token_reaches_the_hub(tmp_path, monkeypatch):
     with pytest.warns(FutureWarning, match="its new name is token"):
         config = GenerationConfig.from_pretrained("me/private", use_auth_token="t", _from_model_config=True)
     assert received == [{"token": "t"}] and config.max_length == 9 and not config.extra
+
+
+def test_keywords_without_effect_are_warnings_when_a_configuration_is_read(tmp_path):
+    GenerationConfig().save_pretrained(tmp_path)
+    for read in (lambda **fields: GenerationConfig.from_pretrained(tmp_path, **fields),
+                 lambda **fields: GenerationConfig.from_dict({}, **fields)):  # fmt: skip
+        with pytest.warns(UserWarning, match="top_k is 4, which only sampling uses"):
+            assert read(top_k=4).top_k == 4
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read(top_k=4, do_sample=True)

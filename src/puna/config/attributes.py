@@ -204,6 +204,11 @@ class ConfigAttributes:
     def _attn_implementation(self, value: str | None) -> None:
         self.attn_implementation = value
 
+    @property
+    def per_layer_config(self: Any) -> tuple[Any, ...]:
+        """The configuration of each layer: this one. The caches of transformers 5 read it."""
+        return (self,) * int(self.num_hidden_layers)
+
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:
         """Returns this configuration; only multimodal models have a separate one for text."""
         return self

@@ -218,6 +218,7 @@ class GenerationConfig:
         present = {name: value for name, value in config_dict.items() if value is not None}
         config._assign({**present, **{name: value for name, value in fields.items() if name not in ignored}})
         check_relations(vars(config))
+        config._warn(fields)
         unused = {name: value for name, value in fields.items() if not hasattr(config, name) and name not in ignored}
         return (config, unused) if with_unused else config
 
@@ -277,6 +278,7 @@ class GenerationConfig:
             config = cls.from_stored(content, **overrides)
         except ConfigError as exc:
             raise ConfigError(f"{file}: {exc}") from exc
+        config._warn(overrides)
         return (config, {}) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:

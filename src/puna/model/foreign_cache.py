@@ -33,8 +33,8 @@ def read_layers(cache: Any) -> Any:
     return tuple((keys[:, :, :length], values[:, :, :length]) for keys, values in pairs)
 
 
-def extend(cache: Any, layers: Layers) -> None:
-    """Appends the tokens of `layers` that a cache object of transformers does not have yet.
+def extend(cache: Any, layers: Layers) -> bool:
+    """Appends the tokens of `layers` that a cache object of transformers does not have yet; returns whether it did.
 
     transformers' generate() changes its cache argument in place, and chat programs pass the same object again. A cache
     of fixed size, and one with other rows, are not changed.
@@ -42,8 +42,9 @@ def extend(cache: Any, layers: Layers) -> None:
     cached = read_layers(cache)
     same_rows = not cached or cached[0][0].shape[0] == layers[0][0].shape[0]
     if getattr(cache, "is_compileable", False) or not same_rows:
-        return
+        return False
     store(cache, layers)
+    return True
 
 
 def is_foreign(cache: object) -> bool:

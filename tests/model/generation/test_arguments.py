@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -219,18 +220,28 @@ def test_padding_that_cannot_be_detected_is_logged(
         models[0].generate(IDS, attention_mask=ONES, max_new_tokens=1)
         models[0].generate(IDS[:1], max_new_tokens=1)
         models[0].generate(IDS, pad_token_id=0, max_new_tokens=1)
-        assert not caplog.records
+        assert "attention_mask" not in caplog.text
         models[0].generate(IDS, max_new_tokens=1)
     assert "pass the attention_mask" in caplog.text
+
+
+def test_a_missing_pad_token_is_logged(models: tuple[LlamaForCausalLM, Any], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        models[0].generate(IDS[:1], max_new_tokens=1, pad_token_id=0)
+        models[0].generate(IDS[:1], max_new_tokens=1, eos_token_id=[])
+        assert not caplog.records
+        models[0].generate(IDS[:1], max_new_tokens=1, eos_token_id=7)
+    assert "pad_token_id is not set; rows that have ended are filled with the eos token, 7" in caplog.text
 
 
 # ---- caches
 
 
-def test_a_cache_of_transformers_is_read_and_extended(models: tuple[LlamaForCausalLM, Any]) -> None:
+@pytest.mark.parametrize("with_config", [False, True])
+def test_a_cache_of_transformers_is_read_and_extended(models: tuple[LlamaForCausalLM, Any], with_config: bool) -> None:
     """A chat program passes the same cache object with each longer prompt."""
     model, reference = models
-    ours, theirs = transformers.DynamicCache(), transformers.DynamicCache()
+    ours, theirs = (transformers.DynamicCache(**({"config": m.config} if with_config else {})) for m in models)
     texts = [IDS, IDS]
     for turn in range(3):
         options = {"attention_mask": torch.ones_like(texts[0]), "max_new_tokens": 4, "eos_token_id": None}
@@ -337,7 +348,27 @@ def test_temperature_0_needs_no_sampling(models: tuple[LlamaForCausalLM, Any]) -
 def test_new_attributes_of_the_configuration_are_accepted(model: LlamaForCausalLM) -> None:
     model.generation_config.foo = "bar"
     model.generation_config.length_penalty = 1.2
-    assert model.generate(IDS, max_new_tokens=2, foo=3).shape == (2, 8)
+    with pytest.warns(UserWarning, match=r"length_penalty is 1\.2, which only beam search uses"):
+        assert model.generate(IDS, max_new_tokens=2, foo=3).shape == (2, 8)
+
+
+def test_the_output_contains_the_cache_object_of_the_call(model: LlamaForCausalLM) -> None:
+    cache = transformers.DynamicCache(config=model.config)
+    out = model.generate(IDS, past_key_values=cache, max_new_tokens=3, return_dict_in_generate=True)
+    assert out.past_key_values is cache and cache.get_seq_length() == 8
+    cache = transformers.StaticCache(config=model.config, max_cache_len=20)
+    assert torch.equal(model.generate(IDS, past_key_values=cache, max_new_tokens=3), out.sequences)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 4}])
+def test_a_diversity_penalty_without_groups_has_no_effect(
+    models: tuple[LlamaForCausalLM, Any], options: dict[str, Any]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = models[0].generate(IDS, max_new_tokens=3, diversity_penalty=0.5, **options)
+    assert torch.equal(result, models[0].generate(IDS, max_new_tokens=3, **options))
+    assert torch.equal(result, reference_call(models[1], IDS, max_new_tokens=3, diversity_penalty=0.5, **options))
 
 
 def test_settings_without_effect_are_warnings(models: tuple[LlamaForCausalLM, Any]) -> None:

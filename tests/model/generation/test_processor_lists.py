@@ -136,10 +136,6 @@ def test_empty_lists_and_missing_values_have_no_effect() -> None:
 def test_options_that_need_others_are_errors() -> None:
     with pytest.raises(PunaError, match=r"exponential_decay_length_penalty is .* set eos_token_id"):
         built({"exponential_decay_length_penalty": (1, 1.1)})
-    with pytest.raises(PunaError, match="num_beams is 1; it must be an integer, 2 or greater"):
-        built({"diversity_penalty": 0.5})
-    with pytest.raises(PunaError, match="num_beam_groups is 1; it must be an integer, 2 or greater"):
-        built({"diversity_penalty": 0.5, "num_beams": 2})
     settings = GenerationConfig()
     settings.watermarking_config = 3
     with pytest.raises(PunaError, match="watermarking_config is 3"):

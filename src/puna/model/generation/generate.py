@@ -199,6 +199,6 @@ def _read_prompt(
 
 
 def _extend_cache(cache: Any, out: GenerateOutput) -> None:
-    """Adds the new tokens to the caller's cache object, if it is one of transformers."""
-    if out.past_key_values and read_layers(cache) is not cache:
-        extend(cache, out.past_key_values)
+    """Adds the new tokens to the caller's cache object, if it is one of transformers, and returns it in the output."""
+    if out.past_key_values and read_layers(cache) is not cache and extend(cache, out.past_key_values):
+        out.past_key_values = cache

@@ -98,6 +98,10 @@ def read_prompt(settings: GenerationConfig, width: int, device: torch.device, ar
     mask = _infer_mask(settings, ids, tokens) if arguments.mask is None else arguments.mask
     _check_mask(mask, ids.shape[0], tokens, cache[0][0].shape[2] if cache else 0)
     _warn_about_right_padding(settings, ids, arguments.mask)
+    if settings.pad_token_id is None and settings.eos_token_ids:
+        logging.getLogger(__name__).warning(
+            "pad_token_id is not set; rows that have ended are filled with the eos token, %d", settings.eos_token_ids[0]
+        )
     positions = arguments.positions
     if positions is not None:
         check_positions(positions, ids.shape[0], mask.shape[1])

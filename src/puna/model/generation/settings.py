@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from puna.config import GenerationConfig, GenerationMode, LlamaConfig
+from puna.config.generation_checks import minor_issues
 from puna.errors import RequestError, show, suggestion
 
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -61,6 +62,7 @@ def merge_settings(
         ConfigError: if a setting is out of range, or settings contradict each other.
     """
     settings = _base_settings(model, config, use_model_defaults)
+    ineffective = minor_issues(vars(settings))
     options = {name: value for name, value in options.items() if name != "max_length" or value is not None}
     settings.update(allow_custom_entries=True, **options)
     if "max_length" in options and options.get("max_new_tokens") is None:
@@ -71,7 +73,7 @@ def merge_settings(
     for name in _NEVER_NONE:
         if getattr(settings, name) is None:
             setattr(settings, name, getattr(defaults, name))
-    fields = set(options) - ({"temperature"} if settings.temperature == 0 else set())
+    fields = {*options, *ineffective} - ({"temperature"} if settings.temperature == 0 else set())
     settings.validate(user_set_attributes=fields)
     if settings.temperature == 0:
         settings.do_sample = False

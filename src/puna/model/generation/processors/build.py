@@ -122,8 +122,8 @@ def _guidance(settings: GenerationConfig, context: Context) -> Iterator[Processo
         )
     if biases := settings.sequence_bias:
         yield SequenceBiasLogitsProcessor(biases)
-    if penalty := settings.diversity_penalty:
-        groups = settings.num_beam_groups or 1
+    groups = settings.num_beam_groups or 1
+    if groups > 1 and (penalty := settings.diversity_penalty):  # one group has no other that it could differ from
         yield HammingDiversityLogitsProcessor(float(penalty), settings.num_beams or 1, groups)
 
 
