@@ -167,7 +167,7 @@ def test_arguments_of_reading_have_the_names_and_order_of_transformers(tmp_path)
         LlamaConfig.from_pretrained(tmp_path, subfolder="absent")
     with (
         pytest.warns(FutureWarning, match="use_auth_token"),
-        pytest.raises(RequestError, match="set only the argument"),
+        pytest.raises(RequestError, match="are both given; keep token"),
     ):
         LlamaConfig.from_pretrained(tmp_path, token="a", use_auth_token="b")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import mmap
 import warnings
 from typing import Any
 
@@ -157,7 +158,12 @@ def test_memory_hooks_count_the_growth_of_the_process() -> None:
     model = LlamaForCausalLM(config_of())
     model.add_memory_hooks()
     kept = []
-    model.model.norm.register_forward_hook(lambda *_: kept.append(torch.ones(16_000_000)))  # 64 MB, before our hook's
+
+    def grow(*_: Any) -> None:  # runs before the hook that measures
+        kept.append(mmap.mmap(-1, 64_000_000))  # not memory that an earlier test has freed
+        kept[0].write(b"x" * 64_000_000)
+
+    model.model.norm.register_forward_hook(grow)
     model(IDS)
     assert model.mem_rss_diff > 32_000_000
     model.reset_memory_hooks_state()

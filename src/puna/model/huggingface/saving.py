@@ -81,7 +81,7 @@ class Saving(Information):
         is_main_process = options.pop("save_config", is_main_process)
         upload = upload_arguments({**options, "token": token})
         if Path(save_directory).is_file():
-            raise RequestError(f"{save_directory} is a file; save_directory must be a folder")
+            raise StorageError(f"{save_directory} cannot be written: it is a file, and save_directory must be a folder")
         if has_adapters(self):
             if is_main_process:
                 written = save_active_adapter(self, save_directory, save_peft_format, safe_serialization)
