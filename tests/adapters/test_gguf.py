@@ -113,7 +113,7 @@ def test_the_prompt_of_the_training_is_noted(tmp_path, peft):
         ("blk.0.attn_q.weight.lora_b", np.full((32, 4), np.inf), "not finite"),
         ("blk.2.attn_q.weight.lora_b", np.zeros((32, 4)), "blk.2"),
         ("blk.0.attn_q.weight", np.zeros((32, 32)), "neither .lora_a, .lora_b nor a norm"),
-        ("blk.0.attn_norm.weight.lora_a", np.zeros((4, 32)), "changes nothing"),
+        ("blk.0.attn_norm.weight.lora_a", np.zeros((4, 32)), "does not belong to any matrix or norm"),
         ("cls.weight.lora_a", np.zeros((4, 32)), "cls"),
     ],
 )

@@ -64,7 +64,7 @@ def test_configurations_are_read_and_built(tmp_path: Path) -> None:
     config_of(num_hidden_layers=3).save_pretrained(tmp_path)
     assert puna.AutoConfig.from_pretrained(tmp_path, trust_remote_code=True, num_labels=4).num_labels == 4
     assert type(puna.AutoConfig.for_model("llama", num_hidden_layers=5)) is puna.LlamaConfig
-    with pytest.raises(ConfigError, match="'bert'; puna has 'llama'"):
+    with pytest.raises(ConfigError, match="'bert'; it must be one of 'llama'"):
         puna.AutoConfig.for_model("bert")
     with pytest.raises(ConfigError, match="from_pretrained"):
         puna.AutoConfig()
@@ -77,7 +77,7 @@ def test_classes_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     class MyModel(puna.LlamaForCausalLM):
         pass
 
-    monkeypatch.setattr(puna.AutoConfig, "_registered", dict(puna.AutoConfig._registered))
+    monkeypatch.setattr(puna.AutoConfig, "_types", dict(puna.AutoConfig._types))
     monkeypatch.setattr(puna.AutoModelForCausalLM, "_classes", dict(puna.AutoModelForCausalLM._classes))
     puna.AutoConfig.register("mine", MyConfig)
     puna.AutoModelForCausalLM.register(MyConfig, MyModel)

@@ -12,7 +12,7 @@ import transformers
 
 import puna
 from puna.errors import MissingExtraError, RequestError
-from tests.libraries.conftest import new_model
+from tests.libraries.models import new_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -64,7 +64,7 @@ def test_arguments_of_the_model_are_used_when_it_is_loaded(folder: Path) -> None
 def test_invalid_arguments_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     model = new_model()
     for arguments, message in (
-        ({"task": "translation", "model": model}, "'translation'; puna's models do 'text-generation'"),
+        ({"task": "translation", "model": model}, "'translation'; puna's models support 'text-generation'"),
         ({"task": "text-generation"}, "needs a model"),
         ({"model": "some/path"}, "task is None"),
         ({"task": "text-generation", "model": model}, "pass tokenizer="),

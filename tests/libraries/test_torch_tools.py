@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, vmap
 
 import puna
 from tests.helpers.reference_models import distance
-from tests.libraries.conftest import new_model
+from tests.libraries.models import new_model
 
 IDS = torch.randint(4, 200, (2, 8), generator=torch.Generator().manual_seed(0))
 

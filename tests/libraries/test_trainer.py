@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 import puna
 from tests.helpers.reference_models import transformers_config
-from tests.libraries.conftest import new_model
+from tests.libraries.models import new_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
