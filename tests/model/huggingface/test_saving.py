@@ -74,7 +74,7 @@ def test_arguments_that_change_nothing_are_accepted(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="variant is 'a/b'"):
         model.save_pretrained(tmp_path, variant="a/b")
     (tmp_path / "file").touch()
-    with pytest.raises(RequestError, match="must be a folder"):
+    with pytest.raises(StorageError, match="must be a folder"):
         model.save_pretrained(tmp_path / "file")
 
 
