@@ -18,7 +18,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-INSTALL := $(PIP) install --constraint constraints.txt
+# Modules are compiled when they are first imported: most modules of PyTorch and transformers never are.
+INSTALL := $(PIP) install --no-compile --constraint constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist worksteal
 NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
@@ -179,5 +180,5 @@ $(VENV)/.dev: $(VENV)/.venv requirements-dev.txt constraints.txt
 .oracles/%/.done: tests/oracles/%.txt
 	@echo "Installing transformers $* for comparisons (about a minute) ..."
 	$(PYTHON) -m venv .oracles/$*
-	.oracles/$*/bin/pip --disable-pip-version-check --quiet install --requirement $<
+	.oracles/$*/bin/pip --disable-pip-version-check --quiet install --no-compile --requirement $<
 	touch $@
