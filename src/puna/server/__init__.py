@@ -1,0 +1,1 @@
+"""`puna serve`: the HTTP interfaces of OpenAI and Anthropic. Only `protocol/` knows the fields of requests."""

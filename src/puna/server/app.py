@@ -1,0 +1,53 @@
+"""`create_app`: the ASGI application, a table of routers and of middleware."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from puna import __version__
+from puna.errors import show
+from puna.server.errors import ApiError, api_error
+from puna.server.protocol import chat, models
+from puna.server.protocol.endpoint import error_response
+from puna.server.routes import health
+from puna.server.service import Service
+from puna.server.settings import ServerSettings
+
+log = logging.getLogger("puna.server")
+
+ROUTERS = (chat.router, models.router, health.router)
+"""Each returns the routes of one interface."""
+
+
+def create_app(service: Service, settings: ServerSettings) -> FastAPI:
+    """Returns the ASGI application of a service."""
+    app = FastAPI(title="puna", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app.state.service, app.state.settings = service, settings
+    for router in ROUTERS:
+        app.include_router(router(service))
+    app.add_exception_handler(ApiError, _send_error)
+    app.add_exception_handler(HTTPException, _send_http_error)
+    app.add_exception_handler(Exception, _send_error)
+    return app
+
+
+async def _send_error(request: Request, exc: Exception) -> Response:
+    request_id = request.scope.get("state", {}).get("request_id")
+    return error_response(api_error(exc, request_id), request.scope["path"], request_id)
+
+
+async def _send_http_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    path = request.scope["path"]
+    texts = {
+        404: f"there is no path {show(path)}; /openapi.json lists the paths",
+        405: f"{request.method} is not allowed here",
+    }
+    response = error_response(ApiError(exc.status_code, texts.get(exc.status_code, str(exc.detail))), path)
+    response.headers.update(exc.headers or {})
+    return response

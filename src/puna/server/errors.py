@@ -1,0 +1,84 @@
+"""`ApiError`: an error with an HTTP status, and the JSON of errors in the shapes of OpenAI and Anthropic."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from puna.errors import BackendError, PunaError
+
+_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 408: "timeout_error",
+    413: "invalid_request_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error",
+}  # fmt: skip
+"""OpenAI's type of an error by status; all other errors are invalid requests."""
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 408: "timeout_error",
+    413: "request_too_large", 429: "rate_limit_error", 500: "api_error", 503: "overloaded_error",
+}  # fmt: skip
+
+_ANTHROPIC_PATHS = ("/v1/messages",)
+
+
+class ApiError(Exception):
+    """An error that is sent to the client.
+
+    Args:
+        status: the HTTP status.
+        message: what was wrong, the value, the limit and the remedy.
+        type: OpenAI's type of the error; None derives it from the status.
+        param: the field of the request.
+        code: OpenAI's code of the error.
+        retry_after: seconds after which the client may try again.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str | None = None,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type or _TYPES.get(status, "invalid_request_error")
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the response."""
+        return {} if self.retry_after is None else {"Retry-After": str(max(1, round(self.retry_after)))}
+
+    def body(self, path: str, request_id: str | None = None) -> dict[str, Any]:
+        """Returns the JSON of the error in the shape of the API to which a path belongs."""
+        if path.startswith(_ANTHROPIC_PATHS):
+            kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error")
+            return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": request_id}
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def unsupported(param: str, message: str) -> ApiError:
+    """Returns the error for a field, or a value, that this server does not support."""
+    return ApiError(400, message, param=param, code="unsupported_parameter")
+
+
+def api_error(error: BaseException, request_id: str | None = None) -> ApiError:
+    """Returns the error to send for any exception. The text of an unexpected one is not sent."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, PunaError) and not isinstance(error, BackendError):
+        return ApiError(400, str(error))
+    suffix = "" if request_id is None else f" (request {request_id})"
+    return ApiError(500, f"the server failed; its log has the cause{suffix}", code="internal_error")
+
+
+def to_json(document: Any) -> bytes:
+    """Returns JSON as compact UTF-8."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,1 @@
+"""The HTTP fields: tables of the fields of each endpoint, requests as `Generation`s, and updates as responses."""

@@ -1,0 +1,165 @@
+"""`add_endpoint`: a POST endpoint whose request is read by a table of fields."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from puna.errors import show
+from puna.server.errors import ApiError, api_error, to_json
+from puna.server.events import cancelled_on_disconnect
+from puna.server.protocol.fields import Table, Values, read
+from puna.server.protocol.strict_json import parse
+from puna.server.service import Service
+
+log = logging.getLogger("puna.server")
+
+IGNORED = "X-Puna-Ignored"
+_HEADER_BYTES = 1000
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request to an endpoint.
+
+    Attributes:
+        service: the model.
+        values: the fields.
+        request: the HTTP request.
+        ignored: paths of fields that were ignored; the endpoint may add some before it responds.
+    """
+
+    service: Service
+    values: Values
+    request: Request
+    ignored: list[str]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the response."""
+        if not self.ignored:
+            return {}
+        text = ",".join(dict.fromkeys(self.ignored)).encode("ascii", "backslashreplace").decode()
+        text = "".join(character if character.isprintable() else "?" for character in text)
+        return {IGNORED: text if len(text) <= _HEADER_BYTES else text[:_HEADER_BYTES] + "..."}
+
+    def json(self, document: Any) -> Response:
+        """Returns a response with a JSON document."""
+        return json_response(document, headers=self.headers)
+
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+def json_response(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Returns a response with a JSON document."""
+    return Response(to_json(document), status, dict(headers or {}), "application/json")
+
+
+def error_response(error: ApiError, path: str, request_id: str | None = None) -> Response:
+    """Returns the response for an error, in the shape of the API to which the path belongs."""
+    return json_response(error.body(path, request_id), error.status, error.headers)
+
+
+def add_endpoint(
+    router: APIRouter,
+    service: Service,
+    path: str,
+    table: Table,
+    handler: Handler,
+    *,
+    summary: str,
+    response: Mapping[str, Any] | None = None,
+    streams: bool = False,
+) -> None:
+    """Adds `POST path` to a router.
+
+    Args:
+        table: the fields of the request.
+        handler: answers a request; its errors become responses.
+        summary: what the endpoint does, for the documents.
+        response: JSON schema of the response.
+        streams: whether the response may be a stream of server-sent events.
+    """
+
+    async def endpoint(request: Request) -> Response:
+        return _Response(service, table, handler, request)
+
+    limits = service.settings.limits
+    content: dict[str, Any] = {"application/json": {"schema": dict(response or {"type": "object"})}}
+    if streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    router.add_api_route(
+        path, endpoint, methods=["POST"], summary=summary, response_class=Response, name=path,
+        responses={200: {"description": "the answer", "content": content}, **ERROR_RESPONSES},
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {
+            "schema": table.schema(limits)}}}},
+    )  # fmt: skip
+
+
+_ERROR: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"description": "a field is missing, invalid or not supported", **_ERROR},
+    401: {"description": "the API key is missing or wrong", **_ERROR},
+    404: {"description": "there is no such model", **_ERROR},
+    413: {"description": "the body is too large", **_ERROR},
+    415: {"description": "the body is not application/json", **_ERROR},
+    429: {"description": "too many requests wait", **_ERROR},
+    503: {"description": "the model is loading, or the server is shutting down", **_ERROR},
+}
+"""The descriptions of error responses in OpenAPI."""
+
+
+class _Response(Response):
+    """Reads the request and answers it. As a response, it can notice meanwhile that the client has disconnected."""
+
+    def __init__(self, service: Service, table: Table, handler: Handler, request: Request) -> None:
+        self.background = None
+        self._parts = service, table, handler, request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the response."""
+        service, table, handler, request = self._parts
+        response: Response | None
+        try:
+            service.check_ready()
+            document = await read_document(request, service)
+            values = read(table, document, service.settings)
+            call = Call(service, values, request, list(values.ignored))
+            response = await cancelled_on_disconnect(receive, handler(call))
+        except ClientDisconnect:
+            return
+        except Exception as exc:
+            request_id = scope.get("state", {}).get("request_id")
+            error = api_error(exc, request_id)
+            if error.status == 500:
+                log.exception("request failed")
+            response = error_response(error, scope["path"], request_id)
+        if response is not None:
+            await response(scope, receive, send)
+
+
+async def read_document(request: Request, service: Service) -> dict[str, Any]:
+    """Returns the JSON object in the body of a request.
+
+    Raises:
+        ApiError: 413 if the body is too large, 415 if its type is not JSON, 400 if it is not a JSON object.
+    """
+    limits = service.settings.limits
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, f"the content type is {show(kind)}; it must be application/json")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limits.body_bytes:
+            raise ApiError(413, f"the body has more than {limits.body_bytes} bytes; send a shorter one")
+    return parse(bytes(body), limits.depth)

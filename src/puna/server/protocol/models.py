@@ -1,0 +1,49 @@
+"""GET /v1/models: the base model and its adapters, in OpenAI's or Anthropic's shape."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from puna.server.protocol.endpoint import json_response
+from puna.server.service import Service
+
+
+def router(service: Service) -> APIRouter:
+    """Returns the routes."""
+    routes = APIRouter()
+
+    @routes.get("/v1/models", summary="List the models", response_class=Response)
+    async def list_models(request: Request) -> Response:
+        cards = [_card(service, name, request) for name in service.names]
+        if _is_anthropic(request):
+            ends = {"first_id": cards[0]["id"], "last_id": cards[-1]["id"]}
+            return json_response({"data": cards, "has_more": False, **ends})
+        return json_response({"object": "list", "data": cards, "models": []})
+
+    @routes.get("/v1/models/{model:path}", summary="Describe a model", response_class=Response)
+    async def get_model(model: str, request: Request) -> Response:
+        service.adapter(model)
+        return json_response(_card(service, model, request))
+
+    return routes
+
+
+def _is_anthropic(request: Request) -> bool:
+    return "anthropic-version" in request.headers
+
+
+def _card(service: Service, name: str, request: Request) -> dict[str, Any]:
+    """Returns the description of a model."""
+    if _is_anthropic(request):
+        created = datetime.datetime.fromtimestamp(service.created, datetime.timezone.utc)
+        return {"type": "model", "id": name, "display_name": name, "created_at": created.isoformat()}
+    adapter = service.adapter(name)
+    return {
+        "id": name, "object": "model", "created": service.created, "owned_by": "puna", "root": service.name,
+        "parent": None if adapter is None else service.name, "max_model_len": service.llm.longest_text(adapter),
+    }  # fmt: skip

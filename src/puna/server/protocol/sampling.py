@@ -1,0 +1,75 @@
+"""The fields of chat and completions that decide how tokens are chosen, and the options of `LLM` that they become."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from puna.errors import show
+from puna.options import Options
+from puna.server.errors import ApiError
+from puna.server.protocol.fields import HONOURED, Field, Values
+from puna.server.protocol.types import Array, Boolean, Integer, Map, Number, OneOf, Text
+from puna.server.service import Service
+
+STOP_TEXT = Text(1, "stop_characters")
+
+SAMPLING = (
+    Field("temperature", Number(0, 2), HONOURED, "divides the logits; 0 chooses the most likely token. Without it, the "
+          "model's generation configuration decides, else 1", example=0.5),
+    Field("top_p", Number(0, 1), HONOURED, "choose from the smallest set of tokens with this total probability",
+          example=0.9),
+    Field("frequency_penalty", Number(-2, 2), HONOURED, "makes tokens less likely, for each time that they are in the "
+          "answer", example=0.5),
+    Field("presence_penalty", Number(-2, 2), HONOURED, "makes tokens less likely that are in the answer", example=0.5),
+    Field("n", Integer(1, "n"), HONOURED, "number of answers; the prompt is read once", 1, example=2),
+    Field("seed", Integer(), HONOURED, "makes sampling repeatable, bit for bit", example=7),
+    Field("stop", OneOf(STOP_TEXT, Array(STOP_TEXT, 0, "stops")), HONOURED,
+          "texts before which the answer ends", example=["\n"]),
+    Field("logit_bias", Map(Number(-100, 100), "logit_bias"), HONOURED, "numbers that are added to the logits of token "
+          "ids", example={"5": -100}),
+    Field("stream", Boolean(), HONOURED, "send the answer as server-sent events while it is generated", False,
+          example=False),
+    Field("top_k", Integer(-1, 2**31), HONOURED, "choose from the k most likely tokens; 0 and -1 mean all", example=5),
+    Field("min_p", Number(0, 1), HONOURED, "exclude tokens below this fraction of the highest probability",
+          example=0.05),
+    Field("typical_p", Number(0, 1, above=True), HONOURED, "choose from the tokens of typical probability",
+          example=0.9),
+    Field("repetition_penalty", Number(0, 1000, above=True), HONOURED, "above 1, tokens that occurred before become "
+          "less likely", example=1.1),
+    Field("min_tokens", Integer(0), HONOURED, "minimum number of tokens of the answer", example=1),
+    Field("ignore_eos", Boolean(), HONOURED, "the model's end tokens do not end the answer", example=True),
+    Field("stop_token_ids", Array(Integer(0), 0, "token_ids"), HONOURED, "further tokens that end the answer",
+          example=[5]),
+    Field("allowed_token_ids", Array(Integer(0), 1, "token_ids"), HONOURED, "the only tokens that may be chosen",
+          example=[5, 6, 7]),
+)  # fmt: skip
+"""The rows that chat and completions share."""
+
+_SEED_BITS = 2**64
+
+
+def read_options(values: Values, service: Service) -> Options:
+    """Returns the options of `LLM` for the fields of `SAMPLING`."""
+    names = (
+        "temperature", "top_p", "frequency_penalty", "presence_penalty", "min_p", "typical_p", "repetition_penalty",
+        "min_tokens", "ignore_eos", "stop_token_ids", "allowed_token_ids",
+    )  # fmt: skip
+    options: Any = {name: values[name] for name in names if values[name] is not None}
+    if "temperature" not in options and not service.llm.generation_config.do_sample:
+        options["temperature"] = 1.0
+    if values["top_k"] is not None:
+        options["top_k"] = max(0, values["top_k"])
+    if values["seed"] is not None:
+        options["seed"] = values["seed"] % _SEED_BITS
+    if values["stop"]:
+        options["stop"] = values["stop"]
+    if values["logit_bias"]:
+        options["logit_bias"] = {_token_id(key): bias for key, bias in values["logit_bias"].items()}
+    return cast(Options, options)
+
+
+def _token_id(key: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) <= 10):
+        raise ApiError(400, f"logit_bias has the key {show(key)}; a key must be a token id, such as \"42\"",
+                       param="logit_bias", code="invalid_value")  # fmt: skip
+    return int(key)

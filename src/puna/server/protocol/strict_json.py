@@ -1,0 +1,94 @@
+"""Strict JSON: refuses everything that JSON parsers read differently, and documents that are nested too deeply."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from puna.errors import show
+from puna.server.errors import ApiError
+
+_MAX_EXACT = 2**63
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.S)
+"""A JSON string. The expression takes linear time, also for a string without an end."""
+_BRACKET = re.compile(rb"[\[\]{}]")
+
+
+def parse(body: bytes, depth: int) -> dict[str, Any]:
+    """Returns the object in a request's body.
+
+    Raises:
+        ApiError: 400, if the body is not one JSON object in UTF-8, has NaN, Infinity, a number outside the range of
+            float64 or int64, a repeated key, half a surrogate pair, or more than `depth` nested arrays and objects.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise ApiError(400, f"the body is not UTF-8 at byte {exc.start}", code="invalid_json") from None
+    _check_depth(body, depth)
+    try:
+        document = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_float, parse_int=_integer
+        )
+    except json.JSONDecodeError as exc:
+        problem = f"{exc.msg} at line {exc.lineno}, column {exc.colno}"
+        raise ApiError(400, f"the body is not valid JSON: {problem}", code="invalid_json") from None
+    if not isinstance(document, dict):
+        raise ApiError(400, f"the body is {show(document)}; it must be a JSON object", code="invalid_json")
+    if b"\\ud" in body or b"\\uD" in body:
+        _check_unicode(document)
+    return document
+
+
+def _check_depth(body: bytes, limit: int) -> None:
+    """Raises ApiError if arrays and objects are nested too deeply. Brackets inside strings do not count."""
+    if body.count(b"[") + body.count(b"{") <= limit:
+        return
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", body)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > limit:
+            raise ApiError(400, f"the body has more than {limit} nested arrays and objects", code="invalid_json")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ApiError(400, f"the key {show(repeated)} occurs twice in one object", code="invalid_json")
+    return document
+
+
+def _constant(text: str) -> Any:
+    raise ApiError(400, f"the body has {text}, which is not a JSON number", code="invalid_json")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ApiError(400, f"the number {text[:40]} is outside the range of float64", code="invalid_json")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or not -_MAX_EXACT <= int(text) < _MAX_EXACT:
+        raise ApiError(400, f"the integer {text[:40]} is outside the range of int64", code="invalid_json")
+    return int(text)
+
+
+def _check_unicode(value: Any) -> None:
+    """Raises ApiError if a text has half a surrogate pair, which is not a character."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            stack += [*item, *item.values()]
+        elif isinstance(item, list):
+            stack += item
+        elif isinstance(item, str) and any("\ud800" <= character <= "\udfff" for character in item):
+            raise ApiError(400, "a text of the body has half of a surrogate pair (\\ud800 to \\udfff)",
+                           code="invalid_json")  # fmt: skip

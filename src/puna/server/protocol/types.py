@@ -1,0 +1,293 @@
+"""Types of JSON values: each checks a value, describes itself in words and is a JSON schema for OpenAPI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from puna.errors import show
+from puna.server.errors import ApiError
+from puna.server.settings import Limits
+
+
+@dataclass
+class Reader:
+    """The state of reading one request.
+
+    Attributes:
+        limits: maximum sizes.
+        refuses_unknown: whether an unknown top-level field is an error.
+        ignored: paths of the unknown fields that were accepted.
+    """
+
+    limits: Limits
+    refuses_unknown: bool = True
+    ignored: list[str] = field(default_factory=list)
+
+
+def invalid(path: str, value: object, expected: str) -> ApiError:
+    """Returns the error for a value of the wrong type or range."""
+    return ApiError(400, f"{path} is {show(value)}; it must be {expected}", param=path, code="invalid_value")
+
+
+class Type:
+    """A type of JSON values."""
+
+    def read(self, path: str, value: Any, reader: Reader) -> Any:
+        """Returns the value, in a form that depends only on its meaning.
+
+        Args:
+            path: the name of the value in errors, such as messages[0].role.
+
+        Raises:
+            ApiError: 400, if the value does not have this type.
+        """
+        raise NotImplementedError
+
+    def words(self, limits: Limits) -> str:
+        """Returns the description of the type in words, such as "an integer from 1 to 8"."""
+        raise NotImplementedError
+
+    def schema(self, limits: Limits) -> dict[str, Any]:
+        """Returns the type as a JSON schema."""
+        raise NotImplementedError
+
+
+Bound = int | float | str | None
+"""A limit of a number or a size: a value, the name of a field of `Limits`, or None."""
+
+
+def _bound(bound: Bound, limits: Limits) -> Any:
+    return getattr(limits, bound) if isinstance(bound, str) else bound
+
+
+def _range(low: Any, high: Any) -> str:
+    if low is None:
+        return "" if high is None else f" of at most {high}"
+    return f" of at least {low}" if high is None else f" from {low} to {high}"
+
+
+@dataclass(frozen=True)
+class Integer(Type):
+    """Whole numbers from `low` to `high`; 2.0 is one as well, as in JSON Schema."""
+
+    low: Bound = None
+    high: Bound = None
+
+    def read(self, path: str, value: Any, reader: Reader) -> int:
+        """Returns the number as an int."""
+        low, high = _bound(self.low, reader.limits), _bound(self.high, reader.limits)
+        if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise invalid(path, value, self.words(reader.limits))
+        if (low is not None and value < low) or (high is not None and value > high) or not -(2**63) <= value < 2**63:
+            raise invalid(path, value, self.words(reader.limits))
+        return value
+
+    def words(self, limits: Limits) -> str:
+        """Returns "an integer" with its range."""
+        return "an integer" + _range(_bound(self.low, limits), _bound(self.high, limits))
+
+    def schema(self, limits: Limits) -> dict[str, Any]:
+        """Returns the JSON schema."""
+        bounds = {"minimum": _bound(self.low, limits), "maximum": _bound(self.high, limits)}
+        return {"type": "integer", **{name: bound for name, bound in bounds.items() if bound is not None}}
+
+
+@dataclass(frozen=True)
+class Number(Type):
+    """Numbers from `low` to `high`; `above` excludes the lowest."""
+
+    low: Bound = None
+    high: Bound = None
+    above: bool = False
+
+    def read(self, path: str, value: Any, reader: Reader) -> float:
+        """Returns the number."""
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise invalid(path, value, self.words(reader.limits))
+        low, high = _bound(self.low, reader.limits), _bound(self.high, reader.limits)
+        too_low = low is not None and (value < low or (self.above and value == low))
+        if too_low or (high is not None and value > high):
+            raise invalid(path, value, self.words(reader.limits))
+        return value
+
+    def words(self, limits: Limits) -> str:
+        """Returns "a number" with its range."""
+        low, high = _bound(self.low, limits), _bound(self.high, limits)
+        if self.above:
+            return f"a number above {low}" + ("" if high is None else f", at most {high}")
+        return "a number" + _range(low, high)
+
+    def schema(self, limits: Limits) -> dict[str, Any]:
+        """Returns the JSON schema."""
+        lowest = "exclusiveMinimum" if self.above else "minimum"
+        bounds = {lowest: _bound(self.low, limits), "maximum": _bound(self.high, limits)}
+        return {"type": "number", **{name: bound for name, bound in bounds.items() if bound is not None}}
+
+
+@dataclass(frozen=True)
+class Boolean(Type):
+    """True and false."""
+
+    def read(self, path: str, value: Any, reader: Reader) -> bool:
+        """Returns the value."""
+        if not isinstance(value, bool):
+            raise invalid(path, value, self.words(reader.limits))
+        return value
+
+    def words(self, limits: Limits) -> str:
+        """Returns "true or false"."""
+        return "true or false"
+
+    def schema(self, limits: Limits) -> dict[str, Any]:
+        """Returns the JSON schema."""
+        return {"type": "boolean"}
+
+
+@dataclass(frozen=True)
+class Text(Type):
+    """Texts of `low` to `high` characters; with `values`, one of these texts."""
+
+    low: int = 0
+    high: Bound = None
+    values: tuple[str, ...] = ()
+
+    def read(self, path: str, value: Any, reader: Reader) -> str:
+        """Returns the text."""
+        high = _bound(self.high, reader.limits)
+        valid = isinstance(value, str) and len(value) >= self.low and (high is None or len(value) <= high)
+        if not valid or (self.values and value not in self.values):
+            raise invalid(path, value, self.words(reader.limits))
+        return str(value)
+
+    def words(self, limits: Limits) -> str:
+        """Returns "a text" with its length, or the values."""
+        if self.values:
+            return " or ".join(f'"{value}"' for value in self.values)
+        high = _bound(self.high, limits)
+        if high is not None:
+            return f"a text of {self.low} to {high} characters"
+        return f"a text of at least {self.low} characters" if self.low else "a text"
+
+    def schema(self, limits: Limits) -> dict[str, Any]:
+        """Returns the JSON schema."""
+        high = _bound(self.high, limits)
+        bounds = {"enum": list(self.values), "minLength": self.low, "maxLength": high}
+        return {"type": "string", **{name: bound for name, bound in bounds.items() if bound}}
+
+
+@dataclass(frozen=True)
+class Array(Type):
+    """Arrays of `low` to `high` items of one type."""
+
+    item: Type
+    low: int = 0
+    high: Bound = None
+
+    def read(self, path: str, value: Any, reader: Reader) -> list[Any]:
+        """Returns the items."""
+        high = _bound(self.high, reader.limits)
+        if not isinstance(value, list):
+            raise invalid(path, value, self.words(reader.limits))
+        if len(value) < self.low or (high is not None and len(value) > high):
+            count = f"has {len(value)} items" if value else "is empty"
+            raise ApiError(400, f"{path} {count}; it must be {self.words(reader.limits)}", param=path,
+                           code="invalid_value")  # fmt: skip
+        return [self.item.read(f"{path}[{index}]", item, reader) for index, item in enumerate(value)]
+
+    def words(self, limits: Limits) -> str:
+        """Returns "an array of" items."""
+        high = _bound(self.high, limits)
+        sizes = f"{self.low} to {high}" if high is not None else f"at least {self.low}" if self.low else ""
+        return f"an array of {sizes + ' items, each ' if sizes else 'items, each '}{self.item.words(limits)}"
+
+    def schema(self, limits: Limits) -> dict[str, Any]:
+        """Returns the JSON schema."""
+        bounds = {"minItems": self.low, "maxItems": _bound(self.high, limits)}
+        bounds = {name: bound for name, bound in bounds.items() if bound}
+        return {"type": "array", "items": self.item.schema(limits), **bounds}
+
+
+@dataclass(frozen=True)
+class Map(Type):
+    """Objects with any keys, whose values have one type; None allows all values."""
+
+    item: Type | None = None
+    high: Bound = None
+    key_characters: int | None = None
+
+    def read(self, path: str, value: Any, reader: Reader) -> dict[str, Any]:
+        """Returns the object."""
+        high = _bound(self.high, reader.limits)
+        if not isinstance(value, dict) or (high is not None and len(value) > high):
+            raise invalid(path, value, self.words(reader.limits))
+        for key in value:
+            if self.key_characters is not None and len(key) > self.key_characters:
+                raise invalid(f"a key of {path}", key, f"a text of at most {self.key_characters} characters")
+        if self.item is None:
+            return value
+        return {key: self.item.read(f"{path}.{key}", item, reader) for key, item in value.items()}
+
+    def words(self, limits: Limits) -> str:
+        """Returns "an object" with its size."""
+        high = _bound(self.high, limits)
+        size = "" if high is None else f" of at most {high} entries"
+        return f"an object{size}" + ("" if self.item is None else f" whose values are each {self.item.words(limits)}")
+
+    def schema(self, limits: Limits) -> dict[str, Any]:
+        """Returns the JSON schema."""
+        schema: dict[str, Any] = {"type": "object"}
+        if self.item is not None:
+            schema["additionalProperties"] = self.item.schema(limits)
+        if (high := _bound(self.high, limits)) is not None:
+            schema["maxProperties"] = high
+        if self.key_characters is not None:
+            schema["propertyNames"] = {"maxLength": self.key_characters}
+        return schema
+
+
+@dataclass(frozen=True)
+class Any_(Type):  # noqa: N801
+    """Any JSON value."""
+
+    def read(self, path: str, value: Any, reader: Reader) -> Any:
+        """Returns the value."""
+        return value
+
+    def words(self, limits: Limits) -> str:
+        """Returns "any JSON value"."""
+        return "any JSON value"
+
+    def schema(self, limits: Limits) -> dict[str, Any]:
+        """Returns the JSON schema."""
+        return {}
+
+
+class OneOf(Type):
+    """Values of the first of several types that matches the JSON type of the value."""
+
+    def __init__(self, *types: Type) -> None:
+        self.types = types
+
+    def read(self, path: str, value: Any, reader: Reader) -> Any:
+        """Returns the value as the first type that accepts it does."""
+        errors = []
+        for kind in self.types:
+            marks = len(reader.ignored)
+            try:
+                return kind.read(path, value, reader)
+            except ApiError as exc:
+                del reader.ignored[marks:]
+                errors.append(exc)
+        # An error inside the value says more than one about the value itself.
+        raise next((exc for exc in errors if exc.param != path), invalid(path, value, self.words(reader.limits)))
+
+    def words(self, limits: Limits) -> str:
+        """Returns the descriptions of all types."""
+        return ", or ".join(kind.words(limits) for kind in self.types)
+
+    def schema(self, limits: Limits) -> dict[str, Any]:
+        """Returns the JSON schema."""
+        return {"anyOf": [kind.schema(limits) for kind in self.types]}

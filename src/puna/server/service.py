@@ -1,0 +1,136 @@
+"""`Service`: the model of a server, its names, and its state from loading to draining."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from puna import __version__
+from puna.async_llm import AsyncLLM
+from puna.errors import PunaError, puna_error, show, suggestion
+from puna.server.errors import ApiError
+from puna.server.generation import Generation, Running, start
+from puna.server.settings import ServerSettings
+
+State = Literal["loading", "ready", "draining", "failed"]
+
+
+class Service:
+    """A model that answers requests.
+
+    Args:
+        model: an `AsyncLLM`, or the path of a model that `load` loads; None is the default model.
+        settings: the server's settings.
+
+    Attributes:
+        settings: the server's settings.
+        state: "loading", "ready", "draining" or "failed".
+        error: why loading failed.
+        created: time of the start, in seconds since 1970.
+    """
+
+    def __init__(self, model: AsyncLLM | str | Path | None, settings: ServerSettings) -> None:
+        self.settings = settings
+        self.state: State = "loading"
+        self.error: PunaError | None = None
+        self.created = int(time.time())
+        self._path = None if isinstance(model, AsyncLLM) else model
+        self._llm: AsyncLLM | None = None
+        self._fingerprints: dict[str | None, str] = {}
+        if isinstance(model, AsyncLLM):
+            self._llm, self.state = model, "ready"
+
+    def load_in_thread(self) -> threading.Thread:
+        """Starts to load the model in a thread, while other modules are imported; returns the thread."""
+        thread = threading.Thread(target=self._load, name="puna-load", daemon=True)
+        thread.start()
+        return thread
+
+    def _load(self) -> None:
+        options: dict[str, Any] = dict(self.settings.options)
+        try:
+            llm = AsyncLLM(self._path, adapters=self.settings.adapters or None, **options)
+            _ = llm.tokenizer
+            self._llm = llm
+        except Exception as exc:
+            self.error, self.state = puna_error(exc), "failed"
+        else:
+            self.state = "ready" if self.state == "loading" else self.state
+
+    @property
+    def llm(self) -> AsyncLLM:
+        """The model.
+
+        Raises:
+            ApiError: 503, while it is loading or if it could not be loaded.
+        """
+        if self._llm is None:
+            if self.state == "failed":
+                raise ApiError(503, "the model could not be loaded; the log of the server has the cause")
+            raise ApiError(503, "the model is loading; try again in a few seconds", retry_after=2)
+        return self._llm
+
+    def check_ready(self) -> None:
+        """Raises ApiError 503 unless new requests are accepted."""
+        _ = self.llm
+        if self.state == "draining":
+            raise ApiError(503, "the server is shutting down; use another one", retry_after=1)
+
+    @property
+    def name(self) -> str:
+        """The name of the base model."""
+        if self.settings.name is not None:
+            return self.settings.name
+        path = self.llm.path
+        return path.stem if path.is_file() else path.resolve().name
+
+    @property
+    def names(self) -> list[str]:
+        """The names that the field `model` may have: the base model, then its adapters."""
+        return [self.name, *self.settings.adapters]
+
+    def adapter(self, model: str) -> str | None:
+        """Returns the adapter that a model's name refers to; None for the base model.
+
+        Raises:
+            ApiError: 404, if there is no such model.
+        """
+        if model == self.name:
+            return None
+        if model not in self.settings.adapters:
+            names = ", ".join(self.names)
+            message = f"there is no model {show(model)}; this server has: {names}{suggestion(model, self.names)}"
+            raise ApiError(404, message, type="invalid_request_error", param="model", code="model_not_found")
+        return model
+
+    def fingerprint(self, adapter: str | None) -> str:
+        """Returns the fingerprint of the build, the weights, the adapter and the instruction set.
+
+        Equal fingerprints, requests and seeds give equal answers, bit for bit.
+        """
+        if adapter not in self._fingerprints:
+            loaded = self.llm._adapters.loaded(adapter)
+            parts = [__version__, str(self.llm.path), self.llm._backend.numerics, loaded.digest if loaded else ""]
+            self._fingerprints[adapter] = "fp_" + hashlib.blake2b("\0".join(parts).encode(), digest_size=8).hexdigest()
+        return self._fingerprints[adapter]
+
+    async def start(self, generation: Generation) -> Running:
+        """Starts to generate; see `puna.server.generation.start`.
+
+        Raises:
+            ApiError: 503, if the model is loading or the server is shutting down.
+        """
+        self.check_ready()
+        return await start(self.llm, generation)
+
+    def drain(self) -> None:
+        """Refuses new requests from now on; those that run may finish."""
+        self.state = "draining"
+
+    def close(self) -> None:
+        """Frees the model."""
+        if self._llm is not None:
+            self._llm.close()

@@ -1,0 +1,76 @@
+"""`ServerSettings`: everything that `puna serve` can be told, with the limits of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Maximum sizes of requests; `puna serve --max-NAME` changes each. A larger request is refused.
+
+    Attributes:
+        body_bytes: bytes of a request's body.
+        depth: nested arrays and objects of the body.
+        n: answers to one prompt, and candidates of `best_of`.
+        prompts: prompts, or inputs, of one request.
+        messages: messages of a conversation.
+        parts: parts of one message.
+        tools: tools of a request.
+        stops: stop strings.
+        stop_characters: characters of one stop string.
+        logprobs: most likely tokens returned at each position; the engine computes at most 20.
+        logit_bias: entries of `logit_bias`.
+        token_ids: entries of `stop_token_ids` and `allowed_token_ids`.
+        tokens: tokens of one answer; None leaves only the context as a limit.
+    """
+
+    body_bytes: int = 4_000_000
+    depth: int = 64
+    n: int = 8
+    prompts: int = 256
+    messages: int = 4096
+    parts: int = 1024
+    tools: int = 256
+    stops: int = 16
+    stop_characters: int = 1024
+    logprobs: int = 20
+    logit_bias: int = 4096
+    token_ids: int = 4096
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The settings of a server.
+
+    Attributes:
+        host, port: the address to listen at.
+        unknown_fields: "refuse" answers 400 to a request with an unknown top-level field; "warn" lists the field in the
+            header X-Puna-Ignored.
+        request_templates: whether requests may have a chat template of their own.
+        limits: maximum sizes of requests.
+        ping_seconds: time after which a silent stream sends a comment, so that proxies keep the connection.
+        slow_reader_seconds: time after which a stream whose client reads nothing is ended.
+        drain_seconds: time for which streams may finish after SIGTERM.
+        name: the name of the model in requests and responses; None means the name of its file or folder.
+        adapters: paths of adapters by the names that requests use.
+        warm: file of prefixes that are read at the start.
+        options: further arguments of `AsyncLLM`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    unknown_fields: Literal["refuse", "warn"] = "refuse"
+    request_templates: bool = False
+    limits: Limits = Limits()
+    ping_seconds: float = 15.0
+    slow_reader_seconds: float = 60.0
+    drain_seconds: float = 30.0
+    name: str | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    warm: Path | None = None
+    options: Mapping[str, object] = field(default_factory=dict)

@@ -1,0 +1,50 @@
+"""POST /v1/chat/completions: answers equal those of `LLM.chat`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+MESSAGES = [{"role": "user", "content": "the llama"}]
+
+
+def chat(client, **fields):
+    body = {"model": "golden", "messages": MESSAGES, "max_tokens": 8, "temperature": 0} | fields
+    return client.post("/v1/chat/completions", json=body)
+
+
+def events(response) -> list:
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def test_the_answer_equals_that_of_llm(client, llm):
+    import asyncio
+
+    expected = asyncio.run(llm.chat(MESSAGES, max_tokens=8, temperature=0))
+    document = chat(client).json()
+    assert document["choices"][0]["message"]["content"] == expected.text
+    assert document["usage"]["completion_tokens"] == len(expected.ids)
+    chunks = events(chat(client, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c["delta"].get("content", "") for d in chunks for c in d["choices"]) == expected.text
+    assert chunks[-1]["usage"]["completion_tokens"] == len(expected.ids)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"temperature": 3}, "temperature"), ({"tempratur": 1}, "tempratur"), ({"n": 0}, "n"),
+     ({"messages": []}, "messages"),
+     ({"model": 3}, "model"), ({"messages": [{"role": "user"}]}, "messages")],
+)  # fmt: skip
+def test_invalid_fields_are_errors_that_name_the_field(client, fields, param):
+    response = chat(client, **fields)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+
+
+def test_unknown_model(client):
+    response = chat(client, model="goldn")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+    assert "golden" in response.json()["error"]["message"]
