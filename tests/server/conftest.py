@@ -32,5 +32,6 @@ def client(llm) -> Iterator[object]:
     from puna.server.settings import ServerSettings
 
     settings = ServerSettings(name="golden")
-    with TestClient(create_app(Service(llm, settings), settings), raise_server_exceptions=False) as test_client:
+    app = create_app(Service(llm, settings), settings)
+    with TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False) as test_client:
         yield test_client

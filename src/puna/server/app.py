@@ -8,10 +8,12 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from puna import __version__
 from puna.errors import show
 from puna.server.errors import ApiError, api_error
+from puna.server.guard.protect import make_policy, protect
 from puna.server.protocol import chat, models
 from puna.server.protocol.endpoint import error_response
 from puna.server.routes import health
@@ -24,9 +26,25 @@ ROUTERS = (chat.router, models.router, health.router)
 """Each returns the routes of one interface."""
 
 
+class _App(FastAPI):
+    """FastAPI with the middleware of `puna.server.guard` around its own, which answers unexpected errors."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings, self._policy = settings, make_policy(settings)
+        super().__init__(title="puna", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Returns the application with all middleware."""
+        return protect(super().build_middleware_stack(), self._settings, self._policy)
+
+
 def create_app(service: Service, settings: ServerSettings) -> FastAPI:
-    """Returns the ASGI application of a service."""
-    app = FastAPI(title="puna", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    """Returns the ASGI application of a service.
+
+    Raises:
+        ConfigError: a setting of `puna.server.guard` is invalid.
+    """
+    app = _App(settings)
     app.state.service, app.state.settings = service, settings
     for router in ROUTERS:
         app.include_router(router(service))

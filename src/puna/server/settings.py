@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from puna.server.guard.admission import AdmissionSettings
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -49,6 +51,16 @@ class ServerSettings:
 
     Attributes:
         host, port: the address to listen at.
+        keys: (name, key) pairs of the API keys; without them, requests need none.
+        insecure: whether other machines may use the server without a key.
+        allowed_hosts: further names of the server in the header Host.
+        allowed_origins: origins of web pages of other sites that may use the server; "*" means all.
+        body_seconds: maximum time until the body of a request has arrived.
+        request_seconds: maximum time of a request without the time in the queue.
+        admission: limits of concurrent requests.
+        access_log: format of the log, which has one line for each request.
+        metrics_alias: second prefix of all metrics, such as "vllm".
+        replica: name of this server in the header X-Puna-Replica; None sends none.
         unknown_fields: "refuse" answers 400 to a request with an unknown top-level field; "warn" lists the field in the
             header X-Puna-Ignored.
         request_templates: whether requests may have a chat template of their own.
@@ -64,6 +76,16 @@ class ServerSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    keys: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    insecure: bool = False
+    allowed_hosts: frozenset[str] = frozenset()
+    allowed_origins: frozenset[str] = frozenset()
+    body_seconds: float = 60.0
+    request_seconds: float = 1800.0
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    access_log: Literal["lines", "json", "off"] = "off"
+    metrics_alias: str | None = None
+    replica: str | None = None
     unknown_fields: Literal["refuse", "warn"] = "refuse"
     request_templates: bool = False
     limits: Limits = Limits()

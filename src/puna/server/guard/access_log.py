@@ -1,0 +1,130 @@
+"""`Frontier`: the outermost middleware. It adds headers to every response, and writes one line of log per request.
+
+The log has no texts of requests or answers, no query strings and no keys.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from puna.errors import printable
+from puna.server.guard.exchange import Exchange, open_exchange
+
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"),
+    (b"cache-control", b"no-store"),
+)
+"""Headers of every response that does not set them itself, as the files of the page do."""
+
+_PATH_CHARACTERS = 200
+_CLIENT_CLOSED = 499
+"""Status in the log of a request whose client went away before there was a response, as in nginx."""
+
+
+class Frontier:
+    """ASGI middleware around all others.
+
+    Args:
+        application: the next ASGI application.
+        log: writes one line of log; None writes none.
+        as_json: whether lines are JSON.
+        headers: further headers of every response.
+        extra: returns headers that depend on the request.
+        observe: called with each finished exchange and its path.
+    """
+
+    def __init__(
+        self,
+        application: ASGIApp,
+        log: Callable[[str], None] | None = None,
+        as_json: bool = False,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        extra: Callable[[Scope], Sequence[tuple[bytes, bytes]]] = lambda scope: (),
+        observe: Callable[[Exchange, Scope], None] = lambda exchange, scope: None,
+    ) -> None:
+        self._application = application
+        self._log = log
+        self._json = as_json
+        self._headers = tuple(headers)
+        self._extra = extra
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if scope["type"] != "http":
+            return await self._application(scope, receive, send)
+        exchange = open_exchange(scope)
+
+        async def counted_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message = {**message, "headers": self._all_headers(scope, exchange, message.get("headers", ()))}
+            elif message["type"] == "http.response.body":
+                exchange.sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._application(scope, receive, counted_send)
+        finally:
+            self._observe(exchange, scope)
+            if self._log is not None:
+                self._log(log_line(exchange, scope, self._json))
+
+    def _all_headers(
+        self, scope: Scope, exchange: Exchange, own: Sequence[tuple[bytes, bytes]]
+    ) -> list[tuple[bytes, bytes]]:
+        names = {bytes(name).lower() for name, _ in own}
+        added = [
+            (b"x-request-id", exchange.request_id.encode()),
+            *self._headers,
+            *self._extra(scope),
+            *SECURITY_HEADERS,
+        ]
+        return [*own, *(item for item in added if item[0] not in names)]
+
+
+def log_line(exchange: Exchange, scope: Scope, as_json: bool) -> str:
+    """Returns the line of log of a finished request. Characters that would begin a new line are escaped."""
+    client = scope.get("client")
+    fields: dict[str, Any] = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "request_id": exchange.request_id,
+        "trace_id": exchange.trace_id,
+        "client": client[0] if client else None,
+        "caller": exchange.caller.name,
+        "method": scope["method"],
+        "path": scope["path"][:_PATH_CHARACTERS],
+        "status": exchange.status or _CLIENT_CLOSED,
+        "bytes": exchange.sent,
+        "seconds": round(time.monotonic() - exchange.started, 4),
+        **exchange.facts,
+    }
+    fields = {name: value for name, value in fields.items() if value is not None}
+    if as_json:
+        return json.dumps(fields)
+    first = ("time", "client", "method", "path", "status", "seconds")
+    words = [_word(fields.pop(name)) for name in first if name in fields]
+    return " ".join([*words, *(f"{name}={_word(value)}" for name, value in fields.items())])
+
+
+def write_line(line: str) -> None:
+    """Writes a line of log to the standard error output."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def _word(value: object) -> str:
+    """Returns a value as a word of a line: without spaces, line ends, or characters that a terminal obeys."""
+    return printable(str(value)).replace("\n", "\\n").replace(" ", "%20")

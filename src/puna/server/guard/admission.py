@@ -1,0 +1,205 @@
+"""`Admission`: which requests may run, which wait and in which order, and which are refused.
+
+The engine runs a limited number of sequences at once. Requests above that wait here instead of in the engine, so that
+their order can be fair and their number is limited. Everything happens in the event loop; there are no locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from puna.server.errors import ApiError
+
+FairBy = Literal["key", "user", "none"]
+
+_LONGEST_RETRY = 60
+"""Maximum seconds of Retry-After."""
+
+_WEIGHT = 0.1
+"""Weight of the latest request in the average time of a request, which Retry-After is computed from."""
+
+
+@dataclass(frozen=True)
+class AdmissionSettings:
+    """Limits of concurrent requests.
+
+    Attributes:
+        queue: maximum number of waiting requests; further ones are refused with 429.
+        queue_seconds: maximum time that a request waits; then it is refused with 408.
+        per_caller: maximum number of requests of one caller that wait or run; None means no limit.
+        fair_by: requests of which origin share the server equally: those of a key, or of a user named in the request.
+            "none" serves them in the order of their arrival.
+    """
+
+    queue: int = 256
+    queue_seconds: float = 120.0
+    per_caller: int | None = None
+    fair_by: FairBy = "key"
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that waits or runs.
+
+    Attributes:
+        caller: who sent the request.
+        origin: requests of the same origin are served in the order of their priority and arrival.
+        priority: lower numbers are served first.
+        size: number of sequences.
+        arrived: time of arrival, from `time.monotonic`.
+        admitted: time when the request began to run; None while it waits.
+    """
+
+    caller: str
+    origin: str
+    priority: int
+    size: int
+    arrived: float
+    admitted: float | None = None
+    ready: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def waited(self) -> float:
+        """Seconds in the queue."""
+        return (self.admitted or time.monotonic()) - self.arrived
+
+
+@dataclass
+class _Origin:
+    """The requests of one origin: running sequences, waiting and running requests, number of the last admission."""
+
+    running: int = 0
+    requests: int = 0
+    served: int = 0
+
+
+class Admission:
+    """A bounded queue before the engine.
+
+    Of the waiting requests, those with the lowest priority number are served first. Among these, the origin with the
+    fewest running sequences comes first, then the one that was served longest ago. One origin with many requests can
+    therefore delay another one by at most one request.
+
+    Args:
+        slots: number of sequences that may run at once.
+        settings: limits.
+    """
+
+    def __init__(self, slots: int, settings: AdmissionSettings | None = None) -> None:
+        self.slots = slots
+        self.settings = settings or AdmissionSettings()
+        self.free = slots
+        self.waiting: list[Ticket] = []
+        self.running: set[Ticket] = set()
+        self._origins: dict[str, _Origin] = {}
+        self._requests: Counter[str] = Counter()  # waiting and running requests of each caller
+        self._admissions = 0
+        self._seconds = 1.0  # of an average request
+
+    async def enter(self, caller: str, user: str | None = None, priority: int = 0, size: int = 1) -> Ticket:
+        """Waits until a request may run. `leave` must be called with the ticket, whatever happens to the request.
+
+        Raises:
+            ApiError: 429, if the queue is full or the caller has too many requests; 408 after too long a wait.
+        """
+        origin = self._origin_name(caller, user)
+        ticket = Ticket(caller, origin, priority, max(1, min(size, self.slots)), time.monotonic())
+        self._check(ticket)
+        self._origins.setdefault(origin, _Origin()).requests += 1
+        self._requests[caller] += 1
+        self.waiting.append(ticket)
+        self._admit()
+        try:
+            # Not `wait_for`: before Python 3.12 it ignores a cancellation in the moment of the admission.
+            await asyncio.wait({ticket.ready}, timeout=self.settings.queue_seconds)
+        except BaseException:  # the client has disconnected
+            self.leave(ticket)
+            raise
+        if ticket.admitted is None:
+            self.leave(ticket)
+            seconds = self.settings.queue_seconds
+            raise ApiError(
+                408, f"the request waited {seconds:g} seconds for other requests; try again later",
+                code="queue_timeout", retry_after=self.retry_after(),
+            )  # fmt: skip
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Ends a request that waits or runs; may be called repeatedly."""
+        if ticket in self.running:
+            self.running.remove(ticket)
+            self.free += ticket.size
+            self._origins[ticket.origin].running -= ticket.size
+            assert ticket.admitted is not None
+            self._seconds += _WEIGHT * (time.monotonic() - ticket.admitted - self._seconds)
+        elif ticket in self.waiting:
+            self.waiting.remove(ticket)
+        else:
+            return
+        self._requests[ticket.caller] -= 1
+        self._requests += Counter()  # removes counts of 0
+        origin = self._origins[ticket.origin]
+        origin.requests -= 1
+        if not origin.requests:
+            del self._origins[ticket.origin]
+        self._admit()
+
+    def retry_after(self) -> int:
+        """Returns after how many seconds a new request may find a place, estimated from the recent requests."""
+        sequences = sum(ticket.size for ticket in self.waiting) + 1
+        return max(1, min(_LONGEST_RETRY, math.ceil(self._seconds * sequences / self.slots)))
+
+    def _origin_name(self, caller: str, user: str | None) -> str:
+        if self.settings.fair_by == "none":
+            return ""
+        return f"{caller}/{user}" if self.settings.fair_by == "user" and user is not None else caller
+
+    def _check(self, ticket: Ticket) -> None:
+        limit, count = self.settings.per_caller, self._requests[ticket.caller]
+        if limit is not None and count >= limit:
+            raise ApiError(
+                429, f"this caller has {count} unfinished requests, and the limit is {limit}; try again later",
+                code="rate_limit_exceeded", retry_after=self.retry_after(),
+            )  # fmt: skip
+        if len(self.waiting) >= self.settings.queue and (self.waiting or ticket.size > self.free):
+            raise ApiError(
+                429, f"{len(self.waiting)} requests wait, and the limit is {self.settings.queue}; try again later",
+                code="rate_limit_exceeded", retry_after=self.retry_after(),
+            )  # fmt: skip
+
+    def _admit(self) -> None:
+        """Admits waiting requests while there are free slots. The next request is never overtaken by a smaller one."""
+        while self.waiting:
+            ticket = min(self.waiting, key=self._order)
+            if ticket.size > self.free:
+                return
+            self.waiting.remove(ticket)
+            self.running.add(ticket)
+            self.free -= ticket.size
+            self._admissions += 1
+            origin = self._origins[ticket.origin]
+            origin.running += ticket.size
+            origin.served = self._admissions
+            ticket.admitted = time.monotonic()
+            if not ticket.ready.done():
+                ticket.ready.set_result(None)
+
+    def _order(self, ticket: Ticket) -> tuple[float, ...]:
+        origin = self._origins[ticket.origin]
+        return ticket.priority, origin.running, origin.served, ticket.arrived
+
+
+@contextmanager
+def left(admission: Admission, ticket: Ticket) -> Iterator[Ticket]:
+    """Ends a request when the block ends."""
+    try:
+        yield ticket
+    finally:
+        admission.leave(ticket)

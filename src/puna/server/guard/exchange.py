@@ -1,0 +1,64 @@
+"""`Exchange`: one request and its response, for the log and the metrics. It is part of the state of the ASGI scope."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+from puna.server.guard.callers import Caller
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+"""W3C's traceparent: version, trace id, parent id, flags. Later versions may append fields."""
+
+
+@dataclass
+class Exchange:
+    """One request and its response.
+
+    Attributes:
+        request_id: the client's `x-request-id` if it is valid, otherwise a new one.
+        trace_id: the trace of the client's `traceparent`; None if there is no valid one.
+        started: the time of arrival, from `time.monotonic`.
+        caller: who sent the request; known after the key was checked.
+        status: the status of the response; 0 before there is one.
+        sent: bytes of the body that were sent.
+        facts: what the endpoint reports for the log, such as the model and the numbers of tokens; never any text.
+    """
+
+    request_id: str
+    trace_id: str | None = None
+    started: float = field(default_factory=time.monotonic)
+    caller: Caller = field(default_factory=Caller)
+    status: int = 0
+    sent: int = 0
+    facts: dict[str, int | float | str] = field(default_factory=dict)
+
+
+def open_exchange(scope: Scope) -> Exchange:
+    """Adds an `Exchange` to the scope of a request and returns it."""
+    identifiers = list(header_values(scope, b"x-request-id"))
+    valid = len(identifiers) == 1 and _REQUEST_ID.fullmatch(identifiers[0])
+    trace = [_TRACE_PARENT.fullmatch(value) for value in header_values(scope, b"traceparent")]
+    exchange = Exchange(
+        identifiers[0].decode("ascii") if valid else f"req_{secrets.token_hex(12)}",
+        trace[0][1].decode("ascii") if len(trace) == 1 and trace[0] else None,
+    )
+    scope.setdefault("state", {}).update(exchange=exchange, request_id=exchange.request_id)
+    return exchange
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Returns the `Exchange` of a request; a new one if the application runs without the outer middleware, in tests."""
+    exchange = scope.get("state", {}).get("exchange")
+    return exchange if isinstance(exchange, Exchange) else open_exchange(scope)
+
+
+def header_values(scope: Scope, name: bytes) -> Iterator[bytes]:
+    """Yields the values of a request's header; `name` is in lower case."""
+    return (value for key, value in scope["headers"] if key == name)

@@ -1,0 +1,46 @@
+"""`protect`: the middleware of a server, made from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from starlette.types import ASGIApp
+
+from puna.server.guard.access_log import Frontier, write_line
+from puna.server.guard.callers import KeyRing
+from puna.server.guard.security import OPEN_PATHS, Guard, Policy, check_address, origin_headers
+from puna.server.settings import ServerSettings
+
+
+def make_policy(settings: ServerSettings, open_paths: Iterable[str] = ()) -> Policy:
+    """Returns the policy of a server.
+
+    Args:
+        settings: the settings of the server.
+        open_paths: paths that need no key, in addition to those of health checks: the files of the page.
+
+    Raises:
+        ConfigError: a key, a host or an origin is invalid, or other machines could use the server without a key.
+    """
+    keys = KeyRing(settings.keys)
+    check_address(settings.host, keys, settings.insecure)
+    return Policy(
+        keys,
+        frozenset(host.lower() for host in settings.allowed_hosts),
+        settings.allowed_origins,
+        OPEN_PATHS | frozenset(open_paths),
+        settings.limits.body_bytes,
+        settings.body_seconds,
+    )
+
+
+def protect(application: ASGIApp, settings: ServerSettings, policy: Policy) -> ASGIApp:
+    """Returns an application with the checks, the log and the headers of a server around it."""
+    return Frontier(
+        Guard(application, policy),
+        None if settings.access_log == "off" else write_line,
+        settings.access_log == "json",
+        [] if settings.replica is None else [(b"x-puna-replica", settings.replica.encode("ascii", "replace"))],
+        partial(origin_headers, policy=policy),
+    )
