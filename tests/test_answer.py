@@ -45,7 +45,46 @@ def decode_answer(tokenizer, ids: list[int], stops: tuple[str, ...], end: int | 
     pieces += answer.take()
     completion = answer.completion()
     assert completion.text == "".join(pieces)
+    check_deltas(tokenizer, ids, stops, end, completion)
     return completion.text, completion.finish_reason, len(completion.ids)
+
+
+def check_deltas(tokenizer, ids, stops, end, completion):
+    """Checks the deltas of an answer: their tokens have exactly the text that the deltas have so far."""
+
+    def decode(tokens):
+        return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    answer = Answer(Request((0,), 99), tokenizer, stops, continues_prompt=False)
+    answer.use_deltas(progress=False)
+    events = [Event(1, index) for index in ids]
+    events.append(Event(1, finish_reason="length" if end is None else "stop", stop_id=end))
+    text, tokens, reasons = "", [], []
+    for event in events:
+        if answer.finished:
+            break
+        answer.feed(event, 0, 1)
+        for delta in answer.take():
+            text += delta.text
+            tokens += delta.ids
+            reasons.append(delta.finish_reason)
+            assert not any(part in text for part in stops) or answer.finished
+            whole = decode(tokens)
+            if delta.finish_reason is None and "\ufffd" not in whole:
+                assert text.startswith(whole)
+            assert "\ufffd" not in text or "\ufffd" in decode(ids)
+    assert reasons == [None] * (len(reasons) - 1) + [completion.finish_reason]
+    assert text == completion.text
+    assert tokens == ids[: len(tokens)]
+    assert completion.stop == answer.stop
+    if completion.stop is None or completion.stop == end:
+        assert tokens == ids
+    else:  # the shortest list of tokens with this text, and perhaps special tokens in front of the stop string
+        assert completion.stop in stops
+        assert decode(tokens).startswith(text)
+        while tokens and not decode(tokens[-1:]):
+            tokens.pop()
+        assert not tokens or not decode(tokens[:-1]).startswith(text)
 
 
 def expected_answer(ids: list[int], stops: tuple[str, ...]) -> tuple[str, str, int]:
@@ -192,3 +231,63 @@ def test_an_answer_does_not_contain_the_text_of_its_prompt(tmp_path, name, clean
         expected = answer_after(tokenizer.decode(prompt), tokenizer.decode(ids))
         assert llm.generate(prompt).text == expected
         assert "".join(llm.stream(prompt)) == expected
+
+
+def test_deltas_have_the_tokens_and_log_probabilities_of_their_text(turns):
+    options = {"max_tokens": 30, "logprobs": 2, "stop": ["ab", "q"]}
+    completion = turns.generate("x", **options)
+    (answer,), stream = turns.start_deltas("x", **options)
+    deltas = [delta for _, delta in stream]
+    assert "".join(delta.text for delta in deltas) == completion.text == "yz\n"
+    ids = [token for delta in deltas for token in delta.ids]
+    assert [item.token for delta in deltas for item in delta.logprobs] == ids
+    assert [item for delta in deltas for item in delta.logprobs] == list(completion.logprobs[: len(ids)])
+    assert turns.tokenizer.decode(ids, skip_special_tokens=True) == "yz\n"  # not the tokens of the stop string
+    assert (completion.stop, answer.stop, answer.completion().finish_reason) == ("ab", "ab", "stop")
+    assert [delta.finish_reason for delta in deltas][-1] == "stop"
+    ended = turns.generate("x", max_tokens=30)
+    assert (ended.stop, ended.finish_reason) == (END, "stop")
+    assert turns.generate("x", max_tokens=2).stop is None
+
+
+def test_the_stop_string_and_special_tokens_may_be_part_of_the_text(turns):
+    def text(**options):
+        return turns.generate("x", max_tokens=30, **options).text
+
+    assert text(stop="z") == "y"
+    assert text(stop="z", include_stop_str_in_output=True) == "yz"
+    assert text(stop="<|turn|>\n", include_stop_str_in_output=True) == "yz\n"
+    assert text(skip_special_tokens=False) == "yz<|turn|>\n<|tool|>ab"
+    assert text(skip_special_tokens=False, stop="<|tool|>") == "yz<|turn|>\n"
+    assert text(stop=["z<|turn|>", "z"]) == text(stop=["z", "q"]) == "y"
+    assert turns.generate("x", max_tokens=30, stop=["z\n", "z<|turn|>", "z"]).stop == "z"
+    assert turns.generate("x", max_tokens=30, stop=["zq", "z<|turn|>"]).stop == "z<|turn|>"
+    with pytest.raises(RequestError, match="skip_special_tokens is 1; it must be True or False"):
+        text(skip_special_tokens=1)
+
+
+def test_deltas_of_several_answers_and_the_progress_of_the_prompt(turns):
+    from puna.answer import Delta, PromptProgress
+
+    prompt = ids_of("x" * 150)
+    options = {"max_tokens": 9, "temperature": 1.0, "seed": 3, "n": 3}
+    expected = turns.generate(prompt, **options)
+    for cached in (None, 149):
+        answers, stream = turns.start_deltas(prompt, progress=True, **options)
+        items = list(stream)
+        progress = [item for index, item in items if isinstance(item, PromptProgress)]
+        assert progress[-1].done == progress[-1].total == 150
+        assert [item.done for item in progress] == sorted({item.done for item in progress})
+        assert cached is None or progress[-1].cached == answers[0].cached_tokens == cached
+        for number, completion in enumerate([expected, *expected.alternatives]):
+            deltas = [item for index, item in items if index == number and isinstance(item, Delta)]
+            assert "".join(delta.text for delta in deltas) == completion.text == answers[number].completion().text
+            assert [token for delta in deltas for token in delta.ids] == list(completion.ids)
+
+
+def test_deltas_of_a_conversation(turns):
+    messages = [{"role": "user", "content": "x"}]
+    (_,), stream = turns.start_deltas(messages, max_tokens=30)
+    assert "".join(delta.text for _, delta in stream) == turns.chat(messages, max_tokens=30).text
+    with pytest.raises(RequestError, match="template_kwargs is given, but the prompt is not a conversation"):
+        turns.start_deltas("x", template_kwargs={"a": 1})

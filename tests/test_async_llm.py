@@ -61,6 +61,21 @@ def test_start_returns_the_answer_and_its_text(models):
     assert completion.text == text == models[0].generate("the llama", max_tokens=20).text
 
 
+def test_deltas_equal_those_of_llm(models):
+    options = {"max_tokens": 20, "logprobs": 1}
+
+    async def deltas_of(llm):
+        _, stream = await llm.start_deltas("the llama", **options)
+        return await collect(stream)
+
+    completion = models[0].generate("the llama", **options)
+    for items in (run(deltas_of(models[1])), list(models[0].start_deltas("the llama", **options)[1])):
+        deltas = [delta for _, delta in items]
+        assert "".join(delta.text for delta in deltas) == completion.text
+        assert tuple(token for delta in deltas for token in delta.ids) == completion.ids
+        assert tuple(item for delta in deltas for item in delta.logprobs) == completion.logprobs
+
+
 def test_a_batch_streams_pieces_with_the_index_of_their_prompt(models):
     llm, async_llm = models
     prompts = ["the llama", [5, 6], MESSAGES]
@@ -177,7 +192,18 @@ def test_closing(tiny_model):
 
 
 def test_signatures_equal_those_of_llm():
-    for name in ("generate", "chat", "stream", "stream_batch", "start", "logits", "nll", "score", "iter_logits"):
+    for name in (
+        "generate",
+        "chat",
+        "stream",
+        "stream_batch",
+        "start",
+        "start_deltas",
+        "logits",
+        "nll",
+        "score",
+        "iter_logits",
+    ):
         parameters = inspect.signature(getattr(LLM, name)).parameters
         assert inspect.signature(getattr(AsyncLLM, name)).parameters == parameters
         assert "options" not in parameters

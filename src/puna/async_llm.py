@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.answer import Answer, Candidates, Completion
+from puna.answer import Answer, Candidates, Completion, Delta, PromptProgress
 from puna.classification import Classification
 from puna.engine import Stream
 from puna.options import Options, shows_options
 from puna.prompt_scores import PromptLogits, PromptLosses
-from puna.prompts import Message, read_ids
+from puna.prompts import ChatArguments, Message, read_ids
 from puna.text_model import Scores, TextModel
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ class AsyncLLM(TextModel):
         **options: Unpack[Options],
     ) -> Completion | list[Completion]:
         """Answers a conversation, or the conversations of a list; see `LLM.chat`."""
-        candidates, several = await asyncio.to_thread(self._replies, messages, tools, options, continue_final_message)
+        candidates, several = await asyncio.to_thread(
+            self._replies, messages, ChatArguments(tools, continue_final_message), options
+        )
         return await self._complete(candidates) if several else (await self._complete(candidates))[0]
 
     @shows_options
@@ -119,8 +121,25 @@ class AsyncLLM(TextModel):
         **options: Unpack[Options],
     ) -> tuple[Answer, Stream[str]]:
         """Starts an answer; returns (answer, stream of its text). Call `answer.completion()` after the iteration."""
-        answer = await asyncio.to_thread(self._answer, prompt, tools, options, continue_final_message)
+        answer = await asyncio.to_thread(self._answer, prompt, ChatArguments(tools, continue_final_message), options)
         return answer, self._runner.stream(answer)
+
+    @shows_options
+    async def start_deltas(
+        self,
+        prompt: str | Sequence[int] | Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        add_generation_prompt: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+        progress: bool = False,
+        **options: Unpack[Options],
+    ) -> tuple[tuple[Answer, ...], Stream[tuple[int, Delta | PromptProgress]]]:
+        """Starts the answers to a prompt; returns (answers, stream of (index, delta)). See `LLM.start_deltas`."""
+        chat = ChatArguments(tools, continue_final_message, add_generation_prompt, template_kwargs)
+        answers = await asyncio.to_thread(self._with_deltas, prompt, chat, progress, options)
+        return answers, self._runner.stream_batch(answers)
 
     @shows_options
     async def stream_batch(
@@ -131,7 +150,7 @@ class AsyncLLM(TextModel):
         **options: Unpack[Options],
     ) -> AsyncIterator[tuple[int, str]]:
         """Yields (index of the answer, piece of its text); see `LLM.stream_batch`."""
-        answers = await asyncio.to_thread(self._batch, prompts, tools, options)
+        answers = await asyncio.to_thread(self._batch, prompts, ChatArguments(tools), options)
         async for item in self._runner.stream_batch(answers):
             yield item
 

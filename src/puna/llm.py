@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.answer import Answer, Candidates, Completion
+from puna.answer import Answer, Candidates, Completion, Delta, PromptProgress
 from puna.classification import Classification
 from puna.engine import Stream
 from puna.options import Options, shows_options
 from puna.prompt_scores import PromptLogits, PromptLosses
-from puna.prompts import Message, read_ids
+from puna.prompts import ChatArguments, Message, read_ids
 from puna.text_model import Scores, TextModel
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class LLM(TextModel):
                 the tools.
             RequestError: as in `generate`, or a message is malformed.
         """
-        candidates, several = self._replies(messages, tools, options, continue_final_message)
+        candidates, several = self._replies(messages, ChatArguments(tools, continue_final_message), options)
         return self._complete(candidates) if several else self._complete(candidates)[0]
 
     @shows_options
@@ -127,7 +127,7 @@ class LLM(TextModel):
         The arguments are those of `generate` and `chat`. The call itself raises their errors, not the first iteration.
         The answer ends when the stream is closed or deleted.
         """
-        return self._runner.stream(self._answer(prompt, tools, options, continue_final_message))
+        return self._runner.stream(self._answer(prompt, ChatArguments(tools, continue_final_message), options))
 
     @shows_options
     def start(
@@ -139,8 +139,37 @@ class LLM(TextModel):
         **options: Unpack[Options],
     ) -> tuple[Answer, Stream[str]]:
         """Returns (answer, the stream that `stream` returns). Call `answer.completion()` after the iteration."""
-        answer = self._answer(prompt, tools, options, continue_final_message)
+        answer = self._answer(prompt, ChatArguments(tools, continue_final_message), options)
         return answer, self._runner.stream(answer)
+
+    @shows_options
+    def start_deltas(
+        self,
+        prompt: str | Sequence[int] | Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool = False,
+        add_generation_prompt: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+        progress: bool = False,
+        **options: Unpack[Options],
+    ) -> tuple[tuple[Answer, ...], Stream[tuple[int, Delta | PromptProgress]]]:
+        """Starts the answers to a prompt or a conversation; returns (answers, stream of (index, delta)).
+
+        A `Delta` has text that no later token can change, the tokens of this text, and their log-probabilities. The
+        last delta of each answer has its `finish_reason`. Call `completion()` of an answer after its last delta.
+
+        Args:
+            prompt: a text, token ids or messages, as in `stream`.
+            add_generation_prompt: end a conversation with the header of the answer, as usual.
+            template_kwargs: more variables for the chat template, such as {"enable_thinking": True}.
+            progress: also yield (0, PromptProgress) while the prompt is read.
+
+        With the option `n`, there are n answers. The other arguments are those of `generate` and `chat`.
+        """
+        chat = ChatArguments(tools, continue_final_message, add_generation_prompt, template_kwargs)
+        answers = self._with_deltas(prompt, chat, progress, options)
+        return answers, self._runner.stream_batch(answers)
 
     @shows_options
     def stream_batch(
@@ -155,7 +184,7 @@ class LLM(TextModel):
         A prompt is a text, token ids or a list of messages, as in `stream`. The answers run as one batch. With the
         option `n`, answer j to prompt i has the index i * n + j.
         """
-        return self._runner.stream_batch(self._batch(prompts, tools, options))
+        return self._runner.stream_batch(self._batch(prompts, ChatArguments(tools), options))
 
     def logits(self, token_ids: Sequence[int], *, adapter: str | None = None) -> NDArray[np.float32]:
         """Returns the model's logits after each token: float32, (T, vocab_size).

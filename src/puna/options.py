@@ -37,6 +37,10 @@ class Options(SamplingOptions, total=False):
         "a string or several strings; the answer ends before the first of them that occurs. A special token in a "
         "string matches that token, although the text of the answer does not contain it.",
     ]
+    include_stop_str_in_output: Annotated[
+        bool, "the answer ends after the stop string instead of before it, as in vLLM.", False
+    ]
+    skip_special_tokens: Annotated[bool, "leave special tokens out of the text of the answer; False shows them.", True]
     json_schema: Annotated[
         Mapping[str, Any] | str | bool | None,
         "the answer is JSON that is valid under this schema, a dictionary or its JSON text; True allows any object. "
@@ -59,6 +63,12 @@ class Options(SamplingOptions, total=False):
     ]
     adapter: Annotated[
         str | None, "name of an adapter of `LLM(adapters=...)`, which changes the model for this request."
+    ]
+    salt: Annotated[
+        str, "requests share cached prefixes only with requests of the same salt, for example of the same user.", ""
+    ]
+    priority: Annotated[
+        int, "of the waiting requests, those with the lowest number run first; in order of arrival if equal.", 0
     ]
     n: Annotated[
         int,
@@ -122,6 +132,10 @@ class Settings:
     n: int = 1
     best_of: int | None = None
     prompt_logprobs: int | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    salt: str = ""
+    priority: int = 0
 
     def __post_init__(self) -> None:
         _check_between("n", self.n, 1, MAX_ANSWERS)
@@ -132,6 +146,9 @@ class Settings:
                     f"best_of is {self.best_of}, but n is {self.n}, the number of answers to return; raise best_of or "
                     "lower n"
                 )
+        for name in ("include_stop_str_in_output", "skip_special_tokens"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise RequestError(f"{name} is {show(value)}; it must be True or False")
         if self.prompt_logprobs is not None:
             _check_between("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
 
@@ -171,14 +188,22 @@ def settings_of(
         max_tokens, Integral
     ):  # only an explicit min_tokens can be refused
         values["min_tokens"] = max(0, min(defaults.min_tokens, max_tokens))
+    others = (
+        "n",
+        "best_of",
+        "prompt_logprobs",
+        "include_stop_str_in_output",
+        "skip_special_tokens",
+        "salt",
+        "priority",
+    )
+    given = {name: value for name, value in options.items() if name in others}
     return Settings(
         max_tokens,
         Sampling(**values),
         defaults.stop if stop is None else stop,
         options.get("speculate"),
-        options.get("n", 1),
-        options.get("best_of"),
-        options.get("prompt_logprobs"),
+        **given,  # type: ignore[arg-type]
     )
 
 

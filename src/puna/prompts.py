@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from puna.errors import RequestError, show
@@ -14,6 +15,22 @@ _MESSAGE = (
     "it must be a message, a dictionary with 'role' and 'content'. Give a text, a list of messages such as "
     "[{'role': 'user', 'content': 'Hi'}], or for several conversations a list of such lists"
 )
+
+
+@dataclass(frozen=True)
+class ChatArguments:
+    """The arguments of a call that only conversations have; see `LLM.chat` and `LLM.start_deltas`."""
+
+    tools: Any = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
+    template_kwargs: Mapping[str, Any] | None = None
+
+    def check_unused(self) -> None:
+        """Raises RequestError for the first argument that is given, because the prompt is not a conversation."""
+        for name, default in vars(ChatArguments()).items():
+            if getattr(self, name) != default:
+                raise RequestError(f"{name} is given, but the prompt is not a conversation; give a list of messages")
 
 
 def read_ids(tokens: Sequence[int]) -> tuple[int, ...]:

@@ -21,7 +21,16 @@ from puna.lazy import cached_property
 from puna.model_adapters import ModelAdapters
 from puna.options import Options, settings_of
 from puna.prompt_scores import PromptLogits, PromptLosses, PromptResult, PromptState
-from puna.prompts import Message, is_messages, join_ids, read_conversations, read_ids, read_tools, split_inputs
+from puna.prompts import (
+    ChatArguments,
+    Message,
+    is_messages,
+    join_ids,
+    read_conversations,
+    read_ids,
+    read_tools,
+    split_inputs,
+)
 
 if TYPE_CHECKING:
     from puna.checkpoint import Checkpoint
@@ -146,34 +155,27 @@ class TextModel:
         prompts = [self._encode(item) for item in prompt] if several else [self._encode(prompt)]
         return self._candidates(prompts, True, options), several
 
-    def _replies(
-        self, messages: Any, tools: Any, options: Options, continue_final_message: bool
-    ) -> tuple[list[Candidates], bool]:
+    def _replies(self, messages: Any, chat: ChatArguments, options: Options) -> tuple[list[Candidates], bool]:
         """Returns the answers to be generated for arguments of `chat`, and whether these are several conversations."""
         conversations, several = read_conversations(messages)
-        functions = read_tools(tools)
-        prompts = [self._render(item, functions, continue_final_message) for item in conversations]
-        return self._candidates(prompts, continue_final_message, options, self._turn_end_ids), several
+        prompts = [self._render(item, chat) for item in conversations]
+        return self._candidates(prompts, chat.continue_final_message, options, self._turn_end_ids), several
 
-    def _answer(self, prompt: Any, tools: Any, options: Options, continue_final_message: bool = False) -> Answer:
+    def _answer(self, prompt: Any, chat: ChatArguments, options: Options) -> Answer:
         """Returns the answer to be generated for the arguments of `stream`: a prompt or a conversation."""
-        answers = self._streamed(prompt, tools, options, continue_final_message)
+        answers = self._streamed(prompt, chat, options)
         if len(answers) > 1:
             raise RequestError(
                 f"n is {len(answers)}, but this stream has the text of one answer; use stream_batch, generate or chat"
             )
         return answers[0]
 
-    def _streamed(self, prompt: Any, tools: Any, options: Options, continue_final_message: bool) -> tuple[Answer, ...]:
+    def _streamed(self, prompt: Any, chat: ChatArguments, options: Options) -> tuple[Answer, ...]:
         """Returns the answers to be generated for a prompt or a conversation whose answers are streamed."""
         if is_messages(prompt):
-            ((candidates,), _) = self._replies(prompt, tools, options, continue_final_message)
+            ((candidates,), _) = self._replies(prompt, chat, options)
         else:
-            for name, value in (("tools", tools), ("continue_final_message", continue_final_message or None)):
-                if value is not None:
-                    raise RequestError(
-                        f"{name} is given, but the prompt is not a conversation; give a list of messages"
-                    )
+            chat.check_unused()
             (candidates,) = self._candidates([self._encode(prompt)], True, options)
         if len(candidates.answers) > candidates.n:
             raise RequestError(
@@ -182,11 +184,18 @@ class TextModel:
             )
         return candidates.answers
 
-    def _batch(self, prompts: Any, tools: Any, options: Options) -> list[Answer]:
+    def _batch(self, prompts: Any, chat: ChatArguments, options: Options) -> list[Answer]:
         """Returns the answers to be generated for the prompts and conversations of `stream_batch`."""
         if not isinstance(prompts, list | tuple):
             raise RequestError(f"prompts is {show(prompts)}; it must be a list of prompts or conversations")
-        return [answer for prompt in prompts for answer in self._streamed(prompt, tools, options, False)]
+        return [answer for prompt in prompts for answer in self._streamed(prompt, chat, options)]
+
+    def _with_deltas(self, prompt: Any, chat: ChatArguments, progress: bool, options: Options) -> tuple[Answer, ...]:
+        """Returns the answers to be generated for the arguments of `start_deltas`."""
+        answers = self._streamed(prompt, chat, options)
+        for index, answer in enumerate(answers):
+            answer.use_deltas(progress and index == 0)
+        return answers
 
     def _continuation_losses(self, context: Any, continuations: Any, adapter: str | None) -> list[PromptLosses]:
         """Returns the results to be computed for the arguments of `score`."""
@@ -277,18 +286,16 @@ class TextModel:
             ids = [self.config.bos_token_id]  # the model needs at least one token
         return tuple(ids)
 
-    def _render(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] | None,
-        continue_final_message: bool = False,
-    ) -> tuple[int, ...]:
+    def _render(self, messages: Sequence[Message], chat: ChatArguments) -> tuple[int, ...]:
+        """Returns the ids of a conversation, rendered by the model's chat template."""
         render = functools.partial(
             self.tokenizer.apply_chat_template,
             list(messages),
-            add_generation_prompt=not continue_final_message,
-            continue_final_message=continue_final_message,
+            add_generation_prompt=chat.add_generation_prompt and not chat.continue_final_message,
+            continue_final_message=chat.continue_final_message,
+            template_variables=chat.template_kwargs,
         )
+        tools = read_tools(chat.tools)
         ids = tuple(render(tools=tools))
         if tools is not None and ids == tuple(render()):
             raise ChatTemplateError(
@@ -332,7 +339,8 @@ class TextModel:
         speculate = self.backend == "native" if settings.speculate is None else settings.speculate
         request = Request(
             ids, settings.max_tokens, sampling, stop_ids, prompt_logits=top is not None, speculate=speculate,
-            adapter=adapter, grammar=None if rule is None else rule.grammar(ids if continues_prompt else ()),
+            adapter=adapter, salt=settings.salt, priority=settings.priority,
+            grammar=None if rule is None else rule.grammar(ids if continues_prompt else ()),
         )  # fmt: skip
         self._engine.check(request)
         stops = check_stops(settings.stop)
@@ -344,6 +352,8 @@ class TextModel:
             stops=stops,
             continues_prompt=continues_prompt,
             rule=rule if rule is not None and (stops or rule.checks_all_answers) else None,
+            include_stop=settings.include_stop_str_in_output,
+            skip_special_tokens=settings.skip_special_tokens,
         )
         others = range(1, settings.n if settings.best_of is None else settings.best_of)
         return Candidates(

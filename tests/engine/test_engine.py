@@ -212,3 +212,52 @@ def test_min_tokens_delays_the_end_of_an_answer():
 def test_options_that_do_not_fit_the_request_are_errors(options, words):
     with pytest.raises(RequestError, match=words):
         answer_of((4, 9), 8, frozenset({5}), **options)
+
+
+def first_tokens_order(priorities: list[int], pages: int = 100, slots: int = 1) -> list[int]:
+    """Returns the numbers of requests with these priorities in the order of their first tokens."""
+    engine = Engine(Recorder(pages), slots=slots)
+    ids = [engine.submit(Request((number + 1, 2), 3, priority=value)) for number, value in enumerate(priorities)]
+    order: list[int] = []
+    while engine.busy:
+        for event in engine.step():
+            if event.token is not None and event.request_id not in order:
+                order.append(event.request_id)
+    return [ids.index(request_id) for request_id in order]
+
+
+def test_waiting_requests_run_by_priority_and_in_order_of_arrival():
+    assert first_tokens_order([0, 0, 0]) == [0, 1, 2]
+    assert first_tokens_order([3, 1, 2, 1, -5, 3]) == [4, 1, 3, 2, 0, 5]
+
+
+def test_a_request_of_lower_priority_loses_its_pages_first():
+    engine = Engine(Recorder(pages=3, context=192), slots=3, prefix_cache=False)
+    prompts = [tuple(range(1 + number, 25 + number)) for number in range(3)]
+    ids = [engine.submit(Request(prompt, 100, priority=-index)) for index, prompt in enumerate(prompts)]
+    ends: list[int] = []
+    events = []
+    while engine.busy:
+        events += engine.step()
+        ends = list(dict.fromkeys([*ends, *(event.request_id for event in events if event.finish_reason)]))
+    assert engine.scheduler.preemptions > 0
+    assert ends[0] == ids[2]
+    for request_id, prompt in zip(ids, prompts, strict=True):
+        assert tokens_of(events, request_id) == expected_answer(prompt, 100)
+
+
+@pytest.mark.parametrize("options", [{"salt": "x" * 1025}, {"salt": "\ud800"}, {"salt": 3}, {"priority": 1.5},
+                                     {"priority": 2**63}, {"priority": True}])  # fmt: skip
+def test_salts_and_priorities_are_checked(options):
+    with pytest.raises(RequestError, match=f"{next(iter(options))} is"):
+        Request((1,), 3, **options)
+
+
+def test_requests_with_different_salts_share_no_pages():
+    engine = Engine(Recorder(context=192))
+    prompt = tuple(range(1, 31)) * 5
+    cached = []
+    for salt in ("", "a", "b", "a", ""):
+        engine.submit(Request(prompt, 1, salt=salt))
+        cached.append(sum(event.cached_tokens for event in drain(engine)))
+    assert cached == [0, 0, 0, 149, 149]

@@ -91,7 +91,7 @@ class Engine:
         """Queues a request and returns its id. Raises the errors of `check`."""
         self.check(request)
         self._next_id += 1
-        self.scheduler.waiting.append((self._next_id, request))
+        self.scheduler.submit(self._next_id, request)
         return self._next_id
 
     def cancel(self, request_id: int) -> None:

@@ -20,6 +20,10 @@ FinishReason = Literal["stop", "length", "invalid"]
 generated; invalid: the answer ended, but its text does not follow its grammar."""
 
 
+MAX_SALT = 1024
+"""Maximum number of characters of a salt. It is hashed with each request."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One sequence to continue, or to score.
@@ -35,6 +39,7 @@ class Request:
         speculate: guess the next tokens from earlier text, and check several guesses in one step. The answer does not
             change.
         salt: requests share cached prefixes only with requests of the same salt and the same adapter.
+        priority: of the waiting requests, those with the lowest number run first.
         candidate: number of the answer, among several answers to one prompt; each number draws other random numbers
             from the same seed.
         adapter: changes the model for this request.
@@ -50,6 +55,7 @@ class Request:
     logits_from: int = 0
     speculate: bool = False
     salt: str = ""
+    priority: int = 0
     candidate: int = 0
     adapter: LoadedAdapter | None = None
     grammar: Grammar | None = None
@@ -63,6 +69,14 @@ class Request:
         assert self.output == "tokens" or (self.max_tokens == 0 and not self.prompt_logits)
         if not isinstance(self.speculate, bool):
             raise RequestError(f"speculate is {show(self.speculate)}; it must be True or False")
+        if (
+            not isinstance(self.salt, str)
+            or len(self.salt) > MAX_SALT
+            or any("\ud800" <= c <= "\udfff" for c in self.salt)
+        ):
+            raise RequestError(f"salt is {show(self.salt)}; it must be a text of at most {MAX_SALT} valid characters")
+        if not _is_int(self.priority) or abs(self.priority) >= 2**63:
+            raise RequestError(f"priority is {show(self.priority)}; it must be a whole number, the lowest first")
         sampling, allowed = self.sampling, self.sampling.allowed_token_ids
         if sampling.min_tokens > self.max_tokens:
             raise RequestError(

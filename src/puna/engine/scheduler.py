@@ -93,12 +93,12 @@ def tokens_needed(request: Request) -> int:
 
 
 class Scheduler:
-    """First come, first served: requests are admitted in order, and all running requests share each step.
+    """Requests are admitted by priority, in order of arrival if equal, and all running requests share each step.
 
     A request is admitted when the pages of its next chunk are free; pages for its answer are not reserved. If pages run
-    out, the youngest request loses its pages and waits. Later it computes its prompt and the tokens that it has
-    generated again, and continues with the same random numbers, so its answer does not change. The oldest request
-    always runs, because each request alone fits in the cache.
+    out, the youngest request of the lowest priority loses its pages and waits. Later it computes its prompt and the
+    tokens that it has generated again, and continues with the same random numbers, so its answer does not change. The
+    oldest request of the highest priority always runs, because each request alone fits in the cache.
 
     Measured times of steps decide how many prompt tokens a step reads while other requests are decoding, and whether it
     guesses tokens. The answers do not depend on either.
@@ -126,6 +126,13 @@ class Scheduler:
         self.preemptions = 0
         self._preempted: dict[int, RunningRequest] = {}  # progress of waiting requests that have run before
         self._refused = (0, 0)  # the first waiting request that did not fit, and the pool's changes at that time
+
+    def submit(self, request_id: int, request: Request) -> None:
+        """Adds a waiting request: after those whose priority is at most as high a number."""
+        index = len(self.waiting)
+        while index and self.waiting[index - 1][1].priority > request.priority:
+            index -= 1
+        self.waiting.insert(index, (request_id, request))
 
     def admit(self, vocab_size: int) -> None:
         """Moves requests from `waiting` to `running`, and gives them the pages of their next chunk."""
@@ -175,8 +182,8 @@ class Scheduler:
         budget = self.times.budget(len(decoding), reading, self.chunk) if decoding and reading else self.chunk
         guess = self._guess(decoding[0]) if len(self.running) == len(decoding) == 1 else ()
         in_progress: dict[Identity, list[tuple[int, ...]]] = {}  # tokens of pages that this step computes
-        for active in list(self.running.values()):
-            if active.request_id not in self.running:  # preempted by an older request
+        for active in self._ordered():
+            if active.request_id not in self.running:  # preempted by a request before it
                 continue
             tokens: tuple[int, ...] = ()
             if self._reads_own_tokens(active, in_progress):
@@ -271,21 +278,29 @@ class Scheduler:
         return len(active.table.pages) * PAGE + extra - active.computed
 
     def _reserve(self, active: RunningRequest, length: int) -> bool:
-        """Takes pages for `length` positions, from younger requests if necessary.
+        """Takes pages for `length` positions, from requests after it if necessary.
 
-        Returns False if the request itself is the youngest and was preempted.
+        Returns False if the request itself is the last one and was preempted.
         """
         while active.table.missing(length) > self.pool.available:
-            youngest = self.running[next(reversed(self.running))]
-            self._preempt(youngest)
-            if youngest is active:
+            last = self._ordered()[-1]
+            self._preempt(last)
+            if last is active:
                 return False
         active.table.reserve(length)
         return True
+
+    def _ordered(self) -> list[RunningRequest]:
+        """Returns the running requests by priority, the oldest of equal priority first."""
+        return sorted(self.running.values(), key=lambda active: active.request.priority)
 
     def _preempt(self, active: RunningRequest) -> None:
         self.finish(active.request_id)
         active.computed = 0
         self._preempted[active.request_id] = active
-        self.waiting.appendleft((active.request_id, active.request))
+        # It has arrived before the waiting requests of its priority.
+        index = next(
+            (i for i, (_, other) in enumerate(self.waiting) if other.priority >= active.request.priority), None
+        )
+        self.waiting.insert(len(self.waiting) if index is None else index, (active.request_id, active.request))
         self.preemptions += 1

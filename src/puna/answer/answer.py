@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from puna.answer.stops import StopSearch
 from puna.engine import Event, FinishReason, Request, TokenLogprobs
-from puna.errors import RequestError, show
+from puna.errors import RequestError
 from puna.native.sampling import logprobs_of
-from puna.tokenizer.streams import StreamDecoder, overlap
+from puna.tokenizer.streams import StreamDecoder
 
 if TYPE_CHECKING:
     from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
@@ -40,6 +40,7 @@ class Completion:
         prompt_logprobs: the log-probabilities at each token of `prompt_ids`, None for the first token; None without the
             option `prompt_logprobs`.
         alternatives: the further answers to the prompt, if the option `n` is above 1.
+        stop: the stop string or the id of the end token that ended the answer; None if neither did.
     """
 
     text: str
@@ -53,6 +54,7 @@ class Completion:
     mean_logprob: float | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     alternatives: tuple[Completion, ...] = ()
+    stop: str | int | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -75,6 +77,37 @@ class Completion:
         return max(0, len(self.ids) - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
 
+class Delta(NamedTuple):
+    """A part of an answer that no later token can change: text, and the tokens whose text is complete with it.
+
+    The text ends neither inside a character nor inside a possible stop string. Joined, the deltas of an answer have its
+    complete text, and all its tokens except those after the beginning of a stop string.
+
+    Attributes:
+        logprobs: the log-probabilities at each token of `ids`; empty without the option `logprobs`.
+        finish_reason: why the answer ended, in its last delta; else None.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+class PromptProgress(NamedTuple):
+    """How far a prompt has been read.
+
+    Attributes:
+        done: number of tokens that were read or found in the prefix cache.
+        total: number of tokens of the prompt.
+        cached: number of tokens that were found in the prefix cache.
+    """
+
+    done: int
+    total: int
+    cached: int
+
+
 class TextRule(Protocol):
     """A rule that the text of an answer must follow."""
 
@@ -95,6 +128,14 @@ class Answer:
         prompt_logprobs: number of most likely tokens in the log-probabilities of the prompt. Its request has
             `prompt_logits`, and is the one whose log-probabilities are computed; None for no log-probabilities.
         rule: the rule that the text must follow, of which `request` has the grammar.
+        include_stop: whether the stop string that ends the answer is part of it.
+        skip_special_tokens: whether the text leaves special tokens out.
+
+    Attributes:
+        request: the request.
+        ids: the generated token ids, without the end token.
+        stop: see `Completion`.
+        cached_tokens: number of prompt tokens that were found in the prefix cache.
     """
 
     def __init__(
@@ -106,34 +147,55 @@ class Answer:
         continues_prompt: bool,
         prompt_logprobs: int | None = None,
         rule: TextRule | None = None,
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
     ) -> None:
         self.request = request
         self._rule = rule
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self.error: Exception | None = None
-        self._stops = _Stops(stops, tokenizer)
+        self.stop: str | int | None = None
+        self.cached_tokens = 0
+        self._stops = StopSearch(stops, tokenizer, included=include_stop, shown=not skip_special_tokens)
         self._logprobs: list[TokenLogprobs] = []
         self._stop_logprob: tuple[float, ...] = ()  # log-probability of the end token
         self._prompt_top = prompt_logprobs
         self._prompt_logprobs: list[TokenLogprobs | None] = [None]
         self._text: list[str] = []
-        self._cached_tokens = 0
         self._next_piece = 0  # index of the first piece of `_text` that `take` has not returned
-        self._pending = ""  # decoded text that may be the beginning of a stop string
-        self._marks: list[tuple[int, str]] = []  # of special tokens: (position in _pending, mark)
+        self._ends: _TokenEnds | None = None  # if `take` returns deltas
+        self._next_token = 0  # index of the first token that `take` has not returned
+        self._progress = False
+        self._read_tokens = self._reported_tokens = 0  # of the prompt
         self._times: list[float] = []  # start of the first step, first token, last token; seconds
-        self._decoder = StreamDecoder(tokenizer, True, request.prompt_ids if continues_prompt else ())
+        self._decoder = StreamDecoder(tokenizer, skip_special_tokens, request.prompt_ids if continues_prompt else ())
 
     @property
     def finished(self) -> bool:
         """Whether the answer is complete or has failed."""
         return self.finish_reason is not None or self.error is not None
 
-    def take(self) -> list[str]:
-        """Returns the pieces of text that became final since the last call."""
+    def use_deltas(self, progress: bool) -> None:
+        """Lets `take` return deltas instead of texts and, with `progress`, the progress of the prompt."""
+        self._ends, self._progress = _TokenEnds(), progress
+
+    def take(self) -> Sequence[str | Delta | PromptProgress]:
+        """Returns the pieces that became final since the last call: texts or, after `use_deltas`, at most one delta."""
         start, self._next_piece = self._next_piece, len(self._text)
-        return self._text[start : self._next_piece]
+        texts = self._text[start : self._next_piece]
+        if self._ends is None:
+            return texts
+        pieces: list[Delta | PromptProgress] = []
+        if self._progress and self._read_tokens > self._reported_tokens:
+            self._reported_tokens = self._read_tokens
+            pieces.append(PromptProgress(self._read_tokens, len(self.request.prompt_ids), self.cached_tokens))
+        first, self._next_token = self._next_token, self._ends.complete
+        ids = tuple(self.ids[first : self._next_token])
+        if texts or ids or self.finish_reason is not None:
+            logprobs = tuple(self._logprobs[first : self._next_token])
+            pieces.append(Delta("".join(texts), ids, logprobs, self.finish_reason))
+        return pieces
 
     def feed(self, event: Event, started: float, ended: float) -> None:
         """Adds the event of a step that ran from `started` to `ended` (seconds), unless the answer has ended."""
@@ -144,25 +206,35 @@ class Answer:
         if not self.ids:
             self._times[1] = ended
         self._times[2] = ended
-        self._cached_tokens += event.cached_tokens
+        self.cached_tokens += event.cached_tokens
+        self._read_tokens += event.cached_tokens + event.prompt_tokens
         if self._prompt_top is not None and event.logits is not None:
             self._add_prompt(event.logits, self._prompt_top)
+        self.finish_reason, self.error, self.stop = event.finish_reason, event.error, event.stop_id
+        self._add_token(event)
+        if self.finish_reason == "stop" and self._rule is not None and not self._rule.matches("".join(self._text)):
+            self.finish_reason = "invalid"
+
+    def _add_token(self, event: Event) -> None:
+        """Adds the token of an event and the text that is final now."""
+        text, special = "", event.stop_id
         if event.token is not None:
+            special = event.token
             self.ids.append(event.token)
             if event.logprobs is not None:
                 self._logprobs.append(event.logprobs)
-            self._pending += self._decoder.push(event.token)
+            text = self._decoder.push(event.token)
+            if self._ends is not None:
+                self._ends.push(len(text), len(self._decoder.finish()), self._stops.is_marked(special))
         elif event.logprobs is not None:
             self._stop_logprob = (event.logprobs.logprob,)
-        mark = self._stops.mark(event.token if event.stop_id is None else event.stop_id)
-        self.finish_reason, self.error = event.finish_reason, event.error
-        rest = self._decoder.finish() if mark or self.finished else ""
-        if mark:
-            self._marks.append((len(self._pending) + len(rest), mark))
-        if text := self._release(rest):
-            self._text.append(text)
-        if self.finish_reason == "stop" and self._rule is not None and not self._rule.matches("".join(self._text)):
-            self.finish_reason = "invalid"
+        held = self._decoder.finish() if self.finished or self._stops.is_marked(special) else ""
+        if final := self._stops.push(text, special, held, self.finished):
+            self._text.append(final)
+        if self._stops.stop is not None:
+            self.finish_reason, self.stop = "stop", self._stops.stop
+        if self._ends is not None:
+            self._ends.advance(len(final), self.finished, self._stops.stop is not None)
 
     def completion(self) -> Completion:
         """Returns the complete answer, or raises the error that ended it.
@@ -186,10 +258,11 @@ class Answer:
             self.request.prompt_ids,
             first - started,
             last - first,
-            cached_tokens=self._cached_tokens,
+            cached_tokens=self.cached_tokens,
             logprobs=None if self.request.sampling.logprobs is None else tuple(self._logprobs),
             mean_logprob=math.fsum(chosen) / len(chosen) if chosen else None,
             prompt_logprobs=None if self._prompt_top is None else tuple(self._prompt_logprobs),
+            stop=self.stop,
         )
 
     def _add_prompt(self, logits: NDArray[np.float32], top: int) -> None:
@@ -198,45 +271,47 @@ class Answer:
         tokens = self.request.prompt_ids[start : start + len(logits)]
         self._prompt_logprobs += logprobs_of(logits[: len(tokens)], tokens, top)
 
-    def _release(self, held: str) -> str:
-        """Removes and returns pending text before a stop string or the start of one. A stop string ends the answer.
+
+class _TokenEnds:
+    """Where the text of each token of an answer ends, and which of these texts are final.
+
+    Attributes:
+        complete: number of tokens whose text is final.
+    """
+
+    def __init__(self) -> None:
+        self.complete = 0
+        self._ends = [0]  # in characters of the answer: its start, and the end of each token
+        self._marked: list[bool] = []  # whether the token may be part of a stop string, although it has no text
+        self._decoded = self._final = 0  # number of characters that the decoder has returned, and that are final
+
+    def push(self, decoded: int, held: int, marked: bool) -> None:
+        """Adds a token, which the decoder turned into `decoded` characters, while it holds others."""
+        self._decoded += decoded
+        end = self._decoded + held
+        # An incomplete character may be shown as several characters U+FFFD, which the next byte joins to one.
+        for index in range(len(self._ends) - 1, -1, -1):
+            if self._ends[index] <= end:
+                break
+            self._ends[index] = end
+        self._ends.append(end)
+        self._marked.append(marked)
+
+    def advance(self, final: int, ended: bool, stopped: bool) -> None:
+        """Adds `final` characters to the final text.
 
         Args:
-            held: text that follows the pending text if the answer ends here. It is searched after a special token,
-                since no later token can change a stop string that ends with the special token.
+            ended: whether the answer has ended.
+            stopped: whether a stop string has ended the answer: tokens that begin in or after it are not complete.
         """
-        text = self._pending + held
-        if not self._stops.plain:
-            self._pending = ""
-            return text
-        shown = self._shown(text)
-        ends = [index for index in (text.find(stop) for stop in self._stops.plain) if index >= 0]
-        ends += [_visible(shown[:index]) for index in (shown.find(stop) for stop in self._stops.marked) if index >= 0]
-        if ends:
-            self.finish_reason = "stop"
-            end = min(ends)
-        elif self.finished:
-            end = len(text)
-        else:
-            shown = self._shown(self._pending)
-            kept = [overlap(self._pending, stop) for stop in self._stops.plain]
-            kept += [_visible(shown[len(shown) - overlap(shown, stop) :]) for stop in self._stops.marked]
-            end = len(self._pending) - max(kept, default=0)
-        self._pending = self._pending[end:]
-        marks = [(i - end, mark) for i, mark in self._marks if i >= end]
-        old, new = marks[: -self._stops.longest], marks[-self._stops.longest :]
-        # A stop string contains at most `longest` marks. Of the older ones, one in each position still separates text.
-        self._marks = [(i, _OTHER_MARK) for i in dict.fromkeys(i for i, _ in old)] + new
-        return text[:end]
-
-    def _shown(self, text: str) -> str:
-        """Returns the text with the marks of special tokens inserted."""
-        parts, start = [], 0
-        for index, mark in self._marks:
-            if index <= len(text):
-                parts += [text[start:index], mark]
-                start = index
-        return "".join([*parts, text[start:]])
+        self._final += final
+        while self.complete < len(self._marked):
+            start, end = self._ends[self.complete : self.complete + 2]
+            begins = start < self._final
+            is_final = end <= self._final and (begins or not self._marked[self.complete])
+            if not (is_final or (begins if stopped else ended)):
+                break
+            self.complete += 1
 
 
 @dataclass(frozen=True)
@@ -279,62 +354,3 @@ class Candidates:
             for item in completions[: self.n]
         )
         return replace(first, alternatives=tuple(others))
-
-
-def check_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the strings of the option `stop`: a string, several strings, or None.
-
-    Raises:
-        RequestError: a value is not a string, is empty, or is not valid Unicode.
-    """
-    values = () if stop is None else (stop,) if isinstance(stop, str) else stop
-    stops = tuple(values) if isinstance(values, Iterable) and not isinstance(values, Mapping) else (None,)
-    if not all(isinstance(text, str) and text and not any(map(_is_surrogate, text)) for text in stops):
-        raise RequestError(
-            f"stop is {show(stop)}; it must be None, a string or several strings, each at least one valid character"
-        )
-    return cast(tuple[str, ...], stops)
-
-
-class _Stops:
-    """The stop strings of an answer.
-
-    Decoded text does not show special tokens. A string that contains special tokens is therefore also searched for in a
-    text that shows each of them as a mark: a lone surrogate, which no text contains.
-
-    Attributes:
-        plain: the strings.
-        marked: the strings that contain special tokens, with marks instead of these.
-        longest: maximum length of a string in `marked`, at least 1.
-    """
-
-    def __init__(self, stops: tuple[str, ...], tokenizer: LlamaTokenizer | LlamaTokenizerFast) -> None:
-        special = tokenizer.skipped_tokens() if stops else {}
-        contents = sorted(set(special.values()) - {""}, key=len, reverse=True)
-        marks: dict[str, str] = {}
-
-        def mark(match: re.Match[str]) -> str:
-            return marks.setdefault(match[0], chr(_FIRST_MARK + len(marks)))
-
-        pattern = re.compile("|".join(map(re.escape, contents)) or "(?!)")
-        self.plain = stops
-        self.marked = tuple(marked for stop in stops if (marked := pattern.sub(mark, stop)) != stop)
-        self.longest = max(map(len, self.marked), default=1)
-        self._marks = {i: marks.get(text, _OTHER_MARK) for i, text in special.items()} if self.marked else {}
-
-    def mark(self, index: int | None) -> str:
-        """Returns the mark of a special token; "" for other tokens, and for None."""
-        return "" if index is None else self._marks.get(index, "")
-
-
-_FIRST_MARK, _OTHER_MARK = 0xD800, "\udfff"
-"""The mark of the first special token in the stop strings, and that of all special tokens in no stop string."""
-
-
-def _visible(shown: str) -> int:
-    """Returns the number of characters that are not marks."""
-    return sum(not _is_surrogate(character) for character in shown)
-
-
-def _is_surrogate(character: str) -> bool:
-    return "\ud800" <= character <= "\udfff"

@@ -1,0 +1,6 @@
+"""Texts built from the engine's events: `Answer`, its parts and the complete `Completion`, and stop strings."""
+
+from puna.answer.answer import Answer, Candidates, Completion, Delta, PromptProgress
+from puna.answer.stops import check_stops
+
+__all__ = ["Answer", "Candidates", "Completion", "Delta", "PromptProgress", "check_stops"]
