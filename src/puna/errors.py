@@ -61,6 +61,10 @@ class StorageError(PunaError, OSError):
     """A file cannot be written: the disk is full, permission is missing, or a file exists where a folder is needed."""
 
 
+class ServerError(PunaError):
+    """A server cannot start: its address is in use, or its settings are not safe."""
+
+
 class MissingExtraError(PunaError, ImportError):
     """A feature needs an optional dependency; the message names the extra to install."""
 

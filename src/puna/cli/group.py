@@ -17,6 +17,7 @@ COMMANDS = {
         "run": ("run:run", "Chat with a model, or answer one prompt."),
         "chat": ("chat.command:chat", "Chat with a model; /help lists the commands of a chat."),
         "generate": ("generate:generate", "Continue a prompt."),
+        "serve": ("server.serve:serve", "Serve a model: OpenAI's and Anthropic's interfaces, and a chat page."),
         "embed": ("texts.embed:embed", "Print the embeddings of texts."),
         "classify": ("texts.classify:classify", "Print the labels of texts."),
     },

@@ -17,16 +17,16 @@ class Limits:
     Attributes:
         body_bytes: bytes of a request's body.
         depth: nested arrays and objects of the body.
-        n: answers to one prompt, and candidates of `best_of`.
+        n: answers to one prompt, and candidates of best_of.
         prompts: prompts, or inputs, of one request.
         messages: messages of a conversation.
         parts: parts of one message.
         tools: tools of a request.
-        stops: stop strings.
+        stops: stop strings of a request.
         stop_characters: characters of one stop string.
         logprobs: most likely tokens returned at each position; the engine computes at most 20.
-        logit_bias: entries of `logit_bias`.
-        token_ids: entries of `stop_token_ids` and `allowed_token_ids`.
+        logit_bias: entries of logit_bias.
+        token_ids: entries of stop_token_ids and allowed_token_ids.
         tokens: tokens of one answer; None leaves only the context as a limit.
     """
 

@@ -1,0 +1,1 @@
+"""Commands for servers: `puna serve`, and the options of its limits."""

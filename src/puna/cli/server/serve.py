@@ -1,0 +1,163 @@
+"""`puna serve`: a server with OpenAI's and Anthropic's interfaces and a chat page."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from puna.cli import options
+from puna.cli.models import complete_model, locate, model_name
+from puna.cli.server.limits import read_limits, with_limits
+from puna.cli.terminal import command, note, print_json
+from puna.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from puna.server.service import Service
+
+
+@command(
+    {
+        "puna serve": "serve the default model at http://127.0.0.1:8000",
+        "puna serve model.gguf --port 9000": "another model and port",
+        "puna serve smollm2 --adapter poems=./poems-lora": 'with an adapter, which requests choose by "model": "poems"',
+        "puna serve --port 0 --json": "any free port; print the address as JSON when requests are accepted",
+    },
+    {
+        "url": "address of the server",
+        "model": "name of the model in requests",
+        "adapters": "list of the names of its adapters",
+        "context": "maximum number of tokens of prompt and answer together",
+        "seconds": "time until requests were accepted",
+    },
+)
+@with_limits
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            envvar="PUNA_MODEL",
+            autocompletion=complete_model,
+            help=f"{options.MODEL_HELP} [default: SmolLM2-135M-Instruct]",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, options.number(low=0, high=65535, help="Port to listen at; 0 is any free port.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Name of the model in requests. [default: its file or folder]")
+    ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="NAME=PATH", help="Adapter that requests choose by name; repeatable."),
+    ] = None,
+    unknown_fields: Annotated[
+        Literal["refuse", "warn"],
+        typer.Option(help="Refuse requests with unknown fields, or list the fields in the header X-Puna-Ignored."),
+    ] = "refuse",
+    drain_seconds: Annotated[
+        float, options.number(kind=float, low=0, help="Time for running requests to finish after SIGTERM or Ctrl-C.")
+    ] = 30,
+    cache_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder that keeps the prefixes of prompts over restarts.")
+    ] = None,
+    cache_disk: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Maximum size of --cache-dir, such as 4G. [default: 8G]")
+    ] = None,
+    warm: Annotated[Path | None, typer.Option(metavar="FILE", help="Text whose prefix is read at the start.")] = None,
+    backend: options.Backend = "auto",
+    threads: options.Threads = None,
+    max_batch: Annotated[
+        int, options.number(low=1, high=1024, help="Maximum number of answers that are generated at once.")
+    ] = 64,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
+    json: options.Json = False,
+    **limits: int | None,
+) -> None:
+    """Serve a model: OpenAI's and Anthropic's interfaces, and a chat page.
+
+    Ctrl-C or SIGTERM lets running requests finish; a second Ctrl-C ends the server at once.
+    """
+    from puna.server.settings import ServerSettings
+
+    start = time.perf_counter()
+    path = locate(model)
+    engine: dict[str, Any] = {
+        "backend": backend, "threads": threads, "device": device, "dtype": dtype, "quantize": quantize,
+        "max_batch": max_batch, "prefix_cache_dir": cache_dir,
+    }  # fmt: skip
+    if cache_disk is not None:
+        engine["prefix_cache_bytes"] = _bytes(cache_disk)
+    settings = ServerSettings(
+        host=host, port=port, unknown_fields=unknown_fields, limits=read_limits(limits), drain_seconds=drain_seconds,
+        name=name or model_name(path), adapters=_adapters(adapters or []), warm=warm, options=engine,
+    )  # fmt: skip
+    service = _service(path, settings)
+
+    def on_ready(url: str) -> None:
+        seconds, llm = round(time.perf_counter() - start, 2), service.llm
+        if json:
+            names = list(settings.adapters)
+            print_json({"url": url, "model": service.name, "adapters": names, "context": llm.longest_text(),
+                        "seconds": seconds})  # fmt: skip
+            sys.stdout.flush()
+            return
+        note(f"puna: {service.name} is ready at {url} ({seconds} s); Ctrl-C stops the server")
+        body = {"model": service.name, "messages": [{"role": "user", "content": "Hi!"}]}
+        note(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json_module.dumps(body)}'")
+
+    note(f"puna: loading {service.name} ...")
+    _run(service, on_ready)
+
+
+def _service(path: Path, settings: Any) -> Service:
+    """Returns the service, whose model is being loaded in a thread."""
+    from puna.server.service import Service
+
+    service = Service(path, settings)
+    service.load_in_thread()
+    return service
+
+
+def _run(service: Service, on_ready: Any) -> None:
+    """Imports the web framework while the model is loaded, and serves."""
+    try:
+        from puna.server.app import create_app
+        from puna.server.run import run
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn", "prometheus_client"):
+            raise
+        raise MissingExtraError(
+            f"puna serve needs {exc.name}, which is not installed; install it with: pip install 'puna[serve]'"
+        ) from exc
+    run(create_app(service, service.settings), service, on_ready)
+
+
+def _adapters(values: list[str]) -> dict[str, str]:
+    """Returns paths of adapters by name."""
+    adapters: dict[str, str] = {}
+    for value in values:
+        name, _, path = value.partition("=")
+        if not name or not path:
+            raise typer.BadParameter(f"must be NAME=PATH, got {value!r}", param_hint="--adapter")
+        if name in adapters:
+            raise typer.BadParameter(f"the name {name!r} is given twice", param_hint="--adapter")
+        adapters[name] = path
+    return adapters
+
+
+def _bytes(text: str) -> int:
+    """Returns a number of bytes, such as 4G."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    number = text.upper().removesuffix("B").removesuffix("I")
+    unit = units.get(number[-1:], 1)
+    digits = number[:-1] if number[-1:] in units else number
+    if not digits.isascii() or not digits.isdigit():
+        raise typer.BadParameter(f"must be a whole number with K, M, G or T, got {text!r}", param_hint="--cache-disk")
+    return int(digits) * unit
