@@ -16,13 +16,15 @@ from puna.server.errors import ApiError, api_error
 from puna.server.guard.protect import make_policy, protect
 from puna.server.protocol import chat, models
 from puna.server.protocol.endpoint import error_response
+from puna.server.protocol.messages import endpoint as messages
+from puna.server.protocol.responses import endpoint as responses
 from puna.server.routes import health
 from puna.server.service import Service
 from puna.server.settings import ServerSettings
 
 log = logging.getLogger("puna.server")
 
-ROUTERS = (chat.router, models.router, health.router)
+ROUTERS = (chat.router, responses.router, messages.router, models.router, health.router)
 """Each returns the routes of one interface."""
 
 

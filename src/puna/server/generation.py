@@ -159,7 +159,7 @@ class Running:
                 yield TextDelta(choice, text)
         for choice, completion in enumerate(self.completions):
             yield TextDelta(choice, "", completion.ids, completion.logprobs or ())
-            yield Finished(choice, cast(FinishReason, completion.finish_reason))
+            yield Finished(choice, cast(FinishReason, completion.finish_reason), completion.stop)
 
     async def complete(self) -> tuple[Completion, ...]:
         """Waits for the end, and returns the answers."""
@@ -178,6 +178,11 @@ class Running:
         completions = self.completions
         tokens = sum(len(completion.ids) for completion in completions)
         return Usage(len(self.prompt_ids), tokens, completions[0].cached_tokens)
+
+    @property
+    def prompt_usage(self) -> Usage:
+        """Numbers of tokens of the prompt, after the first update."""
+        return Usage(len(self.prompt_ids), 0, self._candidates.answers[0].cached_tokens)
 
     def cancel(self) -> None:
         """Ends the requests; the iteration ends."""

@@ -39,11 +39,15 @@ def _is_anthropic(request: Request) -> bool:
 
 def _card(service: Service, name: str, request: Request) -> dict[str, Any]:
     """Returns the description of a model."""
+    adapter = service.adapter(name)
+    longest = service.llm.longest_text(adapter)
     if _is_anthropic(request):
         created = datetime.datetime.fromtimestamp(service.created, datetime.timezone.utc)
-        return {"type": "model", "id": name, "display_name": name, "created_at": created.isoformat()}
-    adapter = service.adapter(name)
+        return {
+            "type": "model", "id": name, "display_name": name, "created_at": created.isoformat(), "lifecycle": "active",
+            "max_input_tokens": longest, "max_tokens": longest,
+        }  # fmt: skip
     return {
         "id": name, "object": "model", "created": service.created, "owned_by": "puna", "root": service.name,
-        "parent": None if adapter is None else service.name, "max_model_len": service.llm.longest_text(adapter),
+        "parent": None if adapter is None else service.name, "max_model_len": longest,
     }  # fmt: skip

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from puna.errors import show
 from puna.options import Options
 from puna.server.errors import ApiError
-from puna.server.protocol.fields import HONOURED, Field, Values
+from puna.server.protocol.fields import HONOURED, Field
 from puna.server.protocol.types import Array, Boolean, Integer, Map, Number, OneOf, Text
 from puna.server.service import Service
 
@@ -48,7 +49,12 @@ SAMPLING = (
 _SEED_BITS = 2**64
 
 
-def read_options(values: Values, service: Service) -> Options:
+def sampling_without(*names: str) -> tuple[Field, ...]:
+    """Returns the rows of `SAMPLING`, without some."""
+    return tuple(row for row in SAMPLING if row.name not in names)
+
+
+def read_options(values: Mapping[str, Any], service: Service) -> Options:
     """Returns the options of `LLM` for the fields of `SAMPLING`."""
     names = (
         "temperature", "top_p", "frequency_penalty", "presence_penalty", "min_p", "typical_p", "repetition_penalty",

@@ -1,0 +1,67 @@
+"""The tools of a request of Anthropic's API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableSequence, Sequence
+from typing import Any
+
+from puna.errors import show
+from puna.server.errors import ApiError, unsupported
+from puna.server.protocol.fields import Values
+from puna.server.protocol.messages.fields import SERVER_TOOLS
+from puna.server.protocol.tagged import Skipped, skipped
+from puna.server.tools.toolset import Function, ToolSet
+
+_MODES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
+
+
+def read_tools(values: Values, ignored: MutableSequence[str]) -> ToolSet | None:
+    """Returns the tools that the answer may call; None if there are none.
+
+    Tools of other types are skipped next to tools of the client, and tools with `defer_loading` always: coding agents
+    send them to every server.
+
+    Args:
+        ignored: receives the deferred tools.
+
+    Raises:
+        ApiError: 400, if a request has only tools that a server would have to run, or if `tool_choice` requires a call
+            of a tool that the request does not have.
+    """
+    tools: Sequence[Mapping[str, Any]] = values["tools"] or ()
+    functions = []
+    for index, tool in enumerate(tools):
+        if isinstance(tool, Skipped):
+            continue
+        if tool["defer_loading"]:
+            ignored.append(skipped(f"tools[{index}]", tool["name"]))
+        else:
+            functions.append(
+                Function(tool["name"], tool["input_schema"], bool(tool["strict"]), tool["description"] or "")
+            )
+    if not functions:
+        _check_server_tools(tools)
+    return _tool_set(tuple(functions), values["tool_choice"] or {"type": "auto"})
+
+
+def _check_server_tools(tools: Sequence[Mapping[str, Any]]) -> None:
+    for index, tool in enumerate(tools):
+        if isinstance(tool, Skipped) and str(tool["type"]).startswith(SERVER_TOOLS):
+            message = f"tools[{index}].type is {show(tool['type'])}; this server runs no tools, give some of the client"
+            raise unsupported(f"tools[{index}].type", message)
+
+
+def _tool_set(functions: tuple[Function, ...], choice: Mapping[str, Any]) -> ToolSet | None:
+    names, kind = [function.name for function in functions], choice["type"]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ApiError(400, f"tools has two tools with the name {show(repeated)}", param="tools")
+    if kind == "tool" and choice["name"] not in names:
+        name = show(choice["name"])
+        raise ApiError(400, f"tool_choice.name is {name}, which is not one of the tools", param="tool_choice.name")
+    if not functions:
+        if kind == "any":
+            raise ApiError(400, "tool_choice requires a call, but the request has no tools", param="tool_choice")
+        return None
+    allowed = (choice["name"],) if kind == "tool" else None
+    return ToolSet(functions, _MODES[kind], allowed, not choice.get("disable_parallel_tool_use"))  # type: ignore[arg-type]

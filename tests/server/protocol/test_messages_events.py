@@ -1,0 +1,90 @@
+"""Updates of a generation become the events of Anthropic's API, in order, valid for the SDK's types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from puna.server.errors import ApiError
+from puna.server.generation import Finished, TextDelta, ToolCallArguments, ToolCallStart, Update, Usage
+from puna.server.protocol.messages.events import Writer, error_event
+from tests.server.sdk_types import parse
+
+pytest.importorskip("anthropic")
+from anthropic.types import Message, RawMessageStreamEvent
+
+USAGE = Usage(prompt=9, completion=3, cached=4)
+
+
+def events_of(writer: Writer, *updates: Update) -> list[dict[str, Any]]:
+    events = writer.begin(Usage(prompt=9, completion=0, cached=4))
+    for update in updates:
+        events += writer.feed(update)
+    events += writer.finish(USAGE)
+    for event in events:
+        if event["type"] != "ping":
+            parse(RawMessageStreamEvent, event)
+    parse(Message, writer.message)
+    return events
+
+
+def test_text_has_every_event_in_order() -> None:
+    writer = Writer("m", 8)
+    events = events_of(writer, TextDelta(0, "a"), TextDelta(0, ""), TextDelta(0, "b"), Finished(0, "stop", 2))
+    assert [event["type"] for event in events] == [
+        "message_start", "ping", "content_block_start", "content_block_delta", "content_block_delta",
+        "content_block_stop", "message_delta", "message_stop",
+    ]  # fmt: skip
+    usage = {"input_tokens": 5, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 4}
+    assert events[0]["message"]["usage"] == {**usage, "output_tokens": 0} and events[0]["message"]["content"] == []
+    assert events[6] == {
+        "type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+        "usage": {**usage, "output_tokens": 3},
+    }  # fmt: skip
+    assert writer.message["content"] == [{"type": "text", "text": "ab"}]
+
+
+def test_calls_follow_text() -> None:
+    writer = Writer("m", 8)
+    events = events_of(
+        writer, TextDelta(0, "a"), ToolCallStart(0, 0, "toolu_1", "f"), ToolCallArguments(0, 0, '{"x":'),
+        ToolCallArguments(0, 0, "1}"), ToolCallStart(0, 1, "toolu_2", "g"), Finished(0, "tool_calls"),
+    )  # fmt: skip
+    assert [(event["type"], event["index"]) for event in events if "index" in event] == [
+        ("content_block_start", 0), ("content_block_delta", 0), ("content_block_stop", 0),
+        ("content_block_start", 1), ("content_block_delta", 1), ("content_block_delta", 1), ("content_block_stop", 1),
+        ("content_block_start", 2), ("content_block_stop", 2),
+    ]  # fmt: skip
+    starts = [event["content_block"] for event in events if event["type"] == "content_block_start"]
+    assert starts[1] == {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
+    assert [block.get("input") for block in writer.message["content"]] == [None, {"x": 1}, {}]
+    assert writer.message["stop_reason"] == "tool_use"
+
+
+@pytest.mark.parametrize(
+    ("end", "maximum", "reason", "sequence"),
+    [
+        (Finished(0, "stop", 2), 8, "end_turn", None),
+        (Finished(0, "stop", "\n"), 8, "stop_sequence", "\n"),
+        (Finished(0, "length"), 3, "max_tokens", None),
+        (Finished(0, "length"), 8, "model_context_window_exceeded", None),
+    ],
+)
+def test_stop_reasons(end: Finished, maximum: int, reason: str, sequence: str | None) -> None:
+    writer = Writer("m", maximum)
+    events_of(writer, TextDelta(0, "a"), end)
+    assert (writer.message["stop_reason"], writer.message["stop_sequence"]) == (reason, sequence)
+
+
+def test_a_call_without_complete_arguments_has_none() -> None:
+    writer = Writer("m", 3)
+    events_of(writer, ToolCallStart(0, 0, "t", "f"), ToolCallArguments(0, 0, '{"x":'), Finished(0, "length"))
+    assert writer.message["content"][0]["input"] == {} and writer.message["stop_reason"] == "max_tokens"
+
+
+def test_errors_inside_a_stream_have_anthropics_shape() -> None:
+    event = error_event(ApiError(503, "later"), "/v1/messages", "req_1")
+    assert event == {
+        "type": "error", "error": {"type": "overloaded_error", "message": "later"}, "request_id": "req_1"
+    }  # fmt: skip
