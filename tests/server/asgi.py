@@ -26,6 +26,15 @@ class Reply:
         return json.loads(self.body)
 
 
+class Connection:
+    """A client that may stop reading, and go away."""
+
+    def __init__(self) -> None:
+        self.reply = Reply()
+        self.arrived, self.gone, self.reading = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.reading.set()
+
+
 def scope_of(
     method: str = "POST",
     path: str = "/v1/models",
@@ -60,14 +69,18 @@ def call(application: Any, scope: dict[str, Any], body: bytes | list[bytes] = b"
     return asyncio.run(call_async(application, scope, body))
 
 
-async def call_async(application: Any, scope: dict[str, Any], body: bytes | list[bytes] = b"") -> Reply:
+async def call_async(
+    application: Any, scope: dict[str, Any], body: bytes | list[bytes] = b"", connection: Connection | None = None
+) -> Reply:
+    """Does the same as `call` in a running event loop."""
     parts = [body] if isinstance(body, bytes) else list(body)
-    reply = Reply()
-    forever = asyncio.Event()
+    connection = connection or Connection()
+    reply = connection.reply
 
     async def receive() -> dict[str, Any]:
         if not parts:
-            await forever.wait()
+            await connection.gone.wait()
+            return {"type": "http.disconnect"}
         return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
 
     async def send(message: dict[str, Any]) -> None:
@@ -77,6 +90,8 @@ async def call_async(application: Any, scope: dict[str, Any], body: bytes | list
             reply.headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in message["headers"]]
         else:
             reply.body += message.get("body", b"")
+            connection.arrived.set()
+            await connection.reading.wait()
 
     await application(scope, receive, send)
     return reply

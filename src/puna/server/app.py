@@ -18,26 +18,26 @@ from puna.server.protocol import chat, models
 from puna.server.protocol.endpoint import error_response
 from puna.server.protocol.messages import endpoint as messages
 from puna.server.protocol.responses import endpoint as responses
-from puna.server.routes import health
+from puna.server.routes import health, metrics
 from puna.server.service import Service
 from puna.server.settings import ServerSettings
 
 log = logging.getLogger("puna.server")
 
-ROUTERS = (chat.router, responses.router, messages.router, models.router, health.router)
+ROUTERS = (chat.router, responses.router, messages.router, models.router, health.router, metrics.router)
 """Each returns the routes of one interface."""
 
 
 class _App(FastAPI):
     """FastAPI with the middleware of `puna.server.guard` around its own, which answers unexpected errors."""
 
-    def __init__(self, settings: ServerSettings) -> None:
-        self._settings, self._policy = settings, make_policy(settings)
+    def __init__(self, service: Service, settings: ServerSettings) -> None:
+        self._settings, self._policy, self._observe = settings, make_policy(settings), service.observer.responded
         super().__init__(title="puna", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
 
     def build_middleware_stack(self) -> ASGIApp:
         """Returns the application with all middleware."""
-        return protect(super().build_middleware_stack(), self._settings, self._policy)
+        return protect(super().build_middleware_stack(), self._settings, self._policy, self._observe)
 
 
 def create_app(service: Service, settings: ServerSettings) -> FastAPI:
@@ -46,7 +46,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     Raises:
         ConfigError: a setting of `puna.server.guard` is invalid.
     """
-    app = _App(settings)
+    app = _App(service, settings)
     app.state.service, app.state.settings = service, settings
     for router in ROUTERS:
         app.include_router(router(service))

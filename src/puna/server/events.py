@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -81,7 +83,8 @@ class EventStream(Response):
             await asyncio.wait_for(send(message), self._settings.slow_reader_seconds)
 
         try:
-            async for body in with_pings(self._events, self._settings.ping_seconds):
+            deadline = time.monotonic() + self._settings.request_seconds
+            async for body in with_pings(self._events, self._settings.ping_seconds, deadline):
                 await write(body)
         except asyncio.TimeoutError:
             log.warning("a stream was ended because its client did not read it")
@@ -95,14 +98,22 @@ class EventStream(Response):
         await write(b"", more=False)
 
 
-async def with_pings(events: AsyncIterator[bytes], seconds: float) -> AsyncIterator[bytes]:
-    """Yields the events, and a comment whenever there has been no event for some seconds."""
+async def with_pings(events: AsyncIterator[bytes], seconds: float, deadline: float = math.inf) -> AsyncIterator[bytes]:
+    """Yields the events, and a comment whenever there has been no event for some seconds.
+
+    Raises:
+        ApiError: 408, if the events have not ended at `deadline`, in seconds of `time.monotonic`.
+    """
     pending: asyncio.Future[bytes] | None = None
     try:
         while True:
             pending = asyncio.ensure_future(events.__anext__())
-            while not (await asyncio.wait({pending}, timeout=seconds))[0]:
+            while not (await asyncio.wait({pending}, timeout=min(seconds, deadline - time.monotonic())))[0]:
+                if time.monotonic() >= deadline:
+                    raise timeout_error()
                 yield PING
+            if time.monotonic() >= deadline:
+                raise timeout_error()
             try:
                 body = pending.result()
             except StopAsyncIteration:
@@ -115,21 +126,36 @@ async def with_pings(events: AsyncIterator[bytes], seconds: float) -> AsyncItera
                 await pending
 
 
-async def cancelled_on_disconnect(receive: Receive, work: Awaitable[Result]) -> Result | None:
-    """Returns the result of `work`; cancels it, and returns None, when the client disconnects."""
+def timeout_error() -> ApiError:
+    """Returns the error for a request that takes too long."""
+    message = "the answer took longer than this server allows; request fewer tokens, or start it with --request-seconds"
+    return ApiError(408, message, code="request_timeout")
+
+
+async def cancelled_on_disconnect(
+    receive: Receive, work: Awaitable[Result], seconds: float | None = None
+) -> Result | None:
+    """Returns the result of `work`; cancels it, and returns None, when the client disconnects.
+
+    Raises:
+        ApiError: 408, if the work takes longer than `seconds`; it is cancelled.
+    """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, watcher}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
+        if not watcher.done():
+            raise timeout_error()
         return None
     finally:
         for item in (watcher, task):
-            if not item.done():
+            while not item.done():  # before Python 3.12, `wait_for` may ignore a cancellation
                 item.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await item
+                await asyncio.wait({item}, timeout=1)
+        if not task.cancelled():
+            task.exception()  # is not reported as an exception that was never retrieved
 
 
 async def _disconnected(receive: Receive) -> None:

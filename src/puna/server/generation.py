@@ -6,7 +6,8 @@ No module here knows the names of HTTP fields.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -143,7 +144,10 @@ class Running:
 
     Attributes:
         prompt_ids: the token ids of the prompt.
+        on_end: called with the complete answers, and the time of the first text of a stream, from `time.monotonic`.
     """
+
+    on_end: Callable[[Sequence[Completion], float | None], None] | None = None
 
     def __init__(self, candidates: Candidates, stream: Stream[Any]) -> None:
         self.prompt_ids = candidates.answers[0].request.prompt_ids
@@ -154,9 +158,12 @@ class Running:
         return self._updates()
 
     async def _updates(self) -> AsyncIterator[Update]:
+        first = None
         async for choice, text in self._stream:
             if text:
+                first = first or time.monotonic()
                 yield TextDelta(choice, text)
+        self._ended(first)
         for choice, completion in enumerate(self.completions):
             yield TextDelta(choice, "", completion.ids, completion.logprobs or ())
             yield Finished(choice, cast(FinishReason, completion.finish_reason), completion.stop)
@@ -164,7 +171,12 @@ class Running:
     async def complete(self) -> tuple[Completion, ...]:
         """Waits for the end, and returns the answers."""
         await self._stream.wait_async()
+        self._ended(None)
         return self.completions
+
+    def _ended(self, first: float | None) -> None:
+        if self.on_end is not None:
+            self.on_end(self.completions, first)
 
     @property
     def completions(self) -> tuple[Completion, ...]:
@@ -234,6 +246,7 @@ def _candidates(llm: AsyncLLM, generation: Generation) -> Candidates:
     free = check_length(llm, len(ids), generation)
     is_chat = not isinstance(generation.prompt, str) and isinstance(generation.prompt[0], Mapping)
     options: Options = {**generation.options, "adapter": generation.adapter, "n": generation.n}
+    options["salt"], options["priority"] = generation.salt, generation.priority
     if generation.best_of is not None:
         options["best_of"] = generation.best_of
     limit = options.get("max_tokens", "auto")

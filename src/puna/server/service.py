@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from puna import __version__
 from puna.async_llm import AsyncLLM
 from puna.errors import PunaError, puna_error, show, suggestion
 from puna.server.errors import ApiError
 from puna.server.generation import Generation, Running, start
+from puna.server.guard.admission import Admission
+from puna.server.guard.exchange import current_exchange
+from puna.server.observation import Observer
 from puna.server.settings import ServerSettings
 
 State = Literal["loading", "ready", "draining", "failed"]
@@ -30,6 +35,8 @@ class Service:
         state: "loading", "ready", "draining" or "failed".
         error: why loading failed.
         created: time of the start, in seconds since 1970.
+        admission: the queue before the engine.
+        observer: records requests in the metrics and in the log.
     """
 
     def __init__(self, model: AsyncLLM | str | Path | None, settings: ServerSettings) -> None:
@@ -40,8 +47,11 @@ class Service:
         self._path = None if isinstance(model, AsyncLLM) else model
         self._llm: AsyncLLM | None = None
         self._fingerprints: dict[str | None, str] = {}
+        slots = settings.options.get("max_batch", 16)
+        self.admission = Admission(cast(int, slots), settings.admission)
+        self.observer = Observer(self.admission)
         if isinstance(model, AsyncLLM):
-            self._llm, self.state = model, "ready"
+            self._open(model)
 
     def load_in_thread(self) -> threading.Thread:
         """Starts to load the model in a thread, while other modules are imported; returns the thread."""
@@ -54,11 +64,15 @@ class Service:
         try:
             llm = AsyncLLM(self._path, adapters=self.settings.adapters or None, **options)
             _ = llm.tokenizer
-            self._llm = llm
+            self._open(llm)
         except Exception as exc:
             self.error, self.state = puna_error(exc), "failed"
-        else:
-            self.state = "ready" if self.state == "loading" else self.state
+
+    def _open(self, llm: AsyncLLM) -> None:
+        """Accepts requests for a model from now on."""
+        self._llm = llm
+        self.observer.open(self.name, self.settings.adapters, self.settings.metrics_alias, llm._engine)
+        self.state = "ready" if self.state == "loading" else self.state
 
     @property
     def llm(self) -> AsyncLLM:
@@ -124,7 +138,12 @@ class Service:
             ApiError: 503, if the model is loading or the server is shutting down.
         """
         self.check_ready()
-        return await start(self.llm, generation)
+        exchange = current_exchange()
+        generation = replace(generation, salt=exchange.caller.namespace(generation.salt))
+        running = await start(self.llm, generation)
+        limit = generation.options.get("max_tokens")
+        running.on_end = partial(self.observer.answered, exchange, limit if isinstance(limit, int) else None)
+        return running
 
     def drain(self) -> None:
         """Refuses new requests from now on; those that run may finish."""

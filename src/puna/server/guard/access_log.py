@@ -74,6 +74,7 @@ class Frontier:
             elif message["type"] == "http.response.body":
                 exchange.sent += len(message.get("body", b""))
             await send(message)
+            exchange.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             await self._application(scope, receive, counted_send)

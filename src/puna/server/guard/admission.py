@@ -10,8 +10,6 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,6 +51,7 @@ class Ticket:
         origin: requests of the same origin are served in the order of their priority and arrival.
         priority: lower numbers are served first.
         size: number of sequences.
+        model: the name of the requested model or adapter; for the metrics.
         arrived: time of arrival, from `time.monotonic`.
         admitted: time when the request began to run; None while it waits.
     """
@@ -61,6 +60,7 @@ class Ticket:
     origin: str
     priority: int
     size: int
+    model: str
     arrived: float
     admitted: float | None = None
     ready: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -103,14 +103,16 @@ class Admission:
         self._admissions = 0
         self._seconds = 1.0  # of an average request
 
-    async def enter(self, caller: str, user: str | None = None, priority: int = 0, size: int = 1) -> Ticket:
+    async def enter(
+        self, caller: str, user: str | None = None, priority: int = 0, size: int = 1, model: str = ""
+    ) -> Ticket:
         """Waits until a request may run. `leave` must be called with the ticket, whatever happens to the request.
 
         Raises:
             ApiError: 429, if the queue is full or the caller has too many requests; 408 after too long a wait.
         """
         origin = self._origin_name(caller, user)
-        ticket = Ticket(caller, origin, priority, max(1, min(size, self.slots)), time.monotonic())
+        ticket = Ticket(caller, origin, priority, max(1, min(size, self.slots)), model, time.monotonic())
         self._check(ticket)
         self._origins.setdefault(origin, _Origin()).requests += 1
         self._requests[caller] += 1
@@ -194,12 +196,3 @@ class Admission:
     def _order(self, ticket: Ticket) -> tuple[float, ...]:
         origin = self._origins[ticket.origin]
         return ticket.priority, origin.running, origin.served, ticket.arrived
-
-
-@contextmanager
-def left(admission: Admission, ticket: Ticket) -> Iterator[Ticket]:
-    """Ends a request when the block ends."""
-    try:
-        yield ticket
-    finally:
-        admission.leave(ticket)

@@ -33,6 +33,10 @@ class Caller:
     name: str = "anonymous"
     salt: str = ""
 
+    def namespace(self, salt: str) -> str:
+        """Returns the salt of a request, in the namespace of this caller."""
+        return hashlib.sha256(f"{self.salt}\0{salt}".encode()).hexdigest() if self.salt else salt
+
 
 class KeyRing:
     """The configured API keys, of which only digests are stored.

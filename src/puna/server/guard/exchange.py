@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
@@ -28,6 +29,7 @@ class Exchange:
         caller: who sent the request; known after the key was checked.
         status: the status of the response; 0 before there is one.
         sent: bytes of the body that were sent.
+        complete: whether the response was sent to its end.
         facts: what the endpoint reports for the log, such as the model and the numbers of tokens; never any text.
     """
 
@@ -37,7 +39,16 @@ class Exchange:
     caller: Caller = field(default_factory=Caller)
     status: int = 0
     sent: int = 0
+    complete: bool = False
     facts: dict[str, int | float | str] = field(default_factory=dict)
+
+
+_current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+
+
+def current_exchange() -> Exchange:
+    """Returns the exchange of the request that the current task answers; a new one outside of a request."""
+    return _current.get() or Exchange("")
 
 
 def open_exchange(scope: Scope) -> Exchange:
@@ -50,6 +61,7 @@ def open_exchange(scope: Scope) -> Exchange:
         trace[0][1].decode("ascii") if len(trace) == 1 and trace[0] else None,
     )
     scope.setdefault("state", {}).update(exchange=exchange, request_id=exchange.request_id)
+    _current.set(exchange)
     return exchange
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from puna.server.guard.access_log import Frontier, write_line
 from puna.server.guard.callers import KeyRing
+from puna.server.guard.exchange import Exchange
 from puna.server.guard.security import OPEN_PATHS, Guard, Policy, check_address, origin_headers
 from puna.server.settings import ServerSettings
 
@@ -35,12 +36,22 @@ def make_policy(settings: ServerSettings, open_paths: Iterable[str] = ()) -> Pol
     )
 
 
-def protect(application: ASGIApp, settings: ServerSettings, policy: Policy) -> ASGIApp:
-    """Returns an application with the checks, the log and the headers of a server around it."""
+def protect(
+    application: ASGIApp, settings: ServerSettings, policy: Policy, observe: Callable[[Exchange, Scope], None]
+) -> ASGIApp:
+    """Returns an application with the checks, the log and the headers of a server around it.
+
+    Args:
+        application: the application.
+        settings: the settings of the server.
+        policy: which requests are accepted.
+        observe: called at the end of each exchange.
+    """
     return Frontier(
         Guard(application, policy),
         None if settings.access_log == "off" else write_line,
         settings.access_log == "json",
         [] if settings.replica is None else [(b"x-puna-replica", settings.replica.encode("ascii", "replace"))],
         partial(origin_headers, policy=policy),
+        observe,
     )

@@ -15,11 +15,16 @@ from starlette.types import Receive, Scope, Send
 from puna.errors import show
 from puna.server.errors import ApiError, api_error, to_json
 from puna.server.events import cancelled_on_disconnect
+from puna.server.guard.admission import Ticket
+from puna.server.guard.exchange import exchange_of
 from puna.server.protocol.fields import Table, Values, read
 from puna.server.protocol.strict_json import parse
 from puna.server.service import Service
 
 log = logging.getLogger("puna.server")
+
+_PROMPTS = ("prompt", "input", "inputs")
+"""Fields that may be lists of texts, or lists of token ids."""
 
 IGNORED = "X-Puna-Ignored"
 _HEADER_BYTES = 1000
@@ -78,6 +83,7 @@ def add_endpoint(
     summary: str,
     response: Mapping[str, Any] | None = None,
     streams: bool = False,
+    admitted: bool = True,
 ) -> None:
     """Adds `POST path` to a router.
 
@@ -87,10 +93,11 @@ def add_endpoint(
         summary: what the endpoint does, for the documents.
         response: JSON schema of the response.
         streams: whether the response may be a stream of server-sent events.
+        admitted: whether requests wait in the queue before the model; false for those that do not run the model.
     """
 
     async def endpoint(request: Request) -> Response:
-        return _Response(service, table, handler, request)
+        return _Response(service, table, handler, request, admitted)
 
     limits = service.settings.limits
     content: dict[str, Any] = {"application/json": {"schema": dict(response or {"type": "object"})}}
@@ -121,20 +128,29 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
 class _Response(Response):
     """Reads the request and answers it. As a response, it can notice meanwhile that the client has disconnected."""
 
-    def __init__(self, service: Service, table: Table, handler: Handler, request: Request) -> None:
+    def __init__(self, service: Service, table: Table, handler: Handler, request: Request, admitted: bool) -> None:
         self.background = None
         self._parts = service, table, handler, request
+        self._admitted = admitted
+        self._ticket: Ticket | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the response."""
-        service, table, handler, request = self._parts
+        """Sends the response, and frees the place of the request in the queue."""
+        try:
+            await self._respond(scope, receive, send)
+        finally:
+            if self._ticket is not None:
+                self._parts[0].admission.leave(self._ticket)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service, table, _, request = self._parts
         response: Response | None
         try:
             service.check_ready()
             document = await read_document(request, service)
             values = read(table, document, service.settings)
             call = Call(service, values, request, list(values.ignored))
-            response = await cancelled_on_disconnect(receive, handler(call))
+            response = await cancelled_on_disconnect(receive, self._answer(call), service.settings.request_seconds)
         except ClientDisconnect:
             return
         except Exception as exc:
@@ -145,6 +161,28 @@ class _Response(Response):
             response = error_response(error, scope["path"], request_id)
         if response is not None:
             await response(scope, receive, send)
+
+    async def _answer(self, call: Call) -> Response:
+        """Waits in the queue, and answers."""
+        if self._admitted:
+            exchange, admission = exchange_of(call.request.scope), call.service.admission
+            self._ticket = await admission.enter(exchange.caller.name, **_queue_options(call.values))
+            call.service.observer.admitted(exchange, self._ticket)
+        return await self._parts[2](call)
+
+
+def _queue_options(values: Values) -> dict[str, Any]:
+    """Returns the arguments of `Admission.enter` that a request determines."""
+    users = [values.get(name) for name in ("safety_identifier", "user", "prompt_cache_key")]
+    users.append((values.get("metadata") or {}).get("user_id"))
+    prompts: list[Any] = next((values[name] for name in _PROMPTS if isinstance(values.get(name), list)), [])
+    count = 1 if not prompts or isinstance(prompts[0], int) else len(prompts)
+    return {
+        "user": next((user for user in users if isinstance(user, str)), None),
+        "priority": values.get("priority") or 0,
+        "size": count * max(values.get("n") or 1, values.get("best_of") or 1),
+        "model": values.get("model") or "",
+    }
 
 
 async def read_document(request: Request, service: Service) -> dict[str, Any]:

@@ -19,6 +19,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/health/ready", summary="Whether requests are accepted", response_class=Response)
     async def ready() -> Response:
-        return json_response({"status": service.state}, 200 if service.state == "ready" else 503)
+        is_ready = service.state == "ready"
+        headers = {} if is_ready else {"Retry-After": "2"}
+        return json_response({"status": service.state}, 200 if is_ready else 503, headers)
 
     return routes

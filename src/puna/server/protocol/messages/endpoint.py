@@ -26,7 +26,15 @@ def router(service: Service) -> APIRouter:
     """Returns the routes."""
     routes = APIRouter()
     add_endpoint(routes, service, "/v1/messages", FIELDS, _answer, summary="Answer messages", streams=True)
-    add_endpoint(routes, service, "/v1/messages/count_tokens", COUNT_FIELDS, _count, summary="Count tokens of messages")
+    add_endpoint(
+        routes,
+        service,
+        "/v1/messages/count_tokens",
+        COUNT_FIELDS,
+        _count,
+        summary="Count tokens of messages",
+        admitted=False,
+    )
     return routes
 
 
