@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from puna.errors import BackendError, RequestError
+from puna.grammars.keywords import with_keyword
 
 _PROGRAM = """\
 import json, sys
@@ -47,7 +48,10 @@ def check_rule(name: str, rule: Mapping[str, Any], special: Sequence[str]) -> No
     if answer == "ok":
         return
     if answer.startswith("error "):
-        raise RequestError(f"{name} cannot be used: {answer.removeprefix('error ')}")
+        error = answer.removeprefix("error ")
+        if name == "json_schema":
+            error = with_keyword(error, json.dumps(rule[name]))
+        raise RequestError(f"{name} cannot be used: {error}")
     if process.returncode >= 0:
         reason = process.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
         raise BackendError(f"the process that checks grammars failed: {''.join(reason) or process.returncode}")

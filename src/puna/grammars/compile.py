@@ -13,6 +13,7 @@ import numpy as np
 from puna.engine.grammar import Grammar, GrammarState, Masks, Matcher
 from puna.errors import RequestError
 from puna.grammars.check import check_rule
+from puna.grammars.keywords import with_keyword
 from puna.grammars.library import byte_tokenizer, make_matcher
 from puna.grammars.rules import Rule, unique_keys
 from puna.grammars.vocabulary import Vocabulary
@@ -121,6 +122,8 @@ class AnswerRule:
     def _new_matcher(self, after_space: bool = False) -> Matcher:
         matcher, error = make_matcher(self._rule.grammar, self._vocabulary.library, after_space)
         if error is not None:
+            if self._rule.kind == "json_schema":
+                error = with_keyword(error, self._rule.text)
             raise RequestError(f"{self._rule.kind} cannot be used: {error}")
         return matcher
 

@@ -6,11 +6,11 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeGuard
 
 from puna.errors import RequestError, show, show_bytes
+from puna.grammars.schemas import supported_form
 
 Kind = Literal["json_schema", "regex", "grammar", "choice"]
 
@@ -101,16 +101,31 @@ def _schema(name: str, argument: Any) -> str:
     if "x-guidance" in value:
         raise RequestError(f"{name} has the key 'x-guidance', which is not a keyword of JSON schemas; remove it")
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        schema = json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False))
+        schema = _supported(name, schema)
+        text = json.dumps(schema, ensure_ascii=False)
         numbers: list[int] = []
         json.loads(text, parse_int=lambda digits: numbers.append(int(digits)))
     except (TypeError, ValueError, RecursionError) as exc:
+        if isinstance(exc, RequestError):
+            raise
         raise RequestError(f"{name} cannot be written as JSON: {exc}") from exc
     largest = max(map(abs, numbers), default=0)
     if largest > _MAX_INTEGER:  # llguidance rounds such numbers to float64
-        raise RequestError(f"{name} has the number {show(largest)}; the largest number that is exact is {_MAX_INTEGER}")
-    _check_bounds(name, json.loads(text))
+        raise RequestError(
+            f"{name} has the number {show(largest)}{_place(schema, largest)}; the largest number that is exact is "
+            f"{_MAX_INTEGER}"
+        )
+    _check_bounds(name, schema)
     return text
+
+
+def _supported(name: str, schema: Any) -> Any:
+    """Returns a schema as llguidance reads it."""
+    try:
+        return supported_form(schema)
+    except RequestError as exc:
+        raise RequestError(f"{name} cannot be used: {exc}") from None
 
 
 def _check_bounds(name: str, schema: Any) -> None:
@@ -145,6 +160,20 @@ def _bounds(schema: Any, inclusive: str, exclusive: str) -> tuple[set[float], se
     return bounds, excluded
 
 
+def _place(schema: Any, number: int) -> str:
+    """Returns " in ...", with the keyword whose value is a number or its negative."""
+    parts: list[tuple[str, Any]] = [("", schema)]
+    while parts:
+        keyword, part = parts.pop()
+        if isinstance(part, Mapping):
+            parts += part.items()
+        elif isinstance(part, list | tuple):
+            parts += [(keyword, item) for item in part]
+        elif _is_number(part) and abs(part) == number:
+            return f" in {keyword}"
+    return ""
+
+
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -176,12 +205,18 @@ def _grammar(name: str, value: Any) -> str:
             f"{name} has a rule with the attribute {attribute[1]}, which is not supported; remove it, or use the "
             f"option {attribute[1]} of the request"
         )
+    parts, end = [], 0
     for start in re.finditer(r"%json\s*", text):
-        schema = None
-        with suppress(ValueError, RecursionError):  # llguidance reports errors of the syntax, with their positions
-            schema, _ = json.JSONDecoder().raw_decode(text, start.end())
+        if start.start() < end:  # inside another schema
+            continue
+        try:
+            schema, stop = json.JSONDecoder().raw_decode(text, start.end())
+        except (ValueError, RecursionError):  # llguidance reports errors of the syntax, with their positions
+            continue
         _check_bounds(name, schema)
-    return text
+        parts += [text[end : start.end()], json.dumps(_supported(name, schema), ensure_ascii=False)]
+        end = stop
+    return "".join([*parts, text[end:]])
 
 
 def _regex(name: str, value: Any) -> str:
