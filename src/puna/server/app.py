@@ -14,7 +14,9 @@ from puna import __version__
 from puna.errors import show
 from puna.server.errors import ApiError, api_error
 from puna.server.guard.protect import make_policy, protect
-from puna.server.protocol import chat, models
+from puna.server.protocol import models
+from puna.server.protocol.chat import endpoint as chat
+from puna.server.protocol.completions import endpoint as completions
 from puna.server.protocol.endpoint import error_response
 from puna.server.protocol.messages import endpoint as messages
 from puna.server.protocol.responses import endpoint as responses
@@ -24,7 +26,9 @@ from puna.server.settings import ServerSettings
 
 log = logging.getLogger("puna.server")
 
-ROUTERS = (chat.router, responses.router, messages.router, models.router, health.router, metrics.router)
+ROUTERS = (
+    chat.router, completions.router, responses.router, messages.router, models.router, health.router, metrics.router,
+)  # fmt: skip
 """Each returns the routes of one interface."""
 
 
