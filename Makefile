@@ -4,6 +4,7 @@
 #   make test      all tests; TESTS=tests/config runs a part
 #   make test-fast the tests to run while editing, in less than a minute
 #   make test-core the same without PyTorch and transformers, as if they were not installed
+#   make test-page tests of the chat page in Debian's Chromium
 #   make check     formatting, lint, types, and a C++ build without warnings
 #   make kernels   compare the native kernels of every instruction set with reference implementations
 #   make arm       the same for 64-bit Arm, under emulation
@@ -41,7 +42,7 @@ REPORT = (while sleep 15 > /dev/null 2>&1; do \
 RELEASE := -DCMAKE_BUILD_TYPE=Release -DPUNA_WERROR=ON
 PROGRAMS := schedules kernels $(if $(filter x86_64 amd64,$(shell uname -m)),kernels_emulated)
 
-.PHONY: compatibility fuzz demo serve soak test test-fast test-core test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
+.PHONY: compatibility fuzz demo serve soak test test-fast test-core test-page test-parallel test-timing check kernels arm sanitize sanitize-address sanitize-thread \
 	bench peers limits clean tools packages oracles native install
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two runs of pip must not write to one environment
@@ -75,6 +76,11 @@ test-fast: $(READY)
 test-core: $(READY)
 	PYTHONPATH=$(abspath tests/without_torch) $(PYTEST) $(PARALLEL) -m "not slow and not timing and not oracle" \
 		$(if $(PASSED),--record-passed=$(PASSED)) $(TESTS)
+
+# The tests of the chat page that need a browser; CI has none and skips them.
+test-page: $(READY) $(VENV)/.serve $(VENV)/.page
+	@command -v chromium chromium-browser > /dev/null || { echo "make test-page needs: apt-get install chromium"; exit 1; }
+	$(PYTEST) tests/server/page
 
 compatibility: $(READY)
 	$(BIN)/python -m tests.compatibility.page
@@ -177,6 +183,10 @@ $(VENV)/.model: $(VENV)/.venv constraints.txt
 $(VENV)/.serve: $(VENV)/.venv pyproject.toml constraints.txt
 	@echo "Installing the packages of the server (seconds, by network) ..."
 	$(INSTALL) fastapi uvicorn prometheus-client llguidance
+	touch $@
+
+$(VENV)/.page: $(VENV)/.venv constraints.txt
+	$(INSTALL) playwright axe-playwright-python
 	touch $@
 
 # The last line installs real vocabularies for the tests: Llama 3's tiktoken file and Mistral's SentencePiece model.

@@ -14,9 +14,9 @@ from puna import __version__
 from puna.errors import show
 from puna.server.errors import ApiError, api_error
 from puna.server.guard.protect import make_policy, protect
-from puna.server.protocol import models
-from puna.server.protocol.chat import endpoint as chat
-from puna.server.protocol.completions import endpoint as completions
+from puna.server.page import routes as page
+from puna.server.page.files import page_files
+from puna.server.protocol import chat, models
 from puna.server.protocol.endpoint import error_response
 from puna.server.protocol.messages import endpoint as messages
 from puna.server.protocol.responses import endpoint as responses
@@ -26,9 +26,7 @@ from puna.server.settings import ServerSettings
 
 log = logging.getLogger("puna.server")
 
-ROUTERS = (
-    chat.router, completions.router, responses.router, messages.router, models.router, health.router, metrics.router,
-)  # fmt: skip
+ROUTERS = (chat.router, responses.router, messages.router, models.router, health.router, metrics.router, page.router)
 """Each returns the routes of one interface."""
 
 
@@ -36,7 +34,11 @@ class _App(FastAPI):
     """FastAPI with the middleware of `puna.server.guard` around its own, which answers unexpected errors."""
 
     def __init__(self, service: Service, settings: ServerSettings) -> None:
-        self._settings, self._policy, self._observe = settings, make_policy(settings), service.observer.responded
+        self._settings, self._policy, self._observe = (
+            settings,
+            make_policy(settings, page_files()),
+            service.observer.responded,
+        )
         super().__init__(title="puna", version=__version__, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
 
     def build_middleware_stack(self) -> ASGIApp:

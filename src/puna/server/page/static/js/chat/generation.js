@@ -1,0 +1,98 @@
+/** One request for an answer: sends it, reads the stream into the message, measures times. No DOM. */
+
+import { ApiError, streamChat } from "../api.js";
+import { requestBody } from "../request.js";
+
+/** @typedef {import("../conversation.js").Conversation} Conversation */
+/** @typedef {import("../conversation.js").Message} Message */
+/** @typedef {import("../conversation.js").TokenScore} TokenScore */
+/** @typedef {{done: number, total: number, cached: number}} Progress of reading the prompt, in tokens */
+
+export class Generation {
+  /**
+   * @param {Conversation} conversation
+   * @param {Message} message an assistant message; the text is appended to its content
+   * @param {TokenScore[]} scores of the content so far; new ones are appended
+   * @param {() => void} onupdate
+   */
+  constructor(conversation, message, scores, onupdate) {
+    this.conversation = conversation;
+    this.message = message;
+    this.scores = scores;
+    this.onupdate = onupdate;
+    this.abort = new AbortController();
+    /** @type {Progress | null} */
+    this.progress = null;
+    this.chunks = 0;
+    this.started = 0;
+    this.first = 0;
+  }
+
+  stop() {
+    this.abort.abort();
+  }
+
+  /** @returns {number | null} tokens per second since the first token */
+  get speed() {
+    const seconds = (performance.now() - this.first) / 1000;
+    return this.first && this.chunks > 1 && seconds > 0.2 ? (this.chunks - 1) / seconds : null;
+  }
+
+  /** Runs until the answer is complete, stopped or failed; errors are stored in the message. */
+  async run() {
+    const { message } = this;
+    delete message.error;
+    delete message.finish;
+    delete message.usage;
+    this.started = performance.now();
+    try {
+      for await (const chunk of streamChat(requestBody(this.conversation, message), this.abort.signal)) this.#read(chunk);
+      message.finish ??= "stop";
+    } catch (error) {
+      if (this.abort.signal.aborted) {
+        message.finish = "stopped";
+      } else {
+        message.finish = "error";
+        message.error = describe(error);
+      }
+    }
+    const total = performance.now() - this.started;
+    message.timing = { first: this.first ? this.first - this.started : total, total };
+    this.onupdate();
+  }
+
+  /** @param {any} chunk of a chat completion */
+  #read(chunk) {
+    const { message } = this;
+    const progress = chunk.prompt_progress;
+    if (progress) this.progress = { done: progress.processed ?? 0, total: progress.total ?? 0, cached: progress.cache ?? 0 };
+    if (chunk.usage) message.usage = chunk.usage;
+    if (chunk.system_fingerprint) message.fingerprint = chunk.system_fingerprint;
+    const choice = chunk.choices?.[0];
+    if (choice) this.#readChoice(choice);
+    this.onupdate();
+  }
+
+  /** @param {any} choice */
+  #readChoice(choice) {
+    const scores = choice.logprobs?.content ?? [];
+    if (choice.delta?.content || scores.length) {
+      this.first ||= performance.now();
+      this.progress = null;
+      this.chunks += Math.max(1, scores.length);
+    }
+    this.message.content += choice.delta?.content ?? "";
+    for (const { token, logprob, top_logprobs: top } of scores) {
+      const alternatives = (top ?? []).map((/** @type {any} */ item) => [item.token, item.logprob]);
+      this.scores.push({ text: token, logprob, top: alternatives });
+    }
+    if (choice.finish_reason) this.message.finish = choice.finish_reason;
+  }
+}
+
+/** @param {any} error */
+function describe(error) {
+  if (!(error instanceof ApiError)) return "The stream of the answer could not be read. Try again.";
+  if (error.retryAfter) return `${error.message} Try again in ${Math.ceil(error.retryAfter)} s.`;
+  return error.message;
+}

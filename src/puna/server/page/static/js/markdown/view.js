@@ -1,0 +1,279 @@
+/**
+ * Shows markdown that grows. Finished blocks are final; only the last block is parsed again when text arrives. Long lists,
+ * tables, paragraphs and quotes are split, so that the text to parse stays short.
+ */
+
+import { codeBlock, GrowingCode } from "./code.js";
+import { decorate, newOutline } from "./decorate.js";
+import { lex, plainHtml, toHtml } from "./parser.js";
+import { sanitizeProse } from "./sanitize.js";
+import { visible } from "./visible.js";
+
+/** @typedef {import("./parser.js").Token} Token */
+
+/** Characters from which a block is split. Parsing and laying out this much takes a few milliseconds. */
+const SPLIT = 2000;
+
+/** Characters that are parsed in one call: a long stored answer is shown in slices. A block that cannot be split gets more. */
+const WINDOW = 4000;
+
+/** Characters after SPLIT in which the end of a sentence is preferred; as many again in which a space is. */
+const SEARCH = 800;
+
+const LARGEST_WINDOW = 16_000;
+
+const FENCE = /^ {0,3}(`{3,}|~{3,})([^\n]*)\n/;
+
+/** Ends of sentences, or spaces, before a letter: after a split, a letter cannot start a list or a heading. */
+const SENTENCE_ENDS = /[.!?…][)"'”’]?\s+(?=\p{L})|[。！？](?=\p{L})/gu;
+const SPACES = /\s(?=\p{L})/gu;
+
+/**
+ * A list or table of which the first items are final, while the next ones still arrive.
+ * @typedef {{type: "list" | "table", ordered: boolean, parent: Element, prefix: string}} Continuation
+ */
+
+/**
+ * @typedef {object} Split
+ * @property {Token[]} tokens that are final
+ * @property {number} length of their source
+ * @property {string} [prefix] source that must precede the rest: the head of a table
+ */
+
+export class MarkdownView {
+  /** @param {Element} container */
+  constructor(container) {
+    this.container = container;
+    this.clear();
+  }
+
+  clear() {
+    this.container.replaceChildren();
+    this.text = "";
+    this.finished = false;
+    /** Length of the text whose blocks are final. */
+    this.committed = 0;
+    this.window = WINDOW;
+    /** @type {ChildNode[]} the elements of the last block */
+    this.tail = [];
+    this.tailSource = "";
+    /** @type {GrowingCode | null} */
+    this.code = null;
+    /** @type {Continuation | null} */
+    this.continuation = null;
+    /** @type {Record<string, any>} definitions of reference links */
+    this.links = Object.create(null);
+    this.outline = newOutline();
+  }
+
+  /**
+   * Shows a part of the text; call it again while it returns true.
+   * @param {string} source complete text so far
+   * @param {boolean} finished whether the text is complete
+   * @returns {boolean} whether a part of the text is not shown yet
+   */
+  update(source, finished) {
+    const text = visible(source);
+    if (!text.startsWith(this.text) || (this.finished && !finished)) this.clear();
+    this.text = text;
+    this.finished = finished;
+    const rest = text.slice(this.committed);
+    const fence = this.continuation ? null : FENCE.exec(rest);
+    return fence ? this.#stepCode(rest, fence) : this.#stepBlocks(rest);
+  }
+
+  /**
+   * @param {string} rest starts with a code fence
+   * @param {RegExpExecArray} fence
+   */
+  #stepCode(rest, fence) {
+    const language = (/^[\w+#.-]*/.exec(fence[2].trim())?.[0] ?? "").toLowerCase();
+    const mark = fence[1];
+    const body = fence[0].length;
+    // While the answer arrives, the closing line counts once its end has arrived: "```" may become "```python".
+    const closing = new RegExp(`^ {0,3}${mark[0]}{${mark.length},}[ \\t]*${this.finished ? "(?:\\n|$(?![^]))" : "\\n"}`, "m");
+    const match = closing.exec(rest.slice(body));
+    if (match || this.finished) {
+      const end = match ? body + match.index : rest.length;
+      this.#replaceTail(codeBlock(rest.slice(body, end).replace(/\n$/, ""), language));
+      this.code = null;
+      this.#commit(match ? end + match[0].length : rest.length);
+      return this.committed < this.text.length;
+    }
+    if (!this.code) {
+      this.code = new GrowingCode(language);
+      this.#replaceTail(this.code.element);
+    }
+    // The last line may be the beginning of the closing fence.
+    const shown = rest.slice(body).replace(new RegExp(`\\n? {0,3}${mark[0]}+[ \\t]*$`), "");
+    if (shown.startsWith(this.code.text)) this.code.update(shown);
+    return false;
+  }
+
+  /** @param {string} rest */
+  #stepBlocks(rest) {
+    const more = rest.length > this.window;
+    const piece = more ? rest.slice(0, this.window) : rest;
+    if (piece === this.tailSource && !more) return false;
+    const prefix = this.continuation?.prefix ?? "";
+    const tokens = this.#lex(prefix + piece);
+    if (this.continuation && !continues(this.continuation, tokens[0])) {
+      this.continuation = null;
+      return true;
+    }
+    const last = tokens.findLastIndex((token) => token.type !== "space");
+    if (last > 0) {
+      const length = lengthOf(tokens.slice(0, last)) - prefix.length;
+      this.#show(tokens.slice(0, last));
+      this.#commit(length);
+      return true;
+    }
+    const split = last === 0 ? splitBlock(tokens[0]) : null;
+    if (split) {
+      this.#show(split.tokens);
+      const parent = this.continuation?.parent ?? this.#growingParent(tokens[0].type);
+      this.#commit(split.length - prefix.length);
+      if (parent && tokens[0].type !== "paragraph" && tokens[0].type !== "blockquote") {
+        this.continuation = { type: /** @type {any} */ (tokens[0].type), ordered: Boolean(tokens[0].ordered), parent, prefix: split.prefix ?? "" };
+      }
+      return true;
+    }
+    if (more && this.window < LARGEST_WINDOW) {
+      this.window *= 2;
+      return true;
+    }
+    this.#show(tokens);
+    this.tailSource = piece;
+    if (more) this.#commit(piece.length);
+    return more;
+  }
+
+  /** @param {string} source @returns {Token[]} */
+  #lex(source) {
+    try {
+      const tokens = lex(source, this.links);
+      if (lengthOf(tokens) === source.length) return tokens;
+    } catch {
+      // The parser gave up, for example on nested brackets.
+    }
+    return [{ type: "plain", raw: source }];
+  }
+
+  /** @param {Token[]} tokens replace the elements of the last block */
+  #show(tokens) {
+    const outline = { ...this.outline };
+    let fragment;
+    try {
+      fragment = sanitizeProse(toHtml(tokens));
+      decorate(fragment, outline);
+    } catch {
+      fragment = sanitizeProse(plainHtml(tokens.map((token) => token.raw).join("")));
+    }
+    this.pendingOutline = outline;
+    const first = fragment.querySelector("ul, ol, tbody");
+    if (this.continuation) {
+      this.#removeTail();
+      const children = /** @type {ChildNode[]} */ ([...(first?.childNodes ?? [])]);
+      const others = [...fragment.childNodes].filter((node) => !node.contains(first));
+      this.continuation.parent.append(...children);
+      this.container.append(...others);
+      this.tail = [...children, ...others];
+    } else {
+      this.#replaceTail(...fragment.childNodes);
+    }
+  }
+
+  /** @param {...ChildNode} nodes */
+  #replaceTail(...nodes) {
+    this.#removeTail();
+    this.container.append(...nodes);
+    this.tail = nodes;
+  }
+
+  #removeTail() {
+    for (const node of this.tail) node.remove();
+    this.tail = [];
+  }
+
+  /** @param {string} type @returns {Element | null} the list, or the body of the table, in the last block */
+  #growingParent(type) {
+    const element = /** @type {Element | undefined} */ (this.tail.find((node) => node instanceof Element));
+    if (type === "list") return element ?? null;
+    return element?.querySelector("tbody") ?? null;
+  }
+
+  /** @param {number} length of the source of the elements that become final */
+  #commit(length) {
+    this.committed += length;
+    this.outline = this.pendingOutline ?? this.outline;
+    this.tail = [];
+    this.tailSource = "";
+    this.continuation = null;
+    this.window = WINDOW;
+  }
+}
+
+/** @param {Token[]} tokens */
+const lengthOf = (tokens) => tokens.reduce((sum, token) => sum + token.raw.length, 0);
+
+/**
+ * @param {Continuation} continuation
+ * @param {Token | undefined} token
+ */
+function continues(continuation, token) {
+  return token?.type === continuation.type && Boolean(token.ordered) === continuation.ordered;
+}
+
+/**
+ * @param {Token} token
+ * @returns {Split | null} the first part of a long block
+ */
+function splitBlock(token) {
+  if (token.raw.length <= SPLIT) return null;
+  if (token.type === "list") return splitList(token);
+  if (token.type === "table") return splitTable(token);
+  if (token.type === "paragraph") return splitText(token);
+  if (token.type === "blockquote") return splitQuote(token);
+  return null;
+}
+
+/** @param {Token} token @returns {Split | null} */
+function splitList(token) {
+  const items = token.items.slice(0, -1);
+  const source = items.map((/** @type {Token} */ item) => item.raw).join("");
+  if (!items.length || !token.raw.startsWith(source)) return null;
+  return { tokens: [{ ...token, items }], length: source.length };
+}
+
+/** @param {Token} token @returns {Split | null} */
+function splitTable(token) {
+  const lines = token.raw.split("\n").slice(0, token.rows.length + 1);
+  if (token.rows.length < 2) return null;
+  const prefix = `${lines[0]}\n${lines[1]}\n`;
+  return { tokens: [{ ...token, rows: token.rows.slice(0, -1) }], length: lines.join("\n").length + 1, prefix };
+}
+
+/**
+ * The place depends on the beginning of the text only: a stored answer is split like the one that arrived.
+ * @param {Token} token
+ * @returns {Split | null}
+ */
+function splitText({ raw }) {
+  const firstAfter = (/** @type {RegExp} */ ends, /** @type {number} */ limit) => {
+    ends.lastIndex = SPLIT;
+    const match = ends.exec(raw);
+    return match && match.index < limit ? match.index + match[0].length : 0;
+  };
+  let end = firstAfter(SENTENCE_ENDS, SPLIT + SEARCH);
+  if (!end && raw.length > SPLIT + SEARCH) end = firstAfter(SPACES, SPLIT + 2 * SEARCH);
+  if (!end && raw.length > SPLIT + 2 * SEARCH) end = SPLIT + 2 * SEARCH;
+  return end ? { tokens: lex(raw.slice(0, end), Object.create(null)), length: end } : null;
+}
+
+/** @param {Token} token @returns {Split | null} */
+function splitQuote({ raw }) {
+  const place = [...raw.matchAll(/\n> ?\n(?=>)/g)].find(({ index }) => index > SPLIT);
+  if (!place) return null;
+  const end = place.index + place[0].length;
+  return { tokens: lex(raw.slice(0, end), Object.create(null)), length: end };
+}

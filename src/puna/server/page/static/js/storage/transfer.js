@@ -1,0 +1,265 @@
+/** Export and import as JSON. A file is data of unknown origin: its shape and size are checked, other keys are dropped. */
+
+import { duplicate, ROOT } from "../conversation.js";
+
+/** @typedef {import("../conversation.js").Conversation} Conversation */
+/** @typedef {import("../conversation.js").TokenScore} TokenScore */
+
+export const FORMAT = "puna-conversations";
+export const LIMITS = {
+  bytes: 64 * 2 ** 20,
+  conversations: 10_000,
+  messages: 20_000,
+  text: 4 * 2 ** 20,
+  files: 100,
+  tokens: 200_000,
+  alternatives: 20,
+  stops: 16,
+};
+
+const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "max_completion_tokens", "seed"];
+const USAGE = ["prompt_tokens", "completion_tokens", "total_tokens"];
+
+/**
+ * @param {import("./library.js").Library} library
+ * @param {Conversation[]} conversations with both sides of comparisons
+ * @returns {Promise<object>}
+ */
+export async function exportDocument(library, conversations) {
+  const items = [];
+  for (const conversation of conversations) {
+    /** @type {Record<string, TokenScore[]>} */
+    const tokens = {};
+    for (const id of Object.keys(conversation.messages)) {
+      const scores = await library.readScores(id);
+      if (scores.length) tokens[id] = scores;
+    }
+    items.push({ ...conversation, tokens });
+  }
+  return { format: FORMAT, version: 1, exported: new Date().toISOString(), conversations: items };
+}
+
+/** A file that is not an export, with the place of the first mistake. */
+export class ImportError extends Error {}
+
+/**
+ * @param {boolean} condition
+ * @param {string} place
+ * @param {string} expected
+ * @returns {asserts condition}
+ */
+function check(condition, place, expected) {
+  if (!condition) throw new ImportError(`${place} must be ${expected}.`);
+}
+
+const object = (/** @type {any} */ value, /** @type {string} */ place) => {
+  check(typeof value === "object" && value !== null && !Array.isArray(value), place, "an object");
+  return value;
+};
+const list = (/** @type {any} */ value, /** @type {string} */ place, /** @type {number} */ limit) => {
+  check(Array.isArray(value) && value.length <= limit, place, `a list of at most ${limit} items`);
+  return value;
+};
+const text = (/** @type {any} */ value, /** @type {string} */ place, limit = LIMITS.text) => {
+  check(typeof value === "string" && value.length <= limit, place, `text of at most ${limit} characters`);
+  return value;
+};
+const number = (/** @type {any} */ value, /** @type {string} */ place) => {
+  check(typeof value === "number" && Number.isFinite(value), place, "a number");
+  return value;
+};
+const time = (/** @type {any} */ value, /** @type {string} */ place) => {
+  check(number(value, place) >= 0 && value <= 8.64e15, place, "a time in milliseconds since 1970");
+  return value;
+};
+/** Hexadecimal ids cannot name properties that every object has, such as __proto__. */
+const identifier = (/** @type {any} */ value, /** @type {string} */ place) => {
+  check(typeof value === "string" && /^[0-9a-f]{32}$/.test(value), place, "an id of 32 hexadecimal digits");
+  return value;
+};
+
+/**
+ * @param {any} value
+ * @param {string} place
+ */
+function readSampling(value, place) {
+  object(value, place);
+  /** @type {Record<string, any>} */
+  const sampling = {};
+  for (const name of NUMBERS) if (value[name] !== undefined) sampling[name] = number(value[name], `${place}.${name}`);
+  if (value.stop !== undefined) {
+    sampling.stop = list(value.stop, `${place}.stop`, LIMITS.stops).map((/** @type {any} */ item) => text(item, `${place}.stop`, 1000));
+  }
+  if (value.probabilities !== undefined) sampling.probabilities = value.probabilities === true;
+  return sampling;
+}
+
+/**
+ * @param {any} value
+ * @param {string} place
+ */
+function readUsage(value, place) {
+  object(value, place);
+  /** @type {any} */
+  const usage = Object.fromEntries(USAGE.map((name) => [name, number(value[name], `${place}.${name}`)]));
+  const cached = value.prompt_tokens_details?.cached_tokens;
+  if (cached !== undefined && cached !== null) usage.prompt_tokens_details = { cached_tokens: number(cached, `${place}.cached_tokens`) };
+  return usage;
+}
+
+/**
+ * @param {any} value
+ * @param {string} place
+ * @returns {import("../conversation.js").Message}
+ */
+function readMessage(value, place) {
+  object(value, place);
+  check(value.role === "user" || value.role === "assistant", `${place}.role`, '"user" or "assistant"');
+  /** @type {import("../conversation.js").Message} */
+  const message = {
+    id: identifier(value.id, `${place}.id`),
+    parent: value.parent === null ? null : identifier(value.parent, `${place}.parent`),
+    role: value.role,
+    content: text(value.content, `${place}.content`),
+    created: time(value.created, `${place}.created`),
+  };
+  if (value.files !== undefined) {
+    message.files = list(value.files, `${place}.files`, LIMITS.files).map((/** @type {any} */ file) => {
+      object(file, `${place}.files`);
+      return { name: text(file.name, `${place}.files.name`, 1000), text: text(file.text, `${place}.files.text`) };
+    });
+  }
+  for (const name of /** @type {const} */ (["model", "system", "error", "finish", "fingerprint"])) {
+    if (value[name] !== undefined) message[name] = text(value[name], `${place}.${name}`);
+  }
+  if (value.edited !== undefined) message.edited = value.edited === true;
+  if (value.continued !== undefined) message.continued = number(value.continued, `${place}.continued`);
+  if (value.parameters !== undefined) message.parameters = readSampling(value.parameters, `${place}.parameters`);
+  if (value.usage !== undefined) message.usage = readUsage(value.usage, `${place}.usage`);
+  if (value.timing !== undefined) {
+    object(value.timing, `${place}.timing`);
+    message.timing = { first: number(value.timing.first, `${place}.timing.first`), total: number(value.timing.total, `${place}.timing.total`) };
+  }
+  return message;
+}
+
+/**
+ * @param {any} value
+ * @param {string} place
+ * @returns {TokenScore[]}
+ */
+function readTokens(value, place) {
+  return list(value, place, LIMITS.tokens).map((/** @type {any} */ token) => {
+    object(token, place);
+    const top = list(token.top, `${place}.top`, LIMITS.alternatives).map((/** @type {any} */ pair) => {
+      check(Array.isArray(pair) && pair.length === 2, `${place}.top`, "pairs of text and logprob");
+      return /** @type {[string, number]} */ ([text(pair[0], `${place}.top`, 1000), number(pair[1], `${place}.top`)]);
+    });
+    return { text: text(token.text, `${place}.text`, 1000), logprob: number(token.logprob, `${place}.logprob`), top };
+  });
+}
+
+/**
+ * Parents must exist, have an earlier place in the tree (no cycles), and be of the other role or absent.
+ * @param {Record<string, import("../conversation.js").Message>} messages
+ * @param {string} place
+ */
+function checkTree(messages, place) {
+  const depths = new Map();
+  for (const start of Object.values(messages)) {
+    const chain = [];
+    let message = start;
+    while (!depths.has(message.id)) {
+      check(!chain.includes(message) && chain.length <= LIMITS.messages, `${place}.messages`, "a tree");
+      chain.push(message);
+      if (message.parent === null) break;
+      check(Object.hasOwn(messages, message.parent), `${place}.messages`, "a tree whose parents exist");
+      message = messages[message.parent];
+    }
+    for (const item of chain) depths.set(item.id, true);
+  }
+}
+
+/**
+ * @param {any} value
+ * @param {string} place
+ */
+function readConversation(value, place) {
+  object(value, place);
+  /** @type {Conversation} */
+  const conversation = {
+    id: identifier(value.id, `${place}.id`),
+    title: text(value.title, `${place}.title`, 1000),
+    created: time(value.created, `${place}.created`),
+    updated: time(value.updated, `${place}.updated`),
+    model: text(value.model, `${place}.model`, 1000),
+    system: text(value.system, `${place}.system`),
+    sampling: readSampling(value.sampling, `${place}.sampling`),
+    messages: {},
+    selected: {},
+  };
+  const messages = list(Object.values(object(value.messages, `${place}.messages`)), `${place}.messages`, LIMITS.messages);
+  for (const item of messages) {
+    const message = readMessage(item, `${place}.messages`);
+    conversation.messages[message.id] = message;
+  }
+  checkTree(conversation.messages, place);
+  for (const [parent, child] of Object.entries(object(value.selected, `${place}.selected`))) {
+    const message = conversation.messages[identifier(child, `${place}.selected`)];
+    check(message !== undefined && (message.parent ?? ROOT) === parent, `${place}.selected`, "a child of each parent");
+    conversation.selected[parent] = message.id;
+  }
+  if (value.pair !== undefined) {
+    conversation.pair = identifier(value.pair, `${place}.pair`);
+    conversation.side = value.side === 1 ? 1 : 0;
+  }
+  /** @type {Record<string, TokenScore[]>} */
+  const tokens = {};
+  for (const [id, scores] of Object.entries(object(value.tokens ?? {}, `${place}.tokens`))) {
+    if (Object.hasOwn(conversation.messages, id)) tokens[id] = readTokens(scores, `${place}.tokens`);
+  }
+  return { conversation, tokens };
+}
+
+/**
+ * @param {string} json
+ * @returns {{conversation: Conversation, tokens: Record<string, TokenScore[]>}[]}
+ */
+export function readExport(json) {
+  let document;
+  try {
+    document = JSON.parse(json);
+  } catch {
+    throw new ImportError("The file must be JSON.");
+  }
+  object(document, "The file");
+  check(document.format === FORMAT && document.version === 1, "The file", `an export of this page ("format": "${FORMAT}", "version": 1)`);
+  return list(document.conversations, "conversations", LIMITS.conversations).map((/** @type {any} */ item, /** @type {number} */ index) =>
+    readConversation(item, `conversations[${index}]`),
+  );
+}
+
+/**
+ * Adds the conversations of a file. A conversation that exists unchanged is skipped; one that differs becomes a copy.
+ * @param {import("./library.js").Library} library
+ * @param {string} json
+ * @returns {Promise<number>} of added conversations
+ */
+export async function importDocument(library, json) {
+  const items = readExport(json);
+  const added = items.filter(({ conversation }) => library.conversations.get(conversation.id)?.updated !== conversation.updated);
+  const copies = added.map(({ conversation, tokens }) => {
+    if (!library.conversations.has(conversation.id)) return { original: conversation.id, conversation, tokens };
+    const { copy, ids } = duplicate(conversation);
+    const renamed = Object.fromEntries(Object.entries(tokens).map(([id, scores]) => [ids.get(id), scores]));
+    return { original: conversation.id, conversation: copy, tokens: renamed };
+  });
+  const names = new Map(copies.map(({ original, conversation }) => [original, conversation.id]));
+  for (const { conversation, tokens } of copies) {
+    if (conversation.pair) conversation.pair = names.get(conversation.pair);
+    if (!conversation.pair) delete conversation.side;
+    await library.save(conversation);
+    for (const [id, scores] of Object.entries(tokens)) await library.saveScores(id, scores);
+  }
+  return copies.length;
+}
