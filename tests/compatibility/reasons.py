@@ -67,7 +67,6 @@ REASONS: dict[str, str] = {
     **{f"Llama*.{name}": _CODE for name in (
         "get_init_context", "kernel_config", "set_use_kernels", "mark_tied_weights_as_initialized",
         "get_expanded_tied_weights_keys", "all_tied_weights_keys", "smart_apply")},
-    "Llama*.warnings_issued": _CODE,
     "Llama*Model.loss_function": "a model without a head has no loss",
     "LlamaForSequenceClassification.loss_function": "the loss follows from `config.problem_type`",
     "Llama*.from_pretrained(fusion_config)": "the PyTorch model has no fused modules; the native runtime fuses its own",

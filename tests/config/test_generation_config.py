@@ -42,15 +42,28 @@ def test_token_ids_come_from_the_model_configuration():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": -0.1, "do_sample": True}, "temperature is -0.1"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_p": 1.5, "do_sample": True}, "top_p is 1.5"),
         ({"top_k": 1.5}, "top_k is 1.5"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
         ({"num_return_sequences": 0}, "num_return_sequences is 0"),
         ({"max_new_tokens": -1}, "max_new_tokens is -1"),
         ({"eos_token_id": ["x"]}, "eos_token_id is 'x'"),
         ({"do_sample": "yes"}, "do_sample is 'yes'"),
+        ({"top_k": -2, "do_sample": True}, "top_k is -2"),
+        ({"max_time": "x"}, "max_time is 'x'"),
+        ({"typical_p": [0.5]}, r"typical_p is \[0.5\]"),
+        ({"length_penalty": 1e6}, "length_penalty is 1000000.0"),
+        ({"suppress_tokens": "x"}, "suppress_tokens is 'x'"),
+        ({"forced_eos_token_id": 1.5}, "forced_eos_token_id is 1.5"),
+        ({"exponential_decay_length_penalty": 5}, "exponential_decay_length_penalty is 5"),
+        ({"forced_decoder_ids": [1]}, "forced_decoder_ids has 1"),
+        ({"constraints": 3}, "constraints is 3"),
+        ({"sequence_bias": 3}, "sequence_bias is 3"),
+        ({"guidance_scale": {}}, "guidance_scale is {}"),
+        ({"assistant_early_exit": "x"}, "assistant_early_exit is 'x'"),
+        ({"low_memory": 3}, "low_memory is 3"),
     ],
 )
 def test_errors_name_the_field_and_its_value(fields, words):
@@ -100,3 +113,14 @@ def test_notes_on_absent_token_ids_name_the_reason():
         "pad_token_id -1: -1 means that there is no such token",
         "eos_token_id []: an empty list means that there is no such token",
     )
+
+
+@pytest.mark.parametrize("fields", [{"temperature": -0.1}, {"top_p": 1.5}, {"min_p": 3.0}, {"top_k": -2}])
+def test_values_out_of_range_that_only_sampling_uses_are_warnings_without_sampling(fields):
+    (name,) = fields
+    with pytest.warns(UserWarning, match=f"{name} is .* only sampling uses"):
+        config = GenerationConfig(**fields)
+    assert config.update(**fields) == {} and getattr(config, name) == fields[name]
+    with pytest.raises(ConfigError, match=f"{name} is"):
+        config.update(do_sample=True, **fields)
+    assert len(GenerationConfig.from_stored(fields).unusable) == 1

@@ -39,9 +39,11 @@ def test_typical_p_and_min_new_tokens_are_defaults():
     assert generation_notes(config) == []
     for value in (None, 1.0, 1.5):
         assert GenerationDefaults.of(GenerationConfig.from_stored({"typical_p": value})).typical_p == 1
-    for value in (0, "x", True):
-        with pytest.raises(ConfigError, match="typical_p is"):
-            GenerationDefaults.of(GenerationConfig.from_stored({"typical_p": value}))
+    with pytest.raises(ConfigError, match="typical_p is"):
+        GenerationDefaults.of(GenerationConfig.from_stored({"typical_p": 0}))
+    for value in ("x", True):
+        config = GenerationConfig.from_stored({"typical_p": value})
+        assert GenerationDefaults.of(config).typical_p == 1 and "typical_p is" in config.unusable[0]
 
 
 @pytest.mark.parametrize("value", [3, ["a", 3], [""], {"a": 1}])

@@ -343,7 +343,7 @@ def test_the_file_is_uploaded_with_the_arguments_of_the_hub(tmp_path, monkeypatc
         ("c/d", text, {"commit_message": "new"}),
         ("e/f", text, {"commit_message": "Upload config", "commit_description": "more", "create_pr": True}),
     ]
-    with pytest.raises(ArgumentError, match="push_to_hub has no argument colour"):
+    with pytest.raises(ArgumentError, match="there is no argument colour"):
         config.push_to_hub("a/b", colour=1)
 
 

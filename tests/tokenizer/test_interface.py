@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import puna.tokenizer
-from puna import LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
+from puna import CodeLlamaTokenizer, LlamaTokenizer, LlamaTokenizerFast, load_tokenizer
 from puna.errors import TokenizerError
 from puna.tokenizer import AddedToken, BatchEncoding
+from tests.golden.files import TOKENIZER
 
 RECORDED: dict[str, dict[str, dict[str, list[str] | None]]] = json.loads(
     (Path(__file__).parent / "interface.json").read_text()
@@ -201,6 +202,14 @@ def test_pieces_of_unknown_text_are_shown(tmp_path):
     for legacy in (True, False):
         tokenizer = LlamaTokenizer(path, legacy=legacy)
         assert tokenizer.tokenize("the ☃")[-1] == "☃" and tokenizer.encode("the ☃")[-1] == 0
+
+
+@pytest.mark.parametrize("kind", [LlamaTokenizer, CodeLlamaTokenizer])
+def test_every_argument_of_the_slow_tokenizers_is_recorded(kind):
+    tokenizer = kind(TOKENIZER)
+    names = {name for name, p in inspect.signature(kind).parameters.items() if p.default is not p.empty}
+    assert names <= tokenizer.init_kwargs.keys()
+    assert tokenizer.init_kwargs["vocab_file"] == str(TOKENIZER)
 
 
 def test_tokenizers_can_be_copied(tokenizer):

@@ -68,7 +68,7 @@ class Reading:
 def _replace(pattern: str, replacement: str, name: str) -> str:
     try:
         return re.sub(pattern, replacement, name)
-    except (re.error, IndexError) as exc:
+    except (re.error, IndexError, TypeError) as exc:
         text = (
             f"key_mapping has the pattern {show(pattern)} with the replacement {show(replacement)}: {exc}; correct it"
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from puna.config.base_defaults import DEFAULTS, GENERATION
 from puna.config.checks import dtype_name, text_value, torch_dtype
 from puna.config.labels import read_labels
-from puna.errors import ConfigError, show
+from puna.errors import ArgumentError, ConfigError, show
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -227,6 +227,8 @@ class ConfigAttributes:
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
         """Sets attributes to the values in `config_dict`."""
+        if not isinstance(config_dict, Mapping):
+            raise ArgumentError(f"config_dict is {show(config_dict)}; it must be a dictionary of fields")
         for name, value in config_dict.items():
             setattr(self, name, value)
 
@@ -236,6 +238,8 @@ class ConfigAttributes:
         Raises:
             ConfigError: an attribute does not exist, or its current value is not a number, a boolean or a string.
         """
+        if not isinstance(update_str, str):
+            raise ArgumentError(f"update_str is {show(update_str)}; it must be a text such as 'use_cache=false'")
         for item in update_str.split(","):
             name, equals, text = item.partition("=")
             if not equals or not hasattr(self, name):

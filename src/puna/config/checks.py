@@ -46,7 +46,9 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def absent_if_minus_one(value: Any) -> Any:
-    """Replaces the token id -1, signed or unsigned, by None; removes it from a list."""
+    """Replaces the token id -1, signed or unsigned, by None; removes it from a list. A tensor becomes a list."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, list):
         return [item for item in value if item not in NO_TOKEN] or None
     return None if value in NO_TOKEN else value

@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from puna.config.checks import absent_if_minus_one, minus_one_notes
 from puna.config.generation_checks import check_relations, minor_issues
-from puna.config.generation_fields import DEFAULTS, METADATA, TOKEN_IDS, check_field, convert_value, id_list, plain
+from puna.config.generation_fields import (
+    DEFAULTS,
+    METADATA,
+    TOKEN_IDS,
+    check_field,
+    check_sampling,
+    convert_value,
+    id_list,
+    plain,
+)
 from puna.config.generation_mode import GenerationMode, select_mode
 from puna.config.llama import LlamaConfig
 from puna.config.watermarks import read_watermarking_config
-from puna.errors import ConfigError
-from puna.files import json_bytes, make_folder, read_json, reading_errors, write_json
+from puna.errors import ArgumentError, ConfigError, show
+from puna.files import json_bytes, make_folder, path_argument, read_json, reading_errors, write_json
 from puna.hub import file_arguments, local_path
 from puna.hub.upload import upload_arguments, upload_files
 
@@ -185,6 +194,8 @@ class GenerationConfig:
                 unused[name] = value
             elif not (defaults_only and name in self._assigned and getattr(self, name) is not None):
                 check_field(name, absent_if_minus_one(value) if name in TOKEN_IDS else value)
+                if fields.get("do_sample", self.do_sample):
+                    check_sampling(name, value)
                 setattr(self, name, value)
         return unused
 
@@ -193,6 +204,8 @@ class GenerationConfig:
     @classmethod
     def from_model_config(cls: type[Self], model_config: LlamaConfig | Mapping[str, Any]) -> Self:
         """Returns the settings in a model's configuration: token ids, and fields such as `max_length` in old files."""
+        if not isinstance(model_config, Mapping) and not hasattr(model_config, "to_dict"):
+            raise ArgumentError(f"model_config is {show(model_config)}; it must be a LlamaConfig or a dictionary")
         fields = model_config if isinstance(model_config, Mapping) else model_config.to_dict()
         config = cls.from_stored({name: value for name, value in fields.items() if name in DEFAULTS})
         # A model's configuration also contains fields that nobody has set.
@@ -212,6 +225,8 @@ class GenerationConfig:
         Raises:
             ConfigError: if a value is out of range, or fields contradict each other.
         """
+        if not isinstance(config_dict, Mapping):
+            raise ArgumentError(f"config_dict is {show(config_dict)}; it must be a dictionary of fields")
         with_unused = fields.pop("return_unused_kwargs", False)
         ignored = ("_from_auto", "_from_pipeline")
         config = cls.__new__(cls)
@@ -240,6 +255,7 @@ class GenerationConfig:
             if name in DEFAULTS and name not in TOKEN_IDS:
                 try:
                     check_field(name, usable[name])
+                    check_sampling(name, usable[name])
                 except ConfigError as exc:
                     del usable[name]
                     unusable.append(f"{exc}; the default, {DEFAULTS[name]!r}, is used")
@@ -315,7 +331,10 @@ class GenerationConfig:
         self, json_file_path: str | Path, use_diff: bool = True, keys_to_pop: Collection[str] | None = None
     ) -> None:
         """Writes `to_json_string()` to a file, atomically."""
-        write_json(Path(json_file_path), json.loads(self.to_json_string(use_diff, keys_to_pop=keys_to_pop)))
+        write_json(
+            path_argument(json_file_path, "json_file_path"),
+            json.loads(self.to_json_string(use_diff, keys_to_pop=keys_to_pop)),
+        )
 
     def save_pretrained(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from puna.config.generation_fields import CALL_ARGUMENTS, DEFAULTS, id_list
+from puna.config.generation_fields import CALL_ARGUMENTS, DEFAULTS, check_sampling, id_list
 from puna.errors import ConfigError, show
 
 _SAMPLING_ONLY = ("temperature", "top_p", "min_p", "top_h", "typical_p", "top_k", "epsilon_cutoff", "eta_cutoff")
@@ -14,7 +14,13 @@ _DICT_ONLY = ("output_scores", "output_logits", "output_attentions", "output_hid
 
 
 def check_relations(fields: Mapping[str, Any]) -> None:
-    """Raises ConfigError if fields contradict each other, or an argument of `generate()` is among them."""
+    """Raises ConfigError if fields contradict each other, or an argument of `generate()` is among them.
+
+    Values that only sampling uses may be out of range if `do_sample` is not True: `minor_issues` reports them.
+    """
+    if fields["do_sample"]:
+        for name in _SAMPLING_ONLY:
+            check_sampling(name, fields[name])
     for name in CALL_ARGUMENTS:
         if name in fields:
             raise ConfigError(f"Argument {name} is not a setting; pass it to generate() directly")

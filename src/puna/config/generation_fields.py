@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, TypedDict
 
 from puna.config.checks import check_between, check_flag, check_whole
@@ -59,41 +60,110 @@ CALL_ARGUMENTS = (
 """Arguments of `generate()` that are not settings."""
 
 _LOWEST = {
-    "max_length": 1, "num_beams": 1, "num_return_sequences": 1, "top_k": -1, "max_new_tokens": 0, "min_new_tokens": 0,
-    "min_length": 0, "num_beam_groups": 1, "no_repeat_ngram_size": 0, "prompt_lookup_num_tokens": 1,
-    "max_matching_ngram_size": 1,
+    "max_length": 1, "num_beams": 1, "num_return_sequences": 1, "top_k": -(2**63), "max_new_tokens": 0,
+    "min_new_tokens": 0, "min_length": 0, "num_beam_groups": 1, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "prompt_lookup_num_tokens": 1, "max_matching_ngram_size": 1,
+    "num_assistant_tokens": 1, "assistant_early_exit": 1,
+    "assistant_lookbehind": 1, "target_lookbehind": 1, "max_cache_len": 1, "prefill_chunk_size": 1,
+    "forced_bos_token_id": 0,
 }  # fmt: skip
-"""Minimum of each field that is a whole number."""
+"""Minimum of each field that is a whole number; `check_sampling` has that of `top_k`."""
+
+_NUMBERS = frozenset({
+    "temperature", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "max_time", "penalty_alpha",
+    "diversity_penalty", "repetition_penalty", "encoder_repetition_penalty", "length_penalty", "guidance_scale",
+    "assistant_confidence_threshold", "assistant_ensemble_weight",
+})  # fmt: skip
+
+_HIGHEST = {"temperature": math.inf, "top_p": 1.0, "min_p": 1.0}
+"""Maximum of each number that only sampling uses. The minimum is 0."""
+
+_LENGTH_PENALTY = 1000.0
+"""Maximum of `length_penalty`; lengths to higher powers exceed the range of floating-point numbers."""
+
+_LISTS = ("bad_words_ids", "force_words_ids", "constraints", "forced_decoder_ids")
 
 
 def check_field(name: str, value: Any) -> None:
     """Raises ConfigError unless the field can have this value. Fields of other names can have any value.
 
-    The numbers of rarely used fields are checked by the processors that use them.
+    The ranges of numbers that only sampling uses are checked by `check_sampling`, and those of rarely used numbers by
+    the processors that use them.
     """
     if value is None:
         return
     if name in _LOWEST:
         check_whole(name, value, _LOWEST[name])
+    elif name in _NUMBERS:
+        _check_number(name, value)
     elif name == "early_stopping":
-        if value not in (True, False, "never"):
+        if not isinstance(value, bool | int | str) or value not in (True, False, "never"):
             raise ConfigError(f"early_stopping is {show(value)}; it must be True, False or 'never'")
-    elif isinstance(DEFAULTS.get(name), bool):
+    elif isinstance(DEFAULTS.get(name), bool) or name in ("low_memory", "use_mtp"):
         check_flag(name, value)
-    elif name in ("top_p", "min_p"):
-        check_between(name, value, 0.0, 1.0)
-    elif name in ("temperature", "repetition_penalty"):
-        check_between(name, value, 0.0, math.inf)
-        if name == "repetition_penalty" and value == 0:
-            raise ConfigError("repetition_penalty is 0; it must be greater than 0 (1 means no penalty)")
     elif name == "watermarking_config":
         config = read_watermarking_config(value)
         if not hasattr(config, "validate"):
             raise ConfigError(f"watermarking_config is {show(value)}; it must be a WatermarkingConfig or a dictionary")
         config.validate()
     elif name in TOKEN_IDS:
-        for item in id_list(value):
+        for item in id_list(value) if name == "eos_token_id" else [value]:
             check_whole(name, item, 0)
+    elif name in _LISTS or name == "sequence_bias":
+        _check_list(name, value)
+    elif name in ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"):
+        _check_ids(name, value)
+    elif name == "exponential_decay_length_penalty":
+        _check_decay(value)
+
+
+def check_sampling(name: str, value: Any) -> None:
+    """Raises ConfigError if a number that only sampling uses is out of range."""
+    if value is None:
+        return
+    if name == "top_k":
+        check_whole(name, value, -1)
+    elif name in _HIGHEST:
+        check_between(name, value, 0.0, _HIGHEST[name])
+
+
+def _check_number(name: str, value: Any) -> None:
+    valid = not isinstance(value, bool) and isinstance(value, Real) and not math.isnan(value)
+    if not valid or (abs(value) > 2**63 and name != "max_time"):
+        raise ConfigError(f"{name} is {show(value)}; it must be a number")
+    if name == "repetition_penalty":
+        check_between(name, value, 0.0, math.inf)
+        if value == 0:
+            raise ConfigError("repetition_penalty is 0; it must be greater than 0 (1 means no penalty)")
+    if name == "length_penalty":
+        check_between(name, value, -_LENGTH_PENALTY, _LENGTH_PENALTY)
+
+
+def _check_list(name: str, value: Any) -> None:
+    if not isinstance(value, list | tuple) and not (name == "sequence_bias" and isinstance(value, Mapping)):
+        kind = "a dictionary or a list" if name == "sequence_bias" else "a list"
+        raise ConfigError(f"{name} is {show(value)}; it must be {kind}")
+    if name == "forced_decoder_ids":
+        for item in value:
+            if not isinstance(item, list | tuple) or len(item) != 2 or not isinstance(item[0], int):
+                raise ConfigError(f"forced_decoder_ids has {show(item)}; each item must be [position, token id]")
+
+
+def _check_ids(name: str, value: Any) -> None:
+    for item in id_list(value):
+        if isinstance(item, bool) or not isinstance(item, int) or abs(item) >= 2**63:
+            raise ConfigError(f"{name} is {show(value)}; it must be a list of token ids")
+
+
+def _check_decay(value: Any) -> None:
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 2
+        or not all(isinstance(item, Real) and not isinstance(item, bool) for item in value)
+    ):
+        raise ConfigError(
+            f"exponential_decay_length_penalty is {show(value)}; it must be (tokens, factor), such as (5, 1.1)"
+        )
 
 
 def id_list(value: Any) -> list[Any]:

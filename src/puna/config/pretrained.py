@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from puna.config.attributes import ConfigAttributes
 from puna.config.base_defaults import DEFAULTS
-from puna.errors import ConfigError, ModelNotFoundError, show
-from puna.files import has_file, json_bytes, make_folder, read_json, reading_errors, write_json
+from puna.errors import ArgumentError, ConfigError, ModelNotFoundError, show
+from puna.files import has_file, json_bytes, make_folder, path_argument, read_json, reading_errors, write_json
 from puna.hub import file_arguments, local_path
 from puna.hub.upload import upload_arguments, upload_files
 
@@ -102,8 +102,8 @@ class PretrainedConfig(ConfigAttributes):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the content of `config.json`, and the arguments that do not concern reading it."""
         arguments, subfolder, others = file_arguments(kwargs)
-        path = pretrained_model_name_or_path
-        file = Path(path) if Path(path).is_file() else local_path(path, "config", subfolder, **arguments)
+        path = path_argument(pretrained_model_name_or_path, "the path or name of the configuration")
+        file = path if path.is_file() else local_path(pretrained_model_name_or_path, "config", subfolder, **arguments)
         file = file / "config.json" if file.is_dir() else file
         if not has_file(file, ConfigError):
             where = f"{path}/{subfolder}" if subfolder else path
@@ -129,6 +129,8 @@ class PretrainedConfig(ConfigAttributes):
         Raises:
             ConfigError: if a field is out of range.
         """
+        if not isinstance(config_dict, Mapping):
+            raise ArgumentError(f"config_dict is {show(config_dict)}; it must be a dictionary of fields")
         return_unused = kwargs.pop("return_unused_kwargs", False)
         overrides = {name: value for name, value in kwargs.items() if name in config_dict or cls._has_field(name)}
         unused = {name: value for name, value in kwargs.items() if name not in overrides}
@@ -174,7 +176,7 @@ class PretrainedConfig(ConfigAttributes):
     @classmethod
     def from_json_file(cls, json_file: str | Path) -> Self:
         """Reads a configuration file."""
-        fields = read_json(Path(json_file), ConfigError)
+        fields = read_json(path_argument(json_file, "json_file"), ConfigError)
         try:
             return cls.from_dict(fields)
         except ConfigError as exc:
@@ -220,7 +222,7 @@ class PretrainedConfig(ConfigAttributes):
 
     def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
         """Writes the text of `to_json_string` to a file."""
-        write_json(Path(json_file_path), self._sorted(use_diff))
+        write_json(path_argument(json_file_path, "json_file_path"), self._sorted(use_diff))
 
     def _sorted(self, use_diff: bool) -> dict[str, Any]:
         fields = self.to_diff_dict() if use_diff else self.to_dict()

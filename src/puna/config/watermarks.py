@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from puna.errors import ConfigError
+from puna.config.checks import check_between, check_whole
+from puna.errors import ConfigError, show
 
 _LARGEST_TABLE = 2**24
 
@@ -65,10 +66,11 @@ class WatermarkingConfig(BaseWatermarkingConfig):
         """Raises ConfigError if a setting is out of range."""
         if self.seeding_scheme not in ("selfhash", "lefthash"):
             raise ConfigError(f"seeding_scheme is {self.seeding_scheme!r}; it must be 'lefthash' or 'selfhash'")
-        if not 0 <= self.greenlist_ratio <= 1:
-            raise ConfigError(f"greenlist_ratio is {self.greenlist_ratio!r}; it must be between 0 and 1")
-        if not self.context_width >= 1:
-            raise ConfigError(f"context_width is {self.context_width!r}; it must be 1 or greater")
+        check_between("greenlist_ratio", self.greenlist_ratio, 0.0, 1.0)
+        if isinstance(self.bias, bool) or not isinstance(self.bias, int | float):
+            raise ConfigError(f"bias is {show(self.bias)}; it must be a number")
+        check_whole("context_width", self.context_width)
+        check_whole("hashing_key", self.hashing_key, 0)
 
 
 @dataclass
@@ -85,6 +87,14 @@ class SynthIDTextWatermarkingConfig(BaseWatermarkingConfig):
 
     def validate(self) -> None:
         """Raises ConfigError if a setting is out of range."""
+        check_whole("ngram_len", self.ngram_len)
+        check_whole("sampling_table_size", self.sampling_table_size)
+        check_whole("sampling_table_seed", self.sampling_table_seed, 0)
+        check_whole("context_history_size", self.context_history_size)
+        if not isinstance(self.keys, list | tuple) or not self.keys:
+            raise ConfigError(f"keys is {show(self.keys)}; it must be a list of whole numbers, not empty")
+        for key in self.keys:
+            check_whole("a key of the watermark", key, 0)
         if self.sampling_table_size > _LARGEST_TABLE:
             raise ConfigError(f"sampling_table_size is {self.sampling_table_size}; it must be at most {_LARGEST_TABLE}")
 

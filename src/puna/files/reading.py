@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from puna.errors import ModelNotFoundError, PunaError, show
+from puna.errors import ArgumentError, ModelNotFoundError, PunaError, show
 
 
 @contextmanager
@@ -47,6 +47,17 @@ def has_file(path: Path, error: type[PunaError]) -> bool:
                 "or delete the link if the model has no such file"
             )
         raise error(f"{path}: a {'folder' if path.is_dir() else 'special file'}; give a regular file")
+
+
+def path_argument(path: object, name: str = "the path") -> Path:
+    """Returns the path that an argument names.
+
+    Raises:
+        ArgumentError: `path` is neither a text nor a path.
+    """
+    if isinstance(path, bytes) or not isinstance(path, str | os.PathLike):
+        raise ArgumentError(f"{name} is {show(path)}; it must be a text or a Path")
+    return Path(path)
 
 
 def read_file(path: Path, error: type[PunaError], limit: int) -> bytes:

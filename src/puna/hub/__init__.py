@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
+from puna.errors import ArgumentError, show
 from puna.hub.cache import CachedModel, cached_models, cached_names, find_cached, remove_cached
 from puna.hub.choice import Need
 from puna.hub.download import Download, fetch, print_download
@@ -61,6 +62,8 @@ def local_path(
         StorageError: there is not enough space for the download.
     """
     reference = parse(path)
+    if not isinstance(subfolder, str | Path):
+        raise ArgumentError(f"subfolder is {show(subfolder)}; it must be a text")
     if reference is None:
         return model_folder(Path(path)) / subfolder
     return fetch(reference, need, subfolder=subfolder, variant=variant, use_safetensors=use_safetensors, **arguments)

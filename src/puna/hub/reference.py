@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from puna.errors import RequestError, show
+from puna.files import path_argument
 
 _CACHE_PREFIX = "models--"
 _REVISION = r"\w[\w./-]{0,249}"
@@ -43,8 +44,9 @@ class Reference:
 
 def parse(text: str | Path) -> Reference | None:
     """Parses a reference; returns None if `text` is an existing path or does not have the form of a reference."""
+    path = path_argument(text, "the path or name of the model")
     try:
-        return None if Path(text).exists() else _match(str(text))
+        return None if path.exists() else _match(str(text))
     except OSError:  # the path exists, but cannot be read
         return None
 

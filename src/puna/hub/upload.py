@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from puna.errors import ArgumentError, PunaError, RequestError, StorageError, first_line, show
+from puna.errors import ArgumentError, PunaError, RequestError, StorageError, first_line, show, suggestion
 from puna.hub.token import choose_token
 
 _ARGUMENTS = (
@@ -95,10 +95,11 @@ def unknown_arguments(options: Mapping[str, Any]) -> list[str]:
     return sorted(options.keys() - {*_ARGUMENTS, *_OLDER_NAMES, *_NO_EFFECT})
 
 
-def upload_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+def upload_arguments(options: Mapping[str, Any], known: Iterable[str] = ()) -> dict[str, Any]:
     """Returns the arguments of `upload_files` among those of a `push_to_hub` of transformers 4.34 to 5.x.
 
     Args:
+        known: other arguments of the caller, one of which a wrong name may mean.
         options: None means the default. `use_auth_token` is the older name of `token`; `organization` is the owner of
             `repo_id`. Arguments for weights are accepted, because one call may save several parts of a model.
 
@@ -107,7 +108,10 @@ def upload_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
         RequestError: an argument has been replaced by `repo_id`, or the token is given twice.
     """
     if others := unknown_arguments(options):
-        raise ArgumentError(f"push_to_hub has no argument {', '.join(others)}; it has {', '.join(_ARGUMENTS)}")
+        hint = suggestion(others[0], [*known, *_ARGUMENTS, *_OLDER_NAMES, *_NO_EFFECT])
+        raise ArgumentError(
+            f"there is no argument {', '.join(others)}{hint or '; push_to_hub has ' + ', '.join(_ARGUMENTS)}"
+        )
     if old := sorted(options.keys() & _REMOVED):
         raise RequestError(f"{old[0]} is no longer supported by the hub; pass repo_id, owner/name")
     values = {name: options.get(name) for name in _ARGUMENTS}

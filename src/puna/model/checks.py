@@ -44,7 +44,7 @@ def check_one_input(input_ids: Any, inputs_embeds: Any, width: int) -> None:
 
 def check_ids(ids: Any, rows: int | None = None) -> None:
     """Raises RequestError unless `ids` is an integer tensor (B, T), B, T >= 1, with values below `rows`, if given."""
-    _check_tensor("input_ids", ids)
+    check_tensor("input_ids", ids)
     if ids.dim() != 2 or 0 in ids.shape:
         raise RequestError(
             f"input_ids has shape {tuple(ids.shape)}; it must be (batch, tokens), 1 row and 1 token or more; "
@@ -62,7 +62,7 @@ def check_ids(ids: Any, rows: int | None = None) -> None:
 
 def check_embeddings(embeds: Any, width: int) -> None:
     """Raises RequestError unless `embeds` is a float tensor (B, T, width) with B, T >= 1."""
-    _check_tensor("inputs_embeds", embeds)
+    check_tensor("inputs_embeds", embeds)
     if embeds.dim() != 3 or embeds.shape[-1] != width or 0 in embeds.shape:
         raise RequestError(
             f"inputs_embeds has shape {tuple(embeds.shape)}; it must be (batch, tokens, {width}), 1 row and 1 token or "
@@ -74,6 +74,7 @@ def check_embeddings(embeds: Any, width: int) -> None:
 
 def check_positions(position_ids: Tensor, batch: int, tokens: int) -> None:
     """Raises RequestError unless `position_ids` has the shape (B, T), (1, T) or (T,)."""
+    check_tensor("position_ids", position_ids)
     if (
         position_ids.dim() > 2
         or position_ids.shape[-1] != tokens
@@ -100,7 +101,7 @@ def check_further(arguments: Mapping[str, Any], cached: int, tokens: int) -> Non
             continue
         if name != "cache_position":
             raise ArgumentError(f"forward() got an unexpected keyword argument {name!r}; omit it")
-        _check_tensor(name, value)
+        check_tensor(name, value)
         expected = torch.arange(cached, cached + tokens)
         if value.shape != expected.shape or (_has_values(value) and not torch.equal(value.long(), expected)):
             raise RequestError(
@@ -111,6 +112,7 @@ def check_further(arguments: Mapping[str, Any], cached: int, tokens: int) -> Non
 
 def check_mask(mask: Tensor, batch: int, tokens: int, total: int) -> None:
     """Raises RequestError unless `mask` is (B, S), or (B or 1, H or 1, T, S) of bool or float numbers; S is `total`."""
+    check_tensor("attention_mask", mask)
     if mask.dim() != 4:
         if mask.shape != (batch, total):
             raise RequestError(
@@ -132,7 +134,7 @@ def check_mask(mask: Tensor, batch: int, tokens: int, total: int) -> None:
 
 def check_answer_positions(positions: Any, batch: int) -> None:
     """Raises RequestError unless `positions` is an integer tensor (B,) or (B, 1)."""
-    _check_tensor("start_positions or end_positions", positions)
+    check_tensor("start_positions or end_positions", positions)
     if positions.shape not in ((batch,), (batch, 1)) or positions.is_floating_point():
         raise RequestError(
             f"start_positions or end_positions has shape {tuple(positions.shape)} and type {positions.dtype}; it must "
@@ -140,13 +142,25 @@ def check_answer_positions(positions: Any, batch: int) -> None:
         )
 
 
-def check_cache(past: Any, batch: int, heads: Sequence[int], width: int) -> None:
-    """Raises RequestError unless `past` is empty or has (keys, values) for each layer; `heads` has K for each layer."""
-    if not isinstance(past, Sequence):
+def check_layers(past: Any) -> None:
+    """Raises RequestError unless `past` is a sequence of (keys, values), which are tensors."""
+    if not isinstance(past, Sequence) or isinstance(past, str | bytes):
         raise RequestError(
             f"past_key_values is a {type(past).__name__}; it must be the KVCache of an earlier call, or a sequence "
             "of (keys, values), one per layer"
         )
+    for layer in past:
+        pair = isinstance(layer, Sequence) and len(layer) == 2 and all(isinstance(part, Tensor) for part in layer)
+        if not pair or layer[0].dim() != 4:
+            raise RequestError(
+                "past_key_values has a layer that is not a pair of tensors (keys, values) with four dimensions; pass "
+                "the past_key_values of an earlier call"
+            )
+
+
+def check_cache(past: Any, batch: int, heads: Sequence[int], width: int) -> None:
+    """Raises RequestError unless `past` is empty or has (keys, values) for each layer; `heads` has K for each layer."""
+    check_layers(past)
     if not past:
         return
     first = past[0][0].shape
@@ -198,7 +212,7 @@ def check_classes(labels: Any, shape: tuple[int, ...], classes: int) -> None:
 
 def check_label_shape(labels: Any, shape: tuple[int, ...]) -> None:
     """Raises RequestError unless `labels` is a tensor of this shape."""
-    _check_tensor("labels", labels)
+    check_tensor("labels", labels)
     if labels.shape != shape:
         raise RequestError(f"labels has shape {tuple(labels.shape)}; it must be {tuple(shape)} here")
 
@@ -216,7 +230,8 @@ def check_logits_to_keep(keep: Any) -> None:
         )
 
 
-def _check_tensor(name: str, value: Any) -> None:
+def check_tensor(name: str, value: Any) -> None:
+    """Raises RequestError unless `value` is a tensor."""
     if isinstance(value, Tensor):
         return
     if isinstance(value, Mapping):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from puna.config import LlamaConfig
 from puna.model.base import default_to
 from puna.model.cache import LegacyCache
-from puna.model.checks import check_classes, check_label_shape
+from puna.model.checks import check_classes, check_label_shape, check_tensor
 from puna.model.llama import LlamaModel
 from puna.model.losses import mean_cross_entropy
 from puna.model.outputs import BaseModelOutputWithPast, SequenceClassifierOutputWithPast
@@ -76,7 +76,7 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
         last = self._last_tokens(input_ids, attention_mask, states)
         logits: Tensor = self.score(states[torch.arange(len(states), device=states.device), last])  # (B, labels)
         out = SequenceClassifierOutputWithPast(
-            loss=None if labels is None else self._loss(logits, labels.to(logits.device), num_items_in_batch),
+            loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
             logits=logits,
             past_key_values=base.past_key_values,
             hidden_states=base.hidden_states,
@@ -101,7 +101,8 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
         return torch.where(not_padding.any(dim=1).to(states.device), last, tokens - 1)
 
     def _loss(self, logits: Tensor, labels: Tensor, count: Tensor | float | None) -> Tensor:
-        logits = logits.float()
+        check_tensor("labels", labels)
+        logits, labels = logits.float(), labels.to(logits.device)
         column = (len(logits), 1)
         problem = self.config.problem_type
         if problem is None and self.num_labels == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -214,8 +215,11 @@ def _refuse(
 
 
 def _warn(text: str) -> None:
-    """Warns at the line that called `from_pretrained`."""
-    warnings.warn(text, stacklevel=5)
+    """Warns at the first line outside this package: the one that called `from_pretrained`, perhaps of an Auto class."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("puna."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 def _initialise(model: LlamaBase, names: Iterable[str], dtype: torch.dtype, placement: Placement) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from puna.config import LlamaConfig
@@ -29,6 +31,8 @@ class LlamaPreTrainedModel(FromPretrained, Saving, Embeddings, Pruning, Training
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
         self.name_or_path = ""
+        self.warnings_issued: dict[str, Any] = {}
+        """Notices that are given once for this model, by key; libraries set keys, too."""
 
     def post_init(self) -> None:
         """Initialises new modules, ties weights, removes pruned heads, and turns on what the configuration requests."""

@@ -104,11 +104,16 @@ class LlamaTokenizer(TokenizerBase):
         self.vocab_file = None if vocab_file is None else str(vocab_file)
         self.sp_model_kwargs = dict(sp_model_kwargs or {})
         self.init_kwargs |= {
+            "vocab_file": self.vocab_file,
             "add_bos_token": add_bos_token,
             "add_eos_token": add_eos_token,
             "sp_model_kwargs": self.sp_model_kwargs,
             "spaces_between_special_tokens": spaces_between_special_tokens,
             "legacy": self.legacy,
+            "behaviour": self.behaviour,
+            "added_tokens_decoder": dict(added_tokens_decoder or {}),
+            "from_slow": from_slow,
+            "model_proto": model_proto,
         }
         self._set_bos_and_eos(add_bos_token, add_eos_token)
         self.spaces_between_special_tokens = spaces_between_special_tokens

@@ -6,6 +6,7 @@ classes have the names and signatures of those of transformers.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor
 
 from puna.config import GenerationConfig
-from puna.errors import RequestError
+from puna.errors import RequestError, show
 from puna.model.generation.merging import merge_lists
-from puna.model.generation.processors.base import token_tensor
+from puna.model.generation.processors.base import check_integer, number, token_tensor
 from puna.model.generation.stop_strings import StopStrings
 
 Criterion = Callable[..., Any]
@@ -58,7 +59,9 @@ class MaxLengthCriteria(StoppingCriteria):
         max_position_embeddings: the model's context; a longer row causes a warning.
     """
 
-    def __init__(self, max_length: int, max_position_embeddings: int | None = None) -> None:
+    def __init__(self, max_length: Any, max_position_embeddings: int | None = None) -> None:
+        if isinstance(max_length, str | bytes | list | tuple | dict | type):
+            raise RequestError(f"max_length is {show(max_length)}; it must be a number of tokens")
         self.max_length = max_length
         self.max_position_embeddings = max_position_embeddings
         self._warned = False
@@ -81,6 +84,8 @@ class MaxNewTokensCriteria(StoppingCriteria):
     """Ends all rows `max_new_tokens` tokens after `start_length`. transformers 5 has only `MaxLengthCriteria`."""
 
     def __init__(self, start_length: int, max_new_tokens: int) -> None:
+        check_integer("start_length", start_length, 0)
+        check_integer("max_new_tokens", max_new_tokens, 0)
         self.start_length = start_length
         self.max_new_tokens = max_new_tokens
         self.max_length = start_length + max_new_tokens
@@ -99,6 +104,7 @@ class MaxTimeCriteria(StoppingCriteria):
     """Ends all rows `max_time` seconds after `initial_timestamp`, which is by default the time of construction."""
 
     def __init__(self, max_time: float, initial_timestamp: float | None = None) -> None:
+        number("max_time", max_time, "of seconds", -math.inf, math.inf)
         self.max_time = max_time
         self.initial_timestamp = time.time() if initial_timestamp is None else initial_timestamp
 
@@ -130,6 +136,8 @@ class StopStringCriteria(StoppingCriteria):
     """
 
     def __init__(self, tokenizer: Any, stop_strings: str | list[str]) -> None:
+        if not isinstance(stop_strings, str | list | tuple):
+            raise RequestError(f"stop_strings is {show(stop_strings)}; it must be a text or a list of texts")
         self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
         self._matcher = StopStrings(tokenizer, self.stop_strings)
 
@@ -146,8 +154,9 @@ class ConfidenceCriteria(StoppingCriteria):
         self.assistant_confidence_threshold = assistant_confidence_threshold
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> bool:
-        """Returns whether the first row has ended; `scores` has the scores of all steps, each (rows, vocabulary)."""
-        probability = scores[-1].softmax(-1)[0, input_ids[0, -1]]
+        """Returns whether the first row has ended; `scores`: of the last step, (rows, vocab), or of all."""
+        last = scores if isinstance(scores, Tensor) else scores[-1]
+        probability = last.softmax(-1)[0, input_ids[0, -1]]
         return bool(probability.item() < self.assistant_confidence_threshold)
 
 

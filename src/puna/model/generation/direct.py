@@ -17,6 +17,8 @@ from torch import Tensor
 
 from puna.errors import RequestError
 from puna.model.cache import LegacyCache
+from puna.model.checks import check_ids
+from puna.model.generation.arguments import check_arguments
 from puna.model.generation.criteria import (
     Criterion,
     EosTokenCriteria,
@@ -25,7 +27,7 @@ from puna.model.generation.criteria import (
 )
 from puna.model.generation.loop import Decoding, LanguageModel, Streamer, TorchForward
 from puna.model.generation.outputs import GenerateOutput
-from puna.model.generation.processors.base import LogitsProcessorList, Processor
+from puna.model.generation.processors.base import LogitsProcessorList, Processor, check_integer, number
 from puna.model.generation.prompt import PromptArguments, read_prompt
 from puna.model.generation.strategies.assisted import assisted_decoding
 from puna.model.generation.strategies.contrastive import contrastive_search
@@ -90,7 +92,7 @@ class DirectMethods:
         **options: Unpack[DirectOptions],
     ) -> Result:
         """Continues each row, (rows, tokens), with tokens that are drawn at random."""
-        processors = [*(logits_processor or ()), *(logits_warper or ())]
+        processors = _join(logits_processor, logits_warper)
         return _run(sample, _decoding(self, input_ids, processors, stopping_criteria, options, do_sample=True))
 
     def beam_search(
@@ -101,19 +103,11 @@ class DirectMethods:
         stopping_criteria: Criteria = None,
         **options: Unpack[DirectOptions],
     ) -> Result:
-        """Continues prompts, which have a row for each beam, (rows, tokens), by beam search."""
+        """Continues prompts, which have a row for each beam, (rows, tokens), by the beam search of the scorer."""
         return _scored(self, input_ids, logits_processor, stopping_criteria, options, ScoredSearch(beam_scorer))
 
-    def group_beam_search(
-        self: Any,
-        input_ids: Tensor,
-        beam_scorer: BeamScorer,
-        logits_processor: Processors = None,
-        stopping_criteria: Criteria = None,
-        **options: Unpack[DirectOptions],
-    ) -> Result:
-        """Continues prompts, which have a row for each beam, by diverse beam search; the scorer has the groups."""
-        return _scored(self, input_ids, logits_processor, stopping_criteria, options, ScoredSearch(beam_scorer))
+    group_beam_search = beam_search
+    """Diverse beam search; the scorer has the groups."""
 
     def beam_sample(
         self: Any,
@@ -125,6 +119,7 @@ class DirectMethods:
         **options: Unpack[DirectOptions],
     ) -> Result:
         """Continues prompts, which have a row for each beam, by beam sampling."""
+        check_arguments({"logits_warper": logits_warper})
         search = ScoredSearch(beam_scorer, warp=LogitsProcessorList(logits_warper or ()))
         return _scored(self, input_ids, logits_processor, stopping_criteria, options, search)
 
@@ -137,6 +132,7 @@ class DirectMethods:
         **options: Unpack[DirectOptions],
     ) -> Result:
         """Continues prompts, which have a row for each beam, with texts that satisfy the scorer's constraints."""
+        check_arguments({"constrained_beam_scorer": constrained_beam_scorer})
         search = ScoredSearch(constrained_beam_scorer, constrained=True)
         return _scored(self, input_ids, logits_processor, stopping_criteria, options, search)
 
@@ -154,9 +150,11 @@ class DirectMethods:
         **options: Unpack[DirectOptions],
     ) -> Result:
         """Continues each row, (rows, tokens), by contrastive search; `sequential` is the setting `low_memory`."""
+        check_integer("top_k", top_k, 1)
+        penalty_alpha = number("penalty_alpha", penalty_alpha, "from 0 to 1", 0, 1)
         low_memory = self.generation_config.low_memory if sequential is None else sequential
         settings = {"top_k": top_k, "penalty_alpha": penalty_alpha, "low_memory": low_memory, "use_cache": True}
-        processors = [*(logits_processor or ()), *(logits_warper or ())]
+        processors = _join(logits_processor, logits_warper)
         return _run(contrastive_search, _decoding(self, input_ids, processors, stopping_criteria, options, **settings))
 
     def assisted_decoding(
@@ -170,10 +168,16 @@ class DirectMethods:
         **options: Unpack[DirectOptions],
     ) -> Result:
         """Continues the prompt, (1, tokens), with tokens that `assistant_model` drafts."""
-        processors = [*(logits_processor or ()), *(logits_warper or ())]
+        check_arguments({"assistant_model": assistant_model})
+        processors = _join(logits_processor, logits_warper)
         decoding = _decoding(self, input_ids, processors, stopping_criteria, options, do_sample=do_sample)
         decoding.assistant = assistant_model
         return _run(assisted_decoding, decoding)
+
+
+def _join(processors: Processors, warpers: Processors) -> list[Processor]:
+    check_arguments({"logits_processor": processors, "logits_warper": warpers})
+    return [*(processors or ()), *(warpers or ())]
 
 
 def _scored(
@@ -184,6 +188,7 @@ def _scored(
     options: DirectOptions,
     search: ScoredSearch,
 ) -> Result:
+    check_arguments({"beam_scorer": search.scorer})
     decoding = _decoding(model, ids, processors, criteria, options)
     search.max_length = decoding.criteria.max_length
     return _run(lambda call: scored_search(call, search), decoding)
@@ -201,6 +206,8 @@ def _decoding(
     for name in options:
         if name not in DirectOptions.__annotations__:
             raise RequestError(f"there is no argument {name!r}; remove it")
+    check_arguments({**options, "logits_processor": processors, "stopping_criteria": criteria})
+    check_ids(ids)
     settings = copy.deepcopy(model.generation_config)
     changes = {name: options.get(name) for name in _SETTINGS}
     for name, value in {**changes, **more}.items():

@@ -16,7 +16,9 @@ from torch import Tensor
 from puna.config import GenerationConfig, GenerationOptions
 from puna.errors import RequestError, show
 from puna.model.cache import KVCache, LegacyCache
+from puna.model.checks import check_layers
 from puna.model.foreign_cache import extend, read_layers
+from puna.model.generation.arguments import check_arguments, check_copies
 from puna.model.generation.criteria import Criterion, build_criteria
 from puna.model.generation.lengths import maximum_length
 from puna.model.generation.loop import Decoding, LanguageModel, Streamer, is_sharded
@@ -109,6 +111,14 @@ def generate(
             "yourself with the model"
         )
     changes, arguments = _split(self, options)
+    check_arguments(
+        {
+            **arguments, "logits_processor": logits_processor, "stopping_criteria": stopping_criteria,
+            "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn, "synced_gpus": synced_gpus, "streamer": streamer,
+            "assistant_model": assistant_model, "negative_prompt_ids": negative_prompt_ids,
+            "negative_prompt_attention_mask": negative_prompt_attention_mask, "use_model_defaults": use_model_defaults,
+        }
+    )  # fmt: skip
     settings = merge_settings(self, generation_config, changes, use_model_defaults)
     strategy = _strategy(settings, assistant_model, streamer)
     random = choose_generator(arguments.get("seed"), arguments.get("generator"), self.device)
@@ -190,12 +200,23 @@ def _read_prompt(
         ids if inputs is None else inputs,
         arguments.get("inputs_embeds"),
         arguments.get("attention_mask"),
-        None if arguments.get("past_key_values") is None else KVCache.of(read_layers(arguments["past_key_values"])),
+        _read_cache(arguments.get("past_key_values")),
         arguments.get("position_ids"),
         _extra(arguments),
+        model.warnings_issued,
     )
     prompt = read_prompt(settings, model.config.hidden_size, model.device, prompt_arguments)
+    check_copies(model, settings, len(prompt.ids), prompt.mask.shape[1] + 1)
     return prompt.repeat(max(settings.num_beams, settings.num_return_sequences))
+
+
+def _read_cache(past: Any) -> KVCache | None:
+    """Returns the argument `past_key_values` as a cache."""
+    if past is None:
+        return None
+    layers = read_layers(past)
+    check_layers(layers)
+    return KVCache.of(layers)
 
 
 def _extend_cache(cache: Any, out: GenerateOutput) -> None:

@@ -27,10 +27,16 @@ class LanguageModel(Protocol):
     generation_config: GenerationConfig
     generation_path: str | None
     """Which path the last call took: "native", or "torch: " and the reason."""
+    warnings_issued: dict[str, Any]
+    """Notices that are given once for a model, by key."""
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Computes the logits; its signature lists the arguments that the model uses."""

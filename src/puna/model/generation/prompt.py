@@ -14,7 +14,7 @@ from torch import Tensor
 from puna.config import GenerationConfig
 from puna.errors import RequestError
 from puna.model.cache import KVCache, LegacyCache
-from puna.model.checks import check_embeddings, check_ids, check_positions
+from puna.model.checks import check_embeddings, check_ids, check_layers, check_positions, check_tensor
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class PromptArguments:
     cache: LegacyCache | None = None
     positions: Tensor | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    notices: dict[str, Any] = field(default_factory=dict)
+    """The model's `warnings_issued`: notices that are given once for a model, by key."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def read_prompt(settings: GenerationConfig, width: int, device: torch.device, ar
         RequestError: if the arguments contradict each other.
     """
     ids, embeds, cache = arguments.ids, arguments.embeds, arguments.cache
+    if cache is not None:
+        check_layers(cache)
     if embeds is not None:
         check_embeddings(embeds, width)
         if ids is None:
@@ -88,6 +92,8 @@ def read_prompt(settings: GenerationConfig, width: int, device: torch.device, ar
     elif ids is None:
         if settings.bos_token_id is None:
             raise RequestError("there is neither a prompt nor a bos_token_id to start from; give one of them")
+        if arguments.mask is not None:
+            check_tensor("attention_mask", arguments.mask)
         rows = 1 if arguments.mask is None else len(arguments.mask)
         ids = torch.full((rows, 1), settings.bos_token_id)
     if embeds is None:
@@ -95,7 +101,7 @@ def read_prompt(settings: GenerationConfig, width: int, device: torch.device, ar
     elif ids.shape[0] != embeds.shape[0]:
         raise RequestError(f"the prompt has {len(ids)} rows of ids and {len(embeds)} of inputs_embeds")
     tokens = ids.shape[1] if embeds is None else embeds.shape[1]
-    mask = _infer_mask(settings, ids, tokens) if arguments.mask is None else arguments.mask
+    mask = _infer_mask(settings, ids, tokens, arguments.notices) if arguments.mask is None else arguments.mask
     _check_mask(mask, ids.shape[0], tokens, cache[0][0].shape[2] if cache else 0)
     _warn_about_right_padding(settings, ids, arguments.mask)
     if settings.pad_token_id is None and settings.eos_token_ids:
@@ -112,6 +118,7 @@ def read_prompt(settings: GenerationConfig, width: int, device: torch.device, ar
 
 def _check_mask(mask: Tensor, rows: int, tokens: int, past: int) -> None:
     """Raises RequestError unless the mask covers the prompt, with or without the cached tokens."""
+    check_tensor("attention_mask", mask)
     if mask.dim() != 2 or mask.shape[0] != rows or mask.shape[1] not in (tokens, past + tokens):
         raise RequestError(
             f"attention_mask has shape {tuple(mask.shape)}; it must be 2-D, a row for each of {rows} prompts and a "
@@ -123,13 +130,14 @@ def _check_mask(mask: Tensor, rows: int, tokens: int, past: int) -> None:
         )
 
 
-def _infer_mask(settings: GenerationConfig, ids: Tensor, tokens: int) -> Tensor:
+def _infer_mask(settings: GenerationConfig, ids: Tensor, tokens: int, notices: dict[str, Any]) -> Tensor:
     """Returns a mask for a prompt that has none: pad tokens are padding, unless the pad token also ends texts."""
     pad, ends = settings.pad_token_id, settings.eos_token_ids
     if pad is not None and pad not in ends and ids.shape[1] == tokens:
         mask: Tensor = (ids != pad).long()
         return mask
-    if len(ids) > 1 and ends and ids.shape[1]:
+    if len(ids) > 1 and ends and ids.shape[1] and not notices.get("attention_mask"):
+        notices["attention_mask"] = True
         logging.getLogger(__name__).warning(
             "generate() was called with several prompts and without attention_mask, and padding cannot be detected, "
             "because the pad token is not set or also ends texts; pass the attention_mask"

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from puna.errors import RequestError, show
+from puna.model.checks import check_tensor
+
 
 def compute_transition_scores(
     self: object,
@@ -27,6 +30,24 @@ def compute_transition_scores(
             Without it, row i of `sequences` was always chosen from row i.
         normalize_logits: whether to return log-probabilities: log-softmax is applied to each row of `scores`.
     """
+    check_tensor("sequences", sequences)
+    if (
+        not isinstance(scores, Sequence)
+        or not scores
+        or not all(isinstance(step, Tensor) and step.dim() == 2 for step in scores)
+    ):
+        raise RequestError(
+            f"scores is {show(scores)}; pass the scores of generate(output_scores=True, return_dict_in_generate=True), "
+            "a tensor (rows, vocabulary) for each new token"
+        )
+    if beam_indices is not None:
+        check_tensor("beam_indices", beam_indices)
+    expected = (len(sequences), len(scores)) if beam_indices is None else tuple(beam_indices.shape)
+    if sequences.dim() != 2 or len(expected) != 2 or expected[0] != len(sequences) or expected[1] > sequences.shape[1]:
+        raise RequestError(
+            f"sequences has the shape {tuple(sequences.shape)} and beam_indices {expected}; both need a row for each "
+            "sequence, and a column for each new token"
+        )
     stacked = torch.stack(tuple(scores), dim=1)  # (S, N, V)
     if normalize_logits:
         stacked = stacked.log_softmax(dim=-1)

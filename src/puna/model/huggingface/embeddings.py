@@ -14,6 +14,9 @@ from puna.model.quantized import QuantEmbedding
 _MEAN_SCALE = 1e-9
 """The covariance of the old rows is multiplied by this; transformers 5.x uses the same number."""
 
+_MOST_ROWS = 2**31 - 1
+"""The largest vocabulary: token ids are stored in 32 bits."""
+
 
 def rows_like(old: Tensor, count: int) -> Tensor:
     """Returns new rows of a matrix (rows, width) from a normal distribution around the mean of its rows.
@@ -90,8 +93,16 @@ class Embeddings(LlamaBase):
             RequestError: if the number of rows is below 1 or does not include the padding id.
         """
         old = self.get_input_embeddings()
+        if new_num_tokens is not None and (
+            isinstance(new_num_tokens, bool | type | Tensor) or not hasattr(new_num_tokens, "__index__")
+        ):
+            raise ArgumentError(
+                f"new_num_tokens is {show(new_num_tokens)}; it must be an integer, such as len(tokenizer)"
+            )
         rows = _round_up(old.num_embeddings if new_num_tokens is None else int(new_num_tokens), pad_to_multiple_of)
         padding = self.config.pad_token_id
+        if rows > _MOST_ROWS:
+            raise RequestError(f"the embeddings would have {show(rows)} rows; the limit is {_MOST_ROWS}")
         if rows < 1 or (padding is not None and rows <= padding):
             raise RequestError(
                 f"new_num_tokens is {rows}; it must be at least 1 and greater than pad_token_id, {padding}"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from puna.config import GenerationConfig, LlamaConfig
-from puna.errors import BackendError, RequestError, show
+from puna.errors import ArgumentError, BackendError, RequestError, show
 from puna.model.base import LlamaBase, check_attention
-from puna.model.checks import is_traced
+from puna.model.checks import check_tensor, is_traced
 from puna.model.huggingface.masks import causal_mask, extended, layer_masks
 from puna.model.losses import next_token_loss
 from puna.model.quantized import PackedMatrix, dequantize_modules
@@ -120,7 +120,10 @@ class Information(LlamaBase):
 
     def estimate_tokens(self, input_dict: Mapping[str, Any]) -> int:
         """Returns the number of elements of `input_ids`; 0, with a warning, if the inputs have none."""
+        if not isinstance(input_dict, Mapping):
+            raise ArgumentError(f"input_dict is {show(input_dict)}; it must be a dictionary with input_ids")
         if self.main_input_name in input_dict:
+            check_tensor(self.main_input_name, input_dict[self.main_input_name])
             return int(input_dict[self.main_input_name].numel())
         warnings.warn(
             "the number of tokens cannot be estimated without input_ids; floating_point_ops returns 0", stacklevel=2
@@ -228,6 +231,12 @@ class Information(LlamaBase):
         Args:
             compile_config: an object whose `to_dict()` returns arguments of `torch.compile`, or a dictionary of them.
         """
+        if (
+            compile_config is not None
+            and not isinstance(compile_config, Mapping)
+            and not hasattr(compile_config, "to_dict")
+        ):
+            raise ArgumentError(f"compile_config is {show(compile_config)}; it must be a dictionary or a CompileConfig")
         arguments = {} if compile_config is None else compile_config
         arguments = dict(arguments if isinstance(arguments, Mapping) else arguments.to_dict())
         state = vars(self)
@@ -280,6 +289,9 @@ class Information(LlamaBase):
         Args:
             add_prefix, remove_prefix: add `base_model_prefix` to the names of this model's modules, or remove it.
         """
+        names = list(names) if isinstance(names, Iterable) else [names]
+        if not all(isinstance(name, str) for name in names):
+            raise ArgumentError(f"names is {show(names)}; it must be a list of names of parameters")
         keys = {name.rpartition(".")[0] for name in names}
         keys |= {name.rpartition(".")[0].rpartition(".")[0] for name in names if name[-1:].isdigit()}
         prefix = f"{self.base_model_prefix}."
@@ -297,6 +309,8 @@ class Information(LlamaBase):
         Raises:
             AttributeError: if there is none.
         """
+        if not isinstance(target, str):
+            raise ArgumentError(f"target is {show(target)}; it must be the name of a parameter or buffer")
         owner, _, name = target.rpartition(".")
         value = getattr(self.get_submodule(owner), name, None)
         if not isinstance(value, Tensor):
@@ -316,6 +330,8 @@ class Information(LlamaBase):
 
     def add_model_tags(self, tags: list[str] | str) -> None:
         """Adds tags to those that `push_to_hub` writes into the model card."""
+        if not isinstance(tags, str | list | tuple | set) or not all(isinstance(tag, str) for tag in tags):
+            raise ArgumentError(f"tags is {show(tags)}; it must be a text or a list of texts")
         old = list(self.model_tags or [])
         self.model_tags = old + [tag for tag in ([tags] if isinstance(tags, str) else tags) if tag not in old]
 
@@ -325,6 +341,8 @@ class Information(LlamaBase):
 
         transformers would copy the source file of the class into saved folders.
         """
+        if not isinstance(auto_class, str | type):
+            raise ArgumentError(f"auto_class is {show(auto_class)}; it must be the name of an Auto class, or the class")
         cls._auto_class = auto_class if isinstance(auto_class, str) else auto_class.__name__
 
     @classmethod

@@ -17,6 +17,7 @@ from puna.checkpoint.validation import full_names
 from puna.config import GenerationConfig, LlamaConfig
 from puna.config.generation_fields import DEFAULTS
 from puna.errors import ArgumentError, CheckpointError, RequestError, show, suggestion
+from puna.files import path_argument
 from puna.hub import HubArguments, choose_token, local_path, parse
 from puna.model.base import LlamaBase
 from puna.model.huggingface.arguments import remaining_arguments
@@ -120,6 +121,7 @@ class FromPretrained(LlamaBase):
             "revision": revision, "token": choose_token(token, use_auth_token), "cache_dir": cache_dir,
             "force_download": force_download, "local_files_only": local_files_only,
         }  # fmt: skip
+        _check_types(key_mapping, generation_config)
         arguments = remaining_arguments(path, overrides)
         if path is not None and parse(path) is not None:  # before the download
             _check_known(cls, split_overrides(LlamaConfig(), arguments)[1])
@@ -206,6 +208,14 @@ def _check_known(kind: type[LlamaBase], arguments: Mapping[str, Any]) -> None:
     raise ArgumentError(f"{kind.__name__}.from_pretrained() got an unexpected keyword argument {name!r}{hint}")
 
 
+def _check_types(key_mapping: Any, generation_config: Any) -> None:
+    """Raises ArgumentError if one of these arguments of `from_pretrained` has the wrong type."""
+    if key_mapping is not None and not isinstance(key_mapping, Mapping):
+        raise ArgumentError(f"key_mapping is {show(key_mapping)}; it must be a dictionary of patterns and replacements")
+    if generation_config is not None and not hasattr(generation_config, "to_dict"):
+        raise ArgumentError(f"generation_config is {show(generation_config)}; it must be a GenerationConfig")
+
+
 def _own_tensors(
     kind: type[LlamaBase], config: LlamaConfig | None, arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> list[str]:
@@ -230,7 +240,7 @@ def _find(path: str | Path, subfolder: str, gguf_file: str | None, reading: Read
     folder = local_path(
         path, "model", subfolder or "", variant=reading.variant, use_safetensors=reading.use_safetensors, **hub
     )
-    return folder if gguf_file is None else folder / gguf_file
+    return folder if gguf_file is None else folder / path_argument(gguf_file, "gguf_file")
 
 
 def _tensors(
@@ -246,6 +256,8 @@ def _tensors(
         if checkpoint is None:
             raise RequestError("the path and state_dict are both None; pass the path of a model, or its tensors")
         return checkpoint.tensors
+    if not isinstance(state_dict, Mapping):
+        raise ArgumentError(f"state_dict is {show(state_dict)}; it must be a dictionary of tensors: model.state_dict()")
     if wrong := [name for name, tensor in state_dict.items() if not isinstance(tensor, Tensor)]:
         raise RequestError(f"state_dict has {show(wrong[0])}, which is not a tensor; pass model.state_dict()")
     tensors: dict[str, Any] = dict(full_names(reading.rename(state_dict)))

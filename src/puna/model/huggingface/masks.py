@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from puna.errors import RequestError
+from puna.model.checks import check_tensor
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -28,6 +29,7 @@ def extended(attention_mask: Tensor, shape: Sequence[int], dtype: torch.dtype, c
     Raises:
         RequestError: if the mask has another number of dimensions.
     """
+    check_tensor("attention_mask", attention_mask)
     if attention_mask.dim() == 3:
         return additive(attention_mask[:, None], dtype)
     if attention_mask.dim() != 2:

@@ -30,7 +30,7 @@ def open_device(name: DeviceLike, argument: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as exc:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as exc:
         reason = str(exc).splitlines()[0] if str(exc) else type(exc).__name__
         raise BackendError(
             f"{argument} is {name!r}, which PyTorch cannot use here ({reason}); omit {argument} for the CPU"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from puna.config import LlamaConfig
-from puna.errors import RequestError, StorageError
+from puna.errors import ArgumentError, RequestError, StorageError, show
+from puna.files import folder_path
 from puna.formats.new_tensor import NewTensor
 from puna.hub.upload import upload_arguments, upload_files
 from puna.model.huggingface.adapters import has_adapters, save_active_adapter
@@ -79,8 +81,8 @@ class Saving(Information):
                 "distributed_checkpoint is True, which puna does not support; use torch.distributed.checkpoint"
             )
         is_main_process = options.pop("save_config", is_main_process)
-        upload = upload_arguments({**options, "token": token})
-        if Path(save_directory).is_file():
+        upload = upload_arguments({**options, "token": token}, inspect.signature(self.save_pretrained).parameters)
+        if folder_path(save_directory).is_file():
             raise StorageError(f"{save_directory} cannot be written: it is a file, and save_directory must be a folder")
         if has_adapters(self):
             if is_main_process:
@@ -162,6 +164,10 @@ class Saving(Information):
                 f"{packed} matrices of the model are packed, and the files hold float numbers; call dequantize() "
                 "first, or convert the file that they came from (puna convert)"
             )
+        if state_dict is not None and (
+            not isinstance(state_dict, Mapping) or not all(isinstance(each, Tensor) for each in state_dict.values())
+        ):
+            raise ArgumentError(f"state_dict is {show(state_dict)}; it must be a dictionary of tensors")
         tensors = dict(self.state_dict() if state_dict is None else state_dict)
         ignored = self._keys_to_ignore_on_save or ()
         tensors = {name: tensor for name, tensor in tensors.items() if name not in ignored}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from puna.errors import RequestError, show
+from puna.errors import ArgumentError, RequestError, show
 from puna.model.base import LlamaBase
 
 _OPTIONS = {"use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop"}
@@ -62,6 +62,10 @@ class Training(LlamaBase):
         Raises:
             RequestError: if an argument is unknown or out of range.
         """
+        if gradient_checkpointing_kwargs is not None and not isinstance(gradient_checkpointing_kwargs, Mapping):
+            raise ArgumentError(
+                f"gradient_checkpointing_kwargs is {show(gradient_checkpointing_kwargs)}; it must be a dictionary"
+            )
         options = dict(gradient_checkpointing_kwargs or {})
         if unknown := sorted(options.keys() - _OPTIONS):
             raise RequestError(

@@ -8,14 +8,15 @@ functions next to them do the arithmetic.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from puna.errors import RequestError
+from puna.errors import RequestError, show
 
 Processor = Callable[..., Tensor]
 """A `LogitsProcessor`, or any function with the same arguments. transformers' own processors are accepted, too."""
@@ -112,21 +113,45 @@ def end_tokens(eos_token_id: EndTokens, device: Any = "cpu") -> Tensor:
     return ids
 
 
-def token_tensor(tokens: EndTokens | Sequence[int], device: Any = "cpu") -> Tensor:
-    """Returns one or several ids as a tensor, (n,)."""
+def token_tensor(tokens: EndTokens | Iterable[int], device: Any = "cpu") -> Tensor:
+    """Returns one or several ids as a tensor, (n,).
+
+    Raises:
+        RequestError: the ids are not integers.
+    """
     if isinstance(tokens, Tensor):
         return tokens.reshape(-1)
-    ids = [tokens] if isinstance(tokens, int) else list(tokens)
+    ids: list[Any] = [tokens] if not isinstance(tokens, Iterable) or isinstance(tokens, str | bytes) else list(tokens)
+    if wrong := [item for item in ids if isinstance(item, bool) or not isinstance(item, Integral)]:
+        raise RequestError(f"{show(wrong[0])} is not a token id; pass an integer or a list of integers")
+    if ids and max(map(abs, ids)) >= 2**63:
+        raise RequestError(f"{show(max(ids))} is not a token id; it must be below 2^63")
     return torch.tensor(ids, device=device) if ids else torch.zeros(0, dtype=torch.long, device=device)
 
 
 def check_integer(name: str, value: Any, lowest: int) -> None:
     """Raises RequestError unless `value` is an integer that is at least `lowest`."""
     if not isinstance(value, int) or value < lowest:
-        raise RequestError(f"{name} is {value!r}; it must be an integer, {lowest} or greater")
+        raise RequestError(f"{name} is {show(value)}; it must be an integer, {lowest} or greater")
+
+
+def number(name: str, value: Any, condition: str, low: float, high: float, ends: str = "[]") -> float:
+    """Returns a number as a float.
+
+    Args:
+        condition: the words that describe the range, for the message.
+        low, high: the limits; a bracket in `ends` includes a limit, a parenthesis excludes it.
+
+    Raises:
+        RequestError: `value` is not a number in this range.
+    """
+    valid = not isinstance(value, bool) and isinstance(value, Real) and low <= float(value) <= high
+    if not valid or (ends[0] == "(" and value == low) or (ends[1] == ")" and value == high):
+        raise RequestError(f"{name} is {show(value)}; it must be a number {condition}")
+    return float(value)
 
 
 def check_positive_float(name: str, value: Any, hint: str = "") -> None:
     """Raises RequestError unless `value` is a float greater than 0."""
     if not isinstance(value, float) or not value > 0:
-        raise RequestError(f"{name} is {value!r}; it must be a float greater than 0{hint}")
+        raise RequestError(f"{name} is {show(value)}; it must be a float greater than 0{hint}")

@@ -6,14 +6,12 @@ The functions do not modify their arguments. They set the scores of removed toke
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from puna.errors import RequestError
-from puna.model.generation.processors.base import LogitsWarper, check_integer, check_positive_float
+from puna.model.generation.processors.base import LogitsWarper, check_integer, check_positive_float, number
 
 REMOVED = float("-inf")
 
@@ -38,6 +36,7 @@ class TopKLogitsWarper(LogitsWarper):
 
     def __init__(self, top_k: int, filter_value: float = REMOVED, min_tokens_to_keep: int = 1) -> None:
         check_integer("top_k", top_k, 1)
+        check_integer("min_tokens_to_keep", min_tokens_to_keep, 0)
         self.top_k = max(top_k, min_tokens_to_keep)
         self.filter_value = filter_value
         self.min_tokens_to_keep = min_tokens_to_keep
@@ -51,9 +50,7 @@ class TopPLogitsWarper(LogitsWarper):
     """Keeps the smallest set of most likely tokens with a total probability of at least `top_p`."""
 
     def __init__(self, top_p: float, filter_value: float = REMOVED, min_tokens_to_keep: int = 1) -> None:
-        self.top_p = float(top_p)
-        if not 0 <= self.top_p <= 1:
-            raise RequestError(f"top_p is {top_p!r}; it must be a number from 0 to 1")
+        self.top_p = number("top_p", top_p, "from 0 to 1", 0, 1)
         check_integer("min_tokens_to_keep", min_tokens_to_keep, 1)
         self.filter_value = filter_value
         self.min_tokens_to_keep = min_tokens_to_keep
@@ -67,8 +64,7 @@ class MinPLogitsWarper(LogitsWarper):
     """Keeps tokens with at least `min_p` times the probability of the most likely token."""
 
     def __init__(self, min_p: float, filter_value: float = REMOVED, min_tokens_to_keep: int = 1) -> None:
-        if not 0 <= min_p <= 1:
-            raise RequestError(f"min_p is {min_p!r}; it must be a number from 0 to 1")
+        number("min_p", min_p, "from 0 to 1", 0, 1)
         check_integer("min_tokens_to_keep", min_tokens_to_keep, 1)
         self.min_p = min_p
         self.filter_value = filter_value
@@ -83,8 +79,7 @@ class TopHLogitsWarper(LogitsWarper):
     """Keeps the most likely tokens until their part of the entropy exceeds `top_h` (arXiv:2509.02510)."""
 
     def __init__(self, top_h: float, filter_value: float = REMOVED) -> None:
-        if not 0 < top_h <= 1:
-            raise RequestError(f"top_h is {top_h!r}; it must be a number greater than 0, at most 1")
+        number("top_h", top_h, "greater than 0, at most 1", 0, 1, "(]")
         self.top_h = top_h
         self.top_n = _TOP_H_CANDIDATES
         self.filter_value = filter_value
@@ -98,9 +93,7 @@ class TypicalLogitsWarper(LogitsWarper):
     """Keeps tokens whose surprise is close to the entropy, with a total probability of `mass` (arXiv:2202.00666)."""
 
     def __init__(self, mass: float = 0.9, filter_value: float = REMOVED, min_tokens_to_keep: int = 1) -> None:
-        self.mass = float(mass)
-        if not 0 < self.mass < 1:
-            raise RequestError(f"typical_p is {mass!r}; it must be a number greater than 0 and less than 1")
+        self.mass = number("typical_p", mass, "greater than 0 and less than 1", 0, 1, "()")
         check_integer("min_tokens_to_keep", min_tokens_to_keep, 1)
         self.filter_value = filter_value
         self.min_tokens_to_keep = min_tokens_to_keep
@@ -225,12 +218,9 @@ def _kth(scores: Tensor, k: int) -> Tensor:
 
 
 def _check_cutoff(name: str, value: Any) -> float:
-    number = float(value)
-    if not 0 < number < 1 or math.isnan(number):
-        raise RequestError(f"{name} is {value!r}; it must be a number greater than 0 and less than 1")
-    return number
+    return number(name, value, "greater than 0 and less than 1", 0, 1, "()")
 
 
 def _check_minimum(value: Any) -> int:
-    check_integer("min_tokens_to_keep", int(value), 1)
+    check_integer("min_tokens_to_keep", value, 1)
     return int(value)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from puna.errors import RequestError
-from puna.model.generation.processors.base import LogitsProcessor
+from puna.model.generation.processors.base import LogitsProcessor, number
 
 
 class ClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
     """Guidance for scores that have two halves: rows with the prompt, then the same rows without it."""
 
     def __init__(self, guidance_scale: float) -> None:
-        if not guidance_scale > 1:
-            raise RequestError(f"guidance_scale is {guidance_scale!r}; it must be greater than 1")
+        number("guidance_scale", guidance_scale, "greater than 1", 1, math.inf, "()")
         self.guidance_scale = guidance_scale
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -50,6 +50,7 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         unconditional_attention_mask: Tensor | None = None,
         use_cache: bool | None = True,
     ) -> None:
+        number("guidance_scale", guidance_scale, "that is finite", -math.inf, math.inf, "()")
         self.guidance_scale = guidance_scale
         self.model = model
         self.unconditional_ids = unconditional_ids

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from puna.errors import RequestError, show
 from puna.model.generation.processors.base import (
     EndTokens,
     LogitsProcessor,
@@ -91,7 +94,10 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
         eos_token_id: EndTokens,
         input_ids_seq_length: int,
     ) -> None:
-        start, self.regulation_factor = exponential_decay_length_penalty
+        penalty = exponential_decay_length_penalty
+        if not isinstance(penalty, Sequence) or len(penalty) != 2 or not all(isinstance(x, Real) for x in penalty):
+            raise RequestError(f"exponential_decay_length_penalty is {show(penalty)}; it must be (start, factor)")
+        start, self.regulation_factor = penalty
         self.regulation_start = start + input_ids_seq_length
         self.eos_token_id = end_tokens(eos_token_id)
 

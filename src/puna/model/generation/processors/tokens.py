@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.errors import RequestError
+from puna.errors import RequestError, show
 from puna.model.generation.processors.base import LogitsProcessor, forbid, force, token_tensor
 
 AllowedTokens = Callable[[int, Tensor], Sequence[int]]
@@ -19,7 +19,7 @@ class SuppressTokensLogitsProcessor(LogitsProcessor):
     """Forbids the given tokens."""
 
     def __init__(self, suppress_tokens: Iterable[int], device: Any = "cpu") -> None:
-        self.suppress_tokens = token_tensor(list(suppress_tokens), device)
+        self.suppress_tokens = token_tensor(suppress_tokens, device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns the changed scores."""
@@ -30,7 +30,7 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
     """Forbids the given tokens where a row has exactly `begin_index` tokens: at the start of the answer."""
 
     def __init__(self, begin_suppress_tokens: Iterable[int], begin_index: int, device: Any = "cpu") -> None:
-        self.begin_suppress_tokens = token_tensor(list(begin_suppress_tokens), device)
+        self.begin_suppress_tokens = token_tensor(begin_suppress_tokens, device)
         self.begin_index = begin_index
 
     def set_begin_index(self, begin_index: int) -> None:
@@ -50,7 +50,10 @@ class ForceTokensLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, force_token_map: Any) -> None:
-        self.force_token_map: dict[int, int | None] = dict(force_token_map)
+        try:
+            self.force_token_map: dict[int, int | None] = dict(force_token_map)
+        except (TypeError, ValueError) as exc:
+            raise RequestError(f"force_token_map is {show(force_token_map)}; it must be pairs (position, id)") from exc
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns the changed scores."""
@@ -81,6 +84,10 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         mask = torch.full_like(scores, float("-inf"))
         for row, ids in enumerate(input_ids):
             allowed = self._prefix_allowed_tokens_fn(row // self._num_beams, ids)
+            if not isinstance(allowed, Sequence | Tensor):
+                raise RequestError(
+                    f"prefix_allowed_tokens_fn returned {show(allowed)}; it must return a list of token ids"
+                )
             if len(allowed) == 0:
                 raise RequestError(
                     f"prefix_allowed_tokens_fn returned no token for the prompt {row // self._num_beams} after "

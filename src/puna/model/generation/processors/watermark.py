@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from puna.config.watermarks import WatermarkingConfig
-from puna.errors import RequestError
+from puna.config.watermarks import WatermarkingConfig, read_watermarking_config
+from puna.errors import RequestError, show
 from puna.model.generation.processors.base import LogitsProcessor
 
 _TABLE_SIZE = 1_000_003
@@ -138,6 +138,9 @@ class WatermarkDetector:
         ignore_repeated_ngrams: bool = False,
         max_cache_size: int = 128,
     ) -> None:
+        watermarking_config = read_watermarking_config(watermarking_config)
+        if not hasattr(watermarking_config, "to_dict") or not hasattr(watermarking_config, "greenlist_ratio"):
+            raise RequestError(f"watermarking_config is {show(watermarking_config)}; it must be a WatermarkingConfig")
         arguments: Mapping[str, Any] = (
             watermarking_config if isinstance(watermarking_config, dict) else watermarking_config.to_dict()
         )

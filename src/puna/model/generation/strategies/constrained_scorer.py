@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from puna.errors import RequestError
-from puna.model.generation.strategies.constraints import Constraint, ConstraintListState
+from puna.model.generation.strategies.constraints import Constraint, ConstraintListState, check_constraints
 from puna.model.generation.strategies.scorers import Candidates, Ends, HypothesisScorer, Parents, Step, end_ids
 
 BANK_WEIGHT = 100
@@ -69,6 +69,7 @@ class ConstrainedBeamSearchScorer(HypothesisScorer):
         super().__init__(
             batch_size, num_beams, device, length_penalty, do_early_stopping, num_beam_hyps_to_keep, 1, max_length
         )
+        check_constraints(constraints)
         self.constraints = constraints
 
     def make_constraint_states(self, n: int) -> list[ConstraintListState]:

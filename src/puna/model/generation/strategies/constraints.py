@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from puna.errors import RequestError
+from puna.errors import RequestError, show
 
 MAX_STEPS = 10_000
 """Number of tokens after which `Constraint.test` considers a constraint endless, as in transformers."""
@@ -239,6 +239,16 @@ class DisjunctiveConstraint(Constraint):
         return other
 
 
+def check_constraints(constraints: Any) -> None:
+    """Raises RequestError unless the argument is a list of constraints that is not empty."""
+    if not isinstance(constraints, list | tuple) or not constraints:
+        raise RequestError(f"constraints is {show(constraints)}; it must be a list with at least one Constraint")
+    if wrong := [item for item in constraints if not hasattr(item, "does_advance")]:
+        raise RequestError(
+            f"constraints has {show(wrong[0])}; each item must be a Constraint, such as PhrasalConstraint"
+        )
+
+
 class ConstraintListState:
     """The progress of one text through a list of constraints, of which one is in progress at a time.
 
@@ -247,6 +257,7 @@ class ConstraintListState:
     """
 
     def __init__(self, constraints: list[Constraint]) -> None:
+        check_constraints(constraints)
         self.constraints = constraints
         self.max_seqlen = max(constraint.seqlen for constraint in constraints)
         self.n_constraints = len(constraints)

@@ -72,7 +72,7 @@ def _choose(decoding: Decoding, text: _Text, scores: Tensor) -> _Text:
     """Returns the text with one more token in each row, given the scores of the next token, (B, V)."""
     settings = decoding.settings
     assert settings.penalty_alpha is not None
-    probabilities, tokens = scores.softmax(dim=-1).topk(settings.top_k, dim=-1)  # (B, K)
+    probabilities, tokens = scores.softmax(dim=-1).topk(min(settings.top_k, scores.shape[-1]), dim=-1)  # (B, K)
     look_ahead = _one_at_a_time if settings.low_memory else _all_at_once
     repetition, out = look_ahead(decoding, text, tokens)  # (B, K)
     best = ((1 - settings.penalty_alpha) * probabilities - settings.penalty_alpha * repetition).argmax(dim=-1)

@@ -54,7 +54,7 @@ def early_layers(choice: Any, count: int, tied: bool) -> list[int]:
         layers = list(range(first, count // 2 if count <= 40 else 20, 2)) or [first]
     elif choice == "high":
         layers = list(range(count // 2 if count <= 40 else count - 20, count, 2))
-    elif isinstance(choice, list | tuple):
+    elif isinstance(choice, list | tuple) and all(isinstance(layer, int) and layer >= 0 for layer in choice):
         layers = [layer for layer in choice if layer < count]
     if not layers:
         raise RequestError(

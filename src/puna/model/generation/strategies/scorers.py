@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.errors import RequestError
+from puna.errors import RequestError, show
 from puna.model.generation.strategies.hypotheses import BeamHypotheses
 
 Ends = int | Sequence[int] | Tensor | None
@@ -112,6 +112,8 @@ class HypothesisScorer(BeamScorer):
         num_beam_groups: int = 1,
         max_length: int | None = None,
     ) -> None:
+        if not isinstance(batch_size, int) or not 0 <= batch_size < 2**31:
+            raise RequestError(f"batch_size is {show(batch_size)}; it must be a number of prompts")
         if not isinstance(num_beams, int) or num_beams <= 1:
             raise RequestError(f"num_beams is {num_beams!r}; a beam search needs an integer of at least 2")
         if not isinstance(num_beam_groups, int) or num_beam_groups < 1 or num_beams % num_beam_groups:
