@@ -127,7 +127,7 @@ def test_options_are_in_the_signature(method):
     assert set(parameters) >= set(Options.__annotations__)
     assert all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values())
     defaults = {"max_tokens": "auto", "n": 1, "salt": "", "priority": 0}
-    defaults |= {"include_stop_str_in_output": False, "skip_special_tokens": True}
+    defaults |= {"include_stop_str_in_output": False, "skip_special_tokens": True, "explain_prefix": False}
     for name in Options.__annotations__:
         assert parameters[name].default == defaults.get(name)
         assert f"{name}" in (LLM.generate.__doc__ or "")

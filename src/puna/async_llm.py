@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from puna.answer import Answer, Candidates, Completion, Delta, PromptProgress
 from puna.classification import Classification
 from puna.engine import Stream
+from puna.loaded_model import Scores
 from puna.options import Options, shows_options
 from puna.prompt_scores import PromptLogits, PromptLosses
 from puna.prompts import ChatArguments, Message, read_ids
-from puna.text_model import Scores, TextModel
+from puna.text_model import TextModel
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -153,6 +154,19 @@ class AsyncLLM(TextModel):
         answers = await asyncio.to_thread(self._batch, prompts, ChatArguments(tools), options)
         async for item in self._runner.stream_batch(answers):
             yield item
+
+    async def warm(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]] | Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        salt: str = "",
+        adapter: str | None = None,
+    ) -> int:
+        """Reads the beginnings of prompts into the prefix cache; see `LLM.warm`."""
+        answers = await asyncio.to_thread(self._beginnings, prompts, tools, salt, adapter)
+        await self._runner.submit(answers).wait_async()
+        return sum(len(answer.request.prompt_ids) - answer.cached_tokens for answer in answers)
 
     async def logits(self, token_ids: Sequence[int], *, adapter: str | None = None) -> NDArray[np.float32]:
         """Returns the model's logits after each token: float32, (T, vocab_size)."""

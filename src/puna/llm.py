@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from puna.answer import Answer, Candidates, Completion, Delta, PromptProgress
 from puna.classification import Classification
 from puna.engine import Stream
+from puna.loaded_model import Scores
 from puna.options import Options, shows_options
 from puna.prompt_scores import PromptLogits, PromptLosses
 from puna.prompts import ChatArguments, Message, read_ids
-from puna.text_model import Scores, TextModel
+from puna.text_model import TextModel
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -185,6 +186,29 @@ class LLM(TextModel):
         option `n`, answer j to prompt i has the index i * n + j.
         """
         return self._runner.stream_batch(self._batch(prompts, ChatArguments(tools), options))
+
+    def warm(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]] | Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        salt: str = "",
+        adapter: str | None = None,
+    ) -> int:
+        """Reads the beginnings of prompts into the prefix cache; returns the number of tokens that were read.
+
+        Later prompts that begin with one of them then start sooner, also in later processes with `prefix_cache_dir`.
+        Without it, about 8192 tokens, or a quarter of the cache if that is more, are kept while other requests run.
+
+        Args:
+            prompts: texts, lists of token ids, or conversations, such as [{"role": "system", "content": ...}].
+            tools: JSON schemas of the functions that the conversations have.
+            salt: the option `salt` of the later requests.
+            adapter: their option `adapter`.
+        """
+        answers = self._beginnings(prompts, tools, salt, adapter)
+        self._runner.submit(answers).wait()
+        return sum(len(answer.request.prompt_ids) - answer.cached_tokens for answer in answers)
 
     def logits(self, token_ids: Sequence[int], *, adapter: str | None = None) -> NDArray[np.float32]:
         """Returns the model's logits after each token: float32, (T, vocab_size).

@@ -119,7 +119,7 @@ def _load(name: str, path: str | Path, checkpoint: Checkpoint, backend: Backend)
             raise BackendError(f"{adapter.path}: {exc}") from exc
     loaded = LoadedAdapter(
         adapter_digest(adapter), number, None if changes.embedding is None else changes.embedding.rows,
-        adapter.prompt, adapter.prefix,
+        adapter.prompt, adapter.prefix, name,
     )  # fmt: skip
     score = adapter.replaced.get(SCORE)
     matrix = None if score is None else score.format.decode(score.data).reshape(score.shape)

@@ -70,6 +70,16 @@ class Options(SamplingOptions, total=False):
     priority: Annotated[
         int, "of the waiting requests, those with the lowest number run first; in order of arrival if equal.", 0
     ]
+    prediction: Annotated[
+        str | Sequence[int] | None,
+        "a text, or token ids, that the answer is expected to resemble, such as a file before an edit. Its tokens are "
+        "guesses for `speculate`; the answer does not change.",
+    ]
+    explain_prefix: Annotated[
+        bool,
+        "return the reason why the prefix cache did not have all of the prompt, in `Completion.prefix_miss`.",
+        False,
+    ]
     n: Annotated[
         int,
         "number of answers to the prompt, at most 1024; `Completion.alternatives` has all but the first. The prompt is "
@@ -136,6 +146,7 @@ class Settings:
     skip_special_tokens: bool = True
     salt: str = ""
     priority: int = 0
+    explain_prefix: bool = False
 
     def __post_init__(self) -> None:
         _check_between("n", self.n, 1, MAX_ANSWERS)
@@ -146,7 +157,7 @@ class Settings:
                     f"best_of is {self.best_of}, but n is {self.n}, the number of answers to return; raise best_of or "
                     "lower n"
                 )
-        for name in ("include_stop_str_in_output", "skip_special_tokens"):
+        for name in ("include_stop_str_in_output", "skip_special_tokens", "explain_prefix"):
             if not isinstance(value := getattr(self, name), bool):
                 raise RequestError(f"{name} is {show(value)}; it must be True or False")
         if self.prompt_logprobs is not None:
@@ -188,15 +199,7 @@ def settings_of(
         max_tokens, Integral
     ):  # only an explicit min_tokens can be refused
         values["min_tokens"] = max(0, min(defaults.min_tokens, max_tokens))
-    others = (
-        "n",
-        "best_of",
-        "prompt_logprobs",
-        "include_stop_str_in_output",
-        "skip_special_tokens",
-        "salt",
-        "priority",
-    )
+    others = {field.name for field in fields(Settings)} - {"max_tokens", "sampling", "stop", "speculate"}
     given = {name: value for name, value in options.items() if name in others}
     return Settings(
         max_tokens,

@@ -1,153 +1,42 @@
-"""`TextModel`: the common part of `LLM` and `AsyncLLM`. It loads a model and turns arguments into requests."""
+"""`TextModel`: the common part of `LLM` and `AsyncLLM`. It turns arguments into requests."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from puna.answer import Answer, Candidates, check_stops
-from puna.backends import check_language_model, memory_errors, open_backend
-from puna.checkpoint.names import SCORE
+from puna.backends import check_language_model
 from puna.classification import ClassificationHead, last_token
-from puna.config import LlamaConfig, generation_notes
-from puna.engine import DEFAULT_DISK_BYTES, Engine, Request, Runner, open_disk_cache
-from puna.errors import ChatTemplateError, MissingExtraError, ModelNotFoundError, RequestError, show
+from puna.config import generation_notes
+from puna.engine import Request
+from puna.errors import MissingExtraError, RequestError, show
 from puna.grammars.rules import read_rule
 from puna.lazy import cached_property
-from puna.model_adapters import ModelAdapters
+from puna.loaded_model import LoadedModel
 from puna.options import Options, settings_of
-from puna.prompt_scores import PromptLogits, PromptLosses, PromptResult, PromptState
+from puna.prompt_scores import PromptLogits, PromptLosses, PromptState
 from puna.prompts import (
     ChatArguments,
-    Message,
     is_messages,
     join_ids,
     read_conversations,
     read_ids,
-    read_tools,
     split_inputs,
 )
 
 if TYPE_CHECKING:
-    from puna.checkpoint import Checkpoint
     from puna.grammars.compile import AnswerRule, Compiler
-    from puna.tokenizer import LlamaTokenizer, LlamaTokenizerFast
-
-Scores = TypeVar("Scores", bound=PromptResult)
 
 _PART_TOKENS = 512
 """Number of tokens whose logits `LLM.iter_logits` computes at once: as many as a step of the engine."""
 
 
-class TextModel:
+class TextModel(LoadedModel):
     """A LLaMA model that generates text: the base class of `LLM` and `AsyncLLM`."""
-
-    def __init__(
-        self,
-        path: str | Path | Checkpoint | None = None,
-        backend: str = "auto",
-        threads: int | None = None,
-        *,
-        device: str | None = None,
-        dtype: str | None = None,
-        quantize: str | None = None,
-        max_batch: int = 16,
-        prefix_cache: bool = True,
-        prefix_cache_dir: str | Path | None = None,
-        prefix_cache_bytes: int = DEFAULT_DISK_BYTES,
-        adapters: Mapping[str, str | Path] | None = None,
-        keep_quantized: bool = False,
-    ) -> None:
-        """Loads a model.
-
-        Args:
-            path: a folder in Hugging Face's or Meta's layout, a GGUF file, a model of the hub (owner/name), an open
-                checkpoint, or None for the default model.
-            backend: "native" (C++ on the CPU), "torch", or "auto": native if it supports the model.
-            threads: number of CPU threads; None means one per physical core.
-            device: a PyTorch device such as "cuda"; None means the CPU.
-            dtype: the type to compute in. None: the native backend rounds activations to 8 bits for quantised weights,
-                and to bfloat16 for bfloat16 weights if the processor has instructions for them; PyTorch uses float32 on
-                the CPU, else the stored type. "float32": no rounding to fewer bits; quantised weights take 4 bytes
-                each. Other types, such as "bfloat16", need PyTorch.
-            quantize: format that the native backend quantises float weights to: "q8_0", "q4_0" or "q4_K"; None keeps
-                them.
-            max_batch: maximum number of sequences that run at once, from lists of prompts and from concurrent calls.
-            prefix_cache: read the common beginning of prompts once, also in later calls. Answers do not change.
-            prefix_cache_dir: folder that keeps the prefixes of prompts and answers for later processes, which must load
-                equal weights with equal options on a similar machine. Several processes may use the folder at once. The
-                files contain no text, but the texts can be computed from them. None keeps prefixes in memory only.
-            prefix_cache_bytes: maximum size of the files in `prefix_cache_dir`; the least recently used are removed.
-            adapters: folders of PEFT or GGUF adapters, by the names that the option `adapter` of a request refers to.
-            keep_quantized: with PyTorch, keep quantised matrices packed and dequantise each when it is used, so that
-                the model needs no more memory than its file. The native backend always keeps them packed, except with
-                dtype="float32".
-
-        Raises:
-            ModelNotFoundError: if there is no model at `path`; the message says how to get one.
-            CheckpointError: if the files of the model or an adapter are incomplete or do not match each other.
-            BackendError: if the backend cannot run here, or cannot apply an adapter.
-            StorageError: if every user may write to `prefix_cache_dir`, or its limit is less than two pages.
-        """
-        from puna.checkpoint import Checkpoint, locate_model, open_checkpoint
-
-        if not (path is None or isinstance(path, str | Path | Checkpoint)):
-            raise ModelNotFoundError(f"path is {show(path)}; it must be a text, a Path, an open checkpoint or None")
-        for name, value in (("prefix_cache", prefix_cache), ("keep_quantized", keep_quantized)):
-            if not isinstance(value, bool):
-                raise RequestError(f"{name} is {show(value)}; it must be True or False")
-        if prefix_cache_dir is not None and not prefix_cache:
-            raise RequestError(f"prefix_cache_dir is {show(prefix_cache_dir)}, but prefix_cache is False; omit one")
-        self.path = path.path if isinstance(path, Checkpoint) else locate_model(path)
-        with memory_errors():
-            checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(self.path)
-            self._backend = open_backend(
-                checkpoint, backend, threads, device, dtype, quantize, max_batch, keep_quantized
-            )
-            self._adapters = ModelAdapters(adapters, checkpoint, self._backend)
-        self.config: LlamaConfig = checkpoint.config
-        """The model's configuration."""
-        self.generation_config = checkpoint.generation
-        """Settings of generation: its end tokens, and defaults for options that a call leaves out."""
-        self._tokenizer_path = checkpoint.tokenizer
-        self._head = checkpoint.head
-        self._classification_head: ClassificationHead | None = None
-        if checkpoint.head == "classification":
-            self._classification_head = ClassificationHead.of(self.config, checkpoint.tensors[SCORE].to_float32())
-        disk = open_disk_cache(prefix_cache_dir, prefix_cache_bytes, checkpoint, self._backend)
-        self._engine = Engine(self._backend, max_batch, prefix_cache=prefix_cache, disk=disk)
-        self._runner = Runner(self._engine)
-        self._reported = False  # whether a warning has named the unsupported settings
-
-    def __repr__(self) -> str:
-        closed = self._runner.closed
-        state = "closed" if closed else f"backend={self.backend!r}, context_length={self.config.context_length}"
-        return f"{type(self).__name__}({str(self.path)!r}, {state})"
-
-    def close(self) -> None:
-        """Frees the memory of the weights and the cache. Later requests, and streams in progress, raise errors."""
-        self._runner.close()
-
-    @property
-    def backend(self) -> str:
-        """Name of the backend that runs the model, "native" or "torch"."""
-        return self._backend.name
-
-    def longest_text(self, adapter: str | None = None) -> int:
-        """Returns the maximum number of tokens of a text: the model's context without the adapter's virtual tokens."""
-        loaded = self._adapters.loaded(adapter)
-        return self.config.context_length - (0 if loaded is None else loaded.virtual_tokens)
-
-    @cached_property
-    def tokenizer(self) -> LlamaTokenizer | LlamaTokenizerFast:
-        """The model's tokenizer."""
-        from puna.tokenizer import load_tokenizer
-
-        return load_tokenizer(self._tokenizer_path)
 
     def _continuations(self, prompt: Any, options: Options) -> tuple[list[Candidates], bool]:
         """Returns the answers to be generated for an argument of `generate`, and whether that is a list of texts."""
@@ -195,6 +84,17 @@ class TextModel:
         answers = self._streamed(prompt, chat, options)
         for index, answer in enumerate(answers):
             answer.use_deltas(progress and index == 0)
+        return answers
+
+    def _beginnings(self, prompts: Any, tools: Any, salt: str, adapter: str | None) -> list[Answer]:
+        """Returns answers without tokens, whose requests read the prompts of `warm`."""
+        if not isinstance(prompts, list | tuple):
+            raise RequestError(f"prompts is {show(prompts)}; it must be a list of prompts or conversations")
+        options: Options = {"max_tokens": 0, "min_tokens": 0, "salt": salt, "adapter": adapter}
+        answers: list[Answer] = []
+        for prompt in prompts:
+            chat = ChatArguments(tools, add_generation_prompt=False) if is_messages(prompt) else ChatArguments()
+            answers += self._streamed(prompt, chat, options)
         return answers
 
     def _continuation_losses(self, context: Any, continuations: Any, adapter: str | None) -> list[PromptLosses]:
@@ -266,44 +166,6 @@ class TextModel:
         for start in range(0, len(ids), size):
             yield PromptLogits(ids[: start + size], start, loaded)
 
-    def _checked(self, result: Scores) -> Scores:
-        """Returns a result of a prompt whose request has been checked."""
-        self._check_open()
-        if result.request.output == "tokens":
-            check_language_model(self.path, self._head)
-        self._engine.check(result.request)
-        return result
-
-    def _check_open(self) -> None:
-        if self._runner.closed:
-            raise RequestError(f"this {type(self).__name__} is closed; load the model again")
-
-    def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
-        if not isinstance(prompt, str):
-            return read_ids(prompt)
-        ids = self.tokenizer.encode(prompt)
-        if not ids and self.config.bos_token_id is not None:
-            ids = [self.config.bos_token_id]  # the model needs at least one token
-        return tuple(ids)
-
-    def _render(self, messages: Sequence[Message], chat: ChatArguments) -> tuple[int, ...]:
-        """Returns the ids of a conversation, rendered by the model's chat template."""
-        render = functools.partial(
-            self.tokenizer.apply_chat_template,
-            list(messages),
-            add_generation_prompt=chat.add_generation_prompt and not chat.continue_final_message,
-            continue_final_message=chat.continue_final_message,
-            template_variables=chat.template_kwargs,
-        )
-        tools = read_tools(chat.tools)
-        ids = tuple(render(tools=tools))
-        if tools is not None and ids == tuple(render()):
-            raise ChatTemplateError(
-                "tools are given, but the model's chat template ignores them; leave them out, or describe them in the "
-                "system message"
-            )
-        return ids
-
     def _candidates(
         self,
         prompts: Iterable[tuple[int, ...]],
@@ -339,7 +201,8 @@ class TextModel:
         speculate = self.backend == "native" if settings.speculate is None else settings.speculate
         request = Request(
             ids, settings.max_tokens, sampling, stop_ids, prompt_logits=top is not None, speculate=speculate,
-            adapter=adapter, salt=settings.salt, priority=settings.priority,
+            adapter=adapter, salt=settings.salt, priority=settings.priority, explains_prefix=settings.explain_prefix,
+            prediction=self._prediction(options),
             grammar=None if rule is None else rule.grammar(ids if continues_prompt else ()),
         )  # fmt: skip
         self._engine.check(request)
@@ -367,6 +230,13 @@ class TextModel:
             equal=sampling.temperature == 0,
         )
 
+    def _prediction(self, options: Options) -> tuple[int, ...]:
+        """Returns the tokens that the answer is expected to resemble."""
+        prediction = options.get("prediction")
+        if not isinstance(prediction, str):
+            return () if prediction is None else read_ids(prediction)
+        return tuple(self.tokenizer.encode(prediction, add_special_tokens=False))
+
     def _rule(self, options: Options) -> AnswerRule | None:
         """Returns the rule that the answer must follow; None if there is none."""
         rule = read_rule(options)
@@ -383,15 +253,3 @@ class TextModel:
                 "structured output needs llguidance; install it with: pip install 'puna[grammar]'"
             ) from exc
         return Compiler(self.tokenizer, self.config.vocab_size)
-
-    @cached_property
-    def _stop_ids(self) -> frozenset[int]:
-        """The ids that end a text according to the generation configuration or the tokenizer."""
-        eos = self.tokenizer.eos_token_id
-        return frozenset(self.generation_config.eos_token_ids) | (frozenset() if eos is None else frozenset({eos}))
-
-    @cached_property
-    def _turn_end_ids(self) -> frozenset[int]:
-        from puna.tokenizer.chat.templates import end_of_turn_ids
-
-        return end_of_turn_ids(self.tokenizer)

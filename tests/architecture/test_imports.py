@@ -39,6 +39,7 @@ LAYERS = [
         "prompt_scores",
         "prompts",
     },
+    {"loaded_model"},
     {"text_model"},
     {"async_llm", "benchmark", "llm"},
     {"convert"},

@@ -2,5 +2,6 @@
 
 from puna.answer.answer import Answer, Candidates, Completion, Delta, PromptProgress
 from puna.answer.stops import check_stops
+from puna.answer.timing import Timing
 
-__all__ = ["Answer", "Candidates", "Completion", "Delta", "PromptProgress", "check_stops"]
+__all__ = ["Answer", "Candidates", "Completion", "Delta", "PromptProgress", "Timing", "check_stops"]

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from puna.answer.stops import StopSearch
-from puna.engine import Event, FinishReason, Request, TokenLogprobs
+from puna.answer.timing import Timing
+from puna.engine import Event, FinishReason, PrefixMiss, Request, TokenLogprobs
 from puna.errors import RequestError
 from puna.native.sampling import logprobs_of
 from puna.tokenizer.streams import StreamDecoder
@@ -41,6 +42,11 @@ class Completion:
             option `prompt_logprobs`.
         alternatives: the further answers to the prompt, if the option `n` is above 1.
         stop: the stop string or the id of the end token that ended the answer; None if neither did.
+        timing: when the request arrived and its tokens were generated.
+        accepted_prediction_tokens, rejected_prediction_tokens: numbers of tokens of the option `prediction` that the
+            answer has, and of its other tokens.
+        prefix_miss: why the prefix cache did not have all of the prompt; None without the option `explain_prefix`, or
+            if the cache had all of it.
     """
 
     text: str
@@ -55,6 +61,10 @@ class Completion:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     alternatives: tuple[Completion, ...] = ()
     stop: str | int | None = None
+    timing: Timing | None = None
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+    prefix_miss: PrefixMiss | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -136,6 +146,9 @@ class Answer:
         ids: the generated token ids, without the end token.
         stop: see `Completion`.
         cached_tokens: number of prompt tokens that were found in the prefix cache.
+        timing: when the request arrived and its tokens were generated.
+        prefix_miss: see `Completion`.
+        prediction: numbers of accepted and rejected tokens of the prediction.
     """
 
     def __init__(
@@ -168,7 +181,9 @@ class Answer:
         self._next_token = 0  # index of the first token that `take` has not returned
         self._progress = False
         self._read_tokens = self._reported_tokens = 0  # of the prompt
-        self._times: list[float] = []  # start of the first step, first token, last token; seconds
+        self.timing = Timing()
+        self.prefix_miss: PrefixMiss | None = None
+        self.prediction = 0, 0
         self._decoder = StreamDecoder(tokenizer, skip_special_tokens, request.prompt_ids if continues_prompt else ())
 
     @property
@@ -201,16 +216,14 @@ class Answer:
         """Adds the event of a step that ran from `started` to `ended` (seconds), unless the answer has ended."""
         if self.finished:
             return
-        if not self._times:
-            self._times = [started, ended, ended]
-        if not self.ids:
-            self._times[1] = ended
-        self._times[2] = ended
+        self.timing.add(event.token is not None or event.stop_id is not None, started, ended)
         self.cached_tokens += event.cached_tokens
         self._read_tokens += event.cached_tokens + event.prompt_tokens
         if self._prompt_top is not None and event.logits is not None:
             self._add_prompt(event.logits, self._prompt_top)
         self.finish_reason, self.error, self.stop = event.finish_reason, event.error, event.stop_id
+        self.prefix_miss = event.prefix_miss or self.prefix_miss
+        self.prediction = event.prediction or self.prediction
         self._add_token(event)
         if self.finish_reason == "stop" and self._rule is not None and not self._rule.matches("".join(self._text)):
             self.finish_reason = "invalid"
@@ -249,20 +262,23 @@ class Answer:
                 f"the answer is not complete (it has {len(self.ids)} tokens); read its stream to the end, and close "
                 "it only afterwards"
             )
-        started, first, last = self._times
         chosen = [item.logprob for item in self._logprobs] + [*self._stop_logprob]
         return Completion(
             "".join(self._text),
             tuple(self.ids),
             self.finish_reason,
             self.request.prompt_ids,
-            first - started,
-            last - first,
+            self.timing.prefill_seconds,
+            self.timing.decode_seconds,
             cached_tokens=self.cached_tokens,
             logprobs=None if self.request.sampling.logprobs is None else tuple(self._logprobs),
             mean_logprob=math.fsum(chosen) / len(chosen) if chosen else None,
             prompt_logprobs=None if self._prompt_top is None else tuple(self._prompt_logprobs),
             stop=self.stop,
+            timing=self.timing,
+            accepted_prediction_tokens=self.prediction[0],
+            rejected_prediction_tokens=self.prediction[1],
+            prefix_miss=self.prefix_miss,
         )
 
     def _add_prompt(self, logits: NDArray[np.float32], top: int) -> None:

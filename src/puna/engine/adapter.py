@@ -29,6 +29,7 @@ class LoadedAdapter:
         embed: returns the embeddings of token ids, (t, D), if the adapter changes the embedding.
         prompt: (N, D), the embeddings of the virtual tokens of a soft prompt.
         prefix: (L, 2, K, N, E), the keys (after RoPE) and values of the virtual tokens of a prefix.
+        name: the name in statistics.
     """
 
     digest: str
@@ -36,6 +37,7 @@ class LoadedAdapter:
     embed: Callable[[Sequence[int]], Floats] | None = None
     prompt: Floats | None = None
     prefix: Floats | None = None
+    name: str = ""
 
     @property
     def prefix_length(self) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +16,10 @@ from puna.backend import PAGE, Backend, Chunk
 from puna.engine.disk import DiskCache
 from puna.engine.grammar import Masks
 from puna.engine.pages import PagePool
-from puna.engine.request import Event, FinishReason, Request
+from puna.engine.request import Event, FinishReason, PrefixMiss, Request
 from puna.engine.sampling import choose
 from puna.engine.scheduler import RunningRequest, Scheduler, tokens_needed
+from puna.engine.statistics import Counters, Statistics
 from puna.errors import PunaError, RequestError, detached_error, show
 from puna.native.sampling import Choice
 
@@ -36,6 +39,7 @@ class Engine:
     Attributes:
         pool: the pages of the cache.
         scheduler: the running and the waiting requests.
+        counters: what has happened since the start.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Engine:
         disk = disk if prefix_cache else None
         self.pool = PagePool(backend.pages, prefix_cache, partial(_copy_page, backend), disk)
         self.scheduler = Scheduler(slots, chunk, self.pool)
+        self.counters = Counters()
         self._masks = Masks()
         self._next_id = 0
         self._events: list[Event] = []  # of requests that have advanced in the current step
@@ -68,6 +73,9 @@ class Engine:
             if not 0 <= token < config.vocab_size:
                 raise RequestError(f"token id {show(token)} is not in the vocabulary of {config.vocab_size} tokens")
         request.sampling.check_vocabulary(config.vocab_size)
+        for token in request.prediction:
+            if not 0 <= token < config.vocab_size:
+                raise RequestError(f"the prediction's id {show(token)} is not in the vocabulary of {config.vocab_size}")
         limit, prompt = config.context_length, len(request.first_tokens)
         parts = [f"the prompt's tokens ({len(request.prompt_ids)})"]
         if request.virtual_tokens:
@@ -107,6 +115,20 @@ class Engine:
         finally:
             self.backend.close()
 
+    def statistics(self) -> Statistics:
+        """Returns the numbers of this moment. Any thread may call this during a step."""
+        counters, pool, scheduler = self.counters, self.pool, self.scheduler
+        # `list` copies a container in one operation of the interpreter, which no other thread interrupts.
+        running = [active.request.adapter_name for active in list(scheduler.running.values())]
+        waiting = [request.adapter_name for _, request in list(scheduler.waiting)]
+        values: dict[str, Any] = {**vars(counters), "steps": dict(list(counters.steps.items()))}
+        disk: dict[str, Any] = {} if pool.disk is None else pool.disk.statistics()
+        return Statistics(
+            len(running), len(waiting), Counter(running), Counter(waiting), scheduler.slots, PAGE, pool.pages,
+            pool.pages - pool.available, pool.cached, preemptions=scheduler.preemptions, evictions=pool.evictions,
+            **values, **disk,
+        )  # fmt: skip
+
     @property
     def busy(self) -> bool:
         """Whether any request is waiting or running."""
@@ -126,6 +148,7 @@ class Engine:
         if plan:
             read = sum(len(tokens) for active, tokens in plan if active.reading)
             decoded = sum(len(tokens) for active, tokens in plan if not active.reading)
+            self.counters.steps[read + decoded] += 1
             if self._run(plan):
                 self.scheduler.times.record(decoded, read, self._clock() - started)
         events, self._events = self._events, []
@@ -167,6 +190,9 @@ class Engine:
             rows = arrays[chunk.output][row : row + chunk.rows]
             if not active.reading:
                 turns.append(_Turn(active, 1, row, tokens[1:]))
+                if len(tokens) > 1:
+                    self.counters.drafts += 1
+                    self.counters.draft_tokens += len(tokens) - 1
             elif active.computed + len(tokens) == len(active.tokens) and active.request.max_tokens > 0:
                 turns.append(_Turn(active, len(tokens), row + len(rows) - 1, rows=rows))
             else:
@@ -183,13 +209,18 @@ class Engine:
         """
         while turns:
             samplers = [turn.active.sampler for turn in turns]
-            self._masks.compute([sampler.grammar for sampler in samplers if sampler.grammar is not None])
+            grammars = [sampler.grammar for sampler in samplers if sampler.grammar is not None]
+            if grammars:
+                started = time.perf_counter()
+                self._masks.compute(grammars)
+                self.counters.mask_seconds += time.perf_counter() - started
             choices = choose(samplers, logits, [turn.row for turn in turns])
             unfinished = []
             for turn, choice in zip(turns, choices, strict=True):
                 if choice.error is None:
                     self._advance(turn, choice)
                     if choice.token == turn.expected and self._events[-1].finish_reason is None:
+                        self.counters.accepted_tokens += 1
                         unfinished.append(_Turn(turn.active, 1, turn.row + 1, turn.guess, turn.accepted + 1))
                         continue
                 elif turn.accepted == 0:
@@ -213,6 +244,11 @@ class Engine:
         else:
             token, stop_id, reason = None, None, "length" if computed == len(active.tokens) else None
         rows = turn.rows if active.request.returns_rows and reported > before else None
+        ends_prompt = before < prompt == reported
+        active.cached += cached
+        self.counters.prompt_tokens += reported - before
+        self.counters.cached_tokens += cached
+        self.counters.generated_tokens += choice is not None
         event = Event(
             active.request_id,
             token,
@@ -223,6 +259,8 @@ class Engine:
             finish_reason=reason,
             stop_id=stop_id,
             logprobs=None if choice is None else choice.logprobs,
+            prediction=None if reason is None else self._prediction(active),
+            prefix_miss=self._prefix_miss(active) if ends_prompt and active.request.explains_prefix else None,
         )
         self._events.append(event)
         active.table.register(active.tokens, active.computed)
@@ -230,6 +268,19 @@ class Engine:
             self.scheduler.finish(active.request_id)
         elif start < prompt <= computed:
             active.table.register_part(active.tokens, computed)
+
+    def _prediction(self, active: RunningRequest) -> tuple[int, int] | None:
+        """Returns how many tokens of its prediction an answer has, and how many not; None without a prediction."""
+        if active.prediction is None:
+            return None
+        accepted, rejected = active.prediction.accepted, active.prediction.rejected
+        self.counters.accepted_prediction_tokens += accepted
+        self.counters.rejected_prediction_tokens += rejected
+        return accepted, rejected
+
+    def _prefix_miss(self, active: RunningRequest) -> PrefixMiss | None:
+        others = [other.request for other in self.scheduler.running.values()]
+        return self.scheduler.recent.explain(active.request, active.cached - active.request.virtual_tokens, others)
 
     def _fail(self, active: RunningRequest, error: PunaError) -> None:
         """Ends a request with an error. Its pages may hold NaN, so later requests do not use them."""

@@ -39,6 +39,8 @@ class Request:
         speculate: guess the next tokens from earlier text, and check several guesses in one step. The answer does not
             change.
         salt: requests share cached prefixes only with requests of the same salt and the same adapter.
+        prediction: tokens that the answer is expected to resemble: guesses for `speculate`, without other effects.
+        explains_prefix: whether an event says why the prefix cache did not have all of the prompt.
         priority: of the waiting requests, those with the lowest number run first.
         candidate: number of the answer, among several answers to one prompt; each number draws other random numbers
             from the same seed.
@@ -55,6 +57,8 @@ class Request:
     logits_from: int = 0
     speculate: bool = False
     salt: str = ""
+    prediction: tuple[int, ...] = ()
+    explains_prefix: bool = False
     priority: int = 0
     candidate: int = 0
     adapter: LoadedAdapter | None = None
@@ -100,6 +104,11 @@ class Request:
         return self.sampling.end_ids(self.stop_ids)
 
     @property
+    def adapter_name(self) -> str:
+        """Name of the adapter; "" if there is none."""
+        return "" if self.adapter is None else self.adapter.name
+
+    @property
     def virtual_tokens(self) -> int:
         """Number of virtual tokens of the adapter, which precede the prompt."""
         return 0 if self.adapter is None else self.adapter.virtual_tokens
@@ -120,6 +129,28 @@ class Request:
         return f"{'' if self.adapter is None else self.adapter.digest} {self.salt}"
 
 
+MissReason = Literal["empty", "adapter", "salt", "input", "end", "evicted"]
+
+
+@dataclass(frozen=True)
+class PrefixMiss:
+    """Why the prefix cache did not have all of a prompt.
+
+    Attributes:
+        reason: "empty": no recent sequence begins with the prompt's first token. "adapter", "salt": only sequences with
+            another adapter or salt do. "input": the token at `position` differs. "end": the most similar sequence ends
+            at `position`. "evicted": the cache has given up the pages of this sequence, or had not completed them.
+        position: number of tokens with which both the prompt and the most similar sequence begin.
+        token: the prompt's token there.
+        other: the token of the sequence there; None unless the reason is "input".
+    """
+
+    reason: MissReason
+    position: int
+    token: int | None = None
+    other: int | None = None
+
+
 @dataclass(frozen=True)
 class Event:
     """Progress of one request in one step. A step that accepts several tokens returns one event for each.
@@ -134,6 +165,10 @@ class Event:
             tokens before `logits_from`.
         hidden: the same for a request whose output is "hidden": the states after the final norm, float32,
             (prompt_tokens, D).
+        prefix_miss: why the prefix cache did not have all of the prompt, if the request asks for it: once, when the
+            prompt has been read, and not if the cache had all of it.
+        prediction: with the end of an answer that has a prediction: numbers of tokens of the prediction that the answer
+            has, and of its other tokens.
         finish_reason: why the request ended with this step; None while it is active.
         error: the error that ended the request: its logits were not finite, no token was allowed, or the backend
             failed.
@@ -151,6 +186,8 @@ class Event:
     cached_tokens: int = 0
     logprobs: TokenLogprobs | None = None
     hidden: NDArray[np.float32] | None = None
+    prefix_miss: PrefixMiss | None = None
+    prediction: tuple[int, int] | None = None
 
 
 def _is_int(value: object) -> bool:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from puna.engine.engine import Engine
 from puna.engine.request import Event
+from puna.engine.statistics import Statistics
 from puna.engine.stream import Group, News, Result, Stream, Submission
 from puna.errors import BackendError, PunaError, detached_error
 
@@ -55,6 +56,10 @@ class Runner:
     def closed(self) -> bool:
         """Whether the runner was closed."""
         return self._stepper.closed
+
+    def statistics(self) -> Statistics:
+        """Returns the numbers of the engine at this moment, without waiting for the stepping thread."""
+        return self._stepper.engine.statistics()
 
     def check_open(self) -> None:
         """Raises BackendError if the runner was closed, or belongs to the parent of this process."""

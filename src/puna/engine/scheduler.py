@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from puna.backend import PAGE, page_count
 from puna.engine.lookup import Lookup, guess_length
 from puna.engine.pages import MIN_COPY, Identity, PagePool, PageTable, common_length
+from puna.engine.prediction import Prediction
+from puna.engine.prefixes import RecentSequences
 from puna.engine.request import Request
 from puna.engine.sampling import Sampler
 from puna.engine.step_times import StepTimes
@@ -25,6 +27,7 @@ class RunningRequest:
         computed: number of tokens whose keys and values are in the pages.
         reported: number of virtual and prompt tokens that events have reported. It is larger than `computed` while the
             request is computed again after a preemption.
+        cached: number of tokens of the prompt that were found in the prefix cache.
     """
 
     request_id: int
@@ -35,7 +38,9 @@ class RunningRequest:
     prompt_end: int = field(init=False)
     computed: int = 0
     reported: int = 0
+    cached: int = 0
     lookup: Lookup | None = None
+    prediction: Prediction | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.first_tokens)
@@ -43,6 +48,8 @@ class RunningRequest:
         self.reported = self.request.virtual_tokens + self.request.logits_from
         if self.request.speculate and self.request.max_tokens > 1:
             self.lookup = Lookup(self.tokens, self.request.virtual_tokens)
+        if self.request.prediction:
+            self.prediction = Prediction(self.request.prediction)
 
     @property
     def generated(self) -> int:
@@ -71,17 +78,21 @@ class RunningRequest:
         end = self.computed + limit
         return tuple(self.tokens[self.computed : min(end, virtual) if self.computed < virtual else end])
 
-    def guess(self, space: int) -> tuple[int, ...]:
-        """Returns up to `space` tokens that may follow the last generated one."""
-        if self.lookup is None:
-            return ()
-        self.lookup.index()
+    def guess(self, space: int) -> tuple[tuple[int, ...], float]:
+        """Returns up to `space` tokens that may follow the last generated one, and the chance that each is right."""
         # A step generates one token more than it guesses.
         limit = min(space, self.request.max_tokens - self.generated - 1)
-        return self.lookup.guess(limit) if limit > 0 else ()
+        if self.lookup is None or limit <= 0:
+            return (), 0.0
+        if self.prediction is not None and (guess := self.prediction.guess(limit)):
+            return guess, self.prediction.accuracy
+        self.lookup.index()
+        return self.lookup.guess(limit), self.lookup.accuracy
 
     def append(self, token: int) -> None:
         """Adds a generated token."""
+        if self.prediction is not None:
+            self.prediction.observe(token)
         if self.lookup is not None:
             self.lookup.observe(token)
         self.tokens.append(token)
@@ -113,6 +124,7 @@ class Scheduler:
         running: admitted requests by id, the oldest first.
         waiting: (id, request) of the others, in the order of admission.
         preemptions: number of times that a request has lost its pages.
+        recent: the tokens of requests that have ended.
     """
 
     def __init__(self, slots: int, chunk: int, pool: PagePool) -> None:
@@ -124,6 +136,7 @@ class Scheduler:
         self.waiting: deque[tuple[int, Request]] = deque()
         self.running: dict[int, RunningRequest] = {}
         self.preemptions = 0
+        self.recent = RecentSequences()
         self._preempted: dict[int, RunningRequest] = {}  # progress of waiting requests that have run before
         self._refused = (0, 0)  # the first waiting request that did not fit, and the pool's changes at that time
 
@@ -202,6 +215,8 @@ class Scheduler:
             valid: whether other requests may use its pages.
         """
         active = self.running.pop(request_id)
+        if self.pool.sharing:
+            self.recent.add(active.request, active.tokens[: active.computed])
         if valid:
             active.table.register_part(active.tokens, active.computed)
         else:
@@ -269,8 +284,8 @@ class Scheduler:
         """
         if active.lookup is None:
             return ()
-        guess = active.guess(self._space(active) - 1)
-        return guess[: guess_length(active.lookup.accuracy, len(guess), self.times)]
+        guess, accuracy = active.guess(self._space(active) - 1)
+        return guess[: guess_length(accuracy, len(guess), self.times)]
 
     def _space(self, active: RunningRequest) -> int:
         """Returns how many tokens fit in a request's pages; in one more page if there are enough for all requests."""

@@ -79,6 +79,12 @@ class DiskCache:
         if "_writer" in self.__dict__:
             self._writer.stop()
 
+    def statistics(self) -> dict[str, int]:
+        """Returns the numbers of the disk in `Statistics`."""
+        files = self._files
+        values = {"hits": self.hits, "bytes": files.written, "evictions": files.evictions, "rejects": files.rejects}
+        return {f"disk_{name}": value for name, value in values.items()}
+
     def load(self, identity: bytes, parent: bytes, tokens: tuple[int, ...], seconds: float) -> NDArray[np.uint8] | None:
         """Returns the contents of a page; None if it is not on the disk, or reading pages takes more than `seconds`."""
         if self._reading > seconds:

@@ -61,6 +61,11 @@ class PageFiles:
         limit: maximum bytes of all files; each further process that writes at the same time may exceed it by 1/16.
             Files also use at most half of the space that the disk has without them.
 
+    Attributes:
+        written: number of bytes that were written.
+        evictions: number of files that were removed because of the limit.
+        rejects: number of files that were removed because they were not the expected ones.
+
     Raises:
         OSError: the folder cannot be created.
         StorageError: the path is not valid, or every user may write to the folder.
@@ -76,6 +81,7 @@ class PageFiles:
                 f"{self.folder} has permissions {stat.S_IMODE(mode):o}: every user could change the cached prefixes, "
                 "and so the answers; choose another folder, or set its permissions to 700"
             )
+        self.written = self.evictions = self.rejects = 0
         self._allowance = 0  # bytes that may be written before the next scan
 
     def path(self, identity: bytes) -> Path:
@@ -91,6 +97,7 @@ class PageFiles:
         except FileNotFoundError:
             return None
         except OSError:  # a link, or a missing permission
+            self.rejects += 1
             _remove(path)
             return None
         try:
@@ -100,6 +107,7 @@ class PageFiles:
         finally:
             os.close(descriptor)
         if data is None:
+            self.rejects += 1
             _remove(path)
         return data
 
@@ -117,6 +125,7 @@ class PageFiles:
         with atomic_write(path, private=True) as file:
             file.write(header + _checksum(header, data))
             file.write(data.data)
+        self.written += len(header) + CHECKSUM_BYTES + data.nbytes
 
     def remove(self, identities: Iterable[bytes]) -> None:
         """Removes files."""
@@ -143,6 +152,7 @@ class PageFiles:
             if total + space <= limit:
                 break
             _remove(Path(path))
+            self.evictions += 1
             total -= size
         if total + space > limit:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
