@@ -18,6 +18,7 @@ COMMANDS = {
         "chat": ("chat.command:chat", "Chat with a model; /help lists the commands of a chat."),
         "generate": ("generate:generate", "Continue a prompt."),
         "serve": ("server.serve:serve", "Serve a model: OpenAI's and Anthropic's interfaces, and a chat page."),
+        "top": ("server.top:top", "Show the speed, queue and caches of a server, live."),
         "embed": ("texts.embed:embed", "Print the embeddings of texts."),
         "classify": ("texts.classify:classify", "Print the labels of texts."),
     },
@@ -146,6 +147,7 @@ class CommandGroup(TyperGroup):
                 [
                     ("PUNA_MODEL", "Default of --model."),
                     ("PUNA_THREADS", "Default of --threads."),
+                    ("PUNA_API_KEYS", "Keys of puna serve, separated by commas; puna top sends the first."),
                     ("HF_HOME, HF_TOKEN", "Folder of downloaded models; access to restricted models of the hub."),
                 ]
             )

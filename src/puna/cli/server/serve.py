@@ -12,6 +12,7 @@ import typer
 
 from puna.cli import options
 from puna.cli.models import complete_model, locate, model_name
+from puna.cli.server.guard import read_guard, with_guard
 from puna.cli.server.limits import read_limits, with_limits
 from puna.cli.terminal import command, note, print_json
 from puna.errors import MissingExtraError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         "seconds": "time until requests were accepted",
     },
 )
+@with_guard
 @with_limits
 def serve(
     model: Annotated[
@@ -78,7 +80,7 @@ def serve(
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
     json: options.Json = False,
-    **limits: int | None,
+    **values: Any,
 ) -> None:
     """Serve a model: OpenAI's and Anthropic's interfaces, and a chat page.
 
@@ -95,8 +97,9 @@ def serve(
     if cache_disk is not None:
         engine["prefix_cache_bytes"] = _bytes(cache_disk)
     settings = ServerSettings(
-        host=host, port=port, unknown_fields=unknown_fields, limits=read_limits(limits), drain_seconds=drain_seconds,
+        host=host, port=port, unknown_fields=unknown_fields, limits=read_limits(values), drain_seconds=drain_seconds,
         name=name or model_name(path), adapters=_adapters(adapters or []), warm=warm, options=engine,
+        **read_guard(values),
     )  # fmt: skip
     service = _service(path, settings)
 
