@@ -20,6 +20,9 @@ _ANTHROPIC_TYPES = {
 
 _ANTHROPIC_PATHS = ("/v1/messages",)
 
+_ANTHROPIC_CODES = frozenset({"thread_unsupported_request"})
+"""Codes of errors that Anthropic's SDK reads: after this one, its tool runner sends all messages."""
+
 
 class ApiError(Exception):
     """An error that is sent to the client.
@@ -60,7 +63,9 @@ class ApiError(Exception):
         """Returns the JSON of the error in the shape of the API to which a path belongs."""
         if path.startswith(_ANTHROPIC_PATHS):
             kind = _ANTHROPIC_TYPES.get(self.status, "invalid_request_error")
-            return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": request_id}
+            details = {"details": {"error_code": self.code}} if self.code in _ANTHROPIC_CODES else {}
+            error = {"type": kind, "message": self.message, **details}
+            return {"type": "error", "error": error, "request_id": request_id}
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from puna.errors import show, suggestion
-from puna.server.errors import unsupported
+from puna.server.errors import ApiError, unsupported
 from puna.server.protocol.types import Reader, Type, invalid
 from puna.server.settings import Limits, ServerSettings
 
@@ -43,6 +43,7 @@ class Field:
         required: whether its absence is an error.
         accepted: for `VALUES`, the accepted values.
         example: a valid value, for tests and documents.
+        code: the code of the error for a refused field.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Field:
     required: bool = False
     accepted: tuple[Any, ...] = ()
     example: Any = None
+    code: str = "unsupported_parameter"
 
 
 class Values(dict[str, Any]):
@@ -138,7 +140,7 @@ def read_field(row: Field, path: str, value: Any, reader: Reader) -> Any:
         ApiError: 400, if the field is refused, or the value has the wrong type or is not accepted.
     """
     if row.policy is REFUSED:
-        raise unsupported(path, f"{path} is not supported; {row.doc}")
+        raise ApiError(400, f"{path} is not supported; {row.doc}", param=path, code=row.code)
     result = row.type.read(path, value, reader)
     if row.policy is VALUES and result not in row.accepted:
         accepted = " or ".join(map(show, row.accepted))

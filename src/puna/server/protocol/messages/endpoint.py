@@ -65,8 +65,8 @@ def _generation(call: Call, options: Options) -> Generation:
     variables = read_effort(output.get("effort"), "output_config.effort", service)
     if values["thinking"] and "enable_thinking" in switches(service):
         variables["enable_thinking"] = values["thinking"]["type"] != "disabled"
-    if output.get("format"):
-        options["json_schema"] = output["format"]["schema"]
+    if answer_format := output.get("format") or values["output_format"]:
+        options["json_schema"] = answer_format["schema"]
     return Generation(
         messages,
         options,

@@ -145,6 +145,18 @@ _THINKING = Tagged(
     }
 )
 
+_FORMAT = Tagged(
+    {
+        "json_schema": Table(
+            "MessagesFormat",
+            (
+                Field("schema", Map(), HONOURED, "the JSON schema that the answer follows", required=True),
+                Field("name", Text(), INERT, "name of the schema"),
+            ),
+        )
+    }
+)
+
 _OUTPUT = Table(
     "MessagesOutput",
     (
@@ -156,17 +168,7 @@ _OUTPUT = Table(
         ),
         Field(
             "format",
-            Tagged(
-                {
-                    "json_schema": Table(
-                        "MessagesFormat",
-                        (
-                            Field("schema", Map(), HONOURED, "the JSON schema that the answer follows", required=True),
-                            Field("name", Text(), INERT, "name of the schema"),
-                        ),
-                    )
-                }
-            ),
+            _FORMAT,
             HONOURED,
             "format of the answer",
         ),
@@ -208,6 +210,11 @@ _COMMON = (
     Field("context_management", _EDITS, INERT, "edits of the conversation", example={"edits": []}),
     Field("cache_control", Map(), INERT, "all prefixes are cached", example={"type": "ephemeral"}),
     Field("speed", Text(), VALUES, "there is one speed", accepted=("standard",)),
+    Field("output_format", _FORMAT, HONOURED, "older name of output_config.format"),
+    Field("thread", Any_(), REFUSED, "this server stores no threads; send all messages", example={"type": "create"},
+          code="thread_unsupported_request"),
+    _refused("compaction", "a prompt is never shortened", {"type": "summarize"}),
+    _refused("billing_policy", "nothing is billed", {"type": "billing_policy"}),
     _refused("user_profile_id", "there are no profiles", "p"),
     _refused("workspace_id", "there are no workspaces", "w"),
     _refused("mcp_servers", "this server calls no other servers", []),
@@ -225,6 +232,8 @@ FIELDS = Table(
         Field("metadata", Table("MessagesMetadata", (Field("user_id", Text(), INERT, "name of the user"),)), INERT,
               "name of the user, for fair queues", example={}),
         Field("service_tier", Text(), VALUES, "there is one class of requests", accepted=("auto", "standard_only")),
+        _refused("fallbacks", "requests are answered by the model that they name", []),
+        _refused("fallback_credit_token", "nothing is billed", "t"),
         _refused("container", "this server runs no code", "c"),
         _refused("inference_geo", "this server runs where it is", "us"),
         _refused("diagnostics", "this server stores no messages", {}),

@@ -1,0 +1,1 @@
+"""Clients that people use, each against a running server; a test is skipped where its package is not installed."""
